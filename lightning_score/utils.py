@@ -1,0 +1,23 @@
+"""What every module needs: the error for a user's mistake and the one broadcasting helper."""
+
+import torch
+from torch import Tensor
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave: the message names the value, what is allowed and the fix.
+
+    The command line prints it as one line, without a traceback, and exits with a non-zero code.
+    """
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises `InputError(message)` unless `condition` holds."""
+    if not condition:
+        raise InputError(message)
+
+
+def expand(coefficient: Tensor, x: Tensor) -> Tensor:
+    """Shapes a coefficient, () or (B,), so that it multiplies `x`, (B, ...), sample by sample, in the precision of `x`."""
+    coefficient = torch.as_tensor(coefficient).to(device=x.device, dtype=x.dtype)
+    return coefficient if coefficient.ndim == 0 else coefficient.reshape(-1, *[1] * (x.ndim - 1))
