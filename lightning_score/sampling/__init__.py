@@ -1,0 +1,1 @@
+"""Sampling: time grids, predictors, correctors and the samplers made of them."""

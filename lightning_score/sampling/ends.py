@@ -1,0 +1,81 @@
+"""The two ends of sampling: where it starts, and what happens to the noise that is left."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from ..process import NoiseProcess
+from ..score import ScoreField
+from ..utils import require
+from .noise import NoiseStream, NoNoise
+
+
+class Initial(ABC):
+    """Where sampling starts."""
+
+    @abstractmethod
+    def __call__(self, process: NoiseProcess, noise: NoiseStream) -> Tensor:
+        """The first x (B, ...)."""
+
+
+class Prior(Initial):
+    """N(0, sigma(1)^2 I), the law of the process at t = 1 for data of mean zero."""
+
+    def __call__(self, process: NoiseProcess, noise: NoiseStream) -> Tensor:
+        return process.prior(noise.normal())
+
+
+class UniformNoise(Initial):
+    """Uniform noise, from which the authors' NCSN and NCSNv2 start.
+
+    Args:
+        low: lower end, that of the data range.
+        high: upper end.
+    """
+
+    def __init__(self, low: float = 0.0, high: float = 1.0):
+        require(low < high, f"low={low}, high={high}: need low < high, as in 0 and 1")
+        self.low, self.high = low, high
+
+    def __call__(self, process: NoiseProcess, noise: NoiseStream) -> Tensor:
+        return self.low + (self.high - self.low) * noise.uniform()
+
+
+class FinalDenoise(ABC):
+    """What happens to the noise that is left at the last level."""
+
+    def last_noise(self, noise: NoiseStream) -> NoiseStream | NoNoise:
+        """The random streams that the very last move is given."""
+        return noise
+
+    def finish(self, score: ScoreField, x: Tensor, t: Tensor) -> Tensor:
+        """The result, from x at the last time t."""
+        return x
+
+    def check(self, last_sigma: float) -> None:
+        """Raises `InputError` if the samples, at sigma `last_sigma`, have no noise left to remove."""
+
+
+class KeepNoise(FinalDenoise):
+    """Leaves the noise of the last level in the samples (NCSN)."""
+
+
+class LastMean(FinalDenoise):
+    """Returns the noise-free mean of the last move (score SDE; no further evaluation)."""
+
+    def last_noise(self, noise: NoiseStream) -> NoNoise:
+        return NoNoise(noise)
+
+
+class Tweedie(FinalDenoise):
+    """Replaces x by E[x_0 given x] (NCSNv2, Jolicoeur-Martineau et al. 2020, 2009.05475; one further evaluation)."""
+
+    def finish(self, score: ScoreField, x: Tensor, t: Tensor) -> Tensor:
+        return score.denoised(x, t)
+
+    def check(self, last_sigma: float) -> None:
+        require(
+            last_sigma > 0,
+            "denoise=Tweedie: this grid ends at clean data, where no noise is left to remove; "
+            "use LastMean or KeepNoise, or a grid that ends at t_min > 0",
+        )

@@ -1,0 +1,92 @@
+"""Time grids: the decreasing times at which a sampler works."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ..process import NoiseProcess
+from ..utils import require
+
+
+class TimeGrid(ABC):
+    """Decreasing times from 1 (noise) towards 0 (data)."""
+
+    @abstractmethod
+    def __call__(self, process: NoiseProcess) -> Tensor:
+        """The N + 1 times of N steps, decreasing, float64."""
+
+
+class Table(TimeGrid):
+    """The entries of the process's table, largest first, then clean data at t = 0 (DDPM's chain, NCSN's ladder)."""
+
+    def __call__(self, process: NoiseProcess) -> Tensor:
+        times = process.table_times().flip(0)
+        return torch.cat([times, times.new_zeros(1)])
+
+
+class _SteppedGrid(TimeGrid, ABC):
+    """A grid of a chosen number of steps from t = 1 to t_min."""
+
+    def __init__(self, steps: int = 1000, t_min: float | None = None):
+        require(steps >= 1, f"steps={steps}: a time grid needs at least one step, as in steps=100")
+        require(t_min is None or 0 <= t_min < 1, f"t_min={t_min}: must lie in [0, 1), as in 1.0e-3, or be null")
+        self.steps, self.t_min = steps, t_min
+
+    def _ends(self, process: NoiseProcess) -> Tensor:
+        return torch.tensor([1.0, process.t_min if self.t_min is None else self.t_min], dtype=torch.float64)
+
+    def _ramp(self) -> Tensor:
+        return torch.linspace(0, 1, self.steps + 1, dtype=torch.float64)
+
+
+class Uniform(_SteppedGrid):
+    """t_i = 1 + i/N (t_min - 1).
+
+    Args:
+        steps: N, the number of steps.
+        t_min: last time; null: the process's own.
+    """
+
+    def __call__(self, process: NoiseProcess) -> Tensor:
+        first, last = self._ends(process)
+        return torch.lerp(first, last, self._ramp())
+
+
+class Geometric(_SteppedGrid):
+    """sigma/alpha falls geometrically from t = 1 to t_min: equal steps of log SNR.
+
+    Args:
+        steps: N, the number of steps.
+        t_min: last time; null: the process's own.
+    """
+
+    def __call__(self, process: NoiseProcess) -> Tensor:
+        ends = self._ends(process)
+        first, last = process.log_snr(ends)
+        return _pinned(process.inverse_log_snr(torch.lerp(first, last, self._ramp())), ends)
+
+
+class Karras(_SteppedGrid):
+    """(sigma/alpha)^(1/rho) falls linearly from t = 1 to t_min (Karras et al. 2022, 2206.00364, eq. 5).
+
+    Args:
+        steps: N, the number of steps.
+        t_min: last time; null: the process's own.
+        rho: 1 is uniform in sigma, infinity geometric; the paper takes 7.
+    """
+
+    def __init__(self, steps: int = 18, t_min: float | None = None, rho: float = 7.0):
+        super().__init__(steps, t_min)
+        require(rho > 0, f"rho={rho}: must be above 0, as in 7")
+        self.rho = rho
+
+    def __call__(self, process: NoiseProcess) -> Tensor:
+        ends = self._ends(process)
+        first, last = (-process.log_snr(ends) / (2 * self.rho)).exp()  # (sigma/alpha)^(1/rho)
+        return _pinned(process.inverse_log_snr(-2 * self.rho * torch.lerp(first, last, self._ramp()).log()), ends)
+
+
+def _pinned(times: Tensor, ends: Tensor) -> Tensor:
+    """The grid with its two ends exact."""
+    return torch.cat([ends[:1], times[1:-1], ends[1:]])

@@ -1,0 +1,30 @@
+"""What predictors and correctors have in common."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+from ..process import NoiseProcess
+from ..score import ScoreField
+from .noise import NoiseStream
+
+
+class Method(ABC):
+    """One kind of move of a sampler; the constructor holds its settings, `step` does the work."""
+
+    calls: int
+    """Score evaluations of a step."""
+
+    def check(self, process: NoiseProcess, times: Tensor) -> None:
+        """Raises `InputError` if the method cannot be used with the process on a grid of decreasing times (N + 1,)."""
+
+    def init(self, process: NoiseProcess, times: Tensor) -> Any:
+        """What the method remembers between its steps on a grid of decreasing times (N + 1,); nothing by default."""
+        return None
+
+    @abstractmethod
+    def step(
+        self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseStream, state: Any
+    ) -> tuple[Tensor, Any]:
+        """Moves x (B, ...), a sample of p_t; t and s are neighbouring times () of the grid. Returns x and state."""

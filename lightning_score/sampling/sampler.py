@@ -1,0 +1,183 @@
+"""Samplers: a time grid, a predictor, a corrector and a final denoise."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..process import NoiseProcess
+from ..score import ClippedScore, ScoreField
+from ..utils import require
+from .corrector import AnnealedLangevinStep, Corrector
+from .ends import FinalDenoise, Initial, KeepNoise, LastMean, Prior
+from .grid import Table, TimeGrid, Uniform
+from .method import Method
+from .noise import NoiseStream
+from .predictor import NoPredictor, Predictor, ReverseDiffusion
+
+
+class Stage(NamedTuple):
+    """One move of a sampler: `method.step` from time t, beside s on the grid, which leaves x at time `end`."""
+
+    method: Method
+    t: Tensor
+    s: Tensor
+    end: Tensor
+
+
+class Samples(NamedTuple):
+    """What a sampler returns: `x` (B, ...), `raw` (before the final denoise), `nfe` and, on request, the trajectory."""
+
+    x: Tensor
+    raw: Tensor
+    nfe: float
+    trajectory: list[Tensor] | None
+
+
+class Sampler(ABC):
+    """Turns a score function and random numbers into samples.
+
+    Args:
+        grid: the times.
+        denoise: what happens to the noise that is left at the end.
+        initial: where sampling starts.
+        clip: [low, high], to which the denoised image is clipped at every evaluation (DDPM: [-1, 1]); null: not at all.
+    """
+
+    def __init__(self, grid: TimeGrid, denoise: FinalDenoise, initial: Initial, clip: Sequence[float] | None):
+        require(
+            clip is None or (len(clip) == 2 and clip[0] < clip[1]),
+            f"clip={clip}: need [low, high], as in [-1, 1], or null",
+        )
+        self.grid, self.denoise, self.initial, self.clip = grid, denoise, initial, clip
+
+    @abstractmethod
+    def plan(self, process: NoiseProcess, times: Tensor) -> list[Stage]:
+        """The moves in their order, for a grid of decreasing times (N + 1,)."""
+
+    def check(self, process: NoiseProcess) -> None:
+        """Raises `InputError` if the sampler does not fit the process."""
+        times = self.grid(process)
+        stages = self.plan(process, times)
+        for method in {stage.method for stage in stages}:
+            method.check(process, times)
+        self.denoise.check(float(process.sigma(stages[-1].end)))
+
+    def __call__(
+        self, score: ScoreField, noise: NoiseStream, trajectory: bool = False, progress: bool = False
+    ) -> Samples:
+        """Draws one sample per random stream.
+
+        Args:
+            score: the score function, already conditioned and guided.
+            noise: the random streams, which also carry the samples' shape, device and precision.
+            trajectory: keep x after every move (memory grows with the number of moves).
+            progress: show a progress bar over the moves.
+        """
+        evaluations = score.evaluations
+        if self.clip is not None:
+            score = ClippedScore(score, *self.clip)
+        times = self.grid(score.process).to(noise.device)
+        stages = self.plan(score.process, times)
+        state = {method: method.init(score.process, times) for method in {stage.method for stage in stages}}
+        x = self.initial(score.process, noise)
+        path = [x] if trajectory else None
+        for i, (method, t, s, _) in enumerate(tqdm(stages, "sampling", leave=False, disable=not progress, unit="step")):
+            draws = noise if i < len(stages) - 1 else self.denoise.last_noise(noise)
+            x, state[method] = method.step(score, x, t, s, draws, state[method])
+            if path is not None:
+                path.append(x)
+        result = self.denoise.finish(score, x, stages[-1].end)
+        return Samples(result, x, (score.evaluations - evaluations) / len(x), path)
+
+
+class PredictorCorrector(Sampler):
+    """Predictor-corrector sampling: at every step of the grid one predictor step and `corrector_steps` corrections.
+
+    Algorithm 1 of Song et al. 2021 (2011.13456). DDPM's ancestral sampling is the predictor `Ancestral` alone.
+
+    Args:
+        predictor: the numerical method for the reverse SDE or ODE; reverse diffusion by default.
+        corrector: a score-based MCMC method; null: none.
+        corrector_steps: M, corrections per step.
+        predict_first: predict, then correct at the new time (the paper's algorithms); false: correct at the old time, then
+            predict (the authors' code).
+        grid: the times; 1000 uniform steps by default.
+        denoise: what happens to the noise that is left; the noise-free mean of the last move by default.
+        initial: where sampling starts; the process's prior by default.
+        clip: [low, high], to which the denoised image is clipped at every evaluation (DDPM: [-1, 1]); null: not at all.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor | None = None,
+        corrector: Corrector | None = None,
+        corrector_steps: int = 1,
+        predict_first: bool = True,
+        grid: TimeGrid | None = None,
+        denoise: FinalDenoise | None = None,
+        initial: Initial | None = None,
+        clip: Sequence[float] | None = None,
+    ):
+        require(corrector_steps >= 1, f"corrector_steps={corrector_steps}: need at least 1; for none, corrector: null")
+        super().__init__(grid or Uniform(), denoise or LastMean(), initial or Prior(), clip)
+        self.predictor = predictor or ReverseDiffusion()
+        self.corrector, self.corrector_steps = corrector, corrector_steps
+        self.predict_first = predict_first
+
+    def plan(self, process: NoiseProcess, times: Tensor) -> list[Stage]:
+        clean = (process.sigma(times) == 0).tolist()
+        stages = []
+        for i, (t, s) in enumerate(pairwise(times)):
+            predict = [Stage(self.predictor, t, s, s)]
+            if self.corrector is None or clean[i + self.predict_first]:
+                correct = []
+            elif self.predict_first:
+                correct = [Stage(self.corrector, s, t, s)] * self.corrector_steps
+            else:
+                correct = [Stage(self.corrector, t, s, t)] * self.corrector_steps
+            stages += predict + correct if self.predict_first else correct + predict
+        while len(stages) > 1 and not stages[-1].method.calls:  # after the last move that sees the score, nothing is gained
+            stages.pop()
+        return stages
+
+
+class AnnealedLangevin(Sampler):
+    """Annealed Langevin dynamics: at every noise level, largest first, `steps` Langevin steps of size
+    e_i = step_size sigma_i^2/sigma_min^2, x <- x + e_i score + sqrt(2 e_i) z.
+
+    Song and Ermon 2019 (1907.05600), Algorithm 1. For processes other than VE it runs on x/alpha.
+
+    Args:
+        step_size: epsilon, the step size at the smallest level, in squared units of the data, below 2 sigma_min^2. This is
+            the authors' code's `step_lr`; the epsilon of Algorithm 1 is twice as large.
+        steps: T, Langevin steps per level.
+        grid: the noise levels; the process's own table by default.
+        denoise: what happens to the noise that is left; it stays by default.
+        initial: where sampling starts; the process's prior by default.
+        clip: [low, high], to which the denoised image is clipped at every evaluation; null: not at all.
+    """
+
+    def __init__(
+        self,
+        step_size: float = 2e-5,
+        steps: int = 100,
+        grid: TimeGrid | None = None,
+        denoise: FinalDenoise | None = None,
+        initial: Initial | None = None,
+        clip: Sequence[float] | None = None,
+    ):
+        require(steps >= 1, f"steps={steps}: need at least one Langevin step per level, as in steps=100")
+        super().__init__(grid or Table(), denoise or KeepNoise(), initial or Prior(), clip)
+        self.step_size, self.steps = step_size, steps
+        self._descend, self._correct = NoPredictor(), AnnealedLangevinStep(step_size)
+
+    def plan(self, process: NoiseProcess, times: Tensor) -> list[Stage]:
+        levels = times[process.sigma(times) > 0]
+        stages = [Stage(self._correct, levels[0], levels[0], levels[0])] * self.steps
+        for t, s in pairwise(levels):
+            stages += [Stage(self._descend, t, s, s), *[Stage(self._correct, s, t, s)] * self.steps]
+        return stages

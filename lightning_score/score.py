@@ -1,0 +1,118 @@
+"""Score functions: the gradient of log p_t(x) as samplers and objectives see it."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from .parametrization import Parametrization
+from .process import NoiseProcess
+from .utils import expand
+
+
+class ScoreField(nn.Module, ABC):
+    """grad_x log p_t(x) of a noise process; the only thing that samplers and objectives see.
+
+    Args:
+        process: the noise process whose marginals p_t are meant.
+    """
+
+    def __init__(self, process: NoiseProcess):
+        super().__init__()
+        self.process = process
+
+    @property
+    @abstractmethod
+    def evaluations(self) -> int:
+        """Rows that have gone through the network so far: NFE is their increase per sample."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The score at x (B, ...) and time t, () or (B,); `cond` (B,) holds class labels or is None."""
+
+    def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """E[x_0 given x_t] = (x + sigma^2 score)/alpha (Tweedie's formula)."""
+        alpha, sigma = expand(self.process.alpha(t), x), expand(self.process.sigma(t), x)
+        return (x + sigma**2 * self(x, t, cond)) / alpha
+
+    def noise(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """E[z given x_t] = -sigma score."""
+        return -expand(self.process.sigma(t), x) * self(x, t, cond)
+
+
+class ScoreFunction(ScoreField):
+    """A network seen through a process and a parametrization: score = c_skip x + c_out F(c_in x, c_noise).
+
+    Args:
+        network: called `network(x, noise_label, cond)` with noise_label (B,) and cond (B,) or None; returns the shape of x.
+        process: the noise process.
+        parametrization: what the network predicts.
+    """
+
+    def __init__(self, network: nn.Module, process: NoiseProcess, parametrization: Parametrization):
+        super().__init__(process)
+        self.network = network
+        self.parametrization = parametrization
+        self._evaluations = 0
+
+    @property
+    def evaluations(self) -> int:
+        return self._evaluations
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        self._evaluations += len(x)
+        c_in, c_skip, c_out, c_noise = self.parametrization(self.process, t)
+        output = self.network(expand(c_in, x) * x, c_noise.to(x.dtype).expand(len(x)), cond)
+        return expand(c_skip, x) * x + expand(c_out, x) * output
+
+
+class ScoreWrapper(ScoreField, ABC):
+    """A score made from another one; evaluations are counted where the network is.
+
+    Args:
+        score: the score function that is wrapped.
+    """
+
+    def __init__(self, score: ScoreField):
+        super().__init__(score.process)
+        self.score = score
+
+    @property
+    def evaluations(self) -> int:
+        return self.score.evaluations
+
+
+class Conditioned(ScoreWrapper):
+    """The score of p_t(x given y) for a fixed label per sample, so that samplers need not know of labels.
+
+    Args:
+        score: the score function to condition.
+        cond: class labels (B,), one per row of every later call.
+    """
+
+    def __init__(self, score: ScoreField, cond: Tensor):
+        super().__init__(score)
+        self.cond = cond
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.score(x, t, self.cond)
+
+
+class ClippedScore(ScoreWrapper):
+    """The score that belongs to the denoised image clipped to a range, as DDPM's sampler does at every step.
+
+    score = (alpha clip(denoised) - x)/sigma^2 (Ho et al. 2020, the authors' code: `clip_denoised`).
+
+    Args:
+        score: the score function to clip.
+        low: lower end of the data range.
+        high: upper end of the data range.
+    """
+
+    def __init__(self, score: ScoreField, low: float, high: float):
+        super().__init__(score)
+        self.low, self.high = low, high
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        alpha, sigma = expand(self.process.alpha(t), x), expand(self.process.sigma(t), x)
+        denoised = self.score.denoised(x, t, cond).clamp(self.low, self.high)
+        return (alpha * denoised - x) / sigma**2
