@@ -1,0 +1,42 @@
+"""Score-based generative models (NCSN, NCSNv2, DDPM, score SDE) as PyTorch Lightning experiments.
+
+The public names are imported when they are first used, so that `python -m lightning_score --help` answers at once.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "lightning_score.model": ["ScoreModel"],
+    "lightning_score.score": ["ScoreField", "ScoreFunction"],
+    "lightning_score.process": ["NoiseProcess", "VP", "SubVP", "VE", "Cosine", "BetaTable", "SigmaTable"],
+    "lightning_score.parametrization": ["Parametrization", "NoiseLabel"],
+    "lightning_score.objective": ["Objective", "DenoisingScoreMatching"],
+    "lightning_score.networks": ["Network", "MLP", "UNet"],
+    "lightning_score.sampling": [
+        "Sampler",
+        "PredictorCorrector",
+        "AnnealedLangevin",
+        "Predictor",
+        "Corrector",
+        "TimeGrid",
+        "Samples",
+    ],
+    "lightning_score.data": ["ScoreData", "ImageData", "Digits", "GaussianMixture"],
+    "lightning_score.metrics": ["Features", "DigitFeatures", "InceptionFeatures", "RawFeatures", "FrechetDistance"],
+    "lightning_score.callbacks": ["EMA", "Evaluate", "SampleGrid", "ScorePlot"],
+    "lightning_score.utils": ["InputError"],
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'lightning_score' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

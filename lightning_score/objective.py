@@ -5,9 +5,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from .process import NoiseProcess
-from .score import ScoreField
-from .utils import expand, require
+from lightning_score.process import NoiseProcess
+from lightning_score.score import ScoreField
+from lightning_score.utils import expand, require
 
 
 class TimeDistribution(ABC):

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .process import NoiseProcess
-from .utils import require
+from lightning_score.process import NoiseProcess
+from lightning_score.utils import require
 
 
 class NoiseLabel(ABC):

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from .utils import InputError, expand, require
+from lightning_score.utils import InputError, expand, require
 
 
 def _derivative(function, t: Tensor) -> Tensor:

@@ -4,9 +4,9 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from .parametrization import Parametrization
-from .process import NoiseProcess
-from .utils import expand
+from lightning_score.parametrization import Parametrization
+from lightning_score.process import NoiseProcess
+from lightning_score.utils import expand
 
 
 class ScoreField(nn.Module, ABC):

@@ -1,1 +1,62 @@
-import lightning_score.torchvision_guard  # noqa: F401  (before anything imports torchvision)
+"""Every subclass once, so that tests that loop over them cover a newcomer by its existence; and exact scores."""
+
+import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
+
+import inspect
+
+import pytest
+import torch
+
+from lightning_score import parametrization, process, sampling
+from lightning_score.data import Mixture
+from lightning_score.score import ScoreField
+from lightning_score.utils import expand
+
+SMALL = {process.SigmaTable: {"sigma_max": 10.0, "levels": 200}, process.BetaTable: {"steps": 200, "beta_min": 5e-4, "beta_max": 0.1}}
+
+
+def concrete(module, base):
+    """All classes of a module that derive from `base` and can be made."""
+    classes = [c for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, base)]
+    return [c for c in classes if not inspect.isabstract(c) and c is not base]
+
+
+PROCESSES = concrete(process, process.NoiseProcess)
+PARAMETRIZATIONS = concrete(parametrization, parametrization.Parametrization)
+PREDICTORS = concrete(sampling, sampling.Predictor)
+CORRECTORS = concrete(sampling, sampling.Corrector)
+GRIDS = concrete(sampling, sampling.TimeGrid)
+
+
+@pytest.fixture(params=PROCESSES, ids=lambda c: c.__name__)
+def noise_process(request):
+    """Each noise process, tables with 200 entries."""
+    return request.param(**SMALL.get(request.param, {}))
+
+
+class MixtureScore(ScoreField):
+    """The exact score of a Gaussian mixture under a noise process."""
+
+    def __init__(self, noise_process, mixture=None):
+        super().__init__(noise_process)
+        self.mixture = mixture or Mixture([[0.5, -1.0]], [0.5])
+        self._evaluations = 0
+
+    @property
+    def evaluations(self):
+        return self._evaluations
+
+    def forward(self, x, t, cond=None):
+        self._evaluations += len(x)
+        return self.mixture.score(x, expand(self.process.alpha(t), x[:, 0]), expand(self.process.sigma(t), x[:, 0]))
+
+
+@pytest.fixture
+def exact_score(noise_process):
+    """The exact score of N((0.5, -1), 0.5^2 I) under each process."""
+    return MixtureScore(noise_process)
+
+
+def times(n=25, low=0.02, high=0.98):
+    """Times strictly inside (0, 1), off the entries of the tables."""
+    return torch.linspace(low, high, n, dtype=torch.float64) + 1e-4

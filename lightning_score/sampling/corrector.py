@@ -4,11 +4,11 @@ from abc import ABC
 
 from torch import Tensor
 
-from ..process import NoiseProcess
-from ..score import ScoreField
-from ..utils import expand, require
-from .method import Method
-from .noise import NoiseStream
+from lightning_score.process import NoiseProcess
+from lightning_score.score import ScoreField
+from lightning_score.utils import expand, require
+from lightning_score.sampling.method import Method
+from lightning_score.sampling.noise import NoiseStream
 
 
 def langevin_step(

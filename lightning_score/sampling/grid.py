@@ -5,8 +5,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from ..process import NoiseProcess
-from ..utils import require
+from lightning_score.process import NoiseProcess
+from lightning_score.utils import require
 
 
 class TimeGrid(ABC):

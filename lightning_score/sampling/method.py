@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..process import NoiseProcess
-from ..score import ScoreField
-from .noise import NoiseStream
+from lightning_score.process import NoiseProcess
+from lightning_score.score import ScoreField
+from lightning_score.sampling.noise import NoiseStream
 
 
 class Method(ABC):

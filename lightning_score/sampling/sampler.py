@@ -8,15 +8,15 @@ from typing import NamedTuple
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..process import NoiseProcess
-from ..score import ClippedScore, ScoreField
-from ..utils import require
-from .corrector import AnnealedLangevinStep, Corrector
-from .ends import FinalDenoise, Initial, KeepNoise, LastMean, Prior
-from .grid import Table, TimeGrid, Uniform
-from .method import Method
-from .noise import NoiseStream
-from .predictor import NoPredictor, Predictor, ReverseDiffusion
+from lightning_score.process import NoiseProcess
+from lightning_score.score import ClippedScore, ScoreField
+from lightning_score.utils import require
+from lightning_score.sampling.corrector import AnnealedLangevinStep, Corrector
+from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, LastMean, Prior
+from lightning_score.sampling.grid import Table, TimeGrid, Uniform
+from lightning_score.sampling.method import Method
+from lightning_score.sampling.noise import NoiseStream
+from lightning_score.sampling.predictor import NoPredictor, Predictor, ReverseDiffusion
 
 
 class Stage(NamedTuple):

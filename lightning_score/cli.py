@@ -1,0 +1,221 @@
+"""The command line: LightningCLI with run folders, checkpoints that stand for themselves, and sampling."""
+
+import logging
+import os
+import sys
+import time
+import warnings
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
+from torch.utils.data import DataLoader, TensorDataset
+
+import lightning_score
+from lightning_score.arguments import Parser, load_checkpoint, option, with_checkpoint_config, with_found_configs
+from lightning_score.callbacks import EMA, Evaluate, SampleGrid, SampleWriter, StepProgress
+from lightning_score.data import ScoreData
+from lightning_score.loggers import RunCSVLogger, wandb_logger
+from lightning_score.model import ScoreModel
+from lightning_score.runs import new_dated_folder, new_folder, point_latest
+from lightning_score.summary import describe, report, summarize
+from lightning_score.utils import InputError, require
+
+COMMANDS = ("fit", "validate", "test", "predict")
+FOLDER_VARIABLE = "LIGHTNING_SCORE_FOLDER"  # tells the other processes of a run its folder
+
+
+class RunConfig(SaveConfigCallback):
+    """Puts the run's configuration into its folder, its loggers and its checkpoints."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Logs the configuration, on rank zero."""
+        for logger in trainer.loggers:
+            logger.log_hyperparams(self._plain())
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Makes the checkpoint sufficient to rebuild model, data, sampler and evaluation."""
+        checkpoint["config"] = self._plain()
+        checkpoint["lightning_score_version"] = lightning_score.__version__
+
+    def _plain(self) -> dict[str, Any]:
+        return yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+
+
+class ScoreCLI(LightningCLI):
+    """LightningCLI for one command of `python -m lightning_score`.
+
+    Args:
+        arguments: the command and its options.
+        checkpoint: the checkpoint that the command works on, if any.
+    """
+
+    def __init__(self, arguments: list[str], checkpoint: dict[str, Any] | None):
+        self.command, self.checkpoint = arguments[0], checkpoint
+        super().__init__(
+            ScoreModel,
+            ScoreData,
+            subclass_mode_data=True,
+            save_config_callback=RunConfig,
+            seed_everything_default=0,
+            parser_class=Parser,
+            parser_kwargs={"prog": "python -m lightning_score"},
+            auto_configure_optimizers=False,
+            trainer_defaults={"num_sanity_val_steps": 0, "enable_model_summary": False},
+            args=arguments,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:
+        """Only the command that was given: the parsers of the others would take time for nothing."""
+        hidden = {"model", "dataloaders", "datamodule", "train_dataloaders", "val_dataloaders", "weights_only"}
+        return {self.command: {*hidden, "verbose", "return_predictions"} & signature(getattr(Trainer, self.command)).parameters.keys()}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The data tell the model their shape; callbacks that every run has are named, so that options reach them."""
+        parser.link_arguments("data.shape", "model.shape", apply_on="instantiate")
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parser.add_lightning_class_args(EMA, "ema")
+        parser.add_lightning_class_args(SampleGrid, "samples")
+        parser.add_lightning_class_args(Evaluate, "evaluate")
+        parser.add_argument("--name", type=str, default="run", help="Name of the run; that of its config by default.")
+        if self.command == "fit":
+            parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
+            return
+        parser.add_argument("--output", type=str, help="Folder for the results; a new one beside the checkpoint by default.")
+        if self.command == "predict":
+            parser.add_argument("--num_samples", type=int, default=64, help="Number of samples.")
+            parser.add_argument("--seed", type=int, default=0, help="Seed of the samples; sample k is the same in any run.")
+            parser.add_argument("--batch_size", type=int, default=1024, help="Samples drawn at once; more need more memory.")
+
+    def _parse_ckpt_path(self) -> None:
+        """The checkpoint's configuration stands before the arguments already, so that they override it."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Makes the folder once model and data are known to fit, then the trainer with its loggers and callbacks."""
+        config = self.config_init[self.command]
+        settings, evaluate = config["trainer"], config["evaluate"]
+        if settings["fast_dev_run"]:
+            self.folder = None
+            return super().instantiate_trainer(callbacks=[*(settings["callbacks"] or []), StepProgress()], **kwargs)
+        self.folder = self._make_folder(config)
+        callbacks = [*(settings["callbacks"] or [])]
+        if self.command == "predict":
+            callbacks.append(SampleWriter(self.datamodule))
+        if settings["enable_progress_bar"] is not False:
+            callbacks.append(StepProgress())
+        if self.command == "fit" and settings["enable_checkpointing"] is not False:
+            monitor = f"val/{evaluate.metric or 'loss'}"
+            best = ModelCheckpoint(self.folder, "best", monitor, save_last=True, enable_version_counter=False)
+            callbacks.append(best)
+        loggers = self._make_loggers(settings["logger"])
+        return super().instantiate_trainer(
+            default_root_dir=str(self.folder), callbacks=callbacks, logger=loggers, **kwargs
+        )
+
+    def _make_folder(self, config: Any) -> Path:
+        if "LOCAL_RANK" in os.environ and FOLDER_VARIABLE in os.environ:
+            return Path(os.environ[FOLDER_VARIABLE])
+        if self.command == "fit":
+            folder = new_dated_folder(Path(config["runs"]) / config["name"])
+            point_latest(folder)
+        elif config["output"]:
+            folder = new_folder(Path(config["output"]))
+        else:
+            folder = new_dated_folder(Path(config["ckpt_path"]).parent / self.command)
+        os.environ[FOLDER_VARIABLE] = str(folder)
+        return folder
+
+    def _make_loggers(self, chosen: Any) -> list[Logger]:
+        """CSV always; in training also what the user chose, or else W&B as far as it can be had."""
+        loggers: list[Logger] = [RunCSVLogger(self.folder)]
+        if chosen not in (None, True, False):
+            return loggers + (list(chosen) if isinstance(chosen, list) else [chosen])
+        if self.command == "fit" and chosen is not False:
+            loggers += wandb_logger(self.folder)
+        return loggers
+
+    def fit(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str | None = None) -> None:
+        """Trains, measures the final weights if training did not end with a validation, and sums up."""
+        start = time.monotonic()
+        describe(model, self.folder)
+        self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        evaluate = self.config_init["fit"]["evaluate"]
+        if not self.trainer.interrupted and evaluate.validated_at != self.trainer.global_step:
+            self.trainer.validate(model, datamodule=datamodule, verbose=False)
+        summarize(self.trainer, self.folder, time.monotonic() - start)
+
+    def validate(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str) -> None:
+        """Measures the checkpoint on the held-out data, and its samples."""
+        self._load(model)
+        self.trainer.validate(model, datamodule=datamodule, verbose=False)
+        report(self.trainer, self.folder)
+
+    def test(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str) -> None:
+        """Measures the checkpoint on the test data, and its samples."""
+        self._load(model)
+        self.trainer.test(model, datamodule=datamodule, verbose=False)
+        report(self.trainer, self.folder)
+
+    def predict(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str) -> None:
+        """Draws samples from the checkpoint."""
+        self._load(model)
+        config = self.config_init["predict"]
+        numbers = torch.arange(config["num_samples"])
+        dataset = TensorDataset(numbers, torch.full_like(numbers, config["seed"]))
+        self.trainer.predict(model, DataLoader(dataset, config["batch_size"]), return_predictions=False)
+
+    def _load(self, model: ScoreModel) -> None:
+        """Gives the model the checkpoint's (averaged) weights and the trainer its step."""
+        try:
+            model.load_state_dict(self.checkpoint["state_dict"])
+        except RuntimeError as error:
+            detail = " ".join(str(error).split())[:300]
+            raise InputError(f"the checkpoint's weights do not fit the network that the options describe: {detail}") from error
+        self.trainer.fit_loop.load_state_dict(self.checkpoint["loops"]["fit_loop"])
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command; a mistake of the user is one line on stderr and exit code 2."""
+    try:
+        _run(arguments)
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(arguments: list[str]) -> None:
+    command = arguments[0]
+    require(command in COMMANDS, f"{command}: unknown command; choose one of {', '.join(COMMANDS)}, before any option")
+    _quiet()
+    configs = option(arguments, "-c", "--config")
+    arguments, paths = with_found_configs(arguments), option(arguments, "--ckpt_path")
+    checkpoint = load_checkpoint(paths[-1]) if paths else None
+    helping = {"-h", "--help"} & set(arguments) or any(argument.startswith("--print_config") for argument in arguments)
+    require(
+        command == "fit" or checkpoint is not None or helping,
+        f"{command} needs a checkpoint: --ckpt_path runs/NAME/latest/last.ckpt",
+    )
+    if checkpoint is not None:
+        arguments = with_checkpoint_config(arguments, checkpoint)
+    elif configs:
+        arguments = [command, f"--name={Path(configs[-1]).stem}", *arguments[1:]]
+    ScoreCLI(arguments, checkpoint)
+
+
+def _quiet() -> None:
+    """Leaves the terminal to what the user needs to see."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")

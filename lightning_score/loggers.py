@@ -1,0 +1,209 @@
+"""Where a run's metrics go: `metrics.csv` in its folder always, Weights & Biases whenever it can."""
+
+import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
+
+import csv
+import os
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+SETTINGS = {"silent": True, "init_timeout": 15.0, "finish_timeout": 60.0}  # WANDB_SILENT=false, ... beat these
+_begun: set[str] = set()  # ids of the W&B runs that this process has begun
+
+
+class RunCSVLogger(CSVLogger):
+    """Writes `metrics.csv` and `hparams.yaml` straight into the folder of a run, beside whatever else is there.
+
+    Each row is on disk as soon as it is logged. Rows that an earlier part of the run left there stay, and a metric that
+    is new becomes a new column.
+
+    Args:
+        folder: The run's folder; it is made if it does not exist.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder, name="", version="", flush_logs_every_n_steps=1)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        """What writes the files."""
+        if self._experiment is None:
+            self._experiment = _Writer(self.save_dir)
+        return self._experiment
+
+
+class _Writer(ExperimentWriter):
+    """Lightning's writer, but for the beginning: that deletes the metrics it finds."""
+
+    def _check_log_dir_exists(self) -> None:
+        """Goes on from the columns of the metrics that are there."""
+        if os.path.isfile(self.metrics_file_path):
+            with open(self.metrics_file_path, newline="") as file:
+                self.metrics_keys = next(csv.reader(file), [])
+
+
+class WandbRunLogger(WandbLogger):
+    """A W&B run that has begun; should it be lost, training goes on without it. Made by `wandb_logger`.
+
+    The run stays open after a fit, for the tests that may follow, and is finished when the process ends, with its exit
+    code. A fit, or any other stage, that breaks off finishes it at once, as failed.
+
+    Args:
+        run: What `wandb.init` returned.
+        folder: The folder in which the run keeps all its files.
+    """
+
+    def __init__(self, run: "Run", folder: str | Path) -> None:
+        super().__init__(experiment=run, project=run.project, name=run.name, id=run.id, save_dir=folder)
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        self._lost = False
+
+    @property
+    def sync_command(self) -> str | None:
+        """The command that uploads an offline run, or None if the run is online."""
+        folder = Path(self.experiment.dir).parent
+        return f"wandb sync {os.path.relpath(folder)}" if self.experiment.offline else None
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Logs metrics, or pictures, at an optimizer step."""
+        self._attempt(super().log_metrics, metrics, step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        """Adds to the run's config."""
+        self._attempt(super().log_hyperparams, params)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Finishes the run as failed, unless the status is "success"."""
+        if status != "success":
+            self._attempt(self.experiment.finish, 1)
+
+    def _attempt(self, call: Callable[..., None], *values: Any) -> None:
+        if self._lost:
+            return
+        try:
+            call(*values)
+        except Exception as error:  # whatever it is, it is not worth the training
+            self._lost = True
+            _say(f"the run is lost ({_reason(error)}); training goes on, with its metrics in metrics.csv.")
+
+
+def wandb_logger(
+    folder: str | Path, project: str = "lightning_score", name: str | None = None
+) -> WandbRunLogger | None:
+    """Begins a W&B run: online with an API key, else offline in the run's folder; never a prompt, a hang or a crash.
+
+    Without an answer from the server within 15 seconds the run is offline too. `WANDB_MODE` decides where it is set,
+    `WANDB_PROJECT` and `WANDB_NAME` beat the arguments, and in a sweep the agent's choices do.
+
+    Args:
+        folder: The run's folder, in which W&B keeps its files, those of an offline run and, where the home folder
+            cannot be written, its cache too.
+        project: The W&B project.
+        name: The name that W&B shows; without one it makes one up.
+
+    Returns:
+        The logger; None if W&B is disabled (`WANDB_MODE=disabled`), cannot work here, or belongs to another process:
+        only the first of several processes logs.
+    """
+    if rank_zero_only.rank != 0:
+        return None
+    folder = Path(folder).resolve()
+    try:
+        import wandb
+
+        _redirect_unwritable(folder / "wandb")
+        defaults = {key: os.environ.get(f"WANDB_{key.upper()}", value) for key, value in SETTINGS.items()}
+        if wandb.setup(wandb.Settings(**defaults)).settings.mode == "disabled":
+            return None
+        run = _users_run() or _begin(folder, project, name)
+    except Exception as error:
+        _say(f"cannot work here ({_reason(error)}); the metrics are in metrics.csv.")
+        return None
+    logger = WandbRunLogger(run, folder)
+    _say(f"offline; to upload this run: {logger.sync_command}" if logger.sync_command else str(run.url))
+    return logger
+
+
+def _users_run() -> "Run | None":
+    """A run that the user's own code has begun, to log into."""
+    import wandb
+
+    return wandb.run if wandb.run is not None and wandb.run.id not in _begun else None
+
+
+def _begin(folder: Path, project: str, name: str | None) -> "Run":
+    """Begins a run, online if possible; one that this process began before is over then."""
+    import wandb
+
+    options: dict[str, Any] = {"dir": str(folder), "reinit": "finish_previous"}
+    if "WANDB_SWEEP_ID" not in os.environ:
+        options["project"] = os.environ.get("WANDB_PROJECT", project)
+        options["name"] = os.environ.get("WANDB_NAME", name)
+    run = _begin_online(folder, options) or wandb.init(mode="offline", **options)
+    _begun.add(run.id)
+    return run
+
+
+def _begin_online(folder: Path, options: dict[str, Any]) -> "Run | None":
+    """Begins a run on the server, unless W&B is set to offline, there is no API key, or the server does not answer."""
+    import wandb
+
+    if wandb.setup().settings.mode in ("offline", "dryrun"):
+        return None
+    before = set(folder.glob("wandb/run-*"))
+    try:
+        return wandb.init(**options) if wandb.login(prompt=False, verify=False) else None
+    except Exception as error:
+        _say(f"the server cannot be used ({_reason(error)}).")
+        for remains in set(folder.glob("wandb/run-*")) - before:
+            shutil.rmtree(remains, ignore_errors=True)
+        return None
+
+
+def _redirect_unwritable(folder: Path) -> None:
+    """Points W&B's cache, data and settings into `folder` where their own places cannot be written."""
+    from wandb import env
+
+    places = {
+        "WANDB_CACHE_DIR": str(env.get_cache_dir()),
+        "WANDB_DATA_DIR": str(env.get_data_dir()),
+        "WANDB_CONFIG_DIR": os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb"),
+    }
+    for variable, place in places.items():
+        if not _writable(Path(os.path.expanduser(place))):
+            os.environ[variable] = str(folder / variable.removeprefix("WANDB_").removesuffix("_DIR").lower())
+
+
+def _writable(path: Path) -> bool:
+    """Whether a folder can be written, or made below the nearest one that exists, if that is not the root: a home
+    folder that does not exist is not made up, not even for the superuser."""
+    nearest = next(parent for parent in (path, *path.parents) if os.path.exists(parent))
+    is_place = path.is_absolute() and nearest.is_dir() and nearest != Path(path.anchor)
+    return is_place and os.access(nearest, os.W_OK | os.X_OK)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message, or its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def _say(message: str) -> None:
+    """One line on the standard error."""
+    print(f"W&B: {message}", file=sys.stderr)

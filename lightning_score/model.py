@@ -1,0 +1,163 @@
+"""The LightningModule: nothing mathematical, it only moves the parts around."""
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+
+from lightning_score.networks import Network
+from lightning_score.objective import DenoisingScoreMatching, Objective
+from lightning_score.parametrization import Noise, Parametrization
+from lightning_score.process import NoiseProcess
+from lightning_score.sampling.noise import NoiseStream
+from lightning_score.sampling.sampler import PredictorCorrector, Sampler, Samples
+from lightning_score.score import Conditioned, ScoreField, ScoreFunction
+from lightning_score.utils import require
+
+NetworkCallable = Callable[[Sequence[int], int], Network]
+
+
+class ScoreModel(LightningModule):
+    """A score model: network, noise process and parametrization, trained by an objective and sampled by a sampler.
+
+    Args:
+        network: makes the network from the data's shape and number of classes.
+        shape: shape of one example; the command line takes it from the data.
+        process: the noise process.
+        parametrization: what the network predicts; the noise by default.
+        objective: what is minimised; denoising score matching with weight sigma^2 by default.
+        sampler: how samples are drawn; reverse diffusion with 1000 steps by default.
+        num_classes: number of classes of the data; the command line takes it from the data.
+        conditional: train the score given the class label.
+        optimizer: the optimiser; Adam with learning rate 1e-3 by default.
+        lr_scheduler: learning-rate schedule, stepped after every optimiser step; null: constant.
+
+    Raises:
+        InputError: parts that do not fit one another, found before any training.
+    """
+
+    def __init__(
+        self,
+        network: NetworkCallable,
+        shape: Sequence[int],
+        process: NoiseProcess,
+        parametrization: Parametrization | None = None,
+        objective: Objective | None = None,
+        sampler: Sampler | None = None,
+        num_classes: int = 0,
+        conditional: bool = False,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ):
+        super().__init__()
+        torch.set_flush_denormal(True)  # subnormal numbers in the backward pass of small scores cost a factor of six
+        self.save_hyperparameters()
+        require(not conditional or num_classes > 0, "conditional=true: the data have no class labels; set it to false")
+        self.shape, self.num_classes, self.conditional = tuple(shape), num_classes, conditional
+        self.objective = objective or DenoisingScoreMatching()
+        self.sampler = sampler or PredictorCorrector()
+        self.objective.check(process)
+        self.sampler.check(process)
+        built = network(self.shape, num_classes if conditional else 0).to(memory_format=torch.channels_last)
+        self.score_function = ScoreFunction(built, process, parametrization or Noise())
+        self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
+        self._loss_sum, self._loss_count = 0.0, 0
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The objective's mean over a batch (x, y), a scalar."""
+        x, y = batch
+        return self.objective(self.score_function, x, y if self.conditional else None).mean()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """One step; every `log_every_n_steps` the mean loss since the last time is logged (each log call costs)."""
+        loss = self.loss(batch)
+        self._loss_sum, self._loss_count = self._loss_sum + loss.detach(), self._loss_count + 1
+        if self._loss_count >= self.trainer.log_every_n_steps:
+            self.log("train/loss", self._loss_sum / self._loss_count, prog_bar=True)
+            self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+            self._loss_sum, self._loss_count = 0.0, 0
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """`val/loss`, always with the same times and noise, so that its changes are the model's."""
+        self._evaluate_loss(batch, batch_idx, "val/loss")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """`test/loss`, always with the same times and noise."""
+        self._evaluate_loss(batch, batch_idx, "test/loss")
+
+    def _evaluate_loss(self, batch: tuple[Tensor, Tensor], batch_idx: int, name: str) -> None:
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(batch_idx)
+            self.log(name, self.loss(batch), batch_size=len(batch[0]), sync_dist=True, prog_bar=True)
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Samples:
+        """Draws the samples of a batch of numbers and seeds, each (B,); the seeds are all the same."""
+        indices, seeds = batch
+        return self.draw(indices.tolist(), int(seeds[0]), progress=self.trainer.is_global_zero)
+
+    def configure_optimizers(self):
+        """The optimiser, and the schedule after every step."""
+        optimizer = self._optimizer(self.parameters())
+        if self._lr_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
+        }
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        indices: Sequence[int],
+        seed: int = 0,
+        cond: Tensor | None = None,
+        sampler: Sampler | None = None,
+        trajectory: bool = False,
+        progress: bool = False,
+    ) -> Samples:
+        """The samples of given numbers, in one batch: sample k depends on the seed and k, not on its batch mates.
+
+        Args:
+            indices: the numbers k, (B,).
+            seed: seed of the run.
+            cond: class labels (B,); null: for a conditional model the classes in turn, k mod num_classes.
+            sampler: another sampler than the model's own.
+            trajectory: keep x after every move.
+            progress: show a progress bar.
+        """
+        score: ScoreField = self.score_function
+        if self.conditional:
+            labels = torch.as_tensor(indices) % self.num_classes if cond is None else cond
+            score = Conditioned(score, labels.to(self.device))
+        noise = NoiseStream(seed, indices, self.shape, self.device, self.dtype)
+        with self._evaluating():
+            return (sampler or self.sampler)(score, noise, trajectory, progress)
+
+    def sample(self, n: int, seed: int = 0, batch_size: int = 1024, progress: bool = False) -> Tensor:
+        """Draws samples 0 to n - 1 of a seed, in the range of the data: (n, *shape), on the model's device.
+
+        Args:
+            n: number of samples.
+            seed: seed of the run.
+            batch_size: how many are drawn at once; it changes the memory needed, not the samples.
+            progress: show a progress bar.
+        """
+        require(n >= 1, f"n={n}: the number of samples must be at least 1")
+        batches = torch.arange(n).split(batch_size)
+        return torch.cat([self.draw(batch.tolist(), seed, progress=progress).x for batch in batches])
+
+    @contextmanager
+    def _evaluating(self):
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)

@@ -1,0 +1,105 @@
+"""Parametrizations and score functions: every conversion has an inverse, and a perfect network gives the exact score."""
+
+import pytest
+import torch
+from conftest import PARAMETRIZATIONS, MixtureScore, times
+from torch import nn
+
+from lightning_score.parametrization import EDM, Denoised, Index, LogSigma, Noise, Score, ScoreOverSigma, Time, Velocity
+from lightning_score.process import VE, VP, BetaTable
+from lightning_score.score import ClippedScore, Conditioned, ScoreFunction
+from lightning_score.utils import expand
+
+TARGETS = {
+    Score: lambda a, s, x0, z: -z / s,
+    ScoreOverSigma: lambda a, s, x0, z: -z,
+    Noise: lambda a, s, x0, z: z,
+    Denoised: lambda a, s, x0, z: x0,
+    Velocity: lambda a, s, x0, z: a * z - s * x0,
+}
+
+
+class Fixed(nn.Module):
+    """A network that returns a given output and remembers what it was called with."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def forward(self, x, noise_label, cond=None):
+        self.call = x, noise_label, cond
+        return self.output
+
+
+@pytest.mark.parametrize("kind", TARGETS, ids=lambda c: c.__name__)
+def test_the_target_of_each_parametrization_gives_the_score_of_the_kernel(noise_process, kind):
+    """score = -z/sigma for x_t = alpha x_0 + sigma z, if the network returns what its parametrization names."""
+    torch.manual_seed(0)
+    t = times(16)
+    x0, z = torch.randn(2, 16, 3, dtype=torch.float64)
+    alpha, sigma = expand(noise_process.alpha(t), x0), expand(noise_process.sigma(t), x0)
+    x = noise_process.perturb(x0, t, z)
+    score = ScoreFunction(Fixed(TARGETS[kind](alpha, sigma, x0, z)), noise_process, kind())
+    torch.testing.assert_close(score(x, t), -z / sigma, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(score.noise(x, t), z, rtol=1e-6, atol=1e-6)
+
+
+def test_edm_is_the_denoiser_of_its_paper(noise_process):
+    """Karras et al. 2022, table 1, on y = x/alpha: D = c_skip y + c_out F(c_in y, ln(s)/4)."""
+    torch.manual_seed(0)
+    t, d = times(16), 0.5
+    x, output = torch.randn(2, 16, 3, dtype=torch.float64)
+    alpha, s = expand(noise_process.alpha(t), x), expand(noise_process.sigma(t) / noise_process.alpha(t), x)
+    network = Fixed(output)
+    score = ScoreFunction(network, noise_process, EDM(d))
+    variance = s**2 + d**2
+    expected = d**2 / variance * x / alpha + s * d / variance.sqrt() * output
+    torch.testing.assert_close(score.denoised(x, t), expected, rtol=1e-6, atol=1e-6)
+    seen, label, _ = network.call
+    torch.testing.assert_close(seen, x / alpha / variance.sqrt())
+    torch.testing.assert_close(label, s[:, 0].log() / 4)
+
+
+@pytest.mark.parametrize("kind", PARAMETRIZATIONS, ids=lambda c: c.__name__)
+def test_data_std_scales_the_input_to_unit_variance(noise_process, kind):
+    t = times()
+    coefficients = kind(data_std=0.3)(noise_process, t)
+    variance = noise_process.alpha(t) ** 2 * 0.3**2 + noise_process.sigma(t) ** 2
+    torch.testing.assert_close(coefficients.c_in**2 * variance, torch.ones_like(t))
+
+
+@pytest.mark.parametrize("kind", PARAMETRIZATIONS, ids=lambda c: c.__name__)
+def test_scalar_time_equals_a_time_per_row(noise_process, kind):
+    torch.manual_seed(0)
+    x, output = torch.randn(2, 4, 1, 2, 2)
+    score = ScoreFunction(Fixed(output), noise_process, kind())
+    torch.testing.assert_close(score(x, torch.tensor(0.3)), score(x, torch.full((4,), 0.3)))
+
+
+def test_denoised_and_noise_are_views_of_one_score(exact_score):
+    x, t = torch.randn(8, 2, dtype=torch.float64), torch.tensor(0.31, dtype=torch.float64)
+    alpha, sigma = exact_score.process.alpha(t), exact_score.process.sigma(t)
+    torch.testing.assert_close(alpha * exact_score.denoised(x, t) + sigma * exact_score.noise(x, t), x)
+
+
+def test_labels():
+    t = torch.tensor([0.001, 0.5, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(Index()(BetaTable(), t), torch.tensor([0.0, 499.0, 999.0], dtype=torch.float64))
+    torch.testing.assert_close(Time()(VP(), t), 999 * t)
+    torch.testing.assert_close(LogSigma()(VE(), t), VE().sigma(t).log())
+
+
+def test_evaluations_are_counted_per_row_also_through_wrappers():
+    score = ScoreFunction(Fixed(torch.zeros(5, 2)), VP(), Noise())
+    wrapped = ClippedScore(Conditioned(score, torch.arange(5)), -1, 1)
+    wrapped(torch.zeros(5, 2), torch.tensor(0.5))
+    assert score.evaluations == wrapped.evaluations == 5
+    assert score.network.call[2].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_clipped_score_denoises_into_the_range(noise_process):
+    score = MixtureScore(noise_process)
+    x, t = 5 * torch.randn(50, 2, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
+    denoised = score.denoised(x, t)
+    torch.testing.assert_close(ClippedScore(score, -0.7, 0.6).denoised(x, t), denoised.clamp(-0.7, 0.6))
+    torch.testing.assert_close(ClippedScore(score, -1e9, 1e9)(x, t), score(x, t))
