@@ -3,10 +3,12 @@ checkpoint holds, and errors of one line.
 """
 
 import difflib
+import inspect
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import torch
 import yaml
@@ -15,6 +17,9 @@ import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything i
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_score.data import ScoreData
+from lightning_score.metrics import Features
+from lightning_score.model import ScoreModel
 from lightning_score.utils import InputError, require
 
 PACKAGE = Path(__file__).parent
@@ -40,7 +45,9 @@ def find_config(name: str) -> Path:
     shipped = shipped_configs() / f"{short}.yaml"
     if shipped.is_file():
         return shipped
-    known = sorted(str(file.relative_to(shipped_configs()).with_suffix("")) for file in shipped_configs().rglob("*.yaml"))
+    known = sorted(
+        str(file.relative_to(shipped_configs()).with_suffix("")) for file in shipped_configs().rglob("*.yaml")
+    )
     raise InputError(f"--config {name}: there is no such file, nor a shipped config of this name ({', '.join(known)})")
 
 
@@ -102,15 +109,49 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints the message on one line, with the nearest known option, and exits with code 2."""
-        line = re.sub(r"\s+", " ", str(message)).strip()
-        sys.stderr.write(f"error: {line}{self._suggestion(line)}\n")
+        """Prints the message on one line, with what to do about it, and exits with code 2."""
+        line = re.sub(r"\s+", " ", str(message)).strip().rstrip(".")
+        line = _unknown_class(line) or " ".join(f"{line}. {self._nearest_option(line)}{_config_hint(line)}".split())
+        sys.stderr.write(f"error: {line}\n")
         sys.exit(2)
 
-    def _suggestion(self, message: str) -> str:
-        unknown = re.search(r"(?:Unrecognized arguments: |Key |Option )['\"]?(?:--)?([\w.]+)", message)
-        if unknown is None:
-            return ""
+    def _nearest_option(self, message: str) -> str:
+        """The option that an unknown one was probably meant to be."""
+        unknown = re.search(r"(?:[Uu]nrecognized arguments: |Key |Option )['\"]?(?:--)?([\w.]+)", message)
         known = [name.removeprefix("--") for name in self._option_string_actions]
-        near = difflib.get_close_matches(unknown[1], known, 1)
-        return f" Did you mean --{near[0]}?" if near else ""
+        known += [parameter for name in known for parameter in [name.rpartition(".")[2]]]
+        near = difflib.get_close_matches(unknown[1], known, 1) if unknown else []
+        return f"Did you mean {near[0]}?" if near else ""
+
+
+def _unknown_class(message: str) -> str:
+    """For a class name that cannot be found, the classes that may stand there; else nothing."""
+    unknown = re.search(r'Parser key "([\w.]+)".*dot import path string: (\w+)', message)
+    bases = dict(_parts(ScoreModel)) | {"data": ScoreData, "features": Features}
+    key = unknown[1].rpartition(".")[2] if unknown else ""
+    if key not in bases:
+        return ""
+    names = ", ".join(sorted(part.__name__ for part in _descendants(bases[key])))
+    return f"{unknown[1]}={unknown[2]}: no such class; give one of {names}, or the path of your own, as my_module.MyClass"
+
+
+def _parts(owner: type) -> Iterator[tuple[str, type]]:
+    """The parameters of a class, and of all that these may be, that take one of our abstract classes."""
+    for name, hint in get_type_hints(owner.__init__).items():
+        candidates = [hint, *get_args(hint)]
+        for base in candidates:
+            if inspect.isclass(base) and inspect.isabstract(base) and base.__module__.startswith("lightning_score"):
+                yield name, base
+                for part in _descendants(base):
+                    yield from _parts(part)
+
+
+def _descendants(base: type) -> set[type]:
+    """All concrete classes derived from a class."""
+    children = {child for direct in base.__subclasses__() for child in {direct, *_descendants(direct)}}
+    return {child for child in children if not inspect.isabstract(child)}
+
+
+def _config_hint(message: str) -> str:
+    """What to do when all is missing."""
+    return "Give a config: --config ncsn" if "arguments are required" in message else ""

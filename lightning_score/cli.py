@@ -40,7 +40,13 @@ class RunConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Logs the configuration, on rank zero."""
         for logger in trainer.loggers:
-            logger.log_hyperparams(self._plain())
+            if not isinstance(logger, RunCSVLogger):  # config.yaml stands beside its metrics already
+                logger.log_hyperparams(self._plain())
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on this is the newest run: a start that failed does not count."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            point_latest(Path(trainer.default_root_dir))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Makes the checkpoint sufficient to rebuild model, data, sampler and evaluation."""
@@ -77,7 +83,10 @@ class ScoreCLI(LightningCLI):
     def subcommands(self) -> dict[str, set[str]]:
         """Only the command that was given: the parsers of the others would take time for nothing."""
         hidden = {"model", "dataloaders", "datamodule", "train_dataloaders", "val_dataloaders", "weights_only"}
-        return {self.command: {*hidden, "verbose", "return_predictions"} & signature(getattr(Trainer, self.command)).parameters.keys()}
+        return {
+            self.command: {*hidden, "verbose", "return_predictions"}
+            & signature(getattr(Trainer, self.command)).parameters.keys()
+        }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The data tell the model their shape; callbacks that every run has are named, so that options reach them."""
@@ -90,11 +99,21 @@ class ScoreCLI(LightningCLI):
         if self.command == "fit":
             parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
             return
-        parser.add_argument("--output", type=str, help="Folder for the results; a new one beside the checkpoint by default.")
+        parser.add_argument(
+            "--output", type=str, help="Folder for the results; a new one beside the checkpoint by default."
+        )
         if self.command == "predict":
             parser.add_argument("--num_samples", type=int, default=64, help="Number of samples.")
-            parser.add_argument("--seed", type=int, default=0, help="Seed of the samples; sample k is the same in any run.")
-            parser.add_argument("--batch_size", type=int, default=1024, help="Samples drawn at once; more need more memory.")
+            parser.add_argument(
+                "--seed", type=int, default=0, help="Seed of the samples; sample k is the same in any run."
+            )
+            parser.add_argument(
+                "--batch_size", type=int, default=1024, help="Samples drawn at once; more need more memory."
+            )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        """Parses the given arguments, which are those of the command line with the checkpoint's before them."""
+        self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
         """The checkpoint's configuration stands before the arguments already, so that they override it."""
@@ -106,6 +125,8 @@ class ScoreCLI(LightningCLI):
         if settings["fast_dev_run"]:
             self.folder = None
             return super().instantiate_trainer(callbacks=[*(settings["callbacks"] or []), StepProgress()], **kwargs)
+        if self.command == "fit":
+            self.datamodule.train_dataloader()  # data that cannot be had are found out before anything is written
         self.folder = self._make_folder(config)
         callbacks = [*(settings["callbacks"] or [])]
         if self.command == "predict":
@@ -126,7 +147,6 @@ class ScoreCLI(LightningCLI):
             return Path(os.environ[FOLDER_VARIABLE])
         if self.command == "fit":
             folder = new_dated_folder(Path(config["runs"]) / config["name"])
-            point_latest(folder)
         elif config["output"]:
             folder = new_folder(Path(config["output"]))
         else:
@@ -140,7 +160,8 @@ class ScoreCLI(LightningCLI):
         if chosen not in (None, True, False):
             return loggers + (list(chosen) if isinstance(chosen, list) else [chosen])
         if self.command == "fit" and chosen is not False:
-            loggers += wandb_logger(self.folder)
+            wandb = wandb_logger(self.folder, name=f"{self.folder.parent.name}/{self.folder.name}")
+            loggers += [] if wandb is None else [wandb]
         return loggers
 
     def fit(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str | None = None) -> None:
@@ -169,9 +190,12 @@ class ScoreCLI(LightningCLI):
         """Draws samples from the checkpoint."""
         self._load(model)
         config = self.config_init["predict"]
+        for option, least in (("num_samples", 1), ("batch_size", 1), ("seed", 0)):
+            require(config[option] >= least, f"--{option} {config[option]}: must be at least {least}")
         numbers = torch.arange(config["num_samples"])
         dataset = TensorDataset(numbers, torch.full_like(numbers, config["seed"]))
         self.trainer.predict(model, DataLoader(dataset, config["batch_size"]), return_predictions=False)
+        print(f"{config['num_samples']} samples: {self.folder}/samples.png, {self.folder}/samples.npz")
 
     def _load(self, model: ScoreModel) -> None:
         """Gives the model the checkpoint's (averaged) weights and the trainer its step."""
@@ -179,7 +203,9 @@ class ScoreCLI(LightningCLI):
             model.load_state_dict(self.checkpoint["state_dict"])
         except RuntimeError as error:
             detail = " ".join(str(error).split())[:300]
-            raise InputError(f"the checkpoint's weights do not fit the network that the options describe: {detail}") from error
+            raise InputError(
+                f"the checkpoint's weights do not fit the network that the options describe: {detail}"
+            ) from error
         self.trainer.fit_loop.load_state_dict(self.checkpoint["loops"]["fit_loop"])
 
 
@@ -187,8 +213,13 @@ def run(arguments: list[str]) -> int:
     """Runs one command; a mistake of the user is one line on stderr and exit code 2."""
     try:
         _run(arguments)
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except Exception as error:
+        mistake = error
+        while mistake is not None and not isinstance(mistake, InputError):  # the parser wraps what constructors raise
+            mistake = mistake.__cause__
+        if mistake is None:
+            raise
+        print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)
         return 2
     return 0
 
@@ -217,5 +248,12 @@ def _quiet() -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    for message in (
+        "does not have many workers",
+        "exists and is not empty",
+        "smaller than the logging interval",
+        "LeafSpec",
+        "tensorboardX",
+        "torch.jit.script",
+    ):
+        warnings.filterwarnings("ignore", message=f".*{message}.*")

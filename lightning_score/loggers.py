@@ -76,7 +76,8 @@ class WandbRunLogger(WandbLogger):
     def sync_command(self) -> str | None:
         """The command that uploads an offline run, or None if the run is online."""
         folder = Path(self.experiment.dir).parent
-        return f"wandb sync {os.path.relpath(folder)}" if self.experiment.offline else None
+        shown = min(str(folder), os.path.relpath(folder), key=len)
+        return f"wandb sync {shown}" if self.experiment.offline else None
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -128,6 +129,7 @@ def wandb_logger(
     try:
         import wandb
 
+        (folder / "wandb").mkdir(parents=True, exist_ok=True)
         _redirect_unwritable(folder / "wandb")
         defaults = {key: os.environ.get(f"WANDB_{key.upper()}", value) for key, value in SETTINGS.items()}
         if wandb.setup(wandb.Settings(**defaults)).settings.mode == "disabled":
@@ -181,6 +183,8 @@ def _redirect_unwritable(folder: Path) -> None:
     """Points W&B's cache, data and settings into `folder` where their own places cannot be written."""
     from wandb import env
 
+    if os.path.expanduser("~") == "~":  # neither HOME nor an entry in the system's list of users
+        os.environ["HOME"] = str(folder)
     places = {
         "WANDB_CACHE_DIR": str(env.get_cache_dir()),
         "WANDB_DATA_DIR": str(env.get_data_dir()),
@@ -200,8 +204,8 @@ def _writable(path: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error's message, or its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    """The beginning of an error's message, in one line, or its kind."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _say(message: str) -> None:

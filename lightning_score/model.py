@@ -57,7 +57,7 @@ class ScoreModel(LightningModule):
     ):
         super().__init__()
         torch.set_flush_denormal(True)  # subnormal numbers in the backward pass of small scores cost a factor of six
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)
         require(not conditional or num_classes > 0, "conditional=true: the data have no class labels; set it to false")
         self.shape, self.num_classes, self.conditional = tuple(shape), num_classes, conditional
         self.objective = objective or DenoisingScoreMatching()
@@ -95,7 +95,7 @@ class ScoreModel(LightningModule):
     def _evaluate_loss(self, batch: tuple[Tensor, Tensor], batch_idx: int, name: str) -> None:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(batch_idx)
-            self.log(name, self.loss(batch), batch_size=len(batch[0]), sync_dist=True, prog_bar=True)
+            self.log(name, self.loss(batch), batch_size=len(batch[0]), sync_dist=True)
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Samples:
         """Draws the samples of a batch of numbers and seeds, each (B,); the seeds are all the same."""

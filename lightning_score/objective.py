@@ -86,9 +86,7 @@ class DenoisingScoreMatching(Objective):
         mean: average over dimensions without the factor 1/2 (DDPM, score SDE) instead of half the sum (NCSN).
     """
 
-    def __init__(
-        self, weighting: Weighting | None = None, times: TimeDistribution | None = None, mean: bool = False
-    ):
+    def __init__(self, weighting: Weighting | None = None, times: TimeDistribution | None = None, mean: bool = False):
         self.weighting = weighting or SigmaSquared()
         self.times = times or UniformTimes()
         self.mean = mean

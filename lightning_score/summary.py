@@ -41,7 +41,9 @@ def summarize(trainer: Trainer, folder: Path | None, seconds: float) -> None:
         print(f"  {name:<12} {value}")
     for evaluation in evaluations(trainer):
         print(f"  {evaluation.metric:<12} {sentence(evaluation)}")
-    print(f"\nnext: python -m lightning_score predict --ckpt_path {shlex.quote(str(latest / 'last.ckpt'))} --num_samples 64")
+    print(
+        f"\nnext: python -m lightning_score predict --ckpt_path {shlex.quote(str(latest / 'last.ckpt'))} --num_samples 64"
+    )
 
 
 @rank_zero_only

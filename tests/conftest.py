@@ -12,7 +12,10 @@ from lightning_score.data import Mixture
 from lightning_score.score import ScoreField
 from lightning_score.utils import expand
 
-SMALL = {process.SigmaTable: {"sigma_max": 10.0, "levels": 200}, process.BetaTable: {"steps": 200, "beta_min": 5e-4, "beta_max": 0.1}}
+SMALL = {
+    process.SigmaTable: {"sigma_max": 10.0, "levels": 200},
+    process.BetaTable: {"steps": 200, "beta_min": 5e-4, "beta_max": 0.1},
+}
 
 
 def concrete(module, base):

@@ -20,7 +20,9 @@ def test_closed_forms_equal_the_derived_ones(noise_process, name):
 
 
 def test_inverse_log_snr_inverts(noise_process):
-    torch.testing.assert_close(noise_process.inverse_log_snr(noise_process.log_snr(times())), times(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        noise_process.inverse_log_snr(noise_process.log_snr(times())), times(), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_transitions_compose(noise_process):
@@ -56,7 +58,10 @@ def test_moments_of_perturbed_data(noise_process):
 def test_simulating_the_forward_equation_gives_the_moments_of_perturb(noise_process):
     """The exact moment equations dm = f m dt, dv = (2 f v + g^2) dt, by RK4 from t0 to t1."""
     t0, t1, steps = 0.3021, 0.3039, 40  # within one interval of the tables, where the coefficients are smooth
-    m, v = (float(c(torch.tensor(t0, dtype=torch.float64))) for c in (noise_process.alpha, lambda t: noise_process.sigma(t) ** 2))
+    m, v = (
+        float(c(torch.tensor(t0, dtype=torch.float64)))
+        for c in (noise_process.alpha, lambda t: noise_process.sigma(t) ** 2)
+    )
     h = (t1 - t0) / steps
 
     def rates(t, m, v):
@@ -123,9 +128,7 @@ def test_beta_table_is_ddpm():
 
 def test_beta_table_tends_to_vp_like_one_over_n():
     t = torch.tensor([0.25, 0.5, 1.0], dtype=torch.float64)
-    errors = [
-        float((BetaTable(0.1 / n, 20 / n, n).alpha(t) - VP().alpha(t)).abs().max()) for n in (100, 200, 400)
-    ]
+    errors = [float((BetaTable(0.1 / n, 20 / n, n).alpha(t) - VP().alpha(t)).abs().max()) for n in (100, 200, 400)]
     assert 1.8 < errors[0] / errors[1] < 2.2 and 1.8 < errors[1] / errors[2] < 2.2
 
 

@@ -238,7 +238,11 @@ def test_noise_streams_are_normal_uniform_and_independent():
     stream = NoiseStream(0, range(2000), (3, 5))
     draws = torch.stack([stream.normal() for _ in range(20)])
     assert abs(float(draws.mean())) < 0.01 and abs(float(draws.var()) - 1) < 0.01
-    lag = (draws[1:] * draws[:-1]).mean(), (draws[:, 1:] * draws[:, :-1]).mean(), (draws[..., 1:] * draws[..., :-1]).mean()
+    lag = (
+        (draws[1:] * draws[:-1]).mean(),
+        (draws[:, 1:] * draws[:, :-1]).mean(),
+        (draws[..., 1:] * draws[..., :-1]).mean(),
+    )
     assert max(abs(float(v)) for v in lag) < 0.01
     uniform = stream.uniform()
     assert 0 <= float(uniform.min()) and float(uniform.max()) < 1 and abs(float(uniform.mean()) - 0.5) < 0.01
@@ -339,7 +343,9 @@ class TestPeers:
         times = self.process.table_times()
         for i in (999, 500, 1):
             expected = peer.step(self.output, i, self.x).prev_sample
-            ours, _ = Ancestral(variance == "fixed_large").step(score, self.x, times[i], times[i - 1], Given(self.z), None)
+            ours, _ = Ancestral(variance == "fixed_large").step(
+                score, self.x, times[i], times[i - 1], Given(self.z), None
+            )
             torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])

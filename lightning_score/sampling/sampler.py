@@ -140,7 +140,9 @@ class PredictorCorrector(Sampler):
             else:
                 correct = [Stage(self.corrector, t, s, t)] * self.corrector_steps
             stages += predict + correct if self.predict_first else correct + predict
-        while len(stages) > 1 and not stages[-1].method.calls:  # after the last move that sees the score, nothing is gained
+        while (
+            len(stages) > 1 and not stages[-1].method.calls
+        ):  # after the last move that sees the score, nothing is gained
             stages.pop()
         return stages
 

@@ -1,0 +1,185 @@
+"""The exponential moving average of the weights, lent to whatever evaluates the model."""
+
+import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.nn import Parameter
+
+from lightning_score.utils import require
+
+
+class EMA(Callback):
+    """Averages the weights while training goes on, and lends the average to every validation, test and prediction.
+
+    After the n-th optimizer step, n = 1, 2, ..., with weights w_n:
+
+        a_n = d_n a_(n-1) + (1 - d_n) w_n,    d_n = min(decay, (1 + n)/(10 + n)),    a_0 = w_0
+
+    (Polyak and Juditsky, 1992; technique 5 of Song and Ermon, arXiv:2006.09011; the warm-up is score-SDE's,
+    arXiv:2011.13456.) Only parameters are averaged: buffers, such as a table of sigmas, are the model's own.
+
+    The model holds the averages from `on_validation_start` to `on_validation_end` (the same for test and predict), so
+    that what runs in between sees them wherever it stands in the list of callbacks; anywhere else, take them with
+    `with ema.averaged(model): ...`. Otherwise, after the end of training too, the model holds its raw weights.
+
+    A checkpoint has the layout of Lightning's `WeightAveraging`, and either reads the other's: the averages are its
+    `state_dict` (what `load_from_checkpoint` gives), the raw weights its `current_model_state`.
+
+    Args:
+        decay: Largest share of the average that one step keeps, in [0, 1); it averages over about 1/(1 - decay) steps.
+        warmup: Whether to begin with the smaller decay (1 + n)/(10 + n), so that initial weights are soon forgotten.
+
+    Raises:
+        InputError: If decay is outside [0, 1), or if the trainer cannot keep averages: weights sharded over devices,
+            a ModelCheckpoint with save_weights_only, more than one EMA.
+    """
+
+    def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
+        super().__init__()
+        require(0.0 <= decay < 1.0, f"EMA: decay is {decay}, but must lie in [0, 1); 0.999 is usual.")
+        self.decay = decay
+        self.warmup = warmup
+        self.updates = 0
+        self._step = 0
+        self._averages: dict[Parameter, Tensor] = {}
+        self._raw: dict[Parameter, Tensor] = {}  # the model's own weights while it holds the averages, else empty
+        self._evaluation = ExitStack()
+
+    def decay_at(self, n: int) -> float:
+        """The decay d_n of the n-th update, n = 1, 2, ...."""
+        return min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
+
+    @contextmanager
+    def averaged(self, pl_module: LightningModule) -> Iterator[None]:
+        """Lets the model hold its averages inside a `with` block; harmless if it already does or if it has none."""
+        if self._raw or not self._follows(pl_module):
+            yield
+            return
+        self._follow_device()
+        self._raw = {parameter: parameter.detach().clone() for parameter in self._averages}
+        _write(self._averages)
+        try:
+            yield
+        finally:
+            _write(self._raw)
+            self._raw = {}
+
+    # The averages: begun with the first fit, updated after each optimizer step
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses, before training, a trainer under which the averages would be lost or wrong."""
+        if stage != TrainerFn.FITTING:
+            return
+        require(
+            not trainer.strategy.restore_checkpoint_after_setup,
+            f"EMA: strategy {type(trainer.strategy).__name__} shards the weights, which cannot be averaged; use ddp.",
+        )
+        require(
+            not any(checkpoint.save_weights_only for checkpoint in _model_checkpoints(trainer)),
+            "EMA: ModelCheckpoint's save_weights_only=true leaves out the averages; set it to false.",
+        )
+        require(
+            sum(type(callback) is type(self) for callback in trainer.callbacks) == 1,
+            "EMA: the trainer has more than one EMA callback; leave one.",
+        )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins to average, unless the averages go on from a checkpoint or an earlier fit of this model."""
+        if not self._follows(pl_module):
+            self._begin(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Counts optimizer steps from here, and follows the weights to their device."""
+        self._step = trainer.global_step
+        self._follow_device()
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Updates the averages if the batch ended with an optimizer step; with accumulated gradients not all do."""
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        self.updates += 1
+        weights = [parameter.to(average.dtype) for parameter, average in self._averages.items()]
+        torch._foreach_lerp_(list(self._averages.values()), weights, 1.0 - self.decay_at(self.updates))
+
+    # Evaluation sees the averages
+
+    def _lend(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluation.enter_context(self.averaged(pl_module))
+
+    def _take_back(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluation.close()
+
+    on_validation_start = on_test_start = on_predict_start = _lend
+    on_validation_end = on_test_end = on_predict_end = _take_back
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Gives the model its raw weights back when an evaluation breaks off."""
+        self._evaluation.close()
+
+    # Checkpoints hold both
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Saves averages, raw weights and the number of updates, whichever weights the model holds just now."""
+        if not self._follows(pl_module):
+            return
+        state = checkpoint["state_dict"]
+        named = {name: parameter for name, parameter in _named_parameters(pl_module).items() if name in state}
+        raw = {name: self._raw.get(parameter, parameter.detach()) for name, parameter in named.items()}
+        averages = {name: self._averages[parameter] for name, parameter in named.items()}
+        checkpoint["current_model_state"] = {**state, **raw}
+        checkpoint["state_dict"] = {**state, **averages}
+        checkpoint["averaging_state"] = {"n_averaged": torch.tensor(self.updates)}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Goes on from a checkpoint, or from its weights if it has no averages; its `state_dict` is loaded already."""
+        if trainer.state.fn != TrainerFn.FITTING and not self._follows(pl_module):
+            return  # a model that is only evaluated: the averages just loaded are all it needs
+        self._begin(pl_module)
+        if "current_model_state" not in checkpoint:
+            return
+        for name, parameter in _named_parameters(pl_module).items():
+            self._averages[parameter].copy_(checkpoint["state_dict"].get(name, parameter.detach()))
+        self.updates = int(checkpoint["averaging_state"]["n_averaged"])
+        pl_module.load_state_dict(checkpoint["current_model_state"], strict=pl_module.strict_loading)
+
+    def _begin(self, pl_module: LightningModule) -> None:
+        """Sets the averages to the weights, in single precision at least: a half would round small updates away."""
+        self.updates = 0
+        self._averages = {
+            parameter: parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
+            for parameter in _named_parameters(pl_module).values()
+        }
+
+    def _follows(self, pl_module: LightningModule) -> bool:
+        """Whether the averages are those of this model."""
+        return bool(self._averages) and self._averages.keys() == set(_named_parameters(pl_module).values())
+
+    def _follow_device(self) -> None:
+        """Moves the averages to where the weights are; Lightning moves these at the start and the end of a fit."""
+        self._averages = {parameter: average.to(parameter.device) for parameter, average in self._averages.items()}
+
+
+def _named_parameters(module: LightningModule) -> dict[str, Parameter]:
+    """The floating-point parameters by every name they go by, as in the state dict."""
+    named = module.named_parameters(remove_duplicate=False)
+    return {name: parameter for name, parameter in named if parameter.is_floating_point()}
+
+
+def _model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
+    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+
+
+@torch.no_grad()
+def _write(values: Mapping[Parameter, Tensor]) -> None:
+    """Writes new values into parameters, which remain the objects, at the addresses, that the optimizer knows."""
+    torch._foreach_copy_(list(values), list(values.values()))

@@ -1,0 +1,110 @@
+"""The learned score of 2-D data beside the exact one, with the sampler's paths."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
+
+from lightning.pytorch import Callback, Trainer
+
+from lightning_score.callbacks.pictures import figure_picture, publish
+from lightning_score.data import GaussianMixture, Mixture
+from lightning_score.model import ScoreModel
+from lightning_score.utils import require
+
+
+class Marginal(NamedTuple):
+    """One noise level of a mixture: the time, and the exact p_t at it."""
+
+    mixture: Mixture
+    t: Tensor
+    alpha: float
+    sigma: float
+
+    def score(self, x: Tensor) -> Tensor:
+        """The exact score at x (N, 2)."""
+        return self.mixture.score(x, self.alpha, self.sigma)
+
+
+class ScorePlot(Callback):
+    """Draws the exact and the learned score of a `GaussianMixture` in the plane over the contours of its density, and the
+    paths that the model's sampler takes; logs `val/score_error`, E ||learned - exact||^2 / E ||exact||^2 under p_t.
+
+    Args:
+        sigma: noise level sigma/alpha of picture and error, in the units of the data.
+        paths: number of paths drawn.
+        arrows: arrows along each axis.
+        seed: seed of the paths.
+    """
+
+    def __init__(self, sigma: float = 0.2, paths: int = 8, arrows: int = 19, seed: int = 0):
+        require(sigma > 0, f"sigma={sigma}: must be above 0, as in 0.2")
+        require(paths >= 1 and arrows >= 2, f"paths={paths}, arrows={arrows}: need at least 1 path and 2 arrows")
+        self.sigma, self.paths, self.arrows, self.seed = sigma, paths, arrows, seed
+
+    def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:
+        """Refuses data without a known density in the plane, before anything is computed."""
+        data = trainer.datamodule
+        require(
+            isinstance(data, GaussianMixture) and pl_module.shape == (2,),
+            f"ScorePlot draws 2-D data of a known density (GaussianMixture), not {type(data).__name__} of shape "
+            f"{list(pl_module.shape)}: remove the callback or change the data",
+        )
+
+    @torch.inference_mode()
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
+        """Within validation, because the weights are the averaged ones there."""
+        if trainer.sanity_checking:
+            return
+        process = pl_module.score_function.process
+        t = process.inverse_log_snr(torch.tensor(-2 * math.log(self.sigma), device=pl_module.device))
+        marginal = Marginal(trainer.datamodule.mixture, t, float(process.alpha(t)), float(process.sigma(t)))
+        pl_module.log("val/score_error", self._error(pl_module, marginal), prog_bar=True, sync_dist=True)
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            publish(trainer, "score", figure_picture(self._figure(pl_module, marginal)), f"step {trainer.global_step}")
+
+    def _error(self, pl_module: ScoreModel, marginal: Marginal) -> Tensor:
+        """The relative squared error of the learned score, Monte Carlo over 10 000 fixed draws of p_t."""
+        generator = torch.Generator().manual_seed(0)
+        x = marginal.mixture.sample(10_000, generator)
+        x = marginal.alpha * x + marginal.sigma * torch.randn(x.shape, dtype=x.dtype, generator=generator)
+        x = x.to(pl_module.device, pl_module.dtype)
+        exact = marginal.score(x)
+        return (pl_module.score_function(x, marginal.t) - exact).square().sum() / exact.square().sum()
+
+    def _figure(self, pl_module: ScoreModel, marginal: Marginal):
+        from matplotlib.figure import Figure  # takes a second to import
+
+        centres = marginal.mixture.means
+        reach = float((centres.abs() + 3 * marginal.mixture.stds[:, None]).max())
+        figure = Figure(figsize=(13, 4.8), layout="constrained")
+        exact, learned, paths = figure.subplots(1, 3, sharex=True, sharey=True)
+        like = torch.zeros((), device=pl_module.device, dtype=pl_module.dtype)
+        axis = torch.linspace(-reach, reach, self.arrows).to(like)
+        points = torch.cartesian_prod(axis, axis)
+        for axes, field, title in (
+            (exact, marginal.score(points), rf"exact score, $\sigma$ = {marginal.sigma:.2g}"),
+            (learned, pl_module.score_function(points, marginal.t), rf"learned score, $\sigma$ = {marginal.sigma:.2g}"),
+        ):
+            _draw_density(axes, marginal, reach)
+            arrows = field * (field.norm(dim=1, keepdim=True) + 1).log1p() / (field.norm(dim=1, keepdim=True) + 1e-9)
+            axes.quiver(*points.cpu().T, *arrows.cpu().T, color="tab:red", width=0.004, pivot="mid")
+            axes.set_title(title)
+        _draw_density(paths, marginal, reach)
+        trajectory = torch.stack(pl_module.draw(range(self.paths), self.seed, trajectory=True).trajectory).cpu()
+        for path in trajectory.unbind(1):
+            paths.plot(*path.T, lw=0.5, alpha=0.7)
+            paths.plot(*path[-1], "o", color="black", ms=4)
+        paths.set_title(f"{self.paths} paths of {type(pl_module.sampler).__name__}, ending at the dots")
+        return figure
+
+
+def _draw_density(axes, marginal: Marginal, reach: float) -> None:
+    """Contours of p_t, shaded."""
+    axis = torch.linspace(-reach, reach, 200, dtype=torch.float64)
+    density = marginal.mixture.log_prob(torch.cartesian_prod(axis, axis), marginal.alpha, marginal.sigma).exp()
+    axes.contourf(axis, axis, density.reshape(200, 200).T, levels=12, cmap="Blues")
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel="$x_1$", ylabel="$x_2$", aspect="equal")

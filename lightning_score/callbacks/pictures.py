@@ -1,0 +1,74 @@
+"""Pictures of samples, and the way they reach the run folder and the loggers."""
+
+import math
+from pathlib import Path
+
+import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+
+
+def sample_picture(samples: Tensor) -> Image.Image:
+    """A picture of samples in the form of a data module's `reference()`: a grid of images, or a scatter plot of points.
+
+    Args:
+        samples: uint8 images (N, C, H, W) with 1 or 3 channels, or points (N, 2 or more), of which two coordinates show.
+    """
+    return _grid(samples) if samples.ndim == 4 else _scatter(samples)
+
+
+def _grid(images: Tensor) -> Image.Image:
+    """A square grid; small images are enlarged without blur to at least 32 pixels, grey ones stay grey."""
+    zoom = max(1, math.ceil(32 / images.shape[-1]))
+    large = images.cpu().repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
+    grid = make_grid(large, nrow=math.ceil(math.sqrt(len(images))), padding=2, pad_value=128)
+    return to_pil_image(grid[: images.shape[1]])
+
+
+def _scatter(points: Tensor) -> Image.Image:
+    from matplotlib.figure import Figure  # takes a second to import
+
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot(aspect="equal", xlabel="$x_1$", ylabel="$x_2$", title=f"{len(points)} samples")
+    axes.scatter(*points[:, :2].cpu().T, s=4, alpha=0.5, linewidths=0)
+    return figure_picture(figure)
+
+
+def figure_picture(figure) -> Image.Image:
+    """A matplotlib figure as a picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(canvas.buffer_rgba()).convert("RGB")
+
+
+def publish(trainer: Trainer, key: str, picture: Image.Image, caption: str) -> Path:
+    """Writes a picture to `<run folder>/<key>/step_<step>.png` and gives it to the loggers that take pictures.
+
+    Args:
+        trainer: the trainer, whose `default_root_dir` is the run folder.
+        key: the name under which the picture is logged, as `samples`.
+        picture: the picture.
+        caption: what it shows.
+
+    Returns:
+        The file.
+    """
+    step = trainer.global_step
+    path = Path(trainer.default_root_dir) / key / f"step_{step:07d}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(key, [str(path)], step=step, caption=[caption])
+        elif isinstance(logger, TensorBoardLogger):
+            from torchvision.transforms.functional import pil_to_tensor
+
+            logger.experiment.add_image(key, pil_to_tensor(picture), step)
+    return path

@@ -1,0 +1,21 @@
+"""Data modules: what a score model is trained on and compared with."""
+
+import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
+
+from lightning_score.data.base import Batches, Examples, ScoreData, Splits, split_indices
+from lightning_score.data.images import Digits, ImageData, from_uint8, to_uint8
+from lightning_score.data.toy import GaussianMixture, Mixture
+
+__all__ = [
+    "Batches",
+    "Digits",
+    "Examples",
+    "GaussianMixture",
+    "ImageData",
+    "Mixture",
+    "ScoreData",
+    "Splits",
+    "from_uint8",
+    "split_indices",
+    "to_uint8",
+]

@@ -1,0 +1,167 @@
+"""The contract of all data modules, and loaders that make a batch in one vectorised step."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_score.utils import require
+
+Transform = Callable[[Tensor], Tensor]
+
+
+class Examples(NamedTuple):
+    """Data as they are stored, `x` (N, *shape), with their labels `y`, int64 (N,), zeros where there are none."""
+
+    x: Tensor
+    y: Tensor
+
+
+class Splits(NamedTuple):
+    """The examples to train on, and those held out for validation and test."""
+
+    train: Examples
+    held_out: Examples
+
+
+class Batches(Dataset):
+    """Examples in memory that hand out whole batches: one indexing and one transform per batch, none per example.
+
+    torch's loader calls `__getitems__` where there is one, so samplers (Lightning's distributed ones too) work as ever.
+
+    Args:
+        examples: what is stored.
+        transform: makes stored examples, (B, *shape), into what the model sees.
+    """
+
+    def __init__(self, examples: Examples, transform: Transform) -> None:
+        self.examples = examples
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.examples.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        x, y = self.__getitems__([index])
+        return x[0], y[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        rows = torch.as_tensor(indices)
+        x, y = (field.index_select(0, rows) for field in self.examples)  # ten times as quick as x[rows]
+        return self.transform(x), y
+
+
+def split_indices(n: int, held_out: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A fixed random split of 0..n-1, not stratified: the first of a seeded permutation train, the last are held out.
+
+    The stream of numpy's `RandomState` is frozen for good (NEP 19), so the split is the same on every machine.
+
+    Args:
+        n: number of examples.
+        held_out: fraction held out; their number is rounded up.
+        seed: of the permutation.
+    """
+    order = np.random.RandomState(seed).permutation(n)
+    num_train = int(n * (1 - held_out))
+    return order[:num_train], order[num_train:]
+
+
+def whole_batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The identity, as `collate_fn`: `Batches` has put the batch together already."""
+    return batch
+
+
+class ScoreData(LightningDataModule, ABC):
+    """Data for a score model: pairs (x, y), x float32 (B, *shape), y int64 (B,).
+
+    A data set defines `load`, `transform` and `to_reference`. The attributes hold right after construction, before
+    anything is loaded.
+
+    Attributes:
+        shape: of one example.
+        num_classes: how many labels there are, 0 for unlabelled data.
+        data_range: lowest and highest value of `x`, or None where it is unbounded.
+        levels: how many grey levels there are in it, or None where it is continuous.
+
+    Args:
+        batch_size: examples per batch and process.
+        num_workers: processes that load; data in memory are quickest with 0.
+
+    Raises:
+        InputError: if batch_size < 1, or num_workers < 0.
+    """
+
+    shape: tuple[int, ...]
+    num_classes: int = 0
+    data_range: tuple[float, float] | None = None
+    levels: int | None = None
+
+    def __init__(self, batch_size: int = 128, num_workers: int = 0) -> None:
+        super().__init__()
+        require(batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
+        require(num_workers >= 0, f"num_workers is {num_workers}; it must be 0 (load in the main process) or more.")
+        self.save_hyperparameters(logger=False)
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+    @abstractmethod
+    def load(self) -> Splits:
+        """Reads the data as they are stored; called once, when they are first needed."""
+
+    @abstractmethod
+    def transform(self, train: bool) -> Transform:
+        """The map from stored examples to what the model sees; only with `train` does it augment."""
+
+    @abstractmethod
+    def to_reference(self, x: Tensor) -> Tensor:
+        """Samples of a model, (N, *shape), in the form of `reference()`, so that metrics compare like with like."""
+
+    @cached_property
+    def splits(self) -> Splits:
+        """What `load` returns, kept."""
+        return self.load()
+
+    def reference(self) -> Tensor:
+        """The whole data set, train and held out together, as stored and without augmentation, (N, *shape)."""
+        return torch.cat([self.splits.train.x, self.splits.held_out.x])
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled, augmented, and without the last incomplete batch.
+
+        Raises:
+            InputError: if the training examples (of one process) do not fill a single batch.
+        """
+        processes = self.trainer.world_size if self.trainer is not None else 1
+        available = len(self.splits.train.x) // processes
+        require(
+            self.batch_size <= available,
+            f"batch_size is {self.batch_size}, but there are {available} training examples per process and incomplete "
+            f"batches are dropped: choose batch_size <= {available}.",
+        )
+        return self._loader(self.splits.train, train=True)
+
+    def val_dataloader(self) -> DataLoader:
+        """The held-out examples, in order."""
+        return self._loader(self.splits.held_out, train=False)
+
+    def test_dataloader(self) -> DataLoader:
+        """The held-out examples, in order."""
+        return self.val_dataloader()
+
+    def _loader(self, examples: Examples, train: bool) -> DataLoader:
+        return DataLoader(
+            Batches(examples, self.transform(train)),
+            batch_size=self.batch_size,
+            shuffle=train,
+            drop_last=train,
+            collate_fn=whole_batch,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )

@@ -1,0 +1,147 @@
+"""Image data sets: uint8 in memory, floats in the model's range only when a batch is made."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_score.data.base import Examples, ScoreData, Splits, split_indices
+from lightning_score.utils import InputError, require
+
+
+def spread(level: Tensor, levels: int) -> Tensor:
+    """Grey levels 0..levels-1 spread evenly over the bytes: uint8 `round(255 level / (levels - 1))`."""
+    return torch.round(level.float() * 255 / (levels - 1)).to(torch.uint8)
+
+
+def from_uint8(images: Tensor, data_range: Sequence[float], levels: int = 256, dequantize: bool = False) -> Tensor:
+    """Bytes to floats in the data range: grey level v becomes `low + (high - low) u`, `u = v / (levels - 1)`.
+
+    Uniform dequantisation, `u = (v + U) / levels` with U ~ U[0, 1), gives the data a density (Theis, van den Oord and
+    Bethge 2016, arXiv:1511.01844, section 3.1).
+
+    Args:
+        images: uint8 (N, C, H, W), the grey levels spread over 0..255.
+        data_range: low and high.
+        levels: number of grey levels; a byte between two of them counts as the nearest.
+        dequantize: add the uniform noise.
+    """
+    low, high = data_range
+    level = images.float().mul_((levels - 1) / 255).round_()
+    unit = (level + torch.rand_like(level)).div_(levels) if dequantize else level.div_(levels - 1)
+    return unit.mul_(high - low).add_(low)
+
+
+def to_uint8(x: Tensor, data_range: Sequence[float], levels: int = 256, dequantized: bool = False) -> Tensor:
+    """Floats to bytes, the inverse of `from_uint8`: `v = round((levels - 1) u)`, `u = (x - low) / (high - low)`.
+
+    For dequantised data `v = floor(levels u)`, which removes the uniform noise again. Values outside the data range are
+    clamped. A real image passes through `from_uint8` and back unchanged; a dequantised one too, but for the rounding of
+    float32, which moves about one pixel in a million by a level.
+
+    Args:
+        x: float (N, C, H, W), in the data range.
+        data_range: low and high.
+        levels: number of grey levels.
+        dequantized: whether the model was trained on dequantised data.
+
+    Returns:
+        uint8 (N, C, H, W), the grey levels spread over 0..255.
+
+    Raises:
+        InputError: if `x` holds NaN, as the samples of a diverged model do.
+    """
+    if bool(x.isnan().any()):
+        count = int(x.flatten(1).isnan().any(1).sum())
+        raise InputError(
+            f"{count} of {len(x)} images hold NaN, so they have no grey levels: the model or its sampler diverged; "
+            "take a smaller step size or learning rate."
+        )
+    low, high = data_range
+    unit = (x.float() - low) / (high - low)
+    level = torch.floor(unit * levels) if dequantized else torch.round(unit * (levels - 1))
+    return spread(level.clamp_(0, levels - 1), levels)
+
+
+@dataclass(frozen=True)
+class ToBatch:
+    """Stored bytes to a batch: `from_uint8`, and with `flip` the mirror image instead, with probability 1/2."""
+
+    data_range: tuple[float, float]
+    levels: int
+    dequantize: bool
+    flip: bool
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self.flip:
+            n = len(images)
+            either = torch.cat([images, images.flip(-1)])
+            images = either.index_select(0, torch.arange(n) + n * torch.randint(2, (n,)))
+        return from_uint8(images, self.data_range, self.levels, self.dequantize)
+
+
+class ImageData(ScoreData):
+    """Images kept in memory as bytes; a data set defines `load`, `shape` (C, H, W), and `num_classes` if it has labels.
+
+    Args:
+        batch_size: examples per batch and process.
+        data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
+        flip: mirror training images left to right with probability 1/2.
+        dequantize: add uniform noise within a grey level.
+        num_workers: processes that load; data in memory are quickest with 0.
+
+    Raises:
+        InputError: if the data range is not two increasing numbers.
+    """
+
+    levels: int = 256
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        data_range: Sequence[float] = (0.0, 1.0),
+        flip: bool = False,
+        dequantize: bool = False,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers)
+        require(
+            len(data_range) == 2 and data_range[0] < data_range[1],
+            f"data_range is {list(data_range)}; it must be two increasing numbers, such as [0, 1] or [-1, 1].",
+        )
+        self.data_range = (float(data_range[0]), float(data_range[1]))
+        self.flip = flip
+        self.dequantize = dequantize
+
+    @abstractmethod
+    def load(self) -> Splits:
+        """Reads the images, uint8 (N, C, H, W) with the grey levels spread over 0..255, and their labels."""
+
+    def transform(self, train: bool) -> ToBatch:
+        return ToBatch(self.data_range, self.levels, self.dequantize, flip=self.flip and train)
+
+    def to_reference(self, x: Tensor) -> Tensor:
+        return to_uint8(x, self.data_range, self.levels, dequantized=self.dequantize)
+
+
+class Digits(ImageData):
+    """1797 handwritten digits, 8x8 with 17 grey levels, shipped with the package: 1437 to train on, 360 held out.
+
+    The test set of E. Alpaydin and C. Kaynak's Optical Recognition of Handwritten Digits (UCI, CC BY 4.0), as
+    scikit-learn has it. The split is `split_indices(1797)`, random and not stratified; the classifier behind
+    `DigitFeatures` was trained on the same.
+    """
+
+    shape = (1, 8, 8)
+    num_classes = 10
+    levels = 17
+
+    def load(self) -> Splits:
+        with np.load(Path(__file__).with_name("digits.npz")) as file:
+            images = spread(torch.from_numpy(file["images"]), self.levels).unsqueeze(1)
+            labels = torch.from_numpy(file["labels"]).long()
+        return Splits(*(Examples(images[rows], labels[rows]) for rows in split_indices(len(images))))

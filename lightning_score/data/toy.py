@@ -1,0 +1,133 @@
+"""Toy data of which everything is known: a Gaussian mixture with its density and score at any noise level."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_score.data.base import Examples, ScoreData, Splits, Transform, split_indices
+from lightning_score.utils import expand, require
+
+
+class Mixture:
+    """A mixture of isotropic Gaussians, `p(x) = sum_k w_k N(x; m_k, s_k^2 I)`, also after a noise process.
+
+    With `x_t = alpha x_0 + sigma z` it stays a mixture: means `alpha m_k`, variances `v_k = alpha^2 s_k^2 + sigma^2`.
+    It computes in the precision and on the device of the `x` it is given.
+
+    Args:
+        means: K centres m_k of D coordinates each.
+        stds: K standard deviations s_k.
+        weights: K weights w_k, of any sum; equal if None.
+
+    Raises:
+        InputError: if these do not describe one mixture.
+    """
+
+    def __init__(
+        self, means: Sequence[Sequence[float]], stds: Sequence[float], weights: Sequence[float] | None = None
+    ) -> None:
+        weights = [1.0] * len(means) if weights is None else weights
+        dimensions = {len(mean) for mean in means}
+        require(
+            len(dimensions) == 1 and min(dimensions) >= 1,
+            f"means have {sorted(dimensions)} coordinates; give one mean or more, all with as many (>= 1).",
+        )
+        require(
+            len(means) == len(stds) == len(weights),
+            f"there are {len(means)} means, {len(stds)} stds and {len(weights)} weights; give one of each per mode.",
+        )
+        require(all(std > 0 for std in stds), f"stds are {list(stds)}; each must be positive.")
+        require(all(weight > 0 for weight in weights), f"weights are {list(weights)}; each must be positive.")
+        self.means = torch.tensor(means, dtype=torch.float64)
+        self.stds = torch.tensor(stds, dtype=torch.float64)
+        self.weights = torch.tensor(weights, dtype=torch.float64)
+        self.weights /= self.weights.sum()
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draws `n` independent points, float64 (n, D)."""
+        mode = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.means.shape[1], dtype=torch.float64, generator=generator)
+        return self.means[mode] + self.stds[mode].unsqueeze(-1) * noise
+
+    def log_prob(self, x: Tensor, alpha: Tensor | float = 1.0, sigma: Tensor | float = 0.0) -> Tensor:
+        """Log density of x_t, `log sum_k w_k N(x; alpha m_k, v_k I)`.
+
+        Args:
+            x: points (N, D).
+            alpha: mean factor, a number or (N,).
+            sigma: standard deviation of the noise, a number or (N,).
+
+        Returns:
+            (N,), in nats.
+        """
+        offset, variance = self._components(x, alpha, sigma)
+        return self._log_joint(offset, variance, x).logsumexp(-1)
+
+    def score(self, x: Tensor, alpha: Tensor | float = 1.0, sigma: Tensor | float = 0.0) -> Tensor:
+        """Gradient of `log_prob` in x, `sum_k p(k | x) (alpha m_k - x) / v_k`, (N, D); arguments as for `log_prob`."""
+        offset, variance = self._components(x, alpha, sigma)
+        posterior = self._log_joint(offset, variance, x).softmax(-1)
+        return ((posterior / variance).unsqueeze(-1) * offset).sum(-2)
+
+    def _components(self, x: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+        """`alpha m_k - x`, (N, K, D), and `v_k`, (K,) or (N, K)."""
+        alpha, sigma = expand(torch.as_tensor(alpha), x), expand(torch.as_tensor(sigma), x)
+        offset = alpha.unsqueeze(-1) * self.means.to(x) - x.unsqueeze(-2)
+        return offset, alpha.square() * self.stds.to(x).square() + sigma.square()
+
+    def _log_joint(self, offset: Tensor, variance: Tensor, x: Tensor) -> Tensor:
+        """`log w_k N(x; alpha m_k, v_k I)`, (N, K)."""
+        log_normal = -offset.square().sum(-1) / (2 * variance) - x.shape[-1] / 2 * torch.log(2 * math.pi * variance)
+        return self.weights.to(x).log() + log_normal
+
+
+class GaussianMixture(ScoreData):
+    """Points drawn from a mixture of Gaussians, whose exact density and score are at hand in `mixture`.
+
+    Args:
+        means: centre of each mode.
+        stds: standard deviation of each mode, the same in all directions.
+        weights: weight of each mode; equal if null.
+        num_samples: points drawn, 80 % to train on and 20 % held out.
+        seed: of these draws.
+        batch_size: examples per batch and process.
+        num_workers: processes that load; data in memory are quickest with 0.
+
+    Raises:
+        InputError: if means, stds and weights do not describe one mixture, or there are fewer than 2 points.
+    """
+
+    def __init__(
+        self,
+        means: Sequence[Sequence[float]] = ((-1.2, -0.9), (1.2, -1.0), (1.0, 1.1), (-1.0, 1.2), (0.0, 0.1)),
+        stds: Sequence[float] = (0.25, 0.2, 0.3, 0.15, 0.15),
+        weights: Sequence[float] | None = (0.3, 0.1, 0.3, 0.1, 0.2),
+        num_samples: int = 10000,
+        seed: int = 0,
+        batch_size: int = 128,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers)
+        require(num_samples >= 2, f"num_samples is {num_samples}; it must be at least 2, one of them held out.")
+        self.mixture = Mixture(means, stds, weights)
+        self.shape = (len(means[0]),)
+        self.num_samples = num_samples
+        self.seed = seed
+
+    def load(self) -> Splits:
+        """Draws the points: float32 (N, D), unlabelled."""
+        points = self.mixture.sample(self.num_samples, torch.Generator().manual_seed(self.seed)).float()
+        labels = torch.zeros(self.num_samples, dtype=torch.long)
+        return Splits(*(Examples(points[rows], labels[rows]) for rows in split_indices(self.num_samples)))
+
+    def transform(self, train: bool) -> Transform:
+        return _as_stored
+
+    def to_reference(self, x: Tensor) -> Tensor:
+        return x
+
+
+def _as_stored(points: Tensor) -> Tensor:
+    return points

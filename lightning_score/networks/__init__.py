@@ -1,0 +1,8 @@
+"""Networks: functions of noisy data, a noise label and a class, that know neither process nor parametrization."""
+
+from lightning_score.networks.base import Network
+from lightning_score.networks.layers import FourierEmbedding, NoiseEmbedding, PositionalEmbedding
+from lightning_score.networks.mlp import MLP
+from lightning_score.networks.unet import UNet
+
+__all__ = ["MLP", "FourierEmbedding", "Network", "NoiseEmbedding", "PositionalEmbedding", "UNet"]

@@ -1,0 +1,193 @@
+"""The U-Net of DDPM, from 35.7 million parameters for CIFAR-10 down to a quarter of a million for 8x8 digits."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_score.networks.base import Network
+from lightning_score.networks.layers import (
+    Conditioning,
+    Downsample,
+    NoiseEmbedding,
+    PositionalEmbedding,
+    ResidualBlock,
+    SelfAttention,
+    Upsample,
+    zero,
+)
+from lightning_score.utils import require
+
+
+class Stage(nn.Module):
+    """A residual block, then self-attention where the resolution asks for it.
+
+    Args:
+        inputs: channels of the input.
+        outputs: channels of the output.
+        attend: whether self-attention follows.
+        condition: size of the conditioning vector.
+        groups: groups of the norms.
+        dropout: probability of dropping a feature.
+    """
+
+    def __init__(self, inputs: int, outputs: int, attend: bool, condition: int, groups: int, dropout: float) -> None:
+        super().__init__()
+        self.residual = ResidualBlock(inputs, outputs, condition, groups, dropout)
+        self.attention = SelfAttention(outputs, groups) if attend else nn.Identity()
+
+    def forward(self, h: Tensor, c: Tensor) -> Tensor:
+        return self.attention(self.residual(h, c))
+
+
+class DownLevel(nn.Module):
+    """The stages of one resolution on the way down, then a change to half of it; every output is kept for the way up.
+
+    Args:
+        stages: the level's stages.
+        downsample: the way to the next level; None in the last.
+    """
+
+    def __init__(self, stages: Sequence[Stage], downsample: Downsample | None) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.downsample = downsample
+
+    def forward(self, h: Tensor, c: Tensor) -> list[Tensor]:
+        outputs = []
+        for stage in self.stages:
+            h = stage(h, c)
+            outputs.append(h)
+        return outputs if self.downsample is None else [*outputs, self.downsample(h)]
+
+
+class UpLevel(nn.Module):
+    """The stages of one resolution on the way up, each joined by an output of the way down, then the next resolution.
+
+    Args:
+        stages: the level's stages.
+        upsample: the way to the next level; the identity in the last.
+    """
+
+    def __init__(self, stages: Sequence[Stage], upsample: nn.Module) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.upsample = upsample
+
+    def forward(self, h: Tensor, c: Tensor, kept: list[Tensor]) -> Tensor:
+        for stage in self.stages:
+            h = stage(torch.cat([h, kept.pop()], dim=1), c)
+        return self.upsample(h)
+
+
+class UNet(Network):
+    """The U-Net of DDPM (Ho et al. 2020, appendix B); its defaults are the network for CIFAR-10.
+
+    On the way down each level has `blocks` residual blocks and halves the resolution (the last one does not); in the
+    middle stand a residual block, attention and a residual block; on the way up each level has `blocks + 1` residual
+    blocks, each of which takes in an output of the way down, and doubles the resolution (the last one does not).
+
+    Args:
+        shape: [C, H, W]; H and W must be divisible by 2 to the number of levels minus 1.
+        num_classes: number of classes it can be conditioned on; 0 for none.
+        channels: channels at full resolution; the conditioning vector has four times as many.
+        multipliers: the channels of each level as multiples of `channels`, from full resolution down.
+        blocks: residual blocks per level.
+        attention: the resolutions (heights in pixels) at which self-attention follows each residual block.
+        dropout: probability of dropping a feature inside the residual blocks.
+        groups: groups of the group norms; every level's channels must be divisible by it.
+        embedding: features of the noise label; by default a PositionalEmbedding of width `channels`.
+
+    Raises:
+        InputError: for a shape that is not an image's or cannot be halved that often, channels that do not divide
+            into groups, a resolution for attention that does not occur, or another number out of range.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num_classes: int = 0,
+        channels: int = 128,
+        multipliers: Sequence[int] = (1, 2, 2, 2),
+        blocks: int = 2,
+        attention: Sequence[int] = (16,),
+        dropout: float = 0.1,
+        groups: int = 32,
+        embedding: NoiseEmbedding | None = None,
+    ) -> None:
+        super().__init__(shape, num_classes)
+        _check(shape, channels, multipliers, blocks, attention, dropout, groups)
+        condition = 4 * channels
+        stage = partial(Stage, condition=condition, groups=groups, dropout=dropout)
+        widths = [channels * m for m in multipliers]
+        attends = [shape[1] >> level in attention for level in range(len(widths))]
+
+        self.conditioning = Conditioning(embedding or PositionalEmbedding(channels), condition, num_classes)
+        self.conv_in = nn.Conv2d(shape[0], channels, 3, padding=1)
+
+        kept = [channels]
+        self.down = nn.ModuleList()
+        for level, (width, attend) in enumerate(zip(widths, attends, strict=True)):
+            inputs = [kept[-1]] + [width] * (blocks - 1)
+            downsample = Downsample(width) if level < len(widths) - 1 else None
+            self.down.append(DownLevel([stage(i, width, attend) for i in inputs], downsample))
+            kept += [width] * (blocks + (downsample is not None))
+
+        deepest = widths[-1]
+        self.middle = nn.ModuleList([stage(deepest, deepest, True), stage(deepest, deepest, False)])
+
+        h = deepest
+        self.up = nn.ModuleList()
+        for level, (width, attend) in reversed(list(enumerate(zip(widths, attends, strict=True)))):
+            inputs = [h + kept.pop()] + [width + kept.pop() for _ in range(blocks)]
+            upsample = Upsample(width) if level > 0 else nn.Identity()
+            self.up.append(UpLevel([stage(i, width, attend) for i in inputs], upsample))
+            h = width
+
+        self.norm_out = nn.GroupNorm(groups, channels * multipliers[0], eps=1e-6)
+        self.conv_out = zero(nn.Conv2d(channels * multipliers[0], shape[0], 3, padding=1))
+
+    def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor | None = None) -> Tensor:
+        c = self.conditioning(noise_label, cond)
+        kept = [self.conv_in(x)]
+        for level in self.down:
+            kept += level(kept[-1], c)
+        h = kept[-1]
+        for stage in self.middle:
+            h = stage(h, c)
+        for level in self.up:
+            h = level(h, c, kept)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+def _check(
+    shape: Sequence[int],
+    channels: int,
+    multipliers: Sequence[int],
+    blocks: int,
+    attention: Sequence[int],
+    dropout: float,
+    groups: int,
+) -> None:
+    require(
+        len(shape) == 3, f"shape {list(shape)}: a UNet takes images, [channels, height, width]; use an MLP for points"
+    )
+    require(len(multipliers) > 0 and min(multipliers) > 0, f"multipliers {list(multipliers)}: give positive integers")
+    require(blocks > 0, f"blocks {blocks}: must be positive")
+    require(0 <= dropout < 1, f"dropout {dropout}: must be in [0, 1)")
+    # a group of one channel would subtract the very shift that tells a residual block its noise level
+    require(
+        groups > 0 and channels >= 2 * groups and channels % groups == 0,
+        f"channels {channels}, groups {groups}: channels must be a multiple of groups, at least twice as many",
+    )
+    factor = 2 ** (len(multipliers) - 1)
+    require(
+        shape[1] % factor == 0 and shape[2] % factor == 0,
+        f"shape {list(shape)}: height and width must be divisible by {factor} for {len(multipliers)} levels; "
+        "use fewer multipliers or another size",
+    )
+    heights = [shape[1] >> level for level in range(len(multipliers))]
+    absent = [a for a in attention if a not in heights]
+    require(not absent, f"attention {absent}: no such resolution; choose from {heights}, or [] for none")

@@ -1,0 +1,367 @@
+"""Data modules keep their contract, loading is exactly invertible and quick, the mixture's score is exact."""
+
+import math
+import time
+from inspect import isabstract
+
+import numpy as np
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule, Trainer
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+from torchvision import transforms
+
+from lightning_score.data import (
+    Batches,
+    Digits,
+    Examples,
+    GaussianMixture,
+    ImageData,
+    Mixture,
+    ScoreData,
+    Splits,
+    from_uint8,
+    split_indices,
+    to_uint8,
+)
+from lightning_score.utils import InputError
+
+
+def concrete(cls):
+    """All subclasses of the package that can be built."""
+    for sub in cls.__subclasses__():
+        if not isabstract(sub) and sub.__module__.startswith("lightning_score."):
+            yield sub
+        yield from concrete(sub)
+
+
+DATA = list(concrete(ScoreData))
+RANGES = [(0.0, 1.0), (-1.0, 1.0), (-3.0, 5.0)]
+
+
+class Noise(ImageData):
+    """A data set as a user would write it: 32x32 colour images, unlabelled."""
+
+    shape = (3, 32, 32)
+
+    def load(self):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (2000, *self.shape), dtype=torch.uint8, generator=generator)
+        labels = torch.zeros(2000, dtype=torch.long)
+        return Splits(*(Examples(images[rows], labels[rows]) for rows in split_indices(2000)))
+
+
+# The contract
+
+
+@pytest.mark.parametrize("cls", [*DATA, Noise])
+def test_contract(cls):
+    data = cls(batch_size=64)
+    assert "splits" not in vars(data), "construction must not load"
+    assert (data.data_range is None) == (data.levels is None)
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        x, y = next(iter(loader))
+        assert x.shape == (64, *data.shape) and x.dtype == torch.float32
+        assert y.shape == (64,) and y.dtype == torch.int64
+        assert y.min() >= 0 and y.max() < max(data.num_classes, 1)
+        if data.data_range is not None:
+            assert data.data_range[0] <= x.min() and x.max() <= data.data_range[1]
+
+
+@pytest.mark.parametrize("cls", [*DATA, Noise])
+def test_held_out_passes_through_model_space_unchanged(cls):
+    data = cls(batch_size=100)
+    x = torch.cat([x for x, _ in data.val_dataloader()])
+    stored = data.splits.held_out.x
+    torch.testing.assert_close(data.to_reference(x), stored, rtol=0, atol=0)
+    reference = data.reference()
+    assert len(reference) == len(data.splits.train.x) + len(stored)
+    assert torch.equal(reference[-len(stored) :], stored)
+
+
+@pytest.mark.parametrize("cls", DATA)
+def test_arguments_are_typed_for_the_command_line(cls):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, "data")
+    data = parser.instantiate(parser.parse_args(["--data.batch_size=7"])).data
+    assert data.batch_size == 7 and data.hparams.batch_size == 7
+    with pytest.raises(Exception, match="batch_size"):
+        parser.parse_args(["--data.batch_size=many"])
+
+
+def test_range_from_the_command_line():
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(ScoreData, "data")
+    options = ["--data=lightning_score.data.Digits", "--data.data_range=[-1, 1]", "--data.flip=true"]
+    data = parser.instantiate(parser.parse_args(options)).data
+    assert data.data_range == (-1.0, 1.0) and data.flip
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Digits(batch_size=0), "batch_size is 0"),
+        (lambda: Digits(num_workers=-1), "num_workers is -1"),
+        (lambda: Digits(data_range=(1.0, 1.0)), "data_range"),
+        (lambda: Digits(data_range=(0.0, 0.5, 1.0)), "data_range"),
+        (lambda: Digits(batch_size=1438).train_dataloader(), "batch_size <= 1437"),
+        (lambda: GaussianMixture(num_samples=1), "num_samples is 1"),
+        (lambda: GaussianMixture(stds=[1.0]), "5 means, 1 stds"),
+        (lambda: GaussianMixture(means=[[0.0, 0.0], [1.0]], stds=[1.0, 1.0]), "coordinates"),
+        (lambda: Mixture([], []), "one mean or more"),
+        (lambda: Mixture([[0.0]], [0.0]), "stds"),
+        (lambda: Mixture([[0.0]], [1.0], [-1.0]), "weights"),
+    ],
+)
+def test_bad_input(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+# Loading
+
+
+def test_train_batches_are_shuffled_and_whole():
+    data = Digits(batch_size=100)
+    epochs = [torch.cat([x for x, _ in data.train_dataloader()]) for _ in range(2)]
+    assert len(epochs[0]) == 1400, "14 whole batches of 1437"
+    assert not torch.equal(*epochs)
+    seen = {image.numpy().tobytes() for image in data.to_reference(epochs[0])}
+    distinct = {image.numpy().tobytes() for image in data.splits.train.x}
+    assert seen <= distinct and len(seen) > 1390, "every image at most once"
+
+
+def test_labels_stay_with_their_images():
+    data = Digits(batch_size=128)
+    label = {image.numpy().tobytes(): int(y) for image, y in zip(*data.splits.train, strict=True)}
+    x, y = next(iter(data.train_dataloader()))
+    assert [label[image.numpy().tobytes()] for image in data.to_reference(x)] == y.tolist()
+
+
+def test_flip_mirrors_half_of_the_training_images_only():
+    torch.manual_seed(0)
+    data = Noise(batch_size=1600, flip=True)
+    stored = data.reference().clone()
+    loader = data.train_dataloader()
+    batch = data.to_reference(loader.dataset.__getitems__(range(1600))[0])
+    mirrored = (batch == stored[:1600].flip(-1)).flatten(1).all(1)
+    kept = (batch == stored[:1600]).flatten(1).all(1)
+    assert bool((mirrored ^ kept).all())
+    assert abs(int(mirrored.sum()) - 800) < 5 * math.sqrt(1600) / 2
+    assert torch.equal(data.to_reference(next(iter(data.val_dataloader()))[0]), stored[1600:])
+    assert torch.equal(data.reference(), stored), "augmentation must not touch what is stored"
+
+
+def test_shards_of_two_processes_are_the_whole():
+    data = Digits()
+    batches = Batches(data.splits.held_out, data.transform(train=False))
+    shards = [DistributedSampler(batches, num_replicas=2, rank=rank, shuffle=False) for rank in range(2)]
+    collate_fn = data.val_dataloader().collate_fn
+    loaders = [DataLoader(batches, batch_size=60, sampler=shard, collate_fn=collate_fn) for shard in shards]
+    merged = torch.stack([torch.cat([x for x, _ in loader]) for loader in loaders], dim=1).flatten(0, 1)
+    assert torch.equal(data.to_reference(merged), data.splits.held_out.x)
+
+
+def test_workers_load_the_same():
+    alone, helped = Digits(batch_size=180), Digits(batch_size=180, num_workers=1)
+    for (x, y), (x2, y2) in zip(alone.val_dataloader(), helped.val_dataloader(), strict=True):
+        assert torch.equal(x, x2) and torch.equal(y, y2)
+
+
+def test_a_single_item_is_a_batch_of_one():
+    data = Digits()
+    batches = Batches(data.splits.held_out, data.transform(train=False))
+    assert torch.equal(batches[3][0], batches.__getitems__([3])[0][0]) and batches[3][1] == data.splits.held_out.y[3]
+
+
+class Mean(LightningModule):
+    """The least that can be trained, with a hyper-parameter that data modules have too."""
+
+    def __init__(self, data_range=(5.0, 6.0)):
+        super().__init__()
+        self.save_hyperparameters()
+        self.mean = torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch, _):
+        return (batch[0] - self.mean).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_checkpoint_rebuilds_the_data(tmp_path):
+    trainer = Trainer(
+        max_epochs=1, logger=False, accelerator="cpu", enable_progress_bar=False, default_root_dir=tmp_path
+    )
+    trainer.fit(Mean(), datamodule=Digits(batch_size=200, data_range=(-1, 1)))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    data = Digits.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    assert data.batch_size == 200 and data.data_range == (-1.0, 1.0)
+
+
+def test_twenty_times_quicker_than_image_by_image():
+    class OneByOne(Dataset):
+        transform = transforms.Compose(
+            [transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(0.5, 0.5)]
+        )
+
+        def __len__(self):
+            return len(images)
+
+        def __getitem__(self, index):
+            return self.transform(Image.fromarray(images[index])), 0
+
+    def seconds(loader):
+        start = time.perf_counter()
+        for _ in loader:
+            pass
+        return time.perf_counter() - start
+
+    data = Noise(batch_size=100, flip=True, data_range=(-1, 1))
+    images = data.splits.train.x.permute(0, 2, 3, 1).numpy()
+    one_by_one = DataLoader(OneByOne(), batch_size=100, shuffle=True)
+    ratio = min(seconds(one_by_one) for _ in range(3)) / min(seconds(data.train_dataloader()) for _ in range(10))
+    assert ratio > 20
+
+
+# Bytes and floats
+
+
+def every_level(levels):
+    """One image, (1, 1, 1, levels), that has each grey level once."""
+    return torch.round(torch.arange(levels) * 255 / (levels - 1)).to(torch.uint8).reshape(1, 1, 1, -1)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+@pytest.mark.parametrize("data_range", RANGES)
+def test_every_grey_level_survives(levels, data_range):
+    images = every_level(levels)
+    x = from_uint8(images, data_range, levels)
+    assert x.flatten()[0] == data_range[0] and x.flatten()[-1] == data_range[1]
+    assert torch.equal(to_uint8(x, data_range, levels), images)
+    half_a_level = 0.49 * (data_range[1] - data_range[0]) / (levels - 1)
+    assert torch.equal(to_uint8(x + half_a_level, data_range, levels), images)
+    assert torch.equal(to_uint8(x - half_a_level, data_range, levels), images)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+@pytest.mark.parametrize("data_range", RANGES)
+def test_dequantised_levels_are_uniform_in_their_bin_and_survive(levels, data_range):
+    torch.manual_seed(0)
+    images = every_level(levels).repeat(500, 1, 1, 1)
+    x = from_uint8(images, data_range, levels, dequantize=True)
+    assert torch.equal(to_uint8(x, data_range, levels, dequantized=True), images)
+    offset = (x - data_range[0]) / (data_range[1] - data_range[0]) * levels - torch.arange(levels)
+    assert offset.min() > -1e-3 and offset.max() < 1 + 1e-3
+    deciles = torch.histc(offset, 10, 0, 1) / offset.numel()
+    assert (deciles - 0.1).abs().max() < 5 * math.sqrt(0.1 / offset.numel())
+
+
+def test_values_outside_the_range_are_clamped():
+    x = torch.tensor([-torch.inf, -0.5, 1.5, torch.inf]).reshape(1, 1, 2, 2)
+    assert to_uint8(x, (0, 1)).flatten().tolist() == [0, 0, 255, 255]
+
+
+def test_rounding_not_truncation():
+    assert to_uint8(torch.full((1, 1, 1, 1), 254.6 / 255), (0, 1)).item() == 255
+
+
+def test_nan_is_an_error_that_counts_the_images():
+    x = torch.zeros(5, 1, 2, 2)
+    x[[1, 3], 0, 0] = torch.nan
+    with pytest.raises(InputError, match="2 of 5 images hold NaN"):
+        to_uint8(x, (0, 1))
+
+
+def test_digits_are_scikit_learns():
+    datasets = pytest.importorskip("sklearn.datasets")
+    digits = datasets.load_digits()
+    data = Digits(data_range=(0, 16))
+    x = from_uint8(data.reference(), data.data_range, data.levels)
+    order = np.concatenate(split_indices(1797))
+    np.testing.assert_allclose(x.squeeze(1).numpy(), digits.images[order], atol=1e-5)
+    assert torch.cat([data.splits.train.y, data.splits.held_out.y]).tolist() == digits.target[order].tolist()
+
+
+def test_the_split_is_fixed():
+    train, held_out = split_indices(1797)
+    assert (len(train), len(held_out)) == (1437, 360)
+    assert sorted([*train, *held_out]) == list(range(1797))
+    assert held_out[:4].tolist() == [1442, 455, 584, 147]
+    assert Digits().splits.held_out.y.bincount().min() > 20, "every digit is held out too"
+
+
+# The mixture
+
+MIXTURE = GaussianMixture().mixture
+PAIRS = [(1.0, 0.0), (1.0, 2.0), (0.5, 0.8), (0.0, 1.0)]
+
+
+def test_density_is_that_of_torch():
+    distributions = torch.distributions
+    modes = distributions.MultivariateNormal(
+        0.6 * MIXTURE.means, ((0.6 * MIXTURE.stds) ** 2 + 0.3**2).reshape(-1, 1, 1) * torch.eye(2, dtype=torch.float64)
+    )
+    oracle = distributions.MixtureSameFamily(distributions.Categorical(MIXTURE.weights), modes)
+    x = MIXTURE.sample(100, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(MIXTURE.log_prob(x, alpha=0.6, sigma=0.3), oracle.log_prob(x))
+
+
+@pytest.mark.parametrize(("alpha", "sigma"), PAIRS)
+def test_score_is_the_gradient_of_log_prob(alpha, sigma):
+    x = (3 * torch.randn(50, 2, dtype=torch.float64)).requires_grad_()
+    (gradient,) = torch.autograd.grad(MIXTURE.log_prob(x, alpha, sigma).sum(), x)
+    torch.testing.assert_close(MIXTURE.score(x, alpha, sigma), gradient)
+
+
+def test_each_point_may_have_its_own_time():
+    x = torch.randn(4, 2, dtype=torch.float64)
+    alpha, sigma = torch.tensor(PAIRS, dtype=torch.float64).unbind(-1)
+    for batched, single in ((MIXTURE.score, MIXTURE.score), (MIXTURE.log_prob, MIXTURE.log_prob)):
+        expected = torch.cat([single(x[i : i + 1], *PAIRS[i]) for i in range(4)])
+        torch.testing.assert_close(batched(x, alpha, sigma), expected)
+
+
+@pytest.mark.parametrize(("alpha", "sigma"), PAIRS)
+def test_density_integrates_to_one(alpha, sigma):
+    axis = torch.linspace(-16, 16, 641, dtype=torch.float64)
+    cell = float(axis[1] - axis[0]) ** 2
+    integral = MIXTURE.log_prob(torch.cartesian_prod(axis, axis), alpha, sigma).exp().sum() * cell
+    assert abs(float(integral) - 1) < 1e-9
+
+
+def test_samples_have_the_mixtures_moments():
+    mixture = Mixture([[0.0, 3.0, 1.0], [2.0, -1.0, 0.0]], [0.5, 1.0], [3.0, 1.0])
+    n = 200_000
+    x = mixture.sample(n, torch.Generator().manual_seed(0))
+    mean = mixture.weights @ mixture.means
+    centred = mixture.means - mean
+    within = (mixture.weights * mixture.stds**2).sum() * torch.eye(3)
+    covariance = within + (mixture.weights * centred.T) @ centred
+    torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=0.02)
+    torch.testing.assert_close(torch.cov(x.T), covariance, rtol=0.02, atol=0.02)
+
+
+def test_the_mean_score_of_samples_is_zero():
+    generator = torch.Generator().manual_seed(0)
+    x_0 = MIXTURE.sample(200_000, generator)
+    x_t = 0.7 * x_0 + 0.4 * torch.randn(x_0.shape, dtype=torch.float64, generator=generator)
+    score = MIXTURE.score(x_t, 0.7, 0.4)
+    assert (score.mean(0).abs() < 5 * score.std(0) / math.sqrt(len(score))).all()
+    stein = (score * x_t).sum(-1)
+    assert abs(float(stein.mean()) + 2) < 5 * float(stein.std()) / math.sqrt(len(stein)), "E[score . x] = -D"
+
+
+def test_float32_far_away_stays_finite():
+    x = torch.tensor([[1e3, -1e3]])
+    assert MIXTURE.score(x).dtype == torch.float32
+    assert MIXTURE.score(x).isfinite().all() and MIXTURE.log_prob(x).isfinite().all()
+
+
+def test_toy_points_are_reproducible_and_follow_the_seed():
+    assert torch.equal(GaussianMixture().reference(), GaussianMixture().reference())
+    assert not torch.equal(GaussianMixture(seed=1).reference(), GaussianMixture().reference())
+    assert GaussianMixture(means=[[0.0] * 3], stds=[1.0], weights=None).shape == (3,)

@@ -1,0 +1,370 @@
+"""metrics.csv, and W&B in every situation it may meet: each in a process of its own, with a private environment."""
+
+import csv
+import gzip
+import json
+import math
+import os
+import pty
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+from lightning_score.loggers import SETTINGS, RunCSVLogger
+
+KEY = "k" * 40
+NO_HOME = {"HOME": "/nonexistent", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "WANDB_ERROR_REPORTING": "false"}
+
+
+# metrics.csv
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_rows_stay_when_columns_are_added_and_when_the_run_goes_on(tmp_path):
+    folder = tmp_path / "runs" / "one"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("kept")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        logger = RunCSVLogger(folder)
+        logger.log_metrics({"train/loss": torch.tensor(1.5)}, step=0)
+        assert rows(folder) == [{"step": "0", "train/loss": "1.5"}]  # on disk at once
+        logger.log_metrics({"val/fid_digits": math.nan, "a": 1}, step=1)
+        logger.finalize("failed")
+        RunCSVLogger(folder).log_metrics({"train/loss": 0.5, "b": 2}, step=2)
+        RunCSVLogger(folder).log_metrics({"train/loss": 0.25}, step=3)
+    table = rows(folder)
+    assert [row["train/loss"] for row in table] == ["1.5", "", "0.5", "0.25"]
+    assert table[1]["val/fid_digits"] == "nan" and table[1]["a"] == "1" and table[2]["b"] == "2"
+    assert (folder / "config.yaml").read_text() == "kept"
+
+
+def test_a_trainer_writes_straight_into_the_folder(tmp_path):
+    class Tiny(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.save_hyperparameters({"width": 3})
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def training_step(self, batch, batch_idx):
+            self.log("train/loss", float(batch_idx))
+            return self.weight.sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    logger = RunCSVLogger(tmp_path)
+    trainer = Trainer(accelerator="cpu", logger=logger, max_epochs=1, log_every_n_steps=1, enable_progress_bar=False,
+                      enable_model_summary=False, enable_checkpointing=False)  # fmt: skip
+    trainer.fit(Tiny(), DataLoader(torch.zeros(3, 1)))
+    assert [float(row["train/loss"]) for row in rows(tmp_path)] == [0.0, 1.0, 2.0]
+    assert "width: 3" in (tmp_path / "hparams.yaml").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.csv", "hparams.yaml"}
+    assert Path(trainer.log_dir) == tmp_path
+
+
+# W&B
+
+LOG = """
+import sys
+from pathlib import Path
+from PIL import Image
+from lightning_score.loggers import RunCSVLogger, wandb_logger
+
+folder = Path(sys.argv[1])
+logger = wandb_logger(folder, name="digits")
+csv = RunCSVLogger(folder)
+csv.log_metrics({"train/loss": 0.5}, 3)
+if logger is None:
+    print("none")
+else:
+    logger.log_hyperparams({"model": {"step_size": 2e-5}})
+    logger.log_metrics({"train/loss": 0.5}, 3)
+    Image.new("RGB", (8, 8)).save(folder / "grid.png")
+    logger.log_image("samples", [str(folder / "grid.png")], 3)
+"""
+
+FIT = """
+import sys
+from pathlib import Path
+import torch
+from PIL import Image
+from lightning_score.loggers import RunCSVLogger, wandb_logger
+from lightning.pytorch import LightningModule, Trainer
+
+folder, last = Path(sys.argv[1]), int(sys.argv[2])
+
+class Tiny(LightningModule):
+    def __init__(self, width: int = 3):
+        super().__init__()
+        self.save_hyperparameters()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def training_step(self, batch, batch_idx):
+        assert batch_idx < last
+        self.log_dict({"train/loss": 0.25 * batch_idx, "train/lr": 0.125})
+        return self.weight.sum()
+
+    def on_train_end(self):
+        self.loggers[1].log_image("samples", [Image.new("RGB", (8, 8))], self.global_step)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.125)
+
+trainer = Trainer(accelerator="cpu", logger=[RunCSVLogger(folder), wandb_logger(folder)], max_epochs=1,
+                  log_every_n_steps=1, enable_progress_bar=False, enable_checkpointing=False)
+trainer.fit(Tiny(), torch.utils.data.DataLoader(torch.zeros(3, 1)))
+"""
+
+SEVERAL = """
+import os, signal, sys, time
+from pathlib import Path
+import wandb
+from lightning_score.loggers import wandb_logger
+
+folder = Path(sys.argv[1])
+one = wandb_logger(folder / "one")
+one.log_metrics({"loss": 1.0}, 1)
+two = wandb_logger(folder / "two")
+two.log_metrics({"loss": 2.0}, 1)
+wandb.finish()
+users = wandb.init(mode="offline", dir=str(folder))
+three = wandb_logger(folder / "three")
+assert three.experiment is users
+
+children = [int(child) for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()]
+for child in children:
+    if "wandb-core" in Path(f"/proc/{child}/cmdline").read_text():
+        os.kill(child, signal.SIGKILL)
+time.sleep(0.5)
+for step in range(3):
+    three.log_metrics({"loss": 3.0}, step)
+three.log_hyperparams({"a": 1})
+print("trained on", flush=True)
+"""
+
+
+@dataclass
+class Case:
+    """A script and the situation it runs in."""
+
+    script: str
+    environment: dict[str, str] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
+    stdin: str = "closed"
+
+
+@dataclass
+class Outcome:
+    """What came of it."""
+
+    folder: Path
+    code: int
+    output: str
+    messages: str
+    seconds: float
+
+    def records(self, folder: str = "") -> list[dict]:
+        """The records of the only W&B run in the folder."""
+        (path,) = (self.folder / folder).glob("wandb/*run-*/*.wandb")
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+        return [json.loads(line) for line in lines]
+
+    def said(self) -> list[str]:
+        """The lines that W&B, or we for it, have written."""
+        return [line for line in self.messages.splitlines() if "W&B" in line or "wandb" in line.lower()]
+
+
+class Server(BaseHTTPRequestHandler):
+    """As much of W&B's server as a run needs; it keeps what it is sent."""
+
+    received: list[tuple[str, dict]] = []  # noqa: RUF012
+    uploaded: dict[str, bytes] = {}  # noqa: RUF012
+
+    def do_POST(self) -> None:
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Content-Encoding") == "gzip":
+            content = gzip.decompress(content)
+        if self.path.startswith("/upload/"):
+            self.uploaded[self.path.removeprefix("/upload/")] = content
+            return self.answer({})
+        body = json.loads(content)
+        self.received.append((self.path, body))
+        return self.answer({"data": self.data(body.get("query", ""), body.get("variables", {}))})
+
+    do_PUT = do_POST
+
+    def data(self, query: str, values: dict) -> dict:
+        if "upsertBucket" in query:
+            project = {"id": "p", "name": values.get("project"), "entity": {"id": "e", "name": "somebody"}}
+            bucket = {"id": "b", "name": values.get("name"), "displayName": values.get("displayName"), "config": "{}",
+                      "historyLineCount": 0, "project": project}  # fmt: skip
+            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        if "createRunFiles" in query:
+            url = f"http://{self.headers['Host']}/upload/"
+            files = [{"name": name, "uploadUrl": url + name} for name in values["files"]]
+            return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
+        return {}
+
+    def answer(self, body: dict) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory) -> dict[str, Future]:
+    """Starts all cases, two at a time."""
+    root = tmp_path_factory.mktemp("wandb")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (root / "broken").mkdir()
+    (root / "broken" / "wandb.py").write_text("raise ImportError('broken wandb')")
+    (root / "home").mkdir()
+    (root / "home" / ".cache").touch()  # a file where the cache's folder should be
+    agent = {"WANDB_SWEEP_ID": "sweep1", "WANDB_PROJECT": "theirs", "WANDB_RUN_ID": "trial1", "WANDB_MODE": "offline"}
+    cases = {
+        "fit": Case(FIT, NO_HOME, arguments=("3",)),
+        "failing fit": Case(FIT, NO_HOME, arguments=("2",), stdin="pipe"),
+        "refused": Case(LOG, {**NO_HOME, "WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9",
+                              "WANDB_INIT_TIMEOUT": "2"}),
+        "terminal": Case(LOG, NO_HOME, stdin="terminal"),
+        "broken": Case(LOG, {**NO_HOME, "PYTHONPATH": str(root / "broken")}),
+        "online": Case(LOG, {**NO_HOME, "WANDB_API_KEY": KEY,
+                             "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}"}),
+        "disabled": Case(LOG, {**NO_HOME, "WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}),
+        "sweep": Case(LOG, {**NO_HOME, **agent, "HOME": str(root / "home"), "WANDB_API_KEY": KEY}),
+        "several": Case(SEVERAL, NO_HOME),
+    }  # fmt: skip
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(run, case, root / name) for name, case in cases.items()}
+    server.shutdown()
+
+
+def run(case: Case, folder: Path) -> Outcome:
+    """Runs a case to its end; a prompt would wait for ever on the pipe and on the terminal."""
+    ours, theirs = pty.openpty() if case.stdin == "terminal" else os.pipe()[::-1]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    if case.stdin == "terminal":
+        streams = {"stdout": theirs, "stderr": theirs}
+    begin = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-c", case.script, folder, *case.arguments],
+        stdin=subprocess.DEVNULL if case.stdin == "closed" else theirs,
+        env=case.environment, cwd=folder.parent, text=True, **streams,
+    )  # fmt: skip
+    output, messages = process.communicate(timeout=150)
+    seconds = time.monotonic() - begin
+    if case.stdin == "terminal":
+        output = messages = os.read(ours, 100_000).decode()
+    os.close(ours)
+    os.close(theirs)
+    return Outcome(folder, process.returncode, output, messages, seconds)
+
+
+def test_without_key_and_home_a_run_is_recorded_offline(outcomes):
+    outcome = outcomes["fit"].result()
+    assert outcome.code == 0, outcome.messages
+    records = outcome.records()
+    history = [record["history"]["item"] for record in records if record["type"] == "history"]
+    assert [item["train/loss"] for item in history if "train/loss" in item] == [0.0, 0.25, 0.5]
+    assert [item["train/lr"] for item in history if "train/lr" in item] == [0.125] * 3
+    assert [item["trainer/global_step"] for item in history] == [0, 1, 2, 3]
+    assert {"width": 3} in [record["config"]["update"] for record in records if record["type"] == "config"]
+    image = next(item["samples.filenames"][0] for item in history if "samples.filenames" in item)
+    assert list(outcome.folder.glob(f"wandb/offline-run-*/files/{image}"))
+    assert records[-1]["type"] == "exit" and records[-1]["exit"].get("exit_code", 0) == 0
+    assert [float(row["train/loss"]) for row in rows(outcome.folder)] == [0.0, 0.25, 0.5]
+    (hint,) = outcome.said()
+    assert hint.endswith(
+        f"wandb sync {next(outcome.folder.glob('wandb/offline-run-*')).relative_to(outcome.folder.parent)}"
+    )
+    assert not Path("/nonexistent").exists()
+
+
+def test_a_failing_fit_is_a_failed_run(outcomes):
+    outcome = outcomes["failing fit"].result()
+    assert outcome.code == 1 and "AssertionError" in outcome.messages
+    assert outcome.records()[-1]["exit"]["exit_code"] == 1
+    assert len(rows(outcome.folder)) == 2
+
+
+def test_without_an_answer_from_the_server_a_run_goes_on_offline(outcomes):
+    outcome = outcomes["refused"].result()
+    assert outcome.code == 0 and SETTINGS["init_timeout"] <= 20
+    refusal, hint = outcome.said()
+    assert "connection refused" in refusal and "wandb sync" in hint
+    assert any(record["type"] == "history" for record in outcome.records())
+
+
+def test_a_terminal_is_not_prompted(outcomes):
+    outcome = outcomes["terminal"].result()
+    assert outcome.code == 0
+    assert len(outcome.messages.strip().splitlines()) == 1 and "wandb sync" in outcome.messages
+
+
+def test_a_wandb_that_cannot_be_imported_is_done_without(outcomes):
+    outcome = outcomes["broken"].result()
+    assert outcome.code == 0 and outcome.output == "none\n"
+    assert len(outcome.said()) == 1 and "broken wandb" in outcome.messages
+    assert len(rows(outcome.folder)) == 1
+
+
+def test_with_a_key_a_run_is_online(outcomes):
+    outcome = outcomes["online"].result()
+    assert outcome.code == 0 and len(outcome.said()) == 1 and "/somebody/lightning_score/runs/" in outcome.messages
+    upserts = [body["variables"] for _, body in Server.received if "upsertBucket" in body.get("query", "")]
+    assert upserts[0]["project"] == "lightning_score" and upserts[0]["displayName"] == "digits"
+    assert any("step_size" in (values.get("config") or "") for values in upserts)
+    streamed = [body for path, body in Server.received if path.endswith("/file_stream")]
+    history = [
+        line for body in streamed for line in body.get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
+    ]
+    assert any(json.loads(line).get("train/loss") == 0.5 for line in history)
+    assert any(name.startswith("media/images/samples") for name in Server.uploaded)
+    assert streamed[-1]["complete"] is True and streamed[-1]["exitcode"] == 0
+
+
+def test_wandb_mode_disabled_is_respected(outcomes):
+    outcome = outcomes["disabled"].result()
+    assert outcome.code == 0 and outcome.output == "none\n" and not outcome.said()
+    assert len(rows(outcome.folder)) == 1
+
+
+def test_an_agents_choices_stand_and_an_unusable_cache_is_no_noise(outcomes):
+    outcome = outcomes["sweep"].result()
+    assert outcome.code == 0 and len(outcome.said()) == 1
+    begun = next(record["run"] for record in outcome.records() if record["type"] == "run")
+    assert begun["project"] == "theirs" and begun["run_id"] == "trial1" and not begun.get("display_name")
+
+
+def test_runs_of_one_process_are_apart_and_a_lost_one_does_not_stop_it(outcomes):
+    outcome = outcomes["several"].result()
+    assert outcome.code == 0 and outcome.output == "trained on\n", outcome.messages
+    for name, loss in (("one", 1.0), ("two", 2.0)):
+        records = outcome.records(name)
+        assert [record["history"]["item"]["loss"] for record in records if record["type"] == "history"] == [loss]
+        assert records[-1]["type"] == "exit"
+    assert sum("the run is lost" in line for line in outcome.said()) == 1

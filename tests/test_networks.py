@@ -1,0 +1,328 @@
+"""Networks: what every one of them promises, their parts against their formulas, and the U-Net against diffusers'."""
+
+import inspect
+import math
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_score.networks import MLP, FourierEmbedding, Network, NoiseEmbedding, PositionalEmbedding, UNet
+from lightning_score.utils import InputError
+
+SMALL = {
+    MLP: {"shape": [2], "width": 16, "depth": 2},
+    UNet: {"shape": [2, 4, 12], "channels": 8, "multipliers": [1, 2], "attention": [2], "dropout": 0.0, "groups": 2},
+}
+BATCH = 3
+
+
+def perturb(module: nn.Module) -> nn.Module:
+    """The module with every parameter moved off the value it starts from: no layer is zero any more."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def build(kind: type[Network], num_classes: int = 0, **options) -> Network:
+    torch.manual_seed(0)
+    return perturb(kind(**{**SMALL[kind], "num_classes": num_classes, **options}))
+
+
+def draw(network: Network) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(BATCH, *network.shape, generator=generator), torch.tensor([-1.0, 0.3, 2.0])
+
+
+def subclasses(kind: type) -> list[type]:
+    return [c for child in kind.__subclasses__() for c in [child, *subclasses(child)]]
+
+
+def shipped(kind: type) -> list[type]:
+    return [c for c in subclasses(kind) if c.__module__.startswith("lightning_score") and not inspect.isabstract(c)]
+
+
+def test_every_network_is_tested_here():
+    assert set(shipped(Network)) == set(SMALL)
+
+
+@pytest.fixture(params=list(SMALL), ids=lambda kind: kind.__name__)
+def kind(request) -> type[Network]:
+    return request.param
+
+
+class TestEveryNetwork:
+    def test_output_is_shaped_like_the_input(self, kind):
+        network = build(kind)
+        x, label = draw(network)
+        assert network(x, label).shape == x.shape
+        assert network.shape == tuple(SMALL[kind]["shape"]) and network.num_classes == 0
+
+    def test_starts_from_zero(self, kind):
+        network = kind(**SMALL[kind])
+        x, label = draw(network)
+        assert network(x, label).abs().max() == 0
+
+    def test_gradient_reaches_every_parameter(self, kind):
+        network = build(kind, num_classes=2)
+        x, label = draw(network)
+        network(x, label, torch.tensor([0, 1, 2])).square().sum().backward()
+        assert [n for n, p in network.named_parameters() if p.grad is None or p.grad.abs().max() == 0] == []
+
+    def test_double_precision_agrees_with_single(self, kind):
+        network = build(kind)
+        x, label = draw(network)
+        single = network(x, label)
+        double = network.double()(x.double(), label.double())
+        assert double.dtype == torch.float64
+        torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-5)
+
+    def test_label_of_another_type_is_converted(self, kind):
+        network = build(kind)
+        x, _ = draw(network)
+        label = torch.tensor([1, 5, 900])
+        torch.testing.assert_close(network(x, label), network(x, label.float()))
+        torch.testing.assert_close(network(x, label), network(x, label.double()))
+
+    def test_one_label_serves_the_batch(self, kind):
+        network = build(kind)
+        x, _ = draw(network)
+        torch.testing.assert_close(network(x, torch.tensor(0.7)), network(x, torch.full((BATCH,), 0.7)))
+
+    def test_state_dict_survives_a_file(self, kind, tmp_path):
+        network = build(kind, num_classes=2)
+        x, label = draw(network)
+        torch.save(network.state_dict(), tmp_path / "weights.pt")
+        other = kind(**{**SMALL[kind], "num_classes": 2})
+        other.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+        torch.testing.assert_close(other(x, label), network(x, label), rtol=0, atol=0)
+
+    def test_noise_label_matters(self, kind):
+        network = build(kind)
+        x, label = draw(network)
+        assert (network(x, label) - network(x, label + 0.5)).abs().amin() > 0
+
+    def test_class_matters_and_none_is_no_class(self, kind):
+        network = build(kind, num_classes=2)
+        x, label = draw(network)
+        first, second, none = (network(x, label, torch.full((BATCH,), c)) for c in (0, 1, 2))
+        assert (first - second).abs().max() > 1e-3 and (first - none).abs().max() > 1e-3
+        torch.testing.assert_close(network(x, label), none)
+        torch.testing.assert_close(network(x, label, torch.tensor([0, 1, 2]))[1], second[1])
+
+    def test_network_of_no_classes_ignores_them(self, kind):
+        network = build(kind)
+        x, label = draw(network)
+        assert torch.equal(network(x, label, torch.tensor([4, 0, 9])), network(x, label))
+
+    def test_samples_do_not_depend_on_their_batch_mates(self, kind):
+        network = build(kind, num_classes=2).double()
+        x, label = draw(network)
+        x, cond = x.double(), torch.tensor([0, 1, 2])
+        together = network(x, label, cond)
+        alone = torch.cat([network(x[i : i + 1], label[i : i + 1], cond[i : i + 1]) for i in range(BATCH)])
+        torch.testing.assert_close(together, alone)
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+    def test_has_the_derivatives_of_sliced_score_matching_and_likelihoods(self, kind):
+        """v J v by forward mode equals it by reverse mode, and its gradient by either reaches the parameters."""
+        network = build(kind).double()
+        x, label = (a.double() for a in draw(network))
+        v = torch.randn_like(x)
+        forward = (torch.func.jvp(lambda x: network(x, label), (x,), (v,))[1] * v).sum()
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad((network(leaf, label) * v).sum(), leaf, create_graph=True)
+        reverse = (gradient * v).sum()
+        torch.testing.assert_close(forward, reverse)
+        parameters = [p for name, p in network.named_parameters() if name.endswith("weight")]
+        for one, other in zip(
+            torch.autograd.grad(forward, parameters), torch.autograd.grad(reverse, parameters), strict=True
+        ):
+            torch.testing.assert_close(one, other)
+
+    @pytest.mark.parametrize("embedding", shipped(NoiseEmbedding), ids=lambda e: e.__name__)
+    def test_takes_any_embedding(self, kind, embedding):
+        network = build(kind, embedding=embedding(width=12))
+        x, label = draw(network)
+        assert (network(x, label) - network(x, label + 0.5)).abs().amax() > 1e-3
+
+    @pytest.mark.parametrize("bad", [{"shape": []}, {"num_classes": -1}])
+    def test_refuses(self, kind, bad):
+        with pytest.raises(InputError):
+            kind(**{**SMALL[kind], **bad})
+
+
+@pytest.mark.parametrize(
+    ("kind", "bad", "message"),
+    [
+        (MLP, {"shape": [1, 8, 8]}, "use a UNet for images"),
+        (MLP, {"shape": [0]}, "must be positive"),
+        (MLP, {"width": 0}, "width 0"),
+        (MLP, {"width": 7}, "must be even"),
+        (MLP, {"depth": 0}, "depth 0"),
+        (UNet, {"shape": [2]}, "use an MLP for points"),
+        (UNet, {"shape": [0, 8, 8]}, "must be positive"),
+        (UNet, {"shape": [1, 9, 8]}, "divisible by 2"),
+        (UNet, {"shape": [1, 8, 6], "multipliers": [1, 1, 1]}, "divisible by 4"),
+        (UNet, {"multipliers": []}, "multipliers"),
+        (UNet, {"multipliers": [1, 0]}, "multipliers"),
+        (UNet, {"channels": 0}, "channels 0"),
+        (UNet, {"channels": 5}, "multiple of groups"),
+        (UNet, {"channels": 2}, "at least twice as many"),
+        (UNet, {"groups": 0}, "groups 0"),
+        (UNet, {"blocks": 0}, "blocks 0"),
+        (UNet, {"attention": [16]}, r"choose from \[4, 2\]"),
+        (UNet, {"dropout": 1.0}, "dropout 1.0"),
+    ],
+    ids=str,
+)
+def test_refuses_with_the_fix(kind, bad, message):
+    with pytest.raises(InputError, match=message):
+        kind(**{**SMALL[kind], **bad})
+
+
+class TestEmbeddings:
+    def test_positional_is_its_formula(self):
+        label = torch.tensor([0.0, 1.0, 500.5], dtype=torch.float64)
+        features = PositionalEmbedding(6).double()(label)
+        frequencies = [1.0, 10000**-0.5, 1e-4]
+        expected = [[f(w * c) for f in (math.sin, math.cos) for w in frequencies] for c in label.tolist()]
+        torch.testing.assert_close(features, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-6)
+
+    def test_fourier_is_its_formula(self):
+        embedding = FourierEmbedding(6, scale=3.0, seed=4)
+        label = torch.tensor([0.0, -1.2, 0.7])
+        angles = [[2 * math.pi * w * c for w in embedding.frequencies.tolist()] for c in label.tolist()]
+        expected = [[f(a) for f in (math.sin, math.cos) for a in row] for row in angles]
+        torch.testing.assert_close(embedding(label), torch.tensor(expected), rtol=0, atol=1e-5)
+
+    def test_fourier_frequencies_are_normal_with_the_scale(self):
+        frequencies = FourierEmbedding(20000, scale=3.0).frequencies
+        assert frequencies.mean().abs() < 4 * 3 / 100 and (frequencies.std() / 3 - 1).abs() < 0.03
+        assert (frequencies.abs() < 3).float().mean().sub(0.6827).abs() < 0.02
+
+    def test_fourier_frequencies_follow_the_seed_and_leave_the_global_one(self):
+        torch.manual_seed(0)
+        first = FourierEmbedding(8, seed=1)
+        after = torch.rand(1)
+        torch.manual_seed(0)
+        assert torch.equal(torch.rand(1), after)
+        assert torch.equal(first.frequencies, FourierEmbedding(8, seed=1).frequencies)
+        assert not torch.equal(first.frequencies, FourierEmbedding(8, seed=2).frequencies)
+
+    def test_fourier_frequencies_are_saved_and_not_trained(self):
+        saved = FourierEmbedding(8, seed=1)
+        restored = FourierEmbedding(8, seed=2)
+        restored.load_state_dict(saved.state_dict())
+        assert torch.equal(restored.frequencies, saved.frequencies)
+        assert list(saved.parameters()) == []
+
+    @pytest.mark.parametrize("bad", [{"width": 5}, {"width": 2}, {"scale": 0.0}], ids=str)
+    def test_refuses(self, bad):
+        with pytest.raises(InputError):
+            FourierEmbedding(**bad)
+
+
+class TestUNet:
+    def test_cifar10_parameter_count(self):
+        with torch.device("meta"):
+            network = UNet([3, 32, 32])
+        assert sum(p.numel() for p in network.parameters()) == 35_746_307
+
+    def test_memory_format_changes_nothing(self):
+        network = build(UNet, shape=[2, 8, 8], attention=[4])
+        x, label = draw(network)
+        expected = network(x, label)
+        network = network.to(memory_format=torch.channels_last)
+        last = network(x.contiguous(memory_format=torch.channels_last), label)
+        torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-5)
+
+    def test_every_layer_keeps_channels_last(self):
+        network = build(UNet, shape=[2, 8, 8], attention=[4]).to(memory_format=torch.channels_last)
+        images = []
+        for module in network.modules():
+            module.register_forward_hook(lambda _, inputs, output: images.extend([*inputs, output]))
+        x, label = draw(network)
+        network(x.contiguous(memory_format=torch.channels_last), label)
+        images = [i for i in images if torch.is_tensor(i) and i.ndim == 4]
+        assert len(images) > 50
+        assert all(i.is_contiguous(memory_format=torch.channels_last) for i in images)
+
+    def test_dropout_only_in_training(self):
+        network = build(UNet, dropout=0.5)
+        x, label = draw(network)
+        assert not torch.equal(network(x, label), network(x, label))
+        network.eval()
+        assert torch.equal(network(x, label), network(x, label))
+
+    @pytest.mark.parametrize(
+        ("size", "options"),
+        [
+            (32, {"channels": 32, "multipliers": [1, 2, 2, 2], "blocks": 2, "attention": [16], "groups": 16}),
+            (8, {"channels": 32, "multipliers": [1, 2], "blocks": 1, "attention": [], "groups": 8}),
+            (24, {"channels": 16, "multipliers": [1, 3, 2], "blocks": 3, "attention": [24, 6], "groups": 4}),
+        ],
+        ids=["cifar10", "digits", "uneven"],
+    )
+    def test_equals_diffusers(self, size, options):
+        """The function is that of the authors' network, by way of diffusers' ddpm-cifar10-32, with our weights."""
+        network = build(UNet, **{**options, "shape": [3, size, size]})
+        reference = diffusers_unet(size, **options)
+        reference.load_state_dict({diffusers_name(name): value for name, value in network.state_dict().items()})
+        x, index = torch.randn(BATCH, 3, size, size), torch.tensor([0, 37, 999])
+        with torch.no_grad():
+            ours, theirs = network.eval()(x, index), reference.eval()(x, index).sample
+        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+        eps = [{m.eps for m in n.modules() if isinstance(m, nn.GroupNorm)} for n in (network, reference)]
+        assert eps[0] == eps[1]
+
+
+def diffusers_unet(
+    size: int, channels: int, multipliers: list[int], blocks: int, attention: list[int], groups: int
+) -> nn.Module:
+    """diffusers' network of the same configuration, with the settings of google/ddpm-cifar10-32."""
+    from diffusers import UNet2DModel
+
+    attends = ["Attn" if size >> level in attention else "" for level in range(len(multipliers))]
+    return UNet2DModel(
+        sample_size=size,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=[channels * m for m in multipliers],
+        layers_per_block=blocks,
+        down_block_types=[f"{a}DownBlock2D" for a in attends],
+        up_block_types=[f"{a}UpBlock2D" for a in reversed(attends)],
+        attention_head_dim=None,
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        norm_eps=1e-6,
+        norm_num_groups=groups,
+    )
+
+
+def diffusers_name(name: str) -> str:
+    """The name in diffusers' U-Net of one of our parameters."""
+    for ours, theirs in [
+        (r"conditioning\.linear", "time_embedding.linear_"),
+        (r"down\.(\d+)\.stages", r"down_blocks.\1.stages"),
+        (r"down\.(\d+)\.downsample", r"down_blocks.\1.downsamplers.0"),
+        (r"up\.(\d+)\.stages", r"up_blocks.\1.stages"),
+        (r"up\.(\d+)\.upsample", r"up_blocks.\1.upsamplers.0"),
+        (r"middle\.", "mid_block.stages."),
+        (r"stages\.(\d+)\.residual", r"resnets.\1"),
+        (r"stages\.(\d+)\.attention", r"attentions.\1"),
+        (r"\.shift", ".time_emb_proj"),
+        (r"\.skip", ".conv_shortcut"),
+        (r"\.norm\.", ".group_norm."),
+        (r"\.query", ".to_q"),
+        (r"\.key", ".to_k"),
+        (r"\.value", ".to_v"),
+        (r"\.out\.", ".to_out.0."),
+        (r"norm_out", "conv_norm_out"),
+    ]:
+        name = re.sub(ours, theirs, name)
+    return name
