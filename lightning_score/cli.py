@@ -118,6 +118,13 @@ class ScoreCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """The checkpoint's configuration stands before the arguments already, so that they override it."""
 
+    def before_instantiate_classes(self) -> None:
+        """Checks the options that no constructor sees, and the checkpoint's weights before anything is written."""
+        config = self.config[self.command]
+        for name, least in (("num_samples", 1), ("batch_size", 1), ("seed", 0)):
+            value = config.get(name, least)
+            require(value >= least, f"--{name} {value}: must be at least {least}")
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Makes the folder once model and data are known to fit, then the trainer with its loggers and callbacks."""
         config = self.config_init[self.command]
@@ -172,6 +179,8 @@ class ScoreCLI(LightningCLI):
         evaluate = self.config_init["fit"]["evaluate"]
         if not self.trainer.interrupted and evaluate.validated_at != self.trainer.global_step:
             self.trainer.validate(model, datamodule=datamodule, verbose=False)
+            if self.folder is not None:
+                self.trainer.save_checkpoint(self.folder / "last.ckpt")
         summarize(self.trainer, self.folder, time.monotonic() - start)
 
     def validate(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str) -> None:
@@ -190,8 +199,6 @@ class ScoreCLI(LightningCLI):
         """Draws samples from the checkpoint."""
         self._load(model)
         config = self.config_init["predict"]
-        for option, least in (("num_samples", 1), ("batch_size", 1), ("seed", 0)):
-            require(config[option] >= least, f"--{option} {config[option]}: must be at least {least}")
         numbers = torch.arange(config["num_samples"])
         dataset = TensorDataset(numbers, torch.full_like(numbers, config["seed"]))
         self.trainer.predict(model, DataLoader(dataset, config["batch_size"]), return_predictions=False)

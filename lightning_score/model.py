@@ -1,5 +1,6 @@
 """The LightningModule: nothing mathematical, it only moves the parts around."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
@@ -57,7 +58,7 @@ class ScoreModel(LightningModule):
     ):
         super().__init__()
         torch.set_flush_denormal(True)  # subnormal numbers in the backward pass of small scores cost a factor of six
-        self.save_hyperparameters(logger=False)
+        self._save_plain_hyperparameters()
         require(not conditional or num_classes > 0, "conditional=true: the data have no class labels; set it to false")
         self.shape, self.num_classes, self.conditional = tuple(shape), num_classes, conditional
         self.objective = objective or DenoisingScoreMatching()
@@ -68,6 +69,17 @@ class ScoreModel(LightningModule):
         self.score_function = ScoreFunction(built, process, parametrization or Noise())
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self._loss_sum, self._loss_count = 0.0, 0
+
+    def _save_plain_hyperparameters(self) -> None:
+        """Keeps what the command line was told, so that a checkpoint rebuilds the model. A model built in Python has parts
+        that no checkpoint can hold safely: `load_from_checkpoint(path, network=..., process=..., ...)` is given them again.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`.*")
+            self.save_hyperparameters(logger=False)
+        if "_instantiator" not in self.hparams:
+            for part in self.hparams.keys() - {"shape", "num_classes", "conditional"}:
+                del self.hparams[part]
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The objective's mean over a batch (x, y), a scalar."""

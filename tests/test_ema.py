@@ -237,20 +237,20 @@ def everything(model: Line, ema: EMA) -> tuple:
     return flat(model).tolist(), averages(ema, model).tolist(), ema.updates
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("moment", ["inside", "after"])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, moment):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, moment, accumulate):
+    options = {"accumulate_grad_batches": accumulate, "enable_checkpointing": True}
     whole, whole_ema = Line(), EMA(0.9)
-    fit(whole, whole_ema, max_epochs=4)
+    fit(whole, whole_ema, ModelCheckpoint(tmp_path / "whole"), max_epochs=4, **options)
 
     first = Line()
-    trainer = fit(first, EMA(0.9), ModelCheckpoint(tmp_path, save_last=True), max_epochs=2, enable_checkpointing=True)
-    path = tmp_path / "last.ckpt"
-    if moment == "after":
-        path = tmp_path / "after.ckpt"
-        trainer.save_checkpoint(path)
+    trainer = fit(first, EMA(0.9), ModelCheckpoint(tmp_path, save_last=True), max_epochs=2, **options)
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    path = tmp_path / {"inside": "last.ckpt", "after": "after.ckpt"}[moment]
 
     resumed, ema = Line(), EMA(0.9)
-    fit(resumed, ema, max_epochs=4, ckpt_path=path)
+    fit(resumed, ema, ModelCheckpoint(tmp_path / "resumed"), max_epochs=4, ckpt_path=path, **options)
     assert everything(resumed, ema) == everything(whole, whole_ema)
     assert first.losses + resumed.losses == whole.losses
 
@@ -417,22 +417,19 @@ sys.path.insert(0, "tests")
 from test_ema import EMA, Callback, Line, averages, fit, torch
 
 class Compare(Callback):
-    def on_fit_start(self, trainer, pl_module):
+    def setup(self, trainer, pl_module, stage):
         assert trainer.world_size == 2
+        with torch.no_grad():
+            pl_module.net[0].weight += trainer.global_rank  # DDP makes the ranks equal before they train
 
     def on_train_end(self, trainer, pl_module):
         zero, one = trainer.strategy.all_gather(averages(ema, pl_module).float())
         assert torch.equal(zero, one) and ema.updates == 4, (zero, one, ema.updates)
-        print("equal")
-
-class Unequal(Line):
-    def setup(self, stage):
-        with torch.no_grad():
-            self.net[0].weight += self.global_rank  # DDP makes the ranks equal before they train
+        print("equal", flush=True)
 
 torch.set_num_threads(1)
 ema = EMA(0.9)
-fit(Unequal(), ema, Compare(), strategy="ddp_fork", devices=2)
+fit(Line(), Compare(), ema, strategy="ddp_fork", devices=2)
 """
 
 

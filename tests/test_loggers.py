@@ -1,4 +1,4 @@
-"""metrics.csv, and W&B in every situation it may meet: each in a process of its own, with a private environment."""
+"""metrics.csv, and W&B in every situation it may meet: each in a process and an environment of its own."""
 
 import csv
 import gzip
@@ -9,10 +9,8 @@ import pty
 import subprocess
 import sys
 import threading
-import time
 import warnings
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -23,7 +21,6 @@ from torch.utils.data import DataLoader
 
 from lightning_score.loggers import SETTINGS, RunCSVLogger
 
-KEY = "k" * 40
 NO_HOME = {"HOME": "/nonexistent", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "WANDB_ERROR_REPORTING": "false"}
 
 
@@ -80,35 +77,54 @@ def test_a_trainer_writes_straight_into_the_folder(tmp_path):
 
 # W&B
 
-LOG = """
-import sys
-from pathlib import Path
+START = """
+import gc, json, os, sys
+import lightning_score.torchvision_guard
+import torch, wandb, wandb.sdk.launch
 from PIL import Image
+from lightning.pytorch import LightningModule, Trainer
 from lightning_score.loggers import RunCSVLogger, wandb_logger
 
-folder = Path(sys.argv[1])
+torch.set_num_threads(1)
+gc.freeze()
+names, codes, never = {}, {}, os.pipe()
+
+def finish():
+    pid, status = os.wait()
+    codes[names.pop(pid)] = os.waitstatus_to_exitcode(status)
+
+for case in json.loads(sys.argv[1]):
+    if len(names) == 2:
+        finish()
+    if pid := os.fork():
+        names[pid] = case["name"]
+        continue
+    os.environ.clear()
+    os.environ.update(case["environment"])
+    for stream, path in enumerate(case["streams"]):  # a stdin without a path is a pipe into which nobody writes
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT) if path else never[0], stream)
+    folder = case["folder"]
+    exec(case["script"])
+    break
+else:
+    while names:
+        finish()
+    print(json.dumps(codes))
+"""  # saves eight imports of Lightning; what follows is the script of a case, which ends as a program of its own would
+
+LOG = """
 logger = wandb_logger(folder, name="digits")
-csv = RunCSVLogger(folder)
-csv.log_metrics({"train/loss": 0.5}, 3)
+RunCSVLogger(folder).log_metrics({"train/loss": 0.5}, 3)
 if logger is None:
     print("none")
 else:
     logger.log_hyperparams({"model": {"step_size": 2e-5}})
     logger.log_metrics({"train/loss": 0.5}, 3)
-    Image.new("RGB", (8, 8)).save(folder / "grid.png")
-    logger.log_image("samples", [str(folder / "grid.png")], 3)
+    Image.new("RGB", (8, 8)).save(folder + "/grid.png")
+    logger.log_image("samples", [folder + "/grid.png"], 3)
 """
 
 FIT = """
-import sys
-from pathlib import Path
-import torch
-from PIL import Image
-from lightning_score.loggers import RunCSVLogger, wandb_logger
-from lightning.pytorch import LightningModule, Trainer
-
-folder, last = Path(sys.argv[1]), int(sys.argv[2])
-
 class Tiny(LightningModule):
     def __init__(self, width: int = 3):
         super().__init__()
@@ -116,7 +132,7 @@ class Tiny(LightningModule):
         self.weight = torch.nn.Parameter(torch.ones(1))
 
     def training_step(self, batch, batch_idx):
-        assert batch_idx < last
+        assert batch_idx < LAST
         self.log_dict({"train/loss": 0.25 * batch_idx, "train/lr": 0.125})
         return self.weight.sum()
 
@@ -132,25 +148,22 @@ trainer.fit(Tiny(), torch.utils.data.DataLoader(torch.zeros(3, 1)))
 """
 
 SEVERAL = """
-import os, signal, sys, time
+import signal, time
 from pathlib import Path
-import wandb
-from lightning_score.loggers import wandb_logger
 
-folder = Path(sys.argv[1])
-one = wandb_logger(folder / "one")
+one = wandb_logger(folder + "/one")
 one.log_metrics({"loss": 1.0}, 1)
-two = wandb_logger(folder / "two")
+two = wandb_logger(folder + "/two")
 two.log_metrics({"loss": 2.0}, 1)
 wandb.finish()
-users = wandb.init(mode="offline", dir=str(folder))
-three = wandb_logger(folder / "three")
+users = wandb.init(mode="offline", dir=folder)
+three = wandb_logger(folder + "/three")
 assert three.experiment is users
 
-children = [int(child) for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()]
-for child in children:
+children = " ".join((task / "children").read_text() for task in Path("/proc/self/task").iterdir())
+for child in children.split():
     if "wandb-core" in Path(f"/proc/{child}/cmdline").read_text():
-        os.kill(child, signal.SIGKILL)
+        os.kill(int(child), signal.SIGKILL)
 time.sleep(0.5)
 for step in range(3):
     three.log_metrics({"loss": 3.0}, step)
@@ -160,24 +173,13 @@ print("trained on", flush=True)
 
 
 @dataclass
-class Case:
-    """A script and the situation it runs in."""
-
-    script: str
-    environment: dict[str, str] = field(default_factory=dict)
-    arguments: tuple[str, ...] = ()
-    stdin: str = "closed"
-
-
-@dataclass
 class Outcome:
-    """What came of it."""
+    """What came of a case."""
 
     folder: Path
     code: int
     output: str
     messages: str
-    seconds: float
 
     def records(self, folder: str = "") -> list[dict]:
         """The records of the only W&B run in the folder."""
@@ -235,57 +237,46 @@ class Server(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory) -> dict[str, Future]:
-    """Starts all cases, two at a time."""
-    root = tmp_path_factory.mktemp("wandb")
+def outcomes(tmp_path_factory) -> dict[str, Outcome]:
+    """Runs all cases, two at a time."""
+    root = tmp_path_factory.mktemp("cases")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    (root / "broken").mkdir()
-    (root / "broken" / "wandb.py").write_text("raise ImportError('broken wandb')")
+    terminal, screen = pty.openpty()
     (root / "home").mkdir()
     (root / "home" / ".cache").touch()  # a file where the cache's folder should be
+    key = {"WANDB_API_KEY": "k" * 40}
     agent = {"WANDB_SWEEP_ID": "sweep1", "WANDB_PROJECT": "theirs", "WANDB_RUN_ID": "trial1", "WANDB_MODE": "offline"}
     cases = {
-        "fit": Case(FIT, NO_HOME, arguments=("3",)),
-        "failing fit": Case(FIT, NO_HOME, arguments=("2",), stdin="pipe"),
-        "refused": Case(LOG, {**NO_HOME, "WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9",
-                              "WANDB_INIT_TIMEOUT": "2"}),
-        "terminal": Case(LOG, NO_HOME, stdin="terminal"),
-        "broken": Case(LOG, {**NO_HOME, "PYTHONPATH": str(root / "broken")}),
-        "online": Case(LOG, {**NO_HOME, "WANDB_API_KEY": KEY,
-                             "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}"}),
-        "disabled": Case(LOG, {**NO_HOME, "WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}),
-        "sweep": Case(LOG, {**NO_HOME, **agent, "HOME": str(root / "home"), "WANDB_API_KEY": KEY}),
-        "several": Case(SEVERAL, NO_HOME),
-    }  # fmt: skip
-    with ThreadPoolExecutor(2) as pool:
-        yield {name: pool.submit(run, case, root / name) for name, case in cases.items()}
+        "refused": (LOG, {**key, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "2"}),
+        "fit": (FIT.replace("LAST", "3"), {}),
+        "failing": (FIT.replace("LAST", "2"), {}),
+        "terminal": (LOG, {}),
+        "broken": (f"sys.modules['wandb'] = None\n{LOG}", {}),
+        "online": (LOG, {**key, "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}"}),
+        "disabled": (LOG, {**key, "WANDB_MODE": "disabled"}),
+        "sweep": (LOG, {**key, **agent, "HOME": str(root / "home")}),
+        "several": (SEVERAL, {}),
+    }
+    listed = []
+    for name, (script, environment) in cases.items():
+        streams = [os.ttyname(screen)] * 3 if name == "terminal" else ["", f"{root}/{name}.out", f"{root}/{name}.err"]
+        listed.append({"name": name, "script": script, "environment": NO_HOME | environment, "streams": streams,
+                       "folder": str(root / name)})  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", START, json.dumps(listed)], cwd=root, capture_output=True, text=True,
+                          timeout=200)  # fmt: skip
     server.shutdown()
-
-
-def run(case: Case, folder: Path) -> Outcome:
-    """Runs a case to its end; a prompt would wait for ever on the pipe and on the terminal."""
-    ours, theirs = pty.openpty() if case.stdin == "terminal" else os.pipe()[::-1]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    if case.stdin == "terminal":
-        streams = {"stdout": theirs, "stderr": theirs}
-    begin = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-c", case.script, folder, *case.arguments],
-        stdin=subprocess.DEVNULL if case.stdin == "closed" else theirs,
-        env=case.environment, cwd=folder.parent, text=True, **streams,
-    )  # fmt: skip
-    output, messages = process.communicate(timeout=150)
-    seconds = time.monotonic() - begin
-    if case.stdin == "terminal":
-        output = messages = os.read(ours, 100_000).decode()
-    os.close(ours)
-    os.close(theirs)
-    return Outcome(folder, process.returncode, output, messages, seconds)
+    assert done.returncode == 0, done.stderr
+    (root / "terminal.out").touch()
+    (root / "terminal.err").write_bytes(os.read(terminal, 100_000))
+    return {
+        name: Outcome(root / name, code, *((root / f"{name}.{end}").read_text() for end in ("out", "err")))
+        for name, code in json.loads(done.stdout).items()
+    }
 
 
 def test_without_key_and_home_a_run_is_recorded_offline(outcomes):
-    outcome = outcomes["fit"].result()
+    outcome = outcomes["fit"]
     assert outcome.code == 0, outcome.messages
     records = outcome.records()
     history = [record["history"]["item"] for record in records if record["type"] == "history"]
@@ -298,21 +289,20 @@ def test_without_key_and_home_a_run_is_recorded_offline(outcomes):
     assert records[-1]["type"] == "exit" and records[-1]["exit"].get("exit_code", 0) == 0
     assert [float(row["train/loss"]) for row in rows(outcome.folder)] == [0.0, 0.25, 0.5]
     (hint,) = outcome.said()
-    assert hint.endswith(
-        f"wandb sync {next(outcome.folder.glob('wandb/offline-run-*')).relative_to(outcome.folder.parent)}"
-    )
+    (run,) = outcome.folder.glob("wandb/offline-run-*")
+    assert hint.endswith(f"wandb sync {run.relative_to(outcome.folder.parent)}")
     assert not Path("/nonexistent").exists()
 
 
 def test_a_failing_fit_is_a_failed_run(outcomes):
-    outcome = outcomes["failing fit"].result()
+    outcome = outcomes["failing"]
     assert outcome.code == 1 and "AssertionError" in outcome.messages
     assert outcome.records()[-1]["exit"]["exit_code"] == 1
     assert len(rows(outcome.folder)) == 2
 
 
 def test_without_an_answer_from_the_server_a_run_goes_on_offline(outcomes):
-    outcome = outcomes["refused"].result()
+    outcome = outcomes["refused"]
     assert outcome.code == 0 and SETTINGS["init_timeout"] <= 20
     refusal, hint = outcome.said()
     assert "connection refused" in refusal and "wandb sync" in hint
@@ -320,48 +310,46 @@ def test_without_an_answer_from_the_server_a_run_goes_on_offline(outcomes):
 
 
 def test_a_terminal_is_not_prompted(outcomes):
-    outcome = outcomes["terminal"].result()
+    outcome = outcomes["terminal"]
     assert outcome.code == 0
     assert len(outcome.messages.strip().splitlines()) == 1 and "wandb sync" in outcome.messages
 
 
 def test_a_wandb_that_cannot_be_imported_is_done_without(outcomes):
-    outcome = outcomes["broken"].result()
+    outcome = outcomes["broken"]
     assert outcome.code == 0 and outcome.output == "none\n"
-    assert len(outcome.said()) == 1 and "broken wandb" in outcome.messages
+    assert len(outcome.said()) == 1 and "import of wandb halted" in outcome.messages
     assert len(rows(outcome.folder)) == 1
 
 
 def test_with_a_key_a_run_is_online(outcomes):
-    outcome = outcomes["online"].result()
+    outcome = outcomes["online"]
     assert outcome.code == 0 and len(outcome.said()) == 1 and "/somebody/lightning_score/runs/" in outcome.messages
     upserts = [body["variables"] for _, body in Server.received if "upsertBucket" in body.get("query", "")]
     assert upserts[0]["project"] == "lightning_score" and upserts[0]["displayName"] == "digits"
     assert any("step_size" in (values.get("config") or "") for values in upserts)
     streamed = [body for path, body in Server.received if path.endswith("/file_stream")]
-    history = [
-        line for body in streamed for line in body.get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
-    ]
-    assert any(json.loads(line).get("train/loss") == 0.5 for line in history)
+    lines = [line for body in streamed for line in body["files"].get("wandb-history.jsonl", {}).get("content", [])]
+    assert any(json.loads(line).get("train/loss") == 0.5 for line in lines)
     assert any(name.startswith("media/images/samples") for name in Server.uploaded)
     assert streamed[-1]["complete"] is True and streamed[-1]["exitcode"] == 0
 
 
 def test_wandb_mode_disabled_is_respected(outcomes):
-    outcome = outcomes["disabled"].result()
+    outcome = outcomes["disabled"]
     assert outcome.code == 0 and outcome.output == "none\n" and not outcome.said()
     assert len(rows(outcome.folder)) == 1
 
 
 def test_an_agents_choices_stand_and_an_unusable_cache_is_no_noise(outcomes):
-    outcome = outcomes["sweep"].result()
+    outcome = outcomes["sweep"]
     assert outcome.code == 0 and len(outcome.said()) == 1
     begun = next(record["run"] for record in outcome.records() if record["type"] == "run")
     assert begun["project"] == "theirs" and begun["run_id"] == "trial1" and not begun.get("display_name")
 
 
 def test_runs_of_one_process_are_apart_and_a_lost_one_does_not_stop_it(outcomes):
-    outcome = outcomes["several"].result()
+    outcome = outcomes["several"]
     assert outcome.code == 0 and outcome.output == "trained on\n", outcome.messages
     for name, loss in (("one", 1.0), ("two", 2.0)):
         records = outcome.records(name)

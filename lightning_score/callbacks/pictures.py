@@ -45,7 +45,7 @@ def figure_picture(figure) -> Image.Image:
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return Image.fromarray(canvas.buffer_rgba()).convert("RGB")
+    return Image.frombytes("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
 
 
 def publish(trainer: Trainer, key: str, picture: Image.Image, caption: str) -> Path:

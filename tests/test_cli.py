@@ -1,0 +1,269 @@
+"""The command line as its users meet it: fit, then everything from the checkpoint alone, and clear errors."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from lightning_score import ScoreModel
+from lightning_score.__main__ import HELP
+from lightning_score.arguments import find_config, shipped_configs
+from lightning_score.cli import COMMANDS, run
+from lightning_score.utils import InputError
+
+CONFIGS = sorted(str(path.relative_to(shipped_configs()).with_suffix("")) for path in shipped_configs().rglob("*.yaml"))
+QUICK = ["--samples.num_samples=9", "--evaluate.num_samples=40", "--model.sampler.steps=2"]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a short run of configs/ncsn.yaml, made once."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        options = ["--trainer.max_steps=30", "--trainer.val_check_interval=20", "--trainer.log_every_n_steps=5"]
+        assert run(["fit", "--config", "ncsn", f"--runs={folder}/runs", *options, *QUICK]) == 0
+    return folder / "runs" / "ncsn" / "latest"
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_shipped_config_survives_a_fast_dev_run(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(["fit", "--config", config, "--trainer.fast_dev_run=true"]) == 0
+    assert not list(tmp_path.iterdir()), "a fast_dev_run leaves nothing behind"
+
+
+@pytest.mark.parametrize("name", ["ncsn", "ncsn.yaml", "configs/ncsn.yaml"])
+def test_configs_are_found_by_short_names(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config(name) == shipped_configs() / "ncsn.yaml"
+    Path("ncsn.yaml").write_text("{}")
+    assert find_config("ncsn.yaml") == Path("ncsn.yaml"), "a file of the user's comes first"
+
+
+def test_a_run_has_its_folder(trained):
+    assert {"config.yaml", "metrics.csv", "last.ckpt", "best.ckpt", "samples"} <= {p.name for p in trained.iterdir()}
+    assert trained.is_symlink() and trained.resolve().parent == trained.parent.resolve()
+    assert sorted(p.name for p in (trained / "samples").iterdir()) == ["step_0000020.png", "step_0000030.png"]
+    picture = Image.open(trained / "samples" / "step_0000030.png")
+    assert picture.mode == "L" and min(picture.size) >= 3 * 32
+
+
+def test_metrics_have_their_names(trained):
+    rows = list(csv.DictReader((trained / "metrics.csv").open()))
+    logged = {key for row in rows for key, value in row.items() if value}
+    assert {"train/loss", "train/lr", "val/loss", "val/fid_digits", "val/fid_digits_floor", "val/fid_digits_n"} <= logged
+    losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
+    assert losses[-1] < losses[0]
+    evaluations = [row for row in rows if row["val/fid_digits"]]
+    assert len(evaluations) == 2 and float(evaluations[-1]["val/nfe"]) == 20, "the last weights are measured too"
+
+
+def test_the_checkpoint_alone_rebuilds_the_model(trained):
+    torch.load(trained / "last.ckpt", weights_only=True)
+    model = ScoreModel.load_from_checkpoint(trained / "last.ckpt", weights_only=True)
+    assert model.sampler.steps == 2 and model.shape == (1, 8, 8)
+    samples = model.sample(5, seed=3)
+    assert samples.shape == (5, 1, 8, 8)
+    torch.testing.assert_close(samples[2:4], torch.stack([model.draw([k], 3).x[0] for k in (2, 3)]))
+
+
+def test_predict_writes_a_grid_and_an_array(trained, tmp_path, capsys):
+    output = tmp_path / "out"
+    arguments = ["predict", f"--ckpt_path={trained}/last.ckpt", "--num_samples=64", f"--output={output}"]
+    assert run([*arguments, "--batch_size=40"]) == 0
+    arrays = np.load(output / "samples.npz")
+    assert arrays["images"].shape == (64, 8, 8, 1) and arrays["images"].dtype == np.uint8
+    model = ScoreModel.load_from_checkpoint(trained / "last.ckpt", weights_only=True)
+    np.testing.assert_allclose(arrays["x"], model.sample(64, seed=0).numpy(), rtol=1e-4, atol=1e-4)
+    assert Image.open(output / "samples.png").size == (8 * 34 + 2, 8 * 34 + 2)
+    assert "samples.png" in capsys.readouterr().out
+    assert run(arguments) == 2, "nothing is overwritten"
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_evaluation_needs_the_checkpoint_alone(command, trained, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert run([command, f"--ckpt_path={trained}/last.ckpt", f"--output={output}"]) == 0
+    prefix = "val" if command == "validate" else "test"
+    (row,) = csv.DictReader((output / "metrics.csv").open())
+    training = [r for r in csv.DictReader((trained / "metrics.csv").open()) if r["val/fid_digits"]][-1]
+    assert float(row[f"{prefix}/fid_digits"]) == pytest.approx(float(training["val/fid_digits"]), rel=1e-3)
+    assert float(row[f"{prefix}/loss"]) == pytest.approx(float(training["val/loss"]), rel=1e-4)
+    assert "real data against real data" in capsys.readouterr().out
+
+
+def test_options_override_the_checkpoint(trained, tmp_path):
+    for name, options, nfe in (
+        ("a", ["--model.sampler.steps=3"], 30),
+        ("b", ["--model.sampler=PredictorCorrector", "--model.sampler.corrector=Langevin", "--model.sampler.grid=Table"], 19),
+    ):
+        arguments = ["predict", f"--ckpt_path={trained}/last.ckpt", "--num_samples=4", f"--output={tmp_path / name}"]
+        assert run([*arguments, *options]) == 0
+        assert float(np.load(tmp_path / name / "samples.npz")["nfe"]) == nfe
+
+
+def test_a_ddpm_checkpoint_samples_with_annealed_langevin(tmp_path):
+    quick = ["--trainer.max_steps=2", "--trainer.val_check_interval=100", "--samples.num_samples=0"]
+    quick += ["--evaluate.features=null", "--model.process.steps=50", "--model.process.beta_max=0.2"]
+    assert run(["fit", "--config=ddpm", f"--runs={tmp_path}", *quick]) == 0
+    options = ["--model.sampler=AnnealedLangevin", "--model.sampler.steps=1", "--model.sampler.step_size=1.0e-5"]
+    output, checkpoint = tmp_path / "out", tmp_path / "ddpm" / "latest" / "last.ckpt"
+    assert run(["predict", f"--ckpt_path={checkpoint}", f"--output={output}", "--num_samples=4", *options]) == 0
+    assert float(np.load(output / "samples.npz")["nfe"]) == 50
+
+
+def test_resuming_goes_on_from_the_step_of_the_checkpoint(trained, tmp_path):
+    arguments = ["fit", f"--ckpt_path={trained}/last.ckpt", f"--runs={tmp_path}", "--trainer.max_steps=40"]
+    assert run([*arguments, "--trainer.val_check_interval=40", "--trainer.check_val_every_n_epoch=null"]) == 0
+    assert torch.load(tmp_path / "ncsn" / "latest" / "last.ckpt", weights_only=True)["global_step"] == 40
+
+
+def test_the_run_config_reproduces_the_run(trained, tmp_path):
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["model"]["sampler"]["init_args"]["steps"] == 2 and config["name"] == "ncsn"
+    assert run(["fit", f"--config={trained}/config.yaml", f"--runs={tmp_path}", "--trainer.max_steps=30"]) == 0
+    mine, theirs = (torch.load(p / "last.ckpt", weights_only=True) for p in (tmp_path / "ncsn/latest", trained))
+    for name, value in theirs["current_model_state"].items():
+        torch.testing.assert_close(mine["current_model_state"][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_bare_help_lists_the_commands_without_importing_torch():
+    code = "import sys, lightning_score.__main__ as m; sys.argv[1:] = ['--help']; m.main(); print('torch' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output == HELP + "False\n"
+    listed = [line.split()[0] for line in HELP.split("commands:\n")[1].split("\n\n")[0].splitlines()]
+    assert tuple(listed) == COMMANDS
+    assert all(f" {name}" in HELP.splitlines()[-1] for name in CONFIGS if "/" not in name)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_the_options_of_the_command(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run([command, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and "--ema.decay" in text and "--ckpt_path" in text
+    assert ("--num_samples" in text.split()) == (command == "predict")
+
+
+class TestBadInput:
+    """Each mistake: exit code 2, one line that names the value, and no run folder."""
+
+    def expect(self, arguments, *words):
+        try:
+            code = run(arguments)
+        except SystemExit as stop:
+            code = stop.code
+        lines = self.capsys.readouterr().err.splitlines()
+        assert code == 2, lines
+        (line,) = [line for line in lines if line.startswith("error: ")]
+        assert all(word in line for word in words), line
+        assert not Path("runs").exists(), "a failed start leaves no run behind"
+
+    @pytest.fixture(autouse=True)
+    def inside(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        self.capsys = capsys
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (["--trainer.max_step=3"], ["trainer.max_step", "Did you mean trainer.max_steps"]),
+            (["--model.sampler.step_siz=3"], ["step_siz", "Did you mean", "step_size"]),
+            (["--model.sampler.step_size=abc"], ["step_size", "abc", "float"]),
+            (["--model.sampler.step_size=-1.0"], ["step_size=-1.0", "above 0"]),
+            (["--model.sampler.step_size=0.5"], ["step_size=0.5", "diverges", "0.0002"]),
+            (["--model.sampler.steps=0"], ["steps=0", "at least one"]),
+            (["--model.process.sigma_min=2.0"], ["sigma_min=2.0", "sigma_min < sigma_max"]),
+            (["--model.process.levels=0"], ["levels=0"]),
+            (["--model.process=VP"], ["VP is a continuous process", "BetaTable"]),
+            (["--model.process=Foo"], ["model.process=Foo", "BetaTable, Cosine, SigmaTable, SubVP, VE, VP"]),
+            (["--model.sampler.grid=Foo"], ["Foo", "Geometric, Karras, Table, Uniform"]),
+            (["--model.network.channels=33"], ["channels 33"]),
+            (["--model.network=MLP"], ["MLP"]),
+            (["--data.batch_size=5000"], ["batch_size is 5000", "1437"]),
+            (["--data.data_range=[1,0]"], ["data_range"]),
+            (["--ema.decay=1.5"], ["decay", "1.5"]),
+            (["--evaluate.num_samples=1"], ["num_samples=1"]),
+            (["--model.sampler=PredictorCorrector", "--model.sampler.denoise=Tweedie", "--model.sampler.grid=Table"], ["Tweedie"]),
+        ],
+    )
+    def test_fit(self, options, words):
+        self.expect(["fit", "--config", "ncsn", *options], *words)
+
+    def test_unknown_config(self):
+        self.expect(["fit", "--config", "nscn"], "nscn", "ncsn")
+
+    def test_no_config(self):
+        self.expect(["fit"], "model.network", "--config ncsn")
+
+    def test_unknown_command(self):
+        self.expect(["sampel"], "sampel", "predict")
+
+    @pytest.mark.parametrize("command", ["validate", "test", "predict"])
+    def test_no_checkpoint(self, command):
+        self.expect([command], "--ckpt_path")
+
+    def test_an_output_folder_that_cannot_be_written(self):
+        Path("file").write_text("")
+        self.expect(["fit", "--config", "ncsn", "--runs=file/runs"], "file/runs", "cannot be written")
+
+    def test_checkpoints(self, trained):
+        whole = (trained / "last.ckpt").read_bytes()
+        Path("half.ckpt").write_bytes(whole[: len(whole) // 2])
+        Path("text.ckpt").write_text("hello")
+        torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.6"}, "other.ckpt")
+        for path, word in (
+            ("none.ckpt", "no such file"),
+            (".", "folder"),
+            ("half.ckpt", "truncated"),
+            ("text.ckpt", "truncated"),
+            ("other.ckpt", "another model"),
+        ):
+            self.expect(["predict", f"--ckpt_path={path}"], path, word)
+
+    def test_a_checkpoint_that_would_run_code_does_not(self):
+        class Hostile:
+            def __reduce__(self):
+                return os.mkdir, ("owned",)
+
+        torch.save({"state_dict": {}, "config": Hostile()}, "hostile.ckpt")
+        self.expect(["predict", "--ckpt_path=hostile.ckpt"], "hostile.ckpt")
+        assert not Path("owned").exists()
+
+    def test_weights_that_do_not_fit_the_options(self, trained):
+        arguments = [f"--ckpt_path={trained}/last.ckpt", "--output=out"]
+        self.expect(["predict", *arguments, "--model.network.channels=64"], "size mismatch")
+
+    @pytest.mark.parametrize("option", ["num_samples=0", "batch_size=0", "seed=-1"])
+    def test_predict(self, option, trained):
+        self.expect(["predict", f"--ckpt_path={trained}/last.ckpt", "--output=out", f"--{option}"], option.split("=")[0])
+        assert not Path("out").exists()
+
+
+def test_a_bug_is_not_hidden_as_a_mistake(monkeypatch):
+    import lightning_score.cli as cli
+
+    def broken(arguments):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_run", broken)
+    with pytest.raises(ZeroDivisionError):
+        run(["fit"])
+
+
+def test_input_error_is_a_value_error():
+    assert issubclass(InputError, ValueError)
