@@ -129,17 +129,19 @@ def wandb_logger(
     try:
         import wandb
 
-        (folder / "wandb").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not _writable(folder):
+            raise PermissionError(f"{folder} cannot be written")
         _redirect_unwritable(folder / "wandb")
         defaults = {key: os.environ.get(f"WANDB_{key.upper()}", value) for key, value in SETTINGS.items()}
         if wandb.setup(wandb.Settings(**defaults)).settings.mode == "disabled":
             return None
-        run = _users_run() or _begin(folder, project, name)
+        logger = WandbRunLogger(_users_run() or _begin(folder, project, name), folder)
     except Exception as error:
         _say(f"cannot work here ({_reason(error)}); the metrics are in metrics.csv.")
         return None
-    logger = WandbRunLogger(run, folder)
-    _say(f"offline; to upload this run: {logger.sync_command}" if logger.sync_command else str(run.url))
+    offline = f"offline; to upload this run: {logger.sync_command}"
+    _say(offline if logger.sync_command else str(logger.experiment.url))
     return logger
 
 

