@@ -2,6 +2,8 @@
 checkpoint holds, and errors of one line.
 """
 
+import lightning_score.torchvision_guard  # noqa: F401
+
 import difflib
 import inspect
 import re
@@ -12,9 +14,6 @@ from typing import Any, NoReturn, get_args, get_type_hints
 
 import torch
 import yaml
-
-import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
-
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_score.data import ScoreData
@@ -45,9 +44,7 @@ def find_config(name: str) -> Path:
     shipped = shipped_configs() / f"{short}.yaml"
     if shipped.is_file():
         return shipped
-    known = sorted(
-        str(file.relative_to(shipped_configs()).with_suffix("")) for file in shipped_configs().rglob("*.yaml")
-    )
+    known = sorted(str(file.relative_to(shipped_configs()).with_suffix("")) for file in shipped_configs().rglob("*.yaml"))
     raise InputError(f"--config {name}: there is no such file, nor a shipped config of this name ({', '.join(known)})")
 
 

@@ -1,5 +1,7 @@
 """The command line: LightningCLI with run folders, checkpoints that stand for themselves, and sampling."""
 
+import lightning_score.torchvision_guard
+
 import logging
 import os
 import sys
@@ -11,9 +13,6 @@ from typing import Any
 
 import torch
 import yaml
-
-import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
-
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -99,17 +98,11 @@ class ScoreCLI(LightningCLI):
         if self.command == "fit":
             parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
             return
-        parser.add_argument(
-            "--output", type=str, help="Folder for the results; a new one beside the checkpoint by default."
-        )
+        parser.add_argument("--output", type=str, help="Folder for the results; a new one beside the checkpoint by default.")
         if self.command == "predict":
             parser.add_argument("--num_samples", type=int, default=64, help="Number of samples.")
-            parser.add_argument(
-                "--seed", type=int, default=0, help="Seed of the samples; sample k is the same in any run."
-            )
-            parser.add_argument(
-                "--batch_size", type=int, default=1024, help="Samples drawn at once; more need more memory."
-            )
+            parser.add_argument("--seed", type=int, default=0, help="Seed of the samples; sample k is the same in any run.")
+            parser.add_argument("--batch_size", type=int, default=1024, help="Samples drawn at once; more need more memory.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Parses the given arguments, which are those of the command line with the checkpoint's before them."""
@@ -145,9 +138,7 @@ class ScoreCLI(LightningCLI):
             best = ModelCheckpoint(self.folder, "best", monitor, save_last=True, enable_version_counter=False)
             callbacks.append(best)
         loggers = self._make_loggers(settings["logger"])
-        return super().instantiate_trainer(
-            default_root_dir=str(self.folder), callbacks=callbacks, logger=loggers, **kwargs
-        )
+        return super().instantiate_trainer(default_root_dir=str(self.folder), callbacks=callbacks, logger=loggers, **kwargs)
 
     def _make_folder(self, config: Any) -> Path:
         if "LOCAL_RANK" in os.environ and FOLDER_VARIABLE in os.environ:

@@ -1,6 +1,6 @@
 """Where a run's metrics go: `metrics.csv` in its folder always, Weights & Biases whenever it can."""
 
-import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
+import lightning_score.torchvision_guard  # noqa: F401
 
 import csv
 import os
@@ -105,9 +105,7 @@ class WandbRunLogger(WandbLogger):
             _say(f"the run is lost ({_reason(error)}); training goes on, with its metrics in metrics.csv.")
 
 
-def wandb_logger(
-    folder: str | Path, project: str = "lightning_score", name: str | None = None
-) -> WandbRunLogger | None:
+def wandb_logger(folder: str | Path, project: str = "lightning_score", name: str | None = None) -> WandbRunLogger | None:
     """Begins a W&B run: online with an API key, else offline in the run's folder; never a prompt, a hang or a crash.
 
     Without an answer from the server within 15 seconds the run is offline too. `WANDB_MODE` decides where it is set,

@@ -1,16 +1,15 @@
 """The LightningModule: nothing mathematical, it only moves the parts around."""
 
+import lightning_score.torchvision_guard  # noqa: F401
+
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
-
-import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
-
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
 
 from lightning_score.networks import Network
 from lightning_score.objective import DenoisingScoreMatching, Objective

@@ -89,10 +89,7 @@ class Parametrization(ABC):
     def __call__(self, process: NoiseProcess, t: Tensor) -> Coefficients:
         """The coefficients at times `t` of any shape."""
         alpha, sigma = process.alpha(t), process.sigma(t)
-        if self.data_std is None:
-            c_in = torch.ones_like(t)
-        else:
-            c_in = (alpha**2 * self.data_std**2 + sigma**2).rsqrt()
+        c_in = torch.ones_like(t) if self.data_std is None else (alpha**2 * self.data_std**2 + sigma**2).rsqrt()
         return Coefficients(c_in, *self.skip_out(alpha, sigma), self.noise_label(process, t))
 
 

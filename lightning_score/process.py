@@ -21,12 +21,11 @@ def _derivative(function, t: Tensor) -> Tensor:
 class NoiseProcess(nn.Module, ABC):
     """A linear-Gaussian noise process, given by `log_alpha(t)` and `sigma(t)` alone.
 
-    Times are floating-point tensors of any shape; every coefficient has the shape and precision of its time.
-    A process has no parameters; tables are buffers that follow the device and keep their precision.
+    Times are floating-point tensors of any shape; every coefficient has the shape and precision of its time. `t_min` is
+    the smallest time at which the score is trained and sampled, unless told otherwise.
     """
 
     t_min: float = 1e-5
-    """The smallest time at which the score is trained and sampled, unless told otherwise."""
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> Tensor:
@@ -204,7 +203,7 @@ class Cosine(VariancePreserving):
     process stands still.
 
     Args:
-        offset: keeps the noise near t = 0 from vanishing too fast (the paper's s).
+        offset: the paper's s, which keeps the noise near t = 0 from vanishing too fast.
         t_max: the time after which nothing changes, below 1.
     """
 

@@ -1,9 +1,9 @@
 """What a run tells its user in the terminal: what it is about to do, and what came out."""
 
+import lightning_score.torchvision_guard  # noqa: F401
+
 import shlex
 from pathlib import Path
-
-import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -41,9 +41,7 @@ def summarize(trainer: Trainer, folder: Path | None, seconds: float) -> None:
         print(f"  {name:<12} {value}")
     for evaluation in evaluations(trainer):
         print(f"  {evaluation.metric:<12} {sentence(evaluation)}")
-    print(
-        f"\nnext: python -m lightning_score predict --ckpt_path {shlex.quote(str(latest / 'last.ckpt'))} --num_samples 64"
-    )
+    print(f"\nnext: python -m lightning_score predict --ckpt_path {shlex.quote(str(latest / 'last.ckpt'))} --num_samples 64")
 
 
 @rank_zero_only

@@ -1,6 +1,6 @@
 """Every subclass once, so that tests that loop over them cover a newcomer by its existence; and exact scores."""
 
-import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
+import lightning_score.torchvision_guard  # noqa: F401
 
 import inspect
 

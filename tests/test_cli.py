@@ -19,6 +19,7 @@ from lightning_score.cli import COMMANDS, run
 from lightning_score.utils import InputError
 
 CONFIGS = sorted(str(path.relative_to(shipped_configs()).with_suffix("")) for path in shipped_configs().rglob("*.yaml"))
+TABLE = "--model.sampler.grid=Table"
 QUICK = ["--samples.num_samples=9", "--evaluate.num_samples=40", "--model.sampler.steps=2"]
 
 
@@ -109,7 +110,11 @@ def test_evaluation_needs_the_checkpoint_alone(command, trained, tmp_path, capsy
 def test_options_override_the_checkpoint(trained, tmp_path):
     for name, options, nfe in (
         ("a", ["--model.sampler.steps=3"], 30),
-        ("b", ["--model.sampler=PredictorCorrector", "--model.sampler.corrector=Langevin", "--model.sampler.grid=Table"], 19),
+        (
+            "b",
+            ["--model.sampler=PredictorCorrector", "--model.sampler.corrector=Langevin", "--model.sampler.grid=Table"],
+            19,
+        ),
     ):
         arguments = ["predict", f"--ckpt_path={trained}/last.ckpt", "--num_samples=4", f"--output={tmp_path / name}"]
         assert run([*arguments, *options]) == 0
@@ -139,6 +144,53 @@ def test_the_run_config_reproduces_the_run(trained, tmp_path):
     mine, theirs = (torch.load(p / "last.ckpt", weights_only=True) for p in (tmp_path / "ncsn/latest", trained))
     for name, value in theirs["current_model_state"].items():
         torch.testing.assert_close(mine["current_model_state"][name], value, rtol=1e-4, atol=1e-5)
+
+
+OWN = """
+import torch
+from torch import nn
+from lightning_score import NoiseProcess, Network, ImageData
+from lightning_score.data.base import Examples, Splits
+
+
+class Linear(NoiseProcess):
+    def log_alpha(self, t):
+        return torch.log1p(-0.99 * t)
+
+    def sigma(self, t):
+        return t
+
+
+class Small(Network):
+    def __init__(self, shape, num_classes=0, width=8):
+        super().__init__(shape, num_classes)
+        self.layers = nn.Sequential(nn.Conv2d(shape[0] + 1, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, shape[0], 1))
+
+    def forward(self, x, noise_label, cond=None):
+        return self.layers(torch.cat([x, noise_label[:, None, None, None].expand(-1, 1, *x.shape[2:])], 1))
+
+
+class Stripes(ImageData):
+    shape = (3, 6, 4)
+
+    def load(self):
+        images = torch.randint(256, (100, 3, 6, 1), dtype=torch.uint8).expand(-1, -1, -1, 4).contiguous()
+        labels = torch.zeros(100, dtype=torch.long)
+        return Splits(Examples(images[:80], labels[:80]), Examples(images[80:], labels[80:]))
+"""
+
+
+def test_network_process_and_data_of_the_users_own(tmp_path, monkeypatch):
+    """In a file of their own, by class path; the checkpoint finds them again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("my_parts.py").write_text(OWN)
+    parts = ["--model.network=my_parts.Small", "--model.network.width=5", "--model.process=my_parts.Linear"]
+    parts += ["--data=my_parts.Stripes", "--data.batch_size=20", "--trainer.max_steps=4"]
+    grid = ["--model.sampler.grid=Uniform", "--model.sampler.grid.steps=3"]
+    assert run(["fit", "--name=mine", *parts, "--model.sampler=PredictorCorrector", *grid]) == 0
+    assert run(["predict", "--ckpt_path=runs/mine/latest/last.ckpt", "--num_samples=5", "--output=out"]) == 0
+    assert np.load("out/samples.npz")["images"].shape == (5, 6, 4, 3)
 
 
 def test_bare_help_lists_the_commands_without_importing_torch():
@@ -198,7 +250,10 @@ class TestBadInput:
             (["--data.data_range=[1,0]"], ["data_range"]),
             (["--ema.decay=1.5"], ["decay", "1.5"]),
             (["--evaluate.num_samples=1"], ["num_samples=1"]),
-            (["--model.sampler=PredictorCorrector", "--model.sampler.denoise=Tweedie", "--model.sampler.grid=Table"], ["Tweedie"]),
+            (
+                ["--model.sampler=PredictorCorrector", "--model.sampler.denoise=Tweedie", "--model.sampler.grid=Table"],
+                ["Tweedie"],
+            ),
         ],
     )
     def test_fit(self, options, words):

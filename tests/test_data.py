@@ -193,9 +193,7 @@ class Mean(LightningModule):
 
 
 def test_a_checkpoint_rebuilds_the_data(tmp_path):
-    trainer = Trainer(
-        max_epochs=1, logger=False, accelerator="cpu", enable_progress_bar=False, default_root_dir=tmp_path
-    )
+    trainer = Trainer(max_epochs=1, logger=False, accelerator="cpu", enable_progress_bar=False, default_root_dir=tmp_path)
     trainer.fit(Mean(), datamodule=Digits(batch_size=200, data_range=(-1, 1)))
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     data = Digits.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)

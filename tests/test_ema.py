@@ -411,7 +411,7 @@ def test_trainers_that_would_lose_the_averages_are_refused(tmp_path):
 
 DISTRIBUTED = """
 import sys
-import lightning_score.torchvision_guard
+import lightning_score.torchvision_guard  # noqa: F401
 
 sys.path.insert(0, "tests")
 from test_ema import EMA, Callback, Line, averages, fit, torch

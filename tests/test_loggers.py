@@ -79,7 +79,7 @@ def test_a_trainer_writes_straight_into_the_folder(tmp_path):
 
 START = """
 import gc, json, os, sys
-import lightning_score.torchvision_guard
+import lightning_score.torchvision_guard  # noqa: F401
 import torch, wandb, wandb.sdk.launch
 from PIL import Image
 from lightning.pytorch import LightningModule, Trainer

@@ -20,9 +20,7 @@ def test_closed_forms_equal_the_derived_ones(noise_process, name):
 
 
 def test_inverse_log_snr_inverts(noise_process):
-    torch.testing.assert_close(
-        noise_process.inverse_log_snr(noise_process.log_snr(times())), times(), rtol=1e-9, atol=1e-9
-    )
+    torch.testing.assert_close(noise_process.inverse_log_snr(noise_process.log_snr(times())), times(), rtol=1e-9, atol=1e-9)
 
 
 def test_transitions_compose(noise_process):
@@ -59,8 +57,7 @@ def test_simulating_the_forward_equation_gives_the_moments_of_perturb(noise_proc
     """The exact moment equations dm = f m dt, dv = (2 f v + g^2) dt, by RK4 from t0 to t1."""
     t0, t1, steps = 0.3021, 0.3039, 40  # within one interval of the tables, where the coefficients are smooth
     m, v = (
-        float(c(torch.tensor(t0, dtype=torch.float64)))
-        for c in (noise_process.alpha, lambda t: noise_process.sigma(t) ** 2)
+        float(c(torch.tensor(t0, dtype=torch.float64))) for c in (noise_process.alpha, lambda t: noise_process.sigma(t) ** 2)
     )
     h = (t1 - t0) / steps
 

@@ -245,7 +245,7 @@ def test_noise_streams_are_normal_uniform_and_independent():
     )
     assert max(abs(float(v)) for v in lag) < 0.01
     uniform = stream.uniform()
-    assert 0 <= float(uniform.min()) and float(uniform.max()) < 1 and abs(float(uniform.mean()) - 0.5) < 0.01
+    assert float(uniform.min()) >= 0 and float(uniform.max()) < 1 and abs(float(uniform.mean()) - 0.5) < 0.01
     big = NoiseStream(0, [0, 1], (3, 40, 40))
     assert not torch.equal(big.normal(), big.normal())
 
@@ -343,9 +343,7 @@ class TestPeers:
         times = self.process.table_times()
         for i in (999, 500, 1):
             expected = peer.step(self.output, i, self.x).prev_sample
-            ours, _ = Ancestral(variance == "fixed_large").step(
-                score, self.x, times[i], times[i - 1], Given(self.z), None
-            )
+            ours, _ = Ancestral(variance == "fixed_large").step(score, self.x, times[i], times[i - 1], Given(self.z), None)
             torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])

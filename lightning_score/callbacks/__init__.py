@@ -1,6 +1,6 @@
 """Callbacks: averaged weights, samples, Frechet distances, progress."""
 
-import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
+import lightning_score.torchvision_guard  # noqa: F401
 
 from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.evaluate import Evaluate, Evaluation

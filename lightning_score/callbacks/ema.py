@@ -1,7 +1,5 @@
 """The exponential moving average of the weights, lent to whatever evaluates the model."""
 
-import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
-
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any

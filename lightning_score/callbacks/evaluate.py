@@ -4,9 +4,6 @@ import time
 from typing import NamedTuple
 
 import torch
-
-import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
-
 from lightning.pytorch import Callback, Trainer
 
 from lightning_score.metrics import Features, FrechetDistance, real_floor

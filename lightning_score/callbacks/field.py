@@ -4,11 +4,8 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-
-import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
-
 from lightning.pytorch import Callback, Trainer
+from torch import Tensor
 
 from lightning_score.callbacks.pictures import figure_picture, publish
 from lightning_score.data import GaussianMixture, Mixture

@@ -1,16 +1,14 @@
 """Writes what `predict` draws."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
-
-import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
-
 from lightning.pytorch import Callback, Trainer
+from torch import Tensor
 
 from lightning_score.callbacks.pictures import sample_picture
 from lightning_score.data import ScoreData
@@ -56,7 +54,7 @@ class SampleWriter(Callback):
             dist.all_gather_object(parts, self._parts)
         if not trainer.is_global_zero:
             return
-        indices, x = (torch.cat(tensors) for tensors in zip(*sum(parts, []), strict=True))
+        indices, x = (torch.cat(tensors) for tensors in zip(*chain.from_iterable(parts), strict=True))
         x = x[indices.argsort()]
         images = self._data.to_reference(x)
         folder = Path(trainer.default_root_dir)

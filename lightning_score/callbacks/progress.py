@@ -1,7 +1,5 @@
 """The progress bar: one line for the whole of a fit."""
 
-import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
-
 import logging
 import math
 import sys

@@ -1,7 +1,5 @@
 """A grid of samples at every validation."""
 
-import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
-
 from lightning.pytorch import Callback, Trainer
 
 from lightning_score.callbacks.pictures import publish, sample_picture

@@ -1,6 +1,6 @@
 """Data modules: what a score model is trained on and compared with."""
 
-import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
+import lightning_score.torchvision_guard  # noqa: F401
 
 from lightning_score.data.base import Batches, Examples, ScoreData, Splits, split_indices
 from lightning_score.data.images import Digits, ImageData, from_uint8, to_uint8

@@ -1,6 +1,6 @@
 """Metrics: feature extractors, and the Frechet distance between the features of samples and of data."""
 
-import lightning_score.torchvision_guard  # noqa: F401, I001  (before anything imports torchvision)
+import lightning_score.torchvision_guard  # noqa: F401
 
 from lightning_score.metrics.features import DigitFeatures, Features, InceptionFeatures, RawFeatures
 from lightning_score.metrics.frechet import FrechetDistance, frechet_distance, real_floor

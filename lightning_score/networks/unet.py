@@ -171,9 +171,7 @@ def _check(
     dropout: float,
     groups: int,
 ) -> None:
-    require(
-        len(shape) == 3, f"shape {list(shape)}: a UNet takes images, [channels, height, width]; use an MLP for points"
-    )
+    require(len(shape) == 3, f"shape {list(shape)}: a UNet takes images, [channels, height, width]; use an MLP for points")
     require(len(multipliers) > 0 and min(multipliers) > 0, f"multipliers {list(multipliers)}: give positive integers")
     require(blocks > 0, f"blocks {blocks}: must be positive")
     require(0 <= dropout < 1, f"dropout {dropout}: must be in [0, 1)")

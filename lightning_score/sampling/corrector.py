@@ -5,10 +5,10 @@ from abc import ABC
 from torch import Tensor
 
 from lightning_score.process import NoiseProcess
-from lightning_score.score import ScoreField
-from lightning_score.utils import expand, require
 from lightning_score.sampling.method import Method
 from lightning_score.sampling.noise import NoiseStream
+from lightning_score.score import ScoreField
+from lightning_score.utils import expand, require
 
 
 def langevin_step(

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from lightning_score.process import NoiseProcess
-from lightning_score.score import ScoreField
 from lightning_score.sampling.noise import NoiseStream
+from lightning_score.score import ScoreField
 
 
 class Method(ABC):
@@ -24,7 +24,5 @@ class Method(ABC):
         return None
 
     @abstractmethod
-    def step(
-        self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseStream, state: Any
-    ) -> tuple[Tensor, Any]:
+    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseStream, state: Any) -> tuple[Tensor, Any]:
         """Moves x (B, ...), a sample of p_t; t and s are neighbouring times () of the grid. Returns x and state."""

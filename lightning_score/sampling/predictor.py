@@ -6,8 +6,8 @@ The transition between s and t is x_t = a x_s + b z.
 
 from abc import ABC
 
-from lightning_score.utils import expand, require
 from lightning_score.sampling.method import Method
+from lightning_score.utils import expand, require
 
 
 class Predictor(Method, ABC):

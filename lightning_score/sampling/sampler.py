@@ -9,14 +9,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_score.process import NoiseProcess
-from lightning_score.score import ClippedScore, ScoreField
-from lightning_score.utils import require
 from lightning_score.sampling.corrector import AnnealedLangevinStep, Corrector
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, LastMean, Prior
 from lightning_score.sampling.grid import Table, TimeGrid, Uniform
 from lightning_score.sampling.method import Method
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.predictor import NoPredictor, Predictor, ReverseDiffusion
+from lightning_score.score import ClippedScore, ScoreField
+from lightning_score.utils import require
 
 
 class Stage(NamedTuple):
@@ -66,9 +66,7 @@ class Sampler(ABC):
             method.check(process, times)
         self.denoise.check(float(process.sigma(stages[-1].end)))
 
-    def __call__(
-        self, score: ScoreField, noise: NoiseStream, trajectory: bool = False, progress: bool = False
-    ) -> Samples:
+    def __call__(self, score: ScoreField, noise: NoiseStream, trajectory: bool = False, progress: bool = False) -> Samples:
         """Draws one sample per random stream.
 
         Args:
@@ -140,9 +138,7 @@ class PredictorCorrector(Sampler):
             else:
                 correct = [Stage(self.corrector, t, s, t)] * self.corrector_steps
             stages += predict + correct if self.predict_first else correct + predict
-        while (
-            len(stages) > 1 and not stages[-1].method.calls
-        ):  # after the last move that sees the score, nothing is gained
+        while len(stages) > 1 and not stages[-1].method.calls:  # after the last move that sees the score, nothing is gained
             stages.pop()
         return stages
 

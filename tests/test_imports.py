@@ -1,0 +1,66 @@
+"""Imports point down: the layers of the package, read from its sources."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "lightning_score"
+CORE = ["utils", "process", "parametrization", "score"]  # each may import those before it
+
+ALLOWED = {
+    **{name: set(CORE[:i]) for i, name in enumerate(CORE)},
+    "torchvision_guard": set(),
+    "objective": {*CORE},
+    "sampling": {*CORE},
+    "networks": {"utils"},
+    "metrics": {"utils"},
+    "data": {"utils"},
+    "model": {*CORE, "objective", "sampling", "networks"},
+    "callbacks": {"model", "metrics", "data", "sampling", "utils"},
+    "loggers": set(),
+    "runs": {"utils"},
+    "summary": {"callbacks", "model"},
+    "arguments": {"model", "data", "metrics", "utils"},
+}
+FREE = {"cli", "__init__", "__main__"}
+LIGHT = {*CORE, "objective", "sampling", "networks"}  # torch only
+HEAVY = {"lightning", "torchmetrics", "torchvision", "torch_fidelity", "wandb", "matplotlib"}
+
+
+def imports(path):
+    """Every module that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    layer = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    own = {name.split(".")[1] for name in imports(path) if name.startswith("lightning_score.")}
+    if path.name == "train_digit_features.py":  # a script, imported by nothing
+        own -= {"data"}
+    if layer not in FREE:
+        assert own - {layer, "torchvision_guard"} <= ALLOWED[layer]
+    if layer in LIGHT:
+        assert not {name.split(".")[0] for name in imports(path)} & HEAVY
+
+
+def test_nothing_imports_the_command_line():
+    users = [path for path in FILES if "lightning_score.cli" in imports(path)]
+    assert [path.name for path in users] == ["__main__.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_and_functions_are_short(path):
+    assert len(path.read_text().splitlines()) <= 320
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno <= 60, node.name
