@@ -112,7 +112,7 @@ class ScoreCLI(LightningCLI):
         """The checkpoint's configuration stands before the arguments already, so that they override it."""
 
     def before_instantiate_classes(self) -> None:
-        """Checks the options that no constructor sees, and the checkpoint's weights before anything is written."""
+        """Checks the options that no constructor sees."""
         config = self.config[self.command]
         for name, least in (("num_samples", 1), ("batch_size", 1), ("seed", 0)):
             value = config.get(name, least)
@@ -122,11 +122,13 @@ class ScoreCLI(LightningCLI):
         """Makes the folder once model and data are known to fit, then the trainer with its loggers and callbacks."""
         config = self.config_init[self.command]
         settings, evaluate = config["trainer"], config["evaluate"]
+        if self.command == "fit":  # what cannot work is found out before anything is written
+            self.datamodule.train_dataloader()
+        else:
+            self._load_weights()
         if settings["fast_dev_run"]:
             self.folder = None
             return super().instantiate_trainer(callbacks=[*(settings["callbacks"] or []), StepProgress()], **kwargs)
-        if self.command == "fit":
-            self.datamodule.train_dataloader()  # data that cannot be had are found out before anything is written
         self.folder = self._make_folder(config)
         callbacks = [*(settings["callbacks"] or [])]
         if self.command == "predict":
@@ -176,34 +178,36 @@ class ScoreCLI(LightningCLI):
 
     def validate(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str) -> None:
         """Measures the checkpoint on the held-out data, and its samples."""
-        self._load(model)
+        self._restore_step()
         self.trainer.validate(model, datamodule=datamodule, verbose=False)
         report(self.trainer, self.folder)
 
     def test(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str) -> None:
         """Measures the checkpoint on the test data, and its samples."""
-        self._load(model)
+        self._restore_step()
         self.trainer.test(model, datamodule=datamodule, verbose=False)
         report(self.trainer, self.folder)
 
     def predict(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str) -> None:
         """Draws samples from the checkpoint."""
-        self._load(model)
         config = self.config_init["predict"]
         numbers = torch.arange(config["num_samples"])
         dataset = TensorDataset(numbers, torch.full_like(numbers, config["seed"]))
         self.trainer.predict(model, DataLoader(dataset, config["batch_size"]), return_predictions=False)
         print(f"{config['num_samples']} samples: {self.folder}/samples.png, {self.folder}/samples.npz")
 
-    def _load(self, model: ScoreModel) -> None:
-        """Gives the model the checkpoint's (averaged) weights and the trainer its step."""
+    def _load_weights(self) -> None:
+        """Gives the model the checkpoint's weights, which are the averaged ones."""
         try:
-            model.load_state_dict(self.checkpoint["state_dict"])
+            self.model.load_state_dict(self.checkpoint["state_dict"])
         except RuntimeError as error:
             detail = " ".join(str(error).split())[:300]
             raise InputError(
                 f"the checkpoint's weights do not fit the network that the options describe: {detail}"
             ) from error
+
+    def _restore_step(self) -> None:
+        """Gives the trainer the training step of the checkpoint, under which results are logged."""
         self.trainer.fit_loop.load_state_dict(self.checkpoint["loops"]["fit_loop"])
 
 

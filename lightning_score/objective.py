@@ -34,6 +34,26 @@ class UniformTimes(TimeDistribution):
         return 1 - (1 - t_min) * torch.rand(len(like), device=like.device, dtype=like.dtype)
 
 
+class LogNormalTimes(TimeDistribution):
+    """ln(sigma/alpha) normal, so that training dwells on the noise levels that shape the samples.
+
+    Karras et al. 2022 (2206.00364), table 1. The minimiser is that of every other law of t; levels beyond the ends of the
+    process count as the nearer end.
+
+    Args:
+        mean: of ln(sigma/alpha), sigma in the units of the data.
+        std: of ln(sigma/alpha).
+    """
+
+    def __init__(self, mean: float = -1.2, std: float = 1.2):
+        require(std > 0, f"std={std}: must be above 0, as in 1.2")
+        self.mean, self.std = mean, std
+
+    def sample(self, process: NoiseProcess, like: Tensor) -> Tensor:
+        log_sigma = self.mean + self.std * torch.randn(len(like), device=like.device, dtype=like.dtype)
+        return process.inverse_log_snr(-2 * log_sigma).clamp(min=process.t_min)
+
+
 class TableTimes(TimeDistribution):
     """Each entry of the process's table with the same probability (NCSN, DDPM)."""
 

@@ -1,6 +1,7 @@
 """The command line as its users meet it: fit, then everything from the checkpoint alone, and clear errors."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def test_a_run_has_its_folder(trained):
     assert trained.is_symlink() and trained.resolve().parent == trained.parent.resolve()
     assert sorted(p.name for p in (trained / "samples").iterdir()) == ["step_0000020.png", "step_0000030.png"]
     picture = Image.open(trained / "samples" / "step_0000030.png")
-    assert picture.mode == "L" and min(picture.size) >= 3 * 32
+    assert picture.mode == "L" and min(picture.size) >= 3 * 48
 
 
 def test_metrics_have_their_names(trained):
@@ -90,7 +91,7 @@ def test_predict_writes_a_grid_and_an_array(trained, tmp_path, capsys):
     assert arrays["images"].shape == (64, 8, 8, 1) and arrays["images"].dtype == np.uint8
     model = ScoreModel.load_from_checkpoint(trained / "last.ckpt", weights_only=True)
     np.testing.assert_allclose(arrays["x"], model.sample(64, seed=0).numpy(), rtol=1e-4, atol=1e-4)
-    assert Image.open(output / "samples.png").size == (8 * 34 + 2, 8 * 34 + 2)
+    assert Image.open(output / "samples.png").size == (8 * 50 + 2, 8 * 50 + 2)
     assert "samples.png" in capsys.readouterr().out
     assert run(arguments) == 2, "nothing is overwritten"
 
@@ -302,6 +303,7 @@ class TestBadInput:
     def test_weights_that_do_not_fit_the_options(self, trained):
         arguments = [f"--ckpt_path={trained}/last.ckpt", "--output=out"]
         self.expect(["predict", *arguments, "--model.network.channels=64"], "size mismatch")
+        assert not Path("out").exists()
 
     @pytest.mark.parametrize("option", ["num_samples=0", "batch_size=0", "seed=-1"])
     def test_predict(self, option, trained):
@@ -322,3 +324,24 @@ def test_a_bug_is_not_hidden_as_a_mistake(monkeypatch):
 
 def test_input_error_is_a_value_error():
     assert issubclass(InputError, ValueError)
+
+
+def test_without_key_and_home_the_run_is_on_wandb_offline(tmp_path):
+    """Loss, learning rate, distance, picture and the whole config, without a prompt."""
+    environment = {"HOME": "/nonexistent", "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+    options = ["--trainer.max_steps=4", "--trainer.val_check_interval=4", "--trainer.log_every_n_steps=2", *QUICK]
+    command = [sys.executable, "-m", "lightning_score", "fit", "--config=ncsn", *options]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "predict --ckpt_path runs/ncsn/latest/last.ckpt" in done.stdout and "real data against real data" in done.stdout
+    (record,) = tmp_path.glob("runs/ncsn/latest/wandb/offline-run-*/*.wandb")
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(record)]
+    lines = subprocess.run(inspect, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    records = [json.loads(line) for line in lines]
+    history = {key for r in records if r["type"] == "history" for key in r["history"]["item"]}
+    assert {"train/loss", "train/lr", "val/loss", "val/fid_digits", "val/fid_digits_floor"} <= history
+    assert any(key.startswith("samples") for key in history)
+    config = {key: value for r in records if r["type"] == "config" for key, value in r["config"]["update"].items()}
+    assert ("sampler" in str(config) and "1.8e-04" in str(config)) or "0.00018" in str(config)

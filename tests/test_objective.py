@@ -6,7 +6,14 @@ from conftest import MixtureScore
 from torch import nn
 
 from lightning_score.data import Mixture
-from lightning_score.objective import DenoisingScoreMatching, Likelihood, SigmaSquared, TableTimes, UniformTimes
+from lightning_score.objective import (
+    DenoisingScoreMatching,
+    Likelihood,
+    LogNormalTimes,
+    SigmaSquared,
+    TableTimes,
+    UniformTimes,
+)
 from lightning_score.parametrization import Noise
 from lightning_score.process import VE, VP, BetaTable, SigmaTable
 from lightning_score.score import ScoreFunction
@@ -65,6 +72,15 @@ def test_uniform_times_cover_the_interval():
     t = UniformTimes(0.2).sample(VP(), torch.zeros(10000))
     assert 0.2 < float(t.min()) < 0.21 and 0.99 < float(t.max()) <= 1 and abs(float(t.mean()) - 0.6) < 0.01
     assert float(UniformTimes().sample(VP(), torch.zeros(10000)).min()) >= VP.t_min
+
+
+def test_log_normal_times():
+    torch.manual_seed(0)
+    for process in (VE(1e-4, 1e4), BetaTable()):
+        log_sigma = -process.log_snr(LogNormalTimes(-0.5, 0.8).sample(process, torch.zeros(20000))) / 2
+        assert float(log_sigma.mean()) == pytest.approx(-0.5, abs=0.03)
+        assert float(log_sigma.std()) == pytest.approx(0.8, abs=0.02)
+    assert float(LogNormalTimes(-20.0).sample(VP(), torch.zeros(100)).min()) >= VP.t_min
 
 
 def test_table_times_are_the_entries_alike():

@@ -21,8 +21,8 @@ def sample_picture(samples: Tensor) -> Image.Image:
 
 
 def _grid(images: Tensor) -> Image.Image:
-    """A square grid; small images are enlarged without blur to at least 32 pixels, grey ones stay grey."""
-    zoom = max(1, math.ceil(32 / images.shape[-1]))
+    """A square grid; small images are enlarged without blur to at least 48 pixels, grey ones stay grey."""
+    zoom = max(1, math.ceil(48 / images.shape[-1]))
     large = images.cpu().repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
     grid = make_grid(large, nrow=math.ceil(math.sqrt(len(images))), padding=2, pad_value=128)
     return to_pil_image(grid[: images.shape[1]])

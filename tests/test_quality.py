@@ -1,0 +1,60 @@
+"""The shipped configs reach what the README says: a full training of each, minutes on 2 cores."""
+
+import csv
+
+import pytest
+import torch
+from scipy.stats import ks_2samp
+
+from lightning_score import Digits, ScoreModel
+from lightning_score.cli import run
+from lightning_score.metrics import DigitFeatures, FrechetDistance, real_floor
+
+pytestmark = pytest.mark.slow
+N = 898
+
+
+@pytest.fixture(scope="module", params=["ncsn", "ddpm"])
+def trained(request, tmp_path_factory):
+    """(model, folder) after the full training of a shipped config."""
+    folder = tmp_path_factory.mktemp(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        assert run(["fit", f"--config={request.param}", f"--runs={folder}"]) == 0
+    latest = folder / request.param / "latest"
+    return ScoreModel.load_from_checkpoint(latest / "last.ckpt", weights_only=True), latest
+
+
+@pytest.fixture(scope="module")
+def samples(trained):
+    """The bytes of 898 samples and the data module."""
+    model, latest = trained
+    low = -1 if latest.parent.name == "ddpm" else 0
+    data = Digits(data_range=(low, 1))
+    return data.to_reference(model.sample(N, seed=1, batch_size=450)), data
+
+
+def test_samples_are_as_near_to_the_data_as_one_half_of_the_data_to_the_other(samples):
+    images, data = samples
+    features, distance = DigitFeatures(), FrechetDistance(64)
+    real = features(data.reference())
+    distance.update(real, real=True)
+    distance.update(features(images), real=False)
+    assert float(distance.compute()) <= 1.0 * real_floor(real, N)
+
+
+def test_samples_are_not_copies_of_the_training_data(samples):
+    """Their distances to the nearest training image are distributed like those of the held-out digits."""
+    images, data = samples
+    train, held_out = (split.x.flatten(1).float() / 255 for split in (data.splits.train, data.splits.held_out))
+    ours, theirs = (torch.cdist(x, train).min(1).values for x in (images.flatten(1).float() / 255, held_out))
+    assert float(ours.min()) > 0, "none is an exact copy"
+    assert float(ours.median() / theirs.median()) == pytest.approx(1, abs=0.1)
+    assert ks_2samp(ours.numpy(), theirs.numpy()).statistic < 0.15
+
+
+def test_loss_and_distance_fall(trained):
+    rows = list(csv.DictReader((trained[1] / "metrics.csv").open()))
+    for name in ("train/loss", "val/loss", "val/fid_digits"):
+        values = [float(row[name]) for row in rows if row[name]]
+        assert len(values) >= 2 and values[-1] < values[0], name
