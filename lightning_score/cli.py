@@ -233,7 +233,7 @@ def _run(arguments: list[str]) -> None:
     configs = option(arguments, "-c", "--config")
     arguments, paths = with_found_configs(arguments), option(arguments, "--ckpt_path")
     checkpoint = load_checkpoint(paths[-1]) if paths else None
-    helping = {"-h", "--help"} & set(arguments) or any(argument.startswith("--print_config") for argument in arguments)
+    helping = any("help" in argument or argument in ("-h", "--print_config") for argument in arguments)
     require(
         command == "fit" or checkpoint is not None or helping,
         f"{command} needs a checkpoint: --ckpt_path runs/NAME/latest/last.ckpt",

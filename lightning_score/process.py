@@ -236,9 +236,10 @@ class Table(NoiseProcess, ABC):
 
     def interpolate(self, t: Tensor) -> Tensor:
         """The tabulated quantity at any time in [0, 1], linear between entries."""
-        position = t.double() * (len(self.entries) - 1)
-        below = (position.detach() - 1e-6).floor().long().clamp(0, len(self.entries) - 2)  # entry i ends interval i
-        return torch.lerp(self.entries[below], self.entries[below + 1], position - below).to(t.dtype)
+        entries = self.entries.to(t.device)
+        position = t.double() * (len(entries) - 1)
+        below = (position.detach() - 1e-6).floor().long().clamp(0, len(entries) - 2)  # entry i ends interval i
+        return torch.lerp(entries[below], entries[below + 1], position - below).to(t.dtype)
 
     def table_times(self) -> Tensor:
         steps = len(self.entries) - 1
@@ -259,7 +260,7 @@ class BetaTable(VariancePreserving, Table):
     Args:
         beta_min: variance of the first step.
         beta_max: variance of the last step, below 1.
-        steps: N, the number of steps.
+        steps: N.
     """
 
     def __init__(self, beta_min: float = 1e-4, beta_max: float = 0.02, steps: int = 1000):

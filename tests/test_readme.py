@@ -37,7 +37,9 @@ def test_the_readme_runs(tmp_path, monkeypatch):
     done = []
     for arguments in sorted(commands(), key=lambda arguments: arguments[0] != "fit"):
         quick = QUICK if arguments[0] == "fit" else ["--evaluate.num_samples=4"]
-        if arguments[-1] == "--help":
+        if any("help" in argument for argument in arguments):
+            with pytest.raises(SystemExit, match="0"):
+                run(arguments)
             continue
         assert run([*arguments, *quick]) == 0, arguments
         done.append(arguments[0])

@@ -48,9 +48,9 @@ class FinalDenoise(ABC):
         """The random streams that the very last move is given."""
         return noise
 
+    @abstractmethod
     def finish(self, score: ScoreField, x: Tensor, t: Tensor) -> Tensor:
         """The result, from x at the last time t."""
-        return x
 
     def check(self, last_sigma: float) -> None:
         """Raises `InputError` if the samples, at sigma `last_sigma`, have no noise left to remove."""
@@ -59,12 +59,18 @@ class FinalDenoise(ABC):
 class KeepNoise(FinalDenoise):
     """Leaves the noise of the last level in the samples (NCSN)."""
 
+    def finish(self, score: ScoreField, x: Tensor, t: Tensor) -> Tensor:
+        return x
+
 
 class LastMean(FinalDenoise):
     """Returns the noise-free mean of the last move (score SDE; no further evaluation)."""
 
     def last_noise(self, noise: NoiseStream) -> NoNoise:
         return NoNoise(noise)
+
+    def finish(self, score: ScoreField, x: Tensor, t: Tensor) -> Tensor:
+        return x
 
 
 class Tweedie(FinalDenoise):

@@ -1,0 +1,33 @@
+"""The built wheel works outside the clone: configs, weights and data are in it."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def call(*arguments, **options):
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_wheel_has_configs_and_weights_and_runs_elsewhere(tmp_path):
+    pip = [sys.executable, "-m", "pip"]
+    call(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, ROOT)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    shipped = {f"lightning_score/{p.relative_to(ROOT)}" for p in (ROOT / "configs").rglob("*.yaml")}
+    assert shipped | {"lightning_score/data/digits.npz", "lightning_score/metrics/digit_features.safetensors"} <= names
+    call(*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "WANDB_MODE": "disabled"}
+    where = "import lightning_score; print(lightning_score.__file__)"
+    assert str(tmp_path / "site") in call(sys.executable, "-c", where, cwd=elsewhere, env=environment)
+    for name in ("ncsn", "configs/ncsn.yaml"):
+        command = [sys.executable, "-m", "lightning_score", "fit", "--config", name, "--trainer.fast_dev_run=true"]
+        assert "every part ran once" in call(*command, cwd=elsewhere, env=environment)
