@@ -137,8 +137,8 @@ class ScoreCLI(LightningCLI):
             callbacks.append(StepProgress())
         if self.command == "fit" and settings["enable_checkpointing"] is not False:
             monitor = f"val/{evaluate.metric or 'loss'}"
-            best = ModelCheckpoint(self.folder, "best", monitor, save_last=True, enable_version_counter=False)
-            callbacks.append(best)
+            callbacks.append(ModelCheckpoint(self.folder, "last", enable_version_counter=False))
+            callbacks.append(ModelCheckpoint(self.folder, "best", monitor, enable_version_counter=False))
         loggers = self._make_loggers(settings["logger"])
         return super().instantiate_trainer(default_root_dir=str(self.folder), callbacks=callbacks, logger=loggers, **kwargs)
 

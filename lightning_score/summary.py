@@ -62,6 +62,6 @@ def evaluations(trainer: Trainer) -> list[Evaluation]:
 def sentence(evaluation: Evaluation) -> str:
     """A Frechet distance with all that one must know to read it."""
     return (
-        f"{evaluation.value:.2f} for n = {evaluation.n} samples at {evaluation.nfe:g} network evaluations each; "
-        f"real data against real data at this n: {evaluation.floor:.2f}"
+        f"{evaluation.value:.3g} for n = {evaluation.n} samples at {evaluation.nfe:g} network evaluations each; "
+        f"real data against real data at this n: {evaluation.floor:.3g}"
     )

@@ -74,6 +74,33 @@ def test_metrics_have_their_names(trained):
     assert len(evaluations) == 2 and float(evaluations[-1]["val/nfe"]) == 20, "the last weights are measured too"
 
 
+def test_a_short_fit_lowers_loss_and_distance(tmp_path):
+    options = ["--trainer.max_steps=120", "--trainer.val_check_interval=40", "--model.sampler.steps=5", "--ema.decay=0.9"]
+    options += ["--evaluate.num_samples=200", "--samples.num_samples=0", "--trainer.log_every_n_steps=20"]
+    assert run(["fit", "--config", "ncsn", f"--runs={tmp_path}", *options]) == 0
+    rows = list(csv.DictReader((tmp_path / "ncsn" / "latest" / "metrics.csv").open()))
+    for name, factor in (("train/loss", 0.8), ("val/loss", 0.9), ("val/fid_digits", 1)):
+        values = [float(row[name]) for row in rows if row[name]]
+        assert values[-1] < factor * values[0], (name, values)
+
+
+def test_the_last_checkpoint_is_the_last_and_the_best_the_best(tmp_path):
+    """Also where the last is not the best: here the learning rate ruins the model."""
+    options = ["--trainer.max_steps=30", "--trainer.val_check_interval=10", "--model.sampler.steps=1", "--ema.decay=0.0"]
+    options += [
+        "--model.optimizer.lr=1.0",
+        "--evaluate.features=null",
+        "--samples.num_samples=0",
+        "--model.lr_scheduler=null",
+    ]
+    assert run(["fit", "--config", "ncsn", f"--runs={tmp_path}", *options]) == 0
+    latest = tmp_path / "ncsn" / "latest"
+    rows = [row for row in csv.DictReader((latest / "metrics.csv").open()) if row["val/loss"]]
+    losses = [float(row["val/loss"]) for row in rows]
+    steps = {name: torch.load(latest / f"{name}.ckpt", weights_only=True)["global_step"] for name in ("last", "best")}
+    assert steps == {"last": 30, "best": 10 * (1 + losses.index(min(losses)))}
+
+
 def test_the_checkpoint_alone_rebuilds_the_model(trained):
     torch.load(trained / "last.ckpt", weights_only=True)
     model = ScoreModel.load_from_checkpoint(trained / "last.ckpt", weights_only=True)

@@ -12,6 +12,8 @@ from lightning_score.data import GaussianMixture, Mixture
 from lightning_score.model import ScoreModel
 from lightning_score.utils import require
 
+IN_PATH = 41  # points shown of each path: all of them would be a tangle
+
 
 class Marginal(NamedTuple):
     """One noise level of a mixture: the time, and the exact p_t at it."""
@@ -37,7 +39,7 @@ class ScorePlot(Callback):
         seed: seed of the paths.
     """
 
-    def __init__(self, sigma: float = 0.2, paths: int = 8, arrows: int = 19, seed: int = 0):
+    def __init__(self, sigma: float = 0.2, paths: int = 5, arrows: int = 19, seed: int = 0):
         require(sigma > 0, f"sigma={sigma}: must be above 0, as in 0.2")
         require(paths >= 1 and arrows >= 2, f"paths={paths}, arrows={arrows}: need at least 1 path and 2 arrows")
         self.sigma, self.paths, self.arrows, self.seed = sigma, paths, arrows, seed
@@ -92,10 +94,11 @@ class ScorePlot(Callback):
             axes.set_title(title)
         _draw_density(paths, marginal, reach)
         trajectory = torch.stack(pl_module.draw(range(self.paths), self.seed, trajectory=True).trajectory).cpu()
-        for path in trajectory.unbind(1):
-            paths.plot(*path.T, lw=0.5, alpha=0.7)
-            paths.plot(*path[-1], "o", color="black", ms=4)
-        paths.set_title(f"{self.paths} paths of {type(pl_module.sampler).__name__}, ending at the dots")
+        shown = torch.linspace(0, len(trajectory) - 1, min(IN_PATH, len(trajectory))).round().long()
+        for path in trajectory[shown].unbind(1):
+            paths.plot(*path.T, lw=1, marker=".", ms=3, alpha=0.8)
+            paths.plot(*path[-1], "o", color="black", ms=5, zorder=3)
+        paths.set_title(f"{self.paths} paths, {type(pl_module.sampler).__name__}; dots: ends")
         return figure
 
 

@@ -146,7 +146,8 @@ class PredictorCorrector(Sampler):
 class AnnealedLangevin(Sampler):
     """Annealed Langevin dynamics: `steps` Langevin steps at every noise level, the largest level first.
 
-    x <- x + e_i score + sqrt(2 e_i) z with e_i = step_size sigma_i^2/sigma_min^2: Song and Ermon 2019 (1907.05600), Algorithm 1. For processes other than VE it runs on x/alpha.
+    x <- x + e_i score + sqrt(2 e_i) z with e_i = step_size sigma_i^2/sigma_min^2: Song and Ermon 2019 (1907.05600),
+    Algorithm 1. For processes other than VE it runs on x/alpha.
 
     Args:
         step_size: epsilon, the step size at the smallest level, in squared units of the data, below 2 sigma_min^2. This is
