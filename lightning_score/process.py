@@ -158,8 +158,7 @@ class SubVP(VP):
         return (-self.beta(t) * torch.expm1(4 * self.log_alpha(t))).sqrt()
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
-        sinh = (-log_snr / 2).exp() / 2  # sigma/alpha = 1/alpha - alpha = 2 sinh(-log alpha)
-        return self._inverse_integral(2 * torch.asinh(sinh))
+        return self._inverse_integral(2 * torch.asinh((-log_snr / 2).exp() / 2))  # sigma/alpha = 2 sinh(-log alpha)
 
 
 class VE(NoiseProcess):
@@ -243,7 +242,7 @@ class Table(NoiseProcess, ABC):
 
     def table_times(self) -> Tensor:
         steps = len(self.entries) - 1
-        return torch.arange(1, steps + 1, dtype=torch.float64, device=self.entries.device) / steps
+        return torch.arange(1, steps + 1, device=self.entries.device).double() / steps
 
     def _apply(self, fn, recurse: bool = True):
         entries = self.entries
