@@ -140,7 +140,7 @@ def test_options_override_the_checkpoint(trained, tmp_path):
         ("a", ["--model.sampler.steps=3"], 31),
         (
             "b",
-            ["--model.sampler=PredictorCorrector", "--model.sampler.corrector=Langevin", "--model.sampler.grid=Table"],
+            ["--model.sampler=PredictorCorrector", "--model.sampler.corrector=Langevin", *TABLE],
             19,
         ),
     ):
