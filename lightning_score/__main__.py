@@ -30,7 +30,7 @@ def main() -> int:
         print(f"lightning_score {__version__}")
         return 0
     # Threads wait for one another a moment, then sleep: full speed on a quiet machine, and no collapse where another
-    # process holds a core (there a training step of the digits took 40 times as long with endless waiting).
+    # process holds a core (with endless waiting a step took 10 to 50 times as long there).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from lightning_score.cli import run
 
