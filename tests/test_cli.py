@@ -212,9 +212,9 @@ def test_network_process_and_data_of_the_users_own(tmp_path, monkeypatch):
     """In a file of their own, by class path; the checkpoint finds them again."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    Path("my_parts.py").write_text(OWN)
-    parts = ["--model.network=my_parts.Small", "--model.network.width=5", "--model.process=my_parts.Linear"]
-    parts += ["--data=my_parts.Stripes", "--data.batch_size=20", "--trainer.max_steps=4"]
+    Path("own_parts.py").write_text(OWN)
+    parts = ["--model.network=own_parts.Small", "--model.network.width=5", "--model.process=own_parts.Linear"]
+    parts += ["--data=own_parts.Stripes", "--data.batch_size=20", "--trainer.max_steps=4"]
     grid = ["--model.sampler.grid=Uniform", "--model.sampler.grid.steps=3"]
     assert run(["fit", "--name=mine", *parts, "--model.sampler=PredictorCorrector", *grid]) == 0
     assert run(["predict", "--ckpt_path=runs/mine/latest/last.ckpt", "--num_samples=5", "--output=out"]) == 0
