@@ -1,13 +1,11 @@
-"""Every sampler against a law. With a Gaussian's exact score every move is affine in x and z, so that the moments of
-the samples are known without drawing any.
-"""
+"""Samplers: the laws of their samples, their ends, and their random numbers."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from conftest import CORRECTORS, GRIDS, PREDICTORS, PROCESSES, MixtureScore
+from conftest import CORRECTORS, PREDICTORS, MixtureScore
+from laws import gaussian, moments
 
 from lightning_score.data import Mixture
 from lightning_score.process import VE, VP, BetaTable, Cosine, SigmaTable
@@ -30,113 +28,7 @@ from lightning_score.sampling import (
     Uniform,
     UniformNoise,
 )
-from lightning_score.sampling.corrector import langevin_step
 from lightning_score.utils import InputError
-
-MEAN, STD = 0.5, 0.4
-
-
-class Given:
-    """Hands out the same noise at every step."""
-
-    def __init__(self, z):
-        self.z = z
-
-    def normal(self):
-        return self.z
-
-
-def gaussian(process, mean=MEAN, std=STD):
-    return MixtureScore(process, Mixture([[mean]], [std]))
-
-
-def affine(step):
-    """(A, B, C) of a step x -> A x + B + C z, in one dimension."""
-    x, z = (torch.tensor(v, dtype=torch.float64).unsqueeze(1) for v in ([0.0, 1.0, 0.0], [0.0, 0.0, 1.0]))
-    b, a_plus_b, c_plus_b = step(x, Given(z)).flatten().tolist()
-    return a_plus_b - b, b, c_plus_b - b
-
-
-def moments(score, stages, state, mean, variance):
-    for method, t, s, _ in stages:
-        a, b, c = affine(lambda x, z, m=method, t=t, s=s: m.step(score, x, t, s, z, state[m])[0])
-        mean, variance = a * mean + b, a * a * variance + c * c
-    return mean, variance
-
-
-def weak_error(predictor, process, steps, t_min):
-    """Error of the mean and the standard deviation at t_min, from the exact law at t = 1."""
-    score, times = gaussian(process), Uniform(steps, t_min)(process)
-    stages = PredictorCorrector(predictor, grid=Uniform(steps, t_min)).plan(process, times)
-    state = {predictor: predictor.init(process, times)}
-
-    def law(t):
-        alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
-        return alpha * MEAN, alpha**2 * STD**2 + sigma**2
-
-    mean, variance = moments(score, stages, state, *law(times[0]))
-    exact_mean, exact_variance = law(times[-1])
-    return abs(mean - exact_mean) + abs(math.sqrt(variance) - math.sqrt(exact_variance))
-
-
-ORDER_PROCESSES = [p() if p not in (SigmaTable, BetaTable, VE) else None for p in PROCESSES]
-ORDER_PROCESSES = [p for p in ORDER_PROCESSES if p is not None] + [
-    VE(0.05, 5.0),
-    SigmaTable(0.2, 2.0, 5),
-    BetaTable(0.05, 0.3, 5),
-]
-
-
-@pytest.mark.parametrize("process", ORDER_PROCESSES, ids=lambda p: type(p).__name__)
-@pytest.mark.parametrize("kind", [p for p in PREDICTORS if p().calls], ids=lambda p: p.__name__)
-def test_every_predictor_converges_at_its_declared_order(kind, process):
-    t_min = 0.2  # an entry of the tables, on whose intervals every step lies inside
-    errors = [weak_error(kind(), process, steps, t_min) for steps in (200, 400, 800)]
-    orders = [math.log2(errors[i] / errors[i + 1]) for i in range(2)]
-    assert orders[1] == pytest.approx(kind.order, abs=0.25), (errors, orders)
-
-
-def test_ddim_with_eta_one_is_ancestral(noise_process):
-    score = MixtureScore(noise_process)
-    x, z = torch.randn(2, 20, 2, dtype=torch.float64)
-    t, s = torch.tensor(0.63, dtype=torch.float64), torch.tensor(0.6, dtype=torch.float64)
-    ddim, _ = DDIM(1.0).step(score, x, t, s, Given(z), None)
-    ancestral, _ = Ancestral().step(score, x, t, s, Given(z), None)
-    torch.testing.assert_close(ddim, ancestral)
-
-
-def test_langevin_has_its_stationary_variance():
-    """On N(m, v) the variance tends to v/(1 - e/(2 v)) T: this pins the convention of the step size."""
-    score, v, e, temperature = gaussian(VE(1e-3, 1.0)), STD**2 + 1e-6, 0.02, 0.5
-    t = torch.zeros((), dtype=torch.float64)
-    a, b, c = affine(lambda x, z: langevin_step(score, x, t, torch.tensor(e), z, temperature))
-    assert b / (1 - a) == pytest.approx(MEAN, rel=1e-6)
-    assert c**2 / (1 - a**2) == pytest.approx(temperature * v / (1 - e / (2 * v)), rel=1e-6)
-
-
-@pytest.mark.parametrize("kind", CORRECTORS, ids=lambda c: c.__name__)
-def test_correctors_stay_on_the_marginal(noise_process, kind):
-    """A small step keeps mean and variance up to the predicted bias e/(2 v)."""
-    corrector = kind(0.01) if kind is Langevin else kind(1e-6)
-    score = gaussian(noise_process)
-    times = torch.tensor([0.5, 0.495], dtype=torch.float64)
-    t, s = times
-    state = corrector.init(noise_process, times)
-    a, b, c = affine(lambda x, z: corrector.step(score, x, t, s, z, state)[0])
-    v = float(noise_process.alpha(t)) ** 2 * STD**2 + float(noise_process.sigma(t)) ** 2
-    e = c**2 / 2
-    assert 0 < e < 0.1 * v
-    assert b / (1 - a) == pytest.approx(float(noise_process.alpha(t)) * MEAN, rel=1e-5)
-    assert c**2 / (1 - a**2) == pytest.approx(v / (1 - e / (2 * v)), rel=1e-5)
-
-
-def test_langevin_corrector_formula():
-    """e = 2 alpha_c (snr sigma)^2 with alpha_c = 1 - beta_i (score SDE, Algorithm 5 without the norms)."""
-    process, corrector = BetaTable(), Langevin(0.16)
-    score, times = gaussian(process), process.table_times()
-    _, _, c = affine(lambda x, z: corrector.step(score, x, times[400], times[399], z, None)[0])
-    expected = 2 * (1 - process.betas[400]) * (0.16 * process.sigma(times[400])) ** 2
-    assert c**2 / 2 == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_annealed_langevin_is_algorithm_one():
@@ -250,26 +142,6 @@ def test_noise_streams_are_normal_uniform_and_independent():
     assert not torch.equal(big.normal(), big.normal())
 
 
-@pytest.mark.parametrize("kind", GRIDS, ids=lambda c: c.__name__)
-def test_grids_decrease_from_noise_to_data(noise_process, kind):
-    if kind is Table and not isinstance(noise_process, (BetaTable, SigmaTable)):
-        with pytest.raises(InputError, match="has no table"):
-            kind()(noise_process)
-        return
-    times = kind()(noise_process)
-    assert times.dtype == torch.float64 and float(times[0]) == 1 and bool((times.diff() < 0).all())
-    assert float(times[-1]) == (0 if kind is Table else pytest.approx(noise_process.t_min))
-
-
-def test_grid_formulas():
-    process = VE(0.002, 80.0)
-    steps = torch.arange(19, dtype=torch.float64) / 18
-    karras = (80 ** (1 / 7) + steps * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
-    torch.testing.assert_close(process.sigma(Karras(18)(process)), karras)
-    geometric = 80 * (0.002 / 80) ** steps
-    torch.testing.assert_close(process.sigma(Geometric(18)(process)), geometric)
-
-
 class TestFinalDenoise:
     process = VE(0.1, 5.0)
 
@@ -307,62 +179,6 @@ class TestFinalDenoise:
         with pytest.raises(InputError, match="ends at clean data"):
             PredictorCorrector(Ancestral(), grid=Table(), denoise=Tweedie()).check(BetaTable())
         AnnealedLangevin(denoise=Tweedie()).check(SigmaTable())
-
-
-class TestPeers:
-    """The same numbers as diffusers, given the same noise."""
-
-    def setup_method(self):
-        torch.manual_seed(0)
-        self.x, self.z, self.output = torch.randn(3, 4, 3, 8, 8)
-        self.process = BetaTable()
-
-    def score(self):
-        from lightning_score.parametrization import Noise
-        from lightning_score.score import ScoreFunction
-
-        class Net(torch.nn.Module):
-            def forward(_, x, label, cond=None):
-                return self.output
-
-        return ScoreFunction(Net(), self.process, Noise())
-
-    @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
-    @pytest.mark.parametrize("clip", [True, False])
-    def test_ddpm(self, monkeypatch, variance, clip):
-        from diffusers import DDPMScheduler
-        from diffusers.schedulers import scheduling_ddpm
-
-        from lightning_score.score import ClippedScore
-
-        monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *a, **k: self.z)
-        peer = DDPMScheduler(variance_type=variance, clip_sample=clip)
-        peer.betas = self.process.betas  # theirs cancel in single precision
-        peer.alphas_cumprod = torch.cumprod(1 - peer.betas, 0)
-        score = ClippedScore(self.score(), -1, 1) if clip else self.score()
-        times = self.process.table_times()
-        for i in (999, 500, 1):
-            expected = peer.step(self.output, i, self.x).prev_sample
-            ours, _ = Ancestral(variance == "fixed_large").step(score, self.x, times[i], times[i - 1], Given(self.z), None)
-            torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
-
-    @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-    def test_ddim(self, eta):
-        from diffusers import DDIMScheduler
-
-        peer = DDIMScheduler(clip_sample=False)
-        peer.set_timesteps(50)
-        times = self.process.table_times()
-        expected = peer.step(self.output, 500, self.x, eta=eta, variance_noise=self.z if eta else None).prev_sample
-        ours, _ = DDIM(eta).step(self.score(), self.x, times[500], times[480], Given(self.z), None)
-        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
-
-    def test_reverse_diffusion_is_line_three_of_algorithm_three(self):
-        beta = np.linspace(1e-4, 0.02, 1000)[700]
-        times, score = self.process.table_times(), self.score()
-        ours, _ = ReverseDiffusion().step(score, self.x, times[700], times[699], Given(self.z), None)
-        expected = (2 - math.sqrt(1 - beta)) * self.x + beta * score(self.x, times[700]) + math.sqrt(beta) * self.z
-        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
