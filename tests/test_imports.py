@@ -11,8 +11,9 @@ CORE = ["utils", "process", "parametrization", "score"]  # each may import those
 ALLOWED = {
     **{name: set(CORE[:i]) for i, name in enumerate(CORE)},
     "torchvision_guard": set(),
+    "schedule": {"utils"},
     "objective": {*CORE},
-    "sampling": {*CORE},
+    "sampling": {*CORE, "schedule"},
     "networks": {"utils"},
     "metrics": {"utils"},
     "data": {"utils"},
@@ -24,7 +25,7 @@ ALLOWED = {
     "arguments": {"model", "data", "metrics", "utils"},
 }
 FREE = {"cli", "__init__", "__main__"}
-LIGHT = {*CORE, "objective", "sampling", "networks"}  # torch only
+LIGHT = {*CORE, "schedule", "objective", "sampling", "networks"}  # torch only
 HEAVY = {"lightning", "torchmetrics", "torchvision", "torch_fidelity", "wandb", "matplotlib"}
 
 
