@@ -5,8 +5,123 @@ e_i = step_size sigma_i^2/sigma_min^2, so that u = step_size/sigma_min^2 is the 
 """
 
 import math
+from collections.abc import Callable
+from statistics import NormalDist
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
 
 from lightning_score.utils import require
+
+LEAST_DIMENSION = 16
+"""Technique 2 takes the samples of a level to lie in a thin shell, as they do in many dimensions only: in a few its equation
+asks for a handful of levels, and in 4 or fewer it has no solution. Below these dimensions gamma is that of 16 of them, 2.1."""
+
+
+def max_distance(x: Tensor, block: int | None = None, progress: bool = False) -> float:
+    """max_{i,j} ||x_i - x_j||, the largest Euclidean distance between two examples: technique 1's sigma_1.
+
+    With norms about the mean, ||x_i - x_j||^2 = ||x_i||^2 + ||x_j||^2 - 2 x_i . x_j in float64, block by block; nothing
+    cancels in it for the farthest pair, which is at least as far apart as the largest norm. Blocks go by falling norm and
+    end where ||x_i|| + ||x_j|| is no longer above the best pair's distance, which is computed from its difference.
+    Song and Ermon 2020 (2006.09011), technique 1.
+
+    Args:
+        x: examples (N, ...), N >= 2, in the scale the network sees.
+        block: examples compared at once; chosen by the dimension if None.
+        progress: show a progress bar over the blocks.
+
+    Raises:
+        InputError: there are fewer than two examples, or one is not finite.
+    """
+    require(len(x) >= 2, f"there are {len(x)} examples: the largest distance between two needs at least 2")
+    x = x.flatten(1)
+    block = block or max(1, min(2048, 2**23 // x.shape[1]))
+    mean = x.double().mean(0)
+    norms = torch.cat([(rows.double() - mean).norm(dim=1) for rows in x.split(block)])
+    require(
+        bool(norms.isfinite().all()), "the examples hold NaN or infinity, so they have no largest distance: clean the data"
+    )
+    norms, order = norms.sort(descending=True)
+    blocks = list(zip(norms.split(block), order.split(block), strict=True))
+    best = 0.0
+    for i, (left_norms, left) in enumerate(
+        tqdm(blocks, "largest distance", leave=False, disable=not progress, unit="block")
+    ):
+        centred = x[left].double() - mean
+        for right_norms, right in blocks[i:]:
+            if float(left_norms[0] + right_norms[0]) <= best:
+                break
+            product = centred @ (x[right].double() - mean).T
+            squared = product.mul_(-2).add_(left_norms[:, None] ** 2).add_(right_norms**2)
+            row, column = divmod(int(squared.argmax()), len(right))
+            best = max(best, float((x[left[row]].double() - x[right[column]].double()).norm()))
+    return best
+
+
+def coverage_of(gamma: float, dimension: int) -> float:
+    """C = Phi(sqrt(2D) (gamma - 1) + 3 gamma) - Phi(sqrt(2D) (gamma - 1) - 3 gamma), how far adjacent levels overlap.
+
+    It is the probability that ||x||, about N(sqrt(D) sigma_i, sigma_i^2/2) for x ~ N(0, sigma_i^2 I), lies within three
+    standard deviations of the level above. Song and Ermon 2020 (2006.09011), technique 2.
+
+    Args:
+        gamma: the ratio of two adjacent levels, at least 1.
+        dimension: D.
+    """
+    shift = math.sqrt(2 * dimension) * (gamma - 1)
+    return NormalDist().cdf(shift + 3 * gamma) - NormalDist().cdf(shift - 3 * gamma)
+
+
+def choose_gamma(dimension: int, coverage: float = 0.5) -> float:
+    """The ratio gamma > 1 of adjacent levels at which `coverage_of` is C: with growing gamma it rises, then falls for good.
+
+    Song and Ermon 2020 (2006.09011), technique 2; in fewer than `LEAST_DIMENSION` dimensions the gamma of so many.
+
+    Args:
+        dimension: D, numbers per example.
+        coverage: C, at most Phi(3) - Phi(-3) = 0.9973, that of equal levels; the paper takes about 0.5.
+
+    Raises:
+        InputError: there is no such ratio.
+    """
+    require(dimension >= 1, f"dimension={dimension}: must be at least 1, the numbers in one example")
+    most = coverage_of(1.0, dimension)
+    require(
+        0 < coverage < most,
+        f"coverage={coverage}: must lie between 0 and {most:.4f}, the overlap of equal levels, as in coverage=0.5",
+    )
+    dimension = max(dimension, LEAST_DIMENSION)
+    high = 2.0
+    while coverage_of(high, dimension) >= coverage:
+        high *= 2
+    return _bisect(lambda gamma: coverage_of(gamma, dimension) < coverage, 1.0, high)
+
+
+def choose_levels(sigma_max: float, sigma_min: float, dimension: int, coverage: float = 0.5) -> int:
+    """L = 1 + ln(sigma_1/sigma_L)/ln gamma, rounded up, so that adjacent levels overlap by `coverage` or a little more.
+
+    Song and Ermon 2020 (2006.09011), technique 2.
+
+    Args:
+        sigma_max: sigma_1, the largest level, in the units of the data.
+        sigma_min: sigma_L, the smallest, below it.
+        dimension: D, numbers per example.
+        coverage: C.
+
+    Raises:
+        InputError: the levels are not in this order, or no ratio gives the coverage.
+    """
+    require(
+        0 < sigma_min < sigma_max < math.inf,
+        f"sigma_min={sigma_min}: must lie between 0 and sigma_max={sigma_max:.6g}, as the largest distance between two "
+        f"examples is; try sigma_min={sigma_max / 1000:.3g}"
+        if sigma_max > 0
+        else "the largest distance between two examples is 0, so all are the same and there is no ladder: check the data",
+    )
+    return 1 + math.ceil(math.log(sigma_max / sigma_min) / math.log(choose_gamma(dimension, coverage)))
 
 
 def variance_ratio(step_size: float, sigma_min: float, gamma: float, steps: int, before: float = 1.0) -> float:
@@ -80,7 +195,78 @@ def choose_step_size(sigma_min: float, gamma: float, steps: int) -> float:
     return sigma_min**2 * _bisect(rises, 0.0, 1.0)
 
 
-def _bisect(above, low: float, high: float) -> float:
+class Plan(NamedTuple):
+    """A ladder of noise levels and its Langevin steps, with all that they follow from."""
+
+    dimension: int
+    sigma_max: float
+    sigma_min: float
+    coverage: float
+    gamma: float
+    exact_levels: float
+    levels: int
+    ratio: float
+    steps: int
+    step_size: float
+    variance_ratios: tuple[float, ...]
+    variance_limit: float
+
+    @property
+    def sigmas(self) -> list[float]:
+        """The levels, descending."""
+        return [self.sigma_min * self.ratio**i for i in reversed(range(self.levels))]
+
+    @property
+    def step_sizes(self) -> list[float]:
+        """e_i = step_size sigma_i^2/sigma_min^2, beside `sigmas`."""
+        return [self.step_size * (sigma / self.sigma_min) ** 2 for sigma in self.sigmas]
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per sample, L T, without a final denoise."""
+        return self.levels * self.steps
+
+
+def plan(sigma_max: float, dimension: int, sigma_min: float = 0.01, coverage: float = 0.5, steps: int = 5) -> Plan:
+    """The whole derivation: gamma and L by technique 2, epsilon by technique 4 for these levels, and what follows.
+
+    The first level starts at its own variance, from the prior; every later one from what the level above it left.
+    Song and Ermon 2020 (2006.09011), sections 3 and 4.
+
+    Args:
+        sigma_max: sigma_1, `max_distance` of the training examples by technique 1.
+        dimension: D, numbers per example.
+        sigma_min: sigma_L, in the units of the data.
+        coverage: C.
+        steps: T, Langevin steps per level, as many as the budget allows.
+
+    Raises:
+        InputError: there is no such ladder.
+    """
+    levels = choose_levels(sigma_max, sigma_min, dimension, coverage)
+    gamma = choose_gamma(dimension, coverage)
+    ratio = (sigma_max / sigma_min) ** (1 / (levels - 1))
+    step_size = choose_step_size(sigma_min, ratio, steps)
+    ratios = [variance_ratio(step_size, sigma_min, 1.0, steps)]
+    for _ in range(levels - 1):
+        ratios.append(variance_ratio(step_size, sigma_min, ratio, steps, before=ratios[-1]))
+    return Plan(
+        dimension,
+        sigma_max,
+        sigma_min,
+        coverage,
+        gamma,
+        1 + math.log(sigma_max / sigma_min) / math.log(gamma),
+        levels,
+        ratio,
+        steps,
+        step_size,
+        tuple(ratios),
+        variance_limit(step_size, sigma_min, ratio, steps),
+    )
+
+
+def _bisect(above: Callable[[float], bool], low: float, high: float) -> float:
     """The point between `low` and `high` from which on `above` holds, to the last digit."""
     while low < (middle := (low + high) / 2) < high:
         low, high = (low, middle) if above(middle) else (middle, high)
