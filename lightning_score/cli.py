@@ -103,6 +103,8 @@ class ScoreCLI(LightningCLI):
             parser.add_argument("--num_samples", type=int, default=64, help="Number of samples.")
             parser.add_argument("--seed", type=int, default=0, help="Seed of the samples; sample k is the same in any run.")
             parser.add_argument("--batch_size", type=int, default=1024, help="Samples drawn at once; more need more memory.")
+            labels = "Class labels, repeated in turn, as '[3]' or '[0, 1]'; all classes in turn by default."
+            parser.add_argument("--labels", type=list[int] | None, default=None, help=labels)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Parses the given arguments, which are those of the command line with the checkpoint's before them."""
@@ -126,6 +128,8 @@ class ScoreCLI(LightningCLI):
             self.datamodule.train_dataloader()
         else:
             self._load_weights()
+            if config.get("labels") is not None:
+                self.model.check_labels(torch.tensor(config["labels"]))
         if settings["fast_dev_run"]:
             self.folder = None
             return super().instantiate_trainer(callbacks=[*(settings["callbacks"] or []), StepProgress()], **kwargs)
@@ -192,7 +196,10 @@ class ScoreCLI(LightningCLI):
         """Draws samples from the checkpoint."""
         config = self.config_init["predict"]
         numbers = torch.arange(config["num_samples"])
-        dataset = TensorDataset(numbers, torch.full_like(numbers, config["seed"]))
+        columns = [numbers, torch.full_like(numbers, config["seed"])]
+        if config["labels"] is not None:
+            columns.append(torch.tensor(config["labels"])[numbers % len(config["labels"])])
+        dataset = TensorDataset(*columns)
         self.trainer.predict(model, DataLoader(dataset, config["batch_size"]), return_predictions=False)
         print(f"{config['num_samples']} samples: {self.folder}/samples.png, {self.folder}/samples.npz")
 

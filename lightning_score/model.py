@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from lightning_score.guidance import Guidance, Trained
 from lightning_score.networks import Network
 from lightning_score.objective import DenoisingScoreMatching, Objective
 from lightning_score.parametrization import Noise, Parametrization
@@ -35,6 +36,9 @@ class ScoreModel(LightningModule):
         sampler: how samples are drawn; reverse diffusion with 1000 steps by default.
         num_classes: number of classes of the data; the command line takes it from the data.
         conditional: train the score given the class label.
+        label_dropout: probability with which training leaves a label out, so that the model can also do without;
+            ClassifierFree needs it. Only with conditional=true.
+        guidance: what leads the samples to a label or an observation; null: nothing but the label of a conditional model.
         optimizer: the optimiser; Adam with learning rate 1e-3 by default.
         lr_scheduler: learning-rate schedule, stepped after every optimiser step; null: constant.
 
@@ -52,6 +56,8 @@ class ScoreModel(LightningModule):
         sampler: Sampler | None = None,
         num_classes: int = 0,
         conditional: bool = False,
+        label_dropout: float = 0.0,
+        guidance: Guidance | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ):
@@ -59,13 +65,19 @@ class ScoreModel(LightningModule):
         torch.set_flush_denormal(True)  # subnormal numbers in the backward pass of small scores cost a factor of six
         self._save_plain_hyperparameters()
         require(not conditional or num_classes > 0, "conditional=true: the data have no class labels; set it to false")
+        require(0 <= label_dropout <= 1, f"label_dropout={label_dropout}: must be a probability, 0 to 1, as in 0.1")
+        require(conditional or label_dropout == 0, f"label_dropout={label_dropout}: needs conditional=true, or set it to 0")
         self.shape, self.num_classes, self.conditional = tuple(shape), num_classes, conditional
+        self.label_dropout, self.guidance = label_dropout, guidance
         self.objective = objective or DenoisingScoreMatching()
         self.sampler = sampler or PredictorCorrector()
         self.objective.check(process)
         self.sampler.check(process)
-        built = network(self.shape, num_classes if conditional else 0).to(memory_format=torch.channels_last)
-        self.score_function = ScoreFunction(built, process, parametrization or Noise())
+        if guidance is not None:
+            guidance.check(Trained(self.shape, num_classes, conditional, label_dropout))
+        classes = num_classes if conditional else 0
+        built = network(self.shape, classes).to(memory_format=torch.channels_last)
+        self.score_function = ScoreFunction(built, process, parametrization or Noise(), classes)
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self._loss_sum, self._loss_count = 0.0, 0
 
@@ -77,13 +89,27 @@ class ScoreModel(LightningModule):
             warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`.*")
             self.save_hyperparameters(logger=False)
         if "_instantiator" not in self.hparams:
-            for part in self.hparams.keys() - {"shape", "num_classes", "conditional"}:
+            for part in self.hparams.keys() - {"shape", "num_classes", "conditional", "label_dropout"}:
                 del self.hparams[part]
+
+    def setup(self, stage: str) -> None:
+        """Gives the objective the training data as the model sees them, un-augmented, if it needs them."""
+        data = self.trainer.datamodule
+        if self.objective.needs_data and data is not None and stage != "predict":
+            self.objective.prepare(data.transform(train=False)(data.splits.train.x))
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The objective's mean over a batch (x, y), a scalar."""
         x, y = batch
-        return self.objective(self.score_function, x, y if self.conditional else None).mean()
+        return self.objective(self.score_function, x, self._labels(y)).mean()
+
+    def _labels(self, y: Tensor) -> Tensor | None:
+        """The labels that the score is given: in training each is "no class" with probability `label_dropout`."""
+        if not self.conditional:
+            return None
+        if not self.training or self.label_dropout == 0:
+            return y
+        return torch.where(torch.rand(y.shape, device=y.device) < self.label_dropout, self.num_classes, y)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One step; every `log_every_n_steps` the mean loss since the last time is logged (each log call costs)."""
@@ -108,10 +134,11 @@ class ScoreModel(LightningModule):
             torch.manual_seed(batch_idx)
             self.log(name, self.loss(batch), batch_size=len(batch[0]), sync_dist=True)
 
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Samples:
-        """Draws the samples of a batch of numbers and seeds, each (B,); the seeds are all the same."""
-        indices, seeds = batch
-        return self.draw(indices.tolist(), int(seeds[0]), progress=self.trainer.is_global_zero)
+    def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> Samples:
+        """Draws the samples of a batch of numbers, seeds and, perhaps, labels, each (B,); the seeds are all the same."""
+        indices, seeds, *labels = batch
+        cond = labels[0] if labels else None
+        return self.draw(indices.tolist(), int(seeds[0]), cond, progress=self.trainer.is_global_zero)
 
     def configure_optimizers(self):
         """The optimiser, and the schedule after every step."""
@@ -138,18 +165,39 @@ class ScoreModel(LightningModule):
         Args:
             indices: the numbers k, (B,).
             seed: seed of the run.
-            cond: class labels (B,); null: for a conditional model the classes in turn, k mod num_classes.
+            cond: class labels (B,), num_classes for "no class"; null: the classes in turn, k mod num_classes.
             sampler: another sampler than the model's own.
             trajectory: keep x after every move.
             progress: show a progress bar.
+
+        Raises:
+            InputError: labels that are not one per sample, that the model does not know or has no use for.
         """
         score: ScoreField = self.score_function
-        if self.conditional:
-            labels = torch.as_tensor(indices) % self.num_classes if cond is None else cond
-            score = Conditioned(score, labels.to(self.device))
+        numbers = torch.as_tensor(indices, device=self.device)
+        if cond is not None:
+            self.check_labels(cond)
+            require(len(cond) == len(numbers), f"{len(cond)} labels for {len(numbers)} samples: give one label per sample")
+        if self.guidance is not None:
+            score = self.guidance.guide(score, numbers)
+        if self.takes_labels:
+            score = Conditioned(score, numbers % self.num_classes if cond is None else cond.to(self.device))
         noise = NoiseStream(seed, indices, self.shape, self.device, self.dtype)
         with self._evaluating():
             return (sampler or self.sampler)(score, noise, trajectory, progress)
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the samples are given labels, by the network or by the guidance."""
+        return self.conditional or (self.guidance is not None and self.guidance.labelled)
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Raises `InputError` unless every label is a class of the data, or "no class" where training left labels out."""
+        require(self.takes_labels, "labels: this model is unconditional; train one with conditional=true")
+        last = self.num_classes - (self.label_dropout == 0)
+        known = f"0 to {self.num_classes - 1}" + (f", or {last} for no class" if last == self.num_classes else "")
+        wrong = labels[(labels < 0) | (labels > last)].tolist()
+        require(len(labels) > 0 and not wrong, f"labels {wrong or '[]'}: the model knows the classes {known}")
 
     def sample(self, n: int, seed: int = 0, batch_size: int = 1024, progress: bool = False) -> Tensor:
         """Draws samples 0 to n - 1 of a seed, in the range of the data: (n, *shape), on the model's device.

@@ -14,11 +14,12 @@ class ScoreField(nn.Module, ABC):
 
     Args:
         process: the noise process whose marginals p_t are meant.
+        num_classes: number of classes it can be conditioned on; the label num_classes means "no class".
     """
 
-    def __init__(self, process: NoiseProcess):
+    def __init__(self, process: NoiseProcess, num_classes: int = 0):
         super().__init__()
-        self.process = process
+        self.process, self.num_classes = process, num_classes
 
     @property
     @abstractmethod
@@ -46,10 +47,11 @@ class ScoreFunction(ScoreField):
         network: called `network(x, noise_label, cond)` with noise_label (B,) and cond (B,) or None; returns the shape of x.
         process: the noise process.
         parametrization: what the network predicts.
+        num_classes: number of classes that the network is conditioned on; 0 for none.
     """
 
-    def __init__(self, network: nn.Module, process: NoiseProcess, parametrization: Parametrization):
-        super().__init__(process)
+    def __init__(self, network: nn.Module, process: NoiseProcess, parametrization: Parametrization, num_classes: int = 0):
+        super().__init__(process, num_classes)
         self.network = network
         self.parametrization = parametrization
         self._evaluations = 0
@@ -73,7 +75,7 @@ class ScoreWrapper(ScoreField, ABC):
     """
 
     def __init__(self, score: ScoreField):
-        super().__init__(score.process)
+        super().__init__(score.process, score.num_classes)
         self.score = score
 
     @property

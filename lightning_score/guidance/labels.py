@@ -1,0 +1,101 @@
+"""Guidance by class labels: without a classifier, and with one."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_score.guidance.base import Guidance, Trained, differentiated, tracked
+from lightning_score.score import ScoreField, ScoreWrapper
+from lightning_score.utils import require
+
+
+class ClassifierFree(Guidance):
+    """The score away from "no class" and towards the class: s(x) + scale (s(x given y) - s(x)).
+
+    Ho and Salimans 2022 (2207.12598), eq. 6, with scale = 1 + their w; both scores come from one batched network call, so
+    that a sample costs twice the evaluations. Scale 0 is unconditional, 1 the class alone, at no further cost.
+
+    Args:
+        scale: how far to go, 0 or more; the higher, the more typical of its class, and the less diverse.
+
+    Raises:
+        InputError: the scale is negative; in `check`: a model that cannot leave the class out.
+    """
+
+    innermost = True
+
+    def __init__(self, scale: float = 2.0):
+        require(scale >= 0, f"scale={scale}: must be 0 (no class) or more, as in 2.0; 1 is the class alone")
+        self.scale = scale
+
+    def check(self, trained: Trained) -> None:
+        require(
+            trained.conditional,
+            "guidance=ClassifierFree: the model is not trained given labels; train it with conditional=true and "
+            "label_dropout=0.1, or set guidance: null",
+        )
+        require(
+            trained.label_dropout > 0 or self.scale == 1,
+            f"guidance=ClassifierFree, scale={self.scale}: the model never saw a sample without its label "
+            "(label_dropout=0), so it has no unconditional score; train it with label_dropout=0.1, or set scale=1",
+        )
+
+    def guide(self, score: ScoreField, indices: Tensor) -> ScoreField:
+        return score if self.scale == 1 else _ClassifierFreeScore(score, self.scale)
+
+
+class _ClassifierFreeScore(ScoreWrapper):
+    """s(x) + scale (s(x given y) - s(x))."""
+
+    def __init__(self, score: ScoreField, scale: float):
+        super().__init__(score)
+        self.scale = scale
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        no_class = torch.full_like(cond, self.num_classes)
+        both = self.score(torch.cat([x, x]), t if t.ndim == 0 else torch.cat([t, t]), torch.cat([cond, no_class]))
+        conditional, unconditional = both.chunk(2)
+        return unconditional + self.scale * (conditional - unconditional)
+
+
+class ClassifierGuidance(Guidance):
+    """The score plus the gradient of a classifier of noisy samples: s(x) + scale grad log p(y given x_t, t).
+
+    Song et al. 2021 (2011.13456), eq. 14; Dhariwal and Nichol 2021 (2105.05233), algorithm 1, with their s = scale. The
+    model may be trained with or without labels.
+
+    Args:
+        classifier: called `classifier(x, t)` with x (B, ...) as noisy as p_t and t (B,); returns logits (B, num_classes).
+        scale: how far to go, 0 or more.
+
+    Raises:
+        InputError: the scale is negative; in `check`: the data have no classes.
+    """
+
+    labelled = True
+
+    def __init__(self, classifier: nn.Module, scale: float = 1.0):
+        require(scale >= 0, f"scale={scale}: must be 0 (no guidance) or more, as in 1.0")
+        self.classifier, self.scale = classifier.eval().requires_grad_(False), scale
+
+    def check(self, trained: Trained) -> None:
+        require(trained.num_classes > 0, "guidance=ClassifierGuidance: the data have no class labels; set guidance: null")
+
+    def guide(self, score: ScoreField, indices: Tensor) -> ScoreField:
+        return _ClassifierScore(score, self.classifier.to(indices.device), self.scale)
+
+
+class _ClassifierScore(ScoreWrapper):
+    """s(x) + scale grad log p(y given x_t, t); the label "no class" has probability one."""
+
+    def __init__(self, score: ScoreField, classifier: nn.Module, scale: float):
+        super().__init__(score)
+        self.classifier, self.scale = classifier, scale
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        keep = differentiated(x)
+        with torch.inference_mode(False), torch.enable_grad():
+            x_t, time = tracked(x).requires_grad_(), tracked(t).to(x.dtype).expand(len(x))
+            log_p = F.pad(self.classifier(x_t, time).log_softmax(-1), (0, 1)).gather(1, tracked(cond).unsqueeze(1))
+            (gradient,) = torch.autograd.grad(log_p.sum(), x_t, create_graph=keep)
+        return self.score(x, t, cond) + self.scale * gradient

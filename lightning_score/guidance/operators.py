@@ -1,0 +1,150 @@
+"""Linear operators A of observations y = A x + s z, each with the solution of its normal equations."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_score.utils import expand, require
+
+
+class LinearOperator(ABC):
+    """A linear map A from samples to observations; its adjoint is autograd's."""
+
+    @abstractmethod
+    def apply(self, x: Tensor) -> Tensor:
+        """A x, for x (B, *shape)."""
+
+    @abstractmethod
+    def gram_solve(self, v: Tensor, r2: Tensor, s2: float) -> Tensor:
+        """(r2 A A^T + s2 I)^-1 v, the pseudo-inverse where that is singular.
+
+        Args:
+            v: in the form of an observation, (B, ...).
+            r2: variance of what is observed, () or (B,).
+            s2: variance of the observation's noise.
+        """
+
+    @abstractmethod
+    def check(self, shape: Sequence[int]) -> None:
+        """Raises `InputError` if samples of this shape cannot be observed."""
+
+    def observed_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of an observation of a sample of the given shape."""
+        self.check(shape)
+        return tuple(self.apply(torch.zeros(1, *shape)).shape[1:])
+
+
+class Mask(LinearOperator):
+    """Some coordinates of a sample, (m,): A selects, so A A^T = I.
+
+    Args:
+        mask: in the shape of a sample, true or non-zero where it is observed.
+
+    Raises:
+        InputError: nothing is observed.
+    """
+
+    def __init__(self, mask: Tensor | Sequence):
+        self.mask = torch.as_tensor(mask) != 0
+        self._known = self.mask.flatten().nonzero().flatten()
+        require(
+            len(self._known) > 0, f"mask of shape {list(self.mask.shape)}: all zero, so nothing is observed; set some to 1"
+        )
+
+    def check(self, shape: Sequence[int]) -> None:
+        require(
+            tuple(self.mask.shape) == tuple(shape),
+            f"mask of shape {list(self.mask.shape)}: the model's samples have the shape {list(shape)}; give a mask of that",
+        )
+
+    def apply(self, x: Tensor) -> Tensor:
+        return x.flatten(1).index_select(1, self._known.to(x.device))
+
+    def gram_solve(self, v: Tensor, r2: Tensor, s2: float) -> Tensor:
+        return v / (expand(r2, v) + s2)
+
+
+class Grey(LinearOperator):
+    """The mean over the C channels of an image, (1, H, W): A A^T = I/C."""
+
+    def __init__(self):
+        self._channels = 1
+
+    def check(self, shape: Sequence[int]) -> None:
+        require(
+            len(shape) == 3, f"samples of shape {list(shape)}: only images, [channels, height, width], have a grey image"
+        )
+
+    def apply(self, x: Tensor) -> Tensor:
+        self._channels = x.shape[1]
+        return x.mean(1, keepdim=True)
+
+    def gram_solve(self, v: Tensor, r2: Tensor, s2: float) -> Tensor:
+        return v / (expand(r2, v) / self._channels + s2)
+
+
+class Downsample(LinearOperator):
+    """The means over blocks of f x f pixels, (C, H/f, W/f): A A^T = I/f^2.
+
+    Args:
+        factor: f, at least 2, a divisor of height and width.
+
+    Raises:
+        InputError: the factor is below 2; in `check`: it does not divide the image.
+    """
+
+    def __init__(self, factor: int = 2):
+        require(factor >= 2, f"factor={factor}: must be at least 2, the side of the blocks that are averaged")
+        self.factor = factor
+
+    def check(self, shape: Sequence[int]) -> None:
+        require(
+            len(shape) == 3 and not any(size % self.factor for size in shape[1:]),
+            f"factor={self.factor}: samples of shape {list(shape)} are not images that divide into blocks of this side; "
+            "give a divisor of height and width",
+        )
+
+    def apply(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, self.factor)
+
+    def gram_solve(self, v: Tensor, r2: Tensor, s2: float) -> Tensor:
+        return v / (expand(r2, v) / self.factor**2 + s2)
+
+
+class Matrix(LinearOperator):
+    """Any matrix A (m, D) on the flattened sample, (m,); A A^T = U S^2 U^T by its singular values S, found once.
+
+    Args:
+        matrix: A, m rows of D numbers, D the size of a sample.
+
+    Raises:
+        InputError: it is not a matrix; in `check`: its rows are not as long as a sample.
+    """
+
+    def __init__(self, matrix: Tensor | Sequence[Sequence[float]]):
+        self.matrix = torch.as_tensor(matrix, dtype=torch.float64)
+        require(
+            self.matrix.ndim == 2, f"matrix of shape {list(self.matrix.shape)}: must be [m, D], one row per observed number"
+        )
+        u, s, _ = torch.linalg.svd(self.matrix)
+        self._u = u
+        self._s2 = F.pad(torch.where(s > 1e-10 * s[0], s, 0) ** 2, (0, len(u) - len(s)))
+
+    def check(self, shape: Sequence[int]) -> None:
+        columns = self.matrix.shape[1]
+        require(
+            columns == prod(shape),
+            f"matrix with {columns} columns: samples of shape {list(shape)} have {prod(shape)} numbers",
+        )
+
+    def apply(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.matrix.to(x).mT
+
+    def gram_solve(self, v: Tensor, r2: Tensor, s2: float) -> Tensor:
+        u, eigenvalues = self._u.to(v), expand(r2, v) * self._s2.to(v) + s2
+        inverse = torch.where(eigenvalues > 0, 1 / eigenvalues, 0)
+        return (inverse * (v @ u)) @ u.mT

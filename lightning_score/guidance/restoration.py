@@ -1,0 +1,180 @@
+"""Inverse problems of images given as files: inpainting, colourisation, super-resolution."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_score.guidance.inverse import InverseProblem
+from lightning_score.guidance.operators import Downsample, Grey, LinearOperator, Mask
+from lightning_score.utils import InputError, require
+
+
+def read_array(path: str) -> Tensor:
+    """The array of a file, (n, ...): one PNG, (1, C, H, W) bytes; or a NPY or NPZ, of which `x` or the only array counts.
+
+    Raises:
+        InputError: the file is missing, of another kind, or holds several arrays none of which is `x`.
+    """
+    require(Path(path).is_file(), f"{path}: there is no such file; give a PNG, NPY or NPZ")
+    kind = Path(path).suffix.lower()
+    require(kind in (".png", ".npy", ".npz"), f"{path}: must be a PNG, NPY or NPZ file")
+    try:
+        if kind == ".png":
+            return _read_png(path)
+        content = np.load(path)
+        if kind == ".npy":
+            return torch.from_numpy(content)
+        name = "x" if "x" in content else ", ".join(content)
+        require(name in content, f"{path}: holds the arrays {name}; name the one that is meant x")
+        return torch.from_numpy(content[name])
+    except InputError:
+        raise
+    except Exception as error:  # PIL, zipfile and numpy each raise their own
+        raise InputError(f"{path}: not a readable {kind[1:].upper()} file of numbers ({error})") from error
+
+
+def _read_png(path: str) -> Tensor:
+    from PIL import Image
+
+    image = Image.open(path)
+    pixels = np.array(image.convert("L" if image.mode in ("1", "L", "LA", "I", "I;16") else "RGB"))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).unsqueeze(0)
+
+
+class Restoration(InverseProblem):
+    """An inverse problem whose observations are in a file, by pseudo-inverse guidance; see InverseProblem.
+
+    Args:
+        observed: path of a PNG, or of a NPY or NPZ with an array (n, C, H, W) (in a NPZ the array `x`, as `predict` writes
+            it, or the only one): floats are in the data range already, bytes are brought there. Sample k has number k mod n.
+        data_range: low and high, the values of bytes 0 and 255, those of the data; floats need none.
+        data_std: d, the standard deviation of the data about their mean.
+        noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
+        scale: 1 is the approximation as derived.
+
+    Raises:
+        InputError: a file cannot be read, or a number is out of range; in `check`: file and samples do not fit.
+    """
+
+    def __init__(
+        self,
+        observed: str,
+        data_range: Sequence[float] | None = None,
+        data_std: float = 0.5,
+        noise_std: float = 0.0,
+        scale: float = 1.0,
+    ):
+        super().__init__(data_std, noise_std, scale)
+        values = read_array(observed)
+        if values.dtype == torch.uint8:
+            require(
+                data_range is not None and len(data_range) == 2 and data_range[0] < data_range[1],
+                f"data_range={data_range}: {observed} holds bytes; give the range of the data, as data_range=[-1, 1]",
+            )
+            values = data_range[0] + (data_range[1] - data_range[0]) * (values / 255)
+        self._values = values.float()
+
+    @property
+    def observation(self) -> Tensor:
+        return self._values
+
+
+class Inpainting(Restoration):
+    """Fills the unknown pixels of images of which the others are known.
+
+    Args:
+        observed: path of a PNG, or of a NPY or NPZ with an array (n, *shape) (in a NPZ the array `x`, as `predict` writes
+            it, or the only one): floats are in the data range already, bytes are brought there. Sample k has number k mod n.
+            The values at unknown pixels do not matter.
+        mask: path of a PNG, NPY or NPZ, of the size of one sample or, for all channels, of one channel: white or non-zero
+            where a pixel is known.
+        data_range: low and high, the values of bytes 0 and 255, those of the data; floats need none.
+        data_std: d, the standard deviation of the data about their mean.
+        noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
+        scale: 1 is the approximation as derived.
+
+    Raises:
+        InputError: a file cannot be read or the mask does not fit; in `check`: file and samples do not fit.
+    """
+
+    def __init__(
+        self,
+        observed: str,
+        mask: str,
+        data_range: Sequence[float] | None = None,
+        data_std: float = 0.5,
+        noise_std: float = 0.0,
+        scale: float = 1.0,
+    ):
+        super().__init__(observed, data_range, data_std, noise_std, scale)
+        known, shape = read_array(mask), self._values.shape[1:]
+        given, known = list(known.shape), known.squeeze(0) if known.ndim > len(shape) else known
+        require(
+            known.ndim <= len(shape) and all(a in (1, b) for a, b in zip(known.shape[::-1], shape[::-1], strict=False)),
+            f"mask {mask} of shape {given}: must fit {observed}, whose images have the shape {list(shape)}",
+        )
+        self._operator = Mask(known.expand(shape))
+
+    @property
+    def operator(self) -> LinearOperator:
+        return self._operator
+
+    @property
+    def observation(self) -> Tensor:
+        return self._operator.apply(self._values)
+
+
+class Colourisation(Restoration):
+    """Gives colours to grey images: the mean over the channels is known.
+
+    Args:
+        observed: path of a grey PNG, or of a NPY or NPZ with an array (n, 1, H, W) (in a NPZ the array `x` or the only one):
+            floats are in the data range already, bytes are brought there. Sample k has number k mod n.
+        data_range: low and high, the values of bytes 0 and 255, those of the data; floats need none.
+        data_std: d, the standard deviation of the data about their mean.
+        noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
+        scale: 1 is the approximation as derived.
+
+    Raises:
+        InputError: a file cannot be read, or a number is out of range; in `check`: file and samples do not fit.
+    """
+
+    @property
+    def operator(self) -> LinearOperator:
+        return Grey()
+
+
+class SuperResolution(Restoration):
+    """Enlarges small images: the means over blocks of pixels are known.
+
+    Args:
+        observed: path of a small PNG, or of a NPY or NPZ with an array (n, C, H/f, W/f) (in a NPZ the array `x` or the only
+            one): floats are in the data range already, bytes are brought there. Sample k has number k mod n.
+        factor: f, at least 2.
+        data_range: low and high, the values of bytes 0 and 255, those of the data; floats need none.
+        data_std: d, the standard deviation of the data about their mean.
+        noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
+        scale: 1 is the approximation as derived.
+
+    Raises:
+        InputError: a file cannot be read, or a number is out of range; in `check`: file and samples do not fit.
+    """
+
+    def __init__(
+        self,
+        observed: str,
+        factor: int = 2,
+        data_range: Sequence[float] | None = None,
+        data_std: float = 0.5,
+        noise_std: float = 0.0,
+        scale: float = 1.0,
+    ):
+        super().__init__(observed, data_range, data_std, noise_std, scale)
+        self._operator = Downsample(factor)
+
+    @property
+    def operator(self) -> LinearOperator:
+        return self._operator
