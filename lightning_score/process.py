@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from lightning_score.utils import InputError, expand, require
+from lightning_score.utils import AUTO_IN_FIT, Auto, InputError, expand, require
 
 
 def _derivative(function, t: Tensor) -> Tensor:
@@ -168,12 +168,12 @@ class VE(NoiseProcess):
 
     Args:
         sigma_min: standard deviation at t = 0, in the units of the data, above zero.
-        sigma_max: standard deviation at t = 1, larger than sigma_min; about the largest distance between two images.
+        sigma_max: that at t = 1, larger; about the largest distance between two images, as `auto` in a config of `fit`.
     """
 
     t_min = 0.0
 
-    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0):
+    def __init__(self, sigma_min: float = 0.01, sigma_max: float | Auto = 50.0):
         super().__init__()
         _require_sigmas(sigma_min, sigma_max)
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
@@ -287,12 +287,12 @@ class SigmaTable(Table):
 
     Args:
         sigma_min: the smallest level, in the units of the data, above zero (the paper's sigma_L).
-        sigma_max: the largest level, larger than sigma_min (the paper's sigma_1).
-        levels: the number of levels L.
+        sigma_max: the largest level (the paper's sigma_1); in a config of `fit`, `auto`: the largest distance in the data.
+        levels: the number of levels L; in a config of `fit`, `auto`: by technique 2 of Song and Ermon 2020.
     """
 
-    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 1.0, levels: int = 10):
-        require(levels >= 1, f"levels={levels}: need at least one noise level, as in levels=10")
+    def __init__(self, sigma_min: float = 0.01, sigma_max: float | Auto = 1.0, levels: int | Auto = 10):
+        require(levels != "auto" and levels >= 1, f"levels={levels}: need at least one, as in levels=10; {AUTO_IN_FIT}")
         if levels > 1 or sigma_min != sigma_max:
             _require_sigmas(sigma_min, sigma_max)
         exponents = torch.linspace(0, 1, levels, dtype=torch.float64) if levels > 1 else torch.ones(1).double()
@@ -315,6 +315,6 @@ class SigmaTable(Table):
 
 def _require_sigmas(sigma_min: float, sigma_max: float) -> None:
     require(
-        0 < sigma_min < sigma_max < math.inf,
-        f"sigma_min={sigma_min}, sigma_max={sigma_max}: need 0 < sigma_min < sigma_max, as in 0.01 and 50",
+        sigma_max != "auto" and 0 < sigma_min < sigma_max < math.inf,
+        f"sigma_min={sigma_min}, sigma_max={sigma_max}: need 0 < sigma_min < sigma_max, as in 0.01 and 50; {AUTO_IN_FIT}",
     )

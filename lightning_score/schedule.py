@@ -17,7 +17,7 @@ from lightning_score.utils import require
 
 LEAST_DIMENSION = 16
 """Technique 2 takes the samples of a level to lie in a thin shell, as they do in many dimensions only: in a few its equation
-asks for a handful of levels, and in 4 or fewer it has no solution. Below these dimensions gamma is that of 16 of them, 2.1."""
+asks for a handful of levels, and in 4 or fewer it has no solution. Below 16 dimensions gamma is that of 16, which is 2.1."""
 
 
 def max_distance(x: Tensor, block: int | None = None, progress: bool = False) -> float:
@@ -37,19 +37,16 @@ def max_distance(x: Tensor, block: int | None = None, progress: bool = False) ->
         InputError: there are fewer than two examples, or one is not finite.
     """
     require(len(x) >= 2, f"there are {len(x)} examples: the largest distance between two needs at least 2")
-    x = x.flatten(1)
+    x = x.reshape(len(x), -1)
     block = block or max(1, min(2048, 2**23 // x.shape[1]))
-    mean = x.double().mean(0)
+    mean = x.mean(0, dtype=torch.float64)
     norms = torch.cat([(rows.double() - mean).norm(dim=1) for rows in x.split(block)])
-    require(
-        bool(norms.isfinite().all()), "the examples hold NaN or infinity, so they have no largest distance: clean the data"
-    )
+    require(bool(norms.isfinite().all()), "the examples hold NaN or infinity and have no largest distance: clean the data")
     norms, order = norms.sort(descending=True)
     blocks = list(zip(norms.split(block), order.split(block), strict=True))
     best = 0.0
-    for i, (left_norms, left) in enumerate(
-        tqdm(blocks, "largest distance", leave=False, disable=not progress, unit="block")
-    ):
+    bar = tqdm(blocks, "largest distance", leave=False, disable=not progress, unit="block")
+    for i, (left_norms, left) in enumerate(bar):
         centred = x[left].double() - mean
         for right_norms, right in blocks[i:]:
             if float(left_norms[0] + right_norms[0]) <= best:

@@ -1,7 +1,14 @@
 """What every module needs: the error for a user's mistake and the one broadcasting helper."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+Auto = Literal["auto"]
+"""Stands in the place of a number in a config whose number `fit` chooses from the data."""
+
+AUTO_IN_FIT = "auto stands in a config of fit only: elsewhere take the number that schedule.plan or `schedule` finds"
 
 
 class InputError(ValueError):
