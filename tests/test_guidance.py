@@ -1,0 +1,213 @@
+"""Guidance by labels: the guided scores against closed forms, and what they cost."""
+
+import pytest
+import torch
+from conftest import MixtureScore, times
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_score import ScoreModel
+from lightning_score.data import Mixture
+from lightning_score.guidance import Chain, ClassifierFree, ClassifierGuidance, PseudoInverse
+from lightning_score.guidance.operators import Mask
+from lightning_score.networks import MLP
+from lightning_score.process import VP
+from lightning_score.sampling import EulerMaruyama, PredictorCorrector, Uniform
+from lightning_score.sampling.noise import NoiseStream
+from lightning_score.score import Conditioned, ScoreField
+from lightning_score.utils import InputError, expand
+
+MODES = Mixture([[-1.0, 0.5], [1.0, 0.0], [0.3, 1.2]], [0.3, 0.5, 0.4], [0.5, 0.2, 0.3])
+PURE = [Mixture([mean], [std]) for mean, std in zip(MODES.means.tolist(), MODES.stds.tolist(), strict=True)]
+
+
+class LabelledScore(ScoreField):
+    """The exact s(x given y) of a mixture whose modes are the classes; label 3, or none, is s(x)."""
+
+    def __init__(self, process):
+        super().__init__(process, num_classes=3)
+        self.calls, self._evaluations = 0, 0
+
+    @property
+    def evaluations(self):
+        return self._evaluations
+
+    def forward(self, x, t, cond=None):
+        self.calls, self._evaluations = self.calls + 1, self._evaluations + len(x)
+        alpha, sigma = (expand(f(t), x[:, 0]) for f in (self.process.alpha, self.process.sigma))
+        scores = torch.stack([law.score(x, alpha, sigma) for law in (*PURE, MODES)])
+        cond = torch.full((len(x),), 3) if cond is None else cond
+        return scores[cond, torch.arange(len(x))]
+
+
+class ExactClassifier(nn.Module):
+    """log p(y given x_t) of the mixture, up to a constant per row."""
+
+    def __init__(self, process):
+        super().__init__()
+        self.process = process
+
+    def forward(self, x, t):
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        log_w = MODES.weights.to(x).log()
+        return torch.stack([log_w[k] + law.log_prob(x, alpha, sigma) for k, law in enumerate(PURE)], -1)
+
+
+def rows(n=60):
+    """Points, times and labels, float64."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, 2, dtype=torch.float64, generator=generator), times(n), torch.arange(n) % 3
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.7, 3.0])
+def test_classifier_free_and_classifier_guidance_are_the_same_closed_form(noise_process, scale):
+    """scale s(x given y) + (1 - scale) s(x), from labels, and from the exact classifier on the unconditional score."""
+    x, t, cond = rows()
+    exact = LabelledScore(noise_process)
+    expected = scale * exact(x, t, cond) + (1 - scale) * exact(x, t)
+    free = ClassifierFree(scale).guide(exact, cond)
+    torch.testing.assert_close(free(x, t, cond), expected)
+    unlabelled = MixtureScore(noise_process, MODES)
+    guided = ClassifierGuidance(ExactClassifier(noise_process), scale).guide(unlabelled, cond)
+    torch.testing.assert_close(guided(x, t, cond), expected, rtol=1e-6, atol=1e-8)
+    alpha, sigma = expand(noise_process.alpha(t), x), expand(noise_process.sigma(t), x)
+    torch.testing.assert_close(free.denoised(x, t, cond), (x + sigma**2 * expected) / alpha)
+
+
+def test_one_batched_call_is_two_calls_and_counts_twice(noise_process):
+    x, t, cond = rows()
+    exact = LabelledScore(noise_process)
+    ClassifierFree(2.0).guide(exact, cond)(x, t, cond)
+    assert exact.calls == 1 and exact.evaluations == 2 * len(x)
+    scalar = ClassifierFree(2.0).guide(exact, cond)(x, t[5], cond)
+    torch.testing.assert_close(scalar, 2 * exact(x, t[5], cond) - exact(x, t[5]))
+
+
+def test_scale_one_is_the_plain_score_at_its_plain_cost():
+    exact = LabelledScore(VP())
+    assert ClassifierFree(1.0).guide(exact, torch.arange(4)) is exact
+
+
+def test_no_class_is_left_as_it_is():
+    """Guiding to "no class" does nothing, with a classifier or without."""
+    x, t, _ = rows()
+    nothing = torch.full((len(x),), 3)
+    for part in (ClassifierFree(3.0), ClassifierGuidance(ExactClassifier(VP()), 3.0)):
+        torch.testing.assert_close(part.guide(LabelledScore(VP()), nothing)(x, t, nothing), LabelledScore(VP())(x, t))
+
+
+def test_chain_applies_its_parts_in_their_order():
+    """s(x) + 2 (s(x given y) - s(x)), and the classifier's gradient once more, make the closed form of scale 3."""
+    x, t, cond = rows()
+    exact = LabelledScore(VP())
+    chain = Chain([ClassifierFree(2.0), ClassifierGuidance(ExactClassifier(VP()))])
+    expected = 3 * exact(x, t, cond) - 2 * exact(x, t)
+    torch.testing.assert_close(chain.guide(exact, cond)(x, t, cond), expected, rtol=1e-6, atol=1e-8)
+    assert chain.labelled and chain.innermost
+
+
+def test_a_guided_score_can_be_guided_by_an_observation():
+    """The gradient goes through the classifier's: on a Gaussian of one class nothing changes but the observation."""
+    x, t, cond = rows()
+    observe = PseudoInverse(Mask([1, 0]), torch.tensor([[0.4]], dtype=torch.float64), data_std=0.5)
+    exact = LabelledScore(VP())
+    one = torch.ones_like(cond)
+    chain = Chain([ClassifierGuidance(ExactClassifier(VP())), observe]).guide(MixtureScore(VP(), MODES), torch.arange(60))
+    plain = observe.guide(Conditioned(exact, one), torch.arange(60))
+    torch.testing.assert_close(chain(x, t, one), plain(x, t), rtol=1e-6, atol=1e-8)
+
+
+def test_samples_of_scale_one_follow_the_class_and_larger_scales_leave_it():
+    """The tilted law p_0 p(y given x)^scale is not what a larger scale gives, only its direction."""
+    sampler = PredictorCorrector(EulerMaruyama(), grid=Uniform(200, 1e-3))
+    means = {}
+    for scale in (1.0, 4.0):
+        cond = torch.ones(2000, dtype=torch.long)
+        score = Conditioned(ClassifierFree(scale).guide(LabelledScore(VP()), torch.arange(2000)), cond)
+        noise = NoiseStream(0, range(2000), [2], dtype=torch.float64)
+        means[scale] = sampler(score, noise).x
+    torch.testing.assert_close(means[1.0].mean(0), MODES.means[1], atol=0.05, rtol=0)
+    torch.testing.assert_close(means[1.0].std(0), torch.full((2,), 0.5, dtype=torch.float64), atol=0.04, rtol=0)
+    posterior = [ExactClassifier(VP())(x, torch.tensor(0.0)).softmax(-1)[:, 1].mean() for x in means.values()]
+    assert posterior[1] > posterior[0] + 0.05
+
+
+def model(guidance=None, conditional=True, label_dropout=0.25, num_classes=3, sampler=None):
+    torch.manual_seed(0)
+    made = ScoreModel(
+        lambda shape, classes: MLP(shape, classes, width=16, depth=1),
+        [2],
+        VP(),
+        sampler=sampler or PredictorCorrector(EulerMaruyama(), grid=Uniform(5)),
+        num_classes=num_classes,
+        conditional=conditional,
+        label_dropout=label_dropout,
+        guidance=guidance,
+    )
+    nn.init.normal_(made.score_function.network.linear_out.weight)  # as built, the network returns zero
+    return made
+
+
+def test_training_leaves_labels_out_at_the_rate_asked_for():
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, score, x, cond):
+            seen.append(cond)
+            return x.new_zeros(len(x))
+
+    made, y = model(), torch.arange(30000) % 3
+    made.objective = Spy()
+    made.train().loss((torch.zeros(30000, 2), y))
+    made.eval().loss((torch.zeros(30000, 2), y))
+    dropped = (seen[0] == 3).float()
+    assert abs(dropped.mean() - 0.25) < 4 * (0.25 * 0.75 / 30000) ** 0.5
+    assert torch.equal(seen[0][dropped == 0], y[dropped == 0]) and torch.equal(seen[1], y)
+
+
+def test_the_model_draws_with_its_guidance_and_counts_both_scores():
+    plain, free = model(), model(ClassifierFree(2.0))
+    cond = torch.tensor([0, 2, 2, 1])
+    assert plain.draw(range(4), cond=cond).nfe == 5 and free.draw(range(4), cond=cond).nfe == 10
+    assert not torch.allclose(plain.draw(range(4), cond=cond).x, free.draw(range(4), cond=cond).x, atol=1e-3)
+    torch.testing.assert_close(free.draw(range(4)).x, free.draw(range(4), cond=torch.tensor([0, 1, 2, 0])).x)
+    torch.testing.assert_close(free.draw([2, 3], cond=cond[2:]).x, free.draw(range(4), cond=cond).x[2:])
+
+
+def test_a_classifier_guides_an_unconditional_model_under_inference_mode():
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x, t):
+            return self.linear(F.silu(torch.cat([x, t.unsqueeze(1)], 1)))
+
+    guided = model(ClassifierGuidance(Linear(), 5.0), conditional=False, label_dropout=0.0)
+    first, second = (guided.draw(range(4), cond=torch.full((4,), k)).x for k in (0, 1))
+    assert (first - second).abs().max() > 1e-3 and not first.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ClassifierFree(-1.0), "scale=-1.0.*0 .no class. or more"),
+        (lambda: model(ClassifierFree(2.0), label_dropout=0.0), "label_dropout=0.*label_dropout=0.1"),
+        (lambda: model(ClassifierFree(2.0), conditional=False, label_dropout=0.0), "conditional=true"),
+        (lambda: model(label_dropout=1.5), "label_dropout=1.5.*0 to 1"),
+        (lambda: model(conditional=False), "label_dropout=0.25.*needs conditional=true"),
+        (lambda: Chain([]), "at least one"),
+        (lambda: Chain([ClassifierFree(2.0), ClassifierFree(2.0)]), "first part"),
+        (lambda: model().draw([0], cond=torch.tensor([4])), r"labels \[4\].*0 to 2, or 3 for no class"),
+        (lambda: model(label_dropout=0.0).draw([0], cond=torch.tensor([3])), r"labels \[3\].*0 to 2$"),
+        (lambda: model().draw([0, 1], cond=torch.tensor([2])), "1 labels for 2 samples"),
+        (lambda: model(conditional=False, label_dropout=0.0).draw([0], cond=torch.tensor([2])), "unconditional"),
+    ],
+)
+def test_mistakes(make, words):
+    with pytest.raises(InputError, match=words):
+        make()
+
+
+def test_scale_one_needs_no_label_dropout():
+    assert model(ClassifierFree(1.0), label_dropout=0.0).draw([0, 1]).nfe == 5
