@@ -13,6 +13,7 @@ commands:
   validate   held-out loss, samples and FID of a checkpoint:   validate --ckpt_path runs/ncsn/latest/last.ckpt
   test       test loss and FID of a checkpoint:                test --ckpt_path runs/ncsn/latest/last.ckpt
   predict    draw samples from a checkpoint, as PNG and NPZ:   predict --ckpt_path runs/ncsn/latest/last.ckpt
+  schedule   noise levels and step size from the data:         schedule --config configs/ncsn.yaml
 
 `COMMAND --help` lists the options of a command; the shipped configs are ncsn, ddpm, vp_pc and toy.
 """

@@ -124,7 +124,7 @@ class Parser(LightningArgumentParser):
 def _unknown_class(message: str) -> str:
     """For a class name that cannot be found, the classes that may stand there; else nothing."""
     unknown = re.search(r'Parser key "([\w.]+)".*dot import path string: (\w+)', message)
-    bases = dict(_parts(ScoreModel)) | {"data": ScoreData, "features": Features}
+    bases = dict(_parts(ScoreModel, set())) | {"data": ScoreData, "features": Features}
     key = unknown[1].rpartition(".")[2] if unknown else ""
     if key not in bases:
         return ""
@@ -132,15 +132,16 @@ def _unknown_class(message: str) -> str:
     return f"{unknown[1]}={unknown[2]}: no such class; give one of {names}, or the path of your own, as my_module.MyClass"
 
 
-def _parts(owner: type) -> Iterator[tuple[str, type]]:
+def _parts(owner: type, seen: set[type]) -> Iterator[tuple[str, type]]:
     """The parameters of a class, and of all that these may be, that take one of our abstract classes."""
+    seen.add(owner)
     for name, hint in get_type_hints(owner.__init__).items():
         candidates = [hint, *get_args(hint)]
         for base in candidates:
             if inspect.isclass(base) and inspect.isabstract(base) and base.__module__.startswith("lightning_score"):
                 yield name, base
-                for part in _descendants(base):
-                    yield from _parts(part)
+                for part in _descendants(base) - seen:
+                    yield from _parts(part, seen)
 
 
 def _descendants(base: type) -> set[type]:

@@ -23,9 +23,10 @@ asks for a handful of levels, and in 4 or fewer it has no solution. Below 16 dim
 def max_distance(x: Tensor, block: int | None = None, progress: bool = False) -> float:
     """max_{i,j} ||x_i - x_j||, the largest Euclidean distance between two examples: technique 1's sigma_1.
 
-    With norms about the mean, ||x_i - x_j||^2 = ||x_i||^2 + ||x_j||^2 - 2 x_i . x_j in float64, block by block; nothing
-    cancels in it for the farthest pair, which is at least as far apart as the largest norm. Blocks go by falling norm and
-    end where ||x_i|| + ||x_j|| is no longer above the best pair's distance, which is computed from its difference.
+    With norms about the mean, ||x_i - x_j||^2 = ||x_i||^2 + ||x_j||^2 - 2 x_i . x_j, block by block; nothing cancels in it
+    for the farthest pair, which is at least as far apart as the largest norm. Blocks go by falling norm and end where
+    ||x_i|| + ||x_j|| is below the best distance so far. float32, with a bound of its rounding errors, finds those that may
+    hold a better pair; float64 finds the pair there, and its distance is that of its difference.
     Song and Ermon 2020 (2006.09011), technique 1.
 
     Args:
@@ -45,17 +46,24 @@ def max_distance(x: Tensor, block: int | None = None, progress: bool = False) ->
     norms, order = norms.sort(descending=True)
     blocks = list(zip(norms.split(block), order.split(block), strict=True))
     best = 0.0
-    bar = tqdm(blocks, "largest distance", leave=False, disable=not progress, unit="block")
+    bar = tqdm(blocks, "largest distance", leave=False, disable=not progress, unit="block", delay=1)
     for i, (left_norms, left) in enumerate(bar):
         centred = x[left].double() - mean
         for right_norms, right in blocks[i:]:
             if float(left_norms[0] + right_norms[0]) <= best:
                 break
-            product = centred @ (x[right].double() - mean).T
-            squared = product.mul_(-2).add_(left_norms[:, None] ** 2).add_(right_norms**2)
-            row, column = divmod(int(squared.argmax()), len(right))
+            other, a, b = x[right].double() - mean, float(left_norms[0]), float(right_norms[0])
+            error = 2**-24 * (2 * (len(mean) + 2) * a * b + 4 * (a + b) ** 2)
+            if float(_squared_distances(centred.float(), other.float()).max()) + error <= best**2:
+                continue
+            row, column = divmod(int(_squared_distances(centred, other).argmax()), len(right))
             best = max(best, float((x[left[row]].double() - x[right[column]].double()).norm()))
     return best
+
+
+def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """||x_i||^2 + ||y_j||^2 - 2 x_i . y_j, (N, M)."""
+    return (x @ y.T).mul_(-2).add_(x.square().sum(1)[:, None]).add_(y.square().sum(1))
 
 
 def coverage_of(gamma: float, dimension: int) -> float:
