@@ -23,13 +23,14 @@ import lightning_score
 from lightning_score.arguments import Parser, load_checkpoint, option, with_checkpoint_config, with_found_configs
 from lightning_score.callbacks import EMA, Evaluate, SampleGrid, SampleWriter, StepProgress
 from lightning_score.data import ScoreData
+from lightning_score.ladder import resolve, schedule
 from lightning_score.loggers import RunCSVLogger, wandb_logger
 from lightning_score.model import ScoreModel
 from lightning_score.runs import new_dated_folder, new_folder, point_latest
 from lightning_score.summary import describe, report, summarize
 from lightning_score.utils import InputError, require
 
-COMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = ("fit", "validate", "test", "predict", "schedule")
 FOLDER_VARIABLE = "LIGHTNING_SCORE_FOLDER"  # tells the other processes of a run its folder
 
 
@@ -114,11 +115,13 @@ class ScoreCLI(LightningCLI):
         """The checkpoint's configuration stands before the arguments already, so that they override it."""
 
     def before_instantiate_classes(self) -> None:
-        """Checks the options that no constructor sees."""
+        """Checks the options that no constructor sees; in training, chooses from the data what the config leaves to them."""
         config = self.config[self.command]
         for name, least in (("num_samples", 1), ("batch_size", 1), ("seed", 0)):
             value = config.get(name, least)
             require(value >= least, f"--{name} {value}: must be at least {least}")
+        if self.command == "fit":
+            resolve(config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Makes the folder once model and data are known to fit, then the trainer with its loggers and callbacks."""
@@ -237,6 +240,8 @@ def _run(arguments: list[str]) -> None:
     command = arguments[0]
     require(command in COMMANDS, f"{command}: unknown command; choose one of {', '.join(COMMANDS)}, before any option")
     _quiet()
+    if command == "schedule":
+        return schedule(arguments)
     configs = option(arguments, "-c", "--config")
     arguments, paths = with_found_configs(arguments), option(arguments, "--ckpt_path")
     checkpoint = load_checkpoint(paths[-1]) if paths else None
