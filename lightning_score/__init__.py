@@ -18,6 +18,8 @@ _MODULES = {
         "Sampler",
         "PredictorCorrector",
         "AnnealedLangevin",
+        "ConsistentAnnealedLangevin",
+        "LangevinDynamics",
         "Predictor",
         "Corrector",
         "TimeGrid",

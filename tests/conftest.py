@@ -54,6 +54,45 @@ class MixtureScore(ScoreField):
         return self.mixture.score(x, expand(self.process.alpha(t), x[:, 0]), expand(self.process.sigma(t), x[:, 0]))
 
 
+class ImageScore(ScoreField):
+    """The exact score of independent Gaussian pixels N(0.5, 0.3^2), for samples of any shape."""
+
+    def __init__(self, noise_process, mean=0.5, std=0.3):
+        super().__init__(noise_process)
+        self.mean, self.std = mean, std
+        self._evaluations = 0
+
+    @property
+    def evaluations(self):
+        return self._evaluations
+
+    def forward(self, x, t, cond=None):
+        self._evaluations += len(x)
+        alpha, sigma = expand(self.process.alpha(t), x), expand(self.process.sigma(t), x)
+        return (alpha * self.mean - x) / (alpha**2 * self.std**2 + sigma**2)
+
+
+class QuickNoise:
+    """The draws of one generator for a whole batch: many particles, where the streams of samples would take long."""
+
+    def __init__(self, shape, seed=0, dtype=torch.float64):
+        self.shape, self.dtype, self.device = tuple(shape), dtype, "cpu"
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def normal(self):
+        return torch.randn(self.shape, generator=self._generator, dtype=self.dtype)
+
+    def uniform(self):
+        return torch.rand(self.shape, generator=self._generator, dtype=self.dtype)
+
+    def acceptance(self):
+        return torch.rand(self.shape[0], generator=self._generator, dtype=self.dtype)
+
+    def sized(self):
+        draws = self.normal()
+        return draws, draws
+
+
 @pytest.fixture
 def exact_score(noise_process):
     """The exact score of N((0.5, -1), 0.5^2 I) under each process."""

@@ -16,6 +16,12 @@ class Method(ABC):
     calls: int
     """Score evaluations of a step."""
 
+    independent: bool = True
+    """Whether a sample does not depend on its batch mates."""
+
+    min_dimension: int = 1
+    """The smallest number of entries of a sample for which the step is valid."""
+
     def check(self, process: NoiseProcess, times: Tensor) -> None:
         """Raises `InputError` if the method cannot be used with the process on a grid of decreasing times (N + 1,)."""
 

@@ -49,6 +49,16 @@ class NoiseStream:
         """Draws uniform in [0, 1), (B, *shape)."""
         return self._deliver(np.stack([g.random(self._buffer.shape[2], dtype=np.float32) for g in self._generators]))
 
+    def acceptance(self) -> Tensor:
+        """One draw per sample, uniform in [0, 1), (B,): a proposal is accepted with probability p if the draw is below p."""
+        draws = np.array([generator.random(dtype=np.float32) for generator in self._generators])
+        return torch.from_numpy(draws).to(self.device, self.dtype)
+
+    def sized(self) -> tuple[Tensor, Tensor]:
+        """Normal draws whose norm sets the size of a step, and the noise that the step adds: the same draws."""
+        draws = self.normal()
+        return draws, draws
+
     def _deliver(self, draws: np.ndarray) -> Tensor:
         return torch.from_numpy(draws).reshape(self.shape).to(self.device, self.dtype)
 
@@ -66,3 +76,11 @@ class NoNoise:
     def uniform(self) -> Tensor:
         """Draws uniform in [0, 1), (B, *shape)."""
         return self._stream.uniform()
+
+    def acceptance(self) -> Tensor:
+        """Zeros (B,): every proposal is accepted."""
+        return torch.zeros(self._stream.shape[0], device=self._stream.device, dtype=self._stream.dtype)
+
+    def sized(self) -> tuple[Tensor, Tensor]:
+        """Normal draws whose norm sets the size of a step, and zeros, the noise that the step adds."""
+        return self._stream.normal(), self.normal()

@@ -9,12 +9,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_score.process import NoiseProcess
-from lightning_score.sampling.corrector import AnnealedLangevinStep, Corrector
-from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, LastMean, Prior
-from lightning_score.sampling.grid import Table, TimeGrid, Uniform
+from lightning_score.sampling.corrector import Corrector
+from lightning_score.sampling.ends import FinalDenoise, Initial, LastMean, Prior
+from lightning_score.sampling.grid import TimeGrid, Uniform
 from lightning_score.sampling.method import Method
 from lightning_score.sampling.noise import NoiseStream
-from lightning_score.sampling.predictor import NoPredictor, Predictor, ReverseDiffusion
+from lightning_score.sampling.predictor import Predictor, ReverseDiffusion
 from lightning_score.score import ClippedScore, ScoreField
 from lightning_score.utils import require
 
@@ -140,42 +140,4 @@ class PredictorCorrector(Sampler):
             stages += predict + correct if self.predict_first else correct + predict
         while len(stages) > 1 and not stages[-1].method.calls:  # after the last move that sees the score, nothing is gained
             stages.pop()
-        return stages
-
-
-class AnnealedLangevin(Sampler):
-    """Annealed Langevin dynamics: `steps` Langevin steps at every noise level, the largest level first.
-
-    x <- x + e_i score + sqrt(2 e_i) z with e_i = step_size sigma_i^2/sigma_min^2: Song and Ermon 2019 (1907.05600),
-    Algorithm 1. For processes other than VE it runs on x/alpha.
-
-    Args:
-        step_size: epsilon, the step size at the smallest level, in squared units of the data, below 2 sigma_min^2. This is
-            the authors' code's `step_lr`; the epsilon of Algorithm 1 is twice as large.
-        steps: T, Langevin steps per level.
-        grid: the noise levels; the process's own table by default.
-        denoise: what happens to the noise that is left; it stays by default.
-        initial: where sampling starts; the process's prior by default.
-        clip: [low, high], to which the denoised image is clipped at every evaluation; null: not at all.
-    """
-
-    def __init__(
-        self,
-        step_size: float = 2e-5,
-        steps: int = 100,
-        grid: TimeGrid | None = None,
-        denoise: FinalDenoise | None = None,
-        initial: Initial | None = None,
-        clip: Sequence[float] | None = None,
-    ):
-        require(steps >= 1, f"steps={steps}: need at least one Langevin step per level, as in steps=100")
-        super().__init__(grid or Table(), denoise or KeepNoise(), initial or Prior(), clip)
-        self.step_size, self.steps = step_size, steps
-        self._descend, self._correct = NoPredictor(), AnnealedLangevinStep(step_size)
-
-    def plan(self, process: NoiseProcess, times: Tensor) -> list[Stage]:
-        levels = times[process.sigma(times) > 0]
-        stages = [Stage(self._correct, levels[0], levels[0], levels[0])] * self.steps
-        for t, s in pairwise(levels):
-            stages += [Stage(self._descend, t, s, s), *[Stage(self._correct, s, t, s)] * self.steps]
         return stages

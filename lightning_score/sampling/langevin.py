@@ -1,0 +1,212 @@
+"""Langevin samplers: no predictor, only Langevin dynamics at one noise level or down a ladder of them."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_score.process import NoiseProcess
+from lightning_score.sampling.corrector import AnnealedLangevinStep, FixedLangevin, require_temperature, smallest_level
+from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, Prior, Tweedie
+from lightning_score.sampling.grid import Table, TimeGrid
+from lightning_score.sampling.method import Method
+from lightning_score.sampling.predictor import NoPredictor
+from lightning_score.sampling.sampler import Sampler, Stage
+from lightning_score.schedule import choose_step_size
+from lightning_score.utils import expand, require
+
+
+class _OneLevel(TimeGrid):
+    """A single time: the given one, or that at which sigma/alpha has the given value, or the process's t_min."""
+
+    def __init__(self, sigma: float | None, t: float | None):
+        self.sigma, self.t = sigma, t
+
+    def __call__(self, process: NoiseProcess) -> Tensor:
+        if self.sigma is None:
+            return torch.tensor([process.t_min if self.t is None else self.t], dtype=torch.float64)
+        time = process.inverse_log_snr(-2 * torch.tensor([self.sigma], dtype=torch.float64).log())
+        found = float((-process.log_snr(time) / 2).exp())
+        require(
+            abs(found / self.sigma - 1) < 1e-3,
+            f"sigma={self.sigma}: {type(process).__name__} does not reach this noise level (sigma/alpha); "
+            f"the nearest that it has is {found:.4g}",
+        )
+        return time
+
+
+class LangevinDynamics(Sampler):
+    """Langevin dynamics at one noise level, without a ladder: x <- x + e score + sqrt(2 e T) z, of law p_t^(1/T).
+
+    Roberts and Tweedie 1996; Song and Ermon 2019 (1907.05600), section 2.2. Between separated modes it does not mix, which
+    is why annealing exists. For processes other than VE it runs on x/alpha.
+
+    Args:
+        step_size: e, in squared units of the data. On a Gaussian of variance v it needs e < 2 v, and the variance of the
+            samples tends to T v/(1 - e/(2 v)).
+        steps: Langevin steps.
+        temperature: T; 1 samples p_t, 0 climbs to its modes.
+        sigma: the noise level, as sigma/alpha, in the units of the data; null: given by t.
+        t: the time of the noise level; null: the process's t_min.
+        denoise: what happens to the noise that is left; it stays by default.
+        initial: where sampling starts; the process's prior by default.
+        clip: [low, high], to which the denoised image is clipped at every evaluation; null: not at all.
+    """
+
+    def __init__(
+        self,
+        step_size: float = 1e-5,
+        steps: int = 1000,
+        temperature: float = 1.0,
+        sigma: float | None = None,
+        t: float | None = None,
+        denoise: FinalDenoise | None = None,
+        initial: Initial | None = None,
+        clip: Sequence[float] | None = None,
+    ):
+        require(steps >= 1, f"steps={steps}: need at least one Langevin step, as in steps=1000")
+        require(sigma is None or t is None, f"sigma={sigma}, t={t}: both set the noise level; give one of them")
+        require(sigma is None or sigma > 0, f"sigma={sigma}: must be above 0, as in 0.01")
+        require(t is None or 0 <= t <= 1, f"t={t}: must lie in [0, 1]")
+        super().__init__(_OneLevel(sigma, t), denoise or KeepNoise(), initial or Prior(), clip)
+        self.step_size, self.steps, self.temperature, self.sigma, self.t = step_size, steps, temperature, sigma, t
+        self._move = FixedLangevin(step_size, temperature)
+
+    def plan(self, process: NoiseProcess, times: Tensor) -> list[Stage]:
+        level = times[0]
+        require(
+            float(process.sigma(level)) > 0,
+            f"t={self.t}: the data have no noise there, and no score; give a time above 0 or a sigma",
+        )
+        return [Stage(self._move, level, level, level)] * self.steps
+
+
+class AnnealedLangevin(Sampler):
+    """Annealed Langevin dynamics: `steps` Langevin steps at every noise level, the largest level first.
+
+    x <- x + e_i score + sqrt(2 e_i T) z with e_i = step_size sigma_i^2/sigma_min^2: Song and Ermon 2019 (1907.05600),
+    Algorithm 1, with T = 1. For processes other than VE it runs on x/alpha.
+
+    Args:
+        step_size: epsilon, the step size at the smallest level, in squared units of the data, below 2 sigma_min^2. This is
+            the authors' code's `step_lr`; the epsilon of Algorithm 1 is twice as large. auto: the one for which the samples'
+            variance is closest to sigma_i^2 after every level (technique 4 of Song and Ermon 2020, 2006.09011).
+        steps: Langevin steps per level (the papers' T).
+        grid: the noise levels; the process's own table by default.
+        denoise: what happens to the noise that is left; it stays by default.
+        initial: where sampling starts; the process's prior by default.
+        clip: [low, high], to which the denoised image is clipped at every evaluation; null: not at all.
+        temperature: T, of the laws p_t^(1/T); below 1 fewer and more typical images.
+    """
+
+    def __init__(
+        self,
+        step_size: float | Literal["auto"] = 2e-5,
+        steps: int = 100,
+        grid: TimeGrid | None = None,
+        denoise: FinalDenoise | None = None,
+        initial: Initial | None = None,
+        clip: Sequence[float] | None = None,
+        temperature: float = 1.0,
+    ):
+        require(steps >= 1, f"steps={steps}: need at least one Langevin step per level, as in steps=100")
+        require_temperature(temperature)
+        super().__init__(grid or Table(), denoise or KeepNoise(), initial or Prior(), clip)
+        if step_size != "auto":
+            AnnealedLangevinStep(step_size)  # which refuses an impossible one at once
+        self.step_size, self.steps, self.temperature = step_size, steps, temperature
+        self._descend = NoPredictor()
+
+    def chosen_step_size(self, process: NoiseProcess, levels: Tensor) -> float:
+        """The step size at the smallest of the decreasing times of noise (L,): the given one, or technique 4's.
+
+        Raises:
+            InputError: step_size=auto on levels that are not a geometric ladder of two or more.
+        """
+        if self.step_size != "auto":
+            return self.step_size
+        log_ratios = process.log_snr(levels).diff() / 2  # of sigma/alpha, from a level to the next
+        require(
+            len(log_ratios) > 0 and bool((log_ratios / log_ratios.mean() - 1).abs().max() < 0.01),
+            "step_size=auto: needs two or more noise levels in geometric progression, as those of SigmaTable or of "
+            "grid=Geometric; give a number, or such a ladder",
+        )
+        return choose_step_size(float(smallest_level(process, levels)), float(log_ratios.mean().exp()), self.steps)
+
+    def plan(self, process: NoiseProcess, times: Tensor) -> list[Stage]:
+        levels = times[process.sigma(times) > 0]
+        correct = AnnealedLangevinStep(self.chosen_step_size(process, levels), self.temperature)
+        stages = [Stage(correct, levels[0], levels[0], levels[0])] * self.steps
+        for t, s in pairwise(levels):
+            stages += [Stage(self._descend, t, s, s), *[Stage(correct, s, t, s)] * self.steps]
+        return stages
+
+
+class _ConsistentStep(Method):
+    """x <- x + eta sigma_t^2 score, to the next level, + beta sigma_s z; without noise at the last level, where s = t."""
+
+    calls = 1
+
+    def __init__(self, step_size: float):
+        self.step_size = step_size
+
+    def init(self, process: NoiseProcess, times: Tensor) -> Tensor:
+        return self.step_size / smallest_level(process, times) ** 2
+
+    def check(self, process: NoiseProcess, times: Tensor) -> None:
+        smallest = float(smallest_level(process, times)) ** 2
+        levels = times[process.sigma(times) > 0]
+        g = float((process.log_snr(levels).diff() / -2).exp().min()) if len(levels) > 1 else 1.0
+        low, high = smallest * (1 - g), smallest * (1 + g)
+        require(
+            low < self.step_size < high,
+            f"step_size={self.step_size}: consistent annealed sampling on this process and grid needs "
+            f"sigma_min^2 (1 - g) < step_size < sigma_min^2 (1 + g), between {low:.3g} and {high:.3g}, where "
+            f"g={g:.4g} is the ratio of a level to the one before; try {low * 1.5 if low * 1.5 < high else smallest:.3g}, "
+            "or more levels",
+        )
+
+    def step(self, score, x, t, s, noise, state):
+        process, eta = score.process, state
+        fall = ((process.log_snr(t) - process.log_snr(s)) / 2).exp()  # g, of sigma/alpha
+        beta = (1 - ((1 - eta) / fall) ** 2).sqrt()
+        following = process.sigma(s) * (s < t)
+        x = x + expand(eta * process.sigma(t) ** 2, x) * score(x, t)
+        x = expand((process.log_alpha(s) - process.log_alpha(t)).exp(), x) * x
+        return x + expand(beta * following, x) * noise.normal(), state
+
+
+class ConsistentAnnealedLangevin(Sampler):
+    """Consistent annealed sampling: one step per level, whose noise is such that the samples' is that of the next level.
+
+    x <- x + eta sigma_i^2 score + beta sigma_{i+1} z with eta = step_size/sigma_min^2, beta^2 = 1 - ((1 - eta)/g)^2,
+    g = sigma_{i+1}/sigma_i and sigma_{L+1} = 0: Jolicoeur-Martineau et al. 2020 (2009.05475), Algorithm 2. For processes
+    other than VE it runs on x/alpha.
+
+    Args:
+        step_size: epsilon, in squared units of the data, between sigma_min^2 (1 - g) and sigma_min^2 (1 + g); the paper
+            takes 5.6e-6 for CIFAR-10's 232 levels from 50 to 0.01.
+        grid: the noise levels; the process's own table by default.
+        denoise: what happens to the noise that is left, (1 - eta) sigma_min; Tweedie's formula by default.
+        initial: where sampling starts; the process's prior by default.
+        clip: [low, high], to which the denoised image is clipped at every evaluation; null: not at all.
+    """
+
+    def __init__(
+        self,
+        step_size: float = 5.6e-6,
+        grid: TimeGrid | None = None,
+        denoise: FinalDenoise | None = None,
+        initial: Initial | None = None,
+        clip: Sequence[float] | None = None,
+    ):
+        require(step_size > 0, f"step_size={step_size}: must be above 0, as in 5.6e-6")
+        super().__init__(grid or Table(), denoise or Tweedie(), initial or Prior(), clip)
+        self.step_size = step_size
+        self._move = _ConsistentStep(step_size)
+
+    def plan(self, process: NoiseProcess, times: Tensor) -> list[Stage]:
+        levels = times[process.sigma(times) > 0]
+        return [*(Stage(self._move, t, s, s) for t, s in pairwise(levels)), Stage(self._move, *[levels[-1]] * 3)]
