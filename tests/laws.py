@@ -8,10 +8,7 @@ import torch
 from conftest import MixtureScore
 
 from lightning_score.data import Mixture
-from lightning_score.sampling import (
-    PredictorCorrector,
-    Uniform,
-)
+from lightning_score.sampling import PredictorCorrector
 
 MEAN, STD = 0.5, 0.4
 
@@ -37,23 +34,45 @@ def affine(step):
     return a_plus_b - b, b, c_plus_b - b
 
 
+class Basis:
+    """Hands out one-dimensional noise by which row 2 + i of a batch sees only draw i, and rows 0 and 1 none at all."""
+
+    def __init__(self, draws):
+        self.draws, self.used = draws, 0
+
+    def normal(self):
+        assert self.used < self.draws, f"a sampler drew noise more than {self.draws} times: give moments() as many draws"
+        z = torch.zeros(2 + self.draws, 1, dtype=torch.float64)
+        z[2 + self.used] = 1
+        self.used += 1
+        return z
+
+
 def moments(score, stages, state, mean, variance):
+    """Mean and variance after the stages, whose noise is drawn once a stage at most.
+
+    What a method remembers may depend on x, so steps are not looked at one by one: the whole map from x and all draws z is
+    affine, x -> A x + B + sum_i C_i z_i, and its coefficients are the images of a basis.
+    """
+    noise, state = Basis(len(stages)), dict(state)
+    x = torch.zeros(2 + len(stages), 1, dtype=torch.float64)
+    x[1] = 1
     for method, t, s, _ in stages:
-        a, b, c = affine(lambda x, z, m=method, t=t, s=s: m.step(score, x, t, s, z, state[m])[0])
-        mean, variance = a * mean + b, a * a * variance + c * c
-    return mean, variance
+        x, state[method] = method.step(score, x, t, s, noise, state[method])
+    x = x.flatten()
+    a, b, c = x[1] - x[0], x[0], x[2:] - x[0]
+    return float(a * mean + b), float(a**2 * variance + (c**2).sum())
 
 
-def weak_error(predictor, process, steps, t_min):
-    """Error of the mean and the standard deviation at t_min, from the exact law at t = 1."""
-    score, times = gaussian(process), Uniform(steps, t_min)(process)
-    stages = PredictorCorrector(predictor, grid=Uniform(steps, t_min)).plan(process, times)
-    state = {predictor: predictor.init(process, times)}
+def weak_error(predictor, process, steps, t_max, t_min):
+    """Error of the mean and the standard deviation at t_min, from the exact law at t_max."""
+    times = torch.linspace(t_max, t_min, steps + 1, dtype=torch.float64)
+    stages = PredictorCorrector(predictor).plan(process, times)
 
     def law(t):
         alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
         return alpha * MEAN, alpha**2 * STD**2 + sigma**2
 
-    mean, variance = moments(score, stages, state, *law(times[0]))
+    mean, variance = moments(gaussian(process), stages, {predictor: predictor.init(process, times)}, *law(times[0]))
     exact_mean, exact_variance = law(times[-1])
     return abs(mean - exact_mean) + abs(math.sqrt(variance) - math.sqrt(exact_variance))

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-from conftest import GRIDS
+from conftest import GRIDS, MixtureScore
 
-from lightning_score.process import VE, BetaTable, SigmaTable
+from lightning_score.process import VE, VP, BetaTable, SigmaTable
 from lightning_score.sampling import (
+    AnnealedLangevin,
     Geometric,
     Karras,
+    NoiseStream,
+    Quadratic,
     Table,
 )
 from lightning_score.utils import InputError
@@ -31,3 +34,40 @@ def test_grid_formulas():
     torch.testing.assert_close(process.sigma(Karras(18)(process)), karras)
     geometric = 80 * (0.002 / 80) ** steps
     torch.testing.assert_close(process.sigma(Geometric(18)(process)), geometric)
+    torch.testing.assert_close(Quadratic(18, 0.04)(VP()), (1 - 0.8 * steps) ** 2)
+
+
+class TestTable:
+    @pytest.mark.parametrize("process", [BetaTable(), SigmaTable(levels=100)], ids=lambda p: type(p).__name__)
+    @pytest.mark.parametrize("steps", [1, 2, 7, 30, 50, 99, 100])
+    def test_a_part_strides_evenly_from_the_largest_entry_to_clean_data(self, process, steps):
+        entries = len(process.table_times())
+        positions = Table(steps)(process) * entries
+        torch.testing.assert_close(positions, positions.round())
+        assert len(positions) == steps + 1 and float(positions[0]) == entries and float(positions[-1]) == 0
+        assert bool((positions - torch.linspace(entries, 0, steps + 1)).abs().max() <= 0.5)
+        assert bool((positions.diff() < 0).all())
+
+    def test_all_entries_are_the_default(self):
+        process = SigmaTable(levels=10)
+        assert torch.equal(Table()(process), Table(10)(process))
+        assert torch.equal(Table()(process)[:-1].flip(0), process.table_times())
+
+    def test_refuses_more_steps_than_entries(self):
+        with pytest.raises(InputError, match="steps=11: the table of SigmaTable has 10 entries"):
+            Table(11)(SigmaTable(levels=10))
+        with pytest.raises(InputError, match="steps=0"):
+            Table(0)
+
+    def test_annealed_langevin_visits_the_entries_kept_and_ends_at_the_smallest_of_them(self):
+        process, sampler = SigmaTable(0.01, 1.0, 10), AnnealedLangevin(2e-5, 3, Table(5))
+        sampler.check(process)
+        ends = [stage.end for stage in sampler.plan(process, sampler.grid(process))]
+        visited = torch.stack(ends).unique().flip(0)
+        torch.testing.assert_close(process.sigma(visited), process.sigmas[[9, 7, 5, 3, 1]])
+        result = sampler(MixtureScore(process), NoiseStream(0, range(5), (2,)))
+        assert result.nfe == 5 * 3 and bool(result.x.isfinite().all())
+        limit = 2 * float(process.sigmas[1]) ** 2
+        AnnealedLangevin(0.99 * limit, 3, Table(5)).check(process)
+        with pytest.raises(InputError, match="Langevin dynamics diverges"):
+            AnnealedLangevin(1.01 * limit, 3, Table(5)).check(process)

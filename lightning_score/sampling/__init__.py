@@ -1,5 +1,6 @@
 """Sampling: time grids, predictors, correctors and the samplers made of them."""
 
+from lightning_score.sampling.adaptive import DormandPrince
 from lightning_score.sampling.corrector import (
     AnnealedLangevinStep,
     BatchLangevin,
@@ -9,17 +10,23 @@ from lightning_score.sampling.corrector import (
     SampleLangevin,
 )
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, LastMean, Prior, Tweedie, UniformNoise
-from lightning_score.sampling.grid import Geometric, Karras, Table, TimeGrid, Uniform
+from lightning_score.sampling.flow import RK45, ProbabilityFlow
+from lightning_score.sampling.grid import Geometric, Karras, Quadratic, Table, TimeGrid, Uniform
 from lightning_score.sampling.langevin import AnnealedLangevin, ConsistentAnnealedLangevin, LangevinDynamics
 from lightning_score.sampling.metropolis import HMC, MALA, UnderdampedLangevin
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.predictor import (
     DDIM,
     Ancestral,
+    DPMSolver2M,
+    Euler,
     EulerMaruyama,
+    Heun,
     NoPredictor,
     Predictor,
     ReverseDiffusion,
+    SDEDPMSolver2M,
+    StochasticHeun,
 )
 from lightning_score.sampling.sampler import PredictorCorrector, Sampler, Samples
 
@@ -27,16 +34,21 @@ __all__ = [
     "DDIM",
     "HMC",
     "MALA",
+    "RK45",
     "Ancestral",
     "AnnealedLangevin",
     "AnnealedLangevinStep",
     "BatchLangevin",
     "ConsistentAnnealedLangevin",
     "Corrector",
+    "DPMSolver2M",
+    "DormandPrince",
+    "Euler",
     "EulerMaruyama",
     "FinalDenoise",
     "FixedLangevin",
     "Geometric",
+    "Heun",
     "Initial",
     "Karras",
     "KeepNoise",
@@ -48,10 +60,14 @@ __all__ = [
     "Predictor",
     "PredictorCorrector",
     "Prior",
+    "ProbabilityFlow",
+    "Quadratic",
     "ReverseDiffusion",
+    "SDEDPMSolver2M",
     "SampleLangevin",
     "Sampler",
     "Samples",
+    "StochasticHeun",
     "Table",
     "TimeGrid",
     "Tweedie",

@@ -18,11 +18,33 @@ class TimeGrid(ABC):
 
 
 class Table(TimeGrid):
-    """The entries of the process's table, largest first, then clean data at t = 0 (DDPM's chain, NCSN's ladder)."""
+    """Entries of the process's table, largest first, then clean data at t = 0 (DDPM's chain, NCSN's ladder).
+
+    A sub-sequence of N steps has the entries round(L (1 - i/N)), i = 0..N, of the L there are: evenly strided from the last
+    entry down to clean data, so that its smallest entry is the one nearest to L/N (Song et al. 2020, 2010.02502, D.2; also
+    called trailing).
+
+    Args:
+        steps: N, the number of steps, at most L; null: all L entries.
+
+    Raises:
+        InputError: the process has no table, or fewer entries than steps.
+    """
+
+    def __init__(self, steps: int | None = None):
+        require(steps is None or steps >= 1, f"steps={steps}: a time grid needs at least one step, as in steps=100, or null")
+        self.steps = steps
 
     def __call__(self, process: NoiseProcess) -> Tensor:
-        times = process.table_times().flip(0)
-        return torch.cat([times, times.new_zeros(1)])
+        times = process.table_times()
+        entries, steps = len(times), self.steps or len(times)
+        require(
+            steps <= entries,
+            f"steps={steps}: the table of {type(process).__name__} has {entries} entries; need at most {entries} steps, "
+            "or another grid (Uniform, Geometric, Karras)",
+        )
+        kept = torch.linspace(entries, 0, steps + 1, dtype=torch.float64, device=times.device).round().long()
+        return torch.cat([times.new_zeros(1), times])[kept]
 
 
 class _SteppedGrid(TimeGrid, ABC):
@@ -53,6 +75,21 @@ class Uniform(_SteppedGrid):
         return torch.lerp(first, last, self._ramp())
 
 
+class Quadratic(_SteppedGrid):
+    """sqrt(t) falls linearly from t = 1 to t_min, so that steps are shorter near the data.
+
+    Song et al. 2020 (2010.02502), D.2: DDIM's quadratic sub-sequence.
+
+    Args:
+        steps: N, the number of steps.
+        t_min: last time; null: the process's own.
+    """
+
+    def __call__(self, process: NoiseProcess) -> Tensor:
+        ends = self._ends(process)
+        return _pinned(torch.lerp(*ends.sqrt(), self._ramp()) ** 2, ends)
+
+
 class Geometric(_SteppedGrid):
     """sigma/alpha falls geometrically from t = 1 to t_min: equal steps of log SNR.
 
@@ -69,6 +106,8 @@ class Geometric(_SteppedGrid):
 
 class Karras(_SteppedGrid):
     """(sigma/alpha)^(1/rho) falls linearly from t = 1 to t_min (Karras et al. 2022, 2206.00364, eq. 5).
+
+    The paper counts the step from t_min to clean data too, which on VE is the final denoise Tweedie: its N is N - 1 here.
 
     Args:
         steps: N, the number of steps.

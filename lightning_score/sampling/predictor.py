@@ -1,12 +1,19 @@
 """Predictors: one step of the reverse process from time t to s < t.
 
 Reverse SDE: dx = [f x - g^2 score] dt + g dw with dt < 0 (Anderson 1982; Song et al. 2021, 2011.13456, eq. 6).
-The transition between s and t is x_t = a x_s + b z.
+Probability-flow ODE: dx = [f x - g^2 score/2] dt (eq. 13), which is also d(x/alpha) = noise d(sigma/alpha) with
+noise = -sigma score (Karras et al. 2022, 2206.00364, eq. 4). The transition between s and t is x_t = a x_s + b z.
 """
 
+import math
 from abc import ABC
 
+import torch
+from torch import Tensor
+
+from lightning_score.process import NoiseProcess
 from lightning_score.sampling.method import Method
+from lightning_score.score import ScoreField
 from lightning_score.utils import expand, require
 
 
@@ -15,6 +22,12 @@ class Predictor(Method, ABC):
 
     order: int
     """Global order of convergence in the step; weak order for stochastic predictors."""
+
+    adaptive: bool = False
+    """Whether it divides its step as a tolerance asks, so that its error does not depend on the grid."""
+
+    adaptive: bool = False
+    """Whether it takes as many evaluations as a tolerance asks for, `calls` at least, whatever the grid."""
 
 
 class NoPredictor(Predictor):
@@ -65,6 +78,33 @@ class Ancestral(Predictor):
         return (x + b**2 * score(x, t)) / a + b * shrink * noise.normal(), state
 
 
+class Euler(Predictor):
+    """x <- x + [f x - g^2 score/2] (s - t), on the probability-flow ODE in time (Song et al. 2021, 2011.13456, eq. 13)."""
+
+    order, calls = 1, 1
+
+    def step(self, score, x, t, s, noise, state):
+        f, g = expand(score.process.drift(t), x), expand(score.process.diffusion(t), x)
+        return x + (f * x - g**2 * score(x, t) / 2) * expand(s - t, x), state
+
+
+def follow(process: NoiseProcess, x: Tensor, t: Tensor, s: Tensor, noise: Tensor, v: Tensor | float = 0.0) -> Tensor:
+    """alpha_s denoised + sqrt(sigma_s^2 - v^2) noise, with denoised = (x - sigma_t noise)/alpha_t.
+
+    For v = 0 it is Euler's step of the probability-flow ODE d(x/alpha) = noise d(sigma/alpha).
+
+    Args:
+        process: the noise process.
+        x: samples (B, ...) at time t.
+        t: time, ().
+        s: a smaller time, ().
+        noise: the predicted noise, -sigma score, like x.
+        v: standard deviation of the fresh noise that is to take the place of predicted noise, ().
+    """
+    a = (process.log_alpha(s) - process.log_alpha(t)).exp()
+    return expand(a, x) * x + expand((process.sigma(s) ** 2 - v**2).sqrt() - a * process.sigma(t), x) * noise
+
+
 class DDIM(Predictor):
     """x <- alpha_s denoised + sqrt(sigma_s^2 - v^2) noise + v z, v = eta (sigma_s/sigma_t) b.
 
@@ -83,11 +123,125 @@ class DDIM(Predictor):
 
     def step(self, score, x, t, s, noise, state):
         process = score.process
-        alpha_t, alpha_s, sigma_t, sigma_s = (
-            expand(c, x) for c in (process.alpha(t), process.alpha(s), process.sigma(t), process.sigma(s))
+        v = self.eta * process.sigma(s) / process.sigma(t) * process.transition(s, t)[1]
+        x = follow(process, x, t, s, score.noise(x, t), v)
+        return (x + expand(v, x) * noise.normal() if self.eta else x), state
+
+
+def heun(score: ScoreField, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """Heun's step of d(x/alpha) = noise d(sigma/alpha) from t to s; Euler's, with one evaluation, if s is clean data."""
+    noise_t = score.noise(x, t)
+    euler = follow(score.process, x, t, s, noise_t)
+    if score.process.sigma(s) == 0:
+        return euler
+    return follow(score.process, x, t, s, (noise_t + score.noise(euler, s)) / 2)
+
+
+class Heun(Predictor):
+    """x/alpha <- x/alpha + (noise_t + noise_s)/2 (sigma_s/alpha_s - sigma_t/alpha_t), noise_s that at Euler's step.
+
+    Karras et al. 2022 (2206.00364), Algorithm 1. A step to clean data is Euler's and takes one evaluation. Processes
+    without clean data (VE) make EDM's last step, from sigma_min to 0, by the final denoise Tweedie.
+    """
+
+    order, calls = 2, 2
+
+    def step(self, score, x, t, s, noise, state):
+        return heun(score, x, t, s), state
+
+
+class StochasticHeun(Predictor):
+    """Raises sigma/alpha by the factor 1 + gamma with fresh noise, then makes Heun's step down to s.
+
+    Karras et al. 2022 (2206.00364), Algorithm 2: gamma = min(churn/N, sqrt(2) - 1) for N steps. Noise is added by the
+    process's own transition to the time of the raised level, at most t = 1, so that samples of p_t become samples of that
+    time's law.
+
+    Args:
+        churn: the paper's S_churn, 0 (deterministic) or more; the paper takes 40 for ImageNet.
+        churn_min: smallest sigma/alpha at which noise is added.
+        churn_max: largest sigma/alpha at which noise is added.
+        churn_noise: the paper's S_noise, a factor on the fresh noise; 1 is exact, the paper takes 1.003 for ImageNet.
+    """
+
+    order, calls = 2, 2
+
+    def __init__(self, churn: float = 40.0, churn_min: float = 0.05, churn_max: float = 50.0, churn_noise: float = 1.0):
+        require(churn >= 0, f"churn={churn}: must be at least 0 (deterministic), as in 40")
+        require(
+            0 <= churn_min <= churn_max,
+            f"churn_min={churn_min}, churn_max={churn_max}: need 0 <= churn_min <= churn_max, as in 0.05 and 50",
         )
-        predicted_noise = -sigma_t * score(x, t)
-        denoised = (x - sigma_t * predicted_noise) / alpha_t
-        v = self.eta * sigma_s / sigma_t * expand(process.transition(s, t)[1], x)
-        x = alpha_s * denoised + (sigma_s**2 - v**2).sqrt() * predicted_noise
-        return (x + v * noise.normal() if self.eta else x), state
+        require(churn_noise >= 0, f"churn_noise={churn_noise}: must be at least 0, as in 1.003")
+        self.churn, self.churn_min, self.churn_max, self.churn_noise = churn, churn_min, churn_max, churn_noise
+
+    def init(self, process: NoiseProcess, times: Tensor) -> dict[float, Tensor]:
+        """The raised time of every time of the grid but the last."""
+        times, steps = times[:-1], len(times) - 1
+        gamma = min(self.churn / steps, math.sqrt(2) - 1)
+        ratio = (-process.log_snr(times) / 2).exp()
+        raised = process.inverse_log_snr(process.log_snr(times) - 2 * math.log1p(gamma))
+        churned = (raised > times) & (gamma > 0) & (self.churn_min <= ratio) & (ratio <= self.churn_max)
+        return dict(zip(times.tolist(), torch.where(churned, raised, times), strict=True))
+
+    def step(self, score, x, t, s, noise, state):
+        t_hat = state[float(t)]
+        if t_hat > t:
+            a, b = (expand(c, x) for c in score.process.transition(t, t_hat))
+            x = a * x + self.churn_noise * b * noise.normal()
+        return heun(score, x, t_hat, s), state
+
+
+def extrapolate(score: ScoreField, x: Tensor, t: Tensor, s: Tensor, state) -> tuple[Tensor, Tensor, tuple]:
+    """(D, h, state): D = D_t + h/(2 h') (D_t - D_t'), the denoised image carried to the middle of the step.
+
+    Here h = lambda_s - lambda_t with lambda = log(alpha/sigma), and t', h' are the time and length of the step before. The
+    first step and one to clean data, where h is infinite, have D = D_t.
+
+    Args:
+        score: the score function.
+        x: samples (B, ...) at time t.
+        t: time, ().
+        s: a smaller time, ().
+        state: lambda and denoised of the step before, or None.
+    """
+    denoised, log_ratio = score.denoised(x, t), score.process.log_snr(t) / 2
+    h = score.process.log_snr(s) / 2 - log_ratio
+    if state is None or h.isinf():
+        return denoised, h, (log_ratio, denoised)
+    previous_log_ratio, previous = state
+    middle = denoised + expand(h / (2 * (log_ratio - previous_log_ratio)), x) * (denoised - previous)
+    return middle, h, (log_ratio, denoised)
+
+
+class DPMSolver2M(Predictor):
+    """x <- (sigma_s/sigma_t) x + alpha_s (1 - e^-h) D, D the denoised image at mid-step, from this step and the one before.
+
+    DPM-Solver++(2M), Lu et al. 2022 (2211.01095), Algorithm 2, with h = lambda_s - lambda_t and lambda = log(alpha/sigma).
+    The first step and one to clean data are of first order (DDIM).
+    """
+
+    order, calls = 2, 1
+
+    def step(self, score, x, t, s, noise, state):
+        process = score.process
+        denoised, h, state = extrapolate(score, x, t, s, state)
+        keep, add = process.sigma(s) / process.sigma(t), -process.alpha(s) * torch.expm1(-h)
+        return expand(keep, x) * x + expand(add, x) * denoised, state
+
+
+class SDEDPMSolver2M(Predictor):
+    """x <- (sigma_s/sigma_t) e^-h x + alpha_s (1 - e^-2h) D + sigma_s sqrt(1 - e^-2h) z, D as for `DPMSolver2M`.
+
+    SDE-DPM-Solver++(2M), Lu et al. 2022 (2211.01095), on the reverse SDE. Its extrapolation sees the noise of the step
+    before in place of this one's, which changes single paths, not their law: it is of second order in law.
+    """
+
+    order, calls = 2, 1
+
+    def step(self, score, x, t, s, noise, state):
+        process = score.process
+        denoised, h, state = extrapolate(score, x, t, s, state)
+        keep, add = process.sigma(s) / process.sigma(t) * (-h).exp(), -process.alpha(s) * torch.expm1(-2 * h)
+        spread = process.sigma(s) * (-torch.expm1(-2 * h)).sqrt()
+        return expand(keep, x) * x + expand(add, x) * denoised + expand(spread, x) * noise.normal(), state
