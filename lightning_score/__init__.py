@@ -12,7 +12,27 @@ _MODULES = {
     "lightning_score.score": ["ScoreField", "ScoreFunction"],
     "lightning_score.process": ["NoiseProcess", "VP", "SubVP", "VE", "Cosine", "BetaTable", "SigmaTable"],
     "lightning_score.parametrization": ["Parametrization", "NoiseLabel"],
-    "lightning_score.objective": ["Objective", "DenoisingScoreMatching"],
+    "lightning_score.empirical": ["EmpiricalScore"],
+    "lightning_score.objective": [
+        "Objective",
+        "DenoisingScoreMatching",
+        "ImplicitScoreMatching",
+        "SlicedScoreMatching",
+        "ExplicitScoreMatching",
+        "Weighting",
+        "TimeDistribution",
+    ],
+    "lightning_score.guidance": [
+        "Guidance",
+        "Chain",
+        "ClassifierFree",
+        "ClassifierGuidance",
+        "PseudoInverse",
+        "Inpainting",
+        "Colourisation",
+        "SuperResolution",
+        "LinearOperator",
+    ],
     "lightning_score.networks": ["Network", "MLP", "UNet"],
     "lightning_score.sampling": [
         "Sampler",
@@ -27,7 +47,7 @@ _MODULES = {
     ],
     "lightning_score.data": ["ScoreData", "ImageData", "Digits", "GaussianMixture"],
     "lightning_score.metrics": ["Features", "DigitFeatures", "InceptionFeatures", "RawFeatures", "FrechetDistance"],
-    "lightning_score.callbacks": ["EMA", "Evaluate", "SampleGrid", "ScorePlot"],
+    "lightning_score.callbacks": ["EMA", "Evaluate", "LossFloor", "SampleGrid", "ScorePlot"],
     "lightning_score.utils": ["InputError"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -6,26 +6,28 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lightning_score"
-CORE = ["utils", "process", "parametrization", "score"]  # each may import those before it
+CORE = ["utils", "process", "parametrization", "score", "empirical"]  # each may import those before it
 
 ALLOWED = {
     **{name: set(CORE[:i]) for i, name in enumerate(CORE)},
     "torchvision_guard": set(),
     "schedule": {"utils"},
     "objective": {*CORE},
+    "guidance": {*CORE},
     "sampling": {*CORE, "schedule"},
     "networks": {"utils"},
     "metrics": {"utils"},
     "data": {"utils"},
-    "model": {*CORE, "objective", "sampling", "networks"},
-    "callbacks": {"model", "metrics", "data", "sampling", "utils"},
+    "model": {*CORE, "objective", "guidance", "sampling", "networks"},
+    "callbacks": {"model", "metrics", "data", "sampling", "objective", "empirical", "process", "score", "utils"},
     "loggers": set(),
     "runs": {"utils"},
     "summary": {"callbacks", "model"},
     "arguments": {"model", "data", "metrics", "utils"},
+    "gallery": {*CORE, "arguments", "callbacks", "data", "empirical", "model", "runs", "sampling"},
 }
 FREE = {"cli", "__init__", "__main__"}
-LIGHT = {*CORE, "schedule", "objective", "sampling", "networks"}  # torch only
+LIGHT = {*CORE, "schedule", "objective", "guidance", "sampling", "networks"}  # torch only
 HEAVY = {"lightning", "torchmetrics", "torchvision", "torch_fidelity", "wandb", "matplotlib"}
 
 

@@ -1,15 +1,22 @@
-"""Denoising score matching: its weights, its minimiser and its gradient."""
+"""Denoising and explicit score matching, and the weightings: values, minimisers and the constant between the two."""
 
 import pytest
 import torch
 from conftest import MixtureScore
+from lightning.pytorch import Trainer
 from torch import nn
 
-from lightning_score.data import Mixture
+from lightning_score.data import GaussianMixture, Mixture
+from lightning_score.empirical import EmpiricalScore
+from lightning_score.model import ScoreModel
+from lightning_score.networks import MLP
 from lightning_score.objective import (
     DenoisingScoreMatching,
+    EDMWeighting,
+    ExplicitScoreMatching,
+    FixedTimes,
     Likelihood,
-    LogNormalTimes,
+    MinSNR,
     SigmaSquared,
     TableTimes,
     UniformTimes,
@@ -17,7 +24,7 @@ from lightning_score.objective import (
 from lightning_score.parametrization import Noise
 from lightning_score.process import VE, VP, BetaTable, SigmaTable
 from lightning_score.score import ScoreFunction
-from lightning_score.utils import InputError
+from lightning_score.utils import InputError, expand
 
 
 class Zero(nn.Module):
@@ -40,58 +47,111 @@ def test_mean_reduction_is_ddpms_simple_loss():
     assert float(objective(score, torch.zeros(20000, 5)).mean()) == pytest.approx(1.0, rel=0.03)
 
 
-def test_weightings():
+def test_sigma_squared_and_likelihood_weighting(noise_process):
     t = torch.tensor([0.1, 0.7], dtype=torch.float64)
-    torch.testing.assert_close(SigmaSquared()(VP(), t), VP().sigma(t) ** 2)
-    torch.testing.assert_close(Likelihood()(VP(), t), VP().diffusion(t) ** 2)
+    torch.testing.assert_close(SigmaSquared()(noise_process, t), noise_process.sigma(t) ** 2)
+    torch.testing.assert_close(Likelihood()(noise_process, t), noise_process.diffusion(t) ** 2)
+
+
+def test_weightings_equal_the_published_ones_in_their_own_units(noise_process):
+    """Min-SNR's multiplies the residual of the noise, EDM's that of the denoised image."""
+    mixture = Mixture([[1.0, 0.0], [-1.0, 0.5]], [0.3, 0.2])
+    exact, x = MixtureScore(noise_process, mixture), mixture.sample(9, torch.Generator().manual_seed(0))
+    t, z = torch.linspace(0.1, 0.9, 9, dtype=torch.float64), torch.randn_like(x)
+    alpha, sigma = noise_process.alpha(t), noise_process.sigma(t)
+    x_t = noise_process.perturb(x, t, z)
+    residual = (exact(x_t, t) + z / expand(sigma, x)).square().sum(1)
+
+    snr = (alpha / sigma) ** 2
+    published = torch.minimum(snr, torch.tensor(5.0)) / snr * (exact.noise(x_t, t) - z).square().sum(1)
+    torch.testing.assert_close(MinSNR()(noise_process, t) * residual, published)
+
+    s, d = sigma / alpha, 0.7
+    published = (s**2 + d**2) / (s * d) ** 2 * (exact.denoised(x_t, t) - x).square().sum(1)
+    torch.testing.assert_close(EDMWeighting(d)(noise_process, t) * residual, published)
+
+
+@pytest.mark.parametrize(
+    "weighting", [MinSNR(), EDMWeighting(), SigmaSquared(), Likelihood()], ids=lambda w: type(w).__name__
+)
+def test_weightings_are_positive_and_finite_from_end_to_end(noise_process, weighting):
+    t = torch.linspace(noise_process.t_min, 0.9998, 50)
+    weight = weighting(noise_process, t)
+    assert weight.shape == (50,) and bool((weight > 0).all()) and bool(weight.isfinite().all())
+
+
+def test_weightings_refuse_what_they_cannot_use():
+    with pytest.raises(InputError, match="gamma=0"):
+        MinSNR(0)
+    with pytest.raises(InputError, match="data_std=-1"):
+        EDMWeighting(-1)
+
+
+class Shifted(MixtureScore):
+    """The exact score with an error on it."""
+
+    def forward(self, x, t, cond=None):
+        return super().forward(x, t) + 0.3 * torch.tanh(x) / expand(self.process.sigma(t), x)
 
 
 @pytest.mark.parametrize("process", [VP(), VE(0.01, 5.0), SigmaTable(), BetaTable()], ids=lambda p: type(p).__name__)
 def test_the_exact_score_minimises(process):
     """Any change of the score raises the loss, by lambda/2 ||change||^2 on average: the same noise makes this sharp."""
     mixture = Mixture([[1.0, 0.0], [-1.0, 0.5]], [0.3, 0.2])
-    exact = MixtureScore(process, mixture)
     x = mixture.sample(40000, torch.Generator().manual_seed(1))
     objective = DenoisingScoreMatching(times=UniformTimes(0.3))
-
-    class Shifted(MixtureScore):
-        def forward(self, x, t, cond=None):
-            return super().forward(x, t) + 0.3 * torch.tanh(x) / self.process.sigma(t)[:, None]
 
     def loss(score):
         torch.manual_seed(0)
         return objective(score, x)
 
-    difference = loss(Shifted(process, mixture)) - loss(exact)
+    difference = loss(Shifted(process, mixture)) - loss(MixtureScore(process, mixture))
     error = float(difference.std()) / len(x) ** 0.5
     assert float(difference.mean()) > 5 * error
 
 
-def test_uniform_times_cover_the_interval():
-    torch.manual_seed(0)
-    t = UniformTimes(0.2).sample(VP(), torch.zeros(10000))
-    assert 0.2 < float(t.min()) < 0.21 and 0.99 < float(t.max()) <= 1 and abs(float(t.mean()) - 0.6) < 0.01
-    assert float(UniformTimes().sample(VP(), torch.zeros(10000)).min()) >= VP.t_min
+@pytest.mark.parametrize("process", [VP(), VE(0.05, 5.0)], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("sigma", [0.2, 1.0])
+def test_denoising_is_explicit_score_matching_plus_a_constant(process, sigma):
+    """J_DSM - J_ESM does not depend on the score: it is the loss of the data's own score, for whichever network."""
+    torch.manual_seed(1)
+    mixture = Mixture([[1.0, 0.0], [-1.0, 0.5]], [0.3, 0.2])
+    points = mixture.sample(200)
+    x = points.repeat(300, 1)
+    explicit, times = ExplicitScoreMatching(times=FixedTimes(sigma)), FixedTimes(sigma)
+    explicit.prepare(points)
+    network = ScoreFunction(MLP((2,), width=16, depth=1).double(), process, Noise())
+    nn.init.normal_(network.network.linear_out.weight)
+
+    def constant(score):
+        values = []
+        for objective in (DenoisingScoreMatching(times=times), explicit):
+            torch.manual_seed(0)
+            values.append(objective(score, x).detach())
+        return values[0] - values[1]
+
+    floor = constant(EmpiricalScore(process, points))
+    for score in (MixtureScore(process, mixture), Shifted(process, mixture), network):
+        difference = constant(score) - floor
+        assert abs(float(difference.mean())) < 4 * float(difference.std()) / len(x) ** 0.5
+        assert abs(float(difference.mean())) < 0.03 * float(floor.mean())
+        assert float(difference.std()) > 0, "the two losses differ example by example"
 
 
-def test_log_normal_times():
-    torch.manual_seed(0)
-    for process in (VE(1e-4, 1e4), BetaTable()):
-        log_sigma = -process.log_snr(LogNormalTimes(-0.5, 0.8).sample(process, torch.zeros(20000))) / 2
-        assert float(log_sigma.mean()) == pytest.approx(-0.5, abs=0.03)
-        assert float(log_sigma.std()) == pytest.approx(0.8, abs=0.02)
-    assert float(LogNormalTimes(-20.0).sample(VP(), torch.zeros(100)).min()) == pytest.approx(VP.t_min)
+def test_explicit_score_matching_needs_data_and_no_labels():
+    score, x = ScoreFunction(Zero(), VP(), Noise()), torch.randn(8, 2)
+    objective = ExplicitScoreMatching()
+    with pytest.raises(InputError, match=r"has no training data: .*datamodule"):
+        objective(score, x)
+    objective.prepare(x)
+    assert objective(score, x).shape == (8,)
+    with pytest.raises(InputError, match="conditional=false"):
+        objective(score, x, torch.zeros(8, dtype=torch.long))
 
 
-def test_table_times_are_the_entries_alike():
-    torch.manual_seed(0)
-    process = SigmaTable(levels=10)
-    t = TableTimes().sample(process, torch.zeros(20000))
-    counts = torch.bincount(process.index(t), minlength=11)[1:]
-    torch.testing.assert_close(t, (process.index(t) / 10).float())
-    assert int(counts.min()) > 1800 and int(counts.max()) < 2200
-
-
-def test_table_times_refuse_a_continuous_process():
-    with pytest.raises(InputError, match="VP is a continuous process"):
-        DenoisingScoreMatching(times=TableTimes()).check(VP())
+def test_fit_gives_the_objective_the_training_data():
+    data, objective = GaussianMixture(num_samples=300, batch_size=64), ExplicitScoreMatching()
+    model = ScoreModel(lambda s, c: MLP(s, c, 16, 1), (2,), VE(0.05, 5.0), objective=objective)
+    settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    Trainer(max_steps=2, accelerator="cpu", enable_model_summary=False, **settings).fit(model, datamodule=data)
+    torch.testing.assert_close(objective._data, data.splits.train.x)

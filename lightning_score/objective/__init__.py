@@ -1,0 +1,50 @@
+"""Objectives: what is minimised so that a network becomes a score."""
+
+from lightning_score.objective.base import LevelwiseObjective, Objective
+from lightning_score.objective.denoising import DenoisingScoreMatching
+from lightning_score.objective.explicit import ExplicitScoreMatching
+from lightning_score.objective.implicit import (
+    ExactTrace,
+    Gaussian,
+    Hutchinson,
+    ImplicitScoreMatching,
+    ProbeLaw,
+    Rademacher,
+    SlicedScoreMatching,
+    Trace,
+)
+from lightning_score.objective.times import (
+    FixedTimes,
+    ImportanceTimes,
+    LogNormalTimes,
+    TableTimes,
+    TimeDistribution,
+    UniformTimes,
+)
+from lightning_score.objective.weighting import EDMWeighting, Likelihood, MinSNR, SigmaSquared, Weighting
+
+__all__ = [
+    "DenoisingScoreMatching",
+    "EDMWeighting",
+    "ExactTrace",
+    "ExplicitScoreMatching",
+    "FixedTimes",
+    "Gaussian",
+    "Hutchinson",
+    "ImplicitScoreMatching",
+    "ImportanceTimes",
+    "LevelwiseObjective",
+    "Likelihood",
+    "LogNormalTimes",
+    "MinSNR",
+    "Objective",
+    "ProbeLaw",
+    "Rademacher",
+    "SigmaSquared",
+    "SlicedScoreMatching",
+    "TableTimes",
+    "TimeDistribution",
+    "Trace",
+    "UniformTimes",
+    "Weighting",
+]

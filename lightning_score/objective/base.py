@@ -1,0 +1,54 @@
+"""What all objectives share: the loss at one noise level, weighted and averaged over the levels."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from lightning_score.objective.times import TimeDistribution, UniformTimes
+from lightning_score.objective.weighting import SigmaSquared, Weighting
+from lightning_score.process import NoiseProcess
+from lightning_score.score import ScoreField
+
+
+class Objective(ABC):
+    """A loss whose minimiser is the score."""
+
+    needs_data: bool = False  # whether `prepare` must be given the training data before the first call
+
+    @abstractmethod
+    def __call__(self, score: ScoreField, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The loss of each example of data x (B, ...): (B,)."""
+
+    def check(self, process: NoiseProcess) -> None:
+        """Raises `InputError` if the objective cannot be used with the process."""
+
+    def prepare(self, data: Tensor) -> None:
+        """Takes in the training data as the model sees them, un-augmented (M, ...), before the first call."""
+
+
+class LevelwiseObjective(Objective, ABC):
+    """E_t lambda(t) J(t) with x_t = alpha x_0 + sigma z, for a loss J(t) whose minimiser is the score of p_t.
+
+    Args:
+        weighting: lambda(t); sigma^2 by default.
+        times: the law of t; uniform by default.
+    """
+
+    def __init__(self, weighting: Weighting | None = None, times: TimeDistribution | None = None):
+        self.weighting = weighting or SigmaSquared()
+        self.times = times or UniformTimes()
+
+    @abstractmethod
+    def at(self, score: ScoreField, x_t: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        """J(t) of each example, (B,), at x_t (B, ...), which was perturbed by `noise`, and t, () or (B,)."""
+
+    def __call__(self, score: ScoreField, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        process = score.process
+        t = self.times.sample(process, x)
+        z = torch.randn_like(x)
+        weight = self.weighting(process, t) * self.times.importance(process, t)
+        return weight.to(x.dtype) * self.at(score, process.perturb(x, t, z), t, z, cond)
+
+    def check(self, process: NoiseProcess) -> None:
+        self.times.check(process)

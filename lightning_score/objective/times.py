@@ -1,0 +1,169 @@
+"""Time distributions: how often each noise level is trained."""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from lightning_score.process import NoiseProcess
+from lightning_score.utils import require
+
+
+class TimeDistribution(ABC):
+    """The law of the times at which the score is trained, given by its quantile function.
+
+    Args:
+        stratified: spread the times of a batch evenly, u_i = (u + i/B) mod 1, instead of drawing them independently: each
+            time has the same law as before, and the mean loss of a batch varies less (Kingma et al. 2021, 2107.00630,
+            appendix I.1).
+    """
+
+    def __init__(self, stratified: bool = False):
+        self.stratified = stratified
+
+    @abstractmethod
+    def quantile(self, process: NoiseProcess, u: Tensor) -> Tensor:
+        """The time below which t falls with probability u in (0, 1], of any shape."""
+
+    def importance(self, process: NoiseProcess, t: Tensor) -> Tensor:
+        """What the loss at each time is multiplied by: 1, or p(t)/q(t) if the times of a law p are drawn from another, q."""
+        return torch.ones_like(t)
+
+    def sample(self, process: NoiseProcess, like: Tensor) -> Tensor:
+        """Draws one time per row of `like` (B, ...), of its precision and on its device: (B,)."""
+        n, precise = len(like), torch.promote_types(like.dtype, torch.float32)
+        u = torch.rand(1 if self.stratified else n, device=like.device, dtype=precise)
+        if self.stratified:
+            u = (u + torch.arange(n, device=like.device, dtype=precise) / n) % 1
+        return self.quantile(process, 1 - u).to(like.dtype)
+
+    def check(self, process: NoiseProcess) -> None:
+        """Raises `InputError` if the process has no such times."""
+        self.quantile(process, torch.ones(1) / 2)
+
+
+class UniformTimes(TimeDistribution):
+    """t uniform in (t_min, 1] (Song et al. 2021, 2011.13456, eq. 7).
+
+    Args:
+        t_min: smallest time; null: the process's own.
+        stratified: spread the times of a batch evenly.
+    """
+
+    def __init__(self, t_min: float | None = None, stratified: bool = False):
+        super().__init__(stratified)
+        _require_t_min(t_min)
+        self.t_min = t_min
+
+    def quantile(self, process: NoiseProcess, u: Tensor) -> Tensor:
+        t_min = process.t_min if self.t_min is None else self.t_min
+        return 1 - (1 - t_min) * (1 - u)
+
+
+class LogNormalTimes(TimeDistribution):
+    """ln(sigma/alpha) normal, so that training dwells on the noise levels that shape the samples.
+
+    Karras et al. 2022 (2206.00364), table 1. The minimiser is that of every other law of t; levels beyond the ends of the
+    process count as the nearer end.
+
+    Args:
+        mean: of ln(sigma/alpha), sigma in the units of the data.
+        std: of ln(sigma/alpha).
+        stratified: spread the times of a batch evenly.
+    """
+
+    def __init__(self, mean: float = -1.2, std: float = 1.2, stratified: bool = False):
+        super().__init__(stratified)
+        require(std > 0, f"std={std}: must be above 0, as in 1.2")
+        self.mean, self.std = mean, std
+
+    def quantile(self, process: NoiseProcess, u: Tensor) -> Tensor:
+        edge = torch.finfo(u.dtype).eps / 2  # the ends would be infinite
+        log_sigma = self.mean + self.std * torch.special.ndtri(u.clamp(edge, 1 - edge))
+        return process.inverse_log_snr(-2 * log_sigma).clamp(min=process.t_min)
+
+
+class TableTimes(TimeDistribution):
+    """Each entry of the process's table with the same probability (NCSN, DDPM).
+
+    Args:
+        stratified: spread the times of a batch evenly.
+    """
+
+    def quantile(self, process: NoiseProcess, u: Tensor) -> Tensor:
+        times = process.table_times().to(u)
+        return times[(u * len(times)).ceil().long().clamp(1, len(times)) - 1]
+
+
+class FixedTimes(TimeDistribution):
+    """One noise level alone: the score of p_sigma is learned, as in implicit and sliced score matching's papers.
+
+    Args:
+        sigma: the noise level sigma/alpha, in the units of the data.
+    """
+
+    def __init__(self, sigma: float):
+        super().__init__()
+        require(0 < sigma < math.inf, f"sigma={sigma}: must be above 0, as in 0.1")
+        self.sigma = sigma
+
+    def quantile(self, process: NoiseProcess, u: Tensor) -> Tensor:
+        return process.inverse_log_snr(u.new_tensor(-2 * math.log(self.sigma))).expand_as(u)
+
+    def check(self, process: NoiseProcess) -> None:
+        ends = torch.tensor([process.t_min, 1.0], dtype=torch.float64)
+        low, high = (-process.log_snr(ends) / 2).exp().tolist()
+        require(
+            low * (1 - 1e-6) <= self.sigma <= high * (1 + 1e-6),
+            f"sigma={self.sigma}: {type(process).__name__} has noise levels sigma/alpha from {low:.4g} to {high:.4g}; "
+            "choose one of these or change the process",
+        )
+
+
+class ImportanceTimes(TimeDistribution):
+    """Uniform times for the weight g^2, drawn where that loss is large: with density q(t) proportional to g^2/sigma^2.
+
+    Song et al. 2021 (2101.09258), section 4.2. Since g^2/sigma^2 = -d log_snr/dt, these are the times at which log_snr is
+    uniform between its values at t_min and 1, for every process. The loss is multiplied by p(t)/q(t), p uniform, so that
+    its mean is that of `UniformTimes` for every weight that vanishes where g does.
+
+    Args:
+        t_min: smallest time; null: the process's own.
+        stratified: spread the times of a batch evenly.
+    """
+
+    def __init__(self, t_min: float | None = None, stratified: bool = False):
+        super().__init__(stratified)
+        _require_t_min(t_min)
+        self.t_min = t_min
+
+    def quantile(self, process: NoiseProcess, u: Tensor) -> Tensor:
+        t_min, first, last = self._ends(process, u)
+        return process.inverse_log_snr(torch.lerp(first, last, u)).clamp(t_min, 1)
+
+    def density(self, process: NoiseProcess, t: Tensor) -> Tensor:
+        """q(t) = g^2/sigma^2 / (log_snr(t_min) - log_snr(1)) on [t_min, 1] (1/time)."""
+        _, first, last = self._ends(process, t)
+        return (process.diffusion(t) / process.sigma(t)) ** 2 / (first - last)
+
+    def importance(self, process: NoiseProcess, t: Tensor) -> Tensor:
+        uniform = 1 / (1 - self._ends(process, t)[0])
+        return uniform / self.density(process, t).clamp(min=1e-6)  # a process that stands still has g = 0
+
+    def check(self, process: NoiseProcess) -> None:
+        t_min, first, _ = self._ends(process, torch.ones(1))
+        require(
+            bool(first.isfinite()),
+            f"t_min={t_min}: {type(process).__name__} has no noise there, so that g^2/sigma^2 is infinite; "
+            "choose t_min above 0, as in 1.0e-5",
+        )
+
+    def _ends(self, process: NoiseProcess, like: Tensor) -> tuple[float, Tensor, Tensor]:
+        """t_min, and log_snr at t_min and at 1."""
+        t_min = process.t_min if self.t_min is None else self.t_min
+        return t_min, process.log_snr(like.new_tensor(t_min)), process.log_snr(like.new_tensor(1.0))
+
+
+def _require_t_min(t_min: float | None) -> None:
+    require(t_min is None or 0 <= t_min < 1, f"t_min={t_min}: must lie in [0, 1), as in 1.0e-5, or be null")
