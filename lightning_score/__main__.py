@@ -14,6 +14,7 @@ commands:
   test       test loss and FID of a checkpoint:                test --ckpt_path runs/ncsn/latest/last.ckpt
   predict    draw samples from a checkpoint, as PNG and NPZ:   predict --ckpt_path runs/ncsn/latest/last.ckpt
   schedule   noise levels and step size from the data:         schedule --config configs/ncsn.yaml
+  gallery    what samplers make of points in the plane:        gallery --ckpt_path runs/toy/latest/last.ckpt
 
 `COMMAND --help` lists the options of a command; the shipped configs are ncsn, ddpm, vp_pc and toy.
 """

@@ -4,6 +4,7 @@ import lightning_score.torchvision_guard
 
 import logging
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -23,6 +24,7 @@ import lightning_score
 from lightning_score.arguments import Parser, load_checkpoint, option, with_checkpoint_config, with_found_configs
 from lightning_score.callbacks import EMA, Evaluate, SampleGrid, SampleWriter, StepProgress
 from lightning_score.data import ScoreData
+from lightning_score.gallery import gallery
 from lightning_score.ladder import resolve, schedule
 from lightning_score.loggers import RunCSVLogger, wandb_logger
 from lightning_score.model import ScoreModel
@@ -30,7 +32,8 @@ from lightning_score.runs import new_dated_folder, new_folder, point_latest
 from lightning_score.summary import describe, report, summarize
 from lightning_score.utils import InputError, require
 
-COMMANDS = ("fit", "validate", "test", "predict", "schedule")
+WITHOUT_TRAINER = {"schedule": schedule, "gallery": gallery}
+COMMANDS = ("fit", "validate", "test", "predict", *WITHOUT_TRAINER)
 FOLDER_VARIABLE = "LIGHTNING_SCORE_FOLDER"  # tells the other processes of a run its folder
 
 
@@ -175,13 +178,27 @@ class ScoreCLI(LightningCLI):
         """Trains, measures the final weights if training did not end with a validation, and sums up."""
         start = time.monotonic()
         describe(model, self.folder)
-        self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        try:
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        except SystemExit:  # so Lightning ends after Ctrl-C
+            self._keep_interrupted()
+            raise
         evaluate = self.config_init["fit"]["evaluate"]
         if not self.trainer.interrupted and evaluate.validated_at != self.trainer.global_step:
             self.trainer.validate(model, datamodule=datamodule, verbose=False)
             if self.folder is not None:
                 self.trainer.save_checkpoint(self.folder / "last.ckpt")
         summarize(self.trainer, self.folder, time.monotonic() - start)
+
+    def _keep_interrupted(self) -> None:
+        """Saves what training had reached when it was interrupted, and says how it goes on."""
+        if self.folder is not None and self.trainer.global_step > 0:
+            path = self.folder / "last.ckpt"
+            self.trainer.save_checkpoint(path)
+            config, path = (shlex.quote(str(file)) for file in (self.folder / "config.yaml", path))
+            if self.trainer.is_global_zero:
+                print(f"\nstopped at step {self.trainer.global_step} and saved; to go on:")
+                print(f"python -m lightning_score fit --config {config} --ckpt_path {path}")
 
     def validate(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str) -> None:
         """Measures the checkpoint on the held-out data, and its samples."""
@@ -240,8 +257,8 @@ def _run(arguments: list[str]) -> None:
     command = arguments[0]
     require(command in COMMANDS, f"{command}: unknown command; choose one of {', '.join(COMMANDS)}, before any option")
     _quiet()
-    if command == "schedule":
-        return schedule(arguments)
+    if command in WITHOUT_TRAINER:
+        return WITHOUT_TRAINER[command](arguments)
     configs = option(arguments, "-c", "--config")
     arguments, paths = with_found_configs(arguments), option(arguments, "--ckpt_path")
     checkpoint = load_checkpoint(paths[-1]) if paths else None

@@ -1,6 +1,7 @@
 """The learned score of 2-D data beside the exact one, with the sampler's paths."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -77,22 +78,19 @@ class ScorePlot(Callback):
     def _figure(self, pl_module: ScoreModel, marginal: Marginal):
         from matplotlib.figure import Figure  # takes a second to import
 
-        centres = marginal.mixture.means
-        reach = float((centres.abs() + 3 * marginal.mixture.stds[:, None]).max())
+        reach = extent(marginal.mixture)
         figure = Figure(figsize=(13, 4.8), layout="constrained")
         exact, learned, paths = figure.subplots(1, 3, sharex=True, sharey=True)
         like = torch.zeros((), device=pl_module.device, dtype=pl_module.dtype)
-        axis = torch.linspace(-reach, reach, self.arrows).to(like)
-        points = torch.cartesian_prod(axis, axis)
-        for axes, field, title in (
-            (exact, marginal.score(points), rf"exact score, $\sigma$ = {marginal.sigma:.2g}"),
-            (learned, pl_module.score_function(points, marginal.t), rf"learned score, $\sigma$ = {marginal.sigma:.2g}"),
-        ):
-            _draw_density(axes, marginal, reach)
-            arrows = field * (field.norm(dim=1, keepdim=True) + 1).log1p() / (field.norm(dim=1, keepdim=True) + 1e-9)
-            axes.quiver(*points.cpu().T, *arrows.cpu().T, color="tab:red", width=0.004, pivot="mid")
-            axes.set_title(title)
-        _draw_density(paths, marginal, reach)
+
+        def learned_score(x: Tensor) -> Tensor:
+            return pl_module.score_function(x.to(like), marginal.t)
+
+        for axes, score, name in ((exact, marginal.score, "exact"), (learned, learned_score, "learned")):
+            draw_density(axes, marginal, reach)
+            draw_field(axes, score, reach, self.arrows)
+            axes.set_title(rf"{name} score, $\sigma$ = {marginal.sigma:.2g}")
+        draw_density(paths, marginal, reach)
         trajectory = torch.stack(pl_module.draw(range(self.paths), self.seed, trajectory=True).trajectory).cpu()
         shown = torch.linspace(0, len(trajectory) - 1, min(IN_PATH, len(trajectory))).round().long()
         for path in trajectory[shown].unbind(1):
@@ -102,7 +100,22 @@ class ScorePlot(Callback):
         return figure
 
 
-def _draw_density(axes, marginal: Marginal, reach: float) -> None:
+def extent(mixture: Mixture) -> float:
+    """Half the width of a square about the origin that holds the mixture."""
+    return float((mixture.means.abs() + 3 * mixture.stds[:, None]).max())
+
+
+def draw_field(axes, field: Callable[[Tensor], Tensor], reach: float, arrows: int = 19) -> None:
+    """Arrows along a vector field, whose lengths grow with the logarithm of its norm."""
+    axis = torch.linspace(-reach, reach, arrows)
+    points = torch.cartesian_prod(axis, axis)
+    vectors = field(points).cpu()
+    norm = vectors.norm(dim=1, keepdim=True)
+    arrow = vectors * (norm + 1).log1p() / (norm + 1e-9)
+    axes.quiver(*points.T, *arrow.T, color="tab:red", width=0.004, pivot="mid")
+
+
+def draw_density(axes, marginal: Marginal, reach: float) -> None:
     """Contours of p_t, shaded."""
     axis = torch.linspace(-reach, reach, 200, dtype=torch.float64)
     density = marginal.mixture.log_prob(torch.cartesian_prod(axis, axis), marginal.alpha, marginal.sigma).exp()
