@@ -1,0 +1,225 @@
+"""The same numbers as our peers', in the same units and given the same noise: diffusers, score SDE and EDM."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from laws import Given
+
+from lightning_score.parametrization import EDM
+from lightning_score.process import VE, VP, BetaTable, SigmaTable
+from lightning_score.sampling import (
+    DDIM,
+    Ancestral,
+    DPMSolver2M,
+    EulerMaruyama,
+    Heun,
+    Karras,
+    ReverseDiffusion,
+    SDEDPMSolver2M,
+    StochasticHeun,
+    Table,
+)
+from lightning_score.sampling.corrector import langevin_step
+from lightning_score.score import ClippedScore, ScoreField, ScoreFunction
+from lightning_score.utils import expand
+
+
+class Curved(ScoreField):
+    """A score that is not linear in x, of data of about unit variance."""
+
+    evaluations = 0
+
+    def forward(self, x, t, cond=None):
+        variance = expand(self.process.alpha(t) ** 2 + self.process.sigma(t) ** 2, x)
+        return -(x + 0.3 * (2 * x).sin()) / variance
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, check_dtype=False)
+
+
+def walk(predictor, score, times, x, noise):
+    """All steps of a predictor from x, with one draw of `noise` a step."""
+    state = predictor.init(score.process, times)
+    for (t, s), z in zip(pairwise(times), noise, strict=True):
+        x, state = predictor.step(score, x, t, s, Given(z), state)
+    return x
+
+
+class TestDiffusers:
+    """Whole chains on the even parts of DDPM's table, from the largest entry to clean data."""
+
+    steps = 10
+
+    def setup_method(self):
+        torch.manual_seed(0)
+        self.x, *self.noise = torch.randn(1 + self.steps, 4, 3, 8, 8)
+        self.process = BetaTable()
+        self.score = Curved(self.process)
+
+    def output(self, x, index):
+        """What the network of DDPM, which predicts the noise, gives for the peer's index 0 to 999."""
+        return self.score.noise(x, torch.tensor((float(index) + 1) / 1000, dtype=torch.float64))
+
+    def ours(self, predictor):
+        return walk(predictor, self.score, Table(self.steps)(self.process), self.x, self.noise)
+
+    def peer(self, kind, **settings):
+        """Theirs, with the cumulative products in double precision: in single precision they differ by more than 1e-5."""
+        scheduler = kind(timestep_spacing="trailing", **settings)
+        scheduler.betas = self.process.betas
+        scheduler.alphas_cumprod = torch.cumprod(1 - scheduler.betas, 0)
+        scheduler.set_timesteps(self.steps)
+        return scheduler
+
+    @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+    @pytest.mark.parametrize("clip", [True, False])
+    def test_ddpm(self, monkeypatch, variance, clip):
+        from diffusers import DDPMScheduler
+        from diffusers.schedulers import scheduling_ddpm
+
+        z = self.noise[0]
+        monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *a, **k: z)
+        peer = DDPMScheduler(variance_type=variance, clip_sample=clip)
+        peer.betas = self.process.betas
+        peer.alphas_cumprod = torch.cumprod(1 - peer.betas, 0)
+        score = ClippedScore(self.score, -1, 1) if clip else self.score
+        times = self.process.table_times()
+        for i in (999, 500, 1):
+            expected = peer.step(self.output(self.x, i), i, self.x).prev_sample
+            ours, _ = Ancestral(variance == "fixed_large").step(score, self.x, times[i], times[i - 1], Given(z), None)
+            close(ours, expected)
+
+    @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+    def test_ddim(self, eta):
+        from diffusers import DDIMScheduler
+
+        peer, x = self.peer(DDIMScheduler, clip_sample=False), self.x
+        for t, z in zip(peer.timesteps, self.noise, strict=True):
+            x = peer.step(self.output(x, t), t, x, eta=eta, variance_noise=z if eta else None).prev_sample
+        close(self.ours(DDIM(eta)), x)
+
+    @pytest.mark.parametrize(
+        ("predictor", "algorithm"), [(DPMSolver2M(), "dpmsolver++"), (SDEDPMSolver2M(), "sde-dpmsolver++")]
+    )
+    def test_dpm_solver(self, predictor, algorithm):
+        from diffusers import DPMSolverMultistepScheduler
+
+        peer, x = self.peer(DPMSolverMultistepScheduler, algorithm_type=algorithm, final_sigmas_type="zero"), self.x
+        for t, z in zip(peer.timesteps, self.noise, strict=True):
+            x = peer.step(self.output(x, t), t, x, variance_noise=z).prev_sample
+        close(self.ours(predictor), x)
+
+    @pytest.mark.parametrize(("predictor", "name"), [(Heun(), "HeunDiscrete"), (DDIM(), "EulerDiscrete")])
+    def test_heun_and_euler_in_sigma(self, predictor, name):
+        """They work on x/alpha."""
+        import diffusers
+
+        peer = self.peer(getattr(diffusers, f"{name}Scheduler"))
+        x = self.x / self.process.alpha(torch.ones(()))
+        for t in peer.timesteps:
+            x = peer.step(self.output(peer.scale_model_input(x, t), t), t, x).prev_sample
+        close(self.ours(predictor), x)
+
+    def test_edm_euler(self):
+        """Their sigmas are the 18 of EDM and zero, to which ours is the final denoise."""
+        from diffusers import EDMEulerScheduler
+
+        class Network(torch.nn.Module):
+            def forward(self, x, label, cond=None):
+                return (2 * x).sin() + label[0]
+
+        peer, process = EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5), VE(0.002, 80.0)
+        peer.set_timesteps(18)
+        network = Network()
+        x, score, times = 80 * self.x, ScoreFunction(network, process, EDM(0.5)), Karras(17)(process)
+        ours = score.denoised(walk(DDIM(), score, times, x, [None] * 17), times[-1])
+        for t in peer.timesteps:
+            x = peer.step(network(peer.scale_model_input(x, t), t[None]), t, x).prev_sample
+        close(ours, x)
+
+    def test_score_sde_ve(self, monkeypatch):
+        """The predictor's step between two entries of the ladder, and the corrector's given its step size."""
+        from diffusers import ScoreSdeVeScheduler
+        from diffusers.schedulers import scheduling_sde_ve
+
+        z = self.noise[0]
+        monkeypatch.setattr(scheduling_sde_ve, "randn_tensor", lambda *a, **k: z)
+        peer, process = ScoreSdeVeScheduler(100, snr=0.16, sigma_min=0.01, sigma_max=50.0), SigmaTable(0.01, 50.0, 100)
+        score, times = Curved(process), process.table_times()
+        for i in (99, 40, 1):
+            expected = peer.step_pred(score(self.x, times[i]), (i + 0.1) / 99, self.x).prev_sample
+            close(ReverseDiffusion().step(score, self.x, times[i], times[i - 1], Given(z), None)[0], expected)
+            gradient = score(self.x, times[i])
+            norms = (v.flatten(1).norm(dim=1).mean() for v in (z, gradient))
+            step_size = 2 * (0.16 * next(norms) / next(norms)) ** 2
+            expected = peer.step_correct(gradient, self.x).prev_sample
+            close(langevin_step(score, self.x, times[i], step_size, Given(z)), expected)
+
+
+class TestScoreSDE:
+    """The steps of Song et al. 2021 (2011.13456), each written out from its equation."""
+
+    def setup_method(self):
+        torch.manual_seed(1)
+        self.x, self.z = torch.randn(2, 4, 3, 8, 8, dtype=torch.float64)
+
+    def step(self, predictor, process, t, s):
+        score = Curved(process)
+        return predictor.step(score, self.x, t, s, Given(self.z), None)[0], score(self.x, t)
+
+    @pytest.mark.parametrize("i", [999, 500, 1])
+    def test_steps_on_ddpms_chain(self, i):
+        process = BetaTable()
+        beta, (s, t) = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)[i], process.table_times()[i - 1 : i + 1]
+        ours, score = self.step(ReverseDiffusion(), process, t, s)  # Algorithm 3, line 3
+        close(ours, (2 - (1 - beta).sqrt()) * self.x + beta * score + beta.sqrt() * self.z)
+        ours, score = self.step(Ancestral(fixed_large=True), process, t, s)  # eq. 4
+        close(ours, (self.x + beta * score) / (1 - beta).sqrt() + beta.sqrt() * self.z)
+
+    @pytest.mark.parametrize("i", [99, 50, 1])
+    def test_steps_on_the_ladder(self, i):
+        process = SigmaTable(0.01, 50.0, 100)
+        sigma_s, sigma_t = process.sigmas[i - 1 : i + 1]
+        s, t = process.table_times()[i - 1 : i + 1]
+        gap = sigma_t**2 - sigma_s**2
+        ours, score = self.step(ReverseDiffusion(), process, t, s)  # Algorithm 2, line 3
+        close(ours, self.x + gap * score + gap.sqrt() * self.z)
+        ours, score = self.step(Ancestral(), process, t, s)  # eq. 47
+        close(ours, self.x + gap * score + (sigma_s**2 * gap / sigma_t**2).sqrt() * self.z)
+
+    @pytest.mark.parametrize("time", [1.0, 0.5, 0.01])
+    def test_euler_maruyama(self, time):
+        t, dt = torch.tensor(time, dtype=torch.float64), 1e-3
+        beta = 0.1 + 19.9 * t
+        ours, score = self.step(EulerMaruyama(), VP(), t, t - dt)
+        close(ours, self.x + (beta / 2 * self.x + beta * score) * dt + (beta * dt).sqrt() * self.z)
+        ours, score = self.step(EulerMaruyama(), VE(0.01, 50.0), t, t - dt)
+        g2 = (0.01 * 5000**t) ** 2 * 2 * math.log(5000)
+        close(ours, self.x + g2 * score * dt + (g2 * dt).sqrt() * self.z)
+
+
+@pytest.mark.parametrize("churn", [0.0, 30.0, 80.0])
+def test_algorithm_two_of_edm(churn):
+    """Karras et al. 2022 (2206.00364), Algorithm 2, line by line on sigma; ours adds no noise beyond sigma_max."""
+    torch.manual_seed(2)
+    process, steps, churn_min, churn_max, churn_noise = VE(0.002, 80.0), 17, 0.05, 30.0, 1.007
+    score, sigmas = Curved(process), process.sigma(Karras(steps)(process))
+    x0, *noise = torch.randn(1 + steps, 4, 3, 8, 8, dtype=torch.float64)
+
+    def denoiser(x, sigma):
+        return score.denoised(x, process.inverse_log_snr(-2 * sigma.log()))
+
+    x = 80 * x0
+    for i, z in enumerate(noise):
+        gamma = min(churn / steps, math.sqrt(2) - 1) if churn_min <= sigmas[i] <= churn_max else 0.0
+        raised = sigmas[i] + gamma * sigmas[i]
+        x = x + (raised**2 - sigmas[i] ** 2).sqrt() * churn_noise * z
+        d = (x - denoiser(x, raised)) / raised
+        euler = x + (sigmas[i + 1] - raised) * d
+        d_next = (euler - denoiser(euler, sigmas[i + 1])) / sigmas[i + 1]
+        x = x + (sigmas[i + 1] - raised) * (d + d_next) / 2
+    ours = walk(StochasticHeun(churn, churn_min, churn_max, churn_noise), score, Karras(steps)(process), 80 * x0, noise)
+    close(ours, x)
