@@ -103,8 +103,8 @@ def draw_samplers(model: ScoreModel, mixture: Mixture, n: int = 500, seed: int =
     score, process = model.score_function, model.score_function.process
     chosen = samplers(process)
     rows = -(-len(chosen) // 2)
-    figure = Figure(figsize=(14, 4.4 + 1.45 * rows), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[4.4, 1.45 * rows])
+    figure = Figure(figsize=(14, 4.4 + 1.5 * rows), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[4.4, 1.5 * rows])
     _draw_scores(top, model, mixture)
     blocks = [half.subplots(rows, SNAPSHOTS, squeeze=False) for half in bottom.subfigures(1, 2)]
     panels = [row for block in blocks for row in block]
@@ -116,7 +116,9 @@ def draw_samplers(model: ScoreModel, mixture: Mixture, n: int = 500, seed: int =
         shown = torch.linspace(0, len(stages), SNAPSHOTS).round().long().tolist()
         for axes, i in zip(row, shown, strict=True):
             _draw_cloud(axes, mixture, process, times[i], result.trajectory[i])
-        row[0].set_title(f"{name}, NFE {result.nfe:g}", loc="left", fontsize=9)
+        row[0].set_title(" ", fontsize=9)  # the height of a title; its width would push the columns apart
+        title = row[0].text(0, 1.06, f"{name}, NFE {result.nfe:g}", transform=row[0].transAxes, fontsize=9)
+        title.set_in_layout(False)
     for row in panels[len(chosen) :]:
         for axes in row:
             axes.remove()
@@ -139,7 +141,7 @@ def _draw_cloud(axes, mixture: Mixture, process: NoiseProcess, t: Tensor, x: Ten
     """The samples x/alpha at time t over the density of their law."""
     marginal = _marginal(mixture, process, t)
     draw_density(axes, marginal, extent(mixture) + 2 * marginal.sigma)
-    axes.scatter(*(x / process.alpha(t)).T, s=1, color="tab:red", alpha=0.6, linewidths=0)
+    axes.scatter(*(x / process.alpha(t)).T, s=3, color="tab:red", alpha=0.6, linewidths=0)
     axes.set(xticks=[], yticks=[], xlabel="", ylabel="")
     axes.text(0.03, 0.03, rf"$\sigma$ = {marginal.sigma:.2g}", transform=axes.transAxes, fontsize=8)
 
