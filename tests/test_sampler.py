@@ -1,19 +1,23 @@
 """Samplers: the laws of their samples, their ends, and their random numbers."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
-from conftest import CORRECTORS, PREDICTORS, MixtureScore
-from laws import gaussian, moments
+from conftest import CORRECTORS, PREDICTORS, ImageScore, MixtureScore
+from laws import gaussian
 
 from lightning_score.data import Mixture
 from lightning_score.process import VE, VP, BetaTable, Cosine, SigmaTable
 from lightning_score.sampling import (
     DDIM,
+    HMC,
+    MALA,
     Ancestral,
     AnnealedLangevin,
-    AnnealedLangevinStep,
+    BatchLangevin,
+    ConsistentAnnealedLangevin,
     Geometric,
     Karras,
     KeepNoise,
@@ -25,56 +29,11 @@ from lightning_score.sampling import (
     ReverseDiffusion,
     Table,
     Tweedie,
+    UnderdampedLangevin,
     Uniform,
     UniformNoise,
 )
 from lightning_score.utils import InputError
-
-
-def test_annealed_langevin_is_algorithm_one():
-    """With alpha_i = eps sigma_i^2/sigma_L^2 and eps = 2 step_size: x + alpha_i/2 score + sqrt(alpha_i) z."""
-    process, eps, steps = SigmaTable(0.01, 1.0, 10), 4e-5, 3
-    sampler, score = AnnealedLangevin(eps / 2, steps), gaussian(process)
-    result = sampler(score, NoiseStream(0, range(5), (1,), dtype=torch.float64))
-    noise = NoiseStream(0, range(5), (1,), dtype=torch.float64)
-    x = process.prior(noise.normal())
-    for t in process.table_times().flip(0):
-        sigma = process.sigma(t)
-        for _ in range(steps):
-            alpha = eps * sigma**2 / 0.01**2
-            x = x + alpha / 2 * score(x, t) + alpha.sqrt() * noise.normal()
-    torch.testing.assert_close(result.x, x)
-    assert result.nfe == 10 * steps
-
-
-def test_annealed_langevin_follows_the_recursion_of_technique_four():
-    """On a point mass the variance ratio obeys r_i = q (gamma^2 r_{i-1} - k) + k (Song and Ermon 2020, prop. 4)."""
-    process, step_size, steps = SigmaTable(0.01, 1.0, 10), 2e-5, 5
-    sampler = AnnealedLangevin(step_size, steps)
-    times = sampler.grid(process)
-    stages, score = sampler.plan(process, times), gaussian(process, 0.0, 1e-9)
-    state = {stage.method: stage.method.init(process, times) for stage in stages}
-    shrink, gamma2 = 1 - step_size / 0.01**2, (1 / 0.01) ** (2 / 9)
-    q, k = shrink ** (2 * steps), 2 * step_size / (0.01**2 * (1 - shrink**2))
-    ratio, variance = 1 / gamma2, 1.0  # so that the first level starts from sigma_max^2
-    for level, sigma in enumerate(process.sigmas.flip(0)):
-        here = [stage for stage in stages if float(process.sigma(stage.end)) == pytest.approx(float(sigma))]
-        _, variance = moments(score, here, state, 0.0, variance)
-        ratio = q * (gamma2 * ratio - k) + k
-        assert variance / float(sigma) ** 2 == pytest.approx(ratio, rel=1e-6), level
-
-
-def test_annealed_langevin_on_vp_is_that_on_ve_after_rescaling():
-    """x/alpha of a VP process is a VE process: the same noise gives the same samples."""
-    vp, mixture = VP(), Mixture([[0.5], [-1.0]], [0.3, 0.2])
-    grid = Geometric(12, 1e-3)
-    sampler = AnnealedLangevin(1e-6, 3, grid)
-    a = sampler(MixtureScore(vp, mixture), NoiseStream(0, range(50), (1,), dtype=torch.float64)).x
-    times = grid(vp)
-    ladder = (vp.sigma(times) / vp.alpha(times)).flip(0)
-    ve = SigmaTable(float(ladder[0]), float(ladder[-1]), len(ladder))
-    b = AnnealedLangevin(1e-6, 3)(MixtureScore(ve, mixture), NoiseStream(0, range(50), (1,), dtype=torch.float64)).x
-    torch.testing.assert_close(a / vp.alpha(times[-1]), b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +43,11 @@ def test_annealed_langevin_on_vp_is_that_on_ve_after_rescaling():
         (VE(0.01, 8.0), PredictorCorrector(ReverseDiffusion(), Langevin(0.16), predict_first=False, grid=Uniform(300))),
         (BetaTable(5e-4, 0.1, 200), PredictorCorrector(Ancestral(), grid=Table())),
         (SigmaTable(0.01, 8.0, 30), AnnealedLangevin(5e-6, 30)),
+        (SigmaTable(0.01, 8.0, 300), ConsistentAnnealedLangevin(4e-6)),
+        (SigmaTable(0.01, 8.0, 60), PredictorCorrector(NoPredictor(), MALA(0.5), 5, grid=Table())),
+        (VE(0.01, 8.0), PredictorCorrector(NoPredictor(), HMC(0.6, 3), grid=Geometric(150))),
+        (VE(0.01, 8.0), PredictorCorrector(NoPredictor(), UnderdampedLangevin(0.5), 3, grid=Geometric(100))),
+        (VP(), PredictorCorrector(ReverseDiffusion(), BatchLangevin(0.16), predict_first=False, grid=Uniform(300, 1e-3))),
         (Cosine(), PredictorCorrector(DDIM(), grid=Uniform(300))),
     ],
     ids=lambda v: type(v).__name__,
@@ -103,27 +67,39 @@ def test_samples_of_a_mixture_follow_its_law(process, sampler):
     torch.testing.assert_close(shares, expected, rtol=0, atol=0.04)
 
 
-@pytest.mark.parametrize("predict_first", [True, False])
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
 @pytest.mark.parametrize("corrector", [None, *(c() for c in CORRECTORS)], ids=lambda c: type(c).__name__)
 @pytest.mark.parametrize("kind", PREDICTORS, ids=lambda p: p.__name__)
-def test_every_combination_runs_in_both_precisions_and_counts_its_calls(noise_process, kind, corrector, predict_first):
-    sampler = PredictorCorrector(kind(), corrector, 2, predict_first, Uniform(8, 0.1))
-    for dtype, shape in ((torch.float32, (2,)), (torch.float64, (2,))):
-        result = sampler(MixtureScore(noise_process), NoiseStream(3, range(4), shape, dtype=dtype), trajectory=True)
-        assert result.x.dtype == dtype and bool(result.x.isfinite().all())
-        assert result.nfe == 8 * (kind().calls + (2 if corrector else 0))
+def test_every_combination_runs_on_vectors_and_images_and_counts_its_calls(noise_process, kind, corrector):
+    """In both orders and both precisions, on every device."""
+    steps, calls = 3, corrector.calls if corrector else 0
+    shapes = {(2,): MixtureScore, (1, 4, 4): ImageScore}
+    if corrector and corrector.min_dimension > 16:
+        shapes = {(corrector.min_dimension,): ImageScore, (1, 32, 32): ImageScore}
+    for predict_first, dtype, (shape, score), device in product(
+        (True, False), (torch.float32, torch.float64), shapes.items(), DEVICES
+    ):
+        sampler = PredictorCorrector(kind(), corrector, 2, predict_first, Uniform(steps, 0.1))
+        score, noise = score(noise_process).to(device), NoiseStream(3, range(2), shape, device, dtype)
+        result = sampler(score, noise, trajectory=True)
+        assert result.x.shape == (2, *shape) and result.x.dtype == dtype and result.x.device.type == device
+        assert bool(result.x.isfinite().all())
+        expected = steps * (kind().calls + 2 * calls)
+        assert result.nfe >= expected if getattr(kind, "adaptive", False) else result.nfe == expected
         assert len(result.trajectory) == 1 + len(sampler.plan(noise_process, sampler.grid(noise_process)))
 
 
-@pytest.mark.parametrize(
-    "sampler", [AnnealedLangevin(1e-6, 2), PredictorCorrector(Ancestral(), Langevin(), grid=Table())], ids=["ald", "pc"]
-)
-def test_sample_k_is_the_same_in_any_batch(sampler):
-    score = MixtureScore(SigmaTable(), Mixture([[0.0, 0.3]], [0.5]))
-    together = sampler(score, NoiseStream(7, range(6), (2,))).x
-    apart = torch.cat([sampler(score, NoiseStream(7, [k], (2,))).x for k in range(6)])
+@pytest.mark.parametrize("corrector", [None, *(c() for c in CORRECTORS if c.independent)], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize("kind", PREDICTORS, ids=lambda p: p.__name__)
+def test_sample_k_is_the_same_in_any_batch(kind, corrector):
+    shape = (2,) if corrector is None else (max(2, corrector.min_dimension),)
+    score, sampler = ImageScore(SigmaTable(0.1, 1.0, 6)), PredictorCorrector(kind(), corrector, grid=Uniform(4, 0.1))
+    together = sampler(score, NoiseStream(7, range(4), shape)).x
+    apart = torch.cat([sampler(score, NoiseStream(7, part, shape)).x for part in ([0], [1, 2], [3])])
     torch.testing.assert_close(together, apart)
-    assert not torch.allclose(together, sampler(score, NoiseStream(8, range(6), (2,))).x)
+    assert not torch.allclose(together, sampler(score, NoiseStream(8, range(4), shape)).x)
 
 
 def test_noise_streams_are_normal_uniform_and_independent():
@@ -138,6 +114,9 @@ def test_noise_streams_are_normal_uniform_and_independent():
     assert max(abs(float(v)) for v in lag) < 0.01
     uniform = stream.uniform()
     assert float(uniform.min()) >= 0 and float(uniform.max()) < 1 and abs(float(uniform.mean()) - 0.5) < 0.01
+    accept = NoiseStream(0, range(4000), (3,)).acceptance()
+    assert accept.shape == (4000,) and float(accept.min()) >= 0 and float(accept.max()) < 1
+    assert abs(float(accept.mean()) - 0.5) < 0.02 and abs(float(accept.var()) - 1 / 12) < 0.005
     big = NoiseStream(0, [0, 1], (3, 40, 40))
     assert not torch.equal(big.normal(), big.normal())
 
@@ -184,12 +163,6 @@ class TestFinalDenoise:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: AnnealedLangevin(-1e-5), "step_size=-1e-05"),
-        (lambda: AnnealedLangevin(steps=0), "steps=0"),
-        (lambda: AnnealedLangevin(0.1).check(SigmaTable()), "step_size=0.1: Langevin dynamics diverges"),
-        (lambda: AnnealedLangevin().check(VP()), "VP is a continuous process"),
-        (lambda: AnnealedLangevinStep(0), "step_size=0"),
-        (lambda: Langevin(0), "snr=0"),
         (lambda: DDIM(2), "eta=2"),
         (lambda: Uniform(0), "steps=0"),
         (lambda: Uniform(t_min=1.0), "t_min=1.0"),
