@@ -145,9 +145,9 @@ def _parts(owner: type, seen: set[type]) -> Iterator[tuple[str, type]]:
 
 
 def _descendants(base: type) -> set[type]:
-    """All concrete classes derived from a class."""
+    """All concrete public classes derived from a class."""
     children = {child for direct in base.__subclasses__() for child in {direct, *_descendants(direct)}}
-    return {child for child in children if not inspect.isabstract(child)}
+    return {child for child in children if not inspect.isabstract(child) and not child.__name__.startswith("_")}
 
 
 def _config_hint(message: str) -> str:

@@ -73,7 +73,7 @@ def resolve(config: Any) -> None:
         dimension = prod(data.shape)
         process["levels"] = choose_levels(process["sigma_max"], process["sigma_min"], dimension)
         ratio = (process["sigma_max"] / process["sigma_min"]) ** (1 / (process["levels"] - 1))
-        said.append(f"levels={process['levels']}, each the {ratio:.4g}th part of the one before, for {dimension} dimensions")
+        said.append(f"levels={process['levels']}, a factor of {ratio:.4g} apart as fits {dimension} dimensions")
     if "LOCAL_RANK" not in os.environ or os.environ["LOCAL_RANK"] == "0":
         print(f"auto: {'; '.join(said)}", flush=True)
 
@@ -129,6 +129,7 @@ def fragment(chosen: Plan) -> dict[str, Any]:
 
 def _figure(chosen: Plan, source: str):
     from matplotlib.figure import Figure  # takes a second to import
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     figure.suptitle(f"{source}: L = {chosen.levels}, T = {chosen.steps}, NFE = {chosen.evaluations}")
@@ -141,10 +142,12 @@ def _figure(chosen: Plan, source: str):
     sizes.set(title=rf"Langevin step sizes, $\epsilon$ = {chosen.step_size:.4g}", ylabel=r"$e_i$ (squared units)")
     ratios.plot(levels, chosen.variance_ratios, color="tab:green", label="predicted after the level", **style)
     ratios.axhline(chosen.variance_limit, color="gray", ls="--", lw=1, label=f"limit {chosen.variance_limit:.4g}")
-    ratios.set(title=r"variance of the samples over $\sigma_i^2$", ylabel="$r_i$", ylim=(1, None))
+    ratios.set(title=r"variance of the samples over $\sigma_i^2$", ylabel="$r_i$")
+    ratios.set_ylim(1, 1.1 * chosen.variance_limit - 0.1)
     ratios.legend(loc="lower right")
     for axes in (sigmas, sizes, ratios):
         axes.set_xlabel("level $i$, in sampling order")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     return figure
 

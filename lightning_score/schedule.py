@@ -236,7 +236,7 @@ def plan(sigma_max: float, dimension: int, sigma_min: float = 0.01, coverage: fl
     """The whole derivation: gamma and L by technique 2, epsilon by technique 4 for these levels, and what follows.
 
     The first level starts at its own variance, from the prior; every later one from what the level above it left.
-    Song and Ermon 2020 (2006.09011), sections 3 and 4.
+    Song and Ermon 2020 (2006.09011), section 3.
 
     Args:
         sigma_max: sigma_1, `max_distance` of the training examples by technique 1.

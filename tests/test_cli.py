@@ -256,7 +256,7 @@ def test_bare_help_lists_the_commands_without_importing_torch():
     assert all(f" {name}" in HELP.splitlines()[-1] for name in CONFIGS if "/" not in name)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "schedule"])
 def test_help_shows_the_options_of_the_command(command, capsys):
     with pytest.raises(SystemExit) as stop:
         run([command, "--help"])
@@ -297,7 +297,7 @@ class TestBadInput:
             (["--model.process.levels=0"], ["levels=0"]),
             (["--model.process=VP"], ["VP is a continuous process", "BetaTable"]),
             (["--model.process=Foo"], ["model.process=Foo", "BetaTable, Cosine, ", "SubVP, VE, VP"]),
-            (["--model.sampler.grid=Foo"], ["Foo", "Geometric, Karras, Table, Uniform"]),
+            (["--model.sampler.grid=Foo"], ["Foo", "Geometric, Karras, ", "Table, Uniform"]),
             (["--model.network.channels=33"], ["channels 33"]),
             (["--model.network=MLP"], ["MLP"]),
             (["--data.batch_size=5000"], ["batch_size is 5000", "1437"]),

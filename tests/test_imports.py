@@ -24,6 +24,7 @@ ALLOWED = {
     "runs": {"utils"},
     "summary": {"callbacks", "model"},
     "arguments": {"model", "data", "metrics", "utils"},
+    "ladder": {"arguments", "data", "schedule", "utils"},
     "gallery": {*CORE, "arguments", "callbacks", "data", "empirical", "model", "runs", "sampling"},
 }
 FREE = {"cli", "__init__", "__main__"}
