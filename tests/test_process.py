@@ -4,12 +4,32 @@ import math
 
 import pytest
 import torch
-from conftest import times
+from conftest import PROCESSES, SMALL, MixtureScore, times
 
+from lightning_score.data import Mixture
 from lightning_score.process import VE, VP, BetaTable, Cosine, NoiseProcess, SigmaTable, SubVP
+from lightning_score.sampling import Heun, KeepNoise, NoiseStream, PredictorCorrector, Uniform
 from lightning_score.utils import InputError
 
 CLOSED_FORMS = ("drift", "diffusion", "inverse_log_snr")
+
+
+class OfTheUser(NoiseProcess):
+    """A process as a user writes it: two functions, here those of an almost straight path from data to noise."""
+
+    t_min = 1e-3
+
+    def log_alpha(self, t):
+        return torch.log1p(-0.95 * t)
+
+    def sigma(self, t):
+        return t
+
+
+@pytest.fixture(params=[*PROCESSES, OfTheUser], ids=lambda c: c.__name__)
+def noise_process(request):
+    """Each noise process, and one of which nothing but its two functions is known: the same laws hold for all."""
+    return request.param(**SMALL.get(request.param, {}))
 
 
 @pytest.mark.parametrize("name", CLOSED_FORMS)
@@ -77,6 +97,63 @@ def test_simulating_the_forward_equation_gives_the_moments_of_perturb(noise_proc
     end = torch.tensor(t1, dtype=torch.float64)
     assert m == pytest.approx(float(noise_process.alpha(end)), rel=1e-9)
     assert v == pytest.approx(float(noise_process.sigma(end) ** 2), rel=1e-9)
+
+
+def test_the_law_of_perturbed_data_solves_the_fokker_planck_equation(noise_process):
+    """d log p/dt = -f (1 + x s) + g^2/2 (ds/dx + s^2) with the score s, which is dp/dt = -d(f x p)/dx + g^2/2 d^2p/dx^2.
+
+    The left side comes from the coefficients alpha and sigma of a mixture, the right one from the derived f and g.
+    """
+    mixture = Mixture([[1.0], [-0.7]], [0.3, 0.5], [0.6, 0.4])
+    x, t = (v.flatten() for v in torch.meshgrid(torch.linspace(-2, 2, 9).double(), times(9), indexing="ij"))
+    x = x * (noise_process.alpha(t) ** 2 + noise_process.sigma(t) ** 2).sqrt()
+
+    def log_prob(x, t):
+        return mixture.log_prob(x.unsqueeze(-1), noise_process.alpha(t), noise_process.sigma(t))
+
+    def score(x):
+        return torch.func.jvp(lambda v: log_prob(v, t), (x,), (torch.ones_like(x),))[1]
+
+    rate = torch.func.jvp(lambda v: log_prob(x, v), (t,), (torch.ones_like(t),))[1]
+    s, curvature = torch.func.jvp(score, (x,), (torch.ones_like(x),))
+    f, g = noise_process.drift(t), noise_process.diffusion(t)
+    torch.testing.assert_close(rate, -f * (1 + x * s) + g**2 / 2 * (curvature + s**2), rtol=1e-8, atol=1e-8)
+
+
+def test_particles_of_the_forward_equation_have_the_moments_of_perturb(noise_process):
+    """Euler and Maruyama's scheme for dx = f x dt + g dw, from time 0.3 to 0.5, on which tables have 40 entries."""
+    n, steps, generator = 40_000, 400, torch.Generator().manual_seed(0)
+    path = torch.linspace(0.3, 0.5, steps + 1, dtype=torch.float64)
+    middle, dt = (path[1:] + path[:-1]) / 2, 0.2 / steps
+
+    def draw():
+        return torch.randn(n, generator=generator, dtype=torch.float64)
+
+    x_0 = 2 + 0.5 * draw()
+    x = noise_process.perturb(x_0, path[0], draw())
+    for f, g in zip(noise_process.drift(middle), noise_process.diffusion(middle), strict=True):
+        x = x + f * x * dt + g * math.sqrt(dt) * draw()
+    alpha, sigma = noise_process.alpha(path[-1]), noise_process.sigma(path[-1])
+    std = float((alpha**2 * 0.25 + sigma**2).sqrt())
+    assert abs(float(x.mean()) - 2 * float(alpha)) < 4 * std / math.sqrt(n) + 0.003 * float(alpha)
+    assert abs(float(x.std()) / std - 1) < 4 / math.sqrt(2 * n) + 0.003
+    covariance = float(torch.cov(torch.stack([x_0, x]))[0, 1])  # alpha var(x_0): the kernel, not only the marginal
+    assert abs(covariance - 0.25 * float(alpha)) < 4 * 0.5 * std * math.sqrt(2 / n) + 0.003 * float(alpha)
+
+
+def test_a_process_of_two_functions_has_all_else_and_is_sampled():
+    process, mixture = OfTheUser(), Mixture([[1.5], [-1.0]], [0.4, 0.3], [0.7, 0.3])
+    t = times()
+    torch.testing.assert_close(process.drift(t), -0.95 / (1 - 0.95 * t))
+    torch.testing.assert_close(process.diffusion(t) ** 2, 2 * t + 1.9 * t**2 / (1 - 0.95 * t))
+    sampler = PredictorCorrector(Heun(), grid=Uniform(40), denoise=KeepNoise())
+    sampler.check(process)
+    n = 4000
+    x = sampler(MixtureScore(process, mixture), NoiseStream(0, range(n), (1,), dtype=torch.float64)).x.flatten()
+    mean = 0.7 * 1.5 - 0.3
+    std = math.sqrt(0.7 * (0.16 + 2.25) + 0.3 * (0.09 + 1.0) - mean**2)
+    assert abs(float((x > 0.3).double().mean()) - 0.7) < 0.03
+    assert abs(float(x.mean()) - mean) < 4 * std / math.sqrt(n) + 0.02 and abs(float(x.std()) / std - 1) < 0.04
 
 
 def test_prior_has_the_variance_of_the_end(noise_process):

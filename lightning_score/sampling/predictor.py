@@ -24,9 +24,6 @@ class Predictor(Method, ABC):
     """Global order of convergence in the step; weak order for stochastic predictors."""
 
     adaptive: bool = False
-    """Whether it divides its step as a tolerance asks, so that its error does not depend on the grid."""
-
-    adaptive: bool = False
     """Whether it takes as many evaluations as a tolerance asks for, `calls` at least, whatever the grid."""
 
 
@@ -78,14 +75,25 @@ class Ancestral(Predictor):
         return (x + b**2 * score(x, t)) / a + b * shrink * noise.normal(), state
 
 
+def velocity(process: NoiseProcess, x: Tensor, t: Tensor, score: Tensor) -> Tensor:
+    """dx/dt = f x - g^2 score/2 of the probability-flow ODE (Song et al. 2021, 2011.13456, eq. 13).
+
+    Args:
+        process: the noise process.
+        x: samples (B, ...) at time t.
+        t: time, () or (B,).
+        score: the score at x and t, like x.
+    """
+    return expand(process.drift(t), x) * x - expand(process.diffusion(t), x) ** 2 / 2 * score
+
+
 class Euler(Predictor):
-    """x <- x + [f x - g^2 score/2] (s - t), on the probability-flow ODE in time (Song et al. 2021, 2011.13456, eq. 13)."""
+    """x <- x + [f x - g^2 score/2] (s - t), on the probability-flow ODE in time."""
 
     order, calls = 1, 1
 
     def step(self, score, x, t, s, noise, state):
-        f, g = expand(score.process.drift(t), x), expand(score.process.diffusion(t), x)
-        return x + (f * x - g**2 * score(x, t) / 2) * expand(s - t, x), state
+        return x + velocity(score.process, x, t, score(x, t)) * expand(s - t, x), state
 
 
 def follow(process: NoiseProcess, x: Tensor, t: Tensor, s: Tensor, noise: Tensor, v: Tensor | float = 0.0) -> Tensor:
@@ -234,7 +242,7 @@ class SDEDPMSolver2M(Predictor):
     """x <- (sigma_s/sigma_t) e^-h x + alpha_s (1 - e^-2h) D + sigma_s sqrt(1 - e^-2h) z, D as for `DPMSolver2M`.
 
     SDE-DPM-Solver++(2M), Lu et al. 2022 (2211.01095), on the reverse SDE. Its extrapolation sees the noise of the step
-    before in place of this one's, which changes single paths, not their law: it is of second order in law.
+    before in place of this one's, which shows in single paths but not, to second order, in their law.
     """
 
     order, calls = 2, 1
