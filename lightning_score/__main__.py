@@ -16,7 +16,7 @@ commands:
   schedule   noise levels and step size from the data:         schedule --config configs/ncsn.yaml
   gallery    what samplers make of points in the plane:        gallery --ckpt_path runs/toy/latest/last.ckpt
 
-`COMMAND --help` lists the options of a command; the shipped configs are ncsn, ddpm, vp_pc and toy.
+`COMMAND --help` lists the options of a command; the shipped configs are ncsn, ddpm, vp_pc, conditional and toy.
 """
 
 

@@ -53,7 +53,7 @@ class Restoration(InverseProblem):
         data_range: low and high, the values of bytes 0 and 255, those of the data; floats need none.
         data_std: d, the standard deviation of the data about their mean.
         noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
-        scale: 1 is the approximation as derived.
+        strength: 1 is the approximation as derived.
 
     Raises:
         InputError: a file cannot be read, or a number is out of range; in `check`: file and samples do not fit.
@@ -65,9 +65,9 @@ class Restoration(InverseProblem):
         data_range: Sequence[float] | None = None,
         data_std: float = 0.5,
         noise_std: float = 0.0,
-        scale: float = 1.0,
+        strength: float = 1.0,
     ):
-        super().__init__(data_std, noise_std, scale)
+        super().__init__(data_std, noise_std, strength)
         values = read_array(observed)
         if values.dtype == torch.uint8:
             require(
@@ -94,7 +94,7 @@ class Inpainting(Restoration):
         data_range: low and high, the values of bytes 0 and 255, those of the data; floats need none.
         data_std: d, the standard deviation of the data about their mean.
         noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
-        scale: 1 is the approximation as derived.
+        strength: 1 is the approximation as derived.
 
     Raises:
         InputError: a file cannot be read or the mask does not fit; in `check`: file and samples do not fit.
@@ -107,9 +107,9 @@ class Inpainting(Restoration):
         data_range: Sequence[float] | None = None,
         data_std: float = 0.5,
         noise_std: float = 0.0,
-        scale: float = 1.0,
+        strength: float = 1.0,
     ):
-        super().__init__(observed, data_range, data_std, noise_std, scale)
+        super().__init__(observed, data_range, data_std, noise_std, strength)
         known, shape = read_array(mask), self._values.shape[1:]
         given, known = list(known.shape), known.squeeze(0) if known.ndim > len(shape) else known
         require(
@@ -136,7 +136,7 @@ class Colourisation(Restoration):
         data_range: low and high, the values of bytes 0 and 255, those of the data; floats need none.
         data_std: d, the standard deviation of the data about their mean.
         noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
-        scale: 1 is the approximation as derived.
+        strength: 1 is the approximation as derived.
 
     Raises:
         InputError: a file cannot be read, or a number is out of range; in `check`: file and samples do not fit.
@@ -157,7 +157,7 @@ class SuperResolution(Restoration):
         data_range: low and high, the values of bytes 0 and 255, those of the data; floats need none.
         data_std: d, the standard deviation of the data about their mean.
         noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
-        scale: 1 is the approximation as derived.
+        strength: 1 is the approximation as derived.
 
     Raises:
         InputError: a file cannot be read, or a number is out of range; in `check`: file and samples do not fit.
@@ -170,9 +170,9 @@ class SuperResolution(Restoration):
         data_range: Sequence[float] | None = None,
         data_std: float = 0.5,
         noise_std: float = 0.0,
-        scale: float = 1.0,
+        strength: float = 1.0,
     ):
-        super().__init__(observed, data_range, data_std, noise_std, scale)
+        super().__init__(observed, data_range, data_std, noise_std, strength)
         self._operator = Downsample(factor)
 
     @property
