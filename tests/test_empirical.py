@@ -8,6 +8,7 @@ import torch
 from lightning_score import empirical
 from lightning_score.data import Mixture
 from lightning_score.empirical import EmpiricalScore
+from lightning_score.objective import ImplicitScoreMatching
 from lightning_score.process import VE, VP
 from lightning_score.utils import InputError, expand
 
@@ -64,6 +65,17 @@ def test_far_from_all_points_and_between_the_ends_nothing_is_nan(noise_process):
     score = EmpiricalScore(noise_process, points(dtype=torch.float32))
     t = torch.tensor([noise_process.t_min, 0.5, 1.0])
     assert bool(score(torch.tensor([[1e4, 0.0]]).expand(3, 2), t).isfinite().all())
+
+
+def test_its_divergence_is_that_of_the_density():
+    """Guidance and likelihoods differentiate a score in x."""
+    data, x, t = points(), points(4, seed=1), torch.tensor(0.5, dtype=torch.float64)
+    score = EmpiricalScore(VP(), data)
+    loss = ImplicitScoreMatching().at(score, x, t, x) - score(x, t).square().sum(1) / 2
+    hessians = [
+        torch.autograd.functional.hessian(lambda r: log_density(VP(), data, r[None], t[None]).sum(), row) for row in x
+    ]
+    torch.testing.assert_close(loss, torch.stack([hessian.trace() for hessian in hessians]))
 
 
 def test_labels_leave_the_points_of_a_class():

@@ -73,9 +73,9 @@ def test_exact_trace(shape):
 def test_hutchinson_has_the_exact_trace_as_its_mean(law):
     score, t, x = network((3,)), torch.tensor(0.5), torch.randn(4, 3)
     exact = ImplicitScoreMatching().at(score, x, t, x)
-    many = ImplicitScoreMatching(trace=Hutchinson(5000, law)).at(score, x, t, x)
+    many = ImplicitScoreMatching(trace=Hutchinson(2000, law)).at(score, x, t, x)
     one = torch.stack([ImplicitScoreMatching(trace=Hutchinson(1, law)).at(score, x, t, x) for _ in range(200)])
-    error = one.std(0) / 5000**0.5
+    error = one.std(0) / 2000**0.5
     assert bool(((many - exact).abs() < 4 * error + 1e-4).all())
 
 
@@ -84,8 +84,8 @@ def test_sliced_score_matching_has_the_implicit_loss_as_its_mean(variance_reduce
     score, t, x = network((3,)), torch.tensor(0.5), torch.randn(4, 3)
     exact = ImplicitScoreMatching().at(score, x, t, x)
     sliced = SlicedScoreMatching(probes=1, law=Gaussian(), variance_reduced=variance_reduced)
-    draws = torch.stack([sliced.at(score, x, t, x) for _ in range(2000)]).detach()
-    assert bool(((draws.mean(0) - exact).abs() < 4 * draws.std(0) / 2000**0.5).all())
+    draws = torch.stack([sliced.at(score, x, t, x) for _ in range(1000)]).detach()
+    assert bool(((draws.mean(0) - exact).abs() < 4 * draws.std(0) / 1000**0.5).all())
 
 
 def test_the_reduced_form_varies_less():
@@ -123,7 +123,7 @@ def test_implicit_differs_from_denoising_by_a_constant():
 @pytest.mark.parametrize("shape", [(2,), (1, 8, 8)], ids=["mlp", "unet"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_gradient_reaches_every_parameter(name, shape):
-    """All but the last bias under the implicit losses has a second derivative behind it."""
+    """Through second derivatives of the network for all losses with a trace."""
     score, x, cond = network(shape, 3), torch.randn(4, *shape), torch.tensor([0, 1, 2, 3])
     objective = OBJECTIVES[name]()
     objective.prepare(x)
@@ -154,8 +154,8 @@ def test_all_objectives_train_to_the_same_score(name):
     torch.manual_seed(0)
     score = ScoreFunction(MLP((2,), width=64, depth=1), process(), ScoreOverSigma(1.0))
     objective = OBJECTIVES[name]()
-    objective.prepare(x)
-    steps = 800
+    objective.prepare(x[:2000])  # at this noise level their score is that of all
+    steps = 700
     optimizer = torch.optim.Adam(score.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     for _ in range(steps):

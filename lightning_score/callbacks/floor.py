@@ -58,12 +58,13 @@ class LossFloor(Callback):
         self._floors: tuple[Tensor, Tensor] | None = None
 
     def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:
-        """Refuses a fit without a data module, before anything is computed."""
+        """Refuses a fit without a data module, before anything is computed, and forgets another model's floor."""
         require(
             isinstance(trainer.datamodule, ScoreData),
             "LossFloor needs the training data: give the trainer a data module, trainer.fit(model, datamodule=...), or "
             "remove the callback",
         )
+        self._chosen = self._floors = None
 
     @torch.inference_mode()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
@@ -96,7 +97,7 @@ class LossFloor(Callback):
     def _prepare(self, pl_module: ScoreModel, data: ScoreData) -> tuple[EmpiricalScore, tuple[Examples, Examples]]:
         """The training data's score, and the examples of both splits that are measured."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)  # dequantisation draws from the global generator
+            torch.default_generator.manual_seed(self.seed)  # dequantisation draws from it
             splits = [Examples(data.transform(train=False)(split.x), split.y) for split in data.splits]
         generator = torch.Generator().manual_seed(self.seed)
         chosen = [torch.randperm(len(split.y), generator=generator)[: self.num_examples] for split in splits]
