@@ -57,7 +57,7 @@ def resolve(config: Any) -> None:
     Args:
         config: the config, with `model.process` and `data`.
     """
-    process = config["model"]["process"]["init_args"]
+    process = config["model"]["process"].get("init_args") or {}
     asked = [name for name in ("sigma_max", "levels") if process.get(name) == "auto"]
     if not asked:
         return
