@@ -31,6 +31,11 @@ CORRECTORS = concrete(sampling, sampling.Corrector)
 GRIDS = concrete(sampling, sampling.TimeGrid)
 
 
+def quick(kind):
+    """A predictor with its defaults, an adaptive one with loose tolerances."""
+    return kind(rtol=0.1, atol=0.1) if getattr(kind, "adaptive", False) else kind()
+
+
 @pytest.fixture(params=PROCESSES, ids=lambda c: c.__name__)
 def noise_process(request):
     """Each noise process, tables with 200 entries."""

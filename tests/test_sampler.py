@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from conftest import CORRECTORS, PREDICTORS, ImageScore, MixtureScore
+from conftest import CORRECTORS, PREDICTORS, ImageScore, MixtureScore, quick
 from laws import gaussian
 
 from lightning_score.data import Mixture
@@ -81,7 +81,7 @@ def test_every_combination_runs_on_vectors_and_images_and_counts_its_calls(noise
     for predict_first, dtype, (shape, score), device in product(
         (True, False), (torch.float32, torch.float64), shapes.items(), DEVICES
     ):
-        sampler = PredictorCorrector(kind(), corrector, 2, predict_first, Uniform(steps, 0.1))
+        sampler = PredictorCorrector(quick(kind), corrector, 2, predict_first, Uniform(steps, 0.1))
         score, noise = score(noise_process).to(device), NoiseStream(3, range(2), shape, device, dtype)
         result = sampler(score, noise, trajectory=True)
         assert result.x.shape == (2, *shape) and result.x.dtype == dtype and result.x.device.type == device
@@ -95,7 +95,7 @@ def test_every_combination_runs_on_vectors_and_images_and_counts_its_calls(noise
 @pytest.mark.parametrize("kind", PREDICTORS, ids=lambda p: p.__name__)
 def test_sample_k_is_the_same_in_any_batch(kind, corrector):
     shape = (2,) if corrector is None else (max(2, corrector.min_dimension),)
-    score, sampler = ImageScore(SigmaTable(0.1, 1.0, 6)), PredictorCorrector(kind(), corrector, grid=Uniform(4, 0.1))
+    score, sampler = ImageScore(SigmaTable(0.1, 1.0, 6)), PredictorCorrector(quick(kind), corrector, grid=Uniform(4, 0.1))
     together = sampler(score, NoiseStream(7, range(4), shape)).x
     apart = torch.cat([sampler(score, NoiseStream(7, part, shape)).x for part in ([0], [1, 2], [3])])
     torch.testing.assert_close(together, apart)
