@@ -37,6 +37,7 @@ _MODULES = {
     "lightning_score.sampling": [
         "Sampler",
         "PredictorCorrector",
+        "ProbabilityFlow",
         "AnnealedLangevin",
         "ConsistentAnnealedLangevin",
         "LangevinDynamics",
@@ -45,9 +46,10 @@ _MODULES = {
         "TimeGrid",
         "Samples",
     ],
+    "lightning_score.likelihood": ["Dequantization", "bits_per_dim", "log_likelihood"],
     "lightning_score.data": ["ScoreData", "ImageData", "Digits", "GaussianMixture"],
     "lightning_score.metrics": ["Features", "DigitFeatures", "InceptionFeatures", "RawFeatures", "FrechetDistance"],
-    "lightning_score.callbacks": ["EMA", "Evaluate", "LossFloor", "SampleGrid", "ScorePlot"],
+    "lightning_score.callbacks": ["EMA", "BitsPerDim", "Evaluate", "LossFloor", "SampleGrid", "ScorePlot"],
     "lightning_score.utils": ["InputError"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

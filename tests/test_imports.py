@@ -15,11 +15,23 @@ ALLOWED = {
     "objective": {*CORE},
     "guidance": {*CORE},
     "sampling": {*CORE, "schedule"},
+    "likelihood": {*CORE, "sampling"},
     "networks": {"utils"},
     "metrics": {"utils"},
     "data": {"utils"},
     "model": {*CORE, "objective", "guidance", "sampling", "networks"},
-    "callbacks": {"model", "metrics", "data", "sampling", "objective", "empirical", "process", "score", "utils"},
+    "callbacks": {
+        "model",
+        "likelihood",
+        "metrics",
+        "data",
+        "sampling",
+        "objective",
+        "empirical",
+        "process",
+        "score",
+        "utils",
+    },
     "loggers": set(),
     "runs": {"utils"},
     "summary": {"callbacks", "model"},
@@ -28,7 +40,7 @@ ALLOWED = {
     "gallery": {*CORE, "arguments", "callbacks", "data", "empirical", "model", "runs", "sampling"},
 }
 FREE = {"cli", "__init__", "__main__"}
-LIGHT = {*CORE, "schedule", "objective", "guidance", "sampling", "networks"}  # torch only
+LIGHT = {*CORE, "schedule", "objective", "guidance", "sampling", "likelihood", "networks"}  # torch only
 HEAVY = {"lightning", "torchmetrics", "torchvision", "torch_fidelity", "wandb", "matplotlib"}
 
 

@@ -2,6 +2,7 @@
 
 import lightning_score.torchvision_guard  # noqa: F401
 
+from lightning_score.callbacks.bits import BitsPerDim
 from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.evaluate import Evaluate, Evaluation
 from lightning_score.callbacks.field import ScorePlot
@@ -10,4 +11,14 @@ from lightning_score.callbacks.predict import SampleWriter
 from lightning_score.callbacks.progress import StepProgress
 from lightning_score.callbacks.samples import SampleGrid
 
-__all__ = ["EMA", "Evaluate", "Evaluation", "LossFloor", "SampleGrid", "SampleWriter", "ScorePlot", "StepProgress"]
+__all__ = [
+    "EMA",
+    "BitsPerDim",
+    "Evaluate",
+    "Evaluation",
+    "LossFloor",
+    "SampleGrid",
+    "SampleWriter",
+    "ScorePlot",
+    "StepProgress",
+]

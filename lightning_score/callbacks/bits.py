@@ -1,0 +1,72 @@
+"""Bits per dimension of the held-out images at the end of a test."""
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from tqdm.auto import tqdm
+
+from lightning_score.likelihood import Bits, Dequantization, example_bits
+from lightning_score.model import ScoreModel
+from lightning_score.sampling import NoiseStream
+from lightning_score.score import Conditioned
+from lightning_score.utils import require
+
+
+class BitsPerDim(Callback):
+    """Measures the bits per dimension of held-out images by the probability-flow ODE, at the end of `test`.
+
+    It logs `test/bits_per_dim`, `test/bits_per_dim_error` (the standard error over examples), `test/bits_per_dim_spread`
+    (over draws, if there are two) and `test/bits_per_dim_n`. In `fast_dev_run` it takes four examples.
+
+    Args:
+        num_examples: the first so many held-out examples; null: all.
+        draws: draws of dequantisation noise and of directions of the trace per example.
+        seed: seed of both; example k has the same noise in any batch and on any number of processes.
+        batch_size: examples at once on each device; it changes the memory needed, not the result.
+
+    Raises:
+        InputError: the data have no grey levels.
+    """
+
+    def __init__(self, num_examples: int | None = None, draws: int = 2, seed: int = 0, batch_size: int = 256):
+        require(num_examples is None or num_examples >= 2, f"num_examples={num_examples}: need at least 2 for an error")
+        require(draws >= 1, f"draws={draws}: must be at least 1")
+        require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
+        self.num_examples, self.draws, self.seed, self.batch_size = num_examples, draws, seed, batch_size
+        self.last: Bits | None = None
+
+    def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:
+        """Refuses continuous data before anything is computed."""
+        require(
+            trainer.datamodule.levels is not None,
+            f"BitsPerDim: {type(trainer.datamodule).__name__} has no grey levels, so its examples have a density and no "
+            "bits; remove the callback, or use lightning_score.likelihood.log_likelihood",
+        )
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
+        """Within the test, because the weights are the averaged ones there."""
+        self.last = self.measure(trainer, pl_module)
+        names = {"": self.last.mean, "_error": self.last.error, "_n": float(self.last.n)}
+        if self.draws > 1:
+            names["_spread"] = self.last.spread
+        for suffix, value in names.items():
+            pl_module.log(f"test/bits_per_dim{suffix}", value, prog_bar=not suffix, rank_zero_only=True)
+
+    def measure(self, trainer: Trainer, pl_module: ScoreModel) -> Bits:
+        """Every process takes its share of the examples; their bits are put together by a sum."""
+        data, device = trainer.datamodule, pl_module.device
+        held_out = data.splits.held_out
+        limit = 4 if trainer.fast_dev_run else self.num_examples or len(held_out.x)
+        n = min(limit, len(held_out.x))
+        dequantization = Dequantization(data.levels, data.data_range, data.dequantize)
+        bits = torch.zeros(self.draws, n, dtype=torch.float64, device=device)
+        batches = torch.arange(trainer.global_rank, n, trainer.world_size).split(self.batch_size)
+        shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
+        with tqdm(total=len(batches) * self.draws, desc="likelihood", unit="batch", leave=False, disable=not shown) as bar:
+            for rows in batches:
+                x, y = data.transform(False)(held_out.x[rows]).to(device), held_out.y[rows].to(device)
+                score = Conditioned(pl_module.score_function, y) if pl_module.conditional else pl_module.score_function
+                noise = NoiseStream(self.seed, rows.tolist(), x.shape[1:], device, x.dtype)
+                for draw in range(self.draws):
+                    bits[draw, rows.to(device)] = example_bits(score, x, dequantization, noise)
+                    bar.update()
+        return Bits.of(trainer.strategy.reduce(bits, reduce_op="sum"))
