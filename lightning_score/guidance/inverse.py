@@ -17,24 +17,27 @@ class InverseProblem(Guidance):
     score + strength J^T A^T (r^2 A A^T + s^2 I)^-1 (y - A denoised), J = d denoised/dx_t,
     r^2 = d^2 sigma^2/(alpha^2 d^2 + sigma^2), d = data_std (Song, Vahdat, Mardani and Kautz 2023, "Pseudoinverse-guided
     diffusion models for inverse problems", ICLR, eqs. 7 and 8). It is exact for data from N(m, d^2 I) and an approximation
-    for all others; the samples do not follow p_0(x given y) exactly. J costs a backward pass through the network, which NFE
-    does not count: a step takes two to three times as long. A network that is barely trained makes it diverge.
+    for all others; the samples do not follow p_0(x given y) exactly. By default J is that of the same Gaussian, alpha
+    r^2/sigma^2 I, with which the denoised image meets an exact observation whatever the network. The paper's J is the
+    network's own, by a backward pass, which NFE does not count; it needs a network whose denoised image is good even where
+    alpha is small: with a small one sampling diverges.
 
     Args:
         data_std: d, the standard deviation of the data about their mean.
         noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
         strength: 1 is the approximation as derived.
+        backprop: take J from the network.
 
     Raises:
         InputError: a number is out of range; in `check`: operator, observation and samples do not fit.
     """
 
-    def __init__(self, data_std: float = 0.5, noise_std: float = 0.0, strength: float = 1.0):
+    def __init__(self, data_std: float = 0.5, noise_std: float = 0.0, strength: float = 1.0, backprop: bool = False):
         require(data_std > 0, f"data_std={data_std}: must be above 0, as in 0.5")
         require(noise_std >= 0, f"noise_std={noise_std}: must be 0 (exact observations) or more, as in 0.1")
         require(strength >= 0, f"strength={strength}: must be 0 (no guidance) or more; 1 is the approximation as derived")
         # not called scale: a guidance that this one replaces on the command line would leave its own scale behind
-        self.data_std, self.noise_std, self.strength = data_std, noise_std, strength
+        self.data_std, self.noise_std, self.strength, self.backprop = data_std, noise_std, strength, backprop
 
     @property
     @abstractmethod
@@ -70,6 +73,7 @@ class PseudoInverse(InverseProblem):
         data_std: d, the standard deviation of the data about their mean.
         noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
         strength: 1 is the approximation as derived.
+        backprop: take J from the network.
 
     Raises:
         InputError: a number is out of range; in `check`: operator, observation and samples do not fit.
@@ -85,8 +89,9 @@ class PseudoInverse(InverseProblem):
         data_std: float = 0.5,
         noise_std: float = 0.0,
         strength: float = 1.0,
+        backprop: bool = False,
     ):
-        super().__init__(data_std, noise_std, strength)
+        super().__init__(data_std, noise_std, strength, backprop)
         self.operator, self.observation = operator, observation
 
 
@@ -99,15 +104,20 @@ class _PseudoInverseScore(ScoreWrapper):
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         keep, problem = differentiated(x), self.problem
-        with torch.inference_mode(False), torch.enable_grad():
+        backprop = keep or problem.backprop
+        with torch.inference_mode(False):
             x_t, t, cond = tracked(x).requires_grad_(), tracked(t), tracked(cond)
             alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-            score = self.score(x_t, t, cond)
-            denoised = (x_t + expand(sigma, x) ** 2 * score) / expand(alpha, x)
+            with torch.set_grad_enabled(backprop):
+                score = self.score(x_t, t, cond)
+                denoised = (x_t + expand(sigma, x) ** 2 * score) / expand(alpha, x)
+            with torch.enable_grad():
+                observed = problem.operator.apply(denoised.requires_grad_())
             r2 = (problem.data_std * sigma) ** 2 / ((alpha * problem.data_std) ** 2 + sigma**2)
-            observed = problem.operator.apply(denoised)
             residual = tracked(self.observation).to(x.dtype) - observed
             weighted = problem.operator.gram_solve(residual, r2, problem.noise_std**2)
-            (gradient,) = torch.autograd.grad(observed, x_t, weighted, create_graph=keep)
-        guided = score + problem.strength * gradient
+            seen = x_t if problem.backprop else denoised
+            (gradient,) = torch.autograd.grad(observed, seen, weighted, create_graph=keep)
+            jacobian = 1.0 if problem.backprop else expand(alpha * r2 / sigma**2, x)
+        guided = score + problem.strength * jacobian * gradient
         return guided if keep else guided.detach()

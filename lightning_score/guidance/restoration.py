@@ -54,6 +54,7 @@ class Restoration(InverseProblem):
         data_std: d, the standard deviation of the data about their mean.
         noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
         strength: 1 is the approximation as derived.
+        backprop: take the Jacobian from the network; see InverseProblem.
 
     Raises:
         InputError: a file cannot be read, or a number is out of range; in `check`: file and samples do not fit.
@@ -66,8 +67,9 @@ class Restoration(InverseProblem):
         data_std: float = 0.5,
         noise_std: float = 0.0,
         strength: float = 1.0,
+        backprop: bool = False,
     ):
-        super().__init__(data_std, noise_std, strength)
+        super().__init__(data_std, noise_std, strength, backprop)
         values = read_array(observed)
         if values.dtype == torch.uint8:
             require(
@@ -95,6 +97,7 @@ class Inpainting(Restoration):
         data_std: d, the standard deviation of the data about their mean.
         noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
         strength: 1 is the approximation as derived.
+        backprop: take the Jacobian from the network; see InverseProblem.
 
     Raises:
         InputError: a file cannot be read or the mask does not fit; in `check`: file and samples do not fit.
@@ -108,8 +111,9 @@ class Inpainting(Restoration):
         data_std: float = 0.5,
         noise_std: float = 0.0,
         strength: float = 1.0,
+        backprop: bool = False,
     ):
-        super().__init__(observed, data_range, data_std, noise_std, strength)
+        super().__init__(observed, data_range, data_std, noise_std, strength, backprop)
         known, shape = read_array(mask), self._values.shape[1:]
         given, known = list(known.shape), known.squeeze(0) if known.ndim > len(shape) else known
         require(
@@ -137,6 +141,7 @@ class Colourisation(Restoration):
         data_std: d, the standard deviation of the data about their mean.
         noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
         strength: 1 is the approximation as derived.
+        backprop: take the Jacobian from the network; see InverseProblem.
 
     Raises:
         InputError: a file cannot be read, or a number is out of range; in `check`: file and samples do not fit.
@@ -158,6 +163,7 @@ class SuperResolution(Restoration):
         data_std: d, the standard deviation of the data about their mean.
         noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
         strength: 1 is the approximation as derived.
+        backprop: take the Jacobian from the network; see InverseProblem.
 
     Raises:
         InputError: a file cannot be read, or a number is out of range; in `check`: file and samples do not fit.
@@ -171,8 +177,9 @@ class SuperResolution(Restoration):
         data_std: float = 0.5,
         noise_std: float = 0.0,
         strength: float = 1.0,
+        backprop: bool = False,
     ):
-        super().__init__(observed, data_range, data_std, noise_std, strength)
+        super().__init__(observed, data_range, data_std, noise_std, strength, backprop)
         self._operator = Downsample(factor)
 
     @property
