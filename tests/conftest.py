@@ -16,6 +16,10 @@ SMALL = {
     process.SigmaTable: {"sigma_max": 10.0, "levels": 200},
     process.BetaTable: {"steps": 200, "beta_min": 5e-4, "beta_max": 0.1},
 }
+COARSE = {
+    process.SigmaTable: {"sigma_max": 10.0, "levels": 4},
+    process.BetaTable: {"steps": 4, "beta_min": 0.2, "beta_max": 0.8},
+}
 
 
 def concrete(module, base):
@@ -40,6 +44,12 @@ def quick(kind):
 def noise_process(request):
     """Each noise process, tables with 200 entries."""
     return request.param(**SMALL.get(request.param, {}))
+
+
+@pytest.fixture(params=PROCESSES, ids=lambda c: c.__name__)
+def coarse_process(request):
+    """Each noise process, tables with 4 entries, whose kinks an adaptive predictor sees one by one."""
+    return request.param(**COARSE.get(request.param, {}))
 
 
 class MixtureScore(ScoreField):
