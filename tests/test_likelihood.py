@@ -200,3 +200,47 @@ def test_error_bars():
 def test_errors_name_the_value(make, words):
     with pytest.raises(InputError, match=words):
         make()
+
+
+class TestCallback:
+    """BitsPerDim within a trainer's test, on the digits."""
+
+    def run(self, data, conditional=False, **settings):
+        from lightning.pytorch import Trainer
+
+        from lightning_score import BitsPerDim, ScoreModel
+
+        torch.manual_seed(0)
+        network = partial(UNet, channels=8, multipliers=[1], blocks=1, attention=[], groups=2)
+        model = ScoreModel(network, data.shape, VP(), num_classes=data.num_classes, conditional=conditional)
+        callback = BitsPerDim(**settings)
+        trainer = Trainer(
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_test_batches=1,
+            callbacks=[callback],
+        )
+        return trainer.test(model, data, verbose=False)[0], callback.last
+
+    @pytest.mark.parametrize("conditional", [False, True])
+    def test_it_logs_the_bits_with_their_errors(self, conditional):
+        from lightning_score import Digits
+
+        data = Digits(data_range=(-1, 1), dequantize=not conditional)
+        logged, bits = self.run(data, conditional, num_examples=6, batch_size=6)
+        assert logged["test/bits_per_dim"] == pytest.approx(bits.mean) and math.isfinite(bits.mean)
+        assert logged["test/bits_per_dim_error"] == pytest.approx(bits.error) and bits.error > 0
+        assert logged["test/bits_per_dim_n"] == bits.n == 6 and logged["test/bits_per_dim_spread"] > 0
+        _, apart = self.run(data, conditional, num_examples=6, batch_size=4)
+        assert apart.mean == pytest.approx(bits.mean, rel=1e-3)
+
+    def test_it_refuses_continuous_data_and_empty_settings(self):
+        from lightning_score import BitsPerDim, GaussianMixture
+
+        with pytest.raises(InputError, match="GaussianMixture has no grey levels"):
+            BitsPerDim().setup(type("Trainer", (), {"datamodule": GaussianMixture()}), None, "test")
+        with pytest.raises(InputError, match="num_examples=1"):
+            BitsPerDim(1)
