@@ -19,7 +19,7 @@ from PIL import Image
 from lightning_score import ScoreModel
 from lightning_score.__main__ import HELP
 from lightning_score.arguments import find_config, shipped_configs
-from lightning_score.cli import COMMANDS, run
+from lightning_score.cli import COMMANDS, WITHOUT_TRAINER, run
 from lightning_score.utils import InputError
 
 CONFIGS = sorted(str(path.relative_to(shipped_configs()).with_suffix("")) for path in shipped_configs().rglob("*.yaml"))
@@ -256,13 +256,21 @@ def test_bare_help_lists_the_commands_without_importing_torch():
     assert all(f" {name}" in HELP.splitlines()[-1] for name in CONFIGS if "/" not in name)
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "schedule"])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in WITHOUT_TRAINER])
 def test_help_shows_the_options_of_the_command(command, capsys):
     with pytest.raises(SystemExit) as stop:
         run([command, "--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0 and "--ema.decay" in text and "--ckpt_path" in text
     assert ("--num_samples" in text.split()) == (command == "predict")
+
+
+@pytest.mark.parametrize("command", WITHOUT_TRAINER)
+def test_help_of_a_command_without_a_trainer(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run([command, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and "--output" in text and "--trainer" not in text
 
 
 class TestBadInput:

@@ -37,7 +37,9 @@ def test_the_readme_runs(tmp_path, monkeypatch):
     done = []
     first = ("schedule", "fit")  # the others need what these make
     for arguments in sorted(commands(), key=lambda arguments: (*first, arguments[0]).index(arguments[0])):
-        quick = {"fit": QUICK, "schedule": []}.get(arguments[0], ["--evaluate.num_samples=4"])
+        quick = {"fit": QUICK, "schedule": [], "gallery": ["--num_samples=20"]}.get(
+            arguments[0], ["--evaluate.num_samples=4"]
+        )
         if any("help" in argument for argument in arguments):
             with pytest.raises(SystemExit, match="0"):
                 run(arguments)
