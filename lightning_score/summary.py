@@ -33,14 +33,14 @@ def summarize(trainer: Trainer, folder: Path | None, seconds: float) -> None:
     latest = folder.parent / "latest"
     rows = {"run folder": f"{folder} (also {latest})", "metrics": "metrics.csv", "config": "config.yaml"}
     rows |= {"checkpoints": ", ".join(sorted(file.name for file in folder.glob("*.ckpt")))}
-    for kind in ("samples", "score"):
+    for kind in ("samples", "score", "loss_per_sigma"):
         pictures = sorted(folder.glob(f"{kind}/*.png"))
         rows |= {kind: str(pictures[-1].relative_to(folder))} if pictures else {}
     print(f"\nfinished {trainer.global_step} steps after {seconds:.0f} s")
     for name, value in rows.items():
-        print(f"  {name:<12} {value}")
+        print(f"  {name:<14} {value}")
     for evaluation in evaluations(trainer):
-        print(f"  {evaluation.metric:<12} {sentence(evaluation)}")
+        print(f"  {evaluation.metric:<14} {sentence(evaluation)}")
     print(f"\nnext: python -m lightning_score predict --ckpt_path {shlex.quote(str(latest / 'last.ckpt'))} --num_samples 64")
 
 

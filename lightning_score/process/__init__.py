@@ -1,0 +1,11 @@
+"""Noise processes: two functions of time, alpha and sigma, and all that follows from them.
+
+Every process is linear-Gaussian, `x_t = alpha(t) x_0 + sigma(t) z` with `z ~ N(0, I)`, and equivalent to the Ito equation
+`dx = f(t) x dt + g(t) dw`. Time runs from 0 (data) to 1 (noise).
+"""
+
+from lightning_score.process.base import NoiseProcess, VariancePreserving
+from lightning_score.process.continuous import VE, VP, Cosine, SubVP
+from lightning_score.process.table import BetaTable, SigmaTable, Table
+
+__all__ = ["VE", "VP", "BetaTable", "Cosine", "NoiseProcess", "SigmaTable", "SubVP", "Table", "VariancePreserving"]

@@ -1,0 +1,113 @@
+"""What every noise process has: all that follows from alpha(t) and sigma(t)."""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from lightning_score.utils import AUTO_IN_FIT, InputError, expand, require
+
+
+def derivative(function, t: Tensor) -> Tensor:
+    """d function / dt at every element of `t`."""
+    return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
+
+
+class NoiseProcess(nn.Module, ABC):
+    """A linear-Gaussian noise process, given by `log_alpha(t)` and `sigma(t)` alone.
+
+    Times are floating-point tensors of any shape; every coefficient has the shape and precision of its time. `t_min` is
+    the smallest time at which the score is trained and sampled, unless told otherwise.
+    """
+
+    t_min: float = 1e-5
+
+    @abstractmethod
+    def log_alpha(self, t: Tensor) -> Tensor:
+        """log alpha(t), where E[x_t given x_0] = alpha(t) x_0."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """sigma(t), the standard deviation of x_t given x_0."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """alpha(t) = exp(log alpha(t)), the mean factor."""
+        return self.log_alpha(t).exp()
+
+    def drift(self, t: Tensor) -> Tensor:
+        """f(t) = d log alpha / dt, so that the drift of the Ito equation is f(t) x (1/time)."""
+        return derivative(self.log_alpha, t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        """g(t), from g^2 = d sigma^2/dt - 2 f sigma^2 (Sarkka and Solin 2019, eq. 6.2; 1/sqrt(time))."""
+        return (derivative(lambda u: self.sigma(u) ** 2, t) - 2 * self.drift(t) * self.sigma(t) ** 2).sqrt()
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha^2/sigma^2), the logarithm of the signal-to-noise ratio; it falls with time."""
+        return 2 * (self.log_alpha(t) - self.sigma(t).log())
+
+    def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
+        """The time at which `log_snr(t)` has the given value, by bisection; beyond the ends, the nearer end."""
+        low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
+        for _ in range(64):
+            middle = (low + high) / 2
+            too_early = self.log_snr(middle) > log_snr
+            low, high = torch.where(too_early, middle, low), torch.where(too_early, high, middle)
+        return (low + high) / 2
+
+    def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(a, b) of the step x_t = a x_s + b z from time s to t > s: a = alpha_t/alpha_s, b^2 = sigma_t^2 - a^2 sigma_s^2.
+
+        The variance is computed as sigma_t^2 (1 - SNR_t/SNR_s), which does not cancel for neighbouring times.
+        """
+        a = (self.log_alpha(t) - self.log_alpha(s)).exp()
+        b = self.sigma(t) * (-torch.expm1(self.log_snr(t) - self.log_snr(s))).sqrt()
+        return a, b
+
+    def perturb(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t = alpha(t) x_0 + sigma(t) z, for x (B, ...), t () or (B,) and z like x."""
+        return expand(self.alpha(t), x) * x + expand(self.sigma(t), x) * noise
+
+    def prior(self, noise: Tensor) -> Tensor:
+        """Draws from the law at t = 1, N(0, sigma(1)^2 I), made of standard normal `noise` (B, ...)."""
+        return expand(self.sigma(noise.new_ones(())), noise) * noise
+
+    def table_times(self) -> Tensor:
+        """The times of a tabulated process's entries, ascending, float64 (N,).
+
+        Raises:
+            InputError: the process is continuous and has no table.
+        """
+        raise InputError(
+            f"{type(self).__name__} is a continuous process and has no table of noise levels: "
+            "give a grid (Uniform, Geometric, Karras) instead of Table, or use BetaTable or SigmaTable"
+        )
+
+    def index(self, t: Tensor) -> Tensor:
+        """The table entry, 1 to N (int64), nearest to each time: the only bridge from times to integers."""
+        steps = len(self.table_times())
+        return (t * steps).round().long().clamp(1, steps)
+
+
+class VariancePreserving(NoiseProcess, ABC):
+    """A process with sigma^2 = 1 - alpha^2, for which g^2 = -2 f."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return (-2 * self.drift(t)).sqrt()
+
+
+def log_alpha_of(log_snr: Tensor) -> Tensor:
+    """log alpha of a variance-preserving process, for which alpha^2 = SNR/(1 + SNR)."""
+    return -nn.functional.softplus(-log_snr) / 2
+
+
+def require_sigmas(sigma_min: float, sigma_max: float) -> None:
+    """Raises `InputError` unless 0 < sigma_min < sigma_max."""
+    require(
+        sigma_max != "auto" and 0 < sigma_min < sigma_max < math.inf,
+        f"sigma_min={sigma_min}, sigma_max={sigma_max}: need 0 < sigma_min < sigma_max, as in 0.01 and 50; {AUTO_IN_FIT}",
+    )

@@ -1,0 +1,117 @@
+"""The tabulated processes of DDPM and NCSN."""
+
+from abc import ABC
+
+import torch
+from torch import Tensor, nn
+
+from lightning_score.process.base import NoiseProcess, VariancePreserving, derivative, log_alpha_of, require_sigmas
+from lightning_score.utils import AUTO_IN_FIT, Auto, require
+
+
+class Table(NoiseProcess, ABC):
+    """A process known at N noise levels: entry i = 1..N stands at t = i/N and t = 0 is clean data.
+
+    Between entries one quantity runs linearly in time, so that the coefficients of the Ito equation are constant there.
+
+    Args:
+        entries: that quantity at the N entries, in ascending time.
+    """
+
+    def __init__(self, entries: Tensor):
+        super().__init__()
+        self.register_buffer("entries", nn.functional.pad(entries.double(), (1, 0)), persistent=False)
+        self.t_min = 1 / len(entries)
+
+    def interpolate(self, t: Tensor) -> Tensor:
+        """The tabulated quantity at any time in [0, 1], linear between entries."""
+        entries = self.entries.to(t.device)
+        position = t.double() * (len(entries) - 1)
+        below = (position.detach() - 1e-6).floor().long().clamp(0, len(entries) - 2)  # entry i ends interval i
+        return torch.lerp(entries[below], entries[below + 1], position - below).to(t.dtype)
+
+    def inverse(self, values: Tensor) -> Tensor:
+        """The times at which `interpolate` has the given values; beyond the ends, the nearer end."""
+        entries = self.entries.to(values.device)
+        v, sign = values.double(), (entries[-1] - entries[0]).sign()
+        above = torch.searchsorted(sign * entries, sign * v).clamp(1, len(entries) - 1)
+        position = above - 1 + (v - entries[above - 1]) / (entries[above] - entries[above - 1])
+        return (position / (len(entries) - 1)).clamp(0, 1).to(values.dtype)
+
+    def table_times(self) -> Tensor:
+        steps = len(self.entries) - 1
+        return torch.arange(1, steps + 1, device=self.entries.device).double() / steps
+
+    def _apply(self, fn, recurse: bool = True):
+        entries = self.entries
+        super()._apply(fn, recurse)
+        self.entries = entries.to(self.entries.device)  # a model in half precision keeps an exact table
+        return self
+
+
+class BetaTable(VariancePreserving, Table):
+    """DDPM's discrete chain: alpha_i^2 = prod_{j <= i} (1 - beta_j), beta_j linear from beta_min to beta_max.
+
+    Ho et al. 2020 (2006.11239), section 4. log alpha is linear between entries, so that the drift is constant there.
+
+    Args:
+        beta_min: variance of the first step.
+        beta_max: variance of the last step, below 1.
+        steps: N.
+    """
+
+    def __init__(self, beta_min: float = 1e-4, beta_max: float = 0.02, steps: int = 1000):
+        require(steps >= 1, f"steps={steps}: need at least one step, as in steps=1000")
+        require(
+            0 < beta_min <= beta_max < 1,
+            f"beta_min={beta_min}, beta_max={beta_max}: need 0 < beta_min <= beta_max < 1, as in 1.0e-4 and 0.02",
+        )
+        betas = torch.linspace(beta_min, beta_max, steps, dtype=torch.float64)
+        super().__init__(torch.log1p(-betas).cumsum(0) / 2)
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return self.interpolate(t)
+
+    def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
+        return self.inverse(log_alpha_of(log_snr.double())).to(log_snr.dtype)
+
+    @property
+    def betas(self) -> Tensor:
+        """The variances of the steps, float64 (N,)."""
+        return -torch.expm1(2 * self.entries.diff())
+
+
+class SigmaTable(Table):
+    """NCSN's ladder: alpha = 1 and a geometric sequence of noise levels.
+
+    Song and Ermon 2019 (1907.05600), section 4. sigma^2 is linear between entries, so that the diffusion is constant there.
+
+    Args:
+        sigma_min: the smallest level, in the units of the data, above zero (the paper's sigma_L).
+        sigma_max: the largest level (the paper's sigma_1); in a config of `fit`, `auto`: the largest distance in the data.
+        levels: the number of levels L; in a config of `fit`, `auto`: by technique 2 of Song and Ermon 2020.
+    """
+
+    def __init__(self, sigma_min: float = 0.01, sigma_max: float | Auto = 1.0, levels: int | Auto = 10):
+        require(levels != "auto" and levels >= 1, f"levels={levels}: need at least one, as in levels=10; {AUTO_IN_FIT}")
+        if levels > 1 or sigma_min != sigma_max:
+            require_sigmas(sigma_min, sigma_max)
+        exponents = torch.linspace(0, 1, levels, dtype=torch.float64) if levels > 1 else torch.ones(1).double()
+        super().__init__((sigma_min * (sigma_max / sigma_min) ** exponents) ** 2)
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.interpolate(t).sqrt()
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return derivative(self.interpolate, t).sqrt()
+
+    def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
+        return self.inverse((-log_snr.double()).exp()).to(log_snr.dtype)
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The noise levels, ascending, float64 (L,)."""
+        return self.entries[1:].sqrt()
