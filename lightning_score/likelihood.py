@@ -126,7 +126,10 @@ def log_likelihood(
 
         def slope(state: Tensor, ratio: Tensor) -> Tensor:
             time = process.inverse_log_snr(-2 * ratio.log())
-            predict = lambda y: score.noise(expand(process.alpha(time), x) * y.view_as(x), time).flatten(1)  # noqa: E731
+
+            def predict(y: Tensor) -> Tensor:
+                return score.noise(expand(process.alpha(time), x) * y.view_as(x), time).flatten(1)
+
             predicted, pull_back = torch.func.vjp(predict, state[:, :d].contiguous())
             trace = torch.stack([(v * pull_back(v)[0]).sum(1) for v in directions]).mean(0)
             return torch.cat([predicted, trace.unsqueeze(1) / d], 1)
