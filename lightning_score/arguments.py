@@ -152,4 +152,6 @@ def _descendants(base: type) -> set[type]:
 
 def _config_hint(message: str) -> str:
     """What to do when all is missing."""
-    return "Give a config: --config ncsn" if "arguments are required" in message else ""
+    if "arguments are required" not in message:
+        return ""
+    return "Give one: --ckpt_path runs/NAME/latest/last.ckpt" if "ckpt_path" in message else "Give a config: --config ncsn"

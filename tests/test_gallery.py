@@ -39,6 +39,9 @@ def test_the_figure_of_levels_is_drawn():
 def test_gallery_refuses_a_checkpoint_that_is_not_there(tmp_path, capsys):
     assert run(["gallery", f"--ckpt_path={tmp_path}/none.ckpt"]) == 2
     assert "no such file" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        run(["gallery"])
+    assert "--ckpt_path runs/NAME/latest/last.ckpt" in capsys.readouterr().err
 
 
 def test_gallery_draws_a_trained_toy_and_refuses_images(tmp_path, monkeypatch, capsys):
