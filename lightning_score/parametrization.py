@@ -53,10 +53,18 @@ class Time(NoiseLabel):
 
 
 class Index(NoiseLabel):
-    """The position in the process's table, 0 to N - 1, ascending with time: the label of DDPM's networks."""
+    """The position in the process's table, 0 to N - 1: the label of DDPM's networks, and, descending, of NCSN's.
+
+    Args:
+        descending: count from the noisiest entry (NCSN, whose ladder descends) instead of the cleanest (DDPM).
+    """
+
+    def __init__(self, descending: bool = False):
+        self.descending = descending
 
     def __call__(self, process: NoiseProcess, t: Tensor) -> Tensor:
-        return (process.index(t) - 1).to(t.dtype)
+        index = process.index(t)
+        return (len(process.table_times()) - index if self.descending else index - 1).to(t.dtype)
 
 
 class Coefficients(NamedTuple):

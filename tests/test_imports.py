@@ -17,6 +17,7 @@ ALLOWED = {
     "sampling": {*CORE, "schedule"},
     "likelihood": {*CORE, "sampling"},
     "networks": {"utils"},
+    "interop": {*CORE, "networks", "sampling", "objective"},
     "metrics": {"utils"},
     "data": {"utils"},
     "model": {*CORE, "objective", "guidance", "sampling", "networks"},

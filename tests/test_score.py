@@ -85,6 +85,8 @@ def test_denoised_and_noise_are_views_of_one_score(exact_score):
 def test_labels():
     t = torch.tensor([0.001, 0.5, 1.0], dtype=torch.float64)
     torch.testing.assert_close(Index()(BetaTable(), t), torch.tensor([0.0, 499.0, 999.0], dtype=torch.float64))
+    descending = Index(descending=True)(BetaTable(), t)
+    torch.testing.assert_close(descending, torch.tensor([999.0, 500.0, 0.0], dtype=torch.float64))
     torch.testing.assert_close(Time()(VP(), t), 999 * t)
     torch.testing.assert_close(LogSigma()(VE(), t), VE().sigma(t).log())
 

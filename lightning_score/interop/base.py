@@ -1,0 +1,147 @@
+"""What every peer's checkpoint becomes, how its file is read safely, and how its tensors find their new names."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lightning_score.utils import InputError, require
+
+State = Mapping[str, Tensor]
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A peer's checkpoint in this package's terms.
+
+    Attributes:
+        model: `process`, `network`, `parametrization` and `sampler`, each `{"class_path": ..., "init_args": {...}}` with
+            plain values, and whatever else the peer's training fixes of a ScoreModel (`objective`, `optimizer`, ...):
+            what stands under `model:` in a config.
+        shape: of one image, (C, H, W).
+        data_range: lowest and highest value of the data as the score function sees them.
+        num_classes: number of classes that the network is conditioned on; 0 for none.
+        weights: the network's state dict, complete.
+        averages: the same of the averaged weights, or None where the file has none.
+        step: training steps done, 0 if the file does not say.
+        label_dropout: share of the training without the label; 0 where the network knows no "no class".
+        notes: what the file does not say and was assumed, one sentence each, with the option that changes it.
+    """
+
+    model: Settings
+    shape: tuple[int, int, int]
+    data_range: tuple[float, float]
+    weights: State
+    averages: State | None = None
+    num_classes: int = 0
+    step: int = 0
+    label_dropout: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+Reader = Callable[[Path], Imported]
+
+
+def part(class_path: str, **init_args: Any) -> Settings:
+    """One part of a config: a class and its arguments."""
+    return {"class_path": class_path, "init_args": init_args}
+
+
+class Renaming:
+    """A peer's state dict, whose tensors are taken one by one; what is missing, or left over, is an error that names it.
+
+    Args:
+        state: the peer's tensors by their names.
+        kind: the peer's name, for messages.
+    """
+
+    def __init__(self, state: State, kind: str) -> None:
+        self.state, self.kind = state, kind
+        self._left = set(state)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.state
+
+    def take(self, name: str) -> Tensor:
+        """The tensor of that name, once.
+
+        Raises:
+            InputError: there is none.
+        """
+        require(name in self.state, f"not a {self.kind} checkpoint that can be converted: it lacks {name!r}{self._nearby()}")
+        self._left.discard(name)
+        return self.state[name]
+
+    def layer(self, theirs: str, ours: str) -> dict[str, Tensor]:
+        """Weight and, where there is one, bias of a layer: `theirs.weight` becomes `ours.weight`."""
+        taken = {f"{ours}.weight": self.take(f"{theirs}.weight")}
+        return taken | ({f"{ours}.bias": self.take(f"{theirs}.bias")} if f"{theirs}.bias" in self else {})
+
+    def skip(self, *names: str) -> None:
+        """Leaves out tensors that are computed here, such as a table of sigmas."""
+        self._left -= set(names)
+
+    def finish(self) -> None:
+        """Raises `InputError` if anything is left over."""
+        left = sorted(self._left)
+        require(
+            not left,
+            f"not a {self.kind} checkpoint that can be converted: nothing here takes {len(left)} of its tensors, "
+            f"{', '.join(left[:5])}{', ...' if len(left) > 5 else ''}",
+        )
+
+    def _nearby(self) -> str:
+        first = ", ".join(list(self.state)[:3])
+        return f" (its first tensors are {first})" if first else " (it holds no tensors)"
+
+
+def read_torch(path: Path, allowed: tuple[Any, ...] = (), refused: str = "") -> Any:
+    """A file of `torch.save` or of safetensors, read without running any code that it may hold.
+
+    Args:
+        path: the file.
+        allowed: the few harmless classes or functions that it may name besides tensors and plain values.
+        refused: what to do about a file that names others.
+
+    Raises:
+        InputError: the file is missing or damaged, or wants to run code.
+    """
+    require(path.exists(), f"{path}: there is no such file")
+    require(path.is_file(), f"{path}: this is a folder; give the file in it")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile, pickle, safetensors and torch each raise their own
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(
+            f"{path}: not readable without running code that it may hold, or damaged ({reason}). {refused}"
+        ) from error
+
+
+def without_prefix(state: State, prefix: str = "module.") -> dict[str, Tensor]:
+    """The state dict of a network that was saved inside `DataParallel`, under the network's own names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def shadow_state(state: State, shadow: list[Tensor], trained: Callable[[str], bool]) -> dict[str, Tensor]:
+    """The averaged state dict, where the peer kept the averages as a list in the order of the trained parameters.
+
+    Args:
+        state: the raw state dict, in the order in which it was saved.
+        shadow: the averages.
+        trained: whether a name in it is that of a trained parameter, not of a buffer.
+
+    Raises:
+        InputError: the list does not fit.
+    """
+    names = [name for name in state if trained(name)]
+    fits = len(names) == len(shadow) and all(state[n].shape == s.shape for n, s in zip(names, shadow, strict=True))
+    require(fits, f"the averages do not fit the weights: {len(shadow)} tensors for {len(names)} parameters, or other shapes")
+    return {**state, **dict(zip(names, shadow, strict=True))}

@@ -1,0 +1,76 @@
+"""Reading any peer's checkpoint, and the score function that it becomes."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import lightning_score
+from lightning_score.interop.base import Imported, Settings
+from lightning_score.score import ScoreFunction
+from lightning_score.utils import InputError, require
+
+KINDS = ("score_sde", "ncsnv2", "ncsn", "ddpm", "edm", "diffusers")
+
+
+def read(path: str | Path, kind: str) -> Imported:
+    """A peer's checkpoint in this package's terms.
+
+    Args:
+        path: its file, or its folder for diffusers.
+        kind: whose it is, one of `KINDS`.
+
+    Raises:
+        InputError: an unknown kind, or a file that is not of this kind.
+    """
+    require(kind in KINDS, f"kind {kind!r}: give one of {', '.join(KINDS)}")
+    return import_module(f"lightning_score.interop.{kind}").read(Path(path))
+
+
+def load(path: str | Path, kind: str, averaged: bool = True, **changes: Any) -> ScoreFunction:
+    """A peer's checkpoint as a score function, in evaluation mode, for every sampler and likelihood of this package.
+
+    Args:
+        path: its file, or its folder for diffusers.
+        kind: whose it is: score_sde, ncsnv2, ncsn, ddpm, edm or diffusers.
+        averaged: take the averaged (EMA) weights where the file has them.
+        changes: other parts than those found or assumed, as `process=SubVP()`.
+
+    Raises:
+        InputError: an unknown kind, a file that is not of this kind, or one that could run code.
+    """
+    return build(read(path, kind), averaged, **changes)
+
+
+def build(imported: Imported, averaged: bool = True, **changes: Any) -> ScoreFunction:
+    """The score function of an imported checkpoint; `changes` are other parts, already made."""
+    unknown = set(changes) - {"process", "network", "parametrization"}
+    require(not unknown, f"{', '.join(sorted(unknown))}: cannot be changed; give process, network or parametrization")
+    made = {name: make(imported.model[name]) for name in ("process", "parametrization") if name not in changes} | changes
+    network = made.get("network") or make(imported.model["network"], imported.shape, imported.num_classes)
+    state = imported.weights if imported.averages is None or not averaged else imported.averages
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"the weights do not fit the network: {' '.join(str(error).split())[:300]}") from error
+    return ScoreFunction(network, made["process"], made["parametrization"], imported.num_classes).eval()
+
+
+def make(settings: Settings | Any, *arguments: Any) -> Any:
+    """The object that a part of a config, `{"class_path": ..., "init_args": {...}}`, stands for; other values as they are."""
+    if not (isinstance(settings, Mapping) and "class_path" in settings):
+        return settings
+    given = {name: make(value) for name, value in settings.get("init_args", {}).items()}
+    return find(settings["class_path"])(*arguments, **given)
+
+
+def find(class_path: str) -> Any:
+    """A class by its path, or by its name alone if it is one of this package's."""
+    module, _, name = class_path.rpartition(".")
+    if module:
+        return getattr(import_module(module), name)
+    for home in ("process", "parametrization", "networks", "sampling", "objective"):
+        found = getattr(import_module(f"lightning_score.{home}"), name, None)
+        if found is not None:
+            return found
+    return getattr(lightning_score, name)
