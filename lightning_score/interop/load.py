@@ -57,7 +57,7 @@ def build(imported: Imported, averaged: bool = True, **changes: Any) -> ScoreFun
 
 
 def make(settings: Settings | Any, *arguments: Any) -> Any:
-    """The object that `{"class_path": ..., "init_args": {...}}` in a config stands for; any other value as it is."""
+    """What `{"class_path": ..., "init_args": {...}}` in a config stands for; any other value as it is."""
     if not (isinstance(settings, Mapping) and "class_path" in settings):
         return settings
     given = {name: make(value) for name, value in settings.get("init_args", {}).items()}
