@@ -16,14 +16,15 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_score
-from lightning_score.arguments import Parser, load_checkpoint, option, with_checkpoint_config, with_found_configs
-from lightning_score.callbacks import EMA, Evaluate, SampleGrid, SampleWriter, StepProgress
+from lightning_score.arguments import load_checkpoint, option, with_checkpoint_config, with_found_configs
+from lightning_score.callbacks import SampleWriter, StepProgress
 from lightning_score.data import ScoreData
+from lightning_score.experiment import ExperimentCLI
 from lightning_score.gallery import gallery
 from lightning_score.ladder import resolve, schedule
 from lightning_score.loggers import RunCSVLogger, wandb_logger
@@ -60,8 +61,8 @@ class RunConfig(SaveConfigCallback):
         return yaml.safe_load(self.parser.dump(self.config, skip_none=False))
 
 
-class ScoreCLI(LightningCLI):
-    """LightningCLI for one command of `python -m lightning_score`.
+class ScoreCLI(ExperimentCLI):
+    """ExperimentCLI for one command of `python -m lightning_score`.
 
     Args:
         arguments: the command and its options.
@@ -70,18 +71,7 @@ class ScoreCLI(LightningCLI):
 
     def __init__(self, arguments: list[str], checkpoint: dict[str, Any] | None):
         self.command, self.checkpoint = arguments[0], checkpoint
-        super().__init__(
-            ScoreModel,
-            ScoreData,
-            subclass_mode_data=True,
-            save_config_callback=RunConfig,
-            seed_everything_default=0,
-            parser_class=Parser,
-            parser_kwargs={"prog": "python -m lightning_score"},
-            auto_configure_optimizers=False,
-            trainer_defaults={"num_sanity_val_steps": 0, "enable_model_summary": False},
-            args=arguments,
-        )
+        super().__init__(arguments, save_config_callback=RunConfig, parser_kwargs={"prog": "python -m lightning_score"})
 
     def subcommands(self) -> dict[str, set[str]]:
         """Only the command that was given: the parsers of the others would take time for nothing."""
@@ -92,13 +82,8 @@ class ScoreCLI(LightningCLI):
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The data tell the model their shape; callbacks that every run has are named, so that options reach them."""
-        parser.link_arguments("data.shape", "model.shape", apply_on="instantiate")
-        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
-        parser.add_lightning_class_args(EMA, "ema")
-        parser.add_lightning_class_args(SampleGrid, "samples")
-        parser.add_lightning_class_args(Evaluate, "evaluate")
-        parser.add_argument("--name", type=str, default="run", help="Name of the run; that of its config by default.")
+        """Adds where results go and, for `predict`, which samples are drawn."""
+        super().add_arguments_to_parser(parser)
         if self.command == "fit":
             parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
             return
@@ -109,10 +94,6 @@ class ScoreCLI(LightningCLI):
             parser.add_argument("--batch_size", type=int, default=1024, help="Samples drawn at once; more need more memory.")
             labels = "Class labels, repeated in turn, as '[3]' or '[0, 1]'; all classes in turn by default."
             parser.add_argument("--labels", type=list[int] | None, default=None, help=labels)
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        """Parses the given arguments, which are those of the command line with the checkpoint's before them."""
-        self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
         """The checkpoint's configuration stands before the arguments already, so that they override it."""

@@ -37,6 +37,8 @@ ALLOWED = {
     "runs": {"utils"},
     "summary": {"callbacks", "model"},
     "arguments": {"model", "data", "metrics", "utils"},
+    "experiment": {"arguments", "callbacks", "data", "model"},
+    "convert": {"arguments", "experiment", "interop", "model", "utils"},
     "ladder": {"arguments", "data", "schedule", "utils"},
     "gallery": {*CORE, "arguments", "callbacks", "data", "empirical", "model", "runs", "sampling"},
 }

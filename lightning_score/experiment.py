@@ -1,0 +1,47 @@
+"""LightningCLI for a score model on its data, with the callbacks that every run has: what commands with a model share."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+from typing import Any
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from lightning_score.arguments import Parser
+from lightning_score.callbacks import EMA, Evaluate, SampleGrid
+from lightning_score.data import ScoreData
+from lightning_score.model import ScoreModel
+
+
+class ExperimentCLI(LightningCLI):
+    """Makes model, data, trainer and the named callbacks from options.
+
+    Args:
+        arguments: the options, with the command before them if there are commands.
+        settings: further settings of LightningCLI.
+    """
+
+    def __init__(self, arguments: list[str], **settings: Any):
+        super().__init__(
+            ScoreModel,
+            ScoreData,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            parser_class=Parser,
+            auto_configure_optimizers=False,
+            trainer_defaults={"num_sanity_val_steps": 0, "enable_model_summary": False},
+            args=arguments,
+            **settings,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The data tell the model their shape; callbacks that every run has are named, so that options reach them."""
+        parser.link_arguments("data.shape", "model.shape", apply_on="instantiate")
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parser.add_lightning_class_args(EMA, "ema")
+        parser.add_lightning_class_args(SampleGrid, "samples")
+        parser.add_lightning_class_args(Evaluate, "evaluate")
+        parser.add_argument("--name", type=str, default="run", help="Name of the run; that of its config by default.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        """Parses the given arguments, never those of the process."""
+        self.config = parser.parse_args(args)
