@@ -33,7 +33,7 @@ _MODULES = {
         "SuperResolution",
         "LinearOperator",
     ],
-    "lightning_score.networks": ["Network", "MLP", "UNet"],
+    "lightning_score.networks": ["Network", "MLP", "NCSN", "NCSNv2", "NCSNv2Deeper", "NCSNv2Deepest", "UNet"],
     "lightning_score.sampling": [
         "Sampler",
         "PredictorCorrector",

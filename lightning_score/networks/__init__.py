@@ -3,6 +3,18 @@
 from lightning_score.networks.base import Network
 from lightning_score.networks.layers import FourierEmbedding, NoiseEmbedding, PositionalEmbedding
 from lightning_score.networks.mlp import MLP
+from lightning_score.networks.refinenet import NCSN, NCSNv2, NCSNv2Deeper, NCSNv2Deepest
 from lightning_score.networks.unet import UNet
 
-__all__ = ["MLP", "FourierEmbedding", "Network", "NoiseEmbedding", "PositionalEmbedding", "UNet"]
+__all__ = [
+    "MLP",
+    "NCSN",
+    "FourierEmbedding",
+    "NCSNv2",
+    "NCSNv2Deeper",
+    "NCSNv2Deepest",
+    "Network",
+    "NoiseEmbedding",
+    "PositionalEmbedding",
+    "UNet",
+]

@@ -1,0 +1,189 @@
+"""The command `convert`: peers' checkpoints become ours, and ours a folder of diffusers."""
+
+import lightning_score.torchvision_guard
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from lightning.pytorch.trainer.states import TrainerFn
+
+import lightning_score
+from lightning_score.arguments import load_checkpoint, with_found_configs
+from lightning_score.experiment import ExperimentCLI
+from lightning_score.interop import KINDS, Imported, read
+from lightning_score.interop import diffusers as diffusers_folder
+from lightning_score.model import ScoreModel
+from lightning_score.utils import InputError, require
+
+OURS = "lightning_score"
+
+
+def convert(arguments: list[str]) -> None:
+    """Converts a checkpoint and says what it became.
+
+    Args:
+        arguments: `convert` and its options.
+
+    Raises:
+        InputError: a file that is not of the kind named, or an output that exists.
+    """
+    options, changes = _parser().parse_known_args(arguments[1:])
+    out = Path(options.out)
+    require(not out.exists(), f"{out}: exists already and nothing is overwritten; give another name")
+    if options.kind == OURS:
+        require(options.to == "diffusers", "--from lightning_score converts to a folder of diffusers: add --to diffusers")
+        require(not changes, f"{' '.join(changes)}: --from lightning_score takes no further options")
+        model = ScoreModel.load_from_checkpoint(_existing(options.path), weights_only=True, map_location="cpu").eval()
+    else:
+        imported = read(options.path, options.kind)
+        conversion = Conversion(imported, options.kind, with_found_configs(changes))
+        model = conversion.model
+        print(conversion.describe())
+    if options.to == "diffusers":
+        diffusers_folder.write(out, model.score_function, model.sampler)
+        print(f"\nwritten to {out}: diffusers.DDPMPipeline.from_pretrained({str(out)!r})")
+    else:
+        conversion.save(out)
+        print(f"\nwritten to {out}; next: python -m lightning_score predict --ckpt_path {out} --num_samples 16")
+
+
+def convert_checkpoint(path: str | Path, kind: str, out: str | Path, options: Sequence[str] = ()) -> None:
+    """Converts a peer's checkpoint into one of this package's, as the command does.
+
+    Args:
+        path: the peer's file or folder.
+        kind: whose it is, one of `lightning_score.interop.KINDS`.
+        out: the checkpoint to write; it must not exist.
+        options: as on the command line, such as `["--model.process", "SubVP"]`.
+    """
+    convert(["convert", "--from", kind, str(path), str(out), *options])
+
+
+class Conversion(ExperimentCLI):
+    """Model and data of an imported checkpoint, made as `fit` makes them, so that options change what the file leaves open.
+
+    Args:
+        imported: the checkpoint.
+        kind: whose it is.
+        changes: options that override what was found or assumed.
+    """
+
+    def __init__(self, imported: Imported, kind: str, changes: Sequence[str] = ()):
+        self.imported, self.kind = imported, kind
+        base = yaml.safe_dump(config_of(imported, kind))
+        super().__init__(["--config", base, *changes], run=False, save_config_callback=None)
+        self._load()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """A trainer that runs nothing and writes nothing."""
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+        return super().instantiate_trainer(**quiet, devices=1, max_steps=0, **kwargs)
+
+    def _load(self) -> None:
+        """Gives the model the weights: the averaged ones, if there are any."""
+        network, imported = self.model.score_function.network, self.imported
+        try:
+            network.load_state_dict(imported.weights if imported.averages is None else imported.averages)
+        except RuntimeError as error:
+            detail = " ".join(str(error).split())[:300]
+            raise InputError(f"the weights do not fit the network that the options describe: {detail}") from error
+
+    def describe(self) -> str:
+        """What the checkpoint became, and what was assumed, as a text."""
+        score, imported = self.model.score_function, self.imported
+        count = sum(parameter.numel() for parameter in score.network.parameters())
+        low, high = self.datamodule.data_range
+        averaged = "the averaged (EMA) and the raw weights" if imported.averages is not None else "the weights, no average"
+        rows = {
+            "network": f"{type(score.network).__name__}, {count:,} parameters, {averaged}",
+            "images": f"{' x '.join(map(str, self.model.shape))}, values {low:g} to {high:g}",
+            "process": _said(self.config.model.process),
+            "output means": _said(self.config.model.parametrization),
+            "sampler": _said(self.config.model.sampler),
+            "trained": f"{imported.step} steps" if imported.step else "the file does not say how long",
+        }
+        lines = [f"  {name:<14} {value}" for name, value in rows.items()]
+        return "\n".join([f"{self.kind} checkpoint", *lines, *(f"  assumed: {note}" for note in imported.notes)])
+
+    def save(self, out: Path) -> None:
+        """Writes a checkpoint from which `predict`, `test` and `fit` go on, in one step that is never seen half done.
+
+        The optimiser starts anew and training counts from 0; the average goes on from the peer's.
+        """
+        trainer = self.trainer
+        trainer.strategy.connect(self.model)
+        trainer.state.fn = TrainerFn.FITTING
+        trainer.strategy.setup_optimizers(trainer)
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        checkpoint["config"] = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        checkpoint["lightning_score_version"] = lightning_score.__version__
+        checkpoint["converted"] = {"from": self.kind, "step": self.imported.step}
+        if self.imported.averages is not None:
+            checkpoint["current_model_state"] = self._named(checkpoint["state_dict"], self.imported.weights)
+            checkpoint["averaging_state"] = {"n_averaged": torch.tensor(self.imported.step)}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = out.with_name(f".{out.name}-{os.getpid()}")
+        try:
+            torch.save(checkpoint, temporary)
+            temporary.replace(out)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _named(self, state: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
+        """A model's state with other weights of its network."""
+        return {**state, **{f"score_function.network.{name}": tensor for name, tensor in weights.items()}}
+
+
+def config_of(imported: Imported, kind: str) -> dict[str, Any]:
+    """The configuration of a run whose model is the imported one, on the data that have its shape."""
+    conditional = imported.num_classes > 0
+    model = {**imported.model, "conditional": conditional, "label_dropout": imported.label_dropout}
+    return {"name": kind, "model": model, "data": data_of(imported)}
+
+
+def data_of(imported: Imported) -> dict[str, Any]:
+    """Data of the shape that the model was trained on: CIFAR-10, or a folder of images to be named."""
+    shared = {"data_range": list(imported.data_range), "flip": True}
+    if imported.shape == (3, 32, 32) and imported.num_classes in (0, 10):
+        return {"class_path": "CIFAR10", "init_args": shared}
+    classes = {"num_classes": imported.num_classes} if imported.num_classes else {}
+    return {"class_path": "ImageFolder", "init_args": {"path": "images", "shape": list(imported.shape), **shared, **classes}}
+
+
+def _existing(path: str) -> str:
+    load_checkpoint(path)
+    return path
+
+
+def _said(settings: Any) -> str:
+    """A part of a config on one line: its class and what differs from null."""
+    if not hasattr(settings, "get") or settings.get("class_path") is None:
+        return str(settings)
+    given = {name: value for name, value in (settings.get("init_args") or {}).items() if value is not None}
+    inner = ", ".join(f"{name}={_said(value)}" for name, value in given.items())
+    return f"{settings['class_path'].rpartition('.')[2]}({inner})"
+
+
+class _OneLine(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see convert --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _OneLine(
+        prog="python -m lightning_score convert",
+        description="Makes a peer's checkpoint one of this package, for predict, test and fit, or a folder of diffusers.",
+        epilog="Further options change what the file leaves open, as those of fit: --model.process SubVP, "
+        "--data ImageFolder --data.path my_images. Files are read without running code that they may hold.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("path", metavar="PATH", help="the peer's file, or its folder for diffusers")
+    parser.add_argument("out", metavar="OUT", help="the checkpoint to write, such as converted.ckpt; it must not exist")
+    parser.add_argument("--from", dest="kind", required=True, choices=[*KINDS, OURS], help="whose checkpoint PATH is")
+    parser.add_argument("--to", default=OURS, choices=[OURS, "diffusers"], help="what to write (default: %(default)s)")
+    return parser

@@ -1,0 +1,83 @@
+"""NCSN's checkpoints (github.com/ermongroup/ncsn), and those of NCSN and NCSNdeeper in ermongroup/ncsnv2."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from lightning_score.interop.base import Imported, Renaming, Settings, part
+from lightning_score.interop.refinenet import (
+    CENTERED,
+    FIVE,
+    FOUR,
+    OTHER_SIZE,
+    annealed_langevin,
+    channels,
+    colours,
+    layout_of,
+    read_states,
+    renamed,
+    training,
+    whole,
+)
+from lightning_score.utils import require
+
+STAGES = {FOUR: {}, FIVE: {"multipliers": [1, 2, 2, 4, 4], "dilations": [1, 1, 1, 2, 4]}}
+"""The stages of NCSN, which are the defaults of our network, and of NCSNdeeper."""
+
+
+def read(path: Path) -> Imported:
+    """A checkpoint of NCSN.
+
+    Args:
+        path: `checkpoint.pth` or `checkpoint_<step>.pth`.
+
+    Raises:
+        InputError: another kind of file, or one that lacks tensors or holds others than the network's.
+    """
+    states = read_states(path, "ncsn")
+    source = states.weights
+    require("normalizer.gamma" not in source, f"{path}: a network of NCSNv2, not told its noise level; convert it as ncsnv2")
+    network, size = network_of(source), 28 if colours(source) == 1 else 32
+    levels = network["init_args"]["levels"]
+    return Imported(
+        model={
+            "process": part("SigmaTable", sigma_min=0.01, sigma_max=1.0, levels=levels),
+            "network": network,
+            "parametrization": part("Score", noise_label=part("Index", descending=True)),
+            "sampler": annealed_langevin(2e-5, 100, "KeepNoise"),
+            **training(states.optimizer),
+        },
+        shape=(colours(source), size, size),
+        data_range=(0.0, 1.0),
+        weights=whole(source, rename),
+        averages=states.averages and whole(states.averages, rename),
+        step=states.step,
+        notes=(
+            f"images of {size} x {size} pixels, since their channels are {colours(source)}: {OTHER_SIZE}",
+            CENTERED,
+            f"the {levels} levels go from 1 to 0.01: --model.process.sigma_max 1 --model.process.sigma_min 0.01",
+            "the published step size and steps: --model.sampler.step_size 2e-5 --model.sampler.steps 100",
+        ),
+    )
+
+
+def rename(source: Renaming) -> dict[str, Tensor]:
+    """Takes a network's tensors under the names that they have here."""
+    return renamed(source, _norm, _norm)
+
+
+def network_of(source: Renaming) -> Settings:
+    """The network to which the tensors belong.
+
+    Raises:
+        InputError: NCSN has no such stages.
+    """
+    layout = layout_of(source)
+    require(layout in STAGES, f"not a {source.kind} checkpoint that can be converted: NCSN has no stage res31")
+    levels = len(source.take("normalizer.embed.weight"))
+    return part("NCSN", levels=levels, channels=channels(source), **STAGES[layout])
+
+
+def _norm(source: Renaming, theirs: str, ours: str) -> dict[str, Tensor]:
+    table = source.take(f"{theirs}.embed.weight")  # gamma, alpha and beta side by side
+    return {f"{ours}.table": table.unflatten(1, (3, -1))}

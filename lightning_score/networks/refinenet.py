@@ -1,0 +1,193 @@
+"""The networks of NCSN and NCSNv2: RefineNets with dilated convolutions and InstanceNorm++."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_score.networks.base import Network
+from lightning_score.networks.layers import zero
+from lightning_score.networks.refinenet_layers import InstanceNormPlus, Labels, NoNorm, Norm, RefineBlock, ResidualBlock, run
+from lightning_score.utils import require
+
+
+class RefineNet(Network, ABC):
+    """Stages of two residual blocks on the way down, a RefineNet block for each on the way up.
+
+    A stage of dilation 1 (but the first) halves the resolution; one of a larger dilation keeps it and sees further instead.
+
+    Args:
+        shape: [C, H, W].
+        num_classes: number of classes it can be conditioned on; 0 for none.
+        channels: channels of the first stage.
+        multipliers: the channels of each stage as multiples of `channels`.
+        dilations: the dilation of each stage.
+        centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
+        norm: makes the norms of the residual blocks.
+        inner_norm: makes those of the RefineNet blocks.
+        pool: the pooling in these.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num_classes: int,
+        channels: int,
+        multipliers: Sequence[int],
+        dilations: Sequence[int],
+        centered: bool,
+        norm: Norm,
+        inner_norm: Norm,
+        pool: nn.Module,
+    ) -> None:
+        super().__init__(shape, num_classes)
+        _check(type(self).__name__, shape, channels, multipliers, dilations)
+        self.centered = centered
+        widths = [channels * m for m in multipliers]
+        self.conv_in = nn.Conv2d(shape[0], widths[0], 3, padding=1)
+        self.stages = nn.ModuleList()
+        for k, (width, dilation) in enumerate(zip(widths, dilations, strict=True)):
+            first = ResidualBlock(widths[max(k - 1, 0)], width, norm, dilation, begins=k > 0)
+            self.stages.append(nn.ModuleList([first, ResidualBlock(width, width, norm, dilation, begins=False)]))
+        self.refine = nn.ModuleList()
+        for k in reversed(range(len(widths))):
+            inputs = [widths[k]] if k == len(widths) - 1 else [widths[k], widths[k]]
+            self.refine.append(RefineBlock(inputs, widths[max(k - 1, 0)], 1 if k > 0 else 3, inner_norm, pool))
+        self.norm_out = norm(widths[0])
+        self.conv_out = zero(nn.Conv2d(widths[0], shape[0], 3, padding=1))
+
+    @abstractmethod
+    def labels(self, noise_label: Tensor, cond: Tensor | None) -> Labels:
+        """What the norms are conditioned on."""
+
+    def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor | None = None) -> Tensor:
+        labels = self.labels(noise_label, cond)
+        h = self.conv_in(x if self.centered else 2 * x - 1)
+        kept = []
+        for stage in self.stages:
+            h = run(stage, h, labels)
+            kept.append(h)
+        h = self.refine[0]([kept.pop()], labels)
+        for block in self.refine[1:]:
+            h = block([kept.pop(), h], labels)
+        return self.conv_out(F.elu(self.norm_out(h, labels)))
+
+
+class NCSN(RefineNet):
+    """The network of NCSN (Song and Ermon 2019, 1907.05600, appendix A); its defaults are the one for CIFAR-10.
+
+    Every norm has coefficients of its own for each noise level; the noise label is the level's number, 0 to levels - 1
+    (`noise_label: Index`, descending as in the paper), rounded and kept in this range. Its output is the score itself
+    (`parametrization: Score`). 30.1 M parameters.
+
+    Args:
+        shape: [C, H, W]; H and W must be even.
+        num_classes: number of classes it can be conditioned on; 0 for none.
+        levels: number of noise levels L.
+        channels: channels of the first stage; the paper takes 128, and 64 for MNIST.
+        multipliers: the channels of each stage as multiples of `channels`.
+        dilations: the dilation of each stage; 1, but in the first stage, halves the resolution instead.
+        centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
+
+    Raises:
+        InputError: for a shape that is not an image's or cannot be halved that often, or numbers out of range.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num_classes: int = 0,
+        levels: int = 10,
+        channels: int = 128,
+        multipliers: Sequence[int] = (1, 2, 2, 2),
+        dilations: Sequence[int] = (1, 1, 2, 4),
+        centered: bool = False,
+    ) -> None:
+        require(levels >= 1, f"levels {levels}: must be at least 1, the number of noise levels of the process")
+        norm = partial(InstanceNormPlus, levels=levels, num_classes=num_classes)
+        pool = nn.AvgPool2d(5, stride=1, padding=2)
+        super().__init__(shape, num_classes, channels, multipliers, dilations, centered, norm, norm, pool)
+        self.levels = levels
+
+    def labels(self, noise_label: Tensor, cond: Tensor | None) -> Labels:
+        return Labels(noise_label.round().long().clamp(0, self.levels - 1), cond)
+
+
+class NCSNv2(RefineNet):
+    """The network of NCSNv2 (Song and Ermon 2020, 2006.09011, appendix B); its defaults are the one for CIFAR-10.
+
+    It does not see the noise level: its output is the score times sigma (`parametrization: ScoreOverSigma`, technique 3).
+    29.7 M parameters.
+
+    Args:
+        shape: [C, H, W]; H and W must be even.
+        num_classes: number of classes it can be conditioned on; 0 for none.
+        channels: channels of the first stage.
+        multipliers: the channels of each stage as multiples of `channels`.
+        dilations: the dilation of each stage; 1, but in the first stage, halves the resolution instead.
+        centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
+
+    Raises:
+        InputError: for a shape that is not an image's or cannot be halved that often, or numbers out of range.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num_classes: int = 0,
+        channels: int = 128,
+        multipliers: Sequence[int] = (1, 2, 2, 2),
+        dilations: Sequence[int] = (1, 1, 2, 4),
+        centered: bool = False,
+    ) -> None:
+        norm = partial(InstanceNormPlus, num_classes=num_classes)
+        pool = nn.MaxPool2d(5, stride=1, padding=2)
+        super().__init__(shape, num_classes, channels, multipliers, dilations, centered, norm, NoNorm, pool)
+
+    def labels(self, noise_label: Tensor, cond: Tensor | None) -> Labels:
+        return Labels(None, cond)
+
+
+class NCSNv2Deeper(NCSNv2):
+    """NCSNv2's network for images of 96 to 128 pixels: five stages, of which two halve the resolution.
+
+    Args:
+        shape: [C, H, W]; H and W must be divisible by 4.
+        num_classes: number of classes it can be conditioned on; 0 for none.
+        channels: channels of the first stage.
+        centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
+    """
+
+    def __init__(self, shape: Sequence[int], num_classes: int = 0, channels: int = 128, centered: bool = False) -> None:
+        super().__init__(shape, num_classes, channels, (1, 2, 2, 4, 4), (1, 1, 1, 2, 4), centered)
+
+
+class NCSNv2Deepest(NCSNv2):
+    """NCSNv2's network for images of 256 pixels: six stages, of which three halve the resolution.
+
+    Args:
+        shape: [C, H, W]; H and W must be divisible by 8.
+        num_classes: number of classes it can be conditioned on; 0 for none.
+        channels: channels of the first stage.
+        centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
+    """
+
+    def __init__(self, shape: Sequence[int], num_classes: int = 0, channels: int = 128, centered: bool = False) -> None:
+        super().__init__(shape, num_classes, channels, (1, 2, 2, 2, 4, 4), (1, 1, 1, 1, 2, 4), centered)
+
+
+def _check(name: str, shape: Sequence[int], channels: int, multipliers: Sequence[int], dilations: Sequence[int]) -> None:
+    require(len(shape) == 3, f"shape {list(shape)}: {name} takes images, [channels, height, width]; use an MLP for points")
+    require(channels > 1, f"channels {channels}: must be at least 2")
+    require(
+        len(multipliers) == len(dilations) > 0 and min(*multipliers, *dilations) > 0,
+        f"multipliers {list(multipliers)}, dilations {list(dilations)}: give one positive integer of each per stage",
+    )
+    factor = 2 ** sum(dilation == 1 for dilation in dilations[1:])
+    require(
+        dilations[0] == 1 and shape[1] % factor == 0 and shape[2] % factor == 0,
+        f"shape {list(shape)}, dilations {list(dilations)}: the first dilation must be 1, and height and width divisible by "
+        f"{factor}, since each further 1 halves them; use larger dilations, fewer stages or another size",
+    )

@@ -1,0 +1,202 @@
+"""The blocks of NCSN's and NCSNv2's networks: InstanceNorm++, residual blocks and the four parts of a RefineNet block.
+
+Lin et al. 2017 (1611.06612) for RefineNet; Song and Ermon 2019 (1907.05600), appendix A, and 2020 (2006.09011), appendix B.
+Every module is called with the labels beside the features, and those that do not need them pass them on.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Labels(NamedTuple):
+    """What the norms are conditioned on: the noise level's number and the class, each int64 (B,), () or None."""
+
+    level: Tensor | None
+    cond: Tensor | None
+
+
+class InstanceNormPlus(nn.Module):
+    """InstanceNorm++: instance norm that keeps the channels' means relative to one another.
+
+    `gamma ((x - mu)/sqrt(v + e) + alpha (mu - m)/sqrt(s + e)) + beta`, e = 1e-5, mu and v the (biased) mean and variance
+    over a channel's pixels, and m and s the (unbiased) mean and variance of mu over the channels (Song and Ermon 2019,
+    appendix A.1). gamma, alpha and beta are one row of a table for each noise level, plus one for each class, which begins
+    at zero.
+
+    Args:
+        channels: C.
+        levels: rows of the table; 1 for a norm that does not see the noise level.
+        num_classes: number of classes; 0 for none.
+    """
+
+    def __init__(self, channels: int, levels: int = 1, num_classes: int = 0) -> None:
+        super().__init__()
+        self.levels, self.num_classes = levels, num_classes
+        self.table = nn.Parameter(torch.zeros(levels, 3, channels))
+        nn.init.normal_(self.table[:, :2], 1.0, 0.02)
+        self.classes = nn.Parameter(torch.zeros(num_classes + 1, 3, channels)) if num_classes > 0 else None
+
+    def forward(self, x: Tensor, labels: Labels) -> Tensor:
+        mean = x.mean((2, 3), keepdim=True)
+        spread, centre = torch.var_mean(mean, dim=1, correction=1, keepdim=True)
+        deviation = x - mean
+        variance = deviation.square().mean((2, 3), keepdim=True)  # on a CPU five times as fast as torch.var
+        gamma, alpha, beta = self._coefficients(labels).to(x.dtype)[..., None, None].unbind(1)
+        relative = (mean - centre) * (spread + 1e-5).rsqrt()
+        return torch.addcmul(gamma * alpha * relative + beta, deviation, gamma * (variance + 1e-5).rsqrt())
+
+    def _coefficients(self, labels: Labels) -> Tensor:
+        """gamma, alpha and beta, (B or 1, 3, C)."""
+        rows = self.table if self.levels == 1 else self.table[labels.level.reshape(-1)]
+        if self.classes is None:
+            return rows
+        return rows + (self.classes[self.num_classes] if labels.cond is None else self.classes[labels.cond])
+
+
+class NoNorm(nn.Module):
+    """Features as they are, where other networks have a norm.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, labels: Labels) -> Tensor:
+        return x
+
+
+Norm = Callable[[int], nn.Module]
+"""Makes the norm of a number of channels."""
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with norms and ELUs, added to the input, with which a stage begins or goes on.
+
+    `shortcut(x) + conv_2(elu(norm_2(conv_1(elu(norm_1(x))))))`. A block that begins a stage makes its channels in the second
+    convolution, and either halves the resolution by mean pooling or dilates all its convolutions.
+
+    Args:
+        inputs: channels of the input.
+        outputs: channels of the output.
+        norm: makes the norms.
+        dilation: of the convolutions.
+        begins: whether it begins a stage (not the first one).
+    """
+
+    def __init__(self, inputs: int, outputs: int, norm: Norm, dilation: int, begins: bool) -> None:
+        super().__init__()
+        middle = inputs if begins else outputs
+        self.norm1, self.norm2 = norm(inputs), norm(middle)
+        self.conv1 = nn.Conv2d(inputs, middle, 3, padding=dilation, dilation=dilation)
+        self.conv2 = nn.Conv2d(middle, outputs, 3, padding=dilation, dilation=dilation)
+        self.shortcut, self.pool = nn.Identity(), nn.Identity()
+        if begins and dilation == 1:
+            self.shortcut, self.pool = nn.Conv2d(inputs, outputs, 1), nn.AvgPool2d(2)
+        elif begins:
+            self.shortcut = nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation)
+
+    def forward(self, x: Tensor, labels: Labels) -> Tensor:
+        h = self.conv1(F.elu(self.norm1(x, labels)))
+        h = self.conv2(F.elu(self.norm2(h, labels)))
+        return self.pool(self.shortcut(x) + h)
+
+
+class ConvUnit(nn.Module):
+    """Twice norm, ELU and a 3x3 convolution without bias, added to the input.
+
+    Args:
+        channels: channels of input and output.
+        norm: makes the norms.
+    """
+
+    def __init__(self, channels: int, norm: Norm) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(norm(channels) for _ in range(2))
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor, labels: Labels) -> Tensor:
+        h = x
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            h = conv(F.elu(norm(h, labels)))
+        return x + h
+
+
+class Fusion(nn.Module):
+    """Multi-resolution fusion: the sum of all inputs, each through norm and convolution, at the resolution of the first.
+
+    Args:
+        inputs: channels of each input.
+        outputs: channels of the output.
+        norm: makes the norms.
+    """
+
+    def __init__(self, inputs: Sequence[int], outputs: int, norm: Norm) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(norm(channels) for channels in inputs)
+        self.convs = nn.ModuleList(nn.Conv2d(channels, outputs, 3, padding=1) for channels in inputs)
+
+    def forward(self, xs: Sequence[Tensor], labels: Labels) -> Tensor:
+        size = xs[0].shape[2:]
+        parts = [conv(norm(x, labels)) for x, norm, conv in zip(xs, self.norms, self.convs, strict=True)]
+        resized = [h if h.shape[2:] == size else F.interpolate(h, size, mode="bilinear", align_corners=True) for h in parts]
+        return sum(resized[1:], resized[0])
+
+
+class ChainedPooling(nn.Module):
+    """Chained residual pooling: `x_0 = elu(x)`, `p_(k+1) = conv_k(pool(norm_k(p_k)))`, `x_(k+1) = x_k + p_(k+1)`.
+
+    Args:
+        channels: channels of input and output.
+        norm: makes the norms.
+        pool: pooling over 5x5 pixels that keeps the resolution.
+    """
+
+    def __init__(self, channels: int, norm: Norm, pool: nn.Module) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(norm(channels) for _ in range(2))
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
+        self.pool = pool
+
+    def forward(self, x: Tensor, labels: Labels) -> Tensor:
+        x = path = F.elu(x)
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            path = conv(self.pool(norm(path, labels)))
+            x = x + path
+        return x
+
+
+class RefineBlock(nn.Module):
+    """RefineNet's block: two conv units for each input, fusion, chained pooling, and one conv unit or three.
+
+    Args:
+        inputs: channels of each input, that of the own resolution first.
+        outputs: channels of the output.
+        units: number of conv units at the end.
+        norm: makes the norms.
+        pool: the pooling in the chain.
+    """
+
+    def __init__(self, inputs: Sequence[int], outputs: int, units: int, norm: Norm, pool: nn.Module) -> None:
+        super().__init__()
+        self.adapt = nn.ModuleList(nn.ModuleList(ConvUnit(c, norm) for _ in range(2)) for c in inputs)
+        self.fuse = Fusion(inputs, outputs, norm) if len(inputs) > 1 else None
+        self.chain = ChainedPooling(outputs, norm, pool)
+        self.out = nn.ModuleList(ConvUnit(outputs, norm) for _ in range(units))
+
+    def forward(self, xs: Sequence[Tensor], labels: Labels) -> Tensor:
+        adapted = [run(units, x, labels) for units, x in zip(self.adapt, xs, strict=True)]
+        h = adapted[0] if self.fuse is None else self.fuse(adapted, labels)
+        return run(self.out, self.chain(h, labels), labels)
+
+
+def run(modules: nn.ModuleList, x: Tensor, labels: Labels) -> Tensor:
+    """The modules one after the other."""
+    for module in modules:
+        x = module(x, labels)
+    return x

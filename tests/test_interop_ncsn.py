@@ -1,0 +1,337 @@
+"""NCSN's and NCSNv2's checkpoints: the same numbers as the authors' code from the same files.
+
+Recorded with the authors' code in evaluation mode: CondRefineNetDilated of ermongroup/ncsn (ncsn_cifar10, _mnist, _small),
+NCSN and NCSNdeeper (ncsn_langevin, _deeper), NCSNv2, NCSNv2Deeper and NCSNv2Deepest (ncsnv2_...) of ermongroup/ncsnv2. Their
+config: image_size the height of `shape`, ngf and num_classes those of the tensors' shapes and of `sigmas`, sigma_end 0.01,
+InstanceNorm++, elu, not rescaled. The weights are `weights(shapes)`, the images `images(...)`; `y` are the authors' labels,
+`output` is what the network gave.
+*_langevin: `anneal_Langevin_dynamics` of ncsnv2's models, 4 levels of 3 steps, step_lr 2e-5, denoise for ncsnv2 only, from
+the first of `draws()` with the others in place of randn_like.
+"""
+
+import math
+import re
+from functools import partial
+
+import pytest
+import torch
+from conftest import PREDICTORS, quick
+from recorded import random_state, recorded
+
+from lightning_score import interop, sampling
+from lightning_score.interop.base import Renaming
+from lightning_score.interop.load import make
+from lightning_score.interop.ncsnv2 import rename
+from lightning_score.likelihood import Dequantization, ExactTrace, Rademacher, bits_per_dim, log_likelihood
+from lightning_score.networks import NCSN, NCSNv2, NCSNv2Deeper, NCSNv2Deepest
+from lightning_score.sampling import DormandPrince, NoiseStream
+from lightning_score.utils import InputError
+
+CASES = {
+    "ncsn_cifar10": NCSN,
+    "ncsn_mnist": NCSN,
+    "ncsn_small": NCSN,
+    "ncsn_deeper": NCSN,
+    "ncsnv2_cifar10": NCSNv2,
+    "ncsnv2_mnist": NCSNv2,
+    "ncsnv2_small": NCSNv2,
+    "ncsnv2_deeper": NCSNv2Deeper,
+    "ncsnv2_deepest": NCSNv2Deepest,
+}
+OPTIMIZER = {"state": {}, "param_groups": [{"lr": 3e-4, "betas": (0.8, 0.99), "eps": 1e-3, "params": [0, 1]}]}
+
+
+def weights(shapes):
+    """The random weights, with scales around one, as trained ones are."""
+    state = random_state(shapes)
+    for name, tensor in state.items():
+        if name.endswith(("gamma", "alpha")):
+            tensor += 1
+        if name.endswith("embed.weight"):
+            tensor[:, : tensor.shape[1] * 2 // 3] += 1
+    return state
+
+
+def images(*shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def draws():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(2, 1, 8, 8, generator=generator), *(torch.randn(2, 1, 8, 8, generator=generator) for _ in range(12))]
+
+
+def kind_of(name):
+    return name.partition("_")[0]
+
+
+def network_state(name):
+    """The authors' state dict of a case, with its table of sigmas if the network is NCSNv2's."""
+    case = recorded(name)
+    sigmas = {"sigmas": case.tensors["sigmas"]} if kind_of(name) == "ncsnv2" else {}
+    return sigmas | weights(case.shapes)
+
+
+def wrapped(state):
+    """As saved inside DataParallel."""
+    return {f"module.{name}": tensor for name, tensor in state.items()}
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Writes a list of states as the authors' code does and gives its path."""
+
+    def write(*states, **options):
+        torch.save(list(states), tmp_path / "checkpoint.pth", **options)
+        return tmp_path / "checkpoint.pth"
+
+    return write
+
+
+@pytest.fixture
+def small(save):
+    """The small NCSNv2 on its 4 levels."""
+    return interop.load(save(wrapped(network_state("ncsnv2_langevin")), OPTIMIZER, 3, 700), "ncsnv2")
+
+
+def distance(ours, theirs):
+    """The largest difference over the largest output, of the worst sample."""
+    return float(((ours - theirs).abs().flatten(1).amax(1) / theirs.abs().flatten(1).amax(1)).max())
+
+
+class TestEqualsTheAuthors:
+    @pytest.mark.parametrize("name", CASES)
+    def test_score(self, name, save):
+        case = recorded(name)
+        score = interop.load(save(wrapped(network_state(name)), OPTIMIZER), kind_of(name))
+        x = images(len(case.tensors["y"]), *case.about["shape"])
+        t = score.process.table_times().flip(0)[case.tensors["y"]]
+        with torch.no_grad():
+            assert type(score.network) is CASES[name]
+            assert distance(score(x, t), case.tensors["output"]) < 1e-5
+
+    @pytest.mark.parametrize("name", [name for name in CASES if kind_of(name) == "ncsnv2"])
+    def test_ncsnv2_without_the_division(self, name, save):
+        case = recorded(name)
+        network = interop.load(save(wrapped(network_state(name)), OPTIMIZER), "ncsnv2").network
+        x, sigma = images(len(case.tensors["y"]), *case.about["shape"]), case.tensors["sigmas"][case.tensors["y"]]
+        with torch.no_grad():
+            assert distance(network(x, torch.zeros(())), case.tensors["output"] * sigma[:, None, None, None]) < 1e-5
+
+    @pytest.mark.parametrize("kind", ["ncsn", "ncsnv2"])
+    def test_annealed_langevin(self, kind, save):
+        name = f"{kind}_langevin"
+        path = save(wrapped(network_state(name)), OPTIMIZER)
+        score = interop.load(path, kind)
+        settings = interop.read(path, kind).model["sampler"]
+        sampler = make({**settings, "init_args": {**settings["init_args"], "step_size": 2e-5, "steps": 3}})
+        with torch.no_grad():
+            samples = sampler(score, Sequence(draws()))
+        assert distance(samples.x, recorded(name).tensors["output"]) < 1e-5
+        assert samples.nfe == 4 * 3 + (kind == "ncsnv2")
+
+
+class Sequence:
+    """Hands out given draws in their order."""
+
+    device = "cpu"
+
+    def __init__(self, draws):
+        self._draws = iter(draws)
+
+    def normal(self):
+        return next(self._draws)
+
+    uniform = normal
+
+
+class TestRead:
+    def test_ncsnv2(self, save):
+        state = network_state("ncsnv2_small")
+        imported = interop.read(save(wrapped(state), OPTIMIZER, 3, 700), "ncsnv2")
+        assert imported.model["process"] == {
+            "class_path": "SigmaTable",
+            "init_args": {"sigma_min": 0.01, "sigma_max": 50.0, "levels": 3},
+        }
+        assert imported.model["network"] == {"class_path": "NCSNv2", "init_args": {"channels": 6}}
+        assert imported.model["parametrization"]["class_path"] == "ScoreOverSigma"
+        assert imported.model["optimizer"]["init_args"] == {"lr": 3e-4, "betas": [0.8, 0.99], "eps": 1e-3}
+        assert (imported.shape, imported.data_range, imported.step) == ((3, 32, 32), (0.0, 1.0), 700)
+        assert imported.averages is None and imported.num_classes == 0
+
+    def test_ncsn(self, save):
+        imported = interop.read(save(wrapped(network_state("ncsn_mnist")), OPTIMIZER), "ncsn")
+        assert imported.model["process"]["init_args"] == {"sigma_min": 0.01, "sigma_max": 1.0, "levels": 10}
+        assert imported.model["network"] == {"class_path": "NCSN", "init_args": {"levels": 10, "channels": 8}}
+        assert imported.shape == (1, 28, 28) and imported.step == 0
+        sampler = make(imported.model["sampler"])
+        assert (sampler.step_size, sampler.steps) == (2e-5, 100)
+        assert type(sampler.denoise) is sampling.KeepNoise and type(sampler.initial) is sampling.UniformNoise
+        assert any("--model.process.sigma_max" in note for note in imported.notes)
+
+    @pytest.mark.parametrize(
+        ("name", "largest", "levels", "size", "step_size", "steps"),
+        [
+            ("ncsnv2_small", 50.0, 232, 32, 6.2e-6, 5),
+            ("ncsnv2_small", 90.0, 500, 64, 3.3e-6, 5),
+            ("ncsnv2_deeper", 140.0, 788, 96, 4.9e-6, 4),
+            ("ncsnv2_deeper", 190.0, 1086, 128, 1.8e-6, 3),
+            ("ncsnv2_deepest", 348.0, 2311, 256, 9e-7, 3),
+            ("ncsnv2_small", 20.0, 100, 32, "auto", 5),
+            ("ncsnv2_deepest", 20.0, 100, 256, "auto", 5),
+        ],
+    )
+    def test_published_models_are_known_by_their_ladder(self, name, largest, levels, size, step_size, steps, save):
+        sigmas = torch.logspace(
+            *torch.tensor([largest, 0.01]).double().log10().tolist(), levels, dtype=torch.float64
+        ).float()
+        imported = interop.read(save(wrapped({**network_state(name), "sigmas": sigmas}), OPTIMIZER, 0, 1), "ncsnv2")
+        assert imported.model["process"]["init_args"] == {"sigma_min": 0.01, "sigma_max": largest, "levels": levels}
+        assert imported.shape == (3, size, size)
+        sampler = make(imported.model["sampler"])
+        assert (sampler.step_size, sampler.steps) == (step_size, steps)
+        assert type(sampler.denoise) is sampling.Tweedie and type(sampler.initial) is sampling.UniformNoise
+        assert f"{size} x {size}" in imported.notes[0] and "--data.shape" in imported.notes[0]
+
+    @pytest.mark.parametrize("name", ["ncsn_small", "ncsnv2_small"])
+    def test_averages(self, name, save):
+        """They are kept by the names of the network's parameters, without the table."""
+        state = network_state(name)
+        averages = {n: tensor + 0.1 for n, tensor in state.items() if n != "sigmas"}
+        path = save(wrapped(state), OPTIMIZER, 3, 700, averages)
+        averaged, raw = (interop.load(path, kind_of(name), averaged=a).network.conv_out for a in (True, False))
+        assert torch.equal(averaged.bias, averages["end_conv.bias"]) and torch.equal(raw.bias, state["end_conv.bias"])
+
+    def test_files_of_the_authors_torch(self, save):
+        path = save(wrapped(network_state("ncsn_small")), OPTIMIZER, _use_new_zipfile_serialization=False)
+        assert interop.read(path, "ncsn").weights.keys() == NCSN([3, 8, 8], channels=6, levels=3).state_dict().keys()
+
+    def test_rename_serves_other_files_with_these_names(self):
+        """It takes everything but the table of sigmas."""
+        source = Renaming(network_state("ncsnv2_deeper"), "score_sde")
+        assert rename(source).keys() == NCSNv2Deeper([3, 8, 8], channels=4).state_dict().keys()
+        with pytest.raises(InputError, match=r"takes 1 of its tensors, sigmas"):
+            source.finish()
+
+
+class TestRefuses:
+    """Nothing is loaded in part: what does not fit is named."""
+
+    @pytest.mark.parametrize("averages", [False, True], ids=["raw", "averages"])
+    @pytest.mark.parametrize("name", ["ncsn_small", "ncsnv2_small", "ncsnv2_deepest"])
+    def test_a_missing_or_a_surplus_tensor(self, name, averages, save):
+        state = network_state(name)
+        table = {n: state.pop(n) for n in list(state) if n == "sigmas"}
+
+        def read(changed):
+            raw, averaged = (state, changed) if averages else (changed, state)
+            return interop.read(save(wrapped(table | raw), OPTIMIZER, 3, 700, averaged), kind_of(name))
+
+        read(state)
+        with pytest.raises(InputError, match=r"takes 1 of its tensors, res7\.extra\.weight"):
+            read({**state, "res7.extra.weight": torch.ones(1)})
+        stages = [n for n in state if n.endswith(".0.conv1.weight")]  # without one of these the stages are other ones
+        for missing in [n for n in state if n not in stages][:: len(state) // 9]:
+            with pytest.raises(InputError, match=f"it lacks '{re.escape(missing)}'"):
+                read({n: tensor for n, tensor in state.items() if n != missing})
+
+    def test_every_missing_tensor_of_a_network_is_named(self, save):
+        state = network_state("ncsnv2_small")
+        for missing in [
+            "sigmas",
+            "normalizer.gamma",
+            "begin_conv.bias",
+            "res3.0.shortcut.bias",
+            "refine4.crp.convs.1.weight",
+        ]:
+            left = {n: tensor for n, tensor in state.items() if n != missing}
+            with pytest.raises(InputError, match=f"it lacks '{missing}'"):
+                interop.read(save(wrapped(left), OPTIMIZER), "ncsnv2")
+
+    @pytest.mark.parametrize(("name", "other"), [("ncsn_small", "ncsnv2"), ("ncsnv2_small", "ncsn")])
+    def test_the_other_kind_with_the_fix(self, name, other, save):
+        with pytest.raises(InputError, match=f"convert it as {kind_of(name)}$"):
+            interop.read(save(wrapped(network_state(name)), OPTIMIZER), other)
+
+    @pytest.mark.parametrize("kind", ["ncsn", "ncsnv2"])
+    @pytest.mark.parametrize(
+        ("states", "message"),
+        [
+            ([{"weight": torch.ones(1)}, OPTIMIZER], "no stages.*first tensors are weight"),
+            ([{"weight": torch.ones(1)}], "a list of states"),
+            ([1, 2, 3, 4], "a list of states .*; this is int, int"),
+            ([], "a list of states"),
+        ],
+        ids=["another network", "one state", "numbers", "nothing"],
+    )
+    def test_lists_of_something_else(self, kind, states, message, save):
+        with pytest.raises(InputError, match=message):
+            interop.read(save(*states), kind)
+
+    def test_another_dictionary_is_named_by_its_keys(self, tmp_path):
+        torch.save({"model": {}, "ema": {}}, tmp_path / "other.pth")
+        with pytest.raises(InputError, match="this is a dictionary of model, ema"):
+            interop.read(tmp_path / "other.pth", "ncsnv2")
+
+    def test_code(self, save):
+        with pytest.raises(InputError, match="not readable without running code"):
+            interop.read(save(wrapped(network_state("ncsn_small")), {"state": Sequence([])}), "ncsn")
+
+    def test_stages_that_no_network_has(self, save):
+        state = {n: tensor for n, tensor in network_state("ncsnv2_deeper").items() if not n.startswith("res4")}
+        with pytest.raises(InputError, match="the stages res1, res2, res3, res5"):
+            interop.read(save(wrapped(state), OPTIMIZER), "ncsnv2")
+
+    def test_a_ladder_that_is_not_geometric(self, save):
+        state = network_state("ncsnv2_small") | {"sigmas": torch.linspace(50, 0.01, 232)}
+        with pytest.raises(InputError, match=r"from 50 to 0\.01, 232 levels: not geometric"):
+            interop.read(save(wrapped(state), OPTIMIZER), "ncsnv2")
+
+    def test_tensors_of_other_shapes(self, save):
+        state = network_state("ncsnv2_small")
+        state["refine1.crp.convs.0.weight"] = torch.ones(12, 12, 1, 1)
+        with pytest.raises(InputError, match=r"do not fit the network: .*refine\.0\.chain\.convs\.0\.weight"):
+            interop.load(save(wrapped(state), OPTIMIZER), "ncsnv2")
+
+
+class TestUse:
+    """A converted network serves every sampler and the likelihood."""
+
+    def draw(self, sampler, score, seed=0):
+        with torch.no_grad():
+            return sampler(score, NoiseStream(seed, [0, 1], (1, 8, 8)))
+
+    @pytest.mark.parametrize("predictor", PREDICTORS, ids=lambda p: p.__name__)
+    def test_predictors(self, predictor, small):
+        sampler = sampling.PredictorCorrector(quick(predictor), sampling.Langevin(), grid=sampling.Uniform(4))
+        samples = self.draw(sampler, small)
+        assert samples.x.isfinite().all() and not torch.equal(samples.x, self.draw(sampler, small, seed=1).x)
+
+    @pytest.mark.parametrize(
+        "sampler",
+        [
+            sampling.AnnealedLangevin(steps=2),
+            sampling.AnnealedLangevin("auto", steps=2, denoise=sampling.Tweedie()),
+            sampling.ConsistentAnnealedLangevin(1e-4),
+            sampling.LangevinDynamics(steps=3, sigma=0.5),
+            sampling.ProbabilityFlow(quick(sampling.RK45)),
+        ],
+        ids=lambda s: type(s).__name__,
+    )
+    def test_samplers(self, sampler, small):
+        sampler.check(small.process)
+        samples = self.draw(sampler, small)
+        assert samples.x.isfinite().all() and not torch.equal(samples.x, self.draw(sampler, small, seed=1).x)
+
+    @pytest.mark.slow
+    def test_likelihood(self, small):
+        """The estimate from random directions has the exact trace as its mean."""
+        x, solver = images(2, 1, 8, 8), DormandPrince(rtol=1e-2, atol=1e-2)
+        exact = log_likelihood(small, x, divergence=ExactTrace(), solver=solver)
+        estimate = log_likelihood(small, x, divergence=Rademacher(16), solver=solver)
+        torch.testing.assert_close(estimate.value, exact.value, rtol=0.03, atol=1.0)
+
+    def test_bits_per_dimension(self, small):
+        likelihood = partial(log_likelihood, solver=DormandPrince(rtol=0.1, atol=0.1))
+        bits = bits_per_dim(small, images(2, 1, 8, 8), Dequantization(), draws=1, likelihood=likelihood)
+        assert math.isfinite(bits.mean) and bits.n == 2
