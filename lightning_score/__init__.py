@@ -33,7 +33,17 @@ _MODULES = {
         "SuperResolution",
         "LinearOperator",
     ],
-    "lightning_score.networks": ["Network", "MLP", "NCSN", "NCSNv2", "NCSNv2Deeper", "NCSNv2Deepest", "UNet"],
+    "lightning_score.networks": [
+        "Network",
+        "MLP",
+        "NCSN",
+        "NCSNv2",
+        "NCSNv2Deeper",
+        "NCSNv2Deepest",
+        "UNet",
+        "DDPMpp",
+        "NCSNpp",
+    ],
     "lightning_score.sampling": [
         "Sampler",
         "PredictorCorrector",

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_score.networks.base import Network
-from lightning_score.networks.layers import Conditioning, NoiseEmbedding, PositionalEmbedding, zero
+from lightning_score.networks.blocks import zero
+from lightning_score.networks.conditioning import Conditioning, NoiseEmbedding, PositionalEmbedding
 from lightning_score.utils import require
 
 

@@ -8,16 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_score.networks.base import Network
-from lightning_score.networks.layers import (
-    Conditioning,
-    Downsample,
-    NoiseEmbedding,
-    PositionalEmbedding,
-    ResidualBlock,
-    SelfAttention,
-    Upsample,
-    zero,
-)
+from lightning_score.networks.blocks import ResidualBlock, ScaleShiftBlock, SelfAttention, group_norm, zero
+from lightning_score.networks.conditioning import Conditioning, NoiseEmbedding, PositionalEmbedding
+from lightning_score.networks.resampling import Boxes, Downsample, Upsample
 from lightning_score.utils import require
 
 
@@ -25,18 +18,14 @@ class Stage(nn.Module):
     """A residual block, then self-attention where the resolution asks for it.
 
     Args:
-        inputs: channels of the input.
-        outputs: channels of the output.
-        attend: whether self-attention follows.
-        condition: size of the conditioning vector.
-        groups: groups of the norms.
-        dropout: probability of dropping a feature.
+        residual: the block.
+        attention: self-attention; the identity for none.
     """
 
-    def __init__(self, inputs: int, outputs: int, attend: bool, condition: int, groups: int, dropout: float) -> None:
+    def __init__(self, residual: nn.Module, attention: nn.Module) -> None:
         super().__init__()
-        self.residual = ResidualBlock(inputs, outputs, condition, groups, dropout)
-        self.attention = SelfAttention(outputs, groups) if attend else nn.Identity()
+        self.residual = residual
+        self.attention = attention
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         return self.attention(self.residual(h, c))
@@ -50,7 +39,7 @@ class DownLevel(nn.Module):
         downsample: the way to the next level; None in the last.
     """
 
-    def __init__(self, stages: Sequence[Stage], downsample: Downsample | None) -> None:
+    def __init__(self, stages: Sequence[Stage], downsample: nn.Module | None) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.downsample = downsample
@@ -60,7 +49,7 @@ class DownLevel(nn.Module):
         for stage in self.stages:
             h = stage(h, c)
             outputs.append(h)
-        return outputs if self.downsample is None else [*outputs, self.downsample(h)]
+        return outputs if self.downsample is None else [*outputs, self.downsample(h, c)]
 
 
 class UpLevel(nn.Module):
@@ -68,10 +57,10 @@ class UpLevel(nn.Module):
 
     Args:
         stages: the level's stages.
-        upsample: the way to the next level; the identity in the last.
+        upsample: the way to the next level; None in the last.
     """
 
-    def __init__(self, stages: Sequence[Stage], upsample: nn.Module) -> None:
+    def __init__(self, stages: Sequence[Stage], upsample: nn.Module | None) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.upsample = upsample
@@ -79,7 +68,7 @@ class UpLevel(nn.Module):
     def forward(self, h: Tensor, c: Tensor, kept: list[Tensor]) -> Tensor:
         for stage in self.stages:
             h = stage(torch.cat([h, kept.pop()], dim=1), c)
-        return self.upsample(h)
+        return h if self.upsample is None else self.upsample(h, c)
 
 
 class UNet(Network):
@@ -99,10 +88,16 @@ class UNet(Network):
         dropout: probability of dropping a feature inside the residual blocks.
         groups: groups of the group norms; every level's channels must be divisible by it.
         embedding: features of the noise label; by default a PositionalEmbedding of width `channels`.
+        head_channels: channels of each attention head; None for one head of all.
+        middle_attention: whether there is attention in the middle.
+        scale_shift: whether the condition scales and shifts a block's second norm instead of shifting before it.
+        resample_blocks: change the resolution inside residual blocks, by means and repetition, instead of by convolutions.
+        symmetric_padding: pad the convolutions that halve the resolution on all sides.
+        eps: of the norms.
 
     Raises:
         InputError: for a shape that is not an image's or cannot be halved that often, channels that do not divide
-            into groups, a resolution for attention that does not occur, or another number out of range.
+            into groups or heads, a resolution for attention that does not occur, or another number out of range.
     """
 
     def __init__(
@@ -116,13 +111,31 @@ class UNet(Network):
         dropout: float = 0.1,
         groups: int = 32,
         embedding: NoiseEmbedding | None = None,
+        head_channels: int | None = None,
+        middle_attention: bool = True,
+        scale_shift: bool = False,
+        resample_blocks: bool = False,
+        symmetric_padding: bool = False,
+        eps: float = 1e-6,
     ) -> None:
         super().__init__(shape, num_classes)
-        _check(shape, channels, multipliers, blocks, attention, dropout, groups)
-        condition = 4 * channels
-        stage = partial(Stage, condition=condition, groups=groups, dropout=dropout)
+        check_levels("UNet", shape, multipliers, blocks, attention, dropout)
+        _check_channels(channels, groups, head_channels)
+        condition, norm = 4 * channels, group_norm(groups, eps)
         widths = [channels * m for m in multipliers]
         attends = [shape[1] >> level in attention for level in range(len(widths))]
+        kind = ScaleShiftBlock if scale_shift else ResidualBlock
+        block = partial(kind, condition=condition, norm=norm, dropout=dropout)
+
+        def stage(inputs: int, outputs: int, attend: bool) -> Stage:
+            heads = outputs // (head_channels or outputs)
+            return Stage(block(inputs, outputs), SelfAttention(outputs, norm, heads) if attend else nn.Identity())
+
+        def downsample(width: int) -> nn.Module:
+            return block(width, width, resample=Boxes().down()) if resample_blocks else Downsample(width, symmetric_padding)
+
+        def upsample(width: int) -> nn.Module:
+            return block(width, width, resample=Boxes().up()) if resample_blocks else Upsample(width)
 
         self.conditioning = Conditioning(embedding or PositionalEmbedding(channels), condition, num_classes)
         self.conv_in = nn.Conv2d(shape[0], channels, 3, padding=1)
@@ -131,23 +144,22 @@ class UNet(Network):
         self.down = nn.ModuleList()
         for level, (width, attend) in enumerate(zip(widths, attends, strict=True)):
             inputs = [kept[-1]] + [width] * (blocks - 1)
-            downsample = Downsample(width) if level < len(widths) - 1 else None
-            self.down.append(DownLevel([stage(i, width, attend) for i in inputs], downsample))
-            kept += [width] * (blocks + (downsample is not None))
+            last = level == len(widths) - 1
+            self.down.append(DownLevel([stage(i, width, attend) for i in inputs], None if last else downsample(width)))
+            kept += [width] * (blocks + (not last))
 
         deepest = widths[-1]
-        self.middle = nn.ModuleList([stage(deepest, deepest, True), stage(deepest, deepest, False)])
+        self.middle = nn.ModuleList([stage(deepest, deepest, middle_attention), stage(deepest, deepest, False)])
 
         h = deepest
         self.up = nn.ModuleList()
         for level, (width, attend) in reversed(list(enumerate(zip(widths, attends, strict=True)))):
             inputs = [h + kept.pop()] + [width + kept.pop() for _ in range(blocks)]
-            upsample = Upsample(width) if level > 0 else nn.Identity()
-            self.up.append(UpLevel([stage(i, width, attend) for i in inputs], upsample))
+            self.up.append(UpLevel([stage(i, width, attend) for i in inputs], upsample(width) if level > 0 else None))
             h = width
 
-        self.norm_out = nn.GroupNorm(groups, channels * multipliers[0], eps=1e-6)
-        self.conv_out = zero(nn.Conv2d(channels * multipliers[0], shape[0], 3, padding=1))
+        self.norm_out = norm(widths[0])
+        self.conv_out = zero(nn.Conv2d(widths[0], shape[0], 3, padding=1))
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor | None = None) -> Tensor:
         c = self.conditioning(noise_label, cond)
@@ -162,24 +174,19 @@ class UNet(Network):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
-def _check(
+def check_levels(
+    name: str,
     shape: Sequence[int],
-    channels: int,
     multipliers: Sequence[int],
     blocks: int,
     attention: Sequence[int],
     dropout: float,
-    groups: int,
 ) -> None:
-    require(len(shape) == 3, f"shape {list(shape)}: a UNet takes images, [channels, height, width]; use an MLP for points")
+    """Raises `InputError` for levels, or resolutions for attention, that an image of that shape cannot have."""
+    require(len(shape) == 3, f"shape {list(shape)}: {name} takes images, [channels, height, width]; use an MLP for points")
     require(len(multipliers) > 0 and min(multipliers) > 0, f"multipliers {list(multipliers)}: give positive integers")
     require(blocks > 0, f"blocks {blocks}: must be positive")
     require(0 <= dropout < 1, f"dropout {dropout}: must be in [0, 1)")
-    # a group of one channel would subtract the very shift that tells a residual block its noise level
-    require(
-        groups > 0 and channels >= 2 * groups and channels % groups == 0,
-        f"channels {channels}, groups {groups}: channels must be a multiple of groups, at least twice as many",
-    )
     factor = 2 ** (len(multipliers) - 1)
     require(
         shape[1] % factor == 0 and shape[2] % factor == 0,
@@ -189,3 +196,15 @@ def _check(
     heights = [shape[1] >> level for level in range(len(multipliers))]
     absent = [a for a in attention if a not in heights]
     require(not absent, f"attention {absent}: no such resolution; choose from {heights}, or [] for none")
+
+
+def _check_channels(channels: int, groups: int, head_channels: int | None) -> None:
+    # a group of one channel would subtract the very shift that tells a residual block its noise level
+    require(
+        groups > 0 and channels >= 2 * groups and channels % groups == 0,
+        f"channels {channels}, groups {groups}: channels must be a multiple of groups, at least twice as many",
+    )
+    require(
+        head_channels is None or (head_channels > 0 and channels % head_channels == 0),
+        f"head_channels {head_channels}: must divide {channels} channels, or be null for one head",
+    )

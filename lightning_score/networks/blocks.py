@@ -1,0 +1,137 @@
+"""The blocks that U-Nets share: residual blocks and self-attention, with the norm of one's choice."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Norm = Callable[[int], nn.Module]
+"""Makes the norm of a number of channels."""
+
+
+def group_norm(groups: int, eps: float = 1e-6) -> Norm:
+    """Group norms of that many groups."""
+    return partial(nn.GroupNorm, groups, eps=eps)
+
+
+def zero(module: nn.Module) -> nn.Module:
+    """The module with all its parameters set to zero: a branch, or a network, that starts from no contribution."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with group norm, shifted in between by the conditioning vector, added to their input.
+
+    `h = conv_1(silu(norm_1(x))) + W c`, `y = scale (skip(x) + conv_2(dropout(silu(norm_2(h)))))` (Ho et al. 2020, app. B).
+    A block that changes the resolution does so to the input of conv_1 and to x (Brock et al. 2019, BigGAN).
+
+    Args:
+        inputs: channels of the input.
+        outputs: channels of the output.
+        condition: size of the conditioning vector.
+        norm: makes the norms.
+        dropout: probability of dropping a feature.
+        resample: a change of resolution; None for none.
+        project: whether the skip is a 1x1 convolution; by default where the channels differ.
+        scale: factor of the output, 1/sqrt(2) to keep the variance of a sum of two.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        condition: int,
+        norm: Norm,
+        dropout: float,
+        resample: nn.Module | None = None,
+        project: bool | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = norm(inputs)
+        self.resample = resample or nn.Identity()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.shift = nn.Linear(condition, outputs)
+        self.norm2 = norm(outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero(nn.Conv2d(outputs, outputs, 3, padding=1))
+        project = inputs != outputs if project is None else project
+        self.skip = nn.Conv2d(inputs, outputs, 1) if project else nn.Identity()
+        self.scale = scale
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        h = self.conv1(self.resample(F.silu(self.norm1(x))))
+        h = self.conv2(self.dropout(F.silu(self.conditioned(h, c))))
+        return scaled(self.skip(self.resample(x)) + h, self.scale)
+
+    def conditioned(self, h: Tensor, c: Tensor) -> Tensor:
+        """Shifted by the condition, then normalised."""
+        return self.norm2(h + self.shift(c)[:, :, None, None])
+
+
+class ScaleShiftBlock(ResidualBlock):
+    """A residual block whose second norm is scaled and shifted: `(1 + W_1 c) norm_2(h) + W_2 c` (Nichol and Dhariwal 2021).
+
+    Args:
+        inputs: channels of the input.
+        outputs: channels of the output.
+        condition: size of the conditioning vector.
+        settings: as those of ResidualBlock.
+    """
+
+    def __init__(self, inputs: int, outputs: int, condition: int, *settings: Any, **named: Any) -> None:
+        super().__init__(inputs, outputs, condition, *settings, **named)
+        self.shift = nn.Linear(condition, 2 * outputs)
+
+    def conditioned(self, h: Tensor, c: Tensor) -> Tensor:
+        scale, shift = self.shift(c)[:, :, None, None].chunk(2, dim=1)
+        return torch.addcmul(shift, self.norm2(h), 1 + scale)
+
+
+class SelfAttention(nn.Module):
+    """Attention of every pixel to all others, added to its input.
+
+    `y = scale (x + W_o softmax(q k^T/sqrt(d)) v)`, with q, k, v linear in `norm(x)`, each head on its own d = C/heads of the
+    channels (Ho et al. 2020, appendix B).
+
+    Args:
+        channels: C, of input and output.
+        norm: makes the norm.
+        heads: number of heads.
+        scale: factor of the output.
+    """
+
+    def __init__(self, channels: int, norm: Norm, heads: int = 1, scale: float = 1.0) -> None:
+        super().__init__()
+        self.norm = norm(channels)
+        self.query = nn.Linear(channels, channels)
+        self.key = nn.Linear(channels, channels)
+        self.value = nn.Linear(channels, channels)
+        self.out = zero(nn.Linear(channels, channels))
+        self.heads, self.scale = heads, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        # (B, C, H, W) -> (B, H W, C), a view in channels_last. Written out, because torch's fused attention has no
+        # forward-mode and no second derivatives, which sliced score matching and likelihoods need.
+        pixels = self.norm(x).flatten(2).transpose(1, 2)
+        query, key, value = (self._split(linear(pixels)) for linear in (self.query, self.key, self.value))
+        weights = F.softmax(query.shape[-1] ** -0.5 * query @ key.mT, dim=-1)
+        attended = self._join(weights @ value)
+        return scaled(x + self.out(attended).transpose(1, 2).unflatten(2, x.shape[2:]), self.scale)
+
+    def _split(self, features: Tensor) -> Tensor:
+        """(B, N, C) -> (B, heads, N, C/heads)."""
+        return features if self.heads == 1 else features.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def _join(self, features: Tensor) -> Tensor:
+        return features if self.heads == 1 else features.transpose(1, 2).flatten(2)
+
+
+def scaled(x: Tensor, scale: float) -> Tensor:
+    """scale x, without the work where scale is 1."""
+    return x if scale == 1 else x * scale

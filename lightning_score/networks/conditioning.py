@@ -1,0 +1,138 @@
+"""How networks are told the noise level and the class: embeddings, and the vector that every block sees."""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_score.utils import require
+
+
+class NoiseEmbedding(nn.Module, ABC):
+    """Features of the number that stands for the noise level.
+
+    Args:
+        width: number of features, even: half of them sines, half cosines.
+
+    Raises:
+        InputError: for a width that is odd or below 4.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        require(width >= 4 and width % 2 == 0, f"embedding width {width}: must be even and at least 4")
+        self.width = width
+
+    @abstractmethod
+    def forward(self, noise_label: Tensor) -> Tensor:
+        """Features (B, width) of the labels (B,)."""
+
+
+class PositionalEmbedding(NoiseEmbedding):
+    """Sines, then cosines, of geometrically spaced frequencies: for labels that count, such as an index up to 1000.
+
+    `[sin(w_k c), cos(w_k c)]`, `w_k = 10000^(-k/(K - shift))`, `k = 0 ... K - 1`, `K = width/2`
+    (Vaswani et al. 2017, section 3.5, in the order and spacing of Ho et al. 2020).
+
+    Args:
+        width: number of features, even.
+        shift: 1 for a lowest frequency of 1/10000 (Ho et al.), 0 for one a step above it (Dhariwal and Nichol).
+        cosines_first: cosines, then sines.
+    """
+
+    def __init__(self, width: int = 128, shift: float = 1.0, cosines_first: bool = False) -> None:
+        super().__init__(width)
+        half = width // 2
+        require(half > shift, f"shift {shift}: must be below half of the embedding width {width}")
+        frequencies = torch.exp(-math.log(10000) * torch.arange(half) / (half - shift))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.cosines_first = cosines_first
+
+    def forward(self, noise_label: Tensor) -> Tensor:
+        angles = noise_label[:, None] * self.frequencies
+        waves = [angles.sin(), angles.cos()]
+        return torch.cat(waves[::-1] if self.cosines_first else waves, dim=1)
+
+
+class FourierEmbedding(NoiseEmbedding):
+    """Sines, then cosines, of random frequencies: for real labels, such as log sigma.
+
+    `[sin(2 pi w_k c), cos(2 pi w_k c)]`, `w_k ~ N(0, scale^2)`, drawn once and saved with the weights
+    (Tancik et al. 2020, equation 5; Song et al. 2021, appendix C.1, with scale 16).
+
+    Args:
+        width: number of features, even.
+        scale: standard deviation of the frequencies: the larger, the finer the differences between labels it resolves.
+        seed: seed of the frequencies.
+
+    Raises:
+        InputError: for a scale that is not positive.
+    """
+
+    def __init__(self, width: int = 128, scale: float = 16.0, seed: int = 0) -> None:
+        super().__init__(width)
+        require(scale > 0, f"Fourier scale {scale}: must be positive")
+        frequencies = scale * torch.randn(width // 2, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("frequencies", frequencies)
+
+    def forward(self, noise_label: Tensor) -> Tensor:
+        angles = 2 * math.pi * noise_label[:, None] * self.frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class Conditioning(nn.Module):
+    """The vector that tells every block the noise level and the class.
+
+    `silu(W_2 silu(W_1 embedding(noise_label)) + e_cond)`, with a learned `e_y` per class and one for "no class".
+
+    Args:
+        embedding: features of the noise label.
+        width: size of the vector.
+        num_classes: number of classes; 0 for none.
+    """
+
+    def __init__(self, embedding: NoiseEmbedding, width: int, num_classes: int = 0) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.embedding = embedding
+        self.linear1 = nn.Linear(embedding.width, width)
+        self.linear2 = nn.Linear(width, width)
+        self.classes = nn.Embedding(num_classes + 1, self.class_width()) if num_classes > 0 else None
+
+    def class_width(self) -> int:
+        """Size of the vector that stands for a class."""
+        return self.linear2.out_features
+
+    def forward(self, noise_label: Tensor, cond: Tensor | None) -> Tensor:
+        """The vectors (B, width), or (1, width) where one serves the whole batch."""
+        vector = self.linear2(F.silu(self.linear1(self.features(noise_label))))
+        return F.silu(vector + self.class_vector(cond))
+
+    def features(self, noise_label: Tensor) -> Tensor:
+        """The features of the noise label."""
+        return self.embedding(noise_label.to(self.linear1.weight.dtype).reshape(-1))
+
+    def class_vector(self, cond: Tensor | None) -> Tensor | float:
+        """What stands for the classes."""
+        if self.classes is None:
+            return 0.0
+        return self.classes.weight[self.num_classes] if cond is None else self.classes(cond)
+
+
+class EarlyConditioning(Conditioning):
+    """The same, with the class among the features (Karras et al. 2022): `silu(W_2 silu(W_1 (embedding(label) + e_cond)))`.
+
+    Args:
+        embedding: features of the noise label.
+        width: size of the vector.
+        num_classes: number of classes; 0 for none.
+    """
+
+    def class_width(self) -> int:
+        return self.embedding.width
+
+    def forward(self, noise_label: Tensor, cond: Tensor | None) -> Tensor:
+        features = self.features(noise_label) + self.class_vector(cond)
+        return F.silu(self.linear2(F.silu(self.linear1(features))))

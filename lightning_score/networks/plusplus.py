@@ -1,0 +1,278 @@
+"""The networks of score SDEs and of EDM: DDPM++ and NCSN++."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_score.networks.base import Network
+from lightning_score.networks.blocks import ResidualBlock, SelfAttention
+from lightning_score.networks.conditioning import (
+    EarlyConditioning,
+    FourierEmbedding,
+    NoiseEmbedding,
+    PositionalEmbedding,
+)
+from lightning_score.networks.pyramids import Head, InputKind, InputLevel, OutputKind, OutputLevel, input_level, output_level
+from lightning_score.networks.resampling import FIR, Boxes, Resampling
+from lightning_score.networks.unet import Stage, check_levels
+from lightning_score.utils import require
+
+Kept = list[Tensor]
+
+
+class Down(nn.Module):
+    """A level of the way down: half the resolution, what joins the features, and residual blocks; all outputs are kept.
+
+    Args:
+        resample: the way from the level above.
+        join: what joins the features after it.
+        stages: the residual blocks with their attention.
+    """
+
+    def __init__(self, resample: nn.Module, join: InputLevel, stages: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.resample, self.join, self.stages = resample, join, nn.ModuleList(stages)
+
+    def forward(self, c: Tensor, kept: Kept, pyramid: Tensor) -> Tensor:
+        h, pyramid = self.join(self.resample(kept[-1], c), pyramid)
+        kept.append(h)
+        for stage in self.stages:
+            kept.append(stage(kept[-1], c))
+        return pyramid
+
+
+class Up(nn.Module):
+    """A level of the way up: twice the resolution, residual blocks that take in what was kept, attention, and the output.
+
+    Args:
+        resample: the way from the level below.
+        blocks: the residual blocks.
+        attention: after the last of them; the identity for none.
+        output: what happens to the output.
+    """
+
+    def __init__(self, resample: nn.Module, blocks: Sequence[nn.Module], attention: nn.Module, output: OutputLevel) -> None:
+        super().__init__()
+        self.resample, self.blocks = resample, nn.ModuleList(blocks)
+        self.attention, self.output = attention, output
+
+    def forward(self, h: Tensor, c: Tensor, kept: Kept, pyramid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        h = self.resample(h, c)
+        for block in self.blocks:
+            h = block(torch.cat([h, kept.pop()], dim=1), c)
+        return self.output(self.attention(h), pyramid)
+
+
+class Unconditioned(nn.Module):
+    """A module in the place of one that is conditioned.
+
+    Args:
+        module: takes the features only.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, h: Tensor, c: Tensor) -> Tensor:
+        return self.module(h)
+
+
+class DDPMpp(Network):
+    """DDPM++ (Song et al. 2021, 2011.13456, appendix H); its defaults are the network for CIFAR-10, 61.8 M parameters.
+
+    A U-Net of BigGAN's residual blocks, which also change the resolution, with every sum scaled by 1/sqrt(2). Classes join
+    the features of the noise level (Karras et al. 2022, 2206.00364, which train these networks as "VP" and NCSN++ as "VE").
+
+    Args:
+        shape: [C, H, W]; H and W must be divisible by 2 to the number of levels minus 1.
+        num_classes: number of classes it can be conditioned on; 0 for none.
+        channels: channels at full resolution; the conditioning vector has four times as many.
+        multipliers: the channels of each level as multiples of `channels`, from full resolution down.
+        blocks: residual blocks per level on the way down; one more on the way up.
+        attention: the resolutions (heights in pixels) with self-attention: after each residual block on the way down, after
+            the last one on the way up.
+        dropout: probability of dropping a feature inside the residual blocks.
+        embedding: features of the noise label; by default a PositionalEmbedding of width `channels`.
+        fir: filter with [1, 3, 3, 1] where the resolution changes, instead of taking means and repeating pixels.
+        progressive_input: what joins the features on the way down, besides the features themselves: `none`, the image made
+            smaller (`input_skip`, added, or `input_concatenation`), or a `residual` pyramid of features.
+        progressive: how the output is made on the way up: from the last features (`none`), as a sum of what all levels
+            contribute (`output_skip`), or from a `residual` pyramid of features.
+        rescale: scale every sum by 1/sqrt(2).
+        resample_blocks: change the resolution inside residual blocks; if not, by convolutions as DDPM.
+        groups: the largest number of groups of the norms.
+        group_size: the least number of channels in a group.
+        centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
+
+    Raises:
+        InputError: for a shape that is not an image's or cannot be halved that often, a resolution for attention that does
+            not occur, or another number out of range.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num_classes: int = 0,
+        channels: int = 128,
+        multipliers: Sequence[int] = (1, 2, 2, 2),
+        blocks: int = 4,
+        attention: Sequence[int] = (16,),
+        dropout: float = 0.1,
+        embedding: NoiseEmbedding | None = None,
+        fir: bool = False,
+        progressive_input: InputKind = "none",
+        progressive: OutputKind = "none",
+        rescale: bool = True,
+        resample_blocks: bool = True,
+        groups: int = 32,
+        group_size: int = 4,
+        centered: bool = True,
+    ) -> None:
+        super().__init__(shape, num_classes)
+        check_levels(type(self).__name__, shape, multipliers, blocks, attention, dropout)
+        _check_groups(channels, multipliers, groups, group_size)
+        self.centered = centered
+        self.from_levels = progressive == "output_skip"
+        scale = 0.5**0.5 if rescale else 1.0
+        norm, resampling = partial(_group_norm, groups, group_size), FIR() if fir else Boxes()
+        block = partial(ResidualBlock, condition=4 * channels, norm=norm, dropout=dropout, scale=scale)
+        parts = Parts(block, partial(SelfAttention, norm=norm, scale=scale), resampling, resample_blocks)
+        widths = [channels * m for m in multipliers]
+        attends = [shape[1] >> level in attention for level in range(len(widths))]
+        image = shape[0]
+
+        self.conditioning = EarlyConditioning(embedding or PositionalEmbedding(channels), 4 * channels, num_classes)
+        self.conv_in = nn.Conv2d(image, channels, 3, padding=1)
+        kept, pyramid = [channels], image
+        self.first = nn.ModuleList(parts.stages(channels, widths[0], blocks, attends[0]))
+        kept += [widths[0]] * blocks
+        self.down = nn.ModuleList()
+        for width, attend in zip(widths[1:], attends[1:], strict=True):
+            join = input_level(progressive_input, image, pyramid, kept[-1], resampling, scale)
+            kept.append(kept[-1] * join.widening)
+            self.down.append(Down(parts.halve(kept[-2]), join, parts.stages(kept[-1], width, blocks, attend)))
+            pyramid = kept[-1]
+            kept += [width] * blocks
+
+        h = widths[-1]
+        self.middle = nn.ModuleList([Stage(block(h, h), parts.attention(h)), Stage(block(h, h), nn.Identity())])
+
+        self.up, below = nn.ModuleList(), None
+        for width, attend in zip(widths[::-1], attends[::-1], strict=True):
+            double = Unconditioned(nn.Identity()) if below is None else parts.double(below)
+            inputs = [i + kept.pop() for i in [h] + [width] * blocks]
+            output = output_level(progressive, image, below, width, norm, resampling, scale)
+            attention_ = parts.attention(width) if attend else nn.Identity()
+            self.up.append(Up(double, [block(i, width) for i in inputs], attention_, output))
+            h = below = width
+        self.head = nn.Identity() if self.from_levels else Head(h, image, norm).from_zero()
+
+    def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor | None = None) -> Tensor:
+        c = self.conditioning(noise_label, cond)
+        pyramid = x if self.centered else 2 * x - 1
+        kept = [self.conv_in(pyramid)]
+        for stage in self.first:
+            kept.append(stage(kept[-1], c))
+        for level in self.down:
+            pyramid = level(c, kept, pyramid)
+        h, output = kept[-1], None
+        for stage in self.middle:
+            h = stage(h, c)
+        for level in self.up:
+            h, output = level(h, c, kept, output)
+        return output if self.from_levels else self.head(h)
+
+
+class NCSNpp(DDPMpp):
+    """NCSN++ (Song et al. 2021, 2011.13456, appendix H); its defaults are the network for CIFAR-10, 62.8 M parameters.
+
+    DDPM++ with filtered changes of resolution, a residual pyramid of the input and Fourier features of the noise level.
+
+    Args:
+        shape: [C, H, W]; H and W must be divisible by 2 to the number of levels minus 1.
+        num_classes: number of classes it can be conditioned on; 0 for none.
+        channels: channels at full resolution; the conditioning vector has four times as many.
+        embedding: features of the noise label; by default a FourierEmbedding of width `2 channels`.
+        fir: filter with [1, 3, 3, 1] where the resolution changes, instead of taking means and repeating pixels.
+        progressive_input: as for DDPMpp.
+        centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
+        settings: the others of DDPMpp.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num_classes: int = 0,
+        channels: int = 128,
+        embedding: NoiseEmbedding | None = None,
+        fir: bool = True,
+        progressive_input: InputKind = "residual",
+        centered: bool = False,
+        **settings: Any,
+    ) -> None:
+        super().__init__(
+            shape,
+            num_classes,
+            channels,
+            embedding=embedding or FourierEmbedding(2 * channels),
+            fir=fir,
+            progressive_input=progressive_input,
+            centered=centered,
+            **settings,
+        )
+
+
+class Parts:
+    """Makes the parts of a level.
+
+    Args:
+        block: makes a residual block of given inputs and outputs.
+        attention: makes self-attention of given channels.
+        resampling: how resolutions are changed.
+        resample_blocks: inside residual blocks or by convolutions.
+    """
+
+    def __init__(
+        self,
+        block: Callable[..., nn.Module],
+        attention: Callable[[int], nn.Module],
+        resampling: Resampling,
+        resample_blocks: bool,
+    ) -> None:
+        self.block, self.attention, self.resampling, self.resample_blocks = block, attention, resampling, resample_blocks
+
+    def stages(self, inputs: int, width: int, blocks: int, attend: bool) -> list[nn.Module]:
+        """The residual blocks of a level on the way down."""
+        sizes = [inputs] + [width] * (blocks - 1)
+        return [Stage(self.block(i, width), self.attention(width) if attend else nn.Identity()) for i in sizes]
+
+    def halve(self, width: int) -> nn.Module:
+        """The way to the next level down."""
+        if self.resample_blocks:
+            return self.block(width, width, resample=self.resampling.down(), project=True)
+        return Unconditioned(self.resampling.conv_down(width, width))
+
+    def double(self, width: int) -> nn.Module:
+        """The way to the next level up."""
+        if self.resample_blocks:
+            return self.block(width, width, resample=self.resampling.up(), project=True)
+        return Unconditioned(self.resampling.conv_up(width, width))
+
+
+def _group_norm(groups: int, group_size: int, channels: int) -> nn.Module:
+    return nn.GroupNorm(min(channels // group_size, groups), channels, eps=1e-6)
+
+
+def _check_groups(channels: int, multipliers: Sequence[int], groups: int, group_size: int) -> None:
+    require(groups > 0 and group_size > 0, f"groups {groups}, group_size {group_size}: must be positive")
+    count = min(channels // group_size, groups)
+    # a group of one channel would subtract the very shift that tells a residual block its noise level
+    require(
+        count > 0 and channels % count == 0 and channels >= 2 * count,
+        f"channels {channels}, groups {groups}, group_size {group_size}: channels must be a multiple of the number of "
+        "groups, min(channels/group_size, groups), at least twice as many",
+    )
