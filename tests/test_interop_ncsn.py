@@ -191,7 +191,7 @@ class TestRead:
         sampler = make(imported.model["sampler"])
         assert (sampler.step_size, sampler.steps) == (step_size, steps)
         assert type(sampler.denoise) is sampling.Tweedie and type(sampler.initial) is sampling.UniformNoise
-        assert f"{size} x {size}" in imported.notes[0] and "--data.shape" in imported.notes[0]
+        assert f"{size} x {size}" in imported.notes[0] and "--size" in imported.notes[0]
 
     @pytest.mark.parametrize("name", ["ncsn_small", "ncsnv2_small"])
     def test_averages(self, name, save):

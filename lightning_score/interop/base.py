@@ -44,12 +44,22 @@ class Imported:
     notes: tuple[str, ...] = ()
 
 
-Reader = Callable[[Path], Imported]
+Reader = Callable[[Path, int | None], Imported]
+"""Reads a file, of a model for images of that many pixels in height and width if the file does not say."""
 
 
 def part(class_path: str, **init_args: Any) -> Settings:
     """One part of a config: a class and its arguments."""
     return {"class_path": class_path, "init_args": init_args}
+
+
+def adam(optimizer: Mapping[str, Any]) -> Settings:
+    """Adam with the settings of a saved optimiser, as `{"optimizer": ...}`; nothing where it does not say."""
+    group = (optimizer.get("param_groups") or [{}])[0]
+    if "betas" not in group:
+        return {}
+    betas = [float(beta) for beta in group["betas"]]
+    return {"optimizer": part("torch.optim.Adam", lr=float(group["lr"]), betas=betas, eps=float(group["eps"]))}
 
 
 class Renaming:
@@ -77,10 +87,9 @@ class Renaming:
         self._left.discard(name)
         return self.state[name]
 
-    def layer(self, theirs: str, ours: str) -> dict[str, Tensor]:
-        """Weight and, where there is one, bias of a layer: `theirs.weight` becomes `ours.weight`."""
-        taken = {f"{ours}.weight": self.take(f"{theirs}.weight")}
-        return taken | ({f"{ours}.bias": self.take(f"{theirs}.bias")} if f"{theirs}.bias" in self else {})
+    def layer(self, theirs: str, ours: str, bias: bool = True) -> dict[str, Tensor]:
+        """Weight and bias of a layer: `theirs.weight` becomes `ours.weight`."""
+        return {f"{ours}.{name}": self.take(f"{theirs}.{name}") for name in (["weight", "bias"] if bias else ["weight"])}
 
     def skip(self, *names: str) -> None:
         """Leaves out tensors that are computed here, such as a table of sigmas."""

@@ -13,47 +13,57 @@ from lightning_score.utils import InputError, require
 KINDS = ("score_sde", "ncsnv2", "ncsn", "ddpm", "edm", "diffusers")
 
 
-def read(path: str | Path, kind: str) -> Imported:
+def read(path: str | Path, kind: str, size: int | None = None) -> Imported:
     """A peer's checkpoint in this package's terms.
 
     Args:
         path: its file, or its folder for diffusers.
         kind: whose it is, one of `KINDS`.
+        size: height and width of the images in pixels, where the file does not say; that of the published models by default.
 
     Raises:
         InputError: an unknown kind, or a file that is not of this kind.
     """
     require(kind in KINDS, f"kind {kind!r}: give one of {', '.join(KINDS)}")
-    return import_module(f"lightning_score.interop.{kind}").read(Path(path))
+    require(size is None or size > 0, f"size {size}: must be positive, the height and width of the images in pixels")
+    return import_module(f"lightning_score.interop.{kind}").read(Path(path), size)
 
 
-def load(path: str | Path, kind: str, averaged: bool = True, **changes: Any) -> ScoreFunction:
+def load(path: str | Path, kind: str, averaged: bool = True, size: int | None = None, **changes: Any) -> ScoreFunction:
     """A peer's checkpoint as a score function, in evaluation mode, for every sampler and likelihood of this package.
 
     Args:
         path: its file, or its folder for diffusers.
         kind: whose it is: score_sde, ncsnv2, ncsn, ddpm, edm or diffusers.
         averaged: take the averaged (EMA) weights where the file has them.
-        changes: other parts than those found or assumed, as `process=SubVP()`.
+        size: height and width of the images in pixels, where the file does not say; that of the published models by default.
+        changes: other parts than those found or assumed, as `process=SubVP()`, or settings, as `network={"fir": False}`.
 
     Raises:
         InputError: an unknown kind, a file that is not of this kind, or one that could run code.
     """
-    return build(read(path, kind), averaged, **changes)
+    return build(read(path, kind, size), averaged, **changes)
 
 
 def build(imported: Imported, averaged: bool = True, **changes: Any) -> ScoreFunction:
-    """The score function of an imported checkpoint; `changes` are other parts, already made."""
+    """The score function of an imported checkpoint; `changes` are other parts, already made, or some of their settings."""
     unknown = set(changes) - {"process", "network", "parametrization"}
     require(not unknown, f"{', '.join(sorted(unknown))}: cannot be changed; give process, network or parametrization")
-    made = {name: make(imported.model[name]) for name in ("process", "parametrization") if name not in changes} | changes
-    network = made.get("network") or make(imported.model["network"], imported.shape, imported.num_classes)
+    parts = {name: _changed(imported.model[name], changes.get(name)) for name in ("process", "network", "parametrization")}
+    network = make(parts["network"], imported.shape, imported.num_classes)
     state = imported.weights if imported.averages is None or not averaged else imported.averages
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"the weights do not fit the network: {' '.join(str(error).split())[:300]}") from error
-    return ScoreFunction(network, made["process"], made["parametrization"], imported.num_classes).eval()
+    process, parametrization = make(parts["process"]), make(parts["parametrization"])
+    return ScoreFunction(network, process, parametrization, imported.num_classes).eval()
+
+
+def _changed(settings: Settings, change: Any) -> Any:
+    if isinstance(change, Mapping):
+        return {**settings, "init_args": {**settings["init_args"], **change}}
+    return settings if change is None else change
 
 
 def make(settings: Settings | Any, *arguments: Any) -> Any:

@@ -9,7 +9,6 @@ from lightning_score.interop.refinenet import (
     CENTERED,
     FIVE,
     FOUR,
-    OTHER_SIZE,
     annealed_langevin,
     channels,
     colours,
@@ -25,11 +24,12 @@ STAGES = {FOUR: {}, FIVE: {"multipliers": [1, 2, 2, 4, 4], "dilations": [1, 1, 1
 """The stages of NCSN, which are the defaults of our network, and of NCSNdeeper."""
 
 
-def read(path: Path) -> Imported:
+def read(path: Path, size: int | None = None) -> Imported:
     """A checkpoint of NCSN.
 
     Args:
         path: `checkpoint.pth` or `checkpoint_<step>.pth`.
+        size: height and width of the images; 28 for one channel and 32 for three by default.
 
     Raises:
         InputError: another kind of file, or one that lacks tensors or holds others than the network's.
@@ -37,7 +37,7 @@ def read(path: Path) -> Imported:
     states = read_states(path, "ncsn")
     source = states.weights
     require("normalizer.gamma" not in source, f"{path}: a network of NCSNv2, not told its noise level; convert it as ncsnv2")
-    network, size = network_of(source), 28 if colours(source) == 1 else 32
+    network, size = network_of(source), size or (28 if colours(source) == 1 else 32)
     levels = network["init_args"]["levels"]
     return Imported(
         model={
@@ -53,7 +53,7 @@ def read(path: Path) -> Imported:
         averages=states.averages and whole(states.averages, rename),
         step=states.step,
         notes=(
-            f"images of {size} x {size} pixels, since their channels are {colours(source)}: {OTHER_SIZE}",
+            f"images of {size} x {size} pixels, since their channels are {colours(source)}: --size 64",
             CENTERED,
             f"the {levels} levels go from 1 to 0.01: --model.process.sigma_max 1 --model.process.sigma_min 0.01",
             "the published step size and steps: --model.sampler.step_size 2e-5 --model.sampler.steps 100",

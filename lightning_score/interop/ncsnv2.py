@@ -12,7 +12,6 @@ from lightning_score.interop.refinenet import (
     CENTERED,
     FIVE,
     FOUR,
-    OTHER_SIZE,
     SIX,
     annealed_langevin,
     channels,
@@ -49,11 +48,12 @@ PUBLISHED = {
 """By the number of levels and the largest: Song and Ermon 2020 (2006.09011), appendix B, and the authors' configs."""
 
 
-def read(path: Path) -> Imported:
+def read(path: Path, size: int | None = None) -> Imported:
     """A checkpoint of NCSNv2, NCSNv2Deeper or NCSNv2Deepest.
 
     Args:
         path: `checkpoint.pth` or `checkpoint_<step>.pth`.
+        size: height and width of the images; those of the published model with this ladder by default.
 
     Raises:
         InputError: another kind of file, or one that lacks tensors or holds others than the network's.
@@ -61,7 +61,7 @@ def read(path: Path) -> Imported:
     states = read_states(path, "ncsnv2")
     source = states.weights
     require("normalizer.embed.weight" not in source, f"{path}: a network of NCSN, told its noise level; convert it as ncsn")
-    network, size = network_of(source)
+    network, usual = network_of(source)
     sigmas = source.take("sigmas")
     found = PUBLISHED.get((len(sigmas), round(float(sigmas[0]))))
     step_size, steps = (found.step_size, found.steps) if found else ("auto", 5)
@@ -73,12 +73,12 @@ def read(path: Path) -> Imported:
             "sampler": annealed_langevin(step_size, steps, "Tweedie"),
             **training(states.optimizer),
         },
-        shape=(colours(source), *[found.size if found else size] * 2),
+        shape=(colours(source), *[size or (found.size if found else usual)] * 2),
         data_range=(0.0, 1.0),
         weights=whole(source, rename),
         averages=states.averages and whole(states.averages, rename),
         step=states.step,
-        notes=_notes(network["class_path"], len(sigmas), size, found),
+        notes=_notes(network["class_path"], len(sigmas), usual, found),
     )
 
 
@@ -124,12 +124,12 @@ def _notes(network: str, levels: int, size: int, found: Published | None) -> tup
     options = "--model.sampler.step_size 6.2e-6 --model.sampler.steps 5"
     if found is None:
         return (
-            f"images of {size} x {size} pixels, for which {network} was made: {OTHER_SIZE}",
+            f"images of {size} x {size} pixels, for which {network} was made: --size 64",
             CENTERED,
             f"a ladder that was not published, whose step size technique 4 chooses for 5 steps per level: {options}",
         )
     return (
-        f"images of {found.size} x {found.size} pixels, since {levels} levels are those of {found.data}: {OTHER_SIZE}",
+        f"images of {found.size} x {found.size} pixels, since {levels} levels are those of {found.data}: --size 64",
         CENTERED,
         f"the step size and steps published for {found.data}: {options}",
     )

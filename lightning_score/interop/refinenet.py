@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_score.interop.base import Renaming, Settings, part, read_torch, without_prefix
+from lightning_score.interop.base import Renaming, Settings, adam, part, read_torch, without_prefix
 from lightning_score.utils import require
 
-OTHER_SIZE = '--data ImageFolder --data.path FOLDER --data.shape "[3, 64, 64]"'
 CENTERED = (
     "values in [0, 1], as in all published models: "
     '--model.network.centered true --data.data_range "[-1, 1]" --model.sampler.initial.low -1'
@@ -59,7 +58,7 @@ def read_states(path: Path, kind: str) -> States:
     return States(
         Renaming(without_prefix(network), kind),
         None if averages is None else Renaming(without_prefix(averages), f"{kind} (averages)"),
-        (optimizer.get("param_groups") or [{}])[0],
+        optimizer,
         step,
     )
 
@@ -107,11 +106,7 @@ def annealed_langevin(step_size: float | str, steps: int, denoise: str) -> Setti
 def training(optimizer: Mapping[str, Any]) -> Settings:
     """The authors' objective, and Adam with the file's settings."""
     weighting, times = part("SigmaSquared"), part("TableTimes")
-    settings: Settings = {"objective": part("DenoisingScoreMatching", weighting=weighting, times=times)}
-    if "betas" in optimizer:
-        adam = {"lr": optimizer["lr"], "betas": list(optimizer["betas"]), "eps": optimizer["eps"]}
-        settings["optimizer"] = part("torch.optim.Adam", **adam)
-    return settings
+    return {"objective": part("DenoisingScoreMatching", weighting=weighting, times=times)} | adam(optimizer)
 
 
 def whole(source: Renaming, rename: Callable[[Renaming], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -134,7 +129,7 @@ def renamed(source: Renaming, norm: Norm, inner_norm: Norm) -> dict[str, Tensor]
         inner_norm: takes one inside.
     """
     layout = layout_of(source)
-    state = _conv(source, "begin_conv", "conv_in") | _conv(source, "end_conv", "conv_out")
+    state = source.layer("begin_conv", "conv_in") | source.layer("end_conv", "conv_out")
     state |= norm(source, "normalizer", "norm_out")
     for k, stage in enumerate(layout.stages):
         pools = 0 < k < len(layout.stages) - 2  # the last two are dilated instead
@@ -142,7 +137,7 @@ def renamed(source: Renaming, norm: Norm, inner_norm: Norm) -> dict[str, Tensor]
         state |= _residual(source, f"res{stage}.1", f"stages.{k}.1", norm)
         if k > 0:
             shortcut = f"res{stage}.0.shortcut{'.conv' if pools else ''}"
-            state |= _conv(source, shortcut, f"stages.{k}.0.shortcut")
+            state |= source.layer(shortcut, f"stages.{k}.0.shortcut")
     for k, block in enumerate(layout.refine):
         units = 3 if k == len(layout.refine) - 1 else 1
         state |= _refine(source, f"refine{block}", f"refine.{k}", min(k + 1, 2), units, inner_norm)
@@ -152,7 +147,7 @@ def renamed(source: Renaming, norm: Norm, inner_norm: Norm) -> dict[str, Tensor]
 def _residual(source: Renaming, theirs: str, ours: str, norm: Norm, pooled: str = "") -> dict[str, Tensor]:
     state = norm(source, f"{theirs}.normalize1", f"{ours}.norm1") | norm(source, f"{theirs}.normalize2", f"{ours}.norm2")
     return (
-        state | _conv(source, f"{theirs}.conv1", f"{ours}.conv1") | _conv(source, f"{theirs}.conv2{pooled}", f"{ours}.conv2")
+        state | source.layer(f"{theirs}.conv1", f"{ours}.conv1") | source.layer(f"{theirs}.conv2{pooled}", f"{ours}.conv2")
     )
 
 
@@ -168,10 +163,6 @@ def _refine(source: Renaming, theirs: str, ours: str, inputs: int, units: int, n
     pairs += [(f"{theirs}.msf.{{}}s.{j}", f"{ours}.fuse.{{}}s.{j}", True) for j in range(2) if inputs > 1]
     state: dict[str, Tensor] = {}
     for from_name, to_name, bias in pairs:
-        state |= _conv(source, from_name.format("conv"), to_name.format("conv"), bias)
+        state |= source.layer(from_name.format("conv"), to_name.format("conv"), bias)
         state |= norm(source, from_name.format("norm"), to_name.format("norm"))
     return state
-
-
-def _conv(source: Renaming, theirs: str, ours: str, bias: bool = True) -> dict[str, Tensor]:
-    return {f"{ours}.{name}": source.take(f"{theirs}.{name}") for name in (["weight", "bias"] if bias else ["weight"])}

@@ -1,0 +1,298 @@
+"""score_sde_pytorch's checkpoints (github.com/yang-song/score_sde_pytorch), `checkpoint_<N>.pth`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from lightning_score.interop import ncsn, ncsnv2
+from lightning_score.interop.base import (
+    Imported,
+    Renaming,
+    Settings,
+    adam,
+    part,
+    read_torch,
+    shadow_state,
+    without_prefix,
+)
+from lightning_score.interop.plusplus_layout import Layout, Modules, find_layout
+from lightning_score.utils import require
+
+KIND = "score_sde"
+FIR_KERNEL = "[1, 3, 3, 1]"
+NUMPY_NUMBER = [
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # as saved by numpy 1
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    type(np.dtype(np.float64)),
+]
+"""What a numpy number needs, in which the authors' code keeps the learning rate while it warms up."""
+
+
+class Training(NamedTuple):
+    """What a model was trained on, of which the file holds nothing but the noise levels of VE.
+
+    `settings` are process, parametrization, objective and sampler; `notes` say what was assumed.
+    """
+
+    settings: Settings
+    data_range: tuple[float, float]
+    notes: tuple[str, ...]
+
+
+def read(path: Path, size: int | None = None) -> Imported:
+    """A checkpoint of score_sde_pytorch: its NCSN++, DDPM++ and DDPM networks, and NCSN's and NCSNv2's as trained there.
+
+    The SDE follows from the network and from the folders, which the authors name after their configs, such as
+    `vp/cifar10_ddpmpp_continuous`.
+
+    Args:
+        path: `checkpoint_<N>.pth`, or the `checkpoint.pth` that is kept during training.
+        size: height and width of the images; by default those of the published models with as many levels.
+
+    Raises:
+        InputError: another kind of file, or one that lacks tensors or holds others than the network's.
+    """
+    saved = read_torch(path, NUMPY_NUMBER, "score_sde needs a checkpoint_<N>.pth as its authors' code writes it.")
+    expected = {"optimizer", "model", "ema", "step"}
+    require(
+        isinstance(saved, Mapping) and expected <= set(saved),
+        f"{path}: not a score_sde checkpoint, which is a dictionary of {', '.join(sorted(expected))}; "
+        f"this is {_said(saved)}",
+    )
+    state = without_prefix(saved["model"])
+    averages = shadow_state(state, saved["ema"]["shadow_params"], _trained)
+    source = Renaming(state, KIND)
+    require("sigmas" in source, f"not a {KIND} checkpoint that can be converted: it lacks 'sigmas'")
+    sigmas = source.take("sigmas")
+    read_network = _refinenet if "begin_conv.weight" in source else _unet
+    network, shape, training = read_network(source, sigmas, path, size)
+    return Imported(
+        model={"network": network, **training.settings, **adam(saved["optimizer"])},
+        shape=shape,
+        data_range=training.data_range,
+        weights=_renamed(source),
+        averages=_renamed(_without_sigmas(averages)),
+        step=int(saved["step"]),
+        notes=training.notes,
+    )
+
+
+def _said(saved: Any) -> str:
+    return f"one of {', '.join(map(str, list(saved)[:5]))}" if isinstance(saved, Mapping) else type(saved).__name__
+
+
+def _trained(name: str) -> bool:
+    return (name != "sigmas" and not name.endswith(".W")) or ".NIN_" in name  # Fourier frequencies are not trained
+
+
+def _without_sigmas(state: Mapping[str, Tensor]) -> Renaming:
+    return Renaming({name: tensor for name, tensor in state.items() if name != "sigmas"}, f"{KIND} (averages)")
+
+
+def _renamed(source: Renaming) -> dict[str, Tensor]:
+    """All tensors under our names.
+
+    Raises:
+        InputError: one is missing, or left over.
+    """
+    if "begin_conv.weight" in source:
+        renamed = (ncsn if "normalizer.embed.weight" in source else ncsnv2).rename(source)
+    else:
+        modules = Modules(source)
+        renamed = modules.rename(_layout(modules))
+    source.finish()
+    return renamed
+
+
+def _layout(modules: Modules) -> Layout:
+    kinds = modules.kinds()
+    layout = find_layout(kinds)
+    require(
+        layout is not None,
+        f"not a {KIND} checkpoint that can be converted: its {len(kinds)} modules are in no order of a DDPM, DDPM++ or "
+        f"NCSN++ that is told the noise level; its first tensors are {', '.join(list(modules.source.state)[:3])}",
+    )
+    return layout
+
+
+def _unet(source: Renaming, sigmas: Tensor, path: Path, size: int | None) -> tuple[Settings, tuple[int, int, int], Training]:
+    """Network, shape and training of a file with numbered modules."""
+    modules = Modules(source)
+    layout = _layout(modules)
+    names = {ours: i for i, (_, ours) in enumerate(layout.modules())}
+    channels, image = modules.peek(f"{names['conv_in']}.weight").shape[:2]
+    usual = 256 if layout.levels >= 6 else 32
+    shape = (image, *[size or usual] * 2)
+    training = _training(layout.fourier, sigmas, path)
+    options: Settings = {
+        "channels": channels,
+        "multipliers": _multipliers(layout, modules, names, channels),
+        "blocks": layout.blocks,
+        "attention": [shape[1] >> level for level, attends in enumerate(layout.attention) if attends],
+        "centered": training.data_range[0] < 0,
+        "progressive_input": _progressive_input(layout, modules, names),
+        "progressive": {"": "none", "skip": "output_skip", "conv": "residual"}[layout.outputs],
+        "resample_blocks": layout.resample_blocks,
+    }
+    notes = [f"images of {shape[1]} x {shape[1]} pixels: --size 64"]
+    fir, fir_note = _filter(layout, modules)
+    if layout.resample_blocks or layout.fourier:
+        notes += [*fir_note, "sums are scaled by 1/sqrt(2), as in all published models: --model.network.rescale false"]
+    else:
+        options |= {"rescale": False, "group_size": 1}
+        more = "--model.network.rescale true --model.network.group_size 4"
+        notes.append(f"the network is the authors' DDPM, not an NCSN++ with DDPM's blocks: {more}")
+    dropout = 0.1 if usual == 32 else 0.0
+    notes.append(f"dropout of {dropout:g} in further training: --model.network.dropout 0.1")
+    name = "NCSNpp" if layout.fourier else "DDPMpp"
+    network = part(name, **options, fir=fir, dropout=dropout, embedding=_embedding(layout, modules, channels))
+    return network, shape, training._replace(notes=(*notes, *training.notes))
+
+
+def _embedding(layout: Layout, modules: Modules, channels: int) -> Settings:
+    if layout.fourier:
+        return part("FourierEmbedding", width=2 * len(modules.peek("0.W")))
+    return part("PositionalEmbedding", width=channels)
+
+
+def _multipliers(layout: Layout, modules: Modules, names: Mapping[str, int], channels: int) -> list[int]:
+    first = [names[f"up.{k}.blocks.0"] for k in reversed(range(layout.levels))]
+    widths = [len(modules.peek(f"{i}.Conv_0.weight")) for i in first]
+    require(
+        all(width % channels == 0 for width in widths),
+        f"not a {KIND} checkpoint that can be converted: levels of {widths} channels, no multiples of {channels}",
+    )
+    return [width // channels for width in widths]
+
+
+def _progressive_input(layout: Layout, modules: Modules, names: Mapping[str, int]) -> str:
+    if not layout.joins or layout.levels == 1:
+        return "none"
+    if layout.joins == "conv resampled":
+        return "residual"
+    joined = len(modules.peek(f"{names['down.0.join.conv']}.Conv_0.weight"))
+    following = modules.peek(f"{names['down.0.stages.0.residual']}.Conv_0.weight").shape[1]
+    return "input_skip" if following == joined else "input_concatenation"
+
+
+def _filter(layout: Layout, modules: Modules) -> tuple[bool, list[str]]:
+    """Whether changes of resolution are filtered, which shows only where they are convolutions, and what was assumed."""
+    seen = {kind for i in range(modules.count) for kind in ("Conv2d_0", "Conv_0") if _only(modules, i, kind)}
+    if seen and (layout.joins == "conv resampled" or not layout.resample_blocks):
+        return "Conv2d_0" in seen, []
+    filtered = layout.fourier
+    said = f"filtered with {FIR_KERNEL}" if filtered else "not filtered"
+    return filtered, [f"changes of resolution are {said}: --model.network.fir {str(not filtered).lower()}"]
+
+
+def _only(modules: Modules, i: int, name: str) -> bool:
+    return f"{i}.{name}.weight" in modules and f"{i}.Conv_1.weight" not in modules
+
+
+def _refinenet(
+    source: Renaming, sigmas: Tensor, path: Path, size: int | None
+) -> tuple[Settings, tuple[int, int, int], Training]:
+    """Network, shape and training of a file with the tensors of NCSN or NCSNv2, which are trained on VE's levels there."""
+    told = "normalizer.embed.weight" in source
+    network, usual = (ncsn.network_of(source), 32) if told else ncsnv2.network_of(source)
+    image = source.state["begin_conv.weight"].shape[1]
+    training = _ladder(sigmas, part("Score" if told else "ScoreOverSigma", noise_label=part("Index", descending=True)))
+    notes = (f"images of {size or usual} x {size or usual} pixels: --size 64", *training.notes)
+    return network, (image, *[size or usual] * 2), training._replace(notes=notes)
+
+
+def _training(fourier: bool, sigmas: Tensor, path: Path) -> Training:
+    """By the folders' names; without them, VE for Fourier features and the continuous VP for an index."""
+    folders = path.absolute().parts[-4:-1]
+    sde = next((folder for folder in reversed(folders) if folder in ("ve", "vp", "subvp")), None)
+    named = any("cifar10" in folder or "_" in folder for folder in folders) and sde is not None
+    continuous = not named or any("continuous" in folder for folder in folders)
+    if fourier:
+        return _ve(sigmas)
+    if sde == "ve":
+        return _ladder(sigmas, part("ScoreOverSigma", noise_label=part("Index", descending=True)))
+    if sde == "vp" and not continuous:
+        return _chain()
+    return _vp("SubVP" if sde == "subvp" else "VP", sde)
+
+
+def _matching(times: Settings, mean: bool) -> Settings:
+    return part("DenoisingScoreMatching", weighting=part("SigmaSquared"), times=times, mean=mean)
+
+
+def _corrected(grid: Settings, snr: float) -> Settings:
+    """The authors' predictor-corrector for VE: Langevin steps, whose norms are averaged over the batch, come first."""
+    return part(
+        "PredictorCorrector",
+        predictor=part("ReverseDiffusion"),
+        corrector=part("BatchLangevin", snr=snr),
+        corrector_steps=1,
+        predict_first=False,
+        grid=grid,
+        denoise=part("LastMean"),
+    )
+
+
+def _ve(sigmas: Tensor) -> Training:
+    levels = ncsnv2.ladder(sigmas)["init_args"]
+    snr = 0.16 if levels["sigma_max"] <= 100 else 0.075
+    settings = {
+        "process": part("VE", sigma_min=levels["sigma_min"], sigma_max=levels["sigma_max"]),
+        "parametrization": part("ScoreOverSigma", noise_label=part("LogSigma")),
+        "objective": _matching(part("UniformTimes", t_min=1e-5), mean=False),
+        "sampler": _corrected(part("Uniform", steps=levels["levels"], t_min=1e-5), snr),
+    }
+    notes = (
+        'values in [0, 1], as in all published models of VE: --model.network.centered true --data.data_range "[-1, 1]"',
+        f"the authors' signal-to-noise ratio of the corrector: --model.sampler.corrector.snr {snr:g}",
+    )
+    return Training(settings, (0.0, 1.0), notes)
+
+
+def _ladder(sigmas: Tensor, parametrization: Settings) -> Training:
+    settings = {
+        "process": ncsnv2.ladder(sigmas),
+        "parametrization": parametrization,
+        "objective": _matching(part("TableTimes"), mean=False),
+        "sampler": _corrected(part("Table"), 0.16),
+    }
+    return Training(
+        settings, (0.0, 1.0), ("values in [0, 1], as in all published models of VE: --model.network.centered true",)
+    )
+
+
+def _vp(process: str, sde: str | None) -> Training:
+    settings = {
+        "process": part(process, beta_min=0.1, beta_max=20.0),
+        "parametrization": part("Noise", noise_label=part("Time", scale=999.0)),
+        "objective": _matching(part("UniformTimes", t_min=1e-5), mean=True),
+        "sampler": part(
+            "PredictorCorrector",
+            predictor=part("EulerMaruyama"),
+            grid=part("Uniform", steps=1000, t_min=1e-3),
+            denoise=part("LastMean"),
+        ),
+    }
+    other = "SubVP" if process == "VP" else "VP"
+    why = f"since a folder is called {sde}" if sde else "since no folder is called subvp or ve"
+    notes = (
+        f"the process is {process} in continuous time, {why}: --model.process {other}",
+        "values in [-1, 1], as in all published models of VP and sub-VP: "
+        '--model.network.centered false --data.data_range "[0, 1]"',
+    )
+    return Training(settings, (-1.0, 1.0), notes)
+
+
+def _chain() -> Training:
+    settings = {
+        "process": part("BetaTable", beta_min=1e-4, beta_max=0.02, steps=1000),
+        "parametrization": part("Noise", noise_label=part("Index")),
+        "objective": _matching(part("TableTimes"), mean=True),
+        "sampler": part("PredictorCorrector", predictor=part("Ancestral"), grid=part("Table"), denoise=part("LastMean")),
+    }
+    notes = ("DDPM's chain of 1000 steps, since a folder is called vp and none continuous: --model.process VP",)
+    return Training(settings, (-1.0, 1.0), notes)

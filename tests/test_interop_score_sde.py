@@ -1,0 +1,248 @@
+"""score_sde's and EDM's checkpoints: the same numbers as the authors' code from the same weights.
+
+score_sde_*: `get_score_fn` of yang-song/score_sde_pytorch in evaluation mode, of the model NCSNpp (names with pp) or DDPM,
+the SDE by the name, at the times `t` (0.3 and 0.85, or entries 41 and 850 of 1000 where not continuous). The configs are the
+shipped ones with image_size the height of `shape`, sigma_max and num_scales as recorded, and of the network: fir, residual
+input and attention for ncsnpp; skips: input_skip and output_skip; boxes: the same without fir, combined by cat; residuals:
+both residual, without fir; blocks: DDPM's blocks in NCSNpp. Two calls of F.interpolate in it, which name no
+mode, need one. edm_*: `EDMPrecond` of NVlabs/edm on SongUNet, at `sigma`, without and with the labels 1 and 4.
+The images are `torch.rand` of seed 0, and 2 x - 1 of it where data lie around zero (but for EDM).
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from recorded import recorded
+
+from lightning_score import interop
+from lightning_score.interop.plusplus_layout import Layout, find_layout
+from lightning_score.networks import DDPMpp, NCSNpp
+from lightning_score.utils import InputError
+
+SCORE_SDE = {
+    "ve_ncsnpp_continuous_small": {},
+    "ve_ncsnpp_continuous_skips": {},
+    "ve_ncsnpp_continuous_boxes": {"network": {"fir": False}},
+    "ve_ncsnpp_continuous_residuals": {},
+    "ve_ncsnpp_continuous_cifar10": {},
+    "ve_ncsnpp_small": {},
+    "ve_ddpm_small": {},
+    "vp_ddpmpp_continuous_small": {},
+    "vp_ddpmpp_continuous_cifar10": {},
+    "vp_ncsnpp_continuous_small": {},
+    "vp_ddpmpp_blocks_continuous": {"network": {"rescale": True, "group_size": 4}},
+    "vp_ddpm_small": {},
+    "vp_ddpm_cifar10": {},
+    "subvp_ddpmpp_continuous_small": {},
+}
+PROCESSES = {"ve": "VE", "vp": "VP", "subvp": "SubVP"}
+EDM = ["vp_cifar10_cond", "vp_skips", "ve_small", "ve_small_cond", "ve_skips"]
+
+
+def images(shape, centered=False):
+    x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    return 2 * x - 1 if centered else x
+
+
+def distance(ours, theirs):
+    """The largest difference over the largest output, of the worst sample."""
+    return float(((ours - theirs).abs().flatten(1).amax(1) / theirs.abs().flatten(1).amax(1)).max())
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters()) + sum(b.numel() for b in buffers(module))
+
+
+def buffers(module):
+    return [tensor for name, tensor in module.state_dict().items() if name.endswith("frequencies")]
+
+
+def saved(name, state=None, averages=None, **entries):
+    """A checkpoint as the authors' code writes it."""
+    case = recorded(f"score_sde_{name}")
+    state = case.state if state is None else state
+    scales = torch.linspace(math.log(case.about["sigma_max"]), math.log(0.01), case.about["scales"], dtype=torch.float64)
+    shadow = [tensor for key, tensor in (averages or state).items() if not key.endswith("all_modules.0.W")]
+    return {
+        "optimizer": {"state": {}, "param_groups": [{"lr": np.float64(2e-4) * 0.5, "betas": (0.9, 0.999), "eps": 1e-8}]},
+        "model": {"module.sigmas": scales.exp()} | {f"module.{key}": tensor for key, tensor in state.items()},
+        "ema": {"decay": 0.999, "num_updates": 7, "shadow_params": shadow},
+        "step": 17,
+    } | entries
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Writes a checkpoint into folders named as the authors do, and gives its path."""
+
+    def write(name, checkpoint):
+        sde, _, rest = name.partition("_")
+        folder = tmp_path / sde / f"cifar10_{rest}"
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(checkpoint, folder / "checkpoint_17.pth")
+        return folder / "checkpoint_17.pth"
+
+    return write
+
+
+def edm_state(name):
+    case = recorded(f"edm_{name}")
+    row = torch.tensor([float(tap) for tap in case.about["filter"]])
+    kernel = torch.outer(row, row)[None, None] / row.sum() ** 2
+    return case.state | dict.fromkeys(case.about["resampled"], kernel)
+
+
+class TestScoreSDE:
+    @pytest.mark.parametrize(("name", "changes"), SCORE_SDE.items(), ids=SCORE_SDE)
+    def test_score(self, name, changes, save):
+        case = recorded(f"score_sde_{name}")
+        path, size = save(name, saved(name)), case.about["shape"][1]
+        imported = interop.read(path, "score_sde", size)
+        score = interop.build(imported, **changes)
+        t = case.tensors["t"]
+        if "continuous" not in name:  # the authors' t of entry i of 1000 is i/999, ours (i + 1)/1000
+            t = (t * 999 + 1) / 1000
+        with torch.no_grad():
+            output = score(images(case.about["shape"], imported.data_range[0] < 0), t)
+        assert distance(output, case.tensors["output"]) < 1e-5
+        assert parameters(score.network) == case.about["parameters"]
+        continuous = imported.model["process"]["class_path"] in PROCESSES.values()
+        assert continuous == ("continuous" in name)
+        if continuous:
+            assert imported.model["process"]["class_path"] == PROCESSES[name.partition("_")[0]]
+        assert imported.step == 17 and imported.model["optimizer"]["init_args"]["lr"] == 1e-4
+
+    def test_averages_are_in_the_order_of_the_parameters(self, save):
+        name = "ve_ncsnpp_continuous_small"
+        state = recorded(f"score_sde_{name}").state
+        averages = {key: tensor + 0.1 for key, tensor in state.items()}
+        imported = interop.read(save(name, saved(name, state, averages)), "score_sde", 16)
+        for key, tensor in imported.weights.items():
+            moved = 0.0 if key.endswith("frequencies") else 0.1
+            torch.testing.assert_close(imported.averages[key], tensor + moved)
+
+    def test_without_folders_that_say_more_it_is_the_continuous_vp(self, save, tmp_path):
+        torch.save(saved("vp_ddpmpp_continuous_small"), tmp_path / "checkpoint.pth")
+        imported = interop.read(tmp_path / "checkpoint.pth", "score_sde")
+        assert imported.model["process"]["class_path"] == "VP" and imported.shape == (3, 32, 32)
+        assert any("--model.process SubVP" in note for note in imported.notes)
+
+    @pytest.mark.parametrize("where", ["model", "averages"])
+    def test_every_missing_or_surplus_tensor_is_named(self, where, save):
+        name = "ve_ncsnpp_continuous_small"
+        state = recorded(f"score_sde_{name}").state
+        surplus = {**state, "all_modules.3.extra.weight": torch.ones(3)}
+        if where == "averages":
+            with pytest.raises(InputError, match="do not fit the weights"):
+                interop.read(save(name, saved(name, state, surplus)), "score_sde")
+            return
+        with pytest.raises(InputError, match=r"takes 1 of its tensors, all_modules\.3\.extra\.weight"):
+            interop.read(save(name, saved(name, surplus)), "score_sde")
+        for missing in ["all_modules.4.Dense_0.bias", "all_modules.8.NIN_2.b", "all_modules.1.bias"]:
+            with pytest.raises(InputError, match=f"lacks '{missing}'"):
+                interop.read(save(name, saved(name, {k: v for k, v in state.items() if k != missing})), "score_sde")
+
+    def test_modules_in_another_order(self, save):
+        name = "ve_ncsnpp_continuous_small"
+        state = {k.replace("all_modules.5.", "all_modules.99."): v for k, v in recorded(f"score_sde_{name}").state.items()}
+        with pytest.raises(InputError, match="has no tensors"):
+            interop.read(save(name, saved(name, state)), "score_sde")
+
+    @pytest.mark.parametrize(
+        ("checkpoint", "message"),
+        [
+            ({"model": {}}, "is a dictionary of ema, model"),
+            ([1], "this is list"),
+            (saved("vp_ddpm_small", step=print), "code"),
+        ],
+        ids=["other", "list", "code"],
+    )
+    def test_refuses(self, checkpoint, message, save):
+        with pytest.raises(InputError, match=message):
+            interop.read(save("vp_x", checkpoint), "score_sde")
+
+    def test_a_numpy_number_and_nothing_else_of_numpy(self, save):
+        interop.read(save("vp_ddpm_small", saved("vp_ddpm_small", step=np.float64(17))), "score_sde")
+        with pytest.raises(InputError, match="without running code"):
+            interop.read(save("vp_ddpm_small", saved("vp_ddpm_small", extra=np.ones(3))), "score_sde")
+
+
+class TestRefineNets:
+    def test_those_of_score_sde_are_on_a_ladder(self, save):
+        ncsnv2 = recorded("ncsnv2_small")
+        sigmas = torch.linspace(math.log(50), math.log(0.01), 232, dtype=torch.float64).exp()
+        state = ncsnv2.state
+        checkpoint = saved("vp_ddpm_small", state, state)
+        checkpoint["model"]["module.sigmas"] = sigmas
+        imported = interop.read(save("ve_ncsnv2", checkpoint), "score_sde")
+        assert imported.model["process"]["init_args"] == {"sigma_min": 0.01, "sigma_max": 50.0, "levels": 232}
+        assert imported.model["network"]["class_path"] == "NCSNv2"
+        interop.build(imported)
+
+
+def test_layouts_are_told_apart():
+    """The modules of any layout are found to be its own, whatever the levels, blocks and attention."""
+    for levels in (1, 2, 4):
+        for blocks in (1, 3):
+            for joins in ("", "combine", "conv resampled"):
+                for outputs in ("", "skip", "conv"):
+                    attention = tuple(level % 2 == 1 for level in range(levels))
+                    for resample in (True, False):
+                        layout = Layout(levels, blocks, resample, True, joins if levels > 1 else "", outputs, attention)
+                        kinds = [kind for kind, _ in layout.modules()]
+                        found = find_layout(kinds)
+                        assert [kind for kind, _ in found.modules()] == kinds
+                        assert (found.levels, found.blocks, found.attention) == (levels, blocks, attention)
+
+
+class TestEDM:
+    @pytest.mark.parametrize("name", EDM)
+    def test_denoised(self, name, tmp_path):
+        case = recorded(f"edm_{name}")
+        torch.save(edm_state(name), tmp_path / "network.pt")
+        score = interop.load(tmp_path / "network.pt", "edm")
+        x, sigma = images(case.about["shape"]), case.tensors["sigma"]
+        t = score.process.inverse_log_snr(-2 * sigma.double().log())
+        with torch.no_grad():
+            assert distance(score.denoised(x, t), case.tensors["output"]) < 1e-5
+            if score.num_classes:
+                labelled = score.denoised(x, t, torch.tensor([1, 4]))
+                assert distance(labelled, case.tensors["labelled"]) < 1e-5
+                assert distance(labelled, case.tensors["output"]) > 1e-3
+        assert isinstance(score.network, DDPMpp) and isinstance(score.network, NCSNpp) == name.startswith("ve")
+
+    def test_names_with_and_without_the_preconditioner(self, tmp_path):
+        state = edm_state("ve_small")
+        assert all(name.startswith("model.") for name in state)
+        torch.save({name.removeprefix("model."): tensor for name, tensor in state.items()}, tmp_path / "network.pt")
+        assert interop.load(tmp_path / "network.pt", "edm").network.shape == (3, 16, 16)
+
+    def test_a_pickle_is_refused_with_the_recipe(self, tmp_path):
+        (tmp_path / "network.pkl").write_bytes(b"\x80\x04N.")
+        with pytest.raises(InputError, match=r"pickle can run any code.*torch\.save\(pickle\.load"):
+            interop.read(tmp_path / "network.pkl", "edm")
+        torch.save({"ema": torch.nn.Linear(1, 1)}, tmp_path / "training-state.pt")
+        with pytest.raises(InputError, match=r"without running code.*torch\.save\(pickle\.load"):
+            interop.read(tmp_path / "training-state.pt", "edm")
+
+    def test_every_missing_or_surplus_tensor_is_named(self, tmp_path):
+        state, path = edm_state("ve_small_cond"), tmp_path / "network.pt"
+        for missing in [
+            "map_label.bias",
+            "enc.24x24_block1.affine.bias",
+            "dec.6x6_in0.qkv.bias",
+            "enc.12x12_aux_residual.bias",
+        ]:
+            torch.save({name: tensor for name, tensor in state.items() if name != f"model.{missing}"}, path)
+            with pytest.raises(InputError, match=f"lacks '{missing}'"):
+                interop.read(path, "edm")
+        torch.save({**state, "model.enc.24x24_block7.norm9.weight": torch.ones(2)}, path)
+        with pytest.raises(InputError, match=r"takes 1 of its tensors, enc\.24x24_block7\.norm9\.weight"):
+            interop.read(path, "edm")
+
+    def test_other_networks_of_edm(self, tmp_path):
+        torch.save({**edm_state("ve_small"), "model.out_conv.weight": torch.ones(1)}, tmp_path / "network.pt")
+        with pytest.raises(InputError, match="DhariwalUNet"):
+            interop.read(tmp_path / "network.pt", "edm")
