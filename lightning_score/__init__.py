@@ -10,7 +10,17 @@ __version__ = "0.1.0"
 _MODULES = {
     "lightning_score.model": ["ScoreModel"],
     "lightning_score.score": ["ScoreField", "ScoreFunction"],
-    "lightning_score.process": ["NoiseProcess", "VP", "SubVP", "VE", "Cosine", "BetaTable", "SigmaTable"],
+    "lightning_score.process": [
+        "NoiseProcess",
+        "VP",
+        "SubVP",
+        "VE",
+        "Cosine",
+        "BetaTable",
+        "RootBetaTable",
+        "CosineTable",
+        "SigmaTable",
+    ],
     "lightning_score.parametrization": ["Parametrization", "NoiseLabel"],
     "lightning_score.empirical": ["EmpiricalScore"],
     "lightning_score.objective": [

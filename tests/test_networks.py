@@ -195,7 +195,13 @@ class TestEveryNetwork:
         (UNet, {"multipliers": [1, 0]}, "multipliers"),
         (UNet, {"channels": 0}, "channels 0"),
         (UNet, {"channels": 5}, "multiple of groups"),
-        (UNet, {"channels": 2}, "at least twice as many"),
+        (UNet, {"channels": 8, "head_channels": 3}, "must divide 8 channels"),
+        (DDPMpp, {"channels": 6, "group_size": 1, "groups": 4}, "multiple of the number of groups"),
+        (DDPMpp, {"groups": 0}, "must be positive"),
+        (NCSNpp, {"attention": [3]}, r"choose from \[4, 2\]"),
+        (NCSN, {"levels": 0}, "levels 0"),
+        (NCSNv2, {"dilations": [1, 1]}, "one positive integer of each per stage"),
+        (NCSNv2Deepest, {"shape": [2, 4, 4]}, "divisible by 8"),
         (UNet, {"groups": 0}, "groups 0"),
         (UNet, {"blocks": 0}, "blocks 0"),
         (UNet, {"attention": [16]}, r"choose from \[4, 2\]"),
@@ -206,6 +212,12 @@ class TestEveryNetwork:
 def test_refuses_with_the_fix(kind, bad, message):
     with pytest.raises(InputError, match=message):
         kind(**{**SMALL[kind], **bad})
+
+
+@pytest.mark.parametrize(("kind", "options"), [(UNet, {"groups": 8}), (DDPMpp, {"group_size": 1})], ids=["UNet", "DDPMpp"])
+def test_warns_of_norms_that_hide_the_noise_level(kind, options):
+    with pytest.warns(UserWarning, match="at least two channels per group"):
+        kind(**{**SMALL[kind], **options})
 
 
 class TestEmbeddings:

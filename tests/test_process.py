@@ -4,10 +4,21 @@ import math
 
 import pytest
 import torch
-from conftest import PROCESSES, SMALL, MixtureScore, times
+from conftest import CHAINS, PROCESSES, SMALL, MixtureScore, times
 
 from lightning_score.data import Mixture
-from lightning_score.process import VE, VP, BetaTable, Cosine, NoiseProcess, SigmaTable, SubVP
+from lightning_score.process import (
+    VE,
+    VP,
+    BetaTable,
+    Chain,
+    Cosine,
+    CosineTable,
+    NoiseProcess,
+    RootBetaTable,
+    SigmaTable,
+    SubVP,
+)
 from lightning_score.sampling import Heun, KeepNoise, NoiseStream, PredictorCorrector, Uniform
 from lightning_score.utils import InputError
 
@@ -26,7 +37,7 @@ class OfTheUser(NoiseProcess):
         return t
 
 
-@pytest.fixture(params=[*PROCESSES, OfTheUser], ids=lambda c: c.__name__)
+@pytest.fixture(params=[*{**dict.fromkeys(PROCESSES), **dict.fromkeys(CHAINS)}, OfTheUser], ids=lambda c: c.__name__)
 def noise_process(request):
     """Each noise process, and one of which nothing but its two functions is known: the same laws hold for all."""
     return request.param(**SMALL.get(request.param, {}))
@@ -200,6 +211,25 @@ def test_beta_table_is_ddpm():
     torch.testing.assert_close(a**2, 1 - betas[1:])
 
 
+@pytest.mark.parametrize(
+    ("process", "name", "options"),
+    [
+        (BetaTable(1e-4, 0.02, 1000), "linear", {}),
+        (RootBetaTable(1e-4, 0.02, 300), "scaled_linear", {"num_train_timesteps": 300}),
+        (CosineTable(steps=500), "squaredcos_cap_v2", {"num_train_timesteps": 500}),
+        (Chain([0.1, 0.5, 0.2]), "linear", {"num_train_timesteps": 3, "trained_betas": [0.1, 0.5, 0.2]}),
+    ],
+    ids=lambda p: type(p).__name__,
+)
+def test_chains_are_those_of_diffusers(process, name, options):
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(beta_schedule=name, **options)
+    torch.testing.assert_close(process.betas, scheduler.betas.double(), rtol=1e-6, atol=0)
+    alphas = process.alpha(process.table_times()) ** 2
+    torch.testing.assert_close(alphas, (1 - process.betas).cumprod(0), rtol=1e-12, atol=0)
+
+
 def test_beta_table_tends_to_vp_like_one_over_n():
     t = torch.tensor([0.25, 0.5, 1.0], dtype=torch.float64)
     errors = [float((BetaTable(0.1 / n, 20 / n, n).alpha(t) - VP().alpha(t)).abs().max()) for n in (100, 200, 400)]
@@ -240,6 +270,11 @@ def test_one_level_is_allowed():
         (lambda: SigmaTable(levels=0), "levels=0"),
         (lambda: BetaTable(steps=0), "steps=0"),
         (lambda: BetaTable(beta_max=1.5), "beta_max=1.5"),
+        (lambda: RootBetaTable(beta_min=0.0), "beta_min=0.0"),
+        (lambda: CosineTable(offset=0.0), "offset=0.0"),
+        (lambda: CosineTable(beta_max=1.0), "beta_max=1.0"),
+        (lambda: Chain([]), "need at least one"),
+        (lambda: Chain([0.1, 1.0]), "to 1.0"),
         (lambda: Cosine(t_max=1.0), "t_max=1.0"),
         (lambda: VE().table_times(), "VE"),
     ],

@@ -17,7 +17,7 @@ from lightning_score.networks.conditioning import (
 )
 from lightning_score.networks.pyramids import Head, InputKind, InputLevel, OutputKind, OutputLevel, input_level, output_level
 from lightning_score.networks.resampling import FIR, Boxes, Resampling
-from lightning_score.networks.unet import Stage, check_levels
+from lightning_score.networks.unet import Stage, check_levels, warn_of_single_channels
 from lightning_score.utils import require
 
 Kept = list[Tensor]
@@ -134,7 +134,7 @@ class DDPMpp(Network):
     ) -> None:
         super().__init__(shape, num_classes)
         check_levels(type(self).__name__, shape, multipliers, blocks, attention, dropout)
-        _check_groups(channels, multipliers, groups, group_size)
+        _check_groups(channels, groups, group_size)
         self.centered = centered
         self.from_levels = progressive == "output_skip"
         scale = 0.5**0.5 if rescale else 1.0
@@ -267,12 +267,12 @@ def _group_norm(groups: int, group_size: int, channels: int) -> nn.Module:
     return nn.GroupNorm(min(channels // group_size, groups), channels, eps=1e-6)
 
 
-def _check_groups(channels: int, multipliers: Sequence[int], groups: int, group_size: int) -> None:
+def _check_groups(channels: int, groups: int, group_size: int) -> None:
     require(groups > 0 and group_size > 0, f"groups {groups}, group_size {group_size}: must be positive")
     count = min(channels // group_size, groups)
-    # a group of one channel would subtract the very shift that tells a residual block its noise level
     require(
-        count > 0 and channels % count == 0 and channels >= 2 * count,
+        count > 0 and channels % count == 0,
         f"channels {channels}, groups {groups}, group_size {group_size}: channels must be a multiple of the number of "
-        "groups, min(channels/group_size, groups), at least twice as many",
+        "groups, min(channels/group_size, groups)",
     )
+    warn_of_single_channels(channels, count)

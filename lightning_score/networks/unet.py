@@ -1,5 +1,6 @@
 """The U-Net of DDPM, from 35.7 million parameters for CIFAR-10 down to a quarter of a million for 8x8 digits."""
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 
@@ -198,12 +199,22 @@ def check_levels(
     require(not absent, f"attention {absent}: no such resolution; choose from {heights}, or [] for none")
 
 
+def warn_of_single_channels(channels: int, groups: int) -> None:
+    """Warns of norms that take away what a residual block is told."""
+    if groups >= channels:
+        warnings.warn(
+            f"channels {channels}, groups {groups}: a group of one channel subtracts the shift that tells a residual block "
+            "its noise level; take at least two channels per group",
+            stacklevel=2,
+        )
+
+
 def _check_channels(channels: int, groups: int, head_channels: int | None) -> None:
-    # a group of one channel would subtract the very shift that tells a residual block its noise level
     require(
-        groups > 0 and channels >= 2 * groups and channels % groups == 0,
-        f"channels {channels}, groups {groups}: channels must be a multiple of groups, at least twice as many",
+        groups > 0 and channels > 0 and channels % groups == 0,
+        f"channels {channels}, groups {groups}: channels must be a multiple of groups",
     )
+    warn_of_single_channels(channels, groups)
     require(
         head_channels is None or (head_channels > 0 and channels % head_channels == 0),
         f"head_channels {head_channels}: must divide {channels} channels, or be null for one head",

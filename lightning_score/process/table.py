@@ -1,6 +1,8 @@
 """The tabulated processes of DDPM and NCSN."""
 
+import math
 from abc import ABC
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,25 +51,21 @@ class Table(NoiseProcess, ABC):
         return self
 
 
-class BetaTable(VariancePreserving, Table):
-    """DDPM's discrete chain: alpha_i^2 = prod_{j <= i} (1 - beta_j), beta_j linear from beta_min to beta_max.
+class Chain(VariancePreserving, Table):
+    """A discrete chain of any variances: alpha_i^2 = prod_{j <= i} (1 - beta_j).
 
-    Ho et al. 2020 (2006.11239), section 4. log alpha is linear between entries, so that the drift is constant there.
+    log alpha is linear between entries, so that the drift is constant there.
 
     Args:
-        beta_min: variance of the first step.
-        beta_max: variance of the last step, below 1.
-        steps: N.
+        betas: the variances of the steps, each in (0, 1).
     """
 
-    def __init__(self, beta_min: float = 1e-4, beta_max: float = 0.02, steps: int = 1000):
-        require(steps >= 1, f"steps={steps}: need at least one step, as in steps=1000")
+    def __init__(self, betas: Sequence[float]):
         require(
-            0 < beta_min <= beta_max < 1,
-            f"beta_min={beta_min}, beta_max={beta_max}: need 0 < beta_min <= beta_max < 1, as in 1.0e-4 and 0.02",
+            len(betas) > 0 and all(0 < beta < 1 for beta in betas),
+            f"{len(betas)} betas from {min(betas, default=0)} to {max(betas, default=0)}: need at least one, each in (0, 1)",
         )
-        betas = torch.linspace(beta_min, beta_max, steps, dtype=torch.float64)
-        super().__init__(torch.log1p(-betas).cumsum(0) / 2)
+        super().__init__(torch.log1p(-torch.tensor(list(betas), dtype=torch.float64)).cumsum(0) / 2)
 
     def log_alpha(self, t: Tensor) -> Tensor:
         return self.interpolate(t)
@@ -79,6 +77,65 @@ class BetaTable(VariancePreserving, Table):
     def betas(self) -> Tensor:
         """The variances of the steps, float64 (N,)."""
         return -torch.expm1(2 * self.entries.diff())
+
+
+class BetaTable(Chain):
+    """DDPM's discrete chain: alpha_i^2 = prod_{j <= i} (1 - beta_j), beta_j linear from beta_min to beta_max.
+
+    Ho et al. 2020 (2006.11239), section 4. log alpha is linear between entries, so that the drift is constant there.
+
+    Args:
+        beta_min: variance of the first step.
+        beta_max: variance of the last step, below 1.
+        steps: N.
+    """
+
+    def __init__(self, beta_min: float = 1e-4, beta_max: float = 0.02, steps: int = 1000):
+        require_betas(beta_min, beta_max, steps)
+        super().__init__(torch.linspace(beta_min, beta_max, steps, dtype=torch.float64).tolist())
+
+
+class RootBetaTable(Chain):
+    """The chain of latent diffusion: sqrt(beta_j) linear (Rombach et al. 2022, 2112.10752, the authors' code).
+
+    Args:
+        beta_min: variance of the first step.
+        beta_max: variance of the last step, below 1.
+        steps: N.
+    """
+
+    def __init__(self, beta_min: float = 0.00085, beta_max: float = 0.012, steps: int = 1000):
+        require_betas(beta_min, beta_max, steps)
+        super().__init__((torch.linspace(beta_min**0.5, beta_max**0.5, steps, dtype=torch.float64) ** 2).tolist())
+
+
+class CosineTable(Chain):
+    """The cosine chain: prod_{j <= i} (1 - beta_j) = h(i/N)/h(0), h(u) = cos^2(pi/2 (u + s)/(1 + s)), beta_j at most a cap.
+
+    Nichol and Dhariwal 2021 (2102.09672), equation 17.
+
+    Args:
+        offset: s.
+        beta_max: the cap, below 1.
+        steps: N.
+    """
+
+    def __init__(self, offset: float = 0.008, beta_max: float = 0.999, steps: int = 1000):
+        require(steps >= 1, f"steps={steps}: need at least one step, as in steps=1000")
+        require(offset > 0, f"offset={offset}: must be above 0, as in 0.008")
+        require(0 < beta_max < 1, f"beta_max={beta_max}: must be between 0 and 1, as in 0.999")
+        angles = math.pi / 2 * (torch.arange(steps + 1).double() / steps + offset) / (1 + offset)
+        kept = angles.cos() ** 2
+        super().__init__((1 - kept[1:] / kept[:-1]).clamp(max=beta_max).tolist())
+
+
+def require_betas(beta_min: float, beta_max: float, steps: int) -> None:
+    """Raises `InputError` unless there is a step and 0 < beta_min <= beta_max < 1."""
+    require(steps >= 1, f"steps={steps}: need at least one step, as in steps=1000")
+    require(
+        0 < beta_min <= beta_max < 1,
+        f"beta_min={beta_min}, beta_max={beta_max}: need 0 < beta_min <= beta_max < 1, as in 1.0e-4 and 0.02",
+    )
 
 
 class SigmaTable(Table):

@@ -1,0 +1,248 @@
+"""diffusers' folders of a `UNet2DModel` with a scheduler, read without diffusers."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_score.interop.base import Imported, Renaming, Settings, part, read_torch
+from lightning_score.interop.unet import state_of, translate
+from lightning_score.utils import InputError, require
+
+KIND = "diffusers"
+WEIGHTS = "diffusion_pytorch_model"
+PATTERNS = [
+    (r"conditioning\.linear", "time_embedding.linear_"),
+    (r"conditioning\.classes", "class_embedding"),
+    (r"down\.(\d+)\.stages", r"down_blocks.\1.stages"),
+    (r"down\.(\d+)\.downsample", r"down_blocks.\1.downsamplers.0"),
+    (r"up\.(\d+)\.stages", r"up_blocks.\1.stages"),
+    (r"up\.(\d+)\.upsample", r"up_blocks.\1.upsamplers.0"),
+    (r"middle\.", "mid_block.stages."),
+    (r"stages\.(\d+)\.residual", r"resnets.\1"),
+    (r"stages\.(\d+)\.attention", r"attentions.\1"),
+    (r"\.shift\.", ".time_emb_proj."),
+    (r"\.skip\.", ".conv_shortcut."),
+    (r"\.norm\.", ".group_norm."),
+    (r"\.query\.", ".to_q."),
+    (r"\.key\.", ".to_k."),
+    (r"\.value\.", ".to_v."),
+    (r"\.out\.", ".to_out.0."),
+    (r"norm_out", "conv_norm_out"),
+]
+"""Our names to diffusers'."""
+OLD_ATTENTION = [
+    (r"\.query\.", ".to_q."),
+    (r"\.key\.", ".to_k."),
+    (r"\.value\.", ".to_v."),
+    (r"\.proj_attn\.", ".to_out.0."),
+]
+"""Names of diffusers before 0.17, in which google/ddpm-cifar10-32 is saved, to those after."""
+DEFAULTS = {
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "mid_block_type": "UNetMidBlock2D",
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+}
+"""What UNet2DModel takes for entries that its config lacks."""
+UNCONDITIONAL = (
+    "the network was not trained without a class, which guidance needs: --model.label_dropout 0.1 in further training"
+)
+BLOCKS = {
+    "DownBlock2D",
+    "AttnDownBlock2D",
+    "ResnetDownsampleBlock2D",
+    "UpBlock2D",
+    "AttnUpBlock2D",
+    "ResnetUpsampleBlock2D",
+}
+"""The levels that our UNet has."""
+PREDICTIONS = {"epsilon": "Noise", "sample": "Denoised", "v_prediction": "Velocity"}
+
+
+def read(path: Path, size: int | None = None) -> Imported:
+    """A folder of diffusers: a pipeline's, with `unet` and `scheduler`, or that of a UNet2DModel alone.
+
+    Args:
+        path: the folder.
+        size: height and width of the images; by default `sample_size` of the config.
+
+    Raises:
+        InputError: another kind of folder, a network or a scheduler that cannot be converted, or missing or surplus tensors.
+    """
+    require(path.is_dir(), f"{path}: not a folder; give the one that holds model_index.json or the UNet's config.json")
+    folder = path / "unet" if (path / "unet").is_dir() else path
+    config = DEFAULTS | _json(folder / "config.json")
+    shape = _shape(config, size)
+    network, num_classes = _network(config, shape), config["num_class_embeds"] or 0
+    scheduler, where = _scheduler(path)
+    weights = _weights(folder)
+    averaged = path / "unet_ema"
+    return Imported(
+        model={"network": network, **_training(scheduler)},
+        shape=shape,
+        data_range=(-1.0, 1.0),
+        num_classes=num_classes,
+        weights=state_of(weights, network, shape, num_classes, PATTERNS),
+        averages=state_of(_weights(averaged), network, shape, num_classes, PATTERNS) if averaged.is_dir() else None,
+        notes=(*where, *([UNCONDITIONAL] if num_classes else [])),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    require(path.is_file(), f"{path}: there is no such file, which a folder of diffusers holds")
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not a JSON file ({error})") from error
+    require(isinstance(read, dict), f"{path}: not a JSON object")
+    return read
+
+
+def _shape(config: Mapping[str, Any], size: int | None) -> tuple[int, int, int]:
+    sample = size or config.get("sample_size")
+    require(sample is not None, "the config has no sample_size; say the height and width of the images: --size 32")
+    height, width = sample if isinstance(sample, list) else (sample, sample)
+    return config.get("in_channels", 3), height, width
+
+
+def _network(config: Mapping[str, Any], shape: tuple[int, int, int]) -> Settings:
+    """The network that the config describes.
+
+    Raises:
+        InputError: an entry that our UNet has nothing for.
+    """
+    _check_kind(config)
+    downs, widths = config["down_block_types"], config["block_out_channels"]
+    return part(
+        "UNet",
+        channels=widths[0],
+        multipliers=[width // widths[0] for width in widths],
+        blocks=config["layers_per_block"],
+        attention=[shape[1] >> level for level, name in enumerate(downs) if "Attn" in name],
+        dropout=config["dropout"],
+        groups=config["norm_num_groups"],
+        embedding=part(
+            "PositionalEmbedding", width=widths[0], shift=config["freq_shift"], cosines_first=config["flip_sin_to_cos"]
+        ),
+        head_channels=config["attention_head_dim"],
+        middle_attention=config["add_attention"],
+        scale_shift=config["resnet_time_scale_shift"] == "scale_shift",
+        resample_blocks=True in _resampling(config),
+        symmetric_padding=config["downsample_padding"] == 1,
+        eps=config["norm_eps"],
+    )
+
+
+def _resampling(config: Mapping[str, Any]) -> list[bool]:
+    """Whether levels change the resolution inside residual blocks: all answers there are."""
+    levels = [(name, config.get("downsample_type")) for name in config["down_block_types"][:-1]]
+    levels += [(name, config.get("upsample_type")) for name in config["up_block_types"][:-1]]
+    return sorted({name.startswith("Resnet") or ("Attn" in name and kind == "resnet") for name, kind in levels})
+
+
+def _check_kind(config: Mapping[str, Any]) -> None:
+    """Raises `InputError` for an entry that our UNet has nothing for."""
+    kind = config.get("_class_name", "UNet2DModel")
+    require(kind == "UNet2DModel", f"{kind}: only a UNet2DModel can be converted")
+    for entry in ("down_block_types", "up_block_types", "block_out_channels", "in_channels", "out_channels"):
+        require(entry in config, f"the UNet's config.json has no {entry}")
+    downs, ups, widths = config["down_block_types"], config["up_block_types"], config["block_out_channels"]
+    plain_norm = config["norm_num_groups"], *([None] if config["resnet_time_scale_shift"] == "default" else [])
+    for entry, value, allowed in [
+        ("down_block_types and up_block_types", sorted({*downs, *ups} - BLOCKS), [[]]),
+        ("attention on the way up", ["Attn" in name for name in reversed(ups)], [["Attn" in name for name in downs]]),
+        ("residual blocks that change the resolution", _resampling(config), [[], [False], [True]]),
+        ("block_out_channels modulo the first", [w % widths[0] for w in widths], [[0] * len(widths)]),
+        ("out_channels", config["out_channels"], [config["in_channels"]]),
+        ("center_input_sample", config["center_input_sample"], [False]),
+        ("time_embedding_type", config["time_embedding_type"], ["positional"]),
+        ("time_embedding_dim", config["time_embedding_dim"], [None, 4 * widths[0]]),
+        ("mid_block_type", config["mid_block_type"], ["UNetMidBlock2D"]),
+        ("mid_block_scale_factor", config["mid_block_scale_factor"], [1]),
+        ("downsample_padding", config["downsample_padding"], [0, 1]),
+        ("act_fn", config["act_fn"], ["silu", "swish"]),
+        ("attn_norm_num_groups", config["attn_norm_num_groups"], plain_norm),
+        ("resnet_time_scale_shift", config["resnet_time_scale_shift"], ["default", "scale_shift"]),
+        ("class_embed_type", config["class_embed_type"], [None]),
+    ]:
+        said = " or ".join(json.dumps(choice) for choice in allowed)
+        require(value in allowed, f"{entry}: {json.dumps(value)} cannot be converted, only {said}")
+
+
+def _weights(folder: Path) -> Renaming:
+    """The tensors in a folder, of one file or of several with an index, in single precision."""
+    index = folder / f"{WEIGHTS}.safetensors.index.json"
+    if index.is_file():
+        files = [folder / name for name in sorted(set(_json(index)["weight_map"].values()))]
+    else:
+        files = [*sorted(folder.glob(f"{WEIGHTS}*.safetensors")), *sorted(folder.glob(f"{WEIGHTS}*.bin"))][:1]
+    require(bool(files), f"{folder}: there is no {WEIGHTS}.safetensors or .bin in it")
+    state = {name: tensor.float() for file in files for name, tensor in read_torch(file).items()}
+    return Renaming({translate(name, OLD_ATTENTION): tensor for name, tensor in state.items()}, KIND)
+
+
+def _scheduler(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The scheduler's config, and what was assumed where there is none."""
+    for file in (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json"):
+        if file.is_file():
+            return _json(file), ()
+    return {}, ("no scheduler_config.json, so DDPM's chain, predicting the noise: --model.process CosineTable",)
+
+
+def _training(scheduler: Mapping[str, Any]) -> Settings:
+    """Process, parametrization, objective and sampler that belong to a scheduler."""
+    kind = scheduler.get("_class_name", "DDPMScheduler")
+    require(
+        "beta_schedule" in scheduler or kind == "DDPMScheduler",
+        f"{kind}: only schedulers with a beta_schedule can be converted",
+    )
+    require(
+        not scheduler.get("rescale_betas_zero_snr"),
+        "rescale_betas_zero_snr: true cannot be converted, because pure noise has no score of the data",
+    )
+    prediction = scheduler.get("prediction_type", "epsilon")
+    require(prediction in PREDICTIONS, f"prediction_type: {prediction!r} cannot be converted, only {', '.join(PREDICTIONS)}")
+    clip = float(scheduler.get("clip_sample_range", 1.0))
+    ddim = kind.startswith("DDIM")
+    fixed_large = scheduler.get("variance_type", "fixed_small").startswith("fixed_large")
+    return {
+        "process": _process(scheduler),
+        "parametrization": part(PREDICTIONS[prediction], noise_label=part("Index")),
+        "objective": part("DenoisingScoreMatching", weighting=part("SigmaSquared"), times=part("TableTimes"), mean=True),
+        "sampler": part(
+            "PredictorCorrector",
+            predictor=part("DDIM") if ddim else part("Ancestral", fixed_large=fixed_large),
+            grid=part("Table", steps=50) if ddim else part("Table"),
+            clip=[-clip, clip] if scheduler.get("clip_sample", True) else None,
+        ),
+    }
+
+
+def _process(scheduler: Mapping[str, Any]) -> Settings:
+    schedule, steps = scheduler.get("beta_schedule", "linear"), scheduler.get("num_train_timesteps", 1000)
+    ends = {"beta_min": scheduler.get("beta_start", 1e-4), "beta_max": scheduler.get("beta_end", 0.02)}
+    if scheduler.get("trained_betas") is not None:
+        return part("Chain", betas=list(map(float, scheduler["trained_betas"])))
+    processes = {
+        "linear": part("BetaTable", **ends, steps=steps),
+        "scaled_linear": part("RootBetaTable", **ends, steps=steps),
+        "squaredcos_cap_v2": part("CosineTable", steps=steps),
+    }
+    require(schedule in processes, f"beta_schedule: {schedule!r} cannot be converted, only {', '.join(processes)}")
+    return processes[schedule]

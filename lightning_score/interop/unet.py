@@ -1,0 +1,64 @@
+"""What the readers of DDPM's U-Nets share: every tensor of ours has one name in the peer's file."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_score.interop.base import Renaming, Settings
+from lightning_score.interop.load import make
+from lightning_score.utils import InputError, require
+
+Patterns = Sequence[tuple[str, str]]
+
+
+def translate(name: str, patterns: Patterns) -> str:
+    """The peer's name of one of our tensors: all patterns replaced, one after the other."""
+    for ours, theirs in patterns:
+        name = re.sub(ours, theirs, name)
+    return name
+
+
+def state_of(
+    source: Renaming, network: Settings, shape: Sequence[int], num_classes: int, patterns: Patterns
+) -> dict[str, Tensor]:
+    """Takes all tensors that the network needs, 1x1 convolutions as the linear maps that they are.
+
+    Args:
+        source: the peer's tensors.
+        network: the network's settings.
+        shape: of an image.
+        num_classes: number of classes.
+        patterns: our names to the peer's.
+
+    Raises:
+        InputError: a tensor is missing, left over, or of another size.
+    """
+    try:
+        with torch.device("meta"):
+            expected = make(network, shape, num_classes).state_dict()
+    except InputError as error:
+        raise InputError(f"not a {source.kind} checkpoint that can be converted: {error}") from error
+    state = {}
+    for ours, tensor in expected.items():
+        theirs = translate(ours, patterns)
+        found = source.take(theirs)
+        if ours == "conditioning.classes.weight":
+            found = torch.cat([found, torch.zeros_like(found[:1])])
+        state[ours] = found.flatten(1) if found.ndim == 4 and tensor.ndim == 2 else found
+        require(
+            state[ours].shape == tensor.shape,
+            f"{theirs} is {' x '.join(map(str, found.shape))} in the file, but the network's is "
+            f"{' x '.join(map(str, tensor.shape))}",
+        )
+    source.finish()
+    return state
+
+
+def count(source: Mapping[str, Tensor] | Renaming, name: Callable[[int], str]) -> int:
+    """How many of the names 0, 1, 2, ... there are."""
+    i = 0
+    while name(i) in source:
+        i += 1
+    return i
