@@ -15,8 +15,10 @@ commands:
   predict    draw samples from a checkpoint, as PNG and NPZ:   predict --ckpt_path runs/ncsn/latest/last.ckpt
   schedule   noise levels and step size from the data:         schedule --config configs/ncsn.yaml
   gallery    what samplers make of points in the plane:        gallery --ckpt_path runs/toy/latest/last.ckpt
+  convert    a peer's checkpoint into one of this package:     convert --from score_sde checkpoint_26.pth converted.ckpt
 
-`COMMAND --help` lists the options of a command; the shipped configs are ncsn, ddpm, vp_pc, conditional and toy.
+`COMMAND --help` lists the options of a command. The shipped configs are ncsn, ddpm, vp_pc, conditional and toy, images for a
+folder of images, and those in fashion_mnist, cifar10 and ncsnv2, such as fashion_mnist/edm16.
 """
 
 

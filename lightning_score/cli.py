@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_score
 from lightning_score.arguments import load_checkpoint, option, with_checkpoint_config, with_found_configs
 from lightning_score.callbacks import SampleWriter, StepProgress
+from lightning_score.convert import convert
 from lightning_score.data import ScoreData
 from lightning_score.experiment import ExperimentCLI
 from lightning_score.gallery import gallery
@@ -33,7 +34,7 @@ from lightning_score.runs import new_dated_folder, new_folder, point_latest
 from lightning_score.summary import describe, report, summarize
 from lightning_score.utils import InputError, require
 
-WITHOUT_TRAINER = {"schedule": schedule, "gallery": gallery}
+WITHOUT_TRAINER = {"schedule": schedule, "gallery": gallery, "convert": convert}
 COMMANDS = ("fit", "validate", "test", "predict", *WITHOUT_TRAINER)
 FOLDER_VARIABLE = "LIGHTNING_SCORE_FOLDER"  # tells the other processes of a run its folder
 

@@ -14,13 +14,18 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 import lightning_score
 from lightning_score.arguments import load_checkpoint, with_found_configs
-from lightning_score.experiment import ExperimentCLI
+from lightning_score.experiment import IdleExperiment
 from lightning_score.interop import KINDS, Imported, read
-from lightning_score.interop import diffusers as diffusers_folder
+from lightning_score.interop.base import Settings
+from lightning_score.interop.diffusers_writer import write
 from lightning_score.model import ScoreModel
 from lightning_score.utils import InputError, require
 
 OURS = "lightning_score"
+NEXT = {
+    OURS: "python -m lightning_score predict --ckpt_path {out} --num_samples 16",
+    "diffusers": "diffusers.DiffusionPipeline.from_pretrained('{out}')",
+}
 
 
 def convert(arguments: list[str]) -> None:
@@ -38,18 +43,15 @@ def convert(arguments: list[str]) -> None:
     if options.kind == OURS:
         require(options.to == "diffusers", "--from lightning_score converts to a folder of diffusers: add --to diffusers")
         require(not changes, f"{' '.join(changes)}: --from lightning_score takes no further options")
-        model = ScoreModel.load_from_checkpoint(_existing(options.path), weights_only=True, map_location="cpu").eval()
+        write(out, own(options.path))
     else:
-        imported = read(options.path, options.kind)
-        conversion = Conversion(imported, options.kind, with_found_configs(changes))
-        model = conversion.model
+        conversion = Conversion(read(options.path, options.kind, options.size), options.kind, with_found_configs(changes))
         print(conversion.describe())
-    if options.to == "diffusers":
-        diffusers_folder.write(out, model.score_function, model.sampler)
-        print(f"\nwritten to {out}: diffusers.DDPMPipeline.from_pretrained({str(out)!r})")
-    else:
-        conversion.save(out)
-        print(f"\nwritten to {out}; next: python -m lightning_score predict --ckpt_path {out} --num_samples 16")
+        if options.to == OURS:
+            conversion.save(out)
+        else:
+            write(out, conversion.result())
+    print(f"\nwritten to {out}; next: {NEXT[options.to].format(out=out)}")
 
 
 def convert_checkpoint(path: str | Path, kind: str, out: str | Path, options: Sequence[str] = ()) -> None:
@@ -64,7 +66,7 @@ def convert_checkpoint(path: str | Path, kind: str, out: str | Path, options: Se
     convert(["convert", "--from", kind, str(path), str(out), *options])
 
 
-class Conversion(ExperimentCLI):
+class Conversion(IdleExperiment):
     """Model and data of an imported checkpoint, made as `fit` makes them, so that options change what the file leaves open.
 
     Args:
@@ -76,13 +78,8 @@ class Conversion(ExperimentCLI):
     def __init__(self, imported: Imported, kind: str, changes: Sequence[str] = ()):
         self.imported, self.kind = imported, kind
         base = yaml.safe_dump(config_of(imported, kind))
-        super().__init__(["--config", base, *changes], run=False, save_config_callback=None)
+        super().__init__(["--config", base, *changes])
         self._load()
-
-    def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """A trainer that runs nothing and writes nothing."""
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-        return super().instantiate_trainer(**quiet, devices=1, max_steps=0, **kwargs)
 
     def _load(self) -> None:
         """Gives the model the weights: the averaged ones, if there are any."""
@@ -95,20 +92,28 @@ class Conversion(ExperimentCLI):
 
     def describe(self) -> str:
         """What the checkpoint became, and what was assumed, as a text."""
-        score, imported = self.model.score_function, self.imported
+        score, imported, settings = self.model.score_function, self.imported, self.plain_config()["model"]
         count = sum(parameter.numel() for parameter in score.network.parameters())
         low, high = self.datamodule.data_range
         averaged = "the averaged (EMA) and the raw weights" if imported.averages is not None else "the weights, no average"
         rows = {
             "network": f"{type(score.network).__name__}, {count:,} parameters, {averaged}",
             "images": f"{' x '.join(map(str, self.model.shape))}, values {low:g} to {high:g}",
-            "process": _said(self.config.model.process),
-            "output means": _said(self.config.model.parametrization),
-            "sampler": _said(self.config.model.sampler),
+            "process": _said(settings["process"]),
+            "output means": _said(settings["parametrization"]),
+            "sampler": _said(settings["sampler"]),
             "trained": f"{imported.step} steps" if imported.step else "the file does not say how long",
         }
         lines = [f"  {name:<14} {value}" for name, value in rows.items()]
         return "\n".join([f"{self.kind} checkpoint", *lines, *(f"  assumed: {note}" for note in imported.notes)])
+
+    def plain_config(self) -> dict[str, Any]:
+        """The configuration with plain values only."""
+        return yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+
+    def result(self) -> Imported:
+        """The checkpoint with what the options have changed."""
+        return as_imported(self.model, self.plain_config()["model"], self.datamodule.data_range)
 
     def save(self, out: Path) -> None:
         """Writes a checkpoint from which `predict`, `test` and `fit` go on, in one step that is never seen half done.
@@ -117,10 +122,11 @@ class Conversion(ExperimentCLI):
         """
         trainer = self.trainer
         trainer.strategy.connect(self.model)
+        self.model.trainer = trainer
         trainer.state.fn = TrainerFn.FITTING
         trainer.strategy.setup_optimizers(trainer)
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        checkpoint["config"] = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        checkpoint["config"] = self.plain_config()
         checkpoint["lightning_score_version"] = lightning_score.__version__
         checkpoint["converted"] = {"from": self.kind, "step": self.imported.step}
         if self.imported.averages is not None:
@@ -155,18 +161,33 @@ def data_of(imported: Imported) -> dict[str, Any]:
     return {"class_path": "ImageFolder", "init_args": {"path": "images", "shape": list(imported.shape), **shared, **classes}}
 
 
-def _existing(path: str) -> str:
-    load_checkpoint(path)
-    return path
+def as_imported(model: ScoreModel, settings: Settings, data_range: Sequence[float]) -> Imported:
+    """A model of this package, with the averaged weights that it holds, as a checkpoint to be written in another form."""
+    score = model.score_function
+    low, high = data_range
+    return Imported(settings, model.shape, (low, high), score.network.state_dict(), num_classes=score.num_classes)
+
+
+def own(path: str) -> Imported:
+    """A checkpoint of this package as one to be written in another form.
+
+    Raises:
+        InputError: it is unreadable, or of data without a range, such as points.
+    """
+    config = load_checkpoint(path)["config"]
+    data_range = config["data"].get("init_args", {}).get("data_range")
+    require(data_range is not None, f"{path}: a model of data without a range; only models of images can be converted")
+    model = ScoreModel.load_from_checkpoint(path, weights_only=True, map_location="cpu")
+    return as_imported(model, config["model"], data_range)
 
 
 def _said(settings: Any) -> str:
     """A part of a config on one line: its class and what differs from null."""
-    if not hasattr(settings, "get") or settings.get("class_path") is None:
+    if not isinstance(settings, Mapping) or "class_path" not in settings:
         return str(settings)
     given = {name: value for name, value in (settings.get("init_args") or {}).items() if value is not None}
     inner = ", ".join(f"{name}={_said(value)}" for name, value in given.items())
-    return f"{settings['class_path'].rpartition('.')[2]}({inner})"
+    return f"{settings['class_path'].rpartition('.')[2]}{f'({inner})' if inner else ''}"
 
 
 class _OneLine(argparse.ArgumentParser):
@@ -185,5 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("path", metavar="PATH", help="the peer's file, or its folder for diffusers")
     parser.add_argument("out", metavar="OUT", help="the checkpoint to write, such as converted.ckpt; it must not exist")
     parser.add_argument("--from", dest="kind", required=True, choices=[*KINDS, OURS], help="whose checkpoint PATH is")
+    size = "height and width of the images in pixels, where the file does not say; by default those of the published models"
+    parser.add_argument("--size", type=int, help=size)
     parser.add_argument("--to", default=OURS, choices=[OURS, "diffusers"], help="what to write (default: %(default)s)")
     return parser

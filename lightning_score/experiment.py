@@ -4,6 +4,7 @@ import lightning_score.torchvision_guard  # noqa: F401
 
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_score.arguments import Parser
@@ -45,3 +46,19 @@ class ExperimentCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Parses the given arguments, never those of the process."""
         self.config = parser.parse_args(args)
+
+
+class IdleExperiment(ExperimentCLI):
+    """Model and data from options, with a trainer that runs nothing and writes nothing.
+
+    Args:
+        arguments: the options, without a command.
+    """
+
+    def __init__(self, arguments: list[str]):
+        super().__init__(arguments, run=False, save_config_callback=None)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer for one process on the CPU."""
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+        return super().instantiate_trainer(**quiet, devices=1, max_steps=0, **kwargs)

@@ -36,7 +36,8 @@ def concrete(cls):
         yield from concrete(sub)
 
 
-DATA = list(concrete(ScoreData))
+FROM_FILES = {"lightning_score.data.public", "lightning_score.data.folder"}  # in test_image_files.py
+DATA = [cls for cls in concrete(ScoreData) if cls.__module__ not in FROM_FILES]
 RANGES = [(0.0, 1.0), (-1.0, 1.0), (-3.0, 5.0)]
 
 

@@ -3,15 +3,21 @@
 import lightning_score.torchvision_guard  # noqa: F401
 
 from lightning_score.data.base import Batches, Examples, ScoreData, Splits, split_indices
+from lightning_score.data.folder import ImageFolder
 from lightning_score.data.images import Digits, ImageData, from_uint8, to_uint8
+from lightning_score.data.public import CIFAR10, MNIST, FashionMNIST
 from lightning_score.data.toy import GaussianMixture, Mixture
 
 __all__ = [
+    "CIFAR10",
+    "MNIST",
     "Batches",
     "Digits",
     "Examples",
+    "FashionMNIST",
     "GaussianMixture",
     "ImageData",
+    "ImageFolder",
     "Mixture",
     "ScoreData",
     "Splits",

@@ -1,0 +1,175 @@
+"""Public image data sets as torchvision has them: CIFAR-10, MNIST and Fashion-MNIST."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision import datasets
+from torchvision.datasets.utils import extract_archive
+
+from lightning_score.data.base import Examples, Splits
+from lightning_score.data.images import ImageData
+from lightning_score.utils import InputError, require
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package dataset-fashion-mnist keeps its files."""
+
+
+class PublicData(ImageData):
+    """A data set of torchvision's, kept in a folder and downloaded into it if it is not there.
+
+    Args:
+        root: the folder.
+        batch_size: examples per batch and process.
+        data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
+        flip: mirror training images left to right with probability 1/2.
+        dequantize: add uniform noise within a grey level.
+        num_workers: processes that load; data in memory are quickest with 0.
+    """
+
+    num_classes = 10
+    title: str
+    """What the data set is called in messages."""
+
+    def __init__(
+        self,
+        root: str = "data",
+        batch_size: int = 128,
+        data_range: Sequence[float] = (0.0, 1.0),
+        flip: bool = False,
+        dequantize: bool = False,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size, data_range, flip, dequantize, num_workers)
+        self.root = root
+
+    @abstractmethod
+    def read(self, train: bool) -> datasets.VisionDataset:
+        """torchvision's data set of one split, downloaded where it has to be."""
+
+    def load(self) -> Splits:
+        """The published split: its training images, and its test images held out.
+
+        Raises:
+            InputError: the files are neither in the folder nor can they be downloaded.
+        """
+        try:
+            splits = [self.read(train) for train in (True, False)]
+        except (RuntimeError, OSError) as error:
+            reason = str(error).strip().replace("\n", "; ")
+            raise InputError(
+                f"{self.title} is not in {Path(self.root).resolve()} and could not be downloaded ({reason}); set "
+                "--data.root to a folder that holds it as torchvision keeps it"
+            ) from error
+        return Splits(*(self.examples(split) for split in splits))
+
+    def examples(self, split: datasets.VisionDataset) -> Examples:
+        """The images of a split, uint8 (N, C, H, W), and their labels."""
+        images = torch.from_numpy(np.asarray(split.data))
+        images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+        return Examples(images, torch.as_tensor(split.targets).long())
+
+
+class CIFAR10(PublicData):
+    """CIFAR-10: 60 000 colour photographs of ten kinds of things, 32x32 (Krizhevsky 2009); 50 000 to train on.
+
+    Args:
+        root: the folder with torchvision's cifar-10-batches-py, downloaded (163 MB) if it is not there.
+        batch_size: examples per batch and process.
+        data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
+        flip: mirror training images left to right with probability 1/2.
+        dequantize: add uniform noise within a grey level.
+        num_workers: processes that load; data in memory are quickest with 0.
+    """
+
+    shape = (3, 32, 32)
+    title = "CIFAR-10"
+
+    def read(self, train: bool) -> datasets.CIFAR10:
+        return datasets.CIFAR10(self.root, train, download=True)
+
+
+class MNIST(PublicData):
+    """MNIST: 70 000 handwritten digits, 28x28 (LeCun et al. 1998); 60 000 to train on.
+
+    Args:
+        root: the folder with torchvision's MNIST/raw, downloaded (12 MB) if it is not there.
+        size: height and width in pixels: 28 as published, more with a black border, less by area (with antialiasing).
+        batch_size: examples per batch and process.
+        data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
+        flip: mirror training images left to right with probability 1/2.
+        dequantize: add uniform noise within a grey level.
+        num_workers: processes that load; data in memory are quickest with 0.
+    """
+
+    title = "MNIST"
+
+    def __init__(
+        self,
+        root: str = "data",
+        size: int = 28,
+        batch_size: int = 128,
+        data_range: Sequence[float] = (0.0, 1.0),
+        flip: bool = False,
+        dequantize: bool = False,
+        num_workers: int = 0,
+    ) -> None:
+        require(size >= 1, f"size {size}: the height and width in pixels must be positive, as in 28, 32 or 16")
+        super().__init__(root, batch_size, data_range, flip, dequantize, num_workers)
+        self.shape = (1, size, size)
+
+    def read(self, train: bool) -> datasets.MNIST:
+        return datasets.MNIST(self.root, train, download=True)
+
+    def examples(self, split: datasets.VisionDataset) -> Examples:
+        x, y = super().examples(split)
+        return Examples(resized(x, self.shape[1]), y)
+
+
+class FashionMNIST(MNIST):
+    """Fashion-MNIST: 70 000 pictures of ten kinds of clothing, 28x28 (Xiao et al. 2017, 1708.07747); 60 000 to train on.
+
+    Debian's package dataset-fashion-mnist is used where it is installed.
+
+    Args:
+        root: the folder with torchvision's FashionMNIST/raw, downloaded (31 MB) if it is not there.
+        size: height and width in pixels: 28 as published, more with a black border, less by area (with antialiasing).
+        batch_size: examples per batch and process.
+        data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
+        flip: mirror training images left to right with probability 1/2.
+        dequantize: add uniform noise within a grey level.
+        num_workers: processes that load; data in memory are quickest with 0.
+    """
+
+    title = "Fashion-MNIST"
+
+    def read(self, train: bool) -> datasets.FashionMNIST:
+        raw = Path(self.root) / "FashionMNIST" / "raw"
+        archives = sorted(DEBIAN_FASHION_MNIST.glob("*.gz"))
+        if not raw.exists() and len(archives) == 4:
+            raw.mkdir(parents=True)
+            for archive in archives:
+                extract_archive(str(archive), str(raw))
+        return datasets.FashionMNIST(self.root, train, download=True)
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Square images of another size: a black border around smaller ones, larger ones reduced with antialiasing.
+
+    Args:
+        images: uint8 (N, C, H, H).
+        size: height and width afterwards.
+    """
+    before = images.shape[-1]
+    if size >= before:
+        first = (size - before) // 2
+        return F.pad(images, (first, size - before - first) * 2)
+    parts = images.split(8192)
+    reduced = [F.interpolate(part.float(), (size, size), mode="bilinear", antialias=True) for part in parts]
+    return torch.cat([part.round_().clamp_(0, 255).to(torch.uint8) for part in reduced])

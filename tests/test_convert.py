@@ -1,0 +1,172 @@
+"""`convert`: from a peer's file to samples, measurements and further training, and to diffusers, as a user does it."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline
+from recorded import recorded
+from test_interop_ddpm import SIMPLE, unet
+from test_interop_score_sde import edm_state, saved
+
+from lightning_score import ScoreModel, interop
+from lightning_score.cli import run
+from lightning_score.convert import convert_checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*at least two channels per group")
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def score_sde(tmp_path):
+    """A checkpoint of score_sde's, of a small NCSN++ on 16x16 colour images, whose averages differ from its weights."""
+    name = "ve_ncsnpp_continuous_small"
+    state = recorded(f"score_sde_{name}").state
+    averages = {key: tensor * 1.1 for key, tensor in state.items()}
+    folder = tmp_path / "ve" / "cifar10_ncsnpp_continuous"
+    folder.mkdir(parents=True)
+    torch.save(saved(name, state, averages, step=1_300_000), folder / "checkpoint_26.pth")
+    return str(folder / "checkpoint_26.pth")
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of sixteen 16x16 images."""
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    pixels = np.random.RandomState(0).randint(0, 256, (16, 16, 16, 3)).astype(np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
+    return str(tmp_path / "images")
+
+
+FEW = ["--model.sampler.grid.steps", "3"]
+
+
+def test_says_what_a_checkpoint_became_and_what_was_assumed(score_sde, capsys):
+    assert run(["convert", "--from", "score_sde", score_sde, "out.ckpt", "--size", "16"]) == 0
+    said = capsys.readouterr().out
+    for expected in [
+        "NCSNpp, 190,819 parameters, the averaged (EMA) and the raw weights",
+        "3 x 16 x 16, values 0 to 1",
+        "VE(sigma_min=0.01, sigma_max=50.0)",
+        "PredictorCorrector(predictor=ReverseDiffusion, corrector=BatchLangevin(snr=0.16)",
+        "1300000 steps",
+        "assumed: images of 16 x 16 pixels: --size 64",
+        "predict --ckpt_path out.ckpt",
+    ]:
+        assert expected in said, expected
+
+
+def test_averages_sample_and_raw_weights_train_on(score_sde, images):
+    """The checkpoint holds both; `predict` and `test` take the averages, `fit` goes on from the weights."""
+    options = ["--data", "ImageFolder", "--data.path", images, "--data.shape", "[3, 16, 16]", "--data.batch_size", "4", *FEW]
+    options += ["--model.optimizer.lr", "0.0"]
+    assert run(["convert", "--from", "score_sde", score_sde, "out.ckpt", "--size", "16", *options]) == 0
+    imported = interop.read(score_sde, "score_sde", 16)
+    model = ScoreModel.load_from_checkpoint("out.ckpt", weights_only=True)
+    for name, tensor in model.score_function.network.state_dict().items():
+        assert torch.equal(tensor, imported.averages[name])
+    assert run(["predict", "--ckpt_path=out.ckpt", "--num_samples=4", "--output=drawn"]) == 0
+    assert np.load("drawn/samples.npz")["images"].shape == (4, 16, 16, 3)
+    measure = ["--evaluate.features=RawFeatures", "--evaluate.features.shape=[3,16,16]", "--evaluate.num_samples=4"]
+    assert run(["test", "--ckpt_path=out.ckpt", "--output=measured", *measure]) == 0
+    steps = ["--ema.decay=0.5", "--trainer.max_steps=2", "--trainer.val_check_interval=2", "--samples.num_samples=1"]
+    assert run(["fit", "--ckpt_path=out.ckpt", "--runs=runs", "--evaluate.features=null", *steps]) == 0
+    trained = torch.load("runs/score_sde/latest/last.ckpt", weights_only=True)
+    assert trained["global_step"] == 2
+    for name, tensor in imported.weights.items():
+        key = f"score_function.network.{name}"
+        torch.testing.assert_close(trained["current_model_state"][key], tensor, rtol=0, atol=0)
+        torch.testing.assert_close(trained["state_dict"][key], imported.averages[name] / 4 + 3 * tensor / 4)
+
+
+def test_options_change_what_the_file_leaves_open(score_sde, capsys):
+    changes = ["--model.network.fir", "false", "--model.sampler.corrector.snr", "0.1"]
+    assert run(["convert", "--from", "score_sde", score_sde, "out.ckpt", "--size=16", *changes]) == 0
+    assert "corrector=BatchLangevin(snr=0.1)" in capsys.readouterr().out
+    model = ScoreModel.load_from_checkpoint("out.ckpt", weights_only=True)
+    assert "AvgPool2d" in str(model.score_function.network.down[0].resample)
+    assert run(["convert", "--from", "score_sde", score_sde, "other.ckpt", "--size=16", "--model.network.channels=32"]) == 2
+    assert "the weights do not fit the network that the options describe" in capsys.readouterr().err
+
+
+def test_classes_are_sampled(tmp_path):
+    torch.save(edm_state("ve_small_cond"), "network.pt")
+    convert_checkpoint("network.pt", "edm", "edm.ckpt", FEW)
+    options = ["--num_samples=4", "--labels=[3]", "--output=drawn", "--data.path=absent"]
+    assert run(["predict", "--ckpt_path=edm.ckpt", *options]) == 0
+    assert run(["predict", "--ckpt_path=edm.ckpt", *options[:1], "--labels=[1]", "--output=others"]) == 0
+    three, one = (np.load(f"{folder}/samples.npz")["images"] for folder in ("drawn", "others"))
+    assert three.shape == (4, 24, 24, 1) and not np.array_equal(three, one)
+
+
+def test_diffusers_there_and_back(tmp_path):
+    """From a pipeline's folder to ours, from ours to a folder: diffusers loads and samples it, from the same network."""
+    DDPMPipeline(unet(**SIMPLE), DDPMScheduler()).save_pretrained("theirs")
+    assert run(["convert", "--from", "diffusers", "theirs", "out.ckpt"]) == 0
+    assert run(["convert", "--from", "lightning_score", "out.ckpt", "again", "--to", "diffusers"]) == 0
+    assert run(["convert", "--from", "diffusers", "theirs", "direct", "--to", "diffusers"]) == 0
+    pipelines = [DiffusionPipeline.from_pretrained(folder) for folder in ("theirs", "again", "direct")]
+    drawn = [
+        p(batch_size=2, generator=torch.Generator().manual_seed(0), num_inference_steps=3, output_type="np").images
+        for p in pipelines
+    ]
+    assert drawn[0].shape == (2, 16, 16, 3)
+    assert np.array_equal(drawn[0], drawn[1]) and np.array_equal(drawn[0], drawn[2])
+
+
+def test_a_model_trained_here_becomes_a_pipeline(capsys):
+    quick = ["--trainer.max_steps=2", "--samples.num_samples=1", "--evaluate.features=null", "--model.sampler.grid.steps=2"]
+    assert run(["fit", "--config=ddpm", *quick]) == 0
+    assert run(["convert", "--from=lightning_score", "runs/ddpm/latest/last.ckpt", "folder", "--to=diffusers"]) == 2
+    assert "embedding FourierEmbedding: only PositionalEmbedding" in capsys.readouterr().err
+    told = ["--model.parametrization.noise_label=Index", "--model.network.embedding=PositionalEmbedding"]
+    assert run(["fit", "--config=ddpm", *quick, *told, "--model.network.embedding.width=24"]) == 0
+    assert run(["convert", "--from=lightning_score", "runs/ddpm/latest/last.ckpt", "folder", "--to=diffusers"]) == 0
+    pipeline = DiffusionPipeline.from_pretrained("folder")
+    model = ScoreModel.load_from_checkpoint("runs/ddpm/latest/last.ckpt", weights_only=True).eval()
+    x, index = torch.randn(2, 1, 8, 8), torch.tensor([3, 700])
+    with torch.no_grad():
+        theirs = pipeline.unet(x, index).sample
+        torch.testing.assert_close(model.score_function.noise(x, (index + 1) / 1000), theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--from", "ncsn", "checkpoint.pth", "out.ckpt"], "there is no such file"),
+        (["--from", "other", "checkpoint.pth", "out.ckpt"], "invalid choice: 'other'"),
+        (["checkpoint.pth", "out.ckpt"], "--from"),
+        (["--from", "ncsn", "checkpoint.pth"], "OUT"),
+        (["--from", "ncsn", "checkpoint.pth", "."], "exists already and nothing is overwritten"),
+        (["--from", "lightning_score", "a.ckpt", "out.ckpt"], "add --to diffusers"),
+        (["--from", "ncsn", "a.pth", "out.ckpt", "--size", "0"], "size 0: must be positive"),
+    ],
+    ids=" ".join,
+)
+def test_errors_are_one_line(arguments, message, capsys):
+    assert run(["convert", *arguments]) == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said and "\n" not in said
+
+
+def test_nothing_is_left_of_a_conversion_that_fails(score_sde, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    assert run(["convert", "--from", "score_sde", score_sde, "out", "--size=16", "--to", "diffusers"]) == 2
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_help_names_the_kinds(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(["convert", "--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert all(kind in said for kind in interop.KINDS) and "--size" in said

@@ -1,0 +1,88 @@
+"""The published recipes: each config builds the paper's network, takes a step, and samples as often as the paper says."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_score.arguments import shipped_configs
+from lightning_score.experiment import IdleExperiment
+from lightning_score.sampling import NoiseStream
+from lightning_score.score import ScoreFunction
+
+PARAMETERS = {
+    "cifar10/ncsn": 30_117_635,
+    "cifar10/ncsnv2": 29_694_083,
+    "cifar10/ddpm": 35_746_307,
+    "cifar10/ddpmpp_vp": 61_804_419,
+    "cifar10/ddpmpp_subvp": 61_804_419,
+    "cifar10/ncsnpp_ve": 62_758_915 - 128,  # the authors count the Fourier frequencies, which are not trained
+    "cifar10/edm": 55_733_891 - 1_152,  # theirs has a linear map of nine augmentations
+    "ncsnv2/celeba64": 29_694_083,
+    "ncsnv2/bedroom128": None,
+    "ncsnv2/ffhq256": None,
+}
+FASHION = [f"fashion_mnist/{name}" for name in ("ncsn16", "ddpm16", "edm16", "ncsn", "ddpm", "edm")]
+EVERY = [*PARAMETERS, *FASHION, "images"]
+"""All configs but those of the embedded data, which are trained for real elsewhere."""
+
+
+def header(name):
+    """The comment at the top of a config, on one line."""
+    lines = (shipped_configs() / f"{name}.yaml").read_text().splitlines()
+    comment = [line.removeprefix("#").strip() for line in lines[: next(i for i, line in enumerate(lines) if line[0] != "#")]]
+    return " ".join(comment)
+
+
+def experiment(name):
+    return IdleExperiment(["--config", str(shipped_configs() / f"{name}.yaml"), "--evaluate.features=null"])
+
+
+class Constant(nn.Module):
+    """A network that predicts the same everywhere."""
+
+    def forward(self, x, noise_label, cond=None):
+        return torch.full_like(x, 0.1)
+
+
+def test_every_config_is_tested_somewhere():
+    folders = {str(path.relative_to(shipped_configs()).with_suffix("")) for path in shipped_configs().glob("*/*.yaml")}
+    assert folders == set(EVERY) - {"images"}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_builds_the_network_and_takes_a_step(name):
+    """On random images, of at most 64 pixels: the networks for larger ones do not depend on the size."""
+    cli = experiment(name)
+    model, data = cli.model, cli.datamodule
+    network = model.score_function.network
+    count = sum(p.numel() for p in network.parameters())
+    if PARAMETERS.get(name):
+        assert count == PARAMETERS[name]
+    millions = re.search(r"([\d.]+) M parameters", header(name))
+    if millions:
+        assert abs(count / 1e6 - float(millions[1])) < 0.06
+    size = min(data.shape[1], 64)
+    images = torch.randint(0, 256, (2, data.shape[0], size, size), dtype=torch.uint8)
+    batch = data.transform(train=True)(images), torch.zeros(2, dtype=torch.long)
+    optimizers = model.configure_optimizers()
+    optimizer = optimizers["optimizer"] if isinstance(optimizers, dict) else optimizers
+    before = {key: p.detach().clone() for key, p in network.named_parameters() if "conv_out" in key or "head.2" in key}
+    model.loss(batch).backward()
+    optimizer.step()
+    assert before and any(not torch.equal(p, dict(network.named_parameters())[key]) for key, p in before.items())
+    assert all(p.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_samples_with_the_published_number_of_evaluations(name):
+    """Counted with the config's process, parametrization and sampler on tiny images and a network that costs nothing."""
+    model = experiment(name).model
+    score = ScoreFunction(Constant(), model.score_function.process, model.score_function.parametrization)
+    with torch.no_grad():
+        samples = model.sampler(score, NoiseStream(0, [0], (1, 2, 2)))
+    assert samples.x.isfinite().all()
+    said = re.search(r"(\d+) network evaluations", header(name))
+    assert said is not None or name not in PARAMETERS
+    assert said is None or samples.nfe == int(said[1])
