@@ -43,6 +43,7 @@ _MODULES = {
         "SuperResolution",
         "LinearOperator",
     ],
+    "lightning_score.augmentation": ["Augmentation", "Geometric"],
     "lightning_score.networks": [
         "Network",
         "MLP",

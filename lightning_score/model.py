@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from lightning_score.augmentation import Augmentation
 from lightning_score.guidance import Guidance, Trained
 from lightning_score.networks import Network
 from lightning_score.objective import DenoisingScoreMatching, Objective
@@ -38,6 +39,8 @@ class ScoreModel(LightningModule):
         conditional: train the score given the class label.
         label_dropout: probability with which training leaves a label out, so that the model can also do without;
             ClassifierFree needs it. Only with conditional=true.
+        augmentation: changes the images at random in training and tells the network how; null: none. Only with a network
+            that takes as many `augmentations`.
         guidance: what leads the samples to a label or an observation; null: nothing but the label of a conditional model.
         optimizer: the optimiser; Adam with learning rate 1e-3 by default.
         lr_scheduler: learning-rate schedule, stepped after every optimiser step; null: constant.
@@ -57,6 +60,7 @@ class ScoreModel(LightningModule):
         num_classes: int = 0,
         conditional: bool = False,
         label_dropout: float = 0.0,
+        augmentation: Augmentation | None = None,
         guidance: Guidance | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -77,6 +81,13 @@ class ScoreModel(LightningModule):
             guidance.check(Trained(self.shape, num_classes, conditional, label_dropout))
         classes = num_classes if conditional else 0
         built = network(self.shape, classes).to(memory_format=torch.channels_last)
+        told, given = built.augmentations, 0 if augmentation is None else augmentation.labels
+        require(
+            told == given or given == 0,
+            f"augmentation {type(augmentation).__name__}: needs a network that is told so, such as DDPMpp or NCSNpp with "
+            f"--model.network.augmentations {given}; this one has {told}",
+        )
+        self.augmentation = augmentation
         self.score_function = ScoreFunction(built, process, parametrization or Noise(), classes)
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self._loss_sum, self._loss_count = 0.0, 0
@@ -101,7 +112,11 @@ class ScoreModel(LightningModule):
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The objective's mean over a batch (x, y), a scalar."""
         x, y = batch
-        return self.objective(self.score_function, x, self._labels(y)).mean()
+        if self.augmentation is None or not self.training:
+            return self.objective(self.score_function, x, self._labels(y)).mean()
+        x, done = self.augmentation(x)
+        with self.score_function.network.augmented(done):
+            return self.objective(self.score_function, x, self._labels(y)).mean()
 
     def _labels(self, y: Tensor) -> Tensor | None:
         """The labels that the score is given: in training each is "no class" with probability `label_dropout`."""

@@ -17,10 +17,11 @@ ALLOWED = {
     "sampling": {*CORE, "schedule"},
     "likelihood": {*CORE, "sampling"},
     "networks": {"utils"},
+    "augmentation": {"utils"},
     "interop": {*CORE, "networks", "sampling", "objective"},
     "metrics": {"utils"},
     "data": {"utils"},
-    "model": {*CORE, "objective", "guidance", "sampling", "networks"},
+    "model": {*CORE, "augmentation", "objective", "guidance", "sampling", "networks"},
     "callbacks": {
         "model",
         "likelihood",
@@ -43,7 +44,7 @@ ALLOWED = {
     "gallery": {*CORE, "arguments", "callbacks", "data", "empirical", "model", "runs", "sampling"},
 }
 FREE = {"cli", "__init__", "__main__"}
-LIGHT = {*CORE, "schedule", "objective", "guidance", "sampling", "likelihood", "networks"}  # torch only
+LIGHT = {*CORE, "schedule", "objective", "guidance", "sampling", "likelihood", "networks", "augmentation"}  # torch only
 HEAVY = {"lightning", "torchmetrics", "torchvision", "torch_fidelity", "wandb", "matplotlib"}
 
 

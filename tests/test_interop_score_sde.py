@@ -212,6 +212,7 @@ class TestEDM:
                 assert distance(labelled, case.tensors["labelled"]) < 1e-5
                 assert distance(labelled, case.tensors["output"]) > 1e-3
         assert isinstance(score.network, DDPMpp) and isinstance(score.network, NCSNpp) == name.startswith("ve")
+        assert sum(p.numel() for p in score.network.parameters()) == case.about["parameters"]
 
     def test_names_with_and_without_the_preconditioner(self, tmp_path):
         state = edm_state("ve_small")

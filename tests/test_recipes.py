@@ -18,7 +18,7 @@ PARAMETERS = {
     "cifar10/ddpmpp_vp": 61_804_419,
     "cifar10/ddpmpp_subvp": 61_804_419,
     "cifar10/ncsnpp_ve": 62_758_915 - 128,  # the authors count the Fourier frequencies, which are not trained
-    "cifar10/edm": 55_733_891 - 1_152,  # theirs has a linear map of nine augmentations
+    "cifar10/edm": 55_733_891,
     "ncsnv2/celeba64": 29_694_083,
     "ncsnv2/bedroom128": None,
     "ncsnv2/ffhq256": None,

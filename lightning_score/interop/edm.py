@@ -16,7 +16,6 @@ EXTRACT = (
     "python -c \"import pickle, torch; torch.save(pickle.load(open('network.pkl', 'rb'))['ema'].state_dict(), "
     "'network.pt')\", then convert network.pt"
 )
-AUGMENTATION = "the augmentation is left out, which changes nothing at sampling; further training does without it"
 FILTERS = {2: False, 4: True}
 """Whether a filter of that many taps is [1, 3, 3, 1]; that of two is the mean."""
 
@@ -46,7 +45,7 @@ def read(path: Path, size: int | None = None) -> Imported:
     image = source.state[f"enc.{_at(resolutions[0])}_conv.weight"].shape[1]
     classes = source.state["map_label.weight"].shape[1] if "map_label.weight" in source else 0
     return Imported(
-        model={"network": network, **_training(resolutions[0])},
+        model={"network": network, **_training(resolutions[0], network["init_args"]["augmentations"])},
         shape=(image, *[resolutions[0]] * 2),
         data_range=(-1.0, 1.0),
         num_classes=classes,
@@ -54,7 +53,6 @@ def read(path: Path, size: int | None = None) -> Imported:
         notes=(
             "EDM's preconditioning for data of standard deviation 0.5: --model.parametrization.data_std 0.5",
             "dropout of 0.13 in further training, as published for CIFAR-10: --model.network.dropout 0.13",
-            *([AUGMENTATION] if "map_augment.weight" in source else []),
         ),
     )
 
@@ -122,11 +120,12 @@ def _network(source: Renaming, resolutions: list[int], fir: bool) -> Settings:
         progressive_input=progressive_input,
         progressive="output_skip" if f"dec.{tops[-1]}_aux_conv.weight" in source and len(tops) > 1 else "none",
         centered=True,
+        augmentations=source.take("map_augment.weight").shape[1] if "map_augment.weight" in source else 0,
     )
 
 
-def _training(resolution: int) -> Settings:
-    """EDM's process, objective, sampler (35 evaluations at 32 x 32 pixels, else 79) and optimiser."""
+def _training(resolution: int, augmentations: int) -> Settings:
+    """EDM's process, objective, sampler (35 evaluations at 32 x 32 pixels, else 79), optimiser and augmentation."""
     steps = 17 if resolution <= 32 else 39
     return {
         "process": part("VE", sigma_min=0.002, sigma_max=80.0),
@@ -143,6 +142,7 @@ def _training(resolution: int) -> Settings:
             denoise=part("Tweedie"),
         ),
         "optimizer": part("torch.optim.Adam", lr=1e-3 if resolution <= 32 else 2e-4),
+        **({"augmentation": part("Geometric", probability=0.12)} if augmentations == 9 else {}),
     }
 
 
@@ -153,7 +153,8 @@ def _rename(source: Renaming, network: Settings, resolutions: list[int], classes
         state["conditioning.embedding.frequencies"] = source.take("map_noise.freqs")
     if classes:
         state["conditioning.classes.weight"] = _classes(source.take("map_label.weight"), source.take("map_label.bias"))
-    source.skip("map_augment.weight")
+    if network["augmentations"]:
+        state["conditioning.augment.weight"] = source.take("map_augment.weight")
     tops, blocks = [_at(r) for r in resolutions], network["blocks"]
     state |= source.layer(f"enc.{tops[0]}_conv", "conv_in")
     for level, top in enumerate(tops):

@@ -1,7 +1,8 @@
 """What a network is to the rest of the package: a function of noisy data, the number of its noise level and a class."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -28,6 +29,19 @@ class Network(nn.Module, ABC):
         require(num_classes >= 0, f"num_classes {num_classes}: must be 0 (unconditional) or the number of classes")
         self.shape = tuple(shape)
         self.num_classes = num_classes
+        self._augmented: Tensor | None = None
+
+    augmentations: int = 0
+    """How many numbers can tell the network how its input was augmented."""
+
+    @contextmanager
+    def augmented(self, done: Tensor) -> Iterator[None]:
+        """Tells the network, inside a `with` block, how the images that it sees were augmented, (B, augmentations)."""
+        self._augmented = done
+        try:
+            yield
+        finally:
+            self._augmented = None
 
     @abstractmethod
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor | None = None) -> Tensor:

@@ -122,17 +122,26 @@ class Conditioning(nn.Module):
 
 
 class EarlyConditioning(Conditioning):
-    """The same, with the class among the features (Karras et al. 2022): `silu(W_2 silu(W_1 (embedding(label) + e_cond)))`.
+    """The same, with the class and what was done to the image among the features (Karras et al. 2022, 2206.00364).
+
+    `silu(W_2 silu(W_1 (embedding(noise_label) + e_cond + W_0 done)))`.
 
     Args:
         embedding: features of the noise label.
         width: size of the vector.
         num_classes: number of classes; 0 for none.
+        augmentations: how many numbers say what was done to an image; 0 for none.
     """
+
+    def __init__(self, embedding: NoiseEmbedding, width: int, num_classes: int = 0, augmentations: int = 0) -> None:
+        super().__init__(embedding, width, num_classes)
+        self.augment = nn.Linear(augmentations, embedding.width, bias=False) if augmentations > 0 else None
 
     def class_width(self) -> int:
         return self.embedding.width
 
-    def forward(self, noise_label: Tensor, cond: Tensor | None) -> Tensor:
+    def forward(self, noise_label: Tensor, cond: Tensor | None, done: Tensor | None = None) -> Tensor:
         features = self.features(noise_label) + self.class_vector(cond)
+        if done is not None:
+            features = features + self.augment(done)
         return F.silu(self.linear2(F.silu(self.linear1(features))))

@@ -107,6 +107,7 @@ class DDPMpp(Network):
         groups: the largest number of groups of the norms.
         group_size: the least number of channels in a group.
         centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
+        augmentations: how many numbers tell it how its input was augmented: 9 for the augmentation Geometric, 0 for none.
 
     Raises:
         InputError: for a shape that is not an image's or cannot be halved that often, a resolution for attention that does
@@ -131,11 +132,13 @@ class DDPMpp(Network):
         groups: int = 32,
         group_size: int = 4,
         centered: bool = True,
+        augmentations: int = 0,
     ) -> None:
         super().__init__(shape, num_classes)
+        require(augmentations >= 0, f"augmentations {augmentations}: must be 0 or the number of an augmentation's labels")
         check_levels(type(self).__name__, shape, multipliers, blocks, attention, dropout)
         _check_groups(channels, groups, group_size)
-        self.centered = centered
+        self.centered, self.augmentations = centered, augmentations
         self.from_levels = progressive == "output_skip"
         scale = 0.5**0.5 if rescale else 1.0
         norm, resampling = partial(_group_norm, groups, group_size), FIR() if fir else Boxes()
@@ -145,7 +148,8 @@ class DDPMpp(Network):
         attends = [shape[1] >> level in attention for level in range(len(widths))]
         image = shape[0]
 
-        self.conditioning = EarlyConditioning(embedding or PositionalEmbedding(channels), 4 * channels, num_classes)
+        embedding = embedding or PositionalEmbedding(channels)
+        self.conditioning = EarlyConditioning(embedding, 4 * channels, num_classes, augmentations)
         self.conv_in = nn.Conv2d(image, channels, 3, padding=1)
         kept, pyramid = [channels], image
         self.first = nn.ModuleList(parts.stages(channels, widths[0], blocks, attends[0]))
@@ -172,7 +176,7 @@ class DDPMpp(Network):
         self.head = nn.Identity() if self.from_levels else Head(h, image, norm).from_zero()
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor | None = None) -> Tensor:
-        c = self.conditioning(noise_label, cond)
+        c = self.conditioning(noise_label, cond, self._augmented)
         pyramid = x if self.centered else 2 * x - 1
         kept = [self.conv_in(pyramid)]
         for stage in self.first:

@@ -145,9 +145,9 @@ class UNet(Network):
         self.down = nn.ModuleList()
         for level, (width, attend) in enumerate(zip(widths, attends, strict=True)):
             inputs = [kept[-1]] + [width] * (blocks - 1)
-            last = level == len(widths) - 1
-            self.down.append(DownLevel([stage(i, width, attend) for i in inputs], None if last else downsample(width)))
-            kept += [width] * (blocks + (not last))
+            half = downsample(width) if level < len(widths) - 1 else None
+            self.down.append(DownLevel([stage(i, width, attend) for i in inputs], half))
+            kept += [width] * (blocks + (half is not None))
 
         deepest = widths[-1]
         self.middle = nn.ModuleList([stage(deepest, deepest, middle_attention), stage(deepest, deepest, False)])
@@ -156,7 +156,8 @@ class UNet(Network):
         self.up = nn.ModuleList()
         for level, (width, attend) in reversed(list(enumerate(zip(widths, attends, strict=True)))):
             inputs = [h + kept.pop()] + [width + kept.pop() for _ in range(blocks)]
-            self.up.append(UpLevel([stage(i, width, attend) for i in inputs], upsample(width) if level > 0 else None))
+            double = upsample(width) if level > 0 else None
+            self.up.append(UpLevel([stage(i, width, attend) for i in inputs], double))
             h = width
 
         self.norm_out = norm(widths[0])
