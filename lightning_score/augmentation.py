@@ -1,4 +1,4 @@
-"""Non-leaky augmentation: images are changed at random and the network is told how, so that it can do without at sampling."""
+"""Non-leaky augmentation: images change at random and the network is told how, so that it can do without at sampling."""
 
 import math
 from abc import ABC, abstractmethod

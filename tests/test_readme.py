@@ -6,6 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from test_image_files import write_idx
+from test_interop_score_sde import saved
+from test_recipes import PARAMETERS, header
 
 from lightning_score.arguments import shipped_configs
 from lightning_score.cli import run
@@ -30,16 +35,20 @@ def test_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     python = blocks("python")
     Path("my_parts.py").write_text(next(code for code in python if "class Linear" in code))
     quick_table = ["--model.process.steps=20", "--model.process.beta_max=0.3"]
     assert run(["fit", "--config=configs/ddpm.yaml", *QUICK, *quick_table]) == 0  # the README's table names its run
+    others_files()
     done = []
-    first = ("schedule", "fit")  # the others need what these make
+    first = ("schedule", "fit", "convert")  # the others need what these make
     for arguments in sorted(commands(), key=lambda arguments: (*first, arguments[0]).index(arguments[0])):
-        quick = {"fit": QUICK, "schedule": [], "gallery": ["--num_samples=20"]}.get(
+        quick = {"fit": QUICK, "schedule": [], "gallery": ["--num_samples=20"], "convert": []}.get(
             arguments[0], ["--evaluate.num_samples=4"]
         )
+        if "ddpmpp.ckpt" in arguments and arguments[0] != "convert":
+            quick = [*quick, "--model.sampler.grid.steps=2"]
         if any("help" in argument for argument in arguments):
             with pytest.raises(SystemExit, match="0"):
                 run(arguments)
@@ -50,6 +59,19 @@ def test_the_readme_runs(tmp_path, monkeypatch):
     names = {}
     exec(next(code for code in python if "load_from_checkpoint" in code), names)
     assert names["images"].shape == (16, 1, 8, 8)
+    exec(next(code for code in python if "interop" in code).replace("Uniform(50)", "Uniform(2)"), names)
+    assert names["photos"].shape == (16, 3, 32, 32)
+
+
+def others_files():
+    """What the README's commands find elsewhere: Fashion-MNIST, a folder of photographs and a checkpoint of score_sde's."""
+    write_idx(Path("data/FashionMNIST/raw"), 256)
+    Path("photos").mkdir()
+    for i, image in enumerate(np.random.RandomState(0).randint(0, 256, (80, 40, 50, 3)).astype(np.uint8)):
+        Image.fromarray(image).save(f"photos/{i}.png")
+    folder = Path("vp/cifar10_ddpmpp_continuous")
+    folder.mkdir(parents=True)
+    torch.save(saved("vp_ddpmpp_continuous_small"), folder / "checkpoint_26.pth")
 
 
 def test_two_commands_install_and_run():
@@ -62,12 +84,24 @@ def test_two_commands_install_and_run():
 
 def test_the_table_lists_every_config():
     listed = re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)
-    assert sorted(listed) == sorted(path.stem for path in shipped_configs().glob("*.yaml"))
+    assert sorted([*listed, "images"]) == sorted(path.stem for path in shipped_configs().glob("*.yaml"))
+
+
+@pytest.mark.parametrize("row", re.findall(r"^\| `(\w+/\w+)` \|(.*)\|$", README, re.MULTILINE), ids=lambda row: row[0])
+def test_published_numbers_are_those_of_the_configs(row):
+    name, cells = row[0], [cell.strip() for cell in row[1].split("|")]
+    said = header(name)
+    for cell in cells[1:-1]:
+        assert cell == "-" or cell in said, f"{cell} is not in the header of {name}"
+    assert cells[2] in said and cells[-1] == "-"
+
+
+def test_every_published_recipe_has_its_row():
+    rows = re.findall(r"^\| `(\w+/\w+)` \|", README, re.MULTILINE)
+    assert sorted(rows) == sorted(PARAMETERS)
 
 
 @pytest.mark.parametrize("picture", re.findall(r'src="([^"]+)"', README))
 def test_pictures_exist(picture):
-    from PIL import Image
-
     image = np.asarray(Image.open(Path(__file__).parent.parent / picture))
     assert image.std() > 10
