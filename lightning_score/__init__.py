@@ -78,7 +78,14 @@ _MODULES = {
         "ImageFolder",
         "MNIST",
     ],
-    "lightning_score.metrics": ["Features", "DigitFeatures", "InceptionFeatures", "RawFeatures", "FrechetDistance"],
+    "lightning_score.metrics": [
+        "Features",
+        "DigitFeatures",
+        "FashionFeatures",
+        "InceptionFeatures",
+        "ModuleFeatures",
+        "RawFeatures",
+    ],
     "lightning_score.callbacks": ["EMA", "BitsPerDim", "Evaluate", "LossFloor", "SampleGrid", "ScorePlot"],
     "lightning_score.utils": ["InputError"],
 }

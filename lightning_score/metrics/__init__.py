@@ -1,16 +1,35 @@
-"""Metrics: feature extractors, and the Frechet distance between the features of samples and of data."""
+"""Metrics: feature extractors, the distances of samples from data in them, and the records of what was measured."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
-from lightning_score.metrics.features import DigitFeatures, Features, InceptionFeatures, RawFeatures
-from lightning_score.metrics.frechet import FrechetDistance, frechet_distance, real_floor
+from lightning_score.metrics.classifiers import DigitFeatures, FashionFeatures
+from lightning_score.metrics.features import Activations, Features, InceptionFeatures, ModuleFeatures, RawFeatures
+from lightning_score.metrics.frechet import Estimate, frechet_distance, frechet_estimate, frechet_limit, real_floor
+from lightning_score.metrics.manifold import Manifold, inception_score, kernel_distance, manifold
+from lightning_score.metrics.neighbours import Neighbours, nearest_neighbours
+from lightning_score.metrics.statistics import FeatureSums, Statistics, fit, read_npz
 
 __all__ = [
+    "Activations",
     "DigitFeatures",
+    "Estimate",
+    "FashionFeatures",
+    "FeatureSums",
     "Features",
-    "FrechetDistance",
     "InceptionFeatures",
+    "Manifold",
+    "ModuleFeatures",
+    "Neighbours",
     "RawFeatures",
+    "Statistics",
+    "fit",
     "frechet_distance",
+    "frechet_estimate",
+    "frechet_limit",
+    "inception_score",
+    "kernel_distance",
+    "manifold",
+    "nearest_neighbours",
+    "read_npz",
     "real_floor",
 ]

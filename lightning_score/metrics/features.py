@@ -1,46 +1,71 @@
 """Feature extractors: the frozen networks through which a Frechet distance sees samples and data."""
 
+import hashlib
 import os
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from math import prod
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_score.utils import InputError, require
 
-DIGIT_WEIGHTS = Path(__file__).with_name("digit_features.safetensors")
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_WEIGHTS}"
 INCEPTION_VARIABLE = "LIGHTNING_SCORE_INCEPTION"
 
 
+class Activations(NamedTuple):
+    """Feature vectors (N, D), and the logits (N, K) of a classifier on them, of which there may be none (K = 0)."""
+
+    features: Tensor
+    logits: Tensor
+
+
 class Features(nn.Module, ABC):
     """A frozen map to feature vectors, (N, num_features), from examples in the form of a data module's `reference()`.
 
-    It stays in evaluation mode and has no gradients. An extractor defines `extract`, and calls `freeze` once built.
+    It stays in evaluation mode and has no gradients. An extractor defines `extract`, or `activations` if it classifies as
+    well, and calls `freeze` once built.
 
     Attributes:
         name: the metric is called `fid_<name>`, so that nobody takes these features for others.
         num_features: length of a feature vector.
+        resize: what is done to the size of images before they are looked at.
         chunk: how many examples go through the network at once, whatever the number given.
     """
 
     name: str
     num_features: int
+    resize: str = "none"
     chunk: int = 1024
 
     @abstractmethod
     def extract(self, x: Tensor) -> Tensor:
         """The features of at most `chunk` examples, float (N, num_features)."""
 
+    def activations(self, x: Tensor) -> Activations:
+        """The features of at most `chunk` examples, with logits where there is a classifier."""
+        features = self.extract(x)
+        return Activations(features, features.new_zeros(len(features), 0))
+
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.extract(part) for part in x.split(self.chunk)])
+    def forward(self, x: Tensor) -> Activations:
+        parts = [self.activations(part) for part in x.split(self.chunk)]
+        return Activations(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of what the features depend on: the class, its resize and all its weights."""
+        digest = hashlib.sha256(f"{type(self).__qualname__} {self.num_features} {self.resize}".encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def freeze(self) -> None:
         """Takes the parameters out of any training, for good."""
@@ -75,54 +100,29 @@ class RawFeatures(Features):
         return x.flatten(1).float()
 
 
-class DigitClassifier(nn.Module):
-    """A small convolutional classifier of 8x8 digits, bytes in and logits (N, 10) out, by way of 64 features.
+class ModuleFeatures(Features):
+    """The output of any module, flattened, as features.
 
-    Three 3x3 convolutions with batch normalisation, two poolings and a linear layer with a ReLU give the features (not
-    negative, like Inception's); one more linear layer gives the logits. 0.07 M parameters.
+    Args:
+        module: takes examples in the form of the data module's `reference()`, which are uint8 (N, C, H, W) for images.
+        num_features: numbers in its output per example.
+        name: of the features; the metric is called `fid_<name>`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, module: nn.Module, num_features: int, name: str = "module") -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            *(nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
-            *(nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Flatten(), nn.Dropout(0.2), nn.Linear(256, 64), nn.ReLU()),
-        )
-        self.head = nn.Linear(64, 10)
-
-    def features(self, images: Tensor) -> Tensor:
-        """The features (N, 64) of bytes (N, 1, 8, 8)."""
-        return self.body(images.float() / 255)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))
-
-
-class DigitFeatures(Features):
-    """64 features of a small digit classifier, shipped with the package; 99.72 % accurate on the held-out digits.
-
-    They are not Inception's: a `fid_digits` compares only with another `fid_digits`. The classifier was trained on the
-    training split of `Digits` alone, by `python -m lightning_score.metrics.train_digit_features`.
-    """
-
-    name = "digits"
-    num_features = 64
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.classifier = DigitClassifier()
-        self.classifier.load_state_dict(load_file(DIGIT_WEIGHTS))
+        require(num_features >= 1, f"num_features={num_features}: must be at least 1")
+        self.module, self.num_features, self.name = module, num_features, name
         self.freeze()
 
     def extract(self, x: Tensor) -> Tensor:
+        features = self.module(x).flatten(1)
         require(
-            tuple(x.shape[1:]) == (1, 8, 8) and x.dtype == torch.uint8,
-            f"DigitFeatures got {x.dtype} examples of shape {tuple(x.shape[1:])}, but knows only 8x8 digits, uint8 "
-            "(1, 8, 8): take InceptionFeatures for other images and RawFeatures for toys.",
+            features.shape[1] == self.num_features,
+            f"ModuleFeatures: {type(self.module).__name__} gives {features.shape[1]} numbers per example of shape "
+            f"{tuple(x.shape[1:])}, but num_features={self.num_features}",
         )
-        return self.classifier.features(x)
+        return features.float()
 
 
 class InceptionFeatures(Features):
@@ -142,6 +142,7 @@ class InceptionFeatures(Features):
 
     name = "inception"
     num_features = 2048
+    resize = "299x299, bilinear as TensorFlow 1, without antialiasing (torch-fidelity, pytorch-fid)"
     chunk = 64
 
     def __init__(self, weights: str | None = None) -> None:
@@ -151,13 +152,16 @@ class InceptionFeatures(Features):
         self.freeze()
 
     def extract(self, x: Tensor) -> Tensor:
+        return self.activations(x).features
+
+    def activations(self, x: Tensor) -> Activations:
         require(
             x.ndim == 4 and x.shape[1] in (1, 3) and x.dtype == torch.uint8,
             f"InceptionFeatures got {x.dtype} examples of shape {tuple(x.shape[1:])}; it takes images, uint8 (1, H, W) "
             "or (3, H, W): take RawFeatures for toys.",
         )
-        (features,) = self.network(x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last))
-        return features
+        features, logits = self.network(x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last))
+        return Activations(features, logits)
 
 
 def _load_inception(path: str | None) -> nn.Module:
@@ -167,7 +171,9 @@ def _load_inception(path: str | None) -> nn.Module:
     try:
         if path is not None:
             torch.load(path, weights_only=True)  # refuses code, which torch-fidelity's own loading would run
-        return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
+        return FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=path
+        )
     except (OSError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError) as error:
         where = path or f"{torch.hub.get_dir()}/checkpoints/{INCEPTION_WEIGHTS} (nor downloaded)"
         reason = str(error).strip().partition("\n")[0]

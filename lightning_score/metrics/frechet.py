@@ -1,115 +1,114 @@
-"""The Frechet distance of Gaussians fitted to features: of samples and data (FID), or of data and data (its floor)."""
+"""The Frechet distance of Gaussians fitted to features (FID), its error bar, its limit and its floor."""
 
-from typing import Any
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
+from lightning_score.metrics.statistics import FeatureSums, Statistics, fit
 from lightning_score.utils import require
 
 
-def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> Tensor:
-    """The squared Frechet distance of two Gaussians, `|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`, in float64.
+def frechet_distance(first: Statistics, second: Statistics) -> float:
+    """The squared Frechet distance of two Gaussians, `|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`, never negative.
 
     Dowson and Landau 1982, "The Frechet distance between multivariate normal distributions"; FID of Heusel et al. 2017,
-    arXiv:1706.08500, eq. 6. With factors `C = A A^T` the trace of the root is the sum of the singular values of
-    `A1^T A2`, so the covariances' part is `|A1|^2 + |A2|^2 - 2 |A1^T A2|_*`: no root of a matrix that is not symmetric,
-    no complex numbers, and nothing lost where a covariance is singular, as with fewer examples than features.
+    arXiv:1706.08500, eq. 6. With `C1 = L L^T` the trace of the root is the sum of the roots of the eigenvalues of the
+    symmetric `L^T C2 L`: no root of a matrix that is not symmetric, no complex numbers.
 
     Args:
-        mean1: (D,).
-        cov1: symmetric, positive semi-definite (D, D).
-        mean2: (D,).
-        cov2: symmetric, positive semi-definite (D, D).
+        first: of D features.
+        second: of as many.
 
-    Returns:
-        float64 (), never negative.
+    Raises:
+        InputError: they have different numbers of features.
     """
-    factor1, factor2 = _factor(cov1.double()), _factor(cov2.double())
-    overlap = torch.linalg.svdvals(factor1.mT @ factor2).sum()
-    spread = factor1.square().sum() + factor2.square().sum() - 2 * overlap
-    return (mean1.double() - mean2.double()).square().sum() + spread.clamp(min=0)
+    require(
+        first.mean.shape == second.mean.shape,
+        f"statistics of {len(first.mean)} and of {len(second.mean)} features cannot be compared: take the same features",
+    )
+    mean = (first.mean.double() - second.mean.double()).square().sum()
+    cov1, cov2 = first.covariance.double(), second.covariance.double()
+    spread = cov1.trace() + cov2.trace() - 2 * _root_trace(cov1, cov2)
+    return float(mean + spread.clamp(min=0))
+
+
+def _root_trace(cov1: Tensor, cov2: Tensor) -> Tensor:
+    """tr (C1 C2)^(1/2), symmetric in both."""
+    lower, regular = _cholesky(cov1)
+    if regular and _cholesky(cov2)[1]:
+        return torch.linalg.eigvalsh(lower.mT @ cov2 @ lower).clamp(min=0).sqrt().sum()
+    # Squares would lose what is nearly singular, as with fewer examples than features: singular values of the factors.
+    return torch.linalg.svdvals(_factor(cov1).mT @ _factor(cov2)).sum()
+
+
+def _cholesky(covariance: Tensor) -> tuple[Tensor, bool]:
+    """The lower factor, and whether the matrix is far from singular."""
+    lower, failed = torch.linalg.cholesky_ex(covariance)
+    pivots = lower.diagonal()
+    return lower, not failed and bool(pivots.min() > 1e-6 * pivots.max())
 
 
 def _factor(covariance: Tensor) -> Tensor:
     """A with `A A^T` the covariance, (D, rank): Cholesky's, or if it is nearly singular the one of its eigenvectors."""
-    lower, failed = torch.linalg.cholesky_ex(covariance)
-    pivots = lower.diagonal()
-    if not failed and pivots.min() > 1e-6 * pivots.max():
-        return lower  # sixteen times quicker
+    lower, regular = _cholesky(covariance)
+    if regular:
+        return lower
     values, vectors = torch.linalg.eigh(covariance)
     # Eigenvalues that are zero but for rounding would each add their root, which is far above rounding.
     kept = values > len(values) * torch.finfo(values.dtype).eps * values[-1].clamp(min=0)
     return vectors[:, kept] * values[kept].sqrt()
 
 
-class FrechetDistance(Metric):
-    """The Frechet distance between the features of samples and those of data, summed up batch by batch.
+class Estimate(NamedTuple):
+    """A value and its standard error; NaN where there is none."""
 
-    The states are the number, the sum and the sum of outer products on either side, in float64: they add up over
-    batches and processes alike. The network that makes the features stays outside, so that it enters no checkpoint.
+    value: float
+    error: float
+
+
+def frechet_estimate(real: Statistics, fake: FeatureSums) -> Estimate:
+    """The distance with the standard error of the samples' part in it, by leaving out one block of samples at a time.
+
+    `error^2 = (B - 1)/B sum_b (d_b - mean d)^2`, with d_b the distance without block b (Tukey's jackknife).
 
     Args:
-        num_features: length D of a feature vector.
-        reset_real_features: whether `reset` forgets the data too, or the samples only.
+        real: of the data.
+        fake: of the samples, in B blocks; without error for fewer than 3.
     """
+    value = frechet_distance(real, fake.compute())
+    filled = [b for b in range(fake.blocks) if fake.count[b] > 0]
+    if len(filled) < 3 or int(fake.count.sum() - fake.count.max()) < 2:
+        return Estimate(value, math.nan)
+    without = [frechet_distance(real, fake.statistics([b for b in filled if b != left])) for left in filled]
+    spread = torch.tensor(without, dtype=torch.float64)
+    variance = (len(filled) - 1) / len(filled) * (spread - spread.mean()).square().sum()
+    return Estimate(value, float(variance.sqrt()))
 
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = False
 
-    def __init__(self, num_features: int, reset_real_features: bool = True, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.num_features = num_features
-        self.reset_real_features = reset_real_features
-        for side in ("real", "fake"):
-            self.add_state(f"{side}_n", torch.tensor(0), dist_reduce_fx="sum")
-            self.add_state(f"{side}_sum", torch.zeros(num_features, dtype=torch.float64), dist_reduce_fx="sum")
-            outer = torch.zeros(num_features, num_features, dtype=torch.float64)
-            self.add_state(f"{side}_outer", outer, dist_reduce_fx="sum")
+def frechet_limit(real: Statistics, fake: FeatureSums) -> Estimate:
+    """The distance extrapolated to infinitely many samples: the intercept of a line in 1/n (Chong and Forsyth 2020).
 
-    def update(self, features: Tensor, real: bool) -> None:
-        """Adds features (N, D) to those of the data if `real`, else to those of the samples.
+    "Effectively unbiased FID and Inception score and where to find them", arXiv:1911.07023. The points are the distances of
+    the first half of the blocks, of one block more, and so on to all; the error is the regression's, of the intercept.
 
-        Raises:
-            InputError: if they have another length, or are not finite.
-        """
-        _require_features(features, self.num_features)
-        features = features.double()
-        total, outer = features.sum(0), features.mT @ features
-        # Not in place: a state that was reset under torch.inference_mode may be updated outside of it.
-        if real:
-            self.real_n = self.real_n + len(features)
-            self.real_sum = self.real_sum + total
-            self.real_outer = self.real_outer + outer
-        else:
-            self.fake_n = self.fake_n + len(features)
-            self.fake_sum = self.fake_sum + total
-            self.fake_outer = self.fake_outer + outer
+    Args:
+        real: of the data.
+        fake: of the samples, in at least 6 blocks.
 
-    def compute(self) -> Tensor:
-        """The distance, float64 ().
-
-        Raises:
-            InputError: if either side has fewer than 2 examples.
-        """
-        real, fake = int(self.real_n), int(self.fake_n)
-        require(
-            min(real, fake) >= 2,
-            f"the Frechet distance got {real} real and {fake} generated examples; it needs at least 2 of each.",
-        )
-        return frechet_distance(
-            *_mean_and_covariance(self.real_n, self.real_sum, self.real_outer),
-            *_mean_and_covariance(self.fake_n, self.fake_sum, self.fake_outer),
-        )
-
-    def reset(self) -> None:
-        """Forgets the samples, and the data too unless `reset_real_features` is false."""
-        real_states = self.real_n, self.real_sum, self.real_outer
-        super().reset()
-        if not self.reset_real_features:
-            self.real_n, self.real_sum, self.real_outer = real_states
+    Raises:
+        InputError: fewer blocks.
+    """
+    require(fake.blocks >= 6, f"{fake.blocks} blocks: the limit of many samples needs at least 6, such as 10")
+    points = [fake.statistics(range(count)) for count in range(fake.blocks // 2, fake.blocks + 1)]
+    inverse = torch.tensor([1 / point.n for point in points], dtype=torch.float64)
+    distances = torch.tensor([frechet_distance(real, point) for point in points], dtype=torch.float64)
+    design = torch.stack([torch.ones_like(inverse), inverse], 1)
+    solution = torch.linalg.lstsq(design, distances[:, None]).solution[:, 0]
+    residual = (distances - design @ solution).square().sum() / (len(points) - 2)
+    covariance = residual * torch.linalg.inv(design.mT @ design)
+    return Estimate(float(solution[0]), float(covariance[0, 0].sqrt()))
 
 
 def real_floor(features: Tensor, n: int, splits: int = 10, seed: int = 0) -> float:
@@ -130,30 +129,9 @@ def real_floor(features: Tensor, n: int, splits: int = 10, seed: int = 0) -> flo
     size = min(n, len(features) // 2)
     require(size >= 2, f"n is {n}, of {len(features)} examples; two disjoint subsets need n >= 2, of at least 4.")
     require(splits >= 1, f"splits is {splits}; it must be at least 1.")
-    metric = FrechetDistance(features.shape[-1], sync_on_compute=False).to(features.device)
     generator = torch.Generator().manual_seed(seed)
     total = 0.0
     for _ in range(splits):
         order = torch.randperm(len(features), generator=generator).to(features.device)
-        metric.reset()
-        metric.update(features[order[:size]], real=True)
-        metric.update(features[order[size : 2 * size]], real=False)
-        total += float(metric.compute())
+        total += frechet_distance(fit(features[order[:size]]), fit(features[order[size : 2 * size]]))
     return total / splits
-
-
-def _mean_and_covariance(n: Tensor, total: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and unbiased covariance (D, D) from the number, the sum and the sum of outer products."""
-    mean = total / n
-    return mean, (outer - n * torch.outer(mean, mean)) / (n - 1)
-
-
-def _require_features(features: Tensor, num_features: int) -> None:
-    require(
-        features.ndim == 2 and features.shape[1] == num_features,
-        f"features have the shape {tuple(features.shape)}, but the metric was made for (N, {num_features}).",
-    )
-    require(
-        bool(features.isfinite().all()),
-        "features hold NaN or infinity: the model or its sampler diverged; take a smaller step size or learning rate.",
-    )
