@@ -209,6 +209,7 @@ class ScoreCLI(ExperimentCLI):
         """Gives the model the checkpoint's weights, which are the averaged ones."""
         try:
             self.model.load_state_dict(self.checkpoint["state_dict"])
+            self.config_init[self.command]["evaluate"].raw_state = self.checkpoint.get("current_model_state")
         except RuntimeError as error:
             detail = " ".join(str(error).split())[:300]
             raise InputError(

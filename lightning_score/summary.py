@@ -2,6 +2,7 @@
 
 import lightning_score.torchvision_guard  # noqa: F401
 
+import math
 import shlex
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def evaluations(trainer: Trainer) -> list[Evaluation]:
 
 def sentence(evaluation: Evaluation) -> str:
     """A Frechet distance with all that one must know to read it."""
+    error = "" if math.isnan(evaluation.error) else f" +- {2 * evaluation.error:.2g} (two standard errors)"
+    floor = "" if math.isnan(evaluation.floor) else f"; real data against real data at this n: {evaluation.floor:.3g}"
     return (
-        f"{evaluation.value:.3g} for n = {evaluation.n} samples at {evaluation.nfe:g} network evaluations each; "
-        f"real data against real data at this n: {evaluation.floor:.3g}"
+        f"{evaluation.value:.3g}{error} for n = {evaluation.n} samples at {evaluation.nfe:g} network evaluations each{floor}"
     )

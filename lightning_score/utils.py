@@ -1,5 +1,8 @@
-"""What every module needs: the error for a user's mistake and the one broadcasting helper."""
+"""What every module needs: the error for a user's mistake, the one broadcasting helper and the folder of caches."""
 
+import os
+import tempfile
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -28,3 +31,15 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     """Shapes a coefficient, () or (B,), so that it multiplies `x`, (B, ...), sample by sample, in the precision of `x`."""
     coefficient = torch.as_tensor(coefficient).to(device=x.device, dtype=x.dtype)
     return coefficient if coefficient.ndim == 0 else coefficient.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def cache_folder() -> Path:
+    """Where what can be computed again is kept: lightning_score in the user's cache folder (XDG Base Directory), or, where
+    that cannot be written to, in the folder of temporary files.
+    """
+    wanted = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_score"
+    try:
+        wanted.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.gettempdir()) / "lightning_score"
+    return wanted

@@ -71,10 +71,17 @@ def test_a_run_has_its_folder(trained):
 def test_metrics_have_their_names(trained):
     rows = list(csv.DictReader((trained / "metrics.csv").open()))
     logged = {key for row in rows for key, value in row.items() if value}
-    assert {"train/loss", "train/lr", "val/loss", "val/fid_digits", "val/fid_digits_floor", "val/fid_digits_n"} <= logged
+    assert {
+        "train/loss",
+        "train/lr",
+        "val/loss",
+        "val/fid_digits_40",
+        "val/fid_digits_40_floor",
+        "val/fid_digits_40_n",
+    } <= logged
     losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
     assert losses[-1] < losses[0]
-    evaluations = [row for row in rows if row["val/fid_digits"]]
+    evaluations = [row for row in rows if row["val/fid_digits_40"]]
     assert len(evaluations) == 2 and float(evaluations[-1]["val/nfe"]) == 21, "the last weights are measured too"
 
 
@@ -83,7 +90,7 @@ def test_a_short_fit_lowers_loss_and_distance(tmp_path):
     options += ["--evaluate.num_samples=200", "--samples.num_samples=0", "--trainer.log_every_n_steps=20"]
     assert run(["fit", "--config", "ncsn", f"--runs={tmp_path}", *options]) == 0
     rows = list(csv.DictReader((tmp_path / "ncsn" / "latest" / "metrics.csv").open()))
-    for name, factor in (("train/loss", 0.8), ("val/loss", 0.9), ("val/fid_digits", 1)):
+    for name, factor in (("train/loss", 0.8), ("val/loss", 0.9), ("val/fid_digits_200", 1)):
         values = [float(row[name]) for row in rows if row[name]]
         assert values[-1] < factor * values[0], (name, values)
 
@@ -133,8 +140,8 @@ def test_evaluation_needs_the_checkpoint_alone(command, trained, tmp_path, capsy
     assert run([command, f"--ckpt_path={trained}/last.ckpt", f"--output={output}"]) == 0
     prefix = "val" if command == "validate" else "test"
     (row,) = csv.DictReader((output / "metrics.csv").open())
-    training = [r for r in csv.DictReader((trained / "metrics.csv").open()) if r["val/fid_digits"]][-1]
-    assert float(row[f"{prefix}/fid_digits"]) == pytest.approx(float(training["val/fid_digits"]), rel=1e-3)
+    training = [r for r in csv.DictReader((trained / "metrics.csv").open()) if r["val/fid_digits_40"]][-1]
+    assert float(row[f"{prefix}/fid_digits_40"]) == pytest.approx(float(training["val/fid_digits_40"]), rel=1e-3)
     assert float(row[f"{prefix}/loss"]) == pytest.approx(float(training["val/loss"]), rel=1e-4)
     assert "real data against real data" in capsys.readouterr().out
 
@@ -403,7 +410,7 @@ def test_without_key_and_home_the_run_is_on_wandb_offline(tmp_path):
     lines = subprocess.run(inspect, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
     records = [json.loads(line) for line in lines]
     history = {key for r in records if r["type"] == "history" for key in r["history"]["item"]}
-    assert {"train/loss", "train/lr", "val/loss", "val/fid_digits", "val/fid_digits_floor"} <= history
+    assert {"train/loss", "train/lr", "val/loss", "val/fid_digits_40", "val/fid_digits_40_floor"} <= history
     assert any(key.startswith("samples") for key in history)
     config = {key: value for r in records if r["type"] == "config" for key, value in r["config"]["update"].items()}
     assert config["model"]["sampler"]["init_args"]["step_size"] == 1.35e-4

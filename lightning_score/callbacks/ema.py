@@ -70,6 +70,18 @@ class EMA(Callback):
             _write(self._raw)
             self._raw = {}
 
+    @contextmanager
+    def raw(self) -> Iterator[None]:
+        """Gives the model its raw weights back inside a `with` block; harmless if it holds them already."""
+        if not self._raw:
+            yield
+            return
+        _write(self._raw)
+        try:
+            yield
+        finally:
+            _write(self._averages)
+
     # The averages: begun with the first fit, updated after each optimizer step
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

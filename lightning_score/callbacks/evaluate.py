@@ -1,25 +1,46 @@
-"""The Frechet distance of samples at every validation, beside what the data score against themselves."""
+"""Measures the samples of a model during training and afterwards."""
 
+import hashlib
 import time
-from typing import NamedTuple
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from tqdm import tqdm
 
-from lightning_score.metrics import Features, FrechetDistance, real_floor
+from lightning_score.callbacks.ema import EMA
+from lightning_score.callbacks.pictures import neighbour_picture, publish
+from lightning_score.callbacks.totals import Pass, Sampling
+from lightning_score.metrics import (
+    Estimate,
+    Features,
+    nearest_neighbours,
+    read_npz,
+)
+from lightning_score.metrics.record import FILE, Record, append, metric_name, settings_of
+from lightning_score.metrics.reference import Reference, reference
 from lightning_score.model import ScoreModel
 from lightning_score.utils import require
 
 
 class Evaluation(NamedTuple):
-    """A Frechet distance with what one must know to read it.
+    """One measurement of samples.
 
-    Fields: metric (`fid_<features>`), value, floor (the data against themselves at this n), n (samples), nfe (network
-    evaluations per sample), seconds (spent on sampling), step (of training).
+    Fields: metric (`fid_<features>_<n>`), value, error (its standard error, NaN where unknown), floor (the data against
+    themselves, NaN where unknown), n (samples), nfe (network evaluations per sample), seconds (spent on sampling), step
+    (training steps done).
     """
 
     metric: str
     value: float
+    error: float
     floor: float
     n: int
     nfe: float
@@ -28,10 +49,13 @@ class Evaluation(NamedTuple):
 
 
 class Evaluate(Callback):
-    """Measures `fid_<features>` of samples against the whole data set at the end of validation and test.
+    """Measures `fid_<features>_<n>` of samples against the whole data set at the end of validation and test.
 
-    It logs the value, `<metric>_floor` (the data against themselves at the same n), `<metric>_n`, `nfe` and
-    `sampling_seconds`, with the prefix `val/` or `test/`. In `fast_dev_run` it draws four samples.
+    It logs the value, its standard error `_error` (by leaving out a tenth of the samples at a time, or over seeds), `_floor`
+    (the data against themselves at the same n), `_n`, `nfe` and `sampling_seconds`, with the prefix `val/` or `test/`, and
+    adds a line of provenance to `evaluations.jsonl` for every number. `test` measures KID, precision, recall, density and
+    coverage, the Inception score where the features classify, and how near samples are to training examples, too. In
+    `fast_dev_run` it draws four samples.
 
     Args:
         features: the features in which the distance is measured; null: no measurement.
@@ -39,6 +63,16 @@ class Evaluate(Callback):
         seed: seed of the samples.
         batch_size: samples drawn at once on each device; it changes the memory needed, not the samples.
         every_n_validations: how often during `fit`.
+        max_share: largest share of the training time that goes into measurements during `fit`, as 0.2; null: any.
+        reference: statistics of the data to compare with, an .npz of pytorch-fid's; null: those of the data set.
+        repeats: number of seeds over which `test` takes the mean.
+        limit: in `test`, extrapolate the distance to infinitely many samples.
+        noisy: measure the samples before their final denoising, too.
+        raw_weights: measure the weights that are not averaged, too.
+        neighbours: number of samples whose nearest training examples `test` looks for; 0: none.
+
+    Raises:
+        InputError: a number out of range, or a file of statistics that cannot be read.
     """
 
     def __init__(
@@ -48,66 +82,217 @@ class Evaluate(Callback):
         seed: int = 1,
         batch_size: int = 1024,
         every_n_validations: int = 1,
+        max_share: float | None = None,
+        reference: str | None = None,
+        repeats: int = 1,
+        limit: bool = False,
+        noisy: bool = False,
+        raw_weights: bool = False,
+        neighbours: int = 1000,
     ):
         require(num_samples >= 2, f"num_samples={num_samples}: a Frechet distance needs at least 2 samples")
         require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
         require(every_n_validations >= 1, f"every_n_validations={every_n_validations}: must be at least 1")
+        require(max_share is None or max_share > 0, f"max_share={max_share}: must be above 0, as 0.2, or null")
+        require(repeats >= 1, f"repeats={repeats}: must be at least 1")
+        require(neighbours >= 0, f"neighbours={neighbours}: must be 0 or more")
         self.features, self.num_samples, self.seed = features, num_samples, seed
-        self.batch_size, self.every_n_validations = batch_size, every_n_validations
+        self.batch_size, self.every_n_validations, self.max_share = batch_size, every_n_validations, max_share
+        self.statistics = None if reference is None else read_npz(reference)
+        self.reference, self.repeats, self.limit = reference, repeats, limit
+        self.noisy, self.raw_weights, self.neighbours = noisy, raw_weights, neighbours
         self.last: Evaluation | None = None
         self.validated_at = -1  # the training step of the last validation
+        self.raw_state: Mapping[str, Tensor] | None = None  # of a checkpoint, where no EMA holds the raw weights
         self._validations = 0
-        self._distance: FrechetDistance | None = None
-        self._floor = 0.0
+        self._references: dict[int, Reference] = {}
+        self._started, self._spent = time.monotonic(), 0.0
 
     @property
     def metric(self) -> str | None:
-        """The name of the metric, `fid_<features>`."""
-        return None if self.features is None else f"fid_{self.features.name}"
+        """The name of the metric, `fid_<features>_<n>`."""
+        return None if self.features is None else metric_name("fid", self.features.name, self.num_samples)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
+        """Training time counts from here."""
+        self._started, self._spent = time.monotonic(), 0.0
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Within validation, because the weights are the averaged ones there."""
         self._validations += not trainer.sanity_checking
         self.validated_at = trainer.global_step
-        if not trainer.sanity_checking and self._validations % self.every_n_validations == 0:
+        due = not trainer.sanity_checking and self._validations % self.every_n_validations == 0
+        if due and self.features is not None and self._affordable(trainer):
             self._evaluate(trainer, pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        """As in validation."""
-        self._evaluate(trainer, pl_module, "test")
+        """As in validation, and more."""
+        if self.features is not None:
+            self._evaluate(trainer, pl_module, "test")
 
-    def _evaluate(self, trainer: Trainer, pl_module: ScoreModel, prefix: str) -> None:
-        if self.features is None:
-            return
-        self.last = self.measure(trainer, pl_module, 4 if trainer.fast_dev_run else self.num_samples)
-        names = {"": self.last.value, "_floor": self.last.floor, "_n": float(self.last.n)}
-        for suffix, value in names.items():
-            pl_module.log(f"{prefix}/{self.last.metric}{suffix}", value, prog_bar=not suffix, rank_zero_only=True)
-        pl_module.log(f"{prefix}/nfe", self.last.nfe, rank_zero_only=True)
-        pl_module.log(f"{prefix}/sampling_seconds", self.last.seconds, rank_zero_only=True)
+    def _affordable(self, trainer: Trainer) -> bool:
+        """Whether another measurement as long as the last keeps to its share of the training time."""
+        if self.max_share is None or trainer.state.fn != TrainerFn.FITTING or self.last is None:
+            return True
+        allowed = self.max_share * (time.monotonic() - self._started)
+        affordable = trainer.strategy.broadcast(self._spent + self.last.seconds <= allowed)
+        if not affordable and trainer.is_global_zero:
+            tqdm.write(
+                f"step {trainer.global_step}: {self.metric} is left out, which takes {self.last.seconds:.0f} s, to keep to "
+                f"{self.max_share:.0%} of the training time"
+            )
+        return affordable
 
     @torch.inference_mode()
-    def measure(self, trainer: Trainer, pl_module: ScoreModel, n: int) -> Evaluation:
-        """Draws n samples, each process its share, and measures their distance to the data."""
+    def _evaluate(self, trainer: Trainer, pl_module: ScoreModel, prefix: str) -> None:
+        start = time.monotonic()
         self.features.to(pl_module.device)
-        distance = self._reference(trainer, pl_module, n)
-        start, evaluations = time.perf_counter(), pl_module.score_function.evaluations
-        mine = range(trainer.global_rank, n, trainer.world_size)
-        for first in range(0, len(mine), self.batch_size):
-            samples = pl_module.draw(mine[first : first + self.batch_size], self.seed).x
-            distance.update(self.features(trainer.datamodule.to_reference(samples)), real=False)
-        seconds = time.perf_counter() - start
-        nfe = (pl_module.score_function.evaluations - evaluations) / max(len(mine), 1)
-        value = float(distance.compute())
-        return Evaluation(self.metric, value, self._floor, n, nfe, seconds, trainer.global_step)
+        self._warn_of_few(trainer)
+        for weights in ["ema", "raw"] if self.raw_weights else ["ema"]:
+            with self._holding(weights, trainer, pl_module):
+                self._measure(trainer, pl_module, prefix, weights)
+        self._spent += time.monotonic() - start
 
-    def _reference(self, trainer: Trainer, pl_module: ScoreModel, n: int) -> FrechetDistance:
-        """The distance with the data in it, computed once; only the samples are new each time."""
-        if self._distance is None:
-            features = self.features(trainer.datamodule.reference().to(pl_module.device))
-            self._distance = FrechetDistance(self.features.num_features, reset_real_features=False).to(pl_module.device)
-            if trainer.is_global_zero:  # sums over processes count the data once
-                self._distance.update(features, real=True)
-            self._floor = real_floor(features, n)
-        self._distance.reset()
-        return self._distance
+    def _n(self, trainer: Trainer) -> int:
+        return 4 if trainer.fast_dev_run else self.num_samples
+
+    def _warn_of_few(self, trainer: Trainer) -> None:
+        if self._n(trainer) <= self.features.num_features and not trainer.fast_dev_run:
+            warnings.warn(
+                f"num_samples={self.num_samples} is not above the {self.features.num_features} features: the distance is "
+                "dominated by its bias; read it beside the floor only",
+                stacklevel=2,
+            )
+
+    @contextmanager
+    def _holding(self, weights: str, trainer: Trainer, pl_module: ScoreModel) -> Iterator[None]:
+        """Lets the model hold the averaged or the raw weights."""
+        averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]
+        if weights == "ema":
+            yield
+        elif self.raw_state is not None:
+            kept = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
+            pl_module.load_state_dict(self.raw_state)
+            try:
+                yield
+            finally:
+                pl_module.load_state_dict(kept)
+        elif averages:
+            with averages[0].raw():
+                yield
+        else:
+            yield
+
+    def _measure(self, trainer: Trainer, pl_module: ScoreModel, prefix: str, weights: str) -> None:
+        """All numbers of the weights that the model holds."""
+        n, test = self._n(trainer), prefix == "test"
+        real = self._reference(trainer, n, pl_module.device)
+        shown = self.neighbours if test and weights == "ema" and trainer.datamodule.data_range is not None else 0
+        sampling = Sampling(trainer, pl_module, self.features, n, self.batch_size, self.noisy, shown, resumable=test)
+        passes = [sampling.run(self.seed + k) for k in range(self.repeats if test else 1)]
+        for denoised in passes[0].totals:
+            suffix = ("" if denoised else "_noisy") + ("" if weights == "ema" else "_raw_weights")
+            measured = [found.totals[denoised].measure(real, test, self.limit) for found in passes]
+            for kind in measured[0]:
+                values = [numbers[kind] for numbers in measured]
+                for k, value in enumerate(values):
+                    self._record(trainer, pl_module, kind, value, real, passes[k], self.seed + k, weights, denoised)
+                self._log(trainer, pl_module, prefix, kind, suffix, _pooled(values), real, passes)
+        if shown:
+            self._look_for_copies(trainer, pl_module, passes[0])
+
+    def _reference(self, trainer: Trainer, n: int, device: torch.device) -> Reference:
+        """The data's side, computed once; only the samples are new each time."""
+        if n not in self._references:
+            data = trainer.datamodule
+            if self.statistics is not None:
+                found = Reference(self.statistics, torch.zeros(0, self.features.num_features), None, None)
+            else:
+                found = reference(data.fingerprint, data.reference, self.features, n, device)
+            self._references[n] = found.to(device)
+        return self._references[n]
+
+    def _log(
+        self,
+        trainer: Trainer,
+        pl_module: ScoreModel,
+        prefix: str,
+        kind: str,
+        suffix: str,
+        found: Estimate,
+        real: Reference,
+        passes: list[Pass],
+    ) -> None:
+        name = metric_name(kind, self.features.name, self.num_samples) + suffix
+        n, nfe, seconds = self._n(trainer), passes[0].nfe, sum(p.seconds for p in passes)
+        values: dict[str, Any] = {"": found.value, "_error": found.error}
+        if kind == "fid":
+            values |= {"_floor": real.floor, "_n": float(n)}
+            if not suffix:
+                floor = float("nan") if real.floor is None else real.floor
+                self.last = Evaluation(name, found.value, found.error, floor, n, nfe, seconds, trainer.global_step)
+                pl_module.log(f"{prefix}/nfe", nfe, rank_zero_only=True)
+                pl_module.log(f"{prefix}/sampling_seconds", seconds, rank_zero_only=True)
+        for ending, value in values.items():
+            if value is not None and value == value:
+                shown = kind == "fid" and not ending and not suffix
+                pl_module.log(f"{prefix}/{name}{ending}", value, prog_bar=shown, rank_zero_only=True)
+
+    def _record(
+        self,
+        trainer: Trainer,
+        pl_module: ScoreModel,
+        kind: str,
+        found: Estimate,
+        real: Reference,
+        drawn: Pass,
+        seed: int,
+        weights: str,
+        denoised: bool,
+    ) -> None:
+        """Adds a line of provenance to the run folder."""
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        data, file = trainer.datamodule, self.reference
+        record = Record(
+            metric=metric_name(kind, self.features.name, self.num_samples),
+            value=found.value,
+            error=found.error,
+            floor=real.floor if kind == "fid" else None,
+            floor_n=real.floor_n if kind == "fid" else None,
+            n=self._n(trainer),
+            features=self.features.name,
+            features_hash=self.features.fingerprint,
+            resize=self.features.resize,
+            data=file or type(data).__name__,
+            split="file" if file else data.reference_split,
+            shape=list(data.shape),
+            data_hash=hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else data.fingerprint,
+            weights=weights,
+            step=trainer.global_step,
+            denoised=denoised,
+            sampler=settings_of(pl_module.sampler),
+            nfe=drawn.nfe,
+            seed=seed,
+            seconds=drawn.seconds,
+        )
+        append(Path(trainer.default_root_dir) / FILE, record)
+
+    def _look_for_copies(self, trainer: Trainer, pl_module: ScoreModel, drawn: Pass) -> None:
+        """How near the samples of this process are to what was trained on, as numbers and as a picture."""
+        train, held_out = trainer.datamodule.splits
+        found = nearest_neighbours(drawn.images, train.x, held_out.x[: self.neighbours])
+        pl_module.log("test/copied", found.copied, rank_zero_only=True)
+        pl_module.log("test/neighbour_distance_ratio", found.ratio, rank_zero_only=True)
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            nearest = found.distance.argsort()[:24]
+            picture = neighbour_picture(drawn.images[nearest], train.x[found.index[nearest]])
+            publish(trainer, "neighbours", picture, "the samples nearest to training examples, each above its nearest")
+
+
+def _pooled(values: list[Estimate]) -> Estimate:
+    """The mean over seeds with its standard error, or the one value with its own."""
+    if len(values) == 1:
+        return values[0]
+    each = [value.value for value in values]
+    return Estimate(mean(each), stdev(each) / len(each) ** 0.5)

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
@@ -20,12 +21,24 @@ def sample_picture(samples: Tensor) -> Image.Image:
     return _grid(samples) if samples.ndim == 4 else _scatter(samples)
 
 
-def _grid(images: Tensor) -> Image.Image:
-    """A square grid; small images are enlarged without blur to at least 48 pixels, grey ones stay grey."""
+def _grid(images: Tensor, columns: int | None = None) -> Image.Image:
+    """A grid, square unless the columns are given; small images are enlarged to at least 48 pixels, grey ones stay grey."""
     zoom = max(1, math.ceil(48 / images.shape[-1]))
     large = images.cpu().repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
-    grid = make_grid(large, nrow=math.ceil(math.sqrt(len(images))), padding=2, pad_value=128)
+    grid = make_grid(large, nrow=columns or math.ceil(math.sqrt(len(images))), padding=2, pad_value=128)
     return to_pil_image(grid[: images.shape[1]])
+
+
+def neighbour_picture(samples: Tensor, nearest: Tensor, columns: int = 12) -> Image.Image:
+    """Samples, and below each the training example that is nearest to it.
+
+    Args:
+        samples: uint8 images (N, C, H, W).
+        nearest: of the same shape.
+        columns: pairs side by side.
+    """
+    rows = [row for pair in zip(samples.split(columns), nearest.split(columns), strict=True) for row in pair]
+    return _grid(torch.cat(rows), columns=min(columns, len(samples)))
 
 
 def _scatter(points: Tensor) -> Image.Image:

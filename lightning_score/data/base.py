@@ -1,5 +1,6 @@
 """The contract of all data modules, and loaders that make a batch in one vectorised step."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -88,6 +89,7 @@ class ScoreData(LightningDataModule, ABC):
         num_classes: how many labels there are, 0 for unlabelled data.
         data_range: lowest and highest value of `x`, or None where it is unbounded.
         levels: how many grey levels there are in it, or None where it is continuous.
+        reference_split: which part of the data `reference()` is.
 
     Args:
         batch_size: examples per batch and process.
@@ -101,6 +103,7 @@ class ScoreData(LightningDataModule, ABC):
     num_classes: int = 0
     data_range: tuple[float, float] | None = None
     levels: int | None = None
+    reference_split: str = "train and held out"
 
     def __init__(self, batch_size: int = 128, num_workers: int = 0) -> None:
         super().__init__()
@@ -130,6 +133,14 @@ class ScoreData(LightningDataModule, ABC):
     def reference(self) -> Tensor:
         """The whole data set, train and held out together, as stored and without augmentation, (N, *shape)."""
         return torch.cat([self.splits.train.x, self.splits.held_out.x])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the whole data set as stored, which tells whether two references are of the same data."""
+        stored = self.reference().contiguous()
+        digest = hashlib.sha256(f"{stored.dtype} {tuple(stored.shape)}".encode())
+        digest.update(stored.flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled, augmented, and without the last incomplete batch.

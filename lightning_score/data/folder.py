@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from lightning_score.data.base import Examples, Splits, split_indices
 from lightning_score.data.images import ImageData
-from lightning_score.utils import InputError, require
+from lightning_score.utils import InputError, cache_folder, require
 
 
 class ImageFolder(ImageData):
@@ -71,13 +72,18 @@ class ImageFolder(ImageData):
         require(num_classes >= 0, f"num_classes {num_classes}: must be 0 (no labels) or the number of folders in the folder")
         self.path, self.shape, self.crop, self.num_classes = Path(path), tuple(shape), crop, num_classes
         self.held_out = held_out
-        self.cache = Path(cache) if cache else default_cache()
+        self.cache = Path(cache) if cache else cache_folder()
 
     def load(self) -> Splits:
         files = image_files(self.path)
         labels = torch.tensor(self._labels(files), dtype=torch.long)
         images = torch.from_numpy(self._images(files))
         return Splits(*(Examples(images[rows], labels[rows]) for rows in self._rows(len(files))))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the files' names, sizes and times, and of what is made of them."""
+        return self._key(image_files(self.path))
 
     def _rows(self, n: int) -> tuple[slice, slice]:
         """The images were shuffled before they were stored, so that each split is a slice that need not be copied."""
@@ -155,8 +161,3 @@ def image_files(folder: Path) -> list[Path]:
     require(bool(files), f"{folder}: no images in it, that is, no files with an ending of {', '.join(IMG_EXTENSIONS)}")
     first, last = split_indices(len(files))
     return [files[i] for i in [*first, *last]]
-
-
-def default_cache() -> Path:
-    """lightning_score's folder in the user's cache folder (XDG Base Directory Specification)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_score"

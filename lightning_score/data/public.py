@@ -34,6 +34,7 @@ class PublicData(ImageData):
     """
 
     num_classes = 10
+    reference_split = "train"
     title: str
     """What the data set is called in messages."""
 
@@ -68,6 +69,10 @@ class PublicData(ImageData):
                 "--data.root to a folder that holds it as torchvision keeps it"
             ) from error
         return Splits(*(self.examples(split) for split in splits))
+
+    def reference(self) -> Tensor:
+        """The training images, with which published FIDs compare, as stored and without augmentation, (N, C, H, W)."""
+        return self.splits.train.x
 
     def examples(self, split: datasets.VisionDataset) -> Examples:
         """The images of a split, uint8 (N, C, H, W), and their labels."""

@@ -7,7 +7,7 @@ from lightning_score.metrics.features import Activations, Features, InceptionFea
 from lightning_score.metrics.frechet import Estimate, frechet_distance, frechet_estimate, frechet_limit, real_floor
 from lightning_score.metrics.manifold import Manifold, inception_score, kernel_distance, manifold
 from lightning_score.metrics.neighbours import Neighbours, nearest_neighbours
-from lightning_score.metrics.statistics import FeatureSums, Statistics, fit, read_npz
+from lightning_score.metrics.statistics import FeatureSums, KeptFeatures, Statistics, fit, read_npz
 
 __all__ = [
     "Activations",
@@ -17,6 +17,7 @@ __all__ = [
     "FeatureSums",
     "Features",
     "InceptionFeatures",
+    "KeptFeatures",
     "Manifold",
     "ModuleFeatures",
     "Neighbours",

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_score.metrics.statistics import FeatureSums, Statistics, fit
+from lightning_score.metrics.statistics import FeatureSums, KeptFeatures, Statistics, fit
 from lightning_score.utils import require
 
 
@@ -29,36 +29,39 @@ def frechet_distance(first: Statistics, second: Statistics) -> float:
         f"statistics of {len(first.mean)} and of {len(second.mean)} features cannot be compared: take the same features",
     )
     mean = (first.mean.double() - second.mean.double()).square().sum()
-    cov1, cov2 = first.covariance.double(), second.covariance.double()
-    spread = cov1.trace() + cov2.trace() - 2 * _root_trace(cov1, cov2)
+    spread = first.covariance.double().trace() + second.covariance.double().trace() - 2 * _root_trace(first, second)
     return float(mean + spread.clamp(min=0))
 
 
-def _root_trace(cov1: Tensor, cov2: Tensor) -> Tensor:
+def _root_trace(first: Statistics, second: Statistics) -> Tensor:
     """tr (C1 C2)^(1/2), symmetric in both."""
-    lower, regular = _cholesky(cov1)
-    if regular and _cholesky(cov2)[1]:
-        return torch.linalg.eigvalsh(lower.mT @ cov2 @ lower).clamp(min=0).sqrt().sum()
+    known = second.factor is None and first.factor is not None
+    one, other = (first, second) if known else (second, first)  # of the one, the factor is known if any is
+    factor = factored(one).factor
+    if other.factor is None and factor.shape[0] == factor.shape[1] and _cholesky(other.covariance)[1]:
+        return torch.linalg.eigvalsh(factor.mT @ other.covariance.double() @ factor).clamp(min=0).sqrt().sum()
     # Squares would lose what is nearly singular, as with fewer examples than features: singular values of the factors.
-    return torch.linalg.svdvals(_factor(cov1).mT @ _factor(cov2)).sum()
+    return torch.linalg.svdvals(factor.mT @ factored(other).factor).sum()
+
+
+def factored(statistics: Statistics) -> Statistics:
+    """The same with a factor of the covariance: Cholesky's, or if it is nearly singular the one of its eigenvectors."""
+    if statistics.factor is not None:
+        return statistics
+    lower, regular = _cholesky(statistics.covariance)
+    if regular:
+        return statistics._replace(factor=lower)
+    values, vectors = torch.linalg.eigh(statistics.covariance.double())
+    # Eigenvalues that are zero but for rounding would each add their root, which is far above rounding.
+    kept = values > len(values) * torch.finfo(values.dtype).eps * values[-1].clamp(min=0)
+    return statistics._replace(factor=vectors[:, kept] * values[kept].sqrt())
 
 
 def _cholesky(covariance: Tensor) -> tuple[Tensor, bool]:
     """The lower factor, and whether the matrix is far from singular."""
-    lower, failed = torch.linalg.cholesky_ex(covariance)
+    lower, failed = torch.linalg.cholesky_ex(covariance.double())
     pivots = lower.diagonal()
     return lower, not failed and bool(pivots.min() > 1e-6 * pivots.max())
-
-
-def _factor(covariance: Tensor) -> Tensor:
-    """A with `A A^T` the covariance, (D, rank): Cholesky's, or if it is nearly singular the one of its eigenvectors."""
-    lower, regular = _cholesky(covariance)
-    if regular:
-        return lower
-    values, vectors = torch.linalg.eigh(covariance)
-    # Eigenvalues that are zero but for rounding would each add their root, which is far above rounding.
-    kept = values > len(values) * torch.finfo(values.dtype).eps * values[-1].clamp(min=0)
-    return vectors[:, kept] * values[kept].sqrt()
 
 
 class Estimate(NamedTuple):
@@ -68,7 +71,7 @@ class Estimate(NamedTuple):
     error: float
 
 
-def frechet_estimate(real: Statistics, fake: FeatureSums) -> Estimate:
+def frechet_estimate(real: Statistics, fake: FeatureSums | KeptFeatures, error: bool = True) -> Estimate:
     """The distance with the standard error of the samples' part in it, by leaving out one block of samples at a time.
 
     `error^2 = (B - 1)/B sum_b (d_b - mean d)^2`, with d_b the distance without block b (Tukey's jackknife).
@@ -76,10 +79,12 @@ def frechet_estimate(real: Statistics, fake: FeatureSums) -> Estimate:
     Args:
         real: of the data.
         fake: of the samples, in B blocks; without error for fewer than 3.
+        error: whether to find the error, which takes B more distances.
     """
+    real = factored(real)
     value = frechet_distance(real, fake.compute())
     filled = [b for b in range(fake.blocks) if fake.count[b] > 0]
-    if len(filled) < 3 or int(fake.count.sum() - fake.count.max()) < 2:
+    if not error or len(filled) < 3 or int(fake.count.sum() - fake.count.max()) < 2:
         return Estimate(value, math.nan)
     without = [frechet_distance(real, fake.statistics([b for b in filled if b != left])) for left in filled]
     spread = torch.tensor(without, dtype=torch.float64)
@@ -87,7 +92,7 @@ def frechet_estimate(real: Statistics, fake: FeatureSums) -> Estimate:
     return Estimate(value, float(variance.sqrt()))
 
 
-def frechet_limit(real: Statistics, fake: FeatureSums) -> Estimate:
+def frechet_limit(real: Statistics, fake: FeatureSums | KeptFeatures) -> Estimate:
     """The distance extrapolated to infinitely many samples: the intercept of a line in 1/n (Chong and Forsyth 2020).
 
     "Effectively unbiased FID and Inception score and where to find them", arXiv:1911.07023. The points are the distances of
@@ -101,6 +106,7 @@ def frechet_limit(real: Statistics, fake: FeatureSums) -> Estimate:
         InputError: fewer blocks.
     """
     require(fake.blocks >= 6, f"{fake.blocks} blocks: the limit of many samples needs at least 6, such as 10")
+    real = factored(real)
     points = [fake.statistics(range(count)) for count in range(fake.blocks // 2, fake.blocks + 1)]
     inverse = torch.tensor([1 / point.n for point in points], dtype=torch.float64)
     distances = torch.tensor([frechet_distance(real, point) for point in points], dtype=torch.float64)

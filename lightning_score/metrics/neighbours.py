@@ -44,14 +44,14 @@ def nearest_neighbours(samples: Tensor, train: Tensor, held_out: Tensor, chunk: 
 
 def _two_nearest(x: Tensor, train: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """Distances to the two nearest training examples and their numbers, each (N, 2)."""
-    x = x.flatten(1).float()
-    best = torch.full((len(x), 2), torch.inf)
-    index = torch.zeros(len(x), 2, dtype=torch.long)
+    flat = x.flatten(1).float()
+    best = torch.full((len(x), 2), torch.inf, device=x.device)
+    index = torch.zeros(len(x), 2, dtype=torch.long, device=x.device)
     for first in range(0, len(train), chunk):
-        part = train[first : first + chunk].flatten(1).float().to(x.device)
-        found = torch.cdist(x, part, compute_mode="donot_use_mm_for_euclid_dist").cpu() / x.shape[1] ** 0.5
-        both = torch.cat([best, found], 1)
-        best, order = both.topk(2, largest=False)
-        numbers = torch.cat([index, torch.arange(first, first + found.shape[1]).expand(len(x), -1)], 1)
-        index = numbers.gather(1, order)
-    return best, index
+        found = torch.cdist(flat, train[first : first + chunk].flatten(1).float().to(x.device))
+        numbers = torch.arange(first, first + found.shape[1], device=x.device).expand(len(x), -1)
+        best, order = torch.cat([best, found], 1).topk(2, largest=False)
+        index = torch.cat([index, numbers], 1).gather(1, order)
+    # the quick distances lose small ones to rounding
+    exact = [(flat - train[i.cpu()].flatten(1).to(x.device)).square().mean(1).sqrt() for i in index.T]
+    return torch.stack(exact, 1), index

@@ -1,6 +1,7 @@
 """Mean and covariance of features, summed up block by block, and those that others have published."""
 
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +16,13 @@ from lightning_score.utils import InputError, require
 class Statistics(NamedTuple):
     """A Gaussian fitted to features: their number, mean (D,) and unbiased covariance (D, D), in float64.
 
-    The number is 0 where a file does not say it.
+    The number is 0 where a file does not say it. Where a factor A of the covariance, `A A^T` (D, rank), is known, it is there.
     """
 
     n: int
     mean: Tensor
     covariance: Tensor
+    factor: Tensor | None = None
 
 
 class FeatureSums(Metric):
@@ -41,8 +43,9 @@ class FeatureSums(Metric):
         super().__init__(**kwargs)
         self.num_features, self.blocks = num_features, blocks
         sizes = {"count": (), "total": (num_features,), "outer": (num_features, num_features)}
-        for name, size in sizes.items():
-            self.add_state(name, torch.zeros(blocks, *size, dtype=torch.float64), dist_reduce_fx="sum")
+        with torch.inference_mode(False):
+            for name, size in sizes.items():
+                self.add_state(name, torch.zeros(blocks, *size, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, features: Tensor, numbers: Tensor | None = None) -> None:
         """Adds features (N, D) of the examples of these numbers (N,); all go to the first block without.
@@ -52,21 +55,25 @@ class FeatureSums(Metric):
         """
         require_features(features, self.num_features)
         features = features.double()
-        block = torch.zeros(len(features)) if numbers is None else numbers.to(features.device) % self.blocks
-        count, total, outer = self.count.clone(), self.total.clone(), self.outer.clone()
-        for b in block.unique().long().tolist():
+        if numbers is None:
+            numbers = torch.zeros(len(features), dtype=torch.long)
+        block = numbers.to(features.device) % self.blocks
+        for b in block.unique().tolist():
             mine = features[block == b]
-            count[b] += len(mine)
-            total[b] += mine.sum(0)
-            outer[b] += mine.mT @ mine
-        # not in place: a state that was reset under torch.inference_mode may be updated outside of it
-        self.count, self.total, self.outer = count, total, outer
+            self.count[b] += len(mine)
+            self.total[b] += mine.sum(0)
+            self.outer[b] += mine.mT @ mine
+
+    def reset(self) -> None:
+        """Forgets all; the sums are ordinary tensors even in inference mode, which may be added to outside of it."""
+        with torch.inference_mode(False):
+            super().reset()
 
     def compute(self) -> Statistics:
         """Those of all examples."""
         return self.statistics(range(self.blocks))
 
-    def statistics(self, blocks: Any) -> Statistics:
+    def statistics(self, blocks: Iterable[int]) -> Statistics:
         """Those of the examples in some blocks.
 
         Raises:
@@ -80,11 +87,36 @@ class FeatureSums(Metric):
         return Statistics(n, mean, covariance)
 
 
+class KeptFeatures:
+    """The features themselves in blocks, in the place of their sums: quicker and more exact where they are few.
+
+    Args:
+        features: (N, D).
+        blocks: number of blocks; example k belongs to block k modulo this.
+    """
+
+    def __init__(self, features: Tensor, blocks: int) -> None:
+        self.features, self.blocks = features, blocks
+        self.count = torch.arange(len(features)).remainder(blocks).bincount(minlength=blocks)
+
+    def compute(self) -> Statistics:
+        """Those of all examples."""
+        return fit(self.features)
+
+    def statistics(self, blocks: Iterable[int]) -> Statistics:
+        """Those of the examples in some blocks."""
+        return fit(torch.cat([self.features[b :: self.blocks] for b in blocks]))
+
+
 def fit(features: Tensor) -> Statistics:
-    """The Gaussian of features (N, D)."""
-    sums = FeatureSums(features.shape[1], sync_on_compute=False).to(features.device)
-    sums.update(features)
-    return sums.compute()
+    """The Gaussian of features (N, D), with a factor of its covariance where they are fewer than D."""
+    n, dimension = features.shape
+    require(n >= 2, f"the Frechet distance got {n} examples on one side; it needs at least 2 on each.")
+    require_features(features, dimension)
+    features = features.double()
+    mean = features.mean(0)
+    factor = (features - mean).mT / (n - 1) ** 0.5
+    return Statistics(n, mean, factor @ factor.mT, factor if n <= dimension else None)
 
 
 def read_npz(path: str | Path) -> Statistics:

@@ -1,0 +1,276 @@
+"""One pass over many samples: what is kept of them, on any number of processes, and after an interruption."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+from tqdm import tqdm
+
+from lightning_score.metrics import (
+    Activations,
+    Estimate,
+    Features,
+    FeatureSums,
+    KeptFeatures,
+    frechet_estimate,
+    frechet_limit,
+    inception_score,
+    kernel_distance,
+    manifold,
+)
+from lightning_score.metrics.record import settings_of
+from lightning_score.metrics.reference import Reference
+from lightning_score.model import ScoreModel
+from lightning_score.sampling.sampler import Samples
+from lightning_score.utils import cache_folder
+
+BLOCKS = 10
+"""Blocks of samples, for the error bar."""
+KEPT = 10_000
+"""Most samples whose features are kept, for the metrics that need them: the first ones."""
+NEIGHBOURS = 3
+"""Of an example, whose distance is the radius of its ball in precision and recall."""
+SAVE_EVERY = 60.0
+"""Seconds of work that an interruption may cost."""
+
+
+class Totals:
+    """What an evaluation keeps of its samples: sums of their features, and the features and logits of the first ones.
+
+    Args:
+        features: the extractor.
+        n: number of samples.
+        device: of the sums.
+    """
+
+    def __init__(self, features: Features, n: int, device: torch.device) -> None:
+        self.sums = FeatureSums(features.num_features, min(BLOCKS, n), sync_on_compute=False).to(device)
+        self.kept = torch.zeros(min(n, KEPT), features.num_features)
+        self.logits = torch.zeros(min(n, KEPT), 0)
+
+    def update(self, numbers: Sequence[int], activations: Activations) -> None:
+        """Adds the samples of these numbers."""
+        rows = torch.as_tensor(numbers)
+        self.sums.update(activations.features, rows)
+        if self.logits.shape[1] != activations.logits.shape[1]:
+            self.logits = torch.zeros(len(self.kept), activations.logits.shape[1])
+        first = rows < len(self.kept)
+        self.kept[rows[first]] = activations.features[first.to(activations.features.device)].float().cpu()
+        self.logits[rows[first]] = activations.logits[first.to(activations.logits.device)].float().cpu()
+
+    def measure(self, real: Reference, every: bool, limit: bool = False) -> dict[str, Estimate]:
+        """The metrics by their kinds: the Frechet distance, and `every` other one that the features and n allow.
+
+        Args:
+            real: the data's side.
+            every: all metrics, and the error of the first; otherwise the first alone, with its error where that is quick.
+            limit: the first extrapolated to infinitely many samples, too.
+        """
+        few = len(self.kept) <= min(KEPT, self.sums.num_features)
+        samples = KeptFeatures(self.kept, self.sums.blocks) if few else self.sums
+        quick = self.sums.num_features <= 256
+        numbers = {"fid": frechet_estimate(real.statistics, samples, error=every or quick)}
+        if not every:
+            return numbers
+        if limit:
+            numbers["fid_limit"] = frechet_limit(real.statistics, samples)
+        if self.logits.shape[1] > 0:
+            numbers["is"] = inception_score(self.logits)
+        kept = real.kept.to(self.kept.device)[: len(self.kept)]
+        if min(len(kept), len(self.kept)) > NEIGHBOURS:
+            numbers["kid"] = kernel_distance(kept, self.kept)
+            found = manifold(kept, self.kept, NEIGHBOURS)
+            numbers |= {name: Estimate(value, math.nan) for name, value in found._asdict().items()}
+        return numbers
+
+    def reduce(self, trainer: Trainer) -> None:
+        """Adds up over all processes, in every one of them."""
+        for name in ("count", "total", "outer"):
+            setattr(self.sums, name, trainer.strategy.reduce(getattr(self.sums, name), reduce_op="sum"))
+        device = self.sums.count.device
+        self.kept = trainer.strategy.reduce(self.kept.to(device), reduce_op="sum")
+        self.logits = trainer.strategy.reduce(self.logits.to(device), reduce_op="sum")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors."""
+        sums = {name: getattr(self.sums, name).cpu() for name in ("count", "total", "outer")}
+        return {**sums, "kept": self.kept, "logits": self.logits}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Goes on from what was saved."""
+        for name in ("count", "total", "outer"):
+            getattr(self.sums, name).copy_(state[name])
+        self.kept, self.logits = state["kept"].clone(), state["logits"].clone()
+
+
+@dataclass
+class Pass:
+    """What came of drawing samples 0 to n - 1 of a seed.
+
+    Attributes:
+        totals: of the samples as they are, and, where asked for, before the noise that is left was taken away.
+        images: the first samples of this process, in the form of the data's `reference()`.
+        nfe: network evaluations per sample.
+        seconds: spent.
+    """
+
+    totals: dict[bool, Totals]
+    images: Tensor
+    nfe: float
+    seconds: float
+
+
+class Sampling:
+    """Draws the samples of an evaluation and adds them up; each process takes its share.
+
+    Args:
+        trainer: with the data.
+        pl_module: the model, which holds the weights that are measured.
+        features: the extractor.
+        n: number of samples.
+        batch_size: drawn at once by each process.
+        noisy: also add up the samples before the noise that is left is taken away.
+        shown: how many samples are kept as images.
+        resumable: keep what was done every minute, and go on from there.
+
+    On a GPU the features of a batch are found, on a stream of their own, while the next batch is drawn.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        pl_module: ScoreModel,
+        features: Features,
+        n: int,
+        batch_size: int,
+        noisy: bool = False,
+        shown: int = 0,
+        resumable: bool = False,
+    ) -> None:
+        self.trainer, self.model, self.features, self.n = trainer, pl_module, features, n
+        self.batch_size, self.noisy, self.shown, self.resumable = batch_size, noisy, shown, resumable
+        self.overlapping = pl_module.device.type == "cuda"
+
+    def run(self, seed: int) -> Pass:
+        """The samples of a seed, added up over all processes."""
+        trainer, model = self.trainer, self.model
+        mine = range(trainer.global_rank, self.n, trainer.world_size)
+        kinds = [True, False] if self.noisy else [True]
+        totals = {denoised: Totals(self.features, self.n, model.device) for denoised in kinds}
+        found = Pass(totals, torch.zeros(0), 0.0, 0.0)
+        path = self._path(seed)
+        done, evaluations = self._restore(path, found)
+        saved = start = time.monotonic()
+        told = False
+        with tqdm(total=len(mine), initial=done, **self._bar()) as bar, ThreadPoolExecutor(1) as pool:
+            work = None
+            for first in range(done, len(mine), self.batch_size):
+                numbers = mine[first : first + self.batch_size]
+                before = model.score_function.evaluations
+                samples = model.draw(numbers, seed)
+                evaluations += model.score_function.evaluations - before
+                if work is not None:
+                    work.result()
+                work = pool.submit(self._add, numbers, samples, found)
+                if not self.overlapping:
+                    work.result()
+                bar.update(len(numbers))
+                now = time.monotonic()
+                told = told or self._tell(now - start, first + len(numbers) - done, len(mine) - done)
+                if self.resumable and now - saved > SAVE_EVERY:
+                    work.result()
+                    self._save(path, found, first + len(numbers), evaluations, now - start)
+                    saved = now
+            if work is not None:
+                work.result()
+        found.seconds += time.monotonic() - start
+        found.nfe = evaluations / max(len(mine), 1)
+        for part in totals.values():
+            part.reduce(trainer)
+        path.unlink(missing_ok=True)
+        return found
+
+    @torch.inference_mode()
+    def _add(self, numbers: Sequence[int], samples: Samples, found: Pass) -> None:
+        """Adds samples to the totals, on a stream of its own where there are streams."""
+        data = self.trainer.datamodule
+        with _own_stream(samples.x):
+            for denoised, totals in found.totals.items():
+                images = data.to_reference(samples.x if denoised else samples.raw)
+                totals.update(numbers, self.features(images))
+                if denoised and len(found.images) < self.shown:
+                    new = images[: self.shown - len(found.images)].cpu()
+                    found.images = torch.cat([found.images, new]) if len(found.images) else new
+
+    def _bar(self) -> dict[str, Any]:
+        shown = self.resumable and self.trainer.is_global_zero
+        return {"desc": "evaluating", "unit": "sample", "leave": False, "disable": None if shown else True}
+
+    def _tell(self, seconds: float, done: int, n: int) -> bool:
+        """Says once, after the first batch, how long it will take if that is long."""
+        left = seconds / done * (n - done)
+        if self.trainer.is_global_zero and left > 60:
+            tqdm.write(f"evaluation: {self.n} samples, {seconds / done:.3g} s each: about {left / 60:.0f} minutes to go")
+        return True
+
+    def _path(self, seed: int) -> Path:
+        """Where an interrupted pass is kept, under all that it depends on."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        settings = [settings_of(part) for part in (self.model.sampler, self.model.guidance)]
+        data, world = self.trainer.datamodule, (self.trainer.global_rank, self.trainer.world_size)
+        depends = [settings, self.features.fingerprint, data.fingerprint, self.n, seed, self.noisy, self.shown, *world]
+        digest.update(json.dumps(depends, default=str).encode())
+        return cache_folder() / "evaluations" / f"{digest.hexdigest()[:24]}.pt"
+
+    def _save(self, path: Path, found: Pass, done: int, evaluations: int, seconds: float) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "totals": {str(kind): totals.state_dict() for kind, totals in found.totals.items()},
+            "images": found.images,
+            "done": done,
+            "evaluations": evaluations,
+            "seconds": found.seconds + seconds,
+        }
+        temporary = path.with_suffix(".part")
+        torch.save(state, temporary)
+        temporary.replace(path)
+
+    def _restore(self, path: Path, found: Pass) -> tuple[int, int]:
+        """Samples done by an earlier pass that was interrupted, and its network evaluations."""
+        if not self.resumable or not path.exists():
+            return 0, 0
+        try:
+            state = torch.load(path, weights_only=True)
+        except Exception:  # half a file is no more than lost time
+            return 0, 0
+        for kind, totals in found.totals.items():
+            totals.load_state_dict(state["totals"][str(kind)])
+        found.images, found.seconds = state["images"], state["seconds"]
+        if self.trainer.is_global_zero:
+            tqdm.write(f"evaluation: goes on after {state['done']} samples of an earlier one that was interrupted")
+        return state["done"], state["evaluations"]
+
+
+@contextmanager
+def _own_stream(x: Tensor) -> Iterator[None]:
+    """A CUDA stream that begins when x is there and is done at the end; nothing on other devices."""
+    if x.device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(x.device)
+    stream.wait_stream(torch.cuda.default_stream(x.device))
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()

@@ -1,0 +1,153 @@
+"""What was measured, and all that one must know to compare it: one JSON line per number."""
+
+import json
+import math
+import platform
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FILE = "evaluations.jsonl"
+"""The name of the records' file in a run folder."""
+
+
+def versions() -> dict[str, str]:
+    """Of what a number depends on."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in ("lightning_score", "lightning", "torchmetrics", "torch-fidelity"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def settings_of(part: Any) -> Any:
+    """A part of an experiment as plain values: its class and its public attributes, and so on inside."""
+    if part is None or isinstance(part, (bool, int, float, str)):
+        return part
+    if isinstance(part, Mapping):
+        return {str(key): settings_of(value) for key, value in part.items()}
+    if isinstance(part, (list, tuple)):
+        return [settings_of(value) for value in part]
+    if isinstance(part, torch.Tensor):
+        return f"tensor of {' x '.join(map(str, part.shape))}"
+    public = {name: settings_of(value) for name, value in vars(part).items() if not name.startswith("_")}
+    return {"class": type(part).__name__, **public}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One number with its provenance.
+
+    Attributes:
+        metric: its name, which says the features and, below 50 000, the number of samples.
+        value: the number.
+        error: its standard error, or None where there is none.
+        floor: what real data score against real data at `floor_n` examples, or None.
+        floor_n: n, or half of the data where these are fewer.
+        n: number of samples.
+        features: name of the features.
+        features_hash: of their weights.
+        resize: what was done to the size of images.
+        data: name of the data set, or the file of statistics.
+        split: which part of it is the reference.
+        shape: of one example.
+        data_hash: of the reference.
+        weights: "ema" or "raw".
+        step: training steps.
+        denoised: whether the noise that is left at the end of sampling was taken away.
+        sampler: its settings.
+        nfe: network evaluations per sample.
+        seed: of the samples.
+        seconds: spent sampling.
+        versions: of the programs.
+        time: when, in UTC.
+    """
+
+    metric: str
+    value: float
+    error: float | None
+    floor: float | None
+    floor_n: int | None
+    n: int
+    features: str
+    features_hash: str
+    resize: str
+    data: str
+    split: str
+    shape: list[int]
+    data_hash: str
+    weights: str
+    step: int
+    denoised: bool
+    sampler: dict[str, Any]
+    nfe: float
+    seed: int
+    seconds: float
+    versions: dict[str, str] = field(default_factory=versions)
+    time: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+
+    @property
+    def axis(self) -> tuple[Any, ...]:
+        """What two numbers must have in common to stand on one axis."""
+        return self.metric, self.n, self.features_hash, self.resize, self.data_hash, self.split, tuple(self.shape)
+
+    def line(self) -> str:
+        """One line of JSON; what is not a number is null."""
+        return json.dumps(_finite(asdict(self)))
+
+
+def append(path: Path, record: Record) -> None:
+    """Adds a record to a file, in one write, so that several processes may do so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(record.line() + "\n")
+
+
+def read(path: Path) -> list[Record]:
+    """The records of a file; lines that are none are left out with a warning."""
+    names = {f.name for f in fields(Record)}
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entries = json.loads(line)
+            records.append(Record(**{name: value for name, value in entries.items() if name in names}))
+        except (ValueError, TypeError, AttributeError) as error:
+            warnings.warn(f"{path}, line {number}: not a record ({error}); left out", stacklevel=2)
+    return records
+
+
+def by_axis(records: Iterable[Record]) -> dict[tuple[Any, ...], list[Record]]:
+    """The records that may stand on one axis, together."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.axis, []).append(record)
+    return groups
+
+
+def short(n: int) -> str:
+    """898, 1k, 10k, 1m."""
+    for size, suffix in ((1_000_000, "m"), (1000, "k")):
+        if n >= size and n % size == 0:
+            return f"{n // size}{suffix}"
+    return str(n)
+
+
+def metric_name(kind: str, features: str, n: int) -> str:
+    """`fid_inception` for the usual 50 000 samples; with the number where there are others: `fid_digits_1k`."""
+    return f"{kind}_{features}" if n == 50_000 else f"{kind}_{features}_{short(n)}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

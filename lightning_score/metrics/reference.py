@@ -1,0 +1,120 @@
+"""The data's side of a distance: computed once over the whole un-augmented data set, and kept on disk."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from lightning_score.metrics.features import Features
+from lightning_score.metrics.frechet import frechet_distance, real_floor
+from lightning_score.metrics.statistics import FeatureSums, Statistics
+from lightning_score.utils import cache_folder
+
+KEPT = 20_000
+"""Most feature vectors of the data that are kept, for the metrics that need them."""
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Statistics of the data's features, and some of the features themselves.
+
+    Attributes:
+        statistics: of all examples.
+        kept: features of at most `KEPT` random ones, (M, D); none where statistics were read from a file.
+        floor: mean Frechet distance of two disjoint random subsets of the data, of `floor_n` examples each, or None.
+        floor_n: their size: the number of samples, or half of the data where these are fewer.
+    """
+
+    statistics: Statistics
+    kept: Tensor
+    floor: float | None
+    floor_n: int | None
+
+    def to(self, device: torch.device | str) -> "Reference":
+        """The same on a device."""
+        n, mean, covariance, _ = self.statistics
+        statistics = Statistics(n, mean.to(device), covariance.to(device))
+        return Reference(statistics, self.kept.to(device), self.floor, self.floor_n)
+
+
+def reference(
+    data_hash: str, examples: Callable[[], Tensor], features: Features, n: int, device: torch.device | str = "cpu"
+) -> Reference:
+    """The reference of a data set, from the cache or computed and put there.
+
+    Whoever comes while another process computes it waits and reads; a file that cannot be read is ignored with a warning
+    and replaced.
+
+    Args:
+        data_hash: of the examples: all that the reference depends on besides the features and n.
+        examples: gives them, as stored, (N, *shape).
+        features: the extractor.
+        n: number of samples beside which the floor is to stand.
+        device: where the extractor is.
+    """
+    key = hashlib.sha256(json.dumps([VERSION, KEPT, data_hash, features.name, features.fingerprint, n]).encode())
+    path = cache_folder() / "reference" / f"{features.name}-{key.hexdigest()[:16]}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        found = _read(path)
+        if found is None:
+            found = compute(examples(), features, n, device)
+            _write(path, found)
+    return found
+
+
+def compute(examples: Tensor, features: Features, n: int, device: torch.device | str = "cpu") -> Reference:
+    """The reference of examples (N, *shape), streamed through the extractor."""
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
+    rank = order.argsort()  # place of every example in a random order
+    half = max(min(n, len(examples) // 2), 1)
+    whole = FeatureSums(features.num_features, sync_on_compute=False).to(device)
+    halves = FeatureSums(features.num_features, blocks=2, sync_on_compute=False).to(device)
+    kept = torch.zeros(min(len(examples), KEPT), features.num_features)
+    numbers = torch.arange(len(examples)).split(features.chunk)
+    for rows in tqdm(numbers, "features of the data", unit="batch", disable=None if len(numbers) > 8 else True, leave=False):
+        vectors = features(examples[rows].to(device)).features
+        whole.update(vectors)
+        place = rank[rows]
+        if 2 * half > len(kept):
+            chosen = place < 2 * half
+            halves.update(vectors[chosen.to(device)], (place[chosen] >= half).long())
+        chosen = place < len(kept)
+        kept[place[chosen]] = vectors[chosen.to(device)].cpu()
+    if 2 * half <= len(kept):
+        floor = real_floor(kept, half) if half >= 2 else None
+    else:
+        floor = frechet_distance(halves.statistics([0]), halves.statistics([1]))
+    n_all, mean, covariance, _ = whole.compute()
+    return Reference(Statistics(n_all, mean.cpu(), covariance.cpu()), kept, floor, half)
+
+
+def _write(path: Path, found: Reference) -> None:
+    tensors = {"mean": found.statistics.mean, "covariance": found.statistics.covariance, "kept": found.kept}
+    numbers = {"n": found.statistics.n, "floor": found.floor, "floor_n": found.floor_n}
+    temporary = path.with_suffix(".part")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"numbers": json.dumps(numbers)})
+    temporary.replace(path)
+
+
+def _read(path: Path) -> Reference | None:
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            numbers = json.loads(file.metadata()["numbers"])
+            mean, covariance, kept = (file.get_tensor(name) for name in ("mean", "covariance", "kept"))
+        return Reference(Statistics(numbers["n"], mean, covariance), kept, numbers["floor"], numbers["floor_n"])
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        warnings.warn(f"{path}: not readable ({error}); the data's statistics are computed anew", stacklevel=2)
+        return None

@@ -1,0 +1,281 @@
+"""What is measured of a model, beside what, how it is recorded, and that interruptions and processes change nothing."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_score import ScoreModel
+from lightning_score.callbacks import totals
+from lightning_score.cli import run
+from lightning_score.data import Digits
+from lightning_score.metrics import DigitFeatures, RawFeatures, fit, frechet_distance, real_floor
+from lightning_score.metrics import reference as reference_module
+from lightning_score.metrics.record import FILE, Record, append, by_axis, metric_name, read
+from lightning_score.metrics.reference import reference
+
+QUICK = ["--model.sampler.steps=1", "--samples.num_samples=1"]
+
+
+@pytest.fixture(autouse=True)
+def own_folders(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Of a short training, whose averaged and raw weights differ."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        options = ["--trainer.max_steps=20", "--trainer.val_check_interval=10", "--evaluate.num_samples=100"]
+        assert run(["fit", "--config=ncsn", f"--runs={folder}", *options, *QUICK]) == 0
+    return folder / "ncsn" / "latest" / "last.ckpt"
+
+
+def measure(checkpoint, name, *options):
+    """The metrics and the records of `test`."""
+    assert run(["test", f"--ckpt_path={checkpoint}", f"--output={name}", "--evaluate.num_samples=100", *options]) == 0
+    (row,) = csv.DictReader(Path(name, "metrics.csv").open())
+    return {key.removeprefix("test/"): float(value) for key, value in row.items() if value}, read(Path(name, FILE))
+
+
+class TestRecords:
+    def record(self, **changes):
+        values = {
+            "metric": "fid_digits_100",
+            "value": 3.0,
+            "error": 0.1,
+            "floor": 1.0,
+            "floor_n": 100,
+            "n": 100,
+            "features": "digits",
+            "features_hash": "a",
+            "resize": "none",
+            "data": "Digits",
+            "split": "train and held out",
+            "shape": [1, 8, 8],
+            "data_hash": "b",
+            "weights": "ema",
+            "step": 5,
+            "denoised": True,
+            "sampler": {},
+            "nfe": 9.0,
+            "seed": 0,
+            "seconds": 1.0,
+        }
+        return Record(**{**values, **changes})
+
+    def test_lines_are_read_back_and_broken_ones_are_left_out(self, tmp_path):
+        for value in (3.0, float("nan")):
+            append(tmp_path / FILE, self.record(value=value))
+        with (tmp_path / FILE).open("a") as file:
+            file.write('{"metric": "half')
+        with pytest.warns(UserWarning, match="line 3: not a record"):
+            first, second = read(tmp_path / FILE)
+        assert first == self.record(time=first.time) and second.value is None
+        assert first.versions["torch"] == torch.__version__
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"n": 50}, {"features_hash": "c"}, {"data_hash": "c"}, {"resize": "299"}, {"metric": "kid_digits_100"}],
+        ids=str,
+    )
+    def test_other_provenance_has_an_axis_of_its_own(self, change):
+        groups = by_axis([self.record(), self.record(step=9, weights="raw", sampler={"steps": 3}), self.record(**change)])
+        assert [len(group) for group in groups.values()] == [2, 1]
+
+    def test_a_name_says_the_number_of_samples(self):
+        names = [metric_name("fid", "digits", n) for n in (898, 1000, 10_000, 50_000)]
+        assert names == ["fid_digits_898", "fid_digits_1k", "fid_digits_10k", "fid_digits"]
+
+
+class TestReference:
+    @pytest.fixture
+    def counted(self, monkeypatch):
+        """How often the reference was computed."""
+        calls = []
+        compute = reference_module.compute
+        monkeypatch.setattr(reference_module, "compute", lambda *a, **k: calls.append(1) or compute(*a, **k))
+        return calls
+
+    def get(self, n=100, data_hash="d", features=None):
+        return reference(data_hash, Digits().reference, features or DigitFeatures(), n)
+
+    def test_statistics_and_floor(self):
+        found, features = self.get(), DigitFeatures()(Digits().reference()).features
+        assert frechet_distance(found.statistics, fit(features)) < 1e-6 and found.statistics.n == 1797
+        order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(found.kept, features[order], rtol=1e-4, atol=1e-5)
+        assert found.floor_n == 100 and found.floor == pytest.approx(real_floor(features, 100), rel=0.1)
+        assert self.get(n=5000).floor_n == 898, "at most two halves"
+
+    def test_a_floor_of_more_than_is_kept_comes_from_two_halves(self, monkeypatch):
+        monkeypatch.setattr(reference_module, "KEPT", 300)
+        found = self.get(n=800)
+        features = DigitFeatures()(Digits().reference()).features
+        assert len(found.kept) == 300 and found.floor_n == 800
+        assert found.floor == pytest.approx(real_floor(features, 800, splits=5), rel=0.3)
+
+    def test_computed_once_for_all_that_it_depends_on(self, counted):
+        for _ in range(2):
+            self.get()
+        assert len(counted) == 1
+        self.get(n=50)
+        self.get(data_hash="other")
+        self.get(features=RawFeatures([1, 8, 8]))
+        assert len(counted) == 4
+        assert Digits().fingerprint == Digits(data_range=(-1, 1)).fingerprint
+
+    def test_several_at_once_compute_once(self, counted):
+        threads = [Thread(target=self.get) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(counted) == 1
+
+    def test_a_corrupt_file_is_replaced_with_a_warning(self, counted, tmp_path):
+        first = self.get()
+        (file,) = (tmp_path / "cache").rglob("*.safetensors")
+        file.write_bytes(file.read_bytes()[:100])
+        with pytest.warns(UserWarning, match="not readable"):
+            again = self.get()
+        assert again.floor == first.floor and len(counted) == 2
+        self.get()
+        assert len(counted) == 2
+
+
+class TestTest:
+    def test_every_metric_with_its_provenance(self, checkpoint, capsys):
+        found, records = measure(checkpoint, "out", "--evaluate.limit=true")
+        kinds = ["fid", "fid_limit", "is", "kid", "precision", "recall", "density", "coverage"]
+        assert {metric_name(kind, "digits", 100) for kind in kinds} <= set(found)
+        assert {"fid_digits_100_error", "fid_digits_100_floor", "copied", "neighbour_distance_ratio", "nfe"} <= set(found)
+        assert [r.metric for r in records] == [metric_name(kind, "digits", 100) for kind in kinds]
+        for record in records:
+            assert record.value == pytest.approx(found[record.metric], rel=1e-5)
+            assert (record.step, record.weights, record.n, record.seed, record.denoised) == (20, "ema", 100, 1, True)
+            assert record.features_hash == DigitFeatures().fingerprint and record.data_hash == Digits().fingerprint
+            assert (
+                record.sampler["class"] == "AnnealedLangevin" and record.sampler["steps"] == 1 and record.nfe == found["nfe"]
+            )
+        assert "two standard errors" in capsys.readouterr().out
+        assert list(Path("out/neighbours").glob("*.png"))
+        json.loads(Path("out", FILE).read_text().splitlines()[0])
+
+    def test_raw_weights_and_samples_before_the_final_denoising(self, checkpoint):
+        found, records = measure(checkpoint, "out", "--evaluate.noisy=true", "--evaluate.raw_weights=true")
+        names = ["fid_digits_100" + end for end in ("", "_noisy", "_raw_weights", "_noisy_raw_weights")]
+        assert len({round(found[name], 6) for name in names}) == 4
+        kinds = {(r.weights, r.denoised) for r in records}
+        assert kinds == {("ema", True), ("ema", False), ("raw", True), ("raw", False)}
+        plain, _ = measure(checkpoint, "plain")
+        assert plain["fid_digits_100"] == pytest.approx(found["fid_digits_100"], rel=1e-6)
+
+    def test_several_seeds_have_a_mean_and_an_error(self, checkpoint):
+        found, records = measure(checkpoint, "out", "--evaluate.repeats=3")
+        values = [r.value for r in records if r.metric == "fid_digits_100"]
+        assert [r.seed for r in records if r.metric == "fid_digits_100"] == [1, 2, 3]
+        assert found["fid_digits_100"] == pytest.approx(np.mean(values), rel=1e-5)
+        assert found["fid_digits_100_error"] == pytest.approx(np.std(values, ddof=1) / 3**0.5, rel=1e-4)
+
+    def test_statistics_of_a_file(self, checkpoint):
+        features = DigitFeatures()(Digits().reference()).features.double().numpy()
+        np.savez("digits.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))
+        of_file, records = measure(checkpoint, "file", "--evaluate.reference=digits.npz")
+        of_data, _ = measure(checkpoint, "data")
+        assert of_file["fid_digits_100"] == pytest.approx(of_data["fid_digits_100"], rel=1e-5)
+        assert (records[0].data, records[0].split, records[0].floor) == ("digits.npz", "file", None)
+        assert "fid_digits_100_floor" not in of_file
+
+    def test_an_interrupted_evaluation_goes_on(self, checkpoint, monkeypatch, capsys, tmp_path):
+        monkeypatch.setattr(totals, "SAVE_EVERY", 0.0)
+        options = ["--evaluate.batch_size=10"]
+        whole, _ = measure(checkpoint, "whole", *options)
+        draw, drawn = ScoreModel.draw, []
+
+        def interrupted(self, numbers, *arguments, **options):
+            drawn.append(list(numbers))
+            if len(drawn) == 5:
+                raise KeyboardInterrupt
+            return draw(self, numbers, *arguments, **options)
+
+        monkeypatch.setattr(ScoreModel, "draw", interrupted)
+        with pytest.raises(BaseException):  # noqa: B017
+            measure(checkpoint, "broken", *options)
+        found, _ = measure(checkpoint, "mended", *options)
+        assert drawn[5] == list(range(40, 50)), "what was done is not done again"
+        assert "goes on after 40 samples" in capsys.readouterr().out
+        for name, value in whole.items():
+            assert found[name] == pytest.approx(value, rel=1e-9) or name == "sampling_seconds", name
+        assert not list((tmp_path / "cache").rglob("*.pt"))
+
+    def test_features_are_found_while_the_next_samples_are_drawn(self, checkpoint, monkeypatch):
+        """As on a GPU: what is measured is the same."""
+        alone, _ = measure(checkpoint, "alone", "--evaluate.batch_size=9")
+        init = totals.Sampling.__init__
+
+        def overlapping(self, *arguments, **options):
+            init(self, *arguments, **options)
+            self.overlapping = True
+
+        monkeypatch.setattr(totals.Sampling, "__init__", overlapping)
+        both, _ = measure(checkpoint, "both", "--evaluate.batch_size=9")
+        assert all(both[name] == pytest.approx(alone[name], rel=1e-9) for name in alone if name != "sampling_seconds")
+
+    def test_two_processes_find_what_one_does(self, checkpoint, tmp_path):
+        options = ["--evaluate.num_samples=101", "--trainer.accelerator=cpu", "--evaluate.neighbours=0"]
+        command = [sys.executable, "-m", "lightning_score", "test", f"--ckpt_path={checkpoint}", *options]
+        for name, more in (("one", []), ("two", ["--trainer.devices=2", "--trainer.strategy=ddp"])):
+            done = subprocess.run([*command, f"--output={name}", *more], capture_output=True, text=True, timeout=200)
+            assert done.returncode == 0, done.stderr[-2000:]
+        one, two = ({r.metric: r for r in read(Path(name, FILE))} for name in ("one", "two"))
+        assert one.keys() == two.keys()
+        for metric, record in one.items():
+            assert two[metric].value == pytest.approx(record.value, rel=1e-6), metric
+
+    def test_diverged_samples_are_an_error(self, checkpoint, capsys):
+        state = torch.load(checkpoint, weights_only=True)
+        for tensor in state["state_dict"].values():
+            tensor.fill_(float("nan"))
+        torch.save(state, "diverged.ckpt")
+        assert run(["test", "--ckpt_path=diverged.ckpt", "--output=out"]) == 2
+        assert "hold NaN" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--evaluate.num_samples=1"], "num_samples=1"),
+            (["--evaluate.repeats=0"], "repeats=0"),
+            (["--evaluate.max_share=0"], "max_share=0"),
+            (["--evaluate.reference=absent.npz"], "absent.npz: there is no such file"),
+        ],
+        ids=str,
+    )
+    def test_refuses(self, options, message, checkpoint, capsys):
+        assert run(["test", f"--ckpt_path={checkpoint}", *options]) == 2
+        assert message in capsys.readouterr().err
+
+
+class TestFit:
+    def test_every_validation_is_recorded(self, checkpoint):
+        records = read(checkpoint.parent / FILE)
+        assert [(r.metric, r.step) for r in records] == [("fid_digits_100", 10), ("fid_digits_100", 20)]
+
+    def test_measurements_keep_to_their_share_of_the_time(self, tmp_path, capsys):
+        options = ["--trainer.max_steps=6", "--trainer.val_check_interval=2", "--evaluate.num_samples=50"]
+        assert run(["fit", "--config=ncsn", "--evaluate.max_share=1.0e-6", *options, *QUICK]) == 0
+        records = read(Path("runs/ncsn/latest") / FILE)
+        assert [r.step for r in records] == [2], "the first is taken, to know how long it takes"
+        assert "step 4: fid_digits_50 is left out" in capsys.readouterr().out

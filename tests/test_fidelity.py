@@ -1,0 +1,65 @@
+"""The whole way from images to numbers, on the same images and the same weights as torch-fidelity."""
+
+import pytest
+import torch
+import torch_fidelity
+from test_metrics import colours, inception_file
+
+from lightning_score.callbacks.totals import Totals
+from lightning_score.metrics import InceptionFeatures
+from lightning_score.metrics.reference import compute
+
+N = 40
+
+
+class Images(torch.utils.data.Dataset):
+    """uint8 images, as torch-fidelity takes them."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return self.images[i]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_fid_kid_inception_score_precision_and_recall_are_torch_fidelitys(tmp_path):
+    path = str(inception_file(tmp_path))
+    real = colours(N)
+    fake = (0.6 * real.flip(0).float() + 40).to(torch.uint8)
+    expected = torch_fidelity.calculate_metrics(
+        input1=Images(fake),
+        input2=Images(real),
+        fid=True,
+        kid=True,
+        isc=True,
+        prc=True,
+        feature_extractor="inception-v3-compat",
+        feature_layer_prc="2048",
+        kid_subset_size=N,
+        kid_subsets=2,
+        samples_shuffle=False,
+        feature_extractor_weights_path=path,
+        cuda=False,
+        save_cpu_ram=True,
+        verbose=False,
+        cache=False,
+    )
+    features = InceptionFeatures(path)
+    totals = Totals(features, N, torch.device("cpu"))
+    for rows in torch.arange(N).split(16):
+        totals.update(rows.tolist(), features(fake[rows]))
+    found = totals.measure(compute(real, features, N), every=True)
+    for ours, theirs in {
+        "fid": "frechet_inception_distance",
+        "kid": "kernel_inception_distance_mean",
+        "is": "inception_score_mean",
+        "precision": "precision",
+        "recall": "recall",
+    }.items():
+        assert found[ours].value == pytest.approx(expected[theirs], rel=1e-3, abs=1e-6), ours
+    assert found["fid"].value > 1e-3
