@@ -46,7 +46,7 @@ def checkpoint(tmp_path_factory):
 def measure(checkpoint, name, *options):
     """The metrics and the records of `test`."""
     assert run(["test", f"--ckpt_path={checkpoint}", f"--output={name}", "--evaluate.num_samples=100", *options]) == 0
-    (row,) = csv.DictReader(Path(name, "metrics.csv").open())
+    (row,) = csv.DictReader(Path(name, "metrics.csv").read_text().splitlines())
     return {key.removeprefix("test/"): float(value) for key, value in row.items() if value}, read(Path(name, FILE))
 
 

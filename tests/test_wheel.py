@@ -22,6 +22,7 @@ def test_the_wheel_has_configs_and_weights_and_runs_elsewhere(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     shipped = {f"lightning_score/{p.relative_to(ROOT)}" for p in (ROOT / "configs").rglob("*.yaml")}
     assert shipped | {"lightning_score/data/digits.npz", "lightning_score/metrics/digit_features.safetensors"} <= names
+    assert "lightning_score/metrics/fashion_features.safetensors" in names
     call(*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -108,11 +108,12 @@ class DigitFeatures(ClassifierFeatures):
 
 
 class FashionFeatures(ClassifierFeatures):
-    """128 features of a small classifier of clothing, shipped with the package; ACCURACY % accurate on Fashion-MNIST's test images.
+    """128 features of a small classifier of clothing, shipped with the package; 90.61 % accurate on the test images.
 
     They are not Inception's: a `fid_fashion` compares only with another `fid_fashion` of images of the same size. Images of
-    other sizes are brought to 28x28; reduced to 16x16, ACCURACY16 % are classified rightly. The classifier was trained on the
-    60 000 training images by `python -m lightning_score.metrics.train_features fashion`.
+    other sizes are brought to 28x28; reduced to 16x16, 89.52 % of the test images are classified rightly. The
+    classifier was trained on the 60 000 training images of Fashion-MNIST, whole, reduced, mirrored and mixed, by
+    `python -m lightning_score.metrics.train_features fashion`.
     """
 
     name = "fashion"
