@@ -174,6 +174,13 @@ class TestTest:
         assert list(Path("out/neighbours").glob("*.png"))
         json.loads(Path("out", FILE).read_text().splitlines()[0])
 
+    def test_bits_per_dimension_of_the_held_out_images(self, checkpoint):
+        callback = ["--trainer.callbacks+=BitsPerDim", "--trainer.callbacks.num_examples=3", "--trainer.callbacks.draws=1"]
+        found, records = measure(checkpoint, "out", "--evaluate.features=null", *callback)
+        (record,) = records
+        assert (record.metric, record.n, record.split, record.step) == ("bits_per_dim", 3, "held out", 20)
+        assert record.value == pytest.approx(found["bits_per_dim"], rel=1e-5) and record.nfe > 10
+
     def test_raw_weights_and_samples_before_the_final_denoising(self, checkpoint):
         found, records = measure(checkpoint, "out", "--evaluate.noisy=true", "--evaluate.raw_weights=true")
         names = ["fid_digits_100" + end for end in ("", "_noisy", "_raw_weights", "_noisy_raw_weights")]
@@ -273,9 +280,16 @@ class TestFit:
         records = read(checkpoint.parent / FILE)
         assert [(r.metric, r.step) for r in records] == [("fid_digits_100", 10), ("fid_digits_100", 20)]
 
+    def test_all_metrics_on_request(self, tmp_path):
+        options = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--evaluate.num_samples=70"]
+        assert run(["fit", "--config=ncsn", "--evaluate.thorough=true", *options, *QUICK]) == 0
+        found = {record.metric for record in read(Path("runs/ncsn/latest") / FILE)}
+        assert {"fid_digits_70", "kid_digits_70", "is_digits_70", "precision_digits_70", "coverage_digits_70"} <= found
+
     def test_measurements_keep_to_their_share_of_the_time(self, tmp_path, capsys):
         options = ["--trainer.max_steps=6", "--trainer.val_check_interval=2", "--evaluate.num_samples=50"]
-        assert run(["fit", "--config=ncsn", "--evaluate.max_share=1.0e-6", *options, *QUICK]) == 0
+        with pytest.warns(UserWarning, match="num_samples=50 is not above the 64 features"):
+            assert run(["fit", "--config=ncsn", "--evaluate.max_share=1.0e-6", *options, *QUICK]) == 0
         records = read(Path("runs/ncsn/latest") / FILE)
         assert [r.step for r in records] == [2], "the first is taken, to know how long it takes"
         assert "step 4: fid_digits_50 is left out" in capsys.readouterr().out

@@ -205,6 +205,10 @@ def test_errors_name_the_value(make, words):
 class TestCallback:
     """BitsPerDim within a trainer's test, on the digits."""
 
+    @pytest.fixture(autouse=True)
+    def in_a_folder_of_its_own(self, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+
     def run(self, data, conditional=False, **settings):
         from lightning.pytorch import Trainer
 

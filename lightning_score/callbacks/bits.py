@@ -1,10 +1,14 @@
 """Bits per dimension of the held-out images at the end of a test."""
 
+import time
+from pathlib import Path
+
 import torch
 from lightning.pytorch import Callback, Trainer
 from tqdm.auto import tqdm
 
 from lightning_score.likelihood import Bits, Dequantization, example_bits
+from lightning_score.metrics.record import FILE, Record, append
 from lightning_score.model import ScoreModel
 from lightning_score.sampling import NoiseStream
 from lightning_score.score import Conditioned
@@ -15,7 +19,8 @@ class BitsPerDim(Callback):
     """Measures the bits per dimension of held-out images by the probability-flow ODE, at the end of `test`.
 
     It logs `test/bits_per_dim`, `test/bits_per_dim_error` (the standard error over examples), `test/bits_per_dim_spread`
-    (over draws, if there are two) and `test/bits_per_dim_n`. In `fast_dev_run` it takes four examples.
+    (over draws, if there are two) and `test/bits_per_dim_n`, and adds a line of provenance to `evaluations.jsonl`. In
+    `fast_dev_run` it takes four examples.
 
     Args:
         num_examples: the first so many held-out examples; null: all.
@@ -44,12 +49,44 @@ class BitsPerDim(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Within the test, because the weights are the averaged ones there."""
+        start, before = time.monotonic(), pl_module.score_function.evaluations
         self.last = self.measure(trainer, pl_module)
+        evaluations = (pl_module.score_function.evaluations - before) * trainer.world_size
+        self._record(trainer, evaluations / (self.last.n * self.draws), time.monotonic() - start)
         names = {"": self.last.mean, "_error": self.last.error, "_n": float(self.last.n)}
         if self.draws > 1:
             names["_spread"] = self.last.spread
         for suffix, value in names.items():
             pl_module.log(f"test/bits_per_dim{suffix}", value, prog_bar=not suffix, rank_zero_only=True)
+
+    def _record(self, trainer: Trainer, nfe: float, seconds: float) -> None:
+        """Adds a line of provenance to the run folder."""
+        data = trainer.datamodule
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        record = Record(
+            metric="bits_per_dim",
+            value=self.last.mean,
+            error=self.last.error,
+            floor=None,
+            floor_n=None,
+            n=self.last.n,
+            features="none",
+            features_hash="",
+            resize="none",
+            data=type(data).__name__,
+            split="held out",
+            shape=list(data.shape),
+            data_hash=data.fingerprint,
+            weights="ema",
+            step=trainer.global_step,
+            denoised=True,
+            sampler={"class": "likelihood by the probability-flow ODE", "draws": self.draws, "dequantize": data.dequantize},
+            nfe=nfe,
+            seed=self.seed,
+            seconds=seconds,
+        )
+        append(Path(trainer.default_root_dir) / FILE, record)
 
     def measure(self, trainer: Trainer, pl_module: ScoreModel) -> Bits:
         """Every process takes its share of the examples; their bits are put together by a sum."""

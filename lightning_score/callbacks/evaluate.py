@@ -70,6 +70,7 @@ class Evaluate(Callback):
         noisy: measure the samples before their final denoising, too.
         raw_weights: measure the weights that are not averaged, too.
         neighbours: number of samples whose nearest training examples `test` looks for; 0: none.
+        thorough: measure all that `test` does during `fit` and by `validate`, too.
 
     Raises:
         InputError: a number out of range, or a file of statistics that cannot be read.
@@ -89,6 +90,7 @@ class Evaluate(Callback):
         noisy: bool = False,
         raw_weights: bool = False,
         neighbours: int = 1000,
+        thorough: bool = False,
     ):
         require(num_samples >= 2, f"num_samples={num_samples}: a Frechet distance needs at least 2 samples")
         require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
@@ -100,7 +102,7 @@ class Evaluate(Callback):
         self.batch_size, self.every_n_validations, self.max_share = batch_size, every_n_validations, max_share
         self.statistics = None if reference is None else read_npz(reference)
         self.reference, self.repeats, self.limit = reference, repeats, limit
-        self.noisy, self.raw_weights, self.neighbours = noisy, raw_weights, neighbours
+        self.noisy, self.raw_weights, self.neighbours, self.thorough = noisy, raw_weights, neighbours, thorough
         self.last: Evaluation | None = None
         self.validated_at = -1  # the training step of the last validation
         self.raw_state: Mapping[str, Tensor] | None = None  # of a checkpoint, where no EMA holds the raw weights
@@ -192,7 +194,7 @@ class Evaluate(Callback):
         passes = [sampling.run(self.seed + k) for k in range(self.repeats if test else 1)]
         for denoised in passes[0].totals:
             suffix = ("" if denoised else "_noisy") + ("" if weights == "ema" else "_raw_weights")
-            measured = [found.totals[denoised].measure(real, test, self.limit) for found in passes]
+            measured = [found.totals[denoised].measure(real, test or self.thorough, self.limit) for found in passes]
             for kind in measured[0]:
                 values = [numbers[kind] for numbers in measured]
                 for k, value in enumerate(values):

@@ -168,7 +168,7 @@ class Sampling:
         kinds = [True, False] if self.noisy else [True]
         totals = {denoised: Totals(self.features, self.n, model.device) for denoised in kinds}
         found = Pass(totals, torch.zeros(0), 0.0, 0.0)
-        path = self._path(seed)
+        path = self._path(seed) if self.resumable else None
         done, evaluations = self._restore(path, found)
         saved = start = time.monotonic()
         told = False
@@ -187,7 +187,7 @@ class Sampling:
                 bar.update(len(numbers))
                 now = time.monotonic()
                 told = told or self._tell(now - start, first + len(numbers) - done, len(mine) - done)
-                if self.resumable and now - saved > SAVE_EVERY:
+                if path is not None and now - saved > SAVE_EVERY:
                     work.result()
                     self._save(path, found, first + len(numbers), evaluations, now - start)
                     saved = now
@@ -197,7 +197,8 @@ class Sampling:
         found.nfe = evaluations / max(len(mine), 1)
         for part in totals.values():
             part.reduce(trainer)
-        path.unlink(missing_ok=True)
+        if path is not None:
+            path.unlink(missing_ok=True)
         return found
 
     @torch.inference_mode()
@@ -247,9 +248,9 @@ class Sampling:
         torch.save(state, temporary)
         temporary.replace(path)
 
-    def _restore(self, path: Path, found: Pass) -> tuple[int, int]:
+    def _restore(self, path: Path | None, found: Pass) -> tuple[int, int]:
         """Samples done by an earlier pass that was interrupted, and its network evaluations."""
-        if not self.resumable or not path.exists():
+        if path is None or not path.exists():
             return 0, 0
         try:
             state = torch.load(path, weights_only=True)

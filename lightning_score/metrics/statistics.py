@@ -16,7 +16,7 @@ from lightning_score.utils import InputError, require
 class Statistics(NamedTuple):
     """A Gaussian fitted to features: their number, mean (D,) and unbiased covariance (D, D), in float64.
 
-    The number is 0 where a file does not say it. A factor A of the covariance `A A^T`, (D, rank), is there where it is known.
+    The number is 0 where a file does not say it. A factor A, (D, rank), of the covariance `A A^T` may be known.
     """
 
     n: int
