@@ -206,6 +206,12 @@ class TestTest:
         assert (records[0].data, records[0].split, records[0].floor) == ("digits.npz", "file", None)
         assert "fid_digits_100_floor" not in of_file
 
+    def test_statistics_of_other_features_are_refused_before_anything_is_drawn(self, checkpoint, monkeypatch, capsys):
+        np.savez("other.npz", mu=np.zeros(3), sigma=np.eye(3))
+        monkeypatch.setattr(ScoreModel, "draw", lambda *_, **__: pytest.fail("drawn"))
+        assert run(["test", f"--ckpt_path={checkpoint}", "--evaluate.reference=other.npz"]) == 2
+        assert "other.npz: of 3 features, but digits has 64" in capsys.readouterr().err
+
     def test_an_interrupted_evaluation_goes_on(self, checkpoint, monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(totals, "SAVE_EVERY", 0.0)
         options = ["--evaluate.batch_size=10"]

@@ -129,6 +129,15 @@ class TestScoreSDE:
         assert imported.model["process"]["class_path"] == "VP" and imported.shape == (3, 32, 32)
         assert any("--model.process SubVP" in note for note in imported.notes)
 
+    @pytest.mark.parametrize(
+        ("folder", "size"),
+        [("cifar10_ddpmpp_continuous", 32), ("celeba_ncsnpp", 64), ("celebahq_256_ncsnpp_continuous", 256), ("mine", 32)],
+    )
+    def test_folders_say_the_size(self, folder, size, tmp_path):
+        (tmp_path / folder).mkdir()
+        torch.save(saved("vp_ddpmpp_continuous_small"), tmp_path / folder / "checkpoint_1.pth")
+        assert interop.read(tmp_path / folder / "checkpoint_1.pth", "score_sde").shape == (3, size, size)
+
     @pytest.mark.parametrize("where", ["model", "averages"])
     def test_every_missing_or_surplus_tensor_is_named(self, where, save):
         name = "ve_ncsnpp_continuous_small"

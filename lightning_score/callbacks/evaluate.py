@@ -208,7 +208,12 @@ class Evaluate(Callback):
         if n not in self._references:
             data = trainer.datamodule
             if self.statistics is not None:
-                found = Reference(self.statistics, torch.zeros(0, self.features.num_features), None, None)
+                wanted, there = self.features.num_features, len(self.statistics.mean)
+                require(
+                    wanted == there,
+                    f"reference={self.reference}: of {there} features, but {self.features.name} has {wanted}",
+                )
+                found = Reference(self.statistics, torch.zeros(0, wanted), None, None)
             else:
                 found = reference(data.fingerprint, data.reference, self.features, n, device)
             self._references[n] = found.to(device)
@@ -273,7 +278,7 @@ class Evaluate(Callback):
             weights=weights,
             step=trainer.global_step,
             denoised=denoised,
-            sampler=settings_of(pl_module.sampler),
+            sampler=settings_of(pl_module.sampler) | {"guidance": settings_of(pl_module.guidance)},
             nfe=drawn.nfe,
             seed=seed,
             seconds=drawn.seconds,

@@ -1,5 +1,6 @@
 """score_sde_pytorch's checkpoints (github.com/yang-song/score_sde_pytorch), `checkpoint_<N>.pth`."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,7 +126,7 @@ def _unet(source: Renaming, sigmas: Tensor, path: Path, size: int | None) -> tup
     layout = _layout(modules)
     names = {ours: i for i, (_, ours) in enumerate(layout.modules())}
     channels, image = modules.peek(f"{names['conv_in']}.weight").shape[:2]
-    usual = 256 if layout.levels >= 6 else 32
+    usual = _usual_size(path, layout.levels)
     shape = (image, *[size or usual] * 2)
     training = _training(layout.fourier, sigmas, path)
     options: Settings = {
@@ -151,6 +152,15 @@ def _unet(source: Renaming, sigmas: Tensor, path: Path, size: int | None) -> tup
     name = "NCSNpp" if layout.fourier else "DDPMpp"
     network = part(name, **options, fir=fir, dropout=dropout, embedding=_embedding(layout, modules, channels))
     return network, shape, training._replace(notes=(*notes, *training.notes))
+
+
+def _usual_size(path: Path, levels: int) -> int:
+    """Height and width of the images, by the folders' names, or else by the number of levels."""
+    for folder in reversed(path.absolute().parts[-4:-1]):
+        named = re.search(r"_(\d{2,4})(_|$)", folder)
+        if named or re.match("cifar10|celeba_", folder):
+            return int(named[1]) if named else 64 if folder.startswith("celeba") else 32
+    return 32 if levels <= 5 else 256 if levels <= 7 else 1024
 
 
 def _embedding(layout: Layout, modules: Modules, channels: int) -> Settings:
