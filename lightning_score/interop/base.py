@@ -1,5 +1,6 @@
 """What every peer's checkpoint becomes, how its file is read safely, and how its tensors find their new names."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,9 @@ def read_torch(path: Path, allowed: tuple[Any, ...] = (), refused: str = "") -> 
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle, safetensors and torch each raise their own
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        said = str(error).strip()
+        inner = re.search(r"WeightsUnpickler error: (.*?)( was not|\n|$)", said)
+        reason = inner[1] if inner else re.split(r"\n|\. ", said)[0] or type(error).__name__
         raise InputError(
             f"{path}: not readable without running code that it may hold, or damaged ({reason}). {refused}"
         ) from error
