@@ -271,6 +271,7 @@ class TestTest:
         [
             (["--evaluate.num_samples=1"], "num_samples=1"),
             (["--evaluate.repeats=0"], "repeats=0"),
+            (["--evaluate.num_samples=19", "--evaluate.limit=true"], "at least 20, not 19"),
             (["--evaluate.max_share=0"], "max_share=0"),
             (["--evaluate.reference=absent.npz"], "absent.npz: there is no such file"),
         ],

@@ -45,7 +45,7 @@ def test_the_readme_runs(tmp_path, monkeypatch):
     first = ("schedule", "fit", "convert")  # the others need what these make
     for arguments in sorted(commands(), key=lambda arguments: (*first, arguments[0]).index(arguments[0])):
         quick = {"fit": QUICK, "schedule": [], "gallery": ["--num_samples=20"], "convert": []}.get(
-            arguments[0], ["--evaluate.num_samples=4"]
+            arguments[0], ["--evaluate.num_samples=20"]
         )
         if "ddpmpp.ckpt" in arguments and arguments[0] != "convert":
             quick = [*quick, "--model.sampler.grid.steps=2"]

@@ -97,6 +97,7 @@ class Evaluate(Callback):
         require(every_n_validations >= 1, f"every_n_validations={every_n_validations}: must be at least 1")
         require(max_share is None or max_share > 0, f"max_share={max_share}: must be above 0, as 0.2, or null")
         require(repeats >= 1, f"repeats={repeats}: must be at least 1")
+        require(not limit or num_samples >= 20, f"limit: needs num_samples of at least 20, not {num_samples}")
         require(neighbours >= 0, f"neighbours={neighbours}: must be 0 or more")
         self.features, self.num_samples, self.seed = features, num_samples, seed
         self.batch_size, self.every_n_validations, self.max_share = batch_size, every_n_validations, max_share

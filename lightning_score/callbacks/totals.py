@@ -82,7 +82,7 @@ class Totals:
         numbers = {"fid": frechet_estimate(real.statistics, samples, error=every or quick)}
         if not every:
             return numbers
-        if limit:
+        if limit and samples.blocks == BLOCKS:
             numbers["fid_limit"] = frechet_limit(real.statistics, samples)
         if self.logits.shape[1] > 0:
             numbers["is"] = inception_score(self.logits)

@@ -72,7 +72,7 @@ class ImageFolder(ImageData):
         require(num_classes >= 0, f"num_classes {num_classes}: must be 0 (no labels) or the number of folders in the folder")
         self.path, self.shape, self.crop, self.num_classes = Path(path), tuple(shape), crop, num_classes
         self.held_out = held_out
-        self.cache = Path(cache) if cache else cache_folder()
+        self.cache = cache
 
     def load(self) -> Splits:
         files = image_files(self.path)
@@ -107,12 +107,13 @@ class ImageFolder(ImageData):
 
     def _images(self, files: Sequence[Path]) -> np.ndarray:
         """All images as bytes, (N, C, H, W), mapped from the cache, which is made where there is none."""
-        stored = self.cache / f"{self.path.resolve().name}-{self._key(files)}.npy"
+        folder = Path(self.cache) if self.cache else cache_folder()
+        stored = folder / f"{self.path.resolve().name}-{self._key(files)}.npy"
         if not stored.exists():
             stored.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=stored.parent) as folder:
-                self._decode(files, Path(folder) / stored.name)
-                Path(folder, stored.name).replace(stored)  # several processes may do so at once; each finds a whole file
+            with tempfile.TemporaryDirectory(dir=stored.parent) as temporary:
+                self._decode(files, Path(temporary) / stored.name)
+                Path(temporary, stored.name).replace(stored)  # several processes may do so at once; each finds a whole file
         return np.load(stored, mmap_mode="c")
 
     def _key(self, files: Sequence[Path]) -> str:
