@@ -219,7 +219,11 @@ class TestDiffusers:
     @pytest.mark.parametrize(
         ("entries", "message"),
         [
-            ({"down_block_types": ["SkipDownBlock2D", "AttnDownBlock2D"]}, "SkipDownBlock2D.* cannot be converted"),
+            (
+                {"down_block_types": ["SkipDownBlock2D", "AttnDownBlock2D"]},
+                "AttnDownBlock2D.* cannot be converted, only Skip",
+            ),
+            ({"down_block_types": ["KDownBlock2D", "AttnDownBlock2D"]}, "KDownBlock2D.* cannot be converted"),
             ({"out_channels": 6}, "out_channels: 6"),
             ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "attention on the way up"),
             ({"act_fn": "gelu"}, 'act_fn: "gelu" cannot be converted, only "silu"'),
@@ -277,6 +281,49 @@ class TestDiffusers:
         with pytest.raises(InputError, match=message):
             diffusers_writer.write(tmp_path / "out", imported)
         assert not list(tmp_path.glob("*out*"))
+
+
+class TestDiffusersNCSNpp:
+    """Of Skip blocks, as google/ncsnpp-ffhq-256, but smaller."""
+
+    def folder(self, tmp_path, **options):
+        config = {
+            "sample_size": 16,
+            "block_out_channels": (128, 128, 256),
+            "layers_per_block": 1,
+            "time_embedding_type": "fourier",
+            "norm_eps": 1e-6,
+            "norm_num_groups": None,
+            "mid_block_scale_factor": 2**0.5,
+            "center_input_sample": False,
+            "attention_head_dim": None,
+            "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipDownBlock2D"),
+            "up_block_types": ("SkipUpBlock2D", "AttnSkipUpBlock2D", "SkipUpBlock2D"),
+        }
+        network = unet(**config | options)
+        network.save_pretrained(tmp_path / "unet")
+        ScoreSdeVeScheduler(num_train_timesteps=100, sigma_max=300.0, snr=0.2).save_pretrained(tmp_path / "scheduler")
+        return network
+
+    @pytest.mark.parametrize("heads", [None, 32])
+    def test_score(self, heads, tmp_path):
+        theirs = self.folder(tmp_path, attention_head_dim=heads)
+        imported = interop.read(tmp_path, "diffusers")
+        score = interop.build(imported)
+        x, sigma = images(3, 16, 16), torch.tensor([0.3, 40.0])
+        t = score.process.inverse_log_snr(-2 * sigma.double().log())
+        with torch.no_grad():
+            output = theirs(x, sigma).sample
+            assert distance(score.network(x, sigma.log()) / sigma[:, None, None, None], output) < 1e-5
+            assert distance(score(x, t), output) < 1e-5
+        assert imported.model["process"]["init_args"] == {"sigma_min": 0.01, "sigma_max": 300.0}
+        assert imported.model["sampler"]["init_args"]["corrector"]["init_args"] == {"snr": 0.2}
+
+    def test_small_ones_are_refused(self, tmp_path):
+        self.folder(tmp_path)
+        edit(tmp_path / "unet" / "config.json", block_out_channels=[64, 64, 128])
+        with pytest.raises(InputError, match="only 128 or more"):
+            interop.read(tmp_path, "diffusers")
 
 
 def expected_score(scheduler, x, index, output):

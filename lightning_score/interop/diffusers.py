@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_score.interop.base import Imported, Renaming, Settings, part, read_torch
+from lightning_score.interop.diffusers_plusplus import is_plusplus, network_of, patterns, training_of
 from lightning_score.interop.unet import state_of, translate
 from lightning_score.utils import InputError, require
 
@@ -89,9 +90,18 @@ def read(path: Path, size: int | None = None) -> Imported:
     folder = path / "unet" if (path / "unet").is_dir() else path
     config = DEFAULTS | _json(folder / "config.json")
     shape = _shape(config, size)
-    network, num_classes = _network(config, shape), config["num_class_embeds"] or 0
     scheduler, where = _scheduler(path)
     weights = _weights(folder)
+    if is_plusplus(config):
+        network, names = network_of(config, shape[1]), patterns(len(config["block_out_channels"]))
+        return Imported(
+            model={"network": network, **training_of(scheduler)},
+            shape=shape,
+            data_range=(0.0, 1.0),
+            weights=state_of(weights, network, shape, 0, names),
+            notes=("the data lie in [0, 1], as in all published models of VE",),
+        )
+    network, num_classes = _network(config, shape), config["num_class_embeds"] or 0
     averaged = path / "unet_ema"
     return Imported(
         model={"network": network, **_training(scheduler)},

@@ -132,6 +132,11 @@ class SelfAttention(nn.Module):
         return features if self.heads == 1 else features.transpose(1, 2).flatten(2)
 
 
+def self_attention(channels: int, norm: Norm, scale: float = 1.0, head_channels: int | None = None) -> SelfAttention:
+    """Self-attention in heads of so many channels, or in one of all."""
+    return SelfAttention(channels, norm, channels // (head_channels or channels), scale)
+
+
 def scaled(x: Tensor, scale: float) -> Tensor:
     """scale x, without the work where scale is 1."""
     return x if scale == 1 else x * scale

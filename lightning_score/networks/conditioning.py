@@ -78,7 +78,7 @@ class FourierEmbedding(NoiseEmbedding):
         self.register_buffer("frequencies", frequencies)
 
     def forward(self, noise_label: Tensor) -> Tensor:
-        angles = 2 * math.pi * noise_label[:, None] * self.frequencies
+        angles = noise_label[:, None] * self.frequencies * 2 * math.pi  # in the order of score_sde, to round as it does
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_score.networks.base import Network
-from lightning_score.networks.blocks import ResidualBlock, SelfAttention
+from lightning_score.networks.blocks import ResidualBlock, self_attention
 from lightning_score.networks.conditioning import (
     EarlyConditioning,
     FourierEmbedding,
@@ -17,7 +17,7 @@ from lightning_score.networks.conditioning import (
 )
 from lightning_score.networks.pyramids import Head, InputKind, InputLevel, OutputKind, OutputLevel, input_level, output_level
 from lightning_score.networks.resampling import FIR, Boxes, Resampling
-from lightning_score.networks.unet import Stage, check_levels, warn_of_single_channels
+from lightning_score.networks.unet import Stage, check_heads, check_levels, warn_of_single_channels
 from lightning_score.utils import require
 
 Kept = list[Tensor]
@@ -108,6 +108,7 @@ class DDPMpp(Network):
         group_size: the least number of channels in a group.
         centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
         augmentations: how many numbers tell it how its input was augmented: 9 for the augmentation Geometric, 0 for none.
+        head_channels: channels of each attention head; None for one head of all.
 
     Raises:
         InputError: for a shape that is not an image's or cannot be halved that often, a resolution for attention that does
@@ -133,20 +134,22 @@ class DDPMpp(Network):
         group_size: int = 4,
         centered: bool = True,
         augmentations: int = 0,
+        head_channels: int | None = None,
     ) -> None:
         super().__init__(shape, num_classes)
-        require(augmentations >= 0, f"augmentations {augmentations}: must be 0 or the number of an augmentation's labels")
         check_levels(type(self).__name__, shape, multipliers, blocks, attention, dropout)
         _check_groups(channels, groups, group_size)
+        check_heads(channels, head_channels)
+        require(augmentations >= 0, f"augmentations {augmentations}: must be 0 or an augmentation's number of labels")
         self.centered, self.augmentations = centered, augmentations
         self.from_levels = progressive == "output_skip"
         scale = 0.5**0.5 if rescale else 1.0
         norm, resampling = partial(_group_norm, groups, group_size), FIR() if fir else Boxes()
         block = partial(ResidualBlock, condition=4 * channels, norm=norm, dropout=dropout, scale=scale)
-        parts = Parts(block, partial(SelfAttention, norm=norm, scale=scale), resampling, resample_blocks)
+        attend_to = partial(self_attention, norm=norm, scale=scale, head_channels=head_channels)
+        parts = Parts(block, attend_to, resampling, resample_blocks)
         widths = [channels * m for m in multipliers]
-        attends = [shape[1] >> level in attention for level in range(len(widths))]
-        image = shape[0]
+        image, attends = shape[0], [shape[1] >> level in attention for level in range(len(widths))]
 
         embedding = embedding or PositionalEmbedding(channels)
         self.conditioning = EarlyConditioning(embedding, 4 * channels, num_classes, augmentations)
@@ -170,8 +173,7 @@ class DDPMpp(Network):
             double = Unconditioned(nn.Identity()) if below is None else parts.double(below)
             inputs = [i + kept.pop() for i in [h] + [width] * blocks]
             output = output_level(progressive, image, below, width, norm, resampling, scale)
-            attention_ = parts.attention(width) if attend else nn.Identity()
-            self.up.append(Up(double, [block(i, width) for i in inputs], attention_, output))
+            self.up.append(Up(double, [block(i, width) for i in inputs], parts.attention_if(attend, width), output))
             h = below = width
         self.head = nn.Identity() if self.from_levels else Head(h, image, norm).from_zero()
 
@@ -252,7 +254,11 @@ class Parts:
     def stages(self, inputs: int, width: int, blocks: int, attend: bool) -> list[nn.Module]:
         """The residual blocks of a level on the way down."""
         sizes = [inputs] + [width] * (blocks - 1)
-        return [Stage(self.block(i, width), self.attention(width) if attend else nn.Identity()) for i in sizes]
+        return [Stage(self.block(i, width), self.attention_if(attend, width)) for i in sizes]
+
+    def attention_if(self, attend: bool, width: int) -> nn.Module:
+        """Self-attention, or the identity."""
+        return self.attention(width) if attend else nn.Identity()
 
     def halve(self, width: int) -> nn.Module:
         """The way to the next level down."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_score.networks.base import Network
-from lightning_score.networks.blocks import ResidualBlock, ScaleShiftBlock, SelfAttention, group_norm, zero
+from lightning_score.networks.blocks import ResidualBlock, ScaleShiftBlock, group_norm, self_attention, zero
 from lightning_score.networks.conditioning import Conditioning, NoiseEmbedding, PositionalEmbedding
 from lightning_score.networks.resampling import Boxes, Downsample, Upsample
 from lightning_score.utils import require
@@ -129,8 +129,8 @@ class UNet(Network):
         block = partial(kind, condition=condition, norm=norm, dropout=dropout)
 
         def stage(inputs: int, outputs: int, attend: bool) -> Stage:
-            heads = outputs // (head_channels or outputs)
-            return Stage(block(inputs, outputs), SelfAttention(outputs, norm, heads) if attend else nn.Identity())
+            attention = self_attention(outputs, norm, head_channels=head_channels) if attend else nn.Identity()
+            return Stage(block(inputs, outputs), attention)
 
         def downsample(width: int) -> nn.Module:
             return block(width, width, resample=Boxes().down()) if resample_blocks else Downsample(width, symmetric_padding)
@@ -216,6 +216,11 @@ def _check_channels(channels: int, groups: int, head_channels: int | None) -> No
         f"channels {channels}, groups {groups}: channels must be a multiple of groups",
     )
     warn_of_single_channels(channels, groups)
+    check_heads(channels, head_channels)
+
+
+def check_heads(channels: int, head_channels: int | None) -> None:
+    """Raises `InputError` for heads that do not divide the channels."""
     require(
         head_channels is None or (head_channels > 0 and channels % head_channels == 0),
         f"head_channels {head_channels}: must divide {channels} channels, or be null for one head",

@@ -1,0 +1,130 @@
+"""diffusers' NCSN++: a `UNet2DModel` of Skip blocks with a ScoreSdeVeScheduler, such as google/ncsnpp-ffhq-256."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_score.interop.base import Settings, part
+from lightning_score.utils import require
+
+LEAST = 128
+"""Channels from which on all norms have 32 groups, as ours; below, diffusers groups them in a way of its own."""
+BLOCKS = {"SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D"}
+
+
+def is_plusplus(config: Mapping[str, Any]) -> bool:
+    """Whether a UNet's config is of Skip blocks."""
+    return any("Skip" in name for name in config.get("down_block_types", []))
+
+
+def network_of(config: Mapping[str, Any], height: int) -> Settings:
+    """The network that the config describes.
+
+    Raises:
+        InputError: an entry that NCSN++ has nothing for.
+    """
+    downs, ups, widths = config["down_block_types"], config["up_block_types"], config["block_out_channels"]
+    attends = ["Attn" in name for name in downs]
+    for entry, value, fits, wanted in [
+        ("down_block_types and up_block_types", sorted({*downs, *ups} - BLOCKS), {*downs, *ups} <= BLOCKS, "Skip blocks"),
+        ("attention on the way up", ups, ["Attn" in name for name in reversed(ups)] == attends, "that on the way down"),
+        ("block_out_channels", widths, min(widths) >= LEAST, f"{LEAST} or more"),
+        ("block_out_channels", widths, all(w % widths[0] == 0 for w in widths), "multiples of the first"),
+        ("in_channels", config["in_channels"], config["in_channels"] == config["out_channels"] == 3, "3, in and out"),
+        ("time_embedding_type", config["time_embedding_type"], config["time_embedding_type"] == "fourier", "fourier"),
+        ("mid_block_scale_factor", config["mid_block_scale_factor"], _is_root(config["mid_block_scale_factor"]), "sqrt(2)"),
+        ("norm_num_groups", config["norm_num_groups"], config["norm_num_groups"] in (None, 32), "null or 32"),
+        ("norm_eps", config["norm_eps"], config["norm_eps"] == 1e-6, "1e-6"),
+        ("add_attention", config["add_attention"], config["add_attention"] is True, "true"),
+        (
+            "resnet_time_scale_shift",
+            config["resnet_time_scale_shift"],
+            config["resnet_time_scale_shift"] == "default",
+            "default",
+        ),
+        ("act_fn", config["act_fn"], config["act_fn"] in ("silu", "swish"), "silu"),
+        ("num_class_embeds", config["num_class_embeds"], config["num_class_embeds"] is None, "null"),
+    ]:
+        require(fits, f"{entry}: {json.dumps(value)} cannot be converted, only {wanted}")
+    return part(
+        "NCSNpp",
+        channels=widths[0],
+        multipliers=[width // widths[0] for width in widths],
+        blocks=config["layers_per_block"],
+        attention=[height >> level for level, attend in enumerate(attends) if attend],
+        dropout=config["dropout"],
+        embedding=part("FourierEmbedding", width=2 * widths[0]),
+        progressive_input="input_skip",
+        progressive="output_skip",
+        centered=not config["center_input_sample"],
+        head_channels=config["attention_head_dim"],
+    )
+
+
+def _is_root(value: float) -> bool:
+    return math.isclose(value, math.sqrt(2), rel_tol=1e-6)
+
+
+def patterns(levels: int) -> list[tuple[str, str]]:
+    """Our names to diffusers'."""
+    down = [(rf"^down\.{k}\.stages\.", f"DOWN.{k + 1}.stages.") for k in range(levels - 1)]
+    up = [(rf"^up\.{k}\.resample\.", f"UP.{k - 1}.resnet_up.") for k in range(1, levels)]
+    last = [
+        (rf"^up\.{levels - 1}\.output\.head\.0\.", "conv_norm_out."),
+        (rf"^up\.{levels - 1}\.output\.head\.2\.", "conv_out."),
+    ]
+    return [
+        (r"^conditioning\.embedding\.frequencies$", "time_proj.weight"),
+        (r"^conditioning\.linear", "time_embedding.linear_"),
+        (r"^first\.", "DOWN.0.stages."),
+        *down,
+        *up,
+        (r"^down\.(\d+)\.resample\.", r"DOWN.\1.resnet_down."),
+        (r"^down\.(\d+)\.join\.conv\.", r"DOWN.\1.skip_conv."),
+        (r"\.stages\.(\d+)\.residual\.", r".resnets.\1."),
+        (r"\.stages\.(\d+)\.attention\.", r".attentions.\1."),
+        *last,
+        (r"^up\.(\d+)\.output\.head\.0\.", r"UP.\1.skip_norm."),
+        (r"^up\.(\d+)\.output\.head\.2\.", r"UP.\1.skip_conv."),
+        (r"^up\.(\d+)\.blocks\.", r"UP.\1.resnets."),
+        (r"^up\.(\d+)\.attention\.", r"UP.\1.attentions.0."),
+        (r"^middle\.(\d)\.residual\.", r"mid_block.resnets.\1."),
+        (r"^middle\.0\.attention\.", "mid_block.attentions.0."),
+        (r"^DOWN\.", "down_blocks."),
+        (r"^UP\.", "up_blocks."),
+        (r"\.shift\.", ".time_emb_proj."),
+        (r"\.skip\.", ".conv_shortcut."),
+        (r"\.norm\.", ".group_norm."),
+        (r"\.query\.", ".to_q."),
+        (r"\.key\.", ".to_k."),
+        (r"\.value\.", ".to_v."),
+        (r"\.out\.", ".to_out.0."),
+    ]
+
+
+def training_of(scheduler: Mapping[str, Any]) -> Settings:
+    """Process, parametrization, objective and sampler that belong to a ScoreSdeVeScheduler.
+
+    Raises:
+        InputError: another scheduler.
+    """
+    kind = scheduler.get("_class_name", "ScoreSdeVeScheduler")
+    require(kind == "ScoreSdeVeScheduler", f"{kind}: a UNet of Skip blocks is converted with a ScoreSdeVeScheduler only")
+    process = part("VE", sigma_min=scheduler.get("sigma_min", 0.01), sigma_max=scheduler.get("sigma_max", 1348.0))
+    return {
+        "process": process,
+        "parametrization": part("ScoreOverSigma", noise_label=part("LogSigma")),
+        "objective": part("DenoisingScoreMatching", weighting=part("SigmaSquared"), times=part("UniformTimes", t_min=1e-5)),
+        "sampler": part(
+            "PredictorCorrector",
+            predictor=part("ReverseDiffusion"),
+            corrector=part("BatchLangevin", snr=scheduler.get("snr", 0.15)),
+            corrector_steps=scheduler.get("correct_steps", 1),
+            predict_first=False,
+            grid=part(
+                "Uniform", steps=scheduler.get("num_train_timesteps", 2000), t_min=scheduler.get("sampling_eps", 1e-5)
+            ),
+            denoise=part("LastMean"),
+        ),
+    }
