@@ -56,14 +56,12 @@ class Totals:
     def __init__(self, features: Features, n: int, device: torch.device) -> None:
         self.sums = FeatureSums(features.num_features, min(BLOCKS, n), sync_on_compute=False).to(device)
         self.kept = torch.zeros(min(n, KEPT), features.num_features)
-        self.logits = torch.zeros(min(n, KEPT), 0)
+        self.logits = torch.zeros(min(n, KEPT), features.num_logits)
 
     def update(self, numbers: Sequence[int], activations: Activations) -> None:
         """Adds the samples of these numbers."""
         rows = torch.as_tensor(numbers)
         self.sums.update(activations.features, rows)
-        if self.logits.shape[1] != activations.logits.shape[1]:
-            self.logits = torch.zeros(len(self.kept), activations.logits.shape[1])
         first = rows < len(self.kept)
         self.kept[rows[first]] = activations.features[first.to(activations.features.device)].float().cpu()
         self.logits[rows[first]] = activations.logits[first.to(activations.logits.device)].float().cpu()

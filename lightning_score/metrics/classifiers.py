@@ -64,6 +64,7 @@ class FashionClassifier(Classifier):
 class ClassifierFeatures(Features):
     """Features of a classifier that is shipped with the package."""
 
+    num_logits = 10
     classifier: Classifier
 
     def extract(self, x: Tensor) -> Tensor:

@@ -35,12 +35,14 @@ class Features(nn.Module, ABC):
     Attributes:
         name: the metric is called `fid_<name>`, so that nobody takes these features for others.
         num_features: length of a feature vector.
+        num_logits: number of classes that it tells apart, 0 where it does not classify.
         resize: what is done to the size of images before they are looked at.
         chunk: how many examples go through the network at once, whatever the number given.
     """
 
     name: str
     num_features: int
+    num_logits: int = 0
     resize: str = "none"
     chunk: int = 1024
 
@@ -142,6 +144,7 @@ class InceptionFeatures(Features):
 
     name = "inception"
     num_features = 2048
+    num_logits = 1008
     resize = "299x299, bilinear as TensorFlow 1, without antialiasing (torch-fidelity, pytorch-fid)"
     chunk = 64
 
