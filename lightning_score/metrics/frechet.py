@@ -38,9 +38,11 @@ def _root_trace(first: Statistics, second: Statistics) -> Tensor:
     known = second.factor is None and first.factor is not None
     one, other = (first, second) if known else (second, first)  # of the one, the factor is known if any is
     factor = factored(one).factor
-    if other.factor is None and factor.shape[0] == factor.shape[1] and _cholesky(other.covariance)[1]:
-        return torch.linalg.eigvalsh(factor.mT @ other.covariance.double() @ factor).clamp(min=0).sqrt().sum()
-    # Squares would lose what is nearly singular, as with fewer examples than features: singular values of the factors.
+    if other.factor is None and factor.shape[0] == factor.shape[1]:
+        squares = torch.linalg.eigvalsh(factor.mT @ other.covariance.double() @ factor)
+        if squares[0] > 1e-12 * squares[-1]:
+            return squares.sqrt().sum()
+    # Squares lose what is nearly singular, as with fewer examples than features: singular values of the factors.
     return torch.linalg.svdvals(factor.mT @ factored(other).factor).sum()
 
 
