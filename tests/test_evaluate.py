@@ -118,14 +118,15 @@ class TestReference:
         order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
         torch.testing.assert_close(found.kept, features[order], rtol=1e-4, atol=1e-5)
         assert found.floor_n == 100 and found.floor == pytest.approx(real_floor(features, 100), rel=0.1)
-        assert self.get(n=5000).floor_n == 898, "at most two halves"
+        assert self.get(n=5000).floor_n == 898, "at most one half against the other"
 
-    def test_a_floor_of_more_than_is_kept_comes_from_two_halves(self, monkeypatch):
+    @pytest.mark.parametrize("n", [100, 800])
+    def test_a_floor_where_not_all_features_are_kept(self, n, monkeypatch):
         monkeypatch.setattr(reference_module, "KEPT", 300)
-        found = self.get(n=800)
+        found = self.get(n=n)
         features = DigitFeatures()(Digits().reference()).features
-        assert len(found.kept) == 300 and found.floor_n == 800
-        assert found.floor == pytest.approx(real_floor(features, 800, splits=5), rel=0.3)
+        assert len(found.kept) == 300 and found.floor_n == n
+        assert found.floor == pytest.approx(real_floor(features, n, splits=5), rel=0.3)
 
     def test_computed_once_for_all_that_it_depends_on(self, counted):
         for _ in range(2):

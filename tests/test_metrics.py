@@ -259,7 +259,10 @@ def test_floor_is_the_bias_of_few_samples():
     floors = [real_floor(features, n) for n in (50, 200, 800)]
     assert floors[0] > 2 * floors[1] > 4 * floors[2] > 0, "the bias goes as 1 / n"
     assert real_floor(features, 200) == floors[1] != real_floor(features, 200, seed=1)
-    assert real_floor(features, 10**6) == real_floor(features, 2000), "at most two halves"
+    assert real_floor(features, 10**6) == real_floor(features, 2000), "at most one half against the other"
+    rows = torch.randperm(4000, generator=torch.Generator().manual_seed(0))
+    apart = distance(features[rows[:200]], features[rows[200:]])
+    assert real_floor(features, 200, splits=1) == pytest.approx(apart, rel=1e-6)
     for arguments in ((features, 1), (features[:3], 2), (features, 50, 0)):
         with pytest.raises(InputError):
             real_floor(*arguments)

@@ -120,26 +120,42 @@ def frechet_limit(real: Statistics, fake: FeatureSums | KeptFeatures) -> Estimat
 
 
 def real_floor(features: Tensor, n: int, splits: int = 10, seed: int = 0) -> float:
-    """What the data score against themselves at n samples: the mean Frechet distance of two disjoint random subsets.
+    """What the data score at n examples: the mean Frechet distance of a random subset of them from all the others.
 
     The distance is biased upwards, the more the fewer the samples (Binkowski et al. 2018, arXiv:1801.01401), so a value
-    means something only beside this one. The subsets have min(n, N // 2) examples each.
+    means something only beside this one. The subset has min(n, N // 2) examples.
 
     Args:
         features: of the data (N, D).
         n: number of samples that the value is to stand beside.
-        splits: number of random pairs of subsets to take the mean over.
+        splits: number of random subsets to take the mean over.
         seed: of these.
 
     Raises:
-        InputError: if the subsets would have fewer than 2 examples, or there are no splits.
+        InputError: if the subset would have fewer than 2 examples, or there are no splits.
     """
-    size = min(n, len(features) // 2)
-    require(size >= 2, f"n is {n}, of {len(features)} examples; two disjoint subsets need n >= 2, of at least 4.")
+    whole = FeatureSums(features.shape[1], sync_on_compute=False).to(features.device)
+    whole.update(features)
+    return floor_of_subsets(whole, features, n, splits, seed)
+
+
+def floor_of_subsets(whole: FeatureSums, features: Tensor, n: int, splits: int = 10, seed: int = 0) -> float:
+    """The same, where features of only some of the data are at hand, and sums of all.
+
+    Args:
+        whole: sums of all N examples.
+        features: of at least n random ones of them, (M, D).
+        n: as there; at most N // 2 count.
+        splits: as there.
+        seed: as there.
+    """
+    total = int(whole.count.sum())
+    size = min(n, total // 2)
+    require(size >= 2, f"n is {n}, of {total} examples; a subset and the others need n >= 2, of at least 4.")
     require(splits >= 1, f"splits is {splits}; it must be at least 1.")
     generator = torch.Generator().manual_seed(seed)
-    total = 0.0
+    found = 0.0
     for _ in range(splits):
-        order = torch.randperm(len(features), generator=generator).to(features.device)
-        total += frechet_distance(fit(features[order[:size]]), fit(features[order[size : 2 * size]]))
-    return total / splits
+        rows = torch.randperm(len(features), generator=generator)[:size].to(features.device)
+        found += frechet_distance(fit(features[rows]), whole.without(features[rows]))
+    return found / splits

@@ -80,11 +80,24 @@ class FeatureSums(Metric):
             InputError: there are fewer than 2.
         """
         chosen = list(blocks)
-        n = int(self.count[chosen].sum())
-        require(n >= 2, f"the Frechet distance got {n} examples on one side; it needs at least 2 on each.")
-        mean = self.total[chosen].sum(0) / n
-        covariance = (self.outer[chosen].sum(0) - n * torch.outer(mean, mean)) / (n - 1)
-        return Statistics(n, mean, covariance)
+        return _statistics(self.count[chosen].sum(), self.total[chosen].sum(0), self.outer[chosen].sum(0))
+
+    def without(self, features: Tensor) -> Statistics:
+        """Those of all examples but some, whose features (N, D) are given.
+
+        Raises:
+            InputError: there are fewer than 2 others.
+        """
+        features = features.double()
+        total, outer = self.total.sum(0) - features.sum(0), self.outer.sum(0) - features.mT @ features
+        return _statistics(self.count.sum() - len(features), total, outer)
+
+
+def _statistics(count: Tensor, total: Tensor, outer: Tensor) -> Statistics:
+    n = int(count)
+    require(n >= 2, f"the Frechet distance got {n} examples on one side; it needs at least 2 on each.")
+    mean = total / n
+    return Statistics(n, mean, (outer - n * torch.outer(mean, mean)) / (n - 1))
 
 
 class KeptFeatures:
