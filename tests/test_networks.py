@@ -3,13 +3,14 @@
 import inspect
 import itertools
 import math
-import re
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lightning_score.data import Digits
+from lightning_score.interop.diffusers import PATTERNS
+from lightning_score.interop.unet import translate
 from lightning_score.networks import (
     MLP,
     NCSN,
@@ -344,7 +345,7 @@ class TestUNet:
         """The function is that of the authors' network, by way of diffusers' ddpm-cifar10-32, with our weights."""
         network = build(UNet, **{**options, "shape": [3, size, size]})
         reference = diffusers_unet(size, **options)
-        reference.load_state_dict({diffusers_name(name): value for name, value in network.state_dict().items()})
+        reference.load_state_dict({translate(name, PATTERNS): value for name, value in network.state_dict().items()})
         x, index = torch.randn(BATCH, 3, size, size), torch.tensor([0, 37, 999])
         with torch.no_grad():
             ours, theirs = network.eval()(x, index), reference.eval()(x, index).sample
@@ -375,27 +376,3 @@ def diffusers_unet(
         norm_eps=1e-6,
         norm_num_groups=groups,
     )
-
-
-def diffusers_name(name: str) -> str:
-    """The name in diffusers' U-Net of one of our parameters."""
-    for ours, theirs in [
-        (r"conditioning\.linear", "time_embedding.linear_"),
-        (r"down\.(\d+)\.stages", r"down_blocks.\1.stages"),
-        (r"down\.(\d+)\.downsample", r"down_blocks.\1.downsamplers.0"),
-        (r"up\.(\d+)\.stages", r"up_blocks.\1.stages"),
-        (r"up\.(\d+)\.upsample", r"up_blocks.\1.upsamplers.0"),
-        (r"middle\.", "mid_block.stages."),
-        (r"stages\.(\d+)\.residual", r"resnets.\1"),
-        (r"stages\.(\d+)\.attention", r"attentions.\1"),
-        (r"\.shift", ".time_emb_proj"),
-        (r"\.skip", ".conv_shortcut"),
-        (r"\.norm\.", ".group_norm."),
-        (r"\.query", ".to_q"),
-        (r"\.key", ".to_k"),
-        (r"\.value", ".to_v"),
-        (r"\.out\.", ".to_out.0."),
-        (r"norm_out", "conv_norm_out"),
-    ]:
-        name = re.sub(ours, theirs, name)
-    return name

@@ -1,7 +1,8 @@
 """What every peer's checkpoint becomes, how its file is read safely, and how its tensors find their new names."""
 
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,13 @@ def adam(optimizer: Mapping[str, Any]) -> Settings:
         return {}
     betas = [float(beta) for beta in group["betas"]]
     return {"optimizer": part("torch.optim.Adam", lr=float(group["lr"]), betas=betas, eps=float(group["eps"]))}
+
+
+def check_entries(rows: Iterable[tuple[str, Any, Sequence[Any]]]) -> None:
+    """Raises `InputError` for an entry of a peer's config, (name, value, values that can be converted), of another value."""
+    for name, value, allowed in rows:
+        said = " or ".join(json.dumps(choice) for choice in allowed)
+        require(value in allowed, f"{name}: {json.dumps(value)} cannot be converted, only {said}")
 
 
 class Renaming:

@@ -1,16 +1,17 @@
 """diffusers' folders of a `UNet2DModel` with a scheduler, read without diffusers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from lightning_score.interop.base import Imported, Renaming, Settings, part, read_torch
-from lightning_score.interop.diffusers_plusplus import is_plusplus, network_of, patterns, training_of
-from lightning_score.interop.unet import state_of, translate
+from lightning_score.interop.base import Imported, Renaming, Settings, check_entries, part, read_torch
+from lightning_score.interop.diffusers_plusplus import LAYERS, is_plusplus, network_of, patterns, training_of
+from lightning_score.interop.unet import Patterns, state_of, translate
 from lightning_score.utils import InputError, require
 
 KIND = "diffusers"
+ABSENT = "no scheduler_config.json"
 WEIGHTS = "diffusion_pytorch_model"
 PATTERNS = [
     (r"conditioning\.linear", "time_embedding.linear_"),
@@ -22,22 +23,11 @@ PATTERNS = [
     (r"middle\.", "mid_block.stages."),
     (r"stages\.(\d+)\.residual", r"resnets.\1"),
     (r"stages\.(\d+)\.attention", r"attentions.\1"),
-    (r"\.shift\.", ".time_emb_proj."),
-    (r"\.skip\.", ".conv_shortcut."),
-    (r"\.norm\.", ".group_norm."),
-    (r"\.query\.", ".to_q."),
-    (r"\.key\.", ".to_k."),
-    (r"\.value\.", ".to_v."),
-    (r"\.out\.", ".to_out.0."),
+    *LAYERS,
     (r"norm_out", "conv_norm_out"),
 ]
 """Our names to diffusers'."""
-OLD_ATTENTION = [
-    (r"\.query\.", ".to_q."),
-    (r"\.key\.", ".to_k."),
-    (r"\.value\.", ".to_v."),
-    (r"\.proj_attn\.", ".to_out.0."),
-]
+OLD_ATTENTION = [*LAYERS[3:6], (r"\.proj_attn\.", ".to_out.0.")]
 """Names of diffusers before 0.17, in which google/ddpm-cifar10-32 is saved, to those after."""
 DEFAULTS = {
     "center_input_sample": False,
@@ -89,29 +79,45 @@ def read(path: Path, size: int | None = None) -> Imported:
     require(path.is_dir(), f"{path}: not a folder; give the one that holds model_index.json or the UNet's config.json")
     folder = path / "unet" if (path / "unet").is_dir() else path
     config = DEFAULTS | _json(folder / "config.json")
-    shape = _shape(config, size)
-    scheduler, where = _scheduler(path)
-    weights = _weights(folder)
-    if is_plusplus(config):
-        network, names = network_of(config, shape[1]), patterns(len(config["block_out_channels"]))
-        return Imported(
-            model={"network": network, **training_of(scheduler)},
-            shape=shape,
-            data_range=(0.0, 1.0),
-            weights=state_of(weights, network, shape, 0, names),
-            notes=("the data lie in [0, 1], as in all published models of VE",),
-        )
-    network, num_classes = _network(config, shape), config["num_class_embeds"] or 0
-    averaged = path / "unet_ema"
+    _check_kind(config)
+    shape, weights = _shape(config, size), _weights(folder)
+    model, data_range, names, notes = (_plusplus if is_plusplus(config) else _chain)(config, shape, _scheduler(path))
+    network, num_classes, averaged = model["network"], config["num_class_embeds"] or 0, path / "unet_ema"
     return Imported(
-        model={"network": network, **_training(scheduler)},
+        model=model,
         shape=shape,
-        data_range=(-1.0, 1.0),
+        data_range=data_range,
         num_classes=num_classes,
-        weights=state_of(weights, network, shape, num_classes, PATTERNS),
-        averages=state_of(_weights(averaged), network, shape, num_classes, PATTERNS) if averaged.is_dir() else None,
-        notes=(*where, *([UNCONDITIONAL] if num_classes else [])),
+        weights=state_of(weights, network, shape, num_classes, names),
+        averages=state_of(_weights(averaged), network, shape, num_classes, names) if averaged.is_dir() else None,
+        notes=notes,
     )
+
+
+class Kind(NamedTuple):
+    """What a folder's config and scheduler say of a kind of network: our parts, and diffusers' names of its tensors."""
+
+    model: Settings
+    data_range: tuple[float, float]
+    names: Patterns
+    notes: tuple[str, ...]
+
+
+def _chain(config: Mapping[str, Any], shape: Sequence[int], scheduler: Mapping[str, Any] | None) -> Kind:
+    """DDPM's U-Net on a discrete chain."""
+    notes = (
+        [] if scheduler is not None else [f"{ABSENT}, so DDPM's chain, predicting the noise: --model.process CosineTable"]
+    )
+    notes += [UNCONDITIONAL] if config["num_class_embeds"] else []
+    return Kind({"network": _network(config, shape), **_training(scheduler or {})}, (-1.0, 1.0), PATTERNS, tuple(notes))
+
+
+def _plusplus(config: Mapping[str, Any], shape: Sequence[int], scheduler: Mapping[str, Any] | None) -> Kind:
+    """NCSN++ on VE."""
+    notes = [] if scheduler is not None else [f"{ABSENT}, so VE up to sigma = 1348: --model.process.sigma_max 348"]
+    notes.append("values in [0, 1], as in all published models of VE")
+    model = {"network": network_of(config, shape[1]), **training_of(scheduler or {})}
+    return Kind(model, (0.0, 1.0), patterns(len(config["block_out_channels"])), tuple(notes))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -131,13 +137,13 @@ def _shape(config: Mapping[str, Any], size: int | None) -> tuple[int, int, int]:
     return config.get("in_channels", 3), height, width
 
 
-def _network(config: Mapping[str, Any], shape: tuple[int, int, int]) -> Settings:
+def _network(config: Mapping[str, Any], shape: Sequence[int]) -> Settings:
     """The network that the config describes.
 
     Raises:
         InputError: an entry that our UNet has nothing for.
     """
-    _check_kind(config)
+    _check_unet(config)
     downs, widths = config["down_block_types"], config["block_out_channels"]
     return part(
         "UNet",
@@ -167,32 +173,36 @@ def _resampling(config: Mapping[str, Any]) -> list[bool]:
 
 
 def _check_kind(config: Mapping[str, Any]) -> None:
-    """Raises `InputError` for an entry that our UNet has nothing for."""
+    """Raises `InputError` for another network than a UNet2DModel, or one without its main entries."""
     kind = config.get("_class_name", "UNet2DModel")
     require(kind == "UNet2DModel", f"{kind}: only a UNet2DModel can be converted")
     for entry in ("down_block_types", "up_block_types", "block_out_channels", "in_channels", "out_channels"):
         require(entry in config, f"the UNet's config.json has no {entry}")
+
+
+def _check_unet(config: Mapping[str, Any]) -> None:
+    """Raises `InputError` for an entry that our UNet has nothing for."""
     downs, ups, widths = config["down_block_types"], config["up_block_types"], config["block_out_channels"]
     plain_norm = config["norm_num_groups"], *([None] if config["resnet_time_scale_shift"] == "default" else [])
-    for entry, value, allowed in [
-        ("down_block_types and up_block_types", sorted({*downs, *ups} - BLOCKS), [[]]),
-        ("attention on the way up", ["Attn" in name for name in reversed(ups)], [["Attn" in name for name in downs]]),
-        ("residual blocks that change the resolution", _resampling(config), [[], [False], [True]]),
-        ("block_out_channels modulo the first", [w % widths[0] for w in widths], [[0] * len(widths)]),
-        ("out_channels", config["out_channels"], [config["in_channels"]]),
-        ("center_input_sample", config["center_input_sample"], [False]),
-        ("time_embedding_type", config["time_embedding_type"], ["positional"]),
-        ("time_embedding_dim", config["time_embedding_dim"], [None, 4 * widths[0]]),
-        ("mid_block_type", config["mid_block_type"], ["UNetMidBlock2D"]),
-        ("mid_block_scale_factor", config["mid_block_scale_factor"], [1]),
-        ("downsample_padding", config["downsample_padding"], [0, 1]),
-        ("act_fn", config["act_fn"], ["silu", "swish"]),
-        ("attn_norm_num_groups", config["attn_norm_num_groups"], plain_norm),
-        ("resnet_time_scale_shift", config["resnet_time_scale_shift"], ["default", "scale_shift"]),
-        ("class_embed_type", config["class_embed_type"], [None]),
-    ]:
-        said = " or ".join(json.dumps(choice) for choice in allowed)
-        require(value in allowed, f"{entry}: {json.dumps(value)} cannot be converted, only {said}")
+    check_entries(
+        [
+            ("down_block_types and up_block_types", sorted({*downs, *ups} - BLOCKS), [[]]),
+            ("attention on the way up", ["Attn" in name for name in reversed(ups)], [["Attn" in name for name in downs]]),
+            ("residual blocks that change the resolution", _resampling(config), [[], [False], [True]]),
+            ("block_out_channels modulo the first", [w % widths[0] for w in widths], [[0] * len(widths)]),
+            ("out_channels", config["out_channels"], [config["in_channels"]]),
+            ("center_input_sample", config["center_input_sample"], [False]),
+            ("time_embedding_type", config["time_embedding_type"], ["positional"]),
+            ("time_embedding_dim", config["time_embedding_dim"], [None, 4 * widths[0]]),
+            ("mid_block_type", config["mid_block_type"], ["UNetMidBlock2D"]),
+            ("mid_block_scale_factor", config["mid_block_scale_factor"], [1]),
+            ("downsample_padding", config["downsample_padding"], [0, 1]),
+            ("act_fn", config["act_fn"], ["silu", "swish"]),
+            ("attn_norm_num_groups", config["attn_norm_num_groups"], plain_norm),
+            ("resnet_time_scale_shift", config["resnet_time_scale_shift"], ["default", "scale_shift"]),
+            ("class_embed_type", config["class_embed_type"], [None]),
+        ]
+    )
 
 
 def _weights(folder: Path) -> Renaming:
@@ -207,12 +217,10 @@ def _weights(folder: Path) -> Renaming:
     return Renaming({translate(name, OLD_ATTENTION): tensor for name, tensor in state.items()}, KIND)
 
 
-def _scheduler(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The scheduler's config, and what was assumed where there is none."""
-    for file in (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json"):
-        if file.is_file():
-            return _json(file), ()
-    return {}, ("no scheduler_config.json, so DDPM's chain, predicting the noise: --model.process CosineTable",)
+def _scheduler(path: Path) -> dict[str, Any] | None:
+    """The scheduler's config; None where there is none."""
+    files = [path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json"]
+    return next((_json(file) for file in files if file.is_file()), None)
 
 
 def _training(scheduler: Mapping[str, Any]) -> Settings:

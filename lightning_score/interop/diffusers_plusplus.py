@@ -1,16 +1,26 @@
 """diffusers' NCSN++: a `UNet2DModel` of Skip blocks with a ScoreSdeVeScheduler, such as google/ncsnpp-ffhq-256."""
 
-import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_score.interop.base import Settings, part
+from lightning_score.interop.base import Settings, check_entries, part
 from lightning_score.utils import require
 
 LEAST = 128
 """Channels from which on all norms have 32 groups, as ours; below, diffusers groups them in a way of its own."""
 BLOCKS = {"SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D"}
+
+
+LAYERS = [
+    (r"\.shift\.", ".time_emb_proj."),
+    (r"\.skip\.", ".conv_shortcut."),
+    (r"\.norm\.", ".group_norm."),
+    (r"\.query\.", ".to_q."),
+    (r"\.key\.", ".to_k."),
+    (r"\.value\.", ".to_v."),
+    (r"\.out\.", ".to_out.0."),
+]
+"""Our names to diffusers' of the layers within blocks, in whatever network."""
 
 
 def is_plusplus(config: Mapping[str, Any]) -> bool:
@@ -26,27 +36,24 @@ def network_of(config: Mapping[str, Any], height: int) -> Settings:
     """
     downs, ups, widths = config["down_block_types"], config["up_block_types"], config["block_out_channels"]
     attends = ["Attn" in name for name in downs]
-    for entry, value, fits, wanted in [
-        ("down_block_types and up_block_types", sorted({*downs, *ups} - BLOCKS), {*downs, *ups} <= BLOCKS, "Skip blocks"),
-        ("attention on the way up", ups, ["Attn" in name for name in reversed(ups)] == attends, "that on the way down"),
-        ("block_out_channels", widths, min(widths) >= LEAST, f"{LEAST} or more"),
-        ("block_out_channels", widths, all(w % widths[0] == 0 for w in widths), "multiples of the first"),
-        ("in_channels", config["in_channels"], config["in_channels"] == config["out_channels"] == 3, "3, in and out"),
-        ("time_embedding_type", config["time_embedding_type"], config["time_embedding_type"] == "fourier", "fourier"),
-        ("mid_block_scale_factor", config["mid_block_scale_factor"], _is_root(config["mid_block_scale_factor"]), "sqrt(2)"),
-        ("norm_num_groups", config["norm_num_groups"], config["norm_num_groups"] in (None, 32), "null or 32"),
-        ("norm_eps", config["norm_eps"], config["norm_eps"] == 1e-6, "1e-6"),
-        ("add_attention", config["add_attention"], config["add_attention"] is True, "true"),
-        (
-            "resnet_time_scale_shift",
-            config["resnet_time_scale_shift"],
-            config["resnet_time_scale_shift"] == "default",
-            "default",
-        ),
-        ("act_fn", config["act_fn"], config["act_fn"] in ("silu", "swish"), "silu"),
-        ("num_class_embeds", config["num_class_embeds"], config["num_class_embeds"] is None, "null"),
-    ]:
-        require(fits, f"{entry}: {json.dumps(value)} cannot be converted, only {wanted}")
+    scale = config["mid_block_scale_factor"]
+    check_entries(
+        [
+            ("down_block_types and up_block_types but for Skip blocks", sorted({*downs, *ups} - BLOCKS), [[]]),
+            ("attention on the way up", ["Attn" in name for name in reversed(ups)], [attends]),
+            (f"block_out_channels below {LEAST}", [width for width in widths if width < LEAST], [[]]),
+            ("block_out_channels modulo the first", [width % widths[0] for width in widths], [[0] * len(widths)]),
+            ("in_channels and out_channels", [config["in_channels"], config["out_channels"]], [[3, 3]]),
+            ("time_embedding_type", config["time_embedding_type"], ["fourier"]),
+            ("mid_block_scale_factor", round(scale, 5), [round(2**0.5, 5)]),
+            ("norm_num_groups", config["norm_num_groups"], [None, 32]),
+            ("norm_eps", config["norm_eps"], [1e-6]),
+            ("add_attention", config["add_attention"], [True]),
+            ("resnet_time_scale_shift", config["resnet_time_scale_shift"], ["default"]),
+            ("act_fn", config["act_fn"], ["silu", "swish"]),
+            ("num_class_embeds", config["num_class_embeds"], [None]),
+        ]
+    )
     return part(
         "NCSNpp",
         channels=widths[0],
@@ -60,10 +67,6 @@ def network_of(config: Mapping[str, Any], height: int) -> Settings:
         centered=not config["center_input_sample"],
         head_channels=config["attention_head_dim"],
     )
-
-
-def _is_root(value: float) -> bool:
-    return math.isclose(value, math.sqrt(2), rel_tol=1e-6)
 
 
 def patterns(levels: int) -> list[tuple[str, str]]:
@@ -93,13 +96,7 @@ def patterns(levels: int) -> list[tuple[str, str]]:
         (r"^middle\.0\.attention\.", "mid_block.attentions.0."),
         (r"^DOWN\.", "down_blocks."),
         (r"^UP\.", "up_blocks."),
-        (r"\.shift\.", ".time_emb_proj."),
-        (r"\.skip\.", ".conv_shortcut."),
-        (r"\.norm\.", ".group_norm."),
-        (r"\.query\.", ".to_q."),
-        (r"\.key\.", ".to_k."),
-        (r"\.value\.", ".to_v."),
-        (r"\.out\.", ".to_out.0."),
+        *LAYERS,
     ]
 
 

@@ -64,6 +64,10 @@ def read(path: Path, size: int | None = None) -> Imported:
         f"{path}: not a score_sde checkpoint, which is a dictionary of {', '.join(sorted(expected))}; "
         f"this is {_said(saved)}",
     )
+    require(
+        isinstance(saved["ema"], Mapping) and "shadow_params" in saved["ema"],
+        f"{path}: not a score_sde checkpoint, whose 'ema' holds shadow_params",
+    )
     state = without_prefix(saved["model"])
     averages = shadow_state(state, saved["ema"]["shadow_params"], _trained)
     source = Renaming(state, KIND)

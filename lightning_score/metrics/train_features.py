@@ -1,7 +1,7 @@
 """Trains the classifiers behind `DigitFeatures` and `FashionFeatures`: `python -m lightning_score.metrics.train_features`.
 
-Deterministic on one machine: half a minute on one core for digits, some ten for clothing. Each sees only the training split
-of its data, bent and mixed, so that images which it never saw have features distributed like those it did see: else a
+Deterministic on one machine: half a minute on one core for digits, 25 minutes for clothing. Each sees only the training
+split of its data, bent and mixed, so that images which it never saw have features distributed like those it did see: else a
 sampler that copies its training data would score better than new images.
 """
 
