@@ -11,7 +11,7 @@ Score-based generative models (NCSN, NCSNv2, DDPM, score SDE) as PyTorch Lightni
 commands:
   fit        train a model, with samples and FID on the way:   fit --config configs/ncsn.yaml
   validate   held-out loss, samples and FID of a checkpoint:   validate --ckpt_path runs/ncsn/latest/last.ckpt
-  test       test loss and FID of a checkpoint:                test --ckpt_path runs/ncsn/latest/last.ckpt
+  test       loss, FID, KID, recall ... of a checkpoint:       test --ckpt_path runs/ncsn/latest/last.ckpt
   predict    draw samples from a checkpoint, as PNG and NPZ:   predict --ckpt_path runs/ncsn/latest/last.ckpt
   schedule   noise levels and step size from the data:         schedule --config configs/ncsn.yaml
   gallery    what samplers make of points in the plane:        gallery --ckpt_path runs/toy/latest/last.ckpt
