@@ -99,6 +99,14 @@ def with_checkpoint_config(arguments: list[str], checkpoint: dict[str, Any]) -> 
     return [arguments[0], "--config", yaml.safe_dump(config), *arguments[1:]]
 
 
+class Refused(SystemExit):
+    """Ends the program with exit code 2, after its message has been told."""
+
+    def __init__(self, message: str):
+        super().__init__(2)
+        self.message = message
+
+
 class Parser(LightningArgumentParser):
     """A parser whose errors are one line that says what to do, without pages of usage."""
 
@@ -110,7 +118,7 @@ class Parser(LightningArgumentParser):
         line = re.sub(r"\s+", " ", str(message)).strip().rstrip(".")
         line = _unknown_class(line) or " ".join(f"{line}. {self._nearest_option(line)}{_config_hint(line)}".split())
         sys.stderr.write(f"error: {line}\n")
-        sys.exit(2)
+        raise Refused(line)
 
     def _nearest_option(self, message: str) -> str:
         """The option that an unknown one was probably meant to be."""

@@ -21,17 +21,18 @@ from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_score
-from lightning_score.arguments import load_checkpoint, option, with_checkpoint_config, with_found_configs
+from lightning_score.arguments import Refused, load_checkpoint, option, with_checkpoint_config, with_found_configs
 from lightning_score.callbacks import SampleWriter, StepProgress
 from lightning_score.convert import convert
 from lightning_score.data import ScoreData
 from lightning_score.experiment import ExperimentCLI
 from lightning_score.gallery import gallery
 from lightning_score.ladder import resolve, schedule
-from lightning_score.loggers import RunCSVLogger, wandb_logger
+from lightning_score.loggers import RunCSVLogger, fail_trial, in_trial, wandb_logger
 from lightning_score.model import ScoreModel
 from lightning_score.runs import new_dated_folder, new_folder, point_latest
 from lightning_score.summary import describe, report, summarize
+from lightning_score.sweep.command import from_agent
 from lightning_score.utils import InputError, require
 
 WITHOUT_TRAINER = {"schedule": schedule, "gallery": gallery, "convert": convert}
@@ -147,11 +148,11 @@ class ScoreCLI(ExperimentCLI):
         return folder
 
     def _make_loggers(self, chosen: Any) -> list[Logger]:
-        """CSV always; in training also what the user chose, or else W&B as far as it can be had."""
+        """CSV always; in training and in trials also what the user chose, or else W&B as far as it can be had."""
         loggers: list[Logger] = [RunCSVLogger(self.folder)]
         if chosen not in (None, True, False):
             return loggers + (list(chosen) if isinstance(chosen, list) else [chosen])
-        if self.command == "fit" and chosen is not False:
+        if (self.command == "fit" or in_trial()) and chosen is not False:
             wandb = wandb_logger(self.folder, name=f"{self.folder.parent.name}/{self.folder.name}")
             loggers += [] if wandb is None else [wandb]
         return loggers
@@ -224,11 +225,16 @@ class ScoreCLI(ExperimentCLI):
 def run(arguments: list[str]) -> int:
     """Runs one command; a mistake of the user is one line on stderr and exit code 2."""
     try:
-        _run(arguments)
+        _run(from_agent(arguments) if in_trial() else arguments)
+    except SystemExit as end:  # so the parser ends after a mistake, and Lightning after a signal
+        if end.code:
+            fail_trial(end.message if isinstance(end, Refused) else "ended by a signal", 2)
+        raise
     except Exception as error:
         mistake = error
         while mistake is not None and not isinstance(mistake, InputError):  # the parser wraps what constructors raise
             mistake = mistake.__cause__
+        fail_trial(str(mistake or error), 1 if mistake is None else 2)
         if mistake is None:
             raise
         print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)

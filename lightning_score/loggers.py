@@ -8,6 +8,7 @@ import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +144,28 @@ def wandb_logger(folder: str | Path, project: str = "lightning_score", name: str
     return logger
 
 
+def in_trial() -> bool:
+    """Whether this process is a trial of a sweep that a W&B agent runs."""
+    return "WANDB_SWEEP_ID" in os.environ
+
+
+def fail_trial(message: str, code: int) -> None:
+    """Makes the W&B run of a trial that failed before it began a failed one, which says why; nothing outside of a sweep.
+
+    Args:
+        message: the error.
+        code: exit code of the process.
+    """
+    if not in_trial() or rank_zero_only.rank != 0:
+        return
+    import wandb
+
+    with suppress(Exception):  # the error itself is told in any case
+        run = wandb.run or wandb.init(settings=wandb.Settings(**SETTINGS))
+        run.summary["error"] = message
+        run.finish(exit_code=code)
+
+
 def _users_run() -> "Run | None":
     """A run that the user's own code has begun, to log into."""
     import wandb
@@ -155,7 +178,7 @@ def _begin(folder: Path, project: str, name: str | None) -> "Run":
     import wandb
 
     options: dict[str, Any] = {"dir": str(folder), "reinit": "finish_previous"}
-    if "WANDB_SWEEP_ID" not in os.environ:
+    if not in_trial():
         options["project"] = os.environ.get("WANDB_PROJECT", project)
         options["name"] = os.environ.get("WANDB_NAME", name)
     run = _begin_online(folder, options) or wandb.init(mode="offline", **options)

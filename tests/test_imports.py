@@ -41,6 +41,7 @@ ALLOWED = {
     "experiment": {"arguments", "callbacks", "data", "model"},
     "convert": {"arguments", "experiment", "interop", "model", "utils"},
     "ladder": {"arguments", "data", "schedule", "utils"},
+    "sweep": {"utils"},
     "gallery": {*CORE, "arguments", "callbacks", "data", "empirical", "model", "runs", "sampling"},
 }
 FREE = {"cli", "__init__", "__main__"}

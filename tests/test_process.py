@@ -243,6 +243,12 @@ def test_sigma_table_is_the_geometric_ladder():
     torch.testing.assert_close(process.sigma(process.table_times()), ladder)
 
 
+def test_a_ladder_of_equal_steps():
+    process = SigmaTable(0.1, 1.0, 10, geometric=False)
+    torch.testing.assert_close(process.sigmas, torch.arange(1, 11).double() / 10)
+    torch.testing.assert_close(process.sigma(process.table_times()), process.sigmas)
+
+
 @pytest.mark.parametrize("process", [BetaTable(steps=10, beta_max=0.3), SigmaTable(levels=10)])
 def test_tables_say_how_indices_map_to_times(process):
     """Entry i stands at t = i/N, t = 0 is clean data, and the coefficient is constant between entries."""

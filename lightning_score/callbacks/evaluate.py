@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_score.callbacks.ema import EMA
-from lightning_score.callbacks.pictures import neighbour_picture, publish
+from lightning_score.callbacks.pictures import neighbour_picture, publish, sample_picture
 from lightning_score.callbacks.totals import Pass, Sampling
 from lightning_score.metrics import (
     Estimate,
@@ -28,6 +28,9 @@ from lightning_score.metrics.record import FILE, Record, append, metric_name, se
 from lightning_score.metrics.reference import Reference, reference
 from lightning_score.model import ScoreModel
 from lightning_score.utils import require
+
+IN_PICTURE = 64
+"""Samples that `test` shows."""
 
 
 class Evaluation(NamedTuple):
@@ -190,7 +193,8 @@ class Evaluate(Callback):
         """All numbers of the weights that the model holds."""
         n, test = self._n(trainer), prefix == "test"
         real = self._reference(trainer, n, pl_module.device)
-        shown = self.neighbours if test and weights == "ema" and trainer.datamodule.data_range is not None else 0
+        images = trainer.datamodule.data_range is not None
+        shown = max(IN_PICTURE, self.neighbours * images) if test and weights == "ema" else 0
         sampling = Sampling(trainer, pl_module, self.features, n, self.batch_size, self.noisy, shown, resumable=test)
         passes = [sampling.run(self.seed + k) for k in range(self.repeats if test else 1)]
         for denoised in passes[0].totals:
@@ -202,6 +206,8 @@ class Evaluate(Callback):
                     self._record(trainer, pl_module, kind, value, real, passes[k], self.seed + k, weights, denoised)
                 self._log(trainer, pl_module, prefix, kind, suffix, _pooled(values), real, passes)
         if shown:
+            self._show(trainer, passes[0])
+        if shown and images and self.neighbours:
             self._look_for_copies(trainer, pl_module, passes[0])
 
     def _reference(self, trainer: Trainer, n: int, device: torch.device) -> Reference:
@@ -286,15 +292,22 @@ class Evaluate(Callback):
         )
         append(Path(trainer.default_root_dir) / FILE, record)
 
+    def _show(self, trainer: Trainer, drawn: Pass) -> None:
+        """Publishes the first samples of this process as a picture."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            caption = f"step {trainer.global_step}, NFE {drawn.nfe:g}"
+            publish(trainer, "samples", sample_picture(drawn.images[:IN_PICTURE]), caption)
+
     def _look_for_copies(self, trainer: Trainer, pl_module: ScoreModel, drawn: Pass) -> None:
         """How near the samples of this process are to what was trained on, as numbers and as a picture."""
         train, held_out = trainer.datamodule.splits
-        found = nearest_neighbours(drawn.images, train.x, held_out.x[: self.neighbours])
+        images = drawn.images[: self.neighbours]
+        found = nearest_neighbours(images, train.x, held_out.x[: self.neighbours])
         pl_module.log("test/copied", found.copied, rank_zero_only=True)
         pl_module.log("test/neighbour_distance_ratio", found.ratio, rank_zero_only=True)
         if trainer.is_global_zero and not trainer.fast_dev_run:
             nearest = found.distance.argsort()[:24]
-            picture = neighbour_picture(drawn.images[nearest], train.x[found.index[nearest]])
+            picture = neighbour_picture(images[nearest], train.x[found.index[nearest]])
             publish(trainer, "neighbours", picture, "the samples nearest to training examples, each above its nearest")
 
 

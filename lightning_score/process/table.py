@@ -139,7 +139,7 @@ def require_betas(beta_min: float, beta_max: float, steps: int) -> None:
 
 
 class SigmaTable(Table):
-    """NCSN's ladder: alpha = 1 and a geometric sequence of noise levels.
+    """NCSN's ladder: alpha = 1 and a geometric sequence of noise levels, or for comparison one of equal steps.
 
     Song and Ermon 2019 (1907.05600), section 4. sigma^2 is linear between entries, so that the diffusion is constant there.
 
@@ -147,14 +147,18 @@ class SigmaTable(Table):
         sigma_min: the smallest level, in the units of the data, above zero (the paper's sigma_L).
         sigma_max: the largest level (the paper's sigma_1); in a config of `fit`, `auto`: the largest distance in the data.
         levels: the number of levels L; in a config of `fit`, `auto`: by technique 2 of Song and Ermon 2020.
+        geometric: neighbouring levels have the same ratio; false: the same difference.
     """
 
-    def __init__(self, sigma_min: float = 0.01, sigma_max: float | Auto = 1.0, levels: int | Auto = 10):
+    def __init__(
+        self, sigma_min: float = 0.01, sigma_max: float | Auto = 1.0, levels: int | Auto = 10, geometric: bool = True
+    ):
         require(levels != "auto" and levels >= 1, f"levels={levels}: need at least one, as in levels=10; {AUTO_IN_FIT}")
         if levels > 1 or sigma_min != sigma_max:
             require_sigmas(sigma_min, sigma_max)
-        exponents = torch.linspace(0, 1, levels, dtype=torch.float64) if levels > 1 else torch.ones(1).double()
-        super().__init__((sigma_min * (sigma_max / sigma_min) ** exponents) ** 2)
+        ramp = torch.linspace(0, 1, levels, dtype=torch.float64) if levels > 1 else torch.ones(1).double()
+        sigmas = sigma_min * (sigma_max / sigma_min) ** ramp if geometric else sigma_min + (sigma_max - sigma_min) * ramp
+        super().__init__(sigmas**2)
 
     def log_alpha(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t)

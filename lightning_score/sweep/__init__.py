@@ -1,0 +1,1 @@
+"""Sweeps: the W&B sweep files, run by W&B or on this machine."""

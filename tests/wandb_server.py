@@ -1,0 +1,180 @@
+"""As much of W&B's server as runs, sweeps and agents need, on loopback; it keeps what it is sent."""
+
+import gzip
+import itertools
+import json
+import threading
+from collections import defaultdict
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import yaml
+
+
+class WandbServer:
+    """The state of a server.
+
+    Attributes:
+        received: every request, (path, body).
+        uploaded: files by their path, `<run>/<name>`.
+        runs: by their ids: config, history, summary, exit code.
+        sweeps: by their ids: the config.
+        told: what agents said of their runs.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[tuple[str, dict]] = []
+        self.uploaded: dict[str, bytes] = {}
+        self.runs: dict[str, dict] = defaultdict(lambda: {"config": {}, "history": [], "summary": {}, "exit": None})
+        self.sweeps: dict[str, dict] = {}
+        self.told: list[dict] = []
+        self._waiting: dict[str, list[dict]] = {}
+        self._agents: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def data(self, query: str, values: dict, url: str) -> dict:
+        """The answer to a GraphQL query."""
+        if "upsertSweep" in query:
+            return self._upsert_sweep(values)
+        if "createAgent" in query:
+            agent = f"agent{len(self._agents)}"
+            self._agents[agent] = values["sweep"]
+            return {"createAgent": {"agent": {"id": agent}}}
+        if "agentHeartbeat" in query:
+            return {"agentHeartbeat": {"agent": {"id": values["id"]}, "commands": json.dumps(self._commands(values))}}
+        if "upsertBucket" in query:
+            return self._upsert_run(values)
+        if "createRunFiles" in query:
+            files = [{"name": name, "uploadUrl": f"{url}/upload/{values['run']}/{name}"} for name in values["files"]]
+            return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
+        if "viewer" in query:
+            viewer = {"id": "v", "entity": "somebody", "username": "somebody", "flags": "{}", "email": "a@b.c",
+                      "name": "somebody", "teams": {"edges": []}, "apiKeys": {"edges": []}, "admin": False}  # fmt: skip
+            return {"viewer": viewer}
+        if "sweep(" in query:
+            return {"project": {"id": "p", "sweep": self._sweep(values)}}
+        if "runs(" in query:
+            return {"project": {"id": "p", "internalId": "1", "runCount": len(self.runs), "runs": self._runs()}}
+        return {}
+
+    def _upsert_sweep(self, values: dict) -> dict:
+        name = f"sweep{len(self.sweeps)}"
+        config = yaml.safe_load(values["config"])
+        self.sweeps[name] = config
+        flat = {key: entry.get("values", [entry.get("value")]) for key, entry in config["parameters"].items()}
+        trials = [dict(zip(flat, each, strict=True)) for each in itertools.product(*flat.values())]
+        self._waiting[name] = [{key: {"value": value} for key, value in trial.items()} for trial in trials]
+        project = {"id": "p", "name": values["projectName"], "entity": {"id": "e", "name": "somebody"}}
+        return {"upsertSweep": {"sweep": {"name": name, "project": project}, "configValidationWarnings": []}}
+
+    def _sweep(self, values: dict) -> dict | None:
+        config = self.sweeps.get(values.get("name") or values.get("sweep"))
+        if config is None:
+            return None
+        name = values.get("name") or values.get("sweep")
+        return {"id": name, "name": name, "config": yaml.safe_dump(config), "state": "RUNNING", "bestLoss": None,
+                "displayName": config.get("name"), "createdAt": "2026-01-01T00:00:00", "heartbeatAt": None,
+                "updatedAt": None, "description": None, "method": config["method"], "priorRuns": {"edges": []},
+                "runs": {"edges": []}, "runCount": len(self.runs), "runCountExpected": None}  # fmt: skip
+
+    def _commands(self, values: dict) -> list[dict]:
+        """The next trial for an idle agent; a stop for a run that hyperband gives up; the end when there are no more."""
+        name, running = self._agents[values["id"]], json.loads(values["runState"])
+        self.told.append(running)
+        stopped = [{"type": "stop", "run_id": run} for run in running if self._is_poor(name, run)]
+        if stopped or running:
+            return stopped
+        with self._lock:
+            if not self._waiting[name]:
+                return [{"type": "exit"}]
+            trial = self._waiting[name].pop(0)
+            run = f"{name}-{len(self._waiting[name])}"
+        self.runs[run]["settings"] = {key: entry["value"] for key, entry in trial.items()}
+        return [{"type": "run", "run_id": run, "args": trial, "program": self.sweeps[name].get("program")}]
+
+    def _is_poor(self, name: str, run: str) -> bool:
+        """Whether a run's metric has been told and early termination is on: the strictest of rules."""
+        metric = self.sweeps[name]["metric"]["name"]
+        return "early_terminate" in self.sweeps[name] and any(metric in line for line in self.runs[run]["history"])
+
+    def _upsert_run(self, values: dict) -> dict:
+        if values.get("config"):
+            self.runs[values["name"]]["config"].update(json.loads(values["config"]))
+        self.runs[values["name"]].update({key: values[key] for key in ("project", "sweep", "jobType") if values.get(key)})
+        project = {"id": "p", "name": values.get("project"), "entity": {"id": "e", "name": "somebody"}}
+        bucket = {"id": "b", "name": values.get("name"), "displayName": values.get("displayName"), "config": "{}",
+                  "historyLineCount": 0, "project": project, "sweepName": values.get("sweep")}  # fmt: skip
+        return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+
+    def _runs(self) -> dict:
+        edges = []
+        for name, run in self.runs.items():
+            state = {None: "running", 0: "finished"}.get(run["exit"], "failed")
+            node = {"id": name, "name": name, "displayName": name, "tags": [], "state": state, "group": None,
+                    "jobType": None, "commit": None, "readOnly": False, "createdAt": "2026-01-01T00:00:00",
+                    "heartbeatAt": "2026-01-01T00:00:00", "description": None, "notes": None, "historyLineCount": 1,
+                    "historyKeys": None, "config": json.dumps(run["config"]), "systemMetrics": "{}", "projectId": "1",
+                    "summaryMetrics": json.dumps(run["summary"]), "sweepName": run.get("sweep"),
+                    "user": {"name": "somebody", "username": "somebody"}}  # fmt: skip
+            edges.append({"node": node, "cursor": name})
+        return {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}
+
+    def stream(self, run: str, body: dict) -> None:
+        """What a run writes, and its end."""
+        for name, part in body.get("files", {}).items():
+            lines = [json.loads(line) for line in part["content"]] if name.endswith(("history.jsonl", "summary.json")) else []
+            if name == "wandb-history.jsonl":
+                self.runs[run]["history"] += lines
+            elif name == "wandb-summary.json":
+                self.runs[run]["summary"] = lines[-1]
+        if body.get("complete"):
+            self.runs[run]["exit"] = body.get("exitcode", 0)
+
+    def images(self, run: str) -> list[str]:
+        """The names of the pictures that a run has uploaded."""
+        return [name.split("/", 1)[1] for name in self.uploaded if name.startswith(f"{run}/media/images/")]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    state: WandbServer
+
+    def do_POST(self) -> None:
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Content-Encoding") == "gzip":
+            content = gzip.decompress(content)
+        if self.path.startswith("/upload/"):
+            self.state.uploaded[self.path.removeprefix("/upload/")] = content
+            return self.answer({})
+        body = json.loads(content)
+        self.state.received.append((self.path, body))
+        if self.path.endswith("/file_stream"):
+            self.state.stream(self.path.split("/")[-2], body)
+            return self.answer({})
+        url = f"http://{self.headers['Host']}"
+        return self.answer({"data": self.state.data(body.get("query", ""), body.get("variables") or {}, url)})
+
+    do_PUT = do_POST
+
+    def answer(self, body: dict) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@contextmanager
+def serving():
+    """A server that runs; gives its state and its address."""
+    state = WandbServer()
+    handler = type("Handler", (_Handler,), {"state": state})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield state, f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
