@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_score
 from lightning_score.arguments import Refused, load_checkpoint, option, with_checkpoint_config, with_found_configs
-from lightning_score.callbacks import SampleWriter, StepProgress
+from lightning_score.callbacks import BestCheckpoint, SampleWriter, StepProgress
 from lightning_score.convert import convert
 from lightning_score.data import ScoreData
 from lightning_score.experiment import ExperimentCLI
@@ -131,7 +131,7 @@ class ScoreCLI(ExperimentCLI):
         if self.command == "fit" and settings["enable_checkpointing"] is not False:
             monitor = f"val/{evaluate.metric or 'loss'}"
             callbacks.append(ModelCheckpoint(self.folder, "last", enable_version_counter=False))
-            callbacks.append(ModelCheckpoint(self.folder, "best", monitor, enable_version_counter=False))
+            callbacks.append(BestCheckpoint(str(self.folder), monitor))
         loggers = self._make_loggers(settings["logger"])
         return super().instantiate_trainer(default_root_dir=str(self.folder), callbacks=callbacks, logger=loggers, **kwargs)
 

@@ -16,6 +16,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -92,9 +93,10 @@ class WandbRunLogger(WandbLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Finishes the run as failed, unless the status is "success"."""
+        """Finishes the run as failed, unless the status is "success", or a sweep's early termination has ended its trial."""
         if status != "success":
-            self._attempt(self.experiment.finish, 1)
+            early = in_trial() and isinstance(sys.exc_info()[1], SIGTERMException)
+            self._attempt(self.experiment.finish, 0 if early else 1)
 
     def _attempt(self, call: Callable[..., None], *values: Any) -> None:
         if self._lost:

@@ -1,23 +1,21 @@
 """metrics.csv, and W&B in every situation it may meet: each in a process and an environment of its own."""
 
 import csv
-import gzip
 import json
 import math
 import os
 import pty
 import subprocess
 import sys
-import threading
 import warnings
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
+from wandb_server import serving
 
 from lightning_score.loggers import SETTINGS, RunCSVLogger
 
@@ -193,55 +191,17 @@ class Outcome:
         return [line for line in self.messages.splitlines() if "W&B" in line or "wandb" in line.lower()]
 
 
-class Server(BaseHTTPRequestHandler):
-    """As much of W&B's server as a run needs; it keeps what it is sent."""
-
-    received: list[tuple[str, dict]] = []  # noqa: RUF012
-    uploaded: dict[str, bytes] = {}  # noqa: RUF012
-
-    def do_POST(self) -> None:
-        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.headers.get("Content-Encoding") == "gzip":
-            content = gzip.decompress(content)
-        if self.path.startswith("/upload/"):
-            self.uploaded[self.path.removeprefix("/upload/")] = content
-            return self.answer({})
-        body = json.loads(content)
-        self.received.append((self.path, body))
-        return self.answer({"data": self.data(body.get("query", ""), body.get("variables", {}))})
-
-    do_PUT = do_POST
-
-    def data(self, query: str, values: dict) -> dict:
-        if "upsertBucket" in query:
-            project = {"id": "p", "name": values.get("project"), "entity": {"id": "e", "name": "somebody"}}
-            bucket = {"id": "b", "name": values.get("name"), "displayName": values.get("displayName"), "config": "{}",
-                      "historyLineCount": 0, "project": project}  # fmt: skip
-            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
-        if "createRunFiles" in query:
-            url = f"http://{self.headers['Host']}/upload/"
-            files = [{"name": name, "uploadUrl": url + name} for name in values["files"]]
-            return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
-        return {}
-
-    def answer(self, body: dict) -> None:
-        content = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_) -> None:
-        pass
+@pytest.fixture(scope="module")
+def server():
+    """A server of W&B's protocol, and its address."""
+    with serving() as (state, url):
+        yield state, url
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory) -> dict[str, Outcome]:
+def outcomes(tmp_path_factory, server) -> dict[str, Outcome]:
     """Runs all cases, two at a time."""
     root = tmp_path_factory.mktemp("cases")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     terminal, screen = pty.openpty()
     (root / "home").mkdir()
     (root / "home" / ".cache").touch()  # a file where the cache's folder should be
@@ -253,7 +213,7 @@ def outcomes(tmp_path_factory) -> dict[str, Outcome]:
         "failing": (FIT.replace("LAST", "2"), {}),
         "terminal": (LOG, {}),
         "broken": (f"sys.modules['wandb'] = None\n{LOG}", {}),
-        "online": (LOG, {**key, "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}"}),
+        "online": (LOG, {**key, "WANDB_BASE_URL": server[1]}),
         "disabled": (LOG, {**key, "WANDB_MODE": "disabled"}),
         "sweep": (LOG, {**key, **agent, "HOME": str(root / "home")}),
         "several": (SEVERAL, {}),
@@ -265,7 +225,6 @@ def outcomes(tmp_path_factory) -> dict[str, Outcome]:
                        "folder": str(root / name)})  # fmt: skip
     done = subprocess.run([sys.executable, "-c", START, json.dumps(listed)], cwd=root, capture_output=True, text=True,
                           timeout=200)  # fmt: skip
-    server.shutdown()
     assert done.returncode == 0, done.stderr
     (root / "terminal.out").touch()
     (root / "terminal.err").write_bytes(os.read(terminal, 100_000))
@@ -322,16 +281,17 @@ def test_a_wandb_that_cannot_be_imported_is_done_without(outcomes):
     assert len(rows(outcome.folder)) == 1
 
 
-def test_with_a_key_a_run_is_online(outcomes):
+def test_with_a_key_a_run_is_online(outcomes, server):
+    state, _ = server
     outcome = outcomes["online"]
     assert outcome.code == 0 and len(outcome.said()) == 1 and "/somebody/lightning_score/runs/" in outcome.messages
-    upserts = [body["variables"] for _, body in Server.received if "upsertBucket" in body.get("query", "")]
+    upserts = [body["variables"] for _, body in state.received if "upsertBucket" in body.get("query", "")]
     assert upserts[0]["project"] == "lightning_score" and upserts[0]["displayName"] == "digits"
     assert any("step_size" in (values.get("config") or "") for values in upserts)
-    streamed = [body for path, body in Server.received if path.endswith("/file_stream")]
+    streamed = [body for path, body in state.received if path.endswith("/file_stream")]
     lines = [line for body in streamed for line in body["files"].get("wandb-history.jsonl", {}).get("content", [])]
     assert any(json.loads(line).get("train/loss") == 0.5 for line in lines)
-    assert any(name.startswith("media/images/samples") for name in Server.uploaded)
+    assert any("/media/images/samples" in name for name in state.uploaded)
     assert streamed[-1]["complete"] is True and streamed[-1]["exitcode"] == 0
 
 

@@ -122,7 +122,9 @@ class WandbServer:
     def stream(self, run: str, body: dict) -> None:
         """What a run writes, and its end."""
         for name, part in body.get("files", {}).items():
-            lines = [json.loads(line) for line in part["content"]] if name.endswith(("history.jsonl", "summary.json")) else []
+            lines = (
+                [json.loads(line) for line in part["content"]] if name.endswith(("history.jsonl", "summary.json")) else []
+            )
             if name == "wandb-history.jsonl":
                 self.runs[run]["history"] += lines
             elif name == "wandb-summary.json":

@@ -3,6 +3,7 @@
 import lightning_score.torchvision_guard  # noqa: F401
 
 from lightning_score.callbacks.bits import BitsPerDim
+from lightning_score.callbacks.checkpoints import BestCheckpoint
 from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.evaluate import Evaluate, Evaluation
 from lightning_score.callbacks.field import ScorePlot
@@ -13,6 +14,7 @@ from lightning_score.callbacks.samples import SampleGrid
 
 __all__ = [
     "EMA",
+    "BestCheckpoint",
     "BitsPerDim",
     "Evaluate",
     "Evaluation",

@@ -1,0 +1,136 @@
+"""The real `wandb sweep` and `wandb agent` on a server of the tests: what becomes of trials."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from wandb_server import serving
+
+from lightning_score.cli import run
+
+COMMAND = ["${env}", "${interpreter}", "-m", "lightning_score"]
+TEST = {
+    "method": "grid",
+    "metric": {"name": "test/fid_digits_20", "goal": "minimize"},
+    "parameters": {
+        "model.sampler.steps": {"value": 1},
+        "model.sampler": {"values": ["AnnealedLangevin", "LangevinDynamics", "trial_parts.Broken", "NoSuchSampler"]},
+        "model.guidance": {"value": None},
+        "evaluate": {"value": {"num_samples": 20}},
+    },
+    "command": [*COMMAND, "test", "--ckpt_path", "tiny.ckpt", "${args}"],
+}
+BROKEN = """
+from lightning_score.sampling import AnnealedLangevin
+
+class Broken(AnnealedLangevin):
+    def plan(self, process, times):
+        return [] if times is None else 1 // 0
+"""
+FIT = [*COMMAND, "fit", "--config", "configs/ncsn.yaml", "--trainer.accelerator=cpu", "--trainer.val_check_interval=3",
+       "--evaluate.num_samples=20", "--samples.num_samples=4", "--model.sampler.steps=1"]  # fmt: skip
+SEVERAL = {
+    "method": "grid",
+    "parameters": {"trainer.devices": {"value": 2}, "trainer.max_steps": {"value": 3}},
+    "command": [*FIT, "--trainer.strategy=ddp", "${args}"],
+}
+EARLY = {
+    "method": "grid",
+    "metric": {"name": "val/fid_digits_20", "goal": "minimize"},
+    "early_terminate": {"type": "hyperband", "min_iter": 1},
+    "parameters": {"model.optimizer.lr": {"values": [1.0e-3]}},
+    "command": [*FIT, "--trainer.max_steps=100000", "--config", "${args_json_file}"],
+}
+SWEEPS = {"test": TEST, "several": SEVERAL, "early": EARLY}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a small checkpoint, a sampler that crashes, and the sweeps' files."""
+    folder = tmp_path_factory.mktemp("wandb_sweep")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("WANDB_MODE", "disabled")
+        quick = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--samples.num_samples=0"]
+        assert run(["fit", "--config=ncsn", "--evaluate.every_n_validations=9", *quick]) == 0
+    (folder / "tiny.ckpt").write_bytes((folder / "runs/ncsn/latest/last.ckpt").read_bytes())
+    (folder / "trial_parts.py").write_text(BROKEN)
+    for name, sweep in SWEEPS.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(sweep))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    """The server after two agents have done the sweep of tests, while others did those that train."""
+    bin_folder = str(Path(sys.executable).parent)
+    with serving() as (state, url):
+        home = folder / "home"
+        home.mkdir()
+        environment = {"PATH": f"{bin_folder}:/usr/bin:/bin", "HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path),
+                       "WANDB_BASE_URL": url, "WANDB_API_KEY": "k" * 40, "WANDB_ERROR_REPORTING": "false",
+                       "WANDB_AGENT_DISABLE_FLAPPING": "true", "WANDB_AGENT_MAX_INITIAL_FAILURES": "100",
+                       "OMP_NUM_THREADS": "1"}  # fmt: skip
+
+        def wandb(*arguments):
+            return subprocess.Popen(["wandb", *arguments], env=environment, cwd=folder, stdout=subprocess.PIPE,
+                                    stderr=subprocess.STDOUT, text=True)  # fmt: skip
+
+        for name in SWEEPS:
+            creator = wandb("sweep", "--project", "digits", f"{name}.yaml")
+            said, _ = creator.communicate(timeout=60)
+            assert creator.returncode == 0 and "Run sweep agent with: wandb agent somebody/digits/" in said, said
+        agents = [wandb("agent", f"somebody/digits/{sweep}") for sweep in ("sweep0", "sweep0", "sweep1", "sweep2")]
+        state.said = [agent.communicate(timeout=400)[0] for agent in agents]
+        yield state
+
+
+def of_sampler(server, sampler):
+    """The only trial of a sampler: its id and its run."""
+    (found,) = [(name, run) for name, run in server.runs.items() if run["settings"].get("model.sampler") == sampler]
+    return found
+
+
+@pytest.mark.parametrize(("sampler", "evaluations"), [("AnnealedLangevin", 11), ("LangevinDynamics", 2)])
+def test_a_trial_is_a_run_with_its_settings_metrics_and_samples(server, sampler, evaluations):
+    name, run = of_sampler(server, sampler)
+    assert run["exit"] == 0 and run["sweep"] == "sweep0" and run["project"] == "digits", server.said
+    summary, config = run["summary"], run["config"]
+    assert summary["test/fid_digits_20"] > 0 and summary["test/fid_digits_20_n"] == 20
+    assert summary["test/fid_digits_20_floor"] > 0 and summary["test/nfe"] == evaluations
+    assert config["model.sampler"]["value"] == sampler
+    assert config["model"]["value"]["sampler"]["class_path"].endswith(sampler)
+    assert any("samples" in image for image in server.images(name))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "code", "error"), [("trial_parts.Broken", 1, "division"), ("NoSuchSampler", 2, "no such class")]
+)
+def test_failed_trials_are_failed_runs_that_say_why(server, sampler, code, error):
+    _, run = of_sampler(server, sampler)
+    assert run["exit"] == code and error in run["summary"]["error"]
+
+
+def test_trials_have_folders_of_their_own(server, folder):
+    assert len(list(folder.glob("test/*/evaluations.jsonl"))) == 2
+
+
+def only_run(server, sweep):
+    (run,) = [run for run in server.runs.values() if run["sweep"] == sweep]
+    return run
+
+
+def test_several_processes_are_one_run(server):
+    run = only_run(server, "sweep1")
+    assert run["exit"] == 0 and int(run["config"]["trainer"]["value"]["devices"]) == 2, server.said[2]
+    assert [line["trainer/global_step"] for line in run["history"] if "val/fid_digits_20" in line] == [2]
+
+
+def test_a_poor_trial_ends_early_and_is_no_failure(server):
+    run = only_run(server, "sweep2")
+    assert run["exit"] == 0 and run["config"]["model.optimizer.lr"]["value"] == 1e-3, server.said[3]
+    assert 2 <= max(line["trainer/global_step"] for line in run["history"]) < 100_000
+    assert "to go on" in server.said[3]
