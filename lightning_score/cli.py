@@ -1,225 +1,23 @@
-"""The command line: LightningCLI with run folders, checkpoints that stand for themselves, and sampling."""
+"""The command line: which command runs, and what becomes of a user's mistakes."""
 
-import lightning_score.torchvision_guard
+import lightning_score.torchvision_guard  # noqa: F401
 
 import logging
 import os
-import shlex
 import sys
-import time
 import warnings
-from inspect import signature
-from pathlib import Path
-from typing import Any
 
-import torch
-import yaml
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
-from lightning.pytorch.loggers import Logger
-from torch.utils.data import DataLoader, TensorDataset
-
-import lightning_score
-from lightning_score.arguments import Refused, load_checkpoint, option, with_checkpoint_config, with_found_configs
-from lightning_score.callbacks import BestCheckpoint, SampleWriter, StepProgress
+from lightning_score.arguments import Refused
+from lightning_score.commands import ScoreCLI, prepared
 from lightning_score.convert import convert
-from lightning_score.data import ScoreData
-from lightning_score.experiment import ExperimentCLI
 from lightning_score.gallery import gallery
-from lightning_score.ladder import resolve, schedule
-from lightning_score.loggers import RunCSVLogger, fail_trial, in_trial, wandb_logger
-from lightning_score.model import ScoreModel
-from lightning_score.runs import new_dated_folder, new_folder, point_latest
-from lightning_score.summary import describe, report, summarize
+from lightning_score.ladder import schedule
+from lightning_score.loggers import fail_trial, in_trial
 from lightning_score.sweep.command import from_agent
 from lightning_score.utils import InputError, require
 
 WITHOUT_TRAINER = {"schedule": schedule, "gallery": gallery, "convert": convert}
 COMMANDS = ("fit", "validate", "test", "predict", *WITHOUT_TRAINER)
-FOLDER_VARIABLE = "LIGHTNING_SCORE_FOLDER"  # tells the other processes of a run its folder
-
-
-class RunConfig(SaveConfigCallback):
-    """Puts the run's configuration into its folder, its loggers and its checkpoints."""
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Logs the configuration, on rank zero."""
-        for logger in trainer.loggers:
-            if not isinstance(logger, RunCSVLogger):  # config.yaml stands beside its metrics already
-                logger.log_hyperparams(self._plain())
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on this is the newest run: a start that failed does not count."""
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            point_latest(Path(trainer.default_root_dir))
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Makes the checkpoint sufficient to rebuild model, data, sampler and evaluation."""
-        checkpoint["config"] = self._plain()
-        checkpoint["lightning_score_version"] = lightning_score.__version__
-
-    def _plain(self) -> dict[str, Any]:
-        return yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-
-
-class ScoreCLI(ExperimentCLI):
-    """ExperimentCLI for one command of `python -m lightning_score`.
-
-    Args:
-        arguments: the command and its options.
-        checkpoint: the checkpoint that the command works on, if any.
-    """
-
-    def __init__(self, arguments: list[str], checkpoint: dict[str, Any] | None):
-        self.command, self.checkpoint = arguments[0], checkpoint
-        super().__init__(arguments, save_config_callback=RunConfig, parser_kwargs={"prog": "python -m lightning_score"})
-
-    def subcommands(self) -> dict[str, set[str]]:
-        """Only the command that was given: the parsers of the others would take time for nothing."""
-        hidden = {"model", "dataloaders", "datamodule", "train_dataloaders", "val_dataloaders", "weights_only"}
-        return {
-            self.command: {*hidden, "verbose", "return_predictions"}
-            & signature(getattr(Trainer, self.command)).parameters.keys()
-        }
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds where results go and, for `predict`, which samples are drawn."""
-        super().add_arguments_to_parser(parser)
-        if self.command == "fit":
-            parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
-            return
-        parser.add_argument("--output", type=str, help="Folder for the results; a new one beside the checkpoint by default.")
-        if self.command == "predict":
-            parser.add_argument("--num_samples", type=int, default=64, help="Number of samples.")
-            parser.add_argument("--seed", type=int, default=0, help="Seed of the samples; sample k is the same in any run.")
-            parser.add_argument("--batch_size", type=int, default=1024, help="Samples drawn at once; more need more memory.")
-            labels = "Class labels, repeated in turn, as '[3]' or '[0, 1]'; all classes in turn by default."
-            parser.add_argument("--labels", type=list[int] | None, default=None, help=labels)
-
-    def _parse_ckpt_path(self) -> None:
-        """The checkpoint's configuration stands before the arguments already, so that they override it."""
-
-    def before_instantiate_classes(self) -> None:
-        """Checks the options that no constructor sees; in training, chooses from the data what the config leaves to them."""
-        config = self.config[self.command]
-        for name, least in (("num_samples", 1), ("batch_size", 1), ("seed", 0)):
-            value = config.get(name, least)
-            require(value >= least, f"--{name} {value}: must be at least {least}")
-        if self.command == "fit":
-            resolve(config)
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Makes the folder once model and data are known to fit, then the trainer with its loggers and callbacks."""
-        config = self.config_init[self.command]
-        settings, evaluate = config["trainer"], config["evaluate"]
-        if self.command == "fit":  # what cannot work is found out before anything is written
-            self.datamodule.train_dataloader()
-        else:
-            self._load_weights()
-            if config.get("labels") is not None:
-                self.model.check_labels(torch.tensor(config["labels"]))
-        if settings["fast_dev_run"]:
-            self.folder = None
-            return super().instantiate_trainer(callbacks=[*(settings["callbacks"] or []), StepProgress()], **kwargs)
-        self.folder = self._make_folder(config)
-        callbacks = [*(settings["callbacks"] or [])]
-        if self.command == "predict":
-            callbacks.append(SampleWriter(self.datamodule))
-        if settings["enable_progress_bar"] is not False:
-            callbacks.append(StepProgress())
-        if self.command == "fit" and settings["enable_checkpointing"] is not False:
-            monitor = f"val/{evaluate.metric or 'loss'}"
-            callbacks.append(ModelCheckpoint(self.folder, "last", enable_version_counter=False))
-            callbacks.append(BestCheckpoint(str(self.folder), monitor))
-        loggers = self._make_loggers(settings["logger"])
-        return super().instantiate_trainer(default_root_dir=str(self.folder), callbacks=callbacks, logger=loggers, **kwargs)
-
-    def _make_folder(self, config: Any) -> Path:
-        if "LOCAL_RANK" in os.environ and FOLDER_VARIABLE in os.environ:
-            return Path(os.environ[FOLDER_VARIABLE])
-        if self.command == "fit":
-            folder = new_dated_folder(Path(config["runs"]) / config["name"])
-        elif config["output"]:
-            folder = new_folder(Path(config["output"]))
-        else:
-            folder = new_dated_folder(Path(config["ckpt_path"]).parent / self.command)
-        os.environ[FOLDER_VARIABLE] = str(folder)
-        return folder
-
-    def _make_loggers(self, chosen: Any) -> list[Logger]:
-        """CSV always; in training and in trials also what the user chose, or else W&B as far as it can be had."""
-        loggers: list[Logger] = [RunCSVLogger(self.folder)]
-        if chosen not in (None, True, False):
-            return loggers + (list(chosen) if isinstance(chosen, list) else [chosen])
-        if (self.command == "fit" or in_trial()) and chosen is not False:
-            wandb = wandb_logger(self.folder, name=f"{self.folder.parent.name}/{self.folder.name}")
-            loggers += [] if wandb is None else [wandb]
-        return loggers
-
-    def fit(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str | None = None) -> None:
-        """Trains, measures the final weights if training did not end with a validation, and sums up."""
-        start = time.monotonic()
-        describe(model, self.folder)
-        try:
-            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-        except SystemExit:  # so Lightning ends after Ctrl-C
-            self._keep_interrupted()
-            raise
-        evaluate = self.config_init["fit"]["evaluate"]
-        if not self.trainer.interrupted and evaluate.validated_at != self.trainer.global_step:
-            self.trainer.validate(model, datamodule=datamodule, verbose=False)
-            if self.folder is not None:
-                self.trainer.save_checkpoint(self.folder / "last.ckpt")
-        summarize(self.trainer, self.folder, time.monotonic() - start)
-
-    def _keep_interrupted(self) -> None:
-        """Saves what training had reached when it was interrupted, and says how it goes on."""
-        if self.folder is not None and self.trainer.global_step > 0:
-            path = self.folder / "last.ckpt"
-            self.trainer.save_checkpoint(path)
-            config, path = (shlex.quote(str(file)) for file in (self.folder / "config.yaml", path))
-            if self.trainer.is_global_zero:
-                print(f"\nstopped at step {self.trainer.global_step} and saved; to go on:")
-                print(f"python -m lightning_score fit --config {config} --ckpt_path {path}")
-
-    def validate(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str) -> None:
-        """Measures the checkpoint on the held-out data, and its samples."""
-        self._restore_step()
-        self.trainer.validate(model, datamodule=datamodule, verbose=False)
-        report(self.trainer, self.folder)
-
-    def test(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str) -> None:
-        """Measures the checkpoint on the test data, and its samples."""
-        self._restore_step()
-        self.trainer.test(model, datamodule=datamodule, verbose=False)
-        report(self.trainer, self.folder)
-
-    def predict(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str) -> None:
-        """Draws samples from the checkpoint."""
-        config = self.config_init["predict"]
-        numbers = torch.arange(config["num_samples"])
-        columns = [numbers, torch.full_like(numbers, config["seed"])]
-        if config["labels"] is not None:
-            columns.append(torch.tensor(config["labels"])[numbers % len(config["labels"])])
-        dataset = TensorDataset(*columns)
-        self.trainer.predict(model, DataLoader(dataset, config["batch_size"]), return_predictions=False)
-        print(f"{config['num_samples']} samples: {self.folder}/samples.png, {self.folder}/samples.npz")
-
-    def _load_weights(self) -> None:
-        """Gives the model the checkpoint's weights, which are the averaged ones."""
-        try:
-            self.model.load_state_dict(self.checkpoint["state_dict"])
-            self.config_init[self.command]["evaluate"].raw_state = self.checkpoint.get("current_model_state")
-        except RuntimeError as error:
-            detail = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"the checkpoint's weights do not fit the network that the options describe: {detail}"
-            ) from error
-
-    def _restore_step(self) -> None:
-        """Gives the trainer the training step of the checkpoint, under which results are logged."""
-        self.trainer.fit_loop.load_state_dict(self.checkpoint["loops"]["fit_loop"])
 
 
 def run(arguments: list[str]) -> int:
@@ -248,19 +46,7 @@ def _run(arguments: list[str]) -> None:
     _quiet()
     if command in WITHOUT_TRAINER:
         return WITHOUT_TRAINER[command](arguments)
-    configs = option(arguments, "-c", "--config")
-    arguments, paths = with_found_configs(arguments), option(arguments, "--ckpt_path")
-    checkpoint = load_checkpoint(paths[-1]) if paths else None
-    helping = any("help" in argument or argument in ("-h", "--print_config") for argument in arguments)
-    require(
-        command == "fit" or checkpoint is not None or helping,
-        f"{command} needs a checkpoint: --ckpt_path runs/NAME/latest/last.ckpt",
-    )
-    if checkpoint is not None:
-        arguments = with_checkpoint_config(arguments, checkpoint)
-    elif configs:
-        arguments = [command, f"--name={Path(configs[-1]).stem}", *arguments[1:]]
-    ScoreCLI(arguments, checkpoint)
+    ScoreCLI(*prepared(arguments))
 
 
 def _quiet() -> None:

@@ -41,7 +41,8 @@ ALLOWED = {
     "experiment": {"arguments", "callbacks", "data", "model"},
     "convert": {"arguments", "experiment", "interop", "model", "utils"},
     "ladder": {"arguments", "data", "schedule", "utils"},
-    "sweep": {"utils"},
+    "commands": {"arguments", "callbacks", "data", "experiment", "ladder", "loggers", "model", "runs", "summary", "utils"},
+    "sweep": {"arguments", "callbacks", "commands", "data", "guidance", "metrics", "model", "runs", "sampling", "utils"},
     "gallery": {*CORE, "arguments", "callbacks", "data", "empirical", "model", "runs", "sampling"},
 }
 FREE = {"cli", "__init__", "__main__"}
