@@ -1,0 +1,255 @@
+"""The parameters of a sweep: W&B's distributions, drawn from by an optimiser and listed by a grid."""
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+from lightning_score.utils import require
+
+KEYS = {
+    "constant": {"value"},
+    "categorical": {"values"},
+    "categorical_w_probabilities": {"values", "probabilities"},
+    "int_uniform": {"min", "max"},
+    "uniform": {"min", "max"},
+    "log_uniform": {"min", "max"},
+    "log_uniform_values": {"min", "max"},
+    "inv_log_uniform": {"min", "max"},
+    "inv_log_uniform_values": {"min", "max"},
+    "normal": {"mu", "sigma"},
+    "log_normal": {"mu", "sigma"},
+    "beta": {"a", "b"},
+}
+QUANTIZED = ("uniform", "log_uniform", "log_uniform_values", "normal", "log_normal", "beta")
+DISTRIBUTIONS = {**KEYS, **{f"q_{name}": {*KEYS[name], "q"} for name in QUANTIZED}}
+"""The names of all distributions, with the numbers that each takes."""
+DEFAULTS = {"mu": 0.0, "sigma": 1.0, "a": 1.0, "b": 1.0, "q": 1}
+
+
+class Parameter(ABC):
+    """One parameter of a sweep and the law of its values."""
+
+    @abstractmethod
+    def suggest(self, trial: Any, name: str) -> Any:
+        """The value in an Optuna trial."""
+
+    def grid(self) -> list[Any] | None:
+        """All values, as `suggest` names them to Optuna; None for a law that no grid can list."""
+        return None
+
+    @abstractmethod
+    def examples(self) -> list[Any]:
+        """Values that show whether the parameter is accepted: all of them, or the ends of their range."""
+
+
+@dataclass(frozen=True)
+class Constant(Parameter):
+    """Always the same value."""
+
+    value: Any
+
+    def suggest(self, trial: Any, name: str) -> Any:
+        return self.value
+
+    def examples(self) -> list[Any]:
+        return [self.value]
+
+
+@dataclass(frozen=True)
+class Categorical(Parameter):
+    """One of some values of any kind, each as likely as the others."""
+
+    values: list[Any]
+
+    def suggest(self, trial: Any, name: str) -> Any:
+        return self._named()[trial.suggest_categorical(name, list(self._named()))]
+
+    def grid(self) -> list[Any]:
+        return list(self._named())
+
+    def examples(self) -> list[Any]:
+        return self.values
+
+    def _named(self) -> dict[Any, Any]:
+        """Optuna takes numbers and text: those stand for themselves, other values for their JSON."""
+        plain = all(isinstance(value, (int, float, str)) and not isinstance(value, bool) for value in self.values)
+        return {value if plain else json.dumps(value): value for value in self.values}
+
+
+@dataclass(frozen=True)
+class IntUniform(Parameter):
+    """A whole number from `low` to `high`, both included."""
+
+    low: int
+    high: int
+
+    def suggest(self, trial: Any, name: str) -> int:
+        return trial.suggest_int(name, self.low, self.high)
+
+    def grid(self) -> list[int]:
+        return list(range(self.low, self.high + 1))
+
+    def examples(self) -> list[int]:
+        return [self.low, self.high]
+
+
+@dataclass(frozen=True)
+class Interval(Parameter):
+    """A real number between `low` and `high`, uniform itself or in its logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def suggest(self, trial: Any, name: str) -> float:
+        return trial.suggest_float(name, self.low, self.high, log=self.log)
+
+    def examples(self) -> list[float]:
+        return [self.low, self.high]
+
+
+@dataclass(frozen=True)
+class Quantile(Parameter):
+    """Any other law, by its quantile function of a number that is uniform in [0, 1], rounded to multiples of q if given.
+
+    Optuna knows the parameter as that number.
+    """
+
+    distribution: str
+    numbers: Mapping[str, float]
+    q: float | None = None
+    choices: tuple[Any, ...] = ()
+
+    def suggest(self, trial: Any, name: str) -> Any:
+        return self(trial.suggest_float(name, 0.0, 1.0))
+
+    def grid(self) -> list[float] | None:
+        """Of a quantized uniform law alone: one number for each of its values."""
+        if self.distribution != "uniform" or self.q is None:
+            return None
+        low, high = self.numbers["min"], self.numbers["max"]
+        multiples = range(round(low / self.q), round(high / self.q) + 1)
+        span = high - low
+        return [min(max((k * self.q - low) / span, 0.0), 1.0) if span else 0.0 for k in multiples]
+
+    def examples(self) -> list[Any]:
+        return list(self.choices) or [self(u) for u in (0.05, 0.95)]
+
+    def __call__(self, u: float) -> Any:
+        """The value with the share u of the law below it."""
+        if self.choices:
+            total = 0.0
+            for choice, probability in zip(self.choices, self.numbers["probabilities"], strict=True):
+                total += probability
+                if u < total:
+                    return choice
+            return self.choices[-1]
+        value = self._quantile(min(max(u, 1e-12), 1 - 1e-12))
+        return value if self.q is None else round(value / self.q) * self.q
+
+    def _quantile(self, u: float) -> float:
+        n = self.numbers
+        if self.distribution == "beta":
+            from scipy.special import betaincinv
+
+            return float(betaincinv(n["a"], n["b"], u))
+        if self.distribution.endswith("normal"):
+            value = NormalDist(n["mu"], n["sigma"]).inv_cdf(u)
+            return math.exp(value) if self.distribution == "log_normal" else value
+        if self.distribution == "uniform":
+            return n["min"] + u * (n["max"] - n["min"])
+        if self.distribution.startswith("inv_log_uniform"):
+            low, high = _logarithms(n, self.distribution)
+            return math.exp(-(high - u * (high - low))) if self.distribution == "inv_log_uniform" else _between(low, high, u)
+        return _between(*_logarithms(n, self.distribution), u)
+
+
+def _between(low: float, high: float, u: float) -> float:
+    return math.exp(low + u * (high - low))
+
+
+def _logarithms(numbers: Mapping[str, float], distribution: str) -> tuple[float, float]:
+    """The ends of the logarithm's range, which the names without `values` give themselves."""
+    ends = numbers["min"], numbers["max"]
+    return tuple(map(math.log, ends)) if distribution.endswith("_values") else ends
+
+
+def parameter(name: str, given: Any) -> Parameter:
+    """A parameter from its entry in a sweep file.
+
+    Args:
+        name: its dotted name, for errors.
+        given: the entry, with `value`, `values`, or `min` and `max`, and perhaps a `distribution`.
+
+    Raises:
+        InputError: what W&B would not take either: an unknown law, a number that is missing or is text, an empty range.
+    """
+    require(isinstance(given, Mapping), f"parameters: {name} must be a mapping, as {{values: [1, 2]}}, not {given!r}")
+    kind = given.get("distribution") or _default(name, given)
+    require(kind in DISTRIBUTIONS, f"{name}: distribution {kind!r} is unknown; choose one of {', '.join(DISTRIBUTIONS)}")
+    unknown = set(given) - DISTRIBUTIONS[kind] - {"distribution"}
+    require(not unknown, f"{name}: {kind} does not take {', '.join(sorted(map(str, unknown)))}")
+    missing = sorted(DISTRIBUTIONS[kind] - set(given) - set(DEFAULTS))
+    require(not missing, f"{name}: {kind} needs {' and '.join(missing)}")
+    if kind == "constant":
+        return Constant(given["value"])
+    if kind.startswith("categorical"):
+        return _choices(name, given)
+    numbers = {key: given.get(key, DEFAULTS.get(key)) for key in DISTRIBUTIONS[kind]}
+    for key, value in numbers.items():
+        fine = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if isinstance(value, str) else ""
+        require(fine, f"{name}: {key}={value!r} must be a number{hint}")
+        require(value > 0 or key not in ("q", "sigma", "a", "b"), f"{name}: {key}={value} must be above 0")
+    return _law(name, kind, numbers)
+
+
+def _default(name: str, given: Mapping[str, Any]) -> str:
+    """The law of an entry that names none."""
+    if "value" in given:
+        return "constant"
+    if "values" in given:
+        return "categorical_w_probabilities" if "probabilities" in given else "categorical"
+    require("min" in given and "max" in given, f"{name}: needs value, values, or min and max; it has {dict(given)}")
+    return "int_uniform" if all(isinstance(given[key], int) for key in ("min", "max")) else "uniform"
+
+
+def _choices(name: str, given: Mapping[str, Any]) -> Parameter:
+    values = given["values"]
+    require(
+        isinstance(values, list) and len(values) > 0, f"{name}: values={values!r}: an empty range; give a list, as [1, 2]"
+    )
+    if "probabilities" not in given:
+        unique = {json.dumps(value, default=str): value for value in values}
+        return Categorical(list(unique.values()))
+    shares = given["probabilities"]
+    fine = (
+        isinstance(shares, list) and len(shares) == len(values) and all(isinstance(share, (int, float)) for share in shares)
+    )
+    require(
+        fine and min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6,
+        f"{name}: probabilities={shares!r}: need one number for each of the {len(values)} values, adding up to 1",
+    )
+    return Quantile("choice", {"probabilities": shares}, choices=tuple(values))
+
+
+def _law(name: str, kind: str, numbers: dict[str, float]) -> Parameter:
+    low, high = numbers.get("min", 0), numbers.get("max", 0)
+    require(low <= high, f"{name}: min={low}, max={high}: an empty range; min must not be above max")
+    require(not kind.endswith("_values") or low > 0, f"{name}: min={low}: {kind} needs a range above 0")
+    q = numbers.pop("q", None)
+    if kind == "int_uniform":
+        require(
+            isinstance(low, int) and isinstance(high, int), f"{name}: int_uniform needs whole numbers, not {low}, {high}"
+        )
+        return IntUniform(low, high)
+    if kind == "uniform":
+        return Interval(float(low), float(high))
+    if kind in ("log_uniform_values", "log_uniform"):
+        ends = (math.exp(low), math.exp(high)) if kind == "log_uniform" else (low, high)
+        return Interval(*map(float, ends), log=True)
+    return Quantile(kind.removeprefix("q_"), numbers, q)

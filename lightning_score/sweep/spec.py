@@ -1,0 +1,224 @@
+"""A sweep file in W&B's format, read and checked."""
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_score.sweep.command import DEFAULT
+from lightning_score.sweep.parameters import Parameter, parameter
+from lightning_score.utils import InputError, require
+
+METHODS = ("grid", "random", "bayes")
+KNOWN = {"program", "method", "metric", "parameters", "command", "name", "description", "project", "entity", "run_cap",
+         "early_terminate", "controller", "apiVersion", "kind", "settings", "imageuri", "job"}  # fmt: skip
+NESTED = "\0"
+"""Stands between the parts of a nested parameter's name, where a dot belongs to a part."""
+
+
+@dataclass(frozen=True)
+class Hyperband:
+    """W&B's early termination: at every band, a trial that is not among the best 1/eta there is stopped.
+
+    Attributes:
+        bands: the numbers of measurements at which trials are compared, ascending.
+        eta: the share that goes on is 1/eta.
+        strict: compare the value at the band, not the best so far.
+    """
+
+    bands: tuple[int, ...]
+    eta: float
+    strict: bool
+
+    def stops(self, history: list[float], others: list[list[float]]) -> bool:
+        """Whether a trial ends here.
+
+        Args:
+            history: its measurements so far, less being better.
+            others: those of all trials, its own included.
+        """
+        reached = [band for band in self.bands if band <= len(history)]
+        if not reached:
+            return False
+        band = reached[-1]
+        there = sorted(values[band - 1] for values in others if len(values) >= band)
+        threshold = there[min(int(len(there) / self.eta), len(there) - 1)] if there else math.inf
+        return (history[band - 1] if self.strict else min(history)) > threshold
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep.
+
+    Attributes:
+        name: its name.
+        text: the file.
+        method: grid, random or bayes.
+        metric: the name of what is optimised; None in a file without a metric.
+        maximize: whether more is better.
+        parameters: by their names; those of nested ones are joined by `NESTED`.
+        command: the words of a trial's command, with W&B's macros.
+        program: W&B's `program`.
+        run_cap: most trials, or None.
+        hyperband: early termination, or None.
+    """
+
+    name: str
+    text: str
+    method: str
+    metric: str | None
+    maximize: bool
+    parameters: dict[str, Parameter]
+    command: tuple[str, ...]
+    program: str | None
+    run_cap: int | None
+    hyperband: Hyperband | None
+
+    def grid(self) -> list[dict[str, Any]]:
+        """All combinations, as Optuna's parameters, the last parameter changing quickest.
+
+        Raises:
+            InputError: a parameter whose values cannot be listed.
+        """
+        lists = {}
+        for name, law in self.parameters.items():
+            if len(law.examples()) == 1 and law.grid() is None:
+                continue
+            values = law.grid()
+            require(
+                values is not None,
+                f"{shown(name)}: method grid takes value, values, whole numbers or q_uniform; take random or bayes",
+            )
+            lists[name] = values
+        return [dict(zip(lists, each, strict=True)) for each in itertools.product(*lists.values())]
+
+    def settings(self, trial: Any) -> dict[str, Any]:
+        """The settings of an Optuna trial by their dotted names; nested ones as dictionaries, as W&B gives them."""
+        return nest({name: law.suggest(trial, name) for name, law in self.parameters.items()})
+
+    def examples(self) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+        """Every parameter and value that has to be accepted, with the settings of a trial that has it."""
+        base = {name: law.examples()[0] for name, law in self.parameters.items()}
+        for name, law in self.parameters.items():
+            for value in law.examples():
+                yield shown(name), value, nest({**base, name: value})
+
+    @property
+    def varied(self) -> list[str]:
+        """The dotted names of the parameters with more than one value."""
+        return [shown(name) for name, law in self.parameters.items() if len(law.examples()) > 1]
+
+
+def shown(name: str) -> str:
+    """A parameter's name as the command line has it."""
+    return name.replace(NESTED, ".")
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with those of nested parameters in dictionaries."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, last = name.split(NESTED)
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return nested
+
+
+def read(path: str) -> Sweep:
+    """Reads a sweep file.
+
+    Raises:
+        InputError: it is missing, malformed, or asks for what W&B does not know.
+    """
+    file = Path(path)
+    require(file.is_file(), f"{path}: there is no such sweep file; sweeps/eps.yaml is one")
+    try:
+        text = file.read_text(encoding="utf-8")
+        entries = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML ({error})") from error
+    require(isinstance(entries, dict), f"{path}: not a sweep file, which is a mapping with method and parameters")
+    unknown = sorted(map(str, set(entries) - KNOWN))
+    require(not unknown, f"{path}: {', '.join(unknown)}: unknown; a sweep file has {', '.join(sorted(KNOWN))}")
+    method = entries.get("method")
+    require(method in METHODS, f"{path}: method={method!r}: choose one of {', '.join(METHODS)}")
+    given = entries.get("parameters")
+    require(
+        isinstance(given, dict) and given,
+        f"{path}: needs parameters, as 'parameters: {{model.sampler.steps: {{values: [5]}}}}'",
+    )
+    metric, maximize = _metric(path, entries.get("metric"), method)
+    return Sweep(
+        name=str(entries.get("name") or file.stem),
+        text=text,
+        method=method,
+        metric=metric,
+        maximize=maximize,
+        parameters=dict(sorted(_parameters(given))),
+        command=_command(path, entries.get("command")),
+        program=entries.get("program"),
+        run_cap=_whole(path, "run_cap", entries.get("run_cap"), 1),
+        hyperband=_hyperband(path, entries.get("early_terminate"), metric),
+    )
+
+
+def _parameters(given: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+    for name, entry in given.items():
+        if isinstance(entry, Mapping) and set(entry) == {"parameters"} and isinstance(entry["parameters"], Mapping):
+            yield from _parameters(entry["parameters"], f"{prefix}{name}{NESTED}")
+        else:
+            yield f"{prefix}{name}", parameter(shown(f"{prefix}{name}"), entry)
+
+
+def _metric(path: str, given: Any, method: str) -> tuple[str | None, bool]:
+    if given is None:
+        require(method != "bayes", f"{path}: method bayes needs a metric, as 'metric: {{name: val/loss, goal: minimize}}'")
+        return None, False
+    named = isinstance(given, dict) and isinstance(given.get("name"), str)
+    require(named, f"{path}: metric={given!r}: needs a name, as {{name: val/loss, goal: minimize}}")
+    goal = given.get("goal", "minimize")
+    require(goal in ("minimize", "maximize"), f"{path}: metric goal={goal!r}: must be minimize or maximize")
+    return given["name"], goal == "maximize"
+
+
+def _command(path: str, given: Any) -> tuple[str, ...]:
+    require(given is None or (isinstance(given, list) and len(given) > 0), f"{path}: command must be a list of words")
+    return tuple(str(word) for word in given or DEFAULT)
+
+
+def _whole(path: str, name: str, value: Any, least: int) -> int | None:
+    fine = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least)
+    require(fine, f"{path}: {name}={value!r}: must be a whole number of at least {least}")
+    return value
+
+
+def _hyperband(path: str, given: Any, metric: str | None) -> Hyperband | None:
+    if given is None:
+        return None
+    fine = isinstance(given, dict) and given.get("type") == "hyperband"
+    require(fine, f"{path}: early_terminate={given!r}: type must be hyperband")
+    require(metric is not None, f"{path}: early_terminate needs a metric")
+    eta = given.get("eta", 3)
+    require(isinstance(eta, (int, float)) and eta > 1, f"{path}: early_terminate eta={eta!r}: must be above 1, as 3")
+    low, high = (_whole(path, f"early_terminate {name}", given.get(name), 1) for name in ("min_iter", "max_iter"))
+    require(low or high, f"{path}: early_terminate needs min_iter or max_iter, a number of measurements")
+    if high is not None:
+        brackets = _whole(path, "early_terminate s", given.get("s"), 1)
+        require(brackets is not None, f"{path}: early_terminate: max_iter needs s, the number of bands below it")
+        bands = [int(high / eta**k) for k in range(1, brackets + 1) if high / eta**k >= 1]
+    else:
+        bands = [int(low * eta**k) for k in range(64) if low * eta**k < 1e9]
+    require(bands, f"{path}: early_terminate leaves no band; raise max_iter or lower eta")
+    return Hyperband(tuple(sorted(set(bands))), float(eta), bool(given.get("strict", False)))
+
+
+def as_json(settings: Mapping[str, Any]) -> str:
+    """Settings as one line."""
+    return json.dumps(dict(settings), sort_keys=True)
