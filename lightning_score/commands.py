@@ -4,9 +4,11 @@ themselves.
 
 import lightning_score.torchvision_guard
 
+import logging
 import os
 import shlex
 import time
+import warnings
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,7 @@ class RunConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on this is the newest run: a start that failed does not count."""
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if trainer.is_global_zero and not trainer.fast_dev_run and not self.config.get("output"):
             point_latest(Path(trainer.default_root_dir))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -82,6 +84,7 @@ class ScoreCLI(ExperimentCLI):
         super().add_arguments_to_parser(parser)
         if self.command == "fit":
             parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
+            parser.add_argument("--output", type=str, help="Folder of this run; by default a new one, RUNS/NAME/date_time.")
             return
         parser.add_argument("--output", type=str, help="Folder for the results; a new one beside the checkpoint by default.")
         if self.command == "predict":
@@ -132,10 +135,10 @@ class ScoreCLI(ExperimentCLI):
     def _make_folder(self, config: Any) -> Path:
         if "LOCAL_RANK" in os.environ and FOLDER_VARIABLE in os.environ:
             return Path(os.environ[FOLDER_VARIABLE])
-        if self.command == "fit":
-            folder = new_dated_folder(Path(config["runs"]) / config["name"])
-        elif config["output"]:
+        if config["output"]:
             folder = new_folder(Path(config["output"]))
+        elif self.command == "fit":
+            folder = new_dated_folder(Path(config["runs"]) / config["name"])
         else:
             folder = new_dated_folder(Path(config["ckpt_path"]).parent / self.command)
         os.environ[FOLDER_VARIABLE] = str(folder)
@@ -236,3 +239,19 @@ def prepared(arguments: list[str]) -> tuple[list[str], dict[str, Any] | None]:
     elif configs:
         arguments = [command, f"--name={Path(configs[-1]).stem}", *arguments[1:]]
     return arguments, checkpoint
+
+
+def quiet() -> None:
+    """Leaves the terminal to what the user needs to see."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (
+        "does not have many workers",
+        "exists and is not empty",
+        "smaller than the logging interval",
+        "LeafSpec",
+        "tensorboardX",
+        "torch.jit.script",
+    ):
+        warnings.filterwarnings("ignore", message=f".*{message}.*")

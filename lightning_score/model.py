@@ -72,13 +72,10 @@ class ScoreModel(LightningModule):
         require(0 <= label_dropout <= 1, f"label_dropout={label_dropout}: must be a probability, 0 to 1, as in 0.1")
         require(conditional or label_dropout == 0, f"label_dropout={label_dropout}: needs conditional=true, or set it to 0")
         self.shape, self.num_classes, self.conditional = tuple(shape), num_classes, conditional
-        self.label_dropout, self.guidance = label_dropout, guidance
+        self.label_dropout = label_dropout
         self.objective = objective or DenoisingScoreMatching()
-        self.sampler = sampler or PredictorCorrector()
         self.objective.check(process)
-        self.sampler.check(process)
-        if guidance is not None:
-            guidance.check(Trained(self.shape, num_classes, conditional, label_dropout))
+        self._use(process, sampler, guidance)
         classes = num_classes if conditional else 0
         built = network(self.shape, classes).to(memory_format=torch.channels_last)
         told, given = built.augmentations, 0 if augmentation is None else augmentation.labels
@@ -102,6 +99,25 @@ class ScoreModel(LightningModule):
         if "_instantiator" not in self.hparams:
             for part in self.hparams.keys() - {"shape", "num_classes", "conditional", "label_dropout"}:
                 del self.hparams[part]
+
+    def use(self, sampler: Sampler | None, guidance: Guidance | None) -> None:
+        """Takes another sampler and another guidance.
+
+        Args:
+            sampler: null: reverse diffusion with 1000 steps.
+            guidance: null: none.
+
+        Raises:
+            InputError: they do not fit the process, or the training.
+        """
+        self._use(self.score_function.process, sampler, guidance)
+
+    def _use(self, process: NoiseProcess, sampler: Sampler | None, guidance: Guidance | None) -> None:
+        sampler = sampler or PredictorCorrector()
+        sampler.check(process)
+        if guidance is not None:
+            guidance.check(Trained(self.shape, self.num_classes, self.conditional, self.label_dropout))
+        self.sampler, self.guidance = sampler, guidance
 
     def setup(self, stage: str) -> None:
         """Gives the objective the training data as the model sees them, un-augmented, if it needs them."""

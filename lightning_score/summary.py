@@ -32,7 +32,12 @@ def summarize(trainer: Trainer, folder: Path | None, seconds: float) -> None:
         print("fast_dev_run: every part ran once and nothing was kept")
         return
     latest = folder.parent / "latest"
-    rows = {"run folder": f"{folder} (also {latest})", "metrics": "metrics.csv", "config": "config.yaml"}
+    is_latest = latest.exists() and latest.samefile(folder)
+    rows = {
+        "run folder": f"{folder} (also {latest})" if is_latest else str(folder),
+        "metrics": "metrics.csv",
+        "config": "config.yaml",
+    }
     rows |= {"checkpoints": ", ".join(sorted(file.name for file in folder.glob("*.ckpt")))}
     for kind in ("samples", "score", "loss_per_sigma"):
         pictures = sorted(folder.glob(f"{kind}/*.png"))
@@ -42,7 +47,8 @@ def summarize(trainer: Trainer, folder: Path | None, seconds: float) -> None:
         print(f"  {name:<14} {value}")
     for evaluation in evaluations(trainer):
         print(f"  {evaluation.metric:<14} {sentence(evaluation)}")
-    print(f"\nnext: python -m lightning_score predict --ckpt_path {shlex.quote(str(latest / 'last.ckpt'))} --num_samples 64")
+    checkpoint = shlex.quote(str((latest if is_latest else folder) / "last.ckpt"))
+    print(f"\nnext: python -m lightning_score predict --ckpt_path {checkpoint} --num_samples 64")
 
 
 @rank_zero_only

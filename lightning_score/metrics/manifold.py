@@ -31,7 +31,8 @@ def kernel_distance(real: Tensor, fake: Tensor, subsets: int = 100, subset_size:
         f"KID got {len(real)} real and {len(fake)} generated examples; it needs at least 2 of each.",
     )
     size = min(subset_size, len(real), len(fake))
-    value = _mean_discrepancy(real, fake, subsets, size)
+    same = size == len(real) == len(fake)  # all subsets are the whole
+    value = _mean_discrepancy(real, fake, 1 if same else subsets, size)
     part = min(len(real), len(fake)) // 10
     if part < 2:
         return Estimate(value, math.nan)
