@@ -226,7 +226,7 @@ def test_the_standard_error_is_the_spread_over_independent_samples():
     real = fit(correlated(20_000, 5, 1))
     sets = [correlated(500, 5, 2)[:, :1] * 0 + torch.randn(500, 5, generator=generator(seed)).double() for seed in range(60)]
     found = [frechet_estimate(real, sums_of(features)) for features in sets]
-    values, errors = (torch.tensor(column) for column in zip(*found, strict=True))
+    values, errors = (torch.tensor([getattr(one, part) for one in found]) for part in ("value", "error"))
     assert float(errors.square().mean().sqrt()) == pytest.approx(float(values.std()), rel=0.25)
     assert float(found[0].value) == pytest.approx(frechet_distance(real, fit(sets[0])), rel=1e-9)
 

@@ -289,6 +289,7 @@ class Evaluate(Callback):
             nfe=drawn.nfe,
             seed=seed,
             seconds=drawn.seconds,
+            without=list(found.without),
         )
         append(Path(trainer.default_root_dir) / FILE, record)
 

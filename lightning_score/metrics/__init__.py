@@ -4,7 +4,14 @@ import lightning_score.torchvision_guard  # noqa: F401
 
 from lightning_score.metrics.classifiers import DigitFeatures, FashionFeatures
 from lightning_score.metrics.features import Activations, Features, InceptionFeatures, ModuleFeatures, RawFeatures
-from lightning_score.metrics.frechet import Estimate, frechet_distance, frechet_estimate, frechet_limit, real_floor
+from lightning_score.metrics.frechet import (
+    Estimate,
+    frechet_distance,
+    frechet_estimate,
+    frechet_limit,
+    jackknife_error,
+    real_floor,
+)
 from lightning_score.metrics.manifold import Manifold, inception_score, kernel_distance, manifold
 from lightning_score.metrics.neighbours import Neighbours, nearest_neighbours
 from lightning_score.metrics.statistics import FeatureSums, KeptFeatures, Statistics, fit, read_npz
@@ -28,6 +35,7 @@ __all__ = [
     "frechet_estimate",
     "frechet_limit",
     "inception_score",
+    "jackknife_error",
     "kernel_distance",
     "manifold",
     "nearest_neighbours",

@@ -1,6 +1,7 @@
 """The Frechet distance of Gaussians fitted to features (FID), its error bar, its limit and its floor."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -67,16 +68,16 @@ def _cholesky(covariance: Tensor) -> tuple[Tensor, bool]:
 
 
 class Estimate(NamedTuple):
-    """A value and its standard error; NaN where there is none."""
+    """A value and its standard error, NaN where there is none, and the values without each block, where they were found."""
 
     value: float
     error: float
+    without: tuple[float, ...] = ()
 
 
 def frechet_estimate(real: Statistics, fake: FeatureSums | KeptFeatures, error: bool = True) -> Estimate:
-    """The distance with the standard error of the samples' part in it, by leaving out one block of samples at a time.
-
-    `error^2 = (B - 1)/B sum_b (d_b - mean d)^2`, with d_b the distance without block b (Tukey's jackknife).
+    """The distance with the standard error of the samples' part in it, by leaving out one block of samples at a time:
+    Tukey's jackknife.
 
     Args:
         real: of the data.
@@ -89,9 +90,13 @@ def frechet_estimate(real: Statistics, fake: FeatureSums | KeptFeatures, error: 
     if not error or len(filled) < 3 or int(fake.count.sum() - fake.count.max()) < 2:
         return Estimate(value, math.nan)
     without = [frechet_distance(real, fake.statistics([b for b in filled if b != left])) for left in filled]
+    return Estimate(value, jackknife_error(without), tuple(without))
+
+
+def jackknife_error(without: Sequence[float]) -> float:
+    """The standard error of a value from those without each of B blocks: `((B - 1)/B sum_b (d_b - mean d)^2)^(1/2)`."""
     spread = torch.tensor(without, dtype=torch.float64)
-    variance = (len(filled) - 1) / len(filled) * (spread - spread.mean()).square().sum()
-    return Estimate(value, float(variance.sqrt()))
+    return float(((len(spread) - 1) / len(spread) * (spread - spread.mean()).square().sum()).sqrt())
 
 
 def frechet_limit(real: Statistics, fake: FeatureSums | KeptFeatures) -> Estimate:

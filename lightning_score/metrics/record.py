@@ -67,6 +67,8 @@ class Record:
         nfe: network evaluations per sample.
         seed: of the samples.
         seconds: spent sampling.
+        without: the number without each tenth of the samples, where it was found: samples of a seed are paired, so that the
+            error of a difference comes from the differences of these.
         versions: of the programs.
         time: when, in UTC.
     """
@@ -91,6 +93,7 @@ class Record:
     nfe: float
     seed: int
     seconds: float
+    without: list[float] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=versions)
     time: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
 

@@ -1,0 +1,179 @@
+"""What a sweep has found: its trials as rows, differences with their errors, the Pareto front, tables."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_score.metrics import jackknife_error
+from lightning_score.sweep.command import as_text, flatten
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial.
+
+    Attributes:
+        number: in the order of the queue.
+        state: complete, early (stopped by early termination), failed, running or waiting.
+        settings: by their dotted names.
+        value: of the metric, NaN without one.
+        error: its standard error, NaN where unknown.
+        floor: what real data score, NaN where unknown.
+        n: number of samples, 0 where unknown.
+        nfe: network evaluations per sample, NaN where unknown.
+        seconds: that the trial took.
+        without: the value without each tenth of the samples.
+        paired: what two trials must share for their samples to be paired: data, features and seed.
+        folder: of its results.
+        message: why it failed.
+    """
+
+    number: int
+    state: str
+    settings: dict[str, Any]
+    value: float = math.nan
+    error: float = math.nan
+    floor: float = math.nan
+    n: int = 0
+    nfe: float = math.nan
+    seconds: float = math.nan
+    without: tuple[float, ...] = ()
+    paired: str = ""
+    folder: str = ""
+    message: str = ""
+
+
+def measured(metrics: Mapping[str, float], metric: str) -> dict[str, Any]:
+    """The fields of a row that belong to a metric, from all that a trial measured."""
+    prefix = metric.partition("/")[0]
+    return {
+        "value": metrics.get(metric, math.nan),
+        "error": metrics.get(f"{metric}_error", math.nan),
+        "floor": metrics.get(f"{metric}_floor", math.nan),
+        "n": int(metrics.get(f"{metric}_n", 0)),
+        "nfe": metrics.get(f"{prefix}/nfe", math.nan),
+    }
+
+
+@dataclass
+class Results:
+    """All rows of a sweep.
+
+    Attributes:
+        name: of the sweep.
+        metric: what is optimised.
+        maximize: whether more is better.
+        varied: the names of the parameters with more than one value.
+        rows: the trials.
+        importances: the share of each parameter in the variance of the values.
+        commands: what reproduces a trial, by its number.
+    """
+
+    name: str
+    metric: str
+    maximize: bool
+    varied: list[str]
+    rows: list[Row]
+    importances: dict[str, float] = field(default_factory=dict)
+    commands: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def ranked(self) -> list[Row]:
+        """The complete trials with a value, the best first."""
+        rows = [row for row in self.rows if row.state == "complete" and math.isfinite(row.value)]
+        return sorted(rows, key=lambda row: -row.value if self.maximize else row.value)
+
+    def front(self) -> list[Row]:
+        """The Pareto front of value and network evaluations: trials that none beats in one and equals in the other."""
+        best, found = math.inf, []
+        for row in sorted(self.ranked, key=lambda row: (row.nfe, -row.value if self.maximize else row.value)):
+            cost = -row.value if self.maximize else row.value
+            if math.isfinite(row.nfe) and cost < best:
+                best = cost
+                found.append(row)
+        return found
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Titles and lines, the best first, then those that came to nothing."""
+        ranked = self.ranked
+        others = [row for row in self.rows if row not in ranked]
+        titles = ["trial", *map(short, self.varied), self.metric, "+-", "to the best", "+-", "NFE", "seconds", "state"]
+        return titles, [self._line(row, ranked[0] if ranked else row) for row in [*ranked, *others]]
+
+    def _line(self, row: Row, best: Row) -> list[str]:
+        settings = [as_text(row.settings.get(name, "")) for name in self.varied]
+        gap, error = difference(row, best)
+        apart = [number(gap), number(2 * error)] if row is not best else ["", ""]
+        state = row.state + (f": {row.message}" if row.message else "")
+        numbers = [number(row.value), number(2 * row.error), *apart, number(row.nfe), number(row.seconds)]
+        return [str(row.number), *settings, *numbers, state]
+
+    def markdown(self) -> str:
+        """The whole as Markdown."""
+        titles, lines = self.table()
+        front = ", ".join(f"{row.number} ({number(row.value)} at {number(row.nfe)})" for row in self.front())
+        rows = ["| " + " | ".join(cells) + " |" for cells in [titles, ["---"] * len(titles), *lines]]
+        parts = [
+            f"# {self.name}",
+            "\n".join(rows),
+            "Errors are two standard errors; differences are paired where seeds agree.",
+        ]
+        if front:
+            parts.append(f"Pareto front of {self.metric} and network evaluations: trials {front}.")
+        if self.importances:
+            shares = ", ".join(f"{name} {share:.0%}" for name, share in self.importances.items())
+            parts.append(f"Importance (functional ANOVA): {shares}.")
+        if self.ranked:
+            parts.append(f"The best again:\n\n```bash\n{self.commands.get(self.ranked[0].number, '')}\n```")
+        return "\n\n".join(parts) + "\n"
+
+    def csv(self) -> str:
+        """All rows with all settings, for other programs."""
+        names = sorted({name for row in self.rows for name in row.settings})
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(
+            ["trial", "state", *names, self.metric, "error", "floor", "n", "nfe", "seconds", "folder", "message"]
+        )
+        for row in self.rows:
+            settings = [as_text(row.settings.get(name, "")) for name in names]
+            numbers = [row.value, row.error, row.floor, row.n, row.nfe, row.seconds]
+            writer.writerow([row.number, row.state, *settings, *numbers, row.folder, row.message])
+        return text.getvalue()
+
+
+def difference(row: Row, other: Row) -> tuple[float, float]:
+    """How far a value is from another's, and the standard error of that.
+
+    Samples of the same seed come from the same random numbers, so that much of their errors cancels: the jackknife of the
+    differences sees that. Otherwise the errors add up as those of independent samples.
+    """
+    gap = row.value - other.value
+    if row.without and len(row.without) == len(other.without) and row.paired == other.paired:
+        return gap, jackknife_error([one - two for one, two in zip(row.without, other.without, strict=True)])
+    return gap, math.hypot(row.error, other.error)
+
+
+def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted names."""
+    return dict(flatten(settings))
+
+
+def short(name: str) -> str:
+    """The last part of a parameter's name, with what it belongs to where that says more: `grid.steps`."""
+    parts = name.split(".")
+    return ".".join(parts[-2:]) if len(parts) > 3 else parts[-1]
+
+
+def number(value: float) -> str:
+    """Three digits, or nothing for what is not known."""
+    return "" if math.isnan(value) else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def numeric(rows: Sequence[Row], name: str) -> bool:
+    """Whether a parameter's values are numbers."""
+    values = [row.settings.get(name) for row in rows]
+    return bool(values) and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
