@@ -13,7 +13,15 @@ from lightning_score.loggers import fail_trial, in_trial
 from lightning_score.sweep.command import from_agent
 from lightning_score.utils import InputError, require
 
-WITHOUT_TRAINER = {"schedule": schedule, "gallery": gallery, "convert": convert}
+
+def sweep(arguments: list[str]) -> None:
+    """Runs a sweep; its libraries are imported for it only."""
+    from lightning_score.sweep.engine import sweep
+
+    sweep(arguments)
+
+
+WITHOUT_TRAINER = {"schedule": schedule, "gallery": gallery, "convert": convert, "sweep": sweep}
 COMMANDS = ("fit", "validate", "test", "predict", *WITHOUT_TRAINER)
 
 

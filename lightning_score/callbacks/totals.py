@@ -22,6 +22,7 @@ from lightning_score.metrics import (
     Features,
     FeatureSums,
     KeptFeatures,
+    Manifold,
     frechet_estimate,
     frechet_limit,
     inception_score,
@@ -42,6 +43,10 @@ NEIGHBOURS = 3
 """Of an example, whose distance is the radius of its ball in precision and recall."""
 SAVE_EVERY = 60.0
 """Seconds of work that an interruption may cost."""
+
+
+KINDS = ("fid", "fid_limit", "is", "kid", *Manifold._fields)
+"""What `Totals.measure` may find."""
 
 
 class Totals:

@@ -28,8 +28,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 
-class TrialFailed(Exception):
-    """A trial that came to nothing; the message says why."""
+Objective = Callable[["Study", Trial, dict[str, Any]], float]
 
 
 class _Surplus(Exception):
@@ -143,11 +142,11 @@ class Study:
             self._study.tell(trial.number, state=TrialState.FAIL)
             self._requeue(self._study, trial)
 
-    def work(self, objective: Callable[[Trial, dict[str, Any]], float]) -> None:
+    def work(self, objective: Objective) -> None:
         """Takes trials from the queue until none are left.
 
         Args:
-            objective: what a trial measures, from it and its settings.
+            objective: what a trial measures, from this study, the trial and its settings.
         """
         while self.left():
             self.release()
@@ -156,7 +155,7 @@ class Study:
                 continue
             self._one(objective)
 
-    def _one(self, objective: Callable[[Trial, dict[str, Any]], float]) -> None:
+    def _one(self, objective: Objective) -> None:
         """Runs the next trial; one that is interrupted goes back into the queue."""
         numbers: list[int] = []
         try:
@@ -166,7 +165,7 @@ class Study:
                 RetryHeartbeatStaleTrialCallback()(self._study, self._study.trials[number])
             raise
 
-    def _run(self, trial: Trial, objective: Callable[[Trial, dict[str, Any]], float], numbers: list[int]) -> float:
+    def _run(self, trial: Trial, objective: Objective, numbers: list[int]) -> float:
         if SLOT not in trial.user_attrs or self._is_taken(trial):
             trial.set_user_attr(SURPLUS, True)
             raise _Surplus
@@ -175,7 +174,7 @@ class Study:
         settings = self.sweep.settings(trial)
         trial.set_user_attr(SETTINGS, settings)
         try:
-            value = objective(trial, settings)
+            value = objective(self, trial, settings)
         except optuna.TrialPruned:
             raise
         except Exception as error:

@@ -9,17 +9,13 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from lightning_score.arguments import Parser
-from lightning_score.callbacks import Evaluate
-from lightning_score.commands import ScoreCLI, prepared
-from lightning_score.guidance import Guidance
-from lightning_score.sampling import Sampler
 from lightning_score.sweep.command import expand, from_agent
+from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.spec import Sweep
 from lightning_score.utils import require
 
@@ -48,7 +44,23 @@ def arguments_of(sweep: Sweep, settings: dict[str, Any], folder: Path) -> list[s
         f"command: {' '.join(map(str, sweep.command))}: this runs `-m lightning_score` with {', '.join(COMMANDS)} only; "
         "wandb agent runs other programs",
     )
-    return from_agent(words[names[0] + 1 :])
+    return _pinned(from_agent(words[names[0] + 1 :]))
+
+
+def _pinned(arguments: list[str]) -> list[str]:
+    """The arguments with the checkpoint's own path: `latest` may point to another run before the sweep is over."""
+    pinned = list(arguments)
+    for i, argument in enumerate(arguments):
+        name, equals, path = argument.partition("=")
+        if name == "--ckpt_path" and equals:
+            pinned[i] = f"{name}={os.path.realpath(path)}"
+        elif name == "--ckpt_path" and i + 1 < len(arguments):
+            pinned[i + 1] = os.path.realpath(arguments[i + 1])
+    return pinned
+
+
+class TrialFailed(Exception):
+    """A trial that came to nothing; the message says why."""
 
 
 class Trials(ABC):
@@ -79,61 +91,7 @@ class OnLoadedModel(Trials):
     def run(self, arguments: list[str], folder: Path, metric: str | None, report: Report) -> dict[str, float]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with folder.with_suffix(".log").open("w") as log, redirect_stdout(log), redirect_stderr(log):
-            return self._loaded.again([*arguments, f"--output={folder}"])
-
-
-class LoadedCommand(ScoreCLI):
-    """`test` or `validate` with model and data that stay, for many samplers.
-
-    Args:
-        arguments: the command and its options; nothing is measured yet.
-    """
-
-    def __init__(self, arguments: list[str]):
-        self._began = False
-        super().__init__(*prepared(arguments))
-        self._began = True
-        self._parts = Parser()
-        self._parts.add_subclass_arguments(Sampler, "sampler", required=False)
-        self._parts.add_subclass_arguments(Guidance, "guidance", required=False)
-        self._parts.add_class_arguments(Evaluate, "evaluate")
-        self._evaluate = self.config[self.command]["evaluate"]
-
-    def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """None at first: a trial makes its own."""
-        return super().instantiate_trainer(**kwargs) if self._began else None
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing at first."""
-
-    def again(self, arguments: list[str]) -> dict[str, float]:
-        """Measures with other options and returns all numbers."""
-        self.take(arguments)
-        self.trainer = self.instantiate_trainer()
-        getattr(self, self.command)(self.model, self.datamodule, "")
-        return {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-
-    def take(self, arguments: list[str]) -> None:
-        """Gives the model the sampler and the guidance of other options, and this their evaluation."""
-        self.parse_arguments(self.parser, self._given(arguments))
-        self.before_instantiate_classes()
-        given, mine = self.config[self.command], self.config_init[self.command]
-        wanted = {"sampler": given["model"]["sampler"], "guidance": given["model"]["guidance"]}
-        if given["evaluate"] != self._evaluate:
-            wanted["evaluate"] = self._evaluate = given["evaluate"]
-        parts = self._parts.instantiate_classes(
-            self._parts.parse_object({name: value.as_dict() for name, value in wanted.items() if value is not None})
-        )
-        self.model.use(parts.sampler, parts.guidance)
-        mine["output"] = given["output"]
-        if "evaluate" in wanted:
-            mine["evaluate"] = Evaluate(**parts.evaluate)
-
-    def _given(self, arguments: Sequence[str]) -> list[str]:
-        """The arguments behind what the checkpoint says, which was read at the beginning."""
-        from lightning_score.arguments import with_checkpoint_config, with_found_configs
-
-        return with_checkpoint_config(with_found_configs(list(arguments)), self.checkpoint)
+            return self._loaded.run([*arguments, f"--output={folder}"])
 
 
 class InOwnProcess(Trials):
@@ -160,10 +118,8 @@ class InOwnProcess(Trials):
             _end(process)
             raise
         if process.returncode != 0:
-            from lightning_score.sweep.study import TrialFailed
-
             raise TrialFailed(f"exit code {process.returncode}: {_last_line(log)}")
-        return {name: values[-1] for name, values in _history(folder).items()}
+        return last_metrics(folder)
 
     def _watch(self, process: subprocess.Popen, folder: Path, metric: str | None, report: Report) -> None:
         """Waits for the end and reports the metric meanwhile."""
@@ -191,6 +147,11 @@ def _end(process: subprocess.Popen) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def last_metrics(folder: Path) -> dict[str, float]:
+    """The last value of each metric in a run folder."""
+    return {name: values[-1] for name, values in _history(folder).items()}
 
 
 def _history(folder: Path) -> dict[str, list[float]]:

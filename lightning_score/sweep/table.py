@@ -1,0 +1,106 @@
+"""What a sweep shows in the terminal: a table that lives while it runs, and the summary."""
+
+import os
+import shlex
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from lightning_score.sweep.command import as_text
+from lightning_score.sweep.results import Results, Row, number, short
+
+SHOWN = 12
+"""The best trials that the living table shows."""
+
+
+class Board:
+    """Shows the best trials, those that run, and how many wait; without a terminal one line for every trial that ends.
+
+    Args:
+        source: gives the results.
+    """
+
+    def __init__(self, source: Callable[[], Results]):
+        self._source, self._console = source, Console()
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._told: set[int] | None = None
+
+    def __enter__(self) -> "Board":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def refresh(self) -> None:
+        """Shows what is new."""
+        found = self._source()
+        if self._live is not None:
+            self._live.update(Group(_table(found, SHOWN), _counts(found)), refresh=True)
+            return
+        ended = [row for row in found.rows if row.state in ("complete", "early", "failed")]
+        if self._told is None:
+            self._told = {row.number for row in ended}
+        for row in ended:
+            if row.number not in self._told:
+                self._told.add(row.number)
+                print(_line(found, row, len(ended)), flush=True)
+
+
+def _counts(found: Results) -> str:
+    states = Counter(row.state for row in found.rows)
+    return ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+
+
+def _line(found: Results, row: Row, ended: int) -> str:
+    settings = " ".join(f"{short(name)}={as_text(row.settings.get(name))}" for name in found.varied)
+    error = f" +- {number(2 * row.error)}" if number(row.error) else ""
+    result = f"{found.metric}={number(row.value)}{error}" if row.state != "failed" else f"failed: {row.message}"
+    return f"{ended}/{len(found.rows)} trial {row.number}: {settings}: {result} ({number(row.seconds)} s)"
+
+
+def _table(found: Results, most: int | None) -> Table:
+    titles, lines = found.table()
+    table = Table(title=None, header_style="bold")
+    for i, title in enumerate(titles):
+        last = i == len(titles) - 1
+        table.add_column(title, justify="left" if last else "right", overflow="fold", no_wrap=not last)
+    for cells in lines if most is None else _most_telling(lines, most):
+        table.add_row(*cells)
+    return table
+
+
+def _most_telling(lines: list[list[str]], most: int) -> list[list[str]]:
+    """The best, and all that run."""
+    running = [cells for cells in lines if cells[-1] == "running"]
+    rest = [cells for cells in lines if cells[-1] not in ("running", "waiting")]
+    return rest[: max(most - len(running), 3)] + running
+
+
+def print_results(found: Results, folder: Path, drawn: list[str]) -> None:
+    """The summary at the end."""
+    console = Console(width=None if os.isatty(1) else 160, soft_wrap=True)
+    console.print(_table(found, None))
+    if found.importances:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in found.importances.items())
+        console.print(f"importance: {shares}", highlight=False)
+    front = found.front()
+    if len(front) > 1:
+        points = ", ".join(f"trial {row.number} ({number(row.value)} at {number(row.nfe)})" for row in front)
+        console.print(f"Pareto front of {found.metric} and network evaluations: {points}", highlight=False)
+    if found.ranked:
+        best = found.ranked[0]
+        settings = ", ".join(f"{short(name)}={as_text(best.settings.get(name))}" for name in found.varied)
+        error = f" +- {number(2 * best.error)}" if number(best.error) else ""
+        floor = f", real against real {number(best.floor)}" if number(best.floor) else ""
+        console.print(f"best: {found.metric}={number(best.value)}{error}{floor} with {settings}", highlight=False)
+        print(f"again: {found.commands[best.number]}")
+    files = ", ".join(["summary.md", "trials.csv", *drawn])
+    print(f"written to {shlex.quote(os.path.relpath(folder))}: {files}", flush=True)

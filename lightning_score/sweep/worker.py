@@ -1,0 +1,100 @@
+"""A worker: a process that takes one trial after the other."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+import math
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+
+from lightning_score.commands import quiet
+from lightning_score.metrics.record import FILE, read
+from lightning_score.sweep.spec import Sweep
+from lightning_score.sweep.study import METRICS, Study
+from lightning_score.sweep.trials import TrialFailed, Trials, arguments_of, last_metrics, made_for
+
+SECONDS, FOLDER, WITHOUT, PAIRED = "seconds", "folder", "without", "paired"
+"""Further attributes of a trial: the time it took, its folder, its jackknife, and what pairs it with others."""
+
+
+def work(sweep: Sweep, url: str, name: str, folder: Path, threads: int, device: int, parent: int) -> None:
+    """Takes trials until none are left or the process that began this one is gone.
+
+    Args:
+        sweep: the sweep.
+        url: of the database.
+        name: of the study.
+        folder: of the sweep.
+        threads: processor threads.
+        device: the number of this worker, which chooses its GPU where there are several.
+        parent: the process that began this one.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    quiet()
+    torch.set_num_threads(threads)
+    if torch.cuda.device_count() > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(device % torch.cuda.device_count())
+    try:
+        Study(sweep, url, name).work(_Objective(sweep, folder, threads, parent))
+    except KeyboardInterrupt:
+        os._exit(130)  # at once: the trial is back in the queue
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+class _Objective:
+    """Runs a trial and writes down what it measured."""
+
+    def __init__(self, sweep: Sweep, folder: Path, threads: int, parent: int):
+        self._sweep, self._folder, self._threads, self._parent = sweep, folder, threads, parent
+        self._trials: Trials | None = None
+
+    def __call__(self, study: Study, trial: optuna.Trial, settings: dict[str, Any]) -> float:
+        if os.getppid() != self._parent:
+            raise KeyboardInterrupt
+        folder = self._folder / "trials" / f"{trial.number:04d}"
+        arguments = arguments_of(self._sweep, settings, folder)
+        if self._trials is None:
+            self._trials = made_for(self._sweep, arguments, self._threads)
+        values: list[float] = []
+
+        def report(value: float) -> None:
+            values.append(value)
+            trial.report(value, len(values))
+            if study.stops(trial):
+                raise optuna.TrialPruned
+
+        start = time.monotonic()
+        trial.set_user_attr(FOLDER, str(folder))
+        try:
+            metrics = self._trials.run(arguments, folder, self._sweep.metric, report)
+        except optuna.TrialPruned:
+            trial.set_user_attr(METRICS, last_metrics(folder))
+            raise
+        finally:
+            trial.set_user_attr(SECONDS, time.monotonic() - start)
+        return self._keep(trial, metrics, folder)
+
+    def _keep(self, trial: optuna.Trial, metrics: dict[str, float], folder: Path) -> float:
+        metric = self._sweep.metric
+        trial.set_user_attr(METRICS, metrics)
+        if metric is None:
+            return 0.0
+        if metric not in metrics:
+            raise TrialFailed(f"{metric} was not measured, but {', '.join(sorted(metrics)) or 'nothing'}")
+        records = read(folder / FILE) if (folder / FILE).exists() else []
+        mine = [record for record in records if record.metric == metric.partition("/")[2] and record.without]
+        if mine:
+            last = mine[-1]
+            trial.set_user_attr(WITHOUT, last.without)
+            trial.set_user_attr(PAIRED, str((*last.axis, last.seed, last.weights)))
+        if not math.isfinite(metrics[metric]):
+            raise TrialFailed(f"{metric} is {metrics[metric]}")
+        return metrics[metric]
