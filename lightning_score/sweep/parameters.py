@@ -77,6 +77,7 @@ class Categorical(Parameter):
     def _named(self) -> dict[Any, Any]:
         """Optuna takes numbers and text: those stand for themselves, other values for their JSON."""
         plain = all(isinstance(value, (int, float, str)) and not isinstance(value, bool) for value in self.values)
+        plain = plain and len(set(self.values)) == len(self.values)
         return {value if plain else json.dumps(value): value for value in self.values}
 
 

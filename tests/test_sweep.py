@@ -1,0 +1,234 @@
+"""Sweep files: their laws against scipy's, their command against wandb's own, early termination, results."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+import scipy.stats as st
+import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+from lightning_score.sweep.command import expand, from_agent, options
+from lightning_score.sweep.figures import draw
+from lightning_score.sweep.parameters import DISTRIBUTIONS, parameter
+from lightning_score.sweep.results import Results, Row, difference
+from lightning_score.sweep.spec import Hyperband, read
+from lightning_score.utils import InputError
+
+LAWS = {
+    "uniform": ({"min": -1.0, "max": 3.0}, st.uniform(-1, 4)),
+    "log_uniform": ({"min": -2.0, "max": 1.0}, st.loguniform(math.exp(-2), math.exp(1))),
+    "log_uniform_values": ({"min": 1e-4, "max": 1e-1}, st.loguniform(1e-4, 1e-1)),
+    "inv_log_uniform": ({"min": 1.0, "max": 3.0}, st.loguniform(math.exp(-3), math.exp(-1))),
+    "inv_log_uniform_values": ({"min": 0.5, "max": 8.0}, st.loguniform(0.5, 8.0)),
+    "normal": ({"mu": 2.0, "sigma": 0.5}, st.norm(2, 0.5)),
+    "log_normal": ({"mu": -1.0, "sigma": 0.5}, st.lognorm(0.5, scale=math.exp(-1))),
+    "beta": ({"a": 2.0, "b": 5.0}, st.beta(2, 5)),
+}
+
+
+def drawn(law, n=2000):
+    trials = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    return [law.suggest(trials.ask(), "x") for _ in range(n)]
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_values_follow_their_law(name):
+    numbers, expected = LAWS[name]
+    values = drawn(parameter("x", {"distribution": name, **numbers}))
+    assert st.kstest(values, expected.cdf).pvalue > 1e-3
+    assert st.kstest(values, st.uniform(np.mean(values), np.ptp(values)).cdf).pvalue < 1e-3 or name == "uniform"
+
+
+@pytest.mark.parametrize("name", [name for name in DISTRIBUTIONS if name.startswith("q_")])
+def test_quantized_values_are_the_nearest_multiples(name):
+    numbers, expected = LAWS[name.removeprefix("q_")]
+    q = 0.05
+    values = drawn(parameter("x", {"distribution": name, **numbers, "q": q}), 4000)
+    multiples = np.asarray(values) / q
+    np.testing.assert_allclose(multiples, multiples.round(), atol=1e-6)
+    for k in np.unique(multiples.round()):
+        share = expected.cdf((k + 0.5) * q) - expected.cdf((k - 0.5) * q)
+        assert abs(np.mean(multiples.round() == k) - share) < 5 * math.sqrt(max(share, 1e-3) / 4000)
+
+
+def test_whole_numbers_choices_and_probabilities():
+    values = drawn(parameter("x", {"min": 1, "max": 4}))
+    assert st.chisquare(np.bincount(values, minlength=5)[1:]).pvalue > 1e-3
+    mixed = [None, True, 1, "1", 0.5, [1, 2], {"class_path": "A"}]
+    values = drawn(parameter("x", {"values": mixed}))
+    assert [values.count(value) > 100 for value in mixed[2:]] == [True] * 5
+    assert sum(value is None for value in values) > 100 and sum(value is True for value in values) > 100
+    shares = [0.7, 0.2, 0.1]
+    values = drawn(parameter("x", {"values": ["a", "b", "c"], "probabilities": shares}))
+    assert st.chisquare([values.count(v) for v in "abc"], [share * 2000 for share in shares]).pvalue > 1e-3
+
+
+def test_every_distribution_is_tested():
+    tested = {
+        *LAWS,
+        *(f"q_{name}" for name in LAWS),
+        "constant",
+        "categorical",
+        "categorical_w_probabilities",
+        "int_uniform",
+    }
+    assert set(DISTRIBUTIONS) <= tested
+
+
+def sweep_file(tmp_path, **entries):
+    path = tmp_path / "sweep.yaml"
+    base = {"method": "grid", "parameters": {"a.b": {"values": [1, 2]}}, "metric": {"name": "val/loss"}}
+    path.write_text(yaml.safe_dump({**base, **entries}))
+    return str(path)
+
+
+def test_a_grid_lists_all_and_nested_parameters_are_dictionaries(tmp_path):
+    parameters = {
+        "model": {"parameters": {"sampler": {"parameters": {"steps": {"values": [5, 10]}}}, "lr": {"value": 0.1}}},
+        "n": {"min": 1, "max": 3},
+        "q": {"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": 0.5},
+        "w": {"values": [None, "x"]},
+    }
+    sweep = read(sweep_file(tmp_path, parameters=parameters))
+    trials = optuna.create_study()
+    for point in sweep.grid():
+        trials.enqueue_trial(point)
+    settings = [sweep.settings(trials.ask()) for _ in sweep.grid()]
+    assert len({json.dumps(each, sort_keys=True) for each in settings}) == 2 * 3 * 3 * 2
+    assert {each["model"]["sampler"]["steps"] for each in settings} == {5, 10}
+    assert {each["q"] for each in settings} == {0.0, 0.5, 1.0} and {each["w"] for each in settings} == {None, "x"}
+    assert all(each["model"]["lr"] == 0.1 for each in settings)
+    assert sweep.varied == ["model.sampler.steps", "n", "q", "w"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"method": "annealing"}, "method='annealing'"),
+        ({"parameters": {}}, "needs parameters"),
+        ({"parameters": {"x": {"values": []}}}, "x: values=\\[\\]: an empty range"),
+        ({"parameters": {"x": {"min": 2, "max": 1}}}, "min=2, max=1: an empty range"),
+        ({"parameters": {"x": {"min": "1e-5", "max": 1.0}}}, "write 1.0e-3"),
+        ({"parameters": {"x": {"distribution": "cauchy"}}}, "'cauchy' is unknown"),
+        ({"parameters": {"x": {"distribution": "log_uniform_values", "min": 0, "max": 1}}}, "above 0"),
+        ({"parameters": {"x": {"distribution": "uniform", "min": 0}}}, "uniform needs max"),
+        ({"parameters": {"x": {"values": [1, 2], "probabilities": [0.5, 0.6]}}}, "adding up to 1"),
+        ({"parameters": {"x": 3}}, "x must be a mapping"),
+        ({"parameters": {"x": {"vaules": [1]}}}, "needs value, values"),
+        ({"metrics": {"name": "a"}}, "metrics: unknown"),
+        ({"metric": {"name": "a", "goal": "smallest"}}, "goal='smallest'"),
+        ({"method": "bayes", "metric": None}, "bayes needs a metric"),
+        ({"early_terminate": {"type": "median"}}, "type must be hyperband"),
+        ({"early_terminate": {"type": "hyperband"}}, "min_iter or max_iter"),
+        ({"run_cap": 0}, "run_cap=0"),
+        ({"command": "python"}, "list of words"),
+    ],
+)
+def test_a_malformed_file_is_refused_in_one_line(tmp_path, entries, message):
+    with pytest.raises(InputError, match=message):
+        read(sweep_file(tmp_path, **entries))
+
+
+def test_what_is_no_file_or_no_yaml(tmp_path):
+    with pytest.raises(InputError, match="no such sweep file"):
+        read(str(tmp_path / "none.yaml"))
+    (tmp_path / "bad.yaml").write_text("a: [1,\n b: }")
+    with pytest.raises(InputError, match="not YAML"):
+        read(str(tmp_path / "bad.yaml"))
+
+
+def test_a_grid_of_reals_is_refused(tmp_path):
+    with pytest.raises(InputError, match="take random or bayes"):
+        read(sweep_file(tmp_path, parameters={"x": {"min": 0.0, "max": 1.0}})).grid()
+
+
+def test_macros_are_those_of_wandb(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_PATH", "/data")
+    settings = {"a.b": 1e-5, "c": None, "d": True, "e": False, "f": "text", "g": {"h": 1}}
+    theirs = create_sweep_command_args({"args": {name: {"value": value} for name, value in settings.items()}})
+    for macro in ("args", "args_no_hyphens", "args_no_equals", "args_no_boolean_flags", "args_json"):
+        assert expand([f"${{{macro}}}"], None, settings, tmp_path / "x.json") == theirs[macro]
+    words = expand(["${env}", "${program}", "--x=${envvar:SOME_PATH}", "${nothing}"], "train.py", {}, tmp_path / "x.json")
+    assert words == ["/usr/bin/env", "train.py", "--x=/data"]
+    (file,) = expand(["${args_json_file}"], None, settings, tmp_path / "deep" / "x.json")
+    assert json.loads(Path(file).read_text()) == settings
+
+
+def test_an_agents_arguments_mean_the_same_in_every_form(tmp_path):
+    settings = {"m.p.eta": 0.5, "m.p": "DDIM", "m": {"q": {"r": None}}, "flag": True}
+    wanted = ["--flag=true", "--m.p=DDIM", "--m.q.r=null", "--m.p.eta=0.5"]
+    fixed, file = ["fit", "--config", "c.yaml"], tmp_path / "x.json"
+    by_words = from_agent([*fixed, *expand(["${args}"], None, settings, file)])
+    by_file = from_agent([*fixed, *expand(["--config", "${args_json_file}"], None, settings, file)])
+    assert sorted(by_words) == sorted(by_file) == sorted([*fixed, *wanted])
+    assert by_words.index("--m.p=DDIM") < by_words.index("--m.p.eta=0.5") and by_words[0] == "fit"
+    assert options({"x": {"class_path": "A"}}) == ['--x={"class_path": "A"}']
+
+
+def test_hyperband_stops_what_is_not_among_the_best_at_a_band(tmp_path):
+    rule = read(sweep_file(tmp_path, early_terminate={"type": "hyperband", "max_iter": 8, "s": 2, "eta": 2})).hyperband
+    assert rule.bands == (2, 4)
+    others = [[5.0, 4.0], [5.0, 2.0], [5.0, 3.0], [5.0, 1.0]]
+    assert rule.stops([5.0, 4.0], others) and not rule.stops([5.0, 2.0], others)
+    assert not rule.stops([5.0], others)  # before the first band
+    assert not rule.stops([1.0, 4.0], others)  # it was better before
+    assert Hyperband((2, 4), 2.0, strict=True).stops([1.0, 4.0], others)
+    default = read(sweep_file(tmp_path, early_terminate={"type": "hyperband", "min_iter": 2})).hyperband
+    assert default.bands[:3] == (2, 6, 18)
+
+
+def rows():
+    rng = np.random.default_rng(0)
+    common = rng.normal(0, 1, 10)
+    made = []
+    for number, (eps, steps) in enumerate((e, t) for e in (1e-4, 2e-4, 4e-4) for t in (5, 10, 20)):
+        value = 20 * 2e-4 / eps + 100 / steps
+        without = tuple(value + common + rng.normal(0, 0.1, 10))
+        settings = {"model.sampler.step_size": eps, "model.sampler.steps": steps}
+        made.append(Row(number, "complete", settings, value, 3.0, 1.7, 898, 10.0 * steps, 1.0, without, "same"))
+    return [*made, Row(9, "failed", settings, message="it crashed")]
+
+
+@pytest.fixture
+def found():
+    return Results("eps", "test/fid", False, ["model.sampler.step_size", "model.sampler.steps"], rows())
+
+
+def test_the_best_comes_first_and_pairs_are_compared_closely(found):
+    best, second = found.ranked[:2]
+    assert (best.number, best.value) == (8, 15.0)
+    gap, error = difference(second, best)
+    assert gap == second.value - best.value and error < 0.6 < math.hypot(second.error, best.error)
+    other = Row(0, "complete", {}, 20.0, 3.0, without=second.without, paired="other")
+    assert difference(other, best)[1] == pytest.approx(math.hypot(3, 3))
+
+
+def test_the_pareto_front_is_what_none_beats(found):
+    front = found.front()
+    assert [row.nfe for row in front] == [50, 100, 200] and [row.number for row in front] == [6, 7, 8]
+    for row in found.ranked:
+        beaten = any(o.nfe <= row.nfe and o.value <= row.value and o is not row for o in found.ranked)
+        assert beaten == (row not in front)
+
+
+def test_tables_tell_all(found):
+    found.importances, found.commands = {"model.sampler.steps": 0.75}, {8: "python -m lightning_score test"}
+    text = found.markdown()
+    for part in ("| 8 | 0.0004 | 20 | 15 | 6 |", "failed: it crashed", "steps 75%", "trials 6 (30 at 50)", "score test"):
+        assert part in text, text
+    lines = found.csv().splitlines()
+    assert lines[0].startswith("trial,state,model.sampler.step_size,model.sampler.steps,test/fid,error,floor,n,nfe")
+    assert len(lines) == 11 and lines[-1].endswith("it crashed")
+
+
+def test_figures_are_drawn(found, tmp_path):
+    from PIL import Image
+
+    files = draw(found, tmp_path)
+    assert {file.name for file in files} == {"model_sampler_step_size.png", "model_sampler_steps.png", "pareto.png"}
+    assert all(np.asarray(Image.open(file)).std() > 10 for file in files)
+    assert draw(Results("x", "m", False, ["a"], rows()[:1]), tmp_path) == []
