@@ -84,6 +84,7 @@ def server(folder):
             said, _ = creator.communicate(timeout=60)
             assert creator.returncode == 0 and "Run sweep agent with: wandb agent somebody/digits/" in said, said
         agents = [wandb("agent", f"somebody/digits/{sweep}") for sweep in ("sweep0", "sweep0", "sweep1", "sweep2")]
+        state.url = url
         state.said = [agent.communicate(timeout=400)[0] for agent in agents]
         yield state
 
@@ -134,3 +135,21 @@ def test_a_poor_trial_ends_early_and_is_no_failure(server):
     assert run["exit"] == 0 and run["config"]["model.optimizer.lr"]["value"] == 1e-3, server.said[3]
     assert 2 <= max(line["trainer/global_step"] for line in run["history"]) < 100_000
     assert "to go on" in server.said[3]
+
+
+def test_what_the_sweep_tells_is_shown_here_and_there(folder, server):
+    environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "k" * 40, "HOME": str(folder / "home"),
+                   "WANDB_ERROR_REPORTING": "false", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path),
+                   "PATH": os.environ["PATH"]}  # fmt: skip
+    command = [sys.executable, "-m", "lightning_score", "sweep", "--wandb", "somebody/digits/sweep0"]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "best: test/fid_digits_20=" in done.stdout and "division" in done.stdout
+    (summary,) = [run for run in server.runs.values() if run.get("jobType") == "sweep summary"]
+    (line,) = [line for line in summary["history"] if "sweep/trials" in line]
+    assert line["sweep/trials"]["_type"] == "table-file" and line["sweep/trials"]["nrows"] == 4
+    assert {"sweep/pareto", "sweep/model_sampler"} <= set(line) and summary["exit"] == 0
+    assert (folder / "runs/sweeps/sweep0/pareto.png").exists()
+    command[-1] = "somebody/digits/none"
+    wrong = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert wrong.returncode == 2 and "cannot be read" in wrong.stderr and len(wrong.stderr.strip().splitlines()) == 1

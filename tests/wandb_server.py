@@ -47,6 +47,11 @@ class WandbServer:
         if "createRunFiles" in query:
             files = [{"name": name, "uploadUrl": f"{url}/upload/{values['run']}/{name}"} for name in values["files"]]
             return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
+        if "ArtifactType" in query:
+            return {"project": None}
+        if "createArtifact(" in query:  # it has this one already
+            artifact = {"id": "a", "state": "COMMITTED", "versionIndex": 0, "artifactSequence": None}
+            return {"createArtifact": {"artifact": artifact}}
         if "viewer" in query:
             viewer = {"id": "v", "entity": "somebody", "username": "somebody", "flags": "{}", "email": "a@b.c",
                       "name": "somebody", "teams": {"edges": []}, "apiKeys": {"edges": []}, "admin": False}  # fmt: skip
@@ -54,7 +59,8 @@ class WandbServer:
         if "sweep(" in query:
             return {"project": {"id": "p", "sweep": self._sweep(values)}}
         if "runs(" in query:
-            return {"project": {"id": "p", "internalId": "1", "runCount": len(self.runs), "runs": self._runs()}}
+            runs = self._runs(json.loads(values.get("filters") or "{}"))
+            return {"project": {"id": "p", "internalId": "1", "runCount": len(runs["edges"]), "runs": runs}}
         return {}
 
     def _upsert_sweep(self, values: dict) -> dict:
@@ -106,9 +112,12 @@ class WandbServer:
                   "historyLineCount": 0, "project": project, "sweepName": values.get("sweep")}  # fmt: skip
         return {"upsertBucket": {"bucket": bucket, "inserted": True}}
 
-    def _runs(self) -> dict:
+    def _runs(self, filters: dict) -> dict:
+        sweeps = [part["sweep"] for part in filters.get("$and", []) if "sweep" in part]
         edges = []
         for name, run in self.runs.items():
+            if sweeps and run.get("sweep") not in sweeps:
+                continue
             state = {None: "running", 0: "finished"}.get(run["exit"], "failed")
             node = {"id": name, "name": name, "displayName": name, "tags": [], "state": state, "group": None,
                     "jobType": None, "commit": None, "readOnly": False, "createdAt": "2026-01-01T00:00:00",

@@ -43,6 +43,10 @@ def sweep(arguments: list[str]) -> None:
     for name, least in (("count", 1), ("jobs", 1)):
         value = options[name]
         require(value is None or value >= least, f"--{name} {value}: must be at least {least}")
+    if options.wandb is not None:
+        tell_wandb(options.wandb, Path(options.runs))
+        return
+    require(options.file is not None, "sweep needs a file, as sweeps/eps.yaml, or --wandb ENTITY/PROJECT/SWEEP")
     spec = read(options.file)
     name = options.name or spec.name
     folder = Path(options.runs).resolve() / "sweeps" / name
@@ -68,13 +72,15 @@ def sweep(arguments: list[str]) -> None:
 
 def _parser() -> Parser:
     parser = Parser(prog="python -m lightning_score sweep", description="Runs a W&B sweep file without W&B.")
-    parser.add_argument("file", type=str, help="The sweep file, as sweeps/eps.yaml.")
+    parser.add_argument("file", type=str | None, nargs="?", help="The sweep file, as sweeps/eps.yaml.")
     parser.add_argument("--count", type=int | None, default=None, help="Trials in all; a grid's own number by default.")
     parser.add_argument("--jobs", type=int, default=1, help="Trials at the same time on this machine.")
     parser.add_argument("--name", type=str | None, default=None, help="Of this sweep; that of the file by default.")
     parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs: results go to RUNS/sweeps/NAME.")
     storage = "Database that several machines share, as postgresql://user@host/name; a file in the folder by default."
     parser.add_argument("--storage", type=str | None, default=None, help=storage)
+    wandb = "Tables and figures of a sweep that W&B has run, here and on W&B: ENTITY/PROJECT/SWEEP."
+    parser.add_argument("--wandb", type=str | None, default=None, help=wandb)
     parser.add_argument("--dry_run", action="store_true", help="Check the file and print the cost, no more.")
     parser.add_argument("--summary", action="store_true", help="Tables and figures of what there is, no more.")
     return parser
@@ -149,7 +155,7 @@ class Run:
         new = self._study.queue(count)
         done = len(self._study.trials()) - self._study.left()
         if done:
-            print(f"goes on after {done} trials, {new} of them new" if new else f"goes on after {done} trials", flush=True)
+            print(f"goes on after {done} trials" + (f", {new} more" if new else ""), flush=True)
         board = Board(lambda: results(self._spec, self._study))
         try:
             with board:
@@ -200,12 +206,30 @@ def _again() -> str:
 def tell(spec: Sweep, study: Study, folder: Path) -> None:
     """Writes tables and figures into the folder and prints the summary."""
     found = results(spec, study, final=True)
+    write(found, folder)
+    (folder / "sweep.yaml").write_text(spec.text, encoding="utf-8")
+
+
+def tell_wandb(path: str, runs: Path) -> None:
+    """The same of a sweep that W&B has run, in `runs/sweeps/<its id>` and in a run of its own on W&B."""
+    from lightning_score.sweep.on_wandb import fetch, publish
+
+    spec, found = fetch(path)
+    if found.ranked:
+        best = found.ranked[0]
+        arguments = arguments_of(spec, best.settings, Path("trial"))
+        found.commands[best.number] = "python -m lightning_score " + shlex.join(arguments)
+    publish(found, write(found, runs.resolve() / "sweeps" / path.rpartition("/")[2]), path)
+
+
+def write(found: Results, folder: Path) -> list[Path]:
+    """Writes tables and figures and prints the summary; returns the figures."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.md").write_text(found.markdown(), encoding="utf-8")
     (folder / "trials.csv").write_text(found.csv(), encoding="utf-8")
-    (folder / "sweep.yaml").write_text(spec.text, encoding="utf-8")
     drawn = figures.draw(found, folder)
     print_results(found, folder, [file.name for file in drawn])
+    return drawn
 
 
 def results(spec: Sweep, study: Study, final: bool = False) -> Results:

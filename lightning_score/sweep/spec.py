@@ -144,6 +144,21 @@ def read(path: str) -> Sweep:
         entries = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML ({error})") from error
+    return from_entries(entries, path, text, file.stem)
+
+
+def from_entries(entries: Any, path: str, text: str, name: str) -> Sweep:
+    """A sweep from the entries of its file.
+
+    Args:
+        entries: as YAML has them.
+        path: of the file, for errors.
+        text: of the file.
+        name: where the entries have none.
+
+    Raises:
+        InputError: they are malformed, or ask for what W&B does not know.
+    """
     require(isinstance(entries, dict), f"{path}: not a sweep file, which is a mapping with method and parameters")
     unknown = sorted(map(str, set(entries) - KNOWN))
     require(not unknown, f"{path}: {', '.join(unknown)}: unknown; a sweep file has {', '.join(sorted(KNOWN))}")
@@ -156,7 +171,7 @@ def read(path: str) -> Sweep:
     )
     metric, maximize = _metric(path, entries.get("metric"), method)
     return Sweep(
-        name=str(entries.get("name") or file.stem),
+        name=str(entries.get("name") or name),
         text=text,
         method=method,
         metric=metric,

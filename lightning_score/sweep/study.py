@@ -12,6 +12,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.engine import make_url
 
 from lightning_score.sweep.spec import Sweep
 from lightning_score.utils import InputError, require
@@ -67,7 +68,7 @@ class Study:
             self._study = load(storage=self._storage, study_name=name, sampler=self._sampler(), **exists)
         except Exception as error:  # SQLAlchemy's, the driver's and Optuna's own
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise InputError(f"--storage {url}: this database cannot be used ({reason})") from error
+            raise InputError(f"--storage {_without_password(url)}: this database cannot be used ({reason})") from error
         known = self._study.user_attrs.get("sweep")
         if known is None:
             self._study.set_user_attr("sweep", sweep.text)
@@ -212,6 +213,13 @@ class Study:
             evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
             return optuna.importance.get_param_importances(self._study, evaluator=evaluator)
         return {}
+
+
+def _without_password(url: str) -> str:
+    """A database's address for the eyes of others."""
+    with suppress(Exception):
+        return make_url(url).render_as_string(hide_password=True)
+    return "(not an address)"
 
 
 def _is_dead(process: int) -> bool:

@@ -71,7 +71,10 @@ def _table(found: Results, most: int | None) -> Table:
     table = Table(title=None, header_style="bold")
     for i, title in enumerate(titles):
         last = i == len(titles) - 1
-        table.add_column(title, justify="left" if last else "right", overflow="fold", no_wrap=not last)
+        if last:
+            table.add_column(title, max_width=48, overflow="fold")
+        else:
+            table.add_column(title, justify="right", no_wrap=True)
     for cells in lines if most is None else _most_telling(lines, most):
         table.add_row(*cells)
     return table
@@ -86,21 +89,20 @@ def _most_telling(lines: list[list[str]], most: int) -> list[list[str]]:
 
 def print_results(found: Results, folder: Path, drawn: list[str]) -> None:
     """The summary at the end."""
-    console = Console(width=None if os.isatty(1) else 160, soft_wrap=True)
-    console.print(_table(found, None))
+    width = None if os.isatty(1) else 160
+    Console(width=width).print(_table(found, None))
     if found.importances:
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in found.importances.items())
-        console.print(f"importance: {shares}", highlight=False)
+        print(f"importance: {', '.join(f'{name} {share:.0%}' for name, share in found.importances.items())}")
     front = found.front()
     if len(front) > 1:
         points = ", ".join(f"trial {row.number} ({number(row.value)} at {number(row.nfe)})" for row in front)
-        console.print(f"Pareto front of {found.metric} and network evaluations: {points}", highlight=False)
+        print(f"Pareto front of {found.metric} and network evaluations: {points}")
     if found.ranked:
         best = found.ranked[0]
         settings = ", ".join(f"{short(name)}={as_text(best.settings.get(name))}" for name in found.varied)
         error = f" +- {number(2 * best.error)}" if number(best.error) else ""
         floor = f", real against real {number(best.floor)}" if number(best.floor) else ""
-        console.print(f"best: {found.metric}={number(best.value)}{error}{floor} with {settings}", highlight=False)
+        print(f"best: {found.metric}={number(best.value)}{error}{floor} with {settings}")
         print(f"again: {found.commands[best.number]}")
     files = ", ".join(["summary.md", "trials.csv", *drawn])
     print(f"written to {shlex.quote(os.path.relpath(folder))}: {files}", flush=True)

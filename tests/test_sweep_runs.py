@@ -1,0 +1,193 @@
+"""Sweeps that run: the same numbers as the command gives, nothing lost, nothing twice, whatever is killed."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_score.cli import run
+from lightning_score.sweep.spec import read
+from lightning_score.sweep.study import METRICS, SLOT, WORKER, Study
+from lightning_score.utils import InputError
+
+TEST = {
+    "name": "steps",
+    "method": "grid",
+    "metric": {"name": "test/fid_digits_40", "goal": "minimize"},
+    "parameters": {
+        "model.sampler.steps": {"values": [1, 2, 3]},
+        "model.sampler.denoise": {"values": ["Tweedie", "KeepNoise"]},
+        "evaluate.num_samples": {"value": 40},
+    },
+    "command": ["${env}", "${interpreter}", "-m", "lightning_score", "test", "--ckpt_path", "tiny.ckpt", "${args}"],
+}
+FIT = {
+    "name": "lr",
+    "method": "grid",
+    "metric": {"name": "val/fid_digits_20"},
+    "early_terminate": {"type": "hyperband", "min_iter": 1, "eta": 4},
+    "parameters": {"model.optimizer.lr": {"values": [4.0e-3, 1.0e-9, -1.0]}},
+    "command": ["${env}", "${interpreter}", "-m", "lightning_score", "fit", "--config", "ncsn", "--trainer.max_steps=30",
+                "--trainer.val_check_interval=10", "--evaluate.num_samples=20", "--samples.num_samples=0",
+                "--model.sampler.steps=2", "${args}"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A small checkpoint."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        quick = ["--trainer.max_steps=20", "--trainer.val_check_interval=20", "--samples.num_samples=0"]
+        assert (
+            run(["fit", "--config=ncsn", f"--runs={folder}", "--evaluate.num_samples=20", "--model.sampler.steps=1", *quick])
+            == 0
+        )
+    return folder / "ncsn" / "latest" / "last.ckpt"
+
+
+@pytest.fixture
+def folder(tmp_path, checkpoint, monkeypatch):
+    """The current folder, with the checkpoint and the sweeps."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copy(checkpoint, "tiny.ckpt")
+    for sweep in (TEST, FIT):
+        Path(f"{sweep['name']}.yaml").write_text(yaml.safe_dump(sweep))
+    return tmp_path
+
+
+def trials(file, url=None):
+    """All trials of a sweep that count, by their places in the queue."""
+    sweep = read(file)
+    url = url or f"sqlite:///{Path.cwd()}/runs/sweeps/{sweep.name}/study.db"
+    return sorted(Study(sweep, url, sweep.name).trials(), key=lambda trial: trial.user_attrs[SLOT])
+
+
+def test_a_sweep_gives_what_the_command_gives_and_goes_on(folder, capfd):
+    assert run(["sweep", "steps.yaml", "--count=4", "--jobs=2"]) == 0
+    said = capfd.readouterr().out
+    assert "4 trials, 160 samples at 10 to 31 network evaluations each: about" in said
+    assert "best: test/fid_digits_40=" in said and "importance: " in said
+    done = trials("steps.yaml")
+    assert [trial.state.name for trial in done] == ["COMPLETE"] * 4
+    before = {trial.number: trial.datetime_complete for trial in done}
+    assert run(["sweep", "steps.yaml"]) == 0
+    said = capfd.readouterr().out
+    assert "goes on after 4 trials, 2 more" in said
+    done = trials("steps.yaml")
+    assert len(done) == 6 and all(trial.state.name == "COMPLETE" for trial in done)
+    assert all(trial.datetime_complete == before[trial.number] for trial in done if trial.number in before)
+    again = re.search(r"again: python -m lightning_score (.*)", said)[1].split()
+    assert run([*again, "--output=again"]) == 0
+    best = min(done, key=lambda trial: trial.value)
+    records = [json.loads(line) for line in Path("again/evaluations.jsonl").read_text().splitlines()]
+    assert next(r["value"] for r in records if r["metric"] == "fid_digits_40") == pytest.approx(best.value, rel=1e-5)
+    results = Path("runs/sweeps/steps")
+    assert {"summary.md", "trials.csv", "pareto.png", "model_sampler_steps.png"} <= {file.name for file in results.iterdir()}
+    assert all((Path(trial.user_attrs["folder"]) / "samples").exists() for trial in done)
+    twice = run(["sweep", "steps.yaml", "--summary"])
+    assert twice == 0 and "best: test/fid_digits_40=" in capfd.readouterr().out and len(trials("steps.yaml")) == 6
+
+
+def started(*arguments):
+    """A sweep in a process of its own."""
+    return subprocess.Popen([sys.executable, "-m", "lightning_score", "sweep", *arguments], stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, start_new_session=True)  # fmt: skip
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.1)
+    return found
+
+
+def running(file):
+    """The processes that run trials."""
+    try:
+        workers = [trial.user_attrs.get(WORKER) for trial in trials(file) if trial.state.name == "RUNNING"]
+    except InputError:  # the study is not there yet
+        return []
+    return [int(worker.rpartition(":")[2]) for worker in workers if worker]
+
+
+def test_killed_workers_and_a_killed_sweep_lose_nothing(folder):
+    slow = {**TEST, "parameters": {**TEST["parameters"], "evaluate.num_samples": {"value": 200}},
+            "metric": {"name": "test/fid_digits_200"}}  # fmt: skip
+    Path("steps.yaml").write_text(yaml.safe_dump(slow))
+    sweep = started("steps.yaml")
+    os.kill(wait_for(lambda: running("steps.yaml"))[0], signal.SIGKILL)  # a worker: the sweep begins another
+    first = wait_for(lambda: [trial for trial in trials("steps.yaml") if trial.state.name == "COMPLETE"])
+    wait_for(lambda: running("steps.yaml"))
+    os.killpg(sweep.pid, signal.SIGKILL)  # all of it, as in a power cut
+    sweep.communicate()
+    again = started("steps.yaml", "--jobs=2")
+    wait_for(lambda: len(running("steps.yaml")) == 2 or again.poll() is not None)
+    os.killpg(again.pid, signal.SIGINT)  # Ctrl-C
+    said, _ = again.communicate(timeout=120)
+    assert "to go on: python -m lightning_score sweep steps.yaml --jobs=2" in said and again.returncode == 130, said
+    assert run(["sweep", "steps.yaml"]) == 0
+    done = trials("steps.yaml")
+    assert [trial.user_attrs[SLOT] for trial in done] == list(range(6))
+    assert all(trial.state.name == "COMPLETE" for trial in done)
+    assert len({json.dumps(trial.params, sort_keys=True) for trial in done}) == 6
+    assert first[0].number in {trial.number for trial in done}  # what was complete was not done again
+
+
+def test_trials_that_train_end_early_or_fail_alone(folder, capfd):
+    assert run(["sweep", "lr.yaml", "--jobs=1"]) == 0
+    good, poor, wrong = trials("lr.yaml")
+    said = capfd.readouterr().out
+    assert good.state.name == "COMPLETE" and len(good.intermediate_values) == 3
+    assert poor.state.name == "PRUNED" and len(poor.intermediate_values) < 3, said
+    assert wrong.state.name == "FAIL" and "Invalid learning rate" in wrong.user_attrs["error"]
+    assert good.user_attrs[METRICS]["val/fid_digits_20"] == good.value
+    assert "early" in said and "Invalid learning rate" in said
+    assert not (folder / "runs" / "sweeps" / "lr" / "trials" / "latest").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        ({"parameters": {"model.sampler.stepz": {"values": [1]}}}, [], "model.sampler.stepz=1: "),
+        ({"parameters": {"model.sampler.steps": {"values": [1, "many"]}}}, [], "model.sampler.steps='many': "),
+        ({"metric": {"name": "test/fid_digit_40"}}, [], "did you mean test/fid_digits_40?"),
+        ({"command": [*TEST["command"][:6], "none.ckpt", "${args}"]}, [], "none.ckpt: there is no such file"),
+        ({"command": ["python", "train.py", "${args}"]}, [], "wandb agent runs other programs"),
+        ({"method": "random"}, [], "goes on for ever: give --count"),
+        ({}, ["--jobs=0"], "--jobs 0"),
+        ({}, ["--storage=postgresql://nobody@127.0.0.1:9/none"], "this database cannot be used"),
+        ({}, ["--summary"], "has not been run yet"),
+    ],
+)
+def test_mistakes_are_found_before_anything_begins(folder, capsys, changes, arguments, message):
+    Path("steps.yaml").write_text(yaml.safe_dump({**TEST, **changes}))
+    assert run(["sweep", "steps.yaml", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said and len(said.strip().splitlines()) == 1
+    assert not list(Path("runs").glob("sweeps/*/study.db"))
+
+
+def test_another_file_or_another_checkpoint_is_another_sweep(folder, capsys):
+    Path("steps.yaml").write_text(yaml.safe_dump({**TEST, "parameters": {"evaluate.num_samples": {"value": 40}}}))
+    assert run(["sweep", "steps.yaml"]) == 0
+    with Path("tiny.ckpt").open("ab") as file:
+        file.write(b"\0" * 8)
+    assert run(["sweep", "steps.yaml"]) == 2
+    assert "begun with another checkpoint" in capsys.readouterr().err
+    Path("steps.yaml").write_text(yaml.safe_dump(TEST))
+    assert run(["sweep", "steps.yaml", "--dry_run"]) == 0
+    assert run(["sweep", "steps.yaml"]) == 2
+    assert "another version of its file" in capsys.readouterr().err
