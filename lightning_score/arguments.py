@@ -26,26 +26,31 @@ FROM_CHECKPOINT = ("model", "data", "ema", "samples", "evaluate", "name", "seed_
 """The parts of a run's configuration that its checkpoint stands for."""
 
 
-def shipped_configs() -> Path:
-    """The folder of the shipped configs: inside the installed package, or beside it in a clone."""
-    inside = PACKAGE / "configs"
-    return inside if inside.is_dir() else PACKAGE.parent / "configs"
+def shipped(kind: str = "configs") -> Path:
+    """The folder of the shipped configs, or sweeps: inside the installed package, or beside it in a clone."""
+    inside = PACKAGE / kind
+    return inside if inside.is_dir() else PACKAGE.parent / kind
 
 
-def find_config(name: str) -> Path:
+def find_config(name: str, kind: str = "configs", option: str = "--config ") -> Path:
     """The file of a config given as a path, or as the name of a shipped one: `ncsn`, `ncsn.yaml`, `configs/ncsn.yaml`.
+
+    Args:
+        name: as given.
+        kind: `configs` or `sweeps`.
+        option: what the name was given for.
 
     Raises:
         InputError: there is no such file.
     """
     if Path(name).is_file():
         return Path(name)
-    short = name.removeprefix("configs/").removesuffix(".yaml")
-    shipped = shipped_configs() / f"{short}.yaml"
-    if shipped.is_file():
-        return shipped
-    known = sorted(str(file.relative_to(shipped_configs()).with_suffix("")) for file in shipped_configs().rglob("*.yaml"))
-    raise InputError(f"--config {name}: there is no such file, nor a shipped config of this name ({', '.join(known)})")
+    folder, short = shipped(kind), name.removeprefix(f"{kind}/").removesuffix(".yaml")
+    file = folder / f"{short}.yaml"
+    if file.is_file():
+        return file
+    known = ", ".join(sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml")))
+    raise InputError(f"{option}{name}: there is no such file, nor a shipped {kind[:-1]} of this name ({known})")
 
 
 def load_checkpoint(path: str) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from PIL import Image
 
 from lightning_score import ScoreModel
 from lightning_score.__main__ import HELP
-from lightning_score.arguments import find_config, shipped_configs
+from lightning_score.arguments import find_config, shipped
 from lightning_score.cli import COMMANDS, WITHOUT_TRAINER, run
 from lightning_score.utils import InputError
 
-CONFIGS = sorted(path.stem for path in shipped_configs().glob("*.yaml") if path.stem != "images")
+CONFIGS = sorted(path.stem for path in shipped().glob("*.yaml") if path.stem != "images")
 """Those on data that the package embeds; the others are in test_recipes.py."""
 TABLE = ["--model.sampler.grid=Table", "--model.sampler.denoise=LastMean"]
 QUICK = ["--samples.num_samples=9", "--evaluate.num_samples=40", "--model.sampler.steps=2"]
@@ -55,7 +55,7 @@ def test_every_shipped_config_survives_a_fast_dev_run(config, tmp_path, monkeypa
 @pytest.mark.parametrize("name", ["ncsn", "ncsn.yaml", "configs/ncsn.yaml"])
 def test_configs_are_found_by_short_names(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert find_config(name) == shipped_configs() / "ncsn.yaml"
+    assert find_config(name) == shipped() / "ncsn.yaml"
     Path("ncsn.yaml").write_text("{}")
     assert find_config("ncsn.yaml") == Path("ncsn.yaml"), "a file of the user's comes first"
 

@@ -12,7 +12,7 @@ from test_image_files import write_idx
 from test_interop_score_sde import saved
 from test_recipes import PARAMETERS, header
 
-from lightning_score.arguments import shipped_configs
+from lightning_score.arguments import shipped
 from lightning_score.cli import run
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -84,7 +84,7 @@ def test_two_commands_install_and_run():
 
 def test_the_table_lists_every_config():
     listed = re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)
-    assert sorted({*listed, "images"} - {"data"}) == sorted(path.stem for path in shipped_configs().glob("*.yaml"))
+    assert sorted({*listed, "images"} - {"data"}) == sorted(path.stem for path in shipped().glob("*.yaml"))
 
 
 @pytest.mark.parametrize("row", re.findall(r"^\| `(\w+/\w+)` \|(.*)\|$", README, re.MULTILINE), ids=lambda row: row[0])

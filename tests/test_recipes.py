@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_score.arguments import shipped_configs
+from lightning_score.arguments import shipped
 from lightning_score.experiment import IdleExperiment
 from lightning_score.sampling import NoiseStream
 from lightning_score.score import ScoreFunction
@@ -35,13 +35,13 @@ LARGE = {"ncsnv2/celeba64", "ncsnv2/church96", "ncsnv2/ffhq256", "cifar10/ddpmpp
 
 def header(name):
     """The comment at the top of a config, on one line."""
-    lines = (shipped_configs() / f"{name}.yaml").read_text().splitlines()
+    lines = (shipped() / f"{name}.yaml").read_text().splitlines()
     comment = [line.removeprefix("#").strip() for line in lines[: next(i for i, line in enumerate(lines) if line[0] != "#")]]
     return " ".join(comment)
 
 
 def experiment(name):
-    return IdleExperiment(["--config", str(shipped_configs() / f"{name}.yaml"), "--evaluate.features=null"])
+    return IdleExperiment(["--config", str(shipped() / f"{name}.yaml"), "--evaluate.features=null"])
 
 
 class Constant(nn.Module):
@@ -52,7 +52,7 @@ class Constant(nn.Module):
 
 
 def test_every_config_is_tested_somewhere():
-    folders = {str(path.relative_to(shipped_configs()).with_suffix("")) for path in shipped_configs().glob("*/*.yaml")}
+    folders = {str(path.relative_to(shipped()).with_suffix("")) for path in shipped().glob("*/*.yaml")}
     assert folders == set(EVERY) - {"images"}
 
 

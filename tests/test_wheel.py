@@ -20,7 +20,8 @@ def test_the_wheel_has_configs_and_weights_and_runs_elsewhere(tmp_path):
     call(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, ROOT)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    shipped = {f"lightning_score/{p.relative_to(ROOT)}" for p in (ROOT / "configs").rglob("*.yaml")}
+    shipped = {f"lightning_score/{p.relative_to(ROOT)}" for kind in ("configs", "sweeps")
+               for p in (ROOT / kind).rglob("*.yaml")}  # fmt: skip
     assert shipped | {"lightning_score/data/digits.npz", "lightning_score/metrics/digit_features.safetensors"} <= names
     assert "lightning_score/metrics/fashion_features.safetensors" in names
     call(*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel)

@@ -13,7 +13,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_score.arguments import Parser, option
+from lightning_score.arguments import Parser, find_config, option
 from lightning_score.sweep import figures
 from lightning_score.sweep.check import check_metric, check_settings
 from lightning_score.sweep.cost import Cost, estimate
@@ -47,7 +47,7 @@ def sweep(arguments: list[str]) -> None:
         tell_wandb(options.wandb, Path(options.runs))
         return
     require(options.file is not None, "sweep needs a file, as sweeps/eps.yaml, or --wandb ENTITY/PROJECT/SWEEP")
-    spec = read(options.file)
+    spec = read(str(find_config(options.file, "sweeps", "")))
     name = options.name or spec.name
     folder = Path(options.runs).resolve() / "sweeps" / name
     url = options.storage or f"sqlite:///{folder}/study.db"

@@ -47,14 +47,17 @@ def _against(results: Results, rows: list[Row], name: str) -> Any:
     connected = len(lines) < len(rows)
     numbers = numeric(rows, name)
     places = sorted({as_text(row.settings.get(name)) for row in rows})
-    for key, members in sorted(lines.items(), key=lambda item: _order(item[0])):
-        members = sorted(
-            members, key=lambda row: row.settings[name] if numbers else places.index(as_text(row.settings[name]))
-        )
-        x = [row.settings[name] if numbers else places.index(as_text(row.settings[name])) for row in members]
-        _errorbar(axes, x, members, _look(rows, others, key) | ({} if connected and numbers else {"linestyle": "none"}))
+    for i, (key, members) in enumerate(sorted(lines.items(), key=lambda item: _order(item[0]))):
+        apart = 0.0 if numbers else 0.6 * ((i + 0.5) / len(lines) - 0.5)  # or points of one choice would cover each other
+        points = {
+            row.number: row.settings[name] if numbers else places.index(as_text(row.settings[name])) for row in members
+        }
+        members = sorted(members, key=lambda row: points[row.number])
+        look = _look(rows, others, key) | ({} if connected and numbers else {"linestyle": "none"})
+        _errorbar(axes, [points[row.number] + apart for row in members], members, look)
     if numbers:
         _scale(axes, "x", [row.settings[name] for row in rows])
+        _tick_at(axes, sorted({row.settings[name] for row in rows}))
     else:
         axes.set_xticks(range(len(places)), places)
         axes.set_xlim(-0.5, len(places) - 0.5)
@@ -102,12 +105,19 @@ def _scale(axes: Any, which: str, values: Sequence[float]) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     low, high = min(values), max(values)
-    if low > 0 and high / low > 8:
+    if low > 0 and high / low >= 4:
         axes.set(**{f"{which}scale": "log"})
         axis = getattr(axes, f"{which}axis")
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
         axis.set_major_formatter(StrMethodFormatter("{x:.4g}"))
         axis.set_minor_formatter(NullFormatter())
+
+
+def _tick_at(axes: Any, values: list[float]) -> None:
+    """Marks the values that were tried, where they are few."""
+    if len(values) <= MOST:
+        axes.set_xticks(values, [f"{value:.4g}" for value in values])
+        axes.set_xticks([], minor=True)
 
 
 def _errorbar(axes: Any, x: list[float], rows: list[Row], look: dict[str, Any]) -> None:

@@ -51,30 +51,41 @@ class Study:
 
     def __init__(self, sweep: Sweep, url: str, name: str, make: bool = False):
         self.sweep, self.url, self.name = sweep, url, name
-        retry = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
-        self._requeue = retry
-        settings = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-        try:
-            self._storage = RDBStorage(
-                url,
-                engine_kwargs=settings,
-                heartbeat_interval=HEARTBEAT,
-                grace_period=GRACE,
-                heartbeat_stale_trial_callback=retry,
-                skip_table_creation=not make,
-            )
-            load = optuna.create_study if make else optuna.load_study
-            exists = {"load_if_exists": True, "direction": self._direction} if make else {}
-            self._study = load(storage=self._storage, study_name=name, sampler=self._sampler(), **exists)
-        except Exception as error:  # SQLAlchemy's, the driver's and Optuna's own
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise InputError(f"--storage {_without_password(url)}: this database cannot be used ({reason})") from error
+        self._requeue = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
+        for wait in (0.5, 1.5, None) if make else (None,):  # two machines that make the tables at once disturb each other
+            try:
+                self._study = self._open(make)
+                break
+            except Exception as error:  # SQLAlchemy's, the driver's and Optuna's own
+                if wait is not None:
+                    time.sleep(wait)
+                    continue
+                reason = str(error).strip().partition("\n")[0] or type(error).__name__
+                reason = "pip install 'psycopg[binary]'" if isinstance(error.__cause__ or error, ImportError) else reason
+                address = _without_password(url)
+                raise InputError(f"--storage {address}: this database cannot be used ({reason})") from error
         known = self._study.user_attrs.get("sweep")
         if known is None:
             self._study.set_user_attr("sweep", sweep.text)
         require(
             known is None or known == sweep.text,
             f"the sweep {name} was begun with another version of its file; give a new --name, or the old file",
+        )
+
+    def _open(self, make: bool) -> optuna.Study:
+        settings = {"connect_args": {"timeout": 60}} if self.url.startswith("sqlite") else {"pool_pre_ping": True}
+        storage = RDBStorage(
+            _with_driver(self.url),
+            engine_kwargs=settings,
+            heartbeat_interval=HEARTBEAT,
+            grace_period=GRACE,
+            heartbeat_stale_trial_callback=self._requeue,
+            skip_table_creation=not make,
+        )
+        if not make:
+            return optuna.load_study(storage=storage, study_name=self.name, sampler=self._sampler())
+        return optuna.create_study(
+            storage=storage, study_name=self.name, sampler=self._sampler(), direction=self._direction, load_if_exists=True
         )
 
     @property
@@ -213,6 +224,14 @@ class Study:
             evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
             return optuna.importance.get_param_importances(self._study, evaluator=evaluator)
         return {}
+
+
+def _with_driver(url: str) -> str:
+    """PostgreSQL's usual address with the name of the driver, which SQLAlchemy's versions choose differently."""
+    for usual in ("postgresql://", "postgres://"):
+        if url.startswith(usual):
+            return f"postgresql+psycopg://{url.removeprefix(usual)}"
+    return url
 
 
 def _without_password(url: str) -> str:
