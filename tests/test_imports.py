@@ -42,7 +42,7 @@ ALLOWED = {
     "convert": {"arguments", "experiment", "interop", "model", "utils"},
     "ladder": {"arguments", "data", "schedule", "utils"},
     "commands": {"arguments", "callbacks", "data", "experiment", "ladder", "loggers", "model", "runs", "summary", "utils"},
-    "sweep": {"arguments", "callbacks", "commands", "data", "guidance", "metrics", "model", "runs", "sampling", "utils"},
+    "sweep": {"arguments", "callbacks", "commands", "guidance", "metrics", "model", "sampling", "score", "utils"},
     "gallery": {*CORE, "arguments", "callbacks", "data", "empirical", "model", "runs", "sampling"},
 }
 FREE = {"cli", "__init__", "__main__"}

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lightning_score.arguments import shipped
 from lightning_score.cli import run
 from lightning_score.sweep.spec import read
 from lightning_score.sweep.study import METRICS, SLOT, WORKER, Study
@@ -48,10 +49,7 @@ def checkpoint(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "disabled")
         quick = ["--trainer.max_steps=20", "--trainer.val_check_interval=20", "--samples.num_samples=0"]
-        assert (
-            run(["fit", "--config=ncsn", f"--runs={folder}", "--evaluate.num_samples=20", "--model.sampler.steps=1", *quick])
-            == 0
-        )
+        assert run(["fit", "--config=ncsn", f"--runs={folder}", "--model.sampler.steps=1", *quick]) == 0
     return folder / "ncsn" / "latest" / "last.ckpt"
 
 
@@ -123,6 +121,7 @@ def running(file):
     return [int(worker.rpartition(":")[2]) for worker in workers if worker]
 
 
+@pytest.mark.slow
 def test_killed_workers_and_a_killed_sweep_lose_nothing(folder):
     slow = {**TEST, "parameters": {**TEST["parameters"], "evaluate.num_samples": {"value": 200}},
             "metric": {"name": "test/fid_digits_200"}}  # fmt: skip
@@ -146,6 +145,7 @@ def test_killed_workers_and_a_killed_sweep_lose_nothing(folder):
     assert first[0].number in {trial.number for trial in done}  # what was complete was not done again
 
 
+@pytest.mark.slow
 def test_trials_that_train_end_early_or_fail_alone(folder, capfd):
     assert run(["sweep", "lr.yaml", "--jobs=1"]) == 0
     good, poor, wrong = trials("lr.yaml")
@@ -156,6 +156,20 @@ def test_trials_that_train_end_early_or_fail_alone(folder, capfd):
     assert good.user_attrs[METRICS]["val/fid_digits_20"] == good.value
     assert "early" in said and "Invalid learning rate" in said
     assert not (folder / "runs" / "sweeps" / "lr" / "trials" / "latest").exists()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in shipped("sweeps").glob("*.yaml")))
+def test_shipped_sweeps_fit_what_the_first_command_makes(folder, capsys, name):
+    checkpoint = Path("runs/ncsn/latest/last.ckpt")
+    checkpoint.parent.mkdir(parents=True)
+    shutil.copy("tiny.ckpt", checkpoint)
+    run_as = ["--count=2", "--dry_run"]
+    cheap = read(str(shipped("sweeps") / f"{name}.yaml"))
+    assert run(["sweep", f"sweeps/{name}.yaml", *run_as]) == 0
+    said = capsys.readouterr().out
+    assert f"minimizing {cheap.metric}" in said and "2 trials, " in said and ": about" in said
+    lines = cheap.text.splitlines()
+    assert lines[0].startswith("# ") and "change the path" in lines[1]
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ def postgres(tmp_path_factory):
     call("pg_ctl", "-D", f"{data}/db", "-m", "immediate", "stop")
 
 
+@pytest.mark.slow
 def test_two_machines_share_a_sweep(tmp_path, checkpoint, postgres, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setenv("WANDB_MODE", "disabled")
     machines = [tmp_path / name for name in ("one", "two")]

@@ -11,6 +11,7 @@ from wandb_server import serving
 
 from lightning_score.cli import run
 
+pytestmark = pytest.mark.slow
 COMMAND = ["${env}", "${interpreter}", "-m", "lightning_score"]
 TEST = {
     "method": "grid",
