@@ -15,6 +15,7 @@ import yaml
 
 from lightning_score.arguments import shipped
 from lightning_score.cli import run
+from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.spec import read
 from lightning_score.sweep.study import METRICS, SLOT, WORKER, Study
 from lightning_score.utils import InputError
@@ -96,6 +97,21 @@ def test_a_sweep_gives_what_the_command_gives_and_goes_on(folder, capfd):
     assert all((Path(trial.user_attrs["folder"]) / "samples").exists() for trial in done)
     twice = run(["sweep", "steps.yaml", "--summary"])
     assert twice == 0 and "best: test/fid_digits_40=" in capfd.readouterr().out and len(trials("steps.yaml")) == 6
+
+
+def test_a_loaded_model_takes_other_evaluations_and_guidance(folder):
+    base = ["test", "--ckpt_path=tiny.ckpt", "--evaluate.num_samples=40"]
+    other = [*base, "--evaluate.seed=5", "--model.sampler=LangevinDynamics", "--model.sampler.steps=2"]
+    loaded = LoadedCommand(base)
+    first = loaded.run([*base, "--output=first"])
+    changed = loaded.run([*other, "--output=changed"])
+    back = loaded.run([*base, "--output=back"])
+    assert run([*other, "--output=fresh"]) == 0
+    assert back == {**first, "test/sampling_seconds": back["test/sampling_seconds"]}
+    records = [json.loads(line) for line in Path("fresh/evaluations.jsonl").read_text().splitlines()]
+    fresh = {f"test/{record['metric']}": record["value"] for record in records}
+    assert fresh["test/fid_digits_40"] == pytest.approx(changed["test/fid_digits_40"], rel=1e-5)
+    assert changed["test/fid_digits_40"] != first["test/fid_digits_40"] and records[0]["seed"] == 5
 
 
 def started(*arguments):

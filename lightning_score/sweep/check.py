@@ -3,9 +3,7 @@
 import lightning_score.torchvision_guard  # noqa: F401
 
 import difflib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lightning_score.callbacks.totals import KINDS
 from lightning_score.metrics.record import metric_name
@@ -72,8 +70,3 @@ def logged(command: LoadedCommand) -> set[str]:
         names |= {f"{prefix}/{name}{ending}{part}" for ending in endings for part in ("", "_error", "_floor", "_n")}
     copies = {"test/copied", "test/neighbour_distance_ratio"} if prefix == "test" else set()
     return names | copies | {f"{prefix}/nfe", f"{prefix}/sampling_seconds"}
-
-
-def first_trials(sweep: Sweep, trials: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """The arguments of some trials, as far as their settings are known."""
-    return [arguments_of(sweep, settings, NOWHERE) for settings in trials]

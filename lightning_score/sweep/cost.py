@@ -14,6 +14,7 @@ from lightning_score.model import ScoreModel
 from lightning_score.sampling import NoiseStream
 from lightning_score.score import Conditioned, ScoreField
 from lightning_score.sweep.loaded import LoadedCommand
+from lightning_score.sweep.results import duration
 from lightning_score.utils import expand
 
 MOST = 24
@@ -42,15 +43,6 @@ class Cost:
         each = f"{low:g}" if low == high else f"{low:g} to {high:g}"
         drawn = f", {self.samples} samples at {each} network evaluations each" if self.samples else ""
         return f"{self.trials} trials{drawn}: about {duration(self.seconds)}"
-
-
-def duration(seconds: float) -> str:
-    """42 s, 12 min, 3.5 h, 2.1 days."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 class _Counter(ScoreField):

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from lightning_score.arguments import Parser, find_config, option
 from lightning_score.sweep import figures
@@ -19,7 +19,7 @@ from lightning_score.sweep.check import check_metric, check_settings
 from lightning_score.sweep.cost import Cost, estimate
 from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.results import Results, Row, flat_settings, measured
-from lightning_score.sweep.spec import NESTED, Sweep, nest, read, shown
+from lightning_score.sweep.spec import NESTED, Sweep, read, shown
 from lightning_score.sweep.study import ERROR, METRICS, SETTINGS, SLOT, Study
 from lightning_score.sweep.table import Board, print_results
 from lightning_score.sweep.trials import arguments_of
@@ -89,28 +89,12 @@ def _parser() -> Parser:
 def _planned(spec: Sweep, count: int | None) -> tuple[int, list[list[str]]]:
     """The number of trials, and the arguments of those whose settings are known."""
     if spec.method == "grid":
-        known = [nest(_named(spec, values)) for values in spec.grid()]
+        known = [spec.settings(FixedTrial(values)) for values in spec.grid()]
         total = min(len(known), *(limit for limit in (count, spec.run_cap) if limit is not None), len(known))
         return total, [arguments_of(spec, settings, Path("trial")) for settings in known[:total]]
     total = count or spec.run_cap
     require(total is not None, f"method {spec.method} goes on for ever: give --count 20, or run_cap in the file")
     return total, [arguments_of(spec, settings, Path("trial")) for _, _, settings in spec.examples()]
-
-
-def _named(spec: Sweep, values: dict[str, Any]) -> dict[str, Any]:
-    """The values of all parameters that one point of the grid stands for."""
-
-    class Fixed:
-        def suggest_categorical(self, name: str, choices: Any) -> Any:
-            return values[name]
-
-        def suggest_int(self, name: str, low: int, high: int) -> Any:
-            return values[name]
-
-        def suggest_float(self, name: str, low: float, high: float, log: bool = False) -> Any:
-            return values[name]
-
-    return {name: law.suggest(Fixed(), name) for name, law in spec.parameters.items()}
 
 
 def _announcement(spec: Sweep, cost: Cost, jobs: int) -> str:

@@ -106,4 +106,4 @@ class LoadedCommand(ParsedCommand):
         mine = self.config_init[self.command]
         mine["output"] = given["output"]
         if changed:
-            mine["evaluate"] = Evaluate(**parts.evaluate)
+            mine["evaluate"] = parts.evaluate

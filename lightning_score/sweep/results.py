@@ -173,6 +173,15 @@ def number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
+def duration(seconds: float) -> str:
+    """42 s, 12 min, 3.5 h, 2.1 days."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
 def numeric(rows: Sequence[Row], name: str) -> bool:
     """Whether a parameter's values are numbers."""
     values = [row.settings.get(name) for row in rows]

@@ -1,7 +1,6 @@
 """A sweep file in W&B's format, read and checked."""
 
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -232,8 +231,3 @@ def _hyperband(path: str, given: Any, metric: str | None) -> Hyperband | None:
         bands = [int(low * eta**k) for k in range(64) if low * eta**k < 1e9]
     require(bands, f"{path}: early_terminate leaves no band; raise max_iter or lower eta")
     return Hyperband(tuple(sorted(set(bands))), float(eta), bool(given.get("strict", False)))
-
-
-def as_json(settings: Mapping[str, Any]) -> str:
-    """Settings as one line."""
-    return json.dumps(dict(settings), sort_keys=True)

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from lightning_score.sweep.command import as_text
-from lightning_score.sweep.results import Results, Row, number, short
+from lightning_score.sweep.results import Results, Row, duration, number, short
 
 SHOWN = 12
 """The best trials that the living table shows."""
@@ -27,7 +27,7 @@ class Board:
 
     def __init__(self, source: Callable[[], Results]):
         self._source, self._console = source, Console()
-        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
         self._told: set[int] | None = None
 
     def __enter__(self) -> "Board":
@@ -56,7 +56,12 @@ class Board:
 
 def _counts(found: Results) -> str:
     states = Counter(row.state for row in found.rows)
-    return ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    seconds = [row.seconds for row in found.rows if row.state == "complete"]
+    left = states["waiting"] + states["running"] / 2
+    if not seconds or not left:
+        return counts
+    return f"{counts}; about {duration(left * sum(seconds) / len(seconds) / max(states['running'], 1))} to go"
 
 
 def _line(found: Results, row: Row, ended: int) -> str:
