@@ -1,0 +1,149 @@
+"""The queue of a sweep's trials: what is drawn, who takes it, what comes back."""
+
+import math
+import os
+import socket
+
+import optuna
+import pytest
+import yaml
+
+from lightning_score.sweep.engine import results
+from lightning_score.sweep.spec import read
+from lightning_score.sweep.study import RETRIES, SLOT, WORKER, Study
+from lightning_score.utils import InputError
+
+PARAMETERS = {
+    "x": {"min": -2.0, "max": 2.0},
+    "y": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1.0},
+    "z": {"values": ["a", "b"]},
+}
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Makes a study of a sweep with some entries, in one database."""
+
+    def made(name="s", **entries):
+        base = {"name": name, "method": "random", "metric": {"name": "m"}, "parameters": PARAMETERS}
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump({**base, **entries}))
+        return Study(read(str(file)), f"sqlite:///{tmp_path}/study.db", name, make=True)
+
+    return made
+
+
+def bowl(study, trial, settings):
+    """Least, 0, at x = 1, y = 0.01, z = b."""
+    return (settings["x"] - 1) ** 2 + math.log10(settings["y"] / 0.01) ** 2 + (settings["z"] == "a")
+
+
+def test_random_draws_go_on_where_they_stopped_and_are_the_same_everywhere(make):
+    one, other = make("one"), make("other")
+    assert one.queue(4) == 4
+    one.work(bowl)
+    assert one.queue(10) == 6 and one.queue(10) == 0
+    one.work(bowl)
+    other.queue(10)
+    other.work(bowl)
+    draws = [[trial.params for trial in sorted(s.trials(), key=lambda t: t.user_attrs[SLOT])] for s in (one, other)]
+    assert draws[0] == draws[1] and len({str(draw) for draw in draws[0]}) == 10
+
+
+def test_bayes_learns_from_what_it_has_seen(make):
+    study, blind = make("seen", method="bayes"), make("blind")
+    for each in (study, blind):
+        each.queue(60)
+        each.work(bowl)
+    late = {each.name: sorted(t.value for t in each.trials() if t.user_attrs[SLOT] >= 30) for each in (study, blind)}
+    assert late["seen"][15] < 0.5 * late["blind"][15]  # the median of its later trials
+    assert results(study.sweep, study, final=False).ranked == []  # these trials measured no metric of a run
+    shares = study.importances()
+    assert set(shares) == {"x", "y", "z"} and abs(sum(shares.values()) - 1) < 1e-6 and max(shares, key=shares.get) != "z"
+
+
+def test_what_two_machines_queue_at_once_is_done_once(make):
+    one, other = make(), make()
+    one._study.enqueue_trial({}, user_attrs={SLOT: 0})
+    other._study.enqueue_trial({}, user_attrs={SLOT: 0})
+    one.work(bowl)
+    assert [trial.state.name for trial in one.trials()] == ["COMPLETE"]
+
+
+def test_an_error_is_one_trials_and_is_not_tried_again(make):
+    study = make()
+    study.queue(3)
+
+    def fails_once(study, trial, settings):
+        if trial.user_attrs[SLOT] == 1:
+            raise ValueError("samples\nhold NaN")
+        return bowl(study, trial, settings)
+
+    study.work(fails_once)
+    states = {trial.user_attrs[SLOT]: trial for trial in study.trials()}
+    assert [states[i].state.name for i in range(3)] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert states[1].user_attrs["error"] == "samples hold NaN" and study.queue(3) == 0 and study.left() == 0
+
+
+def test_an_interrupted_trial_waits_again_with_its_values(make):
+    study = make(method="bayes")
+    study.queue(1)
+    seen = []
+
+    def interrupted(study, trial, settings):
+        seen.append(settings)
+        if len(seen) <= RETRIES + 2:
+            raise KeyboardInterrupt
+        return bowl(study, trial, settings)
+
+    for _ in range(RETRIES + 2):
+        with pytest.raises(KeyboardInterrupt):
+            study.work(interrupted)
+    study.work(interrupted)
+    assert [trial.state.name for trial in study.trials()] == ["COMPLETE"]
+    assert all(settings == seen[0] for settings in seen)
+
+
+def test_a_trial_that_kills_its_workers_is_given_up(make):
+    study = make()
+    study.queue(1)
+    dead = 2**22 + 7  # above the largest number of a process
+    for _ in range(RETRIES + 1):
+        trial = study._study.ask()
+        trial.set_user_attr(WORKER, f"{socket.gethostname()}:{dead}")
+        study.release()
+    assert [trial.state.name for trial in study.trials()] == ["FAIL"] and study.left() == 0
+    (row,) = results(study.sweep, study).rows
+    assert row.state == "failed" and row.message == "its workers died"
+
+
+def test_a_trial_of_a_living_worker_stays_its_own(make):
+    study = make()
+    study.queue(1)
+    study._study.ask().set_user_attr(WORKER, f"{socket.gethostname()}:{os.getpid()}")
+    study.release()
+    assert [trial.state.name for trial in study.trials()] == ["RUNNING"]
+
+
+def test_early_termination_compares_with_all(make):
+    study = make(early_terminate={"type": "hyperband", "min_iter": 2, "eta": 4})
+    study.queue(4)
+    steps = []
+
+    def trains(study, trial, settings):
+        for step in range(1, 5):
+            trial.report(trial.user_attrs[SLOT] + 1 / step, step)
+            if study.stops(trial):
+                steps.append(step)
+                raise optuna.TrialPruned
+        return trial.user_attrs[SLOT]
+
+    study.work(trains)
+    states = sorted((trial.user_attrs[SLOT], trial.state.name) for trial in study.trials())
+    assert [name for _, name in states] == ["COMPLETE", "PRUNED", "PRUNED", "PRUNED"] and steps == [2, 2, 2]
+
+
+def test_a_study_of_another_file_is_refused(make):
+    make()
+    with pytest.raises(InputError, match="another version of its file"):
+        make(run_cap=3)
