@@ -21,7 +21,7 @@ def sweep(arguments: list[str]) -> None:
     sweep(arguments)
 
 
-WITHOUT_TRAINER = {"schedule": schedule, "gallery": gallery, "convert": convert, "sweep": sweep}
+WITHOUT_TRAINER = {"schedule": schedule, "sweep": sweep, "gallery": gallery, "convert": convert}
 COMMANDS = ("fit", "validate", "test", "predict", *WITHOUT_TRAINER)
 
 

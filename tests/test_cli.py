@@ -278,7 +278,8 @@ def test_help_of_a_command_without_a_trainer(command, capsys):
     with pytest.raises(SystemExit) as stop:
         run([command, "--help"])
     text = capsys.readouterr().out
-    assert stop.value.code == 0 and ("OUT" if command == "convert" else "--output") in text and "--trainer" not in text
+    own = {"convert": "OUT", "sweep": "--storage"}.get(command, "--output")
+    assert stop.value.code == 0 and own in text and "--trainer" not in text
 
 
 class TestBadInput:

@@ -201,7 +201,7 @@ def test_schedule_explains_writes_and_draws(capsys):
     assert run(command) == 2 and "exists already" in capsys.readouterr().err
     assert run(["fit", "--config=ncsn", "--config=ladder.yaml", *SHORT]) == 0
     used = model_of(Path("runs/ladder/latest/config.yaml"))
-    assert used["process"]["init_args"] == model["process"]["init_args"]
+    assert used["process"]["init_args"] == model["process"]["init_args"] | {"geometric": True}
     assert used["sampler"]["init_args"]["step_size"] == model["sampler"]["init_args"]["step_size"]
     assert used["sampler"]["init_args"]["denoise"], "the rest of the sampler is the config's"
 
@@ -258,7 +258,7 @@ def test_auto_becomes_numbers_in_config_and_checkpoint(capsys):
     assert run(["fit", "--config=ncsn", *AUTO, *SHORT]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("auto: sigma_max=4.80031")]
     assert "largest distance" in line and "levels=18" in line
-    process = {"sigma_min": 0.03, "sigma_max": 4.80031, "levels": 18}
+    process = {"sigma_min": 0.03, "sigma_max": 4.80031, "levels": 18, "geometric": True}
     checkpoint = torch.load("runs/ncsn/latest/last.ckpt", weights_only=True)
     for model in (model_of(Path("runs/ncsn/latest/config.yaml")), checkpoint["config"]["model"]):
         assert model["process"]["init_args"] == process

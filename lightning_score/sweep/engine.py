@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing
 import os
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -140,6 +141,7 @@ class Run:
         done = len(self._study.trials()) - self._study.left()
         if done:
             print(f"goes on after {done} trials" + (f", {new} more" if new else ""), flush=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         board = Board(lambda: results(self._spec, self._study))
         try:
             with board:
