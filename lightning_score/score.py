@@ -63,7 +63,7 @@ class ScoreFunction(ScoreField):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         self._evaluations += len(x)
         c_in, c_skip, c_out, c_noise = self.parametrization(self.process, t)
-        output = self.network(expand(c_in, x) * x, c_noise.to(x.dtype).expand(len(x)), cond)
+        output = self.network(expand(c_in, x) * x, c_noise.to(x.dtype) * x.new_ones(len(x)), cond)
         return expand(c_skip, x) * x + expand(c_out, x) * output
 
 

@@ -28,9 +28,12 @@ def require(condition: bool, message: str) -> None:
 
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
-    """Shapes a coefficient, () or (B,), so that it multiplies `x`, (B, ...), sample by sample, in the precision of `x`."""
-    coefficient = torch.as_tensor(coefficient).to(device=x.device, dtype=x.dtype)
-    return coefficient if coefficient.ndim == 0 else coefficient.reshape(-1, *[1] * (x.ndim - 1))
+    """Shapes a coefficient, () or (B,), so that it multiplies `x`, (B, ...), sample by sample, in the precision of `x`.
+
+    One of shape () may stay on the CPU: it multiplies tensors of any device, and none has to wait for it.
+    """
+    coefficient = torch.as_tensor(coefficient).to(x.dtype)
+    return coefficient if coefficient.ndim == 0 else coefficient.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def cache_folder() -> Path:

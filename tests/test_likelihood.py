@@ -171,13 +171,14 @@ def test_bits_bound_those_of_the_discrete_law():
     x = mixture.sample(400, torch.Generator().manual_seed(0)).clamp(0.01, 0.99).double()
     dequantization = Dequantization(16)
     likelihood = partial(log_likelihood, divergence=ExactTrace(), prior=exactly(mixture))
-    bits = bits_per_dim(MixtureScore(process, mixture), x, dequantization, likelihood=likelihood, batch_size=150)
+    settings = {"dequantization": dequantization, "draws": 16, "likelihood": likelihood}
+    bits = bits_per_dim(MixtureScore(process, mixture), x, **settings, batch_size=150)
     law = torch.distributions.Normal(0.5, (0.2**2 + 0.01**2) ** 0.5)
     low = dequantization.level(x) / 16
     discrete = -(law.cdf(low + 1 / 16) - law.cdf(low)).log2()
     assert float(discrete.mean()) < bits.mean < float(discrete.mean()) + 0.02
-    assert 0 < bits.error < 0.1 and 0 < bits.spread < 0.02 and (bits.n, bits.draws) == (400, 2)
-    whole = bits_per_dim(MixtureScore(process, mixture), x, dequantization, likelihood=likelihood, batch_size=400)
+    assert 0 < bits.error < 0.1 and 0 < bits.spread < 0.02 and (bits.n, bits.draws) == (400, 16)
+    whole = bits_per_dim(MixtureScore(process, mixture), x, **settings, batch_size=400)
     assert bits == pytest.approx(whole, rel=1e-9)
 
 

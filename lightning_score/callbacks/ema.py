@@ -104,19 +104,23 @@ class EMA(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins to average, unless the averages go on from a checkpoint or an earlier fit of this model."""
         if not self._follows(pl_module):
-            self._begin(pl_module)
+            self.begin(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Counts optimizer steps from here, and follows the weights to their device."""
         self._step = trainer.global_step
         self._follow_device()
 
-    @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Updates the averages if the batch ended with an optimizer step; with accumulated gradients not all do."""
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
+        self.update()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """One step of the averages towards the weights."""
         self.updates += 1
         weights = [parameter.to(average.dtype) for parameter, average in self._averages.items()]
         torch._foreach_lerp_(list(self._averages.values()), weights, 1.0 - self.decay_at(self.updates))
@@ -154,7 +158,7 @@ class EMA(Callback):
         """Goes on from a checkpoint, or from its weights if it has no averages; its `state_dict` is loaded already."""
         if trainer.state.fn != TrainerFn.FITTING and not self._follows(pl_module):
             return  # a model that is only evaluated: the averages just loaded are all it needs
-        self._begin(pl_module)
+        self.begin(pl_module)
         if "current_model_state" not in checkpoint:
             return
         for name, parameter in _named_parameters(pl_module).items():
@@ -162,7 +166,7 @@ class EMA(Callback):
         self.updates = int(checkpoint["averaging_state"]["n_averaged"])
         pl_module.load_state_dict(checkpoint["current_model_state"], strict=pl_module.strict_loading)
 
-    def _begin(self, pl_module: LightningModule) -> None:
+    def begin(self, pl_module: LightningModule) -> None:
         """Sets the averages to the weights, in single precision at least: a half would round small updates away."""
         self.updates = 0
         self._averages = {

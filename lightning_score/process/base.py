@@ -71,7 +71,7 @@ class NoiseProcess(nn.Module, ABC):
 
     def prior(self, noise: Tensor) -> Tensor:
         """Draws from the law at t = 1, N(0, sigma(1)^2 I), made of standard normal `noise` (B, ...)."""
-        return expand(self.sigma(noise.new_ones(())), noise) * noise
+        return expand(self.sigma(torch.ones((), dtype=noise.dtype)), noise) * noise
 
     def table_times(self) -> Tensor:
         """The times of a tabulated process's entries, ascending, float64 (N,).

@@ -22,19 +22,27 @@ class Table(NoiseProcess, ABC):
 
     def __init__(self, entries: Tensor):
         super().__init__()
-        self.register_buffer("entries", nn.functional.pad(entries.double(), (1, 0)), persistent=False)
+        self.entries = nn.functional.pad(entries.double(), (1, 0))
+        self._copies: dict[torch.device, Tensor] = {}
         self.t_min = 1 / len(entries)
+
+    def _at(self, device: torch.device) -> Tensor:
+        """The entries on a device, in double precision whatever the model's: each has a copy, so that none waits for one."""
+        if device not in self._copies:
+            with torch.inference_mode(False):  # training may want it next
+                self._copies[device] = self.entries.to(device)
+        return self._copies[device]
 
     def interpolate(self, t: Tensor) -> Tensor:
         """The tabulated quantity at any time in [0, 1], linear between entries."""
-        entries = self.entries.to(t.device)
+        entries = self._at(t.device)
         position = t.double() * (len(entries) - 1)
         below = (position.detach() - 1e-6).floor().long().clamp(0, len(entries) - 2)  # entry i ends interval i
         return torch.lerp(entries[below], entries[below + 1], position - below).to(t.dtype)
 
     def inverse(self, values: Tensor) -> Tensor:
         """The times at which `interpolate` has the given values; beyond the ends, the nearer end."""
-        entries = self.entries.to(values.device)
+        entries = self._at(values.device)
         v, sign = values.double(), (entries[-1] - entries[0]).sign()
         above = torch.searchsorted(sign * entries, sign * v).clamp(1, len(entries) - 1)
         position = above - 1 + (v - entries[above - 1]) / (entries[above] - entries[above - 1])
@@ -42,13 +50,7 @@ class Table(NoiseProcess, ABC):
 
     def table_times(self) -> Tensor:
         steps = len(self.entries) - 1
-        return torch.arange(1, steps + 1, device=self.entries.device).double() / steps
-
-    def _apply(self, fn, recurse: bool = True):
-        entries = self.entries
-        super()._apply(fn, recurse)
-        self.entries = entries.to(self.entries.device)  # a model in half precision keeps an exact table
-        return self
+        return torch.arange(1, steps + 1).double() / steps
 
 
 class Chain(VariancePreserving, Table):

@@ -41,7 +41,7 @@ def snr_step_size(process: NoiseProcess, t: Tensor, s: Tensor, ratio: Tensor) ->
         ratio: snr ||z||/||score||, () or (B,), in units of x.
     """
     alpha_c = (-2 * (process.log_alpha(t) - process.log_alpha(s)).abs()).exp()
-    return 2 * alpha_c.to(ratio) * ratio**2
+    return 2 * alpha_c.to(ratio.dtype) * ratio**2
 
 
 def require_snr(snr: float) -> None:
@@ -137,9 +137,10 @@ class SampleLangevin(_NormLangevin):
     min_dimension = 1000
 
     def _norm(self, v: Tensor) -> Tensor:
+        entries = v.shape[1:].numel()
         require(
-            v[0].numel() >= self.min_dimension,
-            f"SampleLangevin: the samples have {v[0].numel()} entries, fewer than {self.min_dimension}; a step size from a "
+            entries >= self.min_dimension,
+            f"SampleLangevin: the samples have {entries} entries, fewer than {self.min_dimension}; a step size from a "
             "sample's own norms blows up the variance of so small samples (to 16 instead of 1 in two dimensions); "
             "use Langevin, which is as independent of the batch, or BatchLangevin",
         )

@@ -151,7 +151,7 @@ class ProbabilityFlow(Sampler):
     @torch.no_grad()
     def _move(self, score: ScoreField, x: Tensor, times: Tensor) -> Tensor:
         """The flow along a grid of times in either direction."""
-        times = times.to(x.device)
+        times = times.cpu()
         state = self.predictor.init(score.process, times)
         with evaluating(score):
             for t, s in pairwise(times):

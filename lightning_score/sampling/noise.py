@@ -1,6 +1,10 @@
 """The random numbers of a sampling run: one stream per sample."""
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +15,8 @@ class NoiseStream:
     """Independent random streams, one per sample, so that sample k is the same in any batch and on any process.
 
     Stream k is the counter-based generator Philox keyed by (seed, k) (Salmon et al. 2011), run on the CPU in single
-    precision: every device and every precision sees the same numbers.
+    precision: every device and every precision sees the same numbers. Normal and uniform draws come from two halves of its
+    counter. For a GPU the next normal draws are made, and brought there, while it computes.
 
     Args:
         seed: seed of the run, 0 or more.
@@ -29,38 +34,86 @@ class NoiseStream:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        self.shape, self.device, self.dtype = (len(indices), *shape), device, dtype
-        self._generators = [np.random.Generator(np.random.Philox(key=[seed, int(k)])) for k in indices]
-        numel = int(np.prod(shape))
-        self._buffer = np.empty((len(indices), max(1, 4096 // numel), numel), dtype=np.float32)
-        self._next = self._buffer.shape[1]
+        self.shape, self.device, self.dtype = (len(indices), *shape), torch.device(device), dtype
+        self._keys = [[seed, int(k)] for k in indices]
+        self._normals = _generators(self._keys, half=0)
+        self._uniforms: list[np.random.Generator] = []
+        self._prefetches = self.device.type == "cuda"
+        self._numel = int(np.prod(shape))
+        self._draws = max(1, 4096 // self._numel)  # in a block: small draws are all overhead
+        self._block, self._next = torch.empty(0, 0), 0
+        self._coming: _Drawing | None = None
 
     def normal(self) -> Tensor:
         """Standard normal draws (B, *shape)."""
-        if self._next == self._buffer.shape[1]:  # drawn many steps at a time: small draws are all overhead
-            for generator, block in zip(self._generators, self._buffer, strict=True):
-                generator.standard_normal(out=block, dtype=np.float32)
-            self._next = 0
-        draws = self._buffer[:, self._next].copy()
+        if self._next == self._block.shape[1]:
+            drawn = (self._coming or self._begin_block()).wait()
+            self._block, self._next = drawn.to(self.device, non_blocking=True), 0
+            self._coming = self._begin_block() if self._prefetches else None
         self._next += 1
-        return self._deliver(draws)
+        return self._block[:, self._next - 1].reshape(self.shape).to(self.dtype)
 
     def uniform(self) -> Tensor:
         """Draws uniform in [0, 1), (B, *shape)."""
-        return self._deliver(np.stack([g.random(self._buffer.shape[2], dtype=np.float32) for g in self._generators]))
+        return self._uniform(self._numel).reshape(self.shape)
 
     def acceptance(self) -> Tensor:
         """One draw per sample, uniform in [0, 1), (B,): a proposal is accepted with probability p if the draw is below p."""
-        draws = np.array([generator.random(dtype=np.float32) for generator in self._generators])
-        return torch.from_numpy(draws).to(self.device, self.dtype)
+        return self._uniform(1).reshape(-1)
 
     def sized(self) -> tuple[Tensor, Tensor]:
         """Normal draws whose norm sets the size of a step, and the noise that the step adds: the same draws."""
         draws = self.normal()
         return draws, draws
 
-    def _deliver(self, draws: np.ndarray) -> Tensor:
-        return torch.from_numpy(draws).reshape(self.shape).to(self.device, self.dtype)
+    def _uniform(self, numel: int) -> Tensor:
+        self._uniforms = self._uniforms or _generators(self._keys, half=1)
+        draws = torch.empty(len(self._keys), numel, pin_memory=self._prefetches)
+        for generator, row in zip(self._uniforms, draws.numpy(), strict=True):
+            generator.random(out=row, dtype=np.float32)
+        return draws.to(self.device, self.dtype, non_blocking=True)
+
+    def _begin_block(self) -> "_Drawing":
+        """Begins to draw the next block of normal draws: at once on the CPU; in threads for a GPU, the more the longer it
+        goes on, for every row of a block has to wait for its turn with the interpreter.
+        """
+        block = torch.empty(len(self._keys), self._draws, self._numel, pin_memory=self._prefetches)
+        if not self._prefetches:
+            _fill(self._normals, block.numpy())
+            return _Drawing(block, [])
+        self._draws = min(2 * self._draws, max(1, 65536 // self._numel))
+        threads = _threads()
+        share = -(-len(block) // threads._max_workers)
+        parts = [slice(start, start + share) for start in range(0, len(block), share)]
+        return _Drawing(block, [threads.submit(_fill, self._normals[part], block[part].numpy()) for part in parts])
+
+
+class _Drawing(NamedTuple):
+    """A block of normal draws and what has yet to be drawn of it."""
+
+    block: Tensor
+    parts: list[Future]
+
+    def wait(self) -> Tensor:
+        for part in self.parts:
+            part.result()
+        return self.block
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Threads that draw for a GPU: numpy lets go of the interpreter while it draws."""
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="noise")
+
+
+def _generators(keys: Sequence[Sequence[int]], half: int) -> list[np.random.Generator]:
+    """Stream (seed, k) of each key, from the first (0) or the second (1) half of its counter of 256 bits."""
+    return [np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, half << 63])) for key in keys]
+
+
+def _fill(generators: Sequence[np.random.Generator], rows: np.ndarray) -> None:
+    for generator, row in zip(generators, rows, strict=True):
+        generator.standard_normal(out=row, dtype=np.float32)
 
 
 class NoNoise:

@@ -78,7 +78,7 @@ class Sampler(ABC):
         evaluations = score.evaluations
         if self.clip is not None:
             score = ClippedScore(score, *self.clip)
-        times = self.grid(score.process).to(noise.device)
+        times = self.grid(score.process).cpu()  # where all that depends on time alone is computed: a GPU need not wait
         stages = self.plan(score.process, times)
         state = {method: method.init(score.process, times) for method in {stage.method for stage in stages}}
         x = self.initial(score.process, noise)

@@ -1,0 +1,140 @@
+"""What the benchmarks time: training steps of shipped models and of diffusers' networks, and the work inside them."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_score import EMA, ScoreModel
+from lightning_score.arguments import shipped
+from lightning_score.experiment import IdleExperiment
+
+PRODUCTS = ("convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbmm")
+ATTENTION = "scaled_dot_product"
+
+
+def model_of(name: str, *options: str) -> ScoreModel:
+    """The model of a shipped config."""
+    return IdleExperiment(["--config", str(shipped() / f"{name}.yaml"), "--evaluate.features=null", *options]).model
+
+
+class Ours:
+    """The training step of a model without the trainer around it: loss, backward, clip, fused Adam, EMA."""
+
+    def __init__(self, model: ScoreModel, batch: int, device: str, precision: torch.dtype = torch.float32):
+        self.model, self.device, self.precision = model.to(device).train(), device, precision
+        optimizers = model.configure_optimizers()
+        self.optimizer = optimizers["optimizer"] if isinstance(optimizers, dict) else optimizers
+        self.ema = EMA()
+        self.ema.begin(model)
+        self.x = torch.rand(batch, *model.shape, device=device).to(memory_format=torch.channels_last)
+        self.y = torch.zeros(batch, dtype=torch.long, device=device)
+
+    def __call__(self) -> None:
+        with autocast(self.device, self.precision):
+            loss = self.model.loss((self.x, self.y))
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update()
+
+    def network(self) -> Tensor:
+        """One call of the network."""
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            return self.model.score_function.network(self.x, torch.ones(len(self.x), device=self.device))
+
+
+class Diffusers:
+    """The training step of diffusers' examples: noise, UNet2DModel, mean squared error, backward, clip, AdamW, EMA."""
+
+    def __init__(self, network: nn.Module, batch: int, device: str, precision: torch.dtype = torch.float32):
+        from diffusers import DDPMScheduler
+        from diffusers.training_utils import EMAModel
+
+        self.plain = network.to(device).train()
+        self.net, self.device, self.precision = self.plain, device, precision
+        self.scheduler = DDPMScheduler(1000)
+        self.optimizer = torch.optim.AdamW(self.plain.parameters(), 1e-4)
+        self.ema = EMAModel(self.plain.parameters())
+        self.x = torch.rand(batch, 3, 32, 32, device=device)
+
+    def __call__(self) -> None:
+        noise = torch.randn_like(self.x)
+        t = torch.randint(0, 1000, (len(self.x),), device=self.device)
+        with autocast(self.device, self.precision):
+            loss = nn.functional.mse_loss(self.net(self.scheduler.add_noise(self.x, noise, t), t).sample, noise)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.plain.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.plain.parameters())
+
+    def network(self) -> Tensor:
+        """One call of the network."""
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            return self.net(self.x, torch.ones(len(self.x), device=self.device)).sample
+
+
+def autocast(device: str, precision: torch.dtype):
+    """Mixed precision, or nothing for single precision."""
+    return nullcontext() if precision == torch.float32 else torch.autocast(device, precision)
+
+
+def diffusers_unet() -> nn.Module:
+    """diffusers' network of the size of DDPM's for CIFAR-10, google/ddpm-cifar10-32."""
+    from diffusers import UNet2DModel
+
+    return UNet2DModel(
+        sample_size=32,
+        block_out_channels=[128, 256, 256, 256],
+        down_block_types=["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+        up_block_types=["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+        attention_head_dim=None,
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        norm_eps=1e-6,
+        dropout=0.1,
+    )
+
+
+def diffusers_ncsnpp() -> nn.Module:
+    """diffusers' NCSN++ of the size of the one for CIFAR-10: FIR resampling inside skip blocks, Fourier features."""
+    from diffusers import UNet2DModel
+
+    return UNet2DModel(
+        sample_size=32,
+        block_out_channels=[128, 256, 256, 256],
+        layers_per_block=4,
+        down_block_types=["SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipDownBlock2D", "SkipDownBlock2D"],
+        up_block_types=["SkipUpBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D", "SkipUpBlock2D"],
+        attention_head_dim=None,
+        time_embedding_type="fourier",
+        norm_eps=1e-6,
+        mid_block_scale_factor=2**0.5,
+    )
+
+
+class Products(TorchDispatchMode):
+    """Records the convolutions and matrix products done inside a `with` block, so that they can be done again alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls: list[tuple[Callable, tuple, dict]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in PRODUCTS or ATTENTION in name:
+            self.calls.append((function, args, kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+    @torch.no_grad()
+    def again(self) -> None:
+        """Every one of them, on the same tensors."""
+        for function, args, kwargs in self.calls:
+            function(*args, **kwargs)
