@@ -22,7 +22,7 @@ from lightning_score.process import NoiseProcess
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.sampler import PredictorCorrector, Sampler, Samples
 from lightning_score.score import Conditioned, ScoreField, ScoreFunction
-from lightning_score.utils import require
+from lightning_score.utils import keep_freed_memory, require
 
 NetworkCallable = Callable[[Sequence[int], int], Network]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -73,6 +73,7 @@ class ScoreModel(LightningModule):
         compile: CompileMode | None = None,
     ):
         super().__init__()
+        keep_freed_memory()
         torch.set_flush_denormal(True)  # subnormal numbers in the backward pass of small scores cost a factor of six
         self._save_plain_hyperparameters()
         require(not conditional or num_classes > 0, "conditional=true: the data have no class labels; set it to false")

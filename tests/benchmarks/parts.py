@@ -2,6 +2,7 @@
 
 import lightning_score.torchvision_guard  # noqa: F401
 
+import multiprocessing
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -78,6 +79,40 @@ class Diffusers:
         """One call of the network."""
         with torch.inference_mode(), autocast(self.device, self.precision):
             return self.net(self.x, torch.ones(len(self.x), device=self.device)).sample
+
+
+class OwnProcess:
+    """A step that another process takes: a peer's, which there has nothing to do with our settings of this one.
+
+    Args:
+        make: makes the step there; a function of a module, with its arguments.
+    """
+
+    def __init__(self, make: Callable[..., Callable[[], None]], *arguments):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, there = context.Pipe()
+        context.Process(target=_serve, args=(there, make, arguments), daemon=True).start()
+
+    def __call__(self) -> None:
+        self._pipe.send(True)
+        self._pipe.recv()
+
+
+def _serve(pipe, make, arguments) -> None:
+    step = make(*arguments)
+    while pipe.recv():
+        step()
+        pipe.send(True)
+
+
+def diffusers_step(network: Callable[[], nn.Module], batch: int, device: str) -> Callable[[], None]:
+    """The training step of a network of diffusers."""
+    return Diffusers(network(), batch, device)
+
+
+def diffusers_forward(network: Callable[[], nn.Module], batch: int, device: str) -> Callable[[], Tensor]:
+    """One call of a network of diffusers."""
+    return Diffusers(network(), batch, device).network
 
 
 def autocast(device: str, precision: torch.dtype):

@@ -6,7 +6,17 @@ it is the share of the step, or of the forward pass, that they take: 1 would be 
 
 import pytest
 import torch
-from parts import Diffusers, Ours, Products, diffusers_ncsnpp, diffusers_unet, model_of
+from parts import (
+    Diffusers,
+    Ours,
+    OwnProcess,
+    Products,
+    diffusers_forward,
+    diffusers_ncsnpp,
+    diffusers_step,
+    diffusers_unet,
+    model_of,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 PEERS = {"cifar10/ddpm": diffusers_unet, "cifar10/ncsnpp_ve": diffusers_ncsnpp, "cifar10/ncsnv2": None}
@@ -48,6 +58,8 @@ def peak(device):
 def test_training_step(name, precision, mode, batch, device, compare, note, peak):
     ours, peer = steps(name, precision, mode, batch, device)
     others = {"diffusers": peer} if peer else {}
+    if peer and device == "cpu":
+        others = {"diffusers": OwnProcess(diffusers_step, PEERS[name], batch, device), "diffusers, with our memory": peer}
     if mode is None:
         with Products() as products:
             ours()
@@ -72,6 +84,8 @@ def test_training_step(name, precision, mode, batch, device, compare, note, peak
 def test_forward_pass(name, precision, mode, batch, device, compare, note, peak):
     ours, peer = steps(name, precision, mode, batch, device)
     others = {"diffusers": peer.network} if peer else {}
+    if peer and device == "cpu":
+        others = {"diffusers": OwnProcess(diffusers_forward, PEERS[name], batch, device)}
     if mode is None:
         with Products() as products, FlopCounterMode(display=False) as counter:
             ours.network()

@@ -1,0 +1,41 @@
+"""How long one waits for the first sign of life: whole processes, from the command to its end."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMANDS = {
+    "--help": (["--help"], 1.0),
+    "fit --trainer.fast_dev_run 1": (["fit", "--config=ncsn", "--trainer.fast_dev_run=1"], 10.0),
+    "predict, 16 samples": (["predict", "--ckpt_path=runs/ncsn/latest/last.ckpt", "--num_samples=16"], 10.0),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where a model of two steps stands."""
+    folder = tmp_path_factory.mktemp("start")
+    call(folder, ["fit", "--config=ncsn", "--trainer.max_steps=2", "--evaluate.features=null", "--samples.num_samples=1"])
+    return folder
+
+
+def call(folder, arguments):
+    """Seconds until a command is done."""
+    environment = {**os.environ, "WANDB_MODE": "disabled", "PYTHONPATH": str(Path(__file__).parents[2])}
+    start = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "lightning_score", *arguments], cwd=folder, env=environment, check=True, capture_output=True
+    )
+    return time.perf_counter() - start
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_start(name, folder, benchmark, note):
+    arguments, aim = COMMANDS[name]
+    benchmark.pedantic(lambda: call(folder, arguments), rounds=3, warmup_rounds=1)
+    seconds = benchmark.stats.stats.median
+    note(name, f"{seconds:.2f} s", "the aim", f"{aim:.0f} s", f"{aim / seconds:.2f}")
