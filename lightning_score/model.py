@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 from torch import Tensor
 
 from lightning_score.augmentation import Augmentation
@@ -20,7 +22,7 @@ from lightning_score.objective import DenoisingScoreMatching, Objective
 from lightning_score.parametrization import Noise, Parametrization
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.noise import NoiseStream
-from lightning_score.sampling.sampler import PredictorCorrector, Sampler, Samples
+from lightning_score.sampling.sampler import PredictorCorrector, Sampler, Samples, join
 from lightning_score.score import Conditioned, ScoreField, ScoreFunction
 from lightning_score.utils import keep_freed_memory, require
 
@@ -94,6 +96,7 @@ class ScoreModel(LightningModule):
         )
         self.augmentation = augmentation
         self._compiled = compile is not None
+        self._fitting: int | None = None  # how many samples at once fit into memory, once more did not
         if compile is not None:
             built.compile(mode=compile)
         self.score_function = ScoreFunction(built, process, parametrization or Noise(), classes)
@@ -202,7 +205,8 @@ class ScoreModel(LightningModule):
         trajectory: bool = False,
         progress: bool = False,
     ) -> Samples:
-        """The samples of given numbers, in one batch: sample k depends on the seed and k, not on its batch mates.
+        """The samples of given numbers, in one batch or, where that does not fit into memory, in as few as do: sample k
+        depends on the seed and k, not on its batch mates.
 
         Args:
             indices: the numbers k, (B,).
@@ -215,18 +219,40 @@ class ScoreModel(LightningModule):
         Raises:
             InputError: labels that are not one per sample, that the model does not know or has no use for.
         """
-        score: ScoreField = self.score_function
-        numbers = torch.as_tensor(indices, device=self.device)
         if cond is not None:
             self.check_labels(cond)
-            require(len(cond) == len(numbers), f"{len(cond)} labels for {len(numbers)} samples: give one label per sample")
+            require(len(cond) == len(indices), f"{len(cond)} labels for {len(indices)} samples: give one label per sample")
+        parts: list[Samples] = []
+        while (first := sum(len(part.x) for part in parts)) < len(indices):
+            here = slice(first, first + (self._fitting or len(indices)))
+            labels = None if cond is None else cond[here]
+            drawn = self._draw_if_it_fits(indices[here], seed, labels, sampler or self.sampler, trajectory, progress)
+            if drawn is None:
+                self._fitting = -(-len(indices[here]) // 2)
+                rank_zero_warn(f"{len(indices[here])} samples at once do not fit into memory: from here on {self._fitting}")
+            else:
+                parts.append(drawn)
+        return join(parts)
+
+    def _draw_if_it_fits(
+        self, indices: Sequence[int], seed: int, cond: Tensor | None, sampler: Sampler, trajectory: bool, progress: bool
+    ) -> Samples | None:
+        """The samples, or None if there is not the memory for so many at once."""
+        score: ScoreField = self.score_function
+        numbers = torch.as_tensor(indices, device=self.device)
         if self.guidance is not None:
             score = self.guidance.guide(score, numbers)
         if self.takes_labels:
             score = Conditioned(score, numbers % self.num_classes if cond is None else cond.to(self.device))
         noise = NoiseStream(seed, indices, self.shape, self.device, self.dtype)
-        with self._evaluating(), self._precision(), self._uncompiled():
-            return (sampler or self.sampler)(score, noise, trajectory, progress)
+        try:
+            with self._evaluating(), self._precision(), self._uncompiled():
+                return sampler(score, noise, trajectory, progress)
+        except RuntimeError as error:
+            if not is_oom_error(error) or len(indices) == 1:
+                raise
+        garbage_collection_cuda()
+        return None
 
     @property
     def takes_labels(self) -> bool:

@@ -100,6 +100,18 @@ def test_sample_k_is_the_same_in_any_batch(kind, corrector):
     assert not torch.allclose(together, sampler(score, NoiseStream(8, range(4), shape)).x)
 
 
+def test_draws_made_ahead_in_threads_are_the_same():
+    """As for a GPU, whose blocks also grow."""
+    plain, ahead = (NoiseStream(5, range(9), (2, 700)) for _ in range(2))
+    ahead._prefetches = True
+    for i in range(130):
+        assert torch.equal(plain.normal(), ahead.normal())
+        if i % 40 == 0:
+            assert torch.equal(plain.uniform(), ahead.uniform())
+            assert torch.equal(plain.acceptance(), ahead.acceptance())
+    assert ahead._block.shape[1] > plain._block.shape[1]
+
+
 def test_noise_streams_are_normal_uniform_and_independent():
     stream = NoiseStream(0, range(2000), (3, 5))
     draws = torch.stack([stream.normal() for _ in range(20)])

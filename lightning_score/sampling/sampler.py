@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -35,6 +36,17 @@ class Samples(NamedTuple):
     raw: Tensor
     nfe: float
     trajectory: list[Tensor] | None
+
+
+def join(parts: Sequence[Samples]) -> Samples:
+    """Samples that were drawn in parts, as if they had been drawn at once."""
+    if len(parts) == 1:
+        return parts[0]
+    sizes = [len(part.x) for part in parts]
+    nfe = sum(size * part.nfe for size, part in zip(sizes, parts, strict=True)) / sum(sizes)
+    paths = None if parts[0].trajectory is None else [part.trajectory for part in parts]
+    trajectory = None if paths is None else [torch.cat(moves) for moves in zip(*paths, strict=True)]
+    return Samples(torch.cat([part.x for part in parts]), torch.cat([part.raw for part in parts]), nfe, trajectory)
 
 
 class Sampler(ABC):

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_score.sweep.command import as_text
-from lightning_score.sweep.results import Results, Row, numeric, short
+from lightning_score.sweep.results import Results, Row, numeric, short, shown
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
 MARKERS = "osD^vP*X"
@@ -27,7 +26,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
     if len(rows) < 2:
         return files
     for name in results.varied:
-        if len({as_text(row.settings.get(name)) for row in rows}) > 1:
+        if len({shown(row.settings.get(name)) for row in rows}) > 1:
             file = folder / f"{name.replace('.', '_')}.png"
             _against(results, rows, name).savefig(file, dpi=120)
             files.append(file)
@@ -43,15 +42,13 @@ def _against(results: Results, rows: list[Row], name: str) -> Any:
     others = [other for other in results.varied if other != name and _count(rows, other) > 1]
     lines: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        lines.setdefault(tuple(as_text(row.settings.get(other)) for other in others), []).append(row)
+        lines.setdefault(tuple(shown(row.settings.get(other)) for other in others), []).append(row)
     connected = len(lines) < len(rows)
     numbers = numeric(rows, name)
-    places = sorted({as_text(row.settings.get(name)) for row in rows})
+    places = sorted({shown(row.settings.get(name)) for row in rows})
     for i, (key, members) in enumerate(sorted(lines.items(), key=lambda item: _order(item[0]))):
         apart = 0.0 if numbers else 0.6 * ((i + 0.5) / len(lines) - 0.5)  # or points of one choice would cover each other
-        points = {
-            row.number: row.settings[name] if numbers else places.index(as_text(row.settings[name])) for row in members
-        }
+        points = {row.number: row.settings[name] if numbers else places.index(shown(row.settings[name])) for row in members}
         members = sorted(members, key=lambda row: points[row.number])
         look = _look(rows, others, key) | ({} if connected and numbers else {"linestyle": "none"})
         _errorbar(axes, [points[row.number] + apart for row in members], members, look)
@@ -73,7 +70,7 @@ def _pareto(results: Results, rows: list[Row]) -> Any:
     parts = sorted((name for name in results.varied if 1 < _count(rows, name) <= MOST), key=lambda name: numeric(rows, name))
     parts = parts[:2]
     for row in known:
-        key = tuple(as_text(row.settings.get(name)) for name in parts)
+        key = tuple(shown(row.settings.get(name)) for name in parts)
         _errorbar(axes, [row.nfe], [row], _look(rows, parts, key) | {"linestyle": "none"})
     front = results.front()
     label = "Pareto front"
@@ -81,10 +78,16 @@ def _pareto(results: Results, rows: list[Row]) -> Any:
         [row.nfe for row in front], [row.value for row in front], where="post", color="0.4", lw=1, zorder=0, label=label
     )
     for row in front:
-        axes.annotate(str(row.number), (row.nfe, row.value), (5, 5), textcoords="offset points", fontsize=8, color="0.3")
+        axes.annotate(_name(results, row), (row.nfe, row.value), (5, 5), textcoords="offset points", fontsize=8, color="0.3")
     _scale(axes, "x", [row.nfe for row in known])
     _legend(axes, rows, parts)
     return figure
+
+
+def _name(results: Results, row: Row) -> str:
+    """What a point of the front is called: its setting where it has but one that is no number, else its trial's number."""
+    one = len(results.varied) == 1 and not numeric(results.ranked, results.varied[0])
+    return shown(row.settings[results.varied[0]]) if one else str(row.number)
 
 
 def _axes(results: Results, rows: list[Row], label: str) -> tuple[Any, Any]:
@@ -157,7 +160,7 @@ def _legend(axes: Any, rows: list[Row], names: list[str]) -> None:
 
 def _values(rows: list[Row], name: str) -> list[str]:
     """The values of a parameter in their order, as text."""
-    values = {as_text(row.settings.get(name)): row.settings.get(name) for row in rows}
+    values = {shown(row.settings.get(name)): row.settings.get(name) for row in rows}
     return sorted(values, key=lambda text: (values[text], text) if numeric(rows, name) else (0, text))
 
 

@@ -104,7 +104,7 @@ class Results:
         return titles, [self._line(row, ranked[0] if ranked else row) for row in [*ranked, *others]]
 
     def _line(self, row: Row, best: Row) -> list[str]:
-        settings = [as_text(row.settings.get(name, "")) for name in self.varied]
+        settings = [shown(row.settings.get(name, "")) for name in self.varied]
         gap, error = difference(row, best)
         apart = [number(gap), number(2 * error)] if row is not best else ["", ""]
         state = row.state + (f": {row.message}" if row.message else "")
@@ -166,6 +166,14 @@ def short(name: str) -> str:
     """The last part of a parameter's name, with what it belongs to where that says more: `grid.steps`."""
     parts = name.split(".")
     return ".".join(parts[-2:]) if len(parts) > 3 else parts[-1]
+
+
+def shown(value: Any) -> str:
+    """A setting as people read it: a part with its settings is `Langevin(snr=0.16)`."""
+    if not isinstance(value, Mapping):
+        return as_text(value)
+    settings = ", ".join(f"{name}={shown(part)}" for name, part in value.get("init_args", {}).items())
+    return str(value.get("class_path", "")).rpartition(".")[2] + (f"({settings})" if settings else "")
 
 
 def number(value: float) -> str:

@@ -11,8 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from lightning_score.sweep.command import as_text
-from lightning_score.sweep.results import Results, Row, duration, number, short
+from lightning_score.sweep.results import Results, Row, duration, number, short, shown
 
 SHOWN = 12
 """The best trials that the living table shows."""
@@ -65,7 +64,7 @@ def _counts(found: Results) -> str:
 
 
 def _line(found: Results, row: Row, ended: int) -> str:
-    settings = " ".join(f"{short(name)}={as_text(row.settings.get(name))}" for name in found.varied)
+    settings = " ".join(f"{short(name)}={shown(row.settings.get(name))}" for name in found.varied)
     error = f" +- {number(2 * row.error)}" if number(row.error) else ""
     result = f"{found.metric}={number(row.value)}{error}" if row.state != "failed" else f"failed: {row.message}"
     return f"{ended}/{len(found.rows)} trial {row.number}: {settings}: {result} ({number(row.seconds)} s)"
@@ -104,7 +103,7 @@ def print_results(found: Results, folder: Path, drawn: list[str]) -> None:
         print(f"Pareto front of {found.metric} and network evaluations: {points}")
     if found.ranked:
         best = found.ranked[0]
-        settings = ", ".join(f"{short(name)}={as_text(best.settings.get(name))}" for name in found.varied)
+        settings = ", ".join(f"{short(name)}={shown(best.settings.get(name))}" for name in found.varied)
         error = f" +- {number(2 * best.error)}" if number(best.error) else ""
         floor = f", real against real {number(best.floor)}" if number(best.floor) else ""
         print(f"best: {found.metric}={number(best.value)}{error}{floor} with {settings}")

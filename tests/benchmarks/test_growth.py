@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parts import Ours, model_of
-from test_start import call
 
+from benchmarks.parts import Ours, model_of
+from benchmarks.test_start import call
 from lightning_score.sampling import AnnealedLangevin, PredictorCorrector, Uniform
 
 STATUS = Path("/proc/self/status")

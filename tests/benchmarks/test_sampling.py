@@ -7,8 +7,8 @@ import time
 
 import pytest
 import torch
-from parts import model_of
 
+from benchmarks.parts import model_of
 from lightning_score.sampling import (
     DDIM,
     Ancestral,

@@ -6,7 +6,9 @@ it is the share of the step, or of the forward pass, that they take: 1 would be 
 
 import pytest
 import torch
-from parts import (
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.parts import (
     Diffusers,
     Ours,
     OwnProcess,
@@ -17,7 +19,6 @@ from parts import (
     diffusers_unet,
     model_of,
 )
-from torch.utils.flop_counter import FlopCounterMode
 
 PEERS = {"cifar10/ddpm": diffusers_unet, "cifar10/ncsnpp_ve": diffusers_ncsnpp, "cifar10/ncsnv2": None}
 CPU = [(torch.float32, None, 16)]
@@ -43,7 +44,7 @@ def label(name, part, precision, mode, batch):
 @pytest.fixture(scope="module")
 def peak(device):
     """Floating-point operations per second of a large matrix product, by precision."""
-    from conftest import seconds
+    from benchmarks.conftest import seconds
 
     found = {}
     for precision in (torch.float32, torch.bfloat16) if device == "cuda" else (torch.float32,):

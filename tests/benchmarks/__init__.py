@@ -1,0 +1,1 @@
+"""What is timed beside what: `python -m pytest tests/benchmarks -m benchmark`."""

@@ -1,0 +1,57 @@
+"""The model as a whole: what it does where memory is short."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from lightning_score import ScoreModel
+from lightning_score.networks import MLP
+from lightning_score.process import VP
+from lightning_score.sampling import Ancestral, PredictorCorrector, Uniform
+
+
+class Narrow(PredictorCorrector):
+    """A sampler for which there is memory for `room` samples at once."""
+
+    room = 5
+    tried: list[int]
+
+    def __call__(self, score, noise, *arguments):
+        self.tried.append(noise.shape[0])
+        if noise.shape[0] > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return super().__call__(score, noise, *arguments)
+
+
+@pytest.fixture
+def model():
+    network = partial(MLP, width=8, depth=1)
+    sampler = Narrow(Ancestral(), grid=Uniform(3, 0.01))
+    sampler.tried = []
+    return ScoreModel(network, (2,), VP(), sampler=sampler)
+
+
+def test_samples_that_do_not_fit_are_drawn_in_parts(model):
+    """The same samples; and the next time it is known how many fit."""
+    with pytest.warns(UserWarning, match="16 samples at once do not fit into memory: from here on 8"):
+        few = model.draw(range(16), trajectory=True)
+    assert model.sampler.tried == [16, 8, 4, 4, 4, 4]
+    model.sampler.room = 100
+    model._fitting = None
+    whole = model.draw(range(16), trajectory=True)
+    torch.testing.assert_close(few.x, whole.x)
+    torch.testing.assert_close(torch.stack(few.trajectory), torch.stack(whole.trajectory))
+    assert few.nfe == whole.nfe == 3
+
+
+def test_one_sample_that_does_not_fit_is_an_error(model):
+    model.sampler.room = 0
+    with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning):
+        model.draw(range(2))
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(model):
+    model.sampler.room = None
+    with pytest.raises(TypeError):
+        model.draw(range(2))
