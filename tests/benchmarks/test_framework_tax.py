@@ -1,7 +1,7 @@
-"""What `fit` costs beyond the work itself: processor time per step of a tiny network, beside a bare loop over the same work.
+"""What `fit` costs beyond the work itself: processor time per step of a tiny network, beside a bare loop over the same.
 
-Both take batches from data in memory and do loss, backward, Adam, its schedule and EMA; `fit` adds the trainer, its progress bar, its
-logging and its checkpoints.
+Both take batches from data in memory and do loss, backward, Adam, its schedule and EMA; `fit` adds the trainer, its
+progress bar, its logging and its checkpoints.
 """
 
 import lightning_score.torchvision_guard  # noqa: F401
