@@ -7,10 +7,11 @@ import socket
 import optuna
 import pytest
 import yaml
+from optuna.trial import TrialState
 
 from lightning_score.sweep.engine import results
 from lightning_score.sweep.spec import read
-from lightning_score.sweep.study import RETRIES, SLOT, WORKER, Study
+from lightning_score.sweep.study import ERROR, RETRIES, SLOT, WORKER, Study
 from lightning_score.utils import InputError
 
 PARAMETERS = {
@@ -102,6 +103,26 @@ def test_an_interrupted_trial_waits_again_with_its_values(make):
     study.work(interrupted)
     assert [trial.state.name for trial in study.trials()] == ["COMPLETE"]
     assert all(settings == seen[0] for settings in seen)
+
+
+def test_a_trial_whose_worker_was_stopped_before_it_could_give_it_back_waits_again(make):
+    """Its end is noted, and nothing else."""
+    study = make()
+    study.queue(3)
+    lost = study._study.ask()
+    study._study.tell(lost.number, state=TrialState.FAIL)
+    study.work(bowl)
+    done = study.trials()
+    assert sorted(trial.user_attrs[SLOT] for trial in done) == [0, 1, 2]
+    assert all(trial.state == TrialState.COMPLETE for trial in done) and lost.number not in {t.number for t in done}
+
+
+def test_a_metric_that_is_no_number_is_a_failure_with_its_reason(make):
+    study = make()
+    study.queue(1)
+    study.work(lambda *_: math.nan)
+    (trial,) = study.trials()
+    assert trial.state == TrialState.FAIL and trial.user_attrs[ERROR] == "m is not a number"
 
 
 def test_a_trial_that_kills_its_workers_is_given_up(make):

@@ -38,29 +38,53 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
 def _against(results: Results, rows: list[Row], name: str) -> Any:
     """The metric against one parameter: a line for each setting of the others, with two standard errors."""
+    if not numeric(rows, name):
+        return _among(results, rows, name)
     figure, axes = _axes(results, rows, short(name))
-    others = [other for other in results.varied if other != name and _count(rows, other) > 1]
-    lines: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        lines.setdefault(tuple(shown(row.settings.get(other)) for other in others), []).append(row)
+    others = _others(results, rows, name)
+    lines = _lines(rows, others)
     connected = len(lines) < len(rows)
-    numbers = numeric(rows, name)
-    places = sorted({shown(row.settings.get(name)) for row in rows})
-    for i, (key, members) in enumerate(sorted(lines.items(), key=lambda item: _order(item[0]))):
-        apart = 0.0 if numbers else 0.6 * ((i + 0.5) / len(lines) - 0.5)  # or points of one choice would cover each other
-        points = {row.number: row.settings[name] if numbers else places.index(shown(row.settings[name])) for row in members}
-        members = sorted(members, key=lambda row: points[row.number])
-        look = _look(rows, others, key) | ({} if connected and numbers else {"linestyle": "none"})
-        _errorbar(axes, [points[row.number] + apart for row in members], members, look)
-    if numbers:
-        _scale(axes, "x", [row.settings[name] for row in rows])
-        _tick_at(axes, sorted({row.settings[name] for row in rows}))
-    else:
-        axes.set_xticks(range(len(places)), places)
-        axes.set_xlim(-0.5, len(places) - 0.5)
+    for key, members in lines:
+        members = sorted(members, key=lambda row: row.settings[name])
+        look = _look(rows, others, key) | ({} if connected else {"linestyle": "none"})
+        _errorbar(axes, [row.settings[name] for row in members], members, look)
+    _scale(axes, "x", [row.settings[name] for row in rows])
+    _tick_at(axes, sorted({row.settings[name] for row in rows}))
     if connected and others:
         _legend(axes, rows, others)
     return figure
+
+
+def _among(results: Results, rows: list[Row], name: str) -> Any:
+    """The metric for each of some choices, the best at the top, with two standard errors; one point per trial."""
+    best = {shown(row.settings.get(name)): row for row in reversed(rows)}
+    places = sorted(best, key=lambda place: rows.index(best[place]), reverse=True)
+    figure, axes = _axes(results, rows, short(name), sideways=True)
+    figure.set_size_inches(6.0 + 0.06 * max(map(len, places)), 1.6 + 0.3 * len(places))
+    others = _others(results, rows, name)
+    lines = _lines(rows, others)
+    for i, (key, members) in enumerate(lines):
+        apart = 0.6 * ((i + 0.5) / len(lines) - 0.5)  # or points of one choice would cover each other
+        at = [places.index(shown(row.settings.get(name))) + apart for row in members]
+        _errorbar(axes, at, members, _look(rows, others, key) | {"linestyle": "none"}, sideways=True)
+    axes.set_yticks(range(len(places)), places, fontsize=8)
+    axes.set_ylim(-0.6, len(places) - 0.4)
+    if others and len(lines) < len(rows):
+        _legend(axes, rows, others)
+    return figure
+
+
+def _others(results: Results, rows: list[Row], name: str) -> list[str]:
+    """The other parameters that vary."""
+    return [other for other in results.varied if other != name and _count(rows, other) > 1]
+
+
+def _lines(rows: list[Row], others: list[str]) -> list[tuple[tuple[str, ...], list[Row]]]:
+    """The trials that share the settings of the others, in the order of these."""
+    lines: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        lines.setdefault(tuple(shown(row.settings.get(other)) for other in others), []).append(row)
+    return sorted(lines.items(), key=lambda item: _order(item[0]))
 
 
 def _pareto(results: Results, rows: list[Row]) -> Any:
@@ -78,27 +102,27 @@ def _pareto(results: Results, rows: list[Row]) -> Any:
         [row.nfe for row in front], [row.value for row in front], where="post", color="0.4", lw=1, zorder=0, label=label
     )
     for row in front:
-        axes.annotate(_name(results, row), (row.nfe, row.value), (5, 5), textcoords="offset points", fontsize=8, color="0.3")
+        axes.annotate(str(row.number), (row.nfe, row.value), (5, 5), textcoords="offset points", fontsize=8, color="0.3")
     _scale(axes, "x", [row.nfe for row in known])
     _legend(axes, rows, parts)
+    if len(results.varied) == 1 and not numeric(rows, results.varied[0]):
+        names = "\n".join(f"{row.number}: {shown(row.settings[results.varied[0]])}" for row in front)
+        figure.supxlabel(names, x=0.02, ha="left", fontsize=8, color="0.3")
     return figure
 
 
-def _name(results: Results, row: Row) -> str:
-    """What a point of the front is called: its setting where it has but one that is no number, else its trial's number."""
-    one = len(results.varied) == 1 and not numeric(results.ranked, results.varied[0])
-    return shown(row.settings[results.varied[0]]) if one else str(row.number)
-
-
-def _axes(results: Results, rows: list[Row], label: str) -> tuple[Any, Any]:
+def _axes(results: Results, rows: list[Row], label: str, sideways: bool = False) -> tuple[Any, Any]:
+    """A figure with the metric upwards, or sideways, and the floor as a line."""
     from matplotlib.figure import Figure  # takes a second to import
 
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
-    axes = figure.add_subplot(xlabel=label, ylabel=results.metric, title=f"{results.name}: {len(rows)} trials")
+    labels = (results.metric, label) if sideways else (label, results.metric)
+    axes = figure.add_subplot(xlabel=labels[0], ylabel=labels[1], title=f"{results.name}: {len(rows)} trials")
     floors = {row.floor for row in rows if math.isfinite(row.floor)}
     if len(floors) == 1:
-        axes.axhline(floors.pop(), color="black", ls=(0, (1, 2)), lw=1, label="real against real")
-    _scale(axes, "y", [row.value for row in rows])
+        line = axes.axvline if sideways else axes.axhline
+        line(floors.pop(), color="black", ls=(0, (1, 2)), lw=1, label="real against real")
+    _scale(axes, "x" if sideways else "y", [row.value for row in rows])
     axes.grid(alpha=0.3)
     return figure, axes
 
@@ -123,9 +147,11 @@ def _tick_at(axes: Any, values: list[float]) -> None:
         axes.set_xticks([], minor=True)
 
 
-def _errorbar(axes: Any, x: list[float], rows: list[Row], look: dict[str, Any]) -> None:
+def _errorbar(axes: Any, at: list[float], rows: list[Row], look: dict[str, Any], sideways: bool = False) -> None:
     errors = [2 * row.error if math.isfinite(row.error) else 0.0 for row in rows]
-    axes.errorbar(x, [row.value for row in rows], errors, capsize=2, lw=1.2, ms=5, elinewidth=0.8, **look)
+    values = [row.value for row in rows]
+    places = {"x": values, "y": at, "xerr": errors} if sideways else {"x": at, "y": values, "yerr": errors}
+    axes.errorbar(**places, capsize=2, lw=1.2, ms=5, elinewidth=0.8, **look)
 
 
 def _look(rows: list[Row], names: list[str], key: tuple[str, ...]) -> dict[str, Any]:

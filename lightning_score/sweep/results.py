@@ -169,11 +169,17 @@ def short(name: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A setting as people read it: a part with its settings is `Langevin(snr=0.16)`."""
+    """A setting as people read it, a part with its numbers and parts: PredictorCorrector(Heun, Karras(steps=9))."""
     if not isinstance(value, Mapping):
         return as_text(value)
-    settings = ", ".join(f"{name}={shown(part)}" for name, part in value.get("init_args", {}).items())
-    return str(value.get("class_path", "")).rpartition(".")[2] + (f"({settings})" if settings else "")
+    name = str(value.get("class_path", "")).rpartition(".")[2]
+    settings = [_argument(argument, part) for argument, part in value.get("init_args", {}).items()]
+    return f"{name}({', '.join(settings)})" if settings else name
+
+
+def _argument(name: str, value: Any) -> str:
+    """A part speaks for itself, a number needs its name."""
+    return f"{name}={as_text(value)}" if isinstance(value, (int, float, list, type(None))) else shown(value)
 
 
 def number(value: float) -> str:

@@ -1,11 +1,13 @@
 """A sweep's trials in a database: queued once, taken by any number of workers on any number of machines, never lost."""
 
+import math
 import os
 import socket
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from copy import deepcopy
 from typing import Any
 
 import optuna
@@ -137,7 +139,8 @@ class Study:
         return sum(trial.state not in ENDED for trial in self.trials())
 
     def release(self, dead: Callable[[int], bool] | None = None) -> None:
-        """Gives back the trials of workers that died on this machine, and of those elsewhere that are silent.
+        """Gives back the trials of workers that died on this machine, and of those elsewhere that are silent; and those that
+        ended without a word, because their worker was stopped before it could give them back itself.
 
         Args:
             dead: whether a process of this machine, by its number, is dead.
@@ -148,11 +151,14 @@ class Study:
             if where == host and (dead or _is_dead)(int(process)):
                 self._again(trial)
         optuna.storages.fail_stale_trials(self._study)
+        for trial in self.trials():
+            if trial.state == TrialState.FAIL and ERROR not in trial.user_attrs:
+                self._requeue(self._study, deepcopy(trial))  # which writes into what it is given
 
     def _again(self, trial: FrozenTrial) -> None:
         with suppress(Exception):  # another worker was quicker
             self._study.tell(trial.number, state=TrialState.FAIL)
-            self._requeue(self._study, trial)
+            self._requeue(self._study, deepcopy(trial))
 
     def work(self, objective: Objective) -> None:
         """Takes trials from the queue until none are left.
@@ -160,12 +166,13 @@ class Study:
         Args:
             objective: what a trial measures, from this study, the trial and its settings.
         """
+        self.release()
         while self.left():
-            self.release()
-            if not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            if self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                self._one(objective)
+            else:
                 time.sleep(0.5)  # others are at work; should one of them die, its trial comes back
-                continue
-            self._one(objective)
+            self.release()
 
     def _one(self, objective: Objective) -> None:
         """Runs the next trial; one that is interrupted goes back into the queue."""
@@ -187,6 +194,7 @@ class Study:
         trial.set_user_attr(SETTINGS, settings)
         try:
             value = objective(self, trial, settings)
+            require(not math.isnan(value), f"{self.sweep.metric} is not a number")
         except optuna.TrialPruned:
             raise
         except Exception as error:

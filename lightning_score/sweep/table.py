@@ -15,6 +15,8 @@ from lightning_score.sweep.results import Results, Row, duration, number, short,
 
 SHOWN = 12
 """The best trials that the living table shows."""
+LONG = 48
+"""Most characters of a column before its text is folded."""
 
 
 class Board:
@@ -74,9 +76,8 @@ def _table(found: Results, most: int | None) -> Table:
     titles, lines = found.table()
     table = Table(title=None, header_style="bold")
     for i, title in enumerate(titles):
-        last = i == len(titles) - 1
-        if last:
-            table.add_column(title, max_width=48, overflow="fold")
+        if i == len(titles) - 1 or max((len(cells[i]) for cells in lines), default=0) > LONG:
+            table.add_column(title, max_width=LONG, overflow="fold")
         else:
             table.add_column(title, justify="right", no_wrap=True)
     for cells in lines if most is None else _most_telling(lines, most):
