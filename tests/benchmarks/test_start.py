@@ -23,9 +23,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-def call(folder, arguments):
-    """Seconds until a command is done."""
-    environment = {**os.environ, "WANDB_MODE": "disabled", "PYTHONPATH": str(Path(__file__).parents[2])}
+def call(folder, arguments, **variables):
+    """Seconds until a command is done, with further variables in its environment."""
+    environment = {**os.environ, **variables, "WANDB_MODE": "disabled", "PYTHONPATH": str(Path(__file__).parents[2])}
     start = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", "lightning_score", *arguments], cwd=folder, env=environment, check=True, capture_output=True
