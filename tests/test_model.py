@@ -1,11 +1,14 @@
 """The model as a whole: what it does where memory is short."""
 
+import lightning_score.torchvision_guard  # noqa: F401
+
 from functools import partial
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 
-from lightning_score import ScoreModel
+from lightning_score import GaussianMixture, ScoreModel
 from lightning_score.networks import MLP
 from lightning_score.process import VP
 from lightning_score.sampling import Ancestral, PredictorCorrector, Uniform
@@ -55,3 +58,36 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(model):
     model.sampler.room = None
     with pytest.raises(TypeError):
         model.draw(range(2))
+
+
+class Watched(MLP):
+    """A network that notes whether it is called in mixed precision, in training and outside."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.mixed = {True: set(), False: set()}
+
+    def forward(self, x, noise_label, cond=None):
+        self.mixed[self.training].add(torch.is_autocast_enabled("cpu"))
+        return super().forward(x, noise_label, cond)
+
+
+class Draws(Callback):
+    """Draws samples when a fit begins and ends."""
+
+    def on_train_start(self, trainer, pl_module):
+        pl_module.draw(range(2))
+
+    on_train_end = on_train_start
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_samples_are_drawn_in_the_trainers_precision(precision, tmp_path):
+    model = ScoreModel(partial(Watched, width=8, depth=1), (2,), VP(), sampler=PredictorCorrector(grid=Uniform(2, 0.01)))
+    data = GaussianMixture(num_samples=64, batch_size=16)
+    settings = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", max_steps=2, precision=precision, callbacks=[Draws()], **settings)
+    trainer.fit(model, datamodule=data)
+    mixed = precision == "bf16-mixed"
+    assert model.score_function.network.mixed == {True: {mixed}, False: {mixed}}
+    assert model.draw(range(2)).x.dtype == torch.float32
