@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+THREADS = min(8, os.cpu_count() or 1)
+
 
 class NoiseStream:
     """Independent random streams, one per sample, so that sample k is the same in any batch and on any process.
@@ -82,10 +84,9 @@ class NoiseStream:
             _fill(self._normals, block.numpy())
             return _Drawing(block, [])
         self._draws = min(2 * self._draws, max(1, 65536 // self._numel))
-        threads = _threads()
-        share = -(-len(block) // threads._max_workers)
+        share = -(-len(block) // THREADS)
         parts = [slice(start, start + share) for start in range(0, len(block), share)]
-        return _Drawing(block, [threads.submit(_fill, self._normals[part], block[part].numpy()) for part in parts])
+        return _Drawing(block, [_threads().submit(_fill, self._normals[part], block[part].numpy()) for part in parts])
 
 
 class _Drawing(NamedTuple):
@@ -102,8 +103,8 @@ class _Drawing(NamedTuple):
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    """Threads that draw for a GPU: numpy lets go of the interpreter while it draws."""
-    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="noise")
+    """They draw for a GPU: numpy lets go of the interpreter while it draws."""
+    return ThreadPoolExecutor(THREADS, thread_name_prefix="noise")
 
 
 def _generators(keys: Sequence[Sequence[int]], half: int) -> list[np.random.Generator]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.conftest import seconds
 from benchmarks.parts import (
     Diffusers,
     Ours,
@@ -44,14 +45,19 @@ def label(name, part, precision, mode, batch):
 @pytest.fixture(scope="module")
 def peak(device):
     """Floating-point operations per second of a large matrix product, by precision."""
-    from benchmarks.conftest import seconds
-
     found = {}
     for precision in (torch.float32, torch.bfloat16) if device == "cuda" else (torch.float32,):
         n = 8192 if device == "cuda" else 2048
         a, b = (torch.randn(n, n, device=device, dtype=precision) for _ in range(2))
         found[precision] = 2 * n**3 / min(seconds(lambda a=a, b=b: a @ b, device) for _ in range(10))
     return found
+
+
+def note_rate(note, what, operations, taken, ceiling):
+    """Notes floating-point operations per second beside those of a large matrix product."""
+    rate = operations / taken
+    ours, theirs = (f"{value / 1e12:.3g} TFLOP/s" for value in (rate, ceiling))
+    note(what, ours, "a large matrix product", theirs, f"{rate / ceiling:.2f}")
 
 
 @pytest.mark.parametrize(("precision", "mode", "batch"), VARIANTS, ids=str)
@@ -69,14 +75,7 @@ def test_training_step(name, precision, mode, batch, device, compare, note, peak
     taken = compare(what, ours, others, rounds=20 if device == "cuda" else 3, warmup=3 if mode else 1)["ours"]
     with FlopCounterMode(display=False) as counter:
         steps(name, precision, None, batch, device)[0]()
-    rate = counter.get_total_flops() / taken
-    note(
-        what,
-        f"{rate / 1e12:.3g} TFLOP/s",
-        "a large matrix product",
-        f"{peak[precision] / 1e12:.3g} TFLOP/s",
-        f"{rate / peak[precision]:.2f}",
-    )
+    note_rate(note, what, counter.get_total_flops(), taken, peak[precision])
     note(what, f"{batch / taken:.3g} images/s", "", "", "")
 
 
@@ -94,11 +93,4 @@ def test_forward_pass(name, precision, mode, batch, device, compare, note, peak)
     what = label(name, "forward pass", precision, mode, batch)
     taken = compare(what, ours.network, others, rounds=20 if device == "cuda" else 5, warmup=3 if mode else 1)["ours"]
     if mode is None:
-        rate = counter.get_total_flops() / taken
-        note(
-            what,
-            f"{rate / 1e12:.3g} TFLOP/s",
-            "a large matrix product",
-            f"{peak[precision] / 1e12:.3g} TFLOP/s",
-            f"{rate / peak[precision]:.2f}",
-        )
+        note_rate(note, what, counter.get_total_flops(), taken, peak[precision])
