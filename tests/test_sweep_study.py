@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from lightning_score.sweep.engine import results
 from lightning_score.sweep.spec import read
-from lightning_score.sweep.study import ERROR, RETRIES, SLOT, WORKER, Study
+from lightning_score.sweep.study import ERROR, INTERRUPTED, RETRIES, SLOT, WORKER, Study
 from lightning_score.utils import InputError
 
 PARAMETERS = {
@@ -37,6 +37,14 @@ def make(tmp_path):
 def bowl(study, trial, settings):
     """Least, 0, at x = 1, y = 0.01, z = b."""
     return (settings["x"] - 1) ** 2 + math.log10(settings["y"] / 0.01) ** 2 + (settings["z"] == "a")
+
+
+def kill(study):
+    """Lets a worker take a trial and die."""
+    trial = study._study.ask()
+    trial.set_user_attr(INTERRUPTED, False)
+    trial.set_user_attr(WORKER, f"{socket.gethostname()}:{2**22 + 7}")  # above the largest number of a process
+    study.release()
 
 
 def test_random_draws_go_on_where_they_stopped_and_are_the_same_everywhere(make):
@@ -100,6 +108,8 @@ def test_an_interrupted_trial_waits_again_with_its_values(make):
     for _ in range(RETRIES + 2):
         with pytest.raises(KeyboardInterrupt):
             study.work(interrupted)
+    for _ in range(RETRIES):  # deaths are counted apart
+        kill(study)
     study.work(interrupted)
     assert [trial.state.name for trial in study.trials()] == ["COMPLETE"]
     assert all(settings == seen[0] for settings in seen)
@@ -128,11 +138,8 @@ def test_a_metric_that_is_no_number_is_a_failure_with_its_reason(make):
 def test_a_trial_that_kills_its_workers_is_given_up(make):
     study = make()
     study.queue(1)
-    dead = 2**22 + 7  # above the largest number of a process
     for _ in range(RETRIES + 1):
-        trial = study._study.ask()
-        trial.set_user_attr(WORKER, f"{socket.gethostname()}:{dead}")
-        study.release()
+        kill(study)
     assert [trial.state.name for trial in study.trials()] == ["FAIL"] and study.left() == 0
     (row,) = results(study.sweep, study).rows
     assert row.state == "failed" and row.message == "its workers died"

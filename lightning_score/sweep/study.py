@@ -21,6 +21,8 @@ from lightning_score.utils import InputError, require
 
 SLOT, WORKER, ERROR, METRICS, SETTINGS, SURPLUS = "slot", "worker", "error", "metrics", "settings", "surplus"
 """Attributes of a trial: its place in the queue; who runs it; why it failed; what it measured; its settings; not needed."""
+INTERRUPTED = "interrupted"
+"""Attribute of a trial that was stopped from outside."""
 HEARTBEAT, GRACE = 10, 60
 """Seconds between two signs of life of a worker, and without one until its trial is another's."""
 RETRIES = 3
@@ -53,7 +55,6 @@ class Study:
 
     def __init__(self, sweep: Sweep, url: str, name: str, make: bool = False):
         self.sweep, self.url, self.name = sweep, url, name
-        self._requeue = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
         for wait in (0.5, 1.5, None) if make else (None,):  # two machines that make the tables at once disturb each other
             try:
                 self._study = self._open(make)
@@ -153,12 +154,19 @@ class Study:
         optuna.storages.fail_stale_trials(self._study)
         for trial in self.trials():
             if trial.state == TrialState.FAIL and ERROR not in trial.user_attrs:
-                self._requeue(self._study, deepcopy(trial))  # which writes into what it is given
+                self._requeue(self._study, trial)
+
+    def _requeue(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Lets a trial wait again with its values, unless it has killed its workers too often."""
+        history = [*trial.system_attrs.get("retry_history", []), trial.number]
+        known = study.get_trials(deepcopy=False)
+        if sum(not known[number].user_attrs.get(INTERRUPTED) for number in history) <= RETRIES:
+            RetryHeartbeatStaleTrialCallback()(study, deepcopy(trial))  # it writes into what it is given
 
     def _again(self, trial: FrozenTrial) -> None:
         with suppress(Exception):  # another worker was quicker
             self._study.tell(trial.number, state=TrialState.FAIL)
-            self._requeue(self._study, deepcopy(trial))
+            self._requeue(self._study, trial)
 
     def work(self, objective: Objective) -> None:
         """Takes trials from the queue until none are left.
@@ -180,8 +188,8 @@ class Study:
         try:
             self._study.optimize(lambda trial: self._run(trial, objective, numbers), n_trials=1, catch=(Exception,))
         except KeyboardInterrupt:
-            for number in numbers:  # as often as one likes: it was not the trial's fault
-                RetryHeartbeatStaleTrialCallback()(self._study, self._study.trials[number])
+            for number in numbers:
+                self._requeue(self._study, self._study.trials[number])
             raise
 
     def _run(self, trial: Trial, objective: Objective, numbers: list[int]) -> float:
@@ -192,10 +200,14 @@ class Study:
         trial.set_user_attr(WORKER, f"{socket.gethostname()}:{os.getpid()}")
         settings = self.sweep.settings(trial)
         trial.set_user_attr(SETTINGS, settings)
+        trial.set_user_attr(INTERRUPTED, False)
         try:
             value = objective(self, trial, settings)
             require(not math.isnan(value), f"{self.sweep.metric} is not a number")
         except optuna.TrialPruned:
+            raise
+        except KeyboardInterrupt:
+            trial.set_user_attr(INTERRUPTED, True)
             raise
         except Exception as error:
             trial.set_user_attr(ERROR, " ".join(str(error).split())[:500] or type(error).__name__)
