@@ -96,7 +96,7 @@ class ScoreModel(LightningModule):
         )
         self.augmentation = augmentation
         self._compiled = compile is not None
-        self._fitting: int | None = None  # how many samples at once fit into memory, once more did not
+        self._at_once: int | None = None  # how many samples fit into memory, once more did not
         if compile is not None:
             built.compile(mode=compile)
         self.score_function = ScoreFunction(built, process, parametrization or Noise(), classes)
@@ -224,12 +224,12 @@ class ScoreModel(LightningModule):
             require(len(cond) == len(indices), f"{len(cond)} labels for {len(indices)} samples: give one label per sample")
         parts: list[Samples] = []
         while (first := sum(len(part.x) for part in parts)) < len(indices):
-            here = slice(first, first + (self._fitting or len(indices)))
+            here = slice(first, first + (self._at_once or len(indices)))
             labels = None if cond is None else cond[here]
             drawn = self._draw_if_it_fits(indices[here], seed, labels, sampler or self.sampler, trajectory, progress)
             if drawn is None:
-                self._fitting = -(-len(indices[here]) // 2)
-                rank_zero_warn(f"{len(indices[here])} samples at once do not fit into memory: from here on {self._fitting}")
+                self._at_once = -(-len(indices[here]) // 2)
+                rank_zero_warn(f"{len(indices[here])} samples at once do not fit into memory: from here on {self._at_once}")
             else:
                 parts.append(drawn)
         return join(parts)
