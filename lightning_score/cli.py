@@ -51,4 +51,4 @@ def _run(arguments: list[str]) -> None:
     quiet()
     if command in WITHOUT_TRAINER:
         return WITHOUT_TRAINER[command](arguments)
-    ScoreCLI(*prepared(arguments))
+    ScoreCLI(*prepared(arguments), given=arguments)

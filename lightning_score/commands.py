@@ -9,6 +9,8 @@ import os
 import shlex
 import time
 import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from lightning_score.experiment import ExperimentCLI
 from lightning_score.ladder import resolve
 from lightning_score.loggers import RunCSVLogger, in_trial, wandb_logger
 from lightning_score.model import ScoreModel
-from lightning_score.runs import new_dated_folder, new_folder, point_latest
+from lightning_score.runs import RunStatus, new_dated_folder, new_folder, point_latest
 from lightning_score.summary import describe, report, summarize
 from lightning_score.utils import InputError, require
 
@@ -65,10 +67,11 @@ class ScoreCLI(ExperimentCLI):
     Args:
         arguments: the command and its options.
         checkpoint: the checkpoint that the command works on, if any.
+        given: the command and its options as they were written, which the run folder keeps.
     """
 
-    def __init__(self, arguments: list[str], checkpoint: dict[str, Any] | None):
-        self.command, self.checkpoint = arguments[0], checkpoint
+    def __init__(self, arguments: list[str], checkpoint: dict[str, Any] | None, given: Sequence[str] | None = None):
+        self.command, self.checkpoint, self.given = arguments[0], checkpoint, given or arguments
         super().__init__(arguments, save_config_callback=RunConfig, parser_kwargs={"prog": "python -m lightning_score"})
 
     def subcommands(self) -> dict[str, set[str]]:
@@ -91,6 +94,8 @@ class ScoreCLI(ExperimentCLI):
             parser.add_argument("--num_samples", type=int, default=64, help="Number of samples.")
             parser.add_argument("--seed", type=int, default=0, help="Seed of the samples; sample k is the same in any run.")
             parser.add_argument("--batch_size", type=int, default=1024, help="Samples drawn at once; more need more memory.")
+            progressive = "Samples in `progress.png`, drawn once more, from noise to image; 0: no such picture."
+            parser.add_argument("--progressive", type=int, default=0, help=progressive)
             labels = "Class labels, repeated in turn, as '[3]' or '[0, 1]'; all classes in turn by default."
             parser.add_argument("--labels", type=list[int] | None, default=None, help=labels)
 
@@ -100,7 +105,7 @@ class ScoreCLI(ExperimentCLI):
     def before_instantiate_classes(self) -> None:
         """Checks the options that no constructor sees; in training, chooses from the data what the config leaves to them."""
         config = self.config[self.command]
-        for name, least in (("num_samples", 1), ("batch_size", 1), ("seed", 0)):
+        for name, least in (("num_samples", 1), ("batch_size", 1), ("seed", 0), ("progressive", 0)):
             value = config.get(name, least)
             require(value >= least, f"--{name} {value}: must be at least {least}")
         if self.command == "fit":
@@ -122,7 +127,7 @@ class ScoreCLI(ExperimentCLI):
         self.folder = self._make_folder(config)
         callbacks = [*(settings["callbacks"] or [])]
         if self.command == "predict":
-            callbacks.append(SampleWriter(self.datamodule))
+            callbacks.append(SampleWriter(self.datamodule, config["progressive"]))
         if settings["enable_progress_bar"] is not False:
             callbacks.append(StepProgress())
         if self.command == "fit" and settings["enable_checkpointing"] is not False:
@@ -153,6 +158,14 @@ class ScoreCLI(ExperimentCLI):
             wandb = wandb_logger(self.folder, name=f"{self.folder.parent.name}/{self.folder.name}")
             loggers += [] if wandb is None else [wandb]
         return loggers
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs the command; its folder says what becomes of it."""
+        with nullcontext() if self.folder is None or not self.trainer.is_global_zero else self._status():
+            super()._run_subcommand(subcommand)
+
+    def _status(self) -> RunStatus:
+        return RunStatus(self.folder, self.given, lambda: self.trainer.global_step, self.trainer.max_steps)
 
     def fit(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str | None = None) -> None:
         """Trains, measures the final weights if training did not end with a validation, and sums up."""
@@ -201,7 +214,9 @@ class ScoreCLI(ExperimentCLI):
             columns.append(torch.tensor(config["labels"])[numbers % len(config["labels"])])
         dataset = TensorDataset(*columns)
         self.trainer.predict(model, DataLoader(dataset, config["batch_size"]), return_predictions=False)
-        print(f"{config['num_samples']} samples: {self.folder}/samples.png, {self.folder}/samples.npz")
+        pictures = ["samples.png", "progress.png"] if config["progressive"] else ["samples.png"]
+        files = ", ".join(f"{self.folder}/{name}" for name in (*pictures, "samples.npz"))
+        print(f"{config['num_samples']} samples: {files}")
 
     def _load_weights(self) -> None:
         """Gives the model the checkpoint's weights, which are the averaged ones."""

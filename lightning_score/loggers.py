@@ -3,9 +3,11 @@
 import lightning_score.torchvision_guard  # noqa: F401
 
 import csv
+import math
 import os
 import shutil
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -28,7 +30,7 @@ _begun: set[str] = set()  # ids of the W&B runs that this process has begun
 class RunCSVLogger(CSVLogger):
     """Writes `metrics.csv` and `hparams.yaml` straight into the folder of a run, beside whatever else is there.
 
-    Each row is on disk as soon as it is logged. Rows that an earlier part of the run left there stay, and a metric that
+    Each row is on disk as soon as it is logged, with its `time` in seconds since 1970. Rows that an earlier part of the run left there stay, and a metric that
     is new becomes a new column.
 
     Args:
@@ -48,7 +50,11 @@ class RunCSVLogger(CSVLogger):
 
 
 class _Writer(ExperimentWriter):
-    """Lightning's writer, but for the beginning: that deletes the metrics it finds."""
+    """Lightning's writer, but for the beginning, where that deletes the metrics it finds; and each row has its time."""
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        """Keeps a row."""
+        super().log_metrics({**metrics_dict, "time": round(time.time(), 1)}, step)
 
     def _check_log_dir_exists(self) -> None:
         """Goes on from the columns of the metrics that are there."""
@@ -73,6 +79,7 @@ class WandbRunLogger(WandbLogger):
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         self._lost = False
+        self._best: dict[str, float] = {}
 
     @property
     def sync_command(self) -> str | None:
@@ -83,8 +90,12 @@ class WandbRunLogger(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Logs metrics, or pictures, at an optimizer step."""
+        """Logs metrics, or pictures, at an optimizer step; the best FID so far stays in the run's summary, as `best/val/fid...`."""
         self._attempt(super().log_metrics, metrics, step)
+        for name, value in metrics.items():
+            if f"{name}_n" in metrics and not self._best.get(name, math.inf) <= float(value):
+                self._best[name] = float(value)
+                self._attempt(self.experiment.summary.update, {f"best/{name}": float(value), f"best/{name}_step": step})
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:

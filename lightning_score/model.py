@@ -5,6 +5,7 @@ import lightning_score.torchvision_guard  # noqa: F401
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Literal
 
 import torch
@@ -22,7 +23,7 @@ from lightning_score.objective import DenoisingScoreMatching, Objective
 from lightning_score.parametrization import Noise, Parametrization
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.noise import NoiseStream
-from lightning_score.sampling.sampler import PredictorCorrector, Sampler, Samples, join
+from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampler, Samples, join
 from lightning_score.score import Conditioned, ScoreField, ScoreFunction
 from lightning_score.utils import keep_freed_memory, require
 
@@ -204,6 +205,7 @@ class ScoreModel(LightningModule):
         sampler: Sampler | None = None,
         trajectory: bool = False,
         progress: bool = False,
+        observe: Observer | None = None,
     ) -> Samples:
         """The samples of given numbers, in one batch or, where that does not fit into memory, in as few as do: sample k
         depends on the seed and k, not on its batch mates.
@@ -215,6 +217,7 @@ class ScoreModel(LightningModule):
             sampler: another sampler than the model's own.
             trajectory: keep x after every move.
             progress: show a progress bar.
+            observe: told every move of the sampler.
 
         Raises:
             InputError: labels that are not one per sample, that the model does not know or has no use for.
@@ -226,7 +229,8 @@ class ScoreModel(LightningModule):
         while (first := sum(len(part.x) for part in parts)) < len(indices):
             here = slice(first, first + (self._at_once or len(indices)))
             labels = None if cond is None else cond[here]
-            drawn = self._draw_if_it_fits(indices[here], seed, labels, sampler or self.sampler, trajectory, progress)
+            draw = partial(sampler or self.sampler, trajectory=trajectory, progress=progress, observe=observe)
+            drawn = self._draw_if_it_fits(indices[here], seed, labels, draw)
             if drawn is None:
                 self._at_once = -(-len(indices[here]) // 2)
                 rank_zero_warn(f"{len(indices[here])} samples at once do not fit into memory: from here on {self._at_once}")
@@ -235,7 +239,7 @@ class ScoreModel(LightningModule):
         return join(parts)
 
     def _draw_if_it_fits(
-        self, indices: Sequence[int], seed: int, cond: Tensor | None, sampler: Sampler, trajectory: bool, progress: bool
+        self, indices: Sequence[int], seed: int, cond: Tensor | None, sampler: Callable[[ScoreField, NoiseStream], Samples]
     ) -> Samples | None:
         """The samples, or None if there is not the memory for so many at once."""
         score: ScoreField = self.score_function
@@ -247,7 +251,7 @@ class ScoreModel(LightningModule):
         noise = NoiseStream(seed, indices, self.shape, self.device, self.dtype)
         try:
             with self._evaluating(), self._precision(), self._uncompiled():
-                return sampler(score, noise, trajectory, progress)
+                return sampler(score, noise)
         except RuntimeError as error:
             if not is_oom_error(error) or len(indices) == 1:
                 raise

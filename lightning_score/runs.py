@@ -1,10 +1,23 @@
-"""Run folders: one for each run, and a stable path to the newest."""
+"""Run folders: one for each run, a stable path to the newest, and a file that says what became of it."""
 
+import json
 import os
+import socket
+import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lightning_score import __version__
 
 from lightning_score.utils import InputError
+
+STATUS = "run.json"
+"""The name of the file that says what became of a run."""
+HEARTBEAT = 10.0
+"""Seconds between two signs of life of a run."""
 
 
 def new_folder(folder: Path) -> Path:
@@ -45,3 +58,61 @@ def point_latest(folder: Path) -> None:
     link, temporary = folder.parent / "latest", folder.parent / f".latest-{os.getpid()}"
     temporary.symlink_to(folder.name)
     temporary.replace(link)
+
+
+class RunStatus:
+    """Says in `run.json` of a run folder that the run goes on, and in the end what became of it: within its context a thread
+    writes a sign of life every ten seconds, so that a run that was killed can be told from one that computes.
+
+    The file holds command, arguments, state (running, finished, interrupted or failed), message, host, pid, started and
+    updated (seconds since 1970), seconds (how long it has run), step, max_steps and version. It is replaced in one move.
+
+    Args:
+        folder: the run folder.
+        arguments: the command and its options.
+        step: says how many training steps are done.
+        max_steps: how many are to be done, -1 if that is not known.
+    """
+
+    def __init__(self, folder: Path, arguments: Sequence[str], step: Callable[[], int], max_steps: int = -1):
+        self._file, self._step = folder / STATUS, step
+        self._begun, self._over = time.time(), threading.Event()
+        self._entries: dict[str, Any] = {
+            "command": arguments[0],
+            "arguments": list(arguments),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": self._begun,
+            "max_steps": max_steps,
+            "version": __version__,
+        }
+        self._thread = threading.Thread(target=self._beat, name="run status", daemon=True)
+
+    def __enter__(self) -> "RunStatus":
+        self._write("running")
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
+        if error is None:
+            self._write("finished")
+        elif isinstance(error, (KeyboardInterrupt, SystemExit)):  # so Lightning ends after a signal
+            self._write("interrupted", "ended by a signal")
+        else:
+            self._write("failed", f"{kind.__name__}: {' '.join(str(error).split())[:300]}")
+
+    def _beat(self) -> None:
+        while not self._over.wait(HEARTBEAT):
+            self._write("running")
+
+    def _write(self, state: str, message: str = "") -> None:
+        now = time.time()
+        here = {"state": state, "message": message, "updated": now, "seconds": now - self._begun, "step": self._step()}
+        temporary = self._file.with_name(f".{STATUS}-{os.getpid()}")
+        try:
+            temporary.write_text(json.dumps(self._entries | here, indent=1), encoding="utf-8")
+            temporary.replace(self._file)
+        except OSError:  # a full disk, say: the run is worth more than what is said about it
+            temporary.unlink(missing_ok=True)

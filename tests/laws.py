@@ -13,7 +13,15 @@ from lightning_score.sampling import PredictorCorrector
 MEAN, STD = 0.5, 0.4
 
 
-class Given:
+class Draws:
+    """What a test hands out as noise: the draws that set the size of a step are those that it adds."""
+
+    def sized(self):
+        z = self.normal()
+        return z, z
+
+
+class Given(Draws):
     """Hands out the same noise at every step."""
 
     def __init__(self, z):
@@ -34,7 +42,7 @@ def affine(step):
     return a_plus_b - b, b, c_plus_b - b
 
 
-class Basis:
+class Basis(Draws):
     """Hands out one-dimensional noise by which row 2 + i of a batch sees only draw i, and rows 0 and 1 none at all."""
 
     def __init__(self, draws):

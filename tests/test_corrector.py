@@ -18,7 +18,6 @@ from lightning_score.sampling import (
     SampleLangevin,
     Uniform,
 )
-from lightning_score.sampling.corrector import langevin_step
 from lightning_score.sampling.noise import NoNoise
 from lightning_score.utils import InputError
 
@@ -39,7 +38,8 @@ def test_langevin_has_its_stationary_variance():
     """On N(m, v) the variance tends to v/(1 - e/(2 v)) T: this pins the convention of the step size."""
     score, v, e, temperature = gaussian(VE(1e-3, 1.0)), STD**2 + 1e-6, 0.02, 0.5
     t = torch.zeros((), dtype=torch.float64)
-    a, b, c = affine(lambda x, z: langevin_step(score, x, t, torch.tensor(e), z, temperature))
+    corrector = FixedLangevin(e, temperature)
+    a, b, c = affine(lambda x, z: corrector.step(score, x, t, t, z, None)[0])
     assert b / (1 - a) == pytest.approx(MEAN, rel=1e-6)
     assert c**2 / (1 - a**2) == pytest.approx(temperature * v / (1 - e / (2 * v)), rel=1e-6)
 

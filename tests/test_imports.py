@@ -31,6 +31,7 @@ ALLOWED = {
         "objective",
         "empirical",
         "process",
+        "schedule",
         "score",
         "utils",
     },

@@ -20,11 +20,11 @@ class Narrow(PredictorCorrector):
     room = 5
     tried: list[int]
 
-    def __call__(self, score, noise, *arguments):
+    def __call__(self, score, noise, **options):
         self.tried.append(noise.shape[0])
         if noise.shape[0] > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return super().__call__(score, noise, *arguments)
+        return super().__call__(score, noise, **options)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.evaluate import Evaluate, Evaluation
 from lightning_score.callbacks.field import ScorePlot
 from lightning_score.callbacks.floor import LossFloor
+from lightning_score.callbacks.health import LangevinHealth, LevelHealth
 from lightning_score.callbacks.predict import SampleWriter
 from lightning_score.callbacks.progress import StepProgress
 from lightning_score.callbacks.samples import SampleGrid
@@ -18,6 +19,8 @@ __all__ = [
     "BitsPerDim",
     "Evaluate",
     "Evaluation",
+    "LangevinHealth",
+    "LevelHealth",
     "LossFloor",
     "SampleGrid",
     "SampleWriter",

@@ -37,8 +37,9 @@ class LossFloor(Callback):
 
     On training examples the excess is sigma^2 1/2 E||score - empirical score||^2, so what is left to learn (or, for small
     noise, to memorise); on held-out ones it is negative where the model generalises better than the data's memory. It logs
-    `val/excess_loss_train/<sigma>` and `val/excess_loss_held_out/<sigma>` by sigma/alpha, the means over the levels
-    without `/<sigma>`, and a picture `loss_per_sigma`. Examples and noise are the same at every validation; of data that
+    `val/loss_train/<sigma>`, `val/loss_held_out/<sigma>`, `val/excess_loss_train/<sigma>` and
+    `val/excess_loss_held_out/<sigma>` by sigma/alpha, the means of the last two over the levels without `/<sigma>`, and a
+    picture `loss_per_sigma`. Examples and noise are the same at every validation; of data that
     are dequantised, one draw stands for all.
 
     Args:
@@ -72,13 +73,14 @@ class LossFloor(Callback):
         if trainer.sanity_checking:
             return
         self.last = self.measure(pl_module, trainer.datamodule)
-        for name, excess in (
-            ("train", self.last.train - self.last.train_floor),
-            ("held_out", self.last.held_out - self.last.held_out_floor),
-        ):
-            pl_module.log(f"val/excess_loss_{name}", float(excess.mean()), sync_dist=True)
-            values = zip(self.last.sigma.tolist(), excess.tolist(), strict=True)
-            pl_module.log_dict({f"val/excess_loss_{name}/{sigma:.3g}": value for sigma, value in values}, sync_dist=True)
+        for split in ("train", "held_out"):
+            loss = getattr(self.last, split)
+            excess = loss - getattr(self.last, f"{split}_floor")
+            pl_module.log(f"val/excess_loss_{split}", float(excess.mean()), sync_dist=True)
+            for name, values in (("loss", loss), ("excess_loss", excess)):
+                levels = zip(self.last.sigma.tolist(), values.tolist(), strict=True)
+                named = {f"val/{name}_{split}/{sigma:.3g}": value for sigma, value in levels}
+                pl_module.log_dict(named, sync_dist=True)
         if trainer.is_global_zero and not trainer.fast_dev_run:
             picture = figure_picture(_figure(self.last, math.prod(pl_module.shape)))
             publish(trainer, "loss_per_sigma", picture, f"step {trainer.global_step}")

@@ -1,12 +1,14 @@
 """Pictures of samples, and the way they reach the run folder and the loggers."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
@@ -27,6 +29,15 @@ def _grid(images: Tensor, columns: int | None = None) -> Image.Image:
     large = images.cpu().repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
     grid = make_grid(large, nrow=columns or math.ceil(math.sqrt(len(images))), padding=2, pad_value=128)
     return to_pil_image(grid[: images.shape[1]])
+
+
+def strip_picture(moments: Sequence[Tensor]) -> Image.Image:
+    """Progressive sampling, from noise to image: a row for each sample, a column for each moment.
+
+    Args:
+        moments: uint8 images (N, C, H, W) with 1 or 3 channels, of the same samples, in the order of sampling.
+    """
+    return _grid(torch.stack(list(moments), 1).flatten(0, 1), columns=len(moments))
 
 
 def neighbour_picture(samples: Tensor, nearest: Tensor, columns: int = 12) -> Image.Image:
@@ -59,6 +70,13 @@ def figure_picture(figure) -> Image.Image:
     return Image.frombytes("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
 
 
+def save_picture(picture: Image.Image, path: Path, caption: str) -> None:
+    """Writes a PNG that holds its caption, as its `Description`."""
+    told = PngInfo()
+    told.add_itxt("Description", caption)
+    picture.save(path, pnginfo=told)
+
+
 def publish(trainer: Trainer, key: str, picture: Image.Image, caption: str) -> Path:
     """Writes a picture to `<run folder>/<key>/step_<step>.png` and gives it to the loggers that take pictures.
 
@@ -74,7 +92,7 @@ def publish(trainer: Trainer, key: str, picture: Image.Image, caption: str) -> P
     step = trainer.global_step
     path = Path(trainer.default_root_dir) / key / f"step_{step:07d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    save_picture(picture, path, caption)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(key, [str(path)], step=step, caption=[caption])

@@ -10,10 +10,12 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from lightning_score.callbacks.pictures import sample_picture
+from lightning_score.callbacks.pictures import sample_picture, save_picture
+from lightning_score.callbacks.strip import Strip
 from lightning_score.data import ScoreData
 from lightning_score.model import ScoreModel
 from lightning_score.sampling.sampler import Samples
+from lightning_score.utils import require
 
 IN_PICTURE = 400
 
@@ -23,14 +25,23 @@ class SampleWriter(Callback):
 
     The NPZ holds `x`, float32 (n, *shape) in the range of the data, `images`, uint8 (n, H, W, C) if they are images, `seed`
     and `nfe`, network evaluations per sample; and `raw`, like `x`, the samples before the final denoise where they differ
-    (the denoise Tweedie; LastMean has no other samples). The picture shows the first 400.
+    (the denoise Tweedie; LastMean has no other samples). The picture shows the first 400. On request `progress.png` shows
+    the first few, drawn once more, on their way from noise to image.
 
     Args:
         data: the data module, which knows the form of the data.
+        progressive: how many these are.
+
+    Raises:
+        InputError: they are to be shown but are no images.
     """
 
-    def __init__(self, data: ScoreData):
-        self._data = data
+    def __init__(self, data: ScoreData, progressive: int = 0):
+        require(
+            not progressive or data.data_range is not None,
+            f"--progressive {progressive}: shows images from noise to image, but {type(data).__name__} has none",
+        )
+        self._data, self._progressive = data, progressive
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
         self._nfe, self._seed = 0.0, 0
 
@@ -48,6 +59,12 @@ class SampleWriter(Callback):
         raw = x if outputs.raw is outputs.x else outputs.raw.float().cpu()
         self._parts.append((batch[0].cpu(), x, raw))
         self._nfe, self._seed = outputs.nfe, int(batch[1][0])
+        if self._progressive and batch_idx == 0 and trainer.is_global_zero:
+            indices, labels = batch[0][: self._progressive], batch[2][: self._progressive] if len(batch) > 2 else None
+            strip = Strip(pl_module, self._data, self._progressive)
+            samples = pl_module.draw(indices.tolist(), self._seed, labels, observe=strip)
+            caption = f"from noise to image, seed {self._seed}, NFE {samples.nfe:g}"
+            save_picture(strip.picture(samples), Path(trainer.default_root_dir) / "progress.png", caption)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Gathers the samples of all processes in their order; the first process writes."""
@@ -65,4 +82,5 @@ class SampleWriter(Callback):
         arrays = {"images": images.permute(0, 2, 3, 1).numpy()} if images.ndim == 4 else {}
         arrays |= {} if torch.equal(raw, x) else {"raw": raw.numpy()}
         np.savez_compressed(folder / "samples.npz", x=x.numpy(), seed=self._seed, nfe=self._nfe, **arrays)
-        sample_picture(images[:IN_PICTURE]).save(folder / "samples.png")
+        caption = f"{min(len(x), IN_PICTURE)} samples, seed {self._seed}, NFE {self._nfe:g}"
+        save_picture(sample_picture(images[:IN_PICTURE]), folder / "samples.png", caption)

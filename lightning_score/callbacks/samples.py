@@ -1,8 +1,9 @@
-"""A grid of samples at every validation."""
+"""A grid of samples, and how they came about, at every validation."""
 
 from lightning.pytorch import Callback, Trainer
 
 from lightning_score.callbacks.pictures import publish, sample_picture
+from lightning_score.callbacks.strip import Strip
 from lightning_score.model import ScoreModel
 from lightning_score.utils import require
 
@@ -11,18 +12,22 @@ class SampleGrid(Callback):
     """Draws samples with the model's own sampler at the end of validation and publishes their picture as `samples`.
 
     The numbers and the seed of the samples stay the same, so that one sees the same noise turn into better and better
-    samples. In `fast_dev_run` it draws four and keeps none.
+    samples. Of images, a second picture, `progress`, shows the first samples on their way from noise to image. In
+    `fast_dev_run` it draws four and keeps none.
 
     Args:
         num_samples: samples in the grid; 0: none.
         seed: seed of the samples.
         every_n_validations: how often.
+        progressive: samples in the second picture; 0: none.
     """
 
-    def __init__(self, num_samples: int = 64, seed: int = 0, every_n_validations: int = 1):
+    def __init__(self, num_samples: int = 64, seed: int = 0, every_n_validations: int = 1, progressive: int = 8):
         require(num_samples >= 0, f"num_samples={num_samples}: must be 0 (no grid) or more, as in 64")
         require(every_n_validations >= 1, f"every_n_validations={every_n_validations}: must be at least 1")
+        require(progressive >= 0, f"progressive={progressive}: must be 0 (none) or more, as in 8")
         self.num_samples, self.seed, self.every_n_validations = num_samples, seed, every_n_validations
+        self.progressive = progressive
         self._validations = 0
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
@@ -31,8 +36,13 @@ class SampleGrid(Callback):
         due = self._validations % self.every_n_validations == 0 and not trainer.sanity_checking
         if not (due and self.num_samples and trainer.is_global_zero):
             return
-        fast = bool(trainer.fast_dev_run)
-        samples = pl_module.draw(range(min(self.num_samples, 4) if fast else self.num_samples), self.seed)
-        picture = sample_picture(trainer.datamodule.to_reference(samples.x))
-        if not fast:
-            publish(trainer, "samples", picture, f"step {trainer.global_step}, NFE {samples.nfe:g}")
+        fast, data = bool(trainer.fast_dev_run), trainer.datamodule
+        strip = Strip(pl_module, data, self.progressive) if self.progressive and data.data_range is not None else None
+        samples = pl_module.draw(range(min(self.num_samples, 4) if fast else self.num_samples), self.seed, observe=strip)
+        picture = sample_picture(data.to_reference(samples.x))
+        if fast:
+            return
+        publish(trainer, "samples", picture, f"step {trainer.global_step}, NFE {samples.nfe:g}")
+        if strip is not None:
+            caption = f"step {trainer.global_step}, from noise to image, NFE {samples.nfe:g}"
+            publish(trainer, "progress", strip.picture(samples), caption)

@@ -102,16 +102,17 @@ class Record:
         """What two numbers must have in common to stand on one axis."""
         return self.metric, self.n, self.features_hash, self.resize, self.data_hash, self.split, tuple(self.shape)
 
-    def line(self) -> str:
-        """One line of JSON; what is not a number is null."""
-        return json.dumps(_finite(asdict(self)))
-
 
 def append(path: Path, record: Record) -> None:
-    """Adds a record to a file, in one write, so that several processes may do so."""
+    """Adds a record to a file."""
+    append_line(path, asdict(record))
+
+
+def append_line(path: Path, entries: Mapping[str, Any]) -> None:
+    """Adds a line of JSON to a file, in one write, so that several processes may do so; what is not a number is null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(record.line() + "\n")
+        file.write(json.dumps(finite(dict(entries))) + "\n")
 
 
 def read(path: Path) -> list[Record]:
@@ -148,9 +149,10 @@ def metric_name(kind: str, features: str, n: int) -> str:
     return f"{kind}_{features}" if n == 50_000 else f"{kind}_{features}_{short(n)}"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain values with None for every number that JSON does not know."""
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,6 +7,7 @@ from lightning_score.sampling.corrector import (
     Corrector,
     FixedLangevin,
     Langevin,
+    LangevinCorrector,
     SampleLangevin,
 )
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, LastMean, Prior, Tweedie, UniformNoise
@@ -53,6 +54,7 @@ __all__ = [
     "Karras",
     "KeepNoise",
     "Langevin",
+    "LangevinCorrector",
     "LangevinDynamics",
     "LastMean",
     "NoPredictor",

@@ -1,32 +1,14 @@
 """Correctors: Markov chain Monte Carlo steps that use the score and stay on one marginal p_t."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.method import Method
-from lightning_score.sampling.noise import NoiseStream
-from lightning_score.score import ScoreField
 from lightning_score.utils import expand, require
-
-
-def langevin_step(
-    score: ScoreField, x: Tensor, t: Tensor, step_size: Tensor, noise: NoiseStream, temperature: float = 1.0
-) -> Tensor:
-    """x + e score + sqrt(2 e T) z, whose law tends to p_t^(1/T) as the step size e tends to 0.
-
-    Args:
-        score: the score function.
-        x: samples (B, ...).
-        t: the time of the marginal, ().
-        step_size: e, () or (B,), in squared units of x. Algorithm 1 of Song and Ermon 2019 calls 2 e alpha_i.
-        noise: the random streams.
-        temperature: T.
-    """
-    e = expand(step_size, x)
-    return x + e * score(x, t) + (2 * e * temperature).sqrt() * noise.normal()
 
 
 def snr_step_size(process: NoiseProcess, t: Tensor, s: Tensor, ratio: Tensor) -> Tensor:
@@ -58,7 +40,34 @@ class Corrector(Method, ABC):
     """Moves samples of p_t within p_t; s is the time beside t on the grid."""
 
 
-class Langevin(Corrector):
+class LangevinCorrector(Corrector, ABC):
+    """A Langevin step, x + e score + sqrt(2 e T) z, whose law tends to p_t^(1/T) as the step size e tends to 0."""
+
+    calls = 1
+    temperature: float = 1.0
+    """T."""
+
+    @abstractmethod
+    def size(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any, gradient: Tensor, z: Tensor) -> Tensor:
+        """e in squared units of x, () or (B,). Algorithm 1 of Song and Ermon 2019 calls 2 e alpha_i.
+
+        Args:
+            process: the noise process.
+            t: the time of the marginal, ().
+            s: the time beside it on the grid, ().
+            state: what `init` has returned.
+            gradient: the score at x, (B, ...).
+            z: normal draws of its shape.
+        """
+
+    def step(self, score, x, t, s, noise, state):
+        gradient = score(x, t)
+        z, added = noise.sized()
+        e = expand(self.size(score.process, t, s, state, gradient, z), x)
+        return x + e * gradient + (2 * e * self.temperature).sqrt() * added, state
+
+
+class Langevin(LangevinCorrector):
     """Langevin dynamics with step size e = 2 alpha_c (snr sigma)^2, alpha_c the ratio of alpha^2 between t and s.
 
     Song et al. 2021 (2011.13456), Algorithms 4 and 5, with the norm of the score replaced by its expectation, 1/sigma
@@ -68,15 +77,12 @@ class Langevin(Corrector):
         snr: target ratio of the norms of step and noise; the paper takes 0.16.
     """
 
-    calls = 1
-
     def __init__(self, snr: float = 0.16):
         require_snr(snr)
         self.snr = snr
 
-    def step(self, score, x, t, s, noise, state):
-        e = snr_step_size(score.process, t, s, self.snr * score.process.sigma(t))
-        return langevin_step(score, x, t, e, noise), state
+    def size(self, process, t, s, state, gradient, z):
+        return snr_step_size(process, t, s, self.snr * process.sigma(t))
 
 
 def _norms(v: Tensor) -> Tensor:
@@ -84,10 +90,8 @@ def _norms(v: Tensor) -> Tensor:
     return torch.linalg.vector_norm(v.flatten(1), dim=1)
 
 
-class _NormLangevin(Corrector, ABC):
+class _NormLangevin(LangevinCorrector, ABC):
     """Langevin dynamics with step size e = 2 alpha_c (snr ||z||/||score||)^2."""
-
-    calls = 1
 
     def __init__(self, snr: float = 0.16):
         require_snr(snr)
@@ -97,11 +101,8 @@ class _NormLangevin(Corrector, ABC):
     def _norm(self, v: Tensor) -> Tensor:
         """||v|| as the step size takes it, () or (B,)."""
 
-    def step(self, score, x, t, s, noise, state):
-        gradient = score(x, t)
-        z, added = noise.sized()
-        e = expand(snr_step_size(score.process, t, s, self.snr * self._norm(z) / self._norm(gradient)), x)
-        return x + e * gradient + (2 * e).sqrt() * added, state
+    def size(self, process, t, s, state, gradient, z):
+        return snr_step_size(process, t, s, self.snr * self._norm(z) / self._norm(gradient))
 
 
 class BatchLangevin(_NormLangevin):
@@ -147,7 +148,7 @@ class SampleLangevin(_NormLangevin):
         return _norms(v)
 
 
-class FixedLangevin(Corrector):
+class FixedLangevin(LangevinCorrector):
     """Langevin dynamics on x/alpha with the same step size at every level: e = step_size alpha^2, law p_t^(1/T).
 
     Roberts and Tweedie 1996 (unadjusted Langevin algorithm). On a Gaussian of variance v it needs e < 2 v, and its
@@ -158,18 +159,16 @@ class FixedLangevin(Corrector):
         temperature: T; 1 samples p_t, 0 climbs to its modes.
     """
 
-    calls = 1
-
     def __init__(self, step_size: float = 1e-5, temperature: float = 1.0):
         require(step_size > 0, f"step_size={step_size}: must be above 0, as in 1.0e-5")
         require_temperature(temperature)
         self.step_size, self.temperature = step_size, temperature
 
-    def step(self, score, x, t, s, noise, state):
-        return langevin_step(score, x, t, self.step_size * score.process.alpha(t) ** 2, noise, self.temperature), state
+    def size(self, process, t, s, state, gradient, z):
+        return self.step_size * process.alpha(t) ** 2
 
 
-class AnnealedLangevinStep(Corrector):
+class AnnealedLangevinStep(LangevinCorrector):
     """Langevin dynamics with step size e = step_size sigma^2/sigma_min^2, sigma_min the last sigma/alpha of the grid.
 
     Song and Ermon 2019 (1907.05600), Algorithm 1, for any process: it is that algorithm on x/alpha.
@@ -179,8 +178,6 @@ class AnnealedLangevinStep(Corrector):
             `step_lr`; the epsilon of Algorithm 1 is twice as large.
         temperature: T, of the law p_t^(1/T).
     """
-
-    calls = 1
 
     def __init__(self, step_size: float = 2e-5, temperature: float = 1.0):
         require(step_size > 0, f"step_size={step_size}: must be above 0, as in 2.0e-5")
@@ -198,9 +195,8 @@ class AnnealedLangevinStep(Corrector):
             f"step_size < 2 sigma_min^2 = {limit:.3g}; try {limit / 10:.3g}",
         )
 
-    def step(self, score, x, t, s, noise, state):
-        e = self.step_size * score.process.sigma(t) ** 2 / state
-        return langevin_step(score, x, t, e, noise, self.temperature), state
+    def size(self, process, t, s, state, gradient, z):
+        return self.step_size * process.sigma(t) ** 2 / state
 
 
 def smallest_level(process: NoiseProcess, times: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Samplers: a time grid, a predictor, a corrector and a final denoise."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,10 @@ class Stage(NamedTuple):
     t: Tensor
     s: Tensor
     end: Tensor
+
+
+Observer = Callable[[ScoreField, Stage, Tensor, Tensor, Any], None]
+"""Told the score and every move, with x before and after it, (B, ...), and what the method remembered before it."""
 
 
 class Samples(NamedTuple):
@@ -78,7 +82,14 @@ class Sampler(ABC):
             method.check(process, times)
         self.denoise.check(float(process.sigma(stages[-1].end)))
 
-    def __call__(self, score: ScoreField, noise: NoiseStream, trajectory: bool = False, progress: bool = False) -> Samples:
+    def __call__(
+        self,
+        score: ScoreField,
+        noise: NoiseStream,
+        trajectory: bool = False,
+        progress: bool = False,
+        observe: Observer | None = None,
+    ) -> Samples:
         """Draws one sample per random stream.
 
         Args:
@@ -86,6 +97,7 @@ class Sampler(ABC):
             noise: the random streams, which also carry the samples' shape, device and precision.
             trajectory: keep x after every move (memory grows with the number of moves).
             progress: show a progress bar over the moves.
+            observe: told every move.
         """
         evaluations = score.evaluations
         if self.clip is not None:
@@ -95,11 +107,14 @@ class Sampler(ABC):
         state = {method: method.init(score.process, times) for method in {stage.method for stage in stages}}
         x = self.initial(score.process, noise)
         path = [x] if trajectory else None
-        for i, (method, t, s, _) in enumerate(tqdm(stages, "sampling", leave=False, disable=not progress, unit="step")):
+        for i, stage in enumerate(tqdm(stages, "sampling", leave=False, disable=not progress, unit="step")):
+            method, before, known = stage.method, x, state[stage.method]
             draws = noise if i < len(stages) - 1 else self.denoise.last_noise(noise)
-            x, state[method] = method.step(score, x, t, s, draws, state[method])
+            x, state[method] = method.step(score, x, stage.t, stage.s, draws, known)
             if path is not None:
                 path.append(x)
+            if observe is not None:
+                observe(score, stage, before, x, known)
         result = self.denoise.finish(score, x, stages[-1].end)
         return Samples(result, x, (score.evaluations - evaluations) / len(x), path)
 
