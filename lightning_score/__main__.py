@@ -15,6 +15,7 @@ commands:
   predict    draw samples from a checkpoint, as PNG and NPZ:   predict --ckpt_path runs/ncsn/latest/last.ckpt
   schedule   noise levels and step size from the data:         schedule --config configs/ncsn.yaml
   sweep      try many settings, as a W&B sweep file says:     sweep sweeps/eps.yaml --jobs 2
+  report     how all runs do, in one page for a browser:       report runs --serve
   gallery    what samplers make of points in the plane:        gallery --ckpt_path runs/toy/latest/last.ckpt
   convert    a peer's checkpoint into one of this package:     convert --from score_sde checkpoint_26.pth converted.ckpt
 

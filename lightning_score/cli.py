@@ -21,7 +21,14 @@ def sweep(arguments: list[str]) -> None:
     sweep(arguments)
 
 
-WITHOUT_TRAINER = {"schedule": schedule, "sweep": sweep, "gallery": gallery, "convert": convert}
+def report(arguments: list[str]) -> None:
+    """Shows all runs in one page; its libraries are imported for it only."""
+    from lightning_score.report.command import report
+
+    report(arguments)
+
+
+WITHOUT_TRAINER = {"schedule": schedule, "sweep": sweep, "report": report, "gallery": gallery, "convert": convert}
 COMMANDS = ("fit", "validate", "test", "predict", *WITHOUT_TRAINER)
 
 

@@ -44,6 +44,7 @@ ALLOWED = {
     "ladder": {"arguments", "data", "schedule", "utils"},
     "commands": {"arguments", "callbacks", "data", "experiment", "ladder", "loggers", "model", "runs", "summary", "utils"},
     "sweep": {"arguments", "callbacks", "commands", "guidance", "metrics", "model", "sampling", "score", "utils"},
+    "report": {"arguments", "callbacks", "metrics", "runs", "sweep", "utils"},
     "gallery": {*CORE, "arguments", "callbacks", "data", "empirical", "model", "runs", "sampling"},
 }
 FREE = {"cli", "__init__", "__main__"}

@@ -133,6 +133,7 @@ class Run:
         self._spec, self._study, self._folder, self._jobs = spec, study, folder, jobs
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[Any] = []
+        self._kept = ""
 
     def go(self, count: int) -> None:
         """Runs until all trials are over, then tells the results; an interruption loses nothing."""
@@ -141,6 +142,7 @@ class Run:
         done = len(self._study.trials()) - self._study.left()
         if done:
             print(f"goes on after {done} trials" + (f", {new} more" if new else ""), flush=True)
+        (self._folder / "sweep.yaml").write_text(self._spec.text, encoding="utf-8")
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         board = Board(lambda: results(self._spec, self._study))
         try:
@@ -163,10 +165,19 @@ class Run:
             while len(self._workers) < min(wanted, self._study.left()):
                 self._workers.append(self._begin(len(self._workers)))
             board.refresh()
+            self._keep()
             time.sleep(0.5)
         for worker in self._workers:
             worker.join()
         board.refresh()
+
+    def _keep(self) -> None:
+        """Keeps the table of trials on disk up to date, for whoever looks meanwhile."""
+        found = results(self._spec, self._study)
+        text = found.csv()
+        if text != self._kept:
+            keep(found, self._folder)
+            self._kept = text
 
     def _begin(self, device: int) -> Any:
         threads = max((os.cpu_count() or 1) // self._jobs, 1)
@@ -191,9 +202,7 @@ def _again() -> str:
 
 def tell(spec: Sweep, study: Study, folder: Path) -> None:
     """Writes tables and figures into the folder and prints the summary."""
-    found = results(spec, study, final=True)
-    write(found, folder)
-    (folder / "sweep.yaml").write_text(spec.text, encoding="utf-8")
+    write(results(spec, study, final=True), folder)
 
 
 def tell_wandb(path: str, runs: Path) -> None:
@@ -212,10 +221,17 @@ def write(found: Results, folder: Path) -> list[Path]:
     """Writes tables and figures and prints the summary; returns the figures."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.md").write_text(found.markdown(), encoding="utf-8")
-    (folder / "trials.csv").write_text(found.csv(), encoding="utf-8")
+    keep(found, folder)
     drawn = figures.draw(found, folder)
     print_results(found, folder, [file.name for file in drawn])
     return drawn
+
+
+def keep(found: Results, folder: Path) -> None:
+    """Writes the table of trials, in one move."""
+    temporary = folder / f".trials-{os.getpid()}.csv"
+    temporary.write_text(found.csv(), encoding="utf-8")
+    temporary.replace(folder / "trials.csv")
 
 
 def results(spec: Sweep, study: Study, final: bool = False) -> Results:

@@ -2,13 +2,21 @@
 
 import csv
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from lightning_score.metrics import jackknife_error
 from lightning_score.sweep.command import as_text, flatten
+
+COLUMNS = ["error", "floor", "n", "nfe", "seconds", "folder", "message", "without", "paired"]
+"""Of `trials.csv`, after trial, state, the settings and the metric."""
 
 
 @dataclass(frozen=True)
@@ -135,14 +143,53 @@ class Results:
         names = sorted({name for row in self.rows for name in row.settings})
         text = io.StringIO()
         writer = csv.writer(text)
-        writer.writerow(
-            ["trial", "state", *names, self.metric, "error", "floor", "n", "nfe", "seconds", "folder", "message"]
-        )
+        writer.writerow(["trial", "state", *names, self.metric, *COLUMNS])
         for row in self.rows:
             settings = [as_text(row.settings.get(name, "")) for name in names]
             numbers = [row.value, row.error, row.floor, row.n, row.nfe, row.seconds]
-            writer.writerow([row.number, row.state, *settings, *numbers, row.folder, row.message])
+            texts = [row.folder, row.message, as_text(list(row.without)), row.paired]
+            writer.writerow([row.number, row.state, *settings, *numbers, *texts])
         return text.getvalue()
+
+
+def read_csv(folder: Path) -> Results:
+    """The results whose `trials.csv` is in a folder, with the metric's direction from `sweep.yaml` beside it.
+
+    Raises:
+        ValueError: it is not such a table.
+        OSError: it cannot be read.
+    """
+    with (folder / "trials.csv").open(newline="", encoding="utf-8") as file:
+        table = csv.DictReader(file)
+        columns = list(table.fieldnames or [])
+        after = columns.index("error") if "error" in columns else 0
+        if columns[:2] != ["trial", "state"] or after < 3 or not {*COLUMNS[:-2]} <= {*columns}:
+            raise ValueError("not a table of trials")
+        names, metric = columns[2 : after - 1], columns[after - 1]
+        rows = [_from_cells(cells, names, metric) for cells in table]
+    maximize = False
+    with suppress(OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):
+        maximize = yaml.safe_load((folder / "sweep.yaml").read_text(encoding="utf-8"))["metric"].get("goal") == "maximize"
+    varied = [name for name in names if len({as_text(row.settings[name]) for row in rows}) > 1]
+    return Results(folder.name, metric, maximize, varied, rows)
+
+
+def _from_cells(cells: Mapping[str, str], names: Sequence[str], metric: str) -> Row:
+    value, error, floor, n, nfe, seconds = (
+        float(cells[name] or "nan") for name in (metric, "error", "floor", "n", "nfe", "seconds")
+    )
+    settings = {name: _from_text(cells[name]) for name in names}
+    without = tuple(map(float, json.loads(cells.get("without") or "[]")))  # tables of older versions have none
+    texts = (cells.get("paired") or "", cells["folder"], cells["message"])
+    return Row(int(cells["trial"]), cells["state"], settings, value, error, floor, int(n), nfe, seconds, without, *texts)
+
+
+def _from_text(text: str) -> Any:
+    """The value of which `as_text` made this text, but for strings that look like JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def difference(row: Row, other: Row) -> tuple[float, float]:

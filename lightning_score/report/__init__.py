@@ -1,0 +1,1 @@
+"""The command `report`: one page that shows how all runs do."""

@@ -1,0 +1,69 @@
+"""The command `report`."""
+
+import os
+import webbrowser
+from pathlib import Path
+
+from lightning_score.arguments import Parser
+from lightning_score.report import page
+from lightning_score.report.server import server
+from lightning_score.utils import InputError, require
+
+
+def report(arguments: list[str]) -> None:
+    """Writes the page of all runs, or serves it.
+
+    Args:
+        arguments: `report` and its options.
+
+    Raises:
+        InputError: there is no such folder, or the page cannot be written or served.
+    """
+    options = _parser().parse_args(arguments[1:])
+    root = Path(options.runs)
+    require(root.is_dir(), f"{root}: there is no such folder; give the folder of all runs, as in report runs")
+    title = options.title or f"{root.resolve().name}: score-based models"
+    if options.serve:
+        return _serve(root, title, options.port, options.open)
+    require(options.size > 0, f"--size {options.size}: must be above 0, in MB, as in 10")
+    file = Path(options.output) if options.output else root / "report.html"
+    text = page.whole(root, title, int(options.size * 1e6))
+    temporary = file.with_name(f".{file.name}-{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written ({error.strerror}); give another file by --output") from error
+    print(f"written: {file} ({len(text.encode()) / 1e6:.1f} MB), which any browser opens, without a network")
+    if options.open:
+        webbrowser.open(file.absolute().as_uri())
+    return None
+
+
+def _serve(root: Path, title: str, port: int, show: bool) -> None:
+    require(0 <= port < 65536, f"--port {port}: must be between 0 and 65535")
+    with server(root, title, port) as serving:
+        address = f"http://{serving.server_address[0]}:{serving.server_address[1]}/"
+        print(f"serving {root} at {address}, for this machine only; Ctrl-C ends it", flush=True)
+        if show:
+            webbrowser.open(address)
+        try:
+            serving.serve_forever()
+        except KeyboardInterrupt:
+            print()
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m lightning_score report",
+        description="One page that shows how all runs do: a table of runs, Frechet distances, losses per noise level, pictures, "
+        "Langevin dynamics and sweeps.",
+    )
+    parser.add_argument("runs", type=str, nargs="?", default="runs", help="Folder of all runs.")
+    parser.add_argument("--output", type=str, help="File of the page; RUNS/report.html by default. It is overwritten.")
+    parser.add_argument("--serve", action="store_true", help="Serve the page on loopback instead, live while training goes on.")
+    parser.add_argument("--port", type=int, default=8787, help="Port of --serve; 0: any that is free.")
+    parser.add_argument("--open", action="store_true", help="Open the page in the browser.")
+    parser.add_argument("--size", type=float, default=10.0, help="Largest size of the page in MB: pictures fill it up.")
+    parser.add_argument("--title", type=str, help="Heading of the page.")
+    return parser

@@ -1,0 +1,243 @@
+"""Figures of runs for Plotly: its traces and layout as plain dictionaries, which say in `meta` which run they belong to.
+
+Its Python classes, which check every property, take a minute for the figures of 200 runs; tests check them instead.
+"""
+
+import calendar
+import html
+import math
+import re
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lightning_score.metrics.record import Record, by_axis
+from lightning_score.report.reading import Curve, Run
+
+COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
+LEVEL = re.compile(r"val/(excess_loss|loss)_(train|held_out)/([-+.\deE]+)$")
+"""Metrics of one noise level: loss or excess, of which examples, and sigma/alpha."""
+HIDDEN = re.compile(r".*(_error|_floor|_n|/lr|/lr-.*)$")
+"""Metrics that belong to another one."""
+MOST = 400
+"""Most points of a curve."""
+FEW = 100
+"""Most points where there are many runs."""
+
+
+def text(value: Any) -> str:
+    """Text as Plotly shows it, which takes some HTML for markup."""
+    return html.escape(str(value), quote=False)
+
+
+def colour(run: Run) -> str:
+    """Of a run, in all figures."""
+    return COLOURS[run.order % len(COLOURS)]
+
+
+def figure_of(traces: list[dict[str, Any]], **layout: Any) -> dict[str, Any]:
+    """A figure; the page adds its template and its colours."""
+    return {"data": traces, "layout": {"margin": {"l": 60, "r": 20, "t": 30, "b": 50}, **layout}}
+
+
+def axis(title: str = "", **more: Any) -> dict[str, Any]:
+    """An axis with a title, which is taken as text."""
+    return {"title": {"text": text(title)}, **more}
+
+
+def rounded(values: Iterable[float]) -> list[float | None]:
+    """Five digits are enough to draw; what is not a number is a gap."""
+    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
+
+
+def thinned(curve: Curve, most: int = MOST) -> Curve:
+    """Evenly many of a curve's points, the first and the last among them."""
+    n = len(curve.steps)
+    if n <= most:
+        return curve
+    kept = [round(i * (n - 1) / (most - 1)) for i in range(most)]
+    return Curve(*([column[i] for i in kept] for column in curve))
+
+
+def by_axis_of_runs(runs: Sequence[Run]) -> dict[tuple[Any, ...], list[tuple[int, Record]]]:
+    """What may share an axis: records of all runs, with the run's number, FID first, then by how much there is."""
+    numbers = {id(record): i for i, run in enumerate(runs) for record in run.records}
+    groups = by_axis(record for run in runs for record in run.records)
+    named = {axis: [(numbers[id(record)], record) for record in records] for axis, records in groups.items()}
+    return dict(sorted(named.items(), key=lambda item: (not item[0][0].startswith("fid"), -len(item[1]), str(item[0]))))
+
+
+def axis_labels(axes: Iterable[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
+    """A name for each axis: that of its metric, with as much of its provenance as tells it from others of this name."""
+    axes = list(axes)
+    labels: dict[tuple[Any, ...], str] = {}
+    for axis in axes:
+        metric, n, features, resize, data, split, shape = axis
+        rivals = [other for other in axes if other[0] == metric]
+        parts = {"n": n, "features": features[:6], "resize": resize, "data": data[:6], "split": split,
+                 "shape": "x".join(map(str, shape))}  # fmt: skip
+        telling = [f"{name} {part}" for place, (name, part) in enumerate(parts.items(), start=1)
+                   if len({other[place] for other in rivals}) > 1]  # fmt: skip
+        labels[axis] = ", ".join([metric, *telling])
+    return labels
+
+
+def kind(record: Record) -> str:
+    """What a line of a run is: of averaged weights and denoised samples, or else."""
+    return ", ".join(["raw weights"] * (record.weights != "ema") + ["not denoised"] * (not record.denoised))
+
+
+def measured(runs: Sequence[Run], records: Sequence[tuple[int, Record]], label: str) -> dict[str, Any]:
+    """A measurement over training with two standard errors, a line per run and kind, and what real data score."""
+    traces: list[dict[str, Any]] = []
+    lines: dict[tuple[int, str], list[Record]] = {}
+    for i, record in records:
+        lines.setdefault((i, kind(record)), []).append(record)
+    for (i, kind_), members in lines.items():
+        members = sorted(members, key=lambda record: record.step)
+        hours = runs[i].hours([_seconds(record.time) for record in members])
+        errors = rounded(2 * record.error if isinstance(record.error, (int, float)) else 0.0 for record in members)
+        traces.append({
+            "x": [record.step for record in members],
+            "y": rounded(record.value for record in members),
+            "error_y": {"type": "data", "array": errors, "thickness": 1},
+            "mode": "lines+markers",
+            "line": {"color": colour(runs[i]), "dash": "dot" if kind_ else "solid"},
+            "name": text(f"{runs[i].name} {kind_}".strip()),
+            "customdata": [[record.n, record.nfe] for record in members],
+            "hovertemplate": "%{y:.4g}, step %{x}, n = %{customdata[0]}, NFE %{customdata[1]}<extra>%{fullData.name}</extra>",
+            "meta": {"run": i, "hours": rounded(hours)},
+        })  # fmt: skip
+    floors = sorted({record.floor for _, record in records if isinstance(record.floor, (int, float))})
+    if floors:
+        steps = [record.step for _, record in records]
+        hours = [hour for trace in traces for hour in trace["meta"]["hours"] if hour is not None]
+        traces.append(level(steps, floors[0], "real against real", [min(hours, default=0), max(hours, default=0)]))
+    values = [record.value for _, record in records if math.isfinite(record.value)] + floors
+    return figure_of(traces, yaxis=axis(label, **scale(values)), xaxis=axis("training steps"))
+
+
+def level(x: Sequence[float], value: float, name: str, hours: list[float]) -> dict[str, Any]:
+    """A dashed line at a value."""
+    return {
+        "x": [min(x), max(x)], "y": rounded([value] * 2), "mode": "lines", "name": name, "meta": {"hours": hours},
+        "line": {"color": "gray", "dash": "dash", "width": 1.5}, "hovertemplate": f"{name}: %{{y:.4g}}<extra></extra>",
+    }  # fmt: skip
+
+
+def scale(values: Sequence[float]) -> dict[str, Any]:
+    """A logarithmic axis with plain numbers where values lie far apart."""
+    if values and min(values) > 0 and max(values) / min(values) > 4:
+        return {"type": "log", "dtick": "D2" if max(values) / min(values) < 1000 else 1, "exponentformat": "power"}
+    return {}
+
+
+def _seconds(stamp: Any) -> float:
+    """Seconds since 1970 of a record's time in UTC."""
+    try:
+        return float(calendar.timegm(time.strptime(str(stamp), "%Y-%m-%dT%H:%M:%SZ")))
+    except ValueError:
+        return math.nan
+
+
+def metrics(runs: Sequence[Run]) -> list[str]:
+    """Metrics that are worth a curve of their own: losses first."""
+    names = {name for run in runs for name, curve in run.curves.items() if not HIDDEN.match(name) and not LEVEL.match(name)}
+    first = ["train/loss", "val/loss", "val/excess_loss_held_out", "val/excess_loss_train"]
+    return [name for name in first if name in names] + sorted(names - set(first))
+
+
+def curves(runs: Sequence[Run], name: str) -> dict[str, Any]:
+    """A metric over training, a line per run."""
+    traces: list[dict[str, Any]] = []
+    values: list[float] = []
+    for i, run in enumerate(runs):
+        if name not in run.curves:
+            continue
+        curve = thinned(run.curves[name], FEW if len(runs) > 30 else MOST)
+        values += [value for value in curve.values if math.isfinite(value)]
+        traces.append({
+            "x": curve.steps, "y": rounded(curve.values), "mode": "lines" if len(curve.steps) > 30 else "lines+markers",
+            "line": {"color": colour(run), "width": 1.5}, "name": text(run.name),
+            "hovertemplate": "%{y:.4g}, step %{x}<extra>%{fullData.name}</extra>",
+            "meta": {"run": i, "hours": rounded(run.hours(curve.times))},
+        })  # fmt: skip
+    return figure_of(traces, yaxis=axis(name, **scale(values)), xaxis=axis("training steps"))
+
+
+def levels(run: Run) -> dict[str, dict[str, Any]]:
+    """Heat maps of loss and excess loss per noise level over training, by their names."""
+    found: dict[tuple[str, str], dict[str, Curve]] = {}
+    for name, curve in run.curves.items():
+        match = LEVEL.match(name)
+        if match:
+            found.setdefault((match[1], match[2]), {})[match[3]] = thinned(curve, FEW)
+    named = {}
+    for (quantity, split), rows in sorted(found.items()):
+        title = f"{'excess loss' if quantity == 'excess_loss' else 'loss'}, {split.replace('_', ' ')} data"
+        named[title] = _heat(rows, excess=quantity == "excess_loss", title=title)
+    return named
+
+
+def _heat(rows: dict[str, Curve], excess: bool, title: str) -> dict[str, Any]:
+    """Levels upwards, training to the right; colours grow with asinh where losses are far apart, so that all show."""
+    sigmas = sorted(rows, key=float)
+    steps = sorted({step for curve in rows.values() for step in curve.steps})
+    z = []
+    for sigma in sigmas:
+        at = dict(zip(rows[sigma].steps, rounded(rows[sigma].values), strict=True))
+        z.append([at.get(step) for step in steps])
+    known = sorted(value for row in z for value in row if value is not None) or [0.0, 1.0]
+    largest = max(abs(known[0]), abs(known[-1]))
+    wide = largest > 3
+    ticks = [0, *(sign * 10**k for k in range(7) for sign in (-1, 1) if known[0] <= sign * 10**k <= known[-1])]
+    bar = {"tickvals": [math.asinh(tick) for tick in ticks], "ticktext": [f"{tick:g}" for tick in ticks]} if wide else {}
+    limit = math.asinh(largest) if wide else largest
+    scale = {"colorscale": "RdBu", "reversescale": True, "zmid": 0, "zmin": -limit, "zmax": limit}
+    heat = {
+        "type": "heatmap", "x": [str(step) for step in steps], "y": sigmas, "customdata": z,
+        "z": [[None if value is None else round(math.asinh(value) if wide else value, 4) for value in row] for row in z],
+        "colorbar": {"title": {"text": "nats"}, **bar}, **(scale if excess else {"colorscale": "Viridis"}),
+        "hovertemplate": "%{customdata:.4g} at sigma %{y}, step %{x}<extra></extra>",
+    }  # fmt: skip
+    return figure_of(
+        [heat],
+        xaxis=axis("training steps", type="category"),
+        yaxis=axis("noise level sigma/alpha", type="category"),
+        title={"text": text(title), "font": {"size": 14}},
+    )
+
+
+PANELS = (
+    ("step size e (squared units)", [("step_size", "step size", COLOURS[1])]),
+    ("signal-to-noise ratio of a step", [("snr", "signal-to-noise ratio", COLOURS[0])]),
+    ("root mean square per dimension", [("sample_norm", "samples", COLOURS[2]), ("data_norm", "data with the noise", "gray"),
+                                        ("score_norm", "sigma x score", COLOURS[3])]),
+    ("variance ratio after the level", [("variance_ratio", "measured", COLOURS[4]),
+                                        ("predicted_ratio", "recursion of technique 4", "gray")]),
+)  # fmt: skip
+"""The pictures of Langevin dynamics, from left to right and down: a title, and lines of a field, a name and a colour."""
+
+
+def langevin(entries: dict[str, Any]) -> dict[str, Any]:
+    """What Langevin steps did at each level: step size, signal-to-noise ratio, norms and variance ratio."""
+    traces, layout, titles = [], {}, []
+    for i, (title, lines) in enumerate(PANELS):
+        number = "" if i == 0 else str(i + 1)
+        left, bottom = 0.54 * (i % 2), 0.6 * (i < 2)
+        log = {"type": "log", "exponentformat": "power", "dtick": 1}
+        layout[f"xaxis{number}"] = axis("noise level sigma/alpha" if i > 1 else "", autorange="reversed",
+                                        domain=[left, left + 0.46], anchor=f"y{number}", **log)  # fmt: skip
+        layout[f"yaxis{number}"] = axis(domain=[bottom, bottom + 0.4], anchor=f"x{number}", **(log if i in (0, 2) else {}))
+        place = {"xref": "paper", "yref": "paper", "x": left + 0.23, "y": bottom + 0.42, "yanchor": "bottom"}
+        titles.append({"text": title, "showarrow": False, **place})
+        for field, name, shade in lines:
+            values = entries.get(field)
+            if isinstance(values, list):
+                traces.append({
+                    "x": rounded(entries["sigma"]), "y": rounded(math.nan if value is None else value for value in values),
+                    "name": name, "mode": "lines+markers", "marker": {"size": 4}, "xaxis": f"x{number}", "yaxis": f"y{number}",
+                    "line": {"color": shade, "dash": "dash" if shade == "gray" else "solid"},
+                    "hovertemplate": "%{y:.4g} at sigma %{x:.4g}<extra>%{fullData.name}</extra>",
+                })  # fmt: skip
+    return figure_of(traces, annotations=titles, height=620, **layout)

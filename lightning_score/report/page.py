@@ -1,0 +1,205 @@
+"""Puts the report together: what the page shows as JSON, and the page itself."""
+
+import base64
+import gzip
+import json
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
+
+from lightning_score.report import figures, sweeps, tables
+from lightning_score.report.pictures import embedded, of_run
+from lightning_score.report.reading import Run, find
+from lightning_score.sweep.results import Results, read_csv, shown
+
+SCRIPTS = ("state.js", "table.js", "figures.js", "pictures.js", "page.js")
+STAGES = 12
+"""Validations of which the Langevin figures are kept."""
+
+
+def contents(root: Path) -> tuple[dict[str, Any], list[Run]]:
+    """All that the page shows but for the pictures, and the runs whose pictures they are.
+
+    Args:
+        root: the folder of all runs.
+    """
+    runs, folders = find(root)
+    found = [_sweep(folder, root) for folder in folders]
+    return {
+        "root": str(root),
+        "made": time.time(),
+        "runs": [_run(run) for run in runs],
+        "table": tables.runs_table(runs),
+        "tests": tables.tests_table(runs),
+        "panels": _panels(runs),
+        "sweeps": found,
+    }, runs
+
+
+def _run(run: Run) -> dict[str, Any]:
+    """One run, as the page's dialog shows it."""
+    given = run.status.get("arguments")
+    words = [str(word) for word in given] if isinstance(given, list) else []
+    return {
+        "name": run.name,
+        "colour": figures.colour(run),
+        "state": run.state,
+        "note": run.note,
+        "problems": run.problems,
+        "config": run.config,
+        "again": f"python -m lightning_score fit --config {shlex.quote(str(run.folder / 'config.yaml'))}",
+        "given": shlex.join(["python", "-m", "lightning_score", *words]) if words else "",
+        "folder": str(run.folder.absolute()),
+        "pictures": {},
+    }
+
+
+def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Every figure of runs, with its section; a figure of one run says which."""
+    axes = figures.by_axis_of_runs(runs)
+    labels = figures.axis_labels(axes)
+    measures = {labels[axis]: figures.measured(runs, records, labels[axis]) for axis, records in axes.items()}
+    curves = {name: figures.curves(runs, name) for name in figures.metrics(runs)}
+    panels = [
+        _panel("measures", "Distance to the data", measures, "Two standard errors; what stands on one axis was measured alike: "
+               "the same features, data, split and number of samples."),
+        _panel("curves", "Losses and other metrics", curves, "As logged in metrics.csv."),
+    ]  # fmt: skip
+    for i, run in enumerate(runs):
+        note = "Loss is lambda = sigma^2 weighted, 1/2 E||sigma s + z||^2; its excess is what lies above the training data's "
+        panels.append(_panel("levels", "Loss per noise level", figures.levels(run), note + "own score.", i))
+        kept = _spread(run.langevin)
+        stages = {f"step {entries['step']}": figures.langevin(entries) for entries in reversed(kept)}
+        note = "Above 1, the variance ratio tells of noise that is left over or added by too large a step; below, of lost variety."
+        panels.append(_panel("langevin", "Langevin dynamics per noise level", stages, note, i))
+    return [panel for panel in panels if panel["views"]]
+
+
+def _panel(
+    section: str, title: str, views: Mapping[str, dict[str, Any]], caption: str, run: int | None = None
+) -> dict[str, Any]:
+    shown_views = [{"label": label, "figure": figure} for label, figure in views.items()]
+    return {"section": section, "title": title, "caption": caption, "run": run, "views": shown_views}
+
+
+def _spread(entries: Sequence[Any]) -> list[Any]:
+    """Some of them, evenly, with the first and the last."""
+    n = len(entries)
+    return list(entries) if n <= STAGES else [entries[round(i * (n - 1) / (STAGES - 1))] for i in range(STAGES)]
+
+
+def _sweep(folder: Path, root: Path) -> dict[str, Any]:
+    """A sweep with its figures and its table, or why there are none."""
+    name = str(folder.relative_to(root)) if folder != root else folder.resolve().name
+    entry: dict[str, Any] = {"name": name, "problem": "", "text": "", "table": None, "panel": None, "summary": ""}
+    try:
+        found = read_csv(folder)
+        entry["table"] = _with_columns(sweeps.table(found))
+        entry["summary"] = _summary(found)
+        entry["panel"] = _panel("sweeps", f"Sweep {name}", sweeps.views(found), _summary(found))
+    except FileNotFoundError:
+        entry["problem"] = "no trial of it has been written down yet"
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        entry["problem"] = f"its trials.csv cannot be read ({' '.join(str(error).split())[:160]})"
+    for file in ("sweep.yaml", "summary.md"):
+        if (folder / file).is_file():
+            entry["text"] += f"# {file}\n\n{(folder / file).read_text(encoding='utf-8', errors='replace')}\n"
+    return entry
+
+
+def _summary(found: Results) -> str:
+    """The best trial in words."""
+    ended = [row for row in found.rows if row.state in ("complete", "early", "failed")]
+    counts = f"{len(ended)} of {len(found.rows)} trials have ended."
+    if not found.ranked:
+        return counts
+    best = found.ranked[0]
+    settings = ", ".join(f"{name.rpartition('.')[2]} = {shown(best.settings.get(name))}" for name in found.varied)
+    return f"{counts} Best: trial {best.number}, {found.metric} {tables.read_as(best.value, best.error)} with {settings}."
+
+
+def _with_columns(table: dict[str, Any]) -> dict[str, Any]:
+    rows = table["rows"]
+    columns = [{"title": title, "number": any(isinstance(row[j][0], (int, float)) for row in rows)}
+               for j, title in enumerate(table["titles"])]  # fmt: skip
+    return {"columns": columns, "rows": rows}
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(loader=PackageLoader("lightning_score.report", "parts"), autoescape=True)
+
+
+@cache
+def templates() -> dict[str, Any]:
+    """How Plotly draws in light and in dark."""
+    import plotly.io
+
+    return {name: plotly.io.templates[f"plotly_{theme}"].to_plotly_json() for name, theme in
+            (("light", "white"), ("dark", "dark"))}  # fmt: skip
+
+
+@cache
+def part(name: str) -> str:
+    """A file of the page that is this package's own."""
+    return (Path(__file__).parent / "parts" / name).read_text(encoding="utf-8")
+
+
+@cache
+def libraries() -> dict[str, str]:
+    """What the page is made with: Plotly, and DataTables in the bundle of itables."""
+    import itables
+    from plotly.offline import get_plotlyjs
+
+    folder = Path(itables.__file__).parent / "html"
+    found = {name: (folder / name).read_text(encoding="utf-8") for name in ("dt_bundle.js", "dt_bundle.css")}
+    return {"plotly.js": get_plotlyjs(), "datatables.js": found["dt_bundle.js"], "datatables.css": found["dt_bundle.css"]}
+
+
+def html(data: Mapping[str, Any] | None, title: str) -> str:
+    """The page, with everything that it needs inside; without data one that asks its server for them.
+
+    Args:
+        data: what it shows.
+        title: its heading.
+    """
+    return _environment().get_template("page.html").render(
+        title=title,
+        data=None if data is None else packed(data),
+        templates=htmlsafe_json_dumps(templates()),
+        style=Markup(part("page.css")),
+        script=Markup("\n".join(part(name) for name in SCRIPTS)),
+        libraries={} if data is None else {name: Markup(text) for name, text in libraries().items()},
+    )  # fmt: skip
+
+
+def packed(data: Mapping[str, Any]) -> str:
+    """The data as the page holds them: JSON, compressed to a tenth, in letters that no markup knows."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+def whole(root: Path, title: str, size: int) -> str:
+    """The page with the pictures embedded as far as its size allows.
+
+    Args:
+        root: the folder of all runs.
+        title: its heading.
+        size: of the page in bytes.
+    """
+    data, runs = contents(root)
+    room = size - len(html(data, title).encode())
+    sources = embedded(runs, int(0.95 * room))  # the compressed page holds them in base64 once more, which costs little
+    for entry, run in zip(data["runs"], runs, strict=True):
+        entry["pictures"] = of_run(run, sources)
+        entry["problems"] = run.problems
+    data["left_out"] = sum(len(pictures) for run in runs for pictures in run.pictures.values()) - len(sources)
+    return html(data, title)

@@ -1,0 +1,133 @@
+// The page as a whole.
+const DataTable = await loadDataTables();
+
+function showSweeps() {
+  const section = byId("sweeps");
+  forget(section);
+  const { sweeps } = state.data;
+  section.hidden = sweeps.length === 0;
+  if (section.hidden) return;
+  const place = make("div", { class: "body" });
+  section.append(place);
+  const names = sweeps.map((sweep) => sweep.name);
+  const chosen = Math.max(names.indexOf(state.run.sweeps), 0);
+  const sweep = sweeps[chosen];
+  if (names.length > 1)
+    place.append(make("p", { class: "tools" }, choice("Sweep", names.map((name) => [name, name]), sweep.name, (name) => {
+      state.run.sweeps = name;
+      showSweeps();
+    })));
+  if (sweep.problem) place.append(make("p", { class: "problem" }, `${sweep.name}: ${sweep.problem}.`));
+  if (sweep.panel?.views.length) showPanel(place, { ...sweep.panel, key: `sweep ${sweep.name}` });
+  else if (sweep.summary) place.append(make("p", {}, sweep.summary));
+  if (sweep.table) {
+    const table = make("div", { class: "table" });
+    place.append(table);
+    delete tables.trials;
+    showTable("trials", table, sweep.table.columns, sweep.table.rows);
+  }
+  if (sweep.text)
+    place.append(make("details", {}, make("summary", {}, "The sweep's file and summary"), make("pre", { tabindex: 0 }, sweep.text)));
+}
+
+function showDetail(run) {
+  byId("detail-name").textContent = run.name;
+  const copy = make("button", { type: "button", onclick: () => copied(run.again, copy) }, "Copy");
+  const parts = [make("p", {}, make("span", { class: `state ${run.state}` }, run.state), run.note ? `: ${run.note}` : "")];
+  if (run.problems.length) parts.push(make("ul", { class: "problem" }, ...run.problems.map((each) => make("li", {}, each))));
+  parts.push(make("p", {}, "Folder: ", run.folder));
+  if (run.config) parts.push(make("h3", {}, "Run it again ", copy), make("pre", { tabindex: 0 }, run.again));
+  if (run.given) parts.push(make("h3", {}, "As it was started"), make("pre", { tabindex: 0 }, run.given));
+  if (run.config) parts.push(make("h3", {}, "Config"), make("pre", { tabindex: 0 }, run.config));
+  byId("detail-body").replaceChildren(...parts);
+  byId("detail").showModal();
+}
+
+async function copied(text, button) {
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "Copied";
+  } catch {
+    button.textContent = "Select it below";
+  }
+}
+
+function showTests() {
+  const { tests } = state.data;
+  byId("tests").hidden = tests.rows.length === 0;
+  if (tests.rows.length) showTable("tests", document.querySelector("#tests .table"), tests.columns, tests.rows);
+}
+
+function showContents() {
+  const sections = [...document.querySelectorAll("main > section")].filter((section) => !section.hidden);
+  byId("contents").replaceChildren(...sections.map((section) =>
+    make("li", {}, make("a", { href: `#${section.id}` }, section.querySelector("h2").textContent))));
+}
+
+function showTheme() {
+  document.documentElement.classList.toggle("dark", state.dark);
+  byId("theme").textContent = state.dark ? "Light" : "Dark";
+}
+
+// After runs were switched on or off.
+function refresh() {
+  redraw();
+  showPictures();
+}
+
+function about(more = "") {
+  const { runs, root, made } = state.data;
+  const going = runs.filter((run) => run.state === "running").length;
+  const count = `${runs.length} run${runs.length === 1 ? "" : "s"} in ${root}${going ? `, ${going} running` : ""}`;
+  byId("about").textContent = `${count}; ${more || `as of ${new Date(made * 1000).toLocaleString()}`}`;
+}
+
+function show() {
+  showRuns();
+  for (const id of ["measures", "curves", "levels", "langevin"]) showSection(id);
+  showPictures();
+  showSweeps();
+  showTests();
+  showContents();
+  about(live ? `live, updated ${new Date(state.data.made * 1000).toLocaleTimeString()}` : "");
+}
+
+let version = null;
+async function poll() {
+  try {
+    const answer = await fetch("/data.json", { headers: version ? { "If-None-Match": version } : {}, cache: "no-store" });
+    if (answer.ok) {
+      version = answer.headers.get("ETag");
+      state.data = await answer.json();
+      show();
+    } else if (answer.status !== 304) throw new Error(answer.statusText);
+    else about(`live, checked ${new Date().toLocaleTimeString()}`);
+  } catch (error) {
+    if (state.data) about(`the server does not answer (${error.message})`);
+    else byId("about").textContent = `The server does not answer (${error.message}).`;
+  }
+  setTimeout(poll, 5000);
+}
+
+byId("all").addEventListener("click", () => showOnly(() => true));
+byId("none").addEventListener("click", () => showOnly(() => false));
+byId("listed").addEventListener("click", () => {
+  const wanted = listed();
+  showOnly((i) => wanted.has(i));
+});
+byId("x-axis").addEventListener("change", ({ target }) => {
+  state.x = target.value;
+  redraw();
+});
+byId("theme").addEventListener("click", () => {
+  state.dark = !state.dark;
+  showTheme();
+  redraw();
+});
+showTheme();
+if (live) await poll();
+else {
+  state.data = await unpacked();
+  show();
+}
+document.documentElement.dataset.ready = "true";

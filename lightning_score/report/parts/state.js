@@ -1,0 +1,48 @@
+// What the page shows now, and small helpers.
+const embedded = document.getElementById("data");
+const live = embedded === null;
+const templates = JSON.parse(document.getElementById("templates").textContent);
+
+const state = {
+  data: null,
+  off: new Set(), // names of the runs that the figures leave out
+  x: "steps",
+  view: {}, // chosen view of each panel, by its key
+  run: {}, // chosen run of each section, by name
+  kind: null, // of the pictures
+  step: Infinity, // of the pictures
+  dark: matchMedia("(prefers-color-scheme: dark)").matches,
+};
+
+// The data that the page holds: compressed JSON in base64.
+async function unpacked() {
+  const bytes = Uint8Array.from(atob(embedded.textContent), (sign) => sign.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+}
+
+const byId = (id) => document.getElementById(id);
+
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+// A labelled choice; `chosen` is the value of the one that is on.
+function choice(label, options, chosen, change) {
+  const select = make("select", { onchange: () => change(select.value) });
+  for (const [value, text] of options) select.append(make("option", { value, selected: value === chosen }, text));
+  return make("label", {}, `${label} `, select);
+}
+
+function escaped(text) {
+  const entities = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
+  return String(text).replace(/[&<>"']/g, (sign) => entities[sign]);
+}
+
+const shownRuns = () => state.data.runs.map((run, i) => [run, i]).filter(([run]) => !state.off.has(run.name));

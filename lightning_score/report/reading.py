@@ -1,0 +1,309 @@
+"""Reads run folders as they are: finished, still going, crashed, empty, from an older version, or with damaged files."""
+
+import csv
+import json
+import math
+import os
+import re
+import socket
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from lightning_score.callbacks.health import FILE as LANGEVIN
+from lightning_score.metrics.record import FILE as RECORDS
+from lightning_score.metrics.record import Record
+from lightning_score.metrics.record import read as read_records
+from lightning_score.runs import STATUS
+
+EVALUATIONS = ("test", "validate", "predict")
+"""Commands whose results stand in a folder of their own, beside the checkpoint that they work on."""
+SILENCE = 120.0
+"""Seconds without a sign of life after which a run counts as dead."""
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class Curve(NamedTuple):
+    """A metric over training: steps, seconds since 1970 (NaN where unknown) and values."""
+
+    steps: list[int]
+    times: list[float]
+    values: list[float]
+
+
+class Picture(NamedTuple):
+    """A picture of a run: of which step, which file, and what it shows."""
+
+    step: int
+    file: Path
+
+
+@dataclass
+class Run:
+    """All that is known of a training run, or of a checkpoint that was only measured.
+
+    Attributes:
+        folder: the run folder.
+        name: its path from the folder of all runs.
+        state: running, finished, interrupted, failed, crashed (it was killed), empty, measured (only evaluated here) or
+            unknown.
+        note: more about the state.
+        problems: what could not be read.
+        config: its configuration as text.
+        settings: the same by dotted names; a part is its class.
+        status: what `run.json` holds.
+        curves: by metric.
+        records: what was measured during training.
+        tests: what was measured afterwards.
+        langevin: lines of `langevin.jsonl`.
+        pictures: by kind, in the order of steps.
+        order: its place among all runs, the oldest first, which its colour follows.
+    """
+
+    folder: Path
+    name: str
+    state: str = "unknown"
+    note: str = ""
+    problems: list[str] = field(default_factory=list)
+    config: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    status: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, Curve] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+    tests: list[Record] = field(default_factory=list)
+    langevin: list[dict[str, Any]] = field(default_factory=list)
+    pictures: dict[str, list[Picture]] = field(default_factory=dict)
+    order: int = 0
+
+    @property
+    def started(self) -> float:
+        """When it began, in seconds since 1970; NaN if that is not known."""
+        stamp = re.match(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", self.folder.name)
+        if "started" in self.status:
+            return number(self.status["started"])
+        if stamp:
+            return time.mktime(time.strptime(stamp[0], "%Y-%m-%d_%H-%M-%S"))
+        times = [t for curve in self.curves.values() for t in curve.times if math.isfinite(t)]
+        return min(times, default=math.nan)
+
+    @property
+    def seconds(self) -> float:
+        """How long it has run, or NaN."""
+        if "seconds" in self.status:
+            return number(self.status["seconds"])
+        times = [t for curve in self.curves.values() for t in curve.times if math.isfinite(t)]
+        return max(times) - self.started if times else math.nan
+
+    @property
+    def step(self) -> int:
+        """The last training step of which anything is known."""
+        seen = [curve.steps[-1] for curve in self.curves.values()]
+        return max([int(number(self.status.get("step"), 0)), *seen, *(record.step for record in self.records)], default=0)
+
+    def hours(self, times: Sequence[float]) -> list[float]:
+        """Hours since the run began."""
+        return [(t - self.started) / 3600 for t in times]
+
+
+def number(value: Any, otherwise: float = math.nan) -> float:
+    """A number from a file that may hold anything."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else otherwise
+
+
+def find(root: Path) -> tuple[list[Run], list[Path]]:
+    """All runs below a folder, the newest first, with the evaluations of their checkpoints; and the folders of sweeps."""
+    runs: dict[Path, Run] = {}
+    measured: list[Run] = []
+    sweeps: list[Path] = []
+    for path, folders, files in os.walk(root):
+        folder, present = Path(path), set(files)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "wandb")
+        if present & {"study.db", "trials.csv", "sweep.yaml"}:
+            sweeps.append(folder)
+        if not present & {"config.yaml", "metrics.csv", STATUS, RECORDS}:
+            continue
+        run = read(folder, root)
+        if _command(run) == "trials":  # samples of a sweep's trial, which the sweep itself shows
+            continue
+        if _command(run) in EVALUATIONS:
+            measured.append(run)
+        else:
+            runs[folder.resolve()] = run
+    for evaluation in measured:
+        _join(evaluation, runs, root)
+    newest_first = sorted(runs.values(), key=lambda run: (-_sortable(run.started), run.name))
+    for order, run in enumerate(reversed(newest_first)):
+        run.order = order
+    return newest_first, sweeps
+
+
+def _sortable(value: float) -> float:
+    return value if math.isfinite(value) else -math.inf
+
+
+def _command(run: Run) -> str:
+    """What made a folder; `trials` for the trials of sweeps that do not train."""
+    parent = run.folder.parent.name
+    command = str(run.status.get("command", parent))
+    return "trials" if parent == "trials" and (command != "fit" or not run.config) else command
+
+
+def _join(evaluation: Run, runs: dict[Path, Run], root: Path) -> None:
+    """Gives the results of an evaluation to the run whose checkpoint it measured."""
+    asked = evaluation.settings.get("ckpt_path")
+    places = [evaluation.folder.parent.parent, *([Path(asked).parent] if isinstance(asked, str) else [])]
+    known = [runs[place.resolve()] for place in places if place.resolve() in runs]
+    if not known:
+        if not evaluation.records:
+            return
+        place = places[0].resolve()
+        known = [runs.setdefault(place, Run(places[0], _name(places[0], root), "measured"))]
+        known[0].config, known[0].settings = evaluation.config, evaluation.settings
+    known[0].tests += evaluation.records
+    known[0].problems += [f"{evaluation.folder.name}: {problem}" for problem in evaluation.problems]
+
+
+def _name(folder: Path, root: Path) -> str:
+    try:
+        return str(folder.relative_to(root)) if folder != root else folder.resolve().name
+    except ValueError:
+        return str(folder)
+
+
+def read(folder: Path, root: Path) -> Run:
+    """One run folder; what is damaged becomes one of the run's problems."""
+    run = Run(folder, _name(folder, root))
+    with _noting(run, "config.yaml"):
+        run.config = (folder / "config.yaml").read_text(encoding="utf-8")
+        run.settings = dict(flat(yaml.load(run.config, Loader) or {}))
+    with _noting(run, STATUS):
+        found = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+        run.status = found if isinstance(found, dict) else {}
+    with _noting(run, "metrics.csv"):
+        run.curves = _curves(folder / "metrics.csv", run.problems)
+    with _noting(run, RECORDS), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        run.records = [record for record in read_records(folder / RECORDS) if _sound(record)]
+        run.problems += [str(warning.message).replace(f"{folder}/", "") for warning in said]
+    with _noting(run, LANGEVIN):
+        run.langevin = list(_lines(folder / LANGEVIN, run.problems))
+    for file in sorted(folder.glob("*/step_*.png")):
+        step = re.fullmatch(r"step_(\d+)\.png", file.name)
+        if step:
+            run.pictures.setdefault(file.parent.name, []).append(Picture(int(step[1]), file))
+    run.state, run.note = _state(run)
+    return run
+
+
+@contextmanager
+def _noting(run: Run, name: str) -> Iterator[None]:
+    """Makes a file that cannot be read a problem of the run; one that is missing is none."""
+    try:
+        yield
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, csv.Error, yaml.YAMLError, RecursionError) as error:
+        run.problems.append(f"{name}: cannot be read ({' '.join(str(error).split())[:160]})")
+
+
+def _curves(file: Path, problems: list[str]) -> dict[str, Curve]:
+    """The metrics of a run; cells that are no numbers are left out, and counted."""
+    found: dict[str, Curve] = defaultdict(lambda: Curve([], [], []))
+    wrong = 0
+    with file.open(newline="", encoding="utf-8", errors="replace") as lines:
+        for row in csv.DictReader(line.replace("\0", "") for line in lines):
+            cells = {name: text for name, text in row.items() if name and text and isinstance(text, str)}
+            try:
+                step, when = int(float(cells.pop("step"))), float(cells.pop("time", "nan"))
+            except (KeyError, ValueError, OverflowError):
+                wrong += 1
+                continue
+            cells.pop("epoch", None)
+            for name, text in cells.items():
+                try:
+                    value = float(text)
+                except ValueError:
+                    wrong += 1
+                    continue
+                for column, entry in zip(found[name], (step, when, value), strict=True):
+                    column.append(entry)
+    if wrong:
+        problems.append(f"{file.name}: {wrong} lines or cells are not numbers; left out")
+    return dict(found)
+
+
+def _sound(record: Record) -> bool:
+    """Whether the fields that are drawn are of their types."""
+    numbers = (record.value, record.n, record.step, record.nfe, record.seconds)
+    return all(isinstance(value, (int, float)) for value in numbers) and isinstance(record.sampler, dict)
+
+
+def _lines(file: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+    """Lines of JSON with the columns of a level each."""
+    for i, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        try:
+            entries = json.loads(line)
+            if len({len(entries[name]) for name in ("sigma", "step_size", "snr", "variance_ratio")}) == 1:
+                yield entries | {"step": int(entries["step"])}
+                continue
+        except (ValueError, TypeError, KeyError):
+            pass
+        problems.append(f"{file.name}, line {i}: cannot be read; left out")
+
+
+def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A configuration by dotted names; a part is the name of its class, and its settings are below it."""
+    if not isinstance(config, dict):
+        return
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and "class_path" in value:
+            yield name, str(value["class_path"]).rpartition(".")[2]
+            yield from flat(value.get("init_args"), f"{name}.")
+        elif isinstance(value, dict) and value:
+            yield from flat(value, f"{name}.")
+        elif name == "trainer.callbacks" and isinstance(value, list):
+            yield name, ", ".join(str((each or {}).get("class_path", each)).rpartition(".")[2] for each in value)
+        else:
+            yield name, value
+
+
+def _state(run: Run) -> tuple[str, str]:
+    """What became of a run, as far as its files tell."""
+    said, message = run.status.get("state"), str(run.status.get("message") or "")
+    if said == "running":
+        return ("running", "") if _alive(run.status) else ("crashed", f"no sign of life since {_clock(run.status)}")
+    if said in ("finished", "interrupted", "failed"):
+        return said, message
+    if not (run.curves or run.records or run.pictures):
+        return "empty", "nothing has been logged"
+    wanted = number(run.settings.get("trainer.max_steps"), -1)
+    if 0 < wanted <= run.step:
+        return "finished", f"as its last step tells: there is no {STATUS}"
+    return "unknown", f"there is no {STATUS} that can be read, as in runs of older versions"
+
+
+def _alive(status: dict[str, Any]) -> bool:
+    """Whether a run that says it goes on does so: it gives a sign of life every ten seconds."""
+    fresh = time.time() - number(status.get("updated"), -math.inf) < SILENCE
+    if not fresh or status.get("host") != socket.gethostname():
+        return fresh
+    try:
+        os.kill(int(number(status.get("pid"), 0)) or os.getpid(), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _clock(status: dict[str, Any]) -> str:
+    updated = number(status.get("updated"), 0)
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(updated)) if updated else "it began"

@@ -1,0 +1,148 @@
+"""The tables of the report: runs with their best and last distances, and what was measured afterwards."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from lightning_score.metrics.record import Record
+from lightning_score.report.figures import axis_labels, by_axis_of_runs
+from lightning_score.report.reading import Run
+from lightning_score.report.sweeps import cell
+from lightning_score.sweep.command import as_text
+from lightning_score.sweep.results import duration, number
+
+SHOWN = 8
+"""Differing settings that the table shows at first; the others are columns that can be switched on."""
+PRIVATE = ("output", "runs", "name", "ckpt_path", "config")
+"""Settings that say where and as what a run goes, not how."""
+
+
+def differences(runs: Sequence[Run]) -> list[str]:
+    """Settings in which runs differ that have them: those of the model first, and of these those of most runs."""
+    values: dict[str, set[str]] = {}
+    counts: Counter[str] = Counter()
+    for run in runs:
+        for name, value in run.settings.items():
+            if name not in PRIVATE:
+                values.setdefault(name, set()).add(_setting(value))
+                counts[name] += 1
+    differing = [name for name, found in values.items() if len(found) > 1]
+    parts = ("model", "data", "ema", "trainer", "seed_everything")
+
+    def rank(name: str) -> tuple[Any, ...]:
+        part = name.partition(".")[0]
+        return parts.index(part) if part in parts else len(parts), -counts[name], name.count("."), name
+
+    return sorted(differing, key=rank)
+
+
+def _setting(value: Any) -> str:
+    return as_text(value) if isinstance(value, (str, int, float, bool, type(None), list, dict)) else str(value)
+
+
+def runs_table(runs: Sequence[Run]) -> dict[str, Any]:
+    """Titles with their explanations, and a row of cells per run, each with what sorts and what is read."""
+    axes = by_axis_of_runs(runs)
+    labels = axis_labels(axes)
+    differing = differences(runs)
+    columns = [
+        ("run", "the run folder"),
+        ("state", "what became of it"),
+        ("steps", "training steps done"),
+        ("hours", "how long it ran"),
+        ("measure", "only equal measures compare"),
+        ("best", "the lowest during training, of averaged weights, with two standard errors"),
+        ("at step", "of the best"),
+        ("last", "the last during training, with two standard errors"),
+        ("floor", "what real data score against real data"),
+        ("n", "samples"),
+        ("NFE", "network evaluations per sample"),
+        ("sampling s", "seconds for all n samples"),
+        ("bits/dim", "bits per dimension of held-out data, with two standard errors"),
+        *((name, "a setting in which runs differ") for name in differing),
+    ]
+    rows = [[*_facts(run), *_distances(i, run, axes, labels), _bits(run), *_settings(run, differing)]
+            for i, run in enumerate(runs)]  # fmt: skip
+    used = [any(row[j][1] for row in rows) for j in range(len(columns))]
+    titles = [
+        {"title": title, "hint": hint, "number": any(isinstance(row[j][0], (int, float)) for row in rows),
+         "hidden": not used[j] or j >= len(columns) - len(differing) + SHOWN}
+        for j, (title, hint) in enumerate(columns)
+    ]  # fmt: skip
+    return {"columns": titles, "rows": rows}
+
+
+def _facts(run: Run) -> list[list[Any]]:
+    hours = run.seconds / 3600
+    return [[run.name, run.name], [run.state, run.state], [run.step, f"{run.step:,}"],
+            [hours if math.isfinite(hours) else None, duration(run.seconds) if math.isfinite(hours) else ""]]  # fmt: skip
+
+
+def _distances(i: int, run: Run, axes: dict[Any, Any], labels: dict[Any, str]) -> list[list[Any]]:
+    """Of the first measure that the run has: the measures stand in the order of their importance."""
+    for axis, records in axes.items():
+        own = [record for j, record in records if j == i and record.weights == "ema" and record.denoised]
+        own = sorted((record for record in own if math.isfinite(record.value)), key=lambda record: record.step)
+        if own:
+            best, last = min(own, key=lambda record: record.value), own[-1]
+            floor = best.floor if isinstance(best.floor, (int, float)) else math.nan
+            numbers = [cell(value) for value in (floor, best.n, best.nfe, last.seconds)]
+            return [[labels[axis], labels[axis]], with_error(best), [best.step, f"{best.step:,}"], with_error(last), *numbers]
+    return [["", ""], *([None, ""] for _ in range(7))]
+
+
+def with_error(record: Record) -> list[Any]:
+    """A cell with a value and two standard errors."""
+    error = record.error if isinstance(record.error, (int, float)) else math.nan
+    return [record.value if math.isfinite(record.value) else None, read_as(record.value, error)]
+
+
+def read_as(value: float, error: float) -> str:
+    """A value with two standard errors as people read it."""
+    return number(value) + (f" ± {2 * error:.2g}" if math.isfinite(error) else "")
+
+
+def _bits(run: Run) -> list[Any]:
+    found = [record for record in run.tests if record.metric == "bits_per_dim"]
+    return with_error(max(found, key=lambda record: record.time)) if found else [None, ""]
+
+
+def _settings(run: Run, names: Sequence[str]) -> list[list[Any]]:
+    cells = []
+    for name in names:
+        value = run.settings.get(name, "")
+        numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+        cells.append([value if numeric else _setting(value), _setting(value)])
+    return cells
+
+
+def tests_table(runs: Sequence[Run]) -> dict[str, Any]:
+    """What was measured after training, a row per number."""
+    titles = ["run", "measure", "value", "floor", "n", "NFE", "weights", "denoised", "sampler", "seed", "sampling s", "step", "when"]
+    rows = []
+    for run in runs:
+        for record in sorted(run.tests, key=lambda record: record.time, reverse=True):
+            floor = record.floor if isinstance(record.floor, (int, float)) else math.nan
+            rows.append([
+                [run.name, run.name], [record.metric, record.metric], with_error(record),
+                *(cell(value) for value in (floor, record.n, record.nfe)),
+                *([each, each] for each in (record.weights, "yes" if record.denoised else "no", _sampler(record.sampler))),
+                [record.seed, str(record.seed)], cell(record.seconds), [record.step, f"{record.step:,}"],
+                [record.time, str(record.time).replace("T", " ").rstrip("Z")],
+            ])  # fmt: skip
+    columns = [{"title": title, "number": any(isinstance(row[j][0], (int, float)) for row in rows)}
+               for j, title in enumerate(titles)]  # fmt: skip
+    return {"columns": columns, "rows": rows}
+
+
+def _sampler(settings: dict[str, Any]) -> str:
+    """A sampler's class with its parts and its numbers, as people read it."""
+    parts = []
+    for name, value in settings.items():
+        if isinstance(value, dict) and "class" in value:
+            parts.append(_sampler(value))
+        elif name != "class" and isinstance(value, (int, float)) and not isinstance(value, bool):
+            parts.append(f"{name}={value:g}")
+    name = str(settings.get("class", ""))
+    return f"{name}({', '.join(parts)})" if parts else name
