@@ -20,10 +20,15 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_score.metrics.record import FILE as EVALUATIONS
+from lightning_score.metrics.record import read
+
 if TYPE_CHECKING:
     from wandb import Run
 
 SETTINGS = {"silent": True, "init_timeout": 15.0, "finish_timeout": 60.0}  # WANDB_SILENT=false, ... beat these
+COLUMNS = ["metric", "value", "error", "floor", "n", "nfe", "weights", "denoised", "step", "seed", "seconds", "time"]
+"""What the table of measurements on W&B says of each."""
 _begun: set[str] = set()  # ids of the W&B runs that this process has begun
 
 
@@ -80,6 +85,7 @@ class WandbRunLogger(WandbLogger):
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         self._lost = False
         self._best: dict[str, float] = {}
+        self._evaluations = 0  # that its table holds
 
     @property
     def sync_command(self) -> str | None:
@@ -104,10 +110,20 @@ class WandbRunLogger(WandbLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Finishes the run as failed, unless the status is "success", or a sweep's early termination has ended its trial."""
+        """Adds a table of all measurements. Finishes the run as failed, unless the status is "success", or a sweep's early
+        termination has ended its trial.
+        """
+        self._attempt(self._log_evaluations)
         if status != "success":
             early = in_trial() and isinstance(sys.exc_info()[1], SIGTERMException)
             self._attempt(self.experiment.finish, 0 if early else 1)
+
+    def _log_evaluations(self) -> None:
+        file = Path(self.save_dir) / EVALUATIONS
+        records = read(file) if file.exists() else []
+        if len(records) > self._evaluations:
+            self._evaluations = len(records)
+            self.log_table("evaluations", COLUMNS, [[getattr(record, name) for name in COLUMNS] for record in records])
 
     def _attempt(self, call: Callable[..., None], *values: Any) -> None:
         if self._lost:

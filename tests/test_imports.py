@@ -35,7 +35,7 @@ ALLOWED = {
         "score",
         "utils",
     },
-    "loggers": set(),
+    "loggers": {"metrics"},
     "runs": {"utils"},
     "summary": {"callbacks", "model"},
     "arguments": {"model", "data", "metrics", "utils"},

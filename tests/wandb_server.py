@@ -20,6 +20,7 @@ class WandbServer:
         runs: by their ids: config, history, summary, exit code.
         sweeps: by their ids: the config.
         told: what agents said of their runs.
+        views: workspaces and reports, as they were sent.
     """
 
     def __init__(self) -> None:
@@ -28,12 +29,21 @@ class WandbServer:
         self.runs: dict[str, dict] = defaultdict(lambda: {"config": {}, "history": [], "summary": {}, "exit": None})
         self.sweeps: dict[str, dict] = {}
         self.told: list[dict] = []
+        self.views: list[dict] = []
         self._waiting: dict[str, list[dict]] = {}
         self._agents: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def data(self, query: str, values: dict, url: str) -> dict:
         """The answer to a GraphQL query."""
+        if "upsertView" in query:
+            self.views.append(values)
+            project = {"id": "p", "name": values["projectName"], "entityName": values["entityName"]}
+            view = {"id": f"view{len(self.views)}", "type": values["type"], "name": values["name"], "project": project,
+                    "displayName": values["displayName"], "description": values.get("description") or "",
+                    "spec": values["spec"], "updatedAt": "2026-01-01T00:00:00", "createdAt": "2026-01-01T00:00:00",
+                    "user": None, "previewUrl": None}  # fmt: skip
+            return {"upsertView": {"view": view, "inserted": True}}
         if "upsertSweep" in query:
             return self._upsert_sweep(values)
         if "createAgent" in query:
@@ -52,6 +62,13 @@ class WandbServer:
         if "createArtifact(" in query:  # it has this one already
             artifact = {"id": "a", "state": "COMMITTED", "versionIndex": 0, "artifactSequence": None}
             return {"createArtifact": {"artifact": artifact}}
+        if "ProjectInternalId" in query:
+            return {"project": {"id": "p", "internalId": "cDox"}}
+        if "projects: models" in query or "query GetProjects" in query:
+            node = {"id": "p", "name": "scores", "entityName": "somebody", "createdAt": "2026-01-01T00:00:00", "isBenchmark": False,
+                    "user": None}  # fmt: skip
+            edges = [{"node": node, "cursor": "p"}]
+            return {"models": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}}
         if "viewer" in query:
             viewer = {"id": "v", "entity": "somebody", "username": "somebody", "flags": "{}", "email": "a@b.c",
                       "name": "somebody", "teams": {"edges": []}, "apiKeys": {"edges": []}, "admin": False}  # fmt: skip
@@ -156,7 +173,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.startswith("/upload/"):
             self.state.uploaded[self.path.removeprefix("/upload/")] = content
             return self.answer({})
-        body = json.loads(content)
+        try:
+            body = json.loads(content)
+        except ValueError:  # what clients tell of themselves
+            return self.answer({})
         self.state.received.append((self.path, body))
         if self.path.endswith("/file_stream"):
             self.state.stream(self.path.split("/")[-2], body)

@@ -13,6 +13,9 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
+KIND = "Kind"
+"""What a picture says of itself: drawing or pixels."""
+
 
 def sample_picture(samples: Tensor) -> Image.Image:
     """A picture of samples in the form of a data module's `reference()`: a grid of images, or a scatter plot of points.
@@ -67,13 +70,18 @@ def figure_picture(figure) -> Image.Image:
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return Image.frombytes("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
+    picture = Image.frombytes("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
+    picture.info[KIND] = "drawing"
+    return picture
 
 
 def save_picture(picture: Image.Image, path: Path, caption: str) -> None:
-    """Writes a PNG that holds its caption, as its `Description`."""
+    """Writes a PNG that holds its caption, as its `Description`, and whether it is a drawing, whose lines may be scaled
+    smoothly, or pixels.
+    """
     told = PngInfo()
     told.add_itxt("Description", caption)
+    told.add_itxt(KIND, picture.info.get(KIND, "pixels"))
     picture.save(path, pnginfo=told)
 
 

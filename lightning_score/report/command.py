@@ -20,6 +20,11 @@ def report(arguments: list[str]) -> None:
         InputError: there is no such folder, or the page cannot be written or served.
     """
     options = _parser().parse_args(arguments[1:])
+    if options.wandb is not None:
+        from lightning_score.report.on_wandb import publish
+
+        print(f"on W&B: {publish(options.wandb, options.kind)}")
+        return None
     root = Path(options.runs)
     require(root.is_dir(), f"{root}: there is no such folder; give the folder of all runs, as in report runs")
     title = options.title or f"{root.resolve().name}: score-based models"
@@ -65,5 +70,8 @@ def _parser() -> Parser:
     parser.add_argument("--port", type=int, default=8787, help="Port of --serve; 0: any that is free.")
     parser.add_argument("--open", action="store_true", help="Open the page in the browser.")
     parser.add_argument("--size", type=float, default=10.0, help="Largest size of the page in MB: pictures fill it up.")
+    panels = "Make the same panels on W&B instead, for ENTITY/PROJECT."
+    parser.add_argument("--wandb", type=str, help=panels)
+    parser.add_argument("--kind", choices=["workspace", "report"], default="workspace", help="What --wandb makes.")
     parser.add_argument("--title", type=str, help="Heading of the page.")
     return parser

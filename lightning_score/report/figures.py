@@ -193,7 +193,7 @@ def _heat(rows: dict[str, Curve], excess: bool, title: str) -> dict[str, Any]:
     ticks = [0, *(sign * 10**k for k in range(7) for sign in (-1, 1) if known[0] <= sign * 10**k <= known[-1])]
     bar = {"tickvals": [math.asinh(tick) for tick in ticks], "ticktext": [f"{tick:g}" for tick in ticks]} if wide else {}
     limit = math.asinh(largest) if wide else largest
-    scale = {"colorscale": "RdBu", "reversescale": True, "zmid": 0, "zmin": -limit, "zmax": limit}
+    scale = {"colorscale": "RdBu", "zmid": 0, "zmin": -limit, "zmax": limit}
     heat = {
         "type": "heatmap", "x": [str(step) for step in steps], "y": sigmas, "customdata": z,
         "z": [[None if value is None else round(math.asinh(value) if wide else value, 4) for value in row] for row in z],

@@ -9,18 +9,19 @@ from typing import Any
 
 from PIL import Image
 
+from lightning_score.callbacks.pictures import KIND
 from lightning_score.report.reading import Picture, Run
 
 Image.MAX_IMAGE_PIXELS = 50_000_000
 
 
-def caption(file: Path) -> str:
-    """What a picture says that it shows; empty where it says nothing."""
+def said(file: Path) -> dict[str, Any]:
+    """What a picture says of itself: what it shows, and whether it is a drawing; nothing where it says nothing."""
     try:
         with Image.open(file) as image:
-            return str(image.info.get("Description", ""))
+            return {"caption": str(image.info.get("Description", "")), "drawing": image.info.get(KIND) == "drawing"}
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return ""
+        return {"caption": "", "drawing": False}
 
 
 def embedded(runs: Sequence[Run], room: int) -> dict[Path, str]:
@@ -91,7 +92,7 @@ def of_run(run: Run, sources: dict[Path, str]) -> dict[str, list[dict[str, Any]]
     found = {}
     for kind, pictures in run.pictures.items():
         shown = [
-            {"step": picture.step, "src": sources[picture.file], "caption": caption(picture.file)}
+            {"step": picture.step, "src": sources[picture.file], **said(picture.file)}
             for picture in pictures
             if picture.file in sources
         ]

@@ -218,7 +218,11 @@ def _curves(file: Path, problems: list[str]) -> dict[str, Curve]:
     found: dict[str, Curve] = defaultdict(lambda: Curve([], [], []))
     wrong = 0
     with file.open(newline="", encoding="utf-8", errors="replace") as lines:
-        for row in csv.DictReader(line.replace("\0", "") for line in lines):
+        table = csv.DictReader(line.replace("\0", "") for line in lines)
+        if file.stat().st_size and "step" not in (table.fieldnames or []):
+            problems.append(f"{file.name}: has no column of steps; left out")
+            return {}
+        for row in table:
             cells = {name: text for name, text in row.items() if name and text and isinstance(text, str)}
             try:
                 step, when = int(float(cells.pop("step"))), float(cells.pop("time", "nan"))

@@ -65,7 +65,11 @@ def _parallel(found: Results, rows: list[Row]) -> dict[str, Any]:
 
 
 def _brief(value: str) -> str:
-    return value if len(value) <= 28 else f"{value[:27]}…"
+    """A value where there is little room."""
+    try:
+        return f"{float(value):.4g}" if len(value) > 8 else value
+    except ValueError:
+        return value if len(value) <= 28 else f"{value[:27]}…"
 
 
 def _map(found: Results, rows: list[Row], one: str, other: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 // Pictures of the runs side by side, with a slider through training.
 const MOST_PICTURES = 24;
-const DRAWINGS = ["langevin", "loss_per_sigma", "score"]; // whose lines are smooth; all others are pixels
+const WIDE = ["langevin", "loss_per_sigma", "score"]; // drawings of several panels
 
 function showPictures() {
   const section = byId("pictures");
@@ -14,7 +14,7 @@ function showPictures() {
   const runs = shownRuns().map(([run]) => run).filter((run) => run.pictures[kind]);
   const steps = [...new Set(runs.flatMap((run) => run.pictures[kind].map(({ step }) => step)))].sort((a, b) => a - b);
   const at = Math.max(steps.findLastIndex((step) => step <= state.step), 0);
-  const shelf = make("div", { class: `shelf${DRAWINGS.includes(kind) ? " wide" : ""}` });
+  const shelf = make("div", { class: `shelf${WIDE.includes(kind) ? " wide" : ""}` });
   const output = make("output", { for: "step" });
   const slider = make("input", {
     type: "range", id: "step", min: 0, max: Math.max(steps.length - 1, 0), step: 1, value: at, "aria-label": "training step",
@@ -48,6 +48,7 @@ function onePicture(run, kind, step) {
   const picture = pictures.findLast((each) => each.step <= step) ?? pictures[0];
   const caption = picture.caption || `step ${picture.step}`;
   const text = `${run.name}: ${caption}`;
-  return make("figure", {}, make("img", { src: picture.src, alt: `${kind.replaceAll("_", " ")} of ${text}`, loading: "lazy" }),
-    make("figcaption", {}, text));
+  const alt = `${kind.replaceAll("_", " ")} of ${text}`;
+  const image = make("img", { src: picture.src, alt, loading: "lazy", class: picture.drawing ? "drawing" : "pixels" });
+  return make("figure", {}, image, make("figcaption", {}, text));
 }

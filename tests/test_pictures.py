@@ -1,0 +1,105 @@
+"""Pictures: what they show of the samples, and what they say of themselves."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lightning_score.callbacks import SampleGrid
+from lightning_score.callbacks.pictures import figure_picture, save_picture, strip_picture
+from lightning_score.callbacks.strip import MOMENTS, Strip
+from lightning_score.cli import run
+from lightning_score.data import Digits
+from lightning_score.model import ScoreModel
+from lightning_score.networks import UNet
+from lightning_score.process import VP, SigmaTable
+from lightning_score.sampling import AnnealedLangevin, Geometric, PredictorCorrector
+from lightning_score.utils import InputError
+
+
+def model(process, sampler):
+    torch.manual_seed(0)
+    return ScoreModel(lambda s, c: UNet(s, c, 8, (1,), blocks=1, attention=(), groups=4), (1, 8, 8), process, sampler=sampler)
+
+
+@pytest.mark.parametrize(
+    ("process", "sampler", "columns"),
+    [
+        (SigmaTable(0.03, 3.0, 10), AnnealedLangevin(1e-4, 20), MOMENTS),
+        (VP(), PredictorCorrector(grid=Geometric(40, 0.01)), MOMENTS),
+        (VP(), PredictorCorrector(grid=Geometric(3, 0.01)), 4),
+    ],
+    ids=["ladder", "diffusion", "few steps"],
+)
+def test_a_strip_goes_from_the_start_to_the_result(process, sampler, columns):
+    """Its columns are states of the trajectory at equal numbers of moves; the first is the start and the last the result."""
+    drawn, data = model(process, sampler), Digits(data_range=(0, 1))
+    strip = Strip(drawn, data, rows=3)
+    samples = drawn.draw(range(5), observe=strip, trajectory=True)
+    assert len(strip._columns) == columns - 1
+    picture = np.asarray(strip.picture(samples))
+    zoom, cell = 6, 50
+    assert picture.shape == (2 + 3 * cell, 2 + columns * cell)
+    last = picture[2 : 2 + 48, 2 + (columns - 1) * cell : 2 + (columns - 1) * cell + 48][zoom // 2 :: zoom, zoom // 2 :: zoom]
+    np.testing.assert_array_equal(last, data.to_reference(samples.x)[0, 0].numpy())
+    middle = strip._columns[1]
+    times = [torch.ones((), dtype=torch.float64), *(stage.end for stage in sampler.plan(process, sampler.grid(process)))]
+    move = sorted(strip._kept)[0]
+    x, t = samples.trajectory[move][:3], times[move]
+    contrast = min(1.0, 1 / (4 * float((-process.log_snr(t) / 2).exp())))
+    expected = data.to_reference(((x / float(process.alpha(t)) - 0.5) * contrast + 0.5).float())
+    torch.testing.assert_close(middle, expected)
+
+
+def test_noise_is_seen_as_noise_and_not_as_black_and_white():
+    """At the largest level nine tenths of the pixels lie within the range, whose edges clipping would fill otherwise."""
+    process = SigmaTable(0.03, 50.0, 10)
+    drawn, data = model(process, AnnealedLangevin(1e-4, 1)), Digits(data_range=(0, 1))
+    strip = Strip(drawn, data, rows=8)
+    drawn.draw(range(8), observe=strip)
+    first = strip._columns[0]
+    assert float(((first > 0) & (first < 255)).double().mean()) > 0.9
+
+
+def test_rows_are_samples_and_columns_moments():
+    moments = [torch.full((2, 1, 48, 48), 10 * k, dtype=torch.uint8) for k in range(3)]
+    moments[1][1] = 200
+    picture = np.asarray(strip_picture(moments))
+    assert [int(picture[20, 20 + 50 * k]) for k in range(3)] == [0, 10, 20]
+    assert [int(picture[70, 20 + 50 * k]) for k in range(3)] == [0, 200, 20]
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_grey_pictures_stay_grey_and_say_what_they_show(tmp_path, channels, mode):
+    save_picture(strip_picture([torch.zeros(2, channels, 8, 8, dtype=torch.uint8)]), tmp_path / "a.png", "σ = 3 <b>")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.mode == mode
+        assert picture.info["Description"] == "σ = 3 <b>" and picture.info["Kind"] == "pixels"
+
+
+def test_drawings_say_that_they_are(tmp_path):
+    from matplotlib.figure import Figure
+
+    save_picture(figure_picture(Figure(figsize=(1, 1))), tmp_path / "a.png", "nothing")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.info["Kind"] == "drawing"
+
+
+def test_predict_draws_the_way_on_request(tmp_path, capsys):
+    quick = ["--trainer.max_steps=2", "--evaluate.features=null", "--samples.num_samples=0", "--model.sampler.steps=1"]
+    quick += ["--trainer.callbacks=null", "--trainer.logger=false"]
+    assert run(["fit", "--config=ncsn", f"--output={tmp_path / 'run'}", *quick]) == 0
+    checkpoint = f"--ckpt_path={tmp_path / 'run/last.ckpt'}"
+    options = ["--num_samples=6", "--progressive=3", f"--output={tmp_path / 'drawn'}"]
+    assert run(["predict", checkpoint, *options]) == 0
+    assert f"{tmp_path / 'drawn'}/progress.png" in capsys.readouterr().out
+    with Image.open(tmp_path / "drawn/progress.png") as way, Image.open(tmp_path / "drawn/samples.png") as grid:
+        assert way.size[1] == 2 + 3 * 50
+        assert "from noise to image, seed 0, NFE 11" in way.info["Description"]
+        left = np.asarray(way)[2:50, -50:-2]
+        np.testing.assert_array_equal(left, np.asarray(grid)[2:50, 2:50])  # the first sample
+
+
+def test_refuses(capsys, tmp_path):
+    with pytest.raises(InputError, match="progressive=-1: must be 0"):
+        SampleGrid(progressive=-1)

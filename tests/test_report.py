@@ -1,0 +1,452 @@
+"""What the report reads of run folders, whatever state they are in, and what its page holds."""
+
+import base64
+import gzip
+import json
+import math
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import asdict, replace
+
+import plotly.graph_objects as go
+import pytest
+from run_folders import config, picture, record, run_folder, status
+
+from lightning_score.cli import run
+from lightning_score.report import figures, page, sweeps, tables
+from lightning_score.report.pictures import _spread, embedded
+from lightning_score.report.reading import Curve, find, read
+from lightning_score.report.server import server
+from lightning_score.sweep.results import Results, Row, read_csv
+
+
+def contents(file):
+    """The data that a page holds."""
+    packed = re.search(r'<script type="text/plain" id="data">([^<]*)</script>', file.read_text()).group(1)
+    return json.loads(gzip.decompress(base64.b64decode(packed)))
+
+
+def reported(root, *options):
+    assert run(["report", str(root), *options]) == 0
+    return contents(root / "report.html")
+
+
+def column(table, title):
+    """What is read in a column, by run."""
+    j = [entry["title"] for entry in table["columns"]].index(title)
+    return {row[0][1]: row[j][1] for row in table["rows"]}
+
+
+class TestStates:
+    """What became of a run, as its files tell."""
+
+    @pytest.mark.parametrize("state", ["finished", "failed", "interrupted"])
+    def test_as_it_says(self, tmp_path, state):
+        status(run_folder(tmp_path / "a"), state=state, message="because")
+        found = read(tmp_path / "a", tmp_path)
+        assert (found.state, found.note, found.problems) == (state, "because", [])
+
+    def test_running(self, tmp_path):
+        folder = run_folder(tmp_path / "a")
+        here = {"state": "running", "host": socket.gethostname()}
+        status(folder, **here, pid=os.getpid())
+        assert read(folder, tmp_path).state == "running"
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        status(folder, **here, pid=ended.pid)
+        assert read(folder, tmp_path).state == "crashed"
+        status(folder, state="running", host="elsewhere", pid=ended.pid)
+        assert read(folder, tmp_path).state == "running"
+        status(folder, state="running", host="elsewhere", updated=time.time() - 1000)
+        found = read(folder, tmp_path)
+        assert found.state == "crashed" and "no sign of life since" in found.note
+
+    def test_empty(self, tmp_path):
+        (tmp_path / "a").mkdir()
+        config(tmp_path / "a")
+        assert read(tmp_path / "a", tmp_path).state == "empty"
+
+    def test_older_versions_have_no_status(self, tmp_path):
+        (run_folder(tmp_path / "a") / "run.json").unlink()
+        assert read(tmp_path / "a", tmp_path).state == "finished"  # its 1000 steps are done
+        config(tmp_path / "a", trainer={"max_steps": 5000})
+        assert read(tmp_path / "a", tmp_path).state == "unknown"
+
+    def test_older_versions_have_no_times(self, tmp_path):
+        folder = run_folder(tmp_path / "2026-01-02_03-04-05")
+        (folder / "run.json").unlink()
+        (folder / "metrics.csv").write_text("step,train/loss\n10,3.5\n20,3.0\n")
+        found = read(folder, tmp_path)
+        assert found.curves["train/loss"].values == [3.5, 3.0] and math.isnan(found.curves["train/loss"].times[0])
+        assert time.strftime("%H:%M:%S", time.localtime(found.started)) == "03:04:05"
+        assert figures.curves([found], "train/loss")["data"][0]["meta"]["hours"] == [None, None]
+
+
+DAMAGES = {
+    "config.yaml": [b"a: [1, 2", b"\xff\xfe\x00", b"just text", b"- a\n- b", b""],
+    "run.json": [b"{", b"[]", b"\x00\x01", b'{"state": "running"', b'{"state": 3, "started": "now", "step": null}'],
+    "metrics.csv": [b"\x00" * 50, b"step,a\n1", b"step,a\nx,y\n3,4\n", b"\xff\xfe", b"a,b\n1,2\n", b'step,a\n1,"2'],
+    "evaluations.jsonl": [b"{}\n", b"nonsense\n", b"[1]\n", b'{"metric": 3}\n', b"\xff\xff\n", b"null\n"],
+    "langevin.jsonl": [b"{}\n", b"nonsense\n", b'{"sigma": [1], "step_size": [], "snr": [], "variance_ratio": []}\n', b"3\n"],
+    "samples/step_0001000.png": [b"", b"\x89PNG\r\n\x1a\n", b"not a picture"],
+}
+
+
+HARMLESS = [("config.yaml", b"just text"), ("config.yaml", b"- a\n- b"), ("config.yaml", b""), ("run.json", b"[]"),
+            ("run.json", DAMAGES["run.json"][-1]), ("metrics.csv", b"step,a\n1"), ("metrics.csv", b'step,a\n1,"2')]  # fmt: skip
+"""Damages of which nothing needs to be said: what is there can be read, or there is nothing."""
+
+
+@pytest.mark.parametrize(("name", "damage"), [(name, each) for name, all_ in DAMAGES.items() for each in all_], ids=repr)
+def test_a_damaged_file_is_named_and_the_page_still_opens(tmp_path, name, damage):
+    run_folder(tmp_path / "sound", seed=1)
+    folder = run_folder(tmp_path / "damaged")
+    (folder / name).write_bytes(damage)
+    data = reported(tmp_path)
+    by_name = {each["name"]: each for each in data["runs"]}
+    assert by_name["sound"]["problems"] == []
+    assert set(by_name) == {"sound", "damaged"}
+    if (name, damage) not in HARMLESS:
+        assert any(name.rpartition("/")[2].partition(".")[0] in problem for problem in by_name["damaged"]["problems"])
+
+
+def test_files_that_end_anywhere(tmp_path):
+    """A disk that was full, a power cut: every file of a run cut off at many places."""
+    folder = run_folder(tmp_path / "a", pictures=("samples",), validations=2)
+    for file in [file for file in folder.rglob("*") if file.is_file()]:
+        whole = file.read_bytes()
+        for length in range(0, len(whole), max(len(whole) // 12, 1)):
+            file.write_bytes(whole[:length])
+            data, _ = page.contents(tmp_path)
+            json.dumps(data, allow_nan=False)
+        file.write_bytes(whole)
+
+
+class TestRuns:
+    def test_the_newest_first_and_links_once(self, tmp_path):
+        for k in range(3):
+            run_folder(tmp_path / f"ncsn/run{k}", seed=k)
+        (tmp_path / "ncsn/latest").symlink_to("run0")
+        runs, _ = find(tmp_path)
+        assert [each.name for each in runs] == ["ncsn/run0", "ncsn/run1", "ncsn/run2"]
+        assert [each.order for each in runs] == [2, 1, 0]
+
+    def test_evaluations_belong_to_the_run_of_their_checkpoint(self, tmp_path):
+        folder = run_folder(tmp_path / "ncsn/a")
+        beside, elsewhere = folder / "test/2026-01-01_00-00-00", tmp_path / "elsewhere"
+        for place, value in ((beside, 5.0), (elsewhere, 6.0)):
+            place.mkdir(parents=True)
+            config(place, ckpt_path=str(folder / "last.ckpt"))
+            status(place, command="test")
+            (place / "evaluations.jsonl").write_text(json.dumps(asdict(record(value=value))) + "\n")
+        runs, _ = find(tmp_path)
+        assert [each.name for each in runs] == ["ncsn/a"]
+        assert sorted(each.value for each in runs[0].tests) == [5.0, 6.0]
+        assert column(tables.tests_table(runs), "value")["ncsn/a"] in ("5 ± 0.6", "6 ± 0.6")
+
+    def test_a_checkpoint_that_was_only_measured_shows_too(self, tmp_path):
+        place = tmp_path / "converted/test/2026-01-01_00-00-00"
+        place.mkdir(parents=True)
+        (place / "evaluations.jsonl").write_text(json.dumps(asdict(record(metric="bits_per_dim", value=3.5))) + "\n")
+        runs, _ = find(tmp_path)
+        assert [(each.name, each.state) for each in runs] == [("converted", "measured")]
+        assert column(tables.runs_table(runs), "bits/dim") == {"converted": "3.5 ± 0.6"}
+
+    def test_the_table(self, tmp_path):
+        run_folder(tmp_path / "a", lr=1e-3, best=2.0)
+        run_folder(tmp_path / "b", lr=2e-3, best=1.5, seed=5)
+        table = tables.runs_table(find(tmp_path)[0])
+        assert column(table, "model.optimizer.lr") == {"a": "0.001", "b": "0.002"}
+        assert column(table, "best") == {"a": "2.3 ± 0.6", "b": "1.72 ± 0.6"}  # at the fourth validation: x (1 + 3 e^-3)
+        assert column(table, "at step") == {"a": "1,000", "b": "1,000"}
+        assert column(table, "NFE") == {"a": "201", "b": "201"} and column(table, "hours") == {"a": "60 min", "b": "60 min"}
+        assert column(table, "floor")["a"] == "1.72" and column(table, "n")["a"] == "898"
+        assert not {"seed_everything", "model.sampler.steps", "ckpt_path"} & {each["title"] for each in table["columns"]}
+
+    def test_the_best_is_of_averaged_weights_and_denoised_samples(self, tmp_path):
+        folder = run_folder(tmp_path / "a", best=2.0)
+        with (folder / "evaluations.jsonl").open("a") as file:
+            for changed in ({"weights": "raw"}, {"denoised": False}):
+                file.write(json.dumps(asdict(record(value=0.1, step=1000, **changed))) + "\n")
+        runs, _ = find(tmp_path)
+        assert column(tables.runs_table(runs), "best") == {"a": "2.3 ± 0.6"}
+        (records,) = figures.by_axis_of_runs(runs).values()
+        lines = figures.measured(runs, records, "fid")["data"]
+        assert [line["name"] for line in lines] == ["a", "a raw weights", "a not denoised", "real against real"]
+
+
+class TestProvenance:
+    """What was measured otherwise stands on another axis."""
+
+    @pytest.mark.parametrize(
+        "changed", [{"n": 500}, {"features_hash": "other"}, {"data_hash": "other"}, {"resize": "bilinear"}, {"split": "train"}]
+    )
+    def test_decides_what_shares_an_axis(self, tmp_path, changed):
+        run_folder(tmp_path / "a")
+        other = run_folder(tmp_path / "b", seed=1)
+        (other / "evaluations.jsonl").write_text(json.dumps(asdict(record(**changed))) + "\n")
+        panel = next(each for each in reported(tmp_path)["panels"] if each["section"] == "measures")
+        assert len(panel["views"]) == 2
+        for view in panel["views"]:
+            assert len({trace["meta"]["run"] for trace in view["figure"]["data"] if "run" in trace["meta"]}) == 1
+        labels = [view["label"] for view in panel["views"]]
+        (name,) = changed
+        assert len(set(labels)) == 2 and all(name.partition("_")[0] in label for label in labels)
+
+    def test_equal_measures_share_one(self, tmp_path):
+        for k in range(3):
+            run_folder(tmp_path / f"r{k}", seed=k)
+        panel = next(each for each in reported(tmp_path)["panels"] if each["section"] == "measures")
+        (view,) = panel["views"]
+        assert view["label"] == "fid_digits_898"
+        assert [trace["meta"].get("run") for trace in view["figure"]["data"]] == [0, 1, 2, None]
+
+    def test_hours_and_steps_and_two_standard_errors(self, tmp_path):
+        run_folder(tmp_path / "a")
+        view = next(each for each in reported(tmp_path)["panels"] if each["section"] == "measures")["views"][0]
+        trace = view["figure"]["data"][0]
+        assert trace["x"] == [250, 500, 750, 1000]
+        assert trace["meta"]["hours"] == pytest.approx([3 * step / 3600 for step in trace["x"]], abs=1e-3)
+        assert trace["error_y"]["array"] == [0.6] * 4
+
+
+def _all_figures(data):
+    panels = [*data["panels"], *(each["panel"] for each in data["sweeps"] if each["panel"])]
+    return [view["figure"] for panel in panels for view in panel["views"]]
+
+
+def _sweep(folder, rows=12):
+    settings = [{"model.sampler.step_size": 1e-5 * (1 + k % 3), "model.sampler.steps": 5 * (1 + k // 3),
+                 "model.sampler.denoise": "Tweedie"} for k in range(rows)]  # fmt: skip
+    trials = [
+        Row(k, "complete", settings[k], 2.0 + k, 0.3, 1.7, 898, 50.0 * (1 + k // 3), 10.0, tuple(2.0 + k + i for i in range(10)), "p")
+        for k in range(rows)
+    ]
+    trials += [Row(rows, "failed", settings[0], message='it "broke", at last'), Row(rows + 1, "waiting", settings[1])]
+    found = Results(folder.name, "test/fid_digits_898", False, ["model.sampler.step_size", "model.sampler.steps"], trials)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "trials.csv").write_text(found.csv())
+    return found
+
+
+class TestSweeps:
+    def test_a_table_of_trials_is_read_as_it_was_written(self, tmp_path):
+        written = _sweep(tmp_path / "eps")
+        found = read_csv(tmp_path / "eps")
+        assert found.varied == written.varied and found.metric == written.metric and not found.maximize
+        for one, other in zip(found.rows, written.rows, strict=True):
+            assert one.settings == other.settings
+            assert repr(replace(one, settings={})) == repr(replace(other, settings={}))
+        assert [row.number for row in found.front()] == [0]
+
+    def test_the_direction_is_that_of_the_file(self, tmp_path):
+        _sweep(tmp_path / "eps")
+        (tmp_path / "eps/sweep.yaml").write_text("metric: {name: test/fid_digits_898, goal: maximize}\n")
+        assert read_csv(tmp_path / "eps").ranked[0].number == 11
+
+    def test_tables_of_older_versions(self, tmp_path):
+        _sweep(tmp_path / "eps")
+        lines = (tmp_path / "eps/trials.csv").read_text().splitlines()[:4]
+        old = [re.sub(r',(without,paired|"\[.*\]",p)$', "", line) for line in lines]
+        (tmp_path / "eps/trials.csv").write_text("\n".join(old))
+        assert len(read_csv(tmp_path / "eps").rows) == 3
+
+    @pytest.mark.parametrize("damage", ["", "a,b\n1,2\n", "trial,state\n", "\0\0\0"])
+    def test_others_are_refused(self, tmp_path, damage):
+        (tmp_path / "trials.csv").write_text(damage)
+        with pytest.raises(ValueError, match="not a table of trials"):
+            read_csv(tmp_path)
+
+    def test_figures(self, tmp_path):
+        _sweep(tmp_path / "runs/sweeps/eps")
+        (each,) = reported(tmp_path / "runs")["sweeps"]
+        views = {view["label"]: view["figure"] for view in each["panel"]["views"]}
+        assert list(views) == ["parallel coordinates", "step_size x steps", "Pareto front"]
+        heat = views["step_size x steps"]["data"][0]
+        assert heat["x"] == ["1e-05", "2e-05", "3e-05"] and heat["y"] == ["5", "10", "15", "20"]
+        assert heat["text"][1][2] == "7 ± 0.6" and heat["z"][1][2] == pytest.approx(math.log10(7))
+        trials, front, floor = views["Pareto front"]["data"]
+        assert trials["x"][:4] == [50, 50, 50, 100] and front["x"] == [50] and floor["y"] == [1.7, 1.7]
+        assert each["table"]["rows"][1][6][1] == "0"  # a difference of 1 at every tenth: paired, its error is none
+        assert each["table"]["rows"][-2][-1][1] == 'failed: it "broke", at last'
+
+    def test_sampling_trials_are_no_runs_and_training_ones_are(self, tmp_path):
+        _sweep(tmp_path / "sweeps/eps")
+        sampled = tmp_path / "sweeps/eps/trials/0000"
+        sampled.mkdir(parents=True)
+        (sampled / "evaluations.jsonl").write_text(json.dumps(asdict(record())) + "\n")
+        run_folder(tmp_path / "sweeps/train/trials/0000")
+        runs, folders = find(tmp_path)
+        assert [each.name for each in runs] == ["sweeps/train/trials/0000"] and [each.name for each in folders] == ["eps"]
+
+    def test_a_sweep_without_trials_says_so(self, tmp_path):
+        (tmp_path / "eps").mkdir()
+        (tmp_path / "eps/study.db").write_bytes(b"")
+        assert "no trial" in reported(tmp_path)["sweeps"][0]["problem"]
+
+
+class TestPage:
+    def test_every_figure_is_one_of_plotly(self, tmp_path):
+        """Its own classes, which check every property and every value, accept them."""
+        run_folder(tmp_path / "a")
+        run_folder(tmp_path / "b", seed=1)
+        _sweep(tmp_path / "sweeps/eps")
+        found = _all_figures(reported(tmp_path))
+        assert len(found) > 15
+        for figure in found:
+            go.Figure(figure)
+
+    def test_names_and_configs_are_text(self, tmp_path):
+        bad = '<img src=x onerror="alert(1)">&lt;b&gt;'
+        run_folder(tmp_path / bad)
+        html = (reported(tmp_path), (tmp_path / "report.html").read_text())[1]
+        assert "onerror" not in html.replace(page.libraries()["plotly.js"], "").replace(page.libraries()["datatables.js"], "")
+        (name,) = {trace["name"] for figure in _all_figures(contents(tmp_path / "report.html")) for trace in figure["data"]
+                   if trace.get("meta", {}).get("run") == 0}  # fmt: skip
+        assert name == "&lt;img src=x onerror=\"alert(1)\"&gt;&amp;lt;b&amp;gt;"
+        title = '</title><script>alert("title")</script>'
+        assert run(["report", str(tmp_path), "--title", title]) == 0
+        assert title not in (tmp_path / "report.html").read_text()
+
+    def test_it_stays_below_its_size_and_says_what_was_left_out(self, tmp_path):
+        for k in range(8):
+            run_folder(tmp_path / f"r{k}", seed=k)
+        everything = reported(tmp_path)
+        assert everything["left_out"] == 0
+        assert all(len(each["pictures"]["samples"]) == 4 for each in everything["runs"])
+        size = (tmp_path / "report.html").stat().st_size
+        small = reported(tmp_path, "--size", str((size - 150_000) / 1e6))
+        assert (tmp_path / "report.html").stat().st_size <= size - 150_000
+        assert small["left_out"] > 0
+        assert all(each["pictures"]["samples"][-1]["step"] == 1000 for each in small["runs"])  # the last come first
+
+    def test_the_pictures_keep_their_pixels(self, tmp_path):
+        from io import BytesIO
+
+        from PIL import Image, ImageChops
+
+        folder = run_folder(tmp_path / "a")
+        shown = reported(tmp_path)["runs"][0]["pictures"]["samples"][-1]
+        assert shown["caption"] == "step 1000, NFE 201" and not shown["drawing"]
+        packed = Image.open(BytesIO(base64.b64decode(shown["src"].partition(",")[2])))
+        original = Image.open(folder / "samples/step_0001000.png")
+        assert ImageChops.difference(packed.convert("L"), original).getbbox() is None
+
+    def test_the_last_the_first_then_the_middle(self):
+        assert _spread([0, 1, 2, 3, 4]) == [4, 0, 2, 1, 3]
+        assert _spread([0]) == [0] and sorted(_spread(list(range(37)))) == list(range(37))
+
+    def test_nothing_to_show(self, tmp_path):
+        data = reported(tmp_path)
+        assert data["runs"] == [] and data["panels"] == []
+
+    def test_curves_are_thinned_evenly(self):
+        curve = Curve(list(range(10_000)), [0.0] * 10_000, [float(i) for i in range(10_000)])
+        thin = figures.thinned(curve, 101)
+        assert thin.steps[0] == 0 and thin.steps[-1] == 9999 and len(thin.steps) == 101
+        assert {b - a for a, b in zip(thin.steps, thin.steps[1:], strict=False)} <= {99, 100, 101}
+
+    def test_level_losses(self, tmp_path):
+        views = figures.levels(read(run_folder(tmp_path / "a"), tmp_path))
+        assert list(views) == ["excess loss, held out data", "excess loss, train data", "loss, held out data", "loss, train data"]
+        heat = views["loss, train data"]["data"][0]
+        assert views["excess loss, train data"]["data"][0]["colorscale"] == "RdBu"  # which is blue below 0 in the browser
+        assert heat["y"] == ["0.03", "0.2", "1"] and heat["x"] == ["249", "499", "749", "999"] and len(heat["z"]) == 3
+
+    def test_embedding_reports_a_damaged_picture_once(self, tmp_path):
+        folder = run_folder(tmp_path / "a", pictures=("samples",))
+        (folder / "samples/step_0000500.png").write_bytes(b"damaged")
+        runs, _ = find(tmp_path)
+        assert len(embedded(runs, 10**6)) == 3
+        assert [problem.partition(":")[0] for problem in runs[0].problems] == ["samples/step_0000500.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["nowhere"], "nowhere: there is no such folder"),
+        ([".", "--size", "0"], "--size 0.0: must be above 0"),
+        ([".", "--serve", "--port", "99999"], "--port 99999: must be between 0 and 65535"),
+        ([".", "--output", "no/such/folder.html"], "cannot be written"),
+        ([".", "--wandb", "somebody"], "--wandb somebody: must be ENTITY/PROJECT"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(["report", *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_without_a_key_wandb_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert run(["report", "--wandb", "somebody/scores"]) == 2
+    assert "needs an account" in capsys.readouterr().err
+
+
+class TestServer:
+    @pytest.fixture
+    def served(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("lightning_score.report.server.REST", 0.0)
+        run_folder(tmp_path / "runs/a")
+        with server(tmp_path / "runs", "runs", 0) as serving:
+            threading.Thread(target=serving.serve_forever, daemon=True).start()
+            yield tmp_path / "runs", f"http://127.0.0.1:{serving.server_address[1]}", serving
+            serving.shutdown()
+
+    def get(self, url, **headers):
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers))
+
+    def test_the_page_and_what_it_asks_for(self, served):
+        root, url, _ = served
+        assert b"/plotly.js" in self.get(url).read()
+        for name in ("plotly.js", "datatables.js", "datatables.css"):
+            assert len(self.get(f"{url}/{name}").read()) > 50_000
+        data = json.loads(self.get(f"{url}/data.json").read())
+        source = data["runs"][0]["pictures"]["samples"][0]["src"]
+        assert self.get(url + source).read() == (root / "a/samples/step_0000250.png").read_bytes()
+
+    def test_it_is_live_and_says_when_nothing_is_new(self, served):
+        root, url, _ = served
+        answer = self.get(f"{url}/data.json")
+        version = answer.headers["ETag"]
+        with pytest.raises(urllib.error.HTTPError) as unchanged:
+            self.get(f"{url}/data.json", **{"If-None-Match": version})
+        assert unchanged.value.code == 304
+        run_folder(root / "b", seed=1)
+        picture(root / "a/samples/step_0002000.png", 2000)
+        answer = self.get(f"{url}/data.json", **{"If-None-Match": version})
+        data = json.loads(answer.read())
+        assert [each["name"] for each in data["runs"]] == ["a", "b"]
+        assert data["runs"][0]["pictures"]["samples"][-1]["step"] == 2000
+
+    def test_it_listens_on_loopback_only_and_to_its_own_name(self, served):
+        _, url, serving = served
+        assert serving.server_address[0] == "127.0.0.1"
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            self.get(url, Host="evil.example")
+        assert refused.value.code == 403
+
+    @pytest.mark.parametrize("path", ["../run.json", "a/run.json", "picture/../a/run.json", "picture/%2e%2e", "etc/passwd", "picture/"])
+    def test_it_gives_nothing_else_away(self, served, path):
+        _, url, _ = served
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            self.get(f"{url}/{path}")
+        assert refused.value.code == 404
+
+    def test_a_taken_port_is_a_mistake(self, served, capsys, tmp_path):
+        port = served[2].server_address[1]
+        assert run(["report", str(tmp_path), "--serve", "--port", str(port)]) == 2
+        assert f"--port {port}: is in use" in capsys.readouterr().err
+
+
+def test_sweeps_with_one_trial_have_no_figures():
+    found = Results("eps", "m", False, ["a"], [Row(0, "complete", {"a": 1}, 2.0)])
+    assert sweeps.views(found) == {}

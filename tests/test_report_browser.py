@@ -1,0 +1,296 @@
+"""The report in a real browser, of runs that really ran: figures are drawn, tables sort, the slider moves."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict
+
+import pytest
+import yaml
+from browser import EXECUTABLE, Watched, chromium
+from run_folders import config, record, run_folder, status
+
+from lightning_score.cli import run
+from lightning_score.report.server import server
+
+QUICK = ["--trainer.max_steps=8", "--trainer.val_check_interval=4", "--trainer.log_every_n_steps=2", "--samples.num_samples=9",
+         "--evaluate.num_samples=40", "--model.sampler.steps=2", "--trainer.logger=false"]  # fmt: skip
+SWEEP = {
+    "method": "grid",
+    "metric": {"name": "test/fid_digits_20", "goal": "minimize"},
+    "parameters": {"model.sampler.steps": {"values": [1, 2]}, "model.sampler.step_size": {"values": [1e-5, 1e-4]}},
+}
+BAD = '<img src=x onerror="document.title=666">'
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs that ended well, one that was killed, an empty one, a damaged one, one whose name is HTML; a test and a sweep."""
+    root = tmp_path_factory.mktemp("report") / "runs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root.parent)
+        patch.setenv("WANDB_MODE", "disabled")
+        for k, lr in enumerate((1e-3, 4e-3)):
+            assert run(["fit", "--config=ncsn", f"--output={root}/ncsn/r{k}", f"--model.optimizer.lr={lr}", *QUICK]) == 0
+        assert run(["test", f"--ckpt_path={root}/ncsn/r0/last.ckpt", "--evaluate.num_samples=20"]) == 0
+        command = ["${env}", "${interpreter}", "-m", "lightning_score", "test", f"--ckpt_path={root}/ncsn/r0/last.ckpt",
+                   "--evaluate.num_samples=20", "${args}"]  # fmt: skip
+        (root.parent / "tiny.yaml").write_text(yaml.safe_dump(SWEEP | {"command": command}))
+        subprocess.run([sys.executable, "-m", "lightning_score", "sweep", "tiny.yaml"], check=True, capture_output=True)
+        killed = [sys.executable, "-m", "lightning_score", "fit", "--config=ncsn", f"--output={root}/ncsn/killed", *QUICK]
+        process = subprocess.Popen([*killed, "--trainer.max_steps=100000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 100
+        while not (root / "ncsn/killed/langevin.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    (root / "ncsn/empty").mkdir()
+    config(root / "ncsn/empty")
+    damaged = run_folder(root / "ncsn/damaged", seed=-9000)
+    (damaged / "metrics.csv").write_bytes(b"\0\0\0")
+    (damaged / "config.yaml").write_text("model: [")
+    run_folder(root / BAD, seed=-8000)
+    (root / BAD / "config.yaml").write_text(f"name: '{BAD}'\nmodel:\n  name: '{BAD}'\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def file(runs):
+    """The page of the runs."""
+    assert run(["report", str(runs)]) == 0
+    moved = runs.parent / "mailed.html"
+    shutil.copy(runs / "report.html", moved)
+    return moved
+
+
+@pytest.fixture(scope="module")
+def browser():
+    assert EXECUTABLE, "these tests need a browser: apt-get install chromium"
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def opened(browser, file):
+    """The page, opened from its file; in the end nothing may have gone wrong, and nothing been asked for."""
+    watched = Watched(browser.new_page(viewport={"width": 1280, "height": 900}))
+    watched.open(file.as_uri())
+    yield watched
+    assert watched.errors == [] and watched.requests == [file.as_uri()]
+    assert watched.page.title() != "666"
+    watched.page.close()
+
+
+def cells(page, title, table="#runs"):
+    """What stands in a column, row by row."""
+    j = [each.inner_text().strip() for each in page.query_selector_all(f"{table} thead th")].index(title)
+    return [row.query_selector_all("td")[j].inner_text().strip() for row in page.query_selector_all(f"{table} tbody tr")]
+
+
+def chart(page, section):
+    """The lines that the first figure of a section shows, by their names."""
+    return page.evaluate(
+        "id => document.querySelector(`#${id} .chart`).data.filter(t => t.visible !== false).map(t => t.name)", section
+    )
+
+
+def test_every_figure_is_drawn(opened):
+    opened.see_all()
+    page = opened.page
+    drawn = page.evaluate("""() => Object.fromEntries([...document.querySelectorAll('.chart')].map(chart =>
+        [chart.closest('section').id, chart.querySelectorAll(
+            '.scatterlayer .trace .lines path, .scatterlayer .trace .points path, .heatmaplayer image, canvas').length]))""")
+    assert set(drawn) == {"measures", "curves", "levels", "langevin", "sweeps"}
+    assert all(count > 0 for count in drawn.values()), drawn
+    labels = page.evaluate("() => [...document.querySelectorAll('.chart')].map(chart => chart.getAttribute('aria-label'))")
+    assert all(label and len(label) > 20 for label in labels)
+
+
+def test_every_view_of_every_figure_is_drawn(opened):
+    opened.see_all()
+    page = opened.page
+    for section in ("curves", "levels", "langevin", "sweeps"):
+        select = page.query_selector_all(f"#{section} figure select")
+        for value in page.evaluate("select => [...select.options].map(option => option.value)", select[0]) if select else []:
+            page.select_option(f"#{section} figure select", value)
+            count = "id => document.querySelector(`#${id} .chart`).querySelectorAll('.trace, .heatmaplayer image, canvas').length"
+            assert page.evaluate(count, section) > 0, (section, value)
+
+
+def test_states_are_told(opened):
+    states = dict(zip(cells(opened.page, "run"), cells(opened.page, "state"), strict=True))
+    assert states["ncsn/r0"] == states["ncsn/r1"] == "finished"
+    assert states["ncsn/killed"] == "crashed" and states["ncsn/empty"] == "empty"
+    assert "2 problems" in states["ncsn/damaged"]
+
+
+def test_the_table_sorts_and_filters(opened):
+    page = opened.page
+    page.click("#runs thead th:has-text('best')")
+    best = [float(text.split()[0]) for text in cells(page, "best") if text]
+    assert len(best) >= 4 and best == sorted(best) and cells(page, "best")[-1] == ""
+    page.click("#runs thead th:has-text('best')")
+    best = [float(text.split()[0]) for text in cells(page, "best") if text]
+    assert best == sorted(best, reverse=True) and cells(page, "best")[-1] == ""
+    page.fill("#runs input[type=search]", "crashed")
+    assert cells(page, "run") == ["ncsn/killed"]
+    page.click("#listed")
+    page.fill("#runs input[type=search]", "")
+    assert page.evaluate("document.querySelectorAll('#runs tbody input:checked').length") == 1
+    page.click("#all")
+    assert page.evaluate("document.querySelectorAll('#runs tbody input:not(:checked)').length") == 0
+
+
+def test_a_run_is_switched_off_and_on(opened):
+    opened.see_all()
+    page = opened.page
+    page.select_option("#measures select", "fid_digits_40")
+    pictures = page.evaluate("document.querySelectorAll('#pictures .shelf figure').length")
+    assert {"ncsn/r0", "ncsn/r1"} <= set(chart(page, "curves"))
+    box = "#runs tbody tr:has-text('ncsn/r1') input"
+    page.uncheck(box)
+    for section in ("measures", "curves"):
+        assert "ncsn/r1" not in chart(page, section) and "ncsn/r0" in chart(page, section)
+    assert page.evaluate("document.querySelectorAll('#pictures .shelf figure').length") == pictures - 1
+    page.check(box)
+    assert "ncsn/r1" in chart(page, "measures")
+
+
+def test_the_slider_goes_through_training(opened):
+    page = opened.page
+    page.uncheck(f"#runs tbody tr:has-text('{BAD[:9]}') input")
+    page.uncheck("#runs tbody tr:has-text('damaged') input")
+    page.uncheck("#runs tbody tr:has-text('killed') input")
+    assert page.inner_text("#pictures output") == "step 8"
+    before = page.get_attribute("#pictures .shelf img", "src")
+    page.focus("#step")
+    page.keyboard.press("ArrowLeft")
+    assert page.inner_text("#pictures output") == "step 4"
+    after = page.get_attribute("#pictures .shelf img", "src")
+    assert after != before and "step 4" in page.inner_text("#pictures figcaption")
+    page.wait_for_function("document.querySelector('#pictures .shelf img').naturalWidth > 100")
+    assert page.evaluate("getComputedStyle(document.querySelector('#pictures .shelf img')).imageRendering") == "pixelated"
+    page.select_option("#pictures select", "progress")
+    assert "from noise to image" in page.inner_text("#pictures figcaption")
+
+
+def test_curves_over_hours(opened):
+    opened.see_all()
+    page = opened.page
+    page.check("input[value=hours]")
+    assert page.evaluate("document.querySelector('#measures .chart').layout.xaxis.title.text").startswith("hours")
+    longest = page.evaluate("Math.max(...document.querySelector('#curves .chart').data.find(t => t.name === 'ncsn/r0').x)")
+    assert 0 < longest < 0.1
+
+
+def test_a_name_opens_config_and_command(opened):
+    page = opened.page
+    page.focus("#runs tbody tr:has-text('ncsn/r1') button.run")
+    page.keyboard.press("Enter")
+    text = page.inner_text("#detail")
+    assert "AnnealedLangevin\n" in text and "0.004" in text and "python -m lightning_score fit --config" in text
+    assert "--model.optimizer.lr=0.004" in text
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#detail")
+    page.click("#runs tbody tr:has-text('damaged') button.run")
+    assert "config.yaml: cannot be read" in page.inner_text("#detail")
+
+
+def test_names_are_text(opened):
+    page = opened.page
+    assert BAD in cells(page, "run")
+    assert page.query_selector("img[src=x]") is None
+    page.click(f"#runs tbody tr:has-text('{BAD[:9]}') button.run")
+    assert BAD in page.inner_text("#detail pre >> nth=-1")
+    opened.see_all()
+    assert BAD in page.text_content("#measures .legend")
+
+
+def test_what_was_measured_afterwards_and_the_sweep(opened):
+    page = opened.page
+    assert set(cells(page, "run", "#tests")) == {"ncsn/r0"} and "fid_digits_20" in cells(page, "measure", "#tests")
+    assert any("AnnealedLangevin" in text for text in cells(page, "sampler", "#tests"))
+    assert len(cells(page, "trial", "#sweeps")) == 4
+    assert "4 of 4 trials have ended. Best: trial" in page.inner_text("#sweeps figcaption")
+
+
+def test_light_and_dark(opened):
+    opened.see_all()
+    page = opened.page
+
+    def brightness():
+        return page.evaluate("""() => [getComputedStyle(document.body).backgroundColor,
+            document.querySelector('#measures .chart').layout.template.layout.font.color]""")
+
+    light = brightness()
+    page.click("#theme")
+    dark = brightness()
+    assert light != dark and light[0] == "rgb(255, 255, 255)" and page.inner_text("#theme") == "Light"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_fits_a_phone_and_a_laptop(browser, file, width):
+    watched = Watched(browser.new_page(viewport={"width": width, "height": 800}, color_scheme="dark"))
+    watched.open(file.as_uri())
+    watched.see_all()
+    assert watched.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert "dark" in watched.page.get_attribute("html", "class")
+    too_wide = watched.page.evaluate("""() => [...document.querySelectorAll('.chart')].filter(chart =>
+        chart.querySelector('.main-svg').getBoundingClientRect().width > innerWidth).length""")
+    assert too_wide == 0 and watched.errors == []
+    watched.page.close()
+
+
+def test_headings_labels_and_roles(opened):
+    """What a screen reader needs: one heading of the page, names of all controls and pictures."""
+    page = opened.page
+    assert page.evaluate("document.querySelectorAll('h1').length") == 1
+    unnamed = page.evaluate("""() => [...document.querySelectorAll('button, select, input')].filter(each => each.offsetParent &&
+        !each.textContent.trim() && !each.getAttribute('aria-label') && !each.labels?.length).map(each => each.outerHTML)""")
+    assert unnamed == []
+    assert page.evaluate("[...document.querySelectorAll('img')].every(image => image.alt.length > 5)")
+    assert page.evaluate("document.querySelector('#runs th').getAttribute('scope')") == "col"
+
+
+def test_a_run_that_goes_on_shows_without_a_reload(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_score.report.server.REST", 0.0)
+    run_folder(tmp_path / "a", seed=5)
+    with server(tmp_path, "live", 0) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        watched = Watched(browser.new_page(viewport={"width": 1280, "height": 900}))
+        watched.page.clock.install()
+        watched.open(f"http://127.0.0.1:{serving.server_address[1]}/")
+        watched.page.fill("#runs input[type=search]", "a")
+        watched.page.uncheck("#runs tbody tr input")
+        other = run_folder(tmp_path / "ab")
+        status(other, state="running", host="elsewhere")
+        with (other / "evaluations.jsonl").open("a") as lines:
+            lines.write(json.dumps(asdict(record(value=0.5, step=2000))) + "\n")
+        watched.page.clock.run_for(6000)
+        watched.page.wait_for_selector("#runs tbody tr:has-text('running')", timeout=20_000)
+        assert cells(watched.page, "run") == ["ab", "a"] and cells(watched.page, "best")[0].startswith("0.5")
+        assert watched.page.input_value("#runs input[type=search]") == "a"  # what the reader has chosen stays
+        assert not watched.page.is_checked("#runs tbody tr:nth-child(2) input")
+        assert watched.errors == [] and all(url.startswith("http://127.0.0.1:") for url in watched.requests)
+        serving.shutdown()
+        watched.page.close()
+
+
+def test_screenshots_for_whoever_builds_it(browser, file):
+    """Written where LIGHTNING_SCORE_SCREENSHOTS says."""
+    folder = os.environ.get("LIGHTNING_SCORE_SCREENSHOTS")
+    for name, width, scheme in (("laptop", 1280, "light"), ("dark", 1280, "dark"), ("phone", 390, "light")):
+        watched = Watched(browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme))
+        watched.open(file.as_uri())
+        watched.see_all()
+        taken = watched.page.screenshot(full_page=True)
+        assert len(taken) > 50_000
+        if folder:
+            with open(os.path.join(folder, f"report_{name}.png"), "wb") as picture:
+                picture.write(taken)
+        watched.page.close()

@@ -1,0 +1,99 @@
+"""What a run folder says of its run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lightning_score import runs
+from lightning_score.cli import run
+from lightning_score.runs import RunStatus
+from lightning_score.utils import InputError
+
+QUICK = ["--trainer.max_steps=2", "--evaluate.features=null", "--samples.num_samples=0", "--trainer.callbacks=null",
+         "--trainer.logger=false"]  # fmt: skip
+
+
+def said(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_a_run_gives_signs_of_life_and_tells_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "HEARTBEAT", 0.01)
+    steps = iter(range(10**9))
+    with RunStatus(tmp_path, ["fit", "--x", "1"], lambda: next(steps), 100):
+        first = said(tmp_path)
+        assert (first["state"], first["command"], first["arguments"]) == ("running", "fit", ["fit", "--x", "1"])
+        assert (first["pid"], first["max_steps"]) == (os.getpid(), 100)
+        deadline = time.monotonic() + 10
+        while said(tmp_path)["step"] < first["step"] + 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert said(tmp_path)["step"] >= first["step"] + 3 and said(tmp_path)["updated"] > first["updated"]
+    assert said(tmp_path)["state"] == "finished"
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "message"),
+    [
+        (ValueError("a\nb"), "failed", "ValueError: a b"),
+        (KeyboardInterrupt(), "interrupted", "ended by a signal"),
+        (SystemExit(1), "interrupted", "ended by a signal"),
+    ],
+)
+def test_how_it_broke_off(tmp_path, error, state, message):
+    with pytest.raises(type(error)), RunStatus(tmp_path, ["fit"], lambda: 7):
+        raise error
+    assert (said(tmp_path)["state"], said(tmp_path)["message"], said(tmp_path)["step"]) == (state, message, 7)
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path):
+    with RunStatus(tmp_path / "gone", ["fit"], lambda: 0):
+        pass
+
+
+def test_every_command_says_what_it_was(tmp_path):
+    arguments = ["fit", "--config=ncsn", f"--output={tmp_path / 'run'}", *QUICK]
+    assert run(arguments) == 0
+    assert said(tmp_path / "run")["arguments"] == arguments
+    assert (said(tmp_path / "run")["state"], said(tmp_path / "run")["step"]) == ("finished", 2)
+    checkpoint = f"--ckpt_path={tmp_path / 'run/last.ckpt'}"
+    assert run(["predict", checkpoint, "--num_samples=1", "--model.sampler.steps=1", f"--output={tmp_path / 'p'}"]) == 0
+    assert said(tmp_path / "p")["command"] == "predict"
+
+
+def test_a_run_that_fails_says_why(tmp_path):
+    (tmp_path / "my_loss.py").write_text(
+        "from lightning_score.objective import DenoisingScoreMatching\n"
+        "class Broken(DenoisingScoreMatching):\n"
+        "    def at(self, *a): raise RuntimeError('it broke')\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        with pytest.raises(RuntimeError, match="it broke"):
+            run(["fit", "--config=ncsn", f"--output={tmp_path / 'run'}", *QUICK, "--model.objective=my_loss.Broken"])
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert said(tmp_path / "run")["message"] == "RuntimeError: it broke"
+
+
+def test_a_killed_run_still_says_that_it_runs(tmp_path):
+    """Which its process, that is no more, and its silence belie."""
+    command = [sys.executable, "-m", "lightning_score", "fit", "--config=ncsn", f"--output={tmp_path / 'run'}", *QUICK]
+    process = subprocess.Popen([*command, "--trainer.max_steps=1000000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run/run.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (said(tmp_path / "run")["state"], said(tmp_path / "run")["pid"]) == ("running", process.pid)
+
+
+def test_folders_are_never_used_twice(tmp_path):
+    assert runs.new_dated_folder(tmp_path) != runs.new_dated_folder(tmp_path)
+    with pytest.raises(InputError, match="exists already"):
+        runs.new_folder(tmp_path)
