@@ -35,8 +35,8 @@ _begun: set[str] = set()  # ids of the W&B runs that this process has begun
 class RunCSVLogger(CSVLogger):
     """Writes `metrics.csv` and `hparams.yaml` straight into the folder of a run, beside whatever else is there.
 
-    Each row is on disk as soon as it is logged, with its `time` in seconds since 1970. Rows that an earlier part of the run left there stay, and a metric that
-    is new becomes a new column.
+    Each row is on disk as soon as it is logged, with its `time` in seconds since 1970. Rows that an earlier part of the run
+    left there stay, and a metric that is new becomes a new column.
 
     Args:
         folder: The run's folder; it is made if it does not exist.
@@ -96,7 +96,7 @@ class WandbRunLogger(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Logs metrics, or pictures, at an optimizer step; the best FID so far stays in the run's summary, as `best/val/fid...`."""
+        """Logs metrics, or pictures, at an optimizer step; the summary keeps the best FID so far, as `best/val/fid...`."""
         self._attempt(super().log_metrics, metrics, step)
         for name, value in metrics.items():
             if f"{name}_n" in metrics and not self._best.get(name, math.inf) <= float(value):

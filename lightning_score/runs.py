@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Any
 
 from lightning_score import __version__
-
 from lightning_score.utils import InputError
 
 STATUS = "run.json"

@@ -21,7 +21,10 @@ class Watched:
         self.page, self.errors, self.requests = page, [], []
         page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("request", lambda request: None if request.url.startswith(("data:", "blob:")) else self.requests.append(request.url))
+        page.on(
+            "request",
+            lambda request: None if request.url.startswith(("data:", "blob:")) else self.requests.append(request.url),
+        )
 
     def open(self, address: str) -> None:
         """Goes to a report and waits until it is there."""

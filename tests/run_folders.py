@@ -19,7 +19,8 @@ SIGMAS = ("0.03", "0.2", "1")
 def record(**changed):
     """A measurement of a Frechet distance."""
     values = {
-        "metric": "fid_digits_898", "value": 3.0, "error": 0.3, "floor": 1.72, "floor_n": 898, "n": 898, "features": "digits",
+        "metric": "fid_digits_898", "value": 3.0, "error": 0.3, "floor": 1.72, "floor_n": 898, "n": 898,
+        "features": "digits",
         "features_hash": "abcdef123456", "resize": "none", "data": "Digits", "split": "all", "shape": [1, 8, 8],
         "data_hash": "fedcba654321", "weights": "ema", "step": 100, "denoised": True,
         "sampler": {"class": "AnnealedLangevin", "steps": 20, "guidance": None}, "nfe": 201.0, "seed": 1, "seconds": 12.0,
@@ -70,13 +71,17 @@ def run_folder(folder, points=10, validations=4, lr=1e-3, best=2.0, pictures=("s
     config(folder, lr)
     status(folder, started=time.time() - 3600 - seed)
     draws, start = random.Random(seed), time.time() - 3600 - seed
-    levels = [f"val/{kind}_{split}/{s}" for kind in ("loss", "excess_loss") for split in ("train", "held_out") for s in SIGMAS]
+    levels = [
+        f"val/{kind}_{split}/{s}" for kind in ("loss", "excess_loss") for split in ("train", "held_out") for s in SIGMAS
+    ]
     with (folder / "metrics.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["epoch", "step", "time", "train/loss", "val/loss", *levels])
         writer.writeheader()
         for i in range(points):
             step = (i + 1) * 1000 // points
-            writer.writerow({"epoch": 0, "step": step, "time": start + 3 * step, "train/loss": 9 + draws.random() + 99 / step})
+            writer.writerow(
+                {"epoch": 0, "step": step, "time": start + 3 * step, "train/loss": 9 + draws.random() + 99 / step}
+            )
         for k in range(validations):
             step = (k + 1) * 1000 // validations
             row = {name: draws.random() for name in levels} | {"val/loss": 8 + draws.random()}

@@ -80,7 +80,7 @@ def test_the_recursion_is_not_drawn_where_it_does_not_hold(temperature):
 @pytest.mark.parametrize("corrector", [Langevin(0.2), BatchLangevin(0.2)], ids=lambda c: type(c).__name__)
 @pytest.mark.parametrize("process", [SigmaTable(0.05, 3.0, 30), VP()], ids=lambda p: type(p).__name__)
 def test_correctors_realise_the_ratio_that_they_are_given(process, corrector):
-    """Their snr is that of their steps, of `Langevin` for a score of pure noise; the samples keep the variance of their law."""
+    """Their snr is that of their steps, of `Langevin` for a score of pure noise; samples keep the variance of their law."""
     sampler = PredictorCorrector(ReverseDiffusion(), corrector, grid=Geometric(30, 0.01), denoise=None)
     levels = watched(sampler, process, 0.5)
     assert len(levels) >= 29 and all(math.isnan(level.predicted_ratio) for level in levels)
@@ -98,7 +98,12 @@ def test_samplers_without_langevin_steps_have_no_levels():
 
 
 def test_training_leaves_a_line_and_a_picture_per_validation(tmp_path):
-    options = ["--trainer.max_steps=4", "--trainer.val_check_interval=2", "--evaluate.features=null", "--model.sampler.steps=2"]
+    options = [
+        "--trainer.max_steps=4",
+        "--trainer.val_check_interval=2",
+        "--evaluate.features=null",
+        "--model.sampler.steps=2",
+    ]
     assert run(["fit", "--config=ncsn", f"--output={tmp_path / 'run'}", "--trainer.logger=false", *options]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run/langevin.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4]

@@ -19,7 +19,9 @@ from lightning_score.utils import InputError
 
 def model(process, sampler):
     torch.manual_seed(0)
-    return ScoreModel(lambda s, c: UNet(s, c, 8, (1,), blocks=1, attention=(), groups=4), (1, 8, 8), process, sampler=sampler)
+    return ScoreModel(
+        lambda s, c: UNet(s, c, 8, (1,), blocks=1, attention=(), groups=4), (1, 8, 8), process, sampler=sampler
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,9 @@ def test_a_strip_goes_from_the_start_to_the_result(process, sampler, columns):
     picture = np.asarray(strip.picture(samples))
     zoom, cell = 6, 50
     assert picture.shape == (2 + 3 * cell, 2 + columns * cell)
-    last = picture[2 : 2 + 48, 2 + (columns - 1) * cell : 2 + (columns - 1) * cell + 48][zoom // 2 :: zoom, zoom // 2 :: zoom]
+    last = picture[2 : 2 + 48, 2 + (columns - 1) * cell : 2 + (columns - 1) * cell + 48][
+        zoom // 2 :: zoom, zoom // 2 :: zoom
+    ]
     np.testing.assert_array_equal(last, data.to_reference(samples.x)[0, 0].numpy())
     middle = strip._columns[1]
     times = [torch.ones((), dtype=torch.float64), *(stage.end for stage in sampler.plan(process, sampler.grid(process)))]

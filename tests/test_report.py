@@ -94,13 +94,19 @@ DAMAGES = {
     "run.json": [b"{", b"[]", b"\x00\x01", b'{"state": "running"', b'{"state": 3, "started": "now", "step": null}'],
     "metrics.csv": [b"\x00" * 50, b"step,a\n1", b"step,a\nx,y\n3,4\n", b"\xff\xfe", b"a,b\n1,2\n", b'step,a\n1,"2'],
     "evaluations.jsonl": [b"{}\n", b"nonsense\n", b"[1]\n", b'{"metric": 3}\n', b"\xff\xff\n", b"null\n"],
-    "langevin.jsonl": [b"{}\n", b"nonsense\n", b'{"sigma": [1], "step_size": [], "snr": [], "variance_ratio": []}\n', b"3\n"],
+    "langevin.jsonl": [
+        b"{}\n",
+        b"nonsense\n",
+        b'{"sigma": [1], "step_size": [], "snr": [], "variance_ratio": []}\n',
+        b"3\n",
+    ],
     "samples/step_0001000.png": [b"", b"\x89PNG\r\n\x1a\n", b"not a picture"],
 }
 
 
 HARMLESS = [("config.yaml", b"just text"), ("config.yaml", b"- a\n- b"), ("config.yaml", b""), ("run.json", b"[]"),
-            ("run.json", DAMAGES["run.json"][-1]), ("metrics.csv", b"step,a\n1"), ("metrics.csv", b'step,a\n1,"2')]  # fmt: skip
+            ("run.json", DAMAGES["run.json"][-1]), ("metrics.csv", b"step,a\n1"),
+            ("metrics.csv", b'step,a\n1,"2')]  # fmt: skip
 """Damages of which nothing needs to be said: what is there can be read, or there is nothing."""
 
 
@@ -186,7 +192,8 @@ class TestProvenance:
     """What was measured otherwise stands on another axis."""
 
     @pytest.mark.parametrize(
-        "changed", [{"n": 500}, {"features_hash": "other"}, {"data_hash": "other"}, {"resize": "bilinear"}, {"split": "train"}]
+        "changed",
+        [{"n": 500}, {"features_hash": "other"}, {"data_hash": "other"}, {"resize": "bilinear"}, {"split": "train"}],
     )
     def test_decides_what_shares_an_axis(self, tmp_path, changed):
         run_folder(tmp_path / "a")
@@ -226,7 +233,19 @@ def _sweep(folder, rows=12):
     settings = [{"model.sampler.step_size": 1e-5 * (1 + k % 3), "model.sampler.steps": 5 * (1 + k // 3),
                  "model.sampler.denoise": "Tweedie"} for k in range(rows)]  # fmt: skip
     trials = [
-        Row(k, "complete", settings[k], 2.0 + k, 0.3, 1.7, 898, 50.0 * (1 + k // 3), 10.0, tuple(2.0 + k + i for i in range(10)), "p")
+        Row(
+            k,
+            "complete",
+            settings[k],
+            2.0 + k,
+            0.3,
+            1.7,
+            898,
+            50.0 * (1 + k // 3),
+            10.0,
+            tuple(2.0 + k + i for i in range(10)),
+            "p",
+        )
         for k in range(rows)
     ]
     trials += [Row(rows, "failed", settings[0], message='it "broke", at last'), Row(rows + 1, "waiting", settings[1])]
@@ -307,10 +326,12 @@ class TestPage:
         bad = '<img src=x onerror="alert(1)">&lt;b&gt;'
         run_folder(tmp_path / bad)
         html = (reported(tmp_path), (tmp_path / "report.html").read_text())[1]
-        assert "onerror" not in html.replace(page.libraries()["plotly.js"], "").replace(page.libraries()["datatables.js"], "")
+        assert "onerror" not in html.replace(page.libraries()["plotly.js"], "").replace(
+            page.libraries()["datatables.js"], ""
+        )
         (name,) = {trace["name"] for figure in _all_figures(contents(tmp_path / "report.html")) for trace in figure["data"]
                    if trace.get("meta", {}).get("run") == 0}  # fmt: skip
-        assert name == "&lt;img src=x onerror=\"alert(1)\"&gt;&amp;lt;b&amp;gt;"
+        assert name == '&lt;img src=x onerror="alert(1)"&gt;&amp;lt;b&amp;gt;'
         title = '</title><script>alert("title")</script>'
         assert run(["report", str(tmp_path), "--title", title]) == 0
         assert title not in (tmp_path / "report.html").read_text()
@@ -355,7 +376,12 @@ class TestPage:
 
     def test_level_losses(self, tmp_path):
         views = figures.levels(read(run_folder(tmp_path / "a"), tmp_path))
-        assert list(views) == ["excess loss, held out data", "excess loss, train data", "loss, held out data", "loss, train data"]
+        assert list(views) == [
+            "excess loss, held out data",
+            "excess loss, train data",
+            "loss, held out data",
+            "loss, train data",
+        ]
         heat = views["loss, train data"]["data"][0]
         assert views["excess loss, train data"]["data"][0]["colorscale"] == "RdBu"  # which is blue below 0 in the browser
         assert heat["y"] == ["0.03", "0.2", "1"] and heat["x"] == ["249", "499", "749", "999"] and len(heat["z"]) == 3
@@ -434,7 +460,9 @@ class TestServer:
             self.get(url, Host="evil.example")
         assert refused.value.code == 403
 
-    @pytest.mark.parametrize("path", ["../run.json", "a/run.json", "picture/../a/run.json", "picture/%2e%2e", "etc/passwd", "picture/"])
+    @pytest.mark.parametrize(
+        "path", ["../run.json", "a/run.json", "picture/../a/run.json", "picture/%2e%2e", "etc/passwd", "picture/"]
+    )
     def test_it_gives_nothing_else_away(self, served, path):
         _, url, _ = served
         with pytest.raises(urllib.error.HTTPError) as refused:

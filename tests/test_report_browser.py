@@ -18,8 +18,8 @@ from run_folders import config, record, run_folder, status
 from lightning_score.cli import run
 from lightning_score.report.server import server
 
-QUICK = ["--trainer.max_steps=8", "--trainer.val_check_interval=4", "--trainer.log_every_n_steps=2", "--samples.num_samples=9",
-         "--evaluate.num_samples=40", "--model.sampler.steps=2", "--trainer.logger=false"]  # fmt: skip
+QUICK = ["--trainer.max_steps=8", "--trainer.val_check_interval=4", "--trainer.log_every_n_steps=2",
+         "--samples.num_samples=9", "--evaluate.num_samples=40", "--model.sampler.steps=2", "--trainer.logger=false"]  # fmt: skip
 SWEEP = {
     "method": "grid",
     "metric": {"name": "test/fid_digits_20", "goal": "minimize"},
@@ -43,7 +43,9 @@ def runs(tmp_path_factory):
         (root.parent / "tiny.yaml").write_text(yaml.safe_dump(SWEEP | {"command": command}))
         subprocess.run([sys.executable, "-m", "lightning_score", "sweep", "tiny.yaml"], check=True, capture_output=True)
         killed = [sys.executable, "-m", "lightning_score", "fit", "--config=ncsn", f"--output={root}/ncsn/killed", *QUICK]
-        process = subprocess.Popen([*killed, "--trainer.max_steps=100000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*killed, "--trainer.max_steps=100000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         deadline = time.monotonic() + 100
         while not (root / "ncsn/killed/langevin.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -118,7 +120,8 @@ def test_every_view_of_every_figure_is_drawn(opened):
         select = page.query_selector_all(f"#{section} figure select")
         for value in page.evaluate("select => [...select.options].map(option => option.value)", select[0]) if select else []:
             page.select_option(f"#{section} figure select", value)
-            count = "id => document.querySelector(`#${id} .chart`).querySelectorAll('.trace, .heatmaplayer image, canvas').length"
+            drawn = "document.querySelector(`#${id} .chart`).querySelectorAll('.trace, .heatmaplayer image, canvas')"
+            count = f"id => {drawn}.length"
             assert page.evaluate(count, section) > 0, (section, value)
 
 
@@ -250,8 +253,8 @@ def test_headings_labels_and_roles(opened):
     """What a screen reader needs: one heading of the page, names of all controls and pictures."""
     page = opened.page
     assert page.evaluate("document.querySelectorAll('h1').length") == 1
-    unnamed = page.evaluate("""() => [...document.querySelectorAll('button, select, input')].filter(each => each.offsetParent &&
-        !each.textContent.trim() && !each.getAttribute('aria-label') && !each.labels?.length).map(each => each.outerHTML)""")
+    unnamed = page.evaluate("""() => [...document.querySelectorAll('button, select, input')].filter(each =>
+        each.offsetParent && !each.textContent.trim() && !each.getAttribute('aria-label') && !each.labels?.length).map(each => each.outerHTML)""")
     assert unnamed == []
     assert page.evaluate("[...document.querySelectorAll('img')].every(image => image.alt.length > 5)")
     assert page.evaluate("document.querySelector('#runs th').getAttribute('scope')") == "col"

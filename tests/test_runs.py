@@ -84,7 +84,9 @@ def test_a_run_that_fails_says_why(tmp_path):
 def test_a_killed_run_still_says_that_it_runs(tmp_path):
     """Which its process, that is no more, and its silence belie."""
     command = [sys.executable, "-m", "lightning_score", "fit", "--config=ncsn", f"--output={tmp_path / 'run'}", *QUICK]
-    process = subprocess.Popen([*command, "--trainer.max_steps=1000000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--trainer.max_steps=1000000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "run/run.json").exists() and time.monotonic() < deadline:
         time.sleep(0.1)

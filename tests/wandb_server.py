@@ -65,8 +65,8 @@ class WandbServer:
         if "ProjectInternalId" in query:
             return {"project": {"id": "p", "internalId": "cDox"}}
         if "projects: models" in query or "query GetProjects" in query:
-            node = {"id": "p", "name": "scores", "entityName": "somebody", "createdAt": "2026-01-01T00:00:00", "isBenchmark": False,
-                    "user": None}  # fmt: skip
+            node = {"id": "p", "name": "scores", "entityName": "somebody", "user": None,
+                    "createdAt": "2026-01-01T00:00:00", "isBenchmark": False}  # fmt: skip
             edges = [{"node": node, "cursor": "p"}]
             return {"models": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}}
         if "viewer" in query:

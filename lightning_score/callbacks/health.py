@@ -32,7 +32,7 @@ class LevelHealth(NamedTuple):
     e ||s|| / (sqrt(2 e T) sqrt(D))), score_norm (sigma ||s|| / sqrt(D), which is 1 for noise alone), sample_norm
     (||x/alpha|| / sqrt(D)) with data_norm (that of training data with the level's noise), variance_ratio (E ||s||^2 at the
     samples over that at training data with the level's noise: the samples' variance over sigma^2 where the data are one
-    point) and predicted_ratio (by the recursion of technique 4; NaN where it does not hold), all after the level's last step.
+    point) and predicted_ratio (by technique 4's recursion; NaN where it does not hold), all after the level's last step.
     """
 
     sigma: float
@@ -47,7 +47,7 @@ class LevelHealth(NamedTuple):
 
 
 class _Level(NamedTuple):
-    """The Langevin steps that a sampler took at one time: their number, where it began and ended, and how large they were."""
+    """The Langevin steps that a sampler took at one time: their number, where they ended, and how large they were."""
 
     t: Tensor
     steps: int
@@ -101,9 +101,9 @@ class LangevinHealth(Callback):
     `LevelHealth` for every level, publishes a picture `langevin`, and logs `val/langevin_variance_ratio`, that of the last
     level, and `val/langevin_snr`, the mean over the levels. Without Langevin steps it does nothing.
 
-    Song and Ermon 2020 (2006.09011), technique 4, chooses the step size so that the variance ratio stays near 1: above, noise
-    is left over from the levels before, as too small a step leaves it, or added by too large a step; below, samples have
-    lost variety.
+    Technique 4 of Song and Ermon 2020 (2006.09011) chooses the step size so that the variance ratio stays near 1: above,
+    noise is left over from the levels before, as too small a step leaves it, or added by too large a step; below, samples
+    have lost variety.
 
     Args:
         num_samples: samples drawn, and training examples beside them.
@@ -119,8 +119,8 @@ class LangevinHealth(Callback):
         """Refuses a fit without a data module, before anything is computed."""
         require(
             isinstance(trainer.datamodule, ScoreData),
-            "LangevinHealth compares with training data: give the trainer a data module, trainer.fit(model, datamodule=...), "
-            "or remove the callback",
+            "LangevinHealth compares with training data: give the trainer a data module, "
+            "trainer.fit(model, datamodule=...), or remove the callback",
         )
 
     @torch.inference_mode()

@@ -61,12 +61,14 @@ def _serve(root: Path, title: str, port: int, show: bool) -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m lightning_score report",
-        description="One page that shows how all runs do: a table of runs, Frechet distances, losses per noise level, pictures, "
-        "Langevin dynamics and sweeps.",
+        description="One page that shows how all runs do: a table of runs, Frechet distances, losses per noise level, "
+        "pictures, Langevin dynamics and sweeps.",
     )
     parser.add_argument("runs", type=str, nargs="?", default="runs", help="Folder of all runs.")
     parser.add_argument("--output", type=str, help="File of the page; RUNS/report.html by default. It is overwritten.")
-    parser.add_argument("--serve", action="store_true", help="Serve the page on loopback instead, live while training goes on.")
+    parser.add_argument(
+        "--serve", action="store_true", help="Serve the page on loopback instead, live while training goes on."
+    )
     parser.add_argument("--port", type=int, default=8787, help="Port of --serve; 0: any that is free.")
     parser.add_argument("--open", action="store_true", help="Open the page in the browser.")
     parser.add_argument("--size", type=float, default=10.0, help="Largest size of the page in MB: pictures fill it up.")

@@ -105,7 +105,7 @@ def measured(runs: Sequence[Run], records: Sequence[tuple[int, Record]], label: 
             "line": {"color": colour(runs[i]), "dash": "dot" if kind_ else "solid"},
             "name": text(f"{runs[i].name} {kind_}".strip()),
             "customdata": [[record.n, record.nfe] for record in members],
-            "hovertemplate": "%{y:.4g}, step %{x}, n = %{customdata[0]}, NFE %{customdata[1]}<extra>%{fullData.name}</extra>",
+            "hovertemplate": "%{y:.4g}, step %{x}, n %{customdata[0]}, NFE %{customdata[1]}<extra>%{fullData.name}</extra>",
             "meta": {"run": i, "hours": rounded(hours)},
         })  # fmt: skip
     floors = sorted({record.floor for _, record in records if isinstance(record.floor, (int, float))})
@@ -236,7 +236,8 @@ def langevin(entries: dict[str, Any]) -> dict[str, Any]:
             if isinstance(values, list):
                 traces.append({
                     "x": rounded(entries["sigma"]), "y": rounded(math.nan if value is None else value for value in values),
-                    "name": name, "mode": "lines+markers", "marker": {"size": 4}, "xaxis": f"x{number}", "yaxis": f"y{number}",
+                    "name": name, "mode": "lines+markers", "marker": {"size": 4},
+                    "xaxis": f"x{number}", "yaxis": f"y{number}",
                     "line": {"color": shade, "dash": "dash" if shade == "gray" else "solid"},
                     "hovertemplate": "%{y:.4g} at sigma %{x:.4g}<extra>%{fullData.name}</extra>",
                 })  # fmt: skip

@@ -35,8 +35,8 @@ def publish(path: str, kind: str) -> str:
 
     require(
         wandb.setup().settings.mode != "disabled" and bool(wandb.login(prompt=False, verify=False)),
-        "--wandb: needs an account, and its API key by `wandb login` or in WANDB_API_KEY; without one, `report` makes a page "
-        "of its own",
+        "--wandb: needs an account, and its API key by `wandb login` or in WANDB_API_KEY; without one, `report` makes a "
+        "page of its own",
     )
     entity, project = path.split("/")
     try:
@@ -61,7 +61,8 @@ def _look(entity: str, project: str) -> Project:
         distances |= {name for name in summary if f"{name}_n" in summary}
         pictures |= {name for name, value in summary.items() if _is_picture(value)}
         if run.sweep_name:
-            varied |= set(_varied(api, f"{entity}/{project}/{run.sweep_name}"))
+            names = _varied(api, f"{entity}/{project}/{run.sweep_name}")
+            varied |= {_place(run.config, name) for name in names}
     return Project(sorted(distances), sorted(pictures) or PICTURES, sorted(varied))
 
 
@@ -73,6 +74,19 @@ def _varied(api: Any, path: str) -> list[str]:
     """The parameters of a sweep that have more than one value."""
     parameters = api.sweep(path).config.get("parameters", {})
     return [name for name, entry in parameters.items() if "value" not in entry and len(entry.get("values", "ab")) > 1]
+
+
+def _place(config: Mapping[str, Any], name: str) -> str:
+    """Where an option stands in the nested config of a run: `model.sampler.steps` is `model.sampler.init_args.steps`."""
+    found: Any = config
+    path: list[str] = []
+    for part in name.split("."):
+        if isinstance(found, Mapping) and part not in found and isinstance(found.get("init_args"), Mapping):
+            path, found = [*path, "init_args"], found["init_args"]
+        if not isinstance(found, Mapping) or part not in found:
+            return name
+        path, found = [*path, part], found[part]
+    return ".".join([*path, "class_path"] if isinstance(found, Mapping) and "class_path" in found else path)
 
 
 def _sections(found: Project) -> list[tuple[str, list[Any]]]:
@@ -94,15 +108,17 @@ def _sections(found: Project) -> list[tuple[str, list[Any]]]:
     health = [wr.LinePlot(title=name, x=STEP, y=[f"val/{name}"], title_x="training steps")
               for name in ("langevin_variance_ratio", "langevin_snr")]  # fmt: skip
     pictures = [wr.MediaBrowser(title=name, media_keys=[name], num_columns=3) for name in found.pictures]
-    sections = [("Distance to the data", distances), ("Pictures", pictures), ("Loss", losses), ("Loss per noise level", levels),
-                ("Langevin dynamics", health)]  # fmt: skip
+    sections = [("Distance to the data", distances), ("Pictures", pictures), ("Loss", losses),
+                ("Loss per noise level", levels), ("Langevin dynamics", health)]  # fmt: skip
     sweeps: list[Any] = []
     for metric in [*after, *training]:
         axes = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(name)) for name in found.varied]
         last = wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(metric), log=True)
         sweeps += [wr.ParallelCoordinatesPlot(title=metric, columns=[*axes, last])] if axes else []
         nfe = wr.SummaryMetric(f"{metric.partition('/')[0]}/nfe")
-        sweeps.append(wr.ScatterPlot(title=f"{metric} and network evaluations", x=nfe, y=wr.SummaryMetric(metric), log_y=True))
+        sweeps.append(
+            wr.ScatterPlot(title=f"{metric} and network evaluations", x=nfe, y=wr.SummaryMetric(metric), log_y=True)
+        )
         sweeps += [wr.ParameterImportancePlot(with_respect_to=metric)] if axes else []
     return [*sections, ("Sweeps", [*sweeps, wr.RunComparer(diff_only="split")])]
 

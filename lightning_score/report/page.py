@@ -62,6 +62,17 @@ def _run(run: Run) -> dict[str, Any]:
     }
 
 
+MEASURED_ALIKE = (
+    "Two standard errors; what shares an axis was measured alike: same features, data, split and number of samples."
+)
+EXCESS = (
+    "Loss is 1/2 E||sigma s + z||^2, of weight sigma^2; its excess is what lies above that of the training data's own score."
+)
+VARIANCE = (
+    "Above 1, the variance ratio tells of noise that is left over or added by too large a step; below, of lost variety."
+)
+
+
 def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Every figure of runs, with its section; a figure of one run says which."""
     axes = figures.by_axis_of_runs(runs)
@@ -69,17 +80,14 @@ def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
     measures = {labels[axis]: figures.measured(runs, records, labels[axis]) for axis, records in axes.items()}
     curves = {name: figures.curves(runs, name) for name in figures.metrics(runs)}
     panels = [
-        _panel("measures", "Distance to the data", measures, "Two standard errors; what stands on one axis was measured alike: "
-               "the same features, data, split and number of samples."),
+        _panel("measures", "Distance to the data", measures, MEASURED_ALIKE),
         _panel("curves", "Losses and other metrics", curves, "As logged in metrics.csv."),
-    ]  # fmt: skip
+    ]
     for i, run in enumerate(runs):
-        note = "Loss is lambda = sigma^2 weighted, 1/2 E||sigma s + z||^2; its excess is what lies above the training data's "
-        panels.append(_panel("levels", "Loss per noise level", figures.levels(run), note + "own score.", i))
+        panels.append(_panel("levels", "Loss per noise level", figures.levels(run), EXCESS, i))
         kept = _spread(run.langevin)
         stages = {f"step {entries['step']}": figures.langevin(entries) for entries in reversed(kept)}
-        note = "Above 1, the variance ratio tells of noise that is left over or added by too large a step; below, of lost variety."
-        panels.append(_panel("langevin", "Langevin dynamics per noise level", stages, note, i))
+        panels.append(_panel("langevin", "Langevin dynamics per noise level", stages, VARIANCE, i))
     return [panel for panel in panels if panel["views"]]
 
 

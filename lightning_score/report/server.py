@@ -102,7 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(HTTPStatus.NOT_MODIFIED, b"", "application/json", version=version)
         return self._answer(HTTPStatus.OK, body, "application/json", version=version)
 
-    def _answer(self, status: HTTPStatus, body: bytes, kind: str, keep: str = "no-store", version: str | None = None) -> None:
+    def _answer(
+        self, status: HTTPStatus, body: bytes, kind: str, keep: str = "no-store", version: str | None = None
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Type", f"{kind}; charset=utf-8" if kind.startswith(("text/", "application/")) else kind)
         self.send_header("Content-Length", str(len(body)))

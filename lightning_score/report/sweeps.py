@@ -135,7 +135,17 @@ def table(found: Results) -> dict[str, Any]:
     """All trials, the best first: titles, and rows of cells with what sorts and what is read."""
     ranked = found.ranked
     rows = [*ranked, *(row for row in found.rows if row not in ranked)]
-    titles = ["trial", *map(short, found.varied), found.metric, "± 2 s.e.", "to the best", "± 2 s.e.", "NFE", "seconds", "state"]
+    titles = [
+        "trial",
+        *map(short, found.varied),
+        found.metric,
+        "± 2 s.e.",
+        "to the best",
+        "± 2 s.e.",
+        "NFE",
+        "seconds",
+        "state",
+    ]
     lines = []
     for row in rows:
         settings = [row.settings.get(name, "") for name in found.varied]

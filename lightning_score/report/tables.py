@@ -88,7 +88,13 @@ def _distances(i: int, run: Run, axes: dict[Any, Any], labels: dict[Any, str]) -
             best, last = min(own, key=lambda record: record.value), own[-1]
             floor = best.floor if isinstance(best.floor, (int, float)) else math.nan
             numbers = [cell(value) for value in (floor, best.n, best.nfe, last.seconds)]
-            return [[labels[axis], labels[axis]], with_error(best), [best.step, f"{best.step:,}"], with_error(last), *numbers]
+            return [
+                [labels[axis], labels[axis]],
+                with_error(best),
+                [best.step, f"{best.step:,}"],
+                with_error(last),
+                *numbers,
+            ]
     return [["", ""], *([None, ""] for _ in range(7))]
 
 
@@ -119,7 +125,21 @@ def _settings(run: Run, names: Sequence[str]) -> list[list[Any]]:
 
 def tests_table(runs: Sequence[Run]) -> dict[str, Any]:
     """What was measured after training, a row per number."""
-    titles = ["run", "measure", "value", "floor", "n", "NFE", "weights", "denoised", "sampler", "seed", "sampling s", "step", "when"]
+    titles = [
+        "run",
+        "measure",
+        "value",
+        "floor",
+        "n",
+        "NFE",
+        "weights",
+        "denoised",
+        "sampler",
+        "seed",
+        "sampling s",
+        "step",
+        "when",
+    ]
     rows = []
     for run in runs:
         for record in sorted(run.tests, key=lambda record: record.time, reverse=True):
