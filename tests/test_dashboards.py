@@ -45,6 +45,7 @@ def project(tmp_path_factory):
         yield state
 
 
+@pytest.mark.slow
 def test_a_run_suits_the_default_workspace(project):
     """Step metrics, the best distance in the summary, pictures with captions, a table of what was measured."""
     ((_, found),) = project.runs.items()
@@ -63,6 +64,7 @@ def test_a_run_suits_the_default_workspace(project):
     assert float(last[1]) == pytest.approx(distances[-1], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "address"), [("workspace", r"\?nw="), ("report", "/reports/")])
 def test_one_command_sets_up_the_panels(project, kind, address):
     made = project.made[kind]
@@ -70,6 +72,7 @@ def test_one_command_sets_up_the_panels(project, kind, address):
     assert re.search(rf"on W&B: {project.url}/somebody/scores.*{address}", made.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("i", [0, 1], ids=["workspace", "report"])
 def test_the_panels_are_for_what_the_runs_hold(project, i):
     view = project.views[i]
@@ -85,6 +88,7 @@ def test_the_panels_are_for_what_the_runs_hold(project, i):
     assert {"Run History Line Plot", "Media Browser", "Parallel Coordinates Plot", "Scalar Chart", "Scatter Plot"} <= kinds
 
 
+@pytest.mark.slow
 def test_a_project_that_cannot_be_reached_is_a_mistake(project):
     nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "k" * 40, "WANDB_HTTP_TIMEOUT": "1"}
     done = ours(["report", "--wandb", "somebody/scores"], project.folder, **nowhere)

@@ -43,7 +43,8 @@ def test_the_readme_runs(tmp_path, monkeypatch):
     done = []
     first = ("schedule", "fit", "convert")  # the others need what these make
     for arguments in sorted(commands(), key=lambda arguments: (*first, arguments[0]).index(arguments[0])):
-        short = {"fit": QUICK, "schedule": [], "gallery": ["--num_samples=20"], "convert": [], "sweep": ["--dry_run"]}
+        short = {"fit": QUICK, "schedule": [], "gallery": ["--num_samples=20"], "convert": [], "sweep": ["--dry_run"],
+                 "report": []}  # fmt: skip
         quick = short.get(arguments[0], ["--evaluate.num_samples=20"])
         if "ddpmpp.ckpt" in arguments and arguments[0] != "convert":
             quick = [*quick, "--model.sampler.grid.steps=2"]

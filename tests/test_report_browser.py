@@ -19,7 +19,8 @@ from lightning_score.cli import run
 from lightning_score.report.server import server
 
 QUICK = ["--trainer.max_steps=8", "--trainer.val_check_interval=4", "--trainer.log_every_n_steps=2",
-         "--samples.num_samples=9", "--evaluate.num_samples=40", "--model.sampler.steps=2", "--trainer.logger=false"]  # fmt: skip
+         "--samples.num_samples=9", "--evaluate.num_samples=40", "--model.sampler.steps=2",
+         "--trainer.logger=false"]  # fmt: skip
 SWEEP = {
     "method": "grid",
     "metric": {"name": "test/fid_digits_20", "goal": "minimize"},
@@ -254,7 +255,8 @@ def test_headings_labels_and_roles(opened):
     page = opened.page
     assert page.evaluate("document.querySelectorAll('h1').length") == 1
     unnamed = page.evaluate("""() => [...document.querySelectorAll('button, select, input')].filter(each =>
-        each.offsetParent && !each.textContent.trim() && !each.getAttribute('aria-label') && !each.labels?.length).map(each => each.outerHTML)""")
+        each.offsetParent && !each.textContent.trim() && !each.getAttribute('aria-label') && !each.labels?.length
+    ).map(each => each.outerHTML)""")
     assert unnamed == []
     assert page.evaluate("[...document.querySelectorAll('img')].every(image => image.alt.length > 5)")
     assert page.evaluate("document.querySelector('#runs th').getAttribute('scope')") == "col"

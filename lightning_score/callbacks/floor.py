@@ -137,8 +137,8 @@ def _figure(losses: LevelLosses, dimension: int):
     from matplotlib.figure import Figure  # takes a second to import
 
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axes = figure.add_subplot(xscale="log", xlabel=r"$\sigma/\alpha$")
-    axes.set(ylabel=r"$\frac{1}{2} E\,\|\sigma\,s + z\|^2$", title="denoising loss per noise level")
+    axes = figure.add_subplot(xscale="log", xlabel=r"noise level $\sigma/\alpha$ (units of the data)")
+    axes.set(ylabel=r"$\frac{1}{2} E\,\|\sigma\,s + z\|^2$ (nats)", title="denoising loss per noise level")
     axes.plot(losses.sigma, losses.held_out, "o-", color="tab:orange", label="model, held-out data")
     axes.plot(losses.sigma, losses.train, "o-", color="tab:blue", label="model, training data")
     axes.plot(losses.sigma, losses.train_floor, "--", color="black", label="floor: the training data's own score")

@@ -126,10 +126,13 @@ def level(x: Sequence[float], value: float, name: str, hours: list[float]) -> di
 
 
 def scale(values: Sequence[float]) -> dict[str, Any]:
-    """A logarithmic axis with plain numbers where values lie far apart."""
-    if values and min(values) > 0 and max(values) / min(values) > 4:
-        return {"type": "log", "dtick": "D2" if max(values) / min(values) < 1000 else 1, "exponentformat": "power"}
-    return {}
+    """A logarithmic axis, marked with plain numbers, where values lie far apart."""
+    if not values or min(values) <= 0 or max(values) / min(values) <= 4:
+        return {}
+    low, high = math.log10(min(values)), math.log10(max(values))
+    between = (1,) if high - low > 3 else (1, 2, 5)
+    ticks = [digit * 10.0**power for power in range(math.floor(low) - 1, math.ceil(high) + 2) for digit in between]
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def _seconds(stamp: Any) -> float:

@@ -106,7 +106,7 @@ def with_error(record: Record) -> list[Any]:
 
 def read_as(value: float, error: float) -> str:
     """A value with two standard errors as people read it."""
-    return number(value) + (f" ± {number(2 * error)}" if math.isfinite(error) else "")
+    return number(value) + (f" ± {2 * error:.{2 if 2 * error < 100 else 3}g}" if math.isfinite(error) else "")
 
 
 def _bits(run: Run) -> list[Any]:

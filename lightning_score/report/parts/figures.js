@@ -22,7 +22,7 @@ function prepared(figure) {
   const dark = state.dark ? "dark" : "light";
   Object.assign(layout, {
     template: templates[dark], autosize: true, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    showlegend: visible > 1 && visible <= 14, legend: { orientation: "h", y: -0.18, yanchor: "top" }, uirevision: state.x,
+    modebar: { bgcolor: "rgba(0,0,0,0)" }, showlegend: visible > 1 && visible <= 14, legend: { orientation: "h", y: -0.18, yanchor: "top" }, uirevision: state.x,
   });
   return [data, layout];
 }
