@@ -12,6 +12,7 @@ from lightning_score.process import VE, VP, BetaTable, SigmaTable
 from lightning_score.sampling import (
     DDIM,
     Ancestral,
+    BatchLangevin,
     DPMSolver2M,
     EulerMaruyama,
     Heun,
@@ -21,7 +22,6 @@ from lightning_score.sampling import (
     StochasticHeun,
     Table,
 )
-from lightning_score.sampling.corrector import langevin_step
 from lightning_score.score import ClippedScore, ScoreField, ScoreFunction
 from lightning_score.utils import expand
 
@@ -141,7 +141,7 @@ class TestDiffusers:
         close(ours, x)
 
     def test_score_sde_ve(self, monkeypatch):
-        """The predictor's step between two entries of the ladder, and the corrector's given its step size."""
+        """The predictor's step between two entries of the ladder, and the corrector with the mean norms of the batch."""
         from diffusers import ScoreSdeVeScheduler
         from diffusers.schedulers import scheduling_sde_ve
 
@@ -153,10 +153,8 @@ class TestDiffusers:
             expected = peer.step_pred(score(self.x, times[i]), (i + 0.1) / 99, self.x).prev_sample
             close(ReverseDiffusion().step(score, self.x, times[i], times[i - 1], Given(z), None)[0], expected)
             gradient = score(self.x, times[i])
-            norms = (v.flatten(1).norm(dim=1).mean() for v in (z, gradient))
-            step_size = 2 * (0.16 * next(norms) / next(norms)) ** 2
             expected = peer.step_correct(gradient, self.x).prev_sample
-            close(langevin_step(score, self.x, times[i], step_size, Given(z)), expected)
+            close(BatchLangevin(0.16).step(score, self.x, times[i], times[i], Given(z), None)[0], expected)
 
 
 class TestScoreSDE:

@@ -167,6 +167,9 @@ def _join(evaluation: Run, runs: dict[Path, Run], root: Path) -> None:
         known = [runs.setdefault(place, Run(places[0], _name(places[0], root), "measured"))]
         known[0].config, known[0].settings = evaluation.config, evaluation.settings
     known[0].tests += evaluation.records
+    for kind, pictures in evaluation.pictures.items():
+        name = kind if kind == "neighbours" else f"{kind} of {_command(evaluation)}"
+        known[0].pictures[name] = sorted([*known[0].pictures.get(name, []), *pictures])
     known[0].problems += [f"{evaluation.folder.name}: {problem}" for problem in evaluation.problems]
 
 
