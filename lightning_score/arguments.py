@@ -16,6 +16,7 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_score.checkpoints import check
 from lightning_score.data import ScoreData
 from lightning_score.metrics import Features
 from lightning_score.model import ScoreModel
@@ -62,8 +63,11 @@ def load_checkpoint(path: str) -> dict[str, Any]:
     require(Path(path).exists(), f"--ckpt_path {path}: there is no such file; runs/NAME/latest/last.ckpt is the newest")
     require(Path(path).is_file(), f"--ckpt_path {path}: this is a folder; give the file in it, as last.ckpt")
     try:
+        check(Path(path))
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile, pickle and torch each raise their own
+    except InputError as error:
+        raise InputError(f"--ckpt_path {error}") from error
+    except Exception as error:  # pickle and torch each raise their own
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"--ckpt_path {path}: not a readable checkpoint, damaged or truncated ({reason})") from error
     known = isinstance(checkpoint, dict) and {"state_dict", "config"} <= checkpoint.keys()

@@ -21,16 +21,21 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_score
 from lightning_score.arguments import load_checkpoint, option, with_checkpoint_config, with_found_configs
-from lightning_score.callbacks import BestCheckpoint, SampleWriter, StepProgress
+from lightning_score.callbacks import BestCheckpoint, Keep, SampleWriter, StepProgress
+from lightning_score.checkpoints import SafeCheckpointIO
 from lightning_score.data import ScoreData
 from lightning_score.experiment import ExperimentCLI
 from lightning_score.ladder import resolve
 from lightning_score.loggers import RunCSVLogger, in_trial, wandb_logger
 from lightning_score.model import ScoreModel
+from lightning_score.resume import cut_logs, resumed
 from lightning_score.runs import RunStatus, new_dated_folder, new_folder, point_latest
 from lightning_score.summary import describe, report, summarize
 from lightning_score.utils import InputError, require
@@ -67,12 +72,25 @@ class ScoreCLI(ExperimentCLI):
     Args:
         arguments: the command and its options.
         checkpoint: the checkpoint that the command works on, if any.
+        goes_on: the folder of a run that goes on there.
         given: the command and its options as they were written, which the run folder keeps.
     """
 
-    def __init__(self, arguments: list[str], checkpoint: dict[str, Any] | None, given: Sequence[str] | None = None):
-        self.command, self.checkpoint, self.given = arguments[0], checkpoint, given or arguments
-        super().__init__(arguments, save_config_callback=RunConfig, parser_kwargs={"prog": "python -m lightning_score"})
+    def __init__(
+        self,
+        arguments: list[str],
+        checkpoint: dict[str, Any] | None,
+        goes_on: Path | None = None,
+        given: Sequence[str] | None = None,
+    ):
+        self.command, self.checkpoint, self.goes_on = arguments[0], checkpoint, goes_on
+        self.given = given or arguments
+        super().__init__(
+            arguments,
+            save_config_callback=RunConfig,
+            save_config_kwargs={"overwrite": goes_on is not None},
+            parser_kwargs={"prog": "python -m lightning_score"},
+        )
 
     def subcommands(self) -> dict[str, set[str]]:
         """Only the command that was given: the parsers of the others would take time for nothing."""
@@ -132,15 +150,31 @@ class ScoreCLI(ExperimentCLI):
             callbacks.append(StepProgress())
         if self.command == "fit" and settings["enable_checkpointing"] is not False:
             monitor = f"val/{evaluate.metric or 'loss'}"
-            callbacks.append(ModelCheckpoint(self.folder, "last", enable_version_counter=False))
-            callbacks.append(BestCheckpoint(str(self.folder), monitor))
-        loggers = self._make_loggers(settings["logger"])
-        return super().instantiate_trainer(default_root_dir=str(self.folder), callbacks=callbacks, logger=loggers, **kwargs)
+            last = ModelCheckpoint(self.folder, "last", enable_version_counter=False)
+            callbacks += [BestCheckpoint(str(self.folder), monitor), last, Keep(self.folder)]  # the last knows of the best
+        kwargs |= {
+            "default_root_dir": str(self.folder),
+            "callbacks": callbacks,
+            "plugins": self._plugins(settings["plugins"]),
+        }
+        return super().instantiate_trainer(logger=self._make_loggers(settings["logger"]), **kwargs)
+
+    @staticmethod
+    def _plugins(chosen: Any) -> list[Any]:
+        """The user's, and ours for checkpoints; and jobs of SLURM's are queued again by `Keep`, between two steps."""
+        plugins = chosen if isinstance(chosen, list) else [chosen] if chosen else []
+        ours = [] if any(isinstance(plugin, CheckpointIO) for plugin in plugins) else [SafeCheckpointIO()]
+        if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+            ours.append(SLURMEnvironment(auto_requeue=False))
+        return plugins + ours
 
     def _make_folder(self, config: Any) -> Path:
         if "LOCAL_RANK" in os.environ and FOLDER_VARIABLE in os.environ:
             return Path(os.environ[FOLDER_VARIABLE])
-        if config["output"]:
+        if self.goes_on is not None:
+            folder = self.goes_on
+            cut_logs(folder, self.checkpoint)
+        elif config["output"]:
             folder = new_folder(Path(config["output"]))
         elif self.command == "fit":
             folder = new_dated_folder(Path(config["runs"]) / config["name"])
@@ -172,26 +206,28 @@ class ScoreCLI(ExperimentCLI):
         start = time.monotonic()
         describe(model, self.folder)
         try:
-            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-        except SystemExit:  # so Lightning ends after Ctrl-C
-            self._keep_interrupted()
+            self._train(model, datamodule, ckpt_path)
+        except SystemExit as end:  # so Lightning ends after a signal
+            self._tell_interrupted()
+            if isinstance(end, SIGTERMException) and not in_trial():
+                raise SystemExit(143) from end  # as a shell says it
             raise
+        summarize(self.trainer, self.folder, time.monotonic() - start)
+
+    def _train(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str | None) -> None:
+        self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         evaluate = self.config_init["fit"]["evaluate"]
         if not self.trainer.interrupted and evaluate.validated_at != self.trainer.global_step:
             self.trainer.validate(model, datamodule=datamodule, verbose=False)
             if self.folder is not None:
                 self.trainer.save_checkpoint(self.folder / "last.ckpt")
-        summarize(self.trainer, self.folder, time.monotonic() - start)
 
-    def _keep_interrupted(self) -> None:
-        """Saves what training had reached when it was interrupted, and says how it goes on."""
-        if self.folder is not None and self.trainer.global_step > 0:
-            path = self.folder / "last.ckpt"
-            self.trainer.save_checkpoint(path)
-            config, path = (shlex.quote(str(file)) for file in (self.folder / "config.yaml", path))
-            if self.trainer.is_global_zero:
-                print(f"\nstopped at step {self.trainer.global_step} and saved; to go on:")
-                print(f"python -m lightning_score fit --config {config} --ckpt_path {path}")
+    def _tell_interrupted(self) -> None:
+        """Says how training goes on from what is kept of it."""
+        if self.folder is not None and (self.folder / "last.ckpt").exists() and self.trainer.is_global_zero:
+            step = load_checkpoint(str(self.folder / "last.ckpt"))["global_step"]
+            print(f"\nstopped; kept up to step {step}. To go on:")
+            print(f"python -m lightning_score fit --ckpt_path {shlex.quote(str(self.folder))}")
 
     def validate(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str) -> None:
         """Measures the checkpoint on the held-out data, and its samples."""
@@ -234,17 +270,21 @@ class ScoreCLI(ExperimentCLI):
         self.trainer.fit_loop.load_state_dict(self.checkpoint["loops"]["fit_loop"])
 
 
-def prepared(arguments: list[str]) -> tuple[list[str], dict[str, Any] | None]:
-    """The arguments of a command with the names of configs found, and what its checkpoint says before them; and that.
+def prepared(arguments: list[str]) -> tuple[list[str], dict[str, Any] | None, Path | None]:
+    """The arguments of a command with the names of configs found, and what its checkpoint says before them; that checkpoint;
+    and the folder of the run that it goes on with.
 
     Raises:
         InputError: a config or a checkpoint is missing or damaged.
     """
+    helping = any("help" in argument or argument in ("-h", "--print_config") for argument in arguments)
+    going_on = resumed(arguments) if arguments[0] == "fit" and not helping else None
+    if going_on is not None:
+        return with_checkpoint_config(going_on.arguments, going_on.checkpoint), going_on.checkpoint, going_on.folder
     configs = option(arguments, "-c", "--config")
     command, paths = arguments[0], option(arguments, "--ckpt_path")
     arguments = with_found_configs(arguments)
     checkpoint = load_checkpoint(paths[-1]) if paths else None
-    helping = any("help" in argument or argument in ("-h", "--print_config") for argument in arguments)
     require(
         command == "fit" or checkpoint is not None or helping,
         f"{command} needs a checkpoint: --ckpt_path runs/NAME/latest/last.ckpt",
@@ -253,7 +293,7 @@ def prepared(arguments: list[str]) -> tuple[list[str], dict[str, Any] | None]:
         arguments = with_checkpoint_config(arguments, checkpoint)
     elif configs:
         arguments = [command, f"--name={Path(configs[-1]).stem}", *arguments[1:]]
-    return arguments, checkpoint
+    return arguments, checkpoint, None
 
 
 def quiet() -> None:

@@ -207,6 +207,9 @@ def _begin(folder: Path, project: str, name: str | None) -> "Run":
     import wandb
 
     options: dict[str, Any] = {"dir": str(folder), "reinit": "finish_previous"}
+    before = sorted(folder.glob("wandb/*run-*-*"))
+    if before and not in_trial():  # a run that goes on is the same run there
+        options |= {"id": before[-1].name.rpartition("-")[2], "resume": "allow"}
     if not in_trial():
         options["project"] = os.environ.get("WANDB_PROJECT", project)
         options["name"] = os.environ.get("WANDB_NAME", name)

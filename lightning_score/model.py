@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -25,7 +25,7 @@ from lightning_score.process import NoiseProcess
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampler, Samples, join
 from lightning_score.score import Conditioned, ScoreField, ScoreFunction
-from lightning_score.utils import keep_freed_memory, require
+from lightning_score.utils import keep_freed_memory, require, seed_of
 
 NetworkCallable = Callable[[Sequence[int], int], Network]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -157,6 +157,10 @@ class ScoreModel(LightningModule):
             return y
         return torch.where(torch.rand(y.shape, device=y.device) < self.label_dropout, self.num_classes, y)
 
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """The random numbers of a step depend on seed, epoch, batch and process alone, as those of a run that goes on must."""
+        torch.manual_seed(seed_of(self.trainer.current_epoch, batch_idx, self.trainer.global_rank))
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One step; every `log_every_n_steps` the mean loss since the last time is logged (each log call costs)."""
         loss = self.loss(batch)
@@ -166,6 +170,15 @@ class ScoreModel(LightningModule):
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
             self._loss_sum, self._loss_count = 0.0, 0
         return loss
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the losses since the last time that their mean was logged."""
+        checkpoint["loss"] = {"sum": float(self._loss_sum), "count": self._loss_count}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on with them."""
+        kept = checkpoint.get("loss", {"sum": 0.0, "count": 0})
+        self._loss_sum, self._loss_count = kept["sum"], kept["count"]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """`val/loss`, always with the same times and noise, so that its changes are the model's."""

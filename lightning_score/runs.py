@@ -59,12 +59,23 @@ def point_latest(folder: Path) -> None:
     temporary.replace(link)
 
 
+def read_status(folder: Path) -> dict[str, Any]:
+    """What `run.json` of a folder says; nothing if there is none, or a damaged one."""
+    try:
+        found = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 class RunStatus:
     """Says in `run.json` of a run folder that the run goes on, and in the end what became of it: within its context a thread
     writes a sign of life every ten seconds, so that a run that was killed can be told from one that computes.
 
-    The file holds command, arguments, state (running, finished, interrupted or failed), message, host, pid, started and
-    updated (seconds since 1970), seconds (how long it has run), step, max_steps and version. It is replaced in one move.
+    The file holds command, arguments, state (running, finished, interrupted or failed), message, host, pid, slurm_job,
+    started and updated (seconds since 1970), seconds (how long it has run), step, max_steps and version. It is replaced in
+    one move.
+    A run that goes on in its folder began when it began first, and its seconds add up.
 
     Args:
         folder: the run folder.
@@ -75,13 +86,15 @@ class RunStatus:
 
     def __init__(self, folder: Path, arguments: Sequence[str], step: Callable[[], int], max_steps: int = -1):
         self._file, self._step = folder / STATUS, step
-        self._begun, self._over = time.time(), threading.Event()
+        before = read_status(folder)
+        self._begun, self._before, self._over = time.time(), float(before.get("seconds", 0.0)), threading.Event()
         self._entries: dict[str, Any] = {
             "command": arguments[0],
             "arguments": list(arguments),
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "started": self._begun,
+            "started": before.get("started", self._begun),
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
             "max_steps": max_steps,
             "version": __version__,
         }
@@ -108,7 +121,13 @@ class RunStatus:
 
     def _write(self, state: str, message: str = "") -> None:
         now = time.time()
-        here = {"state": state, "message": message, "updated": now, "seconds": now - self._begun, "step": self._step()}
+        here = {
+            "state": state,
+            "message": message,
+            "updated": now,
+            "seconds": self._before + now - self._begun,
+            "step": self._step(),
+        }
         temporary = self._file.with_name(f".{STATUS}-{os.getpid()}")
         try:
             temporary.write_text(json.dumps(self._entries | here, indent=1), encoding="utf-8")

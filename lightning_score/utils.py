@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,6 +49,12 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at its upper limit
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def seed_of(*parts: int) -> int:
+    """A seed for what is told apart by some numbers, each at least 0, and by the seed of the run (`seed_everything`)."""
+    run = int(os.environ.get("PL_GLOBAL_SEED", 0))
+    return int(np.random.SeedSequence([run, *parts]).generate_state(1, np.uint64)[0])
 
 
 def cache_folder() -> Path:

@@ -9,6 +9,7 @@ from lightning_score.callbacks.evaluate import Evaluate, Evaluation
 from lightning_score.callbacks.field import ScorePlot
 from lightning_score.callbacks.floor import LossFloor
 from lightning_score.callbacks.health import LangevinHealth, LevelHealth
+from lightning_score.callbacks.keep import Keep
 from lightning_score.callbacks.predict import SampleWriter
 from lightning_score.callbacks.progress import StepProgress
 from lightning_score.callbacks.samples import SampleGrid
@@ -19,6 +20,7 @@ __all__ = [
     "BitsPerDim",
     "Evaluate",
     "Evaluation",
+    "Keep",
     "LangevinHealth",
     "LevelHealth",
     "LossFloor",

@@ -10,12 +10,13 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from tqdm import tqdm
 
 from lightning_score.callbacks.ema import EMA
+from lightning_score.callbacks.periodic import Periodic
 from lightning_score.callbacks.pictures import neighbour_picture, publish, sample_picture
 from lightning_score.callbacks.totals import Pass, Sampling
 from lightning_score.metrics import (
@@ -51,7 +52,7 @@ class Evaluation(NamedTuple):
     step: int
 
 
-class Evaluate(Callback):
+class Evaluate(Periodic):
     """Measures `fid_<features>_<n>` of samples against the whole data set at the end of validation and test.
 
     It logs the value, its standard error `_error` (by leaving out a tenth of the samples at a time, or over seeds), `_floor`
@@ -108,9 +109,7 @@ class Evaluate(Callback):
         self.reference, self.repeats, self.limit = reference, repeats, limit
         self.noisy, self.raw_weights, self.neighbours, self.thorough = noisy, raw_weights, neighbours, thorough
         self.last: Evaluation | None = None
-        self.validated_at = -1  # the training step of the last validation
         self.raw_state: Mapping[str, Tensor] | None = None  # of a checkpoint, where no EMA holds the raw weights
-        self._validations = 0
         self._references: dict[int, Reference] = {}
         self._started, self._spent = time.monotonic(), 0.0
 
@@ -125,10 +124,7 @@ class Evaluate(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Within validation, because the weights are the averaged ones there."""
-        self._validations += not trainer.sanity_checking
-        self.validated_at = trainer.global_step
-        due = not trainer.sanity_checking and self._validations % self.every_n_validations == 0
-        if due and self.features is not None and self._affordable(trainer):
+        if self.due(trainer) and self.features is not None and self._affordable(trainer):
             self._evaluate(trainer, pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:

@@ -1,14 +1,15 @@
 """A grid of samples, and how they came about, at every validation."""
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 
+from lightning_score.callbacks.periodic import Periodic
 from lightning_score.callbacks.pictures import publish, sample_picture
 from lightning_score.callbacks.strip import Strip
 from lightning_score.model import ScoreModel
 from lightning_score.utils import require
 
 
-class SampleGrid(Callback):
+class SampleGrid(Periodic):
     """Draws samples with the model's own sampler at the end of validation and publishes their picture as `samples`.
 
     The numbers and the seed of the samples stay the same, so that one sees the same noise turn into better and better
@@ -28,13 +29,10 @@ class SampleGrid(Callback):
         require(progressive >= 0, f"progressive={progressive}: must be 0 (none) or more, as in 8")
         self.num_samples, self.seed, self.every_n_validations = num_samples, seed, every_n_validations
         self.progressive = progressive
-        self._validations = 0
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Within validation, because the weights are the averaged ones there."""
-        self._validations += not trainer.sanity_checking
-        due = self._validations % self.every_n_validations == 0 and not trainer.sanity_checking
-        if not (due and self.num_samples and trainer.is_global_zero):
+        if not (self.due(trainer) and self.num_samples and trainer.is_global_zero):
             return
         fast, data = bool(trainer.fast_dev_run), trainer.datamodule
         strip = Strip(pl_module, data, self.progressive) if self.progressive and data.data_range is not None else None

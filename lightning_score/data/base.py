@@ -2,17 +2,20 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
 
-from lightning_score.utils import require
+from lightning_score.utils import require, seed_of
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -55,7 +58,47 @@ class Batches(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = torch.as_tensor(indices)
         x, y = (field.index_select(0, rows) for field in self.examples)  # ten times as quick as x[rows]
-        return self.transform(x), y
+        with torch.random.fork_rng(devices=[]):  # so a batch is the same in any process, and in a run that goes on
+            torch.default_generator.manual_seed(seed_of(crc32(rows.numpy().tobytes())))
+            return self.transform(x), y
+
+
+class Loader(DataLoader):
+    """A DataLoader that Lightning can leave in the middle of an epoch and go on with, by `state_dict`.
+
+    Its sampler orders the examples by seed and epoch alone, so that what is left of an epoch is known.
+    """
+
+    given = 0
+    """Batches of this epoch that have been handed out."""
+    _skipped = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.given, self._skipped = self._skipped, 0
+        if isinstance(self.sampler, EpochOrder):
+            self.sampler.skipped = self.given * self.batch_size
+        for batch in super().__iter__():
+            self.given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many of its batches have been handed out: all of them is none of the next epoch."""
+        return {"epoch": self.sampler.epoch, "batches": self.given % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on from there at the next `iter`."""
+        self.sampler.set_epoch(state["epoch"])
+        self.given = self._skipped = state["batches"]
+
+
+class EpochOrder(DistributedSampler):
+    """Examples in an order that depends on the seed and the epoch alone, split over the processes, without the first few."""
+
+    skipped = 0
+
+    def __iter__(self) -> Iterator[int]:
+        skipped, self.skipped = self.skipped, 0
+        return islice(super().__iter__(), skipped, None)
 
 
 def split_indices(n: int, held_out: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -166,10 +209,13 @@ class ScoreData(LightningDataModule, ABC):
         return self.val_dataloader()
 
     def _loader(self, examples: Examples, train: bool) -> DataLoader:
-        return DataLoader(
-            Batches(examples, self.transform(train)),
+        batches = Batches(examples, self.transform(train))
+        processes, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        order = EpochOrder(batches, processes, rank, seed=seed_of() % 2**32, drop_last=True) if train else None
+        return (Loader if train else DataLoader)(
+            batches,
             batch_size=self.batch_size,
-            shuffle=train,
+            sampler=order,
             drop_last=train,
             collate_fn=whole_batch,
             num_workers=self.num_workers,

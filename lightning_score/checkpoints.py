@@ -1,0 +1,88 @@
+"""How checkpoints are written and read: in one move, with the one before beside them, every byte checked, no code run."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from tqdm import tqdm
+
+from lightning_score.utils import InputError
+
+PREVIOUS = ".previous"
+"""What the name of the checkpoint before the newest one ends in."""
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint into a file beside, onto the disk, and only then to its name, in one move; the one that had the
+    name stays as `<name>.previous`. Where there is no room the run goes on without. Reading checks every byte and runs no
+    code.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Writes it, or says why it could not; what was there before is harmed in no case."""
+        file = Path(path)
+        temporary = file.with_name(f".{file.name}-{os.getpid()}")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as stream:
+                torch.save(checkpoint, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            _keep_previous(file)
+            temporary.replace(file)
+        except (OSError, RuntimeError) as error:  # torch's writer makes RuntimeErrors of the disk's
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
+            there = f"; {file} is the one before" if file.exists() else ""
+            tqdm.write(f"checkpoint of step {checkpoint.get('global_step')}: not saved ({reason}){there}. Training goes on.")
+
+    def load_checkpoint(
+        self, path: Any, map_location: Callable | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads one that is whole.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        check(Path(path))
+        return super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only=True)
+
+
+def _keep_previous(file: Path) -> None:
+    """Gives the checkpoint that is there a second name, and only then its place to a new one."""
+    if file.exists():
+        link = file.with_name(f".{file.name}{PREVIOUS}-{os.getpid()}")
+        with suppress(OSError):  # a file system without hard links: then there is one checkpoint, as ever
+            os.link(file, link)
+            link.replace(file.with_name(file.name + PREVIOUS))
+
+
+def check(file: Path) -> None:
+    """Reads every byte of a checkpoint and compares it with the checksums that the file holds.
+
+    Raises:
+        InputError: it is truncated, a bit of it has changed, or it is no checkpoint; the message names the one before it, if
+            that is whole.
+    """
+    fault = _fault(file)
+    if not fault:
+        return
+    before = file.with_name(file.name + PREVIOUS)
+    offer = f"; the one before it is whole: {before}" if before.exists() and not _fault(before) else ""
+    raise InputError(f"{file}: not a readable checkpoint, damaged or truncated ({fault}){offer}")
+
+
+def _fault(file: Path) -> str:
+    """What is wrong with a checkpoint, or nothing."""
+    try:
+        with ZipFile(file) as archive:
+            broken = archive.testzip()
+        return f"{broken} has changed since it was written" if broken else ""
+    except (OSError, BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        return " ".join(str(error).split())[:160] or type(error).__name__

@@ -1,0 +1,149 @@
+"""How a run goes on in its own folder: with its own config, from its newest whole checkpoint, its logs cut to that."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning_score.arguments import load_checkpoint, option
+from lightning_score.checkpoints import PREVIOUS
+from lightning_score.runs import read_status
+from lightning_score.utils import InputError, require
+
+
+class Resumed(NamedTuple):
+    """A run that goes on: the arguments, its folder and its checkpoint."""
+
+    arguments: list[str]
+    folder: Path
+    checkpoint: dict[str, Any]
+
+
+def resumed(arguments: list[str]) -> Resumed | None:
+    """The run that `fit` is to go on with: that of `--ckpt_path last`, the newest of its name; that of a run folder given in
+    place of a checkpoint; or, in a job that SLURM has queued again, the job's own. None for a new run.
+
+    Its own config takes the place of the configs in the arguments; other options override it.
+
+    Raises:
+        InputError: there is no such run, or it has no whole checkpoint.
+    """
+    folder = _folder(arguments)
+    if folder is None:
+        return None
+    require((folder / "config.yaml").is_file(), f"--ckpt_path {folder}: no run folder, for it has no config.yaml")
+    file, checkpoint = _newest(folder)
+    others = list(_without(arguments[1:], ("-c", "--config", "--ckpt_path", "--output", "--name", "--runs")))
+    given = ["fit", "--config", str(folder / "config.yaml"), "--ckpt_path", str(file), *others]
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(
+            f"goes on in {folder} after step {checkpoint['global_step']}, with its own config, which options override",
+            flush=True,
+        )
+    return Resumed(given, folder, checkpoint)
+
+
+def _folder(arguments: list[str]) -> Path | None:
+    paths = option(arguments, "--ckpt_path")
+    root = Path((option(arguments, "--runs") or ["runs"])[-1])
+    configs, names = option(arguments, "-c", "--config"), option(arguments, "--name")
+    name = names[-1] if names else Path(configs[-1]).stem if configs else "run"
+    if not paths:
+        return _requeued(root / name, option(arguments, "--output"))
+    if paths[-1] == "last":
+        newest = root / name / "latest"
+        require(
+            newest.is_dir(), f"--ckpt_path last: there is no run in {root / name}; give --config, --name or --runs of one"
+        )
+        return Path(os.path.realpath(newest)) if Path(os.path.realpath(newest)).is_dir() else newest
+    return Path(paths[-1]) if Path(paths[-1]).is_dir() else None
+
+
+def _requeued(parent: Path, output: list[str]) -> Path | None:
+    """The folder of the run that this job began before SLURM took its machine away."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return None
+    folders = [Path(output[-1])] if output else sorted(parent.glob("*/"), reverse=True)
+    for folder in folders:
+        said = read_status(folder)
+        if said.get("slurm_job") == job and said.get("state") != "finished" and (folder / "last.ckpt").exists():
+            return folder
+    return None
+
+
+def _newest(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The last checkpoint of a run, or the one before it if that is damaged."""
+    last, before = folder / "last.ckpt", folder / f"last.ckpt{PREVIOUS}"
+    require(last.exists() or before.exists(), f"--ckpt_path {folder}: the run has no checkpoint yet; begin it again")
+    try:
+        return last, load_checkpoint(str(last))
+    except InputError as error:
+        if not before.exists():
+            raise
+        print(f"{error}", flush=True)
+        return before, load_checkpoint(str(before))
+
+
+def _without(arguments: list[str], names: tuple[str, ...]) -> Iterator[str]:
+    """The arguments but for some options and their values."""
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, _ = argument.partition("=")
+        if name not in names:
+            yield argument
+        elif not equals:
+            next(rest, None)
+
+
+def cut_logs(folder: Path, checkpoint: dict[str, Any]) -> None:
+    """Takes out of a run's logs what came after a checkpoint, and will come again.
+
+    Args:
+        folder: the run folder.
+        checkpoint: the one that it goes on from; it knows whether its step was validated.
+    """
+    step = checkpoint["global_step"]
+    validated = checkpoint.get("callbacks", {}).get("Evaluate", {}).get("validated_at") == step
+    _cut_metrics(folder / "metrics.csv", step, validated)
+    for file in folder.glob("*.jsonl"):
+        _rewrite(file, lambda text: "".join(line for line in text.splitlines(True) if _step(line) < step + validated))
+
+
+def _cut_metrics(file: Path, step: int, validated: bool) -> None:
+    """Row k is of the step k + 1; a validation after the last one has the number of that step."""
+
+    def stays(row: dict[str, str]) -> bool:
+        number = int(row["step"]) if (row.get("step") or "").isdigit() else step + 1
+        validation = any(text for name, text in row.items() if name and name.startswith("val/"))
+        return number < step - 1 or (validated and number <= step if validation else number < step)
+
+    def cut(text: str) -> str:
+        table = csv.DictReader(io.StringIO(text.replace("\0", "")))
+        kept = io.StringIO()
+        writer = csv.DictWriter(kept, table.fieldnames or [], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(row for row in table if stays(row))
+        return kept.getvalue()
+
+    _rewrite(file, cut)
+
+
+def _step(line: str) -> float:
+    """The step of a line of JSON; a line that is none, as a crash may leave, goes."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _rewrite(file: Path, change: Callable[[str], str]) -> None:
+    """Replaces the text of a file, in one move."""
+    if not file.exists():
+        return
+    temporary = file.with_name(f".{file.name}-{os.getpid()}")
+    temporary.write_text(change(file.read_text(encoding="utf-8", errors="replace")), encoding="utf-8", newline="")
+    temporary.replace(file)
