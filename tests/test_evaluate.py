@@ -47,7 +47,8 @@ def measure(checkpoint, name, *options):
     """The metrics and the records of `test`."""
     assert run(["test", f"--ckpt_path={checkpoint}", f"--output={name}", "--evaluate.num_samples=100", *options]) == 0
     (row,) = csv.DictReader(Path(name, "metrics.csv").read_text().splitlines())
-    return {key.removeprefix("test/"): float(value) for key, value in row.items() if value}, read(Path(name, FILE))
+    numbers = {key.removeprefix("test/"): float(value) for key, value in row.items() if value and key != "time"}
+    return numbers, read(Path(name, FILE))
 
 
 class TestRecords:

@@ -16,6 +16,7 @@ from functools import partial
 import pytest
 import torch
 from conftest import PREDICTORS, quick
+from laws import Draws
 from recorded import random_state, recorded
 
 from lightning_score import interop, sampling
@@ -131,7 +132,7 @@ class TestEqualsTheAuthors:
         assert samples.nfe == 4 * 3 + (kind == "ncsnv2")
 
 
-class Sequence:
+class Sequence(Draws):
     """Hands out given draws in their order."""
 
     device = "cpu"
