@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_score.arguments import Parser
-from lightning_score.callbacks import EMA, Evaluate, SampleGrid
+from lightning_score.callbacks import EMA, Evaluate, Guard, SampleGrid
 from lightning_score.data import ScoreData
 from lightning_score.model import ScoreModel
 
@@ -41,6 +41,7 @@ class ExperimentCLI(LightningCLI):
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_lightning_class_args(SampleGrid, "samples")
         parser.add_lightning_class_args(Evaluate, "evaluate")
+        parser.add_lightning_class_args(Guard, "guard")
         parser.add_argument("--name", type=str, default="run", help="Name of the run; that of its config by default.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:

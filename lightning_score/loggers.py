@@ -57,9 +57,41 @@ class RunCSVLogger(CSVLogger):
 class _Writer(ExperimentWriter):
     """Lightning's writer, but for the beginning, where that deletes the metrics it finds; and each row has its time."""
 
+    _told = False
+
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         """Keeps a row."""
         super().log_metrics({**metrics_dict, "time": round(time.time(), 1)}, step)
+
+    def save(self) -> None:
+        """Writes the rows; where there is no room they are kept until there is, and what is there is not harmed."""
+        file, self._columns = self.metrics_file_path, list(self.metrics_keys)
+        self._size = os.path.getsize(file) if os.path.isfile(file) else 0
+        try:
+            super().save()
+            self._told = False
+        except OSError as error:
+            self.metrics_keys = self._columns
+            with suppress(OSError):
+                os.truncate(file, self._size)  # half a row
+            if not self._told:
+                print(f"{file}: cannot be written ({error.strerror}); its rows wait for room", file=sys.stderr)
+            self._told = True
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        """In one move: whatever happens meanwhile, there are the old rows or the new ones."""
+        file, temporary = self.metrics_file_path, f"{self.metrics_file_path}-{os.getpid()}"
+        try:
+            with open(file, newline="") as old, open(temporary, "w", newline="") as new:
+                writer = csv.DictWriter(new, fieldnames=fieldnames)
+                writer.writeheader()
+                writer.writerows(csv.DictReader(old))
+            os.replace(temporary, file)
+        except OSError:
+            with suppress(OSError):
+                os.remove(temporary)
+            raise
+        self._columns, self._size = list(fieldnames), os.path.getsize(file)
 
     def _check_log_dir_exists(self) -> None:
         """Goes on from the columns of the metrics that are there."""

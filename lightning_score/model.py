@@ -158,7 +158,7 @@ class ScoreModel(LightningModule):
         return torch.where(torch.rand(y.shape, device=y.device) < self.label_dropout, self.num_classes, y)
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """The random numbers of a step depend on seed, epoch, batch and process alone, as those of a run that goes on must."""
+        """Random numbers of a step depend on seed, epoch, batch and process alone: a run can go on as if never stopped."""
         torch.manual_seed(seed_of(self.trainer.current_epoch, batch_idx, self.trainer.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

@@ -68,7 +68,7 @@ def _requeued(parent: Path, output: list[str]) -> Path | None:
     if job is None:
         return None
     folders = [Path(output[-1])] if output else sorted(parent.glob("*/"), reverse=True)
-    for folder in folders:
+    for folder in {folder.resolve(): None for folder in folders}:
         said = read_status(folder)
         if said.get("slurm_job") == job and said.get("state") != "finished" and (folder / "last.ckpt").exists():
             return folder

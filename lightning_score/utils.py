@@ -2,8 +2,10 @@
 
 import ctypes
 import os
+import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -49,6 +51,17 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at its upper limit
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+@contextmanager
+def without_room(file: Path) -> Iterator[None]:
+    """Says that a file cannot be written, as on a full disk, and goes on: what a run computes is worth more than what is
+    kept of it on the way.
+    """
+    try:
+        yield
+    except OSError as error:
+        print(f"{file}: cannot be written ({error.strerror or error}); the run goes on without", file=sys.stderr, flush=True)
 
 
 def seed_of(*parts: int) -> int:

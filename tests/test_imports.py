@@ -23,6 +23,7 @@ ALLOWED = {
     "data": {"utils"},
     "model": {*CORE, "augmentation", "objective", "guidance", "sampling", "networks"},
     "callbacks": {
+        "checkpoints",
         "model",
         "likelihood",
         "metrics",

@@ -8,6 +8,7 @@ from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.evaluate import Evaluate, Evaluation
 from lightning_score.callbacks.field import ScorePlot
 from lightning_score.callbacks.floor import LossFloor
+from lightning_score.callbacks.guard import Guard
 from lightning_score.callbacks.health import LangevinHealth, LevelHealth
 from lightning_score.callbacks.keep import Keep
 from lightning_score.callbacks.predict import SampleWriter
@@ -20,6 +21,7 @@ __all__ = [
     "BitsPerDim",
     "Evaluate",
     "Evaluation",
+    "Guard",
     "Keep",
     "LangevinHealth",
     "LevelHealth",

@@ -13,6 +13,8 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from lightning_score.utils import without_room
+
 KIND = "Kind"
 """What a picture says of itself: drawing or pixels."""
 
@@ -99,11 +101,12 @@ def publish(trainer: Trainer, key: str, picture: Image.Image, caption: str) -> P
     """
     step = trainer.global_step
     path = Path(trainer.default_root_dir) / key / f"step_{step:07d}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_picture(picture, path, caption)
+    with without_room(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_picture(picture, path, caption)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_image(key, [str(path)], step=step, caption=[caption])
+            logger.log_image(key, [picture], step=step, caption=[caption])
         elif isinstance(logger, TensorBoardLogger):
             from torchvision.transforms.functional import pil_to_tensor
 

@@ -82,13 +82,13 @@ class Loader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches have been handed out: all of them is none of the next epoch."""
-        return {"epoch": self.sampler.epoch, "batches": self.given % len(self)}
+        """The epoch, and how many of its batches have been handed out."""
+        return {"epoch": self.sampler.epoch, "batches": self.given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on from there at the next `iter`."""
+        """Goes on from there at the next `iter`; after all batches of an epoch, with the next one, which Lightning names."""
         self.sampler.set_epoch(state["epoch"])
-        self.given = self._skipped = state["batches"]
+        self.given = self._skipped = state["batches"] % len(self)
 
 
 class EpochOrder(DistributedSampler):

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from lightning_score.utils import without_room
+
 FILE = "evaluations.jsonl"
 """The name of the records' file in a run folder."""
 
@@ -109,10 +111,13 @@ def append(path: Path, record: Record) -> None:
 
 
 def append_line(path: Path, entries: Mapping[str, Any]) -> None:
-    """Adds a line of JSON to a file, in one write, so that several processes may do so; what is not a number is null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(finite(dict(entries))) + "\n")
+    """Adds a line of JSON to a file, in one write, so that several processes may do so; what is not a number is null. Where
+    there is no room for it, it is left out and told.
+    """
+    with without_room(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite(dict(entries))) + "\n")
 
 
 def read(path: Path) -> list[Record]:

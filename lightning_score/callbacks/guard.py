@@ -1,0 +1,126 @@
+"""Notices a loss that is no number, keeps what is needed for a look at it, and stops, skips the step or goes back."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from lightning_score.callbacks.ema import EMA
+from lightning_score.checkpoints import SafeCheckpointIO
+from lightning_score.model import ScoreModel
+from lightning_score.score import ScoreField
+from lightning_score.utils import InputError, require, without_room
+
+PATIENCE = 10
+"""Steps skipped, or times gone back, in a row until training stops all the same."""
+
+
+class _Timed(ScoreField):
+    """A score that remembers the times at which it was asked."""
+
+    def __init__(self, score: ScoreField) -> None:
+        super().__init__(score.process)
+        self._score = score
+        self.times = torch.zeros(0)
+
+    @property
+    def evaluations(self) -> int:
+        return self._score.evaluations
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        self.times = t
+        return self._score(x, t, cond)
+
+
+class Guard(Callback):
+    """Looks at every loss before it reaches the weights. One that is NaN or infinite is named with its step, its batch, and
+    the noise levels of the examples that it comes from, and `broken/step_<step>.pt` in the run folder keeps batch, losses,
+    times and raw weights.
+
+    Args:
+        policy: stop: training ends with an error, and `last.ckpt` is from before; skip: the step changes nothing; restore:
+            weights, averages and optimizer go back to `last.ckpt`, and training on with the batches that follow.
+        every_n_steps: how often it looks; null: at every step on a CPU, at every 50th on a GPU, which waits for each;
+            skip looks at every step.
+    """
+
+    def __init__(self, policy: Literal["stop", "skip", "restore"] = "stop", every_n_steps: int | None = None) -> None:
+        require(every_n_steps is None or every_n_steps >= 1, f"every_n_steps={every_n_steps}: must be at least 1, or null")
+        self.policy, self.every_n_steps = policy, every_n_steps
+        self._batch: tuple[Tensor, Tensor, int] | None = None
+        self._bad = self._in_a_row = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: ScoreModel, batch: Any, batch_idx: int) -> None:
+        """Keeps the batch at hand."""
+        self._batch = (*batch, batch_idx)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: ScoreModel, loss: Tensor) -> None:
+        """Looks at the loss."""
+        every = self.every_n_steps or (1 if loss.device.type == "cpu" or self.policy == "skip" else 50)
+        if (trainer.global_step + 1) % every:
+            return
+        self._bad = self._agreed(trainer, not bool(loss.detach().isfinite()))
+        if not self._bad:
+            self._in_a_row = 0
+            return
+        said = self._described(trainer, pl_module)
+        self._in_a_row += 1
+        if self.policy == "stop" or self._in_a_row > PATIENCE:
+            raise InputError(f"{said}; try a smaller learning rate, gradient clipping, or --guard.policy skip or restore")
+        if trainer.is_global_zero:
+            print(f"{said}; {'the step is skipped' if self.policy == 'skip' else 'back to last.ckpt'}", flush=True)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: ScoreModel, optimizer: torch.optim.Optimizer) -> None:
+        """Takes the gradients of a bad step away, and with `restore` goes back."""
+        if not self._bad:
+            return
+        self._bad = 0
+        for parameter in pl_module.parameters():
+            parameter.grad = None
+        if self.policy == "restore":
+            self._restore(trainer, pl_module)
+
+    def _agreed(self, trainer: Trainer, bad: bool) -> int:
+        """Whether the loss of any process is bad: all do the same."""
+        return int(trainer.strategy.reduce_boolean_decision(bad, all=False)) if trainer.world_size > 1 else int(bad)
+
+    def _described(self, trainer: Trainer, pl_module: ScoreModel) -> str:
+        """What is wrong and where; keeps the evidence."""
+        x, y, batch_idx = self._batch
+        pl_module.on_train_batch_start((x, y), batch_idx)  # the same random numbers again
+        timed = _Timed(pl_module.score_function)
+        with torch.no_grad():
+            losses = pl_module.objective(timed, x, pl_module._labels(y))
+        bad = ~losses.isfinite()
+        sigma = (-timed.process.log_snr(timed.times.expand(len(losses)).double()) / 2).exp()
+        levels = ", ".join(f"{level:.3g}" for level in sorted(set(sigma[bad].tolist()))[:5])
+        kept = self._keep(
+            trainer, pl_module, {"x": x, "y": y, "losses": losses, "times": timed.times, "batch_idx": batch_idx}
+        )
+        examples = f"{int(bad.sum())} of {len(losses)} examples, at the noise levels sigma/alpha {levels}"
+        where = examples if bool(bad.any()) else "another process's examples"
+        step, epoch = trainer.global_step + 1, trainer.current_epoch
+        return f"step {step}, batch {batch_idx} of epoch {epoch}: the loss is no number, of {where}{kept}"
+
+    def _keep(self, trainer: Trainer, pl_module: ScoreModel, evidence: dict[str, Any]) -> str:
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return ""
+        file = Path(trainer.default_root_dir) / "broken" / f"step_{trainer.global_step + 1:07d}.pt"
+        with without_room(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({**evidence, "state_dict": pl_module.state_dict()}, file)
+        return f" (kept: {file})"
+
+    def _restore(self, trainer: Trainer, pl_module: ScoreModel) -> None:
+        """Weights, averages and optimizer of the last checkpoint; the steps done stay done."""
+        file = Path(trainer.default_root_dir) / "last.ckpt"
+        require(file.exists(), f"{file}: there is no checkpoint yet to go back to; train with a smaller learning rate")
+        checkpoint = SafeCheckpointIO().load_checkpoint(file)
+        pl_module.load_state_dict(checkpoint["state_dict"])
+        for callback in trainer.callbacks:
+            if isinstance(callback, EMA):
+                callback.on_load_checkpoint(trainer, pl_module, checkpoint)
+        for optimizer, state in zip(trainer.optimizers, checkpoint["optimizer_states"], strict=True):
+            optimizer.load_state_dict(state)

@@ -1,0 +1,170 @@
+"""Checkpoints: written in one move, checked byte by byte, read without running code."""
+
+import csv
+import errno
+import os
+import random
+import zipfile
+from functools import partialmethod
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_score import checkpoints
+from lightning_score.arguments import load_checkpoint
+from lightning_score.checkpoints import PREVIOUS, SafeCheckpointIO, check
+from lightning_score.cli import run
+from lightning_score.loggers import RunCSVLogger
+from lightning_score.metrics.record import append_line
+from lightning_score.utils import InputError
+
+QUICK = ["--trainer.max_steps=4", "--trainer.val_check_interval=2", "--evaluate.features=null", "--samples.num_samples=0",
+         "--trainer.callbacks=null", "--trainer.logger=false"]  # fmt: skip
+
+
+def checkpoint(step):
+    return {"state_dict": {"weight": torch.full((100, 10), float(step))}, "global_step": step, "config": {}}
+
+
+@pytest.fixture
+def file(tmp_path):
+    """The second of two checkpoints of one name."""
+    for step in (1, 2):
+        SafeCheckpointIO().save_checkpoint(checkpoint(step), tmp_path / "last.ckpt")
+    return tmp_path / "last.ckpt"
+
+
+def test_what_is_written_is_read_and_the_one_before_stays(file):
+    assert SafeCheckpointIO().load_checkpoint(file)["global_step"] == 2
+    assert torch.load(str(file) + PREVIOUS, weights_only=True)["global_step"] == 1
+    assert sorted(each.name for each in file.parent.iterdir()) == ["last.ckpt", "last.ckpt.previous"]
+
+
+def test_every_truncation_is_found(file):
+    whole = file.read_bytes()
+    for length in range(0, len(whole), 97):
+        file.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"damaged or truncated.*the one before it is whole"):
+            check(file)
+
+
+def test_every_flipped_bit_of_the_weights_is_found(file):
+    """Of 300 random bits of the stored tensors none passes, where torch.load alone would take them."""
+    whole, draws = file.read_bytes(), random.Random(0)
+    with zipfile.ZipFile(file) as archive:
+        (info,) = [each for each in archive.infolist() if "/data/" in each.filename]
+    start = whole.index(torch.full((100, 10), 2.0).numpy().tobytes())
+    for _ in range(300):
+        at = draws.randrange(start, start + info.file_size)
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << draws.randrange(8)
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"has changed since it was written.*last.ckpt.previous"):
+            load_checkpoint(str(file))
+
+
+def test_when_both_are_damaged_none_is_offered(file):
+    for each in (file, file.with_name(file.name + PREVIOUS)):
+        each.write_bytes(each.read_bytes()[:500])
+    with pytest.raises(InputError) as refused:
+        check(file)
+    assert "one before" not in str(refused.value)
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch hostile",)
+
+
+def test_a_hostile_pickle_does_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "config": {}, "evil": Hostile()}, "evil.ckpt")
+    with pytest.raises(InputError, match="not a readable checkpoint"):
+        load_checkpoint("evil.ckpt")
+    with pytest.raises(Exception, match=r"[Ww]eights"):
+        SafeCheckpointIO().load_checkpoint("evil.ckpt", weights_only=False)  # which it does not heed
+    assert run(["predict", "--ckpt_path=evil.ckpt"]) == 2
+    assert not Path("hostile").exists()
+
+
+def test_a_crash_while_it_is_written_leaves_the_one_before(file, monkeypatch):
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", crash)
+    with pytest.raises(KeyboardInterrupt):
+        SafeCheckpointIO().save_checkpoint(checkpoint(3), file)
+    assert SafeCheckpointIO().load_checkpoint(file)["global_step"] == 2
+
+
+def test_a_full_disk_is_told_and_harms_nothing(file, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    SafeCheckpointIO().save_checkpoint(checkpoint(3), file)
+    said = capsys.readouterr()
+    assert "checkpoint of step 3: not saved (No space left on device)" in said.out + said.err
+    assert SafeCheckpointIO().load_checkpoint(file)["global_step"] == 2
+    assert sorted(each.name for each in file.parent.iterdir()) == ["last.ckpt", "last.ckpt.previous"]
+
+
+def test_training_goes_on_with_a_full_disk_and_saves_when_there_is_room(tmp_path, monkeypatch, capsys):
+    """The disk is full at the first three attempts."""
+    fsync, attempts = os.fsync, []
+
+    def full_at_first(number):
+        attempts.append(number)
+        if len(attempts) <= 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(number)
+
+    monkeypatch.setattr(checkpoints.os, "fsync", full_at_first)
+    assert run(["fit", "--config=ncsn", f"--output={tmp_path / 'run'}", *QUICK]) == 0
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("No space left on device") == 3
+    assert load_checkpoint(str(tmp_path / "run/last.ckpt"))["global_step"] == 4
+
+
+def test_a_file_system_without_hard_links_has_one_checkpoint(file, monkeypatch):
+    def no_links(*_):
+        raise PermissionError(errno.EPERM, "not supported")
+
+    monkeypatch.setattr(os, "link", no_links)
+    SafeCheckpointIO().save_checkpoint(checkpoint(3), file)
+    assert SafeCheckpointIO().load_checkpoint(file)["global_step"] == 3
+
+
+class TestRows:
+    """metrics.csv on a disk that is full for a while."""
+
+    @pytest.mark.parametrize("new_column", [False, True])
+    def test_rows_wait_for_room(self, tmp_path, monkeypatch, capsys, new_column):
+        logger = RunCSVLogger(tmp_path)
+        logger.log_metrics({"a": 1.0}, step=0)
+        written = (tmp_path / "metrics.csv").read_text()
+        with monkeypatch.context() as full:
+            full.setattr(csv.DictWriter, "writerows", partialmethod(_fill_up))
+            logger.log_metrics({"b" if new_column else "a": 2.0}, step=1)
+            logger.log_metrics({"a": 3.0}, step=2)
+        assert (tmp_path / "metrics.csv").read_text() == written
+        assert capsys.readouterr().err.count("cannot be written (No space left on device)") == 1  # said once
+        logger.log_metrics({"a": 4.0}, step=3)
+        with (tmp_path / "metrics.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["step"] for row in rows] == ["0", "1", "2", "3"]
+        assert rows[1]["b" if new_column else "a"] == "2.0" and rows[3]["a"] == "4.0"
+        assert [each.name for each in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def _fill_up(writer, rows):
+    """Half a row, then no more room."""
+    writer.writer.writerow(["half", "a"])
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_records_and_pictures_without_room_are_told(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    append_line(tmp_path / "file" / "evaluations.jsonl", {"a": 1})  # where no folder can be made
+    assert "evaluations.jsonl: cannot be written" in capsys.readouterr().err

@@ -1,0 +1,103 @@
+"""Losses that are no numbers: named, kept for a look, and then what the policy says."""
+
+import pytest
+import torch
+
+from lightning_score.callbacks import Guard
+from lightning_score.cli import run
+from lightning_score.objective import DenoisingScoreMatching
+from lightning_score.utils import InputError
+
+FIT = ["fit", "--config=ncsn", "--trainer.max_steps=12", "--trainer.val_check_interval=4", "--evaluate.features=null",
+       "--samples.num_samples=0", "--trainer.callbacks=null", "--trainer.logger=false"]  # fmt: skip
+
+
+class Broken(DenoisingScoreMatching):
+    """A loss that is NaN at the smallest noise level of some calls.
+
+    Args:
+        first: the first of these calls.
+        last: the last one.
+    """
+
+    def __init__(self, first: int, last: int) -> None:
+        super().__init__()
+        self.first, self.last, self._calls = first, last, 0
+
+    def __call__(self, score, x, cond=None):
+        self._calls += torch.is_grad_enabled()
+        losses = super().__call__(Remembering(score, self), x, cond)
+        if self.first <= self._calls <= self.last:
+            losses = torch.where(score.process.sigma(self.t) < 0.04, torch.nan, losses)
+        return losses
+
+
+class Remembering:
+    """A score that tells the objective at which times it was asked."""
+
+    def __init__(self, score, objective):
+        self._score, self._objective, self.process = score, objective, score.process
+
+    def __call__(self, x, t, cond=None):
+        self._objective.t = t
+        return self._score(x, t, cond)
+
+
+def fit(folder, first, last, *options):
+    return run([*FIT, f"--output={folder}", f"--model.objective={__name__}.Broken", f"--model.objective.first={first}",
+                f"--model.objective.last={last}", *options])  # fmt: skip
+
+
+def weights(folder):
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    return checkpoint["global_step"], torch.cat([w.flatten() for w in checkpoint["current_model_state"].values()])
+
+
+def test_training_stops_and_says_where(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert fit(folder, 7, 7) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "step 7, batch 6 of epoch 0: the loss is no number" in said and "sigma/alpha 0.03" in said
+    step, kept = weights(folder)
+    assert step == 4 and bool(kept.isfinite().all())  # from before
+    evidence = torch.load(folder / "broken/step_0000007.pt", weights_only=True)
+    assert evidence["x"].shape == (128, 1, 8, 8) and evidence["batch_idx"] == 6
+    bad = ~evidence["losses"].isfinite()
+    assert 0 < int(bad.sum()) < 40 and f"of {int(bad.sum())} of 128 examples" in said
+    assert all(torch.isfinite(value).all() for value in evidence["state_dict"].values())
+
+
+def test_a_skipped_step_changes_nothing(tmp_path, capsys):
+    """With the loss of its last two steps skipped, a run of six steps has the weights of one of four."""
+    assert fit(tmp_path / "skipped", 5, 6, "--guard.policy=skip", "--trainer.max_steps=6") == 0
+    assert capsys.readouterr().out.count("the step is skipped") == 2
+    assert fit(tmp_path / "short", 99, 99, "--trainer.max_steps=4") == 0
+    (step, skipped), (_, short) = weights(tmp_path / "skipped"), weights(tmp_path / "short")
+    assert step == 6 and torch.equal(skipped, short)
+
+
+def test_going_back(tmp_path, capsys):
+    """From the sixth step to the checkpoint of the fourth: with one step after it, that one starts from there."""
+    assert fit(tmp_path / "back", 6, 6, "--guard.policy=restore", "--trainer.max_steps=6") == 0
+    assert "back to last.ckpt" in capsys.readouterr().out
+    assert fit(tmp_path / "short", 99, 99, "--trainer.max_steps=4") == 0
+    (step, back), (_, short) = weights(tmp_path / "back"), weights(tmp_path / "short")
+    assert step == 6 and torch.equal(back, short)
+
+
+@pytest.mark.parametrize("policy", ["skip", "restore"])
+def test_what_does_not_end_stops(tmp_path, capsys, policy):
+    assert fit(tmp_path / "run", 5, 999, f"--guard.policy={policy}", "--trainer.max_steps=40") == 2
+    assert "step 15" in capsys.readouterr().err
+
+
+def test_a_real_explosion(tmp_path, capsys):
+    """A learning rate of 1e6."""
+    options = ["--model.optimizer.lr=1.0e+6", "--model.lr_scheduler=null"]
+    assert run([*FIT, f"--output={tmp_path / 'run'}", *options, "--trainer.max_steps=200"]) == 2
+    assert "the loss is no number" in capsys.readouterr().err
+
+
+def test_refuses():
+    with pytest.raises(InputError, match="every_n_steps=0: must be at least 1"):
+        Guard(every_n_steps=0)

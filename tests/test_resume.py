@@ -1,0 +1,268 @@
+"""A run that was interrupted goes on: in its folder, without a row doubled or lost, and as if nothing had been."""
+
+import csv
+import hashlib
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback
+from PIL import Image
+
+from lightning_score.cli import run
+from lightning_score.resume import cut_logs
+
+FIT = ["fit", "--config=ncsn", "--trainer.max_steps=40", "--trainer.val_check_interval=15", "--trainer.logger=false",
+       "--trainer.log_every_n_steps=4", "--samples.num_samples=4", "--evaluate.num_samples=40",
+       "--model.sampler.steps=2"]  # fmt: skip
+MOMENTARY = ("time", "seconds", "sampling_seconds", "val/sampling_seconds")
+
+
+def hashed(values):
+    """One number for many tensors."""
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(value.contiguous().numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode())
+    return digest.hexdigest()
+
+
+def everything(folder):
+    """All that a run has come to, but for times."""
+    found = {}
+    for name in ("last.ckpt", "best.ckpt"):
+        checkpoint = torch.load(folder / name, weights_only=True)
+        weights = [checkpoint[part][key] for part in ("state_dict", "current_model_state") for key in checkpoint[part]]
+        optimizer = [value for state in checkpoint["optimizer_states"][0]["state"].values() for value in state.values()]
+        schedule = [value for value in checkpoint["lr_schedulers"][0].values() if isinstance(value, (int, float))]
+        found[name] = checkpoint["global_step"], hashed(weights), hashed(optimizer), schedule
+    with (folder / "metrics.csv").open(newline="") as file:
+        found["rows"] = [{k: v for k, v in row.items() if v and k not in MOMENTARY} for row in csv.DictReader(file)]
+    for name in ("evaluations.jsonl", "langevin.jsonl"):
+        lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        found[name] = [{k: v for k, v in line.items() if k not in MOMENTARY} for line in lines]
+    for file in sorted(folder.glob("*/step_*.png")):
+        found[f"{file.parent.name}/{file.name}"] = hashed([Image.open(file).tobytes()])
+    return found
+
+
+def assert_same(folder, whole):
+    found = everything(folder)
+    assert found.keys() == whole.keys()
+    for name in whole:
+        assert found[name] == whole[name], name
+
+
+class Stop(Callback):
+    """Sends this process a signal at a moment of a step, once.
+
+    Args:
+        step: optimizer steps done by then.
+        moment: the hook.
+        number: the signal.
+    """
+
+    def __init__(self, step: int, moment: str, number: int = signal.SIGINT) -> None:
+        self.step, self.number = step, number
+        setattr(self, moment, self._stop)
+
+    def _stop(self, trainer, *_):
+        if trainer.global_step == self.step and self.number:
+            number, self.number = self.number, 0
+            os.kill(os.getpid(), number)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What a run that was never interrupted has come to."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert run([*FIT, f"--output={folder}"]) == 0
+    return everything(folder)
+
+
+def interrupted(folder, step, moment, number):
+    """A run that a signal has ended."""
+    stop = json.dumps(
+        {"class_path": f"{__name__}.Stop", "init_args": {"step": step, "moment": moment, "number": int(number)}}
+    )
+    with pytest.raises(SystemExit) as end:
+        run([*FIT, f"--output={folder}", f"--trainer.callbacks+={stop}"])
+    return end.value.code
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """Lightning leaves Ctrl-C ignored after one."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    ("step", "moment", "kept"),
+    [
+        (7, "on_before_backward", 8),  # in the middle of a step: the next one does not begin
+        (10, "on_train_batch_end", 10),
+        (12, "on_train_batch_end", 12),  # an epoch has 11 steps
+        (15, "on_validation_batch_start", 15),
+        (30, "on_validation_epoch_end", 30),
+        (30, "on_validation_end", 30),
+    ],
+)
+def test_a_signal_at_any_moment(tmp_path, whole, step, moment, kept, number, capsys):
+    folder = tmp_path / "run"
+    assert interrupted(folder, step, moment, number) == (1 if number == signal.SIGINT else 143)
+    said = capsys.readouterr().out.strip().splitlines()
+    assert f"kept up to step {kept}" in said[-2]
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == kept
+    assert json.loads((folder / "run.json").read_text())["state"] == "interrupted"
+    again = shlex.split(said[-1])
+    assert run([*again[3:], "--trainer.callbacks=[{class_path: LossFloor}, {class_path: LangevinHealth}]"]) == 0
+    assert_same(folder, whole)
+    assert json.loads((folder / "run.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_kills_at_random_moments(tmp_path, whole, seed):
+    """kill -9, like a power cut, several times in a row."""
+    killed(tmp_path / "run", random.Random(seed), 2)
+    assert_same(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10, 20))
+def test_many_kills_at_random_moments(tmp_path, whole, seed):
+    killed(tmp_path / "run", random.Random(seed), 4)
+    assert_same(tmp_path / "run", whole)
+
+
+def killed(folder, draws, times):
+    """A run that was killed some times at random moments and has come to its end all the same."""
+    for k in range(times + 1):
+        begun = (folder / "last.ckpt").exists()
+        arguments = ["fit", f"--ckpt_path={folder}"] if begun else [*FIT, f"--output={folder}"]
+        if not begun and folder.exists():
+            folder.rename(folder.with_name(f"remains{k}"))
+        process = subprocess.Popen([sys.executable, "-m", "lightning_score", *arguments], stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True)  # fmt: skip
+        if k < times:
+            deadline = time.monotonic() + 60
+            while not (folder / "run.json").exists() and time.monotonic() < deadline and process.poll() is None:
+                time.sleep(0.05)
+            time.sleep(draws.uniform(0, 4))
+            process.send_signal(signal.SIGKILL)
+        said, _ = process.communicate(timeout=200)
+        assert process.returncode in ((0, -signal.SIGKILL) if k < times else (0,)), said
+
+
+class TestWhich:
+    """What `--ckpt_path` may name."""
+
+    @pytest.fixture
+    def folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("WANDB_MODE", "disabled")
+        quick = ["--evaluate.features=null", "--samples.num_samples=0", "--trainer.callbacks=null"]
+        assert run(["fit", "--config=ncsn", "--trainer.max_steps=3", "--model.optimizer.lr=1.0e-3", *quick]) == 0
+        return Path("runs/ncsn/latest").resolve()
+
+    def step(self, folder):
+        return torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
+
+    def test_last_is_the_newest_run_of_the_config(self, folder, capsys):
+        assert run(["fit", "--config=ncsn", "--ckpt_path=last", "--trainer.max_steps=5"]) == 0
+        assert self.step(folder) == 5 and f"goes on in {folder} after step 3" in capsys.readouterr().out
+        assert len(list(folder.parent.glob("20*"))) == 1
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        assert config["trainer"]["max_steps"] == 5  # options are kept
+        assert config["model"]["optimizer"]["init_args"]["lr"] == 1e-3  # the run's own config beats the file's
+
+    def test_a_folder_is_the_run_in_it(self, folder):
+        assert run(["fit", "--ckpt_path", str(folder), "--trainer.max_steps", "4"]) == 0
+        assert self.step(folder) == 4
+
+    def test_a_file_begins_a_new_run_from_it(self, folder):
+        assert run(["fit", "--config=ncsn", f"--ckpt_path={folder / 'last.ckpt'}", "--trainer.max_steps=4",
+                    "--evaluate.features=null", "--samples.num_samples=0", "--trainer.callbacks=null"]) == 0  # fmt: skip
+        assert self.step(folder) == 3 and len(list(folder.parent.glob("20*"))) == 2
+
+    def test_the_checkpoint_before_a_damaged_one(self, folder, capsys):
+        (folder / "last.ckpt.previous").write_bytes((folder / "last.ckpt").read_bytes())
+        (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:-1000])
+        assert run(["fit", f"--ckpt_path={folder}", "--trainer.max_steps=4"]) == 0
+        said = capsys.readouterr().out
+        assert "damaged or truncated" in said and "the one before it is whole" in said
+        assert self.step(folder) == 4
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--config=ddpm", "--ckpt_path=last"], "no run in runs/ddpm"),
+            (["--ckpt_path=."], "no config.yaml"),
+            (["--config=ncsn", "--ckpt_path=empty"], "the run has no checkpoint yet"),
+        ],
+    )
+    def test_refuses(self, folder, options, message, capsys):
+        Path("empty").mkdir()
+        Path("empty/config.yaml").write_text("name: x\n")
+        assert run(["fit", *options]) == 2
+        assert message in capsys.readouterr().err
+
+    def test_a_job_that_slurm_has_queued_again_goes_on(self, folder, monkeypatch, capsys):
+        """SIGUSR1 ends it between two steps, `scontrol requeue` is called, and the same command goes on by itself."""
+        Path("bin").mkdir()
+        Path("bin/scontrol").write_text('#!/bin/sh\necho "$@" > called\n')
+        Path("bin/scontrol").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{Path('bin').resolve()}:{os.environ['PATH']}")
+        monkeypatch.setenv("SLURM_JOB_ID", "4711")
+        settings = {"step": 3, "moment": "on_train_batch_end", "number": int(signal.SIGUSR1)}
+        stop = json.dumps({"class_path": f"{__name__}.Stop", "init_args": settings})
+        command = ["fit", "--config=ncsn", "--name=job", "--trainer.max_steps=6", "--evaluate.features=null",
+                   "--samples.num_samples=0"]  # fmt: skip
+        with pytest.raises(SystemExit) as end:
+            run([*command, f"--trainer.callbacks=[{stop}]"])
+        assert end.value.code == 143 and Path("called").read_text() == "requeue 4711\n"
+        assert run([*command, "--trainer.callbacks=null"]) == 0
+        assert "after step 3" in capsys.readouterr().out
+        (only,) = Path("runs/job").glob("20*")
+        assert self.step(only) == 6
+        monkeypatch.setenv("SLURM_JOB_ID", "4712")
+        assert run([*command, "--trainer.callbacks=null"]) == 0
+        assert len(list(Path("runs/job").glob("20*"))) == 2  # another job is another run
+
+
+class TestLogs:
+    """What is taken out of the logs: what came after the checkpoint."""
+
+    ROWS = "step,train/loss,val/loss\n3,1,\n7,2,\n9,,5\n11,3,\n19,,6\n20,,7\n"
+
+    @pytest.mark.parametrize(
+        ("step", "validated", "steps"),
+        [
+            (10, True, [3, 7, 9]),
+            (10, False, [3, 7]),  # saved before the validation, which comes again
+            (12, False, [3, 7, 9, 11]),
+            (20, True, [3, 7, 9, 11, 19, 20]),
+            (20, False, [3, 7, 9, 11]),
+            (0, False, []),
+        ],
+    )
+    def test_rows(self, tmp_path, step, validated, steps):
+        (tmp_path / "metrics.csv").write_text(self.ROWS)
+        (tmp_path / "evaluations.jsonl").write_text('{"step": 10}\n{"step": 20}\n{"ste')
+        evaluate = {"validated_at": step if validated else 0}
+        cut_logs(tmp_path, {"global_step": step, "callbacks": {"Evaluate": evaluate}})
+        lines = (tmp_path / "metrics.csv").read_text().splitlines()
+        assert [int(line.split(",")[0]) for line in lines[1:]] == steps
+        left = [json.loads(line)["step"] for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+        assert left == [n for n in (10, 20) if n < step or (n == step and validated)]
