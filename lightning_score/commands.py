@@ -224,7 +224,11 @@ class ScoreCLI(ExperimentCLI):
 
     def _tell_interrupted(self) -> None:
         """Says how training goes on from what is kept of it."""
-        if self.folder is not None and (self.folder / "last.ckpt").exists() and self.trainer.is_global_zero:
+        if self.folder is None or not self.trainer.is_global_zero:
+            return
+        if not (self.folder / "last.ckpt").exists():
+            print("\nstopped before the first checkpoint: nothing is kept")
+        else:
             step = load_checkpoint(str(self.folder / "last.ckpt"))["global_step"]
             print(f"\nstopped; kept up to step {step}. To go on:")
             print(f"python -m lightning_score fit --ckpt_path {shlex.quote(str(self.folder))}")

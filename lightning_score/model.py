@@ -25,7 +25,7 @@ from lightning_score.process import NoiseProcess
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampler, Samples, join
 from lightning_score.score import Conditioned, ScoreField, ScoreFunction
-from lightning_score.utils import keep_freed_memory, require, seed_of
+from lightning_score.utils import keep_freed_memory, require
 
 NetworkCallable = Callable[[Sequence[int], int], Network]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -156,10 +156,6 @@ class ScoreModel(LightningModule):
         if not self.training or self.label_dropout == 0:
             return y
         return torch.where(torch.rand(y.shape, device=y.device) < self.label_dropout, self.num_classes, y)
-
-    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Random numbers of a step depend on seed, epoch, batch and process alone: a run can go on as if never stopped."""
-        torch.manual_seed(seed_of(self.trainer.current_epoch, batch_idx, self.trainer.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One step; every `log_every_n_steps` the mean loss since the last time is logged (each log call costs)."""

@@ -3,8 +3,6 @@
 import csv
 import json
 import os
-import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Callback
 from PIL import Image
 
 from lightning_score import ScoreModel
@@ -174,29 +171,6 @@ def test_resuming_goes_on_from_the_step_of_the_checkpoint(trained, tmp_path):
     arguments = ["fit", f"--ckpt_path={trained}/last.ckpt", f"--runs={tmp_path}", "--trainer.max_steps=40"]
     assert run([*arguments, "--trainer.val_check_interval=40", "--trainer.check_val_every_n_epoch=null"]) == 0
     assert torch.load(tmp_path / "ncsn" / "latest" / "last.ckpt", weights_only=True)["global_step"] == 40
-
-
-class Interrupt(Callback):
-    """What Ctrl-C does, after the third step."""
-
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == 3:
-            raise KeyboardInterrupt
-
-
-def test_an_interrupted_fit_is_kept_and_goes_on(tmp_path, monkeypatch, capsys):
-    handler = signal.getsignal(signal.SIGINT)
-    options = [*QUICK, "--trainer.max_steps=5", "--trainer.val_check_interval=5", f"--runs={tmp_path}"]
-    try:
-        with pytest.raises(SystemExit):
-            run(["fit", "--config=ncsn", *options, f"--trainer.callbacks+={__name__}.Interrupt"])
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    words = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])
-    assert words[:3] == ["python", "-m", "lightning_score"]
-    assert torch.load(words[-1], weights_only=True)["global_step"] == 3
-    assert run([*words[3:], f"--runs={tmp_path}", "--trainer.callbacks=[]"]) == 0
-    assert torch.load(tmp_path / "ncsn/latest/last.ckpt", weights_only=True)["global_step"] == 5
 
 
 def test_the_run_config_reproduces_the_run(trained, tmp_path):

@@ -133,6 +133,32 @@ def test_train_batches_are_shuffled_and_whole():
     assert seen <= distinct and len(seen) > 1390, "every image at most once"
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("skipped", [0, 1, 5, 13, 14])
+def test_an_epoch_that_was_left_goes_on(skipped, workers):
+    """What is left of it, and the epoch after it, are those of a loader that was never left, in any process."""
+    data = Digits(batch_size=100, flip=True, dequantize=True, num_workers=workers)
+    torch.manual_seed(0)
+    left = data.train_dataloader()
+    list(left)  # an epoch
+    begun, given = torch.get_rng_state(), iter(left)
+    for _ in range(skipped):
+        next(given)
+    state, random_state = left.state_dict(), torch.get_rng_state()
+    torch.set_rng_state(begun)
+    whole = data.train_dataloader()
+    epochs = [[x for x, _ in whole] for _ in range(2)]
+    torch.manual_seed(99)
+    again = data.train_dataloader()
+    again.load_state_dict(state)
+    torch.set_rng_state(random_state)
+    if 0 < skipped < 14:
+        rest = [x for x, _ in again]
+        assert len(rest) == 14 - skipped and all(map(torch.equal, rest, epochs[0][skipped:]))
+    following = [x for x, _ in again]
+    assert all(map(torch.equal, following, epochs[skipped > 0]))
+
+
 def test_labels_stay_with_their_images():
     data = Digits(batch_size=128)
     label = {image.numpy().tobytes(): int(y) for image, y in zip(*data.splits.train, strict=True)}

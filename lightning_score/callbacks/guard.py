@@ -50,11 +50,12 @@ class Guard(Callback):
         require(every_n_steps is None or every_n_steps >= 1, f"every_n_steps={every_n_steps}: must be at least 1, or null")
         self.policy, self.every_n_steps = policy, every_n_steps
         self._batch: tuple[Tensor, Tensor, int] | None = None
+        self._random: tuple[Tensor, Tensor | None] | None = None
         self._bad = self._in_a_row = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: ScoreModel, batch: Any, batch_idx: int) -> None:
         """Keeps the batch at hand."""
-        self._batch = (*batch, batch_idx)
+        self._batch, self._random = (*batch, batch_idx), _random_state(pl_module)
 
     def on_before_backward(self, trainer: Trainer, pl_module: ScoreModel, loss: Tensor) -> None:
         """Looks at the loss."""
@@ -89,9 +90,9 @@ class Guard(Callback):
     def _described(self, trainer: Trainer, pl_module: ScoreModel) -> str:
         """What is wrong and where; keeps the evidence."""
         x, y, batch_idx = self._batch
-        pl_module.on_train_batch_start((x, y), batch_idx)  # the same random numbers again
         timed = _Timed(pl_module.score_function)
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+            _take_up(self._random, pl_module)  # the same random numbers again
             losses = pl_module.objective(timed, x, pl_module._labels(y))
         bad = ~losses.isfinite()
         sigma = (-timed.process.log_snr(timed.times.expand(len(losses)).double()) / 2).exp()
@@ -124,3 +125,16 @@ class Guard(Callback):
                 callback.on_load_checkpoint(trainer, pl_module, checkpoint)
         for optimizer, state in zip(trainer.optimizers, checkpoint["optimizer_states"], strict=True):
             optimizer.load_state_dict(state)
+
+
+def _random_state(pl_module: ScoreModel) -> tuple[Tensor, Tensor | None]:
+    """The state of the random numbers on the CPU and on the model's GPU."""
+    on_gpu = pl_module.device.type == "cuda"
+    return torch.get_rng_state(), torch.cuda.get_rng_state(pl_module.device) if on_gpu else None
+
+
+def _take_up(state: tuple[Tensor, Tensor | None], pl_module: ScoreModel) -> None:
+    """Goes on from a state."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], pl_module.device)

@@ -43,6 +43,7 @@ class Keep(Checkpoint):
         self._moment = "elsewhere"  # of a checkpoint that is being saved: validation, step or elsewhere
         self._validation_due = self._making_up = False
         self._saved = time.monotonic()
+        self._random: dict[str, Any] = {}
         self._handlers: dict[signal.Signals, Any] = {}
 
     def state_dict(self) -> dict[str, bool]:
@@ -53,12 +54,18 @@ class Keep(Checkpoint):
         """Remembers the validation that is due."""
         self._validation_due = state["validation_due"]
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remembers the random numbers, if as many processes go on as there were."""
+        states = checkpoint.get("random_states", [])
+        self._random = states[trainer.global_rank] if len(states) == trainer.world_size else {}
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes up for the validation in which the run was interrupted; from here on signals wait for the next step."""
         self._saved = time.monotonic()
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS if "SLURM_JOB_ID" in os.environ else SIGNALS[:2]:
                 self._handlers[number] = signal.signal(number, self._handler(trainer))
+        self._take_up(pl_module)
         if self._validation_due:
             self._validation_due, self._making_up = False, True
             loop = trainer.fit_loop.epoch_loop.val_loop
@@ -76,7 +83,9 @@ class Keep(Checkpoint):
         return ask
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves what training has reached."""
+        """Saves what training has reached. The validation's own loader has drawn a random number by now."""
+        if self._making_up:
+            self._take_up(pl_module)
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not self._making_up:
             self._save(trainer, "validation")
 
@@ -95,13 +104,27 @@ class Keep(Checkpoint):
         """What the validation found has been saved by now."""
         self._step = trainer.global_step
 
+    def _take_up(self, pl_module: LightningModule) -> None:
+        """Goes on from the random numbers of the checkpoint."""
+        if "cpu" in self._random:
+            torch.set_rng_state(self._random["cpu"].cpu())
+        if "cuda" in self._random and pl_module.device.type == "cuda":
+            torch.cuda.set_rng_state(self._random["cuda"].cpu(), pl_module.device)
+
     def _save(self, trainer: Trainer, moment: str) -> None:
         self._moment = moment
         trainer.save_checkpoint(self.file)
         self._moment, self._saved = "elsewhere", time.monotonic()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """At the start of a step the batch is taken already, which has to be given back."""
+        """Adds the random numbers of every process. At the start of a step the batch is taken already: it is given back."""
+        mine = {"cpu": torch.get_rng_state()}
+        if pl_module.device.type == "cuda":
+            mine["cuda"] = torch.cuda.get_rng_state(pl_module.device)
+        states = [mine] * trainer.world_size
+        if trainer.world_size > 1:
+            dist.all_gather_object(states, mine)
+        checkpoint["random_states"] = states
         if self._moment != "step":
             return
         loop = checkpoint["loops"]["fit_loop"]

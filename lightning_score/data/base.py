@@ -5,14 +5,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from lightning_score.utils import require, seed_of
@@ -64,10 +64,7 @@ class Batches(Dataset):
 
 
 class Loader(DataLoader):
-    """A DataLoader that Lightning can leave in the middle of an epoch and go on with, by `state_dict`.
-
-    Its sampler orders the examples by seed and epoch alone, so that what is left of an epoch is known.
-    """
+    """A DataLoader that Lightning can leave in the middle of an epoch and go on with, by `state_dict`."""
 
     given = 0
     """Batches of this epoch that have been handed out."""
@@ -75,30 +72,49 @@ class Loader(DataLoader):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         self.given, self._skipped = self._skipped, 0
-        if isinstance(self.sampler, EpochOrder):
+        before = torch.get_rng_state()
+        if isinstance(self.sampler, Shuffled):
             self.sampler.skipped = self.given * self.batch_size
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        if self.given:  # its random number was drawn when the epoch began
+            torch.set_rng_state(before)
+        if not isinstance(self.sampler, Shuffled):  # but that of several processes
+            for _ in range(self.given):
+                next(batches)
+        for batch in batches:
             self.given += 1
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches have been handed out."""
-        return {"epoch": self.sampler.epoch, "batches": self.given}
+    def state_dict(self) -> dict[str, Any]:
+        """How many batches of the epoch have been handed out, and what gives their order."""
+        order = self.sampler
+        seed = order.seed if getattr(order, "again", None) is None else order.again  # of the epoch, or of that to come
+        return {"batches": self.given, "seed": seed, "epoch": getattr(order, "epoch", 0)}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on from there at the next `iter`; after all batches of an epoch, with the next one, which Lightning names."""
-        self.sampler.set_epoch(state["epoch"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there at the next `iter`; after all batches of an epoch, with the next one."""
         self.given = self._skipped = state["batches"] % len(self)
+        if isinstance(self.sampler, Shuffled) and self._skipped:
+            self.sampler.again = state["seed"]
+        elif isinstance(self.sampler, DistributedSampler):
+            self.sampler.set_epoch(state["epoch"])
 
 
-class EpochOrder(DistributedSampler):
-    """Examples in an order that depends on the seed and the epoch alone, split over the processes, without the first few."""
+class Shuffled(RandomSampler):
+    """Examples in an order that a seed gives: a new one for each epoch, or, to go on with one, its own."""
 
+    seed = 0
+    again: int | None = None
+    """The seed of the next epoch; None: a random one."""
     skipped = 0
+    """Examples of the next epoch that are left out."""
 
     def __iter__(self) -> Iterator[int]:
+        drawn = None if self.again is not None else int(torch.empty((), dtype=torch.int64).random_())
+        self.seed, self.again = (self.again, None) if drawn is None else (drawn, None)
         skipped, self.skipped = self.skipped, 0
-        return islice(super().__iter__(), skipped, None)
+        self.generator = torch.Generator().manual_seed(self.seed)
+        yield from islice(super().__iter__(), skipped, None)
 
 
 def split_indices(n: int, held_out: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -210,14 +226,13 @@ class ScoreData(LightningDataModule, ABC):
 
     def _loader(self, examples: Examples, train: bool) -> DataLoader:
         batches = Batches(examples, self.transform(train))
-        processes, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        order = EpochOrder(batches, processes, rank, seed=seed_of() % 2**32, drop_last=True) if train else None
         return (Loader if train else DataLoader)(
             batches,
             batch_size=self.batch_size,
-            sampler=order,
+            sampler=Shuffled(batches) if train else None,
             drop_last=train,
             collate_fn=whole_batch,
+            generator=torch.Generator().manual_seed(seed_of()) if self.num_workers else None,  # of seeds without a use
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
