@@ -88,7 +88,7 @@ class Loader(DataLoader):
     def state_dict(self) -> dict[str, Any]:
         """How many batches of the epoch have been handed out, and what gives their order."""
         order = self.sampler
-        seed = order.seed if getattr(order, "again", None) is None else order.again  # of the epoch, or of that to come
+        seed = getattr(order, "seed", 0) if getattr(order, "again", None) is None else order.again  # of the one to come
         return {"batches": self.given, "seed": seed, "epoch": getattr(order, "epoch", 0)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
