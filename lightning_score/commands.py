@@ -36,7 +36,7 @@ from lightning_score.ladder import resolve
 from lightning_score.loggers import RunCSVLogger, in_trial, wandb_logger
 from lightning_score.model import ScoreModel
 from lightning_score.resume import cut_logs, resumed
-from lightning_score.runs import RunStatus, new_dated_folder, new_folder, point_latest
+from lightning_score.runs import RunStatus, new_dated_folder, new_folder, point_latest, replace_text
 from lightning_score.summary import describe, report, summarize
 from lightning_score.utils import InputError, require
 
@@ -47,7 +47,9 @@ class RunConfig(SaveConfigCallback):
     """Puts the run's configuration into its folder, its loggers and its checkpoints."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Logs the configuration, on rank zero."""
+        """Writes the configuration, in one move, and logs it, on rank zero."""
+        if not trainer.fast_dev_run:
+            replace_text(Path(trainer.default_root_dir) / "config.yaml", self.parser.dump(self.config, skip_none=False))
         for logger in trainer.loggers:
             if not isinstance(logger, RunCSVLogger):  # config.yaml stands beside its metrics already
                 logger.log_hyperparams(self._plain())
@@ -88,7 +90,7 @@ class ScoreCLI(ExperimentCLI):
         super().__init__(
             arguments,
             save_config_callback=RunConfig,
-            save_config_kwargs={"overwrite": goes_on is not None},
+            save_config_kwargs={"save_to_log_dir": False},
             parser_kwargs={"prog": "python -m lightning_score"},
         )
 

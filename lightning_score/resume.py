@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from lightning_score.arguments import load_checkpoint, option
 from lightning_score.checkpoints import PREVIOUS
-from lightning_score.runs import read_status
+from lightning_score.runs import read_status, replace_text
 from lightning_score.utils import InputError, require
 
 
@@ -141,9 +141,7 @@ def _step(line: str) -> float:
 
 
 def _rewrite(file: Path, change: Callable[[str], str]) -> None:
-    """Replaces the text of a file, in one move."""
+    """Replaces the text of a file, if there is one."""
     if not file.exists():
         return
-    temporary = file.with_name(f".{file.name}-{os.getpid()}")
-    temporary.write_text(change(file.read_text(encoding="utf-8", errors="replace")), encoding="utf-8", newline="")
-    temporary.replace(file)
+    replace_text(file, change(file.read_text(encoding="utf-8", errors="replace")))

@@ -52,6 +52,13 @@ def new_dated_folder(parent: Path) -> Path:
     raise InputError(f"{parent}: holds a thousand folders of this second already; choose another output folder")
 
 
+def replace_text(file: Path, text: str) -> None:
+    """Writes a file in one move, so that whatever happens meanwhile it is the old one or the new one."""
+    temporary = file.with_name(f".{file.name}-{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8", newline="")
+    temporary.replace(file)
+
+
 def point_latest(folder: Path) -> None:
     """Makes `latest`, beside the folder, a link to it, in one step that readers never see half done."""
     link, temporary = folder.parent / "latest", folder.parent / f".latest-{os.getpid()}"

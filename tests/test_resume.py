@@ -107,18 +107,20 @@ def signals():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-@pytest.mark.parametrize(
-    ("step", "moment", "kept"),
-    [
-        (7, "on_before_backward", 8),  # in the middle of a step: the next one does not begin
-        (10, "on_train_batch_end", 10),
-        (12, "on_train_batch_end", 12),  # an epoch has 11 steps
-        (15, "on_validation_batch_start", 15),
-        (30, "on_validation_epoch_end", 30),
-        (30, "on_validation_end", 30),
-    ],
-)
+MOMENTS = [
+    (7, "on_before_backward", 8),  # in the middle of a step: the next one does not begin
+    (10, "on_train_batch_end", 10),
+    (12, "on_train_batch_end", 12),  # an epoch has 11 steps
+    (15, "on_validation_batch_start", 15),
+    (30, "on_validation_epoch_end", 30),
+    (30, "on_validation_end", 30),
+]
+QUICK = [(*MOMENTS[0], signal.SIGINT), (*MOMENTS[1], signal.SIGTERM), (*MOMENTS[3], signal.SIGINT)]
+OTHERS = [(*moment, number) for moment in MOMENTS for number in (signal.SIGINT, signal.SIGTERM)]
+CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS if case not in QUICK)]
+
+
+@pytest.mark.parametrize(("step", "moment", "kept", "number"), CASES)
 def test_a_signal_at_any_moment(tmp_path, whole, step, moment, kept, number, capsys):
     folder = tmp_path / "run"
     assert interrupted(folder, step, moment, number) == (1 if number == signal.SIGINT else 143)
@@ -132,7 +134,7 @@ def test_a_signal_at_any_moment(tmp_path, whole, step, moment, kept, number, cap
     assert json.loads((folder / "run.json").read_text())["state"] == "finished"
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0])
 def test_kills_at_random_moments(tmp_path, whole, seed):
     """kill -9, like a power cut, several times in a row."""
     killed(tmp_path / "run", random.Random(seed), 2)

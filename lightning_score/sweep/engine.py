@@ -15,6 +15,7 @@ from typing import Any
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from lightning_score.arguments import Parser, find_config, option
+from lightning_score.runs import replace_text
 from lightning_score.sweep import figures
 from lightning_score.sweep.check import check_metric, check_settings
 from lightning_score.sweep.cost import Cost, estimate
@@ -229,9 +230,7 @@ def write(found: Results, folder: Path) -> list[Path]:
 
 def keep(found: Results, folder: Path) -> None:
     """Writes the table of trials, in one move."""
-    temporary = folder / f".trials-{os.getpid()}.csv"
-    temporary.write_text(found.csv(), encoding="utf-8")
-    temporary.replace(folder / "trials.csv")
+    replace_text(folder / "trials.csv", found.csv())
 
 
 def results(spec: Sweep, study: Study, final: bool = False) -> Results:
