@@ -232,7 +232,7 @@ class ScoreCLI(ExperimentCLI):
             print("\nstopped before the first checkpoint: nothing is kept")
         else:
             step = load_checkpoint(str(self.folder / "last.ckpt"))["global_step"]
-            print(f"\nstopped; kept up to step {step}. To go on:")
+            print(f"\nstopped; kept up to step {step}; to go on:")
             print(f"python -m lightning_score fit --ckpt_path {shlex.quote(str(self.folder))}")
 
     def validate(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str) -> None:

@@ -54,7 +54,6 @@ class ScorePlot(Callback):
             f"{list(pl_module.shape)}: remove the callback or change the data",
         )
 
-    @torch.inference_mode()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Within validation, because the weights are the averaged ones there."""
         if trainer.sanity_checking:
@@ -66,6 +65,7 @@ class ScorePlot(Callback):
         if trainer.is_global_zero and not trainer.fast_dev_run:
             publish(trainer, "score", figure_picture(self._figure(pl_module, marginal)), f"step {trainer.global_step}")
 
+    @torch.no_grad()
     def _error(self, pl_module: ScoreModel, marginal: Marginal) -> Tensor:
         """The relative squared error of the learned score, Monte Carlo over 10 000 fixed draws of p_t."""
         generator = torch.Generator().manual_seed(0)
@@ -75,6 +75,7 @@ class ScorePlot(Callback):
         exact = marginal.score(x)
         return (pl_module.score_function(x, marginal.t) - exact).square().sum() / exact.square().sum()
 
+    @torch.no_grad()
     def _figure(self, pl_module: ScoreModel, marginal: Marginal):
         from matplotlib.figure import Figure  # takes a second to import
 

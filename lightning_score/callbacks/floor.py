@@ -67,7 +67,6 @@ class LossFloor(Callback):
         )
         self._chosen = self._floors = None
 
-    @torch.inference_mode()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Within validation, because the weights are the averaged ones there."""
         if trainer.sanity_checking:

@@ -123,7 +123,6 @@ class LangevinHealth(Callback):
             "trainer.fit(model, datamodule=...), or remove the callback",
         )
 
-    @torch.inference_mode()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Within validation, because the weights are the averaged ones there."""
         if trainer.sanity_checking or not trainer.is_global_zero:
@@ -144,6 +143,7 @@ class LangevinHealth(Callback):
         caption = f"step {trainer.global_step}, {self.num_samples} samples"
         publish(trainer, "langevin", figure_picture(_figure(self.last)), caption)
 
+    @torch.inference_mode()
     def _compare(self, watch: _Watch, pl_module: ScoreModel, trainer: Trainer) -> list[LevelHealth]:
         """Every level beside training data with its noise."""
         data, process = trainer.datamodule, pl_module.score_function.process
