@@ -68,14 +68,15 @@ class Stop(Callback):
         step: optimizer steps done by then.
         moment: the hook.
         number: the signal.
+        rank: of the process that gets it; null: each.
     """
 
-    def __init__(self, step: int, moment: str, number: int = signal.SIGINT) -> None:
-        self.step, self.number = step, number
+    def __init__(self, step: int, moment: str, number: int = signal.SIGINT, rank: int | None = None) -> None:
+        self.step, self.number, self.rank = step, number, rank
         setattr(self, moment, self._stop)
 
     def _stop(self, trainer, *_):
-        if trainer.global_step == self.step and self.number:
+        if trainer.global_step == self.step and self.number and self.rank in (None, trainer.global_rank):
             number, self.number = self.number, 0
             os.kill(os.getpid(), number)
 
@@ -165,6 +166,34 @@ def killed(folder, draws, times):
             process.send_signal(signal.SIGKILL)
         said, _ = process.communicate(timeout=200)
         assert process.returncode in ((0, -signal.SIGKILL) if k < times else (0,)), said
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    """One of them is told to end; both do, at the same step, and go on as if nothing had been."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+    }
+    options = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=16",
+               "--trainer.val_check_interval=5", "--trainer.log_every_n_steps=2"]  # fmt: skip
+    stop = {"step": 7, "moment": "on_train_batch_end", "number": int(signal.SIGTERM), "rank": 0}
+    stopping = json.dumps({"class_path": "test_resume.Stop", "init_args": stop})
+
+    def ours(*arguments):
+        command = [sys.executable, "-m", "lightning_score", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    done = ours(*FIT, *options, f"--output={whole}")
+    assert done.returncode == 0, done.stderr
+    stopped = ours(*FIT, *options, f"--output={folder}", f"--trainer.callbacks+={stopping}")
+    assert stopped.returncode == 143 and "kept up to step" in stopped.stdout, stopped.stderr
+    (folder / "config.yaml").write_bytes((whole / "config.yaml").read_bytes())  # which does not stop
+    again = ours("fit", f"--ckpt_path={folder}")
+    assert again.returncode == 0, again.stderr
+    assert_same(folder, everything(whole))
 
 
 class TestWhich:
