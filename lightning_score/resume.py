@@ -58,7 +58,7 @@ def _folder(arguments: list[str]) -> Path | None:
         require(
             newest.is_dir(), f"--ckpt_path last: there is no run in {root / name}; give --config, --name or --runs of one"
         )
-        return Path(os.path.realpath(newest)) if Path(os.path.realpath(newest)).is_dir() else newest
+        return newest.resolve()
     return Path(paths[-1]) if Path(paths[-1]).is_dir() else None
 
 

@@ -70,6 +70,20 @@ def seed_of(*parts: int) -> int:
     return int(np.random.SeedSequence([run, *parts]).generate_state(1, np.uint64)[0])
 
 
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of torch's random numbers on the CPU and, if that is where a model is, on a GPU."""
+    on_gpu = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"cpu": torch.get_rng_state(), **on_gpu}
+
+
+def take_up(state: dict[str, Tensor], device: torch.device) -> None:
+    """Goes on with random numbers from a state, as far as it holds one."""
+    if "cpu" in state:
+        torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
 def cache_folder() -> Path:
     """Where what can be computed again is kept: lightning_score in the user's cache folder (XDG Base Directory), or, where
     that cannot be written to, in the folder of temporary files.

@@ -11,7 +11,7 @@ from lightning_score.callbacks.ema import EMA
 from lightning_score.checkpoints import SafeCheckpointIO
 from lightning_score.model import ScoreModel
 from lightning_score.score import ScoreField
-from lightning_score.utils import InputError, require, without_room
+from lightning_score.utils import InputError, random_state, require, take_up, without_room
 
 PATIENCE = 10
 """Steps skipped, or times gone back, in a row until training stops all the same."""
@@ -50,12 +50,12 @@ class Guard(Callback):
         require(every_n_steps is None or every_n_steps >= 1, f"every_n_steps={every_n_steps}: must be at least 1, or null")
         self.policy, self.every_n_steps = policy, every_n_steps
         self._batch: tuple[Tensor, Tensor, int] | None = None
-        self._random: tuple[Tensor, Tensor | None] | None = None
+        self._random: dict[str, Tensor] = {}
         self._bad = self._in_a_row = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: ScoreModel, batch: Any, batch_idx: int) -> None:
         """Keeps the batch at hand."""
-        self._batch, self._random = (*batch, batch_idx), _random_state(pl_module)
+        self._batch, self._random = (*batch, batch_idx), random_state(pl_module.device)
 
     def on_before_backward(self, trainer: Trainer, pl_module: ScoreModel, loss: Tensor) -> None:
         """Looks at the loss."""
@@ -92,7 +92,7 @@ class Guard(Callback):
         x, y, batch_idx = self._batch
         timed = _Timed(pl_module.score_function)
         with torch.no_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-            _take_up(self._random, pl_module)  # the same random numbers again
+            take_up(self._random, pl_module.device)  # the same random numbers again
             losses = pl_module.objective(timed, x, pl_module._labels(y))
         bad = ~losses.isfinite()
         sigma = (-timed.process.log_snr(timed.times.expand(len(losses)).double()) / 2).exp()
@@ -125,16 +125,3 @@ class Guard(Callback):
                 callback.on_load_checkpoint(trainer, pl_module, checkpoint)
         for optimizer, state in zip(trainer.optimizers, checkpoint["optimizer_states"], strict=True):
             optimizer.load_state_dict(state)
-
-
-def _random_state(pl_module: ScoreModel) -> tuple[Tensor, Tensor | None]:
-    """The state of the random numbers on the CPU and on the model's GPU."""
-    on_gpu = pl_module.device.type == "cuda"
-    return torch.get_rng_state(), torch.cuda.get_rng_state(pl_module.device) if on_gpu else None
-
-
-def _take_up(state: tuple[Tensor, Tensor | None], pl_module: ScoreModel) -> None:
-    """Goes on from a state."""
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], pl_module.device)

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_score.utils import require
+from lightning_score.utils import random_state, require, take_up
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ctrl-C, the usual request to end, and that by which SLURM announces that it takes the machine away."""
@@ -65,7 +65,7 @@ class Keep(Checkpoint):
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS if "SLURM_JOB_ID" in os.environ else SIGNALS[:2]:
                 self._handlers[number] = signal.signal(number, self._handler(trainer))
-        self._take_up(pl_module)
+        take_up(self._random, pl_module.device)
         if self._validation_due:
             self._validation_due, self._making_up = False, True
             loop = trainer.fit_loop.epoch_loop.val_loop
@@ -85,7 +85,7 @@ class Keep(Checkpoint):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves what training has reached. The validation's own loader has drawn a random number by now."""
         if self._making_up:
-            self._take_up(pl_module)
+            take_up(self._random, pl_module.device)
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not self._making_up:
             self._save(trainer, "validation")
 
@@ -104,13 +104,6 @@ class Keep(Checkpoint):
         """What the validation found has been saved by now."""
         self._step = trainer.global_step
 
-    def _take_up(self, pl_module: LightningModule) -> None:
-        """Goes on from the random numbers of the checkpoint."""
-        if "cpu" in self._random:
-            torch.set_rng_state(self._random["cpu"].cpu())
-        if "cuda" in self._random and pl_module.device.type == "cuda":
-            torch.cuda.set_rng_state(self._random["cuda"].cpu(), pl_module.device)
-
     def _save(self, trainer: Trainer, moment: str) -> None:
         self._moment = moment
         trainer.save_checkpoint(self.file)
@@ -118,9 +111,7 @@ class Keep(Checkpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the random numbers of every process. At the start of a step the batch is taken already: it is given back."""
-        mine = {"cpu": torch.get_rng_state()}
-        if pl_module.device.type == "cuda":
-            mine["cuda"] = torch.cuda.get_rng_state(pl_module.device)
+        mine = random_state(pl_module.device)
         states = [mine] * trainer.world_size
         if trainer.world_size > 1:
             dist.all_gather_object(states, mine)
