@@ -4,11 +4,8 @@ themselves.
 
 import lightning_score.torchvision_guard
 
-import logging
-import os
 import shlex
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from inspect import signature
@@ -35,12 +32,11 @@ from lightning_score.experiment import ExperimentCLI
 from lightning_score.ladder import resolve
 from lightning_score.loggers import RunCSVLogger, in_trial, wandb_logger
 from lightning_score.model import ScoreModel
+from lightning_score.processes import answering, folder_of_all
 from lightning_score.resume import cut_logs, resumed
 from lightning_score.runs import RunStatus, new_dated_folder, new_folder, point_latest, replace_text
 from lightning_score.summary import describe, report, summarize
 from lightning_score.utils import InputError, require
-
-FOLDER_VARIABLE = "LIGHTNING_SCORE_FOLDER"  # tells the other processes of a run its folder
 
 
 class RunConfig(SaveConfigCallback):
@@ -144,7 +140,7 @@ class ScoreCLI(ExperimentCLI):
         if settings["fast_dev_run"]:
             self.folder = None
             return super().instantiate_trainer(callbacks=[*(settings["callbacks"] or []), StepProgress()], **kwargs)
-        self.folder = self._make_folder(config)
+        self.folder = Path(folder_of_all(lambda: str(self._make_folder(config)), settings["num_nodes"]))
         callbacks = [*(settings["callbacks"] or [])]
         if self.command == "predict":
             callbacks.append(SampleWriter(self.datamodule, config["progressive"]))
@@ -171,19 +167,14 @@ class ScoreCLI(ExperimentCLI):
         return plugins + ours
 
     def _make_folder(self, config: Any) -> Path:
-        if "LOCAL_RANK" in os.environ and FOLDER_VARIABLE in os.environ:
-            return Path(os.environ[FOLDER_VARIABLE])
         if self.goes_on is not None:
-            folder = self.goes_on
-            cut_logs(folder, self.checkpoint)
-        elif config["output"]:
-            folder = new_folder(Path(config["output"]))
-        elif self.command == "fit":
-            folder = new_dated_folder(Path(config["runs"]) / config["name"])
-        else:
-            folder = new_dated_folder(Path(config["ckpt_path"]).parent / self.command)
-        os.environ[FOLDER_VARIABLE] = str(folder)
-        return folder
+            cut_logs(self.goes_on, self.checkpoint)
+            return self.goes_on
+        if config["output"]:
+            return new_folder(Path(config["output"]))
+        if self.command == "fit":
+            return new_dated_folder(Path(config["runs"]) / config["name"])
+        return new_dated_folder(Path(config["ckpt_path"]).parent / self.command)
 
     def _make_loggers(self, chosen: Any) -> list[Logger]:
         """CSV always; in training and in trials also what the user chose, or else W&B as far as it can be had."""
@@ -197,8 +188,15 @@ class ScoreCLI(ExperimentCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs the command; its folder says what becomes of it."""
-        with nullcontext() if self.folder is None or not self.trainer.is_global_zero else self._status():
-            super()._run_subcommand(subcommand)
+        status = nullcontext() if self.folder is None or not self.trainer.is_global_zero else self._status()
+        try:
+            with status, answering(self.trainer):
+                super()._run_subcommand(subcommand)
+        except SystemExit:
+            again = [callback.requeue() for callback in self.trainer.callbacks if isinstance(callback, Keep)]
+            if any(again) and not self.trainer.is_global_zero:
+                raise SystemExit(0) from None  # for SLURM may end all when one fails, before the job is queued again
+            raise
 
     def _status(self) -> RunStatus:
         return RunStatus(self.folder, self.given, lambda: self.trainer.global_step, self.trainer.max_steps)
@@ -249,16 +247,21 @@ class ScoreCLI(ExperimentCLI):
 
     def predict(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str) -> None:
         """Draws samples from the checkpoint."""
-        config = self.config_init["predict"]
+        config, processes = self.config_init["predict"], self.trainer.world_size
+        require(
+            config["num_samples"] >= processes,
+            f"--num_samples {config['num_samples']}: must be at least the number of processes, {processes}",
+        )
         numbers = torch.arange(config["num_samples"])
         columns = [numbers, torch.full_like(numbers, config["seed"])]
         if config["labels"] is not None:
             columns.append(torch.tensor(config["labels"])[numbers % len(config["labels"])])
         dataset = TensorDataset(*columns)
         self.trainer.predict(model, DataLoader(dataset, config["batch_size"]), return_predictions=False)
-        pictures = ["samples.png", "progress.png"] if config["progressive"] else ["samples.png"]
-        files = ", ".join(f"{self.folder}/{name}" for name in (*pictures, "samples.npz"))
-        print(f"{config['num_samples']} samples: {files}")
+        if self.trainer.is_global_zero:
+            pictures = ["samples.png", "progress.png"] if config["progressive"] else ["samples.png"]
+            files = ", ".join(f"{self.folder}/{name}" for name in (*pictures, "samples.npz"))
+            print(f"{config['num_samples']} samples: {files}")
 
     def _load_weights(self) -> None:
         """Gives the model the checkpoint's weights, which are the averaged ones."""
@@ -300,19 +303,3 @@ def prepared(arguments: list[str]) -> tuple[list[str], dict[str, Any] | None, Pa
     elif configs:
         arguments = [command, f"--name={Path(configs[-1]).stem}", *arguments[1:]]
     return arguments, checkpoint, None
-
-
-def quiet() -> None:
-    """Leaves the terminal to what the user needs to see."""
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for message in (
-        "does not have many workers",
-        "exists and is not empty",
-        "smaller than the logging interval",
-        "LeafSpec",
-        "tensorboardX",
-        "torch.jit.script",
-    ):
-        warnings.filterwarnings("ignore", message=f".*{message}.*")

@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from lightning_score.arguments import load_checkpoint, option
 from lightning_score.checkpoints import PREVIOUS
+from lightning_score.processes import folder_before
 from lightning_score.runs import read_status, replace_text
 from lightning_score.utils import InputError, require
 
@@ -38,7 +41,7 @@ def resumed(arguments: list[str]) -> Resumed | None:
     file, checkpoint = _newest(folder)
     others = list(_without(arguments[1:], ("-c", "--config", "--ckpt_path", "--output", "--name", "--runs")))
     given = ["fit", "--config", str(folder / "config.yaml"), "--ckpt_path", str(file), *others]
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if rank_zero_only.rank == 0:
         print(
             f"goes on in {folder} after step {checkpoint['global_step']}, with its own config, which options override",
             flush=True,
@@ -51,6 +54,9 @@ def _folder(arguments: list[str]) -> Path | None:
     root = Path((option(arguments, "--runs") or ["runs"])[-1])
     configs, names = option(arguments, "-c", "--config"), option(arguments, "--name")
     name = names[-1] if names else Path(configs[-1]).stem if configs else "run"
+    before = folder_before()
+    if before is not None and (Path(before) / "last.ckpt").exists():
+        return Path(before)
     if not paths:
         return _requeued(root / name, option(arguments, "--output"))
     if paths[-1] == "last":

@@ -55,7 +55,7 @@ class TestChanges:
             ({"stretch": -1, "axis": math.pi / 2}, lambda x, y: (x / 2**0.2, y * 2**0.2)),
             ({"right": 0.3, "angle": math.pi / 2}, lambda x, y: (y, -(x - 0.3 * 0.125 * 48))),
         ],
-        ids=str,
+        ids=lambda value: str(value) if isinstance(value, dict) else "",
     )
     def test_a_point_shows_what_was_at_its_origin(self, values, origin):
         """To the accuracy of the interpolation, in the middle of an image that is not square."""

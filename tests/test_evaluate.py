@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from threading import Thread
 
@@ -248,17 +246,6 @@ class TestTest:
         monkeypatch.setattr(totals.Sampling, "__init__", overlapping)
         both, _ = measure(checkpoint, "both", "--evaluate.batch_size=9")
         assert all(both[name] == pytest.approx(alone[name], rel=1e-9) for name in alone if name != "sampling_seconds")
-
-    def test_two_processes_find_what_one_does(self, checkpoint, tmp_path):
-        options = ["--evaluate.num_samples=101", "--trainer.accelerator=cpu", "--evaluate.neighbours=0"]
-        command = [sys.executable, "-m", "lightning_score", "test", f"--ckpt_path={checkpoint}", *options]
-        for name, more in (("one", []), ("two", ["--trainer.devices=2", "--trainer.strategy=ddp"])):
-            done = subprocess.run([*command, f"--output={name}", *more], capture_output=True, text=True, timeout=200)
-            assert done.returncode == 0, done.stderr[-2000:]
-        one, two = ({r.metric: r for r in read(Path(name, FILE))} for name in ("one", "two"))
-        assert one.keys() == two.keys()
-        for metric, record in one.items():
-            assert two[metric].value == pytest.approx(record.value, rel=1e-6), metric
 
     def test_diverged_samples_are_an_error(self, checkpoint, capsys):
         state = torch.load(checkpoint, weights_only=True)

@@ -78,7 +78,11 @@ def test_first_steps_are_ddim_and_ancestral_sampling(noise_process):
     torch.testing.assert_close(one_step(DPMSolver2M(), score, x, 0.63, 0.6), one_step(DDIM(), score, x, 0.63, 0.6))
 
 
-@pytest.mark.parametrize("predictor", [DDIM(), DDIM(1.0), Ancestral(), Heun(), DPMSolver2M(), SDEDPMSolver2M()], ids=repr)
+@pytest.mark.parametrize(
+    "predictor",
+    [DDIM(), DDIM(1.0), Ancestral(), Heun(), DPMSolver2M(), SDEDPMSolver2M()],
+    ids=lambda predictor: type(predictor).__name__,
+)
 def test_a_step_to_clean_data_denoises_with_one_evaluation(predictor):
     process = BetaTable(steps=200)
     score, (x, z) = MixtureScore(process), torch.randn(2, 20, 2, dtype=torch.float64)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_score.utils import random_state, require, take_up
@@ -25,7 +26,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 class Keep(Checkpoint):
     """Saves `last.ckpt` between two steps: before every validation, which may take long, at intervals, and when the run is
-    asked to end, by Ctrl-C, SIGTERM or, in a job of SLURM's, SIGUSR1, upon which the job is queued again.
+    asked to end, by Ctrl-C, SIGTERM or, in a job of SLURM's, SIGUSR1, upon which the job is to be queued again (`requeue`).
 
     What was saved before a validation that did not come to its end begins with that validation when it goes on, so that the
     run equals one that was never interrupted. A second Ctrl-C, or one during a validation, ends the run at once.
@@ -135,9 +136,15 @@ class Keep(Checkpoint):
         return bool(wanted[0]), bool(wanted[1])
 
     def _end(self, trainer: Trainer) -> None:
-        if self.asked == signal.SIGUSR1 and trainer.is_global_zero:
-            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
         raise KeyboardInterrupt if self.asked == signal.SIGINT else SIGTERMException
+
+    def requeue(self) -> bool:
+        """Queues the job of SLURM's again if that was asked for; whether it was. SLURM then ends what still runs of it."""
+        if self.asked != signal.SIGUSR1:
+            return False
+        if rank_zero_only.rank == 0:
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+        return True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gives the signals back."""

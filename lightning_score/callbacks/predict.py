@@ -23,10 +23,10 @@ IN_PICTURE = 400
 class SampleWriter(Callback):
     """Collects the samples of `predict` and writes `samples.npz` and `samples.png` into the run folder.
 
-    The NPZ holds `x`, float32 (n, *shape) in the range of the data, `images`, uint8 (n, H, W, C) if they are images, `seed`
-    and `nfe`, network evaluations per sample; and `raw`, like `x`, the samples before the final denoise where they differ
-    (the denoise Tweedie; LastMean has no other samples). The picture shows the first 400. On request `progress.png` shows
-    the first few, drawn once more, on their way from noise to image.
+    The NPZ holds `x`, float32, or float64 in double precision, (n, *shape) in the range of the data, `images`, uint8
+    (n, H, W, C) if they are images, `seed` and `nfe`, network evaluations per sample; and `raw`, like `x`, the samples
+    before the final denoise where they differ (the denoise Tweedie; LastMean has no other samples). The picture shows the
+    first 400. On request `progress.png` shows the first few, drawn once more, on their way from noise to image.
 
     Args:
         data: the data module, which knows the form of the data.
@@ -55,8 +55,8 @@ class SampleWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keeps the samples with their numbers, in main memory."""
-        x = outputs.x.float().cpu()
-        raw = x if outputs.raw is outputs.x else outputs.raw.float().cpu()
+        x = _storable(outputs.x)
+        raw = x if outputs.raw is outputs.x else _storable(outputs.raw)
         self._parts.append((batch[0].cpu(), x, raw))
         self._nfe, self._seed = outputs.nfe, int(batch[1][0])
         if self._progressive and batch_idx == 0 and trainer.is_global_zero:
@@ -84,3 +84,8 @@ class SampleWriter(Callback):
         np.savez_compressed(folder / "samples.npz", x=x.numpy(), seed=self._seed, nfe=self._nfe, **arrays)
         caption = f"{min(len(x), IN_PICTURE)} samples, seed {self._seed}, NFE {self._nfe:g}"
         save_picture(sample_picture(images[:IN_PICTURE]), folder / "samples.png", caption)
+
+
+def _storable(x: Tensor) -> Tensor:
+    """In main memory, in single precision at least, for NumPy has no bfloat16."""
+    return x.cpu() if x.dtype == torch.float64 else x.float().cpu()

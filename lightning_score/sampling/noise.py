@@ -70,16 +70,21 @@ class NoiseStream:
 
     def _uniform(self, numel: int) -> Tensor:
         self._uniforms = self._uniforms or _generators(self._keys, half=1)
-        draws = torch.empty(len(self._keys), numel, pin_memory=self.device.type == "cuda")
+        draws = self._empty(numel)
         for generator, row in zip(self._uniforms, draws.numpy(), strict=True):
             generator.random(out=row, dtype=np.float32)
         return draws.to(self.device, self.dtype, non_blocking=True)
+
+    def _empty(self, *shape: int) -> Tensor:
+        """Room for draws of every sample, in the one precision in which they are made."""
+        pinned = self.device.type == "cuda"
+        return torch.empty(len(self._keys), *shape, dtype=torch.float32, pin_memory=pinned)
 
     def _begin_block(self) -> "_Drawing":
         """Begins to draw the next block of normal draws: at once on the CPU; in threads for a GPU, the more the longer it
         goes on, for every row of a block has to wait for its turn with the interpreter.
         """
-        block = torch.empty(len(self._keys), self._draws, self._numel, pin_memory=self.device.type == "cuda")
+        block = self._empty(self._draws, self._numel)
         if not self._prefetches:
             _fill(self._normals, block.numpy())
             return _Drawing(block, [])

@@ -1,0 +1,200 @@
+"""Several processes do what one does, wherever they come from, and none of them waits for ever."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from lightning_score.cli import run
+from lightning_score.metrics.record import FILE, read
+
+SHORT = ["--evaluate.num_samples=41", "--samples.num_samples=4", "--model.sampler.steps=1", "--trainer.callbacks=null",
+         "--trainer.max_steps=8", "--trainer.val_check_interval=4", "--trainer.log_every_n_steps=2"]  # fmt: skip
+DDP = ["--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
+MODULE = ["-m", "lightning_score"]
+
+
+class Trouble(Callback):
+    """Something happens to one process.
+
+    Args:
+        kind: raise, kill or sleep.
+        rank: of the process.
+        step: at which it happens.
+        once: a file that is made then; if there is one, nothing happens.
+    """
+
+    def __init__(self, kind: str, rank: int = 1, step: int = 3, once: str | None = None):
+        self.kind, self.rank, self.step, self.once = kind, rank, step, once
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_rank != self.rank or trainer.global_step != self.step:
+            return
+        if self.once is not None:
+            if Path(self.once).exists():
+                return
+            Path(self.once).touch()
+        if self.kind == "raise":
+            raise ZeroDivisionError("this process alone is in trouble")
+        if self.kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(1000)
+
+
+def trouble(kind, **settings):
+    """The option that brings it."""
+    return "--trainer.callbacks=" + json.dumps(
+        [{"class_path": "test_processes.Trouble", "init_args": {"kind": kind, **settings}}]
+    )
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    """Of the processes that a test starts, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    mine = {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+        "WANDB_MODE": "disabled",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    return {name: text for name, text in os.environ.items() if name != "LIGHTNING_SCORE_FOLDER"} | mine
+
+
+def call(environment, *command, timeout=300):
+    """A command and what became of it."""
+    return subprocess.run(
+        [str(part) for part in command], env=environment, capture_output=True, text=True, timeout=timeout, cwd="."
+    )
+
+
+def torchrun(*options):
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *options]
+
+
+def started_together(environments, *command):
+    """One process for each environment, and what becomes of them."""
+    started = [
+        subprocess.Popen([sys.executable, *MODULE, *command], env=environment, text=True, stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT) for environment in environments
+    ]  # fmt: skip
+    said = [process.communicate(timeout=300)[0] for process in started]
+    assert all(process.returncode == 0 for process in started), "\n".join(said)
+    return said
+
+
+def assert_one_run(name="ncsn"):
+    """One run folder, whole, with every row once."""
+    (folder,) = Path("runs", name).glob("20*")
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 8
+    assert [r.step for r in read(folder / FILE)] == [4, 8]
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    assert len(rows) == len(set(rows)) == 1 + 4 + 2
+    assert json.loads((folder / "run.json").read_text())["state"] == "finished"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A small model after a few steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        patch.chdir(folder)
+        assert run(["fit", "--config=ncsn", *SHORT]) == 0
+    return folder / "runs" / "ncsn" / "latest" / "last.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("processes", "precision"),
+    [(2, "64-true"), *(pytest.param(n, "32-true", marks=pytest.mark.slow) for n in (2, 3)),
+     pytest.param(3, "64-true", marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_samples_and_metrics_are_those_of_one_process(processes, precision, checkpoint, environment):
+    """The numbers do not divide: 41 samples, in batches of 8."""
+    several = [*DDP, f"--trainer.devices={processes}"]
+    for name, more in (("one", []), ("several", several)):
+        common = [f"--ckpt_path={checkpoint}", f"--trainer.precision={precision}", *more]
+        draw = ["predict", "--num_samples=41", "--batch_size=8", f"--output={name}/predict"]
+        measure = ["test", "--evaluate.num_samples=41", "--evaluate.batch_size=8", f"--output={name}/test"]
+        for command in draw, measure:
+            done = call(environment, sys.executable, *MODULE, *command, *common)
+            assert done.returncode == 0, done.stderr[-2000:]
+    one, other = (np.load(Path(name, "predict", "samples.npz")) for name in ("one", "several"))
+    exact = precision == "64-true"
+    if exact:
+        assert one["x"].dtype == np.float64 and np.abs(one["x"] - other["x"]).max() < 1e-9
+    assert (np.abs(one["images"].astype(int) - other["images"]) <= 1).mean() >= 0.999
+    found, expected = ({r.metric: r for r in read(Path(name, "test", FILE))} for name in ("several", "one"))
+    assert found.keys() == expected.keys() and "fid_digits_41" in found
+    for metric, record in expected.items():
+        tolerance = (1e-9 if metric.startswith("fid") else 1e-6) if exact else 1e-4
+        assert found[metric].value == pytest.approx(record.value, rel=tolerance), metric
+
+
+def test_fewer_samples_than_processes(checkpoint, environment):
+    options = [f"--ckpt_path={checkpoint}", *DDP, "--trainer.devices=2"]
+    refused = call(environment, sys.executable, *MODULE, "predict", "--num_samples=1", *options)
+    assert refused.returncode == 2 and "must be at least the number of processes, 2" in refused.stderr
+
+
+def test_torchrun_makes_one_run_and_starts_it_again(environment):
+    """A process is killed; torchrun starts all again, which go on in the same folder."""
+    command = [*MODULE, "fit", "--config=ncsn", *SHORT, *DDP, "--trainer.devices=2"]
+    done = call(environment, *torchrun("--max-restarts=1"), *command, trouble("kill", step=6, once="killed"))
+    assert done.returncode == 0 and Path("killed").exists(), done.stderr[-3000:]
+    assert "after step 4" in done.stdout
+    assert_one_run()
+
+
+@pytest.mark.slow
+def test_two_machines_without_a_launcher(environment):
+    """As Lightning has it: one command on each machine, and variables that say which one it is."""
+    meet = {**environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29655"}
+    options = ["fit", "--config=ncsn", *SHORT, *DDP, "--trainer.devices=1", "--trainer.num_nodes=2"]
+    started_together([{**meet, "NODE_RANK": str(k)} for k in range(2)], *options)
+    assert_one_run()
+
+
+def test_a_job_of_slurm(environment):
+    """The variables that srun gives to its tasks."""
+    job = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "4321", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "localhost",
+           "SLURM_NNODES": "1", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0", "SLURM_STEP_ID": "0"}  # fmt: skip
+    tasks = [{**environment, **job, "SLURM_PROCID": str(k), "SLURM_LOCALID": str(k)} for k in range(2)]
+    said = started_together(tasks, "fit", "--config=ncsn", *SHORT, *DDP, "--trainer.devices=2")
+    assert_one_run()
+    assert "finished 8 steps" in said[0] and "finished" not in said[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "code", "said"),
+    [
+        ("raise", 1, {1, 2, -signal.SIGKILL}, "this process alone is in trouble"),
+        ("raise", 0, {1}, "this process alone is in trouble"),
+        ("kill", 1, {2, -signal.SIGKILL}, ""),
+        ("sleep", 1, {2}, "process 0 of 2, fit, step 3: another process does not answer"),
+        ("sleep", 0, {2, -signal.SIGKILL}, "process 1 of 2, fit, step 3: another process does not answer"),
+    ],
+)
+def test_no_process_waits_for_ever(kind, rank, code, said, environment):
+    """Whatever happens to one process, all are gone a few seconds later, and somebody says why."""
+    options = ["fit", "--config=ncsn", *SHORT, *DDP[:1], "--trainer.devices=2", "--trainer.strategy=DDPStrategy",
+               "--trainer.strategy.timeout=0:00:08", trouble(kind, rank=rank)]  # fmt: skip
+    start = time.monotonic()
+    process = subprocess.Popen([sys.executable, *MODULE, *options], env=environment, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+    try:
+        told, _ = process.communicate(timeout=90)  # the pipe closes with the last of them
+    finally:
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode in code and said in told, told[-3000:]
+    assert time.monotonic() - start < 60
