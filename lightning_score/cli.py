@@ -2,14 +2,12 @@
 
 import lightning_score.torchvision_guard  # noqa: F401
 
-import logging
-import os
 import sys
-import warnings
 
 from lightning_score.arguments import Refused
 from lightning_score.commands import ScoreCLI, prepared
 from lightning_score.convert import convert
+from lightning_score.experiment import quiet
 from lightning_score.gallery import gallery
 from lightning_score.ladder import schedule
 from lightning_score.loggers import fail_trial, in_trial
@@ -62,20 +60,3 @@ def _run(arguments: list[str]) -> None:
     if command in WITHOUT_TRAINER:
         return WITHOUT_TRAINER[command](arguments)
     ScoreCLI(*prepared(arguments), given=arguments)
-
-
-def quiet() -> None:
-    """Leaves the terminal to what the user needs to see."""
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for message in (
-        "does not have many workers",
-        "exists and is not empty",
-        "smaller than the logging interval",
-        "LeafSpec",
-        "tensorboardX",
-        "sync_dist=True",  # of what the first process alone knows
-        "torch.jit.script",
-    ):
-        warnings.filterwarnings("ignore", message=f".*{message}.*")

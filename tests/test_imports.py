@@ -61,7 +61,7 @@ ALLOWED = {
         "summary",
         "utils",
     },
-    "sweep": {"arguments", "callbacks", "commands", "guidance", "metrics", "model", "runs", "sampling", "score", "utils"},
+    "sweep": {"arguments", "callbacks", "commands", "experiment", "guidance", "metrics", "model", "runs", "sampling", "score", "utils"},
     "report": {"arguments", "callbacks", "metrics", "runs", "sweep", "utils"},
     "gallery": {*CORE, "arguments", "callbacks", "data", "empirical", "model", "runs", "sampling"},
 }

@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 import torch
 
-from lightning_score.commands import quiet
+from lightning_score.experiment import quiet
 from lightning_score.metrics.record import FILE, read
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.study import METRICS, Study
