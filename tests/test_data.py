@@ -36,7 +36,7 @@ def concrete(cls):
         yield from concrete(sub)
 
 
-FROM_FILES = {"lightning_score.data.public", "lightning_score.data.folder"}  # in test_image_files.py
+FROM_FILES = {f"lightning_score.data.{name}" for name in ("public", "folder", "stream")}  # in tests of their own
 DATA = [cls for cls in concrete(ScoreData) if cls.__module__ not in FROM_FILES]
 RANGES = [(0.0, 1.0), (-1.0, 1.0), (-3.0, 5.0)]
 

@@ -6,6 +6,7 @@ from lightning_score.data.base import Batches, Examples, ScoreData, Splits, spli
 from lightning_score.data.folder import ImageFolder
 from lightning_score.data.images import Digits, ImageData, from_uint8, to_uint8
 from lightning_score.data.public import CIFAR10, MNIST, FashionMNIST
+from lightning_score.data.stream import ImageStream
 from lightning_score.data.toy import GaussianMixture, Mixture
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "GaussianMixture",
     "ImageData",
     "ImageFolder",
+    "ImageStream",
     "Mixture",
     "ScoreData",
     "Splits",

@@ -2,31 +2,33 @@
 
 import lightning_score.torchvision_guard  # noqa: F401
 
-import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms.functional import center_crop
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from tqdm import tqdm
 
-from lightning_score.data.base import Examples, Splits, split_indices
+from lightning_score.data.base import Examples, Splits
+from lightning_score.data.files import Unreadable, fingerprint, image_files, read_image, summary
 from lightning_score.data.images import ImageData
-from lightning_score.utils import InputError, cache_folder, require
+from lightning_score.utils import cache_folder, require
 
 
 class ImageFolder(ImageData):
     """The images in a folder and in the folders within it.
 
-    Each is cut to the largest middle part of the wanted proportions, then reduced or enlarged (bilinear, with antialiasing).
-    The result is kept as bytes in a cache, which later runs map into memory, so that folders larger than memory work.
+    Each is cut to the largest middle part of the wanted proportions, then reduced or enlarged (bilinear, with antialiasing);
+    images of any mode are converted, and those that cannot be read are left out and counted. The result is kept as bytes in
+    a cache, which later runs map into memory, so that folders larger than memory work.
 
     Args:
         path: the folder.
@@ -43,7 +45,7 @@ class ImageFolder(ImageData):
 
     Raises:
         InputError: a shape that is not an image's, or another number out of range; when the images are first needed: no
-            such folder, no images in it, another number of classes, or a file that is no image.
+            such folder, no images in it that can be read, or another number of classes.
     """
 
     def __init__(
@@ -76,14 +78,21 @@ class ImageFolder(ImageData):
 
     def load(self) -> Splits:
         files = image_files(self.path)
-        labels = torch.tensor(self._labels(files), dtype=torch.long)
-        images = torch.from_numpy(self._images(files))
+        images, skipped = self._images(files)
+        files = [file for file in files if str(file.relative_to(self.path)) not in skipped]
+        labels = torch.tensor(folder_labels(files, self.path, self.num_classes), dtype=torch.long)
+        self._all = images
         return Splits(*(Examples(images[rows], labels[rows]) for rows in self._rows(len(files))))
+
+    def reference(self) -> Tensor:
+        """All images, which stay where they are stored."""
+        self.splits  # noqa: B018
+        return self._all
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the files' names, sizes and times, and of what is made of them."""
-        return self._key(image_files(self.path))
+        return fingerprint(image_files(self.path), self.path, self.shape, self.crop)
 
     def _rows(self, n: int) -> tuple[slice, slice]:
         """The images were shuffled before they were stored, so that each split is a slice that need not be copied."""
@@ -93,72 +102,67 @@ class ImageFolder(ImageData):
         )
         return slice(0, train), slice(train, n)
 
-    def _labels(self, files: Sequence[Path]) -> list[int]:
-        if not self.num_classes:
-            return [0] * len(files)
-        names = [file.relative_to(self.path).parts[0] for file in files]
-        classes = sorted(set(names))
-        require(
-            len(classes) == self.num_classes and all(len(file.relative_to(self.path).parts) > 1 for file in files),
-            f"num_classes {self.num_classes}: {self.path} holds images in {len(classes)} folders or places "
-            f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}); each class needs a folder of its own",
-        )
-        return [classes.index(name) for name in names]
-
-    def _images(self, files: Sequence[Path]) -> np.ndarray:
-        """All images as bytes, (N, C, H, W), mapped from the cache, which is made where there is none."""
+    def _images(self, files: Sequence[Path]) -> tuple[Tensor, dict[str, str]]:
+        """All images that can be read, as bytes (N, C, H, W), mapped from the cache, which is made where there is none; and
+        why others cannot."""
         folder = Path(self.cache) if self.cache else cache_folder()
-        stored = folder / f"{self.path.resolve().name}-{self._key(files)}.npy"
-        if not stored.exists():
+        stored = folder / f"{self.path.resolve().name}-{fingerprint(files, self.path, self.shape, self.crop)}.npy"
+        left_out = stored.with_suffix(".left_out.json")
+        if not (stored.exists() and left_out.exists()):
             stored.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=stored.parent) as temporary:
-                self._decode(files, Path(temporary) / stored.name)
+                skipped = self._decode(files, Path(temporary) / stored.name)
+                Path(temporary, "left_out").write_text(json.dumps(skipped, indent=1))
+                Path(temporary, "left_out").replace(left_out)
                 Path(temporary, stored.name).replace(stored)  # several processes may do so at once; each finds a whole file
-        return np.load(stored, mmap_mode="c")
+        skipped = json.loads(left_out.read_text())
+        if skipped:
+            rank_zero_warn(f"{summary(skipped, len(files), self.path)}; all are listed in {left_out}")
+        return torch.from_numpy(np.load(stored, mmap_mode="c")), skipped
 
-    def _key(self, files: Sequence[Path]) -> str:
-        """Changes with the shape, the crop and the files' names, sizes and times."""
-        digest = hashlib.sha256(repr((self.shape, self.crop)).encode())
-        for file in files:
-            state = file.stat()
-            digest.update(f"{file.relative_to(self.path)} {state.st_size} {state.st_mtime_ns}\n".encode())
-        return digest.hexdigest()[:16]
+    def _decode(self, files: Sequence[Path], out: Path) -> dict[str, str]:
+        """Writes the images; returns why others were left out."""
+        skipped: dict[str, str] = {}
+        with out.open("wb") as stored, ThreadPoolExecutor(os.cpu_count()) as pool:
+            self._write_header(stored, len(files))
+            decoded = pool.map(self._read, files)
+            for file, image in tqdm(
+                zip(files, decoded, strict=True), f"reading {self.path}", len(files), unit="image", disable=None
+            ):
+                if isinstance(image, Unreadable):
+                    skipped[str(file.relative_to(self.path))] = ": ".join(image.args)
+                else:
+                    stored.write(image.tobytes())
+            if skipped:
+                summary(skipped, len(files), self.path)
+                stored.seek(0)  # numpy leaves room for the number of rows
+                self._write_header(stored, len(files) - len(skipped))
+        return skipped
 
-    def _decode(self, files: Sequence[Path], out: Path) -> None:
-        with out.open("wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), *self.shape)}
-            np.lib.format.write_array_header_1_0(file, header)
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                decoded = pool.map(self._read, files)
-                for image in tqdm(decoded, f"reading {self.path}", len(files), unit="image", disable=None):
-                    file.write(image.tobytes())
+    def _write_header(self, file: BinaryIO, n: int) -> None:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (n, *self.shape)})
 
-    def _read(self, file: Path) -> np.ndarray:
-        """One image, uint8 (C, H, W)."""
-        channels, height, width = self.shape
+    def _read(self, file: Path) -> np.ndarray | Unreadable:
         try:
-            with Image.open(file) as opened:
-                image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f"{file}: not an image that can be read ({error}); remove it or mend it") from error
-        if self.crop is not None:
-            require(
-                min(image.size) >= self.crop,
-                f"{file}: {image.width} x {image.height} pixels, smaller than crop={self.crop}; choose a smaller crop",
-            )
-            image = center_crop(image, [self.crop, self.crop])
-        fitted = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-        return np.asarray(fitted).reshape(height, width, channels).transpose(2, 0, 1)
+            return read_image(file, self.shape, self.crop)
+        except Unreadable as error:
+            return error
 
 
-def image_files(folder: Path) -> list[Path]:
-    """All images in a folder and below, in an order that is random but always the same.
+def folder_labels(files: Sequence[Path], folder: Path, num_classes: int) -> list[int]:
+    """The label of each file, the place of its topmost folder in alphabetical order; zeros if there are no classes.
 
     Raises:
-        InputError: there is no such folder, or no image in it.
+        InputError: there are not as many folders as classes, or images outside of them.
     """
-    require(folder.is_dir(), f"{folder}: there is no such folder; set --data.path to a folder of images")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS and file.is_file())
-    require(bool(files), f"{folder}: no images in it, that is, no files with an ending of {', '.join(IMG_EXTENSIONS)}")
-    first, last = split_indices(len(files))
-    return [files[i] for i in [*first, *last]]
+    if not num_classes:
+        return [0] * len(files)
+    names = [file.relative_to(folder).parts[0] for file in files]
+    classes = sorted(set(names))
+    require(
+        len(classes) == num_classes and all(len(file.relative_to(folder).parts) > 1 for file in files),
+        f"num_classes {num_classes}: {folder} holds images in {len(classes)} folders or places "
+        f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}); each class needs a folder of its own",
+    )
+    place = {name: k for k, name in enumerate(classes)}
+    return [place[name] for name in names]

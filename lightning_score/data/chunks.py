@@ -1,0 +1,232 @@
+"""Chunks of images, as Lightning's LitData writes and streams them: packed, read and handed out in batches."""
+
+import json
+import math
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from lightning_score.data.base import Transform
+from lightning_score.data.files import UNREADABLE, Unreadable, as_bytes, read_image, summary
+from lightning_score.data.folder import folder_labels
+from lightning_score.utils import InputError, require, seed_of
+
+CHUNK = 64 << 20
+"""Largest size of a chunk in bytes, which is read as a whole."""
+LABELS = ("y", "label", "class", "target")
+"""Names under which others keep labels."""
+
+
+def litdata() -> Any:
+    """The library that streams.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import litdata
+    except ImportError as error:
+        raise InputError("ImageStream needs litdata: pip install 'lightning_score[stream]'") from error
+    return litdata
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Reads a file with its label for the chunks, or notes why it cannot be read.
+
+    Attributes:
+        shape: of an image.
+        crop: as in `read_image`.
+        notes: the file for notes, a line of JSON each.
+    """
+
+    shape: tuple[int, ...]
+    crop: int | None
+    notes: str
+
+    def __call__(self, item: tuple[str, str, int]) -> Iterator[dict[str, Any]]:
+        file, name, label = item
+        try:
+            yield {"x": read_image(Path(file), self.shape, self.crop), "y": label}
+        except Unreadable as error:
+            with open(self.notes, "a") as notes:  # of several processes: a short line is written as a whole
+                notes.write(json.dumps([name, ": ".join(error.args)]) + "\n")
+
+
+def pack(
+    files: Sequence[Path], folder: Path, out: Path, shape: Sequence[int], crop: int | None = None, num_classes: int = 0
+) -> None:
+    """Packs the images of a folder into chunks for `ImageStream`, and lists in `left_out.json` which cannot be read.
+
+    Args:
+        files: the images, in the order that the chunks get.
+        folder: the folder.
+        out: folder of the chunks, which appears when all is done.
+        shape: (channels, height, width) that they get.
+        crop: cut to the middle square of so many pixels first.
+        num_classes: number of folders in the folder, which are the labels; 0: none.
+
+    Raises:
+        InputError: no image can be read, or there are other folders.
+    """
+    labels = folder_labels(files, folder, num_classes)
+    items = [(str(file), str(file.relative_to(folder)), label) for file, label in zip(files, labels, strict=True)]
+    with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
+        chunks, notes = Path(temporary, "chunks"), Path(temporary, "notes")
+        notes.touch()
+        reader = Pack(tuple(shape), crop, str(notes))
+        with isolate_rng():  # it sets the seeds of everything
+            litdata().optimize(
+                reader,
+                items,
+                output_dir=str(chunks),
+                chunk_size=max(1, min(CHUNK // math.prod(shape), max(len(items) // 256, 64))),
+                num_workers=min(os.cpu_count() or 1, len(items)),
+                reorder_files=False,
+                start_method="fork",
+                verbose=False,
+            )
+        left_out = dict(json.loads(line) for line in notes.read_text().splitlines())
+        if left_out:
+            summary(left_out, len(files), folder)
+        (chunks / "left_out.json").write_text(json.dumps(left_out, indent=1))
+        shutil.move(chunks, out)
+
+
+@cache
+def readable(base: type) -> type:
+    """litdata's StreamingDataset with items as images of one shape with labels."""
+
+    class Readable(base):
+        """An item that cannot be read is said to be so, and the one before stands in for it: every process goes on.
+
+        Args:
+            chunks: where they are.
+            shape: of an image.
+            num_classes: number of labels, or 0.
+        """
+
+        def __init__(self, chunks: str, shape: tuple[int, ...], num_classes: int) -> None:
+            super().__init__(chunks, shuffle=False, drop_last=False, seed=seed_of() % 2**31, item_shuffle_window="full")
+            self.image_shape, self.num_classes = shape, num_classes
+            self._before: tuple[np.ndarray, int] | None = None
+
+        def __getitem__(self, index: Any) -> tuple[np.ndarray, int]:
+            try:
+                self._before = as_example(super().__getitem__(index), self.image_shape, self.num_classes)
+            except (*UNREADABLE, RuntimeError) as error:
+                if isinstance(error, InputError) or self._before is None:
+                    raise
+                warnings.warn(f"{self.input_dir.url or self.input_dir.path}: an image cannot be read: {error}", stacklevel=2)
+            return self._before
+
+    return Readable
+
+
+def as_example(item: Any, shape: Sequence[int], num_classes: int = 0) -> tuple[np.ndarray, int]:
+    """An item of chunks, whoever wrote them, as an image, uint8 of `shape`, and its label, 0 where there are no classes.
+
+    Raises:
+        InputError: there is no image in it, or no label of a class.
+    """
+    named = item if isinstance(item, Mapping) else dict(enumerate(item if isinstance(item, (tuple, list)) else [item]))
+    image = next(
+        (value for value in named.values() if isinstance(value, Image.Image) or getattr(value, "ndim", 0) > 1), None
+    )
+    if image is None:
+        raise InputError(f"no image in an item of the chunks, which has {', '.join(map(str, named)) or 'nothing'}")
+    if not isinstance(image, Image.Image):
+        image = np.asarray(image)
+    if not (isinstance(image, np.ndarray) and image.shape == tuple(shape) and image.dtype == np.uint8):
+        image = _fit(image, shape)
+    if not num_classes:
+        return image, 0
+    label = next((named[name] for name in (*LABELS, 1) if name in named), None)
+    require(
+        label is not None and 0 <= int(label) < num_classes,
+        f"num_classes {num_classes}: an item of the chunks has the label {label}; labels are 0 to {num_classes - 1}, "
+        f"named {', '.join(LABELS)}, or second in a tuple",
+    )
+    return image, int(label)
+
+
+def _fit(image: Image.Image | np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Any image in the shape that is wanted."""
+    channels, height, width = shape
+    if isinstance(image, np.ndarray):
+        if image.ndim == 3 and image.shape[0] in (1, 3, 4) and image.shape[2] not in (1, 3, 4):
+            image = image.transpose(1, 2, 0)
+        image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+    fitted = ImageOps.fit(as_bytes(image, channels), (width, height), Image.Resampling.BILINEAR)
+    return np.asarray(fitted).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+@cache
+def loader(base: type) -> type:
+    """litdata's StreamingDataLoader that knows how many batches it has handed out, as `Loader` does."""
+
+    class Loader(base):
+        """Lightning can leave it in the middle of an epoch and go on with it, by `state_dict`."""
+
+        given = 0
+
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            if not self.restore:
+                self.given = 0
+            for batch in super().__iter__():
+                self.given += 1
+                yield batch
+
+        def state_dict(self) -> dict[str, Any]:
+            """How many batches of the epoch have been handed out, and litdata's state."""
+            return {"batches": self.given, "stream": super().state_dict()}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            """Goes on from there at the next `iter`; after all batches of an epoch, with the next one."""
+            stream, self.given = state["stream"], state["batches"] % len(self)
+            if not self.given:  # between two epochs, before or after the first batch of one
+                self.current_epoch = max(stream["current_epoch"] - (state["batches"] == 0), 0)
+                return
+            yielded = self.given * self.batch_size
+            stream = {
+                **stream,
+                "num_samples_yielded": yielded,
+                "latest_worker_idx": (self.given - 1) % (self.num_workers or 1),
+            }
+            dataset = stream["dataset"]
+            behind = dataset["num_samples_yielded"] - yielded
+            stream["dataset"] = {
+                **dataset,
+                "num_samples_yielded": yielded,
+                "sample_in_epoch": dataset["sample_in_epoch"] - behind * dataset["world_size"],
+            }
+            super().load_state_dict(stream)
+
+    return Loader
+
+
+@dataclass(frozen=True)
+class Batched:
+    """Images with their labels to a batch of what the model sees; its random numbers follow from the images alone."""
+
+    transform: Transform
+
+    def __call__(self, items: Sequence[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:
+        images = np.stack([image for image, _ in items])
+        labels = torch.tensor([label for _, label in items], dtype=torch.long)
+        with torch.random.fork_rng(devices=[]):  # so a batch is the same in a run that goes on
+            torch.default_generator.manual_seed(seed_of(crc32(images.tobytes())))
+            return self.transform(torch.from_numpy(images)), labels

@@ -1,0 +1,139 @@
+"""Image files as they come: which there are in a folder, and any of them as the bytes that a model sees."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.functional import center_crop
+
+from lightning_score.data.base import split_indices
+from lightning_score.utils import InputError, require
+
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError, Image.DecompressionBombError)
+"""What PIL raises for files that are damaged, or are no images at all."""
+
+
+class Unreadable(Exception):
+    """A file that gives no image; its first argument is the kind of reason, the second the reason itself."""
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All images in a folder and below, in an order that is random but always the same: files that are named as images, and
+    others that are images by their content. Hidden files are none of them.
+
+    Raises:
+        InputError: there is no such folder, or no image in it.
+    """
+    require(folder.is_dir(), f"{folder}: there is no such folder; set --data.path to a folder of images")
+    found: list[Path] = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names if not name.startswith(".")]
+    files = sorted(file for file in found if file.is_file() and (_named_as_image(file) or _is_image(file)))
+    require(bool(files), f"{folder}: no images in it")
+    first, last = split_indices(len(files))
+    return [files[i] for i in [*first, *last]]
+
+
+def fingerprint(files: Sequence[Path], folder: Path, *settings: Any) -> str:
+    """A hash of the names, sizes and times of files in a folder, and of what is made of them."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for file in files:
+        state = file.stat()
+        digest.update(f"{file.relative_to(folder)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _named_as_image(file: Path) -> bool:
+    return file.suffix.lower() in IMG_EXTENSIONS
+
+
+def _is_image(file: Path) -> bool:
+    try:
+        with Image.open(file):
+            return True
+    except UNREADABLE:
+        return False
+
+
+def read_image(file: Path, shape: Sequence[int], crop: int | None = None) -> np.ndarray:
+    """One image, whatever its format and mode, cut to the largest middle part of the wanted proportions and reduced or
+    enlarged (bilinear, with antialiasing). 16-bit greys are reduced to 8 bits, what is transparent becomes white, of several
+    frames the first is taken, and the camera's turn is heeded.
+
+    Args:
+        file: the file; what it is, its content says and not its name.
+        shape: (channels, height, width), 1 channel for grey, 3 for colour.
+        crop: cut to the middle square of so many pixels first; null: not.
+
+    Returns:
+        uint8, of that shape.
+
+    Raises:
+        Unreadable: it is damaged, no image, or smaller than `crop`.
+    """
+    channels, height, width = shape
+    try:
+        with Image.open(file) as opened:
+            image = as_bytes(ImageOps.exif_transpose(opened), channels)
+    except UNREADABLE as error:
+        raise Unreadable("damaged or no image", str(error)) from error
+    if crop is not None:
+        if min(image.size) < crop:
+            raise Unreadable(f"smaller than crop={crop}", f"{image.width} x {image.height} pixels")
+        image = center_crop(image, [crop, crop])
+    fitted = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    return np.asarray(fitted).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def as_bytes(image: Image.Image, channels: int) -> Image.Image:
+    """An image of any mode in grey (1 channel) or colour (3), with 8 bits per channel.
+
+    Raises:
+        ValueError: its numbers are not those of a picture.
+    """
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_eight_bits(np.asarray(image)))
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Grey levels of 8 or 16 bits, or from 0 to 1, as bytes."""
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 65535):
+        raise ValueError(f"grey levels from {low:g} to {high:g}, which are not 8 or 16 bits")
+    if values.dtype.kind == "f":
+        top = 1.0 if high <= 1 else 255.0 if high <= 255 else 65535.0
+    else:
+        top = 65535.0 if values.dtype.itemsize == 2 or high > 255 else 255.0
+    return np.round(values * (255.0 / top)).astype(np.uint8)
+
+
+def summary(skipped: Mapping[str, str], n: int, folder: Path) -> str:
+    """What became of the files of a folder that gave no image.
+
+    Args:
+        skipped: reasons by the file's name, each its kind, a colon and the rest.
+        n: number of files in all.
+        folder: the folder.
+
+    Raises:
+        InputError: none is left.
+    """
+    counts = Counter(reason.split(": ")[0] for reason in skipped.values())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+    name, reason = next(iter(skipped.items()))
+    if len(skipped) == n:
+        raise InputError(f"{folder}: none of its {n} images can be read ({kinds}); {name}: {reason}")
+    return f"{folder}: {len(skipped)} of {n} images are left out ({kinds}), as {name}: {reason}"

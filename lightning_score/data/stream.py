@@ -1,0 +1,165 @@
+"""Images that stream from chunks, on a disk or in a bucket: data sets of millions, larger than memory."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from lightning_score.data.base import Examples, Splits
+from lightning_score.data.chunks import Batched, litdata, loader, pack, readable
+from lightning_score.data.files import fingerprint, image_files, summary
+from lightning_score.data.images import ImageData
+from lightning_score.utils import cache_folder, require, seed_of
+
+
+class ImageStream(ImageData):
+    """Images that stream from chunks by Lightning's LitData, in a new order in every epoch: every process and worker reads
+    whole chunks, of its own, in a random order, and the images of each in a random order. A run that was interrupted goes on
+    with the next image.
+
+    A folder of images is packed into chunks first, once, in its random order and in the size in which the model sees them;
+    those that cannot be read are left out and counted. Chunks that `litdata.optimize` wrote elsewhere serve as they are:
+    each item a mapping or a tuple with an image, as bytes (C, H, W) or (H, W, C) or of PIL's, and perhaps a number as label.
+
+    The first images are held out and kept in memory for validation and test, and so is a part of the others, with which
+    samples are compared.
+
+    Args:
+        path: a folder of images; or chunks, in a folder or a bucket (s3://, gs://).
+        shape: [channels, height, width] that the model sees; 1 channel for grey, 3 for colour.
+        crop: when a folder is packed, cut to the middle square of so many pixels first; null: not.
+        num_classes: number of classes, which are the folders right inside `path` in alphabetical order, or the labels of
+            the chunks; 0: no labels.
+        held_out: number of images held out, at most a tenth of all.
+        in_memory: number of other images that are kept in memory, too, for what looks at the data as a whole: references of
+            metrics, `auto`, nearest neighbours.
+        cache: folder of the chunks; by default lightning_score in the user's cache folder.
+        batch_size: examples per batch and process.
+        data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
+        flip: mirror training images left to right with probability 1/2.
+        dequantize: add uniform noise within a grey level.
+        num_workers: processes that load.
+
+    Raises:
+        InputError: a number out of range, or litdata is not installed; when the images are first needed: there are none, or
+            they are not as described.
+    """
+
+    reference_split = "a part of train, and held out"
+
+    def __init__(
+        self,
+        path: str,
+        shape: Sequence[int] = (3, 32, 32),
+        crop: int | None = None,
+        num_classes: int = 0,
+        held_out: int = 5000,
+        in_memory: int = 50_000,
+        cache: str | None = None,
+        batch_size: int = 128,
+        data_range: Sequence[float] = (0.0, 1.0),
+        flip: bool = False,
+        dequantize: bool = False,
+        num_workers: int = 2,
+    ) -> None:
+        super().__init__(batch_size, data_range, flip, dequantize, num_workers)
+        litdata()
+        require(
+            len(shape) == 3 and shape[0] in (1, 3) and min(shape) > 0,
+            f"shape {list(shape)}: must be [channels, height, width] with 1 channel (grey) or 3 (colour), as in [3, 32, 32]",
+        )
+        require(crop is None or crop > 0, f"crop {crop}: must be positive, the side in pixels of the middle square, or null")
+        require(held_out > 0, f"held_out {held_out}: must be above 0, a number of images, as 5000")
+        require(in_memory > 0, f"in_memory {in_memory}: must be above 0, a number of images, as 50000")
+        require(num_classes >= 0, f"num_classes {num_classes}: must be 0 (no labels) or the number of classes")
+        self.path, self.shape, self.crop, self.num_classes = path, tuple(shape), crop, num_classes
+        self.held_out, self.in_memory, self.cache = held_out, in_memory, cache
+
+    @cached_property
+    def chunks(self) -> str:
+        """Where the chunks are, packed now if they are not yet."""
+        if "://" in self.path or Path(self.path, "index.json").exists():
+            return self.path
+        folder = Path(self.path)
+        files = image_files(folder)
+        name = f"{folder.resolve().name}-{fingerprint(files, folder, self.shape, self.crop, self.num_classes)}"
+        packed = (Path(self.cache) if self.cache else cache_folder()) / name
+        packed.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{packed}.lock"):  # one of several processes packs
+            if not packed.exists():
+                pack(files, folder, packed, self.shape, self.crop, self.num_classes)
+        left_out = json.loads((packed / "left_out.json").read_text())
+        if left_out:
+            said = summary(left_out, len(files), folder)
+            rank_zero_warn(f"{said}; all are listed in {packed / 'left_out.json'}")
+        return str(packed)
+
+    def _rows(self, first: int, last: int | None) -> Any:
+        """A StreamingDataset of this process, of the images from one number to another."""
+        whole = readable(litdata().StreamingDataset)(self.chunks, self.shape, self.num_classes)
+        return whole.subset(slice(first, last))
+
+    @cached_property
+    def _held_out(self) -> int:
+        """How many images are held out."""
+        n = len(readable(litdata().StreamingDataset)(self.chunks, self.shape, self.num_classes))
+        held_out = min(self.held_out, n // 10)
+        require(held_out > 0, f"{self.path}: only {n} images, of which a tenth at most is held out; give more")
+        return held_out
+
+    def load(self) -> Splits:
+        """The images that are kept in memory."""
+        held_out, end = self._held_out, self._held_out + self.in_memory
+        return Splits(_in_memory(self._rows(held_out, end)), _in_memory(self._rows(0, held_out)))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the chunks' index, and of what is kept in memory."""
+        chosen = repr((self._held_out, self.in_memory, self.shape, self.num_classes))
+        first = self.splits.held_out.x[:256].numpy().tobytes()
+        return hashlib.sha256(chosen.encode() + first).hexdigest()[:16]
+
+    def train_dataloader(self) -> DataLoader:
+        """All images but those held out, shuffled, augmented, and without the last incomplete batches.
+
+        Raises:
+            InputError: if the training images (of one process and worker) do not fill a single batch.
+        """
+        stream = self._rows(self._held_out, None)
+        processes = self.trainer.world_size if self.trainer is not None else 1
+        available = len(stream) // processes // max(self.num_workers, 1)
+        require(
+            self.batch_size <= available,
+            f"batch_size is {self.batch_size}, but there are {available} training images per process and worker and "
+            f"incomplete batches are dropped: choose batch_size <= {available}, or fewer num_workers.",
+        )
+        return loader(litdata().StreamingDataLoader)(
+            stream,
+            batch_size=self.batch_size,
+            shuffle=True,
+            drop_last=True,
+            collate_fn=Batched(self.transform(train=True)),
+            generator=torch.Generator().manual_seed(seed_of()),  # of seeds without a use
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _in_memory(stream: Any) -> Examples:
+    """All images of a stream, with a progress bar."""
+    images = torch.empty(len(stream), *stream.image_shape, dtype=torch.uint8)
+    labels = torch.empty(len(stream), dtype=torch.long)
+    for row in tqdm(range(len(stream)), "reading", unit="image", disable=None, leave=False):
+        image, labels[row] = stream[row]
+        images[row] = torch.from_numpy(image)
+    return Examples(images, labels)

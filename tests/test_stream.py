@@ -1,0 +1,239 @@
+"""Images that stream from chunks: all of them once, shuffled, shared among processes and workers, and resumed to the bit."""
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from litdata import StreamingDataset
+from PIL import Image
+
+from lightning_score.cli import run
+from lightning_score.data import ImageStream
+from lightning_score.data.chunks import as_example
+from lightning_score.utils import InputError
+
+SHAPE = (1, 8, 8)
+N = 600
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of images, each of its own grey level and ramp, in three folders; two more that cannot be read."""
+    folder = tmp_path_factory.mktemp("photos")
+    for k in range(N):
+        (folder / str(k % 3)).mkdir(exist_ok=True)
+        picture = np.full((9, 9), k % 256, np.uint8)
+        picture[0, 0], picture[-1, -1] = k // 256, 255
+        Image.fromarray(picture).resize((8, 8), Image.Resampling.NEAREST).save(folder / str(k % 3) / f"{k}.png")
+    (folder / "0" / "torn.png").write_bytes((folder / "0" / "0.png").read_bytes()[:40])
+    (folder / "1" / "text.jpg").write_text("no image")
+    return folder
+
+
+@pytest.fixture
+def make(photos, tmp_path_factory):
+    cache = tmp_path_factory.getbasetemp() / "chunks"
+
+    def made(**settings):
+        settings = {"num_classes": 3, "batch_size": 16, "num_workers": 0, "held_out": 50, **settings}
+        return ImageStream(str(photos), SHAPE, cache=str(cache), **settings)
+
+    return made
+
+
+def rows(x):
+    """Each image as a number, of its bytes."""
+    return [hash(image.numpy().tobytes()) for image in x]
+
+
+def equal(some, others):
+    return all(torch.equal(a, b) for one, other in zip(some, others, strict=True) for a, b in zip(one, other, strict=True))
+
+
+def test_what_cannot_be_read_is_left_out_and_counted(make):
+    with pytest.warns(UserWarning, match=r"2 of 602 images are left out \(2 damaged or no image\)"):
+        data = make()
+        train, held_out = data.splits
+    assert len(held_out.x) == 50 and len(train.x) == N - 50
+    assert sorted(torch.cat([train.y, held_out.y]).bincount().tolist()) == [N // 3] * 3
+
+
+@pytest.mark.filterwarnings("ignore:.*left out.*")
+class TestBatches:
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    def test_an_epoch_is_all_images_once(self, make, num_workers):
+        data = make(num_workers=num_workers)
+        train, held_out = data.splits
+        loader = data.train_dataloader()
+        first, second = (list(loader) for _ in range(2))
+        for epoch in first, second:
+            seen = rows(torch.cat([(x * 255).round().byte() for x, _ in epoch]))
+            assert len(epoch) == len(loader) and len(set(seen)) == len(seen) >= N - 50 - 32
+            assert set(seen) <= set(rows(train.x)) and not set(seen) & set(rows(held_out.x))
+        labels = dict(zip(rows(train.x), train.y.tolist(), strict=True))
+        for x, y in first:
+            assert [labels[row] for row in rows((x * 255).round().byte())] == y.tolist()
+
+    def test_the_order_is_random_and_another_in_every_epoch(self, make):
+        """The folder is sorted by classes; the stream is not, and who stood beside whom is no longer so afterwards."""
+        data = make(batch_size=1)
+        loader = data.train_dataloader()
+        epochs = [[(rows((x * 255).round().byte())[0], int(y)) for x, y in loader] for _ in range(2)]
+        neighbours = []
+        for epoch in epochs:
+            images, labels = zip(*epoch, strict=True)
+            n, changes = len(labels) - 1, sum(a != b for a, b in pairwise(labels))
+            assert abs(changes - n * 2 / 3) < 4 * (n * 2 / 9) ** 0.5
+            neighbours.append({frozenset(pair) for pair in pairwise(images)})
+        assert len(neighbours[0] & neighbours[1]) < 0.1 * n
+
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    @pytest.mark.parametrize("done", [1, 2, 7, "all but one", "all"])
+    def test_goes_on_to_the_bit(self, make, num_workers, done):
+        """In the middle of an epoch, with the same augmentation, and with the epochs that follow."""
+
+        def loader():
+            return make(num_workers=num_workers, flip=True, dequantize=True).train_dataloader()
+
+        whole = loader()
+        epochs = [list(whole) for _ in range(2)]
+        done = {"all": len(whole), "all but one": len(whole) - 1}.get(done, done)
+        left = loader()
+        batches = iter(left)
+        for _ in range(done):
+            next(batches)
+        state = left.state_dict()
+        again = loader()
+        again.load_state_dict(state)
+        assert equal([*again, *(again if done < len(whole) else [])], [*(epochs[0][done:]), *epochs[1]])
+        taken = loader()  # a batch that was taken but not used, as by Keep, comes again
+        taken.load_state_dict({**state, "batches": state["batches"] - 1})
+        assert equal(list(taken), epochs[0][done - 1 :])
+
+    def test_two_processes_share_them(self, make, photos, tmp_path):
+        make().splits  # noqa: B018  # packs
+        script = """
+import sys, torch, torch.distributed as dist
+from test_stream import *
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/meet", rank=int(sys.argv[2]), world_size=2)
+data = ImageStream(sys.argv[3], SHAPE, cache=sys.argv[4], num_classes=3, batch_size=16, num_workers=0, held_out=50)
+seen = torch.cat([(x * 255).round().byte() for x, _ in data.train_dataloader()])
+torch.save(seen, f"{sys.argv[1]}/{sys.argv[2]}.pt")
+"""
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+        cache = make().chunks.rsplit("/", 1)[0]
+        started = [
+            subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(k), str(photos), cache], env=environment)
+            for k in range(2)
+        ]
+        assert [process.wait(100) for process in started] == [0, 0]
+        mine, others = (rows(torch.load(tmp_path / f"{k}.pt", weights_only=True)) for k in range(2))
+        assert len(mine) == len(others) >= (N - 50) // 2 - 16 and len({*mine, *others}) == 2 * len(mine)
+
+    def test_a_model_trains_on_them_and_goes_on(self, make, photos, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("WANDB_MODE", "disabled")
+        cache = make().chunks.rsplit("/", 1)[0]
+        options = ["--config=ncsn", "--data=ImageStream", f"--data.path={photos}", "--data.shape=[1, 8, 8]",
+                   f"--data.cache={cache}", "--data.held_out=20", "--data.num_workers=0", "--evaluate.features=null",
+                   "--samples.num_samples=0", "--trainer.callbacks=null", "--trainer.val_check_interval=2"]  # fmt: skip
+        assert run(["fit", *options, "--trainer.max_steps=6", "--name=whole"]) == 0
+        assert run(["fit", *options, "--trainer.max_steps=4", "--name=parts"]) == 0
+        assert run(["fit", *options, "--trainer.max_steps=6", "--name=parts", "--ckpt_path=last"]) == 0
+        one, other = (
+            torch.load(f"runs/{name}/latest/last.ckpt", weights_only=True)["state_dict"] for name in ("whole", "parts")
+        )
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+class TestItems:
+    """What others put into chunks."""
+
+    PICTURE = np.arange(64, dtype=np.uint8).reshape(8, 8)
+
+    @pytest.mark.parametrize(
+        "item",
+        [
+            {"x": PICTURE[None], "y": 2},
+            {"index": 5, "image": Image.fromarray(PICTURE), "class": 2},
+            {"label": torch.tensor(2), "image": torch.from_numpy(PICTURE)[None].expand(3, 8, 8)},
+            (Image.fromarray(PICTURE).convert("RGB"), 2),
+            [PICTURE[..., None].repeat(3, -1), 2],
+        ],
+        ids=["ours", "named", "tensors", "tuple", "channels last"],
+    )
+    def test_they_are_images_with_labels(self, item):
+        image, label = as_example(item, SHAPE, 3)
+        assert label == 2 and image.dtype == np.uint8 and np.array_equal(image, self.PICTURE[None])
+        assert as_example(item, (3, 8, 8))[0].shape == (3, 8, 8)
+
+    @pytest.mark.parametrize(
+        ("item", "message"),
+        [
+            ({"text": "a"}, "no image in an item"),
+            ({"x": PICTURE[None]}, "has the label None"),
+            ((PICTURE, 7), "has the label 7"),
+        ],
+    )
+    def test_refuses(self, item, message):
+        with pytest.raises(InputError, match=message):
+            as_example(item, SHAPE, 3)
+
+
+OTHERS = """
+import numpy as np
+from litdata import optimize
+from PIL import Image
+
+def picture(k):
+    return {"image": Image.fromarray(np.full((16, 16, 3), k, np.uint8)), "class": k % 2}
+
+if __name__ == "__main__":
+    optimize(picture, list(range(99)), output_dir="chunks", chunk_bytes="16KB", num_workers=1, verbose=False)
+"""
+
+
+def test_chunks_of_others_stream_and_a_bad_one_is_stood_in_for(tmp_path, monkeypatch):
+    """Written by litdata itself; one of them cannot be decoded in the second epoch."""
+    (tmp_path / "script.py").write_text(OTHERS)
+    assert subprocess.run([sys.executable, "script.py"], cwd=tmp_path, timeout=120).returncode == 0
+    data = ImageStream(str(tmp_path / "chunks"), (3, 8, 8), num_classes=2, held_out=9, batch_size=8, num_workers=0)
+    assert data.splits.train.x.shape == (90, 3, 8, 8) and data.splits.train.y.bincount().tolist() == [45, 45]
+    loader = data.train_dataloader()
+    assert sum(len(x) for x, _ in loader) == 88
+    read, count = StreamingDataset.__getitem__, []
+
+    def damaged(self, index):
+        count.append(index)
+        if len(count) == 20:
+            raise OSError("broken data stream when reading image file")
+        return read(self, index)
+
+    monkeypatch.setattr(StreamingDataset, "__getitem__", damaged)
+    with pytest.warns(UserWarning, match="an image cannot be read: broken data stream"):
+        assert sum(len(x) for x, _ in loader) == 88
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"held_out": 0}, "held_out 0: must be above 0"),
+        ({"in_memory": -1}, "in_memory -1"),
+        ({"num_classes": -1}, "num_classes -1"),
+        ({"shape": (2, 8, 8)}, r"shape \[2, 8, 8\]"),
+    ],
+)
+def test_refuses(settings, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        ImageStream(str(tmp_path), **settings)
+
+
+@pytest.mark.filterwarnings("ignore:.*left out.*")
+def test_too_large_a_batch(make):
+    with pytest.raises(InputError, match="choose batch_size <= 275, or fewer num_workers"):
+        make(batch_size=300, num_workers=2).train_dataloader()
