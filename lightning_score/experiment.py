@@ -14,6 +14,7 @@ from lightning_score.arguments import Parser
 from lightning_score.callbacks import EMA, Evaluate, Guard, SampleGrid
 from lightning_score.data import ScoreData
 from lightning_score.model import ScoreModel
+from lightning_score.utils import require_classes
 
 
 class ExperimentCLI(LightningCLI):
@@ -48,8 +49,9 @@ class ExperimentCLI(LightningCLI):
         parser.add_argument("--name", type=str, default="run", help="Name of the run; that of its config by default.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        """Parses the given arguments, never those of the process."""
+        """Parses the given arguments, never those of the process, and looks at what is to be made of them."""
         self.config = parser.parse_args(args)
+        require_classes(self.config.as_dict())
 
 
 class IdleExperiment(ExperimentCLI):

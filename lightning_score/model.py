@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,7 +26,7 @@ from lightning_score.process import NoiseProcess
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampler, Samples, join
 from lightning_score.score import Conditioned, ScoreField, ScoreFunction
-from lightning_score.utils import keep_freed_memory, require
+from lightning_score.utils import keep_freed_memory, require, require_classes
 
 NetworkCallable = Callable[[Sequence[int], int], Network]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -103,6 +104,12 @@ class ScoreModel(LightningModule):
         self.score_function = ScoreFunction(built, process, parametrization or Noise(), classes)
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self._loss_sum, self._loss_count = 0.0, 0
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> "ScoreModel":
+        """As Lightning's, for files from anywhere: plain values and tensors are read, and only classes are made of them."""
+        require_classes(torch.load(checkpoint_path, map_location="cpu", weights_only=True).get("hyper_parameters"))
+        return super().load_from_checkpoint(checkpoint_path, *args, **{**kwargs, "weights_only": True})
 
     def _save_plain_hyperparameters(self) -> None:
         """Keeps what the command line was told, so that a checkpoint rebuilds the model. A model built in Python has parts
@@ -281,7 +288,7 @@ class ScoreModel(LightningModule):
         require(len(labels) > 0 and not wrong, f"labels {wrong or '[]'}: the model knows the classes {known}")
 
     def sample(self, n: int, seed: int = 0, batch_size: int = 1024, progress: bool = False) -> Tensor:
-        """Draws samples 0 to n - 1 of a seed, in the range of the data: (n, *shape), on the model's device.
+        """Samples 0 to n - 1 of a seed, in the range of the data: (n, *shape), on the model's device.
 
         Args:
             n: number of samples.

@@ -65,7 +65,7 @@ def _folder(arguments: list[str]) -> Path | None:
             newest.is_dir(), f"--ckpt_path last: there is no run in {root / name}; give --config, --name or --runs of one"
         )
         return newest.resolve()
-    return Path(paths[-1]) if Path(paths[-1]).is_dir() else None
+    return Path(paths[-1]).resolve() if Path(paths[-1]).is_dir() else None
 
 
 def _requeued(parent: Path, output: list[str]) -> Path | None:

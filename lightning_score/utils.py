@@ -1,13 +1,15 @@
 """What every module needs: the error for a user's mistake, the one broadcasting helper, memory and the folder of caches."""
 
 import ctypes
+import inspect
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from pydoc import locate
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +32,28 @@ def require(condition: bool, message: str) -> None:
     """Raises `InputError(message)` unless `condition` holds."""
     if not condition:
         raise InputError(message)
+
+
+def require_classes(config: Any) -> None:
+    """Refuses a configuration in which a class is to be made of what is none: a parser that is given the name of a function
+    calls it with what stands beside it, and a checkpoint brings a configuration of its own.
+
+    Args:
+        config: mappings and sequences of plain values.
+
+    Raises:
+        InputError: a `class_path` names something else than a class.
+    """
+    if isinstance(config, Mapping):
+        name = config.get("class_path")
+        found = locate(name) if isinstance(name, str) and "." in name else None
+        require(
+            found is None or inspect.isclass(found),
+            f"class_path {name}: is no class, and nothing else is made from a config",
+        )
+    if isinstance(config, Mapping | list | tuple):
+        for part in config.values() if isinstance(config, Mapping) else config:
+            require_classes(part)
 
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ ALLOWED = {
     "resume": {"arguments", "checkpoints", "processes", "runs", "utils"},
     "summary": {"callbacks", "model"},
     "arguments": {"checkpoints", "model", "data", "metrics", "utils"},
-    "experiment": {"arguments", "callbacks", "data", "model"},
+    "experiment": {"arguments", "callbacks", "data", "model", "utils"},
     "convert": {"arguments", "experiment", "interop", "model", "utils"},
     "ladder": {"arguments", "data", "schedule", "utils"},
     "commands": {

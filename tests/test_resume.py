@@ -24,6 +24,7 @@ from lightning_score.resume import cut_logs
 FIT = ["fit", "--config=ncsn", "--trainer.max_steps=40", "--trainer.val_check_interval=15", "--trainer.logger=false",
        "--trainer.log_every_n_steps=4", "--samples.num_samples=4", "--evaluate.num_samples=40",
        "--model.sampler.steps=2"]  # fmt: skip
+KEPT = "--trainer.callbacks=[{class_path: LossFloor}, {class_path: LangevinHealth}]"  # those of the config
 MOMENTARY = ("time", "seconds", "sampling_seconds", "val/sampling_seconds")
 
 
@@ -89,13 +90,13 @@ def whole(tmp_path_factory):
     return everything(folder)
 
 
-def interrupted(folder, step, moment, number):
+def interrupted(folder, step, moment, number, *options):
     """A run that a signal has ended."""
     stop = json.dumps(
         {"class_path": f"{__name__}.Stop", "init_args": {"step": step, "moment": moment, "number": int(number)}}
     )
     with pytest.raises(SystemExit) as end:
-        run([*FIT, f"--output={folder}", f"--trainer.callbacks+={stop}"])
+        run([*FIT, *options, f"--output={folder}", f"--trainer.callbacks+={stop}"])
     return end.value.code
 
 
@@ -130,9 +131,24 @@ def test_a_signal_at_any_moment(tmp_path, whole, step, moment, kept, number, cap
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == kept
     assert json.loads((folder / "run.json").read_text())["state"] == "interrupted"
     again = shlex.split(said[-1])
-    assert run([*again[3:], "--trainer.callbacks=[{class_path: LossFloor}, {class_path: LangevinHealth}]"]) == 0
+    assert run([*again[3:], KEPT]) == 0
     assert_same(folder, whole)
     assert json.loads((folder / "run.json").read_text())["state"] == "finished"
+
+
+AT_THE_END = [(22, "on_validation_batch_start"), (22, "on_validation_end"), (22, "on_train_batch_end")]
+
+
+@pytest.mark.parametrize(
+    ("step", "moment"), [AT_THE_END[0], *(pytest.param(*c, marks=pytest.mark.slow) for c in AT_THE_END[1:])]
+)
+def test_a_signal_at_the_end_of_an_epoch(tmp_path, step, moment):
+    """Which is validated, and where Lightning's own loop goes on otherwise than in the middle."""
+    options = ["--trainer.val_check_interval=11", "--trainer.max_steps=25"]
+    assert run([*FIT, *options, f"--output={tmp_path / 'whole'}"]) == 0
+    interrupted(tmp_path / "run", step, moment, signal.SIGINT, *options)
+    assert run(["fit", f"--ckpt_path={tmp_path / 'run'}", KEPT]) == 0
+    assert_same(tmp_path / "run", everything(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize("seed", [0])
@@ -169,8 +185,9 @@ def killed(folder, draws, times):
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path):
-    """One of them is told to end; both do, at the same step, and go on as if nothing had been."""
+@pytest.mark.parametrize(("step", "moment", "rank"), [(7, "on_train_batch_end", 0), (10, "on_validation_batch_start", None)])
+def test_two_processes(tmp_path, step, moment, rank):
+    """One of them is told to end, or both; both do, at the same step, and go on as if nothing had been."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
@@ -178,7 +195,7 @@ def test_two_processes(tmp_path):
     }
     options = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=16",
                "--trainer.val_check_interval=5", "--trainer.log_every_n_steps=2"]  # fmt: skip
-    stop = {"step": 7, "moment": "on_train_batch_end", "number": int(signal.SIGTERM), "rank": 0}
+    stop = {"step": step, "moment": moment, "number": int(signal.SIGTERM), "rank": rank}
     stopping = json.dumps({"class_path": "test_resume.Stop", "init_args": stop})
 
     def ours(*arguments):
@@ -221,6 +238,10 @@ class TestWhich:
     def test_a_folder_is_the_run_in_it(self, folder):
         assert run(["fit", "--ckpt_path", str(folder), "--trainer.max_steps", "4"]) == 0
         assert self.step(folder) == 4
+
+    def test_the_link_to_the_newest_is_the_run_it_points_to(self, folder):
+        assert run(["fit", "--ckpt_path=runs/ncsn/latest", "--trainer.max_steps=4"]) == 0
+        assert self.step(folder) == 4 and Path("runs/ncsn/latest").resolve() == folder
 
     def test_a_file_begins_a_new_run_from_it(self, folder):
         assert run(["fit", "--config=ncsn", f"--ckpt_path={folder / 'last.ckpt'}", "--trainer.max_steps=4",

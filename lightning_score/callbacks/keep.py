@@ -74,6 +74,8 @@ class Keep(Checkpoint):
             trainer.validating = True
             loop.run()
             trainer.training, self._making_up = True, False
+            if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:  # Lightning counts this step in no other place now
+                trainer.fit_loop.epoch_loop._batches_that_stepped += 1
 
     def _handler(self, trainer: Trainer) -> Callable[[int, FrameType | None], None]:
         def ask(number: int, frame: FrameType | None) -> None:
@@ -104,6 +106,12 @@ class Keep(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What the validation found has been saved by now."""
         self._step = trainer.global_step
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that went on at the very end of an epoch, and made up for its validation, begins the next as any other:
+        Lightning's loop, which had nothing to do in this epoch, would find nothing to do in all that follow.
+        """
+        trainer.fit_loop.epoch_loop.restarting = False
 
     def _save(self, trainer: Trainer, moment: str) -> None:
         self._moment = moment

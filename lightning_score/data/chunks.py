@@ -120,7 +120,12 @@ def readable(base: type) -> type:
         """
 
         def __init__(self, chunks: str, shape: tuple[int, ...], num_classes: int) -> None:
-            super().__init__(chunks, shuffle=False, drop_last=False, seed=seed_of() % 2**31, item_shuffle_window="full")
+            settings = {
+                "seed": seed_of() % 2**31,
+                "item_shuffle_window": "full",
+                "serializers": {name: _refusing() for name in ("pickle", "graph")},
+            }
+            super().__init__(chunks, shuffle=False, drop_last=False, **settings)
             self.image_shape, self.num_classes = shape, num_classes
             self._before: tuple[np.ndarray, int] | None = None
 
@@ -134,6 +139,26 @@ def readable(base: type) -> type:
             return self._before
 
     return Readable
+
+
+@cache
+def _refusing() -> Any:
+    """In place of litdata's reader of pickles, which may run anything."""
+    from litdata.streaming.serializers import Serializer
+
+    class Refusing(Serializer):
+        """Reads nothing."""
+
+        def serialize(self, data: Any) -> tuple[bytes, str | None]:
+            raise NotImplementedError
+
+        def deserialize(self, data: bytes) -> Any:
+            raise InputError("these chunks hold pickles, which may run any code: write images, arrays and numbers only")
+
+        def can_serialize(self, data: Any) -> bool:
+            return False
+
+    return Refusing()
 
 
 def as_example(item: Any, shape: Sequence[int], num_classes: int = 0) -> tuple[np.ndarray, int]:
