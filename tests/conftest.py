@@ -3,6 +3,7 @@
 import lightning_score.torchvision_guard  # noqa: F401
 
 import inspect
+import os
 
 import pytest
 import torch
@@ -11,6 +12,10 @@ from lightning_score import parametrization, process, sampling
 from lightning_score.data import Mixture
 from lightning_score.score import ScoreField
 from lightning_score.utils import expand
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several that share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 SMALL = {
     process.SigmaTable: {"sigma_max": 10.0, "levels": 200},
