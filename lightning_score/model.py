@@ -23,6 +23,7 @@ from lightning_score.networks import Network
 from lightning_score.objective import DenoisingScoreMatching, Objective
 from lightning_score.parametrization import Noise, Parametrization
 from lightning_score.process import NoiseProcess
+from lightning_score.sampling.divergence import Watch
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampler, Samples, join
 from lightning_score.score import Conditioned, ScoreField, ScoreFunction
@@ -237,6 +238,7 @@ class ScoreModel(LightningModule):
 
         Raises:
             InputError: labels that are not one per sample, that the model does not know or has no use for.
+            Diverged: samples became too large, or are no numbers.
         """
         if cond is not None:
             self.check_labels(cond)
@@ -245,12 +247,14 @@ class ScoreModel(LightningModule):
         while (first := sum(len(part.x) for part in parts)) < len(indices):
             here = slice(first, first + (self._at_once or len(indices)))
             labels = None if cond is None else cond[here]
-            draw = partial(sampler or self.sampler, trajectory=trajectory, progress=progress, observe=observe)
+            watch = Watch(indices[here], observe)
+            draw = partial(sampler or self.sampler, trajectory=trajectory, progress=progress, observe=watch)
             drawn = self._draw_if_it_fits(indices[here], seed, labels, draw)
             if drawn is None:
                 self._at_once = -(-len(indices[here]) // 2)
                 rank_zero_warn(f"{len(indices[here])} samples at once do not fit into memory: from here on {self._at_once}")
             else:
+                watch.check(drawn.x)
                 parts.append(drawn)
         return join(parts)
 
@@ -288,13 +292,8 @@ class ScoreModel(LightningModule):
         require(len(labels) > 0 and not wrong, f"labels {wrong or '[]'}: the model knows the classes {known}")
 
     def sample(self, n: int, seed: int = 0, batch_size: int = 1024, progress: bool = False) -> Tensor:
-        """Samples 0 to n - 1 of a seed, in the range of the data: (n, *shape), on the model's device.
-
-        Args:
-            n: number of samples.
-            seed: seed of the run.
-            batch_size: how many are drawn at once; it changes the memory needed, not the samples.
-            progress: show a progress bar.
+        """Samples 0 to n - 1 of a seed, in the range of the data: (n, *shape), on the model's device. They are drawn
+        `batch_size` at once, which changes the memory needed, not the samples, and on request with a progress bar.
         """
         require(n >= 1, f"n={n}: the number of samples must be at least 1")
         batches = torch.arange(n).split(batch_size)

@@ -28,6 +28,10 @@ class InputError(ValueError):
     """
 
 
+class Unmeasurable(InputError):
+    """Samples or numbers from which nothing can be found, as those of a sampler that diverged. Training may go on."""
+
+
 def require(condition: bool, message: str) -> None:
     """Raises `InputError(message)` unless `condition` holds."""
     if not condition:

@@ -1,11 +1,19 @@
 """Losses that are no numbers: named, kept for a look, and then what the policy says."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from lightning_score.callbacks import Guard
+from lightning_score.callbacks import Guard, totals
 from lightning_score.cli import run
+from lightning_score.metrics import Estimate
 from lightning_score.objective import DenoisingScoreMatching
+from lightning_score.process import SigmaTable
+from lightning_score.sampling import AnnealedLangevin
+from lightning_score.sampling.divergence import BOUND, Diverged, Watch
+from lightning_score.sampling.sampler import Stage
 from lightning_score.utils import InputError
 
 FIT = ["fit", "--config=ncsn", "--trainer.max_steps=12", "--trainer.val_check_interval=4", "--evaluate.features=null",
@@ -96,6 +104,70 @@ def test_a_real_explosion(tmp_path, capsys):
     options = ["--model.optimizer.lr=1.0e+6", "--model.lr_scheduler=null"]
     assert run([*FIT, f"--output={tmp_path / 'run'}", *options, "--trainer.max_steps=200"]) == 2
     assert "the loss is no number" in capsys.readouterr().err
+
+
+MEASURED = ["fit", "--config=ncsn", "--trainer.max_steps=6", "--trainer.val_check_interval=2", "--evaluate.num_samples=70",
+            "--model.sampler.steps=3", "--trainer.logger=false"]  # fmt: skip
+TOO_LARGE = [f"--model.sampler={__name__}.Reckless", "--model.sampler.step_size=1.0e+6", "--model.sampler.steps=3"]
+
+
+class Reckless(AnnealedLangevin):
+    """Its steps may be as large as they like: the chain explodes."""
+
+    def check(self, process):
+        """All is well."""
+
+
+class TestSamples:
+    def test_an_exploding_chain_stops_training_and_is_kept(self, tmp_path, capsys):
+        folder = tmp_path / "run"
+        assert run([*MEASURED, *TOO_LARGE, "--trainer.callbacks=null", f"--output={folder}"]) == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "step 2, samples: 64 of 64 samples diverged" in said and "after move" in said and "sigma/alpha" in said
+        kept = torch.load(folder / "broken/samples_0000002.pt", weights_only=True)
+        assert kept["x"].shape == (64, 1, 8, 8) and kept["indices"] == list(range(64)) and kept["level"] > 0
+        assert bool(torch.isfinite(kept["x"]).all()), "at once: before they are no numbers"
+        assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 2
+
+    def test_they_are_left_out_and_training_goes_on(self, tmp_path, capsys):
+        """Grid, Langevin health and distance, at three validations; the weights are those of a run without them."""
+        options = [*MEASURED, "--trainer.callbacks=[{class_path: LangevinHealth}]", "--guard.policy=skip"]
+        assert run([*options, *TOO_LARGE, f"--output={tmp_path / 'run'}"]) == 0
+        assert capsys.readouterr().out.count("it is left out") == 9
+        assert run([*MEASURED, "--trainer.callbacks=null", f"--output={tmp_path / 'other'}"]) == 0
+        assert torch.equal(weights(tmp_path / "run")[1], weights(tmp_path / "other")[1])
+
+    def test_the_weights_go_back(self, tmp_path, capsys, monkeypatch):
+        """To the best so far, which are those of step 2; the last distance is no number."""
+        found = iter([Estimate(5.0, 0.1), Estimate(float("nan"), 0.0), Estimate(9.0, 0.1)])
+        monkeypatch.setattr(totals, "frechet_estimate", lambda *_, **__: next(found))
+        options = [*MEASURED, "--trainer.callbacks=null", "--samples.num_samples=0", "--model.optimizer.lr=0"]
+        restored = []
+        monkeypatch.setattr(
+            Guard, "_restore", lambda self, trainer, model, name: restored.append((trainer.global_step, name))
+        )
+        assert run([*options, "--guard.policy=restore", f"--output={tmp_path / 'run'}"]) == 0
+        assert "it is left out, back to best.ckpt" in capsys.readouterr().out and restored == [(4, "best.ckpt")]
+
+    def test_a_distance_that_is_no_number(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(totals, "frechet_estimate", lambda *_, **__: Estimate(float("nan"), 0.0))
+        options = [*MEASURED, "--samples.num_samples=0", "--trainer.callbacks=null"]
+        assert run([*options, f"--output={tmp_path / 'run'}"]) == 2
+        assert "step 2, fid_digits_70: fid is nan: the features of the samples" in capsys.readouterr().err
+        assert run([*options, "--guard.policy=skip", f"--output={tmp_path / 'other'}"]) == 0
+        assert capsys.readouterr().out.count("fid is nan") == 3
+
+    @pytest.mark.parametrize("factor", [0.5, 2.0])
+    def test_the_bound(self, factor):
+        """Ten thousand times the noise and the data."""
+        process, x = SigmaTable(0.1, 9.0, 3), torch.zeros(4, 2)
+        x[2] = factor * BOUND * (1 + 9.0)
+        t = torch.tensor(1.0)
+        watch = Watch([5, 6, 7, 8])
+        with nullcontext() if factor < 1 else pytest.raises(Diverged, match="1 of 4 samples diverged") as found:
+            watch(SimpleNamespace(process=process), Stage(None, t, t, t), x, x, None)
+        if factor > 1:
+            assert found.value.indices == [7] and found.value.level == pytest.approx(9.0)
 
 
 def test_refuses():

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_score.callbacks.ema import EMA
+from lightning_score.callbacks.guard import measuring
 from lightning_score.callbacks.periodic import Periodic
 from lightning_score.callbacks.pictures import neighbour_picture, publish, sample_picture
 from lightning_score.callbacks.totals import Pass, Sampling
@@ -125,7 +126,8 @@ class Evaluate(Periodic):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Within validation, because the weights are the averaged ones there."""
         if self.due(trainer) and self.features is not None and self._affordable(trainer):
-            self._evaluate(trainer, pl_module, "val")
+            with measuring(trainer, pl_module, self.metric):
+                self._evaluate(trainer, pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """As in validation, and more."""
@@ -195,7 +197,7 @@ class Evaluate(Periodic):
         passes = [sampling.run(self.seed + k) for k in range(self.repeats if test else 1)]
         for denoised in passes[0].totals:
             suffix = ("" if denoised else "_noisy") + ("" if weights == "ema" else "_raw_weights")
-            measured = [found.totals[denoised].measure(real, test or self.thorough, self.limit) for found in passes]
+            measured = [part.totals[denoised].measure(real, test or self.thorough, self.limit) for part in passes]
             for kind in measured[0]:
                 values = [numbers[kind] for numbers in measured]
                 for k, value in enumerate(values):

@@ -1,18 +1,23 @@
 """Notices a loss that is no number, keeps what is needed for a look at it, and stops, skips the step or goes back."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_score.callbacks.ema import EMA
 from lightning_score.checkpoints import SafeCheckpointIO
 from lightning_score.model import ScoreModel
+from lightning_score.sampling.divergence import Diverged
 from lightning_score.score import ScoreField
-from lightning_score.utils import InputError, random_state, require, take_up, without_room
+from lightning_score.utils import InputError, Unmeasurable, random_state, require, take_up, without_room
 
+BEST = "best.ckpt"
 PATIENCE = 10
 """Steps skipped, or times gone back, in a row until training stops all the same."""
 
@@ -39,9 +44,13 @@ class Guard(Callback):
     the noise levels of the examples that it comes from, and `broken/step_<step>.pt` in the run folder keeps batch, losses,
     times and raw weights.
 
+    It also decides what becomes of training when samples diverge, or a metric of them cannot be computed; then
+    `broken/samples_<step>.pt` keeps the samples, their numbers and the weights.
+
     Args:
-        policy: stop: training ends with an error, and `last.ckpt` is from before; skip: the step changes nothing; restore:
-            weights, averages and optimizer go back to `last.ckpt`, and training on with the batches that follow.
+        policy: stop: training ends with an error, and `last.ckpt` is from before; skip: the step changes nothing, the
+            measurement is left out; restore: weights, averages and optimizer go back to `last.ckpt`, or, when samples
+            come to nothing, to `best.ckpt` if there is one, and training on with the batches that follow.
         every_n_steps: how often it looks; null: at every step on a CPU, at every 50th on a GPU, which waits for each;
             skip looks at every step.
     """
@@ -51,10 +60,14 @@ class Guard(Callback):
         self.policy, self.every_n_steps = policy, every_n_steps
         self._batch: tuple[Tensor, Tensor, int] | None = None
         self._random: dict[str, Tensor] = {}
-        self._bad = self._in_a_row = 0
+        self._bad = self._in_a_row = self._unmeasured = 0
+        self._back = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: ScoreModel, batch: Any, batch_idx: int) -> None:
-        """Keeps the batch at hand."""
+        """Keeps the batch at hand; the averaged weights of validation are put away by now."""
+        if self._back:
+            self._back = False
+            self._restore(trainer, pl_module, BEST)  # for the last is from just before the validation
         self._batch, self._random = (*batch, batch_idx), random_state(pl_module.device)
 
     def on_before_backward(self, trainer: Trainer, pl_module: ScoreModel, loss: Tensor) -> None:
@@ -83,6 +96,36 @@ class Guard(Callback):
         if self.policy == "restore":
             self._restore(trainer, pl_module)
 
+    @contextmanager
+    def measuring(self, trainer: Trainer, pl_module: ScoreModel, what: str) -> Iterator[None]:
+        """Samples are drawn and measured within, in training.
+
+        Args:
+            trainer: the trainer.
+            pl_module: the model.
+            what: what is measured, for the message.
+
+        Raises:
+            InputError: they come to nothing, and the policy is to stop.
+        """
+        try:
+            yield
+        except Unmeasurable as error:
+            evidence = {"x": error.x, "indices": error.indices, "level": error.level} if isinstance(error, Diverged) else {}
+            said = f"step {trainer.global_step}, {what}: {error}{self._keep(trainer, pl_module, evidence, 'samples')}"
+            self._unmeasured += 1
+            if self.policy == "stop" or self._unmeasured > PATIENCE:
+                raise InputError(f"{said}; --guard.policy skip leaves such measurements out") from error
+            self._back = self.policy == "restore" and (Path(trainer.default_root_dir) / BEST).exists()
+            print(f"{said}; it is left out{f', back to {BEST}' if self._back else ''}", flush=True)
+        else:
+            self._unmeasured = 0
+
+    def on_validation_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
+        """All processes do the same."""
+        if trainer.state.fn == TrainerFn.FITTING and self.policy == "restore":
+            self._back = bool(self._agreed(trainer, self._back))
+
     def _agreed(self, trainer: Trainer, bad: bool) -> int:
         """Whether the loss of any process is bad: all do the same."""
         return int(trainer.strategy.reduce_boolean_decision(bad, all=False)) if trainer.world_size > 1 else int(bad)
@@ -105,18 +148,19 @@ class Guard(Callback):
         step, epoch = trainer.global_step + 1, trainer.current_epoch
         return f"step {step}, batch {batch_idx} of epoch {epoch}: the loss is no number, of {where}{kept}"
 
-    def _keep(self, trainer: Trainer, pl_module: ScoreModel, evidence: dict[str, Any]) -> str:
+    def _keep(self, trainer: Trainer, pl_module: ScoreModel, evidence: dict[str, Any], name: str = "step") -> str:
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return ""
-        file = Path(trainer.default_root_dir) / "broken" / f"step_{trainer.global_step + 1:07d}.pt"
+        step = trainer.global_step + (name == "step")  # the step that is being done, or the last
+        file = Path(trainer.default_root_dir) / "broken" / f"{name}_{step:07d}.pt"
         with without_room(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.save({**evidence, "state_dict": pl_module.state_dict()}, file)
         return f" (kept: {file})"
 
-    def _restore(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        """Weights, averages and optimizer of the last checkpoint; the steps done stay done."""
-        file = Path(trainer.default_root_dir) / "last.ckpt"
+    def _restore(self, trainer: Trainer, pl_module: ScoreModel, name: str = "last.ckpt") -> None:
+        """Weights, averages and optimizer of a checkpoint of this run; the steps done stay done."""
+        file = Path(trainer.default_root_dir) / name
         require(file.exists(), f"{file}: there is no checkpoint yet to go back to; train with a smaller learning rate")
         checkpoint = SafeCheckpointIO().load_checkpoint(file)
         pl_module.load_state_dict(checkpoint["state_dict"])
@@ -125,3 +169,10 @@ class Guard(Callback):
                 callback.on_load_checkpoint(trainer, pl_module, checkpoint)
         for optimizer, state in zip(trainer.optimizers, checkpoint["optimizer_states"], strict=True):
             optimizer.load_state_dict(state)
+
+
+def measuring(trainer: Trainer, pl_module: ScoreModel, what: str) -> AbstractContextManager[None]:
+    """Within it samples are drawn and measured: in training, the guard decides what follows if they come to nothing."""
+    guards = [callback for callback in trainer.callbacks if isinstance(callback, Guard)]
+    fitting = trainer.state.fn == TrainerFn.FITTING
+    return guards[0].measuring(trainer, pl_module, what) if guards and fitting else nullcontext()

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from lightning_score.callbacks.guard import measuring
 from lightning_score.callbacks.pictures import figure_picture, publish
 from lightning_score.data import ScoreData
 from lightning_score.metrics.record import append_line
@@ -127,6 +128,10 @@ class LangevinHealth(Callback):
         """Within validation, because the weights are the averaged ones there."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
+        with measuring(trainer, pl_module, "Langevin health"):
+            self._measure(trainer, pl_module)
+
+    def _measure(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         watch = _Watch()
         pl_module.draw(range(4 if trainer.fast_dev_run else self.num_samples), self.seed, observe=watch)
         watch.close()

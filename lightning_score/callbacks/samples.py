@@ -2,6 +2,7 @@
 
 from lightning.pytorch import Trainer
 
+from lightning_score.callbacks.guard import measuring
 from lightning_score.callbacks.periodic import Periodic
 from lightning_score.callbacks.pictures import publish, sample_picture
 from lightning_score.callbacks.strip import Strip
@@ -34,6 +35,10 @@ class SampleGrid(Periodic):
         """Within validation, because the weights are the averaged ones there."""
         if not (self.due(trainer) and self.num_samples and trainer.is_global_zero):
             return
+        with measuring(trainer, pl_module, "samples"):
+            self._show(trainer, pl_module)
+
+    def _show(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         fast, data = bool(trainer.fast_dev_run), trainer.datamodule
         strip = Strip(pl_module, data, self.progressive) if self.progressive and data.data_range is not None else None
         samples = pl_module.draw(range(min(self.num_samples, 4) if fast else self.num_samples), self.seed, observe=strip)

@@ -33,7 +33,7 @@ from lightning_score.metrics.record import settings_of
 from lightning_score.metrics.reference import Reference
 from lightning_score.model import ScoreModel
 from lightning_score.sampling.sampler import Samples
-from lightning_score.utils import cache_folder
+from lightning_score.utils import Unmeasurable, cache_folder
 
 BLOCKS = 10
 """Blocks of samples, for the error bar."""
@@ -78,7 +78,20 @@ class Totals:
             real: the data's side.
             every: all metrics, and the error of the first; otherwise the first alone, with its error where that is quick.
             limit: the first extrapolated to infinitely many samples, too.
+
+        Raises:
+            Unmeasurable: one of them is no number.
         """
+        try:
+            found = self._measure(real, every, limit)
+        except torch.linalg.LinAlgError as error:
+            raise Unmeasurable(f"the distance cannot be computed: {error}") from error
+        wrong = [f"{kind} is {estimate.value:g}" for kind, estimate in found.items() if not math.isfinite(estimate.value)]
+        if wrong:
+            raise Unmeasurable(f"{', '.join(wrong)}: the features of the samples are no numbers, or all alike")
+        return found
+
+    def _measure(self, real: Reference, every: bool, limit: bool) -> dict[str, Estimate]:
         few = len(self.kept) <= min(KEPT, self.sums.num_features)
         samples = KeptFeatures(self.kept, self.sums.blocks) if few else self.sums
         quick = self.sums.num_features <= 256
@@ -175,7 +188,11 @@ class Sampling:
         done, evaluations = self._restore(path, found)
         saved = start = time.monotonic()
         told = False
-        with tqdm(total=len(mine), initial=done, **self._bar()) as bar, ThreadPoolExecutor(1) as pool:
+        with (
+            tqdm(total=len(mine), initial=done, **self._bar()) as bar,
+            ThreadPoolExecutor(1) as pool,
+            self._together(),
+        ):
             work = None
             for first in range(done, len(mine), self.batch_size):
                 numbers = mine[first : first + self.batch_size]
@@ -203,6 +220,19 @@ class Sampling:
         if path is not None:
             path.unlink(missing_ok=True)
         return found
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """When the samples of one process come to nothing, those of all do: none waits for what it would add."""
+        failure: Unmeasurable | None = None
+        try:
+            yield
+        except Unmeasurable as error:
+            failure = error
+        if self.trainer.world_size > 1 and self.trainer.strategy.reduce_boolean_decision(failure is not None, all=False):
+            raise failure or Unmeasurable("the samples of another process cannot be measured")
+        if failure is not None:
+            raise failure
 
     @torch.inference_mode()
     def _add(self, numbers: Sequence[int], samples: Samples, found: Pass) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_score.data.base import Examples, ScoreData, Splits, split_indices
-from lightning_score.utils import InputError, require
+from lightning_score.utils import Unmeasurable, require
 
 
 def spread(level: Tensor, levels: int) -> Tensor:
@@ -53,11 +53,11 @@ def to_uint8(x: Tensor, data_range: Sequence[float], levels: int = 256, dequanti
         uint8 (N, C, H, W), the grey levels spread over 0..255.
 
     Raises:
-        InputError: if `x` holds NaN, as the samples of a diverged model do.
+        Unmeasurable: if `x` holds NaN, as the samples of a diverged model do.
     """
     if bool(x.isnan().any()):
         count = int(x.flatten(1).isnan().any(1).sum())
-        raise InputError(
+        raise Unmeasurable(
             f"{count} of {len(x)} images hold NaN, so they have no grey levels: the model or its sampler diverged; "
             "take a smaller step size or learning rate."
         )
