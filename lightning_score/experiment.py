@@ -9,12 +9,17 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_score.arguments import Parser
 from lightning_score.callbacks import EMA, Evaluate, Guard, SampleGrid
 from lightning_score.data import ScoreData
+from lightning_score.mistakes import check_config
 from lightning_score.model import ScoreModel
-from lightning_score.utils import require_classes
+from lightning_score.utils import InputError
+
+GROUPS = {"trainer": Trainer, "model": ScoreModel, "ema": EMA, "samples": SampleGrid, "evaluate": Evaluate, "guard": Guard}
+"""The parameters that every command has, by their names."""
 
 
 class ExperimentCLI(LightningCLI):
@@ -51,7 +56,21 @@ class ExperimentCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Parses the given arguments, never those of the process, and looks at what is to be made of them."""
         self.config = parser.parse_args(args)
-        require_classes(self.config.as_dict())
+        plain = self.config.as_dict()
+        check_config(plain.get(plain.get("subcommand")) or plain, GROUPS)
+
+    def instantiate_classes(self) -> None:
+        """Makes model, data and trainer; values that these do not take are the user's mistake.
+
+        Raises:
+            InputError: there are such values.
+        """
+        try:
+            super().instantiate_classes()
+        except (MisconfigurationException, ValueError) as error:
+            if isinstance(error, InputError) or isinstance(error.__cause__, InputError):
+                raise
+            raise InputError(f"this configuration cannot be used: {' '.join(str(error).split())[:600]}") from error
 
 
 class IdleExperiment(ExperimentCLI):

@@ -17,6 +17,30 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several that share the cores
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
+
+@pytest.fixture(autouse=True)
+def _faults(request, record_property):
+    """Notes what a test did to the program, by its mark `faults(kind, n)`."""
+    for mark in request.node.iter_markers("faults"):
+        record_property("fault", list(mark.args) if len(mark.args) > 1 else [*mark.args, 1])
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The table of the faults that were tried."""
+    tried, lost = {}, {}
+    for outcome, counts in (("passed", {}), ("failed", lost)):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, (kind, n) in (each for each in report.user_properties if each[0] == "fault"):
+                if report.when == "call" and name:
+                    tried[kind] = tried.get(kind, 0) + n
+                    counts[kind] = counts.get(kind, 0) + n
+    if tried:
+        terminalreporter.section("faults tried")
+        for kind in sorted(tried):
+            harm = f"{lost[kind]} in tests that failed" if kind in lost else "nothing lost"
+            terminalreporter.write_line(f"{kind:<48}{tried[kind]:>7}   {harm}")
+
+
 SMALL = {
     process.SigmaTable: {"sigma_max": 10.0, "levels": 200},
     process.BetaTable: {"steps": 200, "beta_min": 5e-4, "beta_max": 0.1},

@@ -41,6 +41,7 @@ def test_what_is_written_is_read_and_the_one_before_stays(file):
     assert sorted(each.name for each in file.parent.iterdir()) == ["last.ckpt", "last.ckpt.previous"]
 
 
+@pytest.mark.faults("checkpoints cut off", 40)
 def test_every_truncation_is_found(file):
     whole = file.read_bytes()
     for length in range(0, len(whole), 97):
@@ -49,6 +50,7 @@ def test_every_truncation_is_found(file):
             check(file)
 
 
+@pytest.mark.faults("checkpoints with a flipped bit", 300)
 def test_every_flipped_bit_of_the_weights_is_found(file):
     """Of 300 random bits of the stored tensors none passes, where torch.load alone would take them."""
     whole, draws = file.read_bytes(), random.Random(0)
@@ -77,6 +79,7 @@ class Hostile:
         return os.system, ("touch hostile",)
 
 
+@pytest.mark.faults("hostile pickles", 3)
 def test_a_hostile_pickle_does_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": {}, "config": {}, "evil": Hostile()}, "evil.ckpt")
@@ -88,6 +91,7 @@ def test_a_hostile_pickle_does_not_run(tmp_path, monkeypatch):
     assert not Path("hostile").exists()
 
 
+@pytest.mark.faults("crashes while a checkpoint is written")
 def test_a_crash_while_it_is_written_leaves_the_one_before(file, monkeypatch):
     def crash(*_):
         raise KeyboardInterrupt
@@ -98,6 +102,7 @@ def test_a_crash_while_it_is_written_leaves_the_one_before(file, monkeypatch):
     assert SafeCheckpointIO().load_checkpoint(file)["global_step"] == 2
 
 
+@pytest.mark.faults("full disks")
 def test_a_full_disk_is_told_and_harms_nothing(file, monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -110,6 +115,7 @@ def test_a_full_disk_is_told_and_harms_nothing(file, monkeypatch, capsys):
     assert sorted(each.name for each in file.parent.iterdir()) == ["last.ckpt", "last.ckpt.previous"]
 
 
+@pytest.mark.faults("full disks", 3)
 def test_training_goes_on_with_a_full_disk_and_saves_when_there_is_room(tmp_path, monkeypatch, capsys):
     """The disk is full at the first three attempts."""
     fsync, attempts = os.fsync, []
@@ -139,6 +145,7 @@ def test_a_file_system_without_hard_links_has_one_checkpoint(file, monkeypatch):
 class TestRows:
     """metrics.csv on a disk that is full for a while."""
 
+    @pytest.mark.faults("full disks", 2)
     @pytest.mark.parametrize("new_column", [False, True])
     def test_rows_wait_for_room(self, tmp_path, monkeypatch, capsys, new_column):
         logger = RunCSVLogger(tmp_path)
@@ -164,6 +171,7 @@ def _fill_up(writer, rows):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.faults("full disks")
 def test_records_and_pictures_without_room_are_told(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     append_line(tmp_path / "file" / "evaluations.jsonl", {"a": 1})  # where no folder can be made

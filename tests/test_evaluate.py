@@ -212,6 +212,7 @@ class TestTest:
         assert run(["test", f"--ckpt_path={checkpoint}", "--evaluate.reference=other.npz"]) == 2
         assert "other.npz: of 3 features, but digits has 64" in capsys.readouterr().err
 
+    @pytest.mark.faults("evaluations interrupted")
     def test_an_interrupted_evaluation_goes_on(self, checkpoint, monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(totals, "SAVE_EVERY", 0.0)
         options = ["--evaluate.batch_size=10"]

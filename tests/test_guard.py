@@ -61,6 +61,7 @@ def weights(folder):
     return checkpoint["global_step"], torch.cat([w.flatten() for w in checkpoint["current_model_state"].values()])
 
 
+@pytest.mark.faults("losses that are no numbers")
 def test_training_stops_and_says_where(tmp_path, capsys):
     folder = tmp_path / "run"
     assert fit(folder, 7, 7) == 2
@@ -75,6 +76,7 @@ def test_training_stops_and_says_where(tmp_path, capsys):
     assert all(torch.isfinite(value).all() for value in evidence["state_dict"].values())
 
 
+@pytest.mark.faults("losses that are no numbers", 2)
 def test_a_skipped_step_changes_nothing(tmp_path, capsys):
     """With the loss of its last two steps skipped, a run of six steps has the weights of one of four."""
     assert fit(tmp_path / "skipped", 5, 6, "--guard.policy=skip", "--trainer.max_steps=6") == 0
@@ -84,6 +86,7 @@ def test_a_skipped_step_changes_nothing(tmp_path, capsys):
     assert step == 6 and torch.equal(skipped, short)
 
 
+@pytest.mark.faults("losses that are no numbers")
 def test_going_back(tmp_path, capsys):
     """From the sixth step to the checkpoint of the fourth: with one step after it, that one starts from there."""
     assert fit(tmp_path / "back", 6, 6, "--guard.policy=restore", "--trainer.max_steps=6") == 0
@@ -118,6 +121,7 @@ class Reckless(AnnealedLangevin):
         """All is well."""
 
 
+@pytest.mark.faults("samples that explode")
 class TestSamples:
     def test_an_exploding_chain_stops_training_and_is_kept(self, tmp_path, capsys):
         folder = tmp_path / "run"
@@ -129,6 +133,7 @@ class TestSamples:
         assert bool(torch.isfinite(kept["x"]).all()), "at once: before they are no numbers"
         assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 2
 
+    @pytest.mark.faults("samples that explode", 9)
     def test_they_are_left_out_and_training_goes_on(self, tmp_path, capsys):
         """Grid, Langevin health and distance, at three validations; the weights are those of a run without them."""
         options = [*MEASURED, "--trainer.callbacks=[{class_path: LangevinHealth}]", "--guard.policy=skip"]
@@ -149,6 +154,7 @@ class TestSamples:
         assert run([*options, "--guard.policy=restore", f"--output={tmp_path / 'run'}"]) == 0
         assert "it is left out, back to best.ckpt" in capsys.readouterr().out and restored == [(4, "best.ckpt")]
 
+    @pytest.mark.faults("distances that are no numbers", 4)
     def test_a_distance_that_is_no_number(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(totals, "frechet_estimate", lambda *_, **__: Estimate(float("nan"), 0.0))
         options = [*MEASURED, "--samples.num_samples=0", "--trainer.callbacks=null"]

@@ -43,7 +43,8 @@ ALLOWED = {
     "resume": {"arguments", "checkpoints", "processes", "runs", "utils"},
     "summary": {"callbacks", "model"},
     "arguments": {"checkpoints", "model", "data", "metrics", "utils"},
-    "experiment": {"arguments", "callbacks", "data", "model", "utils"},
+    "mistakes": {"utils"},
+    "experiment": {"arguments", "callbacks", "data", "mistakes", "model", "utils"},
     "convert": {"arguments", "experiment", "interop", "model", "utils"},
     "ladder": {"arguments", "data", "schedule", "utils"},
     "commands": {

@@ -122,6 +122,7 @@ OTHERS = [(*moment, number) for moment in MOMENTS for number in (signal.SIGINT, 
 CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS if case not in QUICK)]
 
 
+@pytest.mark.faults("runs ended by a signal")
 @pytest.mark.parametrize(("step", "moment", "kept", "number"), CASES)
 def test_a_signal_at_any_moment(tmp_path, whole, step, moment, kept, number, capsys):
     folder = tmp_path / "run"
@@ -139,6 +140,7 @@ def test_a_signal_at_any_moment(tmp_path, whole, step, moment, kept, number, cap
 AT_THE_END = [(22, "on_validation_batch_start"), (22, "on_validation_end"), (22, "on_train_batch_end")]
 
 
+@pytest.mark.faults("runs ended by a signal")
 @pytest.mark.parametrize(
     ("step", "moment"), [AT_THE_END[0], *(pytest.param(*c, marks=pytest.mark.slow) for c in AT_THE_END[1:])]
 )
@@ -151,6 +153,7 @@ def test_a_signal_at_the_end_of_an_epoch(tmp_path, step, moment):
     assert_same(tmp_path / "run", everything(tmp_path / "whole"))
 
 
+@pytest.mark.faults("runs killed (kill -9)", 2)
 @pytest.mark.parametrize("seed", [0])
 def test_kills_at_random_moments(tmp_path, whole, seed):
     """kill -9, like a power cut, several times in a row."""
@@ -158,6 +161,7 @@ def test_kills_at_random_moments(tmp_path, whole, seed):
     assert_same(tmp_path / "run", whole)
 
 
+@pytest.mark.faults("runs killed (kill -9)", 4)
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10, 20))
 def test_many_kills_at_random_moments(tmp_path, whole, seed):
@@ -184,6 +188,7 @@ def killed(folder, draws, times):
         assert process.returncode in ((0, -signal.SIGKILL) if k < times else (0,)), said
 
 
+@pytest.mark.faults("runs ended by a signal")
 @pytest.mark.slow
 @pytest.mark.parametrize(("step", "moment", "rank"), [(7, "on_train_batch_end", 0), (10, "on_validation_batch_start", None)])
 def test_two_processes(tmp_path, step, moment, rank):
@@ -248,6 +253,7 @@ class TestWhich:
                     "--evaluate.features=null", "--samples.num_samples=0", "--trainer.callbacks=null"]) == 0  # fmt: skip
         assert self.step(folder) == 3 and len(list(folder.parent.glob("20*"))) == 2
 
+    @pytest.mark.faults("checkpoints cut off")
     def test_the_checkpoint_before_a_damaged_one(self, folder, capsys):
         (folder / "last.ckpt.previous").write_bytes((folder / "last.ckpt").read_bytes())
         (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:-1000])
@@ -270,6 +276,7 @@ class TestWhich:
         assert run(["fit", *options]) == 2
         assert message in capsys.readouterr().err
 
+    @pytest.mark.faults("jobs queued again by SLURM")
     def test_a_job_that_slurm_has_queued_again_goes_on(self, folder, monkeypatch, capsys):
         """SIGUSR1 ends it between two steps, `scontrol requeue` is called, and the same command goes on by itself."""
         Path("bin").mkdir()

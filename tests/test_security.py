@@ -45,6 +45,7 @@ def trained(tmp_path_factory):
     return folder / "run" / "last.ckpt"
 
 
+@pytest.mark.faults("hostile configs in checkpoints", 2)
 @pytest.mark.parametrize(
     "part",
     [
@@ -76,6 +77,7 @@ def test_a_checkpoint_that_names_something_else_than_a_model_is_refused(place, p
     assert not Path("pwned").exists()
 
 
+@pytest.mark.faults("hostile values in configs", 3)
 @pytest.mark.parametrize("text", ["!!python/object/apply:os.system ['touch pwned']", "$(touch pwned)", "`touch pwned`"])
 def test_values_are_values(text, folder):
     """In a config, a sweep and a name, which become files and processes."""
@@ -93,6 +95,7 @@ def test_values_are_values(text, folder):
         assert not list(Path().rglob("pwned"))
 
 
+@pytest.mark.faults("hostile pickles")
 def test_pickles_in_chunks_are_not_read(folder):
     """litdata itself would read them."""
     optimize(
@@ -110,6 +113,7 @@ def hostile_item(k):
     return {"x": Hostile()}
 
 
+@pytest.mark.faults("secrets looked for")
 def test_the_key_of_wandb_stays_where_it_is(folder):
     """Neither in what is said nor in any file: configs, checkpoints, logs, W&B's own offline run."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "WANDB_API_KEY": SECRET, "WANDB_MODE": "offline",
@@ -128,6 +132,7 @@ def test_the_key_of_wandb_stays_where_it_is(folder):
     assert SECRET.encode() not in pickle.dumps(checkpoint)
 
 
+@pytest.mark.faults("secrets looked for")
 def test_a_password_for_the_database_is_not_repeated(folder, capsys):
     Path("sweep.yaml").write_text((ROOT / "sweeps" / "train.yaml").read_text())
     url = f"--storage=postgresql://me:{SECRET}@127.0.0.1:9/none"

@@ -1,0 +1,62 @@
+"""Mistakes in a configuration that neither the parser nor a constructor names well."""
+
+import inspect
+from collections.abc import Mapping
+from pydoc import locate
+from typing import Any, get_args, get_type_hints
+
+from lightning_score.utils import require, require_classes
+
+LARGEST_SEED = 2**32 - 1
+
+
+def check_config(config: Mapping[str, Any], groups: Mapping[str, type]) -> None:
+    """Looks at a parsed configuration before anything is made of it.
+
+    Args:
+        config: mappings and sequences of plain values.
+        groups: the classes whose parameters are grouped under a name.
+
+    Raises:
+        InputError: a group that is none, a null where there is no default like that, a seed that is none, or something else
+            than a class to be made.
+    """
+    require_classes(config)
+    seed = config.get("seed_everything")
+    require(
+        seed is None or 0 <= seed <= LARGEST_SEED,
+        f"seed_everything {seed}: must be a whole number from 0 to {LARGEST_SEED}, or true for a random one",
+    )
+    for name, owner in groups.items():
+        group = config.get(name)
+        if group is not None:
+            require(
+                isinstance(group, Mapping),
+                f"{name}: {group!r}: must hold the parameters of {owner.__name__}, by their names",
+            )
+            _check_nulls(group, owner, name)
+
+
+def _check_nulls(arguments: Mapping[str, Any], owner: type, place: str) -> None:
+    """Every null among the arguments of a class, and of the classes among them, is one that its parameter takes."""
+    try:
+        hints = get_type_hints(owner.__init__)
+    except Exception:  # of others, whose hints may be anything
+        hints = {}
+    parameters = inspect.signature(owner).parameters
+    for name, value in arguments.items():
+        if value is None and name in hints and name in parameters:
+            takes = hints[name] is Any or type(None) in get_args(hints[name]) or parameters[name].default is None
+            shown = getattr(hints[name], "__name__", str(hints[name]))
+            require(takes, f"{place}.{name}: null: must be given, as {shown}, or left out where there is a default")
+        _check_parts(value, f"{place}.{name}")
+
+
+def _check_parts(value: Any, place: str) -> None:
+    if isinstance(value, Mapping) and isinstance(value.get("class_path"), str):
+        owner = locate(value["class_path"])
+        if inspect.isclass(owner) and isinstance(value.get("init_args"), Mapping):
+            _check_nulls(value["init_args"], owner, place)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            _check_parts(part, place)
