@@ -7,14 +7,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.strategies import DDPStrategy
 
+from lightning_score import processes
 from lightning_score.cli import run
 from lightning_score.metrics.record import FILE, read
+from lightning_score.utils import InputError
 
 SHORT = ["--evaluate.num_samples=41", "--samples.num_samples=4", "--model.sampler.steps=1", "--trainer.callbacks=null",
          "--trainer.max_steps=8", "--trainer.val_check_interval=4", "--trainer.log_every_n_steps=2"]  # fmt: skip
@@ -138,6 +142,14 @@ def test_samples_and_metrics_are_those_of_one_process(processes, precision, chec
     for metric, record in expected.items():
         tolerance = (1e-9 if metric.startswith("fid") else 1e-6) if exact else 1e-4
         assert found[metric].value == pytest.approx(record.value, rel=tolerance), metric
+
+
+@pytest.mark.parametrize("kind", processes.SHARDING)
+def test_strategies_that_share_out_weights_are_refused(kind):
+    """Rather than to wait for ever in the first picture."""
+    with pytest.raises(InputError, match=f"{kind.__name__}: shares out the weights"):
+        processes.check_strategy(SimpleNamespace(strategy=kind.__new__(kind)))
+    processes.check_strategy(SimpleNamespace(strategy=DDPStrategy()))
 
 
 def test_fewer_samples_than_processes(checkpoint, environment):

@@ -100,6 +100,30 @@ def test_growth_with_processes(tmp_path, note, benchmark):
     report(note, "time of an evaluation, by processes", sizes, seconds, "s")
 
 
+def test_training_with_processes(tmp_path, note, benchmark):
+    """Training with 1 and 2 processes of one thread and 128 images each: examples per second, and the ratio."""
+    rates = []
+
+    def measure():
+        for processes in (1, 2):
+            options = [
+                "--config=ncsn",
+                "--trainer.max_steps=60",
+                "--trainer.log_every_n_steps=10",
+                "--trainer.callbacks=null",
+            ]
+            options += ["--evaluate.features=null", "--samples.num_samples=0", "--trainer.accelerator=cpu"]
+            options += [f"--trainer.devices={processes}"] + (["--trainer.strategy=ddp"] if processes > 1 else [])
+            call(tmp_path, ["fit", *options, f"--output=fit{processes}"], OMP_NUM_THREADS="1")
+            with open(tmp_path / f"fit{processes}" / "metrics.csv", newline="") as file:
+                times = {int(row["step"]): float(row["time"]) for row in csv.DictReader(file) if row["train/loss"]}
+            rates.append(40 * 128 * processes / (times[59] - times[19]))
+
+    benchmark.pedantic(measure, rounds=1)
+    one, two = (f"{rate:.0f} examples/s, {rate / 128 / k:.2f} steps/s" for k, rate in enumerate(rates, 1))
+    note("training with 2 processes", two, "1 process", one, f"{rates[1] / rates[0]:.2f}")
+
+
 def report(note, what, sizes, values, unit):
     exponent = np.polyfit(np.log(sizes), np.log(values), 1)[0]
     note(
