@@ -28,8 +28,8 @@ def check_config(config: Mapping[str, Any], groups: Mapping[str, type]) -> None:
         f"seed_everything {seed}: must be a whole number from 0 to {LARGEST_SEED}, or true for a random one",
     )
     for name, owner in groups.items():
-        group = config.get(name)
-        if group is not None:
+        if name in config:
+            group = config[name]
             require(
                 isinstance(group, Mapping),
                 f"{name}: {group!r}: must hold the parameters of {owner.__name__}, by their names",

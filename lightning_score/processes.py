@@ -44,6 +44,7 @@ class Place:
     Attributes:
         rank: of this process among those that were started beside it.
         processes: how many these are; 1 where this one starts the others itself.
+        alone: whether it was started as the only one of its kind.
     """
 
     def __init__(self, num_nodes: int = 1) -> None:
@@ -55,6 +56,7 @@ class Place:
         elif num_nodes > 1 and "LOCAL_RANK" not in os.environ:
             found = LightningEnvironment()
             self.rank, self.processes = found.node_rank(), num_nodes
+        self.alone = found is not None and self.processes == 1
         if self.processes > 1:
             self._address, self._port = found.main_address, found.main_port
 
@@ -87,7 +89,7 @@ def folder_of_all(make: Callable[[], str], num_nodes: int = 1) -> str:
     """
     place = Place(num_nodes)
     if place.processes == 1:
-        if "LOCAL_RANK" not in os.environ:  # which Lightning sets for those that it starts
+        if place.alone or "LOCAL_RANK" not in os.environ:  # which Lightning sets for those that it starts
             os.environ[VARIABLE] = make()
         return os.environ[VARIABLE]
     key = f"folder/{place.attempt}"

@@ -169,6 +169,14 @@ def test_torchrun_makes_one_run_and_starts_it_again(environment):
 
 
 @pytest.mark.slow
+def test_torchrun_with_one_process(environment):
+    command = [*MODULE, "fit", "--config=ncsn", *SHORT, *DDP, "--trainer.devices=1"]
+    done = call(environment, *(part.replace("=2", "=1") for part in torchrun()), *command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_one_run()
+
+
+@pytest.mark.slow
 def test_two_machines_without_a_launcher(environment):
     """As Lightning has it: one command on each machine, and variables that say which one it is."""
     meet = {**environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29655"}

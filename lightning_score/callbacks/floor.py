@@ -1,6 +1,7 @@
 """The denoising loss at each noise level beside the lowest that the training data allow."""
 
 import math
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -124,12 +125,11 @@ class LossFloor(Callback):
 
 def level_times(process: NoiseProcess, levels: int, device: torch.device | str = "cpu") -> Tensor:
     """Times between t_min and 1, evenly spaced in log_snr, ascending, float64; of a table its nearest entries, once each."""
-    first, last = process.log_snr(torch.tensor([process.t_min, 1.0], dtype=torch.float64, device=device)).tolist()
-    t = process.inverse_log_snr(torch.linspace(first, last, levels, dtype=torch.float64, device=device))
-    try:
-        return process.table_times()[process.index(t) - 1].unique()
-    except InputError:  # a continuous process
-        return t
+    first, last = process.log_snr(torch.tensor([process.t_min, 1.0], dtype=torch.float64)).tolist()
+    t = process.inverse_log_snr(torch.linspace(first, last, levels, dtype=torch.float64))  # on the CPU, as a table is
+    with suppress(InputError):  # a continuous process
+        t = process.table_times().cpu()[process.index(t).cpu() - 1].unique()
+    return t.to(device)
 
 
 def _figure(losses: LevelLosses, dimension: int):
