@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.memory import is_oom_error
 
 from lightning_score.arguments import Parser
 from lightning_score.callbacks import EMA, Evaluate, Guard, SampleGrid
@@ -67,8 +68,10 @@ class ExperimentCLI(LightningCLI):
         """
         try:
             super().instantiate_classes()
-        except (MisconfigurationException, ValueError) as error:
-            if isinstance(error, InputError) or isinstance(error.__cause__, InputError):
+        except (MisconfigurationException, ValueError, MemoryError, RuntimeError) as error:
+            of_memory = isinstance(error, MemoryError) or is_oom_error(error)
+            others = isinstance(error, RuntimeError) and not of_memory
+            if others or isinstance(error, InputError) or isinstance(error.__cause__, InputError):
                 raise
             raise InputError(f"this configuration cannot be used: {' '.join(str(error).split())[:600]}") from error
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -159,6 +161,21 @@ def test_fewer_samples_than_processes(checkpoint, environment):
 
 
 @pytest.mark.faults("one of several processes lost")
+def documented(launcher):
+    """The arguments of a launch line in the README, on two CPU processes of one machine."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (line,) = re.findall(rf"```console\n({launcher} .*)\n```", readme)
+    line = line.replace("num_nodes 2", "num_nodes 1").replace("devices 4", "devices 2")
+    return shlex.split(line.replace("configs/ncsn.yaml", "ncsn"))
+
+
+def test_the_line_for_torchrun_in_the_readme(environment):
+    command = [sys.executable, "-m", "torch.distributed.run", *documented("torchrun")[1:]]
+    done = call(environment, *command, *SHORT, "--trainer.accelerator=cpu")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_one_run()
+
+
 def test_torchrun_makes_one_run_and_starts_it_again(environment):
     """A process is killed; torchrun starts all again, which go on in the same folder."""
     command = [*MODULE, "fit", "--config=ncsn", *SHORT, *DDP, "--trainer.devices=2"]
@@ -186,11 +203,13 @@ def test_two_machines_without_a_launcher(environment):
 
 
 def test_a_job_of_slurm(environment):
-    """The variables that srun gives to its tasks."""
+    """The README's line, with the variables that srun gives to its tasks."""
     job = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "4321", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "localhost",
            "SLURM_NNODES": "1", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0", "SLURM_STEP_ID": "0"}  # fmt: skip
     tasks = [{**environment, **job, "SLURM_PROCID": str(k), "SLURM_LOCALID": str(k)} for k in range(2)]
-    said = started_together(tasks, "fit", "--config=ncsn", *SHORT, *DDP, "--trainer.devices=2")
+    line = documented("srun")
+    assert line[:4] == ["srun", "python", "-m", "lightning_score"]
+    said = started_together(tasks, *line[4:], *SHORT, "--trainer.accelerator=cpu")
     assert_one_run()
     assert "finished 8 steps" in said[0] and "finished" not in said[1]
 
