@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
 
 import torch.distributed as dist
 from lightning.pytorch import Trainer
@@ -32,6 +33,7 @@ GRACE = 10.0
 SHARDING = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 SILENCE = re.compile(r"timed? ?out|connection (closed|reset|refused)|broken pipe|gloo|nccl|socket", re.IGNORECASE)
 
+_runs = count()  # of this process
 _meeting_points: list[dist.Store] = []  # stay open for as long as the process that serves them
 
 
@@ -89,10 +91,12 @@ def folder_of_all(make: Callable[[], str], num_nodes: int = 1) -> str:
     """
     place = Place(num_nodes)
     if place.processes == 1:
-        if place.alone or "LOCAL_RANK" not in os.environ:  # which Lightning sets for those that it starts
-            os.environ[VARIABLE] = make()
+        told = (
+            os.environ.get(VARIABLE) if "LOCAL_RANK" in os.environ and not place.alone else None
+        )  # by who started this one
+        os.environ[VARIABLE] = told or make()
         return os.environ[VARIABLE]
-    key = f"folder/{place.attempt}"
+    key = f"folder/{place.attempt}/{next(_runs)}"
     try:
         if place.rank == 0:
             place.store().set(key, make())
@@ -111,7 +115,7 @@ def folder_before() -> str | None:
     if place.attempt == 0:
         return None
     store = place.store()
-    keys = [f"folder/{attempt}" for attempt in reversed(range(place.attempt))]
+    keys = [f"folder/{attempt}/0" for attempt in reversed(range(place.attempt))]
     return next((store.get(key).decode() for key in keys if store.check([key])), None)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_score.data.base import Examples, Splits
-from lightning_score.data.files import Unreadable, fingerprint, image_files, read_image, summary
+from lightning_score.data.files import Unreadable, check_form, fingerprint, image_files, read_image, summary
 from lightning_score.data.images import ImageData
 from lightning_score.utils import cache_folder, require
 
@@ -63,15 +63,10 @@ class ImageFolder(ImageData):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, data_range, flip, dequantize, num_workers)
-        require(
-            len(shape) == 3 and shape[0] in (1, 3) and min(shape) > 0,
-            f"shape {list(shape)}: must be [channels, height, width] with 1 channel (grey) or 3 (colour), as in [3, 32, 32]",
-        )
-        require(crop is None or crop > 0, f"crop {crop}: must be positive, the side in pixels of the middle square, or null")
+        check_form(shape, crop, num_classes)
         require(
             0 < held_out < 1, f"held_out {held_out}: must be between 0 and 1, the fraction that is not trained on, as 0.1"
         )
-        require(num_classes >= 0, f"num_classes {num_classes}: must be 0 (no labels) or the number of folders in the folder")
         self.path, self.shape, self.crop, self.num_classes = Path(path), tuple(shape), crop, num_classes
         self.held_out = held_out
         self.cache = cache

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lightning_score.data.base import Examples, Splits
 from lightning_score.data.chunks import Batched, litdata, loader, pack, readable
-from lightning_score.data.files import fingerprint, image_files, summary
+from lightning_score.data.files import check_form, fingerprint, image_files, summary
 from lightning_score.data.images import ImageData
 from lightning_score.utils import cache_folder, require, seed_of
 
@@ -74,14 +74,9 @@ class ImageStream(ImageData):
     ) -> None:
         super().__init__(batch_size, data_range, flip, dequantize, num_workers)
         litdata()
-        require(
-            len(shape) == 3 and shape[0] in (1, 3) and min(shape) > 0,
-            f"shape {list(shape)}: must be [channels, height, width] with 1 channel (grey) or 3 (colour), as in [3, 32, 32]",
-        )
-        require(crop is None or crop > 0, f"crop {crop}: must be positive, the side in pixels of the middle square, or null")
+        check_form(shape, crop, num_classes)
         require(held_out > 0, f"held_out {held_out}: must be above 0, a number of images, as 5000")
         require(in_memory > 0, f"in_memory {in_memory}: must be above 0, a number of images, as 50000")
-        require(num_classes >= 0, f"num_classes {num_classes}: must be 0 (no labels) or the number of classes")
         self.path, self.shape, self.crop, self.num_classes = path, tuple(shape), crop, num_classes
         self.held_out, self.in_memory, self.cache = held_out, in_memory, cache
 
