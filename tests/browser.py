@@ -19,6 +19,7 @@ class Watched:
 
     def __init__(self, page) -> None:
         self.page, self.errors, self.requests = page, [], []
+        page.set_default_timeout(120_000)  # it shares the cores with other tests
         page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on(
@@ -29,14 +30,14 @@ class Watched:
     def open(self, address: str) -> None:
         """Goes to a report and waits until it is there."""
         self.page.goto(address)
-        self.page.wait_for_selector("html[data-ready]", timeout=60_000)
+        self.page.wait_for_selector("html[data-ready]", timeout=180_000)
 
     def see_all(self) -> None:
         """Scrolls through the page, so that every figure is drawn."""
         for section in self.page.query_selector_all("main > section:not([hidden])"):
             for chart in section.query_selector_all(".chart"):
                 chart.scroll_into_view_if_needed()
-                self.page.wait_for_function("chart => chart.querySelector('.main-svg, canvas')", arg=chart, timeout=20_000)
+                self.page.wait_for_function("chart => chart.querySelector('.main-svg, canvas')", arg=chart, timeout=120_000)
 
 
 @contextmanager

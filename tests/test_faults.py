@@ -59,9 +59,12 @@ def encoded(image, kind):
 
 damages = st.one_of(
     st.none(),
-    st.tuples(st.just("cut"), st.floats(0, 1)),
+    st.tuples(st.just("cut"), st.floats(0, 1, allow_subnormal=False)),
     st.tuples(
-        st.just("flip"), st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=20)
+        st.just("flip"),
+        st.lists(
+            st.tuples(st.floats(0, 1, exclude_max=True, allow_subnormal=False), st.integers(1, 255)), min_size=1, max_size=20
+        ),
     ),
     st.tuples(st.just("noise"), st.binary(max_size=300)),
 )

@@ -165,7 +165,7 @@ class TestSamples:
 
     @pytest.mark.parametrize("factor", [0.5, 2.0])
     def test_the_bound(self, factor):
-        """Ten thousand times the noise and the data."""
+        """A million times the noise and the data."""
         process, x = SigmaTable(0.1, 9.0, 3), torch.zeros(4, 2)
         x[2] = factor * BOUND * (1 + 9.0)
         t = torch.tensor(1.0)

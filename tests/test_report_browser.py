@@ -277,7 +277,7 @@ def test_a_run_that_goes_on_shows_without_a_reload(browser, tmp_path, monkeypatc
         with (other / "evaluations.jsonl").open("a") as lines:
             lines.write(json.dumps(asdict(record(value=0.5, step=2000))) + "\n")
         watched.page.clock.run_for(6000)
-        watched.page.wait_for_selector("#runs tbody tr:has-text('running')", timeout=20_000)
+        watched.page.wait_for_selector("#runs tbody tr:has-text('running')", timeout=120_000)
         assert cells(watched.page, "run") == ["ab", "a"] and cells(watched.page, "best")[0].startswith("0.5")
         assert watched.page.input_value("#runs input[type=search]") == "a"  # what the reader has chosen stays
         assert not watched.page.is_checked("#runs tbody tr:nth-child(2) input")

@@ -154,3 +154,21 @@ def test_what_the_sweep_tells_is_shown_here_and_there(folder, server):
     command[-1] = "somebody/digits/none"
     wrong = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
     assert wrong.returncode == 2 and "cannot be read" in wrong.stderr and len(wrong.stderr.strip().splitlines()) == 1
+
+
+def test_a_run_that_goes_on_is_the_same_run(folder):
+    """Interrupted and resumed, it is one run on the server, too."""
+    with serving() as (state, url):
+        environment = {"WANDB_BASE_URL": url, "WANDB_API_KEY": "k" * 40, "HOME": str(folder / "home"),
+                       "WANDB_ERROR_REPORTING": "false", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path),
+                       "PATH": os.environ["PATH"]}  # fmt: skip
+        options = ["--trainer.accelerator=cpu", "--trainer.val_check_interval=2", "--evaluate.features=null",
+                   "--samples.num_samples=0", "--trainer.callbacks=null", "--trainer.log_every_n_steps=1"]  # fmt: skip
+        for arguments in (["--config=ncsn", "--name=twice", *options, "--trainer.max_steps=2"],
+                          ["--ckpt_path=runs/twice/latest", "--trainer.max_steps=4"]):  # fmt: skip
+            command = [sys.executable, "-m", "lightning_score", "fit", *arguments]
+            done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stderr
+        (found,) = state.runs.values()
+        steps = {line["trainer/global_step"] for line in found["history"] if "train/loss" in line}
+        assert steps == {0, 1, 2, 3} and found["exit"] == 0

@@ -10,7 +10,7 @@ from lightning_score.sampling.sampler import Observer, Stage
 from lightning_score.score import ScoreField
 from lightning_score.utils import Unmeasurable
 
-BOUND = 1e4
+BOUND = 1e6
 """How many times larger than the data and the noise samples may become."""
 
 
