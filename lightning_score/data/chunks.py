@@ -16,11 +16,11 @@ from zlib import crc32
 import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from lightning_score.data.base import Transform
-from lightning_score.data.files import UNREADABLE, Unreadable, as_bytes, read_image, summary
+from lightning_score.data.files import UNREADABLE, Unreadable, as_bytes, fit, read_image, summary
 from lightning_score.data.folder import folder_labels
 from lightning_score.utils import InputError, require, seed_of
 
@@ -176,7 +176,7 @@ def as_example(item: Any, shape: Sequence[int], num_classes: int = 0) -> tuple[n
     if not isinstance(image, Image.Image):
         image = np.asarray(image)
     if not (isinstance(image, np.ndarray) and image.shape == tuple(shape) and image.dtype == np.uint8):
-        image = _fit(image, shape)
+        image = fit(as_bytes(_picture(image) if isinstance(image, np.ndarray) else image, shape[0]), shape)
     if not num_classes:
         return image, 0
     label = next((named[name] for name in (*LABELS, 1) if name in named), None)
@@ -188,15 +188,11 @@ def as_example(item: Any, shape: Sequence[int], num_classes: int = 0) -> tuple[n
     return image, int(label)
 
 
-def _fit(image: Image.Image | np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Any image in the shape that is wanted."""
-    channels, height, width = shape
-    if isinstance(image, np.ndarray):
-        if image.ndim == 3 and image.shape[0] in (1, 3, 4) and image.shape[2] not in (1, 3, 4):
-            image = image.transpose(1, 2, 0)
-        image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
-    fitted = ImageOps.fit(as_bytes(image, channels), (width, height), Image.Resampling.BILINEAR)
-    return np.asarray(fitted).reshape(height, width, channels).transpose(2, 0, 1)
+def _picture(image: np.ndarray) -> Image.Image:
+    """An array (H, W), (H, W, C) or (C, H, W) as an image of PIL's."""
+    if image.ndim == 3 and image.shape[0] in (1, 3, 4) and image.shape[2] not in (1, 3, 4):
+        image = image.transpose(1, 2, 0)
+    return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
 
 
 @cache

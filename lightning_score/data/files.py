@@ -90,16 +90,21 @@ def read_image(file: Path, shape: Sequence[int], crop: int | None = None) -> np.
     Raises:
         Unreadable: it is damaged, no image, or smaller than `crop`.
     """
-    channels, height, width = shape
     try:
         with Image.open(file) as opened:
-            image = as_bytes(ImageOps.exif_transpose(opened), channels)
+            image = as_bytes(ImageOps.exif_transpose(opened), shape[0])
     except UNREADABLE as error:
         raise Unreadable("damaged or no image", str(error)) from error
     if crop is not None:
         if min(image.size) < crop:
             raise Unreadable(f"smaller than crop={crop}", f"{image.width} x {image.height} pixels")
         image = center_crop(image, [crop, crop])
+    return fit(image, shape)
+
+
+def fit(image: Image.Image, shape: Sequence[int]) -> np.ndarray:
+    """An image of `as_bytes`, uint8 of `shape`: its largest middle part of these proportions, reduced or enlarged."""
+    channels, height, width = shape
     fitted = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
     return np.asarray(fitted).reshape(height, width, channels).transpose(2, 0, 1)
 
