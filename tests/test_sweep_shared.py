@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -22,21 +23,19 @@ PASSWORD = "s3cret"
 
 
 @pytest.fixture
-def postgres(tmp_path_factory):
-    """The address of a database in a server of its own."""
+def postgres():
+    """The address of a database in a server of its own, in a folder that the server's user may enter."""
     if not SERVERS:
         pytest.skip("PostgreSQL's server is not installed (Debian's package postgresql)")
-    programs, data = SERVERS[-1].parent, tmp_path_factory.mktemp("postgres")
-    os.chmod(data.parent, 0o755)
-    os.chmod(data.parent.parent, 0o755)
+    programs, data = SERVERS[-1].parent, Path(tempfile.mkdtemp(prefix="postgres"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    (secret := data / "secret").write_text(PASSWORD)
     if as_user:
         shutil.chown(data, "postgres")
-    (secret := data.parent / "secret").write_text(PASSWORD)
-    os.chmod(secret, 0o644)
+        shutil.chown(secret, "postgres")
 
     def call(program, *arguments):
         subprocess.run([*as_user, str(programs / program), *arguments], check=True, capture_output=True, timeout=60, cwd="/")
@@ -55,6 +54,7 @@ def postgres(tmp_path_factory):
     )
     yield f"postgresql://sweeper:{PASSWORD}@127.0.0.1:{port}/postgres"
     call("pg_ctl", "-D", f"{data}/db", "-m", "immediate", "stop")
+    shutil.rmtree(data)
 
 
 @pytest.mark.slow
