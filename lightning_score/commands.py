@@ -32,9 +32,10 @@ from lightning_score.experiment import ExperimentCLI
 from lightning_score.ladder import resolve
 from lightning_score.loggers import RunCSVLogger, in_trial, wandb_logger
 from lightning_score.model import ScoreModel
-from lightning_score.processes import answering, check_strategy, folder_of_all
+from lightning_score.processes import answering, folder_of_all
 from lightning_score.resume import cut_logs, resumed
 from lightning_score.runs import RunStatus, new_dated_folder, new_folder, point_latest, replace_text
+from lightning_score.sharding import check_strategy
 from lightning_score.summary import describe, report, summarize
 from lightning_score.utils import InputError, require
 

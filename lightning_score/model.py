@@ -27,7 +27,7 @@ from lightning_score.sampling.divergence import Watch
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampler, Samples, join
 from lightning_score.score import Conditioned, ScoreField, ScoreFunction
-from lightning_score.utils import keep_freed_memory, require, require_classes
+from lightning_score.utils import arrange_as_parameters, keep_freed_memory, require, require_classes
 
 NetworkCallable = Callable[[Sequence[int], int], Network]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -144,6 +144,7 @@ class ScoreModel(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Gives the objective the training data as the model sees them, un-augmented, if it needs them."""
+        self.trainer.precision_plugin.convert_module(self)  # before a checkpoint is loaded, or that would be rounded
         data = self.trainer.datamodule
         if self.objective.needs_data and data is not None and stage != "predict":
             self.objective.prepare(data.transform(train=False)(data.splits.train.x))
@@ -206,12 +207,11 @@ class ScoreModel(LightningModule):
     def configure_optimizers(self):
         """The optimiser, and the schedule after every step."""
         optimizer = self._optimizer(self.parameters())
+        optimizer.register_load_state_dict_post_hook(arrange_as_parameters)
         if self._lr_scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
-        }
+        schedule = {"scheduler": self._lr_scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     @torch.inference_mode()
     def draw(

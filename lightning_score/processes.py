@@ -17,9 +17,8 @@ from lightning.pytorch.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
-from lightning_score.utils import InputError, require
+from lightning_score.utils import InputError
 
 STARTERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
 """Of processes beside this one, in Lightning's order."""
@@ -30,7 +29,6 @@ PATIENCE = timedelta(minutes=10)
 """For all processes to have started."""
 GRACE = 10.0
 """Seconds in which the others may say why they end."""
-SHARDING = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 SILENCE = re.compile(r"timed? ?out|connection (closed|reset|refused)|broken pipe|gloo|nccl|socket", re.IGNORECASE)
 
 _runs = count()  # of this process
@@ -117,24 +115,6 @@ def folder_before() -> str | None:
     store = place.store()
     keys = [f"folder/{attempt}/0" for attempt in reversed(range(place.attempt))]
     return next((store.get(key).decode() for key in keys if store.check([key])), None)
-
-
-def check_strategy(trainer: Trainer) -> None:
-    """Refuses strategies that share out a network's weights among processes: each process draws samples of its own here, for
-    which it needs the whole network, and would wait for others that draw none.
-
-    Args:
-        trainer: the trainer.
-
-    Raises:
-        InputError: the strategy is one of these.
-    """
-    strategy = type(trainer.strategy).__name__
-    require(
-        not isinstance(trainer.strategy, SHARDING),
-        f"--trainer.strategy {strategy}: shares out the weights, but every process draws samples of its own with the whole "
-        "network; take ddp, with --trainer.precision bf16-mixed where memory is short",
-    )
 
 
 @contextmanager

@@ -21,6 +21,7 @@ ALLOWED = {
     "interop": {*CORE, "networks", "sampling", "objective"},
     "metrics": {"utils"},
     "data": {"utils"},
+    "sharding": {"networks", "utils"},
     "model": {*CORE, "augmentation", "objective", "guidance", "sampling", "networks"},
     "callbacks": {
         "checkpoints",
@@ -34,6 +35,7 @@ ALLOWED = {
         "process",
         "schedule",
         "score",
+        "sharding",
         "utils",
     },
     "loggers": {"metrics"},
@@ -59,6 +61,7 @@ ALLOWED = {
         "processes",
         "resume",
         "runs",
+        "sharding",
         "summary",
         "utils",
     },

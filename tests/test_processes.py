@@ -9,18 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.strategies import DDPStrategy
 
-from lightning_score import processes
 from lightning_score.cli import run
 from lightning_score.metrics.record import FILE, read
-from lightning_score.utils import InputError
 
 SHORT = ["--evaluate.num_samples=41", "--samples.num_samples=4", "--model.sampler.steps=1", "--trainer.callbacks=null",
          "--trainer.max_steps=8", "--trainer.val_check_interval=4", "--trainer.log_every_n_steps=2"]  # fmt: skip
@@ -146,21 +142,12 @@ def test_samples_and_metrics_are_those_of_one_process(processes, precision, chec
         assert found[metric].value == pytest.approx(record.value, rel=tolerance), metric
 
 
-@pytest.mark.parametrize("kind", processes.SHARDING)
-def test_strategies_that_share_out_weights_are_refused(kind):
-    """Rather than to wait for ever in the first picture."""
-    with pytest.raises(InputError, match=f"{kind.__name__}: shares out the weights"):
-        processes.check_strategy(SimpleNamespace(strategy=kind.__new__(kind)))
-    processes.check_strategy(SimpleNamespace(strategy=DDPStrategy()))
-
-
 def test_fewer_samples_than_processes(checkpoint, environment):
     options = [f"--ckpt_path={checkpoint}", *DDP, "--trainer.devices=2"]
     refused = call(environment, sys.executable, *MODULE, "predict", "--num_samples=1", *options)
     assert refused.returncode == 2 and "must be at least the number of processes, 2" in refused.stderr
 
 
-@pytest.mark.faults("one of several processes lost")
 def documented(launcher):
     """The arguments of a launch line in the README, on two CPU processes of one machine."""
     readme = (Path(__file__).parent.parent / "README.md").read_text()

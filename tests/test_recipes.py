@@ -19,6 +19,7 @@ PARAMETERS = {
     "cifar10/ddpmpp_subvp": 61_804_419,
     "cifar10/ncsnpp_ve": 62_758_915 - 128,  # the authors count the Fourier frequencies, which are not trained
     "cifar10/edm": 55_733_891,
+    "imagenet64/edm": 295_899_267 + 768,  # the authors have no row for "no class"
     "ncsnv2/celeba64": 29_694_083,
     "ncsnv2/church96": 83_445_379,
     "ncsnv2/bedroom128": 83_445_379,
@@ -29,7 +30,7 @@ EVERY = [*PARAMETERS, *FASHION, "images"]
 """All configs but those of the embedded data, which are trained for real elsewhere."""
 
 
-LARGE = {"ncsnv2/celeba64", "ncsnv2/church96", "ncsnv2/ffhq256", "cifar10/ddpmpp_subvp"}
+LARGE = {"imagenet64/edm", "ncsnv2/celeba64", "ncsnv2/church96", "ncsnv2/ffhq256", "cifar10/ddpmpp_subvp"}
 """Whose networks are others' too, or take many seconds."""
 
 

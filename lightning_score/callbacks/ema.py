@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import Parameter
 
+from lightning_score.sharding import check_strategy, gather_again, load_weights, own, share
 from lightning_score.utils import require
 
 
@@ -36,8 +37,8 @@ class EMA(Callback):
         warmup: Whether to begin with the smaller decay (1 + n)/(10 + n), so that initial weights are soon forgotten.
 
     Raises:
-        InputError: If decay is outside [0, 1), or if the trainer cannot keep averages: weights sharded over devices,
-            a ModelCheckpoint with save_weights_only, more than one EMA.
+        InputError: If decay is outside [0, 1), or if the trainer cannot keep averages: weights shared out by
+            another strategy than `fsdp2`, a ModelCheckpoint with save_weights_only, more than one EMA.
     """
 
     def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
@@ -71,16 +72,18 @@ class EMA(Callback):
             self._raw = {}
 
     @contextmanager
-    def raw(self) -> Iterator[None]:
+    def raw(self, pl_module: LightningModule) -> Iterator[None]:
         """Gives the model its raw weights back inside a `with` block; harmless if it holds them already."""
         if not self._raw:
             yield
             return
         _write(self._raw)
+        gather_again(pl_module)
         try:
             yield
         finally:
             _write(self._averages)
+            gather_again(pl_module)
 
     # The averages: begun with the first fit, updated after each optimizer step
 
@@ -88,10 +91,7 @@ class EMA(Callback):
         """Refuses, before training, a trainer under which the averages would be lost or wrong."""
         if stage != TrainerFn.FITTING:
             return
-        require(
-            not trainer.strategy.restore_checkpoint_after_setup,
-            f"EMA: strategy {type(trainer.strategy).__name__} shards the weights, which cannot be averaged; use ddp.",
-        )
+        check_strategy(trainer)
         require(
             not any(checkpoint.save_weights_only for checkpoint in _model_checkpoints(trainer)),
             "EMA: ModelCheckpoint's save_weights_only=true leaves out the averages; set it to false.",
@@ -122,8 +122,9 @@ class EMA(Callback):
     def update(self) -> None:
         """One step of the averages towards the weights."""
         self.updates += 1
-        weights = [parameter.to(average.dtype) for parameter, average in self._averages.items()]
-        torch._foreach_lerp_(list(self._averages.values()), weights, 1.0 - self.decay_at(self.updates))
+        weights = [own(parameter).to(average.dtype) for parameter, average in self._averages.items()]
+        averages = [own(average) for average in self._averages.values()]
+        torch._foreach_lerp_(averages, weights, 1.0 - self.decay_at(self.updates))
 
     # Evaluation sees the averages
 
@@ -162,9 +163,10 @@ class EMA(Callback):
         if "current_model_state" not in checkpoint:
             return
         for name, parameter in _named_parameters(pl_module).items():
-            self._averages[parameter].copy_(checkpoint["state_dict"].get(name, parameter.detach()))
+            average = share(checkpoint["state_dict"].get(name, parameter.detach()), parameter)
+            own(self._averages[parameter]).copy_(own(average))
         self.updates = int(checkpoint["averaging_state"]["n_averaged"])
-        pl_module.load_state_dict(checkpoint["current_model_state"], strict=pl_module.strict_loading)
+        load_weights(pl_module, checkpoint["current_model_state"], pl_module.strict_loading)
 
     def begin(self, pl_module: LightningModule) -> None:
         """Sets the averages to the weights, in single precision at least: a half would round small updates away."""
@@ -196,4 +198,4 @@ def _model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
 @torch.no_grad()
 def _write(values: Mapping[Parameter, Tensor]) -> None:
     """Writes new values into parameters, which remain the objects, at the addresses, that the optimizer knows."""
-    torch._foreach_copy_(list(values), list(values.values()))
+    torch._foreach_copy_([own(parameter) for parameter in values], [own(value) for value in values.values()])

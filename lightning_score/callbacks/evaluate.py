@@ -182,7 +182,7 @@ class Evaluate(Periodic):
             finally:
                 pl_module.load_state_dict(kept)
         elif averages:
-            with averages[0].raw():
+            with averages[0].raw(pl_module):
                 yield
         else:
             yield

@@ -15,6 +15,7 @@ from lightning_score.checkpoints import SafeCheckpointIO
 from lightning_score.model import ScoreModel
 from lightning_score.sampling.divergence import Diverged
 from lightning_score.score import ScoreField
+from lightning_score.sharding import gathered, load_weights, whole_state
 from lightning_score.utils import InputError, Unmeasurable, random_state, require, take_up, without_room
 
 BEST = "best.ckpt"
@@ -79,7 +80,8 @@ class Guard(Callback):
         if not self._bad:
             self._in_a_row = 0
             return
-        said = self._described(trainer, pl_module)
+        with gathered(pl_module):
+            said = self._described(trainer, pl_module)
         self._in_a_row += 1
         if self.policy == "stop" or self._in_a_row > PATIENCE:
             raise InputError(f"{said}; try a smaller learning rate, gradient clipping, or --guard.policy skip or restore")
@@ -155,7 +157,7 @@ class Guard(Callback):
         file = Path(trainer.default_root_dir) / "broken" / f"{name}_{step:07d}.pt"
         with without_room(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({**evidence, "state_dict": pl_module.state_dict()}, file)
+            torch.save({**evidence, "state_dict": whole_state(pl_module)}, file)
         return f" (kept: {file})"
 
     def _restore(self, trainer: Trainer, pl_module: ScoreModel, name: str = "last.ckpt") -> None:
@@ -163,12 +165,11 @@ class Guard(Callback):
         file = Path(trainer.default_root_dir) / name
         require(file.exists(), f"{file}: there is no checkpoint yet to go back to; train with a smaller learning rate")
         checkpoint = SafeCheckpointIO().load_checkpoint(file)
-        pl_module.load_state_dict(checkpoint["state_dict"])
+        load_weights(pl_module, checkpoint["state_dict"])
         for callback in trainer.callbacks:
             if isinstance(callback, EMA):
                 callback.on_load_checkpoint(trainer, pl_module, checkpoint)
-        for optimizer, state in zip(trainer.optimizers, checkpoint["optimizer_states"], strict=True):
-            optimizer.load_state_dict(state)
+        trainer.strategy.load_optimizer_state_dict(checkpoint)
 
 
 def measuring(trainer: Trainer, pl_module: ScoreModel, what: str) -> AbstractContextManager[None]:

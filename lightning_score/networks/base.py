@@ -31,6 +31,9 @@ class Network(nn.Module, ABC):
         self.num_classes = num_classes
         self._augmented: Tensor | None = None
 
+    units: tuple[type[nn.Module], ...] = ()
+    """Parts whose weights are gathered one part at a time where they are shared out among processes."""
+
     augmentations: int = 0
     """How many numbers can tell the network how its input was augmented."""
 

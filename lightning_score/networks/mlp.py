@@ -44,6 +44,8 @@ class MLP(Network):
         InputError: for a shape that is not a point's, or a width or depth that is not positive.
     """
 
+    units = (MLPBlock,)
+
     def __init__(
         self,
         shape: Sequence[int],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_score.networks.base import Network
-from lightning_score.networks.blocks import ResidualBlock, self_attention
+from lightning_score.networks.blocks import ResidualBlock, SelfAttention, self_attention
 from lightning_score.networks.conditioning import (
     EarlyConditioning,
     FourierEmbedding,
@@ -114,6 +114,8 @@ class DDPMpp(Network):
         InputError: for a shape that is not an image's or cannot be halved that often, a resolution for attention that does
             not occur, or another number out of range.
     """
+
+    units = (ResidualBlock, SelfAttention)
 
     def __init__(
         self,

@@ -30,6 +30,8 @@ class RefineNet(Network, ABC):
         pool: the pooling in these.
     """
 
+    units = (ResidualBlock, RefineBlock)
+
     def __init__(
         self,
         shape: Sequence[int],

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_score.networks.base import Network
-from lightning_score.networks.blocks import ResidualBlock, ScaleShiftBlock, group_norm, self_attention, zero
+from lightning_score.networks.blocks import ResidualBlock, ScaleShiftBlock, SelfAttention, group_norm, self_attention, zero
 from lightning_score.networks.conditioning import Conditioning, NoiseEmbedding, PositionalEmbedding
 from lightning_score.networks.resampling import Boxes, Downsample, Upsample
 from lightning_score.utils import require
@@ -100,6 +100,8 @@ class UNet(Network):
         InputError: for a shape that is not an image's or cannot be halved that often, channels that do not divide
             into groups or heads, a resolution for attention that does not occur, or another number out of range.
     """
+
+    units = (ResidualBlock, SelfAttention)
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ class Objective(ABC):
     """A loss whose minimiser is the score."""
 
     needs_data: bool = False  # whether `prepare` must be given the training data before the first call
+    differentiates_score: bool = False  # with respect to x, within the loss
 
     @abstractmethod
     def __call__(self, score: ScoreField, x: Tensor, cond: Tensor | None = None) -> Tensor:

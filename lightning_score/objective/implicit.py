@@ -80,6 +80,8 @@ class ImplicitScoreMatching(LevelwiseObjective):
         trace: how the trace is computed; exactly by default.
     """
 
+    differentiates_score = True
+
     def __init__(
         self, weighting: Weighting | None = None, times: TimeDistribution | None = None, trace: Trace | None = None
     ):
@@ -103,6 +105,8 @@ class SlicedScoreMatching(LevelwiseObjective):
         law: the law of v; Rademacher by default.
         variance_reduced: replace the square by its mean over v.
     """
+
+    differentiates_score = True
 
     def __init__(
         self,

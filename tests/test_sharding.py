@@ -1,0 +1,243 @@
+"""Weights shared out among processes (FSDP): the same training, samples and checkpoints as where every process has all."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from PIL import Image
+from test_processes import MODULE, SHORT, call, environment, trouble  # noqa: F401
+from torch.distributed.tensor import DTensor
+
+from lightning_score import sharding
+from lightning_score.metrics.record import FILE, read
+from lightning_score.networks import MLP, NCSN, DDPMpp, NCSNpp, NCSNv2, UNet
+from lightning_score.utils import InputError
+
+FIT = ["fit", "--config=ncsn", *SHORT, "--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.gradient_clip_val=1",
+       "--trainer.precision=64-true", "--evaluate.raw_weights=true"]  # fmt: skip
+NETWORKS = {
+    "mlp": (lambda: MLP((2,), width=16), (2,)),
+    "ncsn": (lambda: NCSN((1, 8, 8), 3, channels=8), (1, 8, 8)),
+    "ncsnv2": (lambda: NCSNv2((1, 8, 8), channels=8), (1, 8, 8)),
+    "unet": (lambda: UNet((1, 8, 8), 3, channels=8, groups=4, multipliers=(1, 2), attention=(4,), dropout=0.0), (1, 8, 8)),
+    "ddpmpp": (lambda: DDPMpp((1, 8, 8), channels=8, multipliers=(1, 2), attention=(4,), dropout=0.0), (1, 8, 8)),
+    "ncsnpp": (lambda: NCSNpp((1, 8, 8), channels=8, multipliers=(1, 2), attention=(4,), dropout=0.0), (1, 8, 8)),
+}
+
+
+COMPARED = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "loops")
+
+
+class Weigh(Callback):
+    """Notes how many numbers this process keeps: of weights, averages and the optimizer's state, in the midst of training,
+    and of weights within a validation.
+    """
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        averages = next(c._averages for c in trainer.callbacks if type(c).__name__ == "EMA")
+        state = [t for values in trainer.optimizers[0].state.values() for t in values.values() if t.dim()]
+        self.kept = [count(pl_module.parameters()), count(averages.values()), count(state)]
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        note = {"training": self.kept, "validation": count(pl_module.parameters())}
+        Path(f"kept_{trainer.global_rank}.json").write_text(json.dumps(note))
+
+
+def count(tensors):
+    return sum(sharding.own(tensor).numel() for tensor in tensors)
+
+
+def fit(variables, *options):
+    done = call(variables, sys.executable, *MODULE, *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def tensors(value, path=""):
+    """All tensors and numbers of a checkpoint, by where they are."""
+    if isinstance(value, dict | list | tuple):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from tensors(part, f"{path}/{key}")
+    elif isinstance(value, torch.Tensor | int | float):
+        yield path, torch.as_tensor(value)
+
+
+def assert_same(run, other, measured=4):
+    """Two runs have the same checkpoint and have measured the same."""
+    one, two = (
+        {
+            path: tensor
+            for part in COMPARED
+            for path, tensor in tensors(torch.load(Path(folder, "last.ckpt"), weights_only=True)[part], part)
+            if "/time" not in path and not path.endswith("_last_lr")
+        }
+        for folder in (run, other)
+    )
+    assert one.keys() == two.keys() and len(one) > 300
+    for path, tensor in one.items():
+        torch.testing.assert_close(tensor, two[path], rtol=1e-9, atol=1e-12, msg=lambda text, path=path: f"{path}: {text}")
+    found, expected = read(Path(run, FILE)), read(Path(other, FILE))
+    assert [(r.step, r.metric) for r in found] == [(r.step, r.metric) for r in expected] and len(found) == measured
+    assert [r.value for r in found] == pytest.approx([r.value for r in expected], rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run of DDP, with the environment of all runs."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        mine = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), "WANDB_MODE": "disabled"}
+        fit({**os.environ, **mine, "OMP_NUM_THREADS": "1"}, *FIT, "--trainer.strategy=ddp")
+        return (folder / "runs/ncsn/latest").resolve()
+
+
+def test_training_is_that_of_ddp(whole, environment):  # noqa: F811
+    """With its raw weights measured, too, for which the shares are gathered again."""
+    weigh = '--trainer.callbacks=[{"class_path": "test_sharding.Weigh"}]'
+    fit(environment, *FIT, "--trainer.strategy=fsdp2", weigh)
+    assert_same("runs/ncsn/latest", whole)
+    kept = [json.loads(Path(f"kept_{rank}.json").read_text()) for rank in range(2)]
+    weights = count(torch.load(whole / "last.ckpt", weights_only=True)["state_dict"].values())
+    for k, total in enumerate((weights, weights, 2 * weights)):
+        assert sum(process["training"][k] for process in kept) == pytest.approx(total, rel=0.01)  # but for buffers
+        assert all(process["training"][k] / total == pytest.approx(0.5, abs=0.02) for process in kept)
+    assert all(process["validation"] == pytest.approx(weights, rel=0.01) for process in kept)
+
+
+@pytest.mark.parametrize(
+    ("begun", "goes_on"),
+    [("fsdp2", "fsdp2"), *(pytest.param(*two, marks=pytest.mark.slow) for two in (("ddp", "fsdp2"), ("fsdp2", "ddp")))],
+)
+def test_a_run_that_was_killed_goes_on(begun, goes_on, whole, environment):  # noqa: F811
+    """In shares or not, as it was before or not."""
+    killed = call(environment, sys.executable, *MODULE, *FIT, f"--trainer.strategy={begun}", trouble("kill", rank=0, step=6))
+    assert killed.returncode != 0
+    assert torch.load("runs/ncsn/latest/last.ckpt", weights_only=True)["global_step"] == 4
+    fit(environment, "fit", "--ckpt_path=last", "--name=ncsn", f"--trainer.strategy={goes_on}", "--trainer.callbacks=null")
+    assert_same("runs/ncsn/latest", whole)
+
+
+def slope(network, x, t):
+    """A derivative of the network, as guidance needs it."""
+    with torch.inference_mode(False), torch.enable_grad():
+        y = x.clone().requires_grad_()
+        return torch.autograd.grad(network(y, t).square().sum(), y)[0]
+
+
+def _compare(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    for name, (make, shape) in NETWORKS.items():
+        torch.manual_seed(rank)
+        network = make().double()
+        for parameter in network.parameters():  # that is zero at first, where a network has outputs that are
+            torch.nn.init.normal_(parameter, std=0.1)
+        network = network.to(memory_format=torch.channels_last)
+        sharding.share_out(network, network, torch.device("cpu"))
+        assert any(isinstance(part, network.units) for part in network.modules())
+        plain = make().double()
+        plain.load_state_dict({key: t.full_tensor() if isinstance(t, DTensor) else t
+                               for key, t in network.state_dict().items()})  # fmt: skip
+        torch.manual_seed(0)
+        x, t = torch.randn(4, *shape, dtype=torch.double), torch.arange(4) % 3
+        x = x.to(memory_format=torch.channels_last) if len(shape) == 3 else x
+        for repeat in range(2):
+            mine = slice(2 * rank, 2 * rank + 2)
+            network(x[mine], t[mine]).square().mean().backward()
+            plain(x, t).square().mean().backward()
+            for (key, parameter), (_, other) in zip(network.named_parameters(), plain.named_parameters(), strict=True):
+                torch.testing.assert_close(parameter.grad.full_tensor(), other.grad, rtol=1e-9, atol=1e-12,
+                                           msg=lambda text, at=(name, key, repeat): f"{at}: {text}")  # fmt: skip
+            with sharding.gathered(network):
+                if rank == 0:  # no other process is needed, for derivatives neither
+                    torch.testing.assert_close(network(x, t), plain(x, t), rtol=1e-9, atol=1e-12)
+                    for _ in range(2):
+                        torch.testing.assert_close(slope(network, x, t), slope(plain, x, t), rtol=1e-9, atol=1e-12)
+    dist.destroy_process_group()
+
+
+def test_every_network_has_the_gradients_of_a_whole_one(tmp_path):
+    """Before and after all weights were gathered for one process."""
+    mp.spawn(_compare, (str(tmp_path),), 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["skip", "restore"])
+def test_a_loss_that_is_no_number(policy, environment):  # noqa: F811
+    """Is left out, or undone, as by processes with all weights; what is kept for a look is whole."""
+    broken = [
+        f"--guard.policy={policy}",
+        "--model.objective=test_guard.Broken",
+        "--model.objective.first=7",
+        "--model.objective.last=7",
+    ]
+    for strategy in "ddp", "fsdp2":
+        fit(environment, *FIT, f"--trainer.strategy={strategy}", f"--output={strategy}", "--trainer.max_steps=12", *broken)
+    assert_same("fsdp2", "ddp", measured=6)
+    kept, expected = (torch.load(f"{name}/broken/step_0000007.pt", weights_only=True) for name in ("fsdp2", "ddp"))
+    torch.testing.assert_close(kept["state_dict"], expected["state_dict"], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_samples_that_explode(environment):  # noqa: F811
+    """On the process that shows them, and on all that measure them; what is kept for a look is whole."""
+    steps = ["--guard.policy=skip", "--model.sampler=test_guard.Reckless", "--model.sampler.step_size=1.0e+6"]
+    fit(environment, *FIT, "--trainer.strategy=fsdp2", "--output=run", *steps, "--model.sampler.steps=3")
+    checkpoint = torch.load("run/last.ckpt", weights_only=True)
+    kept = torch.load("run/broken/samples_0000008.pt", weights_only=True)
+    assert checkpoint["global_step"] == 8
+    torch.testing.assert_close(kept["state_dict"], {**kept["state_dict"], **checkpoint["state_dict"]}, rtol=0, atol=0)
+
+
+def test_the_config_for_large_networks(environment):  # noqa: F811
+    """Two steps of eight small batches each, in bfloat16, with a small network."""
+    for label in "ab":
+        Path("photos", label).mkdir(parents=True)
+        for k in range(20):
+            Image.effect_noise((16, 16), 50 + k).convert("RGB").save(f"photos/{label}/{k}.png")
+    small = ["--data.path=photos", "--data.shape=[3, 16, 16]", "--data.num_classes=2", "--data.batch_size=2",
+             "--model.network.channels=32", "--model.network.multipliers=[1, 2]", "--model.network.attention=[8]",
+             "--model.network.head_channels=32", "--model.network.groups=8", "--model.network.blocks=1",
+             "--model.sampler.grid.steps=3", "--evaluate.features=null", "--samples.num_samples=4", "--trainer.max_steps=2",
+             "--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.val_check_interval=8"]  # fmt: skip
+    fit(environment, "fit", "--config=imagenet64/edm", *small)
+    checkpoint = torch.load("runs/edm/latest/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2 and len(list(Path("runs/edm/latest/samples").glob("*.png"))) > 0
+    assert {tensor.dtype for tensor in checkpoint["state_dict"].values() if tensor.is_floating_point()} == {torch.float32}
+    fit(environment, "predict", "--ckpt_path=runs/edm/latest/last.ckpt", "--num_samples=3", "--output=drawn",
+        "--trainer.devices=1", "--trainer.accelerator=cpu")  # fmt: skip
+    assert np.load("drawn/samples.npz")["images"].shape == (3, 16, 16, 3)
+
+
+@pytest.mark.parametrize("kind", sharding.OTHERS)
+def test_strategies_that_do_not_gather_weights_for_samples_are_refused(kind):
+    """Rather than to wait for ever in the first picture."""
+    with pytest.raises(InputError, match=f"{kind.__name__}: shares out the weights.*take fsdp2"):
+        sharding.check_strategy(SimpleNamespace(strategy=kind.__new__(kind)))
+    sharding.check_strategy(SimpleNamespace(strategy=DDPStrategy()))
+
+
+def test_what_does_not_go_with_shares_is_refused(environment):  # noqa: F811
+    for option, said in (
+        ("--trainer.precision=16-true", "take bf16-mixed"),
+        ("--model.compile=default", "set it to null"),
+        ("--model.objective=SlicedScoreMatching", "objective SlicedScoreMatching: not with"),
+    ):
+        options = [*FIT, "--trainer.strategy=fsdp2", "--trainer.devices=1", "--trainer.precision=32-true", option]
+        done = call(environment, sys.executable, *MODULE, *options)
+        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_lightning_knows_the_strategy_by_its_name():
+    assert isinstance(Trainer(strategy="fsdp2", accelerator="cpu", logger=False, devices=2).strategy, sharding.FullyShard)
