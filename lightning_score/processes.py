@@ -133,11 +133,12 @@ def answering(trainer: Trainer) -> Iterator[None]:
         if isinstance(error, InputError) or not SILENCE.search(str(error)):
             raise
         timeout = getattr(trainer.strategy, "_timeout", None) or dist.default_pg_timeout
+        strategy = type(trainer.strategy).__name__
         what = trainer.state.fn.value if trainer.state.fn else "start"
         raise InputError(
             f"process {trainer.global_rank} of {trainer.world_size}, {what}, step {trainer.global_step}: another process "
             "does not answer. Either it has ended, and says why above, or it takes longer than "
-            f"{timeout.total_seconds():.0f} s (--trainer.strategy DDPStrategy --trainer.strategy.timeout allows more). "
+            f"{timeout.total_seconds():.0f} s (--trainer.strategy {strategy} --trainer.strategy.timeout allows more). "
             f"The library says: {' '.join(str(error).split())[:200]}"
         ) from error
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from lightning_score import GaussianMixture, ScoreModel
-from lightning_score.networks import MLP
+from lightning_score.networks import MLP, Network
 from lightning_score.process import VP
 from lightning_score.sampling import Ancestral, PredictorCorrector, Uniform
 
@@ -25,6 +25,17 @@ class Narrow(PredictorCorrector):
         if noise.shape[0] > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return super().__call__(score, noise, **options)
+
+
+class Convolution(Network):
+    """One convolution."""
+
+    def __init__(self, shape, num_classes=0):
+        super().__init__(shape, num_classes)
+        self.weight = torch.nn.Parameter(torch.zeros(4, 3, 5, 5))
+
+    def forward(self, x, noise_label, cond=None):
+        return torch.nn.functional.conv2d(x, self.weight, padding=2)[:, :3]
 
 
 @pytest.fixture
@@ -91,3 +102,32 @@ def test_samples_are_drawn_in_the_trainers_precision(precision, tmp_path):
     mixed = precision == "bf16-mixed"
     assert model.score_function.network.mixed == {True: {mixed}, False: {mixed}}
     assert model.draw(range(2)).x.dtype == torch.float32
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_optimizer_state_of_another_layout(fused):
+    """Contiguous state, as weights that were shared out leave it, goes on with channels-last weights."""
+    torch.manual_seed(0)
+    gradients = [torch.randn(4, 3, 5, 5) for _ in range(4)]
+
+    def steps(model, optimizer, gradients):
+        (weight,) = model.parameters()
+        for gradient in gradients:
+            weight.grad = gradient.clone(memory_format=torch.channels_last)
+            optimizer.step()
+        return weight
+
+    def made():
+        model = ScoreModel(Convolution, (3, 8, 8), VP(), optimizer=partial(torch.optim.Adam, fused=fused))
+        return model, model.configure_optimizers()
+
+    whole, (first, optimizer) = made(), made()
+    expected = steps(*whole, gradients)
+    kept = steps(first, optimizer, gradients[:2]).detach().clone()
+    state = optimizer.state_dict()
+    state["state"] = {k: {name: value.contiguous() for name, value in v.items()} for k, v in state["state"].items()}
+    second, optimizer = made()
+    with torch.no_grad():
+        next(second.parameters()).copy_(kept)
+    optimizer.load_state_dict(state)
+    torch.testing.assert_close(steps(second, optimizer, gradients[2:]), expected)
