@@ -2,6 +2,7 @@
 
 import math
 from inspect import isabstract
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,10 +21,12 @@ from lightning_score.data import (
     Mixture,
     ScoreData,
     Splits,
+    base,
     from_uint8,
     split_indices,
     to_uint8,
 )
+from lightning_score.data.base import CPU
 from lightning_score.data.images import ToBatch
 from lightning_score.utils import InputError
 
@@ -232,6 +235,32 @@ def test_a_batch_is_one_indexing_and_one_transform(monkeypatch):
     monkeypatch.setattr(ToBatch, "__call__", lambda self, images: sizes.append(len(images)) or transform(self, images))
     batches = [len(x) for x, _ in data.train_dataloader()]
     assert sizes == batches and set(batches) == {100}
+
+
+def test_small_data_are_batched_on_the_gpu_of_their_process(monkeypatch):
+    """Not those that would fill it, nor those that processes load."""
+    data, gpu = Noise(batch_size=100), torch.device("cuda", 0)
+    assert data._device(data.splits.train) == CPU
+    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=gpu), world_size=1)
+    assert data._device(data.splits.train) == gpu
+    monkeypatch.setattr(base, "ROOM_ON_GPU", data.splits.train.x.nbytes)  # without the labels
+    assert data._device(data.splits.train) == CPU
+    monkeypatch.undo()
+    data.num_workers = 2
+    assert data._device(data.splits.train) == CPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dequantize", [False, True])
+def test_batches_of_a_gpu_are_those_of_the_processor(dequantize):
+    """The same images, mirrored alike; the noise within a grey level is the GPU's own."""
+    data = Noise(batch_size=100, flip=True, dequantize=dequantize)
+    ours, theirs = (
+        Batches(data.splits.train, data.transform(True), torch.device(where)).__getitems__(range(50, 150))[0]
+        for where in ("cpu", "cuda")
+    )
+    assert theirs.device.type == "cuda" and torch.equal(data.to_reference(theirs).cpu(), data.to_reference(ours))
+    assert dequantize or torch.equal(theirs.cpu(), ours)
 
 
 # Bytes and floats

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from lightning_score.data.images import ToBatch
 from lightning_score.guidance import ClassifierFree
 from lightning_score.parametrization import EDM, Noise, Score, ScoreOverSigma
 from lightning_score.process import VE, VP, BetaTable, SigmaTable
@@ -76,6 +77,14 @@ class Convolution(nn.Module):
     def forward(self, x, noise_label, cond=None):
         shift = noise_label.reshape(-1, 1) + (0 if cond is None else F.embedding(cond, self.labels))
         return F.conv2d(x, self.kernel, padding=1) + shift.reshape(len(x), -1, 1, 1)
+
+
+@pytest.mark.parametrize(("flip", "dequantize"), [(False, False), (True, True)])
+def test_batches_are_made_where_the_images_are(flip, dequantize):
+    with OnFakeGPU():
+        images = torch.empty(8, *SHAPE, dtype=torch.uint8, device=torch.device("cuda"))
+        batch = ToBatch((-1.0, 1.0), 256, dequantize, flip)(images)
+    assert batch.device.type == "cuda" and batch.dtype == torch.float32 and batch.shape == images.shape
 
 
 def run_on_gpu(score, sampler):

@@ -19,6 +19,10 @@ from lightning_score.utils import require, seed_of
 
 Transform = Callable[[Tensor], Tensor]
 
+CPU = torch.device("cpu")
+ROOM_ON_GPU = 2 << 30
+"""Bytes of examples that are copied to a GPU, where their batches are made: all of CIFAR-10 is a twelfth of it."""
+
 
 class Examples(NamedTuple):
     """Data as they are stored, `x` (N, *shape), with their labels `y`, int64 (N,), zeros where there are none."""
@@ -42,11 +46,13 @@ class Batches(Dataset):
     Args:
         examples: what is stored.
         transform: makes stored examples, (B, *shape), into what the model sees.
+        device: where the batches are made; the examples are copied there.
     """
 
-    def __init__(self, examples: Examples, transform: Transform) -> None:
-        self.examples = examples
+    def __init__(self, examples: Examples, transform: Transform, device: torch.device = CPU) -> None:
+        self.examples = Examples(*(field.to(device) for field in examples))
         self.transform = transform
+        self.device = device
 
     def __len__(self) -> int:
         return len(self.examples.x)
@@ -57,9 +63,14 @@ class Batches(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = torch.as_tensor(indices)
-        x, y = (field.index_select(0, rows) for field in self.examples)  # ten times as quick as x[rows]
-        with torch.random.fork_rng(devices=[]):  # so a batch is the same in any process, and in a run that goes on
-            torch.default_generator.manual_seed(seed_of(crc32(rows.numpy().tobytes())))
+        there = rows.to(self.device, non_blocking=True)
+        x, y = (field.index_select(0, there) for field in self.examples)  # ten times as quick as x[rows]
+        gpu = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=gpu):  # so a batch is the same in any process, and in a run that goes on
+            seed = seed_of(crc32(rows.numpy().tobytes()))
+            torch.default_generator.manual_seed(seed)
+            if gpu:
+                torch.cuda.manual_seed(seed)
             return self.transform(x), y
 
 
@@ -225,7 +236,8 @@ class ScoreData(LightningDataModule, ABC):
         return self.val_dataloader()
 
     def _loader(self, examples: Examples, train: bool) -> DataLoader:
-        batches = Batches(examples, self.transform(train))
+        device = self._device(examples)
+        batches = Batches(examples, self.transform(train), device)
         return (Loader if train else DataLoader)(
             batches,
             batch_size=self.batch_size,
@@ -235,5 +247,11 @@ class ScoreData(LightningDataModule, ABC):
             generator=torch.Generator().manual_seed(seed_of()) if self.num_workers else None,  # of seeds without a use
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and device == CPU,
         )
+
+    def _device(self, examples: Examples) -> torch.device:
+        """Where batches are made: on the GPU of this process, if the examples may stay there."""
+        device = CPU if self.trainer is None else self.trainer.strategy.root_device
+        small = sum(field.nbytes for field in examples) <= ROOM_ON_GPU
+        return device if device.type == "cuda" and small and self.num_workers == 0 else CPU

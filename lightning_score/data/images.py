@@ -80,7 +80,8 @@ class ToBatch:
         if self.flip:
             n = len(images)
             either = torch.cat([images, images.flip(-1)])
-            images = either.index_select(0, torch.arange(n) + n * torch.randint(2, (n,)))
+            rows = torch.arange(n) + n * torch.randint(2, (n,))
+            images = either.index_select(0, rows.to(images.device, non_blocking=True))
         return from_uint8(images, self.data_range, self.levels, self.dequantize)
 
 
