@@ -42,7 +42,7 @@ class OnFakeGPU(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         leaves = tree_leaves((args, kwargs))
-        if any(isinstance(leaf, FakeTensor) or leaf == torch.device("cuda") for leaf in leaves):
+        if any(isinstance(leaf, FakeTensor) or (isinstance(leaf, torch.device) and leaf.type == "cuda") for leaf in leaves):
             with FAKE:
                 return function(*args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
