@@ -22,6 +22,7 @@ _MODULES = {
         "SigmaTable",
     ],
     "lightning_score.parametrization": ["Parametrization", "NoiseLabel"],
+    "lightning_score.sharding": ["FullyShard"],
     "lightning_score.empirical": ["EmpiricalScore"],
     "lightning_score.objective": [
         "Objective",

@@ -1,5 +1,7 @@
 """How checkpoints are written and read: in one move, with the one before beside them, every byte checked, no code run."""
 
+import lightning_score.torchvision_guard  # noqa: F401
+
 import os
 from collections.abc import Callable
 from contextlib import suppress

@@ -1,5 +1,7 @@
 """Several processes of one run: what they agree on before they can talk, and what is said when one does not answer."""
 
+import lightning_score.torchvision_guard  # noqa: F401
+
 import os
 import re
 import subprocess

@@ -1,5 +1,7 @@
 """How a run goes on in its own folder: with its own config, from its newest whole checkpoint, its logs cut to that."""
 
+import lightning_score.torchvision_guard  # noqa: F401
+
 import csv
 import io
 import json

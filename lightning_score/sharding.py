@@ -1,5 +1,7 @@
 """A network whose weights, gradients, averages and optimizer state are shared out among processes (FSDP)."""
 
+import lightning_score.torchvision_guard  # noqa: F401
+
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta

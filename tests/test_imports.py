@@ -111,6 +111,15 @@ def test_imports_point_down(path):
         assert not {name.split(".")[0] for name in imports(path)} & HEAVY
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_what_imports_lightning_guards_itself_first(path):
+    """It or its package: so that each module can be imported before all others."""
+    guard = "lightning_score.torchvision_guard"
+    first = path.parent / "__init__.py" if path.parent != PACKAGE else path
+    if {name.split(".")[0] for name in imports(path)} & {"lightning", "torchmetrics", "torchvision"}:
+        assert path.stem == "torchvision_guard" or guard in imports(path) or guard in imports(first)
+
+
 def test_nothing_imports_the_command_line():
     users = [path for path in FILES if "lightning_score.cli" in imports(path)]
     assert [path.name for path in users] == ["__main__.py"]
