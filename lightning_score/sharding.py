@@ -58,7 +58,7 @@ class FullyShard(DDPStrategy):
 
     def setup(self, trainer: Trainer) -> None:
         """Shares out the weights for training; a model that is only evaluated stays whole."""
-        if trainer.state.fn == TrainerFn.FITTING or not _shards(self.lightning_module):
+        if trainer.state.fn == TrainerFn.FITTING or not is_shared_out(self.lightning_module):
             super().setup(trainer)
         else:  # evaluated after it was trained
             self.accelerator.setup(trainer)
@@ -69,7 +69,7 @@ class FullyShard(DDPStrategy):
         """In place of a wrapper that has the whole network in every process."""
         self._check()
         network = self.lightning_module.score_function.network
-        if not _shards(network):
+        if not is_shared_out(network):
             share_out(self.lightning_module, network, self.root_device)
 
     def _check(self) -> None:
@@ -174,6 +174,11 @@ def share_out(module: nn.Module, network: Network, device: torch.device) -> None
     fully_shard(network, mesh=mesh)
 
 
+def is_shared_out(module: nn.Module) -> bool:
+    """Whether this process has but a share of a module's weights."""
+    return bool(_shards(module))
+
+
 def gather(module: nn.Module) -> None:
     """Gives each process all weights until `scatter`; does nothing for weights that are not shared out. All must call it."""
     with torch.inference_mode(False):
@@ -201,7 +206,7 @@ def gathered(module: nn.Module) -> Iterator[None]:
 
 def gather_again(module: nn.Module) -> None:
     """Where all weights are gathered: those of the shares, which have changed since. All must call it."""
-    if _shards(module) and not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+    if is_shared_out(module) and not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
         scatter(module)
         gather(module)
 
@@ -227,7 +232,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], strict: bool = 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
     """The `state_dict`, where all weights are gathered, in one process that asks no other."""
-    if not _shards(module):
+    if not is_shared_out(module):
         return module.state_dict()
     return {name: tensor.detach() for name, tensor in chain(module.named_parameters(), module.named_buffers())}
 

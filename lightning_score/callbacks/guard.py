@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -15,7 +17,7 @@ from lightning_score.checkpoints import SafeCheckpointIO
 from lightning_score.model import ScoreModel
 from lightning_score.sampling.divergence import Diverged
 from lightning_score.score import ScoreField
-from lightning_score.sharding import gathered, load_weights, whole_state
+from lightning_score.sharding import gathered, is_shared_out, load_weights, whole_state
 from lightning_score.utils import InputError, Unmeasurable, random_state, require, take_up, without_room
 
 BEST = "best.ckpt"
@@ -40,10 +42,49 @@ class _Timed(ScoreField):
         return self._score(x, t, cond)
 
 
+@dataclass
+class Look:
+    """A loss that may be no number, and what it came from.
+
+    Args:
+        step: the training step.
+        epoch: its epoch.
+        batch: data, labels and the number of the batch.
+        random: the state of the random numbers before it.
+        bad: 1 if the loss is no number, else 0.
+        ready: after which `bad` has arrived from the GPU.
+    """
+
+    step: int
+    epoch: int
+    batch: tuple[Tensor, Tensor, int]
+    random: dict[str, Tensor]
+    bad: Tensor
+    ready: torch.cuda.Event | None = None
+
+    def sent(self) -> "Look":
+        """On its way to the processor, which need not wait for it."""
+        if self.bad.device.type == "cuda":
+            there = torch.empty_like(self.bad, device="cpu", pin_memory=True)
+            self.bad = there.copy_(self.bad, non_blocking=True)
+            self.ready = torch.cuda.Event()
+            self.ready.record()
+        return self
+
+    def known(self) -> bool:
+        """Whether the loss is no number."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        return bool(self.bad)
+
+
 class Guard(Callback):
     """Looks at every loss before it reaches the weights. One that is NaN or infinite is named with its step, its batch, and
     the noise levels of the examples that it comes from, and `broken/step_<step>.pt` in the run folder keeps batch, losses,
     times and raw weights.
+
+    On a GPU a fused optimizer is told to leave such a step out, and the loss is looked at one step later, so that nothing
+    waits for it; with other optimizers every 50th loss is looked at.
 
     It also decides what becomes of training when samples diverge, or a metric of them cannot be computed; then
     `broken/samples_<step>.pt` keeps the samples, their numbers and the weights.
@@ -52,8 +93,8 @@ class Guard(Callback):
         policy: stop: training ends with an error, and `last.ckpt` is from before; skip: the step changes nothing, the
             measurement is left out; restore: weights, averages and optimizer go back to `last.ckpt`, or, when samples
             come to nothing, to `best.ckpt` if there is one, and training on with the batches that follow.
-        every_n_steps: how often it looks; null: at every step on a CPU, at every 50th on a GPU, which waits for each;
-            skip looks at every step.
+        every_n_steps: how often it looks, and waits for the loss; null: at every step, or, where on a GPU the optimizer is
+            not fused, at every 50th; skip looks at every step.
     """
 
     def __init__(self, policy: Literal["stop", "skip", "restore"] = "stop", every_n_steps: int | None = None) -> None:
@@ -61,8 +102,10 @@ class Guard(Callback):
         self.policy, self.every_n_steps = policy, every_n_steps
         self._batch: tuple[Tensor, Tensor, int] | None = None
         self._random: dict[str, Tensor] = {}
-        self._bad = self._in_a_row = self._unmeasured = 0
-        self._back = False
+        self._pending: Look | None = None
+        self._found: Tensor | None = None  # 1 on the GPU if a loss of this step is no number
+        self._in_a_row = self._unmeasured = 0
+        self._bad = self._back = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: ScoreModel, batch: Any, batch_idx: int) -> None:
         """Keeps the batch at hand; the averaged weights of validation are put away by now."""
@@ -71,17 +114,55 @@ class Guard(Callback):
             self._restore(trainer, pl_module, BEST)  # for the last is from just before the validation
         self._batch, self._random = (*batch, batch_idx), random_state(pl_module.device)
 
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: ScoreModel, optimizer: torch.optim.Optimizer) -> None:
+        """Nothing is wrong yet with the step that begins."""
+        self._found = None
+
     def on_before_backward(self, trainer: Trainer, pl_module: ScoreModel, loss: Tensor) -> None:
-        """Looks at the loss."""
-        every = self.every_n_steps or (1 if loss.device.type == "cpu" or self.policy == "skip" else 50)
-        if (trainer.global_step + 1) % every:
-            return
-        self._bad = self._agreed(trainer, not bool(loss.detach().isfinite()))
-        if not self._bad:
-            self._in_a_row = 0
-            return
+        """Looks at the loss, or at that of the step before."""
+        step, bad = trainer.global_step + 1, (~loss.detach().isfinite()).float()
+        look = Look(step, trainer.current_epoch, self._batch, self._random, bad)
+        if self._leaves_out(trainer, loss):
+            self._tell(trainer, look)
+            look, self._pending = self._pending, look.sent()
+            if look is not None and look.known():
+                self._judge(trainer, pl_module, look)
+                self._bad = self.policy == "restore"
+            elif look is not None:
+                self._in_a_row = 0
+        elif step % (self.every_n_steps or (1 if loss.device.type == "cpu" or self.policy == "skip" else 50)) == 0:
+            if self._agreed(trainer, look.known()):
+                self._judge(trainer, pl_module, look)
+                self._bad = True
+            elif not self._bad:
+                self._in_a_row = 0
+
+    def _leaves_out(self, trainer: Trainer, loss: Tensor) -> bool:
+        """Whether the optimizers can leave a step out by themselves, and should, so that nothing waits for a GPU."""
+        fused = all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in trainer.optimizers)
+        return (
+            self.every_n_steps is None
+            and loss.device.type == "cuda"
+            and fused
+            and not is_shared_out(trainer.lightning_module)
+        )
+
+    def _tell(self, trainer: Trainer, look: Look) -> None:
+        """Lets the optimizers know, in all processes, as torch's GradScaler does."""
+        if trainer.world_size > 1:
+            dist.all_reduce(look.bad, dist.ReduceOp.MAX)
+        self._found = look.bad if self._found is None else torch.maximum(self._found, look.bad)
+        for optimizer in trainer.optimizers:
+            optimizer.found_inf = self._found
+
+    def _judge(self, trainer: Trainer, pl_module: ScoreModel, look: Look) -> None:
+        """Says what is wrong, and stops if it is time.
+
+        Raises:
+            InputError: that is the policy, or skipping and going back have not helped.
+        """
         with gathered(pl_module):
-            said = self._described(trainer, pl_module)
+            said = self._described(trainer, pl_module, look)
         self._in_a_row += 1
         if self.policy == "stop" or self._in_a_row > PATIENCE:
             raise InputError(f"{said}; try a smaller learning rate, gradient clipping, or --guard.policy skip or restore")
@@ -92,11 +173,19 @@ class Guard(Callback):
         """Takes the gradients of a bad step away, and with `restore` goes back."""
         if not self._bad:
             return
-        self._bad = 0
+        self._bad = False
         for parameter in pl_module.parameters():
             parameter.grad = None
         if self.policy == "restore":
             self._restore(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
+        """Looks at the last loss, too."""
+        look, self._pending = self._pending, None
+        if look is not None and look.known():
+            self._judge(trainer, pl_module, look)
+            if self.policy == "restore":
+                self._restore(trainer, pl_module)
 
     @contextmanager
     def measuring(self, trainer: Trainer, pl_module: ScoreModel, what: str) -> Iterator[None]:
@@ -114,7 +203,8 @@ class Guard(Callback):
             yield
         except Unmeasurable as error:
             evidence = {"x": error.x, "indices": error.indices, "level": error.level} if isinstance(error, Diverged) else {}
-            said = f"step {trainer.global_step}, {what}: {error}{self._keep(trainer, pl_module, evidence, 'samples')}"
+            name = f"samples_{trainer.global_step:07d}"
+            said = f"step {trainer.global_step}, {what}: {error}{self._keep(trainer, pl_module, evidence, name)}"
             self._unmeasured += 1
             if self.policy == "stop" or self._unmeasured > PATIENCE:
                 raise InputError(f"{said}; --guard.policy skip leaves such measurements out") from error
@@ -126,35 +216,32 @@ class Guard(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """All processes do the same."""
         if trainer.state.fn == TrainerFn.FITTING and self.policy == "restore":
-            self._back = bool(self._agreed(trainer, self._back))
+            self._back = self._agreed(trainer, self._back)
 
-    def _agreed(self, trainer: Trainer, bad: bool) -> int:
-        """Whether the loss of any process is bad: all do the same."""
-        return int(trainer.strategy.reduce_boolean_decision(bad, all=False)) if trainer.world_size > 1 else int(bad)
+    def _agreed(self, trainer: Trainer, bad: bool) -> bool:
+        """Whether it is so in any process: all do the same."""
+        return trainer.strategy.reduce_boolean_decision(bad, all=False) if trainer.world_size > 1 else bad
 
-    def _described(self, trainer: Trainer, pl_module: ScoreModel) -> str:
+    def _described(self, trainer: Trainer, pl_module: ScoreModel, look: Look) -> str:
         """What is wrong and where; keeps the evidence."""
-        x, y, batch_idx = self._batch
+        x, y, batch_idx = look.batch
         timed = _Timed(pl_module.score_function)
         with torch.no_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-            take_up(self._random, pl_module.device)  # the same random numbers again
+            take_up(look.random, pl_module.device)  # the same random numbers again
             losses = pl_module.objective(timed, x, pl_module._labels(y))
         bad = ~losses.isfinite()
         sigma = (-timed.process.log_snr(timed.times.expand(len(losses)).double()) / 2).exp()
         levels = ", ".join(f"{level:.3g}" for level in sorted(set(sigma[bad].tolist()))[:5])
-        kept = self._keep(
-            trainer, pl_module, {"x": x, "y": y, "losses": losses, "times": timed.times, "batch_idx": batch_idx}
-        )
+        evidence = {"x": x, "y": y, "losses": losses, "times": timed.times, "batch_idx": batch_idx}
+        kept = self._keep(trainer, pl_module, evidence, f"step_{look.step:07d}")
         examples = f"{int(bad.sum())} of {len(losses)} examples, at the noise levels sigma/alpha {levels}"
         where = examples if bool(bad.any()) else "another process's examples"
-        step, epoch = trainer.global_step + 1, trainer.current_epoch
-        return f"step {step}, batch {batch_idx} of epoch {epoch}: the loss is no number, of {where}{kept}"
+        return f"step {look.step}, batch {batch_idx} of epoch {look.epoch}: the loss is no number, of {where}{kept}"
 
-    def _keep(self, trainer: Trainer, pl_module: ScoreModel, evidence: dict[str, Any], name: str = "step") -> str:
+    def _keep(self, trainer: Trainer, pl_module: ScoreModel, evidence: dict[str, Any], name: str) -> str:
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return ""
-        step = trainer.global_step + (name == "step")  # the step that is being done, or the last
-        file = Path(trainer.default_root_dir) / "broken" / f"{name}_{step:07d}.pt"
+        file = Path(trainer.default_root_dir) / "broken" / f"{name}.pt"
         with without_room(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.save({**evidence, "state_dict": whole_state(pl_module)}, file)
