@@ -30,6 +30,7 @@ from lightning_score.metrics import (
     ModuleFeatures,
     RawFeatures,
     Statistics,
+    block_of,
     fit,
     frechet_distance,
     frechet_estimate,
@@ -173,7 +174,7 @@ def test_batches_of_any_size_blocks_and_processes_give_one_value():
     processes = [FeatureSums(8, blocks=4), FeatureSums(8, blocks=4)]
     for rank, (size, sums) in enumerate(zip((7, 50), processes, strict=True)):
         for rows in torch.arange(rank, 301, 2).split(size):
-            sums.update(features[rows], rows)
+            sums.update(features[rows], rows % 4)
     merged = FeatureSums(8, blocks=4)
     for name, reduction in merged._reductions.items():
         setattr(merged, name, reduction(torch.stack([getattr(sums, name) for sums in processes])))
@@ -217,7 +218,7 @@ def test_sums_refuse_what_has_no_distance():
 
 def sums_of(features, blocks=10):
     sums = FeatureSums(features.shape[1], blocks)
-    sums.update(features, torch.arange(len(features)))
+    sums.update(features, block_of(torch.arange(len(features)), len(features), blocks))
     return sums
 
 
@@ -229,6 +230,20 @@ def test_the_standard_error_is_the_spread_over_independent_samples():
     values, errors = (torch.tensor([getattr(one, part) for one in found]) for part in ("value", "error"))
     assert float(errors.square().mean().sqrt()) == pytest.approx(float(values.std()), rel=0.25)
     assert float(found[0].value) == pytest.approx(frechet_distance(real, fit(sets[0])), rel=1e-9)
+
+
+@pytest.mark.parametrize("classes", [1, 5, 10, 20])
+def test_the_standard_error_of_samples_whose_classes_take_turns(classes):
+    """As those of a class-conditional model do. The classes are far apart, but each set has as many samples of every one."""
+    centres = 4 * torch.randn(classes, 5, generator=generator(1)).double()
+
+    def samples(n, seed, spread=1.0):
+        return centres[torch.arange(n) % classes] + spread * torch.randn(n, 5, generator=generator(seed)).double()
+
+    real = fit(samples(20_000, 2))
+    found = [frechet_estimate(real, sums_of(samples(500, seed, 2.0))) for seed in range(60, 120)]
+    values, errors = (torch.tensor([getattr(one, part) for one in found]) for part in ("value", "error"))
+    assert float(errors.square().mean().sqrt()) == pytest.approx(float(values.std()), rel=0.3)
 
 
 def test_kept_features_stand_for_their_sums():

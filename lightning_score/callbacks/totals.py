@@ -23,6 +23,7 @@ from lightning_score.metrics import (
     FeatureSums,
     KeptFeatures,
     Manifold,
+    block_of,
     frechet_estimate,
     frechet_limit,
     inception_score,
@@ -59,6 +60,7 @@ class Totals:
     """
 
     def __init__(self, features: Features, n: int, device: torch.device) -> None:
+        self.n = n
         self.sums = FeatureSums(features.num_features, min(BLOCKS, n), sync_on_compute=False).to(device)
         self.kept = torch.zeros(min(n, KEPT), features.num_features)
         self.logits = torch.zeros(min(n, KEPT), features.num_logits)
@@ -66,7 +68,7 @@ class Totals:
     def update(self, numbers: Sequence[int], activations: Activations) -> None:
         """Adds the samples of these numbers."""
         rows = torch.as_tensor(numbers)
-        self.sums.update(activations.features, rows)
+        self.sums.update(activations.features, block_of(rows, self.n, self.sums.blocks))
         first = rows < len(self.kept)
         self.kept[rows[first]] = activations.features[first.to(activations.features.device)].float().cpu()
         self.logits[rows[first]] = activations.logits[first.to(activations.logits.device)].float().cpu()

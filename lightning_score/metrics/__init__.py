@@ -14,7 +14,7 @@ from lightning_score.metrics.frechet import (
 )
 from lightning_score.metrics.manifold import Manifold, inception_score, kernel_distance, manifold
 from lightning_score.metrics.neighbours import Neighbours, nearest_neighbours
-from lightning_score.metrics.statistics import FeatureSums, KeptFeatures, Statistics, fit, read_npz
+from lightning_score.metrics.statistics import FeatureSums, KeptFeatures, Statistics, block_of, fit, read_npz
 
 __all__ = [
     "Activations",
@@ -30,6 +30,7 @@ __all__ = [
     "Neighbours",
     "RawFeatures",
     "Statistics",
+    "block_of",
     "fit",
     "frechet_distance",
     "frechet_estimate",

@@ -33,7 +33,7 @@ class FeatureSums(Metric):
 
     Args:
         num_features: length D of a feature vector.
-        blocks: number of blocks; example k belongs to block k modulo this.
+        blocks: number of blocks.
     """
 
     full_state_update = False
@@ -47,17 +47,16 @@ class FeatureSums(Metric):
             for name, size in sizes.items():
                 self.add_state(name, torch.zeros(blocks, *size, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, features: Tensor, numbers: Tensor | None = None) -> None:
-        """Adds features (N, D) of the examples of these numbers (N,); all go to the first block without.
+    def update(self, features: Tensor, block: Tensor | None = None) -> None:
+        """Adds features (N, D) of examples to the blocks (N,) that they belong to; without, all to the first one.
 
         Raises:
             InputError: they have another length, or are not finite.
         """
         require_features(features, self.num_features)
         features = features.double()
-        if numbers is None:
-            numbers = torch.zeros(len(features), dtype=torch.long)
-        block = numbers.to(features.device) % self.blocks
+        block = torch.zeros(len(features), dtype=torch.long) if block is None else block
+        block = block.to(features.device)
         for b in block.unique().tolist():
             mine = features[block == b]
             self.count[b] += len(mine)
@@ -100,17 +99,25 @@ def _statistics(count: Tensor, total: Tensor, outer: Tensor) -> Statistics:
     return Statistics(n, mean, (outer - n * torch.outer(mean, mean)) / (n - 1))
 
 
+def block_of(numbers: Tensor, n: int, blocks: int) -> Tensor:
+    """The block of each example, whose number is below n: those with neighbouring numbers share one, so that examples whose
+    classes take turns have all classes in every block.
+    """
+    return numbers * blocks // n
+
+
 class KeptFeatures:
     """The features themselves in blocks, in the place of their sums: quicker and more exact where they are few.
 
     Args:
         features: (N, D).
-        blocks: number of blocks; example k belongs to block k modulo this.
+        blocks: number of blocks.
     """
 
     def __init__(self, features: Tensor, blocks: int) -> None:
         self.features, self.blocks = features, blocks
-        self.count = torch.arange(len(features)).remainder(blocks).bincount(minlength=blocks)
+        self._block = block_of(torch.arange(len(features)), len(features), blocks).to(features.device)
+        self.count = self._block.bincount(minlength=blocks)
 
     def compute(self) -> Statistics:
         """Those of all examples."""
@@ -118,7 +125,7 @@ class KeptFeatures:
 
     def statistics(self, blocks: Iterable[int]) -> Statistics:
         """Those of the examples in some blocks."""
-        return fit(torch.cat([self.features[b :: self.blocks] for b in blocks]))
+        return fit(self.features[torch.isin(self._block, torch.tensor(list(blocks), device=self._block.device))])
 
 
 def fit(features: Tensor) -> Statistics:
