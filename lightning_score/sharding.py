@@ -74,12 +74,13 @@ class FullyShard(DDPStrategy):
 
     def _check(self) -> None:
         precision, objective = self.precision_plugin.precision, self.lightning_module.objective
+        network = self.lightning_module.score_function.network
         require(
             precision not in ("16-mixed", "16-true"),
             f"--trainer.precision {precision}: not with the strategy {NAME}; take bf16-mixed, or 32-true",
         )
         require(
-            self.lightning_module.score_function.network._compiled_call_impl is None,
+            network._compiled_call_impl is None,
             f"--model.compile: not with the strategy {NAME}, which gathers weights within the network; set it to null",
         )
         require(
@@ -87,6 +88,9 @@ class FullyShard(DDPStrategy):
             f"objective {type(objective).__name__}: not with the strategy {NAME}, for it differentiates the score, "
             "with all weights at hand; take ddp",
         )
+        inside = set(network.parameters())
+        outside = [name for name, weight in self.lightning_module.named_parameters() if weight not in inside]
+        require(not outside, f"strategy {NAME}: weights that are not the network's, {', '.join(outside[:3])}; take ddp")
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Takes this process's share of a checkpoint's weights."""
@@ -168,7 +172,7 @@ def share_out(module: nn.Module, network: Network, device: torch.device) -> None
         tensor.data = tensor.data.contiguous()  # channels-last weights cannot be shared out
         dist.broadcast(tensor.data, 0)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for part in network.modules():
+    for part in reversed(list(network.modules())):  # from the inside
         if isinstance(part, network.units):
             fully_shard(part, mesh=mesh)
     fully_shard(network, mesh=mesh)
