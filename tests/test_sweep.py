@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ import optuna
 import pytest
 import scipy.stats as st
 import yaml
+from run_folders import record
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from lightning_score.sweep.command import expand, from_agent, options
 from lightning_score.sweep.figures import draw
 from lightning_score.sweep.parameters import DISTRIBUTIONS, parameter
-from lightning_score.sweep.results import Results, Row, difference
+from lightning_score.sweep.results import Results, Row, difference, parts
 from lightning_score.sweep.spec import Hyperband, read
 from lightning_score.utils import InputError
 
@@ -205,6 +207,23 @@ def test_the_best_comes_first_and_pairs_are_compared_closely(found):
     assert gap == second.value - best.value and error < 0.6 < math.hypot(second.error, best.error)
     other = Row(0, "complete", {}, 20.0, 3.0, without=second.without, paired="other")
     assert difference(other, best)[1] == pytest.approx(math.hypot(3, 3))
+
+
+def test_trials_of_several_seeds_are_paired_by_these():
+    """The error is that of the mean of the differences; that of one seed comes from its tenths."""
+    values = {"one": [5.0, 9.0, 7.0], "other": [6.0, 10.5, 7.5]}
+    made = {}
+    for name, of_seeds in values.items():
+        records = [record(value=v, seed=k, without=[v, v + 1.0], denoised=True) for k, v in enumerate(of_seeds)]
+        noisy = [record(value=99.0, seed=0, without=[1.0, 2.0], denoised=False)]
+        without, common = parts([*records, *noisy], records[0].metric)
+        earlier = [record(value=50.0, seed=0, without=[50.0, 60.0], step=10)]
+        assert parts([*earlier, *records], records[0].metric) == parts(records, records[0].metric)
+        made[name] = Row(0, "complete", {}, statistics.mean(of_seeds), 9.0, without=without, paired=common)
+        assert parts(records[:1], records[0].metric)[0] == (of_seeds[0], of_seeds[0] + 1)
+    gap, error = difference(made["other"], made["one"])
+    assert gap == pytest.approx(1.0) and error == pytest.approx(statistics.stdev([1.0, 1.5, 0.5]) / 3**0.5)
+    assert parts([], "fid") == ((), "")
 
 
 def test_the_pareto_front_is_what_none_beats(found):

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from lightning_score.metrics import jackknife_error
+from lightning_score.metrics.record import Record
 from lightning_score.sweep.command import as_text, flatten
 
 COLUMNS = ["error", "floor", "n", "nfe", "seconds", "folder", "message", "without", "paired"]
@@ -33,7 +34,7 @@ class Row:
         n: number of samples, 0 where unknown.
         nfe: network evaluations per sample, NaN where unknown.
         seconds: that the trial took.
-        without: the value without each tenth of the samples.
+        without: the value without each part of the samples.
         paired: what two trials must share for their samples to be paired: data, features and seed.
         folder: of its results.
         message: why it failed.
@@ -190,6 +191,21 @@ def _from_text(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def parts(records: Sequence[Record], metric: str) -> tuple[tuple[float, ...], str]:
+    """The value that a trial has found last, without each part of its samples, and what another must have in common with it
+    for the two to be paired. The parts are the tenths of one seed's samples, or, where several seeds are measured, these.
+    """
+    found = [r for r in records if r.metric == metric and r.without and r.weights == "ema" and r.denoised]
+    if not found:
+        return (), ""
+    found = [record for record in found if record.step == found[-1].step]
+    common = str((*found[0].axis, [record.seed for record in found], found[0].weights))
+    values = [record.value for record in found]
+    if len(found) == 1:
+        return tuple(found[0].without), common
+    return tuple((sum(values) - value) / (len(values) - 1) for value in values), common
 
 
 def difference(row: Row, other: Row) -> tuple[float, float]:

@@ -14,6 +14,7 @@ import torch
 
 from lightning_score.experiment import quiet
 from lightning_score.metrics.record import FILE, read
+from lightning_score.sweep.results import parts
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.study import METRICS, Study
 from lightning_score.sweep.trials import TrialFailed, Trials, arguments_of, last_metrics, made_for
@@ -90,11 +91,9 @@ class _Objective:
         if metric not in metrics:
             raise TrialFailed(f"{metric} was not measured, but {', '.join(sorted(metrics)) or 'nothing'}")
         records = read(folder / FILE) if (folder / FILE).exists() else []
-        mine = [record for record in records if record.metric == metric.partition("/")[2] and record.without]
-        if mine:
-            last = mine[-1]
-            trial.set_user_attr(WITHOUT, last.without)
-            trial.set_user_attr(PAIRED, str((*last.axis, last.seed, last.weights)))
+        without, common = parts(records, metric.partition("/")[2])
+        trial.set_user_attr(WITHOUT, without)
+        trial.set_user_attr(PAIRED, common)
         if not math.isfinite(metrics[metric]):
             raise TrialFailed(f"{metric} is {metrics[metric]}")
         return metrics[metric]
