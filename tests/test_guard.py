@@ -63,7 +63,7 @@ def weights(folder):
     return checkpoint["global_step"], torch.cat([w.flatten() for w in checkpoint["current_model_state"].values()])
 
 
-@pytest.fixture(params=[False, True], ids=["at once", "one step later"])
+@pytest.fixture(params=[pytest.param(False, id="at once"), pytest.param(True, id="one step later")])
 def later(request, monkeypatch):
     """Whether the loss is looked at one step later, as on a GPU, and the fused optimizer leaves the step out by itself."""
     if request.param:
@@ -108,7 +108,7 @@ def test_going_back(tmp_path, capsys, later):
 
 
 @pytest.mark.faults("losses that are no numbers", 2)
-@pytest.mark.parametrize("bad", [1, 2])
+@pytest.mark.parametrize("bad", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_part_of_a_step(tmp_path, capsys, later, bad):
     """Of two batches whose gradients are summed one is bad, the first or the second: the step is skipped."""
     two = ["--guard.policy=skip", "--trainer.accumulate_grad_batches=2"]
