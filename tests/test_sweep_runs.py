@@ -139,8 +139,8 @@ def running(file):
 
 @pytest.mark.slow
 def test_killed_workers_and_a_killed_sweep_lose_nothing(folder):
-    slow = {**TEST, "parameters": {**TEST["parameters"], "evaluate.num_samples": {"value": 200}},
-            "metric": {"name": "test/fid_digits_200"}}  # fmt: skip
+    slow = {**TEST, "parameters": {**TEST["parameters"], "evaluate.num_samples": {"value": 1200}},
+            "metric": {"name": "test/fid_digits_1200"}}  # fmt: skip
     Path("steps.yaml").write_text(yaml.safe_dump(slow))
     sweep = started("steps.yaml")
     os.kill(wait_for(lambda: running("steps.yaml"))[0], signal.SIGKILL)  # a worker: the sweep begins another
