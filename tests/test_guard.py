@@ -107,8 +107,9 @@ def test_going_back(tmp_path, capsys, later):
     assert step == steps and torch.equal(back, short)
 
 
+@pytest.mark.slow
 @pytest.mark.faults("losses that are no numbers", 2)
-@pytest.mark.parametrize("bad", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("bad", [1, 2])
 def test_a_part_of_a_step(tmp_path, capsys, later, bad):
     """Of two batches whose gradients are summed one is bad, the first or the second: the step is skipped."""
     two = ["--guard.policy=skip", "--trainer.accumulate_grad_batches=2"]

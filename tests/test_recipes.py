@@ -80,7 +80,7 @@ def test_builds_the_network_and_takes_a_step(name):
     assert all(p.isfinite().all() for p in network.parameters())
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "imagenet64/edm" else n for n in EVERY])
 def test_samples_with_the_published_number_of_evaluations(name):
     """Counted with the config's process, parametrization and sampler on tiny images and a network that costs nothing."""
     model = experiment(name).model

@@ -171,6 +171,7 @@ def _compare(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_every_network_has_the_gradients_of_a_whole_one(tmp_path):
     """Before and after all weights were gathered for one process."""
     mp.spawn(_compare, (str(tmp_path),), 2)
