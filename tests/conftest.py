@@ -25,8 +25,8 @@ def _faults(request, record_property):
         record_property("fault", list(mark.args) if len(mark.args) > 1 else [*mark.args, 1])
 
 
-LONG = ("readme", "wandb_sweep", "processes", "resume", "sharding", "faults", "sweep_runs", "guard", "wheel", "cli", "evaluate",
-        "schedule", "stream", "report_browser", "quality", "fidelity")  # fmt: skip
+LONG = ("readme", "wandb_sweep", "processes", "resume", "sharding", "faults", "sweep_runs", "guard", "wheel", "cli",
+        "evaluate", "schedule", "stream", "report_browser", "quality", "fidelity")  # fmt: skip
 """Files whose tests take the longest."""
 
 
