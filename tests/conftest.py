@@ -25,17 +25,6 @@ def _faults(request, record_property):
         record_property("fault", list(mark.args) if len(mark.args) > 1 else [*mark.args, 1])
 
 
-LONG = ("readme", "wandb_sweep", "processes", "resume", "sharding", "faults", "sweep_runs", "guard", "wheel", "cli",
-        "evaluate", "schedule", "stream", "report_browser", "quality", "fidelity")  # fmt: skip
-"""Files whose tests take the longest."""
-
-
-def pytest_collection_modifyitems(items):
-    """Begins with these, so that in the end no core waits for another."""
-    names = [f"test_{name}" for name in LONG]
-    items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
-
-
 def pytest_terminal_summary(terminalreporter):
     """The table of the faults that were tried."""
     tried, lost = {}, {}
