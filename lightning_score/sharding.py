@@ -44,8 +44,8 @@ class FullyShard(DDPStrategy):
         process_group_backend: how processes communicate; null: nccl on GPUs, gloo on CPUs.
 
     Raises:
-        InputError: 16-mixed precision, whose scaled gradients are not looked at in shares; a compiled network; an objective
-            that differentiates the score.
+        InputError: 16-bit precision other than bfloat16; a compiled network; an objective that differentiates the score;
+            weights that are not the network's.
     """
 
     def __init__(self, timeout: timedelta = dist.default_pg_timeout, process_group_backend: str | None = None) -> None:
@@ -66,7 +66,7 @@ class FullyShard(DDPStrategy):
             self.setup_precision_plugin()
 
     def configure_ddp(self) -> None:
-        """In place of a wrapper that has the whole network in every process."""
+        """Shares out the weights, in place of wrapping a network that every process has whole."""
         self._check()
         network = self.lightning_module.score_function.network
         if not is_shared_out(network):
@@ -103,11 +103,11 @@ class FullyShard(DDPStrategy):
             parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
             numbers = chain.from_iterable(group["params"] for group in state["param_groups"])
             known = dict(zip(numbers, parameters, strict=True))
-            own = {
+            shares = {
                 number: {name: share(value, known[number]) for name, value in values.items()}
                 for number, values in state["state"].items()
             }
-            shared.append({**state, "state": own})
+            shared.append({**state, "state": shares})
         super().load_optimizer_state_dict({"optimizer_states": shared})
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
