@@ -69,13 +69,28 @@ class Place:
 
     def store(self) -> dist.Store:
         """Where all these processes can leave words for one another."""
-        if not _meeting_points:
+        first = not _meeting_points
+        if first:
             port = self._port if self._served else (self._port + PORT_BESIDE) % 65536
-            serves = self.rank == 0 and not self._served
-            _meeting_points.append(
-                dist.TCPStore(self._address, port, is_master=serves, timeout=PATIENCE, wait_for_workers=False)
-            )
-        return dist.PrefixStore("lightning_score", _meeting_points[0])
+            self._meet(port, serves=self.rank == 0 and not self._served)
+        store = dist.PrefixStore("lightning_score", _meeting_points[0])
+        if first and self.attempt:
+            self._meet_elsewhere(store)
+        return store
+
+    def _meet(self, port: int, serves: bool) -> None:
+        _meeting_points.append(
+            dist.TCPStore(self._address, port, is_master=serves, timeout=PATIENCE, wait_for_workers=False)
+        )
+
+    def _meet_elsewhere(self, store: dist.Store) -> None:
+        """Has the processes meet for good at a store of the first of them. That of torchrun, the same at each start since
+        PyTorch shares it with its own, still holds the addresses of processes that ended, and gloo would wait for these."""
+        key = f"port/{self.attempt}"
+        if self.rank == 0:
+            self._meet(0, serves=True)
+            store.set(key, str(_meeting_points[-1].port))
+        os.environ["MASTER_PORT"] = store.get(key).decode()
 
 
 def folder_of_all(make: Callable[[], str], num_nodes: int = 1) -> str:

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback
 
+from lightning_score import processes
 from lightning_score.cli import run
 from lightning_score.metrics.record import FILE, read
 
@@ -116,13 +118,13 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("processes", "precision"),
+    ("devices", "precision"),
     [(2, "64-true"), *(pytest.param(n, "32-true", marks=pytest.mark.slow) for n in (2, 3)),
      pytest.param(3, "64-true", marks=pytest.mark.slow)],
 )  # fmt: skip
-def test_samples_and_metrics_are_those_of_one_process(processes, precision, checkpoint, environment):
+def test_samples_and_metrics_are_those_of_one_process(devices, precision, checkpoint, environment):
     """The numbers do not divide: 41 samples, in batches of 8."""
-    several = [*DDP, f"--trainer.devices={processes}"]
+    several = [*DDP, f"--trainer.devices={devices}"]
     for name, more in (("one", []), ("several", several)):
         common = [f"--ckpt_path={checkpoint}", f"--trainer.precision={precision}", *more]
         draw = ["predict", "--num_samples=41", "--batch_size=8", f"--output={name}/predict"]
@@ -170,6 +172,25 @@ def test_torchrun_makes_one_run_and_starts_it_again(environment):
     assert done.returncode == 0 and Path("killed").exists(), done.stderr[-3000:]
     assert "after step 4" in done.stdout
     assert_one_run()
+
+
+def test_processes_started_again_never_see_addresses_of_those_that_ended(monkeypatch):
+    """torchrun keeps its store from one start to the next."""
+    kept = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    kept.set("cpu/0", "where nobody listens any more")
+    told = {"WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "TORCHELASTIC_RUN_ID": "run", "TORCHELASTIC_RESTART_COUNT": 1,
+            "TORCHELASTIC_USE_AGENT_STORE": True}  # fmt: skip
+    ports, everywhere = [], []  # keeps the stores
+    for rank in range(2):
+        for name, value in (told | {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": kept.port}).items():
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setattr(processes, "_meeting_points", [])
+        processes.Place().store().set(f"here/{rank}", "")
+        everywhere += processes._meeting_points
+        ports.append(int(os.environ["MASTER_PORT"]))
+    assert ports[0] == ports[1] != kept.port
+    fresh = dist.TCPStore("localhost", ports[0], is_master=False, wait_for_workers=False)
+    assert not fresh.check(["cpu/0"]) and kept.check(["cpu/0"])
 
 
 @pytest.mark.slow
