@@ -7,6 +7,7 @@ so that nothing cancels at small noise. The denoised image is (x + sigma^2 score
 """
 
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -96,6 +97,9 @@ class Parametrization(ABC):
 
     def __call__(self, process: NoiseProcess, t: Tensor) -> Coefficients:
         """The coefficients at times `t` of any shape."""
+        return process.look_up(self, partial(self._coefficients, process), t)
+
+    def _coefficients(self, process: NoiseProcess, t: Tensor) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
         c_in = torch.ones_like(t) if self.data_std is None else (alpha**2 * self.data_std**2 + sigma**2).rsqrt()
         return Coefficients(c_in, *self.skip_out(alpha, sigma), self.noise_label(process, t))

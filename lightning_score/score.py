@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from lightning_score.parametrization import Parametrization
 from lightning_score.process import NoiseProcess
-from lightning_score.utils import expand
+from lightning_score.utils import combine, is_number
 
 
 class ScoreField(nn.Module, ABC):
@@ -30,14 +30,18 @@ class ScoreField(nn.Module, ABC):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """The score at x (B, ...) and time t, () or (B,); `cond` (B,) holds class labels or is None."""
 
+    def blend(self, x: Tensor, t: Tensor, keep: Tensor | float, gain: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        """keep x + gain score, with coefficients () or (B,): what samplers make of a score is of this form."""
+        return combine((keep, x), (gain, self(x, t, cond)))
+
     def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """E[x_0 given x_t] = (x + sigma^2 score)/alpha (Tweedie's formula)."""
-        alpha, sigma = expand(self.process.alpha(t), x), expand(self.process.sigma(t), x)
-        return (x + sigma**2 * self(x, t, cond)) / alpha
+        alpha = self.process.alpha(t)
+        return self.blend(x, t, 1 / alpha, self.process.sigma(t) ** 2 / alpha, cond)
 
     def noise(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """E[z given x_t] = -sigma score."""
-        return -expand(self.process.sigma(t), x) * self(x, t, cond)
+        return self.blend(x, t, 0.0, -self.process.sigma(t), cond)
 
 
 class ScoreFunction(ScoreField):
@@ -61,10 +65,14 @@ class ScoreFunction(ScoreField):
         return self._evaluations
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.blend(x, t, 0.0, 1.0, cond)
+
+    def blend(self, x: Tensor, t: Tensor, keep: Tensor | float, gain: Tensor | float, cond: Tensor | None = None) -> Tensor:
         self._evaluations += len(x)
         c_in, c_skip, c_out, c_noise = self.parametrization(self.process, t)
-        output = self.network(expand(c_in, x) * x, c_noise.to(x.dtype) * x.new_ones(len(x)), cond)
-        return expand(c_skip, x) * x + expand(c_out, x) * output
+        label = x.new_full((len(x),), float(c_noise)) if is_number(c_noise) else c_noise.to(x).expand(len(x))
+        output = self.network(combine((c_in, x)), label, cond)
+        return combine((keep + gain * c_skip, x), (gain * c_out, output.to(x.dtype)))
 
 
 class ScoreWrapper(ScoreField, ABC):
@@ -98,6 +106,9 @@ class Conditioned(ScoreWrapper):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         return self.score(x, t, self.cond)
 
+    def blend(self, x: Tensor, t: Tensor, keep: Tensor | float, gain: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        return self.score.blend(x, t, keep, gain, self.cond)
+
 
 class ClippedScore(ScoreWrapper):
     """The score that belongs to the denoised image clipped to a range, as DDPM's sampler does at every step.
@@ -115,6 +126,9 @@ class ClippedScore(ScoreWrapper):
         self.low, self.high = low, high
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        alpha, sigma = expand(self.process.alpha(t), x), expand(self.process.sigma(t), x)
+        return self.blend(x, t, 0.0, 1.0, cond)
+
+    def blend(self, x: Tensor, t: Tensor, keep: Tensor | float, gain: Tensor | float, cond: Tensor | None = None) -> Tensor:
         denoised = self.score.denoised(x, t, cond).clamp(self.low, self.high)
-        return (alpha * denoised - x) / sigma**2
+        gain = gain / self.process.sigma(t) ** 2
+        return combine((keep - gain, x), (gain * self.process.alpha(t), denoised))

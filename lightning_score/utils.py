@@ -69,6 +69,35 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient if coefficient.ndim == 0 else coefficient.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def is_number(coefficient: Tensor | float) -> bool:
+    """Whether it is one number that can be read at once: no device has to be waited for, no gradient is lost."""
+    if not isinstance(coefficient, Tensor):
+        return True
+    return coefficient.ndim == 0 and coefficient.device.type == "cpu" and not coefficient.requires_grad
+
+
+def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
+    """The linear combination a x + b y + ..., each term in one pass over memory; none for those with coefficient 0.
+
+    Args:
+        terms: pairs of a coefficient, () or (B,), and a tensor (B, ...).
+    """
+    pairs = [(float(c) if is_number(c) else expand(c, x), x) for c, x in terms]
+    pairs = [pair for pair in pairs if not _is(pair[0], 0.0)]
+    if not pairs:
+        return torch.zeros_like(terms[0][1])
+    pairs.sort(key=lambda pair: not _is(pair[0], 1.0))  # what needs no product can be added to at once
+    (c, x), *others = pairs
+    total = x if _is(c, 1.0) else c * x
+    for c, x in others:
+        total = torch.add(total, x, alpha=c) if isinstance(c, float) else total + c * x
+    return total
+
+
+def _is(coefficient: Tensor | float, number: float) -> bool:
+    return isinstance(coefficient, float) and coefficient == number
+
+
 def keep_freed_memory() -> None:
     """Lets the C library keep large blocks that are freed, for the next step, instead of giving them back to the system.
 

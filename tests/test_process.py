@@ -167,6 +167,25 @@ def test_a_process_of_two_functions_has_all_else_and_is_sampled():
     assert abs(float(x.mean()) - mean) < 4 * std / math.sqrt(n) + 0.02 and abs(float(x.std()) / std - 1) < 0.04
 
 
+COEFFICIENTS = ["log_alpha", "alpha", "sigma", "log_snr", "drift", "diffusion"]
+
+
+@pytest.mark.parametrize("name", COEFFICIENTS)
+def test_times_at_hand_change_no_coefficient(noise_process, name):
+    """Those of the grid, others, many at once, in other precisions, and one within another."""
+    function, grid, other = getattr(noise_process, name), times(9).flip(0), times(9) + 0.01
+    expected = function(grid), function(other)
+    with noise_process.at_hand(grid):
+        for _ in range(2):
+            torch.testing.assert_close(torch.stack([function(t) for t in grid]), expected[0])
+        torch.testing.assert_close(torch.stack([function(t) for t in other]), expected[1])
+        torch.testing.assert_close(function(grid), expected[0])
+        assert function(grid[3].float()).dtype == torch.float32
+        with noise_process.at_hand(other):
+            torch.testing.assert_close(torch.stack([function(t) for t in other]), expected[1])
+        torch.testing.assert_close(function(grid[2]), expected[0][2])
+
+
 def test_prior_has_the_variance_of_the_end(noise_process):
     assert torch.equal(noise_process.prior(torch.ones(2, 3)), noise_process.sigma(torch.ones(())) * torch.ones(2, 3))
 

@@ -5,10 +5,12 @@ from itertools import product
 
 import pytest
 import torch
-from conftest import CORRECTORS, PREDICTORS, ImageScore, MixtureScore, quick
+from conftest import CORRECTORS, PREDICTORS, ImageScore, MixtureScore, QuickNoise, quick
 from laws import gaussian
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_score.data import Mixture
+from lightning_score.parametrization import EDM, Noise, ScoreOverSigma
 from lightning_score.process import VE, VP, BetaTable, Cosine, SigmaTable
 from lightning_score.sampling import (
     DDIM,
@@ -18,7 +20,10 @@ from lightning_score.sampling import (
     AnnealedLangevin,
     BatchLangevin,
     ConsistentAnnealedLangevin,
+    DPMSolver2M,
+    EulerMaruyama,
     Geometric,
+    Heun,
     Karras,
     KeepNoise,
     Langevin,
@@ -33,6 +38,7 @@ from lightning_score.sampling import (
     Uniform,
     UniformNoise,
 )
+from lightning_score.score import ScoreFunction
 from lightning_score.utils import InputError
 
 
@@ -100,6 +106,55 @@ def test_sample_k_is_the_same_in_any_batch(kind, corrector):
     assert not torch.allclose(together, sampler(score, NoiseStream(8, range(4), shape)).x)
 
 
+class Same(torch.nn.Module):
+    """A network that returns what it is given."""
+
+    def forward(self, x, noise_label, cond=None):
+        return x
+
+
+class Operations(TorchDispatchMode):
+    """Counts those that write a tensor of a given shape, and all others."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.large, self.small = torch.Size(shape), 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if not function.is_view:
+            large = isinstance(result, torch.Tensor) and result.shape == self.shape
+            self.large, self.small = self.large + large, self.small + (not large)
+        return result
+
+
+@pytest.mark.parametrize(
+    ("process", "parametrization", "sampler", "passes"),
+    [
+        (BetaTable(), Noise(), PredictorCorrector(Ancestral(), clip=(-1, 1)), 6),  # denoised: 2, clip, mean: 2, noise
+        (BetaTable(), Noise(), PredictorCorrector(DDIM()), 3),
+        (VP(), Noise(), PredictorCorrector(EulerMaruyama()), 3),
+        (VP(), Noise(), PredictorCorrector(DPMSolver2M()), 6),
+        (VE(), EDM(), PredictorCorrector(Heun()), 2 * 2 + 6),
+        (VE(), ScoreOverSigma(), PredictorCorrector(ReverseDiffusion(), Langevin()), 3 + 3),
+    ],
+    ids=lambda v: type(v).__name__,
+)  # fmt: skip
+def test_a_step_passes_over_memory_a_few_times(process, parametrization, sampler, passes):
+    """Beside the network; and what depends on time alone is computed for all steps at once."""
+    counts = {}
+    for steps in (10, 30):
+        sampler.grid = Uniform(steps, 0.1)
+        with torch.inference_mode(), Operations((64, 2, 5)) as count:
+            noise = QuickNoise(count.shape, dtype=torch.float32)
+            sampler(ScoreFunction(Same(), process, parametrization), noise)
+        counts[steps] = count
+    draws = 0 if isinstance(sampler.predictor, DDIM | DPMSolver2M | Heun) else 2 if sampler.corrector else 1
+    large, small = ((getattr(counts[30], kind) - getattr(counts[10], kind)) / 20 for kind in ("large", "small"))
+    assert large - draws <= passes
+    assert small <= 45 * (2 if sampler.corrector or isinstance(sampler.predictor, Heun) else 1)
+
+
 def test_draws_made_ahead_in_threads_are_the_same():
     """As for a GPU, whose blocks also grow."""
     plain, ahead = (NoiseStream(5, range(9), (2, 700)) for _ in range(2))
@@ -109,7 +164,7 @@ def test_draws_made_ahead_in_threads_are_the_same():
         if i % 40 == 0:
             assert torch.equal(plain.uniform(), ahead.uniform())
             assert torch.equal(plain.acceptance(), ahead.acceptance())
-    assert ahead._block.shape[1] > plain._block.shape[1]
+    assert len(ahead._block) > len(plain._block)
 
 
 def test_noise_streams_are_normal_uniform_and_independent():

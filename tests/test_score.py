@@ -8,7 +8,7 @@ from torch import nn
 from lightning_score.parametrization import EDM, Denoised, Index, LogSigma, Noise, Score, ScoreOverSigma, Time, Velocity
 from lightning_score.process import VE, VP, BetaTable
 from lightning_score.score import ClippedScore, Conditioned, ScoreFunction
-from lightning_score.utils import expand
+from lightning_score.utils import combine, expand
 
 TARGETS = {
     Score: lambda a, s, x0, z: -z / s,
@@ -105,3 +105,40 @@ def test_clipped_score_denoises_into_the_range(noise_process):
     denoised = score.denoised(x, t)
     torch.testing.assert_close(ClippedScore(score, -0.7, 0.6).denoised(x, t), denoised.clamp(-0.7, 0.6))
     torch.testing.assert_close(ClippedScore(score, -1e9, 1e9)(x, t), score(x, t))
+
+
+def test_a_linear_combination_is_the_sum_of_its_terms():
+    """With numbers, one per sample, or both; coefficients 0 and 1 need no product; gradients pass, also to coefficients."""
+    torch.manual_seed(0)
+    x, y, z = torch.randn(3, 4, 2, 3, dtype=torch.float64)
+    several = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    for a in (0.0, 1.0, -2.5, torch.tensor(3.0), torch.tensor(1, dtype=torch.float64), several):
+        for b in (0, 1, torch.tensor(0.5)):
+            expected = expand(torch.as_tensor(a), x) * x + b * y - 2 * z
+            torch.testing.assert_close(combine((a, x), (b, y), (-2.0, z)), expected)
+    assert combine((0.0, x), (1.0, y)) is y
+    assert not combine((0.0, torch.full_like(x, torch.nan))).any()
+    (gradient,) = torch.autograd.grad(combine((several, x), (1.0, y)).sum(), several)
+    torch.testing.assert_close(gradient, x.sum((1, 2)))
+    number = torch.tensor(2.0, requires_grad=True)
+    (gradient,) = torch.autograd.grad(combine((number, x.float())).sum(), number)
+    torch.testing.assert_close(gradient, x.float().sum())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda s: s, lambda s: Conditioned(s, torch.zeros(16)), lambda s: ClippedScore(s, -0.5, 1)],
+    ids=["plain", "Conditioned", "ClippedScore"],
+)
+@pytest.mark.parametrize("kind", PARAMETRIZATIONS, ids=lambda c: c.__name__)
+def test_a_blend_keeps_some_of_x_and_gains_some_of_the_score(noise_process, kind, wrap):
+    """In one pass over the network's output, at one time or at one per sample, and as a sampler has its times at hand."""
+    torch.manual_seed(0)
+    x, output = torch.randn(2, 16, 3, dtype=torch.float64)
+    score = wrap(ScoreFunction(Fixed(output), noise_process, kind()))
+    for t in (times(16), times(16)[5]):
+        a, b = 0.3 + t, 2 * noise_process.sigma(t)
+        expected = expand(a, x) * x + expand(b, x) * score(x, t)
+        torch.testing.assert_close(score.blend(x, t, a, b), expected)
+    with noise_process.at_hand(times(16)):
+        torch.testing.assert_close(score.blend(x, t, a, b), expected)

@@ -2,16 +2,20 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_score.utils import AUTO_IN_FIT, InputError, expand, require
+from lightning_score.process.lookup import Tables, coefficient
+from lightning_score.utils import AUTO_IN_FIT, InputError, combine, require
 
 
 def derivative(function, t: Tensor) -> Tensor:
     """d function / dt at every element of `t`."""
-    return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
+    return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1].to(t.dtype)
 
 
 class NoiseProcess(nn.Module, ABC):
@@ -22,6 +26,20 @@ class NoiseProcess(nn.Module, ABC):
     """
 
     t_min: float = 1e-5
+    _tables: Tables | None = None
+
+    @contextmanager
+    def at_hand(self, times: Tensor) -> Iterator[None]:
+        """Within, coefficients at any one of these times, (N,) on the CPU, are looked up; all others are as ever."""
+        before, self._tables = self._tables, Tables(times)
+        try:
+            yield
+        finally:
+            self._tables = before
+
+    def look_up(self, key: Hashable, compute: Callable[[Tensor], Any], t: Tensor) -> Any:
+        """`compute(t)`, a tensor or a named tuple of tensors, kept under `key` for the times at hand."""
+        return compute(t) if self._tables is None else self._tables.look_up(key, compute, t)
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> Tensor:
@@ -31,18 +49,22 @@ class NoiseProcess(nn.Module, ABC):
     def sigma(self, t: Tensor) -> Tensor:
         """sigma(t), the standard deviation of x_t given x_0."""
 
+    @coefficient
     def alpha(self, t: Tensor) -> Tensor:
         """alpha(t) = exp(log alpha(t)), the mean factor."""
         return self.log_alpha(t).exp()
 
+    @coefficient
     def drift(self, t: Tensor) -> Tensor:
         """f(t) = d log alpha / dt, so that the drift of the Ito equation is f(t) x (1/time)."""
         return derivative(self.log_alpha, t)
 
+    @coefficient
     def diffusion(self, t: Tensor) -> Tensor:
         """g(t), from g^2 = d sigma^2/dt - 2 f sigma^2 (Sarkka and Solin 2019, eq. 6.2; 1/sqrt(time))."""
         return (derivative(lambda u: self.sigma(u) ** 2, t) - 2 * self.drift(t) * self.sigma(t) ** 2).sqrt()
 
+    @coefficient
     def log_snr(self, t: Tensor) -> Tensor:
         """log(alpha^2/sigma^2), the logarithm of the signal-to-noise ratio; it falls with time."""
         return 2 * (self.log_alpha(t) - self.sigma(t).log())
@@ -67,11 +89,11 @@ class NoiseProcess(nn.Module, ABC):
 
     def perturb(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = alpha(t) x_0 + sigma(t) z, for x (B, ...), t () or (B,) and z like x."""
-        return expand(self.alpha(t), x) * x + expand(self.sigma(t), x) * noise
+        return combine((self.alpha(t), x), (self.sigma(t), noise))
 
     def prior(self, noise: Tensor) -> Tensor:
         """Draws from the law at t = 1, N(0, sigma(1)^2 I), made of standard normal `noise` (B, ...)."""
-        return expand(self.sigma(torch.ones((), dtype=noise.dtype)), noise) * noise
+        return combine((self.sigma(torch.ones((), dtype=noise.dtype)), noise))
 
     def table_times(self) -> Tensor:
         """The times of a tabulated process's entries, ascending, float64 (N,).
@@ -93,9 +115,11 @@ class NoiseProcess(nn.Module, ABC):
 class VariancePreserving(NoiseProcess, ABC):
     """A process with sigma^2 = 1 - alpha^2, for which g^2 = -2 f."""
 
+    @coefficient
     def sigma(self, t: Tensor) -> Tensor:
         return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
 
+    @coefficient
     def diffusion(self, t: Tensor) -> Tensor:
         return (-2 * self.drift(t)).sqrt()
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_score.process.base import NoiseProcess, VariancePreserving, derivative, log_alpha_of, require_sigmas
+from lightning_score.process.lookup import coefficient
 from lightning_score.utils import AUTO_IN_FIT, Auto, require
 
 
@@ -69,6 +70,7 @@ class Chain(VariancePreserving, Table):
         )
         super().__init__(torch.log1p(-torch.tensor(list(betas), dtype=torch.float64)).cumsum(0) / 2)
 
+    @coefficient
     def log_alpha(self, t: Tensor) -> Tensor:
         return self.interpolate(t)
 
@@ -162,12 +164,15 @@ class SigmaTable(Table):
         sigmas = sigma_min * (sigma_max / sigma_min) ** ramp if geometric else sigma_min + (sigma_max - sigma_min) * ramp
         super().__init__(sigmas**2)
 
+    @coefficient
     def log_alpha(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t)
 
+    @coefficient
     def sigma(self, t: Tensor) -> Tensor:
         return self.interpolate(t).sqrt()
 
+    @coefficient
     def diffusion(self, t: Tensor) -> Tensor:
         return derivative(self.interpolate, t).sqrt()
 

@@ -2,12 +2,11 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from lightning_score.utils import expand, require
+from lightning_score.utils import combine, expand, require
 
 Field = Callable[[Tensor, Tensor], Tensor]
 """dy/dt of y (B, N) at times (B,)."""
@@ -85,9 +84,9 @@ class DormandPrince:
         """A step of every row: where it leads, its error, and the slope there."""
         slopes = [k]
         for node, weights in zip(NODES, STAGES, strict=True):
-            new = y + expand(h, y) * _combine(weights, slopes)
+            new = y + expand(h, y) * combine(*zip(weights, slopes, strict=True))
             slopes.append(field(new, now + node * h if node < 1 else end))
-        return new, expand(h, y) * _combine(ERROR, slopes), slopes[-1]
+        return new, expand(h, y) * combine(*zip(ERROR, slopes, strict=True)), slopes[-1]
 
     def _first_step(self, y: Tensor, k: Tensor, parts: Sequence[int]) -> Tensor:
         """The step in which y moves by a hundredth of its size, or of the tolerance where it is smaller."""
@@ -99,9 +98,3 @@ class DormandPrince:
         rtol = max(self.rtol, 10 * torch.finfo(v.dtype).eps)
         scaled = (v / (self.atol + rtol * size)).double().square().split(list(parts), 1)
         return torch.stack([part.mean(1) for part in scaled]).amax(0).sqrt()
-
-
-def _combine(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
-    """The weighted sum of the slopes."""
-    *_, total = accumulate(w * k for w, k in zip(weights, slopes, strict=True) if w)
-    return total

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.method import Method
-from lightning_score.utils import expand, require
+from lightning_score.utils import combine, require
 
 
 def snr_step_size(process: NoiseProcess, t: Tensor, s: Tensor, ratio: Tensor) -> Tensor:
@@ -63,8 +63,8 @@ class LangevinCorrector(Corrector, ABC):
     def step(self, score, x, t, s, noise, state):
         gradient = score(x, t)
         z, added = noise.sized()
-        e = expand(self.size(score.process, t, s, state, gradient, z), x)
-        return x + e * gradient + (2 * e * self.temperature).sqrt() * added, state
+        e = self.size(score.process, t, s, state, gradient, z)
+        return combine((1.0, x), (e, gradient), ((2 * e * self.temperature).sqrt(), added)), state
 
 
 class Langevin(LangevinCorrector):

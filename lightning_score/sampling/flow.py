@@ -17,7 +17,7 @@ from lightning_score.sampling.grid import TimeGrid, Uniform
 from lightning_score.sampling.predictor import Predictor
 from lightning_score.sampling.sampler import Sampler, Stage
 from lightning_score.score import ScoreField
-from lightning_score.utils import InputError, expand, require
+from lightning_score.utils import InputError, combine, expand, require
 
 
 class RK45(Predictor):
@@ -50,12 +50,12 @@ class RK45(Predictor):
 
         def slope(y: Tensor, ratio: Tensor) -> Tensor:
             time = process.inverse_log_snr(-2 * ratio.log())
-            return score.noise(expand(process.alpha(time), x) * y.view_as(x), time).flatten(1)
+            return score.noise(combine((process.alpha(time), y.view_as(x))), time).flatten(1)
 
         y = self.solver(
             slope, (x / expand(process.alpha(t), x)).flatten(1), noise_ratio(process, t), noise_ratio(process, s)
         )
-        return expand(process.alpha(s), x) * y.view_as(x), state
+        return combine((process.alpha(s), y.view_as(x))), state
 
 
 def noise_ratio(process: NoiseProcess, t: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ class ProbabilityFlow(Sampler):
         """The flow along a grid of times in either direction."""
         times = times.cpu()
         state = self.predictor.init(score.process, times)
-        with evaluating(score):
+        with evaluating(score), score.process.at_hand(times):
             for t, s in pairwise(times):
                 x, state = self.predictor.step(score, x, t, s, NoDraws(), state)
         return x
@@ -165,7 +165,7 @@ def slerp(z0: Tensor, z1: Tensor, w: float) -> Tensor:
     curved = angle.sin() > 1e-4
     theta = torch.where(curved, angle, 1.0)
     weights = (torch.where(curved, (v * theta).sin() / theta.sin(), v) for v in (1 - w, w))
-    return sum(expand(weight, z0) * z for weight, z in zip(weights, (z0, z1), strict=True))
+    return combine(*zip(weights, (z0, z1), strict=True))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from lightning_score.sampling.method import Method
 from lightning_score.sampling.predictor import NoPredictor
 from lightning_score.sampling.sampler import Sampler, Stage
 from lightning_score.schedule import choose_step_size
-from lightning_score.utils import expand, require
+from lightning_score.utils import combine, require
 
 
 class _OneLevel(TimeGrid):
@@ -173,9 +173,9 @@ class _ConsistentStep(Method):
         fall = ((process.log_snr(t) - process.log_snr(s)) / 2).exp()  # g, of sigma/alpha
         beta = (1 - ((1 - eta) / fall) ** 2).sqrt()
         following = process.sigma(s) * (s < t)
-        x = x + expand(eta * process.sigma(t) ** 2, x) * score(x, t)
-        x = expand((process.log_alpha(s) - process.log_alpha(t)).exp(), x) * x
-        return x + expand(beta * following, x) * noise.normal(), state
+        a = (process.log_alpha(s) - process.log_alpha(t)).exp()
+        mean = score.blend(x, t, a, a * eta * process.sigma(t) ** 2)
+        return combine((1.0, mean), (beta * following, noise.normal())), state
 
 
 class ConsistentAnnealedLangevin(Sampler):

@@ -18,7 +18,7 @@ from torch import Tensor
 from lightning_score.sampling.corrector import Corrector, require_snr, snr_step_size
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.score import ScoreField
-from lightning_score.utils import expand, require
+from lightning_score.utils import combine, expand, require
 
 
 @cache
@@ -109,7 +109,7 @@ class MALA(Metropolis):
         size = snr_step_size(score.process, t, s, self.snr * score.process.sigma(t))
         e = expand(size, x)
         z, score_x = noise.normal(), score(x, t)
-        y = x + e * score_x + (2 * e).sqrt() * z
+        y = combine((1.0, x), (size, score_x), ((2 * size).sqrt(), z))
         integral, score_y = path_integral(score, x, y, t, score_x, self.nodes)
         back = (x - y - e * score_y) / (2 * e).sqrt()
         return y, integral + (_dot(z, z) - _dot(back, back)) / 2
@@ -137,14 +137,14 @@ class HMC(Metropolis):
         self.calls = 1 + leapfrog_steps * (nodes - 1)
 
     def propose(self, score, x, t, s, noise):
-        h = expand(self.time_step * score.process.sigma(t), x)
+        h = self.time_step * score.process.sigma(t)
         momentum, gradient = noise.normal(), score(x, t)
         log_ratio = _dot(momentum, momentum) / 2
         for _ in range(self.leapfrog_steps):
-            momentum = momentum + h / 2 * gradient
-            y = x + h * momentum
+            momentum = combine((1.0, momentum), (h / 2, gradient))
+            y = combine((1.0, x), (h, momentum))
             integral, gradient = path_integral(score, x, y, t, gradient, self.nodes)
-            momentum = momentum + h / 2 * gradient
+            momentum = combine((1.0, momentum), (h / 2, gradient))
             x, log_ratio = y, log_ratio + integral
         return x, log_ratio - _dot(momentum, momentum) / 2
 
@@ -169,11 +169,11 @@ class UnderdampedLangevin(Corrector):
         self.time_step, self.friction = time_step, friction
 
     def step(self, score, x, t, s, noise, state):
-        h = expand(self.time_step * score.process.sigma(t), x)
+        h = self.time_step * score.process.sigma(t)
         c = float(np.exp(-self.friction * self.time_step))
         momentum = noise.normal() if state is None else state
-        momentum = momentum + h / 2 * score(x, t)
-        x = x + h / 2 * momentum
-        momentum = c * momentum + (1 - c**2) ** 0.5 * noise.normal()
-        x = x + h / 2 * momentum
-        return x, momentum + h / 2 * score(x, t)
+        momentum = combine((1.0, momentum), (h / 2, score(x, t)))
+        x = combine((1.0, x), (h / 2, momentum))
+        momentum = combine((c, momentum), ((1 - c**2) ** 0.5, noise.normal()))
+        x = combine((1.0, x), (h / 2, momentum))
+        return x, combine((1.0, momentum), (h / 2, score(x, t)))

@@ -48,12 +48,12 @@ class NoiseStream:
 
     def normal(self) -> Tensor:
         """Standard normal draws (B, *shape)."""
-        if self._next == self._block.shape[1]:
-            drawn = (self._coming or self._begin_block()).wait()
-            self._block, self._next = drawn.to(self.device, non_blocking=True), 0
+        if self._next == len(self._block):
+            drawn = (self._coming or self._begin_block()).wait().to(self.device, non_blocking=True)
+            self._block, self._next = drawn.transpose(0, 1).contiguous(), 0
             self._coming = self._begin_block() if self._prefetches else None
         self._next += 1
-        return self._block[:, self._next - 1].reshape(self.shape).to(self.dtype)
+        return self._block[self._next - 1].view(self.shape).to(self.dtype)
 
     def uniform(self) -> Tensor:
         """Draws uniform in [0, 1), (B, *shape)."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.method import Method
 from lightning_score.score import ScoreField
-from lightning_score.utils import expand, require
+from lightning_score.utils import combine, require
 
 
 class Predictor(Method, ABC):
@@ -33,7 +33,7 @@ class NoPredictor(Predictor):
     order, calls = 0, 0
 
     def step(self, score, x, t, s, noise, state):
-        return expand((score.process.log_alpha(s) - score.process.log_alpha(t)).exp(), x) * x, state
+        return combine(((score.process.log_alpha(s) - score.process.log_alpha(t)).exp(), x)), state
 
 
 class EulerMaruyama(Predictor):
@@ -42,9 +42,9 @@ class EulerMaruyama(Predictor):
     order, calls = 1, 1
 
     def step(self, score, x, t, s, noise, state):
-        f, g = expand(score.process.drift(t), x), expand(score.process.diffusion(t), x)
-        dt = expand(s - t, x)
-        return x + (f * x - g**2 * score(x, t)) * dt + g * (-dt).sqrt() * noise.normal(), state
+        f, g, dt = score.process.drift(t), score.process.diffusion(t), s - t
+        mean = score.blend(x, t, 1 + f * dt, -(g**2) * dt)
+        return combine((1.0, mean), (g * (-dt).sqrt(), noise.normal())), state
 
 
 class ReverseDiffusion(Predictor):
@@ -53,8 +53,8 @@ class ReverseDiffusion(Predictor):
     order, calls = 1, 1
 
     def step(self, score, x, t, s, noise, state):
-        a, b = (expand(c, x) for c in score.process.transition(s, t))
-        return (2 - a) * x + b**2 * score(x, t) + b * noise.normal(), state
+        a, b = score.process.transition(s, t)
+        return combine((1.0, score.blend(x, t, 2 - a, b**2)), (b, noise.normal())), state
 
 
 class Ancestral(Predictor):
@@ -70,21 +70,9 @@ class Ancestral(Predictor):
         self.fixed_large = fixed_large
 
     def step(self, score, x, t, s, noise, state):
-        a, b = (expand(c, x) for c in score.process.transition(s, t))
-        shrink = 1.0 if self.fixed_large else expand(score.process.sigma(s) / score.process.sigma(t), x)
-        return (x + b**2 * score(x, t)) / a + b * shrink * noise.normal(), state
-
-
-def velocity(process: NoiseProcess, x: Tensor, t: Tensor, score: Tensor) -> Tensor:
-    """dx/dt = f x - g^2 score/2 of the probability-flow ODE (Song et al. 2021, 2011.13456, eq. 13).
-
-    Args:
-        process: the noise process.
-        x: samples (B, ...) at time t.
-        t: time, () or (B,).
-        score: the score at x and t, like x.
-    """
-    return expand(process.drift(t), x) * x - expand(process.diffusion(t), x) ** 2 / 2 * score
+        a, b = score.process.transition(s, t)
+        shrink = 1.0 if self.fixed_large else score.process.sigma(s) / score.process.sigma(t)
+        return combine((1.0, score.blend(x, t, 1 / a, b**2 / a)), (b * shrink, noise.normal())), state
 
 
 class Euler(Predictor):
@@ -93,7 +81,8 @@ class Euler(Predictor):
     order, calls = 1, 1
 
     def step(self, score, x, t, s, noise, state):
-        return x + velocity(score.process, x, t, score(x, t)) * expand(s - t, x), state
+        f, g, dt = score.process.drift(t), score.process.diffusion(t), s - t
+        return score.blend(x, t, 1 + f * dt, -(g**2) / 2 * dt), state
 
 
 def follow(process: NoiseProcess, x: Tensor, t: Tensor, s: Tensor, noise: Tensor, v: Tensor | float = 0.0) -> Tensor:
@@ -110,7 +99,7 @@ def follow(process: NoiseProcess, x: Tensor, t: Tensor, s: Tensor, noise: Tensor
         v: standard deviation of the fresh noise that is to take the place of predicted noise, ().
     """
     a = (process.log_alpha(s) - process.log_alpha(t)).exp()
-    return expand(a, x) * x + expand((process.sigma(s) ** 2 - v**2).sqrt() - a * process.sigma(t), x) * noise
+    return combine((a, x), ((process.sigma(s) ** 2 - v**2).sqrt() - a * process.sigma(t), noise))
 
 
 class DDIM(Predictor):
@@ -133,7 +122,7 @@ class DDIM(Predictor):
         process = score.process
         v = self.eta * process.sigma(s) / process.sigma(t) * process.transition(s, t)[1]
         x = follow(process, x, t, s, score.noise(x, t), v)
-        return (x + expand(v, x) * noise.normal() if self.eta else x), state
+        return (combine((1.0, x), (v, noise.normal())) if self.eta else x), state
 
 
 def heun(score: ScoreField, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -195,8 +184,8 @@ class StochasticHeun(Predictor):
     def step(self, score, x, t, s, noise, state):
         t_hat = state[float(t)]
         if t_hat > t:
-            a, b = (expand(c, x) for c in score.process.transition(t, t_hat))
-            x = a * x + self.churn_noise * b * noise.normal()
+            a, b = score.process.transition(t, t_hat)
+            x = combine((a, x), (self.churn_noise * b, noise.normal()))
         return heun(score, x, t_hat, s), state
 
 
@@ -218,7 +207,8 @@ def extrapolate(score: ScoreField, x: Tensor, t: Tensor, s: Tensor, state) -> tu
     if state is None or h.isinf():
         return denoised, h, (log_ratio, denoised)
     previous_log_ratio, previous = state
-    middle = denoised + expand(h / (2 * (log_ratio - previous_log_ratio)), x) * (denoised - previous)
+    r = h / (2 * (log_ratio - previous_log_ratio))
+    middle = combine((1 + r, denoised), (-r, previous))
     return middle, h, (log_ratio, denoised)
 
 
@@ -235,7 +225,7 @@ class DPMSolver2M(Predictor):
         process = score.process
         denoised, h, state = extrapolate(score, x, t, s, state)
         keep, add = process.sigma(s) / process.sigma(t), -process.alpha(s) * torch.expm1(-h)
-        return expand(keep, x) * x + expand(add, x) * denoised, state
+        return combine((keep, x), (add, denoised)), state
 
 
 class SDEDPMSolver2M(Predictor):
@@ -252,4 +242,4 @@ class SDEDPMSolver2M(Predictor):
         denoised, h, state = extrapolate(score, x, t, s, state)
         keep, add = process.sigma(s) / process.sigma(t) * (-h).exp(), -process.alpha(s) * torch.expm1(-2 * h)
         spread = process.sigma(s) * (-torch.expm1(-2 * h)).sqrt()
-        return expand(keep, x) * x + expand(add, x) * denoised + expand(spread, x) * noise.normal(), state
+        return combine((keep, x), (add, denoised), (spread, noise.normal())), state

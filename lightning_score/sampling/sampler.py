@@ -103,19 +103,20 @@ class Sampler(ABC):
         if self.clip is not None:
             score = ClippedScore(score, *self.clip)
         times = self.grid(score.process).cpu()  # where all that depends on time alone is computed: a GPU need not wait
-        stages = self.plan(score.process, times)
-        state = {method: method.init(score.process, times) for method in {stage.method for stage in stages}}
-        x = self.initial(score.process, noise)
-        path = [x] if trajectory else None
-        for i, stage in enumerate(tqdm(stages, "sampling", leave=False, disable=not progress, unit="step")):
-            method, before, known = stage.method, x, state[stage.method]
-            draws = noise if i < len(stages) - 1 else self.denoise.last_noise(noise)
-            x, state[method] = method.step(score, x, stage.t, stage.s, draws, known)
-            if path is not None:
-                path.append(x)
-            if observe is not None:
-                observe(score, stage, before, x, known)
-        result = self.denoise.finish(score, x, stages[-1].end)
+        with score.process.at_hand(times):
+            stages = self.plan(score.process, times)
+            state = {method: method.init(score.process, times) for method in {stage.method for stage in stages}}
+            x = self.initial(score.process, noise)
+            path = [x] if trajectory else None
+            for i, stage in enumerate(tqdm(stages, "sampling", leave=False, disable=not progress, unit="step")):
+                method, before, known = stage.method, x, state[stage.method]
+                draws = noise if i < len(stages) - 1 else self.denoise.last_noise(noise)
+                x, state[method] = method.step(score, x, stage.t, stage.s, draws, known)
+                if path is not None:
+                    path.append(x)
+                if observe is not None:
+                    observe(score, stage, before, x, known)
+            result = self.denoise.finish(score, x, stages[-1].end)
         return Samples(result, x, (score.evaluations - evaluations) / len(x), path)
 
 

@@ -7,30 +7,38 @@ import time
 
 import pytest
 import torch
+from conftest import CORRECTORS, PREDICTORS, quick
 
 from benchmarks.parts import model_of
 from lightning_score.sampling import (
-    DDIM,
     Ancestral,
     AnnealedLangevin,
-    DPMSolver2M,
-    Heun,
+    ConsistentAnnealedLangevin,
     Langevin,
+    NoPredictor,
     PredictorCorrector,
     ReverseDiffusion,
     Uniform,
 )
 
+GRID = Uniform(20, 1e-2)
 SMALL = {
-    "ncsn": {"annealed Langevin": lambda: AnnealedLangevin(1e-5, 2)},
-    "ddpm": {
-        "ancestral": lambda: PredictorCorrector(Ancestral(), grid=Uniform(20), clip=(-1, 1)),
-        "DDIM": lambda: PredictorCorrector(DDIM(), grid=Uniform(20)),
+    "ncsn": {
+        "AnnealedLangevin": lambda: AnnealedLangevin(1e-5, 2),
+        "ConsistentAnnealedLangevin": lambda: ConsistentAnnealedLangevin(1e-4),
     },
+    "ddpm": {"Ancestral, clipped": lambda: PredictorCorrector(Ancestral(), grid=Uniform(20), clip=(-1, 1))},
     "vp_pc": {
-        "predictor-corrector": lambda: PredictorCorrector(ReverseDiffusion(), Langevin(0.16), grid=Uniform(20, 1e-3)),
-        "DPM-Solver++ 2M": lambda: PredictorCorrector(DPMSolver2M(), grid=Uniform(20, 1e-3)),
-        "Heun": lambda: PredictorCorrector(Heun(), grid=Uniform(20, 1e-3)),
+        **{
+            kind.__name__: lambda kind=kind: PredictorCorrector(quick(kind), grid=GRID)
+            for kind in PREDICTORS
+            if kind is not NoPredictor
+        },
+        **{
+            kind.__name__: lambda kind=kind: PredictorCorrector(NoPredictor(), kind(), grid=GRID)
+            for kind in CORRECTORS
+            if kind().min_dimension <= 64
+        },
     },
 }
 LARGE = {
