@@ -42,7 +42,7 @@ class NoiseStream:
         self._uniforms: list[np.random.Generator] = []
         self._prefetches = self.device.type == "cuda"
         self._numel = int(np.prod(shape))
-        self._draws = max(1, 4096 // self._numel)  # in a block: small draws are all overhead
+        self._draws = 1  # in a block, and twice as many in the next: small draws are all overhead
         self._block, self._next = torch.empty(0, 0), 0
         self._coming: _Drawing | None = None
 
@@ -81,14 +81,15 @@ class NoiseStream:
         return torch.empty(len(self._keys), *shape, dtype=torch.float32, pin_memory=pinned)
 
     def _begin_block(self) -> "_Drawing":
-        """Begins to draw the next block of normal draws: at once on the CPU; in threads for a GPU, the more the longer it
-        goes on, for every row of a block has to wait for its turn with the interpreter.
+        """Begins to draw the next block of normal draws: at once on the CPU; in threads for a GPU, and more of them, for every
+        row of a block has to wait for its turn with the interpreter.
         """
         block = self._empty(self._draws, self._numel)
+        most = 65536 if self._prefetches else 4096
+        self._draws = max(1, min(2 * self._draws, most // self._numel))
         if not self._prefetches:
             _fill(self._normals, block.numpy())
             return _Drawing(block, [])
-        self._draws = min(2 * self._draws, max(1, 65536 // self._numel))
         share = -(-len(block) // THREADS)
         parts = [slice(start, start + share) for start in range(0, len(block), share)]
         return _Drawing(block, [_threads().submit(_fill, self._normals[part], block[part].numpy()) for part in parts])
