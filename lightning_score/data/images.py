@@ -31,7 +31,7 @@ def from_uint8(images: Tensor, data_range: Sequence[float], levels: int = 256, d
         dequantize: add the uniform noise.
     """
     low, high = data_range
-    level = images.float().mul_((levels - 1) / 255).round_()
+    level = images.float() if levels == 256 else images.float().mul_((levels - 1) / 255).round_()
     unit = (level + torch.rand_like(level)).div_(levels) if dequantize else level.div_(levels - 1)
     return unit.mul_(high - low).add_(low)
 

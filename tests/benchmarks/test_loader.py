@@ -9,6 +9,7 @@ from torchvision import transforms
 
 from lightning_score import ImageData
 from lightning_score.data import Examples, Splits
+from lightning_score.utils import keep_freed_memory
 
 
 class Noise(ImageData):
@@ -39,6 +40,7 @@ class OneByOne(Dataset):
 
 
 def test_batches_from_memory(compare):
+    keep_freed_memory()  # as a model does
     data = Noise(batch_size=100, flip=True, data_range=(-1, 1))
     ours, theirs = data.train_dataloader(), DataLoader(OneByOne(data.splits.train.x), batch_size=100, shuffle=True)
     compare(
