@@ -257,8 +257,9 @@ class ScoreCLI(ExperimentCLI):
         )
         numbers = torch.arange(config["num_samples"])
         columns = [numbers, torch.full_like(numbers, config["seed"])]
-        if config["labels"] is not None:
-            columns.append(torch.tensor(config["labels"])[numbers % len(config["labels"])])
+        labels = config["labels"] or (list(range(model.num_classes)) if model.takes_labels else None)
+        if labels is not None:
+            columns.append(torch.tensor(labels)[numbers % len(labels)])
         dataset = TensorDataset(*columns)
         self.trainer.predict(model, DataLoader(dataset, config["batch_size"]), return_predictions=False)
         if self.trainer.is_global_zero:

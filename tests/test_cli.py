@@ -123,7 +123,7 @@ def test_predict_writes_a_grid_and_an_array(trained, tmp_path, capsys):
     arguments = ["predict", f"--ckpt_path={trained}/last.ckpt", "--num_samples=64", f"--output={output}"]
     assert run([*arguments, "--batch_size=40"]) == 0
     arrays = np.load(output / "samples.npz")
-    assert arrays["images"].shape == (64, 8, 8, 1) and arrays["images"].dtype == np.uint8
+    assert arrays["images"].shape == (64, 8, 8, 1) and arrays["images"].dtype == np.uint8 and "labels" not in arrays
     model = ScoreModel.load_from_checkpoint(trained / "last.ckpt", weights_only=True)
     np.testing.assert_allclose(arrays["x"], model.sample(64, seed=0).numpy(), rtol=1e-4, atol=1e-4)
     assert Image.open(output / "samples.png").size == (8 * 50 + 2, 8 * 50 + 2)

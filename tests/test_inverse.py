@@ -228,7 +228,8 @@ def test_labels_on_the_command_line(predict, trained):
     model = ScoreModel.load_from_checkpoint(trained, weights_only=True)
     expected = model.draw(range(6), cond=torch.tensor([3, 7] * 3))
     np.testing.assert_allclose(given["x"], expected.x.numpy(), rtol=1e-4, atol=1e-4)
-    assert float(given["nfe"]) == expected.nfe == 42
+    assert float(given["nfe"]) == expected.nfe == 42 and given["labels"].tolist() == [3, 7] * 3
+    assert predict(output="all")["labels"].tolist() == [0, 1, 2, 3, 4, 5]
     assert float(predict("--labels=[10]", "--model.guidance=null", output="plain")["nfe"]) == 21
     assert "0 to 9, or 10 for no class" in predict("--labels=[11]", output="wrong")
     assert "labels" in predict("--labels=[]", output="wrong")

@@ -24,9 +24,10 @@ class SampleWriter(Callback):
     """Collects the samples of `predict` and writes `samples.npz` and `samples.png` into the run folder.
 
     The NPZ holds `x`, float32, or float64 in double precision, (n, *shape) in the range of the data, `images`, uint8
-    (n, H, W, C) if they are images, `seed` and `nfe`, network evaluations per sample; and `raw`, like `x`, the samples
-    before the final denoise where they differ (the denoise Tweedie; LastMean has no other samples). The picture shows the
-    first 400. On request `progress.png` shows the first few, drawn once more, on their way from noise to image.
+    (n, H, W, C) if they are images, `labels`, int64 (n,), if they were given some, `seed` and `nfe`, network evaluations per
+    sample; and `raw`, like `x`, the samples before the final denoise where they differ (the denoise Tweedie; LastMean has no
+    other samples). The picture shows the first 400. On request `progress.png` shows the first few, drawn once more, on their
+    way from noise to image.
 
     Args:
         data: the data module, which knows the form of the data.
@@ -42,7 +43,7 @@ class SampleWriter(Callback):
             f"--progressive {progressive}: shows images from noise to image, but {type(data).__name__} has none",
         )
         self._data, self._progressive = data, progressive
-        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._parts: list[tuple[Tensor, ...]] = []
         self._nfe, self._seed = 0.0, 0
 
     def on_predict_batch_end(
@@ -57,7 +58,7 @@ class SampleWriter(Callback):
         """Keeps the samples with their numbers, in main memory."""
         x = _storable(outputs.x)
         raw = x if outputs.raw is outputs.x else _storable(outputs.raw)
-        self._parts.append((batch[0].cpu(), x, raw))
+        self._parts.append((batch[0].cpu(), x, raw, *(labels.cpu() for labels in batch[2:])))
         self._nfe, self._seed = outputs.nfe, int(batch[1][0])
         if self._progressive and batch_idx == 0 and trainer.is_global_zero:
             indices, labels = batch[0][: self._progressive], batch[2][: self._progressive] if len(batch) > 2 else None
@@ -74,13 +75,13 @@ class SampleWriter(Callback):
             dist.all_gather_object(parts, self._parts)
         if not trainer.is_global_zero:
             return
-        indices, x, raw = (torch.cat(tensors) for tensors in zip(*chain.from_iterable(parts), strict=True))
-        order = indices.argsort()
-        x, raw = x[order], raw[order]
+        indices, *drawn = (torch.cat(tensors) for tensors in zip(*chain.from_iterable(parts), strict=True))
+        x, raw, *labels = (tensor[indices.argsort()] for tensor in drawn)
         images = self._data.to_reference(x)
         folder = Path(trainer.default_root_dir)
         arrays = {"images": images.permute(0, 2, 3, 1).numpy()} if images.ndim == 4 else {}
         arrays |= {} if torch.equal(raw, x) else {"raw": raw.numpy()}
+        arrays |= {"labels": labels[0].numpy()} if labels else {}
         np.savez_compressed(folder / "samples.npz", x=x.numpy(), seed=self._seed, nfe=self._nfe, **arrays)
         caption = f"{min(len(x), IN_PICTURE)} samples, seed {self._seed}, NFE {self._nfe:g}"
         save_picture(sample_picture(images[:IN_PICTURE]), folder / "samples.png", caption)
