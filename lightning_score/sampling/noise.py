@@ -81,8 +81,8 @@ class NoiseStream:
         return torch.empty(len(self._keys), *shape, dtype=torch.float32, pin_memory=pinned)
 
     def _begin_block(self) -> "_Drawing":
-        """Begins to draw the next block of normal draws: at once on the CPU; for a GPU in threads, and more draws, for every row
-        of a block has to wait for its turn with the interpreter.
+        """Begins to draw the next block of normal draws: at once on the CPU; for a GPU in threads, and more draws, for every
+        row of a block has to wait for its turn with the interpreter.
         """
         block = self._empty(self._draws, self._numel)
         most = 65536 if self._prefetches else 4096
