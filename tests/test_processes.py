@@ -229,7 +229,9 @@ def test_a_job_of_slurm(environment):
         ("raise", 1, {1, 2, -signal.SIGKILL}, "this process alone is in trouble"),
         pytest.param("raise", 0, {1}, "this process alone is in trouble", marks=pytest.mark.slow),
         ("kill", 1, {2, -signal.SIGKILL}, ""),
-        ("sleep", 1, {2}, "process 0 of 2, fit, step 3: another process does not answer"),
+        pytest.param(
+            "sleep", 1, {2}, "process 0 of 2, fit, step 3: another process does not answer", marks=pytest.mark.slow
+        ),
         pytest.param(
             "sleep",
             0,

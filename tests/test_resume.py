@@ -140,10 +140,9 @@ def test_a_signal_at_any_moment(tmp_path, whole, step, moment, kept, number, cap
 AT_THE_END = [(22, "on_validation_batch_start"), (22, "on_validation_end"), (22, "on_train_batch_end")]
 
 
+@pytest.mark.slow
 @pytest.mark.faults("runs ended by a signal")
-@pytest.mark.parametrize(
-    ("step", "moment"), [AT_THE_END[0], *(pytest.param(*c, marks=pytest.mark.slow) for c in AT_THE_END[1:])]
-)
+@pytest.mark.parametrize(("step", "moment"), AT_THE_END)
 def test_a_signal_at_the_end_of_an_epoch(tmp_path, step, moment):
     """Which is validated, and where Lightning's own loop goes on otherwise than in the middle."""
     options = ["--trainer.val_check_interval=11", "--trainer.max_steps=25"]
