@@ -108,6 +108,18 @@ def with_checkpoint_config(arguments: list[str], checkpoint: dict[str, Any]) -> 
     return [arguments[0], "--config", yaml.safe_dump(config), *arguments[1:]]
 
 
+PLAIN = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "list": "a list",
+    "collections.abc.Sequence": "a list",
+    "NoneType": "null",
+}
+"""Types as a user knows them."""
+
+
 class Refused(SystemExit):
     """Ends the program with exit code 2, after its message has been told."""
 
@@ -125,7 +137,8 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message on one line, with what to do about it, and exits with code 2."""
         line = re.sub(r"\s+", " ", str(message)).strip().rstrip(".")
-        line = _unknown_class(line) or " ".join(f"{line}. {self._nearest_option(line)}{_config_hint(line)}".split())
+        told = _unknown_class(line) or _wrong_value(line)
+        line = told or " ".join(f"{line}. {self._nearest_option(line)}{_config_hint(line)}".split())
         sys.stderr.write(f"error: {line}\n")
         raise Refused(line)
 
@@ -139,14 +152,28 @@ class Parser(LightningArgumentParser):
 
 
 def _unknown_class(message: str) -> str:
-    """For a class name that cannot be found, the classes that may stand there; else nothing."""
+    """For a class that cannot be found, or is left out before its settings, those that may stand there; else nothing."""
     unknown = re.search(r'Parser key "([\w.]+)".*dot import path string: (\w+)', message)
+    orphan = re.search(r"""Parser key "([\w.]+)".*NestedArg\(key='([\w.]+)', val='([^']*)'\)""", message)
     bases = dict(_parts(ScoreModel, set())) | {"data": ScoreData, "features": Features}
-    key = unknown[1].rpartition(".")[2] if unknown else ""
+    key = (unknown or orphan)[1].rpartition(".")[2] if unknown or orphan else ""
     if key not in bases:
         return ""
     names = ", ".join(sorted(part.__name__ for part in _descendants(bases[key])))
+    if orphan:
+        return f"{orphan[1]}.{orphan[2]}={orphan[3]}: of which class? Give {orphan[1]} first, one of {names}"
     return f"{unknown[1]}={unknown[2]}: no such class; give one of {names}, or the path of your own, as my_module.MyClass"
+
+
+def _wrong_value(message: str) -> str:
+    """For a value that is of none of the types of its parameter, all of them plain, what may stand there; else nothing."""
+    found = re.search(r'Parser key "([\w.]+)": .*(?:Got|Given) value: (.*)$', message)
+    expected = re.findall(r"Expected a (?:<class '([\w.]+)'>|typing\.Literal\[([^\]]*)\])", message)
+    if not found or not expected or not {name for name, _ in expected} <= {*PLAIN, ""}:
+        return ""
+    allowed = [word for name, words in expected for word in ([PLAIN[name]] if name else re.findall(r"[^', ]+", words))]
+    *others, last = dict.fromkeys(allowed)
+    return f"{found[1]}={found[2]}: must be {', '.join(others)}{' or ' if others else ''}{last}"
 
 
 def _parts(owner: type, seen: set[type]) -> Iterator[tuple[str, type]]:

@@ -75,6 +75,17 @@ class ExperimentCLI(LightningCLI):
                 raise
             raise InputError(f"this configuration cannot be used: {' '.join(str(error).split())[:600]}") from error
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer; of some values, as `devices: none`, Lightning says that their type is wrong or a package missing.
+
+        Raises:
+            ValueError: there are such values.
+        """
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ModuleNotFoundError) as error:
+            raise ValueError(str(error)) from error
+
 
 class IdleExperiment(ExperimentCLI):
     """Model and data from options, with a trainer that runs nothing and writes nothing.

@@ -280,7 +280,7 @@ class TestBadInput:
         [
             (["--trainer.max_step=3"], ["trainer.max_step", "Did you mean trainer.max_steps"]),
             (["--model.sampler.step_siz=3"], ["step_siz", "Did you mean", "step_size"]),
-            (["--model.sampler.step_size=abc"], ["step_size", "abc", "float"]),
+            (["--model.sampler.step_size=abc"], ["step_size=abc: must be a number or auto"]),
             (["--model.sampler.step_size=-1.0"], ["step_size=-1.0", "above 0"]),
             (["--model.sampler.step_size=0.5"], ["step_size=0.5", "diverges", "0.0018"]),
             (["--model.sampler.steps=0"], ["steps=0", "at least one"]),
@@ -293,6 +293,13 @@ class TestBadInput:
             (["--model.network=MLP"], ["MLP"]),
             (["--data.batch_size=5000"], ["batch_size is 5000", "1437"]),
             (["--data.data_range=[1,0]"], ["data_range"]),
+            (["--data.batch_size=x"], ["batch_size=x: must be a whole number"]),
+            (["--model.sampler.clip=3"], ["clip=3: must be a list or null"]),
+            (["--model.optimizer.lr=fast"], ["lr=fast: must be a number"]),
+            (["--model.compile=fast"], ["compile=fast: must be default, reduce-overhead, max-autotune or null"]),
+            (["--model.sampler.initial.low=3"], ["initial.low=3: of which class?", "one of Prior, UniformNoise"]),
+            (["--trainer.devices=none"], ["devices", "int > 0"]),
+            (["--trainer.accelerator=tpu"], ["torch_xla"]),
             (["--ema.decay=1.5"], ["decay", "1.5"]),
             (["--evaluate.num_samples=1"], ["num_samples=1"]),
             (
