@@ -31,6 +31,7 @@ def commands():
     return [shlex.split(line.split("lightning_score ", 1)[1]) for line in text.splitlines() if "-m lightning_score" in line]
 
 
+@pytest.mark.slow
 def test_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
