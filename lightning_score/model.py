@@ -21,13 +21,14 @@ from lightning_score.augmentation import Augmentation
 from lightning_score.guidance import Guidance, Trained
 from lightning_score.networks import Network
 from lightning_score.objective import DenoisingScoreMatching, Objective
+from lightning_score.optimization import Optimization
 from lightning_score.parametrization import Noise, Parametrization
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.divergence import Watch
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampler, Samples, join
 from lightning_score.score import Conditioned, ScoreField, ScoreFunction
-from lightning_score.utils import arrange_as_parameters, keep_freed_memory, require, require_classes
+from lightning_score.utils import keep_freed_memory, require, require_classes
 
 NetworkCallable = Callable[[Sequence[int], int], Network]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -103,7 +104,7 @@ class ScoreModel(LightningModule):
         if compile is not None:
             built.compile(mode=compile)
         self.score_function = ScoreFunction(built, process, parametrization or Noise(), classes)
-        self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
+        self._optimization = Optimization(optimizer, lr_scheduler)
         self._loss_sum, self._loss_count = 0.0, 0
 
     @classmethod
@@ -206,12 +207,11 @@ class ScoreModel(LightningModule):
 
     def configure_optimizers(self):
         """The optimiser, and the schedule after every step."""
-        optimizer = self._optimizer(self.parameters())
-        optimizer.register_load_state_dict_post_hook(arrange_as_parameters)
-        if self._lr_scheduler is None:
-            return optimizer
-        schedule = {"scheduler": self._lr_scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return self._optimization.configure(self.parameters())
+
+    def on_train_start(self) -> None:
+        """Goes on with the settings of the options, where a checkpoint brought others."""
+        self._optimization.keep_settings()
 
     @torch.inference_mode()
     def draw(

@@ -110,17 +110,6 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def arrange_as_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Gives the optimizer's state the parameters' order in memory: a fused optimizer goes through both in that order, and
-    would take the state of one weight for that of another where they differ, as after loading contiguous state for
-    channels-last weights.
-    """
-    for parameter, values in optimizer.state.items():
-        for name, value in values.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
-                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
 @contextmanager
 def without_room(file: Path) -> Iterator[None]:
     """Says that a file cannot be written, as on a full disk, and goes on: what a run computes is worth more than what is

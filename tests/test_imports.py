@@ -22,7 +22,8 @@ ALLOWED = {
     "metrics": {"utils"},
     "data": {"utils"},
     "sharding": {"networks", "utils"},
-    "model": {*CORE, "augmentation", "objective", "guidance", "sampling", "networks"},
+    "optimization": set(),
+    "model": {*CORE, "augmentation", "objective", "optimization", "guidance", "sampling", "networks"},
     "callbacks": {
         "checkpoints",
         "model",

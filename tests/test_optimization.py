@@ -1,0 +1,132 @@
+"""A run that goes on has the optimiser's state from the checkpoint, and the settings that it is given."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+import csv
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch.optim import lr_scheduler as schedules
+
+from lightning_score.cli import run
+from lightning_score.optimization import Optimization
+
+STEPS = 14
+LR = 4e-3  # of configs/ddpm.yaml
+
+
+class Run:
+    """A weight, its optimiser and the schedule; the learning rates of its steps."""
+
+    def __init__(self, make_optimizer, make_schedule=None):
+        torch.manual_seed(0)
+        self.weight = torch.nn.Parameter(torch.randn(3))
+        self.optimization = Optimization(make_optimizer, make_schedule)
+        made = self.optimization.configure(iter([self.weight]))
+        self.optimizer = made["optimizer"] if make_schedule else made
+        self.schedule = made["lr_scheduler"]["scheduler"] if make_schedule else None
+        self.rates = []
+
+    def steps(self, n):
+        for _ in range(n):
+            self.rates.append(self.optimizer.param_groups[0]["lr"])
+            self.weight.grad = torch.full((3,), float(len(self.rates)))
+            self.optimizer.step()
+            if self.schedule is not None:
+                self.schedule.step()
+        return self
+
+    def goes_on_from(self, other):
+        """With its weight and states, as Lightning restores them."""
+        self.weight.data.copy_(other.weight)
+        self.optimizer.load_state_dict(other.optimizer.state_dict())
+        if self.schedule is not None:
+            self.schedule.load_state_dict(other.schedule.state_dict())
+        self.optimization.keep_settings()
+        self.rates = list(other.rates)
+        return self
+
+
+def adam(**settings):
+    return partial(torch.optim.Adam, **settings)
+
+
+SCHEDULES = {
+    "none": None,
+    "warm-up": partial(schedules.LinearLR, start_factor=0.1, total_iters=8),
+    "cosine": partial(schedules.CosineAnnealingLR, T_max=STEPS, eta_min=1e-5),
+    "exponential": partial(schedules.ExponentialLR, gamma=0.9),
+    "steps": partial(schedules.MultiStepLR, milestones=[3, 9], gamma=0.5),
+    "function": partial(schedules.LambdaLR, lr_lambda=lambda step: 1 / (1 + step)),
+    "one cycle": partial(schedules.OneCycleLR, max_lr=0.1, total_steps=30),
+    "sequence": lambda optimizer: schedules.SequentialLR(
+        optimizer, [schedules.LinearLR(optimizer, 0.1), schedules.ExponentialLR(optimizer, 0.9)], [5]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_nothing_changes_with_the_same_settings(name):
+    make = adam(lr=0.05, betas=(0.8, 0.9)), SCHEDULES[name]
+    expected = Run(*make).steps(STEPS)
+    resumed = Run(*make).goes_on_from(Run(*make).steps(6)).steps(STEPS - 6)
+    assert resumed.rates == expected.rates and torch.equal(resumed.weight, expected.weight)
+    groups = ({**one.optimizer.param_groups[0], "params": None} for one in (resumed, expected))
+    assert next(groups) == next(groups)
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "one cycle"])
+def test_another_learning_rate_is_taken_up(name):
+    """As if the run had had it from the beginning."""
+    before, after = adam(lr=0.05), adam(lr=0.002)
+    resumed = Run(after, SCHEDULES[name]).goes_on_from(Run(before, SCHEDULES[name]).steps(6)).steps(STEPS - 6)
+    expected = Run(after, SCHEDULES[name]).steps(STEPS)
+    assert resumed.rates[6:] == pytest.approx(expected.rates[6:])
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "after"),
+    [
+        (schedules.LinearLR, {"start_factor": 0.1, "total_iters": 4}, {"start_factor": 0.1, "total_iters": 10}),
+        (schedules.CosineAnnealingLR, {"T_max": 6}, {"T_max": STEPS}),
+        (schedules.ExponentialLR, {"gamma": 0.5}, {"gamma": 0.9}),
+        (schedules.MultiStepLR, {"milestones": [2]}, {"milestones": [8]}),
+    ],
+    ids=lambda v: getattr(v, "__name__", ""),
+)
+def test_another_schedule_is_taken_up(kind, before, after):
+    """A cosine that has come to its end goes on from where a longer one would be, not from zero."""
+    old = Run(adam(lr=0.05), partial(kind, **before)).steps(6)
+    resumed = Run(adam(lr=0.05), partial(kind, **after)).goes_on_from(old).steps(STEPS - 6)
+    assert resumed.rates[6:] == pytest.approx(Run(adam(lr=0.05), partial(kind, **after)).steps(STEPS).rates[6:])
+
+
+def test_other_settings_are_taken_up_and_the_state_is_kept():
+    old = Run(adam(lr=0.05)).steps(6)
+    resumed = Run(adam(lr=0.05, weight_decay=0.3, betas=(0.5, 0.6))).goes_on_from(old)
+    group, state = resumed.optimizer.param_groups[0], resumed.optimizer.state[resumed.weight]
+    assert (group["weight_decay"], group["betas"]) == (0.3, (0.5, 0.6)) and state["step"] == 6
+    assert torch.equal(state["exp_avg"], old.optimizer.state[old.weight]["exp_avg"])
+
+
+def test_from_the_command_line(tmp_path, monkeypatch):
+    """The rates in the log of a run that goes on."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    quick = ["--evaluate.features=null", "--samples.num_samples=0", "--trainer.val_check_interval=4", "--output=first",
+             "--trainer.log_every_n_steps=1", "--trainer.callbacks=null"]  # fmt: skip
+    assert run(["fit", "--config=ddpm", *quick, "--trainer.max_steps=4"]) == 0
+    again = [*quick, "--trainer.max_steps=8", "--output=second"]
+    assert run(["fit", "--ckpt_path=first/last.ckpt", *again, "--model.optimizer.init_args.lr=1.0e-5"]) == 0
+    first, second = (
+        [
+            float(row["train/lr"])
+            for row in csv.DictReader(Path(name, "metrics.csv").read_text().splitlines())
+            if row["train/lr"]
+        ]
+        for name in ("first", "second")
+    )
+    slope = (first[1] - first[0]) / LR  # of the config's schedule
+    assert len(first) == 4 and second == pytest.approx([1e-5 * (1 + n * slope) for n in range(4, 8)])
