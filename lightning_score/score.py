@@ -71,8 +71,9 @@ class ScoreFunction(ScoreField):
         self._evaluations += len(x)
         c_in, c_skip, c_out, c_noise = self.parametrization(self.process, t)
         label = x.new_full((len(x),), float(c_noise)) if is_number(c_noise) else c_noise.to(x).expand(len(x))
-        output = self.network(combine((c_in, x)), label, cond)
-        return combine((keep + gain * c_skip, x), (gain * c_out, output.to(x.dtype)))
+        output = self.network(combine((c_in, x)), label, cond).to(x.dtype)
+        blended = combine((keep + gain * c_skip, x), (gain * c_out, output))
+        return blended.clone() if blended is output else blended  # where a CUDA graph will write its next output
 
 
 class ScoreWrapper(ScoreField, ABC):

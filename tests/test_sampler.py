@@ -10,12 +10,13 @@ from laws import gaussian
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_score.data import Mixture
-from lightning_score.parametrization import EDM, Noise, ScoreOverSigma
+from lightning_score.parametrization import EDM, Denoised, Noise, Score, ScoreOverSigma
 from lightning_score.process import VE, VP, BetaTable, Cosine, SigmaTable
 from lightning_score.sampling import (
     DDIM,
     HMC,
     MALA,
+    RK45,
     Ancestral,
     AnnealedLangevin,
     BatchLangevin,
@@ -153,6 +154,39 @@ def test_a_step_passes_over_memory_a_few_times(process, parametrization, sampler
     large, small = ((getattr(counts[30], kind) - getattr(counts[10], kind)) / 20 for kind in ("large", "small"))
     assert large - draws <= passes
     assert small <= 45 * (2 if sampler.corrector or isinstance(sampler.predictor, Heun) else 1)
+
+
+class OnePlace(torch.nn.Module):
+    """A network that writes all it returns to the same place, as a CUDA graph does."""
+
+    def __init__(self):
+        super().__init__()
+        self.place = None
+
+    def forward(self, x, noise_label, cond=None):
+        self.place = torch.empty_like(x) if self.place is None else self.place
+        return torch.cos(3 * x + noise_label[:, None], out=self.place)
+
+
+class AnyPlace(OnePlace):
+    """The same function."""
+
+    def forward(self, x, noise_label, cond=None):
+        return torch.cos(3 * x + noise_label[:, None])
+
+
+@pytest.mark.parametrize("corrector", [None, *(c() for c in CORRECTORS)], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize("kind", [kind for kind in PREDICTORS if kind is not RK45], ids=lambda p: p.__name__)
+def test_a_network_may_write_over_what_it_returned_before(kind, corrector):
+    shape = (4, max(2, corrector.min_dimension if corrector else 2))
+    for parametrization in (Noise(), Score(), ScoreOverSigma(), Denoised(), EDM()):
+        one, any_ = (
+            PredictorCorrector(kind(), corrector, grid=Uniform(4, 0.1))(
+                ScoreFunction(network(), VP(), parametrization), QuickNoise(shape, dtype=torch.float32)
+            )
+            for network in (OnePlace, AnyPlace)
+        )
+        assert torch.equal(one.x, any_.x), parametrization
 
 
 def test_draws_made_ahead_in_threads_are_the_same():
