@@ -70,10 +70,13 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
 
 
 def is_number(coefficient: Tensor | float) -> bool:
-    """Whether it is one number that can be read at once: no device has to be waited for, no gradient is lost."""
+    """Whether it is one number that can be read at once: no device has to be waited for, no gradient is lost, and no graph
+    that is being compiled ends there.
+    """
     if not isinstance(coefficient, Tensor):
         return True
-    return coefficient.ndim == 0 and coefficient.device.type == "cpu" and not coefficient.requires_grad
+    readable = coefficient.device.type == "cpu" and not torch.compiler.is_compiling()
+    return coefficient.ndim == 0 and readable and not coefficient.requires_grad
 
 
 def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
