@@ -115,9 +115,10 @@ def test_a_loaded_model_takes_other_evaluations_and_guidance(folder):
 
 
 def started(*arguments):
-    """A sweep in a process of its own."""
+    """A sweep in a process of its own, which Ctrl-C reaches even where the tests run in the background of a shell."""
     return subprocess.Popen([sys.executable, "-m", "lightning_score", "sweep", *arguments], stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, start_new_session=True)  # fmt: skip
+                            stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
 
 
 def wait_for(condition, seconds=120):
