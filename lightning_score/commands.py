@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_score
 from lightning_score.arguments import load_checkpoint, option, with_checkpoint_config, with_found_configs
 from lightning_score.callbacks import BestCheckpoint, Keep, SampleWriter, StepProgress
+from lightning_score.callbacks.pictures import labels_in_turn
 from lightning_score.checkpoints import SafeCheckpointIO
 from lightning_score.data import ScoreData
 from lightning_score.experiment import ExperimentCLI
@@ -147,7 +148,7 @@ class ScoreCLI(ExperimentCLI):
         self.folder = Path(folder_of_all(lambda: str(self._make_folder(config)), settings["num_nodes"]))
         callbacks = [*(settings["callbacks"] or [])]
         if self.command == "predict":
-            callbacks.append(SampleWriter(self.datamodule, config["progressive"]))
+            callbacks.append(SampleWriter(self.datamodule, config["progressive"], len(self._labels())))
         if settings["enable_progress_bar"] is not False:
             callbacks.append(StepProgress())
         if self.command == "fit" and settings["enable_checkpointing"] is not False:
@@ -260,8 +261,7 @@ class ScoreCLI(ExperimentCLI):
         )
         numbers = torch.arange(config["num_samples"])
         columns = [numbers, torch.full_like(numbers, config["seed"])]
-        labels = config["labels"] or (list(range(model.num_classes)) if model.takes_labels else None)
-        if labels is not None:
+        if labels := self._labels():
             columns.append(torch.tensor(labels)[numbers % len(labels)])
         dataset = TensorDataset(*columns)
         self.trainer.predict(model, DataLoader(dataset, config["batch_size"]), return_predictions=False)
@@ -269,6 +269,10 @@ class ScoreCLI(ExperimentCLI):
             pictures = ["samples.png", "progress.png"] if config["progressive"] else ["samples.png"]
             files = ", ".join(f"{self.folder}/{name}" for name in (*pictures, "samples.npz"))
             print(f"{config['num_samples']} samples: {files}")
+
+    def _labels(self) -> list[int]:
+        """Those that samples are given in turn: the ones asked for, or else all classes of a model that takes labels."""
+        return self.config_init[self.command]["labels"] or list(range(labels_in_turn(self.model)))
 
     def _load_weights(self) -> None:
         """Gives the model the checkpoint's weights, which are the averaged ones."""

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from lightning_score.callbacks import SampleGrid
-from lightning_score.callbacks.pictures import figure_picture, save_picture, strip_picture
+from lightning_score.callbacks.pictures import figure_picture, sample_picture, save_picture, strip_picture
 from lightning_score.callbacks.strip import MOMENTS, Strip
 from lightning_score.cli import run
 from lightning_score.data import Digits
@@ -107,3 +107,17 @@ def test_predict_draws_the_way_on_request(tmp_path, capsys):
 def test_refuses(capsys, tmp_path):
     with pytest.raises(InputError, match="progressive=-1: must be 0"):
         SampleGrid(progressive=-1)
+
+
+@pytest.mark.parametrize(
+    ("n", "labels", "columns"),
+    [(64, 0, 8), (64, 1, 8), (64, 10, 10), (400, 10, 20), (40, 2, 6), (400, 1000, 20), (9, 10, 3), (70, 7, 7)],
+)
+def test_a_column_of_samples_has_one_label(n, labels, columns):
+    images = torch.zeros(n, 1, 8, 8, dtype=torch.uint8)
+    images[:: labels or 1] = 255
+    picture = np.asarray(sample_picture(images, labels))
+    assert picture.shape[1] == columns * 50 + 2
+    cells = picture[26::50, 26::50][: n // columns]
+    if labels > 1 and columns % labels == 0:
+        assert all(len(np.unique(cells[:, column])) == 1 for column in range(columns))

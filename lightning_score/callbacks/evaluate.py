@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.guard import measuring
 from lightning_score.callbacks.periodic import Periodic
-from lightning_score.callbacks.pictures import neighbour_picture, publish, sample_picture
+from lightning_score.callbacks.pictures import labels_in_turn, neighbour_picture, publish, sample_picture
 from lightning_score.callbacks.totals import Pass, Sampling
 from lightning_score.metrics import (
     Estimate,
@@ -204,7 +204,7 @@ class Evaluate(Periodic):
                     self._record(trainer, pl_module, kind, value, real, passes[k], self.seed + k, weights, denoised)
                 self._log(trainer, pl_module, prefix, kind, suffix, _pooled(values), real, passes)
         if shown:
-            self._show(trainer, passes[0])
+            self._show(trainer, pl_module, passes[0])
         if shown and images and self.neighbours:
             self._look_for_copies(trainer, pl_module, passes[0])
 
@@ -291,11 +291,11 @@ class Evaluate(Periodic):
         )
         append(Path(trainer.default_root_dir) / FILE, record)
 
-    def _show(self, trainer: Trainer, drawn: Pass) -> None:
+    def _show(self, trainer: Trainer, pl_module: ScoreModel, drawn: Pass) -> None:
         """Publishes the first samples of this process as a picture."""
         if trainer.is_global_zero and not trainer.fast_dev_run:
             caption = f"step {trainer.global_step}, NFE {drawn.nfe:g}"
-            publish(trainer, "samples", sample_picture(drawn.images[:IN_PICTURE]), caption)
+            publish(trainer, "samples", sample_picture(drawn.images[:IN_PICTURE], labels_in_turn(pl_module)), caption)
 
     def _look_for_copies(self, trainer: Trainer, pl_module: ScoreModel, drawn: Pass) -> None:
         """How near the samples of this process are to what was trained on, as numbers and as a picture."""

@@ -13,19 +13,29 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from lightning_score.model import ScoreModel
 from lightning_score.utils import without_room
 
 KIND = "Kind"
 """What a picture says of itself: drawing or pixels."""
 
 
-def sample_picture(samples: Tensor) -> Image.Image:
+def sample_picture(samples: Tensor, labels: int = 0) -> Image.Image:
     """A picture of samples in the form of a data module's `reference()`: a grid of images, or a scatter plot of points.
 
     Args:
         samples: uint8 images (N, C, H, W) with 1 or 3 channels, or points (N, 2 or more), of which two coordinates show.
+        labels: how many labels take turns; all images in a column are then of one, where there are several rows.
     """
-    return _grid(samples) if samples.ndim == 4 else _scatter(samples)
+    if samples.ndim != 4:
+        return _scatter(samples)
+    wanted = math.sqrt(len(samples))
+    return _grid(samples, labels * max(1, round(wanted / labels)) if 1 < labels <= 2 * wanted else None)
+
+
+def labels_in_turn(model: ScoreModel) -> int:
+    """How many labels take turns among a model's samples, for `sample_picture`; 0 without labels."""
+    return model.num_classes if model.takes_labels else 0
 
 
 def _grid(images: Tensor, columns: int | None = None) -> Image.Image:

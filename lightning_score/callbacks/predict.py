@@ -32,17 +32,18 @@ class SampleWriter(Callback):
     Args:
         data: the data module, which knows the form of the data.
         progressive: how many these are.
+        labels: how many labels the samples are given in turn.
 
     Raises:
         InputError: they are to be shown but are no images.
     """
 
-    def __init__(self, data: ScoreData, progressive: int = 0):
+    def __init__(self, data: ScoreData, progressive: int = 0, labels: int = 0):
         require(
             not progressive or data.data_range is not None,
             f"--progressive {progressive}: shows images from noise to image, but {type(data).__name__} has none",
         )
-        self._data, self._progressive = data, progressive
+        self._data, self._progressive, self._labels = data, progressive, labels
         self._parts: list[tuple[Tensor, ...]] = []
         self._nfe, self._seed = 0.0, 0
 
@@ -84,7 +85,7 @@ class SampleWriter(Callback):
         arrays |= {"labels": labels[0].numpy()} if labels else {}
         np.savez_compressed(folder / "samples.npz", x=x.numpy(), seed=self._seed, nfe=self._nfe, **arrays)
         caption = f"{min(len(x), IN_PICTURE)} samples, seed {self._seed}, NFE {self._nfe:g}"
-        save_picture(sample_picture(images[:IN_PICTURE]), folder / "samples.png", caption)
+        save_picture(sample_picture(images[:IN_PICTURE], self._labels), folder / "samples.png", caption)
 
 
 def _storable(x: Tensor) -> Tensor:
