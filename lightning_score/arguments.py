@@ -171,6 +171,8 @@ def _wrong_value(message: str) -> str:
     expected = re.findall(r"Expected a (?:<class '([\w.]+)'>|typing\.Literal\[([^\]]*)\])", message)
     if not found or not expected or not {name for name, _ in expected} <= {*PLAIN, ""}:
         return ""
+    if within := re.search(r"Expected a <class '(\w+)'>\. Got value: (.*?) - ", message):  # a list
+        return f"{found[1]}={found[2]}: {within[2]} must be {PLAIN[within[1]]}"
     allowed = [word for name, words in expected for word in ([PLAIN[name]] if name else re.findall(r"[^', ]+", words))]
     *others, last = dict.fromkeys(allowed)
     return f"{found[1]}={found[2]}: must be {', '.join(others)}{' or ' if others else ''}{last}"

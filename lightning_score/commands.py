@@ -144,7 +144,7 @@ class ScoreCLI(ExperimentCLI):
             return super().instantiate_trainer(callbacks=[*(settings["callbacks"] or []), StepProgress()], **kwargs)
         strategy = settings["strategy"] if isinstance(settings["strategy"], str) else "auto"
         bare = {"callbacks": [], "plugins": None, "logger": False, "enable_checkpointing": False}
-        check_strategy(super().instantiate_trainer(strategy=strategy, **bare, **kwargs))  # nor what this machine cannot do
+        check_strategy(super().instantiate_trainer(strategy=strategy, **bare, **kwargs))  # or this machine cannot
         self.folder = Path(folder_of_all(lambda: str(self._make_folder(config)), settings["num_nodes"]))
         callbacks = [*(settings["callbacks"] or [])]
         if self.command == "predict":

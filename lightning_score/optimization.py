@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from lightning_score.utils import InputError
+
 
 class Optimization:
     """An optimiser, and the schedule of its learning rate after every step.
@@ -22,10 +24,17 @@ class Optimization:
     Args:
         optimizer: makes the optimiser of parameters.
         schedule: makes the schedule of the optimiser; null: the learning rate is constant.
+
+    Raises:
+        InputError: they cannot be made so, as with a learning rate below 0.
     """
 
     def __init__(self, optimizer: OptimizerCallable, schedule: LRSchedulerCallable | None):
         self._make_optimizer, self._make_schedule = optimizer, schedule
+        try:
+            self.configure(iter([Parameter(torch.zeros(1))]))  # for once, so that training need not begin to find out
+        except (ValueError, TypeError) as error:
+            raise InputError(f"optimizer, lr_scheduler: {error}") from error
         self._schedule, self._settings = None, []
 
     def configure(self, parameters: Iterator[Parameter]) -> Any:

@@ -296,6 +296,8 @@ class TestBadInput:
             (["--data.batch_size=x"], ["batch_size=x: must be a whole number"]),
             (["--model.sampler.clip=3"], ["clip=3: must be a list or null"]),
             (["--model.optimizer.lr=fast"], ["lr=fast: must be a number"]),
+            (["--model.optimizer.lr=-1"], ["optimizer", "Invalid learning rate: -1"]),
+            (["--model.lr_scheduler.start_factor=3"], ["lr_scheduler", "Starting multiplicative factor"]),
             (["--model.compile=fast"], ["compile=fast: must be default, reduce-overhead, max-autotune or null"]),
             (["--model.sampler.initial.low=3"], ["initial.low=3: of which class?", "one of Prior, UniformNoise"]),
             (["--trainer.devices=none"], ["devices", "int > 0"]),
@@ -355,6 +357,10 @@ class TestBadInput:
         arguments = [f"--ckpt_path={trained}/last.ckpt", "--output=out"]
         self.expect(["predict", *arguments, "--model.network.channels=64"], "size mismatch")
         assert not Path("out").exists()
+
+    def test_a_wrong_value_in_a_list(self, trained):
+        options = [f"--ckpt_path={trained}/last.ckpt", "--output=out", "--labels=[1,b]"]
+        self.expect(["predict", *options], "labels=[1, 'b']: b must be a whole number")
 
     @pytest.mark.parametrize("option", ["num_samples=0", "batch_size=0", "seed=-1"])
     def test_predict(self, option, trained):

@@ -22,7 +22,7 @@ ALLOWED = {
     "metrics": {"utils"},
     "data": {"utils"},
     "sharding": {"networks", "utils"},
-    "optimization": set(),
+    "optimization": {"utils"},
     "model": {*CORE, "augmentation", "objective", "optimization", "guidance", "sampling", "networks"},
     "callbacks": {
         "checkpoints",
