@@ -1,7 +1,9 @@
-"""`python -m lightning_score`: answers a bare `--help` and `--version` at once and imports the rest only for real work."""
+"""`python -m lightning_score`: answers `--help` and `--version` at once and imports the rest only for real work."""
 
 import os
 import sys
+
+from lightning_score.help import first_screen
 
 HELP = """\
 usage: python -m lightning_score [-h] [--version] COMMAND [options]
@@ -19,8 +21,8 @@ commands:
   gallery    what samplers make of points in the plane:        gallery --ckpt_path runs/toy/latest/last.ckpt
   convert    a peer's checkpoint into one of this package:     convert --from score_sde checkpoint_26.pth converted.ckpt
 
-`COMMAND --help` lists the options of a command. The shipped configs are ncsn, ddpm, vp_pc, conditional and toy, images for a
-folder of images, and those in fashion_mnist, cifar10 and ncsnv2, such as fashion_mnist/edm16.
+`COMMAND --help` shows the options that people use. The shipped configs are ncsn, ddpm, vp_pc, conditional and toy, images
+for a folder of images, and those in fashion_mnist, cifar10 and ncsnv2, such as fashion_mnist/edm16.
 """
 
 
@@ -35,6 +37,11 @@ def main() -> int:
 
         print(f"lightning_score {__version__}")
         return 0
+    if screen := first_screen(arguments):
+        print(screen, end="")
+        return 0
+    if arguments[1:] == ["--help", "all"]:
+        arguments = [arguments[0], "--help"]
     # Threads wait for one another a moment, then sleep: full speed on a quiet machine, and no collapse where another
     # process holds a core (with endless waiting a step took 10 to 50 times as long there).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -11,6 +11,7 @@ CORE = ["utils", "process", "parametrization", "score", "empirical"]  # each may
 ALLOWED = {
     **{name: set(CORE[:i]) for i, name in enumerate(CORE)},
     "torchvision_guard": set(),
+    "help": set(),
     "schedule": {"utils"},
     "objective": {*CORE},
     "guidance": {*CORE},
