@@ -35,7 +35,7 @@ from lightning_score.loggers import RunCSVLogger, in_trial, wandb_logger
 from lightning_score.model import ScoreModel
 from lightning_score.processes import answering, folder_of_all
 from lightning_score.resume import cut_logs, resumed
-from lightning_score.runs import RunStatus, new_dated_folder, new_folder, point_latest, replace_text
+from lightning_score.runs import RunStatus, check_name, new_dated_folder, new_folder, point_latest, replace_text
 from lightning_score.sharding import check_strategy
 from lightning_score.summary import describe, report, summarize
 from lightning_score.trust import trust_for
@@ -128,6 +128,7 @@ class ScoreCLI(ExperimentCLI):
         for name, least in (("num_samples", 1), ("batch_size", 1), ("seed", 0), ("progressive", 0)):
             value = config.get(name, least)
             require(value >= least, f"--{name} {value}: must be at least {least}")
+        check_name(config["name"], "--name")
         if self.command == "fit":
             resolve(config)
 

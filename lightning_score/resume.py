@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_score.arguments import load_checkpoint, option
 from lightning_score.checkpoints import PREVIOUS
 from lightning_score.processes import folder_before
-from lightning_score.runs import read_status, replace_text
+from lightning_score.runs import check_name, read_status, replace_text
 from lightning_score.trust import check_origin
 from lightning_score.utils import InputError, require
 
@@ -73,6 +73,7 @@ def _folder(arguments: list[str]) -> Path | None:
     root = Path((option(arguments, "--runs") or ["runs"])[-1])
     configs, names = option(arguments, "-c", "--config"), option(arguments, "--name")
     name = names[-1] if names else Path(configs[-1]).stem if configs else "run"
+    check_name(name, "--name")
     before = folder_before()
     if before is not None and (Path(before) / "last.ckpt").exists():
         return Path(before)

@@ -116,6 +116,7 @@ def check_origin(config: Any, trusted: Collection[str], source: str, fix: str = 
     Raises:
         InputError: it names something else, or is without end.
     """
+    others: dict[str, Named] = {}
     for named in _names(config, source):
         top = named.path.partition(".")[0]
         if any(named.path.startswith(f"{module}.") for module in trusted):
@@ -126,10 +127,13 @@ def check_origin(config: Any, trusted: Collection[str], source: str, fix: str = 
                 f"{source}: {named.place}: {named.path} is no class that a model is made of; nothing else is made",
             )
         elif named.is_class or _can_be_imported(top):
-            raise InputError(
-                f"{source}: {named.place}: {named.path}: only classes of {', '.join(HOME[:-1])} and {HOME[-1]} are made of "
-                f"it; if you trust the module {top}, add {fix.format(top)}"
-            )
+            others[top] = named
+    first = next(iter(others.values()), None)
+    require(
+        first is None,
+        f"{source}: {first and f'{first.place}: {first.path}'}: only classes of {', '.join(HOME[:-1])} and {HOME[-1]} are "
+        f"made; if you trust {', '.join(others)}, whose code then runs, add {fix.format(','.join(others))}",
+    )
 
 
 def _names(config: Any, source: str) -> Iterator[Named]:
