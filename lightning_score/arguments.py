@@ -8,23 +8,25 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
-import torch
 import yaml
-from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_score.checkpoints import check
+from lightning_score.checkpoints import read
 from lightning_score.data import ScoreData
 from lightning_score.metrics import Features
 from lightning_score.model import ScoreModel
+from lightning_score.trust import NO_FUNCTION, ClassParser, check_origin, trusted_by
 from lightning_score.utils import InputError, require
 
 PACKAGE = Path(__file__).parent
 FROM_CHECKPOINT = ("model", "data", "ema", "samples", "evaluate", "name", "seed_everything")
 """The parts of a run's configuration that its checkpoint stands for."""
+PLAIN_ENTRIES = ("name", "seed_everything")
+"""Those among them that are one value."""
 
 
 def shipped(kind: str = "configs") -> Path:
@@ -54,29 +56,38 @@ def find_config(name: str, kind: str = "configs", option: str = "--config ") -> 
     raise InputError(f"{option}{name}: there is no such file, nor a shipped {kind[:-1]} of this name ({known})")
 
 
-def load_checkpoint(path: str) -> dict[str, Any]:
-    """Reads a checkpoint of a ScoreModel safely: tensors and plain values only, no code is run.
+def load_checkpoint(path: str, trusted: Collection[str] = ()) -> dict[str, Any]:
+    """Reads a checkpoint of a ScoreModel safely: tensors and plain values only, no code is run, and what its configuration
+    names is made of this package, torch or Lightning, or of modules that the user trusts.
+
+    Args:
+        path: the file.
+        trusted: names of modules.
 
     Raises:
-        InputError: the file is missing, damaged, or another model's.
+        InputError: the file is missing, damaged, or another model's; or it names other classes.
     """
-    require(Path(path).exists(), f"--ckpt_path {path}: there is no such file; runs/NAME/latest/last.ckpt is the newest")
-    require(Path(path).is_file(), f"--ckpt_path {path}: this is a folder; give the file in it, as last.ckpt")
     try:
-        check(Path(path))
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = read(Path(path))
     except InputError as error:
         raise InputError(f"--ckpt_path {error}") from error
-    except Exception as error:  # pickle and torch each raise their own
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(f"--ckpt_path {path}: not a readable checkpoint, damaged or truncated ({reason})") from error
-    known = isinstance(checkpoint, dict) and {"state_dict", "config"} <= checkpoint.keys()
+    known = {"state_dict", "config"} <= checkpoint.keys()
     require(
         known and isinstance(checkpoint["config"], dict),
         f"--ckpt_path {path}: this is not a checkpoint of lightning_score's ScoreModel but of another model or program; "
         "give one that `fit` wrote, as runs/NAME/latest/last.ckpt",
     )
+    check_origin(_parts_of(checkpoint, path), trusted, f"--ckpt_path {path}")
     return checkpoint
+
+
+def _parts_of(checkpoint: dict[str, Any], path: str) -> dict[str, Any]:
+    """What a checkpoint says of the parts of a run, each by its own name."""
+    parts = {key: value for key, value in checkpoint["config"].items() if key in FROM_CHECKPOINT}
+    plain = {key: value for key, value in parts.items() if key not in PLAIN_ENTRIES}
+    wrong = [key for key, value in plain.items() if not isinstance(value, dict)]
+    require(not wrong, f"--ckpt_path {path}: its {', '.join(wrong)} must be a mapping of parameters, as fit writes it")
+    return plain
 
 
 def option(arguments: list[str], *names: str) -> list[str]:
@@ -87,6 +98,15 @@ def option(arguments: list[str], *names: str) -> list[str]:
         if name in names:
             values += [value] if equals else arguments[i + 1 : i + 2]
     return values
+
+
+def trusted_modules(arguments: list[str]) -> set[str]:
+    """The modules of which the user's own options and configs name classes, and those of `--trust`."""
+    files = []
+    for name in option(arguments, "-c", "--config"):
+        with suppress(InputError):
+            files.append(find_config(name))
+    return trusted_by(arguments, files)
 
 
 def with_found_configs(arguments: list[str]) -> list[str]:
@@ -128,7 +148,7 @@ class Refused(SystemExit):
         self.message = message
 
 
-class Parser(LightningArgumentParser):
+class Parser(ClassParser):
     """A parser whose errors are one line that says what to do, without pages of usage."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -137,7 +157,7 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message on one line, with what to do about it, and exits with code 2."""
         line = re.sub(r"\s+", " ", str(message)).strip().rstrip(".")
-        told = _unknown_class(line) or _wrong_value(line)
+        told = _function(line) or _unknown_class(line) or _wrong_value(line)
         line = told or " ".join(f"{line}. {self._nearest_option(line)}{_config_hint(line)}".split())
         sys.stderr.write(f"error: {line}\n")
         raise Refused(line)
@@ -149,6 +169,12 @@ class Parser(LightningArgumentParser):
         known += [parameter for name in known for parameter in [name.rpartition(".")[2]]]
         near = difflib.get_close_matches(unknown[1], known, 1) if unknown else []
         return f"Did you mean {near[0]}?" if near else ""
+
+
+def _function(message: str) -> str:
+    """For a function in place of a class, what to do; else nothing."""
+    found = re.search(r'Parser key "([\w.]+)": (?!.*Parser key).*value: (.*)$', message) if NO_FUNCTION in message else None
+    return f"{found[1]}={found[2]}: {NO_FUNCTION}" if found else ""
 
 
 def _unknown_class(message: str) -> str:

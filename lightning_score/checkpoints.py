@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from tqdm import tqdm
 
-from lightning_score.utils import InputError
+from lightning_score.utils import InputError, read_tensors, require
 
 PREVIOUS = ".previous"
 """What the name of the checkpoint before the newest one ends in."""
@@ -52,8 +52,21 @@ class SafeCheckpointIO(TorchCheckpointIO):
         Raises:
             InputError: it is damaged.
         """
-        check(Path(path))
-        return super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only=True)
+        return read(Path(path))
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A checkpoint that is whole, on the CPU: tensors and plain values; code that it may hold is not run.
+
+    Raises:
+        InputError: it is missing, damaged, no checkpoint, or holds code.
+    """
+    require(file.exists(), f"{file}: there is no such file; runs/NAME/latest/last.ckpt is the newest")
+    require(file.is_file(), f"{file}: this is a folder; give the file in it, as last.ckpt")
+    check(file)
+    found = read_tensors(file)
+    require(isinstance(found, dict), f"{file}: not a checkpoint but a file of {type(found).__name__}")
+    return found
 
 
 def _keep_previous(file: Path) -> None:
@@ -84,6 +97,9 @@ def _fault(file: Path) -> str:
     """What is wrong with a checkpoint, or nothing."""
     try:
         with ZipFile(file) as archive:
+            packed = sum(entry.file_size for entry in archive.infolist())
+            if packed > file.stat().st_size:  # torch does not compress
+                return f"it unpacks to {packed:,} bytes, more than it has"
             broken = archive.testzip()
         return f"{broken} has changed since it was written" if broken else ""
     except (OSError, BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:

@@ -24,10 +24,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_score
-from lightning_score.arguments import load_checkpoint, option, with_checkpoint_config, with_found_configs
+from lightning_score.arguments import load_checkpoint, option, trusted_modules, with_checkpoint_config, with_found_configs
 from lightning_score.callbacks import BestCheckpoint, Keep, SampleWriter, StepProgress
 from lightning_score.callbacks.pictures import labels_in_turn
-from lightning_score.checkpoints import SafeCheckpointIO
+from lightning_score.checkpoints import SafeCheckpointIO, read
 from lightning_score.data import ScoreData
 from lightning_score.experiment import ExperimentCLI
 from lightning_score.ladder import resolve
@@ -35,9 +35,10 @@ from lightning_score.loggers import RunCSVLogger, in_trial, wandb_logger
 from lightning_score.model import ScoreModel
 from lightning_score.processes import answering, folder_of_all
 from lightning_score.resume import cut_logs, resumed
-from lightning_score.runs import RunStatus, new_dated_folder, new_folder, point_latest, replace_text
+from lightning_score.runs import RunStatus, check_name, new_dated_folder, new_folder, point_latest, replace_text
 from lightning_score.sharding import check_strategy
 from lightning_score.summary import describe, report, summarize
+from lightning_score.trust import trust_for
 from lightning_score.utils import InputError, require
 
 
@@ -103,6 +104,7 @@ class ScoreCLI(ExperimentCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds where results go and, for `predict`, which samples are drawn."""
         super().add_arguments_to_parser(parser)
+        parser.add_argument("--trust", type=str, help="Modules of which a checkpoint may name classes, as my_parts,others.")
         if self.command == "fit":
             parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
             parser.add_argument("--output", type=str, help="Folder of this run; by default a new one, RUNS/NAME/date_time.")
@@ -126,6 +128,7 @@ class ScoreCLI(ExperimentCLI):
         for name, least in (("num_samples", 1), ("batch_size", 1), ("seed", 0), ("progressive", 0)):
             value = config.get(name, least)
             require(value >= least, f"--{name} {value}: must be at least {least}")
+        check_name(config["name"], "--name")
         if self.command == "fit":
             resolve(config)
 
@@ -219,7 +222,7 @@ class ScoreCLI(ExperimentCLI):
             if isinstance(end, SIGTERMException) and not in_trial():
                 raise SystemExit(143) from end  # as a shell says it
             raise
-        summarize(self.trainer, self.folder, time.monotonic() - start)
+        summarize(self.trainer, self.folder, time.monotonic() - start, trust_for(self.config.as_dict()))
 
     def _train(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str | None) -> None:
         self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
@@ -236,9 +239,9 @@ class ScoreCLI(ExperimentCLI):
         if not (self.folder / "last.ckpt").exists():
             print("\nstopped before the first checkpoint: nothing is kept")
         else:
-            step = load_checkpoint(str(self.folder / "last.ckpt"))["global_step"]
-            print(f"\nstopped; kept up to step {step}; to go on:")
-            print(f"python -m lightning_score fit --ckpt_path {shlex.quote(str(self.folder))}")
+            print(f"\nstopped; kept up to step {read(self.folder / 'last.ckpt')['global_step']}; to go on:")
+            options = shlex.quote(str(self.folder)) + trust_for(self.config.as_dict())
+            print(f"python -m lightning_score fit --ckpt_path {options}")
 
     def validate(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str) -> None:
         """Measures the checkpoint on the held-out data, and its samples."""
@@ -298,13 +301,13 @@ def prepared(arguments: list[str]) -> tuple[list[str], dict[str, Any] | None, Pa
         InputError: a config or a checkpoint is missing or damaged.
     """
     helping = any("help" in argument or argument in ("-h", "--print_config") for argument in arguments)
-    going_on = resumed(arguments) if arguments[0] == "fit" and not helping else None
+    trusted, configs = trusted_modules(arguments), option(arguments, "-c", "--config")
+    going_on = resumed(arguments, trusted) if arguments[0] == "fit" and not helping else None
     if going_on is not None:
         return with_checkpoint_config(going_on.arguments, going_on.checkpoint), going_on.checkpoint, going_on.folder
-    configs = option(arguments, "-c", "--config")
     command, paths = arguments[0], option(arguments, "--ckpt_path")
     arguments = with_found_configs(arguments)
-    checkpoint = load_checkpoint(paths[-1]) if paths else None
+    checkpoint = load_checkpoint(paths[-1], trusted) if paths else None
     require(
         command == "fit" or checkpoint is not None or helping,
         f"{command} needs a checkpoint: --ckpt_path runs/NAME/latest/last.ckpt",

@@ -4,7 +4,7 @@ import lightning_score.torchvision_guard
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +19,7 @@ from lightning_score.interop import KINDS, Imported, read
 from lightning_score.interop.base import Settings
 from lightning_score.interop.diffusers_writer import write
 from lightning_score.model import ScoreModel
+from lightning_score.trust import trusted_by
 from lightning_score.utils import InputError, require
 
 OURS = "lightning_score"
@@ -43,7 +44,7 @@ def convert(arguments: list[str]) -> None:
     if options.kind == OURS:
         require(options.to == "diffusers", "--from lightning_score converts to a folder of diffusers: add --to diffusers")
         require(not changes, f"{' '.join(changes)}: --from lightning_score takes no further options")
-        write(out, own(options.path))
+        write(out, own(options.path, trusted_by(arguments, [])))
     else:
         conversion = Conversion(read(options.path, options.kind, options.size), options.kind, with_found_configs(changes))
         print(conversion.describe())
@@ -168,16 +169,16 @@ def as_imported(model: ScoreModel, settings: Settings, data_range: Sequence[floa
     return Imported(settings, model.shape, (low, high), score.network.state_dict(), num_classes=score.num_classes)
 
 
-def own(path: str) -> Imported:
+def own(path: str, trusted: Collection[str] = ()) -> Imported:
     """A checkpoint of this package as one to be written in another form.
 
     Raises:
         InputError: it is unreadable, or of data without a range, such as points.
     """
-    config = load_checkpoint(path)["config"]
+    config = load_checkpoint(path, trusted)["config"]
     data_range = config["data"].get("init_args", {}).get("data_range")
     require(data_range is not None, f"{path}: a model of data without a range; only models of images can be converted")
-    model = ScoreModel.load_from_checkpoint(path, weights_only=True, map_location="cpu")
+    model = ScoreModel.load_from_checkpoint(path, map_location="cpu", trust=list(trusted))
     return as_imported(model, config["model"], data_range)
 
 
@@ -208,5 +209,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--from", dest="kind", required=True, choices=[*KINDS, OURS], help="whose checkpoint PATH is")
     size = "height and width of the images in pixels, where the file does not say; by default those of the published models"
     parser.add_argument("--size", type=int, help=size)
+    parser.add_argument("--trust", help="module of which a checkpoint of lightning_score may name classes, as my_parts")
     parser.add_argument("--to", default=OURS, choices=[OURS, "diffusers"], help="what to write (default: %(default)s)")
     return parser

@@ -57,6 +57,7 @@ class ExperimentCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Parses the given arguments, never those of the process, and looks at what is to be made of them."""
         self.config = parser.parse_args(args)
+        self.config.get(self.config.get("subcommand"), self.config).pop("trust", None)  # is of this command alone
         plain = self.config.as_dict()
         check_config(plain.get(plain.get("subcommand")) or plain, GROUPS)
 

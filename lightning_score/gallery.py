@@ -18,6 +18,7 @@ from lightning_score.model import ScoreModel
 from lightning_score.process import NoiseProcess, SigmaTable
 from lightning_score.runs import new_dated_folder, new_folder
 from lightning_score.sampling import NoiseStream, PredictorCorrector, Sampler
+from lightning_score.trust import trusted_by
 from lightning_score.utils import require
 
 STEPS = 60  # of the grid of every sampler
@@ -36,16 +37,17 @@ def gallery(arguments: list[str]) -> None:
     """
     options = _parser().parse_args(arguments[1:])
     require(options.num_samples >= 1, f"--num_samples {options.num_samples}: must be at least 1")
-    checkpoint = load_checkpoint(options.ckpt_path)
+    trusted = trusted_by(arguments, [])
+    checkpoint = load_checkpoint(options.ckpt_path, trusted)
     parser = Parser()
     parser.add_subclass_arguments(ScoreData, "data")
-    data = parser.instantiate_classes(parser.parse_object({"data": checkpoint["config"]["data"]})).data
+    data = parser.instantiate_classes(parser.parse_object({"data": checkpoint["config"].get("data")})).data
     require(
         isinstance(data, GaussianMixture) and data.shape == (2,),
         f"--ckpt_path {options.ckpt_path}: gallery draws points in the plane of a known density (GaussianMixture), not "
         f"{type(data).__name__}; train one by fit --config toy",
     )
-    model = ScoreModel.load_from_checkpoint(options.ckpt_path, weights_only=True, map_location="cpu").eval()
+    model = ScoreModel.load_from_checkpoint(options.ckpt_path, map_location="cpu", trust=list(trusted)).eval()
     folder = Path(options.ckpt_path).parent
     folder = new_folder(Path(options.output)) if options.output else new_dated_folder(folder / "gallery")
     draw_samplers(model, data.mixture, options.num_samples, options.seed).savefig(folder / "samplers.png", dpi=80)
@@ -212,6 +214,7 @@ def _parser() -> Parser:
         description="Draws what every sampler makes of a model of points in the plane, and why NCSN has many noise levels.",
     )
     parser.add_argument("--ckpt_path", type=str, required=True, help="Checkpoint of a GaussianMixture, as fit --config toy.")
+    parser.add_argument("--trust", type=str, help="Module of which the checkpoint may name classes, as my_parts.")
     parser.add_argument("--output", type=str, help="Folder for the pictures; a new one beside the checkpoint by default.")
     parser.add_argument("--num_samples", type=int, default=500, help="Samples of each sampler.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the samples.")

@@ -28,7 +28,8 @@ from lightning_score.sampling.divergence import Watch
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampler, Samples, join
 from lightning_score.score import Conditioned, ScoreField, ScoreFunction
-from lightning_score.utils import keep_freed_memory, require, require_classes
+from lightning_score.trust import made_from
+from lightning_score.utils import keep_freed_memory, require
 
 NetworkCallable = Callable[[Sequence[int], int], Network]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -108,10 +109,10 @@ class ScoreModel(LightningModule):
         self._loss_sum, self._loss_count = 0.0, 0
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> "ScoreModel":
-        """As Lightning's, for files from anywhere: plain values and tensors are read, and only classes are made of them."""
-        require_classes(torch.load(checkpoint_path, map_location="cpu", weights_only=True).get("hyper_parameters"))
-        return super().load_from_checkpoint(checkpoint_path, *args, **{**kwargs, "weights_only": True})
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, trust: Sequence[str] = (), **kwargs: Any):
+        """As Lightning's, but every byte is checked, no code is run, and other packages' modules need the user's `trust`."""
+        kwargs = {**made_from(checkpoint_path, cls, trust, kwargs), **kwargs, "weights_only": True}
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def _save_plain_hyperparameters(self) -> None:
         """Keeps what the command line was told, so that a checkpoint rebuilds the model. A model built in Python has parts

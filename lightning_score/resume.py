@@ -6,16 +6,18 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_score.arguments import load_checkpoint, option
 from lightning_score.checkpoints import PREVIOUS
 from lightning_score.processes import folder_before
-from lightning_score.runs import read_status, replace_text
+from lightning_score.runs import check_name, read_status, replace_text
+from lightning_score.trust import check_origin
 from lightning_score.utils import InputError, require
 
 
@@ -27,20 +29,26 @@ class Resumed(NamedTuple):
     checkpoint: dict[str, Any]
 
 
-def resumed(arguments: list[str]) -> Resumed | None:
+def resumed(arguments: list[str], trusted: Collection[str] = ()) -> Resumed | None:
     """The run that `fit` is to go on with: that of `--ckpt_path last`, the newest of its name; that of a run folder given in
     place of a checkpoint; or, in a job that SLURM has queued again, the job's own. None for a new run.
 
     Its own config takes the place of the configs in the arguments; other options override it.
 
+    Args:
+        arguments: `fit` and its options.
+        trusted: the modules of which its checkpoint and its config may name classes, besides the usual ones.
+
     Raises:
-        InputError: there is no such run, or it has no whole checkpoint.
+        InputError: there is no such run, or it has no whole checkpoint, or names other classes.
     """
     folder = _folder(arguments)
     if folder is None:
         return None
     require((folder / "config.yaml").is_file(), f"--ckpt_path {folder}: no run folder, for it has no config.yaml")
-    file, checkpoint = _newest(folder)
+    config = _read_config(folder / "config.yaml")
+    check_origin(config, trusted, f"--ckpt_path {folder}: config.yaml")
+    file, checkpoint = _newest(folder, trusted)
     others = list(_without(arguments[1:], ("-c", "--config", "--ckpt_path", "--output", "--name", "--runs")))
     given = ["fit", "--config", str(folder / "config.yaml"), "--ckpt_path", str(file), *others]
     if rank_zero_only.rank == 0:
@@ -51,11 +59,21 @@ def resumed(arguments: list[str]) -> Resumed | None:
     return Resumed(given, folder, checkpoint)
 
 
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{file}: cannot be read ({' '.join(str(error).split())[:160]})") from error
+    require(isinstance(config, dict), f"{file}: not a config, which is a mapping")
+    return config
+
+
 def _folder(arguments: list[str]) -> Path | None:
     paths = option(arguments, "--ckpt_path")
     root = Path((option(arguments, "--runs") or ["runs"])[-1])
     configs, names = option(arguments, "-c", "--config"), option(arguments, "--name")
     name = names[-1] if names else Path(configs[-1]).stem if configs else "run"
+    check_name(name, "--name")
     before = folder_before()
     if before is not None and (Path(before) / "last.ckpt").exists():
         return Path(before)
@@ -83,17 +101,17 @@ def _requeued(parent: Path, output: list[str]) -> Path | None:
     return None
 
 
-def _newest(folder: Path) -> tuple[Path, dict[str, Any]]:
+def _newest(folder: Path, trusted: Collection[str]) -> tuple[Path, dict[str, Any]]:
     """The last checkpoint of a run, or the one before it if that is damaged."""
     last, before = folder / "last.ckpt", folder / f"last.ckpt{PREVIOUS}"
     require(last.exists() or before.exists(), f"--ckpt_path {folder}: the run has no checkpoint yet; begin it again")
     try:
-        return last, load_checkpoint(str(last))
+        return last, load_checkpoint(str(last), trusted)
     except InputError as error:
         if not before.exists():
             raise
         print(f"{error}", flush=True)
-        return before, load_checkpoint(str(before))
+        return before, load_checkpoint(str(before), trusted)
 
 
 def _without(arguments: list[str], names: tuple[str, ...]) -> Iterator[str]:

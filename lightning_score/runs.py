@@ -11,12 +11,40 @@ from types import TracebackType
 from typing import Any
 
 from lightning_score import __version__
-from lightning_score.utils import InputError
+from lightning_score.utils import InputError, require
 
 STATUS = "run.json"
 """The name of the file that says what became of a run."""
+LEADS_OUT = "leads out of the folder of runs, or is no file; left out"
+LONGEST_NAME = 200
+"""Bytes of the name of a run: what is written beside it makes it longer."""
 HEARTBEAT = 10.0
 """Seconds between two signs of life of a run."""
+
+
+def check_name(name: str, option: str) -> None:
+    """Refuses a name that is no name of one folder in the folder of all runs, as `../other`.
+
+    Args:
+        name: as given, or as a config or a checkpoint has it.
+        option: where it can be given.
+
+    Raises:
+        InputError: it leads elsewhere, or cannot be the name of a folder.
+    """
+    plain = name.isprintable() and not set(name) & set("/\\")
+    length = len(name.encode(errors="replace"))
+    fits = plain and 0 < length <= LONGEST_NAME and name[0] not in "-." and name == name.strip() and name != "latest"
+    require(
+        fits,
+        f"{option} {name[:80]!r}: must be the name of one folder, 1 to {LONGEST_NAME} bytes without / or \\, that does not "
+        "begin with a dot, a space or a hyphen, and is not latest; as in my_run",
+    )
+
+
+def leads_out(file: Path, root: Path) -> bool:
+    """Whether what is found at a path is no file in a folder or below: a link to elsewhere, a pipe or a device."""
+    return file.exists() and not (file.is_file() and file.resolve().is_relative_to(root.resolve()))
 
 
 def new_folder(folder: Path) -> Path:

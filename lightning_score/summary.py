@@ -26,7 +26,7 @@ def describe(model: ScoreModel, folder: Path | None) -> None:
 
 
 @rank_zero_only
-def summarize(trainer: Trainer, folder: Path | None, seconds: float) -> None:
+def summarize(trainer: Trainer, folder: Path | None, seconds: float, options: str = "") -> None:
     """The results of training, where they are, and what to try next."""
     if folder is None:
         print("fast_dev_run: every part ran once and nothing was kept")
@@ -48,7 +48,7 @@ def summarize(trainer: Trainer, folder: Path | None, seconds: float) -> None:
     for evaluation in evaluations(trainer):
         print(f"  {evaluation.metric:<14} {sentence(evaluation)}")
     checkpoint = shlex.quote(str((latest if is_latest else folder) / "last.ckpt"))
-    print(f"\nnext: python -m lightning_score predict --ckpt_path {checkpoint} --num_samples 64")
+    print(f"\nnext: python -m lightning_score predict --ckpt_path {checkpoint}{options} --num_samples 64")
 
 
 @rank_zero_only

@@ -3,13 +3,17 @@
 import ctypes
 import inspect
 import os
+import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from pydoc import locate
 from typing import Any, Literal
+from zipfile import ZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -39,14 +43,14 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_classes(config: Any) -> None:
-    """Refuses a configuration in which a class is to be made of what is none: a parser that is given the name of a function
-    calls it with what stands beside it, and a checkpoint brings a configuration of its own.
+    """Refuses a parsed configuration in which a class is to be made of what is none: a parser that is given the name of a
+    function calls it with what stands beside it, or hands it on to be called.
 
     Args:
         config: mappings and sequences of plain values.
 
     Raises:
-        InputError: a `class_path` names something else than a class.
+        InputError: a `class_path` names something else than a class, or a value is a function.
     """
     if isinstance(config, Mapping):
         name = config.get("class_path")
@@ -58,6 +62,10 @@ def require_classes(config: Any) -> None:
     if isinstance(config, Mapping | list | tuple):
         for part in config.values() if isinstance(config, Mapping) else config:
             require_classes(part)
+    else:
+        name = getattr(config, "__qualname__", config)
+        called = inspect.isroutine(config) or isinstance(config, partial)
+        require(not called, f"{name}: is a function, and a config makes nothing but classes")
 
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -122,6 +130,65 @@ def without_room(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         print(f"{file}: cannot be written ({error.strerror or error}); the run goes on without", file=sys.stderr, flush=True)
+
+
+UNPACKED, DENSER = 1 << 30, 200
+"""An archive of arrays may hold so many bytes once it is unpacked, or so many times those of its file."""
+
+
+def read_tensors(file: Path, allowed: tuple[Any, ...] = ()) -> Any:
+    """What a file of `torch.save` holds: tensors and plain values. Code that it may hold is not run.
+
+    Args:
+        file: the file.
+        allowed: the few harmless classes or functions that it may name besides.
+
+    Raises:
+        InputError: it is damaged or truncated, holds code, or unpacks to more than it is.
+    """
+    try:
+        if is_zipfile(file):
+            with ZipFile(file) as archive:  # torch packs, but does not compress
+                size = sum(entry.file_size for entry in archive.infolist())
+            require(
+                size <= file.stat().st_size, f"{file}: unpacks to {size:,} bytes, more than it has: not a file of torch.save"
+            )
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except Exception as error:  # pickle, zipfile and torch each raise their own
+        said = str(error).strip()
+        if "WeightsUnpickler error" in said or "Weights only load failed" in said:  # torch advises to switch safety off
+            code = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", said)
+            named = f" ({code[1]})" if code else ""
+            raise InputError(f"{file}: holds code{named} that could run when it is loaded, so it is not loaded") from None
+        reason = re.split(r"\n|\. ", said)[0] if " " in said else type(error).__name__
+        raise InputError(f"{file}: not a readable file of tensors, damaged or truncated ({reason})") from error
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of a NPZ by their names, or that of a NPY by the name `x`; no pickle is read.
+
+    Raises:
+        InputError: it is damaged, is another kind of file, holds pickles, or unpacks to too much.
+    """
+    try:
+        if not is_zipfile(file):
+            return {"x": np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))}  # mapped: as large as the file
+        with ZipFile(file) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        most = max(UNPACKED, DENSER * file.stat().st_size)
+        require(size <= most, f"{file}: unpacks to {size:,} bytes; at most {most:,} are read")
+        with np.load(file, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+    except InputError:
+        raise
+    except Exception as error:  # numpy and zipfile each raise their own
+        said = " ".join(str(error).split())
+        reason = "it holds pickles, which may run any code" if "allow_pickle" in said else said or type(error).__name__
+        raise InputError(f"{file}: not a readable NPY or NPZ file of numbers ({reason})") from error
 
 
 def seed_of(*parts: int) -> int:

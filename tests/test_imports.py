@@ -24,7 +24,8 @@ ALLOWED = {
     "data": {"utils"},
     "sharding": {"networks", "utils"},
     "optimization": {"utils"},
-    "model": {*CORE, "augmentation", "objective", "optimization", "guidance", "sampling", "networks"},
+    "trust": {"checkpoints", "utils"},
+    "model": {*CORE, "trust", "augmentation", "objective", "optimization", "guidance", "sampling", "networks"},
     "callbacks": {
         "checkpoints",
         "model",
@@ -44,12 +45,12 @@ ALLOWED = {
     "runs": {"utils"},
     "checkpoints": {"utils"},
     "processes": {"utils"},
-    "resume": {"arguments", "checkpoints", "processes", "runs", "utils"},
+    "resume": {"arguments", "checkpoints", "processes", "runs", "trust", "utils"},
     "summary": {"callbacks", "model"},
-    "arguments": {"checkpoints", "model", "data", "metrics", "utils"},
+    "arguments": {"checkpoints", "model", "data", "metrics", "trust", "utils"},
     "mistakes": {"utils"},
     "experiment": {"arguments", "callbacks", "data", "mistakes", "model", "utils"},
-    "convert": {"arguments", "experiment", "interop", "model", "utils"},
+    "convert": {"arguments", "experiment", "interop", "model", "trust", "utils"},
     "ladder": {"arguments", "data", "schedule", "utils"},
     "commands": {
         "arguments",
@@ -65,6 +66,7 @@ ALLOWED = {
         "runs",
         "sharding",
         "summary",
+        "trust",
         "utils",
     },
     "sweep": {
@@ -81,7 +83,7 @@ ALLOWED = {
         "utils",
     },
     "report": {"arguments", "callbacks", "metrics", "runs", "sweep", "utils"},
-    "gallery": {*CORE, "arguments", "callbacks", "data", "empirical", "model", "runs", "sampling"},
+    "gallery": {*CORE, "trust", "arguments", "callbacks", "data", "empirical", "model", "runs", "sampling"},
 }
 FREE = {"cli", "__init__", "__main__"}
 LIGHT = {*CORE, "schedule", "objective", "guidance", "sampling", "likelihood", "networks", "augmentation"}  # torch only

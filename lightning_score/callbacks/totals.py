@@ -34,7 +34,7 @@ from lightning_score.metrics.record import settings_of
 from lightning_score.metrics.reference import Reference
 from lightning_score.model import ScoreModel
 from lightning_score.sampling.sampler import Samples
-from lightning_score.utils import Unmeasurable, cache_folder
+from lightning_score.utils import InputError, Unmeasurable, cache_folder, read_tensors
 
 BLOCKS = 10
 """Blocks of samples, for the error bar."""
@@ -288,8 +288,8 @@ class Sampling:
         if path is None or not path.exists():
             return 0, 0
         try:
-            state = torch.load(path, weights_only=True)
-        except Exception:  # half a file is no more than lost time
+            state = read_tensors(path)
+        except InputError:  # half a file is no more than lost time
             return 0, 0
         for kind, totals in found.totals.items():
             totals.load_state_dict(state["totals"][str(kind)])

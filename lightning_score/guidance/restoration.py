@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_score.guidance.inverse import InverseProblem
 from lightning_score.guidance.operators import Downsample, Grey, LinearOperator, Mask
-from lightning_score.utils import InputError, require
+from lightning_score.utils import InputError, read_arrays, require
 
 
 def read_array(path: str) -> Tensor:
@@ -24,9 +24,7 @@ def read_array(path: str) -> Tensor:
     try:
         if kind == ".png":
             return _read_png(path)
-        content = np.load(path)
-        if kind == ".npy":
-            return torch.from_numpy(content)
+        content = read_arrays(Path(path))
         name = "x" if "x" in content else ", ".join(content)
         require(name in content, f"{path}: holds the arrays {name}; name the one that is meant x")
         return torch.from_numpy(content[name])

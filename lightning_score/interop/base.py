@@ -1,17 +1,16 @@
 """What every peer's checkpoint becomes, how its file is read safely, and how its tensors find their new names."""
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lightning_score.utils import InputError, require
+from lightning_score.utils import InputError, read_tensors, require
 
 State = Mapping[str, Tensor]
 Settings = dict[str, Any]
@@ -132,17 +131,11 @@ def read_torch(path: Path, allowed: tuple[Any, ...] = (), refused: str = "") -> 
     require(path.exists(), f"{path}: there is no such file")
     require(path.is_file(), f"{path}: this is a folder; give the file in it")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals(list(allowed)):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile, pickle, safetensors and torch each raise their own
-        said = str(error).strip()
-        inner = re.search(r"WeightsUnpickler error: (.*?)( was not|\n|$)", said)
-        reason = inner[1] if inner else re.split(r"\n|\. ", said)[0] or type(error).__name__
-        raise InputError(
-            f"{path}: not readable without running code that it may hold, or damaged ({reason}). {refused}"
-        ) from error
+        return load_file(path) if path.suffix == ".safetensors" else read_tensors(path, allowed)
+    except InputError as error:
+        raise InputError(f"{error}. {refused}".strip()) from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable file of safetensors, damaged or truncated ({error})") from error
 
 
 def without_prefix(state: State, prefix: str = "module.") -> dict[str, Tensor]:

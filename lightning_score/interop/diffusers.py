@@ -209,7 +209,9 @@ def _weights(folder: Path) -> Renaming:
     """The tensors in a folder, of one file or of several with an index, in single precision."""
     index = folder / f"{WEIGHTS}.safetensors.index.json"
     if index.is_file():
-        files = [folder / name for name in sorted(set(_json(index)["weight_map"].values()))]
+        names = sorted(set(_json(index)["weight_map"].values()))
+        require(all(Path(name).name == name for name in names), f"{index}: names files of other folders")
+        files = [folder / name for name in names]
     else:
         files = [*sorted(folder.glob(f"{WEIGHTS}*.safetensors")), *sorted(folder.glob(f"{WEIGHTS}*.bin"))][:1]
     require(bool(files), f"{folder}: there is no {WEIGHTS}.safetensors or .bin in it")

@@ -2,17 +2,17 @@
 
 import hashlib
 import os
-import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from math import prod
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lightning_score.utils import InputError, require
+from lightning_score.utils import InputError, read_tensors, require
 
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_WEIGHTS}"
@@ -173,11 +173,11 @@ def _load_inception(path: str | None) -> nn.Module:
 
     try:
         if path is not None:
-            torch.load(path, weights_only=True)  # refuses code, which torch-fidelity's own loading would run
+            read_tensors(Path(path))  # refuses code, which torch-fidelity's own loading would run
         return FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=path
         )
-    except (OSError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, TypeError, InputError) as error:
         where = path or f"{torch.hub.get_dir()}/checkpoints/{INCEPTION_WEIGHTS} (nor downloaded)"
         reason = str(error).strip().partition("\n")[0]
         raise InputError(

@@ -1,6 +1,5 @@
 """Mean and covariance of features, summed up block by block, and those that others have published."""
 
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_score.utils import InputError, require
+from lightning_score.utils import InputError, read_arrays, require
 
 
 class Statistics(NamedTuple):
@@ -147,14 +146,12 @@ def read_npz(path: str | Path) -> Statistics:
     """
     path = Path(path)
     require(path.is_file(), f"{path}: there is no such file of statistics")
+    arrays = read_arrays(path)
+    missing = {"mu", "sigma"} - arrays.keys()
+    require(not missing, f"{path}: lacks {', '.join(sorted(missing))}; it holds {', '.join(arrays) or 'nothing'}")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = {"mu", "sigma"} - set(file.files)
-            require(
-                not missing, f"{path}: lacks {', '.join(sorted(missing))}; it holds {', '.join(file.files) or 'nothing'}"
-            )
-            mean, covariance = (torch.from_numpy(np.asarray(file[name], dtype=np.float64)) for name in ("mu", "sigma"))
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        mean, covariance = (torch.from_numpy(np.asarray(arrays[name], dtype=np.float64)) for name in ("mu", "sigma"))
+    except (ValueError, TypeError) as error:
         raise InputError(f"{path}: not a file of statistics, .npz with mu and sigma ({error})") from error
     require(
         mean.ndim == 1 and covariance.shape == (len(mean), len(mean)),

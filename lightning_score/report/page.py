@@ -18,6 +18,7 @@ from markupsafe import Markup
 from lightning_score.report import figures, sweeps, tables
 from lightning_score.report.pictures import embedded, of_run
 from lightning_score.report.reading import Run, find
+from lightning_score.runs import LEADS_OUT, leads_out
 from lightning_score.sweep.results import Results, read_csv, shown
 
 SCRIPTS = ("state.js", "table.js", "figures.js", "pictures.js", "page.js")
@@ -108,6 +109,9 @@ def _sweep(folder: Path, root: Path) -> dict[str, Any]:
     """A sweep with its figures and its table, or why there are none."""
     name = str(folder.relative_to(root)) if folder != root else folder.resolve().name
     entry: dict[str, Any] = {"name": name, "problem": "", "text": "", "table": None, "panel": None, "summary": ""}
+    files = ("trials.csv", "sweep.yaml", "summary.md")
+    if any(leads_out(folder / file, root) for file in files):
+        return entry | {"problem": f"a file of it {LEADS_OUT}"}
     try:
         found = read_csv(folder)
         entry["table"] = _with_columns(sweeps.table(found))
@@ -117,7 +121,7 @@ def _sweep(folder: Path, root: Path) -> dict[str, Any]:
         entry["problem"] = "no trial of it has been written down yet"
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         entry["problem"] = f"its trials.csv cannot be read ({' '.join(str(error).split())[:160]})"
-    for file in ("sweep.yaml", "summary.md"):
+    for file in files[1:]:
         if (folder / file).is_file():
             entry["text"] += f"# {file}\n\n{(folder / file).read_text(encoding='utf-8', errors='replace')}\n"
     return entry

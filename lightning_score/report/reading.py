@@ -21,7 +21,7 @@ from lightning_score.callbacks.health import FILE as LANGEVIN
 from lightning_score.metrics.record import FILE as RECORDS
 from lightning_score.metrics.record import Record
 from lightning_score.metrics.record import read as read_records
-from lightning_score.runs import STATUS
+from lightning_score.runs import LEADS_OUT, STATUS, leads_out
 
 EVALUATIONS = ("test", "validate", "predict")
 """Commands whose results stand in a folder of their own, beside the checkpoint that they work on."""
@@ -182,6 +182,9 @@ def _name(folder: Path, root: Path) -> str:
 
 def read(folder: Path, root: Path) -> Run:
     """One run folder; what is damaged becomes one of the run's problems."""
+    files = ("config.yaml", "metrics.csv", STATUS, RECORDS, LANGEVIN)
+    if outside := [f"{name}: {LEADS_OUT}" for name in files if leads_out(folder / name, root)]:
+        return Run(folder, _name(folder, root), problems=outside)
     run = Run(folder, _name(folder, root))
     with _noting(run, "config.yaml"):
         run.config = (folder / "config.yaml").read_text(encoding="utf-8")
@@ -198,8 +201,9 @@ def read(folder: Path, root: Path) -> Run:
     with _noting(run, LANGEVIN):
         run.langevin = list(_lines(folder / LANGEVIN, run.problems))
     for file in sorted(folder.glob("*/step_*.png")):
-        step = re.fullmatch(r"step_(\d+)\.png", file.name)
-        if step:
+        if (step := re.fullmatch(r"step_(\d+)\.png", file.name)) and leads_out(file, root):
+            run.problems.append(f"{file.parent.name}/{file.name}: {LEADS_OUT}")
+        elif step:
             run.pictures.setdefault(file.parent.name, []).append(Picture(int(step[1]), file))
     run.state, run.note = _state(run)
     return run

@@ -13,11 +13,13 @@ from typing import Any
 
 from lightning_score.report import page
 from lightning_score.report.pictures import address, of_run
+from lightning_score.runs import leads_out
 from lightning_score.utils import InputError
 
 HOST = "127.0.0.1"
 REST = 2.0
 """Least seconds between two looks at the runs."""
+PNG = b"\x89PNG\r\n\x1a\n"
 TYPES = {"plotly.js": "text/javascript", "datatables.js": "text/javascript", "datatables.css": "text/css"}
 
 
@@ -67,12 +69,13 @@ class Watched:
         return json.dumps(data, allow_nan=False).encode()
 
     def picture(self, name: str) -> bytes | None:
-        """A picture by its address, if it is one of the page's."""
+        """A picture by its address, if it is one of the page's, and still a picture in the folder of all runs."""
         file = self._pictures.get(name)
         try:
-            return None if file is None else file.read_bytes()
+            found = None if file is None or leads_out(file, self._root) else file.read_bytes()
         except OSError:
             return None
+        return found if found is not None and found.startswith(PNG) else None
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -110,6 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", keep)
         self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
         if version is not None:
             self.send_header("ETag", version)
         self.end_headers()

@@ -15,7 +15,7 @@ from typing import Any
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from lightning_score.arguments import Parser, find_config, option
-from lightning_score.runs import replace_text
+from lightning_score.runs import check_name, replace_text
 from lightning_score.sweep import figures
 from lightning_score.sweep.check import check_metric, check_settings
 from lightning_score.sweep.cost import Cost, estimate
@@ -51,6 +51,7 @@ def sweep(arguments: list[str]) -> None:
     require(options.file is not None, "sweep needs a file, as sweeps/eps.yaml, or --wandb ENTITY/PROJECT/SWEEP")
     spec = read(str(find_config(options.file, "sweeps", "")))
     name = options.name or spec.name
+    check_name(name, "--name")
     folder = Path(options.runs).resolve() / "sweeps" / name
     url = options.storage or f"sqlite:///{folder}/study.db"
     if options.summary:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_score.runs import check_name
 from lightning_score.sweep.results import Results, Row, measured
 from lightning_score.sweep.spec import Sweep, from_entries
 from lightning_score.utils import InputError, require
@@ -23,6 +24,7 @@ def fetch(path: str) -> tuple[Sweep, Results]:
         InputError: the address is no such, or the server has no such sweep.
     """
     require(path.count("/") == 2, f"--wandb {path}: must be ENTITY/PROJECT/SWEEP, as `wandb sweep` prints it")
+    check_name(path.rpartition("/")[2], "--wandb ENTITY/PROJECT/SWEEP:")
     import wandb
 
     try:

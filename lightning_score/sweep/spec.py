@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from lightning_score.runs import check_name
 from lightning_score.sweep.command import DEFAULT
 from lightning_score.sweep.parameters import Parameter, parameter
 from lightning_score.utils import InputError, require
@@ -169,8 +170,10 @@ def from_entries(entries: Any, path: str, text: str, name: str) -> Sweep:
         f"{path}: needs parameters, as 'parameters: {{model.sampler.steps: {{values: [5]}}}}'",
     )
     metric, maximize = _metric(path, entries.get("metric"), method)
+    name = str(entries.get("name") or name)
+    check_name(name, f"{path}: name")
     return Sweep(
-        name=str(entries.get("name") or name),
+        name=name,
         text=text,
         method=method,
         metric=metric,
