@@ -3,6 +3,8 @@
 import os
 import sys
 
+from lightning_score import stopping
+
 HELP = """\
 usage: python -m lightning_score [-h] [--version] COMMAND [options]
 
@@ -26,6 +28,7 @@ folder of images, and those in fashion_mnist, cifar10 and ncsnv2, such as fashio
 
 def main() -> int:
     """Runs the command line and returns its exit code."""
+    stopping.install()
     arguments = sys.argv[1:]
     if arguments in ([], ["-h"], ["--help"]):
         print(HELP, end="")
@@ -40,7 +43,8 @@ def main() -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from lightning_score.cli import run
 
-    return run(arguments)
+    with stopping.raising():
+        return run(arguments)
 
 
 if __name__ == "__main__":

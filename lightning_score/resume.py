@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_score.arguments import load_checkpoint, option
 from lightning_score.checkpoints import PREVIOUS
 from lightning_score.processes import folder_before
 from lightning_score.runs import read_status, replace_text
+from lightning_score.total_steps import linked
 from lightning_score.utils import InputError, require
 
 
@@ -42,12 +44,12 @@ def resumed(arguments: list[str]) -> Resumed | None:
     require((folder / "config.yaml").is_file(), f"--ckpt_path {folder}: no run folder, for it has no config.yaml")
     file, checkpoint = _newest(folder)
     others = list(_without(arguments[1:], ("-c", "--config", "--ckpt_path", "--output", "--name", "--runs")))
-    given = ["fit", "--config", str(folder / "config.yaml"), "--ckpt_path", str(file), *others]
+    following = linked(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    links = [] if following is None else ["--config", yaml.safe_dump(following)]
+    given = ["fit", "--config", str(folder / "config.yaml"), *links, "--ckpt_path", str(file), *others]
     if rank_zero_only.rank == 0:
-        print(
-            f"goes on in {folder} after step {checkpoint['global_step']}, with its own config, which options override",
-            flush=True,
-        )
+        step = checkpoint.get("global_step", 0)
+        print(f"goes on in {folder} after step {step}, with its own config, which options override", flush=True)
     return Resumed(given, folder, checkpoint)
 
 
@@ -114,7 +116,7 @@ def cut_logs(folder: Path, checkpoint: dict[str, Any]) -> None:
         folder: the run folder.
         checkpoint: the one that it goes on from; it knows whether its step was validated.
     """
-    step = checkpoint["global_step"]
+    step = checkpoint.get("global_step", 0)
     validated = checkpoint.get("callbacks", {}).get("Evaluate", {}).get("validated_at") == step
     _cut_metrics(folder / "metrics.csv", step, validated)
     for file in folder.glob("*.jsonl"):
