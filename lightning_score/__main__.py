@@ -3,6 +3,7 @@
 import os
 import sys
 
+from lightning_score import stopping
 from lightning_score.help import first_screen
 
 HELP = """\
@@ -28,6 +29,7 @@ for a folder of images, and those in fashion_mnist, cifar10 and ncsnv2, such as 
 
 def main() -> int:
     """Runs the command line and returns its exit code."""
+    stopping.install()
     arguments = sys.argv[1:]
     if arguments in ([], ["-h"], ["--help"]):
         print(HELP, end="")
@@ -47,7 +49,8 @@ def main() -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from lightning_score.cli import run
 
-    return run(arguments)
+    with stopping.raising():
+        return run(arguments)
 
 
 if __name__ == "__main__":

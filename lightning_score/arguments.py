@@ -8,7 +8,7 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
@@ -19,6 +19,7 @@ from lightning_score.checkpoints import read
 from lightning_score.data import ScoreData
 from lightning_score.metrics import Features
 from lightning_score.model import ScoreModel
+from lightning_score.total_steps import STAND_IN, WORD, linked, marked, marked_arguments, resolve
 from lightning_score.trust import NO_FUNCTION, ClassParser, check_origin, trusted_by
 from lightning_score.utils import InputError, require
 
@@ -78,6 +79,11 @@ def load_checkpoint(path: str, trusted: Collection[str] = ()) -> dict[str, Any]:
         "give one that `fit` wrote, as runs/NAME/latest/last.ckpt",
     )
     check_origin(_parts_of(checkpoint, path), trusted, f"--ckpt_path {path}")
+    kinds = {"state_dict": Mapping, "global_step": int, "loops": Mapping, "callbacks": Mapping, "optimizer_states": list,
+             "lr_schedulers": list, "current_model_state": Mapping}  # fmt: skip
+    for name, kind in kinds.items():
+        found = checkpoint.get(name, {Mapping: {}, list: [], int: 0}[kind])
+        require(isinstance(found, kind), f"--ckpt_path {path}: its {name} is a {type(found).__name__}, so it is damaged")
     return checkpoint
 
 
@@ -125,7 +131,9 @@ def with_found_configs(arguments: list[str]) -> list[str]:
 def with_checkpoint_config(arguments: list[str], checkpoint: dict[str, Any]) -> list[str]:
     """The arguments preceded by the checkpoint's own configuration, which everything that follows overrides."""
     config = {key: value for key, value in checkpoint["config"].items() if key in FROM_CHECKPOINT}
-    return [arguments[0], "--config", yaml.safe_dump(config), *arguments[1:]]
+    following = linked(checkpoint["config"]) if arguments[0] == "fit" and option(arguments, "--trainer.max_steps") else None
+    links = [] if following is None else ["--config", yaml.safe_dump(following)]
+    return [arguments[0], "--config", yaml.safe_dump(config), *links, *arguments[1:]]
 
 
 PLAIN = {
@@ -153,6 +161,19 @@ class Parser(ClassParser):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def parse_args(self, args: Sequence[str] | None = None, *others: Any, **settings: Any) -> Any:
+        """Parses options; a number of the schedule that is given as `max_steps` becomes that of the trainer."""
+        config = super().parse_args(None if args is None else marked_arguments(list(args)), *others, **settings)
+        resolve(config)
+        return config
+
+    def dump(self, *args: Any, **settings: Any) -> str:
+        """The text of a configuration, also of one that `--print_config` shows before it is complete."""
+        return super().dump(*args, **settings).replace(str(STAND_IN), WORD)
+
+    def _load_config_parser_mode(self, content: str, *args: Any, **settings: Any) -> Any:
+        return super()._load_config_parser_mode(marked(content), *args, **settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message on one line, with what to do about it, and exits with code 2."""

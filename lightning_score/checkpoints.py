@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from tqdm import tqdm
 
+from lightning_score.files import replacing
 from lightning_score.utils import InputError, read_tensors, require
 
 PREVIOUS = ".previous"
@@ -23,24 +24,28 @@ class SafeCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint into a file beside, onto the disk, and only then to its name, in one move; the one that had the
     name stays as `<name>.previous`. Where there is no room the run goes on without. Reading checks every byte and runs no
     code.
+
+    Attributes:
+        unsaved: why the newest checkpoint of a file could not be written, by the file.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unsaved: dict[str, str] = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Writes it, or says why it could not; what was there before is harmed in no case."""
         file = Path(path)
-        temporary = file.with_name(f".{file.name}-{os.getpid()}")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as stream:
-                torch.save(checkpoint, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            _keep_previous(file)
-            temporary.replace(file)
-        except (OSError, RuntimeError) as error:  # torch's writer makes RuntimeErrors of the disk's
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
+            with replacing(file) as temporary:
+                with temporary.open("wb") as stream:
+                    torch.save(checkpoint, stream)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                _keep_previous(file)
+            self.unsaved.pop(str(file), None)
+        except OSError as error:
+            self.unsaved[str(file)] = reason = error.strerror
             there = f"; {file} is the one before" if file.exists() else ""
             tqdm.write(f"checkpoint of step {checkpoint.get('global_step')}: not saved ({reason}){there}. Training goes on.")
 
@@ -72,10 +77,8 @@ def read(file: Path) -> dict[str, Any]:
 def _keep_previous(file: Path) -> None:
     """Gives the checkpoint that is there a second name, and only then its place to a new one."""
     if file.exists():
-        link = file.with_name(f".{file.name}{PREVIOUS}-{os.getpid()}")
-        with suppress(OSError):  # a file system without hard links: then there is one checkpoint, as ever
-            os.link(file, link)
-            link.replace(file.with_name(file.name + PREVIOUS))
+        with suppress(OSError), replacing(file.with_name(file.name + PREVIOUS)) as link:
+            os.link(file, link)  # on a file system without hard links there is one checkpoint, as ever
 
 
 def check(file: Path) -> None:

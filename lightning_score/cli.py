@@ -2,8 +2,10 @@
 
 import lightning_score.torchvision_guard  # noqa: F401
 
+import signal
 import sys
 
+from lightning_score import stopping
 from lightning_score.arguments import Refused
 from lightning_score.commands import ScoreCLI, prepared
 from lightning_score.convert import convert
@@ -11,6 +13,7 @@ from lightning_score.experiment import quiet
 from lightning_score.gallery import gallery
 from lightning_score.ladder import schedule
 from lightning_score.loggers import fail_trial, in_trial
+from lightning_score.runs import discarding
 from lightning_score.sweep.command import from_agent
 from lightning_score.utils import InputError, require
 
@@ -19,7 +22,8 @@ def sweep(arguments: list[str]) -> None:
     """Runs a sweep; its libraries are imported for it only."""
     from lightning_score.sweep.engine import sweep
 
-    sweep(arguments)
+    with stopping.patience():  # it stops its workers first
+        sweep(arguments)
 
 
 def report(arguments: list[str]) -> None:
@@ -35,17 +39,31 @@ COMMANDS = ("fit", "validate", "test", "predict", *WITHOUT_TRAINER)
 
 def run(arguments: list[str]) -> int:
     """Runs one command; a mistake of the user is one line on stderr and exit code 2."""
+    stopping.note(None)
     try:
-        _run(from_agent(arguments) if in_trial() else arguments)
-    except SystemExit as end:  # so the parser ends after a mistake, and Lightning after a signal
-        if end.code:
+        with discarding():
+            _run(from_agent(arguments) if in_trial() else arguments)
+    except (KeyboardInterrupt, SystemExit) as end:  # so the parser ends after a mistake, and Lightning after a signal
+        code = 130 if isinstance(end, KeyboardInterrupt) else end.code
+        if code:
             fail_trial(end.message if isinstance(end, Refused) else "ended by a signal", 2)
-        raise
+        if not code or isinstance(end, Refused):
+            raise
+        if isinstance(end, KeyboardInterrupt):
+            stopping.note(signal.SIGINT)
+        stopping.tell()
+        raise SystemExit(code if stopping.asked is None else 128 + stopping.asked) from None
     except Exception as error:
         mistake = error
         while mistake is not None and not isinstance(mistake, InputError):  # the parser wraps what constructors raise
             mistake = mistake.__cause__
         fail_trial(str(mistake or error), 1 if mistake is None else 2)
+        if stopping.asked is not None and mistake is None:  # a library has made an error of its own of the signal
+            stopping.tell()
+            raise SystemExit(128 + stopping.asked) from None
+        if mistake is None and isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
+            print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+            return 1
         if mistake is None:
             raise
         print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)

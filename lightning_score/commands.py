@@ -2,69 +2,45 @@
 themselves.
 """
 
-import lightning_score.torchvision_guard
+import lightning_score.torchvision_guard  # noqa: F401
 
 import shlex
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from errno import EIO
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, TensorDataset
 
-import lightning_score
 from lightning_score.arguments import load_checkpoint, option, trusted_modules, with_checkpoint_config, with_found_configs
 from lightning_score.callbacks import BestCheckpoint, Keep, SampleWriter, StepProgress
 from lightning_score.callbacks.pictures import labels_in_turn
 from lightning_score.checkpoints import SafeCheckpointIO, read
 from lightning_score.data import ScoreData
-from lightning_score.experiment import ExperimentCLI
+from lightning_score.experiment import TRAINER, ExperimentCLI
 from lightning_score.ladder import resolve
 from lightning_score.loggers import RunCSVLogger, in_trial, wandb_logger
 from lightning_score.model import ScoreModel
 from lightning_score.processes import answering, folder_of_all
+from lightning_score.refusals import refusing
 from lightning_score.resume import cut_logs, resumed
-from lightning_score.runs import RunStatus, check_name, new_dated_folder, new_folder, point_latest, replace_text
+from lightning_score.run_config import RunConfig
+from lightning_score.runs import RunStatus, check_name, new_dated_folder, new_folder
 from lightning_score.sharding import check_strategy
 from lightning_score.summary import describe, report, summarize
 from lightning_score.trust import trust_for
 from lightning_score.utils import InputError, require
-
-
-class RunConfig(SaveConfigCallback):
-    """Puts the run's configuration into its folder, its loggers and its checkpoints."""
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes the configuration, in one move, and logs it, on rank zero."""
-        if not trainer.fast_dev_run:
-            replace_text(Path(trainer.default_root_dir) / "config.yaml", self.parser.dump(self.config, skip_none=False))
-        for logger in trainer.loggers:
-            if not isinstance(logger, RunCSVLogger):  # config.yaml stands beside its metrics already
-                logger.log_hyperparams(self._plain())
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on this is the newest run: a start that failed does not count."""
-        if trainer.is_global_zero and not trainer.fast_dev_run and not self.config.get("output"):
-            point_latest(Path(trainer.default_root_dir))
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Makes the checkpoint sufficient to rebuild model, data, sampler and evaluation."""
-        checkpoint["config"] = self._plain()
-        checkpoint["lightning_score_version"] = lightning_score.__version__
-
-    def _plain(self) -> dict[str, Any]:
-        return yaml.safe_load(self.parser.dump(self.config, skip_none=False))
 
 
 class ScoreCLI(ExperimentCLI):
@@ -84,7 +60,7 @@ class ScoreCLI(ExperimentCLI):
         goes_on: Path | None = None,
         given: Sequence[str] | None = None,
     ):
-        self.command, self.checkpoint, self.goes_on = arguments[0], checkpoint, goes_on
+        self.command, self.checkpoint, self.goes_on, self.keeping = arguments[0], checkpoint, goes_on, False
         self.given = given or arguments
         super().__init__(
             arguments,
@@ -129,6 +105,11 @@ class ScoreCLI(ExperimentCLI):
             value = config.get(name, least)
             require(value >= least, f"--{name} {value}: must be at least {least}")
         check_name(config["name"], "--name")
+        name = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(self.command)
+        limit = config["trainer"].get(name)
+        require(limit is None or limit > 0, f"--trainer.{name} {limit}: must be above 0, or nothing is measured")
+        limit = config["trainer"]["limit_predict_batches"] if self.command == "predict" else None
+        require(limit is None, f"--trainer.limit_predict_batches {limit}: not for predict; give fewer --num_samples")
         if self.command == "fit":
             resolve(config)
 
@@ -138,23 +119,25 @@ class ScoreCLI(ExperimentCLI):
         settings, evaluate = config["trainer"], config["evaluate"]
         if self.command == "fit":  # what cannot work is found out before anything is written
             self.datamodule.train_dataloader()
-        else:
+        if self.checkpoint is not None:
             self._load_weights()
-            if config.get("labels") is not None:
-                self.model.check_labels(torch.tensor(config["labels"]))
+        if config.get("labels") is not None:
+            self.model.check_labels(torch.tensor(config["labels"]))
+        bare = settings["barebones"]
+        callbacks = [*(settings["callbacks"] or [])]
+        if settings["enable_progress_bar"] is not False and not bare:
+            callbacks.append(StepProgress())
         if settings["fast_dev_run"]:
             self.folder = None
-            return super().instantiate_trainer(callbacks=[*(settings["callbacks"] or []), StepProgress()], **kwargs)
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         strategy = settings["strategy"] if isinstance(settings["strategy"], str) else "auto"
-        bare = {"callbacks": [], "plugins": None, "logger": False, "enable_checkpointing": False}
-        check_strategy(super().instantiate_trainer(strategy=strategy, **bare, **kwargs))  # or this machine cannot
+        least = {"callbacks": [], "plugins": None, "logger": False, "enable_checkpointing": False}
+        check_strategy(super().instantiate_trainer(strategy=strategy, **least, **kwargs))  # or this machine cannot
         self.folder = Path(folder_of_all(lambda: str(self._make_folder(config)), settings["num_nodes"]))
-        callbacks = [*(settings["callbacks"] or [])]
         if self.command == "predict":
             callbacks.append(SampleWriter(self.datamodule, config["progressive"], len(self._labels())))
-        if settings["enable_progress_bar"] is not False:
-            callbacks.append(StepProgress())
-        if self.command == "fit" and settings["enable_checkpointing"] is not False:
+        self.keeping = self.command == "fit" and settings["enable_checkpointing"] is not False and not bare
+        if self.keeping:
             monitor = f"val/{evaluate.metric or 'loss'}"
             last = ModelCheckpoint(self.folder, "last", enable_version_counter=False)
             callbacks += [BestCheckpoint(str(self.folder), monitor), last, Keep(self.folder)]  # the last knows of the best
@@ -163,7 +146,8 @@ class ScoreCLI(ExperimentCLI):
             "callbacks": callbacks,
             "plugins": self._plugins(settings["plugins"]),
         }
-        trainer = super().instantiate_trainer(logger=self._make_loggers(settings["logger"]), **kwargs)
+        loggers = False if bare else self._make_loggers(settings["logger"])
+        trainer = super().instantiate_trainer(logger=loggers, **kwargs)
         check_strategy(trainer)
         return trainer
 
@@ -199,8 +183,9 @@ class ScoreCLI(ExperimentCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs the command; its folder says what becomes of it."""
         status = nullcontext() if self.folder is None or not self.trainer.is_global_zero else self._status()
+        self.trainer._signal_connector.register_signal_handlers = lambda: None  # Lightning's talk to other processes
         try:
-            with status, answering(self.trainer):
+            with status, answering(self.trainer), refusing(self.config[self.command]["trainer"], TRAINER):
                 super()._run_subcommand(subcommand)
         except SystemExit:
             again = [callback.requeue() for callback in self.trainer.callbacks if isinstance(callback, Keep)]
@@ -222,19 +207,32 @@ class ScoreCLI(ExperimentCLI):
             if isinstance(end, SIGTERMException) and not in_trial():
                 raise SystemExit(143) from end  # as a shell says it
             raise
-        summarize(self.trainer, self.folder, time.monotonic() - start, trust_for(self.config.as_dict()))
+        unsaved = self._unsaved()
+        again = trust_for(self.config.as_dict())
+        summarize(self.trainer, self.folder, time.monotonic() - start, self.keeping and not unsaved, again)
+        if unsaved:
+            raise OSError(EIO, f"the weights of step {self.trainer.global_step} are not saved ({unsaved})", str(self.folder))
+
+    def _unsaved(self) -> str:
+        """Why the final weights are in no checkpoint, though they should be; nothing if they are."""
+        if not self.keeping or not self.trainer.is_global_zero:
+            return ""
+        file = self.folder / "last.ckpt"
+        return getattr(self.trainer.strategy.checkpoint_io, "unsaved", {}).get(str(file), "" if file.exists() else "no file")
 
     def _train(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str | None) -> None:
         self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         evaluate = self.config_init["fit"]["evaluate"]
         if not self.trainer.interrupted and evaluate.validated_at != self.trainer.global_step:
+            if self.keeping:
+                self.trainer.save_checkpoint(self.folder / "last.ckpt")  # for a signal may end the validation
             self.trainer.validate(model, datamodule=datamodule, verbose=False)
-            if self.folder is not None:
+            if self.keeping:
                 self.trainer.save_checkpoint(self.folder / "last.ckpt")
 
     def _tell_interrupted(self) -> None:
         """Says how training goes on from what is kept of it."""
-        if self.folder is None or not self.trainer.is_global_zero:
+        if not self.keeping or not self.trainer.is_global_zero:
             return
         if not (self.folder / "last.ckpt").exists():
             print("\nstopped before the first checkpoint: nothing is kept")
@@ -268,7 +266,9 @@ class ScoreCLI(ExperimentCLI):
             columns.append(torch.tensor(labels)[numbers % len(labels)])
         dataset = TensorDataset(*columns)
         self.trainer.predict(model, DataLoader(dataset, config["batch_size"]), return_predictions=False)
-        if self.trainer.is_global_zero:
+        if self.folder is None:
+            print("fast_dev_run: nothing was kept")
+        elif self.trainer.is_global_zero:
             pictures = ["samples.png", "progress.png"] if config["progressive"] else ["samples.png"]
             files = ", ".join(f"{self.folder}/{name}" for name in (*pictures, "samples.npz"))
             print(f"{config['num_samples']} samples: {files}")
@@ -281,7 +281,8 @@ class ScoreCLI(ExperimentCLI):
         """Gives the model the checkpoint's weights, which are the averaged ones."""
         try:
             self.model.load_state_dict(self.checkpoint["state_dict"])
-            self.config_init[self.command]["evaluate"].raw_state = self.checkpoint.get("current_model_state")
+            if self.command != "fit":
+                self.config_init[self.command]["evaluate"].raw_state = self.checkpoint.get("current_model_state")
         except RuntimeError as error:
             detail = " ".join(str(error).split())[:300]
             raise InputError(
@@ -290,7 +291,11 @@ class ScoreCLI(ExperimentCLI):
 
     def _restore_step(self) -> None:
         """Gives the trainer the training step of the checkpoint, under which results are logged."""
-        self.trainer.fit_loop.load_state_dict(self.checkpoint["loops"]["fit_loop"])
+        try:
+            self.trainer.fit_loop.load_state_dict(self.checkpoint["loops"]["fit_loop"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"--ckpt_path: the checkpoint does not hold the step of its training ({reason})") from error
 
 
 def prepared(arguments: list[str]) -> tuple[list[str], dict[str, Any] | None, Path | None]:

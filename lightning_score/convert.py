@@ -3,7 +3,6 @@
 import lightning_score.torchvision_guard
 
 import argparse
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 import lightning_score
 from lightning_score.arguments import load_checkpoint, with_found_configs
 from lightning_score.experiment import IdleExperiment
+from lightning_score.files import replacing
 from lightning_score.interop import KINDS, Imported, read
 from lightning_score.interop.base import Settings
 from lightning_score.interop.diffusers_writer import write
@@ -133,13 +133,8 @@ class Conversion(IdleExperiment):
         if self.imported.averages is not None:
             checkpoint["current_model_state"] = self._named(checkpoint["state_dict"], self.imported.weights)
             checkpoint["averaging_state"] = {"n_averaged": torch.tensor(self.imported.step)}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = out.with_name(f".{out.name}-{os.getpid()}")
-        try:
-            torch.save(checkpoint, temporary)
-            temporary.replace(out)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(out) as temporary, temporary.open("wb") as stream:
+            torch.save(checkpoint, stream)
 
     def _named(self, state: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
         """A model's state with other weights of its network."""

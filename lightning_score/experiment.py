@@ -5,6 +5,7 @@ import lightning_score.torchvision_guard  # noqa: F401
 import logging
 import os
 import warnings
+from inspect import signature
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -17,10 +18,14 @@ from lightning_score.callbacks import EMA, Evaluate, Guard, SampleGrid
 from lightning_score.data import ScoreData
 from lightning_score.mistakes import check_config
 from lightning_score.model import ScoreModel
+from lightning_score.refusals import check_trainer, of_options
 from lightning_score.utils import InputError
 
 GROUPS = {"trainer": Trainer, "model": ScoreModel, "ema": EMA, "samples": SampleGrid, "evaluate": Evaluate, "guard": Guard}
 """The parameters that every command has, by their names."""
+OURS = {"num_sanity_val_steps": 0, "enable_model_summary": False}
+TRAINER = {name: parameter.default for name, parameter in signature(Trainer).parameters.items()} | OURS
+"""The trainer's defaults."""
 
 
 class ExperimentCLI(LightningCLI):
@@ -39,7 +44,7 @@ class ExperimentCLI(LightningCLI):
             seed_everything_default=0,
             parser_class=Parser,
             auto_configure_optimizers=False,
-            trainer_defaults={"num_sanity_val_steps": 0, "enable_model_summary": False},
+            trainer_defaults=OURS,
             args=arguments,
             **settings,
         )
@@ -60,6 +65,7 @@ class ExperimentCLI(LightningCLI):
         self.config.get(self.config.get("subcommand"), self.config).pop("trust", None)  # is of this command alone
         plain = self.config.as_dict()
         check_config(plain.get(plain.get("subcommand")) or plain, GROUPS)
+        check_trainer((plain.get(plain.get("subcommand")) or plain).get("trainer") or {})
 
     def instantiate_classes(self) -> None:
         """Makes model, data and trainer; values that these do not take are the user's mistake.
@@ -74,7 +80,8 @@ class ExperimentCLI(LightningCLI):
             others = isinstance(error, RuntimeError) and not of_memory
             if others or isinstance(error, InputError) or isinstance(error.__cause__, InputError):
                 raise
-            raise InputError(f"this configuration cannot be used: {' '.join(str(error).split())[:600]}") from error
+            given = self.config.get(self.config.get("subcommand") or "", self.config)
+            raise InputError(of_options(error, given["trainer"], TRAINER)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer; of some values, as `devices: none`, Lightning says that their type is wrong or a package missing.

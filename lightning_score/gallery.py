@@ -14,6 +14,7 @@ from lightning_score.arguments import Parser, load_checkpoint
 from lightning_score.callbacks.field import Marginal, draw_density, draw_field, extent
 from lightning_score.data import GaussianMixture, Mixture, ScoreData
 from lightning_score.empirical import EmpiricalScore
+from lightning_score.files import replacing
 from lightning_score.model import ScoreModel
 from lightning_score.process import NoiseProcess, SigmaTable
 from lightning_score.runs import new_dated_folder, new_folder
@@ -50,8 +51,13 @@ def gallery(arguments: list[str]) -> None:
     model = ScoreModel.load_from_checkpoint(options.ckpt_path, map_location="cpu", trust=list(trusted)).eval()
     folder = Path(options.ckpt_path).parent
     folder = new_folder(Path(options.output)) if options.output else new_dated_folder(folder / "gallery")
-    draw_samplers(model, data.mixture, options.num_samples, options.seed).savefig(folder / "samplers.png", dpi=80)
-    draw_levels(options.num_samples, options.seed).savefig(folder / "levels.png", dpi=80)
+    figures = {
+        "samplers.png": draw_samplers(model, data.mixture, options.num_samples, options.seed),
+        "levels.png": draw_levels(options.num_samples, options.seed),
+    }
+    for name, figure in figures.items():
+        with replacing(folder / name) as temporary:
+            figure.savefig(temporary, dpi=80)
     print(f"drawn: {folder}/samplers.png, {folder}/levels.png")
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from lightning_score.arguments import Parser, find_config
 from lightning_score.data import ScoreData
+from lightning_score.files import replacing
+from lightning_score.runs import replace_text
 from lightning_score.schedule import LEAST_DIMENSION, Plan, choose_gamma, choose_levels, choose_step_size, max_distance, plan
 from lightning_score.utils import require
 
@@ -40,12 +42,12 @@ def schedule(arguments: list[str]) -> None:
     source = f"{type(data).__name__}, {len(x)} training examples of {' x '.join(map(str, data.shape))}"
     print(f"{source}, values {float(x.min()):.4g} to {float(x.max()):.4g}, as the network sees them\n\n{derivation(chosen)}")
     if config.output is not None:
-        Path(config.output).write_text(
-            f"# The noise ladder of {source}.\n{yaml.safe_dump(fragment(chosen), sort_keys=False)}"
-        )
+        text = f"# The noise ladder of {source}.\n{yaml.safe_dump(fragment(chosen), sort_keys=False)}"
+        replace_text(Path(config.output), text)
         print(f"\nwritten to {config.output}: python -m lightning_score fit --config ncsn --config {config.output}")
     if config.plot is not None:
-        _figure(chosen, source).savefig(config.plot, dpi=120)
+        with replacing(config.plot) as temporary:
+            _figure(chosen, source).savefig(temporary, dpi=120)
         print(f"drawn in {config.plot}")
 
 

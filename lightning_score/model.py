@@ -183,7 +183,8 @@ class ScoreModel(LightningModule):
         checkpoint["loss"] = {"sum": float(self._loss_sum), "count": self._loss_count}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on with them."""
+        """Goes on with them, and with the schedule."""
+        self._optimization.adapt(checkpoint)
         kept = checkpoint.get("loss", {"sum": 0.0, "count": 0})
         self._loss_sum, self._loss_count = kept["sum"], kept["count"]
 
@@ -203,8 +204,8 @@ class ScoreModel(LightningModule):
     def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> Samples:
         """Draws the samples of a batch of numbers, seeds and, perhaps, labels, each (B,); the seeds are all the same."""
         indices, seeds, *labels = batch
-        cond = labels[0] if labels else None
-        return self.draw(indices.tolist(), int(seeds[0]), cond, progress=self.trainer.is_global_zero)
+        shown = self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
+        return self.draw(indices.tolist(), int(seeds[0]), labels[0] if labels else None, progress=shown)
 
     def configure_optimizers(self):
         """The optimiser, and the schedule after every step."""
@@ -212,7 +213,7 @@ class ScoreModel(LightningModule):
 
     def on_train_start(self) -> None:
         """Goes on with the settings of the options, where a checkpoint brought others."""
-        self._optimization.keep_settings()
+        self._optimization.keep_settings(self.trainer.estimated_stepping_batches - self.trainer.global_step)
 
     @torch.inference_mode()
     def draw(

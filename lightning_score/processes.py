@@ -20,6 +20,7 @@ from lightning.pytorch.plugins.environments import (
     TorchElasticEnvironment,
 )
 
+from lightning_score.stopping import cleaning
 from lightning_score.utils import InputError
 
 STARTERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
@@ -31,6 +32,8 @@ PATIENCE = timedelta(minutes=10)
 """For all processes to have started."""
 GRACE = 10.0
 """Seconds in which the others may say why they end."""
+GRACE_AFTER_SIGNAL = 3.0
+"""The same where a signal ends all of them."""
 SILENCE = re.compile(r"timed? ?out|connection (closed|reset|refused)|broken pipe|gloo|nccl|socket", re.IGNORECASE)
 
 _runs = count()  # of this process
@@ -142,11 +145,15 @@ def answering(trainer: Trainer) -> Iterator[None]:
         InputError: in place of the error of the library for communication.
     """
     try:
-        yield
+        with cleaning(lambda: _end_others(trainer, 0.0)):
+            yield
+    except (KeyboardInterrupt, SystemExit):
+        _end_others(trainer, GRACE_AFTER_SIGNAL)
+        raise
     except Exception as error:
         if trainer.world_size == 1:
             raise
-        _end_others(trainer)
+        _end_others(trainer, GRACE)
         if isinstance(error, InputError) or not SILENCE.search(str(error)):
             raise
         timeout = getattr(trainer.strategy, "_timeout", None) or dist.default_pg_timeout
@@ -160,14 +167,14 @@ def answering(trainer: Trainer) -> Iterator[None]:
         ) from error
 
 
-def _end_others(trainer: Trainer) -> None:
-    """Ends the processes that this one started, once they have had time to say something."""
+def _end_others(trainer: Trainer, seconds: float) -> None:
+    """Ends the processes that this one started, once they have had some seconds to say something."""
     started = getattr(trainer.strategy.launcher, "procs", [])
     others = [process for process in started if isinstance(process, subprocess.Popen)]
     started.clear()  # or Lightning, which watches them, ends this process before it can say anything
     for process in others:
         try:
-            process.wait(GRACE)
+            process.wait(seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -17,6 +17,7 @@ from lightning_score.arguments import load_checkpoint, option
 from lightning_score.checkpoints import PREVIOUS
 from lightning_score.processes import folder_before
 from lightning_score.runs import check_name, read_status, replace_text
+from lightning_score.total_steps import linked
 from lightning_score.trust import check_origin
 from lightning_score.utils import InputError, require
 
@@ -50,12 +51,12 @@ def resumed(arguments: list[str], trusted: Collection[str] = ()) -> Resumed | No
     check_origin(config, trusted, f"--ckpt_path {folder}: config.yaml")
     file, checkpoint = _newest(folder, trusted)
     others = list(_without(arguments[1:], ("-c", "--config", "--ckpt_path", "--output", "--name", "--runs")))
-    given = ["fit", "--config", str(folder / "config.yaml"), "--ckpt_path", str(file), *others]
+    following = linked(config)
+    links = [] if following is None else ["--config", yaml.safe_dump(following)]
+    given = ["fit", "--config", str(folder / "config.yaml"), *links, "--ckpt_path", str(file), *others]
     if rank_zero_only.rank == 0:
-        print(
-            f"goes on in {folder} after step {checkpoint['global_step']}, with its own config, which options override",
-            flush=True,
-        )
+        step = checkpoint.get("global_step", 0)
+        print(f"goes on in {folder} after step {step}, with its own config, which options override", flush=True)
     return Resumed(given, folder, checkpoint)
 
 
@@ -132,7 +133,7 @@ def cut_logs(folder: Path, checkpoint: dict[str, Any]) -> None:
         folder: the run folder.
         checkpoint: the one that it goes on from; it knows whether its step was validated.
     """
-    step = checkpoint["global_step"]
+    step = checkpoint.get("global_step", 0)
     validated = checkpoint.get("callbacks", {}).get("Evaluate", {}).get("validated_at") == step
     _cut_metrics(folder / "metrics.csv", step, validated)
     for file in folder.glob("*.jsonl"):

@@ -2,15 +2,19 @@
 
 import json
 import os
+import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from lightning_score import __version__
+from lightning_score.files import replacing
+from lightning_score.stopping import cleaning
 from lightning_score.utils import InputError, require
 
 STATUS = "run.json"
@@ -20,6 +24,9 @@ LONGEST_NAME = 200
 """Bytes of the name of a run: what is written beside it makes it longer."""
 HEARTBEAT = 10.0
 """Seconds between two signs of life of a run."""
+WITHOUT_RESULT = ("config.yaml", "hparams.yaml", STATUS)
+"""What a run writes before it has computed anything."""
+_made: list[tuple[Path, list[Path]]] = []  # folders that this process has made, with those above them that it had to make
 
 
 def check_name(name: str, option: str) -> None:
@@ -53,13 +60,58 @@ def new_folder(folder: Path) -> Path:
     Raises:
         InputError: it exists or cannot be written.
     """
+    missing = [parent for parent in folder.parents if not parent.exists()]
     try:
         folder.mkdir(parents=True)
     except FileExistsError as error:
         raise InputError(f"{folder}: exists already and nothing is overwritten; give a new folder") from error
     except OSError as error:
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another output folder") from error
+    _made.append((folder, missing))
     return folder
+
+
+@contextmanager
+def discarding() -> Iterator[None]:
+    """Removes the folders that are made within it and hold no result, where a signal or a mistake of the user ends it."""
+    before = len(_made)
+
+    def discard() -> None:
+        for folder, parents in _made[before:]:
+            if not any(file.name not in WITHOUT_RESULT for file in _files(folder)):
+                _discard(folder, parents)
+
+    with cleaning(discard):
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, InputError, OSError):
+            discard()
+            raise
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files of a run that may be results: those of W&B's repeat others, and metrics without a row are none."""
+    for file in folder.rglob("*"):
+        empty = file.name == "metrics.csv" and file.read_bytes().count(b"\n") < 2
+        if file.is_file() and "wandb" not in file.relative_to(folder).parts and not empty:
+            yield file
+
+
+def _discard(folder: Path, parents: Sequence[Path]) -> None:
+    """Removes a folder and those above it that were made for it; `latest` is the newest run before it then."""
+    shutil.rmtree(folder, ignore_errors=True)
+    link = folder.parent / "latest"
+    with suppress(OSError):
+        if link.is_symlink() and not link.exists():
+            link.unlink()
+            others = sorted(file.parent for file in folder.parent.glob(f"*/{STATUS}"))
+            if others:
+                point_latest(others[-1])
+        for parent in parents:
+            parent.rmdir()
 
 
 def new_dated_folder(parent: Path) -> Path:
@@ -82,16 +134,14 @@ def new_dated_folder(parent: Path) -> Path:
 
 def replace_text(file: Path, text: str) -> None:
     """Writes a file in one move, so that whatever happens meanwhile it is the old one or the new one."""
-    temporary = file.with_name(f".{file.name}-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    temporary.replace(file)
+    with replacing(file) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def point_latest(folder: Path) -> None:
     """Makes `latest`, beside the folder, a link to it, in one step that readers never see half done."""
-    link, temporary = folder.parent / "latest", folder.parent / f".latest-{os.getpid()}"
-    temporary.symlink_to(folder.name)
-    temporary.replace(link)
+    with replacing(folder.parent / "latest") as temporary:
+        temporary.symlink_to(folder.name)
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -133,15 +183,18 @@ class RunStatus:
             "max_steps": max_steps,
             "version": __version__,
         }
+        self._cleaning = ExitStack()
         self._thread = threading.Thread(target=self._beat, name="run status", daemon=True)
 
     def __enter__(self) -> "RunStatus":
         self._write("running")
+        self._cleaning.enter_context(cleaning(lambda: self._write("interrupted", "ended by a signal")))
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._over.set()
+        self._cleaning.close()
         self._thread.join()
         if error is None:
             self._write("finished")
@@ -163,9 +216,5 @@ class RunStatus:
             "seconds": self._before + now - self._begun,
             "step": self._step(),
         }
-        temporary = self._file.with_name(f".{STATUS}-{os.getpid()}")
-        try:
-            temporary.write_text(json.dumps(self._entries | here, indent=1), encoding="utf-8")
-            temporary.replace(self._file)
-        except OSError:  # a full disk, say: the run is worth more than what is said about it
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a full disk, say: the run is worth more than what is said about it
+            replace_text(self._file, json.dumps(self._entries | here, indent=1))

@@ -26,8 +26,8 @@ def describe(model: ScoreModel, folder: Path | None) -> None:
 
 
 @rank_zero_only
-def summarize(trainer: Trainer, folder: Path | None, seconds: float, options: str = "") -> None:
-    """The results of training, where they are, and what to try next."""
+def summarize(trainer: Trainer, folder: Path | None, seconds: float, kept: bool = True, options: str = "") -> None:
+    """The results of training, where they are, and, if the final weights are kept, what to try next."""
     if folder is None:
         print("fast_dev_run: every part ran once and nothing was kept")
         return
@@ -38,7 +38,7 @@ def summarize(trainer: Trainer, folder: Path | None, seconds: float, options: st
         "metrics": "metrics.csv",
         "config": "config.yaml",
     }
-    rows |= {"checkpoints": ", ".join(sorted(file.name for file in folder.glob("*.ckpt")))}
+    rows |= {"checkpoints": ", ".join(sorted(file.name for file in folder.glob("*.ckpt"))) or "none"}
     for kind in ("samples", "score", "loss_per_sigma"):
         pictures = sorted(folder.glob(f"{kind}/*.png"))
         rows |= {kind: str(pictures[-1].relative_to(folder))} if pictures else {}
@@ -47,6 +47,8 @@ def summarize(trainer: Trainer, folder: Path | None, seconds: float, options: st
         print(f"  {name:<14} {value}")
     for evaluation in evaluations(trainer):
         print(f"  {evaluation.metric:<14} {sentence(evaluation)}")
+    if not kept:
+        return
     checkpoint = shlex.quote(str((latest if is_latest else folder) / "last.ckpt"))
     print(f"\nnext: python -m lightning_score predict --ckpt_path {checkpoint}{options} --num_samples 64")
 

@@ -116,7 +116,8 @@ def test_from_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     quick = ["--evaluate.features=null", "--samples.num_samples=0", "--trainer.val_check_interval=4", "--output=first",
-             "--trainer.log_every_n_steps=1", "--trainer.callbacks=null"]  # fmt: skip
+             "--trainer.log_every_n_steps=1", "--trainer.callbacks=null",
+             "--model.lr_scheduler.total_iters=2600"]  # fmt: skip
     assert run(["fit", "--config=ddpm", *quick, "--trainer.max_steps=4"]) == 0
     again = [*quick, "--trainer.max_steps=8", "--output=second"]
     assert run(["fit", "--ckpt_path=first/last.ckpt", *again, "--model.optimizer.init_args.lr=1.0e-5"]) == 0

@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,15 +19,17 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_score import stopping
 from lightning_score.utils import random_state, require, take_up
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Ctrl-C, the usual request to end, and that by which SLURM announces that it takes the machine away."""
+SIGNALS = (*stopping.SIGNALS, signal.SIGUSR1)
+"""Ctrl-C, the usual request to end, a closed terminal, and that by which SLURM announces that it takes the machine away."""
 
 
 class Keep(Checkpoint):
     """Saves `last.ckpt` between two steps: before every validation, which may take long, at intervals, and when the run is
-    asked to end, by Ctrl-C, SIGTERM or, in a job of SLURM's, SIGUSR1, upon which the job is to be queued again (`requeue`).
+    asked to end, by Ctrl-C, SIGTERM, SIGHUP or, in a job of SLURM's, SIGUSR1, upon which the job is to be queued again
+    (`requeue`).
 
     What was saved before a validation that did not come to its end begins with that validation when it goes on, so that the
     run equals one that was never interrupted. A second Ctrl-C, or one during a validation, ends the run at once.
@@ -46,6 +49,7 @@ class Keep(Checkpoint):
         self._saved = time.monotonic()
         self._random: dict[str, Any] = {}
         self._handlers: dict[signal.Signals, Any] = {}
+        self._patience = ExitStack()
 
     def state_dict(self) -> dict[str, bool]:
         """Whether the checkpoint is saved just before a validation."""
@@ -64,8 +68,10 @@ class Keep(Checkpoint):
         """Makes up for the validation in which the run was interrupted; from here on signals wait for the next step."""
         self._saved = time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS if "SLURM_JOB_ID" in os.environ else SIGNALS[:2]:
-                self._handlers[number] = signal.signal(number, self._handler(trainer))
+            for number in SIGNALS if "SLURM_JOB_ID" in os.environ else SIGNALS[:-1]:
+                if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGINT:
+                    self._handlers[number] = signal.signal(number, self._handler(trainer))
+            self._patience.enter_context(stopping.patience())
         take_up(self._random, pl_module.device)
         if self._validation_due:
             self._validation_due, self._making_up = False, True
@@ -80,6 +86,7 @@ class Keep(Checkpoint):
     def _handler(self, trainer: Trainer) -> Callable[[int, FrameType | None], None]:
         def ask(number: int, frame: FrameType | None) -> None:
             again, self.asked = self.asked is not None, signal.Signals(number)
+            stopping.note(number)
             if trainer.validating or (again and number == signal.SIGINT):
                 self._end(trainer)
 
@@ -137,7 +144,7 @@ class Keep(Checkpoint):
         """What one of several processes wants, all do, at the same step; they ask one another now and then only."""
         if trainer.world_size == 1:
             return save, end
-        if batch_idx % trainer.log_every_n_steps:
+        if batch_idx % max(trainer.log_every_n_steps, 1):
             return False, False
         wanted = torch.tensor([save, end], dtype=torch.uint8, device=trainer.strategy.root_device)
         dist.all_reduce(wanted, dist.ReduceOp.MAX)
@@ -156,6 +163,7 @@ class Keep(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gives the signals back."""
+        self._patience.close()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}

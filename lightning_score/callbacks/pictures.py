@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from lightning_score.files import replacing
 from lightning_score.model import ScoreModel
 from lightning_score.utils import without_room
 
@@ -94,7 +95,8 @@ def save_picture(picture: Image.Image, path: Path, caption: str) -> None:
     told = PngInfo()
     told.add_itxt("Description", caption)
     told.add_itxt(KIND, picture.info.get(KIND, "pixels"))
-    picture.save(path, pnginfo=told)
+    with replacing(path) as temporary:
+        picture.save(temporary, pnginfo=told)
 
 
 def publish(trainer: Trainer, key: str, picture: Image.Image, caption: str) -> Path:

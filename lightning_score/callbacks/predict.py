@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_score.callbacks.pictures import sample_picture, save_picture
 from lightning_score.callbacks.strip import Strip
 from lightning_score.data import ScoreData
+from lightning_score.files import replacing
 from lightning_score.model import ScoreModel
 from lightning_score.sampling.sampler import Samples
 from lightning_score.utils import require
@@ -83,7 +84,8 @@ class SampleWriter(Callback):
         arrays = {"images": images.permute(0, 2, 3, 1).numpy()} if images.ndim == 4 else {}
         arrays |= {} if torch.equal(raw, x) else {"raw": raw.numpy()}
         arrays |= {"labels": labels[0].numpy()} if labels else {}
-        np.savez_compressed(folder / "samples.npz", x=x.numpy(), seed=self._seed, nfe=self._nfe, **arrays)
+        with replacing(folder / "samples.npz") as temporary:
+            np.savez_compressed(temporary, x=x.numpy(), seed=self._seed, nfe=self._nfe, **arrays)
         caption = f"{min(len(x), IN_PICTURE)} samples, seed {self._seed}, NFE {self._nfe:g}"
         save_picture(sample_picture(images[:IN_PICTURE], self._labels), folder / "samples.png", caption)
 

@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from tqdm import tqdm
 
+from lightning_score.files import replacing
 from lightning_score.metrics import (
     Activations,
     Estimate,
@@ -34,7 +35,7 @@ from lightning_score.metrics.record import settings_of
 from lightning_score.metrics.reference import Reference
 from lightning_score.model import ScoreModel
 from lightning_score.sampling.sampler import Samples
-from lightning_score.utils import InputError, Unmeasurable, cache_folder, read_tensors
+from lightning_score.utils import InputError, Unmeasurable, cache_folder, read_tensors, without_room
 
 BLOCKS = 10
 """Blocks of samples, for the error bar."""
@@ -271,7 +272,6 @@ class Sampling:
         return cache_folder() / "evaluations" / f"{digest.hexdigest()[:24]}.pt"
 
     def _save(self, path: Path, found: Pass, done: int, evaluations: int, seconds: float) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "totals": {str(kind): totals.state_dict() for kind, totals in found.totals.items()},
             "images": found.images,
@@ -279,9 +279,8 @@ class Sampling:
             "evaluations": evaluations,
             "seconds": found.seconds + seconds,
         }
-        temporary = path.with_suffix(".part")
-        torch.save(state, temporary)
-        temporary.replace(path)
+        with without_room(path), replacing(path) as temporary, temporary.open("wb") as stream:
+            torch.save(state, stream)
 
     def _restore(self, path: Path | None, found: Pass) -> tuple[int, int]:
         """Samples done by an earlier pass that was interrupted, and its network evaluations."""

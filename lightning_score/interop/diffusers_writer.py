@@ -2,14 +2,13 @@
 
 import inspect
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
+from lightning_score.files import replacing
 from lightning_score.interop.base import Imported, Settings
 from lightning_score.interop.diffusers import PATTERNS, PREDICTIONS, WEIGHTS
 from lightning_score.interop.load import make
@@ -37,8 +36,7 @@ def write(folder: Path, model: Imported) -> None:
         "unet": ["diffusers", "UNet2DModel"],
         "scheduler": ["diffusers", scheduler["_class_name"]],
     }
-    temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
-    try:
+    with replacing(folder) as temporary:
         for name, content in [
             ("unet/config.json", unet),
             ("scheduler/scheduler_config.json", scheduler),
@@ -49,9 +47,6 @@ def write(folder: Path, model: Imported) -> None:
         weights = model.weights if model.averages is None else model.averages
         state = {translate(name, PATTERNS): tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
         save_file(state, temporary / "unet" / f"{WEIGHTS}.safetensors", {"format": "pt"})
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _name(settings: Settings) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import platform
 import time
 import warnings
@@ -116,8 +117,13 @@ def append_line(path: Path, entries: Mapping[str, Any]) -> None:
     """
     with without_room(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(dict(entries))) + "\n")
+        before = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(finite(dict(entries))) + "\n")
+        except OSError:
+            os.truncate(path, before)  # half a line
+            raise
 
 
 def read(path: Path) -> list[Record]:

@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from lightning_score.files import replacing
 from lightning_score.metrics.features import Features
 from lightning_score.metrics.frechet import floor_of_subsets, frechet_distance
 from lightning_score.metrics.statistics import FeatureSums, Statistics
-from lightning_score.utils import cache_folder
+from lightning_score.utils import cache_folder, without_room
 
 KEPT = 20_000
 """Most feature vectors of the data that are kept, for the metrics that need them."""
@@ -98,9 +99,9 @@ def compute(examples: Tensor, features: Features, n: int, device: torch.device |
 def _write(path: Path, found: Reference) -> None:
     tensors = {"mean": found.statistics.mean, "covariance": found.statistics.covariance, "kept": found.kept}
     numbers = {"n": found.statistics.n, "floor": found.floor, "floor_n": found.floor_n}
-    temporary = path.with_suffix(".part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"numbers": json.dumps(numbers)})
-    temporary.replace(path)
+    with without_room(path), replacing(path) as temporary:
+        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(whole, temporary, {"numbers": json.dumps(numbers)})
 
 
 def _read(path: Path) -> Reference | None:

@@ -1,12 +1,12 @@
 """The command `report`."""
 
-import os
 import webbrowser
 from pathlib import Path
 
 from lightning_score.arguments import Parser
 from lightning_score.report import page
 from lightning_score.report.server import server
+from lightning_score.runs import replace_text
 from lightning_score.utils import InputError, require
 
 
@@ -33,10 +33,8 @@ def report(arguments: list[str]) -> None:
     require(options.size > 0, f"--size {options.size}: must be above 0, in MB, as in 10")
     file = Path(options.output) if options.output else root / "report.html"
     text = page.whole(root, title, int(options.size * 1e6))
-    temporary = file.with_name(f".{file.name}-{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(file)
+        replace_text(file, text)
     except OSError as error:
         raise InputError(f"{file}: cannot be written ({error.strerror}); give another file by --output") from error
     print(f"written: {file} ({len(text.encode()) / 1e6:.1f} MB), which any browser opens, without a network")
@@ -52,10 +50,7 @@ def _serve(root: Path, title: str, port: int, show: bool) -> None:
         print(f"serving {root} at {address}, for this machine only; Ctrl-C ends it", flush=True)
         if show:
             webbrowser.open(address)
-        try:
-            serving.serve_forever()
-        except KeyboardInterrupt:
-            print()
+        serving.serve_forever()
 
 
 def _parser() -> Parser:
