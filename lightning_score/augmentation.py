@@ -24,6 +24,14 @@ class Augmentation(ABC):
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The changed images, like x (B, C, H, W), and what was done to each, (B, labels)."""
 
+    def check(self, told: int) -> None:
+        """Raises `InputError` unless a network is told as many numbers of each image."""
+        require(
+            told == self.labels or self.labels == 0,
+            f"augmentation {type(self).__name__}: needs a network that is told so, such as DDPMpp or NCSNpp with "
+            f"--model.network.augmentations {self.labels}; this one has {told}",
+        )
+
 
 class Changes(NamedTuple):
     """What is done to n images, each (n,) and 0 for nothing.

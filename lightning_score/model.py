@@ -28,8 +28,9 @@ from lightning_score.sampling.divergence import Watch
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampler, Samples, join
 from lightning_score.score import Conditioned, ScoreField, ScoreFunction
+from lightning_score.steps import Draws, MeanLoss
 from lightning_score.trust import made_from
-from lightning_score.utils import keep_freed_memory, require
+from lightning_score.utils import keep_freed_memory, require, seed_of, seeded
 
 NetworkCallable = Callable[[Sequence[int], int], Network]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -86,27 +87,22 @@ class ScoreModel(LightningModule):
         require(not conditional or num_classes > 0, "conditional=true: the data have no class labels; set it to false")
         require(0 <= label_dropout <= 1, f"label_dropout={label_dropout}: must be a probability, 0 to 1, as in 0.1")
         require(conditional or label_dropout == 0, f"label_dropout={label_dropout}: needs conditional=true, or set it to 0")
-        self.shape, self.num_classes, self.conditional = tuple(shape), num_classes, conditional
-        self.label_dropout = label_dropout
+        self.shape, self.num_classes = tuple(shape), num_classes
+        self.conditional, self.label_dropout = conditional, label_dropout
         self.objective = objective or DenoisingScoreMatching()
         self.objective.check(process)
         self._use(process, sampler, guidance)
         classes = num_classes if conditional else 0
         built = network(self.shape, classes).to(memory_format=torch.channels_last)
-        told, given = built.augmentations, 0 if augmentation is None else augmentation.labels
-        require(
-            told == given or given == 0,
-            f"augmentation {type(augmentation).__name__}: needs a network that is told so, such as DDPMpp or NCSNpp with "
-            f"--model.network.augmentations {given}; this one has {told}",
-        )
         self.augmentation = augmentation
-        self._compiled = compile is not None
-        self._at_once: int | None = None  # how many samples fit into memory, once more did not
+        if augmentation is not None:
+            augmentation.check(built.augmentations)
+        self._compiled, self._at_once = compile is not None, 0  # samples that fit into memory, once more did not
         if compile is not None:
             built.compile(mode=compile)
         self.score_function = ScoreFunction(built, process, parametrization or Noise(), classes)
         self._optimization = Optimization(optimizer, lr_scheduler)
-        self._loss_sum, self._loss_count = 0.0, 0
+        self.draws, self._mean_loss = Draws(), MeanLoss()
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, trust: Sequence[str] = (), **kwargs: Any):
@@ -145,51 +141,56 @@ class ScoreModel(LightningModule):
         self.sampler, self.guidance = sampler, guidance
 
     def setup(self, stage: str) -> None:
-        """Gives the objective the training data as the model sees them, un-augmented, if it needs them."""
+        """Gives a run its seed, and gives the objective the training data, un-augmented, if it needs them."""
         self.trainer.precision_plugin.convert_module(self)  # before a checkpoint is loaded, or that would be rounded
+        if stage == TrainerFn.FITTING:
+            self.draws.begin(self.trainer)
         data = self.trainer.datamodule
         if self.objective.needs_data and data is not None and stage != "predict":
-            self.objective.prepare(data.transform(train=False)(data.splits.train.x))
+            with seeded(seed_of()):  # of dequantisation: the same in all processes
+                self.objective.prepare(data.transform(train=False)(data.splits.train.x))
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The objective's mean over a batch (x, y), a scalar."""
-        x, y = batch
-        if self.augmentation is None or not self.training:
-            return self.objective(self.score_function, x, self._labels(y)).mean()
-        x, done = self.augmentation(x)
-        with self.score_function.network.augmented(done):
-            return self.objective(self.score_function, x, self._labels(y)).mean()
+        return self.losses(batch).mean()
+
+    def losses(self, batch: tuple[Tensor, Tensor], score: ScoreField | None = None) -> Tensor:
+        """The objective of each example of a batch (x, y), of another score on request: (B,)."""
+        (x, y), augmenting = batch, nullcontext()
+        if self.augmentation is not None and self.training:
+            x, done = self.augmentation(x)
+            augmenting = self.score_function.network.augmented(done)
+        with augmenting:
+            return self.objective(score or self.score_function, x, self._labels(y))
 
     def _labels(self, y: Tensor) -> Tensor | None:
         """The labels that the score is given: in training each is "no class" with probability `label_dropout`."""
-        if not self.conditional:
-            return None
-        if not self.training or self.label_dropout == 0:
-            return y
+        if not self.conditional or not self.training or self.label_dropout == 0:
+            return y if self.conditional else None
         return torch.where(torch.rand(y.shape, device=y.device) < self.label_dropout, self.num_classes, y)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """One step; every `log_every_n_steps` the mean loss since the last time is logged (each log call costs)."""
-        loss = self.loss(batch)
-        self._loss_sum, self._loss_count = self._loss_sum + loss.detach(), self._loss_count + 1
-        if self._loss_count >= self.trainer.log_every_n_steps:
-            self.log("train/loss", self._loss_sum / self._loss_count, prog_bar=True)
+        """One batch; every `log_every_n_steps` steps the mean loss since then is logged, of all processes (a log costs)."""
+        with self.draws.of(self.trainer, self.trainer.current_epoch, batch_idx):
+            loss = self.loss(batch)
+        self._mean_loss.add(loss)
+        if self._mean_loss.count >= self.trainer.log_every_n_steps * self.trainer.accumulate_grad_batches:
+            self.log("train/loss", self._mean_loss.take(), prog_bar=True, sync_dist=True)
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-            self._loss_sum, self._loss_count = 0.0, 0
         return loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the losses since the last time that their mean was logged."""
-        checkpoint["loss"] = {"sum": float(self._loss_sum), "count": self._loss_count}
+        """Keeps the seed of the run, and the losses since the last time that their mean was logged."""
+        checkpoint |= {"loss": self._mean_loss.state_dict(self.trainer), "seed": self.draws.seed}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on with them, and with the schedule."""
+        """Resumes with them, and with the schedule."""
         self._optimization.adapt(checkpoint)
-        kept = checkpoint.get("loss", {"sum": 0.0, "count": 0})
-        self._loss_sum, self._loss_count = kept["sum"], kept["count"]
+        self._mean_loss.load_state_dict(checkpoint.get("loss", {"sum": 0.0, "count": 0}), self._trainer)
+        self.draws.resume(checkpoint, self._trainer)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """`val/loss`, always with the same times and noise, so that its changes are the model's."""
+        """`val/loss`, always with the same times and noise."""
         self._evaluate_loss(batch, batch_idx, "val/loss")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -197,9 +198,10 @@ class ScoreModel(LightningModule):
         self._evaluate_loss(batch, batch_idx, "test/loss")
 
     def _evaluate_loss(self, batch: tuple[Tensor, Tensor], batch_idx: int, name: str) -> None:
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), self._uncompiled():
-            torch.manual_seed(batch_idx)
-            self.log(name, self.loss(batch), batch_size=len(batch[0]), sync_dist=True)
+        with seeded(self.draws.number(self.trainer, batch_idx), self.device), self._uncompiled():
+            loss = self.loss(batch) if len(batch[0]) else batch[0].new_zeros(())  # where only other processes have a batch
+        n = len(batch[0]) * self.trainer.world_size  # a multiple, for Lightning rounds the mean over processes of these
+        self.log(name, loss, batch_size=n, sync_dist=True)
 
     def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> Samples:
         """Draws the samples of a batch of numbers, seeds and, perhaps, labels, each (B,); the seeds are all the same."""

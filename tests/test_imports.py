@@ -27,7 +27,8 @@ ALLOWED = {
     "sharding": {"networks", "utils"},
     "optimization": {"utils"},
     "trust": {"checkpoints", "utils"},
-    "model": {*CORE, "trust", "augmentation", "objective", "optimization", "guidance", "sampling", "networks"},
+    "steps": {"utils"},
+    "model": {*CORE, "trust", "augmentation", "objective", "optimization", "guidance", "sampling", "networks", "steps"},
     "callbacks": {
         "checkpoints",
         "files",

@@ -150,7 +150,7 @@ class Evaluate(Periodic):
     @torch.inference_mode()
     def _evaluate(self, trainer: Trainer, pl_module: ScoreModel, prefix: str) -> None:
         start = time.monotonic()
-        self.features.to(pl_module.device)
+        self.features.follow(pl_module)
         self._warn_of_few(trainer)
         for weights in ["ema", "raw"] if self.raw_weights else ["ema"]:
             with self._holding(weights, trainer, pl_module):
@@ -292,13 +292,13 @@ class Evaluate(Periodic):
         append(Path(trainer.default_root_dir) / FILE, record)
 
     def _show(self, trainer: Trainer, pl_module: ScoreModel, drawn: Pass) -> None:
-        """Publishes the first samples of this process as a picture."""
+        """Publishes the first samples as a picture."""
         if trainer.is_global_zero and not trainer.fast_dev_run:
             caption = f"step {trainer.global_step}, NFE {drawn.nfe:g}"
             publish(trainer, "samples", sample_picture(drawn.images[:IN_PICTURE], labels_in_turn(pl_module)), caption)
 
     def _look_for_copies(self, trainer: Trainer, pl_module: ScoreModel, drawn: Pass) -> None:
-        """How near the samples of this process are to what was trained on, as numbers and as a picture."""
+        """How near the first samples are to what was trained on, as numbers and as a picture."""
         train, held_out = trainer.datamodule.splits
         images = drawn.images[: self.neighbours]
         found = nearest_neighbours(images, train.x, held_out.x[: self.neighbours])

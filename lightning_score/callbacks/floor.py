@@ -15,7 +15,7 @@ from lightning_score.model import ScoreModel
 from lightning_score.objective import DenoisingScoreMatching, SigmaSquared
 from lightning_score.process import NoiseProcess
 from lightning_score.score import ScoreField
-from lightning_score.utils import InputError, require
+from lightning_score.utils import InputError, require, seeded
 
 
 class LevelLosses(NamedTuple):
@@ -98,8 +98,7 @@ class LossFloor(Callback):
 
     def _prepare(self, pl_module: ScoreModel, data: ScoreData) -> tuple[EmpiricalScore, tuple[Examples, Examples]]:
         """The training data's score, and the examples of both splits that are measured."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)  # dequantisation draws from it
+        with seeded(self.seed):  # of dequantisation
             splits = [Examples(data.transform(train=False)(split.x), split.y) for split in data.splits]
         generator = torch.Generator().manual_seed(self.seed)
         chosen = [torch.randperm(len(split.y), generator=generator)[: self.num_examples] for split in splits]

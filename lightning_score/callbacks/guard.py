@@ -18,7 +18,7 @@ from lightning_score.model import ScoreModel
 from lightning_score.sampling.divergence import Diverged
 from lightning_score.score import ScoreField
 from lightning_score.sharding import gathered, is_shared_out, load_weights, whole_state
-from lightning_score.utils import InputError, Unmeasurable, random_state, require, take_up, without_room
+from lightning_score.utils import InputError, Unmeasurable, random_state, require, seeded, take_up, without_room
 
 BEST = "best.ckpt"
 PATIENCE = 10
@@ -50,7 +50,7 @@ class Look:
         step: the training step.
         epoch: its epoch.
         batch: data, labels and the number of the batch.
-        random: the state of the random numbers before it.
+        random: the state of the random numbers before it, where they do not follow from its number.
         bad: 1 if the loss is no number, else 0.
         ready: after which `bad` has arrived from the GPU.
     """
@@ -112,7 +112,8 @@ class Guard(Callback):
         if self._back:
             self._back = False
             self._restore(trainer, pl_module, BEST)  # for the last is from just before the validation
-        self._batch, self._random = (*batch, batch_idx), random_state(pl_module.device)
+        self._batch = (*batch, batch_idx)
+        self._random = {} if pl_module.draws.counted else random_state(pl_module.device)
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: ScoreModel, optimizer: torch.optim.Optimizer) -> None:
         """Nothing is wrong yet with the step that begins."""
@@ -226,9 +227,10 @@ class Guard(Callback):
         """What is wrong and where; keeps the evidence."""
         x, y, batch_idx = look.batch
         timed = _Timed(pl_module.score_function)
-        with torch.no_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-            take_up(look.random, pl_module.device)  # the same random numbers again
-            losses = pl_module.objective(timed, x, pl_module._labels(y))
+        with torch.no_grad(), seeded(0, pl_module.device):
+            take_up(look.random, pl_module.device)
+            with pl_module.draws.of(trainer, look.epoch, batch_idx):  # the same random numbers again
+                losses = pl_module.losses((x, y), timed)
         bad = ~losses.isfinite()
         sigma = (-timed.process.log_snr(timed.times.expand(len(losses)).double()) / 2).exp()
         levels = ", ".join(f"{level:.3g}" for level in sorted(set(sigma[bad].tolist()))[:5])

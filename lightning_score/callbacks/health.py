@@ -20,7 +20,7 @@ from lightning_score.sampling import LangevinCorrector
 from lightning_score.sampling.sampler import Stage
 from lightning_score.schedule import variance_ratio
 from lightning_score.score import Conditioned, ScoreField
-from lightning_score.utils import InputError, require
+from lightning_score.utils import InputError, require, seeded
 
 FILE = "langevin.jsonl"
 """The name of the file of levels in a run folder, one line per validation."""
@@ -154,8 +154,7 @@ class LangevinHealth(Callback):
         data, process = trainer.datamodule, pl_module.score_function.process
         generator = torch.Generator().manual_seed(self.seed)
         rows = torch.randperm(len(data.splits.train.x), generator=generator)[: max(self.num_samples, 2)]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)  # dequantisation draws from it
+        with seeded(self.seed):  # of dequantisation
             x = data.transform(train=False)(data.splits.train.x[rows]).to(pl_module.device, pl_module.dtype)
         score: ScoreField = pl_module.score_function
         if pl_module.conditional:

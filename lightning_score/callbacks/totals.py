@@ -138,7 +138,7 @@ class Pass:
 
     Attributes:
         totals: of the samples as they are, and, where asked for, before the noise that is left was taken away.
-        images: the first samples of this process, in the form of the data's `reference()`.
+        images: the first samples, of all processes, in the form of the data's `reference()`.
         nfe: network evaluations per sample.
         seconds: spent.
     """
@@ -186,7 +186,8 @@ class Sampling:
         mine = range(trainer.global_rank, self.n, trainer.world_size)
         kinds = [True, False] if self.noisy else [True]
         totals = {denoised: Totals(self.features, self.n, model.device) for denoised in kinds}
-        found = Pass(totals, torch.zeros(0), 0.0, 0.0)
+        stored = trainer.datamodule.splits.train.x if self.shown else torch.zeros(0)
+        found = Pass(totals, stored.new_zeros(min(self.n, self.shown), *stored.shape[1:]), 0.0, 0.0)
         path = self._path(seed) if self.resumable else None
         done, evaluations = self._restore(path, found)
         saved = start = time.monotonic()
@@ -220,6 +221,8 @@ class Sampling:
         found.nfe = evaluations / max(len(mine), 1)
         for part in totals.values():
             part.reduce(trainer)
+        if self.shown:
+            found.images = trainer.strategy.reduce(found.images.to(model.device), reduce_op="sum").cpu()
         if path is not None:
             path.unlink(missing_ok=True)
         return found
@@ -240,14 +243,14 @@ class Sampling:
     @torch.inference_mode()
     def _add(self, numbers: Sequence[int], samples: Samples, found: Pass) -> None:
         """Adds samples to the totals, on a stream of its own where there are streams."""
-        data = self.trainer.datamodule
+        data, rows = self.trainer.datamodule, torch.as_tensor(numbers)
         with _own_stream(samples.x):
             for denoised, totals in found.totals.items():
                 images = data.to_reference(samples.x if denoised else samples.raw)
                 totals.update(numbers, self.features(images))
-                if denoised and len(found.images) < self.shown:
-                    new = images[: self.shown - len(found.images)].cpu()
-                    found.images = torch.cat([found.images, new]) if len(found.images) else new
+                if denoised:
+                    first = rows < len(found.images)
+                    found.images[rows[first]] = images[first.to(images.device)].cpu()
 
     def _bar(self) -> dict[str, Any]:
         shown = self.resumable and self.trainer.is_global_zero
@@ -267,7 +270,7 @@ class Sampling:
             digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         settings = [settings_of(part) for part in (self.model.sampler, self.model.guidance)]
         data, world = self.trainer.datamodule, (self.trainer.global_rank, self.trainer.world_size)
-        depends = [settings, self.features.fingerprint, data.fingerprint, self.n, seed, self.noisy, self.shown, *world]
+        depends = [settings, self.features.fingerprint, data.fingerprint, self.n, seed, self.noisy, self.shown, *world, 2]
         digest.update(json.dumps(depends, default=str).encode())
         return cache_folder() / "evaluations" / f"{digest.hexdigest()[:24]}.pt"
 

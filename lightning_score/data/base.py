@@ -2,20 +2,19 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler
-from torch.utils.data.distributed import DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
-from lightning_score.utils import require, seed_of
+from lightning_score.data.order import InTurn, Loader, Shuffled
+from lightning_score.utils import counted_seed, require, seed_of, seeded
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -41,7 +40,7 @@ class Splits(NamedTuple):
 class Batches(Dataset):
     """Examples in memory that hand out whole batches: one indexing and one transform per batch, none per example.
 
-    torch's loader calls `__getitems__` where there is one, so samplers (Lightning's distributed ones too) work as ever.
+    torch's loader calls `__getitems__` where there is one, so samplers of single examples work, too.
 
     Args:
         examples: what is stored.
@@ -57,75 +56,19 @@ class Batches(Dataset):
     def __len__(self) -> int:
         return len(self.examples.x)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        x, y = self.__getitems__([index])
-        return x[0], y[0]
+    def __getitem__(self, index: int | Sequence[int]) -> tuple[Tensor, Tensor]:
+        """An example, or the batch of a list, which may be empty."""
+        if isinstance(index, int) or not len(index):
+            x, y = self.__getitems__([index or 0])
+            return (x[0], y[0]) if isinstance(index, int) else (x[:0], y[:0])
+        return self.__getitems__(index)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = torch.as_tensor(indices)
         there = rows.to(self.device, non_blocking=True)
         x, y = (field.index_select(0, there) for field in self.examples)  # ten times as quick as x[rows]
-        gpu = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=gpu):  # so a batch is the same in any process, and in a run that goes on
-            seed = seed_of(crc32(rows.numpy().tobytes()))
-            torch.default_generator.manual_seed(seed)
-            if gpu:
-                torch.cuda.manual_seed(seed)
+        with seeded(seed_of(crc32(rows.numpy().tobytes())), self.device):  # a batch is the same in any process
             return self.transform(x), y
-
-
-class Loader(DataLoader):
-    """A DataLoader that Lightning can leave in the middle of an epoch and go on with, by `state_dict`."""
-
-    given = 0
-    """Batches of this epoch that have been handed out."""
-    _skipped = 0
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        self.given, self._skipped = self._skipped, 0
-        before = torch.get_rng_state()
-        if isinstance(self.sampler, Shuffled):
-            self.sampler.skipped = self.given * self.batch_size
-        batches = super().__iter__()
-        if self.given:  # its random number was drawn when the epoch began
-            torch.set_rng_state(before)
-        if not isinstance(self.sampler, Shuffled):  # but that of several processes
-            for _ in range(self.given):
-                next(batches)
-        for batch in batches:
-            self.given += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """How many batches of the epoch have been handed out, and what gives their order."""
-        order = self.sampler
-        seed = getattr(order, "seed", 0) if getattr(order, "again", None) is None else order.again  # of the one to come
-        return {"batches": self.given, "seed": seed, "epoch": getattr(order, "epoch", 0)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there at the next `iter`; after all batches of an epoch, with the next one."""
-        self.given = self._skipped = state["batches"] % len(self)
-        if isinstance(self.sampler, Shuffled) and self._skipped:
-            self.sampler.again = state["seed"]
-        elif isinstance(self.sampler, DistributedSampler):
-            self.sampler.set_epoch(state["epoch"])
-
-
-class Shuffled(RandomSampler):
-    """Examples in an order that a seed gives: a new one for each epoch, or, to go on with one, its own."""
-
-    seed = 0
-    again: int | None = None
-    """The seed of the next epoch; None: a random one."""
-    skipped = 0
-    """Examples of the next epoch that are left out."""
-
-    def __iter__(self) -> Iterator[int]:
-        drawn = None if self.again is not None else int(torch.empty((), dtype=torch.int64).random_())
-        self.seed, self.again = (self.again, None) if drawn is None else (drawn, None)
-        skipped, self.skipped = self.skipped, 0
-        self.generator = torch.Generator().manual_seed(self.seed)
-        yield from islice(super().__iter__(), skipped, None)
 
 
 def split_indices(n: int, held_out: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -213,36 +156,49 @@ class ScoreData(LightningDataModule, ABC):
         return digest.hexdigest()[:16]
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled, augmented, and without the last incomplete batch.
+        """Shuffled, augmented, and without the last incomplete batches.
 
         Raises:
             InputError: if the training examples (of one process) do not fill a single batch.
         """
-        processes = self.trainer.world_size if self.trainer is not None else 1
-        available = len(self.splits.train.x) // processes
+        train = self.splits.train
+        processes = self._place()[1]
+        available = len(train.x) // processes
         require(
             self.batch_size <= available,
             f"batch_size is {self.batch_size}, but there are {available} training examples per process and incomplete "
             f"batches are dropped: choose batch_size <= {available}.",
         )
-        return self._loader(self.splits.train, train=True)
+        place = (len(train.x), self.batch_size, *self._place())
+        if self.trainer is None:
+            return self._loader(Loader, train, Shuffled(*place), train=True)
+        if self.trainer.overfit_batches:
+            return self._loader(DataLoader, train, InTurn(*place), train=True)
+        draws = getattr(self.trainer.lightning_module, "draws", None)
+        seed = None if draws is None or draws.seed is None else counted_seed(draws.seed)
+        strategy = self.trainer.strategy
+        shuffled = Shuffled(*place, self.trainer.accumulate_grad_batches, seed, strategy.broadcast)
+        return self._loader(Loader, train, shuffled, train=True)
 
     def val_dataloader(self) -> DataLoader:
-        """The held-out examples, in order."""
-        return self._loader(self.splits.held_out, train=False)
+        """The held-out examples, in order, each once; of several processes some may end with an empty batch."""
+        held_out = self.splits.held_out
+        return self._loader(DataLoader, held_out, InTurn(len(held_out.x), self.batch_size, *self._place()), train=False)
 
     def test_dataloader(self) -> DataLoader:
         """The held-out examples, in order."""
         return self.val_dataloader()
 
-    def _loader(self, examples: Examples, train: bool) -> DataLoader:
+    def _place(self) -> tuple[int, int]:
+        """The rank of this process and the number of processes."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _loader(self, kind: type[DataLoader], examples: Examples, sampler: InTurn, train: bool) -> DataLoader:
         device = self._device(examples)
-        batches = Batches(examples, self.transform(train), device)
-        return (Loader if train else DataLoader)(
-            batches,
-            batch_size=self.batch_size,
-            sampler=Shuffled(batches) if train else None,
-            drop_last=train,
+        return kind(
+            Batches(examples, self.transform(train), device),
+            sampler=sampler,
+            batch_size=None,  # the sampler gives whole batches
             collate_fn=whole_batch,
             generator=torch.Generator().manual_seed(seed_of()) if self.num_workers else None,  # of seeds without a use
             num_workers=self.num_workers,

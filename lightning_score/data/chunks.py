@@ -22,7 +22,7 @@ from torch import Tensor
 from lightning_score.data.base import Transform
 from lightning_score.data.files import UNREADABLE, Unreadable, as_bytes, fit, read_image, summary
 from lightning_score.data.folder import folder_labels
-from lightning_score.utils import InputError, require, seed_of
+from lightning_score.utils import InputError, require, seed_of, seeded
 
 CHUNK = 64 << 20
 """Largest size of a chunk in bytes, which is read as a whole."""
@@ -248,6 +248,5 @@ class Batched:
     def __call__(self, items: Sequence[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:
         images = np.stack([image for image, _ in items])
         labels = torch.tensor([label for _, label in items], dtype=torch.long)
-        with torch.random.fork_rng(devices=[]):  # so a batch is the same in a run that goes on
-            torch.default_generator.manual_seed(seed_of(crc32(images.tobytes())))
+        with seeded(seed_of(crc32(images.tobytes()))):  # so a batch is the same in a run that goes on
             return self.transform(torch.from_numpy(images)), labels

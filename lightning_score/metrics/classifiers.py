@@ -41,7 +41,7 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """The features (N, num_features) of bytes (N, 1, H, W)."""
-        return self.body(images.float() / 255)
+        return self.body(images.to(self.head.weight.dtype) / 255)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))
@@ -65,6 +65,7 @@ class ClassifierFeatures(Features):
     """Features of a classifier that is shipped with the package."""
 
     num_logits = 10
+    in_double = True
     classifier: Classifier
 
     def extract(self, x: Tensor) -> Tensor:

@@ -38,6 +38,8 @@ class Features(nn.Module, ABC):
         num_logits: number of classes that it tells apart, 0 where it does not classify.
         resize: what is done to the size of images before they are looked at.
         chunk: how many examples go through the network at once, whatever the number given.
+        in_double: whether they can be found in double precision, too: in single precision the last digits depend on the
+            number of examples that go through the network at once, and so on the number of processes.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Features(nn.Module, ABC):
     num_logits: int = 0
     resize: str = "none"
     chunk: int = 1024
+    in_double: bool = False
 
     @abstractmethod
     def extract(self, x: Tensor) -> Tensor:
@@ -60,11 +63,22 @@ class Features(nn.Module, ABC):
         parts = [self.activations(part) for part in x.split(self.chunk)]
         return Activations(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
+    def follow(self, module: nn.Module) -> "Features":
+        """Moves to where a model is, and to its precision if that is double."""
+        weight = next(module.parameters())
+        return self.to(weight.device, torch.promote_types(weight.dtype, torch.float32) if self.in_double else None)
+
+    @property
+    def doubled(self) -> bool:
+        """Whether they are found in double precision."""
+        return self.in_double and next(self.parameters()).dtype == torch.float64
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of what the features depend on: the class, its resize and all its weights."""
         digest = hashlib.sha256(f"{type(self).__qualname__} {self.num_features} {self.resize}".encode())
         for name, tensor in sorted(self.state_dict().items()):
+            tensor = tensor.float() if tensor.dtype == torch.float64 and self.in_double else tensor  # as they were stored
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -145,6 +159,7 @@ class InceptionFeatures(Features):
     name = "inception"
     num_features = 2048
     num_logits = 1008
+    in_double = True
     resize = "299x299, bilinear as TensorFlow 1, without antialiasing (torch-fidelity, pytorch-fid)"
     chunk = 64
 
@@ -163,6 +178,7 @@ class InceptionFeatures(Features):
             f"InceptionFeatures got {x.dtype} examples of shape {tuple(x.shape[1:])}; it takes images, uint8 (1, H, W) "
             "or (3, H, W): take RawFeatures for toys.",
         )
+        self.network.feature_extractor_internal_dtype = torch.float64 if self.doubled else torch.float32
         features, logits = self.network(x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last))
         return Activations(features, logits)
 

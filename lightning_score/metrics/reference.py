@@ -63,7 +63,8 @@ def reference(
         n: number of samples beside which the floor is to stand.
         device: where the extractor is.
     """
-    key = hashlib.sha256(json.dumps([VERSION, KEPT, data_hash, features.name, features.fingerprint, n]).encode())
+    depends = [VERSION, KEPT, data_hash, features.name, features.fingerprint, n, *(["double"] if features.doubled else [])]
+    key = hashlib.sha256(json.dumps(depends).encode())
     path = cache_folder() / "reference" / f"{features.name}-{key.hexdigest()[:16]}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):

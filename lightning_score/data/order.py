@@ -1,0 +1,124 @@
+"""Which examples make a batch, on any number of processes, and a loader that resumes in the middle of an epoch."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from lightning_score.utils import counted_seed
+
+
+class InTurn(DistributedSampler):
+    """The batches of one of N processes, in order: batch k of those that one process would take goes to process k mod N.
+
+    All processes take equally many; where there are no more examples, the last batch of a process is empty. Lightning
+    leaves a `DistributedSampler` as it is.
+
+    Args:
+        n: number of examples.
+        batch_size: examples per batch.
+        rank: of this process.
+        processes: their number N.
+    """
+
+    skipped = 0
+    """Batches of the next epoch that are left out."""
+
+    def __init__(self, n: int, batch_size: int, rank: int = 0, processes: int = 1) -> None:
+        super().__init__(range(n), num_replicas=processes, rank=rank, shuffle=False)
+        self.n, self.batch_size = n, batch_size
+        self.batches = -(-n // batch_size)  # of all processes
+
+    def __len__(self) -> int:
+        return -(-self.batches // self.num_replicas)
+
+    def order(self) -> Tensor:
+        """The examples of an epoch in their order, (n,)."""
+        return torch.arange(self.n)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order, skipped, self.skipped = self.order(), self.skipped, 0
+        for k in range(skipped, len(self)):
+            yield order[(k * self.num_replicas + self.rank) * self.batch_size :][: self.batch_size].tolist()
+
+
+class Shuffled(InTurn):
+    """The same with the examples in a new random order in each epoch, and whole optimizer steps only: the examples that are
+    left over in an epoch are others in the next.
+
+    The seed of the first epoch gives those of all epochs after it.
+
+    Args:
+        n: number of examples.
+        batch_size: examples per batch.
+        rank: of this process.
+        processes: their number N.
+        accumulated: batches of each process in one optimizer step; fewer examples than for one step make a smaller one.
+        seed: of the first epoch; null: drawn from torch's random numbers.
+        agree: gives all processes the seed that the first one has drawn.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        rank: int = 0,
+        processes: int = 1,
+        accumulated: int = 1,
+        seed: int | None = None,
+        agree: Callable[[int], int] = int,
+    ) -> None:
+        super().__init__(n, batch_size, rank, processes)
+        self.agree, self.seed, self.following = agree, 0, seed
+        self.chained = True  # in runs begun by earlier versions each epoch's seed is drawn
+        batches = n // batch_size
+        self.batches = batches // (processes * accumulated) * processes * accumulated or batches // processes * processes
+
+    def order(self) -> Tensor:
+        if self.following is None:
+            self.following = self.agree(int(torch.empty((), dtype=torch.int64).random_()))
+        self.seed = self.following
+        self.following = counted_seed(self.seed) if self.chained else None
+        return torch.randperm(self.n, generator=torch.Generator().manual_seed(self.seed))
+
+
+class Loader(DataLoader):
+    """A DataLoader that Lightning can leave in the middle of an epoch and resume, by `state_dict`.
+
+    Args:
+        dataset: the examples.
+        sampler: their order.
+        settings: of torch's DataLoader.
+    """
+
+    given = 0
+    """Batches of this epoch that have been handed out."""
+    _skipped = 0
+
+    def __init__(self, dataset: Dataset, sampler: Shuffled, **settings: Any) -> None:
+        super().__init__(dataset, sampler=sampler, **settings)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.given = self.sampler.skipped = self._skipped
+        self._skipped = 0
+        before = torch.get_rng_state()
+        batches = super().__iter__()
+        if self.given:  # its random number was drawn when the epoch began
+            torch.set_rng_state(before)
+        for batch in batches:
+            self.given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many batches of the epoch have been handed out, and the seeds of its order and of the next one's."""
+        state = {"batches": self.given, "seed": self.sampler.seed}
+        return {**state, "following": self.sampler.following} if self.sampler.chained else state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resumes there at the next `iter`; after all batches of an epoch, with the next one."""
+        self.given = self._skipped = state["batches"] % len(self)
+        self.sampler.chained = "following" in state
+        self.sampler.following = state["seed"] if self._skipped else state.get("following")
