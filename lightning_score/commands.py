@@ -36,7 +36,7 @@ from lightning_score.processes import answering, folder_of_all
 from lightning_score.refusals import refusing
 from lightning_score.resume import cut_logs, resumed
 from lightning_score.run_config import RunConfig
-from lightning_score.runs import RunStatus, check_name, new_dated_folder, new_folder
+from lightning_score.runs import STOPPED_EARLY, RunStatus, check_name, new_dated_folder, new_folder
 from lightning_score.sharding import check_strategy
 from lightning_score.summary import describe, report, summarize
 from lightning_score.trust import trust_for
@@ -194,7 +194,8 @@ class ScoreCLI(ExperimentCLI):
             raise
 
     def _status(self) -> RunStatus:
-        return RunStatus(self.folder, self.given, lambda: self.trainer.global_step, self.trainer.max_steps)
+        terminated = STOPPED_EARLY if in_trial() else "interrupted"  # so W&B's early termination ends a trial
+        return RunStatus(self.folder, self.given, lambda: self.trainer.global_step, self.trainer.max_steps, terminated)
 
     def fit(self, model: ScoreModel, datamodule: ScoreData, ckpt_path: str | None = None) -> None:
         """Trains, measures the final weights if training did not end with a validation, and sums up."""

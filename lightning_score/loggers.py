@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_score.metrics.record import FILE as EVALUATIONS
 from lightning_score.metrics.record import read
+from lightning_score.runs import STOPPED_EARLY
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -148,6 +149,8 @@ class WandbRunLogger(WandbLogger):
         self._attempt(self._log_evaluations)
         if status != "success":
             early = in_trial() and isinstance(sys.exc_info()[1], SIGTERMException)
+            if early:
+                self._attempt(self.experiment.summary.update, {"state": STOPPED_EARLY})
             self._attempt(self.experiment.finish, 0 if early else 1)
 
     def _log_evaluations(self) -> None:

@@ -22,6 +22,8 @@ STATUS = "run.json"
 LEADS_OUT = "leads out of the folder of runs, or is no file; left out"
 LONGEST_NAME = 200
 """Bytes of the name of a run: what is written beside it makes it longer."""
+STOPPED_EARLY = "stopped early"
+"""The state of a sweep's trial that early termination has stopped: in run.json, trials.csv and on W&B."""
 HEARTBEAT = 10.0
 """Seconds between two signs of life of a run."""
 WITHOUT_RESULT = ("config.yaml", "hparams.yaml", STATUS)
@@ -157,9 +159,9 @@ class RunStatus:
     """Says in `run.json` of a run folder that the run goes on, and in the end what became of it: within its context a thread
     writes a sign of life every ten seconds, so that a run that was killed can be told from one that computes.
 
-    The file holds command, arguments, state (running, finished, interrupted or failed), message, host, pid, slurm_job,
-    started and updated (seconds since 1970), seconds (how long it has run), step, max_steps and version. It is replaced in
-    one move.
+    The file holds command, arguments, state (running, finished, interrupted, failed or stopped early), message, host, pid,
+    slurm_job, started and updated (seconds since 1970), seconds (how long it has run), step, max_steps and version. It is
+    replaced in one move.
     A run that goes on in its folder began when it began first, and its seconds add up.
 
     Args:
@@ -167,9 +169,18 @@ class RunStatus:
         arguments: the command and its options.
         step: says how many training steps are done.
         max_steps: how many are to be done, -1 if that is not known.
+        terminated: the state after SIGTERM.
     """
 
-    def __init__(self, folder: Path, arguments: Sequence[str], step: Callable[[], int], max_steps: int = -1):
+    def __init__(
+        self,
+        folder: Path,
+        arguments: Sequence[str],
+        step: Callable[[], int],
+        max_steps: int = -1,
+        terminated: str = "interrupted",
+    ):
+        self._terminated = terminated
         self._file, self._step = folder / STATUS, step
         before = read_status(folder)
         self._begun, self._before, self._over = time.time(), float(before.get("seconds", 0.0)), threading.Event()
@@ -199,7 +210,8 @@ class RunStatus:
         if error is None:
             self._write("finished")
         elif isinstance(error, (KeyboardInterrupt, SystemExit)):  # so Lightning ends after a signal
-            self._write("interrupted", "ended by a signal")
+            by_sigterm = isinstance(error, SystemExit) and error.code in (None, 0, 143)
+            self._write(self._terminated if by_sigterm else "interrupted", "ended by a signal")
         else:
             self._write("failed", f"{kind.__name__}: {' '.join(str(error).split())[:300]}")
 

@@ -3,7 +3,6 @@
 import json
 import math
 import statistics
-from pathlib import Path
 
 import numpy as np
 import optuna
@@ -148,24 +147,26 @@ def test_a_grid_of_reals_is_refused(tmp_path):
         read(sweep_file(tmp_path, parameters={"x": {"min": 0.0, "max": 1.0}})).grid()
 
 
-def test_macros_are_those_of_wandb(tmp_path, monkeypatch):
+def test_macros_are_those_of_wandb(monkeypatch):
     monkeypatch.setenv("SOME_PATH", "/data")
     settings = {"a.b": 1e-5, "c": None, "d": True, "e": False, "f": "text", "g": {"h": 1}}
     theirs = create_sweep_command_args({"args": {name: {"value": value} for name, value in settings.items()}})
     for macro in ("args", "args_no_hyphens", "args_no_equals", "args_no_boolean_flags", "args_json"):
-        assert expand([f"${{{macro}}}"], None, settings, tmp_path / "x.json") == theirs[macro]
-    words = expand(["${env}", "${program}", "--x=${envvar:SOME_PATH}", "${nothing}"], "train.py", {}, tmp_path / "x.json")
+        assert expand([f"${{{macro}}}"], None, settings) == theirs[macro]
+    words = expand(["${env}", "${program}", "--x=${envvar:SOME_PATH}", "${nothing}"], "train.py", {})
     assert words == ["/usr/bin/env", "train.py", "--x=/data"]
-    (file,) = expand(["${args_json_file}"], None, settings, tmp_path / "deep" / "x.json")
-    assert json.loads(Path(file).read_text()) == settings
+    by_file = expand(["--config", "${args_json_file}"], None, settings)
+    assert sorted(by_file) == ["--a.b=1e-05", "--c=null", "--d=true", "--e=false", "--f=text", "--g.h=1"]
+    with pytest.raises(InputError, match="must follow --config"):
+        expand(["--settings", "${args_json_file}"], None, settings)
 
 
-def test_an_agents_arguments_mean_the_same_in_every_form(tmp_path):
+def test_an_agents_arguments_mean_the_same_in_every_form():
     settings = {"m.p.eta": 0.5, "m.p": "DDIM", "m": {"q": {"r": None}}, "flag": True}
     wanted = ["--flag=true", "--m.p=DDIM", "--m.q.r=null", "--m.p.eta=0.5"]
-    fixed, file = ["fit", "--config", "c.yaml"], tmp_path / "x.json"
-    by_words = from_agent([*fixed, *expand(["${args}"], None, settings, file)])
-    by_file = from_agent([*fixed, *expand(["--config", "${args_json_file}"], None, settings, file)])
+    fixed = ["fit", "--config", "c.yaml"]
+    by_words = from_agent([*fixed, *expand(["${args}"], None, settings)])
+    by_file = from_agent([*fixed, *expand(["--config", "${args_json_file}"], None, settings)])
     assert sorted(by_words) == sorted(by_file) == sorted([*fixed, *wanted])
     assert by_words.index("--m.p=DDIM") < by_words.index("--m.p.eta=0.5") and by_words[0] == "fit"
     assert options({"x": {"class_path": "A"}}) == ['--x={"class_path": "A"}']

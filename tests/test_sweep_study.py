@@ -10,6 +10,7 @@ import yaml
 from optuna.trial import TrialState
 
 from lightning_score.sweep.engine import results
+from lightning_score.sweep.interruption import Stopped
 from lightning_score.sweep.spec import read
 from lightning_score.sweep.study import ERROR, INTERRUPTED, RETRIES, SLOT, WORKER, Study
 from lightning_score.utils import InputError
@@ -102,11 +103,11 @@ def test_an_interrupted_trial_waits_again_with_its_values(make):
     def interrupted(study, trial, settings):
         seen.append(settings)
         if len(seen) <= RETRIES + 2:
-            raise KeyboardInterrupt
+            raise Stopped
         return bowl(study, trial, settings)
 
     for _ in range(RETRIES + 2):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Stopped):
             study.work(interrupted)
     for _ in range(RETRIES):  # deaths are counted apart
         kill(study)
@@ -132,7 +133,7 @@ def test_a_metric_that_is_no_number_is_a_failure_with_its_reason(make):
     study.queue(1)
     study.work(lambda *_: math.nan)
     (trial,) = study.trials()
-    assert trial.state == TrialState.FAIL and trial.user_attrs[ERROR] == "m is not a number"
+    assert trial.state == TrialState.FAIL and trial.user_attrs[ERROR] == "m is NaN"
 
 
 def test_a_trial_that_kills_its_workers_is_given_up(make):

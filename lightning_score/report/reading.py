@@ -21,7 +21,7 @@ from lightning_score.callbacks.health import FILE as LANGEVIN
 from lightning_score.metrics.record import FILE as RECORDS
 from lightning_score.metrics.record import Record
 from lightning_score.metrics.record import read as read_records
-from lightning_score.runs import LEADS_OUT, STATUS, leads_out
+from lightning_score.runs import LEADS_OUT, STATUS, STOPPED_EARLY, leads_out
 
 EVALUATIONS = ("test", "validate", "predict")
 """Commands whose results stand in a folder of their own, beside the checkpoint that they work on."""
@@ -52,8 +52,8 @@ class Run:
     Attributes:
         folder: the run folder.
         name: its path from the folder of all runs.
-        state: running, finished, interrupted, failed, crashed (it was killed), empty, measured (only evaluated here) or
-            unknown.
+        state: running, finished, interrupted, failed, stopped early (by a sweep), crashed (it was killed), empty, measured
+            (only evaluated here) or unknown.
         note: more about the state.
         problems: what could not be read.
         config: its configuration as text.
@@ -291,7 +291,7 @@ def _state(run: Run) -> tuple[str, str]:
     said, message = run.status.get("state"), str(run.status.get("message") or "")
     if said == "running":
         return ("running", "") if _alive(run.status) else ("crashed", f"no sign of life since {_clock(run.status)}")
-    if said in ("finished", "interrupted", "failed"):
+    if said in ("finished", "interrupted", "failed", STOPPED_EARLY):
         return said, message
     if not (run.curves or run.records or run.pictures):
         return "empty", "nothing has been logged"

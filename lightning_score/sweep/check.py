@@ -3,70 +3,131 @@
 import lightning_score.torchvision_guard  # noqa: F401
 
 import difflib
-from pathlib import Path
+import json
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import Any
 
-from lightning_score.callbacks.totals import KINDS
-from lightning_score.metrics.record import metric_name
-from lightning_score.sweep.loaded import LoadedCommand, ParsedCommand
+from lightning_score.sweep.command import as_text
+from lightning_score.sweep.construct import Constructors, refusing
+from lightning_score.sweep.draws import Planned
+from lightning_score.sweep.loaded import LoadedCommand
+from lightning_score.sweep.logged import logged
+from lightning_score.sweep.results import flat_settings
 from lightning_score.sweep.spec import Sweep
-from lightning_score.sweep.trials import arguments_of
+from lightning_score.sweep.trials import arguments_of, only_samples
 from lightning_score.utils import InputError, require
 
-NOWHERE = Path("trial")
-NAMING = ("evaluate.num_samples", "evaluate.features")
-"""Settings that change the name of what is measured."""
+COMBINATIONS = 100
+"""Most combinations of values that are tried, evenly spread over those that are planned."""
 
 
-def check_settings(sweep: Sweep) -> None:
-    """Gives every value of every parameter to the command line's own parser.
+def check_settings(sweep: Sweep, plan: Planned) -> LoadedCommand:
+    """Gives every value of every parameter, and combinations of them, to the parser and the constructors of the command
+    line, and asks whether the trials will log the metric.
+
+    Args:
+        sweep: the sweep.
+        plan: its trials.
+
+    Returns:
+        The command of the first trial.
 
     Raises:
-        InputError: the first that it refuses.
+        InputError: the first value that is refused.
     """
-    command: ParsedCommand | None = None
+    first = plan.settings[0]
+    try:
+        command = refusing(lambda: LoadedCommand(arguments_of(sweep, first)))
+        require(
+            sweep.hyperband is None or command.command == "fit",
+            f"early_terminate: `{command.command}` measures once, at its end; leave it out",
+        )
+        trial = _Trial(sweep, command)
+        trial.check(first)
+    except InputError as error:
+        raise InputError(f"sweep {sweep.name}: {_told(sweep, first)}{error}") from error
+    seen: dict[str, dict[str, str]] = {}
     for name, value, settings in sweep.examples():
-        arguments = arguments_of(sweep, settings, NOWHERE)
         try:
-            if command is None:
-                command = ParsedCommand(arguments)
-            command.parse(arguments)
+            parsed = trial.check(settings)
         except InputError as error:
-            raise InputError(f"sweep {sweep.name}: {name}={value!r}: {error}") from error
+            raise InputError(f"sweep {sweep.name}: {name}={as_text(value)}: {error}") from error
+        other = seen.setdefault(name, {}).setdefault(parsed, repr(value))
+        require(
+            other == repr(value), f"sweep {sweep.name}: {name}: {other} and {value!r} make the same trial; leave one out"
+        )
+    for settings in _spread(plan.settings):
+        try:
+            trial.check(settings)
+        except InputError as error:
+            raise InputError(f"sweep {sweep.name}: {_told(sweep, settings)}{error}") from error
+    return command
 
 
-def check_metric(sweep: Sweep, command: LoadedCommand) -> None:
-    """Asks whether the trials will log the metric.
+def _told(sweep: Sweep, settings: dict[str, Any]) -> str:
+    """The values of the parameters that vary."""
+    flat = flat_settings(settings)
+    varied = [f"{name}={as_text(flat[name])}" for name in sweep.varied if name in flat]
+    return f"{', '.join(varied)}: " if varied else ""
+
+
+def _spread(settings: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    count = min(len(settings), COMBINATIONS)
+    yield from (settings[round(i * (len(settings) - 1) / max(count - 1, 1))] for i in range(count))
+
+
+class _Trial:
+    """Checks the settings of trials, each once.
 
     Args:
         sweep: the sweep.
         command: of its first trial.
-
-    Raises:
-        InputError: they will not; callbacks of the user's own may log what they like.
     """
-    metric = sweep.metric
-    naming = [name for name in sweep.varied if name.startswith(NAMING)]
-    if metric is None or command.config[command.command]["trainer"]["callbacks"]:
-        return
-    require(not naming, f"{', '.join(naming)}: varies, and with it the metric's name; hold it fixed")
-    known = logged(command)
-    near = difflib.get_close_matches(metric, known, 1, 0.3)
-    hint = f"; did you mean {near[0]}?" if near else f"; it logs {', '.join(sorted(known))}"
-    require(metric in known, f"metric {metric}: nobody logs it in `{command.command}`{hint}")
 
+    def __init__(self, sweep: Sweep, command: LoadedCommand):
+        self._sweep, self._command = sweep, command
+        self._only_samples = only_samples(sweep, command.command)
+        self._constructors = Constructors(command)
+        self._known: dict[str, str] = {}
+        self._unknown: set[str] = set()
 
-def logged(command: LoadedCommand) -> set[str]:
-    """The names of all that a command may log without callbacks of the user's own."""
-    prefix = "test" if command.command == "test" else "val"
-    names = {f"{prefix}/loss", *({"train/loss", "train/lr"} if command.command == "fit" else ())}
-    evaluate = command.evaluate
-    if evaluate.features is None:
-        return names
-    every = prefix == "test" or evaluate.thorough
-    endings = ["", *(["_noisy"] if evaluate.noisy else [])]
-    endings += [f"{ending}_raw_weights" for ending in endings] if evaluate.raw_weights else []
-    for kind in KINDS if every else ("fid",):
-        name = metric_name(kind, evaluate.features.name, evaluate.num_samples)
-        names |= {f"{prefix}/{name}{ending}{part}" for ending in endings for part in ("", "_error", "_floor", "_n")}
-    copies = {"test/copied", "test/neighbour_distance_ratio"} if prefix == "test" else set()
-    return names | copies | {f"{prefix}/nfe", f"{prefix}/sampling_seconds"}
+    def check(self, settings: dict[str, Any]) -> str:
+        """Refuses settings that cannot be run; returns the configuration that they make."""
+        arguments = arguments_of(self._sweep, settings)
+        key = json.dumps(arguments)
+        if key not in self._known:
+            self._known[key] = self._check(arguments)
+        return self._known[key]
+
+    def _check(self, arguments: list[str]) -> str:
+        command = self._command
+        if self._only_samples:
+            refusing(lambda: command.take(arguments))
+            given = command.config[command.command]
+            evaluate, callbacks = command.evaluate, command.config_init[command.command]["trainer"]["callbacks"]
+        else:
+            command.parse(arguments)
+            refusing(command.before_instantiate_classes)
+            given = command.config[command.command]
+            parts = self._constructors.make(given)
+            evaluate, callbacks = parts["evaluate"], parts["trainer"]["callbacks"]
+        self._check_metric(evaluate, callbacks or [])
+        return json.dumps(given.as_dict(), default=str, sort_keys=True)
+
+    def _check_metric(self, evaluate: Any, callbacks: Any) -> None:
+        """Refuses a metric that nobody logs; of callbacks that others have written, nobody knows."""
+        metric, command = self._sweep.metric, self._command.command
+        if metric is None:
+            return
+        known, strangers = logged(command, evaluate, callbacks if isinstance(callbacks, list) else [callbacks])
+        if any(fnmatchcase(metric, name) for name in known):
+            return
+        names = sorted({type(callback).__name__ for callback in strangers})
+        near = difflib.get_close_matches(metric, known, 1, 0.3)
+        hint = f"; did you mean {near[0]}?" if near else f"; it logs {', '.join(sorted(known))}"
+        require(bool(names), f"metric {metric}: nobody logs it in `{command}`{hint}")
+        if not self._unknown & {*names}:
+            print(f"metric {metric}: only {', '.join(names)} can log it, which is not checked{hint}", file=sys.stderr)
+        self._unknown |= {*names}

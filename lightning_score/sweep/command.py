@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_score.utils import require
+
 DEFAULT = ("${env}", "${interpreter}", "${program}", "${args}")
 """What W&B runs where a sweep file has no command."""
 VARIABLE = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
@@ -46,10 +48,14 @@ def from_agent(arguments: Sequence[str]) -> list[str]:
     """
     given: dict[str, Any] = {}
     others: list[str] = []
-    for argument in _without_files(arguments):
+    rest = list(_without_files(arguments))
+    while rest:
+        argument = rest.pop(0)
         name, equals, text = argument.partition("=")
-        if equals and name.startswith("--") and name != "--config":
-            given[name.removeprefix("--")] = _value(text)
+        if not name.startswith("--") or name == "--config" or name.endswith("+"):  # `+=` adds to a list
+            others.append(argument)
+        elif equals or (rest and not rest[0].startswith("--")):
+            given[name.removeprefix("--")] = _value(text if equals else rest.pop(0))
         else:
             others.append(argument)
     return others + options(given)
@@ -77,8 +83,8 @@ def _dotted(path: Path) -> dict[str, Any] | None:
 
 
 def _value(text: str) -> Any:
-    """What Python's names and dictionaries mean; other text as it is."""
-    if text in ("None", "True", "False") or text.startswith("{"):
+    """What Python's names, dictionaries and lists mean; other text as it is."""
+    if text in ("None", "True", "False") or text.startswith(("{", "[")):
         try:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -86,14 +92,18 @@ def _value(text: str) -> Any:
     return text
 
 
-def expand(command: Sequence[Any], program: str | None, settings: Mapping[str, Any], json_file: Path) -> list[str]:
+def expand(command: Sequence[Any], program: str | None, settings: Mapping[str, Any]) -> list[str]:
     """A sweep's command with W&B's macros replaced, as its agent does it; unknown macros vanish there, and here.
+
+    Where the agent writes a file of settings for `--config ${args_json_file}`, these are options here: no file is written.
 
     Args:
         command: the words of the command.
         program: the sweep's program.
         settings: of the trial, by their names; nested ones are dictionaries.
-        json_file: where the settings are written if the command asks for a file.
+
+    Raises:
+        InputError: `${args_json_file}` does not follow `--config`.
     """
     hyphened = [f"--{name}={value}" for name, value in settings.items()]
     macros = {
@@ -107,14 +117,14 @@ def expand(command: Sequence[Any], program: str | None, settings: Mapping[str, A
             f"--{name}" if value is True else f"--{name}={value}" for name, value in settings.items() if value is not False
         ],
         "args_json": [json.dumps(dict(settings))],
-        "args_json_file": [str(json_file)],
     }
     words: list[str] = []
     for chunk in command:
+        if chunk == "${args_json_file}":
+            require(bool(words) and words[-1] in ("-c", "--config"), f"command: {chunk} must follow --config")
+            words[-1:] = options(settings)
+            continue
         word = VARIABLE.sub(lambda match: os.environ.get(match[1], match[1]), str(chunk))
         macro = re.fullmatch(r"\$\{(\w+)\}", word)
         words += macros.get(macro[1], []) if macro else [word]
-    if "${args_json_file}" in command:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(dict(settings)), encoding="utf-8")
     return words

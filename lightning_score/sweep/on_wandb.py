@@ -1,13 +1,16 @@
 """A sweep that W&B has run: its trials as rows, and what they tell, back on W&B."""
 
+import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_score.runs import check_name
-from lightning_score.sweep.results import Results, Row, measured
-from lightning_score.sweep.spec import Sweep, from_entries
+import yaml
+
+from lightning_score.runs import STOPPED_EARLY, check_name
+from lightning_score.sweep.results import Results, Row, flat_settings, measured
+from lightning_score.sweep.spec import Sweep, from_entries, shown
 from lightning_score.utils import InputError, require
 
 STATES = {"finished": "complete", "running": "running", "pending": "waiting"}
@@ -32,21 +35,34 @@ def fetch(path: str) -> tuple[Sweep, Results]:
         entries, runs = dict(found.config), list(found.runs)
     except Exception as error:  # the server's, the network's and W&B's own
         raise InputError(f"--wandb {path}: cannot be read ({' '.join(str(error).split())[:200]})") from error
-    sweep = from_entries(entries, path, "", path.rpartition("/")[2])
+    text = f"# W&B: {path}\n{yaml.safe_dump(entries, sort_keys=False)}"
+    sweep = from_entries(entries, path, text, path.rpartition("/")[2])
     require(sweep.metric is not None, f"--wandb {path}: this sweep has no metric, and so no results")
+    logged = {key for run in runs for key, value in dict(run.summary).items() if isinstance(value, (int, float))}
+    near = difflib.get_close_matches(sweep.metric, logged, 1, 0.3)
+    require(
+        sweep.metric in logged or not logged,
+        f"--wandb {path}: no trial has logged the metric {sweep.metric}{f'; did you mean {near[0]}?' if near else ''}",
+    )
     rows = [_row(sweep, number, run) for number, run in enumerate(runs)]
     return sweep, Results(sweep.name, sweep.metric, sweep.maximize, sweep.varied, rows)
 
 
 def _row(sweep: Sweep, number: int, run: Any) -> Row:
-    summary = {key: value for key, value in dict(run.summary).items() if isinstance(value, (int, float))}
-    fields = measured(summary, sweep.metric)
+    said = dict(run.summary)
+    fields = measured({key: value for key, value in said.items() if isinstance(value, (int, float))}, sweep.metric)
     state = STATES.get(run.state, "failed")
-    if state == "complete" and not math.isfinite(fields["value"]):
+    if state == "complete" and said.get("state") == STOPPED_EARLY:
+        state = STOPPED_EARLY
+    elif state == "complete" and not math.isfinite(fields["value"]):
         state = "failed"
-    settings = {name: _setting(run.config, name) for name in sweep.varied}
-    message = str(dict(run.summary).get("error", run.state)) if state == "failed" else ""
-    return Row(number, state, settings, seconds=summary.get("_runtime", math.nan), folder=run.url, message=message, **fields)
+    given: dict[str, Any] = {}
+    for name, law in sweep.parameters.items():
+        fixed = shown(name) not in sweep.varied
+        given[shown(name)] = law.examples()[0] if fixed else _setting(run.config, shown(name))
+    message = str(said.get("error", run.state)) if state == "failed" else ""
+    seconds = said.get("_runtime", math.nan)
+    return Row(number, state, flat_settings(given), seconds=seconds, folder=run.url, message=message, **fields)
 
 
 def _setting(config: dict[str, Any], name: str) -> Any:
@@ -59,13 +75,14 @@ def _setting(config: dict[str, Any], name: str) -> Any:
     return value
 
 
-def publish(found: Results, files: Sequence[Path], path: str) -> None:
+def publish(found: Results, files: Sequence[Path], path: str, folder: Path) -> None:
     """Puts table and figures into a run of their own beside the trials.
 
     Args:
         found: the results.
         files: the figures.
         path: `entity/project/sweep`.
+        folder: in which W&B keeps its files.
     """
     import wandb
 
@@ -78,6 +95,7 @@ def publish(found: Results, files: Sequence[Path], path: str) -> None:
         name=f"{found.name} ({identity}) summary",
         job_type="sweep summary",
         settings=settings,
+        dir=str(folder),
     ) as run:
         pictures = {f"sweep/{file.stem}": wandb.Image(str(file), caption=f"{found.name}: {file.stem}") for file in files}
         table = wandb.Table(columns=titles, data=[[_cell(cell) for cell in line] for line in lines])

@@ -3,7 +3,7 @@
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -27,6 +27,8 @@ KEYS = {
 QUANTIZED = ("uniform", "log_uniform", "log_uniform_values", "normal", "log_normal", "beta")
 DISTRIBUTIONS = {**KEYS, **{f"q_{name}": {*KEYS[name], "q"} for name in QUANTIZED}}
 """The names of all distributions, with the numbers that each takes."""
+EXAMPLES = 4
+"""Intervals into which the examples divide a law."""
 DEFAULTS = {"mu": 0.0, "sigma": 1.0, "a": 1.0, "b": 1.0, "q": 1}
 
 
@@ -37,7 +39,7 @@ class Parameter(ABC):
     def suggest(self, trial: Any, name: str) -> Any:
         """The value in an Optuna trial."""
 
-    def grid(self) -> list[Any] | None:
+    def grid(self) -> Sequence[Any] | None:
         """All values, as `suggest` names them to Optuna; None for a law that no grid can list."""
         return None
 
@@ -91,11 +93,12 @@ class IntUniform(Parameter):
     def suggest(self, trial: Any, name: str) -> int:
         return trial.suggest_int(name, self.low, self.high)
 
-    def grid(self) -> list[int]:
-        return list(range(self.low, self.high + 1))
+    def grid(self) -> Sequence[int]:
+        return range(self.low, self.high + 1)
 
     def examples(self) -> list[int]:
-        return [self.low, self.high]
+        span = self.high - self.low
+        return list(dict.fromkeys(self.low + round(i * span / EXAMPLES) for i in range(EXAMPLES + 1)))
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,9 @@ class Interval(Parameter):
         return trial.suggest_float(name, self.low, self.high, log=self.log)
 
     def examples(self) -> list[float]:
-        return [self.low, self.high]
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        inside = [low + i * (high - low) / EXAMPLES for i in range(1, EXAMPLES)]
+        return list(dict.fromkeys([self.low, *(math.exp(x) if self.log else x for x in inside), self.high]))
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,12 @@ class Quantile(Parameter):
         return [min(max((k * self.q - low) / span, 0.0), 1.0) if span else 0.0 for k in multiples]
 
     def examples(self) -> list[Any]:
-        return list(self.choices) or [self(u) for u in (0.05, 0.95)]
+        return list(self.choices) or list(dict.fromkeys(map(self, self._shares())))
+
+    def _shares(self) -> list[float]:
+        """The ends of a law that has ends, the quantiles 0.01 and 0.99 of one that has none, and some between."""
+        margin = 0.01 if self.distribution.endswith("normal") else 0.0
+        return [margin + i * (1 - 2 * margin) / EXAMPLES for i in range(EXAMPLES + 1)]
 
     def __call__(self, u: float) -> Any:
         """The value with the share u of the law below it."""
@@ -196,6 +206,10 @@ def parameter(name: str, given: Any) -> Parameter:
     require(not unknown, f"{name}: {kind} does not take {', '.join(sorted(map(str, unknown)))}")
     missing = sorted(DISTRIBUTIONS[kind] - set(given) - set(DEFAULTS))
     require(not missing, f"{name}: {kind} needs {' and '.join(missing)}")
+    for value in [given["value"]] if kind == "constant" else given.get("values") or []:
+        require(
+            _is_plain(value), f"{name}: {value!r}: must be a number, text, true, false, null, a list or a mapping; quote it"
+        )
     if kind == "constant":
         return Constant(given["value"])
     if kind.startswith("categorical"):
@@ -207,6 +221,14 @@ def parameter(name: str, given: Any) -> Parameter:
         require(fine, f"{name}: {key}={value!r} must be a number{hint}")
         require(value > 0 or key not in ("q", "sigma", "a", "b"), f"{name}: {key}={value} must be above 0")
     return _law(name, kind, numbers)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON has it: YAML reads 2024-01-31 as a date, and .nan as a number."""
+    try:
+        return bool(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError):
+        return False
 
 
 def _default(name: str, given: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,10 +15,16 @@ import yaml
 
 from lightning_score.metrics import jackknife_error
 from lightning_score.metrics.record import Record
+from lightning_score.runs import STOPPED_EARLY
 from lightning_score.sweep.command import as_text, flatten
+from lightning_score.sweep.processes import is_dead
 
-COLUMNS = ["error", "floor", "n", "nfe", "seconds", "folder", "message", "without", "paired"]
-"""Of `trials.csv`, after trial, state, the settings and the metric."""
+TABLE = "trials.csv"
+"""The table of trials in a sweep's folder."""
+COLUMNS = ["error", "floor", "n", "nfe", "seconds", "folder", "message", "without", "paired", "worker"]
+"""Of the table, after trial, state, the settings and the metric; those of older versions lack some of the last three."""
+SILENCE = 120.0
+"""Seconds after which a sweep that does not touch its table is dead."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class Row:
 
     Attributes:
         number: in the order of the queue.
-        state: complete, early (stopped by early termination), failed, running or waiting.
+        state: complete, stopped early (by early termination), failed, running, interrupted or waiting.
         settings: by their dotted names.
         value: of the metric, NaN without one.
         error: its standard error, NaN where unknown.
@@ -38,6 +45,7 @@ class Row:
         paired: what two trials must share for their samples to be paired: data, features and seed.
         folder: of its results.
         message: why it failed.
+        worker: the process that ran it, as host:id.
     """
 
     number: int
@@ -53,6 +61,7 @@ class Row:
     paired: str = ""
     folder: str = ""
     message: str = ""
+    worker: str = ""
 
 
 def measured(metrics: Mapping[str, float], metric: str) -> dict[str, Any]:
@@ -106,7 +115,7 @@ class Results:
         return found
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Titles and lines, the best first, then those that came to nothing."""
+        """Titles and lines, the best first, then those without a result."""
         ranked = self.ranked
         others = [row for row in self.rows if row not in ranked]
         titles = ["trial", *map(short, self.varied), self.metric, "+-", "to the best", "+-", "NFE", "seconds", "state"]
@@ -148,26 +157,28 @@ class Results:
         for row in self.rows:
             settings = [as_text(row.settings.get(name, "")) for name in names]
             numbers = [row.value, row.error, row.floor, row.n, row.nfe, row.seconds]
-            texts = [row.folder, row.message, as_text(list(row.without)), row.paired]
+            texts = [row.folder, row.message, as_text(list(row.without)), row.paired, row.worker]
             writer.writerow([row.number, row.state, *settings, *numbers, *texts])
         return text.getvalue()
 
 
 def read_csv(folder: Path) -> Results:
-    """The results whose `trials.csv` is in a folder, with the metric's direction from `sweep.yaml` beside it.
+    """The results whose `trials.csv` is in a folder, with the metric's direction from `sweep.yaml` beside it; trials whose
+    workers are dead are interrupted.
 
     Raises:
         ValueError: it is not such a table.
         OSError: it cannot be read.
     """
-    with (folder / "trials.csv").open(newline="", encoding="utf-8") as file:
+    with (folder / TABLE).open(newline="", encoding="utf-8") as file:
         table = csv.DictReader(file)
         columns = list(table.fieldnames or [])
         after = columns.index("error") if "error" in columns else 0
-        if columns[:2] != ["trial", "state"] or after < 3 or not {*COLUMNS[:-2]} <= {*columns}:
+        if columns[:2] != ["trial", "state"] or after < 3 or not {*COLUMNS[:-3]} <= {*columns}:
             raise ValueError("not a table of trials")
         names, metric = columns[2 : after - 1], columns[after - 1]
-        rows = [_from_cells(cells, names, metric) for cells in table]
+        silent = time.time() - (folder / TABLE).stat().st_mtime > SILENCE
+        rows = [_from_cells(cells, names, metric, silent) for cells in table]
     maximize = False
     with suppress(OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):
         maximize = yaml.safe_load((folder / "sweep.yaml").read_text(encoding="utf-8"))["metric"].get("goal") == "maximize"
@@ -175,14 +186,17 @@ def read_csv(folder: Path) -> Results:
     return Results(folder.name, metric, maximize, varied, rows)
 
 
-def _from_cells(cells: Mapping[str, str], names: Sequence[str], metric: str) -> Row:
+def _from_cells(cells: Mapping[str, str], names: Sequence[str], metric: str, silent: bool) -> Row:
     value, error, floor, n, nfe, seconds = (
         float(cells[name] or "nan") for name in (metric, "error", "floor", "n", "nfe", "seconds")
     )
     settings = {name: _from_text(cells[name]) for name in names}
     without = tuple(map(float, json.loads(cells.get("without") or "[]")))  # tables of older versions have none
-    texts = (cells.get("paired") or "", cells["folder"], cells["message"])
-    return Row(int(cells["trial"]), cells["state"], settings, value, error, floor, int(n), nfe, seconds, without, *texts)
+    texts = (cells.get("paired") or "", cells["folder"], cells["message"], cells.get("worker") or "")
+    state = STOPPED_EARLY if cells["state"] == "early" else cells["state"]  # as older versions call it
+    if state == "running" and (silent or is_dead(texts[-1])):
+        state = "interrupted"
+    return Row(int(cells["trial"]), state, settings, value, error, floor, int(n), nfe, seconds, without, *texts)
 
 
 def _from_text(text: str) -> Any:

@@ -17,6 +17,8 @@ from lightning_score.utils import InputError, require
 METHODS = ("grid", "random", "bayes")
 KNOWN = {"program", "method", "metric", "parameters", "command", "name", "description", "project", "entity", "run_cap",
          "early_terminate", "controller", "apiVersion", "kind", "settings", "imageuri", "job"}  # fmt: skip
+LARGEST = 100_000
+"""Most trials of a grid."""
 NESTED = "\0"
 """Stands between the parts of a nested parameter's name, where a dot belongs to a part."""
 
@@ -85,7 +87,7 @@ class Sweep:
         Raises:
             InputError: a parameter whose values cannot be listed.
         """
-        lists = {}
+        lists: dict[str, Any] = {}
         for name, law in self.parameters.items():
             if len(law.examples()) == 1 and law.grid() is None:
                 continue
@@ -95,6 +97,8 @@ class Sweep:
                 f"{shown(name)}: method grid takes value, values, whole numbers or q_uniform; take random or bayes",
             )
             lists[name] = values
+        size = math.prod(len(values) for values in lists.values())
+        require(size <= LARGEST, f"a grid of {size} trials: at most {LARGEST}; take fewer values, or method random")
         return [dict(zip(lists, each, strict=True)) for each in itertools.product(*lists.values())]
 
     def settings(self, trial: Any) -> dict[str, Any]:
@@ -131,6 +135,17 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
+class UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1 and key != "<<"), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read(path: str) -> Sweep:
     """Reads a sweep file.
 
@@ -141,7 +156,7 @@ def read(path: str) -> Sweep:
     require(file.is_file(), f"{path}: there is no such sweep file; sweeps/eps.yaml is one")
     try:
         text = file.read_text(encoding="utf-8")
-        entries = yaml.safe_load(text)
+        entries = yaml.load(text, UniqueKeys)  # noqa: S506 (a SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML ({error})") from error
     return from_entries(entries, path, text, file.stem)
@@ -200,6 +215,8 @@ def _metric(path: str, given: Any, method: str) -> tuple[str | None, bool]:
         return None, False
     named = isinstance(given, dict) and isinstance(given.get("name"), str)
     require(named, f"{path}: metric={given!r}: needs a name, as {{name: val/loss, goal: minimize}}")
+    unknown = sorted(map(str, set(given) - {"name", "goal", "target", "impute", "impute_while_running"}))
+    require(not unknown, f"{path}: metric {', '.join(unknown)}: unknown; a metric has name and goal")
     goal = given.get("goal", "minimize")
     require(goal in ("minimize", "maximize"), f"{path}: metric goal={goal!r}: must be minimize or maximize")
     return given["name"], goal == "maximize"
@@ -221,7 +238,14 @@ def _hyperband(path: str, given: Any, metric: str | None) -> Hyperband | None:
         return None
     fine = isinstance(given, dict) and given.get("type") == "hyperband"
     require(fine, f"{path}: early_terminate={given!r}: type must be hyperband")
+    unknown = sorted(map(str, set(given) - {"type", "min_iter", "max_iter", "s", "eta", "strict"}))
+    require(
+        not unknown,
+        f"{path}: early_terminate {', '.join(unknown)}: unknown; it has type, min_iter, max_iter, s, eta, strict",
+    )
     require(metric is not None, f"{path}: early_terminate needs a metric")
+    strict = given.get("strict", False)
+    require(isinstance(strict, bool), f"{path}: early_terminate strict={strict!r}: must be true or false")
     eta = given.get("eta", 3)
     require(isinstance(eta, (int, float)) and eta > 1, f"{path}: early_terminate eta={eta!r}: must be above 1, as 3")
     low, high = (_whole(path, f"early_terminate {name}", given.get(name), 1) for name in ("min_iter", "max_iter"))
@@ -233,4 +257,4 @@ def _hyperband(path: str, given: Any, metric: str | None) -> Hyperband | None:
     else:
         bands = [int(low * eta**k) for k in range(64) if low * eta**k < 1e9]
     require(bands, f"{path}: early_terminate leaves no band; raise max_iter or lower eta")
-    return Hyperband(tuple(sorted(set(bands))), float(eta), bool(given.get("strict", False)))
+    return Hyperband(tuple(sorted(set(bands))), float(eta), strict)

@@ -2,32 +2,37 @@
 
 import math
 import os
-import socket
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from copy import deepcopy
+from datetime import datetime
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 
+from lightning_score.runs import STOPPED_EARLY
+from lightning_score.sweep.draws import draw, sampler
+from lightning_score.sweep.interruption import Stopped
+from lightning_score.sweep.processes import identity, is_dead
 from lightning_score.sweep.spec import Sweep
 from lightning_score.utils import InputError, require
 
 SLOT, WORKER, ERROR, METRICS, SETTINGS, SURPLUS = "slot", "worker", "error", "metrics", "settings", "surplus"
 """Attributes of a trial: its place in the queue; who runs it; why it failed; what it measured; its settings; not needed."""
-INTERRUPTED = "interrupted"
-"""Attribute of a trial that was stopped from outside."""
+INTERRUPTED, FORGIVEN = "interrupted", "forgiven"
+"""Attributes of a trial: stopped from outside; how many of its earlier attempts do not count against it."""
 HEARTBEAT, GRACE = 10, 60
 """Seconds between two signs of life of a worker, and without one until its trial is another's."""
 RETRIES = 3
 """How often a trial is begun again after its worker died: one that kills its workers is given up then."""
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: STOPPED_EARLY, TrialState.FAIL: "failed",
+          TrialState.WAITING: "waiting"}  # fmt: skip
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
@@ -48,12 +53,13 @@ class Study:
         url: the database's, as `sqlite:///runs/sweeps/eps/study.db` or `postgresql://user@host/name`.
         name: of the study in the database.
         make: whether to make database and study where they are not there.
+        seed: of what is drawn; None: the one that the study has, 0 in a new one.
 
     Raises:
-        InputError: the database cannot be reached, or holds another sweep under this name.
+        InputError: the database cannot be reached, or holds another sweep, or one of another seed, under this name.
     """
 
-    def __init__(self, sweep: Sweep, url: str, name: str, make: bool = False):
+    def __init__(self, sweep: Sweep, url: str, name: str, make: bool = False, seed: int | None = None):
         self.sweep, self.url, self.name = sweep, url, name
         for wait in (0.5, 1.5, None) if make else (None,):  # two machines that make the tables at once disturb each other
             try:
@@ -67,39 +73,34 @@ class Study:
                 reason = "pip install 'psycopg[binary]'" if isinstance(error.__cause__ or error, ImportError) else reason
                 address = _without_password(url)
                 raise InputError(f"--storage {address}: this database cannot be used ({reason})") from error
-        known = self._study.user_attrs.get("sweep")
-        if known is None:
-            self._study.set_user_attr("sweep", sweep.text)
         require(
-            known is None or known == sweep.text,
+            self._study.user_attrs.get("sweep", sweep.text) == sweep.text,
             f"the sweep {name} was begun with another version of its file; give a new --name, or the old file",
         )
+        known = self._study.user_attrs.get("seed", 0)
+        require(seed is None or not self.trials() or seed == known, f"--seed {seed}: the sweep {name} has the seed {known}")
+        self.seed = known if seed is None else seed
+        if make:
+            self.remember("sweep", sweep.text)
+            self._study.set_user_attr("seed", self.seed)  # another one takes the place of it where nothing is queued yet
+        self._study.sampler = sampler(sweep, self.seed)
 
     def _open(self, make: bool) -> optuna.Study:
+        file = make_url(self.url).database if self.url.startswith("sqlite") else None
+        if file and not make and not os.path.isfile(file):  # SQLite would make an empty one
+            raise FileNotFoundError("there is no such file")
         settings = {"connect_args": {"timeout": 60}} if self.url.startswith("sqlite") else {"pool_pre_ping": True}
         storage = RDBStorage(
             _with_driver(self.url),
             engine_kwargs=settings,
             heartbeat_interval=HEARTBEAT,
             grace_period=GRACE,
-            heartbeat_stale_trial_callback=self._requeue,
             skip_table_creation=not make,
         )
         if not make:
-            return optuna.load_study(storage=storage, study_name=self.name, sampler=self._sampler())
-        return optuna.create_study(
-            storage=storage, study_name=self.name, sampler=self._sampler(), direction=self._direction, load_if_exists=True
-        )
-
-    @property
-    def _direction(self) -> str:
-        return "maximize" if self.sweep.maximize else "minimize"
-
-    def _sampler(self) -> optuna.samplers.BaseSampler:
-        """Grids and random draws are queued with their values; the others are chosen when a worker takes them."""
-        if self.sweep.method == "bayes":
-            return optuna.samplers.TPESampler(multivariate=True, constant_liar=True)
-        return optuna.samplers.RandomSampler()
+            return optuna.load_study(storage=storage, study_name=self.name)
+        direction = "maximize" if self.sweep.maximize else "minimize"
+        return optuna.create_study(storage=storage, study_name=self.name, direction=direction, load_if_exists=True)
 
     def remember(self, key: str, value: Any) -> Any:
         """What was said under a key first, for ever."""
@@ -109,7 +110,11 @@ class Study:
         return value if known is None else known
 
     def queue(self, count: int) -> int:
-        """Queues trials until there are `count` in all; returns how many are new."""
+        """Queues trials until there are `count` in all, and takes surplus ones from the queue; returns how many are new."""
+        for trial in self.trials():
+            if trial.state == TrialState.WAITING and trial.user_attrs.get(SLOT, 0) >= count:
+                self._storage.set_trial_user_attr(trial._trial_id, SURPLUS, True)
+                self._end(trial)
         there = {trial.user_attrs[SLOT] for trial in self.trials() if SLOT in trial.user_attrs}
         new = [slot for slot in range(count) if slot not in there]
         values = self._values(count) if new else []
@@ -121,13 +126,14 @@ class Study:
         """The parameters of the first `count` trials, as far as they are known beforehand."""
         if self.sweep.method == "grid":
             return self.sweep.grid()
-        if self.sweep.method == "bayes":
-            return [{} for _ in range(count)]
-        drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        trials = [drawn.ask() for _ in range(count)]
-        for trial in trials:
-            self.sweep.settings(trial)
-        return [trial.params for trial in trials]
+        return [{} for _ in range(count)] if self.sweep.method == "bayes" else draw(self.sweep, count, self.seed)
+
+    def retry(self) -> int:
+        """Lets the failed trials wait again with their values; returns how many there are."""
+        failed = [trial for trial in self.trials() if trial.state == TrialState.FAIL]
+        for trial in failed:
+            self._put_back(trial, {FORGIVEN: len(trial.system_attrs.get("retry_history", [])) + 1})
+        return len(failed)
 
     def trials(self) -> list[FrozenTrial]:
         """All trials that count: not those that were begun again, nor those that were not needed."""
@@ -136,77 +142,113 @@ class Study:
         return [trial for trial in found if trial.number not in again and SURPLUS not in trial.user_attrs]
 
     def left(self) -> int:
-        """The number of trials that wait or run."""
-        return sum(trial.state not in ENDED for trial in self.trials())
+        """The number of trials that wait, run, or will be put back into the queue."""
+        return sum(trial.state not in ENDED or self._comes_back(trial) for trial in self.trials())
 
-    def release(self, dead: Callable[[int], bool] | None = None) -> None:
-        """Gives back the trials of workers that died on this machine, and of those elsewhere that are silent; and those that
-        ended without a word, because their worker was stopped before it could give them back itself.
+    @property
+    def _storage(self) -> RDBStorage:
+        return self._study._storage
 
-        Args:
-            dead: whether a process of this machine, by its number, is dead.
+    def state(self, trial: FrozenTrial) -> str:
+        """The state of a trial for people: one that a dead worker was running is interrupted, not running."""
+        if trial.state != TrialState.RUNNING:
+            return STATES[trial.state]
+        if WORKER not in trial.user_attrs:  # it has been taken, and nothing else
+            return "waiting"
+        return "interrupted" if self._is_lost(trial, self._silent()) else "running"
+
+    def _silent(self) -> set[int]:
+        """The ids of the trials whose workers, on any machine, have given no sign of life for a while."""
+        return set(self._storage._get_stale_trial_ids(self._study._study_id))
+
+    @staticmethod
+    def _is_lost(trial: FrozenTrial, silent: set[int]) -> bool:
+        """Whether the worker of a running trial is dead: by its process on this machine, by its silence elsewhere."""
+        if WORKER not in trial.user_attrs:  # killed as soon as it had taken the trial, it never gave a sign of life
+            return (datetime.now() - (trial.datetime_start or datetime.now())).total_seconds() > GRACE
+        return trial._trial_id in silent or is_dead(trial.user_attrs[WORKER])
+
+    def release(self) -> None:
+        """Puts the trials of dead workers back into the queue; and those that ended without a result or an error, because
+        their worker was killed before it could put them back itself.
         """
-        host = socket.gethostname()
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            where, _, process = str(trial.user_attrs.get(WORKER, "")).rpartition(":")
-            if where == host and (dead or _is_dead)(int(process)):
-                self._again(trial)
-        optuna.storages.fail_stale_trials(self._study)
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        silent = self._silent() if running else set()
+        for trial in running:
+            if self._is_lost(trial, silent):
+                self._end(trial)
         for trial in self.trials():
-            if trial.state == TrialState.FAIL and ERROR not in trial.user_attrs:
-                self._requeue(self._study, trial)
+            if self._comes_back(trial):
+                self._put_back(trial, {FORGIVEN: trial.user_attrs.get(FORGIVEN, 0)})
 
-    def _requeue(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Lets a trial wait again with its values, unless it has killed its workers too often."""
+    def _comes_back(self, trial: FrozenTrial) -> bool:
+        """Whether a trial ended without a result or an error, and has not killed its workers too often."""
+        if trial.state != TrialState.FAIL or ERROR in trial.user_attrs:
+            return False
         history = [*trial.system_attrs.get("retry_history", []), trial.number]
-        known = study.get_trials(deepcopy=False)
-        if sum(not known[number].user_attrs.get(INTERRUPTED) for number in history) <= RETRIES:
-            RetryHeartbeatStaleTrialCallback()(study, deepcopy(trial))  # it writes into what it is given
+        known = self._study.get_trials(deepcopy=False)
+        counted = history[trial.user_attrs.get(FORGIVEN, 0) :]
+        return sum(not known[number].user_attrs.get(INTERRUPTED) for number in counted) <= RETRIES
 
-    def _again(self, trial: FrozenTrial) -> None:
-        with suppress(Exception):  # another worker was quicker
-            self._study.tell(trial.number, state=TrialState.FAIL)
-            self._requeue(self._study, trial)
+    def _put_back(self, trial: FrozenTrial, attributes: dict[str, Any]) -> None:
+        """Queues a new trial in the place of one that has ended, with its values and nothing that it measured."""
+        history = [*trial.system_attrs.get("retry_history", []), trial.number]
+        self._study.add_trial(
+            optuna.create_trial(
+                state=TrialState.WAITING,
+                params=trial.params,
+                distributions=trial.distributions,
+                user_attrs={SLOT: trial.user_attrs[SLOT], **attributes},
+                system_attrs={**trial.system_attrs, "retry_history": history},
+            )
+        )
 
-    def work(self, objective: Objective) -> None:
+    def _end(self, trial: FrozenTrial) -> None:
+        with suppress(UpdateFinishedTrialError):  # another worker was quicker
+            self._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+
+    def work(self, objective: Objective, stop: Callable[[], bool] = lambda: False) -> None:
         """Takes trials from the queue until none are left.
 
         Args:
             objective: what a trial measures, from this study, the trial and its settings.
+            stop: whether this worker is to stop, which is looked at between trials; it raises `Stopped` within one.
         """
         self.release()
-        while self.left():
+        while self.left() and not stop():
             if self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-                self._one(objective)
+                self._one(objective, stop)
             else:
                 time.sleep(0.5)  # others are at work; should one of them die, its trial comes back
             self.release()
 
-    def _one(self, objective: Objective) -> None:
+    def _one(self, objective: Objective, stop: Callable[[], bool]) -> None:
         """Runs the next trial; one that is interrupted goes back into the queue."""
-        numbers: list[int] = []
+        taken: list[Trial] = []
         try:
-            self._study.optimize(lambda trial: self._run(trial, objective, numbers), n_trials=1, catch=(Exception,))
-        except KeyboardInterrupt:
-            for number in numbers:
-                self._requeue(self._study, self._study.trials[number])
+            self._study.optimize(lambda trial: self._run(trial, objective, stop, taken), n_trials=1, catch=(Exception,))
+        except Stopped:
+            for trial in taken:
+                self._end(self._storage.get_trial(trial._trial_id))
+            self.release()
             raise
 
-    def _run(self, trial: Trial, objective: Objective, numbers: list[int]) -> float:
+    def _run(self, trial: Trial, objective: Objective, stop: Callable[[], bool], taken: list[Trial]) -> float:
         if SLOT not in trial.user_attrs or self._is_taken(trial):
             trial.set_user_attr(SURPLUS, True)
             raise _Surplus
-        numbers.append(trial.number)
-        trial.set_user_attr(WORKER, f"{socket.gethostname()}:{os.getpid()}")
+        taken.append(trial)
+        trial.set_user_attr(WORKER, identity())
         settings = self.sweep.settings(trial)
         trial.set_user_attr(SETTINGS, settings)
-        trial.set_user_attr(INTERRUPTED, False)
         try:
+            if stop():
+                raise Stopped
             value = objective(self, trial, settings)
-            require(not math.isnan(value), f"{self.sweep.metric} is not a number")
+            require(not math.isnan(value), f"{self.sweep.metric} is NaN")
         except optuna.TrialPruned:
             raise
-        except KeyboardInterrupt:
+        except Stopped:
             trial.set_user_attr(INTERRUPTED, True)
             raise
         except Exception as error:
@@ -217,10 +259,7 @@ class Study:
     def _is_taken(self, trial: Trial) -> bool:
         """Whether an earlier trial has the same place in the queue: two machines queued it at once."""
         slot = trial.user_attrs[SLOT]
-        return any(
-            other.number < trial.number and other.user_attrs.get(SLOT) == slot and SURPLUS not in other.user_attrs
-            for other in self.trials()
-        )
+        return any(other.number < trial.number and other.user_attrs.get(SLOT) == slot for other in self.trials())
 
     def stops(self, trial: Trial) -> bool:
         """Whether early termination ends a trial, by what it has reported so far."""
@@ -259,20 +298,3 @@ def _without_password(url: str) -> str:
     with suppress(Exception):
         return make_url(url).render_as_string(hide_password=True)
     return "(not an address)"
-
-
-def _is_dead(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return _is_zombie(process)
-
-
-def _is_zombie(process: int) -> bool:
-    """Whether a process has ended, though its parent has not noticed (Linux)."""
-    with suppress(OSError), open(f"/proc/{process}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] == "Z"
-    return False

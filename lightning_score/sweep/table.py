@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from lightning_score.runs import STOPPED_EARLY
 from lightning_score.sweep.results import Results, Row, duration, number, short, shown
 
 SHOWN = 12
@@ -46,7 +47,7 @@ class Board:
         if self._live is not None:
             self._live.update(Group(_table(found, SHOWN), _counts(found)), refresh=True)
             return
-        ended = [row for row in found.rows if row.state in ("complete", "early", "failed")]
+        ended = [row for row in found.rows if row.state in ("complete", STOPPED_EARLY, "failed")]
         if self._told is None:
             self._told = {row.number for row in ended}
         for row in ended:
@@ -109,5 +110,8 @@ def print_results(found: Results, folder: Path, drawn: list[str]) -> None:
         floor = f", real against real {number(best.floor)}" if number(best.floor) else ""
         print(f"best: {found.metric}={number(best.value)}{error}{floor} with {settings}")
         print(f"again: {found.commands[best.number]}")
+    failed = sum(row.state == "failed" for row in found.rows)
+    if failed:
+        print(f"{failed} of {len(found.rows)} trials have failed; --retry_failed runs them again")
     files = ", ".join(["summary.md", "trials.csv", *drawn])
     print(f"written to {shlex.quote(os.path.relpath(folder))}: {files}", flush=True)

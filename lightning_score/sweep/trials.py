@@ -3,7 +3,10 @@
 import lightning_score.torchvision_guard  # noqa: F401
 
 import csv
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,40 +14,59 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_score.sweep.command import expand, from_agent
+from optuna import TrialPruned
+
+from lightning_score.runs import STATUS, STOPPED_EARLY, read_status, replace_text
+from lightning_score.sweep.command import expand, from_agent, options
+from lightning_score.sweep.interruption import Stopped
 from lightning_score.sweep.loaded import LoadedCommand
+from lightning_score.sweep.processes import end_with
 from lightning_score.sweep.spec import Sweep
 from lightning_score.utils import require
 
 COMMANDS = ("fit", "validate", "test")
+PYTHON = re.compile(r"(.*/)?(env|python[\d.]*|-\w+)")
+"""What stands before the name of our program."""
 SAMPLING = ("model.sampler", "model.guidance", "evaluate")
 """Settings that change nothing of what a loaded model is."""
 POLL = 0.5
-PATIENCE = 60
-"""Seconds between two looks at a trial's metrics, and until one that was told to stop is killed."""
+PATIENCE = 3.0
+"""Seconds between two looks at a trial's metrics, and until one that was asked to stop is killed."""
 
+Check = Callable[..., None]
 Report = Callable[[float], None]
 """Told each new value of the sweep's metric; it raises to stop the trial."""
 
 
-def arguments_of(sweep: Sweep, settings: dict[str, Any], folder: Path) -> list[str]:
+def arguments_of(sweep: Sweep, settings: dict[str, Any]) -> list[str]:
     """The arguments of our command line in a trial: the command and its options.
 
     Raises:
-        InputError: the sweep runs another program.
+        InputError: the sweep runs another program, or a parameter does not reach it.
     """
-    words = expand(sweep.command, sweep.program, settings, folder.with_suffix(".json"))
+    words = expand(sweep.command, sweep.program, settings)
     names = [i for i, word in enumerate(words) if Path(word).name in ("lightning_score", "__main__.py")]
     fits = bool(names) and words[names[0] + 1 : names[0] + 2] and words[names[0] + 1] in COMMANDS
+    others = [word for word in words[: names[0] if names else 0] if not PYTHON.fullmatch(word)]
     require(
-        bool(fits),
-        f"command: {' '.join(map(str, sweep.command))}: this runs `-m lightning_score` with {', '.join(COMMANDS)} only; "
-        "wandb agent runs other programs",
+        bool(fits) and not others,
+        f"command: {' '.join(map(str, sweep.command))}: this runs `python -m lightning_score` with {', '.join(COMMANDS)} "
+        "only; wandb agent runs other programs, and sets variables",
     )
-    return _pinned(from_agent(words[names[0] + 1 :]))
+    arguments = from_agent(words[names[0] + 1 :])
+    for wanted in options(settings):
+        name = wanted.partition("=")[0]
+        given = [argument for argument in arguments if argument.partition("=")[0] == name]
+        require(
+            bool(given) and given[-1] == wanted,
+            f"command: does not give {wanted}{f' but {given[-1]}' if given else ''} to the program: "
+            f'end it with "${{args}}", and leave {name} out of it',
+        )
+    return _pinned(arguments)
 
 
 def _pinned(arguments: list[str]) -> list[str]:
@@ -83,15 +105,23 @@ class OnLoadedModel(Trials):
 
     Args:
         arguments: of the first trial.
+        check: raises `Stopped` if the worker is to stop.
     """
 
-    def __init__(self, arguments: list[str]):
+    def __init__(self, arguments: list[str], check: Check):
         self._loaded = LoadedCommand(arguments)
+        self._loaded.model.score_function.register_forward_pre_hook(check)
 
     def run(self, arguments: list[str], folder: Path, metric: str | None, report: Report) -> dict[str, float]:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder.with_suffix(".log").open("w") as log, redirect_stdout(log), redirect_stderr(log):
-            return self._loaded.run([*arguments, f"--output={folder}"])
+        log = folder.with_suffix(".log")
+        try:
+            with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
+                return self._loaded.run([*arguments, f"--output={folder}"])
+        except Stopped:  # the trial is begun again, in another folder
+            shutil.rmtree(folder, ignore_errors=True)
+            log.unlink(missing_ok=True)
+            raise
 
 
 class InOwnProcess(Trials):
@@ -100,9 +130,11 @@ class InOwnProcess(Trials):
     Args:
         threads: processor threads of a trial.
         group: a name under which W&B shows the trials together, where they are logged there.
+        check: raises `Stopped` if the worker is to stop.
     """
 
-    def __init__(self, threads: int, group: str):
+    def __init__(self, threads: int, group: str, check: Check):
+        self._check = check
         self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "WANDB_RUN_GROUP": group}
 
     def run(self, arguments: list[str], folder: Path, metric: str | None, report: Report) -> dict[str, float]:
@@ -111,11 +143,14 @@ class InOwnProcess(Trials):
         log = folder.with_suffix(".log")
         with log.open("w") as file:
             process = subprocess.Popen(command, env=self._environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL,
-                                       start_new_session=True)  # fmt: skip
+                                       start_new_session=True,
+                                       preexec_fn=partial(end_with, os.getpid()))  # fmt: skip
         try:
             self._watch(process, folder, metric, report)
-        except BaseException:
+        except BaseException as reason:
             _end(process)
+            if isinstance(reason, TrialPruned):
+                _mark(folder)
             raise
         if process.returncode != 0:
             raise TrialFailed(f"exit code {process.returncode}: {_last_line(log)}")
@@ -135,6 +170,7 @@ class InOwnProcess(Trials):
                 told, changed = len(values), written
             if ended:
                 return
+            self._check()
             time.sleep(POLL)
 
 
@@ -147,6 +183,14 @@ def _end(process: subprocess.Popen) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _mark(folder: Path) -> None:
+    """Tells early termination from other signals in the trial's own folder."""
+    status = read_status(folder)
+    if status:
+        status |= {"state": STOPPED_EARLY, "message": "by the sweep's early termination"}
+        replace_text(folder / STATUS, json.dumps(status, indent=1))
 
 
 def last_metrics(folder: Path) -> dict[str, float]:
@@ -177,14 +221,20 @@ def _last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "without a word")[:300]
 
 
-def made_for(sweep: Sweep, arguments: list[str], threads: int) -> Trials:
+def only_samples(sweep: Sweep, command: str) -> bool:
+    """Whether the trials differ in nothing but how a loaded model is sampled and measured."""
+    return command != "fit" and all(name.startswith(SAMPLING) for name in sweep.varied)
+
+
+def made_for(sweep: Sweep, arguments: list[str], threads: int, check: Check) -> Trials:
     """What runs the trials of a sweep.
 
     Args:
         sweep: the sweep.
         arguments: those of one of its trials.
         threads: processor threads of a worker.
+        check: raises `Stopped` if the worker is to stop.
     """
-    if arguments[0] != "fit" and all(name.startswith(SAMPLING) for name in sweep.varied):
-        return OnLoadedModel(arguments)
-    return InOwnProcess(threads, sweep.name)
+    if only_samples(sweep, arguments[0]):
+        return OnLoadedModel(arguments, check)
+    return InOwnProcess(threads, sweep.name, check)

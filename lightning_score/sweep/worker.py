@@ -4,8 +4,9 @@ import lightning_score.torchvision_guard  # noqa: F401
 
 import math
 import os
-import signal
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from lightning_score.experiment import quiet
 from lightning_score.metrics.record import FILE, read
+from lightning_score.sweep.interruption import Interruption, Stopped
 from lightning_score.sweep.results import parts
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.study import METRICS, Study
@@ -24,7 +26,7 @@ SECONDS, FOLDER, WITHOUT, PAIRED = "seconds", "folder", "without", "paired"
 
 
 def work(sweep: Sweep, url: str, name: str, folder: Path, threads: int, device: int, parent: int) -> None:
-    """Takes trials until none are left or the process that began this one is gone.
+    """Takes trials until none are left, a signal asks this process to stop, or the process that began this one is gone.
 
     Args:
         sweep: the sweep.
@@ -35,35 +37,30 @@ def work(sweep: Sweep, url: str, name: str, folder: Path, threads: int, device: 
         device: the number of this worker, which chooses its GPU where there are several.
         parent: the process that began this one.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
-    quiet()
-    torch.set_num_threads(threads)
-    if torch.cuda.device_count() > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(device % torch.cuda.device_count())
-    try:
-        Study(sweep, url, name).work(_Objective(sweep, folder, threads, parent))
-    except KeyboardInterrupt:
-        os._exit(130)  # at once: the trial is back in the queue
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
+    with Interruption(parent) as interruption:
+        quiet()
+        torch.set_num_threads(threads)
+        if torch.cuda.device_count() > 1:
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(device % torch.cuda.device_count())
+        with suppress(Stopped):
+            objective = _Objective(sweep, folder, threads, interruption.check)
+            Study(sweep, url, name).work(objective, lambda: interruption.requested)
+        if interruption.requested:
+            os._exit(interruption.code)  # at once: the trial is back in the queue
 
 
 class _Objective:
     """Runs a trial and writes down what it measured."""
 
-    def __init__(self, sweep: Sweep, folder: Path, threads: int, parent: int):
-        self._sweep, self._folder, self._threads, self._parent = sweep, folder, threads, parent
+    def __init__(self, sweep: Sweep, folder: Path, threads: int, check: Callable[[], None]):
+        self._sweep, self._folder, self._threads, self._check = sweep, folder, threads, check
         self._trials: Trials | None = None
 
     def __call__(self, study: Study, trial: optuna.Trial, settings: dict[str, Any]) -> float:
-        if os.getppid() != self._parent:
-            raise KeyboardInterrupt
         folder = self._folder / "trials" / f"{trial.number:04d}"
-        arguments = arguments_of(self._sweep, settings, folder)
+        arguments = arguments_of(self._sweep, settings)
         if self._trials is None:
-            self._trials = made_for(self._sweep, arguments, self._threads)
+            self._trials = made_for(self._sweep, arguments, self._threads, self._check)
         values: list[float] = []
 
         def report(value: float) -> None:

@@ -1,0 +1,104 @@
+"""Who draws the settings of a sweep's trials."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FixedTrial, FrozenTrial
+
+from lightning_score.sweep.spec import Sweep
+from lightning_score.utils import require
+
+KNOWN = 1000
+"""Most random trials that are looked at before they are run."""
+
+
+def sampler(sweep: Sweep, seed: int) -> BaseSampler:
+    """What chooses the settings of a trial when a worker takes it; those of grids and random draws are known before."""
+    return SeededBayes(seed) if sweep.method == "bayes" else RandomSampler(seed=seed)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The trials that a sweep will run.
+
+    Attributes:
+        count: how many.
+        settings: those that are known before, or examples of them.
+    """
+
+    count: int
+    settings: list[dict[str, Any]]
+
+
+def planned(sweep: Sweep, count: int | None, seed: int | None) -> Planned:
+    """The trials of a sweep.
+
+    Args:
+        sweep: the sweep.
+        count: their number as it was asked for.
+        seed: as it was asked for.
+
+    Raises:
+        InputError: the number is not known, or above the file's `run_cap`; a grid is too large, or has a seed.
+    """
+    cap = sweep.run_cap
+    require(not (count and cap and count > cap), f"--count {count}: run_cap in the file allows {cap}")
+    if sweep.method == "grid":
+        require(seed is None, f"--seed {seed}: a grid draws nothing; leave it out")
+        known = sweep.grid()
+        total = min(count or len(known), cap or len(known), len(known))
+        return Planned(total, [sweep.settings(FixedTrial(values)) for values in known[:total]])
+    total = count or cap
+    require(total is not None, f"method {sweep.method} has no end: give --count 20, or run_cap in the file")
+    if sweep.method == "random":
+        drawn = draw(sweep, min(total, KNOWN), seed or 0)
+        return Planned(total, [sweep.settings(FixedTrial(values)) for values in drawn])
+    return Planned(total, [settings for _, _, settings in sweep.examples()])
+
+
+def draw(sweep: Sweep, count: int, seed: int) -> list[dict[str, Any]]:
+    """The parameters of the first random trials, as Optuna names them; those of more trials begin with the same."""
+    study = optuna.create_study(sampler=RandomSampler(seed=seed))
+    trials = [study.ask() for _ in range(count)]
+    for trial in trials:
+        sweep.settings(trial)
+    return [trial.params for trial in trials]
+
+
+class SeededBayes(BaseSampler):
+    """The tree-structured Parzen estimator of all parameters together (Bergstra et al. 2011; Falkner et al. 2018).
+
+    What it draws depends on the seed, the place of the trial in the queue and the trials that have ended by then, and on
+    nothing else: one worker draws the same trials again, also where the sweep is interrupted and resumed in between. Several
+    workers draw the same first ten; after these it matters which trials end first.
+
+    Args:
+        seed: of all draws.
+    """
+
+    def __init__(self, seed: int):
+        self._seed = seed
+        self._sampler: BaseSampler = TPESampler(seed=seed)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Begins anew for each trial, or two workers would draw alike."""
+        parts = [self._seed, trial.user_attrs.get("slot", trial.number)]
+        seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
+        self._sampler = TPESampler(multivariate=True, constant_liar=True, seed=seed)
+        self._sampler.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
+        return self._sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+        return self._sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
+        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: Any, values: Any) -> None:
+        self._sampler.after_trial(study, trial, state, values)

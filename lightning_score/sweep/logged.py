@@ -1,0 +1,78 @@
+"""The names of the metrics that a command logs."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+from collections.abc import Sequence
+
+from lightning.pytorch import Callback
+
+from lightning_score.callbacks import BitsPerDim, Evaluate, LangevinHealth, LossFloor, ScorePlot
+from lightning_score.callbacks.totals import KINDS, NEIGHBOURS
+from lightning_score.metrics.manifold import Manifold
+from lightning_score.metrics.record import metric_name
+
+OF_CALLBACKS: dict[type[Callback], tuple[str, ...]] = {
+    BitsPerDim: ("test/bits_per_dim", "test/bits_per_dim_error", "test/bits_per_dim_n", "test/bits_per_dim_spread"),
+    LangevinHealth: ("val/langevin_variance_ratio", "val/langevin_snr"),
+    LossFloor: (
+        *(f"val/excess_loss_{split}" for split in ("train", "held_out")),
+        *(f"val/{name}_{split}/*" for name in ("loss", "excess_loss") for split in ("train", "held_out")),
+    ),
+    ScorePlot: ("val/score_error",),
+}
+"""What the shipped callbacks log, but for `Evaluate`; the others log nothing. `*` stands for a noise level."""
+TO_LOGGERS = ("LearningRateMonitor", "DeviceStatsMonitor")
+"""Lightning's callbacks that log under names of their own."""
+
+
+def logged(command: str, evaluate: Evaluate, callbacks: Sequence[Callback]) -> tuple[set[str], list[Callback]]:
+    """The names of all metrics that a command logs, and the callbacks of which that is not known.
+
+    Args:
+        command: fit, validate or test.
+        evaluate: what measures the samples.
+        callbacks: those of the trainer's configuration.
+    """
+    prefix = "test/" if command == "test" else "val/"
+    names = {f"{prefix}loss", *({"train/loss", "train/lr"} if command == "fit" else ()), *_of_evaluate(prefix, evaluate)}
+    strangers = []
+    for callback in callbacks:
+        kind = type(callback)
+        shipped = kind.__module__.startswith(("lightning_score.", "lightning.", "pytorch_lightning."))
+        names |= {name for name in OF_CALLBACKS.get(kind, ()) if name.startswith(prefix)}
+        if not shipped or kind.__name__ in TO_LOGGERS:
+            strangers.append(callback)
+    return names, strangers
+
+
+def _of_evaluate(prefix: str, evaluate: Evaluate) -> set[str]:
+    if evaluate.features is None:
+        return set()
+    test = prefix == "test/"
+    endings = ["", *(["_noisy"] if evaluate.noisy else [])]
+    endings += [f"{ending}_raw_weights" for ending in endings] if evaluate.raw_weights else []
+    names = {f"{prefix}nfe", f"{prefix}sampling_seconds"}
+    for kind in KINDS if test or evaluate.thorough else ("fid",):
+        if not _measures(evaluate, kind):
+            continue
+        parts = ["", *(["_floor", "_n"] if kind == "fid" else []), *_error(evaluate, kind, test)]
+        name = prefix + metric_name(kind, evaluate.features.name, evaluate.num_samples)
+        names |= {f"{name}{ending}{part}" for ending in endings for part in parts}
+    return names | ({"test/copied", "test/neighbour_distance_ratio"} if test and evaluate.neighbours else set())
+
+
+def _measures(evaluate: Evaluate, kind: str) -> bool:
+    """Whether a metric is measured with these features, samples and reference."""
+    if kind == "fid_limit":
+        return evaluate.limit
+    if kind == "is":
+        return evaluate.features.num_logits > 0
+    return kind == "fid" or (evaluate.statistics is None and evaluate.num_samples > NEIGHBOURS)
+
+
+def _error(evaluate: Evaluate, kind: str, test: bool) -> list[str]:
+    """The ending of a standard error, where there is one."""
+    if test and evaluate.repeats > 1:
+        return ["_error"]
+    quick = test or evaluate.thorough or evaluate.features.num_features <= 256
+    return [] if kind in Manifold._fields or (kind == "fid" and not quick) else ["_error"]
