@@ -28,7 +28,7 @@ from lightning_score.sampling.divergence import Watch
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampler, Samples, join
 from lightning_score.score import Conditioned, ScoreField, ScoreFunction
-from lightning_score.utils import keep_freed_memory, require, require_classes
+from lightning_score.utils import keep_freed_memory, require, require_batch, require_classes
 
 NetworkCallable = Callable[[Sequence[int], int], Network]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -152,7 +152,7 @@ class ScoreModel(LightningModule):
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The objective's mean over a batch (x, y), a scalar."""
-        x, y = batch
+        x, y = require_batch(batch, self.shape, self.num_classes if self.conditional else None)
         if self.augmentation is None or not self.training:
             return self.objective(self.score_function, x, self._labels(y)).mean()
         x, done = self.augmentation(x)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
+from lightning_score.data.check import check_splits
 from lightning_score.utils import require, seed_of
 
 Transform = Callable[[Tensor], Tensor]
@@ -160,6 +161,7 @@ class ScoreData(LightningDataModule, ABC):
         data_range: lowest and highest value of `x`, or None where it is unbounded.
         levels: how many grey levels there are in it, or None where it is continuous.
         reference_split: which part of the data `reference()` is.
+        stored_dtype: type in which `load` gives the examples, or None for any.
 
     Args:
         batch_size: examples per batch and process.
@@ -174,6 +176,7 @@ class ScoreData(LightningDataModule, ABC):
     data_range: tuple[float, float] | None = None
     levels: int | None = None
     reference_split: str = "train and held out"
+    stored_dtype: torch.dtype | None = None
 
     def __init__(self, batch_size: int = 128, num_workers: int = 0) -> None:
         super().__init__()
@@ -197,8 +200,14 @@ class ScoreData(LightningDataModule, ABC):
 
     @cached_property
     def splits(self) -> Splits:
-        """What `load` returns, kept."""
-        return self.load()
+        """What `load` returns, kept.
+
+        Raises:
+            InputError: it is not what is declared.
+        """
+        loaded = self.load()
+        check_splits(self, loaded)
+        return Splits(*(Examples(*examples) for examples in loaded))
 
     def reference(self) -> Tensor:
         """The whole data set, train and held out together, as stored and without augmentation, (N, *shape)."""
