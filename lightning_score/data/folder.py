@@ -40,7 +40,8 @@ class ImageFolder(ImageData):
 
     Each is cut to the largest middle part of the wanted proportions, then reduced or enlarged (bilinear, with antialiasing);
     images of any mode are converted, greys of more than 8 bits by one scale for all files; those that cannot be read are
-    left out and counted, and links are not followed. The result is kept as bytes in a cache, which later runs map into memory, so that folders larger than memory work.
+    left out and counted, and links are not followed. The result is kept as bytes in a cache,
+    which later runs map into memory, so that folders larger than memory work.
 
     Args:
         path: the folder.
