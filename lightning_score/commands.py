@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_score
 from lightning_score.arguments import load_checkpoint, option, with_checkpoint_config, with_found_configs
 from lightning_score.callbacks import BestCheckpoint, Keep, SampleWriter, StepProgress
+from lightning_score.callbacks.before import check_data
 from lightning_score.callbacks.pictures import labels_in_turn
 from lightning_score.checkpoints import SafeCheckpointIO
 from lightning_score.data import ScoreData
@@ -133,9 +134,8 @@ class ScoreCLI(ExperimentCLI):
         """Makes the folder once model and data are known to fit, then the trainer with its loggers and callbacks."""
         config = self.config_init[self.command]
         settings, evaluate = config["trainer"], config["evaluate"]
-        if self.command == "fit":  # what cannot work is found out before anything is written
-            self.datamodule.train_dataloader()
-        else:
+        check_data(self.command, self.datamodule, settings, evaluate)  # what cannot work, before anything is written
+        if self.command != "fit":
             self._load_weights()
             if config.get("labels") is not None:
                 self.model.check_labels(torch.tensor(config["labels"]))

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from tqdm.auto import tqdm
 
+from lightning_score.data import ScoreData
 from lightning_score.likelihood import Bits, Dequantization, example_bits
 from lightning_score.metrics.record import FILE, Record, append
 from lightning_score.model import ScoreModel
@@ -41,9 +42,13 @@ class BitsPerDim(Callback):
 
     def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:
         """Refuses continuous data before anything is computed."""
+        self.check(trainer.datamodule)
+
+    def check(self, data: ScoreData) -> None:
+        """Raises `InputError` if the data have no grey levels."""
         require(
-            trainer.datamodule.levels is not None,
-            f"BitsPerDim: {type(trainer.datamodule).__name__} has no grey levels, so its examples have a density and no "
+            data.levels is not None,
+            f"BitsPerDim: {type(data).__name__} has no grey levels, so its examples have a density and no "
             "bits; remove the callback, or use lightning_score.likelihood.log_likelihood",
         )
 

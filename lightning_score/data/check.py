@@ -126,7 +126,7 @@ def _check_stored(data: "ScoreData", place: str, x: Tensor, low: float, high: fl
         f"lightning_score.data.images.spread(x, {levels if levels < 256 else int(high) + 1})",
     )
     if 0 < high < DARK:
-        rank_zero_warn(f"{place} has values up to {high:g} only, of 255: images this dark may be scaled wrongly; check load")
+        rank_zero_warn(f"{place} has values up to {high:g} only, of 255: images this dark are rare; check their scale")
 
 
 def _check_labels(data: "ScoreData", place: str, y: Tensor, n: int) -> None:

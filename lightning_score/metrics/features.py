@@ -69,6 +69,29 @@ class Features(nn.Module, ABC):
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    @torch.no_grad()
+    def check(self, examples: Tensor) -> None:
+        """Raises `InputError` unless the features of examples in the form of the data module's `reference()` can be found,
+        as many as declared.
+        """
+        name, n = type(self).__name__, len(examples)
+        given = f"examples of {examples.dtype} and shape {tuple(examples.shape[1:])}"
+        device = next((tensor.device for tensor in self.state_dict().values()), examples.device)
+        try:
+            found = self(examples.to(device))
+        except InputError:
+            raise
+        except Exception as error:  # of any module
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"{name}: cannot be computed of the data, {given}: {type(error).__name__}: {reason}") from error
+        shapes = tuple(found.features.shape), tuple(found.logits.shape)
+        require(
+            shapes == ((n, self.num_features), (n, self.num_logits)),
+            f"{name}: gives features and logits of shapes {shapes[0]} and {shapes[1]} of {n} {given}, but num_features="
+            f"{self.num_features} and num_logits={self.num_logits} are declared",
+        )
+        require(bool(found.features.isfinite().all()), f"{name}: gives NaN or infinity of {given}")
+
     def freeze(self) -> None:
         """Takes the parameters out of any training, for good."""
         self.requires_grad_(False)
