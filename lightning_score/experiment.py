@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.memory import is_oom_error
 from lightning_score.arguments import Parser
 from lightning_score.callbacks import EMA, Evaluate, Guard, SampleGrid
 from lightning_score.data import ScoreData
-from lightning_score.mistakes import check_config
+from lightning_score.mistakes import check_config, make_paths_absolute
 from lightning_score.model import ScoreModel
 from lightning_score.utils import InputError
 
@@ -59,6 +59,7 @@ class ExperimentCLI(LightningCLI):
         self.config = parser.parse_args(args)
         plain = self.config.as_dict()
         check_config(plain.get(plain.get("subcommand")) or plain, GROUPS)
+        make_paths_absolute(self.config.get(self.config.get("subcommand")) or self.config, GROUPS)
 
     def instantiate_classes(self) -> None:
         """Makes model, data and trainer; values that these do not take are the user's mistake.

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from pydoc import locate
-from typing import Any, Literal
+from typing import Any, Literal, NewType
 
 import numpy as np
 import torch
@@ -18,6 +18,11 @@ from torch import Tensor
 
 Auto = Literal["auto"]
 """Stands in the place of a number in a config whose number `fit` chooses from the data."""
+
+LocalPath = NewType("LocalPath", str)
+"""A file or folder, or a URL: options of this type, and of pathlib.Path, are made absolute, so that a checkpoint serves in
+any folder.
+"""
 
 AUTO_IN_FIT = "auto stands in a config of fit only: elsewhere take the number that schedule.plan or `schedule` finds"
 

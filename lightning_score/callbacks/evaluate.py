@@ -25,7 +25,7 @@ from lightning_score.metrics import Estimate, Features, nearest_neighbours, read
 from lightning_score.metrics.record import FILE, Record, append, metric_name, settings_of
 from lightning_score.metrics.reference import Reference, check_fit, reference
 from lightning_score.model import ScoreModel
-from lightning_score.utils import require
+from lightning_score.utils import LocalPath, require
 
 IN_PICTURE = 64
 """Samples that `test` shows."""
@@ -85,7 +85,7 @@ class Evaluate(Periodic):
         batch_size: int = 1024,
         every_n_validations: int = 1,
         max_share: float | None = None,
-        reference: str | None = None,
+        reference: LocalPath | None = None,
         repeats: int = 1,
         limit: bool = False,
         noisy: bool = False,

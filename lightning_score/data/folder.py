@@ -32,7 +32,7 @@ from lightning_score.data.files import (
 )
 from lightning_score.data.grey import GreyScale, check_grey_range, grey_scale, warn_of_few_levels
 from lightning_score.data.images import ImageData
-from lightning_score.utils import new_folder_if_kept, require, require_room
+from lightning_score.utils import LocalPath, new_folder_if_kept, require, require_room
 
 
 class ImageFolder(ImageData):
@@ -65,12 +65,12 @@ class ImageFolder(ImageData):
 
     def __init__(
         self,
-        path: str,
+        path: LocalPath,
         shape: Sequence[int] = (3, 32, 32),
         crop: int | None = None,
         num_classes: int = 0,
         held_out: float = 0.1,
-        cache: str | None = None,
+        cache: LocalPath | None = None,
         grey_range: Sequence[float] | None = None,
         batch_size: int = 128,
         data_range: Sequence[float] = (0.0, 1.0),

@@ -15,7 +15,7 @@ from torchvision.datasets.utils import extract_archive
 
 from lightning_score.data.base import Examples, Splits
 from lightning_score.data.images import ImageData
-from lightning_score.utils import InputError, require
+from lightning_score.utils import InputError, LocalPath, require
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist keeps its files."""
@@ -40,7 +40,7 @@ class PublicData(ImageData):
 
     def __init__(
         self,
-        root: str = "data",
+        root: LocalPath = "data",
         batch_size: int = 128,
         data_range: Sequence[float] = (0.0, 1.0),
         flip: bool = False,
@@ -117,7 +117,7 @@ class MNIST(PublicData):
 
     def __init__(
         self,
-        root: str = "data",
+        root: LocalPath = "data",
         size: int = 28,
         batch_size: int = 128,
         data_range: Sequence[float] = (0.0, 1.0),

@@ -22,7 +22,7 @@ from lightning_score.data.files import check_form, fingerprint, folder_of_cache,
 from lightning_score.data.folder import folder_labels
 from lightning_score.data.grey import check_grey_range, grey_scale
 from lightning_score.data.images import ImageData
-from lightning_score.utils import InputError, new_folder_if_kept, require, require_room, seed_of
+from lightning_score.utils import InputError, LocalPath, new_folder_if_kept, require, require_room, seed_of
 
 
 class ImageStream(ImageData):
@@ -64,13 +64,13 @@ class ImageStream(ImageData):
 
     def __init__(
         self,
-        path: str,
+        path: LocalPath,
         shape: Sequence[int] = (3, 32, 32),
         crop: int | None = None,
         num_classes: int = 0,
         held_out: int = 5000,
         in_memory: int = 50_000,
-        cache: str | None = None,
+        cache: LocalPath | None = None,
         grey_range: Sequence[float] | None = None,
         batch_size: int = 128,
         data_range: Sequence[float] = (0.0, 1.0),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_score.guidance.inverse import InverseProblem
 from lightning_score.guidance.operators import Downsample, Grey, LinearOperator, Mask
-from lightning_score.utils import InputError, require
+from lightning_score.utils import InputError, LocalPath, require
 
 
 def read_array(path: str) -> Tensor:
@@ -62,7 +62,7 @@ class Restoration(InverseProblem):
 
     def __init__(
         self,
-        observed: str,
+        observed: LocalPath,
         data_range: Sequence[float] | None = None,
         data_std: float = 0.5,
         noise_std: float = 0.0,
@@ -105,8 +105,8 @@ class Inpainting(Restoration):
 
     def __init__(
         self,
-        observed: str,
-        mask: str,
+        observed: LocalPath,
+        mask: LocalPath,
         data_range: Sequence[float] | None = None,
         data_std: float = 0.5,
         noise_std: float = 0.0,
@@ -171,7 +171,7 @@ class SuperResolution(Restoration):
 
     def __init__(
         self,
-        observed: str,
+        observed: LocalPath,
         factor: int = 2,
         data_range: Sequence[float] | None = None,
         data_std: float = 0.5,

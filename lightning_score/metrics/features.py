@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_score.utils import InputError, require
+from lightning_score.utils import InputError, LocalPath, require
 
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_WEIGHTS}"
@@ -171,7 +171,7 @@ class InceptionFeatures(Features):
     resize = "299x299, bilinear as TensorFlow 1, without antialiasing (torch-fidelity, pytorch-fid)"
     chunk = 64
 
-    def __init__(self, weights: str | None = None) -> None:
+    def __init__(self, weights: LocalPath | None = None) -> None:
         super().__init__()
         self.network = _load_inception(weights or os.environ.get(INCEPTION_VARIABLE) or None)
         self.network.to(memory_format=torch.channels_last)
