@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_score
 from lightning_score.arguments import load_checkpoint, option, with_checkpoint_config, with_found_configs
 from lightning_score.callbacks import BestCheckpoint, Keep, SampleWriter, StepProgress
-from lightning_score.callbacks.before import check_data
+from lightning_score.callbacks.before import SamplingCost, check_data
 from lightning_score.callbacks.pictures import labels_in_turn
 from lightning_score.checkpoints import SafeCheckpointIO
 from lightning_score.data import ScoreData
@@ -134,7 +134,8 @@ class ScoreCLI(ExperimentCLI):
         """Makes the folder once model and data are known to fit, then the trainer with its loggers and callbacks."""
         config = self.config_init[self.command]
         settings, evaluate = config["trainer"], config["evaluate"]
-        check_data(self.command, self.datamodule, settings, evaluate)  # what cannot work, before anything is written
+        check_data(self.command, self.datamodule, config)  # what cannot work, before anything is written
+        cost = SamplingCost(self.command, self.model, config)
         if self.command != "fit":
             self._load_weights()
             if config.get("labels") is not None:
@@ -146,7 +147,7 @@ class ScoreCLI(ExperimentCLI):
         bare = {"callbacks": [], "plugins": None, "logger": False, "enable_checkpointing": False}
         check_strategy(super().instantiate_trainer(strategy=strategy, **bare, **kwargs))  # or this machine cannot
         self.folder = Path(folder_of_all(lambda: str(self._make_folder(config)), settings["num_nodes"]))
-        callbacks = [*(settings["callbacks"] or [])]
+        callbacks = [*(settings["callbacks"] or []), cost]
         if self.command == "predict":
             callbacks.append(SampleWriter(self.datamodule, config["progressive"], len(self._labels())))
         if settings["enable_progress_bar"] is not False:

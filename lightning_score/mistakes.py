@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 from lightning_score.utils import LocalPath, require, require_classes
 
 LARGEST_SEED = 2**32 - 1
+LARGEST_NUMBER = 10**9
 
 
 def check_config(config: Mapping[str, Any], groups: Mapping[str, type]) -> None:
@@ -38,6 +39,7 @@ def check_config(config: Mapping[str, Any], groups: Mapping[str, type]) -> None:
                 f"{name}: {group!r}: must hold the parameters of {owner.__name__}, by their names",
             )
             _check_nulls(group, owner, name)
+    _check_parts(config.get("data"), "data")
 
 
 def make_paths_absolute(config: Any, groups: Mapping[str, type]) -> None:
@@ -90,7 +92,16 @@ def _check_nulls(arguments: Mapping[str, Any], owner: type, place: str) -> None:
             takes = hints[name] is Any or type(None) in get_args(hints[name]) or parameters[name].default is None
             shown = getattr(hints[name], "__name__", str(hints[name]))
             require(takes, f"{place}.{name}: null: must be given, as {shown}, or left out where there is a default")
+        if place != "trainer" and "seed" not in name:
+            _check_size(value, f"{place}.{name}")
         _check_parts(value, f"{place}.{name}")
+
+
+def _check_size(value: Any, place: str) -> None:
+    """No count or size is beyond what any machine holds or computes."""
+    for number in value if isinstance(value, list | tuple) else [value]:
+        beyond = isinstance(number, int) and number > LARGEST_NUMBER
+        require(not beyond, f"--{place} {value}: larger than any machine computes or holds; at most {LARGEST_NUMBER:.0e}")
 
 
 def _check_parts(value: Any, place: str) -> None:

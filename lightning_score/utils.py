@@ -38,6 +38,9 @@ class Unmeasurable(InputError):
     """Samples or numbers from which nothing can be found, as those of a sampler that diverged. Training may go on."""
 
 
+MOST_PASSES = 1_000_000
+
+
 def require(condition: bool, message: str) -> None:
     """Raises `InputError(message)` unless `condition` holds."""
     if not condition:
@@ -220,6 +223,17 @@ def free_memory() -> float:
         group = Path("/sys/fs/cgroup")
         found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     return min(found)
+
+
+def require_passes(**counts: int) -> None:
+    """Refuses numbers of steps, levels or draws, given by their names, each of which costs a pass through the network, that
+    no run comes to the end of.
+
+    Raises:
+        InputError: one is above `MOST_PASSES`.
+    """
+    for name, count in counts.items():
+        require(count <= MOST_PASSES, f"{name}={count}: at most {MOST_PASSES}; each costs a pass through the network")
 
 
 def require_room(nbytes: float, what: str, fix: str = "take fewer or smaller ones") -> None:

@@ -13,7 +13,7 @@ from lightning_score.metrics.record import FILE, Record, append
 from lightning_score.model import ScoreModel
 from lightning_score.sampling import NoiseStream
 from lightning_score.score import Conditioned
-from lightning_score.utils import require
+from lightning_score.utils import require, require_passes
 
 
 class BitsPerDim(Callback):
@@ -36,6 +36,7 @@ class BitsPerDim(Callback):
     def __init__(self, num_examples: int | None = None, draws: int = 2, seed: int = 0, batch_size: int = 256):
         require(num_examples is None or num_examples >= 2, f"num_examples={num_examples}: need at least 2 for an error")
         require(draws >= 1, f"draws={draws}: must be at least 1")
+        require_passes(draws=draws)
         require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
         self.num_examples, self.draws, self.seed, self.batch_size = num_examples, draws, seed, batch_size
         self.last: Bits | None = None

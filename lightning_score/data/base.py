@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
+from math import prod
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from lightning_score.data.check import check_splits
-from lightning_score.utils import require, seed_of
+from lightning_score.utils import require, require_room, seed_of
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -245,6 +246,8 @@ class ScoreData(LightningDataModule, ABC):
         return self.val_dataloader()
 
     def _loader(self, examples: Examples, train: bool) -> DataLoader:
+        rows = min(self.batch_size, len(examples.x))
+        require_room(8 * rows * prod(self.shape), f"batch_size={rows} of shape {list(self.shape)}", "take a smaller one")
         device = self._device(examples)
         batches = Batches(examples, self.transform(train), device)
         return (Loader if train else DataLoader)(

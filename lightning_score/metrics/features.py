@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_score.utils import InputError, LocalPath, require
+from lightning_score.utils import InputError, LocalPath, require, require_room
 
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_WEIGHTS}"
@@ -75,6 +75,8 @@ class Features(nn.Module, ABC):
         as many as declared.
         """
         name, n = type(self).__name__, len(examples)
+        numbers = f"{name}: the sums of outer products of {self.num_features} features, in ten blocks"
+        require_room(88 * self.num_features**2, numbers, "take features of fewer numbers, as InceptionFeatures")
         given = f"examples of {examples.dtype} and shape {tuple(examples.shape[1:])}"
         device = next((tensor.device for tensor in self.state_dict().values()), examples.device)
         try:
