@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_score.arguments import load_checkpoint, option, trusted_modules, with_checkpoint_config, with_found_configs
 from lightning_score.callbacks import BestCheckpoint, Keep, SampleWriter, StepProgress
+from lightning_score.callbacks.before import SamplingCost, check_data
 from lightning_score.callbacks.pictures import labels_in_turn
 from lightning_score.checkpoints import SafeCheckpointIO, read
 from lightning_score.data import ScoreData
@@ -117,8 +118,8 @@ class ScoreCLI(ExperimentCLI):
         """Makes the folder once model and data are known to fit, then the trainer with its loggers and callbacks."""
         config = self.config_init[self.command]
         settings, evaluate = config["trainer"], config["evaluate"]
-        if self.command == "fit":  # what cannot work is found out before anything is written
-            self.datamodule.train_dataloader()
+        check_data(self.command, self.datamodule, config)  # what cannot work, before anything is written
+        cost = SamplingCost(self.command, self.model, config)
         if self.checkpoint is not None:
             self._load_weights()
         if config.get("labels") is not None:
@@ -134,6 +135,7 @@ class ScoreCLI(ExperimentCLI):
         least = {"callbacks": [], "plugins": None, "logger": False, "enable_checkpointing": False}
         check_strategy(super().instantiate_trainer(strategy=strategy, **least, **kwargs))  # or this machine cannot
         self.folder = Path(folder_of_all(lambda: str(self._make_folder(config)), settings["num_nodes"]))
+        callbacks.append(cost)
         if self.command == "predict":
             callbacks.append(SampleWriter(self.datamodule, config["progressive"], len(self._labels())))
         self.keeping = self.command == "fit" and settings["enable_checkpointing"] is not False and not bare

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.memory import is_oom_error
 from lightning_score.arguments import Parser
 from lightning_score.callbacks import EMA, Evaluate, Guard, SampleGrid
 from lightning_score.data import ScoreData
-from lightning_score.mistakes import check_config
+from lightning_score.mistakes import check_config, make_paths_absolute
 from lightning_score.model import ScoreModel
 from lightning_score.refusals import check_trainer, of_options
 from lightning_score.utils import InputError
@@ -66,6 +66,7 @@ class ExperimentCLI(LightningCLI):
         plain = self.config.as_dict()
         check_config(plain.get(plain.get("subcommand")) or plain, GROUPS)
         check_trainer((plain.get(plain.get("subcommand")) or plain).get("trainer") or {})
+        make_paths_absolute(self.config.get(self.config.get("subcommand")) or self.config, GROUPS)
 
     def instantiate_classes(self) -> None:
         """Makes model, data and trainer; values that these do not take are the user's mistake.

@@ -17,7 +17,7 @@ from lightning_score.sampling.adaptive import DormandPrince
 from lightning_score.sampling.flow import evaluating, noise_ratio
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.score import Conditioned, ScoreField
-from lightning_score.utils import expand, require
+from lightning_score.utils import expand, require, require_passes
 
 
 class Divergence(ABC):
@@ -40,6 +40,7 @@ class ExactTrace(Divergence):
 class _Hutchinson(Divergence, ABC):
     def __init__(self, probes: int = 1):
         require(probes >= 1, f"probes={probes}: need at least one random direction")
+        require_passes(probes=probes)
         self.probes = probes
 
     def directions(self, x: Tensor, noise: NoiseStream) -> Tensor:
@@ -237,6 +238,7 @@ def bits_per_dim(
         progress: show a progress bar.
     """
     require(draws >= 1, f"draws={draws}: need at least 1; the spread over draws needs 2")
+    require_passes(draws=draws)
     require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
     bits, rows = [], torch.arange(len(x)).split(batch_size)
     with tqdm(total=len(rows) * draws, desc="likelihood", unit="batch", leave=False, disable=not progress) as bar:

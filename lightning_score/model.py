@@ -30,7 +30,7 @@ from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampl
 from lightning_score.score import Conditioned, ScoreField, ScoreFunction
 from lightning_score.steps import Draws, MeanLoss
 from lightning_score.trust import made_from
-from lightning_score.utils import keep_freed_memory, require, seed_of, seeded
+from lightning_score.utils import keep_freed_memory, require, require_batch, seed_of, seeded
 
 NetworkCallable = Callable[[Sequence[int], int], Network]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -156,7 +156,8 @@ class ScoreModel(LightningModule):
 
     def losses(self, batch: tuple[Tensor, Tensor], score: ScoreField | None = None) -> Tensor:
         """The objective of each example of a batch (x, y), of another score on request: (B,)."""
-        (x, y), augmenting = batch, nullcontext()
+        x, y = require_batch(batch, self.shape, self.num_classes if self.conditional else None)
+        augmenting = nullcontext()
         if self.augmentation is not None and self.training:
             x, done = self.augmentation(x)
             augmenting = self.score_function.network.augmented(done)

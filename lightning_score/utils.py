@@ -3,17 +3,18 @@
 import ctypes
 import hashlib
 import inspect
+import math
 import os
 import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from pydoc import locate
-from typing import Any, Literal
+from typing import Any, Literal, NewType
 from zipfile import ZipFile, is_zipfile
 
 import numpy as np
@@ -24,6 +25,11 @@ CPU = torch.device("cpu")
 
 Auto = Literal["auto"]
 """Stands in the place of a number in a config whose number `fit` chooses from the data."""
+
+LocalPath = NewType("LocalPath", str)
+"""A file or folder, or a URL: options of this type, and of pathlib.Path, are made absolute, so that a checkpoint serves in
+any folder.
+"""
 
 AUTO_IN_FIT = "auto stands in a config of fit only: elsewhere take the number that schedule.plan or `schedule` finds"
 
@@ -39,10 +45,46 @@ class Unmeasurable(InputError):
     """Samples or numbers from which nothing can be found, as those of a sampler that diverged. Training may go on."""
 
 
+MOST_PASSES = 1_000_000
+
+
 def require(condition: bool, message: str) -> None:
     """Raises `InputError(message)` unless `condition` holds."""
     if not condition:
         raise InputError(message)
+
+
+def require_batch(batch: Any, shape: Sequence[int], num_classes: int | None = None) -> tuple[Tensor, Tensor]:
+    """A batch (x, y), refused unless it is what a model of examples of `shape` takes; it costs no transfer from a device.
+
+    Args:
+        batch: what a data loader gives.
+        shape: of one example.
+        num_classes: of a model that takes the labels; None: they are not used.
+
+    Raises:
+        InputError: it is something else.
+    """
+    pair = isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
+    require(
+        pair, "a batch must be a pair (x, y) of tensors, examples and labels: give a ScoreData, or a loader of such pairs"
+    )
+    x, y = batch
+    if x.shape[1:] != tuple(shape) or not x.is_floating_point():
+        raise InputError(
+            f"a batch holds examples of shape {tuple(x.shape[1:])} and {x.dtype}, but the model was made for floats of "
+            f"shape {tuple(shape)}: convert them in the data, or make the model for their shape"
+        )
+    if num_classes is not None:
+        known = y.dtype == torch.int64 and y.shape == x.shape[:1]
+        known = known and (y.device.type != "cpu" or bool((y >= 0).all() and (y < num_classes).all()))
+        if not known:
+            ends = f", from {y.min().item():g} to {y.max().item():g}" if y.numel() else ""
+            raise InputError(
+                f"a batch holds labels of {y.dtype} and shape {tuple(y.shape)}{ends}: they must be torch.int64 of shape "
+                f"({len(x)},), from 0 to {num_classes - 1}"
+            )
+    return x, y
 
 
 def require_classes(config: Any) -> None:
@@ -243,3 +285,56 @@ def cache_folder() -> Path:
     except OSError:
         return Path(tempfile.gettempdir()) / "lightning_score"
     return wanted
+
+
+@contextmanager
+def new_folder_if_kept(folder: Path) -> Iterator[None]:
+    """Makes a folder with its parents; if what follows fails, those that it made go again, as far as they are empty."""
+    made = [place for place in (folder, *folder.absolute().parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for place in made:
+            with suppress(OSError):
+                place.rmdir()
+        raise
+
+
+def free_memory() -> float:
+    """Bytes of main memory that this process can still take, of the machine and of its control group; infinity where the
+    system does not say."""
+    found = [math.inf]
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return min(found)
+
+
+def require_passes(**counts: int) -> None:
+    """Refuses numbers of steps, levels or draws, given by their names, each of which costs a pass through the network, that
+    no run comes to the end of.
+
+    Raises:
+        InputError: one is above `MOST_PASSES`.
+    """
+    for name, count in counts.items():
+        require(count <= MOST_PASSES, f"{name}={count}: at most {MOST_PASSES}; each costs a pass through the network")
+
+
+def require_room(nbytes: float, what: str, fix: str = "take fewer or smaller ones") -> None:
+    """Refuses what would not fit into main memory, before it is begun: a system that overcommits would end the program.
+
+    Args:
+        nbytes: how much it takes at least.
+        what: that, for the message.
+        fix: what to do about it.
+
+    Raises:
+        InputError: there is less memory.
+    """
+    free = free_memory() if nbytes > 1 << 24 else math.inf
+    require(nbytes <= free, f"{what}: takes at least {nbytes / 1e9:.3g} GB of memory, and {free / 1e9:.3g} are free; {fix}")

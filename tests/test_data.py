@@ -231,6 +231,7 @@ def test_a_checkpoint_rebuilds_the_data(tmp_path):
 def test_a_batch_is_one_indexing_and_one_transform(monkeypatch):
     """None per image: that makes it many times as quick (tests/benchmarks/test_loader.py)."""
     data, sizes = Noise(batch_size=100, flip=True, data_range=(-1, 1)), []
+    data.splits  # noqa: B018  # the check of what was loaded transforms some
     transform = ToBatch.__call__
     monkeypatch.setattr(ToBatch, "__call__", lambda self, images: sizes.append(len(images)) or transform(self, images))
     batches = [len(x) for x, _ in data.train_dataloader()]

@@ -207,7 +207,8 @@ class TestFolder:
         (tmp_path / "empty").mkdir()
         with pytest.raises(InputError, match="no images in it"):
             ImageFolder(str(tmp_path / "empty")).train_dataloader()
-        (tmp_path / "empty" / "a.png").write_bytes(b"\x89PNG broken")
-        with pytest.raises(InputError, match=r"none of its 1 images can be read .* a\.png: damaged or no image"):
+        for name in ("a", "b"):
+            (tmp_path / "empty" / f"{name}.png").write_bytes(b"\x89PNG broken")
+        with pytest.raises(InputError, match=r"none of its 2 images can be read .* [ab]\.png: damaged or no image"):
             ImageFolder(str(tmp_path / "empty")).train_dataloader()
         assert not list((tmp_path / "cache").rglob("*.npy*")), "nothing half done is kept"

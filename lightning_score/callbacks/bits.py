@@ -7,12 +7,13 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from tqdm.auto import tqdm
 
+from lightning_score.data import ScoreData
 from lightning_score.likelihood import Bits, Dequantization, example_bits
 from lightning_score.metrics.record import FILE, Record, append
 from lightning_score.model import ScoreModel
 from lightning_score.sampling import NoiseStream
 from lightning_score.score import Conditioned
-from lightning_score.utils import require
+from lightning_score.utils import require, require_passes
 
 
 class BitsPerDim(Callback):
@@ -35,15 +36,20 @@ class BitsPerDim(Callback):
     def __init__(self, num_examples: int | None = None, draws: int = 2, seed: int = 0, batch_size: int = 256):
         require(num_examples is None or num_examples >= 2, f"num_examples={num_examples}: need at least 2 for an error")
         require(draws >= 1, f"draws={draws}: must be at least 1")
+        require_passes(draws=draws)
         require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
         self.num_examples, self.draws, self.seed, self.batch_size = num_examples, draws, seed, batch_size
         self.last: Bits | None = None
 
     def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:
         """Refuses continuous data before anything is computed."""
+        self.check(trainer.datamodule)
+
+    def check(self, data: ScoreData) -> None:
+        """Raises `InputError` if the data have no grey levels."""
         require(
-            trainer.datamodule.levels is not None,
-            f"BitsPerDim: {type(trainer.datamodule).__name__} has no grey levels, so its examples have a density and no "
+            data.levels is not None,
+            f"BitsPerDim: {type(data).__name__} has no grey levels, so its examples have a density and no "
             "bits; remove the callback, or use lightning_score.likelihood.log_likelihood",
         )
 

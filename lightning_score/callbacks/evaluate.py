@@ -18,18 +18,14 @@ from tqdm import tqdm
 from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.guard import measuring
 from lightning_score.callbacks.periodic import Periodic
-from lightning_score.callbacks.pictures import labels_in_turn, neighbour_picture, publish, sample_picture
+from lightning_score.callbacks.pictures import drawable, labels_in_turn, neighbour_picture, pictured, publish, sample_picture
 from lightning_score.callbacks.totals import Pass, Sampling
-from lightning_score.metrics import (
-    Estimate,
-    Features,
-    nearest_neighbours,
-    read_npz,
-)
+from lightning_score.data import ScoreData
+from lightning_score.metrics import Estimate, Features, nearest_neighbours, read_npz
 from lightning_score.metrics.record import FILE, Record, append, metric_name, settings_of
-from lightning_score.metrics.reference import Reference, reference
+from lightning_score.metrics.reference import Reference, check_fit, reference
 from lightning_score.model import ScoreModel
-from lightning_score.utils import require
+from lightning_score.utils import LocalPath, require
 
 IN_PICTURE = 64
 """Samples that `test` shows."""
@@ -89,7 +85,7 @@ class Evaluate(Periodic):
         batch_size: int = 1024,
         every_n_validations: int = 1,
         max_share: float | None = None,
-        reference: str | None = None,
+        reference: LocalPath | None = None,
         repeats: int = 1,
         limit: bool = False,
         noisy: bool = False,
@@ -118,6 +114,16 @@ class Evaluate(Periodic):
     def metric(self) -> str | None:
         """The name of the metric, `fid_<features>_<n>`."""
         return None if self.features is None else metric_name("fid", self.features.name, self.num_samples)
+
+    def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:
+        """As `check`, before anything is computed."""
+        if stage != "predict" and trainer.datamodule is not None:
+            self.check(trainer.datamodule)
+
+    def check(self, data: ScoreData) -> None:
+        """Raises `InputError` unless the features can be found of the data, and the statistics are of as many."""
+        if self.features is not None:
+            check_fit(self.features, data.splits.held_out.x[:2], self.statistics, self.reference)
 
     def on_fit_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Training time counts from here."""
@@ -191,7 +197,7 @@ class Evaluate(Periodic):
         """All numbers of the weights that the model holds."""
         n, test = self._n(trainer), prefix == "test"
         real = self._reference(trainer, n, pl_module.device)
-        images = trainer.datamodule.data_range is not None
+        images = pictured(trainer.datamodule)
         shown = max(IN_PICTURE, self.neighbours * images) if test and weights == "ema" else 0
         sampling = Sampling(trainer, pl_module, self.features, n, self.batch_size, self.noisy, shown, resumable=test)
         passes = [sampling.run(self.seed + k) for k in range(self.repeats if test else 1)]
@@ -213,12 +219,7 @@ class Evaluate(Periodic):
         if n not in self._references:
             data = trainer.datamodule
             if self.statistics is not None:
-                wanted, there = self.features.num_features, len(self.statistics.mean)
-                require(
-                    wanted == there,
-                    f"reference={self.reference}: of {there} features, but {self.features.name} has {wanted}",
-                )
-                found = Reference(self.statistics, torch.zeros(0, wanted), None, None)
+                found = Reference(self.statistics, torch.zeros(0, self.features.num_features), None, None)
             else:
                 found = reference(data.fingerprint, data.reference, self.features, n, device)
             self._references[n] = found.to(device)
@@ -295,18 +296,19 @@ class Evaluate(Periodic):
         """Publishes the first samples as a picture."""
         if trainer.is_global_zero and not trainer.fast_dev_run:
             caption = f"step {trainer.global_step}, NFE {drawn.nfe:g}"
-            publish(trainer, "samples", sample_picture(drawn.images[:IN_PICTURE], labels_in_turn(pl_module)), caption)
+            picture = sample_picture(drawable(trainer.datamodule, drawn.images[:IN_PICTURE]), labels_in_turn(pl_module))
+            publish(trainer, "samples", picture, caption)
 
     def _look_for_copies(self, trainer: Trainer, pl_module: ScoreModel, drawn: Pass) -> None:
         """How near the first samples are to what was trained on, as numbers and as a picture."""
-        train, held_out = trainer.datamodule.splits
+        data, (train, held_out) = trainer.datamodule, trainer.datamodule.splits
         images = drawn.images[: self.neighbours]
         found = nearest_neighbours(images, train.x, held_out.x[: self.neighbours])
         pl_module.log("test/copied", found.copied, rank_zero_only=True)
         pl_module.log("test/neighbour_distance_ratio", found.ratio, rank_zero_only=True)
         if trainer.is_global_zero and not trainer.fast_dev_run:
             nearest = found.distance.argsort()[:24]
-            picture = neighbour_picture(images[nearest], train.x[found.index[nearest]])
+            picture = neighbour_picture(*(drawable(data, x) for x in (images[nearest], train.x[found.index[nearest]])))
             publish(trainer, "neighbours", picture, "the samples nearest to training examples, each above its nearest")
 
 

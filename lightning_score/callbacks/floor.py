@@ -15,7 +15,7 @@ from lightning_score.model import ScoreModel
 from lightning_score.objective import DenoisingScoreMatching, SigmaSquared
 from lightning_score.process import NoiseProcess
 from lightning_score.score import ScoreField
-from lightning_score.utils import InputError, require, seeded
+from lightning_score.utils import InputError, require, require_passes, seeded
 
 
 class LevelLosses(NamedTuple):
@@ -52,6 +52,7 @@ class LossFloor(Callback):
 
     def __init__(self, levels: int = 8, num_examples: int = 512, batch_size: int = 512, seed: int = 0):
         require(levels >= 2, f"levels={levels}: need at least 2 noise levels, as in 8")
+        require_passes(levels=levels)
         require(num_examples >= 1, f"num_examples={num_examples}: must be at least 1, as in 512")
         require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
         self.levels, self.num_examples, self.batch_size, self.seed = levels, num_examples, batch_size, seed

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from lightning_score.data import ScoreData, to_uint8
 from lightning_score.files import replacing
 from lightning_score.model import ScoreModel
 from lightning_score.utils import without_room
@@ -21,15 +22,34 @@ KIND = "Kind"
 """What a picture says of itself: drawing or pixels."""
 
 
+def pictured(data: ScoreData) -> bool:
+    """Whether the examples are images with a range, so that what is between noise and image can be shown, too."""
+    return data.data_range is not None and len(data.shape) == 3
+
+
+def drawable(data: ScoreData, x: Tensor) -> Tensor:
+    """Examples in the form of the data module's `reference()` as they are drawn: images of floats become bytes, from the
+    ends of the data range, or from the extremes of these images where there is none; all else stays.
+    """
+    if x.ndim != 4 or x.dtype == torch.uint8:
+        return x
+    if data.data_range is None:
+        ends = x[x.isfinite()]
+    else:
+        ends = torch.cat([data.to_reference(torch.full((1, *data.shape), end)).flatten() for end in data.data_range])
+    low, high = (float(end) for end in ends.double().aminmax()) if len(ends) else (0.0, 1.0)
+    return to_uint8(x.double(), (low, high if high > low else low + 1))
+
+
 def sample_picture(samples: Tensor, labels: int = 0) -> Image.Image:
-    """A picture of samples in the form of a data module's `reference()`: a grid of images, or a scatter plot of points.
+    """A picture of samples that are `drawable`: a grid of images, a scatter plot of points, or a histogram of numbers.
 
     Args:
-        samples: uint8 images (N, C, H, W) with 1 or 3 channels, or points (N, 2 or more), of which two coordinates show.
+        samples: uint8 images (N, C, H, W), or anything else (N, ...), of which the first two coordinates show.
         labels: how many labels take turns; all images in a column are then of one, where there are several rows.
     """
     if samples.ndim != 4:
-        return _scatter(samples)
+        return _scatter(samples.flatten(1))
     wanted = math.sqrt(len(samples))
     return _grid(samples, labels * max(1, round(wanted / labels)) if 1 < labels <= 2 * wanted else None)
 
@@ -41,6 +61,8 @@ def labels_in_turn(model: ScoreModel) -> int:
 
 def _grid(images: Tensor, columns: int | None = None) -> Image.Image:
     """A grid, square unless the columns are given; small images are enlarged to at least 48 pixels, grey ones stay grey."""
+    if images.shape[1] not in (1, 3):
+        images = images[:, :3] if images.shape[1] > 3 else images[:, :1]
     zoom = max(1, math.ceil(48 / images.shape[-1]))
     large = images.cpu().repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
     grid = make_grid(large, nrow=columns or math.ceil(math.sqrt(len(images))), padding=2, pad_value=128)
@@ -72,8 +94,11 @@ def _scatter(points: Tensor) -> Image.Image:
     from matplotlib.figure import Figure  # takes a second to import
 
     figure = Figure(figsize=(5, 5), layout="constrained")
-    axes = figure.add_subplot(aspect="equal", xlabel="$x_1$", ylabel="$x_2$", title=f"{len(points)} samples")
-    axes.scatter(*points[:, :2].cpu().T, s=4, alpha=0.5, linewidths=0)
+    if points.shape[1] == 1:
+        figure.add_subplot(xlabel="$x$", ylabel="samples", title=f"{len(points)} samples").hist(points[:, 0].cpu(), bins=50)
+    else:
+        axes = figure.add_subplot(aspect="equal", xlabel="$x_1$", ylabel="$x_2$", title=f"{len(points)} samples")
+        axes.scatter(*points[:, :2].cpu().T, s=4, alpha=0.5, linewidths=0)
     return figure_picture(figure)
 
 

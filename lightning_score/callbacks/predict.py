@@ -10,7 +10,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from lightning_score.callbacks.pictures import sample_picture, save_picture
+from lightning_score.callbacks.pictures import drawable, pictured, sample_picture, save_picture
 from lightning_score.callbacks.strip import Strip
 from lightning_score.data import ScoreData
 from lightning_score.files import replacing
@@ -41,7 +41,7 @@ class SampleWriter(Callback):
 
     def __init__(self, data: ScoreData, progressive: int = 0, labels: int = 0):
         require(
-            not progressive or data.data_range is not None,
+            not progressive or pictured(data),
             f"--progressive {progressive}: shows images from noise to image, but {type(data).__name__} has none",
         )
         self._data, self._progressive, self._labels = data, progressive, labels
@@ -79,7 +79,7 @@ class SampleWriter(Callback):
             return
         indices, *drawn = (torch.cat(tensors) for tensors in zip(*chain.from_iterable(parts), strict=True))
         x, raw, *labels = (tensor[indices.argsort()] for tensor in drawn)
-        images = self._data.to_reference(x)
+        images = drawable(self._data, self._data.to_reference(x))
         folder = Path(trainer.default_root_dir)
         arrays = {"images": images.permute(0, 2, 3, 1).numpy()} if images.ndim == 4 else {}
         arrays |= {} if torch.equal(raw, x) else {"raw": raw.numpy()}

@@ -4,7 +4,7 @@ from lightning.pytorch import Trainer
 
 from lightning_score.callbacks.guard import measuring
 from lightning_score.callbacks.periodic import Periodic
-from lightning_score.callbacks.pictures import labels_in_turn, publish, sample_picture
+from lightning_score.callbacks.pictures import drawable, labels_in_turn, pictured, publish, sample_picture
 from lightning_score.callbacks.strip import Strip
 from lightning_score.model import ScoreModel
 from lightning_score.utils import require
@@ -40,9 +40,9 @@ class SampleGrid(Periodic):
 
     def _show(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         fast, data = bool(trainer.fast_dev_run), trainer.datamodule
-        strip = Strip(pl_module, data, self.progressive) if self.progressive and data.data_range is not None else None
+        strip = Strip(pl_module, data, self.progressive) if self.progressive and pictured(data) else None
         samples = pl_module.draw(range(min(self.num_samples, 4) if fast else self.num_samples), self.seed, observe=strip)
-        picture = sample_picture(data.to_reference(samples.x), labels_in_turn(pl_module))
+        picture = sample_picture(drawable(data, data.to_reference(samples.x)), labels_in_turn(pl_module))
         if fast:
             return
         publish(trainer, "samples", picture, f"step {trainer.global_step}, NFE {samples.nfe:g}")

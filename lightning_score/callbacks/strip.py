@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_score.callbacks.pictures import strip_picture
+from lightning_score.callbacks.pictures import drawable, strip_picture
 from lightning_score.data import ScoreData
 from lightning_score.model import ScoreModel
 from lightning_score.sampling import Samples
@@ -46,8 +46,8 @@ class Strip:
         middle, sigma = (low + high) / 2, float((-self._process.log_snr(t) / 2).exp())
         contrast = min(1.0, (high - low) / (4 * sigma)) if sigma > 0 else 1.0
         shown = (x[: self._rows] / float(self._process.alpha(t)) - middle) * contrast + middle
-        self._columns.append(self._data.to_reference(shown.float()))
+        self._columns.append(drawable(self._data, self._data.to_reference(shown.float())))
 
     def picture(self, samples: Samples) -> Image.Image:
         """The picture, with the result as its last column."""
-        return strip_picture([*self._columns, self._data.to_reference(samples.x[: self._rows])])
+        return strip_picture([*self._columns, drawable(self._data, self._data.to_reference(samples.x[: self._rows]))])

@@ -4,6 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from math import prod
 from typing import NamedTuple
 from zlib import crc32
 
@@ -13,8 +14,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_score.data.check import check_splits
 from lightning_score.data.order import InTurn, Loader, Shuffled
-from lightning_score.utils import counted_seed, require, seed_of, seeded
+from lightning_score.utils import counted_seed, require, require_room, seed_of, seeded
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -103,6 +105,7 @@ class ScoreData(LightningDataModule, ABC):
         data_range: lowest and highest value of `x`, or None where it is unbounded.
         levels: how many grey levels there are in it, or None where it is continuous.
         reference_split: which part of the data `reference()` is.
+        stored_dtype: type in which `load` gives the examples, or None for any.
 
     Args:
         batch_size: examples per batch and process.
@@ -117,6 +120,7 @@ class ScoreData(LightningDataModule, ABC):
     data_range: tuple[float, float] | None = None
     levels: int | None = None
     reference_split: str = "train and held out"
+    stored_dtype: torch.dtype | None = None
 
     def __init__(self, batch_size: int = 128, num_workers: int = 0) -> None:
         super().__init__()
@@ -140,8 +144,14 @@ class ScoreData(LightningDataModule, ABC):
 
     @cached_property
     def splits(self) -> Splits:
-        """What `load` returns, kept."""
-        return self.load()
+        """What `load` returns, kept.
+
+        Raises:
+            InputError: it is not what is declared.
+        """
+        loaded = self.load()
+        check_splits(self, loaded)
+        return Splits(*(Examples(*examples) for examples in loaded))
 
     def reference(self) -> Tensor:
         """The whole data set, train and held out together, as stored and without augmentation, (N, *shape)."""
@@ -194,6 +204,8 @@ class ScoreData(LightningDataModule, ABC):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _loader(self, kind: type[DataLoader], examples: Examples, sampler: InTurn, train: bool) -> DataLoader:
+        rows = min(self.batch_size, len(examples.x))
+        require_room(8 * rows * prod(self.shape), f"batch_size={rows} of shape {list(self.shape)}", "take a smaller one")
         device = self._device(examples)
         return kind(
             Batches(examples, self.transform(train), device),

@@ -7,7 +7,9 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from errno import ENOSPC
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,14 @@ from zlib import crc32
 
 import numpy as np
 import torch
+from filelock import FileLock
 from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 from torch import Tensor
 
 from lightning_score.data.base import Transform
 from lightning_score.data.files import UNREADABLE, Unreadable, as_bytes, fit, read_image, summary
-from lightning_score.data.folder import folder_labels
+from lightning_score.data.grey import GreyScale, eight_bits, is_deep
 from lightning_score.utils import InputError, require, seed_of, seeded
 
 CHUNK = 64 << 20
@@ -50,50 +53,63 @@ class Pack:
     Attributes:
         shape: of an image.
         crop: as in `read_image`.
+        scale: as in `read_image`.
         notes: the file for notes, a line of JSON each.
     """
 
     shape: tuple[int, ...]
-    crop: int | None
-    notes: str
+    crop: int | None = None
+    scale: GreyScale | None = None
+    notes: str = ""
 
     def __call__(self, item: tuple[str, str, int]) -> Iterator[dict[str, Any]]:
         file, name, label = item
         try:
-            yield {"x": read_image(Path(file), self.shape, self.crop), "y": label}
+            yield {"x": read_image(Path(file), self.shape, self.crop, self.scale), "y": label}
         except Unreadable as error:
             with open(self.notes, "a") as notes:  # of several processes: a short line is written as a whole
                 notes.write(json.dumps([name, ": ".join(error.args)]) + "\n")
 
 
-def pack(
-    files: Sequence[Path], folder: Path, out: Path, shape: Sequence[int], crop: int | None = None, num_classes: int = 0
-) -> None:
+@contextmanager
+def lock_of(packed: Path) -> Iterator[None]:
+    """One process at a time packs into a folder; if that fails, no lock is left."""
+    lock = Path(f"{packed}.lock")
+    try:
+        with FileLock(lock):
+            yield
+    except BaseException:
+        lock.unlink(missing_ok=True)
+        raise
+
+
+def pack(files: Sequence[Path], labels: Sequence[int], folder: Path, out: Path, reader: Pack) -> None:
     """Packs the images of a folder into chunks for `ImageStream`, and lists in `left_out.json` which cannot be read.
 
     Args:
         files: the images, in the order that the chunks get.
+        labels: of them.
         folder: the folder.
         out: folder of the chunks, which appears when all is done.
-        shape: (channels, height, width) that they get.
-        crop: cut to the middle square of so many pixels first.
-        num_classes: number of folders in the folder, which are the labels; 0: none.
+        reader: makes of a file what the chunks get.
 
     Raises:
-        InputError: no image can be read, or there are other folders.
+        InputError: no image can be read.
+        OSError: there is no room for the chunks.
     """
-    labels = folder_labels(files, folder, num_classes)
+    size = math.prod(reader.shape)
+    if shutil.disk_usage(out.parent).free < len(files) * size:
+        raise OSError(ENOSPC, f"{len(files) * size / 1e9:.3g} GB are needed, which are not free")
     items = [(str(file), str(file.relative_to(folder)), label) for file, label in zip(files, labels, strict=True)]
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
         chunks, notes = Path(temporary, "chunks"), Path(temporary, "notes")
         notes.touch()
-        reader = Pack(tuple(shape), crop, str(notes))
         with isolate_rng():  # it sets the seeds of everything
             litdata().optimize(
-                reader,
+                replace(reader, notes=str(notes)),
                 items,
                 output_dir=str(chunks),
-                chunk_size=max(1, min(CHUNK // math.prod(shape), max(len(items) // 256, 64))),
+                chunk_size=max(1, min(CHUNK // size, max(len(items) // 256, 64))),
                 num_workers=min(os.cpu_count() or 1, len(items)),
                 reorder_files=False,
                 start_method="fork",
@@ -117,21 +133,23 @@ def readable(base: type) -> type:
             chunks: where they are.
             shape: of an image.
             num_classes: number of labels, or 0.
+            scale: black and white of greys of more than 8 bits.
         """
 
-        def __init__(self, chunks: str, shape: tuple[int, ...], num_classes: int) -> None:
+        def __init__(self, chunks: str, shape: tuple[int, ...], num_classes: int, scale: GreyScale | None = None) -> None:
             settings = {
                 "seed": seed_of() % 2**31,
                 "item_shuffle_window": "full",
                 "serializers": {name: _refusing() for name in ("pickle", "graph")},
             }
             super().__init__(chunks, shuffle=False, drop_last=False, **settings)
-            self.image_shape, self.num_classes = shape, num_classes
+            self.image_shape, self.num_classes, self.scale = shape, num_classes, scale
             self._before: tuple[np.ndarray, int] | None = None
 
         def __getitem__(self, index: Any) -> tuple[np.ndarray, int]:
             try:
-                self._before = as_example(super().__getitem__(index), self.image_shape, self.num_classes)
+                item = super().__getitem__(index)
+                self._before = as_example(item, self.image_shape, self.num_classes, self.scale)
             except (*UNREADABLE, RuntimeError) as error:
                 if isinstance(error, InputError) or self._before is None:
                     raise
@@ -161,11 +179,13 @@ def _refusing() -> Any:
     return Refusing()
 
 
-def as_example(item: Any, shape: Sequence[int], num_classes: int = 0) -> tuple[np.ndarray, int]:
+def as_example(
+    item: Any, shape: Sequence[int], num_classes: int = 0, scale: GreyScale | None = None
+) -> tuple[np.ndarray, int]:
     """An item of chunks, whoever wrote them, as an image, uint8 of `shape`, and its label, 0 where there are no classes.
 
     Raises:
-        InputError: there is no image in it, or no label of a class.
+        InputError: there is no image in it, or no label of a class; or it is a deep grey and there is no scale.
     """
     named = item if isinstance(item, Mapping) else dict(enumerate(item if isinstance(item, (tuple, list)) else [item]))
     image = next(
@@ -176,7 +196,14 @@ def as_example(item: Any, shape: Sequence[int], num_classes: int = 0) -> tuple[n
     if not isinstance(image, Image.Image):
         image = np.asarray(image)
     if not (isinstance(image, np.ndarray) and image.shape == tuple(shape) and image.dtype == np.uint8):
-        image = fit(as_bytes(_picture(image) if isinstance(image, np.ndarray) else image, shape[0]), shape)
+        deep = image.dtype != np.uint8 if isinstance(image, np.ndarray) else is_deep(image)
+        require(
+            scale is not None or not deep,
+            "the chunks hold images of more than 8 bits, which cannot all be looked at for a common scale: give "
+            "--data.grey_range, the values of black and white, as [0, 65535]",
+        )
+        picture = _picture(eight_bits(image, scale) if deep else image) if isinstance(image, np.ndarray) else image
+        image = fit(as_bytes(picture, shape[0], scale), shape)
     if not num_classes:
         return image, 0
     label = next((named[name] for name in (*LABELS, 1) if name in named), None)

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.functional import center_crop
 
 from lightning_score.data.base import split_indices
-from lightning_score.utils import InputError, require
+from lightning_score.data.grey import GreyScale, eight_bits, is_deep
+from lightning_score.utils import InputError, cache_folder, require
 
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError, Image.DecompressionBombError)
 """What PIL raises for files that are damaged, or are no images at all."""
@@ -37,20 +39,47 @@ def check_form(shape: Sequence[int], crop: int | None, num_classes: int) -> None
 
 def image_files(folder: Path) -> list[Path]:
     """All images in a folder and below, in an order that is random but always the same: files that are named as images, and
-    others that are images by their content. Hidden files are none of them.
+    others that are images by their content. Hidden files are none of them, and links are not followed, but for links to
+    files in hidden folders of the same folder, as git-annex keeps them.
 
     Raises:
         InputError: there is no such folder, or no image in it.
     """
     require(folder.is_dir(), f"{folder}: there is no such folder; set --data.path to a folder of images")
-    found: list[Path] = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    found, links = [], []
+    for parent, folders, names in os.walk(folder):
+        links += [Path(parent, name) for name in folders if Path(parent, name).is_symlink()]
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
-    files = sorted(file for file in found if file.is_file() and (_named_as_image(file) or _is_image(file)))
-    require(bool(files), f"{folder}: no images in it")
-    first, last = split_indices(len(files))
-    return [files[i] for i in [*first, *last]]
+        for name in names:
+            file = Path(parent, name)
+            if not name.startswith("."):
+                (links if file.is_symlink() else found).append(file)
+    root = folder.resolve()
+    files = {root / file.relative_to(folder): file for file in found}
+    for link in sorted(links):
+        target = link.resolve()
+        if target.is_file() and target.is_relative_to(root):
+            files.setdefault(target, link)
+    left = sorted({*links} - {*files.values()})
+    outside = f"{len(left)} links are not followed, as {left[0]} -> {os.readlink(left[0])}" if left else ""
+    images = sorted(file for file in files.values() if file.is_file() and (_named_as_image(file) or _is_image(file)))
+    require(bool(images), f"{folder}: no images in it" + (f"; {outside}: give the folder itself" if left else ""))
+    if left:
+        rank_zero_warn(f"{folder}: {outside}: only what is in the folder itself is read, and each image once")
+    first, last = split_indices(len(images))
+    return [images[i] for i in [*first, *last]]
+
+
+def folder_of_cache(chosen: str | None) -> Path:
+    """Where what was decoded is kept.
+
+    Raises:
+        InputError: that cannot be a folder.
+    """
+    folder = Path(chosen) if chosen else cache_folder()
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    require(there.is_dir(), f"--data.cache {folder}: {there} is a file; give a folder, which need not exist")
+    return folder
 
 
 def fingerprint(files: Sequence[Path], folder: Path, *settings: Any) -> str:
@@ -74,15 +103,16 @@ def _is_image(file: Path) -> bool:
         return False
 
 
-def read_image(file: Path, shape: Sequence[int], crop: int | None = None) -> np.ndarray:
+def read_image(file: Path, shape: Sequence[int], crop: int | None = None, scale: GreyScale | None = None) -> np.ndarray:
     """One image, whatever its format and mode, cut to the largest middle part of the wanted proportions and reduced or
-    enlarged (bilinear, with antialiasing). 16-bit greys are reduced to 8 bits, what is transparent becomes white, of several
-    frames the first is taken, and the camera's turn is heeded.
+    enlarged (bilinear, with antialiasing). Greys of more than 8 bits are reduced to 8, what is transparent becomes white, of
+    several frames the first is taken, and the camera's turn is heeded.
 
     Args:
         file: the file; what it is, its content says and not its name.
         shape: (channels, height, width), 1 channel for grey, 3 for colour.
         crop: cut to the middle square of so many pixels first; null: not.
+        scale: black and white of greys of more than 8 bits, one for a data set; null: as fits this file alone.
 
     Returns:
         uint8, of that shape.
@@ -92,7 +122,7 @@ def read_image(file: Path, shape: Sequence[int], crop: int | None = None) -> np.
     """
     try:
         with Image.open(file) as opened:
-            image = as_bytes(ImageOps.exif_transpose(opened), shape[0])
+            image = as_bytes(ImageOps.exif_transpose(opened), shape[0], scale)
     except UNREADABLE as error:
         raise Unreadable("damaged or no image", str(error)) from error
     if crop is not None:
@@ -109,30 +139,23 @@ def fit(image: Image.Image, shape: Sequence[int]) -> np.ndarray:
     return np.asarray(fitted).reshape(height, width, channels).transpose(2, 0, 1)
 
 
-def as_bytes(image: Image.Image, channels: int) -> Image.Image:
+def as_bytes(image: Image.Image, channels: int, scale: GreyScale | None = None) -> Image.Image:
     """An image of any mode in grey (1 channel) or colour (3), with 8 bits per channel.
+
+    Args:
+        image: the image.
+        channels: 1 or 3.
+        scale: black and white of greys of more than 8 bits; null: as fits this image alone.
 
     Raises:
         ValueError: its numbers are not those of a picture.
     """
-    if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_eight_bits(np.asarray(image)))
+    if is_deep(image):
+        image = Image.fromarray(eight_bits(np.asarray(image), scale))
     elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("L" if channels == 1 else "RGB")
-
-
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Grey levels of 8 or 16 bits, or from 0 to 1, as bytes."""
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 65535):
-        raise ValueError(f"grey levels from {low:g} to {high:g}, which are not 8 or 16 bits")
-    if values.dtype.kind == "f":
-        top = 1.0 if high <= 1 else 255.0 if high <= 255 else 65535.0
-    else:
-        top = 65535.0 if values.dtype.itemsize == 2 or high > 255 else 255.0
-    return np.round(values * (255.0 / top)).astype(np.uint8)
 
 
 def summary(skipped: Mapping[str, str], n: int, folder: Path) -> str:

@@ -4,10 +4,13 @@ import lightning_score.torchvision_guard  # noqa: F401
 
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from errno import ENOSPC
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,17 +21,27 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_score.data.base import Examples, Splits
-from lightning_score.data.files import Unreadable, check_form, fingerprint, image_files, read_image, summary
+from lightning_score.data.files import (
+    Unreadable,
+    check_form,
+    fingerprint,
+    folder_of_cache,
+    image_files,
+    read_image,
+    summary,
+)
+from lightning_score.data.grey import GreyScale, check_grey_range, grey_scale, warn_of_few_levels
 from lightning_score.data.images import ImageData
-from lightning_score.utils import cache_folder, require
+from lightning_score.utils import LocalPath, new_folder_if_kept, require, require_room
 
 
 class ImageFolder(ImageData):
     """The images in a folder and in the folders within it.
 
     Each is cut to the largest middle part of the wanted proportions, then reduced or enlarged (bilinear, with antialiasing);
-    images of any mode are converted, and those that cannot be read are left out and counted. The result is kept as bytes in
-    a cache, which later runs map into memory, so that folders larger than memory work.
+    images of any mode are converted, greys of more than 8 bits by one scale for all files; those that cannot be read are
+    left out and counted, and links are not followed. The result is kept as bytes in a cache,
+    which later runs map into memory, so that folders larger than memory work.
 
     Args:
         path: the folder.
@@ -37,6 +50,8 @@ class ImageFolder(ImageData):
         num_classes: number of classes, which are the folders right inside `path`, in alphabetical order; 0: no labels.
         held_out: fraction of the images held out for validation and test.
         cache: folder of the decoded images; by default lightning_score in the user's cache folder.
+        grey_range: [black, white], the values that become 0 and 255 in grey images of 16 or 32 bits or of floats; null: 0,
+            and what fits all files of the folder, which is said.
         batch_size: examples per batch and process.
         data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
         flip: mirror training images left to right with probability 1/2.
@@ -50,12 +65,13 @@ class ImageFolder(ImageData):
 
     def __init__(
         self,
-        path: str,
+        path: LocalPath,
         shape: Sequence[int] = (3, 32, 32),
         crop: int | None = None,
         num_classes: int = 0,
         held_out: float = 0.1,
-        cache: str | None = None,
+        cache: LocalPath | None = None,
+        grey_range: Sequence[float] | None = None,
         batch_size: int = 128,
         data_range: Sequence[float] = (0.0, 1.0),
         flip: bool = False,
@@ -68,16 +84,18 @@ class ImageFolder(ImageData):
             0 < held_out < 1, f"held_out {held_out}: must be between 0 and 1, the fraction that is not trained on, as 0.1"
         )
         self.path, self.shape, self.crop, self.num_classes = Path(path), tuple(shape), crop, num_classes
-        self.held_out = held_out
-        self.cache = cache
+        check_grey_range(grey_range)
+        self.held_out, self.cache, self.grey_range = held_out, cache, grey_range
+        self._known_scale: GreyScale | None = None
 
     def load(self) -> Splits:
         files = image_files(self.path)
-        images, skipped = self._images(files)
-        files = [file for file in files if str(file.relative_to(self.path)) not in skipped]
         labels = torch.tensor(folder_labels(files, self.path, self.num_classes), dtype=torch.long)
+        self._rows(len(files))  # what does not fit is found before all is decoded
+        images, skipped = self._images(files)
+        labels = labels[[str(file.relative_to(self.path)) not in skipped for file in files]]
         self._all = images
-        return Splits(*(Examples(images[rows], labels[rows]) for rows in self._rows(len(files))))
+        return Splits(*(Examples(images[rows], labels[rows]) for rows in self._rows(len(images))))
 
     def reference(self) -> Tensor:
         """All images, which stay where they are stored."""
@@ -87,7 +105,18 @@ class ImageFolder(ImageData):
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the files' names, sizes and times, and of what is made of them."""
-        return fingerprint(image_files(self.path), self.path, self.shape, self.crop)
+        return self._fingerprint(image_files(self.path))
+
+    def _fingerprint(self, files: Sequence[Path]) -> str:
+        scale = sorted(self._scale(files).items())
+        return fingerprint(files, self.path, self.shape, self.crop, *([scale] if scale else []))
+
+    def _scale(self, files: Sequence[Path]) -> GreyScale:
+        """Black and white, found once."""
+        if self._known_scale is None:
+            name = f"{self.path.resolve().name}-{fingerprint(files, self.path)}.grey.json"
+            self._known_scale = grey_scale(files, self.path, folder_of_cache(self.cache) / name, self.grey_range)
+        return self._known_scale
 
     def _rows(self, n: int) -> tuple[slice, slice]:
         """The images were shuffled before they were stored, so that each split is a slice that need not be copied."""
@@ -100,46 +129,89 @@ class ImageFolder(ImageData):
     def _images(self, files: Sequence[Path]) -> tuple[Tensor, dict[str, str]]:
         """All images that can be read, as bytes (N, C, H, W), mapped from the cache, which is made where there is none; and
         why others cannot."""
-        folder = Path(self.cache) if self.cache else cache_folder()
-        stored = folder / f"{self.path.resolve().name}-{fingerprint(files, self.path, self.shape, self.crop)}.npy"
+        folder = folder_of_cache(self.cache)
+        stored = folder / f"{self.path.resolve().name}-{self._fingerprint(files)}.npy"
         left_out = stored.with_suffix(".left_out.json")
-        if not (stored.exists() and left_out.exists()):
-            stored.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=stored.parent) as temporary:
-                skipped = self._decode(files, Path(temporary) / stored.name)
-                Path(temporary, "left_out").write_text(json.dumps(skipped, indent=1))
-                Path(temporary, "left_out").replace(left_out)
-                Path(temporary, stored.name).replace(stored)  # several processes may do so at once; each finds a whole file
-        skipped = json.loads(left_out.read_text())
+        found = self._stored(stored, left_out)
+        if found is None:
+            try:
+                with new_folder_if_kept(folder):
+                    self._store(files, stored, left_out)
+                found = self._stored(stored, left_out)
+            except OSError as error:  # a full disk, or a folder that is not the user's
+                rank_zero_warn(
+                    f"{folder}: the decoded images cannot be kept there ({error.strerror or error}); this run keeps them in "
+                    "memory and the next decodes them again: give another --data.cache"
+                )
+                found = self._in_memory(files)
+        images, skipped = found
         if skipped:
-            rank_zero_warn(f"{summary(skipped, len(files), self.path)}; all are listed in {left_out}")
-        return torch.from_numpy(np.load(stored, mmap_mode="c")), skipped
+            where = f"; all are listed in {left_out}" if left_out.exists() else ""
+            rank_zero_warn(f"{summary(skipped, len(files), self.path)}{where}")
+        if self._scale(files):
+            warn_of_few_levels(images, self.path)
+        return images, skipped
 
-    def _decode(self, files: Sequence[Path], out: Path) -> dict[str, str]:
-        """Writes the images; returns why others were left out."""
-        skipped: dict[str, str] = {}
-        with out.open("wb") as stored, ThreadPoolExecutor(os.cpu_count()) as pool:
-            self._write_header(stored, len(files))
-            decoded = pool.map(self._read, files)
-            for file, image in tqdm(
-                zip(files, decoded, strict=True), f"reading {self.path}", len(files), unit="image", disable=None
-            ):
+    @staticmethod
+    def _stored(stored: Path, left_out: Path) -> tuple[Tensor, dict[str, str]] | None:
+        """What the cache holds, if that is whole."""
+        try:
+            return torch.from_numpy(np.load(stored, mmap_mode="c")), json.loads(left_out.read_text())
+        except (OSError, ValueError, EOFError):
+            return None
+
+    def _store(self, files: Sequence[Path], stored: Path, left_out: Path) -> None:
+        """Decodes all files into the cache, where they appear when all is done.
+
+        Raises:
+            OSError: there is no room, or no right to write.
+        """
+        needed = len(files) * prod(self.shape)
+        if shutil.disk_usage(stored.parent).free < needed:
+            raise OSError(ENOSPC, f"{needed / 1e9:.3g} GB are needed, which are not free")
+        with tempfile.TemporaryDirectory(dir=stored.parent) as temporary:
+            part, skipped = Path(temporary, stored.name), {}
+            with part.open("wb") as out:
+                self._write_header(out, len(files))
+                for image in self._decoded(files, skipped):
+                    out.write(image.tobytes())
+                out.seek(0)  # numpy leaves room for the number of rows
+                self._write_header(out, len(files) - len(skipped))
+            Path(temporary, "left_out").write_text(json.dumps(skipped, indent=1))
+            Path(temporary, "left_out").replace(left_out)
+            part.replace(stored)  # several processes may do so at once; each finds a whole file
+
+    def _in_memory(self, files: Sequence[Path]) -> tuple[Tensor, dict[str, str]]:
+        """Decodes all files into memory."""
+        require_room(len(files) * prod(self.shape), f"{len(files)} images of shape {list(self.shape)}")
+        images, skipped, n = torch.empty(len(files), *self.shape, dtype=torch.uint8), {}, 0
+        for n, image in enumerate(self._decoded(files, skipped), 1):
+            images[n - 1] = torch.from_numpy(image)
+        return images[:n], skipped
+
+    def _decoded(self, files: Sequence[Path], skipped: dict[str, str]) -> Iterator[np.ndarray]:
+        """The images of all files that can be read; fills in why others cannot.
+
+        Raises:
+            InputError: none can.
+        """
+        self._scale(files)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            decoded = zip(files, pool.map(self._read, files), strict=True)
+            for file, image in tqdm(decoded, f"reading {self.path}", len(files), unit="image", disable=None):
                 if isinstance(image, Unreadable):
                     skipped[str(file.relative_to(self.path))] = ": ".join(image.args)
                 else:
-                    stored.write(image.tobytes())
-            if skipped:
-                summary(skipped, len(files), self.path)
-                stored.seek(0)  # numpy leaves room for the number of rows
-                self._write_header(stored, len(files) - len(skipped))
-        return skipped
+                    yield np.ascontiguousarray(image)
+        if skipped:
+            summary(skipped, len(files), self.path)
 
     def _write_header(self, file: BinaryIO, n: int) -> None:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (n, *self.shape)})
 
     def _read(self, file: Path) -> np.ndarray | Unreadable:
         try:
-            return read_image(file, self.shape, self.crop)
+            return read_image(file, self.shape, self.crop, self._known_scale)
         except Unreadable as error:
             return error
 

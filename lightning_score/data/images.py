@@ -100,6 +100,7 @@ class ImageData(ScoreData):
     """
 
     levels: int = 256
+    stored_dtype = torch.uint8
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 import lightning_score.torchvision_guard  # noqa: F401
 
+import tempfile
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from torchvision.datasets.utils import extract_archive
 
 from lightning_score.data.base import Examples, Splits
 from lightning_score.data.images import ImageData
-from lightning_score.utils import InputError, require
+from lightning_score.utils import InputError, LocalPath, new_folder_if_kept, require, require_room
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist keeps its files."""
@@ -37,10 +38,12 @@ class PublicData(ImageData):
     reference_split = "train"
     title: str
     """What the data set is called in messages."""
+    inside: str = ""
+    """The folder in `root` that torchvision makes."""
 
     def __init__(
         self,
-        root: str = "data",
+        root: LocalPath = "data",
         batch_size: int = 128,
         data_range: Sequence[float] = (0.0, 1.0),
         flip: bool = False,
@@ -61,7 +64,8 @@ class PublicData(ImageData):
             InputError: the files are neither in the folder nor can they be downloaded.
         """
         try:
-            splits = [self.read(train) for train in (True, False)]
+            with new_folder_if_kept(Path(self.root, self.inside)):
+                splits = [self.read(train) for train in (True, False)]
         except (RuntimeError, OSError) as error:
             reason = str(error).strip().replace("\n", "; ")
             raise InputError(
@@ -114,10 +118,11 @@ class MNIST(PublicData):
     """
 
     title = "MNIST"
+    inside = "MNIST/raw"
 
     def __init__(
         self,
-        root: str = "data",
+        root: LocalPath = "data",
         size: int = 28,
         batch_size: int = 128,
         data_range: Sequence[float] = (0.0, 1.0),
@@ -134,6 +139,7 @@ class MNIST(PublicData):
 
     def examples(self, split: datasets.VisionDataset) -> Examples:
         x, y = super().examples(split)
+        require_room(len(x) * self.shape[1] ** 2, f"size={self.shape[1]}: {len(x)} images", "take a smaller size")
         return Examples(resized(x, self.shape[1]), y)
 
 
@@ -153,14 +159,17 @@ class FashionMNIST(MNIST):
     """
 
     title = "Fashion-MNIST"
+    inside = "FashionMNIST/raw"
 
     def read(self, train: bool) -> datasets.FashionMNIST:
-        raw = Path(self.root) / "FashionMNIST" / "raw"
+        raw = Path(self.root, self.inside)
         archives = sorted(DEBIAN_FASHION_MNIST.glob("*.gz"))
-        if not raw.exists() and len(archives) == 4:
-            raw.mkdir(parents=True)
-            for archive in archives:
-                extract_archive(str(archive), str(raw))
+        if len(archives) == 4 and not all((raw / archive.stem).exists() for archive in archives):
+            raw.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=raw) as part:  # so that there is never half a file
+                for archive in archives:
+                    extract_archive(str(archive), part)
+                    Path(part, archive.stem).replace(raw / archive.stem)
         return datasets.FashionMNIST(self.root, train, download=True)
 
 

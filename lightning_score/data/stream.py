@@ -6,20 +6,23 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lightning_score.data.base import Examples, Splits
-from lightning_score.data.chunks import Batched, litdata, loader, pack, readable
-from lightning_score.data.files import check_form, fingerprint, image_files, summary
+from lightning_score.data.check import check_examples
+from lightning_score.data.chunks import Batched, Pack, litdata, loader, lock_of, pack, readable
+from lightning_score.data.files import check_form, fingerprint, folder_of_cache, image_files, summary
+from lightning_score.data.folder import folder_labels
+from lightning_score.data.grey import check_grey_range, grey_scale
 from lightning_score.data.images import ImageData
-from lightning_score.utils import cache_folder, require, seed_of
+from lightning_score.utils import InputError, LocalPath, new_folder_if_kept, require, require_room, seed_of
 
 
 class ImageStream(ImageData):
@@ -44,6 +47,8 @@ class ImageStream(ImageData):
         in_memory: number of other images that are kept in memory, too, for what looks at the data as a whole: references of
             metrics, `auto`, nearest neighbours.
         cache: folder of the chunks; by default lightning_score in the user's cache folder.
+        grey_range: [black, white], the values that become 0 and 255 in grey images of 16 or 32 bits or of floats; null: 0,
+            and what fits all files of a folder, which is said.
         batch_size: examples per batch and process.
         data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
         flip: mirror training images left to right with probability 1/2.
@@ -59,13 +64,14 @@ class ImageStream(ImageData):
 
     def __init__(
         self,
-        path: str,
+        path: LocalPath,
         shape: Sequence[int] = (3, 32, 32),
         crop: int | None = None,
         num_classes: int = 0,
         held_out: int = 5000,
         in_memory: int = 50_000,
-        cache: str | None = None,
+        cache: LocalPath | None = None,
+        grey_range: Sequence[float] | None = None,
         batch_size: int = 128,
         data_range: Sequence[float] = (0.0, 1.0),
         flip: bool = False,
@@ -78,7 +84,8 @@ class ImageStream(ImageData):
         require(held_out > 0, f"held_out {held_out}: must be above 0, a number of images, as 5000")
         require(in_memory > 0, f"in_memory {in_memory}: must be above 0, a number of images, as 50000")
         self.path, self.shape, self.crop, self.num_classes = path, tuple(shape), crop, num_classes
-        self.held_out, self.in_memory, self.cache = held_out, in_memory, cache
+        check_grey_range(grey_range)
+        self.held_out, self.in_memory, self.cache, self.grey_range = held_out, in_memory, cache, grey_range
 
     @cached_property
     def chunks(self) -> str:
@@ -86,13 +93,22 @@ class ImageStream(ImageData):
         if "://" in self.path or Path(self.path, "index.json").exists():
             return self.path
         folder = Path(self.path)
-        files = image_files(folder)
-        name = f"{folder.resolve().name}-{fingerprint(files, folder, self.shape, self.crop, self.num_classes)}"
-        packed = (Path(self.cache) if self.cache else cache_folder()) / name
-        packed.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{packed}.lock"):  # one of several processes packs
-            if not packed.exists():
-                pack(files, folder, packed, self.shape, self.crop, self.num_classes)
+        files, cache = image_files(folder), folder_of_cache(self.cache)
+        self._share_held_out(len(files))
+        labels = folder_labels(files, folder, self.num_classes)
+        try:
+            with new_folder_if_kept(cache):
+                looked = cache / f"{folder.resolve().name}-{fingerprint(files, folder)}.grey.json"
+                scale = grey_scale(files, folder, looked, self.grey_range)
+                form = (self.shape, self.crop, self.num_classes, *([sorted(scale.items())] if scale else []))
+                packed = cache / f"{folder.resolve().name}-{fingerprint(files, folder, *form)}"
+                with lock_of(packed):  # one of several processes packs
+                    if not packed.exists():
+                        pack(files, labels, folder, packed, Pack(self.shape, self.crop, scale))
+        except OSError as error:  # a full disk, or a folder that is not the user's
+            raise InputError(
+                f"--data.cache {cache}: the chunks cannot be written there ({error.strerror or error}); give another folder"
+            ) from error
         left_out = json.loads((packed / "left_out.json").read_text())
         if left_out:
             said = summary(left_out, len(files), folder)
@@ -101,13 +117,19 @@ class ImageStream(ImageData):
 
     def _rows(self, first: int, last: int | None) -> Any:
         """A StreamingDataset of this process, of the images from one number to another."""
-        whole = readable(litdata().StreamingDataset)(self.chunks, self.shape, self.num_classes)
-        return whole.subset(slice(first, last))
+        return self._all().subset(slice(first, last))
+
+    def _all(self) -> Any:
+        """A StreamingDataset of this process, of all images."""
+        scale = None if self.grey_range is None else {"any": tuple(self.grey_range)}
+        return readable(litdata().StreamingDataset)(self.chunks, self.shape, self.num_classes, scale)
 
     @cached_property
     def _held_out(self) -> int:
         """How many images are held out."""
-        n = len(readable(litdata().StreamingDataset)(self.chunks, self.shape, self.num_classes))
+        return self._share_held_out(len(self._all()))
+
+    def _share_held_out(self, n: int) -> int:
         held_out = min(self.held_out, n // 10)
         require(held_out > 0, f"{self.path}: only {n} images, of which a tenth at most is held out; give more")
         return held_out
@@ -115,7 +137,13 @@ class ImageStream(ImageData):
     def load(self) -> Splits:
         """The images that are kept in memory."""
         held_out, end = self._held_out, self._held_out + self.in_memory
-        return Splits(_in_memory(self._rows(held_out, end)), _in_memory(self._rows(0, held_out)))
+        train, held = self._rows(held_out, end), self._rows(0, held_out)
+        require_room(
+            (len(train) + len(held)) * prod(self.shape),
+            f"{len(train) + len(held)} images of shape {list(self.shape)}",
+            "take a smaller in_memory or held_out",
+        )
+        return Splits(_in_memory(train), _in_memory(held))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -138,6 +166,7 @@ class ImageStream(ImageData):
             f"batch_size is {self.batch_size}, but there are {available} training images per process and worker and "
             f"incomplete batches are dropped: choose batch_size <= {available}, or fewer num_workers.",
         )
+        check_examples(self, "train", _in_memory(self._rows(self._held_out, self._held_out + 8)))
         return loader(litdata().StreamingDataLoader)(
             stream,
             batch_size=self.batch_size,
@@ -156,5 +185,5 @@ def _in_memory(stream: Any) -> Examples:
     labels = torch.empty(len(stream), dtype=torch.long)
     for row in tqdm(range(len(stream)), "reading", unit="image", disable=None, leave=False):
         image, labels[row] = stream[row]
-        images[row] = torch.from_numpy(image)
+        images[row] = torch.tensor(image)  # litdata's own memory is read-only
     return Examples(images, labels)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_score.data.base import Examples, ScoreData, Splits, Transform, split_indices
-from lightning_score.utils import expand, require
+from lightning_score.utils import expand, require, require_room
 
 
 class Mixture:
@@ -111,6 +111,7 @@ class GaussianMixture(ScoreData):
     ) -> None:
         super().__init__(batch_size, num_workers)
         require(num_samples >= 2, f"num_samples is {num_samples}; it must be at least 2, one of them held out.")
+        require_room(32 * num_samples * len(means[0]), f"num_samples={num_samples}", "take fewer")
         self.mixture = Mixture(means, stds, weights)
         self.shape = (len(means[0]),)
         self.num_samples = num_samples

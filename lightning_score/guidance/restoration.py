@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_score.guidance.inverse import InverseProblem
 from lightning_score.guidance.operators import Downsample, Grey, LinearOperator, Mask
-from lightning_score.utils import InputError, read_arrays, require
+from lightning_score.utils import InputError, LocalPath, read_arrays, require
 
 
 def read_array(path: str) -> Tensor:
@@ -60,7 +60,7 @@ class Restoration(InverseProblem):
 
     def __init__(
         self,
-        observed: str,
+        observed: LocalPath,
         data_range: Sequence[float] | None = None,
         data_std: float = 0.5,
         noise_std: float = 0.0,
@@ -103,8 +103,8 @@ class Inpainting(Restoration):
 
     def __init__(
         self,
-        observed: str,
-        mask: str,
+        observed: LocalPath,
+        mask: LocalPath,
         data_range: Sequence[float] | None = None,
         data_std: float = 0.5,
         noise_std: float = 0.0,
@@ -169,7 +169,7 @@ class SuperResolution(Restoration):
 
     def __init__(
         self,
-        observed: str,
+        observed: LocalPath,
         factor: int = 2,
         data_range: Sequence[float] | None = None,
         data_std: float = 0.5,

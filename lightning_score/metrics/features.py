@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_score.utils import InputError, read_tensors, require
+from lightning_score.utils import InputError, LocalPath, read_tensors, require, require_room
 
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_WEIGHTS}"
@@ -82,6 +82,31 @@ class Features(nn.Module, ABC):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    @torch.no_grad()
+    def check(self, examples: Tensor) -> None:
+        """Raises `InputError` unless the features of examples in the form of the data module's `reference()` can be found,
+        as many as declared.
+        """
+        name, n = type(self).__name__, len(examples)
+        numbers = f"{name}: the sums of outer products of {self.num_features} features, in ten blocks"
+        require_room(88 * self.num_features**2, numbers, "take features of fewer numbers, as InceptionFeatures")
+        given = f"examples of {examples.dtype} and shape {tuple(examples.shape[1:])}"
+        device = next((tensor.device for tensor in self.state_dict().values()), examples.device)
+        try:
+            found = self(examples.to(device))
+        except InputError:
+            raise
+        except Exception as error:  # of any module
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"{name}: cannot be computed of the data, {given}: {type(error).__name__}: {reason}") from error
+        shapes = tuple(found.features.shape), tuple(found.logits.shape)
+        require(
+            shapes == ((n, self.num_features), (n, self.num_logits)),
+            f"{name}: gives features and logits of shapes {shapes[0]} and {shapes[1]} of {n} {given}, but num_features="
+            f"{self.num_features} and num_logits={self.num_logits} are declared",
+        )
+        require(bool(found.features.isfinite().all()), f"{name}: gives NaN or infinity of {given}")
 
     def freeze(self) -> None:
         """Takes the parameters out of any training, for good."""
@@ -163,7 +188,7 @@ class InceptionFeatures(Features):
     resize = "299x299, bilinear as TensorFlow 1, without antialiasing (torch-fidelity, pytorch-fid)"
     chunk = 64
 
-    def __init__(self, weights: str | None = None) -> None:
+    def __init__(self, weights: LocalPath | None = None) -> None:
         super().__init__()
         self.network = _load_inception(weights or os.environ.get(INCEPTION_VARIABLE) or None)
         self.network.to(memory_format=torch.channels_last)

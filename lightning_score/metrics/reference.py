@@ -18,7 +18,7 @@ from lightning_score.files import replacing
 from lightning_score.metrics.features import Features
 from lightning_score.metrics.frechet import floor_of_subsets, frechet_distance
 from lightning_score.metrics.statistics import FeatureSums, Statistics
-from lightning_score.utils import cache_folder, without_room
+from lightning_score.utils import cache_folder, require, without_room
 
 KEPT = 20_000
 """Most feature vectors of the data that are kept, for the metrics that need them."""
@@ -46,6 +46,17 @@ class Reference:
         n, mean, covariance, _ = self.statistics
         statistics = Statistics(n, mean.to(device), covariance.to(device))
         return Reference(statistics, self.kept.to(device), self.floor, self.floor_n)
+
+
+def check_fit(features: Features, examples: Tensor, statistics: Statistics | None, file: str | None) -> None:
+    """Raises `InputError` unless the features of examples can be found, and statistics of a file, if any, are of as many."""
+    features.check(examples)
+    there = features.num_features if statistics is None else len(statistics.mean)
+    require(
+        there == features.num_features,
+        f"reference={file}: of {there} features, but {features.name} has {features.num_features}; give statistics of these "
+        "features, or null for those of the data",
+    )
 
 
 def reference(

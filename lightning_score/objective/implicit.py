@@ -10,7 +10,7 @@ from lightning_score.objective.base import LevelwiseObjective
 from lightning_score.objective.times import TimeDistribution
 from lightning_score.objective.weighting import Weighting
 from lightning_score.score import ScoreField
-from lightning_score.utils import require
+from lightning_score.utils import require, require_passes
 
 Pullback = Callable[[Tensor], Tensor]  # v -> v^T ds/dx, row by row
 
@@ -146,3 +146,4 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 def _require_probes(probes: int) -> None:
     require(probes >= 1, f"probes={probes}: need at least one random vector per example")
+    require_passes(probes=probes)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_score.process.base import NoiseProcess, VariancePreserving, derivative, log_alpha_of, require_sigmas
 from lightning_score.process.lookup import coefficient
-from lightning_score.utils import AUTO_IN_FIT, Auto, require
+from lightning_score.utils import AUTO_IN_FIT, Auto, require, require_passes
 
 
 class Table(NoiseProcess, ABC):
@@ -126,6 +126,7 @@ class CosineTable(Chain):
 
     def __init__(self, offset: float = 0.008, beta_max: float = 0.999, steps: int = 1000):
         require(steps >= 1, f"steps={steps}: need at least one step, as in steps=1000")
+        require_passes(steps=steps)
         require(offset > 0, f"offset={offset}: must be above 0, as in 0.008")
         require(0 < beta_max < 1, f"beta_max={beta_max}: must be between 0 and 1, as in 0.999")
         angles = math.pi / 2 * (torch.arange(steps + 1).double() / steps + offset) / (1 + offset)
@@ -136,6 +137,7 @@ class CosineTable(Chain):
 def require_betas(beta_min: float, beta_max: float, steps: int) -> None:
     """Raises `InputError` unless there is a step and 0 < beta_min <= beta_max < 1."""
     require(steps >= 1, f"steps={steps}: need at least one step, as in steps=1000")
+    require_passes(steps=steps)
     require(
         0 < beta_min <= beta_max < 1,
         f"beta_min={beta_min}, beta_max={beta_max}: need 0 < beta_min <= beta_max < 1, as in 1.0e-4 and 0.02",
@@ -158,6 +160,7 @@ class SigmaTable(Table):
         self, sigma_min: float = 0.01, sigma_max: float | Auto = 1.0, levels: int | Auto = 10, geometric: bool = True
     ):
         require(levels != "auto" and levels >= 1, f"levels={levels}: need at least one, as in levels=10; {AUTO_IN_FIT}")
+        require_passes(levels=levels)
         if levels > 1 or sigma_min != sigma_max:
             require_sigmas(sigma_min, sigma_max)
         ramp = torch.linspace(0, 1, levels, dtype=torch.float64) if levels > 1 else torch.ones(1).double()

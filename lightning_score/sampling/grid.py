@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_score.process import NoiseProcess
-from lightning_score.utils import require
+from lightning_score.utils import require, require_passes
 
 
 class TimeGrid(ABC):
@@ -33,6 +33,7 @@ class Table(TimeGrid):
 
     def __init__(self, steps: int | None = None):
         require(steps is None or steps >= 1, f"steps={steps}: a time grid needs at least one step, as in steps=100, or null")
+        require_passes(steps=steps or 0)
         self.steps = steps
 
     def __call__(self, process: NoiseProcess) -> Tensor:
@@ -52,6 +53,7 @@ class _SteppedGrid(TimeGrid, ABC):
 
     def __init__(self, steps: int = 1000, t_min: float | None = None):
         require(steps >= 1, f"steps={steps}: a time grid needs at least one step, as in steps=100")
+        require_passes(steps=steps)
         require(t_min is None or 0 <= t_min < 1, f"t_min={t_min}: must lie in [0, 1), as in 1.0e-3, or be null")
         self.steps, self.t_min = steps, t_min
 

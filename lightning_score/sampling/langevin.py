@@ -15,7 +15,7 @@ from lightning_score.sampling.method import Method
 from lightning_score.sampling.predictor import NoPredictor
 from lightning_score.sampling.sampler import Sampler, Stage
 from lightning_score.schedule import choose_step_size
-from lightning_score.utils import combine, require
+from lightning_score.utils import combine, require, require_passes
 
 
 class _OneLevel(TimeGrid):
@@ -67,6 +67,7 @@ class LangevinDynamics(Sampler):
         clip: Sequence[float] | None = None,
     ):
         require(steps >= 1, f"steps={steps}: need at least one Langevin step, as in steps=1000")
+        require_passes(steps=steps)
         require(sigma is None or t is None, f"sigma={sigma}, t={t}: both set the noise level; give one of them")
         require(sigma is None or sigma > 0, f"sigma={sigma}: must be above 0, as in 0.01")
         require(t is None or 0 <= t <= 1, f"t={t}: must lie in [0, 1]")
@@ -112,6 +113,7 @@ class AnnealedLangevin(Sampler):
         temperature: float = 1.0,
     ):
         require(steps >= 1, f"steps={steps}: need at least one Langevin step per level, as in steps=100")
+        require_passes(steps=steps)
         require_temperature(temperature)
         super().__init__(grid or Table(), denoise or KeepNoise(), initial or Prior(), clip)
         if step_size != "auto":
@@ -137,6 +139,7 @@ class AnnealedLangevin(Sampler):
 
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Stage]:
         levels = times[process.sigma(times) > 0]
+        require_passes(**{"levels x steps": len(levels) * self.steps})
         correct = AnnealedLangevinStep(self.chosen_step_size(process, levels), self.temperature)
         stages = [Stage(correct, levels[0], levels[0], levels[0])] * self.steps
         for t, s in pairwise(levels):

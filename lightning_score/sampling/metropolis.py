@@ -18,7 +18,7 @@ from torch import Tensor
 from lightning_score.sampling.corrector import Corrector, require_snr, snr_step_size
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.score import ScoreField
-from lightning_score.utils import combine, expand, require
+from lightning_score.utils import combine, expand, require, require_passes
 
 
 @cache
@@ -131,6 +131,7 @@ class HMC(Metropolis):
 
     def __init__(self, time_step: float = 0.2, leapfrog_steps: int = 5, nodes: int = 2):
         _require_time_step(time_step)
+        require_passes(leapfrog_steps=leapfrog_steps)
         require(leapfrog_steps >= 1, f"leapfrog_steps={leapfrog_steps}: need at least 1, as in 5")
         _require_nodes(nodes)
         self.time_step, self.leapfrog_steps, self.nodes = time_step, leapfrog_steps, nodes

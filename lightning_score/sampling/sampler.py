@@ -17,7 +17,7 @@ from lightning_score.sampling.method import Method
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.predictor import Predictor, ReverseDiffusion
 from lightning_score.score import ClippedScore, ScoreField
-from lightning_score.utils import require
+from lightning_score.utils import require, require_passes
 
 
 class Stage(NamedTuple):
@@ -149,12 +149,14 @@ class PredictorCorrector(Sampler):
         clip: Sequence[float] | None = None,
     ):
         require(corrector_steps >= 1, f"corrector_steps={corrector_steps}: need at least 1; for none, corrector: null")
+        require_passes(corrector_steps=corrector_steps)
         super().__init__(grid or Uniform(), denoise or LastMean(), initial or Prior(), clip)
         self.predictor = predictor or ReverseDiffusion()
         self.corrector, self.corrector_steps = corrector, corrector_steps
         self.predict_first = predict_first
 
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Stage]:
+        require_passes(moves=(len(times) - 1) * (1 + self.corrector_steps * (self.corrector is not None)))
         clean = (process.sigma(times) == 0).tolist()
         stages = []
         for i, (t, s) in enumerate(pairwise(times)):

@@ -1,0 +1,125 @@
+"""What a command finds out before anything is computed or written: whether its data fit, and what its samples will cost."""
+
+import time
+from math import prod
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from tqdm import tqdm
+
+from lightning_score.callbacks.bits import BitsPerDim
+from lightning_score.callbacks.evaluate import Evaluate
+from lightning_score.data import ScoreData
+from lightning_score.model import ScoreModel
+from lightning_score.utils import require, require_room
+
+LONG = 300.0
+"""Seconds of sampling that are announced."""
+MOST_EVALUATIONS = 1e13
+"""Network evaluations that are refused: at a microsecond each they take four months."""
+TIMED = 16
+
+
+def check_data(command: str, data: ScoreData, config: Any) -> None:
+    """Loads the data, and so compares them with what is declared, and lets those that measure look at them.
+
+    Args:
+        command: fit, validate, test, or predict, which needs no data.
+        data: the data module.
+        config: what the command's options have become.
+
+    Raises:
+        InputError: something does not fit.
+    """
+    if command == "predict":
+        return
+    trainer, chosen = config["trainer"], config["trainer"]["callbacks"]
+    if command == "fit":
+        data.train_dataloader()
+    else:
+        limit = f"limit_{'val' if command == 'validate' else 'test'}_batches"
+        require(trainer[limit] != 0, f"--trainer.{limit} {trainer[limit]}: {command} would measure nothing; leave it out")
+    data.val_dataloader()
+    for callback in (config["evaluate"], *(chosen if isinstance(chosen, list) else [chosen])):
+        if isinstance(callback, Evaluate | BitsPerDim):
+            callback.check(data)
+
+
+class SamplingCost(Callback):
+    """Refuses samples that cannot be drawn, and announces those that take long, before the start.
+
+    Args:
+        command: fit, validate, test or predict.
+        model: the model.
+        config: what the command's options have become.
+
+    Raises:
+        InputError: they do not fit into memory, or no machine comes to their end.
+    """
+
+    def __init__(self, command: str, model: ScoreModel, config: Any):
+        evaluate, samples, size = config["evaluate"], config["samples"], 16 * prod(model.shape)
+        measured = evaluate.num_samples * (evaluate.repeats if command == "test" else 1) * (evaluate.features is not None)
+        grid = samples.num_samples * (command != "test")
+        drawn = {"--evaluate.num_samples": measured, "--samples.num_samples": grid}
+        kept = min(evaluate.neighbours, measured) * (command == "test")
+        at_once = {"--evaluate.batch_size": min(evaluate.batch_size, measured)}
+        at_once |= {"--samples.num_samples": grid, "--evaluate.neighbours": kept}
+        if command == "predict":
+            drawn = at_once = {"--num_samples": config["num_samples"]}
+        for option, n in at_once.items():
+            require_room(n * size, f"{option} {n}: samples of shape {list(model.shape)}")
+        self.command, self.n = command, sum(drawn.values())
+        process = model.score_function.process
+        stages = model.sampler.plan(process, model.sampler.grid(process))
+        self.evaluations = 1 + sum(stage.method.calls for stage in stages)
+        require(
+            self.n * self.evaluations <= MOST_EVALUATIONS,
+            f"{' and '.join(f'{option} {n}' for option, n in drawn.items() if n)}: at {self.evaluations} network evaluations "
+            f"each, these are {self.n * self.evaluations:.1e}, which no machine comes to the end of; give fewer samples, or "
+            "the sampler fewer steps",
+        )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
+        """Before training: what each validation will take."""
+        self._announce(trainer, pl_module, "each validation")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
+        """Of `validate`."""
+        if trainer.state.fn == TrainerFn.VALIDATING and self.command == "validate":
+            self._announce(trainer, pl_module, "the validation")
+
+    def on_test_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
+        """Of `test`."""
+        self._announce(trainer, pl_module, "the test")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
+        """Of `predict`."""
+        self._announce(trainer, pl_module, "the prediction")
+
+    def _announce(self, trainer: Trainer, model: ScoreModel, what: str) -> None:
+        if trainer.world_size > 1 or not self.n or trainer.fast_dev_run:
+            return
+        seconds = self.n * self.evaluations * _seconds_per_evaluation(model)
+        if seconds > LONG:
+            hours = f"{seconds / 3600:.3g} hours" if seconds > 3600 else f"{seconds / 60:.0f} minutes"
+            tqdm.write(
+                f"{what} draws {self.n} samples at {self.evaluations} network evaluations each: about {hours}; fewer samples "
+                "or sampler steps take less"
+            )
+
+
+@torch.inference_mode()
+def _seconds_per_evaluation(model: ScoreModel) -> float:
+    """Of one sample of a small batch, without a draw of random numbers."""
+    x, t = torch.zeros(TIMED, *model.shape, device=model.device), torch.tensor(0.5, device=model.device)
+    cond = torch.zeros(TIMED, dtype=torch.long, device=model.device) if model.conditional else None
+    spent = []
+    with model._evaluating(), model._precision(), model._uncompiled():
+        for _ in range(2):  # the first warms up
+            start = time.monotonic()
+            model.score_function(x.to(model.dtype), t, cond).sum().item()
+            spent.append(time.monotonic() - start)
+    return min(spent) / TIMED

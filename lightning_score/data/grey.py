@@ -1,0 +1,151 @@
+"""Grey images of more than 8 bits: one scale for all files of a data set, so that a value means the same in each."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from lightning_score.utils import require
+
+GreyScale = Mapping[str, Sequence[float]]
+"""The values of black and white, by the kind of numbers that the files hold, integer or float; or, as a user chose them, of
+any kind, in which case values beyond are clamped.
+"""
+
+TOPS = {"integer": (1, 255, 1023, 4095, 16383, 65535), "float": (1, 255, 65535)}
+"""What white usually is: the largest numbers of some bits."""
+FEW = 32
+"""Grey levels below which a data set has lost some."""
+
+
+def check_grey_range(grey_range: Sequence[float] | None) -> None:
+    """Raises `InputError` unless it is the values of black and white, or null."""
+    require(
+        grey_range is None
+        or (len(grey_range) == 2 and all(map(math.isfinite, grey_range)) and grey_range[0] < grey_range[1]),
+        f"grey_range={grey_range}: must be two increasing numbers, the values of black and white, as in [0, 4095], or null",
+    )
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether it is grey with more than 8 bits: 16 or 32, or floats."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def eight_bits(values: np.ndarray, scale: GreyScale | None = None) -> np.ndarray:
+    """Grey values as bytes: round(255 (v - black)/(white - black)), clamped.
+
+    Args:
+        values: of any type.
+        scale: black and white; null: as fits these values alone.
+
+    Raises:
+        ValueError: they are not finite or, without a scale of the user's, not those of a picture.
+    """
+    scale, kind = scale or {}, _kind(values)
+    if "any" in scale:
+        black, white = scale["any"]
+        if not np.isfinite(values).all():
+            raise ValueError("grey levels that are not finite")
+    else:
+        high = _highest(values)
+        black, white = scale.get(kind) or (0.0, _white(kind, high))
+    return np.round((values - black) * (255.0 / (white - black))).clip(0, 255).astype(np.uint8)
+
+
+def grey_scale(files: Sequence[Path], folder: Path, kept: Path, chosen: Sequence[float] | None = None) -> GreyScale:
+    """Black and white for the deep images among the files of a data set, after a look at all of them: 0 is black, and white
+    the largest number of the fewest usual bits that hold all values, or, where that would leave most of the 256 levels
+    without use, the largest value. Says what it is.
+
+    Args:
+        files: the images.
+        folder: the folder that they are in.
+        kept: a file for what was found, which saves the next look.
+        chosen: black and white as the user wants them, for deep images of all kinds.
+    """
+    if chosen is not None:
+        return {"any": tuple(map(float, chosen))}
+    try:
+        highest = json.loads(kept.read_text())
+    except (OSError, ValueError):
+        highest = _look(files)
+        with suppress(OSError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            temporary = kept.with_name(f"{kept.name}-{os.getpid()}")
+            temporary.write_text(json.dumps(highest))
+            temporary.replace(kept)
+    scale = {kind: (0.0, _white(kind, high)) for kind, (_, high) in highest.items()}
+    if rank_zero_only.rank == 0:
+        for kind, (n, high) in highest.items():
+            print(
+                f"{folder}: {n} grey images of {kind} values up to {high:g}: in all of them 0 is black and "
+                f"{scale[kind][1]:g} white (--data.grey_range changes it)",
+                flush=True,
+            )
+    return scale
+
+
+def warn_of_few_levels(images: Tensor, folder: Path) -> None:
+    """Warns where a scale has left few grey levels.
+
+    Args:
+        images: uint8 (N, C, H, W), of which a thousand are looked at.
+        folder: where they come from.
+    """
+    levels = int(images[:: max(len(images) // 1000, 1)].flatten().bincount().count_nonzero())
+    if levels < FEW:
+        rank_zero_warn(
+            f"{folder}: only {levels} grey levels of 256 are left of its values; give --data.grey_range the values that are "
+            "to be black and white"
+        )
+
+
+def _look(files: Sequence[Path]) -> dict[str, tuple[int, float]]:
+    """How many deep images of each kind there are, and the highest value in them."""
+    found: dict[str, tuple[int, float]] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        bar = tqdm(
+            pool.map(_highest_of, files), "looking at grey scales", len(files), unit="image", disable=None, leave=False
+        )
+        for kind, high in (each for each in bar if each is not None):
+            n, before = found.get(kind, (0, 0.0))
+            found[kind] = (n + 1, max(before, high))
+    return dict(sorted(found.items()))
+
+
+def _highest_of(file: Path) -> tuple[str, float] | None:
+    """The kind of a deep image and its highest value; None for others, and for what cannot be read, which is said later."""
+    try:
+        with Image.open(file) as image:
+            if not is_deep(image):
+                return None
+            values = np.asarray(image)
+        return _kind(values), _highest(values)
+    except Exception:  # PIL raises many
+        return None
+
+
+def _kind(values: np.ndarray) -> str:
+    return "float" if values.dtype.kind == "f" else "integer"
+
+
+def _highest(values: np.ndarray) -> float:
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 65535):
+        raise ValueError(f"grey levels from {low:g} to {high:g}, which are not 8 or 16 bits; give --data.grey_range")
+    return high
+
+
+def _white(kind: str, high: float) -> float:
+    top = next(float(top) for top in TOPS[kind] if high <= top)
+    return top if top == 1 or high >= top / 4 else high
