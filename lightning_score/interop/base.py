@@ -46,8 +46,11 @@ class Imported:
     notes: tuple[str, ...] = ()
 
 
-Reader = Callable[[Path, int | None], Imported]
-"""Reads a file, of a model for images of that many pixels in height and width if the file does not say."""
+OPTIONS = {
+    "sde": ("score_sde", ("ve", "vp", "subvp", "ve_discrete", "vp_discrete")),
+    "precond": ("edm", ("edm", "vp", "ve")),
+}
+"""What files of a kind do not tell from one another: the option that says it, the kind, and the option's values."""
 
 
 def part(class_path: str, **init_args: Any) -> Settings:
@@ -80,6 +83,7 @@ class Renaming:
     """
 
     def __init__(self, state: State, kind: str) -> None:
+        require(is_state(state), f"not a {kind} checkpoint that can be converted: {saying(state)}, not tensors by name")
         self.state, self.kind = state, kind
         self._left = set(state)
 
@@ -145,9 +149,22 @@ def read_torch(path: Path, allowed: tuple[Any, ...] = (), refused: str = "") -> 
         ) from error
 
 
+def is_state(value: Any) -> bool:
+    """Whether it is a state dict, tensors by name."""
+    return isinstance(value, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def saying(value: Any) -> str:
+    """What a file holds instead of what was expected, in a few words."""
+    if isinstance(value, Mapping):
+        kinds = sorted({type(v).__name__ for v in value.values()})
+        return f"it holds a dictionary of {', '.join(map(str, list(value)[:4])) or 'nothing'} ({', '.join(kinds)})"
+    return f"it holds {type(value).__name__}"
+
+
 def without_prefix(state: State, prefix: str = "module.") -> dict[str, Tensor]:
     """The state dict of a network that was saved inside `DataParallel`, under the network's own names."""
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return {str(name).removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
 def shadow_state(state: State, shadow: list[Tensor], trained: Callable[[str], bool]) -> dict[str, Tensor]:
