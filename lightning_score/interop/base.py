@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,15 @@ def adam(optimizer: Mapping[str, Any]) -> Settings:
     return {"optimizer": part("torch.optim.Adam", lr=float(group["lr"]), betas=betas, eps=float(group["eps"]))}
 
 
-def check_entries(rows: Iterable[tuple[str, Any, Sequence[Any]]]) -> None:
-    """Raises `InputError` for an entry of a peer's config, (name, value, values that can be converted), of another value."""
-    for name, value, allowed in rows:
-        said = " or ".join(json.dumps(choice) for choice in allowed)
-        require(value in allowed, f"{name}: {json.dumps(value)} cannot be converted, only {said}")
+def check_entries(rows: Iterable[tuple[Any, ...]]) -> None:
+    """Raises `InputError` for an entry of a peer's config of a value that cannot be converted.
+
+    Args:
+        rows: name, value, and the values that can be converted; and what these are in words, where they do not say it.
+    """
+    for name, value, allowed, *words in rows:
+        said = words[0] if words else "only " + " or ".join(json.dumps(choice) for choice in allowed)
+        require(value in allowed, f"{name}: {json.dumps(value)} cannot be converted, {said}")
 
 
 class Renaming:
@@ -147,6 +151,11 @@ def read_torch(path: Path, allowed: tuple[Any, ...] = (), refused: str = "") -> 
         raise InputError(
             f"{path}: not readable without running code that it may hold, or damaged ({reason}). {refused}"
         ) from error
+
+
+def size_of(tensor: Tensor) -> str:
+    """A tensor's shape in words."""
+    return " x ".join(map(str, tensor.shape)) or "a number"
 
 
 def is_state(value: Any) -> bool:

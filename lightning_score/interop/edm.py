@@ -1,13 +1,12 @@
 """EDM's network weights (github.com/NVlabs/edm): DDPM++ and NCSN++ under EDM's preconditioning, or that of VP or VE."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lightning_score.interop.base import Imported, Renaming, Settings, part, read_torch
+from lightning_score.interop.base import Imported, Renaming, Settings, is_state, part, read_torch, saying
 from lightning_score.utils import require
 
 KIND = "edm"
@@ -34,8 +33,7 @@ def read(path: Path, size: int | None = None, precond: str | None = None) -> Imp
     """
     require(path.suffix != ".pkl" or not path.is_file(), f"{path}: not read, because a pickle can run any code. {EXTRACT}")
     state = read_torch(path, refused=EXTRACT)
-    tensors = isinstance(state, Mapping) and all(isinstance(value, Tensor) for value in state.values())
-    require(tensors, f"{path}: not a dictionary of tensors by name. {EXTRACT}")
+    require(is_state(state), f"{path}: {saying(state)}, not tensors by name. {EXTRACT}")
     source = Renaming({name.removeprefix("model."): tensor for name, tensor in state.items()}, KIND)
     _refuse_other_networks(source)
     resolutions = _resolutions(source)

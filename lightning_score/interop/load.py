@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import lightning_score
-from lightning_score.interop.base import OPTIONS, Imported, Settings
+from lightning_score.interop.base import OPTIONS, Imported, Settings, size_of
 from lightning_score.score import ScoreFunction
 from lightning_score.utils import InputError, require
 
@@ -71,7 +71,7 @@ def checked(imported: Imported, kind: str) -> Imported:
 
 def _check_tensor(name: str, tensor: Tensor, expected: Tensor | None) -> None:
     require(expected is not None, f"{name} is not a tensor of the network that the file describes")
-    found, needed = (" x ".join(map(str, t.shape)) or "a number" for t in (tensor, expected))
+    found, needed = size_of(tensor), size_of(expected)
     require(found == needed, f"{name} is {found} in the file, but {needed} in the network that its other tensors describe")
     require(tensor.is_floating_point(), f"{name} is of type {tensor.dtype}; weights are floating-point numbers")
     require(bool(tensor.isfinite().all()), f"{name} holds values that are NaN or infinite; take a checkpoint from before")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_score.interop.base import Imported, Renaming, Settings, part
+from lightning_score.interop.base import Imported, Renaming, Settings, part, size_of
 from lightning_score.interop.refinenet import (
     CENTERED,
     ELU,
@@ -127,8 +127,10 @@ def ladder(sigmas: Tensor, equal_steps: bool = False) -> Settings:
         InputError: they are not such a sequence within the rounding of single precision.
     """
     require(
-        sigmas.ndim == 1 and len(sigmas) > 0, f"sigmas of shape {list(sigmas.shape)}: need one noise level or more, (L,)"
+        sigmas.ndim == 1 and len(sigmas) > 0 and bool((sigmas > 0).all() and (sigmas.diff() < 0).all()),
+        f"sigmas: {size_of(sigmas)}, {sigmas.flatten()[:3].tolist()}, ...: must be descending noise levels above 0",
     )
+    tolerance = 1e-5 if sigmas.dtype in (torch.float32, torch.float64) else 1e-2
     # as the shortest decimals that are the same in single precision: 0.01, not 0.00999999977
     largest, smallest = (float(str(np.float32(float(sigmas[i])))) for i in (0, -1))
     settings: Settings = {"sigma_min": smallest, "sigma_max": largest, "levels": len(sigmas)}
@@ -136,7 +138,7 @@ def ladder(sigmas: Tensor, equal_steps: bool = False) -> Settings:
     for kind in ({}, {"geometric": False}) if equal_steps else ({},):
         levels = SigmaTable(**settings, **kind).sigmas.flip(0)
         errors.append(float((sigmas.double() / levels - 1).abs().max()))
-        if errors[-1] < 1e-5:
+        if errors[-1] < tolerance:
             return part("SigmaTable", **settings, **kind)
     raise InputError(
         f"sigmas from {largest:g} to {smallest:g}, {len(sigmas)} levels: not geometric"

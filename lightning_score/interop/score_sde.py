@@ -14,6 +14,7 @@ from lightning_score.interop.base import (
     Renaming,
     Settings,
     adam,
+    is_state,
     part,
     read_torch,
     shadow_state,
@@ -59,8 +60,13 @@ def read(path: Path, size: int | None = None, sde: str | None = None) -> Importe
         isinstance(saved["ema"], Mapping) and "shadow_params" in saved["ema"],
         f"{path}: not a score_sde checkpoint, whose 'ema' holds shadow_params",
     )
+    shadow = saved["ema"]["shadow_params"]
+    require(
+        is_state(saved["model"]) and isinstance(shadow, list) and all(isinstance(tensor, Tensor) for tensor in shadow),
+        f"{path}: not a score_sde checkpoint, whose 'model' holds tensors by name and whose 'ema' a list of them",
+    )
     state = without_prefix(saved["model"])
-    averages = shadow_state(state, saved["ema"]["shadow_params"], _trained)
+    averages = shadow_state(state, shadow, _trained)
     source = Renaming(state, KIND)
     require("sigmas" in source, f"not a {KIND} checkpoint that can be converted: it lacks 'sigmas'")
     sigmas = source.take("sigmas")
