@@ -16,13 +16,17 @@ from lightning_score.arguments import load_checkpoint, with_found_configs
 from lightning_score.experiment import IdleExperiment
 from lightning_score.files import replacing
 from lightning_score.interop import KINDS, Imported, read
-from lightning_score.interop.base import Settings
+from lightning_score.interop.base import OPTIONS, Settings
 from lightning_score.interop.diffusers_writer import write
 from lightning_score.model import ScoreModel
 from lightning_score.trust import trusted_by
 from lightning_score.utils import InputError, require
 
 OURS = "lightning_score"
+MEANINGS = {
+    "sde": "what the model was trained on, in continuous time or on discrete levels; by default the folders' names say",
+    "precond": "the preconditioning under which the network was trained (default: edm)",
+}
 NEXT = {
     OURS: "python -m lightning_score predict --ckpt_path {out} --num_samples 16",
     "diffusers": "diffusers.DiffusionPipeline.from_pretrained('{out}')",
@@ -43,10 +47,12 @@ def convert(arguments: list[str]) -> None:
     require(not out.exists(), f"{out}: exists already and nothing is overwritten; give another name")
     if options.kind == OURS:
         require(options.to == "diffusers", "--from lightning_score converts to a folder of diffusers: add --to diffusers")
-        require(not changes, f"{' '.join(changes)}: --from lightning_score takes no further options")
+        said = [f"--{name}" for name in ("size", *OPTIONS) if getattr(options, name) is not None]
+        require(not said + changes, f"{' '.join(said + changes)}: --from lightning_score takes no further options")
         write(out, own(options.path, trusted_by(arguments, [])))
     else:
-        conversion = Conversion(read(options.path, options.kind, options.size), options.kind, with_found_configs(changes))
+        imported = read(options.path, options.kind, options.size, options.sde, options.precond)
+        conversion = Conversion(imported, options.kind, with_found_configs(changes))
         print(conversion.describe())
         if options.to == OURS:
             conversion.save(out)
@@ -205,5 +211,9 @@ def _parser() -> argparse.ArgumentParser:
     size = "height and width of the images in pixels, where the file does not say; by default those of the published models"
     parser.add_argument("--size", type=int, help=size)
     parser.add_argument("--trust", help="module of which a checkpoint of lightning_score may name classes, as my_parts")
+    for name, (kind, values) in OPTIONS.items():
+        parser.add_argument(
+            f"--{name}", choices=values, help=f"of {kind} alone, where its file does not say: {MEANINGS[name]}"
+        )
     parser.add_argument("--to", default=OURS, choices=[OURS, "diffusers"], help="what to write (default: %(default)s)")
     return parser

@@ -6,6 +6,7 @@ The coefficients are those of Karras et al. 2022 (2206.00364, eq. 7), written fo
 so that nothing cancels at small noise. The denoised image is (x + sigma^2 score)/alpha in every case.
 """
 
+import math
 from abc import ABC, abstractmethod
 from functools import partial
 from typing import NamedTuple
@@ -26,17 +27,19 @@ class NoiseLabel(ABC):
 
 
 class LogSigma(NoiseLabel):
-    """scale log(sigma/alpha): continuous, the same for every process at the same signal-to-noise ratio.
+    """scale log(sigma/alpha/unit): continuous, the same for every process at the same signal-to-noise ratio.
 
     Args:
         scale: a factor; EDM's networks take 1/4.
+        unit: the noise level whose label is 0; 2 in EDM's version of VE, log(sigma/2).
     """
 
-    def __init__(self, scale: float = 1.0):
-        self.scale = scale
+    def __init__(self, scale: float = 1.0, unit: float = 1.0):
+        require(0 < unit < math.inf, f"unit={unit}: must be above 0, as in 1")
+        self.scale, self.unit = scale, unit
 
     def __call__(self, process: NoiseProcess, t: Tensor) -> Tensor:
-        return -self.scale / 2 * process.log_snr(t)
+        return -self.scale / 2 * process.log_snr(t) - self.scale * math.log(self.unit)
 
 
 class Time(NoiseLabel):

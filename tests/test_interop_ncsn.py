@@ -1,6 +1,7 @@
 """NCSN's and NCSNv2's checkpoints: the same numbers as the authors' code from the same files.
 
-Recorded with the authors' code in evaluation mode: CondRefineNetDilated of ermongroup/ncsn (ncsn_cifar10, _mnist, _small),
+Recorded with the authors' code in evaluation mode: CondRefineNetDilated of ermongroup/ncsn (ncsn_cifar10, _mnist, _small)
+and its CondRefineNetDeeperDilated, whose norm is instance norm (ncsn_dilated_deeper, _grey),
 NCSN and NCSNdeeper (ncsn_langevin, _deeper), NCSNv2, NCSNv2Deeper and NCSNv2Deepest (ncsnv2_...) of ermongroup/ncsnv2. Their
 config: image_size the height of `shape`, ngf and num_classes those of the tensors' shapes and of `sigmas`, sigma_end 0.01,
 InstanceNorm++, elu, not rescaled. The weights are `weights(shapes)`, the images `images(...)`; `y` are the authors' labels,
@@ -33,12 +34,15 @@ CASES = {
     "ncsn_mnist": NCSN,
     "ncsn_small": NCSN,
     "ncsn_deeper": NCSN,
+    "ncsn_dilated_deeper": NCSN,
+    "ncsn_dilated_grey": NCSN,
     "ncsnv2_cifar10": NCSNv2,
     "ncsnv2_mnist": NCSNv2,
     "ncsnv2_small": NCSNv2,
     "ncsnv2_deeper": NCSNv2Deeper,
     "ncsnv2_deepest": NCSNv2Deepest,
 }
+NORM = ["normalizer.gamma", "normalizer.alpha", "normalizer.beta"]
 OPTIMIZER = {"state": {}, "param_groups": [{"lr": 3e-4, "betas": (0.8, 0.99), "eps": 1e-3, "params": [0, 1]}]}
 
 
@@ -194,6 +198,16 @@ class TestRead:
         assert type(sampler.denoise) is sampling.Tweedie and type(sampler.initial) is sampling.UniformNoise
         assert f"{size} x {size}" in imported.notes[0] and "--size" in imported.notes[0]
 
+    def test_a_ladder_of_equal_steps(self, save):
+        """sigma_dist: uniform of the authors' config."""
+        sigmas = torch.linspace(50, 0.01, 232, dtype=torch.float64).float()
+        score = interop.load(save(wrapped(network_state("ncsnv2_small") | {"sigmas": sigmas}), OPTIMIZER, 0, 1), "ncsnv2")
+        torch.testing.assert_close(score.process.sigmas.flip(0).float(), sigmas, rtol=1e-5, atol=0)
+
+    def test_instance_norm_has_two_coefficients(self, save):
+        network = interop.load(save(wrapped(network_state("ncsn_dilated_deeper")), OPTIMIZER), "ncsn").network
+        assert network.norm_out.table.shape == (4, 2, 6)
+
     @pytest.mark.parametrize("name", ["ncsn_small", "ncsnv2_small"])
     def test_averages(self, name, save):
         """They are kept by the names of the network's parameters, without the table."""
@@ -283,15 +297,38 @@ class TestRefuses:
         with pytest.raises(InputError, match="the stages res1, res2, res3, res5"):
             interop.read(save(wrapped(state), OPTIMIZER), "ncsnv2")
 
-    def test_a_ladder_that_is_not_geometric(self, save):
-        state = network_state("ncsnv2_small") | {"sigmas": torch.linspace(50, 0.01, 232)}
-        with pytest.raises(InputError, match=r"from 50 to 0\.01, 232 levels: not geometric"):
+    def test_a_ladder_that_is_neither_geometric_nor_of_equal_steps(self, save):
+        state = network_state("ncsnv2_small") | {"sigmas": torch.linspace(50**0.5, 0.1, 232) ** 2}
+        with pytest.raises(InputError, match=r"from 50 to 0\.01, 232 levels: not geometric nor of equal steps"):
             interop.read(save(wrapped(state), OPTIMIZER), "ncsnv2")
+
+    @pytest.mark.parametrize(
+        ("name", "kind", "names", "message"),
+        [
+            ("ncsn_small", "ncsn", {"normalizer.embed.weight": (3, 6)}, "6 coefficients for 6 channels"),
+            ("ncsn_small", "ncsn", {"normalizer.bn.running_mean": (6,)}, r"running means \(batch norm\)"),
+            ("ncsn_small", "ncsn", {"res1.0.conv1.weight_orig": (6, 6, 3, 3)}, r"spec_norm: true"),
+            ("ncsnv2_small", "ncsnv2", {"normalizer.gamma": None, "normalizer.beta": None}, "norms are VarianceNorm"),
+            (
+                "ncsnv2_small",
+                "ncsnv2",
+                {f"normalizer.{n}": None for n in ("gamma", "alpha", "beta")},
+                "InstanceNorm or NoneNorm",
+            ),
+            ("ncsnv2_small", "ncsnv2", {"normalizer.running_mean": (6,)}, "norms are BatchNorm"),
+            ("ncsnv2_small", "ncsnv2", {"sigmas": None}, "lacks 'sigmas', the noise levels, as does the baseline"),
+            ("ncsnv2_small", "ncsn", {"sigmas": None}, "no noise level, nor holds any"),
+        ],
+    )
+    def test_variants_of_the_authors_code_are_named(self, name, kind, names, message, save):
+        state = network_state(name) | {n: None if shape is None else torch.ones(shape) for n, shape in names.items()}
+        with pytest.raises(InputError, match=message):
+            interop.read(save(wrapped({n: tensor for n, tensor in state.items() if tensor is not None}), OPTIMIZER), kind)
 
     def test_tensors_of_other_shapes(self, save):
         state = network_state("ncsnv2_small")
         state["refine1.crp.convs.0.weight"] = torch.ones(12, 12, 1, 1)
-        with pytest.raises(InputError, match=r"do not fit the network: .*refine\.0\.chain\.convs\.0\.weight"):
+        with pytest.raises(InputError, match=r"refine\.0\.chain\.convs\.0\.weight is 12 x 12 x 1 x 1 in the file, but 12"):
             interop.load(save(wrapped(state), OPTIMIZER), "ncsnv2")
 
 

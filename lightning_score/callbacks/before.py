@@ -77,7 +77,7 @@ class SamplingCost(Callback):
         self.evaluations = 1 + sum(stage.method.calls for stage in stages)
         require(
             self.n * self.evaluations <= MOST_EVALUATIONS,
-            f"{' and '.join(f'{option} {n}' for option, n in drawn.items() if n)}: at {self.evaluations} network evaluations "
+            f"{' and '.join(f'{option} {n}' for option, n in drawn.items() if n)}: at {self.evaluations} evaluations "
             f"each, these are {self.n * self.evaluations:.1e}, which no machine comes to the end of; give fewer samples, or "
             "the sampler fewer steps",
         )
@@ -106,8 +106,8 @@ class SamplingCost(Callback):
         if seconds > LONG:
             hours = f"{seconds / 3600:.3g} hours" if seconds > 3600 else f"{seconds / 60:.0f} minutes"
             tqdm.write(
-                f"{what} draws {self.n} samples at {self.evaluations} network evaluations each: about {hours}; fewer samples "
-                "or sampler steps take less"
+                f"{what} draws {self.n} samples at {self.evaluations} evaluations each: about {hours}; "
+                "fewer samples or sampler steps take less"
             )
 
 

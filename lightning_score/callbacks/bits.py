@@ -11,7 +11,8 @@ from lightning_score.data import ScoreData
 from lightning_score.likelihood import Bits, Dequantization, example_bits
 from lightning_score.metrics.record import FILE, Record, append
 from lightning_score.model import ScoreModel
-from lightning_score.sampling import NoiseStream
+from lightning_score.sampling import RK45, NoiseStream, Uniform
+from lightning_score.sampling.levels import warn_between_levels
 from lightning_score.score import Conditioned
 from lightning_score.utils import require, require_passes
 
@@ -52,6 +53,9 @@ class BitsPerDim(Callback):
             f"BitsPerDim: {type(data).__name__} has no grey levels, so its examples have a density and no "
             "bits; remove the callback, or use lightning_score.likelihood.log_likelihood",
         )
+        process = pl_module.score_function.process
+        times = RK45().evaluated(process, Uniform(1)(process))
+        warn_between_levels("BitsPerDim", process, pl_module.objective.levels(process), times, advice="")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Within the test, because the weights are the averaged ones there."""

@@ -1,7 +1,7 @@
 """What every peer's checkpoint becomes, how its file is read safely, and how its tensors find their new names."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,11 @@ class Imported:
     notes: tuple[str, ...] = ()
 
 
-Reader = Callable[[Path, int | None], Imported]
-"""Reads a file, of a model for images of that many pixels in height and width if the file does not say."""
+OPTIONS = {
+    "sde": ("score_sde", ("ve", "vp", "subvp", "ve_discrete", "vp_discrete")),
+    "precond": ("edm", ("edm", "vp", "ve")),
+}
+"""What files of a kind do not tell from one another: the option that says it, the kind, and the option's values."""
 
 
 def part(class_path: str, **init_args: Any) -> Settings:
@@ -63,11 +66,15 @@ def adam(optimizer: Mapping[str, Any]) -> Settings:
     return {"optimizer": part("torch.optim.Adam", lr=float(group["lr"]), betas=betas, eps=float(group["eps"]))}
 
 
-def check_entries(rows: Iterable[tuple[str, Any, Sequence[Any]]]) -> None:
-    """Raises `InputError` for an entry of a peer's config, (name, value, values that can be converted), of another value."""
-    for name, value, allowed in rows:
-        said = " or ".join(json.dumps(choice) for choice in allowed)
-        require(value in allowed, f"{name}: {json.dumps(value)} cannot be converted, only {said}")
+def check_entries(rows: Iterable[tuple[Any, ...]]) -> None:
+    """Raises `InputError` for an entry of a peer's config of a value that cannot be converted.
+
+    Args:
+        rows: name, value, and the values that can be converted; and what these are in words, where they do not say it.
+    """
+    for name, value, allowed, *words in rows:
+        said = words[0] if words else "only " + " or ".join(json.dumps(choice) for choice in allowed)
+        require(value in allowed, f"{name}: {json.dumps(value)} cannot be converted, {said}")
 
 
 class Renaming:
@@ -79,6 +86,7 @@ class Renaming:
     """
 
     def __init__(self, state: State, kind: str) -> None:
+        require(is_state(state), f"not a {kind} checkpoint that can be converted: {saying(state)}, not tensors by name")
         self.state, self.kind = state, kind
         self._left = set(state)
 
@@ -138,9 +146,27 @@ def read_torch(path: Path, allowed: tuple[Any, ...] = (), refused: str = "") -> 
         raise InputError(f"{path}: not a readable file of safetensors, damaged or truncated ({error})") from error
 
 
+def size_of(tensor: Tensor) -> str:
+    """A tensor's shape in words."""
+    return " x ".join(map(str, tensor.shape)) or "a number"
+
+
+def is_state(value: Any) -> bool:
+    """Whether it is a state dict, tensors by name."""
+    return isinstance(value, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def saying(value: Any) -> str:
+    """What a file holds instead of what was expected, in a few words."""
+    if isinstance(value, Mapping):
+        kinds = sorted({type(v).__name__ for v in value.values()})
+        return f"it holds a dictionary of {', '.join(map(str, list(value)[:4])) or 'nothing'} ({', '.join(kinds)})"
+    return f"it holds {type(value).__name__}"
+
+
 def without_prefix(state: State, prefix: str = "module.") -> dict[str, Tensor]:
     """The state dict of a network that was saved inside `DataParallel`, under the network's own names."""
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return {str(name).removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
 def shadow_state(state: State, shadow: list[Tensor], trained: Callable[[str], bool]) -> dict[str, Tensor]:

@@ -6,7 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_score.interop.base import Imported, Renaming, Settings, adam, part, read_torch, without_prefix
+from lightning_score.interop.base import (
+    Imported,
+    Renaming,
+    Settings,
+    adam,
+    is_state,
+    part,
+    read_torch,
+    saying,
+    without_prefix,
+)
 from lightning_score.interop.unet import count, state_of
 from lightning_score.utils import require
 
@@ -77,8 +87,10 @@ def _states(saved: Any, path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, 
     if isinstance(saved, list) and len(saved) >= 4 and isinstance(saved[0], Mapping):
         averages = saved[4] if len(saved) > 4 else None
         return saved[0], averages, saved[1], int(saved[3])
-    tensors = isinstance(saved, Mapping) and all(isinstance(value, Tensor) for value in saved.values())
-    require(tensors, f"{path}: neither the state dict of a network nor ddim's list of states (network, optimiser, ...)")
+    require(
+        is_state(saved),
+        f"{path}: {saying(saved)}, neither the state dict of a network nor ddim's list of states (network, optimiser, ...)",
+    )
     return saved, None, {}, 0
 
 

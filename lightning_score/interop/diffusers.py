@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_score.interop.base import Imported, Renaming, Settings, check_entries, part, read_torch
-from lightning_score.interop.diffusers_plusplus import LAYERS, is_plusplus, network_of, patterns, training_of
+from lightning_score.interop.diffusers_config import COUNT, FITS, check_types
+from lightning_score.interop.diffusers_plusplus import LAYERS, is_plusplus, multiples, network_of, patterns, training_of
+from lightning_score.interop.sde_training import CENTERED
 from lightning_score.interop.unet import Patterns, state_of, translate
 from lightning_score.utils import InputError, require
 
@@ -52,7 +54,7 @@ DEFAULTS = {
 }
 """What UNet2DModel takes for entries that its config lacks."""
 UNCONDITIONAL = (
-    "the network was not trained without a class, which guidance needs: --model.label_dropout 0.1 in further training"
+    "the network was not trained without a class, which guidance needs further training for: --model.label_dropout 0.1"
 )
 BLOCKS = {
     "DownBlock2D",
@@ -106,7 +108,12 @@ class Kind(NamedTuple):
 def _chain(config: Mapping[str, Any], shape: Sequence[int], scheduler: Mapping[str, Any] | None) -> Kind:
     """DDPM's U-Net on a discrete chain."""
     notes = (
-        [] if scheduler is not None else [f"{ABSENT}, so DDPM's chain, predicting the noise: --model.process CosineTable"]
+        []
+        if scheduler is not None
+        else [
+            f"{ABSENT}, so DDPM's chain, predicting the noise: "
+            "--model.process CosineTable --model.process.offset 0.008 --model.process.beta_max 0.999"
+        ]
     )
     notes += [UNCONDITIONAL] if config["num_class_embeds"] else []
     return Kind({"network": _network(config, shape), **_training(scheduler or {})}, (-1.0, 1.0), PATTERNS, tuple(notes))
@@ -115,7 +122,7 @@ def _chain(config: Mapping[str, Any], shape: Sequence[int], scheduler: Mapping[s
 def _plusplus(config: Mapping[str, Any], shape: Sequence[int], scheduler: Mapping[str, Any] | None) -> Kind:
     """NCSN++ on VE."""
     notes = [] if scheduler is not None else [f"{ABSENT}, so VE up to sigma = 1348: --model.process.sigma_max 348"]
-    notes.append("values in [0, 1], as in all published models of VE")
+    notes.append(CENTERED)
     model = {"network": network_of(config, shape[1]), **training_of(scheduler or {})}
     return Kind(model, (0.0, 1.0), patterns(len(config["block_out_channels"])), tuple(notes))
 
@@ -127,13 +134,17 @@ def _json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path}: not a JSON file ({error})") from error
     require(isinstance(read, dict), f"{path}: not a JSON object")
+    check_types(path, read)
     return read
 
 
 def _shape(config: Mapping[str, Any], size: int | None) -> tuple[int, int, int]:
     sample = size or config.get("sample_size")
     require(sample is not None, "the config has no sample_size; say the height and width of the images: --size 32")
-    height, width = sample if isinstance(sample, list) else (sample, sample)
+    height, width = sizes = sample if isinstance(sample, list) and len(sample) == 2 else (sample, sample)
+    require(
+        all(map(FITS[COUNT], sizes)), f"sample_size: {json.dumps(sample)}; must be {COUNT}, or two; say it with --size 32"
+    )
     return config.get("in_channels", 3), height, width
 
 
@@ -186,10 +197,25 @@ def _check_unet(config: Mapping[str, Any]) -> None:
     plain_norm = config["norm_num_groups"], *([None] if config["resnet_time_scale_shift"] == "default" else [])
     check_entries(
         [
-            ("down_block_types and up_block_types", sorted({*downs, *ups} - BLOCKS), [[]]),
-            ("attention on the way up", ["Attn" in name for name in reversed(ups)], [["Attn" in name for name in downs]]),
-            ("residual blocks that change the resolution", _resampling(config), [[], [False], [True]]),
-            ("block_out_channels modulo the first", [w % widths[0] for w in widths], [[0] * len(widths)]),
+            (
+                "down_block_types and up_block_types",
+                sorted({*downs, *ups} - BLOCKS),
+                [[]],
+                f"only {', '.join(sorted(BLOCKS))}, or Skip blocks alone",
+            ),
+            (
+                "attention on the way up",
+                ["Attn" in name for name in reversed(ups)],
+                [["Attn" in name for name in downs]],
+                "only at the resolutions at which it is on the way down",
+            ),
+            (
+                "residual blocks that change the resolution",
+                _resampling(config),
+                [[], [False], [True]],
+                "only in all levels or in none (downsample_type and upsample_type)",
+            ),
+            multiples(widths),
             ("out_channels", config["out_channels"], [config["in_channels"]]),
             ("center_input_sample", config["center_input_sample"], [False]),
             ("time_embedding_type", config["time_embedding_type"], ["positional"]),
@@ -198,8 +224,9 @@ def _check_unet(config: Mapping[str, Any]) -> None:
             ("mid_block_scale_factor", config["mid_block_scale_factor"], [1]),
             ("downsample_padding", config["downsample_padding"], [0, 1]),
             ("act_fn", config["act_fn"], ["silu", "swish"]),
-            ("attn_norm_num_groups", config["attn_norm_num_groups"], plain_norm),
             ("resnet_time_scale_shift", config["resnet_time_scale_shift"], ["default", "scale_shift"]),
+            ("attn_norm_num_groups", config["attn_norm_num_groups"], plain_norm),
+            ("norm_num_groups", config["norm_num_groups"] is None, [False], "it must be a positive integer for such blocks"),
             ("class_embed_type", config["class_embed_type"], [None]),
         ]
     )
@@ -240,7 +267,11 @@ def _training(scheduler: Mapping[str, Any]) -> Settings:
     require(prediction in PREDICTIONS, f"prediction_type: {prediction!r} cannot be converted, only {', '.join(PREDICTIONS)}")
     clip = float(scheduler.get("clip_sample_range", 1.0))
     ddim = kind.startswith("DDIM")
-    fixed_large = scheduler.get("variance_type", "fixed_small").startswith("fixed_large")
+    variance = scheduler.get("variance_type", "fixed_small")
+    require(
+        variance.startswith("fixed_"), f"variance_type: {variance!r} cannot be converted, only fixed_small and fixed_large"
+    )
+    fixed_large = variance.startswith("fixed_large")
     return {
         "process": _process(scheduler),
         "parametrization": part(PREDICTIONS[prediction], noise_label=part("Index")),

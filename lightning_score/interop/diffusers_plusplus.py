@@ -1,6 +1,6 @@
 """diffusers' NCSN++: a `UNet2DModel` of Skip blocks with a ScoreSdeVeScheduler, such as google/ncsnpp-ffhq-256."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_score.interop.base import Settings, check_entries, part
@@ -28,6 +28,11 @@ def is_plusplus(config: Mapping[str, Any]) -> bool:
     return any("Skip" in name for name in config.get("down_block_types", []))
 
 
+def multiples(widths: Sequence[int]) -> tuple[Any, ...]:
+    """The row of `check_entries` for the channels of the levels."""
+    return ("block_out_channels", widths, [[w for w in widths if w % widths[0] == 0]], "only multiples of the first")
+
+
 def network_of(config: Mapping[str, Any], height: int) -> Settings:
     """The network that the config describes.
 
@@ -39,14 +44,30 @@ def network_of(config: Mapping[str, Any], height: int) -> Settings:
     scale = config["mid_block_scale_factor"]
     check_entries(
         [
-            ("down_block_types and up_block_types but for Skip blocks", sorted({*downs, *ups} - BLOCKS), [[]]),
-            ("attention on the way up", ["Attn" in name for name in reversed(ups)], [attends]),
-            (f"block_out_channels below {LEAST}", [width for width in widths if width < LEAST], [[]]),
-            ("block_out_channels modulo the first", [width % widths[0] for width in widths], [[0] * len(widths)]),
+            (
+                "down_block_types and up_block_types but for Skip blocks",
+                sorted({*downs, *ups} - BLOCKS),
+                [[]],
+                f"since Skip blocks stand beside no other ones; only {', '.join(sorted(BLOCKS))} can",
+            ),
+            (
+                "attention on the way up",
+                ["Attn" in name for name in reversed(ups)],
+                [attends],
+                "only at the resolutions at which it is on the way down",
+            ),
+            (
+                f"block_out_channels below {LEAST}",
+                [width for width in widths if width < LEAST],
+                [[]],
+                "since diffusers normalises Skip blocks of fewer channels in other groups than NCSN++ does",
+            ),
+            multiples(widths),
             ("in_channels and out_channels", [config["in_channels"], config["out_channels"]], [[3, 3]]),
             ("time_embedding_type", config["time_embedding_type"], ["fourier"]),
             ("mid_block_scale_factor", round(scale, 5), [round(2**0.5, 5)]),
             ("norm_num_groups", config["norm_num_groups"], [None, 32]),
+            ("attn_norm_num_groups", config["attn_norm_num_groups"], [None]),
             ("norm_eps", config["norm_eps"], [1e-6]),
             ("add_attention", config["add_attention"], [True]),
             ("resnet_time_scale_shift", config["resnet_time_scale_shift"], ["default"]),

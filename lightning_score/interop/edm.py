@@ -1,39 +1,39 @@
-"""EDM's network weights (github.com/NVlabs/edm): DDPM++ ("vp") and NCSN++ ("ve") under EDM's preconditioning."""
+"""EDM's network weights (github.com/NVlabs/edm): DDPM++ and NCSN++ under EDM's preconditioning, or that of VP or VE."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lightning_score.interop.base import Imported, Renaming, Settings, part, read_torch
+from lightning_score.interop.base import Imported, Renaming, Settings, is_state, part, read_torch, saying
 from lightning_score.utils import require
 
 KIND = "edm"
 EXTRACT = (
     "EDM's pickles hold code. Take the tensors out, once, in a place where that code may run, the root of its repository: "
-    "python -c \"import pickle, torch; torch.save(pickle.load(open('network.pkl', 'rb'))['ema'].state_dict(), "
-    "'network.pt')\", then convert network.pt"
+    "python -c \"import pickle, torch; net = pickle.load(open('network.pkl', 'rb'))['ema']; print(type(net).__name__); "
+    "torch.save(net.state_dict(), 'network.pt')\", then convert network.pt, with --precond vp if the name printed is "
+    "VPPrecond, and with --precond ve if it is VEPrecond"
 )
 FILTERS = {2: False, 4: True}
 """Whether a filter of that many taps is [1, 3, 3, 1]; that of two is the mean."""
 
 
-def read(path: Path, size: int | None = None) -> Imported:
-    """Network weights of EDM: the state dict of an `EDMPrecond` on a `SongUNet`, or of that network alone.
+def read(path: Path, size: int | None = None, precond: str | None = None) -> Imported:
+    """Network weights of EDM: the state dict of a preconditioned `SongUNet`, or of that network alone.
 
     Args:
         path: a file of tensors; the authors' pickles are refused with the one line that makes one of them.
         size: taken from the file; if given it must be the same.
+        precond: how the network was trained: edm, which is the default, vp or ve.
 
     Raises:
         InputError: a pickle, another kind of file, or one that lacks tensors or holds others than the network's.
     """
     require(path.suffix != ".pkl" or not path.is_file(), f"{path}: not read, because a pickle can run any code. {EXTRACT}")
     state = read_torch(path, refused=EXTRACT)
-    tensors = isinstance(state, Mapping) and all(isinstance(value, Tensor) for value in state.values())
-    require(tensors, f"{path}: not a dictionary of tensors by name. {EXTRACT}")
+    require(is_state(state), f"{path}: {saying(state)}, not tensors by name. {EXTRACT}")
     source = Renaming({name.removeprefix("model."): tensor for name, tensor in state.items()}, KIND)
     _refuse_other_networks(source)
     resolutions = _resolutions(source)
@@ -45,16 +45,37 @@ def read(path: Path, size: int | None = None) -> Imported:
     image = source.state[f"enc.{_at(resolutions[0])}_conv.weight"].shape[1]
     classes = source.state["map_label.weight"].shape[1] if "map_label.weight" in source else 0
     return Imported(
-        model={"network": network, **_training(resolutions[0], network["init_args"]["augmentations"])},
+        model={"network": network, **_training(precond or "edm", resolutions[0], network["init_args"]["augmentations"])},
         shape=(image, *[resolutions[0]] * 2),
         data_range=(-1.0, 1.0),
         num_classes=classes,
         weights=_rename(source, network["init_args"], resolutions, classes),
         notes=(
-            "EDM's preconditioning for data of standard deviation 0.5: --model.parametrization.data_std 0.5",
+            *_notes(precond),
             "dropout of 0.13 in further training, as published for CIFAR-10: --model.network.dropout 0.13",
         ),
     )
+
+
+def _notes(precond: str | None) -> tuple[str, ...]:
+    """What was assumed of the preconditioning."""
+    data_std = "EDM's preconditioning for data of standard deviation 0.5: --model.parametrization.data_std 0.5"
+    if precond is None:
+        return (
+            "an EDMPrecond, as the published edm-* models; files of a VPPrecond or VEPrecond, as the baseline-* models, "
+            "look alike: --precond vp or --precond ve",
+            data_std,
+        )
+    return {
+        "edm": (data_std,),
+        "vp": (
+            "beta runs from 0.1 to 20, as in all published models: --model.process.beta_min 0.1 --model.process.beta_max 20",
+        ),
+        "ve": (
+            "sigma runs from 0.02 to 100, as in all published models: "
+            "--model.process.sigma_min 0.02 --model.process.sigma_max 100",
+        ),
+    }[precond]
 
 
 def _refuse_other_networks(source: Renaming) -> None:
@@ -62,7 +83,7 @@ def _refuse_other_networks(source: Renaming) -> None:
         "out_conv.weight" not in source,
         "a DhariwalUNet (ADM) cannot be converted; those of EDM for CIFAR-10, FFHQ and AFHQ are SongUNets",
     )
-    require("u" not in source, "an iDDPMPrecond cannot be converted, only EDMPrecond")
+    require("u" not in source, "an iDDPMPrecond cannot be converted, only an EDMPrecond, VPPrecond or VEPrecond")
 
 
 def _at(resolution: int) -> str:
@@ -124,17 +145,28 @@ def _network(source: Renaming, resolutions: list[int], fir: bool) -> Settings:
     )
 
 
-def _training(resolution: int, augmentations: int) -> Settings:
-    """EDM's process, objective, sampler (35 evaluations at 32 x 32 pixels, else 79), optimiser and augmentation."""
+def _formalism(precond: str) -> Settings:
+    """Process, parametrization and objective of a preconditioning (Karras et al. 2022, 2206.00364, table 1)."""
+    if precond == "edm":
+        process, parametrization = part("VE", sigma_min=0.002, sigma_max=80.0), part("EDM", data_std=0.5)
+        weighting, times = part("EDMWeighting", data_std=0.5), part("LogNormalTimes", mean=-1.2, std=1.2)
+    elif precond == "vp":
+        process = part("VP", beta_min=0.1, beta_max=20.0)
+        parametrization = part("Noise", noise_label=part("Time", scale=999.0))
+        weighting, times = part("SigmaSquared"), part("UniformTimes", t_min=1e-5)
+    else:
+        process = part("VE", sigma_min=0.02, sigma_max=100.0)
+        parametrization = part("ScoreOverSigma", noise_label=part("LogSigma", unit=2.0))
+        weighting, times = part("SigmaSquared"), part("UniformTimes")
+    objective = part("DenoisingScoreMatching", weighting=weighting, times=times)
+    return {"process": process, "parametrization": parametrization, "objective": objective}
+
+
+def _training(precond: str, resolution: int, augmentations: int) -> Settings:
+    """What belongs to the preconditioning, EDM's sampler (35 evaluations at 32 x 32 pixels, else 79) and its training."""
     steps = 17 if resolution <= 32 else 39
     return {
-        "process": part("VE", sigma_min=0.002, sigma_max=80.0),
-        "parametrization": part("EDM", data_std=0.5),
-        "objective": part(
-            "DenoisingScoreMatching",
-            weighting=part("EDMWeighting", data_std=0.5),
-            times=part("LogNormalTimes", mean=-1.2, std=1.2),
-        ),
+        **_formalism(precond),
         "sampler": part(
             "PredictorCorrector",
             predictor=part("Heun"),

@@ -1,35 +1,91 @@
 """Reading any peer's checkpoint, and the score function that it becomes."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 import lightning_score
-from lightning_score.interop.base import Imported, Settings
+from lightning_score.interop.base import OPTIONS, Imported, Settings, size_of
 from lightning_score.score import ScoreFunction
 from lightning_score.utils import InputError, require
 
 KINDS = ("score_sde", "ncsnv2", "ncsn", "ddpm", "edm", "diffusers")
+MALFORMED = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What a reader raises over a file whose values are of other types or shapes than those of its kind."""
 
 
-def read(path: str | Path, kind: str, size: int | None = None) -> Imported:
+def read(
+    path: str | Path, kind: str, size: int | None = None, sde: str | None = None, precond: str | None = None
+) -> Imported:
     """A peer's checkpoint in this package's terms.
 
     Args:
         path: its file, or its folder for diffusers.
         kind: whose it is, one of `KINDS`.
         size: height and width of the images in pixels, where the file does not say; that of the published models by default.
+        sde: of score_sde alone: ve, vp, subvp, ve_discrete or vp_discrete, where folders do not say.
+        precond: of edm alone: the preconditioning, edm, vp or ve.
 
     Raises:
-        InputError: an unknown kind, or a file that is not of this kind.
+        InputError: an unknown kind, a file that is not of this kind, or options that do not belong to it.
     """
     require(kind in KINDS, f"kind {kind!r}: give one of {', '.join(KINDS)}")
     require(size is None or size > 0, f"size {size}: must be positive, the height and width of the images in pixels")
-    return import_module(f"lightning_score.interop.{kind}").read(Path(path), size)
+    reader = import_module(f"lightning_score.interop.{kind}").read
+    given = {name: value for name, value in (("sde", sde), ("precond", precond)) if value is not None}
+    for name, value in given.items():
+        home, allowed = OPTIONS[name]
+        require(kind == home, f"{name} {value}: only for files of {home}; leave it out for {kind}")
+        require(value in allowed, f"{name} {value}: give one of {', '.join(allowed)}")
+    try:
+        imported = reader(Path(path), size, **given)
+    except InputError:
+        raise
+    except MALFORMED as error:
+        detail = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise InputError(f"{path}: not a {kind} checkpoint that can be converted ({detail})") from error
+    return checked(imported, kind)
 
 
-def load(path: str | Path, kind: str, averaged: bool = True, size: int | None = None, **changes: Any) -> ScoreFunction:
+def checked(imported: Imported, kind: str) -> Imported:
+    """The checkpoint in single precision.
+
+    Raises:
+        InputError: its tensors are not those of the network that its names describe, or not finite numbers.
+    """
+    with torch.device("meta"):
+        expected = make(imported.model["network"], imported.shape, imported.num_classes).state_dict()
+    states = {"weights": imported.weights, "averages": imported.averages}
+    for which, state in states.items():
+        if state is not None:
+            for name, tensor in state.items():
+                _check_tensor(f"the {kind} checkpoint's {which}: {name}", tensor, expected.get(name))
+            states[which] = {name: tensor.float() for name, tensor in state.items()}
+    return replace(imported, **states)
+
+
+def _check_tensor(name: str, tensor: Tensor, expected: Tensor | None) -> None:
+    require(expected is not None, f"{name} is not a tensor of the network that the file describes")
+    found, needed = size_of(tensor), size_of(expected)
+    require(found == needed, f"{name} is {found} in the file, but {needed} in the network that its other tensors describe")
+    require(tensor.is_floating_point(), f"{name} is of type {tensor.dtype}; weights are floating-point numbers")
+    require(bool(tensor.isfinite().all()), f"{name} holds values that are NaN or infinite; take a checkpoint from before")
+
+
+def load(
+    path: str | Path,
+    kind: str,
+    averaged: bool = True,
+    size: int | None = None,
+    sde: str | None = None,
+    precond: str | None = None,
+    **changes: Any,
+) -> ScoreFunction:
     """A peer's checkpoint as a score function, in evaluation mode, for every sampler and likelihood of this package.
 
     Args:
@@ -37,12 +93,14 @@ def load(path: str | Path, kind: str, averaged: bool = True, size: int | None = 
         kind: whose it is: score_sde, ncsnv2, ncsn, ddpm, edm or diffusers.
         averaged: take the averaged (EMA) weights where the file has them.
         size: height and width of the images in pixels, where the file does not say; that of the published models by default.
+        sde: of score_sde alone: ve, vp, subvp, ve_discrete or vp_discrete, where folders do not say.
+        precond: of edm alone: edm, vp or ve.
         changes: other parts than those found or assumed, as `process=SubVP()`, or settings, as `network={"fir": False}`.
 
     Raises:
         InputError: an unknown kind, a file that is not of this kind, or one that could run code.
     """
-    return build(read(path, kind, size), averaged, **changes)
+    return build(read(path, kind, size, sde, precond), averaged, **changes)
 
 
 def build(imported: Imported, averaged: bool = True, **changes: Any) -> ScoreFunction:

@@ -1,4 +1,7 @@
-"""NCSN's checkpoints (github.com/ermongroup/ncsn), and those of NCSN and NCSNdeeper in ermongroup/ncsnv2."""
+"""NCSN's checkpoints (github.com/ermongroup/ncsn), and those of NCSN and NCSNdeeper in ermongroup/ncsnv2.
+
+In ncsn the networks are CondRefineNetDilated and CondRefineNetDeeperDilated, the norm of which is plain instance norm.
+"""
 
 from pathlib import Path
 
@@ -7,6 +10,7 @@ from torch import Tensor
 from lightning_score.interop.base import Imported, Renaming, Settings, part
 from lightning_score.interop.refinenet import (
     CENTERED,
+    ELU,
     FIVE,
     FOUR,
     annealed_langevin,
@@ -36,7 +40,13 @@ def read(path: Path, size: int | None = None) -> Imported:
     """
     states = read_states(path, "ncsn")
     source = states.weights
-    require("normalizer.gamma" not in source, f"{path}: a network of NCSNv2, not told its noise level; convert it as ncsnv2")
+    told = "normalizer.embed.weight" in source or "sigmas" not in source
+    require(told, f"{path}: a network of NCSNv2, not told its noise level; convert it as ncsnv2")
+    require(
+        "normalizer.gamma" not in source,
+        f"{path}: a network that is told no noise level, nor holds any (no normalizer.embed.weight, no sigmas), such as the "
+        "baseline RefineNetDilated of one level; only CondRefineNetDilated and CondRefineNetDeeperDilated can be converted",
+    )
     network, size = network_of(source), size or (28 if colours(source) == 1 else 32)
     levels = network["init_args"]["levels"]
     return Imported(
@@ -57,6 +67,7 @@ def read(path: Path, size: int | None = None) -> Imported:
             CENTERED,
             f"the {levels} levels go from 1 to 0.01: --model.process.sigma_max 1 --model.process.sigma_min 0.01",
             "the published step size and steps: --model.sampler.step_size 2e-5 --model.sampler.steps 100",
+            ELU,
         ),
     )
 
@@ -74,10 +85,20 @@ def network_of(source: Renaming) -> Settings:
     """
     layout = layout_of(source)
     require(layout in STAGES, f"not a {source.kind} checkpoint that can be converted: NCSN has no stage res31")
-    levels = len(source.take("normalizer.embed.weight"))
-    return part("NCSN", levels=levels, channels=channels(source), **STAGES[layout])
+    levels, coefficients = source.take("normalizer.embed.weight").shape
+    rows, left = divmod(coefficients, channels(source))
+    running = any(name.endswith("running_mean") for name in source.state)
+    require(
+        rows in (2, 3) and left == 0 and not running,
+        f"not a {source.kind} checkpoint that can be converted: its norms have {coefficients} coefficients for "
+        f"{channels(source)} channels{' and running means (batch norm)' if running else ''}; only InstanceNorm++ (gamma, "
+        "alpha and beta) and instance norm (gamma and beta) can be converted",
+    )
+    plain = {"plus": False} if rows == 2 else {}
+    return part("NCSN", levels=levels, channels=channels(source), **STAGES[layout], **plain)
 
 
 def _norm(source: Renaming, theirs: str, ours: str) -> dict[str, Tensor]:
-    table = source.take(f"{theirs}.embed.weight")  # gamma, alpha and beta side by side
-    return {f"{ours}.table": table.unflatten(1, (3, -1))}
+    table = source.take(f"{theirs}.embed.weight")  # gamma, alpha (or not) and beta side by side
+    rows = source.state["normalizer.embed.weight"].shape[1] // channels(source)
+    return {f"{ours}.table": table.unflatten(1, (rows, -1))}

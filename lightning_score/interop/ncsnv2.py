@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_score.interop.base import Imported, Renaming, Settings, part
+from lightning_score.interop.base import Imported, Renaming, Settings, part, size_of
 from lightning_score.interop.refinenet import (
     CENTERED,
+    ELU,
     FIVE,
     FOUR,
     SIX,
@@ -23,7 +24,7 @@ from lightning_score.interop.refinenet import (
     whole,
 )
 from lightning_score.process import SigmaTable
-from lightning_score.utils import require
+from lightning_score.utils import InputError, require
 
 NETWORKS = {FOUR: ("NCSNv2", 32), FIVE: ("NCSNv2Deeper", 128), SIX: ("NCSNv2Deepest", 256)}
 """The network of each layout, and the size in pixels for which it was made."""
@@ -61,13 +62,17 @@ def read(path: Path, size: int | None = None) -> Imported:
     states = read_states(path, "ncsnv2")
     source = states.weights
     require("normalizer.embed.weight" not in source, f"{path}: a network of NCSN, told its noise level; convert it as ncsn")
+    _check_norms(source)
     network, usual = network_of(source)
     sigmas = source.take("sigmas")
-    found = PUBLISHED.get((len(sigmas), round(float(sigmas[0]))))
-    step_size, steps = (found.step_size, found.steps) if found else ("auto", 5)
+    process = ladder(sigmas, equal_steps=True)
+    geometric = process["init_args"].get("geometric", True)
+    found = PUBLISHED.get((len(sigmas), round(float(sigmas[0])))) if geometric else None
+    chosen = "auto" if geometric else PUBLISHED[232, 50].step_size
+    step_size, steps = (found.step_size, found.steps) if found else (chosen, 5)
     return Imported(
         model={
-            "process": ladder(sigmas),
+            "process": process,
             "network": network,
             "parametrization": part("ScoreOverSigma"),
             "sampler": annealed_langevin(step_size, steps, "Tweedie"),
@@ -78,7 +83,25 @@ def read(path: Path, size: int | None = None) -> Imported:
         weights=whole(source, rename),
         averages=states.averages and whole(states.averages, rename),
         step=states.step,
-        notes=_notes(network["class_path"], len(sigmas), usual, found),
+        notes=(*_notes(network["class_path"], process, usual, found), ELU),
+    )
+
+
+def _check_norms(source: Renaming) -> None:
+    """Raises `InputError` for norms other than InstanceNorm++, naming them, and for a network without noise levels."""
+    found = sorted(name.removeprefix("normalizer.") for name in source.state if name.startswith("normalizer."))
+    others = {("alpha",): "VarianceNorm", (): "InstanceNorm or NoneNorm"}
+    if any(name.startswith("running") for name in found):
+        others[tuple(found)] = "BatchNorm"
+    require(
+        tuple(found) not in others or "begin_conv.weight" not in source,
+        f"not a ncsnv2 checkpoint that can be converted: its norms are {others.get(tuple(found))} (normalizer has "
+        f"{', '.join(found) or 'no tensors'}), only InstanceNorm++ (gamma, alpha, beta) can be converted",
+    )
+    require(
+        "sigmas" in source or "begin_conv.weight" not in source,
+        "not a ncsnv2 checkpoint that can be converted: it lacks 'sigmas', the noise levels, as does the baseline "
+        "RefineNetDilated of ncsn, which was trained at one level",
     )
 
 
@@ -93,22 +116,34 @@ def network_of(source: Renaming) -> tuple[Settings, int]:
     return part(name, channels=channels(source)), size
 
 
-def ladder(sigmas: Tensor) -> Settings:
+def ladder(sigmas: Tensor, equal_steps: bool = False) -> Settings:
     """The process with these noise levels, (L,) descending.
 
+    Args:
+        sigmas: the levels.
+        equal_steps: whether they may be of equal steps, too (sigma_dist: uniform).
+
     Raises:
-        InputError: they are not a geometric sequence within the rounding of single precision.
+        InputError: they are not such a sequence within the rounding of single precision.
     """
+    require(
+        sigmas.ndim == 1 and len(sigmas) > 0 and bool((sigmas > 0).all() and (sigmas.diff() < 0).all()),
+        f"sigmas: {size_of(sigmas)}, {sigmas.flatten()[:3].tolist()}, ...: must be descending noise levels above 0",
+    )
+    tolerance = 1e-5 if sigmas.dtype in (torch.float32, torch.float64) else 1e-2
     # as the shortest decimals that are the same in single precision: 0.01, not 0.00999999977
     largest, smallest = (float(str(np.float32(float(sigmas[i])))) for i in (0, -1))
-    levels = SigmaTable(smallest, largest, len(sigmas)).sigmas.flip(0)
-    error = float((sigmas.double() / levels - 1).abs().max())
-    require(
-        error < 1e-5,
-        f"sigmas from {largest:g} to {smallest:g}, {len(sigmas)} levels: not geometric, by {error:.2g}; a ladder of another "
-        "kind (sigma_dist: uniform) cannot be converted",
+    settings: Settings = {"sigma_min": smallest, "sigma_max": largest, "levels": len(sigmas)}
+    errors = []
+    for kind in ({}, {"geometric": False}) if equal_steps else ({},):
+        levels = SigmaTable(**settings, **kind).sigmas.flip(0)
+        errors.append(float((sigmas.double() / levels - 1).abs().max()))
+        if errors[-1] < tolerance:
+            return part("SigmaTable", **settings, **kind)
+    raise InputError(
+        f"sigmas from {largest:g} to {smallest:g}, {len(sigmas)} levels: not geometric"
+        f"{' nor of equal steps' * equal_steps}, by {min(errors):.2g}; no other ladder can be converted"
     )
-    return part("SigmaTable", sigma_min=smallest, sigma_max=largest, levels=len(sigmas))
 
 
 def _norm(source: Renaming, theirs: str, ours: str) -> dict[str, Tensor]:
@@ -120,13 +155,15 @@ def _no_norm(source: Renaming, theirs: str, ours: str) -> dict[str, Tensor]:
     return {}
 
 
-def _notes(network: str, levels: int, size: int, found: Published | None) -> tuple[str, ...]:
+def _notes(network: str, process: Settings, size: int, found: Published | None) -> tuple[str, ...]:
     options = "--model.sampler.step_size 6.2e-6 --model.sampler.steps 5"
+    levels, geometric = process["init_args"]["levels"], process["init_args"].get("geometric", True)
     if found is None:
+        chosen = "technique 4 chooses for 5 steps per level" if geometric else "is that published for CIFAR-10"
         return (
             f"images of {size} x {size} pixels, for which {network} was made: --size 64",
             CENTERED,
-            f"a ladder that was not published, whose step size technique 4 chooses for 5 steps per level: {options}",
+            f"a ladder that was not published, whose step size {chosen}: {options}",
         )
     return (
         f"images of {found.size} x {found.size} pixels, since {levels} levels are those of {found.data}: --size 64",

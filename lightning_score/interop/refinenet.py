@@ -9,13 +9,19 @@ from torch import Tensor
 from lightning_score.interop.base import Renaming, Settings, adam, part, read_torch, without_prefix
 from lightning_score.utils import require
 
-CENTERED = (
-    "values in [0, 1], as in all published models: "
-    '--model.network.centered true --data.data_range "[-1, 1]" --model.sampler.initial.low -1'
-)
+
+def centered(assumed: str) -> str:
+    """The note that the data are taken to lie in [0, 1], and the options for [-1, 1]."""
+    return f'{assumed}: --model.network.centered true --data.data_range "[-1, 1]"'
+
+
+CENTERED = centered("values in [0, 1], as in all published models") + " --model.sampler.initial.low -1"
 
 Norm = Callable[[Renaming, str, str], dict[str, Tensor]]
 """Takes a norm's tensors: those that the source has under the first name, under the second."""
+
+
+ELU = "the nonlinearity is ELU, as in all published models; no other can be converted"
 
 
 class Layout(NamedTuple):
@@ -128,6 +134,11 @@ def renamed(source: Renaming, norm: Norm, inner_norm: Norm) -> dict[str, Tensor]
         norm: takes a norm outside the RefineNet blocks.
         inner_norm: takes one inside.
     """
+    require(
+        not any(name.endswith("weight_orig") for name in source.state),
+        f"not a {source.kind} checkpoint that can be converted: its weights are spectrally normalised (spec_norm: true), "
+        "which no published model is",
+    )
     layout = layout_of(source)
     state = source.layer("begin_conv", "conv_in") | source.layer("end_conv", "conv_out")
     state |= norm(source, "normalizer", "norm_out")

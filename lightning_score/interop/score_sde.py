@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -14,12 +14,14 @@ from lightning_score.interop.base import (
     Renaming,
     Settings,
     adam,
+    is_state,
     part,
     read_torch,
     shadow_state,
     without_prefix,
 )
 from lightning_score.interop.plusplus_layout import Layout, Modules, find_layout
+from lightning_score.interop.sde_training import Training, ladder, training_of
 from lightning_score.utils import require
 
 KIND = "score_sde"
@@ -33,26 +35,16 @@ NUMPY_NUMBER = [
 """What a numpy number needs, in which the authors' code keeps the learning rate while it warms up."""
 
 
-class Training(NamedTuple):
-    """What a model was trained on, of which the file holds nothing but the noise levels of VE.
-
-    `settings` are process, parametrization, objective and sampler; `notes` say what was assumed.
-    """
-
-    settings: Settings
-    data_range: tuple[float, float]
-    notes: tuple[str, ...]
-
-
-def read(path: Path, size: int | None = None) -> Imported:
+def read(path: Path, size: int | None = None, sde: str | None = None) -> Imported:
     """A checkpoint of score_sde_pytorch: its NCSN++, DDPM++ and DDPM networks, and NCSN's and NCSNv2's as trained there.
 
-    The SDE follows from the network and from the folders, which the authors name after their configs, such as
-    `vp/cifar10_ddpmpp_continuous`.
+    The SDE, if it is not given, follows from the network and from the folders, which the authors name after their configs,
+    such as `vp/cifar10_ddpmpp_continuous`.
 
     Args:
         path: `checkpoint_<N>.pth`, or the `checkpoint.pth` that is kept during training.
         size: height and width of the images; by default those of the published models with as many levels.
+        sde: ve, vp, subvp, ve_discrete or vp_discrete, where folders do not say.
 
     Raises:
         InputError: another kind of file, or one that lacks tensors or holds others than the network's.
@@ -68,13 +60,18 @@ def read(path: Path, size: int | None = None) -> Imported:
         isinstance(saved["ema"], Mapping) and "shadow_params" in saved["ema"],
         f"{path}: not a score_sde checkpoint, whose 'ema' holds shadow_params",
     )
+    shadow = saved["ema"]["shadow_params"]
+    require(
+        is_state(saved["model"]) and isinstance(shadow, list) and all(isinstance(tensor, Tensor) for tensor in shadow),
+        f"{path}: not a score_sde checkpoint, whose 'model' holds tensors by name and whose 'ema' a list of them",
+    )
     state = without_prefix(saved["model"])
-    averages = shadow_state(state, saved["ema"]["shadow_params"], _trained)
+    averages = shadow_state(state, shadow, _trained)
     source = Renaming(state, KIND)
     require("sigmas" in source, f"not a {KIND} checkpoint that can be converted: it lacks 'sigmas'")
     sigmas = source.take("sigmas")
     read_network = _refinenet if "begin_conv.weight" in source else _unet
-    network, shape, training = read_network(source, sigmas, path, size)
+    network, shape, training = read_network(source, sigmas, path, size, sde)
     return Imported(
         model={"network": network, **training.settings, **adam(saved["optimizer"])},
         shape=shape,
@@ -124,7 +121,9 @@ def _layout(modules: Modules) -> Layout:
     return layout
 
 
-def _unet(source: Renaming, sigmas: Tensor, path: Path, size: int | None) -> tuple[Settings, tuple[int, int, int], Training]:
+def _unet(
+    source: Renaming, sigmas: Tensor, path: Path, size: int | None, sde: str | None
+) -> tuple[Settings, tuple[int, int, int], Training]:
     """Network, shape and training of a file with numbered modules."""
     modules = Modules(source)
     layout = _layout(modules)
@@ -132,7 +131,7 @@ def _unet(source: Renaming, sigmas: Tensor, path: Path, size: int | None) -> tup
     channels, image = modules.peek(f"{names['conv_in']}.weight").shape[:2]
     usual = _usual_size(path, layout.levels)
     shape = (image, *[size or usual] * 2)
-    training = _training(layout.fourier, sigmas, path)
+    training = training_of(("ve",) if layout.fourier else ("vp", "subvp", "vp_discrete", "ve_discrete"), sigmas, path, sde)
     options: Settings = {
         "channels": channels,
         "multipliers": _multipliers(layout, modules, names, channels),
@@ -208,105 +207,14 @@ def _only(modules: Modules, i: int, name: str) -> bool:
 
 
 def _refinenet(
-    source: Renaming, sigmas: Tensor, path: Path, size: int | None
+    source: Renaming, sigmas: Tensor, path: Path, size: int | None, sde: str | None
 ) -> tuple[Settings, tuple[int, int, int], Training]:
     """Network, shape and training of a file with the tensors of NCSN or NCSNv2, which are trained on VE's levels there."""
     told = "normalizer.embed.weight" in source
     network, usual = (ncsn.network_of(source), 32) if told else ncsnv2.network_of(source)
     image = source.state["begin_conv.weight"].shape[1]
-    training = _ladder(sigmas, part("Score" if told else "ScoreOverSigma", noise_label=part("Index", descending=True)))
+    training = training_of(("ve_discrete",), sigmas, path, sde)
+    if told:
+        training = ladder(sigmas, "Score")
     notes = (f"images of {size or usual} x {size or usual} pixels: --size 64", *training.notes)
     return network, (image, *[size or usual] * 2), training._replace(notes=notes)
-
-
-def _training(fourier: bool, sigmas: Tensor, path: Path) -> Training:
-    """By the folders' names; without them, VE for Fourier features and the continuous VP for an index."""
-    folders = path.absolute().parts[-4:-1]
-    sde = next((folder for folder in reversed(folders) if folder in ("ve", "vp", "subvp")), None)
-    named = any("cifar10" in folder or "_" in folder for folder in folders) and sde is not None
-    continuous = not named or any("continuous" in folder for folder in folders)
-    if fourier:
-        return _ve(sigmas)
-    if sde == "ve":
-        return _ladder(sigmas, part("ScoreOverSigma", noise_label=part("Index", descending=True)))
-    if sde == "vp" and not continuous:
-        return _chain()
-    return _vp("SubVP" if sde == "subvp" else "VP", sde)
-
-
-def _matching(times: Settings, mean: bool) -> Settings:
-    return part("DenoisingScoreMatching", weighting=part("SigmaSquared"), times=times, mean=mean)
-
-
-def _corrected(grid: Settings, snr: float) -> Settings:
-    """The authors' predictor-corrector for VE: Langevin steps, whose norms are averaged over the batch, come first."""
-    return part(
-        "PredictorCorrector",
-        predictor=part("ReverseDiffusion"),
-        corrector=part("BatchLangevin", snr=snr),
-        corrector_steps=1,
-        predict_first=False,
-        grid=grid,
-        denoise=part("LastMean"),
-    )
-
-
-def _ve(sigmas: Tensor) -> Training:
-    levels = ncsnv2.ladder(sigmas)["init_args"]
-    snr = 0.16 if levels["sigma_max"] <= 100 else 0.075
-    settings = {
-        "process": part("VE", sigma_min=levels["sigma_min"], sigma_max=levels["sigma_max"]),
-        "parametrization": part("ScoreOverSigma", noise_label=part("LogSigma")),
-        "objective": _matching(part("UniformTimes", t_min=1e-5), mean=False),
-        "sampler": _corrected(part("Uniform", steps=levels["levels"], t_min=1e-5), snr),
-    }
-    notes = (
-        'values in [0, 1], as in all published models of VE: --model.network.centered true --data.data_range "[-1, 1]"',
-        f"the authors' signal-to-noise ratio of the corrector: --model.sampler.corrector.snr {snr:g}",
-    )
-    return Training(settings, (0.0, 1.0), notes)
-
-
-def _ladder(sigmas: Tensor, parametrization: Settings) -> Training:
-    settings = {
-        "process": ncsnv2.ladder(sigmas),
-        "parametrization": parametrization,
-        "objective": _matching(part("TableTimes"), mean=False),
-        "sampler": _corrected(part("Table"), 0.16),
-    }
-    return Training(
-        settings, (0.0, 1.0), ("values in [0, 1], as in all published models of VE: --model.network.centered true",)
-    )
-
-
-def _vp(process: str, sde: str | None) -> Training:
-    settings = {
-        "process": part(process, beta_min=0.1, beta_max=20.0),
-        "parametrization": part("Noise", noise_label=part("Time", scale=999.0)),
-        "objective": _matching(part("UniformTimes", t_min=1e-5), mean=True),
-        "sampler": part(
-            "PredictorCorrector",
-            predictor=part("EulerMaruyama"),
-            grid=part("Uniform", steps=1000, t_min=1e-3),
-            denoise=part("LastMean"),
-        ),
-    }
-    other = "SubVP" if process == "VP" else "VP"
-    why = f"since a folder is called {sde}" if sde else "since no folder is called subvp or ve"
-    notes = (
-        f"the process is {process} in continuous time, {why}: --model.process {other}",
-        "values in [-1, 1], as in all published models of VP and sub-VP: "
-        '--model.network.centered false --data.data_range "[0, 1]"',
-    )
-    return Training(settings, (-1.0, 1.0), notes)
-
-
-def _chain() -> Training:
-    settings = {
-        "process": part("BetaTable", beta_min=1e-4, beta_max=0.02, steps=1000),
-        "parametrization": part("Noise", noise_label=part("Index")),
-        "objective": _matching(part("TableTimes"), mean=True),
-        "sampler": part("PredictorCorrector", predictor=part("Ancestral"), grid=part("Table"), denoise=part("LastMean")),
-    }
-    notes = ("DDPM's chain of 1000 steps, since a folder is called vp and none continuous: --model.process VP",)
-    return Training(settings, (-1.0, 1.0), notes)

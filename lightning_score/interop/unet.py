@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_score.interop.base import Renaming, Settings
+from lightning_score.interop.base import Renaming, Settings, size_of
 from lightning_score.interop.load import make
 from lightning_score.utils import InputError, require
 
@@ -49,8 +49,7 @@ def state_of(
         state[ours] = found.flatten(1) if found.ndim == 4 and tensor.ndim == 2 else found
         require(
             state[ours].shape == tensor.shape,
-            f"{theirs} is {' x '.join(map(str, found.shape))} in the file, but the network's is "
-            f"{' x '.join(map(str, tensor.shape))}",
+            f"{theirs} is {size_of(found)} in the file, but the network's is {size_of(tensor)}",
         )
     source.finish()
     return state

@@ -92,6 +92,7 @@ class NCSN(RefineNet):
         multipliers: the channels of each stage as multiples of `channels`.
         dilations: the dilation of each stage; 1, but in the first stage, halves the resolution instead.
         centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
+        plus: whether the norms are InstanceNorm++; false: instance norm, as in the authors' CondRefineNetDeeperDilated.
 
     Raises:
         InputError: for a shape that is not an image's or cannot be halved that often, or numbers out of range.
@@ -106,9 +107,10 @@ class NCSN(RefineNet):
         multipliers: Sequence[int] = (1, 2, 2, 2),
         dilations: Sequence[int] = (1, 1, 2, 4),
         centered: bool = False,
+        plus: bool = True,
     ) -> None:
         require(levels >= 1, f"levels {levels}: must be at least 1, the number of noise levels of the process")
-        norm = partial(InstanceNormPlus, levels=levels, num_classes=num_classes)
+        norm = partial(InstanceNormPlus, levels=levels, num_classes=num_classes, plus=plus)
         pool = nn.AvgPool2d(5, stride=1, padding=2)
         super().__init__(shape, num_classes, channels, multipliers, dilations, centered, norm, norm, pool)
         self.levels = levels

@@ -25,32 +25,41 @@ class InstanceNormPlus(nn.Module):
     `gamma ((x - mu)/sqrt(v + e) + alpha (mu - m)/sqrt(s + e)) + beta`, e = 1e-5, mu and v the (biased) mean and variance
     over a channel's pixels, and m and s the (unbiased) mean and variance of mu over the channels (Song and Ermon 2019,
     appendix A.1). gamma, alpha and beta are one row of a table for each noise level, plus one for each class, which begins
-    at zero.
+    at zero. Without alpha it is instance norm.
 
     Args:
         channels: C.
         levels: rows of the table; 1 for a norm that does not see the noise level.
         num_classes: number of classes; 0 for none.
+        plus: whether there is alpha.
     """
 
-    def __init__(self, channels: int, levels: int = 1, num_classes: int = 0) -> None:
+    def __init__(self, channels: int, levels: int = 1, num_classes: int = 0, plus: bool = True) -> None:
         super().__init__()
-        self.levels, self.num_classes = levels, num_classes
-        self.table = nn.Parameter(torch.zeros(levels, 3, channels))
-        nn.init.normal_(self.table[:, :2], 1.0, 0.02)
-        self.classes = nn.Parameter(torch.zeros(num_classes + 1, 3, channels)) if num_classes > 0 else None
+        self.levels, self.num_classes, self.plus = levels, num_classes, plus
+        rows = 3 if plus else 2
+        self.table = nn.Parameter(torch.zeros(levels, rows, channels))
+        nn.init.normal_(self.table[:, : rows - 1], 1.0, 0.02)
+        self.classes = nn.Parameter(torch.zeros(num_classes + 1, rows, channels)) if num_classes > 0 else None
 
     def forward(self, x: Tensor, labels: Labels) -> Tensor:
         mean = x.mean((2, 3), keepdim=True)
-        spread, centre = torch.var_mean(mean, dim=1, correction=1, keepdim=True)
+        coefficients = self._coefficients(labels).to(x.dtype)[..., None, None].unbind(1)
+        gamma, beta = coefficients[0], coefficients[-1]
+        if self.plus:
+            beta = gamma * coefficients[1] * self._relative(mean) + beta
         deviation = x - mean
         variance = deviation.square().mean((2, 3), keepdim=True)  # on a CPU five times as fast as torch.var
-        gamma, alpha, beta = self._coefficients(labels).to(x.dtype)[..., None, None].unbind(1)
-        relative = (mean - centre) * (spread + 1e-5).rsqrt()
-        return torch.addcmul(gamma * alpha * relative + beta, deviation, gamma * (variance + 1e-5).rsqrt())
+        return torch.addcmul(beta, deviation, gamma * (variance + 1e-5).rsqrt())
+
+    @staticmethod
+    def _relative(mean: Tensor) -> Tensor:
+        """(mu - m)/sqrt(s + e) of the channels' means mu, (B, C, 1, 1)."""
+        spread, centre = torch.var_mean(mean, dim=1, correction=1, keepdim=True)
+        return (mean - centre) * (spread + 1e-5).rsqrt()
 
     def _coefficients(self, labels: Labels) -> Tensor:
-        """gamma, alpha and beta, (B or 1, 3, C)."""
+        """gamma, alpha (if there is one) and beta, (B or 1, 3 or 2, C)."""
         rows = self.table if self.levels == 1 else self.table[labels.level.reshape(-1)]
         if self.classes is None:
             return rows

@@ -24,6 +24,10 @@ class Objective(ABC):
     def check(self, process: NoiseProcess) -> None:
         """Raises `InputError` if the objective cannot be used with the process."""
 
+    def levels(self, process: NoiseProcess) -> Tensor | None:
+        """The only times at which the score is trained, ascending, (L,); None where it is trained at all times."""
+        return None
+
     def prepare(self, data: Tensor) -> None:
         """Takes in the training data as the model sees them, un-augmented (M, ...), before the first call."""
 
@@ -53,3 +57,6 @@ class LevelwiseObjective(Objective, ABC):
 
     def check(self, process: NoiseProcess) -> None:
         self.times.check(process)
+
+    def levels(self, process: NoiseProcess) -> Tensor | None:
+        return self.times.levels(process)

@@ -38,6 +38,10 @@ class TimeDistribution(ABC):
             u = (u + torch.arange(n, device=like.device, dtype=precise) / n) % 1
         return self.quantile(process, 1 - u).to(like.dtype)
 
+    def levels(self, process: NoiseProcess) -> Tensor | None:
+        """The only times there are, ascending, (L,); None where the law is continuous."""
+        return None
+
     def check(self, process: NoiseProcess) -> None:
         """Raises `InputError` if the process has no such times."""
         self.quantile(process, torch.ones(1) / 2)
@@ -95,6 +99,9 @@ class TableTimes(TimeDistribution):
         times = process.table_times().to(u)
         return times[(u * len(times)).ceil().long().clamp(1, len(times)) - 1]
 
+    def levels(self, process: NoiseProcess) -> Tensor:
+        return process.table_times()
+
 
 class FixedTimes(TimeDistribution):
     """One noise level alone: the score of p_sigma is learned, as in implicit and sliced score matching's papers.
@@ -110,6 +117,9 @@ class FixedTimes(TimeDistribution):
 
     def quantile(self, process: NoiseProcess, u: Tensor) -> Tensor:
         return process.inverse_log_snr(u.new_tensor(-2 * math.log(self.sigma))).expand_as(u)
+
+    def levels(self, process: NoiseProcess) -> Tensor:
+        return self.quantile(process, torch.ones(1, dtype=torch.float64))
 
     def check(self, process: NoiseProcess) -> None:
         ends = torch.tensor([process.t_min, 1.0], dtype=torch.float64)

@@ -12,7 +12,7 @@ from lightning_score.sampling.corrector import (
 )
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, LastMean, Prior, Tweedie, UniformNoise
 from lightning_score.sampling.flow import RK45, ProbabilityFlow
-from lightning_score.sampling.grid import Geometric, Karras, Quadratic, Table, TimeGrid, Uniform
+from lightning_score.sampling.grid import Geometric, Karras, Quadratic, Snapped, Table, TimeGrid, Uniform
 from lightning_score.sampling.langevin import AnnealedLangevin, ConsistentAnnealedLangevin, LangevinDynamics
 from lightning_score.sampling.metropolis import HMC, MALA, UnderdampedLangevin
 from lightning_score.sampling.noise import NoiseStream
@@ -69,6 +69,7 @@ __all__ = [
     "SampleLangevin",
     "Sampler",
     "Samples",
+    "Snapped",
     "StochasticHeun",
     "Table",
     "TimeGrid",

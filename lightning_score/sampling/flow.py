@@ -45,6 +45,10 @@ class RK45(Predictor):
             "use a grid that ends at t_min > 0, as in Uniform(1, 1.0e-3)",
         )
 
+    def evaluated(self, process, times):
+        first, last = process.log_snr(times[[0, -1]])
+        return process.inverse_log_snr(torch.lerp(first, last, torch.linspace(0, 1, 1000).to(times)))
+
     def step(self, score, x, t, s, noise, state):
         process = score.process
 
@@ -115,8 +119,8 @@ class ProbabilityFlow(Sampler):
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Stage]:
         return [Stage(self.predictor, t, s, s) for t, s in pairwise(times)]
 
-    def check(self, process: NoiseProcess) -> None:
-        super().check(process)
+    def check(self, process: NoiseProcess, levels: Tensor | None = None) -> None:
+        super().check(process, levels)
         times = self.grid(process)
         self._move(_NoScore(process), times.new_zeros(1, self.predictor.min_dimension), times)
 

@@ -128,6 +128,25 @@ class Karras(_SteppedGrid):
         return _pinned(process.inverse_log_snr(-2 * self.rho * torch.lerp(first, last, self._ramp()).log()), ends)
 
 
+class Snapped(TimeGrid):
+    """Another grid on the entries of the process's table: each time becomes the entry of nearest log(sigma/alpha), once.
+
+    For models that were trained at these entries alone (`TableTimes`), where they are few. Times of clean data stay.
+
+    Args:
+        grid: the other grid; that of Karras et al. by default.
+    """
+
+    def __init__(self, grid: TimeGrid | None = None):
+        self.grid = grid or Karras()
+
+    def __call__(self, process: NoiseProcess) -> Tensor:
+        times, entries = self.grid(process), process.table_times()
+        noisy = process.sigma(times) > 0
+        gaps = (process.log_snr(times[noisy])[:, None] - process.log_snr(entries)).abs()
+        return torch.cat([entries[gaps.argmin(1)].unique().flip(0), times[~noisy]])
+
+
 def _pinned(times: Tensor, ends: Tensor) -> Tensor:
     """The grid with its two ends exact."""
     return torch.cat([ends[:1], times[1:-1], ends[1:]])

@@ -25,6 +25,10 @@ class Method(ABC):
     def check(self, process: NoiseProcess, times: Tensor) -> None:
         """Raises `InputError` if the method cannot be used with the process on a grid of decreasing times (N + 1,)."""
 
+    def evaluated(self, process: NoiseProcess, times: Tensor) -> Tensor:
+        """The times at which it may evaluate the score on a grid of times (N + 1,); by default those of the grid."""
+        return times
+
     def init(self, process: NoiseProcess, times: Tensor) -> Any:
         """What the method remembers between its steps on a grid of decreasing times (N + 1,); nothing by default."""
         return None

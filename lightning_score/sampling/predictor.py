@@ -172,6 +172,9 @@ class StochasticHeun(Predictor):
         require(churn_noise >= 0, f"churn_noise={churn_noise}: must be at least 0, as in 1.003")
         self.churn, self.churn_min, self.churn_max, self.churn_noise = churn, churn_min, churn_max, churn_noise
 
+    def evaluated(self, process, times):
+        return torch.stack([times[-1], *times[:-1], *self.init(process, times).values()])
+
     def init(self, process: NoiseProcess, times: Tensor) -> dict[float, Tensor]:
         """The raised time of every time of the grid but the last."""
         times, steps = times[:-1], len(times) - 1

@@ -13,6 +13,7 @@ from lightning_score.process import NoiseProcess
 from lightning_score.sampling.corrector import Corrector
 from lightning_score.sampling.ends import FinalDenoise, Initial, LastMean, Prior
 from lightning_score.sampling.grid import TimeGrid, Uniform
+from lightning_score.sampling.levels import warn_between_levels
 from lightning_score.sampling.method import Method
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.predictor import Predictor, ReverseDiffusion
@@ -74,13 +75,22 @@ class Sampler(ABC):
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Stage]:
         """The moves in their order, for a grid of decreasing times (N + 1,)."""
 
-    def check(self, process: NoiseProcess) -> None:
-        """Raises `InputError` if the sampler does not fit the process."""
+    def check(self, process: NoiseProcess, levels: Tensor | None = None) -> None:
+        """Raises `InputError` if the sampler does not fit the process, and warns if it leaves the levels.
+
+        Args:
+            process: the noise process.
+            levels: the times at which alone the score was trained, (L,); None: at all times.
+        """
         times = self.grid(process)
         stages = self.plan(process, times)
-        for method in {stage.method for stage in stages}:
+        methods = {stage.method for stage in stages}
+        for method in methods:
             method.check(process, times)
         self.denoise.check(float(process.sigma(stages[-1].end)))
+        if levels is not None:
+            visited = torch.cat([method.evaluated(process, times) for method in methods if method.calls])
+            warn_between_levels(f"{type(self).__name__} on {type(self.grid).__name__}", process, levels, visited)
 
     def __call__(
         self,

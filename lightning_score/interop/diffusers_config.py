@@ -1,0 +1,40 @@
+"""What the entries of diffusers' configs may be."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_score.utils import require
+
+COUNT, NUMBER, NAMES = "a positive integer", "a number", "a list of names"
+FITS = {
+    COUNT: lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0,
+    NUMBER: lambda v: isinstance(v, (int, float)) and not isinstance(v, bool),
+    NAMES: lambda v: isinstance(v, list) and len(v) > 0 and all(isinstance(name, str) for name in v),
+    "a name": lambda v: isinstance(v, str),
+    "true or false": lambda v: isinstance(v, bool),
+    "a list of positive integers": lambda v: isinstance(v, list) and len(v) > 0 and all(map(FITS[COUNT], v)),
+    "a list of numbers": lambda v: isinstance(v, list) and len(v) > 0 and all(map(FITS[NUMBER], v)),
+}
+"""What an entry of a config may be, in words."""
+TYPES = {
+    "a list of positive integers": ["block_out_channels"],
+    NAMES: ["down_block_types", "up_block_types"],
+    COUNT: ["in_channels", "out_channels", "layers_per_block", "num_train_timesteps"],
+    f"{COUNT} or null": ["attention_head_dim", "norm_num_groups", "num_class_embeds"],
+    NUMBER: ["dropout", "freq_shift", "norm_eps", "beta_start", "beta_end", "mid_block_scale_factor", "clip_sample_range"],
+    "a name": ["_class_name", "beta_schedule", "prediction_type", "variance_type"],
+    "true or false": ["add_attention", "clip_sample", "flip_sin_to_cos", "rescale_betas_zero_snr"],
+    "a list of numbers or null": ["trained_betas"],
+}
+"""The entries of each kind."""
+
+
+def check_types(path: Path, config: Mapping[str, Any]) -> None:
+    """Raises `InputError` for an entry of another kind, naming it."""
+    for words, names in TYPES.items():
+        kind, null = words.removesuffix(" or null"), words.endswith(" or null")
+        for name in names:
+            fits = name not in config or FITS[kind](config[name]) or (null and config[name] is None)
+            require(fits, f"{path}: {name}: {json.dumps(config.get(name))}; must be {words}")
