@@ -8,21 +8,24 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 import torch
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_score.checkpoints import check
+from lightning_score.class_changes import recorded, recording
 from lightning_score.data import ScoreData
 from lightning_score.metrics import Features
 from lightning_score.model import ScoreModel
 from lightning_score.utils import InputError, require
 
 PACKAGE = Path(__file__).parent
+CONFIG = ("-c", "--config")
 FROM_CHECKPOINT = ("model", "data", "ema", "samples", "evaluate", "name", "seed_everything")
 """The parts of a run's configuration that its checkpoint stands for."""
 
@@ -94,7 +97,7 @@ def with_found_configs(arguments: list[str]) -> list[str]:
     found = list(arguments)
     for i, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        if name in ("-c", "--config"):
+        if name in CONFIG:
             if equals:
                 found[i] = f"{name}={find_config(value)}"
             elif i + 1 < len(arguments):
@@ -106,6 +109,23 @@ def with_checkpoint_config(arguments: list[str], checkpoint: dict[str, Any]) -> 
     """The arguments preceded by the checkpoint's own configuration, which everything that follows overrides."""
     config = {key: value for key, value in checkpoint["config"].items() if key in FROM_CHECKPOINT}
     return [arguments[0], "--config", yaml.safe_dump(config), *arguments[1:]]
+
+
+def in_order(arguments: Sequence[str]) -> list[str]:
+    """The arguments with configs first, which options override, and a part before the options inside it."""
+    units: list[list[str]] = [[]]
+    for argument in arguments:
+        if argument.startswith("--") or argument in CONFIG:
+            units.append([])
+        units[-1].append(argument)
+    configs = [unit for unit in units if unit and unit[0].partition("=")[0] in CONFIG]
+    placed: list[list[str]] = []
+    for unit in units[1:]:
+        if unit not in configs:
+            inside = f"{unit[0].partition('=')[0]}."
+            first = next((i for i, other in enumerate(placed) if other[0].startswith(inside)), len(placed))
+            placed.insert(first, unit)
+    return [argument for unit in [units[0], *configs, *placed] for argument in unit]
 
 
 PLAIN = {
@@ -133,6 +153,19 @@ class Parser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **settings: Any) -> Any:
+        """Parses options in their order of `in_order`; a class that is named starts from its own defaults, and one line on
+        stderr says what that changed.
+        """
+        if recording():  # a parser within this one
+            return super().parse_args(args, *more, **settings)
+        with recorded() as changes:
+            try:
+                return super().parse_args(in_order(args or []), *more, **settings)
+            finally:
+                if rank_zero_only.rank == 0:
+                    sys.stderr.writelines(f"{line}\n" for line in changes.lines())
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message on one line, with what to do about it, and exits with code 2."""

@@ -312,5 +312,5 @@ def prepared(arguments: list[str]) -> tuple[list[str], dict[str, Any] | None, Pa
     if checkpoint is not None:
         arguments = with_checkpoint_config(arguments, checkpoint)
     elif configs:
-        arguments = [command, f"--name={Path(configs[-1]).stem}", *arguments[1:]]
+        arguments = [command, "--config", yaml.safe_dump({"name": Path(configs[-1]).stem}), *arguments[1:]]
     return arguments, checkpoint, None
