@@ -24,6 +24,8 @@ commands:
 
 `COMMAND --help` shows the options that people use. The shipped configs are ncsn, ddpm, vp_pc, conditional and toy, images
 for a folder of images, and those in fashion_mnist, cifar10 and ncsnv2, such as fashion_mnist/edm16.
+Options override configs. A class starts from its own defaults (--model.process VP); --model.process.beta_max 10 changes the
+present one, and --model.process +VP keeps its values that VP has too.
 """
 
 

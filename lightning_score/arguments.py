@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_score.checkpoints import read
+from lightning_score.class_changes import recorded, recording
 from lightning_score.data import ScoreData
 from lightning_score.metrics import Features
 from lightning_score.model import ScoreModel
@@ -24,6 +26,7 @@ from lightning_score.trust import NO_FUNCTION, ClassParser, check_origin, truste
 from lightning_score.utils import InputError, require
 
 PACKAGE = Path(__file__).parent
+CONFIG = ("-c", "--config")
 FROM_CHECKPOINT = ("model", "data", "ema", "samples", "evaluate", "name", "seed_everything")
 """The parts of a run's configuration that its checkpoint stands for."""
 PLAIN_ENTRIES = ("name", "seed_everything")
@@ -120,7 +123,7 @@ def with_found_configs(arguments: list[str]) -> list[str]:
     found = list(arguments)
     for i, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        if name in ("-c", "--config"):
+        if name in CONFIG:
             if equals:
                 found[i] = f"{name}={find_config(value)}"
             elif i + 1 < len(arguments):
@@ -134,6 +137,23 @@ def with_checkpoint_config(arguments: list[str], checkpoint: dict[str, Any]) -> 
     following = linked(checkpoint["config"]) if arguments[0] == "fit" and option(arguments, "--trainer.max_steps") else None
     links = [] if following is None else ["--config", yaml.safe_dump(following)]
     return [arguments[0], "--config", yaml.safe_dump(config), *links, *arguments[1:]]
+
+
+def in_order(arguments: Sequence[str]) -> list[str]:
+    """The arguments with configs first, which options override, and a part before the options inside it."""
+    units: list[list[str]] = [[]]
+    for argument in arguments:
+        if argument.startswith("--") or argument in CONFIG:
+            units.append([])
+        units[-1].append(argument)
+    configs = [unit for unit in units if unit and unit[0].partition("=")[0] in CONFIG]
+    placed: list[list[str]] = []
+    for unit in units[1:]:
+        if unit not in configs:
+            inside = f"{unit[0].partition('=')[0]}."
+            first = next((i for i, other in enumerate(placed) if other[0].startswith(inside)), len(placed))
+            placed.insert(first, unit)
+    return [argument for unit in [units[0], *configs, *placed] for argument in unit]
 
 
 PLAIN = {
@@ -162,9 +182,20 @@ class Parser(ClassParser):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
-    def parse_args(self, args: Sequence[str] | None = None, *others: Any, **settings: Any) -> Any:
-        """Parses options; a number of the schedule that is given as `max_steps` becomes that of the trainer."""
-        config = super().parse_args(None if args is None else marked_arguments(list(args)), *others, **settings)
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **settings: Any) -> Any:
+        """Parses options in their order of `in_order`; a class that is named starts from its own defaults, and one line on
+        stderr says what that changed. A number of the schedule that is given as `max_steps` becomes that of the trainer.
+        """
+        given = marked_arguments(in_order(args or []))
+        if recording():  # a parser within this one
+            config = super().parse_args(given, *more, **settings)
+        else:
+            with recorded() as changes:
+                try:
+                    config = super().parse_args(given, *more, **settings)
+                finally:
+                    if rank_zero_only.rank == 0:
+                        sys.stderr.writelines(f"{line}\n" for line in changes.lines())
         resolve(config)
         return config
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
@@ -323,5 +324,5 @@ def prepared(arguments: list[str]) -> tuple[list[str], dict[str, Any] | None, Pa
     if checkpoint is not None:
         arguments = with_checkpoint_config(arguments, checkpoint)
     elif configs:
-        arguments = [command, f"--name={Path(configs[-1]).stem}", *arguments[1:]]
+        arguments = [command, "--config", yaml.safe_dump({"name": Path(configs[-1]).stem}), *arguments[1:]]
     return arguments, checkpoint, None

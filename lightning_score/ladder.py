@@ -118,13 +118,13 @@ Techniques 1, 2 and 4 of Song and Ermon 2020 (arXiv:2006.09011)."""
 
 
 def fragment(chosen: Plan) -> dict[str, Any]:
-    """The part of a config that makes `fit` and its sampler use the ladder."""
+    """The part of a config that makes `fit` and its sampler use the ladder, with all else as it is."""
     process = {"sigma_min": chosen.sigma_min, "sigma_max": chosen.sigma_max, "levels": chosen.levels}
     sampler = {"step_size": float(f"{chosen.step_size:.6g}"), "steps": chosen.steps}
     return {
         "model": {
-            "process": {"class_path": "SigmaTable", "init_args": process},
-            "sampler": {"class_path": "AnnealedLangevin", "init_args": sampler},
+            "process": {"class_path": "+SigmaTable", "init_args": process},
+            "sampler": {"class_path": "+AnnealedLangevin", "init_args": sampler},
         }
     }
 

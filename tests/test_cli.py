@@ -161,7 +161,7 @@ def test_a_ddpm_checkpoint_samples_with_annealed_langevin(tmp_path):
     quick = ["--trainer.max_steps=2", "--trainer.val_check_interval=100", "--samples.num_samples=0"]
     quick += ["--evaluate.features=null", "--model.process.steps=50", "--model.process.beta_max=0.2"]
     assert run(["fit", "--config=ddpm", f"--runs={tmp_path}", *quick]) == 0
-    options = ["--model.sampler=AnnealedLangevin", "--model.sampler.steps=1", "--model.sampler.step_size=1.0e-5"]
+    options = ["--model.sampler=+AnnealedLangevin", "--model.sampler.steps=1", "--model.sampler.step_size=1.0e-5"]
     output, checkpoint = tmp_path / "out", tmp_path / "ddpm" / "latest" / "last.ckpt"
     assert run(["predict", f"--ckpt_path={checkpoint}", f"--output={output}", "--num_samples=4", *options]) == 0
     assert float(np.load(output / "samples.npz")["nfe"]) == 42  # at the 41 levels of the config's grid, and its denoising

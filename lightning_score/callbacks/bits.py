@@ -45,6 +45,9 @@ class BitsPerDim(Callback):
     def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:
         """Refuses continuous data before anything is computed."""
         self.check(trainer.datamodule)
+        process = pl_module.score_function.process
+        times = RK45().evaluated(process, Uniform(1)(process))
+        warn_between_levels("BitsPerDim", process, pl_module.objective.levels(process), times, advice="")
 
     def check(self, data: ScoreData) -> None:
         """Raises `InputError` if the data have no grey levels."""
@@ -53,9 +56,6 @@ class BitsPerDim(Callback):
             f"BitsPerDim: {type(data).__name__} has no grey levels, so its examples have a density and no "
             "bits; remove the callback, or use lightning_score.likelihood.log_likelihood",
         )
-        process = pl_module.score_function.process
-        times = RK45().evaluated(process, Uniform(1)(process))
-        warn_between_levels("BitsPerDim", process, pl_module.objective.levels(process), times, advice="")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Within the test, because the weights are the averaged ones there."""

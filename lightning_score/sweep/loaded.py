@@ -3,6 +3,7 @@
 import lightning_score.torchvision_guard  # noqa: F401
 
 import io
+import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from typing import Any
@@ -48,6 +49,7 @@ class ParsedCommand(ScoreCLI):
                 self.parse_arguments(self.parser, arguments)
             except Refused as refusal:
                 raise InputError(refusal.message) from refusal
+            self.said = said.getvalue()
         return self.config[self.command]
 
     def instantiate_classes(self) -> None:
@@ -88,6 +90,7 @@ class LoadedCommand(ParsedCommand):
     def run(self, arguments: Sequence[str]) -> dict[str, float]:
         """Runs the command with other options and returns all numbers."""
         self.take(arguments)
+        sys.stderr.write(self.said)
         self.trainer = self.instantiate_trainer()
         getattr(self, self.command)(self.model, self.datamodule, "")
         return {name: float(value) for name, value in self.trainer.callback_metrics.items()}
