@@ -81,7 +81,7 @@ ALLOWED = {
         "score",
         "utils",
     },
-    "report": {"arguments", "callbacks", "metrics", "runs", "sweep", "utils"},
+    "report": {"arguments", "callbacks", "metrics", "runs", "sweep", "trust", "utils"},
     "gallery": {*CORE, "trust", "arguments", "callbacks", "data", "empirical", "model", "runs", "sampling"},
 }
 FREE = {"cli", "__init__", "__main__"}
