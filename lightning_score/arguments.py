@@ -23,7 +23,7 @@ from lightning_score.metrics import Features
 from lightning_score.model import ScoreModel
 from lightning_score.total_steps import STAND_IN, WORD, linked, marked, marked_arguments, resolve
 from lightning_score.trust import NO_FUNCTION, ClassParser, check_origin, trusted_by
-from lightning_score.utils import InputError, require
+from lightning_score.utils import InputError, cache_folder, require
 
 PACKAGE = Path(__file__).parent
 CONFIG = ("-c", "--config")
@@ -132,8 +132,19 @@ def with_found_configs(arguments: list[str]) -> list[str]:
 
 
 def with_checkpoint_config(arguments: list[str], checkpoint: dict[str, Any]) -> list[str]:
-    """The arguments preceded by the checkpoint's own configuration, which everything that follows overrides."""
+    """The arguments preceded by the checkpoint's own configuration, which everything that follows overrides.
+
+    Raises:
+        InputError: its data would make a folder that is neither here nor in the user's cache.
+    """
     config = {key: value for key, value in checkpoint["config"].items() if key in FROM_CHECKPOINT}
+    settings = (config.get("data") or {}).get("init_args") or {}
+    for key in () if option(arguments, "--data") else ("cache", "root"):
+        folder, options = settings.get(key), (f"--data.{key}", f"--data.init_args.{key}")
+        require(
+            not isinstance(folder, str) or bool(option(arguments, *options)) or _is_here(Path(folder)),
+            f"the checkpoint keeps its data in {folder}, which is no folder yet: make it, or give --data.{key} FOLDER",
+        )
     following = linked(checkpoint["config"]) if arguments[0] == "fit" and option(arguments, "--trainer.max_steps") else None
     links = [] if following is None else ["--config", yaml.safe_dump(following)]
     return [arguments[0], "--config", yaml.safe_dump(config), *links, *arguments[1:]]
@@ -154,6 +165,12 @@ def in_order(arguments: Sequence[str]) -> list[str]:
             first = next((i for i, other in enumerate(placed) if other[0].startswith(inside)), len(placed))
             placed.insert(first, unit)
     return [argument for unit in [units[0], *configs, *placed] for argument in unit]
+
+
+def _is_here(folder: Path) -> bool:
+    """Whether a folder is there, or would be made in the present folder or in that of caches."""
+    homes = (Path.cwd(), cache_folder())
+    return folder.is_dir() or any(folder.resolve().is_relative_to(home.resolve()) for home in homes)
 
 
 PLAIN = {
@@ -209,6 +226,7 @@ class Parser(ClassParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message on one line, with what to do about it, and exits with code 2."""
         line = re.sub(r"\s+", " ", str(message)).strip().rstrip(".")
+        line = re.sub(r"Importing ('[\w.]+') is not allowed, .*", r"\1 is no class that a config may name", line)
         told = _function(line) or _unknown_class(line) or _wrong_value(line)
         line = told or " ".join(f"{line}. {self._nearest_option(line)}{_config_hint(line)}".split())
         sys.stderr.write(f"error: {line}\n")

@@ -107,8 +107,8 @@ class ScoreModel(LightningModule):
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, trust: Sequence[str] = (), **kwargs: Any):
         """As Lightning's, but every byte is checked, no code is run, and other packages' modules need the user's `trust`."""
-        kwargs = {**made_from(checkpoint_path, cls, trust, kwargs), **kwargs, "weights_only": True}
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        with made_from(checkpoint_path, cls, trust, kwargs) as made:
+            return super().load_from_checkpoint(checkpoint_path, *args, **{**made, **kwargs, "weights_only": True})
 
     def _save_plain_hyperparameters(self) -> None:
         """Keeps what the command line was told, so that a checkpoint rebuilds the model. A model built in Python has parts

@@ -6,7 +6,7 @@ import inspect
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -25,6 +25,7 @@ from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities.memory import is_oom_error
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -64,6 +65,15 @@ class ClassParser(LightningArgumentParser):
             instantiate_subclass_spec_in_any=False, config_read_mode_fsspec_enabled=False, import_path_denylist=[]
         )
         super().__init__(*args, **kwargs)
+
+    def instantiate(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        """As jsonargparse's, of what makes classes only.
+
+        Raises:
+            InputError: something else is to be made or called.
+        """
+        require_classes(cfg.as_dict())
+        return super().instantiate(cfg, *args, **kwargs)
 
     def _add_signature_parameter(
         self, container: Any, nested_key: str | None, param: Any, *args: Any, **kwargs: Any
@@ -136,8 +146,12 @@ def check_origin(config: Any, trusted: Collection[str], source: str, fix: str = 
     )
 
 
-def _names(config: Any, source: str) -> Iterator[Named]:
-    """All texts of a config that an import could be made of, and those in texts that are read as mappings or lists."""
+def texts(config: Any, source: str) -> Iterator[tuple[str, str]]:
+    """All texts of a config, each with its place; also those of texts that are read as mappings or lists.
+
+    Raises:
+        InputError: the config is without end, or far too large.
+    """
     left, seen = [("", config)], 0
     while left:
         place, value = left.pop()
@@ -150,11 +164,26 @@ def _names(config: Any, source: str) -> Iterator[Named]:
             left += [(place, part) for part in value]
         elif isinstance(value, str):
             require(len(value) <= LONGEST_TEXT, f"{source}: {place}: a text of {len(value)} letters")
-            is_class = place.rpartition(".")[2] == "class_path"
-            if is_path(value) or is_class:
-                yield Named(place, value, is_class)
-            elif isinstance(inner := _read(value), (Mapping, list)):
+            inner = _read(value) if set(value) & set("[{:\n") else value
+            if isinstance(inner, (Mapping, list)):
                 left.append((place, inner))
+            else:
+                yield place, value
+
+
+def bounded(config: Any, source: str) -> Any:
+    """The same config, if it is small enough to be looked through; raises `InputError` otherwise."""
+    for _ in texts(config, source):
+        pass
+    return config
+
+
+def _names(config: Any, source: str) -> Iterator[Named]:
+    """All texts of a config that an import could be made of."""
+    for place, text in texts(config, source):
+        is_class = place.rpartition(".")[2] == "class_path"
+        if is_class or is_path(text):
+            yield Named(place, text, is_class)
 
 
 def _read(text: str) -> Any:
@@ -196,8 +225,12 @@ def _is_part(found: Any) -> bool:
     return inspect.isclass(found) and (issubclass(found, KINDS) or str(own).partition(".")[0] == HOME[0])
 
 
-def made_from(path: str | Path, owner: type, trusted: str | Sequence[str], given: Collection[str] = ()) -> dict[str, Any]:
-    """The arguments of a class, made of what a checkpoint says of them; none for a model that was built in Python.
+@contextmanager
+def made_from(
+    path: str | Path, owner: type, trusted: str | Sequence[str], given: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """The arguments of a class, made of what a checkpoint says of them; none for a model that was built in Python. What is
+    wrong with the checkpoint, in here and in the context, is said in one line.
 
     Args:
         path: the checkpoint.
@@ -206,21 +239,30 @@ def made_from(path: str | Path, owner: type, trusted: str | Sequence[str], given
         given: the parameters that are left out.
 
     Raises:
-        InputError: the checkpoint is missing, damaged or holds code, or its parts are of other modules.
+        InputError: the checkpoint is missing, damaged, holds code or is another model's, or its parts are of other modules.
     """
-    parts = read(Path(path)).get("hyper_parameters")
-    if not isinstance(parts, dict) or parts.pop("_instantiator", None) is None:
-        return {}
-    wanted = {name: part for name, part in parts.items() if name not in given}
-    check_origin(wanted, [trusted] if isinstance(trusted, str) else trusted, str(path), "trust=['{}']")
+    checkpoint = read(Path(path))
+    known = {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys()
+    require(known, f"{path}: this is not a checkpoint of {owner.__name__} but of another model or program")
+    parts = checkpoint.get("hyper_parameters")
+    rebuilt = isinstance(parts, dict) and parts.get("_instantiator") is not None
+    try:
+        yield _made(parts, owner, trusted, str(path), given) if rebuilt else {}
+    except (ArgumentError, RuntimeError, KeyError, AttributeError) as error:
+        if is_oom_error(error):
+            raise
+        raise InputError(f"{path}: its parts or weights do not fit: {' '.join(str(error).split())[:600]}") from error
+
+
+def _made(
+    parts: Mapping[str, Any], owner: type, trusted: str | Sequence[str], source: str, given: Collection[str]
+) -> dict[str, Any]:
+    takes = inspect.signature(owner).parameters.keys() - given
+    wanted = {name: part for name, part in parts.items() if name in takes}
+    check_origin(wanted, [trusted] if isinstance(trusted, str) else trusted, source, "trust=['{}']")
     parser = ClassParser(exit_on_error=False)
     parser.add_class_arguments(owner, fail_untyped=False, instantiate=False, skip=set(given))
-    try:
-        parsed = parser.parse_object(wanted)
-    except (ArgumentError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: its parameters cannot be used: {' '.join(str(error).split())[:600]}") from error
-    require_classes(parsed.as_dict())
-    return {**vars(parser.instantiate_classes(parsed)), "_instantiator": None}
+    return {**vars(parser.instantiate_classes(parser.parse_object(wanted))), "_instantiator": None}
 
 
 def trust_for(config: Any) -> str:

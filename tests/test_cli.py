@@ -216,7 +216,7 @@ class Stripes(ImageData):
 """
 
 
-def test_network_process_and_data_of_the_users_own(tmp_path, monkeypatch):
+def test_network_process_and_data_of_the_users_own(tmp_path, monkeypatch, capsys):
     """In a file of their own, by class path; the checkpoint finds them again."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -225,7 +225,9 @@ def test_network_process_and_data_of_the_users_own(tmp_path, monkeypatch):
     parts += ["--data=own_parts.Stripes", "--data.batch_size=20", "--trainer.max_steps=4"]
     grid = ["--model.sampler.grid=Uniform", "--model.sampler.grid.steps=3"]
     assert run(["fit", "--name=mine", *parts, "--model.sampler=PredictorCorrector", *grid]) == 0
-    assert run(["predict", "--ckpt_path=runs/mine/latest/last.ckpt", "--num_samples=5", "--output=out"]) == 0
+    predict = ["predict", "--ckpt_path=runs/mine/latest/last.ckpt", "--num_samples=5", "--output=out"]
+    assert run(predict) == 2 and "add --trust own_parts" in capsys.readouterr().err
+    assert run([*predict, "--trust=own_parts"]) == 0
     assert np.load("out/samples.npz")["images"].shape == (5, 6, 4, 3)
 
 

@@ -94,7 +94,7 @@ ALLOWED = {
         "score",
         "utils",
     },
-    "report": {"arguments", "callbacks", "metrics", "runs", "sweep", "utils"},
+    "report": {"arguments", "callbacks", "metrics", "runs", "sweep", "trust", "utils"},
     "gallery": {*CORE, "trust", "arguments", "callbacks", "data", "empirical", "files", "model", "runs", "sampling"},
 }
 FREE = {"cli", "__init__", "__main__"}

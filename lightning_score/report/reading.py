@@ -22,6 +22,7 @@ from lightning_score.metrics.record import FILE as RECORDS
 from lightning_score.metrics.record import Record
 from lightning_score.metrics.record import read as read_records
 from lightning_score.runs import LEADS_OUT, STATUS, STOPPED_EARLY, leads_out
+from lightning_score.trust import bounded
 
 EVALUATIONS = ("test", "validate", "predict")
 """Commands whose results stand in a folder of their own, beside the checkpoint that they work on."""
@@ -188,10 +189,9 @@ def read(folder: Path, root: Path) -> Run:
     run = Run(folder, _name(folder, root))
     with _noting(run, "config.yaml"):
         run.config = (folder / "config.yaml").read_text(encoding="utf-8")
-        run.settings = dict(flat(yaml.load(run.config, Loader) or {}))
+        run.settings = dict(flat(bounded(yaml.load(run.config, Loader) or {}, "")))
     with _noting(run, STATUS):
-        found = json.loads((folder / STATUS).read_text(encoding="utf-8"))
-        run.status = found if isinstance(found, dict) else {}
+        run.status = dict(json.loads((folder / STATUS).read_text(encoding="utf-8")))
     with _noting(run, "metrics.csv"):
         run.curves = _curves(folder / "metrics.csv", run.problems)
     with _noting(run, RECORDS), warnings.catch_warnings(record=True) as said:
