@@ -77,9 +77,9 @@ class SamplingCost(Callback):
         self.evaluations = 1 + sum(stage.method.calls for stage in stages)
         require(
             self.n * self.evaluations <= MOST_EVALUATIONS,
-            f"{' and '.join(f'{option} {n}' for option, n in drawn.items() if n)}: at {self.evaluations} network evaluations "
-            f"each, these are {self.n * self.evaluations:.1e}, which no machine comes to the end of; give fewer samples, or "
-            "the sampler fewer steps",
+            f"{' and '.join(f'{option} {n}' for option, n in drawn.items() if n)}: at {self.evaluations} network "
+            f"evaluations each, these are {self.n * self.evaluations:.1e}, which no machine comes to the end of; give "
+            "fewer samples, or the sampler fewer steps",
         )
 
     def on_fit_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
@@ -106,8 +106,8 @@ class SamplingCost(Callback):
         if seconds > LONG:
             hours = f"{seconds / 3600:.3g} hours" if seconds > 3600 else f"{seconds / 60:.0f} minutes"
             tqdm.write(
-                f"{what} draws {self.n} samples at {self.evaluations} network evaluations each: about {hours}; fewer samples "
-                "or sampler steps take less"
+                f"{what} draws {self.n} samples at {self.evaluations} network evaluations each: about {hours}; fewer "
+                "samples or sampler steps take less"
             )
 
 
