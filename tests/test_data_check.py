@@ -249,3 +249,21 @@ def test_the_shipped_data_pass():
         if kind.__module__ in ("lightning_score.data.images", "lightning_score.data.toy"):
             assert len(kind().splits.held_out.y) > 0
     assert len(GaussianMixture(num_samples=100).splits.train.x) == 80
+
+
+def test_long_sampling_is_announced_before_the_start(tmp_path, monkeypatch, capsys):
+    """With the number of samples and evaluations; the time is this machine's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lightning_score.callbacks.before.LONG", 0.0)
+    fast = ["--trainer.max_steps=1", "--trainer.val_check_interval=1", "--trainer.callbacks=null"]
+    few = ["--evaluate.num_samples=20", "--samples.num_samples=4", "--model.sampler.steps=2", "--model.process.levels=3"]
+    assert run(["fit", "--config=ncsn", *fast, *few]) == 0
+    checkpoint = "--ckpt_path=runs/ncsn/latest/last.ckpt"
+    assert run(["test", checkpoint, "--evaluate.repeats=2"]) == 0
+    assert run(["validate", checkpoint]) == 0
+    assert run(["predict", checkpoint, "--num_samples=5"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "about" in line]
+    expected = [("each validation", 24), ("the test", 40), ("the validation", 24), ("the prediction", 5)]
+    assert len(lines) == 4
+    for line, (what, n) in zip(lines, expected, strict=True):
+        assert line.startswith(f"{what} draws {n} samples at 7 network evaluations each: about ")
