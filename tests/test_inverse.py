@@ -270,8 +270,13 @@ def test_mistakes_on_the_command_line(predict):
     np.savez("many.npz", a=np.zeros(3), b=np.zeros(3))
     np.savez("one.npz", only=np.zeros((2, 1, 8, 8)))
     np.save("ones.npy", np.ones((4, 4)))
+    np.save("ones8.npy", np.ones((8, 8)))
     np.save("nothing.npy", np.zeros((8, 8)))
     Path("text.npy").write_text("hello")
+    np.save("int16.npy", np.zeros((2, 1, 8, 8), np.int16))
+    np.save("large.npy", np.full((2, 1, 8, 8), 200.0))
+    np.save("nan.npy", np.full((2, 1, 8, 8), np.nan))
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save("deep.png")
     for kind, options, words in (
         ("Inpainting", ["observed=none.npz", "mask=nothing.npy"], ["none.npz", "no such file"]),
         ("Inpainting", ["observed=one.npz", "mask=none.png"], ["none.png", "no such file"]),
@@ -281,6 +286,11 @@ def test_mistakes_on_the_command_line(predict):
         ("Inpainting", ["observed=one.npz", "mask=small.npy"], ["small.npy", "[2, 1, 4, 4]", "[1, 8, 8]"]),
         ("Inpainting", ["observed=one.npz", "mask=nothing.npy"], ["nothing is observed"]),
         ("Inpainting", ["observed=small.npy", "mask=ones.npy"], ["[1, 4, 4]", "[1, 8, 8]"]),
+        ("Colourisation", ["observed=int16.npy"], ["int16.npy", "holds int16; give bytes"]),
+        ("Colourisation", ["observed=deep.png"], ["deep.png", "16 bits"]),
+        ("Colourisation", ["observed=one.npz", "data_range=[1,0]"], ["data_range=[1.0, 0.0]"]),
+        ("Inpainting", ["observed=nan.npy", "mask=ones8.npy"], ["NaN or infinity where known"]),
+        ("Inpainting", ["observed=large.npy", "mask=ones8.npy", "data_range=[-1,1]"], ["from 200 to 200", "data_range"]),
         ("Colourisation", ["observed=small.npy"], ["[2, 1, 4, 4]", "[n, 1, 8, 8]"]),
         ("SuperResolution", ["observed=small.npy", "factor=3"], ["factor=3", "divide"]),
         ("SuperResolution", ["observed=small.npy", "factor=4"], ["[n, 1, 2, 2]"]),

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from lightning_score.callbacks import SampleGrid
-from lightning_score.callbacks.pictures import figure_picture, sample_picture, save_picture, strip_picture
+from lightning_score.callbacks.pictures import drawable, figure_picture, sample_picture, save_picture, strip_picture
 from lightning_score.callbacks.strip import MOMENTS, Strip
 from lightning_score.cli import run
-from lightning_score.data import Digits
+from lightning_score.data import Digits, Examples, ScoreData, Splits
 from lightning_score.model import ScoreModel
 from lightning_score.networks import UNet
 from lightning_score.process import VP, SigmaTable
@@ -121,3 +121,47 @@ def test_a_column_of_samples_has_one_label(n, labels, columns):
     cells = picture[26::50, 26::50][: n // columns]
     if labels > 1 and columns % labels == 0:
         assert all(len(np.unique(cells[:, column])) == 1 for column in range(columns))
+
+
+def floats(shape, low, high, stored=None):
+    """Data of floats between two values, stored between two others, with levels that are spread evenly."""
+    first, last = stored or (low, high)
+
+    class Floats(ScoreData):
+        def load(self):
+            x = torch.linspace(first, last, 20 * int(np.prod(shape))).reshape(20, *shape)
+            return Splits(*(Examples(part, torch.zeros(10, dtype=torch.long)) for part in x.split(10)))
+
+        def transform(self, train):
+            return lambda x: low + (x - first) * ((high - low) / (last - first))
+
+        def to_reference(self, x):
+            return first + (x - low) * ((last - first) / (high - low))
+
+    data = Floats()
+    data.shape, data.data_range = shape, (low, high)
+    return data
+
+
+@pytest.mark.parametrize("stored", [None, (0.0, 1.0), (3.0, -2.0)])
+@pytest.mark.parametrize("ends", [(-1.0, 1.0), (0.0, 1.0), (0.0, 255.0), (-3.0, 5.0)])
+def test_floats_are_drawn_by_the_declared_range(ends, stored):
+    """Half the range is half grey, whatever the range and the form of storage; what is beyond it is black or white."""
+    data = floats((1, 4, 4), *ends, stored)
+    low, high = ends
+    x = torch.tensor([low - 1, low, (low + high) / 2, high, high + 1]).reshape(5, 1, 1, 1).expand(-1, 1, 4, 4)
+    drawn = drawable(data, data.to_reference(x))
+    grey = drawn[:, 0, 0, 0].tolist()
+    expected = [0, 0, 128, 255, 255] if stored is None or stored[0] < stored[1] else [255, 255, 128, 0, 0]
+    assert drawn.dtype == torch.uint8 and all(abs(a - b) <= 1 for a, b in zip(grey, expected, strict=True))
+    data.data_range = None
+    assert drawable(data, x.clone()).flatten().aminmax() == (torch.tensor(0), torch.tensor(255))
+    assert drawable(data, torch.full((2, 1, 4, 4), 7.0)).max() == 0
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (3,), (5, 7), (1, 4, 4), (2, 4, 4), (4, 4, 4), (6, 4, 4), (1, 2, 4, 4)])
+def test_any_shape_is_drawn(shape):
+    data = floats(shape, -1.0, 1.0)
+    data.splits  # noqa: B018
+    picture = sample_picture(drawable(data, data.reference()))
+    assert min(picture.size) > 16 and picture.mode in ("L", "RGB")

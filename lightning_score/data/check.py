@@ -88,11 +88,20 @@ def check_examples(data: "ScoreData", split: str, examples: "Examples") -> None:
     require(x.ndim > 0 and len(x) > 0, f"{place} is empty: keep at least one example in it, as split_indices does")
     _check_shape(f"{place}.x", x, tuple(data.shape))
     rows = x if x.nbytes <= WHOLE else x[:: -(-x.nbytes // WHOLE)]
-    low, high = (float(end) for end in rows.aminmax()) if not x.is_complex() else (0.0, 0.0)
+    low, high = _ends(rows)
     require(isfinite(low) and isfinite(high), f"{place}.x holds NaN or infinity: remove these examples in load")
     _check_stored(data, f"{place}.x", x, low, high)
     _check_labels(data, place, y, len(x))
     _check_seen(data, split, x)
+
+
+def _ends(x: Tensor) -> tuple[float, float]:
+    """The lowest and the highest value, NaN if there is one; of complex numbers, 0 and that of their sum."""
+    if x.is_complex():
+        return 0.0, float(x.abs().sum())
+    plain = x.is_floating_point() or x.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    low, high = (x if plain else x.long()).aminmax()
+    return float(low), float(high)
 
 
 def _check_shape(place: str, x: Tensor, shape: tuple[int, ...]) -> None:
@@ -183,7 +192,7 @@ def _check_batch(data: "ScoreData", place: str, seen: Any, n: int) -> None:
         f"shape = {tuple(seen.shape[1:])}, or change the transform",
     )
     require(seen.dtype == torch.float32, f"{place} gives {seen.dtype}, must give torch.float32: end it with .float()")
-    low, high = (float(end) for end in seen.aminmax())
+    low, high = _ends(seen)
     require(isfinite(low) and isfinite(high), f"{place} gives NaN or infinity")
     if data.data_range is not None:
         first, last = data.data_range

@@ -186,7 +186,7 @@ class ImageFolder(ImageData):
         require_room(len(files) * prod(self.shape), f"{len(files)} images of shape {list(self.shape)}")
         images, skipped, n = torch.empty(len(files), *self.shape, dtype=torch.uint8), {}, 0
         for n, image in enumerate(self._decoded(files, skipped), 1):
-            images[n - 1] = torch.from_numpy(image)
+            images[n - 1] = torch.tensor(image)  # PIL's own memory is read-only
         return images[:n], skipped
 
     def _decoded(self, files: Sequence[Path], skipped: dict[str, str]) -> Iterator[np.ndarray]:

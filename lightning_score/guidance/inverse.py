@@ -56,6 +56,7 @@ class InverseProblem(Guidance):
             f"observation of shape {list(self.observation.shape)}: must be [n, {', '.join(map(str, expected))}], n at least "
             f"1, for samples of shape {list(trained.shape)}",
         )
+        require(bool(self.observation.isfinite().all()), "observation: holds NaN or infinity where known; mask it")
 
     def guide(self, score: ScoreField, indices: Tensor) -> ScoreField:
         rows = self.observation[(indices % len(self.observation)).cpu()].to(indices.device)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_score.guidance.base import Trained
 from lightning_score.guidance.inverse import InverseProblem
 from lightning_score.guidance.operators import Downsample, Grey, LinearOperator, Mask
 from lightning_score.utils import InputError, LocalPath, read_arrays, require
@@ -38,7 +39,11 @@ def _read_png(path: str) -> Tensor:
     from PIL import Image
 
     image = Image.open(path)
-    pixels = np.array(image.convert("L" if image.mode in ("1", "L", "LA", "I", "I;16") else "RGB"))
+    require(
+        not image.mode.startswith("I"),
+        f"{path}: has 16 bits per pixel, which are not scaled as those of the data; give 8 bits, or floats in a NPY",
+    )
+    pixels = np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).unsqueeze(0)
 
 
@@ -69,17 +74,38 @@ class Restoration(InverseProblem):
     ):
         super().__init__(data_std, noise_std, strength, backprop)
         values = read_array(observed)
+        ordered = data_range is not None and len(data_range) == 2 and data_range[0] < data_range[1]
+        require(
+            data_range is None or ordered,
+            f"data_range={data_range}: must be two increasing numbers, as [-1, 1], or null",
+        )
+        require(
+            values.dtype == torch.uint8 or values.is_floating_point(),
+            f"{observed}: holds {str(values.dtype).removeprefix('torch.')}; give bytes (uint8), 0 to 255, or floats in the "
+            "range of the data",
+        )
+        self._observed, self._data_range = observed, data_range
         if values.dtype == torch.uint8:
-            require(
-                data_range is not None and len(data_range) == 2 and data_range[0] < data_range[1],
-                f"data_range={data_range}: {observed} holds bytes; give the range of the data, as data_range=[-1, 1]",
-            )
+            require(ordered, f"data_range=None: {observed} holds bytes; give the range of the data, as data_range=[-1, 1]")
             values = data_range[0] + (data_range[1] - data_range[0]) * (values / 255)
         self._values = values.float()
 
     @property
     def observation(self) -> Tensor:
         return self._values
+
+    def check(self, trained: Trained) -> None:
+        super().check(trained)
+        if self._data_range is None:
+            return
+        low, high = self._data_range
+        slack = 0.05 * (high - low) + 5 * self.noise_std
+        first, last = (float(end) for end in self.observation.aminmax())
+        require(
+            low - slack <= first and last <= high + slack,
+            f"{self._observed}: holds values from {first:g} to {last:g}, but data_range={list(self._data_range)}: bring "
+            "them into the range of the data",
+        )
 
 
 class Inpainting(Restoration):
