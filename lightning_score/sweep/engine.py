@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import time
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,7 @@ class Run:
         threads = max((os.cpu_count() or 1) // self._jobs, 1)
         values = (self._spec, self._study.url, self._study.name, self._folder, threads, device, os.getpid())
         worker = self._context.Process(target=work, args=values)
+        resource_tracker.ensure_running()  # which unblocks signals
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # Ctrl-C in its imports would end in a traceback
         try:
             worker.start()
