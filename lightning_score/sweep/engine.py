@@ -33,7 +33,7 @@ from lightning_score.utils import require
 
 
 def sweep(arguments: list[str]) -> None:
-    """Runs a sweep, or goes on with it, and tells what it found.
+    """Runs a sweep, or resumes it, and prints what it found.
 
     Args:
         arguments: `sweep` and its options.
@@ -54,6 +54,8 @@ def sweep(arguments: list[str]) -> None:
             return
         require(options.file is not None, "sweep needs a file, as sweeps/eps.yaml, or --wandb ENTITY/PROJECT/SWEEP")
         _of_file(options, interruption)
+        if interruption.requested:
+            raise SystemExit(interruption.code)
 
 
 def _of_file(options: Any, interruption: Interruption) -> None:
@@ -148,7 +150,7 @@ class Run:
         """
         self._study.release()
         again = self._study.retry() if retry else 0
-        new = self._study.queue(count)
+        new = self._study.queue(count, lambda: self._interruption.requested)
         done = len(self._study.trials()) - self._study.left()
         if done:
             retried = f", {again} failed ones again" if again else ""
@@ -158,7 +160,7 @@ class Run:
             self._supervise(board)
         if self._interruption.requested:
             self._stop()
-            raise SystemExit(self._interruption.code)
+            return
         tell(self._spec, self._study, self._folder)
 
     def _supervise(self, board: Board) -> None:
@@ -219,6 +221,7 @@ def _again() -> str:
 def tell(spec: Sweep, study: Study, folder: Path) -> None:
     """Writes tables and figures into the folder and prints the summary."""
     write(results(spec, study, final=True), folder)
+    replace_text(folder / FILE, spec.text)
 
 
 def tell_wandb(path: str, runs: str) -> None:
