@@ -1,7 +1,9 @@
 """Sweep files: their laws against scipy's, their command against wandb's own, early termination, results."""
 
+import datetime
 import json
 import math
+import sqlite3
 import statistics
 
 import numpy as np
@@ -14,9 +16,11 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from lightning_score.sweep.command import expand, from_agent, options
 from lightning_score.sweep.figures import draw
+from lightning_score.sweep.folder import check_folder, folder_of, making
 from lightning_score.sweep.parameters import DISTRIBUTIONS, parameter
 from lightning_score.sweep.results import Results, Row, difference, parts
 from lightning_score.sweep.spec import Hyperband, read
+from lightning_score.sweep.trials import arguments_of
 from lightning_score.utils import InputError
 
 LAWS = {
@@ -120,6 +124,11 @@ def test_a_grid_lists_all_and_nested_parameters_are_dictionaries(tmp_path):
         ({"parameters": {"x": {"values": [1, 2], "probabilities": [0.5, 0.6]}}}, "adding up to 1"),
         ({"parameters": {"x": 3}}, "x must be a mapping"),
         ({"parameters": {"x": {"vaules": [1]}}}, "needs value, values"),
+        ({"parameters": {"x": {"values": [datetime.date(2024, 1, 31)]}}}, "quote it"),
+        ({"parameters": {"x": {"values": [0.1, float("nan")]}}}, "x: nan: must be a number"),
+        ({"metric": {"name": "a", "gaol": "maximize"}}, "metric gaol: unknown"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 1, "etc": 2}}, "early_terminate etc: unknown"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 1, "strict": "false"}}, "strict='false'"),
         ({"metrics": {"name": "a"}}, "metrics: unknown"),
         ({"metric": {"name": "a", "goal": "smallest"}}, "goal='smallest'"),
         ({"method": "bayes", "metric": None}, "bayes needs a metric"),
@@ -140,6 +149,104 @@ def test_what_is_no_file_or_no_yaml(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [1,\n b: }")
     with pytest.raises(InputError, match="not YAML"):
         read(str(tmp_path / "bad.yaml"))
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    file = tmp_path / "twice.yaml"
+    file.write_text("method: grid\nparameters:\n  a: {value: 1}\n  b: {value: 1}\n  a: {value: 2}\n")
+    with pytest.raises(InputError, match="a is given twice"):
+        read(str(file))
+
+
+def test_a_huge_grid_is_refused_before_it_is_listed(tmp_path):
+    with pytest.raises(InputError, match="a grid of 1000000000000 trials"):
+        read(sweep_file(tmp_path, parameters={"x": {"min": 1, "max": 10**12}})).grid()
+
+
+@pytest.mark.parametrize("law", ["uniform", "log_uniform_values", "normal", "int_uniform", "q_uniform", "beta"])
+def test_examples_hold_the_ends_of_a_law_and_values_between(law):
+    numbers = {"int_uniform": {"min": 1, "max": 100}, "q_uniform": {"min": 0.0, "max": 10.0, "q": 0.5}}
+    numbers = numbers.get(law) or LAWS[law][0]
+    values = parameter("x", {"distribution": law, **numbers}).examples()
+    assert len(values) == 5 and values == sorted(values)
+    if "min" in numbers:
+        assert values[0] == numbers["min"] and values[-1] == numbers["max"]
+    assert len(parameter("x", {"distribution": "uniform", "min": 1.0, "max": 1.0}).examples()) == 1
+
+
+WORDS = ["${env}", "${interpreter}", "-m", "lightning_score", "test"]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (WORDS, "does not give --c=true to the program"),
+        ([*WORDS, "${arg}"], "does not give --c=true"),  # an unknown macro vanishes
+        ([*WORDS, "${args}", "--a.b=7"], "does not give --a.b=1 but --a.b=7"),
+        ([*WORDS, "${args_no_hyphens}"], "does not give --c=true"),
+        ([*WORDS, "${args_no_boolean_flags}"], "does not give --c=true"),
+        ([*WORDS, "${args_json}"], "does not give --c=true"),
+        (["${env}", "LANG=C", *WORDS[1:], "${args}"], "sets variables"),
+        (["torchrun", *WORDS[2:], "${args}"], "other programs"),
+        (["python", "train.py", "${args}"], "other programs"),
+        (["python", "-m", "lightning_score", "predict", "${args}"], "other programs"),
+    ],
+)
+def test_a_command_that_does_not_say_what_the_parameters_say_is_refused(tmp_path, command, message):
+    parameters = {"a.b": {"values": [1, 2]}, "c": {"value": True}}
+    sweep = read(sweep_file(tmp_path, parameters=parameters, command=command))
+    with pytest.raises(InputError, match=message):
+        arguments_of(sweep, {"a.b": 1, "c": True})
+
+
+@pytest.mark.parametrize("macro", [["${args}"], ["${args_no_equals}"], ["--config", "${args_json_file}"]])
+def test_every_value_reaches_the_program_as_it_is(tmp_path, macro):
+    settings = {"a": [1, None], "b": ["x"], "c": None, "d": True, "e": {"class_path": "A", "init_args": {"f": None}},
+                "g": 1e-5, "h": {"i": {"j": False}}, "k": -1, "l": "text with spaces"}  # fmt: skip
+    parameters = {name: {"value": value} for name, value in settings.items()}
+    sweep = read(sweep_file(tmp_path, parameters=parameters, command=["python3", "-u", *WORDS[2:], "--a=[5]", *macro]))
+    assert sorted(arguments_of(sweep, settings)[1:]) == sorted(options(settings))
+
+
+def test_a_folder_of_somebody_else_is_refused(tmp_path):
+    folder = tmp_path / "runs" / "sweeps" / "eps"
+    assert folder_of(str(tmp_path / "runs"), "eps") == folder
+    for name in ("..", "", "a/b", "/tmp/x", "x" * 300):
+        with pytest.raises(InputError, match="must be the name of a folder"):
+            folder_of("runs", name)
+    check_folder(folder, "text", shared=False)
+    folder.mkdir(parents=True)
+    check_folder(folder, "text", shared=False)
+    (folder / "notes.txt").write_text("mine")
+    for shared in (False, True):
+        with pytest.raises(InputError, match="holds files that are not"):
+            check_folder(folder, "text", shared)
+    for content in (b"not a database", None):
+        if content is None:
+            (folder / "study.db").unlink()
+            with sqlite3.connect(folder / "study.db") as database:
+                database.execute("create table mine (x)")
+        else:
+            (folder / "study.db").write_bytes(content)
+        with pytest.raises(InputError, match="holds files that are not"):
+            check_folder(folder, "text", shared=False)
+    (folder / "study.db").unlink()
+    optuna.create_study(storage=f"sqlite:///{folder}/study.db")
+    check_folder(folder, "text", shared=False)
+    (folder / "sweep.yaml").write_text("other text")
+    with pytest.raises(InputError, match="holds another sweep"):
+        check_folder(folder, "text", shared=False)
+
+
+def test_a_folder_that_nothing_was_written_to_is_removed_again(tmp_path):
+    with pytest.raises(ValueError, match="wrong"), making(tmp_path / "runs" / "sweeps" / "eps"):
+        raise ValueError("wrong")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ValueError, match="wrong"), making(tmp_path / "runs" / "sweeps" / "eps"):
+        (tmp_path / "runs" / "sweeps" / "mine").mkdir()
+        raise ValueError("wrong")
+    assert [path.name for path in (tmp_path / "runs" / "sweeps").iterdir()] == ["mine"]
 
 
 def test_a_grid_of_reals_is_refused(tmp_path):

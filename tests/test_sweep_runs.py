@@ -1,5 +1,6 @@
 """Sweeps that run: the same numbers as the command gives, nothing lost, nothing twice, whatever is killed."""
 
+import inspect
 import json
 import os
 import re
@@ -8,16 +9,26 @@ import signal
 import subprocess
 import sys
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 import yaml
+from lightning.pytorch import Callback
 
+import lightning_score.callbacks
 from lightning_score.arguments import shipped
+from lightning_score.callbacks import Evaluate, LangevinHealth, LossFloor
 from lightning_score.cli import run
+from lightning_score.metrics import DigitFeatures
+from lightning_score.report.reading import find
+from lightning_score.runs import read_status
 from lightning_score.sweep.loaded import LoadedCommand
+from lightning_score.sweep.logged import OF_CALLBACKS, logged
+from lightning_score.sweep.results import read_csv
 from lightning_score.sweep.spec import read
 from lightning_score.sweep.study import METRICS, SLOT, WORKER, Study
+from lightning_score.sweep.trials import last_metrics
 from lightning_score.utils import InputError
 
 TEST = {
@@ -31,12 +42,16 @@ TEST = {
     },
     "command": ["${env}", "${interpreter}", "-m", "lightning_score", "test", "--ckpt_path", "tiny.ckpt", "${args}"],
 }
+FROM_FILE = ["--config", "${args_json_file}"]
+USUAL = ("trial.json", "study.db", "trials.csv", "summary.md", "sweep.yaml", "pareto.png", "config.yaml", "run.json",
+         "metrics.csv", "wandb", "trials", "trials.log", "output", "latest")  # fmt: skip
+SAMPLES = {"evaluate.num_samples": {"value": 40}}
 FIT = {
     "name": "lr",
     "method": "grid",
     "metric": {"name": "val/fid_digits_20"},
     "early_terminate": {"type": "hyperband", "min_iter": 1, "eta": 4},
-    "parameters": {"model.optimizer.lr": {"values": [4.0e-3, 1.0e-9, -1.0]}},
+    "parameters": {"model.optimizer.lr": {"values": [4.0e-3, 1.0e-9, 1.0e+30]}},
     "command": ["${env}", "${interpreter}", "-m", "lightning_score", "fit", "--config", "ncsn", "--trainer.max_steps=30",
                 "--trainer.val_check_interval=10", "--evaluate.num_samples=20", "--samples.num_samples=0",
                 "--model.sampler.steps=2", "${args}"],
@@ -74,6 +89,9 @@ def trials(file, url=None):
 
 
 def test_a_sweep_gives_what_the_command_gives_and_goes_on(folder, capfd):
+    Path("steps.yaml").write_text(yaml.safe_dump({**TEST, "command": [*TEST["command"][:-1], *FROM_FILE]}))
+    for name in USUAL:
+        Path(name).write_text("mine")
     assert run(["sweep", "steps.yaml", "--count=4", "--jobs=2"]) == 0
     said = capfd.readouterr().out
     assert "4 trials, 160 samples at 10 to 31 network evaluations each: about" in said
@@ -83,7 +101,7 @@ def test_a_sweep_gives_what_the_command_gives_and_goes_on(folder, capfd):
     before = {trial.number: trial.datetime_complete for trial in done}
     assert run(["sweep", "steps.yaml"]) == 0
     said = capfd.readouterr().out
-    assert "goes on after 4 trials, 2 more" in said and "importance: " in said
+    assert "resumes after 4 trials, 2 more" in said and "importance: " in said
     done = trials("steps.yaml")
     assert len(done) == 6 and all(trial.state.name == "COMPLETE" for trial in done)
     assert all(trial.datetime_complete == before[trial.number] for trial in done if trial.number in before)
@@ -95,6 +113,7 @@ def test_a_sweep_gives_what_the_command_gives_and_goes_on(folder, capfd):
     results = Path("runs/sweeps/steps")
     assert {"summary.md", "trials.csv", "pareto.png", "model_sampler_steps.png"} <= {file.name for file in results.iterdir()}
     assert all((Path(trial.user_attrs["folder"]) / "samples").exists() for trial in done)
+    assert all(Path(name).read_text() == "mine" for name in USUAL)
     twice = run(["sweep", "steps.yaml", "--summary"])
     assert twice == 0 and "best: test/fid_digits_40=" in capfd.readouterr().out and len(trials("steps.yaml")) == 6
 
@@ -111,6 +130,8 @@ def test_a_loaded_model_takes_other_evaluations_and_guidance(folder):
     records = [json.loads(line) for line in Path("fresh/evaluations.jsonl").read_text().splitlines()]
     fresh = {f"test/{record['metric']}": record["value"] for record in records}
     assert fresh["test/fid_digits_40"] == pytest.approx(changed["test/fid_digits_40"], rel=1e-5)
+    known, _ = logged("test", Evaluate(DigitFeatures(), num_samples=40), [])
+    assert {name for name in first if not name.startswith("test/loss")} <= known <= {*first}
     assert changed["test/fid_digits_40"] != first["test/fid_digits_40"] and records[0]["seed"] == 5
 
 
@@ -166,12 +187,19 @@ def test_killed_workers_and_a_killed_sweep_lose_nothing(folder):
 def test_trials_that_train_end_early_or_fail_alone(folder, capfd):
     assert run(["sweep", "lr.yaml", "--jobs=1"]) == 0
     good, poor, wrong = trials("lr.yaml")
+    place = Path("runs/sweeps/lr")
     said = capfd.readouterr().out
+    assert read_status(Path(poor.user_attrs["folder"]))["state"] == "stopped early" == read_csv(place).rows[1].state
+    runs, _ = find(Path("runs"))
+    assert sorted(run.state for run in runs) == ["failed", "finished", "stopped early"]
     assert good.state.name == "COMPLETE" and len(good.intermediate_values) == 3
     assert poor.state.name == "PRUNED" and len(poor.intermediate_values) < 3, said
-    assert wrong.state.name == "FAIL" and "Invalid learning rate" in wrong.user_attrs["error"]
+    assert wrong.state.name == "FAIL"
     assert good.user_attrs[METRICS]["val/fid_digits_20"] == good.value
-    assert "early" in said and "Invalid learning rate" in said
+    assert "stopped early" in said and "1 of 3 trials have failed; --retry_failed runs them again" in said
+    again = re.search(r"again: python -m lightning_score (.*)", said)[1].split()
+    assert run([*again, "--output=again"]) == 0
+    assert read_csv(place).rows[0].value == pytest.approx(last_metrics(Path("again"))["val/fid_digits_20"], rel=1e-5)
     assert not (folder / "runs" / "sweeps" / "lr" / "trials" / "latest").exists()
 
 
@@ -193,11 +221,20 @@ def test_shipped_sweeps_fit_what_the_first_command_makes(folder, capsys, name):
     ("changes", "arguments", "message"),
     [
         ({"parameters": {"model.sampler.stepz": {"values": [1]}}}, [], "model.sampler.stepz=1: "),
-        ({"parameters": {"model.sampler.steps": {"values": [1, "many"]}}}, [], "model.sampler.steps='many': "),
+        ({"parameters": {**SAMPLES, "model.sampler.steps": {"values": [1, "many"]}}}, [], "model.sampler.steps=many: "),
         ({"metric": {"name": "test/fid_digit_40"}}, [], "did you mean test/fid_digits_40?"),
         ({"command": [*TEST["command"][:6], "none.ckpt", "${args}"]}, [], "none.ckpt: there is no such file"),
         ({"command": ["python", "train.py", "${args}"]}, [], "wandb agent runs other programs"),
-        ({"method": "random"}, [], "goes on for ever: give --count"),
+        ({"parameters": {**SAMPLES, "model.sampler.steps": {"values": [1, 0]}}}, [], "model.sampler.steps=0: steps=0"),
+        ({"parameters": {"evaluate.num_samples": {"values": [1, 40]}}}, [], "evaluate.num_samples=1: num_samples=1"),
+        ({"parameters": {"evaluate.num_samples": {"values": [40, 50]}}}, [], "did you mean test/fid_digits_50?"),
+        ({"parameters": {**SAMPLES, "model.sampler.steps": {"values": [1, "1"]}}}, [], "1 and '1' make the same trial"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 1}}, [], "measures once"),
+        ({"run_cap": 3}, ["--count=4"], "--count 4: run_cap in the file allows 3"),
+        ({}, ["--seed=1"], "--seed 1: a grid draws nothing"),
+        ({}, ["--name=../steps"], "must be the name of a folder"),
+        ({}, ["--summary", "--storage=sqlite:///none.db"], "there is no such file"),
+        ({"method": "random"}, [], "has no end: give --count"),
         ({}, ["--jobs=0"], "--jobs 0"),
         ({}, ["--storage=postgresql://nobody@127.0.0.1:9/none"], "this database cannot be used"),
         ({}, ["--summary"], "has not been run yet"),
@@ -208,7 +245,82 @@ def test_mistakes_are_found_before_anything_begins(folder, capsys, changes, argu
     assert run(["sweep", "steps.yaml", *arguments]) == 2
     said = capsys.readouterr().err
     assert message in said and len(said.strip().splitlines()) == 1
-    assert not list(Path("runs").glob("sweeps/*/study.db"))
+    assert {path.name for path in folder.iterdir()} <= {"tiny.ckpt", "steps.yaml", "lr.yaml", "cache"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parameters": {"model.process.sigma_min": {"values": [0.1, -1]}}}, "model.process.sigma_min=-1: sigma_min=-1"),
+        (
+            {
+                "parameters": {
+                    "model.process.sigma_min": {"values": [0.01, 2]},
+                    "model.process.sigma_max": {"values": [3, 1]},
+                }
+            },
+            "model.process.sigma_max=1, model.process.sigma_min=2: sigma_min=2",
+        ),
+        (
+            {"parameters": {"model": {"parameters": {"optimizer": {"parameters": {"lr": {"values": [0.1, -1.0]}}}}}}},
+            "model.optimizer.lr=-1.0: ",
+        ),
+        ({"parameters": {"trainer.max_epochs": {"values": [1, -5]}}}, "trainer.max_epochs=-5: "),
+        ({"metric": {"name": "val/fid_digit_20"}}, "did you mean val/fid_digits_20?"),
+        ({"metric": {"name": "test/fid_digits_20"}}, "did you mean val/fid_digits_20?"),
+    ],
+)
+def test_what_a_constructor_refuses_is_found_before_anything_begins(folder, capsys, changes, message):
+    """With the callbacks of the config, too."""
+    Path("lr.yaml").write_text(yaml.safe_dump({**FIT, **changes}))
+    assert run(["sweep", "lr.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert message in said and len(said.strip().splitlines()) == 1 and not Path("runs").exists()
+
+
+def test_a_metric_of_somebody_elses_callback_is_let_through_with_a_warning(folder, capsys, monkeypatch):
+    Path("my_callbacks.py").write_text("from lightning.pytorch import Callback\nclass Mine(Callback):\n    pass\n")
+    monkeypatch.syspath_prepend(str(folder))
+    command = [*FIT["command"][:-1], "--trainer.callbacks=my_callbacks.Mine", "${args}"]
+    entries = {**FIT, "metric": {"name": "val/mine"}, "command": command}
+    Path("lr.yaml").write_text(yaml.safe_dump(entries))
+    assert run(["sweep", "lr.yaml", "--dry_run"]) == 0
+    assert "metric val/mine: only Mine can log it, which is not checked" in capsys.readouterr().err
+
+
+def test_the_metrics_that_are_known_are_those_that_are_logged(checkpoint):
+    """Those of `test` are compared in `test_a_loaded_model_takes_other_evaluations_and_guidance`."""
+    header = (checkpoint.parent / "metrics.csv").read_text().splitlines()[0].split(",")
+    callbacks = [LangevinHealth(), LossFloor()]
+    known, strangers = logged("fit", Evaluate(DigitFeatures(), num_samples=898), callbacks)
+    assert not strangers and not [
+        name for name in header if "/" in name and not any(fnmatchcase(name, pattern) for pattern in known)
+    ]
+    assert not [name for name in known if not any(fnmatchcase(column, name) for column in header) and name[:6] != "train/"]
+    for name in lightning_score.callbacks.__all__:
+        kind = getattr(lightning_score.callbacks, name)
+        logs = issubclass(kind, Callback) and "pl_module.log" in inspect.getsource(kind)
+        assert logs == (kind in OF_CALLBACKS or kind is Evaluate), name
+
+
+def contents(place):
+    """The files below a folder, with their bytes."""
+    return {path: path.read_bytes() for path in Path(place).rglob("*") if path.is_file() and "cache" not in path.parts}
+
+
+@pytest.mark.parametrize("macro", [["${args}"], FROM_FILE])
+def test_nothing_of_the_users_is_overwritten(folder, macro):
+    for place in (".", "runs", "runs/sweeps", "runs/sweeps/steps", "runs/sweeps/other"):
+        Path(place).mkdir(exist_ok=True, parents=True)
+        for name in USUAL:
+            (Path(place) / name).write_text("mine")
+    Path("steps.yaml").write_text(yaml.safe_dump({**TEST, "command": [*TEST["command"][:-1], *macro]}))
+    before = contents(".")
+    for mode in ("--dry_run", "--summary", "--count=1", "--storage=sqlite:///mine.db", "--name=other"):
+        assert run(["sweep", "steps.yaml", mode]) == 2  # the folder of results is not free
+        assert contents(".") == before
+    assert run(["sweep", "steps.yaml", "--dry_run", f"--runs={folder}/free"]) == 0
+    assert contents(".") == before
 
 
 def test_another_file_or_another_checkpoint_is_another_sweep(folder, capsys):

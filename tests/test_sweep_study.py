@@ -9,6 +9,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
+from lightning_score.sweep.draws import draw
 from lightning_score.sweep.engine import results
 from lightning_score.sweep.interruption import Stopped
 from lightning_score.sweep.spec import read
@@ -26,11 +27,11 @@ PARAMETERS = {
 def make(tmp_path):
     """Makes a study of a sweep with some entries, in one database."""
 
-    def made(name="s", **entries):
+    def made(name="s", seed=None, **entries):
         base = {"name": name, "method": "random", "metric": {"name": "m"}, "parameters": PARAMETERS}
         file = tmp_path / f"{name}.yaml"
         file.write_text(yaml.safe_dump({**base, **entries}))
-        return Study(read(str(file)), f"sqlite:///{tmp_path}/study.db", name, make=True)
+        return Study(read(str(file)), f"sqlite:///{tmp_path}/study.db", name, make=True, seed=seed)
 
     return made
 
@@ -70,6 +71,63 @@ def test_bayes_learns_from_what_it_has_seen(make):
     assert results(study.sweep, study, final=False).ranked == []  # these trials measured no metric of a run
     shares = study.importances()
     assert set(shares) == {"x", "y", "z"} and abs(sum(shares.values()) - 1) < 1e-6 and max(shares, key=shares.get) != "z"
+
+
+def test_one_worker_draws_the_same_trials_from_the_same_seed(make):
+    """Also where the sweep is interrupted in between; two workers do not draw alike."""
+    draws = {}
+    for name, parts, seed in (("whole", [14], 5), ("parts", [3, 11, 14], 5), ("other", [14], 6)):
+        for count in parts:
+            study = make(name, method="bayes", seed=seed)
+            study.queue(count)
+            study.work(bowl)
+        draws[name] = [trial.params for trial in sorted(study.trials(), key=lambda trial: trial.user_attrs[SLOT])]
+    assert draws["whole"] == draws["parts"] != draws["other"]
+    assert len({str(params) for params in draws["whole"]}) == 14
+    random = [draw(study.sweep, 5, seed) for seed in (0, 0, 1)]
+    assert random[0] == random[1] != random[2]
+    assert make("parts", method="bayes", seed=None).seed == 5
+    with pytest.raises(InputError, match="--seed 6: the sweep parts has the seed 5"):
+        make("parts", method="bayes", seed=6)
+
+
+def test_failed_trials_are_run_again_when_that_is_asked_for(make):
+    study = make()
+    study.queue(3)
+    fails = True
+
+    def objective(study, trial, settings):
+        if fails and trial.user_attrs[SLOT] == 1:
+            raise ValueError("no room")
+        return bowl(study, trial, settings)
+
+    study.work(objective)
+    for _ in range(RETRIES + 1):  # another one has killed all of its workers
+        study.queue(4)
+        kill(study)
+    first = {trial.user_attrs[SLOT]: trial for trial in study.trials()}
+    assert [first[i].state.name for i in range(4)] == ["COMPLETE", "FAIL", "COMPLETE", "FAIL"]
+    study.queue(4)
+    assert study.left() == 0  # the same command leaves them alone
+    fails = False
+    assert make().retry() == 2 and study.left() == 2
+    kill(study)  # what killed it before does not count
+    study.work(objective)
+    done = {trial.user_attrs[SLOT]: trial for trial in study.trials()}
+    assert [done[i].state.name for i in range(4)] == ["COMPLETE"] * 4 and ERROR not in done[1].user_attrs
+    assert all(done[i].params == first[i].params for i in range(3)) and done[0].number == first[0].number
+    assert study.retry() == 0
+
+
+def test_a_smaller_count_takes_trials_from_the_queue(make):
+    study = make()
+    study.queue(6)
+    assert study.queue(2) == 0 and study.left() == 2
+    study.work(bowl)
+    assert study.queue(6) == 4
+    study.work(bowl)
+    assert sorted(trial.user_attrs[SLOT] for trial in study.trials()) == [*range(6)]
+    assert [trial.params for trial in sorted(study.trials(), key=lambda t: t.user_attrs[SLOT])] == draw(study.sweep, 6, 0)
 
 
 def test_what_two_machines_queue_at_once_is_done_once(make):

@@ -1,6 +1,8 @@
 """The real `wandb sweep` and `wandb agent` on a server of the tests: what becomes of trials."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,9 @@ import yaml
 from wandb_server import serving
 
 from lightning_score.cli import run
+from lightning_score.report.reading import find
+from lightning_score.sweep.results import read_csv
+from lightning_score.sweep.trials import last_metrics
 
 pytestmark = pytest.mark.slow
 COMMAND = ["${env}", "${interpreter}", "-m", "lightning_score"]
@@ -134,6 +139,7 @@ def test_several_processes_are_one_run(server):
 def test_a_poor_trial_ends_early_and_is_no_failure(server):
     run = only_run(server, "sweep2")
     assert run["exit"] == 0 and run["config"]["model.optimizer.lr"]["value"] == 1e-3, server.said[3]
+    assert run["summary"]["state"] == "stopped early"
     assert 2 <= max(line["trainer/global_step"] for line in run["history"]) < 100_000
     assert "to go on" in server.said[3]
 
@@ -143,6 +149,7 @@ def test_what_the_sweep_tells_is_shown_here_and_there(folder, server):
                    "WANDB_ERROR_REPORTING": "false", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path),
                    "PATH": os.environ["PATH"]}  # fmt: skip
     command = [sys.executable, "-m", "lightning_score", "sweep", "--wandb", "somebody/digits/sweep0"]
+    before = {path.name for path in folder.iterdir()} | {"runs"}
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "best: test/fid_digits_20=" in done.stdout and "division" in done.stdout
@@ -151,6 +158,21 @@ def test_what_the_sweep_tells_is_shown_here_and_there(folder, server):
     assert line["sweep/trials"]["_type"] == "table-file" and line["sweep/trials"]["nrows"] == 4
     assert {"sweep/pareto", "sweep/model_sampler"} <= set(line) and summary["exit"] == 0
     assert (folder / "runs/sweeps/sweep0/pareto.png").exists()
+    assert {path.name for path in folder.iterdir()} == before
+    again = re.search(r"again: python -m lightning_score (.*)", done.stdout)[1]
+    assert "--evaluate.num_samples=20" in again and "--model.guidance=null" in again and "--model.sampler.steps=1" in again
+    subprocess.run([sys.executable, "-m", "lightning_score", *shlex.split(again), "--output=again"], cwd=folder, check=True,
+                   env={**environment, "WANDB_MODE": "disabled"}, capture_output=True, timeout=120)  # fmt: skip
+    best = read_csv(folder / "runs/sweeps/sweep0").ranked[0]
+    assert last_metrics(folder / "again")["test/fid_digits_20"] == pytest.approx(best.value, rel=1e-5)
+    command[-1] = "somebody/digits/sweep2"
+    early = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert early.returncode == 0 and "stopped early" in early.stdout, early.stderr
+    assert [row.state for row in read_csv(folder / "runs/sweeps/sweep2").rows] == ["stopped early"]
+    assert "stopped early" in {run.state for run in find(folder / "runs")[0]}
+    (folder / "runs/sweeps/sweep2/sweep.yaml").write_text("mine")
+    refused = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 2 and "holds another sweep" in refused.stderr
     command[-1] = "somebody/digits/none"
     wrong = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
     assert wrong.returncode == 2 and "cannot be read" in wrong.stderr and len(wrong.stderr.strip().splitlines()) == 1

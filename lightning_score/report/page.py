@@ -19,7 +19,7 @@ from lightning_score.report import figures, sweeps, tables
 from lightning_score.report.pictures import embedded, of_run
 from lightning_score.report.reading import Run, find
 from lightning_score.runs import LEADS_OUT, leads_out
-from lightning_score.sweep.results import Results, read_csv, shown
+from lightning_score.sweep.results import ENDED, Results, read_csv, shown
 
 SCRIPTS = ("state.js", "table.js", "figures.js", "pictures.js", "page.js")
 STAGES = 12
@@ -129,7 +129,7 @@ def _sweep(folder: Path, root: Path) -> dict[str, Any]:
 
 def _summary(found: Results) -> str:
     """The best trial in words."""
-    ended = [row for row in found.rows if row.state in ("complete", "early", "failed")]
+    ended = [row for row in found.rows if row.state in ENDED]
     counts = f"{len(ended)} of {len(found.rows)} trials have ended."
     if not found.ranked:
         return counts

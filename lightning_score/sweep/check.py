@@ -67,10 +67,10 @@ def check_settings(sweep: Sweep, plan: Planned) -> LoadedCommand:
 
 
 def _told(sweep: Sweep, settings: dict[str, Any]) -> str:
-    """The values of the parameters that vary."""
+    """The values of the parameters that vary, or of all where none does."""
     flat = flat_settings(settings)
-    varied = [f"{name}={as_text(flat[name])}" for name in sweep.varied if name in flat]
-    return f"{', '.join(varied)}: " if varied else ""
+    names = [name for name in sweep.varied if name in flat] or [*flat]
+    return f"{', '.join(f'{name}={as_text(flat[name])}' for name in names)}: "
 
 
 def _spread(settings: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

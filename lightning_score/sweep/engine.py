@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import time
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from lightning_score.utils import require
 
 
 def sweep(arguments: list[str]) -> None:
-    """Runs a sweep, or goes on with it, and tells what it found.
+    """Runs a sweep, or resumes it, and prints what it found.
 
     Args:
         arguments: `sweep` and its options.
@@ -53,6 +54,8 @@ def sweep(arguments: list[str]) -> None:
             return
         require(options.file is not None, "sweep needs a file, as sweeps/eps.yaml, or --wandb ENTITY/PROJECT/SWEEP")
         _of_file(options, interruption)
+        if interruption.requested:
+            raise SystemExit(interruption.code)
 
 
 def _of_file(options: Any, interruption: Interruption) -> None:
@@ -148,7 +151,7 @@ class Run:
         """
         self._study.release()
         again = self._study.retry() if retry else 0
-        new = self._study.queue(count)
+        new = self._study.queue(count, lambda: self._interruption.requested)
         done = len(self._study.trials()) - self._study.left()
         if done:
             retried = f", {again} failed ones again" if again else ""
@@ -158,7 +161,7 @@ class Run:
             self._supervise(board)
         if self._interruption.requested:
             self._stop()
-            raise SystemExit(self._interruption.code)
+            return
         tell(self._spec, self._study, self._folder)
 
     def _supervise(self, board: Board) -> None:
@@ -190,6 +193,7 @@ class Run:
         threads = max((os.cpu_count() or 1) // self._jobs, 1)
         values = (self._spec, self._study.url, self._study.name, self._folder, threads, device, os.getpid())
         worker = self._context.Process(target=work, args=values)
+        resource_tracker.ensure_running()  # which unblocks signals
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # Ctrl-C in its imports would end in a traceback
         try:
             worker.start()
@@ -218,6 +222,7 @@ def _again() -> str:
 def tell(spec: Sweep, study: Study, folder: Path) -> None:
     """Writes tables and figures into the folder and prints the summary."""
     write(results(spec, study, final=True), folder)
+    replace_text(folder / FILE, spec.text)
 
 
 def tell_wandb(path: str, runs: str) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -55,7 +54,7 @@ class Interruption:
         self._number, self._since = self._number or number, self._since or time.monotonic()
         if self._at_once:
             self._at_once = False
-            sys.stderr.write("\nstopped before the first trial\n")
+            os.write(2, b"\nstopped before the first trial\n")  # sys.stderr may be in use, or redirected
             raise SystemExit(self.code)
 
     def _watch(self) -> None:

@@ -23,6 +23,8 @@ TABLE = "trials.csv"
 """The table of trials in a sweep's folder."""
 COLUMNS = ["error", "floor", "n", "nfe", "seconds", "folder", "message", "without", "paired", "worker"]
 """Of the table, after trial, state, the settings and the metric; those of older versions lack some of the last three."""
+ENDED = ("complete", STOPPED_EARLY, "failed")
+"""The states of trials that are over."""
 SILENCE = 120.0
 """Seconds after which a sweep that does not touch its table is dead."""
 

@@ -109,8 +109,10 @@ class Study:
             self._study.set_user_attr(key, value)
         return value if known is None else known
 
-    def queue(self, count: int) -> int:
-        """Queues trials until there are `count` in all, and takes surplus ones from the queue; returns how many are new."""
+    def queue(self, count: int, stop: Callable[[], bool] = lambda: False) -> int:
+        """Queues trials until there are `count` in all or `stop` says so, and takes surplus ones from the queue; returns how
+        many are new.
+        """
         for trial in self.trials():
             if trial.state == TrialState.WAITING and trial.user_attrs.get(SLOT, 0) >= count:
                 self._storage.set_trial_user_attr(trial._trial_id, SURPLUS, True)
@@ -119,6 +121,8 @@ class Study:
         new = [slot for slot in range(count) if slot not in there]
         values = self._values(count) if new else []
         for slot in new:
+            if stop():
+                break
             self._study.enqueue_trial(values[slot], user_attrs={SLOT: slot})
         return len(new)
 

@@ -11,8 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from lightning_score.runs import STOPPED_EARLY
-from lightning_score.sweep.results import Results, Row, duration, number, short, shown
+from lightning_score.sweep.results import ENDED, Results, Row, duration, number, short, shown
 
 SHOWN = 12
 """The best trials that the living table shows."""
@@ -47,7 +46,7 @@ class Board:
         if self._live is not None:
             self._live.update(Group(_table(found, SHOWN), _counts(found)), refresh=True)
             return
-        ended = [row for row in found.rows if row.state in ("complete", STOPPED_EARLY, "failed")]
+        ended = [row for row in found.rows if row.state in ENDED]
         if self._told is None:
             self._told = {row.number for row in ended}
         for row in ended:

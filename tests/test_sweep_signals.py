@@ -1,0 +1,174 @@
+"""SIGINT, SIGTERM and `kill -9` at any moment of a sweep: nothing is lost, locked or left running."""
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from optuna.trial import TrialState
+from sqlalchemy import event
+from test_sweep_runs import TEST, checkpoint, folder, running, started, trials, wait_for  # noqa: F401
+from test_sweep_study import bowl, make  # noqa: F401
+
+from lightning_score.cli import run
+from lightning_score.sweep.interruption import Interruption, Stopped
+from lightning_score.sweep.results import read_csv
+from lightning_score.sweep.study import SLOT, WORKER
+
+HANDLERS = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize(
+    ("number", "statement"), [((signal.SIGINT, signal.SIGTERM)[k % 2], k) for k in (1, 6, 11, 16, 23, 30, 41, 60)]
+)
+def test_a_signal_inside_a_database_session_waits_for_its_end(make, number, statement):  # noqa: F811
+    study = make()
+    study.queue(3)
+    begun, count = [], 0
+
+    def signals(*_):
+        nonlocal count
+        count += 1
+        if count == statement:
+            os.kill(os.getpid(), number)
+
+    def objective(*arguments):
+        begun.append(interruption.requested)
+        interruption.check()
+        return bowl(*arguments)
+
+    with Interruption() as interruption:
+        event.listen(study._storage._backend.engine, "before_cursor_execute", signals)
+        try:
+            study.work(objective, lambda: interruption.requested)
+        except Stopped:
+            pass
+        finally:
+            event.remove(study._storage._backend.engine, "before_cursor_execute", signals)
+        assert interruption.requested and interruption.code == 128 + number
+    assert sum(begun) <= 1  # after the signal no other trial is begun than the one that was being taken
+    with sqlite3.connect(study._storage._backend.engine.url.database, timeout=0, isolation_level=None) as other:
+        other.execute("begin immediate")  # nothing is locked
+        other.execute("rollback")
+    assert all(trial.state in (TrialState.WAITING, TrialState.COMPLETE) for trial in study.trials())
+    study.work(bowl)
+    assert sorted(trial.user_attrs[SLOT] for trial in study.trials()) == [0, 1, 2] and study.left() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_before_the_first_trial_a_signal_ends_the_sweep_at_once(capfd, number):
+    with pytest.raises(SystemExit) as end, Interruption(at_once=True):
+        os.kill(os.getpid(), number)
+        time.sleep(1)
+    assert end.value.code == 128 + number and capfd.readouterr().err.strip() == "stopped before the first trial"
+    with pytest.raises(SystemExit), Interruption(at_once=True) as interruption:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+        except SystemExit:  # as a library may do it
+            pass
+        interruption.defer()
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == HANDLERS
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not interruption.requested
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_worker_stops_when_its_parent_is_gone():
+    with Interruption(parent=os.getppid()) as interruption:
+        interruption.check()
+    with Interruption(parent=2**22 + 7) as interruption, pytest.raises(Stopped):
+        interruption.check()
+
+
+def test_a_process_that_waits_for_a_database_is_ended():
+    code = ("import os, signal, time\nfrom lightning_score.sweep.interruption import Interruption\n"
+            "with Interruption(patience=0.2):\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)")  # fmt: skip
+    assert subprocess.run([sys.executable, "-c", code], timeout=50).returncode == 143
+
+
+def test_a_trial_ends_with_its_worker():
+    """Its program is in a session of its own, out of reach of what kills the worker."""
+    if sys.platform != "linux":
+        pytest.skip("the system call is Linux's")
+    code = ("import os, subprocess, sys, time\nfrom functools import partial\n"
+            "from lightning_score.sweep.processes import end_with\n"
+            "child = subprocess.Popen(['sleep', '60'], start_new_session=True, preexec_fn=partial(end_with, os.getpid()))\n"
+            "print(child.pid, flush=True)\ntime.sleep(60)")  # fmt: skip
+    worker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = int(worker.stdout.readline())
+    worker.kill()
+    worker.communicate()
+    wait_for(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text())
+
+
+VARIED = {"model.sampler.steps": {"values": [*range(30, 36)]}, "evaluate.num_samples": {"value": 1200}}
+SLOW = {**TEST, "metric": {"name": "test/fid_digits_1200"}, "name": "steps", "parameters": VARIED}
+
+
+@pytest.mark.slow
+def test_signals_at_random_times_lose_nothing(folder):  # noqa: F811
+    """To the sweep alone, to all its processes, to a worker alone; and `kill -9` of either."""
+    Path("steps.yaml").write_text(yaml.safe_dump(SLOW))
+    rng = random.Random(0)
+    for _ in range(10):
+        sweep = started("steps.yaml", "--jobs=2")
+        time.sleep(rng.uniform(0, 60))
+        to_workers = rng.random() < 0.3
+        number = rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+        if to_workers and running("steps.yaml"):
+            os.kill(running("steps.yaml")[0], number)
+            time.sleep(5)
+            number = signal.SIGTERM
+        if sweep.poll() is None:
+            rng.choice([os.kill, os.killpg])(sweep.pid, number)
+        said, _ = sweep.communicate(timeout=60)
+        assert "Traceback" not in said and "locked" not in said and sweep.returncode in (0, 130, 143, -2, -9, -15), said
+        if number != signal.SIGKILL and Path("runs/sweeps/steps/trials.csv").exists():
+            states = Counter(row.state for row in read_csv(Path("runs/sweeps/steps")).rows)
+            assert not states["running"] and not states["failed"], said
+        wait_for(lambda: not running_now("steps.yaml"))
+    assert run(["sweep", "steps.yaml"]) == 0
+    done = trials("steps.yaml")
+    assert [trial.user_attrs[SLOT] for trial in done] == list(range(6))
+    assert all(trial.state.name == "COMPLETE" for trial in done)
+    assert all(Path(trial.user_attrs["folder"]).exists() for trial in done)
+
+
+def running_now(file):
+    """The processes that run trials and are alive; those of a killed sweep stop by themselves."""
+    return [process for process in running(file) if Path(f"/proc/{process}").exists()]
+
+
+def test_trials_of_dead_workers_are_not_shown_as_running(make, tmp_path):  # noqa: F811
+    from lightning_score.sweep.engine import results
+
+    study = make()
+    study.queue(2)
+    study._study.ask().set_user_attr(WORKER, "elsewhere:5")
+    lost = study._study.ask()
+    assert [row.state for row in results(study.sweep, study).rows] == ["running", "waiting"]  # taken, and not yet begun
+    lost.set_user_attr(WORKER, f"{os.uname().nodename}:{2**22 + 7}")
+    found = results(study.sweep, study)
+    assert [row.state for row in found.rows] == ["running", "interrupted"]
+    table = tmp_path / "trials.csv"
+    table.write_text(found.csv().replace("interrupted", "running"))
+    assert [row.state for row in read_csv(tmp_path).rows] == ["running", "interrupted"]
+    os.utime(table, (0, 0))  # whoever ran it, here or elsewhere, has not touched it for long
+    assert [row.state for row in read_csv(tmp_path).rows] == ["interrupted", "interrupted"]
+    table.write_text(found.csv().replace("running", "early"))  # the word of older versions
+    assert read_csv(tmp_path).rows[0].state == "stopped early"
