@@ -1,16 +1,21 @@
 """`convert`: from a peer's file to samples, measurements and further training, and to diffusers, as a user does it."""
 
+import shlex
+
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline
 from recorded import recorded
 from test_interop_ddpm import SIMPLE, unet
+from test_interop_ncsn import OPTIMIZER, network_state, wrapped
 from test_interop_score_sde import edm_state, saved
 
 from lightning_score import ScoreModel, interop
 from lightning_score.cli import run
 from lightning_score.convert import convert_checkpoint
+from lightning_score.interop.refinenet import ELU
+from lightning_score.process import CosineTable
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*at least two channels per group")
 
@@ -96,6 +101,75 @@ def test_options_change_what_the_file_leaves_open(score_sde, capsys):
     assert "AvgPool2d" in str(model.score_function.network.down[0].resample)
     assert run(["convert", "--from", "score_sde", score_sde, "other.ckpt", "--size=16", "--model.network.channels=32"]) == 2
     assert "the weights do not fit the network that the options describe" in capsys.readouterr().err
+
+
+def diffusers_alone(folder, classes=None):
+    """A UNet's folder without a scheduler."""
+    unet(**SIMPLE, num_class_embeds=classes).save_pretrained(folder)
+    return folder
+
+
+def network_file(path, content):
+    torch.save(content, path)
+    return path
+
+
+ADVISED = {
+    "ncsn": lambda f: ("ncsn", network_file(f / "n.pth", [wrapped(network_state("ncsn_dilated_deeper")), OPTIMIZER])),
+    "ncsnv2": lambda f: ("ncsnv2", network_file(f / "n.pth", [wrapped(network_state("ncsnv2_small")), OPTIMIZER])),
+    "ve": lambda f: ("score_sde", network_file(f / "n.pth", saved("ve_ncsnpp_continuous_small"))),
+    "vp": lambda f: ("score_sde", network_file(f / "n.pth", saved("vp_ddpm_small"))),
+    "ddpm": lambda f: ("ddpm", network_file(f / "n.pth", recorded("ddpm_small").state)),
+    "edm": lambda f: ("edm", network_file(f / "n.pth", edm_state("ve_small"))),
+    "diffusers": lambda f: ("diffusers", diffusers_alone(f / "unet", 3)),
+}
+CHANGES = [("vp", "--sde"), ("edm", "--precond"), ("diffusers", "--model.process")]
+
+
+def alternatives(note):
+    """The commands that end a note: `what was assumed: --this 1 --that 2 or --other 3`."""
+    advice = note.partition(": --")[2]
+    return [shlex.split(f"--{options}") for options in advice.split(" or --")] if advice else []
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [*CHANGES, *(pytest.param(name, "--", marks=pytest.mark.slow) for name in ADVISED)],
+)
+def test_what_a_note_advises_can_be_done(name, option, tmp_path, capsys):
+    """Each command that the notes name converts the same file, to something else unless it names what was assumed."""
+    kind, path = ADVISED[name](tmp_path)
+    notes = interop.read(path, kind).notes
+    assert all(": --" in note or note == ELU for note in notes)
+    commands = [options for note in notes for options in alternatives(note) if option in " ".join(options)]
+    assert commands
+    for i, options in enumerate(commands):
+        assert run(["convert", "--from", kind, str(path), f"{i}.ckpt", *options]) == 0, options
+        ScoreModel.load_from_checkpoint(f"{i}.ckpt", weights_only=True)
+
+
+def test_another_chain_has_its_own_numbers(tmp_path):
+    """Those of the class that the note advises, whatever is carried over from the class that was assumed."""
+    path = diffusers_alone(tmp_path / "unet")
+    (options,) = [options for note in interop.read(path, "diffusers").notes for options in alternatives(note)]
+    assert run(["convert", "--from", "diffusers", str(path), "out.ckpt", *options]) == 0
+    process = ScoreModel.load_from_checkpoint("out.ckpt", weights_only=True).score_function.process
+    assert type(process) is CosineTable and torch.equal(process.entries, CosineTable().entries)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--precond", "vp"], "precond vp: only for files of edm; leave it out for score_sde"),
+        (["--sde", "vp"], "--sde vp: this is no model of it, because its network is told log sigma"),
+        (["--sde", "edm"], "argument --sde: invalid choice: 'edm'"),
+    ],
+    ids=str,
+)
+def test_options_of_other_files_are_refused(options, message, score_sde, capsys):
+    assert run(["convert", "--from", "score_sde", score_sde, "out.ckpt", "--size=16", *options]) == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said and "\n" not in said
 
 
 def test_classes_are_sampled(tmp_path):

@@ -11,6 +11,7 @@ from lightning_score.sampling import (
     Karras,
     NoiseStream,
     Quadratic,
+    Snapped,
     Table,
 )
 from lightning_score.utils import InputError
@@ -18,7 +19,7 @@ from lightning_score.utils import InputError
 
 @pytest.mark.parametrize("kind", GRIDS, ids=lambda c: c.__name__)
 def test_grids_decrease_from_noise_to_data(noise_process, kind):
-    if kind is Table and not isinstance(noise_process, (BetaTable, SigmaTable)):
+    if kind in (Table, Snapped) and not isinstance(noise_process, (BetaTable, SigmaTable)):
         with pytest.raises(InputError, match="has no table"):
             kind()(noise_process)
         return

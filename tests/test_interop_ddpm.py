@@ -6,6 +6,7 @@ as the tensors' shapes say, attention at 8 of 16 (small), 24 and 6 (levels), 16 
 """
 
 import json
+import math
 
 import pytest
 import torch
@@ -153,6 +154,28 @@ class TestDDPM:
             interop.read(path, "ddpm")
 
     @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda t: t[:1], "1 x 32 in the file, but the network's is 128 x 32"),
+            (lambda t: t.sum(), "a number in the file"),
+            (torch.Tensor.long, "of type torch.int64; weights are floating-point numbers"),
+            (lambda t: t * math.nan, "holds values that are NaN or infinite"),
+            (lambda t: None, "temb.dense.0.weight.*NoneType.*neither the state dict"),
+        ],
+    )
+    def test_tensors_of_other_kinds_are_named(self, change, message, tmp_path):
+        state = recorded("ddpm_small").state
+        torch.save(state | {"temb.dense.0.weight": change(state["temb.dense.0.weight"])}, tmp_path / "model.ckpt")
+        with pytest.raises(InputError, match=message):
+            interop.read(tmp_path / "model.ckpt", "ddpm")
+
+    def test_half_precision_becomes_single(self, tmp_path):
+        torch.save({name: tensor.half() for name, tensor in recorded("ddpm_small").state.items()}, tmp_path / "model.ckpt")
+        assert all(
+            tensor.dtype == torch.float32 for tensor in interop.read(tmp_path / "model.ckpt", "ddpm").weights.values()
+        )
+
+    @pytest.mark.parametrize(
         ("saved", "message"),
         [({"weight": torch.ones(1)}, "lacks 'conv_in.weight'"), ([1, 2], "neither"), ({"a": 1}, "neither")],
         ids=["another network", "list", "dictionary"],
@@ -232,6 +255,14 @@ class TestDiffusers:
             ({"sample_size": None}, "--size 32"),
             ({"layers_per_block": 3}, r"lacks 'down_blocks\.0\.resnets\.2"),
             ({"layers_per_block": 1}, "norm1.weight is 128 in the file, but the network's is 96"),
+            (
+                {"block_out_channels": [32, 40]},
+                r"block_out_channels: \[32, 40\] .*, only multiples of the first",
+            ),
+            ({"block_out_channels": "64"}, r'block_out_channels: "64"; must be a list of positive integers'),
+            ({"layers_per_block": None}, "layers_per_block: null; must be a positive integer"),
+            ({"num_class_embeds": 0.5}, "num_class_embeds: 0.5; must be a positive integer or null"),
+            ({"resnet_time_scale_shift": "other"}, 'resnet_time_scale_shift: "other" cannot be converted'),
             ({"block_out_channels": [64, 64]}, "linear_1.weight is 128 x 32 in the file, but the network's is 256 x 64"),
         ],
         ids=str,
@@ -244,6 +275,8 @@ class TestDiffusers:
     @pytest.mark.parametrize(
         ("entries", "message"),
         [
+            ({"beta_end": None}, "beta_end: null; must be a number"),
+            ({"variance_type": "learned"}, "variance_type: 'learned' cannot be converted"),
             ({"beta_schedule": "laplace"}, "beta_schedule: 'laplace' cannot be converted, only linear"),
             ({"prediction_type": "flow"}, "prediction_type: 'flow'"),
             ({"rescale_betas_zero_snr": True}, "pure noise has no score"),
@@ -322,7 +355,7 @@ class TestDiffusersNCSNpp:
     def test_small_ones_are_refused(self, tmp_path):
         self.folder(tmp_path)
         edit(tmp_path / "unet" / "config.json", block_out_channels=[64, 64, 128])
-        with pytest.raises(InputError, match=r"below 128: \[64, 64\] cannot be converted"):
+        with pytest.raises(InputError, match=r"below 128: \[64, 64\] cannot be converted, since diffusers normalises"):
             interop.read(tmp_path, "diffusers")
 
 

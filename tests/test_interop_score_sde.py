@@ -130,6 +130,29 @@ class TestScoreSDE:
         assert any("--sde subvp or --sde vp_discrete or --sde ve_discrete" in note for note in imported.notes)
 
     @pytest.mark.parametrize(
+        ("name", "sde"),
+        [
+            ("ve_ncsnpp_small", "ve_discrete"),
+            ("ve_ddpm_small", "ve_discrete"),
+            ("vp_ddpm_small", "vp_discrete"),
+            ("vp_ddpmpp_continuous_small", "vp"),
+            ("subvp_ddpmpp_continuous_small", "subvp"),
+            ("ve_ncsnpp_continuous_small", "ve"),
+        ],
+    )
+    def test_an_option_says_what_no_folder_does(self, name, sde, tmp_path):
+        case = recorded(f"score_sde_{name}")
+        torch.save(saved(name), tmp_path / "checkpoint.pth")
+        imported = interop.read(tmp_path / "checkpoint.pth", "score_sde", case.about["shape"][1], sde=sde)
+        t = case.tensors["t"] if "continuous" in name else (case.tensors["t"] * 999 + 1) / 1000
+        with torch.no_grad():
+            output = interop.build(imported)(images(case.about["shape"], imported.data_range[0] < 0), t)
+        assert distance(output, case.tensors["output"]) < 1e-5
+        if not sde.startswith("ve"):  # what is assumed without it is not what the file is
+            others = interop.read(tmp_path / "checkpoint.pth", "score_sde").notes
+            assert sde == "vp" or any(f"--sde {sde}" in note for note in others)
+
+    @pytest.mark.parametrize(
         ("folder", "size"),
         [("cifar10_ddpmpp_continuous", 32), ("celeba_ncsnpp", 64), ("celebahq_256_ncsnpp_continuous", 256), ("mine", 32)],
     )
@@ -222,6 +245,28 @@ class TestEDM:
                 assert distance(labelled, case.tensors["output"]) > 1e-3
         assert isinstance(score.network, DDPMpp) and isinstance(score.network, NCSNpp) == name.startswith("ve")
         assert sum(p.numel() for p in score.network.parameters()) == case.about["parameters"]
+
+    @pytest.mark.parametrize("precond", ["vp", "ve"])
+    @pytest.mark.parametrize("name", ["vp_skips", "ve_small_cond"])
+    def test_the_other_preconditionings(self, name, precond, tmp_path):
+        """Karras et al. 2022 (2206.00364), table 1, columns VP and VE: D(x; s) = x + c_out F(c_in x; c_noise)."""
+        torch.save(edm_state(name), tmp_path / "network.pt")
+        score = interop.load(tmp_path / "network.pt", "edm", precond=precond).double()
+        s = torch.tensor([0.3, 40.0], dtype=torch.float64)
+        x, wide = 2 * images(recorded(f"edm_{name}").about["shape"]).double() - 1, s[:, None, None, None]
+        beta_d, beta_min = 19.9, 0.1
+        t = (
+            (beta_min**2 + 2 * beta_d * (1 + s**2).log()).sqrt() - beta_min
+        ) / beta_d  # exp(beta_d t^2/2 + beta_min t) = 1 + s^2
+        c_in, c_out, c_noise = {"vp": ((1 + wide**2).rsqrt(), -wide, 999 * t), "ve": (1.0, wide, (s / 2).log())}[precond]
+        with torch.no_grad():
+            expected = x + c_out * score.network(c_in * x, c_noise)
+            time = score.process.inverse_log_snr(-2 * s.log())
+            denoised = score.denoised(score.process.alpha(time)[:, None, None, None] * x, time)
+        assert distance(denoised, expected) < 1e-10
+        sigma_min, sigma_max = {"vp": (0.001, 152.2), "ve": (0.02, 100.0)}[precond]
+        ends = (-score.process.log_snr(torch.tensor([score.process.t_min, 1.0]).double()) / 2).exp()
+        torch.testing.assert_close(ends, torch.tensor([sigma_min, sigma_max]).double(), rtol=1e-2, atol=0)
 
     def test_names_with_and_without_the_preconditioner(self, tmp_path):
         state = edm_state("ve_small")

@@ -286,7 +286,7 @@ def _training(scheduler: Mapping[str, Any]) -> Settings:
 
 
 def _process(scheduler: Mapping[str, Any]) -> Settings:
-    schedule, steps = scheduler.get("beta_schedule", "linear"), scheduler.get("num_train_timesteps", 1000)
+    schedule, steps = scheduler.get("beta_schedule", "linear"), scheduler.get("num_train_timesteps") or 1000
     ends = {"beta_min": scheduler.get("beta_start", 1e-4), "beta_max": scheduler.get("beta_end", 0.02)}
     if scheduler.get("trained_betas") is not None:
         return part("Chain", betas=list(map(float, scheduler["trained_betas"])))
