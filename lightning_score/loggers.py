@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_score.csv_logger import RunCSVLogger as RunCSVLogger
 from lightning_score.metrics.record import FILE as EVALUATIONS
 from lightning_score.metrics.record import read
 
