@@ -12,7 +12,7 @@ from lightning_score.convert import convert
 from lightning_score.experiment import quiet
 from lightning_score.gallery import gallery
 from lightning_score.ladder import schedule
-from lightning_score.loggers import fail_trial, in_trial
+from lightning_score.loggers import fail_trial, finish_run, in_trial
 from lightning_score.runs import discarding
 from lightning_score.sweep.command import from_agent
 from lightning_score.utils import InputError, require
@@ -51,6 +51,7 @@ def run(arguments: list[str]) -> int:
             raise
         if isinstance(end, KeyboardInterrupt):
             stopping.note(signal.SIGINT)
+        finish_run(code)
         stopping.tell()
         raise SystemExit(code if stopping.asked is None else 128 + stopping.asked) from None
     except Exception as error:

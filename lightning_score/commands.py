@@ -35,7 +35,7 @@ from lightning_score.ladder import resolve
 from lightning_score.loggers import RunCSVLogger, in_trial, wandb_logger
 from lightning_score.model import ScoreModel
 from lightning_score.processes import answering, folder_of_all
-from lightning_score.refusals import refusing
+from lightning_score.refusals import check_limits, refusing
 from lightning_score.resume import cut_logs, resumed
 from lightning_score.run_config import RunConfig
 from lightning_score.runs import STOPPED_EARLY, RunStatus, check_name, new_dated_folder, new_folder
@@ -107,11 +107,7 @@ class ScoreCLI(ExperimentCLI):
             value = config.get(name, least)
             require(value >= least, f"--{name} {value}: must be at least {least}")
         check_name(config["name"], "--name")
-        name = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(self.command)
-        limit = config["trainer"].get(name)
-        require(limit is None or limit > 0, f"--trainer.{name} {limit}: must be above 0, or nothing is measured")
-        limit = config["trainer"]["limit_predict_batches"] if self.command == "predict" else None
-        require(limit is None, f"--trainer.limit_predict_batches {limit}: not for predict; give fewer --num_samples")
+        check_limits(self.command, config["trainer"])
         if self.command == "fit":
             resolve(config)
 

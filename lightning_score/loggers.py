@@ -2,24 +2,22 @@
 
 import lightning_score.torchvision_guard  # noqa: F401
 
-import csv
+import atexit
 import math
 import os
 import shutil
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_score.csv_logger import RunCSVLogger as RunCSVLogger
 from lightning_score.metrics.record import FILE as EVALUATIONS
 from lightning_score.metrics.record import read
 from lightning_score.runs import STOPPED_EARLY
@@ -27,78 +25,17 @@ from lightning_score.runs import STOPPED_EARLY
 if TYPE_CHECKING:
     from wandb import Run
 
-SETTINGS = {"silent": True, "init_timeout": 15.0, "finish_timeout": 60.0}  # WANDB_SILENT=false, ... beat these
+SETTINGS = {
+    "silent": True,
+    "init_timeout": 15.0,
+    "finish_timeout": 60.0,
+    "finish_timeout_raises": True,
+}  # WANDB_SILENT=false, ... beat these
+SYNC = "wandb sync --no-skip-online"
+"""Uploads a run that began online, which `wandb sync` alone leaves out."""
 COLUMNS = ["metric", "value", "error", "floor", "n", "nfe", "weights", "denoised", "step", "seed", "seconds", "time"]
 """What the table of measurements on W&B says of each."""
 _begun: set[str] = set()  # ids of the W&B runs that this process has begun
-
-
-class RunCSVLogger(CSVLogger):
-    """Writes `metrics.csv` and `hparams.yaml` straight into the folder of a run, beside whatever else is there.
-
-    Each row is on disk as soon as it is logged, with its `time` in seconds since 1970. Rows that an earlier part of the run
-    left there stay, and a metric that is new becomes a new column.
-
-    Args:
-        folder: The run's folder; it is made if it does not exist.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        super().__init__(folder, name="", version="", flush_logs_every_n_steps=1)
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
-        """What writes the files."""
-        if self._experiment is None:
-            self._experiment = _Writer(self.save_dir)
-        return self._experiment
-
-
-class _Writer(ExperimentWriter):
-    """Lightning's writer, but for the beginning, where that deletes the metrics it finds; and each row has its time."""
-
-    _told = False
-
-    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        """Keeps a row."""
-        super().log_metrics({**metrics_dict, "time": round(time.time(), 1)}, step)
-
-    def save(self) -> None:
-        """Writes the rows; where there is no room they are kept until there is, and what is there is not harmed."""
-        file, self._columns = self.metrics_file_path, list(self.metrics_keys)
-        self._size = os.path.getsize(file) if os.path.isfile(file) else 0
-        try:
-            super().save()
-            self._told = False
-        except OSError as error:
-            self.metrics_keys = self._columns
-            with suppress(OSError):
-                os.truncate(file, self._size)  # half a row
-            if not self._told:
-                print(f"{file}: cannot be written ({error.strerror}); its rows wait for room", file=sys.stderr)
-            self._told = True
-
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        """In one move: whatever happens meanwhile, there are the old rows or the new ones."""
-        file, temporary = self.metrics_file_path, f"{self.metrics_file_path}-{os.getpid()}"
-        try:
-            with open(file, newline="") as old, open(temporary, "w", newline="") as new:
-                writer = csv.DictWriter(new, fieldnames=fieldnames)
-                writer.writeheader()
-                writer.writerows(csv.DictReader(old))
-            os.replace(temporary, file)
-        except OSError:
-            with suppress(OSError):
-                os.remove(temporary)
-            raise
-        self._columns, self._size = list(fieldnames), os.path.getsize(file)
-
-    def _check_log_dir_exists(self) -> None:
-        """Goes on from the columns of the metrics that are there."""
-        if os.path.isfile(self.metrics_file_path):
-            with open(self.metrics_file_path, newline="") as file:
-                self.metrics_keys = next(csv.reader(file), [])
 
 
 class WandbRunLogger(WandbLogger):
@@ -114,6 +51,7 @@ class WandbRunLogger(WandbLogger):
 
     def __init__(self, run: "Run", folder: str | Path) -> None:
         super().__init__(experiment=run, project=run.project, name=run.name, id=run.id, save_dir=folder)
+        self._again = "" if run.offline else f"; to upload it later: {SYNC} {_shown(run)}"
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         self._lost = False
@@ -123,9 +61,7 @@ class WandbRunLogger(WandbLogger):
     @property
     def sync_command(self) -> str | None:
         """The command that uploads an offline run, or None if the run is online."""
-        folder = Path(self.experiment.dir).parent
-        shown = min(str(folder), os.path.relpath(folder), key=len)
-        return f"wandb sync {shown}" if self.experiment.offline else None
+        return f"wandb sync {_shown(self.experiment)}" if self.experiment.offline else None
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -167,7 +103,7 @@ class WandbRunLogger(WandbLogger):
             call(*values)
         except Exception as error:  # whatever it is, it is not worth the training
             self._lost = True
-            _say(f"the run is lost ({_reason(error)}); training goes on, with its metrics in metrics.csv.")
+            _say(f"the run is lost ({_reason(error)}); training goes on, with its metrics in metrics.csv{self._again}.")
 
 
 def wandb_logger(folder: str | Path, project: str = "lightning_score", name: str | None = None) -> WandbRunLogger | None:
@@ -230,6 +166,28 @@ def fail_trial(message: str, code: int) -> None:
         run.finish(exit_code=code)
 
 
+def finish_run(code: int | None = None) -> None:
+    """Finishes the W&B run that this process has begun, if it is still open, and says how to upload one that could not be.
+
+    Args:
+        code: exit code of the process; null: as W&B knows it.
+    """
+    wandb = sys.modules.get("wandb")
+    if wandb is None or wandb.run is None or wandb.run.id not in _begun:
+        return
+    again = f"{SYNC} {_shown(wandb.run)}"
+    try:
+        wandb.run.finish(exit_code=code)
+    except Exception as error:
+        _say(f"the run is not uploaded ({_reason(error)}); to upload it later: {again}")
+
+
+def _shown(run: "Run") -> str:
+    """The folder of a run, as short as it can be written."""
+    folder = Path(run.dir).parent
+    return min(str(folder), os.path.relpath(folder), key=len)
+
+
 def _users_run() -> "Run | None":
     """A run that the user's own code has begun, to log into."""
     import wandb
@@ -249,6 +207,8 @@ def _begin(folder: Path, project: str, name: str | None) -> "Run":
         options["project"] = os.environ.get("WANDB_PROJECT", project)
         options["name"] = os.environ.get("WANDB_NAME", name)
     run = _begin_online(folder, options) or wandb.init(mode="offline", **options)
+    if not _begun:
+        atexit.register(finish_run)  # before W&B's own, which says nothing of the folder
     _begun.add(run.id)
     return run
 

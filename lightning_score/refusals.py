@@ -48,6 +48,19 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
             require(value >= least, f"--trainer.{name} {value}: must be {allowed}")
 
 
+def check_limits(command: str, settings: Mapping[str, Any]) -> None:
+    """Refuses limits with which a command that measures or draws would measure or draw nothing, or less than it says.
+
+    Raises:
+        InputError: there is one.
+    """
+    name = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(command)
+    limit = settings.get(name)
+    require(limit is None or limit > 0, f"--trainer.{name} {limit}: must be above 0, or nothing is measured")
+    limit = settings.get("limit_predict_batches") if command == "predict" else None
+    require(limit is None, f"--trainer.limit_predict_batches {limit}: not for predict; give fewer --num_samples")
+
+
 def of_options(error: Exception, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     """The message of an error, preceded by the trainer's options that it names, or quotes, or else, of
     Lightning's own, by those that were given.

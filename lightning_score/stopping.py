@@ -44,13 +44,19 @@ def again() -> None:
 
 @contextmanager
 def raising() -> Iterator[None]:
-    """Within it a signal raises KeyboardInterrupt; elsewhere, in imports and at the very end, the process ends at once."""
+    """Within it a signal raises KeyboardInterrupt; elsewhere, in imports and at the very end, the process ends at once, and
+    so it does when what the signal stopped has been put away: the end of an interpreter takes seconds.
+    """
     global _raising
     _raising = True
     try:
         yield
     except KeyboardInterrupt:
         leave(asked or signal.SIGINT)
+    except SystemExit as end:
+        if asked is not None and end.code:
+            leave(asked)
+        raise
     finally:
         _raising = False
 

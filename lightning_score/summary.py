@@ -4,6 +4,7 @@ import lightning_score.torchvision_guard  # noqa: F401
 
 import math
 import shlex
+from errno import EIO
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_score.callbacks import Evaluate, Evaluation
 from lightning_score.model import ScoreModel
+from lightning_score.utils import unwritten
 
 
 @rank_zero_only
@@ -55,12 +57,19 @@ def summarize(trainer: Trainer, folder: Path | None, seconds: float, kept: bool 
 
 @rank_zero_only
 def report(trainer: Trainer, folder: Path | None) -> None:
-    """The results of an evaluation, and where they are."""
+    """The results of an evaluation, and where they are.
+
+    Raises:
+        OSError: some of them could not be written.
+    """
     for name, value in trainer.callback_metrics.items():
         print(f"  {name:<24} {float(value):.6g}")
     for evaluation in evaluations(trainer):
         print(f"  {evaluation.metric:<24} {sentence(evaluation)}")
     print(f"  written to {folder or 'nowhere (fast_dev_run)'}")
+    missing = [file for file in unwritten if folder is not None and Path(file).is_relative_to(folder)]
+    if missing:
+        raise OSError(EIO, "not written, as said above", ", ".join(dict.fromkeys(missing)))
 
 
 def evaluations(trainer: Trainer) -> list[Evaluation]:

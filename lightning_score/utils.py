@@ -166,6 +166,10 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
+unwritten: list[str] = []
+"""Files that `without_room` has left out in this process."""
+
+
 @contextmanager
 def without_room(file: Path) -> Iterator[None]:
     """Says that a file cannot be written, as on a full disk, and goes on: what a run computes is worth more than what is
@@ -174,6 +178,7 @@ def without_room(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        unwritten.append(str(file))
         print(f"{file}: cannot be written ({error.strerror or error}); the run goes on without", file=sys.stderr, flush=True)
 
 

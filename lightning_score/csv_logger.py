@@ -1,0 +1,82 @@
+"""`metrics.csv`, the metrics of a run in its folder."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+import csv
+import os
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+
+class RunCSVLogger(CSVLogger):
+    """Writes `metrics.csv` and `hparams.yaml` straight into the folder of a run, beside whatever else is there.
+
+    Each row is on disk as soon as it is logged, with its `time` in seconds since 1970. Rows that an earlier part of the run
+    left there stay, and a metric that is new becomes a new column.
+
+    Args:
+        folder: The run's folder; it is made if it does not exist.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder, name="", version="", flush_logs_every_n_steps=1)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        """What writes the files."""
+        if self._experiment is None:
+            self._experiment = _Writer(self.save_dir)
+        return self._experiment
+
+
+class _Writer(ExperimentWriter):
+    """Lightning's writer, but for the beginning, where that deletes the metrics it finds; and each row has its time."""
+
+    _told = False
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        """Keeps a row."""
+        super().log_metrics({**metrics_dict, "time": round(time.time(), 1)}, step)
+
+    def save(self) -> None:
+        """Writes the rows; where there is no room they are kept until there is, and what is there is not harmed."""
+        file, self._columns = self.metrics_file_path, list(self.metrics_keys)
+        self._size = os.path.getsize(file) if os.path.isfile(file) else 0
+        try:
+            super().save()
+            self._told = False
+        except OSError as error:
+            self.metrics_keys = self._columns
+            with suppress(OSError):
+                os.truncate(file, self._size)  # half a row
+            if not self._told:
+                print(f"{file}: cannot be written ({error.strerror}); its rows wait for room", file=sys.stderr)
+            self._told = True
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        """In one move: whatever happens meanwhile, there are the old rows or the new ones."""
+        file, temporary = self.metrics_file_path, f"{self.metrics_file_path}-{os.getpid()}"
+        try:
+            with open(file, newline="") as old, open(temporary, "w", newline="") as new:
+                writer = csv.DictWriter(new, fieldnames=fieldnames)
+                writer.writeheader()
+                writer.writerows(csv.DictReader(old))
+            os.replace(temporary, file)
+        except OSError:
+            with suppress(OSError):
+                os.remove(temporary)
+            raise
+        self._columns, self._size = list(fieldnames), os.path.getsize(file)
+
+    def _check_log_dir_exists(self) -> None:
+        """Goes on from the columns of the metrics that are there."""
+        if os.path.isfile(self.metrics_file_path):
+            with open(self.metrics_file_path, newline="") as file:
+                self.metrics_keys = next(csv.reader(file), [])
