@@ -247,7 +247,7 @@ class Sampling:
             for denoised, totals in found.totals.items():
                 images = data.to_reference(samples.x if denoised else samples.raw)
                 totals.update(numbers, self.features(images))
-                if denoised:
+                if denoised and self.shown:
                     first = rows < len(found.images)
                     found.images[rows[first]] = images[first.to(images.device)].cpu()
 
