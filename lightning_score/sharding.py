@@ -131,6 +131,9 @@ class FullyShard(DDPStrategy):
         """Training needs no more than shares."""
         scatter(self.lightning_module)
 
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
+
     def teardown(self) -> None:
         """The shares stay on their devices."""
         self.cluster_environment.teardown()

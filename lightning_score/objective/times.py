@@ -16,7 +16,7 @@ class TimeDistribution(ABC):
     Args:
         stratified: spread the times of a batch evenly, u_i = (u + i/B) mod 1, instead of drawing them independently: each
             time has the same law as before, and the mean loss of a batch varies less (Kingma et al. 2021, 2107.00630,
-            appendix I.1).
+            appendix I.1). Each process, and each of several batches whose gradients are accumulated, has its own u.
     """
 
     def __init__(self, stratified: bool = False):
