@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_score.sweep.command import DEFAULT
 from lightning_score.sweep.parameters import Parameter, parameter
-from lightning_score.utils import InputError, require
+from lightning_score.utils import require
+from lightning_score.yaml_files import read_mapping
 
 METHODS = ("grid", "random", "bayes")
 KNOWN = {"program", "method", "metric", "parameters", "command", "name", "description", "project", "entity", "run_cap",
@@ -138,11 +137,7 @@ def read(path: str) -> Sweep:
     """
     file = Path(path)
     require(file.is_file(), f"{path}: there is no such sweep file; sweeps/eps.yaml is one")
-    try:
-        text = file.read_text(encoding="utf-8")
-        entries = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML ({error})") from error
+    entries, text = read_mapping(path, "sweep file", "method: grid")
     return from_entries(entries, path, text, file.stem)
 
 
