@@ -24,6 +24,7 @@ from lightning_score.model import ScoreModel
 from lightning_score.total_steps import STAND_IN, WORD, linked, marked, marked_arguments, resolve
 from lightning_score.trust import NO_FUNCTION, ClassParser, check_origin, trusted_by
 from lightning_score.utils import InputError, cache_folder, require
+from lightning_score.yaml_files import MODE, read_mapping
 
 PACKAGE = Path(__file__).parent
 CONFIG = ("-c", "--config")
@@ -123,12 +124,20 @@ def with_found_configs(arguments: list[str]) -> list[str]:
     found = list(arguments)
     for i, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        if name in CONFIG:
-            if equals:
-                found[i] = f"{name}={find_config(value)}"
-            elif i + 1 < len(arguments):
-                found[i + 1] = str(find_config(arguments[i + 1]))
+        if name in CONFIG and (equals or i + 1 < len(arguments)):
+            file = find_config(value if equals else arguments[i + 1])
+            read_config(file)
+            found[i if equals else i + 1] = f"{name}={file}" if equals else str(file)
     return found
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """What a config file says.
+
+    Raises:
+        InputError: it is damaged, ambiguous or no mapping.
+    """
+    return read_mapping(file, "config", "model: {process: VP}")[0]
 
 
 def with_checkpoint_config(arguments: list[str], checkpoint: dict[str, Any]) -> list[str]:
@@ -197,7 +206,7 @@ class Parser(ClassParser):
     """A parser whose errors are one line that says what to do, without pages of usage."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False, "parser_mode": MODE})
 
     def parse_args(self, args: Sequence[str] | None = None, *more: Any, **settings: Any) -> Any:
         """Parses options in their order of `in_order`; a class that is named starts from its own defaults, and one line on

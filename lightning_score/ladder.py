@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ActionConfigFile
 from torch import Tensor
 
-from lightning_score.arguments import Parser, find_config
+from lightning_score.arguments import Parser, find_config, read_config
 from lightning_score.data import ScoreData
 from lightning_score.files import replacing
 from lightning_score.runs import replace_text
@@ -183,11 +183,16 @@ def _with_config_parts(arguments: list[str]) -> list[str]:
 
 
 def _parts_of(name: str) -> dict[str, Any]:
-    config = yaml.safe_load(find_config(name).read_text()) or {}
-    require(isinstance(config, dict), f"--config {name}: this is not a config of `fit`")
-    model = config.get("model") or {}
-    process, sampler = ((model.get(part) or {}).get("init_args") or {} for part in ("process", "sampler"))
-    parts = {"data": config.get("data"), "sigma_min": process.get("sigma_min"), "steps": sampler.get("steps")}
+    config = read_config(find_config(name))
+
+    def inside(*path: str) -> Any:
+        value = config
+        for step in path:
+            value = value.get(step) if isinstance(value, dict) else None
+        return value
+
+    sigma_min, steps = inside("model", "process", "init_args", "sigma_min"), inside("model", "sampler", "init_args", "steps")
+    parts = {"data": config.get("data"), "sigma_min": sigma_min, "steps": steps}
     return {key: value for key, value in parts.items() if value is not None}
 
 

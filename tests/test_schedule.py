@@ -194,7 +194,7 @@ def test_schedule_explains_writes_and_draws(capsys):
         assert part in text, part
     model = model_of(Path("ladder.yaml"))
     expected = {"sigma_min": 0.03, "sigma_max": pytest.approx(chosen.sigma_max, rel=1e-5), "levels": chosen.levels}
-    assert model["process"] == {"class_path": "SigmaTable", "init_args": expected}
+    assert model["process"] == {"class_path": "+SigmaTable", "init_args": expected}
     assert model["sampler"]["init_args"] == {"step_size": pytest.approx(chosen.step_size, rel=1e-5), "steps": 20}
     picture = np.asarray(Image.open("ladder.png").convert("L"))
     assert picture.shape[1] > 1000 and picture.std() > 10 and (picture < 128).sum() > 2000

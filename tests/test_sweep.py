@@ -147,7 +147,7 @@ def test_what_is_no_file_or_no_yaml(tmp_path):
     with pytest.raises(InputError, match="no such sweep file"):
         read(str(tmp_path / "none.yaml"))
     (tmp_path / "bad.yaml").write_text("a: [1,\n b: }")
-    with pytest.raises(InputError, match="not YAML"):
+    with pytest.raises(InputError, match="not a sweep file"):
         read(str(tmp_path / "bad.yaml"))
 
 

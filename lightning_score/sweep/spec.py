@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_score.runs import check_name
 from lightning_score.sweep.command import DEFAULT
 from lightning_score.sweep.parameters import Parameter, parameter
-from lightning_score.utils import InputError, require
+from lightning_score.utils import require
+from lightning_score.yaml_files import read_mapping
 
 METHODS = ("grid", "random", "bayes")
 KNOWN = {"program", "method", "metric", "parameters", "command", "name", "description", "project", "entity", "run_cap",
@@ -135,17 +134,6 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-class UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, of which YAML takes the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1 and key != "<<"), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def read(path: str) -> Sweep:
     """Reads a sweep file.
 
@@ -154,11 +142,7 @@ def read(path: str) -> Sweep:
     """
     file = Path(path)
     require(file.is_file(), f"{path}: there is no such sweep file; sweeps/eps.yaml is one")
-    try:
-        text = file.read_text(encoding="utf-8")
-        entries = yaml.load(text, UniqueKeys)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML ({error})") from error
+    entries, text = read_mapping(path, "sweep file", "method: grid")
     return from_entries(entries, path, text, file.stem)
 
 
