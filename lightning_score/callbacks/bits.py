@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from tqdm.auto import tqdm
 
 from lightning_score.likelihood import Bits, Dequantization, example_bits
-from lightning_score.metrics.record import FILE, Record, append
+from lightning_score.metrics.record import FILE, PERFECT, Record, append
 from lightning_score.model import ScoreModel
 from lightning_score.sampling import NoiseStream
 from lightning_score.score import Conditioned
@@ -70,6 +70,7 @@ class BitsPerDim(Callback):
             error=self.last.error,
             floor=None,
             floor_n=None,
+            floor_kind=PERFECT,
             n=self.last.n,
             features="none",
             features_hash="",

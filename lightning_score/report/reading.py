@@ -249,7 +249,11 @@ def _curves(file: Path, problems: list[str]) -> dict[str, Curve]:
 def _sound(record: Record) -> bool:
     """Whether the fields that are drawn are of their types."""
     numbers = (record.value, record.n, record.step, record.nfe, record.seconds)
-    return all(isinstance(value, (int, float)) for value in numbers) and isinstance(record.sampler, dict)
+    return (
+        all(isinstance(value, (int, float)) for value in numbers)
+        and isinstance(record.sampler, dict)
+        and (isinstance(record.floor_kind, str))
+    )
 
 
 def _lines(file: Path, problems: list[str]) -> Iterator[dict[str, Any]]:

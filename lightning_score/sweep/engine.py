@@ -15,6 +15,7 @@ from typing import Any
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from lightning_score.arguments import Parser, find_config, option
+from lightning_score.metrics.record import SUBSET
 from lightning_score.runs import replace_text
 from lightning_score.sweep import figures
 from lightning_score.sweep.check import check_metric, check_settings
@@ -25,7 +26,7 @@ from lightning_score.sweep.spec import NESTED, Sweep, read, shown
 from lightning_score.sweep.study import ERROR, METRICS, SETTINGS, SLOT, Study
 from lightning_score.sweep.table import Board, print_results
 from lightning_score.sweep.trials import arguments_of
-from lightning_score.sweep.worker import FOLDER, PAIRED, SECONDS, WITHOUT, work
+from lightning_score.sweep.worker import FLOOR, FOLDER, PAIRED, SECONDS, WITHOUT, work
 from lightning_score.utils import require
 
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "early", TrialState.FAIL: "failed",
@@ -270,5 +271,6 @@ def _row(spec: Sweep, trial: FrozenTrial) -> Row:
         paired=attributes.get(PAIRED, ""),
         folder=attributes.get(FOLDER, ""),
         message=message,
+        floor_kind=attributes.get(FLOOR, SUBSET),
         **fields,
     )

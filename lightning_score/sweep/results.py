@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
 
 from lightning_score.metrics import jackknife_error
-from lightning_score.metrics.record import Record
+from lightning_score.metrics.record import SUBSET, Record, floor_name
 from lightning_score.sweep.command import as_text, flatten
 
-COLUMNS = ["error", "floor", "n", "nfe", "seconds", "folder", "message", "without", "paired"]
+COLUMNS = ["error", "floor", "n", "nfe", "seconds", "folder", "message", "without", "paired", "floor_kind"]
 """Of `trials.csv`, after trial, state, the settings and the metric."""
 
 
@@ -30,7 +31,7 @@ class Row:
         settings: by their dotted names.
         value: of the metric, NaN without one.
         error: its standard error, NaN where unknown.
-        floor: what real data score, NaN where unknown.
+        floor: what a perfect model scores, NaN where unknown.
         n: number of samples, 0 where unknown.
         nfe: network evaluations per sample, NaN where unknown.
         seconds: that the trial took.
@@ -38,6 +39,7 @@ class Row:
         paired: what two trials must share for their samples to be paired: data, features and seed.
         folder: of its results.
         message: why it failed.
+        floor_kind: of the floor, as in a `Record`; empty where unknown, as on W&B.
     """
 
     number: int
@@ -53,6 +55,7 @@ class Row:
     paired: str = ""
     folder: str = ""
     message: str = ""
+    floor_kind: str = ""
 
 
 def measured(metrics: Mapping[str, float], metric: str) -> dict[str, Any]:
@@ -65,6 +68,11 @@ def measured(metrics: Mapping[str, float], metric: str) -> dict[str, Any]:
         "n": int(metrics.get(f"{metric}_n", 0)),
         "nfe": metrics.get(f"{prefix}/nfe", math.nan),
     }
+
+
+def floors_of(rows: Sequence[Row]) -> list[tuple[float, str]]:
+    """The floors of trials, each with what it is called."""
+    return sorted({(row.floor, floor_name(row.floor_kind)) for row in rows if math.isfinite(row.floor)})
 
 
 @dataclass
@@ -148,7 +156,7 @@ class Results:
         for row in self.rows:
             settings = [as_text(row.settings.get(name, "")) for name in names]
             numbers = [row.value, row.error, row.floor, row.n, row.nfe, row.seconds]
-            texts = [row.folder, row.message, as_text(list(row.without)), row.paired]
+            texts = [row.folder, row.message, as_text(list(row.without)), row.paired, row.floor_kind]
             writer.writerow([row.number, row.state, *settings, *numbers, *texts])
         return text.getvalue()
 
@@ -164,7 +172,7 @@ def read_csv(folder: Path) -> Results:
         table = csv.DictReader(file)
         columns = list(table.fieldnames or [])
         after = columns.index("error") if "error" in columns else 0
-        if columns[:2] != ["trial", "state"] or after < 3 or not {*COLUMNS[:-2]} <= {*columns}:
+        if columns[:2] != ["trial", "state"] or after < 3 or not {*COLUMNS[:-3]} <= {*columns}:
             raise ValueError("not a table of trials")
         names, metric = columns[2 : after - 1], columns[after - 1]
         rows = [_from_cells(cells, names, metric) for cells in table]
@@ -181,7 +189,7 @@ def _from_cells(cells: Mapping[str, str], names: Sequence[str], metric: str) -> 
     )
     settings = {name: _from_text(cells[name]) for name in names}
     without = tuple(map(float, json.loads(cells.get("without") or "[]")))  # tables of older versions have none
-    texts = (cells.get("paired") or "", cells["folder"], cells["message"])
+    texts = (cells.get("paired") or "", cells["folder"], cells["message"], cells.get("floor_kind", SUBSET) or "")
     return Row(int(cells["trial"]), cells["state"], settings, value, error, floor, int(n), nfe, seconds, without, *texts)
 
 
@@ -195,17 +203,18 @@ def _from_text(text: str) -> Any:
 
 def parts(records: Sequence[Record], metric: str) -> tuple[tuple[float, ...], str]:
     """The value that a trial has found last, without each part of its samples, and what another must have in common with it
-    for the two to be paired. The parts are the tenths of one seed's samples, or, where several seeds are measured, these.
+    for the two to be paired. The parts are the tenths of the samples of each seed, of which the value is the mean.
     """
     found = [r for r in records if r.metric == metric and r.without and r.weights == "ema" and r.denoised]
     if not found:
         return (), ""
     found = [record for record in found if record.step == found[-1].step]
     common = str((*found[0].axis, [record.seed for record in found], found[0].weights))
-    values = [record.value for record in found]
     if len(found) == 1:
         return tuple(found[0].without), common
-    return tuple((sum(values) - value) / (len(values) - 1) for value in values), common
+    value = fmean(record.value for record in found)
+    changes = [(part - fmean(record.without)) / len(found) for record in found for part in record.without]
+    return tuple(value + change for change in changes), common
 
 
 def difference(row: Row, other: Row) -> tuple[float, float]:
