@@ -28,6 +28,7 @@ from lightning_score.sampling.divergence import Watch
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampler, Samples, join
 from lightning_score.score import Conditioned, ScoreField, ScoreFunction
+from lightning_score.steps import log_at_steps_done
 from lightning_score.utils import keep_freed_memory, require, require_classes
 
 NetworkCallable = Callable[[Sequence[int], int], Network]
@@ -145,9 +146,9 @@ class ScoreModel(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Gives the objective the training data as the model sees them, un-augmented, if it needs them."""
+        log_at_steps_done(self.trainer)
         self.trainer.precision_plugin.convert_module(self)  # before a checkpoint is loaded, or that would be rounded
-        data = self.trainer.datamodule
-        if self.objective.needs_data and data is not None and stage != "predict":
+        if self.objective.needs_data and (data := self.trainer.datamodule) is not None and stage != "predict":
             self.objective.prepare(data.transform(train=False)(data.splits.train.x))
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -23,7 +23,8 @@ ALLOWED = {
     "data": {"utils"},
     "sharding": {"networks", "utils"},
     "optimization": {"utils"},
-    "model": {*CORE, "augmentation", "objective", "optimization", "guidance", "sampling", "networks"},
+    "steps": set(),
+    "model": {*CORE, "augmentation", "objective", "optimization", "guidance", "sampling", "networks", "steps"},
     "callbacks": {
         "checkpoints",
         "model",

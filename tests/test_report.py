@@ -180,6 +180,18 @@ class TestRuns:
         assert column(table, "floor")["a"] == "1.72*" and column(table, "n")["a"] == "898"
         assert not {"seed_everything", "model.sampler.steps", "ckpt_path"} & {each["title"] for each in table["columns"]}
 
+    @pytest.mark.parametrize("old", [True, False])
+    def test_rows_of_older_versions_are_at_the_step_of_their_pictures(self, tmp_path, old):
+        """These counted from 0, but for a validation after the last step."""
+        folder = run_folder(tmp_path / "a")
+        (folder / "metrics.csv").write_text("step,train/loss,val/loss\n249,3,\n249,,4\n499,3,\n750,,4\n1000,,4\n")
+        if old:
+            (folder / "run.json").unlink()
+        (run,), _ = find(tmp_path)
+        assert run.curves["val/loss"].steps == ([250, 750, 1000] if old else [249, 750, 1000])
+        assert run.curves["train/loss"].steps == ([250, 500] if old else [249, 499])
+        assert [picture.step for picture in run.pictures["samples"]] == [250, 500, 750, 1000]
+
     def test_floors_of_older_versions_are_not_taken_for_those_of_a_perfect_model(self, tmp_path):
         """Old lines have no kind of floor."""
         folder = run_folder(tmp_path / "a")
@@ -405,7 +417,7 @@ class TestPage:
         ]
         heat = views["loss, train data"]["data"][0]
         assert views["excess loss, train data"]["data"][0]["colorscale"] == "RdBu"  # which is blue below 0 in the browser
-        assert heat["y"] == ["0.03", "0.2", "1"] and heat["x"] == ["249", "499", "749", "999"] and len(heat["z"]) == 3
+        assert heat["y"] == ["0.03", "0.2", "1"] and heat["x"] == ["250", "500", "750", "1000"] and len(heat["z"]) == 3
 
     def test_embedding_reports_a_damaged_picture_once(self, tmp_path):
         folder = run_folder(tmp_path / "a", pictures=("samples",))

@@ -108,7 +108,7 @@ def measured(runs: Sequence[Run], records: Sequence[tuple[int, Record]], label: 
             "hovertemplate": "%{y:.4g}, step %{x}, n %{customdata[0]}, NFE %{customdata[1]}<extra>%{fullData.name}</extra>",
             "meta": {"run": i, "hours": rounded(hours)},
         })  # fmt: skip
-    floors = {r.floor_kind: r.floor for _, r in sorted(records, key=_time) if isinstance(r.floor, (int, float))}
+    floors = {str(r.floor_kind): r.floor for _, r in sorted(records, key=_time) if isinstance(r.floor, (int, float))}
     for kind_, floor in floors.items():
         steps = [record.step for _, record in records]
         hours = [hour for trace in traces for hour in trace["meta"]["hours"] if hour is not None]

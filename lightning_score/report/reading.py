@@ -9,7 +9,7 @@ import socket
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from lightning_score.callbacks.health import FILE as LANGEVIN
 from lightning_score.metrics.record import FILE as RECORDS
 from lightning_score.metrics.record import Record
 from lightning_score.metrics.record import read as read_records
-from lightning_score.runs import STATUS
+from lightning_score.runs import STATUS, row_steps
 
 EVALUATIONS = ("test", "validate", "predict")
 """Commands whose results stand in a folder of their own, beside the checkpoint that they work on."""
@@ -190,7 +190,7 @@ def read(folder: Path, root: Path) -> Run:
         found = json.loads((folder / STATUS).read_text(encoding="utf-8"))
         run.status = found if isinstance(found, dict) else {}
     with _noting(run, "metrics.csv"):
-        run.curves = _curves(folder / "metrics.csv", run.problems)
+        run.curves = _curves(folder / "metrics.csv", row_steps(folder), run.problems)
     with _noting(run, RECORDS), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         run.records = [record for record in read_records(folder / RECORDS) if _sound(record)]
@@ -216,7 +216,7 @@ def _noting(run: Run, name: str) -> Iterator[None]:
         run.problems.append(f"{name}: cannot be read ({' '.join(str(error).split())[:160]})")
 
 
-def _curves(file: Path, problems: list[str]) -> dict[str, Curve]:
+def _curves(file: Path, steps: Callable[[int, bool], int], problems: list[str]) -> dict[str, Curve]:
     """The metrics of a run; cells that are no numbers are left out, and counted."""
     found: dict[str, Curve] = defaultdict(lambda: Curve([], [], []))
     wrong = 0
@@ -233,6 +233,7 @@ def _curves(file: Path, problems: list[str]) -> dict[str, Curve]:
                 wrong += 1
                 continue
             cells.pop("epoch", None)
+            step = steps(step, any(name.startswith("val/") for name in cells))
             for name, text in cells.items():
                 try:
                     value = float(text)
@@ -249,11 +250,7 @@ def _curves(file: Path, problems: list[str]) -> dict[str, Curve]:
 def _sound(record: Record) -> bool:
     """Whether the fields that are drawn are of their types."""
     numbers = (record.value, record.n, record.step, record.nfe, record.seconds)
-    return (
-        all(isinstance(value, (int, float)) for value in numbers)
-        and isinstance(record.sampler, dict)
-        and (isinstance(record.floor_kind, str))
-    )
+    return all(isinstance(value, (int, float)) for value in numbers) and isinstance(record.sampler, dict)
 
 
 def _lines(file: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
