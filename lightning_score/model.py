@@ -28,7 +28,7 @@ from lightning_score.sampling.divergence import Watch
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampler, Samples, join
 from lightning_score.score import Conditioned, ScoreField, ScoreFunction
-from lightning_score.steps import Draws, MeanLoss
+from lightning_score.steps import Draws, MeanLoss, log_at_steps_done
 from lightning_score.trust import made_from
 from lightning_score.utils import keep_freed_memory, require, require_batch, seed_of, seeded
 
@@ -122,11 +122,7 @@ class ScoreModel(LightningModule):
                 del self.hparams[part]
 
     def use(self, sampler: Sampler | None, guidance: Guidance | None) -> None:
-        """Takes another sampler and another guidance.
-
-        Args:
-            sampler: null: reverse diffusion with 1000 steps.
-            guidance: null: none.
+        """Takes another sampler (null: reverse diffusion with 1000 steps) and another guidance (null: none).
 
         Raises:
             InputError: they do not fit the process, or the training.
@@ -142,11 +138,11 @@ class ScoreModel(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Gives a run its seed, and gives the objective the training data, un-augmented, if it needs them."""
+        log_at_steps_done(self.trainer)
         self.trainer.precision_plugin.convert_module(self)  # before a checkpoint is loaded, or that would be rounded
         if stage == TrainerFn.FITTING:
             self.draws.begin(self.trainer)
-        data = self.trainer.datamodule
-        if self.objective.needs_data and data is not None and stage != "predict":
+        if self.objective.needs_data and (data := self.trainer.datamodule) is not None and stage != "predict":
             with seeded(seed_of()):  # of dequantisation: the same in all processes
                 self.objective.prepare(data.transform(train=False)(data.splits.train.x))
 
@@ -297,9 +293,7 @@ class ScoreModel(LightningModule):
         require(len(labels) > 0 and not wrong, f"labels {wrong or '[]'}: the model knows the classes {known}")
 
     def sample(self, n: int, seed: int = 0, batch_size: int = 1024, progress: bool = False) -> Tensor:
-        """Samples 0 to n - 1 of a seed, in the range of the data: (n, *shape), on the model's device. They are drawn
-        `batch_size` at once, which changes the memory needed, not the samples, and on request with a progress bar.
-        """
+        """Samples 0 to n - 1 of a seed: (n, *shape), in the range of the data; `batch_size` changes the memory only."""
         require(n >= 1, f"n={n}: the number of samples must be at least 1")
         batches = torch.arange(n).split(batch_size)
         return torch.cat([self.draw(batch.tolist(), seed, progress=progress).x for batch in batches])

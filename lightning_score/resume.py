@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_score.arguments import load_checkpoint, option
 from lightning_score.checkpoints import PREVIOUS
 from lightning_score.processes import folder_before
-from lightning_score.runs import check_name, read_status, replace_text
+from lightning_score.runs import FORMAT, STATUS, check_name, read_status, replace_text, row_steps
 from lightning_score.total_steps import linked
 from lightning_score.trust import check_origin
 from lightning_score.utils import InputError, require
@@ -136,25 +136,29 @@ def cut_logs(folder: Path, checkpoint: dict[str, Any]) -> None:
     step = checkpoint.get("global_step", 0)
     validated = checkpoint.get("callbacks", {}).get("Evaluate", {}).get("validated_at") == step
     _cut_metrics(folder / "metrics.csv", step, validated)
+    replace_text(folder / STATUS, json.dumps(read_status(folder) | {"format": FORMAT}, indent=1))
     for file in folder.glob("*.jsonl"):
         _rewrite(file, lambda text: "".join(line for line in text.splitlines(True) if _step(line) < step + validated))
 
 
 def _cut_metrics(file: Path, step: int, validated: bool) -> None:
-    """Row k is of the step k + 1; a validation after the last one has the number of that step."""
+    """Rows of older versions get the number of optimizer steps done, too."""
+    steps = row_steps(file.parent)
 
-    def stays(row: dict[str, str]) -> bool:
-        number = int(row["step"]) if (row.get("step") or "").isdigit() else step + 1
-        validation = any(text for name, text in row.items() if name and name.startswith("val/"))
-        return number < step - 1 or (validated and number <= step if validation else number < step)
+    def kept(rows: Iterable[dict[str, str]]) -> Iterator[dict[str, Any]]:
+        for row in rows:
+            validation = any(text for name, text in row.items() if name and name.startswith("val/"))
+            done = steps(int(row["step"]), validation) if (row.get("step") or "").isdigit() else step + 1
+            if done < step or (done == step and (validated or not validation)):
+                yield {**row, "step": done}
 
     def cut(text: str) -> str:
         table = csv.DictReader(io.StringIO(text.replace("\0", "")))
-        kept = io.StringIO()
-        writer = csv.DictWriter(kept, table.fieldnames or [], extrasaction="ignore")
+        left = io.StringIO()
+        writer = csv.DictWriter(left, table.fieldnames or [], extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(row for row in table if stays(row))
-        return kept.getvalue()
+        writer.writerows(kept(table))
+        return left.getvalue()
 
     _rewrite(file, cut)
 

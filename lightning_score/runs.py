@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -24,6 +25,8 @@ LONGEST_NAME = 200
 """Bytes of the name of a run: what is written beside it makes it longer."""
 STOPPED_EARLY = "stopped early"
 """The state of a sweep's trial that early termination has stopped: in run.json, trials.csv and on W&B."""
+FORMAT = 2
+"""Of a run folder, in its `run.json`: 2 since the rows of `metrics.csv` have the number of optimizer steps done."""
 HEARTBEAT = 10.0
 """Seconds between two signs of life of a run."""
 WITHOUT_RESULT = ("config.yaml", "hparams.yaml", STATUS)
@@ -155,13 +158,35 @@ def read_status(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def row_steps(folder: Path) -> Callable[[int, bool], int]:
+    """What finds the number of optimizer steps done of a row of `metrics.csv`, from its step and whether it is a validation.
+
+    In folders of older versions that is one more than the step, except of a validation after the last step of `fit`, which
+    pictures and `evaluations.jsonl` tell: theirs always were the steps done.
+    """
+    status = read_status(folder)
+    known = status.get("format")
+    if (isinstance(known, int) and known >= FORMAT) or status.get("command", "fit") != "fit":
+        return lambda step, validation: step
+    names = [file.stem.removeprefix("step_") for file in folder.glob("*/step_*.png")]
+    measured = {int(name) for name in names if name.isdecimal()}
+    with suppress(OSError):
+        text = (folder / "evaluations.jsonl").read_text(encoding="utf-8", errors="replace")
+        measured |= {int(step) for step in re.findall(r'"step": (\d+)', text)}
+
+    def steps(step: int, validation: bool) -> int:
+        return step if validation and step in measured and step + 1 not in measured else step + 1
+
+    return steps
+
+
 class RunStatus:
     """Says in `run.json` of a run folder that the run goes on, and in the end what became of it: within its context a thread
     writes a sign of life every ten seconds, so that a run that was killed can be told from one that computes.
 
     The file holds command, arguments, state (running, finished, interrupted, failed or stopped early), message, host, pid,
-    slurm_job, started and updated (seconds since 1970), seconds (how long it has run), step, max_steps and version. It is
-    replaced in one move.
+    slurm_job, started and updated (seconds since 1970), seconds (how long it has run), step, max_steps, version and format.
+    It is replaced in one move.
     A run that goes on in its folder began when it began first, and its seconds add up.
 
     Args:
@@ -193,6 +218,7 @@ class RunStatus:
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
             "max_steps": max_steps,
             "version": __version__,
+            "format": FORMAT,
         }
         self._cleaning = ExitStack()
         self._thread = threading.Thread(target=self._beat, name="run status", daemon=True)

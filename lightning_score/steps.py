@@ -1,4 +1,4 @@
-"""What the training steps of all processes share: random numbers of their own for every batch, and the mean loss."""
+"""What training steps share: random numbers of their own for every batch, the mean loss, and the step of what is logged."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.connectors.logger_connector import _LoggerConnector
 from torch import Tensor
 
 from lightning_score.utils import counted_seed, seeded
@@ -88,3 +89,19 @@ class MeanLoss:
         rank, processes = place(trainer)
         self.total = sums[rank] if len(sums) == processes else sum(sums) / len(sums)
         self.count = state["count"]
+
+
+class _StepsDone(_LoggerConnector):
+    """Logs what belongs to the k-th optimizer step, and the validation after it, at k, as `trainer.global_step`, pictures,
+    checkpoints and records have it. Lightning logs it at k - 1, and only a validation after the end of `fit` at k.
+    """
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        if step is None and metrics and "step" not in metrics:
+            metrics, step = {"epoch": self.trainer.current_epoch, **metrics}, self.trainer.global_step
+        super().log_metrics(metrics, step)
+
+
+def log_at_steps_done(trainer: Trainer) -> None:
+    """Makes a trainer log at the number of optimizer steps done."""
+    trainer._logger_connector.__class__ = _StepsDone

@@ -80,7 +80,7 @@ def evaluations(trainer: Trainer) -> list[Evaluation]:
 def sentence(evaluation: Evaluation) -> str:
     """A Frechet distance with all that one must know to read it."""
     error = "" if math.isnan(evaluation.error) else f" +- {2 * evaluation.error:.2g} (two standard errors)"
-    floor = "" if math.isnan(evaluation.floor) else f"; real data against real data at this n: {evaluation.floor:.3g}"
+    floor = "" if math.isnan(evaluation.floor) else f"; a perfect model scores {evaluation.floor:.3g} at this n"
     return (
         f"{evaluation.value:.3g}{error} for n = {evaluation.n} samples at {evaluation.nfe:g} network evaluations each{floor}"
     )

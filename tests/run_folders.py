@@ -32,7 +32,7 @@ def status(folder, **changed):
     """Writes run.json."""
     entries = {"command": "fit", "arguments": ["fit", "--config", "configs/ncsn.yaml"], "host": "elsewhere", "pid": 1,
                "started": time.time() - 3600, "updated": time.time(), "seconds": 3600.0, "state": "finished", "message": "",
-               "step": 1000, "max_steps": 1000, "version": "0.1.0"}  # fmt: skip
+               "step": 1000, "max_steps": 1000, "version": "0.1.0", "format": 2}  # fmt: skip
     (folder / "run.json").write_text(json.dumps(entries | changed))
 
 
@@ -85,7 +85,7 @@ def run_folder(folder, points=10, validations=4, lr=1e-3, best=2.0, pictures=("s
         for k in range(validations):
             step = (k + 1) * 1000 // validations
             row = {name: draws.random() for name in levels} | {"val/loss": 8 + draws.random()}
-            writer.writerow({"epoch": 0, "step": step - 1, "time": start + 3 * step, **row})
+            writer.writerow({"epoch": 0, "step": step, "time": start + 3 * step, **row})
     lines, health = [], []
     for k in range(validations):
         step = (k + 1) * 1000 // validations

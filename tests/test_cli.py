@@ -82,6 +82,20 @@ def test_metrics_have_their_names(trained):
     assert len(evaluations) == 2 and float(evaluations[-1]["val/nfe"]) == 21, "the last weights are measured too"
 
 
+def test_all_that_belongs_to_a_validation_is_at_one_step(trained):
+    """The number of optimizer steps done: in rows, records, pictures; after the last step, too."""
+    rows = list(csv.DictReader((trained / "metrics.csv").open()))
+    found = {"rows": {int(row["step"]) for row in rows if any(row[key] for key in row if key.startswith("val/"))}}
+    for file in trained.glob("*.jsonl"):
+        found[file.name] = {json.loads(line)["step"] for line in file.read_text().splitlines()}
+    for folder in {file.parent for file in trained.glob("*/step_*.png")}:
+        found[folder.name] = {int(file.stem.removeprefix("step_")) for file in folder.iterdir()}
+    assert set(found) >= {"evaluations.jsonl", "langevin.jsonl", "samples", "progress", "langevin", "loss_per_sigma"}
+    assert all(steps == {20, 30} for steps in found.values()), found
+    training = [int(row["step"]) for row in rows if row["train/loss"]]
+    assert training and training[-1] == 30 and len(set(training)) == len(training)
+
+
 def test_a_short_fit_lowers_loss_and_distance(tmp_path):
     options = ["--trainer.max_steps=120", "--trainer.val_check_interval=40", "--model.sampler.steps=5", "--ema.decay=0.9"]
     options += ["--evaluate.num_samples=200", "--samples.num_samples=0", "--trainer.log_every_n_steps=20"]

@@ -15,6 +15,8 @@ from safetensors import safe_open
 from torch.nn import functional as F
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN as KID
+from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -41,6 +43,7 @@ from lightning_score.metrics import (
     nearest_neighbours,
     read_npz,
     real_floor,
+    student,
 )
 from lightning_score.metrics.classifiers import DIGIT_WEIGHTS, FASHION_WEIGHTS
 from lightning_score.metrics.features import INCEPTION_VARIABLE
@@ -261,26 +264,85 @@ def test_there_is_no_error_of_few_blocks():
     assert math.isnan(frechet_estimate(fit(correlated(50, 3, 1)), sums_of(correlated(50, 3, 2)), error=False).error)
 
 
-def test_the_limit_has_lost_the_bias_of_few_samples():
+def limit_of(real, features):
+    sums = sums_of(features)
+    return frechet_limit(frechet_estimate(real, sums), sums.count)
+
+
+def covered(found, truth):
+    """The share of intervals of two errors that hold the truth."""
+    return sum(abs(estimate.value - truth) <= 2 * estimate.error for estimate in found) / len(found)
+
+
+@pytest.mark.parametrize("size", [1000, 997], ids=["equal blocks", "unequal blocks"])
+def test_the_limit_has_lost_the_bias_of_few_samples(size):
     """Samples of the data's own law are at 0; few of them seem to be farther, the limit does not."""
-    draws = [torch.randn(1000, 20, generator=generator(seed)).double() for seed in range(20)]
+    draws = [torch.randn(size, 20, generator=generator(seed)).double() for seed in range(20)]
     real = gaussian(torch.zeros(20).double(), torch.eye(20).double())
     values = torch.tensor([frechet_distance(real, fit(draw)) for draw in draws])
-    limits = torch.tensor([frechet_limit(real, sums_of(draw)).value for draw in draws])
+    limits = torch.tensor([limit_of(real, draw).value for draw in draws])
     assert values.mean() > 0.1 and limits.mean().abs() < 0.1 * values.mean()
-    with pytest.raises(InputError, match="at least 6"):
-        frechet_limit(real, sums_of(draws[0], blocks=5))
+    sums = sums_of(draws[0], blocks=2)
+    with pytest.raises(InputError, match="without each of 3 blocks"):
+        frechet_limit(frechet_estimate(real, sums), sums.count)
 
 
-def test_floor_is_the_bias_of_few_samples():
-    features = correlated(4000, 5, 1)
-    floors = [real_floor(features, n) for n in (50, 200, 800)]
-    assert floors[0] > 2 * floors[1] > 4 * floors[2] > 0, "the bias goes as 1 / n"
-    assert real_floor(features, 200) == floors[1] != real_floor(features, 200, seed=1)
-    assert real_floor(features, 10**6) == real_floor(features, 2000), "at most one half against the other"
-    rows = torch.randperm(4000, generator=torch.Generator().manual_seed(0))
-    apart = distance(features[rows[:200]], features[rows[200:]])
-    assert real_floor(features, 200, splits=1) == pytest.approx(apart, rel=1e-6)
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1.1, 0.1), (1.5, 0.5)], ids=["equal", "near", "far"])
+def test_two_errors_of_the_distance_and_of_its_limit_hold_their_truths(scale, shift):
+    """Of Gaussians the distance of the laws has a closed form; that of few samples is its mean."""
+    dimension = 12
+    real = gaussian(torch.zeros(dimension).double(), torch.eye(dimension).double())
+    truth = dimension * (shift**2 + (scale - 1) ** 2)
+    draws = [scale * torch.randn(500, dimension, generator=generator(seed)).double() + shift for seed in range(200)]
+    sums = [sums_of(draw) for draw in draws]
+    distances = [frechet_estimate(real, each) for each in sums]
+    limits = [frechet_limit(distance, each.count) for distance, each in zip(distances, sums, strict=True)]
+    assert 0.9 <= covered(limits, truth) <= 0.995
+    assert 0.9 <= covered(distances, sum(distance.value for distance in distances) / 200) <= 0.995
+
+
+def test_few_values_widen_an_error():
+    assert [student(degrees) for degrees in (1, 9, 10**6)] == pytest.approx([12.706 / 2, 2.262 / 2, 1.0], rel=1e-3)
+
+
+def heavy(n, seed):
+    """Features as those of a network are: not negative, dependent, of a skewed law, some of them rare; (n, 16)."""
+    few = torch.randn(n, 6, generator=generator(seed)).double() @ correlated(6, 16, 3)
+    return (few + torch.randn(n, 16, generator=generator(10**6 + seed)).double() - 1).relu()
+
+
+def normal(n, seed, dimension=16):
+    return torch.randn(n, dimension, generator=generator(seed)).double()
+
+
+@pytest.mark.parametrize("draw", [normal, heavy])
+@pytest.mark.parametrize(("total", "n"), [(600, 300), (600, 600), (600, 2000), (2000, 200)])
+def test_floor_is_what_a_perfect_model_scores(draw, total, n):
+    """Against a simulation: samples and data are independent draws of one law. The floor knows the data alone."""
+    pairs = [(draw(total, 2 * seed), draw(n, 2 * seed + 1)) for seed in range(150)]
+    scores = torch.tensor([distance(*pair) for pair in pairs])
+    floors = torch.tensor([real_floor(real, n) for real, _ in pairs[:3]])
+    noise = float(scores.std() / len(scores) ** 0.5 / scores.mean())
+    assert float(floors.mean() / scores.mean()) == pytest.approx(1, abs=0.05 + 2 * noise)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dimension", "total", "n"), [(64, 1797, 898), (64, 1797, 5000), (16, 4000, 2000), (16, 4000, 4000), (16, 20_000, 1000)]
+)
+def test_floor_is_within_five_percent_of_a_long_simulation(dimension, total, n):
+    scores = [distance(normal(total, 2 * k, dimension), normal(n, 2 * k + 1, dimension)) for k in range(1000)]
+    floors = [real_floor(normal(total, 10**5 + k, dimension), n) for k in range(5)]
+    assert sum(floors) / 5 == pytest.approx(sum(scores) / 1000, rel=0.05)
+
+
+def test_floor_is_the_same_every_time_and_refuses_what_has_none():
+    features = correlated(400, 5, 1)
+    assert real_floor(features, 200) == real_floor(features, 200) != real_floor(features, 200, seed=1)
+    rows = torch.randperm(400, generator=generator())
+    apart = distance(features[rows[:100]], features[rows[100:]])
+    expected = apart * (1 / 100 + 1 / 400) / (1 / 100 + 1 / 300)
+    assert real_floor(features, 100, splits=1) == pytest.approx(expected, rel=1e-6)
     for arguments in ((features, 1), (features[:3], 2), (features, 50, 0)):
         with pytest.raises(InputError):
             real_floor(*arguments)
@@ -343,16 +405,32 @@ def test_density_and_coverage_are_their_definitions():
         manifold(real, fake[:3])
 
 
-def test_kernel_distance_is_unbiased():
-    """Of the data's own law it is 0 on average, and it does not fall with n; another law is farther."""
-    draws = [torch.randn(400, 4, generator=generator(seed)) for seed in range(12)]
-    null = torch.tensor([kernel_distance(draws[i], draws[i + 1], subsets=5, subset_size=200).value for i in range(0, 12, 2)])
-    assert null.mean().abs() < 3 * null.std()
-    other = kernel_distance(draws[0], draws[1] + 1, subsets=20, subset_size=200)
-    assert other.value > 20 * float(null.std()) and 0 < other.error < 0.2 * other.value
-    errors = torch.tensor([kernel_distance(draws[i], draws[i + 1], subsets=1).error for i in range(0, 12, 2)])
-    whole = torch.tensor([kernel_distance(draws[i], draws[i + 1], subsets=1).value for i in range(0, 12, 2)])
-    assert whole.abs().max() < 4 * errors.mean(), "a tenth of the pairs has as large a spread over ten as all have"
+@pytest.mark.parametrize(("n", "m"), [(40, 40), (50, 30), (4, 9)])
+def test_kernel_distance_is_torch_fidelitys_of_all_pairs(n, m):
+    """By its own kernel, with the diagonal left out."""
+    real, fake = correlated(n, 6, 1), correlated(m, 6, 2) + 0.2
+    kernel = [(x @ y.mT / 6 + 1) ** 3 for x, y in ((real, real), (fake, fake), (real, fake))]
+    within = [(k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in kernel[:2]]
+    expected = float(within[0] + within[1] - 2 * kernel[2].mean())
+    assert kernel_distance(real, fake, chunk=7).value == pytest.approx(expected, rel=1e-9)
+    if n == m:
+        settings = {"kid_subsets": 1, "kid_subset_size": n, "verbose": False}
+        assert expected == pytest.approx(kid_features_to_metric(fake, real, **settings)[KID], rel=1e-6)
+    assert kernel_distance(real, fake, chunk=7)[:2] == pytest.approx(kernel_distance(real, fake)[:2], rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "m"), [(300, 300), (400, 150)])
+@pytest.mark.parametrize("shift", [0.0, 0.1, 0.2, 0.5])
+def test_two_errors_of_the_kernel_distance_hold_the_truth(shift, n, m):
+    """Of equal laws, where it is 0, as of different ones, where its mean is the truth; and they are no wider than needed."""
+    mixing = correlated(24, 24, 5) / 24
+    found = [kernel_distance(normal(n, 2 * k, 24) @ mixing, normal(m, 2 * k + 1, 24) @ mixing + shift) for k in range(200)]
+    values = torch.tensor([each.value for each in found])
+    truth = float(values.mean()) if shift else 0.0
+    assert abs(float(values.mean()) - truth) < 3 * float(values.std()) / 200**0.5, "unbiased"
+    assert 0.9 <= covered(found, truth) <= 0.99
+    error = torch.tensor([each.error for each in found]).square().mean().sqrt()
+    assert float(error) == pytest.approx(float(values.std()), rel=0.25)
 
 
 def test_inception_score_of_certain_and_uncertain_guesses():

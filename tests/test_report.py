@@ -177,8 +177,32 @@ class TestRuns:
         assert column(table, "best") == {"a": "2.3 ± 0.6", "b": "1.72 ± 0.6"}  # at the fourth validation: x (1 + 3 e^-3)
         assert column(table, "at step") == {"a": "1,000", "b": "1,000"}
         assert column(table, "NFE") == {"a": "201", "b": "201"} and column(table, "hours") == {"a": "60 min", "b": "60 min"}
-        assert column(table, "floor")["a"] == "1.72" and column(table, "n")["a"] == "898"
+        assert column(table, "floor")["a"] == "1.72*" and column(table, "n")["a"] == "898"
         assert not {"seed_everything", "model.sampler.steps", "ckpt_path"} & {each["title"] for each in table["columns"]}
+
+    @pytest.mark.parametrize("old", [True, False])
+    def test_rows_of_older_versions_are_at_the_step_of_their_pictures(self, tmp_path, old):
+        """These counted from 0, but for a validation after the last step."""
+        folder = run_folder(tmp_path / "a")
+        (folder / "metrics.csv").write_text("step,train/loss,val/loss\n249,3,\n249,,4\n499,3,\n750,,4\n1000,,4\n")
+        if old:
+            (folder / "run.json").unlink()
+        (run,), _ = find(tmp_path)
+        assert run.curves["val/loss"].steps == ([250, 750, 1000] if old else [249, 750, 1000])
+        assert run.curves["train/loss"].steps == ([250, 500] if old else [249, 499])
+        assert [picture.step for picture in run.pictures["samples"]] == [250, 500, 750, 1000]
+
+    def test_floors_of_older_versions_are_not_taken_for_those_of_a_perfect_model(self, tmp_path):
+        """Old lines have no kind of floor."""
+        folder = run_folder(tmp_path / "a")
+        lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+        old = [{name: value for name, value in line.items() if name != "floor_kind"} for line in lines[:2]]
+        new = [line | {"floor": 1.29, "floor_kind": "perfect", "value": 1.0} for line in lines[2:]]
+        (folder / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old + new))
+        data = reported(tmp_path)
+        lines = {line["name"]: line["y"] for line in _all_figures(data)[0]["data"]}
+        assert lines["subset of the data (older version)"] == [1.72] * 2 and lines["perfect model"] == [1.29] * 2
+        assert column(tables.runs_table(find(tmp_path)[0]), "floor") == {"a": "1.29"}
 
     def test_the_best_is_of_averaged_weights_and_denoised_samples(self, tmp_path):
         folder = run_folder(tmp_path / "a", best=2.0)
@@ -189,7 +213,12 @@ class TestRuns:
         assert column(tables.runs_table(runs), "best") == {"a": "2.3 ± 0.6"}
         (records,) = figures.by_axis_of_runs(runs).values()
         lines = figures.measured(runs, records, "fid")["data"]
-        assert [line["name"] for line in lines] == ["a", "a raw weights", "a not denoised", "real against real"]
+        assert [line["name"] for line in lines] == [
+            "a",
+            "a raw weights",
+            "a not denoised",
+            "subset of the data (older version)",
+        ]
 
 
 class TestProvenance:
@@ -388,7 +417,7 @@ class TestPage:
         ]
         heat = views["loss, train data"]["data"][0]
         assert views["excess loss, train data"]["data"][0]["colorscale"] == "RdBu"  # which is blue below 0 in the browser
-        assert heat["y"] == ["0.03", "0.2", "1"] and heat["x"] == ["249", "499", "749", "999"] and len(heat["z"]) == 3
+        assert heat["y"] == ["0.03", "0.2", "1"] and heat["x"] == ["250", "500", "750", "1000"] and len(heat["z"]) == 3
 
     def test_embedding_reports_a_damaged_picture_once(self, tmp_path):
         folder = run_folder(tmp_path / "a", pictures=("samples",))

@@ -302,25 +302,30 @@ class TestWhich:
 class TestLogs:
     """What is taken out of the logs: what came after the checkpoint."""
 
-    ROWS = "step,train/loss,val/loss\n3,1,\n7,2,\n9,,5\n11,3,\n19,,6\n20,,7\n"
+    ROWS = "step,train/loss,val/loss\n4,1,\n8,2,\n10,,5\n10,4,\n12,3,\n20,,6\n"
+    OLD = "step,train/loss,val/loss\n3,1,\n7,2,\n9,,5\n9,4,\n11,3,\n20,,6\n"
+    """The same of a version that counted from 0, but for the validation after the last step."""
 
+    @pytest.mark.parametrize("old", [False, True])
     @pytest.mark.parametrize(
         ("step", "validated", "steps"),
         [
-            (10, True, [3, 7, 9]),
-            (10, False, [3, 7]),  # saved before the validation, which comes again
-            (12, False, [3, 7, 9, 11]),
-            (20, True, [3, 7, 9, 11, 19, 20]),
-            (20, False, [3, 7, 9, 11]),
+            (10, True, [4, 8, 10, 10]),
+            (10, False, [4, 8, 10]),  # saved before the validation, which comes again
+            (12, False, [4, 8, 10, 10, 12]),
+            (20, True, [4, 8, 10, 10, 12, 20]),
+            (20, False, [4, 8, 10, 10, 12]),
             (0, False, []),
         ],
     )
-    def test_rows(self, tmp_path, step, validated, steps):
-        (tmp_path / "metrics.csv").write_text(self.ROWS)
+    def test_rows(self, tmp_path, step, validated, steps, old):
+        (tmp_path / "metrics.csv").write_text(self.OLD if old else self.ROWS)
+        (tmp_path / "run.json").write_text(json.dumps({"command": "fit"} | ({} if old else {"format": 2})))
         (tmp_path / "evaluations.jsonl").write_text('{"step": 10}\n{"step": 20}\n{"ste')
         evaluate = {"validated_at": step if validated else 0}
-        cut_logs(tmp_path, {"global_step": step, "callbacks": {"Evaluate": evaluate}})
-        lines = (tmp_path / "metrics.csv").read_text().splitlines()
-        assert [int(line.split(",")[0]) for line in lines[1:]] == steps
+        for _ in range(2):  # a second time changes nothing
+            cut_logs(tmp_path, {"global_step": step, "callbacks": {"Evaluate": evaluate}})
+            lines = (tmp_path / "metrics.csv").read_text().splitlines()
+            assert [int(line.split(",")[0]) for line in lines[1:]] == steps
         left = [json.loads(line)["step"] for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
         assert left == [n for n in (10, 20) if n < step or (n == step and validated)]

@@ -5,6 +5,7 @@ import json
 import math
 import sqlite3
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -14,6 +15,7 @@ import yaml
 from run_folders import record
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
+from lightning_score.metrics import jackknife_error
 from lightning_score.sweep.command import expand, from_agent, options
 from lightning_score.sweep.figures import draw
 from lightning_score.sweep.folder import check_folder, folder_of, making
@@ -318,20 +320,40 @@ def test_the_best_comes_first_and_pairs_are_compared_closely(found):
 
 
 def test_trials_of_several_seeds_are_paired_by_these():
-    """The error is that of the mean of the differences; that of one seed comes from its tenths."""
-    values = {"one": [5.0, 9.0, 7.0], "other": [6.0, 10.5, 7.5]}
+    """The difference is that of the means; its error that of independent seeds, each known from its tenths."""
+    rng, values = np.random.default_rng(0), {"one": [5.0, 9.0, 7.0], "other": [6.0, 10.5, 7.5]}
+    tenths = {name: [v + rng.normal(0, 0.1, 10) for v in of_seeds] for name, of_seeds in values.items()}
     made = {}
     for name, of_seeds in values.items():
-        records = [record(value=v, seed=k, without=[v, v + 1.0], denoised=True) for k, v in enumerate(of_seeds)]
+        records = [record(value=v, seed=k, without=list(tenths[name][k]), denoised=True) for k, v in enumerate(of_seeds)]
         noisy = [record(value=99.0, seed=0, without=[1.0, 2.0], denoised=False)]
         without, common = parts([*records, *noisy], records[0].metric)
         earlier = [record(value=50.0, seed=0, without=[50.0, 60.0], step=10)]
         assert parts([*earlier, *records], records[0].metric) == parts(records, records[0].metric)
         made[name] = Row(0, "complete", {}, statistics.mean(of_seeds), 9.0, without=without, paired=common)
-        assert parts(records[:1], records[0].metric)[0] == (of_seeds[0], of_seeds[0] + 1)
+        assert parts(records[:1], records[0].metric)[0] == tuple(tenths[name][0])
     gap, error = difference(made["other"], made["one"])
-    assert gap == pytest.approx(1.0) and error == pytest.approx(statistics.stdev([1.0, 1.5, 0.5]) / 3**0.5)
+    of_seeds = [jackknife_error(tenths["other"][k] - tenths["one"][k]) for k in range(3)]
+    assert gap == pytest.approx(1.0) and error == pytest.approx(math.hypot(*of_seeds) / 3, rel=0.15)
     assert parts([], "fid") == ((), "")
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_two_errors_of_a_difference_hold_the_truth(seeds):
+    """Trials that draw from the same random numbers: the difference of their means, over 300 repeats."""
+    rng, inside, made = np.random.default_rng(0), 0, record()
+    for _ in range(300):
+        common = rng.normal(0, 1, (seeds, 200))
+        rows = []
+        for truth in (2.0, 2.5):
+            x = truth + common + 0.3 * rng.normal(0, 1, (seeds, 200))
+            without = [(one.sum() - one.reshape(10, -1).sum(1)) / 180 for one in x]
+            records = [replace(made, value=one.mean(), seed=k, without=list(without[k])) for k, one in enumerate(x)]
+            left, same = parts(records, records[0].metric)
+            rows.append(Row(0, "complete", {}, x.mean(), 1.0, without=left, paired=same))
+        gap, error = difference(rows[1], rows[0])
+        inside += abs(gap - 0.5) <= 2 * error
+    assert 0.9 <= inside / 300 <= 0.99
 
 
 def test_the_pareto_front_is_what_none_beats(found):

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from lightning_score.data import ScoreData
 from lightning_score.likelihood import Bits, Dequantization, example_bits
-from lightning_score.metrics.record import FILE, Record, append
+from lightning_score.metrics.record import FILE, PERFECT, Record, append
 from lightning_score.model import ScoreModel
 from lightning_score.sampling import RK45, NoiseStream, Uniform
 from lightning_score.sampling.levels import warn_between_levels
@@ -80,6 +80,7 @@ class BitsPerDim(Callback):
             error=self.last.error,
             floor=None,
             floor_n=None,
+            floor_kind=PERFECT,
             n=self.last.n,
             features="none",
             features_hash="",

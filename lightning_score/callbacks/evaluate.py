@@ -21,8 +21,8 @@ from lightning_score.callbacks.periodic import Periodic
 from lightning_score.callbacks.pictures import drawable, labels_in_turn, neighbour_picture, pictured, publish, sample_picture
 from lightning_score.callbacks.totals import Pass, Sampling
 from lightning_score.data import ScoreData
-from lightning_score.metrics import Estimate, Features, nearest_neighbours, read_npz
-from lightning_score.metrics.record import FILE, Record, append, metric_name, settings_of
+from lightning_score.metrics import Estimate, Features, nearest_neighbours, read_npz, student
+from lightning_score.metrics.record import FILE, PERFECT, Record, append, metric_name, settings_of
 from lightning_score.metrics.reference import Reference, check_fit, reference
 from lightning_score.model import ScoreModel
 from lightning_score.utils import LocalPath, require
@@ -34,8 +34,8 @@ IN_PICTURE = 64
 class Evaluation(NamedTuple):
     """One measurement of samples.
 
-    Fields: metric (`fid_<features>_<n>`), value, error (its standard error, NaN where unknown), floor (the data against
-    themselves, NaN where unknown), n (samples), nfe (network evaluations per sample), seconds (spent on sampling), step
+    Fields: metric (`fid_<features>_<n>`), value, error (its standard error, NaN where unknown), floor (what a perfect model
+    scores, NaN where unknown), n (samples), nfe (network evaluations per sample), seconds (spent on sampling), step
     (training steps done).
     """
 
@@ -53,7 +53,7 @@ class Evaluate(Periodic):
     """Measures `fid_<features>_<n>` of samples against the whole data set at the end of validation and test.
 
     It logs the value, its standard error `_error` (by leaving out a tenth of the samples at a time, or over seeds), `_floor`
-    (the data against themselves at the same n), `_n`, `nfe` and `sampling_seconds`, with the prefix `val/` or `test/`, and
+    (what a perfect model scores with n samples), `_n`, `nfe` and `sampling_seconds`, with the prefix `val/` or `test/`, and
     adds a line of provenance to `evaluations.jsonl` for every number. `test` measures KID, precision, recall, density and
     coverage, the Inception score where the features classify, and how near samples are to training examples, too. In
     `fast_dev_run` it draws four samples.
@@ -208,7 +208,7 @@ class Evaluate(Periodic):
                 values = [numbers[kind] for numbers in measured]
                 for k, value in enumerate(values):
                     self._record(trainer, pl_module, kind, value, real, passes[k], self.seed + k, weights, denoised)
-                self._log(trainer, pl_module, prefix, kind, suffix, _pooled(values), real, passes)
+                self._log(trainer, pl_module, prefix, kind, suffix, _pooled(kind, values), real, passes)
         if shown:
             self._show(trainer, pl_module, passes[0])
         if shown and images and self.neighbours:
@@ -273,6 +273,7 @@ class Evaluate(Periodic):
             error=found.error,
             floor=real.floor if kind == "fid" else None,
             floor_n=real.floor_n if kind == "fid" else None,
+            floor_kind=PERFECT,
             n=self._n(trainer),
             features=self.features.name,
             features_hash=self.features.fingerprint,
@@ -312,9 +313,15 @@ class Evaluate(Periodic):
             publish(trainer, "neighbours", picture, "the samples nearest to training examples, each above its nearest")
 
 
-def _pooled(values: list[Estimate]) -> Estimate:
-    """The mean over seeds with its standard error, or the one value with its own."""
+def _pooled(kind: str, values: list[Estimate]) -> Estimate:
+    """The mean over seeds with its standard error, or the one value with its own.
+
+    The errors of independent samples add up as squares. That of KID counts the draw of the data too, which all seeds share,
+    so it does not fall. Where there are no errors, the seeds' own spread gives one.
+    """
     if len(values) == 1:
         return values[0]
-    each = [value.value for value in values]
-    return Estimate(mean(each), stdev(each) / len(each) ** 0.5)
+    each, squares = [value.value for value in values], mean(value.error**2 for value in values)
+    if squares == squares:
+        return Estimate(mean(each), (squares / (1 if kind == "kid" else len(each))) ** 0.5)
+    return Estimate(mean(each), student(len(each) - 1) * stdev(each) / len(each) ** 0.5)

@@ -101,8 +101,8 @@ class Totals:
         numbers = {"fid": frechet_estimate(real.statistics, samples, error=every or quick)}
         if not every:
             return numbers
-        if limit and samples.blocks == BLOCKS:
-            numbers["fid_limit"] = frechet_limit(real.statistics, samples)
+        if limit and numbers["fid"].without:
+            numbers["fid_limit"] = frechet_limit(numbers["fid"], samples.count)
         if self.logits.shape[1] > 0:
             numbers["is"] = inception_score(self.logits)
         kept = real.kept.to(self.kept.device)[: len(self.kept)]

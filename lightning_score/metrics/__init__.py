@@ -11,6 +11,7 @@ from lightning_score.metrics.frechet import (
     frechet_limit,
     jackknife_error,
     real_floor,
+    student,
 )
 from lightning_score.metrics.manifold import Manifold, inception_score, kernel_distance, manifold
 from lightning_score.metrics.neighbours import Neighbours, nearest_neighbours
@@ -42,4 +43,5 @@ __all__ = [
     "nearest_neighbours",
     "read_npz",
     "real_floor",
+    "student",
 ]

@@ -18,6 +18,10 @@ from lightning_score.utils import without_room
 
 FILE = "evaluations.jsonl"
 """The name of the records' file in a run folder."""
+PERFECT = "perfect"
+"""The kind of the floors that are measured now."""
+SUBSET = "subset"
+"""The kind of the floors of older versions."""
 
 
 def versions() -> dict[str, str]:
@@ -53,8 +57,8 @@ class Record:
         metric: its name, which says the features and, below 50 000, the number of samples.
         value: the number.
         error: its standard error, or None where there is none.
-        floor: what real data score against real data at `floor_n` examples, or None.
-        floor_n: n, or half of the data where these are fewer.
+        floor: what a perfect model scores with `floor_n` samples against this reference, or None.
+        floor_n: n.
         n: number of samples.
         features: name of the features.
         features_hash: of their weights.
@@ -70,6 +74,8 @@ class Record:
         nfe: network evaluations per sample.
         seed: of the samples.
         seconds: spent sampling.
+        floor_kind: "perfect" for such a floor; "subset", as in lines of older versions, for that of a subset of `floor_n`
+            examples (at most half of the data) from the others: higher, by a third at n = N/2.
         without: the number without each tenth of the samples, where it was found: samples of a seed are paired, so that the
             error of a difference comes from the differences of these.
         versions: of the programs.
@@ -96,6 +102,7 @@ class Record:
     nfe: float
     seed: int
     seconds: float
+    floor_kind: str = SUBSET
     without: list[float] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=versions)
     time: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
@@ -104,6 +111,11 @@ class Record:
     def axis(self) -> tuple[Any, ...]:
         """What two numbers must have in common to stand on one axis."""
         return self.metric, self.n, self.features_hash, self.resize, self.data_hash, self.split, tuple(self.shape)
+
+
+def floor_name(kind: str) -> str:
+    """What the floor of a kind is called where it is shown."""
+    return {PERFECT: "perfect model", SUBSET: "subset of the data (older version)"}.get(kind, "floor")
 
 
 def append(path: Path, record: Record) -> None:

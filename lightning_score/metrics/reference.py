@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from lightning_score.files import replacing
 from lightning_score.metrics.features import Features
-from lightning_score.metrics.frechet import floor_of_subsets, frechet_distance
+from lightning_score.metrics.frechet import floor_of_subsets
 from lightning_score.metrics.statistics import FeatureSums, Statistics
 from lightning_score.utils import cache_folder, require, without_room
 
 KEPT = 20_000
 """Most feature vectors of the data that are kept, for the metrics that need them."""
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,9 @@ class Reference:
     Attributes:
         statistics: of all examples.
         kept: features of at most `KEPT` random ones, (M, D); none where statistics were read from a file.
-        floor: mean Frechet distance of a random subset of the data, of `floor_n` examples, from all the others, or None.
-        floor_n: its size: the number of samples, or half of the data where these are fewer.
+        floor: what a perfect model scores: the mean Frechet distance of `floor_n` samples of the data's law from these data
+            (`metrics.real_floor`). None where statistics were read from a file: mean and covariance alone do not tell it.
+        floor_n: the number of samples.
     """
 
     statistics: Statistics
@@ -90,22 +91,17 @@ def compute(examples: Tensor, features: Features, n: int, device: torch.device |
     """The reference of examples (N, *shape), streamed through the extractor."""
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
     rank = order.argsort()  # place of every example in a random order
-    size = max(min(n, len(examples) // 2), 1)
-    sums = FeatureSums(features.num_features, blocks=2, sync_on_compute=False).to(device)  # of a subset, of the others
+    sums = FeatureSums(features.num_features, sync_on_compute=False).to(device)
     kept = torch.zeros(min(len(examples), KEPT), features.num_features)
     numbers = torch.arange(len(examples)).split(features.chunk)
     for rows in tqdm(numbers, "features of the data", unit="batch", disable=None if len(numbers) > 8 else True, leave=False):
         vectors, place = features(examples[rows].to(device)).features, rank[rows]
-        sums.update(vectors, (place >= size).long())
+        sums.update(vectors)
         chosen = place < len(kept)
         kept[place[chosen]] = vectors[chosen.to(device)].cpu()
     n_all, mean, covariance, _ = sums.compute()
-    floor = None
-    if size > len(kept):
-        floor = frechet_distance(sums.statistics([0]), sums.statistics([1]))
-    elif size >= 2:
-        floor = floor_of_subsets(sums.to("cpu"), kept, size)
-    return Reference(Statistics(n_all, mean.cpu(), covariance.cpu()), kept, floor, size)
+    floor = floor_of_subsets(sums.to("cpu"), kept, n) if n >= 2 and n_all >= 4 else None
+    return Reference(Statistics(n_all, mean.cpu(), covariance.cpu()), kept, floor, n)
 
 
 def _write(path: Path, found: Reference) -> None:

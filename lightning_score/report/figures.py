@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lightning_score.metrics.record import Record, by_axis
+from lightning_score.metrics.record import Record, by_axis, floor_name
 from lightning_score.report.reading import Curve, Run
 
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
@@ -88,7 +88,7 @@ def kind(record: Record) -> str:
 
 
 def measured(runs: Sequence[Run], records: Sequence[tuple[int, Record]], label: str) -> dict[str, Any]:
-    """A measurement over training with two standard errors, a line per run and kind, and what real data score."""
+    """A measurement over training with two standard errors, a line per run and kind, and the newest floor of each kind."""
     traces: list[dict[str, Any]] = []
     lines: dict[tuple[int, str], list[Record]] = {}
     for i, record in records:
@@ -108,13 +108,17 @@ def measured(runs: Sequence[Run], records: Sequence[tuple[int, Record]], label: 
             "hovertemplate": "%{y:.4g}, step %{x}, n %{customdata[0]}, NFE %{customdata[1]}<extra>%{fullData.name}</extra>",
             "meta": {"run": i, "hours": rounded(hours)},
         })  # fmt: skip
-    floors = sorted({record.floor for _, record in records if isinstance(record.floor, (int, float))})
-    if floors:
+    floors = {str(r.floor_kind): r.floor for _, r in sorted(records, key=_time) if isinstance(r.floor, (int, float))}
+    for kind_, floor in floors.items():
         steps = [record.step for _, record in records]
         hours = [hour for trace in traces for hour in trace["meta"]["hours"] if hour is not None]
-        traces.append(level(steps, floors[0], "real against real", [min(hours, default=0), max(hours, default=0)]))
-    values = [record.value for _, record in records if math.isfinite(record.value)] + floors
+        traces.append(level(steps, floor, floor_name(kind_), [min(hours, default=0), max(hours, default=0)]))
+    values = [record.value for _, record in records if math.isfinite(record.value)] + list(floors.values())
     return figure_of(traces, yaxis=axis(label, **scale(values)), xaxis=axis("training steps"))
+
+
+def _time(entry: tuple[int, Record]) -> str:
+    return str(entry[1].time)
 
 
 def level(x: Sequence[float], value: float, name: str, hours: list[float]) -> dict[str, Any]:

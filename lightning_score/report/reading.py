@@ -9,7 +9,7 @@ import socket
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from lightning_score.callbacks.health import FILE as LANGEVIN
 from lightning_score.metrics.record import FILE as RECORDS
 from lightning_score.metrics.record import Record
 from lightning_score.metrics.record import read as read_records
-from lightning_score.runs import LEADS_OUT, STATUS, STOPPED_EARLY, leads_out
+from lightning_score.runs import LEADS_OUT, STATUS, STOPPED_EARLY, leads_out, row_steps
 from lightning_score.trust import bounded
 
 EVALUATIONS = ("test", "validate", "predict")
@@ -193,7 +193,7 @@ def read(folder: Path, root: Path) -> Run:
     with _noting(run, STATUS):
         run.status = dict(json.loads((folder / STATUS).read_text(encoding="utf-8")))
     with _noting(run, "metrics.csv"):
-        run.curves = _curves(folder / "metrics.csv", run.problems)
+        run.curves = _curves(folder / "metrics.csv", row_steps(folder), run.problems)
     with _noting(run, RECORDS), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         run.records = [record for record in read_records(folder / RECORDS) if _sound(record)]
@@ -220,7 +220,7 @@ def _noting(run: Run, name: str) -> Iterator[None]:
         run.problems.append(f"{name}: cannot be read ({' '.join(str(error).split())[:160]})")
 
 
-def _curves(file: Path, problems: list[str]) -> dict[str, Curve]:
+def _curves(file: Path, steps: Callable[[int, bool], int], problems: list[str]) -> dict[str, Curve]:
     """The metrics of a run; cells that are no numbers are left out, and counted."""
     found: dict[str, Curve] = defaultdict(lambda: Curve([], [], []))
     wrong = 0
@@ -237,6 +237,7 @@ def _curves(file: Path, problems: list[str]) -> dict[str, Curve]:
                 wrong += 1
                 continue
             cells.pop("epoch", None)
+            step = steps(step, any(name.startswith("val/") for name in cells))
             for name, text in cells.items():
                 try:
                     value = float(text)

@@ -6,7 +6,7 @@ from itertools import combinations
 from typing import Any
 
 from lightning_score.report.figures import COLOURS, axis, figure_of, level, rounded, scale, text
-from lightning_score.sweep.results import Results, Row, difference, number, numeric, short, shown
+from lightning_score.sweep.results import Results, Row, difference, floors_of, number, numeric, short, shown
 
 MAPS = 6
 """Most heat maps of a sweep."""
@@ -122,12 +122,12 @@ def _pareto(found: Results, rows: list[Row]) -> dict[str, Any]:
         "name": "Pareto front", "line": {"shape": "hv", "color": COLOURS[1]}, "textposition": "top right",
         "text": [f"trial {row.number}" for row in front],
     }  # fmt: skip
-    floors = {row.floor for row in known if math.isfinite(row.floor)}
-    lines = [level([row.nfe for row in known], min(floors), "real against real", [])] if floors else []
+    floors = floors_of(known)
+    lines = [level([row.nfe for row in known], floor, name, []) for floor, name in floors[:1] if len(floors) == 1]
     return figure_of(
         [trials, joined, *lines],
         xaxis=axis("network evaluations per sample (NFE)", **scale([row.nfe for row in known])),
-        yaxis=axis(found.metric, **scale([row.value for row in known] + list(floors))),
+        yaxis=axis(found.metric, **scale([row.value for row in known] + [floor for floor, _ in floors])),
     )
 
 

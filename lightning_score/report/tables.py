@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_score.metrics.record import Record
+from lightning_score.metrics.record import PERFECT, Record
 from lightning_score.report.figures import axis_labels, by_axis_of_runs
 from lightning_score.report.reading import Run
 from lightning_score.report.sweeps import cell
@@ -55,7 +55,10 @@ def runs_table(runs: Sequence[Run]) -> dict[str, Any]:
         ("best", "the lowest during training, of averaged weights, with two standard errors"),
         ("at step", "of the best"),
         ("last", "the last during training, with two standard errors"),
-        ("floor", "what real data score against real data"),
+        (
+            "floor",
+            "what a perfect model scores; * of an older version: a subset of the data against the others",
+        ),
         ("n", "samples"),
         ("NFE", "network evaluations per sample"),
         ("sampling s", "seconds for all n samples"),
@@ -86,8 +89,7 @@ def _distances(i: int, run: Run, axes: dict[Any, Any], labels: dict[Any, str]) -
         own = sorted((record for record in own if math.isfinite(record.value)), key=lambda record: record.step)
         if own:
             best, last = min(own, key=lambda record: record.value), own[-1]
-            floor = best.floor if isinstance(best.floor, (int, float)) else math.nan
-            numbers = [cell(value) for value in (floor, best.n, best.nfe, last.seconds)]
+            numbers = [_floor(best), *(cell(value) for value in (best.n, best.nfe, last.seconds))]
             return [
                 [labels[axis], labels[axis]],
                 with_error(best),
@@ -96,6 +98,12 @@ def _distances(i: int, run: Run, axes: dict[Any, Any], labels: dict[Any, str]) -
                 *numbers,
             ]
     return [["", ""], *([None, ""] for _ in range(7))]
+
+
+def _floor(record: Record) -> list[Any]:
+    """The cell of a floor; one of an older version, which is higher, has a mark."""
+    found = cell(record.floor if isinstance(record.floor, (int, float)) else math.nan)
+    return found if record.floor_kind == PERFECT or not found[1] else [found[0], f"{found[1]}*"]
 
 
 def with_error(record: Record) -> list[Any]:
@@ -143,10 +151,9 @@ def tests_table(runs: Sequence[Run]) -> dict[str, Any]:
     rows = []
     for run in runs:
         for record in sorted(run.tests, key=lambda record: record.time, reverse=True):
-            floor = record.floor if isinstance(record.floor, (int, float)) else math.nan
             rows.append([
                 [run.name, run.name], [record.metric, record.metric], with_error(record),
-                *(cell(value) for value in (floor, record.n, record.nfe)),
+                _floor(record), *(cell(value) for value in (record.n, record.nfe)),
                 *([each, each] for each in (record.weights, "yes" if record.denoised else "no", _sampler(record.sampler))),
                 [record.seed, str(record.seed)], cell(record.seconds), [record.step, f"{record.step:,}"],
                 [record.time, str(record.time).replace("T", " ").rstrip("Z")],

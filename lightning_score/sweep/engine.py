@@ -16,6 +16,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from lightning_score.arguments import Parser, find_config, option
+from lightning_score.metrics.record import SUBSET
 from lightning_score.runs import check_name, replace_text
 from lightning_score.sweep import figures
 from lightning_score.sweep.check import check_settings
@@ -28,7 +29,7 @@ from lightning_score.sweep.spec import NESTED, Sweep, read, shown
 from lightning_score.sweep.study import ERROR, METRICS, SETTINGS, SLOT, WORKER, Study
 from lightning_score.sweep.table import Board, print_results
 from lightning_score.sweep.trials import arguments_of
-from lightning_score.sweep.worker import FOLDER, PAIRED, SECONDS, WITHOUT, work
+from lightning_score.sweep.worker import FLOOR, FOLDER, PAIRED, SECONDS, WITHOUT, work
 from lightning_score.utils import require
 
 
@@ -290,5 +291,6 @@ def _row(spec: Sweep, trial: FrozenTrial, state: str) -> Row:
         folder=attributes.get(FOLDER, ""),
         message=message,
         worker=attributes.get(WORKER, ""),
+        floor_kind=attributes.get(FLOOR, SUBSET),
         **fields,
     )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_score.sweep.results import Results, Row, numeric, short, shown
+from lightning_score.sweep.results import Results, Row, floors_of, numeric, short, shown
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
 MARKERS = "osD^vP*X"
@@ -118,10 +118,10 @@ def _axes(results: Results, rows: list[Row], label: str, sideways: bool = False)
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     labels = (results.metric, label) if sideways else (label, results.metric)
     axes = figure.add_subplot(xlabel=labels[0], ylabel=labels[1], title=f"{results.name}: {len(rows)} trials")
-    floors = {row.floor for row in rows if math.isfinite(row.floor)}
+    floors = floors_of(rows)
     if len(floors) == 1:
         line = axes.axvline if sideways else axes.axhline
-        line(floors.pop(), color="black", ls=(0, (1, 2)), lw=1, label="real against real")
+        line(floors[0][0], color="black", ls=(0, (1, 2)), lw=1, label=floors[0][1])
     _scale(axes, "x" if sideways else "y", [row.value for row in rows])
     axes.grid(alpha=0.3)
     return figure, axes

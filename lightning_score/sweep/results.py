@@ -9,20 +9,21 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
 
 from lightning_score.metrics import jackknife_error
-from lightning_score.metrics.record import Record
+from lightning_score.metrics.record import SUBSET, Record, floor_name
 from lightning_score.runs import STOPPED_EARLY
 from lightning_score.sweep.command import as_text, flatten
 from lightning_score.sweep.processes import is_dead
 
 TABLE = "trials.csv"
 """The table of trials in a sweep's folder."""
-COLUMNS = ["error", "floor", "n", "nfe", "seconds", "folder", "message", "without", "paired", "worker"]
-"""Of the table, after trial, state, the settings and the metric; those of older versions lack some of the last three."""
+COLUMNS = ["error", "floor", "n", "nfe", "seconds", "folder", "message", "without", "paired", "worker", "floor_kind"]
+"""Of the table, after trial, state, the settings and the metric; those of older versions lack some of the last four."""
 ENDED = ("complete", STOPPED_EARLY, "failed")
 """The states of trials that are over."""
 SILENCE = 120.0
@@ -39,7 +40,7 @@ class Row:
         settings: by their dotted names.
         value: of the metric, NaN without one.
         error: its standard error, NaN where unknown.
-        floor: what real data score, NaN where unknown.
+        floor: what a perfect model scores, NaN where unknown.
         n: number of samples, 0 where unknown.
         nfe: network evaluations per sample, NaN where unknown.
         seconds: that the trial took.
@@ -48,6 +49,7 @@ class Row:
         folder: of its results.
         message: why it failed.
         worker: the process that ran it, as host:id.
+        floor_kind: of the floor, as in a `Record`; empty where unknown, as on W&B.
     """
 
     number: int
@@ -64,6 +66,7 @@ class Row:
     folder: str = ""
     message: str = ""
     worker: str = ""
+    floor_kind: str = ""
 
 
 def measured(metrics: Mapping[str, float], metric: str) -> dict[str, Any]:
@@ -76,6 +79,11 @@ def measured(metrics: Mapping[str, float], metric: str) -> dict[str, Any]:
         "n": int(metrics.get(f"{metric}_n", 0)),
         "nfe": metrics.get(f"{prefix}/nfe", math.nan),
     }
+
+
+def floors_of(rows: Sequence[Row]) -> list[tuple[float, str]]:
+    """The floors of trials, each with what it is called."""
+    return sorted({(row.floor, floor_name(row.floor_kind)) for row in rows if math.isfinite(row.floor)})
 
 
 @dataclass
@@ -159,7 +167,7 @@ class Results:
         for row in self.rows:
             settings = [as_text(row.settings.get(name, "")) for name in names]
             numbers = [row.value, row.error, row.floor, row.n, row.nfe, row.seconds]
-            texts = [row.folder, row.message, as_text(list(row.without)), row.paired, row.worker]
+            texts = [row.folder, row.message, as_text(list(row.without)), row.paired, row.worker, row.floor_kind]
             writer.writerow([row.number, row.state, *settings, *numbers, *texts])
         return text.getvalue()
 
@@ -198,7 +206,8 @@ def _from_cells(cells: Mapping[str, str], names: Sequence[str], metric: str, sil
     state = STOPPED_EARLY if cells["state"] == "early" else cells["state"]  # as older versions call it
     if state == "running" and (silent or is_dead(texts[-1])):
         state = "interrupted"
-    return Row(int(cells["trial"]), state, settings, value, error, floor, int(n), nfe, seconds, without, *texts)
+    kind = cells.get("floor_kind", SUBSET) or ""
+    return Row(int(cells["trial"]), state, settings, value, error, floor, int(n), nfe, seconds, without, *texts, kind)
 
 
 def _from_text(text: str) -> Any:
@@ -211,17 +220,18 @@ def _from_text(text: str) -> Any:
 
 def parts(records: Sequence[Record], metric: str) -> tuple[tuple[float, ...], str]:
     """The value that a trial has found last, without each part of its samples, and what another must have in common with it
-    for the two to be paired. The parts are the tenths of one seed's samples, or, where several seeds are measured, these.
+    for the two to be paired. The parts are the tenths of the samples of each seed, of which the value is the mean.
     """
     found = [r for r in records if r.metric == metric and r.without and r.weights == "ema" and r.denoised]
     if not found:
         return (), ""
     found = [record for record in found if record.step == found[-1].step]
     common = str((*found[0].axis, [record.seed for record in found], found[0].weights))
-    values = [record.value for record in found]
     if len(found) == 1:
         return tuple(found[0].without), common
-    return tuple((sum(values) - value) / (len(values) - 1) for value in values), common
+    value = fmean(record.value for record in found)
+    changes = [(part - fmean(record.without)) / len(found) for record in found for part in record.without]
+    return tuple(value + change for change in changes), common
 
 
 def difference(row: Row, other: Row) -> tuple[float, float]:

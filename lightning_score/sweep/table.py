@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from lightning_score.metrics.record import floor_name
 from lightning_score.sweep.results import ENDED, Results, Row, duration, number, short, shown
 
 SHOWN = 12
@@ -106,7 +107,7 @@ def print_results(found: Results, folder: Path, drawn: list[str]) -> None:
         best = found.ranked[0]
         settings = ", ".join(f"{short(name)}={shown(best.settings.get(name))}" for name in found.varied)
         error = f" +- {number(2 * best.error)}" if number(best.error) else ""
-        floor = f", real against real {number(best.floor)}" if number(best.floor) else ""
+        floor = f", {floor_name(best.floor_kind)} {number(best.floor)}" if number(best.floor) else ""
         print(f"best: {found.metric}={number(best.value)}{error}{floor} with {settings}")
         print(f"again: {found.commands[best.number]}")
     failed = sum(row.state == "failed" for row in found.rows)

@@ -21,7 +21,7 @@ from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.study import METRICS, Study
 from lightning_score.sweep.trials import TrialFailed, Trials, arguments_of, last_metrics, made_for
 
-SECONDS, FOLDER, WITHOUT, PAIRED = "seconds", "folder", "without", "paired"
+SECONDS, FOLDER, WITHOUT, PAIRED, FLOOR = "seconds", "folder", "without", "paired", "floor_kind"
 """Further attributes of a trial: the time it took, its folder, its jackknife, and what pairs it with others."""
 
 
@@ -91,6 +91,7 @@ class _Objective:
         without, common = parts(records, metric.partition("/")[2])
         trial.set_user_attr(WITHOUT, without)
         trial.set_user_attr(PAIRED, common)
+        trial.set_user_attr(FLOOR, records[-1].floor_kind if records else "")
         if not math.isfinite(metrics[metric]):
             raise TrialFailed(f"{metric} is {metrics[metric]}")
         return metrics[metric]
