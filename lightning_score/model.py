@@ -152,7 +152,7 @@ class ScoreModel(LightningModule):
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The objective's mean over a batch (x, y), a scalar."""
-        x, y = require_batch(batch, self.shape, self.num_classes if self.conditional else None)
+        x, y = batch
         if self.augmentation is None or not self.training:
             return self.objective(self.score_function, x, self._labels(y)).mean()
         x, done = self.augmentation(x)
@@ -169,7 +169,7 @@ class ScoreModel(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One step; every `log_every_n_steps` the mean loss since the last time is logged (each log call costs)."""
-        loss = self.loss(batch)
+        loss = self.loss(require_batch(batch, self.shape, self.num_classes * self.conditional))
         self._loss_sum, self._loss_count = self._loss_sum + loss.detach(), self._loss_count + 1
         if self._loss_count >= self.trainer.log_every_n_steps:
             self.log("train/loss", self._loss_sum / self._loss_count, prog_bar=True)
@@ -197,6 +197,7 @@ class ScoreModel(LightningModule):
     def _evaluate_loss(self, batch: tuple[Tensor, Tensor], batch_idx: int, name: str) -> None:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), self._uncompiled():
             torch.manual_seed(batch_idx)
+            batch = require_batch(batch, self.shape, self.num_classes * self.conditional)
             self.log(name, self.loss(batch), batch_size=len(batch[0]), sync_dist=True)
 
     def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> Samples:
