@@ -20,7 +20,7 @@ from lightning_score.process import NoiseProcess, SigmaTable
 from lightning_score.runs import new_dated_folder, new_folder
 from lightning_score.sampling import NoiseStream, PredictorCorrector, Sampler
 from lightning_score.trust import trusted_by
-from lightning_score.utils import require
+from lightning_score.utils import require, require_room
 
 STEPS = 60  # of the grid of every sampler
 SNAPSHOTS = 5
@@ -39,6 +39,7 @@ def gallery(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments[1:])
     require(options.num_samples >= 1, f"--num_samples {options.num_samples}: must be at least 1")
     trusted = trusted_by(arguments, [])
+    require_room(1000 * options.num_samples, f"--num_samples {options.num_samples}", "draw fewer")
     checkpoint = load_checkpoint(options.ckpt_path, trusted)
     parser = Parser()
     parser.add_subclass_arguments(ScoreData, "data")

@@ -152,8 +152,7 @@ class ScoreModel(LightningModule):
 
     def losses(self, batch: tuple[Tensor, Tensor], score: ScoreField | None = None) -> Tensor:
         """The objective of each example of a batch (x, y), of another score on request: (B,)."""
-        x, y = require_batch(batch, self.shape, self.num_classes if self.conditional else None)
-        augmenting = nullcontext()
+        (x, y), augmenting = batch, nullcontext()
         if self.augmentation is not None and self.training:
             x, done = self.augmentation(x)
             augmenting = self.score_function.network.augmented(done)
@@ -168,6 +167,7 @@ class ScoreModel(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One batch; every `log_every_n_steps` steps the mean loss since then is logged, of all processes (a log costs)."""
+        batch = require_batch(batch, self.shape, self.num_classes * self.conditional)
         with self.draws.of(self.trainer, self.trainer.current_epoch, batch_idx):
             loss = self.loss(batch)
         self._mean_loss.add(loss)
@@ -195,6 +195,7 @@ class ScoreModel(LightningModule):
         self._evaluate_loss(batch, batch_idx, "test/loss")
 
     def _evaluate_loss(self, batch: tuple[Tensor, Tensor], batch_idx: int, name: str) -> None:
+        batch = require_batch(batch, self.shape, self.num_classes * self.conditional)
         with seeded(self.draws.number(self.trainer, batch_idx), self.device), self._uncompiled():
             loss = self.loss(batch) if len(batch[0]) else batch[0].new_zeros(())  # where only other processes have a batch
         n = len(batch[0]) * self.trainer.world_size  # a multiple, for Lightning rounds the mean over processes of these

@@ -54,13 +54,13 @@ def require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
-def require_batch(batch: Any, shape: Sequence[int], num_classes: int | None = None) -> tuple[Tensor, Tensor]:
+def require_batch(batch: Any, shape: Sequence[int], num_classes: int = 0) -> tuple[Tensor, Tensor]:
     """A batch (x, y), refused unless it is what a model of examples of `shape` takes; it costs no transfer from a device.
 
     Args:
         batch: what a data loader gives.
         shape: of one example.
-        num_classes: of a model that takes the labels; None: they are not used.
+        num_classes: of a model that takes the labels; 0: they are not used.
 
     Raises:
         InputError: it is something else.
@@ -75,7 +75,7 @@ def require_batch(batch: Any, shape: Sequence[int], num_classes: int | None = No
             f"a batch holds examples of shape {tuple(x.shape[1:])} and {x.dtype}, but the model was made for floats of "
             f"shape {tuple(shape)}: convert them in the data, or make the model for their shape"
         )
-    if num_classes is not None:
+    if num_classes:
         known = y.dtype == torch.int64 and y.shape == x.shape[:1]
         known = known and (y.device.type != "cpu" or bool((y >= 0).all() and (y < num_classes).all()))
         if not known:

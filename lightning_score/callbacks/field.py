@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_score.callbacks.pictures import figure_picture, publish
 from lightning_score.data import GaussianMixture, Mixture
 from lightning_score.model import ScoreModel
-from lightning_score.utils import require
+from lightning_score.utils import require, require_room
 
 IN_PATH = 41  # points shown of each path: all of them would be a tangle
 
@@ -43,6 +43,7 @@ class ScorePlot(Callback):
     def __init__(self, sigma: float = 0.2, paths: int = 5, arrows: int = 19, seed: int = 0):
         require(sigma > 0, f"sigma={sigma}: must be above 0, as in 0.2")
         require(paths >= 1 and arrows >= 2, f"paths={paths}, arrows={arrows}: need at least 1 path and 2 arrows")
+        require_room(1000 * (arrows**2 + paths), f"paths={paths}, arrows={arrows}", "draw fewer")
         self.sigma, self.paths, self.arrows, self.seed = sigma, paths, arrows, seed
 
     def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:

@@ -20,7 +20,7 @@ from lightning_score.sampling import LangevinCorrector
 from lightning_score.sampling.sampler import Stage
 from lightning_score.schedule import variance_ratio
 from lightning_score.score import Conditioned, ScoreField
-from lightning_score.utils import InputError, require, seeded
+from lightning_score.utils import InputError, require, require_room, seeded
 
 FILE = "langevin.jsonl"
 """The name of the file of levels in a run folder, one line per validation."""
@@ -113,6 +113,7 @@ class LangevinHealth(Callback):
 
     def __init__(self, num_samples: int = 64, seed: int = 0):
         require(num_samples >= 1, f"num_samples={num_samples}: must be at least 1, as in 64")
+        require_room(64 * num_samples, f"num_samples={num_samples}", "take fewer")
         self.num_samples, self.seed = num_samples, seed
         self.last: list[LevelHealth] | None = None
 
