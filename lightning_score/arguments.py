@@ -235,7 +235,6 @@ class Parser(ClassParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message on one line, with what to do about it, and exits with code 2."""
         line = re.sub(r"\s+", " ", str(message)).strip().rstrip(".")
-        line = re.sub(r"Importing ('[\w.]+') is not allowed, .*", r"\1 is no class that a config may name", line)
         told = _function(line) or _unknown_class(line) or _wrong_value(line)
         line = told or " ".join(f"{line}. {self._nearest_option(line)}{_config_hint(line)}".split())
         sys.stderr.write(f"error: {line}\n")
@@ -251,7 +250,10 @@ class Parser(ClassParser):
 
 
 def _function(message: str) -> str:
-    """For a function in place of a class, what to do; else nothing."""
+    """For what is no class, or a function in place of one, what to do; else nothing."""
+    denied = re.search(r'Parser key "([\w.]+)": .*?Importing \'([\w.]+)\' is not allowed', message)
+    if denied:
+        return f"{denied[1]}={denied[2]}: a config makes nothing but classes of this package, of torch, or of your own"
     found = re.search(r'Parser key "([\w.]+)": (?!.*Parser key).*value: (.*)$', message) if NO_FUNCTION in message else None
     return f"{found[1]}={found[2]}: {NO_FUNCTION}" if found else ""
 
