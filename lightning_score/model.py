@@ -131,7 +131,7 @@ class ScoreModel(LightningModule):
 
     def _use(self, process: NoiseProcess, sampler: Sampler | None, guidance: Guidance | None) -> None:
         sampler = sampler or PredictorCorrector()
-        sampler.check(process, self.objective.levels(process))
+        sampler.check_for(process, self.objective.levels(process))
         if guidance is not None:
             guidance.check(Trained(self.shape, self.num_classes, self.conditional, self.label_dropout))
         self.sampler, self.guidance = sampler, guidance

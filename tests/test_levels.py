@@ -18,6 +18,7 @@ from lightning_score.sampling import (
     Geometric,
     Karras,
     LangevinDynamics,
+    NoPredictor,
     PredictorCorrector,
     ProbabilityFlow,
     Snapped,
@@ -58,6 +59,7 @@ def test_the_message_names_cause_and_fix():
     assert len(warned(ProbabilityFlow())) == 1
     assert not warned(AnnealedLangevin(1e-5, 2)) and len(warned(AnnealedLangevin(1e-5, 2, Geometric(13)))) == 1
     assert not warned(PredictorCorrector(StochasticHeun(0.0), grid=Snapped()))
+    assert not warned(PredictorCorrector(NoPredictor(), grid=Karras(9)))  # which sees no score
 
 
 def test_fine_levels_and_continuous_training_are_silent():

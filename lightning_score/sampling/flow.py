@@ -119,8 +119,8 @@ class ProbabilityFlow(Sampler):
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Stage]:
         return [Stage(self.predictor, t, s, s) for t, s in pairwise(times)]
 
-    def check(self, process: NoiseProcess, levels: Tensor | None = None) -> None:
-        super().check(process, levels)
+    def check(self, process: NoiseProcess) -> None:
+        super().check(process)
         times = self.grid(process)
         self._move(_NoScore(process), times.new_zeros(1, self.predictor.min_dimension), times)
 

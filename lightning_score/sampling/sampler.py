@@ -75,21 +75,26 @@ class Sampler(ABC):
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Stage]:
         """The moves in their order, for a grid of decreasing times (N + 1,)."""
 
-    def check(self, process: NoiseProcess, levels: Tensor | None = None) -> None:
-        """Raises `InputError` if the sampler does not fit the process, and warns if it leaves the levels.
+    def check(self, process: NoiseProcess) -> None:
+        """Raises `InputError` if the sampler does not fit the process."""
+        times = self.grid(process)
+        stages = self.plan(process, times)
+        for method in {stage.method for stage in stages}:
+            method.check(process, times)
+        self.denoise.check(float(process.sigma(stages[-1].end)))
+
+    def check_for(self, process: NoiseProcess, levels: Tensor | None) -> None:
+        """Checks, and warns if the sampler leaves the levels of a model.
 
         Args:
             process: the noise process.
             levels: the times at which alone the score was trained, (L,); None: at all times.
         """
-        times = self.grid(process)
-        stages = self.plan(process, times)
-        methods = {stage.method for stage in stages}
-        for method in methods:
-            method.check(process, times)
-        self.denoise.check(float(process.sigma(stages[-1].end)))
+        self.check(process)
         if levels is not None:
-            visited = torch.cat([method.evaluated(process, times) for method in methods if method.calls])
+            times = self.grid(process)
+            methods = {stage.method for stage in self.plan(process, times)}
+            visited = torch.cat([times[:0], *(method.evaluated(process, times) for method in methods if method.calls)])
             warn_between_levels(f"{type(self).__name__} on {type(self.grid).__name__}", process, levels, visited)
 
     def __call__(
