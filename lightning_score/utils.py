@@ -237,7 +237,11 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # numpy and zipfile each raise their own
         said = " ".join(str(error).split())
-        reason = "it holds pickles, which may run any code" if "allow_pickle" in said else said or type(error).__name__
+        reason = (
+            "it holds pickles, which may run any code, or is of another kind"
+            if "allow_pickle" in said
+            else said or type(error).__name__
+        )
         raise InputError(f"{file}: not a readable NPY or NPZ file of numbers ({reason})") from error
 
 

@@ -289,7 +289,7 @@ class TestRefuses:
             interop.read(tmp_path / "other.pth", "ncsnv2")
 
     def test_code(self, save):
-        with pytest.raises(InputError, match="not readable without running code"):
+        with pytest.raises(InputError, match="holds code"):
             interop.read(save(wrapped(network_state("ncsn_small")), {"state": Sequence([])}), "ncsn")
 
     def test_stages_that_no_network_has(self, save):

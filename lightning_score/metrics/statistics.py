@@ -146,7 +146,10 @@ def read_npz(path: str | Path) -> Statistics:
     """
     path = Path(path)
     require(path.is_file(), f"{path}: there is no such file of statistics")
-    arrays = read_arrays(path)
+    try:
+        arrays = read_arrays(path)
+    except InputError as error:
+        raise InputError(f"{error}: not a file of statistics, .npz with mu and sigma") from error
     missing = {"mu", "sigma"} - arrays.keys()
     require(not missing, f"{path}: lacks {', '.join(sorted(missing))}; it holds {', '.join(arrays) or 'nothing'}")
     try:
