@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.memory import is_oom_error
 from lightning_score.arguments import Parser
 from lightning_score.callbacks import EMA, Evaluate, Guard, SampleGrid
 from lightning_score.data import ScoreData
+from lightning_score.data.check import declared_shape
 from lightning_score.mistakes import check_config, make_paths_absolute
 from lightning_score.model import ScoreModel
 from lightning_score.refusals import check_trainer, of_options
@@ -51,7 +52,7 @@ class ExperimentCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The data tell the model their shape; callbacks that every run has are named, so that options reach them."""
-        parser.link_arguments("data.shape", "model.shape", apply_on="instantiate")
+        parser.link_arguments("data", "model.shape", declared_shape, apply_on="instantiate")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_lightning_class_args(SampleGrid, "samples")

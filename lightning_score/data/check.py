@@ -44,6 +44,16 @@ def check_declared(data: "ScoreData") -> None:
     )
 
 
+def declared_shape(data: "ScoreData") -> tuple[int, ...]:
+    """The shape that a data module declares.
+
+    Raises:
+        InputError: its attributes do not describe data.
+    """
+    check_declared(data)
+    return tuple(data.shape)
+
+
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
