@@ -1,0 +1,182 @@
+"""Signals in every command and phase: one line, the signal's exit code, nothing left behind."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_score import cli, stopping
+from lightning_score.cli import run
+from lightning_score.runs import discarding, new_dated_folder, point_latest
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": os.pathsep.join(sys.path)}
+TINY = """\
+trainer: {max_steps: 3, val_check_interval: 3, check_val_every_n_epoch: null, log_every_n_steps: 1, accelerator: cpu}
+data: {class_path: Digits, init_args: {batch_size: 128, data_range: [0, 1]}}
+model:
+  process: {class_path: SigmaTable, init_args: {sigma_min: 0.03, sigma_max: 3.0, levels: 3}}
+  network: {class_path: UNet, init_args: {channels: 8, multipliers: [1], blocks: 1, attention: [], groups: 4}}
+  objective: {class_path: DenoisingScoreMatching, init_args: {times: TableTimes}}
+  sampler: {class_path: AnnealedLangevin, init_args: {step_size: 1.35e-4, steps: 2}}
+  optimizer: {class_path: torch.optim.Adam, init_args: {lr: 1.0e-3}}
+  lr_scheduler: {class_path: LinearLR, init_args: {start_factor: 1.0, end_factor: 0.0, total_iters: max_steps}}
+samples: {num_samples: 0}
+evaluate: {features: DigitFeatures, num_samples: 20}
+"""
+LONG = "--model.sampler.steps=100000"
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A folder with a config of a small model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    Path("tiny.yaml").write_text(TINY)
+    return tmp_path
+
+
+def everything(folder):
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*"))
+
+
+@pytest.fixture
+def in_command(monkeypatch):
+    """The handlers of the command line, in this process; what ends the process at once raises SystemExit here."""
+
+    class Ended(BaseException):
+        pass
+
+    def ended(code):
+        raise Ended(code)
+
+    kept = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    monkeypatch.setattr(os, "_exit", ended)
+    monkeypatch.setattr(stopping, "GRACE", 600.0)
+    stopping.install()
+    stopping.note(None)
+    yield Ended
+    signal.set_wakeup_fd(-1)
+    stopping.note(None)
+    stopping._handlers.clear()
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.faults("commands ended by a signal")
+@pytest.mark.parametrize("number", stopping.SIGNALS)
+@pytest.mark.parametrize("moment", ["sleep", "join", "computation", "import", "library"])
+def test_a_signal_at_any_moment(in_command, number, moment, monkeypatch, capfd):
+    """Of a command that sleeps, waits for a thread, computes, or whose library makes an error of its own of it."""
+    waiting = threading.Event()
+
+    def command(arguments):
+        threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+        try:
+            if moment == "sleep":
+                time.sleep(60)
+            elif moment == "join":
+                threading.Thread(target=waiting.wait, daemon=True).start()
+                waiting.wait(60)
+            while True:
+                torch.zeros(10).sum()
+        except BaseException as error:
+            if moment == "library":
+                raise RuntimeError("something else") from error
+            raise
+
+    monkeypatch.setitem(cli.WITHOUT_TRAINER, "schedule", command)
+    with pytest.raises(in_command) as ended:
+        if moment == "import":
+            command([])
+        with stopping.raising():
+            run(["schedule"])
+    assert ended.value.args == (128 + number,)
+    assert capfd.readouterr().err == f"stopped by {signal.Signals(number).name}\n"
+
+
+def test_a_second_signal_ends_the_process_at_once_with_its_files_removed(in_command, tmp_path, capfd):
+    removed = []
+    with pytest.raises(in_command), stopping.raising(), stopping.cleaning(lambda: removed.append(1)):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+    assert removed == [1] and capfd.readouterr().err == "stopped by SIGINT\n"
+
+
+def test_a_folder_without_a_result_is_removed_and_one_with_a_result_stays(tmp_path):
+    """With the folders that were made for it; and `latest` is the run before."""
+    older = new_dated_folder(tmp_path / "runs" / "name")
+    (older / "run.json").write_text("{}")
+    with pytest.raises(KeyboardInterrupt), discarding():
+        newer = new_dated_folder(tmp_path / "runs" / "name")
+        (newer / "config.yaml").write_text("a: 1\n")
+        (newer / "metrics.csv").write_text("step,val/loss\n")
+        point_latest(newer)
+        kept = new_dated_folder(tmp_path / "kept")
+        (kept / "evaluations.jsonl").write_text("{}\n")
+        new_dated_folder(tmp_path / "one" / "two")
+        raise KeyboardInterrupt
+    assert not newer.exists() and (tmp_path / "runs/name/latest").resolve() == older and kept.exists()
+    assert not (tmp_path / "one").exists()
+
+
+CASES = {
+    "imports": (["fit", "--help"], 0.7),
+    "parsing": (["fit", "--config", "tiny.yaml"], 3.0),
+    "schedule": (["schedule", "--config", "tiny.yaml"], "Digits"),
+    "sweep": (["sweep", "eps", "--dry_run"], 5.0),
+    "report": (["report", ".", "--serve", "--port", "0"], "serving"),
+    "predict": (["predict", "--ckpt_path", "c.ckpt", LONG], "sampling"),
+    "validate": (["validate", "--ckpt_path", "c.ckpt", LONG], "validating: 100%"),
+    "test": (["test", "--ckpt_path", "c.ckpt", LONG], "testing: 100%"),
+    "fit": (["fit", "--config", "tiny.yaml", "--trainer.max_steps=9999", "--trainer.val_check_interval=9999"], "training"),
+    "validation in fit": (["fit", "--config", "tiny.yaml", LONG], "training:"),
+    "last validation": (["fit", "--config", "tiny.yaml", "--trainer.max_steps=2", LONG], "validating: 100%"),
+    "two processes": (["predict", "--ckpt_path", "c.ckpt", LONG, "--trainer.devices=2", "--trainer.strategy=ddp",
+                       "--trainer.accelerator=cpu"], "sampling"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.faults("commands ended by a signal")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("case", CASES)
+def test_every_command_and_phase(tiny, case, number):
+    if "c.ckpt" in CASES[case][0]:
+        assert run(["fit", "--config=tiny.yaml", "--output=first", "--evaluate.features=null"]) == 0
+        Path("first/last.ckpt").rename("c.ckpt")
+    before = everything(tiny)
+    arguments, moment = CASES[case]
+    with open("log", "w+") as log:
+        process = subprocess.Popen([sys.executable, "-m", "lightning_score", *arguments], env=ENVIRONMENT, stdout=log,
+                                   stderr=log, start_new_session=True)  # fmt: skip
+        begun = time.monotonic()
+        while process.poll() is None and not (
+            time.monotonic() - begun > moment if isinstance(moment, float) else moment in Path("log").read_text()
+        ):
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(number)
+        assert process.wait(60) in (128 + number, 0 if case == "schedule" else 128 + number)
+    with pytest.raises(ProcessLookupError):
+        time.sleep(1)
+        os.killpg(process.pid, 0)  # none of its processes is left
+    said = Path("log").read_text()
+    assert "Traceback" not in said and (case == "schedule" or said.count("stopped by") == 1), said
+    Path("log").unlink()
+    left = [name for name in everything(tiny) if name not in before]
+    if arguments[0] == "fit" and "help" not in arguments[1] and case != "parsing":
+        assert any(name.endswith("last.ckpt") for name in left) and not any("/." in name for name in left)
+    else:
+        assert not left, left
