@@ -86,7 +86,7 @@ def compute(examples: Tensor, features: Features, n: int, device: torch.device |
         vectors, place = features(examples[rows].to(device)).features, rank[rows]
         sums.update(vectors, (place >= size).long())
         chosen = place < len(kept)
-        kept[place[chosen]] = vectors[chosen.to(device)].cpu()
+        kept[place[chosen]] = vectors[chosen.to(device)].float().cpu()
     n_all, mean, covariance, _ = sums.compute()
     floor = None
     if size > len(kept):
