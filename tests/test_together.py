@@ -34,7 +34,8 @@ def trained(folder, processes, strategy, accumulated, *cases):
         (2, "ddp", 1, ["images"]),
         pytest.param(2, "ddp", 1, ["images", "workers", "points", "few"], marks=pytest.mark.slow),
         pytest.param(2, "fsdp2", 1, ["images", "few"], marks=pytest.mark.slow),
-        pytest.param(3, "ddp", 2, ["images", "points", "few"], marks=pytest.mark.slow),
+        pytest.param(3, "ddp", 2, ["images", "points"], marks=pytest.mark.slow),
+        pytest.param(3, "ddp", 1, ["few"], marks=pytest.mark.slow),
         pytest.param(3, "fsdp2", 1, ["images"], marks=pytest.mark.slow),
     ],
 )

@@ -98,7 +98,7 @@ def compute(examples: Tensor, features: Features, n: int, device: torch.device |
         vectors, place = features(examples[rows].to(device)).features, rank[rows]
         sums.update(vectors)
         chosen = place < len(kept)
-        kept[place[chosen]] = vectors[chosen.to(device)].cpu()
+        kept[place[chosen]] = vectors[chosen.to(device)].float().cpu()
     n_all, mean, covariance, _ = sums.compute()
     floor = floor_of_subsets(sums.to("cpu"), kept, n) if n >= 2 and n_all >= 4 else None
     return Reference(Statistics(n_all, mean.cpu(), covariance.cpu()), kept, floor, n)
