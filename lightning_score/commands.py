@@ -38,7 +38,7 @@ from lightning_score.resume import cut_logs, resumed
 from lightning_score.runs import RunStatus, new_dated_folder, new_folder, point_latest, replace_text
 from lightning_score.sharding import check_strategy
 from lightning_score.summary import describe, report, summarize
-from lightning_score.utils import InputError, require
+from lightning_score.utils import InputError, as_list, require
 
 
 class RunConfig(SaveConfigCallback):
@@ -141,12 +141,12 @@ class ScoreCLI(ExperimentCLI):
                 self.model.check_labels(torch.tensor(config["labels"]))
         if settings["fast_dev_run"]:
             self.folder = None
-            return super().instantiate_trainer(callbacks=[*(settings["callbacks"] or []), StepProgress()], **kwargs)
+            return super().instantiate_trainer(callbacks=[*as_list(settings["callbacks"]), StepProgress()], **kwargs)
         strategy = settings["strategy"] if isinstance(settings["strategy"], str) else "auto"
         bare = {"callbacks": [], "plugins": None, "logger": False, "enable_checkpointing": False}
         check_strategy(super().instantiate_trainer(strategy=strategy, **bare, **kwargs))  # or this machine cannot
         self.folder = Path(folder_of_all(lambda: str(self._make_folder(config)), settings["num_nodes"]))
-        callbacks = [*(settings["callbacks"] or [])]
+        callbacks = [*as_list(settings["callbacks"])]
         if self.command == "predict":
             callbacks.append(SampleWriter(self.datamodule, config["progressive"], len(self._labels())))
         if settings["enable_progress_bar"] is not False:

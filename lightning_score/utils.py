@@ -60,6 +60,11 @@ def require_classes(config: Any) -> None:
             require_classes(part)
 
 
+def as_list(chosen: Any) -> list[Any]:
+    """What may be given as one, as several or not at all, as a list."""
+    return [] if chosen is None else list(chosen) if isinstance(chosen, list | tuple) else [chosen]
+
+
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     """Shapes a coefficient, () or (B,), so that it multiplies `x`, (B, ...), sample by sample, in the precision of `x`.
 
