@@ -18,16 +18,17 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_score.checkpoints import read
 from lightning_score.class_changes import recorded, recording
+from lightning_score.class_names import class_names, options_inside
 from lightning_score.data import ScoreData
 from lightning_score.metrics import Features
 from lightning_score.model import ScoreModel
+from lightning_score.origins import CONFIG, origin
 from lightning_score.total_steps import STAND_IN, WORD, linked, marked, marked_arguments, resolve
 from lightning_score.trust import NO_FUNCTION, ClassParser, check_origin, trusted_by
 from lightning_score.utils import InputError, cache_folder, require
 from lightning_score.yaml_files import MODE, read_mapping
 
 PACKAGE = Path(__file__).parent
-CONFIG = ("-c", "--config")
 FROM_CHECKPOINT = ("model", "data", "ema", "samples", "evaluate", "name", "seed_everything")
 """The parts of a run's configuration that its checkpoint stands for."""
 PLAIN_ENTRIES = ("name", "seed_everything")
@@ -216,7 +217,7 @@ class Parser(ClassParser):
         if recording():  # a parser within this one
             config = super().parse_args(given, *more, **settings)
         else:
-            with recorded() as changes:
+            with recorded(given) as changes:
                 try:
                     config = super().parse_args(given, *more, **settings)
                 finally:
@@ -235,18 +236,44 @@ class Parser(ClassParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message on one line, with what to do about it, and exits with code 2."""
         line = re.sub(r"\s+", " ", str(message)).strip().rstrip(".")
-        told = _function(line) or _unknown_class(line) or _wrong_value(line)
+        changes = recording()
+        if changes and changes.place and getattr(self, "_inner_parser", False):  # which knows the last part of names only
+            line = re.sub(r"""(Parser key "|Option ')""", rf"\g<1>{changes.place}.", line, count=1)
+        told = self._unknown_help(line) or _function(line) or _unknown_class(line) or _wrong_value(line)
         line = told or " ".join(f"{line}. {self._nearest_option(line)}{_config_hint(line)}".split())
+        line = line.rstrip(" .")
+        line += origin(changes.arguments, line) if changes else ""
         sys.stderr.write(f"error: {line}\n")
         raise Refused(line)
 
+    def _unknown_help(self, message: str) -> str:
+        """For `--PART.help` of an unknown class, those of which there is help; else nothing."""
+        asked = re.match(r"(--[\w.]+\.help): .*?(\w+)\"?( is not a .*)?$", message)
+        action = self._option_string_actions.get(asked[1]) if asked else None
+        return (
+            f"{asked[1]} {asked[2]}: no such class; give one of {class_names(action._typehint, asked[2])}" if action else ""
+        )
+
     def _nearest_option(self, message: str) -> str:
-        """The option that an unknown one was probably meant to be."""
-        unknown = re.search(r"(?:[Uu]nrecognized arguments: |Key |Option )['\"]?(?:--)?([\w.]+)", message)
-        known = [name.removeprefix("--") for name in self._option_string_actions]
-        known += [parameter for name in known for parameter in [name.rpartition(".")[2]]]
-        near = difflib.get_close_matches(unknown[1], known, 1) if unknown else []
-        return f"Did you mean {near[0]}?" if near else ""
+        """The options that an unknown one was probably meant to be."""
+        stray = re.search(r"[Uu]nrecognized arguments: (?!-)(\S+)", message)
+        if stray:
+            kind = "--ckpt_path" if stray[1].endswith(".ckpt") else "--config"
+            return f"Did you mean {kind} {stray[1]}? Every value needs its option"
+        unknown = re.search(r"(?:[Uu]nrecognized arguments: |Key |[Oo]ption )['\"]?(?:--)?([\w.]+)", message)
+        if not unknown:
+            return ""
+        changes, wanted = recording(), unknown[1].replace(".init_args", "")
+        place = f"{changes.place}." if changes and getattr(self, "_inner_parser", False) else ""
+        parsers = [self, *(self._subcommands_action.choices.values() if self._subcommands_action else ())]
+        known = {place + name[2:] for parser in parsers for name in parser._option_string_actions if name.startswith("--")}
+        known |= set(options_inside(changes.classes if changes else {}))
+        known = sorted(name for name in known if not name.endswith((".help", "+")))
+        near = [name for name in known if name.rpartition(".")[2] == wanted] or difflib.get_close_matches(wanted, known, 1)
+        if not near:
+            leaf = difflib.get_close_matches(wanted.rpartition(".")[2], {name.rpartition(".")[2] for name in known}, 1)
+            near = [name for name in known if leaf and name.rpartition(".")[2] == leaf[0]]
+        return f"Did you mean {' or '.join(f'--{name}' for name in near[:3])}?" if near else ""
 
 
 def _function(message: str) -> str:

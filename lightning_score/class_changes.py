@@ -6,7 +6,7 @@ without `class_path`) changes the class that is there; and `+VP` keeps the argum
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -14,9 +14,11 @@ from pydoc import locate
 from typing import Any
 
 from jsonargparse import Namespace
-from jsonargparse._common import lenient_check
+from jsonargparse._common import lenient_check, parent_parser
 from jsonargparse._typehints import ActionTypeHint, NestedArg, get_help_types, is_subclass_spec, sub_defaults
 from jsonargparse._util import parse_value_or_config
+
+from lightning_score.class_names import class_mistake
 
 KEEP = "+"
 """Before the name of a class: keep the present arguments that it has too."""
@@ -61,11 +63,15 @@ class Changes:
         place: the dotted name of the option that is being parsed.
         found: the changes by their places.
         result: the value of the option that was checked last.
+        classes: the class paths by their places.
+        arguments: the command line.
     """
 
     place: str = ""
     found: dict[str, Change] = field(default_factory=dict)
     result: Any = None
+    classes: dict[str, str] = field(default_factory=dict)
+    arguments: Sequence[str] = ()
 
     def lines(self) -> list[str]:
         """One line for each change by which values were lost or kept."""
@@ -84,15 +90,15 @@ class Changes:
 _changes: ContextVar[Changes | None] = ContextVar("changes", default=None)
 
 
-def recording() -> bool:
-    """Whether this is within `recorded`."""
-    return _changes.get() is not None
+def recording() -> Changes | None:
+    """What is collected where this is within `recorded`, else None."""
+    return _changes.get()
 
 
 @contextmanager
-def recorded() -> Iterator[Changes]:
+def recorded(arguments: Sequence[str] = ()) -> Iterator[Changes]:
     """Within, a class that is named starts from its own defaults, and what changes by that is collected."""
-    token = _changes.set(changes := Changes())
+    token = _changes.set(changes := Changes(arguments=arguments))
     try:
         yield changes
     finally:
@@ -166,7 +172,14 @@ def _check_type(self: ActionTypeHint, value: Any, append: bool = False, cfg: Any
         present[self.dest] = before.clone() if isinstance(before, Namespace) else before
     outer, changes.place = changes.place, f"{changes.place}.{self.dest}".removeprefix(".")
     try:
-        result = _original_check(self, value, append, present, mode)
+        try:
+            result = _original_check(self, value, append, present, mode)
+        except (TypeError, ValueError):
+            if mistake := class_mistake(self._typehint, changes.place, value):
+                parent_parser.get().error(mistake)
+            raise
+        if is_subclass_spec(result):
+            changes.classes[changes.place] = result["class_path"]
         if is_subclass_spec(before) and is_subclass_spec(result):
             if not replaces and "dict_kwargs" in before and "dict_kwargs" not in result:
                 result["dict_kwargs"] = before["dict_kwargs"]

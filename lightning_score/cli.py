@@ -4,15 +4,17 @@ import lightning_score.torchvision_guard  # noqa: F401
 
 import signal
 import sys
+from contextlib import suppress
 
 from lightning_score import stopping
-from lightning_score.arguments import Refused
+from lightning_score.arguments import Refused, with_found_configs
 from lightning_score.commands import ScoreCLI, prepared
 from lightning_score.convert import convert
 from lightning_score.experiment import quiet
 from lightning_score.gallery import gallery
 from lightning_score.ladder import schedule
 from lightning_score.loggers import fail_trial, finish_run, in_trial
+from lightning_score.origins import origin
 from lightning_score.runs import discarding
 from lightning_score.sweep.command import from_agent
 from lightning_score.utils import InputError, require
@@ -67,7 +69,10 @@ def run(arguments: list[str]) -> int:
             return 1
         if mistake is None:
             raise
-        print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)
+        line = " ".join(str(mistake).split())
+        with suppress(InputError):  # a config that is not there
+            line += origin(with_found_configs(arguments), line)
+        print(f"error: {line}", file=sys.stderr)
         return 2
     return 0
 

@@ -42,7 +42,7 @@ from lightning_score.runs import STOPPED_EARLY, RunStatus, check_name, new_dated
 from lightning_score.sharding import check_strategy
 from lightning_score.summary import describe, report, summarize
 from lightning_score.trust import trust_for
-from lightning_score.utils import InputError, require
+from lightning_score.utils import InputError, as_list, require
 
 
 class ScoreCLI(ExperimentCLI):
@@ -122,7 +122,7 @@ class ScoreCLI(ExperimentCLI):
         if config.get("labels") is not None:
             self.model.check_labels(torch.tensor(config["labels"]))
         bare = settings["barebones"]
-        callbacks = [*(settings["callbacks"] or [])]
+        callbacks = as_list(settings["callbacks"])
         if settings["enable_progress_bar"] is not False and not bare:
             callbacks.append(StepProgress())
         if settings["fast_dev_run"]:

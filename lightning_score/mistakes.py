@@ -31,6 +31,7 @@ def check_config(config: Mapping[str, Any], groups: Mapping[str, type]) -> None:
         seed is None or 0 <= seed <= LARGEST_SEED,
         f"seed_everything {seed}: must be a whole number from 0 to {LARGEST_SEED}, or true for a random one",
     )
+    _check_sizes(config)
     for name, owner in groups.items():
         if name in config:
             group = config[name]
@@ -78,6 +79,15 @@ def _absolute_parts(value: Any) -> None:
         owner = locate(kind) if isinstance(kind, str) else None
         if inspect.isclass(owner) and hasattr(arguments, "__dict__"):
             _absolute(arguments, owner)
+
+
+def _check_sizes(value: Any, place: str = "") -> None:
+    """Every whole number, as a seed, is one that tensors can hold."""
+    if isinstance(value, Mapping | list | tuple):
+        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+            _check_sizes(part, place if key == "init_args" else f"{place}.{key}".removeprefix("."))
+    fits = not isinstance(value, int) or -(2**63) <= value < 2**63
+    require(fits, f"{place}={value}: too large; a whole number is at most {2**63 - 1}")
 
 
 def _check_nulls(arguments: Mapping[str, Any], owner: type, place: str) -> None:

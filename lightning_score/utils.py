@@ -113,6 +113,11 @@ def require_classes(config: Any) -> None:
         require(not called, f"{name}: is a function, and a config makes nothing but classes")
 
 
+def as_list(chosen: Any) -> list[Any]:
+    """What may be given as one, as several or not at all, as a list."""
+    return [] if chosen is None else list(chosen) if isinstance(chosen, list | tuple) else [chosen]
+
+
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     """Shapes a coefficient, () or (B,), so that it multiplies `x`, (B, ...), sample by sample, in the precision of `x`.
 

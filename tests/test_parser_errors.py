@@ -1,0 +1,101 @@
+"""Errors of the parser: they name the option in full, the file and line of its value, and what may be given."""
+
+from pathlib import Path
+
+import pytest
+from jsonargparse._typehints import get_help_types
+
+from lightning_score.cli import run
+from lightning_score.sweep.loaded import ParsedCommand
+from lightning_score.utils import InputError
+
+OPTIONS = [
+    ("ncsn", "Did you mean --config ncsn?"),
+    ("last.ckpt", "Did you mean --ckpt_path last.ckpt?"),
+    ("--max_steps 5", "Did you mean --trainer.max_steps?"),
+    ("--batch_size=3", "Did you mean --data.batch_size"),
+    ("--lr=3", "Did you mean --model.optimizer.lr?"),
+    ("--step_size=3", "Did you mean --model.sampler.step_size?"),
+    ("--trainer.max_step=3", "Did you mean --trainer.max_steps?"),
+    ("--model.sampler.step_siz=3", "Did you mean --model.sampler.step_size?"),
+    ("--model.sampler.grid=Geometric --model.sampler.grid.step=3", "Did you mean --model.sampler.grid.steps?"),
+    ("--model.sampler.steps=x", "model.sampler.steps=x: must be a whole number"),
+    ("--model.lr_scheduler=LinearLRR", "model.lr_scheduler=LinearLRR: no such class; give one of LinearLR, "),
+    ("--model.optimizer=adam", "model.optimizer=adam: no such class; give one of Adam, "),
+    ("--model.optimizer=torch.optim.Adan", "model.optimizer=torch.optim.Adan: cannot be imported"),
+    ("--model.sampler=lightning_score.VP", "model.sampler=lightning_score.VP: not a Sampler; give one of Annealed"),
+    ("--trainer.callbacks=LosFloor", "trainer.callbacks=LosFloor: no such class; give one of LossFloor, "),
+    ("--trainer.callbacks=[LosFloor]", "trainer.callbacks=LosFloor: no such class; give one of LossFloor, "),
+    ("--trainer.callbacks=[{class_path: LossFloor, levels: 3}]", "trainer.callbacks.levels: must be inside init_args"),
+    ("--model.guidance.scale=3", "model.guidance.scale=3: of which class? Give model.guidance first, one of Chain, "),
+    ("--model.sampler.help Foo", "--model.sampler.help Foo: no such class; give one of AnnealedLangevin, "),
+    ("--model.optimizer.help Adm", "--model.optimizer.help Adm: no such class; give one of Adam, "),
+    ("--seed_everything 12345678901234567890", "a whole number from 0 to 4294967295"),
+    ("--evaluate.seed 12345678901234567890", "evaluate.seed=12345678901234567890: too large"),
+    ("--model.network.embedding.seed 12345678901234567890", "model.network.embedding.seed=12345678901234567890: too large"),
+]
+FILES = [
+    ("model:\n  sampler:\n    init_args:\n      stepz: 5\n", "model.sampler.stepz", 4),
+    ("model:\n  samplerr:\n    init_args: {stepz: 5}\n", "model.samplerr", 3),
+    ("trainer:\n  max_steps: x\n", "trainer.max_steps=x: must be a whole number", 2),
+    ("model:\n  process:\n    init_args:\n      sigma_min: abc\n", "model.process.sigma_min=abc: must be a number", 4),
+    ("model:\n  process:\n    init_args:\n      sigma_min: 50\n", "sigma_min=50", 4),
+    ("model:\n  process:\n    class_path: SigmaTable\n    levels: 3\n", "model.process.levels: must be inside init_args", 4),
+    ("model:\n  process: Vp\n", "model.process=Vp: no such class; give one of VP, ", 2),
+    ("model:\n  guidance: {scale: 3}\n", "of which class? Give model.guidance first", 2),
+    ("data:\n  init_args:\n    batch_size: 1:30\n", "data.batch_size=1:30: must be a whole number", 3),
+]
+
+
+def refusal(arguments, capsys):
+    try:
+        code = run(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert code == 2
+    return line
+
+
+@pytest.mark.parametrize(("options", "words"), OPTIONS, ids=[options for options, _ in OPTIONS])
+def test_options(options, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name, space, value = options.partition(" ")
+    given = [name, value] if space and not value.startswith("--") else options.split(" ", 1 if ".step=" in options else 0)
+    line = refusal(["fit", "--config", "ncsn", *given], capsys)
+    assert words in line and "yaml" not in line, line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("content", "words", "number"), FILES, ids=[words for _, words, _ in FILES])
+def test_values_of_files(content, words, number, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text(content)
+    line = refusal(["fit", "--config", "ncsn", "--config", "own.yaml"], capsys)
+    assert words in line and line.endswith(f"(own.yaml, line {number})"), line
+
+
+def test_an_option_is_not_blamed_on_the_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "yaml" not in refusal(["fit", "--config", "ncsn", "--model.process.sigma_min=50"], capsys)
+
+
+def test_every_option_that_takes_a_class_lists_the_classes(capsys):
+    command = ParsedCommand(["fit", "--config", "ncsn"])
+    (parser,) = command.parser._subcommands_action.choices.values()
+    places = [
+        a.dest for a in parser._actions if get_help_types(getattr(a, "_typehint", None)) and not a.dest.endswith(".help")
+    ]
+    text = {"trainer.accelerator", "trainer.strategy", "trainer.profiler", "trainer.plugins"}
+    assert {"model.process", "model.optimizer", "model.lr_scheduler", "trainer.callbacks", "data"} <= set(places)
+    for place in set(places) - text:
+        with pytest.raises(InputError, match=rf"^{place}=Nosuch: no such class; give one of \w+"):
+            command.parse(["fit", "--config", "ncsn", f"--{place}=Nosuch"])
+        with pytest.raises(InputError, match=rf"^--{place}.help Nosuch: no such class; give one of \w+"):
+            command.parse(["fit", "--config", "ncsn", f"--{place}.help", "Nosuch"])
+
+
+def test_one_callback_may_stand_without_a_list(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--trainer.fast_dev_run=true", "--evaluate.features=null", "--samples.num_samples=0"]
+    assert run(["fit", "--config", "toy", "--trainer.callbacks", "LossFloor", *options]) == 0
