@@ -298,9 +298,8 @@ class Evaluate(Periodic):
         train, held_out = trainer.datamodule.splits
         images, others = drawn.images[: self.neighbours], held_out.x[: self.neighbours]
         found = nearest_neighbours(images.to(pl_module.device), train.x, others.to(pl_module.device))
-        named = {"copied": found.copied, "copied_held_out": found.copied_held_out, "neighbour_distance_ratio": found.ratio}
-        for name, value in named.items():
-            pl_module.log(f"test/{name}", value, rank_zero_only=True)
+        shares = {"test/copied": found.copied, "test/copied_held_out": found.copied_held_out}
+        pl_module.log_dict({**shares, "test/neighbour_distance_ratio": found.ratio}, rank_zero_only=True)
         if trainer.is_global_zero and not trainer.fast_dev_run:
             nearest = found.distance.argsort()[:24].cpu()
             picture = neighbour_picture(images[nearest], train.x[found.index.cpu()[nearest]])
