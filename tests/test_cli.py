@@ -154,7 +154,7 @@ def test_evaluation_needs_the_checkpoint_alone(command, trained, tmp_path, capsy
     training = [r for r in csv.DictReader((trained / "metrics.csv").open()) if r["val/fid_digits_40"]][-1]
     assert float(row[f"{prefix}/fid_digits_40"]) == pytest.approx(float(training["val/fid_digits_40"]), rel=1e-3)
     assert float(row[f"{prefix}/loss"]) == pytest.approx(float(training["val/loss"]), rel=1e-4)
-    assert "real data against real data" in capsys.readouterr().out
+    assert "a perfect model scores" in capsys.readouterr().out
 
 
 def test_options_override_the_checkpoint(trained, tmp_path):
@@ -408,7 +408,7 @@ def test_without_key_and_home_the_run_is_on_wandb_offline(tmp_path):
         command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert "predict --ckpt_path runs/ncsn/latest/last.ckpt" in done.stdout and "real data against real data" in done.stdout
+    assert "predict --ckpt_path runs/ncsn/latest/last.ckpt" in done.stdout and "a perfect model scores" in done.stdout
     (record,) = tmp_path.glob("runs/ncsn/latest/wandb/offline-run-*/*.wandb")
     inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(record)]
     lines = subprocess.run(inspect, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()

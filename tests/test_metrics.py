@@ -443,16 +443,76 @@ def test_inception_score_of_certain_and_uncertain_guesses():
     assert (found.value, found.error * 10**0.5) == pytest.approx(tuple(expected.values()), rel=1e-6)
 
 
+def noisy(x, spread, seed=0):
+    noise = spread * torch.randn(x.shape, generator=generator(seed))
+    return (x + noise).round().clamp(0, 255).to(torch.uint8)
+
+
+def moved(x, down, right):
+    """Images moved over a black ground."""
+    framed = F.pad(x, (1, 1, 1, 1))
+    return framed[..., 1 - down : x.shape[-2] + 1 - down, 1 - right : x.shape[-1] + 1 - right]
+
+
+CHANGES = {
+    "as they are": lambda x: x,
+    "one pixel to the right": lambda x: moved(x, 0, 1),
+    "one pixel up and to the left": lambda x: moved(x, -1, -1),
+    "flipped": lambda x: x.flip(-1),
+    "flipped and one pixel down": lambda x: moved(x.flip(-1), 1, 0),
+}
+DATA = {
+    "as they are": lambda x: x,
+    "twice": lambda x: torch.cat([x, x]),
+    "with near twins": lambda x: torch.cat([x, noisy(x, 3), noisy(x, 3, 1)]),
+    "with flipped twins": lambda x: torch.cat([x, x.flip(-1)]),
+    "with moved twins": lambda x: torch.cat([x, moved(x, 1, 0)]),
+}
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+@pytest.mark.parametrize("data", DATA)
+def test_copies_are_found_whatever_became_of_them(data, changed):
+    """Digits, with 8 grey levels of noise on the copies, of data that stand once or more often."""
+    train, held_out = Digits().splits
+    few = train.x[::4]
+    copies = noisy(CHANGES[changed](few[:40]), 8)
+    found = nearest_neighbours(copies, DATA[data](few), held_out.x[:100])
+    assert found.copied >= 0.95 and found.ratio < 0.5 and found.copied_held_out <= 0.01
+    assert (found.index % len(few) == torch.arange(40)).float().mean() >= 0.95
+
+
+@pytest.mark.parametrize(("spread", "least"), [(0, 1.0), (8, 0.98), (16, 0.8)])
+def test_how_many_noisy_digits_are_found(spread, least):
+    """And of real digits that were not trained on none; 32 grey levels are as far as digits are from one another."""
+    train, held_out = Digits().splits
+    assert nearest_neighbours(noisy(train.x[:100], spread), train.x, held_out.x[:50]).copied >= least
+    fresh = nearest_neighbours(held_out.x[:180], train.x, held_out.x[180:])
+    assert fresh.copied <= 0.01 and fresh.copied_held_out <= 0.01 and fresh.ratio == pytest.approx(1, abs=0.1)
+
+
 def test_neighbours_find_copies_and_no_others():
     train, held_out = torch.randint(0, 256, (2, 300, 1, 8, 8), dtype=torch.uint8, generator=generator())
     fresh = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8, generator=generator(1))
-    found = nearest_neighbours(torch.cat([train[[7, 250]], fresh]), train, held_out, chunk=64)
+    found = nearest_neighbours(torch.cat([train[[7, 250]], fresh]), train, held_out)
     assert found.index[:2].tolist() == [7, 250] and found.distance[:2].tolist() == [0, 0]
     assert found.copied == pytest.approx(2 / 42)
-    plain = torch.cdist(fresh.flatten(1).double(), train.flatten(1).double()) / 8
-    torch.testing.assert_close(found.distance[2:].double(), plain.min(1).values, rtol=1e-5, atol=0)
     assert nearest_neighbours(fresh, train, held_out).ratio == pytest.approx(1, abs=0.02)
     assert nearest_neighbours(train, train, held_out).ratio == 0
+    alone = nearest_neighbours(train[:9], train[:1].expand(50, -1, -1, -1), held_out)
+    assert alone.copied == pytest.approx(1 / 9), "also where there is no other example"
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 8, 8), (3, 2, 2), (1, 40, 33), (3, 64, 64), (1, 1, 9)], ids=str)
+def test_the_nearest_of_any_shape_is_that_of_a_plain_search(shape):
+    """Without shifts and flips: of vectors, and of images that are small enough not to be averaged."""
+    train, x = (torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=generator(n)) for n in (1500, 20))
+    x[3] = train[1200]
+    found = nearest_neighbours(x, train, x[5:])
+    assert found.index[3] == 1200 and found.distance[3] == 0
+    if len(shape) == 1:
+        plain = torch.cdist(x.double(), train.double()) / 5**0.5
+        torch.testing.assert_close(found.distance.double(), plain.min(1).values, rtol=1e-5, atol=0)
 
 
 # Features

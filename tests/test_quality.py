@@ -35,11 +35,12 @@ def samples(trained):
     return data.to_reference(model.sample(N, seed=1, batch_size=450)), data
 
 
-def test_samples_are_as_near_to_the_data_as_one_half_of_the_data_to_the_other(samples):
+def test_samples_are_as_near_to_the_data_as_those_of_a_perfect_model_within_the_error(samples):
+    """Whose distances have a standard deviation of a quarter of their mean."""
     images, data = samples
     features = DigitFeatures()
     real, fake = features(data.reference()).features, features(images).features
-    assert frechet_distance(fit(real), fit(fake)) <= 1.0 * real_floor(real, N)
+    assert frechet_distance(fit(real), fit(fake)) <= 1.25 * real_floor(real, N)
 
 
 def test_samples_are_not_copies_of_the_training_data(samples):

@@ -193,4 +193,4 @@ def test_a_run_that_goes_on_is_the_same_run(folder):
             assert done.returncode == 0, done.stderr
         (found,) = state.runs.values()
         steps = {line["trainer/global_step"] for line in found["history"] if "train/loss" in line}
-        assert steps == {0, 1, 2, 3} and found["exit"] == 0
+        assert steps == {1, 2, 3, 4} and found["exit"] == 0

@@ -303,21 +303,22 @@ class Evaluate(Periodic):
     def _look_for_copies(self, trainer: Trainer, pl_module: ScoreModel, drawn: Pass) -> None:
         """How near the first samples are to what was trained on, as numbers and as a picture."""
         data, (train, held_out) = trainer.datamodule, trainer.datamodule.splits
-        images = drawn.images[: self.neighbours]
-        found = nearest_neighbours(images, train.x, held_out.x[: self.neighbours])
-        pl_module.log("test/copied", found.copied, rank_zero_only=True)
-        pl_module.log("test/neighbour_distance_ratio", found.ratio, rank_zero_only=True)
+        images, others = drawn.images[: self.neighbours], held_out.x[: self.neighbours]
+        found = nearest_neighbours(images.to(pl_module.device), train.x, others.to(pl_module.device))
+        shares = {"test/copied": found.copied, "test/copied_held_out": found.copied_held_out}
+        pl_module.log_dict({**shares, "test/neighbour_distance_ratio": found.ratio}, rank_zero_only=True)
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            nearest = found.distance.argsort()[:24]
-            picture = neighbour_picture(*(drawable(data, x) for x in (images[nearest], train.x[found.index[nearest]])))
+            nearest = found.distance.argsort()[:24].cpu()
+            shown = (images[nearest], train.x[found.index.cpu()[nearest]])
+            picture = neighbour_picture(*(drawable(data, x) for x in shown))
             publish(trainer, "neighbours", picture, "the samples nearest to training examples, each above its nearest")
 
 
 def _pooled(kind: str, values: list[Estimate]) -> Estimate:
     """The mean over seeds with its standard error, or the one value with its own.
 
-    The errors of independent samples add up as squares. That of KID counts the draw of the data too, which all seeds share,
-    so it does not fall. Where there are no errors, the seeds' own spread gives one.
+    Squared errors of independent samples add up; that of KID counts the data too, which all seeds share, and does not fall.
+    Without errors the spread of the seeds gives one.
     """
     if len(values) == 1:
         return values[0]
