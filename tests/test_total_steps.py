@@ -181,8 +181,10 @@ class TestOtherClasses:
         assert len(said) == 1 and message in said[0]
         assert not list(tmp_path.iterdir())
 
-    @pytest.mark.parametrize("damage", ["loops", "callbacks", "optimizer_states", "lr_schedulers", "state_dict", "global_step",
-                                        "no loops", "inner"])  # fmt: skip
+    @pytest.mark.parametrize(
+        "damage",
+        ["loops", "callbacks", "optimizer_states", "lr_schedulers", "state_dict", "global_step", "no loops", "inner"],
+    )
     @pytest.mark.parametrize("command", ["fit", "test"])
     def test_a_text_in_place_of_a_state(self, checkpoint, tmp_path, damage, command, monkeypatch, capsys):
         content = torch.load(checkpoint, weights_only=True)
