@@ -18,7 +18,7 @@ from jsonargparse._common import lenient_check, parent_parser
 from jsonargparse._typehints import ActionTypeHint, NestedArg, get_help_types, is_subclass_spec, sub_defaults
 from jsonargparse._util import parse_value_or_config
 
-from lightning_score.class_names import class_mistake
+from lightning_score.class_names import class_mistake, misplaced
 
 KEEP = "+"
 """Before the name of a class: keep the present arguments that it has too."""
@@ -172,6 +172,8 @@ def _check_type(self: ActionTypeHint, value: Any, append: bool = False, cfg: Any
         present[self.dest] = before.clone() if isinstance(before, Namespace) else before
     outer, changes.place = changes.place, f"{changes.place}.{self.dest}".removeprefix(".")
     try:
+        if mistake := misplaced(self._typehint, changes.place, value):
+            parent_parser.get().error(mistake)
         try:
             result = _original_check(self, value, append, present, mode)
         except (TypeError, ValueError):

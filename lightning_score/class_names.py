@@ -37,24 +37,34 @@ def class_mistake(typehint: Any, place: str, value: Any) -> str:
         return ""
     if isinstance(value, NestedArg):
         return _no_class(f"{place}.{value.key}={value.val}", place, typehint)
-    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
-        with suppress(yaml.YAMLError):
-            value = yaml.safe_load(value)
-    for part in value if isinstance(value, list) else [value]:
-        part = vars(part) if isinstance(part, Namespace) else part
-        if isinstance(part, Mapping):
-            strange = sorted(part.keys() - SPEC)
-            if "class_path" in part and strange:
-                name = str(part["class_path"]).rpartition(".")[2]
-                inside = f"{{class_path: {name}, init_args: {{{strange[0]}: ...}}}}"
-                return f"{place}.{strange[0]}: must be inside init_args, as in {place}: {inside}"
-            if "class_path" not in part:
-                return _no_class(f"{place}={dict(part)}", place, typehint)
+    for part in _parts(value):
+        if isinstance(part, Mapping) and "class_path" not in part:
+            return _no_class(f"{place}={dict(part)}", place, typehint)
         name = part["class_path"] if isinstance(part, Mapping) else part
         if isinstance(name, str) and (reason := _unusable(name.lstrip("+"), types)):
             own = "or the path of your own, as my_module.MyClass"
             return f"{place}={name}: {reason}; give one of {class_names(typehint, name.rpartition('.')[2])}, {own}"
     return ""
+
+
+def misplaced(typehint: Any, place: str, value: Any) -> str:
+    """Says so where the arguments of a class stand beside its class path, or returns nothing."""
+    for part in _parts(value) if get_help_types(typehint) else ():
+        strange = sorted(map(str, part.keys() - SPEC)) if isinstance(part, Mapping) and "class_path" in part else []
+        if strange:
+            name = str(part["class_path"]).rpartition(".")[2]
+            inside = f"{{class_path: {name}, init_args: {{{strange[0]}: ...}}}}"
+            return f"{place}.{strange[0]}: must be inside init_args, as in {place}: {inside}"
+    return ""
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """What is given for a class, or for each of several."""
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        with suppress(yaml.YAMLError):
+            value = yaml.safe_load(value)
+    for part in value if isinstance(value, list) else [value]:
+        yield vars(part) if isinstance(part, Namespace) else part
 
 
 def _no_class(given: str, place: str, typehint: Any) -> str:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import set_loader
-from jsonargparse._loaders_dumpers import get_yaml_default_loader
+from jsonargparse import _typehints, set_loader
+from jsonargparse._common import parent_parser
+from jsonargparse._loaders_dumpers import get_yaml_default_loader, load_basic, not_loaded
 
 from lightning_score.utils import InputError, require
 
@@ -133,4 +134,15 @@ def read_mapping(path: str | Path, kind: str, example: str) -> tuple[dict[str, A
     return content, text
 
 
+def _text_of_number(text: str) -> Any:
+    """Text that stands for a number or a truth value: for our parsers read by `load`, for others as jsonargparse does."""
+    parser = parent_parser.get()
+    if parser is None or parser.parser_mode != MODE:
+        return _original_text_of_number(text)
+    found = load_basic(text)
+    return load(text) if found is not_loaded else found
+
+
 set_loader(MODE, load, exceptions=(yaml.YAMLError,))
+_original_text_of_number = _typehints.basic_json_or_yaml_load
+_typehints.basic_json_or_yaml_load = _text_of_number

@@ -44,6 +44,7 @@ FILES = [
     ("model:\n  process: Vp\n", "model.process=Vp: no such class; give one of VP, ", 2),
     ("model:\n  guidance: {scale: 3}\n", "of which class? Give model.guidance first", 2),
     ("data:\n  init_args:\n    batch_size: 1:30\n", "data.batch_size=1:30: must be a whole number", 3),
+    ("data:\n  init_args: {flip: yes}\n", "data.flip=yes: must be true or false", 2),
 ]
 
 
@@ -60,8 +61,7 @@ def refusal(arguments, capsys):
 @pytest.mark.parametrize(("options", "words"), OPTIONS, ids=[options for options, _ in OPTIONS])
 def test_options(options, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    name, space, value = options.partition(" ")
-    given = [name, value] if space and not value.startswith("--") else options.split(" ", 1 if ".step=" in options else 0)
+    given = options.split() if "{" not in options else [options]
     line = refusal(["fit", "--config", "ncsn", *given], capsys)
     assert words in line and "yaml" not in line, line
     assert not list(tmp_path.iterdir())
