@@ -140,10 +140,16 @@ class Study:
         return len(failed)
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials that count: not those that were begun again, nor those that were not needed."""
+        """All trials that count: not those that were begun again, nor those that were not needed, nor what several processes
+        have put into the same place of the queue, but for the first.
+        """
         found = self._study.get_trials(deepcopy=False)
         again = {number for trial in found for number in trial.system_attrs.get("retry_history", [])}
-        return [trial for trial in found if trial.number not in again and SURPLUS not in trial.user_attrs]
+        known: dict[int, FrozenTrial] = {}
+        for trial in found:
+            if trial.number not in again and SURPLUS not in trial.user_attrs:
+                known.setdefault(trial.user_attrs.get(SLOT, -1 - trial.number), trial)
+        return list(known.values())
 
     def left(self) -> int:
         """The number of trials that wait, run, or will be put back into the queue."""

@@ -46,7 +46,7 @@ def work(sweep: Sweep, url: str, name: str, folder: Path, threads: int, device: 
             objective = _Objective(sweep, folder, threads, interruption.check)
             Study(sweep, url, name).work(objective, lambda: interruption.requested)
         if interruption.requested:
-            os._exit(interruption.code)  # at once: the trial is back in the queue
+            raise SystemExit(interruption.code)  # the trial is back in the queue
 
 
 class _Objective:
