@@ -279,6 +279,10 @@ class ScoreCLI(ExperimentCLI):
 
     def _load_weights(self) -> None:
         """Gives the model the checkpoint's weights, which are the averaged ones."""
+        whole = self.command == "predict" or "fit_loop" in self.checkpoint.get("loops", {})
+        require(
+            whole, "--ckpt_path: the checkpoint has no loops, so its training step is not known; only predict can use it"
+        )
         try:
             self.model.load_state_dict(self.checkpoint["state_dict"])
             if self.command != "fit":
