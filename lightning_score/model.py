@@ -86,8 +86,12 @@ class ScoreModel(LightningModule):
         require(not conditional or num_classes > 0, "conditional=true: the data have no class labels; set it to false")
         require(0 <= label_dropout <= 1, f"label_dropout={label_dropout}: must be a probability, 0 to 1, as in 0.1")
         require(conditional or label_dropout == 0, f"label_dropout={label_dropout}: needs conditional=true, or set it to 0")
-        self.shape, self.num_classes = tuple(shape), num_classes
-        self.conditional, self.label_dropout = conditional, label_dropout
+        self.shape, self.num_classes, self.conditional, self.label_dropout = (
+            tuple(shape),
+            num_classes,
+            conditional,
+            label_dropout,
+        )
         self.objective = objective or DenoisingScoreMatching()
         self.objective.check(process)
         self._use(process, sampler, guidance)
