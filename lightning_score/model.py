@@ -86,12 +86,8 @@ class ScoreModel(LightningModule):
         require(not conditional or num_classes > 0, "conditional=true: the data have no class labels; set it to false")
         require(0 <= label_dropout <= 1, f"label_dropout={label_dropout}: must be a probability, 0 to 1, as in 0.1")
         require(conditional or label_dropout == 0, f"label_dropout={label_dropout}: needs conditional=true, or set it to 0")
-        self.shape, self.num_classes, self.conditional, self.label_dropout = (
-            tuple(shape),
-            num_classes,
-            conditional,
-            label_dropout,
-        )
+        self.shape, self.num_classes = tuple(shape), num_classes
+        self.conditional, self.label_dropout = conditional, label_dropout
         self.objective = objective or DenoisingScoreMatching()
         self.objective.check(process)
         self._use(process, sampler, guidance)
@@ -202,8 +198,7 @@ class ScoreModel(LightningModule):
     def _evaluate_loss(self, batch: tuple[Tensor, Tensor], batch_idx: int, name: str) -> None:
         with seeded(self.draws.number(self.trainer, batch_idx), self.device), self._uncompiled():
             loss = self.loss(batch) if len(batch[0]) else batch[0].new_zeros(())  # where only other processes have a batch
-        n = len(batch[0]) * self.trainer.world_size  # a multiple, for Lightning rounds the mean over processes of these
-        self.log(name, loss, batch_size=n, sync_dist=True)
+        self.log(name, loss, batch_size=len(batch[0]) * self.trainer.world_size, sync_dist=True)  # the mean is rounded
 
     def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> Samples:
         """Draws the samples of a batch of numbers, seeds and, perhaps, labels, each (B,); the seeds are all the same."""
