@@ -198,8 +198,7 @@ class ScoreModel(LightningModule):
         batch = require_batch(batch, self.shape, self.num_classes * self.conditional)
         with seeded(self.draws.number(self.trainer, batch_idx), self.device), self._uncompiled():
             loss = self.loss(batch) if len(batch[0]) else batch[0].new_zeros(())  # where only other processes have a batch
-        n = len(batch[0]) * self.trainer.world_size  # a multiple, for Lightning rounds the mean over processes of these
-        self.log(name, loss, batch_size=n, sync_dist=True)
+        self.log(name, loss, batch_size=len(batch[0]) * self.trainer.world_size, sync_dist=True)  # the mean is rounded
 
     def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> Samples:
         """Draws the samples of a batch of numbers, seeds and, perhaps, labels, each (B,); the seeds are all the same."""

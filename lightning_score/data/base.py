@@ -185,9 +185,11 @@ class ScoreData(LightningDataModule, ABC):
         if self.trainer.overfit_batches:
             return self._loader(DataLoader, train, InTurn(*place), train=True)
         draws = getattr(self.trainer.lightning_module, "draws", None)
-        seed = None if draws is None or draws.seed is None else counted_seed(draws.seed)
+        counted = draws is not None and draws.seed is not None
+        seed = counted_seed(draws.seed, self.trainer.current_epoch) if counted else None
         strategy = self.trainer.strategy
         shuffled = Shuffled(*place, self.trainer.accumulate_grad_batches, seed, strategy.broadcast)
+        shuffled.chained = counted or draws is None
         return self._loader(Loader, train, shuffled, train=True)
 
     def val_dataloader(self) -> DataLoader:
