@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lightning_score.runs import check_name
 from lightning_score.sweep.command import DEFAULT
 from lightning_score.sweep.parameters import Parameter, parameter
@@ -142,7 +144,8 @@ def read(path: str) -> Sweep:
     """
     file = Path(path)
     require(file.is_file(), f"{path}: there is no such sweep file; sweeps/eps.yaml is one")
-    entries, text = read_mapping(path, "sweep file", "method: grid")
+    _, text = read_mapping(path, "sweep file", "method: grid")
+    entries = yaml.safe_load(text)  # as W&B reads it: 1e-3 is text, which is refused
     return from_entries(entries, path, text, file.stem)
 
 
