@@ -262,7 +262,7 @@ def _all_figures(data):
     return [view["figure"] for panel in panels for view in panel["views"]]
 
 
-def _sweep(folder, rows=12):
+def _sweep(folder, rows=12, floor_kind=""):
     settings = [{"model.sampler.step_size": 1e-5 * (1 + k % 3), "model.sampler.steps": 5 * (1 + k // 3),
                  "model.sampler.denoise": "Tweedie"} for k in range(rows)]  # fmt: skip
     trials = [
@@ -278,6 +278,7 @@ def _sweep(folder, rows=12):
             10.0,
             tuple(2.0 + k + i for i in range(10)),
             "p",
+            floor_kind=floor_kind,
         )
         for k in range(rows)
     ]
@@ -315,6 +316,19 @@ class TestSweeps:
         (tmp_path / "trials.csv").write_text(damage)
         with pytest.raises(ValueError, match="not a table of trials"):
             read_csv(tmp_path)
+
+    @pytest.mark.parametrize("kind", ["perfect", "subset", "", None])
+    def test_floors_say_what_they_are(self, tmp_path, kind):
+        """Tables of older versions have no kind of floor."""
+        found = _sweep(tmp_path / "runs/sweeps/eps", floor_kind=kind or "")
+        if kind is None:
+            text = "\n".join(line.rpartition(",")[0] for line in found.csv().splitlines())
+            (tmp_path / "runs/sweeps/eps/trials.csv").write_text(text)
+        (each,) = reported(tmp_path / "runs")["sweeps"]
+        names = {"perfect": "perfect model", "": "floor"}
+        assert each["panel"]["views"][-1]["figure"]["data"][-1]["name"] == names.get(
+            kind, "subset of the data (older version)"
+        )
 
     def test_figures(self, tmp_path):
         _sweep(tmp_path / "runs/sweeps/eps")

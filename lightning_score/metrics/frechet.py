@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from statistics import mean, stdev
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -176,7 +176,13 @@ def floor_of_subsets(whole: FeatureSums, features: Tensor, n: int, splits: int =
     require(splits >= 1, f"splits={splits}: must be at least 1")
     generator = torch.Generator().manual_seed(seed)
     found: list[float] = []
-    while len(found) < splits and not (len(found) >= 5 and stdev(found) < 0.01 * mean(found) * len(found) ** 0.5):
+    while len(found) < splits and not _known(found):
         rows = torch.randperm(len(features), generator=generator)[:size].to(features.device)
         found.append(frechet_distance(fit(features[rows]), whole.without(features[rows])))
-    return mean(found) * (1 / n + 1 / total) / (1 / size + 1 / (total - size))
+    return fmean(found) * (1 / n + 1 / total) / (1 / size + 1 / (total - size))
+
+
+def _known(values: Sequence[float]) -> bool:
+    """Whether there are enough values to know their mean to 1 %."""
+    spread, center = torch.std_mean(torch.tensor(values, dtype=torch.float64)) if len(values) >= 5 else (1, 0)
+    return bool(spread <= 0.01 * center * len(values) ** 0.5)
