@@ -13,8 +13,8 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from tqdm import tqdm
 
-from lightning_score.files import replacing
-from lightning_score.utils import InputError, read_tensors, require
+from lightning_score.files import read_tensors, replacing
+from lightning_score.utils import InputError, require
 
 PREVIOUS = ".previous"
 """What the name of the checkpoint before the newest one ends in."""

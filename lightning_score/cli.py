@@ -7,14 +7,16 @@ import sys
 from contextlib import suppress
 
 from lightning_score import stopping
-from lightning_score.arguments import Refused, with_found_configs
-from lightning_score.commands import ScoreCLI, prepared
+from lightning_score.arguments import with_found_configs
+from lightning_score.commands import ScoreCLI
 from lightning_score.convert import convert
 from lightning_score.experiment import quiet
 from lightning_score.gallery import gallery
 from lightning_score.ladder import schedule
 from lightning_score.loggers import fail_trial, finish_run, in_trial
 from lightning_score.origins import origin
+from lightning_score.parser import Refused
+from lightning_score.resume import prepared
 from lightning_score.runs import discarding
 from lightning_score.sweep.command import from_agent
 from lightning_score.utils import InputError, require

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
@@ -24,7 +23,6 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvi
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_score.arguments import load_checkpoint, option, trusted_modules, with_checkpoint_config, with_found_configs
 from lightning_score.callbacks import BestCheckpoint, Keep, SampleWriter, StepProgress
 from lightning_score.callbacks.before import SamplingCost, check_data
 from lightning_score.callbacks.pictures import labels_in_turn
@@ -36,7 +34,7 @@ from lightning_score.loggers import RunCSVLogger, in_trial, wandb_logger
 from lightning_score.model import ScoreModel
 from lightning_score.processes import answering, folder_of_all
 from lightning_score.refusals import check_limits, refusing
-from lightning_score.resume import cut_logs, resumed
+from lightning_score.resume import cut_logs
 from lightning_score.run_config import RunConfig
 from lightning_score.runs import STOPPED_EARLY, RunStatus, check_name, new_dated_folder, new_folder
 from lightning_score.sharding import check_strategy
@@ -300,29 +298,3 @@ class ScoreCLI(ExperimentCLI):
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise InputError(f"--ckpt_path: the checkpoint does not hold the step of its training ({reason})") from error
-
-
-def prepared(arguments: list[str]) -> tuple[list[str], dict[str, Any] | None, Path | None]:
-    """The arguments of a command with the names of configs found, and what its checkpoint says before them; that checkpoint;
-    and the folder of the run that it goes on with.
-
-    Raises:
-        InputError: a config or a checkpoint is missing or damaged.
-    """
-    helping = any("help" in argument or argument in ("-h", "--print_config") for argument in arguments)
-    trusted, configs = trusted_modules(arguments), option(arguments, "-c", "--config")
-    going_on = resumed(arguments, trusted) if arguments[0] == "fit" and not helping else None
-    if going_on is not None:
-        return with_checkpoint_config(going_on.arguments, going_on.checkpoint), going_on.checkpoint, going_on.folder
-    command, paths = arguments[0], option(arguments, "--ckpt_path")
-    arguments = with_found_configs(arguments)
-    checkpoint = load_checkpoint(paths[-1], trusted) if paths else None
-    require(
-        command == "fit" or checkpoint is not None or helping,
-        f"{command} needs a checkpoint: --ckpt_path runs/NAME/latest/last.ckpt",
-    )
-    if checkpoint is not None:
-        arguments = with_checkpoint_config(arguments, checkpoint)
-    elif configs:
-        arguments = [command, "--config", yaml.safe_dump({"name": Path(configs[-1]).stem}), *arguments[1:]]
-    return arguments, checkpoint, None

@@ -13,12 +13,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.memory import is_oom_error
 
-from lightning_score.arguments import Parser
 from lightning_score.callbacks import EMA, Evaluate, Guard, SampleGrid
 from lightning_score.data import ScoreData
 from lightning_score.data.check import declared_shape
 from lightning_score.mistakes import check_config, make_paths_absolute
 from lightning_score.model import ScoreModel
+from lightning_score.parser import Parser
 from lightning_score.refusals import check_trainer, of_options
 from lightning_score.utils import InputError
 

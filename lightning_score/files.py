@@ -3,14 +3,25 @@
 import os
 import re
 import shutil
+import sys
+import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import EIO
 from pathlib import Path
+from typing import Any
+from zipfile import ZipFile, is_zipfile
 
+import numpy as np
+import torch
 from safetensors import SafetensorError
 
 from lightning_score import stopping
+from lightning_score.utils import DENSER, UNPACKED, InputError, require
+
+unwritten: list[str] = []
+"""Files that `without_room` has left out in this process."""
 
 OF_A_DISK = re.compile(r"PytorchStreamWriter|unexpected pos|inline_container|iostream|os error")
 """What torch and safetensors say where a disk is full."""
@@ -51,3 +62,100 @@ def _remove(path: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def without_room(file: Path) -> Iterator[None]:
+    """Says that a file cannot be written, as on a full disk, and goes on: what a run computes is worth more than what is
+    kept of it on the way.
+    """
+    try:
+        yield
+    except OSError as error:
+        unwritten.append(str(file))
+        print(f"{file}: cannot be written ({error.strerror or error}); the run goes on without", file=sys.stderr, flush=True)
+
+
+def read_tensors(file: Path, allowed: tuple[Any, ...] = ()) -> Any:
+    """What a file of `torch.save` holds: tensors and plain values. Code that it may hold is not run.
+
+    Args:
+        file: the file.
+        allowed: the few harmless classes or functions that it may name besides.
+
+    Raises:
+        InputError: it is damaged or truncated, holds code, or unpacks to more than it is.
+    """
+    try:
+        if is_zipfile(file):
+            with ZipFile(file) as archive:  # torch packs, but does not compress
+                size = sum(entry.file_size for entry in archive.infolist())
+            require(
+                size <= file.stat().st_size, f"{file}: unpacks to {size:,} bytes, more than it has: not a file of torch.save"
+            )
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except Exception as error:  # pickle, zipfile and torch each raise their own
+        said = str(error).strip()
+        if "WeightsUnpickler error" in said or "Weights only load failed" in said:  # torch advises to switch safety off
+            code = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", said)
+            named = f" ({code[1]})" if code else ""
+            raise InputError(f"{file}: holds code{named} that could run when it is loaded, so it is not loaded") from None
+        reason = re.split(r"\n|\. ", said)[0] if " " in said else type(error).__name__
+        raise InputError(f"{file}: not a readable file of tensors, damaged or truncated ({reason})") from error
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of a NPZ by their names, or that of a NPY by the name `x`; no pickle is read.
+
+    Raises:
+        InputError: it is damaged, is another kind of file, holds pickles, or unpacks to too much.
+    """
+    try:
+        if not is_zipfile(file):
+            return {"x": np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))}  # mapped: as large as the file
+        with ZipFile(file) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        most = max(UNPACKED, DENSER * file.stat().st_size)
+        require(size <= most, f"{file}: unpacks to {size:,} bytes; at most {most:,} are read")
+        with np.load(file, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+    except InputError:
+        raise
+    except Exception as error:  # numpy and zipfile each raise their own
+        said = " ".join(str(error).split())
+        reason = (
+            "it holds pickles, which may run any code, or is of another kind"
+            if "allow_pickle" in said
+            else said or type(error).__name__
+        )
+        raise InputError(f"{file}: not a readable NPY or NPZ file of numbers ({reason})") from error
+
+
+def cache_folder() -> Path:
+    """Where what can be computed again is kept: lightning_score in the user's cache folder (XDG Base Directory), or, where
+    that cannot be written to, in the folder of temporary files.
+    """
+    wanted = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_score"
+    try:
+        wanted.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.gettempdir()) / "lightning_score"
+    return wanted
+
+
+@contextmanager
+def new_folder_if_kept(folder: Path) -> Iterator[None]:
+    """Makes a folder with its parents; if what follows fails, those that it made go again, as far as they are empty."""
+    made = [place for place in (folder, *folder.absolute().parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for place in made:
+            with suppress(OSError):
+                place.rmdir()
+        raise

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from lightning_score import sampling
-from lightning_score.arguments import Parser, load_checkpoint
+from lightning_score.arguments import load_checkpoint
 from lightning_score.callbacks.field import Marginal, draw_density, draw_field, extent
 from lightning_score.data import GaussianMixture, Mixture, ScoreData
 from lightning_score.empirical import EmpiricalScore
 from lightning_score.files import replacing
 from lightning_score.model import ScoreModel
+from lightning_score.parser import Parser
 from lightning_score.process import NoiseProcess, SigmaTable
 from lightning_score.runs import new_dated_folder, new_folder
 from lightning_score.sampling import NoiseStream, PredictorCorrector, Sampler

@@ -12,9 +12,10 @@ import yaml
 from jsonargparse import ActionConfigFile
 from torch import Tensor
 
-from lightning_score.arguments import Parser, find_config, read_config
+from lightning_score.arguments import find_config, read_config
 from lightning_score.data import ScoreData
 from lightning_score.files import replacing
+from lightning_score.parser import Parser
 from lightning_score.runs import replace_text
 from lightning_score.schedule import LEAST_DIMENSION, Plan, choose_gamma, choose_levels, choose_step_size, max_distance, plan
 from lightning_score.utils import require

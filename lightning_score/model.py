@@ -28,9 +28,10 @@ from lightning_score.sampling.divergence import Watch
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampler, Samples, join
 from lightning_score.score import Conditioned, ScoreField, ScoreFunction
+from lightning_score.seeds import seed_of, seeded
 from lightning_score.steps import Draws, MeanLoss, log_at_steps_done
 from lightning_score.trust import made_from
-from lightning_score.utils import keep_freed_memory, require, require_batch, seed_of, seeded
+from lightning_score.utils import keep_freed_memory, require, require_batch
 
 NetworkCallable = Callable[[Sequence[int], int], Network]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]

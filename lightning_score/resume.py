@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_score.arguments import load_checkpoint, option
+from lightning_score.arguments import load_checkpoint, option, trusted_modules, with_checkpoint_config, with_found_configs
 from lightning_score.checkpoints import PREVIOUS
 from lightning_score.processes import folder_before
 from lightning_score.runs import FORMAT, STATUS, check_name, read_status, replace_text, row_steps
@@ -176,3 +176,29 @@ def _rewrite(file: Path, change: Callable[[str], str]) -> None:
     if not file.exists():
         return
     replace_text(file, change(file.read_text(encoding="utf-8", errors="replace")))
+
+
+def prepared(arguments: list[str]) -> tuple[list[str], dict[str, Any] | None, Path | None]:
+    """The arguments of a command with the names of configs found, and what its checkpoint says before them; that checkpoint;
+    and the folder of the run that it goes on with.
+
+    Raises:
+        InputError: a config or a checkpoint is missing or damaged.
+    """
+    helping = any("help" in argument or argument in ("-h", "--print_config") for argument in arguments)
+    trusted, configs = trusted_modules(arguments), option(arguments, "-c", "--config")
+    going_on = resumed(arguments, trusted) if arguments[0] == "fit" and not helping else None
+    if going_on is not None:
+        return with_checkpoint_config(going_on.arguments, going_on.checkpoint), going_on.checkpoint, going_on.folder
+    command, paths = arguments[0], option(arguments, "--ckpt_path")
+    arguments = with_found_configs(arguments)
+    checkpoint = load_checkpoint(paths[-1], trusted) if paths else None
+    require(
+        command == "fit" or checkpoint is not None or helping,
+        f"{command} needs a checkpoint: --ckpt_path runs/NAME/latest/last.ckpt",
+    )
+    if checkpoint is not None:
+        arguments = with_checkpoint_config(arguments, checkpoint)
+    elif configs:
+        arguments = [command, "--config", yaml.safe_dump({"name": Path(configs[-1]).stem}), *arguments[1:]]
+    return arguments, checkpoint, None

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.connectors.logger_connector import _LoggerConnector
 from torch import Tensor
 
-from lightning_score.utils import counted_seed, seeded
+from lightning_score.seeds import counted_seed, seeded
 
 
 def place(trainer: Trainer | None) -> tuple[int, int]:

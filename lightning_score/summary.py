@@ -11,8 +11,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_score.callbacks import Evaluate, Evaluation
+from lightning_score.files import unwritten
 from lightning_score.model import ScoreModel
-from lightning_score.utils import unwritten
 
 
 @rank_zero_only

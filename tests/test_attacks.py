@@ -14,13 +14,14 @@ import yaml
 from lightning_score import ScoreModel
 from lightning_score.cli import run
 from lightning_score.experiment import IdleExperiment
+from lightning_score.files import read_tensors
 from lightning_score.guidance.restoration import read_array
 from lightning_score.metrics.statistics import read_npz
 from lightning_score.report import page
 from lightning_score.report.server import server
 from lightning_score.runs import check_name
 from lightning_score.trust import check_origin, trust_for, trusted_by
-from lightning_score.utils import InputError, read_tensors
+from lightning_score.utils import InputError
 
 MODULE = """
 from pathlib import Path

@@ -8,10 +8,11 @@ import pytest
 import torch
 import yaml
 
-from lightning_score.arguments import Parser, Refused, _descendants, _parts, in_order, shipped
+from lightning_score.arguments import in_order, shipped
 from lightning_score.data import ScoreData
 from lightning_score.metrics import Features
 from lightning_score.model import ScoreModel
+from lightning_score.parser import Parser, Refused, _descendants, _parts
 from lightning_score.sweep.loaded import ParsedCommand
 
 BASES = {**dict(_parts(ScoreModel, set())), "data": ScoreData, "features": Features}

@@ -7,12 +7,12 @@ import sys
 import pytest
 
 from lightning_score.__main__ import main
-from lightning_score.arguments import _descendants
 from lightning_score.cli import run
 from lightning_score.data import ImageData, ScoreData
 from lightning_score.guidance import Guidance
 from lightning_score.metrics import Features
 from lightning_score.networks import Network
+from lightning_score.parser import _descendants
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling import Sampler
 

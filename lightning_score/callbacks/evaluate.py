@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +20,8 @@ from lightning_score.callbacks.periodic import Periodic
 from lightning_score.callbacks.pictures import drawable, labels_in_turn, neighbour_picture, pictured, publish, sample_picture
 from lightning_score.callbacks.totals import Pass, Sampling
 from lightning_score.data import ScoreData
-from lightning_score.metrics import Estimate, Features, nearest_neighbours, read_npz, student
+from lightning_score.metrics import Estimate, Features, nearest_neighbours, read_npz
+from lightning_score.metrics.frechet import pooled
 from lightning_score.metrics.record import FILE, PERFECT, Record, append, metric_name, settings_of
 from lightning_score.metrics.reference import Reference, check_fit, reference
 from lightning_score.model import ScoreModel
@@ -208,7 +208,7 @@ class Evaluate(Periodic):
                 values = [numbers[kind] for numbers in measured]
                 for k, value in enumerate(values):
                     self._record(trainer, pl_module, kind, value, real, passes[k], self.seed + k, weights, denoised)
-                self._log(trainer, pl_module, prefix, kind, suffix, _pooled(kind, values), real, passes)
+                self._log(trainer, pl_module, prefix, kind, suffix, pooled(kind, values), real, passes)
         if shown:
             self._show(trainer, pl_module, passes[0])
         if shown and images and self.neighbours:
@@ -312,17 +312,3 @@ class Evaluate(Periodic):
             shown = (images[nearest], train.x[found.index.cpu()[nearest]])
             picture = neighbour_picture(*(drawable(data, x) for x in shown))
             publish(trainer, "neighbours", picture, "the samples nearest to training examples, each above its nearest")
-
-
-def _pooled(kind: str, values: list[Estimate]) -> Estimate:
-    """The mean over seeds with its standard error, or the one value with its own.
-
-    Squared errors of independent samples add up; that of KID counts the data too, which all seeds share, and does not fall.
-    Without errors the spread of the seeds gives one.
-    """
-    if len(values) == 1:
-        return values[0]
-    each, squares = [value.value for value in values], mean(value.error**2 for value in values)
-    if squares == squares:
-        return Estimate(mean(each), (squares / (1 if kind == "kid" else len(each))) ** 0.5)
-    return Estimate(mean(each), student(len(each) - 1) * stdev(each) / len(each) ** 0.5)

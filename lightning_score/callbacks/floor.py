@@ -15,7 +15,8 @@ from lightning_score.model import ScoreModel
 from lightning_score.objective import DenoisingScoreMatching, SigmaSquared
 from lightning_score.process import NoiseProcess
 from lightning_score.score import ScoreField
-from lightning_score.utils import InputError, require, require_passes, seeded
+from lightning_score.seeds import seeded
+from lightning_score.utils import InputError, require, require_passes
 
 
 class LevelLosses(NamedTuple):

@@ -20,7 +20,8 @@ from lightning_score.sampling import LangevinCorrector
 from lightning_score.sampling.sampler import Stage
 from lightning_score.schedule import variance_ratio
 from lightning_score.score import Conditioned, ScoreField
-from lightning_score.utils import InputError, require, require_room, seeded
+from lightning_score.seeds import seeded
+from lightning_score.utils import InputError, require, require_room
 
 FILE = "langevin.jsonl"
 """The name of the file of levels in a run folder, one line per validation."""

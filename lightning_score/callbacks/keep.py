@@ -20,7 +20,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_score import stopping
-from lightning_score.utils import random_state, require, take_up
+from lightning_score.seeds import random_state, take_up
+from lightning_score.utils import require
 
 SIGNALS = (*stopping.SIGNALS, signal.SIGUSR1)
 """Ctrl-C, the usual request to end, a closed terminal, and that by which SLURM announces that it takes the machine away."""

@@ -14,9 +14,8 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from lightning_score.data import ScoreData, to_uint8
-from lightning_score.files import replacing
+from lightning_score.files import replacing, without_room
 from lightning_score.model import ScoreModel
-from lightning_score.utils import without_room
 
 KIND = "Kind"
 """What a picture says of itself: drawing or pixels."""

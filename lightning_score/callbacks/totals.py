@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_score.files import replacing
+from lightning_score.files import cache_folder, read_tensors, replacing, without_room
 from lightning_score.metrics import (
     Activations,
     Estimate,
@@ -35,7 +35,7 @@ from lightning_score.metrics.record import settings_of
 from lightning_score.metrics.reference import Reference
 from lightning_score.model import ScoreModel
 from lightning_score.sampling.sampler import Samples
-from lightning_score.utils import InputError, Unmeasurable, cache_folder, read_tensors, without_room
+from lightning_score.utils import InputError, Unmeasurable
 
 BLOCKS = 10
 """Blocks of samples, for the error bar."""

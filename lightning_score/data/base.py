@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_score.data.check import check_splits
 from lightning_score.data.order import InTurn, Loader, Shuffled
-from lightning_score.utils import counted_seed, require, require_room, seed_of, seeded
+from lightning_score.seeds import counted_seed, seed_of, seeded
+from lightning_score.utils import require, require_room
 
 Transform = Callable[[Tensor], Tensor]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from lightning_score.utils import counted_seed
+from lightning_score.seeds import counted_seed
 
 
 class InTurn(DistributedSampler):

@@ -22,7 +22,9 @@ from lightning_score.data.files import check_form, fingerprint, folder_of_cache,
 from lightning_score.data.folder import folder_labels
 from lightning_score.data.grey import check_grey_range, grey_scale
 from lightning_score.data.images import ImageData
-from lightning_score.utils import InputError, LocalPath, new_folder_if_kept, require, require_room, seed_of
+from lightning_score.files import new_folder_if_kept
+from lightning_score.seeds import seed_of
+from lightning_score.utils import InputError, LocalPath, require, require_room
 
 
 class ImageStream(ImageData):

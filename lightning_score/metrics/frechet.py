@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 import torch
@@ -112,6 +112,20 @@ def student(degrees: int) -> float:
         degrees: degrees of freedom, one less than the values.
     """
     return max(1.0, float(stdtrit(degrees, 0.975)) / 2)
+
+
+def pooled(kind: str, values: list[Estimate]) -> Estimate:
+    """The mean over seeds with its standard error, or the one value with its own.
+
+    Squared errors of independent samples add up; that of KID counts the data too, which all seeds share, and does not fall.
+    Without errors the spread of the seeds gives one.
+    """
+    if len(values) == 1:
+        return values[0]
+    each, squares = [value.value for value in values], fmean(value.error**2 for value in values)
+    if squares == squares:
+        return Estimate(fmean(each), (squares / (1 if kind == "kid" else len(each))) ** 0.5)
+    return Estimate(fmean(each), student(len(each) - 1) * stdev(each) / len(each) ** 0.5)
 
 
 def frechet_limit(found: Estimate, count: Tensor) -> Estimate:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lightning_score.utils import without_room
+from lightning_score.files import without_room
 
 FILE = "evaluations.jsonl"
 """The name of the records' file in a run folder."""

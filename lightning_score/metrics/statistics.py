@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_score.utils import InputError, read_arrays, require
+from lightning_score.files import read_arrays
+from lightning_score.utils import InputError, require
 
 
 class Statistics(NamedTuple):

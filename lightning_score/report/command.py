@@ -3,7 +3,7 @@
 import webbrowser
 from pathlib import Path
 
-from lightning_score.arguments import Parser
+from lightning_score.parser import Parser
 from lightning_score.report import page
 from lightning_score.report.server import server
 from lightning_score.runs import replace_text

@@ -312,7 +312,7 @@ def _alive(status: dict[str, Any]) -> bool:
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        return True
+        pass
     return True
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_score.arguments import Parser, Refused
 from lightning_score.data import ScoreData
 from lightning_score.experiment import GROUPS
+from lightning_score.parser import Parser, Refused
 from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.utils import InputError
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from lightning_score.arguments import Parser, find_config, option
+from lightning_score.arguments import find_config, option
 from lightning_score.metrics.record import SUBSET
+from lightning_score.parser import Parser
 from lightning_score.runs import check_name, replace_text
 from lightning_score.sweep import figures
 from lightning_score.sweep.check import check_settings
