@@ -296,8 +296,7 @@ def _state(run: Run) -> tuple[str, str]:
         return said, message
     if not (run.curves or run.records or run.pictures):
         return "empty", "nothing has been logged"
-    wanted = number(run.settings.get("trainer.max_steps"), -1)
-    if 0 < wanted <= run.step:
+    if 0 < number(run.settings.get("trainer.max_steps"), -1) <= run.step:
         return "finished", f"as its last step tells: there is no {STATUS}"
     return "unknown", f"there is no {STATUS} that can be read, as in runs of older versions"
 
