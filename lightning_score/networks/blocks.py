@@ -24,6 +24,15 @@ def zero(module: nn.Module) -> nn.Module:
     return module
 
 
+class Dropout(nn.Dropout):
+    """Dropout whose mask does not depend on the memory format, which differs where weights are shared out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        return x * (torch.rand(x.shape, device=x.device) >= self.p).to(x.dtype) / (1 - self.p)
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions with group norm, shifted in between by the conditioning vector, added to their input.
 
@@ -58,7 +67,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.shift = nn.Linear(condition, outputs)
         self.norm2 = norm(outputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = zero(nn.Conv2d(outputs, outputs, 3, padding=1))
         project = inputs != outputs if project is None else project
         self.skip = nn.Conv2d(inputs, outputs, 1) if project else nn.Identity()
