@@ -159,7 +159,7 @@ def _parts(owner: type, seen: set[type]) -> Iterator[tuple[str, type]]:
         for base in candidates:
             if inspect.isclass(base) and inspect.isabstract(base) and base.__module__.startswith("lightning_score"):
                 yield name, base
-                for part in _descendants(base) - seen:
+                for part in sorted(_descendants(base) - seen, key=lambda part: part.__name__):
                     yield from _parts(part, seen)
 
 
