@@ -11,6 +11,8 @@ from jsonargparse import Namespace
 from jsonargparse._typehints import NestedArg, get_all_subclass_paths, get_help_types, resolve_class_path_by_name
 from jsonargparse._util import import_object
 
+from lightning_score.trust import KINDS
+
 SPEC = {"class_path", "init_args", "dict_kwargs", "__path__"}
 
 
@@ -32,7 +34,7 @@ def class_mistake(typehint: Any, place: str, value: Any) -> str:
         place: its name.
         value: as given.
     """
-    types = get_help_types(typehint)
+    types = _bases(typehint)
     if not types:
         return ""
     if isinstance(value, NestedArg):
@@ -56,6 +58,12 @@ def misplaced(typehint: Any, place: str, value: Any) -> str:
             inside = f"{{class_path: {name}, init_args: {{{strange[0]}: ...}}}}"
             return f"{place}.{strange[0]}: must be inside init_args, as in {place}: {inside}"
     return ""
+
+
+def _bases(typehint: Any) -> tuple[type, ...]:
+    """The kinds of parts that a type takes; values that happen to have a class, as tensors and spans of time, are none."""
+    found = get_help_types(typehint) or ()
+    return tuple(base for base in found if issubclass(base, KINDS) or base.__module__.startswith("lightning_score"))
 
 
 def _parts(value: Any) -> Iterator[Any]:

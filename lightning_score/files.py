@@ -18,11 +18,13 @@ import torch
 from safetensors import SafetensorError
 
 from lightning_score import stopping
-from lightning_score.utils import DENSER, UNPACKED, InputError, require
+from lightning_score.utils import InputError, require
 
 unwritten: list[str] = []
 """Files that `without_room` has left out in this process."""
 
+UNPACKED, DENSER = 1 << 30, 200
+"""An archive of arrays may hold so many bytes once it is unpacked, or so many times those of its file."""
 OF_A_DISK = re.compile(r"PytorchStreamWriter|unexpected pos|inline_container|iostream|os error")
 """What torch and safetensors say where a disk is full."""
 

@@ -291,6 +291,9 @@ def trusted_by(arguments: Sequence[str], configs: Sequence[str | Path]) -> set[s
             words.append(value)
     wrong = sorted(module for module in trusted if not all(part.isidentifier() for part in module.split(".")))
     require(not wrong, f"--trust {', '.join(wrong)}: must be the name of a module, as my_parts, or several with commas")
-    named = {each.path for each in _names(words, "options") if is_path(each.path) and not Path(each.path).exists()}
+    named: set[str] = set()
+    for word in words:
+        with suppress(InputError):  # of a config without end, which its reader refuses by its name
+            named |= {each.path for each in _names(word, "") if is_path(each.path) and not Path(each.path).exists()}
     classes = {path for path in named if path.rpartition(".")[2][:1].isupper()}
     return trusted | ({path.partition(".")[0] for path in classes} - set(HOME))

@@ -163,10 +163,6 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-UNPACKED, DENSER = 1 << 30, 200
-"""An archive of arrays may hold so many bytes once it is unpacked, or so many times those of its file."""
-
-
 def free_memory() -> float:
     """Bytes of main memory that this process can still take, of the machine and of its control group; infinity where the
     system does not say."""

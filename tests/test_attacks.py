@@ -285,7 +285,7 @@ def test_no_reader_of_files_runs_code_or_advises_to(folder):
 
 @pytest.mark.faults("archives that unpack to far more", 3)
 def test_an_archive_that_unpacks_to_far_more_is_not_unpacked(folder, monkeypatch):
-    monkeypatch.setattr("lightning_score.utils.UNPACKED", 1 << 20)
+    monkeypatch.setattr("lightning_score.files.UNPACKED", 1 << 20)
     zeros = np.zeros(8 << 20, dtype=np.uint8)
     np.savez_compressed("bomb.npz", x=zeros, mu=zeros)
     torch.save({"state_dict": {}, "config": {}}, "small.ckpt")

@@ -294,7 +294,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            (["--trainer.max_step=3"], ["trainer.max_step", "Did you mean trainer.max_steps"]),
+            (["--trainer.max_step=3"], ["trainer.max_step", "Did you mean --trainer.max_steps"]),
             (["--model.sampler.step_siz=3"], ["step_siz", "Did you mean", "step_size"]),
             (["--model.sampler.step_size=abc"], ["step_size=abc: must be a number or auto"]),
             (["--model.sampler.step_size=-1.0"], ["step_size=-1.0", "above 0"]),

@@ -55,7 +55,7 @@ class Remembering:
 
 def fit(folder, first, last, *options):
     return run([*FIT, f"--output={folder}", f"--model.objective={__name__}.Broken", f"--model.objective.first={first}",
-                f"--model.objective.last={last}", *options])  # fmt: skip
+                f"--model.objective.last={last}", "--model.lr_scheduler.total_iters=2400", *options])  # fmt: skip
 
 
 def weights(folder):

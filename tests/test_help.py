@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from lightning_score import stopping
 from lightning_score.__main__ import main
 from lightning_score.cli import run
 from lightning_score.data import ImageData, ScoreData
@@ -35,6 +36,8 @@ def options(text):
 @pytest.fixture
 def start(monkeypatch, capsys):
     """Runs a command line and returns what it prints."""
+
+    monkeypatch.setattr(stopping, "install", lambda: None)
 
     def start(*arguments):
         monkeypatch.setattr(sys, "argv", ["lightning_score", *arguments])

@@ -68,7 +68,7 @@ ALLOWED = {
     "total_steps": {"utils"},
     "resume": {"parser", "files", "seeds", "arguments", "checkpoints", "processes", "runs", "total_steps", "trust", "utils"},
     "summary": {"files", "seeds", "callbacks", "model", "utils"},
-    "class_names": set(),
+    "class_names": {"trust"},
     "class_changes": {"class_names"},
     "origins": set(),
     "yaml_files": {"utils"},

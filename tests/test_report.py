@@ -447,12 +447,13 @@ class TestPage:
         (["nowhere"], "nowhere: there is no such folder"),
         ([".", "--size", "0"], "--size 0.0: must be above 0"),
         ([".", "--serve", "--port", "99999"], "--port 99999: must be between 0 and 65535"),
-        ([".", "--output", "no/such/folder.html"], "cannot be written"),
+        ([".", "--output", "file/folder.html"], "cannot be written"),
         ([".", "--wandb", "somebody"], "--wandb somebody: must be ENTITY/PROJECT"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     assert run(["report", *options]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

@@ -229,7 +229,7 @@ def test_schedule_takes_options_over_the_config(capsys):
         (["--data=Digits", "--output=ladder.txt"], ["ladder.txt", ".yaml"]),
         (["--data=Digits", "--plot=none/ladder.png"], ["none/ladder.png", "cannot be written"]),
         (["--config=nscn"], ["nscn", "ncsn"]),
-        (["--data=Digits", "--stepz=3"], ["stepz", "Did you mean steps"]),
+        (["--data=Digits", "--stepz=3"], ["stepz", "Did you mean --steps"]),
     ],
 )
 def test_mistakes_are_one_line(options, words, capsys):

@@ -141,7 +141,8 @@ torch.save(seen, f"{sys.argv[1]}/{sys.argv[2]}.pt")
         cache = make().chunks.rsplit("/", 1)[0]
         options = ["--config=ncsn", "--data=ImageStream", f"--data.path={photos}", "--data.shape=[1, 8, 8]",
                    f"--data.cache={cache}", "--data.held_out=20", "--data.num_workers=0", "--evaluate.features=null",
-                   "--samples.num_samples=0", "--trainer.callbacks=null", "--trainer.val_check_interval=2"]  # fmt: skip
+                   "--samples.num_samples=0", "--trainer.callbacks=null", "--trainer.val_check_interval=2",
+                   "--model.lr_scheduler.total_iters=2400"]  # fmt: skip
         assert run(["fit", *options, "--trainer.max_steps=6", "--name=whole"]) == 0
         assert run(["fit", *options, "--trainer.max_steps=4", "--name=parts"]) == 0
         assert run(["fit", *options, "--trainer.max_steps=6", "--name=parts", "--ckpt_path=last"]) == 0

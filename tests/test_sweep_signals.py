@@ -22,8 +22,6 @@ from lightning_score.sweep.interruption import Interruption, Stopped
 from lightning_score.sweep.results import read_csv
 from lightning_score.sweep.study import SLOT, WORKER
 
-HANDLERS = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-
 
 @pytest.mark.parametrize(
     ("number", "statement"), [((signal.SIGINT, signal.SIGTERM)[k % 2], k) for k in (1, 6, 11, 16, 23, 30, 41, 60)]
@@ -64,6 +62,7 @@ def test_a_signal_inside_a_database_session_waits_for_its_end(make, number, stat
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_before_the_first_trial_a_signal_ends_the_sweep_at_once(capfd, number):
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(SystemExit) as end, Interruption(at_once=True):
         os.kill(os.getpid(), number)
         time.sleep(1)
@@ -75,7 +74,7 @@ def test_before_the_first_trial_a_signal_ends_the_sweep_at_once(capfd, number):
         except SystemExit:  # as a library may do it
             pass
         interruption.defer()
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == HANDLERS
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_an_ignored_signal_stays_ignored():

@@ -169,7 +169,7 @@ class TestOtherClasses:
             (["--trainer.val_check_interval=100"], "--trainer.val_check_interval 100: "),
             (["--trainer.devices=none"], "--trainer.devices none: "),
             (["--config=conditional"], "weights do not fit the network"),
-            ([f"--name={'x' * 300}", "--runs=r"], "too long"),
+            ([f"--name={'x' * 300}", "--runs=r"], "1 to 200 bytes"),
         ],
     )
     def test_refused_in_one_line_with_nothing_left(self, checkpoint, tmp_path, monkeypatch, options, message, capsys):

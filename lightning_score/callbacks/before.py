@@ -39,12 +39,9 @@ def check_data(command: str, data: ScoreData, config: Any) -> None:
     """
     if command == "predict":
         return
-    trainer, chosen = config["trainer"], config["trainer"]["callbacks"]
+    chosen = config["trainer"]["callbacks"]
     if command == "fit":
         data.train_dataloader()
-    else:
-        limit = f"limit_{'val' if command == 'validate' else 'test'}_batches"
-        require(trainer[limit] != 0, f"--trainer.{limit} {trainer[limit]}: {command} would measure nothing; leave it out")
     data.val_dataloader()
     for callback in (config["evaluate"], *(chosen if isinstance(chosen, list) else [chosen])):
         if isinstance(callback, Evaluate | BitsPerDim):

@@ -58,7 +58,9 @@ def _of_evaluate(prefix: str, evaluate: Evaluate) -> set[str]:
         parts = ["", *(["_floor", "_n"] if kind == "fid" else []), *_error(evaluate, kind, test)]
         name = prefix + metric_name(kind, evaluate.features.name, evaluate.num_samples)
         names |= {f"{name}{ending}{part}" for ending in endings for part in parts}
-    return names | ({"test/copied", "test/neighbour_distance_ratio"} if test and evaluate.neighbours else set())
+    return names | (
+        {"test/copied", "test/copied_held_out", "test/neighbour_distance_ratio"} if test and evaluate.neighbours else set()
+    )
 
 
 def _measures(evaluate: Evaluate, kind: str) -> bool:
