@@ -148,7 +148,7 @@ def test_a_signal_at_the_end_of_an_epoch(tmp_path, step, moment):
     options = ["--trainer.val_check_interval=11", "--trainer.max_steps=25"]
     assert run([*FIT, *options, f"--output={tmp_path / 'whole'}"]) == 0
     interrupted(tmp_path / "run", step, moment, signal.SIGINT, *options)
-    assert run(["fit", f"--ckpt_path={tmp_path / 'run'}", KEPT]) == 0
+    assert run(["fit", f"--ckpt_path={tmp_path / 'run'}", KEPT, f"--trust={__name__}"]) == 0
     assert_same(tmp_path / "run", everything(tmp_path / "whole"))
 
 
