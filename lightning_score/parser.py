@@ -61,7 +61,7 @@ class Parser(ClassParser):
                     config = super().parse_args(given, *more, **settings)
                 finally:
                     if rank_zero_only.rank == 0:
-                        sys.stderr.writelines(f"{line}\n" for line in changes.lines())
+                        sys.stderr.writelines(f"{line}\n".replace(str(STAND_IN), WORD) for line in changes.lines())
         resolve(config)
         return config
 
@@ -74,7 +74,7 @@ class Parser(ClassParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message on one line, with what to do about it, and exits with code 2."""
-        line = re.sub(r"\s+", " ", str(message)).strip().rstrip(".")
+        line = re.sub(r"\s+", " ", str(message)).strip().rstrip(".").replace(str(STAND_IN), WORD)
         changes = recording()
         if changes and changes.place and getattr(self, "_inner_parser", False):  # which knows the last part of names only
             line = re.sub(r"""(Parser key "|Option ')""", rf"\g<1>{changes.place}.", line, count=1)

@@ -197,3 +197,9 @@ class TestOtherClasses:
         assert run([command, f"--ckpt_path={tmp_path}/c.ckpt", *more, f"--output={tmp_path}/b"]) == 2
         assert "error: --ckpt_path" in capsys.readouterr().err
         assert [file.name for file in tmp_path.iterdir()] == ["c.ckpt"]
+
+
+def test_a_schedule_that_is_replaced_is_reported_with_the_word(capsys):
+    with pytest.raises(SystemExit):
+        run(["fit", "--config=ncsn", "--model.lr_scheduler=ConstantLR", "--print_config"])
+    assert "total_iters=max_steps" in capsys.readouterr().err
