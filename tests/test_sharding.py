@@ -128,7 +128,8 @@ def test_a_run_that_was_killed_goes_on(begun, goes_on, whole, environment):  # n
     killed = call(environment, sys.executable, *MODULE, *FIT, f"--trainer.strategy={begun}", trouble("kill", rank=0, step=6))
     assert killed.returncode != 0
     assert torch.load("runs/ncsn/latest/last.ckpt", weights_only=True)["global_step"] == 4
-    fit(environment, "fit", "--ckpt_path=last", "--name=ncsn", f"--trainer.strategy={goes_on}", "--trainer.callbacks=null")
+    fit(environment, "fit", "--ckpt_path=last", "--name=ncsn", f"--trainer.strategy={goes_on}", "--trainer.callbacks=null",
+        "--trust=test_processes")  # fmt: skip
     assert_same("runs/ncsn/latest", whole)
 
 
