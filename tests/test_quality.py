@@ -36,11 +36,11 @@ def samples(trained):
 
 
 def test_samples_are_as_near_to_the_data_as_those_of_a_perfect_model_within_the_error(samples):
-    """Whose distances have a standard deviation of a quarter of their mean."""
+    """Whose distances have a standard deviation of a quarter of their mean: within two of these."""
     images, data = samples
     features = DigitFeatures()
     real, fake = features(data.reference()).features, features(images).features
-    assert frechet_distance(fit(real), fit(fake)) <= 1.25 * real_floor(real, N)
+    assert frechet_distance(fit(real), fit(fake)) <= 1.5 * real_floor(real, N)
 
 
 def test_samples_are_not_copies_of_the_training_data(samples):

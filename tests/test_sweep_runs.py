@@ -174,7 +174,7 @@ def test_killed_workers_and_a_killed_sweep_lose_nothing(folder):
     wait_for(lambda: len(running("steps.yaml")) == 2 or again.poll() is not None)
     os.killpg(again.pid, signal.SIGINT)  # Ctrl-C
     said, _ = again.communicate(timeout=120)
-    assert "to go on: python -m lightning_score sweep steps.yaml --jobs=2" in said and again.returncode == 130, said
+    assert "to resume: python -m lightning_score sweep steps.yaml --jobs=2" in said and again.returncode == 130, said
     assert run(["sweep", "steps.yaml"]) == 0
     done = trials("steps.yaml")
     assert [trial.user_attrs[SLOT] for trial in done] == list(range(6))
