@@ -124,9 +124,9 @@ def test_signals_at_random_times_lose_nothing(folder):  # noqa: F811
     """To the sweep alone, to all its processes, to a worker alone; and `kill -9` of either."""
     Path("steps.yaml").write_text(yaml.safe_dump(SLOW))
     rng = random.Random(0)
-    for _ in range(10):
+    for _ in range(4):
         sweep = started("steps.yaml", "--jobs=2")
-        time.sleep(rng.uniform(0, 60))
+        time.sleep(rng.uniform(0, 40))
         to_workers = rng.random() < 0.3
         number = rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
         if to_workers and running("steps.yaml"):
