@@ -168,9 +168,8 @@ def _with_settings(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, 
     """A saved state with the settings of the optimiser, its learning rate at the same fraction of the first one."""
     groups = []
     for given, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):
-        cycled = (
-            {"betas", "momentum"} & saved.keys() if "base_momentum" in saved else set()
-        )  # by the schedule, as the learning rate is
+        # the schedule changes these, as it does the learning rate
+        cycled = {"betas", "momentum"} & saved.keys() if "base_momentum" in saved else set()
         group = {**saved, **{name: given[name] for name in given.keys() - {"params", "lr"} - cycled}}
         first, before = (one.get("initial_lr", one["lr"]) for one in (given, saved))
         if first != before:
