@@ -3,8 +3,10 @@
 import lightning_score.torchvision_guard
 
 import argparse
+import inspect
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from pydoc import locate
 from typing import Any, NoReturn
 
 import torch
@@ -188,7 +190,8 @@ def _said(settings: Any) -> str:
     if not isinstance(settings, Mapping) or "class_path" not in settings:
         return str(settings)
     given = {name: value for name, value in (settings.get("init_args") or {}).items() if value is not None}
-    inner = ", ".join(f"{name}={_said(value)}" for name, value in given.items())
+    order = [*inspect.signature(locate(settings["class_path"])).parameters, *given]
+    inner = ", ".join(f"{name}={_said(given[name])}" for name in sorted(given, key=order.index))
     return f"{settings['class_path'].rpartition('.')[2]}{f'({inner})' if inner else ''}"
 
 
