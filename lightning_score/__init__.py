@@ -8,8 +8,8 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _MODULES = {
-    "lightning_score.model": ["ScoreModel"],
-    "lightning_score.score": ["ScoreField", "ScoreFunction"],
+    "lightning_score.training": ["ScoreModel", "FullyShard"],
+    "lightning_score.score": ["ScoreField", "ScoreFunction", "Parametrization", "NoiseLabel", "EmpiricalScore"],
     "lightning_score.process": [
         "NoiseProcess",
         "VP",
@@ -21,9 +21,6 @@ _MODULES = {
         "CosineTable",
         "SigmaTable",
     ],
-    "lightning_score.parametrization": ["Parametrization", "NoiseLabel"],
-    "lightning_score.sharding": ["FullyShard"],
-    "lightning_score.empirical": ["EmpiricalScore"],
     "lightning_score.objective": [
         "Objective",
         "DenoisingScoreMatching",
@@ -44,7 +41,7 @@ _MODULES = {
         "SuperResolution",
         "LinearOperator",
     ],
-    "lightning_score.augmentation": ["Augmentation", "Geometric"],
+    "lightning_score.data.augmentation": ["Augmentation", "Geometric"],
     "lightning_score.networks": [
         "Network",
         "MLP",
@@ -68,7 +65,7 @@ _MODULES = {
         "TimeGrid",
         "Samples",
     ],
-    "lightning_score.likelihood": ["Dequantization", "bits_per_dim", "log_likelihood"],
+    "lightning_score.sampling.likelihood": ["Dequantization", "bits_per_dim", "log_likelihood"],
     "lightning_score.data": [
         "ScoreData",
         "ImageData",
@@ -88,7 +85,7 @@ _MODULES = {
         "RawFeatures",
     ],
     "lightning_score.callbacks": ["EMA", "BitsPerDim", "Evaluate", "LossFloor", "SampleGrid", "ScorePlot"],
-    "lightning_score.utils": ["InputError"],
+    "lightning_score.errors": ["InputError"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = sorted(_HOME)

@@ -4,7 +4,7 @@ import os
 import sys
 
 from lightning_score import stopping
-from lightning_score.help import first_screen
+from lightning_score.commands.help import first_screen
 
 HELP = """\
 usage: python -m lightning_score [-h] [--version] COMMAND [options]

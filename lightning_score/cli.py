@@ -7,24 +7,24 @@ import sys
 from contextlib import suppress
 
 from lightning_score import stopping
-from lightning_score.arguments import with_found_configs
-from lightning_score.commands import ScoreCLI
-from lightning_score.convert import convert
-from lightning_score.experiment import quiet
-from lightning_score.gallery import gallery
-from lightning_score.ladder import schedule
-from lightning_score.loggers import fail_trial, finish_run, in_trial
-from lightning_score.origins import origin
-from lightning_score.parser import Refused
-from lightning_score.resume import prepared
-from lightning_score.runs import discarding
-from lightning_score.sweep.command import from_agent
-from lightning_score.utils import InputError, require
+from lightning_score.commands.base import quiet
+from lightning_score.commands.configs import with_found_configs
+from lightning_score.commands.convert import convert
+from lightning_score.commands.gallery import gallery
+from lightning_score.commands.origins import origin
+from lightning_score.commands.parser import Refused
+from lightning_score.commands.resume import prepared
+from lightning_score.commands.schedule import schedule
+from lightning_score.commands.trainer import ScoreCLI
+from lightning_score.errors import InputError, require
+from lightning_score.runs.folders import discarding
+from lightning_score.runs.wandb_logger import fail_trial, finish_run, in_trial
+from lightning_score.sweep.macros import from_agent
 
 
 def sweep(arguments: list[str]) -> None:
     """Runs a sweep; its libraries are imported for it only."""
-    from lightning_score.sweep.engine import sweep
+    from lightning_score.sweep.cli import sweep
 
     with stopping.patience():  # it stops its workers first
         sweep(arguments)

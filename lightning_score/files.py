@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import EIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NewType
 from zipfile import ZipFile, is_zipfile
 
 import numpy as np
@@ -18,7 +18,12 @@ import torch
 from safetensors import SafetensorError
 
 from lightning_score import stopping
-from lightning_score.utils import InputError, require
+from lightning_score.errors import InputError, require
+
+LocalPath = NewType("LocalPath", str)
+"""A file or folder, or a URL: options of this type, and of pathlib.Path, are made absolute, so that a checkpoint serves in
+any folder.
+"""
 
 unwritten: list[str] = []
 """Files that `without_room` has left out in this process."""
@@ -161,3 +166,9 @@ def new_folder_if_kept(folder: Path) -> Iterator[None]:
             with suppress(OSError):
                 place.rmdir()
         raise
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Writes a file in one move, so that whatever happens meanwhile it is the old one or the new one."""
+    with replacing(file) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_score.utils import CPU
+from lightning_score.tensors import CPU
 
 
 def seed_of(*parts: int) -> int:

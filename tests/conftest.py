@@ -8,10 +8,11 @@ import os
 import pytest
 import torch
 
-from lightning_score import parametrization, process, sampling
+from lightning_score import process, sampling
 from lightning_score.data import Mixture
-from lightning_score.score import ScoreField
-from lightning_score.utils import expand
+from lightning_score.score import parametrization
+from lightning_score.score.function import ScoreField
+from lightning_score.tensors import expand
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several that share the cores
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -13,15 +13,15 @@ import yaml
 
 from lightning_score import ScoreModel
 from lightning_score.cli import run
-from lightning_score.experiment import IdleExperiment
+from lightning_score.commands.base import IdleExperiment
+from lightning_score.errors import InputError
 from lightning_score.files import read_tensors
 from lightning_score.guidance.restoration import read_array
 from lightning_score.metrics.statistics import read_npz
 from lightning_score.report import page
 from lightning_score.report.server import server
-from lightning_score.runs import check_name
-from lightning_score.trust import check_origin, trust_for, trusted_by
-from lightning_score.utils import InputError
+from lightning_score.runs.folders import check_name
+from lightning_score.runs.trust import check_origin, trust_for, trusted_by
 
 MODULE = """
 from pathlib import Path
@@ -95,8 +95,8 @@ NAMES = {
     "a program of torch": ("process", made("torch.utils.bottleneck.__main__.main")),
     "a part of torch that is not loaded": ("process", "torch.utils.bottleneck.__main__.Evil"),
     "code from the network": ("network", made("torch.hub.load", repo_or_dir="a/b", model="c")),
-    "another module, through ours": ("network", made("lightning_score.utils.os.system", command="touch called")),
-    "a class of ours that is no part": ("network", made("lightning_score.utils.ZipFile", file="made", mode="w")),
+    "another module, through ours": ("network", made("lightning_score.tensors.os.system", command="touch called")),
+    "a class of ours that is no part": ("network", made("lightning_score.tensors.ZipFile", file="made", mode="w")),
     "a list in the place of parameters": ("process", ["attackers.Evil"]),
 }
 """What no checkpoint may name."""

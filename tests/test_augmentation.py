@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from lightning_score import ScoreModel
-from lightning_score.augmentation import Changes, Geometric, changed
+from lightning_score.data.augmentation import Changes, Geometric, changed
+from lightning_score.errors import InputError
 from lightning_score.networks import DDPMpp, UNet
 from lightning_score.process import VE
-from lightning_score.utils import InputError
 
 NAMES = Changes._fields
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_score import checkpoints
-from lightning_score.arguments import load_checkpoint
-from lightning_score.checkpoints import PREVIOUS, SafeCheckpointIO, check
 from lightning_score.cli import run
-from lightning_score.loggers import RunCSVLogger
-from lightning_score.metrics.record import append_line
-from lightning_score.utils import InputError
+from lightning_score.commands.configs import load_checkpoint
+from lightning_score.errors import InputError
+from lightning_score.runs import checkpoints
+from lightning_score.runs.checkpoints import PREVIOUS, SafeCheckpointIO, check
+from lightning_score.runs.records import append_line
+from lightning_score.runs.wandb_logger import RunCSVLogger
 
 QUICK = ["--trainer.max_steps=4", "--trainer.val_check_interval=2", "--evaluate.features=null", "--samples.num_samples=0",
          "--trainer.callbacks=null", "--trainer.logger=false"]  # fmt: skip

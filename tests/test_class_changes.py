@@ -8,12 +8,12 @@ import pytest
 import torch
 import yaml
 
-from lightning_score.arguments import in_order, shipped
+from lightning_score.commands.configs import in_order, shipped
+from lightning_score.commands.parser import Parser, Refused, _descendants, _parts
 from lightning_score.data import ScoreData
 from lightning_score.metrics import Features
-from lightning_score.model import ScoreModel
-from lightning_score.parser import Parser, Refused, _descendants, _parts
 from lightning_score.sweep.loaded import ParsedCommand
+from lightning_score.training.model import ScoreModel
 
 BASES = {**dict(_parts(ScoreModel, set())), "data": ScoreData, "features": Features}
 TORCH = {"optimizer": torch.optim.Optimizer, "lr_scheduler": torch.optim.lr_scheduler.LRScheduler}

@@ -15,9 +15,9 @@ from PIL import Image
 
 from lightning_score import ScoreModel
 from lightning_score.__main__ import HELP
-from lightning_score.arguments import find_config, shipped
 from lightning_score.cli import COMMANDS, WITHOUT_TRAINER, run
-from lightning_score.utils import InputError
+from lightning_score.commands.configs import find_config, shipped
+from lightning_score.errors import InputError
 
 CONFIGS = sorted(path.stem for path in shipped().glob("*.yaml") if path.stem != "images")
 """Those on data that the package embeds; the others are in test_recipes.py."""

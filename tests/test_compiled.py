@@ -8,10 +8,10 @@ from laws import Given
 
 from lightning_score import ScoreModel
 from lightning_score.networks import UNet
-from lightning_score.parametrization import EDM, Noise, ScoreOverSigma
 from lightning_score.process import VE, VP, SigmaTable
 from lightning_score.sampling import DDIM, AnnealedLangevinStep, Heun, PredictorCorrector, Uniform
-from lightning_score.score import ScoreFunction
+from lightning_score.score.function import ScoreFunction
+from lightning_score.score.parametrization import EDM, Noise, ScoreOverSigma
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from test_interop_score_sde import edm_state, saved
 
 from lightning_score import ScoreModel, interop
 from lightning_score.cli import run
-from lightning_score.convert import convert_checkpoint
+from lightning_score.commands.convert import convert_checkpoint
 from lightning_score.interop.refinenet import ELU
 from lightning_score.process import CosineTable
 

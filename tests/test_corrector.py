@@ -7,6 +7,7 @@ import torch
 from conftest import CORRECTORS, ImageScore, QuickNoise
 from laws import MEAN, STD, affine, gaussian
 
+from lightning_score.errors import InputError
 from lightning_score.process import VE, BetaTable
 from lightning_score.sampling import (
     AnnealedLangevinStep,
@@ -19,7 +20,6 @@ from lightning_score.sampling import (
     Uniform,
 )
 from lightning_score.sampling.noise import NoNoise
-from lightning_score.utils import InputError
 
 UNADJUSTED = [
     Langevin(0.01),

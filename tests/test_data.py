@@ -28,7 +28,7 @@ from lightning_score.data import (
 )
 from lightning_score.data.base import CPU
 from lightning_score.data.images import ToBatch
-from lightning_score.utils import InputError
+from lightning_score.errors import InputError
 
 
 def concrete(cls):

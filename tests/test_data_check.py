@@ -10,13 +10,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_score import ScoreModel
 from lightning_score.cli import run
+from lightning_score.commands.base import IdleExperiment
 from lightning_score.data import Examples, GaussianMixture, ImageData, ScoreData, Splits
-from lightning_score.experiment import IdleExperiment
+from lightning_score.errors import InputError
+from lightning_score.memory import require_room
 from lightning_score.metrics import RawFeatures
 from lightning_score.metrics.features import ModuleFeatures
 from lightning_score.networks import MLP
 from lightning_score.process import VE
-from lightning_score.utils import InputError, require_room
 
 N = 40
 BYTES = torch.randint(0, 256, (N, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)

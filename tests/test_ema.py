@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_score.callbacks.ema import EMA
-from lightning_score.utils import InputError
+from lightning_score.errors import InputError
 
 BATCHES = 4
 

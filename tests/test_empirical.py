@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
-from lightning_score import empirical
 from lightning_score.data import Mixture
-from lightning_score.empirical import EmpiricalScore
+from lightning_score.errors import InputError
 from lightning_score.objective import ImplicitScoreMatching
 from lightning_score.process import VE, VP
-from lightning_score.utils import InputError, expand
+from lightning_score.score import empirical
+from lightning_score.score.empirical import EmpiricalScore
+from lightning_score.tensors import expand
 
 
 def points(n=30, shape=(2,), seed=0, dtype=torch.float64):

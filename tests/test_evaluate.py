@@ -10,13 +10,19 @@ import pytest
 import torch
 
 from lightning_score import ScoreModel
-from lightning_score.callbacks import totals
+from lightning_score.callbacks import sampling_pass
 from lightning_score.cli import run
 from lightning_score.data import Digits
-from lightning_score.metrics import DigitFeatures, RawFeatures, fit, frechet_distance, real_floor
-from lightning_score.metrics import reference as reference_module
-from lightning_score.metrics.record import FILE, Record, append, by_axis, metric_name, read
+from lightning_score.metrics import (
+    DigitFeatures,
+    RawFeatures,
+    fit,
+    frechet_distance,
+    real_floor,
+    reference as reference_module,
+)
 from lightning_score.metrics.reference import reference
+from lightning_score.runs.records import FILE, Record, append, by_axis, metric_name, read
 
 QUICK = ["--model.sampler.steps=1", "--samples.num_samples=1"]
 
@@ -220,7 +226,7 @@ class TestTest:
 
     @pytest.mark.faults("evaluations interrupted")
     def test_an_interrupted_evaluation_goes_on(self, checkpoint, monkeypatch, capsys, tmp_path):
-        monkeypatch.setattr(totals, "SAVE_EVERY", 0.0)
+        monkeypatch.setattr(sampling_pass, "SAVE_EVERY", 0.0)
         options = ["--evaluate.batch_size=10"]
         whole, _ = measure(checkpoint, "whole", *options)
         draw, drawn = ScoreModel.draw, []
@@ -244,13 +250,13 @@ class TestTest:
     def test_features_are_found_while_the_next_samples_are_drawn(self, checkpoint, monkeypatch):
         """As on a GPU: what is measured is the same."""
         alone, _ = measure(checkpoint, "alone", "--evaluate.batch_size=9")
-        init = totals.Sampling.__init__
+        init = sampling_pass.Sampling.__init__
 
         def overlapping(self, *arguments, **options):
             init(self, *arguments, **options)
             self.overlapping = True
 
-        monkeypatch.setattr(totals.Sampling, "__init__", overlapping)
+        monkeypatch.setattr(sampling_pass.Sampling, "__init__", overlapping)
         both, _ = measure(checkpoint, "both", "--evaluate.batch_size=9")
         assert all(both[name] == pytest.approx(alone[name], rel=1e-9) for name in alone if name != "sampling_seconds")
 

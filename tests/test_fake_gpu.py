@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_score.data.images import ToBatch
 from lightning_score.guidance import ClassifierFree
-from lightning_score.parametrization import EDM, Noise, Score, ScoreOverSigma
 from lightning_score.process import VE, VP, BetaTable, SigmaTable
 from lightning_score.sampling import (
     RK45,
@@ -29,7 +28,8 @@ from lightning_score.sampling import (
     Uniform,
     UniformNoise,
 )
-from lightning_score.score import Conditioned, ScoreFunction
+from lightning_score.score.function import Conditioned, ScoreFunction
+from lightning_score.score.parametrization import EDM, Noise, Score, ScoreOverSigma
 
 SHAPE = (3, 32, 32)
 

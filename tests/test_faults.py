@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
-from lightning_score.arguments import shipped
+from lightning_score.commands.base import IdleExperiment
+from lightning_score.commands.configs import shipped
 from lightning_score.data.files import Unreadable, as_bytes, read_image
-from lightning_score.experiment import IdleExperiment
-from lightning_score.utils import InputError
+from lightning_score.errors import InputError
 
 MODES = ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LA", "PA", "I", "I;16", "F", "HSV", "LAB"]
 FORMATS = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "JPEG2000"]

@@ -5,9 +5,9 @@ import torch
 import torch_fidelity
 from test_metrics import colours, inception_file
 
-from lightning_score.callbacks.totals import Totals
 from lightning_score.metrics import InceptionFeatures
 from lightning_score.metrics.reference import compute
+from lightning_score.metrics.totals import Totals
 
 N = 40
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from test_stopping import TINY
 
-from lightning_score import checkpoints
 from lightning_score.cli import run
 from lightning_score.files import replacing
+from lightning_score.runs import checkpoints
 
 OF_TORCH = RuntimeError("[enforce fail at inline_container.cc:1] PytorchStreamWriter failed")
 

@@ -8,13 +8,13 @@ from torch import nn
 
 from lightning_score import process
 from lightning_score.callbacks import LossFloor
-from lightning_score.callbacks.floor import level_times
+from lightning_score.callbacks.loss_floor import level_times
 from lightning_score.data import Digits, GaussianMixture
-from lightning_score.empirical import EmpiricalScore
-from lightning_score.model import ScoreModel
+from lightning_score.errors import InputError
 from lightning_score.networks import MLP, UNet
 from lightning_score.process import VE, VP, SigmaTable
-from lightning_score.utils import InputError
+from lightning_score.score.empirical import EmpiricalScore
+from lightning_score.training.model import ScoreModel
 
 
 def toy_model(noise_process=None, **settings):

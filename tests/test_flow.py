@@ -11,6 +11,7 @@ from laws import gaussian
 from scipy.integrate import solve_ivp
 
 from lightning_score.data import Mixture
+from lightning_score.errors import InputError
 from lightning_score.process import VE, VP, BetaTable, Cosine, SigmaTable
 from lightning_score.sampling import (
     RK45,
@@ -24,8 +25,7 @@ from lightning_score.sampling import (
     Table,
     Uniform,
 )
-from lightning_score.score import Conditioned, ScoreFunction
-from lightning_score.utils import InputError
+from lightning_score.score.function import Conditioned, ScoreFunction
 
 MEAN, STD = torch.tensor([0.5, -1.0], dtype=torch.float64), 0.5  # of conftest's Gaussian
 MIXTURE = Mixture([[2.0, 0.0], [-1.0, 1.0], [0.0, -1.5]], [0.5, 0.4, 0.3], [0.5, 0.3, 0.2])
@@ -151,7 +151,7 @@ def test_labels_and_evaluation_mode():
         def forward(self, x, noise_label, cond):
             return self.dropout(x) * 0.5 + cond.to(x).unsqueeze(1)
 
-    from lightning_score.parametrization import Noise
+    from lightning_score.score.parametrization import Noise
 
     score = ScoreFunction(Shift(), VP(), Noise())
     x, flow = torch.zeros(2, 3, dtype=torch.float64), ProbabilityFlow()

@@ -4,8 +4,8 @@ import pytest
 from conftest import CORRECTORS, PREDICTORS, MixtureScore
 
 from lightning_score.cli import run
+from lightning_score.commands.gallery import draw_levels, one_level_and_many, samplers, two_segments
 from lightning_score.data import Mixture
-from lightning_score.gallery import draw_levels, one_level_and_many, samplers, two_segments
 from lightning_score.process import VE, VP, SigmaTable
 from lightning_score.sampling import NoiseStream
 

@@ -10,12 +10,11 @@ import torch
 from PIL import Image
 
 from lightning_score.cli import run
-from lightning_score.data import ImageFolder, ImageStream
-from lightning_score.data import folder as folder_module
+from lightning_score.data import ImageFolder, ImageStream, folder as folder_module
 from lightning_score.data.chunks import as_example
 from lightning_score.data.files import image_files
 from lightning_score.data.grey import eight_bits
-from lightning_score.utils import InputError
+from lightning_score.errors import InputError
 
 SIDE = 8
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import GRIDS, MixtureScore
 
+from lightning_score.errors import InputError
 from lightning_score.process import VE, VP, BetaTable, SigmaTable
 from lightning_score.sampling import (
     AnnealedLangevin,
@@ -14,7 +15,6 @@ from lightning_score.sampling import (
     Snapped,
     Table,
 )
-from lightning_score.utils import InputError
 
 
 @pytest.mark.parametrize("kind", GRIDS, ids=lambda c: c.__name__)

@@ -6,15 +6,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lightning_score.callbacks import Guard, totals
+from lightning_score.callbacks import Guard
 from lightning_score.cli import run
-from lightning_score.metrics import Estimate
+from lightning_score.errors import InputError
+from lightning_score.metrics import Estimate, totals
 from lightning_score.objective import DenoisingScoreMatching
 from lightning_score.process import SigmaTable
 from lightning_score.sampling import AnnealedLangevin
-from lightning_score.sampling.divergence import BOUND, Diverged, Watch
+from lightning_score.sampling.diverged import BOUND, Diverged, Watch
 from lightning_score.sampling.sampler import Stage
-from lightning_score.utils import InputError
 
 FIT = ["fit", "--config=ncsn", "--trainer.max_steps=12", "--trainer.val_check_interval=4", "--evaluate.features=null",
        "--samples.num_samples=0", "--trainer.callbacks=null", "--trainer.logger=false"]  # fmt: skip

@@ -8,14 +8,15 @@ from torch.nn import functional as F
 
 from lightning_score import ScoreModel
 from lightning_score.data import Mixture
+from lightning_score.errors import InputError
 from lightning_score.guidance import Chain, ClassifierFree, ClassifierGuidance, PseudoInverse
 from lightning_score.guidance.operators import Mask
 from lightning_score.networks import MLP
 from lightning_score.process import VP
 from lightning_score.sampling import EulerMaruyama, PredictorCorrector, Uniform
 from lightning_score.sampling.noise import NoiseStream
-from lightning_score.score import Conditioned, ScoreField
-from lightning_score.utils import InputError, expand
+from lightning_score.score.function import Conditioned, ScoreField
+from lightning_score.tensors import expand
 
 MODES = Mixture([[-1.0, 0.5], [1.0, 0.0], [0.3, 1.2]], [0.3, 0.5, 0.4], [0.5, 0.2, 0.3])
 PURE = [Mixture([mean], [std]) for mean, std in zip(MODES.means.tolist(), MODES.stds.tolist(), strict=True)]

@@ -9,11 +9,12 @@ from conftest import ImageScore, QuickNoise
 from lightning.pytorch import Trainer
 
 from lightning_score.callbacks import LangevinHealth
-from lightning_score.callbacks.health import _health, _Watch
+from lightning_score.callbacks.langevin_health import _health, _Watch
 from lightning_score.cli import run
-from lightning_score.model import ScoreModel
+from lightning_score.errors import InputError
 from lightning_score.networks import MLP
 from lightning_score.process import VP, SigmaTable
+from lightning_score.process.ladder import plan, variance_ratio
 from lightning_score.sampling import (
     AnnealedLangevin,
     BatchLangevin,
@@ -23,8 +24,7 @@ from lightning_score.sampling import (
     PredictorCorrector,
     ReverseDiffusion,
 )
-from lightning_score.schedule import plan, variance_ratio
-from lightning_score.utils import InputError
+from lightning_score.training.model import ScoreModel
 
 SHAPE = (4000, 4, 4)
 

@@ -9,11 +9,11 @@ import pytest
 from lightning_score import stopping
 from lightning_score.__main__ import main
 from lightning_score.cli import run
+from lightning_score.commands.parser import _descendants
 from lightning_score.data import ImageData, ScoreData
 from lightning_score.guidance import Guidance
 from lightning_score.metrics import Features
 from lightning_score.networks import Network
-from lightning_score.parser import _descendants
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling import Sampler
 

@@ -14,11 +14,10 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from lightning_score.data import CIFAR10, MNIST, FashionMNIST, ImageFolder
-from lightning_score.data import public as public_data
+from lightning_score.data import CIFAR10, MNIST, FashionMNIST, ImageFolder, public as public_data
 from lightning_score.data.folder import image_files
 from lightning_score.data.public import resized
-from lightning_score.utils import InputError
+from lightning_score.errors import InputError
 
 RANDOM = np.random.RandomState(0)
 

@@ -6,6 +6,7 @@ from conftest import MixtureScore
 from torch import nn
 
 from lightning_score.data import GaussianMixture
+from lightning_score.errors import InputError
 from lightning_score.networks import MLP, UNet
 from lightning_score.objective import (
     DenoisingScoreMatching,
@@ -18,10 +19,9 @@ from lightning_score.objective import (
     Rademacher,
     SlicedScoreMatching,
 )
-from lightning_score.parametrization import ScoreOverSigma
 from lightning_score.process import VE
-from lightning_score.score import ScoreFunction
-from lightning_score.utils import InputError
+from lightning_score.score.function import ScoreFunction
+from lightning_score.score.parametrization import ScoreOverSigma
 
 SIGMA = 0.5
 TIMES = FixedTimes(SIGMA)

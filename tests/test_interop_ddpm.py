@@ -23,9 +23,9 @@ from recorded import recorded
 from safetensors.torch import load_file, save_file
 
 from lightning_score import interop
+from lightning_score.errors import InputError
 from lightning_score.interop import diffusers_writer
 from lightning_score.interop.base import part
-from lightning_score.utils import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*at least two channels per group")
 SIMPLE = {

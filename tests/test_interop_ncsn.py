@@ -21,13 +21,13 @@ from laws import Draws
 from recorded import random_state, recorded
 
 from lightning_score import interop, sampling
+from lightning_score.errors import InputError
 from lightning_score.interop.base import Renaming
 from lightning_score.interop.load import make
 from lightning_score.interop.ncsnv2 import rename
-from lightning_score.likelihood import Dequantization, ExactTrace, Rademacher, bits_per_dim, log_likelihood
 from lightning_score.networks import NCSN, NCSNv2, NCSNv2Deeper, NCSNv2Deepest
 from lightning_score.sampling import DormandPrince, NoiseStream
-from lightning_score.utils import InputError
+from lightning_score.sampling.likelihood import Dequantization, ExactTrace, Rademacher, bits_per_dim, log_likelihood
 
 CASES = {
     "ncsn_cifar10": NCSN,

@@ -17,9 +17,9 @@ import torch
 from recorded import recorded
 
 from lightning_score import interop
+from lightning_score.errors import InputError
 from lightning_score.interop.plusplus_layout import Layout, find_layout
 from lightning_score.networks import DDPMpp, NCSNpp
-from lightning_score.utils import InputError
 
 SCORE_SDE = {
     "ve_ncsnpp_continuous_small": {},

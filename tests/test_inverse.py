@@ -13,6 +13,7 @@ from torch import nn
 from lightning_score import ScoreModel
 from lightning_score.cli import run
 from lightning_score.data import Mixture
+from lightning_score.errors import InputError
 from lightning_score.guidance import (
     Colourisation,
     Downsample,
@@ -27,8 +28,8 @@ from lightning_score.networks import UNet
 from lightning_score.process import VP
 from lightning_score.sampling import DDIM, EulerMaruyama, PredictorCorrector, Uniform
 from lightning_score.sampling.noise import NoiseStream
-from lightning_score.score import ScoreField
-from lightning_score.utils import InputError, expand
+from lightning_score.score.function import ScoreField
+from lightning_score.tensors import expand
 
 SHAPE = (3, 4, 2)
 GENERATOR = torch.Generator().manual_seed(0)

@@ -10,7 +10,9 @@ from laws import gaussian, moments
 from scipy import stats
 
 from lightning_score.data import Mixture
+from lightning_score.errors import InputError
 from lightning_score.process import VE, VP, BetaTable, SigmaTable
+from lightning_score.process.ladder import choose_step_size, variance_limit, variance_ratio
 from lightning_score.sampling import (
     AnnealedLangevin,
     ConsistentAnnealedLangevin,
@@ -23,9 +25,8 @@ from lightning_score.sampling import (
     Tweedie,
     UniformNoise,
 )
-from lightning_score.schedule import choose_step_size, variance_limit, variance_ratio
-from lightning_score.score import ScoreField
-from lightning_score.utils import InputError, expand
+from lightning_score.score.function import ScoreField
+from lightning_score.tensors import expand
 
 LADDER = SigmaTable(0.01, 1.0, 10)
 GAMMA = 100 ** (1 / 9)

@@ -8,7 +8,11 @@ import torch
 from conftest import PROCESSES, MixtureScore
 
 from lightning_score.data import Mixture
-from lightning_score.likelihood import (
+from lightning_score.errors import InputError
+from lightning_score.networks import UNet
+from lightning_score.process import VE, VP, BetaTable, SigmaTable
+from lightning_score.sampling import DormandPrince, NoiseStream
+from lightning_score.sampling.likelihood import (
     Bits,
     Dequantization,
     Divergence,
@@ -20,12 +24,8 @@ from lightning_score.likelihood import (
     log_likelihood,
     log_prior,
 )
-from lightning_score.networks import UNet
-from lightning_score.parametrization import Noise
-from lightning_score.process import VE, VP, BetaTable, SigmaTable
-from lightning_score.sampling import DormandPrince, NoiseStream
-from lightning_score.score import ScoreFunction
-from lightning_score.utils import InputError
+from lightning_score.score.function import ScoreFunction
+from lightning_score.score.parametrization import Noise
 
 SMALL = {BetaTable: {"steps": 20, "beta_min": 0.005, "beta_max": 0.6}, SigmaTable: {"sigma_max": 10.0, "levels": 20}}
 EVERY = [p(**SMALL.get(p, {})) for p in PROCESSES]

@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 from wandb_server import serving
 
-from lightning_score.loggers import SETTINGS, RunCSVLogger
+from lightning_score.runs.wandb_logger import SETTINGS, RunCSVLogger
 
 NO_HOME = {"HOME": "/nonexistent", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "WANDB_ERROR_REPORTING": "false"}
 

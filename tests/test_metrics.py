@@ -15,13 +15,14 @@ from safetensors import safe_open
 from torch.nn import functional as F
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN as KID
-from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN as KID, kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 from torchmetrics.image.fid import FrechetInceptionDistance
+from train_features import RECIPES, accuracy, augment, train
 
 from lightning_score.data import Digits, FashionMNIST, to_uint8
 from lightning_score.data.public import DEBIAN_FASHION_MNIST
+from lightning_score.errors import InputError
 from lightning_score.metrics import (
     DigitFeatures,
     FashionFeatures,
@@ -47,8 +48,6 @@ from lightning_score.metrics import (
 )
 from lightning_score.metrics.classifiers import DIGIT_WEIGHTS, FASHION_WEIGHTS
 from lightning_score.metrics.features import INCEPTION_VARIABLE
-from lightning_score.metrics.train_features import RECIPES, accuracy, augment, train
-from lightning_score.utils import InputError
 
 
 def generator(seed=0):

@@ -8,11 +8,11 @@ from conftest import ImageScore, MixtureScore, QuickNoise
 from scipy import stats
 
 from lightning_score.data import Mixture
+from lightning_score.errors import InputError
 from lightning_score.process import VE
 from lightning_score.sampling import HMC, MALA, Langevin, NoiseStream, UnderdampedLangevin
 from lightning_score.sampling.metropolis import lobatto, path_integral
 from lightning_score.sampling.noise import NoNoise
-from lightning_score.utils import InputError
 
 T = torch.zeros((), dtype=torch.float64)
 MIXTURE = Mixture([[-0.9], [0.9]], [0.45, 0.25], [0.6, 0.4])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_score.data import Digits
+from lightning_score.errors import InputError
 from lightning_score.interop.diffusers import PATTERNS
 from lightning_score.interop.unet import translate
 from lightning_score.networks import (
@@ -26,10 +27,9 @@ from lightning_score.networks import (
     UNet,
 )
 from lightning_score.objective import DenoisingScoreMatching, SigmaSquared, TableTimes
-from lightning_score.parametrization import Index, LogSigma, Noise
 from lightning_score.process import SigmaTable
-from lightning_score.score import ScoreFunction
-from lightning_score.utils import InputError
+from lightning_score.score.function import ScoreFunction
+from lightning_score.score.parametrization import Index, LogSigma, Noise
 
 SMALL = {
     MLP: {"shape": [2], "width": 16, "depth": 2},

@@ -8,8 +8,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from lightning_score.data import GaussianMixture, Mixture
-from lightning_score.empirical import EmpiricalScore
-from lightning_score.model import ScoreModel
+from lightning_score.errors import InputError
 from lightning_score.networks import MLP
 from lightning_score.objective import (
     DenoisingScoreMatching,
@@ -26,10 +25,12 @@ from lightning_score.objective import (
     TableTimes,
     UniformTimes,
 )
-from lightning_score.parametrization import Noise
 from lightning_score.process import VE, VP, BetaTable, SigmaTable
-from lightning_score.score import ScoreFunction
-from lightning_score.utils import InputError, expand
+from lightning_score.score.empirical import EmpiricalScore
+from lightning_score.score.function import ScoreFunction
+from lightning_score.score.parametrization import Noise
+from lightning_score.tensors import expand
+from lightning_score.training.model import ScoreModel
 
 
 class Zero(nn.Module):

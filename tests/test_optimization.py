@@ -11,7 +11,7 @@ import torch
 from torch.optim import lr_scheduler as schedules
 
 from lightning_score.cli import run
-from lightning_score.optimization import Optimization
+from lightning_score.training.optimization import Optimization
 
 STEPS = 14
 LR = 4e-3  # of configs/ddpm.yaml

@@ -6,8 +6,8 @@ import pytest
 from jsonargparse._typehints import get_help_types
 
 from lightning_score.cli import run
+from lightning_score.errors import InputError
 from lightning_score.sweep.loaded import ParsedCommand
-from lightning_score.utils import InputError
 
 OPTIONS = [
     ("ncsn", "Did you mean --config ncsn?"),

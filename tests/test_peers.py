@@ -7,7 +7,6 @@ import pytest
 import torch
 from laws import Given
 
-from lightning_score.parametrization import EDM
 from lightning_score.process import VE, VP, BetaTable, SigmaTable
 from lightning_score.sampling import (
     DDIM,
@@ -22,8 +21,9 @@ from lightning_score.sampling import (
     StochasticHeun,
     Table,
 )
-from lightning_score.score import ClippedScore, ScoreField, ScoreFunction
-from lightning_score.utils import expand
+from lightning_score.score.function import ClippedScore, ScoreField, ScoreFunction
+from lightning_score.score.parametrization import EDM
+from lightning_score.tensors import expand
 
 
 class Curved(ScoreField):

@@ -10,11 +10,11 @@ from lightning_score.callbacks.pictures import drawable, figure_picture, sample_
 from lightning_score.callbacks.strip import MOMENTS, Strip
 from lightning_score.cli import run
 from lightning_score.data import Digits, Examples, ScoreData, Splits
-from lightning_score.model import ScoreModel
+from lightning_score.errors import InputError
 from lightning_score.networks import UNet
 from lightning_score.process import VP, SigmaTable
 from lightning_score.sampling import AnnealedLangevin, Geometric, PredictorCorrector
-from lightning_score.utils import InputError
+from lightning_score.training.model import ScoreModel
 
 
 def model(process, sampler):

@@ -8,6 +8,7 @@ from conftest import PREDICTORS, PROCESSES, MixtureScore
 from laws import Given, weak_error
 
 from lightning_score.data import Mixture
+from lightning_score.errors import InputError
 from lightning_score.process import VE, VP, BetaTable, SigmaTable
 from lightning_score.sampling import (
     DDIM,
@@ -23,7 +24,6 @@ from lightning_score.sampling import (
     Table,
     Uniform,
 )
-from lightning_score.utils import InputError
 
 ORDER_PROCESSES = [p() if p not in (SigmaTable, BetaTable, VE) else None for p in PROCESSES]
 ORDER_PROCESSES = [p for p in ORDER_PROCESSES if p is not None] + [

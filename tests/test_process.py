@@ -7,6 +7,7 @@ import torch
 from conftest import CHAINS, PROCESSES, SMALL, MixtureScore, times
 
 from lightning_score.data import Mixture
+from lightning_score.errors import InputError
 from lightning_score.process import (
     VE,
     VP,
@@ -20,7 +21,6 @@ from lightning_score.process import (
     SubVP,
 )
 from lightning_score.sampling import Heun, KeepNoise, NoiseStream, PredictorCorrector, Uniform
-from lightning_score.utils import InputError
 
 CLOSED_FORMS = ("drift", "diffusion", "inverse_log_snr")
 

@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback
 
-from lightning_score import processes
 from lightning_score.cli import run
-from lightning_score.metrics.record import FILE, read
+from lightning_score.runs import rendezvous as processes
+from lightning_score.runs.records import FILE, read
 
 SHORT = ["--evaluate.num_samples=41", "--samples.num_samples=4", "--model.sampler.steps=1", "--trainer.callbacks=null",
          "--trainer.max_steps=8", "--trainer.val_check_interval=4", "--trainer.log_every_n_steps=2"]  # fmt: skip

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_score.callbacks.progress import StepProgress
-from lightning_score.utils import InputError
+from lightning_score.errors import InputError
 
 BATCHES = 4
 

@@ -12,8 +12,8 @@ from test_image_files import write_idx
 from test_interop_score_sde import saved
 from test_recipes import PARAMETERS, header
 
-from lightning_score.arguments import shipped
 from lightning_score.cli import run
+from lightning_score.commands.configs import shipped
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 QUICK = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--samples.num_samples=4", "--evaluate.num_samples=4"]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_score.arguments import shipped
-from lightning_score.experiment import IdleExperiment
+from lightning_score.commands.base import IdleExperiment
+from lightning_score.commands.configs import shipped
 from lightning_score.sampling import NoiseStream
-from lightning_score.score import ScoreFunction
+from lightning_score.score.function import ScoreFunction
 
 PARAMETERS = {
     "cifar10/ncsn": 30_117_635,

@@ -19,7 +19,7 @@ from lightning.pytorch import Callback
 from PIL import Image
 
 from lightning_score.cli import run
-from lightning_score.resume import cut_logs
+from lightning_score.runs.logs import cut_logs
 
 FIT = ["fit", "--config=ncsn", "--trainer.max_steps=40", "--trainer.val_check_interval=15", "--trainer.logger=false",
        "--trainer.log_every_n_steps=4", "--samples.num_samples=4", "--evaluate.num_samples=40",

@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from lightning_score import runs
 from lightning_score.cli import run
-from lightning_score.runs import RunStatus
-from lightning_score.utils import InputError
+from lightning_score.errors import InputError
+from lightning_score.runs import status as runs
+from lightning_score.runs.status import RunStatus
 
 QUICK = ["--trainer.max_steps=2", "--evaluate.features=null", "--samples.num_samples=0", "--trainer.callbacks=null",
          "--trainer.logger=false"]  # fmt: skip

@@ -10,7 +10,7 @@ from laws import gaussian
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_score.data import Mixture
-from lightning_score.parametrization import EDM, Denoised, Noise, Score, ScoreOverSigma
+from lightning_score.errors import InputError
 from lightning_score.process import VE, VP, BetaTable, Cosine, SigmaTable
 from lightning_score.sampling import (
     DDIM,
@@ -39,8 +39,8 @@ from lightning_score.sampling import (
     Uniform,
     UniformNoise,
 )
-from lightning_score.score import ScoreFunction
-from lightning_score.utils import InputError
+from lightning_score.score.function import ScoreFunction
+from lightning_score.score.parametrization import EDM, Denoised, Noise, Score, ScoreOverSigma
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from laws import moments
 from PIL import Image
 
 from lightning_score.cli import run
+from lightning_score.commands.schedule import seen_in_training
 from lightning_score.data import Digits, Mixture
-from lightning_score.ladder import seen_in_training
+from lightning_score.errors import InputError
 from lightning_score.process import VE, SigmaTable
-from lightning_score.sampling import AnnealedLangevin, Table
-from lightning_score.schedule import (
+from lightning_score.process.ladder import (
     LEAST_DIMENSION,
     choose_gamma,
     choose_levels,
@@ -27,7 +27,7 @@ from lightning_score.schedule import (
     variance_limit,
     variance_ratio,
 )
-from lightning_score.utils import InputError
+from lightning_score.sampling import AnnealedLangevin, Table
 
 PUBLISHED = {  # D, sigma_1, L, T; then gamma, C at it, L at C = 0.5, epsilon
     "CIFAR-10": (3072, 50, 232, 5, "1.037559", "0.567", "219.2", "6.18e-06"),

@@ -5,10 +5,20 @@ import torch
 from conftest import PARAMETRIZATIONS, MixtureScore, times
 from torch import nn
 
-from lightning_score.parametrization import EDM, Denoised, Index, LogSigma, Noise, Score, ScoreOverSigma, Time, Velocity
 from lightning_score.process import VE, VP, BetaTable
-from lightning_score.score import ClippedScore, Conditioned, ScoreFunction
-from lightning_score.utils import combine, expand
+from lightning_score.score.function import ClippedScore, Conditioned, ScoreFunction
+from lightning_score.score.parametrization import (
+    EDM,
+    Denoised,
+    Index,
+    LogSigma,
+    Noise,
+    Score,
+    ScoreOverSigma,
+    Time,
+    Velocity,
+)
+from lightning_score.tensors import combine, expand
 
 TARGETS = {
     Score: lambda a, s, x0, z: -z / s,

@@ -13,7 +13,7 @@ from litdata import StreamingDataset, optimize
 from lightning_score import ScoreModel
 from lightning_score.cli import run
 from lightning_score.data import ImageStream
-from lightning_score.utils import InputError
+from lightning_score.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 SECRET = "5ec2e7" + "c0ffee" * 5 + "5ec2"

@@ -20,12 +20,13 @@ from PIL import Image
 from test_processes import MODULE, SHORT, call, environment, trouble  # noqa: F401
 from torch.distributed.tensor import DTensor
 
-from lightning_score import ScoreModel, sharding
-from lightning_score.metrics.record import FILE, read
+from lightning_score import ScoreModel
+from lightning_score.errors import InputError
 from lightning_score.networks import MLP, NCSN, DDPMpp, NCSNpp, NCSNv2, UNet
 from lightning_score.objective import SlicedScoreMatching
 from lightning_score.process import VP
-from lightning_score.utils import InputError
+from lightning_score.runs.records import FILE, read
+from lightning_score.training import sharding
 
 FIT = ["fit", "--config=ncsn", *SHORT, "--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.gradient_clip_val=1",
        "--trainer.precision=64-true", "--evaluate.raw_weights=true"]  # fmt: skip

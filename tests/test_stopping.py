@@ -15,7 +15,7 @@ import torch
 
 from lightning_score import cli, stopping
 from lightning_score.cli import run
-from lightning_score.runs import discarding, new_dated_folder, point_latest
+from lightning_score.runs.folders import discarding, new_dated_folder, point_latest
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": os.pathsep.join(sys.path)}
 TINY = """\

@@ -15,7 +15,7 @@ from PIL import Image
 from lightning_score.cli import run
 from lightning_score.data import ImageStream
 from lightning_score.data.chunks import as_example
-from lightning_score.utils import InputError
+from lightning_score.errors import InputError
 
 SHAPE = (1, 8, 8)
 N = 600

@@ -15,15 +15,15 @@ import yaml
 from run_folders import record
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
+from lightning_score.errors import InputError
 from lightning_score.metrics import jackknife_error
-from lightning_score.sweep.command import expand, from_agent, options
 from lightning_score.sweep.figures import draw
 from lightning_score.sweep.folder import check_folder, folder_of, making
+from lightning_score.sweep.macros import expand, from_agent, options
 from lightning_score.sweep.parameters import DISTRIBUTIONS, parameter
 from lightning_score.sweep.results import Results, Row, difference, parts
 from lightning_score.sweep.spec import Hyperband, read
 from lightning_score.sweep.trials import arguments_of
-from lightning_score.utils import InputError
 
 LAWS = {
     "uniform": ({"min": -1.0, "max": 3.0}, st.uniform(-1, 4)),

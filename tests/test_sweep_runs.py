@@ -17,19 +17,19 @@ import yaml
 from lightning.pytorch import Callback
 
 import lightning_score.callbacks
-from lightning_score.arguments import shipped
 from lightning_score.callbacks import Evaluate, LangevinHealth, LossFloor
 from lightning_score.cli import run
+from lightning_score.commands.configs import shipped
+from lightning_score.errors import InputError
 from lightning_score.metrics import DigitFeatures
 from lightning_score.report.reading import find
-from lightning_score.runs import read_status
+from lightning_score.runs.status import read_status
 from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.logged import OF_CALLBACKS, logged
 from lightning_score.sweep.results import read_csv
 from lightning_score.sweep.spec import read
 from lightning_score.sweep.study import METRICS, SLOT, WORKER, Study
 from lightning_score.sweep.trials import last_metrics
-from lightning_score.utils import InputError
 
 TEST = {
     "name": "steps",

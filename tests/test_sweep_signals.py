@@ -154,7 +154,7 @@ def running_now(file):
 
 
 def test_trials_of_dead_workers_are_not_shown_as_running(make, tmp_path):  # noqa: F811
-    from lightning_score.sweep.engine import results
+    from lightning_score.sweep.summary import results
 
     study = make()
     study.queue(2)

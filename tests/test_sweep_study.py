@@ -9,12 +9,12 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
+from lightning_score.errors import InputError
 from lightning_score.sweep.draws import draw
-from lightning_score.sweep.engine import results
 from lightning_score.sweep.interruption import Stopped
 from lightning_score.sweep.spec import read
 from lightning_score.sweep.study import ERROR, INTERRUPTED, RETRIES, SLOT, WORKER, Study
-from lightning_score.utils import InputError
+from lightning_score.sweep.summary import results
 
 PARAMETERS = {
     "x": {"min": -2.0, "max": 2.0},

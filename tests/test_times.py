@@ -6,6 +6,7 @@ from scipy.stats import kstest
 from torch import nn
 
 from lightning_score import objective as objectives
+from lightning_score.errors import InputError
 from lightning_score.objective import (
     DenoisingScoreMatching,
     FixedTimes,
@@ -15,10 +16,9 @@ from lightning_score.objective import (
     TableTimes,
     UniformTimes,
 )
-from lightning_score.parametrization import Noise
 from lightning_score.process import VE, VP, BetaTable, Cosine, SigmaTable
-from lightning_score.score import ScoreFunction
-from lightning_score.utils import InputError
+from lightning_score.score.function import ScoreFunction
+from lightning_score.score.parametrization import Noise
 
 LAWS = [UniformTimes, LogNormalTimes, TableTimes, ImportanceTimes]
 

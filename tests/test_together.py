@@ -13,7 +13,7 @@ import torch
 from lightning_score import MLP, ScoreModel, SigmaTable
 from lightning_score.data import GaussianMixture
 from lightning_score.data.order import InTurn, Shuffled
-from lightning_score.steps import Draws
+from lightning_score.training.steps import Draws
 
 SCRIPT = Path(__file__).with_name("trained_together.py")
 

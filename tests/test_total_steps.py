@@ -14,10 +14,10 @@ from test_optimization import Run, adam
 from test_stopping import TINY
 from torch.optim import lr_scheduler as schedules
 
-from lightning_score.arguments import shipped
 from lightning_score.cli import run
+from lightning_score.commands.configs import shipped
+from lightning_score.errors import InputError
 from lightning_score.sweep.loaded import ParsedCommand
-from lightning_score.utils import InputError
 
 
 def schedule_of(*options):

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_score.arguments import shipped
 from lightning_score.cli import run
-from lightning_score.utils import InputError
-from lightning_score.yaml_files import load, read_mapping
+from lightning_score.commands.configs import shipped
+from lightning_score.commands.yaml_files import load, read_mapping
+from lightning_score.errors import InputError
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)

@@ -10,11 +10,12 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
-from lightning_score.callbacks.bits import BitsPerDim
+from lightning_score.callbacks.bits_per_dim import BitsPerDim
 from lightning_score.callbacks.evaluate import Evaluate
 from lightning_score.data import ScoreData
-from lightning_score.model import ScoreModel
-from lightning_score.utils import require, require_room
+from lightning_score.errors import require
+from lightning_score.memory import require_room
+from lightning_score.training.model import ScoreModel
 
 LONG = 300.0
 """Seconds of sampling that are announced."""

@@ -1,7 +1,30 @@
-"""Which checkpoints a run keeps."""
+"""Which checkpoints a run keeps: the best one, and what training has reached, whatever ends it."""
 
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lightning_score import stopping
+from lightning_score.errors import require
+from lightning_score.seeds import random_state, take_up
+
+SIGNALS = (*stopping.SIGNALS, signal.SIGUSR1)
+"""Ctrl-C, the usual request to end, a closed terminal, and that by which SLURM announces that it takes the machine away."""
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -19,3 +42,150 @@ class BestCheckpoint(ModelCheckpoint):
         """Compares what was measured; where nothing was, nothing is saved."""
         if self.monitor in trainer.callback_metrics:
             super().on_validation_end(trainer, pl_module)
+
+
+class Keep(Checkpoint):
+    """Saves `last.ckpt` between two steps: before every validation, which may take long, at intervals, and when the run is
+    asked to end, by Ctrl-C, SIGTERM, SIGHUP or, in a job of SLURM's, SIGUSR1, upon which the job is to be queued again
+    (`requeue`).
+
+    What was saved before a validation that did not come to its end begins with that validation when it goes on, so that the
+    run equals one that was never interrupted. A second Ctrl-C, or one during a validation, ends the run at once.
+
+    Args:
+        folder: where `last.ckpt` goes.
+        minutes: between two checkpoints without a validation.
+    """
+
+    def __init__(self, folder: str | Path, minutes: float = 5.0) -> None:
+        require(minutes > 0, f"minutes={minutes}: must be above 0, as in 5")
+        self.file, self.minutes = Path(folder) / "last.ckpt", minutes
+        self.asked: signal.Signals | None = None
+        self._step = -1  # the last one that was saved after its validation
+        self._moment = "elsewhere"  # of a checkpoint that is being saved: validation, step or elsewhere
+        self._validation_due = self._making_up = False
+        self._saved = time.monotonic()
+        self._random: dict[str, Any] = {}
+        self._handlers: dict[signal.Signals, Any] = {}
+        self._patience = ExitStack()
+
+    def state_dict(self) -> dict[str, bool]:
+        """Whether the checkpoint is saved just before a validation."""
+        return {"validation_due": self._moment == "validation"}
+
+    def load_state_dict(self, state: dict[str, bool]) -> None:
+        """Remembers the validation that is due."""
+        self._validation_due = state["validation_due"]
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remembers the random numbers, if as many processes go on as there were."""
+        states = checkpoint.get("random_states", [])
+        self._random = states[trainer.global_rank] if len(states) == trainer.world_size else {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes up for the validation in which the run was interrupted; from here on signals wait for the next step."""
+        self._saved = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS if "SLURM_JOB_ID" in os.environ else SIGNALS[:-1]:
+                if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGINT:
+                    self._handlers[number] = signal.signal(number, self._handler(trainer))
+            self._patience.enter_context(stopping.patience())
+        take_up(self._random, pl_module.device)
+        if self._validation_due:
+            self._validation_due, self._making_up = False, True
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            loop.restarting = False  # from its first batch
+            trainer.validating = True
+            loop.run()
+            trainer.training, self._making_up = True, False
+            if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:  # Lightning counts this step in no other place now
+                trainer.fit_loop.epoch_loop._batches_that_stepped += 1
+
+    def _handler(self, trainer: Trainer) -> Callable[[int, FrameType | None], None]:
+        def ask(number: int, frame: FrameType | None) -> None:
+            again, self.asked = self.asked is not None, signal.Signals(number)
+            stopping.note(number)
+            if trainer.validating or (again and number == signal.SIGINT):
+                self._end(trainer)
+
+        return ask
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves what training has reached. The validation's own loader has drawn a random number by now."""
+        if self._making_up:
+            take_up(self._random, pl_module.device)
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not self._making_up:
+            self._save(trainer, "validation")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Saves what the steps before this one have reached, and ends, if it is time."""
+        late = time.monotonic() - self._saved > 60 * self.minutes
+        save, end = self._agreed(trainer, late, self.asked is not None, batch_idx)
+        if batch_idx == 0 or batch_idx % trainer.accumulate_grad_batches:  # with gradients, or an epoch, half begun
+            return
+        if (save or end) and trainer.global_step != self._step:
+            self._save(trainer, "step")
+        if end:
+            self._end(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What the validation found has been saved by now."""
+        self._step = trainer.global_step
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that went on at the very end of an epoch, and made up for its validation, begins the next as any other:
+        Lightning's loop, which had nothing to do in this epoch, would find nothing to do in all that follow.
+        """
+        trainer.fit_loop.epoch_loop.restarting = False
+
+    def _save(self, trainer: Trainer, moment: str) -> None:
+        self._moment = moment
+        trainer.save_checkpoint(self.file)
+        self._moment, self._saved = "elsewhere", time.monotonic()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the random numbers of every process. At the start of a step the batch is taken already: it is given back."""
+        mine = random_state(pl_module.device)
+        states = [mine] * trainer.world_size
+        if trainer.world_size > 1:
+            dist.all_gather_object(states, mine)
+        checkpoint["random_states"] = states
+        if self._moment != "step":
+            return
+        loop = checkpoint["loops"]["fit_loop"]
+        for count in loop["epoch_loop.batch_progress"]["total"], loop["epoch_loop.batch_progress"]["current"]:
+            count["ready"] -= 1
+        for loader in loop["state_dict"].get("combined_loader", []):
+            loader["batches"] -= 1
+
+    def _agreed(self, trainer: Trainer, save: bool, end: bool, batch_idx: int) -> tuple[bool, bool]:
+        """What one of several processes wants, all do, at the same step; they ask one another now and then only."""
+        if trainer.world_size == 1:
+            return save, end
+        if batch_idx % max(trainer.log_every_n_steps, 1):
+            return False, False
+        wanted = torch.tensor([save, end], dtype=torch.uint8, device=trainer.strategy.root_device)
+        dist.all_reduce(wanted, dist.ReduceOp.MAX)
+        return bool(wanted[0]), bool(wanted[1])
+
+    def _end(self, trainer: Trainer) -> None:
+        raise KeyboardInterrupt if self.asked == signal.SIGINT else SIGTERMException
+
+    def requeue(self) -> bool:
+        """Queues the job of SLURM's again if that was asked for; whether it was. SLURM then ends what still runs of it."""
+        if self.asked != signal.SIGUSR1:
+            return False
+        if rank_zero_only.rank == 0:
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+        return True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gives the signals back."""
+        self._patience.close()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Gives the signals back."""
+        self.on_train_end(trainer, pl_module)

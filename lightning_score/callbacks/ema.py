@@ -11,8 +11,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import Parameter
 
-from lightning_score.sharding import check_strategy, gather_again, load_weights, own, share
-from lightning_score.utils import require
+from lightning_score.errors import require
+from lightning_score.training.sharding import check_strategy, gather_again, load_weights, own, share
 
 
 class EMA(Callback):

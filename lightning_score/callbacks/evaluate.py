@@ -18,14 +18,15 @@ from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.guard import measuring
 from lightning_score.callbacks.periodic import Periodic
 from lightning_score.callbacks.pictures import drawable, labels_in_turn, neighbour_picture, pictured, publish, sample_picture
-from lightning_score.callbacks.totals import Pass, Sampling
+from lightning_score.callbacks.sampling_pass import Pass, Sampling
 from lightning_score.data import ScoreData
+from lightning_score.errors import require
+from lightning_score.files import LocalPath
 from lightning_score.metrics import Estimate, Features, nearest_neighbours, read_npz
 from lightning_score.metrics.frechet import pooled
-from lightning_score.metrics.record import FILE, PERFECT, Record, append, metric_name, settings_of
 from lightning_score.metrics.reference import Reference, check_fit, reference
-from lightning_score.model import ScoreModel
-from lightning_score.utils import LocalPath, require
+from lightning_score.runs.records import FILE, PERFECT, Record, append, metric_name, settings_of
+from lightning_score.training.model import ScoreModel
 
 IN_PICTURE = 64
 """Samples that `test` shows."""

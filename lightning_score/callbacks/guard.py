@@ -13,14 +13,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_score.callbacks.ema import EMA
-from lightning_score.checkpoints import SafeCheckpointIO
+from lightning_score.errors import InputError, Unmeasurable, require
 from lightning_score.files import without_room
-from lightning_score.model import ScoreModel
-from lightning_score.sampling.divergence import Diverged
-from lightning_score.score import ScoreField
+from lightning_score.runs.checkpoints import SafeCheckpointIO
+from lightning_score.sampling.diverged import Diverged
+from lightning_score.score.function import ScoreField
 from lightning_score.seeds import random_state, seeded, take_up
-from lightning_score.sharding import gathered, is_shared_out, load_weights, whole_state
-from lightning_score.utils import InputError, Unmeasurable, require
+from lightning_score.training.model import ScoreModel
+from lightning_score.training.sharding import gathered, is_shared_out, load_weights, whole_state
 
 BEST = "best.ckpt"
 PATIENCE = 10

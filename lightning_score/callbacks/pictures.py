@@ -15,7 +15,7 @@ from torchvision.utils import make_grid
 
 from lightning_score.data import ScoreData, to_uint8
 from lightning_score.files import replacing, without_room
-from lightning_score.model import ScoreModel
+from lightning_score.training.model import ScoreModel
 
 KIND = "Kind"
 """What a picture says of itself: drawing or pixels."""

@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from lightning_score.utils import require
+from lightning_score.errors import require
 
 LAYOUT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 SECONDS_BETWEEN_LINES = 10.0

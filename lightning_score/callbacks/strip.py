@@ -8,10 +8,10 @@ from torch import Tensor
 
 from lightning_score.callbacks.pictures import drawable, strip_picture
 from lightning_score.data import ScoreData
-from lightning_score.model import ScoreModel
 from lightning_score.sampling import Samples
 from lightning_score.sampling.sampler import Stage
-from lightning_score.score import ScoreField
+from lightning_score.score.function import ScoreField
+from lightning_score.training.model import ScoreModel
 
 MOMENTS = 9
 """Columns of the picture: the start, moments at equal numbers of moves, and the result."""

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_score.data.check import check_splits
 from lightning_score.data.order import InTurn, Loader, Shuffled
+from lightning_score.errors import require
+from lightning_score.memory import require_room
 from lightning_score.seeds import counted_seed, seed_of, seeded
-from lightning_score.utils import require, require_room
 
 Transform = Callable[[Tensor], Tensor]
 

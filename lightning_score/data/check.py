@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_score.utils import require
+from lightning_score.errors import require
 
 if TYPE_CHECKING:
     from lightning_score.data.base import Examples, ScoreData

@@ -25,8 +25,8 @@ from torch import Tensor
 from lightning_score.data.base import Transform
 from lightning_score.data.files import UNREADABLE, Unreadable, as_bytes, fit, read_image, summary
 from lightning_score.data.grey import GreyScale, eight_bits, is_deep
+from lightning_score.errors import InputError, require
 from lightning_score.seeds import seed_of, seeded
-from lightning_score.utils import InputError, require
 
 CHUNK = 64 << 20
 """Largest size of a chunk in bytes, which is read as a whole."""

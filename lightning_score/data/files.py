@@ -17,8 +17,8 @@ from torchvision.transforms.functional import center_crop
 
 from lightning_score.data.base import split_indices
 from lightning_score.data.grey import GreyScale, eight_bits, is_deep
+from lightning_score.errors import InputError, require
 from lightning_score.files import cache_folder
-from lightning_score.utils import InputError, require
 
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError, Image.DecompressionBombError)
 """What PIL raises for files that are damaged, or are no images at all."""

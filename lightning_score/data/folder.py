@@ -32,8 +32,9 @@ from lightning_score.data.files import (
 )
 from lightning_score.data.grey import GreyScale, check_grey_range, grey_scale, warn_of_few_levels
 from lightning_score.data.images import ImageData
-from lightning_score.files import new_folder_if_kept
-from lightning_score.utils import LocalPath, require, require_room
+from lightning_score.errors import require
+from lightning_score.files import LocalPath, new_folder_if_kept
+from lightning_score.memory import require_room
 
 
 class ImageFolder(ImageData):

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_score.utils import require
+from lightning_score.errors import require
 
 GreyScale = Mapping[str, Sequence[float]]
 """The values of black and white, by the kind of numbers that the files hold, integer or float; or, as a user chose them, of

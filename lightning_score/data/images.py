@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_score.data.base import Examples, ScoreData, Splits, split_indices
-from lightning_score.utils import Unmeasurable, require
+from lightning_score.errors import Unmeasurable, require
 
 
 def spread(level: Tensor, levels: int) -> Tensor:

@@ -16,8 +16,9 @@ from torchvision.datasets.utils import extract_archive
 
 from lightning_score.data.base import Examples, Splits
 from lightning_score.data.images import ImageData
-from lightning_score.files import new_folder_if_kept
-from lightning_score.utils import InputError, LocalPath, require, require_room
+from lightning_score.errors import InputError, require
+from lightning_score.files import LocalPath, new_folder_if_kept
+from lightning_score.memory import require_room
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist keeps its files."""

@@ -22,9 +22,10 @@ from lightning_score.data.files import check_form, fingerprint, folder_of_cache,
 from lightning_score.data.folder import folder_labels
 from lightning_score.data.grey import check_grey_range, grey_scale
 from lightning_score.data.images import ImageData
-from lightning_score.files import new_folder_if_kept
+from lightning_score.errors import InputError, require
+from lightning_score.files import LocalPath, new_folder_if_kept
+from lightning_score.memory import require_room
 from lightning_score.seeds import seed_of
-from lightning_score.utils import InputError, LocalPath, require, require_room
 
 
 class ImageStream(ImageData):

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from lightning_score.data.base import Examples, ScoreData, Splits, Transform, split_indices
-from lightning_score.utils import expand, require, require_room
+from lightning_score.errors import require
+from lightning_score.memory import require_room
+from lightning_score.tensors import expand
 
 
 class Mixture:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_score.score import ScoreField
-from lightning_score.utils import require
+from lightning_score.errors import require
+from lightning_score.score.function import ScoreField
 
 
 class Trained(NamedTuple):

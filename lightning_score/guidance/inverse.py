@@ -5,10 +5,11 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from lightning_score.errors import require
 from lightning_score.guidance.base import Guidance, Trained, differentiated, tracked
 from lightning_score.guidance.operators import LinearOperator
-from lightning_score.score import ScoreField, ScoreWrapper
-from lightning_score.utils import expand, require
+from lightning_score.score.function import ScoreField, ScoreWrapper
+from lightning_score.tensors import expand
 
 
 class InverseProblem(Guidance):

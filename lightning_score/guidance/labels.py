@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_score.errors import require
 from lightning_score.guidance.base import Guidance, Trained, differentiated, tracked
-from lightning_score.score import ScoreField, ScoreWrapper
-from lightning_score.utils import require
+from lightning_score.score.function import ScoreField, ScoreWrapper
 
 
 class ClassifierFree(Guidance):

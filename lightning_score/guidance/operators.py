@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_score.utils import expand, require
+from lightning_score.errors import require
+from lightning_score.tensors import expand
 
 
 class LinearOperator(ABC):

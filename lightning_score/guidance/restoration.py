@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_score.files import read_arrays
+from lightning_score.errors import InputError, require
+from lightning_score.files import LocalPath, read_arrays
 from lightning_score.guidance.base import Trained
 from lightning_score.guidance.inverse import InverseProblem
 from lightning_score.guidance.operators import Downsample, Grey, LinearOperator, Mask
-from lightning_score.utils import InputError, LocalPath, require
 
 
 def read_array(path: str) -> Tensor:

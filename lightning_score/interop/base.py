@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lightning_score.errors import InputError, require
 from lightning_score.files import read_tensors
-from lightning_score.utils import InputError, require
 
 State = Mapping[str, Tensor]
 Settings = dict[str, Any]

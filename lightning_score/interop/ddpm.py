@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_score.errors import require
 from lightning_score.interop.base import (
     Imported,
     Renaming,
@@ -18,7 +19,6 @@ from lightning_score.interop.base import (
     without_prefix,
 )
 from lightning_score.interop.unet import count, state_of
-from lightning_score.utils import require
 
 KIND = "ddpm"
 PATTERNS = [

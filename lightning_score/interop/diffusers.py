@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning_score.errors import InputError, require
 from lightning_score.interop.base import Imported, Renaming, Settings, check_entries, part, read_torch
 from lightning_score.interop.diffusers_config import COUNT, FITS, check_types
 from lightning_score.interop.diffusers_plusplus import LAYERS, is_plusplus, multiples, network_of, patterns, training_of
 from lightning_score.interop.sde_training import CENTERED
 from lightning_score.interop.unet import Patterns, state_of, translate
-from lightning_score.utils import InputError, require
 
 KIND = "diffusers"
 ABSENT = "no scheduler_config.json"

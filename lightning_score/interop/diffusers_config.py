@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_score.utils import require
+from lightning_score.errors import require
 
 COUNT, NUMBER, NAMES = "a positive integer", "a number", "a list of names"
 FITS = {

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning_score.errors import require
 from lightning_score.interop.base import Settings, check_entries, part
-from lightning_score.utils import require
 
 LEAST = 128
 """Channels from which on all norms have 32 groups, as ours; below, diffusers groups them in a way of its own."""

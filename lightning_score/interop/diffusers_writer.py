@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from lightning_score.errors import require
 from lightning_score.files import replacing
 from lightning_score.interop.base import Imported, Settings
 from lightning_score.interop.diffusers import PATTERNS, PREDICTIONS, WEIGHTS
@@ -15,7 +16,6 @@ from lightning_score.interop.load import make
 from lightning_score.interop.unet import translate
 from lightning_score.networks import PositionalEmbedding, UNet
 from lightning_score.process import Chain
-from lightning_score.utils import require
 
 
 def write(folder: Path, model: Imported) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightning_score.errors import require
 from lightning_score.interop.base import Imported, Renaming, Settings, is_state, part, read_torch, saying
-from lightning_score.utils import require
 
 KIND = "edm"
 EXTRACT = (

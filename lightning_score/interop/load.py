@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import lightning_score
+from lightning_score.errors import InputError, require
 from lightning_score.interop.base import OPTIONS, Imported, Settings, size_of
-from lightning_score.score import ScoreFunction
-from lightning_score.utils import InputError, require
+from lightning_score.score.function import ScoreFunction
 
 KINDS = ("score_sde", "ncsnv2", "ncsn", "ddpm", "edm", "diffusers")
 MALFORMED = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from lightning_score.errors import require
 from lightning_score.interop.base import Imported, Renaming, Settings, part
 from lightning_score.interop.refinenet import (
     CENTERED,
@@ -22,7 +23,6 @@ from lightning_score.interop.refinenet import (
     training,
     whole,
 )
-from lightning_score.utils import require
 
 STAGES = {FOUR: {}, FIVE: {"multipliers": [1, 2, 2, 4, 4], "dilations": [1, 1, 1, 2, 4]}}
 """The stages of NCSN, which are the defaults of our network, and of NCSNdeeper."""

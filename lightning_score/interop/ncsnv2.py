@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_score.errors import InputError, require
 from lightning_score.interop.base import Imported, Renaming, Settings, part, size_of
 from lightning_score.interop.refinenet import (
     CENTERED,
@@ -24,7 +25,6 @@ from lightning_score.interop.refinenet import (
     whole,
 )
 from lightning_score.process import SigmaTable
-from lightning_score.utils import InputError, require
 
 NETWORKS = {FOUR: ("NCSNv2", 32), FIVE: ("NCSNv2Deeper", 128), SIX: ("NCSNv2Deepest", 256)}
 """The network of each layout, and the size in pixels for which it was made."""

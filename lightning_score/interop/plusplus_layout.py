@@ -6,8 +6,8 @@ from itertools import product
 
 from torch import Tensor
 
+from lightning_score.errors import require
 from lightning_score.interop.base import Renaming
-from lightning_score.utils import require
 
 MOST = 9
 """Most levels, and most residual blocks per level, that are looked for."""

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from lightning_score.errors import require
 from lightning_score.interop.base import Renaming, Settings, adam, part, read_torch, without_prefix
-from lightning_score.utils import require
 
 
 def centered(assumed: str) -> str:

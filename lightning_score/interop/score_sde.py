@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lightning_score.errors import require
 from lightning_score.interop import ncsn, ncsnv2
 from lightning_score.interop.base import (
     Imported,
@@ -22,7 +23,6 @@ from lightning_score.interop.base import (
 )
 from lightning_score.interop.plusplus_layout import Layout, Modules, find_layout
 from lightning_score.interop.sde_training import Training, ladder, training_of
-from lightning_score.utils import require
 
 KIND = "score_sde"
 FIR_KERNEL = "[1, 3, 3, 1]"

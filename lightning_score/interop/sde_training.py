@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from lightning_score.errors import require
 from lightning_score.interop import ncsnv2
 from lightning_score.interop.base import Settings, part
 from lightning_score.interop.refinenet import centered
-from lightning_score.utils import require
 
 CENTERED = centered("values in [0, 1], as in all published models of VE")
 UNCENTERED = (

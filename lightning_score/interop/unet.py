@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lightning_score.errors import InputError, require
 from lightning_score.interop.base import Renaming, Settings, size_of
 from lightning_score.interop.load import make
-from lightning_score.utils import InputError, require
 
 Patterns = Sequence[tuple[str, str]]
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_score.errors import require
 from lightning_score.metrics.features import Activations, Features
-from lightning_score.utils import require
 
 DIGIT_WEIGHTS = Path(__file__).with_name("digit_features.safetensors")
 FASHION_WEIGHTS = Path(__file__).with_name("fashion_features.safetensors")
@@ -88,7 +88,7 @@ class DigitFeatures(ClassifierFeatures):
     """64 features of a small digit classifier, shipped with the package; 99.72 % accurate on the held-out digits.
 
     They are not Inception's: a `fid_digits` compares only with another `fid_digits`. The classifier was trained on the
-    training split of `Digits` alone, by `python -m lightning_score.metrics.train_features digits`.
+    training split of `Digits` alone, by `tests/support/train_features.py digits`.
     """
 
     name = "digits"
@@ -115,7 +115,7 @@ class FashionFeatures(ClassifierFeatures):
     They are not Inception's: a `fid_fashion` compares only with another `fid_fashion` of images of the same size. Images of
     other sizes are brought to 28x28; reduced to 16x16, 89.52 % of the test images are classified rightly. The
     classifier was trained on the 60 000 training images of Fashion-MNIST, whole, reduced, mirrored and mixed, by
-    `python -m lightning_score.metrics.train_features fashion`.
+    `tests/support/train_features.py fashion`.
     """
 
     name = "fashion"

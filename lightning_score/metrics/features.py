@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_score.files import read_tensors
-from lightning_score.utils import InputError, LocalPath, require, require_room
+from lightning_score.errors import InputError, require
+from lightning_score.files import LocalPath, read_tensors
+from lightning_score.memory import require_room
 
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_WEIGHTS}"

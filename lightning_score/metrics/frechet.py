@@ -9,8 +9,8 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+from lightning_score.errors import require
 from lightning_score.metrics.statistics import FeatureSums, KeptFeatures, Statistics, fit
-from lightning_score.utils import require
 
 
 def frechet_distance(first: Statistics, second: Statistics) -> float:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_score.errors import require
 from lightning_score.metrics.frechet import Estimate
-from lightning_score.utils import require
 
 
 def kernel_distance(real: Tensor, fake: Tensor, chunk: int = 2048) -> Estimate:

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from lightning_score.errors import require
 from lightning_score.files import cache_folder, replacing, without_room
 from lightning_score.metrics.features import Features
 from lightning_score.metrics.frechet import floor_of_subsets
 from lightning_score.metrics.statistics import FeatureSums, Statistics
-from lightning_score.utils import require
 
 KEPT = 20_000
 """Most feature vectors of the data that are kept, for the metrics that need them."""

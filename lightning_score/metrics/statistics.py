@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_score.errors import InputError, require
 from lightning_score.files import read_arrays
-from lightning_score.utils import InputError, require
 
 
 class Statistics(NamedTuple):

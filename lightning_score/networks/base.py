@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from lightning_score.utils import require
+from lightning_score.errors import require
 
 
 class Network(nn.Module, ABC):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_score.utils import require
+from lightning_score.errors import require
 
 
 class NoiseEmbedding(nn.Module, ABC):

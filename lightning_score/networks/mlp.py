@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_score.errors import require
 from lightning_score.networks.base import Network
 from lightning_score.networks.blocks import zero
 from lightning_score.networks.conditioning import Conditioning, NoiseEmbedding, PositionalEmbedding
-from lightning_score.utils import require
 
 
 class MLPBlock(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_score.errors import require
 from lightning_score.networks.base import Network
 from lightning_score.networks.blocks import ResidualBlock, SelfAttention, self_attention
 from lightning_score.networks.conditioning import (
@@ -18,7 +19,6 @@ from lightning_score.networks.conditioning import (
 from lightning_score.networks.pyramids import Head, InputKind, InputLevel, OutputKind, OutputLevel, input_level, output_level
 from lightning_score.networks.resampling import FIR, Boxes, Resampling
 from lightning_score.networks.unet import Stage, check_heads, check_levels, warn_of_single_channels
-from lightning_score.utils import require
 
 Kept = list[Tensor]
 

@@ -7,10 +7,10 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_score.errors import require
 from lightning_score.networks.base import Network
 from lightning_score.networks.blocks import zero
 from lightning_score.networks.refinenet_layers import InstanceNormPlus, Labels, NoNorm, Norm, RefineBlock, ResidualBlock, run
-from lightning_score.utils import require
 
 
 class RefineNet(Network, ABC):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_score.errors import require
 from lightning_score.networks.base import Network
 from lightning_score.networks.blocks import ResidualBlock, ScaleShiftBlock, SelfAttention, group_norm, self_attention, zero
 from lightning_score.networks.conditioning import Conditioning, NoiseEmbedding, PositionalEmbedding
 from lightning_score.networks.resampling import Boxes, Downsample, Upsample
-from lightning_score.utils import require
 
 
 class Stage(nn.Module):

@@ -3,16 +3,7 @@
 from lightning_score.objective.base import LevelwiseObjective, Objective
 from lightning_score.objective.denoising import DenoisingScoreMatching
 from lightning_score.objective.explicit import ExplicitScoreMatching
-from lightning_score.objective.implicit import (
-    ExactTrace,
-    Gaussian,
-    Hutchinson,
-    ImplicitScoreMatching,
-    ProbeLaw,
-    Rademacher,
-    SlicedScoreMatching,
-    Trace,
-)
+from lightning_score.objective.implicit import ImplicitScoreMatching, SlicedScoreMatching
 from lightning_score.objective.times import (
     FixedTimes,
     ImportanceTimes,
@@ -22,6 +13,7 @@ from lightning_score.objective.times import (
     UniformTimes,
 )
 from lightning_score.objective.weighting import EDMWeighting, Likelihood, MinSNR, SigmaSquared, Weighting
+from lightning_score.score.trace import ExactTrace, Gaussian, Hutchinson, ProbeLaw, Rademacher, Trace
 
 __all__ = [
     "DenoisingScoreMatching",

@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_score.objective.times import TimeDistribution, UniformTimes
 from lightning_score.objective.weighting import SigmaSquared, Weighting
 from lightning_score.process import NoiseProcess
-from lightning_score.score import ScoreField
+from lightning_score.score.function import ScoreField
 
 
 class Objective(ABC):

@@ -5,8 +5,8 @@ from torch import Tensor
 from lightning_score.objective.base import LevelwiseObjective
 from lightning_score.objective.times import TimeDistribution
 from lightning_score.objective.weighting import Weighting
-from lightning_score.score import ScoreField
-from lightning_score.utils import expand
+from lightning_score.score.function import ScoreField
+from lightning_score.tensors import expand
 
 
 class DenoisingScoreMatching(LevelwiseObjective):

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from lightning_score.empirical import EmpiricalScore
+from lightning_score.errors import InputError, require
 from lightning_score.objective.base import LevelwiseObjective
 from lightning_score.objective.times import TimeDistribution
 from lightning_score.objective.weighting import Weighting
-from lightning_score.score import ScoreField
-from lightning_score.utils import InputError, require
+from lightning_score.score.empirical import EmpiricalScore
+from lightning_score.score.function import ScoreField
 
 
 class ExplicitScoreMatching(LevelwiseObjective):

@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
-from lightning_score.utils import require
 
 
 class TimeDistribution(ABC):

@@ -4,8 +4,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
-from lightning_score.utils import require
 
 
 class Weighting(ABC):

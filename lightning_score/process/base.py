@@ -4,13 +4,19 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from lightning_score.errors import InputError, require
 from lightning_score.process.lookup import Tables, coefficient
-from lightning_score.utils import AUTO_IN_FIT, InputError, combine, require
+from lightning_score.tensors import combine
+
+Auto = Literal["auto"]
+"""Stands in the place of a number in a config whose number `fit` chooses from the data."""
+
+AUTO_IN_FIT = "auto stands in a config of fit only: elsewhere take the number that schedule.plan or `schedule` finds"
 
 
 def derivative(function, t: Tensor) -> Tensor:

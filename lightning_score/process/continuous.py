@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_score.process.base import NoiseProcess, VariancePreserving, log_alpha_of, require_sigmas
+from lightning_score.errors import require
+from lightning_score.process.base import Auto, NoiseProcess, VariancePreserving, log_alpha_of, require_sigmas
 from lightning_score.process.lookup import coefficient
-from lightning_score.utils import Auto, require
 
 
 class VP(VariancePreserving):

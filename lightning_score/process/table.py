@@ -7,9 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_score.process.base import NoiseProcess, VariancePreserving, derivative, log_alpha_of, require_sigmas
+from lightning_score.errors import require, require_passes
+from lightning_score.process.base import (
+    AUTO_IN_FIT,
+    Auto,
+    NoiseProcess,
+    VariancePreserving,
+    derivative,
+    log_alpha_of,
+    require_sigmas,
+)
 from lightning_score.process.lookup import coefficient
-from lightning_score.utils import AUTO_IN_FIT, Auto, require, require_passes
 
 
 class Table(NoiseProcess, ABC):

@@ -3,11 +3,11 @@
 import webbrowser
 from pathlib import Path
 
-from lightning_score.parser import Parser
+from lightning_score.commands.parser import Parser
+from lightning_score.errors import InputError, require
+from lightning_score.files import replace_text
 from lightning_score.report import page
 from lightning_score.report.server import server
-from lightning_score.runs import replace_text
-from lightning_score.utils import InputError, require
 
 
 def report(arguments: list[str]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lightning_score.utils import InputError, require
+from lightning_score.errors import InputError, require
 
 STEP = "trainer/global_step"
 PICTURES = ["samples", "progress", "langevin", "loss_per_sigma", "score", "neighbours"]

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from lightning_score.report import figures, sweeps, tables
 from lightning_score.report.pictures import embedded, of_run
 from lightning_score.report.reading import Run, find
-from lightning_score.runs import LEADS_OUT, leads_out
+from lightning_score.runs.folders import LEADS_OUT, leads_out
 from lightning_score.sweep.results import ENDED, Results, read_csv, shown
 
 SCRIPTS = ("state.js", "table.js", "figures.js", "pictures.js", "page.js")

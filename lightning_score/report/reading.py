@@ -17,12 +17,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lightning_score.callbacks.health import FILE as LANGEVIN
-from lightning_score.metrics.record import FILE as RECORDS
-from lightning_score.metrics.record import Record
-from lightning_score.metrics.record import read as read_records
-from lightning_score.runs import LEADS_OUT, STATUS, STOPPED_EARLY, leads_out, row_steps
-from lightning_score.trust import bounded
+from lightning_score.callbacks.langevin_health import FILE as LANGEVIN
+from lightning_score.runs.folders import LEADS_OUT, leads_out
+from lightning_score.runs.records import FILE as RECORDS, Record, read as read_records
+from lightning_score.runs.status import STATUS, STOPPED_EARLY, row_steps
+from lightning_score.runs.trust import bounded
 
 EVALUATIONS = ("test", "validate", "predict")
 """Commands whose results stand in a folder of their own, beside the checkpoint that they work on."""

@@ -11,10 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from lightning_score.errors import InputError
 from lightning_score.report import page
 from lightning_score.report.pictures import address, of_run
-from lightning_score.runs import leads_out
-from lightning_score.utils import InputError
+from lightning_score.runs.folders import leads_out
 
 HOST = "127.0.0.1"
 REST = 2.0

@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_score.metrics.record import PERFECT, Record
 from lightning_score.report.figures import axis_labels, by_axis_of_runs
 from lightning_score.report.reading import Run
 from lightning_score.report.sweeps import cell
-from lightning_score.sweep.command import as_text
+from lightning_score.runs.records import PERFECT, Record
+from lightning_score.sweep.macros import as_text
 from lightning_score.sweep.results import duration, number
 
 SHOWN = 8

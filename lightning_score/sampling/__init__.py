@@ -1,6 +1,5 @@
 """Sampling: time grids, predictors, correctors and the samplers made of them."""
 
-from lightning_score.sampling.adaptive import DormandPrince
 from lightning_score.sampling.corrector import (
     AnnealedLangevinStep,
     BatchLangevin,
@@ -10,6 +9,7 @@ from lightning_score.sampling.corrector import (
     LangevinCorrector,
     SampleLangevin,
 )
+from lightning_score.sampling.dormand_prince import DormandPrince
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, LastMean, Prior, Tweedie, UniformNoise
 from lightning_score.sampling.flow import RK45, ProbabilityFlow
 from lightning_score.sampling.grid import Geometric, Karras, Quadratic, Snapped, Table, TimeGrid, Uniform

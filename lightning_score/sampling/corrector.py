@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.method import Method
-from lightning_score.utils import combine, require
+from lightning_score.tensors import combine
 
 
 def snr_step_size(process: NoiseProcess, t: Tensor, s: Tensor, ratio: Tensor) -> Tensor:

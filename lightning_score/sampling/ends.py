@@ -4,10 +4,10 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.noise import NoiseStream, NoNoise
-from lightning_score.score import ScoreField
-from lightning_score.utils import require
+from lightning_score.score.function import ScoreField
 
 
 class Initial(ABC):

@@ -10,14 +10,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from lightning_score.errors import InputError, require
 from lightning_score.process import NoiseProcess
-from lightning_score.sampling.adaptive import DormandPrince
+from lightning_score.sampling.dormand_prince import DormandPrince
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, Prior
 from lightning_score.sampling.grid import TimeGrid, Uniform
 from lightning_score.sampling.predictor import Predictor
 from lightning_score.sampling.sampler import Sampler, Stage
-from lightning_score.score import ScoreField
-from lightning_score.utils import InputError, combine, expand, require
+from lightning_score.score.function import ScoreField
+from lightning_score.tensors import combine, expand
 
 
 class RK45(Predictor):

@@ -5,8 +5,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from lightning_score.errors import require, require_passes
 from lightning_score.process import NoiseProcess
-from lightning_score.utils import require, require_passes
 
 
 class TimeGrid(ABC):

@@ -7,15 +7,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_score.errors import require, require_passes
 from lightning_score.process import NoiseProcess
+from lightning_score.process.ladder import choose_step_size
 from lightning_score.sampling.corrector import AnnealedLangevinStep, FixedLangevin, require_temperature, smallest_level
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, Prior, Tweedie
 from lightning_score.sampling.grid import Table, TimeGrid
 from lightning_score.sampling.method import Method
 from lightning_score.sampling.predictor import NoPredictor
 from lightning_score.sampling.sampler import Sampler, Stage
-from lightning_score.schedule import choose_step_size
-from lightning_score.utils import combine, require, require_passes
+from lightning_score.tensors import combine
 
 
 class _OneLevel(TimeGrid):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.noise import NoiseStream
-from lightning_score.score import ScoreField
+from lightning_score.score.function import ScoreField
 
 
 class Method(ABC):

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_score.errors import require, require_passes
 from lightning_score.sampling.corrector import Corrector, require_snr, snr_step_size
 from lightning_score.sampling.noise import NoiseStream
-from lightning_score.score import ScoreField
-from lightning_score.utils import combine, expand, require, require_passes
+from lightning_score.score.function import ScoreField
+from lightning_score.tensors import combine, expand
 
 
 @cache

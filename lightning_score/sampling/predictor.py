@@ -11,10 +11,11 @@ from abc import ABC
 import torch
 from torch import Tensor
 
+from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.method import Method
-from lightning_score.score import ScoreField
-from lightning_score.utils import combine, require
+from lightning_score.score.function import ScoreField
+from lightning_score.tensors import combine
 
 
 class Predictor(Method, ABC):

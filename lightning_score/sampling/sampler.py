@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lightning_score.errors import require, require_passes
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.corrector import Corrector
 from lightning_score.sampling.ends import FinalDenoise, Initial, LastMean, Prior
@@ -17,8 +18,7 @@ from lightning_score.sampling.levels import warn_between_levels
 from lightning_score.sampling.method import Method
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.predictor import Predictor, ReverseDiffusion
-from lightning_score.score import ClippedScore, ScoreField
-from lightning_score.utils import require, require_passes
+from lightning_score.score.function import ClippedScore, ScoreField
 
 
 class Stage(NamedTuple):

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
-from lightning_score.sweep.command import as_text
+from lightning_score.errors import InputError, require
 from lightning_score.sweep.construct import Constructors, refusing
 from lightning_score.sweep.draws import Planned
 from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.logged import logged
+from lightning_score.sweep.macros import as_text
 from lightning_score.sweep.results import flat_settings
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.trials import arguments_of, only_samples
-from lightning_score.utils import InputError, require
 
 COMBINATIONS = 100
 """Most combinations of values that are tried, evenly spread over those that are planned."""

@@ -9,11 +9,11 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_score.commands.base import GROUPS
+from lightning_score.commands.parser import Parser, Refused
 from lightning_score.data import ScoreData
-from lightning_score.experiment import GROUPS
-from lightning_score.parser import Parser, Refused
+from lightning_score.errors import InputError
 from lightning_score.sweep.loaded import LoadedCommand
-from lightning_score.utils import InputError
 
 
 class Constructors:

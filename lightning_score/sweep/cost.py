@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_score.model import ScoreModel
 from lightning_score.sampling import NoiseStream
-from lightning_score.score import Conditioned, ScoreField
+from lightning_score.score.function import Conditioned, ScoreField
 from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.results import duration
-from lightning_score.utils import expand
+from lightning_score.tensors import expand
+from lightning_score.training.model import ScoreModel
 
 MOST = 24
 """Settings whose evaluations are counted; the others are taken to be like them."""

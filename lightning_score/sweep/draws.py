@@ -9,8 +9,8 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FixedTrial, FrozenTrial
 
+from lightning_score.errors import require
 from lightning_score.sweep.spec import Sweep
-from lightning_score.utils import require
 
 KNOWN = 1000
 """Most random trials that are looked at before they are run."""

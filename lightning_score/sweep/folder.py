@@ -7,7 +7,7 @@ from pathlib import Path
 
 from optuna.storages._rdb.models import BaseModel
 
-from lightning_score.utils import InputError, require
+from lightning_score.errors import InputError, require
 
 DATABASE, FILE = "study.db", "sweep.yaml"
 

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr
 from typing import Any
 
-from lightning_score.arguments import with_checkpoint_config, with_found_configs
 from lightning_score.callbacks import Evaluate
-from lightning_score.commands import ScoreCLI
+from lightning_score.commands.configs import with_checkpoint_config, with_found_configs
+from lightning_score.commands.parser import Parser, Refused
+from lightning_score.commands.resume import prepared
+from lightning_score.commands.trainer import ScoreCLI
+from lightning_score.errors import InputError
 from lightning_score.guidance import Guidance
-from lightning_score.parser import Parser, Refused
-from lightning_score.resume import prepared
 from lightning_score.sampling import Sampler
-from lightning_score.utils import InputError
 
 
 class ParsedCommand(ScoreCLI):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from lightning.pytorch import Callback
 
 from lightning_score.callbacks import BitsPerDim, Evaluate, LangevinHealth, LossFloor, ScorePlot
-from lightning_score.callbacks.totals import KINDS, NEIGHBOURS
 from lightning_score.metrics.manifold import Manifold
-from lightning_score.metrics.record import metric_name
+from lightning_score.metrics.totals import KINDS, NEIGHBOURS
+from lightning_score.runs.records import metric_name
 
 OF_CALLBACKS: dict[type[Callback], tuple[str, ...]] = {
     BitsPerDim: ("test/bits_per_dim", "test/bits_per_dim_error", "test/bits_per_dim_n", "test/bits_per_dim_spread"),

@@ -8,10 +8,11 @@ from typing import Any
 
 import yaml
 
-from lightning_score.runs import STOPPED_EARLY, check_name
+from lightning_score.errors import InputError, require
+from lightning_score.runs.folders import check_name
+from lightning_score.runs.status import STOPPED_EARLY
 from lightning_score.sweep.results import Results, Row, flat_settings, measured
 from lightning_score.sweep.spec import Sweep, from_entries, shown
-from lightning_score.utils import InputError, require
 
 STATES = {"finished": "complete", "running": "running", "pending": "waiting"}
 """What W&B's states of a run are here; every other one is a failure."""

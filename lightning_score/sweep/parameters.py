@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from lightning_score.utils import require
+from lightning_score.errors import require
 
 KEYS = {
     "constant": {"value"},

@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 from lightning_score.metrics import jackknife_error
-from lightning_score.metrics.record import SUBSET, Record, floor_name
-from lightning_score.runs import STOPPED_EARLY
-from lightning_score.sweep.command import as_text, flatten
+from lightning_score.runs.records import SUBSET, Record, floor_name
+from lightning_score.runs.status import STOPPED_EARLY
+from lightning_score.sweep.macros import as_text, flatten
 from lightning_score.sweep.processes import is_dead
 
 TABLE = "trials.csv"

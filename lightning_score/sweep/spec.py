@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from lightning_score.runs import check_name
-from lightning_score.sweep.command import DEFAULT
+from lightning_score.commands.yaml_files import read_mapping
+from lightning_score.errors import require
+from lightning_score.runs.folders import check_name
+from lightning_score.sweep.macros import DEFAULT
 from lightning_score.sweep.parameters import Parameter, parameter
-from lightning_score.utils import require
-from lightning_score.yaml_files import read_mapping
 
 METHODS = ("grid", "random", "bayes")
 KNOWN = {"program", "method", "metric", "parameters", "command", "name", "description", "project", "entity", "run_cap",

@@ -15,12 +15,12 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 
-from lightning_score.runs import STOPPED_EARLY
+from lightning_score.errors import InputError, require
+from lightning_score.runs.status import STOPPED_EARLY
 from lightning_score.sweep.draws import draw, sampler
 from lightning_score.sweep.interruption import Stopped
 from lightning_score.sweep.processes import identity, is_dead
 from lightning_score.sweep.spec import Sweep
-from lightning_score.utils import InputError, require
 
 SLOT, WORKER, ERROR, METRICS, SETTINGS, SURPLUS = "slot", "worker", "error", "metrics", "settings", "surplus"
 """Attributes of a trial: its place in the queue; who runs it; why it failed; what it measured; its settings; not needed."""

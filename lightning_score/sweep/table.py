@@ -11,7 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from lightning_score.metrics.record import floor_name
+from lightning_score.runs.records import floor_name
 from lightning_score.sweep.results import ENDED, Results, Row, duration, number, short, shown
 
 SHOWN = 12

@@ -20,13 +20,14 @@ from typing import Any
 
 from optuna import TrialPruned
 
-from lightning_score.runs import STATUS, STOPPED_EARLY, read_status, replace_text
-from lightning_score.sweep.command import expand, from_agent, options
+from lightning_score.errors import require
+from lightning_score.files import replace_text
+from lightning_score.runs.status import STATUS, STOPPED_EARLY, read_status
 from lightning_score.sweep.interruption import Stopped
 from lightning_score.sweep.loaded import LoadedCommand
+from lightning_score.sweep.macros import expand, from_agent, options
 from lightning_score.sweep.processes import end_with
 from lightning_score.sweep.spec import Sweep
-from lightning_score.utils import require
 
 COMMANDS = ("fit", "validate", "test")
 PYTHON = re.compile(r"(.*/)?(env|python[\d.]*|-\w+)")

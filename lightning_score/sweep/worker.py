@@ -13,8 +13,8 @@ from typing import Any
 import optuna
 import torch
 
-from lightning_score.experiment import quiet
-from lightning_score.metrics.record import FILE, read
+from lightning_score.commands.base import quiet
+from lightning_score.runs.records import FILE, read
 from lightning_score.sweep.interruption import Interruption, Stopped
 from lightning_score.sweep.results import parts
 from lightning_score.sweep.spec import Sweep

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_score import EMA, ScoreModel
-from lightning_score.arguments import shipped
-from lightning_score.experiment import IdleExperiment
+from lightning_score.commands.base import IdleExperiment
+from lightning_score.commands.configs import shipped
 
 PRODUCTS = ("convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbmm")
 ATTENTION = "scaled_dot_product"

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 
 from lightning_score import EMA, Digits
 from lightning_score.cli import run
-from lightning_score.experiment import IdleExperiment
+from lightning_score.commands.base import IdleExperiment
 
 TINY = ["--config=toy", "--data.batch_size=32", "--evaluate.features=null"]
 FIRST, LAST = 500, 3500
@@ -41,7 +41,7 @@ def fit_step():
 
 def bare_step():
     """Processor seconds per step of a loop without a framework, on the same data."""
-    from lightning_score.arguments import with_found_configs
+    from lightning_score.commands.configs import with_found_configs
 
     cli = IdleExperiment(with_found_configs(["fit", *TINY])[1:])
     model, data = cli.model.train(), cli.datamodule

@@ -9,7 +9,7 @@ from torchvision import transforms
 
 from lightning_score import ImageData
 from lightning_score.data import Examples, Splits
-from lightning_score.utils import keep_freed_memory
+from lightning_score.memory import keep_freed_memory
 
 
 class Noise(ImageData):

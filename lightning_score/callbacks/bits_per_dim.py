@@ -1,0 +1,120 @@
+"""Bits per dimension of the held-out images at the end of a test."""
+
+import time
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from tqdm.auto import tqdm
+
+from lightning_score.data import ScoreData
+from lightning_score.errors import require, require_passes
+from lightning_score.runs.records import FILE, PERFECT, Record, append
+from lightning_score.sampling import RK45, NoiseStream, Uniform
+from lightning_score.sampling.levels import warn_between_levels
+from lightning_score.sampling.likelihood import Bits, Dequantization, example_bits
+from lightning_score.score.function import Conditioned
+from lightning_score.training.model import ScoreModel
+
+
+class BitsPerDim(Callback):
+    """Measures the bits per dimension of held-out images by the probability-flow ODE, at the end of `test`.
+
+    It logs `test/bits_per_dim`, `test/bits_per_dim_error` (the standard error over examples), `test/bits_per_dim_spread`
+    (over draws, if there are two) and `test/bits_per_dim_n`, and adds a line of provenance to `evaluations.jsonl`. In
+    `fast_dev_run` it takes four examples.
+
+    Args:
+        num_examples: the first so many held-out examples; null: all.
+        draws: draws of dequantisation noise and of directions of the trace per example.
+        seed: seed of both; example k has the same noise in any batch and on any number of processes.
+        batch_size: examples at once on each device; it changes the memory needed, not the result.
+
+    Raises:
+        InputError: the data have no grey levels.
+    """
+
+    def __init__(self, num_examples: int | None = None, draws: int = 2, seed: int = 0, batch_size: int = 256):
+        require(num_examples is None or num_examples >= 2, f"num_examples={num_examples}: need at least 2 for an error")
+        require(draws >= 1, f"draws={draws}: must be at least 1")
+        require_passes(draws=draws)
+        require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
+        self.num_examples, self.draws, self.seed, self.batch_size = num_examples, draws, seed, batch_size
+        self.last: Bits | None = None
+
+    def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:
+        """Refuses continuous data before anything is computed."""
+        self.check(trainer.datamodule)
+        process = pl_module.score_function.process
+        times = RK45().evaluated(process, Uniform(1)(process))
+        warn_between_levels("BitsPerDim", process, pl_module.objective.levels(process), times, advice="")
+
+    def check(self, data: ScoreData) -> None:
+        """Raises `InputError` if the data have no grey levels."""
+        require(
+            data.levels is not None,
+            f"BitsPerDim: {type(data).__name__} has no grey levels, so its examples have a density and no "
+            "bits; remove the callback, or use lightning_score.sampling.likelihood.log_likelihood",
+        )
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
+        """Within the test, because the weights are the averaged ones there."""
+        start, before = time.monotonic(), pl_module.score_function.evaluations
+        self.last = self.measure(trainer, pl_module)
+        evaluations = (pl_module.score_function.evaluations - before) * trainer.world_size
+        self._record(trainer, evaluations / (self.last.n * self.draws), time.monotonic() - start)
+        names = {"": self.last.mean, "_error": self.last.error, "_n": float(self.last.n)}
+        if self.draws > 1:
+            names["_spread"] = self.last.spread
+        for suffix, value in names.items():
+            pl_module.log(f"test/bits_per_dim{suffix}", value, prog_bar=not suffix, rank_zero_only=True)
+
+    def _record(self, trainer: Trainer, nfe: float, seconds: float) -> None:
+        """Adds a line of provenance to the run folder."""
+        data = trainer.datamodule
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        record = Record(
+            metric="bits_per_dim",
+            value=self.last.mean,
+            error=self.last.error,
+            floor=None,
+            floor_n=None,
+            floor_kind=PERFECT,
+            n=self.last.n,
+            features="none",
+            features_hash="",
+            resize="none",
+            data=type(data).__name__,
+            split="held out",
+            shape=list(data.shape),
+            data_hash=data.fingerprint,
+            weights="ema",
+            step=trainer.global_step,
+            denoised=True,
+            sampler={"class": "likelihood by the probability-flow ODE", "draws": self.draws, "dequantize": data.dequantize},
+            nfe=nfe,
+            seed=self.seed,
+            seconds=seconds,
+        )
+        append(Path(trainer.default_root_dir) / FILE, record)
+
+    def measure(self, trainer: Trainer, pl_module: ScoreModel) -> Bits:
+        """Every process takes its share of the examples; their bits are put together by a sum."""
+        data, device = trainer.datamodule, pl_module.device
+        held_out = data.splits.held_out
+        limit = 4 if trainer.fast_dev_run else self.num_examples or len(held_out.x)
+        n = min(limit, len(held_out.x))
+        dequantization = Dequantization(data.levels, data.data_range, data.dequantize)
+        bits = torch.zeros(self.draws, n, dtype=torch.float64, device=device)
+        batches = torch.arange(trainer.global_rank, n, trainer.world_size).split(self.batch_size)
+        shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
+        with tqdm(total=len(batches) * self.draws, desc="likelihood", unit="batch", leave=False, disable=not shown) as bar:
+            for rows in batches:
+                x, y = data.transform(False)(held_out.x[rows]).to(device), held_out.y[rows].to(device)
+                score = Conditioned(pl_module.score_function, y) if pl_module.conditional else pl_module.score_function
+                noise = NoiseStream(self.seed, rows.tolist(), x.shape[1:], device, x.dtype)
+                for draw in range(self.draws):
+                    bits[draw, rows.to(device)] = example_bits(score, x, dequantization, noise)
+                    bar.update()
+        return Bits.of(trainer.strategy.reduce(bits, reduce_op="sum"))

@@ -1,0 +1,149 @@
+"""The denoising loss at each noise level beside the lowest that the training data allow."""
+
+import math
+from contextlib import suppress
+from typing import NamedTuple
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from lightning_score.callbacks.pictures import figure_picture, publish
+from lightning_score.data import Examples, ScoreData
+from lightning_score.errors import InputError, require, require_passes
+from lightning_score.objective import DenoisingScoreMatching, SigmaSquared
+from lightning_score.process import NoiseProcess
+from lightning_score.score.empirical import EmpiricalScore
+from lightning_score.score.function import ScoreField
+from lightning_score.seeds import seeded
+from lightning_score.training.model import ScoreModel
+
+
+class LevelLosses(NamedTuple):
+    """Mean denoising losses, lambda = sigma^2, at K noise levels, each float64 (K,).
+
+    Fields: sigma (sigma/alpha, ascending), train and held_out (the model's), train_floor and held_out_floor (those of the
+    training data's `EmpiricalScore` on the same examples and noise).
+    """
+
+    sigma: Tensor
+    train: Tensor
+    held_out: Tensor
+    train_floor: Tensor
+    held_out_floor: Tensor
+
+
+class LossFloor(Callback):
+    """Measures how far the denoising loss is above its floor, E sigma^2 1/2 ||score + z/sigma||^2 of the model less that
+    of the training data's `EmpiricalScore`, which no network undercuts on the training data.
+
+    On training examples the excess is sigma^2 1/2 E||score - empirical score||^2, so what is left to learn (or, for small
+    noise, to memorise); on held-out ones it is negative where the model generalises better than the data's memory. It logs
+    `val/loss_train/<sigma>`, `val/loss_held_out/<sigma>`, `val/excess_loss_train/<sigma>` and
+    `val/excess_loss_held_out/<sigma>` by sigma/alpha, the means of the last two over the levels without `/<sigma>`, and a
+    picture `loss_per_sigma`. Examples and noise are the same at every validation; of data that
+    are dequantised, one draw stands for all.
+
+    Args:
+        levels: number of noise levels, evenly spaced in log_snr; of a table the entries nearest to these.
+        num_examples: training and held-out examples measured at each level, or all if there are fewer.
+        batch_size: examples that go through the model at once; it changes the memory needed, not the losses.
+        seed: of the choice of examples and of the noise.
+    """
+
+    def __init__(self, levels: int = 8, num_examples: int = 512, batch_size: int = 512, seed: int = 0):
+        require(levels >= 2, f"levels={levels}: need at least 2 noise levels, as in 8")
+        require_passes(levels=levels)
+        require(num_examples >= 1, f"num_examples={num_examples}: must be at least 1, as in 512")
+        require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
+        self.levels, self.num_examples, self.batch_size, self.seed = levels, num_examples, batch_size, seed
+        self.last: LevelLosses | None = None
+        self._chosen: tuple[Examples, Examples] | None = None
+        self._floors: tuple[Tensor, Tensor] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:
+        """Refuses a fit without a data module, before anything is computed, and forgets another model's floor."""
+        require(
+            isinstance(trainer.datamodule, ScoreData),
+            "LossFloor needs the training data: give the trainer a data module, trainer.fit(model, datamodule=...), or "
+            "remove the callback",
+        )
+        self._chosen = self._floors = None
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
+        """Within validation, because the weights are the averaged ones there."""
+        if trainer.sanity_checking:
+            return
+        self.last = self.measure(pl_module, trainer.datamodule)
+        for split in ("train", "held_out"):
+            loss = getattr(self.last, split)
+            excess = loss - getattr(self.last, f"{split}_floor")
+            pl_module.log(f"val/excess_loss_{split}", float(excess.mean()), sync_dist=True)
+            for name, values in (("loss", loss), ("excess_loss", excess)):
+                levels = zip(self.last.sigma.tolist(), values.tolist(), strict=True)
+                named = {f"val/{name}_{split}/{sigma:.3g}": value for sigma, value in levels}
+                pl_module.log_dict(named, sync_dist=True)
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            picture = figure_picture(_figure(self.last, math.prod(pl_module.shape)))
+            publish(trainer, "loss_per_sigma", picture, f"step {trainer.global_step}")
+
+    @torch.inference_mode()
+    def measure(self, pl_module: ScoreModel, data: ScoreData) -> LevelLosses:
+        """The losses of the model as it is; the floors are computed the first time only."""
+        score = pl_module.score_function
+        times = level_times(score.process, self.levels, pl_module.device)
+        if self._floors is None:
+            floor, self._chosen = self._prepare(pl_module, data)
+            self._floors = tuple(self._losses(floor, pl_module, examples, times) for examples in self._chosen)
+        train, held_out = (self._losses(score, pl_module, examples, times) for examples in self._chosen)
+        return LevelLosses((-score.process.log_snr(times) / 2).exp().cpu(), train, held_out, *self._floors)
+
+    def _prepare(self, pl_module: ScoreModel, data: ScoreData) -> tuple[EmpiricalScore, tuple[Examples, Examples]]:
+        """The training data's score, and the examples of both splits that are measured."""
+        with seeded(self.seed):  # of dequantisation
+            splits = [Examples(data.transform(train=False)(split.x), split.y) for split in data.splits]
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = [torch.randperm(len(split.y), generator=generator)[: self.num_examples] for split in splits]
+        train = Examples(*(field.to(pl_module.device) for field in splits[0]))
+        floor = EmpiricalScore(pl_module.score_function.process, train.x, train.y if pl_module.conditional else None)
+        return floor, tuple(Examples(split.x[rows], split.y[rows]) for split, rows in zip(splits, chosen, strict=True))
+
+    def _losses(self, score: ScoreField, pl_module: ScoreModel, examples: Examples, times: Tensor) -> Tensor:
+        """The mean loss at each time, float64 (K,); the noise of an example depends on the seed and the level alone."""
+        generator = torch.Generator().manual_seed(self.seed)
+        objective, means = DenoisingScoreMatching(), []
+        for t in times.to(pl_module.dtype):
+            noise = torch.randn(examples.x.shape, generator=generator)
+            total = 0.0
+            for x, y, z in zip(*(part.split(self.batch_size) for part in (*examples, noise)), strict=True):
+                x, y, z = x.to(pl_module.device, pl_module.dtype), y.to(pl_module.device), z.to(pl_module.device, x.dtype)
+                x_t = score.process.perturb(x, t, z)
+                losses = objective.at(score, x_t, t, z, y if pl_module.conditional else None)
+                total += float((SigmaSquared()(score.process, t) * losses).double().sum())
+            means.append(total / len(examples.x))
+        return torch.tensor(means, dtype=torch.float64)
+
+
+def level_times(process: NoiseProcess, levels: int, device: torch.device | str = "cpu") -> Tensor:
+    """Times between t_min and 1, evenly spaced in log_snr, ascending, float64; of a table its nearest entries, once each."""
+    first, last = process.log_snr(torch.tensor([process.t_min, 1.0], dtype=torch.float64)).tolist()
+    t = process.inverse_log_snr(torch.linspace(first, last, levels, dtype=torch.float64))  # on the CPU, as a table is
+    with suppress(InputError):  # a continuous process
+        t = process.table_times().cpu()[process.index(t).cpu() - 1].unique()
+    return t.to(device)
+
+
+def _figure(losses: LevelLosses, dimension: int):
+    from matplotlib.figure import Figure  # takes a second to import
+
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.add_subplot(xscale="log", xlabel=r"noise level $\sigma/\alpha$ (units of the data)")
+    axes.set(ylabel=r"$\frac{1}{2} E\,\|\sigma\,s + z\|^2$ (nats)", title="denoising loss per noise level")
+    axes.plot(losses.sigma, losses.held_out, "o-", color="tab:orange", label="model, held-out data")
+    axes.plot(losses.sigma, losses.train, "o-", color="tab:blue", label="model, training data")
+    axes.plot(losses.sigma, losses.train_floor, "--", color="black", label="floor: the training data's own score")
+    axes.plot(losses.sigma, losses.held_out_floor, ":", color="gray", label="the same on held-out data")
+    highest = float(torch.cat([losses.train, losses.held_out]).max())
+    axes.set_ylim(0, 1.1 * max(min(highest, dimension), dimension / 2))  # 1/2 per dimension is the loss of a zero score
+    axes.legend()
+    return figure

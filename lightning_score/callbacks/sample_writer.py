@@ -1,0 +1,95 @@
+"""Writes what `predict` draws."""
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from lightning_score.callbacks.pictures import drawable, pictured, sample_picture, save_picture
+from lightning_score.callbacks.strip import Strip
+from lightning_score.data import ScoreData
+from lightning_score.errors import require
+from lightning_score.files import replacing
+from lightning_score.sampling.sampler import Samples
+from lightning_score.training.model import ScoreModel
+
+IN_PICTURE = 400
+
+
+class SampleWriter(Callback):
+    """Collects the samples of `predict` and writes `samples.npz` and `samples.png` into the run folder.
+
+    The NPZ holds `x`, float32, or float64 in double precision, (n, *shape) in the range of the data, `images`, uint8
+    (n, H, W, C) if they are images, `labels`, int64 (n,), if they were given some, `seed` and `nfe`, network evaluations per
+    sample; and `raw`, like `x`, the samples before the final denoise where they differ (the denoise Tweedie; LastMean has no
+    other samples). The picture shows the first 400. On request `progress.png` shows the first few, drawn once more, on their
+    way from noise to image.
+
+    Args:
+        data: the data module, which knows the form of the data.
+        progressive: how many these are.
+        labels: how many labels the samples are given in turn.
+
+    Raises:
+        InputError: they are to be shown but are no images.
+    """
+
+    def __init__(self, data: ScoreData, progressive: int = 0, labels: int = 0):
+        require(
+            not progressive or pictured(data),
+            f"--progressive {progressive}: shows images from noise to image, but {type(data).__name__} has none",
+        )
+        self._data, self._progressive, self._labels = data, progressive, labels
+        self._parts: list[tuple[Tensor, ...]] = []
+        self._nfe, self._seed = 0.0, 0
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: ScoreModel,
+        outputs: Samples,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the samples with their numbers, in main memory."""
+        x = _storable(outputs.x)
+        raw = x if outputs.raw is outputs.x else _storable(outputs.raw)
+        self._parts.append((batch[0].cpu(), x, raw, *(labels.cpu() for labels in batch[2:])))
+        self._nfe, self._seed = outputs.nfe, int(batch[1][0])
+        if self._progressive and batch_idx == 0 and trainer.is_global_zero:
+            indices, labels = batch[0][: self._progressive], batch[2][: self._progressive] if len(batch) > 2 else None
+            strip = Strip(pl_module, self._data, self._progressive)
+            samples = pl_module.draw(indices.tolist(), self._seed, labels, observe=strip)
+            caption = f"from noise to image, seed {self._seed}, NFE {samples.nfe:g}"
+            save_picture(strip.picture(samples), Path(trainer.default_root_dir) / "progress.png", caption)
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
+        """Gathers the samples of all processes in their order; the first process writes."""
+        parts = [self._parts]
+        if trainer.world_size > 1:
+            parts = [None] * trainer.world_size
+            dist.all_gather_object(parts, self._parts)
+        if not trainer.is_global_zero:
+            return
+        indices, *drawn = (torch.cat(tensors) for tensors in zip(*chain.from_iterable(parts), strict=True))
+        x, raw, *labels = (tensor[indices.argsort()] for tensor in drawn)
+        images = drawable(self._data, self._data.to_reference(x))
+        folder = Path(trainer.default_root_dir)
+        arrays = {"images": images.permute(0, 2, 3, 1).numpy()} if images.ndim == 4 else {}
+        arrays |= {} if torch.equal(raw, x) else {"raw": raw.numpy()}
+        arrays |= {"labels": labels[0].numpy()} if labels else {}
+        with replacing(folder / "samples.npz") as temporary:
+            np.savez_compressed(temporary, x=x.numpy(), seed=self._seed, nfe=self._nfe, **arrays)
+        caption = f"{min(len(x), IN_PICTURE)} samples, seed {self._seed}, NFE {self._nfe:g}"
+        save_picture(sample_picture(images[:IN_PICTURE], self._labels), folder / "samples.png", caption)
+
+
+def _storable(x: Tensor) -> Tensor:
+    """In main memory, in single precision at least, for NumPy has no bfloat16."""
+    return x.cpu() if x.dtype == torch.float64 else x.float().cpu()

@@ -1,0 +1,130 @@
+"""LightningCLI for a score model on its data, with the callbacks that every run has: what commands with a model share."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+import logging
+import os
+import warnings
+from inspect import signature
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.memory import is_oom_error
+
+from lightning_score.callbacks import EMA, Evaluate, Guard, SampleGrid
+from lightning_score.commands.mistakes import check_config, make_paths_absolute
+from lightning_score.commands.parser import Parser
+from lightning_score.commands.refusals import check_trainer, of_options
+from lightning_score.data import ScoreData
+from lightning_score.data.check import declared_shape
+from lightning_score.errors import InputError
+from lightning_score.training.model import ScoreModel
+
+GROUPS = {"trainer": Trainer, "model": ScoreModel, "ema": EMA, "samples": SampleGrid, "evaluate": Evaluate, "guard": Guard}
+"""The parameters that every command has, by their names."""
+OURS = {"num_sanity_val_steps": 0, "enable_model_summary": False}
+TRAINER = {name: parameter.default for name, parameter in signature(Trainer).parameters.items()} | OURS
+"""The trainer's defaults."""
+
+
+class ExperimentCLI(LightningCLI):
+    """Makes model, data, trainer and the named callbacks from options.
+
+    Args:
+        arguments: the options, with the command before them if there are commands.
+        settings: further settings of LightningCLI.
+    """
+
+    def __init__(self, arguments: list[str], **settings: Any):
+        super().__init__(
+            ScoreModel,
+            ScoreData,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            parser_class=Parser,
+            auto_configure_optimizers=False,
+            trainer_defaults=OURS,
+            args=arguments,
+            **settings,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The data tell the model their shape; callbacks that every run has are named, so that options reach them."""
+        parser.link_arguments("data", "model.shape", declared_shape, apply_on="instantiate")
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parser.add_lightning_class_args(EMA, "ema")
+        parser.add_lightning_class_args(SampleGrid, "samples")
+        parser.add_lightning_class_args(Evaluate, "evaluate")
+        parser.add_lightning_class_args(Guard, "guard")
+        parser.add_argument("--name", type=str, default="run", help="Name of the run; that of its config by default.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        """Parses the given arguments, never those of the process, and looks at what is to be made of them."""
+        self.config = parser.parse_args(args)
+        self.config.get(self.config.get("subcommand"), self.config).pop("trust", None)  # is of this command alone
+        plain = self.config.as_dict()
+        check_config(plain.get(plain.get("subcommand")) or plain, GROUPS)
+        check_trainer((plain.get(plain.get("subcommand")) or plain).get("trainer") or {})
+        make_paths_absolute(self.config.get(self.config.get("subcommand")) or self.config, GROUPS)
+
+    def instantiate_classes(self) -> None:
+        """Makes model, data and trainer; values that these do not take are the user's mistake.
+
+        Raises:
+            InputError: there are such values.
+        """
+        try:
+            super().instantiate_classes()
+        except (MisconfigurationException, ValueError, MemoryError, RuntimeError) as error:
+            of_memory = isinstance(error, MemoryError) or is_oom_error(error)
+            others = isinstance(error, RuntimeError) and not of_memory
+            if others or isinstance(error, InputError) or isinstance(error.__cause__, InputError):
+                raise
+            given = self.config.get(self.config.get("subcommand") or "", self.config)
+            raise InputError(of_options(error, given["trainer"], TRAINER)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer; of some values, as `devices: none`, Lightning says that their type is wrong or a package missing.
+
+        Raises:
+            ValueError: there are such values.
+        """
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ModuleNotFoundError) as error:
+            raise ValueError(str(error)) from error
+
+
+class IdleExperiment(ExperimentCLI):
+    """Model and data from options, with a trainer that runs nothing and writes nothing.
+
+    Args:
+        arguments: the options, without a command.
+    """
+
+    def __init__(self, arguments: list[str]):
+        super().__init__(arguments, run=False, save_config_callback=None)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer for one process on the CPU."""
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+        return super().instantiate_trainer(**quiet, devices=1, max_steps=0, **kwargs)
+
+
+def quiet() -> None:
+    """Leaves the terminal to what the user needs to see."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (
+        "does not have many workers",
+        "exists and is not empty",
+        "smaller than the logging interval",
+        "LeafSpec",
+        "tensorboardX",
+        "sync_dist=True",  # of what the first process alone knows
+        "torch.jit.script",
+    ):
+        warnings.filterwarnings("ignore", message=f".*{message}.*")

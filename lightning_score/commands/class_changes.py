@@ -1,0 +1,216 @@
+"""What a class that is named in a configuration starts from: its own defaults, whatever stood in its place before.
+
+jsonargparse keeps the arguments of the former class that the new one has too. Here a value that names a class (`VP`, or a
+mapping with `class_path`) replaces what was there; a value that names none (`--model.process.beta_max 10`, or a mapping
+without `class_path`) changes the class that is there; and `+VP` keeps the arguments that VP has too.
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pydoc import locate
+from typing import Any
+
+from jsonargparse import Namespace
+from jsonargparse._common import lenient_check, parent_parser
+from jsonargparse._typehints import ActionTypeHint, NestedArg, get_help_types, is_subclass_spec, sub_defaults
+from jsonargparse._util import parse_value_or_config
+
+from lightning_score.commands.class_names import class_mistake, misplaced
+
+KEEP = "+"
+"""Before the name of a class: keep the present arguments that it has too."""
+
+
+@dataclass
+class Change:
+    """A class that was replaced.
+
+    Attributes:
+        old: what was there, layer after layer.
+        new: what is there now.
+        keeps: whether it was to keep what it has too.
+    """
+
+    old: list[Namespace]
+    new: Namespace
+    keeps: bool
+
+    def line(self, place: str) -> str:
+        """What was lost or kept by it, or nothing."""
+        lost = {name: value for old in self.old for name, value in _lost(old, self.new)}
+        before, after = _arguments(self.old[-1]), _arguments(self.new)
+        kept = {name: value for name, value in after.items() if self.keeps and before.get(name) == value}
+        old, new = (spec["class_path"].rpartition(".")[2] for spec in (self.old[0], self.new))
+        said = [
+            f"{word} {', '.join(f'{name}={_shown(value)}' for name, value in values.items())}"
+            for word, values in (("dropped", lost), ("kept", kept))
+            if values
+        ]
+        if lost:
+            again = f", or write {KEEP}{new}" if lost.keys() & _defaults(self.new).keys() and not self.keeps else ""
+            said.append(f"give them again to keep them{again}")
+        return f"{place}: {f'{old} -> {new}' if old != new else f'{new} given again'}; {'; '.join(said)}" if said else ""
+
+
+@dataclass
+class Changes:
+    """What changes while a command line is parsed.
+
+    Attributes:
+        place: the dotted name of the option that is being parsed.
+        found: the changes by their places.
+        result: the value of the option that was checked last.
+        classes: the class paths by their places.
+        arguments: the command line.
+    """
+
+    place: str = ""
+    found: dict[str, Change] = field(default_factory=dict)
+    result: Any = None
+    classes: dict[str, str] = field(default_factory=dict)
+    arguments: Sequence[str] = ()
+
+    def lines(self) -> list[str]:
+        """One line for each change by which values were lost or kept."""
+        return [line for place, change in self.found.items() if (line := change.line(place))]
+
+    def add(self, before: Namespace, after: Namespace, replaces: bool, keeps: bool) -> None:
+        """Compares what stands in a place with what stood there."""
+        known = self.found.get(self.place)
+        if replaces:
+            self.found = {place: change for place, change in self.found.items() if not place.startswith(f"{self.place}.")}
+            known = Change([*(known.old if known else []), before.clone()], after, keeps)
+        if known:
+            self.found[self.place] = Change(known.old, after.clone(), known.keeps)
+
+
+_changes: ContextVar[Changes | None] = ContextVar("changes", default=None)
+
+
+def recording() -> Changes | None:
+    """What is collected where this is within `recorded`, else None."""
+    return _changes.get()
+
+
+@contextmanager
+def recorded(arguments: Sequence[str] = ()) -> Iterator[Changes]:
+    """Within, a class that is named starts from its own defaults, and what changes by that is collected."""
+    token = _changes.set(changes := Changes(arguments=arguments))
+    try:
+        yield changes
+    finally:
+        _changes.reset(token)
+
+
+def _lost(old: Namespace, new: Namespace) -> Iterator[tuple[str, Any]]:
+    """The arguments that a class has no more and that matter: those that its defaults, or the new class's, are not."""
+    before, after, mine, its = _arguments(old), _arguments(new), _defaults(old), _defaults(new)
+    for name, value in before.items():
+        if name in after:
+            if is_subclass_spec(value) and is_subclass_spec(after[name]):
+                yield from ((f"{name}.{part}", lost) for part, lost in _lost(value, after[name]))
+        elif name not in mine or value != mine[name] or (name in its and value != its[name]):
+            yield name, value
+
+
+def _arguments(spec: Namespace) -> dict[str, Any]:
+    return vars(spec.get("init_args") or Namespace())
+
+
+def _defaults(spec: Namespace) -> dict[str, Any]:
+    try:
+        parameters = inspect.signature(locate(spec["class_path"])).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {name: parameter.default for name, parameter in parameters.items()}
+
+
+def _shown(value: Any) -> str:
+    """A value in short."""
+    if is_subclass_spec(value):
+        inside = ", ".join(f"{name}={_shown(each)}" for name, each in _arguments(value).items())
+        return value["class_path"].rpartition(".")[2] + (f"({inside})" if inside else "")
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _read(action: ActionTypeHint, value: Any, append: bool) -> tuple[Any, bool, bool]:
+    """A value without `KEEP`; whether it replaces what was there; and whether it had `KEEP`."""
+    if append or isinstance(value, NestedArg):
+        return value, False, False
+    content = value
+    if isinstance(value, str):
+        with suppress(Exception):  # text that is not YAML: the parser says what is wrong with it
+            content, _ = parse_value_or_config(value, enable_path=action._enable_path)
+    mapping = isinstance(content, dict | Namespace)
+    if mapping and "class_path" not in content:
+        return value, False, False
+    name = content["class_path"] if mapping else content
+    if not (isinstance(name, str) and name.startswith(KEEP) and get_help_types(action._typehint)):
+        return value, True, False
+    name = name.removeprefix(KEEP)
+    return (
+        ({**(content if isinstance(content, dict) else vars(content)), "class_path": name} if mapping else name),
+        True,
+        True,
+    )
+
+
+def _check_type(self: ActionTypeHint, value: Any, append: bool = False, cfg: Any = None, mode: str | None = None) -> Any:
+    """Checks a value with the present one where it changes that, and without it where it replaces that."""
+    changes = _changes.get()
+    if changes is None or sub_defaults.get() or not lenient_check.get():  # what is given is complete by now
+        return _original_check(self, value, append, cfg, mode)
+    before = cfg.get(self.dest) if cfg else None
+    value, replaces, keeps = _read(self, value, append)
+    present = Namespace()
+    if keeps or not replaces:
+        present[self.dest] = before.clone() if isinstance(before, Namespace) else before
+    outer, changes.place = changes.place, f"{changes.place}.{self.dest}".removeprefix(".")
+    try:
+        if mistake := misplaced(self._typehint, changes.place, value):
+            parent_parser.get().error(mistake)
+        try:
+            result = _original_check(self, value, append, present, mode)
+        except (TypeError, ValueError):
+            if mistake := class_mistake(self._typehint, changes.place, value):
+                parent_parser.get().error(mistake)
+            raise
+        if is_subclass_spec(result):
+            changes.classes[changes.place] = result["class_path"]
+        if is_subclass_spec(before) and is_subclass_spec(result):
+            if not replaces and "dict_kwargs" in before and "dict_kwargs" not in result:
+                result["dict_kwargs"] = before["dict_kwargs"]
+            changes.add(before, result, replaces, keeps)
+    finally:
+        changes.place = outer
+    changes.result = result
+    return result
+
+
+def _call(self: ActionTypeHint, *args: Any, **kwargs: Any) -> Any:
+    """Stores the checked value of an option, which is complete, in place of the present one."""
+    made = _original_call(self, *args, **kwargs)
+    changes = _changes.get()
+    if args and changes is not None and is_subclass_spec(changes.result):
+        args[1][self.dest] = changes.result
+    return made
+
+
+def _discard(parser_or_action: Any, present: Any, given: Any) -> None:
+    """Before a config is merged into another: what it says of a class is complete, and replaces what is present."""
+    if _changes.get() is None or isinstance(present, dict):
+        return _original_discard(parser_or_action, present, given)
+    for key in list(present.keys(branches=True)):
+        if is_subclass_spec(present.get(key)) and is_subclass_spec((given or Namespace()).get(key)):
+            present.pop(key)
+
+
+_original_check, _original_call = ActionTypeHint._check_type, ActionTypeHint.__call__
+_original_discard = ActionTypeHint.discard_init_args_on_class_path_change
+ActionTypeHint._check_type, ActionTypeHint.__call__ = _check_type, _call
+ActionTypeHint.discard_init_args_on_class_path_change = staticmethod(_discard)

@@ -1,0 +1,96 @@
+"""What is wrong with a value that is to be a class: the classes that may be given there, the most similar names first."""
+
+import difflib
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from jsonargparse._typehints import NestedArg, get_all_subclass_paths, get_help_types, resolve_class_path_by_name
+from jsonargparse._util import import_object
+
+from lightning_score.runs.trust import KINDS
+
+SPEC = {"class_path", "init_args", "dict_kwargs", "__path__"}
+
+
+def class_names(typehint: Any, wanted: str = "") -> str:
+    """The names of all public classes that a type takes, those that resemble another name first."""
+    names = {path.rpartition(".")[2] for path in get_all_subclass_paths(typehint)}
+    names = sorted(names - {base.__name__ for base in get_help_types(typehint)})
+    names = [name for name in names if not name.startswith("_")]
+    lower = {name.lower(): name for name in names}
+    near = [lower[name] for name in difflib.get_close_matches(wanted.lower(), lower, 3)]
+    return ", ".join([*near, *(name for name in names if name not in near)])
+
+
+def class_mistake(typehint: Any, place: str, value: Any) -> str:
+    """What is wrong with the class in a value that was refused, or nothing where it is not that.
+
+    Args:
+        typehint: what the option takes.
+        place: its name.
+        value: as given.
+    """
+    types = _bases(typehint)
+    if not types:
+        return ""
+    if isinstance(value, NestedArg):
+        return _no_class(f"{place}.{value.key}={value.val}", place, typehint)
+    for part in _parts(value):
+        if isinstance(part, Mapping) and "class_path" not in part:
+            return _no_class(f"{place}={dict(part)}", place, typehint)
+        name = part["class_path"] if isinstance(part, Mapping) else part
+        if isinstance(name, str) and (reason := _unusable(name.lstrip("+"), types)):
+            own = "or the path of your own, as my_module.MyClass"
+            return f"{place}={name}: {reason}; give one of {class_names(typehint, name.rpartition('.')[2])}, {own}"
+    return ""
+
+
+def misplaced(typehint: Any, place: str, value: Any) -> str:
+    """Says so where the arguments of a class stand beside its class path, or returns nothing."""
+    for part in _parts(value) if get_help_types(typehint) else ():
+        strange = sorted(map(str, part.keys() - SPEC)) if isinstance(part, Mapping) and "class_path" in part else []
+        if strange:
+            name = str(part["class_path"]).rpartition(".")[2]
+            inside = f"{{class_path: {name}, init_args: {{{strange[0]}: ...}}}}"
+            return f"{place}.{strange[0]}: must be inside init_args, as in {place}: {inside}"
+    return ""
+
+
+def _bases(typehint: Any) -> tuple[type, ...]:
+    """The kinds of parts that a type takes; values that happen to have a class, as tensors and spans of time, are none."""
+    found = get_help_types(typehint) or ()
+    return tuple(base for base in found if issubclass(base, KINDS) or base.__module__.startswith("lightning_score"))
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """What is given for a class, or for each of several."""
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        with suppress(yaml.YAMLError):
+            value = yaml.safe_load(value)
+    for part in value if isinstance(value, list) else [value]:
+        yield vars(part) if isinstance(part, Namespace) else part
+
+
+def _no_class(given: str, place: str, typehint: Any) -> str:
+    return f"{given}: of which class? Give {place} first, one of {class_names(typehint)}; in a config, as its class_path"
+
+
+def _unusable(name: str, types: tuple[type, ...]) -> str:
+    """Why a name is not that of such a class, or nothing."""
+    try:
+        found = import_object(resolve_class_path_by_name(types, name))
+    except Exception as error:  # importing a module of the user's runs any code
+        return f"cannot be imported ({' '.join(str(error).split())[:200]})" if "." in name else "no such class"
+    fits = isinstance(found, type) and issubclass(found, types)
+    return "" if fits else f"not a {' or '.join(each.__name__ for each in types)}"
+
+
+def options_inside(classes: Mapping[str, str]) -> Iterator[str]:
+    """The options of the classes that were given, by the places of these."""
+    for place, path in classes.items():
+        with suppress(Exception):
+            yield from (f"{place}.{name}" for name in inspect.signature(import_object(path)).parameters)

@@ -1,0 +1,230 @@
+"""The command `gallery`: a Gaussian mixture in the plane, its exact and learned score, and what samplers make of it."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+import inspect
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_score import sampling
+from lightning_score.callbacks.score_plot import Marginal, draw_density, draw_field, extent
+from lightning_score.commands.configs import load_checkpoint
+from lightning_score.commands.parser import Parser
+from lightning_score.data import GaussianMixture, Mixture, ScoreData
+from lightning_score.errors import require
+from lightning_score.files import replacing
+from lightning_score.memory import require_room
+from lightning_score.process import NoiseProcess, SigmaTable
+from lightning_score.runs.folders import new_dated_folder, new_folder
+from lightning_score.runs.trust import trusted_by
+from lightning_score.sampling import NoiseStream, PredictorCorrector, Sampler
+from lightning_score.score.empirical import EmpiricalScore
+from lightning_score.training.model import ScoreModel
+
+STEPS = 60  # of the grid of every sampler
+SNAPSHOTS = 5
+SMALLEST = 0.05  # noise level at which every sampler ends, of data of about unit size
+
+
+def gallery(arguments: list[str]) -> None:
+    """Draws `samplers.png` and `levels.png` for a checkpoint of a Gaussian mixture in the plane.
+
+    Args:
+        arguments: `gallery` and its options.
+
+    Raises:
+        InputError: the checkpoint is not one of 2-D data of a known density.
+    """
+    options = _parser().parse_args(arguments[1:])
+    require(options.num_samples >= 1, f"--num_samples {options.num_samples}: must be at least 1")
+    trusted = trusted_by(arguments, [])
+    require_room(1000 * options.num_samples, f"--num_samples {options.num_samples}", "draw fewer")
+    checkpoint = load_checkpoint(options.ckpt_path, trusted)
+    parser = Parser()
+    parser.add_subclass_arguments(ScoreData, "data")
+    data = parser.instantiate_classes(parser.parse_object({"data": checkpoint["config"].get("data")})).data
+    require(
+        isinstance(data, GaussianMixture) and data.shape == (2,),
+        f"--ckpt_path {options.ckpt_path}: gallery draws points in the plane of a known density (GaussianMixture), not "
+        f"{type(data).__name__}; train one by fit --config toy",
+    )
+    model = ScoreModel.load_from_checkpoint(options.ckpt_path, map_location="cpu", trust=list(trusted)).eval()
+    folder = Path(options.ckpt_path).parent
+    folder = new_folder(Path(options.output)) if options.output else new_dated_folder(folder / "gallery")
+    figures = {
+        "samplers.png": draw_samplers(model, data.mixture, options.num_samples, options.seed),
+        "levels.png": draw_levels(options.num_samples, options.seed),
+    }
+    for name, figure in figures.items():
+        with replacing(folder / name) as temporary:
+            figure.savefig(temporary, dpi=80)
+    print(f"drawn: {folder}/samplers.png, {folder}/levels.png")
+
+
+def samplers(process: NoiseProcess) -> dict[str, Sampler]:
+    """Every predictor alone, every corrector after reverse diffusion, and every sampler without a predictor, by name.
+
+    All run on a geometric grid of 60 steps; those that find no place here, such as a corrector that needs more than two
+    dimensions, are left out.
+
+    Args:
+        process: the noise process of the model that is to be sampled.
+    """
+    grid = sampling.Geometric(STEPS, float(_time(process, SMALLEST)))
+    found: dict[str, Sampler] = {}
+    for kind in _concrete(sampling.Predictor):
+        if kind.calls:
+            own = sampling.Geometric(SNAPSHOTS - 1, grid.t_min) if kind.adaptive else grid
+            found[kind.__name__] = PredictorCorrector(kind(), grid=own, denoise=sampling.KeepNoise())
+    for kind in _concrete(sampling.Corrector):
+        if kind.min_dimension <= 2 and kind not in (sampling.AnnealedLangevinStep, sampling.FixedLangevin):
+            name = f"ReverseDiffusion + {kind.__name__}"
+            found[name] = PredictorCorrector(corrector=kind(), grid=grid, denoise=sampling.KeepNoise())
+    found["AnnealedLangevin, 5 steps per level"] = sampling.AnnealedLangevin("auto", 5, grid)
+    found["ConsistentAnnealedLangevin"] = sampling.ConsistentAnnealedLangevin(0.5 * SMALLEST**2, grid, sampling.KeepNoise())
+    found["LangevinDynamics, one level"] = sampling.LangevinDynamics(0.1 * SMALLEST**2, 5 * STEPS, sigma=SMALLEST)
+    for sampler in found.values():
+        sampler.check(process)
+    return found
+
+
+def _concrete(base: type) -> list[type]:
+    classes = [c for _, c in inspect.getmembers(sampling, inspect.isclass) if issubclass(c, base)]
+    return [c for c in classes if not inspect.isabstract(c)]
+
+
+@torch.inference_mode()
+def draw_samplers(model: ScoreModel, mixture: Mixture, n: int = 500, seed: int = 0):
+    """Density, exact and learned score, and below them the samples of every sampler at five moments from noise to data.
+
+    Args:
+        model: a model of the mixture.
+        mixture: the data's law.
+        n: samples of each sampler.
+        seed: of the samples.
+
+    Returns:
+        A matplotlib figure.
+    """
+    from matplotlib.figure import Figure  # takes a second to import
+
+    score, process = model.score_function, model.score_function.process
+    chosen = samplers(process)
+    rows = -(-len(chosen) // 2)
+    figure = Figure(figsize=(14, 4.4 + 1.5 * rows), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[4.4, 1.5 * rows])
+    _draw_scores(top, model, mixture)
+    blocks = [half.subplots(rows, SNAPSHOTS, squeeze=False) for half in bottom.subfigures(1, 2)]
+    panels = [row for block in blocks for row in block]
+    for row, (name, sampler) in zip(panels, chosen.items(), strict=False):
+        noise = NoiseStream(seed, range(n), (2,), model.device, model.dtype)
+        result = sampler(score, noise, trajectory=True)
+        stages = sampler.plan(process, sampler.grid(process))
+        times = [torch.ones(()), *(stage.end for stage in stages)]
+        shown = torch.linspace(0, len(stages), SNAPSHOTS).round().long().tolist()
+        for axes, i in zip(row, shown, strict=True):
+            _draw_cloud(axes, mixture, process, times[i], result.trajectory[i])
+        row[0].set_title(" ", fontsize=9)  # the height of a title; its width would push the columns apart
+        title = row[0].text(0, 1.06, f"{name}, NFE {result.nfe:g}", transform=row[0].transAxes, fontsize=9)
+        title.set_in_layout(False)
+    for row in panels[len(chosen) :]:
+        for axes in row:
+            axes.remove()
+    return figure
+
+
+def _draw_scores(figure, model: ScoreModel, mixture: Mixture) -> None:
+    process = model.score_function.process
+    t = _time(process, 0.2)
+    marginal, reach = _marginal(mixture, process, t), extent(mixture)
+    density, exact, learned = figure.subplots(1, 3, sharex=True, sharey=True)
+    for axes, title in ((density, "density"), (exact, "exact score"), (learned, "learned score")):
+        draw_density(axes, marginal, reach)
+        axes.set_title(rf"{title}, $\sigma$ = {marginal.sigma:.2g}")
+    draw_field(exact, marginal.score, reach)
+    draw_field(learned, lambda x: model.score_function(x, t), reach)
+
+
+def _draw_cloud(axes, mixture: Mixture, process: NoiseProcess, t: Tensor, x: Tensor) -> None:
+    """The samples x/alpha at time t over the density of their law."""
+    marginal = _marginal(mixture, process, t)
+    draw_density(axes, marginal, extent(mixture) + 2 * marginal.sigma)
+    axes.scatter(*(x / process.alpha(t)).T, s=3, color="tab:red", alpha=0.6, linewidths=0)
+    axes.set(xticks=[], yticks=[], xlabel="", ylabel="")
+    axes.text(0.03, 0.03, rf"$\sigma$ = {marginal.sigma:.2g}", transform=axes.transAxes, fontsize=8)
+
+
+def _time(process: NoiseProcess, sigma: float) -> Tensor:
+    """The time at which sigma/alpha has a given value."""
+    return process.inverse_log_snr(torch.tensor(-2 * math.log(sigma), dtype=torch.float64))
+
+
+def _marginal(mixture: Mixture, process: NoiseProcess, t: Tensor) -> Marginal:
+    """The law of x/alpha at time t."""
+    return Marginal(mixture, t, 1.0, float((-process.log_snr(t) / 2).exp()))
+
+
+def two_segments(n: int = 60) -> Tensor:
+    """Points on a line in the plane, in two segments that hold a fifth and four fifths of them, (n, 2)."""
+    few = n // 5
+    along = torch.cat([torch.linspace(-1.5, -0.9, few), torch.linspace(0.9, 1.5, n - few)])
+    return torch.stack([along, 0.4 * along], 1)
+
+
+def one_level_and_many(n: int, seed: int = 0) -> dict[str, tuple[Tensor, float]]:
+    """Samples of `two_segments` by Langevin dynamics at one small noise level, and down a ladder to it, both with the exact
+    score and as many evaluations: by name, the samples (n, 2) and the share of them in the larger segment.
+
+    The score of data on a line is blind far from it and between its parts, so that one level leaves every sample in the
+    segment nearer to where it started; that is why NCSN has many (Song and Ermon 2019, 1907.05600, section 3).
+
+    Args:
+        n: number of samples.
+        seed: of the samples.
+    """
+    sigma, levels, steps = 0.05, 20, 50
+    process = SigmaTable(sigma, 5.0, levels)
+    score = EmpiricalScore(process, two_segments().double())
+    start = sampling.UniformNoise(-2.0, 2.0)
+    one = sampling.LangevinDynamics(0.2 * sigma**2, levels * steps, sigma=sigma, initial=start)
+    many = sampling.AnnealedLangevin("auto", steps, initial=start)
+    drawn = {}
+    for name, sampler in ((rf"one level, $\sigma$ = {sigma:g}", one), (rf"{levels} levels, 5 to {sigma:g}", many)):
+        x = sampler(score, NoiseStream(seed, range(n), (2,), dtype=torch.float64)).x
+        drawn[name] = x, float((x[:, 0] > 0).double().mean())
+    return drawn
+
+
+def draw_levels(n: int = 500, seed: int = 0):
+    """Why NCSN has many noise levels: `one_level_and_many` beside the data, as a matplotlib figure.
+
+    Args:
+        n: number of samples.
+        seed: of the samples.
+    """
+    from matplotlib.figure import Figure
+
+    data = two_segments()
+    clouds = {"data": (data, float((data[:, 0] > 0).double().mean())), **one_level_and_many(n, seed)}
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    for axes, (name, (x, share)) in zip(figure.subplots(1, 3, sharex=True, sharey=True), clouds.items(), strict=True):
+        axes.scatter(*x.T, s=5, alpha=0.5, linewidths=0)
+        axes.set(aspect="equal", xlim=(-2, 2), ylim=(-2, 2), xlabel="$x_1$", ylabel="$x_2$")
+        axes.set_title(f"{name}: {share:.0%} on the right")
+    return figure
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m lightning_score gallery",
+        description="Draws what every sampler makes of a model of points in the plane, and why NCSN has many noise levels.",
+    )
+    parser.add_argument("--ckpt_path", type=str, required=True, help="Checkpoint of a GaussianMixture, as fit --config toy.")
+    parser.add_argument("--trust", type=str, help="Module of which the checkpoint may name classes, as my_parts.")
+    parser.add_argument("--output", type=str, help="Folder for the pictures; a new one beside the checkpoint by default.")
+    parser.add_argument("--num_samples", type=int, default=500, help="Samples of each sampler.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the samples.")
+    return parser

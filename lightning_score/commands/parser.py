@@ -1,0 +1,176 @@
+"""The parser of all commands: a class that is named starts from its own defaults, and an error is one line with the fix."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn, get_args, get_type_hints
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_score.commands.class_changes import recorded, recording
+from lightning_score.commands.class_names import class_names, options_inside
+from lightning_score.commands.configs import in_order
+from lightning_score.commands.origins import origin
+from lightning_score.commands.total_steps import STAND_IN, WORD, marked, marked_arguments, resolve
+from lightning_score.commands.yaml_files import MODE
+from lightning_score.data import ScoreData
+from lightning_score.metrics import Features
+from lightning_score.runs.trust import NO_FUNCTION, ClassParser
+from lightning_score.training.model import ScoreModel
+
+PLAIN = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "list": "a list",
+    "collections.abc.Sequence": "a list",
+    "NoneType": "null",
+}
+"""Types as a user knows them."""
+
+
+class Refused(SystemExit):
+    """Ends the program with exit code 2, after its message has been told."""
+
+    def __init__(self, message: str):
+        super().__init__(2)
+        self.message = message
+
+
+class Parser(ClassParser):
+    """A parser whose errors are one line that says what to do, without pages of usage."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False, "parser_mode": MODE})
+
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **settings: Any) -> Any:
+        """Parses options in their order of `in_order`; a class that is named starts from its own defaults, and one line on
+        stderr says what that changed. A number of the schedule that is given as `max_steps` becomes that of the trainer.
+        """
+        given = marked_arguments(in_order(args or []))
+        if recording():  # a parser within this one
+            config = super().parse_args(given, *more, **settings)
+        else:
+            with recorded(given) as changes:
+                try:
+                    config = super().parse_args(given, *more, **settings)
+                finally:
+                    if rank_zero_only.rank == 0:
+                        sys.stderr.writelines(f"{line}\n".replace(str(STAND_IN), WORD) for line in changes.lines())
+        resolve(config)
+        return config
+
+    def dump(self, *args: Any, **settings: Any) -> str:
+        """The text of a configuration, also of one that `--print_config` shows before it is complete."""
+        return super().dump(*args, **settings).replace(str(STAND_IN), WORD)
+
+    def _load_config_parser_mode(self, content: str, *args: Any, **settings: Any) -> Any:
+        return super()._load_config_parser_mode(marked(content), *args, **settings)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints the message on one line, with what to do about it, and exits with code 2."""
+        line = re.sub(r"\s+", " ", str(message)).strip().rstrip(".").replace(str(STAND_IN), WORD)
+        changes = recording()
+        if changes and changes.place and getattr(self, "_inner_parser", False):  # which knows the last part of names only
+            line = re.sub(r"""(Parser key "|Option ')""", rf"\g<1>{changes.place}.", line, count=1)
+        told = self._unknown_help(line) or _function(line) or _unknown_class(line) or _wrong_value(line)
+        line = told or " ".join(f"{line}. {self._nearest_option(line)}{_config_hint(line)}".split())
+        line = line.rstrip(" .")
+        line += origin(changes.arguments, line) if changes else ""
+        sys.stderr.write(f"error: {line}\n")
+        raise Refused(line)
+
+    def _unknown_help(self, message: str) -> str:
+        """For `--PART.help` of an unknown class, those of which there is help; else nothing."""
+        asked = re.match(r"(--[\w.]+\.help): .*?(\w+)\"?( is not a .*)?$", message)
+        action = self._option_string_actions.get(asked[1]) if asked else None
+        return (
+            f"{asked[1]} {asked[2]}: no such class; give one of {class_names(action._typehint, asked[2])}" if action else ""
+        )
+
+    def _nearest_option(self, message: str) -> str:
+        """The options that an unknown one was probably meant to be."""
+        stray = re.search(r"[Uu]nrecognized arguments: (?!-)(\S+)", message)
+        if stray:
+            kind = "--ckpt_path" if stray[1].endswith(".ckpt") else "--config"
+            return f"Did you mean {kind} {stray[1]}? Every value needs its option"
+        unknown = re.search(r"(?:[Uu]nrecognized arguments: |Key |[Oo]ption )['\"]?(?:--)?([\w.]+)", message)
+        if not unknown:
+            return ""
+        changes, wanted = recording(), unknown[1].replace(".init_args", "")
+        place = f"{changes.place}." if changes and getattr(self, "_inner_parser", False) else ""
+        parsers = [self, *(self._subcommands_action.choices.values() if self._subcommands_action else ())]
+        known = {place + name[2:] for parser in parsers for name in parser._option_string_actions if name.startswith("--")}
+        known |= set(options_inside(changes.classes if changes else {}))
+        known = sorted(name for name in known if not name.endswith((".help", "+")))
+        near = [name for name in known if name.rpartition(".")[2] == wanted] or difflib.get_close_matches(wanted, known, 1)
+        if not near:
+            leaf = difflib.get_close_matches(wanted.rpartition(".")[2], {name.rpartition(".")[2] for name in known}, 1)
+            near = [name for name in known if leaf and name.rpartition(".")[2] == leaf[0]]
+        return f"Did you mean {' or '.join(f'--{name}' for name in near[:3])}?" if near else ""
+
+
+def _function(message: str) -> str:
+    """For what is no class, or a function in place of one, what to do; else nothing."""
+    denied = re.search(r'Parser key "([\w.]+)": .*?Importing \'([\w.]+)\' is not allowed', message)
+    if denied:
+        return f"{denied[1]}={denied[2]}: a config makes nothing but classes of this package, of torch, or of your own"
+    found = re.search(r'Parser key "([\w.]+)": (?!.*Parser key).*value: (.*)$', message) if NO_FUNCTION in message else None
+    return f"{found[1]}={found[2]}: {NO_FUNCTION}" if found else ""
+
+
+def _unknown_class(message: str) -> str:
+    """For a class that cannot be found, or is left out before its settings, those that may stand there; else nothing."""
+    unknown = re.search(r'Parser key "([\w.]+)".*dot import path string: (\w+)', message)
+    orphan = re.search(r"""Parser key "([\w.]+)".*NestedArg\(key='([\w.]+)', val='([^']*)'\)""", message)
+    bases = dict(_parts(ScoreModel, set())) | {"data": ScoreData, "features": Features}
+    key = (unknown or orphan)[1].rpartition(".")[2] if unknown or orphan else ""
+    if key not in bases:
+        return ""
+    names = ", ".join(sorted(part.__name__ for part in _descendants(bases[key])))
+    if orphan:
+        return f"{orphan[1]}.{orphan[2]}={orphan[3]}: of which class? Give {orphan[1]} first, one of {names}"
+    return f"{unknown[1]}={unknown[2]}: no such class; give one of {names}, or the path of your own, as my_module.MyClass"
+
+
+def _wrong_value(message: str) -> str:
+    """For a value that is of none of the types of its parameter, all of them plain, what may stand there; else nothing."""
+    found = re.search(r'Parser key "([\w.]+)": .*(?:Got|Given) value: (.*)$', message)
+    expected = re.findall(r"Expected a (?:<class '([\w.]+)'>|typing\.Literal\[([^\]]*)\])", message)
+    if not found or not expected or not {name for name, _ in expected} <= {*PLAIN, ""}:
+        return ""
+    if within := re.search(r"Expected a <class '(\w+)'>\. Got value: (.*?) - ", message):  # a list
+        return f"{found[1]}={found[2]}: {within[2]} must be {PLAIN[within[1]]}"
+    allowed = [word for name, words in expected for word in ([PLAIN[name]] if name else re.findall(r"[^', ]+", words))]
+    *others, last = dict.fromkeys(allowed)
+    return f"{found[1]}={found[2]}: must be {', '.join(others)}{' or ' if others else ''}{last}"
+
+
+def _parts(owner: type, seen: set[type]) -> Iterator[tuple[str, type]]:
+    """The parameters of a class, and of all that these may be, that take one of our abstract classes."""
+    seen.add(owner)
+    for name, hint in get_type_hints(owner.__init__).items():
+        candidates = [hint, *get_args(hint)]
+        for base in candidates:
+            if inspect.isclass(base) and inspect.isabstract(base) and base.__module__.startswith("lightning_score"):
+                yield name, base
+                for part in sorted(_descendants(base) - seen, key=lambda part: part.__name__):
+                    yield from _parts(part, seen)
+
+
+def _descendants(base: type) -> set[type]:
+    """All concrete public classes derived from a class."""
+    children = {child for direct in base.__subclasses__() for child in {direct, *_descendants(direct)}}
+    return {child for child in children if not inspect.isabstract(child) and not child.__name__.startswith("_")}
+
+
+def _config_hint(message: str) -> str:
+    """What to do when all is missing."""
+    if "arguments are required" not in message:
+        return ""
+    return "Give one: --ckpt_path runs/NAME/latest/last.ckpt" if "ckpt_path" in message else "Give a config: --config ncsn"

@@ -1,0 +1,109 @@
+"""What Lightning or torch refuses, as one line that repeats the options."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+import re
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_score.errors import InputError, require
+
+LEAST = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "gradient_clip_val": 0,
+    "limit_predict_batches": 0,
+    "limit_test_batches": 0,
+    "limit_train_batches": 0,
+    "limit_val_batches": 0,
+    "log_every_n_steps": 0,
+    "max_epochs": -1,
+    "max_steps": -1,
+    "min_epochs": 0,
+    "min_steps": 0,
+    "num_nodes": 1,
+    "num_sanity_val_steps": -1,
+    "overfit_batches": 0,
+    "reload_dataloaders_every_n_epochs": 0,
+    "val_check_interval": 1e-9,
+}
+"""Of the trainer's numbers; Lightning divides by some of them without a look."""
+
+
+def check_trainer(settings: Mapping[str, Any]) -> None:
+    """Refuses numbers of the trainer that are too small.
+
+    Raises:
+        InputError: there is one.
+    """
+    for name, least in LEAST.items():
+        value = settings.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            allowed = "above 0" if name == "val_check_interval" else f"at least {least}"
+            require(value >= least, f"--trainer.{name} {value}: must be {allowed}")
+
+
+def check_limits(command: str, settings: Mapping[str, Any]) -> None:
+    """Refuses limits with which a command that measures or draws would measure or draw nothing, or less than it says.
+
+    Raises:
+        InputError: there is one.
+    """
+    name = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(command)
+    limit = settings.get(name)
+    require(limit is None or limit > 0, f"--trainer.{name} {limit}: must be above 0, or nothing is measured")
+    limit = settings.get("limit_predict_batches") if command == "predict" else None
+    require(limit is None, f"--trainer.limit_predict_batches {limit}: not for predict; give fewer --num_samples")
+
+
+def of_options(error: Exception, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """The message of an error, preceded by the trainer's options that it names, or quotes, or else, of
+    Lightning's own, by those that were given.
+    """
+    message = " ".join(str(error).split())[:600]
+    plain = {name: value for name, value in settings.items() if value is None or isinstance(value, str | int | float)}
+    named = {name: value for name, value in plain.items() if re.search(rf"\b{name}\b", message)}
+    given = {name: value for name, value in plain.items() if value != defaults.get(name)}
+    quoted = {name: value for name, value in given.items() if isinstance(value, str) and value in message}
+    chosen = {name: value for name, value in named.items() if name in given} or quoted
+    chosen = chosen or (given if _of_lightning(error) else {})
+    options = " ".join(f"--trainer.{name} {'null' if value is None else value}" for name, value in chosen.items())
+    return f"{options or 'this configuration cannot be used'}: {message}"
+
+
+def _of_lightning(error: Exception) -> bool:
+    """Whether Lightning's own code raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and re.search(r"lightning/(pytorch|fabric)/", Path(frames[-1].filename).as_posix()) is not None
+
+
+@contextmanager
+def refusing(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[None]:
+    """Makes a user's mistake of what Lightning refuses once the trainer runs, and of a checkpoint that it cannot restore.
+
+    Args:
+        settings: the trainer's options.
+        defaults: of the trainer.
+
+    Raises:
+        InputError: in place of the error.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if any(frame.filename.endswith("checkpoint_connector.py") and "restore" in frame.name for frame in frames):
+            what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise InputError(
+                f"--ckpt_path: training cannot go on from this checkpoint with these options ({what})"
+            ) from error
+        if isinstance(error, MisconfigurationException) or (isinstance(error, ValueError) and _of_lightning(error)):
+            raise InputError(of_options(error, settings, defaults)) from error
+        raise

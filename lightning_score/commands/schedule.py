@@ -1,0 +1,213 @@
+"""The ladder of noise levels from a data set: the command `schedule`, and what `auto` stands for in the config of `fit`."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+import os
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ActionConfigFile
+from torch import Tensor
+
+from lightning_score.commands.configs import find_config, read_config
+from lightning_score.commands.parser import Parser
+from lightning_score.data import ScoreData
+from lightning_score.errors import require
+from lightning_score.files import replace_text, replacing
+from lightning_score.process.ladder import (
+    LEAST_DIMENSION,
+    Plan,
+    choose_gamma,
+    choose_levels,
+    choose_step_size,
+    max_distance,
+    plan,
+)
+
+PICTURES = (".png", ".pdf", ".svg")
+
+
+def schedule(arguments: list[str]) -> None:
+    """Derives a ladder and its step size from data, prints why, and writes a config and a picture on request.
+
+    Args:
+        arguments: `schedule` and its options.
+    """
+    parser = _parser()
+    config = parser.parse_args(_with_config_parts(arguments[1:]))
+    require(config.data is not None, "schedule needs data: --data Digits, or a config that names them: --config ncsn")
+    for name, kinds in (("output", (".yaml", ".yml")), ("plot", PICTURES)):
+        if config[name] is not None:
+            _require_new_file(name, Path(config[name]), kinds)
+    data = parser.instantiate_classes(config).data
+    dimension = prod(data.shape)
+    choose_step_size(config.sigma_min, choose_gamma(dimension, config.coverage), config.steps)  # mistakes before long work
+    x = seen_in_training(data)
+    chosen = plan(_largest(x), dimension, config.sigma_min, config.coverage, config.steps)
+    source = f"{type(data).__name__}, {len(x)} training examples of {' x '.join(map(str, data.shape))}"
+    print(f"{source}, values {float(x.min()):.4g} to {float(x.max()):.4g}, as the network sees them\n\n{derivation(chosen)}")
+    if config.output is not None:
+        text = f"# The noise ladder of {source}.\n{yaml.safe_dump(fragment(chosen), sort_keys=False)}"
+        replace_text(Path(config.output), text)
+        print(f"\nwritten to {config.output}: python -m lightning_score fit --config ncsn --config {config.output}")
+    if config.plot is not None:
+        with replacing(config.plot) as temporary:
+            _figure(chosen, source).savefig(temporary, dpi=120)
+        print(f"drawn in {config.plot}")
+
+
+def resolve(config: Any) -> None:
+    """Puts numbers into the places of a parsed config of `fit` where its process says auto, and prints what they are.
+
+    Techniques 1 and 2 of Song and Ermon 2020 (2006.09011), with a coverage of 0.5.
+
+    Args:
+        config: the config, with `model.process` and `data`.
+    """
+    process = config["model"]["process"].get("init_args") or {}
+    asked = [name for name in ("sigma_max", "levels") if process.get(name) == "auto"]
+    if not asked:
+        return
+    parser = Parser()
+    parser.add_subclass_arguments(ScoreData, "data")
+    data = parser.instantiate_classes(parser.parse_object({"data": config["data"].as_dict()})).data
+    said = []
+    if "sigma_max" in asked:
+        x = seen_in_training(data)
+        process["sigma_max"] = _largest(x)
+        said.append(f"sigma_max={process['sigma_max']:g}, the largest distance between two of {len(x)} training examples")
+    if "levels" in asked:
+        dimension = prod(data.shape)
+        process["levels"] = choose_levels(process["sigma_max"], process["sigma_min"], dimension)
+        ratio = (process["sigma_max"] / process["sigma_min"]) ** (1 / (process["levels"] - 1))
+        said.append(f"levels={process['levels']}, a factor of {ratio:.4g} apart as fits {dimension} dimensions")
+    if "LOCAL_RANK" not in os.environ or os.environ["LOCAL_RANK"] == "0":
+        print(f"auto: {'; '.join(said)}", flush=True)
+
+
+def seen_in_training(data: ScoreData) -> Tensor:
+    """The training examples in the scale the network sees, (N, ...), without augmentation."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # for data that add noise
+        return data.transform(train=False)(data.splits.train.x)
+
+
+def _largest(x: Tensor) -> float:
+    return float(f"{max_distance(x, progress=True):.6g}")
+
+
+def derivation(chosen: Plan) -> str:
+    """The derivation of a ladder in words and numbers."""
+    d, ratios = chosen.dimension, chosen.variance_ratios
+    shown = [i for i in range(len(ratios)) if i < 4 or i == len(ratios) - 1]
+    after = ", ".join(f"{'... ' if i >= 5 else ''}{ratios[i]:.4g} (level {i + 1})" for i in shown)
+    few = (
+        f"\n   (fewer than {LEAST_DIMENSION}, where the rule does not hold, count as {LEAST_DIMENSION})"
+        if d < LEAST_DIMENSION
+        else ""
+    )
+    return f"""\
+1. Largest level: sigma_max = {chosen.sigma_max:g}, the largest distance between two training examples,
+   so that noise of the first level can carry a sample from any example to any other.
+   Smallest level: sigma_min = {chosen.sigma_min:g}, as given.
+2. Ratio of adjacent levels: gamma = {chosen.gamma:.6g}, an overlap of C = {chosen.coverage:g} in D = {d} dimensions{few}.
+   Levels: 1 + ln({chosen.sigma_max:g}/{chosen.sigma_min:g})/ln gamma = {chosen.exact_levels:.1f},
+   rounded up to L = {chosen.levels}, which makes the ratio {chosen.ratio:.6g}.
+3. Step size: epsilon = {chosen.step_size:.4g} at the smallest level, for T = {chosen.steps} steps per level;
+   it keeps the variance of the samples over sigma_i^2 closest to 1. Predicted ratio after each level:
+   {after}; a long ladder settles at {chosen.variance_limit:.4g}.
+4. Cost: L T = {chosen.levels} x {chosen.steps} = {chosen.evaluations} network evaluations per sample,
+   one more where the sampler denoises at the end.
+
+Techniques 1, 2 and 4 of Song and Ermon 2020 (arXiv:2006.09011)."""
+
+
+def fragment(chosen: Plan) -> dict[str, Any]:
+    """The part of a config that makes `fit` and its sampler use the ladder, with all else as it is."""
+    process = {"sigma_min": chosen.sigma_min, "sigma_max": chosen.sigma_max, "levels": chosen.levels}
+    sampler = {"step_size": float(f"{chosen.step_size:.6g}"), "steps": chosen.steps}
+    return {
+        "model": {
+            "process": {"class_path": "+SigmaTable", "init_args": process},
+            "sampler": {"class_path": "+AnnealedLangevin", "init_args": sampler},
+        }
+    }
+
+
+def _figure(chosen: Plan, source: str):
+    from matplotlib.figure import Figure  # takes a second to import
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    figure.suptitle(f"{source}: L = {chosen.levels}, T = {chosen.steps}, NFE = {chosen.evaluations}")
+    levels = range(1, chosen.levels + 1)
+    style = {"marker": ".", "lw": 1, "ms": 4 if chosen.levels > 50 else 7}
+    sigmas, sizes, ratios = figure.subplots(1, 3)
+    sigmas.semilogy(levels, chosen.sigmas, **style)
+    sigmas.set(title=rf"noise levels, ratio $\gamma$ = {chosen.ratio:.5g}", ylabel=r"$\sigma_i$ (units of the data)")
+    sizes.semilogy(levels, chosen.step_sizes, color="tab:orange", **style)
+    sizes.set(title=rf"Langevin step sizes, $\epsilon$ = {chosen.step_size:.4g}", ylabel=r"$e_i$ (squared units)")
+    ratios.plot(levels, chosen.variance_ratios, color="tab:green", label="predicted after the level", **style)
+    ratios.axhline(chosen.variance_limit, color="gray", ls="--", lw=1, label=f"limit {chosen.variance_limit:.4g}")
+    ratios.set(title=r"variance of the samples over $\sigma_i^2$", ylabel="$r_i$")
+    ratios.set_ylim(1, 1.1 * chosen.variance_limit - 0.1)
+    ratios.legend(loc="lower right")
+    for axes in (sigmas, sizes, ratios):
+        axes.set_xlabel("level $i$, in sampling order")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m lightning_score schedule",
+        description="Chooses noise levels and Langevin step size from the data (Song and Ermon 2020, arXiv:2006.09011).",
+    )
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Config of fit: its data, sigma_min and steps.")
+    parser.add_subclass_arguments(ScoreData, "data", required=False)
+    parser.add_argument("--sigma_min", type=float, default=0.01, help="Smallest noise level; a config's by default.")
+    parser.add_argument("--coverage", type=float, default=0.5, help="Overlap of adjacent levels, between 0 and 0.9973.")
+    parser.add_argument("--steps", type=int, default=5, help="Langevin steps per level, T; a config's by default.")
+    parser.add_argument(
+        "--output", type=str, help="File for the ladder as a config: fit --config ncsn --config ladder.yaml."
+    )
+    parser.add_argument("--plot", type=str, help="File for a picture of the ladder (png, pdf or svg).")
+    return parser
+
+
+def _with_config_parts(arguments: list[str]) -> list[str]:
+    """The arguments with every `--config FILE` replaced by what the file says of data, smallest level and steps."""
+    parts = list(arguments)
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in ("-c", "--config") and (equals or i + 1 < len(arguments)):
+            text = yaml.safe_dump(_parts_of(value if equals else arguments[i + 1]))
+            parts[i : i + 1 if equals else i + 2] = [f"{name}={text}"] if equals else [name, text]
+    return parts
+
+
+def _parts_of(name: str) -> dict[str, Any]:
+    config = read_config(find_config(name))
+
+    def inside(*path: str) -> Any:
+        value = config
+        for step in path:
+            value = value.get(step) if isinstance(value, dict) else None
+        return value
+
+    sigma_min, steps = inside("model", "process", "init_args", "sigma_min"), inside("model", "sampler", "init_args", "steps")
+    parts = {"data": config.get("data"), "sigma_min": sigma_min, "steps": steps}
+    return {key: value for key, value in parts.items() if value is not None}
+
+
+def _require_new_file(name: str, path: Path, kinds: tuple[str, ...]) -> None:
+    require(path.suffix in kinds, f"--{name} {path}: must end in {' or '.join(kinds)}, as in ladder{kinds[0]}")
+    require(not path.exists(), f"--{name} {path}: exists already and nothing is overwritten; give another name or remove it")
+    require(
+        path.parent.is_dir() and os.access(path.parent, os.W_OK),
+        f"--{name} {path}: cannot be written; give a file in a folder that exists and is yours",
+    )

@@ -1,0 +1,86 @@
+"""What a run tells its user in the terminal: what it is about to do, and what came out."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+import math
+import shlex
+from errno import EIO
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lightning_score.callbacks import Evaluate, Evaluation
+from lightning_score.files import unwritten
+from lightning_score.training.model import ScoreModel
+
+
+@rank_zero_only
+def describe(model: ScoreModel, folder: Path | None) -> None:
+    """One line before training."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    score = model.score_function
+    print(
+        f"{type(score.network).__name__} with {parameters / 1e6:.3g} M parameters, {type(score.process).__name__} process, "
+        f"{type(model.sampler).__name__} sampler; everything goes to {folder or 'nowhere (fast_dev_run)'}",
+        flush=True,
+    )
+
+
+@rank_zero_only
+def summarize(trainer: Trainer, folder: Path | None, seconds: float, kept: bool = True, options: str = "") -> None:
+    """The results of training, where they are, and, if the final weights are kept, what to try next."""
+    if folder is None:
+        print("fast_dev_run: every part ran once and nothing was kept")
+        return
+    latest = folder.parent / "latest"
+    is_latest = latest.exists() and latest.samefile(folder)
+    rows = {
+        "run folder": f"{folder} (also {latest})" if is_latest else str(folder),
+        "metrics": "metrics.csv",
+        "config": "config.yaml",
+    }
+    rows |= {"checkpoints": ", ".join(sorted(file.name for file in folder.glob("*.ckpt"))) or "none"}
+    for kind in ("samples", "score", "loss_per_sigma"):
+        pictures = sorted(folder.glob(f"{kind}/*.png"))
+        rows |= {kind: str(pictures[-1].relative_to(folder))} if pictures else {}
+    print(f"\nfinished {trainer.global_step} steps after {seconds:.0f} s")
+    for name, value in rows.items():
+        print(f"  {name:<14} {value}")
+    for evaluation in evaluations(trainer):
+        print(f"  {evaluation.metric:<14} {sentence(evaluation)}")
+    if not kept:
+        return
+    checkpoint = shlex.quote(str((latest if is_latest else folder) / "last.ckpt"))
+    print(f"\nnext: python -m lightning_score predict --ckpt_path {checkpoint}{options} --num_samples 64")
+
+
+@rank_zero_only
+def report(trainer: Trainer, folder: Path | None) -> None:
+    """The results of an evaluation, and where they are.
+
+    Raises:
+        OSError: some of them could not be written.
+    """
+    for name, value in trainer.callback_metrics.items():
+        print(f"  {name:<24} {float(value):.6g}")
+    for evaluation in evaluations(trainer):
+        print(f"  {evaluation.metric:<24} {sentence(evaluation)}")
+    print(f"  written to {folder or 'nowhere (fast_dev_run)'}")
+    missing = [file for file in unwritten if folder is not None and Path(file).is_relative_to(folder)]
+    if missing:
+        raise OSError(EIO, "not written, as said above", ", ".join(dict.fromkeys(missing)))
+
+
+def evaluations(trainer: Trainer) -> list[Evaluation]:
+    """The last result of every evaluation."""
+    return [c.last for c in trainer.callbacks if isinstance(c, Evaluate) and c.last is not None]
+
+
+def sentence(evaluation: Evaluation) -> str:
+    """A Frechet distance with all that one must know to read it."""
+    error = "" if math.isnan(evaluation.error) else f" +- {2 * evaluation.error:.2g} (two standard errors)"
+    floor = "" if math.isnan(evaluation.floor) else f"; a perfect model scores {evaluation.floor:.3g} at this n"
+    return (
+        f"{evaluation.value:.3g}{error} for n = {evaluation.n} samples at {evaluation.nfe:g} network evaluations each{floor}"
+    )

@@ -1,0 +1,149 @@
+"""YAML in which nothing has two meanings: every key once, and what YAML 1.1 and 1.2 read differently as YAML 1.2 has it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import _typehints, set_loader
+from jsonargparse._common import parent_parser
+from jsonargparse._loaders_dumpers import get_yaml_default_loader, load_basic, not_loaded
+
+from lightning_score.errors import InputError, require
+from lightning_score.runs.old_names import with_new_names
+
+MODE = "unambiguous_yaml"
+"""The name under which jsonargparse knows `load`."""
+LARGEST = 100_000
+"""Most values in a file, those of aliases counted wherever they are used."""
+DEEPEST = 100
+"""Most levels of nesting."""
+PLAIN = "tag:yaml.org,2002:"
+
+
+class Loader(get_yaml_default_loader()):
+    """A safe loader that refuses what is ambiguous: keys that are given twice, numbers with leading zeros."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys are different ones."""
+        seen: dict[str, int] = {}
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                line = key.start_mark.line + 1
+                if key.value in seen:
+                    raise yaml.YAMLError(f"{key.value} is given twice, in lines {seen[key.value]} and {line}; keep one")
+                seen[key.value] = line
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """A whole number, of which `010` is refused: it is 8 in YAML 1.1 and 10 in YAML 1.2."""
+        if re.fullmatch(r"[-+]?0[0-9_]+", node.value):
+            plain = node.value.replace("_", "").lstrip("+-0") or "0"
+            raise yaml.YAMLError(
+                f"line {node.start_mark.line + 1}: {node.value}: a number with a leading zero is octal for some readers; "
+                f"write {plain}, or '{node.value}' in quotes for text"
+            )
+        return super().construct_yaml_int(node)
+
+
+RESOLVED = {  # yes, no, on, off and 1:30 are text, as in YAML 1.2; 1e-3 is a number
+    "bool": ("tTfF", "true|True|TRUE|false|False|FALSE"),
+    "int": ("-+0123456789", r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)"),
+    "float": (
+        "-+.0123456789",
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+    ),
+}
+Loader.yaml_implicit_resolvers = {
+    letter: [each for each in known if each[0].removeprefix(PLAIN) not in RESOLVED]
+    for letter, known in Loader.yaml_implicit_resolvers.items()
+}
+for _name, (_letters, _pattern) in RESOLVED.items():
+    Loader.add_implicit_resolver(f"{PLAIN}{_name}", re.compile(f"^(?:{_pattern})$"), list(_letters))
+Loader.add_constructor(f"{PLAIN}int", Loader.construct_yaml_int)
+
+
+def load(text: str) -> Any:
+    """The content of YAML text.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, ambiguous, or too large.
+    """
+    try:
+        _check_depth(text)
+        content = yaml.load(text, Loader)  # noqa: S506 - a safe loader
+        _count(content, {})
+    except RecursionError:
+        raise yaml.YAMLError("an alias inside its own anchor") from None
+    except ValueError as error:  # what Python itself cannot read, as a number of 5000 digits
+        raise yaml.YAMLError(str(error)) from error
+    return with_new_names(content)
+
+
+def _check_depth(text: str) -> None:
+    """Refuses what would exhaust the stack of the reader, which is written in C."""
+    depth = 0
+    for event in yaml.parse(text, Loader) if len(text) > DEEPEST else ():
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise yaml.YAMLError(f"nested more than {DEEPEST} times")
+
+
+def _count(content: Any, known: dict[int, int]) -> int:
+    """The number of values, aliases followed."""
+    if not isinstance(content, dict | list):
+        return 1
+    if id(content) not in known:
+        parts = content.values() if isinstance(content, dict) else content
+        known[id(content)] = 1 + sum(_count(part, known) for part in parts)
+        if known[id(content)] > LARGEST:
+            raise yaml.YAMLError(f"more than {LARGEST} values, its aliases followed")
+    return known[id(content)]
+
+
+def read_mapping(path: str | Path, kind: str, example: str) -> tuple[dict[str, Any], str]:
+    """The content and the text of a file.
+
+    Args:
+        path: of the file, as errors name it.
+        kind: what it is to be, for errors.
+        example: how such a file begins.
+
+    Raises:
+        InputError: it is no text, no YAML, or no mapping.
+    """
+    raw = Path(path).read_bytes()
+    try:
+        text = raw.decode("utf-8")
+        require("\0" not in text, f"{path}: not a {kind}: it is not text, for it has zero bytes")
+        content = load(text)
+    except UnicodeDecodeError as error:
+        known = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}.get(raw[:2], "another encoding, or no text at all")
+        line = raw[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}: not a {kind} in UTF-8 (line {line} has bytes of {known}); save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise InputError(f"{path}: not a {kind}: {place}{' '.join(problem.split())}") from error
+    require(content is not None, f"{path}: not a {kind}: it is empty; it begins like '{example}'")
+    found = {"list": "a list", "str": "text"}.get(type(content).__name__, f"the value {content}")
+    require(isinstance(content, dict), f"{path}: not a {kind}: it is {found}, and not a mapping like '{example}'")
+    strange = [key for key in content if not isinstance(key, str)]
+    require(not strange, f"{path}: not a {kind}: {strange[:1]}: the names in it must be text")
+    return content, text
+
+
+def _text_of_number(text: str) -> Any:
+    """Text that stands for a number or a truth value: for our parsers read by `load`, for others as jsonargparse does."""
+    parser = parent_parser.get()
+    if parser is None or parser.parser_mode != MODE:
+        return _original_text_of_number(text)
+    found = load_basic(text)
+    return load(text) if found is not_loaded else found
+
+
+set_loader(MODE, load, exceptions=(yaml.YAMLError,))
+_original_text_of_number = _typehints.basic_json_or_yaml_load
+_typehints.basic_json_or_yaml_load = _text_of_number

@@ -1,0 +1,118 @@
+"""Sums over samples from which every metric is computed, on any number of processes."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lightning_score.errors import Unmeasurable
+from lightning_score.metrics import (
+    Activations,
+    Estimate,
+    Features,
+    FeatureSums,
+    KeptFeatures,
+    Manifold,
+    block_of,
+    frechet_estimate,
+    frechet_limit,
+    inception_score,
+    kernel_distance,
+    manifold,
+)
+from lightning_score.metrics.reference import Reference
+
+KINDS = ("fid", "fid_limit", "is", "kid", *Manifold._fields)
+"""What `Totals.measure` may find."""
+
+BLOCKS = 10
+"""Blocks of samples, for the error bar."""
+
+KEPT = 10_000
+"""Most samples whose features are kept, for the metrics that need them: the first ones."""
+
+NEIGHBOURS = 3
+"""Of an example, whose distance is the radius of its ball in precision and recall."""
+
+
+class Totals:
+    """What an evaluation keeps of its samples: sums of their features, and the features and logits of the first ones.
+
+    Args:
+        features: the extractor.
+        n: number of samples.
+        device: of the sums.
+    """
+
+    def __init__(self, features: Features, n: int, device: torch.device) -> None:
+        self.n = n
+        self.sums = FeatureSums(features.num_features, min(BLOCKS, n), sync_on_compute=False).to(device)
+        self.kept = torch.zeros(min(n, KEPT), features.num_features)
+        self.logits = torch.zeros(min(n, KEPT), features.num_logits)
+
+    def update(self, numbers: Sequence[int], activations: Activations) -> None:
+        """Adds the samples of these numbers."""
+        rows = torch.as_tensor(numbers)
+        self.sums.update(activations.features, block_of(rows, self.n, self.sums.blocks))
+        first = rows < len(self.kept)
+        self.kept[rows[first]] = activations.features[first.to(activations.features.device)].float().cpu()
+        self.logits[rows[first]] = activations.logits[first.to(activations.logits.device)].float().cpu()
+
+    def measure(self, real: Reference, every: bool, limit: bool = False) -> dict[str, Estimate]:
+        """The metrics by their kinds: the Frechet distance, and `every` other one that the features and n allow.
+
+        Args:
+            real: the data's side.
+            every: all metrics, and the error of the first; otherwise the first alone, with its error where that is quick.
+            limit: the first extrapolated to infinitely many samples, too.
+
+        Raises:
+            Unmeasurable: one of them is no number.
+        """
+        try:
+            found = self._measure(real, every, limit)
+        except torch.linalg.LinAlgError as error:
+            raise Unmeasurable(f"the distance cannot be computed: {error}") from error
+        wrong = [f"{kind} is {estimate.value:g}" for kind, estimate in found.items() if not math.isfinite(estimate.value)]
+        if wrong:
+            raise Unmeasurable(f"{', '.join(wrong)}: the features of the samples are no numbers, or all alike")
+        return found
+
+    def _measure(self, real: Reference, every: bool, limit: bool) -> dict[str, Estimate]:
+        few = len(self.kept) <= min(KEPT, self.sums.num_features)
+        samples = KeptFeatures(self.kept, self.sums.blocks) if few else self.sums
+        quick = self.sums.num_features <= 256
+        numbers = {"fid": frechet_estimate(real.statistics, samples, error=every or quick)}
+        if not every:
+            return numbers
+        if limit and numbers["fid"].without:
+            numbers["fid_limit"] = frechet_limit(numbers["fid"], samples.count)
+        if self.logits.shape[1] > 0:
+            numbers["is"] = inception_score(self.logits)
+        kept = real.kept.to(self.kept.device)[: len(self.kept)]
+        if min(len(kept), len(self.kept)) > NEIGHBOURS:
+            numbers["kid"] = kernel_distance(kept, self.kept)
+            found = manifold(kept, self.kept, NEIGHBOURS)
+            numbers |= {name: Estimate(value, math.nan) for name, value in found._asdict().items()}
+        return numbers
+
+    def reduce(self, trainer: Trainer) -> None:
+        """Adds up over all processes, in every one of them."""
+        for name in ("count", "total", "outer"):
+            setattr(self.sums, name, trainer.strategy.reduce(getattr(self.sums, name), reduce_op="sum"))
+        device = self.sums.count.device
+        self.kept = trainer.strategy.reduce(self.kept.to(device), reduce_op="sum")
+        self.logits = trainer.strategy.reduce(self.logits.to(device), reduce_op="sum")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors."""
+        sums = {name: getattr(self.sums, name).cpu() for name in ("count", "total", "outer")}
+        return {**sums, "kept": self.kept, "logits": self.logits}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Goes on from what was saved."""
+        for name in ("count", "total", "outer"):
+            getattr(self.sums, name).copy_(state[name])
+        self.kept, self.logits = state["kept"].clone(), state["logits"].clone()

@@ -1,0 +1,131 @@
+"""The folders of runs: their names, making new ones, and taking empty ones away."""
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lightning_score.errors import InputError, require
+from lightning_score.files import replacing
+from lightning_score.runs.status import STATUS
+from lightning_score.stopping import cleaning
+
+LEADS_OUT = "leads out of the folder of runs, or is no file; left out"
+
+LONGEST_NAME = 200
+"""Bytes of the name of a run: what is written beside it makes it longer."""
+
+WITHOUT_RESULT = ("config.yaml", "hparams.yaml", STATUS)
+"""What a run writes before it has computed anything."""
+
+_made: list[tuple[Path, list[Path]]] = []  # folders that this process has made, with those above them that it had to make
+
+
+def check_name(name: str, option: str) -> None:
+    """Refuses a name that is no name of one folder in the folder of all runs, as `../other`.
+
+    Args:
+        name: as given, or as a config or a checkpoint has it.
+        option: where it can be given.
+
+    Raises:
+        InputError: it leads elsewhere, or cannot be the name of a folder.
+    """
+    plain = name.isprintable() and not set(name) & set("/\\")
+    length = len(name.encode(errors="replace"))
+    fits = plain and 0 < length <= LONGEST_NAME and name[0] not in "-." and name == name.strip() and name != "latest"
+    require(
+        fits,
+        f"{option} {name[:80]!r}: must be the name of one folder, 1 to {LONGEST_NAME} bytes without / or \\, that does not "
+        "begin with a dot, a space or a hyphen, and is not latest; as in my_run",
+    )
+
+
+def leads_out(file: Path, root: Path) -> bool:
+    """Whether what is found at a path is no file in a folder or below: a link to elsewhere, a pipe or a device."""
+    return file.exists() and not (file.is_file() and file.resolve().is_relative_to(root.resolve()))
+
+
+def new_folder(folder: Path) -> Path:
+    """Makes a folder that did not exist before, with its parents.
+
+    Raises:
+        InputError: it exists or cannot be written.
+    """
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError as error:
+        raise InputError(f"{folder}: exists already and nothing is overwritten; give a new folder") from error
+    except OSError as error:
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another output folder") from error
+    _made.append((folder, missing))
+    return folder
+
+
+@contextmanager
+def discarding() -> Iterator[None]:
+    """Removes the folders that are made within it and hold no result, where a signal or a mistake of the user ends it."""
+    before = len(_made)
+
+    def discard() -> None:
+        for folder, parents in _made[before:]:
+            if not any(file.name not in WITHOUT_RESULT for file in _files(folder)):
+                _discard(folder, parents)
+
+    with cleaning(discard):
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, InputError, OSError):
+            discard()
+            raise
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files of a run that may be results: those of W&B's repeat others, and metrics without a row are none."""
+    for file in folder.rglob("*"):
+        empty = file.name == "metrics.csv" and file.read_bytes().count(b"\n") < 2
+        if file.is_file() and "wandb" not in file.relative_to(folder).parts and not empty:
+            yield file
+
+
+def _discard(folder: Path, parents: Sequence[Path]) -> None:
+    """Removes a folder and those above it that were made for it; `latest` is the newest run before it then."""
+    shutil.rmtree(folder, ignore_errors=True)
+    link = folder.parent / "latest"
+    with suppress(OSError):
+        if link.is_symlink() and not link.exists():
+            link.unlink()
+            others = sorted(file.parent for file in folder.parent.glob(f"*/{STATUS}"))
+            if others:
+                point_latest(others[-1])
+        for parent in parents:
+            parent.rmdir()
+
+
+def new_dated_folder(parent: Path) -> Path:
+    """Makes `parent/<date>_<time>`, with a number behind it where two begin in one second.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for suffix in ("", *(f"-{k}" for k in range(2, 1000))):
+        folder = parent / f"{stamp}{suffix}"
+        if not folder.exists():
+            try:
+                return new_folder(folder)
+            except InputError:
+                if not folder.exists():
+                    raise
+    raise InputError(f"{parent}: holds a thousand folders of this second already; choose another output folder")
+
+
+def point_latest(folder: Path) -> None:
+    """Makes `latest`, beside the folder, a link to it, in one step that readers never see half done."""
+    with replacing(folder.parent / "latest") as temporary:
+        temporary.symlink_to(folder.name)

@@ -1,0 +1,135 @@
+"""Run folders: one for each run, a stable path to the newest, and a file that says what became of it."""
+
+import json
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lightning_score import __version__
+from lightning_score.files import replace_text
+from lightning_score.stopping import cleaning
+
+STATUS = "run.json"
+"""The name of the file that says what became of a run."""
+STOPPED_EARLY = "stopped early"
+"""The state of a sweep's trial that early termination has stopped: in run.json, trials.csv and on W&B."""
+FORMAT = 2
+"""Of a run folder, in its `run.json`: 2 since the rows of `metrics.csv` have the number of optimizer steps done."""
+HEARTBEAT = 10.0
+"""Seconds between two signs of life of a run."""
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What `run.json` of a folder says; nothing if there is none, or a damaged one."""
+    try:
+        found = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def row_steps(folder: Path) -> Callable[[int, bool], int]:
+    """What finds the number of optimizer steps done of a row of `metrics.csv`, from its step and whether it is a validation.
+
+    In folders of older versions that is one more than the step, except of a validation after the last step of `fit`, which
+    pictures and `evaluations.jsonl` tell: theirs always were the steps done.
+    """
+    status = read_status(folder)
+    known = status.get("format")
+    if (isinstance(known, int) and known >= FORMAT) or status.get("command", "fit") != "fit":
+        return lambda step, validation: step
+    names = [file.stem.removeprefix("step_") for file in folder.glob("*/step_*.png")]
+    measured = {int(name) for name in names if name.isdecimal()}
+    with suppress(OSError):
+        text = (folder / "evaluations.jsonl").read_text(encoding="utf-8", errors="replace")
+        measured |= {int(step) for step in re.findall(r'"step": (\d+)', text)}
+
+    def steps(step: int, validation: bool) -> int:
+        return step if validation and step in measured and step + 1 not in measured else step + 1
+
+    return steps
+
+
+class RunStatus:
+    """Says in `run.json` of a run folder that the run goes on, and in the end what became of it: within its context a thread
+    writes a sign of life every ten seconds, so that a run that was killed can be told from one that computes.
+
+    The file holds command, arguments, state (running, finished, interrupted, failed or stopped early), message, host, pid,
+    slurm_job, started and updated (seconds since 1970), seconds (how long it has run), step, max_steps, version and format.
+    It is replaced in one move.
+    A run that goes on in its folder began when it began first, and its seconds add up.
+
+    Args:
+        folder: the run folder.
+        arguments: the command and its options.
+        step: says how many training steps are done.
+        max_steps: how many are to be done, -1 if that is not known.
+        terminated: the state after SIGTERM.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        arguments: Sequence[str],
+        step: Callable[[], int],
+        max_steps: int = -1,
+        terminated: str = "interrupted",
+    ):
+        self._terminated = terminated
+        self._file, self._step = folder / STATUS, step
+        before = read_status(folder)
+        self._begun, self._before, self._over = time.time(), float(before.get("seconds", 0.0)), threading.Event()
+        self._entries: dict[str, Any] = {
+            "command": arguments[0],
+            "arguments": list(arguments),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": before.get("started", self._begun),
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+            "max_steps": max_steps,
+            "version": __version__,
+            "format": FORMAT,
+        }
+        self._cleaning = ExitStack()
+        self._thread = threading.Thread(target=self._beat, name="run status", daemon=True)
+
+    def __enter__(self) -> "RunStatus":
+        self._write("running")
+        self._cleaning.enter_context(cleaning(lambda: self._write("interrupted", "ended by a signal")))
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._over.set()
+        self._cleaning.close()
+        self._thread.join()
+        if error is None:
+            self._write("finished")
+        elif isinstance(error, (KeyboardInterrupt, SystemExit)):  # so Lightning ends after a signal
+            by_sigterm = isinstance(error, SystemExit) and error.code in (None, 0, 143)
+            self._write(self._terminated if by_sigterm else "interrupted", "ended by a signal")
+        else:
+            self._write("failed", f"{kind.__name__}: {' '.join(str(error).split())[:300]}")
+
+    def _beat(self) -> None:
+        while not self._over.wait(HEARTBEAT):
+            self._write("running")
+
+    def _write(self, state: str, message: str = "") -> None:
+        now = time.time()
+        here = {
+            "state": state,
+            "message": message,
+            "updated": now,
+            "seconds": self._before + now - self._begun,
+            "step": self._step(),
+        }
+        with suppress(OSError):  # a full disk, say: the run is worth more than what is said about it
+            replace_text(self._file, json.dumps(self._entries | here, indent=1))

@@ -1,0 +1,299 @@
+"""What a config may make, and what one from elsewhere may name: classes alone, each of the kind that its place declares."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+import inspect
+import sys
+from argparse import ArgumentError
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType, UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin
+
+import yaml
+from jsonargparse import set_parsing_settings
+from jsonargparse.typing import register_type
+from lightning.fabric.accelerators import Accelerator
+from lightning.fabric.loggers import Logger
+from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment, Precision
+from lightning.fabric.strategies import Strategy as FabricStrategy
+from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities.memory import is_oom_error
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lightning_score.errors import InputError, require, require_classes
+from lightning_score.runs.checkpoints import read
+
+HOME = ("lightning_score", "torch", "lightning")
+"""The packages that a config from elsewhere may name classes of."""
+KINDS = (nn.Module, Optimizer, LRScheduler, Callback, LightningDataModule, Logger, Profiler, Accelerator, Strategy,
+         FabricStrategy, CheckpointIO, ClusterEnvironment, Precision)  # fmt: skip
+"""What may be made of the classes of torch and Lightning."""
+MOST_VALUES, LONGEST_TEXT = 100_000, 100_000
+"""In a config from elsewhere: one that refers to its own parts again and again would never end."""
+NO_FUNCTION = "takes a function, and a config makes nothing but classes; write a class of your own, as my_parts.MySchedule"
+
+
+class Function:
+    """In a signature, stands where a function is expected: no config can give one."""
+
+
+def _refuse(value: Any) -> None:
+    raise ValueError(NO_FUNCTION)
+
+
+register_type(Function, str, _refuse, type_check=lambda value, _: callable(value))
+
+
+class ClassParser(LightningArgumentParser):
+    """A parser that makes classes of the kind that a parameter declares, and never calls or names anything else: a parameter
+    that takes a function, a module or a class itself takes no value, one of any type takes plain values, and no value is the
+    name of a file with more configuration.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        set_parsing_settings(
+            instantiate_subclass_spec_in_any=False, config_read_mode_fsspec_enabled=False, import_path_denylist=[]
+        )
+        super().__init__(*args, **kwargs)
+
+    def instantiate(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        """As jsonargparse's, of what makes classes only.
+
+        Raises:
+            InputError: something else is to be made or called.
+        """
+        require_classes(cfg.as_dict())
+        return super().instantiate(cfg, *args, **kwargs)
+
+    def _add_signature_parameter(
+        self, container: Any, nested_key: str | None, param: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        if inspect.isroutine(param.default):
+            return
+        annotation = _without_functions(param.annotation)
+        kwargs = {**kwargs, "sub_configs": False}
+        _ADD(self, container, nested_key, replace(param, annotation=annotation), *args, **kwargs)
+
+
+_ADD = LightningArgumentParser._add_signature_parameter  # not public: without it, importing this module fails
+
+
+def _without_functions(hint: Any) -> Any:
+    """A type with `Function` in place of what takes functions, classes or modules; what makes a class of our kinds stays."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint in (Callable, type, ModuleType) or origin is type or getattr(hint, "_is_protocol", False):
+        return Function
+    if origin is Callable:
+        returned = arguments[-1] if arguments else None
+        kinds = get_args(returned) if get_origin(returned) in (Union, UnionType) else (returned,)
+        return hint if all(inspect.isclass(kind) and issubclass(kind, KINDS) for kind in kinds) else Function
+    if origin in (Union, UnionType):
+        return Union[tuple(map(_without_functions, arguments))]  # noqa: UP007
+    if inspect.isclass(origin) and arguments:
+        changed = tuple(each if each is Ellipsis else _without_functions(each) for each in arguments)
+        return hint if changed == arguments else origin[changed]
+    return hint
+
+
+class Named(NamedTuple):
+    """A dotted name in a config: where it stands, and whether as that of a class."""
+
+    place: str
+    path: str
+    is_class: bool
+
+
+def check_origin(config: Any, trusted: Collection[str], source: str, fix: str = "--trust {}") -> None:
+    """Refuses a config that somebody else may have written, unless all that it names are classes that models are made of, of
+    this package, torch or Lightning, or of modules that the user trusts. Nothing is imported but this package's own modules.
+
+    Args:
+        config: mappings and sequences of plain values.
+        trusted: names of modules; those inside them are trusted, too.
+        source: whose config it is, for the message.
+        fix: what to add for a module.
+
+    Raises:
+        InputError: it names something else, or is without end.
+    """
+    others: dict[str, Named] = {}
+    for named in _names(config, source):
+        top = named.path.partition(".")[0]
+        if any(named.path.startswith(f"{module}.") for module in trusted):
+            continue
+        if top in HOME:
+            require(
+                _is_part(_loaded(named.path)),
+                f"{source}: {named.place}: {named.path} is no class that a model is made of; nothing else is made",
+            )
+        elif named.is_class or _can_be_imported(top):
+            others[top] = named
+    first = next(iter(others.values()), None)
+    require(
+        first is None,
+        f"{source}: {first and f'{first.place}: {first.path}'}: only classes of {', '.join(HOME[:-1])} and {HOME[-1]} are "
+        f"made; if you trust {', '.join(others)}, whose code then runs, add {fix.format(','.join(others))}",
+    )
+
+
+def texts(config: Any, source: str) -> Iterator[tuple[str, str]]:
+    """All texts of a config, each with its place; also those of texts that are read as mappings or lists.
+
+    Raises:
+        InputError: the config is without end, or far too large.
+    """
+    left, seen = [("", config)], 0
+    while left:
+        place, value = left.pop()
+        seen += 1
+        require(seen <= MOST_VALUES, f"{source}: more than {MOST_VALUES} values, or a value that holds itself")
+        if isinstance(value, Mapping):
+            left += [(f"{place}.{name}".lstrip("."), part) for name, part in value.items()]
+            left += [(place, name) for name in value if isinstance(name, str) and "." in name]
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            left += [(place, part) for part in value]
+        elif isinstance(value, str):
+            require(len(value) <= LONGEST_TEXT, f"{source}: {place}: a text of {len(value)} letters")
+            inner = _read(value) if set(value) & set("[{:\n") else value
+            if isinstance(inner, (Mapping, list)):
+                left.append((place, inner))
+            else:
+                yield place, value
+
+
+def bounded(config: Any, source: str) -> Any:
+    """The same config, if it is small enough to be looked through; raises `InputError` otherwise."""
+    for _ in texts(config, source):
+        pass
+    return config
+
+
+def _names(config: Any, source: str) -> Iterator[Named]:
+    """All texts of a config that an import could be made of."""
+    for place, text in texts(config, source):
+        is_class = place.rpartition(".")[2] == "class_path"
+        if is_class or is_path(text):
+            yield Named(place, text, is_class)
+
+
+def _read(text: str) -> Any:
+    with suppress(yaml.YAMLError, ValueError, RecursionError):
+        return yaml.safe_load(text)
+
+
+def is_path(text: str) -> bool:
+    """Whether a text could be the path of something to import."""
+    return "." in text and all(part.isidentifier() for part in text.split("."))
+
+
+def _can_be_imported(module: str) -> bool:
+    """Whether there is a module of this name, which is not imported for the answer."""
+    try:
+        return module in sys.modules or find_spec(module) is not None
+    except (ValueError, ImportError):
+        return True
+
+
+def _loaded(path: str) -> Any:
+    """What a path names among imported modules, or in this package's own; None for anything else."""
+    parts = path.split(".")
+    own = parts[0] == HOME[0]
+    if own:
+        with suppress(ImportError):
+            import_module(".".join(parts[:-1]))
+    for n in range(len(parts) - 1, 0, -1):
+        found = sys.modules.get(".".join(parts[:n]))
+        if found is not None:
+            for part in parts[n:]:  # of other packages' modules an attribute may be made, or imported, as it is asked for
+                found = getattr(found, part, None) if own else vars(found).get(part) if hasattr(found, "__dict__") else None
+            return found
+    return None
+
+
+def _is_part(found: Any) -> bool:
+    own = getattr(found, "__module__", None)
+    return inspect.isclass(found) and (issubclass(found, KINDS) or str(own).partition(".")[0] == HOME[0])
+
+
+@contextmanager
+def made_from(
+    path: str | Path, owner: type, trusted: str | Sequence[str], given: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """The arguments of a class, made of what a checkpoint says of them; none for a model that was built in Python. What is
+    wrong with the checkpoint, in here and in the context, is said in one line.
+
+    Args:
+        path: the checkpoint.
+        owner: the class.
+        trusted: names of modules.
+        given: the parameters that are left out.
+
+    Raises:
+        InputError: the checkpoint is missing, damaged, holds code or is another model's, or its parts are of other modules.
+    """
+    checkpoint = read(Path(path))
+    known = {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys()
+    require(known, f"{path}: this is not a checkpoint of {owner.__name__} but of another model or program")
+    parts = checkpoint.get("hyper_parameters")
+    rebuilt = isinstance(parts, dict) and parts.get("_instantiator") is not None
+    try:
+        yield _made(parts, owner, trusted, str(path), given) if rebuilt else {}
+    except (ArgumentError, RuntimeError, KeyError, AttributeError) as error:
+        if is_oom_error(error):
+            raise
+        raise InputError(f"{path}: its parts or weights do not fit: {' '.join(str(error).split())[:600]}") from error
+
+
+def _made(
+    parts: Mapping[str, Any], owner: type, trusted: str | Sequence[str], source: str, given: Collection[str]
+) -> dict[str, Any]:
+    takes = inspect.signature(owner).parameters.keys() - given
+    wanted = {name: part for name, part in parts.items() if name in takes}
+    check_origin(wanted, [trusted] if isinstance(trusted, str) else trusted, source, "trust=['{}']")
+    parser = ClassParser(exit_on_error=False)
+    parser.add_class_arguments(owner, fail_untyped=False, instantiate=False, skip=set(given))
+    return {**vars(parser.instantiate_classes(parser.parse_object(wanted))), "_instantiator": None}
+
+
+def trust_for(config: Any) -> str:
+    """The option that commands need for a checkpoint of this config, if it names classes of other modules; else nothing."""
+    names = (named.path.partition(".")[0] for named in _names(config, "config") if named.is_class)
+    modules = sorted(set(names) - set(HOME))
+    return f" --trust {','.join(modules)}" if modules else ""
+
+
+def trusted_by(arguments: Sequence[str], configs: Sequence[str | Path]) -> set[str]:
+    """The modules that a user trusts: those of `--trust`, and those of the classes that the user's own options and configs
+    name, which are told from files by their capital letter.
+
+    Args:
+        arguments: of the command line.
+        configs: the files among them that are configs.
+    """
+    words: list[Any] = [_read(Path(file).read_text(encoding="utf-8", errors="replace")) for file in configs]
+    trusted: set[str] = set()
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        value = value if equals else argument
+        if name == "--trust" or (i and arguments[i - 1] == "--trust"):
+            trusted |= {module.strip() for module in ("" if value == "--trust" else value).split(",")} - {""}
+        elif not value.startswith("--"):
+            words.append(value)
+    wrong = sorted(module for module in trusted if not all(part.isidentifier() for part in module.split(".")))
+    require(not wrong, f"--trust {', '.join(wrong)}: must be the name of a module, as my_parts, or several with commas")
+    named: set[str] = set()
+    for word in words:
+        with suppress(InputError):  # of a config without end, which its reader refuses by its name
+            named |= {each.path for each in _names(word, "") if is_path(each.path) and not Path(each.path).exists()}
+    classes = {path for path in named if path.rpartition(".")[2][:1].isupper()}
+    return trusted | ({path.partition(".")[0] for path in classes} - set(HOME))

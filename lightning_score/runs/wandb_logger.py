@@ -1,0 +1,262 @@
+"""Where a run's metrics go: `metrics.csv` in its folder always, Weights & Biases whenever it can."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+import atexit
+import math
+import os
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lightning_score.runs.csv_logger import RunCSVLogger as RunCSVLogger
+from lightning_score.runs.records import FILE as EVALUATIONS, read
+from lightning_score.runs.status import STOPPED_EARLY
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+SETTINGS = {
+    "silent": True,
+    "init_timeout": 15.0,
+    "finish_timeout": 60.0,
+    "finish_timeout_raises": True,
+}  # WANDB_SILENT=false, ... beat these
+SYNC = "wandb sync --no-skip-online"
+"""Uploads a run that began online, which `wandb sync` alone leaves out."""
+COLUMNS = ["metric", "value", "error", "floor", "n", "nfe", "weights", "denoised", "step", "seed", "seconds", "time"]
+"""What the table of measurements on W&B says of each."""
+_begun: set[str] = set()  # ids of the W&B runs that this process has begun
+
+
+class WandbRunLogger(WandbLogger):
+    """A W&B run that has begun; should it be lost, training goes on without it. Made by `wandb_logger`.
+
+    The run stays open after a fit, for the tests that may follow, and is finished when the process ends, with its exit
+    code. A fit, or any other stage, that breaks off finishes it at once, as failed.
+
+    Args:
+        run: What `wandb.init` returned.
+        folder: The folder in which the run keeps all its files.
+    """
+
+    def __init__(self, run: "Run", folder: str | Path) -> None:
+        super().__init__(experiment=run, project=run.project, name=run.name, id=run.id, save_dir=folder)
+        self._again = "" if run.offline else f"; to upload it later: {SYNC} {_shown(run)}"
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        self._lost = False
+        self._best: dict[str, float] = {}
+        self._evaluations = 0  # that its table holds
+
+    @property
+    def sync_command(self) -> str | None:
+        """The command that uploads an offline run, or None if the run is online."""
+        return f"wandb sync {_shown(self.experiment)}" if self.experiment.offline else None
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Logs metrics, or pictures, at an optimizer step; the summary keeps the best FID so far, as `best/val/fid...`."""
+        self._attempt(super().log_metrics, metrics, step)
+        for name, value in metrics.items():
+            if f"{name}_n" in metrics and not self._best.get(name, math.inf) <= float(value):
+                self._best[name] = float(value)
+                self._attempt(self.experiment.summary.update, {f"best/{name}": float(value), f"best/{name}_step": step})
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        """Adds to the run's config."""
+        self._attempt(super().log_hyperparams, params)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Adds a table of all measurements. Finishes the run as failed, unless the status is "success", or a sweep's early
+        termination has ended its trial.
+        """
+        self._attempt(self._log_evaluations)
+        if status != "success":
+            early = in_trial() and isinstance(sys.exc_info()[1], SIGTERMException)
+            if early:
+                self._attempt(self.experiment.summary.update, {"state": STOPPED_EARLY})
+            self._attempt(self.experiment.finish, 0 if early else 1)
+
+    def _log_evaluations(self) -> None:
+        file = Path(self.save_dir) / EVALUATIONS
+        records = read(file) if file.exists() else []
+        if len(records) > self._evaluations:
+            self._evaluations = len(records)
+            self.log_table("evaluations", COLUMNS, [[getattr(record, name) for name in COLUMNS] for record in records])
+
+    def _attempt(self, call: Callable[..., None], *values: Any) -> None:
+        if self._lost:
+            return
+        try:
+            call(*values)
+        except Exception as error:  # whatever it is, it is not worth the training
+            self._lost = True
+            _say(f"the run is lost ({_reason(error)}); training goes on, with its metrics in metrics.csv{self._again}.")
+
+
+def wandb_logger(folder: str | Path, project: str = "lightning_score", name: str | None = None) -> WandbRunLogger | None:
+    """Begins a W&B run: online with an API key, else offline in the run's folder; never a prompt, a hang or a crash.
+
+    Without an answer from the server within 15 seconds the run is offline too. `WANDB_MODE` decides where it is set,
+    `WANDB_PROJECT` and `WANDB_NAME` beat the arguments, and in a sweep the agent's choices do.
+
+    Args:
+        folder: The run's folder, in which W&B keeps its files, those of an offline run and, where the home folder
+            cannot be written, its cache too.
+        project: The W&B project.
+        name: The name that W&B shows; without one it makes one up.
+
+    Returns:
+        The logger; None if W&B is disabled (`WANDB_MODE=disabled`), cannot work here, or belongs to another process:
+        only the first of several processes logs.
+    """
+    if rank_zero_only.rank != 0:
+        return None
+    folder = Path(folder).resolve()
+    try:
+        import wandb
+
+        folder.mkdir(parents=True, exist_ok=True)
+        if not _writable(folder):
+            raise PermissionError(f"{folder} cannot be written")
+        _redirect_unwritable(folder / "wandb")
+        defaults = {key: os.environ.get(f"WANDB_{key.upper()}", value) for key, value in SETTINGS.items()}
+        if wandb.setup(wandb.Settings(**defaults)).settings.mode == "disabled":
+            return None
+        logger = WandbRunLogger(_users_run() or _begin(folder, project, name), folder)
+    except Exception as error:
+        _say(f"cannot work here ({_reason(error)}); the metrics are in metrics.csv.")
+        return None
+    offline = f"offline; to upload this run: {logger.sync_command}"
+    _say(offline if logger.sync_command else str(logger.experiment.url))
+    return logger
+
+
+def in_trial() -> bool:
+    """Whether this process is a trial of a sweep that a W&B agent runs."""
+    return "WANDB_SWEEP_ID" in os.environ
+
+
+def fail_trial(message: str, code: int) -> None:
+    """Makes the W&B run of a trial that failed before it began a failed one, which says why; nothing outside of a sweep.
+
+    Args:
+        message: the error.
+        code: exit code of the process.
+    """
+    if not in_trial() or rank_zero_only.rank != 0:
+        return
+    import wandb
+
+    with suppress(Exception):  # the error itself is told in any case
+        run = wandb.run or wandb.init(settings=wandb.Settings(**SETTINGS))
+        run.summary["error"] = message
+        run.finish(exit_code=code)
+
+
+def finish_run(code: int | None = None) -> None:
+    """Finishes the W&B run that this process has begun, if it is still open, and says how to upload one that could not be.
+
+    Args:
+        code: exit code of the process; null: as W&B knows it.
+    """
+    wandb = sys.modules.get("wandb")
+    if wandb is None or wandb.run is None or wandb.run.id not in _begun:
+        return
+    again = f"{SYNC} {_shown(wandb.run)}"
+    try:
+        wandb.run.finish(exit_code=code)
+    except Exception as error:
+        _say(f"the run is not uploaded ({_reason(error)}); to upload it later: {again}")
+
+
+def _shown(run: "Run") -> str:
+    """The folder of a run, as short as it can be written."""
+    folder = Path(run.dir).parent
+    return min(str(folder), os.path.relpath(folder), key=len)
+
+
+def _users_run() -> "Run | None":
+    """A run that the user's own code has begun, to log into."""
+    import wandb
+
+    return wandb.run if wandb.run is not None and wandb.run.id not in _begun else None
+
+
+def _begin(folder: Path, project: str, name: str | None) -> "Run":
+    """Begins a run, online if possible; one that this process began before is over then."""
+    import wandb
+
+    options: dict[str, Any] = {"dir": str(folder), "reinit": "finish_previous"}
+    before = sorted(folder.glob("wandb/*run-*-*"))
+    if before and not in_trial():  # a run that goes on is the same run there
+        options |= {"id": before[-1].name.rpartition("-")[2], "resume": "allow"}
+    if not in_trial():
+        options["project"] = os.environ.get("WANDB_PROJECT", project)
+        options["name"] = os.environ.get("WANDB_NAME", name)
+    run = _begin_online(folder, options) or wandb.init(mode="offline", **options)
+    if not _begun:
+        atexit.register(finish_run)  # before W&B's own, which says nothing of the folder
+    _begun.add(run.id)
+    return run
+
+
+def _begin_online(folder: Path, options: dict[str, Any]) -> "Run | None":
+    """Begins a run on the server, unless W&B is set to offline, there is no API key, or the server does not answer."""
+    import wandb
+
+    if wandb.setup().settings.mode in ("offline", "dryrun"):
+        return None
+    before = set(folder.glob("wandb/run-*"))
+    try:
+        return wandb.init(**options) if wandb.login(prompt=False, verify=False) else None
+    except Exception as error:
+        _say(f"the server cannot be used ({_reason(error)}).")
+        for remains in set(folder.glob("wandb/run-*")) - before:
+            shutil.rmtree(remains, ignore_errors=True)
+        return None
+
+
+def _redirect_unwritable(folder: Path) -> None:
+    """Points W&B's cache, data and settings into `folder` where their own places cannot be written."""
+    from wandb import env
+
+    if os.path.expanduser("~") == "~":  # neither HOME nor an entry in the system's list of users
+        os.environ["HOME"] = str(folder)
+    places = {
+        "WANDB_CACHE_DIR": str(env.get_cache_dir()),
+        "WANDB_DATA_DIR": str(env.get_data_dir()),
+        "WANDB_CONFIG_DIR": os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb"),
+    }
+    for variable, place in places.items():
+        if not _writable(Path(os.path.expanduser(place))):
+            os.environ[variable] = str(folder / variable.removeprefix("WANDB_").removesuffix("_DIR").lower())
+
+
+def _writable(path: Path) -> bool:
+    """Whether a folder can be written, or made below the nearest one that exists, if that is not the root: a home
+    folder that does not exist is not made up, not even for the superuser."""
+    nearest = next(parent for parent in (path, *path.parents) if os.path.exists(parent))
+    is_place = path.is_absolute() and nearest.is_dir() and nearest != Path(path.anchor)
+    return is_place and os.access(nearest, os.W_OK | os.X_OK)
+
+
+def _reason(error: Exception) -> str:
+    """The beginning of an error's message, in one line, or its kind."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def _say(message: str) -> None:
+    """One line on the standard error."""
+    print(f"W&B: {message}", file=sys.stderr)

@@ -1,0 +1,254 @@
+"""Likelihoods by the probability-flow ODE, in nats and in bits per dimension.
+
+Chen et al. 2018 (1806.07366), theorem 1; Song et al. 2021 (2011.13456), section 4.3 and appendix D.2.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lightning_score.errors import require, require_passes
+from lightning_score.process import NoiseProcess
+from lightning_score.sampling.dormand_prince import DormandPrince
+from lightning_score.sampling.flow import evaluating, noise_ratio
+from lightning_score.sampling.noise import NoiseStream
+from lightning_score.score.function import Conditioned, ScoreField
+from lightning_score.tensors import expand
+
+
+class Divergence(ABC):
+    """A way to take the trace of a Jacobian J: the mean of v^T J v over directions v with mean v v^T = I."""
+
+    @abstractmethod
+    def directions(self, x: Tensor, noise: NoiseStream) -> Tensor:
+        """The directions v for x (B, ...): (K, B, D), the same all along a path."""
+
+
+class ExactTrace(Divergence):
+    """The exact trace, by the D directions sqrt(D) e_i: D backward passes per evaluation, for small D."""
+
+    def directions(self, x: Tensor, noise: NoiseStream) -> Tensor:
+        d = x[0].numel()
+        basis = math.sqrt(d) * torch.eye(d, device=x.device, dtype=x.dtype)
+        return basis.unsqueeze(1).expand(d, len(x), d)
+
+
+class _Hutchinson(Divergence, ABC):
+    def __init__(self, probes: int = 1):
+        require(probes >= 1, f"probes={probes}: need at least one random direction")
+        require_passes(probes=probes)
+        self.probes = probes
+
+    def directions(self, x: Tensor, noise: NoiseStream) -> Tensor:
+        return torch.stack([self.draw(noise).flatten(1) for _ in range(self.probes)])
+
+    @abstractmethod
+    def draw(self, noise: NoiseStream) -> Tensor:
+        """One direction per example, (B, ...)."""
+
+
+class Rademacher(_Hutchinson):
+    """Hutchinson's estimate with random signs, of the least variance (Hutchinson 1989); exact if J is diagonal.
+
+    Args:
+        probes: K, random directions per example.
+    """
+
+    def draw(self, noise: NoiseStream) -> Tensor:
+        return torch.where(noise.uniform() < 0.5, -1.0, 1.0).to(noise.dtype)
+
+
+class GaussianProbes(_Hutchinson):
+    """Hutchinson's estimate with standard normal directions.
+
+    Args:
+        probes: K, random directions per example.
+    """
+
+    def draw(self, noise: NoiseStream) -> Tensor:
+        return noise.normal()
+
+
+class LogLikelihood(NamedTuple):
+    """`value`, log p of t_min in nats (B,), float64; `latent` (B, ...), where the flow ends at t = 1; `nfe` per example."""
+
+    value: Tensor
+    latent: Tensor
+    nfe: float
+
+
+def log_prior(process: NoiseProcess, latent: Tensor) -> Tensor:
+    """log N(latent; 0, sigma(1)^2 I) in nats, float64 (B,)."""
+    z = latent.flatten(1).double()
+    variance = process.sigma(z.new_ones(())) ** 2
+    return -(z.square().sum(1) / variance + z.shape[1] * (2 * math.pi * variance).log()) / 2
+
+
+def log_likelihood(
+    score: ScoreField,
+    x: Tensor,
+    noise: NoiseStream | None = None,
+    divergence: Divergence | None = None,
+    solver: DormandPrince | None = None,
+    t_min: float | None = None,
+    prior: Callable[[NoiseProcess, Tensor], Tensor] = log_prior,
+) -> LogLikelihood:
+    """log p(x) at t_min, by the flow d(x/alpha) = noise d(sigma/alpha), noise = -sigma score.
+
+    log p(x) = log p_1(x_1) + D log(alpha_1/alpha_t) + int tr(d noise/d(x/alpha)) d(sigma/alpha), from t = t_min to 1.
+
+    Args:
+        score: the score function; for a conditional one wrap it in `Conditioned`.
+        x: examples (B, ...) of p at t_min.
+        noise: random streams of the directions; stream k of seed 0 for row k by default.
+        divergence: how the trace is taken; one `Rademacher` direction by default.
+        solver: the integrator, its errors held in x/alpha and in nats per dimension; tolerances 1e-5 by default.
+        t_min: smallest time; the process's own by default.
+        prior: log density at t = 1 in nats (B,); that of `process.prior` by default.
+
+    Raises:
+        InputError: there is no noise at t_min.
+    """
+    process, start = score.process, score.process.t_min if t_min is None else t_min
+    noise = noise or NoiseStream(0, range(len(x)), x.shape[1:], x.device, x.dtype)
+    ends = torch.tensor([start, 1.0], dtype=torch.float64, device=x.device)
+    require(
+        0 <= start < 1 and float(process.sigma(ends[0])) > 0,
+        f"t_min={start}: must lie in [0, 1) and {type(process).__name__} must have noise there, as at t_min=1.0e-3",
+    )
+    with torch.inference_mode(False), torch.no_grad(), evaluating(score):
+        x = x.clone()
+        directions = (divergence or Rademacher()).directions(x, noise).clone()
+        before, d = score.evaluations, x[0].numel()
+
+        def slope(state: Tensor, ratio: Tensor) -> Tensor:
+            time = process.inverse_log_snr(-2 * ratio.log())
+
+            def predict(y: Tensor) -> Tensor:
+                return score.noise(expand(process.alpha(time), x) * y.view_as(x), time).flatten(1)
+
+            predicted, pull_back = torch.func.vjp(predict, state[:, :d].contiguous())
+            trace = torch.stack([(v * pull_back(v)[0]).sum(1) for v in directions]).mean(0)
+            return torch.cat([predicted, trace.unsqueeze(1) / d], 1)
+
+        y = torch.cat([(x / expand(process.alpha(ends[0]), x)).flatten(1), x.new_zeros(len(x), 1)], 1)
+        y = (solver or DormandPrince())(slope, y, *(noise_ratio(process, t) for t in ends), parts=[d, 1])
+        latent = expand(process.alpha(ends[1]), x) * y[:, :d].view_as(x)
+        gain = y[:, d].double() + process.log_alpha(ends[1]) - process.log_alpha(ends[0])
+        return LogLikelihood(prior(process, latent) + d * gain, latent, (score.evaluations - before) / len(x))
+
+
+class Dequantization:
+    """Grey levels to densities: x is uniform within the bin of its level, and owes log2 of the bins per unit of x.
+
+    If the data are dequantised, level v has the bin low + (high - low) [v, v + 1)/levels, else the model saw
+    low + (high - low) v/(levels - 1), the middle of a bin of width (high - low)/(levels - 1). The mean of -log2 p + offset
+    over the noise is never below -log2 P(v), per dimension (Theis, van den Oord and Bethge 2016, 1511.01844, section 3.1).
+
+    Args:
+        levels: number of grey levels, at least 2.
+        data_range: lowest and highest value that the model sees.
+        dequantized: whether the model saw dequantised data.
+    """
+
+    def __init__(self, levels: int = 256, data_range: Sequence[float] = (0.0, 1.0), dequantized: bool = True):
+        require(levels >= 2, f"levels={levels}: need at least 2 grey levels, as in 256")
+        require(
+            len(data_range) == 2 and data_range[0] < data_range[1],
+            f"data_range={list(data_range)}: must be two increasing numbers, as in [0, 1] or [-1, 1]",
+        )
+        self.levels, self.low, self.dequantized = levels, data_range[0], dequantized
+        self.width = (data_range[1] - data_range[0]) / (levels if dequantized else levels - 1)
+
+    @property
+    def offset(self) -> float:
+        """log2 of the number of bins per unit of x: 8 for 256 levels in [0, 1], 7 in [-1, 1]."""
+        return -math.log2(self.width)
+
+    def level(self, x: Tensor) -> Tensor:
+        """The grey level of x, 0 to levels - 1, whatever noise within its bin x already has."""
+        position = (x - self.low) / self.width
+        return (position.floor() if self.dequantized else position.round()).clamp(0, self.levels - 1)
+
+    def __call__(self, x: Tensor, noise: NoiseStream) -> Tensor:
+        """x with fresh uniform noise within the bin of its level."""
+        return self.low + self.width * (self.level(x) + noise.uniform() - (0.0 if self.dequantized else 0.5))
+
+
+class Bits(NamedTuple):
+    """Bits per dimension with what one must know to read them.
+
+    Fields: mean, error (the mean's standard error over the examples), spread (standard deviation over the noise draws of the
+    mean over the examples; NaN for one draw), n (examples), draws.
+    """
+
+    mean: float
+    error: float
+    spread: float
+    n: int
+    draws: int
+
+    @classmethod
+    def of(cls, bits: Tensor) -> "Bits":
+        """From the bits of every draw and example, (draws, n)."""
+        draws, n = bits.shape
+        error = float(bits.mean(0).std()) / math.sqrt(n) if n > 1 else math.nan
+        spread = float(bits.mean(1).std()) if draws > 1 else math.nan
+        return cls(float(bits.mean()), error, spread, n, draws)
+
+
+def example_bits(
+    score: ScoreField,
+    x: Tensor,
+    dequantization: Dequantization,
+    noise: NoiseStream,
+    likelihood: Callable[[ScoreField, Tensor, NoiseStream], LogLikelihood] = log_likelihood,
+) -> Tensor:
+    """-log2 p(x)/D + offset of one draw of the noise, float64 (B,); further calls with the same streams draw anew."""
+    value = likelihood(score, dequantization(x, noise), noise).value
+    return -value / (math.log(2) * x[0].numel()) + dequantization.offset
+
+
+def bits_per_dim(
+    score: ScoreField,
+    x: Tensor,
+    dequantization: Dequantization,
+    draws: int = 2,
+    seed: int = 0,
+    cond: Tensor | None = None,
+    batch_size: int = 256,
+    likelihood: Callable[[ScoreField, Tensor, NoiseStream], LogLikelihood] = log_likelihood,
+    progress: bool = False,
+) -> Bits:
+    """Bits per dimension of images, a bound on those of the model's discrete law.
+
+    Args:
+        score: the score function.
+        x: images as the model sees them (n, ...), on the model's device.
+        dequantization: how grey levels stand in the data range.
+        draws: draws of dequantisation noise and directions per example.
+        seed: seed of both; example k has the same noise in any batch.
+        cond: class labels (n,) for a conditional score; null: none.
+        batch_size: examples at once; it changes the memory needed, not the result.
+        likelihood: log p, as `functools.partial(log_likelihood, divergence=ExactTrace())`.
+        progress: show a progress bar.
+    """
+    require(draws >= 1, f"draws={draws}: need at least 1; the spread over draws needs 2")
+    require_passes(draws=draws)
+    require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
+    bits, rows = [], torch.arange(len(x)).split(batch_size)
+    with tqdm(total=len(rows) * draws, desc="likelihood", unit="batch", leave=False, disable=not progress) as bar:
+        for batch in rows:
+            noise = NoiseStream(seed, batch.tolist(), x.shape[1:], x.device, x.dtype)
+            conditioned = score if cond is None else Conditioned(score, cond[batch.to(cond.device)])
+            part = []
+            for _ in range(draws):
+                part.append(example_bits(conditioned, x[batch.to(x.device)], dequantization, noise, likelihood))
+                bar.update()
+            bits.append(torch.stack(part))
+    return Bits.of(torch.cat(bits, 1))

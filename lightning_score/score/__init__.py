@@ -1,0 +1,35 @@
+"""The score function: a network seen through a process and a parametrization."""
+
+from lightning_score.score.empirical import EmpiricalScore
+from lightning_score.score.function import ScoreField, ScoreFunction, ScoreWrapper
+from lightning_score.score.parametrization import (
+    EDM,
+    Denoised,
+    Index,
+    LogSigma,
+    Noise,
+    NoiseLabel,
+    Parametrization,
+    Score,
+    ScoreOverSigma,
+    Time,
+    Velocity,
+)
+
+__all__ = [
+    "EDM",
+    "Denoised",
+    "EmpiricalScore",
+    "Index",
+    "LogSigma",
+    "Noise",
+    "NoiseLabel",
+    "Parametrization",
+    "Score",
+    "ScoreField",
+    "ScoreFunction",
+    "ScoreOverSigma",
+    "ScoreWrapper",
+    "Time",
+    "Velocity",
+]

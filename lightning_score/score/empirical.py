@@ -1,0 +1,75 @@
+"""The exact score of a finite data set: what a network of unlimited capacity would learn from it."""
+
+import torch
+from torch import Tensor
+
+from lightning_score.errors import require
+from lightning_score.process import NoiseProcess
+from lightning_score.score.function import ScoreField
+from lightning_score.tensors import expand
+
+BLOCK = 2**22  # distances held at once
+
+
+class EmpiricalScore(ScoreField):
+    """The score of q_t(x) = 1/M sum_m N(x; alpha x_m, sigma^2 I), the law of M data points under a process.
+
+    score = (alpha E[x_0 given x_t = x] - x)/sigma^2 with E[x_0 given x_t = x] = sum_m w_m x_m and
+    w = softmax_m(-|x - alpha x_m|^2/(2 sigma^2)) (Karras et al. 2022, 2206.00364, appendix B.3). Distances are sums of
+    squared differences, which single precision can take, and the points are gone through in blocks, so that memory does
+    not grow with M.
+
+    Args:
+        process: the noise process.
+        data: the points x_m (M, ...).
+        labels: class labels (M,), so that `cond` leaves only the points of its class, or all if it is no point's label;
+            None: `cond` changes nothing.
+
+    Raises:
+        InputError: without data, or if data and labels differ in number.
+    """
+
+    def __init__(self, process: NoiseProcess, data: Tensor, labels: Tensor | None = None):
+        super().__init__(process)
+        require(len(data) >= 1, "data are empty: the score of no points does not exist; give one point at least")
+        require(
+            labels is None or len(labels) == len(data),
+            f"there are {len(data)} data points and {0 if labels is None else len(labels)} labels; give one label per point",
+        )
+        self.register_buffer("data", data, persistent=False)
+        self.register_buffer("labels", labels, persistent=False)
+        self._evaluations = 0
+
+    @property
+    def evaluations(self) -> int:
+        return self._evaluations
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        alpha, sigma = expand(self.process.alpha(t), x), expand(self.process.sigma(t), x)
+        return (alpha * self.denoised(x, t, cond) - x) / sigma**2
+
+    def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """sum_m w_m x_m, with |x - alpha x_m|^2/(2 sigma^2) = |y - x_m|^2/(2 s^2), y = x/alpha, s = sigma/alpha."""
+        self._evaluations += len(x)
+        precise = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            y = (x.to(precise) / expand(self.process.alpha(t), x).to(precise)).flatten(1)
+            variance = (-self.process.log_snr(t)).exp().to(precise).expand(len(x)).unsqueeze(1)
+            return self._mean(y, variance, cond).reshape(x.shape).to(x.dtype)
+
+    def _mean(self, y: Tensor, variance: Tensor, cond: Tensor | None) -> Tensor:
+        """The mean of the data under the softmax, (B, D), block by block with the largest logit so far taken out."""
+        top = y.new_full((len(y), 1), torch.finfo(y.dtype).min)
+        total, mean = torch.zeros_like(top), torch.zeros_like(y)
+        known = None if self.labels is None or cond is None else torch.isin(cond, self.labels).unsqueeze(1)
+        for rows in torch.arange(len(self.data), device=y.device).split(max(1, BLOCK // len(y))):
+            points = self.data[rows].flatten(1).to(y)
+            distance = torch.cdist(y, points, compute_mode="donot_use_mm_for_euclid_dist")
+            logits = -(distance**2) / (2 * variance)
+            if known is not None:
+                logits = logits.masked_fill((self.labels[rows] != cond.unsqueeze(1)) & known, -torch.inf)
+            higher = torch.maximum(top, logits.amax(1, keepdim=True))
+            shrink, weights = (top - higher).exp(), (logits - higher).exp()
+            top, total = higher, total * shrink + weights.sum(1, keepdim=True)
+            mean = mean * shrink + weights @ points
+        return mean / total

@@ -1,0 +1,135 @@
+"""Score functions: the gradient of log p_t(x) as samplers and objectives see it."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from lightning_score.process import NoiseProcess
+from lightning_score.score.parametrization import Parametrization
+from lightning_score.tensors import combine, is_number
+
+
+class ScoreField(nn.Module, ABC):
+    """grad_x log p_t(x) of a noise process; the only thing that samplers and objectives see.
+
+    Args:
+        process: the noise process whose marginals p_t are meant.
+        num_classes: number of classes it can be conditioned on; the label num_classes means "no class".
+    """
+
+    def __init__(self, process: NoiseProcess, num_classes: int = 0):
+        super().__init__()
+        self.process, self.num_classes = process, num_classes
+
+    @property
+    @abstractmethod
+    def evaluations(self) -> int:
+        """Rows that have gone through the network so far: NFE is their increase per sample."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The score at x (B, ...) and time t, () or (B,); `cond` (B,) holds class labels or is None."""
+
+    def blend(self, x: Tensor, t: Tensor, keep: Tensor | float, gain: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        """keep x + gain score, with coefficients () or (B,): what samplers make of a score is of this form."""
+        return combine((keep, x), (gain, self(x, t, cond)))
+
+    def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """E[x_0 given x_t] = (x + sigma^2 score)/alpha (Tweedie's formula)."""
+        alpha = self.process.alpha(t)
+        return self.blend(x, t, 1 / alpha, self.process.sigma(t) ** 2 / alpha, cond)
+
+    def noise(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """E[z given x_t] = -sigma score."""
+        return self.blend(x, t, 0.0, -self.process.sigma(t), cond)
+
+
+class ScoreFunction(ScoreField):
+    """A network seen through a process and a parametrization: score = c_skip x + c_out F(c_in x, c_noise).
+
+    Args:
+        network: called `network(x, noise_label, cond)` with noise_label (B,) and cond (B,) or None; returns the shape of x.
+        process: the noise process.
+        parametrization: what the network predicts.
+        num_classes: number of classes that the network is conditioned on; 0 for none.
+    """
+
+    def __init__(self, network: nn.Module, process: NoiseProcess, parametrization: Parametrization, num_classes: int = 0):
+        super().__init__(process, num_classes)
+        self.network = network
+        self.parametrization = parametrization
+        self._evaluations = 0
+
+    @property
+    def evaluations(self) -> int:
+        return self._evaluations
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.blend(x, t, 0.0, 1.0, cond)
+
+    def blend(self, x: Tensor, t: Tensor, keep: Tensor | float, gain: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        self._evaluations += len(x)
+        c_in, c_skip, c_out, c_noise = self.parametrization(self.process, t)
+        label = x.new_full((len(x),), float(c_noise)) if is_number(c_noise) else c_noise.to(x).expand(len(x))
+        output = self.network(combine((c_in, x)), label, cond).to(x.dtype)
+        blended = combine((keep + gain * c_skip, x), (gain * c_out, output))
+        return blended.clone() if blended is output else blended  # where a CUDA graph will write its next output
+
+
+class ScoreWrapper(ScoreField, ABC):
+    """A score made from another one; evaluations are counted where the network is.
+
+    Args:
+        score: the score function that is wrapped.
+    """
+
+    def __init__(self, score: ScoreField):
+        super().__init__(score.process, score.num_classes)
+        self.score = score
+
+    @property
+    def evaluations(self) -> int:
+        return self.score.evaluations
+
+
+class Conditioned(ScoreWrapper):
+    """The score of p_t(x given y) for a fixed label per sample, so that samplers need not know of labels.
+
+    Args:
+        score: the score function to condition.
+        cond: class labels (B,), one per row of every later call.
+    """
+
+    def __init__(self, score: ScoreField, cond: Tensor):
+        super().__init__(score)
+        self.cond = cond
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.score(x, t, self.cond)
+
+    def blend(self, x: Tensor, t: Tensor, keep: Tensor | float, gain: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        return self.score.blend(x, t, keep, gain, self.cond)
+
+
+class ClippedScore(ScoreWrapper):
+    """The score that belongs to the denoised image clipped to a range, as DDPM's sampler does at every step.
+
+    score = (alpha clip(denoised) - x)/sigma^2 (Ho et al. 2020, the authors' code: `clip_denoised`).
+
+    Args:
+        score: the score function to clip.
+        low: lower end of the data range.
+        high: upper end of the data range.
+    """
+
+    def __init__(self, score: ScoreField, low: float, high: float):
+        super().__init__(score)
+        self.low, self.high = low, high
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.blend(x, t, 0.0, 1.0, cond)
+
+    def blend(self, x: Tensor, t: Tensor, keep: Tensor | float, gain: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        denoised = self.score.denoised(x, t, cond).clamp(self.low, self.high)
+        gain = gain / self.process.sigma(t) ** 2
+        return combine((keep - gain, x), (gain * self.process.alpha(t), denoised))

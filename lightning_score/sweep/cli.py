@@ -1,0 +1,112 @@
+"""The command `sweep`."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from lightning_score.commands.configs import find_config, option
+from lightning_score.commands.parser import Parser
+from lightning_score.errors import require
+from lightning_score.runs.folders import check_name
+from lightning_score.sweep.check import check_settings
+from lightning_score.sweep.cost import Cost, estimate
+from lightning_score.sweep.draws import planned
+from lightning_score.sweep.engine import Run
+from lightning_score.sweep.folder import DATABASE, check_folder, folder_of, making
+from lightning_score.sweep.interruption import PATIENCE, Interruption
+from lightning_score.sweep.spec import Sweep, read
+from lightning_score.sweep.study import Study
+from lightning_score.sweep.summary import tell, tell_wandb
+from lightning_score.sweep.trials import arguments_of
+
+
+def sweep(arguments: list[str]) -> None:
+    """Runs a sweep, or resumes it, and prints what it found.
+
+    Args:
+        arguments: `sweep` and its options.
+
+    Raises:
+        InputError: the file, a parameter, the metric, the checkpoint or the database is wrong; nothing is begun then.
+    """
+    options = _parser().parse_args(arguments[1:])
+    for name, least in (("count", 1), ("jobs", 1), ("seed", 0)):
+        value = options[name]
+        require(value is None or value >= least, f"--{name} {value}: must be at least {least}")
+    require(
+        options.wandb is None or options.file is None, f"--wandb {options.wandb}: takes no file; leave {options.file} out"
+    )
+    with Interruption(at_once=True, patience=3 * PATIENCE) as interruption:
+        if options.wandb is not None:
+            tell_wandb(options.wandb, options.runs)
+            return
+        require(options.file is not None, "sweep needs a file, as sweeps/eps.yaml, or --wandb ENTITY/PROJECT/SWEEP")
+        _of_file(options, interruption)
+        if interruption.requested:
+            raise SystemExit(interruption.code)
+
+
+def _of_file(options: Any, interruption: Interruption) -> None:
+    spec = read(str(find_config(options.file, "sweeps", "")))
+    name = options.name or spec.name
+    check_name(name, "--name")
+    folder = folder_of(options.runs, name)
+    url = options.storage or f"sqlite:///{folder / DATABASE}"
+    check_folder(folder, spec.text, bool(options.storage))
+    if options.summary:
+        require(bool(options.storage) or (folder / DATABASE).exists(), f"{folder}: this sweep has not been run yet")
+        interruption.defer()
+        tell(spec, Study(spec, url, name), folder)
+        return
+    plan = planned(spec, options.count, options.seed)
+    command = check_settings(spec, plan)
+    cost = estimate(command, [arguments_of(spec, settings) for settings in plan.settings], plan.count)
+    print(_announcement(spec, cost, options.jobs), flush=True)
+    if options.dry_run:
+        return
+    interruption.defer()
+    with making(folder):
+        study = Study(spec, url, name, make=True, seed=options.seed)
+        _hold(study, arguments_of(spec, plan.settings[0]))
+    del command
+    Run(spec, study, folder, options.jobs, interruption).go(plan.count, options.retry_failed)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m lightning_score sweep", description="Runs a W&B sweep file without W&B.")
+    parser.add_argument("file", type=str | None, nargs="?", help="The sweep file, as sweeps/eps.yaml.")
+    parser.add_argument("--count", type=int | None, default=None, help="Trials in all; a grid's own number by default.")
+    parser.add_argument("--jobs", type=int, default=1, help="Trials at the same time on this machine.")
+    seed = "Seed of methods random and bayes: the same file and seed draw the same trials. 0 by default."
+    parser.add_argument("--seed", type=int | None, default=None, help=seed)
+    parser.add_argument("--retry_failed", action="store_true", help="Run the trials that have failed again.")
+    parser.add_argument("--name", type=str | None, default=None, help="Of this sweep; that of the file by default.")
+    parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs: results go to RUNS/sweeps/NAME.")
+    storage = "Database that several machines share, as postgresql://user@host/name; a file in the folder by default."
+    parser.add_argument("--storage", type=str | None, default=None, help=storage)
+    wandb = "Tables and figures of a sweep that W&B has run, here and on W&B: ENTITY/PROJECT/SWEEP."
+    parser.add_argument("--wandb", type=str | None, default=None, help=wandb)
+    parser.add_argument("--dry_run", action="store_true", help="Check the file and print the cost, no more.")
+    parser.add_argument("--summary", action="store_true", help="Tables and figures of what there is, no more.")
+    return parser
+
+
+def _announcement(spec: Sweep, cost: Cost, jobs: int) -> str:
+    goal = "" if spec.metric is None else f", {'maximizing' if spec.maximize else 'minimizing'} {spec.metric}"
+    varied = " x ".join(spec.varied) or "nothing"
+    ending = ", or less with early termination" if spec.hyperband else ""
+    workers = f" with {jobs} workers" if jobs > 1 else ""
+    return f"{spec.name}: {spec.method} over {varied}{goal}\n{cost}{ending}{workers}"
+
+
+def _hold(study: Study, arguments: list[str]) -> None:
+    """Sees to it that all trials, today's and tomorrow's, are of one checkpoint."""
+    paths = option(arguments, "--ckpt_path")
+    if paths:
+        digest = hashlib.sha256(Path(paths[-1]).read_bytes()).hexdigest()
+        known = study.remember("checkpoint", [digest, paths[-1]])
+        require(
+            known[0] == digest,
+            f"--ckpt_path {paths[-1]}: the sweep {study.name} was begun with another checkpoint, {known[1]}; "
+            "give a new --name, or that one",
+        )

@@ -1,0 +1,47 @@
+"""What every module needs: the error for a user's mistake, the one broadcasting helper, memory and the folder of caches."""
+
+import torch
+from torch import Tensor
+
+CPU = torch.device("cpu")
+
+
+def expand(coefficient: Tensor, x: Tensor) -> Tensor:
+    """Shapes a coefficient, () or (B,), so that it multiplies `x`, (B, ...), sample by sample, in the precision of `x`.
+
+    One of shape () may stay on the CPU: it multiplies tensors of any device, and none has to wait for it.
+    """
+    coefficient = torch.as_tensor(coefficient).to(x.dtype)
+    return coefficient if coefficient.ndim == 0 else coefficient.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def is_number(coefficient: Tensor | float) -> bool:
+    """Whether it is one number that can be read at once: no device has to be waited for, no gradient is lost, and no graph
+    that is being compiled ends there.
+    """
+    if not isinstance(coefficient, Tensor):
+        return True
+    readable = coefficient.device.type == "cpu" and not torch.compiler.is_compiling()
+    return coefficient.ndim == 0 and readable and not coefficient.requires_grad
+
+
+def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
+    """The linear combination a x + b y + ..., each term in one pass over memory; none for those with coefficient 0.
+
+    Args:
+        terms: pairs of a coefficient, () or (B,), and a tensor (B, ...).
+    """
+    pairs = [(float(c) if is_number(c) else expand(c, x), x) for c, x in terms]
+    pairs = [pair for pair in pairs if not _is(pair[0], 0.0)]
+    if not pairs:
+        return torch.zeros_like(terms[0][1])
+    pairs.sort(key=lambda pair: not _is(pair[0], 1.0))  # what needs no product can be added to at once
+    (c, x), *others = pairs
+    total = x if _is(c, 1.0) else c * x
+    for c, x in others:
+        total = torch.add(total, x, alpha=c) if isinstance(c, float) else total + c * x
+    return total
+
+
+def _is(coefficient: Tensor | float, number: float) -> bool:
+    return isinstance(coefficient, float) and coefficient == number

@@ -1,0 +1,320 @@
+"""The LightningModule: nothing mathematical, it only moves the parts around."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+from torch import Tensor
+
+from lightning_score.data.augmentation import Augmentation
+from lightning_score.errors import require
+from lightning_score.guidance import Guidance, Trained
+from lightning_score.memory import keep_freed_memory
+from lightning_score.networks import Network
+from lightning_score.objective import DenoisingScoreMatching, Objective
+from lightning_score.process import NoiseProcess
+from lightning_score.runs.trust import made_from
+from lightning_score.sampling.diverged import Watch
+from lightning_score.sampling.noise import NoiseStream
+from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampler, Samples, join
+from lightning_score.score.function import Conditioned, ScoreField, ScoreFunction
+from lightning_score.score.parametrization import Noise, Parametrization
+from lightning_score.seeds import seed_of, seeded
+from lightning_score.training.optimization import Optimization
+from lightning_score.training.steps import Draws, MeanLoss, log_at_steps_done, require_batch
+
+NetworkCallable = Callable[[Sequence[int], int], Network]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
+
+
+class ScoreModel(LightningModule):
+    """A score model: network, noise process and parametrization, trained by an objective and sampled by a sampler.
+
+    Args:
+        network: makes the network from the data's shape and number of classes.
+        shape: shape of one example; the command line takes it from the data.
+        process: the noise process.
+        parametrization: what the network predicts; the noise by default.
+        objective: what is minimised; denoising score matching with weight sigma^2 by default.
+        sampler: how samples are drawn; reverse diffusion with 1000 steps by default.
+        num_classes: number of classes of the data; the command line takes it from the data.
+        conditional: train the score given the class label.
+        label_dropout: probability with which training leaves a label out, so that the model can also do without;
+            ClassifierFree needs it. Only with conditional=true.
+        augmentation: changes the images at random in training and tells the network how; null: none. Only with a network
+            that takes as many `augmentations`.
+        guidance: what leads the samples to a label or an observation; null: nothing but the label of a conditional model.
+        optimizer: the optimiser; Adam with learning rate 1e-3 by default.
+        lr_scheduler: learning-rate schedule, stepped after every optimiser step; null: constant.
+        compile: the mode in which torch.compile compiles the network: default, reduce-overhead (with CUDA graphs) or
+            max-autotune; null: not at all. It pays on GPUs, after a minute or two of compilation, in training and wherever
+            many samples are drawn; the short evaluations of `fit` and `validate` do without.
+
+    Raises:
+        InputError: parts that do not fit one another, found before any training.
+    """
+
+    def __init__(
+        self,
+        network: NetworkCallable,
+        shape: Sequence[int],
+        process: NoiseProcess,
+        parametrization: Parametrization | None = None,
+        objective: Objective | None = None,
+        sampler: Sampler | None = None,
+        num_classes: int = 0,
+        conditional: bool = False,
+        label_dropout: float = 0.0,
+        augmentation: Augmentation | None = None,
+        guidance: Guidance | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        compile: CompileMode | None = None,
+    ):
+        super().__init__()
+        keep_freed_memory()
+        torch.set_flush_denormal(True)  # subnormal numbers in the backward pass of small scores cost a factor of six
+        self._save_plain_hyperparameters()
+        require(not conditional or num_classes > 0, "conditional=true: the data have no class labels; set it to false")
+        require(0 <= label_dropout <= 1, f"label_dropout={label_dropout}: must be a probability, 0 to 1, as in 0.1")
+        require(conditional or label_dropout == 0, f"label_dropout={label_dropout}: needs conditional=true, or set it to 0")
+        self.shape, self.num_classes = tuple(shape), num_classes
+        self.conditional, self.label_dropout = conditional, label_dropout
+        self.objective = objective or DenoisingScoreMatching()
+        self.objective.check(process)
+        self._use(process, sampler, guidance)
+        classes = num_classes if conditional else 0
+        built = network(self.shape, classes).to(memory_format=torch.channels_last)
+        self.augmentation = augmentation
+        if augmentation is not None:
+            augmentation.check(built.augmentations)
+        self._compiled, self._at_once = compile is not None, 0  # samples that fit into memory, once more did not
+        if compile is not None:
+            built.compile(mode=compile)
+        self.score_function = ScoreFunction(built, process, parametrization or Noise(), classes)
+        self._optimization = Optimization(optimizer, lr_scheduler)
+        self.draws, self._mean_loss = Draws(), MeanLoss()
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, trust: Sequence[str] = (), **kwargs: Any):
+        """As Lightning's, but every byte is checked, no code is run, and other packages' modules need the user's `trust`."""
+        with made_from(checkpoint_path, cls, trust, kwargs) as made:
+            return super().load_from_checkpoint(checkpoint_path, *args, **{**made, **kwargs, "weights_only": True})
+
+    def _save_plain_hyperparameters(self) -> None:
+        """Keeps what the command line was told, so that a checkpoint rebuilds the model. A model built in Python has parts
+        that no checkpoint can hold safely: `load_from_checkpoint(path, network=..., process=..., ...)` is given them again.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`.*")
+            self.save_hyperparameters(logger=False)
+        if "_instantiator" not in self.hparams:
+            for part in self.hparams.keys() - {"shape", "num_classes", "conditional", "label_dropout"}:
+                del self.hparams[part]
+
+    def use(self, sampler: Sampler | None, guidance: Guidance | None) -> None:
+        """Takes another sampler (null: reverse diffusion with 1000 steps) and another guidance (null: none).
+
+        Raises:
+            InputError: they do not fit the process, or the training.
+        """
+        self._use(self.score_function.process, sampler, guidance)
+
+    def _use(self, process: NoiseProcess, sampler: Sampler | None, guidance: Guidance | None) -> None:
+        sampler = sampler or PredictorCorrector()
+        sampler.check_for(process, self.objective.levels(process))
+        if guidance is not None:
+            guidance.check(Trained(self.shape, self.num_classes, self.conditional, self.label_dropout))
+        self.sampler, self.guidance = sampler, guidance
+
+    def setup(self, stage: str) -> None:
+        """Gives a run its seed, and gives the objective the training data, un-augmented, if it needs them."""
+        log_at_steps_done(self.trainer)
+        self.trainer.precision_plugin.convert_module(self)  # before a checkpoint is loaded, or that would be rounded
+        if stage == TrainerFn.FITTING:
+            self.draws.begin(self.trainer)
+        if self.objective.needs_data and (data := self.trainer.datamodule) is not None and stage != "predict":
+            with seeded(seed_of()):  # of dequantisation: the same in all processes
+                self.objective.prepare(data.transform(train=False)(data.splits.train.x))
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The objective's mean over a batch (x, y), a scalar."""
+        return self.losses(batch).mean()
+
+    def losses(self, batch: tuple[Tensor, Tensor], score: ScoreField | None = None) -> Tensor:
+        """The objective of each example of a batch (x, y), of another score on request: (B,)."""
+        (x, y), augmenting = batch, nullcontext()
+        if self.augmentation is not None and self.training:
+            x, done = self.augmentation(x)
+            augmenting = self.score_function.network.augmented(done)
+        with augmenting:
+            return self.objective(score or self.score_function, x, self._labels(y))
+
+    def _labels(self, y: Tensor) -> Tensor | None:
+        """The labels that the score is given: in training each is "no class" with probability `label_dropout`."""
+        if not self.conditional or not self.training or self.label_dropout == 0:
+            return y if self.conditional else None
+        return torch.where(torch.rand(y.shape, device=y.device) < self.label_dropout, self.num_classes, y)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """One batch; every `log_every_n_steps` steps the mean loss since then is logged, of all processes (a log costs)."""
+        batch = require_batch(batch, self.shape, self.num_classes * self.conditional)
+        with self.draws.of(self.trainer, self.trainer.current_epoch, batch_idx):
+            loss = self.loss(batch)
+        self._mean_loss.add(loss)
+        if self._mean_loss.count >= self.trainer.log_every_n_steps * self.trainer.accumulate_grad_batches:
+            self.log("train/loss", self._mean_loss.take(), prog_bar=True, sync_dist=True)
+            self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the seed of the run, and the losses since the last time that their mean was logged."""
+        checkpoint |= {"loss": self._mean_loss.state_dict(self.trainer), "seed": self.draws.seed}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Resumes with them, and with the schedule."""
+        self._optimization.adapt(checkpoint)
+        self._mean_loss.load_state_dict(checkpoint.get("loss", {"sum": 0.0, "count": 0}), self._trainer)
+        self.draws.resume(checkpoint, self._trainer)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """`val/loss`, always with the same times and noise."""
+        self._evaluate_loss(batch, batch_idx, "val/loss")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """`test/loss`, always with the same times and noise."""
+        self._evaluate_loss(batch, batch_idx, "test/loss")
+
+    def _evaluate_loss(self, batch: tuple[Tensor, Tensor], batch_idx: int, name: str) -> None:
+        batch = require_batch(batch, self.shape, self.num_classes * self.conditional)
+        with seeded(self.draws.number(self.trainer, batch_idx), self.device), self._uncompiled():
+            loss = self.loss(batch) if len(batch[0]) else batch[0].new_zeros(())  # where only other processes have a batch
+        self.log(name, loss, batch_size=len(batch[0]) * self.trainer.world_size, sync_dist=True)  # the mean is rounded
+
+    def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> Samples:
+        """Draws the samples of a batch of numbers, seeds and, perhaps, labels, each (B,); the seeds are all the same."""
+        indices, seeds, *labels = batch
+        shown = self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
+        return self.draw(indices.tolist(), int(seeds[0]), labels[0] if labels else None, progress=shown)
+
+    def configure_optimizers(self):
+        """The optimiser, and the schedule after every step."""
+        return self._optimization.configure(self.parameters())
+
+    def on_train_start(self) -> None:
+        """Goes on with the settings of the options, where a checkpoint brought others."""
+        self._optimization.keep_settings(self.trainer.estimated_stepping_batches - self.trainer.global_step)
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        indices: Sequence[int],
+        seed: int = 0,
+        cond: Tensor | None = None,
+        sampler: Sampler | None = None,
+        trajectory: bool = False,
+        progress: bool = False,
+        observe: Observer | None = None,
+    ) -> Samples:
+        """The samples of given numbers, in one batch or, where that does not fit into memory, in as few as do: sample k
+        depends on the seed and k, not on its batch mates.
+
+        Args:
+            indices: the numbers k, (B,).
+            seed: seed of the run.
+            cond: class labels (B,), num_classes for "no class"; null: the classes in turn, k mod num_classes.
+            sampler: another sampler than the model's own.
+            trajectory: keep x after every move.
+            progress: show a progress bar.
+            observe: told every move of the sampler.
+
+        Raises:
+            InputError: labels that are not one per sample, that the model does not know or has no use for.
+            Diverged: samples became too large, or are no numbers.
+        """
+        if cond is not None:
+            self.check_labels(cond)
+            require(len(cond) == len(indices), f"{len(cond)} labels for {len(indices)} samples: give one label per sample")
+        parts: list[Samples] = []
+        while (first := sum(len(part.x) for part in parts)) < len(indices):
+            here = slice(first, first + (self._at_once or len(indices)))
+            labels = None if cond is None else cond[here]
+            watch = Watch(indices[here], observe)
+            draw = partial(sampler or self.sampler, trajectory=trajectory, progress=progress, observe=watch)
+            drawn = self._draw_if_it_fits(indices[here], seed, labels, draw)
+            if drawn is None:
+                self._at_once = -(-len(indices[here]) // 2)
+                rank_zero_warn(f"{len(indices[here])} samples at once do not fit into memory: from here on {self._at_once}")
+            else:
+                watch.check(drawn.x)
+                parts.append(drawn)
+        return join(parts)
+
+    def _draw_if_it_fits(
+        self, indices: Sequence[int], seed: int, cond: Tensor | None, sampler: Callable[[ScoreField, NoiseStream], Samples]
+    ) -> Samples | None:
+        """The samples, or None if there is not the memory for so many at once."""
+        score: ScoreField = self.score_function
+        numbers = torch.as_tensor(indices, device=self.device)
+        if self.guidance is not None:
+            score = self.guidance.guide(score, numbers)
+        if self.takes_labels:
+            score = Conditioned(score, numbers % self.num_classes if cond is None else cond.to(self.device))
+        noise = NoiseStream(seed, indices, self.shape, self.device, self.dtype)
+        try:
+            with self._evaluating(), self._precision(), self._uncompiled():
+                return sampler(score, noise)
+        except RuntimeError as error:
+            if not is_oom_error(error) or len(indices) == 1:
+                raise
+        garbage_collection_cuda()
+        return None
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the samples are given labels, by the network or by the guidance."""
+        return self.conditional or (self.guidance is not None and self.guidance.labelled)
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Raises `InputError` unless every label is a class of the data, or "no class" where training left labels out."""
+        require(self.takes_labels, "labels: this model is unconditional; train one with conditional=true")
+        last = self.num_classes - (self.label_dropout == 0)
+        known = f"0 to {self.num_classes - 1}" + (f", or {last} for no class" if last == self.num_classes else "")
+        wrong = labels[(labels < 0) | (labels > last)].tolist()
+        require(len(labels) > 0 and not wrong, f"labels {wrong or '[]'}: the model knows the classes {known}")
+
+    def sample(self, n: int, seed: int = 0, batch_size: int = 1024, progress: bool = False) -> Tensor:
+        """Samples 0 to n - 1 of a seed: (n, *shape), in the range of the data; `batch_size` changes the memory only."""
+        require(n >= 1, f"n={n}: the number of samples must be at least 1")
+        batches = torch.arange(n).split(batch_size)
+        return torch.cat([self.draw(batch.tolist(), seed, progress=progress).x for batch in batches])
+
+    @contextmanager
+    def _evaluating(self):
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
+
+    def _precision(self) -> AbstractContextManager:
+        """The trainer's precision, where there is a trainer: samples are drawn as the network was trained."""
+        attached = self._trainer is not None
+        return self.trainer.precision_plugin.forward_context() if attached else nullcontext()
+
+    def _uncompiled(self) -> AbstractContextManager:
+        """In `fit` and `validate`, evaluations are too short to compile the network again for them."""
+        fitting = self._trainer is not None and self.trainer.state.fn in (TrainerFn.FITTING, TrainerFn.VALIDATING)
+        return torch.compiler.set_stance("force_eager") if self._compiled and fitting else nullcontext()

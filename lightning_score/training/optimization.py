@@ -1,0 +1,201 @@
+"""An optimiser and a learning-rate schedule that go on from a checkpoint with the settings that they are given."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from lightning_score.errors import InputError, require
+
+AHEAD = 100_000
+"""Steps that are looked at for a learning rate above 0."""
+DERIVED = ("schedule_phases", "total_size", "step_ratio")
+"""What torch's schedules compute from their parameters, and keep in a checkpoint."""
+
+
+class Optimization:
+    """An optimiser, and the schedule of its learning rate after every step.
+
+    A checkpoint of torch's brings the settings of both along with their state. Here it brings the state alone (moments,
+    steps, the place in the schedule), so that a run that goes on with another learning rate has that.
+
+    Args:
+        optimizer: makes the optimiser of parameters.
+        schedule: makes the schedule of the optimiser; null: the learning rate is constant.
+
+    Raises:
+        InputError: they cannot be made so, as with a learning rate below 0.
+    """
+
+    def __init__(self, optimizer: OptimizerCallable, schedule: LRSchedulerCallable | None):
+        self._make_optimizer, self._make_schedule = optimizer, schedule
+        self._schedule: Any = None
+        try:
+            self._try()
+        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+            raise InputError(f"optimizer, lr_scheduler: {error}") from error
+        self._schedule, self._settings, self._replaced = None, [], False
+
+    def _try(self) -> None:
+        """Takes a step for once, so that training need not begin to find out what fails."""
+        self.configure(iter([Parameter(torch.zeros(1))]))
+        (parameter,) = self._optimizer.param_groups[0]["params"]
+        parameter.grad = torch.zeros(1)
+        with suppress(AssertionError):  # of options for a GPU, as capturable
+            self._optimizer.step(lambda: 0.0)
+        self._needs = self._optimizer.state[parameter].keys()
+        require(
+            not isinstance(self._optimizer, torch.optim.LBFGS),
+            "LBFGS needs the same noise in each evaluation of a step, and weights that are not channels-last; take Adam",
+        )
+        require(
+            not isinstance(self._schedule, torch.optim.lr_scheduler.ReduceLROnPlateau),
+            "ReduceLROnPlateau follows a metric, but the learning rate changes after every step here; take another class",
+        )
+        if self._schedule is not None:
+            _stepped(self._schedule)
+
+    def configure(self, parameters: Iterator[Parameter]) -> Any:
+        """What Lightning wants of `configure_optimizers`."""
+        self._optimizer = optimizer = self._make_optimizer(parameters)
+        self._first = _rates(optimizer)
+        optimizer.register_load_state_dict_pre_hook(_with_settings)
+        optimizer.register_load_state_dict_post_hook(arrange_as_parameters)
+        if self._make_schedule is None:
+            return optimizer
+        self._schedule = self._make_schedule(optimizer)
+        self._settings = [_settings(part) for part in _parts(self._schedule)]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule, "interval": "step"}}
+
+    def adapt(self, checkpoint: dict[str, Any]) -> None:
+        """Makes a checkpoint fit: the state of a schedule of another class becomes that of this one after as many steps, and
+        that of an optimiser without what this one needs is left out.
+        """
+        for optimizer in checkpoint.get("optimizer_states", []):
+            if any(self._needs - kept.keys() for kept in optimizer.get("state", {}).values()):
+                optimizer["state"] = {}
+                rank_zero_warn("the checkpoint's optimizer is of another class: the state of this one starts anew")
+        states = checkpoint.get("lr_schedulers", [])
+        if self._make_schedule is None:
+            self._replaced = bool(states)
+            states.clear()
+        elif not states or states[0].keys() != self._after(0).state_dict().keys():
+            step = states[0].get("last_epoch", 0) if states else checkpoint.get("global_step", 0)
+            checkpoint["lr_schedulers"], self._replaced = [self._after(step).state_dict()], True
+
+    def keep_settings(self, steps: float = 0) -> None:
+        """Gives the schedule its settings back, once a checkpoint has been loaded, and the learning rate that follows; warns
+        where that is 0 in all of the steps that are left, as after the end of a schedule.
+
+        Args:
+            steps: how many are left.
+
+        Raises:
+            InputError: the schedule does not allow so many steps.
+        """
+        parts = _parts(self._schedule)
+        changed = self._replaced or self._settings != [_settings(part) for part in parts]
+        for part, settings in zip(parts, self._settings, strict=True):
+            vars(part).update(settings)
+        if changed:
+            self._take_up_rates()
+        total = getattr(self._schedule, "total_steps", None)  # of OneCycleLR, which raises an error at the next step
+        require(
+            total is None or self._schedule.last_epoch + steps <= total,
+            f"model.lr_scheduler.total_steps={total}: must be at least the number of training steps; give max_steps, which "
+            "follows trainer.max_steps",
+        )
+        if steps > 0 and self._idle(int(min(steps, AHEAD))):
+            rank_zero_warn(
+                f"the learning rate is 0 in all of the next {int(min(steps, AHEAD))} steps, so nothing is learned: change "
+                "--model.optimizer.lr or --model.lr_scheduler (total_iters or T_max as max_steps follow trainer.max_steps)"
+            )
+
+    def _take_up_rates(self) -> None:
+        """Gives the optimiser the learning rates of the schedule's settings at its step."""
+        if self._schedule is None:
+            for group, rate in zip(self._optimizer.param_groups, self._first, strict=True):
+                group["lr"] = rate
+            return
+        rates = getattr(self._schedule, "_get_closed_form_lr", None)  # others than the product of all changes so far
+        if rates is None:
+            there = self._after(self._schedule.last_epoch)
+            self._schedule.load_state_dict(there.state_dict())
+            rates = partial(_rates, there.optimizer)
+        for group, rate in zip(self._schedule.optimizer.param_groups, rates(), strict=True):
+            group["lr"] = rate
+
+    def _idle(self, steps: int) -> bool:
+        rates = _rates(self._optimizer)
+        if any(rates) or self._schedule is None:
+            return not any(rates)
+        ahead = self._after(0)
+        ahead.load_state_dict(deepcopy(self._schedule.state_dict()))
+        for group, rate in zip(ahead.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        return not any(any(_rates(_stepped(ahead).optimizer)) for _ in range(steps - 1))
+
+    def _after(self, steps: int) -> Any:
+        """The schedule after some steps, with a parameter and an optimiser of its own."""
+        schedule = self._make_schedule(self._make_optimizer(iter([Parameter(torch.zeros(1))])))
+        for _ in range(steps):
+            _stepped(schedule)
+        return schedule
+
+
+def _stepped(schedule: Any) -> Any:
+    schedule.optimizer._opt_called = True  # or torch warns of steps that the optimiser has not made
+    schedule.step()
+    return schedule
+
+
+def _rates(optimizer: Optimizer) -> list[float]:
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def _with_settings(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved state with the settings of the optimiser, its learning rate at the same fraction of the first one."""
+    groups = []
+    for given, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):
+        # the schedule changes these, as it does the learning rate
+        cycled = {"betas", "momentum"} & saved.keys() if "base_momentum" in saved else set()
+        group = {**saved, **{name: given[name] for name in given.keys() - {"params", "lr"} - cycled}}
+        first, before = (one.get("initial_lr", one["lr"]) for one in (given, saved))
+        if first != before:
+            group["lr"] = saved["lr"] / before * first if before else first
+        groups.append(group)
+    return {**state, "param_groups": groups + state["param_groups"][len(groups) :]}
+
+
+def _parts(schedule: Any) -> list[Any]:
+    """A schedule and all those that it is made of; none without one."""
+    inner = [part for each in getattr(schedule, "_schedulers", []) for part in _parts(each)]
+    return [] if schedule is None else [schedule, *inner]
+
+
+def _settings(schedule: Any) -> dict[str, Any]:
+    """What a schedule was made with, and the learning rates from which it begins."""
+    names = {"base_lrs", *DERIVED, *inspect.signature(type(schedule)).parameters} - {"optimizer", "last_epoch", "schedulers"}
+    return {name: value for name, value in vars(schedule).items() if name.removeprefix("_") in names}
+
+
+def arrange_as_parameters(optimizer: Optimizer) -> None:
+    """Gives the optimizer's state the parameters' order in memory: a fused optimizer goes through both in that order, and
+    would take the state of one weight for that of another where they differ, as after loading contiguous state for
+    channels-last weights.
+    """
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

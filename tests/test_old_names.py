@@ -1,0 +1,33 @@
+"""Checkpoints and configs of earlier versions name classes where they were then."""
+
+from importlib import import_module
+
+import torch
+
+from lightning_score.commands.yaml_files import load
+from lightning_score.runs.checkpoints import read
+from lightning_score.runs.old_names import CLASSES, MODULES, new_name
+
+
+def test_every_new_place_exists():
+    for module in MODULES.values():
+        import_module(f"lightning_score.{module}")
+    for path in CLASSES.values():
+        module, _, name = path.rpartition(".")
+        assert hasattr(import_module(f"lightning_score.{module}"), name), path
+
+
+def test_paths_are_brought_up_to_date():
+    assert new_name("lightning_score.parametrization.Noise") == "lightning_score.score.parametrization.Noise"
+    assert new_name("lightning_score.VP") == "lightning_score.VP"
+    assert new_name("lightning_score.sampling.predictor.DDIM") == "lightning_score.sampling.predictor.DDIM"
+
+
+def test_checkpoints_and_configs_are_read_with_todays_names(tmp_path):
+    old, new = (
+        {"parametrization": {"class_path": f"lightning_score.{module}.Noise"}, "other": [1, "torch.nn.ReLU"]}
+        for module in ("parametrization", "score.parametrization")
+    )
+    torch.save({"config": {"model": old}, "hyper_parameters": old, "step": 3}, tmp_path / "old.ckpt")
+    assert read(tmp_path / "old.ckpt") == {"config": {"model": new}, "hyper_parameters": new, "step": 3}
+    assert load(str(old)) == new
