@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_score.commands.configs import (
     load_checkpoint,
     option,
+    read_config,
     trusted_modules,
     with_checkpoint_config,
     with_found_configs,
@@ -51,7 +52,7 @@ def resumed(arguments: list[str], trusted: Collection[str] = ()) -> Resumed | No
     if folder is None:
         return None
     require((folder / "config.yaml").is_file(), f"--ckpt_path {folder}: no run folder, for it has no config.yaml")
-    config = _read_config(folder / "config.yaml")
+    config = read_config(folder / "config.yaml")
     check_origin(config, trusted, f"--ckpt_path {folder}: config.yaml")
     file, checkpoint = _newest(folder, trusted)
     others = list(_without(arguments[1:], ("-c", "--config", "--ckpt_path", "--output", "--name", "--runs")))
@@ -62,15 +63,6 @@ def resumed(arguments: list[str], trusted: Collection[str] = ()) -> Resumed | No
         step = checkpoint.get("global_step", 0)
         print(f"goes on in {folder} after step {step}, with its own config, which options override", flush=True)
     return Resumed(given, folder, checkpoint)
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{file}: cannot be read ({' '.join(str(error).split())[:160]})") from error
-    require(isinstance(config, dict), f"{file}: not a config, which is a mapping")
-    return config
 
 
 def _folder(arguments: list[str]) -> Path | None:
