@@ -1,4 +1,4 @@
-"""Trains the classifiers behind `DigitFeatures` and `FashionFeatures`: `python -m lightning_score.metrics.train_features`.
+"""Trains the classifiers behind `DigitFeatures` and `FashionFeatures`: `python tests/support/train_features.py digits`.
 
 Deterministic on one machine: half a minute on one core for digits, 25 minutes for clothing. Each sees only the training
 split of its data, bent and mixed, so that images which it never saw have features distributed like those it did see: else a

@@ -413,7 +413,7 @@ DISTRIBUTED = """
 import sys
 import lightning_score.torchvision_guard  # noqa: F401
 
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/callbacks"]
 from test_ema import EMA, Callback, Line, averages, fit, torch
 
 class Compare(Callback):
@@ -434,7 +434,7 @@ fit(Line(), Compare(), ema, strategy="ddp_fork", devices=2)
 
 
 def test_every_rank_has_the_same_averages():
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parent.parent.parent
     done = subprocess.run([sys.executable, "-c", DISTRIBUTED], cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("equal") == 2

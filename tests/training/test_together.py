@@ -15,7 +15,7 @@ from lightning_score.data import GaussianMixture
 from lightning_score.data.order import InTurn, Shuffled
 from lightning_score.training.steps import Draws
 
-SCRIPT = Path(__file__).with_name("trained_together.py")
+SCRIPT = Path(__file__).parent.parent / "support" / "trained_together.py"
 
 
 def trained(folder, processes, strategy, accumulated, *cases):
