@@ -17,7 +17,7 @@ from lightning_score.loggers import fail_trial, finish_run, in_trial
 from lightning_score.origins import origin
 from lightning_score.parser import Refused
 from lightning_score.resume import prepared
-from lightning_score.runs import discarding
+from lightning_score.runs import discarding, release
 from lightning_score.sweep.command import from_agent
 from lightning_score.utils import InputError, require
 
@@ -76,6 +76,8 @@ def run(arguments: list[str]) -> int:
             line += origin(with_found_configs(arguments), line)
         print(f"error: {line}", file=sys.stderr)
         return 2
+    finally:
+        release()
     return 0
 
 

@@ -36,7 +36,7 @@ from lightning_score.processes import answering, folder_of_all
 from lightning_score.refusals import check_limits, refusing
 from lightning_score.resume import cut_logs
 from lightning_score.run_config import RunConfig
-from lightning_score.runs import STOPPED_EARLY, RunStatus, check_name, new_dated_folder, new_folder
+from lightning_score.runs import STOPPED_EARLY, RunStatus, check_name, hold, new_dated_folder, new_folder
 from lightning_score.sharding import check_strategy
 from lightning_score.summary import describe, report, summarize
 from lightning_score.trust import trust_for
@@ -107,7 +107,16 @@ class ScoreCLI(ExperimentCLI):
         check_name(config["name"], "--name")
         check_limits(self.command, config["trainer"])
         if self.command == "fit":
+            self._check_steps(config["trainer"]["max_steps"])
             resolve(config)
+
+    def _check_steps(self, steps: int) -> None:
+        """Raises `InputError` where a checkpoint is beyond the last step; a run may be resumed at its very end."""
+        done = 0 if self.checkpoint is None else self.checkpoint.get("global_step", 0)
+        require(
+            steps < 0 or steps > done or done == 0 or (steps == done and self.goes_on is not None),
+            f"--trainer.max_steps {steps}: the checkpoint has {done} steps already, which count; give more than that",
+        )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Makes the folder once model and data are known to fit, then the trainer with its loggers and callbacks."""
@@ -159,13 +168,18 @@ class ScoreCLI(ExperimentCLI):
 
     def _make_folder(self, config: Any) -> Path:
         if self.goes_on is not None:
+            hold(self.goes_on)
             cut_logs(self.goes_on, self.checkpoint)
             return self.goes_on
         if config["output"]:
-            return new_folder(Path(config["output"]))
+            folder = new_folder(Path(config["output"]))
+        elif self.command == "fit":
+            folder = new_dated_folder(Path(config["runs"]) / config["name"])
+        else:
+            folder = new_dated_folder(Path(config["ckpt_path"]).parent / self.command)
         if self.command == "fit":
-            return new_dated_folder(Path(config["runs"]) / config["name"])
-        return new_dated_folder(Path(config["ckpt_path"]).parent / self.command)
+            hold(folder)
+        return folder
 
     def _make_loggers(self, chosen: Any) -> list[Logger]:
         """CSV always; in training and in trials also what the user chose, or else W&B as far as it can be had."""

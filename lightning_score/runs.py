@@ -1,5 +1,6 @@
 """Run folders: one for each run, a stable path to the newest, and a file that says what became of it."""
 
+import fcntl
 import json
 import os
 import re
@@ -27,10 +28,13 @@ STOPPED_EARLY = "stopped early"
 """The state of a sweep's trial that early termination has stopped: in run.json, trials.csv and on W&B."""
 FORMAT = 2
 """Of a run folder, in its `run.json`: 2 since the rows of `metrics.csv` have the number of optimizer steps done."""
+LAST_WORKERS = 8.0
+"""Seconds for which the loading processes of a run that was killed may outlive it."""
 HEARTBEAT = 10.0
 """Seconds between two signs of life of a run."""
 WITHOUT_RESULT = ("config.yaml", "hparams.yaml", STATUS)
 """What a run writes before it has computed anything."""
+_held: list[int] = []  # descriptors of the run folders in which this process trains
 _made: list[tuple[Path, list[Path]]] = []  # folders that this process has made, with those above them that it had to make
 
 
@@ -57,6 +61,44 @@ def check_name(name: str, option: str) -> None:
 def leads_out(file: Path, root: Path) -> bool:
     """Whether what is found at a path is no file in a folder or below: a link to elsewhere, a pipe or a device."""
     return file.exists() and not (file.is_file() and file.resolve().is_relative_to(root.resolve()))
+
+
+def hold(folder: Path) -> None:
+    """Locks a run folder until the command or its process ends, whatever ends it: two would overwrite one another's files.
+
+    Raises:
+        InputError: another process trains in it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    _held.append(descriptor)
+    status = read_status(folder)
+    end = time.monotonic() + (0 if _is_alive(status) else LAST_WORKERS)
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            where = f"process {status.get('pid')} on {status.get('host')}"
+            require(time.monotonic() < end, f"{folder}: {where} trains in this run now; wait for its end, or stop it first")
+            time.sleep(0.1)
+        except OSError:  # a file system without locks of folders
+            return
+        else:
+            return
+
+
+def _is_alive(status: dict[str, Any]) -> bool:
+    """Whether the process that a status names is there, on this machine."""
+    try:
+        os.kill(int(status["pid"]), 0)
+    except (KeyError, OSError, ValueError, TypeError, OverflowError):
+        return False
+    return status.get("host") == socket.gethostname()
+
+
+def release() -> None:
+    """Unlocks what `hold` has locked."""
+    while _held:
+        os.close(_held.pop())
 
 
 def new_folder(folder: Path) -> Path:
