@@ -104,7 +104,8 @@ class ScoreData(LightningDataModule, ABC):
         shape: of one example.
         num_classes: how many labels there are, 0 for unlabelled data.
         data_range: lowest and highest value of `x`, or None where it is unbounded.
-        levels: how many grey levels there are in it, or None where it is continuous.
+        levels: how many grey levels there are in it, evenly spaced, or None where it is continuous.
+        dequantize: whether `transform` adds uniform noise within a grey level.
         reference_split: which part of the data `reference()` is.
         stored_dtype: type in which `load` gives the examples, or None for any.
 
@@ -120,6 +121,7 @@ class ScoreData(LightningDataModule, ABC):
     num_classes: int = 0
     data_range: tuple[float, float] | None = None
     levels: int | None = None
+    dequantize: bool = False
     reference_split: str = "train and held out"
     stored_dtype: torch.dtype | None = None
 
