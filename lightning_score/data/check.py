@@ -239,7 +239,8 @@ def _check_batch(data: "ScoreData", place: str, seen: Any, n: int, train: bool) 
             require(
                 float((position - position.round()).abs().max()) < 0.1,
                 f"{place} gives values between the levels = {data.levels} that are declared, evenly spaced over "
-                f"data_range = {tuple(data.data_range)}: declare levels = None, or dequantize = True where it adds noise within a level",
+                f"data_range = {tuple(data.data_range)}: declare levels = None, or dequantize = True where it adds noise "
+                "within a level",
             )
 
 
