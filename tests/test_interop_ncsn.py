@@ -333,7 +333,7 @@ class TestRefuses:
     def test_tensors_of_other_shapes(self, save):
         state = network_state("ncsnv2_small")
         sparse = state | {"end_conv.bias": state["end_conv.bias"].to_sparse()}
-        with pytest.raises(InputError, match="sparse_coo.*weights are dense"):
+        with pytest.raises(InputError, match=r"sparse_coo.*weights are dense"):
             interop.read(save(wrapped(sparse), OPTIMIZER), "ncsnv2")
         state["refine1.crp.convs.0.weight"] = torch.ones(12, 12, 1, 1)
         with pytest.raises(InputError, match=r"refine\.0\.chain\.convs\.0\.weight is 12 x 12 x 1 x 1 in the file, but 12"):
