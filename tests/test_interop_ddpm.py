@@ -326,8 +326,13 @@ class TestDiffusers:
             ("process", part("VP"), "process VP: diffusers' schedulers are discrete chains"),
             ("parametrization", part("Noise"), "whose noise_label is Index"),
             ("parametrization", part("EDM"), "parametrization EDM: diffusers has schedulers for Noise"),
+            (
+                "sampler",
+                part("PredictorCorrector", clip=[-1.0, 0.5]),
+                r"clip \[-1\.0, 0\.5\]: diffusers' schedulers clip at",
+            ),
         ],
-        ids=["network", "process", "label", "parametrization"],
+        ids=["network", "process", "label", "parametrization", "clip"],
     )
     def test_refuses_to_write(self, name, settings, message, folder, tmp_path):
         imported = interop.read(folder, "diffusers")
