@@ -389,6 +389,12 @@ def test_precision_and_recall_are_torch_fidelitys():
     assert found.recall == pytest.approx(expected["recall"], abs=1e-9) and 0 < found.recall < 1
 
 
+def test_a_far_mean_changes_no_neighbours():
+    real, fake = torch.randn(2, 300, 16, dtype=torch.float64, generator=generator())
+    near = manifold(real, fake)
+    assert manifold(real + 1e4, fake + 1e4) == pytest.approx(near, abs=0.01)
+
+
 def test_density_and_coverage_are_their_definitions():
     real, fake = correlated(60, 2, 1).float(), correlated(50, 2, 2).float()
     radii = torch.cdist(real, real).sort(1).values[:, 3]
