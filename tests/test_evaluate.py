@@ -319,6 +319,11 @@ class TestFit:
         records = read(checkpoint.parent / FILE)
         assert [(r.metric, r.step) for r in records] == [("fid_digits_100", 10), ("fid_digits_100", 20)]
 
+    def test_other_commands_measure_however_seldom_fit_does(self, checkpoint):
+        seldom = ["--evaluate.every_n_validations=9", "--evaluate.num_samples=10", *QUICK]
+        assert run(["validate", f"--ckpt_path={checkpoint}", "--output=out", *seldom]) == 0
+        assert [record.metric for record in read(Path("out", FILE))] == ["fid_digits_10"]
+
     def test_all_metrics_on_request(self, tmp_path):
         options = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--evaluate.num_samples=70"]
         assert run(["fit", "--config=ncsn", "--evaluate.thorough=true", *options, *QUICK]) == 0

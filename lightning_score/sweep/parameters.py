@@ -273,7 +273,7 @@ def _law(name: str, kind: str, numbers: dict[str, float]) -> Parameter:
     if kind.endswith(("log_uniform", "log_normal")):  # their numbers are logarithms
         ends = (low, high) if "min" in numbers else [numbers["mu"] + z * numbers["sigma"] for z in (-8, 8)]
         require(
-            -LOGARITHM < ends[0] and ends[1] < LOGARITHM,
+            ends[0] > -LOGARITHM and ends[1] < LOGARITHM,
             f"{name}: {kind} takes natural logarithms, of which {ends[0]:g} to {ends[1]:g} are too far from 0; "
             "log_uniform_values takes the values themselves",
         )
