@@ -326,6 +326,13 @@ def test_floor_is_what_a_perfect_model_scores(draw, total, n):
     assert float(floors.mean() / scores.mean()) == pytest.approx(1, abs=0.05 + 2 * noise)
 
 
+@pytest.mark.parametrize(("dimension", "total", "n"), [(128, 100, 50), (128, 400, 100), (64, 40, 4)])
+def test_floor_of_no_more_samples_than_features(dimension, total, n):
+    pairs = [(normal(total, 2 * k, dimension), normal(n, 2 * k + 1, dimension)) for k in range(30)]
+    scores, floors = [distance(*pair) for pair in pairs], [real_floor(real, n) for real, _ in pairs[:3]]
+    assert sum(floors) / 3 == pytest.approx(sum(scores) / 30, rel=0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("dimension", "total", "n"), [(64, 1797, 898), (64, 1797, 5000), (16, 4000, 2000), (16, 4000, 4000), (16, 20_000, 1000)]

@@ -22,7 +22,7 @@ from lightning_score.utils import require
 
 KEPT = 20_000
 """Most feature vectors of the data that are kept, for the metrics that need them."""
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
