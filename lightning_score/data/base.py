@@ -70,7 +70,9 @@ class Batches(Dataset):
         rows = torch.as_tensor(indices)
         there = rows.to(self.device, non_blocking=True)
         x, y = (field.index_select(0, there) for field in self.examples)  # ten times as quick as x[rows]
-        with seeded(seed_of(crc32(rows.numpy().tobytes())), self.device):  # a batch is the same in any process
+        seed = getattr(indices, "seed", 0) if len(rows) == 1 else 0  # an example alone is a batch in every epoch
+        parts = [crc32(rows.numpy().tobytes()), *([seed] if seed else [])]
+        with seeded(seed_of(*parts), self.device):  # a batch is the same in any process
             return self.transform(x), y
 
 

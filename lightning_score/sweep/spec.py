@@ -11,15 +11,13 @@ import yaml
 
 from lightning_score.runs import check_name
 from lightning_score.sweep.command import DEFAULT
-from lightning_score.sweep.parameters import Parameter, parameter
+from lightning_score.sweep.parameters import LARGEST, Parameter, parameter
 from lightning_score.utils import require
 from lightning_score.yaml_files import read_mapping
 
 METHODS = ("grid", "random", "bayes")
 KNOWN = {"program", "method", "metric", "parameters", "command", "name", "description", "project", "entity", "run_cap",
          "early_terminate", "controller", "apiVersion", "kind", "settings", "imageuri", "job"}  # fmt: skip
-LARGEST = 100_000
-"""Most trials of a grid."""
 NESTED = "\0"
 """Stands between the parts of a nested parameter's name, where a dot belongs to a part."""
 
