@@ -75,11 +75,17 @@ def load_checkpoint(path: str, trusted: Collection[str] = ()) -> dict[str, Any]:
         "give one that `fit` wrote, as runs/NAME/latest/last.ckpt",
     )
     check_origin(_parts_of(checkpoint, path), trusted, f"--ckpt_path {path}")
+    try:
+        yaml.safe_dump(checkpoint["config"])
+    except yaml.YAMLError as error:
+        raise InputError(f"--ckpt_path {path}: its config holds more than numbers, texts, lists and mappings") from error
     kinds = {"state_dict": Mapping, "global_step": int, "loops": Mapping, "callbacks": Mapping, "optimizer_states": list,
              "lr_schedulers": list, "current_model_state": Mapping}  # fmt: skip
     for name, kind in kinds.items():
         found = checkpoint.get(name, {Mapping: {}, list: [], int: 0}[kind])
         require(isinstance(found, kind), f"--ckpt_path {path}: its {name} is a {type(found).__name__}, so it is damaged")
+    named = all(isinstance(name, str) for name in checkpoint["state_dict"])
+    require(named, f"--ckpt_path {path}: its state_dict has names that are not text, so it is damaged")
     return checkpoint
 
 

@@ -19,9 +19,7 @@ from jsonargparse._typehints import ActionTypeHint, NestedArg, get_help_types, i
 from jsonargparse._util import parse_value_or_config
 
 from lightning_score.class_names import class_mistake, misplaced
-
-KEEP = "+"
-"""Before the name of a class: keep the present arguments that it has too."""
+from lightning_score.trust import KEEP
 
 
 @dataclass

@@ -12,6 +12,7 @@ from jsonargparse._typehints import NestedArg, get_all_subclass_paths, get_help_
 from jsonargparse._util import import_object
 
 from lightning_score.trust import KINDS
+from lightning_score.yaml_files import load
 
 SPEC = {"class_path", "init_args", "dict_kwargs", "__path__"}
 
@@ -70,7 +71,7 @@ def _parts(value: Any) -> Iterator[Any]:
     """What is given for a class, or for each of several."""
     if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
         with suppress(yaml.YAMLError):
-            value = yaml.safe_load(value)
+            value = load(value)
     for part in value if isinstance(value, list) else [value]:
         yield vars(part) if isinstance(part, Namespace) else part
 
