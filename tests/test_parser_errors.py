@@ -27,6 +27,12 @@ OPTIONS = [
     ("--trainer.callbacks=LosFloor", "trainer.callbacks=LosFloor: no such class; give one of LossFloor, "),
     ("--trainer.callbacks=[LosFloor]", "trainer.callbacks=LosFloor: no such class; give one of LossFloor, "),
     ("--trainer.callbacks=[{class_path: LossFloor, levels: 3}]", "trainer.callbacks.levels: must be inside init_args"),
+    ("--model.process={class_path: VP, class_path: VE}", "class_path is given twice"),
+    (
+        "--model.process=NoiseProcess",
+        "model.process=NoiseProcess: abstract, without log_alpha and sigma; give",
+    ),
+    ("--data=ImageData", "data=ImageData: abstract, without load; give one of "),
     ("--model.guidance.scale=3", "model.guidance.scale=3: of which class? Give model.guidance first, one of Chain, "),
     ("--model.sampler.help Foo", "--model.sampler.help Foo: no such class; give one of AnnealedLangevin, "),
     ("--model.optimizer.help Adm", "--model.optimizer.help Adm: no such class; give one of Adam, "),
@@ -43,6 +49,8 @@ FILES = [
     ("model:\n  process:\n    class_path: SigmaTable\n    levels: 3\n", "model.process.levels: must be inside init_args", 4),
     ("model:\n  process: Vp\n", "model.process=Vp: no such class; give one of VP, ", 2),
     ("model:\n  guidance: {scale: 3}\n", "of which class? Give model.guidance first", 2),
+    ("model:\n  process:\n    class_path: VP\n    init_args:\n", "model.process.init_args: null: must hold arguments", 2),
+    ("model:\n  process:\n    class_path: 7\n", "model.process.class_path: 7: must be the name of a class", 3),
     ("data:\n  init_args:\n    batch_size: 1:30\n", "data.batch_size=1:30: must be a whole number", 3),
     ("data:\n  init_args: {flip: yes}\n", "data.flip=yes: must be true or false", 2),
 ]
