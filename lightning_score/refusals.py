@@ -49,14 +49,21 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
 
 
 def check_limits(command: str, settings: Mapping[str, Any]) -> None:
-    """Refuses limits with which a command that measures or draws would measure or draw nothing, or less than it says.
+    """Refuses limits with which a command would learn, measure or draw nothing, or less than it says.
 
     Raises:
         InputError: there is one.
     """
-    name = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(command)
+    name, lost = {
+        "fit": ("limit_train_batches", "learned"),
+        "validate": ("limit_val_batches", "measured"),
+        "test": ("limit_test_batches", "measured"),
+    }.get(command, ("", ""))
     limit = settings.get(name)
-    require(limit is None or limit > 0, f"--trainer.{name} {limit}: must be above 0, or nothing is measured")
+    require(limit is None or limit > 0, f"--trainer.{name} {limit}: must be above 0, or nothing is {lost}")
+    few = settings.get("overfit_batches")
+    instead = "not for these data, whose batches are drawn as a whole; give --trainer.limit_train_batches"
+    require(not few, f"--trainer.overfit_batches {few}: {instead}")
     limit = settings.get("limit_predict_batches") if command == "predict" else None
     require(limit is None, f"--trainer.limit_predict_batches {limit}: not for predict; give fewer --num_samples")
 
