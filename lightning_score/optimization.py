@@ -43,7 +43,7 @@ class Optimization:
         self._schedule: Any = None
         try:
             self._try()
-        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        except (ValueError, TypeError, RuntimeError, ArithmeticError, KeyError) as error:
             raise InputError(f"optimizer, lr_scheduler: {error}") from error
         self._schedule, self._settings, self._replaced = None, [], False
 
