@@ -40,6 +40,12 @@ OPTIONS = [
     ),
     ("--model.guidance=Inpainting", "model.guidance: needs observed, mask; give --model.guidance.observed"),
     ("--trainer.foo=3", "--trainer.foo=3"),
+    (
+        "--trainer.callbacks=ModelCheckpoint --trainer.logger=false",
+        "more than one stateful callback of type",
+    ),
+    ("--trainer.callbacks=EMAWeightAveraging --trainer.logger=false", "--trainer.callbacks: weight_averaging: "),
+    ("--model.lr_scheduler=ConstantLR --model.lr_scheduler.last_epoch=5", "'initial_lr' is not specified"),
     ("--trainer.limit_train_batches=0", "--trainer.limit_train_batches 0: must be above 0, or nothing is learned"),
     ("--trainer.overfit_batches=2", "--trainer.overfit_batches 2: not for these data, whose batches"),
     ("--model.guidance.scale=3", "model.guidance.scale=3: of which class? Give model.guidance first, one of Chain, "),
