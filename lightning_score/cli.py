@@ -19,7 +19,7 @@ from lightning_score.parser import Refused
 from lightning_score.resume import prepared
 from lightning_score.runs import discarding, release
 from lightning_score.sweep.command import from_agent
-from lightning_score.utils import InputError, require
+from lightning_score.utils import InputError, printable, require
 
 
 def sweep(arguments: list[str]) -> None:
@@ -71,7 +71,7 @@ def run(arguments: list[str]) -> int:
             return 1
         if mistake is None:
             raise
-        line = " ".join(str(mistake).split())
+        line = printable(str(mistake))
         with suppress(InputError):  # a config that is not there
             line += origin(with_found_configs(arguments), line)
         print(f"error: {line}", file=sys.stderr)

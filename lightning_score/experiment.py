@@ -19,7 +19,7 @@ from lightning_score.data.check import declared_shape
 from lightning_score.mistakes import check_config, make_paths_absolute
 from lightning_score.model import ScoreModel
 from lightning_score.parser import Parser
-from lightning_score.refusals import check_trainer, of_options
+from lightning_score.refusals import check_trainer, of_lightning, of_options
 from lightning_score.utils import InputError
 
 GROUPS = {"trainer": Trainer, "model": ScoreModel, "ema": EMA, "samples": SampleGrid, "evaluate": Evaluate, "guard": Guard}
@@ -79,7 +79,7 @@ class ExperimentCLI(LightningCLI):
             super().instantiate_classes()
         except (MisconfigurationException, ValueError, MemoryError, RuntimeError) as error:
             of_memory = isinstance(error, MemoryError) or is_oom_error(error)
-            others = isinstance(error, RuntimeError) and not of_memory
+            others = isinstance(error, RuntimeError) and not of_memory and not of_lightning(error)
             if others or isinstance(error, InputError) or isinstance(error.__cause__, InputError):
                 raise
             given = self.config.get(self.config.get("subcommand") or "", self.config)

@@ -105,6 +105,11 @@ def require_classes(config: Any) -> None:
         require(not called, f"{name}: is a function, and a config makes nothing but classes")
 
 
+def printable(text: str) -> str:
+    """Text of others in one line, without control characters, which would steer the terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+
+
 def as_list(chosen: Any) -> list[Any]:
     """What may be given as one, as several or not at all, as a list."""
     return [] if chosen is None else list(chosen) if isinstance(chosen, list | tuple) else [chosen]

@@ -27,7 +27,7 @@ ALLOWED = {
     "data": {"files", "seeds", "utils"},
     "sharding": {"networks", "utils"},
     "optimization": {"utils"},
-    "trust": {"checkpoints", "utils"},
+    "trust": {"checkpoints", "utils", "yaml_files"},
     "steps": {"files", "seeds", "utils"},
     "model": {
         "files",
@@ -68,8 +68,8 @@ ALLOWED = {
     "total_steps": {"utils"},
     "resume": {"parser", "files", "seeds", "arguments", "checkpoints", "processes", "runs", "total_steps", "trust", "utils"},
     "summary": {"files", "seeds", "callbacks", "model", "utils"},
-    "class_names": {"trust"},
-    "class_changes": {"class_names"},
+    "class_names": {"trust", "yaml_files"},
+    "class_changes": {"class_names", "trust"},
     "origins": set(),
     "yaml_files": {"utils"},
     "parser": {
@@ -82,7 +82,7 @@ ALLOWED = {
         "origins",
         "total_steps",
         "trust",
-        "yaml_files",
+        "utils",
     },
     "arguments": {
         "files",
