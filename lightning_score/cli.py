@@ -16,8 +16,9 @@ from lightning_score.commands.parser import Refused
 from lightning_score.commands.resume import prepared
 from lightning_score.commands.schedule import schedule
 from lightning_score.commands.trainer import ScoreCLI
-from lightning_score.errors import InputError, require
+from lightning_score.errors import InputError, printable, require
 from lightning_score.runs.folders import discarding
+from lightning_score.runs.lock import release
 from lightning_score.runs.wandb_logger import fail_trial, finish_run, in_trial
 from lightning_score.sweep.macros import from_agent
 
@@ -71,11 +72,13 @@ def run(arguments: list[str]) -> int:
             return 1
         if mistake is None:
             raise
-        line = " ".join(str(mistake).split())
+        line = printable(str(mistake))
         with suppress(InputError):  # a config that is not there
             line += origin(with_found_configs(arguments), line)
         print(f"error: {line}", file=sys.stderr)
         return 2
+    finally:
+        release()
     return 0
 
 

@@ -61,3 +61,8 @@ def require_classes(config: Any) -> None:
         name = getattr(config, "__qualname__", config)
         called = inspect.isroutine(config) or isinstance(config, partial)
         require(not called, f"{name}: is a function, and a config makes nothing but classes")
+
+
+def printable(text: str) -> str:
+    """Text of others in one line, without control characters, which would steer the terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))

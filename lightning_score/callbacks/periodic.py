@@ -1,6 +1,7 @@
 """What happens at every n-th validation."""
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 
 class Periodic(Callback):
@@ -16,12 +17,12 @@ class Periodic(Callback):
     _validations = 0
 
     def due(self, trainer: Trainer) -> bool:
-        """Whether it is due at this validation, which counts from now on."""
+        """Whether it is due at this validation, which counts from now on; outside of `fit` it always is."""
         if trainer.sanity_checking:
             return False
         self._validations += 1
         self.validated_at = trainer.global_step
-        return self._validations % self.every_n_validations == 0
+        return trainer.state.fn != TrainerFn.FITTING or self._validations % self.every_n_validations == 0
 
     def state_dict(self) -> dict[str, int]:
         """How many validations there were, and when the last one was."""

@@ -165,9 +165,11 @@ class Sampling:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        settings = [settings_of(part) for part in (self.model.sampler, self.model.guidance)]
-        data, world = self.trainer.datamodule, (self.trainer.global_rank, self.trainer.world_size)
-        depends = [settings, self.features.fingerprint, data.fingerprint, self.n, seed, self.noisy, self.shown, *world, 2]
+        model, score, data = self.model, self.model.score_function, self.trainer.datamodule
+        parts = (model.sampler, model.guidance, score.process, score.parametrization)
+        settings = [*map(settings_of, parts), model.conditional, self.trainer.precision]
+        world = self.trainer.global_rank, self.trainer.world_size
+        depends = [settings, self.features.fingerprint, data.fingerprint, self.n, seed, self.noisy, self.shown, *world, 3]
         digest.update(json.dumps(depends, default=str).encode())
         return cache_folder() / "evaluations" / f"{digest.hexdigest()[:24]}.pt"
 

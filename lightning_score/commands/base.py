@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.memory import is_oom_error
 from lightning_score.callbacks import EMA, Evaluate, Guard, SampleGrid
 from lightning_score.commands.mistakes import check_config, make_paths_absolute
 from lightning_score.commands.parser import Parser
-from lightning_score.commands.refusals import check_trainer, of_options
+from lightning_score.commands.refusals import check_trainer, of_lightning, of_options
 from lightning_score.data import ScoreData
 from lightning_score.data.check import declared_shape
 from lightning_score.errors import InputError
@@ -79,7 +79,7 @@ class ExperimentCLI(LightningCLI):
             super().instantiate_classes()
         except (MisconfigurationException, ValueError, MemoryError, RuntimeError) as error:
             of_memory = isinstance(error, MemoryError) or is_oom_error(error)
-            others = isinstance(error, RuntimeError) and not of_memory
+            others = isinstance(error, RuntimeError) and not of_memory and not of_lightning(error)
             if others or isinstance(error, InputError) or isinstance(error.__cause__, InputError):
                 raise
             given = self.config.get(self.config.get("subcommand") or "", self.config)

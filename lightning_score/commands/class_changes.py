@@ -19,9 +19,7 @@ from jsonargparse._typehints import ActionTypeHint, NestedArg, get_help_types, i
 from jsonargparse._util import parse_value_or_config
 
 from lightning_score.commands.class_names import class_mistake, misplaced
-
-KEEP = "+"
-"""Before the name of a class: keep the present arguments that it has too."""
+from lightning_score.runs.trust import KEEP
 
 
 @dataclass
@@ -163,31 +161,37 @@ def _read(action: ActionTypeHint, value: Any, append: bool) -> tuple[Any, bool, 
 def _check_type(self: ActionTypeHint, value: Any, append: bool = False, cfg: Any = None, mode: str | None = None) -> Any:
     """Checks a value with the present one where it changes that, and without it where it replaces that."""
     changes = _changes.get()
-    if changes is None or sub_defaults.get() or not lenient_check.get():  # what is given is complete by now
+    if changes is None:
         return _original_check(self, value, append, cfg, mode)
+    outer, changes.place = changes.place, f"{changes.place}.{self.dest}".removeprefix(".")
+    try:
+        if sub_defaults.get() or not lenient_check.get():  # what is given is complete by now
+            return _original_check(self, value, append, cfg, mode)
+        return _check_change(self, value, append, cfg, mode, changes)
+    finally:
+        changes.place = outer
+
+
+def _check_change(self: ActionTypeHint, value: Any, append: bool, cfg: Any, mode: str | None, changes: Changes) -> Any:
     before = cfg.get(self.dest) if cfg else None
     value, replaces, keeps = _read(self, value, append)
     present = Namespace()
     if keeps or not replaces:
         present[self.dest] = before.clone() if isinstance(before, Namespace) else before
-    outer, changes.place = changes.place, f"{changes.place}.{self.dest}".removeprefix(".")
+    if mistake := misplaced(self._typehint, changes.place, value):
+        parent_parser.get().error(mistake)
     try:
-        if mistake := misplaced(self._typehint, changes.place, value):
+        result = _original_check(self, value, append, present, mode)
+    except (TypeError, ValueError):
+        if mistake := class_mistake(self._typehint, changes.place, value):
             parent_parser.get().error(mistake)
-        try:
-            result = _original_check(self, value, append, present, mode)
-        except (TypeError, ValueError):
-            if mistake := class_mistake(self._typehint, changes.place, value):
-                parent_parser.get().error(mistake)
-            raise
-        if is_subclass_spec(result):
-            changes.classes[changes.place] = result["class_path"]
-        if is_subclass_spec(before) and is_subclass_spec(result):
-            if not replaces and "dict_kwargs" in before and "dict_kwargs" not in result:
-                result["dict_kwargs"] = before["dict_kwargs"]
-            changes.add(before, result, replaces, keeps)
-    finally:
-        changes.place = outer
+        raise
+    if is_subclass_spec(result):
+        changes.classes[changes.place] = result["class_path"]
+    if is_subclass_spec(before) and is_subclass_spec(result):
+        if not replaces and "dict_kwargs" in before and "dict_kwargs" not in result:
+            result["dict_kwargs"] = before["dict_kwargs"]
+        changes.add(before, result, replaces, keeps)
     changes.result = result
     return result
 

@@ -12,6 +12,7 @@ from jsonargparse._typehints import NestedArg, get_all_subclass_paths, get_help_
 from jsonargparse._util import import_object
 
 from lightning_score.runs.trust import KINDS
+from lightning_score.runs.yaml_files import load
 
 SPEC = {"class_path", "init_args", "dict_kwargs", "__path__"}
 
@@ -39,7 +40,11 @@ def class_mistake(typehint: Any, place: str, value: Any) -> str:
         return ""
     if isinstance(value, NestedArg):
         return _no_class(f"{place}.{value.key}={value.val}", place, typehint)
-    for part in _parts(value):
+    try:
+        parts = list(_parts(value))
+    except yaml.YAMLError as error:
+        return f"{place}={value}: {getattr(error, 'problem', None) or error}"
+    for part in parts:
         if isinstance(part, Mapping) and "class_path" not in part:
             return _no_class(f"{place}={dict(part)}", place, typehint)
         name = part["class_path"] if isinstance(part, Mapping) else part
@@ -50,11 +55,22 @@ def class_mistake(typehint: Any, place: str, value: Any) -> str:
 
 
 def misplaced(typehint: Any, place: str, value: Any) -> str:
-    """Says so where the arguments of a class stand beside its class path, or returns nothing."""
-    for part in _parts(value) if get_help_types(typehint) else ():
-        strange = sorted(map(str, part.keys() - SPEC)) if isinstance(part, Mapping) and "class_path" in part else []
+    """Says so where the arguments of a class stand beside its class path, or no arguments or no class where they are to
+    be; else nothing.
+    """
+    parts: list[Any] = []
+    with suppress(yaml.YAMLError):  # which `class_mistake` tells
+        parts = list(_parts(value)) if get_help_types(typehint) else []
+    for part in parts:
+        part = part if isinstance(part, Mapping) else {}
+        inside, name = part.get("init_args", {}), part.get("class_path", "")
+        if not isinstance(inside, Mapping | Namespace):
+            return f"{place}.init_args: {_shown(inside)}: must hold arguments by their names; leave it out for none"
+        if not isinstance(name, str):
+            return f"{place}.class_path: {_shown(name)}: must be the name of a class; leave it out to keep the present one"
+        strange = sorted(map(str, part.keys() - SPEC)) if name else []
         if strange:
-            name = str(part["class_path"]).rpartition(".")[2]
+            name = name.rpartition(".")[2]
             inside = f"{{class_path: {name}, init_args: {{{strange[0]}: ...}}}}"
             return f"{place}.{strange[0]}: must be inside init_args, as in {place}: {inside}"
     return ""
@@ -69,10 +85,13 @@ def _bases(typehint: Any) -> tuple[type, ...]:
 def _parts(value: Any) -> Iterator[Any]:
     """What is given for a class, or for each of several."""
     if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
-        with suppress(yaml.YAMLError):
-            value = yaml.safe_load(value)
+        value = load(value)
     for part in value if isinstance(value, list) else [value]:
         yield vars(part) if isinstance(part, Namespace) else part
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)
 
 
 def _no_class(given: str, place: str, typehint: Any) -> str:
@@ -86,6 +105,8 @@ def _unusable(name: str, types: tuple[type, ...]) -> str:
     except Exception as error:  # importing a module of the user's runs any code
         return f"cannot be imported ({' '.join(str(error).split())[:200]})" if "." in name else "no such class"
     fits = isinstance(found, type) and issubclass(found, types)
+    if fits and inspect.isabstract(found):
+        return f"abstract, without {' and '.join(sorted(found.__abstractmethods__))}"
     return "" if fits else f"not a {' or '.join(each.__name__ for each in types)}"
 
 

@@ -13,17 +13,19 @@ import yaml
 
 from lightning_score.commands.origins import CONFIG
 from lightning_score.commands.total_steps import linked
-from lightning_score.commands.yaml_files import read_mapping
 from lightning_score.errors import InputError, require
 from lightning_score.files import cache_folder
 from lightning_score.runs.checkpoints import read
 from lightning_score.runs.trust import check_origin, trusted_by
+from lightning_score.runs.yaml_files import read_mapping
 
 PACKAGE = Path(__file__).parent.parent
 FROM_CHECKPOINT = ("model", "data", "ema", "samples", "evaluate", "name", "seed_everything")
 """The parts of a run's configuration that its checkpoint stands for."""
 PLAIN_ENTRIES = ("name", "seed_everything")
 """Those among them that are one value."""
+GROUPS = ("trainer", "model", "ema", "samples", "evaluate", "guard")
+"""The options that hold others."""
 
 
 def shipped(kind: str = "configs") -> Path:
@@ -75,11 +77,17 @@ def load_checkpoint(path: str, trusted: Collection[str] = ()) -> dict[str, Any]:
         "give one that `fit` wrote, as runs/NAME/latest/last.ckpt",
     )
     check_origin(_parts_of(checkpoint, path), trusted, f"--ckpt_path {path}")
+    try:
+        yaml.safe_dump(checkpoint["config"])
+    except yaml.YAMLError as error:
+        raise InputError(f"--ckpt_path {path}: its config holds more than numbers, texts, lists and mappings") from error
     kinds = {"state_dict": Mapping, "global_step": int, "loops": Mapping, "callbacks": Mapping, "optimizer_states": list,
              "lr_schedulers": list, "current_model_state": Mapping}  # fmt: skip
     for name, kind in kinds.items():
         found = checkpoint.get(name, {Mapping: {}, list: [], int: 0}[kind])
         require(isinstance(found, kind), f"--ckpt_path {path}: its {name} is a {type(found).__name__}, so it is damaged")
+    named = all(isinstance(name, str) for name in checkpoint["state_dict"])
+    require(named, f"--ckpt_path {path}: its state_dict has names that are not text, so it is damaged")
     return checkpoint
 
 
@@ -129,7 +137,20 @@ def read_config(file: Path) -> dict[str, Any]:
     Raises:
         InputError: it is damaged, ambiguous or no mapping.
     """
-    return read_mapping(file, "config", "model: {process: VP}")[0]
+    found, _ = read_mapping(file, "config", "model: {process: VP}")
+    _check_dots(found, file)
+    return found
+
+
+def _check_dots(content: Any, file: Path) -> None:
+    """Refuses `a` beside `a.b`, of which one would be lost."""
+    names = content if isinstance(content, dict) else ()
+    for name in map(str, names):
+        above = next((other for other in map(str, names) if name.startswith(f"{other}.")), "")
+        inside = name.removeprefix(f"{above}.")
+        require(not above, f"{file}: not a config: {above} and {name} are given; write {inside} inside {above}")
+    for part in names.values() if names else content if isinstance(content, list) else ():
+        _check_dots(part, file)
 
 
 def with_checkpoint_config(arguments: list[str], checkpoint: dict[str, Any]) -> list[str]:
@@ -152,12 +173,19 @@ def with_checkpoint_config(arguments: list[str], checkpoint: dict[str, Any]) -> 
 
 
 def in_order(arguments: Sequence[str]) -> list[str]:
-    """The arguments with configs first, which options override, and a part before the options inside it."""
+    """The arguments with configs first, which options override, and a part before the options inside it.
+
+    `--model.process.class_path VP` becomes `--model.process VP`, `init_args` among names are left out, and a group as a
+    whole, `--model {process: VP}`, becomes a config.
+    """
     units: list[list[str]] = [[]]
     for argument in arguments:
         if argument.startswith("--") or argument in CONFIG:
             units.append([])
+            name, equals, value = argument.partition("=")
+            argument = name.replace(".init_args.", ".").removesuffix(".class_path") + equals + value
         units[-1].append(argument)
+    units = [units[0], *map(_group_as_config, units[1:])]
     configs = [unit for unit in units if unit and unit[0].partition("=")[0] in CONFIG]
     placed: list[list[str]] = []
     for unit in units[1:]:
@@ -166,6 +194,11 @@ def in_order(arguments: Sequence[str]) -> list[str]:
             first = next((i for i, other in enumerate(placed) if other[0].startswith(inside)), len(placed))
             placed.insert(first, unit)
     return [argument for unit in [units[0], *configs, *placed] for argument in unit]
+
+
+def _group_as_config(unit: list[str]) -> list[str]:
+    name, _, value = " ".join(unit).removeprefix("--").partition("=" if "=" in unit[0] else " ")
+    return ["--config", f"{name}: {value}"] if name in GROUPS and value.startswith("{") else unit
 
 
 def _is_here(folder: Path) -> bool:

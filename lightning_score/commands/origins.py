@@ -19,6 +19,7 @@ def origin(arguments: Sequence[str], message: str) -> str:
     """
     options = [argument.partition("=")[0].removeprefix("--") for argument in arguments if argument.startswith("--")]
     words = [word.strip(".").replace(".init_args", "") for word in re.findall(r"[\w.+-]+", message)]
+    words = [word.removesuffix(".class_path") for word in words]
     values = {_plain(word) for word in words}
     files = [Path(text) for text in _configs(arguments)]
     entries = [(file, *entry) for file in reversed(files) for entry in _entries(file)]

@@ -16,8 +16,8 @@ from lightning_score.commands.class_names import class_names, options_inside
 from lightning_score.commands.configs import in_order
 from lightning_score.commands.origins import origin
 from lightning_score.commands.total_steps import STAND_IN, WORD, marked, marked_arguments, resolve
-from lightning_score.commands.yaml_files import MODE
 from lightning_score.data import ScoreData
+from lightning_score.errors import printable
 from lightning_score.metrics import Features
 from lightning_score.runs.trust import NO_FUNCTION, ClassParser
 from lightning_score.training.model import ScoreModel
@@ -46,7 +46,7 @@ class Parser(ClassParser):
     """A parser whose errors are one line that says what to do, without pages of usage."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **{**kwargs, "allow_abbrev": False, "parser_mode": MODE})
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
     def parse_args(self, args: Sequence[str] | None = None, *more: Any, **settings: Any) -> Any:
         """Parses options in their order of `in_order`; a class that is named starts from its own defaults, and one line on
@@ -61,7 +61,9 @@ class Parser(ClassParser):
                     config = super().parse_args(given, *more, **settings)
                 finally:
                     if rank_zero_only.rank == 0:
-                        sys.stderr.writelines(f"{line}\n".replace(str(STAND_IN), WORD) for line in changes.lines())
+                        sys.stderr.writelines(
+                            f"{printable(line)}\n".replace(str(STAND_IN), WORD) for line in changes.lines()
+                        )
         resolve(config)
         return config
 
@@ -74,16 +76,25 @@ class Parser(ClassParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message on one line, with what to do about it, and exits with code 2."""
-        line = re.sub(r"\s+", " ", str(message)).strip().rstrip(".").replace(str(STAND_IN), WORD)
+        line = printable(str(message)).rstrip(".").replace(str(STAND_IN), WORD)
         changes = recording()
         if changes and changes.place and getattr(self, "_inner_parser", False):  # which knows the last part of names only
             line = re.sub(r"""(Parser key "|Option ')""", rf"\g<1>{changes.place}.", line, count=1)
-        told = self._unknown_help(line) or _function(line) or _unknown_class(line) or _wrong_value(line)
+        told = (
+            self._needed(line) or self._unknown_help(line) or _function(line) or _unknown_class(line) or _wrong_value(line)
+        )
         line = told or " ".join(f"{line}. {self._nearest_option(line)}{_config_hint(line)}".split())
         line = line.rstrip(" .")
         line += origin(changes.arguments, line) if changes else ""
         sys.stderr.write(f"error: {line}\n")
         raise Refused(line)
+
+    def _needed(self, message: str) -> str:
+        """For a class without arguments that it needs, the option for the first; else nothing."""
+        names, changes = message.partition("arguments are required: ")[2], recording()
+        if not (names and changes and changes.place and getattr(self, "_inner_parser", False)):
+            return ""
+        return f"{changes.place}: needs {names}; give --{changes.place}.{names.partition(',')[0]}"
 
     def _unknown_help(self, message: str) -> str:
         """For `--PART.help` of an unknown class, those of which there is help; else nothing."""
@@ -107,7 +118,7 @@ class Parser(ClassParser):
         parsers = [self, *(self._subcommands_action.choices.values() if self._subcommands_action else ())]
         known = {place + name[2:] for parser in parsers for name in parser._option_string_actions if name.startswith("--")}
         known |= set(options_inside(changes.classes if changes else {}))
-        known = sorted(name for name in known if not name.endswith((".help", "+")))
+        known = sorted(name for name in known if not name.endswith((".help", "+")) and not wanted.startswith(f"{name}."))
         near = [name for name in known if name.rpartition(".")[2] == wanted] or difflib.get_close_matches(wanted, known, 1)
         if not near:
             leaf = difflib.get_close_matches(wanted.rpartition(".")[2], {name.rpartition(".")[2] for name in known}, 1)

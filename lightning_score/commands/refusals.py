@@ -49,14 +49,21 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
 
 
 def check_limits(command: str, settings: Mapping[str, Any]) -> None:
-    """Refuses limits with which a command that measures or draws would measure or draw nothing, or less than it says.
+    """Refuses limits with which a command would learn, measure or draw nothing, or less than it says.
 
     Raises:
         InputError: there is one.
     """
-    name = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(command)
+    name, lost = {
+        "fit": ("limit_train_batches", "learned"),
+        "validate": ("limit_val_batches", "measured"),
+        "test": ("limit_test_batches", "measured"),
+    }.get(command, ("", ""))
     limit = settings.get(name)
-    require(limit is None or limit > 0, f"--trainer.{name} {limit}: must be above 0, or nothing is measured")
+    require(limit is None or limit > 0, f"--trainer.{name} {limit}: must be above 0, or nothing is {lost}")
+    few = settings.get("overfit_batches")
+    instead = "not for these data, whose batches are drawn as a whole; give --trainer.limit_train_batches"
+    require(not few, f"--trainer.overfit_batches {few}: {instead}")
     limit = settings.get("limit_predict_batches") if command == "predict" else None
     require(limit is None, f"--trainer.limit_predict_batches {limit}: not for predict; give fewer --num_samples")
 
@@ -67,19 +74,29 @@ def of_options(error: Exception, settings: Mapping[str, Any], defaults: Mapping[
     """
     message = " ".join(str(error).split())[:600]
     plain = {name: value for name, value in settings.items() if value is None or isinstance(value, str | int | float)}
+    plain = {name: value for name, value in plain.items() if "." not in name}  # a namespace gives what is inside, too
     named = {name: value for name, value in plain.items() if re.search(rf"\b{name}\b", message)}
     given = {name: value for name, value in plain.items() if value != defaults.get(name)}
     quoted = {name: value for name, value in given.items() if isinstance(value, str) and value in message}
     chosen = {name: value for name, value in named.items() if name in given} or quoted
-    chosen = chosen or (given if _of_lightning(error) else {})
+    chosen = chosen or (given if of_lightning(error) else {})
     options = " ".join(f"--trainer.{name} {'null' if value is None else value}" for name, value in chosen.items())
     return f"{options or 'this configuration cannot be used'}: {message}"
 
 
-def _of_lightning(error: Exception) -> bool:
+def of_lightning(error: Exception) -> bool:
     """Whether Lightning's own code raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and re.search(r"lightning/(pytorch|fabric)/", Path(frames[-1].filename).as_posix()) is not None
+
+
+def _callback(error: Exception) -> str:
+    """The file of the callback of Lightning's that could not start with this model or machine, or nothing."""
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        if frame.name in ("setup", "on_fit_start") and path.as_posix().endswith(f"lightning/pytorch/callbacks/{path.name}"):
+            return path.stem
+    return ""
 
 
 @contextmanager
@@ -104,6 +121,8 @@ def refusing(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterat
             raise InputError(
                 f"--ckpt_path: training cannot go on from this checkpoint with these options ({what})"
             ) from error
-        if isinstance(error, MisconfigurationException) or (isinstance(error, ValueError) and _of_lightning(error)):
+        if isinstance(error, MisconfigurationException) or (isinstance(error, ValueError) and of_lightning(error)):
             raise InputError(of_options(error, settings, defaults)) from error
+        if callback := _callback(error):
+            raise InputError(f"--trainer.callbacks: {callback}: {' '.join(str(error).split())[:300]}") from error
         raise

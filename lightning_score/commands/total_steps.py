@@ -12,6 +12,8 @@ from lightning_score.errors import require
 WORD = "max_steps"
 STAND_IN = 2**52 + 2**20
 """Stands for the word while the parser checks types; a schedule of so many steps would take a million years."""
+TOTALS = ("T_max", "total_iters", "total_steps")
+"""Names of numbers of steps, by which a 1 is known to be one."""
 _WORD = re.compile(rf"\b{WORD}\b(?!\s*:)")
 
 
@@ -74,7 +76,7 @@ def resolve(config: Any) -> None:
         )
         return max(steps, 1)
 
-    model["lr_scheduler"] = _replaced(schedule, lambda value: value == STAND_IN, number)
+    model["lr_scheduler"] = _replaced(schedule, lambda value, path: value == STAND_IN, number)
 
 
 def linked(config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -83,17 +85,21 @@ def linked(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     schedule = (config.get("model") or {}).get("lr_scheduler")
     steps = (config.get("trainer") or {}).get("max_steps")
-    if not isinstance(schedule, Mapping) or not isinstance(steps, int) or steps <= 1:
+    if not isinstance(schedule, Mapping) or not isinstance(steps, int) or steps < 0:
         return None
-    found = _replaced(schedule, lambda value: isinstance(value, int) and value == steps, lambda path: WORD)
+
+    def follows(value: Any, path: str) -> bool:
+        return isinstance(value, int) and value == max(steps, 1) and (steps > 1 or path.endswith(TOTALS))
+
+    found = _replaced(schedule, follows, lambda path: WORD)
     return None if found == schedule else {"model": {"lr_scheduler": found}}
 
 
-def _replaced(part: Any, chosen: Callable[[Any], bool], new: Callable[[str], Any], path: str = "") -> Any:
+def _replaced(part: Any, chosen: Callable[[Any, str], bool], new: Callable[[str], Any], path: str = "") -> Any:
     """A part of a configuration with some of its values replaced."""
     if isinstance(part, list):
         return [_replaced(value, chosen, new, f"{path}[{i}]") for i, value in enumerate(part)]
     if isinstance(part, Mapping | Namespace):
         items = part.items() if isinstance(part, Mapping) else vars(part).items()
         return type(part)({name: _replaced(value, chosen, new, f"{path}.{name}") for name, value in items})
-    return new(path.replace(".init_args", "")) if not isinstance(part, bool) and chosen(part) else part
+    return new(path.replace(".init_args", "")) if not isinstance(part, bool) and chosen(part, path) else part

@@ -35,6 +35,7 @@ from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, require
 from lightning_score.runs.checkpoints import SafeCheckpointIO, read
 from lightning_score.runs.folders import check_name, new_dated_folder, new_folder
+from lightning_score.runs.lock import hold
 from lightning_score.runs.logs import cut_logs
 from lightning_score.runs.rendezvous import answering, folder_of_all
 from lightning_score.runs.status import STOPPED_EARLY, RunStatus
@@ -108,7 +109,16 @@ class ScoreCLI(ExperimentCLI):
         check_name(config["name"], "--name")
         check_limits(self.command, config["trainer"])
         if self.command == "fit":
+            self._check_steps(config["trainer"]["max_steps"])
             resolve(config)
+
+    def _check_steps(self, steps: int) -> None:
+        """Raises `InputError` where a checkpoint is beyond the last step; a run may be resumed at its very end."""
+        done = 0 if self.checkpoint is None else self.checkpoint.get("global_step", 0)
+        require(
+            steps < 0 or steps > done or done == 0 or (steps == done and self.goes_on is not None),
+            f"--trainer.max_steps {steps}: the checkpoint has {done} steps already, which count; give more than that",
+        )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Makes the folder once model and data are known to fit, then the trainer with its loggers and callbacks."""
@@ -160,13 +170,18 @@ class ScoreCLI(ExperimentCLI):
 
     def _make_folder(self, config: Any) -> Path:
         if self.goes_on is not None:
+            hold(self.goes_on)
             cut_logs(self.goes_on, self.checkpoint)
             return self.goes_on
         if config["output"]:
-            return new_folder(Path(config["output"]))
+            folder = new_folder(Path(config["output"]))
+        elif self.command == "fit":
+            folder = new_dated_folder(Path(config["runs"]) / config["name"])
+        else:
+            folder = new_dated_folder(Path(config["ckpt_path"]).parent / self.command)
         if self.command == "fit":
-            return new_dated_folder(Path(config["runs"]) / config["name"])
-        return new_dated_folder(Path(config["ckpt_path"]).parent / self.command)
+            hold(folder)
+        return folder
 
     def _make_loggers(self, chosen: Any) -> list[Logger]:
         """CSV always; in training and in trials also what the user chose, or else W&B as far as it can be had."""

@@ -71,7 +71,9 @@ class Batches(Dataset):
         rows = torch.as_tensor(indices)
         there = rows.to(self.device, non_blocking=True)
         x, y = (field.index_select(0, there) for field in self.examples)  # ten times as quick as x[rows]
-        with seeded(seed_of(crc32(rows.numpy().tobytes())), self.device):  # a batch is the same in any process
+        seed = getattr(indices, "seed", 0) if len(rows) == 1 else 0  # an example alone is a batch in every epoch
+        parts = [crc32(rows.numpy().tobytes()), *([seed] if seed else [])]
+        with seeded(seed_of(*parts), self.device):  # a batch is the same in any process
             return self.transform(x), y
 
 
@@ -105,7 +107,8 @@ class ScoreData(LightningDataModule, ABC):
         shape: of one example.
         num_classes: how many labels there are, 0 for unlabelled data.
         data_range: lowest and highest value of `x`, or None where it is unbounded.
-        levels: how many grey levels there are in it, or None where it is continuous.
+        levels: how many grey levels there are in it, evenly spaced, or None where it is continuous.
+        dequantize: whether `transform` adds uniform noise within a grey level.
         reference_split: which part of the data `reference()` is.
         stored_dtype: type in which `load` gives the examples, or None for any.
 
@@ -121,6 +124,7 @@ class ScoreData(LightningDataModule, ABC):
     num_classes: int = 0
     data_range: tuple[float, float] | None = None
     levels: int | None = None
+    dequantize: bool = False
     reference_split: str = "train and held out"
     stored_dtype: torch.dtype | None = None
 

@@ -35,12 +35,21 @@ def check_declared(data: "ScoreData") -> None:
     )
     require(
         ends is None
-        or (len(ends) == 2 and all(isinstance(end, Real) and isfinite(end) for end in ends) and ends[0] < ends[1]),
+        or (
+            isinstance(ends, Sequence)
+            and len(ends) == 2
+            and all(isinstance(end, Real) and isfinite(end) for end in ends)
+            and ends[0] < ends[1]
+        ),
         f"{name}: data_range={ends!r}: must be two increasing numbers, as in (-1, 1), or None where it is unbounded",
     )
     require(
         levels is None or (_is_count(levels) and levels >= 2 and ends is not None),
         f"{name}: levels={levels!r}: must be a number of grey levels, at least 2, of data with a data_range, or None",
+    )
+    require(
+        data.stored_dtype != torch.uint8 or (levels is not None and levels <= 256),
+        f"{name}: levels={levels!r}: bytes have at most 256; declare no more, or derive from ScoreData",
     )
 
 
@@ -94,6 +103,12 @@ def check_examples(data: "ScoreData", split: str, examples: "Examples") -> None:
         require(
             isinstance(value, Tensor),
             f"{place}.{field} is a {_kind(value)}, must be a torch.Tensor: return torch.as_tensor({field})",
+        )
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        require(
+            plain and not value.requires_grad and not str(value.dtype).startswith("torch.float8"),
+            f"{place}.{field} is {value.dtype}, {value.layout}, on {value.device}{' with gradients' * value.requires_grad}, "
+            "must be a plain tensor in main memory: return a dense one of a usual type, with .detach().cpu()",
         )
     require(x.ndim > 0 and len(x) > 0, f"{place} is empty: keep at least one example in it, as split_indices does")
     _check_shape(f"{place}.x", x, tuple(data.shape))
@@ -186,13 +201,15 @@ def _check_seen(data: "ScoreData", split: str, x: Tensor) -> None:
         torch.default_generator.manual_seed(0)
         for train in (True, False) if split == "train" else (False,):
             place = f"{type(data).__name__}.transform(train={train})"
-            seen = data.transform(train)(stored)
+            transform = data.transform(train)
+            require(callable(transform), f"{place} gives a {_kind(transform)}, must give the function that is applied")
+            seen = transform(stored)
             require(torch.equal(stored, kept), f"{place} changes the stored examples in place: let it return new tensors")
-            _check_batch(data, place, seen, len(stored))
+            _check_batch(data, place, seen, len(stored), train)
         _check_reference(data, stored, data.to_reference(seen.clone()))
 
 
-def _check_batch(data: "ScoreData", place: str, seen: Any, n: int) -> None:
+def _check_batch(data: "ScoreData", place: str, seen: Any, n: int, train: bool) -> None:
     """What the model is given: float32 of the declared shape, finite and in the declared range."""
     wanted = (n, *data.shape)
     require(isinstance(seen, Tensor), f"{place} gives a {_kind(seen)}, must give a torch.Tensor")
@@ -212,6 +229,19 @@ def _check_batch(data: "ScoreData", place: str, seen: Any, n: int) -> None:
             f"{place} gives values from {low:g} to {high:g}, but data_range = {tuple(data.data_range)} is declared: scale "
             "them in transform, or declare their range",
         )
+        if not train and high - low <= 0.501 * (last - first) and data.stored_dtype is None:
+            rank_zero_warn(
+                f"{place} gives values from {low:g} to {high:g}, but data_range = {tuple(data.data_range)} is declared, "
+                "to which pictures and measurements are scaled; declare their own range"
+            )
+        if not train and data.levels is not None and not data.dequantize:
+            position = (seen.double() - first) / (last - first) * (data.levels - 1)
+            require(
+                float((position - position.round()).abs().max()) < 0.1,
+                f"{place} gives values between the levels = {data.levels} that are declared, evenly spaced over "
+                f"data_range = {tuple(data.data_range)}: declare levels = None, or dequantize = True where it adds noise "
+                "within a level",
+            )
 
 
 def _check_reference(data: "ScoreData", stored: Tensor, back: Any) -> None:
@@ -226,6 +256,12 @@ def _check_reference(data: "ScoreData", stored: Tensor, back: Any) -> None:
     )
     if stored.is_complex():
         return
+    changed = float((back != stored).float().mean())
+    require(
+        data.stored_dtype != torch.uint8 or data.levels == 256 or changed < 0.01,
+        f"{type(data).__name__}.load: {changed:.0%} of the bytes are none of the {data.levels} levels that are declared, "
+        "round(255 k / (levels - 1)): declare levels = 256, or return such bytes",
+    )
     span = float(stored.max()) - float(stored.min())
     apart = float((back.double() - stored.double()).abs().mean())
     require(

@@ -208,19 +208,24 @@ def as_example(
     if not num_classes:
         return image, 0
     label = next((named[name] for name in (*LABELS, 1) if name in named), None)
+    number = np.asarray(label)
     require(
-        label is not None and 0 <= int(label) < num_classes,
-        f"num_classes {num_classes}: an item of the chunks has the label {label}; labels are 0 to {num_classes - 1}, "
-        f"named {', '.join(LABELS)}, or second in a tuple",
+        number.size == 1 and number.dtype.kind in "iub" and 0 <= int(number.item()) < num_classes,
+        f"num_classes {num_classes}: an item of the chunks has the label {label!r}; labels are whole numbers, 0 to "
+        f"{num_classes - 1}, named {', '.join(LABELS)}, or second in a tuple",
     )
-    return image, int(label)
+    return image, int(number.item())
 
 
 def _picture(image: np.ndarray) -> Image.Image:
     """An array (H, W), (H, W, C) or (C, H, W) as an image of PIL's."""
+    shape, of = image.shape, image.dtype
     if image.ndim == 3 and image.shape[0] in (1, 3, 4) and image.shape[2] not in (1, 3, 4):
         image = image.transpose(1, 2, 0)
-    return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+    try:
+        return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+    except TypeError as error:
+        raise InputError(f"an item of the chunks is an array {shape} of {of}, no grey or coloured image") from error
 
 
 @cache

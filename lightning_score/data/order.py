@@ -11,6 +11,12 @@ from torch.utils.data.distributed import DistributedSampler
 from lightning_score.seeds import counted_seed
 
 
+class Rows(list):
+    """The examples of a batch, and the seed of their order; 0 where they come in order."""
+
+    seed = 0
+
+
 class InTurn(DistributedSampler):
     """The batches of one of N processes, in order: batch k of those that one process would take goes to process k mod N.
 
@@ -42,7 +48,9 @@ class InTurn(DistributedSampler):
     def __iter__(self) -> Iterator[list[int]]:
         order, skipped, self.skipped = self.order(), self.skipped, 0
         for k in range(skipped, len(self)):
-            yield order[(k * self.num_replicas + self.rank) * self.batch_size :][: self.batch_size].tolist()
+            rows = Rows(order[(k * self.num_replicas + self.rank) * self.batch_size :][: self.batch_size].tolist())
+            rows.seed = self.seed
+            yield rows
 
 
 class Shuffled(InTurn):

@@ -67,6 +67,16 @@ BLOCKS = {
 """The levels that our UNet has."""
 PREDICTIONS = {"epsilon": "Noise", "sample": "Denoised", "v_prediction": "Velocity"}
 
+CONSISTENCY = ("LCMScheduler", "TCDScheduler")
+"""Schedulers of models that jump to the data at once."""
+UNUSUAL = (
+    ("rescale_betas_zero_snr", False, "because pure noise has no score of the data"),
+    ("thresholding", False, "because samples are clipped at fixed values here"),
+    ("timestep_type", "discrete", "because its network is told the noise level, not the index"),
+    ("snr_shift_scale", 1.0, "because it changes the noise levels of beta_schedule"),
+)
+"""Entries of a scheduler that can have their usual value only, and why."""
+
 
 def read(path: Path, size: int | None = None) -> Imported:
     """A folder of diffusers: a pipeline's, with `unet` and `scheduler`, or that of a UNet2DModel alone.
@@ -80,9 +90,13 @@ def read(path: Path, size: int | None = None) -> Imported:
     """
     require(path.is_dir(), f"{path}: not a folder; give the one that holds model_index.json or the UNet's config.json")
     folder = path / "unet" if (path / "unet").is_dir() else path
+    _check_pipeline(path if folder != path else path.parent)
     config = DEFAULTS | _json(folder / "config.json")
     _check_kind(config)
     shape, weights = _shape(config, size), _weights(folder)
+    check_entries(
+        [("layers_per_block", config["layers_per_block"], range(1, len(weights.state)), "the file has too few tensors")]
+    )
     model, data_range, names, notes = (_plusplus if is_plusplus(config) else _chain)(config, shape, _scheduler(path))
     network, num_classes, averaged = model["network"], config["num_class_embeds"] or 0, path / "unet_ema"
     return Imported(
@@ -183,6 +197,13 @@ def _resampling(config: Mapping[str, Any]) -> list[bool]:
     return sorted({name.startswith("Resnet") or ("Attn" in name and kind == "resnet") for name, kind in levels})
 
 
+def _check_pipeline(folder: Path) -> None:
+    """Raises `InputError` for a pipeline whose network sees no images, but what another one has encoded."""
+    index = folder / "model_index.json"
+    encoders = sorted({"vae", "vqvae", "movq"} & _json(index).keys()) if index.is_file() else []
+    require(not encoders, f"{index}: the UNet works on latents of its {' and '.join(encoders)}, which cannot be converted")
+
+
 def _check_kind(config: Mapping[str, Any]) -> None:
     """Raises `InputError` for another network than a UNet2DModel, or one without its main entries."""
     kind = config.get("_class_name", "UNet2DModel")
@@ -240,7 +261,8 @@ def _weights(folder: Path) -> Renaming:
         require(all(Path(name).name == name for name in names), f"{index}: names files of other folders")
         files = [folder / name for name in names]
     else:
-        files = [*sorted(folder.glob(f"{WEIGHTS}*.safetensors")), *sorted(folder.glob(f"{WEIGHTS}*.bin"))][:1]
+        found = [*folder.glob(f"{WEIGHTS}*.safetensors"), *folder.glob(f"{WEIGHTS}*.bin")]
+        files = sorted(found, key=lambda f: (f.name.count("."), f.suffix == ".bin", f.name))[:1]  # variants, as .fp16, last
     require(bool(files), f"{folder}: there is no {WEIGHTS}.safetensors or .bin in it")
     state = {name: tensor.float() for file in files for name, tensor in read_torch(file).items()}
     return Renaming({translate(name, OLD_ATTENTION): tensor for name, tensor in state.items()}, KIND)
@@ -248,7 +270,8 @@ def _weights(folder: Path) -> Renaming:
 
 def _scheduler(path: Path) -> dict[str, Any] | None:
     """The scheduler's config; None where there is none."""
-    files = [path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json"]
+    folders = [path / "scheduler", path, path.parent / "scheduler"]  # the last where the path is that of a pipeline's UNet
+    files = [folder / "scheduler_config.json" for folder in folders]
     return next((_json(file) for file in files if file.is_file()), None)
 
 
@@ -256,18 +279,15 @@ def _training(scheduler: Mapping[str, Any]) -> Settings:
     """Process, parametrization, objective and sampler that belong to a scheduler."""
     kind = scheduler.get("_class_name", "DDPMScheduler")
     require(
-        "beta_schedule" in scheduler or kind == "DDPMScheduler",
-        f"{kind}: only schedulers with a beta_schedule can be converted",
+        kind == "DDPMScheduler" or ("beta_schedule" in scheduler and kind not in CONSISTENCY),
+        f"{kind}: only schedulers with a beta_schedule, of models that predict noise, data or velocity, can be converted",
     )
-    require(
-        not scheduler.get("rescale_betas_zero_snr"),
-        "rescale_betas_zero_snr: true cannot be converted, because pure noise has no score of the data",
-    )
+    check_entries((name, scheduler.get(name) or usual, [usual], why) for name, usual, why in UNUSUAL)
     prediction = scheduler.get("prediction_type", "epsilon")
     require(prediction in PREDICTIONS, f"prediction_type: {prediction!r} cannot be converted, only {', '.join(PREDICTIONS)}")
     clip = float(scheduler.get("clip_sample_range", 1.0))
     ddim = kind.startswith("DDIM")
-    variance = scheduler.get("variance_type", "fixed_small")
+    variance = scheduler.get("variance_type") or "fixed_small"
     require(
         variance.startswith("fixed_"), f"variance_type: {variance!r} cannot be converted, only fixed_small and fixed_large"
     )

@@ -24,7 +24,8 @@ TYPES = {
     COUNT: ["in_channels", "out_channels", "layers_per_block"],
     f"{COUNT} or null": ["attention_head_dim", "norm_num_groups", "num_class_embeds", "num_train_timesteps"],
     NUMBER: ["dropout", "freq_shift", "norm_eps", "beta_start", "beta_end", "mid_block_scale_factor", "clip_sample_range"],
-    "a name": ["_class_name", "beta_schedule", "prediction_type", "variance_type"],
+    "a name": ["_class_name", "beta_schedule", "prediction_type"],
+    "a name or null": ["variance_type"],
     "true or false": ["add_attention", "clip_sample", "flip_sin_to_cos", "rescale_betas_zero_snr"],
     "a list of numbers or null": ["trained_betas"],
 }

@@ -122,12 +122,12 @@ def _scheduler(model: Imported) -> dict[str, Any]:
     predictor = steps.get("predictor") or {"class_path": ""}
     ddim, large = _name(predictor) == "DDIM", (predictor.get("init_args") or {}).get("fixed_large", False)
     clip = steps.get("clip")
-    clips = clip is not None and clip[0] == -clip[1]
+    require(clip is None or clip[0] == -clip[1], f"clip {clip}: diffusers' schedulers clip at two opposite values only")
     return {
         "_class_name": "DDIMScheduler" if ddim else "DDPMScheduler",
         "prediction_type": predictions[name],
-        "clip_sample": clips,
-        "clip_sample_range": clip[1] if clips else 1.0,
+        "clip_sample": clip is not None,
+        "clip_sample_range": clip[1] if clip else 1.0,
         **_betas(model.model["process"]),
         **({"set_alpha_to_one": True} if ddim else {"variance_type": "fixed_large" if large else "fixed_small"}),
     }

@@ -60,7 +60,8 @@ def checked(imported: Imported, kind: str) -> Imported:
     """
     with torch.device("meta"):
         expected = make(imported.model["network"], imported.shape, imported.num_classes).state_dict()
-    states = {"weights": imported.weights, "averages": imported.averages}
+    states, step = {"weights": imported.weights, "averages": imported.averages}, imported.step
+    require(isinstance(step, int) and 0 <= step < 2**62, f"the {kind} checkpoint's step is {step!r:.40}, no number of steps")
     for which, state in states.items():
         if state is not None:
             for name, tensor in state.items():
@@ -73,7 +74,8 @@ def _check_tensor(name: str, tensor: Tensor, expected: Tensor | None) -> None:
     require(expected is not None, f"{name} is not a tensor of the network that the file describes")
     found, needed = size_of(tensor), size_of(expected)
     require(found == needed, f"{name} is {found} in the file, but {needed} in the network that its other tensors describe")
-    require(tensor.is_floating_point(), f"{name} is of type {tensor.dtype}; weights are floating-point numbers")
+    dense = tensor.layout == torch.strided and tensor.is_floating_point()
+    require(dense, f"{name} is of type {tensor.dtype} ({tensor.layout}); weights are dense floating-point numbers")
     require(bool(tensor.isfinite().all()), f"{name} holds values that are NaN or infinite; take a checkpoint from before")
 
 

@@ -155,7 +155,8 @@ def real_floor(features: Tensor, n: int, splits: int = 200, seed: int = 0) -> fl
     The distance is biased upwards, the more the fewer there are on either side (Binkowski et al. 2018, arXiv:1801.01401), so
     a value means something only beside this one. It is `mean d(a, b) (1/n + 1/N)/(1/a + 1/b)`, where d(a, b) is the distance
     of a random subset of a examples from the b = N - a others, a = min(n, N/2): two samples of one law that have no example
-    in common, as the model's and the data have none, and their bias goes as the sum of the inverse sizes.
+    in common, as the model's and the data have none, and their bias goes as the sum of the inverse sizes; of samples that
+    are no more than the features, as the power of it that subsets of half the size show.
 
     Args:
         features: of the data (N, D).
@@ -188,12 +189,18 @@ def floor_of_subsets(whole: FeatureSums, features: Tensor, n: int, splits: int =
     size = min(n, total // 2, len(features))
     require(size >= 2, f"n={n}, of {total} examples: the floor needs at least 2 samples and 4 examples")
     require(splits >= 1, f"splits={splits}: must be at least 1")
+    few = size == n <= features.shape[1] and total == len(features)  # the bias falls more slowly than the inverse sizes
     generator = torch.Generator().manual_seed(seed)
     found: list[float] = []
+    halves: list[float] = []
     while len(found) < splits and not _known(found):
-        rows = torch.randperm(len(features), generator=generator)[:size].to(features.device)
-        found.append(frechet_distance(fit(features[rows]), whole.without(features[rows])))
-    return fmean(found) * (1 / n + 1 / total) / (1 / size + 1 / (total - size))
+        rows = torch.randperm(len(features), generator=generator).to(features.device)
+        found.append(frechet_distance(fit(features[rows[:size]]), whole.without(features[rows[:size]])))
+        if few and size >= 4:
+            ours, others = rows[: size // 2], rows[size : size + (total - size) // 2]
+            halves.append(frechet_distance(fit(features[ours]), fit(features[others])))
+    power = math.log2(fmean(halves) / fmean(found)) if halves and min(found) > 0 else 1.0
+    return fmean(found) * ((1 / n + 1 / total) / (1 / size + 1 / (total - size))) ** power
 
 
 def _known(values: Sequence[float]) -> bool:

@@ -112,7 +112,8 @@ def manifold(real: Tensor, fake: Tensor, neighbours: int = 3, chunk: int = 4096)
         f"precision and recall got {len(real)} real and {len(fake)} generated examples; with neighbours={neighbours} they "
         "need more on either side.",
     )
-    real, fake = real.float(), fake.float()
+    center = real.double().mean(0)  # far from 0 single precision loses the distances
+    real, fake = (real - center).float(), (fake - center).float()
     real_radii, fake_radii = _radii(real, neighbours, chunk), _radii(fake, neighbours, chunk)
     precise = dense = recalled = 0
     covered = torch.zeros(len(real), dtype=torch.bool, device=real.device)

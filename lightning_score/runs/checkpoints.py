@@ -70,7 +70,8 @@ def read(file: Path) -> dict[str, Any]:
         InputError: it is missing, damaged, no checkpoint, or holds code.
     """
     require(file.exists(), f"{file}: there is no such file; runs/NAME/latest/last.ckpt is the newest")
-    require(file.is_file(), f"{file}: this is a folder; give the file in it, as last.ckpt")
+    require(not file.is_dir(), f"{file}: this is a folder; give the file in it, as last.ckpt")
+    require(file.is_file(), f"{file}: not a file; runs/NAME/latest/last.ckpt is the newest")
     check(file)
     found = read_tensors(file)
     require(isinstance(found, dict), f"{file}: not a checkpoint but a file of {type(found).__name__}")

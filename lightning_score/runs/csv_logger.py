@@ -76,7 +76,14 @@ class _Writer(ExperimentWriter):
         self._columns, self._size = list(fieldnames), os.path.getsize(file)
 
     def _check_log_dir_exists(self) -> None:
-        """Goes on from the columns of the metrics that are there."""
+        """Goes on from the columns of the metrics that are there, without half a row that a crash has left."""
         if os.path.isfile(self.metrics_file_path):
+            written = Path(self.metrics_file_path).read_bytes()
+            whole = written.rfind(b"\n") + 1
+            if whole < len(written):
+                os.truncate(self.metrics_file_path, whole)
             with open(self.metrics_file_path, newline="") as file:
-                self.metrics_keys = next(csv.reader(file), [])
+                columns = next(csv.reader(file), [])
+            self.metrics_keys = sorted(columns)  # as Lightning's are before each row
+            if columns != self.metrics_keys:
+                self._rewrite_with_new_header(self.metrics_keys)

@@ -1,5 +1,6 @@
 """What was measured, and all that one must know to compare it: one JSON line per number."""
 
+import hashlib
 import json
 import math
 import os
@@ -44,7 +45,10 @@ def settings_of(part: Any) -> Any:
     if isinstance(part, (list, tuple)):
         return [settings_of(value) for value in part]
     if isinstance(part, torch.Tensor):
-        return f"tensor of {' x '.join(map(str, part.shape))}"
+        digest = hashlib.sha256(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return f"tensor of {' x '.join(map(str, part.shape))}, {digest.hexdigest()[:8]}"
+    if not hasattr(part, "__dict__"):  # a path
+        return str(part)
     public = {name: settings_of(value) for name, value in vars(part).items() if not name.startswith("_")}
     return {"class": type(part).__name__, **public}
 

@@ -32,7 +32,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_score.errors import InputError, require, require_classes
 from lightning_score.runs.checkpoints import read
+from lightning_score.runs.yaml_files import MODE, load
 
+KEEP = "+"
+"""Before the name of a class: keep the present arguments that it has too."""
 HOME = ("lightning_score", "torch", "lightning")
 """The packages that a config from elsewhere may name classes of."""
 KINDS = (nn.Module, Optimizer, LRScheduler, Callback, LightningDataModule, Logger, Profiler, Accelerator, Strategy,
@@ -64,7 +67,7 @@ class ClassParser(LightningArgumentParser):
         set_parsing_settings(
             instantiate_subclass_spec_in_any=False, config_read_mode_fsspec_enabled=False, import_path_denylist=[]
         )
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{**kwargs, "parser_mode": MODE})  # `texts` must read a text as the parser does
 
     def instantiate(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
         """As jsonargparse's, of what makes classes only.
@@ -164,7 +167,7 @@ def texts(config: Any, source: str) -> Iterator[tuple[str, str]]:
             left += [(place, part) for part in value]
         elif isinstance(value, str):
             require(len(value) <= LONGEST_TEXT, f"{source}: {place}: a text of {len(value)} letters")
-            inner = _read(value) if set(value) & set("[{:\n") else value
+            inner = _read(value) if set(value) & set("[{:?-\n") else value
             if isinstance(inner, (Mapping, list)):
                 left.append((place, inner))
             else:
@@ -181,14 +184,14 @@ def bounded(config: Any, source: str) -> Any:
 def _names(config: Any, source: str) -> Iterator[Named]:
     """All texts of a config that an import could be made of."""
     for place, text in texts(config, source):
-        is_class = place.rpartition(".")[2] == "class_path"
-        if is_class or is_path(text):
-            yield Named(place, text, is_class)
+        is_class, path = place.rpartition(".")[2] == "class_path", text.lstrip(KEEP)
+        if is_class or is_path(path):
+            yield Named(place, path, is_class)
 
 
 def _read(text: str) -> Any:
-    with suppress(yaml.YAMLError, ValueError, RecursionError):
-        return yaml.safe_load(text)
+    with suppress(yaml.YAMLError):
+        return load(text)
 
 
 def is_path(text: str) -> bool:
@@ -248,7 +251,7 @@ def made_from(
     rebuilt = isinstance(parts, dict) and parts.get("_instantiator") is not None
     try:
         yield _made(parts, owner, trusted, str(path), given) if rebuilt else {}
-    except (ArgumentError, RuntimeError, KeyError, AttributeError) as error:
+    except (ArgumentError, RuntimeError, KeyError, AttributeError, OverflowError) as error:
         if is_oom_error(error):
             raise
         raise InputError(f"{path}: its parts or weights do not fit: {' '.join(str(error).split())[:600]}") from error

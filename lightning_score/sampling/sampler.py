@@ -79,6 +79,10 @@ class Sampler(ABC):
         """Raises `InputError` if the sampler does not fit the process."""
         times = self.grid(process)
         stages = self.plan(process, times)
+        require(
+            bool(stages),
+            f"grid={type(self.grid).__name__}: gives {len(times)} time, which makes no step; give it more steps, or Table",
+        )
         for method in {stage.method for stage in stages}:
             method.check(process, times)
         self.denoise.check(float(process.sigma(stages[-1].end)))

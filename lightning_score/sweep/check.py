@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
+from lightning_score.callbacks.pictures import pictured
+from lightning_score.commands.configs import option
 from lightning_score.errors import InputError, require
 from lightning_score.sweep.construct import Constructors, refusing
 from lightning_score.sweep.draws import Planned
@@ -44,7 +46,7 @@ def check_settings(sweep: Sweep, plan: Planned) -> LoadedCommand:
             sweep.hyperband is None or command.command == "fit",
             f"early_terminate: `{command.command}` measures once, at its end; leave it out",
         )
-        trial = _Trial(sweep, command)
+        trial = _Trial(sweep, command, option(arguments_of(sweep, first), "--ckpt_path"))
         trial.check(first)
     except InputError as error:
         raise InputError(f"sweep {sweep.name}: {_told(sweep, first)}{error}") from error
@@ -84,12 +86,13 @@ class _Trial:
     Args:
         sweep: the sweep.
         command: of its first trial.
+        paths: the checkpoint of that command, if any.
     """
 
-    def __init__(self, sweep: Sweep, command: LoadedCommand):
+    def __init__(self, sweep: Sweep, command: LoadedCommand, paths: list[str]):
         self._sweep, self._command = sweep, command
         self._only_samples = only_samples(sweep, command.command)
-        self._constructors = Constructors(command)
+        self._constructors, self._paths = Constructors(command), paths
         self._known: dict[str, str] = {}
         self._unknown: set[str] = set()
 
@@ -103,7 +106,10 @@ class _Trial:
 
     def _check(self, arguments: list[str]) -> str:
         command = self._command
-        if self._only_samples:
+        another = option(arguments, "--ckpt_path") != self._paths
+        if another:
+            command = refusing(lambda: LoadedCommand(arguments))
+        if another or self._only_samples:
             refusing(lambda: command.take(arguments))
             given = command.config[command.command]
             evaluate, callbacks = command.evaluate, command.config_init[command.command]["trainer"]["callbacks"]
@@ -113,15 +119,20 @@ class _Trial:
             given = command.config[command.command]
             parts = self._constructors.make(given)
             evaluate, callbacks = parts["evaluate"], parts["trainer"]["callbacks"]
-        self._check_metric(evaluate, callbacks or [])
-        return json.dumps(given.as_dict(), default=str, sort_keys=True)
+        self._check_metric(given["trainer"], evaluate, callbacks or [])
+        settings = {name: value for name, value in given.as_dict().items() if name not in ("output", "runs", "name")}
+        return json.dumps(settings, default=str, sort_keys=True)  # whose folder is the sweep's
 
-    def _check_metric(self, evaluate: Any, callbacks: Any) -> None:
+    def _check_metric(self, trainer: Any, evaluate: Any, callbacks: Any) -> None:
         """Refuses a metric that nobody logs; of callbacks that others have written, nobody knows."""
         metric, command = self._sweep.metric, self._command.command
         if metric is None:
             return
-        known, strangers = logged(command, evaluate, callbacks if isinstance(callbacks, list) else [callbacks])
+        require(not trainer["fast_dev_run"], "--trainer.fast_dev_run true: keeps no results; leave it out of a sweep")
+        idle = trainer["limit_val_batches"] == 0 and metric.startswith("val/")
+        require(not idle, f"--trainer.limit_val_batches 0: nothing is validated, so nobody logs {metric}; leave it out")
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        known, strangers = logged(command, evaluate, callbacks, pictured(self._command.datamodule))
         if any(fnmatchcase(metric, name) for name in known):
             return
         names = sorted({type(callback).__name__ for callback in strangers})

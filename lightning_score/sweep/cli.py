@@ -1,6 +1,7 @@
 """The command `sweep`."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def _of_file(options: Any, interruption: Interruption) -> None:
     interruption.defer()
     with making(folder):
         study = Study(spec, url, name, make=True, seed=options.seed)
-        _hold(study, arguments_of(spec, plan.settings[0]))
+        _hold(study, [arguments_of(spec, settings) for settings in plan.settings])
     del command
     Run(spec, study, folder, options.jobs, interruption).go(plan.count, options.retry_failed)
 
@@ -99,14 +100,15 @@ def _announcement(spec: Sweep, cost: Cost, jobs: int) -> str:
     return f"{spec.name}: {spec.method} over {varied}{goal}\n{cost}{ending}{workers}"
 
 
-def _hold(study: Study, arguments: list[str]) -> None:
-    """Sees to it that all trials, today's and tomorrow's, are of one checkpoint."""
-    paths = option(arguments, "--ckpt_path")
-    if paths:
-        digest = hashlib.sha256(Path(paths[-1]).read_bytes()).hexdigest()
-        known = study.remember("checkpoint", [digest, paths[-1]])
+def _hold(study: Study, trials: list[list[str]]) -> None:
+    """Sees to it that all trials, today's and tomorrow's, are of one checkpoint, or of the same ones where these vary."""
+    paths = dict.fromkeys(path for arguments in trials for path in option(arguments, "--ckpt_path")[-1:])
+    for k, path in enumerate(paths):
+        file = Path(path, "last.ckpt") if os.path.isdir(path) else Path(path)  # a run that `fit` goes on with
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        known = study.remember(f"checkpoint {k}" if k else "checkpoint", [digest, path])
         require(
             known[0] == digest,
-            f"--ckpt_path {paths[-1]}: the sweep {study.name} was begun with another checkpoint, {known[1]}; "
+            f"--ckpt_path {path}: the sweep {study.name} was begun with another checkpoint, {known[1]}; "
             "give a new --name, or that one",
         )

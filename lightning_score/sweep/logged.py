@@ -25,16 +25,20 @@ TO_LOGGERS = ("LearningRateMonitor", "DeviceStatsMonitor")
 """Lightning's callbacks that log under names of their own."""
 
 
-def logged(command: str, evaluate: Evaluate, callbacks: Sequence[Callback]) -> tuple[set[str], list[Callback]]:
+def logged(
+    command: str, evaluate: Evaluate, callbacks: Sequence[Callback], images: bool = True
+) -> tuple[set[str], list[Callback]]:
     """The names of all metrics that a command logs, and the callbacks of which that is not known.
 
     Args:
         command: fit, validate or test.
         evaluate: what measures the samples.
         callbacks: those of the trainer's configuration.
+        images: whether the data are images, of which copies are looked for.
     """
     prefix = "test/" if command == "test" else "val/"
-    names = {f"{prefix}loss", *({"train/loss", "train/lr"} if command == "fit" else ()), *_of_evaluate(prefix, evaluate)}
+    names = {f"{prefix}loss", *({"train/loss", "train/lr"} if command == "fit" else ())}
+    names |= _of_evaluate(prefix, evaluate, images)
     strangers = []
     for callback in callbacks:
         kind = type(callback)
@@ -45,7 +49,7 @@ def logged(command: str, evaluate: Evaluate, callbacks: Sequence[Callback]) -> t
     return names, strangers
 
 
-def _of_evaluate(prefix: str, evaluate: Evaluate) -> set[str]:
+def _of_evaluate(prefix: str, evaluate: Evaluate, images: bool) -> set[str]:
     if evaluate.features is None:
         return set()
     test = prefix == "test/"
@@ -58,9 +62,8 @@ def _of_evaluate(prefix: str, evaluate: Evaluate) -> set[str]:
         parts = ["", *(["_floor", "_n"] if kind == "fid" else []), *_error(evaluate, kind, test)]
         name = prefix + metric_name(kind, evaluate.features.name, evaluate.num_samples)
         names |= {f"{name}{ending}{part}" for ending in endings for part in parts}
-    return names | (
-        {"test/copied", "test/copied_held_out", "test/neighbour_distance_ratio"} if test and evaluate.neighbours else set()
-    )
+    copies = {"test/copied", "test/copied_held_out", "test/neighbour_distance_ratio"}
+    return names | (copies if test and images and evaluate.neighbours else set())
 
 
 def _measures(evaluate: Evaluate, kind: str) -> bool:

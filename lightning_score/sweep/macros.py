@@ -48,14 +48,23 @@ def from_agent(arguments: Sequence[str]) -> list[str]:
     """
     given: dict[str, Any] = {}
     others: list[str] = []
+    lists: set[str] = set()  # options that `+=` has added to: what follows inside them is of the part added last
     rest = list(_without_files(arguments))
     while rest:
         argument = rest.pop(0)
         name, equals, text = argument.partition("=")
-        if not name.startswith("--") or name == "--config" or name.endswith("+"):  # `+=` adds to a list
+        if name.endswith("+"):
+            lists.add(f"{name[:-1]}.")
+            others += [argument] if equals else [argument, *rest[:1]]
+            rest = rest if equals else rest[1:]
+        elif not name.startswith("--") or name == "--config":
             others.append(argument)
         elif equals or (rest and not rest[0].startswith("--")):
-            given[name.removeprefix("--")] = _value(text if equals else rest.pop(0))
+            setting = {name.removeprefix("--"): _value(text if equals else rest.pop(0))}
+            if name.startswith(tuple(lists)):
+                others += options(setting)
+            else:
+                given |= setting
         else:
             others.append(argument)
     return others + options(given)

@@ -29,6 +29,10 @@ DISTRIBUTIONS = {**KEYS, **{f"q_{name}": {*KEYS[name], "q"} for name in QUANTIZE
 """The names of all distributions, with the numbers that each takes."""
 EXAMPLES = 4
 """Intervals into which the examples divide a law."""
+LOGARITHM = 700.0
+"""The natural logarithm of a value may be as large, or as small, as this."""
+LARGEST = 100_000
+"""Most trials of a grid."""
 DEFAULTS = {"mu": 0.0, "sigma": 1.0, "a": 1.0, "b": 1.0, "q": 1}
 
 
@@ -138,6 +142,8 @@ class Quantile(Parameter):
         if self.distribution != "uniform" or self.q is None:
             return None
         low, high = self.numbers["min"], self.numbers["max"]
+        few = (high - low) / self.q < LARGEST
+        require(few, f"q={self.q:g}: more than {LARGEST} multiples from {low:g} to {high:g}; raise q, or take method random")
         multiples = range(round(low / self.q), round(high / self.q) + 1)
         span = high - low
         return [min(max((k * self.q - low) / span, 0.0), 1.0) if span else 0.0 for k in multiples]
@@ -264,11 +270,19 @@ def _law(name: str, kind: str, numbers: dict[str, float]) -> Parameter:
     low, high = numbers.get("min", 0), numbers.get("max", 0)
     require(low <= high, f"{name}: min={low}, max={high}: an empty range; min must not be above max")
     require(not kind.endswith("_values") or low > 0, f"{name}: min={low}: {kind} needs a range above 0")
+    if kind.endswith(("log_uniform", "log_normal")):  # their numbers are logarithms
+        ends = (low, high) if "min" in numbers else [numbers["mu"] + z * numbers["sigma"] for z in (-8, 8)]
+        require(
+            ends[0] > -LOGARITHM and ends[1] < LOGARITHM,
+            f"{name}: {kind} takes natural logarithms, of which {ends[0]:g} to {ends[1]:g} are too far from 0; "
+            "log_uniform_values takes the values themselves",
+        )
     q = numbers.pop("q", None)
     if kind == "int_uniform":
         require(
             isinstance(low, int) and isinstance(high, int), f"{name}: int_uniform needs whole numbers, not {low}, {high}"
         )
+        require(max(-low, high) <= 2**53, f"{name}: min={low}, max={high}: a whole number is at most {2**53}")
         return IntUniform(low, high)
     if kind == "uniform":
         return Interval(float(low), float(high))

@@ -9,17 +9,15 @@ from typing import Any
 
 import yaml
 
-from lightning_score.commands.yaml_files import read_mapping
 from lightning_score.errors import require
 from lightning_score.runs.folders import check_name
+from lightning_score.runs.yaml_files import read_mapping
 from lightning_score.sweep.macros import DEFAULT
-from lightning_score.sweep.parameters import Parameter, parameter
+from lightning_score.sweep.parameters import LARGEST, Parameter, parameter
 
 METHODS = ("grid", "random", "bayes")
 KNOWN = {"program", "method", "metric", "parameters", "command", "name", "description", "project", "entity", "run_cap",
          "early_terminate", "controller", "apiVersion", "kind", "settings", "imageuri", "job"}  # fmt: skip
-LARGEST = 100_000
-"""Most trials of a grid."""
 NESTED = "\0"
 """Stands between the parts of a nested parameter's name, where a dot belongs to a part."""
 

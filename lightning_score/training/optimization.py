@@ -43,7 +43,7 @@ class Optimization:
         self._schedule: Any = None
         try:
             self._try()
-        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        except (ValueError, TypeError, RuntimeError, ArithmeticError, KeyError) as error:
             raise InputError(f"optimizer, lr_scheduler: {error}") from error
         self._schedule, self._settings, self._replaced = None, [], False
 
@@ -194,8 +194,14 @@ def arrange_as_parameters(optimizer: Optimizer) -> None:
     """Gives the optimizer's state the parameters' order in memory: a fused optimizer goes through both in that order, and
     would take the state of one weight for that of another where they differ, as after loading contiguous state for
     channels-last weights.
+
+    Raises:
+        ValueError: state of another shape, with which a fused optimizer would write outside of its memory.
     """
+    fused = any(group.get("fused") for group in optimizer.param_groups)
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
+            if fused and isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                raise ValueError(f"{name} of shape {tuple(value.shape)} for a weight of shape {tuple(parameter.shape)}")
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -2,12 +2,15 @@
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lightning_score import ScoreModel
 from lightning_score.callbacks import sampling_pass
@@ -15,6 +18,7 @@ from lightning_score.cli import run
 from lightning_score.data import Digits
 from lightning_score.metrics import (
     DigitFeatures,
+    ModuleFeatures,
     RawFeatures,
     fit,
     frechet_distance,
@@ -22,7 +26,10 @@ from lightning_score.metrics import (
     reference as reference_module,
 )
 from lightning_score.metrics.reference import reference
+from lightning_score.networks import MLP
+from lightning_score.process import VP, BetaTable, SigmaTable
 from lightning_score.runs.records import FILE, Record, append, by_axis, metric_name, read
+from lightning_score.score.parametrization import Denoised
 
 QUICK = ["--model.sampler.steps=1", "--samples.num_samples=1"]
 
@@ -53,6 +60,11 @@ def measure(checkpoint, name, *options):
     (row,) = csv.DictReader(Path(name, "metrics.csv").read_text().splitlines())
     numbers = {key.removeprefix("test/"): float(value) for key, value in row.items() if value and key != "time"}
     return numbers, read(Path(name, FILE))
+
+
+class ToFloat(nn.Module):
+    def forward(self, x):
+        return x.float()
 
 
 class TestRecords:
@@ -143,6 +155,15 @@ class TestReference:
         self.get(features=RawFeatures([1, 8, 8]))
         assert len(counted) == 4
         assert Digits().fingerprint == Digits(data_range=(-1, 1)).fingerprint
+
+    def test_other_code_of_the_same_weights_computes_its_own(self, counted):
+        """The fingerprint is of the name and the weights; a user's features may have changed otherwise."""
+        for module in (nn.AvgPool2d(2), nn.MaxPool2d(2)):
+            features = ModuleFeatures(nn.Sequential(ToFloat(), module), 16)
+            for _ in range(2):
+                found = self.get(features=features)
+            assert frechet_distance(found.statistics, fit(features(Digits().reference()).features)) < 1e-6
+        assert len(counted) == 2
 
     def test_several_at_once_compute_once(self, counted):
         threads = [Thread(target=self.get) for _ in range(4)]
@@ -247,6 +268,22 @@ class TestTest:
             assert found[name] == pytest.approx(value, rel=1e-9) or name == "sampling_seconds", name
         assert not list((tmp_path / "cache").rglob("*.pt"))
 
+    def test_a_kept_evaluation_is_of_one_model_and_precision(self):
+        """Whatever changes the samples has a name of its own, also what is not in the weights."""
+        network = partial(MLP, width=8, depth=1)
+
+        def path(process=None, parametrization=None, precision="32-true", mask=0.0):
+            torch.manual_seed(0)
+            data = Digits()
+            model = ScoreModel(network, (2,), process or VP(), parametrization=parametrization)
+            model.sampler.mask = torch.full((3,), mask)
+            trainer = SimpleNamespace(global_rank=0, world_size=1, datamodule=data, precision=precision)
+            return sampling_pass.Sampling(trainer, model, DigitFeatures(), 100, 10)._path(1)
+
+        others = [path(VP(0.1, 10.0)), path(parametrization=Denoised()), path(precision="bf16-true"), path(mask=1.0)]
+        others += [path(BetaTable(steps=steps)) for steps in (1000, 999)] + [path(SigmaTable(0.01, s, 9)) for s in (1, 2)]
+        assert path() == path() and len({path(), *others}) == len(others) + 1
+
     def test_features_are_found_while_the_next_samples_are_drawn(self, checkpoint, monkeypatch):
         """As on a GPU: what is measured is the same."""
         alone, _ = measure(checkpoint, "alone", "--evaluate.batch_size=9")
@@ -288,6 +325,11 @@ class TestFit:
     def test_every_validation_is_recorded(self, checkpoint):
         records = read(checkpoint.parent / FILE)
         assert [(r.metric, r.step) for r in records] == [("fid_digits_100", 10), ("fid_digits_100", 20)]
+
+    def test_other_commands_measure_however_seldom_fit_does(self, checkpoint):
+        seldom = ["--evaluate.every_n_validations=9", "--evaluate.num_samples=10", *QUICK]
+        assert run(["validate", f"--ckpt_path={checkpoint}", "--output=out", *seldom]) == 0
+        assert [record.metric for record in read(Path("out", FILE))] == ["fid_digits_10"]
 
     def test_all_metrics_on_request(self, tmp_path):
         options = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--evaluate.num_samples=70"]

@@ -22,6 +22,7 @@ from lightning_score.report import page
 from lightning_score.report.server import server
 from lightning_score.runs.folders import check_name
 from lightning_score.runs.trust import check_origin, trust_for, trusted_by
+from lightning_score.training.optimization import arrange_as_parameters
 
 MODULE = """
 from pathlib import Path
@@ -87,6 +88,11 @@ NAMES = {
     "its name alone": ("process", "attackers.Evil"),
     "inside a text": ("process", "{class_path: attackers.Evil}"),
     "inside a text, written otherwise": ("process", '{"class\\u005fpath": "attackers.Evil"}'),
+    "inside JSON that not every reader of YAML takes": ("process", '{"class_path"\t: "attackers.Evil"}'),
+    "inside a text that gives it twice": ("process", '{"class_path": "VP", "class_path": "attackers.Evil", "name": "evil"}'),
+    "in a list in a text": ("guidance", made("lightning_score.guidance.Chain", parts="- attackers.Evil")),
+    "its name alone, with the present values": ("process", "+attackers.Evil"),
+    "a function, with the present values": ("optimizer", "++attackers.make_optimizer"),
     "deep inside": ("sampler", made("lightning_score.sampling.PredictorCorrector", grid=[{"x": made("attackers.Evil")}])),
     "a name among parameters": ("process", {"attackers.Evil": 1}),
     "a package's part": ("process", made("attackers.parts.Evil")),
@@ -410,3 +416,31 @@ def test_the_server_gives_nothing_but_the_pictures_of_the_page(linked):
         status, body = get(address)
         assert status == 404 and SECRET.encode() not in body
         serving.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"config": {"model": {"process": torch.ones(2)}}}, "its config holds more than numbers, texts, lists and mappings"),
+        ({"state_dict": {3: torch.ones(1)}}, "its state_dict has names that are not text"),
+        ({"config": {"name": "\x1b[2J"}}, "error: --name"),
+        ({"config": {"ema": {"decay": "\x1b[2J"}}}, "error: ema.decay=?[2J: must be a number"),
+    ],
+)
+def test_a_checkpoint_of_other_values_is_one_plain_line(part, said, config, folder, capsys):
+    torch.save({"state_dict": {}, **part, "config": {**config, **part.get("config", {})}}, "evil.ckpt")
+    assert ended(WAYS["predict"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and line.isprintable()
+
+
+def test_state_of_another_shape_is_not_given_to_a_fused_optimizer():
+    weight = torch.nn.Parameter(torch.zeros(64, 64))
+    weight.grad = torch.ones_like(weight)
+    optimizer = torch.optim.Adam([weight], fused=True)
+    optimizer.register_load_state_dict_post_hook(arrange_as_parameters)
+    optimizer.step()
+    state = optimizer.state_dict()
+    state["state"][0]["exp_avg"] = torch.ones(1)
+    with pytest.raises(ValueError, match="exp_avg of shape"):
+        optimizer.load_state_dict(state)

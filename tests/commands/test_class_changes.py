@@ -101,7 +101,8 @@ class TestRoutes:
 
     def test_a_process_is_trained_with_its_own_numbers(self):
         options = ["--model.sampler.grid", "Uniform", "--model.objective.times", "UniformTimes"]
-        for given in (["--model.process", "VP"], self.layer(process="VP"), self.layer(process={"class_path": "VP"})):
+        names = (["--model.process.class_path", "VP"], ["--model.process.class_path=VP"], ["--model={process: VP}"])
+        for given in (*names, ["--model.process", "VP"], self.layer(process="VP"), self.layer(process={"class_path": "VP"})):
             found = self.parse(*given, *options)
             assert found["process"]["init_args"] == BETAS
             assert found["sampler"]["init_args"]["grid"]["init_args"] == {"steps": 1000, "t_min": None}
@@ -111,23 +112,35 @@ class TestRoutes:
 
     @pytest.mark.parametrize("order", [1, -1])
     def test_a_value_of_the_command_line_is_kept_in_any_order(self, order):
-        options = ["--model.process=VP", "--model.process.beta_max=10"]
-        assert self.parse(*options[::order])["process"]["init_args"] == {**BETAS, "beta_max": 10.0}
-        assert "beta_max" not in self.command.said
+        for inside in ("", ".init_args"):
+            for name in ("", ".class_path"):
+                options = [f"--model.process{name}=VP", f"--model.process{inside}.beta_max=10"]
+                assert self.parse(*options[::order])["process"]["init_args"] == {**BETAS, "beta_max": 10.0}
+                assert "beta_max" not in self.command.said
+        options = ["--model.sampler.grid.class_path=Uniform", "--model.sampler.init_args.grid.init_args.steps=3"]
+        grid = self.parse(*options[::order])["sampler"]["init_args"]["grid"]
+        assert grid["init_args"] == {"steps": 3, "t_min": None}
+        assert self.parse(*["--model.process.class_path=VP", "--model.process=VE"][::order])
 
     def test_options_override_configs_wherever_they_are(self):
         found = self.command.parse(["fit", "--model.process.steps=7", "--name", "own", "--config", "ddpm"])
         assert found["model"]["process"]["init_args"]["steps"] == 7 and found["name"] == "own"
 
     def test_a_value_alone_changes_the_present_class(self):
-        for given in (["--model.process.steps=7"], self.layer(process={"init_args": {"steps": 7}})):
+        group = ["--model", "{process: {init_args: {steps: 7}}}"]
+        for given in (group, ["--model.process.steps=7"], self.layer(process={"init_args": {"steps": 7}})):
             assert self.parse("--model.process.beta_max=0.5", *self.layer(process={"init_args": {"beta_max": 0.25}}))
             found = self.parse(*self.layer(process={"init_args": {"beta_max": 0.25}}), *given)["process"]
             assert found["init_args"] == {"beta_min": 1e-4, "beta_max": 0.25, "steps": 7}
             assert not self.command.said
 
     def test_a_plus_keeps_the_values_that_both_have(self):
-        for given in (["--model.process", "+VP"], self.layer(process="+VP"), self.layer(process={"class_path": "+VP"})):
+        for given in (
+            ["--model={process: +VP}"],
+            ["--model.process", "+VP"],
+            self.layer(process="+VP"),
+            self.layer(process={"class_path": "+VP"}),
+        ):
             assert self.parse(*given)["process"]["init_args"] == {"beta_min": 1e-4, "beta_max": 0.02}
             assert "model.process: BetaTable -> VP; kept beta_min=0.0001, beta_max=0.02" in self.command.said
         found = self.parse("--model.optimizer=+SGD", "--model.optimizer.momentum=0.5")["optimizer"]["init_args"]

@@ -1,6 +1,7 @@
 """A run that was interrupted goes on: in its folder, without a row doubled or lost, and as if nothing had been."""
 
 import csv
+import fcntl
 import hashlib
 import json
 import os
@@ -267,13 +268,29 @@ class TestWhich:
             (["--config=ddpm", "--ckpt_path=last"], "no run in runs/ddpm"),
             (["--ckpt_path=."], "no config.yaml"),
             (["--config=ncsn", "--ckpt_path=empty"], "the run has no checkpoint yet"),
+            (["--ckpt_path=runs/ncsn/latest", "--trainer.max_steps=2"], "--trainer.max_steps 2: the checkpoint has 3 steps"),
+            (["--ckpt_path=runs/ncsn/latest", "--trainer.max_steps=0"], "--trainer.max_steps 0: the checkpoint has 3 steps"),
+            (["--ckpt_path=runs/ncsn/latest/last.ckpt", "--trainer.max_steps=3"], "the checkpoint has 3 steps already"),
         ],
     )
     def test_refuses(self, folder, options, message, capsys):
         Path("empty").mkdir()
         Path("empty/config.yaml").write_text("name: x\n")
+        config = (folder / "config.yaml").read_text()
         assert run(["fit", *options]) == 2
         assert message in capsys.readouterr().err
+        assert (folder / "config.yaml").read_text() == config
+
+    def test_a_run_that_is_training_is_left_alone(self, folder, capsys):
+        """It is locked by a process that is there, as this one is; the end of that process unlocks it."""
+        before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        lock = os.open(folder, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run(["fit", f"--ckpt_path={folder}", "--trainer.max_steps=4"]) == 2
+        assert f"process {os.getpid()} on " in capsys.readouterr().err
+        assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+        os.close(lock)
+        assert run(["fit", f"--ckpt_path={folder}", "--trainer.max_steps=4"]) == 0
 
     @pytest.mark.faults("jobs queued again by SLURM")
     def test_a_job_that_slurm_has_queued_again_goes_on(self, folder, monkeypatch, capsys):

@@ -16,6 +16,7 @@ from torch.optim import lr_scheduler as schedules
 
 from lightning_score.cli import run
 from lightning_score.commands.configs import shipped
+from lightning_score.commands.total_steps import linked
 from lightning_score.errors import InputError
 from lightning_score.sweep.loaded import ParsedCommand
 
@@ -51,6 +52,14 @@ def test_lists_and_what_cannot_be_followed():
     assert schedule_of(milestones)["milestones"] == [10, 2400]
     with pytest.raises(InputError, match=r"total_iters=max_steps: follows trainer.max_steps, which is -1"):
         schedule_of("--trainer.max_steps=-1")
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7])
+@pytest.mark.parametrize("name", ["T_max", "total_iters", "total_steps"])
+def test_any_number_of_steps_is_followed_again(steps, name):
+    """After a run of a single step, too, where other numbers may well be 1."""
+    config = {"trainer": {"max_steps": steps}, "model": {"lr_scheduler": {"init_args": {name: max(steps, 1), "power": 1}}}}
+    assert linked(config) == {"model": {"lr_scheduler": {"init_args": {name: "max_steps", "power": 1}}}}
 
 
 def sequence(steps):

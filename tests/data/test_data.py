@@ -182,6 +182,22 @@ def test_labels_stay_with_their_images():
     assert [label[image.numpy().tobytes()] for image in data.to_reference(x)] == y.tolist()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_every_epoch_draws_other_noise(batch_size, workers):
+    """Also where each example is a batch of its own, the same in all epochs; and again the same from the same seed."""
+
+    def epochs():
+        torch.manual_seed(0)
+        data = Digits(batch_size=batch_size, num_workers=workers, dequantize=True)
+        data.splits = Splits(*(Examples(x[:6], y[:6]) for x, y in data.splits))
+        loader = data.train_dataloader()
+        return [{row.numpy().tobytes() for x, _ in loader for row in x} for _ in range(3)]
+
+    found = epochs()
+    assert len(set.union(*found)) == 3 * 6 and epochs() == found
+
+
 def test_flip_mirrors_half_of_the_training_images_only():
     torch.manual_seed(0)
     data = Noise(batch_size=1600, flip=True)

@@ -96,6 +96,12 @@ WRONG = [
     ({"y": LABELS[:35]}, "held_out has 5 labels for 10 examples"),
     ({"first": 0}, r"Mine\.load: train is empty"),
     ({"first": N}, r"Mine\.load: held_out is empty"),
+    ({"levels": 16}, r"9\d% of the bytes are none of the 16 levels that are declared.*declare levels = 256"),
+    ({"levels": 65536}, "levels=65536: bytes have at most 256"),
+    ({"x": BYTES.to("meta")}, "train.x is torch.uint8, torch.strided, on meta, must be a plain tensor"),
+    ({"y": LABELS.to("meta")}, "train.y is torch.int64, torch.strided, on meta"),
+    ({"load": lambda self: ((BYTES.to_sparse(), LABELS),) * 2}, "torch.sparse_coo"),
+    ({"transform": lambda self, train: None}, r"transform\(train=True\) gives a NoneType"),
     ({"levels": 17, "x": BYTES // 16}, "values up to 15 only, but 17 levels spread over 0..255"),
     ({"x": (BYTES > 128).to(torch.uint8)}, "values up to 1 only"),
     ({"transform": lambda self, train: lambda x: x.double()}, "gives torch.float64, must give torch.float32"),
@@ -127,6 +133,10 @@ def test_what_is_not_as_declared_is_refused_in_one_line(changes, message):
         ({"x": torch.where(torch.arange(N)[:, None, None, None] == 29, 9.0, BYTES / 255)}, "values from -1 to 17"),
         ({"data_range": (1.0, -1.0)}, "data_range"),
         ({"data_range": None, "levels": 256}, "levels=256"),
+        ({"data_range": 5}, "data_range=5: must be two increasing numbers"),
+        ({"data_range": {0.0, 1.0}}, "must be two increasing numbers"),
+        ({"levels": 16}, r"values between the levels = 16 that are declared.*dequantize = True"),
+        ({"x": (BYTES / 255).requires_grad_()}, "with gradients, must be a plain tensor"),
         ({"transform": lambda self, train: lambda x: x / (x.sum() - x.sum())}, "gives NaN or infinity"),
         ({"to_reference": lambda self, x: x}, "does not undo transform"),
     ],
@@ -138,7 +148,11 @@ def test_floats_are_refused_where_they_are_wrong(changes, message):
 
 def test_what_is_right_passes_and_draws_nothing_at_random():
     state = torch.get_rng_state()
-    for data in (made(), made(Odd), made(Odd, x=(BYTES / 255).half(), transform=lambda s, t: lambda x: 2 * x.float() - 1)):
+    for data in (
+        made(),
+        made(Odd, levels=256),
+        made(Odd, x=(BYTES / 255).half(), transform=lambda s, t: lambda x: 2 * x.float() - 1),
+    ):
         assert len(data.splits.train.x) == 30 and torch.equal(torch.get_rng_state(), state)
     plain = made(load=lambda self: ((BYTES[:30], LABELS[:30]), (BYTES[30:], LABELS[30:])))
     assert isinstance(plain.splits.held_out, Examples)
@@ -147,6 +161,8 @@ def test_what_is_right_passes_and_draws_nothing_at_random():
 def test_suspicious_data_are_warned_of():
     with pytest.warns(UserWarning, match="values up to 31 only, of 255"):
         made(x=BYTES // 8).splits  # noqa: B018
+    with pytest.warns(UserWarning, match=r"values from 0 to 1, but data_range = \(-1\.0, 1\.0\) is declared"):
+        made(Odd, transform=lambda s, t: lambda x: x, to_reference=lambda s, x: x).splits  # noqa: B018
     with pytest.warns(UserWarning, match="no training example has the label 3, 4 of num_classes = 5"):
         made(num_classes=5).splits  # noqa: B018
 

@@ -179,6 +179,9 @@ class TestItems:
             ({"text": "a"}, "no image in an item"),
             ({"x": PICTURE[None]}, "has the label None"),
             ((PICTURE, 7), "has the label 7"),
+            ((PICTURE, 0.9), r"has the label 0\.9; labels are whole numbers, 0 to 2"),
+            ((PICTURE, "cat"), "has the label 'cat'"),
+            ((np.zeros((8, 8, 5), np.uint8), 0), r"an array \(8, 8, 5\) of uint8, no grey or coloured image"),
         ],
     )
     def test_refuses(self, item, message):

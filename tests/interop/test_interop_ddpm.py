@@ -254,6 +254,7 @@ class TestDiffusers:
             ({"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel: only a UNet2DModel"),
             ({"sample_size": None}, "--size 32"),
             ({"layers_per_block": 3}, r"lacks 'down_blocks\.0\.resnets\.2"),
+            ({"layers_per_block": 10**9}, "layers_per_block: 1000000000 cannot be converted, the file has too few tensors"),
             ({"layers_per_block": 1}, "norm1.weight is 128 in the file, but the network's is 96"),
             (
                 {"block_out_channels": [32, 40]},
@@ -280,6 +281,9 @@ class TestDiffusers:
             ({"beta_schedule": "laplace"}, "beta_schedule: 'laplace' cannot be converted, only linear"),
             ({"prediction_type": "flow"}, "prediction_type: 'flow'"),
             ({"rescale_betas_zero_snr": True}, "pure noise has no score"),
+            ({"thresholding": True}, "thresholding: true cannot be converted"),
+            ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, 'timestep_type: "continuous"'),
+            ({"_class_name": "LCMScheduler"}, "LCMScheduler: only schedulers"),
         ],
         ids=str,
     )
@@ -287,6 +291,23 @@ class TestDiffusers:
         edit(folder / "scheduler" / "scheduler_config.json", **entries)
         with pytest.raises(InputError, match=message):
             interop.read(folder, "diffusers")
+
+    def test_a_unet_within_a_pipeline_has_its_scheduler(self, folder):
+        edit(folder / "scheduler" / "scheduler_config.json", prediction_type="v_prediction", variance_type=None)
+        assert interop.read(folder / "unet", "diffusers").model == interop.read(folder, "diffusers").model
+        assert interop.read(folder / "unet", "diffusers").notes == ()
+
+    def test_weights_come_before_their_variants(self, folder):
+        plain = folder / "unet" / "diffusion_pytorch_model.safetensors"
+        for variant in ("non_ema", "fp16"):
+            save_file({"other": torch.zeros(1)}, plain.with_name(f"diffusion_pytorch_model.{variant}.safetensors"))
+        assert "conv_in.weight" in interop.read(folder, "diffusers").weights
+
+    @pytest.mark.parametrize("part", ["", "unet"])
+    def test_refuses_latents(self, part, folder):
+        edit(folder / "model_index.json", vqvae=["diffusers", "VQModel"])
+        with pytest.raises(InputError, match="works on latents of its vqvae"):
+            interop.read(folder / part, "diffusers")
 
     def test_refuses_other_folders(self, folder, tmp_path):
         ScoreSdeVeScheduler().save_pretrained(folder / "scheduler")
@@ -305,8 +326,13 @@ class TestDiffusers:
             ("process", part("VP"), "process VP: diffusers' schedulers are discrete chains"),
             ("parametrization", part("Noise"), "whose noise_label is Index"),
             ("parametrization", part("EDM"), "parametrization EDM: diffusers has schedulers for Noise"),
+            (
+                "sampler",
+                part("PredictorCorrector", clip=[-1.0, 0.5]),
+                r"clip \[-1\.0, 0\.5\]: diffusers' schedulers clip at",
+            ),
         ],
-        ids=["network", "process", "label", "parametrization"],
+        ids=["network", "process", "label", "parametrization", "clip"],
     )
     def test_refuses_to_write(self, name, settings, message, folder, tmp_path):
         imported = interop.read(folder, "diffusers")

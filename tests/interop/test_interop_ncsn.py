@@ -325,8 +325,16 @@ class TestRefuses:
         with pytest.raises(InputError, match=message):
             interop.read(save(wrapped({n: tensor for n, tensor in state.items() if tensor is not None}), OPTIMIZER), kind)
 
+    @pytest.mark.parametrize("step", [None, -1, 1e30, [3], torch.tensor([3, 4])])
+    def test_steps_that_are_no_number(self, step, save):
+        with pytest.raises(InputError, match="the ncsnv2 checkpoint's step is "):
+            interop.read(save(wrapped(network_state("ncsnv2_small")), OPTIMIZER, 1, step), "ncsnv2")
+
     def test_tensors_of_other_shapes(self, save):
         state = network_state("ncsnv2_small")
+        sparse = state | {"end_conv.bias": state["end_conv.bias"].to_sparse()}
+        with pytest.raises(InputError, match=r"sparse_coo.*weights are dense"):
+            interop.read(save(wrapped(sparse), OPTIMIZER), "ncsnv2")
         state["refine1.crp.convs.0.weight"] = torch.ones(12, 12, 1, 1)
         with pytest.raises(InputError, match=r"refine\.0\.chain\.convs\.0\.weight is 12 x 12 x 1 x 1 in the file, but 12"):
             interop.load(save(wrapped(state), OPTIMIZER), "ncsnv2")

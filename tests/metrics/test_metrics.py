@@ -325,6 +325,13 @@ def test_floor_is_what_a_perfect_model_scores(draw, total, n):
     assert float(floors.mean() / scores.mean()) == pytest.approx(1, abs=0.05 + 2 * noise)
 
 
+@pytest.mark.parametrize(("dimension", "total", "n"), [(128, 100, 50), (128, 400, 100), (64, 40, 4)])
+def test_floor_of_no_more_samples_than_features(dimension, total, n):
+    pairs = [(normal(total, 2 * k, dimension), normal(n, 2 * k + 1, dimension)) for k in range(30)]
+    scores, floors = [distance(*pair) for pair in pairs], [real_floor(real, n) for real, _ in pairs[:3]]
+    assert sum(floors) / 3 == pytest.approx(sum(scores) / 30, rel=0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("dimension", "total", "n"), [(64, 1797, 898), (64, 1797, 5000), (16, 4000, 2000), (16, 4000, 4000), (16, 20_000, 1000)]
@@ -386,6 +393,12 @@ def test_precision_and_recall_are_torch_fidelitys():
     found = manifold(real, fake, chunk=64)
     assert found.precision == pytest.approx(expected["precision"], abs=1e-9) and 0 < found.precision < 1
     assert found.recall == pytest.approx(expected["recall"], abs=1e-9) and 0 < found.recall < 1
+
+
+def test_a_far_mean_changes_no_neighbours():
+    real, fake = torch.randn(2, 300, 16, dtype=torch.float64, generator=generator())
+    near = manifold(real, fake)
+    assert manifold(real + 1e4, fake + 1e4) == pytest.approx(near, abs=0.01)
 
 
 def test_density_and_coverage_are_their_definitions():

@@ -51,6 +51,19 @@ def test_rows_stay_when_columns_are_added_and_when_the_run_goes_on(tmp_path):
     assert (folder / "config.yaml").read_text() == "kept"
 
 
+@pytest.mark.parametrize(
+    ("there", "kept"),
+    [("a,step,time\n1.5,0,2.0\n1.25,1", ["1.5"]), ("a,step,ti", []), ("", []), ("step,time,a\r\n0,2.0,1.5\r\n", ["1.5"])],
+)
+def test_rows_go_on_after_half_a_row_and_in_any_order_of_columns(tmp_path, there, kept):
+    (tmp_path / "metrics.csv").write_text(there, newline="")
+    logger = RunCSVLogger(tmp_path)
+    logger.log_metrics({"a": 0.5}, step=2)
+    logger.log_metrics({"b": 0.25}, step=3)
+    assert [row["a"] for row in rows(tmp_path)] == [*kept, "0.5", ""]
+    assert [row["step"] for row in rows(tmp_path)][-2:] == ["2", "3"] and rows(tmp_path)[-1]["b"] == "0.25"
+
+
 def test_a_trainer_writes_straight_into_the_folder(tmp_path):
     class Tiny(LightningModule):
         def __init__(self) -> None:

@@ -9,6 +9,7 @@ import torch
 from conftest import PREDICTORS, quick
 
 from lightning_score import ScoreModel
+from lightning_score.errors import InputError
 from lightning_score.networks import MLP
 from lightning_score.objective import DenoisingScoreMatching, FixedTimes, LogNormalTimes, TableTimes, TimeDistribution
 from lightning_score.process import VE, BetaTable, SigmaTable
@@ -111,3 +112,9 @@ def test_snapped_takes_the_nearest_entries(process):
         gaps = (process.log_snr(wanted)[:, None] - process.log_snr(noisy)).abs().amin(1)
         assert torch.equal(gaps, (process.log_snr(wanted)[:, None] - process.log_snr(entries)).abs().amin(1))
         assert bool((found[-1] == 0) == (grid(process)[-1] == 0))
+
+
+@pytest.mark.parametrize(("grid", "levels"), [(Geometric(1, 0.95), 10), (Karras(3), 1)])
+def test_snapped_times_that_are_all_one_are_refused(grid, levels):
+    with pytest.raises(InputError, match="grid=Snapped: gives 1 time, which makes no step"):
+        warned(PredictorCorrector(grid=Snapped(grid)), SigmaTable(0.03, 3.0, levels))

@@ -122,6 +122,11 @@ def test_a_grid_lists_all_and_nested_parameters_are_dictionaries(tmp_path):
         ({"parameters": {"x": {"min": "1e-5", "max": 1.0}}}, "write 1.0e-3"),
         ({"parameters": {"x": {"distribution": "cauchy"}}}, "'cauchy' is unknown"),
         ({"parameters": {"x": {"distribution": "log_uniform_values", "min": 0, "max": 1}}}, "above 0"),
+        ({"parameters": {"x": {"distribution": "log_uniform", "min": 0, "max": 1000}}}, "x: log_uniform takes natural log"),
+        ({"parameters": {"x": {"distribution": "log_uniform", "min": -1000, "max": 1}}}, "-1000 to 1 are too far from 0"),
+        ({"parameters": {"x": {"distribution": "inv_log_uniform", "min": -1000, "max": 1}}}, "x: inv_log_uniform takes"),
+        ({"parameters": {"x": {"distribution": "q_log_normal", "mu": 800}}}, "x: q_log_normal takes natural logarithms"),
+        ({"parameters": {"x": {"min": 1, "max": 10**30}}}, "a whole number is at most 9007199254740992"),
         ({"parameters": {"x": {"distribution": "uniform", "min": 0}}}, "uniform needs max"),
         ({"parameters": {"x": {"values": [1, 2], "probabilities": [0.5, 0.6]}}}, "adding up to 1"),
         ({"parameters": {"x": 3}}, "x must be a mapping"),
@@ -158,6 +163,13 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
     file.write_text("method: grid\nparameters:\n  a: {value: 1}\n  b: {value: 1}\n  a: {value: 2}\n")
     with pytest.raises(InputError, match="a is given twice"):
         read(str(file))
+
+
+@pytest.mark.parametrize("q", [1e-9, 1e-30])
+def test_too_many_multiples_are_refused_before_they_are_listed(tmp_path, q):
+    parameters = {"x": {"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": q}}
+    with pytest.raises(InputError, match="more than 100000 multiples from 0 to 1"):
+        read(sweep_file(tmp_path, parameters=parameters)).grid()
 
 
 def test_a_huge_grid_is_refused_before_it_is_listed(tmp_path):
@@ -278,6 +290,8 @@ def test_an_agents_arguments_mean_the_same_in_every_form():
     by_file = from_agent([*fixed, *expand(["--config", "${args_json_file}"], None, settings)])
     assert sorted(by_words) == sorted(by_file) == sorted([*fixed, *wanted])
     assert by_words.index("--m.p=DDIM") < by_words.index("--m.p.eta=0.5") and by_words[0] == "fit"
+    added = ["--c+=A", "--c.seed=1", "--c+=B", "--c.seed=2"]
+    assert from_agent(["fit", *added, "--flag=True"]) == ["fit", *added, "--flag=true"], "each is of the part before it"
     assert options({"x": {"class_path": "A"}}) == ['--x={"class_path": "A"}']
 
 

@@ -21,7 +21,7 @@ from lightning_score.callbacks import Evaluate, LangevinHealth, LossFloor
 from lightning_score.cli import run
 from lightning_score.commands.configs import shipped
 from lightning_score.errors import InputError
-from lightning_score.metrics import DigitFeatures
+from lightning_score.metrics import DigitFeatures, RawFeatures
 from lightning_score.report.reading import find
 from lightning_score.runs.status import read_status
 from lightning_score.sweep.loaded import LoadedCommand
@@ -42,6 +42,7 @@ TEST = {
     },
     "command": ["${env}", "${interpreter}", "-m", "lightning_score", "test", "--ckpt_path", "tiny.ckpt", "${args}"],
 }
+ANY = [*TEST["command"][:5], "${args}"]
 FROM_FILE = ["--config", "${args_json_file}"]
 USUAL = ("trial.json", "study.db", "trials.csv", "summary.md", "sweep.yaml", "pareto.png", "config.yaml", "run.json",
          "metrics.csv", "wandb", "trials", "trials.log", "output", "latest")  # fmt: skip
@@ -227,6 +228,13 @@ def test_shipped_sweeps_fit_what_the_first_command_makes(folder, capsys, name):
         ({"command": ["python", "train.py", "${args}"]}, [], "wandb agent runs other programs"),
         ({"parameters": {**SAMPLES, "model.sampler.steps": {"values": [1, 0]}}}, [], "model.sampler.steps=0: steps=0"),
         ({"parameters": {"evaluate.num_samples": {"values": [1, 40]}}}, [], "evaluate.num_samples=1: num_samples=1"),
+        ({"parameters": {**SAMPLES, "output": {"values": ["a", "b"]}}}, [], "output: 'a' and 'b' make the same trial"),
+        (
+            {"parameters": {**SAMPLES, "ckpt_path": {"values": ["tiny.ckpt", "none.ckpt"]}}, "command": ANY},
+            [],
+            "ckpt_path=none.ckpt: --ckpt_path",
+        ),
+        ({"parameters": {**SAMPLES, "trainer.fast_dev_run": {"value": True}}}, [], "fast_dev_run true: keeps no results"),
         ({"parameters": {"evaluate.num_samples": {"values": [40, 50]}}}, [], "did you mean test/fid_digits_50?"),
         ({"parameters": {**SAMPLES, "model.sampler.steps": {"values": [1, "1"]}}}, [], "1 and '1' make the same trial"),
         ({"early_terminate": {"type": "hyperband", "min_iter": 1}}, [], "measures once"),
@@ -265,6 +273,7 @@ def test_mistakes_are_found_before_anything_begins(folder, capsys, changes, argu
             {"parameters": {"model": {"parameters": {"optimizer": {"parameters": {"lr": {"values": [0.1, -1.0]}}}}}}},
             "model.optimizer.lr=-1.0: ",
         ),
+        ({"parameters": {"trainer.limit_val_batches": {"values": [1, 0]}}}, "limit_val_batches 0: nothing is validated"),
         ({"parameters": {"trainer.max_epochs": {"values": [1, -5]}}}, "trainer.max_epochs=-5: "),
         ({"metric": {"name": "val/fid_digit_20"}}, "did you mean val/fid_digits_20?"),
         ({"metric": {"name": "test/fid_digits_20"}}, "did you mean val/fid_digits_20?"),
@@ -297,6 +306,8 @@ def test_the_metrics_that_are_known_are_those_that_are_logged(checkpoint):
         name for name in header if "/" in name and not any(fnmatchcase(name, pattern) for pattern in known)
     ]
     assert not [name for name in known if not any(fnmatchcase(column, name) for column in header) and name[:6] != "train/"]
+    assert "test/copied" in logged("test", Evaluate(DigitFeatures()), [])[0]
+    assert "test/copied" not in logged("test", Evaluate(RawFeatures()), [], images=False)[0], "of points there are no copies"
     for name in lightning_score.callbacks.__all__:
         kind = getattr(lightning_score.callbacks, name)
         logs = issubclass(kind, Callback) and "pl_module.log" in inspect.getsource(kind)

@@ -1,6 +1,7 @@
 """YAML in which nothing has two meanings: every key once, and what YAML 1.1 and 1.2 read differently as YAML 1.2 has it."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,10 @@ class Loader(get_yaml_default_loader()):
                 f"line {node.start_mark.line + 1}: {node.value}: a number with a leading zero is octal for some readers; "
                 f"write {plain}, or '{node.value}' in quotes for text"
             )
-        return super().construct_yaml_int(node)
+        found = super().construct_yaml_int(node)
+        if abs(found) > sys.float_info.max:
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a number of more than 308 digits")
+        return found
 
 
 RESOLVED = {  # yes, no, on, off and 1:30 are text, as in YAML 1.2; 1e-3 is a number

@@ -8,8 +8,8 @@ import yaml
 
 from lightning_score.cli import run
 from lightning_score.commands.configs import shipped
-from lightning_score.commands.yaml_files import load, read_mapping
 from lightning_score.errors import InputError
+from lightning_score.runs.yaml_files import load, read_mapping
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
@@ -90,3 +90,18 @@ def test_a_merge_key_is_no_second_key(tmp_path):
     file.write_text("a: {b: 1, c: 2, b: 1}")
     with pytest.raises(InputError, match="b is given twice"):
         read_mapping(file, "config", "a: b")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "trainer: {max_steps: 7}\ntrainer.max_steps: 5\n",
+        "model.process: VP\nmodel.process.beta_max: 3\n",
+        "model: {process: {init_args: {steps: 7}, init_args.steps: 8}}\n",
+    ],
+)
+def test_a_value_is_not_given_in_two_places(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text(text)
+    assert run(["fit", "--config=ncsn", "--config=own.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("error: own.yaml: not a config: ")
