@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "lightning_score.training": ["ScoreModel", "FullyShard"],
-    "lightning_score.score.function": ["ScoreField", "ScoreFunction", "Parametrization", "NoiseLabel", "EmpiricalScore"],
+    "lightning_score.score": ["ScoreField", "ScoreFunction", "Parametrization", "NoiseLabel", "EmpiricalScore"],
     "lightning_score.process": [
         "NoiseProcess",
         "VP",

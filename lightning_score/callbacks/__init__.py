@@ -2,7 +2,7 @@
 
 import lightning_score.torchvision_guard  # noqa: F401
 
-from lightning_score.callbacks.best import BestCheckpoint, Keep
+from lightning_score.callbacks.checkpoints import BestCheckpoint, Keep
 from lightning_score.callbacks.bits_per_dim import BitsPerDim
 from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.evaluate import Evaluate, Evaluation

@@ -18,7 +18,7 @@ def test_every_new_place_exists():
 
 
 def test_paths_are_brought_up_to_date():
-    assert new_name("lightning_score.score.parametrization.Noise") == "lightning_score.score.function.parametrization.Noise"
+    assert new_name("lightning_score.parametrization.Noise") == "lightning_score.score.parametrization.Noise"
     assert new_name("lightning_score.VP") == "lightning_score.VP"
     assert new_name("lightning_score.sampling.predictor.DDIM") == "lightning_score.sampling.predictor.DDIM"
 
