@@ -12,7 +12,7 @@ from lightning_score.commands.configs import with_found_configs
 from lightning_score.commands.convert import convert
 from lightning_score.commands.gallery import gallery
 from lightning_score.commands.origins import origin
-from lightning_score.commands.parser import Refused
+from lightning_score.commands.parser import UsageError
 from lightning_score.commands.resume import prepared
 from lightning_score.commands.schedule import schedule
 from lightning_score.commands.trainer import ScoreCLI
@@ -51,8 +51,8 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, SystemExit) as end:  # so the parser ends after a mistake, and Lightning after a signal
         code = 130 if isinstance(end, KeyboardInterrupt) else end.code
         if code:
-            fail_trial(end.message if isinstance(end, Refused) else "ended by a signal", 2)
-        if not code or isinstance(end, Refused):
+            fail_trial(end.message if isinstance(end, UsageError) else "ended by a signal", 2)
+        if not code or isinstance(end, UsageError):
             raise
         if isinstance(end, KeyboardInterrupt):
             stopping.note(signal.SIGINT)

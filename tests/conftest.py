@@ -45,9 +45,9 @@ def pytest_terminal_summary(terminalreporter):
 SMALL = {
     process.SigmaTable: {"sigma_max": 10.0, "levels": 200},
     process.BetaTable: {"steps": 200, "beta_min": 5e-4, "beta_max": 0.1},
-    process.RootBetaTable: {"steps": 200, "beta_min": 5e-4, "beta_max": 0.15},
+    process.ScaledLinearBetas: {"steps": 200, "beta_min": 5e-4, "beta_max": 0.15},
     process.CosineTable: {"steps": 200, "beta_max": 0.5},
-    process.Chain: {"betas": [5e-4 + 0.1 * (i / 199) ** 0.7 for i in range(200)]},
+    process.BetaChain: {"betas": [5e-4 + 0.1 * (i / 199) ** 0.7 for i in range(200)]},
 }
 COARSE = {
     process.SigmaTable: {"sigma_max": 10.0, "levels": 4},
@@ -61,7 +61,7 @@ def concrete(module, base):
     return [c for c in classes if not inspect.isabstract(c) and c is not base]
 
 
-CHAINS = [process.Chain, *concrete(process, process.Chain)]
+CHAINS = [process.BetaChain, *concrete(process, process.BetaChain)]
 PROCESSES = [p for p in concrete(process, process.NoiseProcess) if p is process.BetaTable or p not in CHAINS]
 """One of the chains, which differ in their betas only, stands for all."""
 PARAMETRIZATIONS = concrete(parametrization, parametrization.Parametrization)

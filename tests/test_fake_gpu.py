@@ -23,7 +23,7 @@ from lightning_score.sampling import (
     Heun,
     LangevinDynamics,
     PredictorCorrector,
-    Table,
+    ProcessTable,
     Tweedie,
     Uniform,
     UniformNoise,
@@ -105,7 +105,7 @@ def test_no_step_waits_for_the_gpu(process, kind, corrector):
     [
         (SigmaTable(0.01, 8.0, 30), Score(), AnnealedLangevin(2e-5, 2, initial=UniformNoise())),
         (SigmaTable(0.01, 8.0, 300), ScoreOverSigma(), ConsistentAnnealedLangevin(4e-6)),
-        (BetaTable(), Noise(), PredictorCorrector(Ancestral(), grid=Table(10), clip=(-1, 1))),
+        (BetaTable(), Noise(), PredictorCorrector(Ancestral(), grid=ProcessTable(10), clip=(-1, 1))),
         (VE(0.01, 8.0), EDM(), PredictorCorrector(Heun(), grid=Uniform(5, 0.01), denoise=Tweedie())),
         (VP(), Noise(), LangevinDynamics(1e-5, 3, t=0.1)),
     ],

@@ -138,9 +138,9 @@ class TestModes:
             Image.fromarray(np.dstack([255 - LEVELS] * 3 + [np.zeros_like(LEVELS)]), "CMYK"),
             Image.fromarray(LEVELS).convert("P"),
         ],
-        ids=["8 bits", "16 bits", "32 bits", "0 to 1", "0 to 255", "colour", "alpha", "CMYK", "palette"],
+        ids=["8 bits", "16 bits", "32 bits", "0 to 1", "0 to 255", "color", "alpha", "CMYK", "palette"],
     )
-    def test_every_grey_level_stays(self, image, channels):
+    def test_every_gray_level_stays(self, image, channels):
         found = np.asarray(as_bytes(image, channels)).reshape(16, 16, channels)
         assert all(np.array_equal(found[..., channel], self.LEVELS) for channel in range(channels))
 

@@ -16,10 +16,10 @@ from lightning_score.sampling import (
     EulerMaruyama,
     Heun,
     Karras,
+    ProcessTable,
     ReverseDiffusion,
     SDEDPMSolver2M,
     StochasticHeun,
-    Table,
 )
 from lightning_score.score.function import ClippedScore, ScoreField, ScoreFunction
 from lightning_score.score.parametrization import EDM
@@ -64,7 +64,7 @@ class TestDiffusers:
         return self.score.noise(x, torch.tensor((float(index) + 1) / 1000, dtype=torch.float64))
 
     def ours(self, predictor):
-        return walk(predictor, self.score, Table(self.steps)(self.process), self.x, self.noise)
+        return walk(predictor, self.score, ProcessTable(self.steps)(self.process), self.x, self.noise)
 
     def peer(self, kind, **settings):
         """Theirs, with the cumulative products in double precision: in single precision they differ by more than 1e-5."""

@@ -2,11 +2,11 @@
 
 import lightning_score.torchvision_guard  # noqa: F401
 
-from lightning_score.callbacks.checkpoints import BestCheckpoint, Keep
 from lightning_score.callbacks.bits_per_dim import BitsPerDim
+from lightning_score.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.evaluate import Evaluate, Evaluation
-from lightning_score.callbacks.guard import Guard
+from lightning_score.callbacks.guard import LossGuard
 from lightning_score.callbacks.langevin_health import LangevinHealth, LevelHealth
 from lightning_score.callbacks.loss_floor import LossFloor
 from lightning_score.callbacks.progress import StepProgress
@@ -20,11 +20,11 @@ __all__ = [
     "BitsPerDim",
     "Evaluate",
     "Evaluation",
-    "Guard",
-    "Keep",
     "LangevinHealth",
+    "LastCheckpoint",
     "LevelHealth",
     "LossFloor",
+    "LossGuard",
     "SampleGrid",
     "SampleWriter",
     "ScorePlot",

@@ -66,9 +66,9 @@ class SamplingCost(Callback):
         measured = evaluate.num_samples * (evaluate.repeats if command == "test" else 1) * (evaluate.features is not None)
         grid = samples.num_samples * (command != "test")
         drawn = {"--evaluate.num_samples": measured, "--samples.num_samples": grid}
-        kept = min(evaluate.neighbours, measured) * (command == "test")
+        kept = min(evaluate.neighbors, measured) * (command == "test")
         at_once = {"--evaluate.batch_size": min(evaluate.batch_size, measured)}
-        at_once |= {"--samples.num_samples": grid, "--evaluate.neighbours": kept}
+        at_once |= {"--samples.num_samples": grid, "--evaluate.neighbors": kept}
         if command == "predict":
             drawn = at_once = {"--num_samples": config["num_samples"]}
         for option, n in at_once.items():

@@ -26,12 +26,12 @@ class BitsPerDim(Callback):
 
     Args:
         num_examples: the first so many held-out examples; null: all.
-        draws: draws of dequantisation noise and of directions of the trace per example.
+        draws: draws of dequantization noise and of directions of the trace per example.
         seed: seed of both; example k has the same noise in any batch and on any number of processes.
         batch_size: examples at once on each device; it changes the memory needed, not the result.
 
     Raises:
-        InputError: the data have no grey levels.
+        InputError: the data have no gray levels.
     """
 
     def __init__(self, num_examples: int | None = None, draws: int = 2, seed: int = 0, batch_size: int = 256):
@@ -50,10 +50,10 @@ class BitsPerDim(Callback):
         warn_between_levels("BitsPerDim", process, pl_module.objective.levels(process), times, advice="")
 
     def check(self, data: ScoreData) -> None:
-        """Raises `InputError` if the data have no grey levels."""
+        """Raises `InputError` if the data have no gray levels."""
         require(
             data.levels is not None,
-            f"BitsPerDim: {type(data).__name__} has no grey levels, so its examples have a density and no "
+            f"BitsPerDim: {type(data).__name__} has no gray levels, so its examples have a density and no "
             "bits; remove the callback, or use lightning_score.sampling.likelihood.log_likelihood",
         )
 

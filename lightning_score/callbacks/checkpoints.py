@@ -44,7 +44,7 @@ class BestCheckpoint(ModelCheckpoint):
             super().on_validation_end(trainer, pl_module)
 
 
-class Keep(Checkpoint):
+class LastCheckpoint(Checkpoint):
     """Saves `last.ckpt` between two steps: before every validation, which may take long, at intervals, and when the run is
     asked to end, by Ctrl-C, SIGTERM, SIGHUP or, in a job of SLURM's, SIGUSR1, upon which the job is to be queued again
     (`requeue`).

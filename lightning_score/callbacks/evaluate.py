@@ -17,12 +17,12 @@ from tqdm import tqdm
 from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.guard import measuring
 from lightning_score.callbacks.periodic import Periodic
-from lightning_score.callbacks.pictures import drawable, labels_in_turn, neighbour_picture, pictured, publish, sample_picture
-from lightning_score.callbacks.sampling_pass import Pass, Sampling
+from lightning_score.callbacks.pictures import drawable, labels_in_turn, neighbor_picture, pictured, publish, sample_picture
+from lightning_score.callbacks.sampling_pass import SamplingPass, SamplingResult
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
 from lightning_score.files import LocalPath
-from lightning_score.metrics import Estimate, Features, nearest_neighbours, read_npz
+from lightning_score.metrics import Estimate, Features, nearest_neighbors, read_npz
 from lightning_score.metrics.frechet import pooled
 from lightning_score.metrics.reference import Reference, check_fit, reference
 from lightning_score.runs.records import FILE, PERFECT, Record, append, metric_name, settings_of
@@ -71,7 +71,7 @@ class Evaluate(Periodic):
         limit: in `test`, extrapolate the distance to infinitely many samples.
         noisy: measure the samples before their final denoising, too.
         raw_weights: measure the weights that are not averaged, too.
-        neighbours: number of samples whose nearest training examples `test` looks for; 0: none.
+        neighbors: number of samples whose nearest training examples `test` looks for; 0: none.
         thorough: measure all that `test` does during `fit` and by `validate`, too.
 
     Raises:
@@ -91,7 +91,7 @@ class Evaluate(Periodic):
         limit: bool = False,
         noisy: bool = False,
         raw_weights: bool = False,
-        neighbours: int = 1000,
+        neighbors: int = 1000,
         thorough: bool = False,
     ):
         require(num_samples >= 2, f"num_samples={num_samples}: a Frechet distance needs at least 2 samples")
@@ -100,12 +100,12 @@ class Evaluate(Periodic):
         require(max_share is None or max_share > 0, f"max_share={max_share}: must be above 0, as 0.2, or null")
         require(repeats >= 1, f"repeats={repeats}: must be at least 1")
         require(not limit or num_samples >= 20, f"limit: needs num_samples of at least 20, not {num_samples}")
-        require(neighbours >= 0, f"neighbours={neighbours}: must be 0 or more")
+        require(neighbors >= 0, f"neighbors={neighbors}: must be 0 or more")
         self.features, self.num_samples, self.seed = features, num_samples, seed
         self.batch_size, self.every_n_validations, self.max_share = batch_size, every_n_validations, max_share
         self.statistics = None if reference is None else read_npz(reference)
         self.reference, self.repeats, self.limit = reference, repeats, limit
-        self.noisy, self.raw_weights, self.neighbours, self.thorough = noisy, raw_weights, neighbours, thorough
+        self.noisy, self.raw_weights, self.neighbors, self.thorough = noisy, raw_weights, neighbors, thorough
         self.last: Evaluation | None = None
         self.raw_state: Mapping[str, Tensor] | None = None  # of a checkpoint, where no EMA holds the raw weights
         self._references: dict[int, Reference] = {}
@@ -199,8 +199,8 @@ class Evaluate(Periodic):
         n, test = self._n(trainer), prefix == "test"
         real = self._reference(trainer, n, pl_module.device)
         images = pictured(trainer.datamodule)
-        shown = max(IN_PICTURE, self.neighbours * images) if test and weights == "ema" else 0
-        sampling = Sampling(trainer, pl_module, self.features, n, self.batch_size, self.noisy, shown, resumable=test)
+        shown = max(IN_PICTURE, self.neighbors * images) if test and weights == "ema" else 0
+        sampling = SamplingPass(trainer, pl_module, self.features, n, self.batch_size, self.noisy, shown, resumable=test)
         passes = [sampling.run(self.seed + k) for k in range(self.repeats if test else 1)]
         for denoised in passes[0].totals:
             suffix = ("" if denoised else "_noisy") + ("" if weights == "ema" else "_raw_weights")
@@ -212,7 +212,7 @@ class Evaluate(Periodic):
                 self._log(trainer, pl_module, prefix, kind, suffix, pooled(kind, values), real, passes)
         if shown:
             self._show(trainer, pl_module, passes[0])
-        if shown and images and self.neighbours:
+        if shown and images and self.neighbors:
             self._look_for_copies(trainer, pl_module, passes[0])
 
     def _reference(self, trainer: Trainer, n: int, device: torch.device) -> Reference:
@@ -235,7 +235,7 @@ class Evaluate(Periodic):
         suffix: str,
         found: Estimate,
         real: Reference,
-        passes: list[Pass],
+        passes: list[SamplingResult],
     ) -> None:
         name = metric_name(kind, self.features.name, self.num_samples) + suffix
         n, nfe, seconds = self._n(trainer), passes[0].nfe, sum(p.seconds for p in passes)
@@ -259,7 +259,7 @@ class Evaluate(Periodic):
         kind: str,
         found: Estimate,
         real: Reference,
-        drawn: Pass,
+        drawn: SamplingResult,
         seed: int,
         weights: str,
         denoised: bool,
@@ -294,22 +294,22 @@ class Evaluate(Periodic):
         )
         append(Path(trainer.default_root_dir) / FILE, record)
 
-    def _show(self, trainer: Trainer, pl_module: ScoreModel, drawn: Pass) -> None:
+    def _show(self, trainer: Trainer, pl_module: ScoreModel, drawn: SamplingResult) -> None:
         """Publishes the first samples as a picture."""
         if trainer.is_global_zero and not trainer.fast_dev_run:
             caption = f"step {trainer.global_step}, NFE {drawn.nfe:g}"
             picture = sample_picture(drawable(trainer.datamodule, drawn.images[:IN_PICTURE]), labels_in_turn(pl_module))
             publish(trainer, "samples", picture, caption)
 
-    def _look_for_copies(self, trainer: Trainer, pl_module: ScoreModel, drawn: Pass) -> None:
+    def _look_for_copies(self, trainer: Trainer, pl_module: ScoreModel, drawn: SamplingResult) -> None:
         """How near the first samples are to what was trained on, as numbers and as a picture."""
         data, (train, held_out) = trainer.datamodule, trainer.datamodule.splits
-        images, others = drawn.images[: self.neighbours], held_out.x[: self.neighbours]
-        found = nearest_neighbours(images.to(pl_module.device), train.x, others.to(pl_module.device))
+        images, others = drawn.images[: self.neighbors], held_out.x[: self.neighbors]
+        found = nearest_neighbors(images.to(pl_module.device), train.x, others.to(pl_module.device))
         shares = {"test/copied": found.copied, "test/copied_held_out": found.copied_held_out}
-        pl_module.log_dict({**shares, "test/neighbour_distance_ratio": found.ratio}, rank_zero_only=True)
+        pl_module.log_dict({**shares, "test/neighbor_distance_ratio": found.ratio}, rank_zero_only=True)
         if trainer.is_global_zero and not trainer.fast_dev_run:
             nearest = found.distance.argsort()[:24].cpu()
             shown = (images[nearest], train.x[found.index.cpu()[nearest]])
-            picture = neighbour_picture(*(drawable(data, x) for x in shown))
-            publish(trainer, "neighbours", picture, "the samples nearest to training examples, each above its nearest")
+            picture = neighbor_picture(*(drawable(data, x) for x in shown))
+            publish(trainer, "neighbors", picture, "the samples nearest to training examples, each above its nearest")

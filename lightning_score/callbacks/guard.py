@@ -45,7 +45,7 @@ class _Timed(ScoreField):
 
 
 @dataclass
-class Look:
+class PendingLoss:
     """A loss that may be no number, and what it came from.
 
     Args:
@@ -64,7 +64,7 @@ class Look:
     bad: Tensor
     ready: torch.cuda.Event | None = None
 
-    def sent(self) -> "Look":
+    def sent(self) -> "PendingLoss":
         """On its way to the processor, which need not wait for it."""
         if self.bad.device.type == "cuda":
             there = torch.empty_like(self.bad, device="cpu", pin_memory=True)
@@ -80,7 +80,7 @@ class Look:
         return bool(self.bad)
 
 
-class Guard(Callback):
+class LossGuard(Callback):
     """Looks at every loss before it reaches the weights. One that is NaN or infinite is named with its step, its batch, and
     the noise levels of the examples that it comes from, and `broken/step_<step>.pt` in the run folder keeps batch, losses,
     times and raw weights.
@@ -104,7 +104,7 @@ class Guard(Callback):
         self.policy, self.every_n_steps = policy, every_n_steps
         self._batch: tuple[Tensor, Tensor, int] | None = None
         self._random: dict[str, Tensor] = {}
-        self._pending: Look | None = None
+        self._pending: PendingLoss | None = None
         self._found: Tensor | None = None  # 1 on the GPU if a loss of this step is no number
         self._in_a_row = self._unmeasured = 0
         self._bad = self._back = False
@@ -124,7 +124,7 @@ class Guard(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: ScoreModel, loss: Tensor) -> None:
         """Looks at the loss, or at that of the step before."""
         step, bad = trainer.global_step + 1, (~loss.detach().isfinite()).float()
-        look = Look(step, trainer.current_epoch, self._batch, self._random, bad)
+        look = PendingLoss(step, trainer.current_epoch, self._batch, self._random, bad)
         if self._leaves_out(trainer, loss):
             self._tell(trainer, look)
             look, self._pending = self._pending, look.sent()
@@ -150,7 +150,7 @@ class Guard(Callback):
             and not is_shared_out(trainer.lightning_module)
         )
 
-    def _tell(self, trainer: Trainer, look: Look) -> None:
+    def _tell(self, trainer: Trainer, look: PendingLoss) -> None:
         """Lets the optimizers know, in all processes, as torch's GradScaler does."""
         if trainer.world_size > 1:
             dist.all_reduce(look.bad, dist.ReduceOp.MAX)
@@ -158,7 +158,7 @@ class Guard(Callback):
         for optimizer in trainer.optimizers:
             optimizer.found_inf = self._found
 
-    def _judge(self, trainer: Trainer, pl_module: ScoreModel, look: Look) -> None:
+    def _judge(self, trainer: Trainer, pl_module: ScoreModel, look: PendingLoss) -> None:
         """Says what is wrong, and stops if it is time.
 
         Raises:
@@ -225,7 +225,7 @@ class Guard(Callback):
         """Whether it is so in any process: all do the same."""
         return trainer.strategy.reduce_boolean_decision(bad, all=False) if trainer.world_size > 1 else bad
 
-    def _described(self, trainer: Trainer, pl_module: ScoreModel, look: Look) -> str:
+    def _described(self, trainer: Trainer, pl_module: ScoreModel, look: PendingLoss) -> str:
         """What is wrong and where; keeps the evidence."""
         x, y, batch_idx = look.batch
         timed = _Timed(pl_module.score_function)
@@ -265,6 +265,6 @@ class Guard(Callback):
 
 def measuring(trainer: Trainer, pl_module: ScoreModel, what: str) -> AbstractContextManager[None]:
     """Within it samples are drawn and measured: in training, the guard decides what follows if they come to nothing."""
-    guards = [callback for callback in trainer.callbacks if isinstance(callback, Guard)]
+    guards = [callback for callback in trainer.callbacks if isinstance(callback, LossGuard)]
     fitting = trainer.state.fn == TrainerFn.FITTING
     return guards[0].measuring(trainer, pl_module, what) if guards and fitting else nullcontext()

@@ -19,7 +19,7 @@ from lightning_score.process import NoiseProcess
 from lightning_score.process.ladder import variance_ratio
 from lightning_score.runs.records import append_line
 from lightning_score.sampling import LangevinCorrector
-from lightning_score.sampling.sampler import Stage
+from lightning_score.sampling.sampler import Move
 from lightning_score.score.function import Conditioned, ScoreField
 from lightning_score.seeds import seeded
 from lightning_score.training.model import ScoreModel
@@ -67,12 +67,12 @@ class _Watch:
     def __init__(self) -> None:
         self.levels: list[_Level] = []
         self.ladder = True  # only Langevin steps, and moves that do nothing but change the level
-        self._open: tuple[ScoreField, Stage, Any] | None = None
+        self._open: tuple[ScoreField, Move, Any] | None = None
         self._steps = 0
         self._last: Tensor | None = None
         self._first_score: Tensor | None = None
 
-    def __call__(self, score: ScoreField, stage: Stage, before: Tensor, after: Tensor, state: Any) -> None:
+    def __call__(self, score: ScoreField, stage: Move, before: Tensor, after: Tensor, state: Any) -> None:
         if self._open is not None and (stage.method, stage.t) != (self._open[1].method, self._open[1].t):
             self.close()
         if not isinstance(stage.method, LangevinCorrector):
@@ -157,7 +157,7 @@ class LangevinHealth(Callback):
         data, process = trainer.datamodule, pl_module.score_function.process
         generator = torch.Generator().manual_seed(self.seed)
         rows = torch.randperm(len(data.splits.train.x), generator=generator)[: max(self.num_samples, 2)]
-        with seeded(self.seed):  # of dequantisation
+        with seeded(self.seed):  # of dequantization
             x = data.transform(train=False)(data.splits.train.x[rows]).to(pl_module.device, pl_module.dtype)
         score: ScoreField = pl_module.score_function
         if pl_module.conditional:

@@ -38,11 +38,11 @@ class LossFloor(Callback):
     of the training data's `EmpiricalScore`, which no network undercuts on the training data.
 
     On training examples the excess is sigma^2 1/2 E||score - empirical score||^2, so what is left to learn (or, for small
-    noise, to memorise); on held-out ones it is negative where the model generalises better than the data's memory. It logs
+    noise, to memorize); on held-out ones it is negative where the model generalizes better than the data's memory. It logs
     `val/loss_train/<sigma>`, `val/loss_held_out/<sigma>`, `val/excess_loss_train/<sigma>` and
     `val/excess_loss_held_out/<sigma>` by sigma/alpha, the means of the last two over the levels without `/<sigma>`, and a
     picture `loss_per_sigma`. Examples and noise are the same at every validation; of data that
-    are dequantised, one draw stands for all.
+    are dequantized, one draw stands for all.
 
     Args:
         levels: number of noise levels, evenly spaced in log_snr; of a table the entries nearest to these.
@@ -100,7 +100,7 @@ class LossFloor(Callback):
 
     def _prepare(self, pl_module: ScoreModel, data: ScoreData) -> tuple[EmpiricalScore, tuple[Examples, Examples]]:
         """The training data's score, and the examples of both splits that are measured."""
-        with seeded(self.seed):  # of dequantisation
+        with seeded(self.seed):  # of dequantization
             splits = [Examples(data.transform(train=False)(split.x), split.y) for split in data.splits]
         generator = torch.Generator().manual_seed(self.seed)
         chosen = [torch.randperm(len(split.y), generator=generator)[: self.num_examples] for split in splits]

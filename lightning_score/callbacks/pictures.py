@@ -59,7 +59,7 @@ def labels_in_turn(model: ScoreModel) -> int:
 
 
 def _grid(images: Tensor, columns: int | None = None) -> Image.Image:
-    """A grid, square unless the columns are given; small images are enlarged to at least 48 pixels, grey ones stay grey."""
+    """A grid, square unless the columns are given; small images are enlarged to at least 48 pixels, gray ones stay gray."""
     if images.shape[1] not in (1, 3):
         images = images[:, :3] if images.shape[1] > 3 else images[:, :1]
     zoom = max(1, math.ceil(48 / images.shape[-1]))
@@ -77,7 +77,7 @@ def strip_picture(moments: Sequence[Tensor]) -> Image.Image:
     return _grid(torch.stack(list(moments), 1).flatten(0, 1), columns=len(moments))
 
 
-def neighbour_picture(samples: Tensor, nearest: Tensor, columns: int = 12) -> Image.Image:
+def neighbor_picture(samples: Tensor, nearest: Tensor, columns: int = 12) -> Image.Image:
     """Samples, and below each the training example that is nearest to it.
 
     Args:

@@ -20,7 +20,7 @@ from lightning_score.files import cache_folder, read_tensors, replacing, without
 from lightning_score.metrics import (
     Features,
 )
-from lightning_score.metrics.totals import Totals
+from lightning_score.metrics.totals import MetricTotals
 from lightning_score.runs.records import settings_of
 from lightning_score.sampling.sampler import Samples
 from lightning_score.training.model import ScoreModel
@@ -30,7 +30,7 @@ SAVE_EVERY = 60.0
 
 
 @dataclass
-class Pass:
+class SamplingResult:
     """What came of drawing samples 0 to n - 1 of a seed.
 
     Attributes:
@@ -40,13 +40,13 @@ class Pass:
         seconds: spent.
     """
 
-    totals: dict[bool, Totals]
+    totals: dict[bool, MetricTotals]
     images: Tensor
     nfe: float
     seconds: float
 
 
-class Sampling:
+class SamplingPass:
     """Draws the samples of an evaluation and adds them up; each process takes its share.
 
     Args:
@@ -77,14 +77,14 @@ class Sampling:
         self.batch_size, self.noisy, self.shown, self.resumable = batch_size, noisy, shown, resumable
         self.overlapping = pl_module.device.type == "cuda"
 
-    def run(self, seed: int) -> Pass:
+    def run(self, seed: int) -> SamplingResult:
         """The samples of a seed, added up over all processes."""
         trainer, model = self.trainer, self.model
         mine = range(trainer.global_rank, self.n, trainer.world_size)
         kinds = [True, False] if self.noisy else [True]
-        totals = {denoised: Totals(self.features, self.n, model.device) for denoised in kinds}
+        totals = {denoised: MetricTotals(self.features, self.n, model.device) for denoised in kinds}
         stored = trainer.datamodule.splits.train.x if self.shown else torch.zeros(0)
-        found = Pass(totals, stored.new_zeros(min(self.n, self.shown), *stored.shape[1:]), 0.0, 0.0)
+        found = SamplingResult(totals, stored.new_zeros(min(self.n, self.shown), *stored.shape[1:]), 0.0, 0.0)
         path = self._path(seed) if self.resumable else None
         done, evaluations = self._restore(path, found)
         saved = start = time.monotonic()
@@ -138,7 +138,7 @@ class Sampling:
             raise failure
 
     @torch.inference_mode()
-    def _add(self, numbers: Sequence[int], samples: Samples, found: Pass) -> None:
+    def _add(self, numbers: Sequence[int], samples: Samples, found: SamplingResult) -> None:
         """Adds samples to the totals, on a stream of its own where there are streams."""
         data, rows = self.trainer.datamodule, torch.as_tensor(numbers)
         with _own_stream(samples.x):
@@ -173,7 +173,7 @@ class Sampling:
         digest.update(json.dumps(depends, default=str).encode())
         return cache_folder() / "evaluations" / f"{digest.hexdigest()[:24]}.pt"
 
-    def _save(self, path: Path, found: Pass, done: int, evaluations: int, seconds: float) -> None:
+    def _save(self, path: Path, found: SamplingResult, done: int, evaluations: int, seconds: float) -> None:
         state = {
             "totals": {str(kind): totals.state_dict() for kind, totals in found.totals.items()},
             "images": found.images,
@@ -184,7 +184,7 @@ class Sampling:
         with without_room(path), replacing(path) as temporary, temporary.open("wb") as stream:
             torch.save(state, stream)
 
-    def _restore(self, path: Path | None, found: Pass) -> tuple[int, int]:
+    def _restore(self, path: Path | None, found: SamplingResult) -> tuple[int, int]:
         """Samples done by an earlier pass that was interrupted, and its network evaluations."""
         if path is None or not path.exists():
             return 0, 0

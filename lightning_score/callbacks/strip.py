@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_score.callbacks.pictures import drawable, strip_picture
 from lightning_score.data import ScoreData
 from lightning_score.sampling import Samples
-from lightning_score.sampling.sampler import Stage
+from lightning_score.sampling.sampler import Move
 from lightning_score.score.function import ScoreField
 from lightning_score.training.model import ScoreModel
 
@@ -33,7 +33,7 @@ class Strip:
         self._move, self._moves = 0, moves
         self._columns: list[Tensor] = []
 
-    def __call__(self, score: ScoreField, stage: Stage, before: Tensor, after: Tensor, state: Any) -> None:
+    def __call__(self, score: ScoreField, stage: Move, before: Tensor, after: Tensor, state: Any) -> None:
         if self._move == 0:
             self._keep(before, stage.t)
         self._move += 1

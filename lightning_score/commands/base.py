@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.memory import is_oom_error
 
-from lightning_score.callbacks import EMA, Evaluate, Guard, SampleGrid
+from lightning_score.callbacks import EMA, Evaluate, LossGuard, SampleGrid
 from lightning_score.commands.mistakes import check_config, make_paths_absolute
 from lightning_score.commands.parser import Parser
 from lightning_score.commands.refusals import check_trainer, of_lightning, of_options
@@ -22,7 +22,14 @@ from lightning_score.data.check import declared_shape
 from lightning_score.errors import InputError
 from lightning_score.training.model import ScoreModel
 
-GROUPS = {"trainer": Trainer, "model": ScoreModel, "ema": EMA, "samples": SampleGrid, "evaluate": Evaluate, "guard": Guard}
+GROUPS = {
+    "trainer": Trainer,
+    "model": ScoreModel,
+    "ema": EMA,
+    "samples": SampleGrid,
+    "evaluate": Evaluate,
+    "guard": LossGuard,
+}
 """The parameters that every command has, by their names."""
 OURS = {"num_sanity_val_steps": 0, "enable_model_summary": False}
 TRAINER = {name: parameter.default for name, parameter in signature(Trainer).parameters.items()} | OURS
@@ -57,7 +64,7 @@ class ExperimentCLI(LightningCLI):
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_lightning_class_args(SampleGrid, "samples")
         parser.add_lightning_class_args(Evaluate, "evaluate")
-        parser.add_lightning_class_args(Guard, "guard")
+        parser.add_lightning_class_args(LossGuard, "guard")
         parser.add_argument("--name", type=str, default="run", help="Name of the run; that of its config by default.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:

@@ -127,7 +127,7 @@ class Conversion(IdleExperiment):
     def save(self, out: Path) -> None:
         """Writes a checkpoint from which `predict`, `test` and `fit` go on, in one step that is never seen half done.
 
-        The optimiser starts anew and training counts from 0; the average goes on from the peer's.
+        The optimizer starts anew and training counts from 0; the average goes on from the peer's.
         """
         trainer = self.trainer
         trainer.strategy.connect(self.model)

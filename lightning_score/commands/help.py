@@ -44,7 +44,7 @@ common options:
   --trainer.precision bf16-mixed           or 32-true, 16-mixed, 64-true
   --model.network UNet                     or NCSN, NCSNv2, NCSNv2Deeper, NCSNv2Deepest, DDPMpp, NCSNpp, MLP;
                                            its parameters as --model.network.channels 64
-  --model.process VP                       or SubVP, VE, Cosine, BetaTable, RootBetaTable, CosineTable, Chain,
+  --model.process VP                       or SubVP, VE, Cosine, BetaTable, ScaledLinearBetas, CosineTable, BetaChain,
                                            SigmaTable
 {_SAMPLER}
   --model.optimizer.lr 1.0e-3              learning rate
@@ -64,8 +64,8 @@ common options:
   --batch_size 1024                        samples drawn at once
   --progressive 8                          draws so many samples from noise to image, too
 {_SAMPLER}
-  --model.guidance ClassifierFree          or ClassifierGuidance, PseudoInverse, Inpainting, Colourisation,
-                                           SuperResolution, Chain
+  --model.guidance ClassifierFree          or ClassifierGuidance, PseudoInverse, Inpainting, Colorization,
+                                           SuperResolution, Composed
 {_DEVICES}"""
 
 _MEASURE = f"""\

@@ -34,7 +34,7 @@ PLAIN = {
 """Types as a user knows them."""
 
 
-class Refused(SystemExit):
+class UsageError(SystemExit):
     """Ends the program with exit code 2, after its message has been told."""
 
     def __init__(self, message: str):
@@ -87,7 +87,7 @@ class Parser(ClassParser):
         line = line.rstrip(" .")
         line += origin(changes.arguments, line) if changes else ""
         sys.stderr.write(f"error: {line}\n")
-        raise Refused(line)
+        raise UsageError(line)
 
     def _needed(self, message: str) -> str:
         """For a class without arguments that it needs, the option for the first; else nothing."""

@@ -23,7 +23,7 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvi
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_score.callbacks import BestCheckpoint, Keep, SampleWriter, StepProgress
+from lightning_score.callbacks import BestCheckpoint, LastCheckpoint, SampleWriter, StepProgress
 from lightning_score.callbacks.before import SamplingCost, check_data
 from lightning_score.callbacks.pictures import labels_in_turn
 from lightning_score.commands.base import TRAINER, ExperimentCLI
@@ -148,7 +148,11 @@ class ScoreCLI(ExperimentCLI):
         if self.keeping:
             monitor = f"val/{evaluate.metric or 'loss'}"
             last = ModelCheckpoint(self.folder, "last", enable_version_counter=False)
-            callbacks += [BestCheckpoint(str(self.folder), monitor), last, Keep(self.folder)]  # the last knows of the best
+            callbacks += [
+                BestCheckpoint(str(self.folder), monitor),
+                last,
+                LastCheckpoint(self.folder),
+            ]  # the last knows of the best
         kwargs |= {
             "default_root_dir": str(self.folder),
             "callbacks": callbacks,
@@ -161,7 +165,7 @@ class ScoreCLI(ExperimentCLI):
 
     @staticmethod
     def _plugins(chosen: Any) -> list[Any]:
-        """The user's, and ours for checkpoints; and jobs of SLURM's are queued again by `Keep`, between two steps."""
+        """The user's, and ours for checkpoints; `LastCheckpoint` queues jobs of SLURM again, between two steps."""
         plugins = chosen if isinstance(chosen, list) else [chosen] if chosen else []
         ours = [] if any(isinstance(plugin, CheckpointIO) for plugin in plugins) else [SafeCheckpointIO()]
         if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
@@ -201,7 +205,7 @@ class ScoreCLI(ExperimentCLI):
             with status, answering(self.trainer), refusing(self.config[self.command]["trainer"], TRAINER):
                 super()._run_subcommand(subcommand)
         except SystemExit:
-            again = [callback.requeue() for callback in self.trainer.callbacks if isinstance(callback, Keep)]
+            again = [callback.requeue() for callback in self.trainer.callbacks if isinstance(callback, LastCheckpoint)]
             if any(again) and not self.trainer.is_global_zero:
                 raise SystemExit(0) from None  # for SLURM may end all when one fails, before the job is queued again
             raise

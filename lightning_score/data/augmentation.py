@@ -74,7 +74,7 @@ class Changes(NamedTuple):
         return torch.cat([linear, -linear @ shift], dim=2)
 
 
-class Geometric(Augmentation):
+class GeometricAugmentation(Augmentation):
     """Mirrors, scales, turns, stretches and shifts images (Karras et al. 2022, 2206.00364, appendix F.2).
 
     Half of the images are mirrored left to right. Each other change happens with the given probability, and is drawn anew

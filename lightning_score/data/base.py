@@ -1,4 +1,4 @@
-"""The contract of all data modules, and loaders that make a batch in one vectorised step."""
+"""The contract of all data modules, and loaders that make a batch in one vectorized step."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -105,10 +105,10 @@ class ScoreData(LightningDataModule, ABC):
 
     Attributes:
         shape: of one example.
-        num_classes: how many labels there are, 0 for unlabelled data.
+        num_classes: how many labels there are, 0 for unlabeled data.
         data_range: lowest and highest value of `x`, or None where it is unbounded.
-        levels: how many grey levels there are in it, evenly spaced, or None where it is continuous.
-        dequantize: whether `transform` adds uniform noise within a grey level.
+        levels: how many gray levels there are in it, evenly spaced, or None where it is continuous.
+        dequantize: whether `transform` adds uniform noise within a gray level.
         reference_split: which part of the data `reference()` is.
         stored_dtype: type in which `load` gives the examples, or None for any.
 

@@ -45,7 +45,7 @@ def check_declared(data: "ScoreData") -> None:
     )
     require(
         levels is None or (_is_count(levels) and levels >= 2 and ends is not None),
-        f"{name}: levels={levels!r}: must be a number of grey levels, at least 2, of data with a data_range, or None",
+        f"{name}: levels={levels!r}: must be a number of gray levels, at least 2, of data with a data_range, or None",
     )
     require(
         data.stored_dtype != torch.uint8 or (levels is not None and levels <= 256),

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lightning_score.data.base import Transform
 from lightning_score.data.files import UNREADABLE, Unreadable, as_bytes, fit, read_image, summary
-from lightning_score.data.grey import GreyScale, eight_bits, is_deep
+from lightning_score.data.gray import GrayScale, eight_bits, is_deep
 from lightning_score.errors import InputError, require
 from lightning_score.seeds import seed_of, seeded
 
@@ -60,7 +60,7 @@ class Pack:
 
     shape: tuple[int, ...]
     crop: int | None = None
-    scale: GreyScale | None = None
+    scale: GrayScale | None = None
     notes: str = ""
 
     def __call__(self, item: tuple[str, str, int]) -> Iterator[dict[str, Any]]:
@@ -134,10 +134,10 @@ def readable(base: type) -> type:
             chunks: where they are.
             shape: of an image.
             num_classes: number of labels, or 0.
-            scale: black and white of greys of more than 8 bits.
+            scale: black and white of grays of more than 8 bits.
         """
 
-        def __init__(self, chunks: str, shape: tuple[int, ...], num_classes: int, scale: GreyScale | None = None) -> None:
+        def __init__(self, chunks: str, shape: tuple[int, ...], num_classes: int, scale: GrayScale | None = None) -> None:
             settings = {
                 "seed": seed_of() % 2**31,
                 "item_shuffle_window": "full",
@@ -181,12 +181,12 @@ def _refusing() -> Any:
 
 
 def as_example(
-    item: Any, shape: Sequence[int], num_classes: int = 0, scale: GreyScale | None = None
+    item: Any, shape: Sequence[int], num_classes: int = 0, scale: GrayScale | None = None
 ) -> tuple[np.ndarray, int]:
     """An item of chunks, whoever wrote them, as an image, uint8 of `shape`, and its label, 0 where there are no classes.
 
     Raises:
-        InputError: there is no image in it, or no label of a class; or it is a deep grey and there is no scale.
+        InputError: there is no image in it, or no label of a class; or it is a deep gray and there is no scale.
     """
     named = item if isinstance(item, Mapping) else dict(enumerate(item if isinstance(item, (tuple, list)) else [item]))
     image = next(
@@ -201,7 +201,7 @@ def as_example(
         require(
             scale is not None or not deep,
             "the chunks hold images of more than 8 bits, which cannot all be looked at for a common scale: give "
-            "--data.grey_range, the values of black and white, as [0, 65535]",
+            "--data.gray_range, the values of black and white, as [0, 65535]",
         )
         picture = _picture(eight_bits(image, scale) if deep else image) if isinstance(image, np.ndarray) else image
         image = fit(as_bytes(picture, shape[0], scale), shape)
@@ -225,7 +225,7 @@ def _picture(image: np.ndarray) -> Image.Image:
     try:
         return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
     except TypeError as error:
-        raise InputError(f"an item of the chunks is an array {shape} of {of}, no grey or coloured image") from error
+        raise InputError(f"an item of the chunks is an array {shape} of {of}, no gray or colored image") from error
 
 
 @cache

@@ -16,7 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.functional import center_crop
 
 from lightning_score.data.base import split_indices
-from lightning_score.data.grey import GreyScale, eight_bits, is_deep
+from lightning_score.data.gray import GrayScale, eight_bits, is_deep
 from lightning_score.errors import InputError, require
 from lightning_score.files import cache_folder
 
@@ -32,7 +32,7 @@ def check_form(shape: Sequence[int], crop: int | None, num_classes: int) -> None
     """Raises `InputError` unless these describe images: their shape, the square that is cut out first, and their classes."""
     require(
         len(shape) == 3 and shape[0] in (1, 3) and min(shape) > 0,
-        f"shape {list(shape)}: must be [channels, height, width] with 1 channel (grey) or 3 (colour), as in [3, 32, 32]",
+        f"shape {list(shape)}: must be [channels, height, width] with 1 channel (gray) or 3 (color), as in [3, 32, 32]",
     )
     require(crop is None or crop > 0, f"crop {crop}: must be positive, the side in pixels of the middle square, or null")
     require(num_classes >= 0, f"num_classes {num_classes}: must be 0 (no labels) or the number of classes")
@@ -104,16 +104,16 @@ def _is_image(file: Path) -> bool:
         return False
 
 
-def read_image(file: Path, shape: Sequence[int], crop: int | None = None, scale: GreyScale | None = None) -> np.ndarray:
+def read_image(file: Path, shape: Sequence[int], crop: int | None = None, scale: GrayScale | None = None) -> np.ndarray:
     """One image, whatever its format and mode, cut to the largest middle part of the wanted proportions and reduced or
-    enlarged (bilinear, with antialiasing). Greys of more than 8 bits are reduced to 8, what is transparent becomes white, of
+    enlarged (bilinear, with antialiasing). Grays of more than 8 bits are reduced to 8, what is transparent becomes white, of
     several frames the first is taken, and the camera's turn is heeded.
 
     Args:
         file: the file; what it is, its content says and not its name.
-        shape: (channels, height, width), 1 channel for grey, 3 for colour.
+        shape: (channels, height, width), 1 channel for gray, 3 for color.
         crop: cut to the middle square of so many pixels first; null: not.
-        scale: black and white of greys of more than 8 bits, one for a data set; null: as fits this file alone.
+        scale: black and white of grays of more than 8 bits, one for a data set; null: as fits this file alone.
 
     Returns:
         uint8, of that shape.
@@ -140,13 +140,13 @@ def fit(image: Image.Image, shape: Sequence[int]) -> np.ndarray:
     return np.asarray(fitted).reshape(height, width, channels).transpose(2, 0, 1)
 
 
-def as_bytes(image: Image.Image, channels: int, scale: GreyScale | None = None) -> Image.Image:
-    """An image of any mode in grey (1 channel) or colour (3), with 8 bits per channel.
+def as_bytes(image: Image.Image, channels: int, scale: GrayScale | None = None) -> Image.Image:
+    """An image of any mode in gray (1 channel) or color (3), with 8 bits per channel.
 
     Args:
         image: the image.
         channels: 1 or 3.
-        scale: black and white of greys of more than 8 bits; null: as fits this image alone.
+        scale: black and white of grays of more than 8 bits; null: as fits this image alone.
 
     Raises:
         ValueError: its numbers are not those of a picture.

@@ -30,7 +30,7 @@ from lightning_score.data.files import (
     read_image,
     summary,
 )
-from lightning_score.data.grey import GreyScale, check_grey_range, grey_scale, warn_of_few_levels
+from lightning_score.data.gray import GrayScale, check_gray_range, gray_scale, warn_of_few_levels
 from lightning_score.data.images import ImageData
 from lightning_score.errors import require
 from lightning_score.files import LocalPath, new_folder_if_kept
@@ -41,23 +41,23 @@ class ImageFolder(ImageData):
     """The images in a folder and in the folders within it.
 
     Each is cut to the largest middle part of the wanted proportions, then reduced or enlarged (bilinear, with antialiasing);
-    images of any mode are converted, greys of more than 8 bits by one scale for all files; those that cannot be read are
+    images of any mode are converted, grays of more than 8 bits by one scale for all files; those that cannot be read are
     left out and counted, and links are not followed. The result is kept as bytes in a cache,
     which later runs map into memory, so that folders larger than memory work.
 
     Args:
         path: the folder.
-        shape: [channels, height, width] that the model sees; 1 channel for grey, 3 for colour.
+        shape: [channels, height, width] that the model sees; 1 channel for gray, 3 for color.
         crop: cut to the middle square of so many pixels first; null: not.
         num_classes: number of classes, which are the folders right inside `path`, in alphabetical order; 0: no labels.
         held_out: fraction of the images held out for validation and test.
         cache: folder of the decoded images; by default lightning_score in the user's cache folder.
-        grey_range: [black, white], the values that become 0 and 255 in grey images of 16 or 32 bits or of floats; null: 0,
+        gray_range: [black, white], the values that become 0 and 255 in gray images of 16 or 32 bits or of floats; null: 0,
             and what fits all files of the folder, which is said.
         batch_size: examples per batch and process.
         data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
         flip: mirror training images left to right with probability 1/2.
-        dequantize: add uniform noise within a grey level.
+        dequantize: add uniform noise within a gray level.
         num_workers: processes that load; data in memory are quickest with 0.
 
     Raises:
@@ -73,7 +73,7 @@ class ImageFolder(ImageData):
         num_classes: int = 0,
         held_out: float = 0.1,
         cache: LocalPath | None = None,
-        grey_range: Sequence[float] | None = None,
+        gray_range: Sequence[float] | None = None,
         batch_size: int = 128,
         data_range: Sequence[float] = (0.0, 1.0),
         flip: bool = False,
@@ -86,9 +86,9 @@ class ImageFolder(ImageData):
             0 < held_out < 1, f"held_out {held_out}: must be between 0 and 1, the fraction that is not trained on, as 0.1"
         )
         self.path, self.shape, self.crop, self.num_classes = Path(path), tuple(shape), crop, num_classes
-        check_grey_range(grey_range)
-        self.held_out, self.cache, self.grey_range = held_out, cache, grey_range
-        self._known_scale: GreyScale | None = None
+        check_gray_range(gray_range)
+        self.held_out, self.cache, self.gray_range = held_out, cache, gray_range
+        self._known_scale: GrayScale | None = None
 
     def load(self) -> Splits:
         files = image_files(self.path)
@@ -113,11 +113,11 @@ class ImageFolder(ImageData):
         scale = sorted(self._scale(files).items())
         return fingerprint(files, self.path, self.shape, self.crop, *([scale] if scale else []))
 
-    def _scale(self, files: Sequence[Path]) -> GreyScale:
+    def _scale(self, files: Sequence[Path]) -> GrayScale:
         """Black and white, found once."""
         if self._known_scale is None:
-            name = f"{self.path.resolve().name}-{fingerprint(files, self.path)}.grey.json"
-            self._known_scale = grey_scale(files, self.path, folder_of_cache(self.cache) / name, self.grey_range)
+            name = f"{self.path.resolve().name}-{fingerprint(files, self.path)}.gray.json"
+            self._known_scale = gray_scale(files, self.path, folder_of_cache(self.cache) / name, self.gray_range)
         return self._known_scale
 
     def _rows(self, n: int) -> tuple[slice, slice]:

@@ -14,20 +14,20 @@ from lightning_score.errors import Unmeasurable, require
 
 
 def spread(level: Tensor, levels: int) -> Tensor:
-    """Grey levels 0..levels-1 spread evenly over the bytes: uint8 `round(255 level / (levels - 1))`."""
+    """Gray levels 0..levels-1 spread evenly over the bytes: uint8 `round(255 level / (levels - 1))`."""
     return torch.round(level.float() * 255 / (levels - 1)).to(torch.uint8)
 
 
 def from_uint8(images: Tensor, data_range: Sequence[float], levels: int = 256, dequantize: bool = False) -> Tensor:
-    """Bytes to floats in the data range: grey level v becomes `low + (high - low) u`, `u = v / (levels - 1)`.
+    """Bytes to floats in the data range: gray level v becomes `low + (high - low) u`, `u = v / (levels - 1)`.
 
-    Uniform dequantisation, `u = (v + U) / levels` with U ~ U[0, 1), gives the data a density (Theis, van den Oord and
+    Uniform dequantization, `u = (v + U) / levels` with U ~ U[0, 1), gives the data a density (Theis, van den Oord and
     Bethge 2016, arXiv:1511.01844, section 3.1).
 
     Args:
-        images: uint8 (N, C, H, W), the grey levels spread over 0..255.
+        images: uint8 (N, C, H, W), the gray levels spread over 0..255.
         data_range: low and high.
-        levels: number of grey levels; a byte between two of them counts as the nearest.
+        levels: number of gray levels; a byte between two of them counts as the nearest.
         dequantize: add the uniform noise.
     """
     low, high = data_range
@@ -39,18 +39,18 @@ def from_uint8(images: Tensor, data_range: Sequence[float], levels: int = 256, d
 def to_uint8(x: Tensor, data_range: Sequence[float], levels: int = 256, dequantized: bool = False) -> Tensor:
     """Floats to bytes, the inverse of `from_uint8`: `v = round((levels - 1) u)`, `u = (x - low) / (high - low)`.
 
-    For dequantised data `v = floor(levels u)`, which removes the uniform noise again. Values outside the data range are
-    clamped. A real image passes through `from_uint8` and back unchanged; a dequantised one too, but for the rounding of
+    For dequantized data `v = floor(levels u)`, which removes the uniform noise again. Values outside the data range are
+    clamped. A real image passes through `from_uint8` and back unchanged; a dequantized one too, but for the rounding of
     float32, which moves about one pixel in a million by a level.
 
     Args:
         x: float (N, C, H, W), in the data range.
         data_range: low and high.
-        levels: number of grey levels.
-        dequantized: whether the model was trained on dequantised data.
+        levels: number of gray levels.
+        dequantized: whether the model was trained on dequantized data.
 
     Returns:
-        uint8 (N, C, H, W), the grey levels spread over 0..255.
+        uint8 (N, C, H, W), the gray levels spread over 0..255.
 
     Raises:
         Unmeasurable: if `x` holds NaN, as the samples of a diverged model do.
@@ -58,7 +58,7 @@ def to_uint8(x: Tensor, data_range: Sequence[float], levels: int = 256, dequanti
     if bool(x.isnan().any()):
         count = int(x.flatten(1).isnan().any(1).sum())
         raise Unmeasurable(
-            f"{count} of {len(x)} images hold NaN, so they have no grey levels: the model or its sampler diverged; "
+            f"{count} of {len(x)} images hold NaN, so they have no gray levels: the model or its sampler diverged; "
             "take a smaller step size or learning rate."
         )
     low, high = data_range
@@ -92,7 +92,7 @@ class ImageData(ScoreData):
         batch_size: examples per batch and process.
         data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
         flip: mirror training images left to right with probability 1/2.
-        dequantize: add uniform noise within a grey level.
+        dequantize: add uniform noise within a gray level.
         num_workers: processes that load; data in memory are quickest with 0.
 
     Raises:
@@ -121,7 +121,7 @@ class ImageData(ScoreData):
 
     @abstractmethod
     def load(self) -> Splits:
-        """Reads the images, uint8 (N, C, H, W) with the grey levels spread over 0..255, and their labels."""
+        """Reads the images, uint8 (N, C, H, W) with the gray levels spread over 0..255, and their labels."""
 
     def transform(self, train: bool) -> ToBatch:
         return ToBatch(self.data_range, self.levels, self.dequantize, flip=self.flip and train)
@@ -131,7 +131,7 @@ class ImageData(ScoreData):
 
 
 class Digits(ImageData):
-    """1797 handwritten digits, 8x8 with 17 grey levels, shipped with the package: 1437 to train on, 360 held out.
+    """1797 handwritten digits, 8x8 with 17 gray levels, shipped with the package: 1437 to train on, 360 held out.
 
     The test set of E. Alpaydin and C. Kaynak's Optical Recognition of Handwritten Digits (UCI, CC BY 4.0), as
     scikit-learn has it. The split is `split_indices(1797)`, random and not stratified; the classifier behind

@@ -32,7 +32,7 @@ class PublicData(ImageData):
         batch_size: examples per batch and process.
         data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
         flip: mirror training images left to right with probability 1/2.
-        dequantize: add uniform noise within a grey level.
+        dequantize: add uniform noise within a gray level.
         num_workers: processes that load; data in memory are quickest with 0.
     """
 
@@ -88,14 +88,14 @@ class PublicData(ImageData):
 
 
 class CIFAR10(PublicData):
-    """CIFAR-10: 60 000 colour photographs of ten kinds of things, 32x32 (Krizhevsky 2009); 50 000 to train on.
+    """CIFAR-10: 60 000 color photographs of ten kinds of things, 32x32 (Krizhevsky 2009); 50 000 to train on.
 
     Args:
         root: the folder with torchvision's cifar-10-batches-py, downloaded (163 MB) if it is not there.
         batch_size: examples per batch and process.
         data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
         flip: mirror training images left to right with probability 1/2.
-        dequantize: add uniform noise within a grey level.
+        dequantize: add uniform noise within a gray level.
         num_workers: processes that load; data in memory are quickest with 0.
     """
 
@@ -115,7 +115,7 @@ class MNIST(PublicData):
         batch_size: examples per batch and process.
         data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
         flip: mirror training images left to right with probability 1/2.
-        dequantize: add uniform noise within a grey level.
+        dequantize: add uniform noise within a gray level.
         num_workers: processes that load; data in memory are quickest with 0.
     """
 
@@ -156,7 +156,7 @@ class FashionMNIST(MNIST):
         batch_size: examples per batch and process.
         data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
         flip: mirror training images left to right with probability 1/2.
-        dequantize: add uniform noise within a grey level.
+        dequantize: add uniform noise within a gray level.
         num_workers: processes that load; data in memory are quickest with 0.
     """
 

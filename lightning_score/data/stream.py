@@ -20,7 +20,7 @@ from lightning_score.data.check import check_examples
 from lightning_score.data.chunks import Batched, Pack, litdata, loader, lock_of, pack, readable
 from lightning_score.data.files import check_form, fingerprint, folder_of_cache, image_files, summary
 from lightning_score.data.folder import folder_labels
-from lightning_score.data.grey import check_grey_range, grey_scale
+from lightning_score.data.gray import check_gray_range, gray_scale
 from lightning_score.data.images import ImageData
 from lightning_score.errors import InputError, require
 from lightning_score.files import LocalPath, new_folder_if_kept
@@ -42,20 +42,20 @@ class ImageStream(ImageData):
 
     Args:
         path: a folder of images; or chunks, in a folder or a bucket (s3://, gs://).
-        shape: [channels, height, width] that the model sees; 1 channel for grey, 3 for colour.
+        shape: [channels, height, width] that the model sees; 1 channel for gray, 3 for color.
         crop: when a folder is packed, cut to the middle square of so many pixels first; null: not.
         num_classes: number of classes, which are the folders right inside `path` in alphabetical order, or the labels of
             the chunks; 0: no labels.
         held_out: number of images held out, at most a tenth of all.
         in_memory: number of other images that are kept in memory, too, for what looks at the data as a whole: references of
-            metrics, `auto`, nearest neighbours.
+            metrics, `auto`, nearest neighbors.
         cache: folder of the chunks; by default lightning_score in the user's cache folder.
-        grey_range: [black, white], the values that become 0 and 255 in grey images of 16 or 32 bits or of floats; null: 0,
+        gray_range: [black, white], the values that become 0 and 255 in gray images of 16 or 32 bits or of floats; null: 0,
             and what fits all files of a folder, which is said.
         batch_size: examples per batch and process.
         data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
         flip: mirror training images left to right with probability 1/2.
-        dequantize: add uniform noise within a grey level.
+        dequantize: add uniform noise within a gray level.
         num_workers: processes that load.
 
     Raises:
@@ -74,7 +74,7 @@ class ImageStream(ImageData):
         held_out: int = 5000,
         in_memory: int = 50_000,
         cache: LocalPath | None = None,
-        grey_range: Sequence[float] | None = None,
+        gray_range: Sequence[float] | None = None,
         batch_size: int = 128,
         data_range: Sequence[float] = (0.0, 1.0),
         flip: bool = False,
@@ -87,8 +87,8 @@ class ImageStream(ImageData):
         require(held_out > 0, f"held_out {held_out}: must be above 0, a number of images, as 5000")
         require(in_memory > 0, f"in_memory {in_memory}: must be above 0, a number of images, as 50000")
         self.path, self.shape, self.crop, self.num_classes = path, tuple(shape), crop, num_classes
-        check_grey_range(grey_range)
-        self.held_out, self.in_memory, self.cache, self.grey_range = held_out, in_memory, cache, grey_range
+        check_gray_range(gray_range)
+        self.held_out, self.in_memory, self.cache, self.gray_range = held_out, in_memory, cache, gray_range
 
     @cached_property
     def chunks(self) -> str:
@@ -101,8 +101,8 @@ class ImageStream(ImageData):
         labels = folder_labels(files, folder, self.num_classes)
         try:
             with new_folder_if_kept(cache):
-                looked = cache / f"{folder.resolve().name}-{fingerprint(files, folder)}.grey.json"
-                scale = grey_scale(files, folder, looked, self.grey_range)
+                looked = cache / f"{folder.resolve().name}-{fingerprint(files, folder)}.gray.json"
+                scale = gray_scale(files, folder, looked, self.gray_range)
                 form = (self.shape, self.crop, self.num_classes, *([sorted(scale.items())] if scale else []))
                 packed = cache / f"{folder.resolve().name}-{fingerprint(files, folder, *form)}"
                 with lock_of(packed):  # one of several processes packs
@@ -124,7 +124,7 @@ class ImageStream(ImageData):
 
     def _all(self) -> Any:
         """A StreamingDataset of this process, of all images."""
-        scale = None if self.grey_range is None else {"any": tuple(self.grey_range)}
+        scale = None if self.gray_range is None else {"any": tuple(self.gray_range)}
         return readable(litdata().StreamingDataset)(self.chunks, self.shape, self.num_classes, scale)
 
     @cached_property

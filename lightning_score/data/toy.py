@@ -19,7 +19,7 @@ class Mixture:
     It computes in the precision and on the device of the `x` it is given.
 
     Args:
-        means: K centres m_k of D coordinates each.
+        means: K centers m_k of D coordinates each.
         stds: K standard deviations s_k.
         weights: K weights w_k, of any sum; equal if None.
 
@@ -89,7 +89,7 @@ class GaussianMixture(ScoreData):
     """Points drawn from a mixture of Gaussians, whose exact density and score are at hand in `mixture`.
 
     Args:
-        means: centre of each mode.
+        means: center of each mode.
         stds: standard deviation of each mode, the same in all directions.
         weights: weight of each mode; equal if null.
         num_samples: points drawn, 80 % to train on and 20 % held out.
@@ -120,7 +120,7 @@ class GaussianMixture(ScoreData):
         self.seed = seed
 
     def load(self) -> Splits:
-        """Draws the points: float32 (N, D), unlabelled."""
+        """Draws the points: float32 (N, D), unlabeled."""
         points = self.mixture.sample(self.num_samples, torch.Generator().manual_seed(self.seed)).float()
         labels = torch.zeros(self.num_samples, dtype=torch.long)
         return Splits(*(Examples(points[rows], labels[rows]) for rows in split_indices(self.num_samples)))

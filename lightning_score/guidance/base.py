@@ -11,7 +11,7 @@ from lightning_score.errors import require
 from lightning_score.score.function import ScoreField
 
 
-class Trained(NamedTuple):
+class ModelFacts(NamedTuple):
     """What a guidance must know of the model: the shape of a sample, the data's classes, how labels were trained.
 
     Fields: shape (of one sample), num_classes (of the data), conditional (the network is given labels), label_dropout
@@ -33,13 +33,13 @@ class Guidance(ABC):
     alone: it varies with the sampler).
     """
 
-    labelled: bool = False
+    labeled: bool = False
     """Whether the samples need a label even where the network takes none."""
 
     innermost: bool = False
     """Whether it must be applied to the model's own score, before any other guidance."""
 
-    def check(self, trained: Trained) -> None:
+    def check(self, trained: ModelFacts) -> None:
         """Raises `InputError` if the guidance does not fit the model."""
 
     @abstractmethod
@@ -52,7 +52,7 @@ class Guidance(ABC):
         """
 
 
-class Chain(Guidance):
+class Composed(Guidance):
     """Several guidances, applied one after the other: the score that one makes is guided by the next.
 
     Args:
@@ -63,14 +63,16 @@ class Chain(Guidance):
     """
 
     def __init__(self, parts: Sequence[Guidance]):
-        require(len(parts) > 0, "parts=[]: a Chain needs at least one guidance; for none, guidance: null")
+        require(len(parts) > 0, "parts=[]: a Composed needs at least one guidance; for none, guidance: null")
         late = [type(part).__name__ for part in parts[1:] if part.innermost]
-        require(not late, f"{', '.join(late)} must be the first part of a Chain, and there can be only one: reorder parts")
+        require(
+            not late, f"{', '.join(late)} must be the first part of a Composed, and there can be only one: reorder parts"
+        )
         self.parts = parts
-        self.labelled = any(part.labelled for part in parts)
+        self.labeled = any(part.labeled for part in parts)
         self.innermost = parts[0].innermost
 
-    def check(self, trained: Trained) -> None:
+    def check(self, trained: ModelFacts) -> None:
         for part in self.parts:
             part.check(trained)
 

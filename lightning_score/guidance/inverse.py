@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_score.errors import require
-from lightning_score.guidance.base import Guidance, Trained, differentiated, tracked
+from lightning_score.guidance.base import Guidance, ModelFacts, differentiated, tracked
 from lightning_score.guidance.operators import LinearOperator
 from lightning_score.score.function import ScoreField, ScoreWrapper
 from lightning_score.tensors import expand
@@ -50,7 +50,7 @@ class InverseProblem(Guidance):
     def observation(self) -> Tensor:
         """y, (n, ...): sample k has the observation k mod n."""
 
-    def check(self, trained: Trained) -> None:
+    def check(self, trained: ModelFacts) -> None:
         expected, given = self.operator.observed_shape(trained.shape), tuple(self.observation.shape[1:])
         require(
             expected == given and len(self.observation) > 0,

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_score.errors import require
-from lightning_score.guidance.base import Guidance, Trained, differentiated, tracked
+from lightning_score.guidance.base import Guidance, ModelFacts, differentiated, tracked
 from lightning_score.score.function import ScoreField, ScoreWrapper
 
 
@@ -28,7 +28,7 @@ class ClassifierFree(Guidance):
         require(scale >= 0, f"scale={scale}: must be 0 (no class) or more, as in 2.0; 1 is the class alone")
         self.scale = scale
 
-    def check(self, trained: Trained) -> None:
+    def check(self, trained: ModelFacts) -> None:
         require(
             trained.conditional,
             "guidance=ClassifierFree: the model is not trained given labels; train it with conditional=true and "
@@ -72,13 +72,13 @@ class ClassifierGuidance(Guidance):
         InputError: the scale is negative; in `check`: the data have no classes.
     """
 
-    labelled = True
+    labeled = True
 
     def __init__(self, classifier: nn.Module, scale: float = 1.0):
         require(scale >= 0, f"scale={scale}: must be 0 (no guidance) or more, as in 1.0")
         self.classifier, self.scale = classifier.eval().requires_grad_(False), scale
 
-    def check(self, trained: Trained) -> None:
+    def check(self, trained: ModelFacts) -> None:
         require(trained.num_classes > 0, "guidance=ClassifierGuidance: the data have no class labels; set guidance: null")
 
     def guide(self, score: ScoreField, indices: Tensor) -> ScoreField:

@@ -69,7 +69,7 @@ class Mask(LinearOperator):
         return v / (expand(r2, v) + s2)
 
 
-class Grey(LinearOperator):
+class Gray(LinearOperator):
     """The mean over the C channels of an image, (1, H, W): A A^T = I/C."""
 
     def __init__(self):
@@ -77,7 +77,7 @@ class Grey(LinearOperator):
 
     def check(self, shape: Sequence[int]) -> None:
         require(
-            len(shape) == 3, f"samples of shape {list(shape)}: only images, [channels, height, width], have a grey image"
+            len(shape) == 3, f"samples of shape {list(shape)}: only images, [channels, height, width], have a gray image"
         )
 
     def apply(self, x: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Grey(LinearOperator):
         return v / (expand(r2, v) / self._channels + s2)
 
 
-class Downsample(LinearOperator):
+class BlockMean(LinearOperator):
     """The means over blocks of f x f pixels, (C, H/f, W/f): A A^T = I/f^2.
 
     Args:

@@ -1,4 +1,4 @@
-"""Inverse problems of images given as files: inpainting, colourisation, super-resolution."""
+"""Inverse problems of images given as files: inpainting, colorization, super-resolution."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lightning_score.errors import InputError, require
 from lightning_score.files import LocalPath, read_arrays
-from lightning_score.guidance.base import Trained
+from lightning_score.guidance.base import ModelFacts
 from lightning_score.guidance.inverse import InverseProblem
-from lightning_score.guidance.operators import Downsample, Grey, LinearOperator, Mask
+from lightning_score.guidance.operators import BlockMean, Gray, LinearOperator, Mask
 
 
 def read_array(path: str) -> Tensor:
@@ -95,7 +95,7 @@ class Restoration(InverseProblem):
     def observation(self) -> Tensor:
         return self._values
 
-    def check(self, trained: Trained) -> None:
+    def check(self, trained: ModelFacts) -> None:
         super().check(trained)
         if self._data_range is None:
             return
@@ -156,11 +156,11 @@ class Inpainting(Restoration):
         return self._operator.apply(self._values)
 
 
-class Colourisation(Restoration):
-    """Gives colours to grey images: the mean over the channels is known.
+class Colorization(Restoration):
+    """Gives colors to gray images: the mean over the channels is known.
 
     Args:
-        observed: path of a grey PNG, or of a NPY or NPZ with an array (n, 1, H, W) (in a NPZ the array `x` or the only one):
+        observed: path of a gray PNG, or of a NPY or NPZ with an array (n, 1, H, W) (in a NPZ the array `x` or the only one):
             floats are in the data range already, bytes are brought there. Sample k has number k mod n.
         data_range: low and high, the values of bytes 0 and 255, those of the data; floats need none.
         data_std: d, the standard deviation of the data about their mean.
@@ -174,7 +174,7 @@ class Colourisation(Restoration):
 
     @property
     def operator(self) -> LinearOperator:
-        return Grey()
+        return Gray()
 
 
 class SuperResolution(Restoration):
@@ -205,7 +205,7 @@ class SuperResolution(Restoration):
         backprop: bool = False,
     ):
         super().__init__(observed, data_range, data_std, noise_std, strength, backprop)
-        self._operator = Downsample(factor)
+        self._operator = BlockMean(factor)
 
     @property
     def operator(self) -> LinearOperator:

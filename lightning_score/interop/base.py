@@ -59,7 +59,7 @@ def part(class_path: str, **init_args: Any) -> Settings:
 
 
 def adam(optimizer: Mapping[str, Any]) -> Settings:
-    """Adam with the settings of a saved optimiser, as `{"optimizer": ...}`; nothing where it does not say."""
+    """Adam with the settings of a saved optimizer, as `{"optimizer": ...}`; nothing where it does not say."""
     group = (optimizer.get("param_groups") or [{}])[0]
     if "betas" not in group:
         return {}

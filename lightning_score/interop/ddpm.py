@@ -63,7 +63,7 @@ def read(path: Path, size: int | None = None) -> Imported:
             "sampler": part(
                 "PredictorCorrector",
                 predictor=part("Ancestral", fixed_large=large),
-                grid=part("Table"),
+                grid=part("ProcessTable"),
                 clip=[-1.0, 1.0],
             ),
             **adam(optimizer),
@@ -83,13 +83,13 @@ def read(path: Path, size: int | None = None) -> Imported:
 
 
 def _states(saved: Any, path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None, Mapping[str, Any], int]:
-    """Network, averages, optimiser and step."""
+    """Network, averages, optimizer and step."""
     if isinstance(saved, list) and len(saved) >= 4 and isinstance(saved[0], Mapping):
         averages = saved[4] if len(saved) > 4 else None
         return saved[0], averages, saved[1], int(saved[3])
     require(
         is_state(saved),
-        f"{path}: {saying(saved)}, neither the state dict of a network nor ddim's list of states (network, optimiser, ...)",
+        f"{path}: {saying(saved)}, neither the state dict of a network nor ddim's list of states (network, optimizer, ...)",
     )
     return saved, None, {}, 0
 

@@ -299,7 +299,7 @@ def _training(scheduler: Mapping[str, Any]) -> Settings:
         "sampler": part(
             "PredictorCorrector",
             predictor=part("DDIM") if ddim else part("Ancestral", fixed_large=fixed_large),
-            grid=part("Table", steps=50) if ddim else part("Table"),
+            grid=part("ProcessTable", steps=50) if ddim else part("ProcessTable"),
             clip=[-clip, clip] if scheduler.get("clip_sample", True) else None,
         ),
     }
@@ -309,10 +309,10 @@ def _process(scheduler: Mapping[str, Any]) -> Settings:
     schedule, steps = scheduler.get("beta_schedule", "linear"), scheduler.get("num_train_timesteps") or 1000
     ends = {"beta_min": scheduler.get("beta_start", 1e-4), "beta_max": scheduler.get("beta_end", 0.02)}
     if scheduler.get("trained_betas") is not None:
-        return part("Chain", betas=list(map(float, scheduler["trained_betas"])))
+        return part("BetaChain", betas=list(map(float, scheduler["trained_betas"])))
     processes = {
         "linear": part("BetaTable", **ends, steps=steps),
-        "scaled_linear": part("RootBetaTable", **ends, steps=steps),
+        "scaled_linear": part("ScaledLinearBetas", **ends, steps=steps),
         "squaredcos_cap_v2": part("CosineTable", steps=steps),
     }
     require(schedule in processes, f"beta_schedule: {schedule!r} cannot be converted, only {', '.join(processes)}")

@@ -60,7 +60,7 @@ def network_of(config: Mapping[str, Any], height: int) -> Settings:
                 f"block_out_channels below {LEAST}",
                 [width for width in widths if width < LEAST],
                 [[]],
-                "since diffusers normalises Skip blocks of fewer channels in other groups than NCSN++ does",
+                "since diffusers normalizes Skip blocks of fewer channels in other groups than NCSN++ does",
             ),
             multiples(widths),
             ("in_channels and out_channels", [config["in_channels"], config["out_channels"]], [[3, 3]]),

@@ -15,7 +15,7 @@ from lightning_score.interop.diffusers import PATTERNS, PREDICTIONS, WEIGHTS
 from lightning_score.interop.load import make
 from lightning_score.interop.unet import translate
 from lightning_score.networks import PositionalEmbedding, UNet
-from lightning_score.process import Chain
+from lightning_score.process import BetaChain
 
 
 def write(folder: Path, model: Imported) -> None:
@@ -137,12 +137,12 @@ def _betas(settings: Settings) -> Mapping[str, Any]:
     """The chain, by its name where diffusers has one for it."""
     process = make(settings)
     require(
-        isinstance(process, Chain),
+        isinstance(process, BetaChain),
         f"process {_name(settings)}: diffusers' schedulers are discrete chains, such as BetaTable",
     )
     betas = process.betas.tolist()
     shared = {"num_train_timesteps": len(betas)}
-    named = {"BetaTable": "linear", "RootBetaTable": "scaled_linear"}.get(_name(settings))
+    named = {"BetaTable": "linear", "ScaledLinearBetas": "scaled_linear"}.get(_name(settings))
     if named is None:
         return {**shared, "beta_schedule": "linear", "trained_betas": betas}
     ends = _arguments(settings, type(process))

@@ -174,7 +174,7 @@ def _training(precond: str, resolution: int, augmentations: int) -> Settings:
             denoise=part("Tweedie"),
         ),
         "optimizer": part("torch.optim.Adam", lr=1e-3 if resolution <= 32 else 2e-4),
-        **({"augmentation": part("Geometric", probability=0.12)} if augmentations == 9 else {}),
+        **({"augmentation": part("GeometricAugmentation", probability=0.12)} if augmentations == 9 else {}),
     }
 
 

@@ -16,7 +16,7 @@ from lightning_score.interop.refinenet import (
     FOUR,
     annealed_langevin,
     channels,
-    colours,
+    colors,
     layout_of,
     read_states,
     renamed,
@@ -47,7 +47,7 @@ def read(path: Path, size: int | None = None) -> Imported:
         f"{path}: a network that is told no noise level, nor holds any (no normalizer.embed.weight, no sigmas), such as the "
         "baseline RefineNetDilated of one level; only CondRefineNetDilated and CondRefineNetDeeperDilated can be converted",
     )
-    network, size = network_of(source), size or (28 if colours(source) == 1 else 32)
+    network, size = network_of(source), size or (28 if colors(source) == 1 else 32)
     levels = network["init_args"]["levels"]
     return Imported(
         model={
@@ -57,13 +57,13 @@ def read(path: Path, size: int | None = None) -> Imported:
             "sampler": annealed_langevin(2e-5, 100, "KeepNoise"),
             **training(states.optimizer),
         },
-        shape=(colours(source), size, size),
+        shape=(colors(source), size, size),
         data_range=(0.0, 1.0),
         weights=whole(source, rename),
         averages=states.averages and whole(states.averages, rename),
         step=states.step,
         notes=(
-            f"images of {size} x {size} pixels, since their channels are {colours(source)}: --size 64",
+            f"images of {size} x {size} pixels, since their channels are {colors(source)}: --size 64",
             CENTERED,
             f"the {levels} levels go from 1 to 0.01: --model.process.sigma_max 1 --model.process.sigma_min 0.01",
             "the published step size and steps: --model.sampler.step_size 2e-5 --model.sampler.steps 100",

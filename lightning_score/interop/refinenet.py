@@ -37,7 +37,7 @@ SIX = Layout(("1", "2", "3", "31", "4", "5"), ("1", "2", "31", "3", "4", "5"))
 
 
 class States(NamedTuple):
-    """What a file holds: the network's tensors, their averages, the optimiser's settings and the steps done."""
+    """What a file holds: the network's tensors, their averages, the optimizer's settings and the steps done."""
 
     weights: Renaming
     averages: Renaming | None
@@ -46,7 +46,7 @@ class States(NamedTuple):
 
 
 def read_states(path: Path, kind: str) -> States:
-    """The states in a file: the network's, saved inside `DataParallel`, the optimiser's, epoch, step, averages by name.
+    """The states in a file: the network's, saved inside `DataParallel`, the optimizer's, epoch, step, averages by name.
 
     NCSN's own code writes the first two only; there may be no averages.
 
@@ -57,7 +57,7 @@ def read_states(path: Path, kind: str) -> States:
     mappings = [isinstance(state, Mapping) for state in states] if isinstance(states, list) else []
     require(
         mappings in ([True, True], [True, True, False, False], [True, True, False, False, True]),
-        f"{path}: not a {kind} checkpoint, which is a list of states (network, optimiser, epoch, step, averages); this is "
+        f"{path}: not a {kind} checkpoint, which is a list of states (network, optimizer, epoch, step, averages); this is "
         + _said(states),
     )
     network, optimizer, _, step, averages = [*states, *[None, 0, None][len(states) - 2 :]]
@@ -98,7 +98,7 @@ def channels(source: Renaming) -> int:
     return len(source.take("begin_conv.weight"))
 
 
-def colours(source: Renaming) -> int:
+def colors(source: Renaming) -> int:
     """Channels of the images."""
     return source.take("begin_conv.weight").shape[1]
 
@@ -136,7 +136,7 @@ def renamed(source: Renaming, norm: Norm, inner_norm: Norm) -> dict[str, Tensor]
     """
     require(
         not any(name.endswith("weight_orig") for name in source.state),
-        f"not a {source.kind} checkpoint that can be converted: its weights are spectrally normalised (spec_norm: true), "
+        f"not a {source.kind} checkpoint that can be converted: its weights are spectrally normalized (spec_norm: true), "
         "which no published model is",
     )
     layout = layout_of(source)

@@ -119,7 +119,7 @@ def ladder(sigmas: Tensor, parametrization: str = "ScoreOverSigma") -> Training:
         "process": ncsnv2.ladder(sigmas),
         "parametrization": part(parametrization, noise_label=part("Index", descending=True)),
         "objective": _matching(part("TableTimes"), mean=False),
-        "sampler": _corrected(part("Table"), 0.16),
+        "sampler": _corrected(part("ProcessTable"), 0.16),
     }
     return Training(settings, (0.0, 1.0), (CENTERED,))
 
@@ -148,6 +148,8 @@ def _chain(sigmas: Tensor) -> Training:
         "process": part("BetaTable", beta_min=1e-4, beta_max=0.02, steps=1000),
         "parametrization": part("Noise", noise_label=part("Index")),
         "objective": _matching(part("TableTimes"), mean=True),
-        "sampler": part("PredictorCorrector", predictor=part("Ancestral"), grid=part("Table"), denoise=part("LastMean")),
+        "sampler": part(
+            "PredictorCorrector", predictor=part("Ancestral"), grid=part("ProcessTable"), denoise=part("LastMean")
+        ),
     }
     return Training(settings, (-1.0, 1.0), (UNCENTERED,))

@@ -14,7 +14,7 @@ from lightning_score.metrics.frechet import (
     student,
 )
 from lightning_score.metrics.manifold import Manifold, inception_score, kernel_distance, manifold
-from lightning_score.metrics.neighbours import Neighbours, nearest_neighbours
+from lightning_score.metrics.neighbors import Neighbors, nearest_neighbors
 from lightning_score.metrics.statistics import FeatureSums, KeptFeatures, Statistics, block_of, fit, read_npz
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
     "KeptFeatures",
     "Manifold",
     "ModuleFeatures",
-    "Neighbours",
+    "Neighbors",
     "RawFeatures",
     "Statistics",
     "block_of",
@@ -40,7 +40,7 @@ __all__ = [
     "jackknife_error",
     "kernel_distance",
     "manifold",
-    "nearest_neighbours",
+    "nearest_neighbors",
     "read_npz",
     "real_floor",
     "student",

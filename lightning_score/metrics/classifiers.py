@@ -17,9 +17,9 @@ FASHION_WEIGHTS = Path(__file__).with_name("fashion_features.safetensors")
 
 
 class Classifier(nn.Module):
-    """A convolutional classifier of grey images, bytes in and logits (N, 10) out, by way of features that are not negative.
+    """A convolutional classifier of gray images, bytes in and logits (N, 10) out, by way of features that are not negative.
 
-    Each stage is a 3x3 convolution with batch normalisation and a ReLU, with or without a pooling after it; then come a
+    Each stage is a 3x3 convolution with batch normalization and a ReLU, with or without a pooling after it; then come a
     dropout, a linear layer and a ReLU, which give the features, and a linear layer.
 
     Args:
@@ -131,7 +131,7 @@ class FashionFeatures(ClassifierFeatures):
     def prepared(self, x: Tensor) -> Tensor:
         require(
             x.ndim == 4 and x.shape[1] == 1 and x.dtype == torch.uint8,
-            f"FashionFeatures got {x.dtype} examples of shape {tuple(x.shape[1:])}, but knows only grey clothing, uint8 "
+            f"FashionFeatures got {x.dtype} examples of shape {tuple(x.shape[1:])}, but knows only gray clothing, uint8 "
             "(1, H, W): take InceptionFeatures for other images and RawFeatures for toys.",
         )
         return to_28(x)

@@ -171,7 +171,7 @@ class ModuleFeatures(Features):
 class InceptionFeatures(Features):
     """2048 features (pool3) of Inception v3 as in published FIDs: TensorFlow's weights of 2015 and its resize.
 
-    Heusel et al. 2017, arXiv:1706.08500; the network is torch-fidelity's. Images are bytes of any size; grey ones are
+    Heusel et al. 2017, arXiv:1706.08500; the network is torch-fidelity's. Images are bytes of any size; gray ones are
     repeated to three channels.
 
     Args:

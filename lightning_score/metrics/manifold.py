@@ -90,31 +90,31 @@ class Manifold(NamedTuple):
     coverage: float
 
 
-def manifold(real: Tensor, fake: Tensor, neighbours: int = 3, chunk: int = 4096) -> Manifold:
+def manifold(real: Tensor, fake: Tensor, neighbors: int = 3, chunk: int = 4096) -> Manifold:
     """Precision and recall (Kynkaanniemi et al. 2019, 1904.06991), density and coverage (Naeem et al. 2020, 2002.09797).
 
-    With a ball around every example that reaches to its k-th nearest neighbour on its own side: precision is the share of
+    With a ball around every example that reaches to its k-th nearest neighbor on its own side: precision is the share of
     samples in any ball of the data, recall that of data in any ball of the samples, density the number of the data's balls
     that a sample lies in over k, coverage the share of the data's balls with a sample in them.
 
     Args:
         real: features of the data (N, D).
         fake: features of the samples (M, D).
-        neighbours: k.
+        neighbors: k.
         chunk: rows whose distances are in memory at once.
 
     Raises:
         InputError: not more than k examples on a side.
     """
-    require(neighbours >= 1, f"neighbours={neighbours}: must be at least 1; 3 is usual")
+    require(neighbors >= 1, f"neighbors={neighbors}: must be at least 1; 3 is usual")
     require(
-        min(len(real), len(fake)) > neighbours,
-        f"precision and recall got {len(real)} real and {len(fake)} generated examples; with neighbours={neighbours} they "
+        min(len(real), len(fake)) > neighbors,
+        f"precision and recall got {len(real)} real and {len(fake)} generated examples; with neighbors={neighbors} they "
         "need more on either side.",
     )
     center = real.double().mean(0)  # far from 0 single precision loses the distances
     real, fake = (real - center).float(), (fake - center).float()
-    real_radii, fake_radii = _radii(real, neighbours, chunk), _radii(fake, neighbours, chunk)
+    real_radii, fake_radii = _radii(real, neighbors, chunk), _radii(fake, neighbors, chunk)
     precise = dense = recalled = 0
     covered = torch.zeros(len(real), dtype=torch.bool, device=real.device)
     for part, radii in zip(fake.split(chunk), fake_radii.split(chunk), strict=True):
@@ -128,11 +128,11 @@ def manifold(real: Tensor, fake: Tensor, neighbours: int = 3, chunk: int = 4096)
     return Manifold(
         precision=precise / len(fake),
         recall=float(recalled.float().mean()),
-        density=dense / (neighbours * len(fake)),
+        density=dense / (neighbors * len(fake)),
         coverage=float(covered.float().mean()),
     )
 
 
-def _radii(x: Tensor, neighbours: int, chunk: int) -> Tensor:
-    """The distance of every example to its k-th nearest neighbour, (N,)."""
-    return torch.cat([torch.cdist(part, x).kthvalue(neighbours + 1).values for part in x.split(chunk)])
+def _radii(x: Tensor, neighbors: int, chunk: int) -> Tensor:
+    """The distance of every example to its k-th nearest neighbor, (N,)."""
+    return torch.cat([torch.cdist(part, x).kthvalue(neighbors + 1).values for part in x.split(chunk)])

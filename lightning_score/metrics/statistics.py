@@ -100,7 +100,7 @@ def _statistics(count: Tensor, total: Tensor, outer: Tensor) -> Statistics:
 
 
 def block_of(numbers: Tensor, n: int, blocks: int) -> Tensor:
-    """The block of each example, whose number is below n: those with neighbouring numbers share one, so that examples whose
+    """The block of each example, whose number is below n: those with neighboring numbers share one, so that examples whose
     classes take turns have all classes in every block.
     """
     return numbers * blocks // n

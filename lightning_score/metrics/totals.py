@@ -25,7 +25,7 @@ from lightning_score.metrics import (
 from lightning_score.metrics.reference import Reference
 
 KINDS = ("fid", "fid_limit", "is", "kid", *Manifold._fields)
-"""What `Totals.measure` may find."""
+"""What `MetricTotals.measure` may find."""
 
 BLOCKS = 10
 """Blocks of samples, for the error bar."""
@@ -33,11 +33,11 @@ BLOCKS = 10
 KEPT = 10_000
 """Most samples whose features are kept, for the metrics that need them: the first ones."""
 
-NEIGHBOURS = 3
+NEIGHBORS = 3
 """Of an example, whose distance is the radius of its ball in precision and recall."""
 
 
-class Totals:
+class MetricTotals:
     """What an evaluation keeps of its samples: sums of their features, and the features and logits of the first ones.
 
     Args:
@@ -92,9 +92,9 @@ class Totals:
         if self.logits.shape[1] > 0:
             numbers["is"] = inception_score(self.logits)
         kept = real.kept.to(self.kept.device)[: len(self.kept)]
-        if min(len(kept), len(self.kept)) > NEIGHBOURS:
+        if min(len(kept), len(self.kept)) > NEIGHBORS:
             numbers["kid"] = kernel_distance(kept, self.kept)
-            found = manifold(kept, self.kept, NEIGHBOURS)
+            found = manifold(kept, self.kept, NEIGHBORS)
             numbers |= {name: Estimate(value, math.nan) for name, value in found._asdict().items()}
         return numbers
 

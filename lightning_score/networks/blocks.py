@@ -79,7 +79,7 @@ class ResidualBlock(nn.Module):
         return scaled(self.skip(self.resample(x)) + h, self.scale)
 
     def conditioned(self, h: Tensor, c: Tensor) -> Tensor:
-        """Shifted by the condition, then normalised."""
+        """Shifted by the condition, then normalized."""
         return self.norm2(h + self.shift(c)[:, :, None, None])
 
 

@@ -107,7 +107,7 @@ class DDPMpp(Network):
         groups: the largest number of groups of the norms.
         group_size: the least number of channels in a group.
         centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
-        augmentations: how many numbers tell it how its input was augmented: 9 for the augmentation Geometric, 0 for none.
+        augmentations: how many numbers say how its input was augmented: 9 for GeometricAugmentation, 0 for none.
         head_channels: channels of each attention head; None for one head of all.
 
     Raises:

@@ -10,7 +10,15 @@ from torch.nn import functional as F
 from lightning_score.errors import require
 from lightning_score.networks.base import Network
 from lightning_score.networks.blocks import zero
-from lightning_score.networks.refinenet_layers import InstanceNormPlus, Labels, NoNorm, Norm, RefineBlock, ResidualBlock, run
+from lightning_score.networks.refinenet_layers import (
+    InstanceNormPlus,
+    Labels,
+    NoNorm,
+    Norm,
+    RefineBlock,
+    RefineResidual,
+    run,
+)
 
 
 class RefineNet(Network, ABC):
@@ -30,7 +38,7 @@ class RefineNet(Network, ABC):
         pool: the pooling in these.
     """
 
-    units = (ResidualBlock, RefineBlock)
+    units = (RefineResidual, RefineBlock)
 
     def __init__(
         self,
@@ -51,8 +59,8 @@ class RefineNet(Network, ABC):
         self.conv_in = nn.Conv2d(shape[0], widths[0], 3, padding=1)
         self.stages = nn.ModuleList()
         for k, (width, dilation) in enumerate(zip(widths, dilations, strict=True)):
-            first = ResidualBlock(widths[max(k - 1, 0)], width, norm, dilation, begins=k > 0)
-            self.stages.append(nn.ModuleList([first, ResidualBlock(width, width, norm, dilation, begins=False)]))
+            first = RefineResidual(widths[max(k - 1, 0)], width, norm, dilation, begins=k > 0)
+            self.stages.append(nn.ModuleList([first, RefineResidual(width, width, norm, dilation, begins=False)]))
         self.refine = nn.ModuleList()
         for k in reversed(range(len(widths))):
             inputs = [widths[k]] if k == len(widths) - 1 else [widths[k], widths[k]]

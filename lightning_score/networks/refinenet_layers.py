@@ -55,8 +55,8 @@ class InstanceNormPlus(nn.Module):
     @staticmethod
     def _relative(mean: Tensor) -> Tensor:
         """(mu - m)/sqrt(s + e) of the channels' means mu, (B, C, 1, 1)."""
-        spread, centre = torch.var_mean(mean, dim=1, correction=1, keepdim=True)
-        return (mean - centre) * (spread + 1e-5).rsqrt()
+        spread, center = torch.var_mean(mean, dim=1, correction=1, keepdim=True)
+        return (mean - center) * (spread + 1e-5).rsqrt()
 
     def _coefficients(self, labels: Labels) -> Tensor:
         """gamma, alpha (if there is one) and beta, (B or 1, 3 or 2, C)."""
@@ -84,7 +84,7 @@ Norm = Callable[[int], nn.Module]
 """Makes the norm of a number of channels."""
 
 
-class ResidualBlock(nn.Module):
+class RefineResidual(nn.Module):
     """Two convolutions with norms and ELUs, added to the input, with which a stage begins or goes on.
 
     `shortcut(x) + conv_2(elu(norm_2(conv_1(elu(norm_1(x))))))`. A block that begins a stage makes its channels in the second

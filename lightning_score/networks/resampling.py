@@ -117,7 +117,7 @@ class FilterDown(Filter):
 class FilterUp(nn.Module):
     """Doubles height and width: zeros between the pixels, then the filter, four times as strong.
 
-    That is linear interpolation between the pixels' centres, with zeros outside the image.
+    That is linear interpolation between the pixels' centers, with zeros outside the image.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Objectives: what is minimised so that a network becomes a score."""
+"""Objectives: what is minimized so that a network becomes a score."""
 
 from lightning_score.objective.base import LevelwiseObjective, Objective
 from lightning_score.objective.denoising import DenoisingScoreMatching

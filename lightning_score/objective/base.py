@@ -12,7 +12,7 @@ from lightning_score.score.function import ScoreField
 
 
 class Objective(ABC):
-    """A loss whose minimiser is the score."""
+    """A loss whose minimizer is the score."""
 
     needs_data: bool = False  # whether `prepare` must be given the training data before the first call
     differentiates_score: bool = False  # with respect to x, within the loss
@@ -33,7 +33,7 @@ class Objective(ABC):
 
 
 class LevelwiseObjective(Objective, ABC):
-    """E_t lambda(t) J(t) with x_t = alpha x_0 + sigma z, for a loss J(t) whose minimiser is the score of p_t.
+    """E_t lambda(t) J(t) with x_t = alpha x_0 + sigma z, for a loss J(t) whose minimizer is the score of p_t.
 
     Args:
         weighting: lambda(t); sigma^2 by default.

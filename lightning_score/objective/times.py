@@ -68,7 +68,7 @@ class UniformTimes(TimeDistribution):
 class LogNormalTimes(TimeDistribution):
     """ln(sigma/alpha) normal, so that training dwells on the noise levels that shape the samples.
 
-    Karras et al. 2022 (2206.00364), table 1. The minimiser is that of every other law of t; levels beyond the ends of the
+    Karras et al. 2022 (2206.00364), table 1. The minimizer is that of every other law of t; levels beyond the ends of the
     process count as the nearer end.
 
     Args:

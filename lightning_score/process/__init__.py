@@ -6,19 +6,19 @@ Every process is linear-Gaussian, `x_t = alpha(t) x_0 + sigma(t) z` with `z ~ N(
 
 from lightning_score.process.base import NoiseProcess, VariancePreserving
 from lightning_score.process.continuous import VE, VP, Cosine, SubVP
-from lightning_score.process.table import BetaTable, Chain, CosineTable, RootBetaTable, SigmaTable, Table
+from lightning_score.process.table import BetaChain, BetaTable, CosineTable, ScaledLinearBetas, SigmaTable, TableProcess
 
 __all__ = [
     "VE",
     "VP",
+    "BetaChain",
     "BetaTable",
-    "Chain",
     "Cosine",
     "CosineTable",
     "NoiseProcess",
-    "RootBetaTable",
+    "ScaledLinearBetas",
     "SigmaTable",
     "SubVP",
-    "Table",
+    "TableProcess",
     "VariancePreserving",
 ]

@@ -87,7 +87,7 @@ class NoiseProcess(nn.Module, ABC):
     def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(a, b) of the step x_t = a x_s + b z from time s to t > s: a = alpha_t/alpha_s, b^2 = sigma_t^2 - a^2 sigma_s^2.
 
-        The variance is computed as sigma_t^2 (1 - SNR_t/SNR_s), which does not cancel for neighbouring times.
+        The variance is computed as sigma_t^2 (1 - SNR_t/SNR_s), which does not cancel for neighboring times.
         """
         a = (self.log_alpha(t) - self.log_alpha(s)).exp()
         b = self.sigma(t) * (-torch.expm1(self.log_snr(t) - self.log_snr(s))).sqrt()
@@ -109,7 +109,7 @@ class NoiseProcess(nn.Module, ABC):
         """
         raise InputError(
             f"{type(self).__name__} is a continuous process and has no table of noise levels: "
-            "give a grid (Uniform, Geometric, Karras) instead of Table, or use BetaTable or SigmaTable"
+            "give a grid (Uniform, Geometric, Karras) instead of ProcessTable, or use BetaTable or SigmaTable"
         )
 
     def index(self, t: Tensor) -> Tensor:

@@ -48,15 +48,15 @@ def max_distance(x: Tensor, block: int | None = None, progress: bool = False) ->
     best = 0.0
     bar = tqdm(blocks, "largest distance", leave=False, disable=not progress, unit="block", delay=1)
     for i, (left_norms, left) in enumerate(bar):
-        centred = x[left].double() - mean
+        centered = x[left].double() - mean
         for right_norms, right in blocks[i:]:
             if float(left_norms[0] + right_norms[0]) <= best:
                 break
             other, a, b = x[right].double() - mean, float(left_norms[0]), float(right_norms[0])
             error = 2**-24 * (2 * (len(mean) + 2) * a * b + 4 * (a + b) ** 2)
-            if float(_squared_distances(centred.float(), other.float()).max()) + error <= best**2:
+            if float(_squared_distances(centered.float(), other.float()).max()) + error <= best**2:
                 continue
-            row, column = divmod(int(_squared_distances(centred, other).argmax()), len(right))
+            row, column = divmod(int(_squared_distances(centered, other).argmax()), len(right))
             best = max(best, float((x[left[row]].double() - x[right[column]].double()).norm()))
     return best
 

@@ -20,7 +20,7 @@ from lightning_score.process.base import (
 from lightning_score.process.lookup import coefficient
 
 
-class Table(NoiseProcess, ABC):
+class TableProcess(NoiseProcess, ABC):
     """A process known at N noise levels: entry i = 1..N stands at t = i/N and t = 0 is clean data.
 
     Between entries one quantity runs linearly in time, so that the coefficients of the Ito equation are constant there.
@@ -62,7 +62,7 @@ class Table(NoiseProcess, ABC):
         return torch.arange(1, steps + 1).double() / steps
 
 
-class Chain(VariancePreserving, Table):
+class BetaChain(VariancePreserving, TableProcess):
     """A discrete chain of any variances: alpha_i^2 = prod_{j <= i} (1 - beta_j).
 
     log alpha is linear between entries, so that the drift is constant there.
@@ -91,7 +91,7 @@ class Chain(VariancePreserving, Table):
         return -torch.expm1(2 * self.entries.diff())
 
 
-class BetaTable(Chain):
+class BetaTable(BetaChain):
     """DDPM's discrete chain: alpha_i^2 = prod_{j <= i} (1 - beta_j), beta_j linear from beta_min to beta_max.
 
     Ho et al. 2020 (2006.11239), section 4. log alpha is linear between entries, so that the drift is constant there.
@@ -107,7 +107,7 @@ class BetaTable(Chain):
         super().__init__(torch.linspace(beta_min, beta_max, steps, dtype=torch.float64).tolist())
 
 
-class RootBetaTable(Chain):
+class ScaledLinearBetas(BetaChain):
     """The chain of latent diffusion: sqrt(beta_j) linear (Rombach et al. 2022, 2112.10752, the authors' code).
 
     Args:
@@ -121,7 +121,7 @@ class RootBetaTable(Chain):
         super().__init__((torch.linspace(beta_min**0.5, beta_max**0.5, steps, dtype=torch.float64) ** 2).tolist())
 
 
-class CosineTable(Chain):
+class CosineTable(BetaChain):
     """The cosine chain: prod_{j <= i} (1 - beta_j) = h(i/N)/h(0), h(u) = cos^2(pi/2 (u + s)/(1 + s)), beta_j at most a cap.
 
     Nichol and Dhariwal 2021 (2102.09672), equation 17.
@@ -152,7 +152,7 @@ def require_betas(beta_min: float, beta_max: float, steps: int) -> None:
     )
 
 
-class SigmaTable(Table):
+class SigmaTable(TableProcess):
     """NCSN's ladder: alpha = 1 and a geometric sequence of noise levels, or for comparison one of equal steps.
 
     Song and Ermon 2019 (1907.05600), section 4. sigma^2 is linear between entries, so that the diffusion is constant there.
@@ -161,7 +161,7 @@ class SigmaTable(Table):
         sigma_min: the smallest level, in the units of the data, above zero (the paper's sigma_L).
         sigma_max: the largest level (the paper's sigma_1); in a config of `fit`, `auto`: the largest distance in the data.
         levels: the number of levels L; in a config of `fit`, `auto`: by technique 2 of Song and Ermon 2020.
-        geometric: neighbouring levels have the same ratio; false: the same difference.
+        geometric: neighboring levels have the same ratio; false: the same difference.
     """
 
     def __init__(

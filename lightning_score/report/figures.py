@@ -14,7 +14,7 @@ from typing import Any
 from lightning_score.report.reading import Curve, Run
 from lightning_score.runs.records import Record, by_axis, floor_name
 
-COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
+COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
 LEVEL = re.compile(r"val/(excess_loss|loss)_(train|held_out)/([-+.\deE]+)$")
 """Metrics of one noise level: loss or excess, of which examples, and sigma/alpha."""
 HIDDEN = re.compile(r".*(_error|_floor|_n|/lr|/lr-.*)$")
@@ -30,13 +30,13 @@ def text(value: Any) -> str:
     return html.escape(str(value), quote=False)
 
 
-def colour(run: Run) -> str:
+def color(run: Run) -> str:
     """Of a run, in all figures."""
-    return COLOURS[run.order % len(COLOURS)]
+    return COLORS[run.order % len(COLORS)]
 
 
 def figure_of(traces: list[dict[str, Any]], **layout: Any) -> dict[str, Any]:
-    """A figure; the page adds its template and its colours."""
+    """A figure; the page adds its template and its colors."""
     return {"data": traces, "layout": {"margin": {"l": 60, "r": 20, "t": 30, "b": 50}, **layout}}
 
 
@@ -102,7 +102,7 @@ def measured(runs: Sequence[Run], records: Sequence[tuple[int, Record]], label: 
             "y": rounded(record.value for record in members),
             "error_y": {"type": "data", "array": errors, "thickness": 1},
             "mode": "lines+markers",
-            "line": {"color": colour(runs[i]), "dash": "dot" if kind_ else "solid"},
+            "line": {"color": color(runs[i]), "dash": "dot" if kind_ else "solid"},
             "name": text(f"{runs[i].name} {kind_}".strip()),
             "customdata": [[record.n, record.nfe] for record in members],
             "hovertemplate": "%{y:.4g}, step %{x}, n %{customdata[0]}, NFE %{customdata[1]}<extra>%{fullData.name}</extra>",
@@ -165,7 +165,7 @@ def curves(runs: Sequence[Run], name: str) -> dict[str, Any]:
         values += [value for value in curve.values if math.isfinite(value)]
         traces.append({
             "x": curve.steps, "y": rounded(curve.values), "mode": "lines" if len(curve.steps) > 30 else "lines+markers",
-            "line": {"color": colour(run), "width": 1.5}, "name": text(run.name),
+            "line": {"color": color(run), "width": 1.5}, "name": text(run.name),
             "hovertemplate": "%{y:.4g}, step %{x}<extra>%{fullData.name}</extra>",
             "meta": {"run": i, "hours": rounded(run.hours(curve.times))},
         })  # fmt: skip
@@ -187,7 +187,7 @@ def levels(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def _heat(rows: dict[str, Curve], excess: bool, title: str) -> dict[str, Any]:
-    """Levels upwards, training to the right; colours grow with asinh where losses are far apart, so that all show."""
+    """Levels upwards, training to the right; colors grow with asinh where losses are far apart, so that all show."""
     sigmas = sorted(rows, key=float)
     steps = sorted({step for curve in rows.values() for step in curve.steps})
     z = []
@@ -216,14 +216,14 @@ def _heat(rows: dict[str, Curve], excess: bool, title: str) -> dict[str, Any]:
 
 
 PANELS = (
-    ("step size e (squared units)", [("step_size", "step size", COLOURS[1])]),
-    ("signal-to-noise ratio of a step", [("snr", "signal-to-noise ratio", COLOURS[0])]),
-    ("root mean square per dimension", [("sample_norm", "samples", COLOURS[2]), ("data_norm", "data with the noise", "gray"),
-                                        ("score_norm", "sigma x score", COLOURS[3])]),
-    ("variance ratio after the level", [("variance_ratio", "measured", COLOURS[4]),
+    ("step size e (squared units)", [("step_size", "step size", COLORS[1])]),
+    ("signal-to-noise ratio of a step", [("snr", "signal-to-noise ratio", COLORS[0])]),
+    ("root mean square per dimension", [("sample_norm", "samples", COLORS[2]), ("data_norm", "data with the noise", "gray"),
+                                        ("score_norm", "sigma x score", COLORS[3])]),
+    ("variance ratio after the level", [("variance_ratio", "measured", COLORS[4]),
                                         ("predicted_ratio", "recursion of technique 4", "gray")]),
 )  # fmt: skip
-"""The pictures of Langevin dynamics, from left to right and down: a title, and lines of a field, a name and a colour."""
+"""The pictures of Langevin dynamics, from left to right and down: a title, and lines of a field, a name and a color."""
 
 
 def langevin(entries: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from lightning_score.errors import InputError, require
 
 STEP = "trainer/global_step"
-PICTURES = ["samples", "progress", "langevin", "loss_per_sigma", "score", "neighbours"]
+PICTURES = ["samples", "progress", "langevin", "loss_per_sigma", "score", "neighbors"]
 """Pictures of a project that has none yet."""
 LOOKED_AT = 100
 """The newest runs, whose metrics, pictures and sweeps the panels are made for."""

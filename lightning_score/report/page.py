@@ -51,7 +51,7 @@ def _run(run: Run) -> dict[str, Any]:
     words = [str(word) for word in given] if isinstance(given, list) else []
     return {
         "name": run.name,
-        "colour": figures.colour(run),
+        "color": figures.color(run),
         "state": run.state,
         "note": run.note,
         "problems": run.problems,

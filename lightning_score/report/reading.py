@@ -64,7 +64,7 @@ class Run:
         tests: what was measured afterwards.
         langevin: lines of `langevin.jsonl`.
         pictures: by kind, in the order of steps.
-        order: its place among all runs, the oldest first, which its colour follows.
+        order: its place among all runs, the oldest first, which its color follows.
     """
 
     folder: Path
@@ -168,7 +168,7 @@ def _join(evaluation: Run, runs: dict[Path, Run], root: Path) -> None:
         known[0].config, known[0].settings = evaluation.config, evaluation.settings
     known[0].tests += evaluation.records
     for kind, pictures in evaluation.pictures.items():
-        name = kind if kind == "neighbours" else f"{kind} of {_command(evaluation)}"
+        name = kind if kind == "neighbors" else f"{kind} of {_command(evaluation)}"
         known[0].pictures[name] = sorted([*known[0].pictures.get(name, []), *pictures])
     known[0].problems += [f"{evaluation.folder.name}: {problem}" for problem in evaluation.problems]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-from lightning_score.report.figures import COLOURS, axis, figure_of, level, rounded, scale, text
+from lightning_score.report.figures import COLORS, axis, figure_of, level, rounded, scale, text
 from lightning_score.sweep.results import Results, Row, difference, floors_of, number, numeric, short, shown
 
 MAPS = 6
@@ -113,13 +113,13 @@ def _pareto(found: Results, rows: list[Row]) -> dict[str, Any]:
     errors = rounded(2 * row.error if math.isfinite(row.error) else 0 for row in known)
     trials = {
         "x": [row.nfe for row in known], "y": rounded(row.value for row in known), "mode": "markers", "name": "trials",
-        "error_y": {"type": "data", "array": errors, "thickness": 1}, "marker": {"color": COLOURS[0], "size": 8},
+        "error_y": {"type": "data", "array": errors, "thickness": 1}, "marker": {"color": COLORS[0], "size": 8},
         "text": [_settings(found, row) for row in known], "customdata": [row.number for row in known],
         "hovertemplate": "trial %{customdata}: %{y:.4g} at NFE %{x}<br>%{text}<extra></extra>",
     }  # fmt: skip
     joined = {
         "x": [row.nfe for row in front], "y": rounded(row.value for row in front), "mode": "lines+text", "hoverinfo": "skip",
-        "name": "Pareto front", "line": {"shape": "hv", "color": COLOURS[1]}, "textposition": "top right",
+        "name": "Pareto front", "line": {"shape": "hv", "color": COLORS[1]}, "textposition": "top right",
         "text": [f"trial {row.number}" for row in front],
     }  # fmt: skip
     floors = floors_of(known)

@@ -22,14 +22,35 @@ MODULES = {
     "sharding": "training.sharding",
 }
 """Modules that have moved: before, now."""
-CLASSES: dict[str, str] = {}
-"""Classes that have another name: before, now, each with its module of today."""
+CLASSES = {
+    "Chain": "Composed",
+    "Colourisation": "Colorization",
+    "Geometric": "GeometricAugmentation",
+    "RootBetaTable": "ScaledLinearBetas",
+    "data.Geometric": "GeometricAugmentation",
+    "guidance.Chain": "Composed",
+    "guidance.Colourisation": "Colorization",
+    "guidance.Downsample": "BlockMean",
+    "guidance.Grey": "Gray",
+    "process.Chain": "BetaChain",
+    "process.RootBetaTable": "ScaledLinearBetas",
+    "sampling.Table": "ProcessTable",
+}
+"""Classes that have another name: before, with the folder of today unless they were named without, and now."""
+OPTIONS = {"evaluate": {"neighbours": "neighbors"}, "init_args": {"grey_range": "gray_range"}}
+"""Parameters that have another name, by the name of the mapping in which they stand: before, now."""
 
 
-def with_new_names(config: Any) -> Any:
-    """A config of mappings, lists and plain values, with the class paths of today in place of those of earlier versions."""
+def with_new_names(config: Any, place: str = "") -> Any:
+    """A config of mappings, lists and plain values, with the names of today in place of those of earlier versions.
+
+    Args:
+        config: what a checkpoint, or a config that a run has written, says.
+        place: the name of the mapping that it is.
+    """
     if isinstance(config, Mapping):
-        return {name: with_new_names(part) for name, part in config.items()}
+        options = OPTIONS.get(place, {})
+        return {options.get(name, name): with_new_names(part, str(name)) for name, part in config.items()}
     if isinstance(config, list):
         return [with_new_names(part) for part in config]
     return new_name(config) if isinstance(config, str) and config.startswith(f"{PACKAGE}.") else config
@@ -38,5 +59,6 @@ def with_new_names(config: Any) -> Any:
 def new_name(path: str) -> str:
     """Today's path of what had a path in an earlier version; the same one, if it has not moved."""
     module, _, name = path.removeprefix(f"{PACKAGE}.").rpartition(".")
-    here = ".".join(part for part in (MODULES.get(module, module), name) if part)
-    return f"{PACKAGE}.{CLASSES.get(here, here)}"
+    module = MODULES.get(module, module)
+    name = CLASSES.get(f"{module.partition('.')[0]}.{name}".lstrip("."), name)
+    return ".".join(part for part in (PACKAGE, module, name) if part)

@@ -40,7 +40,7 @@ _runs = count()  # of this process
 _meeting_points: list[dist.Store] = []  # stay open for as long as the process that serves them
 
 
-class Place:
+class Rendezvous:
     """Where this process stands among those that torchrun, a cluster or a user started beside it, on any machines.
 
     Args:
@@ -107,7 +107,7 @@ def folder_of_all(make: Callable[[], str], num_nodes: int = 1) -> str:
     Raises:
         InputError: the first process did not start, or could not make it.
     """
-    place = Place(num_nodes)
+    place = Rendezvous(num_nodes)
     if place.processes == 1:
         told = (
             os.environ.get(VARIABLE) if "LOCAL_RANK" in os.environ and not place.alone else None
@@ -129,7 +129,7 @@ def folder_of_all(make: Callable[[], str], num_nodes: int = 1) -> str:
 
 def folder_before() -> str | None:
     """The folder of the run whose processes torchrun starts again because one of them failed, if this is such a start."""
-    place = Place()
+    place = Rendezvous()
     if place.attempt == 0:
         return None
     store = place.store()

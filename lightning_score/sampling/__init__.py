@@ -12,7 +12,7 @@ from lightning_score.sampling.corrector import (
 from lightning_score.sampling.dormand_prince import DormandPrince
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, LastMean, Prior, Tweedie, UniformNoise
 from lightning_score.sampling.flow import RK45, ProbabilityFlow
-from lightning_score.sampling.grid import Geometric, Karras, Quadratic, Snapped, Table, TimeGrid, Uniform
+from lightning_score.sampling.grid import Geometric, Karras, ProcessTable, Quadratic, Snapped, TimeGrid, Uniform
 from lightning_score.sampling.langevin import AnnealedLangevin, ConsistentAnnealedLangevin, LangevinDynamics
 from lightning_score.sampling.metropolis import HMC, MALA, UnderdampedLangevin
 from lightning_score.sampling.noise import NoiseStream
@@ -63,6 +63,7 @@ __all__ = [
     "PredictorCorrector",
     "Prior",
     "ProbabilityFlow",
+    "ProcessTable",
     "Quadratic",
     "ReverseDiffusion",
     "SDEDPMSolver2M",
@@ -71,7 +72,6 @@ __all__ = [
     "Samples",
     "Snapped",
     "StochasticHeun",
-    "Table",
     "TimeGrid",
     "Tweedie",
     "UnderdampedLangevin",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
-from lightning_score.sampling.method import Method
+from lightning_score.sampling.method import SamplerStep
 from lightning_score.tensors import combine
 
 
@@ -37,7 +37,7 @@ def require_temperature(temperature: float) -> None:
     require(temperature >= 0, f"temperature={temperature}: must be at least 0; 1 samples p, 0 climbs to its modes")
 
 
-class Corrector(Method, ABC):
+class Corrector(SamplerStep, ABC):
     """Moves samples of p_t within p_t; s is the time beside t on the grid."""
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_score.errors import Unmeasurable
-from lightning_score.sampling.sampler import Observer, Stage
+from lightning_score.sampling.sampler import Move, Observer
 from lightning_score.score.function import ScoreField
 
 BOUND = 1e6
@@ -33,7 +33,7 @@ class Diverged(Unmeasurable):
         )
 
 
-class Watch:
+class DivergenceMonitor:
     """Told every move of a sampler, it looks at the largest |x|: at once on a CPU; on a GPU, which is not to wait, in
     `check`.
 
@@ -45,11 +45,11 @@ class Watch:
     def __init__(self, indices: Sequence[int], also: Observer | None = None) -> None:
         self._indices, self._also = indices, also
         self._peaks: list[Tensor] = []
-        self._stages: list[Stage] = []
+        self._stages: list[Move] = []
         self._bound = 0.0
         self._score: ScoreField | None = None
 
-    def __call__(self, score: ScoreField, stage: Stage, before: Tensor, after: Tensor, state: Any) -> None:
+    def __call__(self, score: ScoreField, stage: Move, before: Tensor, after: Tensor, state: Any) -> None:
         if self._score is None:
             self._score, self._bound = score, BOUND * (1 + float(score.process.sigma(stage.t)))
         self._stages.append(stage)

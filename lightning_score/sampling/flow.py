@@ -16,7 +16,7 @@ from lightning_score.sampling.dormand_prince import DormandPrince
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, Prior
 from lightning_score.sampling.grid import TimeGrid, Uniform
 from lightning_score.sampling.predictor import Predictor
-from lightning_score.sampling.sampler import Sampler, Stage
+from lightning_score.sampling.sampler import Move, Sampler
 from lightning_score.score.function import ScoreField
 from lightning_score.tensors import combine, expand
 
@@ -117,8 +117,8 @@ class ProbabilityFlow(Sampler):
         super().__init__(grid or Uniform(1), denoise or KeepNoise(), initial or Prior(), clip)
         self.predictor = predictor or RK45()
 
-    def plan(self, process: NoiseProcess, times: Tensor) -> list[Stage]:
-        return [Stage(self.predictor, t, s, s) for t, s in pairwise(times)]
+    def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
+        return [Move(self.predictor, t, s, s) for t, s in pairwise(times)]
 
     def check(self, process: NoiseProcess) -> None:
         super().check(process)

@@ -17,7 +17,7 @@ class TimeGrid(ABC):
         """The N + 1 times of N steps, decreasing, float64."""
 
 
-class Table(TimeGrid):
+class ProcessTable(TimeGrid):
     """Entries of the process's table, largest first, then clean data at t = 0 (DDPM's chain, NCSN's ladder).
 
     A sub-sequence of N steps has the entries round(L (1 - i/N)), i = 0..N, of the L there are: evenly strided from the last

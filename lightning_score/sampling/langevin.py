@@ -12,14 +12,14 @@ from lightning_score.process import NoiseProcess
 from lightning_score.process.ladder import choose_step_size
 from lightning_score.sampling.corrector import AnnealedLangevinStep, FixedLangevin, require_temperature, smallest_level
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, Prior, Tweedie
-from lightning_score.sampling.grid import Table, TimeGrid
-from lightning_score.sampling.method import Method
+from lightning_score.sampling.grid import ProcessTable, TimeGrid
+from lightning_score.sampling.method import SamplerStep
 from lightning_score.sampling.predictor import NoPredictor
-from lightning_score.sampling.sampler import Sampler, Stage
+from lightning_score.sampling.sampler import Move, Sampler
 from lightning_score.tensors import combine
 
 
-class _OneLevel(TimeGrid):
+class SingleLevel(TimeGrid):
     """A single time: the given one, or that at which sigma/alpha has the given value, or the process's t_min."""
 
     def __init__(self, sigma: float | None, t: float | None):
@@ -72,17 +72,17 @@ class LangevinDynamics(Sampler):
         require(sigma is None or t is None, f"sigma={sigma}, t={t}: both set the noise level; give one of them")
         require(sigma is None or sigma > 0, f"sigma={sigma}: must be above 0, as in 0.01")
         require(t is None or 0 <= t <= 1, f"t={t}: must lie in [0, 1]")
-        super().__init__(_OneLevel(sigma, t), denoise or KeepNoise(), initial or Prior(), clip)
+        super().__init__(SingleLevel(sigma, t), denoise or KeepNoise(), initial or Prior(), clip)
         self.step_size, self.steps, self.temperature, self.sigma, self.t = step_size, steps, temperature, sigma, t
         self._move = FixedLangevin(step_size, temperature)
 
-    def plan(self, process: NoiseProcess, times: Tensor) -> list[Stage]:
+    def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         level = times[0]
         require(
             float(process.sigma(level)) > 0,
             f"t={self.t}: the data have no noise there, and no score; give a time above 0 or a sigma",
         )
-        return [Stage(self._move, level, level, level)] * self.steps
+        return [Move(self._move, level, level, level)] * self.steps
 
 
 class AnnealedLangevin(Sampler):
@@ -116,7 +116,7 @@ class AnnealedLangevin(Sampler):
         require(steps >= 1, f"steps={steps}: need at least one Langevin step per level, as in steps=100")
         require_passes(steps=steps)
         require_temperature(temperature)
-        super().__init__(grid or Table(), denoise or KeepNoise(), initial or Prior(), clip)
+        super().__init__(grid or ProcessTable(), denoise or KeepNoise(), initial or Prior(), clip)
         if step_size != "auto":
             AnnealedLangevinStep(step_size)  # which refuses an impossible one at once
         self.step_size, self.steps, self.temperature = step_size, steps, temperature
@@ -138,17 +138,17 @@ class AnnealedLangevin(Sampler):
         )
         return choose_step_size(float(smallest_level(process, levels)), float(log_ratios.mean().exp()), self.steps)
 
-    def plan(self, process: NoiseProcess, times: Tensor) -> list[Stage]:
+    def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         levels = times[process.sigma(times) > 0]
         require_passes(**{"levels x steps": len(levels) * self.steps})
         correct = AnnealedLangevinStep(self.chosen_step_size(process, levels), self.temperature)
-        stages = [Stage(correct, levels[0], levels[0], levels[0])] * self.steps
+        stages = [Move(correct, levels[0], levels[0], levels[0])] * self.steps
         for t, s in pairwise(levels):
-            stages += [Stage(self._descend, t, s, s), *[Stage(correct, s, t, s)] * self.steps]
+            stages += [Move(self._descend, t, s, s), *[Move(correct, s, t, s)] * self.steps]
         return stages
 
 
-class _ConsistentStep(Method):
+class _ConsistentStep(SamplerStep):
     """x <- x + eta sigma_t^2 score, to the next level, + beta sigma_s z; without noise at the last level, where s = t."""
 
     calls = 1
@@ -207,10 +207,10 @@ class ConsistentAnnealedLangevin(Sampler):
         clip: Sequence[float] | None = None,
     ):
         require(step_size > 0, f"step_size={step_size}: must be above 0, as in 5.6e-6")
-        super().__init__(grid or Table(), denoise or Tweedie(), initial or Prior(), clip)
+        super().__init__(grid or ProcessTable(), denoise or Tweedie(), initial or Prior(), clip)
         self.step_size = step_size
         self._move = _ConsistentStep(step_size)
 
-    def plan(self, process: NoiseProcess, times: Tensor) -> list[Stage]:
+    def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         levels = times[process.sigma(times) > 0]
-        return [*(Stage(self._move, t, s, s) for t, s in pairwise(levels)), Stage(self._move, *[levels[-1]] * 3)]
+        return [*(Move(self._move, t, s, s) for t, s in pairwise(levels)), Move(self._move, *[levels[-1]] * 3)]

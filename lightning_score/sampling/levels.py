@@ -10,8 +10,8 @@ from lightning_score.process import NoiseProcess
 TOLERANCE = 0.03
 """The mean distance in log(sigma/alpha) above which there is a warning: that of all times to levels of ratio 1.13."""
 STAY = (
-    "; predictors of fixed steps stay on the levels of a table with --model.sampler.grid Table, or with Snapped for those "
-    "nearest to another grid"
+    "; predictors of fixed steps stay on the levels of a table with --model.sampler.grid ProcessTable, or with Snapped for "
+    "those nearest to another grid"
 )
 
 

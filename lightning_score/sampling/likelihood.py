@@ -144,20 +144,20 @@ def log_likelihood(
 
 
 class Dequantization:
-    """Grey levels to densities: x is uniform within the bin of its level, and owes log2 of the bins per unit of x.
+    """Gray levels to densities: x is uniform within the bin of its level, and owes log2 of the bins per unit of x.
 
-    If the data are dequantised, level v has the bin low + (high - low) [v, v + 1)/levels, else the model saw
+    If the data are dequantized, level v has the bin low + (high - low) [v, v + 1)/levels, else the model saw
     low + (high - low) v/(levels - 1), the middle of a bin of width (high - low)/(levels - 1). The mean of -log2 p + offset
     over the noise is never below -log2 P(v), per dimension (Theis, van den Oord and Bethge 2016, 1511.01844, section 3.1).
 
     Args:
-        levels: number of grey levels, at least 2.
+        levels: number of gray levels, at least 2.
         data_range: lowest and highest value that the model sees.
-        dequantized: whether the model saw dequantised data.
+        dequantized: whether the model saw dequantized data.
     """
 
     def __init__(self, levels: int = 256, data_range: Sequence[float] = (0.0, 1.0), dequantized: bool = True):
-        require(levels >= 2, f"levels={levels}: need at least 2 grey levels, as in 256")
+        require(levels >= 2, f"levels={levels}: need at least 2 gray levels, as in 256")
         require(
             len(data_range) == 2 and data_range[0] < data_range[1],
             f"data_range={list(data_range)}: must be two increasing numbers, as in [0, 1] or [-1, 1]",
@@ -171,7 +171,7 @@ class Dequantization:
         return -math.log2(self.width)
 
     def level(self, x: Tensor) -> Tensor:
-        """The grey level of x, 0 to levels - 1, whatever noise within its bin x already has."""
+        """The gray level of x, 0 to levels - 1, whatever noise within its bin x already has."""
         position = (x - self.low) / self.width
         return (position.floor() if self.dequantized else position.round()).clamp(0, self.levels - 1)
 
@@ -230,8 +230,8 @@ def bits_per_dim(
     Args:
         score: the score function.
         x: images as the model sees them (n, ...), on the model's device.
-        dequantization: how grey levels stand in the data range.
-        draws: draws of dequantisation noise and directions per example.
+        dequantization: how gray levels stand in the data range.
+        draws: draws of dequantization noise and directions per example.
         seed: seed of both; example k has the same noise in any batch.
         cond: class labels (n,) for a conditional score; null: none.
         batch_size: examples at once; it changes the memory needed, not the result.

@@ -10,7 +10,7 @@ from lightning_score.sampling.noise import NoiseStream
 from lightning_score.score.function import ScoreField
 
 
-class Method(ABC):
+class SamplerStep(ABC):
     """One kind of move of a sampler; the constructor holds its settings, `step` does the work."""
 
     calls: int
@@ -35,4 +35,4 @@ class Method(ABC):
 
     @abstractmethod
     def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseStream, state: Any) -> tuple[Tensor, Any]:
-        """Moves x (B, ...), a sample of p_t; t and s are neighbouring times () of the grid. Returns x and state."""
+        """Moves x (B, ...), a sample of p_t; t and s are neighboring times () of the grid. Returns x and state."""

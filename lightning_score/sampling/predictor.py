@@ -13,12 +13,12 @@ from torch import Tensor
 
 from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
-from lightning_score.sampling.method import Method
+from lightning_score.sampling.method import SamplerStep
 from lightning_score.score.function import ScoreField
 from lightning_score.tensors import combine
 
 
-class Predictor(Method, ABC):
+class Predictor(SamplerStep, ABC):
     """Moves samples of p_t to samples of p_s, s < t."""
 
     order: int

@@ -15,22 +15,22 @@ from lightning_score.sampling.corrector import Corrector
 from lightning_score.sampling.ends import FinalDenoise, Initial, LastMean, Prior
 from lightning_score.sampling.grid import TimeGrid, Uniform
 from lightning_score.sampling.levels import warn_between_levels
-from lightning_score.sampling.method import Method
+from lightning_score.sampling.method import SamplerStep
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.predictor import Predictor, ReverseDiffusion
 from lightning_score.score.function import ClippedScore, ScoreField
 
 
-class Stage(NamedTuple):
+class Move(NamedTuple):
     """One move of a sampler: `method.step` from time t, beside s on the grid, which leaves x at time `end`."""
 
-    method: Method
+    method: SamplerStep
     t: Tensor
     s: Tensor
     end: Tensor
 
 
-Observer = Callable[[ScoreField, Stage, Tensor, Tensor, Any], None]
+Observer = Callable[[ScoreField, Move, Tensor, Tensor, Any], None]
 """Told the score and every move, with x before and after it, (B, ...), and what the method remembered before it."""
 
 
@@ -72,7 +72,7 @@ class Sampler(ABC):
         self.grid, self.denoise, self.initial, self.clip = grid, denoise, initial, clip
 
     @abstractmethod
-    def plan(self, process: NoiseProcess, times: Tensor) -> list[Stage]:
+    def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         """The moves in their order, for a grid of decreasing times (N + 1,)."""
 
     def check(self, process: NoiseProcess) -> None:
@@ -81,7 +81,7 @@ class Sampler(ABC):
         stages = self.plan(process, times)
         require(
             bool(stages),
-            f"grid={type(self.grid).__name__}: gives {len(times)} time, which makes no step; give it more steps, or Table",
+            f"grid={type(self.grid).__name__}: gives {len(times)} time, so no step; give more steps, or ProcessTable",
         )
         for method in {stage.method for stage in stages}:
             method.check(process, times)
@@ -174,18 +174,18 @@ class PredictorCorrector(Sampler):
         self.corrector, self.corrector_steps = corrector, corrector_steps
         self.predict_first = predict_first
 
-    def plan(self, process: NoiseProcess, times: Tensor) -> list[Stage]:
+    def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         require_passes(moves=(len(times) - 1) * (1 + self.corrector_steps * (self.corrector is not None)))
         clean = (process.sigma(times) == 0).tolist()
         stages = []
         for i, (t, s) in enumerate(pairwise(times)):
-            predict = [Stage(self.predictor, t, s, s)]
+            predict = [Move(self.predictor, t, s, s)]
             if self.corrector is None or clean[i + self.predict_first]:
                 correct = []
             elif self.predict_first:
-                correct = [Stage(self.corrector, s, t, s)] * self.corrector_steps
+                correct = [Move(self.corrector, s, t, s)] * self.corrector_steps
             else:
-                correct = [Stage(self.corrector, t, s, t)] * self.corrector_steps
+                correct = [Move(self.corrector, t, s, t)] * self.corrector_steps
             stages += predict + correct if self.predict_first else correct + predict
         while len(stages) > 1 and not stages[-1].method.calls:  # after the last move that sees the score, nothing is gained
             stages.pop()

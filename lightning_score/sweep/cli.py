@@ -12,7 +12,7 @@ from lightning_score.runs.folders import check_name
 from lightning_score.sweep.check import check_settings
 from lightning_score.sweep.cost import Cost, estimate
 from lightning_score.sweep.draws import planned
-from lightning_score.sweep.engine import Run
+from lightning_score.sweep.engine import SweepRunner
 from lightning_score.sweep.folder import DATABASE, check_folder, folder_of, making
 from lightning_score.sweep.interruption import PATIENCE, Interruption
 from lightning_score.sweep.spec import Sweep, read
@@ -70,7 +70,7 @@ def _of_file(options: Any, interruption: Interruption) -> None:
         study = Study(spec, url, name, make=True, seed=options.seed)
         _hold(study, [arguments_of(spec, settings) for settings in plan.settings])
     del command
-    Run(spec, study, folder, options.jobs, interruption).go(plan.count, options.retry_failed)
+    SweepRunner(spec, study, folder, options.jobs, interruption).go(plan.count, options.retry_failed)
 
 
 def _parser() -> Parser:
@@ -80,7 +80,7 @@ def _parser() -> Parser:
     parser.add_argument("--jobs", type=int, default=1, help="Trials at the same time on this machine.")
     seed = "Seed of methods random and bayes: the same file and seed draw the same trials. 0 by default."
     parser.add_argument("--seed", type=int | None, default=None, help=seed)
-    parser.add_argument("--retry_failed", action="store_true", help="Run the trials that have failed again.")
+    parser.add_argument("--retry_failed", action="store_true", help="SweepRunner the trials that have failed again.")
     parser.add_argument("--name", type=str | None, default=None, help="Of this sweep; that of the file by default.")
     parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs: results go to RUNS/sweeps/NAME.")
     storage = "Database that several machines share, as postgresql://user@host/name; a file in the folder by default."

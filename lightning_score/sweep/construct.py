@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_score.commands.base import GROUPS
-from lightning_score.commands.parser import Parser, Refused
+from lightning_score.commands.parser import Parser, UsageError
 from lightning_score.data import ScoreData
 from lightning_score.errors import InputError
 from lightning_score.sweep.loaded import LoadedCommand
@@ -69,7 +69,7 @@ def refusing(call: Any) -> Any:
     """
     try:
         return call()
-    except Refused as refusal:
+    except UsageError as refusal:
         raise InputError(refusal.message) from refusal
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ArithmeticError, OSError, LookupError) as error:
         cause: BaseException = error

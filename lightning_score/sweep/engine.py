@@ -17,11 +17,11 @@ from lightning_score.sweep.results import TABLE
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.study import Study
 from lightning_score.sweep.summary import _again, results, tell
-from lightning_score.sweep.table import Board
+from lightning_score.sweep.table import LiveTable
 from lightning_score.sweep.worker import work
 
 
-class Run:
+class SweepRunner:
     """Workers, and what is shown meanwhile.
 
     Args:
@@ -54,14 +54,14 @@ class Run:
             retried = f", {again} failed ones again" if again else ""
             print(f"resumes after {done} trials" + (f", {new} more" if new else "") + retried, flush=True)
         replace_text(self._folder / FILE, self._spec.text)
-        with Board(lambda: results(self._spec, self._study)) as board:
+        with LiveTable(lambda: results(self._spec, self._study)) as board:
             self._supervise(board)
         if self._interruption.requested:
             self._stop()
             return
         tell(self._spec, self._study, self._folder)
 
-    def _supervise(self, board: Board) -> None:
+    def _supervise(self, board: LiveTable) -> None:
         wanted = min(self._jobs, max(self._study.left(), 1))
         while self._study.left() and not self._interruption.requested:
             alive = [worker for worker in self._workers if worker.is_alive()]

@@ -7,11 +7,11 @@ from typing import Any
 
 from lightning_score.sweep.results import Results, Row, floors_of, numeric, short, shown
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
 MARKERS = "osD^vP*X"
 STYLES = ("-", "--", ":", "-.")
 MOST = 8
-"""Most lines that have a colour of their own."""
+"""Most lines that have a color of their own."""
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
@@ -155,12 +155,12 @@ def _errorbar(axes: Any, at: list[float], rows: list[Row], look: dict[str, Any],
 
 
 def _look(rows: list[Row], names: list[str], key: tuple[str, ...]) -> dict[str, Any]:
-    """The colour of the first parameter's value, the marker and the style of the second's."""
-    look: dict[str, Any] = {"color": COLOURS[0], "marker": MARKERS[0]}
+    """The color of the first parameter's value, the marker and the style of the second's."""
+    look: dict[str, Any] = {"color": COLORS[0], "marker": MARKERS[0]}
     for place, (name, value) in enumerate(zip(names, key, strict=True)):
         i = _values(rows, name).index(value)
         if place == 0:
-            look["color"] = COLOURS[i % len(COLOURS)]
+            look["color"] = COLORS[i % len(COLORS)]
         elif place == 1:
             look |= {"marker": MARKERS[i % len(MARKERS)], "linestyle": STYLES[i % len(STYLES)]}
         elif place == 2:
@@ -169,7 +169,7 @@ def _look(rows: list[Row], names: list[str], key: tuple[str, ...]) -> dict[str, 
 
 
 def _legend(axes: Any, rows: list[Row], names: list[str]) -> None:
-    """Explains colours, markers and fillings, one entry for each value, beside the picture."""
+    """Explains colors, markers and fillings, one entry for each value, beside the picture."""
     from matplotlib.lines import Line2D
 
     handles, labels = axes.get_legend_handles_labels()

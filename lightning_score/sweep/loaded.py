@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_score.callbacks import Evaluate
 from lightning_score.commands.configs import with_checkpoint_config, with_found_configs
-from lightning_score.commands.parser import Parser, Refused
+from lightning_score.commands.parser import Parser, UsageError
 from lightning_score.commands.resume import prepared
 from lightning_score.commands.trainer import ScoreCLI
 from lightning_score.errors import InputError
@@ -33,7 +33,7 @@ class ParsedCommand(ScoreCLI):
         with io.StringIO() as said, redirect_stderr(said):
             try:
                 super().__init__(*prepared(list(arguments)))
-            except Refused as refusal:
+            except UsageError as refusal:
                 raise InputError(refusal.message) from refusal
         self._starting = False
 
@@ -49,7 +49,7 @@ class ParsedCommand(ScoreCLI):
         with io.StringIO() as said, redirect_stderr(said):
             try:
                 self.parse_arguments(self.parser, arguments)
-            except Refused as refusal:
+            except UsageError as refusal:
                 raise InputError(refusal.message) from refusal
             self.said = said.getvalue()
         return self.config[self.command]

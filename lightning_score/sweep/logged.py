@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 
 from lightning_score.callbacks import BitsPerDim, Evaluate, LangevinHealth, LossFloor, ScorePlot
 from lightning_score.metrics.manifold import Manifold
-from lightning_score.metrics.totals import KINDS, NEIGHBOURS
+from lightning_score.metrics.totals import KINDS, NEIGHBORS
 from lightning_score.runs.records import metric_name
 
 OF_CALLBACKS: dict[type[Callback], tuple[str, ...]] = {
@@ -62,8 +62,8 @@ def _of_evaluate(prefix: str, evaluate: Evaluate, images: bool) -> set[str]:
         parts = ["", *(["_floor", "_n"] if kind == "fid" else []), *_error(evaluate, kind, test)]
         name = prefix + metric_name(kind, evaluate.features.name, evaluate.num_samples)
         names |= {f"{name}{ending}{part}" for ending in endings for part in parts}
-    copies = {"test/copied", "test/copied_held_out", "test/neighbour_distance_ratio"}
-    return names | (copies if test and images and evaluate.neighbours else set())
+    copies = {"test/copied", "test/copied_held_out", "test/neighbor_distance_ratio"}
+    return names | (copies if test and images and evaluate.neighbors else set())
 
 
 def _measures(evaluate: Evaluate, kind: str) -> bool:
@@ -72,7 +72,7 @@ def _measures(evaluate: Evaluate, kind: str) -> bool:
         return evaluate.limit
     if kind == "is":
         return evaluate.features.num_logits > 0
-    return kind == "fid" or (evaluate.statistics is None and evaluate.num_samples > NEIGHBOURS)
+    return kind == "fid" or (evaluate.statistics is None and evaluate.num_samples > NEIGHBORS)
 
 
 def _error(evaluate: Evaluate, kind: str, test: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""The parameters of a sweep: W&B's distributions, drawn from by an optimiser and listed by a grid."""
+"""The parameters of a sweep: W&B's distributions, drawn from by an optimizer and listed by a grid."""
 
 import json
 import math

@@ -92,7 +92,7 @@ class Results:
 
     Attributes:
         name: of the sweep.
-        metric: what is optimised.
+        metric: what is optimized.
         maximize: whether more is better.
         varied: the names of the parameters with more than one value.
         rows: the trials.

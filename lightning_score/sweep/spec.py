@@ -60,7 +60,7 @@ class Sweep:
         name: its name.
         text: the file.
         method: grid, random or bayes.
-        metric: the name of what is optimised; None in a file without a metric.
+        metric: the name of what is optimized; None in a file without a metric.
         maximize: whether more is better.
         parameters: by their names; those of nested ones are joined by `NESTED`.
         command: the words of a trial's command, with W&B's macros.

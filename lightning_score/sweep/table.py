@@ -20,7 +20,7 @@ LONG = 48
 """Most characters of a column before its text is folded."""
 
 
-class Board:
+class LiveTable:
     """Shows the best trials, those that run, and how many wait; without a terminal one line for every trial that ends.
 
     Args:
@@ -32,7 +32,7 @@ class Board:
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
         self._told: set[int] | None = None
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "LiveTable":
         if self._live is not None:
             self._live.start()
         return self

@@ -96,12 +96,12 @@ class Trials(ABC):
         Args:
             arguments: of our command line.
             folder: for its results; it does not exist yet. What it says goes into `<folder>.log`.
-            metric: what is optimised.
+            metric: what is optimized.
             report: told the metric whenever it is measured on the way.
         """
 
 
-class OnLoadedModel(Trials):
+class InProcessTrials(Trials):
     """Trials that change sampler, guidance or evaluation only: model, weights and data are loaded once.
 
     Args:
@@ -125,7 +125,7 @@ class OnLoadedModel(Trials):
             raise
 
 
-class InOwnProcess(Trials):
+class SubprocessTrials(Trials):
     """Trials of any kind, each a program that may crash or be killed alone; its metrics are read from its folder.
 
     Args:
@@ -237,5 +237,5 @@ def made_for(sweep: Sweep, arguments: list[str], threads: int, check: Check) -> 
         check: raises `Stopped` if the worker is to stop.
     """
     if only_samples(sweep, arguments[0]):
-        return OnLoadedModel(arguments, check)
-    return InOwnProcess(threads, sweep.name, check)
+        return InProcessTrials(arguments, check)
+    return SubprocessTrials(threads, sweep.name, check)

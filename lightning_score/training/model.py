@@ -19,13 +19,13 @@ from torch import Tensor
 
 from lightning_score.data.augmentation import Augmentation
 from lightning_score.errors import require
-from lightning_score.guidance import Guidance, Trained
+from lightning_score.guidance import Guidance, ModelFacts
 from lightning_score.memory import keep_freed_memory
 from lightning_score.networks import Network
 from lightning_score.objective import DenoisingScoreMatching, Objective
 from lightning_score.process import NoiseProcess
 from lightning_score.runs.trust import made_from
-from lightning_score.sampling.diverged import Watch
+from lightning_score.sampling.diverged import DivergenceMonitor
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampler, Samples, join
 from lightning_score.score.function import Conditioned, ScoreField, ScoreFunction
@@ -46,7 +46,7 @@ class ScoreModel(LightningModule):
         shape: shape of one example; the command line takes it from the data.
         process: the noise process.
         parametrization: what the network predicts; the noise by default.
-        objective: what is minimised; denoising score matching with weight sigma^2 by default.
+        objective: what is minimized; denoising score matching with weight sigma^2 by default.
         sampler: how samples are drawn; reverse diffusion with 1000 steps by default.
         num_classes: number of classes of the data; the command line takes it from the data.
         conditional: train the score given the class label.
@@ -55,8 +55,8 @@ class ScoreModel(LightningModule):
         augmentation: changes the images at random in training and tells the network how; null: none. Only with a network
             that takes as many `augmentations`.
         guidance: what leads the samples to a label or an observation; null: nothing but the label of a conditional model.
-        optimizer: the optimiser; Adam with learning rate 1e-3 by default.
-        lr_scheduler: learning-rate schedule, stepped after every optimiser step; null: constant.
+        optimizer: the optimizer; Adam with learning rate 1e-3 by default.
+        lr_scheduler: learning-rate schedule, stepped after every optimizer step; null: constant.
         compile: the mode in which torch.compile compiles the network: default, reduce-overhead (with CUDA graphs) or
             max-autotune; null: not at all. It pays on GPUs, after a minute or two of compilation, in training and wherever
             many samples are drawn; the short evaluations of `fit` and `validate` do without.
@@ -135,7 +135,7 @@ class ScoreModel(LightningModule):
         sampler = sampler or PredictorCorrector()
         sampler.check_for(process, self.objective.levels(process))
         if guidance is not None:
-            guidance.check(Trained(self.shape, self.num_classes, self.conditional, self.label_dropout))
+            guidance.check(ModelFacts(self.shape, self.num_classes, self.conditional, self.label_dropout))
         self.sampler, self.guidance = sampler, guidance
 
     def setup(self, stage: str) -> None:
@@ -145,7 +145,7 @@ class ScoreModel(LightningModule):
         if stage == TrainerFn.FITTING:
             self.draws.begin(self.trainer)
         if self.objective.needs_data and (data := self.trainer.datamodule) is not None and stage != "predict":
-            with seeded(seed_of()):  # of dequantisation: the same in all processes
+            with seeded(seed_of()):  # of dequantization: the same in all processes
                 self.objective.prepare(data.transform(train=False)(data.splits.train.x))
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -209,7 +209,7 @@ class ScoreModel(LightningModule):
         return self.draw(indices.tolist(), int(seeds[0]), labels[0] if labels else None, progress=shown)
 
     def configure_optimizers(self):
-        """The optimiser, and the schedule after every step."""
+        """The optimizer, and the schedule after every step."""
         return self._optimization.configure(self.parameters())
 
     def on_train_start(self) -> None:
@@ -250,7 +250,7 @@ class ScoreModel(LightningModule):
         while (first := sum(len(part.x) for part in parts)) < len(indices):
             here = slice(first, first + (self._at_once or len(indices)))
             labels = None if cond is None else cond[here]
-            watch = Watch(indices[here], observe)
+            watch = DivergenceMonitor(indices[here], observe)
             draw = partial(sampler or self.sampler, trajectory=trajectory, progress=progress, observe=watch)
             drawn = self._draw_if_it_fits(indices[here], seed, labels, draw)
             if drawn is None:
@@ -284,7 +284,7 @@ class ScoreModel(LightningModule):
     @property
     def takes_labels(self) -> bool:
         """Whether the samples are given labels, by the network or by the guidance."""
-        return self.conditional or (self.guidance is not None and self.guidance.labelled)
+        return self.conditional or (self.guidance is not None and self.guidance.labeled)
 
     def check_labels(self, labels: Tensor) -> None:
         """Raises `InputError` unless every label is a class of the data, or "no class" where training left labels out."""

@@ -1,4 +1,4 @@
-"""An optimiser and a learning-rate schedule that go on from a checkpoint with the settings that they are given."""
+"""An optimizer and a learning-rate schedule that go on from a checkpoint with the settings that they are given."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -25,14 +25,14 @@ DERIVED = ("schedule_phases", "total_size", "step_ratio")
 
 
 class Optimization:
-    """An optimiser, and the schedule of its learning rate after every step.
+    """An optimizer, and the schedule of its learning rate after every step.
 
     A checkpoint of torch's brings the settings of both along with their state. Here it brings the state alone (moments,
     steps, the place in the schedule), so that a run that goes on with another learning rate has that.
 
     Args:
-        optimizer: makes the optimiser of parameters.
-        schedule: makes the schedule of the optimiser; null: the learning rate is constant.
+        optimizer: makes the optimizer of parameters.
+        schedule: makes the schedule of the optimizer; null: the learning rate is constant.
 
     Raises:
         InputError: they cannot be made so, as with a learning rate below 0.
@@ -80,7 +80,7 @@ class Optimization:
 
     def adapt(self, checkpoint: dict[str, Any]) -> None:
         """Makes a checkpoint fit: the state of a schedule of another class becomes that of this one after as many steps, and
-        that of an optimiser without what this one needs is left out.
+        that of an optimizer without what this one needs is left out.
         """
         for optimizer in checkpoint.get("optimizer_states", []):
             if any(self._needs - kept.keys() for kept in optimizer.get("state", {}).values()):
@@ -123,7 +123,7 @@ class Optimization:
             )
 
     def _take_up_rates(self) -> None:
-        """Gives the optimiser the learning rates of the schedule's settings at its step."""
+        """Gives the optimizer the learning rates of the schedule's settings at its step."""
         if self._schedule is None:
             for group, rate in zip(self._optimizer.param_groups, self._first, strict=True):
                 group["lr"] = rate
@@ -147,7 +147,7 @@ class Optimization:
         return not any(any(_rates(_stepped(ahead).optimizer)) for _ in range(steps - 1))
 
     def _after(self, steps: int) -> Any:
-        """The schedule after some steps, with a parameter and an optimiser of its own."""
+        """The schedule after some steps, with a parameter and an optimizer of its own."""
         schedule = self._make_schedule(self._make_optimizer(iter([Parameter(torch.zeros(1))])))
         for _ in range(steps):
             _stepped(schedule)
@@ -155,7 +155,7 @@ class Optimization:
 
 
 def _stepped(schedule: Any) -> Any:
-    schedule.optimizer._opt_called = True  # or torch warns of steps that the optimiser has not made
+    schedule.optimizer._opt_called = True  # or torch warns of steps that the optimizer has not made
     schedule.step()
     return schedule
 
@@ -165,7 +165,7 @@ def _rates(optimizer: Optimizer) -> list[float]:
 
 
 def _with_settings(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved state with the settings of the optimiser, its learning rate at the same fraction of the first one."""
+    """A saved state with the settings of the optimizer, its learning rate at the same fraction of the first one."""
     groups = []
     for given, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):
         # the schedule changes these, as it does the learning rate

@@ -199,7 +199,7 @@ class TestTest:
                 record.sampler["class"] == "AnnealedLangevin" and record.sampler["steps"] == 1 and record.nfe == found["nfe"]
             )
         assert "two standard errors" in capsys.readouterr().out
-        assert list(Path("out/neighbours").glob("*.png"))
+        assert list(Path("out/neighbors").glob("*.png"))
         json.loads(Path("out", FILE).read_text().splitlines()[0])
 
     def test_bits_per_dimension_of_the_held_out_images(self, checkpoint):
@@ -278,7 +278,7 @@ class TestTest:
             model = ScoreModel(network, (2,), process or VP(), parametrization=parametrization)
             model.sampler.mask = torch.full((3,), mask)
             trainer = SimpleNamespace(global_rank=0, world_size=1, datamodule=data, precision=precision)
-            return sampling_pass.Sampling(trainer, model, DigitFeatures(), 100, 10)._path(1)
+            return sampling_pass.SamplingPass(trainer, model, DigitFeatures(), 100, 10)._path(1)
 
         others = [path(VP(0.1, 10.0)), path(parametrization=Denoised()), path(precision="bf16-true"), path(mask=1.0)]
         others += [path(BetaTable(steps=steps)) for steps in (1000, 999)] + [path(SigmaTable(0.01, s, 9)) for s in (1, 2)]
@@ -287,13 +287,13 @@ class TestTest:
     def test_features_are_found_while_the_next_samples_are_drawn(self, checkpoint, monkeypatch):
         """As on a GPU: what is measured is the same."""
         alone, _ = measure(checkpoint, "alone", "--evaluate.batch_size=9")
-        init = sampling_pass.Sampling.__init__
+        init = sampling_pass.SamplingPass.__init__
 
         def overlapping(self, *arguments, **options):
             init(self, *arguments, **options)
             self.overlapping = True
 
-        monkeypatch.setattr(sampling_pass.Sampling, "__init__", overlapping)
+        monkeypatch.setattr(sampling_pass.SamplingPass, "__init__", overlapping)
         both, _ = measure(checkpoint, "both", "--evaluate.batch_size=9")
         assert all(both[name] == pytest.approx(alone[name], rel=1e-9) for name in alone if name != "sampling_seconds")
 

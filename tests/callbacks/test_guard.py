@@ -6,15 +6,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lightning_score.callbacks import Guard
+from lightning_score.callbacks import LossGuard
 from lightning_score.cli import run
 from lightning_score.errors import InputError
 from lightning_score.metrics import Estimate, totals
 from lightning_score.objective import DenoisingScoreMatching
 from lightning_score.process import SigmaTable
 from lightning_score.sampling import AnnealedLangevin
-from lightning_score.sampling.diverged import BOUND, Diverged, Watch
-from lightning_score.sampling.sampler import Stage
+from lightning_score.sampling.diverged import BOUND, Diverged, DivergenceMonitor
+from lightning_score.sampling.sampler import Move
 
 FIT = ["fit", "--config=ncsn", "--trainer.max_steps=12", "--trainer.val_check_interval=4", "--evaluate.features=null",
        "--samples.num_samples=0", "--trainer.callbacks=null", "--trainer.logger=false"]  # fmt: skip
@@ -67,7 +67,7 @@ def weights(folder):
 def later(request, monkeypatch):
     """Whether the loss is looked at one step later, as on a GPU, and the fused optimizer leaves the step out by itself."""
     if request.param:
-        monkeypatch.setattr(Guard, "_leaves_out", lambda *_: True)
+        monkeypatch.setattr(LossGuard, "_leaves_out", lambda *_: True)
     return request.param
 
 
@@ -172,7 +172,7 @@ class TestSamples:
         options = [*MEASURED, "--trainer.callbacks=null", "--samples.num_samples=0", "--model.optimizer.lr=0"]
         restored = []
         monkeypatch.setattr(
-            Guard, "_restore", lambda self, trainer, model, name: restored.append((trainer.global_step, name))
+            LossGuard, "_restore", lambda self, trainer, model, name: restored.append((trainer.global_step, name))
         )
         assert run([*options, "--guard.policy=restore", f"--output={tmp_path / 'run'}"]) == 0
         assert "it is left out, back to best.ckpt" in capsys.readouterr().out and restored == [(4, "best.ckpt")]
@@ -192,13 +192,13 @@ class TestSamples:
         process, x = SigmaTable(0.1, 9.0, 3), torch.zeros(4, 2)
         x[2] = factor * BOUND * (1 + 9.0)
         t = torch.tensor(1.0)
-        watch = Watch([5, 6, 7, 8])
+        watch = DivergenceMonitor([5, 6, 7, 8])
         with nullcontext() if factor < 1 else pytest.raises(Diverged, match="1 of 4 samples diverged") as found:
-            watch(SimpleNamespace(process=process), Stage(None, t, t, t), x, x, None)
+            watch(SimpleNamespace(process=process), Move(None, t, t, t), x, x, None)
         if factor > 1:
             assert found.value.indices == [7] and found.value.level == pytest.approx(9.0)
 
 
 def test_refuses():
     with pytest.raises(InputError, match="every_n_steps=0: must be at least 1"):
-        Guard(every_n_steps=0)
+        LossGuard(every_n_steps=0)

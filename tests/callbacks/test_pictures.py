@@ -74,7 +74,7 @@ def test_rows_are_samples_and_columns_moments():
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
-def test_grey_pictures_stay_grey_and_say_what_they_show(tmp_path, channels, mode):
+def test_gray_pictures_stay_gray_and_say_what_they_show(tmp_path, channels, mode):
     save_picture(strip_picture([torch.zeros(2, channels, 8, 8, dtype=torch.uint8)]), tmp_path / "a.png", "σ = 3 <b>")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.mode == mode
@@ -146,14 +146,14 @@ def floats(shape, low, high, stored=None):
 @pytest.mark.parametrize("stored", [None, (0.0, 1.0), (3.0, -2.0)])
 @pytest.mark.parametrize("ends", [(-1.0, 1.0), (0.0, 1.0), (0.0, 255.0), (-3.0, 5.0)])
 def test_floats_are_drawn_by_the_declared_range(ends, stored):
-    """Half the range is half grey, whatever the range and the form of storage; what is beyond it is black or white."""
+    """Half the range is half gray, whatever the range and the form of storage; what is beyond it is black or white."""
     data = floats((1, 4, 4), *ends, stored)
     low, high = ends
     x = torch.tensor([low - 1, low, (low + high) / 2, high, high + 1]).reshape(5, 1, 1, 1).expand(-1, 1, 4, 4)
     drawn = drawable(data, data.to_reference(x))
-    grey = drawn[:, 0, 0, 0].tolist()
+    gray = drawn[:, 0, 0, 0].tolist()
     expected = [0, 0, 128, 255, 255] if stored is None or stored[0] < stored[1] else [255, 255, 128, 0, 0]
-    assert drawn.dtype == torch.uint8 and all(abs(a - b) <= 1 for a, b in zip(grey, expected, strict=True))
+    assert drawn.dtype == torch.uint8 and all(abs(a - b) <= 1 for a, b in zip(gray, expected, strict=True))
     data.data_range = None
     assert drawable(data, x.clone()).flatten().aminmax() == (torch.tensor(0), torch.tensor(255))
     assert drawable(data, torch.full((2, 1, 4, 4), 7.0)).max() == 0

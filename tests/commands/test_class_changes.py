@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from lightning_score.commands.configs import in_order, shipped
-from lightning_score.commands.parser import Parser, Refused, _descendants, _parts
+from lightning_score.commands.parser import Parser, UsageError, _descendants, _parts
 from lightning_score.data import ScoreData
 from lightning_score.metrics import Features
 from lightning_score.sweep.loaded import ParsedCommand
@@ -32,7 +32,7 @@ def outcome(parser, arguments):
     """The configuration, or the message with which the parser refuses it."""
     try:
         return parser.parse_args(arguments).part
-    except Refused as refusal:
+    except UsageError as refusal:
         return refusal.message
 
 
@@ -44,7 +44,7 @@ def other_values(parser, kind, path):
             given = {"class_path": path, "init_args": {name: value}}
             try:
                 parser.parse_object({"part": given}, _skip_required=True, _skip_validation=True)
-            except (Refused, TypeError, ValueError):
+            except (UsageError, TypeError, ValueError):
                 continue
             if value != parameter.default:
                 found[name] = value

@@ -21,7 +21,7 @@ from lightning_score.errors import InputError
 
 CONFIGS = sorted(path.stem for path in shipped().glob("*.yaml") if path.stem != "images")
 """Those on data that the package embeds; the others are in test_recipes.py."""
-TABLE = ["--model.sampler.grid=Table", "--model.sampler.denoise=LastMean"]
+TABLE = ["--model.sampler.grid=ProcessTable", "--model.sampler.denoise=LastMean"]
 QUICK = ["--samples.num_samples=9", "--evaluate.num_samples=40", "--model.sampler.steps=2"]
 
 
@@ -304,7 +304,7 @@ class TestBadInput:
             (["--model.process.levels=0"], ["levels=0"]),
             (["--model.process=VP"], ["VP is a continuous process", "BetaTable"]),
             (["--model.process=Foo"], ["model.process=Foo", "BetaTable, Chain, Cosine, ", "SubVP, VE, VP"]),
-            (["--model.sampler.grid=Foo"], ["Foo", "Geometric, Karras, ", "Table, Uniform"]),
+            (["--model.sampler.grid=Foo"], ["Foo", "Geometric, Karras, ", "ProcessTable, Uniform"]),
             (["--model.network.channels=33"], ["channels 33"]),
             (["--model.network=MLP"], ["MLP"]),
             (["--data.batch_size=5000"], ["batch_size is 5000", "1437"]),
@@ -321,7 +321,11 @@ class TestBadInput:
             (["--ema.decay=1.5"], ["decay", "1.5"]),
             (["--evaluate.num_samples=1"], ["num_samples=1"]),
             (
-                ["--model.sampler=PredictorCorrector", "--model.sampler.denoise=Tweedie", "--model.sampler.grid=Table"],
+                [
+                    "--model.sampler=PredictorCorrector",
+                    "--model.sampler.denoise=Tweedie",
+                    "--model.sampler.grid=ProcessTable",
+                ],
                 ["Tweedie"],
             ),
         ],

@@ -30,7 +30,7 @@ def in_a_folder_of_its_own(monkeypatch, tmp_path):
 
 @pytest.fixture
 def score_sde(tmp_path):
-    """A checkpoint of score_sde's, of a small NCSN++ on 16x16 colour images, whose averages differ from its weights."""
+    """A checkpoint of score_sde's, of a small NCSN++ on 16x16 color images, whose averages differ from its weights."""
     name = "ve_ncsnpp_continuous_small"
     state = recorded(f"score_sde_{name}").state
     averages = {key: tensor * 1.1 for key, tensor in state.items()}

@@ -27,7 +27,7 @@ from lightning_score.process.ladder import (
     variance_limit,
     variance_ratio,
 )
-from lightning_score.sampling import AnnealedLangevin, Table
+from lightning_score.sampling import AnnealedLangevin, ProcessTable
 
 PUBLISHED = {  # D, sigma_1, L, T; then gamma, C at it, L at C = 0.5, epsilon
     "CIFAR-10": (3072, 50, 232, 5, "1.037559", "0.567", "219.2", "6.18e-06"),
@@ -158,7 +158,7 @@ def test_the_sampler_obeys_the_plan():
     chosen = plan(3.0, 64, sigma_min=0.1, steps=3)
     process = SigmaTable(chosen.sigma_min, chosen.sigma_max, chosen.levels)
     torch.testing.assert_close(process.sigmas.flip(0), torch.tensor(chosen.sigmas, dtype=torch.float64))
-    sampler, times = AnnealedLangevin(chosen.step_size, chosen.steps), Table()(process)
+    sampler, times = AnnealedLangevin(chosen.step_size, chosen.steps), ProcessTable()(process)
     stages, score = sampler.plan(process, times), MixtureScore(process, Mixture([[0.0]], [1e-9]))
     state = {stage.method: stage.method.init(process, times) for stage in stages}
     for level in (1, 2, 5, chosen.levels):

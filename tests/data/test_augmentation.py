@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_score import ScoreModel
-from lightning_score.data.augmentation import Changes, Geometric, changed
+from lightning_score.data.augmentation import Changes, GeometricAugmentation, changed
 from lightning_score.errors import InputError
 from lightning_score.networks import DDPMpp, UNet
 from lightning_score.process import VE
@@ -83,7 +83,7 @@ class TestChanges:
 class TestGeometric:
     def test_each_change_happens_as_often_as_it_should(self):
         n = 40_000
-        drawn = Geometric(0.12).draw(n)
+        drawn = GeometricAugmentation(0.12).draw(n)
         for name, share in {
             "mirror": 0.5,
             "flip": 0.06,
@@ -103,7 +103,7 @@ class TestGeometric:
     def test_without_probability_images_are_mirrored_only(self):
         torch.manual_seed(0)
         x = torch.rand(64, 1, 4, 4)
-        result, labels = Geometric(0.0)(x)
+        result, labels = GeometricAugmentation(0.0)(x)
         mirrored = labels[:, 0] > 0
         assert 16 < mirrored.sum() < 48 and labels[:, 1:].abs().max() == 0
         assert torch.equal(result[mirrored], x[mirrored].flip(3)) and torch.equal(result[~mirrored], x[~mirrored])
@@ -111,14 +111,16 @@ class TestGeometric:
     @pytest.mark.parametrize("probability", [-0.1, 1.1])
     def test_refuses(self, probability):
         with pytest.raises(InputError, match="must lie in"):
-            Geometric(probability)
+            GeometricAugmentation(probability)
 
 
 class TestTraining:
     def model(self, network=DDPMpp, **options):
         torch.manual_seed(0)
         small = {"channels": 8, "multipliers": [1], "blocks": 1, "attention": [], **options}
-        return ScoreModel(lambda shape, n: network(shape, n, **small), [1, 8, 8], VE(), augmentation=Geometric(1.0))
+        return ScoreModel(
+            lambda shape, n: network(shape, n, **small), [1, 8, 8], VE(), augmentation=GeometricAugmentation(1.0)
+        )
 
     def test_the_network_learns_what_was_done_and_samples_without(self):
         model = self.model(augmentations=9, dropout=0.0)
@@ -139,9 +141,11 @@ class TestTraining:
 
     def test_evaluation_is_not_augmented(self, monkeypatch):
         model = self.model(augmentations=9).eval()
-        monkeypatch.setattr(Geometric, "__call__", lambda *_: pytest.fail("augmented"))
+        monkeypatch.setattr(GeometricAugmentation, "__call__", lambda *_: pytest.fail("augmented"))
         model.loss((torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)))
 
     def test_a_network_that_is_not_told_is_refused(self):
-        with pytest.raises(InputError, match=r"augmentation Geometric: .*--model\.network\.augmentations 9; this one has 0"):
+        with pytest.raises(
+            InputError, match=r"augmentation GeometricAugmentation: .*--model\.network\.augmentations 9; this one has 0"
+        ):
             self.model(UNet, groups=2)

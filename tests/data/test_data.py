@@ -45,7 +45,7 @@ RANGES = [(0.0, 1.0), (-1.0, 1.0), (-3.0, 5.0)]
 
 
 class Noise(ImageData):
-    """A data set as a user would write it: 32x32 colour images, unlabelled."""
+    """A data set as a user would write it: 32x32 color images, unlabeled."""
 
     shape = (3, 32, 32)
 
@@ -283,7 +283,7 @@ def test_small_data_are_batched_on_the_gpu_of_their_process(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dequantize", [False, True])
 def test_batches_of_a_gpu_are_those_of_the_processor(dequantize):
-    """The same images, mirrored alike; the noise within a grey level is the GPU's own."""
+    """The same images, mirrored alike; the noise within a gray level is the GPU's own."""
     data = Noise(batch_size=100, flip=True, dequantize=dequantize)
     ours, theirs = (
         Batches(data.splits.train, data.transform(True), torch.device(where)).__getitems__(range(50, 150))[0]
@@ -297,13 +297,13 @@ def test_batches_of_a_gpu_are_those_of_the_processor(dequantize):
 
 
 def every_level(levels):
-    """One image, (1, 1, 1, levels), that has each grey level once."""
+    """One image, (1, 1, 1, levels), that has each gray level once."""
     return torch.round(torch.arange(levels) * 255 / (levels - 1)).to(torch.uint8).reshape(1, 1, 1, -1)
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
 @pytest.mark.parametrize("data_range", RANGES)
-def test_every_grey_level_survives(levels, data_range):
+def test_every_gray_level_survives(levels, data_range):
     images = every_level(levels)
     x = from_uint8(images, data_range, levels)
     assert x.flatten()[0] == data_range[0] and x.flatten()[-1] == data_range[1]
@@ -315,7 +315,7 @@ def test_every_grey_level_survives(levels, data_range):
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
 @pytest.mark.parametrize("data_range", RANGES)
-def test_dequantised_levels_are_uniform_in_their_bin_and_survive(levels, data_range):
+def test_dequantized_levels_are_uniform_in_their_bin_and_survive(levels, data_range):
     torch.manual_seed(0)
     images = every_level(levels).repeat(500, 1, 1, 1)
     x = from_uint8(images, data_range, levels, dequantize=True)
@@ -404,9 +404,9 @@ def test_samples_have_the_mixtures_moments():
     n = 200_000
     x = mixture.sample(n, torch.Generator().manual_seed(0))
     mean = mixture.weights @ mixture.means
-    centred = mixture.means - mean
+    centered = mixture.means - mean
     within = (mixture.weights * mixture.stds**2).sum() * torch.eye(3)
-    covariance = within + (mixture.weights * centred.T) @ centred
+    covariance = within + (mixture.weights * centered.T) @ centered
     torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=0.02)
     torch.testing.assert_close(torch.cov(x.T), covariance, rtol=0.02, atol=0.02)
 

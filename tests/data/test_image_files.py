@@ -138,7 +138,7 @@ class TestFolder:
         (tmp_path / "images" / "notes.txt").write_text("no image")
         return tmp_path / "images"
 
-    def test_every_image_once_in_its_colour_and_class(self, folder):
+    def test_every_image_once_in_its_color_and_class(self, folder):
         data = ImageFolder(str(folder), shape=[3, 8, 8], num_classes=2, held_out=0.25)
         train, held_out = data.splits
         assert train.x.shape == (30, 3, 8, 8) and held_out.x.shape == (10, 3, 8, 8) and train.x.dtype == torch.uint8

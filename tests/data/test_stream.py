@@ -23,7 +23,7 @@ N = 600
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A folder of images, each of its own grey level and ramp, in three folders; two more that cannot be read."""
+    """A folder of images, each of its own gray level and ramp, in three folders; two more that cannot be read."""
     folder = tmp_path_factory.mktemp("photos")
     for k in range(N):
         (folder / str(k % 3)).mkdir(exist_ok=True)
@@ -84,13 +84,13 @@ class TestBatches:
         data = make(batch_size=1)
         loader = data.train_dataloader()
         epochs = [[(rows((x * 255).round().byte())[0], int(y)) for x, y in loader] for _ in range(2)]
-        neighbours = []
+        neighbors = []
         for epoch in epochs:
             images, labels = zip(*epoch, strict=True)
             n, changes = len(labels) - 1, sum(a != b for a, b in pairwise(labels))
             assert abs(changes - n * 2 / 3) < 4 * (n * 2 / 9) ** 0.5
-            neighbours.append({frozenset(pair) for pair in pairwise(images)})
-        assert len(neighbours[0] & neighbours[1]) < 0.1 * n
+            neighbors.append({frozenset(pair) for pair in pairwise(images)})
+        assert len(neighbors[0] & neighbors[1]) < 0.1 * n
 
     @pytest.mark.parametrize("num_workers", [0, 2])
     @pytest.mark.parametrize("done", [1, 2, 7, "all but one", "all"])
@@ -181,7 +181,7 @@ class TestItems:
             ((PICTURE, 7), "has the label 7"),
             ((PICTURE, 0.9), r"has the label 0\.9; labels are whole numbers, 0 to 2"),
             ((PICTURE, "cat"), "has the label 'cat'"),
-            ((np.zeros((8, 8, 5), np.uint8), 0), r"an array \(8, 8, 5\) of uint8, no grey or coloured image"),
+            ((np.zeros((8, 8, 5), np.uint8), 0), r"an array \(8, 8, 5\) of uint8, no gray or colored image"),
         ],
     )
     def test_refuses(self, item, message):

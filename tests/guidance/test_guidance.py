@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from lightning_score import ScoreModel
 from lightning_score.data import Mixture
 from lightning_score.errors import InputError
-from lightning_score.guidance import Chain, ClassifierFree, ClassifierGuidance, PseudoInverse
+from lightning_score.guidance import ClassifierFree, ClassifierGuidance, Composed, PseudoInverse
 from lightning_score.guidance.operators import Mask
 from lightning_score.networks import MLP
 from lightning_score.process import VP
@@ -22,7 +22,7 @@ MODES = Mixture([[-1.0, 0.5], [1.0, 0.0], [0.3, 1.2]], [0.3, 0.5, 0.4], [0.5, 0.
 PURE = [Mixture([mean], [std]) for mean, std in zip(MODES.means.tolist(), MODES.stds.tolist(), strict=True)]
 
 
-class LabelledScore(ScoreField):
+class LabeledScore(ScoreField):
     """The exact s(x given y) of a mixture whose modes are the classes; label 3, or none, is s(x)."""
 
     def __init__(self, process):
@@ -64,12 +64,12 @@ def rows(n=60):
 def test_classifier_free_and_classifier_guidance_are_the_same_closed_form(noise_process, scale):
     """scale s(x given y) + (1 - scale) s(x), from labels, and from the exact classifier on the unconditional score."""
     x, t, cond = rows()
-    exact = LabelledScore(noise_process)
+    exact = LabeledScore(noise_process)
     expected = scale * exact(x, t, cond) + (1 - scale) * exact(x, t)
     free = ClassifierFree(scale).guide(exact, cond)
     torch.testing.assert_close(free(x, t, cond), expected)
-    unlabelled = MixtureScore(noise_process, MODES)
-    guided = ClassifierGuidance(ExactClassifier(noise_process), scale).guide(unlabelled, cond)
+    unlabeled = MixtureScore(noise_process, MODES)
+    guided = ClassifierGuidance(ExactClassifier(noise_process), scale).guide(unlabeled, cond)
     torch.testing.assert_close(guided(x, t, cond), expected, rtol=1e-6, atol=1e-8)
     alpha, sigma = expand(noise_process.alpha(t), x), expand(noise_process.sigma(t), x)
     torch.testing.assert_close(free.denoised(x, t, cond), (x + sigma**2 * expected) / alpha)
@@ -77,7 +77,7 @@ def test_classifier_free_and_classifier_guidance_are_the_same_closed_form(noise_
 
 def test_one_batched_call_is_two_calls_and_counts_twice(noise_process):
     x, t, cond = rows()
-    exact = LabelledScore(noise_process)
+    exact = LabeledScore(noise_process)
     ClassifierFree(2.0).guide(exact, cond)(x, t, cond)
     assert exact.calls == 1 and exact.evaluations == 2 * len(x)
     scalar = ClassifierFree(2.0).guide(exact, cond)(x, t[5], cond)
@@ -85,7 +85,7 @@ def test_one_batched_call_is_two_calls_and_counts_twice(noise_process):
 
 
 def test_scale_one_is_the_plain_score_at_its_plain_cost():
-    exact = LabelledScore(VP())
+    exact = LabeledScore(VP())
     assert ClassifierFree(1.0).guide(exact, torch.arange(4)) is exact
 
 
@@ -94,26 +94,26 @@ def test_no_class_is_left_as_it_is():
     x, t, _ = rows()
     nothing = torch.full((len(x),), 3)
     for part in (ClassifierFree(3.0), ClassifierGuidance(ExactClassifier(VP()), 3.0)):
-        torch.testing.assert_close(part.guide(LabelledScore(VP()), nothing)(x, t, nothing), LabelledScore(VP())(x, t))
+        torch.testing.assert_close(part.guide(LabeledScore(VP()), nothing)(x, t, nothing), LabeledScore(VP())(x, t))
 
 
 def test_chain_applies_its_parts_in_their_order():
     """s(x) + 2 (s(x given y) - s(x)), and the classifier's gradient once more, make the closed form of scale 3."""
     x, t, cond = rows()
-    exact = LabelledScore(VP())
-    chain = Chain([ClassifierFree(2.0), ClassifierGuidance(ExactClassifier(VP()))])
+    exact = LabeledScore(VP())
+    chain = Composed([ClassifierFree(2.0), ClassifierGuidance(ExactClassifier(VP()))])
     expected = 3 * exact(x, t, cond) - 2 * exact(x, t)
     torch.testing.assert_close(chain.guide(exact, cond)(x, t, cond), expected, rtol=1e-6, atol=1e-8)
-    assert chain.labelled and chain.innermost
+    assert chain.labeled and chain.innermost
 
 
 def test_a_guided_score_can_be_guided_by_an_observation():
     """The gradient goes through the classifier's: on a Gaussian of one class nothing changes but the observation."""
     x, t, cond = rows()
     observe = PseudoInverse(Mask([1, 0]), torch.tensor([[0.4]], dtype=torch.float64), data_std=0.5)
-    exact = LabelledScore(VP())
+    exact = LabeledScore(VP())
     one = torch.ones_like(cond)
-    chain = Chain([ClassifierGuidance(ExactClassifier(VP())), observe]).guide(MixtureScore(VP(), MODES), torch.arange(60))
+    chain = Composed([ClassifierGuidance(ExactClassifier(VP())), observe]).guide(MixtureScore(VP(), MODES), torch.arange(60))
     plain = observe.guide(Conditioned(exact, one), torch.arange(60))
     torch.testing.assert_close(chain(x, t, one), plain(x, t), rtol=1e-6, atol=1e-8)
 
@@ -124,7 +124,7 @@ def test_samples_of_scale_one_follow_the_class_and_larger_scales_leave_it():
     means = {}
     for scale in (1.0, 4.0):
         cond = torch.ones(2000, dtype=torch.long)
-        score = Conditioned(ClassifierFree(scale).guide(LabelledScore(VP()), torch.arange(2000)), cond)
+        score = Conditioned(ClassifierFree(scale).guide(LabeledScore(VP()), torch.arange(2000)), cond)
         noise = NoiseStream(0, range(2000), [2], dtype=torch.float64)
         means[scale] = sampler(score, noise).x
     torch.testing.assert_close(means[1.0].mean(0), MODES.means[1], atol=0.05, rtol=0)
@@ -197,8 +197,8 @@ def test_a_classifier_guides_an_unconditional_model_under_inference_mode():
         (lambda: model(ClassifierFree(2.0), conditional=False, label_dropout=0.0), "conditional=true"),
         (lambda: model(label_dropout=1.5), "label_dropout=1.5.*0 to 1"),
         (lambda: model(conditional=False), "label_dropout=0.25.*needs conditional=true"),
-        (lambda: Chain([]), "at least one"),
-        (lambda: Chain([ClassifierFree(2.0), ClassifierFree(2.0)]), "first part"),
+        (lambda: Composed([]), "at least one"),
+        (lambda: Composed([ClassifierFree(2.0), ClassifierFree(2.0)]), "first part"),
         (lambda: model().draw([0], cond=torch.tensor([4])), r"labels \[4\].*0 to 2, or 3 for no class"),
         (lambda: model(label_dropout=0.0).draw([0], cond=torch.tensor([3])), r"labels \[3\].*0 to 2$"),
         (lambda: model().draw([0, 1], cond=torch.tensor([2])), "1 labels for 2 samples"),

@@ -15,9 +15,9 @@ from lightning_score.cli import run
 from lightning_score.data import Mixture
 from lightning_score.errors import InputError
 from lightning_score.guidance import (
-    Colourisation,
-    Downsample,
-    Grey,
+    BlockMean,
+    Colorization,
+    Gray,
     Inpainting,
     Mask,
     Matrix,
@@ -36,8 +36,8 @@ GENERATOR = torch.Generator().manual_seed(0)
 RANDOM = torch.randn(5, 24, dtype=torch.float64, generator=GENERATOR)
 OPERATORS = {
     "mask": Mask(torch.rand(SHAPE, generator=GENERATOR) < 0.4),
-    "grey": Grey(),
-    "downsample": Downsample(2),
+    "gray": Gray(),
+    "downsample": BlockMean(2),
     "matrix": Matrix(RANDOM),
     "rank deficient": Matrix(torch.cat([RANDOM, RANDOM[:2]])),
     "tall": Matrix(torch.randn(30, 24, dtype=torch.float64, generator=GENERATOR)),
@@ -124,7 +124,7 @@ def test_pseudo_inverse_guidance_is_exact_for_gaussian_data(noise_process, opera
 def test_strength_nought_is_no_guidance_and_nfe_counts_one():
     score = GaussianScore(VP(), torch.zeros(SHAPE), 0.5)
     x, t = torch.randn(5, *SHAPE), torch.tensor(0.4)
-    guided = PseudoInverse(Downsample(2), torch.zeros(1, 3, 2, 1), strength=0.0).guide(score, torch.arange(5))
+    guided = PseudoInverse(BlockMean(2), torch.zeros(1, 3, 2, 1), strength=0.0).guide(score, torch.arange(5))
     torch.testing.assert_close(guided(x, t), score(x, t))
     assert score.evaluations == 10
 
@@ -174,7 +174,7 @@ def images_fixture():
 
 
 @pytest.mark.parametrize(
-    "operator", [Mask(torch.rand(3, 8, 8, generator=GENERATOR) < 0.5), Grey(), Downsample(4)], ids=lambda o: type(o).__name__
+    "operator", [Mask(torch.rand(3, 8, 8, generator=GENERATOR) < 0.5), Gray(), BlockMean(4)], ids=lambda o: type(o).__name__
 )
 def test_images_meet_their_observation_under_inference_mode(images, operator):
     """Sample k meets observation k mod 3, in any batch."""
@@ -194,8 +194,8 @@ QUICK = ["--trainer.max_steps=3", "--samples.num_samples=0", "--evaluate.feature
 def trained_fixture(tmp_path_factory):
     """A checkpoint of configs/vp_pc.yaml given labels, untrained: with EDM that is the score of N(0, 0.5^2 I)."""
     folder = tmp_path_factory.mktemp("trained")
-    labelled = ["--model.conditional=true", "--model.label_dropout=0.2", "--model.guidance=ClassifierFree"]
-    labelled += [
+    labeled = ["--model.conditional=true", "--model.label_dropout=0.2", "--model.guidance=ClassifierFree"]
+    labeled += [
         "--model.optimizer.lr=0.0",
         "--model.parametrization=EDM",
         "--model.sampler.corrector=null",
@@ -203,7 +203,7 @@ def trained_fixture(tmp_path_factory):
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "disabled")
-        assert run(["fit", "--config=vp_pc", f"--runs={folder}", *QUICK, *labelled]) == 0
+        assert run(["fit", "--config=vp_pc", f"--runs={folder}", *QUICK, *labeled]) == 0
     return folder / "vp_pc" / "latest" / "last.ckpt"
 
 
@@ -259,10 +259,10 @@ def test_inpainting_on_the_command_line(predict, kind):
 def test_the_other_restorations_read_their_files(tmp_path):
     Image.fromarray(np.full((4, 4), 51, np.uint8)).save(tmp_path / "small.png")
     small = str(tmp_path / "small.png")
-    for made in (SuperResolution(small, 2, [0, 1]), Colourisation(small, [0, 1])):
+    for made in (SuperResolution(small, 2, [0, 1]), Colorization(small, [0, 1])):
         torch.testing.assert_close(made.observation, torch.full((1, 1, 4, 4), 0.2))
-    Image.fromarray(np.full((4, 4, 3), 51, np.uint8)).save(tmp_path / "colour.png")
-    assert Inpainting(str(tmp_path / "colour.png"), small, [0, 1]).observation.shape == (1, 48)
+    Image.fromarray(np.full((4, 4, 3), 51, np.uint8)).save(tmp_path / "color.png")
+    assert Inpainting(str(tmp_path / "color.png"), small, [0, 1]).observation.shape == (1, 48)
 
 
 def test_mistakes_on_the_command_line(predict):
@@ -287,12 +287,12 @@ def test_mistakes_on_the_command_line(predict):
         ("Inpainting", ["observed=one.npz", "mask=small.npy"], ["small.npy", "[2, 1, 4, 4]", "[1, 8, 8]"]),
         ("Inpainting", ["observed=one.npz", "mask=nothing.npy"], ["nothing is observed"]),
         ("Inpainting", ["observed=small.npy", "mask=ones.npy"], ["[1, 4, 4]", "[1, 8, 8]"]),
-        ("Colourisation", ["observed=int16.npy"], ["int16.npy", "holds int16; give bytes"]),
-        ("Colourisation", ["observed=deep.png"], ["deep.png", "16 bits"]),
-        ("Colourisation", ["observed=one.npz", "data_range=[1,0]"], ["data_range=[1.0, 0.0]"]),
+        ("Colorization", ["observed=int16.npy"], ["int16.npy", "holds int16; give bytes"]),
+        ("Colorization", ["observed=deep.png"], ["deep.png", "16 bits"]),
+        ("Colorization", ["observed=one.npz", "data_range=[1,0]"], ["data_range=[1.0, 0.0]"]),
         ("Inpainting", ["observed=nan.npy", "mask=ones8.npy"], ["NaN or infinity where known"]),
         ("Inpainting", ["observed=large.npy", "mask=ones8.npy", "data_range=[-1,1]"], ["from 200 to 200", "data_range"]),
-        ("Colourisation", ["observed=small.npy"], ["[2, 1, 4, 4]", "[n, 1, 8, 8]"]),
+        ("Colorization", ["observed=small.npy"], ["[2, 1, 4, 4]", "[n, 1, 8, 8]"]),
         ("SuperResolution", ["observed=small.npy", "factor=3"], ["factor=3", "divide"]),
         ("SuperResolution", ["observed=small.npy", "factor=4"], ["[n, 1, 2, 2]"]),
         ("SuperResolution", ["observed=small.npy", "noise_std=-1"], ["noise_std=-1"]),
@@ -305,8 +305,8 @@ def test_mistakes_in_python():
     for wrong, words in (
         (lambda: Matrix(torch.zeros(3)), "must be .m, D."),
         (lambda: Matrix(torch.zeros(3, 5)).check([2, 2]), "5 columns"),
-        (lambda: Grey().check([2]), "only images"),
-        (lambda: PseudoInverse(Grey(), torch.zeros(1), data_std=0.0), "data_std=0.0"),
+        (lambda: Gray().check([2]), "only images"),
+        (lambda: PseudoInverse(Gray(), torch.zeros(1), data_std=0.0), "data_std=0.0"),
     ):
         with pytest.raises(InputError, match=words):
             wrong()

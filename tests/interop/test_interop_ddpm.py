@@ -131,7 +131,7 @@ class TestDDPM:
         assert sum(p.numel() for p in score.network.parameters()) == case.about["parameters"]
 
     def test_states_of_ddim(self, tmp_path):
-        """A list: the network inside DataParallel, optimiser, epoch, step, and averages by plain names."""
+        """A list: the network inside DataParallel, optimizer, epoch, step, and averages by plain names."""
         state = recorded("ddpm_small").state
         optimizer = {"param_groups": [{"lr": 2e-4, "betas": (0.9, 0.999), "eps": 1e-8}]}
         averages = {name: tensor + 0.1 for name, tensor in state.items()}
@@ -381,7 +381,7 @@ class TestDiffusersNCSNpp:
     def test_small_ones_are_refused(self, tmp_path):
         self.folder(tmp_path)
         edit(tmp_path / "unet" / "config.json", block_out_channels=[64, 64, 128])
-        with pytest.raises(InputError, match=r"below 128: \[64, 64\] cannot be converted, since diffusers normalises"):
+        with pytest.raises(InputError, match=r"below 128: \[64, 64\] cannot be converted, since diffusers normalizes"):
             interop.read(tmp_path, "diffusers")
 
 

@@ -1,7 +1,7 @@
 """NCSN's and NCSNv2's checkpoints: the same numbers as the authors' code from the same files.
 
 Recorded with the authors' code in evaluation mode: CondRefineNetDilated of ermongroup/ncsn (ncsn_cifar10, _mnist, _small)
-and its CondRefineNetDeeperDilated, whose norm is instance norm (ncsn_dilated_deeper, _grey),
+and its CondRefineNetDeeperDilated, whose norm is instance norm (ncsn_dilated_deeper, _gray),
 NCSN and NCSNdeeper (ncsn_langevin, _deeper), NCSNv2, NCSNv2Deeper and NCSNv2Deepest (ncsnv2_...) of ermongroup/ncsnv2. Their
 config: image_size the height of `shape`, ngf and num_classes those of the tensors' shapes and of `sigmas`, sigma_end 0.01,
 InstanceNorm++, elu, not rescaled. The weights are `weights(shapes)`, the images `images(...)`; `y` are the authors' labels,

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch_fidelity
-from test_metrics import colours, inception_file
+from test_metrics import colors, inception_file
 
 from lightning_score.metrics import InceptionFeatures
 from lightning_score.metrics.reference import compute
-from lightning_score.metrics.totals import Totals
+from lightning_score.metrics.totals import MetricTotals
 
 N = 40
 
@@ -29,7 +29,7 @@ class Images(torch.utils.data.Dataset):
 @pytest.mark.filterwarnings("ignore")
 def test_fid_kid_inception_score_precision_and_recall_are_torch_fidelitys(tmp_path):
     path = str(inception_file(tmp_path))
-    real = colours(N)
+    real = colors(N)
     fake = (0.6 * real.flip(0).float() + 40).to(torch.uint8)
     expected = torch_fidelity.calculate_metrics(
         input1=Images(fake),
@@ -50,7 +50,7 @@ def test_fid_kid_inception_score_precision_and_recall_are_torch_fidelitys(tmp_pa
         cache=False,
     )
     features = InceptionFeatures(path)
-    totals = Totals(features, N, torch.device("cpu"))
+    totals = MetricTotals(features, N, torch.device("cpu"))
     for rows in torch.arange(N).split(16):
         totals.update(rows.tolist(), features(fake[rows]))
     found = totals.measure(compute(real, features, N), every=True)

@@ -41,7 +41,7 @@ from lightning_score.metrics import (
     inception_score,
     kernel_distance,
     manifold,
-    nearest_neighbours,
+    nearest_neighbors,
     read_npz,
     real_floor,
     student,
@@ -109,7 +109,7 @@ def test_equal_gaussians_are_at_zero_and_order_does_not_matter(n):
 
 @pytest.mark.parametrize("n", [2, 5, 40])
 def test_fewer_examples_than_features(n):
-    """Oracle: `tr (C1 C2)^(1/2)` is the sum of the singular values of X1 X2^T / (n - 1), X the centred features."""
+    """Oracle: `tr (C1 C2)^(1/2)` is the sum of the singular values of X1 X2^T / (n - 1), X the centered features."""
     first, second = correlated(n, 50, 1), correlated(n, 50, 2)
     root = torch.linalg.svdvals((first - first.mean(0)) @ (second - second.mean(0)).mT).sum() / (n - 1)
     spread = (torch.cov(first.mT) + torch.cov(second.mT)).trace() - 2 * root
@@ -237,10 +237,10 @@ def test_the_standard_error_is_the_spread_over_independent_samples():
 @pytest.mark.parametrize("classes", [1, 5, 10, 20])
 def test_the_standard_error_of_samples_whose_classes_take_turns(classes):
     """As those of a class-conditional model do. The classes are far apart, but each set has as many samples of every one."""
-    centres = 4 * torch.randn(classes, 5, generator=generator(1)).double()
+    centers = 4 * torch.randn(classes, 5, generator=generator(1)).double()
 
     def samples(n, seed, spread=1.0):
-        return centres[torch.arange(n) % classes] + spread * torch.randn(n, 5, generator=generator(seed)).double()
+        return centers[torch.arange(n) % classes] + spread * torch.randn(n, 5, generator=generator(seed)).double()
 
     real = fit(samples(20_000, 2))
     found = [frechet_estimate(real, sums_of(samples(500, seed, 2.0))) for seed in range(60, 120)]
@@ -395,7 +395,7 @@ def test_precision_and_recall_are_torch_fidelitys():
     assert found.recall == pytest.approx(expected["recall"], abs=1e-9) and 0 < found.recall < 1
 
 
-def test_a_far_mean_changes_no_neighbours():
+def test_a_far_mean_changes_no_neighbors():
     real, fake = torch.randn(2, 300, 16, dtype=torch.float64, generator=generator())
     near = manifold(real, fake)
     assert manifold(real + 1e4, fake + 1e4) == pytest.approx(near, abs=0.01)
@@ -485,33 +485,33 @@ DATA = {
 @pytest.mark.parametrize("changed", CHANGES)
 @pytest.mark.parametrize("data", DATA)
 def test_copies_are_found_whatever_became_of_them(data, changed):
-    """Digits, with 8 grey levels of noise on the copies, of data that stand once or more often."""
+    """Digits, with 8 gray levels of noise on the copies, of data that stand once or more often."""
     train, held_out = Digits().splits
     few = train.x[::4]
     copies = noisy(CHANGES[changed](few[:40]), 8)
-    found = nearest_neighbours(copies, DATA[data](few), held_out.x[:100])
+    found = nearest_neighbors(copies, DATA[data](few), held_out.x[:100])
     assert found.copied >= 0.95 and found.ratio < 0.5 and found.copied_held_out <= 0.01
     assert (found.index % len(few) == torch.arange(40)).float().mean() >= 0.95
 
 
 @pytest.mark.parametrize(("spread", "least"), [(0, 1.0), (8, 0.98), (16, 0.8)])
 def test_how_many_noisy_digits_are_found(spread, least):
-    """And of real digits that were not trained on none; 32 grey levels are as far as digits are from one another."""
+    """And of real digits that were not trained on none; 32 gray levels are as far as digits are from one another."""
     train, held_out = Digits().splits
-    assert nearest_neighbours(noisy(train.x[:100], spread), train.x, held_out.x[:50]).copied >= least
-    fresh = nearest_neighbours(held_out.x[:180], train.x, held_out.x[180:])
+    assert nearest_neighbors(noisy(train.x[:100], spread), train.x, held_out.x[:50]).copied >= least
+    fresh = nearest_neighbors(held_out.x[:180], train.x, held_out.x[180:])
     assert fresh.copied <= 0.01 and fresh.copied_held_out <= 0.01 and fresh.ratio == pytest.approx(1, abs=0.1)
 
 
-def test_neighbours_find_copies_and_no_others():
+def test_neighbors_find_copies_and_no_others():
     train, held_out = torch.randint(0, 256, (2, 300, 1, 8, 8), dtype=torch.uint8, generator=generator())
     fresh = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8, generator=generator(1))
-    found = nearest_neighbours(torch.cat([train[[7, 250]], fresh]), train, held_out)
+    found = nearest_neighbors(torch.cat([train[[7, 250]], fresh]), train, held_out)
     assert found.index[:2].tolist() == [7, 250] and found.distance[:2].tolist() == [0, 0]
     assert found.copied == pytest.approx(2 / 42)
-    assert nearest_neighbours(fresh, train, held_out).ratio == pytest.approx(1, abs=0.02)
-    assert nearest_neighbours(train, train, held_out).ratio == 0
-    alone = nearest_neighbours(train[:9], train[:1].expand(50, -1, -1, -1), held_out)
+    assert nearest_neighbors(fresh, train, held_out).ratio == pytest.approx(1, abs=0.02)
+    assert nearest_neighbors(train, train, held_out).ratio == 0
+    alone = nearest_neighbors(train[:9], train[:1].expand(50, -1, -1, -1), held_out)
     assert alone.copied == pytest.approx(1 / 9), "also where there is no other example"
 
 
@@ -520,7 +520,7 @@ def test_the_nearest_of_any_shape_is_that_of_a_plain_search(shape):
     """Without shifts and flips: of vectors, and of images that are small enough not to be averaged."""
     train, x = (torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=generator(n)) for n in (1500, 20))
     x[3] = train[1200]
-    found = nearest_neighbours(x, train, x[5:])
+    found = nearest_neighbors(x, train, x[5:])
     assert found.index[3] == 1200 and found.distance[3] == 0
     if len(shape) == 1:
         plain = torch.cdist(x.double(), train.double()) / 5**0.5
@@ -535,9 +535,9 @@ def extractors(tmp_path):
     made = {
         RawFeatures: (RawFeatures(shape=[2]), torch.randn(5, 2)),
         DigitFeatures: (DigitFeatures(), Digits().splits.held_out.x[:5]),
-        FashionFeatures: (FashionFeatures(), colours(5)[:, :1]),
-        InceptionFeatures: (InceptionFeatures(str(inception_file(tmp_path))), colours(5)),
-        ModuleFeatures: (ModuleFeatures(Means(), 3), colours(5)),
+        FashionFeatures: (FashionFeatures(), colors(5)[:, :1]),
+        InceptionFeatures: (InceptionFeatures(str(inception_file(tmp_path))), colors(5)),
+        ModuleFeatures: (ModuleFeatures(Means(), 3), colors(5)),
     }
     package = {cls for cls in subclasses(Features) if not isabstract(cls) and cls.__module__.startswith("lightning_score")}
     assert package == set(made), "a new extractor needs a line here"
@@ -555,7 +555,7 @@ class Means(torch.nn.Module):
         return x.flatten(2).float().mean(2)
 
 
-def colours(n):
+def colors(n):
     return torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator())
 
 
@@ -571,7 +571,7 @@ def inception_file(folder):
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.train()
                 module.momentum = None
-        network(colours(8))
+        network(colors(8))
         torch.save(network.state_dict(), path)
     return path
 
@@ -680,18 +680,18 @@ def test_augmentation_bends_but_keeps_the_digit():
 # Inception
 
 
-def test_inception_is_torch_fidelitys_and_grey_counts_as_three_equal_channels(tmp_path, monkeypatch):
+def test_inception_is_torch_fidelitys_and_gray_counts_as_three_equal_channels(tmp_path, monkeypatch):
     path = inception_file(tmp_path)
     monkeypatch.setenv(INCEPTION_VARIABLE, str(path))
     features = InceptionFeatures()
     oracle = fidelity.FeatureExtractorInceptionV3(
         "oracle", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
     )
-    images = colours(3)
+    images = colors(3)
     torch.testing.assert_close(features(images).features, oracle(images)[0], rtol=1e-3, atol=3e-4)
     torch.testing.assert_close(features(images).logits, oracle(images)[1], rtol=1e-3, atol=3e-3)
-    grey = images[:, :1]
-    torch.testing.assert_close(features(grey).features, oracle(grey.repeat(1, 3, 1, 1))[0], rtol=1e-3, atol=3e-4)
+    gray = images[:, :1]
+    torch.testing.assert_close(features(gray).features, oracle(gray.repeat(1, 3, 1, 1))[0], rtol=1e-3, atol=3e-4)
 
 
 def test_missing_inception_says_what_to_do(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Implicit and sliced score matching: traces, gradients, and one minimiser with the denoising loss."""
+"""Implicit and sliced score matching: traces, gradients, and one minimizer with the denoising loss."""
 
 import pytest
 import torch

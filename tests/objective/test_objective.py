@@ -1,4 +1,4 @@
-"""Denoising and explicit score matching, and the weightings: values, minimisers and the constant between the two."""
+"""Denoising and explicit score matching, and the weightings: values, minimizers and the constant between the two."""
 
 import pytest
 import torch
@@ -101,7 +101,7 @@ class Shifted(MixtureScore):
 
 
 @pytest.mark.parametrize("process", [VP(), VE(0.01, 5.0), SigmaTable(), BetaTable()], ids=lambda p: type(p).__name__)
-def test_the_exact_score_minimises(process):
+def test_the_exact_score_minimizes(process):
     """Any change of the score raises the loss, by lambda/2 ||change||^2 on average: the same noise makes this sharp."""
     mixture = Mixture([[1.0, 0.0], [-1.0, 0.5]], [0.3, 0.2])
     x = mixture.sample(40000, torch.Generator().manual_seed(1))

@@ -152,12 +152,12 @@ class TestRuns:
             config(place, ckpt_path=str(folder / "last.ckpt"))
             status(place, command="test")
             (place / "evaluations.jsonl").write_text(json.dumps(asdict(record(value=value))) + "\n")
-            for kind in ("samples", "neighbours"):
+            for kind in ("samples", "neighbors"):
                 picture(place / kind / "step_0001000.png", 1000)
         runs, _ = find(tmp_path)
         assert [each.name for each in runs] == ["ncsn/a"]
         counts = {kind: len(pictures) for kind, pictures in runs[0].pictures.items()}
-        assert counts == {"samples": 4, "progress": 4, "samples of test": 2, "neighbours": 2}
+        assert counts == {"samples": 4, "progress": 4, "samples of test": 2, "neighbors": 2}
         assert sorted(each.value for each in runs[0].tests) == [5.0, 6.0]
         assert column(tables.tests_table(runs), "value")["ncsn/a"] in ("5 ± 0.6", "6 ± 0.6")
 

@@ -185,7 +185,7 @@ def test_processes_started_again_never_see_addresses_of_those_that_ended(monkeyp
         for name, value in (told | {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": kept.port}).items():
             monkeypatch.setenv(name, str(value))
         monkeypatch.setattr(processes, "_meeting_points", [])
-        processes.Place().store().set(f"here/{rank}", "")
+        processes.Rendezvous().store().set(f"here/{rank}", "")
         everywhere += processes._meeting_points
         ports.append(int(os.environ["MASTER_PORT"]))
     assert ports[0] == ports[1] != kept.port

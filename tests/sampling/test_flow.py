@@ -21,8 +21,8 @@ from lightning_score.sampling import (
     NoiseStream,
     PredictorCorrector,
     ProbabilityFlow,
+    ProcessTable,
     ReverseDiffusion,
-    Table,
     Uniform,
 )
 from lightning_score.score.function import Conditioned, ScoreFunction
@@ -177,7 +177,7 @@ def test_samples_of_a_mixture_follow_its_law(process):
     [
         (lambda: RK45(rtol=-1), "rtol=-1"),
         (lambda: RK45(atol=0), "atol=0"),
-        (lambda: PredictorCorrector(RK45(), grid=Table()).check(BetaTable()), "ends at clean data"),
+        (lambda: PredictorCorrector(RK45(), grid=ProcessTable()).check(BetaTable()), "ends at clean data"),
         (lambda: ProbabilityFlow(ReverseDiffusion()).check(VP()), "draws noise"),
         (lambda: ProbabilityFlow().interpolate(gaussian(VP()), torch.zeros(1, 1), torch.zeros(1, 1), 1), "n=1"),
     ],

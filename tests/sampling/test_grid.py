@@ -11,21 +11,21 @@ from lightning_score.sampling import (
     Geometric,
     Karras,
     NoiseStream,
+    ProcessTable,
     Quadratic,
     Snapped,
-    Table,
 )
 
 
 @pytest.mark.parametrize("kind", GRIDS, ids=lambda c: c.__name__)
 def test_grids_decrease_from_noise_to_data(noise_process, kind):
-    if kind in (Table, Snapped) and not isinstance(noise_process, (BetaTable, SigmaTable)):
+    if kind in (ProcessTable, Snapped) and not isinstance(noise_process, (BetaTable, SigmaTable)):
         with pytest.raises(InputError, match="has no table"):
             kind()(noise_process)
         return
     times = kind()(noise_process)
     assert times.dtype == torch.float64 and float(times[0]) == 1 and bool((times.diff() < 0).all())
-    assert float(times[-1]) == (0 if kind is Table else pytest.approx(noise_process.t_min))
+    assert float(times[-1]) == (0 if kind is ProcessTable else pytest.approx(noise_process.t_min))
 
 
 def test_grid_formulas():
@@ -43,7 +43,7 @@ class TestTable:
     @pytest.mark.parametrize("steps", [1, 2, 7, 30, 50, 99, 100])
     def test_a_part_strides_evenly_from_the_largest_entry_to_clean_data(self, process, steps):
         entries = len(process.table_times())
-        positions = Table(steps)(process) * entries
+        positions = ProcessTable(steps)(process) * entries
         torch.testing.assert_close(positions, positions.round())
         assert len(positions) == steps + 1 and float(positions[0]) == entries and float(positions[-1]) == 0
         assert bool((positions - torch.linspace(entries, 0, steps + 1)).abs().max() <= 0.5)
@@ -51,17 +51,17 @@ class TestTable:
 
     def test_all_entries_are_the_default(self):
         process = SigmaTable(levels=10)
-        assert torch.equal(Table()(process), Table(10)(process))
-        assert torch.equal(Table()(process)[:-1].flip(0), process.table_times())
+        assert torch.equal(ProcessTable()(process), ProcessTable(10)(process))
+        assert torch.equal(ProcessTable()(process)[:-1].flip(0), process.table_times())
 
     def test_refuses_more_steps_than_entries(self):
         with pytest.raises(InputError, match="steps=11: the table of SigmaTable has 10 entries"):
-            Table(11)(SigmaTable(levels=10))
+            ProcessTable(11)(SigmaTable(levels=10))
         with pytest.raises(InputError, match="steps=0"):
-            Table(0)
+            ProcessTable(0)
 
     def test_annealed_langevin_visits_the_entries_kept_and_ends_at_the_smallest_of_them(self):
-        process, sampler = SigmaTable(0.01, 1.0, 10), AnnealedLangevin(2e-5, 3, Table(5))
+        process, sampler = SigmaTable(0.01, 1.0, 10), AnnealedLangevin(2e-5, 3, ProcessTable(5))
         sampler.check(process)
         ends = [stage.end for stage in sampler.plan(process, sampler.grid(process))]
         visited = torch.stack(ends).unique().flip(0)
@@ -69,6 +69,6 @@ class TestTable:
         result = sampler(MixtureScore(process), NoiseStream(0, range(5), (2,)))
         assert result.nfe == 5 * 3 and bool(result.x.isfinite().all())
         limit = 2 * float(process.sigmas[1]) ** 2
-        AnnealedLangevin(0.99 * limit, 3, Table(5)).check(process)
+        AnnealedLangevin(0.99 * limit, 3, ProcessTable(5)).check(process)
         with pytest.raises(InputError, match="Langevin dynamics diverges"):
-            AnnealedLangevin(1.01 * limit, 3, Table(5)).check(process)
+            AnnealedLangevin(1.01 * limit, 3, ProcessTable(5)).check(process)

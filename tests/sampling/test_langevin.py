@@ -21,7 +21,7 @@ from lightning_score.sampling import (
     LangevinDynamics,
     LastMean,
     NoiseStream,
-    Table,
+    ProcessTable,
     Tweedie,
     UniformNoise,
 )
@@ -105,7 +105,7 @@ class TestAnnealedLangevin:
         ve = SigmaTable(float(ladder[0]), float(ladder[-1]), len(ladder))
         for make in (lambda g: AnnealedLangevin(1e-6, 3, g, temperature=0.7), lambda g: ConsistentAnnealedLangevin(9e-5, g)):
             a = make(grid)(MixtureScore(vp, mixture), streams(50))
-            b = make(Table())(MixtureScore(ve, mixture), streams(50))
+            b = make(ProcessTable())(MixtureScore(ve, mixture), streams(50))
             torch.testing.assert_close(a.raw / vp.alpha(times[-1]), b.raw, rtol=1e-5, atol=1e-5)
 
     def test_temperature_narrows_the_samples(self):

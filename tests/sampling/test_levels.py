@@ -22,9 +22,9 @@ from lightning_score.sampling import (
     NoPredictor,
     PredictorCorrector,
     ProbabilityFlow,
+    ProcessTable,
     Snapped,
     StochasticHeun,
-    Table,
     Uniform,
 )
 from lightning_score.sampling.levels import distance_to_levels
@@ -50,13 +50,13 @@ def test_predictors_on_and_off_the_levels(predictor):
     for grid, off in [(Snapped(Karras(7)), False), (Geometric(9), False), (Karras(9), True), (Uniform(100, 1e-3), True)]:
         messages = warned(PredictorCorrector(quick(predictor), grid=grid))
         assert len(messages) == (off or leaves), (grid, messages)
-    assert leaves or not warned(PredictorCorrector(quick(predictor), grid=Table(7)))
+    assert leaves or not warned(PredictorCorrector(quick(predictor), grid=ProcessTable(7)))
 
 
 def test_the_message_names_cause_and_fix():
     (message,) = warned(PredictorCorrector(grid=Karras(9)))
     assert "PredictorCorrector on Karras: the model was trained at 10 noise levels alone" in message
-    assert "--model.sampler.grid Table" in message and "Snapped" in message
+    assert "--model.sampler.grid ProcessTable" in message and "Snapped" in message
     assert len(warned(ProbabilityFlow())) == 1
     assert not warned(AnnealedLangevin(1e-5, 2)) and len(warned(AnnealedLangevin(1e-5, 2, Geometric(13)))) == 1
     assert not warned(PredictorCorrector(StochasticHeun(0.0), grid=Snapped()))
@@ -104,7 +104,7 @@ def test_distance_is_that_of_the_logarithms():
 @pytest.mark.parametrize("process", [LADDER, BetaTable(), SigmaTable(0.1, 0.1, 1)], ids=["ladder", "chain", "one level"])
 def test_snapped_takes_the_nearest_entries(process):
     entries = process.table_times()
-    for grid in (Karras(7), Uniform(5), Table(min(6, len(entries)))):
+    for grid in (Karras(7), Uniform(5), ProcessTable(min(6, len(entries)))):
         found, wanted = Snapped(grid)(process), grid(process)
         noisy = found[process.sigma(found) > 0]
         assert bool((found.diff() < 0).all()) and bool(torch.isin(noisy, entries).all())

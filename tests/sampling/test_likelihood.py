@@ -138,7 +138,7 @@ def test_networks_are_differentiated_and_their_calls_counted():
         (17, (-1, 1), False, 3),
     ],
 )
-def test_dequantisation_owns_its_log_determinant_and_its_bins(levels, data_range, dequantized, offset):
+def test_dequantization_owns_its_log_determinant_and_its_bins(levels, data_range, dequantized, offset):
     from lightning_score.data.images import from_uint8, spread, to_uint8
 
     dequantization = Dequantization(levels, data_range, dequantized)
@@ -245,7 +245,7 @@ class TestCallback:
     def test_it_refuses_continuous_data_and_empty_settings(self):
         from lightning_score import BitsPerDim, GaussianMixture
 
-        with pytest.raises(InputError, match="GaussianMixture has no grey levels"):
+        with pytest.raises(InputError, match="GaussianMixture has no gray levels"):
             BitsPerDim().setup(type("Trainer", (), {"datamodule": GaussianMixture()}), None, "test")
         with pytest.raises(InputError, match="num_examples=1"):
             BitsPerDim(1)

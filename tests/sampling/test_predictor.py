@@ -19,9 +19,9 @@ from lightning_score.sampling import (
     KeepNoise,
     NoiseStream,
     PredictorCorrector,
+    ProcessTable,
     SDEDPMSolver2M,
     StochasticHeun,
-    Table,
     Uniform,
 )
 
@@ -96,7 +96,7 @@ def test_a_step_to_clean_data_denoises_with_one_evaluation(predictor):
 @pytest.mark.parametrize("kind", [p for p in PREDICTORS if p().calls and not p.adaptive], ids=lambda p: p.__name__)
 @pytest.mark.parametrize("process", [BetaTable(), SigmaTable(0.01, 10.0, 100)], ids=lambda p: type(p).__name__)
 def test_every_predictor_reaches_clean_data_on_a_part_of_the_table(kind, process):
-    sampler = PredictorCorrector(kind(), grid=Table(20))
+    sampler = PredictorCorrector(kind(), grid=ProcessTable(20))
     sampler.check(process)
     result = sampler(MixtureScore(process), NoiseStream(0, range(50), (2,)))
     assert bool(result.x.isfinite().all()) and result.nfe == 20 * kind().calls - (kind().calls == 2)

@@ -32,8 +32,8 @@ from lightning_score.sampling import (
     NoiseStream,
     NoPredictor,
     PredictorCorrector,
+    ProcessTable,
     ReverseDiffusion,
-    Table,
     Tweedie,
     UnderdampedLangevin,
     Uniform,
@@ -48,10 +48,10 @@ from lightning_score.score.parametrization import EDM, Denoised, Noise, Score, S
     [
         (VP(), PredictorCorrector(ReverseDiffusion(), Langevin(0.16), grid=Uniform(300, 1e-3))),
         (VE(0.01, 8.0), PredictorCorrector(ReverseDiffusion(), Langevin(0.16), predict_first=False, grid=Uniform(300))),
-        (BetaTable(5e-4, 0.1, 200), PredictorCorrector(Ancestral(), grid=Table())),
+        (BetaTable(5e-4, 0.1, 200), PredictorCorrector(Ancestral(), grid=ProcessTable())),
         (SigmaTable(0.01, 8.0, 30), AnnealedLangevin(5e-6, 30)),
         (SigmaTable(0.01, 8.0, 300), ConsistentAnnealedLangevin(4e-6)),
-        (SigmaTable(0.01, 8.0, 60), PredictorCorrector(NoPredictor(), MALA(0.5), 5, grid=Table())),
+        (SigmaTable(0.01, 8.0, 60), PredictorCorrector(NoPredictor(), MALA(0.5), 5, grid=ProcessTable())),
         (VE(0.01, 8.0), PredictorCorrector(NoPredictor(), HMC(0.6, 3), grid=Geometric(150))),
         (VE(0.01, 8.0), PredictorCorrector(NoPredictor(), UnderdampedLangevin(0.5), 3, grid=Geometric(100))),
         (VP(), PredictorCorrector(ReverseDiffusion(), BatchLangevin(0.16), predict_first=False, grid=Uniform(300, 1e-3))),
@@ -255,7 +255,7 @@ class TestFinalDenoise:
 
     def test_tweedie_refuses_a_grid_that_ends_at_clean_data(self):
         with pytest.raises(InputError, match="ends at clean data"):
-            PredictorCorrector(Ancestral(), grid=Table(), denoise=Tweedie()).check(BetaTable())
+            PredictorCorrector(Ancestral(), grid=ProcessTable(), denoise=Tweedie()).check(BetaTable())
         AnnealedLangevin(denoise=Tweedie()).check(SigmaTable())
 
 

@@ -46,7 +46,7 @@ def config(folder, lr=1e-3, steps=20, **changed):
 
 
 def picture(file, step, noise=0):
-    """A grid of grey images with its caption."""
+    """A grid of gray images with its caption."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draws = random.Random(f"{file} {noise}")
     image = Image.frombytes("L", (64, 64), bytes(draws.randrange(256) for _ in range(64 * 64)))

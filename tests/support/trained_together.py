@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from lightning_score import EMA, MLP, VE, VP, Digits, GaussianMixture, ScoreModel
-from lightning_score.data.augmentation import Geometric
+from lightning_score.data.augmentation import GeometricAugmentation
 from lightning_score.networks import DDPMpp
 from lightning_score.objective import (
     DenoisingScoreMatching,
@@ -27,7 +27,7 @@ def images(workers=0):
     """All that is drawn in training, in images: 14 batches of 1437, of which three processes drop two."""
     network = partial(DDPMpp, channels=8, multipliers=(1,), blocks=1, attention=(), groups=4, dropout=0.3, augmentations=9)
     objective = DenoisingScoreMatching(Likelihood(), ImportanceTimes(stratified=True))
-    parts = {"num_classes": 10, "conditional": True, "label_dropout": 0.3, "augmentation": Geometric(0.5)}
+    parts = {"num_classes": 10, "conditional": True, "label_dropout": 0.3, "augmentation": GeometricAugmentation(0.5)}
     data = Digits(batch_size=100, flip=True, dequantize=True, num_workers=workers)
     return ScoreModel(network, (1, 8, 8), VP(), objective=objective, **parts), data
 

@@ -1,4 +1,4 @@
-"""A run that goes on has the optimiser's state from the checkpoint, and the settings that it is given."""
+"""A run that goes on has the optimizer's state from the checkpoint, and the settings that it is given."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -18,7 +18,7 @@ LR = 4e-3  # of configs/ddpm.yaml
 
 
 class Run:
-    """A weight, its optimiser and the schedule; the learning rates of its steps."""
+    """A weight, its optimizer and the schedule; the learning rates of its steps."""
 
     def __init__(self, make_optimizer, make_schedule=None):
         torch.manual_seed(0)

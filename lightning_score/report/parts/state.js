@@ -33,7 +33,7 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-// A labelled choice; `chosen` is the value of the one that is on.
+// A labeled choice; `chosen` is the value of the one that is on.
 function choice(label, options, chosen, change) {
   const select = make("select", { onchange: () => change(select.value) });
   for (const [value, text] of options) select.append(make("option", { value, selected: value === chosen }, text));

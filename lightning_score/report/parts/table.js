@@ -59,7 +59,7 @@ function showRuns() {
     },
     run: (cell, row) =>
       `<button type="button" class="run" data-run="${row[0][0]}"><span class="swatch" style="background:` +
-      `${runs[row[0][0]].colour}"></span>${escaped(cell[1])}</button>`,
+      `${runs[row[0][0]].color}"></span>${escaped(cell[1])}</button>`,
     state: (cell, row) => {
       const { note, problems } = runs[row[0][0]];
       const count = problems.length;

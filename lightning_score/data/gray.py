@@ -1,4 +1,4 @@
-"""Grey images of more than 8 bits: one scale for all files of a data set, so that a value means the same in each."""
+"""Gray images of more than 8 bits: one scale for all files of a data set, so that a value means the same in each."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from lightning_score.errors import require
 
-GreyScale = Mapping[str, Sequence[float]]
+GrayScale = Mapping[str, Sequence[float]]
 """The values of black and white, by the kind of numbers that the files hold, integer or float; or, as a user chose them, of
 any kind, in which case values beyond are clamped.
 """
@@ -24,25 +24,25 @@ any kind, in which case values beyond are clamped.
 TOPS = {"integer": (1, 255, 1023, 4095, 16383, 65535), "float": (1, 255, 65535)}
 """What white usually is: the largest numbers of some bits."""
 FEW = 32
-"""Grey levels below which a data set has lost some."""
+"""Gray levels below which a data set has lost some."""
 
 
-def check_grey_range(grey_range: Sequence[float] | None) -> None:
+def check_gray_range(gray_range: Sequence[float] | None) -> None:
     """Raises `InputError` unless it is the values of black and white, or null."""
     require(
-        grey_range is None
-        or (len(grey_range) == 2 and all(map(math.isfinite, grey_range)) and grey_range[0] < grey_range[1]),
-        f"grey_range={grey_range}: must be two increasing numbers, the values of black and white, as in [0, 4095], or null",
+        gray_range is None
+        or (len(gray_range) == 2 and all(map(math.isfinite, gray_range)) and gray_range[0] < gray_range[1]),
+        f"gray_range={gray_range}: must be two increasing numbers, the values of black and white, as in [0, 4095], or null",
     )
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether it is grey with more than 8 bits: 16 or 32, or floats."""
+    """Whether it is gray with more than 8 bits: 16 or 32, or floats."""
     return image.mode.startswith("I") or image.mode == "F"
 
 
-def eight_bits(values: np.ndarray, scale: GreyScale | None = None) -> np.ndarray:
-    """Grey values as bytes: round(255 (v - black)/(white - black)), clamped.
+def eight_bits(values: np.ndarray, scale: GrayScale | None = None) -> np.ndarray:
+    """Gray values as bytes: round(255 (v - black)/(white - black)), clamped.
 
     Args:
         values: of any type.
@@ -55,14 +55,14 @@ def eight_bits(values: np.ndarray, scale: GreyScale | None = None) -> np.ndarray
     if "any" in scale:
         black, white = scale["any"]
         if not np.isfinite(values).all():
-            raise ValueError("grey levels that are not finite")
+            raise ValueError("gray levels that are not finite")
     else:
         high = _highest(values)
         black, white = scale.get(kind) or (0.0, _white(kind, high))
     return np.round((values - black) * (255.0 / (white - black))).clip(0, 255).astype(np.uint8)
 
 
-def grey_scale(files: Sequence[Path], folder: Path, kept: Path, chosen: Sequence[float] | None = None) -> GreyScale:
+def gray_scale(files: Sequence[Path], folder: Path, kept: Path, chosen: Sequence[float] | None = None) -> GrayScale:
     """Black and white for the deep images among the files of a data set, after a look at all of them: 0 is black, and white
     the largest number of the fewest usual bits that hold all values, or, where that would leave most of the 256 levels
     without use, the largest value. Says what it is.
@@ -88,15 +88,15 @@ def grey_scale(files: Sequence[Path], folder: Path, kept: Path, chosen: Sequence
     if rank_zero_only.rank == 0:
         for kind, (n, high) in highest.items():
             print(
-                f"{folder}: {n} grey images of {kind} values up to {high:g}: in all of them 0 is black and "
-                f"{scale[kind][1]:g} white (--data.grey_range changes it)",
+                f"{folder}: {n} gray images of {kind} values up to {high:g}: in all of them 0 is black and "
+                f"{scale[kind][1]:g} white (--data.gray_range changes it)",
                 flush=True,
             )
     return scale
 
 
 def warn_of_few_levels(images: Tensor, folder: Path) -> None:
-    """Warns where a scale has left few grey levels.
+    """Warns where a scale has left few gray levels.
 
     Args:
         images: uint8 (N, C, H, W), of which a thousand are looked at.
@@ -105,7 +105,7 @@ def warn_of_few_levels(images: Tensor, folder: Path) -> None:
     levels = int(images[:: max(len(images) // 1000, 1)].flatten().bincount().count_nonzero())
     if levels < FEW:
         rank_zero_warn(
-            f"{folder}: only {levels} grey levels of 256 are left of its values; give --data.grey_range the values that are "
+            f"{folder}: only {levels} gray levels of 256 are left of its values; give --data.gray_range the values that are "
             "to be black and white"
         )
 
@@ -115,7 +115,7 @@ def _look(files: Sequence[Path]) -> dict[str, tuple[int, float]]:
     found: dict[str, tuple[int, float]] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         bar = tqdm(
-            pool.map(_highest_of, files), "looking at grey scales", len(files), unit="image", disable=None, leave=False
+            pool.map(_highest_of, files), "looking at gray scales", len(files), unit="image", disable=None, leave=False
         )
         for kind, high in (each for each in bar if each is not None):
             n, before = found.get(kind, (0, 0.0))
@@ -142,7 +142,7 @@ def _kind(values: np.ndarray) -> str:
 def _highest(values: np.ndarray) -> float:
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 65535):
-        raise ValueError(f"grey levels from {low:g} to {high:g}, which are not 8 or 16 bits; give --data.grey_range")
+        raise ValueError(f"gray levels from {low:g} to {high:g}, which are not 8 or 16 bits; give --data.gray_range")
     return high
 
 

@@ -13,7 +13,7 @@ from lightning_score.cli import run
 from lightning_score.data import ImageFolder, ImageStream, folder as folder_module
 from lightning_score.data.chunks import as_example
 from lightning_score.data.files import image_files
-from lightning_score.data.grey import eight_bits
+from lightning_score.data.gray import eight_bits
 from lightning_score.errors import InputError
 
 SIDE = 8
@@ -74,8 +74,8 @@ def ramps(n, high, dtype):
         (np.int32, (1, 1), 1.0, "tif"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*grey levels of 256")
-def test_a_value_is_the_same_grey_in_all_files(dtype, high, white, ending, write, capsys):
+@pytest.mark.filterwarnings("ignore:.*gray levels of 256")
+def test_a_value_is_the_same_gray_in_all_files(dtype, high, white, ending, write, capsys):
     data = made(write(ramps(10, high, dtype), ending))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lightning_score.data.check.rank_zero_warn", lambda _: None)
@@ -84,13 +84,13 @@ def test_a_value_is_the_same_grey_in_all_files(dtype, high, white, ending, write
     assert {int(image[0, 0, 0]) for image in images} == {expected}
     line = capsys.readouterr().out
     kind = "float" if np.dtype(dtype).kind == "f" else "integer"
-    assert f"10 grey images of {kind} values up to" in line and f"0 is black and {white:g} white" in line
+    assert f"10 gray images of {kind} values up to" in line and f"0 is black and {white:g} white" in line
     last = {int(image[0, -1, -1]) for image in images}
     assert last == {round(255 * float(np.dtype(dtype).type(each)) / white) for each in high}
 
 
 def test_floats_beyond_one_keep_their_levels(write):
-    """0.2 to 1.86 became 3 grey levels, 12 bits in files of 16 bits 21."""
+    """0.2 to 1.86 became 3 gray levels, 12 bits in files of 16 bits 21."""
     draws = np.random.RandomState(0)
     floats = made(write([draws.uniform(0.2, 1.86, (SIDE, SIDE)).astype(np.float32) for _ in range(20)]))
     assert len(floats.reference().unique()) > 200
@@ -104,9 +104,9 @@ def test_the_scale_is_of_all_files_and_of_the_cache(write, tmp_path):
     folder = write(ramps(10, (1.0,), np.float32))
     first = made(folder)
     assert first.splits.train.x.max() == 255
-    chosen = made(folder, grey_range=[-1, 1])
+    chosen = made(folder, gray_range=[-1, 1])
     assert int(chosen.splits.train.x.min()) == 130 and chosen.fingerprint != first.fingerprint
-    assert int(made(folder, grey_range=[0.5, 0.6]).splits.train.x.min()) == 0, "beyond black is black"
+    assert int(made(folder, gray_range=[0.5, 0.6]).splits.train.x.min()) == 0, "beyond black is black"
     Image.fromarray(np.full((SIDE, SIDE), 2.0, np.float32)).save(folder / "more.tif")
     more = made(folder)
     assert more.fingerprint != first.fingerprint
@@ -118,15 +118,15 @@ def test_the_scale_is_of_all_files_and_of_the_cache(write, tmp_path):
 
 def test_few_levels_are_warned_of(write):
     folder = write([*ramps(19, (0.9,), np.float32), np.full((SIDE, SIDE), 60000, np.float32)])
-    with pytest.warns(UserWarning, match=r"only \d grey levels of 256 are left .* --data\.grey_range"):
+    with pytest.warns(UserWarning, match=r"only \d gray levels of 256 are left .* --data\.gray_range"):
         made(folder).splits  # noqa: B018
 
 
-@pytest.mark.parametrize("grey_range", [[1, 0], [0, 1, 2], [0, float("nan")]])
+@pytest.mark.parametrize("gray_range", [[1, 0], [0, 1, 2], [0, float("nan")]])
 @pytest.mark.parametrize("kind", [ImageFolder, ImageStream])
-def test_a_scale_that_is_none_is_refused(kind, grey_range, tmp_path):
-    with pytest.raises(InputError, match="grey_range="):
-        made(tmp_path, kind, grey_range=grey_range)
+def test_a_scale_that_is_none_is_refused(kind, gray_range, tmp_path):
+    with pytest.raises(InputError, match="gray_range="):
+        made(tmp_path, kind, gray_range=gray_range)
 
 
 def test_chunks_take_the_same_scale(write, tmp_path):
@@ -135,7 +135,7 @@ def test_chunks_take_the_same_scale(write, tmp_path):
     images = torch.cat(data.splits[0][:1] + data.splits[1][:1])
     assert {int(image[0, 0, 0]) for image in images} == {round(0.8 * 255 / 1.86)}
     for deep in (np.full((SIDE, SIDE), 0.5, np.float32), np.full((3, SIDE, SIDE), 0.5, np.float32)):
-        with pytest.raises(InputError, match=r"more than 8 bits.*--data\.grey_range"):
+        with pytest.raises(InputError, match=r"more than 8 bits.*--data\.gray_range"):
             as_example({"x": deep}, (1, SIDE, SIDE))
         assert as_example({"x": deep}, (1, SIDE, SIDE), 0, {"any": (0.0, 1.0)})[0].max() == 128
 
@@ -265,7 +265,7 @@ def test_paths_serve_in_any_folder(form, tmp_path, monkeypatch):
     given = str(tmp_path / "photos") if form == "absolute" else form
     options = [f"--data.path={given}", "--data.cache=../cache", "--evaluate.reference=../stats.npz"]
     fast = ["--trainer.max_steps=1", "--trainer.val_check_interval=1", "--evaluate.num_samples=2"]
-    fast += ["--data.batch_size=8", "--evaluate.neighbours=0", "--samples.num_samples=0", "--trainer.callbacks=null"]
+    fast += ["--data.batch_size=8", "--evaluate.neighbors=0", "--samples.num_samples=0", "--trainer.callbacks=null"]
     kind = ["--data=ImageFolder", f"--data.shape=[1,{SIDE},{SIDE}]", "--evaluate.features=RawFeatures"]
     assert (
         run(

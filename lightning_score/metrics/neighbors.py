@@ -14,7 +14,7 @@ CHUNK = 1024
 """Training examples whose distances are in memory at once."""
 
 
-class Neighbours(NamedTuple):
+class Neighbors(NamedTuple):
     """The nearest training examples of some samples.
 
     Attributes:
@@ -33,7 +33,7 @@ class Neighbours(NamedTuple):
     ratio: float
 
 
-def nearest_neighbours(samples: Tensor, train: Tensor, held_out: Tensor, shift: int = 1) -> Neighbours:
+def nearest_neighbors(samples: Tensor, train: Tensor, held_out: Tensor, shift: int = 1) -> Neighbors:
     """Finds the training examples that samples are copies of.
 
     A copy is a sample twice as near to one training example as to any other (as in Yoon et al. 2023, "Diffusion
@@ -55,7 +55,7 @@ def nearest_neighbours(samples: Tensor, train: Tensor, held_out: Tensor, shift: 
     found, beyond, index = _nearest(samples, train, shift, float(others.median()) / 2)
     ratio = found.mean() / others.mean().clamp(min=torch.finfo(others.dtype).tiny)
     copied, usual = ((near <= far / 2).float().mean() for near, far in ((found, beyond), (others, apart)))
-    return Neighbours(index, found, float(copied), float(usual), float(ratio))
+    return Neighbors(index, found, float(copied), float(usual), float(ratio))
 
 
 def _nearest(x: Tensor, train: Tensor, shift: int, same: float | None) -> tuple[Tensor, Tensor, Tensor]:
