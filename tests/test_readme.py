@@ -101,7 +101,7 @@ def test_commands_and_code_run(page, folder, monkeypatch):
         quick = SHORT.get(arguments[0], ["--evaluate.num_samples=20"])
         if "ddpmpp.ckpt" in arguments and arguments[0] != "convert":
             quick = [*quick, "--model.sampler.grid.steps=2"]
-        if "ImageStream" in arguments:  # there are 80 photographs
+        if "configs/images.yaml" in arguments:  # there are 80 photographs
             quick = [*quick, "--data.batch_size=8", "--data.num_workers=0"]
         if any("help" in argument for argument in arguments):
             with pytest.raises(SystemExit, match="0"):
