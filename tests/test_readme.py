@@ -11,7 +11,7 @@ import torch
 from conftest import CHAINS, CORRECTORS, GRIDS, PARAMETRIZATIONS, PREDICTORS, PROCESSES, MixtureScore, QuickNoise, concrete
 from PIL import Image
 from test_image_files import write_idx
-from test_imports import FLOORS, PACKAGE
+from test_imports import FILES, FLOORS, PACKAGE
 from test_interop_score_sde import saved
 from test_recipes import PARAMETERS, header
 
@@ -31,6 +31,9 @@ SHORT = {"fit": QUICK, "schedule": [], "gallery": ["--num_samples=20"], "convert
 FEWER = {"max_steps=1000": "max_steps=2", "model.sample(64": "model.sample(16", "Uniform(50)": "Uniform(2)"}
 ELSEWHERE = ("wandb", "torchrun", "srun")
 """Programs whose lines are tested in tests/sweep/test_wandb_sweep.py and tests/runs/test_processes.py."""
+CLASSES = {name for path in FILES for name in re.findall(r"^class (\w+)", path.read_text(), re.MULTILINE)}
+OTHERS = {"Args", "LocalPath", "Path", "UNet2DModel", "TensorBoardLogger", "LambdaLR", "DDPStrategy"}
+"""Names in code that look like classes of this package but are not."""
 
 
 def blocks(page, language):
@@ -146,6 +149,14 @@ def test_commands_and_options_are_known(page):
     assert {arguments[0] for arguments in commands(page)} <= set(COMMANDS)
     for group, option in re.findall(rf"--({'|'.join(GROUPS)})\.(\w+)", PAGES[page]):
         assert option in signature(GROUPS[group]).parameters, f"--{group}.{option}"
+
+
+@every_page
+def test_classes_exist(page):
+    """Those named within the text, such as `UNet` and `+AnnealedLangevin`."""
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", PAGES[page], flags=re.DOTALL | re.MULTILINE))
+    named = {name for span in spans for name in re.findall(r"\b(?<!/)[A-Z]\w*[a-z]\w*\b(?!/)", span)}
+    assert named <= CLASSES | OTHERS
 
 
 @every_page
