@@ -139,7 +139,7 @@ def find(class_path: str) -> Any:
     module, _, name = class_path.rpartition(".")
     if module:
         return getattr(import_module(module), name)
-    for home in ("process", "parametrization", "networks", "sampling", "objective"):
+    for home in ("process", "score", "networks", "sampling", "objective"):
         found = getattr(import_module(f"lightning_score.{home}"), name, None)
         if found is not None:
             return found

@@ -97,9 +97,9 @@ def test_a_project_that_cannot_be_reached_is_a_mistake(project):
 
 
 def test_tensorboard_has_scalars_and_pictures(tmp_path, monkeypatch):
-    """By the line of the README."""
+    """By the line of the report's README."""
     monkeypatch.chdir(tmp_path)
-    readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "lightning_score" / "report" / "README.md").read_text()
     (options,) = re.findall(r"`(--trainer\.logger TensorBoardLogger [^`]*)`", readme)
     assert run([*FIT, *options.split()]) == 0
     (events,) = tmp_path.rglob("events.out.tfevents*")

@@ -151,9 +151,9 @@ def test_fewer_samples_than_processes(checkpoint, environment):
 
 
 def documented(launcher):
-    """The arguments of a launch line in the README, on two CPU processes of one machine."""
-    readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
-    (line,) = re.findall(rf"```console\n({launcher} .*)\n```", readme)
+    """The arguments of a launch line in the README of training, on two CPU processes of one machine."""
+    readme = (Path(__file__).parents[2] / "lightning_score" / "training" / "README.md").read_text()
+    (line,) = re.findall(rf"```console\n({launcher} .*)\n```", readme.replace("\\\n", ""))
     line = line.replace("num_nodes 2", "num_nodes 1").replace("devices 4", "devices 2")
     return shlex.split(line.replace("configs/ncsn.yaml", "ncsn"))
 
