@@ -4,6 +4,7 @@ import lightning_score.torchvision_guard  # noqa: F401
 
 import inspect
 import os
+from itertools import product
 
 import pytest
 import torch
@@ -68,6 +69,13 @@ PARAMETRIZATIONS = concrete(parametrization, parametrization.Parametrization)
 PREDICTORS = concrete(sampling, sampling.Predictor)
 CORRECTORS = concrete(sampling, sampling.Corrector)
 GRIDS = concrete(sampling, sampling.TimeGrid)
+
+
+def pairs(predictors=PREDICTORS, correctors=CORRECTORS):
+    """Each predictor alone, each corrector with one predictor; slow, the other combinations: they meet only in `plan`."""
+    for kind, corrector in product(predictors, [None, *(c() for c in correctors)]):
+        marks = [] if corrector is None or kind is sampling.ReverseDiffusion else [pytest.mark.slow]
+        yield pytest.param(kind, corrector, id=f"{kind.__name__}-{type(corrector).__name__}", marks=marks)
 
 
 def quick(kind):
