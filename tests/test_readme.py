@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_files import write_idx
+from peers import saved
 from PIL import Image
-from test_image_files import write_idx
-from test_interop_score_sde import saved
-from test_recipes import PARAMETERS, header
+from recipes import PARAMETERS, header
 
 from lightning_score.cli import run
 from lightning_score.commands.configs import shipped
@@ -35,8 +35,6 @@ def commands():
 def test_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     python = blocks("python")
     Path("my_parts.py").write_text(next(code for code in python if "class Linear" in code))
     assert run(["fit", "--config=configs/ddpm.yaml", *QUICK]) == 0  # the README's table names its run

@@ -25,23 +25,6 @@ TABLE = ["--model.sampler.grid=ProcessTable", "--model.sampler.denoise=LastMean"
 QUICK = ["--samples.num_samples=9", "--evaluate.num_samples=40", "--model.sampler.steps=2"]
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The folder of a short run of configs/ncsn.yaml, made once."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_MODE", "disabled")
-        options = ["--trainer.max_steps=30", "--trainer.val_check_interval=20", "--trainer.log_every_n_steps=5"]
-        assert run(["fit", "--config", "ncsn", f"--runs={folder}/runs", *options, *QUICK]) == 0
-    return folder / "runs" / "ncsn" / "latest"
-
-
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_shipped_config_survives_a_fast_dev_run(config, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

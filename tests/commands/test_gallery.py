@@ -46,7 +46,6 @@ def test_gallery_refuses_a_checkpoint_that_is_not_there(tmp_path, capsys):
 
 def test_gallery_draws_a_trained_toy_and_refuses_images(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     quick = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--samples.num_samples=4"]
     quick += ["--evaluate.num_samples=4"]
     assert run(["fit", "--config=toy", *quick, "--trainer.callbacks=[]"]) == 0

@@ -224,7 +224,6 @@ class TestWhich:
     @pytest.fixture
     def folder(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("WANDB_MODE", "disabled")
         quick = ["--evaluate.features=null", "--samples.num_samples=0", "--trainer.callbacks=null"]
         assert run(["fit", "--config=ncsn", "--trainer.max_steps=3", "--model.optimizer.lr=1.0e-3", *quick]) == 0
         return Path("runs/ncsn/latest").resolve()

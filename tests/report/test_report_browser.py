@@ -35,7 +35,6 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("report") / "runs"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root.parent)
-        patch.setenv("WANDB_MODE", "disabled")
         for k, lr in enumerate((1e-3, 4e-3)):
             assert run(["fit", "--config=ncsn", f"--output={root}/ncsn/r{k}", f"--model.optimizer.lr={lr}", *QUICK]) == 0
         assert run(["test", f"--ckpt_path={root}/ncsn/r0/last.ckpt", "--evaluate.num_samples=20"]) == 0

@@ -7,77 +7,16 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback
+from subprocesses import DDP, MODULE, SHORT, call, environment_fixture, trouble  # noqa: F401
 
-from lightning_score.cli import run
 from lightning_score.runs import rendezvous as processes
 from lightning_score.runs.records import FILE, read
-
-SHORT = ["--evaluate.num_samples=41", "--samples.num_samples=4", "--model.sampler.steps=1", "--trainer.callbacks=null",
-         "--trainer.max_steps=8", "--trainer.val_check_interval=4", "--trainer.log_every_n_steps=2"]  # fmt: skip
-DDP = ["--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
-MODULE = ["-m", "lightning_score"]
-
-
-class Trouble(Callback):
-    """Something happens to one process.
-
-    Args:
-        kind: raise, kill or sleep.
-        rank: of the process.
-        step: at which it happens.
-        once: a file that is made then; if there is one, nothing happens.
-    """
-
-    def __init__(self, kind: str, rank: int = 1, step: int = 3, once: str | None = None):
-        self.kind, self.rank, self.step, self.once = kind, rank, step, once
-
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.global_rank != self.rank or trainer.global_step != self.step:
-            return
-        if self.once is not None:
-            if Path(self.once).exists():
-                return
-            Path(self.once).touch()
-        if self.kind == "raise":
-            raise ZeroDivisionError("this process alone is in trouble")
-        if self.kind == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(1000)
-
-
-def trouble(kind, **settings):
-    """The option that brings it."""
-    return "--trainer.callbacks=" + json.dumps(
-        [{"class_path": "test_processes.Trouble", "init_args": {"kind": kind, **settings}}]
-    )
-
-
-@pytest.fixture
-def environment(tmp_path, monkeypatch):
-    """Of the processes that a test starts, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    mine = {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-        "OMP_NUM_THREADS": "1",
-        "WANDB_MODE": "disabled",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }
-    return {name: text for name, text in os.environ.items() if name != "LIGHTNING_SCORE_FOLDER"} | mine
-
-
-def call(environment, *command, timeout=300):
-    """A command and what became of it."""
-    return subprocess.run(
-        [str(part) for part in command], env=environment, capture_output=True, text=True, timeout=timeout, cwd="."
-    )
 
 
 def torchrun(*options):
@@ -104,17 +43,6 @@ def assert_one_run(name="ncsn"):
     assert len(rows) == len(set(rows)) == 1 + 4 + 2
     assert json.loads((folder / "run.json").read_text())["state"] == "finished"
     return folder
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A small model after a few steps."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_MODE", "disabled")
-        patch.chdir(folder)
-        assert run(["fit", "--config=ncsn", *SHORT]) == 0
-    return folder / "runs" / "ncsn" / "latest" / "last.ckpt"
 
 
 @pytest.mark.parametrize(
