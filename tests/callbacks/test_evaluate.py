@@ -317,13 +317,15 @@ class TestFit:
         assert [record.metric for record in read(Path("out", FILE))] == ["fid_digits_10"]
 
     def test_all_metrics_on_request(self, tmp_path):
-        options = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--evaluate.num_samples=70"]
+        options = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--evaluate.num_samples=70",
+                   "--trainer.callbacks=null"]  # fmt: skip
         assert run(["fit", "--config=ncsn", "--evaluate.thorough=true", *options, *QUICK]) == 0
         found = {record.metric for record in read(Path("runs/ncsn/latest") / FILE)}
         assert {"fid_digits_70", "kid_digits_70", "is_digits_70", "precision_digits_70", "coverage_digits_70"} <= found
 
     def test_measurements_keep_to_their_share_of_the_time(self, tmp_path, capsys):
-        options = ["--trainer.max_steps=6", "--trainer.val_check_interval=2", "--evaluate.num_samples=50"]
+        options = ["--trainer.max_steps=6", "--trainer.val_check_interval=2", "--evaluate.num_samples=50",
+                   "--trainer.callbacks=null"]  # fmt: skip
         with pytest.warns(UserWarning, match="num_samples=50 is not above the 64 features"):
             assert run(["fit", "--config=ncsn", "--evaluate.max_share=1.0e-6", *options, *QUICK]) == 0
         records = read(Path("runs/ncsn/latest") / FILE)

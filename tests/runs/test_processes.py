@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from subprocesses import DDP, MODULE, SHORT, call, environment_fixture, trouble  # noqa: F401
 
+from lightning_score.cli import run
 from lightning_score.runs import rendezvous as processes
 from lightning_score.runs.records import FILE, read
 
@@ -52,12 +53,14 @@ def assert_one_run(name="ncsn"):
 )  # fmt: skip
 def test_samples_and_metrics_are_those_of_one_process(devices, precision, checkpoint, environment):
     """The numbers do not divide: 41 samples, in batches of 8."""
-    several = [*DDP, f"--trainer.devices={devices}"]
-    for name, more in (("one", []), ("several", several)):
-        common = [f"--ckpt_path={checkpoint}", f"--trainer.precision={precision}", *more]
+    for name, more in (("one", []), ("several", [*DDP, f"--trainer.devices={devices}"])):
+        common = [f"--ckpt_path={checkpoint}", f"--trainer.precision={precision}", "--trainer.accelerator=cpu", *more]
         draw = ["predict", "--num_samples=41", "--batch_size=8", f"--output={name}/predict"]
         measure = ["test", "--evaluate.num_samples=41", "--evaluate.batch_size=8", f"--output={name}/test"]
         for command in draw, measure:
+            if not more:
+                assert run([*command, *common]) == 0
+                continue
             done = call(environment, sys.executable, *MODULE, *command, *common)
             assert done.returncode == 0, done.stderr[-2000:]
     one, other = (np.load(Path(name, "predict", "samples.npz")) for name in ("one", "several"))
@@ -86,6 +89,7 @@ def documented(launcher):
     return shlex.split(line.replace("configs/ncsn.yaml", "ncsn"))
 
 
+@pytest.mark.slow
 def test_the_line_for_torchrun_in_the_readme(environment):
     command = [sys.executable, "-m", "torch.distributed.run", *documented("torchrun")[1:]]
     done = call(environment, *command, *SHORT, "--trainer.accelerator=cpu")

@@ -185,7 +185,7 @@ def test_a_loss_that_is_no_number(policy, environment):
     """Is left out, or undone, as by processes with all weights; what is kept for a look is whole."""
     broken = [
         f"--guard.policy={policy}",
-        "--model.objective=test_guard.Broken",
+        "--model.objective=faulty.Broken",
         "--model.objective.first=7",
         "--model.objective.last=7",
     ]
@@ -199,7 +199,7 @@ def test_a_loss_that_is_no_number(policy, environment):
 @pytest.mark.slow
 def test_samples_that_explode(environment):
     """On the process that shows them, and on all that measure them; what is kept for a look is whole."""
-    steps = ["--guard.policy=skip", "--model.sampler=test_guard.Reckless", "--model.sampler.step_size=1.0e+6"]
+    steps = ["--guard.policy=skip", "--model.sampler=faulty.Reckless", "--model.sampler.step_size=1.0e+6"]
     fit(environment, *FIT, "--trainer.strategy=fsdp2", "--output=run", *steps, "--model.sampler.steps=3")
     checkpoint = torch.load("run/last.ckpt", weights_only=True)
     kept = torch.load("run/broken/samples_0000008.pt", weights_only=True)
