@@ -221,6 +221,7 @@ def test_two_processes(tmp_path, step, moment, rank):
     assert_same(folder, everything(whole))
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # the run is a copy
 class TestWhich:
     """What `--ckpt_path` may name."""
 

@@ -142,6 +142,7 @@ def test_two_machines_without_a_launcher(environment):
     assert_one_run()
 
 
+@pytest.mark.slow
 def test_a_job_of_slurm(environment):
     """The README's line, with the variables that srun gives to its tasks."""
     job = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "4321", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "localhost",
@@ -160,7 +161,7 @@ def test_a_job_of_slurm(environment):
     [
         ("raise", 1, {1, 2, -signal.SIGKILL}, "this process alone is in trouble"),
         pytest.param("raise", 0, {1}, "this process alone is in trouble", marks=pytest.mark.slow),
-        ("kill", 1, {2, -signal.SIGKILL}, ""),
+        pytest.param("kill", 1, {2, -signal.SIGKILL}, "", marks=pytest.mark.slow),
         pytest.param(
             "sleep", 1, {2}, "process 0 of 2, fit, step 3: another process does not answer", marks=pytest.mark.slow
         ),

@@ -101,11 +101,12 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        mine = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), "WANDB_MODE": "disabled"}
+        mine = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
         fit({**os.environ, **mine, "OMP_NUM_THREADS": "1"}, *FIT, "--trainer.strategy=ddp")
         return (folder / "runs/ncsn/latest").resolve()
 
 
+@pytest.mark.slow
 def test_training_is_that_of_ddp(whole, environment):
     """With its raw weights measured, too, for which the shares are gathered again."""
     weigh = '--trainer.callbacks=[{"class_path": "test_sharding.Weigh"}]'
