@@ -7,8 +7,10 @@ import os
 
 import pytest
 import torch
+from filelock import FileLock
 
 from lightning_score import process, sampling
+from lightning_score.cli import run
 from lightning_score.data import Mixture
 from lightning_score.score import parametrization
 from lightning_score.score.function import ScoreField
@@ -17,6 +19,49 @@ from lightning_score.tensors import expand
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several that share the cores
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _variables(tmp_path_factory):
+    """No runs on W&B, and a cache of the tests' own, also for what fixtures of modules do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _first_process(monkeypatch):
+    """Whatever Lightning has set when it started others."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache of this test's own, which is empty."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The folder of a short run of configs/ncsn.yaml, one for all workers; a test writes nothing into it."""
+    base = tmp_path_factory.getbasetemp()
+    runs = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
+    with FileLock(f"{runs}.lock"):
+        if not (runs / "finished").exists():
+            options = ["--trainer.max_steps=30", "--trainer.val_check_interval=20", "--trainer.log_every_n_steps=5",
+                       "--samples.num_samples=9", "--evaluate.num_samples=40", "--model.sampler.steps=2"]  # fmt: skip
+            assert run(["fit", "--config=ncsn", f"--runs={runs}", *options]) == 0
+            (runs / "finished").touch()
+    return runs / "ncsn" / "latest"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(trained):
+    """Its last checkpoint, whose averaged and raw weights differ."""
+    return trained / "last.ckpt"
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +113,16 @@ PARAMETRIZATIONS = concrete(parametrization, parametrization.Parametrization)
 PREDICTORS = concrete(sampling, sampling.Predictor)
 CORRECTORS = concrete(sampling, sampling.Corrector)
 GRIDS = concrete(sampling, sampling.TimeGrid)
+
+
+def pairs(predictors=PREDICTORS, correctors=CORRECTORS):
+    """Each predictor alone, each corrector with one predictor; slow, the other combinations: they meet only in `plan`."""
+
+    def pair(kind, corrector):
+        marks = [] if corrector is None or kind is sampling.ReverseDiffusion else [pytest.mark.slow]
+        return pytest.param(kind, corrector, id=f"{kind.__name__}-{type(corrector).__name__}", marks=marks)
+
+    return [pair(kind, corrector) for kind in predictors for corrector in (None, *(c() for c in correctors))]
 
 
 def quick(kind):

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 FOLDER = Path(__file__).parent / "benchmarks"
 
 
+@pytest.mark.slow
 def test_a_benchmark_prints_its_row():
     command = [
         sys.executable,

@@ -5,7 +5,7 @@ They refuse what would mix devices, and whatever would read a value and so make 
 
 import pytest
 import torch
-from conftest import CORRECTORS, PREDICTORS, ImageScore, quick
+from conftest import PREDICTORS, ImageScore, pairs, quick
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
@@ -93,8 +93,7 @@ def run_on_gpu(score, sampler):
     assert result.device.type == "cuda" and result.shape == (2, *SHAPE) and result.dtype == torch.float32
 
 
-@pytest.mark.parametrize("corrector", [None, *(c() for c in CORRECTORS)], ids=lambda c: type(c).__name__)
-@pytest.mark.parametrize("kind", [kind for kind in PREDICTORS if kind is not RK45], ids=lambda p: p.__name__)
+@pytest.mark.parametrize(("kind", "corrector"), pairs([kind for kind in PREDICTORS if kind is not RK45]))
 @pytest.mark.parametrize("process", [VP(), SigmaTable(0.01, 8.0, 30)], ids=lambda p: type(p).__name__)
 def test_no_step_waits_for_the_gpu(process, kind, corrector):
     run_on_gpu(ImageScore(process), PredictorCorrector(quick(kind), corrector, grid=Uniform(3, 0.01)))

@@ -6,7 +6,7 @@ import errno
 from pathlib import Path
 
 import pytest
-from test_stopping import TINY
+from tiny import TINY
 
 from lightning_score.cli import run
 from lightning_score.files import replacing

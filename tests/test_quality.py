@@ -19,9 +19,7 @@ N = 898
 def trained(request, tmp_path_factory):
     """(model, folder) after the full training of a shipped config."""
     folder = tmp_path_factory.mktemp(request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_MODE", "disabled")
-        assert run(["fit", f"--config={request.param}", f"--runs={folder}"]) == 0
+    assert run(["fit", f"--config={request.param}", f"--runs={folder}"]) == 0
     latest = folder / request.param / "latest"
     return ScoreModel.load_from_checkpoint(latest / "last.ckpt", weights_only=True), latest
 

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from recipes import PARAMETERS, header
 from torch import nn
 
 from lightning_score.commands.base import IdleExperiment
@@ -11,20 +12,6 @@ from lightning_score.commands.configs import shipped
 from lightning_score.sampling import NoiseStream
 from lightning_score.score.function import ScoreFunction
 
-PARAMETERS = {
-    "cifar10/ncsn": 30_117_635,
-    "cifar10/ncsnv2": 29_694_083,
-    "cifar10/ddpm": 35_746_307,
-    "cifar10/ddpmpp_vp": 61_804_419,
-    "cifar10/ddpmpp_subvp": 61_804_419,
-    "cifar10/ncsnpp_ve": 62_758_915 - 128,  # the authors count the Fourier frequencies, which are not trained
-    "cifar10/edm": 55_733_891,
-    "imagenet64/edm": 295_899_267 + 768,  # the authors have no row for "no class"
-    "ncsnv2/celeba64": 29_694_083,
-    "ncsnv2/church96": 83_445_379,
-    "ncsnv2/bedroom128": 83_445_379,
-    "ncsnv2/ffhq256": 94_132_611,
-}
 FASHION = [f"fashion_mnist/{name}" for name in ("ncsn16", "ddpm16", "edm16", "ncsn", "ddpm", "edm")]
 EVERY = [*PARAMETERS, *FASHION, "images"]
 """All configs but those of the embedded data, which are trained for real elsewhere."""
@@ -32,13 +19,6 @@ EVERY = [*PARAMETERS, *FASHION, "images"]
 
 LARGE = {"imagenet64/edm", "ncsnv2/celeba64", "ncsnv2/church96", "ncsnv2/ffhq256", "cifar10/ddpmpp_subvp"}
 """Whose networks are others' too, or take many seconds."""
-
-
-def header(name):
-    """The comment at the top of a config, on one line."""
-    lines = (shipped() / f"{name}.yaml").read_text().splitlines()
-    comment = [line.removeprefix("#").strip() for line in lines[: next(i for i, line in enumerate(lines) if line[0] != "#")]]
-    return " ".join(comment)
 
 
 def experiment(name):

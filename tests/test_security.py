@@ -31,18 +31,7 @@ class Hostile:
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A small model."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_MODE", "disabled")
-        assert run(["fit", "--config=ncsn", f"--output={folder / 'run'}", *QUICK]) == 0
-    return folder / "run" / "last.ckpt"
 
 
 @pytest.mark.faults("hostile configs in checkpoints", 2)
@@ -59,9 +48,9 @@ def trained(tmp_path_factory):
     ids=str,
 )
 @pytest.mark.parametrize("place", ["network", "process", "sampler", "optimizer", "objective"])
-def test_a_checkpoint_that_names_something_else_than_a_model_is_refused(place, part, trained, folder, capsys):
+def test_a_checkpoint_that_names_something_else_than_a_model_is_refused(place, part, checkpoint, folder, capsys):
     torch.save(Hostile(), "hostile.pt")
-    state = torch.load(trained, weights_only=True)
+    state = torch.load(checkpoint, weights_only=True)
     state["config"]["model"][place] = part
     torch.save(state, "other.ckpt")
     try:

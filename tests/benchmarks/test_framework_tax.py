@@ -81,7 +81,6 @@ def one_thread():
 
 def test_fit_beside_a_bare_loop(tmp_path, monkeypatch, one_thread, note, benchmark):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     ours, bare = [], []
     benchmark.pedantic(lambda: (bare.append(bare_step()), ours.append(fit_step())), rounds=3)
     fit, loop = min(ours), min(bare)

@@ -103,6 +103,7 @@ def test_training_leaves_a_line_and_a_picture_per_validation(tmp_path):
         "--trainer.val_check_interval=2",
         "--evaluate.features=null",
         "--model.sampler.steps=2",
+        "--trainer.callbacks=[{class_path: LossFloor, init_args: {num_examples: 64}}, {class_path: LangevinHealth}]",
     ]
     assert run(["fit", "--config=ncsn", f"--output={tmp_path / 'run'}", "--trainer.logger=false", *options]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run/langevin.jsonl").read_text().splitlines()]

@@ -113,7 +113,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(__import__("sys").modules, "attackers", raising=False)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     Path("attackers.py").write_text(MODULE)
     Path("evil.yaml").write_text("class_path: attackers.Evil\n")
     return tmp_path

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline
+from peers import OPTIMIZER, SIMPLE, edm_state, network_state, saved, unet, wrapped
 from recorded import recorded
-from test_interop_ddpm import SIMPLE, unet
-from test_interop_ncsn import OPTIMIZER, network_state, wrapped
-from test_interop_score_sde import edm_state, saved
 
 from lightning_score import ScoreModel, interop
 from lightning_score.cli import run
@@ -22,9 +20,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*at least two channels per grou
 
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(monkeypatch, tmp_path):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.chdir(tmp_path)
 
 

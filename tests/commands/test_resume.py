@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,8 +25,10 @@ from lightning_score.runs.logs import cut_logs
 
 FIT = ["fit", "--config=ncsn", "--trainer.max_steps=40", "--trainer.val_check_interval=15", "--trainer.logger=false",
        "--trainer.log_every_n_steps=4", "--samples.num_samples=4", "--evaluate.num_samples=40",
-       "--model.sampler.steps=2"]  # fmt: skip
-KEPT = "--trainer.callbacks=[{class_path: LossFloor}, {class_path: LangevinHealth}]"  # those of the config
+       "--model.sampler.steps=1"]  # fmt: skip
+KEPT = ("--trainer.callbacks=[{class_path: LossFloor, init_args: {num_examples: 64}}, "
+        "{class_path: LangevinHealth, init_args: {num_samples: 16}}]")  # fmt: skip
+FIT = [*FIT, KEPT]
 MOMENTARY = ("time", "seconds", "sampling_seconds", "val/sampling_seconds")
 
 
@@ -218,15 +221,24 @@ def test_two_processes(tmp_path, step, moment, rank):
     assert_same(folder, everything(whole))
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # the run is a copy
 class TestWhich:
     """What `--ckpt_path` may name."""
 
-    @pytest.fixture
-    def folder(self, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("WANDB_MODE", "disabled")
+    @pytest.fixture(scope="class")
+    def runs(self, tmp_path_factory):
+        """With one run, of three steps."""
+        folder = tmp_path_factory.mktemp("three_steps")
         quick = ["--evaluate.features=null", "--samples.num_samples=0", "--trainer.callbacks=null"]
-        assert run(["fit", "--config=ncsn", "--trainer.max_steps=3", "--model.optimizer.lr=1.0e-3", *quick]) == 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            assert run(["fit", "--config=ncsn", "--trainer.max_steps=3", "--model.optimizer.lr=1.0e-3", *quick]) == 0
+        return folder / "runs"
+
+    @pytest.fixture
+    def folder(self, runs, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        shutil.copytree(runs, "runs", symlinks=True)
         return Path("runs/ncsn/latest").resolve()
 
     def step(self, folder):

@@ -43,8 +43,6 @@ AUTO = [f"--model.{name}=auto" for name in ("process.sigma_max", "process.levels
 @pytest.fixture(autouse=True)
 def inside(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
 
 
 def model_of(config):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_optimization import Run, adam
-from test_stopping import TINY
+from optimized import Run, adam
+from tiny import TINY
 from torch.optim import lr_scheduler as schedules
 
 from lightning_score.cli import run
@@ -120,7 +120,6 @@ def rates(folder):
 def test_a_finished_run_learns_when_it_goes_on(tmp_path, monkeypatch, old):
     """As the README says: with its folder alone, and with its checkpoint."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     Path("tiny.yaml").write_text(TINY.replace("total_iters: max_steps", "total_iters: 3") if old else TINY)
     quick = ["--evaluate.features=null"]
     assert run(["fit", "--config=tiny.yaml", *quick, "--output=run"]) == 0
@@ -183,7 +182,6 @@ class TestOtherClasses:
     )
     def test_refused_in_one_line_with_nothing_left(self, checkpoint, tmp_path, monkeypatch, options, message, capsys):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("WANDB_MODE", "disabled")
         output = [] if "--runs=r" in options else ["--output=a/b"]
         assert run(["fit", f"--ckpt_path={checkpoint}", "--trainer.max_steps=5", *output, *options]) == 2
         said = [line for line in capsys.readouterr().err.splitlines() if re.match("error", line)]
@@ -201,7 +199,6 @@ class TestOtherClasses:
         else:
             content[damage] = "text"
         torch.save(content, tmp_path / "c.ckpt")
-        monkeypatch.setenv("WANDB_MODE", "disabled")
         more = ["--trainer.max_steps=5"] if command == "fit" else []
         assert run([command, f"--ckpt_path={tmp_path}/c.ckpt", *more, f"--output={tmp_path}/b"]) == 2
         assert "error: --ckpt_path" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """Data modules keep their contract, loading is exactly invertible and quick, the mixture's score is exact."""
 
 import math
-from inspect import isabstract
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
+from subclasses import concrete
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
@@ -29,15 +29,6 @@ from lightning_score.data import (
 from lightning_score.data.base import CPU
 from lightning_score.data.images import ToBatch
 from lightning_score.errors import InputError
-
-
-def concrete(cls):
-    """All subclasses of the package that can be built."""
-    for sub in cls.__subclasses__():
-        if not isabstract(sub) and sub.__module__.startswith("lightning_score."):
-            yield sub
-        yield from concrete(sub)
-
 
 FROM_FILES = {f"lightning_score.data.{name}" for name in ("public", "folder", "stream")}  # in tests of their own
 DATA = [cls for cls in concrete(ScoreData) if cls.__module__ not in FROM_FILES]

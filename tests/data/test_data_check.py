@@ -5,7 +5,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
-from test_data import concrete
+from subclasses import concrete
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_score import ScoreModel

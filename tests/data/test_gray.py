@@ -20,8 +20,8 @@ SIDE = 8
 
 
 @pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def own_cache(cache):
+    pass
 
 
 @pytest.fixture

@@ -137,7 +137,6 @@ torch.save(seen, f"{sys.argv[1]}/{sys.argv[2]}.pt")
 
     def test_a_model_trains_on_them_and_goes_on(self, make, photos, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("WANDB_MODE", "disabled")
         cache = make().chunks.rsplit("/", 1)[0]
         options = ["--config=ncsn", "--data=ImageStream", f"--data.path={photos}", "--data.shape=[1, 8, 8]",
                    f"--data.cache={cache}", "--data.held_out=20", "--data.num_workers=0", "--evaluate.features=null",

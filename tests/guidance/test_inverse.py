@@ -201,9 +201,7 @@ def trained_fixture(tmp_path_factory):
         "--model.sampler.corrector=null",
         "--model.sampler.predictor=DDIM",
     ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_MODE", "disabled")
-        assert run(["fit", "--config=vp_pc", f"--runs={folder}", *QUICK, *labeled]) == 0
+    assert run(["fit", "--config=vp_pc", f"--runs={folder}", *QUICK, *labeled]) == 0
     return folder / "vp_pc" / "latest" / "last.ckpt"
 
 

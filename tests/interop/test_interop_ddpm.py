@@ -17,8 +17,8 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     ScoreSdeVeScheduler,
-    UNet2DModel,
 )
+from peers import SIMPLE, unet
 from recorded import recorded
 from safetensors.torch import load_file, save_file
 
@@ -28,13 +28,6 @@ from lightning_score.interop import diffusers_writer
 from lightning_score.interop.base import part
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*at least two channels per group")
-SIMPLE = {
-    "sample_size": 16,
-    "block_out_channels": (32, 64),
-    "norm_num_groups": 16,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-}
 FOLDERS = {
     "defaults": (SIMPLE, DDPMScheduler()),
     "a channel per group": ({**SIMPLE, "norm_num_groups": 32}, DDIMScheduler(beta_schedule="scaled_linear")),
@@ -93,16 +86,6 @@ def images(*shape):
 def distance(ours, theirs):
     """The largest difference over the largest output, of the worst sample."""
     return float(((ours - theirs).abs().flatten(1).amax(1) / theirs.abs().flatten(1).amax(1)).max())
-
-
-def unet(**options):
-    """diffusers' network with weights that leave no layer at zero."""
-    torch.manual_seed(0)
-    network = UNet2DModel(**options).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return network
 
 
 @pytest.fixture

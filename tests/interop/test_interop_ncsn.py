@@ -18,7 +18,8 @@ import pytest
 import torch
 from conftest import PREDICTORS, quick
 from laws import Draws
-from recorded import random_state, recorded
+from peers import OPTIMIZER, kind_of, network_state, wrapped
+from recorded import recorded
 
 from lightning_score import interop, sampling
 from lightning_score.errors import InputError
@@ -43,18 +44,6 @@ CASES = {
     "ncsnv2_deepest": NCSNv2Deepest,
 }
 NORM = ["normalizer.gamma", "normalizer.alpha", "normalizer.beta"]
-OPTIMIZER = {"state": {}, "param_groups": [{"lr": 3e-4, "betas": (0.8, 0.99), "eps": 1e-3, "params": [0, 1]}]}
-
-
-def weights(shapes):
-    """The random weights, with scales around one, as trained ones are."""
-    state = random_state(shapes)
-    for name, tensor in state.items():
-        if name.endswith(("gamma", "alpha")):
-            tensor += 1
-        if name.endswith("embed.weight"):
-            tensor[:, : tensor.shape[1] * 2 // 3] += 1
-    return state
 
 
 def images(*shape):
@@ -64,22 +53,6 @@ def images(*shape):
 def draws():
     generator = torch.Generator().manual_seed(0)
     return [torch.rand(2, 1, 8, 8, generator=generator), *(torch.randn(2, 1, 8, 8, generator=generator) for _ in range(12))]
-
-
-def kind_of(name):
-    return name.partition("_")[0]
-
-
-def network_state(name):
-    """The authors' state dict of a case, with its table of sigmas if the network is NCSNv2's."""
-    case = recorded(name)
-    sigmas = {"sigmas": case.tensors["sigmas"]} if kind_of(name) == "ncsnv2" else {}
-    return sigmas | weights(case.shapes)
-
-
-def wrapped(state):
-    """As saved inside DataParallel."""
-    return {f"module.{name}": tensor for name, tensor in state.items()}
 
 
 @pytest.fixture

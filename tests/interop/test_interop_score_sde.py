@@ -14,6 +14,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from peers import edm_state, saved
 from recorded import recorded
 
 from lightning_score import interop
@@ -59,20 +60,6 @@ def buffers(module):
     return [tensor for name, tensor in module.state_dict().items() if name.endswith("frequencies")]
 
 
-def saved(name, state=None, averages=None, **entries):
-    """A checkpoint as the authors' code writes it."""
-    case = recorded(f"score_sde_{name}")
-    state = case.state if state is None else state
-    scales = torch.linspace(math.log(case.about["sigma_max"]), math.log(0.01), case.about["scales"], dtype=torch.float64)
-    shadow = [tensor for key, tensor in (averages or state).items() if not key.endswith("all_modules.0.W")]
-    return {
-        "optimizer": {"state": {}, "param_groups": [{"lr": np.float64(2e-4) * 0.5, "betas": (0.9, 0.999), "eps": 1e-8}]},
-        "model": {"module.sigmas": scales.exp()} | {f"module.{key}": tensor for key, tensor in state.items()},
-        "ema": {"decay": 0.999, "num_updates": 7, "shadow_params": shadow},
-        "step": 17,
-    } | entries
-
-
 @pytest.fixture
 def save(tmp_path):
     """Writes a checkpoint into folders named as the authors do, and gives its path."""
@@ -85,13 +72,6 @@ def save(tmp_path):
         return folder / "checkpoint_17.pth"
 
     return write
-
-
-def edm_state(name):
-    case = recorded(f"edm_{name}")
-    row = torch.tensor([float(tap) for tap in case.about["filter"]])
-    kernel = torch.outer(row, row)[None, None] / row.sum() ** 2
-    return case.state | dict.fromkeys(case.about["resampled"], kernel)
 
 
 class TestScoreSDE:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch_fidelity
-from test_metrics import colors, inception_file
+from inception import colors, inception_file
 
 from lightning_score.metrics import InceptionFeatures
 from lightning_score.metrics.reference import compute

@@ -11,6 +11,7 @@ import pytest
 import scipy.linalg
 import torch
 import torch_fidelity.feature_extractor_inceptionv3 as fidelity
+from inception import colors, inception_file
 from safetensors import safe_open
 from torch.nn import functional as F
 from torch_fidelity.metric_fid import fid_statistics_to_metric
@@ -553,27 +554,6 @@ class Means(torch.nn.Module):
 
     def forward(self, x):
         return x.flatten(2).float().mean(2)
-
-
-def colors(n):
-    return torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator())
-
-
-def inception_file(folder):
-    """Random weights in the format of torch-fidelity's file."""
-    path = folder / "inception.pth"
-    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
-        torch.manual_seed(0)
-        patch.setattr(torch.nn.Module, "load_state_dict", lambda self, state: None)
-        patch.setattr(fidelity, "load_state_dict_from_url", lambda *_, **__: None)
-        network = fidelity.FeatureExtractorInceptionV3("random", ["2048", "logits_unbiased"])
-        for module in network.modules():  # statistics of its own activations, or they would vanish
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.train()
-                module.momentum = None
-        network(colors(8))
-        torch.save(network.state_dict(), path)
-    return path
 
 
 def test_features_are_frozen_vectors(tmp_path):

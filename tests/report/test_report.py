@@ -459,8 +459,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, options, message):
     assert message in error and error.count("\n") == 1
 
 
-def test_without_a_key_wandb_is_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+def test_without_a_key_wandb_is_refused(capsys):
     assert run(["report", "--wandb", "somebody/scores"]) == 2
     assert "needs an account" in capsys.readouterr().err
 

@@ -35,7 +35,6 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("report") / "runs"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root.parent)
-        patch.setenv("WANDB_MODE", "disabled")
         for k, lr in enumerate((1e-3, 4e-3)):
             assert run(["fit", "--config=ncsn", f"--output={root}/ncsn/r{k}", f"--model.optimizer.lr={lr}", *QUICK]) == 0
         assert run(["test", f"--ckpt_path={root}/ncsn/r0/last.ckpt", "--evaluate.num_samples=20"]) == 0
@@ -102,6 +101,21 @@ def chart(page, section):
     )
 
 
+def test_a_page_of_two_runs_is_drawn_without_errors(browser, tmp_path):
+    for k in range(2):
+        run_folder(tmp_path / f"r{k}", seed=k)
+    assert run(["report", str(tmp_path)]) == 0
+    watched = Watched(browser.new_page(viewport={"width": 1280, "height": 900}))
+    watched.open((tmp_path / "report.html").as_uri())
+    watched.see_all()
+    assert set(chart(watched.page, "curves")) >= {"r0", "r1"}
+    watched.page.uncheck("#runs tbody tr:has-text('r1') input")
+    assert "r1" not in chart(watched.page, "curves")
+    assert watched.errors == [] and watched.requests == [(tmp_path / "report.html").as_uri()]
+    watched.page.close()
+
+
+@pytest.mark.slow
 def test_every_figure_is_drawn(opened):
     opened.see_all()
     page = opened.page
@@ -114,6 +128,7 @@ def test_every_figure_is_drawn(opened):
     assert all(label and len(label) > 20 for label in labels)
 
 
+@pytest.mark.slow
 def test_every_view_of_every_figure_is_drawn(opened):
     opened.see_all()
     page = opened.page
@@ -126,6 +141,7 @@ def test_every_view_of_every_figure_is_drawn(opened):
             assert page.evaluate(count, section) > 0, (section, value)
 
 
+@pytest.mark.slow
 def test_states_are_told(opened):
     states = dict(zip(cells(opened.page, "run"), cells(opened.page, "state"), strict=True))
     assert states["ncsn/r0"] == states["ncsn/r1"] == "finished"
@@ -133,6 +149,7 @@ def test_states_are_told(opened):
     assert "2 problems" in states["ncsn/damaged"]
 
 
+@pytest.mark.slow
 def test_the_table_sorts_and_filters(opened):
     page = opened.page
     page.click("#runs thead th:has-text('best')")
@@ -150,6 +167,7 @@ def test_the_table_sorts_and_filters(opened):
     assert page.evaluate("document.querySelectorAll('#runs tbody input:not(:checked)').length") == 0
 
 
+@pytest.mark.slow
 def test_a_run_is_switched_off_and_on(opened):
     opened.see_all()
     page = opened.page
@@ -165,6 +183,7 @@ def test_a_run_is_switched_off_and_on(opened):
     assert "ncsn/r1" in chart(page, "measures")
 
 
+@pytest.mark.slow
 def test_the_slider_goes_through_training(opened):
     page = opened.page
     page.uncheck(f"#runs tbody tr:has-text('{BAD[:9]}') input")
@@ -183,6 +202,7 @@ def test_the_slider_goes_through_training(opened):
     assert "from noise to image" in page.inner_text("#pictures figcaption")
 
 
+@pytest.mark.slow
 def test_curves_over_hours(opened):
     opened.see_all()
     page = opened.page
@@ -192,6 +212,7 @@ def test_curves_over_hours(opened):
     assert 0 < longest < 0.1
 
 
+@pytest.mark.slow
 def test_a_name_opens_config_and_command(opened):
     page = opened.page
     page.focus("#runs tbody tr:has-text('ncsn/r1') button.run")
@@ -205,6 +226,7 @@ def test_a_name_opens_config_and_command(opened):
     assert "config.yaml: cannot be read" in page.inner_text("#detail")
 
 
+@pytest.mark.slow
 def test_names_are_text(opened):
     page = opened.page
     assert BAD in cells(page, "run")
@@ -215,6 +237,7 @@ def test_names_are_text(opened):
     assert BAD in page.text_content("#measures .legend")
 
 
+@pytest.mark.slow
 def test_what_was_measured_afterwards_and_the_sweep(opened):
     page = opened.page
     assert set(cells(page, "run", "#tests")) == {"ncsn/r0"} and "fid_digits_20" in cells(page, "measure", "#tests")
@@ -223,6 +246,7 @@ def test_what_was_measured_afterwards_and_the_sweep(opened):
     assert "4 of 4 trials have ended. Best: trial" in page.inner_text("#sweeps figcaption")
 
 
+@pytest.mark.slow
 def test_light_and_dark(opened):
     opened.see_all()
     page = opened.page
@@ -237,6 +261,7 @@ def test_light_and_dark(opened):
     assert light != dark and light[0] == "rgb(255, 255, 255)" and page.inner_text("#theme") == "Light"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 def test_it_fits_a_phone_and_a_laptop(browser, file, width):
     watched = Watched(browser.new_page(viewport={"width": width, "height": 800}, color_scheme="dark"))
@@ -250,6 +275,7 @@ def test_it_fits_a_phone_and_a_laptop(browser, file, width):
     watched.page.close()
 
 
+@pytest.mark.slow
 def test_headings_labels_and_roles(opened):
     """What a screen reader needs: one heading of the page, names of all controls and pictures."""
     page = opened.page
@@ -286,6 +312,7 @@ def test_a_run_that_goes_on_shows_without_a_reload(browser, tmp_path, monkeypatc
         watched.page.close()
 
 
+@pytest.mark.slow
 def test_screenshots_for_whoever_builds_it(browser, file):
     """Written where LIGHTNING_SCORE_SCREENSHOTS says."""
     folder = os.environ.get("LIGHTNING_SCORE_SCREENSHOTS")

@@ -7,77 +7,17 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback
+from subprocesses import DDP, MODULE, SHORT, call, environment_fixture, trouble  # noqa: F401
 
 from lightning_score.cli import run
 from lightning_score.runs import rendezvous as processes
 from lightning_score.runs.records import FILE, read
-
-SHORT = ["--evaluate.num_samples=41", "--samples.num_samples=4", "--model.sampler.steps=1", "--trainer.callbacks=null",
-         "--trainer.max_steps=8", "--trainer.val_check_interval=4", "--trainer.log_every_n_steps=2"]  # fmt: skip
-DDP = ["--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
-MODULE = ["-m", "lightning_score"]
-
-
-class Trouble(Callback):
-    """Something happens to one process.
-
-    Args:
-        kind: raise, kill or sleep.
-        rank: of the process.
-        step: at which it happens.
-        once: a file that is made then; if there is one, nothing happens.
-    """
-
-    def __init__(self, kind: str, rank: int = 1, step: int = 3, once: str | None = None):
-        self.kind, self.rank, self.step, self.once = kind, rank, step, once
-
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.global_rank != self.rank or trainer.global_step != self.step:
-            return
-        if self.once is not None:
-            if Path(self.once).exists():
-                return
-            Path(self.once).touch()
-        if self.kind == "raise":
-            raise ZeroDivisionError("this process alone is in trouble")
-        if self.kind == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(1000)
-
-
-def trouble(kind, **settings):
-    """The option that brings it."""
-    return "--trainer.callbacks=" + json.dumps(
-        [{"class_path": "test_processes.Trouble", "init_args": {"kind": kind, **settings}}]
-    )
-
-
-@pytest.fixture
-def environment(tmp_path, monkeypatch):
-    """Of the processes that a test starts, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    mine = {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-        "OMP_NUM_THREADS": "1",
-        "WANDB_MODE": "disabled",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }
-    return {name: text for name, text in os.environ.items() if name != "LIGHTNING_SCORE_FOLDER"} | mine
-
-
-def call(environment, *command, timeout=300):
-    """A command and what became of it."""
-    return subprocess.run(
-        [str(part) for part in command], env=environment, capture_output=True, text=True, timeout=timeout, cwd="."
-    )
 
 
 def torchrun(*options):
@@ -106,17 +46,6 @@ def assert_one_run(name="ncsn"):
     return folder
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A small model after a few steps."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_MODE", "disabled")
-        patch.chdir(folder)
-        assert run(["fit", "--config=ncsn", *SHORT]) == 0
-    return folder / "runs" / "ncsn" / "latest" / "last.ckpt"
-
-
 @pytest.mark.parametrize(
     ("devices", "precision"),
     [(2, "64-true"), *(pytest.param(n, "32-true", marks=pytest.mark.slow) for n in (2, 3)),
@@ -124,12 +53,14 @@ def checkpoint(tmp_path_factory):
 )  # fmt: skip
 def test_samples_and_metrics_are_those_of_one_process(devices, precision, checkpoint, environment):
     """The numbers do not divide: 41 samples, in batches of 8."""
-    several = [*DDP, f"--trainer.devices={devices}"]
-    for name, more in (("one", []), ("several", several)):
-        common = [f"--ckpt_path={checkpoint}", f"--trainer.precision={precision}", *more]
+    for name, more in (("one", []), ("several", [*DDP, f"--trainer.devices={devices}"])):
+        common = [f"--ckpt_path={checkpoint}", f"--trainer.precision={precision}", "--trainer.accelerator=cpu", *more]
         draw = ["predict", "--num_samples=41", "--batch_size=8", f"--output={name}/predict"]
         measure = ["test", "--evaluate.num_samples=41", "--evaluate.batch_size=8", f"--output={name}/test"]
         for command in draw, measure:
+            if not more:
+                assert run([*command, *common]) == 0
+                continue
             done = call(environment, sys.executable, *MODULE, *command, *common)
             assert done.returncode == 0, done.stderr[-2000:]
     one, other = (np.load(Path(name, "predict", "samples.npz")) for name in ("one", "several"))
@@ -158,6 +89,7 @@ def documented(launcher):
     return shlex.split(line.replace("configs/ncsn.yaml", "ncsn"))
 
 
+@pytest.mark.slow
 def test_the_line_for_torchrun_in_the_readme(environment):
     command = [sys.executable, "-m", "torch.distributed.run", *documented("torchrun")[1:]]
     done = call(environment, *command, *SHORT, "--trainer.accelerator=cpu")
@@ -210,6 +142,7 @@ def test_two_machines_without_a_launcher(environment):
     assert_one_run()
 
 
+@pytest.mark.slow
 def test_a_job_of_slurm(environment):
     """The README's line, with the variables that srun gives to its tasks."""
     job = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "4321", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "localhost",
@@ -228,7 +161,7 @@ def test_a_job_of_slurm(environment):
     [
         ("raise", 1, {1, 2, -signal.SIGKILL}, "this process alone is in trouble"),
         pytest.param("raise", 0, {1}, "this process alone is in trouble", marks=pytest.mark.slow),
-        ("kill", 1, {2, -signal.SIGKILL}, ""),
+        pytest.param("kill", 1, {2, -signal.SIGKILL}, "", marks=pytest.mark.slow),
         pytest.param(
             "sleep", 1, {2}, "process 0 of 2, fit, step 3: another process does not answer", marks=pytest.mark.slow
         ),

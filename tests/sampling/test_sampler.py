@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from conftest import CORRECTORS, PREDICTORS, ImageScore, MixtureScore, QuickNoise, quick
+from conftest import CORRECTORS, PREDICTORS, ImageScore, MixtureScore, QuickNoise, pairs, quick
 from laws import gaussian
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -77,8 +77,7 @@ def test_samples_of_a_mixture_follow_its_law(process, sampler):
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
-@pytest.mark.parametrize("corrector", [None, *(c() for c in CORRECTORS)], ids=lambda c: type(c).__name__)
-@pytest.mark.parametrize("kind", PREDICTORS, ids=lambda p: p.__name__)
+@pytest.mark.parametrize(("kind", "corrector"), pairs())
 def test_every_combination_runs_on_vectors_and_images_and_counts_its_calls(coarse_process, kind, corrector):
     """In both orders and both precisions, on every device."""
     steps, calls = 2, corrector.calls if corrector else 0
@@ -96,8 +95,7 @@ def test_every_combination_runs_on_vectors_and_images_and_counts_its_calls(coars
             assert result.nfe >= expected if getattr(kind, "adaptive", False) else result.nfe == expected
 
 
-@pytest.mark.parametrize("corrector", [None, *(c() for c in CORRECTORS if c.independent)], ids=lambda c: type(c).__name__)
-@pytest.mark.parametrize("kind", PREDICTORS, ids=lambda p: p.__name__)
+@pytest.mark.parametrize(("kind", "corrector"), pairs(correctors=[c for c in CORRECTORS if c.independent]))
 def test_sample_k_is_the_same_in_any_batch(kind, corrector):
     shape = (2,) if corrector is None else (max(2, corrector.min_dimension),)
     score, sampler = ImageScore(SigmaTable(0.1, 1.0, 6)), PredictorCorrector(quick(kind), corrector, grid=Uniform(4, 0.1))
@@ -175,8 +173,7 @@ class AnyPlace(OnePlace):
         return torch.cos(3 * x + noise_label[:, None])
 
 
-@pytest.mark.parametrize("corrector", [None, *(c() for c in CORRECTORS)], ids=lambda c: type(c).__name__)
-@pytest.mark.parametrize("kind", [kind for kind in PREDICTORS if kind is not RK45], ids=lambda p: p.__name__)
+@pytest.mark.parametrize(("kind", "corrector"), pairs([kind for kind in PREDICTORS if kind is not RK45]))
 def test_a_network_may_write_over_what_it_returned_before(kind, corrector):
     shape = (4, max(2, corrector.min_dimension if corrector else 2))
     for parametrization in (Noise(), Score(), ScoreOverSigma(), Denoised(), EDM()):

@@ -6,9 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -20,7 +17,6 @@ import lightning_score.callbacks
 from lightning_score.callbacks import Evaluate, LangevinHealth, LossFloor
 from lightning_score.cli import run
 from lightning_score.commands.configs import shipped
-from lightning_score.errors import InputError
 from lightning_score.metrics import DigitFeatures, RawFeatures
 from lightning_score.report.reading import find
 from lightning_score.runs.status import read_status
@@ -28,65 +24,15 @@ from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.logged import OF_CALLBACKS, logged
 from lightning_score.sweep.results import read_csv
 from lightning_score.sweep.spec import read
-from lightning_score.sweep.study import METRICS, SLOT, WORKER, Study
+from lightning_score.sweep.study import METRICS, SLOT
 from lightning_score.sweep.trials import last_metrics
+from sweeps import FIT, TEST, folder_fixture, running, started, trials, wait_for  # noqa: F401
 
-TEST = {
-    "name": "steps",
-    "method": "grid",
-    "metric": {"name": "test/fid_digits_40", "goal": "minimize"},
-    "parameters": {
-        "model.sampler.steps": {"values": [1, 2, 3]},
-        "model.sampler.denoise": {"values": ["Tweedie", "KeepNoise"]},
-        "evaluate.num_samples": {"value": 40},
-    },
-    "command": ["${env}", "${interpreter}", "-m", "lightning_score", "test", "--ckpt_path", "tiny.ckpt", "${args}"],
-}
 ANY = [*TEST["command"][:5], "${args}"]
 FROM_FILE = ["--config", "${args_json_file}"]
 USUAL = ("trial.json", "study.db", "trials.csv", "summary.md", "sweep.yaml", "pareto.png", "config.yaml", "run.json",
          "metrics.csv", "wandb", "trials", "trials.log", "output", "latest")  # fmt: skip
 SAMPLES = {"evaluate.num_samples": {"value": 40}}
-FIT = {
-    "name": "lr",
-    "method": "grid",
-    "metric": {"name": "val/fid_digits_20"},
-    "early_terminate": {"type": "hyperband", "min_iter": 1, "eta": 4},
-    "parameters": {"model.optimizer.lr": {"values": [4.0e-3, 1.0e-9, 1.0e+30]}},
-    "command": ["${env}", "${interpreter}", "-m", "lightning_score", "fit", "--config", "ncsn", "--trainer.max_steps=30",
-                "--trainer.val_check_interval=10", "--evaluate.num_samples=20", "--samples.num_samples=0",
-                "--model.sampler.steps=2", "${args}"],
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A small checkpoint."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_MODE", "disabled")
-        quick = ["--trainer.max_steps=20", "--trainer.val_check_interval=20", "--samples.num_samples=0"]
-        assert run(["fit", "--config=ncsn", f"--runs={folder}", "--model.sampler.steps=1", *quick]) == 0
-    return folder / "ncsn" / "latest" / "last.ckpt"
-
-
-@pytest.fixture
-def folder(tmp_path, checkpoint, monkeypatch):
-    """The current folder, with the checkpoint and the sweeps."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    shutil.copy(checkpoint, "tiny.ckpt")
-    for sweep in (TEST, FIT):
-        Path(f"{sweep['name']}.yaml").write_text(yaml.safe_dump(sweep))
-    return tmp_path
-
-
-def trials(file, url=None):
-    """All trials of a sweep that count, by their places in the queue."""
-    sweep = read(file)
-    url = url or f"sqlite:///{Path.cwd()}/runs/sweeps/{sweep.name}/study.db"
-    return sorted(Study(sweep, url, sweep.name).trials(), key=lambda trial: trial.user_attrs[SLOT])
 
 
 def test_a_sweep_gives_what_the_command_gives_and_goes_on(folder, capfd):
@@ -134,30 +80,6 @@ def test_a_loaded_model_takes_other_evaluations_and_guidance(folder):
     known, _ = logged("test", Evaluate(DigitFeatures(), num_samples=40), [])
     assert {name for name in first if not name.startswith("test/loss")} <= known <= {*first}
     assert changed["test/fid_digits_40"] != first["test/fid_digits_40"] and records[0]["seed"] == 5
-
-
-def started(*arguments):
-    """A sweep in a process of its own, which Ctrl-C reaches even where the tests run in the background of a shell."""
-    return subprocess.Popen([sys.executable, "-m", "lightning_score", "sweep", *arguments], stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, start_new_session=True,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
-
-
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.1)
-    return found
-
-
-def running(file):
-    """The processes that run trials."""
-    try:
-        workers = [trial.user_attrs.get(WORKER) for trial in trials(file) if trial.state.name == "RUNNING"]
-    except InputError:  # the study is not there yet
-        return []
-    return [int(worker.rpartition(":")[2]) for worker in workers if worker]
 
 
 @pytest.mark.slow
@@ -301,7 +223,7 @@ def test_the_metrics_that_are_known_are_those_that_are_logged(checkpoint):
     """Those of `test` are compared in `test_a_loaded_model_takes_other_evaluations_and_guidance`."""
     header = (checkpoint.parent / "metrics.csv").read_text().splitlines()[0].split(",")
     callbacks = [LangevinHealth(), LossFloor()]
-    known, strangers = logged("fit", Evaluate(DigitFeatures(), num_samples=898), callbacks)
+    known, strangers = logged("fit", Evaluate(DigitFeatures(), num_samples=40), callbacks)
     assert not strangers and not [
         name for name in header if "/" in name and not any(fnmatchcase(name, pattern) for pattern in known)
     ]

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_sweep_runs import TEST, checkpoint  # noqa: F401
 
 from lightning_score.cli import run
 from lightning_score.sweep.spec import read
 from lightning_score.sweep.study import SLOT, WORKER, Study
+from sweeps import TEST
 
 SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 PASSWORD = "s3cret"
@@ -58,8 +58,7 @@ def postgres():
 
 
 @pytest.mark.slow
-def test_two_machines_share_a_sweep(tmp_path, checkpoint, postgres, monkeypatch, capsys):  # noqa: F811
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+def test_two_machines_share_a_sweep(tmp_path, checkpoint, postgres, monkeypatch, capsys):
     machines = [tmp_path / name for name in ("one", "two")]
     begun = []
     for machine in machines:

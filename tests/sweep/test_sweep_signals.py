@@ -14,19 +14,18 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 from sqlalchemy import event
-from test_sweep_runs import TEST, checkpoint, folder, running, started, trials, wait_for  # noqa: F401
-from test_sweep_study import bowl, make  # noqa: F401
 
 from lightning_score.cli import run
 from lightning_score.sweep.interruption import Interruption, Stopped
 from lightning_score.sweep.results import read_csv
 from lightning_score.sweep.study import SLOT, WORKER
+from sweeps import TEST, bowl, folder_fixture, make_fixture, running, started, trials, wait_for  # noqa: F401
 
 
 @pytest.mark.parametrize(
     ("number", "statement"), [((signal.SIGINT, signal.SIGTERM)[k % 2], k) for k in (1, 6, 11, 16, 23, 30, 41, 60)]
 )
-def test_a_signal_inside_a_database_session_waits_for_its_end(make, number, statement):  # noqa: F811
+def test_a_signal_inside_a_database_session_waits_for_its_end(make, number, statement):
     study = make()
     study.queue(3)
     begun, count = [], 0
@@ -120,7 +119,7 @@ SLOW = {**TEST, "metric": {"name": "test/fid_digits_1200"}, "name": "steps", "pa
 
 
 @pytest.mark.slow
-def test_signals_at_random_times_lose_nothing(folder):  # noqa: F811
+def test_signals_at_random_times_lose_nothing(folder):
     """To the sweep alone, to all its processes, to a worker alone; and `kill -9` of either."""
     Path("steps.yaml").write_text(yaml.safe_dump(SLOW))
     rng = random.Random(0)
@@ -153,7 +152,7 @@ def running_now(file):
     return [process for process in running(file) if Path(f"/proc/{process}").exists()]
 
 
-def test_trials_of_dead_workers_are_not_shown_as_running(make, tmp_path):  # noqa: F811
+def test_trials_of_dead_workers_are_not_shown_as_running(make, tmp_path):
     from lightning_score.sweep.summary import results
 
     study = make()

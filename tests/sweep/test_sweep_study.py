@@ -6,39 +6,14 @@ import socket
 
 import optuna
 import pytest
-import yaml
 from optuna.trial import TrialState
 
 from lightning_score.errors import InputError
 from lightning_score.sweep.draws import draw
 from lightning_score.sweep.interruption import Stopped
-from lightning_score.sweep.spec import read
-from lightning_score.sweep.study import ERROR, INTERRUPTED, RETRIES, SLOT, WORKER, Study
+from lightning_score.sweep.study import ERROR, INTERRUPTED, RETRIES, SLOT, WORKER
 from lightning_score.sweep.summary import results
-
-PARAMETERS = {
-    "x": {"min": -2.0, "max": 2.0},
-    "y": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1.0},
-    "z": {"values": ["a", "b"]},
-}
-
-
-@pytest.fixture
-def make(tmp_path):
-    """Makes a study of a sweep with some entries, in one database."""
-
-    def made(name="s", seed=None, **entries):
-        base = {"name": name, "method": "random", "metric": {"name": "m"}, "parameters": PARAMETERS}
-        file = tmp_path / f"{name}.yaml"
-        file.write_text(yaml.safe_dump({**base, **entries}))
-        return Study(read(str(file)), f"sqlite:///{tmp_path}/study.db", name, make=True, seed=seed)
-
-    return made
-
-
-def bowl(study, trial, settings):
-    """Least, 0, at x = 1, y = 0.01, z = b."""
-    return (settings["x"] - 1) ** 2 + math.log10(settings["y"] / 0.01) ** 2 + (settings["z"] == "a")
+from sweeps import PARAMETERS, bowl, make_fixture  # noqa: F401
 
 
 def kill(study):

@@ -11,7 +11,6 @@ import pytest
 import yaml
 from wandb_server import serving
 
-from lightning_score.cli import run
 from lightning_score.report.reading import find
 from lightning_score.sweep.results import read_csv
 from lightning_score.sweep.trials import last_metrics
@@ -54,15 +53,10 @@ SWEEPS = {"test": TEST, "several": SEVERAL, "early": EARLY}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, checkpoint):
     """A folder with a small checkpoint, a sampler that crashes, and the sweeps' files."""
     folder = tmp_path_factory.mktemp("wandb_sweep")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("WANDB_MODE", "disabled")
-        quick = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--samples.num_samples=0"]
-        assert run(["fit", "--config=ncsn", "--evaluate.every_n_validations=9", *quick]) == 0
-    (folder / "tiny.ckpt").write_bytes((folder / "runs/ncsn/latest/last.ckpt").read_bytes())
+    (folder / "tiny.ckpt").write_bytes(checkpoint.read_bytes())
     (folder / "trial_parts.py").write_text(BROKEN)
     for name, sweep in SWEEPS.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(sweep))

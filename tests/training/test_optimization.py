@@ -8,49 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from optimized import Run, adam
 from torch.optim import lr_scheduler as schedules
 
 from lightning_score.cli import run
-from lightning_score.training.optimization import Optimization
 
 STEPS = 14
 LR = 4e-3  # of configs/ddpm.yaml
-
-
-class Run:
-    """A weight, its optimizer and the schedule; the learning rates of its steps."""
-
-    def __init__(self, make_optimizer, make_schedule=None):
-        torch.manual_seed(0)
-        self.weight = torch.nn.Parameter(torch.randn(3))
-        self.optimization = Optimization(make_optimizer, make_schedule)
-        made = self.optimization.configure(iter([self.weight]))
-        self.optimizer = made["optimizer"] if make_schedule else made
-        self.schedule = made["lr_scheduler"]["scheduler"] if make_schedule else None
-        self.rates = []
-
-    def steps(self, n):
-        for _ in range(n):
-            self.rates.append(self.optimizer.param_groups[0]["lr"])
-            self.weight.grad = torch.full((3,), float(len(self.rates)))
-            self.optimizer.step()
-            if self.schedule is not None:
-                self.schedule.step()
-        return self
-
-    def goes_on_from(self, other):
-        """With its weight and states, as Lightning restores them."""
-        self.weight.data.copy_(other.weight)
-        self.optimizer.load_state_dict(other.optimizer.state_dict())
-        if self.schedule is not None:
-            self.schedule.load_state_dict(other.schedule.state_dict())
-        self.optimization.keep_settings()
-        self.rates = list(other.rates)
-        return self
-
-
-def adam(**settings):
-    return partial(torch.optim.Adam, **settings)
 
 
 SCHEDULES = {
@@ -114,7 +78,6 @@ def test_other_settings_are_taken_up_and_the_state_is_kept():
 def test_from_the_command_line(tmp_path, monkeypatch):
     """The rates in the log of a run that goes on."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     quick = ["--evaluate.features=null", "--samples.num_samples=0", "--trainer.val_check_interval=4", "--output=first",
              "--trainer.log_every_n_steps=1", "--trainer.callbacks=null",
              "--model.lr_scheduler.total_iters=2600"]  # fmt: skip

@@ -17,7 +17,7 @@ import torch.multiprocessing as mp
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from PIL import Image
-from test_processes import MODULE, SHORT, call, environment, trouble  # noqa: F401
+from subprocesses import MODULE, SHORT, call, environment_fixture, trouble  # noqa: F401
 from torch.distributed.tensor import DTensor
 
 from lightning_score import ScoreModel
@@ -101,12 +101,13 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        mine = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), "WANDB_MODE": "disabled"}
+        mine = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
         fit({**os.environ, **mine, "OMP_NUM_THREADS": "1"}, *FIT, "--trainer.strategy=ddp")
         return (folder / "runs/ncsn/latest").resolve()
 
 
-def test_training_is_that_of_ddp(whole, environment):  # noqa: F811
+@pytest.mark.slow
+def test_training_is_that_of_ddp(whole, environment):
     """With its raw weights measured, too, for which the shares are gathered again."""
     weigh = '--trainer.callbacks=[{"class_path": "test_sharding.Weigh"}]'
     fit(environment, *FIT, "--trainer.strategy=fsdp2", weigh)
@@ -124,13 +125,13 @@ def test_training_is_that_of_ddp(whole, environment):  # noqa: F811
     ("begun", "goes_on"),
     [("fsdp2", "fsdp2"), ("ddp", "fsdp2"), ("fsdp2", "ddp")],
 )
-def test_a_run_that_was_killed_goes_on(begun, goes_on, whole, environment):  # noqa: F811
+def test_a_run_that_was_killed_goes_on(begun, goes_on, whole, environment):
     """In shares or not, as it was before or not."""
     killed = call(environment, sys.executable, *MODULE, *FIT, f"--trainer.strategy={begun}", trouble("kill", rank=0, step=6))
     assert killed.returncode != 0
     assert torch.load("runs/ncsn/latest/last.ckpt", weights_only=True)["global_step"] == 4
     fit(environment, "fit", "--ckpt_path=last", "--name=ncsn", f"--trainer.strategy={goes_on}", "--trainer.callbacks=null",
-        "--trust=test_processes")  # fmt: skip
+        "--trust=subprocesses")  # fmt: skip
     assert_same("runs/ncsn/latest", whole)
 
 
@@ -181,11 +182,11 @@ def test_every_network_has_the_gradients_of_a_whole_one(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["skip", "restore"])
-def test_a_loss_that_is_no_number(policy, environment):  # noqa: F811
+def test_a_loss_that_is_no_number(policy, environment):
     """Is left out, or undone, as by processes with all weights; what is kept for a look is whole."""
     broken = [
         f"--guard.policy={policy}",
-        "--model.objective=test_guard.Broken",
+        "--model.objective=faulty.Broken",
         "--model.objective.first=7",
         "--model.objective.last=7",
     ]
@@ -197,9 +198,9 @@ def test_a_loss_that_is_no_number(policy, environment):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_samples_that_explode(environment):  # noqa: F811
+def test_samples_that_explode(environment):
     """On the process that shows them, and on all that measure them; what is kept for a look is whole."""
-    steps = ["--guard.policy=skip", "--model.sampler=test_guard.Reckless", "--model.sampler.step_size=1.0e+6"]
+    steps = ["--guard.policy=skip", "--model.sampler=faulty.Reckless", "--model.sampler.step_size=1.0e+6"]
     fit(environment, *FIT, "--trainer.strategy=fsdp2", "--output=run", *steps, "--model.sampler.steps=3")
     checkpoint = torch.load("run/last.ckpt", weights_only=True)
     kept = torch.load("run/broken/samples_0000008.pt", weights_only=True)
@@ -208,7 +209,7 @@ def test_samples_that_explode(environment):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_the_config_for_large_networks(environment):  # noqa: F811
+def test_the_config_for_large_networks(environment):
     """Two steps of eight small batches each, in bfloat16, with a small network."""
     for label in "ab":
         Path("photos", label).mkdir(parents=True)

@@ -1,0 +1,106 @@
+"""Small sweeps: of a function, of samplers of a checkpoint, and of trainings."""
+
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_score.errors import InputError
+from lightning_score.sweep.spec import read
+from lightning_score.sweep.study import SLOT, WORKER, Study
+
+PARAMETERS = {
+    "x": {"min": -2.0, "max": 2.0},
+    "y": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1.0},
+    "z": {"values": ["a", "b"]},
+}
+
+
+@pytest.fixture(name="make")
+def make_fixture(tmp_path):
+    """Makes a study of a sweep with some entries, in one database."""
+
+    def made(name="s", seed=None, **entries):
+        base = {"name": name, "method": "random", "metric": {"name": "m"}, "parameters": PARAMETERS}
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump({**base, **entries}))
+        return Study(read(str(file)), f"sqlite:///{tmp_path}/study.db", name, make=True, seed=seed)
+
+    return made
+
+
+def bowl(study, trial, settings):
+    """Least, 0, at x = 1, y = 0.01, z = b."""
+    return (settings["x"] - 1) ** 2 + math.log10(settings["y"] / 0.01) ** 2 + (settings["z"] == "a")
+
+
+TEST = {
+    "name": "steps",
+    "method": "grid",
+    "metric": {"name": "test/fid_digits_40", "goal": "minimize"},
+    "parameters": {
+        "model.sampler.steps": {"values": [1, 2, 3]},
+        "model.sampler.denoise": {"values": ["Tweedie", "KeepNoise"]},
+        "evaluate.num_samples": {"value": 40},
+    },
+    "command": ["${env}", "${interpreter}", "-m", "lightning_score", "test", "--ckpt_path", "tiny.ckpt", "${args}"],
+}
+
+
+FIT = {
+    "name": "lr",
+    "method": "grid",
+    "metric": {"name": "val/fid_digits_20"},
+    "early_terminate": {"type": "hyperband", "min_iter": 1, "eta": 4},
+    "parameters": {"model.optimizer.lr": {"values": [4.0e-3, 1.0e-9, 1.0e+30]}},
+    "command": ["${env}", "${interpreter}", "-m", "lightning_score", "fit", "--config", "ncsn", "--trainer.max_steps=30",
+                "--trainer.val_check_interval=10", "--evaluate.num_samples=20", "--samples.num_samples=0",
+                "--model.sampler.steps=2", "${args}"],
+}  # fmt: skip
+
+
+@pytest.fixture(name="folder")
+def folder_fixture(tmp_path, cache, checkpoint, monkeypatch):
+    """The current folder, with the checkpoint and the sweeps."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(checkpoint, "tiny.ckpt")
+    for sweep in (TEST, FIT):
+        Path(f"{sweep['name']}.yaml").write_text(yaml.safe_dump(sweep))
+    return tmp_path
+
+
+def trials(file, url=None):
+    """All trials of a sweep that count, by their places in the queue."""
+    sweep = read(file)
+    url = url or f"sqlite:///{Path.cwd()}/runs/sweeps/{sweep.name}/study.db"
+    return sorted(Study(sweep, url, sweep.name).trials(), key=lambda trial: trial.user_attrs[SLOT])
+
+
+def started(*arguments):
+    """A sweep in a process of its own, which Ctrl-C reaches even where the tests run in the background of a shell."""
+    return subprocess.Popen([sys.executable, "-m", "lightning_score", "sweep", *arguments], stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.1)
+    return found
+
+
+def running(file):
+    """The processes that run trials."""
+    try:
+        workers = [trial.user_attrs.get(WORKER) for trial in trials(file) if trial.state.name == "RUNNING"]
+    except InputError:  # the study is not there yet
+        return []
+    return [int(worker.rpartition(":")[2]) for worker in workers if worker]
