@@ -12,6 +12,7 @@ from filelock import FileLock
 from lightning_score import process, sampling
 from lightning_score.cli import run
 from lightning_score.data import Mixture
+from lightning_score.sampling.noise import NoiseSource
 from lightning_score.score import parametrization
 from lightning_score.score.function import ScoreField
 from lightning_score.tensors import expand
@@ -177,7 +178,7 @@ class ImageScore(ScoreField):
         return (alpha * self.mean - x) / (alpha**2 * self.std**2 + sigma**2)
 
 
-class QuickNoise:
+class QuickNoise(NoiseSource):
     """The draws of one generator for a whole batch: many particles, where the streams of samples would take long."""
 
     def __init__(self, shape, seed=0, dtype=torch.float64):
@@ -192,10 +193,6 @@ class QuickNoise:
 
     def acceptance(self):
         return torch.rand(self.shape[0], generator=self._generator, dtype=self.dtype)
-
-    def sized(self):
-        draws = self.normal()
-        return draws, draws
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from lightning_score.sampling import (
     Uniform,
     UniformNoise,
 )
+from lightning_score.sampling.noise import NoiseSource
 from lightning_score.score.function import Conditioned, ScoreFunction
 from lightning_score.score.parametrization import EDM, Noise, Score, ScoreOverSigma
 
@@ -48,7 +49,7 @@ class OnFakeGPU(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-class FakeDraws:
+class FakeDraws(NoiseSource):
     """Draws on the GPU that is not there."""
 
     device, dtype, shape = torch.device("cuda"), torch.float32, (2, *SHAPE)
@@ -60,9 +61,6 @@ class FakeDraws:
 
     def acceptance(self):
         return torch.empty(self.shape[0], device=self.device)
-
-    def sized(self):
-        return self.normal(), self.normal()
 
 
 class Convolution(nn.Module):

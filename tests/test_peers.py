@@ -208,7 +208,7 @@ def test_algorithm_two_of_edm(churn):
     x0, *noise = torch.randn(1 + steps, 4, 3, 8, 8, dtype=torch.float64)
 
     def denoiser(x, sigma):
-        return score.denoised(x, process.inverse_log_snr(-2 * sigma.log()))
+        return score.denoised(x, process.time_of(sigma))
 
     x = 80 * x0
     for i, z in enumerate(noise):

@@ -76,7 +76,7 @@ class SamplingCost(Callback):
         self.command, self.n = command, sum(drawn.values())
         process = model.score_function.process
         stages = model.sampler.plan(process, model.sampler.grid(process))
-        self.evaluations = 1 + sum(stage.method.calls for stage in stages)
+        self.evaluations = 1 + sum(stage.method.evaluations for stage in stages)
         require(
             self.n * self.evaluations <= MOST_EVALUATIONS,
             f"{' and '.join(f'{option} {n}' for option, n in drawn.items() if n)}: at {self.evaluations} network "

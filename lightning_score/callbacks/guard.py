@@ -234,7 +234,7 @@ class LossGuard(Callback):
             with pl_module.draws.of(trainer, look.epoch, batch_idx):  # the same random numbers again
                 losses = pl_module.losses((x, y), timed)
         bad = ~losses.isfinite()
-        sigma = (-timed.process.log_snr(timed.times.expand(len(losses)).double()) / 2).exp()
+        sigma = timed.process.noise_level(timed.times.expand(len(losses)).double())
         levels = ", ".join(f"{level:.3g}" for level in sorted(set(sigma[bad].tolist()))[:5])
         evidence = {"x": x, "y": y, "losses": losses, "times": timed.times, "batch_idx": batch_idx}
         kept = self._keep(trainer, pl_module, evidence, f"step_{look.step:07d}")

@@ -76,7 +76,7 @@ class _Watch:
         if self._open is not None and (stage.method, stage.t) != (self._open[1].method, self._open[1].t):
             self.close()
         if not isinstance(stage.method, LangevinCorrector):
-            self.ladder &= stage.method.calls == 0
+            self.ladder &= stage.method.evaluations == 0
             return
         if self._open is None:
             self._open, self._steps = (score, stage, state), 0
@@ -174,7 +174,7 @@ class LangevinHealth(Callback):
 def _health(
     level: _Level, process: NoiseProcess, noisy: Tensor, at_data: float, above: Sequence[LevelHealth], ladder: bool
 ) -> LevelHealth:
-    alpha, sigma = float(process.alpha(level.t)), float((-process.log_snr(level.t) / 2).exp())
+    alpha, sigma = float(process.alpha(level.t)), float(process.noise_level(level.t))
     square = _mean_square(level.score)
     before = above[-1].predicted_ratio if above else _mean_square(level.first_score) / at_data
     gamma = above[-1].sigma / sigma if above else 1.0

@@ -96,7 +96,7 @@ class LossFloor(Callback):
             floor, self._chosen = self._prepare(pl_module, data)
             self._floors = tuple(self._losses(floor, pl_module, examples, times) for examples in self._chosen)
         train, held_out = (self._losses(score, pl_module, examples, times) for examples in self._chosen)
-        return LevelLosses((-score.process.log_snr(times) / 2).exp().cpu(), train, held_out, *self._floors)
+        return LevelLosses(score.process.noise_level(times).cpu(), train, held_out, *self._floors)
 
     def _prepare(self, pl_module: ScoreModel, data: ScoreData) -> tuple[EmpiricalScore, tuple[Examples, Examples]]:
         """The training data's score, and the examples of both splits that are measured."""

@@ -1,6 +1,5 @@
 """The learned score of 2-D data beside the exact one, with the sampler's paths."""
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -61,7 +60,7 @@ class ScorePlot(Callback):
         if trainer.sanity_checking:
             return
         process = pl_module.score_function.process
-        t = process.inverse_log_snr(torch.tensor(-2 * math.log(self.sigma), device=pl_module.device))
+        t = process.time_of(torch.tensor(self.sigma, device=pl_module.device))
         marginal = Marginal(trainer.datamodule.mixture, t, float(process.alpha(t)), float(process.sigma(t)))
         pl_module.log("val/score_error", self._error(pl_module, marginal), prog_bar=True, sync_dist=True)
         if trainer.is_global_zero and not trainer.fast_dev_run:

@@ -43,7 +43,7 @@ class Strip:
     def _keep(self, x: Tensor, t: Tensor) -> None:
         """x/alpha, its contrast reduced where the noise would leave the range of the data."""
         low, high = self._data.data_range
-        middle, sigma = (low + high) / 2, float((-self._process.log_snr(t) / 2).exp())
+        middle, sigma = (low + high) / 2, float(self._process.noise_level(t))
         contrast = min(1.0, (high - low) / (4 * sigma)) if sigma > 0 else 1.0
         shown = (x[: self._rows] / float(self._process.alpha(t)) - middle) * contrast + middle
         self._columns.append(drawable(self._data, self._data.to_reference(shown.float())))

@@ -3,7 +3,6 @@
 import lightning_score.torchvision_guard  # noqa: F401
 
 import inspect
-import math
 from pathlib import Path
 
 import torch
@@ -76,7 +75,7 @@ def samplers(process: NoiseProcess) -> dict[str, Sampler]:
     grid = sampling.Geometric(STEPS, float(_time(process, SMALLEST)))
     found: dict[str, Sampler] = {}
     for kind in _concrete(sampling.Predictor):
-        if kind.calls:
+        if kind.evaluations:
             own = sampling.Geometric(SNAPSHOTS - 1, grid.t_min) if kind.adaptive else grid
             found[kind.__name__] = PredictorCorrector(kind(), grid=own, denoise=sampling.KeepNoise())
     for kind in _concrete(sampling.Corrector):
@@ -159,12 +158,12 @@ def _draw_cloud(axes, mixture: Mixture, process: NoiseProcess, t: Tensor, x: Ten
 
 def _time(process: NoiseProcess, sigma: float) -> Tensor:
     """The time at which sigma/alpha has a given value."""
-    return process.inverse_log_snr(torch.tensor(-2 * math.log(sigma), dtype=torch.float64))
+    return process.time_of(torch.tensor(sigma, dtype=torch.float64))
 
 
 def _marginal(mixture: Mixture, process: NoiseProcess, t: Tensor) -> Marginal:
     """The law of x/alpha at time t."""
-    return Marginal(mixture, t, 1.0, float((-process.log_snr(t) / 2).exp()))
+    return Marginal(mixture, t, 1.0, float(process.noise_level(t)))
 
 
 def two_segments(n: int = 60) -> Tensor:

@@ -1,5 +1,7 @@
 """Implicit and sliced score matching: objectives that need derivatives of the score instead of the noise."""
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from lightning_score.objective.base import LevelwiseObjective
 from lightning_score.objective.times import TimeDistribution
 from lightning_score.objective.weighting import Weighting
 from lightning_score.score.function import ScoreField
-from lightning_score.score.trace import ExactTrace, ProbeLaw, Pullback, Rademacher, Trace, _draws, _inner, _require_probes
+from lightning_score.score.trace import ExactTrace, Hutchinson, ProbeLaw, Pullback, Trace, inner
 
 
 class ImplicitScoreMatching(LevelwiseObjective):
@@ -31,7 +33,7 @@ class ImplicitScoreMatching(LevelwiseObjective):
 
     def at(self, score: ScoreField, x_t: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
         s, pullback = _score_and_pullback(score, x_t, t, cond)
-        return _inner(s, s) / 2 + self.trace(pullback, x_t)
+        return inner(s, s) / 2 + self.trace(pullback, self.trace.vectors(x_t))
 
 
 class SlicedScoreMatching(LevelwiseObjective):
@@ -58,19 +60,18 @@ class SlicedScoreMatching(LevelwiseObjective):
         variance_reduced: bool = True,
     ):
         super().__init__(weighting, times)
-        _require_probes(probes)
-        self.probes, self.law, self.variance_reduced = probes, law or Rademacher(), variance_reduced
+        self.trace, self.variance_reduced = Hutchinson(probes, law), variance_reduced
 
     def at(self, score: ScoreField, x_t: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
         s, pullback = _score_and_pullback(score, x_t, t, cond)
         terms = (
-            _inner(pullback(v), v) + (_inner(s, s) if self.variance_reduced else _inner(v, s).square()) / 2
-            for v in _draws(self.law, self.probes, x_t)
+            inner(pullback(v), v) + (inner(s, s) if self.variance_reduced else inner(v, s).square()) / 2
+            for v in self.trace.vectors(x_t)
         )
-        return sum(terms) / self.probes
+        return reduce(torch.add, terms) / self.trace.probes
 
 
 def _score_and_pullback(score: ScoreField, x_t: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Pullback]:
-    """The score at x_t and v -> v^T d score/dx; both can be differentiated by the parameters."""
+    """The score at x_t and v -> v^T d score/dx; both can be differentiated with respect to the parameters."""
     s, pullback = torch.func.vjp(lambda x: score(x, t, cond), x_t)
     return s, lambda v: pullback(v.to(s.dtype))[0]

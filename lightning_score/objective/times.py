@@ -123,7 +123,7 @@ class FixedTimes(TimeDistribution):
 
     def check(self, process: NoiseProcess) -> None:
         ends = torch.tensor([process.t_min, 1.0], dtype=torch.float64)
-        low, high = (-process.log_snr(ends) / 2).exp().tolist()
+        low, high = process.noise_level(ends).tolist()
         require(
             low * (1 - 1e-6) <= self.sigma <= high * (1 + 1e-6),
             f"sigma={self.sigma}: {type(process).__name__} has noise levels sigma/alpha from {low:.4g} to {high:.4g}; "

@@ -2,15 +2,14 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_score.errors import InputError, require
-from lightning_score.process.lookup import Tables, coefficient
+from lightning_score.process.cache import CachedCoefficients
 from lightning_score.tensors import combine
 
 Auto = Literal["auto"]
@@ -19,12 +18,12 @@ Auto = Literal["auto"]
 AUTO_IN_FIT = "auto stands in a config of fit only: elsewhere take the number that schedule.plan or `schedule` finds"
 
 
-def derivative(function, t: Tensor) -> Tensor:
+def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """d function / dt at every element of `t`."""
     return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1].to(t.dtype)
 
 
-class NoiseProcess(nn.Module, ABC):
+class NoiseProcess(CachedCoefficients, nn.Module, ABC):
     """A linear-Gaussian noise process, given by `log_alpha(t)` and `sigma(t)` alone.
 
     Times are floating-point tensors of any shape; every coefficient has the shape and precision of its time. `t_min` is
@@ -32,20 +31,6 @@ class NoiseProcess(nn.Module, ABC):
     """
 
     t_min: float = 1e-5
-    _tables: Tables | None = None
-
-    @contextmanager
-    def at_hand(self, times: Tensor) -> Iterator[None]:
-        """Within, coefficients at any one of these times, (N,) on the CPU, are looked up; all others are as ever."""
-        before, self._tables = self._tables, Tables(times)
-        try:
-            yield
-        finally:
-            self._tables = before
-
-    def look_up(self, key: Hashable, compute: Callable[[Tensor], Any], t: Tensor) -> Any:
-        """`compute(t)`, a tensor or a named tuple of tensors, kept under `key` for the times at hand."""
-        return compute(t) if self._tables is None else self._tables.look_up(key, compute, t)
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> Tensor:
@@ -55,22 +40,18 @@ class NoiseProcess(nn.Module, ABC):
     def sigma(self, t: Tensor) -> Tensor:
         """sigma(t), the standard deviation of x_t given x_0."""
 
-    @coefficient
     def alpha(self, t: Tensor) -> Tensor:
         """alpha(t) = exp(log alpha(t)), the mean factor."""
         return self.log_alpha(t).exp()
 
-    @coefficient
     def drift(self, t: Tensor) -> Tensor:
         """f(t) = d log alpha / dt, so that the drift of the Ito equation is f(t) x (1/time)."""
         return derivative(self.log_alpha, t)
 
-    @coefficient
     def diffusion(self, t: Tensor) -> Tensor:
         """g(t), from g^2 = d sigma^2/dt - 2 f sigma^2 (Sarkka and Solin 2019, eq. 6.2; 1/sqrt(time))."""
         return (derivative(lambda u: self.sigma(u) ** 2, t) - 2 * self.drift(t) * self.sigma(t) ** 2).sqrt()
 
-    @coefficient
     def log_snr(self, t: Tensor) -> Tensor:
         """log(alpha^2/sigma^2), the logarithm of the signal-to-noise ratio; it falls with time."""
         return 2 * (self.log_alpha(t) - self.sigma(t).log())
@@ -83,6 +64,14 @@ class NoiseProcess(nn.Module, ABC):
             too_early = self.log_snr(middle) > log_snr
             low, high = torch.where(too_early, middle, low), torch.where(too_early, high, middle)
         return (low + high) / 2
+
+    def noise_level(self, t: Tensor) -> Tensor:
+        """sigma/alpha, the standard deviation of the noise of x_t/alpha, in the units of the data; it rises with time."""
+        return (-self.log_snr(t) / 2).exp()
+
+    def time_of(self, level: Tensor) -> Tensor:
+        """The time at which `noise_level(t)` has the given value; beyond the ends, the nearer end."""
+        return self.inverse_log_snr(-2 * level.log())
 
     def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(a, b) of the step x_t = a x_s + b z from time s to t > s: a = alpha_t/alpha_s, b^2 = sigma_t^2 - a^2 sigma_s^2.
@@ -121,11 +110,9 @@ class NoiseProcess(nn.Module, ABC):
 class VariancePreserving(NoiseProcess, ABC):
     """A process with sigma^2 = 1 - alpha^2, for which g^2 = -2 f."""
 
-    @coefficient
     def sigma(self, t: Tensor) -> Tensor:
         return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
 
-    @coefficient
     def diffusion(self, t: Tensor) -> Tensor:
         return (-2 * self.drift(t)).sqrt()
 

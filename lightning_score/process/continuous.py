@@ -7,7 +7,6 @@ from torch import Tensor
 
 from lightning_score.errors import require
 from lightning_score.process.base import Auto, NoiseProcess, VariancePreserving, log_alpha_of, require_sigmas
-from lightning_score.process.lookup import coefficient
 
 
 class VP(VariancePreserving):
@@ -32,11 +31,9 @@ class VP(VariancePreserving):
         """beta(t), the rate at which signal turns into noise (1/time)."""
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
-    @coefficient
     def log_alpha(self, t: Tensor) -> Tensor:
         return -(self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2) / 2
 
-    @coefficient
     def drift(self, t: Tensor) -> Tensor:
         return -self.beta(t) / 2
 
@@ -59,11 +56,9 @@ class SubVP(VP):
         beta_max: beta at t = 1 (1/time), larger than beta_min.
     """
 
-    @coefficient
     def sigma(self, t: Tensor) -> Tensor:
         return -torch.expm1(2 * self.log_alpha(t))
 
-    @coefficient
     def diffusion(self, t: Tensor) -> Tensor:
         return (-self.beta(t) * torch.expm1(4 * self.log_alpha(t))).sqrt()
 
@@ -89,19 +84,15 @@ class VE(NoiseProcess):
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.log_ratio = math.log(sigma_max / sigma_min)
 
-    @coefficient
     def log_alpha(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t)
 
-    @coefficient
     def sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * (self.log_ratio * t).exp()
 
-    @coefficient
     def drift(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t)
 
-    @coefficient
     def diffusion(self, t: Tensor) -> Tensor:
         return self.sigma(t) * math.sqrt(2 * self.log_ratio)
 
@@ -128,7 +119,6 @@ class Cosine(VariancePreserving):
         require(0 < t_max < 1, f"t_max={t_max}: must lie between 0 and 1, as in 0.9999")
         self.offset, self.t_max = offset, t_max
 
-    @coefficient
     def log_alpha(self, t: Tensor) -> Tensor:
         angle = (t.clamp(max=self.t_max) + self.offset) / (1 + self.offset) * math.pi / 2
         return angle.cos().log() - math.log(math.cos(self.offset / (1 + self.offset) * math.pi / 2))

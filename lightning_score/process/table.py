@@ -17,7 +17,6 @@ from lightning_score.process.base import (
     log_alpha_of,
     require_sigmas,
 )
-from lightning_score.process.lookup import coefficient
 
 
 class TableProcess(NoiseProcess, ABC):
@@ -78,7 +77,6 @@ class BetaChain(VariancePreserving, TableProcess):
         )
         super().__init__(torch.log1p(-torch.tensor(list(betas), dtype=torch.float64)).cumsum(0) / 2)
 
-    @coefficient
     def log_alpha(self, t: Tensor) -> Tensor:
         return self.interpolate(t)
 
@@ -175,15 +173,12 @@ class SigmaTable(TableProcess):
         sigmas = sigma_min * (sigma_max / sigma_min) ** ramp if geometric else sigma_min + (sigma_max - sigma_min) * ramp
         super().__init__(sigmas**2)
 
-    @coefficient
     def log_alpha(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t)
 
-    @coefficient
     def sigma(self, t: Tensor) -> Tensor:
         return self.interpolate(t).sqrt()
 
-    @coefficient
     def diffusion(self, t: Tensor) -> Tensor:
         return derivative(self.interpolate, t).sqrt()
 

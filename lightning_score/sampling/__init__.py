@@ -1,7 +1,6 @@
 """Sampling: time grids, predictors, correctors and the samplers made of them."""
 
 from lightning_score.sampling.corrector import (
-    AnnealedLangevinStep,
     BatchLangevin,
     Corrector,
     FixedLangevin,
@@ -13,7 +12,12 @@ from lightning_score.sampling.dormand_prince import DormandPrince
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, LastMean, Prior, Tweedie, UniformNoise
 from lightning_score.sampling.flow import RK45, ProbabilityFlow
 from lightning_score.sampling.grid import Geometric, Karras, ProcessTable, Quadratic, Snapped, TimeGrid, Uniform
-from lightning_score.sampling.langevin import AnnealedLangevin, ConsistentAnnealedLangevin, LangevinDynamics
+from lightning_score.sampling.langevin import (
+    AnnealedLangevin,
+    AnnealedLangevinStep,
+    ConsistentAnnealedLangevin,
+    LangevinDynamics,
+)
 from lightning_score.sampling.metropolis import HMC, MALA, UnderdampedLangevin
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.predictor import (

@@ -1,4 +1,4 @@
-"""Correctors: Markov chain Monte Carlo steps that use the score and stay on one marginal p_t."""
+"""Correctors: Markov chain Monte Carlo steps that use the score and leave one marginal p_t invariant."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -9,6 +9,8 @@ from torch import Tensor
 from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.method import SamplerStep
+from lightning_score.sampling.noise import NoiseSource
+from lightning_score.score.function import ScoreField
 from lightning_score.tensors import combine
 
 
@@ -20,7 +22,7 @@ def snr_step_size(process: NoiseProcess, t: Tensor, s: Tensor, ratio: Tensor) ->
     Args:
         process: the noise process.
         t: the time of the marginal, ().
-        s: the time beside it, ().
+        s: the time next to it on the grid, ().
         ratio: snr ||z||/||score||, () or (B,), in units of x.
     """
     alpha_c = (-2 * (process.log_alpha(t) - process.log_alpha(s)).abs()).exp()
@@ -34,45 +36,46 @@ def require_snr(snr: float) -> None:
 
 def require_temperature(temperature: float) -> None:
     """Raises `InputError` unless the temperature is at least zero."""
-    require(temperature >= 0, f"temperature={temperature}: must be at least 0; 1 samples p, 0 climbs to its modes")
+    require(temperature >= 0, f"temperature={temperature}: must be at least 0; 1 samples p, 0 moves to its modes")
 
 
 class Corrector(SamplerStep, ABC):
-    """Moves samples of p_t within p_t; s is the time beside t on the grid."""
+    """Moves samples of p_t within p_t; s is the time next to t on the grid."""
 
 
 class LangevinCorrector(Corrector, ABC):
     """A Langevin step, x + e score + sqrt(2 e T) z, whose law tends to p_t^(1/T) as the step size e tends to 0."""
 
-    calls = 1
+    evaluations = 1
     temperature: float = 1.0
     """T."""
 
     @abstractmethod
     def size(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any, gradient: Tensor, z: Tensor) -> Tensor:
-        """e in squared units of x, () or (B,). Algorithm 1 of Song and Ermon 2019 calls 2 e alpha_i.
+        """e in squared units of x, () or (B,). Algorithm 1 of Song and Ermon 2019 writes alpha_i for 2 e.
 
         Args:
             process: the noise process.
             t: the time of the marginal, ().
-            s: the time beside it on the grid, ().
+            s: the time next to it on the grid, ().
             state: what `init` has returned.
             gradient: the score at x, (B, ...).
-            z: normal draws of its shape.
+            z: standard normal draws, (B, ...).
         """
 
-    def step(self, score, x, t, s, noise, state):
+    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
         gradient = score(x, t)
-        z, added = noise.sized()
+        z, added = noise.drawn_and_added()
         e = self.size(score.process, t, s, state, gradient, z)
-        return combine((1.0, x), (e, gradient), ((2 * e * self.temperature).sqrt(), added)), state
+        std = (2 * e * self.temperature).sqrt()
+        return combine((1.0, x), (e, gradient), (std, added)), state
 
 
 class Langevin(LangevinCorrector):
     """Langevin dynamics with step size e = 2 alpha_c (snr sigma)^2, alpha_c the ratio of alpha^2 between t and s.
 
     Song et al. 2021 (2011.13456), Algorithms 4 and 5, with the norm of the score replaced by its expectation, 1/sigma
-    per dimension, so that a sample does not depend on its batch mates.
+    per dimension, so that a sample does not depend on the others of its batch.
 
     Args:
         snr: target ratio of the norms of step and noise; the paper takes 0.16.
@@ -82,7 +85,7 @@ class Langevin(LangevinCorrector):
         require_snr(snr)
         self.snr = snr
 
-    def size(self, process, t, s, state, gradient, z):
+    def size(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any, gradient: Tensor, z: Tensor) -> Tensor:
         return snr_step_size(process, t, s, self.snr * process.sigma(t))
 
 
@@ -100,34 +103,34 @@ class _NormLangevin(LangevinCorrector, ABC):
 
     @abstractmethod
     def _norm(self, v: Tensor) -> Tensor:
-        """||v|| as the step size takes it, () or (B,)."""
+        """The norm of v in the step size, () or (B,)."""
 
-    def size(self, process, t, s, state, gradient, z):
+    def size(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any, gradient: Tensor, z: Tensor) -> Tensor:
         return snr_step_size(process, t, s, self.snr * self._norm(z) / self._norm(gradient))
 
 
 class BatchLangevin(_NormLangevin):
     """Langevin dynamics with step size e = 2 alpha_c (snr mean||z||/mean||score||)^2, both means over the batch.
 
-    Song et al. 2021 (2011.13456), the authors' code. A sample then depends on its batch mates: on the batch size, and on
-    the number of processes, each of which averages over its own samples. `Langevin` has no such dependence.
+    Song et al. 2021 (2011.13456), the authors' code. A sample then depends on the others of its batch, and so on the batch
+    size and on the number of processes. `Langevin` has no such dependence.
 
     Args:
         snr: target ratio of the norms of step and noise; the paper takes 0.16.
     """
 
-    independent = False
+    batch_independent = False
 
     def _norm(self, v: Tensor) -> Tensor:
         return _norms(v).mean()
 
 
 class SampleLangevin(_NormLangevin):
-    """Langevin dynamics with step size e = 2 alpha_c (snr ||z||/||score||)^2, for every sample its own norms.
+    """Langevin dynamics with step size e = 2 alpha_c (snr ||z||/||score||)^2, with the norms of each sample.
 
-    Song et al. 2021 (2011.13456), Algorithms 4 and 5 as written. The step depends on the noise that it scales, and grows
-    without bound where the score vanishes: on N(0, I), with snr 0.16 and 50 steps, the variance becomes 5e7 in one
-    dimension, 16 in two and 1.087 in 64, where the batch mean's is 1.03.
+    Song et al. 2021 (2011.13456), Algorithms 4 and 5 as written. The step size depends on the noise that it scales, and
+    grows without bound where the score vanishes: on N(0, I), with snr 0.16 and 50 steps, the variance becomes 5e7 in one
+    dimension, 16 in two and 1.087 in 64; with the means of `BatchLangevin` it is 1.03.
 
     Args:
         snr: target ratio of the norms of step and noise; the paper takes 0.16.
@@ -142,9 +145,9 @@ class SampleLangevin(_NormLangevin):
         entries = v.shape[1:].numel()
         require(
             entries >= self.min_dimension,
-            f"SampleLangevin: the samples have {entries} entries, fewer than {self.min_dimension}; a step size from a "
-            "sample's own norms blows up the variance of so small samples (to 16 instead of 1 in two dimensions); "
-            "use Langevin, which is as independent of the batch, or BatchLangevin",
+            f"corrector=SampleLangevin: the samples have {entries} entries; it needs at least {self.min_dimension}, because "
+            "the step size from the norms of one small sample makes its variance explode (16 instead of 1 in two "
+            "dimensions); use Langevin, which does not depend on the batch either, or BatchLangevin",
         )
         return _norms(v)
 
@@ -157,7 +160,7 @@ class FixedLangevin(LangevinCorrector):
 
     Args:
         step_size: in squared units of the data.
-        temperature: T; 1 samples p_t, 0 climbs to its modes.
+        temperature: T; 1 samples p_t, 0 moves to its modes.
     """
 
     def __init__(self, step_size: float = 1e-5, temperature: float = 1.0):
@@ -165,42 +168,5 @@ class FixedLangevin(LangevinCorrector):
         require_temperature(temperature)
         self.step_size, self.temperature = step_size, temperature
 
-    def size(self, process, t, s, state, gradient, z):
+    def size(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any, gradient: Tensor, z: Tensor) -> Tensor:
         return self.step_size * process.alpha(t) ** 2
-
-
-class AnnealedLangevinStep(LangevinCorrector):
-    """Langevin dynamics with step size e = step_size sigma^2/sigma_min^2, sigma_min the last sigma/alpha of the grid.
-
-    Song and Ermon 2019 (1907.05600), Algorithm 1, for any process: it is that algorithm on x/alpha.
-
-    Args:
-        step_size: epsilon, the step size at the smallest level, in squared units of the data. This is the authors' code's
-            `step_lr`; the epsilon of Algorithm 1 is twice as large.
-        temperature: T, of the law p_t^(1/T).
-    """
-
-    def __init__(self, step_size: float = 2e-5, temperature: float = 1.0):
-        require(step_size > 0, f"step_size={step_size}: must be above 0, as in 2.0e-5")
-        require_temperature(temperature)
-        self.step_size, self.temperature = step_size, temperature
-
-    def init(self, process: NoiseProcess, times: Tensor) -> Tensor:
-        return smallest_level(process, times) ** 2
-
-    def check(self, process: NoiseProcess, times: Tensor) -> None:
-        limit = 2 * float(self.init(process, times))
-        require(
-            self.step_size < limit,
-            f"step_size={self.step_size}: Langevin dynamics diverges on this process and grid unless "
-            f"step_size < 2 sigma_min^2 = {limit:.3g}; try {limit / 10:.3g}",
-        )
-
-    def size(self, process, t, s, state, gradient, z):
-        return self.step_size * process.sigma(t) ** 2 / state
-
-
-def smallest_level(process: NoiseProcess, times: Tensor) -> Tensor:
-    """sigma/alpha at the last of the decreasing times (N + 1,) that is not clean data, ()."""
-    levels = (-process.log_snr(times) / 2).exp()
-    return levels[levels > 0][-1]

@@ -1,4 +1,4 @@
-"""Notices samples that explode, and says where."""
+"""Detects samples that diverge."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from lightning_score.sampling.sampler import Move, Observer
 from lightning_score.score.function import ScoreField
 
 BOUND = 1e6
-"""How many times larger than the data and the noise samples may become."""
+"""The largest |x| allowed, in units of 1 + sigma of the first move."""
 
 
 class Diverged(Unmeasurable):
-    """Samples have become too large, or are no numbers.
+    """Samples have become too large, or are NaN.
 
     Attributes:
         indices: their numbers.
@@ -34,48 +34,47 @@ class Diverged(Unmeasurable):
 
 
 class DivergenceMonitor:
-    """Told every move of a sampler, it looks at the largest |x|: at once on a CPU; on a GPU, which is not to wait, in
-    `check`.
+    """Checks the largest |x| after every move of a sampler: at once on a CPU; on a GPU in `check`, so that it need not wait.
 
     Args:
         indices: the numbers of the samples.
-        also: another observer.
+        also: another observer to call.
     """
 
     def __init__(self, indices: Sequence[int], also: Observer | None = None) -> None:
         self._indices, self._also = indices, also
         self._peaks: list[Tensor] = []
-        self._stages: list[Move] = []
+        self._moves: list[Move] = []
         self._bound = 0.0
         self._score: ScoreField | None = None
 
-    def __call__(self, score: ScoreField, stage: Move, before: Tensor, after: Tensor, state: Any) -> None:
+    def __call__(self, score: ScoreField, move: Move, before: Tensor, after: Tensor, state: Any) -> None:
         if self._score is None:
-            self._score, self._bound = score, BOUND * (1 + float(score.process.sigma(stage.t)))
-        self._stages.append(stage)
+            self._score, self._bound = score, BOUND * (1 + float(score.process.sigma(move.t)))
+        self._moves.append(move)
         self._peaks.append(torch.linalg.vector_norm(after, float("inf")))
         if after.device.type == "cpu":
-            self._look(len(self._peaks) - 1, float(self._peaks[-1]), after)
+            self._check_move(len(self._peaks) - 1, float(self._peaks[-1]), after)
         if self._also is not None:
-            self._also(score, stage, before, after, state)
+            self._also(score, move, before, after, state)
 
     def check(self, x: Tensor) -> None:
-        """Looks at all moves.
+        """Checks all moves on a GPU.
 
         Args:
-            x: the samples in the end, (B, ...).
+            x: the final samples, (B, ...).
 
         Raises:
             Diverged: at the first move after which a sample was too large.
         """
         if x.device.type != "cpu" and self._peaks:
             for move, peak in enumerate(torch.stack(self._peaks).tolist()):
-                self._look(move, peak, x)
+                self._check_move(move, peak, x)
 
-    def _look(self, move: int, peak: float, x: Tensor) -> None:
+    def _check_move(self, move: int, peak: float, x: Tensor) -> None:
         if peak <= self._bound:  # false for NaN
             return
         rows = ~(x.flatten(1).abs().amax(1) <= self._bound)
         bad = [index for index, row in zip(self._indices, rows.tolist(), strict=True) if row]
-        level = float((-self._score.process.log_snr(self._stages[move].t) / 2).exp())
+        level = float(self._score.process.noise_level(self._moves[move].t))
         raise Diverged(bad or self._indices, x, level, move + 1, peak)

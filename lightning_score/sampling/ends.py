@@ -1,4 +1,4 @@
-"""The two ends of sampling: where it starts, and what happens to the noise that is left."""
+"""The two ends of sampling: where it starts, and what happens to the remaining noise."""
 
 from abc import ABC, abstractmethod
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
-from lightning_score.sampling.noise import NoiseStream, NoNoise
+from lightning_score.sampling.noise import NoiseSource, NoiseStream, NoNoise
 from lightning_score.score.function import ScoreField
 
 
@@ -14,14 +14,14 @@ class Initial(ABC):
     """Where sampling starts."""
 
     @abstractmethod
-    def __call__(self, process: NoiseProcess, noise: NoiseStream) -> Tensor:
+    def __call__(self, process: NoiseProcess, noise: NoiseSource) -> Tensor:
         """The first x (B, ...)."""
 
 
 class Prior(Initial):
     """N(0, sigma(1)^2 I), the law of the process at t = 1 for data of mean zero."""
 
-    def __call__(self, process: NoiseProcess, noise: NoiseStream) -> Tensor:
+    def __call__(self, process: NoiseProcess, noise: NoiseSource) -> Tensor:
         return process.prior(noise.normal())
 
 
@@ -37,15 +37,15 @@ class UniformNoise(Initial):
         require(low < high, f"low={low}, high={high}: need low < high, as in 0 and 1")
         self.low, self.high = low, high
 
-    def __call__(self, process: NoiseProcess, noise: NoiseStream) -> Tensor:
+    def __call__(self, process: NoiseProcess, noise: NoiseSource) -> Tensor:
         return self.low + (self.high - self.low) * noise.uniform()
 
 
 class FinalDenoise(ABC):
-    """What happens to the noise that is left at the last level."""
+    """What happens to the noise that remains at the last level."""
 
-    def last_noise(self, noise: NoiseStream) -> NoiseStream | NoNoise:
-        """The random streams that the very last move is given."""
+    def last_noise(self, noise: NoiseStream) -> NoiseSource:
+        """The random numbers of the last move."""
         return noise
 
     @abstractmethod
@@ -53,7 +53,7 @@ class FinalDenoise(ABC):
         """The result, from x at the last time t."""
 
     def check(self, last_sigma: float) -> None:
-        """Raises `InputError` if the samples, at sigma `last_sigma`, have no noise left to remove."""
+        """Raises `InputError` if the samples, at sigma `last_sigma`, have no noise to remove."""
 
 
 class KeepNoise(FinalDenoise):
@@ -82,6 +82,6 @@ class Tweedie(FinalDenoise):
     def check(self, last_sigma: float) -> None:
         require(
             last_sigma > 0,
-            "denoise=Tweedie: this grid ends at clean data, where no noise is left to remove; "
+            "denoise=Tweedie: this grid ends at clean data, where there is no noise to remove; "
             "use LastMean or KeepNoise, or a grid that ends at t_min > 0",
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,12 +10,14 @@ from torch import Tensor
 from lightning_score.errors import require, require_passes
 from lightning_score.process import NoiseProcess
 from lightning_score.process.ladder import choose_step_size
-from lightning_score.sampling.corrector import AnnealedLangevinStep, FixedLangevin, require_temperature, smallest_level
+from lightning_score.sampling.corrector import FixedLangevin, LangevinCorrector, require_temperature
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, Prior, Tweedie
 from lightning_score.sampling.grid import ProcessTable, TimeGrid
 from lightning_score.sampling.method import SamplerStep
+from lightning_score.sampling.noise import NoiseSource
 from lightning_score.sampling.predictor import NoPredictor
 from lightning_score.sampling.sampler import Move, Sampler
+from lightning_score.score.function import ScoreField
 from lightning_score.tensors import combine
 
 
@@ -28,12 +30,12 @@ class SingleLevel(TimeGrid):
     def __call__(self, process: NoiseProcess) -> Tensor:
         if self.sigma is None:
             return torch.tensor([process.t_min if self.t is None else self.t], dtype=torch.float64)
-        time = process.inverse_log_snr(-2 * torch.tensor([self.sigma], dtype=torch.float64).log())
-        found = float((-process.log_snr(time) / 2).exp())
+        time = process.time_of(torch.tensor([self.sigma], dtype=torch.float64))
+        found = float(process.noise_level(time))
         require(
             abs(found / self.sigma - 1) < 1e-3,
-            f"sigma={self.sigma}: {type(process).__name__} does not reach this noise level (sigma/alpha); "
-            f"the nearest that it has is {found:.4g}",
+            f"sigma={self.sigma}: {type(process).__name__} does not have this noise level (sigma/alpha); "
+            f"the nearest is {found:.4g}",
         )
         return time
 
@@ -41,17 +43,17 @@ class SingleLevel(TimeGrid):
 class LangevinDynamics(Sampler):
     """Langevin dynamics at one noise level, without a ladder: x <- x + e score + sqrt(2 e T) z, of law p_t^(1/T).
 
-    Roberts and Tweedie 1996; Song and Ermon 2019 (1907.05600), section 2.2. Between separated modes it does not mix, which
-    is why annealing exists. For processes other than VE it runs on x/alpha.
+    Roberts and Tweedie 1996; Song and Ermon 2019 (1907.05600), section 2.2. It does not mix between separated modes,
+    which annealing solves. For processes other than VE it runs on x/alpha.
 
     Args:
         step_size: e, in squared units of the data. On a Gaussian of variance v it needs e < 2 v, and the variance of the
             samples tends to T v/(1 - e/(2 v)).
         steps: Langevin steps.
-        temperature: T; 1 samples p_t, 0 climbs to its modes.
+        temperature: T; 1 samples p_t, 0 moves to its modes.
         sigma: the noise level, as sigma/alpha, in the units of the data; null: given by t.
         t: the time of the noise level; null: the process's t_min.
-        denoise: what happens to the noise that is left; it stays by default.
+        denoise: what happens to the remaining noise; it stays by default.
         initial: where sampling starts; the process's prior by default.
         clip: [low, high], to which the denoised image is clipped at every evaluation; null: not at all.
     """
@@ -74,15 +76,52 @@ class LangevinDynamics(Sampler):
         require(t is None or 0 <= t <= 1, f"t={t}: must lie in [0, 1]")
         super().__init__(SingleLevel(sigma, t), denoise or KeepNoise(), initial or Prior(), clip)
         self.step_size, self.steps, self.temperature, self.sigma, self.t = step_size, steps, temperature, sigma, t
-        self._move = FixedLangevin(step_size, temperature)
+        self._langevin_step = FixedLangevin(step_size, temperature)
 
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         level = times[0]
         require(
             float(process.sigma(level)) > 0,
-            f"t={self.t}: the data have no noise there, and no score; give a time above 0 or a sigma",
+            f"t={self.t}: must be a time with noise, because clean data have no score; give a time above 0, or sigma",
         )
-        return [Move(self._move, level, level, level)] * self.steps
+        return [Move(self._langevin_step, level, level, level)] * self.steps
+
+
+class AnnealedLangevinStep(LangevinCorrector):
+    """x <- x + e score + sqrt(2 e T) z with e = step_size sigma^2/sigma_min^2, where sigma_min is the smallest sigma/alpha.
+
+    Song and Ermon 2019 (1907.05600), Algorithm 1, line 6; for processes other than VE it runs on x/alpha.
+
+    Args:
+        step_size: epsilon, the step size at the smallest level, in squared units of the data. This is `step_lr` of the
+            authors' code; the epsilon of Algorithm 1 is twice as large.
+        temperature: T, of the law p_t^(1/T).
+    """
+
+    def __init__(self, step_size: float = 2e-5, temperature: float = 1.0):
+        require(step_size > 0, f"step_size={step_size}: must be above 0, as in 2.0e-5")
+        require_temperature(temperature)
+        self.step_size, self.temperature = step_size, temperature
+
+    def init(self, process: NoiseProcess, times: Tensor) -> Tensor:
+        return smallest_level(process, times) ** 2
+
+    def check(self, process: NoiseProcess, times: Tensor) -> None:
+        limit = 2 * float(self.init(process, times))
+        require(
+            self.step_size < limit,
+            f"step_size={self.step_size}: Langevin dynamics diverges on this process and grid unless "
+            f"step_size < 2 sigma_min^2 = {limit:.3g}; try {limit / 10:.3g}",
+        )
+
+    def size(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any, gradient: Tensor, z: Tensor) -> Tensor:
+        return self.step_size * process.sigma(t) ** 2 / state
+
+
+def smallest_level(process: NoiseProcess, times: Tensor) -> Tensor:
+    """sigma/alpha at the last of the decreasing times (N + 1,) that is not clean data, ()."""
+    levels = process.noise_level(times)
+    return levels[levels > 0][-1]
 
 
 class AnnealedLangevin(Sampler):
@@ -93,11 +132,12 @@ class AnnealedLangevin(Sampler):
 
     Args:
         step_size: epsilon, the step size at the smallest level, in squared units of the data, below 2 sigma_min^2. This is
-            the authors' code's `step_lr`; the epsilon of Algorithm 1 is twice as large. auto: the one for which the samples'
-            variance is closest to sigma_i^2 after every level (technique 4 of Song and Ermon 2020, 2006.09011).
+            `step_lr` of the authors' code; the epsilon of Algorithm 1 is twice as large. auto: the one for which the
+            variance of the samples after every level is closest to sigma_i^2 (technique 4 of Song and Ermon 2020,
+            2006.09011).
         steps: Langevin steps per level (the papers' T).
         grid: the noise levels; the process's own table by default.
-        denoise: what happens to the noise that is left; it stays by default.
+        denoise: what happens to the remaining noise; it stays by default.
         initial: where sampling starts; the process's prior by default.
         clip: [low, high], to which the denoised image is clipped at every evaluation; null: not at all.
         temperature: T, of the laws p_t^(1/T); below 1 fewer and more typical images.
@@ -118,9 +158,9 @@ class AnnealedLangevin(Sampler):
         require_temperature(temperature)
         super().__init__(grid or ProcessTable(), denoise or KeepNoise(), initial or Prior(), clip)
         if step_size != "auto":
-            AnnealedLangevinStep(step_size)  # which refuses an impossible one at once
+            AnnealedLangevinStep(step_size)  # raises an error for an invalid one
         self.step_size, self.steps, self.temperature = step_size, steps, temperature
-        self._descend = NoPredictor()
+        self._next_level = NoPredictor()
 
     def chosen_step_size(self, process: NoiseProcess, levels: Tensor) -> float:
         """The step size at the smallest of the decreasing times of noise (L,): the given one, or technique 4's.
@@ -133,25 +173,25 @@ class AnnealedLangevin(Sampler):
         log_ratios = process.log_snr(levels).diff() / 2  # of sigma/alpha, from a level to the next
         require(
             len(log_ratios) > 0 and bool((log_ratios / log_ratios.mean() - 1).abs().max() < 0.01),
-            "step_size=auto: needs two or more noise levels in geometric progression, as those of SigmaTable or of "
-            "grid=Geometric; give a number, or such a ladder",
+            "step_size=auto: needs two or more noise levels in geometric progression, as in SigmaTable or grid=Geometric; "
+            "give a number, or such levels",
         )
         return choose_step_size(float(smallest_level(process, levels)), float(log_ratios.mean().exp()), self.steps)
 
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         levels = times[process.sigma(times) > 0]
         require_passes(**{"levels x steps": len(levels) * self.steps})
-        correct = AnnealedLangevinStep(self.chosen_step_size(process, levels), self.temperature)
-        stages = [Move(correct, levels[0], levels[0], levels[0])] * self.steps
+        langevin_step = AnnealedLangevinStep(self.chosen_step_size(process, levels), self.temperature)
+        moves = [Move(langevin_step, levels[0], levels[0], levels[0])] * self.steps
         for t, s in pairwise(levels):
-            stages += [Move(self._descend, t, s, s), *[Move(correct, s, t, s)] * self.steps]
-        return stages
+            moves += [Move(self._next_level, t, s, s), *[Move(langevin_step, s, t, s)] * self.steps]
+        return moves
 
 
 class _ConsistentStep(SamplerStep):
-    """x <- x + eta sigma_t^2 score, to the next level, + beta sigma_s z; without noise at the last level, where s = t."""
+    """x <- (alpha_s/alpha_t) (x + eta sigma_t^2 score) + beta sigma_s z; without noise at the last level, where s = t."""
 
-    calls = 1
+    evaluations = 1
 
     def __init__(self, step_size: float):
         self.step_size = step_size
@@ -172,18 +212,18 @@ class _ConsistentStep(SamplerStep):
             "or more levels",
         )
 
-    def step(self, score, x, t, s, noise, state):
+    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
         process, eta = score.process, state
-        fall = ((process.log_snr(t) - process.log_snr(s)) / 2).exp()  # g, of sigma/alpha
-        beta = (1 - ((1 - eta) / fall) ** 2).sqrt()
-        following = process.sigma(s) * (s < t)
+        g = ((process.log_snr(t) - process.log_snr(s)) / 2).exp()  # the ratio of sigma/alpha at s to that at t
+        beta = (1 - ((1 - eta) / g) ** 2).sqrt()
         a = (process.log_alpha(s) - process.log_alpha(t)).exp()
-        mean = score.blend(x, t, a, a * eta * process.sigma(t) ** 2)
-        return combine((1.0, mean), (beta * following, noise.normal())), state
+        mean = score.combination(x, t, x_scale=a, score_scale=a * eta * process.sigma(t) ** 2)
+        std = beta * (process.sigma(s) * (s < t))
+        return combine((1.0, mean), (std, noise.normal())), state
 
 
 class ConsistentAnnealedLangevin(Sampler):
-    """Consistent annealed sampling: one step per level, whose noise is such that the samples' is that of the next level.
+    """Consistent annealed sampling: one step per level, with as much added noise as gives the samples the next level's.
 
     x <- x + eta sigma_i^2 score + beta sigma_{i+1} z with eta = step_size/sigma_min^2, beta^2 = 1 - ((1 - eta)/g)^2,
     g = sigma_{i+1}/sigma_i and sigma_{L+1} = 0: Jolicoeur-Martineau et al. 2020 (2009.05475), Algorithm 2. For processes
@@ -193,7 +233,7 @@ class ConsistentAnnealedLangevin(Sampler):
         step_size: epsilon, in squared units of the data, between sigma_min^2 (1 - g) and sigma_min^2 (1 + g); the paper
             takes 5.6e-6 for CIFAR-10's 232 levels from 50 to 0.01.
         grid: the noise levels; the process's own table by default.
-        denoise: what happens to the noise that is left, (1 - eta) sigma_min; Tweedie's formula by default.
+        denoise: what happens to the remaining noise, (1 - eta) sigma_min; Tweedie's formula by default.
         initial: where sampling starts; the process's prior by default.
         clip: [low, high], to which the denoised image is clipped at every evaluation; null: not at all.
     """
@@ -209,8 +249,9 @@ class ConsistentAnnealedLangevin(Sampler):
         require(step_size > 0, f"step_size={step_size}: must be above 0, as in 5.6e-6")
         super().__init__(grid or ProcessTable(), denoise or Tweedie(), initial or Prior(), clip)
         self.step_size = step_size
-        self._move = _ConsistentStep(step_size)
+        self._consistent_step = _ConsistentStep(step_size)
 
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         levels = times[process.sigma(times) > 0]
-        return [*(Move(self._move, t, s, s) for t, s in pairwise(levels)), Move(self._move, *[levels[-1]] * 3)]
+        step, last = self._consistent_step, levels[-1]
+        return [*(Move(step, t, s, s) for t, s in pairwise(levels)), Move(step, last, last, last)]

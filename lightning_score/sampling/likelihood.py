@@ -4,7 +4,6 @@ Chen et al. 2018 (1806.07366), theorem 1; Song et al. 2021 (2011.13456), section
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,67 +14,15 @@ from tqdm.auto import tqdm
 from lightning_score.errors import require, require_passes
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.dormand_prince import DormandPrince
-from lightning_score.sampling.flow import evaluating, noise_ratio
+from lightning_score.sampling.flow import evaluating
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.score.function import Conditioned, ScoreField
+from lightning_score.score.trace import Hutchinson, Trace
 from lightning_score.tensors import expand
 
 
-class Divergence(ABC):
-    """A way to take the trace of a Jacobian J: the mean of v^T J v over directions v with mean v v^T = I."""
-
-    @abstractmethod
-    def directions(self, x: Tensor, noise: NoiseStream) -> Tensor:
-        """The directions v for x (B, ...): (K, B, D), the same all along a path."""
-
-
-class ExactTrace(Divergence):
-    """The exact trace, by the D directions sqrt(D) e_i: D backward passes per evaluation, for small D."""
-
-    def directions(self, x: Tensor, noise: NoiseStream) -> Tensor:
-        d = x[0].numel()
-        basis = math.sqrt(d) * torch.eye(d, device=x.device, dtype=x.dtype)
-        return basis.unsqueeze(1).expand(d, len(x), d)
-
-
-class _Hutchinson(Divergence, ABC):
-    def __init__(self, probes: int = 1):
-        require(probes >= 1, f"probes={probes}: need at least one random direction")
-        require_passes(probes=probes)
-        self.probes = probes
-
-    def directions(self, x: Tensor, noise: NoiseStream) -> Tensor:
-        return torch.stack([self.draw(noise).flatten(1) for _ in range(self.probes)])
-
-    @abstractmethod
-    def draw(self, noise: NoiseStream) -> Tensor:
-        """One direction per example, (B, ...)."""
-
-
-class Rademacher(_Hutchinson):
-    """Hutchinson's estimate with random signs, of the least variance (Hutchinson 1989); exact if J is diagonal.
-
-    Args:
-        probes: K, random directions per example.
-    """
-
-    def draw(self, noise: NoiseStream) -> Tensor:
-        return torch.where(noise.uniform() < 0.5, -1.0, 1.0).to(noise.dtype)
-
-
-class GaussianProbes(_Hutchinson):
-    """Hutchinson's estimate with standard normal directions.
-
-    Args:
-        probes: K, random directions per example.
-    """
-
-    def draw(self, noise: NoiseStream) -> Tensor:
-        return noise.normal()
-
-
 class LogLikelihood(NamedTuple):
-    """`value`, log p of t_min in nats (B,), float64; `latent` (B, ...), where the flow ends at t = 1; `nfe` per example."""
+    """`value`, log p at t_min in nats (B,), float64; `latent`, the end of the flow at t = 1 (B, ...); `nfe` per example."""
 
     value: Tensor
     latent: Tensor
@@ -93,7 +40,7 @@ def log_likelihood(
     score: ScoreField,
     x: Tensor,
     noise: NoiseStream | None = None,
-    divergence: Divergence | None = None,
+    trace: Trace | None = None,
     solver: DormandPrince | None = None,
     t_min: float | None = None,
     prior: Callable[[NoiseProcess, Tensor], Tensor] = log_prior,
@@ -105,9 +52,9 @@ def log_likelihood(
     Args:
         score: the score function; for a conditional one wrap it in `Conditioned`.
         x: examples (B, ...) of p at t_min.
-        noise: random streams of the directions; stream k of seed 0 for row k by default.
-        divergence: how the trace is taken; one `Rademacher` direction by default.
-        solver: the integrator, its errors held in x/alpha and in nats per dimension; tolerances 1e-5 by default.
+        noise: random streams of the vectors of `trace`; stream k of seed 0 for row k by default.
+        trace: how the trace is computed; with one `Rademacher` vector, the same along the whole path, by default.
+        solver: the integrator, with separate errors of x/alpha and of nats per dimension; tolerances 1e-5 by default.
         t_min: smallest time; the process's own by default.
         prior: log density at t = 1 in nats (B,); that of `process.prior` by default.
 
@@ -119,41 +66,42 @@ def log_likelihood(
     ends = torch.tensor([start, 1.0], dtype=torch.float64, device=x.device)
     require(
         0 <= start < 1 and float(process.sigma(ends[0])) > 0,
-        f"t_min={start}: must lie in [0, 1) and {type(process).__name__} must have noise there, as at t_min=1.0e-3",
+        f"t_min={start}: must lie in [0, 1) and be a time at which {type(process).__name__} has noise, as 1.0e-3",
     )
     with torch.inference_mode(False), torch.no_grad(), evaluating(score):
         x = x.clone()
-        directions = (divergence or Rademacher()).directions(x, noise).clone()
+        trace = trace or Hutchinson()
+        vectors = [v.flatten(1).clone() for v in trace.vectors(x, noise)]
         before, d = score.evaluations, x[0].numel()
 
-        def slope(state: Tensor, ratio: Tensor) -> Tensor:
-            time = process.inverse_log_snr(-2 * ratio.log())
+        def slope(state: Tensor, level: Tensor) -> Tensor:
+            time = process.time_of(level)
 
             def predict(y: Tensor) -> Tensor:
                 return score.noise(expand(process.alpha(time), x) * y.view_as(x), time).flatten(1)
 
-            predicted, pull_back = torch.func.vjp(predict, state[:, :d].contiguous())
-            trace = torch.stack([(v * pull_back(v)[0]).sum(1) for v in directions]).mean(0)
-            return torch.cat([predicted, trace.unsqueeze(1) / d], 1)
+            predicted, pullback = torch.func.vjp(predict, state[:, :d].contiguous())
+            divergence = trace(lambda v: pullback(v)[0], vectors)
+            return torch.cat([predicted, divergence.unsqueeze(1) / d], 1)
 
         y = torch.cat([(x / expand(process.alpha(ends[0]), x)).flatten(1), x.new_zeros(len(x), 1)], 1)
-        y = (solver or DormandPrince())(slope, y, *(noise_ratio(process, t) for t in ends), parts=[d, 1])
+        y = (solver or DormandPrince())(slope, y, *process.noise_level(ends), parts=[d, 1])
         latent = expand(process.alpha(ends[1]), x) * y[:, :d].view_as(x)
         gain = y[:, d].double() + process.log_alpha(ends[1]) - process.log_alpha(ends[0])
         return LogLikelihood(prior(process, latent) + d * gain, latent, (score.evaluations - before) / len(x))
 
 
 class Dequantization:
-    """Gray levels to densities: x is uniform within the bin of its level, and owes log2 of the bins per unit of x.
+    """Gray levels as densities: x is uniform within the bin of its level, and log2 of the bins per unit of x is added.
 
-    If the data are dequantized, level v has the bin low + (high - low) [v, v + 1)/levels, else the model saw
+    If the data are dequantized, level v has the bin low + (high - low) [v, v + 1)/levels; otherwise the model was trained on
     low + (high - low) v/(levels - 1), the middle of a bin of width (high - low)/(levels - 1). The mean of -log2 p + offset
     over the noise is never below -log2 P(v), per dimension (Theis, van den Oord and Bethge 2016, 1511.01844, section 3.1).
 
     Args:
         levels: number of gray levels, at least 2.
-        data_range: lowest and highest value that the model sees.
-        dequantized: whether the model saw dequantized data.
+        data_range: lowest and highest value in the data of the model.
+        dequantized: whether the model is trained on dequantized data.
     """
 
     def __init__(self, levels: int = 256, data_range: Sequence[float] = (0.0, 1.0), dequantized: bool = True):
@@ -171,7 +119,7 @@ class Dequantization:
         return -math.log2(self.width)
 
     def level(self, x: Tensor) -> Tensor:
-        """The gray level of x, 0 to levels - 1, whatever noise within its bin x already has."""
+        """The gray level of x, 0 to levels - 1, for x anywhere in the bin of the level."""
         position = (x - self.low) / self.width
         return (position.floor() if self.dequantized else position.round()).clamp(0, self.levels - 1)
 
@@ -181,7 +129,7 @@ class Dequantization:
 
 
 class Bits(NamedTuple):
-    """Bits per dimension with what one must know to read them.
+    """Bits per dimension with their uncertainty.
 
     Fields: mean, error (the mean's standard error over the examples), spread (standard deviation over the noise draws of the
     mean over the examples; NaN for one draw), n (examples), draws.
@@ -209,7 +157,7 @@ def example_bits(
     noise: NoiseStream,
     likelihood: Callable[[ScoreField, Tensor, NoiseStream], LogLikelihood] = log_likelihood,
 ) -> Tensor:
-    """-log2 p(x)/D + offset of one draw of the noise, float64 (B,); further calls with the same streams draw anew."""
+    """-log2 p(x)/D + offset of one draw of the noise, float64 (B,); each call with the same streams draws anew."""
     value = likelihood(score, dequantization(x, noise), noise).value
     return -value / (math.log(2) * x[0].numel()) + dequantization.offset
 
@@ -229,13 +177,13 @@ def bits_per_dim(
 
     Args:
         score: the score function.
-        x: images as the model sees them (n, ...), on the model's device.
-        dequantization: how gray levels stand in the data range.
-        draws: draws of dequantization noise and directions per example.
-        seed: seed of both; example k has the same noise in any batch.
+        x: images in the data range of the model (n, ...), on the model's device.
+        dequantization: where the gray levels lie in the data range.
+        draws: draws of dequantization noise and trace vectors per example.
+        seed: seed of both; example k has the same noise in every batch.
         cond: class labels (n,) for a conditional score; null: none.
-        batch_size: examples at once; it changes the memory needed, not the result.
-        likelihood: log p, as `functools.partial(log_likelihood, divergence=ExactTrace())`.
+        batch_size: examples at once; it changes the memory used, not the result.
+        likelihood: log p, as `functools.partial(log_likelihood, trace=ExactTrace())`.
         progress: show a progress bar.
     """
     require(draws >= 1, f"draws={draws}: need at least 1; the spread over draws needs 2")

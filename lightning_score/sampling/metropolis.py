@@ -10,6 +10,7 @@ All lengths are in units of the level's sigma, so that one setting fits all leve
 
 from abc import ABC, abstractmethod
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from lightning_score.errors import require, require_passes
 from lightning_score.sampling.corrector import Corrector, require_snr, snr_step_size
-from lightning_score.sampling.noise import NoiseStream
+from lightning_score.sampling.noise import NoiseSource
 from lightning_score.score.function import ScoreField
+from lightning_score.score.trace import inner
 from lightning_score.tensors import combine, expand
 
 
@@ -53,12 +55,7 @@ def path_integral(score: ScoreField, x: Tensor, y: Tensor, t: Tensor, score_x: T
     for u, weight in zip(points[1:], weights[1:], strict=True):
         gradient = score(torch.lerp(x, y, u), t)
         total = total + weight * gradient
-    return _dot(total, y - x), gradient
-
-
-def _dot(v: Tensor, w: Tensor) -> Tensor:
-    """v . w per sample, (B,)."""
-    return (v * w).flatten(1).sum(1)
+    return inner(total, y - x), gradient
 
 
 def _require_nodes(nodes: int) -> None:
@@ -79,10 +76,10 @@ class Metropolis(Corrector, ABC):
     """
 
     @abstractmethod
-    def propose(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseStream) -> tuple[Tensor, Tensor]:
+    def propose(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource) -> tuple[Tensor, Tensor]:
         """The proposal y (B, ...), and the logarithm of the acceptance ratio (B,)."""
 
-    def step(self, score, x, t, s, noise, state):
+    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
         y, log_ratio = self.propose(score, x, t, s, noise)
         accepted = noise.acceptance().log() < log_ratio
         return torch.where(expand(accepted, x).bool(), y, x), state
@@ -104,16 +101,16 @@ class MALA(Metropolis):
         require_snr(snr)
         _require_nodes(nodes)
         self.snr, self.nodes = snr, nodes
-        self.calls = nodes
+        self.evaluations = nodes
 
-    def propose(self, score, x, t, s, noise):
+    def propose(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource) -> tuple[Tensor, Tensor]:
         size = snr_step_size(score.process, t, s, self.snr * score.process.sigma(t))
         e = expand(size, x)
         z, score_x = noise.normal(), score(x, t)
         y = combine((1.0, x), (size, score_x), ((2 * size).sqrt(), z))
         integral, score_y = path_integral(score, x, y, t, score_x, self.nodes)
         back = (x - y - e * score_y) / (2 * e).sqrt()
-        return y, integral + (_dot(z, z) - _dot(back, back)) / 2
+        return y, integral + (inner(z, z) - inner(back, back)) / 2
 
 
 class HMC(Metropolis):
@@ -136,19 +133,19 @@ class HMC(Metropolis):
         require(leapfrog_steps >= 1, f"leapfrog_steps={leapfrog_steps}: need at least 1, as in 5")
         _require_nodes(nodes)
         self.time_step, self.leapfrog_steps, self.nodes = time_step, leapfrog_steps, nodes
-        self.calls = 1 + leapfrog_steps * (nodes - 1)
+        self.evaluations = 1 + leapfrog_steps * (nodes - 1)
 
-    def propose(self, score, x, t, s, noise):
+    def propose(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource) -> tuple[Tensor, Tensor]:
         h = self.time_step * score.process.sigma(t)
         momentum, gradient = noise.normal(), score(x, t)
-        log_ratio = _dot(momentum, momentum) / 2
+        log_ratio = inner(momentum, momentum) / 2
         for _ in range(self.leapfrog_steps):
             momentum = combine((1.0, momentum), (h / 2, gradient))
             y = combine((1.0, x), (h, momentum))
             integral, gradient = path_integral(score, x, y, t, gradient, self.nodes)
             momentum = combine((1.0, momentum), (h / 2, gradient))
             x, log_ratio = y, log_ratio + integral
-        return x, log_ratio - _dot(momentum, momentum) / 2
+        return x, log_ratio - inner(momentum, momentum) / 2
 
 
 class UnderdampedLangevin(Corrector):
@@ -163,14 +160,14 @@ class UnderdampedLangevin(Corrector):
         friction: in units of 1/sigma: the momentum is forgotten in a time sigma/friction; 2 damps a Gaussian critically.
     """
 
-    calls = 2
+    evaluations = 2
 
     def __init__(self, time_step: float = 0.2, friction: float = 2.0):
         _require_time_step(time_step)
         require(friction > 0, f"friction={friction}: must be above 0, as in 2, or the momentum is never renewed")
         self.time_step, self.friction = time_step, friction
 
-    def step(self, score, x, t, s, noise, state):
+    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
         h = self.time_step * score.process.sigma(t)
         c = float(np.exp(-self.friction * self.time_step))
         momentum = noise.normal() if state is None else state

@@ -1,10 +1,11 @@
 """The random numbers of a sampling run: one stream per sample."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,19 +14,40 @@ from torch import Tensor
 THREADS = min(8, os.cpu_count() or 1)
 
 
-class NoiseStream:
+class NoiseSource(ABC):
+    """The random numbers of a batch of B samples, as steps draw them."""
+
+    @abstractmethod
+    def normal(self) -> Tensor:
+        """Standard normal draws (B, *shape)."""
+
+    @abstractmethod
+    def uniform(self) -> Tensor:
+        """Draws uniform in [0, 1), (B, *shape)."""
+
+    @abstractmethod
+    def acceptance(self) -> Tensor:
+        """One draw per sample, uniform in [0, 1), (B,): a proposal is accepted with probability p if the draw is below p."""
+
+    def drawn_and_added(self) -> tuple[Tensor, Tensor]:
+        """Normal draws whose norm sets the size of a step, and the noise that the step adds: the same draws."""
+        draws = self.normal()
+        return draws, draws
+
+
+class NoiseStream(NoiseSource):
     """Independent random streams, one per sample, so that sample k is the same in any batch and on any process.
 
     Stream k is the counter-based generator Philox keyed by (seed, k) (Salmon et al. 2011), run on the CPU in single
     precision: every device and every precision sees the same numbers. Normal and uniform draws come from two halves of its
-    counter. For a GPU the next normal draws are made, and brought there, while it computes.
+    counter. For a GPU the next normal draws are made and copied while it computes.
 
     Args:
         seed: seed of the run, 0 or more.
         indices: the number k of each sample in the batch, (B,).
         shape: shape of one sample.
-        device: where the draws are wanted.
-        dtype: precision in which they are wanted.
+        device: of the draws.
+        dtype: of the draws.
     """
 
     def __init__(
@@ -42,12 +64,11 @@ class NoiseStream:
         self._uniforms: list[np.random.Generator] = []
         self._prefetches = self.device.type == "cuda"
         self._numel = int(np.prod(shape))
-        self._draws = 1  # in a block, and twice as many in the next: small draws are all overhead
+        self._draws = 1  # of the next block; doubled for each block, because small draws are mostly overhead
         self._block, self._next = torch.empty(0, 0), 0
         self._coming: _Drawing | None = None
 
     def normal(self) -> Tensor:
-        """Standard normal draws (B, *shape)."""
         if self._next == len(self._block):
             drawn = (self._coming or self._begin_block()).wait().to(self.device, non_blocking=True)
             self._block, self._next = drawn.transpose(0, 1).contiguous(), 0
@@ -56,17 +77,10 @@ class NoiseStream:
         return self._block[self._next - 1].view(self.shape).to(self.dtype)
 
     def uniform(self) -> Tensor:
-        """Draws uniform in [0, 1), (B, *shape)."""
         return self._uniform(self._numel).reshape(self.shape)
 
     def acceptance(self) -> Tensor:
-        """One draw per sample, uniform in [0, 1), (B,): a proposal is accepted with probability p if the draw is below p."""
         return self._uniform(1).reshape(-1)
-
-    def sized(self) -> tuple[Tensor, Tensor]:
-        """Normal draws whose norm sets the size of a step, and the noise that the step adds: the same draws."""
-        draws = self.normal()
-        return draws, draws
 
     def _uniform(self, numel: int) -> Tensor:
         self._uniforms = self._uniforms or _generators(self._keys, half=1)
@@ -76,13 +90,13 @@ class NoiseStream:
         return draws.to(self.device, self.dtype, non_blocking=True)
 
     def _empty(self, *shape: int) -> Tensor:
-        """Room for draws of every sample, in the one precision in which they are made."""
+        """Memory for draws of every sample, float32."""
         pinned = self.device.type == "cuda"
         return torch.empty(len(self._keys), *shape, dtype=torch.float32, pin_memory=pinned)
 
     def _begin_block(self) -> "_Drawing":
-        """Begins to draw the next block of normal draws: at once on the CPU; for a GPU in threads, and more draws, for every
-        row of a block has to wait for its turn with the interpreter.
+        """Begins the next block of normal draws: immediately on the CPU; for a GPU in threads, and in larger blocks, because
+        every row of a block waits for the interpreter's lock.
         """
         block = self._empty(self._draws, self._numel)
         most = 65536 if self._prefetches else 4096
@@ -96,12 +110,13 @@ class NoiseStream:
 
 
 class _Drawing(NamedTuple):
-    """A block of normal draws and what has yet to be drawn of it."""
+    """A block of normal draws, and the threads' work on it."""
 
     block: Tensor
-    parts: list[Future]
+    parts: list[Future[None]]
 
     def wait(self) -> Tensor:
+        """The block, once it is complete."""
         for part in self.parts:
             part.result()
         return self.block
@@ -109,7 +124,7 @@ class _Drawing(NamedTuple):
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    """They draw for a GPU: numpy lets go of the interpreter while it draws."""
+    """The threads that draw for a GPU: numpy releases the interpreter's lock while it draws."""
     return ThreadPoolExecutor(THREADS, thread_name_prefix="noise")
 
 
@@ -118,12 +133,12 @@ def _generators(keys: Sequence[Sequence[int]], half: int) -> list[np.random.Gene
     return [np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, half << 63])) for key in keys]
 
 
-def _fill(generators: Sequence[np.random.Generator], rows: np.ndarray) -> None:
+def _fill(generators: Sequence[np.random.Generator], rows: np.ndarray[Any, np.dtype[np.float32]]) -> None:
     for generator, row in zip(generators, rows, strict=True):
         generator.standard_normal(out=row, dtype=np.float32)
 
 
-class NoNoise:
+class NoNoise(NoiseSource):
     """Zeros in place of normal draws: a stochastic step becomes its noise-free mean."""
 
     def __init__(self, stream: NoiseStream):
@@ -134,13 +149,12 @@ class NoNoise:
         return torch.zeros(self._stream.shape, device=self._stream.device, dtype=self._stream.dtype)
 
     def uniform(self) -> Tensor:
-        """Draws uniform in [0, 1), (B, *shape)."""
         return self._stream.uniform()
 
     def acceptance(self) -> Tensor:
         """Zeros (B,): every proposal is accepted."""
         return torch.zeros(self._stream.shape[0], device=self._stream.device, dtype=self._stream.dtype)
 
-    def sized(self) -> tuple[Tensor, Tensor]:
+    def drawn_and_added(self) -> tuple[Tensor, Tensor]:
         """Normal draws whose norm sets the size of a step, and zeros, the noise that the step adds."""
         return self._stream.normal(), self.normal()

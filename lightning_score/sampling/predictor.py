@@ -7,6 +7,7 @@ noise = -sigma score (Karras et al. 2022, 2206.00364, eq. 4). The transition bet
 
 import math
 from abc import ABC
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.method import SamplerStep
+from lightning_score.sampling.noise import NoiseSource
 from lightning_score.score.function import ScoreField
 from lightning_score.tensors import combine
 
@@ -25,37 +27,40 @@ class Predictor(SamplerStep, ABC):
     """Global order of convergence in the step; weak order for stochastic predictors."""
 
     adaptive: bool = False
-    """Whether it takes as many evaluations as a tolerance asks for, `calls` at least, whatever the grid."""
+    """Whether a tolerance sets the number of evaluations, whatever the grid; `evaluations` is then the least number."""
 
 
 class NoPredictor(Predictor):
-    """x <- (alpha_s/alpha_t) x: follows the mean factor and leaves the rest to the corrector (nothing at all for VE)."""
+    """x <- (alpha_s/alpha_t) x: scales x by the mean factor, which is 1 for VE, and leaves the rest to the corrector."""
 
-    order, calls = 0, 0
+    order, evaluations = 0, 0
 
-    def step(self, score, x, t, s, noise, state):
-        return combine(((score.process.log_alpha(s) - score.process.log_alpha(t)).exp(), x)), state
+    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
+        mean_factor = (score.process.log_alpha(s) - score.process.log_alpha(t)).exp()
+        return combine((mean_factor, x)), state
 
 
 class EulerMaruyama(Predictor):
     """x <- x + [f x - g^2 score] (s - t) + g sqrt(t - s) z, on the reverse SDE (Song et al. 2021, eq. 6)."""
 
-    order, calls = 1, 1
+    order, evaluations = 1, 1
 
-    def step(self, score, x, t, s, noise, state):
+    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
         f, g, dt = score.process.drift(t), score.process.diffusion(t), s - t
-        mean = score.blend(x, t, 1 + f * dt, -(g**2) * dt)
-        return combine((1.0, mean), (g * (-dt).sqrt(), noise.normal())), state
+        mean = score.combination(x, t, x_scale=1 + f * dt, score_scale=-(g**2) * dt)
+        std = g * (-dt).sqrt()
+        return combine((1.0, mean), (std, noise.normal())), state
 
 
 class ReverseDiffusion(Predictor):
     """x <- (2 - a) x + b^2 score + b z (Song et al. 2021, 2011.13456, eq. 46; line 3 of Algorithm 3 for VP)."""
 
-    order, calls = 1, 1
+    order, evaluations = 1, 1
 
-    def step(self, score, x, t, s, noise, state):
+    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
         a, b = score.process.transition(s, t)
-        return combine((1.0, score.blend(x, t, 2 - a, b**2)), (b, noise.normal())), state
+        mean = score.combination(x, t, x_scale=2 - a, score_scale=b**2)
+        return combine((1.0, mean), (b, noise.normal())), state
 
 
 class Ancestral(Predictor):
@@ -65,31 +70,33 @@ class Ancestral(Predictor):
         fixed_large: use the variance b^2 instead of the posterior's b^2 sigma_s^2/sigma_t^2 (Ho et al., section 3.2).
     """
 
-    order, calls = 1, 1
+    order, evaluations = 1, 1
 
     def __init__(self, fixed_large: bool = False):
         self.fixed_large = fixed_large
 
-    def step(self, score, x, t, s, noise, state):
+    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
         a, b = score.process.transition(s, t)
-        shrink = 1.0 if self.fixed_large else score.process.sigma(s) / score.process.sigma(t)
-        return combine((1.0, score.blend(x, t, 1 / a, b**2 / a)), (b * shrink, noise.normal())), state
+        mean = score.combination(x, t, x_scale=1 / a, score_scale=b**2 / a)
+        std = b if self.fixed_large else b * (score.process.sigma(s) / score.process.sigma(t))
+        return combine((1.0, mean), (std, noise.normal())), state
 
 
 class Euler(Predictor):
     """x <- x + [f x - g^2 score/2] (s - t), on the probability-flow ODE in time."""
 
-    order, calls = 1, 1
+    order, evaluations = 1, 1
 
-    def step(self, score, x, t, s, noise, state):
+    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
         f, g, dt = score.process.drift(t), score.process.diffusion(t), s - t
-        return score.blend(x, t, 1 + f * dt, -(g**2) / 2 * dt), state
+        return score.combination(x, t, x_scale=1 + f * dt, score_scale=-(g**2) / 2 * dt), state
 
 
-def follow(process: NoiseProcess, x: Tensor, t: Tensor, s: Tensor, noise: Tensor, v: Tensor | float = 0.0) -> Tensor:
+def ddim_step(process: NoiseProcess, x: Tensor, t: Tensor, s: Tensor, noise: Tensor, v: Tensor | float = 0.0) -> Tensor:
     """alpha_s denoised + sqrt(sigma_s^2 - v^2) noise, with denoised = (x - sigma_t noise)/alpha_t.
 
-    For v = 0 it is Euler's step of the probability-flow ODE d(x/alpha) = noise d(sigma/alpha).
+    Song et al. 2020 (2010.02502), eq. 12. For v = 0 it is Euler's step of the probability-flow ODE d(x/alpha) = noise
+    d(sigma/alpha).
 
     Args:
         process: the noise process.
@@ -97,10 +104,11 @@ def follow(process: NoiseProcess, x: Tensor, t: Tensor, s: Tensor, noise: Tensor
         t: time, ().
         s: a smaller time, ().
         noise: the predicted noise, -sigma score, like x.
-        v: standard deviation of the fresh noise that is to take the place of predicted noise, ().
+        v: standard deviation of the fresh noise that the caller adds, ().
     """
     a = (process.log_alpha(s) - process.log_alpha(t)).exp()
-    return combine((a, x), ((process.sigma(s) ** 2 - v**2).sqrt() - a * process.sigma(t), noise))
+    noise_scale = (process.sigma(s) ** 2 - v**2).sqrt() - a * process.sigma(t)
+    return combine((a, x), (noise_scale, noise))
 
 
 class DDIM(Predictor):
@@ -113,47 +121,48 @@ class DDIM(Predictor):
         eta: stochasticity, from 0 (deterministic) to 1.
     """
 
-    order, calls = 1, 1
+    order, evaluations = 1, 1
 
     def __init__(self, eta: float = 0.0):
         require(0 <= eta <= 1, f"eta={eta}: must lie in [0, 1]; 0 is deterministic")
         self.eta = eta
 
-    def step(self, score, x, t, s, noise, state):
+    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
         process = score.process
-        v = self.eta * process.sigma(s) / process.sigma(t) * process.transition(s, t)[1]
-        x = follow(process, x, t, s, score.noise(x, t), v)
+        _, b = process.transition(s, t)
+        v = self.eta * process.sigma(s) / process.sigma(t) * b
+        x = ddim_step(process, x, t, s, score.noise(x, t), v)
         return (combine((1.0, x), (v, noise.normal())) if self.eta else x), state
 
 
-def heun(score: ScoreField, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """Heun's step of d(x/alpha) = noise d(sigma/alpha) from t to s; Euler's, with one evaluation, if s is clean data."""
+def heun_step(score: ScoreField, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """Heun's step of d(x/alpha) = noise d(sigma/alpha) from t to s; if s is clean data, Euler's, with one evaluation."""
     noise_t = score.noise(x, t)
-    euler = follow(score.process, x, t, s, noise_t)
+    euler = ddim_step(score.process, x, t, s, noise_t)
     if score.process.sigma(s) == 0:
         return euler
-    return follow(score.process, x, t, s, (noise_t + score.noise(euler, s)) / 2)
+    return ddim_step(score.process, x, t, s, (noise_t + score.noise(euler, s)) / 2)
 
 
 class Heun(Predictor):
-    """x/alpha <- x/alpha + (noise_t + noise_s)/2 (sigma_s/alpha_s - sigma_t/alpha_t), noise_s that at Euler's step.
+    """x/alpha <- x/alpha + (noise_t + noise_s)/2 (sigma_s/alpha_s - sigma_t/alpha_t), noise_s after Euler's step.
 
-    Karras et al. 2022 (2206.00364), Algorithm 1. A step to clean data is Euler's and takes one evaluation. Processes
-    without clean data (VE) make EDM's last step, from sigma_min to 0, by the final denoise Tweedie.
+    Karras et al. 2022 (2206.00364), Algorithm 1. A step to clean data is Euler's and takes one evaluation. Where the
+    process has no clean data (VE), EDM's last step, from sigma_min to 0, is the final denoise Tweedie.
     """
 
-    order, calls = 2, 2
+    order, evaluations = 2, 2
 
-    def step(self, score, x, t, s, noise, state):
-        return heun(score, x, t, s), state
+    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
+        return heun_step(score, x, t, s), state
 
 
 class StochasticHeun(Predictor):
-    """Raises sigma/alpha by the factor 1 + gamma with fresh noise, then makes Heun's step down to s.
+    """Adds noise that raises sigma/alpha by the factor 1 + gamma, then takes Heun's step down to s.
 
-    Karras et al. 2022 (2206.00364), Algorithm 2: gamma = min(churn/N, sqrt(2) - 1) for N steps. Noise is added by the
-    process's own transition to the time of the raised level, at most t = 1, so that samples of p_t become samples of that
-    time's law.
+    Karras et al. 2022 (2206.00364), Algorithm 2: gamma = min(churn/N, sqrt(2) - 1) for N steps. The noise is that of the
+    process's transition from t to the time of the raised level, at most 1, so that samples of p_t become samples of the
+    marginal at that time.
 
     Args:
         churn: the paper's S_churn, 0 (deterministic) or more; the paper takes 40 for ImageNet.
@@ -162,7 +171,7 @@ class StochasticHeun(Predictor):
         churn_noise: the paper's S_noise, a factor on the fresh noise; 1 is exact, the paper takes 1.003 for ImageNet.
     """
 
-    order, calls = 2, 2
+    order, evaluations = 2, 2
 
     def __init__(self, churn: float = 40.0, churn_min: float = 0.05, churn_max: float = 50.0, churn_noise: float = 1.0):
         require(churn >= 0, f"churn={churn}: must be at least 0 (deterministic), as in 40")
@@ -173,77 +182,81 @@ class StochasticHeun(Predictor):
         require(churn_noise >= 0, f"churn_noise={churn_noise}: must be at least 0, as in 1.003")
         self.churn, self.churn_min, self.churn_max, self.churn_noise = churn, churn_min, churn_max, churn_noise
 
-    def evaluated(self, process, times):
+    def evaluated(self, process: NoiseProcess, times: Tensor) -> Tensor:
         return torch.stack([times[-1], *times[:-1], *self.init(process, times).values()])
 
     def init(self, process: NoiseProcess, times: Tensor) -> dict[float, Tensor]:
-        """The raised time of every time of the grid but the last."""
+        """The raised time of every time of the grid except the last."""
         times, steps = times[:-1], len(times) - 1
         gamma = min(self.churn / steps, math.sqrt(2) - 1)
-        ratio = (-process.log_snr(times) / 2).exp()
+        level = process.noise_level(times)
         raised = process.inverse_log_snr(process.log_snr(times) - 2 * math.log1p(gamma))
-        churned = (raised > times) & (gamma > 0) & (self.churn_min <= ratio) & (ratio <= self.churn_max)
+        churned = (raised > times) & (gamma > 0) & (self.churn_min <= level) & (level <= self.churn_max)
         return dict(zip(times.tolist(), torch.where(churned, raised, times), strict=True))
 
-    def step(self, score, x, t, s, noise, state):
+    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
         t_hat = state[float(t)]
         if t_hat > t:
             a, b = score.process.transition(t, t_hat)
             x = combine((a, x), (self.churn_noise * b, noise.normal()))
-        return heun(score, x, t_hat, s), state
+        return heun_step(score, x, t_hat, s), state
 
 
-def extrapolate(score: ScoreField, x: Tensor, t: Tensor, s: Tensor, state) -> tuple[Tensor, Tensor, tuple]:
-    """(D, h, state): D = D_t + h/(2 h') (D_t - D_t'), the denoised image carried to the middle of the step.
+def midpoint_denoised(
+    score: ScoreField, x: Tensor, t: Tensor, s: Tensor, state: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """(D, h, state): D = D_t + h/(2 h') (D_t - D_t'), the denoised image extrapolated to the middle of the step.
 
-    Here h = lambda_s - lambda_t with lambda = log(alpha/sigma), and t', h' are the time and length of the step before. The
-    first step and one to clean data, where h is infinite, have D = D_t.
+    Lu et al. 2022 (2211.01095), Algorithm 2: h = lambda_s - lambda_t with lambda = log(alpha/sigma), and t', h' are the time
+    and length of the previous step. D = D_t in the first step, and in one to clean data, where h is infinite.
 
     Args:
         score: the score function.
         x: samples (B, ...) at time t.
         t: time, ().
         s: a smaller time, ().
-        state: lambda and denoised of the step before, or None.
+        state: lambda and the denoised image of the previous step; None at the first.
     """
-    denoised, log_ratio = score.denoised(x, t), score.process.log_snr(t) / 2
-    h = score.process.log_snr(s) / 2 - log_ratio
+    denoised, lambda_t = score.denoised(x, t), score.process.log_snr(t) / 2
+    h = score.process.log_snr(s) / 2 - lambda_t
     if state is None or h.isinf():
-        return denoised, h, (log_ratio, denoised)
-    previous_log_ratio, previous = state
-    r = h / (2 * (log_ratio - previous_log_ratio))
+        return denoised, h, (lambda_t, denoised)
+    previous_lambda, previous = state
+    r = h / (2 * (lambda_t - previous_lambda))
     middle = combine((1 + r, denoised), (-r, previous))
-    return middle, h, (log_ratio, denoised)
+    return middle, h, (lambda_t, denoised)
 
 
 class DPMSolver2M(Predictor):
-    """x <- (sigma_s/sigma_t) x + alpha_s (1 - e^-h) D, D the denoised image at mid-step, from this step and the one before.
+    """x <- (sigma_s/sigma_t) x + alpha_s (1 - e^-h) D, D the denoised image extrapolated to mid-step.
 
     DPM-Solver++(2M), Lu et al. 2022 (2211.01095), Algorithm 2, with h = lambda_s - lambda_t and lambda = log(alpha/sigma).
     The first step and one to clean data are of first order (DDIM).
     """
 
-    order, calls = 2, 1
+    order, evaluations = 2, 1
 
-    def step(self, score, x, t, s, noise, state):
+    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
         process = score.process
-        denoised, h, state = extrapolate(score, x, t, s, state)
-        keep, add = process.sigma(s) / process.sigma(t), -process.alpha(s) * torch.expm1(-h)
-        return combine((keep, x), (add, denoised)), state
+        denoised, h, state = midpoint_denoised(score, x, t, s, state)
+        x_scale = process.sigma(s) / process.sigma(t)
+        denoised_scale = -process.alpha(s) * torch.expm1(-h)
+        return combine((x_scale, x), (denoised_scale, denoised)), state
 
 
 class SDEDPMSolver2M(Predictor):
     """x <- (sigma_s/sigma_t) e^-h x + alpha_s (1 - e^-2h) D + sigma_s sqrt(1 - e^-2h) z, D as for `DPMSolver2M`.
 
-    SDE-DPM-Solver++(2M), Lu et al. 2022 (2211.01095), on the reverse SDE. Its extrapolation sees the noise of the step
-    before in place of this one's, which shows in single paths but not, to second order, in their law.
+    SDE-DPM-Solver++(2M), Lu et al. 2022 (2211.01095), on the reverse SDE. The extrapolation uses the noise of the
+    previous step instead of this one's, which to second order changes single paths but not their law.
     """
 
-    order, calls = 2, 1
+    order, evaluations = 2, 1
 
-    def step(self, score, x, t, s, noise, state):
+    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
         process = score.process
-        denoised, h, state = extrapolate(score, x, t, s, state)
-        keep, add = process.sigma(s) / process.sigma(t) * (-h).exp(), -process.alpha(s) * torch.expm1(-2 * h)
-        spread = process.sigma(s) * (-torch.expm1(-2 * h)).sqrt()
-        return combine((keep, x), (add, denoised), (spread, noise.normal())), state
+        denoised, h, state = midpoint_denoised(score, x, t, s, state)
+        x_scale = process.sigma(s) / process.sigma(t) * (-h).exp()
+        denoised_scale = -process.alpha(s) * torch.expm1(-2 * h)
+        std = process.sigma(s) * (-torch.expm1(-2 * h)).sqrt()
+        return combine((x_scale, x), (denoised_scale, denoised), (std, noise.normal())), state

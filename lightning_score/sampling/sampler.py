@@ -22,7 +22,7 @@ from lightning_score.score.function import ClippedScore, ScoreField
 
 
 class Move(NamedTuple):
-    """One move of a sampler: `method.step` from time t, beside s on the grid, which leaves x at time `end`."""
+    """One move of a sampler: `method.step` at time t, next to s on the grid, after which x is at time `end`."""
 
     method: SamplerStep
     t: Tensor
@@ -31,7 +31,7 @@ class Move(NamedTuple):
 
 
 Observer = Callable[[ScoreField, Move, Tensor, Tensor, Any], None]
-"""Told the score and every move, with x before and after it, (B, ...), and what the method remembered before it."""
+"""Called after every move with the score, the move, x before and after it, (B, ...), and the method's state before it."""
 
 
 class Samples(NamedTuple):
@@ -44,7 +44,7 @@ class Samples(NamedTuple):
 
 
 def join(parts: Sequence[Samples]) -> Samples:
-    """Samples that were drawn in parts, as if they had been drawn at once."""
+    """Concatenates samples that were drawn in parts."""
     if len(parts) == 1:
         return parts[0]
     sizes = [len(part.x) for part in parts]
@@ -59,7 +59,7 @@ class Sampler(ABC):
 
     Args:
         grid: the times.
-        denoise: what happens to the noise that is left at the end.
+        denoise: what happens to the remaining noise.
         initial: where sampling starts.
         clip: [low, high], to which the denoised image is clipped at every evaluation (DDPM: [-1, 1]); null: not at all.
     """
@@ -78,28 +78,29 @@ class Sampler(ABC):
     def check(self, process: NoiseProcess) -> None:
         """Raises `InputError` if the sampler does not fit the process."""
         times = self.grid(process)
-        stages = self.plan(process, times)
+        moves = self.plan(process, times)
         require(
-            bool(stages),
-            f"grid={type(self.grid).__name__}: gives {len(times)} time, so no step; give more steps, or ProcessTable",
+            bool(moves),
+            f"grid={type(self.grid).__name__}: has {len(times)} time, and so no step; give more steps, or ProcessTable",
         )
-        for method in {stage.method for stage in stages}:
+        for method in {move.method for move in moves}:
             method.check(process, times)
-        self.denoise.check(float(process.sigma(stages[-1].end)))
+        self.denoise.check(float(process.sigma(moves[-1].end)))
 
     def check_for(self, process: NoiseProcess, levels: Tensor | None) -> None:
-        """Checks, and warns if the sampler leaves the levels of a model.
+        """Checks, and warns if the sampler evaluates the score at other levels than those of training.
 
         Args:
             process: the noise process.
-            levels: the times at which alone the score was trained, (L,); None: at all times.
+            levels: the only times at which the score was trained, (L,); None: all times.
         """
         self.check(process)
         if levels is not None:
             times = self.grid(process)
-            methods = {stage.method for stage in self.plan(process, times)}
-            visited = torch.cat([times[:0], *(method.evaluated(process, times) for method in methods if method.calls)])
-            warn_between_levels(f"{type(self).__name__} on {type(self.grid).__name__}", process, levels, visited)
+            methods = {move.method for move in self.plan(process, times)}
+            evaluated = [method.evaluated(process, times) for method in methods if method.evaluations]
+            name = f"{type(self).__name__} on {type(self.grid).__name__}"
+            warn_between_levels(name, process, levels, torch.cat([times[:0], *evaluated]))
 
     def __call__(
         self,
@@ -116,26 +117,26 @@ class Sampler(ABC):
             noise: the random streams, which also carry the samples' shape, device and precision.
             trajectory: keep x after every move (memory grows with the number of moves).
             progress: show a progress bar over the moves.
-            observe: told every move.
+            observe: called after every move.
         """
         evaluations = score.evaluations
         if self.clip is not None:
             score = ClippedScore(score, *self.clip)
-        times = self.grid(score.process).cpu()  # where all that depends on time alone is computed: a GPU need not wait
-        with score.process.at_hand(times):
-            stages = self.plan(score.process, times)
-            state = {method: method.init(score.process, times) for method in {stage.method for stage in stages}}
+        times = self.grid(score.process).cpu()  # coefficients are computed on the CPU, so that a GPU need not wait
+        with score.process.cached_at(times):
+            moves = self.plan(score.process, times)
+            states = {method: method.init(score.process, times) for method in {move.method for move in moves}}
             x = self.initial(score.process, noise)
             path = [x] if trajectory else None
-            for i, stage in enumerate(tqdm(stages, "sampling", leave=False, disable=not progress, unit="step")):
-                method, before, known = stage.method, x, state[stage.method]
-                draws = noise if i < len(stages) - 1 else self.denoise.last_noise(noise)
-                x, state[method] = method.step(score, x, stage.t, stage.s, draws, known)
+            for i, move in enumerate(tqdm(moves, "sampling", leave=False, disable=not progress, unit="step")):
+                method, before, state = move.method, x, states[move.method]
+                draws = noise if i < len(moves) - 1 else self.denoise.last_noise(noise)
+                x, states[method] = method.step(score, x, move.t, move.s, draws, state)
                 if path is not None:
                     path.append(x)
                 if observe is not None:
-                    observe(score, stage, before, x, known)
-            result = self.denoise.finish(score, x, stages[-1].end)
+                    observe(score, move, before, x, state)
+            result = self.denoise.finish(score, x, moves[-1].end)
         return Samples(result, x, (score.evaluations - evaluations) / len(x), path)
 
 
@@ -151,7 +152,7 @@ class PredictorCorrector(Sampler):
         predict_first: predict, then correct at the new time (the paper's algorithms); false: correct at the old time, then
             predict (the authors' code).
         grid: the times; 1000 uniform steps by default.
-        denoise: what happens to the noise that is left; the noise-free mean of the last move by default.
+        denoise: what happens to the remaining noise; the noise-free mean of the last move is returned by default.
         initial: where sampling starts; the process's prior by default.
         clip: [low, high], to which the denoised image is clipped at every evaluation (DDPM: [-1, 1]); null: not at all.
     """
@@ -177,16 +178,13 @@ class PredictorCorrector(Sampler):
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         require_passes(moves=(len(times) - 1) * (1 + self.corrector_steps * (self.corrector is not None)))
         clean = (process.sigma(times) == 0).tolist()
-        stages = []
+        moves: list[Move] = []
         for i, (t, s) in enumerate(pairwise(times)):
-            predict = [Move(self.predictor, t, s, s)]
-            if self.corrector is None or clean[i + self.predict_first]:
-                correct = []
-            elif self.predict_first:
-                correct = [Move(self.corrector, s, t, s)] * self.corrector_steps
-            else:
-                correct = [Move(self.corrector, t, s, t)] * self.corrector_steps
-            stages += predict + correct if self.predict_first else correct + predict
-        while len(stages) > 1 and not stages[-1].method.calls:  # after the last move that sees the score, nothing is gained
-            stages.pop()
-        return stages
+            predict, correct = [Move(self.predictor, t, s, s)], []
+            if self.corrector is not None and not clean[i + self.predict_first]:
+                correction = Move(self.corrector, s, t, s) if self.predict_first else Move(self.corrector, t, s, t)
+                correct = [correction] * self.corrector_steps
+            moves += predict + correct if self.predict_first else correct + predict
+        while len(moves) > 1 and not moves[-1].method.evaluations:  # moves without the score are needless at the end
+            moves.pop()
+        return moves

@@ -30,18 +30,20 @@ class ScoreField(nn.Module, ABC):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """The score at x (B, ...) and time t, () or (B,); `cond` (B,) holds class labels or is None."""
 
-    def blend(self, x: Tensor, t: Tensor, keep: Tensor | float, gain: Tensor | float, cond: Tensor | None = None) -> Tensor:
-        """keep x + gain score, with coefficients () or (B,): what samplers make of a score is of this form."""
-        return combine((keep, x), (gain, self(x, t, cond)))
+    def combination(
+        self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Tensor | float, score_scale: Tensor | float
+    ) -> Tensor:
+        """x_scale x + score_scale score, with scales () or (B,): the form of every step of a sampler."""
+        return combine((x_scale, x), (score_scale, self(x, t, cond)))
 
     def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """E[x_0 given x_t] = (x + sigma^2 score)/alpha (Tweedie's formula)."""
         alpha = self.process.alpha(t)
-        return self.blend(x, t, 1 / alpha, self.process.sigma(t) ** 2 / alpha, cond)
+        return self.combination(x, t, cond, x_scale=1 / alpha, score_scale=self.process.sigma(t) ** 2 / alpha)
 
     def noise(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """E[z given x_t] = -sigma score."""
-        return self.blend(x, t, 0.0, -self.process.sigma(t), cond)
+        return self.combination(x, t, cond, x_scale=0.0, score_scale=-self.process.sigma(t))
 
 
 class ScoreFunction(ScoreField):
@@ -65,15 +67,17 @@ class ScoreFunction(ScoreField):
         return self._evaluations
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.blend(x, t, 0.0, 1.0, cond)
+        return self.combination(x, t, cond, x_scale=0.0, score_scale=1.0)
 
-    def blend(self, x: Tensor, t: Tensor, keep: Tensor | float, gain: Tensor | float, cond: Tensor | None = None) -> Tensor:
+    def combination(
+        self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Tensor | float, score_scale: Tensor | float
+    ) -> Tensor:
         self._evaluations += len(x)
         c_in, c_skip, c_out, c_noise = self.parametrization(self.process, t)
         label = x.new_full((len(x),), float(c_noise)) if is_number(c_noise) else c_noise.to(x).expand(len(x))
         output = self.network(combine((c_in, x)), label, cond).to(x.dtype)
-        blended = combine((keep + gain * c_skip, x), (gain * c_out, output))
-        return blended.clone() if blended is output else blended  # where a CUDA graph will write its next output
+        result = combine((x_scale + score_scale * c_skip, x), (score_scale * c_out, output))
+        return result.clone() if result is output else result  # a CUDA graph overwrites its output at the next call
 
 
 class ScoreWrapper(ScoreField, ABC):
@@ -107,8 +111,10 @@ class Conditioned(ScoreWrapper):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         return self.score(x, t, self.cond)
 
-    def blend(self, x: Tensor, t: Tensor, keep: Tensor | float, gain: Tensor | float, cond: Tensor | None = None) -> Tensor:
-        return self.score.blend(x, t, keep, gain, self.cond)
+    def combination(
+        self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Tensor | float, score_scale: Tensor | float
+    ) -> Tensor:
+        return self.score.combination(x, t, self.cond, x_scale=x_scale, score_scale=score_scale)
 
 
 class ClippedScore(ScoreWrapper):
@@ -127,9 +133,11 @@ class ClippedScore(ScoreWrapper):
         self.low, self.high = low, high
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.blend(x, t, 0.0, 1.0, cond)
+        return self.combination(x, t, cond, x_scale=0.0, score_scale=1.0)
 
-    def blend(self, x: Tensor, t: Tensor, keep: Tensor | float, gain: Tensor | float, cond: Tensor | None = None) -> Tensor:
+    def combination(
+        self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Tensor | float, score_scale: Tensor | float
+    ) -> Tensor:
         denoised = self.score.denoised(x, t, cond).clamp(self.low, self.high)
-        gain = gain / self.process.sigma(t) ** 2
-        return combine((keep - gain, x), (gain * self.process.alpha(t), denoised))
+        scale = score_scale / self.process.sigma(t) ** 2
+        return combine((x_scale - scale, x), (scale * self.process.alpha(t), denoised))

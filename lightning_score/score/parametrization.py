@@ -100,7 +100,7 @@ class Parametrization(ABC):
 
     def __call__(self, process: NoiseProcess, t: Tensor) -> Coefficients:
         """The coefficients at times `t` of any shape."""
-        return process.look_up(self, partial(self._coefficients, process), t)
+        return process.cached(self, partial(self._coefficients, process), t)
 
     def _coefficients(self, process: NoiseProcess, t: Tensor) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)

@@ -1,56 +1,78 @@
-"""Ways to the trace of the score's Jacobian."""
+"""The trace of a Jacobian J from products v^T J: exact, or estimated with random vectors.
+
+Hutchinson 1989: E[v^T J v] = tr(J) for random v with E[v v^T] = I.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lightning_score.errors import require, require_passes
 
-Pullback = Callable[[Tensor], Tensor]  # v -> v^T ds/dx, row by row
+Pullback = Callable[[Tensor], Tensor]
+"""v -> v^T J of each example, for v (B, ...)."""
+
+
+class Draws(Protocol):
+    """A source of random numbers for a batch of examples."""
+
+    def normal(self) -> Tensor:
+        """Standard normal draws (B, ...)."""
+
+    def uniform(self) -> Tensor:
+        """Draws uniform in [0, 1), (B, ...)."""
 
 
 class ProbeLaw(ABC):
     """The law of random vectors v with E[v v^T] = I."""
 
     @abstractmethod
-    def sample(self, like: Tensor) -> Tensor:
-        """Draws v of the shape of `like`."""
+    def sample(self, like: Tensor, noise: Draws | None = None) -> Tensor:
+        """Draws v of the shape and precision of `like`, (B, ...), from `noise`, or by default from torch's generator."""
 
 
 class Rademacher(ProbeLaw):
-    """Independent signs; of all laws the estimate of a trace varies least under it (Hutchinson 1989)."""
+    """Independent signs, the law with the least variance of the estimate (Hutchinson 1989); exact if J is diagonal."""
 
-    def sample(self, like: Tensor) -> Tensor:
-        return torch.randint_like(like, 2) * 2 - 1
+    def sample(self, like: Tensor, noise: Draws | None = None) -> Tensor:
+        if noise is None:
+            return torch.randint_like(like, 2) * 2 - 1
+        return torch.where(noise.uniform() < 0.5, -1.0, 1.0).to(like.dtype)
 
 
 class Gaussian(ProbeLaw):
     """Independent standard normal coordinates."""
 
-    def sample(self, like: Tensor) -> Tensor:
-        return torch.randn_like(like)
+    def sample(self, like: Tensor, noise: Draws | None = None) -> Tensor:
+        return torch.randn_like(like) if noise is None else noise.normal()
 
 
 class Trace(ABC):
-    """A way to the trace of the score's Jacobian."""
+    """tr(J) = sum of v^T J v over vectors v with sum of v v^T = I, exactly or on average."""
 
     @abstractmethod
-    def __call__(self, pullback: Pullback, like: Tensor) -> Tensor:
-        """tr(ds/dx) of each example, (B,), from v -> v^T ds/dx; `like` has the shape of x."""
+    def vectors(self, like: Tensor, noise: Draws | None = None) -> Iterator[Tensor]:
+        """The vectors v, each of the shape of `like`, (B, ...); drawn from `noise`, or by default from torch's generator."""
+
+    def __call__(self, pullback: Pullback, vectors: Iterable[Tensor]) -> Tensor:
+        """The trace of each example, (B,), from v -> v^T J and the vectors v."""
+        return reduce(torch.add, (inner(pullback(v), v) for v in vectors))
 
 
 class ExactTrace(Trace):
-    """tr(ds/dx) = sum_d e_d^T ds/dx e_d; its time and memory grow with the dimension."""
+    """tr(J) = sum_d e_d^T J e_d over the D unit vectors: D backward passes, for small D."""
 
-    def __call__(self, pullback: Pullback, like: Tensor) -> Tensor:
+    def vectors(self, like: Tensor, noise: Draws | None = None) -> Iterator[Tensor]:
         basis = torch.eye(like[0].numel(), device=like.device, dtype=like.dtype)
-        return sum(_inner(pullback(e.reshape(like[0].shape).expand_as(like)), e.reshape(like[0].shape)) for e in basis)
+        return (e.reshape(like[0].shape).expand_as(like) for e in basis)
 
 
 class Hutchinson(Trace):
-    """tr(ds/dx) = E[v^T ds/dx v], estimated with a few random vectors v (Hutchinson 1989).
+    """tr(J) = E[v^T J v], estimated with a few random vectors v (Hutchinson 1989).
 
     Args:
         probes: the number of vectors per example.
@@ -58,22 +80,17 @@ class Hutchinson(Trace):
     """
 
     def __init__(self, probes: int = 1, law: ProbeLaw | None = None):
-        _require_probes(probes)
+        require(probes >= 1, f"probes={probes}: need at least one random vector per example")
+        require_passes(probes=probes)
         self.probes, self.law = probes, law or Rademacher()
 
-    def __call__(self, pullback: Pullback, like: Tensor) -> Tensor:
-        return sum(_inner(pullback(v), v) for v in _draws(self.law, self.probes, like)) / self.probes
+    def vectors(self, like: Tensor, noise: Draws | None = None) -> Iterator[Tensor]:
+        return (self.law.sample(like, noise) for _ in range(self.probes))
+
+    def __call__(self, pullback: Pullback, vectors: Iterable[Tensor]) -> Tensor:
+        return super().__call__(pullback, vectors) / self.probes
 
 
-def _draws(law: ProbeLaw, probes: int, like: Tensor) -> Iterator[Tensor]:
-    return (law.sample(like) for _ in range(probes))
-
-
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """a . b of each example, (B,)."""
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """a . b of each example, (B,), for a and b (B, ...)."""
     return (a * b).flatten(1).sum(1)
-
-
-def _require_probes(probes: int) -> None:
-    require(probes >= 1, f"probes={probes}: need at least one random vector per example")
-    require_passes(probes=probes)

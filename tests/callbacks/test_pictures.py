@@ -50,7 +50,7 @@ def test_a_strip_goes_from_the_start_to_the_result(process, sampler, columns):
     times = [torch.ones((), dtype=torch.float64), *(stage.end for stage in sampler.plan(process, sampler.grid(process)))]
     move = sorted(strip._kept)[0]
     x, t = samples.trajectory[move][:3], times[move]
-    contrast = min(1.0, 1 / (4 * float((-process.log_snr(t) / 2).exp())))
+    contrast = min(1.0, 1 / (4 * float(process.noise_level(t))))
     expected = data.to_reference(((x / float(process.alpha(t)) - 0.5) * contrast + 0.5).float())
     torch.testing.assert_close(middle, expected)
 

@@ -165,7 +165,7 @@ def test_the_sampler_obeys_the_plan():
         assert variance / sigma**2 == pytest.approx(chosen.variance_ratios[level - 1], rel=1e-6)
     by_itself = AnnealedLangevin("auto", chosen.steps).chosen_step_size(process, times[process.sigma(times) > 0])
     assert by_itself == pytest.approx(chosen.step_size, rel=1e-6)
-    assert chosen.evaluations == sum(stage.method.calls for stage in stages)
+    assert chosen.evaluations == sum(stage.method.evaluations for stage in stages)
     assert chosen.step_sizes[0] == pytest.approx(chosen.step_size * (3.0 / 0.1) ** 2)
 
 

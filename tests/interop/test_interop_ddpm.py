@@ -353,7 +353,7 @@ class TestDiffusersNCSNpp:
         imported = interop.read(tmp_path, "diffusers")
         score = interop.build(imported)
         x, sigma = images(3, 16, 16), torch.tensor([0.3, 40.0])
-        t = score.process.inverse_log_snr(-2 * sigma.double().log())
+        t = score.process.time_of(sigma.double())
         with torch.no_grad():
             output = theirs(x, sigma).sample
             assert distance(score.network(x, sigma.log()) / sigma[:, None, None, None], output) < 1e-5

@@ -28,7 +28,8 @@ from lightning_score.interop.load import make
 from lightning_score.interop.ncsnv2 import rename
 from lightning_score.networks import NCSN, NCSNv2, NCSNv2Deeper, NCSNv2Deepest
 from lightning_score.sampling import DormandPrince, NoiseStream
-from lightning_score.sampling.likelihood import Dequantization, ExactTrace, Rademacher, bits_per_dim, log_likelihood
+from lightning_score.sampling.likelihood import Dequantization, bits_per_dim, log_likelihood
+from lightning_score.score.trace import ExactTrace, Hutchinson
 
 CASES = {
     "ncsn_cifar10": NCSN,
@@ -346,8 +347,8 @@ class TestUse:
     def test_likelihood(self, small):
         """The estimate from random directions has the exact trace as its mean."""
         x, solver = images(2, 1, 8, 8), DormandPrince(rtol=1e-2, atol=1e-2)
-        exact = log_likelihood(small, x, divergence=ExactTrace(), solver=solver)
-        estimate = log_likelihood(small, x, divergence=Rademacher(16), solver=solver)
+        exact = log_likelihood(small, x, trace=ExactTrace(), solver=solver)
+        estimate = log_likelihood(small, x, trace=Hutchinson(16), solver=solver)
         torch.testing.assert_close(estimate.value, exact.value, rtol=0.03, atol=1.0)
 
     def test_bits_per_dimension(self, small):

@@ -216,7 +216,7 @@ class TestEDM:
         torch.save(edm_state(name), tmp_path / "network.pt")
         score = interop.load(tmp_path / "network.pt", "edm")
         x, sigma = images(case.about["shape"]), case.tensors["sigma"]
-        t = score.process.inverse_log_snr(-2 * sigma.double().log())
+        t = score.process.time_of(sigma.double())
         with torch.no_grad():
             assert distance(score.denoised(x, t), case.tensors["output"]) < 1e-5
             if score.num_classes:
@@ -241,11 +241,11 @@ class TestEDM:
         c_in, c_out, c_noise = {"vp": ((1 + wide**2).rsqrt(), -wide, 999 * t), "ve": (1.0, wide, (s / 2).log())}[precond]
         with torch.no_grad():
             expected = x + c_out * score.network(c_in * x, c_noise)
-            time = score.process.inverse_log_snr(-2 * s.log())
+            time = score.process.time_of(s)
             denoised = score.denoised(score.process.alpha(time)[:, None, None, None] * x, time)
         assert distance(denoised, expected) < 1e-10
         sigma_min, sigma_max = {"vp": (0.001, 152.2), "ve": (0.02, 100.0)}[precond]
-        ends = (-score.process.log_snr(torch.tensor([score.process.t_min, 1.0]).double()) / 2).exp()
+        ends = score.process.noise_level(torch.tensor([score.process.t_min, 1.0]).double())
         torch.testing.assert_close(ends, torch.tensor([sigma_min, sigma_max]).double(), rtol=1e-2, atol=0)
 
     def test_names_with_and_without_the_preconditioner(self, tmp_path):

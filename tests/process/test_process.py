@@ -43,6 +43,12 @@ def noise_process(request):
     return request.param(**SMALL.get(request.param, {}))
 
 
+def test_the_noise_level_is_sigma_over_alpha_and_time_of_inverts_it(noise_process):
+    level = noise_process.noise_level(times())
+    torch.testing.assert_close(level, noise_process.sigma(times()) / noise_process.alpha(times()), rtol=1e-9, atol=0)
+    torch.testing.assert_close(noise_process.time_of(level), times(), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", CLOSED_FORMS)
 def test_closed_forms_equal_the_derived_ones(noise_process, name):
     argument = noise_process.log_snr(times()) if name == "inverse_log_snr" else times()
@@ -171,19 +177,33 @@ COEFFICIENTS = ["log_alpha", "alpha", "sigma", "log_snr", "drift", "diffusion"]
 
 
 @pytest.mark.parametrize("name", COEFFICIENTS)
-def test_times_at_hand_change_no_coefficient(noise_process, name):
+def test_caching_changes_no_coefficient(noise_process, name):
     """Those of the grid, others, many at once, in other precisions, and one within another."""
     function, grid, other = getattr(noise_process, name), times(9).flip(0), times(9) + 0.01
     expected = function(grid), function(other)
-    with noise_process.at_hand(grid):
+    with noise_process.cached_at(grid):
         for _ in range(2):
             torch.testing.assert_close(torch.stack([function(t) for t in grid]), expected[0])
         torch.testing.assert_close(torch.stack([function(t) for t in other]), expected[1])
         torch.testing.assert_close(function(grid), expected[0])
         assert function(grid[3].float()).dtype == torch.float32
-        with noise_process.at_hand(other):
+        with noise_process.cached_at(other):
             torch.testing.assert_close(torch.stack([function(t) for t in other]), expected[1])
         torch.testing.assert_close(function(grid[2]), expected[0][2])
+
+
+def test_the_process_of_a_user_is_cached_too():
+    computed = []
+
+    class Counted(OfTheUser):
+        def sigma(self, t):
+            computed.append(t)
+            return super().sigma(t)
+
+    process, grid = Counted(), times(9)
+    with process.cached_at(grid):
+        values = torch.stack([process.sigma(t) for t in grid])
+    assert torch.equal(values, grid) and len(computed) == 1 and process.alpha(grid[0]) == OfTheUser().alpha(grid[0])
 
 
 def test_prior_has_the_variance_of_the_end(noise_process):

@@ -69,7 +69,7 @@ def test_every_corrector_stays_on_the_marginal(noise_process, kind):
     x, state, start = mean + math.sqrt(v) * noise.normal(), corrector.init(noise_process, times), score.evaluations
     for _ in range(20):
         x, state = corrector.step(score, x, *times, noise, state)
-    assert score.evaluations - start == 20 * corrector.calls * shape[0]
+    assert score.evaluations - start == 20 * corrector.evaluations * shape[0]
     error = 4 / math.sqrt(x.numel())
     assert abs(float(x.mean()) - mean) < error * math.sqrt(v)
     assert 1 - 1.5 * error < float(x.var()) / v < 1.03 + 1.5 * error, float(x.var()) / v
@@ -133,7 +133,7 @@ def test_a_samples_own_norms_blow_up_in_low_dimension(monkeypatch):
 def test_a_samples_own_norms_are_refused_in_low_dimension():
     sampler = PredictorCorrector(corrector=SampleLangevin(), grid=Uniform(3))
     sampler.check(VE())
-    with pytest.raises(InputError, match=r"the samples have 16 entries, fewer than 1000.*use Langevin"):
+    with pytest.raises(InputError, match=r"the samples have 16 entries; it needs at least 1000.*use Langevin"):
         sampler(ImageScore(VE()), NoiseStream(0, range(2), (1, 4, 4)))
     assert bool(sampler(ImageScore(VE()), NoiseStream(0, range(2), (1, 32, 32))).x.isfinite().all())
 
@@ -144,7 +144,7 @@ def test_a_sample_depends_on_its_batch_mates_only_where_that_is_declared(kind):
     score, shape = ImageScore(VE(0.1, 2.0)), (1, 32, 32) if kind.min_dimension > 16 else (1, 4, 4)
     together = sampler(score, NoiseStream(7, range(5), shape)).x
     apart = torch.cat([sampler(score, NoiseStream(7, [k], shape)).x for k in range(5)])
-    assert torch.allclose(together, apart, rtol=1e-4, atol=1e-5) == kind.independent
+    assert torch.allclose(together, apart, rtol=1e-4, atol=1e-5) == kind.batch_independent
 
 
 @pytest.mark.parametrize(

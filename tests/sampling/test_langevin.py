@@ -241,7 +241,7 @@ def test_sample_k_is_the_same_in_any_batch_and_every_final_denoise_works(sampler
         together = sampler(score, NoiseStream(7, range(6), (1, 4, 4)))
         apart = torch.cat([sampler(score, NoiseStream(7, [k], (1, 4, 4))).x for k in range(6)])
         torch.testing.assert_close(together.x, apart)
-        assert together.nfe == sum(stage.method.calls for stage in sampler.plan(LADDER, sampler.grid(LADDER))) + (
+        assert together.nfe == sum(stage.method.evaluations for stage in sampler.plan(LADDER, sampler.grid(LADDER))) + (
             1 if isinstance(denoise, Tweedie) else 0
         )
         raw[type(denoise)] = together.raw
@@ -265,8 +265,8 @@ def test_sample_k_is_the_same_in_any_batch_and_every_final_denoise_works(sampler
         (lambda: LangevinDynamics(sigma=1.0, t=0.5), "both set the noise level"),
         (lambda: LangevinDynamics(sigma=0), "sigma=0"),
         (lambda: LangevinDynamics(t=2), "t=2"),
-        (lambda: LangevinDynamics(t=0.0).check(VP()), "no noise there"),
-        (lambda: LangevinDynamics(sigma=100.0).check(VE()), "sigma=100.0: VE does not reach .* has is 50"),
+        (lambda: LangevinDynamics(t=0.0).check(VP()), "t=0.0: must be a time with noise"),
+        (lambda: LangevinDynamics(sigma=100.0).check(VE()), "sigma=100.0: VE does not have .* nearest is 50"),
         (lambda: ConsistentAnnealedLangevin(0), "step_size=0"),
     ],
 )

@@ -44,7 +44,7 @@ def warned(sampler, process=LADDER, times=None):
     return [message for message in messages if "noise levels alone" in message or "one noise level alone" in message]
 
 
-@pytest.mark.parametrize("predictor", [p for p in PREDICTORS if p.calls], ids=lambda p: p.__name__)
+@pytest.mark.parametrize("predictor", [p for p in PREDICTORS if p.evaluations], ids=lambda p: p.__name__)
 def test_predictors_on_and_off_the_levels(predictor):
     leaves = predictor in (RK45, StochasticHeun)  # whatever the grid
     for grid, off in [(Snapped(Karras(7)), False), (Geometric(9), False), (Karras(9), True), (Uniform(100, 1e-3), True)]:
@@ -95,8 +95,8 @@ def concrete_laws():
 
 def test_distance_is_that_of_the_logarithms():
     process = VE(0.01, 100.0)
-    times = process.inverse_log_snr(-2 * torch.tensor([0.1, 2.0, 10.0], dtype=torch.float64).log())
-    levels = process.inverse_log_snr(-2 * torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64).log())
+    times = process.time_of(torch.tensor([0.1, 2.0, 10.0], dtype=torch.float64))
+    levels = process.time_of(torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64))
     assert distance_to_levels(process, levels, times) == pytest.approx(math.log(2) / 3)
     assert distance_to_levels(LADDER, LADDER.table_times(), torch.zeros(1, dtype=torch.float64)) == 0
 

@@ -35,7 +35,7 @@ MIXTURE = Mixture([[1.5], [-1.0], [0.2]], [0.4, 0.5, 0.2], [0.5, 0.3, 0.2])
 
 
 @pytest.mark.parametrize("process", ORDER_PROCESSES, ids=lambda p: type(p).__name__)
-@pytest.mark.parametrize("kind", [p for p in PREDICTORS if p().calls and not p.adaptive], ids=lambda p: p.__name__)
+@pytest.mark.parametrize("kind", [p for p in PREDICTORS if p().evaluations and not p.adaptive], ids=lambda p: p.__name__)
 def test_every_predictor_converges_at_its_declared_order(kind, process):
     t_max, t_min = 0.8, 0.4  # entries of the tables, with one between; every step lies inside an interval
     errors = [weak_error(kind(), process, steps, t_max, t_min) for steps in (100, 200)]
@@ -50,7 +50,7 @@ def law(mixture, process, t):
 
 
 @pytest.mark.parametrize("process", [VP(), VE(0.01, 20.0)], ids=lambda p: type(p).__name__)
-@pytest.mark.parametrize("kind", [p for p in PREDICTORS if p().calls], ids=lambda p: p.__name__)
+@pytest.mark.parametrize("kind", [p for p in PREDICTORS if p().evaluations], ids=lambda p: p.__name__)
 def test_samples_of_a_mixture_follow_its_law(kind, process):
     """The statistic of Kolmogorov and Smirnov against the exact law at t_min."""
     n, t_min = 4000, 1e-2
@@ -93,13 +93,13 @@ def test_a_step_to_clean_data_denoises_with_one_evaluation(predictor):
     torch.testing.assert_close(moved, score.denoised(x, t))
 
 
-@pytest.mark.parametrize("kind", [p for p in PREDICTORS if p().calls and not p.adaptive], ids=lambda p: p.__name__)
+@pytest.mark.parametrize("kind", [p for p in PREDICTORS if p().evaluations and not p.adaptive], ids=lambda p: p.__name__)
 @pytest.mark.parametrize("process", [BetaTable(), SigmaTable(0.01, 10.0, 100)], ids=lambda p: type(p).__name__)
 def test_every_predictor_reaches_clean_data_on_a_part_of_the_table(kind, process):
     sampler = PredictorCorrector(kind(), grid=ProcessTable(20))
     sampler.check(process)
     result = sampler(MixtureScore(process), NoiseStream(0, range(50), (2,)))
-    assert bool(result.x.isfinite().all()) and result.nfe == 20 * kind().calls - (kind().calls == 2)
+    assert bool(result.x.isfinite().all()) and result.nfe == 20 * kind().evaluations - (kind().evaluations == 2)
 
 
 class TestChurn:

@@ -80,14 +80,14 @@ DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 @pytest.mark.parametrize(("kind", "corrector"), pairs())
 def test_every_combination_runs_on_vectors_and_images_and_counts_its_calls(coarse_process, kind, corrector):
     """In both orders and both precisions, on every device."""
-    steps, calls = 2, corrector.calls if corrector else 0
+    steps, calls = 2, corrector.evaluations if corrector else 0
     shapes = {(2,): MixtureScore(coarse_process), (1, 4, 4): ImageScore(coarse_process)}
     if corrector and corrector.min_dimension > 16:
         shapes = dict.fromkeys([(corrector.min_dimension,), (1, 32, 32)], ImageScore(coarse_process))
     for predict_first in (True, False):
         sampler = PredictorCorrector(quick(kind), corrector, 1 + predict_first, predict_first, Uniform(steps, 0.25))
         moves = len(sampler.plan(coarse_process, sampler.grid(coarse_process)))
-        expected = steps * (kind().calls + (1 + predict_first) * calls)
+        expected = steps * (kind().evaluations + (1 + predict_first) * calls)
         for dtype, (shape, score), device in product((torch.float32, torch.float64), shapes.items(), DEVICES):
             result = sampler(score.to(device), NoiseStream(3, range(2), shape, device, dtype), trajectory=True)
             assert result.x.shape == (2, *shape) and result.x.dtype == dtype and result.x.device.type == device
@@ -95,7 +95,7 @@ def test_every_combination_runs_on_vectors_and_images_and_counts_its_calls(coars
             assert result.nfe >= expected if getattr(kind, "adaptive", False) else result.nfe == expected
 
 
-@pytest.mark.parametrize(("kind", "corrector"), pairs(correctors=[c for c in CORRECTORS if c.independent]))
+@pytest.mark.parametrize(("kind", "corrector"), pairs(correctors=[c for c in CORRECTORS if c.batch_independent]))
 def test_sample_k_is_the_same_in_any_batch(kind, corrector):
     shape = (2,) if corrector is None else (max(2, corrector.min_dimension),)
     score, sampler = ImageScore(SigmaTable(0.1, 1.0, 6)), PredictorCorrector(quick(kind), corrector, grid=Uniform(4, 0.1))

@@ -141,14 +141,14 @@ def test_a_linear_combination_is_the_sum_of_its_terms():
     ids=["plain", "Conditioned", "ClippedScore"],
 )
 @pytest.mark.parametrize("kind", PARAMETRIZATIONS, ids=lambda c: c.__name__)
-def test_a_blend_keeps_some_of_x_and_gains_some_of_the_score(noise_process, kind, wrap):
-    """In one pass over the network's output, at one time or at one per sample, and as a sampler has its times at hand."""
+def test_a_combination_of_x_and_score(noise_process, kind, wrap):
+    """At one time, at one per sample, and with cached coefficients."""
     torch.manual_seed(0)
     x, output = torch.randn(2, 16, 3, dtype=torch.float64)
     score = wrap(ScoreFunction(Fixed(output), noise_process, kind()))
     for t in (times(16), times(16)[5]):
         a, b = 0.3 + t, 2 * noise_process.sigma(t)
         expected = expand(a, x) * x + expand(b, x) * score(x, t)
-        torch.testing.assert_close(score.blend(x, t, a, b), expected)
-    with noise_process.at_hand(times(16)):
-        torch.testing.assert_close(score.blend(x, t, a, b), expected)
+        torch.testing.assert_close(score.combination(x, t, x_scale=a, score_scale=b), expected)
+    with noise_process.cached_at(times(16)):
+        torch.testing.assert_close(score.combination(x, t, x_scale=a, score_scale=b), expected)

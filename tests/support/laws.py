@@ -16,7 +16,7 @@ MEAN, STD = 0.5, 0.4
 class Draws:
     """What a test hands out as noise: the draws that set the size of a step are those that it adds."""
 
-    def sized(self):
+    def drawn_and_added(self):
         z = self.normal()
         return z, z
 
