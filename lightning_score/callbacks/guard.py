@@ -20,7 +20,7 @@ from lightning_score.sampling.diverged import Diverged
 from lightning_score.score.function import ScoreField
 from lightning_score.seeds import random_state, seeded, take_up
 from lightning_score.training.model import ScoreModel
-from lightning_score.training.sharding import gathered, is_shared_out, load_weights, whole_state
+from lightning_score.training.sharding import full_state_dict, is_sharded, load_weights, unsharded
 
 BEST = "best.ckpt"
 PATIENCE = 10
@@ -144,10 +144,7 @@ class LossGuard(Callback):
         """Whether the optimizers can leave a step out by themselves, and should, so that nothing waits for a GPU."""
         fused = all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in trainer.optimizers)
         return (
-            self.every_n_steps is None
-            and loss.device.type == "cuda"
-            and fused
-            and not is_shared_out(trainer.lightning_module)
+            self.every_n_steps is None and loss.device.type == "cuda" and fused and not is_sharded(trainer.lightning_module)
         )
 
     def _tell(self, trainer: Trainer, look: PendingLoss) -> None:
@@ -164,7 +161,7 @@ class LossGuard(Callback):
         Raises:
             InputError: that is the policy, or skipping and going back have not helped.
         """
-        with gathered(pl_module):
+        with unsharded(pl_module):
             said = self._described(trainer, pl_module, look)
         self._in_a_row += 1
         if self.policy == "stop" or self._in_a_row > PATIENCE:
@@ -248,7 +245,7 @@ class LossGuard(Callback):
         file = Path(trainer.default_root_dir) / "broken" / f"{name}.pt"
         with without_room(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({**evidence, "state_dict": whole_state(pl_module)}, file)
+            torch.save({**evidence, "state_dict": full_state_dict(pl_module)}, file)
         return f" (kept: {file})"
 
     def _restore(self, trainer: Trainer, pl_module: ScoreModel, name: str = "last.ckpt") -> None:
