@@ -65,7 +65,7 @@ class MetricTotals:
 
         Args:
             real: the data's side.
-            all_metrics: all, with the error of the distance; otherwise the distance alone, with its error where that is quick.
+            all_metrics: all, with the error of the distance; else the distance alone, with its error where that is quick.
             fid_infinity: also the distance extrapolated to infinitely many samples.
 
         Raises:
@@ -77,7 +77,7 @@ class MetricTotals:
             raise Unmeasurable(f"the distance cannot be computed: {error}") from error
         wrong = [f"{kind} is {estimate.value:g}" for kind, estimate in found.items() if not math.isfinite(estimate.value)]
         if wrong:
-            raise Unmeasurable(f"{', '.join(wrong)}: the features of the samples are no numbers, or all alike")
+            raise Unmeasurable(f"{', '.join(wrong)}: the features of the samples are not finite, or all the same")
         return found
 
     def _measure(self, real: Reference, all_metrics: bool, fid_infinity: bool) -> dict[str, Estimate]:
