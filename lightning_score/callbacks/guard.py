@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -12,20 +12,15 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_score.callbacks.ema import EMA
+from lightning_score.callbacks.policies import BEST, POLICIES
 from lightning_score.callbacks.siblings import find_callback
 from lightning_score.errors import InputError, Unmeasurable, require
 from lightning_score.files import without_room
-from lightning_score.runs.checkpoints import SafeCheckpointIO
 from lightning_score.sampling.diverged import Diverged
 from lightning_score.score.function import ScoreField
 from lightning_score.seeds import random_state, seeded, take_up
 from lightning_score.training.model import ScoreModel
-from lightning_score.training.sharding import full_state_dict, is_sharded, load_weights, unsharded
-
-BEST, LAST = "best.ckpt", "last.ckpt"
-PATIENCE = 10
-"""Steps or measurements that may fail in a row before training stops whatever the policy."""
+from lightning_score.training.sharding import full_state_dict, is_sharded, unsharded
 
 
 class _Timed(ScoreField):
@@ -43,60 +38,6 @@ class _Timed(ScoreField):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         self.times = t
         return self._score(x, t, cond)
-
-
-class Policy:
-    """What follows a bad loss, or samples that cannot be measured.
-
-    Attributes:
-        patience: failures in a row after which training stops.
-        gpu_interval: steps between checks of the loss on a GPU whose optimizer cannot skip steps by itself.
-        restores: whether the weights go back to those of a checkpoint.
-        outcome: what happens to a bad step, for the message.
-    """
-
-    patience: ClassVar[int] = PATIENCE
-    gpu_interval: ClassVar[int] = 50
-    restores: ClassVar[bool] = False
-    outcome: ClassVar[str] = ""
-
-    def recover(self, trainer: Trainer, pl_module: ScoreModel, name: str = LAST) -> None:
-        """Changes nothing."""
-
-
-class Stop(Policy):
-    """Training ends with an error, and `last.ckpt` is from before."""
-
-    patience = 0
-
-
-class Skip(Policy):
-    """The step changes nothing."""
-
-    gpu_interval, outcome = 1, "the step is skipped"
-
-
-class Restore(Policy):
-    """Weights, averages and optimizer go back to a checkpoint of the run; the number of steps stays."""
-
-    restores, outcome = True, f"back to {LAST}"
-
-    def recover(self, trainer: Trainer, pl_module: ScoreModel, name: str = LAST) -> None:
-        """Loads the checkpoint of this name.
-
-        Raises:
-            InputError: there is none yet.
-        """
-        file = Path(trainer.default_root_dir) / name
-        require(file.exists(), f"{file}: there is no checkpoint yet to restore; train with a smaller learning rate")
-        checkpoint = SafeCheckpointIO().load_checkpoint(file)
-        load_weights(pl_module, checkpoint["state_dict"])
-        if ema := find_callback(trainer, EMA):
-            ema.on_load_checkpoint(trainer, pl_module, checkpoint)
-        trainer.strategy.load_optimizer_state_dict(checkpoint)
-
-
-POLICIES: dict[str, type[Policy]] = {"stop": Stop, "skip": Skip, "restore": Restore}
 
 
 @dataclass
