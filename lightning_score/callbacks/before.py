@@ -1,7 +1,6 @@
 """What a command finds out before anything is computed or written: whether its data fit, and what its samples will cost."""
 
 import time
-from contextlib import nullcontext
 from math import prod
 from typing import Any
 
@@ -15,6 +14,7 @@ from lightning_score.callbacks.evaluate import Evaluate
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
 from lightning_score.memory import require_room
+from lightning_score.training.inference import inference
 from lightning_score.training.model import ScoreModel
 
 LONG = 300.0
@@ -116,9 +116,8 @@ class SamplingCost(Callback):
 @torch.inference_mode()
 def _seconds_per_evaluation(model: ScoreModel) -> float:
     """Of one sample in a small batch, the least of three, if one alone is quick; without draws, and without compilation."""
-    eager = torch.compiler.set_stance("force_eager") if model._compiled else nullcontext()
     t, times = torch.tensor(0.5, device=model.device), []
-    with model._evaluating(), model._precision(), eager:
+    with inference(model, eagerly=model.compiled):
         for n in (1, TIMED, TIMED, TIMED):  # the first warms up
             x = torch.zeros(n, *model.shape, device=model.device, dtype=model.dtype)
             cond = torch.zeros(n, dtype=torch.long, device=model.device) if model.conditional else None

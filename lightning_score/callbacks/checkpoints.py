@@ -69,6 +69,11 @@ class LastCheckpoint(Checkpoint):
         self._handlers: dict[signal.Signals, Any] = {}
         self._patience = ExitStack()
 
+    @property
+    def state_key(self) -> str:
+        """The name of its state in checkpoints, which is that of earlier versions."""
+        return "Keep"
+
     def state_dict(self) -> dict[str, bool]:
         """Whether the checkpoint is saved just before a validation."""
         return {"validation_due": self._moment == "validation"}

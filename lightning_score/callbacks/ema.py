@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from lightning_score.errors import require
-from lightning_score.training.sharding import check_strategy, gather_again, load_weights, own, share
+from lightning_score.training.sharding import check_strategy, load_weights, local, refresh, shard_like
 
 
 class EMA(Callback):
@@ -36,6 +37,10 @@ class EMA(Callback):
         decay: Largest share of the average that one step keeps, in [0, 1); it averages over about 1/(1 - decay) steps.
         warmup: Whether to begin with the smaller decay (1 + n)/(10 + n), so that initial weights are soon forgotten.
 
+    Attributes:
+        updates: steps of the average.
+        raw_state: the raw weights of a checkpoint that is evaluated, if it has averages, too.
+
     Raises:
         InputError: If decay is outside [0, 1), or if the trainer cannot keep averages: weights shared out by
             another strategy than `fsdp2`, a ModelCheckpoint with save_weights_only, more than one EMA.
@@ -51,6 +56,7 @@ class EMA(Callback):
         self._averages: dict[Parameter, Tensor] = {}
         self._raw: dict[Parameter, Tensor] = {}  # the model's own weights while it holds the averages, else empty
         self._evaluation = ExitStack()
+        self.raw_state: Mapping[str, Tensor] | None = None
 
     def decay_at(self, n: int) -> float:
         """The decay d_n of the n-th update, n = 1, 2, ...."""
@@ -73,17 +79,22 @@ class EMA(Callback):
 
     @contextmanager
     def raw(self, pl_module: LightningModule) -> Iterator[None]:
-        """Gives the model its raw weights back inside a `with` block; harmless if it holds them already."""
-        if not self._raw:
+        """Lets the model hold its raw weights inside a `with` block: those of the training that it is in, or those of the
+        checkpoint that is evaluated (`raw_state`); does nothing if it holds them already or if there are none.
+        """
+        if self._raw:
+            held, wanted, write = self._averages, self._raw, partial(_hold, pl_module)
+        elif self.raw_state is not None:
+            held = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
+            wanted, write = self.raw_state, pl_module.load_state_dict
+        else:
             yield
             return
-        _write(self._raw)
-        gather_again(pl_module)
+        write(wanted)
         try:
             yield
         finally:
-            _write(self._averages)
-            gather_again(pl_module)
+            write(held)
 
     # The averages: begun with the first fit, updated after each optimizer step
 
@@ -122,8 +133,8 @@ class EMA(Callback):
     def update(self) -> None:
         """One step of the averages towards the weights."""
         self.updates += 1
-        weights = [own(parameter).to(average.dtype) for parameter, average in self._averages.items()]
-        averages = [own(average) for average in self._averages.values()]
+        weights = [local(parameter).to(average.dtype) for parameter, average in self._averages.items()]
+        averages = [local(average) for average in self._averages.values()]
         torch._foreach_lerp_(averages, weights, 1.0 - self.decay_at(self.updates))
 
     # Evaluation sees the averages
@@ -163,8 +174,8 @@ class EMA(Callback):
         if "current_model_state" not in checkpoint:
             return
         for name, parameter in _named_parameters(pl_module).items():
-            average = share(checkpoint["state_dict"].get(name, parameter.detach()), parameter)
-            own(self._averages[parameter]).copy_(own(average))
+            average = shard_like(checkpoint["state_dict"].get(name, parameter.detach()), parameter)
+            local(self._averages[parameter]).copy_(local(average))
         self.updates = int(checkpoint["averaging_state"]["n_averaged"])
         load_weights(pl_module, checkpoint["current_model_state"], pl_module.strict_loading)
 
@@ -198,4 +209,10 @@ def _model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
 @torch.no_grad()
 def _write(values: Mapping[Parameter, Tensor]) -> None:
     """Writes new values into parameters, which remain the objects, at the addresses, that the optimizer knows."""
-    torch._foreach_copy_([own(parameter) for parameter in values], [own(value) for value in values.values()])
+    torch._foreach_copy_([local(parameter) for parameter in values], [local(value) for value in values.values()])
+
+
+def _hold(pl_module: LightningModule, values: Mapping[Parameter, Tensor]) -> None:
+    """Writes new values while the weights may be unsharded."""
+    _write(values)
+    refresh(pl_module)

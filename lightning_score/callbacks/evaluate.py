@@ -1,53 +1,35 @@
 """Measures the samples of a model during training and afterwards."""
 
-import hashlib
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 from tqdm import tqdm
 
 from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.guard import measuring
+from lightning_score.callbacks.measurement import Evaluation, Measurement, Setting, Weights, mean, measure
 from lightning_score.callbacks.periodic import Periodic
 from lightning_score.callbacks.pictures import drawable, labels_in_turn, neighbor_picture, pictured, publish, sample_picture
 from lightning_score.callbacks.sampling_pass import SamplingPass, SamplingResult
+from lightning_score.callbacks.siblings import find_callback
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
 from lightning_score.files import LocalPath
-from lightning_score.metrics import Estimate, Features, nearest_neighbors, read_npz
-from lightning_score.metrics.frechet import pooled
+from lightning_score.metrics import Features, nearest_neighbors, read_npz
 from lightning_score.metrics.reference import Reference, check_fit, reference
-from lightning_score.runs.records import FILE, PERFECT, Record, append, metric_name, settings_of
+from lightning_score.runs.records import FILE, append, metric_name
 from lightning_score.training.model import ScoreModel
 
 IN_PICTURE = 64
-"""Samples that `test` shows."""
-
-
-class Evaluation(NamedTuple):
-    """One measurement of samples.
-
-    Fields: metric (`fid_<features>_<n>`), value, error (its standard error, NaN where unknown), floor (what a perfect model
-    scores, NaN where unknown), n (samples), nfe (network evaluations per sample), seconds (spent on sampling), step
-    (training steps done).
-    """
-
-    metric: str
-    value: float
-    error: float
-    floor: float
-    n: int
-    nfe: float
-    seconds: float
-    step: int
+"""Samples in the picture of `test`."""
+AVERAGED = Weights("ema", "", lambda model: nullcontext())
+"""The averaged weights, which the model holds during validation and test."""
 
 
 class Evaluate(Periodic):
@@ -68,11 +50,11 @@ class Evaluate(Periodic):
         max_share: largest share of the training time that goes into measurements during `fit`, as 0.2; null: any.
         reference: statistics of the data to compare with, an .npz of pytorch-fid's; null: those of the data set.
         repeats: number of seeds over which `test` takes the mean.
-        limit: in `test`, extrapolate the distance to infinitely many samples.
-        noisy: measure the samples before their final denoising, too.
-        raw_weights: measure the weights that are not averaged, too.
-        neighbors: number of samples whose nearest training examples `test` looks for; 0: none.
-        thorough: measure all that `test` does during `fit` and by `validate`, too.
+        fid_infinity: in `test`, also extrapolate the distance to infinitely many samples (Chong and Forsyth 2020).
+        before_denoising: also measure the samples before the final denoising step.
+        raw_weights: also measure the weights that are not averaged.
+        neighbors: number of samples whose nearest training examples `test` searches for; 0: none.
+        all_metrics: measure all metrics of `test` in `fit` and `validate`, too.
 
     Raises:
         InputError: a number out of range, or a file of statistics that cannot be read.
@@ -88,26 +70,29 @@ class Evaluate(Periodic):
         max_share: float | None = None,
         reference: LocalPath | None = None,
         repeats: int = 1,
-        limit: bool = False,
-        noisy: bool = False,
+        fid_infinity: bool = False,
+        before_denoising: bool = False,
         raw_weights: bool = False,
         neighbors: int = 1000,
-        thorough: bool = False,
+        all_metrics: bool = False,
     ):
         require(num_samples >= 2, f"num_samples={num_samples}: a Frechet distance needs at least 2 samples")
         require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
         require(every_n_validations >= 1, f"every_n_validations={every_n_validations}: must be at least 1")
         require(max_share is None or max_share > 0, f"max_share={max_share}: must be above 0, as 0.2, or null")
         require(repeats >= 1, f"repeats={repeats}: must be at least 1")
-        require(not limit or num_samples >= 20, f"limit: needs num_samples of at least 20, not {num_samples}")
+        require(
+            not fid_infinity or num_samples >= 20,
+            f"fid_infinity=true: needs num_samples of at least 20, not {num_samples}",
+        )
         require(neighbors >= 0, f"neighbors={neighbors}: must be 0 or more")
         self.features, self.num_samples, self.seed = features, num_samples, seed
         self.batch_size, self.every_n_validations, self.max_share = batch_size, every_n_validations, max_share
         self.statistics = None if reference is None else read_npz(reference)
-        self.reference, self.repeats, self.limit = reference, repeats, limit
-        self.noisy, self.raw_weights, self.neighbors, self.thorough = noisy, raw_weights, neighbors, thorough
+        self.reference, self.repeats, self.fid_infinity = reference, repeats, fid_infinity
+        self.before_denoising, self.raw_weights = before_denoising, raw_weights
+        self.neighbors, self.all_metrics = neighbors, all_metrics
         self.last: Evaluation | None = None
-        self.raw_state: Mapping[str, Tensor] | None = None  # of a checkpoint, where no EMA holds the raw weights
         self._references: dict[int, Reference] = {}
         self._started, self._spent = time.monotonic(), 0.0
 
@@ -159,8 +144,12 @@ class Evaluate(Periodic):
         start = time.monotonic()
         self.features.follow(pl_module)
         self._warn_of_few(trainer)
-        for weights in ["ema", "raw"] if self.raw_weights else ["ema"]:
-            with self._holding(weights, trainer, pl_module):
+        chosen = [AVERAGED]
+        if self.raw_weights:
+            ema = find_callback(trainer, EMA)
+            chosen.append(Weights("raw", "_raw_weights", ema.raw if ema else AVERAGED.held))
+        for weights in chosen:
+            with weights.held(pl_module):
                 self._measure(trainer, pl_module, prefix, weights)
         self._spent += time.monotonic() - start
 
@@ -175,41 +164,22 @@ class Evaluate(Periodic):
                 stacklevel=2,
             )
 
-    @contextmanager
-    def _holding(self, weights: str, trainer: Trainer, pl_module: ScoreModel) -> Iterator[None]:
-        """Lets the model hold the averaged or the raw weights."""
-        averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]
-        if weights == "ema":
-            yield
-        elif self.raw_state is not None:
-            kept = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
-            pl_module.load_state_dict(self.raw_state)
-            try:
-                yield
-            finally:
-                pl_module.load_state_dict(kept)
-        elif averages:
-            with averages[0].raw(pl_module):
-                yield
-        else:
-            yield
-
-    def _measure(self, trainer: Trainer, pl_module: ScoreModel, prefix: str, weights: str) -> None:
-        """All numbers of the weights that the model holds."""
-        n, test = self._n(trainer), prefix == "test"
+    def _measure(self, trainer: Trainer, pl_module: ScoreModel, prefix: str, weights: Weights) -> None:
+        """Measures the weights that the model holds."""
+        n, data, test = self._n(trainer), trainer.datamodule, prefix == "test"
         real = self._reference(trainer, n, pl_module.device)
-        images = pictured(trainer.datamodule)
-        shown = max(IN_PICTURE, self.neighbors * images) if test and weights == "ema" else 0
-        sampling = SamplingPass(trainer, pl_module, self.features, n, self.batch_size, self.noisy, shown, resumable=test)
+        setting = Setting(
+            self.features, self.num_samples, real, self.reference, data, pl_module, weights, trainer.global_step
+        )
+        images = pictured(data)
+        shown = max(IN_PICTURE, self.neighbors * images) if test and weights is AVERAGED else 0
+        sampling = SamplingPass(
+            trainer, pl_module, self.features, n, self.batch_size, self.before_denoising, shown, resumable=test
+        )
         passes = [sampling.run(self.seed + k) for k in range(self.repeats if test else 1)]
-        for denoised in passes[0].totals:
-            suffix = ("" if denoised else "_noisy") + ("" if weights == "ema" else "_raw_weights")
-            measured = [part.totals[denoised].measure(real, test or self.thorough, self.limit) for part in passes]
-            for kind in measured[0]:
-                values = [numbers[kind] for numbers in measured]
-                for k, value in enumerate(values):
-                    self._record(trainer, pl_module, kind, value, real, passes[k], self.seed + k, weights, denoised)
-                self._log(trainer, pl_module, prefix, kind, suffix, pooled(kind, values), real, passes)
+        for seeds in measure(setting, passes, test or self.all_metrics, self.fid_infinity):
+            self._record(trainer, seeds)
+            self._log(pl_module, prefix, mean(seeds))
         if shown:
             self._show(trainer, pl_module, passes[0])
         if shown and images and self.neighbors:
@@ -226,73 +196,19 @@ class Evaluate(Periodic):
             self._references[n] = found.to(device)
         return self._references[n]
 
-    def _log(
-        self,
-        trainer: Trainer,
-        pl_module: ScoreModel,
-        prefix: str,
-        kind: str,
-        suffix: str,
-        found: Estimate,
-        real: Reference,
-        passes: list[SamplingResult],
-    ) -> None:
-        name = metric_name(kind, self.features.name, self.num_samples) + suffix
-        n, nfe, seconds = self._n(trainer), passes[0].nfe, sum(p.seconds for p in passes)
-        values: dict[str, Any] = {"": found.value, "_error": found.error}
-        if kind == "fid":
-            values |= {"_floor": real.floor, "_n": float(n)}
-            if not suffix:
-                floor = float("nan") if real.floor is None else real.floor
-                self.last = Evaluation(name, found.value, found.error, floor, n, nfe, seconds, trainer.global_step)
-                pl_module.log(f"{prefix}/nfe", nfe, rank_zero_only=True)
-                pl_module.log(f"{prefix}/sampling_seconds", seconds, rank_zero_only=True)
-        for ending, value in values.items():
-            if value is not None and value == value:
-                shown = kind == "fid" and not ending and not suffix
-                pl_module.log(f"{prefix}/{name}{ending}", value, prog_bar=shown, rank_zero_only=True)
+    def _log(self, pl_module: ScoreModel, prefix: str, found: Measurement) -> None:
+        entries = found.log_entries()
+        if found.name == self.metric:
+            self.last = found.evaluation()
+            entries = {"nfe": self.last.nfe, "sampling_seconds": self.last.seconds, **entries}
+        for name, value in entries.items():
+            pl_module.log(f"{prefix}/{name}", value, prog_bar=name == self.metric, rank_zero_only=True)
 
-    def _record(
-        self,
-        trainer: Trainer,
-        pl_module: ScoreModel,
-        kind: str,
-        found: Estimate,
-        real: Reference,
-        drawn: SamplingResult,
-        seed: int,
-        weights: str,
-        denoised: bool,
-    ) -> None:
-        """Adds a line of provenance to the run folder."""
-        if not trainer.is_global_zero or trainer.fast_dev_run:
-            return
-        data, file = trainer.datamodule, self.reference
-        record = Record(
-            metric=metric_name(kind, self.features.name, self.num_samples),
-            value=found.value,
-            error=found.error,
-            floor=real.floor if kind == "fid" else None,
-            floor_n=real.floor_n if kind == "fid" else None,
-            floor_kind=PERFECT,
-            n=self._n(trainer),
-            features=self.features.name,
-            features_hash=self.features.fingerprint,
-            resize=self.features.resize,
-            data=file or type(data).__name__,
-            split="file" if file else data.reference_split,
-            shape=list(data.shape),
-            data_hash=hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else data.fingerprint,
-            weights=weights,
-            step=trainer.global_step,
-            denoised=denoised,
-            sampler=settings_of(pl_module.sampler) | {"guidance": settings_of(pl_module.guidance)},
-            nfe=drawn.nfe,
-            seed=seed,
-            seconds=drawn.seconds,
-            without=list(found.without),
-        )
-        append(Path(trainer.default_root_dir) / FILE, record)
+    def _record(self, trainer: Trainer, seeds: Sequence[Measurement]) -> None:
+        """Adds a line of provenance for each seed to the run folder."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            for measurement in seeds:
+                append(Path(trainer.default_root_dir) / FILE, measurement.record())
 
     def _show(self, trainer: Trainer, pl_module: ScoreModel, drawn: SamplingResult) -> None:
         """Publishes the first samples as a picture."""

@@ -1,4 +1,4 @@
-"""One pass over many samples: what is kept of them, on any number of processes, and after an interruption."""
+"""One pass over many samples: draws them on any number of processes, sums their features up, resumes when interrupted."""
 
 import hashlib
 import json
@@ -15,51 +15,93 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from tqdm import tqdm
 
+from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, Unmeasurable
 from lightning_score.files import cache_folder, read_tensors, replacing, without_room
-from lightning_score.metrics import (
-    Features,
-)
+from lightning_score.metrics import Features
 from lightning_score.metrics.totals import MetricTotals
 from lightning_score.runs.records import settings_of
 from lightning_score.sampling.sampler import Samples
 from lightning_score.training.model import ScoreModel
 
 SAVE_EVERY = 60.0
-"""Seconds of work that an interruption may cost."""
+"""Seconds of work that an interruption loses at most."""
 
 
 @dataclass
 class SamplingResult:
-    """What came of drawing samples 0 to n - 1 of a seed.
+    """Sums over samples 0 to n - 1 of a seed.
 
     Attributes:
-        totals: of the samples as they are, and, where asked for, before the noise that is left was taken away.
-        images: the first samples, of all processes, in the form of the data's `reference()`.
-        nfe: network evaluations per sample.
-        seconds: spent.
+        seed: the seed.
+        n: the number of samples.
+        totals: of the final samples (True) and, on request, of those before the last noise is removed (False).
+        images: the first samples, in the form of the data's `reference()`.
+        done: samples drawn on this process.
+        evaluations: network evaluations that these took.
+        seconds: time that these took.
     """
 
+    seed: int
+    n: int
     totals: dict[bool, MetricTotals]
     images: Tensor
-    nfe: float
-    seconds: float
+    done: int = 0
+    evaluations: int = 0
+    seconds: float = 0.0
+
+    @property
+    def nfe(self) -> float:
+        """Network evaluations per sample."""
+        return self.evaluations / max(self.done, 1)
+
+    @torch.inference_mode()
+    def add(self, numbers: Sequence[int], samples: Samples, features: Features, data: ScoreData) -> None:
+        """Adds the samples of these numbers; on a GPU, in a CUDA stream of its own."""
+        rows = torch.as_tensor(numbers)
+        with _separate_stream(samples.x):
+            for denoised, totals in self.totals.items():
+                images = data.to_reference(samples.x if denoised else samples.raw)
+                totals.update(numbers, features(images))
+                if denoised and len(self.images):
+                    first = rows < len(self.images)
+                    self.images[rows[first]] = images[first.to(images.device)].cpu()
+
+    def reduce(self, trainer: Trainer, device: torch.device) -> None:
+        """Sums over all processes, on each of them."""
+        for totals in self.totals.values():
+            totals.reduce(trainer)
+        if len(self.images):
+            self.images = trainer.strategy.reduce(self.images.to(device), reduce_op="sum").cpu()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What an interrupted pass resumes from."""
+        totals = {str(denoised): totals.state_dict() for denoised, totals in self.totals.items()}
+        progress = {"done": self.done, "evaluations": self.evaluations, "seconds": self.seconds}
+        return {"totals": totals, "images": self.images, **progress}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resumes from a saved state."""
+        for denoised, totals in self.totals.items():
+            totals.load_state_dict(state["totals"][str(denoised)])
+        self.images, self.done = state["images"], state["done"]
+        self.evaluations, self.seconds = state["evaluations"], state["seconds"]
 
 
 class SamplingPass:
-    """Draws the samples of an evaluation and adds them up; each process takes its share.
+    """Draws the samples of an evaluation and sums their features up; each process takes its share.
 
     Args:
-        trainer: with the data.
-        pl_module: the model, which holds the weights that are measured.
-        features: the extractor.
+        trainer: the trainer, with the data.
+        pl_module: the model, which holds the weights to measure.
+        features: the feature extractor.
         n: number of samples.
-        batch_size: drawn at once by each process.
-        noisy: also add up the samples before the noise that is left is taken away.
-        shown: how many samples are kept as images.
-        resumable: keep what was done every minute, and go on from there.
+        batch_size: samples that each process draws at once.
+        before_denoising: also sum up the samples before the final denoising step.
+        shown: how many samples to keep as images.
+        resumable: save the sums every minute, and resume from them after an interruption.
 
-    On a GPU the features of a batch are found, on a stream of their own, while the next batch is drawn.
+    On a GPU the features of a batch are computed, in a separate stream, while the next batch is drawn.
     """
 
     def __init__(
@@ -69,64 +111,66 @@ class SamplingPass:
         features: Features,
         n: int,
         batch_size: int,
-        noisy: bool = False,
+        before_denoising: bool = False,
         shown: int = 0,
         resumable: bool = False,
     ) -> None:
         self.trainer, self.model, self.features, self.n = trainer, pl_module, features, n
-        self.batch_size, self.noisy, self.shown, self.resumable = batch_size, noisy, shown, resumable
+        self.batch_size, self.before_denoising, self.shown, self.resumable = batch_size, before_denoising, shown, resumable
         self.overlapping = pl_module.device.type == "cuda"
 
     def run(self, seed: int) -> SamplingResult:
-        """The samples of a seed, added up over all processes."""
-        trainer, model = self.trainer, self.model
-        mine = range(trainer.global_rank, self.n, trainer.world_size)
-        kinds = [True, False] if self.noisy else [True]
-        totals = {denoised: MetricTotals(self.features, self.n, model.device) for denoised in kinds}
-        stored = trainer.datamodule.splits.train.x if self.shown else torch.zeros(0)
-        found = SamplingResult(totals, stored.new_zeros(min(self.n, self.shown), *stored.shape[1:]), 0.0, 0.0)
+        """The sums over the samples of a seed, of all processes."""
+        mine = range(self.trainer.global_rank, self.n, self.trainer.world_size)
+        found = self._begin(seed)
         path = self._path(seed) if self.resumable else None
-        done, evaluations = self._restore(path, found)
-        saved = start = time.monotonic()
-        told = False
+        self._resume(path, found)
+        resumed, start = found.done, time.monotonic() - found.seconds
+        saved = found.seconds
         with (
-            tqdm(total=len(mine), initial=done, **self._bar()) as bar,
+            tqdm(total=len(mine), initial=resumed, **self._bar()) as bar,
             ThreadPoolExecutor(1) as pool,
-            self._together(),
+            self._fail_together(),
         ):
-            work = None
-            for first in range(done, len(mine), self.batch_size):
-                numbers = mine[first : first + self.batch_size]
-                before = model.score_function.evaluations
-                samples = model.draw(numbers, seed)
-                evaluations += model.score_function.evaluations - before
-                if work is not None:
-                    work.result()
-                work = pool.submit(self._add, numbers, samples, found)
+            adding = pool.submit(lambda: None)
+            for numbers, samples in self._draw(mine[resumed:], found):
+                adding.result()
+                adding = pool.submit(found.add, numbers, samples, self.features, self.trainer.datamodule)
                 if not self.overlapping:
-                    work.result()
+                    adding.result()
                 bar.update(len(numbers))
-                now = time.monotonic()
-                told = told or self._tell(now - start, first + len(numbers) - done, len(mine) - done)
-                if path is not None and now - saved > SAVE_EVERY:
-                    work.result()
-                    self._save(path, found, first + len(numbers), evaluations, now - start)
-                    saved = now
-            if work is not None:
-                work.result()
-        found.seconds += time.monotonic() - start
-        found.nfe = evaluations / max(len(mine), 1)
-        for part in totals.values():
-            part.reduce(trainer)
-        if self.shown:
-            found.images = trainer.strategy.reduce(found.images.to(model.device), reduce_op="sum").cpu()
+                spent, found.seconds = found.seconds, time.monotonic() - start
+                if found.done == resumed + len(numbers):
+                    self._announce((found.seconds - spent) / len(numbers), len(mine) - found.done)
+                if path is not None and found.seconds - saved > SAVE_EVERY:
+                    adding.result()
+                    _save(path, found)
+                    saved = found.seconds
+            adding.result()
+        found.seconds = time.monotonic() - start
+        found.reduce(self.trainer, self.model.device)
         if path is not None:
             path.unlink(missing_ok=True)
         return found
 
+    def _begin(self, seed: int) -> SamplingResult:
+        kinds = [True, False] if self.before_denoising else [True]
+        totals = {denoised: MetricTotals(self.features, self.n, self.model.device) for denoised in kinds}
+        stored = self.trainer.datamodule.splits.train.x if self.shown else torch.zeros(0)
+        return SamplingResult(seed, self.n, totals, stored.new_zeros(min(self.n, self.shown), *stored.shape[1:]))
+
+    def _draw(self, numbers: Sequence[int], found: SamplingResult) -> Iterator[tuple[Sequence[int], Samples]]:
+        """Draws and counts the samples of these numbers, batch by batch."""
+        for first in range(0, len(numbers), self.batch_size):
+            batch, before = numbers[first : first + self.batch_size], self.model.score_function.evaluations
+            samples = self.model.draw(batch, found.seed)
+            found.evaluations += self.model.score_function.evaluations - before
+            found.done += len(batch)
+            yield batch, samples
+
     @contextmanager
-    def _together(self) -> Iterator[None]:
-        """When the samples of one process come to nothing, those of all do: none waits for what it would add."""
+    def _fail_together(self) -> Iterator[None]:
+        """If sampling fails on one process, it fails on all: none waits for the sums of the others."""
         failure: Unmeasurable | None = None
         try:
             yield
@@ -137,72 +181,49 @@ class SamplingPass:
         if failure is not None:
             raise failure
 
-    @torch.inference_mode()
-    def _add(self, numbers: Sequence[int], samples: Samples, found: SamplingResult) -> None:
-        """Adds samples to the totals, on a stream of its own where there are streams."""
-        data, rows = self.trainer.datamodule, torch.as_tensor(numbers)
-        with _own_stream(samples.x):
-            for denoised, totals in found.totals.items():
-                images = data.to_reference(samples.x if denoised else samples.raw)
-                totals.update(numbers, self.features(images))
-                if denoised and self.shown:
-                    first = rows < len(found.images)
-                    found.images[rows[first]] = images[first.to(images.device)].cpu()
-
     def _bar(self) -> dict[str, Any]:
         shown = self.resumable and self.trainer.is_global_zero
         return {"desc": "evaluating", "unit": "sample", "leave": False, "disable": None if shown else True}
 
-    def _tell(self, seconds: float, done: int, n: int) -> bool:
-        """Says once, after the first batch, how long it will take if that is long."""
-        left = seconds / done * (n - done)
+    def _announce(self, seconds: float, remaining: int) -> None:
+        """Prints after the first batch how long the pass takes, if that is long."""
+        left = seconds * remaining
         if self.trainer.is_global_zero and left > 60:
-            tqdm.write(f"evaluation: {self.n} samples, {seconds / done:.3g} s each: about {left / 60:.0f} minutes to go")
-        return True
+            tqdm.write(f"evaluation: {self.n} samples, {seconds:.3g} s each: about {left / 60:.0f} minutes left")
 
     def _path(self, seed: int) -> Path:
-        """Where an interrupted pass is kept, under all that it depends on."""
+        """The file of an interrupted pass, named by all that its sums depend on."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         model, score, data = self.model, self.model.score_function, self.trainer.datamodule
         parts = (model.sampler, model.guidance, score.process, score.parametrization)
         settings = [*map(settings_of, parts), model.conditional, self.trainer.precision]
-        world = self.trainer.global_rank, self.trainer.world_size
-        depends = [settings, self.features.fingerprint, data.fingerprint, self.n, seed, self.noisy, self.shown, *world, 3]
+        options = [self.n, seed, self.before_denoising, self.shown, self.trainer.global_rank, self.trainer.world_size]
+        depends = [settings, self.features.fingerprint, data.fingerprint, *options, 3]
         digest.update(json.dumps(depends, default=str).encode())
         return cache_folder() / "evaluations" / f"{digest.hexdigest()[:24]}.pt"
 
-    def _save(self, path: Path, found: SamplingResult, done: int, evaluations: int, seconds: float) -> None:
-        state = {
-            "totals": {str(kind): totals.state_dict() for kind, totals in found.totals.items()},
-            "images": found.images,
-            "done": done,
-            "evaluations": evaluations,
-            "seconds": found.seconds + seconds,
-        }
-        with without_room(path), replacing(path) as temporary, temporary.open("wb") as stream:
-            torch.save(state, stream)
-
-    def _restore(self, path: Path | None, found: SamplingResult) -> tuple[int, int]:
-        """Samples done by an earlier pass that was interrupted, and its network evaluations."""
+    def _resume(self, path: Path | None, found: SamplingResult) -> None:
+        """Continues an earlier pass that was interrupted."""
         if path is None or not path.exists():
-            return 0, 0
+            return
         try:
-            state = read_tensors(path)
-        except InputError:  # half a file is no more than lost time
-            return 0, 0
-        for kind, totals in found.totals.items():
-            totals.load_state_dict(state["totals"][str(kind)])
-        found.images, found.seconds = state["images"], state["seconds"]
+            found.load_state_dict(read_tensors(path))
+        except InputError:  # an incomplete file costs time only
+            return
         if self.trainer.is_global_zero:
-            tqdm.write(f"evaluation: goes on after {state['done']} samples of an earlier one that was interrupted")
-        return state["done"], state["evaluations"]
+            tqdm.write(f"evaluation: resumes after {found.done} samples of an earlier one that was interrupted")
+
+
+def _save(path: Path, found: SamplingResult) -> None:
+    with without_room(path), replacing(path) as temporary, temporary.open("wb") as stream:
+        torch.save(found.state_dict(), stream)
 
 
 @contextmanager
-def _own_stream(x: Tensor) -> Iterator[None]:
-    """A CUDA stream that begins when x is there and is done at the end; nothing on other devices."""
+def _separate_stream(x: Tensor) -> Iterator[None]:
+    """A CUDA stream that begins when x is ready and is synchronized at the end; does nothing on other devices."""
     if x.device.type != "cuda":
         yield
         return

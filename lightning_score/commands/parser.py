@@ -19,6 +19,7 @@ from lightning_score.commands.total_steps import STAND_IN, WORD, marked, marked_
 from lightning_score.data import ScoreData
 from lightning_score.errors import printable
 from lightning_score.metrics import Features
+from lightning_score.runs.old_names import new_option
 from lightning_score.runs.trust import NO_FUNCTION, ClassParser
 from lightning_score.training.model import ScoreModel
 
@@ -113,6 +114,8 @@ class Parser(ClassParser):
         unknown = re.search(r"(?:[Uu]nrecognized arguments: |Key |[Oo]ption )['\"]?(?:--)?([\w.]+)", message)
         if not unknown:
             return ""
+        if (renamed := new_option(unknown[1])) != unknown[1]:
+            return f"It is called --{renamed} now"
         changes, wanted = recording(), unknown[1].replace(".init_args", "")
         place = f"{changes.place}." if changes and getattr(self, "_inner_parser", False) else ""
         parsers = [self, *(self._subcommands_action.choices.values() if self._subcommands_action else ())]

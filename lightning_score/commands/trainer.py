@@ -304,7 +304,7 @@ class ScoreCLI(ExperimentCLI):
         try:
             self.model.load_state_dict(self.checkpoint["state_dict"])
             if self.command != "fit":
-                self.config_init[self.command]["evaluate"].raw_state = self.checkpoint.get("current_model_state")
+                self.config_init[self.command]["ema"].raw_state = self.checkpoint.get("current_model_state")
         except RuntimeError as error:
             detail = " ".join(str(error).split())[:300]
             raise InputError(

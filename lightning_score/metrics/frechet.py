@@ -70,11 +70,11 @@ def _cholesky(covariance: Tensor) -> tuple[Tensor, bool]:
 
 
 class Estimate(NamedTuple):
-    """A value and its standard error, NaN where there is none, and the values without each block, where they were found."""
+    """A value, its standard error (NaN where there is none) and the values without each block (where they are known)."""
 
     value: float
     error: float
-    without: tuple[float, ...] = ()
+    jackknife: tuple[float, ...] = ()
 
 
 def frechet_estimate(real: Statistics, fake: FeatureSums | KeptFeatures, error: bool = True) -> Estimate:
@@ -91,15 +91,15 @@ def frechet_estimate(real: Statistics, fake: FeatureSums | KeptFeatures, error: 
     filled = [b for b in range(fake.blocks) if fake.count[b] > 0]
     if not error or len(filled) < 3 or int(fake.count.sum() - fake.count.max()) < 2:
         return Estimate(value, math.nan)
-    without = [frechet_distance(real, fake.statistics([b for b in filled if b != left])) for left in filled]
-    return Estimate(value, jackknife_error(without), tuple(without))
+    jackknife = [frechet_distance(real, fake.statistics([b for b in filled if b != left])) for left in filled]
+    return Estimate(value, jackknife_error(jackknife), tuple(jackknife))
 
 
-def jackknife_error(without: Sequence[float]) -> float:
+def jackknife_error(values: Sequence[float]) -> float:
     """The standard error of a value from those without each of B blocks: `((B - 1)/B sum_b (d_b - mean d)^2)^(1/2)`, times
     `student(B - 1)`.
     """
-    spread = torch.tensor(without, dtype=torch.float64)
+    spread = torch.tensor(values, dtype=torch.float64)
     error = ((len(spread) - 1) / len(spread) * (spread - spread.mean()).square().sum()).sqrt()
     return float(error) * student(len(spread) - 1)
 
@@ -128,7 +128,7 @@ def pooled(kind: str, values: list[Estimate]) -> Estimate:
     return Estimate(fmean(each), student(len(each) - 1) * stdev(each) / len(each) ** 0.5)
 
 
-def frechet_limit(found: Estimate, count: Tensor) -> Estimate:
+def frechet_infinity(found: Estimate, count: Tensor) -> Estimate:
     """The distance extrapolated to infinitely many samples, without the bias of order 1/n: the grouped jackknife's estimate
 
     `d - sum_b (1 - n_b/n) (d_b - d)`, with `d_b` the distance without the `n_b` samples of block b (Busing et al. 1999,
@@ -144,8 +144,8 @@ def frechet_limit(found: Estimate, count: Tensor) -> Estimate:
         InputError: the distances without each block are not known.
     """
     filled = count[count > 0].double()
-    require(len(found.without) == len(filled) >= 3, "the limit of many samples needs the distance without each of 3 blocks")
-    apart = torch.tensor(found.without, dtype=torch.float64) - found.value
+    require(len(found.jackknife) == len(filled) >= 3, "fid_infinity needs the distance without each of 3 or more blocks")
+    apart = torch.tensor(found.jackknife, dtype=torch.float64) - found.value
     return Estimate(found.value - float((1 - filled.cpu() / filled.cpu().sum()) @ apart), found.error)
 
 

@@ -17,14 +17,14 @@ from lightning_score.metrics import (
     Manifold,
     block_of,
     frechet_estimate,
-    frechet_limit,
+    frechet_infinity,
     inception_score,
     kernel_distance,
     manifold,
 )
 from lightning_score.metrics.reference import Reference
 
-KINDS = ("fid", "fid_limit", "is", "kid", *Manifold._fields)
+KINDS = ("fid", "fid_infinity", "is", "kid", *Manifold._fields)
 """What `MetricTotals.measure` may find."""
 
 BLOCKS = 10
@@ -60,35 +60,35 @@ class MetricTotals:
         self.kept[rows[first]] = activations.features[first.to(activations.features.device)].float().cpu()
         self.logits[rows[first]] = activations.logits[first.to(activations.logits.device)].float().cpu()
 
-    def measure(self, real: Reference, every: bool, limit: bool = False) -> dict[str, Estimate]:
-        """The metrics by their kinds: the Frechet distance, and `every` other one that the features and n allow.
+    def measure(self, real: Reference, all_metrics: bool, fid_infinity: bool = False) -> dict[str, Estimate]:
+        """The metrics by their kinds: the Frechet distance, and the others that the features and n allow.
 
         Args:
             real: the data's side.
-            every: all metrics, and the error of the first; otherwise the first alone, with its error where that is quick.
-            limit: the first extrapolated to infinitely many samples, too.
+            all_metrics: all, with the error of the distance; else the distance alone, with its error where that is quick.
+            fid_infinity: also the distance extrapolated to infinitely many samples.
 
         Raises:
-            Unmeasurable: one of them is no number.
+            Unmeasurable: one of them is not finite.
         """
         try:
-            found = self._measure(real, every, limit)
+            found = self._measure(real, all_metrics, fid_infinity)
         except torch.linalg.LinAlgError as error:
             raise Unmeasurable(f"the distance cannot be computed: {error}") from error
         wrong = [f"{kind} is {estimate.value:g}" for kind, estimate in found.items() if not math.isfinite(estimate.value)]
         if wrong:
-            raise Unmeasurable(f"{', '.join(wrong)}: the features of the samples are no numbers, or all alike")
+            raise Unmeasurable(f"{', '.join(wrong)}: the features of the samples are not finite, or all the same")
         return found
 
-    def _measure(self, real: Reference, every: bool, limit: bool) -> dict[str, Estimate]:
+    def _measure(self, real: Reference, all_metrics: bool, fid_infinity: bool) -> dict[str, Estimate]:
         few = len(self.kept) <= min(KEPT, self.sums.num_features)
         samples = KeptFeatures(self.kept, self.sums.blocks) if few else self.sums
         quick = self.sums.num_features <= 256
-        numbers = {"fid": frechet_estimate(real.statistics, samples, error=every or quick)}
-        if not every:
+        numbers = {"fid": frechet_estimate(real.statistics, samples, error=all_metrics or quick)}
+        if not all_metrics:
             return numbers
-        if limit and numbers["fid"].without:
-            numbers["fid_limit"] = frechet_limit(numbers["fid"], samples.count)
+        if fid_infinity and numbers["fid"].jackknife:
+            numbers["fid_infinity"] = frechet_infinity(numbers["fid"], samples.count)
         if self.logits.shape[1] > 0:
             numbers["is"] = inception_score(self.logits)
         kept = real.kept.to(self.kept.device)[: len(self.kept)]

@@ -37,7 +37,15 @@ CLASSES = {
     "sampling.Table": "ProcessTable",
 }
 """Classes that have another name: before, with the folder of today unless they were named without, and now."""
-OPTIONS = {"evaluate": {"neighbours": "neighbors"}, "init_args": {"grey_range": "gray_range"}}
+OPTIONS = {
+    "evaluate": {
+        "limit": "fid_infinity",
+        "neighbours": "neighbors",
+        "noisy": "before_denoising",
+        "thorough": "all_metrics",
+    },
+    "init_args": {"grey_range": "gray_range"},
+}
 """Parameters that have another name, by the name of the mapping in which they stand: before, now."""
 
 
@@ -49,11 +57,21 @@ def with_new_names(config: Any, place: str = "") -> Any:
         place: the name of the mapping that it is.
     """
     if isinstance(config, Mapping):
-        options = OPTIONS.get(place, {})
-        return {options.get(name, name): with_new_names(part, str(name)) for name, part in config.items()}
+        return {new_option(name, place): with_new_names(part, str(name)) for name, part in config.items()}
     if isinstance(config, list):
         return [with_new_names(part) for part in config]
     return new_name(config) if isinstance(config, str) and config.startswith(f"{PACKAGE}.") else config
+
+
+def new_option(name: Any, place: str = "") -> Any:
+    """Today's name of an option, dotted or within the mapping of a name; the same one, if it has not changed."""
+    before, dot, last = str(name).rpartition(".")
+    return before + dot + renamed if (renamed := OPTIONS.get(before.rpartition(".")[2] or place, {}).get(last)) else name
+
+
+def new_metric(name: Any) -> Any:
+    """Today's name of a metric; the same one, if it has not changed."""
+    return name.replace("fid_limit_", "fid_infinity_") if isinstance(name, str) else name
 
 
 def new_name(path: str) -> str:

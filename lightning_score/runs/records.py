@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from lightning_score.files import without_room
+from lightning_score.runs.old_names import new_metric
 
 FILE = "evaluations.jsonl"
 """The name of the records' file in a run folder."""
@@ -23,6 +24,8 @@ PERFECT = "perfect"
 """The kind of the floors that are measured now."""
 SUBSET = "subset"
 """The kind of the floors of older versions."""
+KEYS = {"jackknife": "without"}
+"""Entries of records that have another key in the file."""
 
 
 def versions() -> dict[str, str]:
@@ -80,8 +83,8 @@ class Record:
         seconds: spent sampling.
         floor_kind: "perfect" for such a floor; "subset", as in lines of older versions, for that of a subset of `floor_n`
             examples (at most half of the data) from the others: higher, by a third at n = N/2.
-        without: the number without each tenth of the samples, where it was found: samples of a seed are paired, so that the
-            error of a difference comes from the differences of these.
+        jackknife: the number without each tenth of the samples, where it is known (`without` in the file): samples of a seed
+            are paired, so that the error of a difference comes from the differences of these.
         versions: of the programs.
         time: when, in UTC.
     """
@@ -107,7 +110,7 @@ class Record:
     seed: int
     seconds: float
     floor_kind: str = SUBSET
-    without: list[float] = field(default_factory=list)
+    jackknife: list[float] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=versions)
     time: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
 
@@ -124,7 +127,8 @@ def floor_name(kind: str) -> str:
 
 def append(path: Path, record: Record) -> None:
     """Adds a record to a file."""
-    append_line(path, asdict(record))
+    entries = asdict(record)
+    append_line(path, {KEYS.get(name, name): value for name, value in entries.items()})
 
 
 def append_line(path: Path, entries: Mapping[str, Any]) -> None:
@@ -144,12 +148,14 @@ def append_line(path: Path, entries: Mapping[str, Any]) -> None:
 
 def read(path: Path) -> list[Record]:
     """The records of a file; lines that are none are left out with a warning."""
-    names = {f.name for f in fields(Record)}
+    names = {KEYS.get(each.name, each.name): each.name for each in fields(Record)}
     records = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            entries = json.loads(line)
-            records.append(Record(**{name: value for name, value in entries.items() if name in names}))
+            entries = {names[key]: value for key, value in json.loads(line).items() if key in names}
+            records.append(
+                Record(**{name: new_metric(value) if name == "metric" else value for name, value in entries.items()})
+            )
         except (ValueError, TypeError, AttributeError) as error:
             warnings.warn(f"{path}, line {number}: not a record ({error}); left out", stacklevel=2)
     return records

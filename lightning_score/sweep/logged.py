@@ -53,10 +53,10 @@ def _of_evaluate(prefix: str, evaluate: Evaluate, images: bool) -> set[str]:
     if evaluate.features is None:
         return set()
     test = prefix == "test/"
-    endings = ["", *(["_noisy"] if evaluate.noisy else [])]
+    endings = ["", *(["_noisy"] if evaluate.before_denoising else [])]
     endings += [f"{ending}_raw_weights" for ending in endings] if evaluate.raw_weights else []
     names = {f"{prefix}nfe", f"{prefix}sampling_seconds"}
-    for kind in KINDS if test or evaluate.thorough else ("fid",):
+    for kind in KINDS if test or evaluate.all_metrics else ("fid",):
         if not _measures(evaluate, kind):
             continue
         parts = ["", *(["_floor", "_n"] if kind == "fid" else []), *_error(evaluate, kind, test)]
@@ -68,8 +68,8 @@ def _of_evaluate(prefix: str, evaluate: Evaluate, images: bool) -> set[str]:
 
 def _measures(evaluate: Evaluate, kind: str) -> bool:
     """Whether a metric is measured with these features, samples and reference."""
-    if kind == "fid_limit":
-        return evaluate.limit
+    if kind == "fid_infinity":
+        return evaluate.fid_infinity
     if kind == "is":
         return evaluate.features.num_logits > 0
     return kind == "fid" or (evaluate.statistics is None and evaluate.num_samples > NEIGHBORS)
@@ -79,5 +79,5 @@ def _error(evaluate: Evaluate, kind: str, test: bool) -> list[str]:
     """The ending of a standard error, where there is one."""
     if test and evaluate.repeats > 1:
         return ["_error"]
-    quick = test or evaluate.thorough or evaluate.features.num_features <= 256
+    quick = test or evaluate.all_metrics or evaluate.features.num_features <= 256
     return [] if kind in Manifold._fields or (kind == "fid" and not quick) else ["_error"]

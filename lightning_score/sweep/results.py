@@ -222,15 +222,15 @@ def parts(records: Sequence[Record], metric: str) -> tuple[tuple[float, ...], st
     """The value that a trial has found last, without each part of its samples, and what another must have in common with it
     for the two to be paired. The parts are the tenths of the samples of each seed, of which the value is the mean.
     """
-    found = [r for r in records if r.metric == metric and r.without and r.weights == "ema" and r.denoised]
+    found = [r for r in records if r.metric == metric and r.jackknife and r.weights == "ema" and r.denoised]
     if not found:
         return (), ""
     found = [record for record in found if record.step == found[-1].step]
     common = str((*found[0].axis, [record.seed for record in found], found[0].weights))
     if len(found) == 1:
-        return tuple(found[0].without), common
+        return tuple(found[0].jackknife), common
     value = fmean(record.value for record in found)
-    changes = [(part - fmean(record.without)) / len(found) for record in found for part in record.without]
+    changes = [(part - fmean(record.jackknife)) / len(found) for record in found for part in record.jackknife]
     return tuple(value + change for change in changes), common
 
 

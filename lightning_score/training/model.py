@@ -1,11 +1,10 @@
-"""The LightningModule: nothing mathematical, it only moves the parts around."""
+"""The LightningModule: it contains no mathematics and connects the parts."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +12,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 from torch import Tensor
 
 from lightning_score.data.augmentation import Augmentation
@@ -27,10 +24,12 @@ from lightning_score.process import NoiseProcess
 from lightning_score.runs.trust import made_from
 from lightning_score.sampling.diverged import DivergenceMonitor
 from lightning_score.sampling.noise import NoiseStream
-from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampler, Samples, join
+from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampler, Samples
 from lightning_score.score.function import Conditioned, ScoreField, ScoreFunction
 from lightning_score.score.parametrization import Noise, Parametrization
 from lightning_score.seeds import seed_of, seeded
+from lightning_score.training.inference import FittingBatches, eager, inference
+from lightning_score.training.labels import Labels
 from lightning_score.training.optimization import Optimization
 from lightning_score.training.steps import Draws, MeanLoss, log_at_steps_done, require_batch
 
@@ -86,11 +85,8 @@ class ScoreModel(LightningModule):
         keep_freed_memory()
         torch.set_flush_denormal(True)  # subnormal numbers in the backward pass of small scores cost a factor of six
         self._save_plain_hyperparameters()
-        require(not conditional or num_classes > 0, "conditional=true: the data have no class labels; set it to false")
-        require(0 <= label_dropout <= 1, f"label_dropout={label_dropout}: must be a probability, 0 to 1, as in 0.1")
-        require(conditional or label_dropout == 0, f"label_dropout={label_dropout}: needs conditional=true, or set it to 0")
-        self.shape, self.num_classes = tuple(shape), num_classes
-        self.conditional, self.label_dropout = conditional, label_dropout
+        self.labels = Labels(num_classes, conditional, label_dropout)
+        self.shape, self.num_classes, self.conditional = tuple(shape), num_classes, conditional
         self.objective = objective or DenoisingScoreMatching()
         self.objective.check(process)
         self._use(process, sampler, guidance)
@@ -99,12 +95,12 @@ class ScoreModel(LightningModule):
         self.augmentation = augmentation
         if augmentation is not None:
             augmentation.check(built.augmentations)
-        self._compiled, self._at_once = compile is not None, 0  # samples that fit into memory, once more did not
-        if compile is not None:
+        self.compiled = compile is not None
+        if self.compiled:
             built.compile(mode=compile)
         self.score_function = ScoreFunction(built, process, parametrization or Noise(), classes)
         self._optimization = Optimization(optimizer, lr_scheduler)
-        self.draws, self._mean_loss = Draws(), MeanLoss()
+        self.draws, self._mean_loss, self._batches = Draws(), MeanLoss(), FittingBatches()
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, trust: Sequence[str] = (), **kwargs: Any):
@@ -135,7 +131,7 @@ class ScoreModel(LightningModule):
         sampler = sampler or PredictorCorrector()
         sampler.check_for(process, self.objective.levels(process))
         if guidance is not None:
-            guidance.check(ModelFacts(self.shape, self.num_classes, self.conditional, self.label_dropout))
+            guidance.check(ModelFacts(self.shape, self.num_classes, self.conditional, self.labels.dropout))
         self.sampler, self.guidance = sampler, guidance
 
     def setup(self, stage: str) -> None:
@@ -159,13 +155,7 @@ class ScoreModel(LightningModule):
             x, done = self.augmentation(x)
             augmenting = self.score_function.network.augmented(done)
         with augmenting:
-            return self.objective(score or self.score_function, x, self._labels(y))
-
-    def _labels(self, y: Tensor) -> Tensor | None:
-        """The labels that the score is given: in training each is "no class" with probability `label_dropout`."""
-        if not self.conditional or not self.training or self.label_dropout == 0:
-            return y if self.conditional else None
-        return torch.where(torch.rand(y.shape, device=y.device) < self.label_dropout, self.num_classes, y)
+            return self.objective(score or self.score_function, x, self.labels.of_batch(y, self.training))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One batch; every `log_every_n_steps` steps the mean loss since then is logged, of all processes (a log costs)."""
@@ -198,7 +188,7 @@ class ScoreModel(LightningModule):
 
     def _evaluate_loss(self, batch: tuple[Tensor, Tensor], batch_idx: int, name: str) -> None:
         batch = require_batch(batch, self.shape, self.num_classes * self.conditional)
-        with seeded(self.draws.number(self.trainer, batch_idx), self.device), self._uncompiled():
+        with seeded(self.draws.number(self.trainer, batch_idx), self.device), eager(self._runs_eagerly):
             loss = self.loss(batch) if len(batch[0]) else batch[0].new_zeros(())  # where only other processes have a batch
         self.log(name, loss, batch_size=len(batch[0]) * self.trainer.world_size, sync_dist=True)  # the mean is rounded
 
@@ -246,40 +236,26 @@ class ScoreModel(LightningModule):
         if cond is not None:
             self.check_labels(cond)
             require(len(cond) == len(indices), f"{len(cond)} labels for {len(indices)} samples: give one label per sample")
-        parts: list[Samples] = []
-        while (first := sum(len(part.x) for part in parts)) < len(indices):
-            here = slice(first, first + (self._at_once or len(indices)))
-            labels = None if cond is None else cond[here]
-            watch = DivergenceMonitor(indices[here], observe)
-            draw = partial(sampler or self.sampler, trajectory=trajectory, progress=progress, observe=watch)
-            drawn = self._draw_if_it_fits(indices[here], seed, labels, draw)
-            if drawn is None:
-                self._at_once = -(-len(indices[here]) // 2)
-                rank_zero_warn(f"{len(indices[here])} samples at once do not fit into memory: from here on {self._at_once}")
-            else:
-                watch.check(drawn.x)
-                parts.append(drawn)
-        return join(parts)
 
-    def _draw_if_it_fits(
-        self, indices: Sequence[int], seed: int, cond: Tensor | None, sampler: Callable[[ScoreField, NoiseStream], Samples]
-    ) -> Samples | None:
-        """The samples, or None if there is not the memory for so many at once."""
+        def draw(here: slice) -> Samples:
+            numbers, monitor = indices[here], DivergenceMonitor(indices[here], observe)
+            score = self._sampled_score(torch.as_tensor(numbers, device=self.device), None if cond is None else cond[here])
+            noise = NoiseStream(seed, numbers, self.shape, self.device, self.dtype)
+            with inference(self, self._runs_eagerly):
+                drawn = (sampler or self.sampler)(score, noise, trajectory=trajectory, progress=progress, observe=monitor)
+            monitor.check(drawn.x)
+            return drawn
+
+        return self._batches.draw(len(indices), draw)
+
+    def _sampled_score(self, numbers: Tensor, cond: Tensor | None) -> ScoreField:
+        """The score that samples of these numbers follow: guided, and given their labels."""
         score: ScoreField = self.score_function
-        numbers = torch.as_tensor(indices, device=self.device)
         if self.guidance is not None:
             score = self.guidance.guide(score, numbers)
         if self.takes_labels:
             score = Conditioned(score, numbers % self.num_classes if cond is None else cond.to(self.device))
-        noise = NoiseStream(seed, indices, self.shape, self.device, self.dtype)
-        try:
-            with self._evaluating(), self._precision(), self._uncompiled():
-                return sampler(score, noise)
-        except RuntimeError as error:
-            if not is_oom_error(error) or len(indices) == 1:
-                raise
-        garbage_collection_cuda()
-        return None
+        return score
 
     @property
     def takes_labels(self) -> bool:
@@ -289,10 +265,7 @@ class ScoreModel(LightningModule):
     def check_labels(self, labels: Tensor) -> None:
         """Raises `InputError` unless every label is a class of the data, or "no class" where training left labels out."""
         require(self.takes_labels, "labels: this model is unconditional; train one with conditional=true")
-        last = self.num_classes - (self.label_dropout == 0)
-        known = f"0 to {self.num_classes - 1}" + (f", or {last} for no class" if last == self.num_classes else "")
-        wrong = labels[(labels < 0) | (labels > last)].tolist()
-        require(len(labels) > 0 and not wrong, f"labels {wrong or '[]'}: the model knows the classes {known}")
+        self.labels.check(labels)
 
     def sample(self, n: int, seed: int = 0, batch_size: int = 1024, progress: bool = False) -> Tensor:
         """Samples 0 to n - 1 of a seed: (n, *shape), in the range of the data; `batch_size` changes the memory only."""
@@ -300,21 +273,8 @@ class ScoreModel(LightningModule):
         batches = torch.arange(n).split(batch_size)
         return torch.cat([self.draw(batch.tolist(), seed, progress=progress).x for batch in batches])
 
-    @contextmanager
-    def _evaluating(self):
-        training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(training)
-
-    def _precision(self) -> AbstractContextManager:
-        """The trainer's precision, where there is a trainer: samples are drawn as the network was trained."""
-        attached = self._trainer is not None
-        return self.trainer.precision_plugin.forward_context() if attached else nullcontext()
-
-    def _uncompiled(self) -> AbstractContextManager:
+    @property
+    def _runs_eagerly(self) -> bool:
         """In `fit` and `validate`, evaluations are too short to compile the network again for them."""
         fitting = self._trainer is not None and self.trainer.state.fn in (TrainerFn.FITTING, TrainerFn.VALIDATING)
-        return torch.compiler.set_stance("force_eager") if self._compiled and fitting else nullcontext()
+        return self.compiled and fitting

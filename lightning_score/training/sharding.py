@@ -58,7 +58,7 @@ class FullyShard(DDPStrategy):
 
     def setup(self, trainer: Trainer) -> None:
         """Shares out the weights for training; a model that is only evaluated stays whole."""
-        if trainer.state.fn == TrainerFn.FITTING or not is_shared_out(self.lightning_module):
+        if trainer.state.fn == TrainerFn.FITTING or not is_sharded(self.lightning_module):
             super().setup(trainer)
         else:  # evaluated after it was trained
             self.accelerator.setup(trainer)
@@ -69,8 +69,8 @@ class FullyShard(DDPStrategy):
         """Shares out the weights, in place of wrapping a network that every process has whole."""
         self._check()
         network = self.lightning_module.score_function.network
-        if not is_shared_out(network):
-            share_out(self.lightning_module, network, self.root_device)
+        if not is_sharded(network):
+            shard(self.lightning_module, network, self.root_device)
 
     def _check(self) -> None:
         precision, objective = self.precision_plugin.precision, self.lightning_module.objective
@@ -104,7 +104,7 @@ class FullyShard(DDPStrategy):
             numbers = chain.from_iterable(group["params"] for group in state["param_groups"])
             known = dict(zip(numbers, parameters, strict=True))
             shares = {
-                number: {name: share(value, known[number]) for name, value in values.items()}
+                number: {name: shard_like(value, known[number]) for name, value in values.items()}
                 for number, values in state["state"].items()
             }
             shared.append({**state, "state": shares})
@@ -112,7 +112,7 @@ class FullyShard(DDPStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The shares of the weights: their last gathering may be older than they are."""
-        scatter(self.lightning_module)
+        reshard(self.lightning_module)
         return super().lightning_module_state_dict()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
@@ -125,11 +125,11 @@ class FullyShard(DDPStrategy):
 
     def on_validation_start(self) -> None:
         """Comes after the callbacks, which give the model its averages."""
-        gather(self.lightning_module)
+        unshard(self.lightning_module)
 
     def on_validation_end(self) -> None:
         """Training needs no more than shares."""
-        scatter(self.lightning_module)
+        reshard(self.lightning_module)
 
     on_test_start = on_predict_start = on_validation_start
     on_test_end = on_predict_end = on_validation_end
@@ -163,7 +163,7 @@ def check_strategy(trainer: Trainer) -> None:
     )
 
 
-def share_out(module: nn.Module, network: Network, device: torch.device) -> None:
+def shard(module: nn.Module, network: Network, device: torch.device) -> None:
     """Leaves each process a share of a network's weights, those of the first.
 
     Args:
@@ -181,49 +181,49 @@ def share_out(module: nn.Module, network: Network, device: torch.device) -> None
     fully_shard(network, mesh=mesh)
 
 
-def is_shared_out(module: nn.Module) -> bool:
+def is_sharded(module: nn.Module) -> bool:
     """Whether this process has but a share of a module's weights."""
-    return bool(_shards(module))
+    return bool(_units(module))
 
 
-def gather(module: nn.Module) -> None:
+def unshard(module: nn.Module) -> None:
     """Gives each process all weights until `scatter`; does nothing for weights that are not shared out. All must call it."""
     with torch.inference_mode(False):
-        for part in _shards(module):
-            _share_after_use(part, False)
+        for part in _units(module):
+            _reshard_after_use(part, False)
             part.unshard()
 
 
-def scatter(module: nn.Module) -> None:
+def reshard(module: nn.Module) -> None:
     """Leaves each process its share again."""
-    for part in _shards(module):
-        _share_after_use(part, True)
+    for part in _units(module):
+        _reshard_after_use(part, True)
         part.reshard()
 
 
 @contextmanager
-def gathered(module: nn.Module) -> Iterator[None]:
+def unsharded(module: nn.Module) -> Iterator[None]:
     """Each process has all weights inside a `with` block, which all must enter; those that are not shared out stay."""
-    gather(module)
+    unshard(module)
     try:
         yield
     finally:
-        scatter(module)
+        reshard(module)
 
 
-def gather_again(module: nn.Module) -> None:
+def refresh(module: nn.Module) -> None:
     """Where all weights are gathered: those of the shares, which have changed since. All must call it."""
-    if is_shared_out(module) and not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
-        scatter(module)
-        gather(module)
+    if is_sharded(module) and not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+        reshard(module)
+        unshard(module)
 
 
-def own(tensor: Tensor) -> Tensor:
+def local(tensor: Tensor) -> Tensor:
     """What this process has of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def share(tensor: Any, like: Tensor) -> Any:
+def shard_like(tensor: Any, like: Tensor) -> Any:
     """A whole tensor, shared out as another of the same shape is; anything else as it is."""
     if not isinstance(like, DTensor) or not isinstance(tensor, Tensor) or tensor.shape != like.shape:
         return tensor
@@ -233,24 +233,24 @@ def share(tensor: Any, like: Tensor) -> Any:
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> None:
     """`load_state_dict` with whole tensors, of which a module whose weights are shared out takes its shares."""
     mine = dict(module.named_parameters(remove_duplicate=False))
-    shares = {name: share(tensor, mine[name]) if name in mine else tensor for name, tensor in state.items()}
+    shares = {name: shard_like(tensor, mine[name]) if name in mine else tensor for name, tensor in state.items()}
     module.load_state_dict(shares, strict=strict)
 
 
-def whole_state(module: nn.Module) -> dict[str, Tensor]:
+def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """The `state_dict`, where all weights are gathered, in one process that asks no other."""
-    if not is_shared_out(module):
+    if not is_sharded(module):
         return module.state_dict()
     return {name: tensor.detach() for name, tensor in chain(module.named_parameters(), module.named_buffers())}
 
 
-def _share_after_use(part: FSDPModule, again: bool) -> None:
+def _reshard_after_use(part: FSDPModule, again: bool) -> None:
     """Whether a part's weights go back to shares once they were used, and gradients are summed over the processes."""
     part.set_reshard_after_forward(again, recurse=False)
     part.set_reshard_after_backward(again, recurse=False)
     part.set_requires_gradient_sync(again, recurse=False)
 
 
-def _shards(module: nn.Module) -> list[FSDPModule]:
+def _units(module: nn.Module) -> list[FSDPModule]:
     """The parts of a module that are gathered one at a time."""
     return [part for part in module.modules() if isinstance(part, FSDPModule)]

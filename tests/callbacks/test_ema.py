@@ -56,7 +56,7 @@ class Line(LightningModule):
     test_dataloader = predict_dataloader = val_dataloader
 
 
-class DivergenceMonitor(Callback):
+class Watch(Callback):
     """Records the weights the model holds at the moments that matter."""
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ def recursion(weights: list[torch.Tensor], start: torch.Tensor, decay: float, wa
 
 @pytest.mark.parametrize("decay, warmup", [(0.9, False), (0.999, True), (0.3, True), (0.0, False)])
 def test_the_averages_follow_the_formula(decay, warmup):
-    model, ema, watch = Line(), EMA(decay, warmup), DivergenceMonitor()
+    model, ema, watch = Line(), EMA(decay, warmup), Watch()
     start = flat(model)
     fit(model, ema, watch)
     expected = recursion(watch.trained, start, decay, warmup)
@@ -120,7 +120,7 @@ def test_the_averages_follow_the_formula(decay, warmup):
 
 
 def test_accumulated_gradients_count_as_one_step():
-    model, ema, watch = Line(), EMA(0.9), DivergenceMonitor()
+    model, ema, watch = Line(), EMA(0.9), Watch()
     start = flat(model)
     fit(model, ema, watch, accumulate_grad_batches=2)
     assert ema.updates == BATCHES
@@ -130,7 +130,7 @@ def test_accumulated_gradients_count_as_one_step():
 
 @pytest.mark.parametrize("ema_first", [True, False])
 def test_validation_sees_averages_and_training_the_raw_weights_in_either_order(ema_first):
-    model, ema, watch = Line(), EMA(0.9), DivergenceMonitor()
+    model, ema, watch = Line(), EMA(0.9), Watch()
     seen = []
 
     class Sample(Callback):
@@ -188,7 +188,7 @@ def test_buffers_are_the_models_own():
 @pytest.mark.parametrize("hook", ["on_validation_batch_end", "on_validation_start", "on_validation_end"])
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_failing_validation_gives_the_raw_weights_back(hook, error):
-    model, ema, watch = Line(), EMA(0.9), DivergenceMonitor()
+    model, ema, watch = Line(), EMA(0.9), Watch()
 
     def fail(self, trainer, pl_module, *_):
         if trainer.global_step:
@@ -309,14 +309,14 @@ def test_we_read_lightnings_averaging(tmp_path):
 def test_a_checkpoint_without_averages_starts_them_at_its_weights(tmp_path):
     plain = Line()
     fit(plain, max_epochs=1).save_checkpoint(tmp_path / "plain.ckpt")
-    model, ema, watch = Line(), EMA(0.9), DivergenceMonitor()
+    model, ema, watch = Line(), EMA(0.9), Watch()
     fit(model, ema, watch, ckpt_path=tmp_path / "plain.ckpt", max_epochs=2)
     expected = recursion(watch.trained, flat(plain), 0.9, True)
     torch.testing.assert_close(averages(ema, model), expected[-1], rtol=1e-5, atol=1e-6)
 
 
 def test_after_a_fit_the_same_trainer_evaluates_the_averages(tmp_path):
-    model, ema, watch = Line(), EMA(0.9), DivergenceMonitor()
+    model, ema, watch = Line(), EMA(0.9), Watch()
     trainer = fit(model, ema, watch)
     raw, expected = flat(model), averages(ema, model)
     trainer.validate(model, verbose=False)
@@ -335,12 +335,12 @@ def test_an_evaluated_checkpoint_is_evaluated_with_its_own_averages(tmp_path):
     fit(early, ema, max_epochs=1).save_checkpoint(tmp_path / "early.ckpt")
     expected = averages(ema, early)
 
-    watch = DivergenceMonitor()
+    watch = Watch()
     live = fit(Line(), EMA(0.9), watch, max_epochs=3)  # a trainer with averages of its own
     live.test(ckpt_path=tmp_path / "early.ckpt", verbose=False)
     assert torch.equal(watch.tested[-1], expected)
 
-    fresh, model, watch = EMA(0.9), Line(), DivergenceMonitor()  # a trainer that only evaluates
+    fresh, model, watch = EMA(0.9), Line(), Watch()  # a trainer that only evaluates
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[fresh, watch],
                       enable_checkpointing=False)  # fmt: skip
     trainer.test(model, ckpt_path=tmp_path / "early.ckpt", verbose=False)
@@ -351,7 +351,7 @@ def test_an_evaluated_checkpoint_is_evaluated_with_its_own_averages(tmp_path):
 def test_a_new_model_begins_anew():
     ema = EMA(0.9)
     fit(Line(), ema, max_epochs=3)
-    model, watch = Line(), DivergenceMonitor()
+    model, watch = Line(), Watch()
     start = flat(model)
     fit(model, ema, watch, max_epochs=1)
     expected = recursion(watch.trained, start, 0.9, True)

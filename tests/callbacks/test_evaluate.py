@@ -171,8 +171,8 @@ class TestReference:
 
 class TestTest:
     def test_every_metric_with_its_provenance(self, checkpoint, capsys):
-        found, records = measure(checkpoint, "out", "--evaluate.limit=true")
-        kinds = ["fid", "fid_limit", "is", "kid", "precision", "recall", "density", "coverage"]
+        found, records = measure(checkpoint, "out", "--evaluate.fid_infinity=true")
+        kinds = ["fid", "fid_infinity", "is", "kid", "precision", "recall", "density", "coverage"]
         assert {metric_name(kind, "digits", 100) for kind in kinds} <= set(found)
         assert {"fid_digits_100_error", "fid_digits_100_floor", "copied", "copied_held_out", "nfe"} <= set(found)
         assert [r.metric for r in records] == [metric_name(kind, "digits", 100) for kind in kinds]
@@ -195,7 +195,7 @@ class TestTest:
         assert record.value == pytest.approx(found["bits_per_dim"], rel=1e-5) and record.nfe > 10
 
     def test_raw_weights_and_samples_before_the_final_denoising(self, checkpoint):
-        found, records = measure(checkpoint, "out", "--evaluate.noisy=true", "--evaluate.raw_weights=true")
+        found, records = measure(checkpoint, "out", "--evaluate.before_denoising=true", "--evaluate.raw_weights=true")
         names = ["fid_digits_100" + end for end in ("", "_noisy", "_raw_weights", "_noisy_raw_weights")]
         assert len({round(found[name], 6) for name in names}) == 4
         kinds = {(r.weights, r.denoised) for r in records}
@@ -248,7 +248,7 @@ class TestTest:
             measure(checkpoint, "broken", *options)
         found, _ = measure(checkpoint, "mended", *options)
         assert drawn[5] == list(range(40, 50)), "what was done is not done again"
-        assert "goes on after 40 samples" in capsys.readouterr().out
+        assert "resumes after 40 samples" in capsys.readouterr().out
         for name, value in whole.items():
             assert found[name] == pytest.approx(value, rel=1e-9) or name == "sampling_seconds", name
         assert not list((tmp_path / "cache").rglob("*.pt"))
@@ -295,7 +295,7 @@ class TestTest:
         [
             (["--evaluate.num_samples=1"], "num_samples=1"),
             (["--evaluate.repeats=0"], "repeats=0"),
-            (["--evaluate.num_samples=19", "--evaluate.limit=true"], "at least 20, not 19"),
+            (["--evaluate.num_samples=19", "--evaluate.fid_infinity=true"], "at least 20, not 19"),
             (["--evaluate.max_share=0"], "max_share=0"),
             (["--evaluate.reference=absent.npz"], "absent.npz: there is no such file"),
         ],
@@ -319,7 +319,7 @@ class TestFit:
     def test_all_metrics_on_request(self, tmp_path):
         options = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--evaluate.num_samples=70",
                    "--trainer.callbacks=null"]  # fmt: skip
-        assert run(["fit", "--config=ncsn", "--evaluate.thorough=true", *options, *QUICK]) == 0
+        assert run(["fit", "--config=ncsn", "--evaluate.all_metrics=true", *options, *QUICK]) == 0
         found = {record.metric for record in read(Path("runs/ncsn/latest") / FILE)}
         assert {"fid_digits_70", "kid_digits_70", "is_digits_70", "precision_digits_70", "coverage_digits_70"} <= found
 

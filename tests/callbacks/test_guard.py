@@ -1,4 +1,4 @@
-"""Losses that are no numbers: named, kept for a look, and then what the policy says."""
+"""NaN or infinite losses: reported, saved, and then what the policy does."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_score.callbacks import LossGuard
+from lightning_score.callbacks.policies import Restore
 from lightning_score.cli import run
 from lightning_score.errors import InputError
 from lightning_score.metrics import Estimate, totals
@@ -28,30 +29,30 @@ def weights(folder):
     return checkpoint["global_step"], torch.cat([w.flatten() for w in checkpoint["current_model_state"].values()])
 
 
-@pytest.fixture(params=[pytest.param(False, id="at once"), pytest.param(True, id="one step later")])
+@pytest.fixture(params=[pytest.param(False, id="same step"), pytest.param(True, id="one step later")])
 def later(request, monkeypatch):
-    """Whether the loss is looked at one step later, as on a GPU, and the fused optimizer leaves the step out by itself."""
+    """Whether the loss is checked one step later, as on a GPU, and the fused optimizer skips the step by itself."""
     if request.param:
-        monkeypatch.setattr(LossGuard, "_leaves_out", lambda *_: True)
+        monkeypatch.setattr(LossGuard, "_skips_on_device", lambda *_: True)
     return request.param
 
 
-@pytest.mark.faults("losses that are no numbers", 2)
-def test_training_stops_and_says_where(tmp_path, capsys, later):
+@pytest.mark.faults("NaN losses", 2)
+def test_training_stops_and_reports_where(tmp_path, capsys, later):
     folder = tmp_path / "run"
     assert fit(folder, 7, 7) == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "step 7, batch 6 of epoch 0: the loss is no number" in said and "sigma/alpha 0.03" in said
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "step 7, batch 6 of epoch 0: the loss is NaN or infinite" in message and "sigma/alpha 0.03" in message
     step, kept = weights(folder)
     assert step == 4 and bool(kept.isfinite().all())  # from before
     evidence = torch.load(folder / "broken/step_0000007.pt", weights_only=True)
     assert evidence["x"].shape == (128, 1, 8, 8) and evidence["batch_idx"] == 6
     bad = ~evidence["losses"].isfinite()
-    assert 0 < int(bad.sum()) < 40 and f"of {int(bad.sum())} of 128 examples" in said
+    assert 0 < int(bad.sum()) < 40 and f"of {int(bad.sum())} of 128 examples" in message
     assert all(torch.isfinite(value).all() for value in evidence["state_dict"].values())
 
 
-@pytest.mark.faults("losses that are no numbers", 4)
+@pytest.mark.faults("NaN losses", 4)
 def test_a_skipped_step_changes_nothing(tmp_path, capsys, later):
     """With the loss of its last two steps skipped, a run of six steps has the weights of one of four."""
     assert fit(tmp_path / "skipped", 5, 6, "--guard.policy=skip", "--trainer.max_steps=6") == 0
@@ -61,9 +62,9 @@ def test_a_skipped_step_changes_nothing(tmp_path, capsys, later):
     assert step == 6 and torch.equal(skipped, short)
 
 
-@pytest.mark.faults("losses that are no numbers", 2)
-def test_going_back(tmp_path, capsys, later):
-    """From the sixth step to the checkpoint of the fourth; the step in which that is found out changes nothing."""
+@pytest.mark.faults("NaN losses", 2)
+def test_restoring(tmp_path, capsys, later):
+    """At the sixth step the checkpoint of the fourth is restored; the step that detects it changes nothing."""
     steps = 7 if later else 6
     assert fit(tmp_path / "back", 6, 6, "--guard.policy=restore", f"--trainer.max_steps={steps}") == 0
     assert "back to last.ckpt" in capsys.readouterr().out
@@ -73,10 +74,10 @@ def test_going_back(tmp_path, capsys, later):
 
 
 @pytest.mark.slow
-@pytest.mark.faults("losses that are no numbers", 2)
+@pytest.mark.faults("NaN losses", 2)
 @pytest.mark.parametrize("bad", [1, 2])
-def test_a_part_of_a_step(tmp_path, capsys, later, bad):
-    """Of two batches whose gradients are summed one is bad, the first or the second: the step is skipped."""
+def test_one_bad_batch_of_an_accumulated_step(tmp_path, capsys, later, bad):
+    """One of two accumulated batches is bad: the step is skipped."""
     two = ["--guard.policy=skip", "--trainer.accumulate_grad_batches=2"]
     assert fit(tmp_path / "skipped", 2 * 4 + bad, 2 * 4 + bad, *two, "--trainer.max_steps=5") == 0
     assert capsys.readouterr().out.count("step 5, batch") == 1
@@ -85,7 +86,7 @@ def test_a_part_of_a_step(tmp_path, capsys, later, bad):
 
 
 @pytest.mark.parametrize("policy", ["skip", "restore"])
-def test_what_does_not_end_stops(tmp_path, capsys, policy):
+def test_too_many_bad_steps_stop_training(tmp_path, capsys, policy):
     assert fit(tmp_path / "run", 5, 999, f"--guard.policy={policy}", "--trainer.max_steps=40") == 2
     assert "step 15" in capsys.readouterr().err
 
@@ -94,7 +95,7 @@ def test_a_real_explosion(tmp_path, capsys):
     """A learning rate of 1e6."""
     options = ["--model.optimizer.lr=1.0e+6", "--model.lr_scheduler=null"]
     assert run([*FIT, f"--output={tmp_path / 'run'}", *options, "--trainer.max_steps=200"]) == 2
-    assert "the loss is no number" in capsys.readouterr().err
+    assert "the loss is NaN or infinite" in capsys.readouterr().err
 
 
 MEASURED = ["fit", "--config=ncsn", "--trainer.max_steps=6", "--trainer.val_check_interval=2", "--evaluate.num_samples=70",
@@ -102,41 +103,43 @@ MEASURED = ["fit", "--config=ncsn", "--trainer.max_steps=6", "--trainer.val_chec
 TOO_LARGE = ["--model.sampler=faulty.Reckless", "--model.sampler.step_size=1.0e+6", "--model.sampler.steps=3"]
 
 
-@pytest.mark.faults("samples that explode")
+@pytest.mark.faults("diverging samples")
 class TestSamples:
-    def test_an_exploding_chain_stops_training_and_is_kept(self, tmp_path, capsys):
+    def test_a_diverging_chain_stops_training_and_is_saved(self, tmp_path, capsys):
         folder = tmp_path / "run"
         assert run([*MEASURED, *TOO_LARGE, "--trainer.callbacks=null", f"--output={folder}"]) == 2
-        said = capsys.readouterr().err.strip().splitlines()[-1]
-        assert "step 2, samples: 64 of 64 samples diverged" in said and "after move" in said and "sigma/alpha" in said
+        message = capsys.readouterr().err.strip().splitlines()[-1]
+        assert (
+            "step 2, samples: 64 of 64 samples diverged" in message and "after move" in message and "sigma/alpha" in message
+        )
         kept = torch.load(folder / "broken/samples_0000002.pt", weights_only=True)
         assert kept["x"].shape == (64, 1, 8, 8) and kept["indices"] == list(range(64)) and kept["level"] > 0
-        assert bool(torch.isfinite(kept["x"]).all()), "at once: before they are no numbers"
+        assert bool(torch.isfinite(kept["x"]).all()), "detected before they are NaN"
         assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 2
 
-    @pytest.mark.faults("samples that explode", 9)
-    def test_they_are_left_out_and_training_goes_on(self, tmp_path, capsys):
+    @pytest.mark.faults("diverging samples", 9)
+    def test_they_are_skipped_and_training_continues(self, tmp_path, capsys):
         """Grid, Langevin health and distance, at three validations; the weights are those of a run without them."""
         options = [*MEASURED, "--trainer.callbacks=[{class_path: LangevinHealth}]", "--guard.policy=skip"]
         assert run([*options, *TOO_LARGE, f"--output={tmp_path / 'run'}"]) == 0
-        assert capsys.readouterr().out.count("it is left out") == 9
+        assert capsys.readouterr().out.count("it is skipped") == 9
         assert run([*FIT, "--trainer.max_steps=6", f"--output={tmp_path / 'other'}"]) == 0
         assert torch.equal(weights(tmp_path / "run")[1], weights(tmp_path / "other")[1])
 
-    def test_the_weights_go_back(self, tmp_path, capsys, monkeypatch):
-        """To the best so far, which are those of step 2; the last distance is no number."""
+    def test_the_best_weights_are_restored(self, tmp_path, capsys, monkeypatch):
+        """They are those of step 2; the distance of step 4 is NaN."""
         found = iter([Estimate(5.0, 0.1), Estimate(float("nan"), 0.0), Estimate(9.0, 0.1)])
         monkeypatch.setattr(totals, "frechet_estimate", lambda *_, **__: next(found))
         options = [*MEASURED, "--trainer.callbacks=null", "--samples.num_samples=0", "--model.optimizer.lr=0"]
         restored = []
         monkeypatch.setattr(
-            LossGuard, "_restore", lambda self, trainer, model, name: restored.append((trainer.global_step, name))
+            Restore, "recover", lambda self, trainer, model, name: restored.append((trainer.global_step, name))
         )
         assert run([*options, "--guard.policy=restore", f"--output={tmp_path / 'run'}"]) == 0
-        assert "it is left out, back to best.ckpt" in capsys.readouterr().out and restored == [(4, "best.ckpt")]
+        assert "it is skipped, back to best.ckpt" in capsys.readouterr().out and restored == [(4, "best.ckpt")]
 
-    @pytest.mark.faults("distances that are no numbers", 4)
-    def test_a_distance_that_is_no_number(self, tmp_path, capsys, monkeypatch):
+    @pytest.mark.faults("NaN distances", 4)
+    def test_a_nan_distance(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(totals, "frechet_estimate", lambda *_, **__: Estimate(float("nan"), 0.0))
         options = [*MEASURED, "--samples.num_samples=0", "--trainer.callbacks=null"]
         assert run([*options, f"--output={tmp_path / 'run'}"]) == 2
@@ -145,7 +148,7 @@ class TestSamples:
         assert capsys.readouterr().out.count("fid is nan") == 3
 
     @pytest.mark.parametrize("factor", [0.5, 2.0])
-    def test_the_bound(self, factor):
+    def test_the_bound_of_diverged_samples(self, factor):
         """A million times the noise and the data."""
         process, x = SigmaTable(0.1, 9.0, 3), torch.zeros(4, 2)
         x[2] = factor * BOUND * (1 + 9.0)

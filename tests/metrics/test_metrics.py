@@ -38,7 +38,7 @@ from lightning_score.metrics import (
     fit,
     frechet_distance,
     frechet_estimate,
-    frechet_limit,
+    frechet_infinity,
     inception_score,
     kernel_distance,
     manifold,
@@ -254,8 +254,8 @@ def test_kept_features_stand_for_their_sums():
     kept, sums = KeptFeatures(features, 10), sums_of(features)
     assert kept.count.tolist() == sums.count.tolist()
     by_kept, by_sums = frechet_estimate(real, kept), frechet_estimate(real, sums)
-    assert (by_kept.value, by_kept.error, *by_kept.without) == pytest.approx(
-        (by_sums.value, by_sums.error, *by_sums.without), rel=1e-9
+    assert (by_kept.value, by_kept.error, *by_kept.jackknife) == pytest.approx(
+        (by_sums.value, by_sums.error, *by_sums.jackknife), rel=1e-9
     )
 
 
@@ -266,7 +266,7 @@ def test_there_is_no_error_of_few_blocks():
 
 def limit_of(real, features):
     sums = sums_of(features)
-    return frechet_limit(frechet_estimate(real, sums), sums.count)
+    return frechet_infinity(frechet_estimate(real, sums), sums.count)
 
 
 def covered(found, truth):
@@ -283,8 +283,8 @@ def test_the_limit_has_lost_the_bias_of_few_samples(size):
     limits = torch.tensor([limit_of(real, draw).value for draw in draws])
     assert values.mean() > 0.1 and limits.mean().abs() < 0.1 * values.mean()
     sums = sums_of(draws[0], blocks=2)
-    with pytest.raises(InputError, match="without each of 3 blocks"):
-        frechet_limit(frechet_estimate(real, sums), sums.count)
+    with pytest.raises(InputError, match="without each of 3 or more blocks"):
+        frechet_infinity(frechet_estimate(real, sums), sums.count)
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1.1, 0.1), (1.5, 0.5)], ids=["equal", "near", "far"])
@@ -296,7 +296,7 @@ def test_two_errors_of_the_distance_and_of_its_limit_hold_their_truths(scale, sh
     draws = [scale * torch.randn(500, dimension, generator=generator(seed)).double() + shift for seed in range(200)]
     sums = [sums_of(draw) for draw in draws]
     distances = [frechet_estimate(real, each) for each in sums]
-    limits = [frechet_limit(distance, each.count) for distance, each in zip(distances, sums, strict=True)]
+    limits = [frechet_infinity(distance, each.count) for distance, each in zip(distances, sums, strict=True)]
     assert 0.9 <= covered(limits, truth) <= 0.995
     assert 0.9 <= covered(distances, sum(distance.value for distance in distances) / 200) <= 0.995
 

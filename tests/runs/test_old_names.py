@@ -1,11 +1,16 @@
 """Checkpoints and configs of earlier versions name classes where they were then."""
 
 from importlib import import_module
+from inspect import signature
 
+import pytest
 import torch
 
+from lightning_score.callbacks import Evaluate, LastCheckpoint
+from lightning_score.cli import run
 from lightning_score.runs.checkpoints import read
-from lightning_score.runs.old_names import CLASSES, MODULES, new_name, with_new_names
+from lightning_score.runs.old_names import CLASSES, MODULES, OPTIONS, new_name, with_new_names
+from lightning_score.runs.records import Record, append, read as read_records
 from lightning_score.runs.yaml_files import load
 
 
@@ -26,6 +31,7 @@ def test_paths_are_brought_up_to_date():
     assert new_name("lightning_score.augmentation.Geometric") == "lightning_score.data.augmentation.GeometricAugmentation"
     assert new_name("lightning_score.Chain") == "lightning_score.Composed"
     assert with_new_names({"evaluate": {"neighbours": 3}}) == {"evaluate": {"neighbors": 3}}
+    assert with_new_names({"parameters": {"evaluate.limit": 1}}) == {"parameters": {"evaluate.fid_infinity": 1}}
     assert new_name("lightning_score.sampling.predictor.DDIM") == "lightning_score.sampling.predictor.DDIM"
 
 
@@ -37,3 +43,25 @@ def test_checkpoints_and_configs_are_read_with_todays_names(tmp_path):
     torch.save({"config": {"model": old}, "hyper_parameters": old, "step": 3}, tmp_path / "old.ckpt")
     assert read(tmp_path / "old.ckpt") == {"config": {"model": new}, "hyper_parameters": new, "step": 3}
     assert load(str(old)) == new
+
+
+@pytest.mark.parametrize(("old", "new"), OPTIONS["evaluate"].items())
+def test_an_option_that_was_renamed_names_the_new_one(old, new, capsys):
+    with pytest.raises(SystemExit):
+        run(["fit", "--config=ncsn", f"--evaluate.{old}=true"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--evaluate.{new}" in line and new in signature(Evaluate).parameters
+
+
+def test_old_records_are_read_under_the_names_of_today(tmp_path):
+    made = Record("fid_infinity_digits_100", 3.0, 0.1, None, None, 100, "digits", "a", "none", "Digits", "train", [1, 8, 8],
+                  "b", "ema", 5, True, {}, 9.0, 0, 1.0, jackknife=[2.0, 4.0])  # fmt: skip
+    append(tmp_path / "records", made)
+    line = (tmp_path / "records").read_text()
+    assert '"without": [2.0, 4.0]' in line and "jackknife" not in line
+    (tmp_path / "records").write_text(line.replace("fid_infinity", "fid_limit"))
+    assert read_records(tmp_path / "records") == [made]
+
+
+def test_the_states_of_renamed_callbacks_keep_their_keys(tmp_path):
+    assert LastCheckpoint(tmp_path).state_key == "Keep"

@@ -339,10 +339,10 @@ def test_trials_of_several_seeds_are_paired_by_these():
     tenths = {name: [v + rng.normal(0, 0.1, 10) for v in of_seeds] for name, of_seeds in values.items()}
     made = {}
     for name, of_seeds in values.items():
-        records = [record(value=v, seed=k, without=list(tenths[name][k]), denoised=True) for k, v in enumerate(of_seeds)]
-        noisy = [record(value=99.0, seed=0, without=[1.0, 2.0], denoised=False)]
+        records = [record(value=v, seed=k, jackknife=list(tenths[name][k]), denoised=True) for k, v in enumerate(of_seeds)]
+        noisy = [record(value=99.0, seed=0, jackknife=[1.0, 2.0], denoised=False)]
         without, common = parts([*records, *noisy], records[0].metric)
-        earlier = [record(value=50.0, seed=0, without=[50.0, 60.0], step=10)]
+        earlier = [record(value=50.0, seed=0, jackknife=[50.0, 60.0], step=10)]
         assert parts([*earlier, *records], records[0].metric) == parts(records, records[0].metric)
         made[name] = Row(0, "complete", {}, statistics.mean(of_seeds), 9.0, without=without, paired=common)
         assert parts(records[:1], records[0].metric)[0] == tuple(tenths[name][0])
@@ -362,7 +362,7 @@ def test_two_errors_of_a_difference_hold_the_truth(seeds):
         for truth in (2.0, 2.5):
             x = truth + common + 0.3 * rng.normal(0, 1, (seeds, 200))
             without = [(one.sum() - one.reshape(10, -1).sum(1)) / 180 for one in x]
-            records = [replace(made, value=one.mean(), seed=k, without=list(without[k])) for k, one in enumerate(x)]
+            records = [replace(made, value=one.mean(), seed=k, jackknife=list(without[k])) for k, one in enumerate(x)]
             left, same = parts(records, records[0].metric)
             rows.append(Row(0, "complete", {}, x.mean(), 1.0, without=left, paired=same))
         gap, error = difference(rows[1], rows[0])

@@ -52,7 +52,7 @@ def test_samples_that_do_not_fit_are_drawn_in_parts(model):
         few = model.draw(range(16), trajectory=True)
     assert model.sampler.tried == [16, 8, 4, 4, 4, 4]
     model.sampler.room = 100
-    model._at_once = None
+    model._batches.size = None
     whole = model.draw(range(16), trajectory=True)
     torch.testing.assert_close(few.x, whole.x)
     torch.testing.assert_close(torch.stack(few.trajectory), torch.stack(whole.trajectory))

@@ -59,7 +59,7 @@ class Weigh(Callback):
 
 
 def count(tensors):
-    return sum(sharding.own(tensor).numel() for tensor in tensors)
+    return sum(sharding.local(tensor).numel() for tensor in tensors)
 
 
 def fit(variables, *options):
@@ -151,7 +151,7 @@ def _compare(rank, folder):
         for parameter in network.parameters():  # that is zero at first, where a network has outputs that are
             torch.nn.init.normal_(parameter, std=0.1)
         network = network.to(memory_format=torch.channels_last)
-        sharding.share_out(network, network, torch.device("cpu"))
+        sharding.shard(network, network, torch.device("cpu"))
         assert any(isinstance(part, network.units) for part in network.modules())
         plain = make().double()
         plain.load_state_dict({key: t.full_tensor() if isinstance(t, DTensor) else t
@@ -166,7 +166,7 @@ def _compare(rank, folder):
             for (key, parameter), (_, other) in zip(network.named_parameters(), plain.named_parameters(), strict=True):
                 torch.testing.assert_close(parameter.grad.full_tensor(), other.grad, rtol=1e-9, atol=1e-12,
                                            msg=lambda text, at=(name, key, repeat): f"{at}: {text}")  # fmt: skip
-            with sharding.gathered(network):
+            with sharding.unsharded(network):
                 if rank == 0:  # no other process is needed, for derivatives neither
                     torch.testing.assert_close(network(x, t), plain(x, t), rtol=1e-9, atol=1e-12)
                     for _ in range(2):
