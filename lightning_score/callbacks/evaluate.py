@@ -25,7 +25,7 @@ from lightning_score.files import LocalPath
 from lightning_score.metrics import Estimate, Features, nearest_neighbors, read_npz
 from lightning_score.metrics.frechet import pooled
 from lightning_score.metrics.reference import Reference, check_fit, reference
-from lightning_score.runs.records import FILE, PERFECT, Record, append, metric_name, settings_of
+from lightning_score.runs.records import FILE, PERFECT, Record, append_record, metric_name, settings_of
 from lightning_score.training.model import ScoreModel
 
 IN_PICTURE = 64
@@ -292,7 +292,7 @@ class Evaluate(Periodic):
             seconds=drawn.seconds,
             without=list(found.without),
         )
-        append(Path(trainer.default_root_dir) / FILE, record)
+        append_record(Path(trainer.default_root_dir) / FILE, record)
 
     def _show(self, trainer: Trainer, pl_module: ScoreModel, drawn: SamplingResult) -> None:
         """Publishes the first samples as a picture."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_score.errors import InputError, Unmeasurable
-from lightning_score.files import cache_folder, read_tensors, replacing, without_room
+from lightning_score.files import cache_folder, read_tensors, replacing, tolerating_full_disk
 from lightning_score.metrics import (
     Features,
 )
@@ -181,7 +181,7 @@ class SamplingPass:
             "evaluations": evaluations,
             "seconds": found.seconds + seconds,
         }
-        with without_room(path), replacing(path) as temporary, temporary.open("wb") as stream:
+        with tolerating_full_disk(path), replacing(path) as temporary, temporary.open("wb") as stream:
             torch.save(state, stream)
 
     def _restore(self, path: Path | None, found: SamplingResult) -> tuple[int, int]:

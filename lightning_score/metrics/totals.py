@@ -77,7 +77,7 @@ class MetricTotals:
             raise Unmeasurable(f"the distance cannot be computed: {error}") from error
         wrong = [f"{kind} is {estimate.value:g}" for kind, estimate in found.items() if not math.isfinite(estimate.value)]
         if wrong:
-            raise Unmeasurable(f"{', '.join(wrong)}: the features of the samples are no numbers, or all alike")
+            raise Unmeasurable(f"{', '.join(wrong)}: the features of the samples are not finite, or all alike")
         return found
 
     def _measure(self, real: Reference, every: bool, limit: bool) -> dict[str, Estimate]:

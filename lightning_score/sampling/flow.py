@@ -18,7 +18,7 @@ from lightning_score.sampling.grid import TimeGrid, Uniform
 from lightning_score.sampling.predictor import Predictor
 from lightning_score.sampling.sampler import Move, Sampler
 from lightning_score.score.function import ScoreField
-from lightning_score.tensors import combine, expand
+from lightning_score.tensors import broadcast_to, combine
 
 
 class RK45(Predictor):
@@ -58,7 +58,7 @@ class RK45(Predictor):
             return score.noise(combine((process.alpha(time), y.view_as(x))), time).flatten(1)
 
         y = self.solver(
-            slope, (x / expand(process.alpha(t), x)).flatten(1), noise_ratio(process, t), noise_ratio(process, s)
+            slope, (x / broadcast_to(process.alpha(t), x)).flatten(1), noise_ratio(process, t), noise_ratio(process, s)
         )
         return combine((process.alpha(s), y.view_as(x))), state
 

@@ -4,7 +4,7 @@ from importlib import import_module
 
 import torch
 
-from lightning_score.runs.checkpoints import read
+from lightning_score.runs.checkpoints import read_checkpoint
 from lightning_score.runs.old_names import CLASSES, MODULES, new_name, with_new_names
 from lightning_score.runs.yaml_files import load
 
@@ -35,5 +35,5 @@ def test_checkpoints_and_configs_are_read_with_todays_names(tmp_path):
         for module in ("parametrization", "score.parametrization")
     )
     torch.save({"config": {"model": old}, "hyper_parameters": old, "step": 3}, tmp_path / "old.ckpt")
-    assert read(tmp_path / "old.ckpt") == {"config": {"model": new}, "hyper_parameters": new, "step": 3}
+    assert read_checkpoint(tmp_path / "old.ckpt") == {"config": {"model": new}, "hyper_parameters": new, "step": 3}
     assert load(str(old)) == new
