@@ -1,4 +1,4 @@
-"""`python -m lightning_score`: answers `--help` and `--version` at once and imports the rest only for real work."""
+"""`python -m lightning_score`: answers `--help` and `--version` without importing torch."""
 
 import os
 import sys
@@ -12,20 +12,20 @@ usage: python -m lightning_score [-h] [--version] COMMAND [options]
 Score-based generative models (NCSN, NCSNv2, DDPM, score SDE) as PyTorch Lightning experiments.
 
 commands:
-  fit        train a model, with samples and FID on the way:   fit --config configs/ncsn.yaml
+  fit        train a model; measure samples and FID:           fit --config configs/ncsn.yaml
   validate   held-out loss, samples and FID of a checkpoint:   validate --ckpt_path runs/ncsn/latest/last.ckpt
   test       loss, FID, KID, recall ... of a checkpoint:       test --ckpt_path runs/ncsn/latest/last.ckpt
   predict    draw samples from a checkpoint, as PNG and NPZ:   predict --ckpt_path runs/ncsn/latest/last.ckpt
   schedule   noise levels and step size from the data:         schedule --config configs/ncsn.yaml
-  sweep      try many settings, as a W&B sweep file says:     sweep sweeps/eps.yaml --jobs 2
-  report     how all runs do, in one page for a browser:       report runs --serve
-  gallery    what samplers make of points in the plane:        gallery --ckpt_path runs/toy/latest/last.ckpt
-  convert    a peer's checkpoint into one of this package:     convert --from score_sde checkpoint_26.pth converted.ckpt
+  sweep      run the trials of a W&B sweep file, with no W&B: sweep sweeps/eps.yaml --jobs 2
+  report     all runs on one page, for a browser:               report runs --serve
+  gallery    pictures of all samplers on 2-D points:           gallery --ckpt_path runs/toy/latest/last.ckpt
+  convert    another project's checkpoint to this one's:        convert --from score_sde checkpoint_26.pth converted.ckpt
 
 `COMMAND --help` shows the options that people use. The shipped configs are ncsn, ddpm, vp_pc, conditional and toy, images
 for a folder of images, and those in fashion_mnist, cifar10 and ncsnv2, such as fashion_mnist/edm16.
 Options override configs. A class starts from its own defaults (--model.process VP); --model.process.beta_max 10 changes the
-present one, and --model.process +VP keeps its values that VP has too.
+current class, and --model.process +VP keeps the current values of parameters that VP has too.
 """
 
 
@@ -46,8 +46,8 @@ def main() -> int:
         return 0
     if arguments[1:] == ["--help", "all"]:
         arguments = [arguments[0], "--help"]
-    # Threads wait for one another a moment, then sleep: full speed on a quiet machine, and no collapse where another
-    # process holds a core (with endless waiting a step took 10 to 50 times as long there).
+    # OpenMP threads spin briefly, then sleep: full speed on an idle machine, and no collapse on a busy one, where spinning
+    # without end made a step 10 to 50 times as slow.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from lightning_score.cli import run
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Reading files safely and writing them atomically."""
 
 import os
 import re
@@ -21,29 +21,28 @@ from lightning_score import stopping
 from lightning_score.errors import InputError, require
 
 LocalPath = NewType("LocalPath", str)
-"""A file or folder, or a URL: options of this type, and of pathlib.Path, are made absolute, so that a checkpoint serves in
-any folder.
+"""A file, folder or URL: options of this type, and of pathlib.Path, are made absolute, so that a checkpoint works from any
+folder.
 """
 
 unwritten: list[str] = []
-"""Files that `without_room` has left out in this process."""
+"""Files that `tolerating_full_disk` could not write in this process."""
 
 UNPACKED, DENSER = 1 << 30, 200
-"""An archive of arrays may hold so many bytes once it is unpacked, or so many times those of its file."""
+"""The most bytes that an archive of arrays may unpack to, or the most times its own size."""
 OF_A_DISK = re.compile(r"PytorchStreamWriter|unexpected pos|inline_container|iostream|os error")
-"""What torch and safetensors say where a disk is full."""
+"""Messages of torch and safetensors on a full disk."""
 
 
 @contextmanager
 def replacing(file: str | Path) -> Iterator[Path]:
-    """A path beside a file, or a folder, to write to, which is moved to its place in the end; after an error or a signal
-    nothing of it is left.
+    """A temporary path next to a file or folder, which replaces it at the end; after an error or a signal it is removed.
 
     Args:
-        file: where it goes; its folder is made if it does not exist.
+        file: the file or folder to write; its parent is made if it does not exist.
 
     Raises:
-        OSError: it cannot be written; the error names `file`. torch's errors of the disk become such ones.
+        OSError: it cannot be written; the error names `file`. Also in place of torch's errors about the disk.
     """
     file = Path(file)
     temporary = file.with_name(f".{os.getpid()}-{file.name[-60:]}")
@@ -72,42 +71,45 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def without_room(file: Path) -> Iterator[None]:
-    """Says that a file cannot be written, as on a full disk, and goes on: what a run computes is worth more than what is
-    kept of it on the way.
-    """
+def tolerating_full_disk(file: Path) -> Iterator[None]:
+    """Within it, a file that cannot be written, as on a full disk, is only reported: the run matters more than its logs."""
     try:
         yield
     except OSError as error:
         unwritten.append(str(file))
-        print(f"{file}: cannot be written ({error.strerror or error}); the run goes on without", file=sys.stderr, flush=True)
+        print(
+            f"{file}: cannot be written ({error.strerror or error}); the run continues without it",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def read_tensors(file: Path, allowed: tuple[Any, ...] = ()) -> Any:
-    """What a file of `torch.save` holds: tensors and plain values. Code that it may hold is not run.
+    """The content of a file of `torch.save`: tensors and plain values; no code is run.
 
     Args:
         file: the file.
-        allowed: the few harmless classes or functions that it may name besides.
+        allowed: further harmless classes or functions that it may name.
 
     Raises:
-        InputError: it is damaged or truncated, holds code, or unpacks to more than it is.
+        InputError: it is damaged or truncated, holds code, or unpacks to more than its size.
     """
     try:
         if is_zipfile(file):
             with ZipFile(file) as archive:  # torch packs, but does not compress
                 size = sum(entry.file_size for entry in archive.infolist())
             require(
-                size <= file.stat().st_size, f"{file}: unpacks to {size:,} bytes, more than it has: not a file of torch.save"
+                size <= file.stat().st_size,
+                f"{file}: unpacks to {size:,} bytes, more than its size: not a file of torch.save",
             )
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
     except InputError:
         raise
-    except Exception as error:  # pickle, zipfile and torch each raise their own
+    except Exception as error:  # of pickle, zipfile or torch
         said = str(error).strip()
-        if "WeightsUnpickler error" in said or "Weights only load failed" in said:  # torch advises to switch safety off
+        if "WeightsUnpickler error" in said or "Weights only load failed" in said:  # torch advises to turn off the check
             code = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", said)
             named = f" ({code[1]})" if code else ""
             raise InputError(f"{file}: holds code{named} that could run when it is loaded, so it is not loaded") from None
@@ -116,14 +118,14 @@ def read_tensors(file: Path, allowed: tuple[Any, ...] = ()) -> Any:
 
 
 def read_arrays(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of a NPZ by their names, or that of a NPY by the name `x`; no pickle is read.
+    """The arrays of an NPZ by name, or the array of an NPY under `x`; no pickle is read.
 
     Raises:
-        InputError: it is damaged, is another kind of file, holds pickles, or unpacks to too much.
+        InputError: it is damaged, another kind of file, holds pickles, or unpacks to too much.
     """
     try:
         if not is_zipfile(file):
-            return {"x": np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))}  # mapped: as large as the file
+            return {"x": np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))}  # mapped, so not larger than the file
         with ZipFile(file) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
         most = max(UNPACKED, DENSER * file.stat().st_size)
@@ -132,10 +134,10 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
             return {name: content[name] for name in content.files}
     except InputError:
         raise
-    except Exception as error:  # numpy and zipfile each raise their own
+    except Exception as error:  # of numpy or zipfile
         said = " ".join(str(error).split())
         reason = (
-            "it holds pickles, which may run any code, or is of another kind"
+            "it holds pickles, which may run any code, or is another kind of file"
             if "allow_pickle" in said
             else said or type(error).__name__
         )
@@ -143,8 +145,8 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
 
 
 def cache_folder() -> Path:
-    """Where what can be computed again is kept: lightning_score in the user's cache folder (XDG Base Directory), or, where
-    that cannot be written to, in the folder of temporary files.
+    """The folder for what can be recomputed: in the user's cache folder (XDG), or among the temporary files if that cannot
+    be written.
     """
     wanted = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_score"
     try:
@@ -156,7 +158,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def new_folder_if_kept(folder: Path) -> Iterator[None]:
-    """Makes a folder with its parents; if what follows fails, those that it made go again, as far as they are empty."""
+    """Makes a folder with its parents; if the block fails, removes those of them that are empty."""
     made = [place for place in (folder, *folder.absolute().parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -169,6 +171,6 @@ def new_folder_if_kept(folder: Path) -> Iterator[None]:
 
 
 def replace_text(file: Path, text: str) -> None:
-    """Writes a file in one move, so that whatever happens meanwhile it is the old one or the new one."""
+    """Writes a file atomically."""
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")

@@ -1,4 +1,4 @@
-"""Main memory: how much is free, whether something fits, and keeping what was freed."""
+"""Main memory: how much is free, whether something fits, and retaining freed blocks."""
 
 import ctypes
 import math
@@ -8,11 +8,11 @@ from pathlib import Path
 from lightning_score.errors import require
 
 
-def keep_freed_memory() -> None:
-    """Lets the C library keep large blocks that are freed, for the next step, instead of giving them back to the system.
+def retain_freed_memory() -> None:
+    """Lets the C library retain large freed blocks for the next step instead of returning them to the system.
 
-    A training step on a CPU frees and takes hundreds of them, and without this spends up to a fifth of its time in page
-    faults. It concerns the process as a whole, and glibc (Linux) alone; elsewhere nothing happens.
+    A training step on a CPU allocates hundreds of them; without this, page faults take up to a fifth of its time. It applies
+    to the whole process, with glibc (Linux) only; elsewhere it does nothing.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
@@ -21,8 +21,7 @@ def keep_freed_memory() -> None:
 
 
 def free_memory() -> float:
-    """Bytes of main memory that this process can still take, of the machine and of its control group; infinity where the
-    system does not say."""
+    """Bytes of main memory left for this process, by the machine and its control group; infinity if unknown."""
     found = [math.inf]
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -34,12 +33,12 @@ def free_memory() -> float:
 
 
 def require_room(nbytes: float, what: str, fix: str = "take fewer or smaller ones") -> None:
-    """Refuses what would not fit into main memory, before it is begun: a system that overcommits would end the program.
+    """Refuses what would not fit into main memory: a system that overcommits would kill the process.
 
     Args:
-        nbytes: how much it takes at least.
-        what: that, for the message.
-        fix: what to do about it.
+        nbytes: the bytes that it takes at least.
+        what: its name, for the message.
+        fix: advice, for the message.
 
     Raises:
         InputError: there is less memory.

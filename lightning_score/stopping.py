@@ -1,6 +1,6 @@
-"""Ctrl-C, SIGTERM and SIGHUP: a command ends with one line, the exit code of the signal and nothing left behind.
+"""Ctrl-C, SIGTERM and SIGHUP: a command ends with one line and the exit code of the signal, and removes temporary files.
 
-It imports the standard library alone, so that it works while all else is imported.
+Imports only the standard library, so that it works while everything else is being imported.
 """
 
 import os
@@ -15,17 +15,17 @@ from typing import Any, NoReturn
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 GRACE = 4.0
-"""Seconds from a signal to the end of the process, whatever it computes or waits for."""
+"""Seconds from a signal to the end of the process, whatever it does."""
 
-asked: signal.Signals | None = None
+received: signal.Signals | None = None
 """The first signal that asked this process to stop."""
 _handlers: dict[signal.Signals, Any] = {}
 _cleanups: list[Callable[[], Any]] = []
-_raising = _patient = _told = False
+_raising = _patient = _printed = False
 
 
 def install() -> None:
-    """Takes the signals over, but for those that are ignored, as SIGHUP is under nohup. To be called in the main thread."""
+    """Installs the handlers, except for ignored signals, such as SIGHUP under nohup. Call it in the main thread."""
     read, write = os.pipe()
     os.set_blocking(write, False)
     for number in SIGNALS:
@@ -36,26 +36,26 @@ def install() -> None:
     os.register_at_fork(after_in_child=_give_back)
 
 
-def again() -> None:
-    """Takes over what was installed once more, where a library has ignored it meanwhile."""
+def reinstall() -> None:
+    """Installs the handlers again, after a library has replaced them."""
     for number in _handlers:
         signal.signal(number, _stop)
 
 
 @contextmanager
 def raising() -> Iterator[None]:
-    """Within it a signal raises KeyboardInterrupt; elsewhere, in imports and at the very end, the process ends at once, and
-    so it does when what the signal stopped has been put away: the end of an interpreter takes seconds.
+    """Within it, a signal raises KeyboardInterrupt; elsewhere, as during imports, it ends the process at once. After a
+    signal the process ends without the interpreter's own clean-up, which takes seconds.
     """
     global _raising
     _raising = True
     try:
         yield
     except KeyboardInterrupt:
-        leave(asked or signal.SIGINT)
+        leave(received or signal.SIGINT)
     except SystemExit as end:
-        if asked is not None and end.code:
-            leave(asked)
+        if received is not None and end.code:
+            leave(received)
         raise
     finally:
         _raising = False
@@ -63,7 +63,7 @@ def raising() -> Iterator[None]:
 
 @contextmanager
 def patience() -> Iterator[None]:
-    """Within it the first signal has all the time that it needs, as to save a checkpoint."""
+    """Within it, the process has unlimited time after the first signal, for example to save a checkpoint."""
     global _patient
     before, _patient = _patient, True
     try:
@@ -74,7 +74,7 @@ def patience() -> Iterator[None]:
 
 @contextmanager
 def cleaning(call: Callable[[], Any]) -> Iterator[None]:
-    """Within it `call` is made before the process ends without raising an exception."""
+    """Within it, `call` runs before the process ends without an exception."""
     _cleanups.append(call)
     try:
         yield
@@ -82,47 +82,47 @@ def cleaning(call: Callable[[], Any]) -> Iterator[None]:
         _cleanups.remove(call)
 
 
-def note(number: int | None) -> None:
-    """Remembers the signal that asked this process to stop; None: forgets it."""
-    global asked, _told
+def record_signal(number: int | None) -> None:
+    """Records the signal that asked this process to stop; None clears it."""
+    global received, _printed
     if number is None:
-        asked, _told = None, False
+        received, _printed = None, False
     elif number in SIGNALS:
-        asked = asked or signal.Signals(number)
+        received = received or signal.Signals(number)
 
 
-def tell() -> None:
-    """Says once on the standard error, in the first of several processes, which signal stops the command."""
-    global _told
-    if asked is not None and not _told and os.environ.get("LOCAL_RANK", "0") == "0":
-        _told = True
+def print_signal() -> None:
+    """Prints the signal that stops the command on stderr, once, in the first of several processes."""
+    global _printed
+    if received is not None and not _printed and os.environ.get("LOCAL_RANK", "0") == "0":
+        _printed = True
         with suppress(OSError):
-            os.write(2, f"stopped by {asked.name}\n".encode())
+            os.write(2, f"stopped by {received.name}\n".encode())
 
 
 def leave(number: int) -> NoReturn:
-    """Ends the process now: temporary files are removed, and other processes that this one began are ended."""
-    note(number)
+    """Ends the process now, after the registered clean-ups."""
+    record_signal(number)
     for call in reversed(_cleanups):
         with suppress(Exception):
             call()
     if threading.current_thread() is threading.main_thread():
         with suppress(Exception):
             sys.stdout.flush()
-    tell()
-    os._exit(128 + asked)
+    print_signal()
+    os._exit(128 + received)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    second = asked is not None
-    note(number)
+    second = received is not None
+    record_signal(number)
     if second or not _raising:
         leave(number)
     raise KeyboardInterrupt
 
 
 def _watch(read: int) -> None:
-    """Ends the process where the main thread does not, as in a long call of a library that no exception can leave."""
+    """Ends the process if the main thread does not, as in a long call of a library."""
     signals = 0
     while number := os.read(read, 1):
         if number[0] in _handlers:
@@ -133,7 +133,7 @@ def _watch(read: int) -> None:
 
 
 def _give_back() -> None:
-    """In a forked process, as a worker of a data loader, signals do what they did before."""
+    """Restores the former handlers in a forked process, such as a worker of a data loader."""
     signal.set_wakeup_fd(-1)
     for number, handler in _handlers.items():
         signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""What every module needs: the error for a user's mistake, the one broadcasting helper, memory and the folder of caches."""
+"""Tensors: broadcasting coefficients, and linear combinations."""
 
 import torch
 from torch import Tensor
@@ -6,19 +6,17 @@ from torch import Tensor
 CPU = torch.device("cpu")
 
 
-def expand(coefficient: Tensor, x: Tensor) -> Tensor:
+def broadcast_to(coefficient: Tensor, x: Tensor) -> Tensor:
     """Shapes a coefficient, () or (B,), so that it multiplies `x`, (B, ...), sample by sample, in the precision of `x`.
 
-    One of shape () may stay on the CPU: it multiplies tensors of any device, and none has to wait for it.
+    One of shape () stays where it is: a scalar on the CPU multiplies tensors of any device without synchronization.
     """
     coefficient = torch.as_tensor(coefficient).to(x.dtype)
     return coefficient if coefficient.ndim == 0 else coefficient.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def is_number(coefficient: Tensor | float) -> bool:
-    """Whether it is one number that can be read at once: no device has to be waited for, no gradient is lost, and no graph
-    that is being compiled ends there.
-    """
+    """Whether it is a number that can be read without synchronizing a device, losing a gradient or breaking a graph."""
     if not isinstance(coefficient, Tensor):
         return True
     readable = coefficient.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -26,16 +24,16 @@ def is_number(coefficient: Tensor | float) -> bool:
 
 
 def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
-    """The linear combination a x + b y + ..., each term in one pass over memory; none for those with coefficient 0.
+    """The linear combination a x + b y + ..., in one pass over memory for each term with a non-zero coefficient.
 
     Args:
         terms: pairs of a coefficient, () or (B,), and a tensor (B, ...).
     """
-    pairs = [(float(c) if is_number(c) else expand(c, x), x) for c, x in terms]
+    pairs = [(float(c) if is_number(c) else broadcast_to(c, x), x) for c, x in terms]
     pairs = [pair for pair in pairs if not _is(pair[0], 0.0)]
     if not pairs:
         return torch.zeros_like(terms[0][1])
-    pairs.sort(key=lambda pair: not _is(pair[0], 1.0))  # what needs no product can be added to at once
+    pairs.sort(key=lambda pair: not _is(pair[0], 1.0))  # a coefficient of 1 needs no product
     (c, x), *others = pairs
     total = x if _is(c, 1.0) else c * x
     for c, x in others:

@@ -15,7 +15,7 @@ from lightning_score.data import Mixture
 from lightning_score.sampling.noise import NoiseSource
 from lightning_score.score import parametrization
 from lightning_score.score.function import ScoreField
-from lightning_score.tensors import expand
+from lightning_score.tensors import broadcast_to
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several that share the cores
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -157,7 +157,9 @@ class MixtureScore(ScoreField):
 
     def forward(self, x, t, cond=None):
         self._evaluations += len(x)
-        return self.mixture.score(x, expand(self.process.alpha(t), x[:, 0]), expand(self.process.sigma(t), x[:, 0]))
+        return self.mixture.score(
+            x, broadcast_to(self.process.alpha(t), x[:, 0]), broadcast_to(self.process.sigma(t), x[:, 0])
+        )
 
 
 class ImageScore(ScoreField):
@@ -174,7 +176,7 @@ class ImageScore(ScoreField):
 
     def forward(self, x, t, cond=None):
         self._evaluations += len(x)
-        alpha, sigma = expand(self.process.alpha(t), x), expand(self.process.sigma(t), x)
+        alpha, sigma = broadcast_to(self.process.alpha(t), x), broadcast_to(self.process.sigma(t), x)
         return (alpha * self.mean - x) / (alpha**2 * self.std**2 + sigma**2)
 
 

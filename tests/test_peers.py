@@ -23,7 +23,7 @@ from lightning_score.sampling import (
 )
 from lightning_score.score.function import ClippedScore, ScoreField, ScoreFunction
 from lightning_score.score.parametrization import EDM
-from lightning_score.tensors import expand
+from lightning_score.tensors import broadcast_to
 
 
 class Curved(ScoreField):
@@ -32,7 +32,7 @@ class Curved(ScoreField):
     evaluations = 0
 
     def forward(self, x, t, cond=None):
-        variance = expand(self.process.alpha(t) ** 2 + self.process.sigma(t) ** 2, x)
+        variance = broadcast_to(self.process.alpha(t) ** 2 + self.process.sigma(t) ** 2, x)
         return -(x + 0.3 * (2 * x).sin()) / variance
 
 

@@ -51,10 +51,10 @@ def in_command(monkeypatch):
     for number in kept:  # a shell ignores some of them for what it runs in the background
         signal.signal(number, signal.SIG_DFL)
     stopping.install()
-    stopping.note(None)
+    stopping.record_signal(None)
     yield Ended
     signal.set_wakeup_fd(-1)
-    stopping.note(None)
+    stopping.record_signal(None)
     stopping._handlers.clear()
     for number, handler in kept.items():
         signal.signal(number, handler)

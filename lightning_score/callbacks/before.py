@@ -80,7 +80,7 @@ class SamplingCost(Callback):
         require(
             self.n * self.evaluations <= MOST_EVALUATIONS,
             f"{' and '.join(f'{option} {n}' for option, n in drawn.items() if n)}: at {self.evaluations} network "
-            f"evaluations each, these are {self.n * self.evaluations:.1e}, which no machine comes to the end of; give "
+            f"evaluations each, these are {self.n * self.evaluations:.1e}, more than any machine computes; give "
             "fewer samples, or the sampler fewer steps",
         )
 

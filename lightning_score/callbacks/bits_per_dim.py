@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from lightning_score.data import ScoreData
 from lightning_score.errors import require, require_passes
-from lightning_score.runs.records import FILE, PERFECT, Record, append
+from lightning_score.runs.records import FILE, PERFECT, Record, append_record
 from lightning_score.sampling import RK45, NoiseStream, Uniform
 from lightning_score.sampling.levels import warn_between_levels
 from lightning_score.sampling.likelihood import Bits, Dequantization, example_bits
@@ -97,7 +97,7 @@ class BitsPerDim(Callback):
             seed=self.seed,
             seconds=seconds,
         )
-        append(Path(trainer.default_root_dir) / FILE, record)
+        append_record(Path(trainer.default_root_dir) / FILE, record)
 
     def measure(self, trainer: Trainer, pl_module: ScoreModel) -> Bits:
         """Every process takes its share of the examples; their bits are put together by a sum."""

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_score import stopping
 from lightning_score.errors import require
-from lightning_score.seeds import random_state, take_up
+from lightning_score.seeds import random_state, restore_random_state
 
 SIGNALS = (*stopping.SIGNALS, signal.SIGUSR1)
 """Ctrl-C, the usual request to end, a closed terminal, and that by which SLURM announces that it takes the machine away."""
@@ -95,7 +95,7 @@ class LastCheckpoint(Checkpoint):
                 if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGINT:
                     self._handlers[number] = signal.signal(number, self._handler(trainer))
             self._patience.enter_context(stopping.patience())
-        take_up(self._random, pl_module.device)
+        restore_random_state(self._random, pl_module.device)
         if self._validation_due:
             self._validation_due, self._making_up = False, True
             loop = trainer.fit_loop.epoch_loop.val_loop
@@ -109,7 +109,7 @@ class LastCheckpoint(Checkpoint):
     def _handler(self, trainer: Trainer) -> Callable[[int, FrameType | None], None]:
         def ask(number: int, frame: FrameType | None) -> None:
             again, self.asked = self.asked is not None, signal.Signals(number)
-            stopping.note(number)
+            stopping.record_signal(number)
             if trainer.validating or (again and number == signal.SIGINT):
                 self._end(trainer)
 
@@ -118,7 +118,7 @@ class LastCheckpoint(Checkpoint):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves what training has reached. The validation's own loader has drawn a random number by now."""
         if self._making_up:
-            take_up(self._random, pl_module.device)
+            restore_random_state(self._random, pl_module.device)
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not self._making_up:
             self._save(trainer, "validation")
 

@@ -48,7 +48,7 @@ class EMA(Callback):
 
     def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
         super().__init__()
-        require(0.0 <= decay < 1.0, f"EMA: decay is {decay}, but must lie in [0, 1); 0.999 is usual.")
+        require(0.0 <= decay < 1.0, f"decay={decay}: must lie in [0, 1); 0.999 is usual")
         self.decay = decay
         self.warmup = warmup
         self.updates = 0
@@ -105,11 +105,11 @@ class EMA(Callback):
         check_strategy(trainer)
         require(
             not any(checkpoint.save_weights_only for checkpoint in _model_checkpoints(trainer)),
-            "EMA: ModelCheckpoint's save_weights_only=true leaves out the averages; set it to false.",
+            "EMA: ModelCheckpoint's save_weights_only=true leaves out the averages; set it to false",
         )
         require(
             sum(type(callback) is type(self) for callback in trainer.callbacks) == 1,
-            "EMA: the trainer has more than one EMA callback; leave one.",
+            "EMA: the trainer has more than one EMA callback; leave one",
         )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

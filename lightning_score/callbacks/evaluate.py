@@ -23,7 +23,7 @@ from lightning_score.errors import require
 from lightning_score.files import LocalPath
 from lightning_score.metrics import Features, nearest_neighbors, read_npz
 from lightning_score.metrics.reference import Reference, check_fit, reference
-from lightning_score.runs.records import FILE, append, metric_name
+from lightning_score.runs.records import FILE, append_record, metric_name
 from lightning_score.training.model import ScoreModel
 
 IN_PICTURE = 64
@@ -208,7 +208,7 @@ class Evaluate(Periodic):
         """Adds a line of provenance for each seed to the run folder."""
         if trainer.is_global_zero and not trainer.fast_dev_run:
             for measurement in seeds:
-                append(Path(trainer.default_root_dir) / FILE, measurement.record())
+                append_record(Path(trainer.default_root_dir) / FILE, measurement.record())
 
     def _show(self, trainer: Trainer, pl_module: ScoreModel, drawn: SamplingResult) -> None:
         """Publishes the first samples as a picture."""

@@ -15,10 +15,10 @@ from torch import Tensor
 from lightning_score.callbacks.policies import BEST, POLICIES
 from lightning_score.callbacks.siblings import find_callback
 from lightning_score.errors import InputError, Unmeasurable, require
-from lightning_score.files import without_room
+from lightning_score.files import tolerating_full_disk
 from lightning_score.sampling.diverged import Diverged
 from lightning_score.score.function import ScoreField
-from lightning_score.seeds import random_state, seeded, take_up
+from lightning_score.seeds import random_state, restore_random_state, seeded
 from lightning_score.training.model import ScoreModel
 from lightning_score.training.sharding import full_state_dict, is_sharded, unsharded
 
@@ -220,7 +220,7 @@ class LossGuard(Callback):
         x, y, batch_idx = pending.batch
         timed = _Timed(pl_module.score_function)
         with torch.no_grad(), seeded(0, pl_module.device):
-            take_up(pending.random, pl_module.device)
+            restore_random_state(pending.random, pl_module.device)
             with pl_module.draws.of(trainer, pending.epoch, batch_idx):  # the same random numbers again
                 losses = pl_module.losses((x, y), timed)
         bad = ~losses.isfinite()
@@ -245,7 +245,7 @@ def _save_evidence(trainer: Trainer, pl_module: ScoreModel, evidence: dict[str, 
     if not trainer.is_global_zero or trainer.fast_dev_run:
         return ""
     file = Path(trainer.default_root_dir) / "broken" / f"{name}.pt"
-    with without_room(file):
+    with tolerating_full_disk(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save({**evidence, "state_dict": full_state_dict(pl_module)}, file)
     return f" (saved: {file})"

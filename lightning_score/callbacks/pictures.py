@@ -14,7 +14,7 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from lightning_score.data import ScoreData, to_uint8
-from lightning_score.files import replacing, without_room
+from lightning_score.files import replacing, tolerating_full_disk
 from lightning_score.training.model import ScoreModel
 
 KIND = "Kind"
@@ -137,7 +137,7 @@ def publish(trainer: Trainer, key: str, picture: Image.Image, caption: str) -> P
     """
     step = trainer.global_step
     path = Path(trainer.default_root_dir) / key / f"step_{step:07d}.png"
-    with without_room(path):
+    with tolerating_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_picture(picture, path, caption)
     for logger in trainer.loggers:

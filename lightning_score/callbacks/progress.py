@@ -37,7 +37,7 @@ class StepProgress(ProgressBar):
 
     def __init__(self, refresh_every: int = 20) -> None:
         super().__init__()
-        require(refresh_every >= 1, f"StepProgress: refresh_every is {refresh_every}, but must be at least 1 step.")
+        require(refresh_every >= 1, f"refresh_every={refresh_every}: must be at least 1 step")
         self.refresh_every = refresh_every
         self.is_enabled = True
         self._bar: tqdm | None = None

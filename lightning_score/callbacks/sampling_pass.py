@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, Unmeasurable
-from lightning_score.files import cache_folder, read_tensors, replacing, without_room
+from lightning_score.files import cache_folder, read_tensors, replacing, tolerating_full_disk
 from lightning_score.metrics import Features
 from lightning_score.metrics.totals import MetricTotals
 from lightning_score.runs.records import settings_of
@@ -217,7 +217,7 @@ class SamplingPass:
 
 
 def _save(path: Path, found: SamplingResult) -> None:
-    with without_room(path), replacing(path) as temporary, temporary.open("wb") as stream:
+    with tolerating_full_disk(path), replacing(path) as temporary, temporary.open("wb") as stream:
         torch.save(found.state_dict(), stream)
 
 

@@ -1,10 +1,12 @@
-"""LightningCLI for a score model on its data, with the callbacks that every run has: what commands with a model share."""
+"""LightningCLI for a score model on its data, with the callbacks of every run: what commands with a model share."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
 import logging
 import os
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -14,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.memory import is_oom_error
 
 from lightning_score.callbacks import EMA, Evaluate, LossGuard, SampleGrid
+from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.mistakes import check_config, make_paths_absolute
 from lightning_score.commands.parser import Parser
 from lightning_score.commands.refusals import check_trainer, of_lightning, of_options
@@ -40,11 +43,11 @@ class ExperimentCLI(LightningCLI):
     """Makes model, data, trainer and the named callbacks from options.
 
     Args:
-        arguments: the options, with the command before them if there are commands.
+        arguments: the options.
         settings: further settings of LightningCLI.
     """
 
-    def __init__(self, arguments: list[str], **settings: Any):
+    def __init__(self, arguments: Arguments | Sequence[str], **settings: Any):
         super().__init__(
             ScoreModel,
             ScoreData,
@@ -54,6 +57,7 @@ class ExperimentCLI(LightningCLI):
             auto_configure_optimizers=False,
             trainer_defaults=OURS,
             args=arguments,
+            run=False,
             **settings,
         )
 
@@ -67,36 +71,45 @@ class ExperimentCLI(LightningCLI):
         parser.add_lightning_class_args(LossGuard, "guard")
         parser.add_argument("--name", type=str, default="run", help="Name of the run; that of its config by default.")
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        """Parses the given arguments, never those of the process, and looks at what is to be made of them."""
+    def parse_arguments(self, parser: LightningArgumentParser, args: Arguments | Sequence[str]) -> None:
+        """Parses the given arguments, never those of the process, and checks the configuration that they make."""
         self.config = parser.parse_args(args)
-        self.config.get(self.config.get("subcommand"), self.config).pop("trust", None)  # is of this command alone
+        self.config.pop("trust", None)  # is of this command alone
         plain = self.config.as_dict()
-        check_config(plain.get(plain.get("subcommand")) or plain, GROUPS)
-        check_trainer((plain.get(plain.get("subcommand")) or plain).get("trainer") or {})
-        make_paths_absolute(self.config.get(self.config.get("subcommand")) or self.config, GROUPS)
+        check_config(plain, GROUPS)
+        check_trainer(plain.get("trainer") or {})
+        make_paths_absolute(self.config, GROUPS)
 
     def instantiate_classes(self) -> None:
-        """Makes model, data and trainer; values that these do not take are the user's mistake.
+        """Makes model, data and trainer.
 
         Raises:
-            InputError: there are such values.
+            InputError: they refuse their options.
+        """
+        with self.explaining():
+            super().instantiate_classes()
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Within it, what Lightning or torch refuses is an error that names the trainer's options.
+
+        Raises:
+            InputError: in place of the error.
         """
         try:
-            super().instantiate_classes()
+            yield
         except (MisconfigurationException, ValueError, MemoryError, RuntimeError) as error:
             of_memory = isinstance(error, MemoryError) or is_oom_error(error)
             others = isinstance(error, RuntimeError) and not of_memory and not of_lightning(error)
             if others or isinstance(error, InputError) or isinstance(error.__cause__, InputError):
                 raise
-            given = self.config.get(self.config.get("subcommand") or "", self.config)
-            raise InputError(of_options(error, given["trainer"], TRAINER)) from error
+            raise InputError(of_options(error, self.config["trainer"], TRAINER)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer; of some values, as `devices: none`, Lightning says that their type is wrong or a package missing.
+        """Makes the trainer.
 
         Raises:
-            ValueError: there are such values.
+            ValueError: it refuses a value, such as `devices: none`, by an error of another type.
         """
         try:
             return super().instantiate_trainer(**kwargs)
@@ -108,11 +121,11 @@ class IdleExperiment(ExperimentCLI):
     """Model and data from options, with a trainer that runs nothing and writes nothing.
 
     Args:
-        arguments: the options, without a command.
+        arguments: the options.
     """
 
-    def __init__(self, arguments: list[str]):
-        super().__init__(arguments, run=False, save_config_callback=None)
+    def __init__(self, arguments: Arguments | Sequence[str]):
+        super().__init__(arguments, save_config_callback=None)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer for one process on the CPU."""

@@ -1,12 +1,12 @@
-"""What a class that is named in a configuration starts from: its own defaults, whatever stood in its place before.
+"""A class named in a configuration starts from its own defaults, whichever class it replaces.
 
-jsonargparse keeps the arguments of the former class that the new one has too. Here a value that names a class (`VP`, or a
-mapping with `class_path`) replaces what was there; a value that names none (`--model.process.beta_max 10`, or a mapping
-without `class_path`) changes the class that is there; and `+VP` keeps the arguments that VP has too.
+jsonargparse keeps the arguments of the former class that the new one has too. Here a value with a class (`VP`, or a mapping
+with `class_path`) replaces the current value; one without (`--model.process.beta_max 10`, or a mapping without `class_path`)
+changes the current class; and `+VP` keeps the current arguments that VP has too.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -18,7 +18,9 @@ from jsonargparse._common import lenient_check, parent_parser
 from jsonargparse._typehints import ActionTypeHint, NestedArg, get_help_types, is_subclass_spec, sub_defaults
 from jsonargparse._util import parse_value_or_config
 
+from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.class_names import class_mistake, misplaced
+from lightning_score.commands.total_steps import marked
 from lightning_score.runs.trust import KEEP
 
 
@@ -27,9 +29,9 @@ class Change:
     """A class that was replaced.
 
     Attributes:
-        old: what was there, layer after layer.
-        new: what is there now.
-        keeps: whether it was to keep what it has too.
+        old: its values, layer after layer.
+        new: the new value.
+        keeps: whether the new class keeps common arguments.
     """
 
     old: list[Namespace]
@@ -37,25 +39,25 @@ class Change:
     keeps: bool
 
     def line(self, place: str) -> str:
-        """What was lost or kept by it, or nothing."""
+        """A line with the dropped and kept values; empty if there are none."""
         lost = {name: value for old in self.old for name, value in _lost(old, self.new)}
         before, after = _arguments(self.old[-1]), _arguments(self.new)
         kept = {name: value for name, value in after.items() if self.keeps and before.get(name) == value}
         old, new = (spec["class_path"].rpartition(".")[2] for spec in (self.old[0], self.new))
-        said = [
+        parts = [
             f"{word} {', '.join(f'{name}={_shown(value)}' for name, value in values.items())}"
             for word, values in (("dropped", lost), ("kept", kept))
             if values
         ]
         if lost:
             again = f", or write {KEEP}{new}" if lost.keys() & _defaults(self.new).keys() and not self.keeps else ""
-            said.append(f"give them again to keep them{again}")
-        return f"{place}: {f'{old} -> {new}' if old != new else f'{new} given again'}; {'; '.join(said)}" if said else ""
+            parts.append(f"give them again to keep them{again}")
+        return f"{place}: {f'{old} -> {new}' if old != new else f'{new} given again'}; {'; '.join(parts)}" if parts else ""
 
 
 @dataclass
 class Changes:
-    """What changes while a command line is parsed.
+    """The changes of classes while a command line is parsed.
 
     Attributes:
         place: the dotted name of the option that is being parsed.
@@ -69,14 +71,14 @@ class Changes:
     found: dict[str, Change] = field(default_factory=dict)
     result: Any = None
     classes: dict[str, str] = field(default_factory=dict)
-    arguments: Sequence[str] = ()
+    arguments: Arguments = field(default_factory=Arguments)
 
     def lines(self) -> list[str]:
-        """One line for each change by which values were lost or kept."""
+        """One line for each change that dropped or kept values."""
         return [line for place, change in self.found.items() if (line := change.line(place))]
 
     def add(self, before: Namespace, after: Namespace, replaces: bool, keeps: bool) -> None:
-        """Compares what stands in a place with what stood there."""
+        """Records the change of the value at the current place."""
         known = self.found.get(self.place)
         if replaces:
             self.found = {place: change for place, change in self.found.items() if not place.startswith(f"{self.place}.")}
@@ -89,13 +91,13 @@ _changes: ContextVar[Changes | None] = ContextVar("changes", default=None)
 
 
 def recording() -> Changes | None:
-    """What is collected where this is within `recorded`, else None."""
+    """The changes collected by the enclosing `recorded`, else None."""
     return _changes.get()
 
 
 @contextmanager
-def recorded(arguments: Sequence[str] = ()) -> Iterator[Changes]:
-    """Within, a class that is named starts from its own defaults, and what changes by that is collected."""
+def recorded(arguments: Arguments) -> Iterator[Changes]:
+    """Within it, a named class starts from its own defaults, and the changes are collected."""
     token = _changes.set(changes := Changes(arguments=arguments))
     try:
         yield changes
@@ -104,13 +106,16 @@ def recorded(arguments: Sequence[str] = ()) -> Iterator[Changes]:
 
 
 def _lost(old: Namespace, new: Namespace) -> Iterator[tuple[str, Any]]:
-    """The arguments that a class has no more and that matter: those that its defaults, or the new class's, are not."""
-    before, after, mine, its = _arguments(old), _arguments(new), _defaults(old), _defaults(new)
+    """The dropped arguments that matter: those that differ from the defaults of the old or the new class."""
+    before, after = _arguments(old), _arguments(new)
+    old_defaults, new_defaults = _defaults(old), _defaults(new)
     for name, value in before.items():
         if name in after:
             if is_subclass_spec(value) and is_subclass_spec(after[name]):
                 yield from ((f"{name}.{part}", lost) for part, lost in _lost(value, after[name]))
-        elif name not in mine or value != mine[name] or (name in its and value != its[name]):
+        elif (
+            name not in old_defaults or value != old_defaults[name] or (name in new_defaults and value != new_defaults[name])
+        ):
             yield name, value
 
 
@@ -127,7 +132,7 @@ def _defaults(spec: Namespace) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """A value in short."""
+    """A value as short text."""
     if is_subclass_spec(value):
         inside = ", ".join(f"{name}={_shown(each)}" for name, each in _arguments(value).items())
         return value["class_path"].rpartition(".")[2] + (f"({inside})" if inside else "")
@@ -137,12 +142,12 @@ def _shown(value: Any) -> str:
 
 
 def _read(action: ActionTypeHint, value: Any, append: bool) -> tuple[Any, bool, bool]:
-    """A value without `KEEP`; whether it replaces what was there; and whether it had `KEEP`."""
+    """A value without `KEEP`; whether it replaces the current one; and whether it had `KEEP`."""
     if append or isinstance(value, NestedArg):
         return value, False, False
     content = value
     if isinstance(value, str):
-        with suppress(Exception):  # text that is not YAML: the parser says what is wrong with it
+        with suppress(Exception):  # not YAML, which the parser reports
             content, _ = parse_value_or_config(value, enable_path=action._enable_path)
     mapping = isinstance(content, dict | Namespace)
     if mapping and "class_path" not in content:
@@ -159,13 +164,13 @@ def _read(action: ActionTypeHint, value: Any, append: bool) -> tuple[Any, bool, 
 
 
 def _check_type(self: ActionTypeHint, value: Any, append: bool = False, cfg: Any = None, mode: str | None = None) -> Any:
-    """Checks a value with the present one where it changes that, and without it where it replaces that."""
+    """Checks a value together with the current one if it changes that, and alone if it replaces it."""
     changes = _changes.get()
     if changes is None:
         return _original_check(self, value, append, cfg, mode)
     outer, changes.place = changes.place, f"{changes.place}.{self.dest}".removeprefix(".")
     try:
-        if sub_defaults.get() or not lenient_check.get():  # what is given is complete by now
+        if sub_defaults.get() or not lenient_check.get():  # the value is complete by now
             return _original_check(self, value, append, cfg, mode)
         return _check_change(self, value, append, cfg, mode, changes)
     finally:
@@ -174,6 +179,7 @@ def _check_type(self: ActionTypeHint, value: Any, append: bool = False, cfg: Any
 
 def _check_change(self: ActionTypeHint, value: Any, append: bool, cfg: Any, mode: str | None, changes: Changes) -> Any:
     before = cfg.get(self.dest) if cfg else None
+    value = marked(value) if changes.place == "model.lr_scheduler" else value
     value, replaces, keeps = _read(self, value, append)
     present = Namespace()
     if keeps or not replaces:
@@ -197,7 +203,7 @@ def _check_change(self: ActionTypeHint, value: Any, append: bool, cfg: Any, mode
 
 
 def _call(self: ActionTypeHint, *args: Any, **kwargs: Any) -> Any:
-    """Stores the checked value of an option, which is complete, in place of the present one."""
+    """Replaces the current value of an option by the checked one, which is complete."""
     made = _original_call(self, *args, **kwargs)
     changes = _changes.get()
     if args and changes is not None and is_subclass_spec(changes.result):
@@ -206,7 +212,7 @@ def _call(self: ActionTypeHint, *args: Any, **kwargs: Any) -> Any:
 
 
 def _discard(parser_or_action: Any, present: Any, given: Any) -> None:
-    """Before a config is merged into another: what it says of a class is complete, and replaces what is present."""
+    """Before a config is merged into another: its values with a class are complete, and replace the current ones."""
     if _changes.get() is None or isinstance(present, dict):
         return _original_discard(parser_or_action, present, given)
     for key in list(present.keys(branches=True)):

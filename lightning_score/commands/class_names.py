@@ -1,4 +1,4 @@
-"""What is wrong with a value that is to be a class: the classes that may be given there, the most similar names first."""
+"""Errors for class names: the classes that an option takes, the most similar names first."""
 
 import difflib
 import inspect
@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from jsonargparse._typehints import NestedArg, get_all_subclass_paths, get_help_types, resolve_class_path_by_name
 from jsonargparse._util import import_object
 
+from lightning_score.runs.old_names import new_classes
 from lightning_score.runs.trust import KINDS
 from lightning_score.runs.yaml_files import load
 
@@ -18,7 +19,7 @@ SPEC = {"class_path", "init_args", "dict_kwargs", "__path__"}
 
 
 def class_names(typehint: Any, wanted: str = "") -> str:
-    """The names of all public classes that a type takes, those that resemble another name first."""
+    """The names of all public classes that a type takes, those similar to the wanted one first."""
     names = {path.rpartition(".")[2] for path in get_all_subclass_paths(typehint)}
     names = sorted(names - {base.__name__ for base in get_help_types(typehint)})
     names = [name for name in names if not name.startswith("_")]
@@ -28,10 +29,10 @@ def class_names(typehint: Any, wanted: str = "") -> str:
 
 
 def class_mistake(typehint: Any, place: str, value: Any) -> str:
-    """What is wrong with the class in a value that was refused, or nothing where it is not that.
+    """The error message for a wrong class in a refused value; empty if the class is not the reason.
 
     Args:
-        typehint: what the option takes.
+        typehint: the type of the option.
         place: its name.
         value: as given.
     """
@@ -49,17 +50,20 @@ def class_mistake(typehint: Any, place: str, value: Any) -> str:
             return _no_class(f"{place}={dict(part)}", place, typehint)
         name = part["class_path"] if isinstance(part, Mapping) else part
         if isinstance(name, str) and (reason := _unusable(name.lstrip("+"), types)):
+            renamed = [new for new in new_classes(name.lstrip("+")) if not _unusable(new, types)]
+            if renamed:
+                return f"{place}={name}: this class has been renamed; give {renamed[0]}"
             own = "or the path of your own, as my_module.MyClass"
             return f"{place}={name}: {reason}; give one of {class_names(typehint, name.rpartition('.')[2])}, {own}"
     return ""
 
 
 def misplaced(typehint: Any, place: str, value: Any) -> str:
-    """Says so where the arguments of a class stand beside its class path, or no arguments or no class where they are to
-    be; else nothing.
+    """The error message for arguments of a class outside of `init_args`, or values that are not arguments or a class; else
+    empty.
     """
     parts: list[Any] = []
-    with suppress(yaml.YAMLError):  # which `class_mistake` tells
+    with suppress(yaml.YAMLError):  # which `class_mistake` reports
         parts = list(_parts(value)) if get_help_types(typehint) else []
     for part in parts:
         part = part if isinstance(part, Mapping) else {}
@@ -77,13 +81,13 @@ def misplaced(typehint: Any, place: str, value: Any) -> str:
 
 
 def _bases(typehint: Any) -> tuple[type, ...]:
-    """The kinds of parts that a type takes; values that happen to have a class, as tensors and spans of time, are none."""
+    """The base classes of parts that a type takes; not of plain values such as tensors and time spans."""
     found = get_help_types(typehint) or ()
     return tuple(base for base in found if issubclass(base, KINDS) or base.__module__.startswith("lightning_score"))
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """What is given for a class, or for each of several."""
+    """The parts of a value: itself, or the elements of a list."""
     if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
         value = load(value)
     for part in value if isinstance(value, list) else [value]:
@@ -99,10 +103,10 @@ def _no_class(given: str, place: str, typehint: Any) -> str:
 
 
 def _unusable(name: str, types: tuple[type, ...]) -> str:
-    """Why a name is not that of such a class, or nothing."""
+    """Why a name is not that of such a class; empty if it is."""
     try:
         found = import_object(resolve_class_path_by_name(types, name))
-    except Exception as error:  # importing a module of the user's runs any code
+    except Exception as error:  # a user's module may raise anything
         return f"cannot be imported ({' '.join(str(error).split())[:200]})" if "." in name else "no such class"
     fits = isinstance(found, type) and issubclass(found, types)
     if fits and inspect.isabstract(found):
@@ -111,7 +115,7 @@ def _unusable(name: str, types: tuple[type, ...]) -> str:
 
 
 def options_inside(classes: Mapping[str, str]) -> Iterator[str]:
-    """The options of the classes that were given, by the places of these."""
+    """The options of the given classes, which are by place."""
     for place, path in classes.items():
         with suppress(Exception):
             yield from (f"{place}.{name}" for name in inspect.signature(import_object(path)).parameters)

@@ -1,46 +1,42 @@
-"""What happens to command-line arguments before and around their parsing: short config names, the configuration that a
-checkpoint holds, and errors of one line.
-"""
+"""Configurations by name: those of config files, and that of a checkpoint."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lightning_score.commands.origins import CONFIG
+from lightning_score.commands.arguments import CONFIG, Arguments, Layer
 from lightning_score.commands.total_steps import linked
 from lightning_score.errors import InputError, require
 from lightning_score.files import cache_folder
-from lightning_score.runs.checkpoints import read
+from lightning_score.runs.checkpoints import read_checkpoint
 from lightning_score.runs.trust import check_origin, trusted_by
 from lightning_score.runs.yaml_files import read_mapping
 
 PACKAGE = Path(__file__).parent.parent
 FROM_CHECKPOINT = ("model", "data", "ema", "samples", "evaluate", "name", "seed_everything")
-"""The parts of a run's configuration that its checkpoint stands for."""
+"""The parts of a run's configuration that are taken from its checkpoint."""
 PLAIN_ENTRIES = ("name", "seed_everything")
-"""Those among them that are one value."""
-GROUPS = ("trainer", "model", "ema", "samples", "evaluate", "guard")
-"""The options that hold others."""
+"""Those among them that are a single value."""
 
 
 def shipped(kind: str = "configs") -> Path:
-    """The folder of the shipped configs, or sweeps: inside the installed package, or beside it in a clone."""
+    """The folder of the shipped configs or sweeps: in the installed package, or next to it in a clone."""
     inside = PACKAGE / kind
     return inside if inside.is_dir() else PACKAGE.parent / kind
 
 
 def find_config(name: str, kind: str = "configs", option: str = "--config ") -> Path:
-    """The file of a config given as a path, or as the name of a shipped one: `ncsn`, `ncsn.yaml`, `configs/ncsn.yaml`.
+    """The file of a config by its path, or by the name of a shipped one: `ncsn`, `ncsn.yaml`, `configs/ncsn.yaml`.
 
     Args:
         name: as given.
         kind: `configs` or `sweeps`.
-        option: what the name was given for.
+        option: the option that was given the name, for the message.
 
     Raises:
         InputError: there is no such file.
@@ -52,12 +48,12 @@ def find_config(name: str, kind: str = "configs", option: str = "--config ") -> 
     if file.is_file():
         return file
     known = ", ".join(sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml")))
-    raise InputError(f"{option}{name}: there is no such file, nor a shipped {kind[:-1]} of this name ({known})")
+    raise InputError(f"{option}{name}: no such file, and no shipped {kind[:-1]} of this name; these are {known}")
 
 
 def load_checkpoint(path: str, trusted: Collection[str] = ()) -> dict[str, Any]:
-    """Reads a checkpoint of a ScoreModel safely: tensors and plain values only, no code is run, and what its configuration
-    names is made of this package, torch or Lightning, or of modules that the user trusts.
+    """Reads a checkpoint of a ScoreModel: tensors and plain values; no code is run. Its configuration names only classes of
+    this package, torch, Lightning, or modules that the user trusts.
 
     Args:
         path: the file.
@@ -67,13 +63,13 @@ def load_checkpoint(path: str, trusted: Collection[str] = ()) -> dict[str, Any]:
         InputError: the file is missing, damaged, or another model's; or it names other classes.
     """
     try:
-        checkpoint = read(Path(path))
+        checkpoint = read_checkpoint(Path(path))
     except InputError as error:
         raise InputError(f"--ckpt_path {error}") from error
     known = {"state_dict", "config"} <= checkpoint.keys()
     require(
         known and isinstance(checkpoint["config"], dict),
-        f"--ckpt_path {path}: this is not a checkpoint of lightning_score's ScoreModel but of another model or program; "
+        f"--ckpt_path {path}: not a checkpoint of lightning_score's ScoreModel but of another model or program; "
         "give one that `fit` wrote, as runs/NAME/latest/last.ckpt",
     )
     check_origin(_parts_of(checkpoint, path), trusted, f"--ckpt_path {path}")
@@ -92,7 +88,7 @@ def load_checkpoint(path: str, trusted: Collection[str] = ()) -> dict[str, Any]:
 
 
 def _parts_of(checkpoint: dict[str, Any], path: str) -> dict[str, Any]:
-    """What a checkpoint says of the parts of a run, each by its own name."""
+    """The parts of a run in the configuration of a checkpoint, by name."""
     parts = {key: value for key, value in checkpoint["config"].items() if key in FROM_CHECKPOINT}
     plain = {key: value for key, value in parts.items() if key not in PLAIN_ENTRIES}
     wrong = [key for key, value in plain.items() if not isinstance(value, dict)]
@@ -100,42 +96,32 @@ def _parts_of(checkpoint: dict[str, Any], path: str) -> dict[str, Any]:
     return plain
 
 
-def option(arguments: list[str], *names: str) -> list[str]:
-    """All values given for an option, as `--name value` or `--name=value`."""
-    values = []
-    for i, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name in names:
-            values += [value] if equals else arguments[i + 1 : i + 2]
-    return values
-
-
-def trusted_modules(arguments: list[str]) -> set[str]:
+def trusted_modules(arguments: Arguments) -> set[str]:
     """The modules of which the user's own options and configs name classes, and those of `--trust`."""
     files = []
-    for name in option(arguments, "-c", "--config"):
+    for name in arguments.get(CONFIG):
         with suppress(InputError):
             files.append(find_config(name))
-    return trusted_by(arguments, files)
+    return trusted_by(arguments.command_line(), files)
 
 
-def with_found_configs(arguments: list[str]) -> list[str]:
-    """The arguments with every `--config` name replaced by its file."""
-    found = list(arguments)
-    for i, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name in CONFIG and (equals or i + 1 < len(arguments)):
-            file = find_config(value if equals else arguments[i + 1])
-            read_config(file)
-            found[i if equals else i + 1] = f"{name}={file}" if equals else str(file)
+def with_found_configs(arguments: Arguments) -> Arguments:
+    """The arguments with every `--config` name replaced by its file.
+
+    Raises:
+        InputError: a file is missing, or is not a config.
+    """
+    found = arguments.replace(CONFIG, lambda name: str(find_config(name)))
+    for file in found.get(CONFIG):
+        read_config(Path(file))
     return found
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """What a config file says.
+    """The content of a config file.
 
     Raises:
-        InputError: it is damaged, ambiguous or no mapping.
+        InputError: it is damaged, ambiguous or not a mapping.
     """
     found, _ = read_mapping(file, "config", "model: {process: VP}")
     _check_dots(found, file)
@@ -143,7 +129,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def _check_dots(content: Any, file: Path) -> None:
-    """Refuses `a` beside `a.b`, of which one would be lost."""
+    """Refuses `a` together with `a.b`, one of which would be ignored."""
     names = content if isinstance(content, dict) else ()
     for name in map(str, names):
         above = next((other for other in map(str, names) if name.startswith(f"{other}.")), "")
@@ -153,55 +139,31 @@ def _check_dots(content: Any, file: Path) -> None:
         _check_dots(part, file)
 
 
-def with_checkpoint_config(arguments: list[str], checkpoint: dict[str, Any]) -> list[str]:
-    """The arguments preceded by the checkpoint's own configuration, which everything that follows overrides.
+def over_checkpoint(arguments: Arguments, checkpoint: dict[str, Any]) -> Arguments:
+    """The arguments over the checkpoint's own configuration, which they override.
 
     Raises:
         InputError: its data would make a folder that is neither here nor in the user's cache.
     """
     config = {key: value for key, value in checkpoint["config"].items() if key in FROM_CHECKPOINT}
     settings = (config.get("data") or {}).get("init_args") or {}
-    for key in () if option(arguments, "--data") else ("cache", "root"):
-        folder, options = settings.get(key), (f"--data.{key}", f"--data.init_args.{key}")
+    for key in () if arguments.get("--data") else ("cache", "root"):
+        folder, given = settings.get(key), arguments.get(f"--data.{key}") + arguments.get(f"--data.init_args.{key}")
         require(
-            not isinstance(folder, str) or bool(option(arguments, *options)) or _is_here(Path(folder)),
-            f"the checkpoint keeps its data in {folder}, which is no folder yet: make it, or give --data.{key} FOLDER",
+            not isinstance(folder, str) or bool(given) or _is_here(Path(folder)),
+            f"the checkpoint keeps its data in {folder}, which does not exist: make it, or give --data.{key} FOLDER",
         )
-    following = linked(checkpoint["config"]) if arguments[0] == "fit" and option(arguments, "--trainer.max_steps") else None
-    links = [] if following is None else ["--config", yaml.safe_dump(following)]
-    return [arguments[0], "--config", yaml.safe_dump(config), *links, *arguments[1:]]
+    follows = arguments.command == "fit" and arguments.get("--trainer.max_steps")
+    return arguments.over(Layer(config), *(linked_layers(checkpoint["config"]) if follows else []))
 
 
-def in_order(arguments: Sequence[str]) -> list[str]:
-    """The arguments with configs first, which options override, and a part before the options inside it.
-
-    `--model.process.class_path VP` becomes `--model.process VP`, `init_args` among names are left out, and a group as a
-    whole, `--model {process: VP}`, becomes a config.
-    """
-    units: list[list[str]] = [[]]
-    for argument in arguments:
-        if argument.startswith("--") or argument in CONFIG:
-            units.append([])
-            name, equals, value = argument.partition("=")
-            argument = name.replace(".init_args.", ".").removesuffix(".class_path") + equals + value
-        units[-1].append(argument)
-    units = [units[0], *map(_group_as_config, units[1:])]
-    configs = [unit for unit in units if unit and unit[0].partition("=")[0] in CONFIG]
-    placed: list[list[str]] = []
-    for unit in units[1:]:
-        if unit not in configs:
-            inside = f"{unit[0].partition('=')[0]}."
-            first = next((i for i, other in enumerate(placed) if other[0].startswith(inside)), len(placed))
-            placed.insert(first, unit)
-    return [argument for unit in [units[0], *configs, *placed] for argument in unit]
-
-
-def _group_as_config(unit: list[str]) -> list[str]:
-    name, _, value = " ".join(unit).removeprefix("--").partition("=" if "=" in unit[0] else " ")
-    return ["--config", f"{name}: {value}"] if name in GROUPS and value.startswith("{") else unit
+def linked_layers(config: Mapping[str, Any]) -> list[Layer]:
+    """The layer by which the schedule of a run's configuration follows `trainer.max_steps`, if it has such numbers."""
+    following = linked(config)
+    return [] if following is None else [Layer(following)]
 
 
 def _is_here(folder: Path) -> bool:
-    """Whether a folder is there, or would be made in the present folder or in that of caches."""
+    """Whether a folder exists, or would be made in the working folder or the cache folder."""
     homes = (Path.cwd(), cache_folder())
     return folder.is_dir() or any(folder.resolve().is_relative_to(home.resolve()) for home in homes)

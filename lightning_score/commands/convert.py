@@ -1,4 +1,4 @@
-"""The command `convert`: peers' checkpoints become ours, and ours a folder of diffusers."""
+"""The command `convert`: checkpoints of other projects to ours, and ours to a folder of diffusers."""
 
 import lightning_score.torchvision_guard
 
@@ -14,6 +14,7 @@ import yaml
 from lightning.pytorch.trainer.states import TrainerFn
 
 import lightning_score
+from lightning_score.commands.arguments import Arguments, Layer
 from lightning_score.commands.base import IdleExperiment
 from lightning_score.commands.configs import load_checkpoint, with_found_configs
 from lightning_score.errors import InputError, require
@@ -26,7 +27,7 @@ from lightning_score.training.model import ScoreModel
 
 OURS = "lightning_score"
 MEANINGS = {
-    "sde": "what the model was trained on, in continuous time or on discrete levels; by default the folders' names say",
+    "sde": "the SDE, continuous or discrete, that the model was trained on; by default it follows from the folders' names",
     "precond": "the preconditioning under which the network was trained (default: edm)",
 }
 NEXT = {
@@ -35,26 +36,26 @@ NEXT = {
 }
 
 
-def convert(arguments: list[str]) -> None:
-    """Converts a checkpoint and says what it became.
+def convert(arguments: Arguments) -> None:
+    """Converts a checkpoint and prints a description.
 
     Args:
         arguments: `convert` and its options.
 
     Raises:
-        InputError: a file that is not of the kind named, or an output that exists.
+        InputError: the file is of another kind, or the output exists.
     """
-    options, changes = _parser().parse_known_args(arguments[1:])
+    options, changes = _parser().parse_known_args(arguments.words())
     out = Path(options.out)
-    require(not out.exists(), f"{out}: exists already and nothing is overwritten; give another name")
+    require(not out.exists(), f"{out}: already exists and is not overwritten; give another name")
     if options.kind == OURS:
         require(options.to == "diffusers", "--from lightning_score converts to a folder of diffusers: add --to diffusers")
-        said = [f"--{name}" for name in ("size", *OPTIONS) if getattr(options, name) is not None]
-        require(not said + changes, f"{' '.join(said + changes)}: --from lightning_score takes no further options")
-        write(out, own(options.path, trusted_by(arguments, [])))
+        given = [f"--{name}" for name in ("size", *OPTIONS) if getattr(options, name) is not None]
+        require(not given + changes, f"{' '.join(given + changes)}: --from lightning_score takes no further options")
+        write(out, read_own_checkpoint(options.path, trusted_by(arguments.command_line(), [])))
     else:
         imported = read(options.path, options.kind, options.size, options.sde, options.precond)
-        conversion = Conversion(imported, options.kind, with_found_configs(changes))
+        conversion = Conversion(imported, options.kind, changes)
         print(conversion.describe())
         if options.to == OURS:
             conversion.save(out)
@@ -64,34 +65,34 @@ def convert(arguments: list[str]) -> None:
 
 
 def convert_checkpoint(path: str | Path, kind: str, out: str | Path, options: Sequence[str] = ()) -> None:
-    """Converts a peer's checkpoint into one of this package's, as the command does.
+    """Converts another project's checkpoint into one of this package, like the command.
 
     Args:
-        path: the peer's file or folder.
-        kind: whose it is, one of `lightning_score.interop.KINDS`.
+        path: the file or folder.
+        kind: its kind, one of `lightning_score.interop.KINDS`.
         out: the checkpoint to write; it must not exist.
         options: as on the command line, such as `["--model.process", "SubVP"]`.
     """
-    convert(["convert", "--from", kind, str(path), str(out), *options])
+    convert(Arguments.parse(["convert", "--from", kind, str(path), str(out), *options]))
 
 
 class Conversion(IdleExperiment):
-    """Model and data of an imported checkpoint, made as `fit` makes them, so that options change what the file leaves open.
+    """Model and data of an imported checkpoint, made as by `fit`; options change what the file does not determine.
 
     Args:
         imported: the checkpoint.
-        kind: whose it is.
-        changes: options that override what was found or assumed.
+        kind: its kind.
+        changes: options that override what was read or assumed.
     """
 
     def __init__(self, imported: Imported, kind: str, changes: Sequence[str] = ()):
         self.imported, self.kind = imported, kind
-        base = yaml.safe_dump(config_of(imported, kind))
-        super().__init__(["--config", base, *changes])
+        arguments = with_found_configs(Arguments.without_command(changes))
+        super().__init__(arguments.over(Layer(config_of(imported, kind))))
         self._load()
 
     def _load(self) -> None:
-        """Gives the model the weights: the averaged ones, if there are any."""
+        """Gives the model the weights; the averaged ones, if any."""
         network, imported = self.model.score_function.network, self.imported
         try:
             network.load_state_dict(imported.weights if imported.averages is None else imported.averages)
@@ -100,7 +101,7 @@ class Conversion(IdleExperiment):
             raise InputError(f"the weights do not fit the network that the options describe: {detail}") from error
 
     def describe(self) -> str:
-        """What the checkpoint became, and what was assumed, as a text."""
+        """The parts of the converted checkpoint, and what was assumed, as text."""
         score, imported, settings = self.model.score_function, self.imported, self.plain_config()["model"]
         count = sum(parameter.numel() for parameter in score.network.parameters())
         low, high = self.datamodule.data_range
@@ -108,26 +109,26 @@ class Conversion(IdleExperiment):
         rows = {
             "network": f"{type(score.network).__name__}, {count:,} parameters, {averaged}",
             "images": f"{' x '.join(map(str, self.model.shape))}, values {low:g} to {high:g}",
-            "process": _said(settings["process"]),
-            "output means": _said(settings["parametrization"]),
-            "sampler": _said(settings["sampler"]),
-            "trained": f"{imported.step} steps" if imported.step else "the file does not say how long",
+            "process": _on_one_line(settings["process"]),
+            "output means": _on_one_line(settings["parametrization"]),
+            "sampler": _on_one_line(settings["sampler"]),
+            "trained": f"{imported.step} steps" if imported.step else "for an unknown number of steps",
         }
         lines = [f"  {name:<14} {value}" for name, value in rows.items()]
         return "\n".join([f"{self.kind} checkpoint", *lines, *(f"  assumed: {note}" for note in imported.notes)])
 
     def plain_config(self) -> dict[str, Any]:
-        """The configuration with plain values only."""
+        """The configuration as plain values."""
         return yaml.safe_load(self.parser.dump(self.config, skip_none=False))
 
     def result(self) -> Imported:
-        """The checkpoint with what the options have changed."""
+        """The checkpoint with the changes by options."""
         return as_imported(self.model, self.plain_config()["model"], self.datamodule.data_range)
 
     def save(self, out: Path) -> None:
-        """Writes a checkpoint from which `predict`, `test` and `fit` go on, in one step that is never seen half done.
+        """Writes a checkpoint for `predict`, `test` and `fit`, atomically.
 
-        The optimizer starts anew and training counts from 0; the average goes on from the peer's.
+        The optimizer and the step count start anew; the average of the weights continues.
         """
         trainer = self.trainer
         trainer.strategy.connect(self.model)
@@ -145,19 +146,19 @@ class Conversion(IdleExperiment):
             torch.save(checkpoint, stream)
 
     def _named(self, state: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
-        """A model's state with other weights of its network."""
+        """The state of the model with other weights of its network."""
         return {**state, **{f"score_function.network.{name}": tensor for name, tensor in weights.items()}}
 
 
 def config_of(imported: Imported, kind: str) -> dict[str, Any]:
-    """The configuration of a run whose model is the imported one, on the data that have its shape."""
+    """The configuration of a run with the imported model, on data of its shape."""
     conditional = imported.num_classes > 0
     model = {**imported.model, "conditional": conditional, "label_dropout": imported.label_dropout}
     return {"name": kind, "model": model, "data": data_of(imported)}
 
 
 def data_of(imported: Imported) -> dict[str, Any]:
-    """Data of the shape that the model was trained on: CIFAR-10, or a folder of images to be named."""
+    """Data of the model's shape: CIFAR-10, or a folder of images that the user names."""
     shared = {"data_range": list(imported.data_range), "flip": True}
     if imported.shape == (3, 32, 32) and imported.num_classes in (0, 10):
         return {"class_path": "CIFAR10", "init_args": shared}
@@ -166,32 +167,32 @@ def data_of(imported: Imported) -> dict[str, Any]:
 
 
 def as_imported(model: ScoreModel, settings: Settings, data_range: Sequence[float]) -> Imported:
-    """A model of this package, with the averaged weights that it holds, as a checkpoint to be written in another form."""
+    """A model of this package, with its averaged weights, as a checkpoint to write in another form."""
     score = model.score_function
     low, high = data_range
     return Imported(settings, model.shape, (low, high), score.network.state_dict(), num_classes=score.num_classes)
 
 
-def own(path: str, trusted: Collection[str] = ()) -> Imported:
-    """A checkpoint of this package as one to be written in another form.
+def read_own_checkpoint(path: str, trusted: Collection[str] = ()) -> Imported:
+    """A checkpoint of this package, to write in another form.
 
     Raises:
-        InputError: it is unreadable, or of data without a range, such as points.
+        InputError: it is unreadable, or its data have no range, like points.
     """
     config = load_checkpoint(path, trusted)["config"]
     data_range = config["data"].get("init_args", {}).get("data_range")
-    require(data_range is not None, f"{path}: a model of data without a range; only models of images can be converted")
+    require(data_range is not None, f"{path}: its data have no range; only models of images can be converted")
     model = ScoreModel.load_from_checkpoint(path, map_location="cpu", trust=list(trusted))
     return as_imported(model, config["model"], data_range)
 
 
-def _said(settings: Any) -> str:
-    """A part of a config on one line: its class and what differs from null."""
+def _on_one_line(settings: Any) -> str:
+    """A part of a config on one line: its class and the arguments that are not null."""
     if not isinstance(settings, Mapping) or "class_path" not in settings:
         return str(settings)
     given = {name: value for name, value in (settings.get("init_args") or {}).items() if value is not None}
     order = [*inspect.signature(locate(settings["class_path"])).parameters, *given]
-    inner = ", ".join(f"{name}={_said(given[name])}" for name in sorted(given, key=order.index))
+    inner = ", ".join(f"{name}={_on_one_line(given[name])}" for name in sorted(given, key=order.index))
     return f"{settings['class_path'].rpartition('.')[2]}{f'({inner})' if inner else ''}"
 
 
@@ -203,20 +204,20 @@ class _OneLine(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _OneLine(
         prog="python -m lightning_score convert",
-        description="Makes a peer's checkpoint one of this package, for predict, test and fit, or a folder of diffusers.",
-        epilog="Further options change what the file leaves open, as those of fit: --model.process SubVP, "
-        "--data ImageFolder --data.path my_images. Files are read without running code that they may hold.",
+        description="Converts another project's checkpoint for predict, test and fit, or to a folder of diffusers.",
+        epilog="Options of fit change what the file does not determine: --model.process SubVP, "
+        "--data ImageFolder --data.path my_images. No code in the files is run.",
         allow_abbrev=False,
     )
-    parser.add_argument("path", metavar="PATH", help="the peer's file, or its folder for diffusers")
+    parser.add_argument("path", metavar="PATH", help="the file, or the folder for diffusers")
     parser.add_argument("out", metavar="OUT", help="the checkpoint to write, such as converted.ckpt; it must not exist")
-    parser.add_argument("--from", dest="kind", required=True, choices=[*KINDS, OURS], help="whose checkpoint PATH is")
-    size = "height and width of the images in pixels, where the file does not say; by default those of the published models"
+    parser.add_argument("--from", dest="kind", required=True, choices=[*KINDS, OURS], help="kind of the checkpoint PATH")
+    size = "height and width of the images in pixels, if the file does not determine them; default: the published models'"
     parser.add_argument("--size", type=int, help=size)
-    parser.add_argument("--trust", help="module of which a checkpoint of lightning_score may name classes, as my_parts")
+    parser.add_argument("--trust", help="module whose classes a checkpoint of lightning_score may name, as my_parts")
     for name, (kind, values) in OPTIONS.items():
         parser.add_argument(
-            f"--{name}", choices=values, help=f"of {kind} alone, where its file does not say: {MEANINGS[name]}"
+            f"--{name}", choices=values, help=f"only for {kind}, if its file does not determine it: {MEANINGS[name]}"
         )
     parser.add_argument("--to", default=OURS, choices=[OURS, "diffusers"], help="what to write (default: %(default)s)")
     return parser

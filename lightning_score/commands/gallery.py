@@ -1,4 +1,4 @@
-"""The command `gallery`: a Gaussian mixture in the plane, its exact and learned score, and what samplers make of it."""
+"""The command `gallery`: a 2-D Gaussian mixture, its exact and learned score, and the samples of all samplers."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_score import sampling
 from lightning_score.callbacks.score_plot import Marginal, draw_density, draw_field, extent
+from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.configs import load_checkpoint
 from lightning_score.commands.parser import Parser
 from lightning_score.data import GaussianMixture, Mixture, ScoreData
@@ -25,21 +26,21 @@ from lightning_score.training.model import ScoreModel
 
 STEPS = 60  # of the grid of every sampler
 SNAPSHOTS = 5
-SMALLEST = 0.05  # noise level at which every sampler ends, of data of about unit size
+SMALLEST = 0.05  # last noise level of every sampler, for data of about unit scale
 
 
-def gallery(arguments: list[str]) -> None:
-    """Draws `samplers.png` and `levels.png` for a checkpoint of a Gaussian mixture in the plane.
+def gallery(arguments: Arguments) -> None:
+    """Draws `samplers.png` and `levels.png` for a checkpoint of a 2-D Gaussian mixture.
 
     Args:
         arguments: `gallery` and its options.
 
     Raises:
-        InputError: the checkpoint is not one of 2-D data of a known density.
+        InputError: the data of the checkpoint are not a 2-D Gaussian mixture.
     """
-    options = _parser().parse_args(arguments[1:])
+    options = _parser().parse_args(arguments)
     require(options.num_samples >= 1, f"--num_samples {options.num_samples}: must be at least 1")
-    trusted = trusted_by(arguments, [])
+    trusted = trusted_by(arguments.command_line(), [])
     require_room(1000 * options.num_samples, f"--num_samples {options.num_samples}", "draw fewer")
     checkpoint = load_checkpoint(options.ckpt_path, trusted)
     parser = Parser()
@@ -47,7 +48,7 @@ def gallery(arguments: list[str]) -> None:
     data = parser.instantiate_classes(parser.parse_object({"data": checkpoint["config"].get("data")})).data
     require(
         isinstance(data, GaussianMixture) and data.shape == (2,),
-        f"--ckpt_path {options.ckpt_path}: gallery draws points in the plane of a known density (GaussianMixture), not "
+        f"--ckpt_path {options.ckpt_path}: gallery draws 2-D data of a known density (GaussianMixture), not "
         f"{type(data).__name__}; train one by fit --config toy",
     )
     model = ScoreModel.load_from_checkpoint(options.ckpt_path, map_location="cpu", trust=list(trusted)).eval()
@@ -66,18 +67,17 @@ def gallery(arguments: list[str]) -> None:
 def samplers(process: NoiseProcess) -> dict[str, Sampler]:
     """Every predictor alone, every corrector after reverse diffusion, and every sampler without a predictor, by name.
 
-    All run on a geometric grid of 60 steps; those that find no place here, such as a corrector that needs more than two
-    dimensions, are left out.
+    All run on a geometric grid of 60 steps; correctors that need more than two dimensions are left out.
 
     Args:
-        process: the noise process of the model that is to be sampled.
+        process: the noise process of the model.
     """
     grid = sampling.Geometric(STEPS, float(_time(process, SMALLEST)))
     found: dict[str, Sampler] = {}
     for kind in _concrete(sampling.Predictor):
         if kind.evaluations:
-            own = sampling.Geometric(SNAPSHOTS - 1, grid.t_min) if kind.adaptive else grid
-            found[kind.__name__] = PredictorCorrector(kind(), grid=own, denoise=sampling.KeepNoise())
+            steps = sampling.Geometric(SNAPSHOTS - 1, grid.t_min) if kind.adaptive else grid
+            found[kind.__name__] = PredictorCorrector(kind(), grid=steps, denoise=sampling.KeepNoise())
     for kind in _concrete(sampling.Corrector):
         if kind.min_dimension <= 2 and kind not in (sampling.AnnealedLangevinStep, sampling.FixedLangevin):
             name = f"ReverseDiffusion + {kind.__name__}"
@@ -97,11 +97,11 @@ def _concrete(base: type) -> list[type]:
 
 @torch.inference_mode()
 def draw_samplers(model: ScoreModel, mixture: Mixture, n: int = 500, seed: int = 0):
-    """Density, exact and learned score, and below them the samples of every sampler at five moments from noise to data.
+    """Density, exact and learned score, and the samples of every sampler at five times from noise to data.
 
     Args:
         model: a model of the mixture.
-        mixture: the data's law.
+        mixture: the distribution of the data.
         n: samples of each sampler.
         seed: of the samples.
 
@@ -126,7 +126,7 @@ def draw_samplers(model: ScoreModel, mixture: Mixture, n: int = 500, seed: int =
         shown = torch.linspace(0, len(stages), SNAPSHOTS).round().long().tolist()
         for axes, i in zip(row, shown, strict=True):
             _draw_cloud(axes, mixture, process, times[i], result.trajectory[i])
-        row[0].set_title(" ", fontsize=9)  # the height of a title; its width would push the columns apart
+        row[0].set_title(" ", fontsize=9)  # reserves the height of a title, whose width would push the columns apart
         title = row[0].text(0, 1.06, f"{name}, NFE {result.nfe:g}", transform=row[0].transAxes, fontsize=9)
         title.set_in_layout(False)
     for row in panels[len(chosen) :]:
@@ -148,7 +148,7 @@ def _draw_scores(figure, model: ScoreModel, mixture: Mixture) -> None:
 
 
 def _draw_cloud(axes, mixture: Mixture, process: NoiseProcess, t: Tensor, x: Tensor) -> None:
-    """The samples x/alpha at time t over the density of their law."""
+    """The samples x/alpha at time t over their density."""
     marginal = _marginal(mixture, process, t)
     draw_density(axes, marginal, extent(mixture) + 2 * marginal.sigma)
     axes.scatter(*(x / process.alpha(t)).T, s=3, color="tab:red", alpha=0.6, linewidths=0)
@@ -157,28 +157,28 @@ def _draw_cloud(axes, mixture: Mixture, process: NoiseProcess, t: Tensor, x: Ten
 
 
 def _time(process: NoiseProcess, sigma: float) -> Tensor:
-    """The time at which sigma/alpha has a given value."""
+    """The time at which sigma/alpha has a value."""
     return process.time_of(torch.tensor(sigma, dtype=torch.float64))
 
 
 def _marginal(mixture: Mixture, process: NoiseProcess, t: Tensor) -> Marginal:
-    """The law of x/alpha at time t."""
+    """The distribution of x/alpha at time t."""
     return Marginal(mixture, t, 1.0, float(process.noise_level(t)))
 
 
 def two_segments(n: int = 60) -> Tensor:
-    """Points on a line in the plane, in two segments that hold a fifth and four fifths of them, (n, 2)."""
+    """2-D points on a line, in two segments with a fifth and four fifths of them, (n, 2)."""
     few = n // 5
     along = torch.cat([torch.linspace(-1.5, -0.9, few), torch.linspace(0.9, 1.5, n - few)])
     return torch.stack([along, 0.4 * along], 1)
 
 
 def one_level_and_many(n: int, seed: int = 0) -> dict[str, tuple[Tensor, float]]:
-    """Samples of `two_segments` by Langevin dynamics at one small noise level, and down a ladder to it, both with the exact
-    score and as many evaluations: by name, the samples (n, 2) and the share of them in the larger segment.
+    """Samples of `two_segments` by Langevin dynamics at one small noise level and at many, with the exact score and the same
+    number of evaluations: by name, the samples (n, 2) and their share in the larger segment.
 
-    The score of data on a line is blind far from it and between its parts, so that one level leaves every sample in the
-    segment nearer to where it started; that is why NCSN has many (Song and Ermon 2019, 1907.05600, section 3).
+    With one level every sample stays in the segment nearer to its start, for the score does not lead from one to the other;
+    hence the many levels of NCSN (Song and Ermon 2019, 1907.05600, section 3).
 
     Args:
         n: number of samples.
@@ -198,7 +198,7 @@ def one_level_and_many(n: int, seed: int = 0) -> dict[str, tuple[Tensor, float]]
 
 
 def draw_levels(n: int = 500, seed: int = 0):
-    """Why NCSN has many noise levels: `one_level_and_many` beside the data, as a matplotlib figure.
+    """Why NCSN has many noise levels: `one_level_and_many` next to the data, as a matplotlib figure.
 
     Args:
         n: number of samples.
@@ -219,11 +219,11 @@ def draw_levels(n: int = 500, seed: int = 0):
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m lightning_score gallery",
-        description="Draws what every sampler makes of a model of points in the plane, and why NCSN has many noise levels.",
+        description="Draws the samples of every sampler for a model of 2-D points, and why NCSN has many noise levels.",
     )
     parser.add_argument("--ckpt_path", type=str, required=True, help="Checkpoint of a GaussianMixture, as fit --config toy.")
     parser.add_argument("--trust", type=str, help="Module of which the checkpoint may name classes, as my_parts.")
-    parser.add_argument("--output", type=str, help="Folder for the pictures; a new one beside the checkpoint by default.")
+    parser.add_argument("--output", type=str, help="Folder for the pictures; a new one next to the checkpoint by default.")
     parser.add_argument("--num_samples", type=int, default=500, help="Samples of each sampler.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the samples.")
     return parser

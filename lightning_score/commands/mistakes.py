@@ -1,4 +1,4 @@
-"""Mistakes in a configuration that neither the parser nor a constructor names well."""
+"""Checks of a parsed configuration for mistakes that neither the parser nor a constructor reports well."""
 
 import inspect
 import os
@@ -16,15 +16,14 @@ LARGEST_NUMBER = 10**9
 
 
 def check_config(config: Mapping[str, Any], groups: Mapping[str, type]) -> None:
-    """Looks at a parsed configuration before anything is made of it.
+    """Checks a parsed configuration before anything is instantiated.
 
     Args:
         config: mappings and sequences of plain values.
         groups: the classes whose parameters are grouped under a name.
 
     Raises:
-        InputError: a group that is none, a null where there is no default like that, a seed that is none, or something else
-            than a class to be made.
+        InputError: a group is not a mapping, a null is not allowed, a seed is not valid, or a `class_path` is not a class.
     """
     require_classes(config)
     seed = config.get("seed_everything")
@@ -45,11 +44,10 @@ def check_config(config: Mapping[str, Any], groups: Mapping[str, type]) -> None:
 
 
 def make_paths_absolute(config: Any, groups: Mapping[str, type]) -> None:
-    """Changes the paths among the options of a parsed configuration, in their places, from those of the working folder to
-    absolute ones: what is kept of them serves in any other folder, too.
+    """Makes the paths in a parsed configuration absolute, in place, so that it works from any folder.
 
     Args:
-        config: a namespace of the parser's.
+        config: a namespace of the parser.
         groups: the classes whose parameters are grouped under a name.
     """
     for name, value in vars(config).items():
@@ -68,9 +66,9 @@ def _absolute(arguments: Any, owner: type) -> None:
 
 
 def _hints(owner: type, name: str) -> Iterator[Any]:
-    """The types of a parameter, in the class or in those to which it hands on others."""
+    """The types of a parameter, in the class or its bases, which may get it as a keyword."""
     for kind in owner.__mro__:
-        with suppress(Exception):  # of others, whose hints may be anything
+        with suppress(Exception):  # hints of other packages may raise anything
             yield get_type_hints(kind.__init__).get(name)
 
 
@@ -83,7 +81,7 @@ def _absolute_parts(value: Any) -> None:
 
 
 def _check_sizes(value: Any, place: str = "") -> None:
-    """Every whole number, as a seed, is one that tensors can hold."""
+    """Every integer, such as a seed, fits into a tensor."""
     if isinstance(value, Mapping | list | tuple):
         for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
             _check_sizes(part, place if key == "init_args" else f"{place}.{key}".removeprefix("."))
@@ -92,10 +90,10 @@ def _check_sizes(value: Any, place: str = "") -> None:
 
 
 def _check_nulls(arguments: Mapping[str, Any], owner: type, place: str) -> None:
-    """Every null among the arguments of a class, and of the classes among them, is one that its parameter takes."""
+    """Every null among the arguments of a class, and recursively of its parts, is allowed by its parameter."""
     try:
         hints = get_type_hints(owner.__init__)
-    except Exception:  # of others, whose hints may be anything
+    except Exception:  # hints of other packages may raise anything
         hints = {}
     parameters = inspect.signature(owner).parameters
     for name, value in arguments.items():
@@ -109,10 +107,10 @@ def _check_nulls(arguments: Mapping[str, Any], owner: type, place: str) -> None:
 
 
 def _check_size(value: Any, place: str) -> None:
-    """No count or size is beyond what any machine holds or computes."""
+    """No count or size is larger than any machine can handle."""
     for number in value if isinstance(value, list | tuple) else [value]:
         beyond = isinstance(number, int) and number > LARGEST_NUMBER
-        require(not beyond, f"--{place} {value}: larger than any machine computes or holds; at most {LARGEST_NUMBER:.0e}")
+        require(not beyond, f"--{place} {value}: larger than any machine can handle; at most {LARGEST_NUMBER:.0e}")
 
 
 def _check_parts(value: Any, place: str) -> None:

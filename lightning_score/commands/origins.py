@@ -1,27 +1,27 @@
-"""Which file, and which of its lines, a value comes from that an error names."""
+"""The file and line of the value that an error names."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import yaml
 
-CONFIG = ("-c", "--config")
+from lightning_score.commands.arguments import Arguments
 
 
-def origin(arguments: Sequence[str], message: str) -> str:
-    """` (FILE, line N)` for the first value named in an error, or nothing where it comes from no config.
+def origin(arguments: Arguments, message: str) -> str:
+    """` (FILE, line N)` for the first value named in an error; empty if it is not from a config.
 
     Args:
-        arguments: the command line, with the paths of its configs.
+        arguments: the command line, with its configs as files.
         message: the error, as `steps=0: ...` or `Option 'model.stepz' ...`.
     """
-    options = [argument.partition("=")[0].removeprefix("--") for argument in arguments if argument.startswith("--")]
+    options = [option.name.removeprefix("--") for option in arguments.options]
     words = [word.strip(".").replace(".init_args", "") for word in re.findall(r"[\w.+-]+", message)]
     words = [word.removesuffix(".class_path") for word in words]
     values = {_plain(word) for word in words}
-    files = [Path(text) for text in _configs(arguments)]
+    files = [Path(file) for file in arguments.files]
     entries = [(file, *entry) for file in reversed(files) for entry in _entries(file)]
     for word in words:
         if any(option == word or option.endswith(f".{word}") for option in options):
@@ -33,13 +33,6 @@ def origin(arguments: Sequence[str], message: str) -> str:
     return ""
 
 
-def _configs(arguments: Sequence[str]) -> Iterator[str]:
-    for i, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name in CONFIG:
-            yield from [value] if equals else arguments[i + 1 : i + 2]
-
-
 def _plain(text: str) -> float | str:
     try:
         return float(text)
@@ -48,7 +41,7 @@ def _plain(text: str) -> float | str:
 
 
 def _entries(file: Path) -> Iterator[tuple[str, float | str | None, int]]:
-    """Dotted names, without `init_args` and `class_path`, values, and lines of a YAML file; of no file, nothing."""
+    """Dotted names, without `init_args` and `class_path`, values, and lines of a YAML file; none if it cannot be read."""
     with suppress(OSError, ValueError, yaml.YAMLError):
         yield from _inside(yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader), "")
 

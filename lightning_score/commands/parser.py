@@ -1,4 +1,4 @@
-"""The parser of all commands: a class that is named starts from its own defaults, and an error is one line with the fix."""
+"""The parser of all commands: a named class starts from its own defaults, and an error is one line with the fix."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -11,11 +11,11 @@ from typing import Any, NoReturn, get_args, get_type_hints
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.class_changes import recorded, recording
 from lightning_score.commands.class_names import class_names, options_inside
-from lightning_score.commands.configs import in_order
 from lightning_score.commands.origins import origin
-from lightning_score.commands.total_steps import STAND_IN, WORD, marked, marked_arguments, resolve
+from lightning_score.commands.total_steps import STAND_IN, WORD, resolve_max_steps
 from lightning_score.data import ScoreData
 from lightning_score.errors import printable
 from lightning_score.metrics import Features
@@ -32,11 +32,11 @@ PLAIN = {
     "collections.abc.Sequence": "a list",
     "NoneType": "null",
 }
-"""Types as a user knows them."""
+"""Names of types for messages."""
 
 
 class UsageError(SystemExit):
-    """Ends the program with exit code 2, after its message has been told."""
+    """Ends the program with exit code 2, after the message was printed."""
 
     def __init__(self, message: str):
         super().__init__(2)
@@ -44,82 +44,88 @@ class UsageError(SystemExit):
 
 
 class Parser(ClassParser):
-    """A parser whose errors are one line that says what to do, without pages of usage."""
+    """A parser whose errors are one line with the fix, without the usage."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
-    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **settings: Any) -> Any:
-        """Parses options in their order of `in_order`; a class that is named starts from its own defaults, and one line on
-        stderr says what that changed. A number of the schedule that is given as `max_steps` becomes that of the trainer.
+    def parse_args(self, args: Arguments | Sequence[str] = (), namespace: Any = None, **settings: Any) -> Any:
+        """Parses options over the configurations below them; a class that is named starts from its own defaults, and one
+        line on stderr names the values that this drops. `max_steps` in the schedule becomes the trainer's number.
         """
-        given = marked_arguments(in_order(args or []))
+        arguments = (args if isinstance(args, Arguments) else Arguments.without_command(args)).in_order()
         if recording():  # a parser within this one
-            config = super().parse_args(given, *more, **settings)
+            config = super().parse_args(arguments.words(), namespace, **settings)
         else:
-            with recorded(given) as changes:
+            with recorded(arguments) as changes:
                 try:
-                    config = super().parse_args(given, *more, **settings)
+                    for layer in arguments.layers:
+                        namespace = self.parse_object(layer.config, namespace, defaults=False, _skip_validation=True)
+                    config = super().parse_args(arguments.words(), namespace, **settings)
                 finally:
                     if rank_zero_only.rank == 0:
                         sys.stderr.writelines(
                             f"{printable(line)}\n".replace(str(STAND_IN), WORD) for line in changes.lines()
                         )
-        resolve(config)
+        resolve_max_steps(config)
         return config
 
     def dump(self, *args: Any, **settings: Any) -> str:
-        """The text of a configuration, also of one that `--print_config` shows before it is complete."""
+        """The text of a configuration, also of an incomplete one for `--print_config`."""
         return super().dump(*args, **settings).replace(str(STAND_IN), WORD)
 
-    def _load_config_parser_mode(self, content: str, *args: Any, **settings: Any) -> Any:
-        return super()._load_config_parser_mode(marked(content), *args, **settings)
-
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints the message on one line, with what to do about it, and exits with code 2."""
+        """Prints the message and its fix in one line, and exits with code 2."""
         line = printable(str(message)).rstrip(".").replace(str(STAND_IN), WORD)
+        line = re.sub(r"Group '([\w.]+)' does not accept option '([\w.]+)'", r"Option '\1.\2' is not accepted", line)
         changes = recording()
-        if changes and changes.place and getattr(self, "_inner_parser", False):  # which knows the last part of names only
+        if changes and changes.place and getattr(self, "_inner_parser", False):  # which knows only the last part of names
             line = re.sub(r"""(Parser key "|Option ')""", rf"\g<1>{changes.place}.", line, count=1)
-        told = (
-            self._needed(line) or self._unknown_help(line) or _function(line) or _unknown_class(line) or _wrong_value(line)
+        explained = (
+            self._renamed(line)
+            or self._needed(line)
+            or self._unknown_help(line)
+            or _function(line)
+            or _unknown_class(line)
+            or _wrong_value(line)
         )
-        line = told or " ".join(f"{line}. {self._nearest_option(line)}{_config_hint(line)}".split())
+        line = explained or " ".join(f"{line}. {self._nearest_option(line)}{_config_hint(line)}".split())
         line = line.rstrip(" .")
         line += origin(changes.arguments, line) if changes else ""
         sys.stderr.write(f"error: {line}\n")
         raise UsageError(line)
 
     def _needed(self, message: str) -> str:
-        """For a class without arguments that it needs, the option for the first; else nothing."""
+        """For missing arguments of a class, the option for the first of them; else empty."""
         names, changes = message.partition("arguments are required: ")[2], recording()
         if not (names and changes and changes.place and getattr(self, "_inner_parser", False)):
             return ""
         return f"{changes.place}: needs {names}; give --{changes.place}.{names.partition(',')[0]}"
 
     def _unknown_help(self, message: str) -> str:
-        """For `--PART.help` of an unknown class, those of which there is help; else nothing."""
+        """For `--PART.help` of an unknown class, the known classes; else empty."""
         asked = re.match(r"(--[\w.]+\.help): .*?(\w+)\"?( is not a .*)?$", message)
         action = self._option_string_actions.get(asked[1]) if asked else None
         return (
             f"{asked[1]} {asked[2]}: no such class; give one of {class_names(action._typehint, asked[2])}" if action else ""
         )
 
+    def _renamed(self, message: str) -> str:
+        """For an option of an earlier version, its new name; else empty."""
+        old = _unknown_option(message)
+        return f"{old}: this option has been renamed; give --{new}" if (new := new_option(old)) else ""
+
     def _nearest_option(self, message: str) -> str:
-        """The options that an unknown one was probably meant to be."""
+        """A hint with the options most similar to an unknown one; else empty."""
         stray = re.search(r"[Uu]nrecognized arguments: (?!-)(\S+)", message)
         if stray:
             kind = "--ckpt_path" if stray[1].endswith(".ckpt") else "--config"
             return f"Did you mean {kind} {stray[1]}? Every value needs its option"
-        unknown = re.search(r"(?:[Uu]nrecognized arguments: |Key |[Oo]ption )['\"]?(?:--)?([\w.]+)", message)
-        if not unknown:
+        wanted, changes = _unknown_option(message), recording()
+        if not wanted:
             return ""
-        if (renamed := new_option(unknown[1])) != unknown[1]:
-            return f"It is called --{renamed} now"
-        changes, wanted = recording(), unknown[1].replace(".init_args", "")
         place = f"{changes.place}." if changes and getattr(self, "_inner_parser", False) else ""
-        parsers = [self, *(self._subcommands_action.choices.values() if self._subcommands_action else ())]
-        known = {place + name[2:] for parser in parsers for name in parser._option_string_actions if name.startswith("--")}
+        known = {place + name[2:] for name in self._option_string_actions if name.startswith("--")}
         known |= set(options_inside(changes.classes if changes else {}))
         known = sorted(name for name in known if not name.endswith((".help", "+")) and not wanted.startswith(f"{name}."))
         near = [name for name in known if name.rpartition(".")[2] == wanted] or difflib.get_close_matches(wanted, known, 1)
@@ -129,17 +135,23 @@ class Parser(ClassParser):
         return f"Did you mean {' or '.join(f'--{name}' for name in near[:3])}?" if near else ""
 
 
+def _unknown_option(message: str) -> str:
+    """The dotted name of an option that is refused as unknown, or empty."""
+    found = re.search(r"(?:[Uu]nrecognized arguments: |Key |[Oo]ption )['\"]?(?:--)?([\w.]+)", message)
+    return found[1].replace(".init_args", "") if found else ""
+
+
 def _function(message: str) -> str:
-    """For what is no class, or a function in place of one, what to do; else nothing."""
+    """For a function, or anything else that is not a class, the fix; else empty."""
     denied = re.search(r'Parser key "([\w.]+)": .*?Importing \'([\w.]+)\' is not allowed', message)
     if denied:
-        return f"{denied[1]}={denied[2]}: a config makes nothing but classes of this package, of torch, or of your own"
+        return f"{denied[1]}={denied[2]}: a config makes only classes of this package, of torch, or of your own"
     found = re.search(r'Parser key "([\w.]+)": (?!.*Parser key).*value: (.*)$', message) if NO_FUNCTION in message else None
     return f"{found[1]}={found[2]}: {NO_FUNCTION}" if found else ""
 
 
 def _unknown_class(message: str) -> str:
-    """For a class that cannot be found, or is left out before its settings, those that may stand there; else nothing."""
+    """For an unknown class, or settings without a class, the classes to choose from; else empty."""
     unknown = re.search(r'Parser key "([\w.]+)".*dot import path string: (\w+)', message)
     orphan = re.search(r"""Parser key "([\w.]+)".*NestedArg\(key='([\w.]+)', val='([^']*)'\)""", message)
     bases = dict(_parts(ScoreModel, set())) | {"data": ScoreData, "features": Features}
@@ -153,7 +165,7 @@ def _unknown_class(message: str) -> str:
 
 
 def _wrong_value(message: str) -> str:
-    """For a value that is of none of the types of its parameter, all of them plain, what may stand there; else nothing."""
+    """For a value of the wrong plain type, the allowed types; else empty."""
     found = re.search(r'Parser key "([\w.]+)": .*(?:Got|Given) value: (.*)$', message)
     expected = re.findall(r"Expected a (?:<class '([\w.]+)'>|typing\.Literal\[([^\]]*)\])", message)
     if not found or not expected or not {name for name, _ in expected} <= {*PLAIN, ""}:
@@ -166,7 +178,7 @@ def _wrong_value(message: str) -> str:
 
 
 def _parts(owner: type, seen: set[type]) -> Iterator[tuple[str, type]]:
-    """The parameters of a class, and of all that these may be, that take one of our abstract classes."""
+    """The parameters that take one of our abstract classes, of a class and, recursively, of its parts."""
     seen.add(owner)
     for name, hint in get_type_hints(owner.__init__).items():
         candidates = [hint, *get_args(hint)]
@@ -184,7 +196,7 @@ def _descendants(base: type) -> set[type]:
 
 
 def _config_hint(message: str) -> str:
-    """What to do when all is missing."""
+    """A hint for missing required options; else empty."""
     if "arguments are required" not in message:
         return ""
     return "Give one: --ckpt_path runs/NAME/latest/last.ckpt" if "ckpt_path" in message else "Give a config: --config ncsn"

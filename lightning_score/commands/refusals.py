@@ -1,4 +1,4 @@
-"""What Lightning or torch refuses, as one line that repeats the options."""
+"""Errors of Lightning and torch as one line that names the options."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -32,14 +32,14 @@ LEAST = {
     "reload_dataloaders_every_n_epochs": 0,
     "val_check_interval": 1e-9,
 }
-"""Of the trainer's numbers; Lightning divides by some of them without a look."""
+"""The least values of the trainer's numbers; Lightning divides by some of them unchecked."""
 
 
 def check_trainer(settings: Mapping[str, Any]) -> None:
     """Refuses numbers of the trainer that are too small.
 
     Raises:
-        InputError: there is one.
+        InputError: one is too small.
     """
     for name, least in LEAST.items():
         value = settings.get(name)
@@ -49,7 +49,7 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
 
 
 def check_limits(command: str, settings: Mapping[str, Any]) -> None:
-    """Refuses limits with which a command would learn, measure or draw nothing, or less than it says.
+    """Refuses limits with which a command would train, measure or draw nothing, or less than it reports.
 
     Raises:
         InputError: there is one.
@@ -69,12 +69,12 @@ def check_limits(command: str, settings: Mapping[str, Any]) -> None:
 
 
 def of_options(error: Exception, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    """The message of an error, preceded by the trainer's options that it names, or quotes, or else, of
-    Lightning's own, by those that were given.
+    """The message of an error after the trainer's options that it names or quotes, or, for an error of Lightning's own,
+    after all that were given.
     """
     message = " ".join(str(error).split())[:600]
     plain = {name: value for name, value in settings.items() if value is None or isinstance(value, str | int | float)}
-    plain = {name: value for name, value in plain.items() if "." not in name}  # a namespace gives what is inside, too
+    plain = {name: value for name, value in plain.items() if "." not in name}  # a namespace also yields nested names
     named = {name: value for name, value in plain.items() if re.search(rf"\b{name}\b", message)}
     given = {name: value for name, value in plain.items() if value != defaults.get(name)}
     quoted = {name: value for name, value in given.items() if isinstance(value, str) and value in message}
@@ -85,13 +85,13 @@ def of_options(error: Exception, settings: Mapping[str, Any], defaults: Mapping[
 
 
 def of_lightning(error: Exception) -> bool:
-    """Whether Lightning's own code raised it."""
+    """Whether Lightning's own code raised an error."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and re.search(r"lightning/(pytorch|fabric)/", Path(frames[-1].filename).as_posix()) is not None
 
 
 def _callback(error: Exception) -> str:
-    """The file of the callback of Lightning's that could not start with this model or machine, or nothing."""
+    """The module of the callback of Lightning that could not start with this model or machine, or empty."""
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)
         if frame.name in ("setup", "on_fit_start") and path.as_posix().endswith(f"lightning/pytorch/callbacks/{path.name}"):
@@ -101,11 +101,11 @@ def _callback(error: Exception) -> str:
 
 @contextmanager
 def refusing(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[None]:
-    """Makes a user's mistake of what Lightning refuses once the trainer runs, and of a checkpoint that it cannot restore.
+    """Within it, errors of Lightning about options, and about restoring a checkpoint, become a user's mistake.
 
     Args:
         settings: the trainer's options.
-        defaults: of the trainer.
+        defaults: of these options.
 
     Raises:
         InputError: in place of the error.
@@ -119,7 +119,7 @@ def refusing(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterat
         if any(frame.filename.endswith("checkpoint_connector.py") and "restore" in frame.name for frame in frames):
             what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise InputError(
-                f"--ckpt_path: training cannot go on from this checkpoint with these options ({what})"
+                f"--ckpt_path: training cannot resume from this checkpoint with these options ({what})"
             ) from error
         if isinstance(error, MisconfigurationException) or (isinstance(error, ValueError) and of_lightning(error)):
             raise InputError(of_options(error, settings, defaults)) from error

@@ -17,27 +17,27 @@ from lightning_score.runs.wandb_logger import RunCSVLogger
 
 
 class RunConfig(SaveConfigCallback):
-    """Puts the run's configuration into its folder, its loggers and its checkpoints."""
+    """Saves the configuration of a run in its folder, its loggers and its checkpoints."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes the configuration, in one move, and logs it, on rank zero."""
+        """Writes and logs the configuration, on rank zero."""
         if not trainer.fast_dev_run:
             replace_text(Path(trainer.default_root_dir) / "config.yaml", self.parser.dump(self.config, skip_none=False))
         for logger in trainer.loggers:
-            if not isinstance(logger, RunCSVLogger):  # config.yaml stands beside its metrics already
+            if not isinstance(logger, RunCSVLogger):  # config.yaml is next to its metrics
                 logger.log_hyperparams(self._plain())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on this is the newest run: a start that failed does not count."""
+        """From now on `latest` points to this run: a failed start does not count."""
         if trainer.is_global_zero and not trainer.fast_dev_run and not self.config.get("output"):
             point_latest(Path(trainer.default_root_dir))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Lightning ignores Ctrl-C from here on; a second one ends the process at once."""
-        stopping.again()
+        """Lightning ignores Ctrl-C from now on; here a second one ends the process at once."""
+        stopping.reinstall()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Makes the checkpoint sufficient to rebuild model, data, sampler and evaluation."""
+        """Adds the configuration, from which model, data, sampler and evaluation can be rebuilt."""
         checkpoint["config"] = self._plain()
         checkpoint["lightning_score_version"] = lightning_score.__version__
 

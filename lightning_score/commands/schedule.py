@@ -1,8 +1,9 @@
-"""The ladder of noise levels from a data set: the command `schedule`, and what `auto` stands for in the config of `fit`."""
+"""Noise levels from a data set: the command `schedule`, and `auto` in the process of `fit`."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
 import os
+from functools import reduce
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from jsonargparse import ActionConfigFile
 from torch import Tensor
 
+from lightning_score.commands.arguments import CONFIG, Arguments, Layer
 from lightning_score.commands.configs import find_config, read_config
 from lightning_score.commands.parser import Parser
 from lightning_score.data import ScoreData
@@ -30,27 +32,29 @@ from lightning_score.process.ladder import (
 PICTURES = (".png", ".pdf", ".svg")
 
 
-def schedule(arguments: list[str]) -> None:
-    """Derives a ladder and its step size from data, prints why, and writes a config and a picture on request.
+def schedule(arguments: Arguments) -> None:
+    """Derives noise levels and a step size from data, prints the derivation, and writes a config and a picture on request.
 
     Args:
         arguments: `schedule` and its options.
     """
     parser = _parser()
-    config = parser.parse_args(_with_config_parts(arguments[1:]))
+    layers = [Layer(_parts_of(file), str(file)) for file in map(find_config, arguments.get(CONFIG))]
+    config = parser.parse_args(arguments.drop(CONFIG).over(*layers))
     require(config.data is not None, "schedule needs data: --data Digits, or a config that names them: --config ncsn")
     for name, kinds in (("output", (".yaml", ".yml")), ("plot", PICTURES)):
         if config[name] is not None:
             _require_new_file(name, Path(config[name]), kinds)
     data = parser.instantiate_classes(config).data
     dimension = prod(data.shape)
-    choose_step_size(config.sigma_min, choose_gamma(dimension, config.coverage), config.steps)  # mistakes before long work
-    x = seen_in_training(data)
-    chosen = plan(_largest(x), dimension, config.sigma_min, config.coverage, config.steps)
+    # Refuses values before the long computation.
+    choose_step_size(config.sigma_min, choose_gamma(dimension, config.coverage), config.steps)
+    x = training_view(data)
+    chosen = plan(_rounded_max_distance(x), dimension, config.sigma_min, config.coverage, config.steps)
     source = f"{type(data).__name__}, {len(x)} training examples of {' x '.join(map(str, data.shape))}"
     print(f"{source}, values {float(x.min()):.4g} to {float(x.max()):.4g}, as the network sees them\n\n{derivation(chosen)}")
     if config.output is not None:
-        text = f"# The noise ladder of {source}.\n{yaml.safe_dump(fragment(chosen), sort_keys=False)}"
+        text = f"# The noise ladder of {source}.\n{yaml.safe_dump(as_config(chosen), sort_keys=False)}"
         replace_text(Path(config.output), text)
         print(f"\nwritten to {config.output}: python -m lightning_score fit --config ncsn --config {config.output}")
     if config.plot is not None:
@@ -59,10 +63,10 @@ def schedule(arguments: list[str]) -> None:
         print(f"drawn in {config.plot}")
 
 
-def resolve(config: Any) -> None:
-    """Puts numbers into the places of a parsed config of `fit` where its process says auto, and prints what they are.
+def resolve_auto(config: Any) -> None:
+    """Replaces `auto` in the process of a parsed config of `fit` by numbers, and prints them.
 
-    Techniques 1 and 2 of Song and Ermon 2020 (2006.09011), with a coverage of 0.5.
+    By techniques 1 and 2 of Song and Ermon 2020 (2006.09011), with a coverage of 0.5.
 
     Args:
         config: the config, with `model.process` and `data`.
@@ -74,28 +78,28 @@ def resolve(config: Any) -> None:
     parser = Parser()
     parser.add_subclass_arguments(ScoreData, "data")
     data = parser.instantiate_classes(parser.parse_object({"data": config["data"].as_dict()})).data
-    said = []
+    chosen = []
     if "sigma_max" in asked:
-        x = seen_in_training(data)
-        process["sigma_max"] = _largest(x)
-        said.append(f"sigma_max={process['sigma_max']:g}, the largest distance between two of {len(x)} training examples")
+        x = training_view(data)
+        process["sigma_max"] = _rounded_max_distance(x)
+        chosen.append(f"sigma_max={process['sigma_max']:g}, the largest distance between two of {len(x)} training examples")
     if "levels" in asked:
         dimension = prod(data.shape)
         process["levels"] = choose_levels(process["sigma_max"], process["sigma_min"], dimension)
         ratio = (process["sigma_max"] / process["sigma_min"]) ** (1 / (process["levels"] - 1))
-        said.append(f"levels={process['levels']}, a factor of {ratio:.4g} apart as fits {dimension} dimensions")
+        chosen.append(f"levels={process['levels']}, a factor of {ratio:.4g} apart as fits {dimension} dimensions")
     if "LOCAL_RANK" not in os.environ or os.environ["LOCAL_RANK"] == "0":
-        print(f"auto: {'; '.join(said)}", flush=True)
+        print(f"auto: {'; '.join(chosen)}", flush=True)
 
 
-def seen_in_training(data: ScoreData) -> Tensor:
-    """The training examples in the scale the network sees, (N, ...), without augmentation."""
+def training_view(data: ScoreData) -> Tensor:
+    """The training examples as the network sees them, (N, ...), without augmentation."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # for data that add noise
+        torch.manual_seed(0)  # for data that are dequantized
         return data.transform(train=False)(data.splits.train.x)
 
 
-def _largest(x: Tensor) -> float:
+def _rounded_max_distance(x: Tensor) -> float:
     return float(f"{max_distance(x, progress=True):.6g}")
 
 
@@ -125,8 +129,8 @@ def derivation(chosen: Plan) -> str:
 Techniques 1, 2 and 4 of Song and Ermon 2020 (arXiv:2006.09011)."""
 
 
-def fragment(chosen: Plan) -> dict[str, Any]:
-    """The part of a config that makes `fit` and its sampler use the ladder, with all else as it is."""
+def as_config(chosen: Plan) -> dict[str, Any]:
+    """The config that makes `fit` and its sampler use the ladder and leaves the rest unchanged."""
     process = {"sigma_min": chosen.sigma_min, "sigma_max": chosen.sigma_max, "levels": chosen.levels}
     sampler = {"step_size": float(f"{chosen.step_size:.6g}"), "steps": chosen.steps}
     return {
@@ -169,9 +173,9 @@ def _parser() -> Parser:
     )
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="Config of fit: its data, sigma_min and steps.")
     parser.add_subclass_arguments(ScoreData, "data", required=False)
-    parser.add_argument("--sigma_min", type=float, default=0.01, help="Smallest noise level; a config's by default.")
+    parser.add_argument("--sigma_min", type=float, default=0.01, help="Smallest noise level; that of the config by default.")
     parser.add_argument("--coverage", type=float, default=0.5, help="Overlap of adjacent levels, between 0 and 0.9973.")
-    parser.add_argument("--steps", type=int, default=5, help="Langevin steps per level, T; a config's by default.")
+    parser.add_argument("--steps", type=int, default=5, help="Langevin steps per level, T; that of the config by default.")
     parser.add_argument(
         "--output", type=str, help="File for the ladder as a config: fit --config ncsn --config ladder.yaml."
     )
@@ -179,35 +183,22 @@ def _parser() -> Parser:
     return parser
 
 
-def _with_config_parts(arguments: list[str]) -> list[str]:
-    """The arguments with every `--config FILE` replaced by what the file says of data, smallest level and steps."""
-    parts = list(arguments)
-    for i, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name in ("-c", "--config") and (equals or i + 1 < len(arguments)):
-            text = yaml.safe_dump(_parts_of(value if equals else arguments[i + 1]))
-            parts[i : i + 1 if equals else i + 2] = [f"{name}={text}"] if equals else [name, text]
-    return parts
-
-
-def _parts_of(name: str) -> dict[str, Any]:
-    config = read_config(find_config(name))
+def _parts_of(file: Path) -> dict[str, Any]:
+    """The data, the smallest noise level and the steps of a config of `fit`."""
+    config = read_config(file)
 
     def inside(*path: str) -> Any:
-        value = config
-        for step in path:
-            value = value.get(step) if isinstance(value, dict) else None
-        return value
+        return reduce(lambda part, name: part.get(name) if isinstance(part, dict) else None, path, config)
 
-    sigma_min, steps = inside("model", "process", "init_args", "sigma_min"), inside("model", "sampler", "init_args", "steps")
-    parts = {"data": config.get("data"), "sigma_min": sigma_min, "steps": steps}
-    return {key: value for key, value in parts.items() if value is not None}
+    paths = {"data": ["data"], "sigma_min": ["model", "process", "init_args", "sigma_min"],
+             "steps": ["model", "sampler", "init_args", "steps"]}  # fmt: skip
+    return {name: value for name, path in paths.items() if (value := inside(*path)) is not None}
 
 
 def _require_new_file(name: str, path: Path, kinds: tuple[str, ...]) -> None:
     require(path.suffix in kinds, f"--{name} {path}: must end in {' or '.join(kinds)}, as in ladder{kinds[0]}")
-    require(not path.exists(), f"--{name} {path}: exists already and nothing is overwritten; give another name or remove it")
+    require(not path.exists(), f"--{name} {path}: already exists and is not overwritten; give another name or remove it")
     require(
         path.parent.is_dir() and os.access(path.parent, os.W_OK),
-        f"--{name} {path}: cannot be written; give a file in a folder that exists and is yours",
+        f"--{name} {path}: cannot be written; give a file in an existing folder that you may write to",
     )

@@ -1,4 +1,4 @@
-"""What a run tells its user in the terminal: what it is about to do, and what came out."""
+"""What a run prints: its start, and its results."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -16,8 +16,8 @@ from lightning_score.training.model import ScoreModel
 
 
 @rank_zero_only
-def describe(model: ScoreModel, folder: Path | None) -> None:
-    """One line before training."""
+def print_start(model: ScoreModel, folder: Path | None) -> None:
+    """Prints the parts of the model and the run folder."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     score = model.score_function
     print(
@@ -28,8 +28,8 @@ def describe(model: ScoreModel, folder: Path | None) -> None:
 
 
 @rank_zero_only
-def summarize(trainer: Trainer, folder: Path | None, seconds: float, kept: bool = True, options: str = "") -> None:
-    """The results of training, where they are, and, if the final weights are kept, what to try next."""
+def print_training(trainer: Trainer, folder: Path | None, seconds: float, kept: bool = True, options: str = "") -> None:
+    """Prints the results of training, where they are, and, if the final weights are kept, the next command."""
     if folder is None:
         print("fast_dev_run: every part ran once and nothing was kept")
         return
@@ -56,8 +56,8 @@ def summarize(trainer: Trainer, folder: Path | None, seconds: float, kept: bool 
 
 
 @rank_zero_only
-def report(trainer: Trainer, folder: Path | None) -> None:
-    """The results of an evaluation, and where they are.
+def print_evaluation(trainer: Trainer, folder: Path | None) -> None:
+    """Prints the results of an evaluation, and where they are.
 
     Raises:
         OSError: some of them could not be written.
@@ -69,7 +69,7 @@ def report(trainer: Trainer, folder: Path | None) -> None:
     print(f"  written to {folder or 'nowhere (fast_dev_run)'}")
     missing = [file for file in unwritten if folder is not None and Path(file).is_relative_to(folder)]
     if missing:
-        raise OSError(EIO, "not written, as said above", ", ".join(dict.fromkeys(missing)))
+        raise OSError(EIO, "not written, for the reason above", ", ".join(dict.fromkeys(missing)))
 
 
 def evaluations(trainer: Trainer) -> list[Evaluation]:
@@ -78,7 +78,7 @@ def evaluations(trainer: Trainer) -> list[Evaluation]:
 
 
 def sentence(evaluation: Evaluation) -> str:
-    """A Frechet distance with all that one must know to read it."""
+    """A Frechet distance with its error, samples, evaluations and floor."""
     error = "" if math.isnan(evaluation.error) else f" +- {2 * evaluation.error:.2g} (two standard errors)"
     floor = "" if math.isnan(evaluation.floor) else f"; a perfect model scores {evaluation.floor:.3g} at this n"
     return (

@@ -1,66 +1,36 @@
-"""`max_steps` in place of a number of a learning-rate schedule: the number follows `trainer.max_steps`."""
+"""`max_steps` in a learning-rate schedule stands for the number `trainer.max_steps`."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
+from jsonargparse._typehints import NestedArg
 
 from lightning_score.errors import require
 
 WORD = "max_steps"
 STAND_IN = 2**52 + 2**20
-"""Stands for the word while the parser checks types; a schedule of so many steps would take a million years."""
+"""The number that replaces the word while the parser checks types; no real schedule has so many steps."""
 TOTALS = ("T_max", "total_iters", "total_steps")
-"""Names of numbers of steps, by which a 1 is known to be one."""
+"""Parameters that are numbers of steps even if they are 1."""
 _WORD = re.compile(rf"\b{WORD}\b(?!\s*:)")
 
 
-def marked(text: str) -> str:
-    """The text of a config, with the word in its `lr_scheduler` replaced by the number that stands for it."""
-    if "lr_scheduler" not in text or not _WORD.search(text):
-        return text
-    try:
-        found = sorted(_places(yaml.compose(text, yaml.SafeLoader), False), reverse=True)
-    except yaml.YAMLError:  # the parser reports it
-        return text
-    for start, end in found:
-        text = f"{text[:start]}{STAND_IN}{text[end:]}"
-    return text
+def marked(value: Any) -> Any:
+    """What is given for `lr_scheduler`, as text or as a part of a configuration, with the stand-in for the word."""
+    if isinstance(value, NestedArg):
+        return NestedArg(value.key, marked(value.val))
+    if isinstance(value, str):
+        return _WORD.sub(str(STAND_IN), value)
+    return _replaced(value, lambda part, _: part == WORD, lambda _: STAND_IN)
 
 
-def _places(node: yaml.Node | None, inside: bool) -> Iterator[tuple[int, int]]:
-    """Where the word stands in the text, for each time that it does."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield from _places(value, inside or key.value == "lr_scheduler")
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            yield from _places(value, inside)
-    elif inside and isinstance(node, yaml.ScalarNode) and node.value == WORD:
-        yield node.start_mark.index, node.end_mark.index
-
-
-def marked_arguments(arguments: list[str]) -> list[str]:
-    """The same for options, as `--model.lr_scheduler.T_max max_steps`."""
-    changed, before = [], ""
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if name.startswith("--model.lr_scheduler") and equals:
-            argument = f"{name}={_WORD.sub(str(STAND_IN), value)}"
-        elif before.startswith("--model.lr_scheduler") and "=" not in before:
-            argument = _WORD.sub(str(STAND_IN), argument)
-        changed.append(argument)
-        before = argument
-    return changed
-
-
-def resolve(config: Any) -> None:
+def resolve_max_steps(config: Any) -> None:
     """Replaces the stand-in in a parsed config by `trainer.max_steps`.
 
     Raises:
-        InputError: there is a stand-in, and training has no largest number of steps.
+        InputError: there is a stand-in, and `trainer.max_steps` is not set.
     """
     model = config.get("model")
     schedule = model.get("lr_scheduler") if model else None
@@ -80,8 +50,8 @@ def resolve(config: Any) -> None:
 
 
 def linked(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The schedule of a run's configuration, with the word in place of each number that equals the run's own
-    `trainer.max_steps`; None if there is no such number.
+    """The schedule of a run's configuration with the word in place of each number equal to the run's `trainer.max_steps`;
+    None if there is none.
     """
     schedule = (config.get("model") or {}).get("lr_scheduler")
     steps = (config.get("trainer") or {}).get("max_steps")

@@ -18,7 +18,7 @@ from lightning_score.data.check import check_splits
 from lightning_score.data.order import InTurn, Loader, Shuffled
 from lightning_score.errors import require
 from lightning_score.memory import require_room
-from lightning_score.seeds import counted_seed, seed_of, seeded
+from lightning_score.seeds import counted_seed, derive_seed, seeded
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -73,7 +73,7 @@ class Batches(Dataset):
         x, y = (field.index_select(0, there) for field in self.examples)  # ten times as quick as x[rows]
         seed = getattr(indices, "seed", 0) if len(rows) == 1 else 0  # an example alone is a batch in every epoch
         parts = [crc32(rows.numpy().tobytes()), *([seed] if seed else [])]
-        with seeded(seed_of(*parts), self.device):  # a batch is the same in any process
+        with seeded(derive_seed(*parts), self.device):  # a batch is the same in any process
             return self.transform(x), y
 
 
@@ -130,8 +130,8 @@ class ScoreData(LightningDataModule, ABC):
 
     def __init__(self, batch_size: int = 128, num_workers: int = 0) -> None:
         super().__init__()
-        require(batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
-        require(num_workers >= 0, f"num_workers is {num_workers}; it must be 0 (load in the main process) or more.")
+        require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
+        require(num_workers >= 0, f"num_workers={num_workers}: must be 0 (load in the main process) or more")
         self.save_hyperparameters(logger=False)
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -182,8 +182,8 @@ class ScoreData(LightningDataModule, ABC):
         available = len(train.x) // processes
         require(
             self.batch_size <= available,
-            f"batch_size is {self.batch_size}, but there are {available} training examples per process and incomplete "
-            f"batches are dropped: choose batch_size <= {available}.",
+            f"batch_size={self.batch_size}: there are {available} training examples per process, and incomplete "
+            f"batches are dropped; choose batch_size <= {available}",
         )
         place = (len(train.x), self.batch_size, *self._place())
         if self.trainer is None:
@@ -220,7 +220,7 @@ class ScoreData(LightningDataModule, ABC):
             sampler=sampler,
             batch_size=None,  # the sampler gives whole batches
             collate_fn=whole_batch,
-            generator=torch.Generator().manual_seed(seed_of()) if self.num_workers else None,  # of seeds without a use
+            generator=torch.Generator().manual_seed(derive_seed()) if self.num_workers else None,  # of seeds without a use
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available() and device == CPU,

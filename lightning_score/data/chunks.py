@@ -26,7 +26,7 @@ from lightning_score.data.base import Transform
 from lightning_score.data.files import UNREADABLE, Unreadable, as_bytes, fit, read_image, summary
 from lightning_score.data.gray import GrayScale, eight_bits, is_deep
 from lightning_score.errors import InputError, require
-from lightning_score.seeds import seed_of, seeded
+from lightning_score.seeds import derive_seed, seeded
 
 CHUNK = 64 << 20
 """Largest size of a chunk in bytes, which is read as a whole."""
@@ -139,7 +139,7 @@ def readable(base: type) -> type:
 
         def __init__(self, chunks: str, shape: tuple[int, ...], num_classes: int, scale: GrayScale | None = None) -> None:
             settings = {
-                "seed": seed_of() % 2**31,
+                "seed": derive_seed() % 2**31,
                 "item_shuffle_window": "full",
                 "serializers": {name: _refusing() for name in ("pickle", "graph")},
             }
@@ -211,7 +211,7 @@ def as_example(
     number = np.asarray(label)
     require(
         number.size == 1 and number.dtype.kind in "iub" and 0 <= int(number.item()) < num_classes,
-        f"num_classes {num_classes}: an item of the chunks has the label {label!r}; labels are whole numbers, 0 to "
+        f"num_classes={num_classes}: an item of the chunks has the label {label!r}; labels are whole numbers, 0 to "
         f"{num_classes - 1}, named {', '.join(LABELS)}, or second in a tuple",
     )
     return image, int(number.item())
@@ -281,5 +281,5 @@ class Batched:
     def __call__(self, items: Sequence[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:
         images = np.stack([image for image, _ in items])
         labels = torch.tensor([label for _, label in items], dtype=torch.long)
-        with seeded(seed_of(crc32(images.tobytes()))):  # so a batch is the same in a run that goes on
+        with seeded(derive_seed(crc32(images.tobytes()))):  # so a batch is the same in a run that goes on
             return self.transform(torch.from_numpy(images)), labels

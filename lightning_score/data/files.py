@@ -32,10 +32,10 @@ def check_form(shape: Sequence[int], crop: int | None, num_classes: int) -> None
     """Raises `InputError` unless these describe images: their shape, the square that is cut out first, and their classes."""
     require(
         len(shape) == 3 and shape[0] in (1, 3) and min(shape) > 0,
-        f"shape {list(shape)}: must be [channels, height, width] with 1 channel (gray) or 3 (color), as in [3, 32, 32]",
+        f"shape={list(shape)}: must be [channels, height, width] with 1 channel (gray) or 3 (color), as in [3, 32, 32]",
     )
-    require(crop is None or crop > 0, f"crop {crop}: must be positive, the side in pixels of the middle square, or null")
-    require(num_classes >= 0, f"num_classes {num_classes}: must be 0 (no labels) or the number of classes")
+    require(crop is None or crop > 0, f"crop={crop}: must be positive, the side in pixels of the middle square, or null")
+    require(num_classes >= 0, f"num_classes={num_classes}: must be 0 (no labels) or the number of classes")
 
 
 def image_files(folder: Path) -> list[Path]:

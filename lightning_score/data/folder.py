@@ -83,7 +83,7 @@ class ImageFolder(ImageData):
         super().__init__(batch_size, data_range, flip, dequantize, num_workers)
         check_form(shape, crop, num_classes)
         require(
-            0 < held_out < 1, f"held_out {held_out}: must be between 0 and 1, the fraction that is not trained on, as 0.1"
+            0 < held_out < 1, f"held_out={held_out}: must be between 0 and 1, the fraction that is not trained on, as 0.1"
         )
         self.path, self.shape, self.crop, self.num_classes = Path(path), tuple(shape), crop, num_classes
         check_gray_range(gray_range)
@@ -230,7 +230,7 @@ def folder_labels(files: Sequence[Path], folder: Path, num_classes: int) -> list
     classes = sorted(set(names))
     require(
         len(classes) == num_classes and all(len(file.relative_to(folder).parts) > 1 for file in files),
-        f"num_classes {num_classes}: {folder} holds images in {len(classes)} folders or places "
+        f"num_classes={num_classes}: {folder} holds images in {len(classes)} folders or places "
         f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}); each class needs a folder of its own",
     )
     place = {name: k for k, name in enumerate(classes)}

@@ -59,7 +59,7 @@ def to_uint8(x: Tensor, data_range: Sequence[float], levels: int = 256, dequanti
         count = int(x.flatten(1).isnan().any(1).sum())
         raise Unmeasurable(
             f"{count} of {len(x)} images hold NaN, so they have no gray levels: the model or its sampler diverged; "
-            "take a smaller step size or learning rate."
+            "take a smaller step size or learning rate"
         )
     low, high = data_range
     unit = (x.float() - low) / (high - low)
@@ -113,7 +113,7 @@ class ImageData(ScoreData):
         super().__init__(batch_size, num_workers)
         require(
             len(data_range) == 2 and data_range[0] < data_range[1],
-            f"data_range is {list(data_range)}; it must be two increasing numbers, such as [0, 1] or [-1, 1].",
+            f"data_range={list(data_range)}: must be two increasing numbers, as in [0, 1] or [-1, 1]",
         )
         self.data_range = (float(data_range[0]), float(data_range[1]))
         self.flip = flip

@@ -132,7 +132,7 @@ class MNIST(PublicData):
         dequantize: bool = False,
         num_workers: int = 0,
     ) -> None:
-        require(size >= 1, f"size {size}: the height and width in pixels must be positive, as in 28, 32 or 16")
+        require(size >= 1, f"size={size}: the height and width in pixels must be positive, as in 28, 32 or 16")
         super().__init__(root, batch_size, data_range, flip, dequantize, num_workers)
         self.shape = (1, size, size)
 

@@ -25,7 +25,7 @@ from lightning_score.data.images import ImageData
 from lightning_score.errors import InputError, require
 from lightning_score.files import LocalPath, new_folder_if_kept
 from lightning_score.memory import require_room
-from lightning_score.seeds import seed_of
+from lightning_score.seeds import derive_seed
 
 
 class ImageStream(ImageData):
@@ -84,8 +84,8 @@ class ImageStream(ImageData):
         super().__init__(batch_size, data_range, flip, dequantize, num_workers)
         litdata()
         check_form(shape, crop, num_classes)
-        require(held_out > 0, f"held_out {held_out}: must be above 0, a number of images, as 5000")
-        require(in_memory > 0, f"in_memory {in_memory}: must be above 0, a number of images, as 50000")
+        require(held_out > 0, f"held_out={held_out}: must be above 0, a number of images, as 5000")
+        require(in_memory > 0, f"in_memory={in_memory}: must be above 0, a number of images, as 50000")
         self.path, self.shape, self.crop, self.num_classes = path, tuple(shape), crop, num_classes
         check_gray_range(gray_range)
         self.held_out, self.in_memory, self.cache, self.gray_range = held_out, in_memory, cache, gray_range
@@ -166,8 +166,8 @@ class ImageStream(ImageData):
         available = len(stream) // processes // max(self.num_workers, 1)
         require(
             self.batch_size <= available,
-            f"batch_size is {self.batch_size}, but there are {available} training images per process and worker and "
-            f"incomplete batches are dropped: choose batch_size <= {available}, or fewer num_workers.",
+            f"batch_size={self.batch_size}: there are {available} training images per process and worker, and "
+            f"incomplete batches are dropped; choose batch_size <= {available}, or fewer num_workers",
         )
         check_examples(self, "train", _in_memory(self._rows(self._held_out, self._held_out + 8)))
         return loader(litdata().StreamingDataLoader)(
@@ -176,7 +176,7 @@ class ImageStream(ImageData):
             shuffle=True,
             drop_last=True,
             collate_fn=Batched(self.transform(train=True)),
-            generator=torch.Generator().manual_seed(seed_of()),  # of seeds without a use
+            generator=torch.Generator().manual_seed(derive_seed()),  # of seeds without a use
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_score.data.base import Examples, ScoreData, Splits, Transform, split_indices
 from lightning_score.errors import require
 from lightning_score.memory import require_room
-from lightning_score.tensors import expand
+from lightning_score.tensors import broadcast_to
 
 
 class Mixture:
@@ -34,14 +34,14 @@ class Mixture:
         dimensions = {len(mean) for mean in means}
         require(
             len(dimensions) == 1 and min(dimensions) >= 1,
-            f"means have {sorted(dimensions)} coordinates; give one mean or more, all with as many (>= 1).",
+            f"means have {sorted(dimensions)} coordinates; give one mean or more, all with as many (>= 1)",
         )
         require(
             len(means) == len(stds) == len(weights),
-            f"there are {len(means)} means, {len(stds)} stds and {len(weights)} weights; give one of each per mode.",
+            f"there are {len(means)} means, {len(stds)} stds and {len(weights)} weights; give one of each per mode",
         )
-        require(all(std > 0 for std in stds), f"stds are {list(stds)}; each must be positive.")
-        require(all(weight > 0 for weight in weights), f"weights are {list(weights)}; each must be positive.")
+        require(all(std > 0 for std in stds), f"stds={list(stds)}: each must be positive")
+        require(all(weight > 0 for weight in weights), f"weights={list(weights)}: each must be positive")
         self.means = torch.tensor(means, dtype=torch.float64)
         self.stds = torch.tensor(stds, dtype=torch.float64)
         self.weights = torch.tensor(weights, dtype=torch.float64)
@@ -75,7 +75,7 @@ class Mixture:
 
     def _components(self, x: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
         """`alpha m_k - x`, (N, K, D), and `v_k`, (K,) or (N, K)."""
-        alpha, sigma = expand(torch.as_tensor(alpha), x), expand(torch.as_tensor(sigma), x)
+        alpha, sigma = broadcast_to(torch.as_tensor(alpha), x), broadcast_to(torch.as_tensor(sigma), x)
         offset = alpha.unsqueeze(-1) * self.means.to(x) - x.unsqueeze(-2)
         return offset, alpha.square() * self.stds.to(x).square() + sigma.square()
 
@@ -112,7 +112,7 @@ class GaussianMixture(ScoreData):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        require(num_samples >= 2, f"num_samples is {num_samples}; it must be at least 2, one of them held out.")
+        require(num_samples >= 2, f"num_samples={num_samples}: must be at least 2, one of them held out")
         require_room(32 * num_samples * len(means[0]), f"num_samples={num_samples}", "take fewer")
         self.mixture = Mixture(means, stds, weights)
         self.shape = (len(means[0]),)

@@ -9,7 +9,7 @@ from lightning_score.errors import require
 from lightning_score.guidance.base import Guidance, ModelFacts, differentiated, tracked
 from lightning_score.guidance.operators import LinearOperator
 from lightning_score.score.function import ScoreField, ScoreWrapper
-from lightning_score.tensors import expand
+from lightning_score.tensors import broadcast_to
 
 
 class InverseProblem(Guidance):
@@ -112,7 +112,7 @@ class _PseudoInverseScore(ScoreWrapper):
             alpha, sigma = self.process.alpha(t), self.process.sigma(t)
             with torch.set_grad_enabled(backprop):
                 score = self.score(x_t, t, cond)
-                denoised = (x_t + expand(sigma, x) ** 2 * score) / expand(alpha, x)
+                denoised = (x_t + broadcast_to(sigma, x) ** 2 * score) / broadcast_to(alpha, x)
             with torch.enable_grad():
                 observed = problem.operator.apply(denoised.requires_grad_())
             r2 = (problem.data_std * sigma) ** 2 / ((alpha * problem.data_std) ** 2 + sigma**2)
@@ -120,6 +120,6 @@ class _PseudoInverseScore(ScoreWrapper):
             weighted = problem.operator.gram_solve(residual, r2, problem.noise_std**2)
             seen = x_t if problem.backprop else denoised
             (gradient,) = torch.autograd.grad(observed, seen, weighted, create_graph=keep)
-            jacobian = 1.0 if problem.backprop else expand(alpha * r2 / sigma**2, x)
+            jacobian = 1.0 if problem.backprop else broadcast_to(alpha * r2 / sigma**2, x)
         guided = score + problem.strength * jacobian * gradient
         return guided if keep else guided.detach()

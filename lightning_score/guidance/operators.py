@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_score.errors import require
-from lightning_score.tensors import expand
+from lightning_score.tensors import broadcast_to
 
 
 class LinearOperator(ABC):
@@ -66,7 +66,7 @@ class Mask(LinearOperator):
         return x.flatten(1).index_select(1, self._known.to(x.device))
 
     def gram_solve(self, v: Tensor, r2: Tensor, s2: float) -> Tensor:
-        return v / (expand(r2, v) + s2)
+        return v / (broadcast_to(r2, v) + s2)
 
 
 class Gray(LinearOperator):
@@ -85,7 +85,7 @@ class Gray(LinearOperator):
         return x.mean(1, keepdim=True)
 
     def gram_solve(self, v: Tensor, r2: Tensor, s2: float) -> Tensor:
-        return v / (expand(r2, v) / self._channels + s2)
+        return v / (broadcast_to(r2, v) / self._channels + s2)
 
 
 class BlockMean(LinearOperator):
@@ -113,7 +113,7 @@ class BlockMean(LinearOperator):
         return F.avg_pool2d(x, self.factor)
 
     def gram_solve(self, v: Tensor, r2: Tensor, s2: float) -> Tensor:
-        return v / (expand(r2, v) / self.factor**2 + s2)
+        return v / (broadcast_to(r2, v) / self.factor**2 + s2)
 
 
 class Matrix(LinearOperator):
@@ -146,6 +146,6 @@ class Matrix(LinearOperator):
         return x.flatten(1) @ self.matrix.to(x).mT
 
     def gram_solve(self, v: Tensor, r2: Tensor, s2: float) -> Tensor:
-        u, eigenvalues = self._u.to(v), expand(r2, v) * self._s2.to(v) + s2
+        u, eigenvalues = self._u.to(v), broadcast_to(r2, v) * self._s2.to(v) + s2
         inverse = torch.where(eigenvalues > 0, 1 / eigenvalues, 0)
         return (inverse * (v @ u)) @ u.mT

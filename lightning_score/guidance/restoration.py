@@ -143,7 +143,7 @@ class Inpainting(Restoration):
         given, known = list(known.shape), known.squeeze(0) if known.ndim > len(shape) else known
         require(
             known.ndim <= len(shape) and all(a in (1, b) for a, b in zip(known.shape[::-1], shape[::-1], strict=False)),
-            f"mask {mask} of shape {given}: must fit {observed}, whose images have the shape {list(shape)}",
+            f"mask={mask} of shape {given}: must fit {observed}, whose images have the shape {list(shape)}",
         )
         self._operator = Mask(known.expand(shape))
 

@@ -122,7 +122,7 @@ def _scheduler(model: Imported) -> dict[str, Any]:
     predictor = steps.get("predictor") or {"class_path": ""}
     ddim, large = _name(predictor) == "DDIM", (predictor.get("init_args") or {}).get("fixed_large", False)
     clip = steps.get("clip")
-    require(clip is None or clip[0] == -clip[1], f"clip {clip}: diffusers' schedulers clip at two opposite values only")
+    require(clip is None or clip[0] == -clip[1], f"clip={clip}: diffusers' schedulers clip at two opposite values only")
     return {
         "_class_name": "DDIMScheduler" if ddim else "DDPMScheduler",
         "prediction_type": predictions[name],

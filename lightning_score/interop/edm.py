@@ -39,7 +39,7 @@ def read(path: Path, size: int | None = None, precond: str | None = None) -> Imp
     resolutions = _resolutions(source)
     require(
         size in (None, resolutions[0]),
-        f"size {size}: the file is of a network for images of {resolutions[0]} x {resolutions[0]} pixels; leave --size out",
+        f"size={size}: the file is of a network for images of {resolutions[0]} x {resolutions[0]} pixels; leave --size out",
     )
     network = _network(source, resolutions, _fir(source))
     image = source.state[f"enc.{_at(resolutions[0])}_conv.weight"].shape[1]

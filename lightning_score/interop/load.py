@@ -34,8 +34,8 @@ def read(
     Raises:
         InputError: an unknown kind, a file that is not of this kind, or options that do not belong to it.
     """
-    require(kind in KINDS, f"kind {kind!r}: give one of {', '.join(KINDS)}")
-    require(size is None or size > 0, f"size {size}: must be positive, the height and width of the images in pixels")
+    require(kind in KINDS, f"kind={kind!r}: give one of {', '.join(KINDS)}")
+    require(size is None or size > 0, f"size={size}: must be positive, the height and width of the images in pixels")
     reader = import_module(f"lightning_score.interop.{kind}").read
     given = {name: value for name, value in (("sde", sde), ("precond", precond)) if value is not None}
     for name, value in given.items():

@@ -54,7 +54,7 @@ def training_of(sdes: Sequence[str], sigmas: Tensor, path: Path, sde: str | None
     """
     require(
         sde is None or sde in sdes,
-        f"--sde {sde}: this is no model of it, because {WHY[sdes[0]]}; "
+        f"--sde {sde}: this model is not of it, because {WHY[sdes[0]]}; "
         f"give {' or '.join(f'--sde {other}' for other in sdes)}, or leave it out",
     )
     found, why = (sde, None) if sde else _by_folders(path) if len(sdes) > 1 else (sdes[0], None)

@@ -104,7 +104,7 @@ class DigitFeatures(ClassifierFeatures):
         require(
             tuple(x.shape[1:]) == (1, 8, 8) and x.dtype == torch.uint8,
             f"DigitFeatures got {x.dtype} examples of shape {tuple(x.shape[1:])}, but knows only 8x8 digits, uint8 "
-            "(1, 8, 8): take InceptionFeatures for other images and RawFeatures for toys.",
+            "(1, 8, 8): take InceptionFeatures for other images and RawFeatures for toys",
         )
         return x
 
@@ -132,7 +132,7 @@ class FashionFeatures(ClassifierFeatures):
         require(
             x.ndim == 4 and x.shape[1] == 1 and x.dtype == torch.uint8,
             f"FashionFeatures got {x.dtype} examples of shape {tuple(x.shape[1:])}, but knows only gray clothing, uint8 "
-            "(1, H, W): take InceptionFeatures for other images and RawFeatures for toys.",
+            "(1, H, W): take InceptionFeatures for other images and RawFeatures for toys",
         )
         return to_28(x)
 

@@ -138,7 +138,7 @@ class RawFeatures(Features):
     def extract(self, x: Tensor) -> Tensor:
         require(
             tuple(x.shape[1:]) == self.shape,
-            f"RawFeatures got examples of shape {tuple(x.shape[1:])}, but was made for {self.shape}: set its `shape`.",
+            f"RawFeatures got examples of shape {tuple(x.shape[1:])}, but was made for {self.shape}: set its `shape`",
         )
         return x.flatten(1).float()
 
@@ -203,7 +203,7 @@ class InceptionFeatures(Features):
         require(
             x.ndim == 4 and x.shape[1] in (1, 3) and x.dtype == torch.uint8,
             f"InceptionFeatures got {x.dtype} examples of shape {tuple(x.shape[1:])}; it takes images, uint8 (1, H, W) "
-            "or (3, H, W): take RawFeatures for toys.",
+            "or (3, H, W): take RawFeatures for toys",
         )
         self.network.feature_extractor_internal_dtype = torch.float64 if self.doubled else torch.float32
         features, logits = self.network(x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last))
@@ -225,5 +225,5 @@ def _load_inception(path: str | None) -> nn.Module:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"Inception's weights could not be read from {where}: {reason}. Download {INCEPTION_URL} and give its path "
-            f"as the option `weights` of InceptionFeatures or in the environment variable {INCEPTION_VARIABLE}."
+            f"as the option `weights` of InceptionFeatures or in the environment variable {INCEPTION_VARIABLE}"
         ) from error

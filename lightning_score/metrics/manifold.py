@@ -29,7 +29,7 @@ def kernel_distance(real: Tensor, fake: Tensor, chunk: int = 2048) -> Estimate:
     """
     require(
         min(len(real), len(fake)) >= 2,
-        f"KID got {len(real)} real and {len(fake)} generated examples; it needs at least 2 of each.",
+        f"KID got {len(real)} real and {len(fake)} generated examples; it needs at least 2 of each",
     )
     n, m = len(real), len(fake)
     real, fake = real.double(), fake.double()
@@ -75,7 +75,7 @@ def inception_score(logits: Tensor, splits: int = 10) -> Estimate:
     """
     from torch_fidelity.metric_isc import isc_features_to_metric
 
-    require(len(logits) >= 2, f"the Inception score got {len(logits)} examples; it needs at least 2.")
+    require(len(logits) >= 2, f"the Inception score got {len(logits)} examples; it needs at least 2")
     splits = min(splits, len(logits))
     found = isc_features_to_metric(logits, splits=splits, shuffle=False)
     return Estimate(found["inception_score_mean"], found["inception_score_std"] / splits**0.5)
@@ -110,7 +110,7 @@ def manifold(real: Tensor, fake: Tensor, neighbors: int = 3, chunk: int = 4096) 
     require(
         min(len(real), len(fake)) > neighbors,
         f"precision and recall got {len(real)} real and {len(fake)} generated examples; with neighbors={neighbors} they "
-        "need more on either side.",
+        "need more on either side",
     )
     center = real.double().mean(0)  # far from 0 single precision loses the distances
     real, fake = (real - center).float(), (fake - center).float()

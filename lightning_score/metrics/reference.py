@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_score.errors import require
-from lightning_score.files import cache_folder, replacing, without_room
+from lightning_score.files import cache_folder, replacing, tolerating_full_disk
 from lightning_score.metrics.features import Features
 from lightning_score.metrics.frechet import floor_of_subsets
 from lightning_score.metrics.statistics import FeatureSums, Statistics
@@ -114,7 +114,7 @@ def _is_of(found: Reference, examples: Tensor, features: Features, device: torch
 def _write(path: Path, found: Reference) -> None:
     tensors = {"mean": found.statistics.mean, "covariance": found.statistics.covariance, "kept": found.kept}
     numbers = {"n": found.statistics.n, "floor": found.floor, "floor_n": found.floor_n}
-    with without_room(path), replacing(path) as temporary:
+    with tolerating_full_disk(path), replacing(path) as temporary:
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(whole, temporary, {"numbers": json.dumps(numbers)})
 

@@ -94,7 +94,7 @@ class FeatureSums(Metric):
 
 def _statistics(count: Tensor, total: Tensor, outer: Tensor) -> Statistics:
     n = int(count)
-    require(n >= 2, f"the Frechet distance got {n} examples on one side; it needs at least 2 on each.")
+    require(n >= 2, f"the Frechet distance got {n} examples on one side; it needs at least 2 on each")
     mean = total / n
     return Statistics(n, mean, (outer - n * torch.outer(mean, mean)) / (n - 1))
 
@@ -131,7 +131,7 @@ class KeptFeatures:
 def fit(features: Tensor) -> Statistics:
     """The Gaussian of features (N, D), with a factor of its covariance where they are fewer than D."""
     n, dimension = features.shape
-    require(n >= 2, f"the Frechet distance got {n} examples on one side; it needs at least 2 on each.")
+    require(n >= 2, f"the Frechet distance got {n} examples on one side; it needs at least 2 on each")
     require_features(features, dimension)
     features = features.double()
     mean = features.mean(0)
@@ -168,9 +168,9 @@ def require_features(features: Tensor, num_features: int) -> None:
     """Raises `InputError` for features of another length, or that are not finite."""
     require(
         features.ndim == 2 and features.shape[1] == num_features,
-        f"features have the shape {tuple(features.shape)}, but the metric was made for (N, {num_features}).",
+        f"features have the shape {tuple(features.shape)}, but the metric was made for (N, {num_features})",
     )
     require(
         bool(features.isfinite().all()),
-        "features hold NaN or infinity: the model or its sampler diverged; take a smaller step size or learning rate.",
+        "features hold NaN or infinity: the model or its sampler diverged; take a smaller step size or learning rate",
     )

@@ -24,9 +24,9 @@ class Network(nn.Module, ABC):
         super().__init__()
         require(
             len(shape) > 0 and min(shape) > 0,
-            f"shape {list(shape)}: sizes must be positive; give [channels, height, width] or [dimension]",
+            f"shape={list(shape)}: sizes must be positive; give [channels, height, width] or [dimension]",
         )
-        require(num_classes >= 0, f"num_classes {num_classes}: must be 0 (unconditional) or the number of classes")
+        require(num_classes >= 0, f"num_classes={num_classes}: must be 0 (unconditional) or the number of classes")
         self.shape = tuple(shape)
         self.num_classes = num_classes
         self._augmented: Tensor | None = None

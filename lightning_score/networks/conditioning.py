@@ -22,7 +22,7 @@ class NoiseEmbedding(nn.Module, ABC):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        require(width >= 4 and width % 2 == 0, f"embedding width {width}: must be even and at least 4")
+        require(width >= 4 and width % 2 == 0, f"width={width}: must be even and at least 4")
         self.width = width
 
     @abstractmethod
@@ -45,7 +45,7 @@ class PositionalEmbedding(NoiseEmbedding):
     def __init__(self, width: int = 128, shift: float = 1.0, cosines_first: bool = False) -> None:
         super().__init__(width)
         half = width // 2
-        require(half > shift, f"shift {shift}: must be below half of the embedding width {width}")
+        require(half > shift, f"shift={shift}: must be below half of the embedding width {width}")
         frequencies = torch.exp(-math.log(10000) * torch.arange(half) / (half - shift))
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.cosines_first = cosines_first
@@ -73,7 +73,7 @@ class FourierEmbedding(NoiseEmbedding):
 
     def __init__(self, width: int = 128, scale: float = 16.0, seed: int = 0) -> None:
         super().__init__(width)
-        require(scale > 0, f"Fourier scale {scale}: must be positive")
+        require(scale > 0, f"scale={scale}: must be positive")
         frequencies = scale * torch.randn(width // 2, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("frequencies", frequencies)
 

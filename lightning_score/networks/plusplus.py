@@ -142,7 +142,7 @@ class DDPMpp(Network):
         check_levels(type(self).__name__, shape, multipliers, blocks, attention, dropout)
         _check_groups(channels, groups, group_size)
         check_heads(channels, head_channels)
-        require(augmentations >= 0, f"augmentations {augmentations}: must be 0 or an augmentation's number of labels")
+        require(augmentations >= 0, f"augmentations={augmentations}: must be 0 or an augmentation's number of labels")
         self.centered, self.augmentations = centered, augmentations
         self.from_levels = progressive == "output_skip"
         scale = 0.5**0.5 if rescale else 1.0
@@ -280,11 +280,11 @@ def _group_norm(groups: int, group_size: int, channels: int) -> nn.Module:
 
 
 def _check_groups(channels: int, groups: int, group_size: int) -> None:
-    require(groups > 0 and group_size > 0, f"groups {groups}, group_size {group_size}: must be positive")
+    require(groups > 0 and group_size > 0, f"groups={groups}, group_size={group_size}: must be positive")
     count = min(channels // group_size, groups)
     require(
         count > 0 and channels % count == 0,
-        f"channels {channels}, groups {groups}, group_size {group_size}: channels must be a multiple of the number of "
+        f"channels={channels}, groups={groups}, group_size={group_size}: channels must be a multiple of the number of "
         "groups, min(channels/group_size, groups)",
     )
     warn_of_single_channels(channels, count)

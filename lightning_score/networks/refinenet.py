@@ -117,7 +117,7 @@ class NCSN(RefineNet):
         centered: bool = False,
         plus: bool = True,
     ) -> None:
-        require(levels >= 1, f"levels {levels}: must be at least 1, the number of noise levels of the process")
+        require(levels >= 1, f"levels={levels}: must be at least 1, the number of noise levels of the process")
         norm = partial(InstanceNormPlus, levels=levels, num_classes=num_classes, plus=plus)
         pool = nn.AvgPool2d(5, stride=1, padding=2)
         super().__init__(shape, num_classes, channels, multipliers, dilations, centered, norm, norm, pool)
@@ -191,15 +191,15 @@ class NCSNv2Deepest(NCSNv2):
 
 
 def _check(name: str, shape: Sequence[int], channels: int, multipliers: Sequence[int], dilations: Sequence[int]) -> None:
-    require(len(shape) == 3, f"shape {list(shape)}: {name} takes images, [channels, height, width]; use an MLP for points")
-    require(channels > 1, f"channels {channels}: must be at least 2")
+    require(len(shape) == 3, f"shape={list(shape)}: {name} takes images, [channels, height, width]; use an MLP for points")
+    require(channels > 1, f"channels={channels}: must be at least 2")
     require(
         len(multipliers) == len(dilations) > 0 and min(*multipliers, *dilations) > 0,
-        f"multipliers {list(multipliers)}, dilations {list(dilations)}: give one positive integer of each per stage",
+        f"multipliers={list(multipliers)}, dilations={list(dilations)}: give one positive integer of each per stage",
     )
     factor = 2 ** sum(dilation == 1 for dilation in dilations[1:])
     require(
         dilations[0] == 1 and shape[1] % factor == 0 and shape[2] % factor == 0,
-        f"shape {list(shape)}, dilations {list(dilations)}: the first dilation must be 1, and height and width divisible by "
+        f"shape={list(shape)}, dilations={list(dilations)}: the first dilation must be 1, and height and width divisible by "
         f"{factor}, since each further 1 halves them; use larger dilations, fewer stages or another size",
     )

@@ -187,14 +187,14 @@ def check_levels(
     dropout: float,
 ) -> None:
     """Raises `InputError` for levels, or resolutions for attention, that an image of that shape cannot have."""
-    require(len(shape) == 3, f"shape {list(shape)}: {name} takes images, [channels, height, width]; use an MLP for points")
-    require(len(multipliers) > 0 and min(multipliers) > 0, f"multipliers {list(multipliers)}: give positive integers")
-    require(blocks > 0, f"blocks {blocks}: must be positive")
-    require(0 <= dropout < 1, f"dropout {dropout}: must be in [0, 1)")
+    require(len(shape) == 3, f"shape={list(shape)}: {name} takes images, [channels, height, width]; use an MLP for points")
+    require(len(multipliers) > 0 and min(multipliers) > 0, f"multipliers={list(multipliers)}: give positive integers")
+    require(blocks > 0, f"blocks={blocks}: must be positive")
+    require(0 <= dropout < 1, f"dropout={dropout}: must be in [0, 1)")
     factor = 2 ** (len(multipliers) - 1)
     require(
         shape[1] % factor == 0 and shape[2] % factor == 0,
-        f"shape {list(shape)}: height and width must be divisible by {factor} for {len(multipliers)} levels; "
+        f"shape={list(shape)}: height and width must be divisible by {factor} for {len(multipliers)} levels; "
         "use fewer multipliers or another size",
     )
     heights = [shape[1] >> level for level in range(len(multipliers))]
@@ -215,7 +215,7 @@ def warn_of_single_channels(channels: int, groups: int) -> None:
 def _check_channels(channels: int, groups: int, head_channels: int | None) -> None:
     require(
         groups > 0 and channels > 0 and channels % groups == 0,
-        f"channels {channels}, groups {groups}: channels must be a multiple of groups",
+        f"channels={channels}, groups={groups}: channels must be a multiple of groups",
     )
     warn_of_single_channels(channels, groups)
     check_heads(channels, head_channels)
@@ -225,5 +225,5 @@ def check_heads(channels: int, head_channels: int | None) -> None:
     """Raises `InputError` for heads that do not divide the channels."""
     require(
         head_channels is None or (head_channels > 0 and channels % head_channels == 0),
-        f"head_channels {head_channels}: must divide {channels} channels, or be null for one head",
+        f"head_channels={head_channels}: must divide {channels} channels, or be null for one head",
     )

@@ -6,7 +6,7 @@ from lightning_score.objective.base import LevelwiseObjective
 from lightning_score.objective.times import TimeDistribution
 from lightning_score.objective.weighting import Weighting
 from lightning_score.score.function import ScoreField
-from lightning_score.tensors import expand
+from lightning_score.tensors import broadcast_to
 
 
 class DenoisingScoreMatching(LevelwiseObjective):
@@ -25,6 +25,6 @@ class DenoisingScoreMatching(LevelwiseObjective):
         self.mean = mean
 
     def at(self, score: ScoreField, x_t: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
-        residual = score(x_t, t, cond) + noise / expand(score.process.sigma(t), x_t)
+        residual = score(x_t, t, cond) + noise / broadcast_to(score.process.sigma(t), x_t)
         squared = residual.square().flatten(1)
         return squared.mean(1) if self.mean else squared.sum(1) / 2

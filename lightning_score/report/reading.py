@@ -19,7 +19,7 @@ import yaml
 
 from lightning_score.callbacks.langevin_health import FILE as LANGEVIN
 from lightning_score.runs.folders import LEADS_OUT, leads_out
-from lightning_score.runs.records import FILE as RECORDS, Record, read as read_records
+from lightning_score.runs.records import FILE as RECORDS, Record, read_records
 from lightning_score.runs.status import STATUS, STOPPED_EARLY, row_steps
 from lightning_score.runs.trust import bounded
 

@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and how its processes agree."""
+"""Runs: their folders, files and checkpoints, and the rendezvous of their processes."""

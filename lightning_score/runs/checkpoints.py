@@ -1,4 +1,4 @@
-"""How checkpoints are written and read: in one move, with the one before beside them, every byte checked, no code run."""
+"""Checkpoints: written atomically, the previous one kept, every byte checked when read, no code run."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -18,18 +18,17 @@ from lightning_score.files import read_tensors, replacing
 from lightning_score.runs.old_names import with_new_names
 
 CONFIGS = {"config", "hyper_parameters", "datamodule_hyper_parameters"}
-"""The entries of a checkpoint that name classes."""
+"""Entries of a checkpoint that name classes."""
 PREVIOUS = ".previous"
-"""What the name of the checkpoint before the newest one ends in."""
+"""The ending of the name of the checkpoint before the newest."""
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint into a file beside, onto the disk, and only then to its name, in one move; the one that had the
-    name stays as `<name>.previous`. Where there is no room the run goes on without. Reading checks every byte and runs no
-    code.
+    """Writes a checkpoint atomically and keeps the former one as `<name>.previous`. On a full disk the run continues without
+    it. Reading checks every byte and runs no code.
 
     Attributes:
-        unsaved: why the newest checkpoint of a file could not be written, by the file.
+        unsaved: by file, the reason why its newest checkpoint could not be written.
     """
 
     def __init__(self) -> None:
@@ -37,7 +36,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         self.unsaved: dict[str, str] = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Writes it, or says why it could not; what was there before is harmed in no case."""
+        """Writes it, or prints why it could not; the former checkpoint stays intact."""
         file = Path(path)
         try:
             with replacing(file) as temporary:
@@ -49,64 +48,65 @@ class SafeCheckpointIO(TorchCheckpointIO):
             self.unsaved.pop(str(file), None)
         except OSError as error:
             self.unsaved[str(file)] = reason = error.strerror
-            there = f"; {file} is the one before" if file.exists() else ""
-            tqdm.write(f"checkpoint of step {checkpoint.get('global_step')}: not saved ({reason}){there}. Training goes on.")
+            there = f"; {file} is the previous one" if file.exists() else ""
+            tqdm.write(
+                f"checkpoint of step {checkpoint.get('global_step')}: not saved ({reason}){there}. Training continues."
+            )
 
     def load_checkpoint(
         self, path: Any, map_location: Callable | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads one that is whole.
+        """Reads an undamaged one.
 
         Raises:
             InputError: it is damaged.
         """
-        return read(Path(path))
+        return read_checkpoint(Path(path))
 
 
-def read(file: Path) -> dict[str, Any]:
-    """A checkpoint that is whole, on the CPU: tensors and plain values; code that it may hold is not run.
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """An undamaged checkpoint, on the CPU: tensors and plain values; no code is run.
 
     Raises:
-        InputError: it is missing, damaged, no checkpoint, or holds code.
+        InputError: it is missing, damaged, not a checkpoint, or holds code.
     """
     require(file.exists(), f"{file}: there is no such file; runs/NAME/latest/last.ckpt is the newest")
     require(not file.is_dir(), f"{file}: this is a folder; give the file in it, as last.ckpt")
     require(file.is_file(), f"{file}: not a file; runs/NAME/latest/last.ckpt is the newest")
-    check(file)
+    verify_checksums(file)
     found = read_tensors(file)
     require(isinstance(found, dict), f"{file}: not a checkpoint but a file of {type(found).__name__}")
     return found | {name: with_new_names(found[name]) for name in CONFIGS & found.keys()}
 
 
 def _keep_previous(file: Path) -> None:
-    """Gives the checkpoint that is there a second name, and only then its place to a new one."""
+    """Links the present checkpoint to its second name, before a new one replaces it."""
     if file.exists():
         with suppress(OSError), replacing(file.with_name(file.name + PREVIOUS)) as link:
-            os.link(file, link)  # on a file system without hard links there is one checkpoint, as ever
+            os.link(file, link)  # without hard links there is only one checkpoint
 
 
-def check(file: Path) -> None:
-    """Reads every byte of a checkpoint and compares it with the checksums that the file holds.
+def verify_checksums(file: Path) -> None:
+    """Compares every byte of a checkpoint with the checksums in the file.
 
     Raises:
-        InputError: it is truncated, a bit of it has changed, or it is no checkpoint; the message names the one before it, if
-            that is whole.
+        InputError: it is truncated, changed, or not a checkpoint; the message names the previous one, if that is undamaged.
     """
     fault = _fault(file)
     if not fault:
         return
     before = file.with_name(file.name + PREVIOUS)
-    offer = f"; the one before it is whole: {before}" if before.exists() and not _fault(before) else ""
+    offer = f"; the previous one is undamaged: {before}" if before.exists() and not _fault(before) else ""
     raise InputError(f"{file}: not a readable checkpoint, damaged or truncated ({fault}){offer}")
 
 
 def _fault(file: Path) -> str:
-    """What is wrong with a checkpoint, or nothing."""
+    """The damage of a checkpoint; empty if there is none."""
     try:
         with ZipFile(file) as archive:
             packed = sum(entry.file_size for entry in archive.infolist())
             if packed > file.stat().st_size:  # torch does not compress
-                return f"it unpacks to {packed:,} bytes, more than it has"
+                return f"it unpacks to {packed:,} bytes, more than its size"
             broken = archive.testzip()
         return f"{broken} has changed since it was written" if broken else ""
     except (OSError, BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:

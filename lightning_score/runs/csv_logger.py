@@ -15,10 +15,10 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 
 class RunCSVLogger(CSVLogger):
-    """Writes `metrics.csv` and `hparams.yaml` straight into the folder of a run, beside whatever else is there.
+    """Writes `metrics.csv` and `hparams.yaml` into the folder of a run.
 
-    Each row is on disk as soon as it is logged, with its `time` in seconds since 1970. Rows that an earlier part of the run
-    left there stay, and a metric that is new becomes a new column.
+    Each row is on disk as soon as it is logged, with its `time` in seconds since 1970. Rows of an earlier part of the run
+    stay, and a new metric becomes a new column.
 
     Args:
         folder: The run's folder; it is made if it does not exist.
@@ -30,38 +30,41 @@ class RunCSVLogger(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
-        """What writes the files."""
+        """The writer of the files."""
         if self._experiment is None:
             self._experiment = _Writer(self.save_dir)
         return self._experiment
 
 
 class _Writer(ExperimentWriter):
-    """Lightning's writer, but for the beginning, where that deletes the metrics it finds; and each row has its time."""
+    """Lightning's writer, except that it keeps existing metrics and adds the time to each row."""
 
-    _told = False
+    _warned = False
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        """Keeps a row."""
+        """Adds a row."""
         super().log_metrics({**metrics_dict, "time": round(time.time(), 1)}, step)
 
     def save(self) -> None:
-        """Writes the rows; where there is no room they are kept until there is, and what is there is not harmed."""
+        """Writes the rows; on a full disk they stay in memory until they can be written, and the file stays intact."""
         file, self._columns = self.metrics_file_path, list(self.metrics_keys)
         self._size = os.path.getsize(file) if os.path.isfile(file) else 0
         try:
             super().save()
-            self._told = False
+            self._warned = False
         except OSError as error:
             self.metrics_keys = self._columns
             with suppress(OSError):
                 os.truncate(file, self._size)  # half a row
-            if not self._told:
-                print(f"{file}: cannot be written ({error.strerror}); its rows wait for room", file=sys.stderr)
-            self._told = True
+            if not self._warned:
+                print(
+                    f"{file}: cannot be written ({error.strerror}); its rows stay in memory until then",
+                    file=sys.stderr,
+                )
+            self._warned = True
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        """In one move: whatever happens meanwhile, there are the old rows or the new ones."""
+        """Replaces the file atomically."""
         file, temporary = self.metrics_file_path, f"{self.metrics_file_path}-{os.getpid()}"
         try:
             with open(file, newline="") as old, open(temporary, "w", newline="") as new:
@@ -76,7 +79,7 @@ class _Writer(ExperimentWriter):
         self._columns, self._size = list(fieldnames), os.path.getsize(file)
 
     def _check_log_dir_exists(self) -> None:
-        """Goes on from the columns of the metrics that are there, without half a row that a crash has left."""
+        """Continues with the columns of an existing file, and removes half a row that a crash left."""
         if os.path.isfile(self.metrics_file_path):
             written = Path(self.metrics_file_path).read_bytes()
             whole = written.rfind(b"\n") + 1
@@ -84,6 +87,6 @@ class _Writer(ExperimentWriter):
                 os.truncate(self.metrics_file_path, whole)
             with open(self.metrics_file_path, newline="") as file:
                 columns = next(csv.reader(file), [])
-            self.metrics_keys = sorted(columns)  # as Lightning's are before each row
+            self.metrics_keys = sorted(columns)  # Lightning sorts its keys before each row
             if columns != self.metrics_keys:
                 self._rewrite_with_new_header(self.metrics_keys)

@@ -1,4 +1,4 @@
-"""The folders of runs: their names, making new ones, and taking empty ones away."""
+"""Run folders: names, new folders, and removal of empty ones."""
 
 import shutil
 import time
@@ -11,23 +11,23 @@ from lightning_score.files import replacing
 from lightning_score.runs.status import STATUS
 from lightning_score.stopping import cleaning
 
-LEADS_OUT = "leads out of the folder of runs, or is no file; left out"
+LEADS_OUT = "leads out of the folder of runs, or is not a file; left out"
 
 LONGEST_NAME = 200
-"""Bytes of the name of a run: what is written beside it makes it longer."""
+"""Bytes of the name of a run; file systems allow 255, and names of files made from it are longer."""
 
 WITHOUT_RESULT = ("config.yaml", "hparams.yaml", STATUS)
-"""What a run writes before it has computed anything."""
+"""Files that a run writes before it has computed anything."""
 
-_made: list[tuple[Path, list[Path]]] = []  # folders that this process has made, with those above them that it had to make
+_made: list[tuple[Path, list[Path]]] = []  # folders that this process made, with the parents that it had to make
 
 
 def check_name(name: str, option: str) -> None:
-    """Refuses a name that is no name of one folder in the folder of all runs, as `../other`.
+    """Refuses a name that is not the name of one folder in the folder of all runs, such as `../other`.
 
     Args:
-        name: as given, or as a config or a checkpoint has it.
-        option: where it can be given.
+        name: from an option, a config or a checkpoint.
+        option: the option that sets it.
 
     Raises:
         InputError: it leads elsewhere, or cannot be the name of a folder.
@@ -43,7 +43,7 @@ def check_name(name: str, option: str) -> None:
 
 
 def leads_out(file: Path, root: Path) -> bool:
-    """Whether what is found at a path is no file in a folder or below: a link to elsewhere, a pipe or a device."""
+    """Whether a path is not a file below a folder: a link to elsewhere, a pipe or a device."""
     return file.exists() and not (file.is_file() and file.resolve().is_relative_to(root.resolve()))
 
 
@@ -57,7 +57,7 @@ def new_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True)
     except FileExistsError as error:
-        raise InputError(f"{folder}: exists already and nothing is overwritten; give a new folder") from error
+        raise InputError(f"{folder}: already exists and is not overwritten; give a new folder") from error
     except OSError as error:
         for parent in missing:
             with suppress(OSError):
@@ -69,7 +69,7 @@ def new_folder(folder: Path) -> Path:
 
 @contextmanager
 def discarding() -> Iterator[None]:
-    """Removes the folders that are made within it and hold no result, where a signal or a mistake of the user ends it."""
+    """Removes folders made within it that hold no results, if a signal or a user's mistake ends it."""
     before = len(_made)
 
     def discard() -> None:
@@ -86,7 +86,7 @@ def discarding() -> Iterator[None]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The files of a run that may be results: those of W&B's repeat others, and metrics without a row are none."""
+    """Files of a run that may be results: not those of W&B, which repeat others, nor metrics without a row."""
     for file in folder.rglob("*"):
         empty = file.name == "metrics.csv" and file.read_bytes().count(b"\n") < 2
         if file.is_file() and "wandb" not in file.relative_to(folder).parts and not empty:
@@ -94,7 +94,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _discard(folder: Path, parents: Sequence[Path]) -> None:
-    """Removes a folder and those above it that were made for it; `latest` is the newest run before it then."""
+    """Removes a folder and the parents made for it; `latest` then points to the run before it."""
     shutil.rmtree(folder, ignore_errors=True)
     link = folder.parent / "latest"
     with suppress(OSError):
@@ -108,7 +108,7 @@ def _discard(folder: Path, parents: Sequence[Path]) -> None:
 
 
 def new_dated_folder(parent: Path) -> Path:
-    """Makes `parent/<date>_<time>`, with a number behind it where two begin in one second.
+    """Makes `parent/<date>_<time>`, with a number appended if it exists.
 
     Raises:
         InputError: it cannot be written.
@@ -122,10 +122,10 @@ def new_dated_folder(parent: Path) -> Path:
             except InputError:
                 if not folder.exists():
                     raise
-    raise InputError(f"{parent}: holds a thousand folders of this second already; choose another output folder")
+    raise InputError(f"{parent}: already holds a thousand folders of this second; choose another output folder")
 
 
 def point_latest(folder: Path) -> None:
-    """Makes `latest`, beside the folder, a link to it, in one step that readers never see half done."""
+    """Atomically makes `latest`, next to the folder, a link to it."""
     with replacing(folder.parent / "latest") as temporary:
         temporary.symlink_to(folder.name)

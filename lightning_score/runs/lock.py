@@ -1,4 +1,4 @@
-"""One process trains in a run folder at a time."""
+"""A lock, so that only one process at a time trains in a run folder."""
 
 import fcntl
 import os
@@ -11,15 +11,15 @@ from lightning_score.errors import require
 from lightning_score.runs.status import read_status
 
 LAST_WORKERS = 8.0
-"""Seconds for which the loading processes of a run that was killed may outlive it."""
-_held: list[int] = []  # descriptors of the run folders in which this process trains
+"""Seconds that data-loading processes may outlive a killed run."""
+_held: list[int] = []  # descriptors of the locked folders
 
 
 def hold(folder: Path) -> None:
-    """Locks a run folder until the command or its process ends, whatever ends it: two would overwrite one another's files.
+    """Locks a run folder until the command or its process ends: two runs would overwrite each other's files.
 
     Raises:
-        InputError: another process trains in it.
+        InputError: another process is training in it.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     _held.append(descriptor)
@@ -30,16 +30,16 @@ def hold(folder: Path) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             where = f"process {status.get('pid')} on {status.get('host')}"
-            require(time.monotonic() < end, f"{folder}: {where} trains in this run now; wait for its end, or stop it first")
+            require(time.monotonic() < end, f"{folder}: {where} is training in this run; wait for its end, or stop it")
             time.sleep(0.1)
-        except OSError:  # a file system without locks of folders
+        except OSError:  # a file system that cannot lock folders
             return
         else:
             return
 
 
 def _is_alive(status: dict[str, Any]) -> bool:
-    """Whether the process that a status names is there, on this machine."""
+    """Whether the process of a status runs on this machine."""
     try:
         os.kill(int(status["pid"]), 0)
     except (KeyError, OSError, ValueError, TypeError, OverflowError):
@@ -48,6 +48,6 @@ def _is_alive(status: dict[str, Any]) -> bool:
 
 
 def release() -> None:
-    """Unlocks what `hold` has locked."""
+    """Unlocks all folders."""
     while _held:
         os.close(_held.pop())

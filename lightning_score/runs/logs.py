@@ -12,11 +12,11 @@ from lightning_score.runs.status import FORMAT, STATUS, read_status, row_steps
 
 
 def cut_logs(folder: Path, checkpoint: dict[str, Any]) -> None:
-    """Takes out of a run's logs what came after a checkpoint, and will come again.
+    """Removes from a run's logs what came after a checkpoint and will be logged again.
 
     Args:
         folder: the run folder.
-        checkpoint: the one that it goes on from; it knows whether its step was validated.
+        checkpoint: the one that the run resumes from; it holds whether its step was validated.
     """
     step = checkpoint.get("global_step", 0)
     validated = checkpoint.get("callbacks", {}).get("Evaluate", {}).get("validated_at") == step
@@ -27,7 +27,7 @@ def cut_logs(folder: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def _cut_metrics(file: Path, step: int, validated: bool) -> None:
-    """Rows of older versions get the number of optimizer steps done, too."""
+    """Also converts the steps of older versions to optimizer steps done."""
     steps = row_steps(file.parent)
 
     def kept(rows: Iterable[dict[str, str]]) -> Iterator[dict[str, Any]]:
@@ -49,7 +49,7 @@ def _cut_metrics(file: Path, step: int, validated: bool) -> None:
 
 
 def _step(line: str) -> float:
-    """The step of a line of JSON; a line that is none, as a crash may leave, goes."""
+    """The step of a line of JSON; infinity for a broken line, which a crash may leave."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

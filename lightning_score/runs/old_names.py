@@ -1,4 +1,4 @@
-"""Class paths of earlier versions, in checkpoints and configs, by the paths of today."""
+"""Names of earlier versions in checkpoints and configs, and those of today."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ MODULES = {
     "schedule": "process.ladder",
     "sharding": "training.sharding",
 }
-"""Modules that have moved: before, now."""
+"""Modules that have moved: old and new path."""
 CLASSES = {
     "Chain": "Composed",
     "Colourisation": "Colorization",
@@ -36,7 +36,7 @@ CLASSES = {
     "process.RootBetaTable": "ScaledLinearBetas",
     "sampling.Table": "ProcessTable",
 }
-"""Classes that have another name: before, with the folder of today unless they were named without, and now."""
+"""Renamed classes: old name, after today's folder unless it was given alone, and new name."""
 OPTIONS = {
     "evaluate": {
         "limit": "fid_infinity",
@@ -46,27 +46,39 @@ OPTIONS = {
     },
     "init_args": {"grey_range": "gray_range"},
 }
-"""Parameters that have another name, by the name of the mapping in which they stand: before, now."""
+"""Renamed options by the name of the mapping that holds them: old and new name."""
 
 
-def with_new_names(config: Any, place: str = "") -> Any:
-    """A config of mappings, lists and plain values, with the names of today in place of those of earlier versions.
+def with_new_names(config: Any, place: str = "", options: bool = True) -> Any:
+    """A config of mappings, lists and plain values, with today's names in place of those of earlier versions.
 
     Args:
-        config: what a checkpoint, or a config that a run has written, says.
+        config: what a checkpoint, or a config that a run has written, holds.
         place: the name of the mapping that it is.
+        options: whether names of options are changed, too; else only the paths of classes.
     """
     if isinstance(config, Mapping):
-        return {new_option(name, place): with_new_names(part, str(name)) for name, part in config.items()}
+        new = OPTIONS.get(place, {}) if options else {}
+        return {new.get(name, name): with_new_names(part, str(name), options) for name, part in config.items()}
     if isinstance(config, list):
-        return [with_new_names(part) for part in config]
+        return [with_new_names(part, options=options) for part in config]
     return new_name(config) if isinstance(config, str) and config.startswith(f"{PACKAGE}.") else config
 
 
-def new_option(name: Any, place: str = "") -> Any:
-    """Today's name of an option, dotted or within the mapping of a name; the same one, if it has not changed."""
-    before, dot, last = str(name).rpartition(".")
-    return before + dot + renamed if (renamed := OPTIONS.get(before.rpartition(".")[2] or place, {}).get(last)) else name
+def new_option(name: str) -> str:
+    """Today's name of an option that has been renamed; empty for any other.
+
+    Args:
+        name: dotted, without `init_args`, as `evaluate.neighbours`.
+    """
+    parent, _, last = name.rpartition(".")
+    new = OPTIONS.get(parent.rpartition(".")[2], {}).get(last) or (OPTIONS["init_args"].get(last) if parent else None)
+    return f"{parent}.{new}".lstrip(".") if new else ""
+
+
+def new_classes(name: str) -> set[str]:
+    """Today's names of the classes that had a short name, such as `Table`, in an earlier version."""
+    return {new.rpartition(".")[2] for old, new in CLASSES.items() if old.rpartition(".")[2] == name}
 
 
 def new_metric(name: Any) -> Any:
@@ -75,7 +87,7 @@ def new_metric(name: Any) -> Any:
 
 
 def new_name(path: str) -> str:
-    """Today's path of what had a path in an earlier version; the same one, if it has not moved."""
+    """Today's path of a class or function; the same if it has not moved."""
     module, _, name = path.removeprefix(f"{PACKAGE}.").rpartition(".")
     module = MODULES.get(module, module)
     name = CLASSES.get(f"{module.partition('.')[0]}.{name}".lstrip("."), name)

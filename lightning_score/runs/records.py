@@ -1,4 +1,4 @@
-"""What was measured, and all that one must know to compare it: one JSON line per number."""
+"""Measurements with their provenance: one line of JSON per number."""
 
 import hashlib
 import json
@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from lightning_score.files import without_room
+from lightning_score.files import tolerating_full_disk
 from lightning_score.runs.old_names import new_metric
 
 FILE = "evaluations.jsonl"
 """The name of the records' file in a run folder."""
 PERFECT = "perfect"
-"""The kind of the floors that are measured now."""
+"""The kind of today's floors."""
 SUBSET = "subset"
 """The kind of the floors of older versions."""
 KEYS = {"jackknife": "without"}
@@ -29,7 +29,7 @@ KEYS = {"jackknife": "without"}
 
 
 def versions() -> dict[str, str]:
-    """Of what a number depends on."""
+    """Versions of the programs that a number depends on."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
     for name in ("lightning_score", "lightning", "torchmetrics", "torch-fidelity"):
         try:
@@ -40,7 +40,7 @@ def versions() -> dict[str, str]:
 
 
 def settings_of(part: Any) -> Any:
-    """A part of an experiment as plain values: its class and its public attributes, and so on inside."""
+    """A part of an experiment as plain values: its class and its public attributes, recursively."""
     if part is None or isinstance(part, (bool, int, float, str)):
         return part
     if isinstance(part, Mapping):
@@ -58,33 +58,33 @@ def settings_of(part: Any) -> Any:
 
 @dataclass(frozen=True)
 class Record:
-    """One number with its provenance.
+    """A number with its provenance.
 
     Attributes:
-        metric: its name, which says the features and, below 50 000, the number of samples.
+        metric: its name, with the features and, unless it is 50 000, the number of samples.
         value: the number.
-        error: its standard error, or None where there is none.
-        floor: what a perfect model scores with `floor_n` samples against this reference, or None.
+        error: its standard error, or None.
+        floor: the value of a perfect model with `floor_n` samples and this reference, or None.
         floor_n: n.
         n: number of samples.
         features: name of the features.
         features_hash: of their weights.
-        resize: what was done to the size of images.
+        resize: how images were resized.
         data: name of the data set, or the file of statistics.
-        split: which part of it is the reference.
+        split: the part of it that is the reference.
         shape: of one example.
         data_hash: of the reference.
         weights: "ema" or "raw".
         step: training steps.
-        denoised: whether the noise that is left at the end of sampling was taken away.
+        denoised: whether the last noise was removed from the samples.
         sampler: its settings.
         nfe: network evaluations per sample.
         seed: of the samples.
         seconds: spent sampling.
-        floor_kind: "perfect" for such a floor; "subset", as in lines of older versions, for that of a subset of `floor_n`
-            examples (at most half of the data) from the others: higher, by a third at n = N/2.
-        jackknife: the number without each tenth of the samples, where it is known (`without` in the file): samples of a seed
-            are paired, so that the error of a difference comes from the differences of these.
+        floor_kind: "perfect"; or "subset", in older versions, for the distance of `floor_n` examples (at most half of the
+            data) to the others, which is higher, by a third at n = N/2.
+        jackknife: the number without each tenth of the samples, if known (`without` in the file): the error of a difference
+            of two numbers of the same seed comes from the differences of these.
         versions: of the programs.
         time: when, in UTC.
     """
@@ -116,26 +116,26 @@ class Record:
 
     @property
     def axis(self) -> tuple[Any, ...]:
-        """What two numbers must have in common to stand on one axis."""
+        """What two numbers must share to be comparable on one axis."""
         return self.metric, self.n, self.features_hash, self.resize, self.data_hash, self.split, tuple(self.shape)
 
 
 def floor_name(kind: str) -> str:
-    """What the floor of a kind is called where it is shown."""
+    """The name of a kind of floor, for display."""
     return {PERFECT: "perfect model", SUBSET: "subset of the data (older version)"}.get(kind, "floor")
 
 
-def append(path: Path, record: Record) -> None:
+def append_record(path: Path, record: Record) -> None:
     """Adds a record to a file."""
     entries = asdict(record)
     append_line(path, {KEYS.get(name, name): value for name, value in entries.items()})
 
 
 def append_line(path: Path, entries: Mapping[str, Any]) -> None:
-    """Adds a line of JSON to a file, in one write, so that several processes may do so; what is not a number is null. Where
-    there is no room for it, it is left out and told.
+    """Adds a line of JSON to a file, in one write, so that several processes may do so; NaN and infinity become null. On a
+    full disk it is left out, with a message.
     """
-    with without_room(path):
+    with tolerating_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         before = path.stat().st_size if path.exists() else 0
         try:
@@ -146,8 +146,8 @@ def append_line(path: Path, entries: Mapping[str, Any]) -> None:
             raise
 
 
-def read(path: Path) -> list[Record]:
-    """The records of a file; lines that are none are left out with a warning."""
+def read_records(path: Path) -> list[Record]:
+    """The records of a file; broken lines are left out with a warning."""
     names = {KEYS.get(each.name, each.name): each.name for each in fields(Record)}
     records = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -162,14 +162,14 @@ def read(path: Path) -> list[Record]:
 
 
 def by_axis(records: Iterable[Record]) -> dict[tuple[Any, ...], list[Record]]:
-    """The records that may stand on one axis, together."""
+    """Records grouped by axis."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(record.axis, []).append(record)
     return groups
 
 
-def short(n: int) -> str:
+def abbreviated(n: int) -> str:
     """898, 1k, 10k, 1m."""
     for size, suffix in ((1_000_000, "m"), (1000, "k")):
         if n >= size and n % size == 0:
@@ -178,12 +178,12 @@ def short(n: int) -> str:
 
 
 def metric_name(kind: str, features: str, n: int) -> str:
-    """`fid_inception` for the usual 50 000 samples; with the number where there are others: `fid_digits_1k`."""
-    return f"{kind}_{features}" if n == 50_000 else f"{kind}_{features}_{short(n)}"
+    """`fid_inception` for the usual 50 000 samples; else with the number: `fid_digits_1k`."""
+    return f"{kind}_{features}" if n == 50_000 else f"{kind}_{features}_{abbreviated(n)}"
 
 
 def finite(value: Any) -> Any:
-    """Plain values with None for every number that JSON does not know."""
+    """Plain values with None for NaN and infinity."""
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Run folders: one for each run, a stable path to the newest, and a file that says what became of it."""
+"""`run.json`: the state of a run, in its folder."""
 
 import json
 import os
@@ -17,17 +17,17 @@ from lightning_score.files import replace_text
 from lightning_score.stopping import cleaning
 
 STATUS = "run.json"
-"""The name of the file that says what became of a run."""
+"""The name of the file with the state of a run."""
 STOPPED_EARLY = "stopped early"
-"""The state of a sweep's trial that early termination has stopped: in run.json, trials.csv and on W&B."""
+"""The state of a trial that early termination has stopped: in run.json, trials.csv and on W&B."""
 FORMAT = 2
 """Of a run folder, in its `run.json`: 2 since the rows of `metrics.csv` have the number of optimizer steps done."""
 HEARTBEAT = 10.0
-"""Seconds between two signs of life of a run."""
+"""Seconds between two updates of the state of a run."""
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """What `run.json` of a folder says; nothing if there is none, or a damaged one."""
+    """The content of `run.json` in a folder; empty if it is missing or damaged."""
     try:
         found = json.loads((folder / STATUS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -36,10 +36,10 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def row_steps(folder: Path) -> Callable[[int, bool], int]:
-    """What finds the number of optimizer steps done of a row of `metrics.csv`, from its step and whether it is a validation.
+    """A function that gives the optimizer steps done at a row of `metrics.csv` by its step and whether it is a validation.
 
-    In folders of older versions that is one more than the step, except of a validation after the last step of `fit`, which
-    pictures and `evaluations.jsonl` tell: theirs always were the steps done.
+    In older versions that is the step plus one, except for the validation after the last step of `fit`, which is known from
+    pictures and `evaluations.jsonl`, whose steps always were the steps done.
     """
     status = read_status(folder)
     known = status.get("format")
@@ -58,19 +58,18 @@ def row_steps(folder: Path) -> Callable[[int, bool], int]:
 
 
 class RunStatus:
-    """Says in `run.json` of a run folder that the run goes on, and in the end what became of it: within its context a thread
-    writes a sign of life every ten seconds, so that a run that was killed can be told from one that computes.
+    """Writes the state of a run into `run.json` of its folder. Within its context a thread updates it every ten seconds, so
+    that a killed run can be distinguished from a running one.
 
     The file holds command, arguments, state (running, finished, interrupted, failed or stopped early), message, host, pid,
-    slurm_job, started and updated (seconds since 1970), seconds (how long it has run), step, max_steps, version and format.
-    It is replaced in one move.
-    A run that goes on in its folder began when it began first, and its seconds add up.
+    slurm_job, started and updated (seconds since 1970), seconds (of running), step, max_steps, version and format. It is
+    written atomically. A resumed run keeps the time of its first start, and its seconds add up.
 
     Args:
         folder: the run folder.
         arguments: the command and its options.
-        step: says how many training steps are done.
-        max_steps: how many are to be done, -1 if that is not known.
+        step: returns the number of training steps done.
+        max_steps: the number of training steps, -1 if unknown.
         terminated: the state after SIGTERM.
     """
 
@@ -131,5 +130,5 @@ class RunStatus:
             "seconds": self._before + now - self._begun,
             "step": self._step(),
         }
-        with suppress(OSError):  # a full disk, say: the run is worth more than what is said about it
+        with suppress(OSError):  # as on a full disk: the run matters more than its status
             replace_text(self._file, json.dumps(self._entries | here, indent=1))

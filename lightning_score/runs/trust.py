@@ -1,4 +1,4 @@
-"""What a config may make, and what one from elsewhere may name: classes alone, each of the kind that its place declares."""
+"""What configs may instantiate: classes of the declared kind; configs from elsewhere only those of trusted modules."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -31,23 +31,23 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_score.errors import InputError, require, require_classes
-from lightning_score.runs.checkpoints import read
+from lightning_score.runs.checkpoints import read_checkpoint
 from lightning_score.runs.yaml_files import MODE, load
 
 KEEP = "+"
-"""Before the name of a class: keep the present arguments that it has too."""
+"""Before the name of a class: keep the current values of parameters that it has too."""
 HOME = ("lightning_score", "torch", "lightning")
-"""The packages that a config from elsewhere may name classes of."""
+"""The packages whose classes a config from elsewhere may name."""
 KINDS = (nn.Module, Optimizer, LRScheduler, Callback, LightningDataModule, Logger, Profiler, Accelerator, Strategy,
          FabricStrategy, CheckpointIO, ClusterEnvironment, Precision)  # fmt: skip
-"""What may be made of the classes of torch and Lightning."""
+"""The kinds of classes of torch and Lightning that a config may instantiate."""
 MOST_VALUES, LONGEST_TEXT = 100_000, 100_000
-"""In a config from elsewhere: one that refers to its own parts again and again would never end."""
-NO_FUNCTION = "takes a function, and a config makes nothing but classes; write a class of your own, as my_parts.MySchedule"
+"""Limits of a config from elsewhere: one that refers to its own parts would never end."""
+NO_FUNCTION = "takes a function, but a config makes only classes; write a class of your own, as my_parts.MySchedule"
 
 
 class Function:
-    """In a signature, stands where a function is expected: no config can give one."""
+    """In a signature, replaces a type of functions, which no config can give."""
 
 
 def _refuse(value: Any) -> None:
@@ -58,22 +58,21 @@ register_type(Function, str, _refuse, type_check=lambda value, _: callable(value
 
 
 class ClassParser(LightningArgumentParser):
-    """A parser that makes classes of the kind that a parameter declares, and never calls or names anything else: a parameter
-    that takes a function, a module or a class itself takes no value, one of any type takes plain values, and no value is the
-    name of a file with more configuration.
+    """A parser that instantiates only classes of the kind that a parameter declares. A parameter that takes a function, a
+    module or a class itself takes no value, one of any type takes plain values, and no value names another config file.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         set_parsing_settings(
             instantiate_subclass_spec_in_any=False, config_read_mode_fsspec_enabled=False, import_path_denylist=[]
         )
-        super().__init__(*args, **{**kwargs, "parser_mode": MODE})  # `texts` must read a text as the parser does
+        super().__init__(*args, **{**kwargs, "parser_mode": MODE})  # `texts` must read text as the parser does
 
     def instantiate(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
-        """As jsonargparse's, of what makes classes only.
+        """Instantiates the classes of a configuration.
 
         Raises:
-            InputError: something else is to be made or called.
+            InputError: it names something else than a class.
         """
         require_classes(cfg.as_dict())
         return super().instantiate(cfg, *args, **kwargs)
@@ -88,11 +87,11 @@ class ClassParser(LightningArgumentParser):
         _ADD(self, container, nested_key, replace(param, annotation=annotation), *args, **kwargs)
 
 
-_ADD = LightningArgumentParser._add_signature_parameter  # not public: without it, importing this module fails
+_ADD = LightningArgumentParser._add_signature_parameter  # private: if it is missing, importing this module fails
 
 
 def _without_functions(hint: Any) -> Any:
-    """A type with `Function` in place of what takes functions, classes or modules; what makes a class of our kinds stays."""
+    """A type with `Function` in place of functions, classes and modules, except those that make an object of `KINDS`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint in (Callable, type, ModuleType) or origin is type or getattr(hint, "_is_protocol", False):
         return Function
@@ -109,7 +108,7 @@ def _without_functions(hint: Any) -> Any:
 
 
 class Named(NamedTuple):
-    """A dotted name in a config: where it stands, and whether as that of a class."""
+    """A dotted name in a config, its place, and whether it is that of a class."""
 
     place: str
     path: str
@@ -117,17 +116,17 @@ class Named(NamedTuple):
 
 
 def check_origin(config: Any, trusted: Collection[str], source: str, fix: str = "--trust {}") -> None:
-    """Refuses a config that somebody else may have written, unless all that it names are classes that models are made of, of
-    this package, torch or Lightning, or of modules that the user trusts. Nothing is imported but this package's own modules.
+    """Refuses a config from elsewhere unless it names only parts of models, of this package, torch, Lightning or modules
+    that the user trusts. Imports only modules of this package.
 
     Args:
         config: mappings and sequences of plain values.
-        trusted: names of modules; those inside them are trusted, too.
-        source: whose config it is, for the message.
-        fix: what to add for a module.
+        trusted: names of modules, which include their submodules.
+        source: the origin of the config, for the message.
+        fix: how to trust a module, for the message.
 
     Raises:
-        InputError: it names something else, or is without end.
+        InputError: it names something else, or is infinite.
     """
     others: dict[str, Named] = {}
     for named in _names(config, source):
@@ -137,7 +136,7 @@ def check_origin(config: Any, trusted: Collection[str], source: str, fix: str = 
         if top in HOME:
             require(
                 _is_part(_loaded(named.path)),
-                f"{source}: {named.place}: {named.path} is no class that a model is made of; nothing else is made",
+                f"{source}: {named.place}: {named.path} is not a part of a model; configs from elsewhere make only those",
             )
         elif named.is_class or _can_be_imported(top):
             others[top] = named
@@ -150,10 +149,10 @@ def check_origin(config: Any, trusted: Collection[str], source: str, fix: str = 
 
 
 def texts(config: Any, source: str) -> Iterator[tuple[str, str]]:
-    """All texts of a config, each with its place; also those of texts that are read as mappings or lists.
+    """All strings of a config with their places, also those within strings that the parser reads as mappings or lists.
 
     Raises:
-        InputError: the config is without end, or far too large.
+        InputError: the config is infinite or too large.
     """
     left, seen = [("", config)], 0
     while left:
@@ -175,14 +174,14 @@ def texts(config: Any, source: str) -> Iterator[tuple[str, str]]:
 
 
 def bounded(config: Any, source: str) -> Any:
-    """The same config, if it is small enough to be looked through; raises `InputError` otherwise."""
+    """The same config; raises `InputError` if it is infinite or too large."""
     for _ in texts(config, source):
         pass
     return config
 
 
 def _names(config: Any, source: str) -> Iterator[Named]:
-    """All texts of a config that an import could be made of."""
+    """All strings of a config that could be imported."""
     for place, text in texts(config, source):
         is_class, path = place.rpartition(".")[2] == "class_path", text.lstrip(KEEP)
         if is_class or is_path(path):
@@ -195,12 +194,12 @@ def _read(text: str) -> Any:
 
 
 def is_path(text: str) -> bool:
-    """Whether a text could be the path of something to import."""
+    """Whether a string could be a path to import."""
     return "." in text and all(part.isidentifier() for part in text.split("."))
 
 
 def _can_be_imported(module: str) -> bool:
-    """Whether there is a module of this name, which is not imported for the answer."""
+    """Whether a module of this name exists; does not import it."""
     try:
         return module in sys.modules or find_spec(module) is not None
     except (ValueError, ImportError):
@@ -208,7 +207,7 @@ def _can_be_imported(module: str) -> bool:
 
 
 def _loaded(path: str) -> Any:
-    """What a path names among imported modules, or in this package's own; None for anything else."""
+    """What a path names in imported modules or in this package; None for anything else."""
     parts = path.split(".")
     own = parts[0] == HOME[0]
     if own:
@@ -217,7 +216,7 @@ def _loaded(path: str) -> Any:
     for n in range(len(parts) - 1, 0, -1):
         found = sys.modules.get(".".join(parts[:n]))
         if found is not None:
-            for part in parts[n:]:  # of other packages' modules an attribute may be made, or imported, as it is asked for
+            for part in parts[n:]:  # getattr could run code of other packages
                 found = getattr(found, part, None) if own else vars(found).get(part) if hasattr(found, "__dict__") else None
             return found
     return None
@@ -232,19 +231,19 @@ def _is_part(found: Any) -> bool:
 def made_from(
     path: str | Path, owner: type, trusted: str | Sequence[str], given: Collection[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """The arguments of a class, made of what a checkpoint says of them; none for a model that was built in Python. What is
-    wrong with the checkpoint, in here and in the context, is said in one line.
+    """The arguments of a class, instantiated from a checkpoint; none for a model that was built in Python. Errors about the
+    checkpoint, here and in the context, become one line.
 
     Args:
         path: the checkpoint.
         owner: the class.
         trusted: names of modules.
-        given: the parameters that are left out.
+        given: parameters to leave out.
 
     Raises:
-        InputError: the checkpoint is missing, damaged, holds code or is another model's, or its parts are of other modules.
+        InputError: the checkpoint is missing, damaged, holds code, is another model's, or names other modules.
     """
-    checkpoint = read(Path(path))
+    checkpoint = read_checkpoint(Path(path))
     known = {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys()
     require(known, f"{path}: this is not a checkpoint of {owner.__name__} but of another model or program")
     parts = checkpoint.get("hyper_parameters")
@@ -269,19 +268,19 @@ def _made(
 
 
 def trust_for(config: Any) -> str:
-    """The option that commands need for a checkpoint of this config, if it names classes of other modules; else nothing."""
+    """The `--trust` option that commands need for a checkpoint of this config; empty if they need none."""
     names = (named.path.partition(".")[0] for named in _names(config, "config") if named.is_class)
     modules = sorted(set(names) - set(HOME))
     return f" --trust {','.join(modules)}" if modules else ""
 
 
 def trusted_by(arguments: Sequence[str], configs: Sequence[str | Path]) -> set[str]:
-    """The modules that a user trusts: those of `--trust`, and those of the classes that the user's own options and configs
-    name, which are told from files by their capital letter.
+    """The modules that a user trusts: those of `--trust`, and those of classes in the user's own options and configs; a
+    class differs from a file by its capital letter.
 
     Args:
         arguments: of the command line.
-        configs: the files among them that are configs.
+        configs: the config files among them.
     """
     words: list[Any] = [_read(Path(file).read_text(encoding="utf-8", errors="replace")) for file in configs]
     trusted: set[str] = set()
@@ -296,7 +295,7 @@ def trusted_by(arguments: Sequence[str], configs: Sequence[str | Path]) -> set[s
     require(not wrong, f"--trust {', '.join(wrong)}: must be the name of a module, as my_parts, or several with commas")
     named: set[str] = set()
     for word in words:
-        with suppress(InputError):  # of a config without end, which its reader refuses by its name
+        with suppress(InputError):  # an infinite config, which its reader refuses
             named |= {each.path for each in _names(word, "") if is_path(each.path) and not Path(each.path).exists()}
     classes = {path for path in named if path.rpartition(".")[2][:1].isupper()}
     return trusted | ({path.partition(".")[0] for path in classes} - set(HOME))

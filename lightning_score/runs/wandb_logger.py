@@ -1,4 +1,4 @@
-"""Where a run's metrics go: `metrics.csv` in its folder always, Weights & Biases whenever it can."""
+"""The loggers of a run: `metrics.csv` always, Weights & Biases where it can be used."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_score.runs.csv_logger import RunCSVLogger as RunCSVLogger
-from lightning_score.runs.records import FILE as EVALUATIONS, read
+from lightning_score.runs.records import FILE as EVALUATIONS, read_records
 from lightning_score.runs.status import STOPPED_EARLY
 
 if TYPE_CHECKING:
@@ -33,24 +33,24 @@ SETTINGS = {
 SYNC = "wandb sync --no-skip-online"
 """Uploads a run that began online, which `wandb sync` alone leaves out."""
 COLUMNS = ["metric", "value", "error", "floor", "n", "nfe", "weights", "denoised", "step", "seed", "seconds", "time"]
-"""What the table of measurements on W&B says of each."""
-_begun: set[str] = set()  # ids of the W&B runs that this process has begun
+"""Columns of the table of measurements on W&B."""
+_started: set[str] = set()  # ids of the W&B runs that this process started
 
 
 class WandbRunLogger(WandbLogger):
-    """A W&B run that has begun; should it be lost, training goes on without it. Made by `wandb_logger`.
+    """Logs to a W&B run; if the run is lost, training continues without it. Made by `wandb_logger`.
 
-    The run stays open after a fit, for the tests that may follow, and is finished when the process ends, with its exit
-    code. A fit, or any other stage, that breaks off finishes it at once, as failed.
+    The run stays open after a fit, for tests that may follow, and is finished with the process, with its exit code. A stage
+    that fails finishes it at once, as failed.
 
     Args:
-        run: What `wandb.init` returned.
-        folder: The folder in which the run keeps all its files.
+        run: the result of `wandb.init`.
+        folder: the folder for all files of the run.
     """
 
     def __init__(self, run: "Run", folder: str | Path) -> None:
         super().__init__(experiment=run, project=run.project, name=run.name, id=run.id, save_dir=folder)
-        self._again = "" if run.offline else f"; to upload it later: {SYNC} {_shown(run)}"
+        self._upload_hint = "" if run.offline else f"; to upload it later: {SYNC} {_shortest_path(run)}"
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         self._lost = False
@@ -59,8 +59,8 @@ class WandbRunLogger(WandbLogger):
 
     @property
     def sync_command(self) -> str | None:
-        """The command that uploads an offline run, or None if the run is online."""
-        return f"wandb sync {_shown(self.experiment)}" if self.experiment.offline else None
+        """The command that uploads an offline run; None if the run is online."""
+        return f"wandb sync {_shortest_path(self.experiment)}" if self.experiment.offline else None
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -78,8 +78,8 @@ class WandbRunLogger(WandbLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Adds a table of all measurements. Finishes the run as failed, unless the status is "success", or a sweep's early
-        termination has ended its trial.
+        """Adds a table of all measurements. Unless the status is "success", finishes the run: as stopped early in a trial
+        that early termination has ended, else as failed.
         """
         self._attempt(self._log_evaluations)
         if status != "success":
@@ -90,7 +90,7 @@ class WandbRunLogger(WandbLogger):
 
     def _log_evaluations(self) -> None:
         file = Path(self.save_dir) / EVALUATIONS
-        records = read(file) if file.exists() else []
+        records = read_records(file) if file.exists() else []
         if len(records) > self._evaluations:
             self._evaluations = len(records)
             self.log_table("evaluations", COLUMNS, [[getattr(record, name) for name in COLUMNS] for record in records])
@@ -100,26 +100,25 @@ class WandbRunLogger(WandbLogger):
             return
         try:
             call(*values)
-        except Exception as error:  # whatever it is, it is not worth the training
+        except Exception as error:  # no error of W&B may end the training
             self._lost = True
-            _say(f"the run is lost ({_reason(error)}); training goes on, with its metrics in metrics.csv{self._again}.")
+            kept = f"training continues, with its metrics in metrics.csv{self._upload_hint}"
+            _print(f"the run is lost ({_reason(error)}); {kept}.")
 
 
 def wandb_logger(folder: str | Path, project: str = "lightning_score", name: str | None = None) -> WandbRunLogger | None:
-    """Begins a W&B run: online with an API key, else offline in the run's folder; never a prompt, a hang or a crash.
+    """Starts a W&B run: online with an API key, else offline in the run's folder; never prompts, hangs or fails.
 
-    Without an answer from the server within 15 seconds the run is offline too. `WANDB_MODE` decides where it is set,
-    `WANDB_PROJECT` and `WANDB_NAME` beat the arguments, and in a sweep the agent's choices do.
+    The run is also offline if the server does not answer within 15 seconds. `WANDB_MODE` overrides this, `WANDB_PROJECT` and
+    `WANDB_NAME` override the arguments, and so does the agent of a W&B sweep.
 
     Args:
-        folder: The run's folder, in which W&B keeps its files, those of an offline run and, where the home folder
-            cannot be written, its cache too.
-        project: The W&B project.
-        name: The name that W&B shows; without one it makes one up.
+        folder: the run's folder, for W&B's files and, if the home folder cannot be written, its cache.
+        project: the W&B project.
+        name: the name that W&B shows; by default a random one.
 
     Returns:
-        The logger; None if W&B is disabled (`WANDB_MODE=disabled`), cannot work here, or belongs to another process:
-        only the first of several processes logs.
+        The logger; None if W&B is disabled (`WANDB_MODE=disabled`) or cannot be used, and in all processes but the first.
     """
     if rank_zero_only.rank != 0:
         return None
@@ -134,12 +133,12 @@ def wandb_logger(folder: str | Path, project: str = "lightning_score", name: str
         defaults = {key: os.environ.get(f"WANDB_{key.upper()}", value) for key, value in SETTINGS.items()}
         if wandb.setup(wandb.Settings(**defaults)).settings.mode == "disabled":
             return None
-        logger = WandbRunLogger(_users_run() or _begin(folder, project, name), folder)
+        logger = WandbRunLogger(_run_of_user() or _start(folder, project, name), folder)
     except Exception as error:
-        _say(f"cannot work here ({_reason(error)}); the metrics are in metrics.csv.")
+        _print(f"cannot be used ({_reason(error)}); the metrics are in metrics.csv.")
         return None
     offline = f"offline; to upload this run: {logger.sync_command}"
-    _say(offline if logger.sync_command else str(logger.experiment.url))
+    _print(offline if logger.sync_command else str(logger.experiment.url))
     return logger
 
 
@@ -149,7 +148,7 @@ def in_trial() -> bool:
 
 
 def fail_trial(message: str, code: int) -> None:
-    """Makes the W&B run of a trial that failed before it began a failed one, which says why; nothing outside of a sweep.
+    """Marks the W&B run of a trial that failed before training as failed, with the error; does nothing outside of a sweep.
 
     Args:
         message: the error.
@@ -159,61 +158,61 @@ def fail_trial(message: str, code: int) -> None:
         return
     import wandb
 
-    with suppress(Exception):  # the error itself is told in any case
+    with suppress(Exception):  # the error itself is printed in any case
         run = wandb.run or wandb.init(settings=wandb.Settings(**SETTINGS))
         run.summary["error"] = message
         run.finish(exit_code=code)
 
 
 def finish_run(code: int | None = None) -> None:
-    """Finishes the W&B run that this process has begun, if it is still open, and says how to upload one that could not be.
+    """Finishes the W&B run of this process, if it is open; prints how to upload it if that fails.
 
     Args:
-        code: exit code of the process; null: as W&B knows it.
+        code: exit code of the process; None: as W&B knows it.
     """
     wandb = sys.modules.get("wandb")
-    if wandb is None or wandb.run is None or wandb.run.id not in _begun:
+    if wandb is None or wandb.run is None or wandb.run.id not in _started:
         return
-    again = f"{SYNC} {_shown(wandb.run)}"
+    again = f"{SYNC} {_shortest_path(wandb.run)}"
     try:
         wandb.run.finish(exit_code=code)
     except Exception as error:
-        _say(f"the run is not uploaded ({_reason(error)}); to upload it later: {again}")
+        _print(f"the run is not uploaded ({_reason(error)}); to upload it later: {again}")
 
 
-def _shown(run: "Run") -> str:
-    """The folder of a run, as short as it can be written."""
+def _shortest_path(run: "Run") -> str:
+    """The folder of a run, as an absolute or relative path, whichever is shorter."""
     folder = Path(run.dir).parent
     return min(str(folder), os.path.relpath(folder), key=len)
 
 
-def _users_run() -> "Run | None":
-    """A run that the user's own code has begun, to log into."""
+def _run_of_user() -> "Run | None":
+    """A run that the user's own code has started."""
     import wandb
 
-    return wandb.run if wandb.run is not None and wandb.run.id not in _begun else None
+    return wandb.run if wandb.run is not None and wandb.run.id not in _started else None
 
 
-def _begin(folder: Path, project: str, name: str | None) -> "Run":
-    """Begins a run, online if possible; one that this process began before is over then."""
+def _start(folder: Path, project: str, name: str | None) -> "Run":
+    """Starts a run, online if possible; finishes the one that this process started before."""
     import wandb
 
     options: dict[str, Any] = {"dir": str(folder), "reinit": "finish_previous"}
     before = sorted(folder.glob("wandb/*run-*-*"))
-    if before and not in_trial():  # a run that goes on is the same run there
+    if before and not in_trial():  # a resumed run is the same run on W&B
         options |= {"id": before[-1].name.rpartition("-")[2], "resume": "allow"}
     if not in_trial():
         options["project"] = os.environ.get("WANDB_PROJECT", project)
         options["name"] = os.environ.get("WANDB_NAME", name)
-    run = _begin_online(folder, options) or wandb.init(mode="offline", **options)
-    if not _begun:
-        atexit.register(finish_run)  # before W&B's own, which says nothing of the folder
-    _begun.add(run.id)
+    run = _start_online(folder, options) or wandb.init(mode="offline", **options)
+    if not _started:
+        atexit.register(finish_run)  # before W&B's own, which does not print the folder
+    _started.add(run.id)
     return run
 
 
-def _begin_online(folder: Path, options: dict[str, Any]) -> "Run | None":
-    """Begins a run on the server, unless W&B is set to offline, there is no API key, or the server does not answer."""
+def _start_online(folder: Path, options: dict[str, Any]) -> "Run | None":
+    """Starts a run on the server; None if W&B is offline, has no API key, or the server does not answer."""
     import wandb
 
     if wandb.setup().settings.mode in ("offline", "dryrun"):
@@ -222,17 +221,17 @@ def _begin_online(folder: Path, options: dict[str, Any]) -> "Run | None":
     try:
         return wandb.init(**options) if wandb.login(prompt=False, verify=False) else None
     except Exception as error:
-        _say(f"the server cannot be used ({_reason(error)}).")
+        _print(f"the server cannot be used ({_reason(error)}).")
         for remains in set(folder.glob("wandb/run-*")) - before:
             shutil.rmtree(remains, ignore_errors=True)
         return None
 
 
 def _redirect_unwritable(folder: Path) -> None:
-    """Points W&B's cache, data and settings into `folder` where their own places cannot be written."""
+    """Moves W&B's cache, data and settings into `folder` if their own folders cannot be written."""
     from wandb import env
 
-    if os.path.expanduser("~") == "~":  # neither HOME nor an entry in the system's list of users
+    if os.path.expanduser("~") == "~":  # neither HOME nor an entry of the user database
         os.environ["HOME"] = str(folder)
     places = {
         "WANDB_CACHE_DIR": str(env.get_cache_dir()),
@@ -245,18 +244,18 @@ def _redirect_unwritable(folder: Path) -> None:
 
 
 def _writable(path: Path) -> bool:
-    """Whether a folder can be written, or made below the nearest one that exists, if that is not the root: a home
-    folder that does not exist is not made up, not even for the superuser."""
+    """Whether a folder can be written, or made below the nearest that exists. That must not be the root: a missing home
+    folder is not made, not even by the superuser."""
     nearest = next(parent for parent in (path, *path.parents) if os.path.exists(parent))
     is_place = path.is_absolute() and nearest.is_dir() and nearest != Path(path.anchor)
     return is_place and os.access(nearest, os.W_OK | os.X_OK)
 
 
 def _reason(error: Exception) -> str:
-    """The beginning of an error's message, in one line, or its kind."""
+    """The beginning of an error's message, in one line, or its type."""
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-def _say(message: str) -> None:
+def _print(message: str) -> None:
     """One line on the standard error."""
     print(f"W&B: {message}", file=sys.stderr)

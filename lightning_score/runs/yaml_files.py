@@ -1,4 +1,4 @@
-"""YAML in which nothing has two meanings: every key once, and what YAML 1.1 and 1.2 read differently as YAML 1.2 has it."""
+"""Unambiguous YAML: duplicate keys are errors, and plain values are read as in YAML 1.2."""
 
 import re
 import sys
@@ -14,19 +14,19 @@ from lightning_score.errors import InputError, require
 from lightning_score.runs.old_names import with_new_names
 
 MODE = "unambiguous_yaml"
-"""The name under which jsonargparse knows `load`."""
+"""The name of `load` in jsonargparse."""
 LARGEST = 100_000
-"""Most values in a file, those of aliases counted wherever they are used."""
+"""Most values in a file; an alias counts wherever it is used."""
 DEEPEST = 100
 """Most levels of nesting."""
 PLAIN = "tag:yaml.org,2002:"
 
 
 class Loader(get_yaml_default_loader()):
-    """A safe loader that refuses what is ambiguous: keys that are given twice, numbers with leading zeros."""
+    """A safe loader that refuses duplicate keys and numbers with leading zeros."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose keys are different ones."""
+        """A mapping without duplicate keys."""
         seen: dict[str, int] = {}
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
@@ -37,7 +37,7 @@ class Loader(get_yaml_default_loader()):
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """A whole number, of which `010` is refused: it is 8 in YAML 1.1 and 10 in YAML 1.2."""
+        """An integer; `010` is refused, for it is 8 in YAML 1.1 and 10 in YAML 1.2."""
         if re.fullmatch(r"[-+]?0[0-9_]+", node.value):
             plain = node.value.replace("_", "").lstrip("+-0") or "0"
             raise yaml.YAMLError(
@@ -72,7 +72,7 @@ def load(text: str) -> Any:
     """The content of YAML text.
 
     Raises:
-        yaml.YAMLError: it is no YAML, ambiguous, or too large.
+        yaml.YAMLError: it is not YAML, ambiguous, or too large.
     """
     try:
         _check_depth(text)
@@ -80,13 +80,13 @@ def load(text: str) -> Any:
         _count(content, {})
     except RecursionError:
         raise yaml.YAMLError("an alias inside its own anchor") from None
-    except ValueError as error:  # what Python itself cannot read, as a number of 5000 digits
+    except ValueError as error:  # such as a number of 5000 digits
         raise yaml.YAMLError(str(error)) from error
-    return with_new_names(content)
+    return with_new_names(content, options=False)
 
 
 def _check_depth(text: str) -> None:
-    """Refuses what would exhaust the stack of the reader, which is written in C."""
+    """Refuses nesting that would exhaust the stack of the C parser."""
     depth = 0
     for event in yaml.parse(text, Loader) if len(text) > DEEPEST else ():
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -95,7 +95,7 @@ def _check_depth(text: str) -> None:
 
 
 def _count(content: Any, known: dict[int, int]) -> int:
-    """The number of values, aliases followed."""
+    """The number of values, with those of aliases."""
     if not isinstance(content, dict | list):
         return 1
     if id(content) not in known:
@@ -110,12 +110,12 @@ def read_mapping(path: str | Path, kind: str, example: str) -> tuple[dict[str, A
     """The content and the text of a file.
 
     Args:
-        path: of the file, as errors name it.
-        kind: what it is to be, for errors.
-        example: how such a file begins.
+        path: of the file.
+        kind: the expected kind of file, for errors.
+        example: the beginning of such a file.
 
     Raises:
-        InputError: it is no text, no YAML, or no mapping.
+        InputError: it is not text, not YAML, or not a mapping.
     """
     raw = Path(path).read_bytes()
     try:
@@ -123,7 +123,7 @@ def read_mapping(path: str | Path, kind: str, example: str) -> tuple[dict[str, A
         require("\0" not in text, f"{path}: not a {kind}: it is not text, for it has zero bytes")
         content = load(text)
     except UnicodeDecodeError as error:
-        known = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}.get(raw[:2], "another encoding, or no text at all")
+        known = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}.get(raw[:2], "another encoding, or not text at all")
         line = raw[: error.start].count(b"\n") + 1
         raise InputError(f"{path}: not a {kind} in UTF-8 (line {line} has bytes of {known}); save it as UTF-8") from error
     except yaml.YAMLError as error:
@@ -140,7 +140,7 @@ def read_mapping(path: str | Path, kind: str, example: str) -> tuple[dict[str, A
 
 
 def _text_of_number(text: str) -> Any:
-    """Text that stands for a number or a truth value: for our parsers read by `load`, for others as jsonargparse does."""
+    """The value of plain text: read by `load` for our parsers, as jsonargparse does for others."""
     parser = parent_parser.get()
     if parser is None or parser.parser_mode != MODE:
         return _original_text_of_number(text)

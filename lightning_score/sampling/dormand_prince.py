@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_score.errors import require
-from lightning_score.tensors import combine, expand
+from lightning_score.tensors import broadcast_to, combine
 
 Field = Callable[[Tensor, Tensor], Tensor]
 """dy/dt of y (B, N) at times (B,)."""
@@ -65,7 +65,7 @@ class DormandPrince:
             new, error, k_new = self._try(field, y, k, now, h, end)
             ratio = self._norm(error, torch.maximum(y.abs(), new.abs()), parts).nan_to_num(torch.inf)
             accepted = running & (ratio <= 1)
-            y, k = (torch.where(expand(accepted, y) > 0, a, b) for a, b in ((new, y), (k_new, k)))
+            y, k = (torch.where(broadcast_to(accepted, y) > 0, a, b) for a, b in ((new, y), (k_new, k)))
             now = torch.where(accepted, end, now)
             growth = torch.where(accepted, ratio**-0.17 * last**0.04, (ratio**-0.2).clamp(max=1.0))
             step = h.abs() * (0.9 * growth).clamp(0.2, 10.0)
@@ -77,7 +77,7 @@ class DormandPrince:
                     "nothing, because the score is not finite or not smooth there; train longer or raise rtol and atol",
                     stacklevel=2,
                 )
-                y = torch.where(expand(lost, y) > 0, torch.nan, y)
+                y = torch.where(broadcast_to(lost, y) > 0, torch.nan, y)
             running = running & ~lost & (now != s)
         return y
 
@@ -85,9 +85,9 @@ class DormandPrince:
         """A step of every row: where it leads, its error, and the slope there."""
         slopes = [k]
         for node, weights in zip(NODES, STAGES, strict=True):
-            new = y + expand(h, y) * combine(*zip(weights, slopes, strict=True))
+            new = y + broadcast_to(h, y) * combine(*zip(weights, slopes, strict=True))
             slopes.append(field(new, now + node * h if node < 1 else end))
-        return new, expand(h, y) * combine(*zip(ERROR, slopes, strict=True)), slopes[-1]
+        return new, broadcast_to(h, y) * combine(*zip(ERROR, slopes, strict=True)), slopes[-1]
 
     def _first_step(self, y: Tensor, k: Tensor, parts: Sequence[int]) -> Tensor:
         """The step in which y moves by a hundredth of its size, or of the tolerance where it is smaller."""

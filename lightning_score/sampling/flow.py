@@ -20,7 +20,7 @@ from lightning_score.sampling.noise import NoiseSource
 from lightning_score.sampling.predictor import Predictor
 from lightning_score.sampling.sampler import Move, Sampler
 from lightning_score.score.function import ScoreField
-from lightning_score.tensors import combine, expand
+from lightning_score.tensors import broadcast_to, combine
 
 
 class RK45(Predictor):
@@ -60,7 +60,7 @@ class RK45(Predictor):
             return score.noise(combine((process.alpha(time), y.view_as(x))), time).flatten(1)
 
         levels = (process.noise_level(time.double()) for time in (t, s))
-        y = self.solver(slope, (x / expand(process.alpha(t), x)).flatten(1), *levels)
+        y = self.solver(slope, (x / broadcast_to(process.alpha(t), x)).flatten(1), *levels)
         return combine((process.alpha(s), y.view_as(x))), state
 
 

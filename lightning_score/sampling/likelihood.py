@@ -18,7 +18,7 @@ from lightning_score.sampling.flow import evaluating
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.score.function import Conditioned, ScoreField
 from lightning_score.score.trace import Hutchinson, Trace
-from lightning_score.tensors import expand
+from lightning_score.tensors import broadcast_to
 
 
 class LogLikelihood(NamedTuple):
@@ -78,15 +78,15 @@ def log_likelihood(
             time = process.time_of(level)
 
             def predict(y: Tensor) -> Tensor:
-                return score.noise(expand(process.alpha(time), x) * y.view_as(x), time).flatten(1)
+                return score.noise(broadcast_to(process.alpha(time), x) * y.view_as(x), time).flatten(1)
 
             predicted, pullback = torch.func.vjp(predict, state[:, :d].contiguous())
             divergence = trace(lambda v: pullback(v)[0], vectors)
             return torch.cat([predicted, divergence.unsqueeze(1) / d], 1)
 
-        y = torch.cat([(x / expand(process.alpha(ends[0]), x)).flatten(1), x.new_zeros(len(x), 1)], 1)
+        y = torch.cat([(x / broadcast_to(process.alpha(ends[0]), x)).flatten(1), x.new_zeros(len(x), 1)], 1)
         y = (solver or DormandPrince())(slope, y, *process.noise_level(ends), parts=[d, 1])
-        latent = expand(process.alpha(ends[1]), x) * y[:, :d].view_as(x)
+        latent = broadcast_to(process.alpha(ends[1]), x) * y[:, :d].view_as(x)
         gain = y[:, d].double() + process.log_alpha(ends[1]) - process.log_alpha(ends[0])
         return LogLikelihood(prior(process, latent) + d * gain, latent, (score.evaluations - before) / len(x))
 

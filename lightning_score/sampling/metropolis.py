@@ -21,7 +21,7 @@ from lightning_score.sampling.corrector import Corrector, require_snr, snr_step_
 from lightning_score.sampling.noise import NoiseSource
 from lightning_score.score.function import ScoreField
 from lightning_score.score.trace import inner
-from lightning_score.tensors import combine, expand
+from lightning_score.tensors import broadcast_to, combine
 
 
 @cache
@@ -82,7 +82,7 @@ class Metropolis(Corrector, ABC):
     def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
         y, log_ratio = self.propose(score, x, t, s, noise)
         accepted = noise.acceptance().log() < log_ratio
-        return torch.where(expand(accepted, x).bool(), y, x), state
+        return torch.where(broadcast_to(accepted, x).bool(), y, x), state
 
 
 class MALA(Metropolis):
@@ -105,7 +105,7 @@ class MALA(Metropolis):
 
     def propose(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource) -> tuple[Tensor, Tensor]:
         size = snr_step_size(score.process, t, s, self.snr * score.process.sigma(t))
-        e = expand(size, x)
+        e = broadcast_to(size, x)
         z, score_x = noise.normal(), score(x, t)
         y = combine((1.0, x), (size, score_x), ((2 * size).sqrt(), z))
         integral, score_y = path_integral(score, x, y, t, score_x, self.nodes)

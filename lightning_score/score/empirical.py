@@ -6,7 +6,7 @@ from torch import Tensor
 from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
 from lightning_score.score.function import ScoreField
-from lightning_score.tensors import expand
+from lightning_score.tensors import broadcast_to
 
 BLOCK = 2**22  # distances held at once
 
@@ -45,7 +45,7 @@ class EmpiricalScore(ScoreField):
         return self._evaluations
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        alpha, sigma = expand(self.process.alpha(t), x), expand(self.process.sigma(t), x)
+        alpha, sigma = broadcast_to(self.process.alpha(t), x), broadcast_to(self.process.sigma(t), x)
         return (alpha * self.denoised(x, t, cond) - x) / sigma**2
 
     def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -53,7 +53,7 @@ class EmpiricalScore(ScoreField):
         self._evaluations += len(x)
         precise = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            y = (x.to(precise) / expand(self.process.alpha(t), x).to(precise)).flatten(1)
+            y = (x.to(precise) / broadcast_to(self.process.alpha(t), x).to(precise)).flatten(1)
             variance = (-self.process.log_snr(t)).exp().to(precise).expand(len(x)).unsqueeze(1)
             return self._mean(y, variance, cond).reshape(x.shape).to(x.dtype)
 

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from lightning_score.callbacks.pictures import pictured
-from lightning_score.commands.configs import option
+from lightning_score.commands.arguments import Arguments
 from lightning_score.errors import InputError, require
 from lightning_score.sweep.construct import Constructors, refusing
 from lightning_score.sweep.draws import Planned
@@ -46,7 +46,7 @@ def check_settings(sweep: Sweep, plan: Planned) -> LoadedCommand:
             sweep.hyperband is None or command.command == "fit",
             f"early_terminate: `{command.command}` measures once, at its end; leave it out",
         )
-        trial = _Trial(sweep, command, option(arguments_of(sweep, first), "--ckpt_path"))
+        trial = _Trial(sweep, command, Arguments.parse(arguments_of(sweep, first)).get("--ckpt_path"))
         trial.check(first)
     except InputError as error:
         raise InputError(f"sweep {sweep.name}: {_told(sweep, first)}{error}") from error
@@ -106,17 +106,17 @@ class _Trial:
 
     def _check(self, arguments: list[str]) -> str:
         command = self._command
-        another = option(arguments, "--ckpt_path") != self._paths
+        another = Arguments.parse(arguments).get("--ckpt_path") != self._paths
         if another:
             command = refusing(lambda: LoadedCommand(arguments))
         if another or self._only_samples:
             refusing(lambda: command.take(arguments))
-            given = command.config[command.command]
-            evaluate, callbacks = command.evaluate, command.config_init[command.command]["trainer"]["callbacks"]
+            given = command.config
+            evaluate, callbacks = command.evaluate, command.made["trainer"]["callbacks"]
         else:
             command.parse(arguments)
-            refusing(command.before_instantiate_classes)
-            given = command.config[command.command]
+            refusing(command.cli.before_instantiate_classes)
+            given = command.config
             parts = self._constructors.make(given)
             evaluate, callbacks = parts["evaluate"], parts["trainer"]["callbacks"]
         self._check_metric(given["trainer"], evaluate, callbacks or [])
@@ -130,7 +130,7 @@ class _Trial:
             return
         require(not trainer["fast_dev_run"], "--trainer.fast_dev_run true: keeps no results; leave it out of a sweep")
         idle = trainer["limit_val_batches"] == 0 and metric.startswith("val/")
-        require(not idle, f"--trainer.limit_val_batches 0: nothing is validated, so nobody logs {metric}; leave it out")
+        require(not idle, f"--trainer.limit_val_batches 0: nothing is validated, so {metric} is not logged; leave it out")
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         known, strangers = logged(command, evaluate, callbacks, pictured(self._command.datamodule))
         if any(fnmatchcase(metric, name) for name in known):
@@ -138,7 +138,7 @@ class _Trial:
         names = sorted({type(callback).__name__ for callback in strangers})
         near = difflib.get_close_matches(metric, known, 1, 0.3)
         hint = f"; did you mean {near[0]}?" if near else f"; it logs {', '.join(sorted(known))}"
-        require(bool(names), f"metric {metric}: nobody logs it in `{command}`{hint}")
+        require(bool(names), f"metric {metric}: not logged by `{command}`{hint}")
         if not self._unknown & {*names}:
             print(f"metric {metric}: only {', '.join(names)} can log it, which is not checked{hint}", file=sys.stderr)
         self._unknown |= {*names}

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lightning_score.commands.configs import find_config, option
+from lightning_score.commands.arguments import Arguments
+from lightning_score.commands.configs import find_config
 from lightning_score.commands.parser import Parser
 from lightning_score.errors import require
 from lightning_score.runs.folders import check_name
@@ -102,7 +103,7 @@ def _announcement(spec: Sweep, cost: Cost, jobs: int) -> str:
 
 def _hold(study: Study, trials: list[list[str]]) -> None:
     """Sees to it that all trials, today's and tomorrow's, are of one checkpoint, or of the same ones where these vary."""
-    paths = dict.fromkeys(path for arguments in trials for path in option(arguments, "--ckpt_path")[-1:])
+    paths = dict.fromkeys(path for arguments in trials for path in Arguments.parse(arguments).get("--ckpt_path")[-1:])
     for k, path in enumerate(paths):
         file = Path(path, "last.ckpt") if os.path.isdir(path) else Path(path)  # a run that `fit` goes on with
         digest = hashlib.sha256(file.read_bytes()).hexdigest()

@@ -25,8 +25,7 @@ class Constructors:
 
     def __init__(self, command: LoadedCommand):
         self._command, self._known = command, {}
-        given = command.config[command.command]
-        self._data = json.dumps(_plain(given["data"]), default=str, sort_keys=True)
+        self._data = json.dumps(_plain(command.config["data"]), default=str, sort_keys=True)
         self._parsers: dict[str, Parser] = {}
         for name, owner in GROUPS.items():
             self._parsers[name] = Parser()

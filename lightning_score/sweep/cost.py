@@ -14,7 +14,7 @@ from lightning_score.sampling import NoiseStream
 from lightning_score.score.function import Conditioned, ScoreField
 from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.results import duration
-from lightning_score.tensors import expand
+from lightning_score.tensors import broadcast_to
 from lightning_score.training.model import ScoreModel
 
 MOST = 24
@@ -58,7 +58,7 @@ class _Counter(ScoreField):
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         self._evaluations += len(x)
-        return -x / expand(self.process.alpha(t) ** 2 + self.process.sigma(t) ** 2, x)
+        return -x / broadcast_to(self.process.alpha(t) ** 2 + self.process.sigma(t) ** 2, x)
 
 
 def estimate(command: LoadedCommand, trials: Sequence[list[str]], count: int) -> Cost:
@@ -77,7 +77,7 @@ def estimate(command: LoadedCommand, trials: Sequence[list[str]], count: int) ->
             given = command.parse(arguments)
         else:
             command.take(arguments)
-            given = command.config[command.command]
+            given = command.config
         nfe.append(_evaluations(model))
         samples.append(_samples(command, given, training))
     of_network = _seconds_per_evaluation(model) if any(samples) else 0.0

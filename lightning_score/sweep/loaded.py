@@ -1,106 +1,118 @@
-"""A command of ours that is parsed again and again, and whose model stays loaded."""
+"""Commands that stay in memory: parsed again with other options, or run again on a model that stays loaded."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
 import io
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stderr
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 from lightning_score.callbacks import Evaluate
-from lightning_score.commands.configs import with_checkpoint_config, with_found_configs
+from lightning_score.commands.arguments import Arguments
+from lightning_score.commands.configs import over_checkpoint, with_found_configs
 from lightning_score.commands.parser import Parser, UsageError
-from lightning_score.commands.resume import prepared
-from lightning_score.commands.trainer import ScoreCLI
+from lightning_score.commands.resume import complete_arguments
+from lightning_score.commands.trainer import TrainerCommand
+from lightning_score.commands.trainer_commands import TRAINER_COMMANDS
 from lightning_score.errors import InputError
 from lightning_score.guidance import Guidance
 from lightning_score.sampling import Sampler
 
 
-class ParsedCommand(ScoreCLI):
+class ParsedCommand:
     """A command that is only parsed: with many options, one after the other.
 
     Args:
-        arguments: the command and its options.
+        words: the command and its options.
+
+    Attributes:
+        cli: the command.
+        said: what the parser printed last.
 
     Raises:
-        InputError: they are not accepted, or there is no such checkpoint or config.
+        InputError: they are refused, or there is no such checkpoint or config.
     """
 
-    def __init__(self, arguments: Sequence[str]):
-        self._starting = True
-        with io.StringIO() as said, redirect_stderr(said):
-            try:
-                super().__init__(*prepared(list(arguments)))
-            except UsageError as refusal:
-                raise InputError(refusal.message) from refusal
-        self._starting = False
+    def __init__(self, words: Sequence[str]):
+        arguments = Arguments.parse(words)
+        with self._capturing():
+            self.cli: TrainerCommand = TRAINER_COMMANDS[arguments.command](complete_arguments(arguments))
 
-    def parse(self, arguments: Sequence[str]) -> Any:
+    @property
+    def command(self) -> str:
+        """The name of the command."""
+        return self.cli.command
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the options parsed last."""
+        return self.cli.config
+
+    def parse(self, words: Sequence[str]) -> Any:
         """The configuration that other options make with the same checkpoint.
 
         Raises:
             InputError: the parser refuses them; the message is its own.
         """
-        arguments = with_found_configs(list(arguments))
-        if self.checkpoint is not None:
-            arguments = with_checkpoint_config(arguments, self.checkpoint)
-        with io.StringIO() as said, redirect_stderr(said):
+        arguments = with_found_configs(Arguments.parse(words))
+        if self.cli.checkpoint is not None:
+            arguments = over_checkpoint(arguments, self.cli.checkpoint)
+        with self._capturing():
+            self.cli.parse_arguments(self.cli.parser, arguments)
+        return self.config
+
+    @contextmanager
+    def _capturing(self) -> Iterator[None]:
+        with io.StringIO() as printed, redirect_stderr(printed):
             try:
-                self.parse_arguments(self.parser, arguments)
+                yield
             except UsageError as refusal:
                 raise InputError(refusal.message) from refusal
-            self.said = said.getvalue()
-        return self.config[self.command]
-
-    def instantiate_classes(self) -> None:
-        """Nothing is made."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing is run."""
+            finally:
+                self.said = printed.getvalue()
 
 
 class LoadedCommand(ParsedCommand):
     """A command with model and data that stay, for one sampler after the other.
 
     Args:
-        arguments: the command and its options; nothing is run yet.
+        words: the command and its options; nothing is run yet.
     """
 
-    def __init__(self, arguments: Sequence[str]):
-        super().__init__(arguments)
+    def __init__(self, words: Sequence[str]):
+        super().__init__(words)
+        with self._capturing():
+            self.cli.make()
+        self.model, self.datamodule = self.cli.model, self.cli.datamodule
         self._parts = Parser()
         self._parts.add_subclass_arguments(Sampler, "sampler", required=False)
         self._parts.add_subclass_arguments(Guidance, "guidance", required=False)
         self._parts.add_class_arguments(Evaluate, "evaluate")
-        self._evaluated = self.config[self.command]["evaluate"]
+        self._evaluated = self.config["evaluate"]
+
+    @property
+    def made(self) -> Any:
+        """The configuration with its parts made."""
+        return self.cli.config_init
 
     @property
     def evaluate(self) -> Evaluate:
-        """What measures."""
-        return self.config_init[self.command]["evaluate"]
+        """What measures the samples."""
+        return self.made["evaluate"]
 
-    def instantiate_classes(self) -> None:
-        """Model and data; each run has a trainer of its own."""
-        super(ParsedCommand, self).instantiate_classes()
-
-    def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """None at first, while model and data are made."""
-        return None if self._starting else super().instantiate_trainer(**kwargs)
-
-    def run(self, arguments: Sequence[str]) -> dict[str, float]:
+    def run(self, words: Sequence[str]) -> dict[str, float]:
         """Runs the command with other options and returns all numbers."""
-        self.take(arguments)
+        self.take(words)
         sys.stderr.write(self.said)
-        self.trainer = self.instantiate_trainer()
-        getattr(self, self.command)(self.model, self.datamodule, "")
-        return {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        trainer = self.cli.trainer = self.cli.instantiate_trainer()
+        self.cli.execute()
+        return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
-    def take(self, arguments: Sequence[str]) -> None:
+    def take(self, words: Sequence[str]) -> None:
         """Gives the model the sampler and the guidance of other options, and takes their evaluation."""
-        given = self.parse(arguments)
-        self.before_instantiate_classes()
+        given = self.parse(words)
+        self.cli.before_instantiate_classes()
         wanted = {name: given["model"][name] for name in ("sampler", "guidance")}
         changed = given["evaluate"] != self._evaluated
         if changed:
@@ -108,7 +120,6 @@ class LoadedCommand(ParsedCommand):
         plain = {name: value.as_dict() for name, value in wanted.items() if value is not None}
         parts = self._parts.instantiate_classes(self._parts.parse_object(plain))
         self.model.use(parts.sampler, parts.guidance)
-        mine = self.config_init[self.command]
-        mine["output"] = given["output"]
+        self.made["output"] = given["output"]
         if changed:
-            mine["evaluate"] = parts.evaluate
+            self.made["evaluate"] = parts.evaluate

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_score.commands.arguments import CONFIG, Arguments
 from lightning_score.errors import require
 
 DEFAULT = ("${env}", "${interpreter}", "${program}", "${args}")
@@ -40,7 +41,7 @@ def as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def from_agent(arguments: Sequence[str]) -> list[str]:
+def from_agent(words: Sequence[str]) -> list[str]:
     """Arguments as a W&B agent writes them, as our parser reads them.
 
     `${args}` writes Python's names (`--model.guidance=None`) and nested parameters as one dictionary, and the order is that
@@ -49,38 +50,19 @@ def from_agent(arguments: Sequence[str]) -> list[str]:
     given: dict[str, Any] = {}
     others: list[str] = []
     lists: set[str] = set()  # options that `+=` has added to: what follows inside them is of the part added last
-    rest = list(_without_files(arguments))
-    while rest:
-        argument = rest.pop(0)
-        name, equals, text = argument.partition("=")
+    arguments = Arguments.parse(words)
+    for option in arguments.options:
+        name, text = option.name.removeprefix("--"), " ".join(option.values)
+        settings = _dotted(Path(text)) if option.name == CONFIG else {name: _value(text)}
         if name.endswith("+"):
             lists.add(f"{name[:-1]}.")
-            others += [argument] if equals else [argument, *rest[:1]]
-            rest = rest if equals else rest[1:]
-        elif not name.startswith("--") or name == "--config":
-            others.append(argument)
-        elif equals or (rest and not rest[0].startswith("--")):
-            setting = {name.removeprefix("--"): _value(text if equals else rest.pop(0))}
-            if name.startswith(tuple(lists)):
-                others += options(setting)
-            else:
-                given |= setting
+        if settings is None or name.endswith("+") or not name or not option.values:
+            others += option.words()
+        elif name.startswith(tuple(lists)):
+            others += options(settings)
         else:
-            others.append(argument)
-    return others + options(given)
-
-
-def _without_files(arguments: Sequence[str]) -> Iterator[str]:
-    """The arguments, with JSON files of dotted keys turned into options."""
-    rest = iter(arguments)
-    for argument in rest:
-        name, equals, text = argument.partition("=")
-        if name != "--config":
-            yield argument
-            continue
-        path = text if equals else next(rest, "")
-        settings = _dotted(Path(path))
-        yield from ["--config", path] if settings is None else options(settings)
+            given |= settings
+    return [arguments.command, *others, *options(given)]
 
 
 def _dotted(path: Path) -> dict[str, Any] | None:

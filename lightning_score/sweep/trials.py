@@ -20,6 +20,7 @@ from typing import Any
 
 from optuna import TrialPruned
 
+from lightning_score.commands.arguments import Arguments
 from lightning_score.errors import require
 from lightning_score.files import replace_text
 from lightning_score.runs.status import STATUS, STOPPED_EARLY, read_status
@@ -58,28 +59,17 @@ def arguments_of(sweep: Sweep, settings: dict[str, Any]) -> list[str]:
         f"command: {' '.join(map(str, sweep.command))}: this runs `python -m lightning_score` with {', '.join(COMMANDS)} "
         "only; wandb agent runs other programs, and sets variables",
     )
-    arguments = from_agent(words[names[0] + 1 :])
+    arguments = Arguments.parse(from_agent(words[names[0] + 1 :]))
     for wanted in options(settings):
-        name = wanted.partition("=")[0]
-        given = [argument for argument in arguments if argument.partition("=")[0] == name]
+        name, _, value = wanted.partition("=")
+        given = arguments.get(name)
         require(
-            bool(given) and given[-1] == wanted,
-            f"command: does not give {wanted}{f' but {given[-1]}' if given else ''} to the program: "
+            bool(given) and given[-1] == value,
+            f"command: does not give {wanted}{f' but {name}={given[-1]}' if given else ''} to the program: "
             f'end it with "${{args}}", and leave {name} out of it',
         )
-    return _pinned(arguments)
-
-
-def _pinned(arguments: list[str]) -> list[str]:
-    """The arguments with the checkpoint's own path: `latest` may point to another run before the sweep is over."""
-    pinned = list(arguments)
-    for i, argument in enumerate(arguments):
-        name, equals, path = argument.partition("=")
-        if name == "--ckpt_path" and equals:
-            pinned[i] = f"{name}={os.path.realpath(path)}"
-        elif name == "--ckpt_path" and i + 1 < len(arguments):
-            pinned[i + 1] = os.path.realpath(arguments[i + 1])
-    return pinned
+    # The checkpoint's own path: `latest` may point to another run before the sweep is over.
+    return arguments.replace("--ckpt_path", os.path.realpath).command_line()
 
 
 class TrialFailed(Exception):

@@ -14,7 +14,7 @@ import optuna
 import torch
 
 from lightning_score.commands.base import quiet
-from lightning_score.runs.records import FILE, read
+from lightning_score.runs.records import FILE, read_records
 from lightning_score.sweep.interruption import Interruption, Stopped
 from lightning_score.sweep.results import parts
 from lightning_score.sweep.spec import Sweep
@@ -87,7 +87,7 @@ class _Objective:
             return 0.0
         if metric not in metrics:
             raise TrialFailed(f"{metric} was not measured, but {', '.join(sorted(metrics)) or 'nothing'}")
-        records = read(folder / FILE) if (folder / FILE).exists() else []
+        records = read_records(folder / FILE) if (folder / FILE).exists() else []
         without, common = parts(records, metric.partition("/")[2])
         trial.set_user_attr(WITHOUT, without)
         trial.set_user_attr(PAIRED, common)

@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_score.data.augmentation import Augmentation
 from lightning_score.errors import require
 from lightning_score.guidance import Guidance, ModelFacts
-from lightning_score.memory import keep_freed_memory
+from lightning_score.memory import retain_freed_memory
 from lightning_score.networks import Network
 from lightning_score.objective import DenoisingScoreMatching, Objective
 from lightning_score.process import NoiseProcess
@@ -27,7 +27,7 @@ from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampler, Samples
 from lightning_score.score.function import Conditioned, ScoreField, ScoreFunction
 from lightning_score.score.parametrization import Noise, Parametrization
-from lightning_score.seeds import seed_of, seeded
+from lightning_score.seeds import derive_seed, seeded
 from lightning_score.training.inference import FittingBatches, eager, inference
 from lightning_score.training.labels import Labels
 from lightning_score.training.optimization import Optimization
@@ -82,7 +82,7 @@ class ScoreModel(LightningModule):
         compile: CompileMode | None = None,
     ):
         super().__init__()
-        keep_freed_memory()
+        retain_freed_memory()
         torch.set_flush_denormal(True)  # subnormal numbers in the backward pass of small scores cost a factor of six
         self._save_plain_hyperparameters()
         self.labels = Labels(num_classes, conditional, label_dropout)
@@ -141,7 +141,7 @@ class ScoreModel(LightningModule):
         if stage == TrainerFn.FITTING:
             self.draws.begin(self.trainer)
         if self.objective.needs_data and (data := self.trainer.datamodule) is not None and stage != "predict":
-            with seeded(seed_of()):  # of dequantization: the same in all processes
+            with seeded(derive_seed()):  # of dequantization: the same in all processes
                 self.objective.prepare(data.transform(train=False)(data.splits.train.x))
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:

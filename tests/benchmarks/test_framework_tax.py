@@ -41,9 +41,10 @@ def fit_step():
 
 def bare_step():
     """Processor seconds per step of a loop without a framework, on the same data."""
+    from lightning_score.commands.arguments import Arguments
     from lightning_score.commands.configs import with_found_configs
 
-    cli = IdleExperiment(with_found_configs(["fit", *TINY])[1:])
+    cli = IdleExperiment(with_found_configs(Arguments.parse(["fit", *TINY])))
     model, data = cli.model.train(), cli.datamodule
     configured = model.configure_optimizers()
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]

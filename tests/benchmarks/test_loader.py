@@ -9,7 +9,7 @@ from torchvision import transforms
 
 from lightning_score import ImageData
 from lightning_score.data import Examples, Splits
-from lightning_score.memory import keep_freed_memory
+from lightning_score.memory import retain_freed_memory
 
 
 class Noise(ImageData):
@@ -40,7 +40,7 @@ class OneByOne(Dataset):
 
 
 def test_batches_from_memory(compare):
-    keep_freed_memory()  # as a model does
+    retain_freed_memory()  # as a model does
     data = Noise(batch_size=100, flip=True, data_range=(-1, 1))
     ours, theirs = data.train_dataloader(), DataLoader(OneByOne(data.splits.train.x), batch_size=100, shuffle=True)
     compare(

@@ -28,7 +28,7 @@ from lightning_score.metrics import (
 from lightning_score.metrics.reference import reference
 from lightning_score.networks import MLP
 from lightning_score.process import VP, BetaTable, SigmaTable
-from lightning_score.runs.records import FILE, Record, append, by_axis, metric_name, read
+from lightning_score.runs.records import FILE, Record, append_record, by_axis, metric_name, read_records
 from lightning_score.score.parametrization import Denoised
 
 QUICK = ["--model.sampler.steps=1", "--samples.num_samples=1"]
@@ -44,7 +44,7 @@ def measure(checkpoint, name, *options):
     assert run(["test", f"--ckpt_path={checkpoint}", f"--output={name}", "--evaluate.num_samples=100", *options]) == 0
     (row,) = csv.DictReader(Path(name, "metrics.csv").read_text().splitlines())
     numbers = {key.removeprefix("test/"): float(value) for key, value in row.items() if value and key != "time"}
-    return numbers, read(Path(name, FILE))
+    return numbers, read_records(Path(name, FILE))
 
 
 class ToFloat(nn.Module):
@@ -80,11 +80,11 @@ class TestRecords:
 
     def test_lines_are_read_back_and_broken_ones_are_left_out(self, tmp_path):
         for value in (3.0, float("nan")):
-            append(tmp_path / FILE, self.record(value=value))
+            append_record(tmp_path / FILE, self.record(value=value))
         with (tmp_path / FILE).open("a") as file:
             file.write('{"metric": "half')
         with pytest.warns(UserWarning, match="line 3: not a record"):
-            first, second = read(tmp_path / FILE)
+            first, second = read_records(tmp_path / FILE)
         assert first == self.record(time=first.time) and second.value is None
         assert first.versions["torch"] == torch.__version__
 
@@ -308,19 +308,19 @@ class TestTest:
 
 class TestFit:
     def test_every_validation_is_recorded(self, checkpoint):
-        records = read(checkpoint.parent / FILE)
+        records = read_records(checkpoint.parent / FILE)
         assert [(r.metric, r.step) for r in records] == [("fid_digits_40", 20), ("fid_digits_40", 30)]
 
     def test_other_commands_measure_however_seldom_fit_does(self, checkpoint):
         seldom = ["--evaluate.every_n_validations=9", "--evaluate.num_samples=10", *QUICK]
         assert run(["validate", f"--ckpt_path={checkpoint}", "--output=out", *seldom]) == 0
-        assert [record.metric for record in read(Path("out", FILE))] == ["fid_digits_10"]
+        assert [record.metric for record in read_records(Path("out", FILE))] == ["fid_digits_10"]
 
     def test_all_metrics_on_request(self, tmp_path):
         options = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--evaluate.num_samples=70",
                    "--trainer.callbacks=null"]  # fmt: skip
         assert run(["fit", "--config=ncsn", "--evaluate.all_metrics=true", *options, *QUICK]) == 0
-        found = {record.metric for record in read(Path("runs/ncsn/latest") / FILE)}
+        found = {record.metric for record in read_records(Path("runs/ncsn/latest") / FILE)}
         assert {"fid_digits_70", "kid_digits_70", "is_digits_70", "precision_digits_70", "coverage_digits_70"} <= found
 
     def test_measurements_keep_to_their_share_of_the_time(self, tmp_path, capsys):
@@ -328,6 +328,6 @@ class TestFit:
                    "--trainer.callbacks=null"]  # fmt: skip
         with pytest.warns(UserWarning, match="num_samples=50 is not above the 64 features"):
             assert run(["fit", "--config=ncsn", "--evaluate.max_share=1.0e-6", *options, *QUICK]) == 0
-        records = read(Path("runs/ncsn/latest") / FILE)
+        records = read_records(Path("runs/ncsn/latest") / FILE)
         assert [r.step for r in records] == [2], "the first is taken, to know how long it takes"
         assert "step 4: fid_digits_50 is left out" in capsys.readouterr().out

@@ -200,9 +200,9 @@ def test_a_config_makes_nothing_but_classes_of_the_kind_that_stands_there(attack
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--model.lr_scheduler=LambdaLR", "--model.lr_scheduler.lr_lambda=attackers.touch"], "nothing but classes"),
-        (["--trainer.callbacks=LambdaCallback", "--trainer.callbacks.on_fit_start=attackers.touch"], "nothing but classes"),
-        (["--model.network=attackers.make_network"], "nothing but classes"),
+        (["--model.lr_scheduler=LambdaLR", "--model.lr_scheduler.lr_lambda=attackers.touch"], "makes only classes"),
+        (["--trainer.callbacks=LambdaCallback", "--trainer.callbacks.on_fit_start=attackers.touch"], "makes only classes"),
+        (["--model.network=attackers.make_network"], "makes only classes"),
     ],
 )
 def test_an_option_gives_no_function(options, said, folder, capsys):

@@ -156,7 +156,7 @@ def test_another_chain_has_its_own_numbers(tmp_path):
     ("options", "message"),
     [
         (["--precond", "vp"], "precond vp: only for files of edm; leave it out for score_sde"),
-        (["--sde", "vp"], "--sde vp: this is no model of it, because its network is told log sigma"),
+        (["--sde", "vp"], "--sde vp: this model is not of it, because its network is told log sigma"),
         (["--sde", "edm"], "argument --sde: invalid choice: 'edm'"),
     ],
     ids=str,
@@ -215,9 +215,9 @@ def test_a_model_trained_here_becomes_a_pipeline(capsys):
         (["--from", "other", "checkpoint.pth", "out.ckpt"], "invalid choice: 'other'"),
         (["checkpoint.pth", "out.ckpt"], "--from"),
         (["--from", "ncsn", "checkpoint.pth"], "OUT"),
-        (["--from", "ncsn", "checkpoint.pth", "."], "exists already and nothing is overwritten"),
+        (["--from", "ncsn", "checkpoint.pth", "."], "already exists and is not overwritten"),
         (["--from", "lightning_score", "a.ckpt", "out.ckpt"], "add --to diffusers"),
-        (["--from", "ncsn", "a.pth", "out.ckpt", "--size", "0"], "size 0: must be positive"),
+        (["--from", "ncsn", "a.pth", "out.ckpt", "--size", "0"], "size=0: must be positive"),
     ],
     ids=" ".join,
 )

@@ -48,9 +48,20 @@ OPTIONS = [
     ("--model.lr_scheduler=ConstantLR --model.lr_scheduler.last_epoch=5", "'initial_lr' is not specified"),
     ("--trainer.limit_train_batches=0", "--trainer.limit_train_batches 0: must be above 0, or nothing is learned"),
     ("--trainer.overfit_batches=2", "--trainer.overfit_batches 2: not for these data, whose batches"),
-    ("--model.guidance.scale=3", "model.guidance.scale=3: of which class? Give model.guidance first, one of Chain, "),
+    (
+        "--model.guidance.scale=3",
+        "model.guidance.scale=3: of which class? Give model.guidance first, one of Classifier",
+    ),
     ("--model.sampler.help Foo", "--model.sampler.help Foo: no such class; give one of AnnealedLangevin, "),
     ("--model.optimizer.help Adm", "--model.optimizer.help Adm: no such class; give one of Adam, "),
+    ("--evaluate.neighbours=3", "evaluate.neighbours: this option has been renamed; give --evaluate.neighbors"),
+    (
+        "--data=ImageFolder --data.grey_range=[0,1]",
+        "data.grey_range: this option has been renamed; give --data.gray",
+    ),
+    ("--model.sampler.grid=Table", "model.sampler.grid=Table: this class has been renamed; give ProcessTable"),
+    ("--model.process=Chain", "model.process=Chain: this class has been renamed; give BetaChain"),
+    ("--model.guidance=Chain", "model.guidance=Chain: this class has been renamed; give Composed"),
     ("--seed_everything 12345678901234567890", "a whole number from 0 to 4294967295"),
     ("--evaluate.seed 12345678901234567890", "evaluate.seed=12345678901234567890: too large"),
     ("--model.network.embedding.seed 12345678901234567890", "model.network.embedding.seed=12345678901234567890: too large"),
@@ -62,6 +73,8 @@ FILES = [
     ("model:\n  process:\n    init_args:\n      sigma_min: abc\n", "model.process.sigma_min=abc: must be a number", 4),
     ("model:\n  process:\n    init_args:\n      sigma_min: 50\n", "sigma_min=50", 4),
     ("model:\n  process:\n    class_path: SigmaTable\n    levels: 3\n", "model.process.levels: must be inside init_args", 4),
+    ("evaluate:\n  neighbours: 3\n", "evaluate.neighbours: this option has been renamed", 2),
+    ("model:\n  sampler:\n    init_args: {grid: Table}\n", "model.sampler.grid=Table: this class has been renamed", 3),
     ("model:\n  process: Vp\n", "model.process=Vp: no such class; give one of VP, ", 2),
     ("model:\n  guidance: {scale: 3}\n", "of which class? Give model.guidance first", 2),
     ("model:\n  process:\n    class_path: VP\n    init_args:\n", "model.process.init_args: null: must hold arguments", 2),
@@ -105,9 +118,10 @@ def test_an_option_is_not_blamed_on_the_file(tmp_path, monkeypatch, capsys):
 
 def test_every_option_that_takes_a_class_lists_the_classes(capsys):
     command = ParsedCommand(["fit", "--config", "ncsn"])
-    (parser,) = command.parser._subcommands_action.choices.values()
     places = [
-        a.dest for a in parser._actions if get_help_types(getattr(a, "_typehint", None)) and not a.dest.endswith(".help")
+        a.dest
+        for a in command.cli.parser._actions
+        if get_help_types(getattr(a, "_typehint", None)) and not a.dest.endswith(".help")
     ]
     text = {"trainer.accelerator", "trainer.strategy", "trainer.profiler", "trainer.plugins"}
     assert {"model.process", "model.optimizer", "model.lr_scheduler", "trainer.callbacks", "data"} <= set(places)

@@ -246,7 +246,7 @@ class TestWhich:
 
     def test_last_is_the_newest_run_of_the_config(self, folder, capsys):
         assert run(["fit", "--config=ncsn", "--ckpt_path=last", "--trainer.max_steps=5"]) == 0
-        assert self.step(folder) == 5 and f"goes on in {folder} after step 3" in capsys.readouterr().out
+        assert self.step(folder) == 5 and f"resuming {folder} after step 3" in capsys.readouterr().out
         assert len(list(folder.parent.glob("20*"))) == 1
         config = yaml.safe_load((folder / "config.yaml").read_text())
         assert config["trainer"]["max_steps"] == 5  # options are kept
@@ -271,7 +271,7 @@ class TestWhich:
         (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:-1000])
         assert run(["fit", f"--ckpt_path={folder}", "--trainer.max_steps=4"]) == 0
         said = capsys.readouterr().out
-        assert "damaged or truncated" in said and "the one before it is whole" in said
+        assert "damaged or truncated" in said and "the previous one is undamaged" in said
         assert self.step(folder) == 4
 
     @pytest.mark.parametrize(

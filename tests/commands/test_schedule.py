@@ -12,7 +12,7 @@ from laws import moments
 from PIL import Image
 
 from lightning_score.cli import run
-from lightning_score.commands.schedule import seen_in_training
+from lightning_score.commands.schedule import training_view
 from lightning_score.data import Digits, Mixture
 from lightning_score.errors import InputError
 from lightning_score.process import VE, SigmaTable
@@ -179,7 +179,7 @@ def test_schedule_explains_writes_and_draws(capsys):
     command = ["schedule", "--config=ncsn", "--output=ladder.yaml", "--plot", "ladder.png"]
     assert run(command) == 0
     text = capsys.readouterr().out
-    chosen = plan(max_distance(seen_in_training(Digits())), 64, sigma_min=0.03, steps=20)
+    chosen = plan(max_distance(training_view(Digits())), 64, sigma_min=0.03, steps=20)
     for part in (
         f"sigma_max = {chosen.sigma_max:.6g}",
         f"gamma = {chosen.gamma:.6g}, an overlap of C = 0.5 in D = 64",
@@ -196,7 +196,7 @@ def test_schedule_explains_writes_and_draws(capsys):
     assert model["sampler"]["init_args"] == {"step_size": pytest.approx(chosen.step_size, rel=1e-5), "steps": 20}
     picture = np.asarray(Image.open("ladder.png").convert("L"))
     assert picture.shape[1] > 1000 and picture.std() > 10 and (picture < 128).sum() > 2000
-    assert run(command) == 2 and "exists already" in capsys.readouterr().err
+    assert run(command) == 2 and "already exists" in capsys.readouterr().err
     assert run(["fit", "--config=ncsn", "--config=ladder.yaml", *SHORT]) == 0
     used = model_of(Path("runs/ladder/latest/config.yaml"))
     assert used["process"]["init_args"] == model["process"]["init_args"] | {"geometric": True}

@@ -22,7 +22,7 @@ from lightning_score.sweep.loaded import ParsedCommand
 
 
 def schedule_of(*options):
-    return ParsedCommand(["fit", "--config=ncsn", *options]).config["fit"]["model"]["lr_scheduler"]["init_args"]
+    return ParsedCommand(["fit", "--config=ncsn", *options]).config["model"]["lr_scheduler"]["init_args"]
 
 
 KINDS = [

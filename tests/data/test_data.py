@@ -96,12 +96,12 @@ def test_range_from_the_command_line():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Digits(batch_size=0), "batch_size is 0"),
-        (lambda: Digits(num_workers=-1), "num_workers is -1"),
+        (lambda: Digits(batch_size=0), "batch_size=0"),
+        (lambda: Digits(num_workers=-1), "num_workers=-1"),
         (lambda: Digits(data_range=(1.0, 1.0)), "data_range"),
         (lambda: Digits(data_range=(0.0, 0.5, 1.0)), "data_range"),
         (lambda: Digits(batch_size=1438).train_dataloader(), "batch_size <= 1437"),
-        (lambda: GaussianMixture(num_samples=1), "num_samples is 1"),
+        (lambda: GaussianMixture(num_samples=1), "num_samples=1"),
         (lambda: GaussianMixture(stds=[1.0]), "5 means, 1 stds"),
         (lambda: GaussianMixture(means=[[0.0, 0.0], [1.0]], stds=[1.0, 1.0]), "coordinates"),
         (lambda: Mixture([], []), "one mean or more"),

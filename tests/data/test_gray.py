@@ -236,7 +236,7 @@ class TestCache:
 
     def test_what_does_not_fit_is_found_before_all_is_decoded(self, folder, monkeypatch, tmp_path):
         monkeypatch.setattr(folder_module, "read_image", None)
-        for options, message in (({"num_classes": 5}, "num_classes 5"), ({"held_out": 0.99}, "none is left to train on")):
+        for options, message in (({"num_classes": 5}, "num_classes=5"), ({"held_out": 0.99}, "none is left to train on")):
             with pytest.raises(InputError, match=message):
                 made(folder, **options).train_dataloader()
         for file in sorted(folder.iterdir())[1:]:

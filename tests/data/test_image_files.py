@@ -99,7 +99,7 @@ class TestPublic:
         expected = ((torch.arange(16) + 0.5) * 28 / 16 - 0.5) * 9
         assert (resized(ramp, 16)[0, 0, 0, 1:-1] - expected[1:-1]).abs().max() <= 1
         assert FashionMNIST(size=16).shape == (1, 16, 16)
-        with pytest.raises(InputError, match="size 0"):
+        with pytest.raises(InputError, match="size=0"):
             MNIST(size=0)
 
 
@@ -164,12 +164,12 @@ class TestFolder:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"shape": [2, 8, 8]}, r"shape \[2, 8, 8\]"),
-            ({"shape": [8, 8]}, r"shape \[8, 8\]"),
-            ({"crop": 0}, "crop 0"),
-            ({"held_out": 1.0}, "held_out 1.0"),
+            ({"shape": [2, 8, 8]}, r"shape=\[2, 8, 8\]"),
+            ({"shape": [8, 8]}, r"shape=\[8, 8\]"),
+            ({"crop": 0}, "crop=0"),
+            ({"held_out": 1.0}, "held_out=1.0"),
             ({"num_classes": -1}, "num_classes -1"),
-            ({"num_classes": 3}, r"num_classes 3: .* 2 folders or places \(cats, dogs\)"),
+            ({"num_classes": 3}, r"num_classes=3: .* 2 folders or places \(cats, dogs\)"),
             ({"crop": 99}, r"none of its 40 images can be read \(40 smaller than crop=99\)"),
         ],
         ids=str,

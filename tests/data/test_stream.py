@@ -225,10 +225,10 @@ def test_chunks_of_others_stream_and_a_bad_one_is_stood_in_for(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"held_out": 0}, "held_out 0: must be above 0"),
+        ({"held_out": 0}, "held_out=0: must be above 0"),
         ({"in_memory": -1}, "in_memory -1"),
         ({"num_classes": -1}, "num_classes -1"),
-        ({"shape": (2, 8, 8)}, r"shape \[2, 8, 8\]"),
+        ({"shape": (2, 8, 8)}, r"shape=\[2, 8, 8\]"),
     ],
 )
 def test_refuses(settings, message, tmp_path):

@@ -16,7 +16,7 @@ from lightning_score.process import VP
 from lightning_score.sampling import EulerMaruyama, PredictorCorrector, Uniform
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.score.function import Conditioned, ScoreField
-from lightning_score.tensors import expand
+from lightning_score.tensors import broadcast_to
 
 MODES = Mixture([[-1.0, 0.5], [1.0, 0.0], [0.3, 1.2]], [0.3, 0.5, 0.4], [0.5, 0.2, 0.3])
 PURE = [Mixture([mean], [std]) for mean, std in zip(MODES.means.tolist(), MODES.stds.tolist(), strict=True)]
@@ -35,7 +35,7 @@ class LabeledScore(ScoreField):
 
     def forward(self, x, t, cond=None):
         self.calls, self._evaluations = self.calls + 1, self._evaluations + len(x)
-        alpha, sigma = (expand(f(t), x[:, 0]) for f in (self.process.alpha, self.process.sigma))
+        alpha, sigma = (broadcast_to(f(t), x[:, 0]) for f in (self.process.alpha, self.process.sigma))
         scores = torch.stack([law.score(x, alpha, sigma) for law in (*PURE, MODES)])
         cond = torch.full((len(x),), 3) if cond is None else cond
         return scores[cond, torch.arange(len(x))]
@@ -71,7 +71,7 @@ def test_classifier_free_and_classifier_guidance_are_the_same_closed_form(noise_
     unlabeled = MixtureScore(noise_process, MODES)
     guided = ClassifierGuidance(ExactClassifier(noise_process), scale).guide(unlabeled, cond)
     torch.testing.assert_close(guided(x, t, cond), expected, rtol=1e-6, atol=1e-8)
-    alpha, sigma = expand(noise_process.alpha(t), x), expand(noise_process.sigma(t), x)
+    alpha, sigma = broadcast_to(noise_process.alpha(t), x), broadcast_to(noise_process.sigma(t), x)
     torch.testing.assert_close(free.denoised(x, t, cond), (x + sigma**2 * expected) / alpha)
 
 

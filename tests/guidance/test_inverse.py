@@ -29,7 +29,7 @@ from lightning_score.process import VP
 from lightning_score.sampling import DDIM, EulerMaruyama, PredictorCorrector, Uniform
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.score.function import ScoreField
-from lightning_score.tensors import expand
+from lightning_score.tensors import broadcast_to
 
 SHAPE = (3, 4, 2)
 GENERATOR = torch.Generator().manual_seed(0)
@@ -67,7 +67,7 @@ class GaussianScore(ScoreField):
 
     def forward(self, x, t, cond=None):
         self._evaluations += len(x)
-        alpha, sigma = expand(self.process.alpha(t), x), expand(self.process.sigma(t), x)
+        alpha, sigma = broadcast_to(self.process.alpha(t), x), broadcast_to(self.process.sigma(t), x)
         return (alpha * self.mean - x) / (alpha**2 * self.std**2 + sigma**2)
 
 

@@ -312,7 +312,7 @@ class TestDiffusers:
             (
                 "sampler",
                 part("PredictorCorrector", clip=[-1.0, 0.5]),
-                r"clip \[-1\.0, 0\.5\]: diffusers' schedulers clip at",
+                r"clip=\[-1\.0, 0\.5\]: diffusers' schedulers clip at",
             ),
         ],
         ids=["network", "process", "label", "parametrization", "clip"],

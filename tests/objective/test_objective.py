@@ -29,7 +29,7 @@ from lightning_score.process import VE, VP, BetaTable, SigmaTable
 from lightning_score.score.empirical import EmpiricalScore
 from lightning_score.score.function import ScoreFunction
 from lightning_score.score.parametrization import Noise
-from lightning_score.tensors import expand
+from lightning_score.tensors import broadcast_to
 from lightning_score.training.model import ScoreModel
 
 
@@ -66,7 +66,7 @@ def test_weightings_equal_the_published_ones_in_their_own_units(noise_process):
     t, z = torch.linspace(0.1, 0.9, 9, dtype=torch.float64), torch.randn_like(x)
     alpha, sigma = noise_process.alpha(t), noise_process.sigma(t)
     x_t = noise_process.perturb(x, t, z)
-    residual = (exact(x_t, t) + z / expand(sigma, x)).square().sum(1)
+    residual = (exact(x_t, t) + z / broadcast_to(sigma, x)).square().sum(1)
 
     snr = (alpha / sigma) ** 2
     published = torch.minimum(snr, torch.tensor(5.0)) / snr * (exact.noise(x_t, t) - z).square().sum(1)
@@ -97,7 +97,7 @@ class Shifted(MixtureScore):
     """The exact score with an error on it."""
 
     def forward(self, x, t, cond=None):
-        return super().forward(x, t) + 0.3 * torch.tanh(x) / expand(self.process.sigma(t), x)
+        return super().forward(x, t) + 0.3 * torch.tanh(x) / broadcast_to(self.process.sigma(t), x)
 
 
 @pytest.mark.parametrize("process", [VP(), VE(0.01, 5.0), SigmaTable(), BetaTable()], ids=lambda p: type(p).__name__)

@@ -15,7 +15,7 @@ from lightning_score.cli import run
 from lightning_score.commands.configs import load_checkpoint
 from lightning_score.errors import InputError
 from lightning_score.runs import checkpoints
-from lightning_score.runs.checkpoints import PREVIOUS, SafeCheckpointIO, check
+from lightning_score.runs.checkpoints import PREVIOUS, SafeCheckpointIO, verify_checksums
 from lightning_score.runs.records import append_line
 from lightning_score.runs.wandb_logger import RunCSVLogger
 
@@ -46,8 +46,8 @@ def test_every_truncation_is_found(file):
     whole = file.read_bytes()
     for length in range(0, len(whole), 97):
         file.write_bytes(whole[:length])
-        with pytest.raises(InputError, match=r"damaged or truncated.*the one before it is whole"):
-            check(file)
+        with pytest.raises(InputError, match=r"damaged or truncated.*the previous one is undamaged"):
+            verify_checksums(file)
 
 
 @pytest.mark.faults("checkpoints with a flipped bit", 300)
@@ -70,7 +70,7 @@ def test_when_both_are_damaged_none_is_offered(file):
     for each in (file, file.with_name(file.name + PREVIOUS)):
         each.write_bytes(each.read_bytes()[:500])
     with pytest.raises(InputError) as refused:
-        check(file)
+        verify_checksums(file)
     assert "one before" not in str(refused.value)
 
 

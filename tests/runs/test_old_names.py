@@ -8,9 +8,9 @@ import torch
 
 from lightning_score.callbacks import Evaluate, LastCheckpoint
 from lightning_score.cli import run
-from lightning_score.runs.checkpoints import read
+from lightning_score.runs.checkpoints import read_checkpoint
 from lightning_score.runs.old_names import CLASSES, MODULES, OPTIONS, new_name, with_new_names
-from lightning_score.runs.records import Record, append, read as read_records
+from lightning_score.runs.records import Record, read_records
 from lightning_score.runs.yaml_files import load
 
 
@@ -41,7 +41,7 @@ def test_checkpoints_and_configs_are_read_with_todays_names(tmp_path):
         for module in ("parametrization", "score.parametrization")
     )
     torch.save({"config": {"model": old}, "hyper_parameters": old, "step": 3}, tmp_path / "old.ckpt")
-    assert read(tmp_path / "old.ckpt") == {"config": {"model": new}, "hyper_parameters": new, "step": 3}
+    assert read_checkpoint(tmp_path / "old.ckpt") == {"config": {"model": new}, "hyper_parameters": new, "step": 3}
     assert load(str(old)) == new
 
 
@@ -56,7 +56,7 @@ def test_an_option_that_was_renamed_names_the_new_one(old, new, capsys):
 def test_old_records_are_read_under_the_names_of_today(tmp_path):
     made = Record("fid_infinity_digits_100", 3.0, 0.1, None, None, 100, "digits", "a", "none", "Digits", "train", [1, 8, 8],
                   "b", "ema", 5, True, {}, 9.0, 0, 1.0, jackknife=[2.0, 4.0])  # fmt: skip
-    append(tmp_path / "records", made)
+    append_record(tmp_path / "records", made)
     line = (tmp_path / "records").read_text()
     assert '"without": [2.0, 4.0]' in line and "jackknife" not in line
     (tmp_path / "records").write_text(line.replace("fid_infinity", "fid_limit"))

@@ -17,7 +17,7 @@ from subprocesses import DDP, MODULE, SHORT, call, environment_fixture, trouble 
 
 from lightning_score.cli import run
 from lightning_score.runs import rendezvous as processes
-from lightning_score.runs.records import FILE, read
+from lightning_score.runs.records import FILE, read_records
 
 
 def torchrun(*options):
@@ -39,7 +39,7 @@ def assert_one_run(name="ncsn"):
     """One run folder, whole, with every row once."""
     (folder,) = Path("runs", name).glob("20*")
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 8
-    assert [r.step for r in read(folder / FILE)] == [4, 8]
+    assert [r.step for r in read_records(folder / FILE)] == [4, 8]
     rows = (folder / "metrics.csv").read_text().splitlines()
     assert len(rows) == len(set(rows)) == 1 + 4 + 2
     assert json.loads((folder / "run.json").read_text())["state"] == "finished"
@@ -68,7 +68,7 @@ def test_samples_and_metrics_are_those_of_one_process(devices, precision, checkp
     if exact:
         assert one["x"].dtype == np.float64 and np.abs(one["x"] - other["x"]).max() < 1e-9
     assert (np.abs(one["images"].astype(int) - other["images"]) <= 1).mean() >= 0.999
-    found, expected = ({r.metric: r for r in read(Path(name, "test", FILE))} for name in ("several", "one"))
+    found, expected = ({r.metric: r for r in read_records(Path(name, "test", FILE))} for name in ("several", "one"))
     assert found.keys() == expected.keys() and "fid_digits_41" in found
     for metric, record in expected.items():
         tolerance = (1e-9 if metric.startswith("fid") else 1e-6) if exact else 1e-4
@@ -118,7 +118,7 @@ def test_processes_started_again_never_see_addresses_of_those_that_ended(monkeyp
             monkeypatch.setenv(name, str(value))
         monkeypatch.setattr(processes, "_meeting_points", [])
         processes.Rendezvous().store().set(f"here/{rank}", "")
-        everywhere += processes._meeting_points
+        everywhere += processes._stores
         ports.append(int(os.environ["MASTER_PORT"]))
     assert ports[0] == ports[1] != kept.port
     fresh = dist.TCPStore("localhost", ports[0], is_master=False, wait_for_workers=False)

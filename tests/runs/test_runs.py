@@ -97,5 +97,5 @@ def test_a_killed_run_still_says_that_it_runs(tmp_path):
 
 def test_folders_are_never_used_twice(tmp_path):
     assert runs.new_dated_folder(tmp_path) != runs.new_dated_folder(tmp_path)
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         runs.new_folder(tmp_path)

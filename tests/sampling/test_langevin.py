@@ -26,7 +26,7 @@ from lightning_score.sampling import (
     UniformNoise,
 )
 from lightning_score.score.function import ScoreField
-from lightning_score.tensors import expand
+from lightning_score.tensors import broadcast_to
 
 LADDER = SigmaTable(0.01, 1.0, 10)
 GAMMA = 100 ** (1 / 9)
@@ -173,7 +173,7 @@ class LineScore(ScoreField):
     mixture, evaluations = Mixture([[-3.0], [3.0]], [0.4, 0.4], [0.8, 0.2]), 0
 
     def forward(self, x, t, cond=None):
-        sigma = expand(self.process.sigma(t), x)
+        sigma = broadcast_to(self.process.sigma(t), x)
         u, w = ((x * v).sum(1, keepdim=True) for v in (self.along, self.across))
         return self.mixture.score(u, 1.0, sigma) * self.along - w / sigma**2 * self.across
 

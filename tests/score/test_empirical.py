@@ -11,7 +11,7 @@ from lightning_score.objective import ImplicitScoreMatching
 from lightning_score.process import VE, VP
 from lightning_score.score import empirical
 from lightning_score.score.empirical import EmpiricalScore
-from lightning_score.tensors import expand
+from lightning_score.tensors import broadcast_to
 
 
 def points(n=30, shape=(2,), seed=0, dtype=torch.float64):
@@ -20,7 +20,7 @@ def points(n=30, shape=(2,), seed=0, dtype=torch.float64):
 
 def log_density(process, data, x, t):
     """log of 1/M sum_m N(x; alpha x_m, sigma^2 I), written out."""
-    alpha, sigma = expand(process.alpha(t), x), expand(process.sigma(t), x)
+    alpha, sigma = broadcast_to(process.alpha(t), x), broadcast_to(process.sigma(t), x)
     squares = (x.unsqueeze(1) - alpha.unsqueeze(1) * data).square().flatten(2).sum(2)
     variance = sigma.reshape(len(x), 1) ** 2
     normal = -squares / (2 * variance) - x[0].numel() / 2 * (2 * math.pi * variance).log()

@@ -18,7 +18,7 @@ from lightning_score.score.parametrization import (
     Time,
     Velocity,
 )
-from lightning_score.tensors import combine, expand
+from lightning_score.tensors import broadcast_to, combine
 
 TARGETS = {
     Score: lambda a, s, x0, z: -z / s,
@@ -47,7 +47,7 @@ def test_the_target_of_each_parametrization_gives_the_score_of_the_kernel(noise_
     torch.manual_seed(0)
     t = times(16)
     x0, z = torch.randn(2, 16, 3, dtype=torch.float64)
-    alpha, sigma = expand(noise_process.alpha(t), x0), expand(noise_process.sigma(t), x0)
+    alpha, sigma = broadcast_to(noise_process.alpha(t), x0), broadcast_to(noise_process.sigma(t), x0)
     x = noise_process.perturb(x0, t, z)
     score = ScoreFunction(Fixed(TARGETS[kind](alpha, sigma, x0, z)), noise_process, kind())
     torch.testing.assert_close(score(x, t), -z / sigma, rtol=1e-6, atol=1e-6)
@@ -59,7 +59,7 @@ def test_edm_is_the_denoiser_of_its_paper(noise_process):
     torch.manual_seed(0)
     t, d = times(16), 0.5
     x, output = torch.randn(2, 16, 3, dtype=torch.float64)
-    alpha, s = expand(noise_process.alpha(t), x), expand(noise_process.sigma(t) / noise_process.alpha(t), x)
+    alpha, s = broadcast_to(noise_process.alpha(t), x), broadcast_to(noise_process.sigma(t) / noise_process.alpha(t), x)
     network = Fixed(output)
     score = ScoreFunction(network, noise_process, EDM(d))
     variance = s**2 + d**2
@@ -124,7 +124,7 @@ def test_a_linear_combination_is_the_sum_of_its_terms():
     several = torch.randn(4, dtype=torch.float64, requires_grad=True)
     for a in (0.0, 1.0, -2.5, torch.tensor(3.0), torch.tensor(1, dtype=torch.float64), several):
         for b in (0, 1, torch.tensor(0.5)):
-            expected = expand(torch.as_tensor(a), x) * x + b * y - 2 * z
+            expected = broadcast_to(torch.as_tensor(a), x) * x + b * y - 2 * z
             torch.testing.assert_close(combine((a, x), (b, y), (-2.0, z)), expected)
     assert combine((0.0, x), (1.0, y)) is y
     assert not combine((0.0, torch.full_like(x, torch.nan))).any()
@@ -148,7 +148,7 @@ def test_a_combination_of_x_and_score(noise_process, kind, wrap):
     score = wrap(ScoreFunction(Fixed(output), noise_process, kind()))
     for t in (times(16), times(16)[5]):
         a, b = 0.3 + t, 2 * noise_process.sigma(t)
-        expected = expand(a, x) * x + expand(b, x) * score(x, t)
+        expected = broadcast_to(a, x) * x + broadcast_to(b, x) * score(x, t)
         torch.testing.assert_close(score.combination(x, t, x_scale=a, score_scale=b), expected)
     with noise_process.cached_at(times(16)):
         torch.testing.assert_close(score.combination(x, t, x_scale=a, score_scale=b), expected)

@@ -27,7 +27,7 @@ from lightning_score.metrics.classifiers import (
     FashionClassifier,
     to_28,
 )
-from lightning_score.tensors import expand
+from lightning_score.tensors import broadcast_to
 
 
 def augment(images: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def augment(images: Tensor) -> Tensor:
     row_y = torch.stack([angle.sin(), angle.cos() * (1 + uniform(0.12)), uniform(0.25)], dim=-1)
     grid = F.affine_grid(torch.stack([row_x, row_y], dim=1), list(images.shape), align_corners=False)
     warped = F.grid_sample(images.float(), grid, align_corners=False)
-    return warped + 255 * expand(0.1 * torch.rand(len(images)), warped) * torch.randn_like(warped)
+    return warped + 255 * broadcast_to(0.1 * torch.rand(len(images)), warped) * torch.randn_like(warped)
 
 
 def mixup_loss(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def mixup_loss(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor
     Zhang et al. 2018, "mixup: beyond empirical risk minimization", arXiv:1710.09412.
     """
     share, partner = torch.rand(len(images)), torch.randperm(len(images))
-    logits = classifier(expand(share, images) * images + expand(1 - share, images) * images[partner])
+    logits = classifier(broadcast_to(share, images) * images + broadcast_to(1 - share, images) * images[partner])
     own = F.cross_entropy(logits, labels, reduction="none")
     other = F.cross_entropy(logits, labels[partner], reduction="none")
     return (share * own + (1 - share) * other).mean()

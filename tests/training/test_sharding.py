@@ -25,7 +25,7 @@ from lightning_score.errors import InputError
 from lightning_score.networks import MLP, NCSN, DDPMpp, NCSNpp, NCSNv2, UNet
 from lightning_score.objective import SlicedScoreMatching
 from lightning_score.process import VP
-from lightning_score.runs.records import FILE, read
+from lightning_score.runs.records import FILE, read_records
 from lightning_score.training import sharding
 
 FIT = ["fit", "--config=ncsn", *SHORT, "--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.gradient_clip_val=1",
@@ -90,7 +90,7 @@ def assert_same(run, other, measured=4):
     assert one.keys() == two.keys() and len(one) > 300
     for path, tensor in one.items():
         torch.testing.assert_close(tensor, two[path], rtol=1e-9, atol=1e-12, msg=lambda text, path=path: f"{path}: {text}")
-    found, expected = read(Path(run, FILE)), read(Path(other, FILE))
+    found, expected = read_records(Path(run, FILE)), read_records(Path(other, FILE))
     assert [(r.step, r.metric) for r in found] == [(r.step, r.metric) for r in expected] and len(found) == measured
     assert [r.value for r in found] == pytest.approx([r.value for r in expected], rel=1e-6)
 

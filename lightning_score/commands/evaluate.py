@@ -1,0 +1,44 @@
+"""The commands `validate` and `test`: what a checkpoint and its samples measure."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+from typing import Any
+
+from lightning_score.commands.summary import print_evaluation
+from lightning_score.commands.trainer import TrainerCommand, check_has_loops
+from lightning_score.errors import InputError
+
+
+class Evaluation(TrainerCommand):
+    """Measures a checkpoint and its samples."""
+
+    def load_weights(self, checkpoint: dict[str, Any]) -> None:
+        """Also gives `EMA` the weights that are not averaged."""
+        check_has_loops(checkpoint)
+        super().load_weights(checkpoint)
+        self.config_init["ema"].raw_state = checkpoint.get("current_model_state")
+
+    def execute(self) -> None:
+        self._restore_step()
+        getattr(self.trainer, self.command)(self.model, datamodule=self.datamodule, verbose=False)
+        print_evaluation(self.trainer, self.folder)
+
+    def _restore_step(self) -> None:
+        """Gives the trainer the training step of the checkpoint, under which results are logged."""
+        try:
+            self.trainer.fit_loop.load_state_dict(self.checkpoint["loops"]["fit_loop"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"--ckpt_path: the checkpoint does not hold the step of its training ({reason})") from error
+
+
+class Validate(Evaluation):
+    """Measures a checkpoint as fit does: held-out loss, samples, FID."""
+
+    command = "validate"
+
+
+class Test(Evaluation):
+    """Measures a checkpoint in full: loss, FID, KID, precision, recall, copies."""
+
+    command = "test"

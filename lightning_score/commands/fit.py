@@ -1,0 +1,118 @@
+"""The command `fit`: training, in a run folder of its own."""
+
+import lightning_score.torchvision_guard  # noqa: F401
+
+import shlex
+import time
+from errno import EIO
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lightning_score.callbacks import BestCheckpoint, LastCheckpoint
+from lightning_score.commands.schedule import resolve_auto
+from lightning_score.commands.summary import print_start, print_training
+from lightning_score.commands.trainer import TrainerCommand, check_has_loops
+from lightning_score.errors import require
+from lightning_score.runs.checkpoints import read_checkpoint
+from lightning_score.runs.lock import hold
+from lightning_score.runs.logs import cut_logs
+from lightning_score.runs.trust import trust_for
+from lightning_score.runs.wandb_logger import in_trial
+
+
+class Fit(TrainerCommand):
+    """Trains a model, and measures its samples while it trains."""
+
+    command = "fit"
+    keeping = False
+    """Whether checkpoints are written."""
+
+    def add_options(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument("--output", type=str, help="Folder of this run; by default a new one, RUNS/NAME/date_time.")
+
+    def check_options(self, config: Any) -> None:
+        """Also puts numbers in place of `auto` in the process; a run may be resumed at its last step, but not beyond."""
+        steps = config["trainer"]["max_steps"]
+        done = 0 if self.checkpoint is None else self.checkpoint.get("global_step", 0)
+        require(
+            steps < 0 or steps > done or done == 0 or (steps == done and self.invocation.folder is not None),
+            f"--trainer.max_steps {steps}: the checkpoint has {done} steps already, which count; give more than that",
+        )
+        resolve_auto(config)
+
+    def load_weights(self, checkpoint: dict[str, Any]) -> None:
+        check_has_loops(checkpoint)
+        super().load_weights(checkpoint)
+
+    def make_folder(self, config: Any) -> Path:
+        """Also locks it; the folder of a resumed run loses the logs of later steps than its checkpoint's."""
+        resumed = self.invocation.folder
+        folder = resumed or super().make_folder(config)
+        hold(folder)
+        if resumed is not None:
+            cut_logs(folder, self.checkpoint)
+        return folder
+
+    def parent_folder(self, config: Any) -> Path:
+        return Path(config["runs"]) / config["name"]
+
+    def own_callbacks(self, folder: Path) -> list[Callback]:
+        """The checkpoints: `last` comes after `best`, whose state it saves."""
+        settings, evaluate = self.config_init["trainer"], self.config_init["evaluate"]
+        self.keeping = settings["enable_checkpointing"] is not False and not settings["barebones"]
+        if not self.keeping:
+            return []
+        last = ModelCheckpoint(folder, "last", enable_version_counter=False)
+        return [BestCheckpoint(str(folder), f"val/{evaluate.metric or 'loss'}"), last, LastCheckpoint(folder)]
+
+    def execute(self) -> None:
+        """Trains, measures the final weights if training did not end with a validation, and prints the results."""
+        start = time.monotonic()
+        print_start(self.model, self.folder)
+        try:
+            self._train()
+        except SystemExit as end:  # so Lightning ends after a signal
+            self._print_interrupted()
+            if isinstance(end, SIGTERMException) and not in_trial():
+                raise SystemExit(143) from end  # as a shell reports it
+            raise
+        unsaved = self._unsaved()
+        trust = trust_for(self.config.as_dict())
+        print_training(self.trainer, self.folder, time.monotonic() - start, self.keeping and not unsaved, trust)
+        if unsaved:
+            raise OSError(EIO, f"the weights of step {self.trainer.global_step} are not saved ({unsaved})", str(self.folder))
+
+    def _train(self) -> None:
+        trainer, ckpt_path = self.trainer, self.config_init["ckpt_path"]
+        trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=ckpt_path, weights_only=True)
+        if not trainer.interrupted and self.config_init["evaluate"].validated_at != trainer.global_step:
+            if self.keeping:
+                trainer.save_checkpoint(self.folder / "last.ckpt")  # for a signal may end the validation
+            trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+            if self.keeping:
+                trainer.save_checkpoint(self.folder / "last.ckpt")
+
+    def _unsaved(self) -> str:
+        """Why the final weights are in no checkpoint, though they should be; empty if they are."""
+        if not self.keeping or not self.trainer.is_global_zero:
+            return ""
+        file = self.folder / "last.ckpt"
+        return getattr(self.trainer.strategy.checkpoint_io, "unsaved", {}).get(str(file), "" if file.exists() else "no file")
+
+    def _print_interrupted(self) -> None:
+        """Prints the command that resumes the run."""
+        if not self.keeping or not self.trainer.is_global_zero:
+            return
+        last = self.folder / "last.ckpt"
+        if not last.exists():
+            print("\nstopped before the first checkpoint: nothing is kept")
+        else:
+            print(f"\nstopped; kept up to step {read_checkpoint(last)['global_step']}; to resume:")
+            options = shlex.quote(str(self.folder)) + trust_for(self.config.as_dict())
+            print(f"python -m lightning_score fit --ckpt_path {options}")
