@@ -15,7 +15,7 @@ from lightning_score.sweep.draws import planned
 from lightning_score.sweep.engine import SweepRunner
 from lightning_score.sweep.folder import DATABASE, check_folder, folder_of, making
 from lightning_score.sweep.interruption import PATIENCE, Interruption
-from lightning_score.sweep.spec import Sweep, read
+from lightning_score.sweep.spec import Sweep, read_sweep_file
 from lightning_score.sweep.study import Study
 from lightning_score.sweep.summary import tell, tell_wandb
 from lightning_score.sweep.trials import arguments_of
@@ -48,7 +48,7 @@ def sweep(arguments: list[str]) -> None:
 
 
 def _of_file(options: Any, interruption: Interruption) -> None:
-    spec = read(str(find_config(options.file, "sweeps", "")))
+    spec = read_sweep_file(str(find_config(options.file, "sweeps", "")))
     name = options.name or spec.name
     check_name(name, "--name")
     folder = folder_of(options.runs, name)

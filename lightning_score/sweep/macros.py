@@ -1,4 +1,4 @@
-"""The command of a sweep's trial: W&B's macros, and settings as options of our command line."""
+"""W&B's macros in the command of a sweep, and settings as command-line options."""
 
 import ast
 import json
@@ -13,6 +13,8 @@ from lightning_score.errors import require
 
 DEFAULT = ("${env}", "${interpreter}", "${program}", "${args}")
 """What W&B runs where a sweep file has no command."""
+ARGS = "${args}"
+"""Where the settings of a trial go in a command."""
 VARIABLE = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 
 
@@ -41,14 +43,20 @@ def as_text(value: Any) -> str:
 
 
 def from_agent(arguments: Sequence[str]) -> list[str]:
-    """Arguments as a W&B agent writes them, as our parser reads them.
+    """Arguments from a W&B agent, rewritten for the parser.
 
     `${args}` writes Python's names (`--model.guidance=None`) and nested parameters as one dictionary, and the order is that
-    of the server, while a part has to stand before its options; `--config ${args_json_file}` names a file of dotted keys.
+    of the server, while a part must precede its options; `--config ${args_json_file}` names a file of dotted keys.
     """
+    others, given = split_options(arguments)
+    return others + options(given)
+
+
+def split_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The arguments whose order matters (the command, `--config`, options after a `+=`), and the other options by name."""
     given: dict[str, Any] = {}
     others: list[str] = []
-    lists: set[str] = set()  # options that `+=` has added to: what follows inside them is of the part added last
+    lists: set[str] = set()  # options with `+=`: later options inside them belong to the part added last
     rest = list(_without_files(arguments))
     while rest:
         argument = rest.pop(0)
@@ -64,10 +72,10 @@ def from_agent(arguments: Sequence[str]) -> list[str]:
             if name.startswith(tuple(lists)):
                 others += options(setting)
             else:
-                given |= setting
+                given |= flatten(setting)
         else:
             others.append(argument)
-    return others + options(given)
+    return others, given
 
 
 def _without_files(arguments: Sequence[str]) -> Iterator[str]:
@@ -101,39 +109,32 @@ def _value(text: str) -> Any:
     return text
 
 
-def expand(command: Sequence[Any], program: str | None, settings: Mapping[str, Any]) -> list[str]:
-    """A sweep's command with W&B's macros replaced, as its agent does it; unknown macros vanish there, and here.
+def expand_macros(command: Sequence[str], program: str | None) -> list[str]:
+    """A sweep's command with W&B's macros replaced as its agent does it, but with `ARGS` where the settings go.
 
-    Where the agent writes a file of settings for `--config ${args_json_file}`, these are options here: no file is written.
+    W&B removes unknown macros; macros that write settings in a form that the parser does not read are removed, too.
 
     Args:
         command: the words of the command.
         program: the sweep's program.
-        settings: of the trial, by their names; nested ones are dictionaries.
 
     Raises:
         InputError: `${args_json_file}` does not follow `--config`.
     """
-    hyphened = [f"--{name}={value}" for name, value in settings.items()]
     macros = {
-        "env": ["/usr/bin/env"] if os.name == "posix" else [],
-        "interpreter": [sys.executable],
-        "program": [program or ""],
-        "args": hyphened,
-        "args_no_hyphens": [argument.removeprefix("--") for argument in hyphened],
-        "args_no_equals": [word for name, value in settings.items() for word in (f"--{name}", str(value))],
-        "args_no_boolean_flags": [
-            f"--{name}" if value is True else f"--{name}={value}" for name, value in settings.items() if value is not False
-        ],
-        "args_json": [json.dumps(dict(settings))],
+        "${env}": ["/usr/bin/env"] if os.name == "posix" else [],
+        "${interpreter}": [sys.executable],
+        "${program}": [program or ""],
+        ARGS: [ARGS],
+        "${args_no_equals}": [ARGS],
     }
     words: list[str] = []
     for chunk in command:
         if chunk == "${args_json_file}":
             require(bool(words) and words[-1] in ("-c", "--config"), f"command: {chunk} must follow --config")
-            words[-1:] = options(settings)
-            continue
-        word = VARIABLE.sub(lambda match: os.environ.get(match[1], match[1]), str(chunk))
-        macro = re.fullmatch(r"\$\{(\w+)\}", word)
-        words += macros.get(macro[1], []) if macro else [word]
+            words[-1] = ARGS
+        elif re.fullmatch(r"\$\{\w+\}", chunk):
+            words += macros.get(chunk, [])
+        else:
+            words.append(VARIABLE.sub(lambda match: os.environ.get(match[1], match[1]), chunk))
     return words

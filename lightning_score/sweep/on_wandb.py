@@ -12,7 +12,7 @@ from lightning_score.errors import InputError, require
 from lightning_score.runs.folders import check_name
 from lightning_score.runs.status import STOPPED_EARLY
 from lightning_score.sweep.results import Results, Row, flat_settings, measured
-from lightning_score.sweep.spec import Sweep, from_entries, shown
+from lightning_score.sweep.spec import Sweep, dotted, from_entries
 
 STATES = {"finished": "complete", "running": "running", "pending": "waiting"}
 """What W&B's states of a run are here; every other one is a failure."""
@@ -58,9 +58,9 @@ def _row(sweep: Sweep, number: int, run: Any) -> Row:
     elif state == "complete" and not math.isfinite(fields["value"]):
         state = "failed"
     given: dict[str, Any] = {}
-    for name, law in sweep.parameters.items():
-        fixed = shown(name) not in sweep.varied
-        given[shown(name)] = law.examples()[0] if fixed else _setting(run.config, shown(name))
+    for keys, law in sweep.parameters.items():
+        name = dotted(keys)
+        given[name] = _setting(run.config, name) if name in sweep.varied else law.examples()[0]
     message = str(said.get("error", run.state)) if state == "failed" else ""
     seconds = said.get("_runtime", math.nan)
     return Row(number, state, flat_settings(given), seconds=seconds, folder=run.url, message=message, **fields)

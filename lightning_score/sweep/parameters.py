@@ -5,7 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from itertools import accumulate
 from typing import Any
 
 from lightning_score.errors import require
@@ -123,76 +123,58 @@ class Interval(Parameter):
 
 
 @dataclass(frozen=True)
-class Quantile(Parameter):
-    """Any other law, by its quantile function of a number that is uniform in [0, 1], rounded to multiples of q if given.
+class Weighted(Parameter):
+    """One of some values, each with its own probability; Optuna stores a number that is uniform in [0, 1]."""
 
-    Optuna knows the parameter as that number.
-    """
-
-    distribution: str
-    numbers: Mapping[str, float]
-    q: float | None = None
-    choices: tuple[Any, ...] = ()
+    values: tuple[Any, ...]
+    probabilities: tuple[float, ...]
 
     def suggest(self, trial: Any, name: str) -> Any:
+        u = trial.suggest_float(name, 0.0, 1.0)
+        below = zip(self.values, accumulate(self.probabilities), strict=True)
+        return next((value for value, total in below if u < total), self.values[-1])
+
+    def examples(self) -> list[Any]:
+        return list(self.values)
+
+
+@dataclass(frozen=True)
+class Quantile(Parameter):
+    """Any other distribution, by its quantile function of a number that is uniform in [0, 1], which is what Optuna stores.
+
+    Args:
+        law: a frozen scipy distribution, of the value or of its logarithm.
+        log: whether it is that of the logarithm.
+        q: the values are rounded to multiples of q; None: not rounded.
+    """
+
+    law: Any
+    log: bool
+    q: float | None
+
+    def suggest(self, trial: Any, name: str) -> float:
         return self(trial.suggest_float(name, 0.0, 1.0))
 
     def grid(self) -> list[float] | None:
-        """Of a quantized uniform law alone: one number for each of its values."""
-        if self.distribution != "uniform" or self.q is None:
+        """Only for a quantized uniform distribution: one quantile for each of its values."""
+        if self.law.dist.name != "uniform" or self.log or self.q is None:
             return None
-        low, high = self.numbers["min"], self.numbers["max"]
+        low, high = map(float, self.law.support())
         few = (high - low) / self.q < LARGEST
         require(few, f"q={self.q:g}: more than {LARGEST} multiples from {low:g} to {high:g}; raise q, or take method random")
         multiples = range(round(low / self.q), round(high / self.q) + 1)
-        span = high - low
-        return [min(max((k * self.q - low) / span, 0.0), 1.0) if span else 0.0 for k in multiples]
+        return [min(max((k * self.q - low) / (high - low or 1.0), 0.0), 1.0) for k in multiples]
 
-    def examples(self) -> list[Any]:
-        return list(self.choices) or list(dict.fromkeys(map(self, self._shares())))
+    def examples(self) -> list[float]:
+        """The ends of a bounded distribution, the quantiles 0.01 and 0.99 of an unbounded one, and three between."""
+        margin = 0.01 if self.law.dist.name == "norm" else 0.0
+        return list(dict.fromkeys(self(margin + i * (1 - 2 * margin) / EXAMPLES) for i in range(EXAMPLES + 1)))
 
-    def _shares(self) -> list[float]:
-        """The ends of a law that has ends, the quantiles 0.01 and 0.99 of one that has none, and some between."""
-        margin = 0.01 if self.distribution.endswith("normal") else 0.0
-        return [margin + i * (1 - 2 * margin) / EXAMPLES for i in range(EXAMPLES + 1)]
-
-    def __call__(self, u: float) -> Any:
-        """The value with the share u of the law below it."""
-        if self.choices:
-            total = 0.0
-            for choice, probability in zip(self.choices, self.numbers["probabilities"], strict=True):
-                total += probability
-                if u < total:
-                    return choice
-            return self.choices[-1]
-        value = self._quantile(min(max(u, 1e-12), 1 - 1e-12))
+    def __call__(self, u: float) -> float:
+        """The quantile u."""
+        value = float(self.law.ppf(min(max(u, 1e-12), 1 - 1e-12)))
+        value = math.exp(value) if self.log else value
         return value if self.q is None else round(value / self.q) * self.q
-
-    def _quantile(self, u: float) -> float:
-        n = self.numbers
-        if self.distribution == "beta":
-            from scipy.special import betaincinv
-
-            return float(betaincinv(n["a"], n["b"], u))
-        if self.distribution.endswith("normal"):
-            value = NormalDist(n["mu"], n["sigma"]).inv_cdf(u)
-            return math.exp(value) if self.distribution == "log_normal" else value
-        if self.distribution == "uniform":
-            return n["min"] + u * (n["max"] - n["min"])
-        if self.distribution.startswith("inv_log_uniform"):
-            low, high = _logarithms(n, self.distribution)
-            return math.exp(-(high - u * (high - low))) if self.distribution == "inv_log_uniform" else _between(low, high, u)
-        return _between(*_logarithms(n, self.distribution), u)
-
-
-def _between(low: float, high: float, u: float) -> float:
-    return math.exp(low + u * (high - low))
-
-
-def _logarithms(numbers: Mapping[str, float], distribution: str) -> tuple[float, float]:
-    """The ends of the logarithm's range, which the names without `values` give themselves."""
-    ends = numbers["min"], numbers["max"]
-    return tuple(map(math.log, ends)) if distribution.endswith("_values") else ends
 
 
 def parameter(name: str, given: Any) -> Parameter:
@@ -263,7 +245,7 @@ def _choices(name: str, given: Mapping[str, Any]) -> Parameter:
         fine and min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6,
         f"{name}: probabilities={shares!r}: need one number for each of the {len(values)} values, adding up to 1",
     )
-    return Quantile("choice", {"probabilities": shares}, choices=tuple(values))
+    return Weighted(tuple(values), tuple(shares))
 
 
 def _law(name: str, kind: str, numbers: dict[str, float]) -> Parameter:
@@ -289,4 +271,20 @@ def _law(name: str, kind: str, numbers: dict[str, float]) -> Parameter:
     if kind in ("log_uniform_values", "log_uniform"):
         ends = (math.exp(low), math.exp(high)) if kind == "log_uniform" else (low, high)
         return Interval(*map(float, ends), log=True)
-    return Quantile(kind.removeprefix("q_"), numbers, q)
+    return _quantile(kind.removeprefix("q_"), numbers, q)
+
+
+def _quantile(kind: str, numbers: dict[str, float], q: float | None) -> Parameter:
+    from scipy import stats  # takes a second to import
+
+    if kind == "beta":
+        return Quantile(stats.beta(numbers["a"], numbers["b"]), False, q)
+    if kind.endswith("normal"):
+        return Quantile(stats.norm(numbers["mu"], numbers["sigma"]), kind == "log_normal", q)
+    low, high = numbers["min"], numbers["max"]
+    if kind.endswith("_values"):
+        low, high = math.log(low), math.log(high)
+    elif kind == "inv_log_uniform":
+        low, high = -high, -low
+    law = stats.uniform(low, max(high - low, math.ulp(0.0)))  # scipy returns NaN for an empty range
+    return Quantile(law, "log" in kind, q)

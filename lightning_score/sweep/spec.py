@@ -18,8 +18,8 @@ from lightning_score.sweep.parameters import LARGEST, Parameter, parameter
 METHODS = ("grid", "random", "bayes")
 KNOWN = {"program", "method", "metric", "parameters", "command", "name", "description", "project", "entity", "run_cap",
          "early_terminate", "controller", "apiVersion", "kind", "settings", "imageuri", "job"}  # fmt: skip
-NESTED = "\0"
-"""Stands between the parts of a nested parameter's name, where a dot belongs to a part."""
+Keys = tuple[str, ...]
+"""The keys of a parameter: one, or those of the mappings around a nested parameter and its own; a key may hold dots."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Sweep:
         method: grid, random or bayes.
         metric: the name of what is optimized; None in a file without a metric.
         maximize: whether more is better.
-        parameters: by their names; those of nested ones are joined by `NESTED`.
+        parameters: by their keys.
         command: the words of a trial's command, with W&B's macros.
         program: W&B's `program`.
         run_cap: most trials, or None.
@@ -74,59 +74,68 @@ class Sweep:
     method: str
     metric: str | None
     maximize: bool
-    parameters: dict[str, Parameter]
+    parameters: dict[Keys, Parameter]
     command: tuple[str, ...]
     program: str | None
     run_cap: int | None
     hyperband: Hyperband | None
 
     def grid(self) -> list[dict[str, Any]]:
-        """All combinations, as Optuna's parameters, the last parameter changing quickest.
+        """All combinations, as Optuna's parameters; the last parameter changes fastest.
 
         Raises:
-            InputError: a parameter whose values cannot be listed.
+            InputError: a parameter's values cannot be listed, or the grid is too large.
         """
         lists: dict[str, Any] = {}
-        for name, law in self.parameters.items():
+        for keys, law in self.parameters.items():
             if len(law.examples()) == 1 and law.grid() is None:
                 continue
             values = law.grid()
             require(
                 values is not None,
-                f"{shown(name)}: method grid takes value, values, whole numbers or q_uniform; take random or bayes",
+                f"{dotted(keys)}: method grid takes value, values, int_uniform or q_uniform; use random or bayes",
             )
-            lists[name] = values
+            lists[optuna_name(keys)] = values
         size = math.prod(len(values) for values in lists.values())
-        require(size <= LARGEST, f"a grid of {size} trials: at most {LARGEST}; take fewer values, or method random")
+        require(size <= LARGEST, f"a grid of {size} trials: at most {LARGEST}; give fewer values, or method random")
         return [dict(zip(lists, each, strict=True)) for each in itertools.product(*lists.values())]
 
     def settings(self, trial: Any) -> dict[str, Any]:
-        """The settings of an Optuna trial by their dotted names; nested ones as dictionaries, as W&B gives them."""
-        return nest({name: law.suggest(trial, name) for name, law in self.parameters.items()})
+        """The settings of an Optuna trial; those of nested parameters are in dictionaries, as W&B gives them."""
+        return nest({keys: law.suggest(trial, optuna_name(keys)) for keys, law in self.parameters.items()})
 
     def examples(self) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-        """Every parameter and value that has to be accepted, with the settings of a trial that has it."""
-        base = {name: law.examples()[0] for name, law in self.parameters.items()}
-        for name, law in self.parameters.items():
+        """Every parameter and value to check, with the settings of a trial that has this value."""
+        base = {keys: law.examples()[0] for keys, law in self.parameters.items()}
+        for keys, law in self.parameters.items():
             for value in law.examples():
-                yield shown(name), value, nest({**base, name: value})
+                yield dotted(keys), value, nest({**base, keys: value})
 
     @property
     def varied(self) -> list[str]:
         """The dotted names of the parameters with more than one value."""
-        return [shown(name) for name, law in self.parameters.items() if len(law.examples()) > 1]
+        return [dotted(keys) for keys, law in self.parameters.items() if len(law.examples()) > 1]
 
 
-def shown(name: str) -> str:
-    """A parameter's name as the command line has it."""
-    return name.replace(NESTED, ".")
+def dotted(keys: Keys) -> str:
+    """A parameter's name on the command line."""
+    return ".".join(keys)
 
 
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with those of nested parameters in dictionaries."""
+def optuna_name(keys: Keys) -> str:
+    """A parameter's name in Optuna's database."""
+    return "\0".join(keys)
+
+
+def from_optuna(name: str) -> str:
+    """The dotted name of a parameter of Optuna's database."""
+    return dotted(tuple(name.split("\0")))
+
+
+def nest(values: Mapping[Keys, Any]) -> dict[str, Any]:
+    """Values by their keys as nested dictionaries."""
     nested: dict[str, Any] = {}
-    for name, value in flat.items():
-        *parents, last = name.split(NESTED)
+    for (*parents, last), value in values.items():
         place = nested
         for parent in parents:
             place = place.setdefault(parent, {})
@@ -134,7 +143,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def read(path: str) -> Sweep:
+def read_sweep_file(path: str) -> Sweep:
     """Reads a sweep file.
 
     Raises:
@@ -186,12 +195,13 @@ def from_entries(entries: Any, path: str, text: str, name: str) -> Sweep:
     )
 
 
-def _parameters(given: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+def _parameters(given: Mapping[str, Any], parents: Keys = ()) -> Iterator[tuple[Keys, Parameter]]:
     for name, entry in given.items():
+        keys = (*parents, str(name))
         if isinstance(entry, Mapping) and set(entry) == {"parameters"} and isinstance(entry["parameters"], Mapping):
-            yield from _parameters(entry["parameters"], f"{prefix}{name}{NESTED}")
+            yield from _parameters(entry["parameters"], keys)
         else:
-            yield f"{prefix}{name}", parameter(shown(f"{prefix}{name}"), entry)
+            yield keys, parameter(dotted(keys), entry)
 
 
 def _metric(path: str, given: Any, method: str) -> tuple[str | None, bool]:

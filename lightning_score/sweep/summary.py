@@ -13,7 +13,7 @@ from lightning_score.sweep import figures
 from lightning_score.sweep.folder import FILE, check_folder, folder_of, making
 from lightning_score.sweep.on_wandb import fetch, publish
 from lightning_score.sweep.results import TABLE, Results, Row, flat_settings, measured
-from lightning_score.sweep.spec import NESTED, Sweep, shown
+from lightning_score.sweep.spec import Sweep, from_optuna
 from lightning_score.sweep.study import ERROR, METRICS, SETTINGS, SLOT, WORKER, Study
 from lightning_score.sweep.table import print_results
 from lightning_score.sweep.trials import arguments_of
@@ -60,7 +60,7 @@ def results(spec: Sweep, study: Study, final: bool = False) -> Results:
     rows = sorted((_row(spec, trial, study.state(trial)) for trial in study.trials()), key=lambda row: row.number)
     found = Results(spec.name, spec.metric or "", spec.maximize, spec.varied, rows)
     if final and found.ranked:
-        found.importances = {shown(name): share for name, share in study.importances().items()}
+        found.importances = {from_optuna(name): share for name, share in study.importances().items()}
         best = next(trial for trial in study.trials() if _number(trial) == found.ranked[0].number)
         found.commands[found.ranked[0].number] = _command_of(spec, best.user_attrs[SETTINGS])
     return found
@@ -78,7 +78,7 @@ def _number(trial: FrozenTrial) -> int:
 def _row(spec: Sweep, trial: FrozenTrial, state: str) -> Row:
     attributes = trial.user_attrs
     fields = measured(attributes.get(METRICS, {}), spec.metric or "")
-    settings = attributes.get(SETTINGS) or {name.replace(NESTED, "."): value for name, value in trial.params.items()}
+    settings = attributes.get(SETTINGS) or {from_optuna(name): value for name, value in trial.params.items()}
     message = attributes.get(ERROR, "its workers died") if state == "failed" else ""
     return Row(
         number=_number(trial),

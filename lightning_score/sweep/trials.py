@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from lightning_score.files import replace_text
 from lightning_score.runs.status import STATUS, STOPPED_EARLY, read_status
 from lightning_score.sweep.interruption import Stopped
 from lightning_score.sweep.loaded import LoadedCommand
-from lightning_score.sweep.macros import expand, from_agent, options
+from lightning_score.sweep.macros import ARGS, as_text, expand_macros, flatten, options, split_options
 from lightning_score.sweep.processes import end_with
 from lightning_score.sweep.spec import Sweep
 
@@ -43,43 +43,34 @@ Report = Callable[[float], None]
 """Told each new value of the sweep's metric; it raises to stop the trial."""
 
 
-def arguments_of(sweep: Sweep, settings: dict[str, Any]) -> list[str]:
-    """The arguments of our command line in a trial: the command and its options.
+def arguments_of(sweep: Sweep, settings: Mapping[str, Any]) -> list[str]:
+    """A trial's arguments of the command line: the command and its options.
 
     Raises:
-        InputError: the sweep runs another program, or a parameter does not reach it.
+        InputError: the sweep runs another program, or a setting does not reach it.
     """
-    words = expand(sweep.command, sweep.program, settings)
+    words = expand_macros(sweep.command, sweep.program)
     names = [i for i, word in enumerate(words) if Path(word).name in ("lightning_score", "__main__.py")]
-    fits = bool(names) and words[names[0] + 1 : names[0] + 2] and words[names[0] + 1] in COMMANDS
-    others = [word for word in words[: names[0] if names else 0] if not PYTHON.fullmatch(word)]
+    before, after = (words[: names[0]], words[names[0] + 1 :]) if names else (words, [])
     require(
-        bool(fits) and not others,
-        f"command: {' '.join(map(str, sweep.command))}: this runs `python -m lightning_score` with {', '.join(COMMANDS)} "
-        "only; wandb agent runs other programs, and sets variables",
+        after[:1] and after[0] in COMMANDS and all(PYTHON.fullmatch(word) for word in before),
+        f"command: {' '.join(sweep.command)}: must run `python -m lightning_score` with {', '.join(COMMANDS)}; "
+        "wandb agent runs other programs, and sets variables",
     )
-    arguments = from_agent(words[names[0] + 1 :])
+    end = after.index(ARGS) if ARGS in after else len(after)
+    (others, fixed), (later, last) = split_options(after[:end]), split_options(after[end + 1 :])
     for wanted in options(settings):
         name = wanted.partition("=")[0]
-        given = [argument for argument in arguments if argument.partition("=")[0] == name]
+        found = next((word for word in options(last) if word.startswith(f"{name}=")), wanted if ARGS in after else None)
         require(
-            bool(given) and given[-1] == wanted,
-            f"command: does not give {wanted}{f' but {given[-1]}' if given else ''} to the program: "
+            found == wanted,
+            f"command: does not give {wanted}{f' but {found}' if found else ''} to the program: "
             f'end it with "${{args}}", and leave {name} out of it',
         )
-    return _pinned(arguments)
-
-
-def _pinned(arguments: list[str]) -> list[str]:
-    """The arguments with the checkpoint's own path: `latest` may point to another run before the sweep is over."""
-    pinned = list(arguments)
-    for i, argument in enumerate(arguments):
-        name, equals, path = argument.partition("=")
-        if name == "--ckpt_path" and equals:
-            pinned[i] = f"{name}={os.path.realpath(path)}"
-        elif name == "--ckpt_path" and i + 1 < len(arguments):
-            pinned[i + 1] = os.path.realpath(arguments[i + 1])
-    return pinned
+    merged = {**fixed, **dict(flatten(settings)), **last}
+    if "ckpt_path" in merged:  # `latest` may point to another run before the sweep ends
+        merged["ckpt_path"] = os.path.realpath(as_text(merged["ckpt_path"]))
+    return [*others, *later, *options(merged)]
 
 
 class TrialFailed(Exception):

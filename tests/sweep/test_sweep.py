@@ -19,10 +19,10 @@ from lightning_score.errors import InputError
 from lightning_score.metrics import jackknife_error
 from lightning_score.sweep.figures import draw
 from lightning_score.sweep.folder import check_folder, folder_of, making
-from lightning_score.sweep.macros import expand, from_agent, options
+from lightning_score.sweep.macros import expand_macros, from_agent, options
 from lightning_score.sweep.parameters import DISTRIBUTIONS, parameter
 from lightning_score.sweep.results import Results, Row, difference, parts
-from lightning_score.sweep.spec import Hyperband, read
+from lightning_score.sweep.spec import Hyperband, read_sweep_file
 from lightning_score.sweep.trials import arguments_of
 
 LAWS = {
@@ -48,6 +48,17 @@ def test_values_follow_their_law(name):
     values = drawn(parameter("x", {"distribution": name, **numbers}))
     assert st.kstest(values, expected.cdf).pvalue > 1e-3
     assert st.kstest(values, st.uniform(np.mean(values), np.ptp(values)).cdf).pvalue < 1e-3 or name == "uniform"
+
+
+def test_a_seed_draws_the_same_values_in_every_version():
+    first = {"uniform": [1.195254015709299, 1.860757465489678], "log_uniform": [0.7021842196576273, 1.1566965019108817],
+             "log_uniform_values": [0.004430375245218269, 0.013981961408994055],
+             "inv_log_uniform": [0.14921411484843045, 0.20812399080271252],
+             "inv_log_uniform_values": [2.2898514604770375, 3.6319830392206485],
+             "normal": [2.061332113787362, 2.284304683036679], "log_normal": [0.39114854282752803, 0.48885208644907185],
+             "beta": [0.2858794950460208, 0.36887782807386815]}  # fmt: skip
+    for name, (numbers, _) in LAWS.items():
+        assert drawn(parameter("x", {"distribution": name, **numbers}), 2) == pytest.approx(first[name], rel=1e-14), name
 
 
 @pytest.mark.parametrize("name", [name for name in DISTRIBUTIONS if name.startswith("q_")])
@@ -100,7 +111,7 @@ def test_a_grid_lists_all_and_nested_parameters_are_dictionaries(tmp_path):
         "q": {"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": 0.5},
         "w": {"values": [None, "x"]},
     }
-    sweep = read(sweep_file(tmp_path, parameters=parameters))
+    sweep = read_sweep_file(sweep_file(tmp_path, parameters=parameters))
     trials = optuna.create_study()
     for point in sweep.grid():
         trials.enqueue_trial(point)
@@ -147,34 +158,34 @@ def test_a_grid_lists_all_and_nested_parameters_are_dictionaries(tmp_path):
 )
 def test_a_malformed_file_is_refused_in_one_line(tmp_path, entries, message):
     with pytest.raises(InputError, match=message):
-        read(sweep_file(tmp_path, **entries))
+        read_sweep_file(sweep_file(tmp_path, **entries))
 
 
 def test_what_is_no_file_or_no_yaml(tmp_path):
     with pytest.raises(InputError, match="no such sweep file"):
-        read(str(tmp_path / "none.yaml"))
+        read_sweep_file(str(tmp_path / "none.yaml"))
     (tmp_path / "bad.yaml").write_text("a: [1,\n b: }")
     with pytest.raises(InputError, match="not a sweep file"):
-        read(str(tmp_path / "bad.yaml"))
+        read_sweep_file(str(tmp_path / "bad.yaml"))
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     file = tmp_path / "twice.yaml"
     file.write_text("method: grid\nparameters:\n  a: {value: 1}\n  b: {value: 1}\n  a: {value: 2}\n")
     with pytest.raises(InputError, match="a is given twice"):
-        read(str(file))
+        read_sweep_file(str(file))
 
 
 @pytest.mark.parametrize("q", [1e-9, 1e-30])
 def test_too_many_multiples_are_refused_before_they_are_listed(tmp_path, q):
     parameters = {"x": {"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": q}}
     with pytest.raises(InputError, match="more than 100000 multiples from 0 to 1"):
-        read(sweep_file(tmp_path, parameters=parameters)).grid()
+        read_sweep_file(sweep_file(tmp_path, parameters=parameters)).grid()
 
 
 def test_a_huge_grid_is_refused_before_it_is_listed(tmp_path):
     with pytest.raises(InputError, match="a grid of 1000000000000 trials"):
-        read(sweep_file(tmp_path, parameters={"x": {"min": 1, "max": 10**12}})).grid()
+        read_sweep_file(sweep_file(tmp_path, parameters={"x": {"min": 1, "max": 10**12}})).grid()
 
 
 @pytest.mark.parametrize("law", ["uniform", "log_uniform_values", "normal", "int_uniform", "q_uniform", "beta"])
@@ -208,7 +219,7 @@ WORDS = ["${env}", "${interpreter}", "-m", "lightning_score", "test"]
 )
 def test_a_command_that_does_not_say_what_the_parameters_say_is_refused(tmp_path, command, message):
     parameters = {"a.b": {"values": [1, 2]}, "c": {"value": True}}
-    sweep = read(sweep_file(tmp_path, parameters=parameters, command=command))
+    sweep = read_sweep_file(sweep_file(tmp_path, parameters=parameters, command=command))
     with pytest.raises(InputError, match=message):
         arguments_of(sweep, {"a.b": 1, "c": True})
 
@@ -218,7 +229,9 @@ def test_every_value_reaches_the_program_as_it_is(tmp_path, macro):
     settings = {"a": [1, None], "b": ["x"], "c": None, "d": True, "e": {"class_path": "A", "init_args": {"f": None}},
                 "g": 1e-5, "h": {"i": {"j": False}}, "k": -1, "l": "text with spaces"}  # fmt: skip
     parameters = {name: {"value": value} for name, value in settings.items()}
-    sweep = read(sweep_file(tmp_path, parameters=parameters, command=["python3", "-u", *WORDS[2:], "--a=[5]", *macro]))
+    sweep = read_sweep_file(
+        sweep_file(tmp_path, parameters=parameters, command=["python3", "-u", *WORDS[2:], "--a=[5]", *macro])
+    )
     assert sorted(arguments_of(sweep, settings)[1:]) == sorted(options(settings))
 
 
@@ -264,46 +277,52 @@ def test_a_folder_that_nothing_was_written_to_is_removed_again(tmp_path):
 
 
 def test_a_grid_of_reals_is_refused(tmp_path):
-    with pytest.raises(InputError, match="take random or bayes"):
-        read(sweep_file(tmp_path, parameters={"x": {"min": 0.0, "max": 1.0}})).grid()
+    with pytest.raises(InputError, match="use random or bayes"):
+        read_sweep_file(sweep_file(tmp_path, parameters={"x": {"min": 0.0, "max": 1.0}})).grid()
 
 
 def test_macros_are_those_of_wandb(monkeypatch):
     monkeypatch.setenv("SOME_PATH", "/data")
-    settings = {"a.b": 1e-5, "c": None, "d": True, "e": False, "f": "text", "g": {"h": 1}}
-    theirs = create_sweep_command_args({"args": {name: {"value": value} for name, value in settings.items()}})
-    for macro in ("args", "args_no_hyphens", "args_no_equals", "args_no_boolean_flags", "args_json"):
-        assert expand([f"${{{macro}}}"], None, settings) == theirs[macro]
-    words = expand(["${env}", "${program}", "--x=${envvar:SOME_PATH}", "${nothing}"], "train.py", {})
+    words = expand_macros(["${env}", "${program}", "--x=${envvar:SOME_PATH}", "${nothing}"], "train.py")
     assert words == ["/usr/bin/env", "train.py", "--x=/data"]
-    by_file = expand(["--config", "${args_json_file}"], None, settings)
-    assert sorted(by_file) == ["--a.b=1e-05", "--c=null", "--d=true", "--e=false", "--f=text", "--g.h=1"]
+    assert expand_macros(["-m", "x", "${args}"], None) == expand_macros(["-m", "x", "--config", "${args_json_file}"], None)
     with pytest.raises(InputError, match="must follow --config"):
-        expand(["--settings", "${args_json_file}"], None, settings)
+        expand_macros(["--settings", "${args_json_file}"], None)
 
 
-def test_an_agents_arguments_mean_the_same_in_every_form():
-    settings = {"m.p.eta": 0.5, "m.p": "DDIM", "m": {"q": {"r": None}}, "flag": True}
-    wanted = ["--flag=true", "--m.p=DDIM", "--m.q.r=null", "--m.p.eta=0.5"]
+@pytest.mark.parametrize("macro", ["args", "args_no_equals", "args_json_file"])
+def test_wandbs_agent_and_the_local_sweep_give_the_same_options(tmp_path, macro):
+    settings = {"m.p.eta": 0.5, "m.p": "DDIM", "m": {"q": {"r": None}}, "flag": True, "off": False, "x": 1e-5}
+    wanted = ["--flag=true", "--m.p=DDIM", "--m.q.r=null", "--m.p.eta=0.5", "--off=false", "--x=1e-05"]
     fixed = ["fit", "--config", "c.yaml"]
-    by_words = from_agent([*fixed, *expand(["${args}"], None, settings)])
-    by_file = from_agent([*fixed, *expand(["--config", "${args_json_file}"], None, settings)])
-    assert sorted(by_words) == sorted(by_file) == sorted([*fixed, *wanted])
-    assert by_words.index("--m.p=DDIM") < by_words.index("--m.p.eta=0.5") and by_words[0] == "fit"
+    theirs = create_sweep_command_args({"args": {name: {"value": value} for name, value in settings.items()}})
+    (tmp_path / "args.json").write_text(json.dumps(settings))
+    words = ["--config", str(tmp_path / "args.json")] if macro == "args_json_file" else theirs[macro]
+    of_agent = from_agent([*fixed, *words])
+    command = [*WORDS[:-1], *fixed, *(["--config"] if macro == "args_json_file" else []), f"${{{macro}}}"]
+    parameters = {name: {"value": value} for name, value in settings.items()}
+    assert arguments_of(read_sweep_file(sweep_file(tmp_path, parameters=parameters, command=command)), settings) == of_agent
+    assert of_agent[:3] == fixed and sorted(of_agent[3:]) == sorted(wanted)
+    assert of_agent.index("--m.p=DDIM") < of_agent.index("--m.p.eta=0.5")
+
+
+def test_options_after_an_added_part_belong_to_it():
     added = ["--c+=A", "--c.seed=1", "--c+=B", "--c.seed=2"]
     assert from_agent(["fit", *added, "--flag=True"]) == ["fit", *added, "--flag=true"], "each is of the part before it"
     assert options({"x": {"class_path": "A"}}) == ['--x={"class_path": "A"}']
 
 
 def test_hyperband_stops_what_is_not_among_the_best_at_a_band(tmp_path):
-    rule = read(sweep_file(tmp_path, early_terminate={"type": "hyperband", "max_iter": 8, "s": 2, "eta": 2})).hyperband
+    rule = read_sweep_file(
+        sweep_file(tmp_path, early_terminate={"type": "hyperband", "max_iter": 8, "s": 2, "eta": 2})
+    ).hyperband
     assert rule.bands == (2, 4)
     others = [[5.0, 4.0], [5.0, 2.0], [5.0, 3.0], [5.0, 1.0]]
     assert rule.stops([5.0, 4.0], others) and not rule.stops([5.0, 2.0], others)
     assert not rule.stops([5.0], others)  # before the first band
     assert not rule.stops([1.0, 4.0], others)  # it was better before
     assert Hyperband((2, 4), 2.0, strict=True).stops([1.0, 4.0], others)
-    default = read(sweep_file(tmp_path, early_terminate={"type": "hyperband", "min_iter": 2})).hyperband
+    default = read_sweep_file(sweep_file(tmp_path, early_terminate={"type": "hyperband", "min_iter": 2})).hyperband
     assert default.bands[:3] == (2, 6, 18)
 
 

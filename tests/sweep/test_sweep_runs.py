@@ -27,7 +27,7 @@ from lightning_score.runs.status import read_status
 from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.logged import OF_CALLBACKS, logged
 from lightning_score.sweep.results import read_csv
-from lightning_score.sweep.spec import read
+from lightning_score.sweep.spec import read_sweep_file
 from lightning_score.sweep.study import METRICS, SLOT, WORKER, Study
 from lightning_score.sweep.trials import last_metrics
 
@@ -84,7 +84,7 @@ def folder(tmp_path, checkpoint, monkeypatch):
 
 def trials(file, url=None):
     """All trials of a sweep that count, by their places in the queue."""
-    sweep = read(file)
+    sweep = read_sweep_file(file)
     url = url or f"sqlite:///{Path.cwd()}/runs/sweeps/{sweep.name}/study.db"
     return sorted(Study(sweep, url, sweep.name).trials(), key=lambda trial: trial.user_attrs[SLOT])
 
@@ -95,7 +95,7 @@ def test_a_sweep_gives_what_the_command_gives_and_goes_on(folder, capfd):
         Path(name).write_text("mine")
     assert run(["sweep", "steps.yaml", "--count=4", "--jobs=2"]) == 0
     said = capfd.readouterr().out
-    assert "4 trials, 160 samples at 10 to 31 network evaluations each: about" in said
+    assert "4 trials, 160 samples at 11 to 31 network evaluations each" in said
     assert "best: test/fid_digits_40=" in said
     done = trials("steps.yaml")
     assert [trial.state.name for trial in done] == ["COMPLETE"] * 4
@@ -210,10 +210,10 @@ def test_shipped_sweeps_fit_what_the_first_command_makes(folder, capsys, name):
     checkpoint.parent.mkdir(parents=True)
     shutil.copy("tiny.ckpt", checkpoint)
     run_as = ["--count=2", "--dry_run"]
-    cheap = read(str(shipped("sweeps") / f"{name}.yaml"))
+    cheap = read_sweep_file(str(shipped("sweeps") / f"{name}.yaml"))
     assert run(["sweep", f"sweeps/{name}.yaml", *run_as]) == 0
     said = capsys.readouterr().out
-    assert f"minimizing {cheap.metric}" in said and "2 trials, " in said and ": about" in said
+    assert f"minimizing {cheap.metric}" in said and "2 trials, " in said and " network evaluations each" in said
     lines = cheap.text.splitlines()
     assert lines[0].startswith("# ") and "change the path" in lines[1]
 

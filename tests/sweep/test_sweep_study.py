@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from lightning_score.errors import InputError
 from lightning_score.sweep.draws import draw
 from lightning_score.sweep.interruption import Stopped
-from lightning_score.sweep.spec import read
+from lightning_score.sweep.spec import read_sweep_file
 from lightning_score.sweep.study import ERROR, INTERRUPTED, RETRIES, SLOT, WORKER, Study
 from lightning_score.sweep.summary import results
 
@@ -31,7 +31,7 @@ def make(tmp_path):
         base = {"name": name, "method": "random", "metric": {"name": "m"}, "parameters": PARAMETERS}
         file = tmp_path / f"{name}.yaml"
         file.write_text(yaml.safe_dump({**base, **entries}))
-        return Study(read(str(file)), f"sqlite:///{tmp_path}/study.db", name, make=True, seed=seed)
+        return Study(read_sweep_file(str(file)), f"sqlite:///{tmp_path}/study.db", name, make=True, seed=seed)
 
     return made
 
