@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning_score.report.reading import Curve, Run
 from lightning_score.runs.records import Record, by_axis, floor_name
+from lightning_score.sweep.charts import log_ticks
 
 COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
 LEVEL = re.compile(r"val/(excess_loss|loss)_(train|held_out)/([-+.\deE]+)$")
@@ -125,18 +126,14 @@ def level(x: Sequence[float], value: float, name: str, hours: list[float]) -> di
     """A dashed line at a value."""
     return {
         "x": [min(x), max(x)], "y": rounded([value] * 2), "mode": "lines", "name": name, "meta": {"hours": hours},
-        "line": {"color": "gray", "dash": "dash", "width": 1.5}, "hovertemplate": f"{name}: %{{y:.4g}}<extra></extra>",
+        "line": {"color": "gray", "dash": "dash", "width": 1.5}, "hovertemplate": f"{name}: {value:.4g}<extra></extra>",
     }  # fmt: skip
 
 
 def scale(values: Sequence[float]) -> dict[str, Any]:
-    """A logarithmic axis, marked with plain numbers, where values lie far apart."""
-    if not values or min(values) <= 0 or max(values) / min(values) <= 4:
-        return {}
-    low, high = math.log10(min(values)), math.log10(max(values))
-    between = (1,) if high - low > 3 else (1, 2, 5)
-    ticks = [digit * 10.0**power for power in range(math.floor(low) - 1, math.ceil(high) + 2) for digit in between]
-    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+    """A logarithmic axis with plain numbers at its ticks, where values are far apart."""
+    ticks = log_ticks(values)
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]} if ticks else {}
 
 
 def _seconds(stamp: Any) -> float:

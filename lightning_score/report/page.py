@@ -19,7 +19,7 @@ from lightning_score.report import figures, sweeps, tables
 from lightning_score.report.pictures import embedded, of_run
 from lightning_score.report.reading import Run, find
 from lightning_score.runs.folders import LEADS_OUT, leads_out
-from lightning_score.sweep.results import ENDED, Results, read_csv, shown
+from lightning_score.sweep.results import ENDED, Results, read_csv
 
 SCRIPTS = ("state.js", "table.js", "figures.js", "pictures.js", "page.js")
 STAGES = 12
@@ -134,7 +134,7 @@ def _summary(found: Results) -> str:
     if not found.ranked:
         return counts
     best = found.ranked[0]
-    settings = ", ".join(f"{name.rpartition('.')[2]} = {shown(best.settings.get(name))}" for name in found.varied)
+    settings = ", ".join(best.texts(found.varied))
     return f"{counts} Best: trial {best.number}, {found.metric} {tables.read_as(best.value, best.error)} with {settings}."
 
 

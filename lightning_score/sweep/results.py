@@ -68,6 +68,14 @@ class Row:
     worker: str = ""
     floor_kind: str = ""
 
+    def text(self, name: str) -> str:
+        """A setting as text."""
+        return setting_text(self.settings.get(name))
+
+    def texts(self, names: Sequence[str]) -> list[str]:
+        """Settings with their names, as `steps=10`."""
+        return [f"{short_name(name)}={self.text(name)}" for name in names]
+
 
 def measured(metrics: Mapping[str, float], metric: str) -> dict[str, Any]:
     """The fields of a row that belong to a metric, from all that a trial measured."""
@@ -128,11 +136,11 @@ class Results:
         """Titles and lines, the best first, then those without a result."""
         ranked = self.ranked
         others = [row for row in self.rows if row not in ranked]
-        titles = ["trial", *map(short, self.varied), self.metric, "+-", "to the best", "+-", "NFE", "seconds", "state"]
+        titles = ["trial", *map(short_name, self.varied), self.metric, "+-", "to the best", "+-", "NFE", "seconds", "state"]
         return titles, [self._line(row, ranked[0] if ranked else row) for row in [*ranked, *others]]
 
     def _line(self, row: Row, best: Row) -> list[str]:
-        settings = [shown(row.settings.get(name, "")) for name in self.varied]
+        settings = [setting_text(row.settings.get(name, "")) for name in self.varied]
         gap, error = difference(row, best)
         apart = [number(gap), number(2 * error)] if row is not best else ["", ""]
         state = row.state + (f": {row.message}" if row.message else "")
@@ -251,13 +259,13 @@ def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return dict(flatten(settings))
 
 
-def short(name: str) -> str:
+def short_name(name: str) -> str:
     """The last part of a parameter's name, with what it belongs to where that says more: `grid.steps`."""
     parts = name.split(".")
     return ".".join(parts[-2:]) if len(parts) > 3 else parts[-1]
 
 
-def shown(value: Any) -> str:
+def setting_text(value: Any) -> str:
     """A setting as people read it, a part with its numbers and parts: PredictorCorrector(Heun, Karras(steps=9))."""
     if not isinstance(value, Mapping):
         return as_text(value)
@@ -268,7 +276,7 @@ def shown(value: Any) -> str:
 
 def _argument(name: str, value: Any) -> str:
     """A part speaks for itself, a number needs its name."""
-    return f"{name}={as_text(value)}" if isinstance(value, (int, float, list, type(None))) else shown(value)
+    return f"{name}={as_text(value)}" if isinstance(value, (int, float, list, type(None))) else setting_text(value)
 
 
 def number(value: float) -> str:

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from lightning_score.runs.records import floor_name
-from lightning_score.sweep.results import ENDED, Results, Row, duration, number, short, shown
+from lightning_score.sweep.results import ENDED, Results, Row, duration, number
 
 SHOWN = 12
 """The best trials that the living table shows."""
@@ -67,7 +67,7 @@ def _counts(found: Results) -> str:
 
 
 def _line(found: Results, row: Row, ended: int) -> str:
-    settings = " ".join(f"{short(name)}={shown(row.settings.get(name))}" for name in found.varied)
+    settings = " ".join(row.texts(found.varied))
     error = f" +- {number(2 * row.error)}" if number(row.error) else ""
     result = f"{found.metric}={number(row.value)}{error}" if row.state != "failed" else f"failed: {row.message}"
     return f"{ended}/{len(found.rows)} trial {row.number}: {settings}: {result} ({number(row.seconds)} s)"
@@ -105,7 +105,7 @@ def print_results(found: Results, folder: Path, drawn: list[str]) -> None:
         print(f"Pareto front of {found.metric} and network evaluations: {points}")
     if found.ranked:
         best = found.ranked[0]
-        settings = ", ".join(f"{short(name)}={shown(best.settings.get(name))}" for name in found.varied)
+        settings = ", ".join(best.texts(found.varied))
         error = f" +- {number(2 * best.error)}" if number(best.error) else ""
         floor = f", {floor_name(best.floor_kind)} {number(best.floor)}" if number(best.floor) else ""
         print(f"best: {found.metric}={number(best.value)}{error}{floor} with {settings}")

@@ -334,7 +334,13 @@ class TestSweeps:
         _sweep(tmp_path / "runs/sweeps/eps")
         (each,) = reported(tmp_path / "runs")["sweeps"]
         views = {view["label"]: view["figure"] for view in each["panel"]["views"]}
-        assert list(views) == ["parallel coordinates", "step_size x steps", "Pareto front"]
+        assert list(views) == [
+            "parallel coordinates", "step_size x steps", "model.sampler.step_size", "model.sampler.steps", "Pareto front"
+        ]  # fmt: skip
+        lines = views["model.sampler.steps"]["data"]
+        assert [line["name"] for line in lines[:-1]] == [f"step_size={1e-5 * k}" for k in (1, 2, 3)]
+        assert lines[0]["x"] == [5, 10, 15, 20] and lines[0]["y"] == [2, 5, 8, 11]
+        assert lines[0]["error_y"]["array"] == [0.6] * 4
         heat = views["step_size x steps"]["data"][0]
         assert heat["x"] == ["1e-05", "2e-05", "3e-05"] and heat["y"] == ["5", "10", "15", "20"]
         assert heat["text"][1][2] == "7 ± 0.6" and heat["z"][1][2] == pytest.approx(math.log10(7))
