@@ -4,9 +4,9 @@ import math
 from itertools import combinations
 from typing import Any
 
-from lightning_score.report.figures import COLORS, axis, figure_of, level, rounded, text
+from lightning_score.report.figures import COLORS, axis, figure_of, horizontal_line, rounded, text
 from lightning_score.sweep.charts import FEW, PARETO, Axis, Chart, charts, is_wide, values_of
-from lightning_score.sweep.results import Results, Row, difference, number, numeric, setting_text, short_name
+from lightning_score.sweep.results import Results, Row, difference, format_number, numeric, setting_text, short_name
 
 MAPS = 6
 """Most heat maps of a sweep."""
@@ -90,7 +90,7 @@ def _map(found: Results, rows: list[Row], one: str, other: str) -> dict[str, Any
 
 
 def _with_error(row: Row) -> str:
-    return number(row.value) + (f" ± {number(2 * row.error)}" if math.isfinite(row.error) else "")
+    return format_number(row.value) + (f" ± {format_number(2 * row.error)}" if math.isfinite(row.error) else "")
 
 
 def _from_chart(found: Results, chart: Chart) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _from_chart(found: Results, chart: Chart) -> dict[str, Any]:
             "textposition": "top right", "text": [f"trial {row.number}" for row in chart.front],
         })  # fmt: skip
     if chart.floor is not None:
-        traces.append(level([place for line in chart.lines for place in line.places], *chart.floor, []))
+        traces.append(horizontal_line([place for line in chart.lines for place in line.places], *chart.floor, []))
     if chart.sideways:
         swapped = {"x": "y", "y": "x", "error_y": "error_x"}
         traces = [{swapped.get(key, key): value for key, value in trace.items()} for trace in traces]
@@ -118,7 +118,7 @@ def _from_chart(found: Results, chart: Chart) -> dict[str, Any]:
 
 
 def _hover(found: Results, row: Row) -> str:
-    result = f"trial {row.number}: {_with_error(row)} at NFE {number(row.nfe)}"
+    result = f"trial {row.number}: {_with_error(row)} at NFE {format_number(row.nfe)}"
     return "<br>".join([result, *map(text, row.texts(found.varied))])
 
 
@@ -157,4 +157,4 @@ def table(found: Results) -> dict[str, Any]:
 
 def cell(value: float) -> list[Any]:
     """What sorts a number's cell, and what is read in it; unknown numbers come last."""
-    return [float(f"{value:.6g}"), number(value)] if math.isfinite(value) else [None, ""]
+    return [float(f"{value:.6g}"), format_number(value)] if math.isfinite(value) else [None, ""]

@@ -13,9 +13,9 @@ from lightning_score.callbacks.pictures import pictured
 from lightning_score.commands.configs import option
 from lightning_score.errors import InputError, require
 from lightning_score.sweep.construct import Constructors, refusing
-from lightning_score.sweep.draws import Planned
+from lightning_score.sweep.draws import Plan
 from lightning_score.sweep.loaded import LoadedCommand
-from lightning_score.sweep.logged import logged
+from lightning_score.sweep.logged import logged_metrics
 from lightning_score.sweep.macros import as_text
 from lightning_score.sweep.results import flat_settings
 from lightning_score.sweep.spec import Sweep
@@ -25,7 +25,7 @@ COMBINATIONS = 100
 """Most combinations of values that are tried, evenly spread over those that are planned."""
 
 
-def check_settings(sweep: Sweep, plan: Planned) -> LoadedCommand:
+def check_settings(sweep: Sweep, plan: Plan) -> LoadedCommand:
     """Gives every value of every parameter, and combinations of them, to the parser and the constructors of the command
     line, and asks whether the trials will log the metric.
 
@@ -49,7 +49,7 @@ def check_settings(sweep: Sweep, plan: Planned) -> LoadedCommand:
         trial = _Trial(sweep, command, option(arguments_of(sweep, first), "--ckpt_path"))
         trial.check(first)
     except InputError as error:
-        raise InputError(f"sweep {sweep.name}: {_told(sweep, first)}{error}") from error
+        raise InputError(f"sweep {sweep.name}: {_describe(sweep, first)}{error}") from error
     seen: dict[str, dict[str, str]] = {}
     for name, value, settings in sweep.examples():
         try:
@@ -64,11 +64,11 @@ def check_settings(sweep: Sweep, plan: Planned) -> LoadedCommand:
         try:
             trial.check(settings)
         except InputError as error:
-            raise InputError(f"sweep {sweep.name}: {_told(sweep, settings)}{error}") from error
+            raise InputError(f"sweep {sweep.name}: {_describe(sweep, settings)}{error}") from error
     return command
 
 
-def _told(sweep: Sweep, settings: dict[str, Any]) -> str:
+def _describe(sweep: Sweep, settings: dict[str, Any]) -> str:
     """The values of the parameters that vary, or of all where none does."""
     flat = flat_settings(settings)
     names = [name for name in sweep.varied if name in flat] or [*flat]
@@ -132,7 +132,7 @@ class _Trial:
         idle = trainer["limit_val_batches"] == 0 and metric.startswith("val/")
         require(not idle, f"--trainer.limit_val_batches 0: nothing is validated, so nobody logs {metric}; leave it out")
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        known, strangers = logged(command, evaluate, callbacks, pictured(self._command.datamodule))
+        known, strangers = logged_metrics(command, evaluate, callbacks, pictured(self._command.datamodule))
         if any(fnmatchcase(metric, name) for name in known):
             return
         names = sorted({type(callback).__name__ for callback in strangers})

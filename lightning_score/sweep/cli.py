@@ -11,13 +11,13 @@ from lightning_score.errors import require
 from lightning_score.runs.folders import check_name
 from lightning_score.sweep.check import check_settings
 from lightning_score.sweep.cost import Cost, estimate
-from lightning_score.sweep.draws import planned
+from lightning_score.sweep.draws import plan_trials
 from lightning_score.sweep.engine import SweepRunner
-from lightning_score.sweep.folder import DATABASE, check_folder, folder_of, making
+from lightning_score.sweep.folder import DATABASE, check_folder, creating, folder_of
 from lightning_score.sweep.interruption import PATIENCE, Interruption
 from lightning_score.sweep.spec import Sweep, read_sweep_file
 from lightning_score.sweep.study import Study
-from lightning_score.sweep.summary import tell, tell_wandb
+from lightning_score.sweep.summary import summarize, summarize_wandb
 from lightning_score.sweep.trials import arguments_of
 
 
@@ -39,15 +39,15 @@ def sweep(arguments: list[str]) -> None:
     )
     with Interruption(at_once=True, patience=3 * PATIENCE) as interruption:
         if options.wandb is not None:
-            tell_wandb(options.wandb, options.runs)
+            summarize_wandb(options.wandb, options.runs)
             return
         require(options.file is not None, "sweep needs a file, as sweeps/eps.yaml, or --wandb ENTITY/PROJECT/SWEEP")
-        _of_file(options, interruption)
+        _run_file(options, interruption)
         if interruption.requested:
             raise SystemExit(interruption.code)
 
 
-def _of_file(options: Any, interruption: Interruption) -> None:
+def _run_file(options: Any, interruption: Interruption) -> None:
     spec = read_sweep_file(str(find_config(options.file, "sweeps", "")))
     name = options.name or spec.name
     check_name(name, "--name")
@@ -57,20 +57,20 @@ def _of_file(options: Any, interruption: Interruption) -> None:
     if options.summary:
         require(bool(options.storage) or (folder / DATABASE).exists(), f"{folder}: this sweep has not been run yet")
         interruption.defer()
-        tell(spec, Study(spec, url, name), folder)
+        summarize(spec, Study(spec, url, name), folder)
         return
-    plan = planned(spec, options.count, options.seed)
+    plan = plan_trials(spec, options.count, options.seed)
     command = check_settings(spec, plan)
     cost = estimate(command, [arguments_of(spec, settings) for settings in plan.settings], plan.count)
     print(_announcement(spec, cost, options.jobs), flush=True)
     if options.dry_run:
         return
     interruption.defer()
-    with making(folder):
+    with creating(folder):
         study = Study(spec, url, name, make=True, seed=options.seed)
-        _hold(study, [arguments_of(spec, settings) for settings in plan.settings])
+        _pin_checkpoint(study, [arguments_of(spec, settings) for settings in plan.settings])
     del command
-    SweepRunner(spec, study, folder, options.jobs, interruption).go(plan.count, options.retry_failed)
+    SweepRunner(spec, study, folder, options.jobs, interruption).run(plan.count, options.retry_failed)
 
 
 def _parser() -> Parser:
@@ -100,13 +100,13 @@ def _announcement(spec: Sweep, cost: Cost, jobs: int) -> str:
     return f"{spec.name}: {spec.method} over {varied}{goal}\n{cost}{ending}{workers}"
 
 
-def _hold(study: Study, trials: list[list[str]]) -> None:
+def _pin_checkpoint(study: Study, trials: list[list[str]]) -> None:
     """Sees to it that all trials, today's and tomorrow's, are of one checkpoint, or of the same ones where these vary."""
     paths = dict.fromkeys(path for arguments in trials for path in option(arguments, "--ckpt_path")[-1:])
     for k, path in enumerate(paths):
         file = Path(path, "last.ckpt") if os.path.isdir(path) else Path(path)  # a run that `fit` goes on with
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        known = study.remember(f"checkpoint {k}" if k else "checkpoint", [digest, path])
+        known = study.store_once(f"checkpoint {k}" if k else "checkpoint", [digest, path])
         require(
             known[0] == digest,
             f"--ckpt_path {path}: the sweep {study.name} was begun with another checkpoint, {known[1]}; "

@@ -16,13 +16,13 @@ KNOWN = 1000
 """Most random trials that are looked at before they are run."""
 
 
-def sampler(sweep: Sweep, seed: int) -> BaseSampler:
+def make_sampler(sweep: Sweep, seed: int) -> BaseSampler:
     """What chooses the settings of a trial when a worker takes it; those of grids and random draws are known before."""
     return SeededBayes(seed) if sweep.method == "bayes" else RandomSampler(seed=seed)
 
 
 @dataclass(frozen=True)
-class Planned:
+class Plan:
     """The trials that a sweep will run.
 
     Attributes:
@@ -34,7 +34,7 @@ class Planned:
     settings: list[dict[str, Any]]
 
 
-def planned(sweep: Sweep, count: int | None, seed: int | None) -> Planned:
+def plan_trials(sweep: Sweep, count: int | None, seed: int | None) -> Plan:
     """The trials of a sweep.
 
     Args:
@@ -51,13 +51,13 @@ def planned(sweep: Sweep, count: int | None, seed: int | None) -> Planned:
         require(seed is None, f"--seed {seed}: a grid draws nothing; leave it out")
         known = sweep.grid()
         total = min(count or len(known), cap or len(known), len(known))
-        return Planned(total, [sweep.settings(FixedTrial(values)) for values in known[:total]])
+        return Plan(total, [sweep.settings(FixedTrial(values)) for values in known[:total]])
     total = count or cap
     require(total is not None, f"method {sweep.method} has no end: give --count 20, or run_cap in the file")
     if sweep.method == "random":
         drawn = draw(sweep, min(total, KNOWN), seed or 0)
-        return Planned(total, [sweep.settings(FixedTrial(values)) for values in drawn])
-    return Planned(total, [settings for _, _, settings in sweep.examples()])
+        return Plan(total, [sweep.settings(FixedTrial(values)) for values in drawn])
+    return Plan(total, [settings for _, _, settings in sweep.examples()])
 
 
 def draw(sweep: Sweep, count: int, seed: int) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ def _is_ours(database: Path) -> bool:
 
 
 @contextmanager
-def making(folder: Path) -> Iterator[None]:
+def creating(folder: Path) -> Iterator[None]:
     """Makes a folder; if what follows fails, the folders that are new and empty are removed again.
 
     Raises:

@@ -25,7 +25,7 @@ TO_LOGGERS = ("LearningRateMonitor", "DeviceStatsMonitor")
 """Lightning's callbacks that log under names of their own."""
 
 
-def logged(
+def logged_metrics(
     command: str, evaluate: Evaluate, callbacks: Sequence[Callback], images: bool = True
 ) -> tuple[set[str], list[Callback]]:
     """The names of all metrics that a command logs, and the callbacks of which that is not known.
@@ -39,14 +39,14 @@ def logged(
     prefix = "test/" if command == "test" else "val/"
     names = {f"{prefix}loss", *({"train/loss", "train/lr"} if command == "fit" else ())}
     names |= _of_evaluate(prefix, evaluate, images)
-    strangers = []
+    unknown = []
     for callback in callbacks:
         kind = type(callback)
         shipped = kind.__module__.startswith(("lightning_score.", "lightning.", "pytorch_lightning."))
         names |= {name for name in OF_CALLBACKS.get(kind, ()) if name.startswith(prefix)}
         if not shipped or kind.__name__ in TO_LOGGERS:
-            strangers.append(callback)
-    return names, strangers
+            unknown.append(callback)
+    return names, unknown
 
 
 def _of_evaluate(prefix: str, evaluate: Evaluate, images: bool) -> set[str]:

@@ -11,7 +11,7 @@ import yaml
 from lightning_score.errors import InputError, require
 from lightning_score.runs.folders import check_name
 from lightning_score.runs.status import STOPPED_EARLY
-from lightning_score.sweep.results import Results, Row, flat_settings, measured
+from lightning_score.sweep.results import Results, Row, flat_settings, metric_fields
 from lightning_score.sweep.spec import Sweep, dotted, from_entries
 
 STATES = {"finished": "complete", "running": "running", "pending": "waiting"}
@@ -51,7 +51,7 @@ def fetch(path: str) -> tuple[Sweep, Results]:
 
 def _row(sweep: Sweep, number: int, run: Any) -> Row:
     said = dict(run.summary)
-    fields = measured({key: value for key, value in said.items() if isinstance(value, (int, float))}, sweep.metric)
+    fields = metric_fields({key: value for key, value in said.items() if isinstance(value, (int, float))}, sweep.metric)
     state = STATES.get(run.state, "failed")
     if state == "complete" and said.get("state") == STOPPED_EARLY:
         state = STOPPED_EARLY

@@ -34,7 +34,7 @@ def _is_zombie(process: int) -> bool:
     return False
 
 
-def end_with(parent: int) -> None:
+def end_with_parent(parent: int) -> None:
     """Lets this process get SIGTERM when its parent dies (Linux): called in a child that has just been forked."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):

@@ -77,7 +77,7 @@ class Row:
         return [f"{short_name(name)}={self.text(name)}" for name in names]
 
 
-def measured(metrics: Mapping[str, float], metric: str) -> dict[str, Any]:
+def metric_fields(metrics: Mapping[str, float], metric: str) -> dict[str, Any]:
     """The fields of a row that belong to a metric, from all that a trial measured."""
     prefix = metric.partition("/")[0]
     return {
@@ -142,15 +142,21 @@ class Results:
     def _line(self, row: Row, best: Row) -> list[str]:
         settings = [setting_text(row.settings.get(name, "")) for name in self.varied]
         gap, error = difference(row, best)
-        apart = [number(gap), number(2 * error)] if row is not best else ["", ""]
+        apart = [format_number(gap), format_number(2 * error)] if row is not best else ["", ""]
         state = row.state + (f": {row.message}" if row.message else "")
-        numbers = [number(row.value), number(2 * row.error), *apart, number(row.nfe), number(row.seconds)]
+        numbers = [
+            format_number(row.value),
+            format_number(2 * row.error),
+            *apart,
+            format_number(row.nfe),
+            format_number(row.seconds),
+        ]
         return [str(row.number), *settings, *numbers, state]
 
     def markdown(self) -> str:
         """The whole as Markdown."""
         titles, lines = self.table()
-        front = ", ".join(f"{row.number} ({number(row.value)} at {number(row.nfe)})" for row in self.front())
+        front = ", ".join(f"{row.number} ({format_number(row.value)} at {format_number(row.nfe)})" for row in self.front())
         rows = ["| " + " | ".join(cells) + " |" for cells in [titles, ["---"] * len(titles), *lines]]
         parts = [
             f"# {self.name}",
@@ -226,7 +232,7 @@ def _from_text(text: str) -> Any:
         return text
 
 
-def parts(records: Sequence[Record], metric: str) -> tuple[tuple[float, ...], str]:
+def leave_one_out(records: Sequence[Record], metric: str) -> tuple[tuple[float, ...], str]:
     """The value that a trial has found last, without each part of its samples, and what another must have in common with it
     for the two to be paired. The parts are the tenths of the samples of each seed, of which the value is the mean.
     """
@@ -279,12 +285,12 @@ def _argument(name: str, value: Any) -> str:
     return f"{name}={as_text(value)}" if isinstance(value, (int, float, list, type(None))) else setting_text(value)
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Three digits, or nothing for what is not known."""
     return "" if math.isnan(value) else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """42 s, 12 min, 3.5 h, 2.1 days."""
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -36,7 +36,7 @@ class Hyperband:
     eta: float
     strict: bool
 
-    def stops(self, history: list[float], others: list[list[float]]) -> bool:
+    def should_stop(self, history: list[float], others: list[list[float]]) -> bool:
         """Whether a trial ends here.
 
         Args:

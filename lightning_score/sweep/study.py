@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 
 from lightning_score.errors import InputError, require
 from lightning_score.runs.status import STOPPED_EARLY
-from lightning_score.sweep.draws import draw, sampler
+from lightning_score.sweep.draws import draw, make_sampler
 from lightning_score.sweep.interruption import Stopped
 from lightning_score.sweep.processes import identity, is_dead
 from lightning_score.sweep.spec import Sweep
@@ -81,9 +81,9 @@ class Study:
         require(seed is None or not self.trials() or seed == known, f"--seed {seed}: the sweep {name} has the seed {known}")
         self.seed = known if seed is None else seed
         if make:
-            self.remember("sweep", sweep.text)
+            self.store_once("sweep", sweep.text)
             self._study.set_user_attr("seed", self.seed)  # another one takes the place of it where nothing is queued yet
-        self._study.sampler = sampler(sweep, self.seed)
+        self._study.sampler = make_sampler(sweep, self.seed)
 
     def _open(self, make: bool) -> optuna.Study:
         file = make_url(self.url).database if self.url.startswith("sqlite") else None
@@ -102,7 +102,7 @@ class Study:
         direction = "maximize" if self.sweep.maximize else "minimize"
         return optuna.create_study(storage=storage, study_name=self.name, direction=direction, load_if_exists=True)
 
-    def remember(self, key: str, value: Any) -> Any:
+    def store_once(self, key: str, value: Any) -> Any:
         """What was said under a key first, for ever."""
         known = self._study.user_attrs.get(key)
         if known is None:
@@ -151,7 +151,7 @@ class Study:
                 known.setdefault(trial.user_attrs.get(SLOT, -1 - trial.number), trial)
         return list(known.values())
 
-    def left(self) -> int:
+    def remaining(self) -> int:
         """The number of trials that wait, run, or will be put back into the queue."""
         return sum(trial.state not in ENDED or self._comes_back(trial) for trial in self.trials())
 
@@ -225,14 +225,14 @@ class Study:
             stop: whether this worker is to stop, which is looked at between trials; it raises `Stopped` within one.
         """
         self.release()
-        while self.left() and not stop():
+        while self.remaining() and not stop():
             if self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-                self._one(objective, stop)
+                self._run_next(objective, stop)
             else:
                 time.sleep(0.5)  # others are at work; should one of them die, its trial comes back
             self.release()
 
-    def _one(self, objective: Objective, stop: Callable[[], bool]) -> None:
+    def _run_next(self, objective: Objective, stop: Callable[[], bool]) -> None:
         """Runs the next trial; one that is interrupted goes back into the queue."""
         taken: list[Trial] = []
         try:
@@ -271,7 +271,7 @@ class Study:
         slot = trial.user_attrs[SLOT]
         return any(other.number < trial.number and other.user_attrs.get(SLOT) == slot for other in self.trials())
 
-    def stops(self, trial: Trial) -> bool:
+    def should_stop(self, trial: Trial) -> bool:
         """Whether early termination ends a trial, by what it has reported so far."""
         if self.sweep.hyperband is None:
             return False
@@ -279,7 +279,7 @@ class Study:
         histories = {
             other.number: [sign * value for _, value in sorted(other.intermediate_values.items())] for other in self.trials()
         }
-        return self.sweep.hyperband.stops(histories[trial.number], [values for values in histories.values() if values])
+        return self.sweep.hyperband.should_stop(histories[trial.number], [values for values in histories.values() if values])
 
     def importances(self) -> dict[str, float]:
         """The share of each parameter in the variance of the results (functional ANOVA, Hutter et al. 2014).

@@ -26,7 +26,7 @@ from lightning_score.runs.status import STATUS, STOPPED_EARLY, read_status
 from lightning_score.sweep.interruption import Stopped
 from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.macros import ARGS, as_text, expand_macros, flatten, options, split_options
-from lightning_score.sweep.processes import end_with
+from lightning_score.sweep.processes import end_with_parent
 from lightning_score.sweep.spec import Sweep
 
 COMMANDS = ("fit", "validate", "test")
@@ -136,13 +136,13 @@ class SubprocessTrials(Trials):
         with log.open("w") as file:
             process = subprocess.Popen(command, env=self._environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL,
                                        start_new_session=True,
-                                       preexec_fn=partial(end_with, os.getpid()))  # fmt: skip
+                                       preexec_fn=partial(end_with_parent, os.getpid()))  # fmt: skip
         try:
             self._watch(process, folder, metric, report)
         except BaseException as reason:
-            _end(process)
+            _terminate(process)
             if isinstance(reason, TrialPruned):
-                _mark(folder)
+                _mark_stopped_early(folder)
             raise
         if process.returncode != 0:
             raise TrialFailed(f"exit code {process.returncode}: {_last_line(log)}")
@@ -166,7 +166,7 @@ class SubprocessTrials(Trials):
             time.sleep(POLL)
 
 
-def _end(process: subprocess.Popen) -> None:
+def _terminate(process: subprocess.Popen) -> None:
     """Asks a program, and what it has begun, to stop, and kills it if it does not."""
     if process.poll() is None:
         process.terminate()
@@ -177,7 +177,7 @@ def _end(process: subprocess.Popen) -> None:
             process.wait()
 
 
-def _mark(folder: Path) -> None:
+def _mark_stopped_early(folder: Path) -> None:
     """Tells early termination from other signals in the trial's own folder."""
     status = read_status(folder)
     if status:
@@ -218,7 +218,7 @@ def only_samples(sweep: Sweep, command: str) -> bool:
     return command != "fit" and all(name.startswith(SAMPLING) for name in sweep.varied)
 
 
-def made_for(sweep: Sweep, arguments: list[str], threads: int, check: Check) -> Trials:
+def choose_runner(sweep: Sweep, arguments: list[str], threads: int, check: Check) -> Trials:
     """What runs the trials of a sweep.
 
     Args:

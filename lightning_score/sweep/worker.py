@@ -16,10 +16,10 @@ import torch
 from lightning_score.commands.base import quiet
 from lightning_score.runs.records import FILE, read
 from lightning_score.sweep.interruption import Interruption, Stopped
-from lightning_score.sweep.results import parts
+from lightning_score.sweep.results import leave_one_out
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.study import METRICS, Study
-from lightning_score.sweep.trials import TrialFailed, Trials, arguments_of, last_metrics, made_for
+from lightning_score.sweep.trials import TrialFailed, Trials, arguments_of, choose_runner, last_metrics
 
 SECONDS, FOLDER, WITHOUT, PAIRED, FLOOR = "seconds", "folder", "without", "paired", "floor_kind"
 """Further attributes of a trial: the time it took, its folder, its jackknife, and what pairs it with others."""
@@ -60,13 +60,13 @@ class _Objective:
         folder = self._folder / "trials" / f"{trial.number:04d}"
         arguments = arguments_of(self._sweep, settings)
         if self._trials is None:
-            self._trials = made_for(self._sweep, arguments, self._threads, self._check)
+            self._trials = choose_runner(self._sweep, arguments, self._threads, self._check)
         values: list[float] = []
 
         def report(value: float) -> None:
             values.append(value)
             trial.report(value, len(values))
-            if study.stops(trial):
+            if study.should_stop(trial):
                 raise optuna.TrialPruned
 
         start = time.monotonic()
@@ -88,7 +88,7 @@ class _Objective:
         if metric not in metrics:
             raise TrialFailed(f"{metric} was not measured, but {', '.join(sorted(metrics)) or 'nothing'}")
         records = read(folder / FILE) if (folder / FILE).exists() else []
-        without, common = parts(records, metric.partition("/")[2])
+        without, common = leave_one_out(records, metric.partition("/")[2])
         trial.set_user_attr(WITHOUT, without)
         trial.set_user_attr(PAIRED, common)
         trial.set_user_attr(FLOOR, records[-1].floor_kind if records else "")

@@ -18,10 +18,10 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from lightning_score.errors import InputError
 from lightning_score.metrics import jackknife_error
 from lightning_score.sweep.figures import draw
-from lightning_score.sweep.folder import check_folder, folder_of, making
+from lightning_score.sweep.folder import check_folder, creating, folder_of
 from lightning_score.sweep.macros import expand_macros, from_agent, options
 from lightning_score.sweep.parameters import DISTRIBUTIONS, parameter
-from lightning_score.sweep.results import Results, Row, difference, parts
+from lightning_score.sweep.results import Results, Row, difference, leave_one_out
 from lightning_score.sweep.spec import Hyperband, read_sweep_file
 from lightning_score.sweep.trials import arguments_of
 
@@ -266,11 +266,11 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path):
 
 
 def test_a_folder_that_nothing_was_written_to_is_removed_again(tmp_path):
-    with pytest.raises(ValueError, match="wrong"), making(tmp_path / "runs" / "sweeps" / "eps"):
+    with pytest.raises(ValueError, match="wrong"), creating(tmp_path / "runs" / "sweeps" / "eps"):
         raise ValueError("wrong")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "runs").mkdir()
-    with pytest.raises(ValueError, match="wrong"), making(tmp_path / "runs" / "sweeps" / "eps"):
+    with pytest.raises(ValueError, match="wrong"), creating(tmp_path / "runs" / "sweeps" / "eps"):
         (tmp_path / "runs" / "sweeps" / "mine").mkdir()
         raise ValueError("wrong")
     assert [path.name for path in (tmp_path / "runs" / "sweeps").iterdir()] == ["mine"]
@@ -318,10 +318,10 @@ def test_hyperband_stops_what_is_not_among_the_best_at_a_band(tmp_path):
     ).hyperband
     assert rule.bands == (2, 4)
     others = [[5.0, 4.0], [5.0, 2.0], [5.0, 3.0], [5.0, 1.0]]
-    assert rule.stops([5.0, 4.0], others) and not rule.stops([5.0, 2.0], others)
-    assert not rule.stops([5.0], others)  # before the first band
-    assert not rule.stops([1.0, 4.0], others)  # it was better before
-    assert Hyperband((2, 4), 2.0, strict=True).stops([1.0, 4.0], others)
+    assert rule.should_stop([5.0, 4.0], others) and not rule.should_stop([5.0, 2.0], others)
+    assert not rule.should_stop([5.0], others)  # before the first band
+    assert not rule.should_stop([1.0, 4.0], others)  # it was better before
+    assert Hyperband((2, 4), 2.0, strict=True).should_stop([1.0, 4.0], others)
     default = read_sweep_file(sweep_file(tmp_path, early_terminate={"type": "hyperband", "min_iter": 2})).hyperband
     assert default.bands[:3] == (2, 6, 18)
 
@@ -360,15 +360,15 @@ def test_trials_of_several_seeds_are_paired_by_these():
     for name, of_seeds in values.items():
         records = [record(value=v, seed=k, without=list(tenths[name][k]), denoised=True) for k, v in enumerate(of_seeds)]
         noisy = [record(value=99.0, seed=0, without=[1.0, 2.0], denoised=False)]
-        without, common = parts([*records, *noisy], records[0].metric)
+        without, common = leave_one_out([*records, *noisy], records[0].metric)
         earlier = [record(value=50.0, seed=0, without=[50.0, 60.0], step=10)]
-        assert parts([*earlier, *records], records[0].metric) == parts(records, records[0].metric)
+        assert leave_one_out([*earlier, *records], records[0].metric) == leave_one_out(records, records[0].metric)
         made[name] = Row(0, "complete", {}, statistics.mean(of_seeds), 9.0, without=without, paired=common)
-        assert parts(records[:1], records[0].metric)[0] == tuple(tenths[name][0])
+        assert leave_one_out(records[:1], records[0].metric)[0] == tuple(tenths[name][0])
     gap, error = difference(made["other"], made["one"])
     of_seeds = [jackknife_error(tenths["other"][k] - tenths["one"][k]) for k in range(3)]
     assert gap == pytest.approx(1.0) and error == pytest.approx(math.hypot(*of_seeds) / 3, rel=0.15)
-    assert parts([], "fid") == ((), "")
+    assert leave_one_out([], "fid") == ((), "")
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -382,7 +382,7 @@ def test_two_errors_of_a_difference_hold_the_truth(seeds):
             x = truth + common + 0.3 * rng.normal(0, 1, (seeds, 200))
             without = [(one.sum() - one.reshape(10, -1).sum(1)) / 180 for one in x]
             records = [replace(made, value=one.mean(), seed=k, without=list(without[k])) for k, one in enumerate(x)]
-            left, same = parts(records, records[0].metric)
+            left, same = leave_one_out(records, records[0].metric)
             rows.append(Row(0, "complete", {}, x.mean(), 1.0, without=left, paired=same))
         gap, error = difference(rows[1], rows[0])
         inside += abs(gap - 0.5) <= 2 * error

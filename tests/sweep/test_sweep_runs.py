@@ -22,10 +22,10 @@ from lightning_score.cli import run
 from lightning_score.commands.configs import shipped
 from lightning_score.errors import InputError
 from lightning_score.metrics import DigitFeatures, RawFeatures
-from lightning_score.report.reading import find
+from lightning_score.report.reading import find_runs
 from lightning_score.runs.status import read_status
 from lightning_score.sweep.loaded import LoadedCommand
-from lightning_score.sweep.logged import OF_CALLBACKS, logged
+from lightning_score.sweep.logged import OF_CALLBACKS, logged_metrics
 from lightning_score.sweep.results import read_csv
 from lightning_score.sweep.spec import read_sweep_file
 from lightning_score.sweep.study import METRICS, SLOT, WORKER, Study
@@ -131,7 +131,7 @@ def test_a_loaded_model_takes_other_evaluations_and_guidance(folder):
     records = [json.loads(line) for line in Path("fresh/evaluations.jsonl").read_text().splitlines()]
     fresh = {f"test/{record['metric']}": record["value"] for record in records}
     assert fresh["test/fid_digits_40"] == pytest.approx(changed["test/fid_digits_40"], rel=1e-5)
-    known, _ = logged("test", Evaluate(DigitFeatures(), num_samples=40), [])
+    known, _ = logged_metrics("test", Evaluate(DigitFeatures(), num_samples=40), [])
     assert {name for name in first if not name.startswith("test/loss")} <= known <= {*first}
     assert changed["test/fid_digits_40"] != first["test/fid_digits_40"] and records[0]["seed"] == 5
 
@@ -191,7 +191,7 @@ def test_trials_that_train_end_early_or_fail_alone(folder, capfd):
     place = Path("runs/sweeps/lr")
     said = capfd.readouterr().out
     assert read_status(Path(poor.user_attrs["folder"]))["state"] == "stopped early" == read_csv(place).rows[1].state
-    runs, _ = find(Path("runs"))
+    runs, _ = find_runs(Path("runs"))
     assert sorted(run.state for run in runs) == ["failed", "finished", "stopped early"]
     assert good.state.name == "COMPLETE" and len(good.intermediate_values) == 3
     assert poor.state.name == "PRUNED" and len(poor.intermediate_values) < 3, said
@@ -301,13 +301,15 @@ def test_the_metrics_that_are_known_are_those_that_are_logged(checkpoint):
     """Those of `test` are compared in `test_a_loaded_model_takes_other_evaluations_and_guidance`."""
     header = (checkpoint.parent / "metrics.csv").read_text().splitlines()[0].split(",")
     callbacks = [LangevinHealth(), LossFloor()]
-    known, strangers = logged("fit", Evaluate(DigitFeatures(), num_samples=898), callbacks)
+    known, strangers = logged_metrics("fit", Evaluate(DigitFeatures(), num_samples=898), callbacks)
     assert not strangers and not [
         name for name in header if "/" in name and not any(fnmatchcase(name, pattern) for pattern in known)
     ]
     assert not [name for name in known if not any(fnmatchcase(column, name) for column in header) and name[:6] != "train/"]
-    assert "test/copied" in logged("test", Evaluate(DigitFeatures()), [])[0]
-    assert "test/copied" not in logged("test", Evaluate(RawFeatures()), [], images=False)[0], "of points there are no copies"
+    assert "test/copied" in logged_metrics("test", Evaluate(DigitFeatures()), [])[0]
+    assert "test/copied" not in logged_metrics("test", Evaluate(RawFeatures()), [], images=False)[0], (
+        "of points there are no copies"
+    )
     for name in lightning_score.callbacks.__all__:
         kind = getattr(lightning_score.callbacks, name)
         logs = issubclass(kind, Callback) and "pl_module.log" in inspect.getsource(kind)

@@ -14,7 +14,7 @@ from lightning_score.sweep.draws import draw
 from lightning_score.sweep.interruption import Stopped
 from lightning_score.sweep.spec import read_sweep_file
 from lightning_score.sweep.study import ERROR, INTERRUPTED, RETRIES, SLOT, WORKER, Study
-from lightning_score.sweep.summary import results
+from lightning_score.sweep.summary import collect_results
 
 PARAMETERS = {
     "x": {"min": -2.0, "max": 2.0},
@@ -68,7 +68,7 @@ def test_bayes_learns_from_what_it_has_seen(make):
         each.work(bowl)
     late = {each.name: sorted(t.value for t in each.trials() if t.user_attrs[SLOT] >= 30) for each in (study, blind)}
     assert late["seen"][15] < 0.5 * late["blind"][15]  # the median of its later trials
-    assert results(study.sweep, study, final=False).ranked == []  # these trials measured no metric of a run
+    assert collect_results(study.sweep, study, final=False).ranked == []  # these trials measured no metric of a run
     shares = study.importances()
     assert set(shares) == {"x", "y", "z"} and abs(sum(shares.values()) - 1) < 1e-6 and max(shares, key=shares.get) != "z"
 
@@ -108,9 +108,9 @@ def test_failed_trials_are_run_again_when_that_is_asked_for(make):
     first = {trial.user_attrs[SLOT]: trial for trial in study.trials()}
     assert [first[i].state.name for i in range(4)] == ["COMPLETE", "FAIL", "COMPLETE", "FAIL"]
     study.queue(4)
-    assert study.left() == 0  # the same command leaves them alone
+    assert study.remaining() == 0  # the same command leaves them alone
     fails = False
-    assert make().retry() == 2 and study.left() == 2
+    assert make().retry() == 2 and study.remaining() == 2
     kill(study)  # what killed it before does not count
     study.work(objective)
     done = {trial.user_attrs[SLOT]: trial for trial in study.trials()}
@@ -122,7 +122,7 @@ def test_failed_trials_are_run_again_when_that_is_asked_for(make):
 def test_a_smaller_count_takes_trials_from_the_queue(make):
     study = make()
     study.queue(6)
-    assert study.queue(2) == 0 and study.left() == 2
+    assert study.queue(2) == 0 and study.remaining() == 2
     study.work(bowl)
     assert study.queue(6) == 4
     study.work(bowl)
@@ -150,7 +150,7 @@ def test_an_error_is_one_trials_and_is_not_tried_again(make):
     study.work(fails_once)
     states = {trial.user_attrs[SLOT]: trial for trial in study.trials()}
     assert [states[i].state.name for i in range(3)] == ["COMPLETE", "FAIL", "COMPLETE"]
-    assert states[1].user_attrs["error"] == "samples hold NaN" and study.queue(3) == 0 and study.left() == 0
+    assert states[1].user_attrs["error"] == "samples hold NaN" and study.queue(3) == 0 and study.remaining() == 0
 
 
 def test_an_interrupted_trial_waits_again_with_its_values(make):
@@ -199,8 +199,8 @@ def test_a_trial_that_kills_its_workers_is_given_up(make):
     study.queue(1)
     for _ in range(RETRIES + 1):
         kill(study)
-    assert [trial.state.name for trial in study.trials()] == ["FAIL"] and study.left() == 0
-    (row,) = results(study.sweep, study).rows
+    assert [trial.state.name for trial in study.trials()] == ["FAIL"] and study.remaining() == 0
+    (row,) = collect_results(study.sweep, study).rows
     assert row.state == "failed" and row.message == "its workers died"
 
 
@@ -220,7 +220,7 @@ def test_early_termination_compares_with_all(make):
     def trains(study, trial, settings):
         for step in range(1, 5):
             trial.report(trial.user_attrs[SLOT] + 1 / step, step)
-            if study.stops(trial):
+            if study.should_stop(trial):
                 steps.append(step)
                 raise optuna.TrialPruned
         return trial.user_attrs[SLOT]
