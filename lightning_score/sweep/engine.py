@@ -1,4 +1,4 @@
-"""The command `sweep`: a sweep file of W&B's, run on this machine."""
+"""Runs the trials of a sweep in worker processes on this machine."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -22,7 +22,7 @@ from lightning_score.sweep.worker import work
 
 
 class SweepRunner:
-    """Workers, and what is shown meanwhile.
+    """Starts the workers and shows their progress.
 
     Args:
         spec: the sweep.
@@ -40,18 +40,18 @@ class SweepRunner:
         self._written = ""
 
     def run(self, count: int, retry: bool = False) -> None:
-        """Runs until all trials are over, then prints the results; an interruption loses nothing.
+        """Runs until all trials have ended, then prints the results; after an interruption it resumes.
 
         Args:
-            count: number of trials in all.
-            retry: run those that have failed again.
+            count: total number of trials.
+            retry: run failed trials again.
         """
         self._study.release()
         again = self._study.retry() if retry else 0
         new = self._study.queue(count, lambda: self._interruption.requested)
         done = len(self._study.trials()) - self._study.remaining()
         if done:
-            retried = f", {again} failed ones again" if again else ""
+            retried = f", {again} failed trials again" if again else ""
             print(f"resumes after {done} trials" + (f", {new} more" if new else "") + retried, flush=True)
         replace_text(self._folder / FILE, self._spec.text)
         with LiveTable(lambda: collect_results(self._spec, self._study)) as board:
@@ -79,7 +79,7 @@ class SweepRunner:
             board.refresh()
 
     def _write_trials(self) -> None:
-        """Keeps the table of trials on disk up to date, for whoever looks meanwhile; its time is a sign of life."""
+        """Updates the table of trials on disk; its modification time shows that the sweep is alive."""
         text = collect_results(self._spec, self._study).csv()
         if text != self._written:
             replace_text(self._folder / TABLE, text)
@@ -99,7 +99,7 @@ class SweepRunner:
         return worker
 
     def _stop(self) -> None:
-        """Ends the workers, which put their trials back into the queue; what they cannot put back is put back here."""
+        """Stops the workers, which put their trials back into the queue; puts back those of workers that were killed."""
         end = time.monotonic() + PATIENCE + 1
         for worker in self._workers:
             worker.terminate()

@@ -12,14 +12,14 @@ from typing import Any
 from lightning_score.errors import require
 
 DEFAULT = ("${env}", "${interpreter}", "${program}", "${args}")
-"""What W&B runs where a sweep file has no command."""
+"""W&B's command for a sweep file without a command."""
 ARGS = "${args}"
 """Where the settings of a trial go in a command."""
 VARIABLE = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 
 
 def options(settings: Mapping[str, Any]) -> list[str]:
-    """`--name=value` for each setting, a part always before the options inside it, whatever the order of the settings.
+    """`--name=value` for each setting; a part always precedes the options inside it.
 
     Args:
         settings: values by dotted names, or nested.
@@ -29,7 +29,7 @@ def options(settings: Mapping[str, Any]) -> list[str]:
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings by dotted names; a part that is given with its class stays whole."""
+    """Nested settings by dotted names; a mapping with a `class_path` is one value."""
     for name, value in settings.items():
         if isinstance(value, Mapping) and value and "class_path" not in value:
             yield from flatten(value, f"{prefix}{name}.")
@@ -38,7 +38,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def as_text(value: Any) -> str:
-    """A value as the parser reads it: null, true, 0.1, text as it is, and JSON for lists and mappings."""
+    """A value in the parser's notation: null, true, 0.1, unchanged text, and JSON for lists and mappings."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -100,7 +100,7 @@ def _dotted(path: Path) -> dict[str, Any] | None:
 
 
 def _value(text: str) -> Any:
-    """What Python's names, dictionaries and lists mean; other text as it is."""
+    """The value of Python's names, dictionaries and lists; other text is unchanged."""
     if text in ("None", "True", "False") or text.startswith(("{", "[")):
         try:
             return ast.literal_eval(text)

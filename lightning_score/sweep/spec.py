@@ -24,12 +24,12 @@ Keys = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Hyperband:
-    """W&B's early termination: at every band, a trial that is not among the best 1/eta there is stopped.
+    """W&B's early termination: at every band, trials that are not among the best 1/eta are stopped.
 
     Attributes:
         bands: the numbers of measurements at which trials are compared, ascending.
-        eta: the share that goes on is 1/eta.
-        strict: compare the value at the band, not the best so far.
+        eta: a fraction 1/eta of the trials continues.
+        strict: compare the value at the band instead of the best value so far.
     """
 
     bands: tuple[int, ...]
@@ -37,11 +37,11 @@ class Hyperband:
     strict: bool
 
     def should_stop(self, history: list[float], others: list[list[float]]) -> bool:
-        """Whether a trial ends here.
+        """Whether to stop a trial.
 
         Args:
-            history: its measurements so far, less being better.
-            others: those of all trials, its own included.
+            history: its measurements so far; smaller is better.
+            others: the measurements of all trials, including this one.
         """
         reached = [band for band in self.bands if band <= len(history)]
         if not reached:
@@ -60,12 +60,12 @@ class Sweep:
         name: its name.
         text: the file.
         method: grid, random or bayes.
-        metric: the name of what is optimized; None in a file without a metric.
-        maximize: whether more is better.
+        metric: the metric to optimize; None in a file without a metric.
+        maximize: whether larger values are better.
         parameters: by their keys.
         command: the words of a trial's command, with W&B's macros.
         program: W&B's `program`.
-        run_cap: most trials, or None.
+        run_cap: maximal number of trials, or None.
         hyperband: early termination, or None.
     """
 
@@ -147,12 +147,12 @@ def read_sweep_file(path: str) -> Sweep:
     """Reads a sweep file.
 
     Raises:
-        InputError: it is missing, malformed, or asks for what W&B does not know.
+        InputError: it is missing, invalid, or has keys that W&B does not know.
     """
     file = Path(path)
-    require(file.is_file(), f"{path}: there is no such sweep file; sweeps/eps.yaml is one")
+    require(file.is_file(), f"{path}: there is no such sweep file; an example is sweeps/eps.yaml")
     _, text = read_mapping(path, "sweep file", "method: grid")
-    entries = yaml.safe_load(text)  # as W&B reads it: 1e-3 is text, which is refused
+    entries = yaml.safe_load(text)  # like W&B, which reads 1e-3 as text
     return from_entries(entries, path, text, file.stem)
 
 
@@ -160,17 +160,17 @@ def from_entries(entries: Any, path: str, text: str, name: str) -> Sweep:
     """A sweep from the entries of its file.
 
     Args:
-        entries: as YAML has them.
-        path: of the file, for errors.
-        text: of the file.
-        name: where the entries have none.
+        entries: the parsed file.
+        path: the file's path, for errors.
+        text: the file's text.
+        name: the name if the entries have none.
 
     Raises:
-        InputError: they are malformed, or ask for what W&B does not know.
+        InputError: they are invalid, or have keys that W&B does not know.
     """
-    require(isinstance(entries, dict), f"{path}: not a sweep file, which is a mapping with method and parameters")
+    require(isinstance(entries, dict), f"{path}: not a sweep file; it must be a mapping with method and parameters")
     unknown = sorted(map(str, set(entries) - KNOWN))
-    require(not unknown, f"{path}: {', '.join(unknown)}: unknown; a sweep file has {', '.join(sorted(KNOWN))}")
+    require(not unknown, f"{path}: {', '.join(unknown)}: unknown; allowed are {', '.join(sorted(KNOWN))}")
     method = entries.get("method")
     require(method in METHODS, f"{path}: method={method!r}: choose one of {', '.join(METHODS)}")
     given = entries.get("parameters")
@@ -209,22 +209,24 @@ def _metric(path: str, given: Any, method: str) -> tuple[str | None, bool]:
         require(method != "bayes", f"{path}: method bayes needs a metric, as 'metric: {{name: val/loss, goal: minimize}}'")
         return None, False
     named = isinstance(given, dict) and isinstance(given.get("name"), str)
-    require(named, f"{path}: metric={given!r}: needs a name, as {{name: val/loss, goal: minimize}}")
+    require(named, f"{path}: metric={given!r}: must have a name, as {{name: val/loss, goal: minimize}}")
     unknown = sorted(map(str, set(given) - {"name", "goal", "target", "impute", "impute_while_running"}))
-    require(not unknown, f"{path}: metric {', '.join(unknown)}: unknown; a metric has name and goal")
+    require(not unknown, f"{path}: metric {', '.join(unknown)}: unknown; allowed are name and goal")
     goal = given.get("goal", "minimize")
     require(goal in ("minimize", "maximize"), f"{path}: metric goal={goal!r}: must be minimize or maximize")
     return given["name"], goal == "maximize"
 
 
 def _command(path: str, given: Any) -> tuple[str, ...]:
-    require(given is None or (isinstance(given, list) and len(given) > 0), f"{path}: command must be a list of words")
+    require(
+        given is None or (isinstance(given, list) and len(given) > 0), f"{path}: command={given!r}: must be a list of words"
+    )
     return tuple(str(word) for word in given or DEFAULT)
 
 
 def _whole(path: str, name: str, value: Any, least: int) -> int | None:
     fine = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least)
-    require(fine, f"{path}: {name}={value!r}: must be a whole number of at least {least}")
+    require(fine, f"{path}: {name}={value!r}: must be an integer of at least {least}")
     return value
 
 
@@ -236,7 +238,7 @@ def _hyperband(path: str, given: Any, metric: str | None) -> Hyperband | None:
     unknown = sorted(map(str, set(given) - {"type", "min_iter", "max_iter", "s", "eta", "strict"}))
     require(
         not unknown,
-        f"{path}: early_terminate {', '.join(unknown)}: unknown; it has type, min_iter, max_iter, s, eta, strict",
+        f"{path}: early_terminate {', '.join(unknown)}: unknown; allowed are type, min_iter, max_iter, s, eta, strict",
     )
     require(metric is not None, f"{path}: early_terminate needs a metric")
     strict = given.get("strict", False)
@@ -251,5 +253,5 @@ def _hyperband(path: str, given: Any, metric: str | None) -> Hyperband | None:
         bands = [int(high / eta**k) for k in range(1, brackets + 1) if high / eta**k >= 1]
     else:
         bands = [int(low * eta**k) for k in range(64) if low * eta**k < 1e9]
-    require(bands, f"{path}: early_terminate leaves no band; raise max_iter or lower eta")
+    require(bands, f"{path}: early_terminate has no band; raise max_iter or lower eta")
     return Hyperband(tuple(sorted(set(bands))), float(eta), strict)

@@ -1,4 +1,4 @@
-"""What is written about a sweep."""
+"""Writes and prints the results of a sweep."""
 
 import shlex
 import sys
@@ -17,7 +17,7 @@ from lightning_score.sweep.spec import Sweep, from_optuna
 from lightning_score.sweep.study import ERROR, METRICS, SETTINGS, SLOT, WORKER, Study
 from lightning_score.sweep.table import print_results
 from lightning_score.sweep.trials import arguments_of
-from lightning_score.sweep.worker import FLOOR, FOLDER, PAIRED, SECONDS, WITHOUT
+from lightning_score.sweep.worker import FLOOR, FOLDER, JACKKNIFE, PAIRED, SECONDS
 
 
 def summarize(spec: Sweep, study: Study, folder: Path) -> None:
@@ -27,7 +27,7 @@ def summarize(spec: Sweep, study: Study, folder: Path) -> None:
 
 
 def summarize_wandb(path: str, runs: str) -> None:
-    """The same of a sweep that W&B has run, in `runs/sweeps/<its id>` and in a run of its own on W&B."""
+    """Does the same for a sweep that W&B has run, in `runs/sweeps/<its id>` and in a new run on W&B."""
 
     spec, found = fetch(path)
     folder = folder_of(runs, path.rpartition("/")[2])
@@ -50,12 +50,12 @@ def write_summary(found: Results, folder: Path) -> list[Path]:
 
 
 def collect_results(spec: Sweep, study: Study, final: bool = False) -> Results:
-    """What there is so far.
+    """The results so far.
 
     Args:
         spec: the sweep.
         study: its trials.
-        final: with importances and commands, which take time.
+        final: compute importances and commands, which takes time.
     """
     rows = sorted((_row(spec, trial, study.state(trial)) for trial in study.trials()), key=lambda row: row.number)
     found = Results(spec.name, spec.metric or "", spec.maximize, spec.varied, rows)
@@ -67,7 +67,7 @@ def collect_results(spec: Sweep, study: Study, final: bool = False) -> Results:
 
 
 def _trial_command(spec: Sweep, settings: dict[str, Any]) -> str:
-    """What runs a trial again, with all its parameters."""
+    """The command that runs a trial again."""
     return "python -m lightning_score " + shlex.join(arguments_of(spec, settings))
 
 
@@ -85,7 +85,7 @@ def _row(spec: Sweep, trial: FrozenTrial, state: str) -> Row:
         state=state,
         settings=flat_settings(settings),
         seconds=attributes.get(SECONDS, float("nan")),
-        without=tuple(attributes.get(WITHOUT, ())),
+        jackknife=tuple(attributes.get(JACKKNIFE, ())),
         paired=attributes.get(PAIRED, ""),
         folder=attributes.get(FOLDER, ""),
         message=message,

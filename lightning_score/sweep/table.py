@@ -1,4 +1,4 @@
-"""What a sweep shows in the terminal: a table that lives while it runs, and the summary."""
+"""The terminal output of a sweep: a live table while it runs, and the summary."""
 
 import os
 import shlex
@@ -15,16 +15,16 @@ from lightning_score.runs.records import floor_name
 from lightning_score.sweep.results import ENDED, Results, Row, format_duration, format_number
 
 SHOWN = 12
-"""The best trials that the living table shows."""
+"""Number of trials in the live table."""
 LONG = 48
-"""Most characters of a column before its text is folded."""
+"""Maximal width of a column; longer text is folded."""
 
 
 class LiveTable:
-    """Shows the best trials, those that run, and how many wait; without a terminal one line for every trial that ends.
+    """Shows the best and the running trials; without a terminal, prints a line for every trial that ends.
 
     Args:
-        source: gives the results.
+        source: returns the results.
     """
 
     def __init__(self, source: Callable[[], Results]):
@@ -42,7 +42,7 @@ class LiveTable:
             self._live.stop()
 
     def refresh(self) -> None:
-        """Shows what is new."""
+        """Updates the table, or prints the trials that have ended since the last call."""
         found = self._source()
         if self._live is not None:
             self._live.update(Group(_table(found, SHOWN), _counts(found)), refresh=True)
@@ -87,14 +87,14 @@ def _table(found: Results, most: int | None) -> Table:
 
 
 def _top_rows(lines: list[list[str]], most: int) -> list[list[str]]:
-    """The best, and all that run."""
+    """The best trials and all running ones."""
     running = [cells for cells in lines if cells[-1] == "running"]
     rest = [cells for cells in lines if cells[-1] not in ("running", "waiting")]
     return rest[: max(most - len(running), 3)] + running
 
 
 def print_results(found: Results, folder: Path, drawn: list[str]) -> None:
-    """The summary at the end."""
+    """Prints the summary."""
     width = None if os.isatty(1) else 160
     Console(width=width).print(_table(found, None))
     if found.importances:
@@ -112,6 +112,6 @@ def print_results(found: Results, folder: Path, drawn: list[str]) -> None:
         print(f"again: {found.commands[best.number]}")
     failed = sum(row.state == "failed" for row in found.rows)
     if failed:
-        print(f"{failed} of {len(found.rows)} trials have failed; --retry_failed runs them again")
+        print(f"{failed} of {len(found.rows)} trials failed; --retry_failed runs them again")
     files = ", ".join(["summary.md", "trials.csv", *drawn])
     print(f"written to {shlex.quote(os.path.relpath(folder))}: {files}", flush=True)

@@ -1,4 +1,4 @@
-"""How a trial is run: in a process of its own, or, if only the sampling changes, on a model that stays loaded."""
+"""Runs trials: each in a new process, or, if only sampling and evaluation change, with a model that stays loaded."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -31,16 +31,16 @@ from lightning_score.sweep.spec import Sweep
 
 COMMANDS = ("fit", "validate", "test")
 PYTHON = re.compile(r"(.*/)?(env|python[\d.]*|-\w+)")
-"""What stands before the name of our program."""
+"""Words before the name of the program."""
 SAMPLING = ("model.sampler", "model.guidance", "evaluate")
-"""Settings that change nothing of what a loaded model is."""
+"""Settings that can change without loading the model again."""
 POLL = 0.5
 PATIENCE = 3.0
-"""Seconds between two looks at a trial's metrics, and until one that was asked to stop is killed."""
+"""Seconds between two reads of a trial's metrics, and from SIGTERM until SIGKILL."""
 
 Check = Callable[..., None]
 Report = Callable[[float], None]
-"""Told each new value of the sweep's metric; it raises to stop the trial."""
+"""Called with each new value of the sweep's metric; raises to stop the trial."""
 
 
 def arguments_of(sweep: Sweep, settings: Mapping[str, Any]) -> list[str]:
@@ -74,7 +74,7 @@ def arguments_of(sweep: Sweep, settings: Mapping[str, Any]) -> list[str]:
 
 
 class TrialFailed(Exception):
-    """A trial that came to nothing; the message says why."""
+    """A trial has failed; the message gives the reason."""
 
 
 class Trials(ABC):
@@ -82,22 +82,22 @@ class Trials(ABC):
 
     @abstractmethod
     def run(self, arguments: list[str], folder: Path, metric: str | None, report: Report) -> dict[str, float]:
-        """Runs one and returns all that it measured.
+        """Runs a trial and returns its metrics.
 
         Args:
-            arguments: of our command line.
-            folder: for its results; it does not exist yet. What it says goes into `<folder>.log`.
-            metric: what is optimized.
-            report: told the metric whenever it is measured on the way.
+            arguments: the command and its options.
+            folder: for its results; must not exist. Its output goes to `<folder>.log`.
+            metric: the metric to optimize.
+            report: called with each new value of the metric.
         """
 
 
 class InProcessTrials(Trials):
-    """Trials that change sampler, guidance or evaluation only: model, weights and data are loaded once.
+    """Trials that only change sampler, guidance or evaluation: model, weights and data are loaded once.
 
     Args:
-        arguments: of the first trial.
-        check: raises `Stopped` if the worker is to stop.
+        arguments: those of the first trial.
+        check: raises `Stopped` if the worker must stop.
     """
 
     def __init__(self, arguments: list[str], check: Check):
@@ -110,19 +110,19 @@ class InProcessTrials(Trials):
         try:
             with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
                 return self._loaded.run([*arguments, f"--output={folder}"])
-        except Stopped:  # the trial is begun again, in another folder
+        except Stopped:  # the trial restarts in another folder
             shutil.rmtree(folder, ignore_errors=True)
             log.unlink(missing_ok=True)
             raise
 
 
 class SubprocessTrials(Trials):
-    """Trials of any kind, each a program that may crash or be killed alone; its metrics are read from its folder.
+    """Any trials, each in its own process, which may crash or be killed; the metrics are read from the run folder.
 
     Args:
-        threads: processor threads of a trial.
-        group: a name under which W&B shows the trials together, where they are logged there.
-        check: raises `Stopped` if the worker is to stop.
+        threads: CPU threads of a trial.
+        group: W&B's group of the trials, if they are logged there.
+        check: raises `Stopped` if the worker must stop.
     """
 
     def __init__(self, threads: int, group: str, check: Check):
@@ -149,17 +149,17 @@ class SubprocessTrials(Trials):
         return last_metrics(folder)
 
     def _watch(self, process: subprocess.Popen, folder: Path, metric: str | None, report: Report) -> None:
-        """Waits for the end and reports the metric meanwhile."""
-        told, changed = 0, 0.0
+        """Reports the metric until the process ends."""
+        reported, changed = 0, 0.0
         while True:
             ended = process.poll() is not None
             file = folder / "metrics.csv"
             written = file.stat().st_mtime if file.exists() else 0.0
             if metric and written != changed:
                 values = _history(folder).get(metric, [])
-                for value in values[told:]:
+                for value in values[reported:]:
                     report(value)
-                told, changed = len(values), written
+                reported, changed = len(values), written
             if ended:
                 return
             self._check()
@@ -167,7 +167,7 @@ class SubprocessTrials(Trials):
 
 
 def _terminate(process: subprocess.Popen) -> None:
-    """Asks a program, and what it has begun, to stop, and kills it if it does not."""
+    """Sends SIGTERM to a process, and kills its process group if it does not end."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -178,7 +178,7 @@ def _terminate(process: subprocess.Popen) -> None:
 
 
 def _mark_stopped_early(folder: Path) -> None:
-    """Tells early termination from other signals in the trial's own folder."""
+    """Records early termination in the trial's status, which otherwise only shows a signal."""
     status = read_status(folder)
     if status:
         status |= {"state": STOPPED_EARLY, "message": "by the sweep's early termination"}
@@ -202,30 +202,30 @@ def _history(folder: Path) -> dict[str, list[float]]:
                 if name and text:
                     try:
                         found.setdefault(name, []).append(float(text))
-                    except ValueError:  # a line that is being written
+                    except ValueError:  # a line that is not complete yet
                         continue
     return found
 
 
 def _last_line(log: Path) -> str:
-    """What a program said last: its error, as a rule."""
+    """The last line of a program's output, which is usually its error."""
     lines = log.read_text(errors="replace").replace("\r", "\n").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "without a word")[:300]
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")[:300]
 
 
 def only_samples(sweep: Sweep, command: str) -> bool:
-    """Whether the trials differ in nothing but how a loaded model is sampled and measured."""
+    """Whether the trials only differ in sampling and evaluation of the same model."""
     return command != "fit" and all(name.startswith(SAMPLING) for name in sweep.varied)
 
 
 def choose_runner(sweep: Sweep, arguments: list[str], threads: int, check: Check) -> Trials:
-    """What runs the trials of a sweep.
+    """Chooses how to run the trials of a sweep.
 
     Args:
         sweep: the sweep.
         arguments: those of one of its trials.
-        threads: processor threads of a worker.
-        check: raises `Stopped` if the worker is to stop.
+        threads: CPU threads of a worker.
+        check: raises `Stopped` if the worker must stop.
     """
     if only_samples(sweep, arguments[0]):
         return InProcessTrials(arguments, check)

@@ -1,4 +1,4 @@
-"""Sweep files: their laws against scipy's, their command against wandb's own, early termination, results."""
+"""Sweep files: distributions against scipy's, commands against W&B's, early termination, results."""
 
 import datetime
 import json
@@ -43,7 +43,7 @@ def drawn(law, n=2000):
 
 
 @pytest.mark.parametrize("name", LAWS)
-def test_values_follow_their_law(name):
+def test_values_follow_their_distribution(name):
     numbers, expected = LAWS[name]
     values = drawn(parameter("x", {"distribution": name, **numbers}))
     assert st.kstest(values, expected.cdf).pvalue > 1e-3
@@ -73,7 +73,7 @@ def test_quantized_values_are_the_nearest_multiples(name):
         assert abs(np.mean(multiples.round() == k) - share) < 5 * math.sqrt(max(share, 1e-3) / 4000)
 
 
-def test_whole_numbers_choices_and_probabilities():
+def test_integers_choices_and_probabilities():
     values = drawn(parameter("x", {"min": 1, "max": 4}))
     assert st.chisquare(np.bincount(values, minlength=5)[1:]).pvalue > 1e-3
     mixed = [None, True, 1, "1", 0.5, [1, 2], {"class_path": "A"}]
@@ -128,19 +128,19 @@ def test_a_grid_lists_all_and_nested_parameters_are_dictionaries(tmp_path):
     [
         ({"method": "annealing"}, "method='annealing'"),
         ({"parameters": {}}, "needs parameters"),
-        ({"parameters": {"x": {"values": []}}}, "x: values=\\[\\]: an empty range"),
-        ({"parameters": {"x": {"min": 2, "max": 1}}}, "min=2, max=1: an empty range"),
+        ({"parameters": {"x": {"values": []}}}, "x: values=\\[\\]: must be a list with at least one value"),
+        ({"parameters": {"x": {"min": 2, "max": 1}}}, "min=2, max=1: min must not be above max"),
         ({"parameters": {"x": {"min": "1e-5", "max": 1.0}}}, "write 1.0e-3"),
-        ({"parameters": {"x": {"distribution": "cauchy"}}}, "'cauchy' is unknown"),
+        ({"parameters": {"x": {"distribution": "cauchy"}}}, "distribution='cauchy': unknown"),
         ({"parameters": {"x": {"distribution": "log_uniform_values", "min": 0, "max": 1}}}, "above 0"),
         ({"parameters": {"x": {"distribution": "log_uniform", "min": 0, "max": 1000}}}, "x: log_uniform takes natural log"),
         ({"parameters": {"x": {"distribution": "log_uniform", "min": -1000, "max": 1}}}, "-1000 to 1 are too far from 0"),
         ({"parameters": {"x": {"distribution": "inv_log_uniform", "min": -1000, "max": 1}}}, "x: inv_log_uniform takes"),
         ({"parameters": {"x": {"distribution": "q_log_normal", "mu": 800}}}, "x: q_log_normal takes natural logarithms"),
-        ({"parameters": {"x": {"min": 1, "max": 10**30}}}, "a whole number is at most 9007199254740992"),
+        ({"parameters": {"x": {"min": 1, "max": 10**30}}}, "integers must be at most 9007199254740992"),
         ({"parameters": {"x": {"distribution": "uniform", "min": 0}}}, "uniform needs max"),
-        ({"parameters": {"x": {"values": [1, 2], "probabilities": [0.5, 0.6]}}}, "adding up to 1"),
-        ({"parameters": {"x": 3}}, "x must be a mapping"),
+        ({"parameters": {"x": {"values": [1, 2], "probabilities": [0.5, 0.6]}}}, "with sum 1"),
+        ({"parameters": {"x": 3}}, "parameters: x=3: must be a mapping"),
         ({"parameters": {"x": {"vaules": [1]}}}, "needs value, values"),
         ({"parameters": {"x": {"values": [datetime.date(2024, 1, 31)]}}}, "quote it"),
         ({"parameters": {"x": {"values": [0.1, float("nan")]}}}, "x: nan: must be a number"),
@@ -161,7 +161,7 @@ def test_a_malformed_file_is_refused_in_one_line(tmp_path, entries, message):
         read_sweep_file(sweep_file(tmp_path, **entries))
 
 
-def test_what_is_no_file_or_no_yaml(tmp_path):
+def test_missing_and_damaged_files(tmp_path):
     with pytest.raises(InputError, match="no such sweep file"):
         read_sweep_file(str(tmp_path / "none.yaml"))
     (tmp_path / "bad.yaml").write_text("a: [1,\n b: }")
@@ -169,7 +169,7 @@ def test_what_is_no_file_or_no_yaml(tmp_path):
         read_sweep_file(str(tmp_path / "bad.yaml"))
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path):
+def test_a_repeated_key_is_refused(tmp_path):
     file = tmp_path / "twice.yaml"
     file.write_text("method: grid\nparameters:\n  a: {value: 1}\n  b: {value: 1}\n  a: {value: 2}\n")
     with pytest.raises(InputError, match="a is given twice"):
@@ -189,7 +189,7 @@ def test_a_huge_grid_is_refused_before_it_is_listed(tmp_path):
 
 
 @pytest.mark.parametrize("law", ["uniform", "log_uniform_values", "normal", "int_uniform", "q_uniform", "beta"])
-def test_examples_hold_the_ends_of_a_law_and_values_between(law):
+def test_examples_are_the_ends_of_a_distribution_and_values_between(law):
     numbers = {"int_uniform": {"min": 1, "max": 100}, "q_uniform": {"min": 0.0, "max": 10.0, "q": 0.5}}
     numbers = numbers.get(law) or LAWS[law][0]
     values = parameter("x", {"distribution": law, **numbers}).examples()
@@ -217,7 +217,7 @@ WORDS = ["${env}", "${interpreter}", "-m", "lightning_score", "test"]
         (["python", "-m", "lightning_score", "predict", "${args}"], "other programs"),
     ],
 )
-def test_a_command_that_does_not_say_what_the_parameters_say_is_refused(tmp_path, command, message):
+def test_a_command_without_the_parameters_is_refused(tmp_path, command, message):
     parameters = {"a.b": {"values": [1, 2]}, "c": {"value": True}}
     sweep = read_sweep_file(sweep_file(tmp_path, parameters=parameters, command=command))
     with pytest.raises(InputError, match=message):
@@ -225,7 +225,7 @@ def test_a_command_that_does_not_say_what_the_parameters_say_is_refused(tmp_path
 
 
 @pytest.mark.parametrize("macro", [["${args}"], ["${args_no_equals}"], ["--config", "${args_json_file}"]])
-def test_every_value_reaches_the_program_as_it_is(tmp_path, macro):
+def test_every_value_reaches_the_program_unchanged(tmp_path, macro):
     settings = {"a": [1, None], "b": ["x"], "c": None, "d": True, "e": {"class_path": "A", "init_args": {"f": None}},
                 "g": 1e-5, "h": {"i": {"j": False}}, "k": -1, "l": "text with spaces"}  # fmt: skip
     parameters = {name: {"value": value} for name, value in settings.items()}
@@ -235,18 +235,18 @@ def test_every_value_reaches_the_program_as_it_is(tmp_path, macro):
     assert sorted(arguments_of(sweep, settings)[1:]) == sorted(options(settings))
 
 
-def test_a_folder_of_somebody_else_is_refused(tmp_path):
+def test_a_folder_with_other_files_is_refused(tmp_path):
     folder = tmp_path / "runs" / "sweeps" / "eps"
     assert folder_of(str(tmp_path / "runs"), "eps") == folder
     for name in ("..", "", "a/b", "/tmp/x", "x" * 300):
-        with pytest.raises(InputError, match="must be the name of a folder"):
+        with pytest.raises(InputError, match="must be a folder name"):
             folder_of("runs", name)
     check_folder(folder, "text", shared=False)
     folder.mkdir(parents=True)
     check_folder(folder, "text", shared=False)
     (folder / "notes.txt").write_text("mine")
     for shared in (False, True):
-        with pytest.raises(InputError, match="holds files that are not"):
+        with pytest.raises(InputError, match="contains files that are not"):
             check_folder(folder, "text", shared)
     for content in (b"not a database", None):
         if content is None:
@@ -255,17 +255,17 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path):
                 database.execute("create table mine (x)")
         else:
             (folder / "study.db").write_bytes(content)
-        with pytest.raises(InputError, match="holds files that are not"):
+        with pytest.raises(InputError, match="contains files that are not"):
             check_folder(folder, "text", shared=False)
     (folder / "study.db").unlink()
     optuna.create_study(storage=f"sqlite:///{folder}/study.db")
     check_folder(folder, "text", shared=False)
     (folder / "sweep.yaml").write_text("other text")
-    with pytest.raises(InputError, match="holds another sweep"):
+    with pytest.raises(InputError, match="contains another sweep"):
         check_folder(folder, "text", shared=False)
 
 
-def test_a_folder_that_nothing_was_written_to_is_removed_again(tmp_path):
+def test_empty_folders_are_removed_after_an_error(tmp_path):
     with pytest.raises(ValueError, match="wrong"), creating(tmp_path / "runs" / "sweeps" / "eps"):
         raise ValueError("wrong")
     assert list(tmp_path.iterdir()) == []
@@ -312,7 +312,7 @@ def test_options_after_an_added_part_belong_to_it():
     assert options({"x": {"class_path": "A"}}) == ['--x={"class_path": "A"}']
 
 
-def test_hyperband_stops_what_is_not_among_the_best_at_a_band(tmp_path):
+def test_hyperband_stops_trials_that_are_not_among_the_best_at_a_band(tmp_path):
     rule = read_sweep_file(
         sweep_file(tmp_path, early_terminate={"type": "hyperband", "max_iter": 8, "s": 2, "eta": 2})
     ).hyperband
@@ -343,17 +343,17 @@ def found():
     return Results("eps", "test/fid", False, ["model.sampler.step_size", "model.sampler.steps"], rows())
 
 
-def test_the_best_comes_first_and_pairs_are_compared_closely(found):
+def test_the_best_comes_first_and_differences_are_paired(found):
     best, second = found.ranked[:2]
     assert (best.number, best.value) == (8, 15.0)
     gap, error = difference(second, best)
     assert gap == second.value - best.value and error < 0.6 < math.hypot(second.error, best.error)
-    other = Row(0, "complete", {}, 20.0, 3.0, without=second.without, paired="other")
+    other = Row(0, "complete", {}, 20.0, 3.0, jackknife=second.jackknife, paired="other")
     assert difference(other, best)[1] == pytest.approx(math.hypot(3, 3))
 
 
-def test_trials_of_several_seeds_are_paired_by_these():
-    """The difference is that of the means; its error that of independent seeds, each known from its tenths."""
+def test_trials_of_several_seeds_are_paired_by_seed():
+    """The difference of the means, and the error of independent seeds, each from its jackknife values."""
     rng, values = np.random.default_rng(0), {"one": [5.0, 9.0, 7.0], "other": [6.0, 10.5, 7.5]}
     tenths = {name: [v + rng.normal(0, 0.1, 10) for v in of_seeds] for name, of_seeds in values.items()}
     made = {}
@@ -363,7 +363,7 @@ def test_trials_of_several_seeds_are_paired_by_these():
         without, common = leave_one_out([*records, *noisy], records[0].metric)
         earlier = [record(value=50.0, seed=0, without=[50.0, 60.0], step=10)]
         assert leave_one_out([*earlier, *records], records[0].metric) == leave_one_out(records, records[0].metric)
-        made[name] = Row(0, "complete", {}, statistics.mean(of_seeds), 9.0, without=without, paired=common)
+        made[name] = Row(0, "complete", {}, statistics.mean(of_seeds), 9.0, jackknife=without, paired=common)
         assert leave_one_out(records[:1], records[0].metric)[0] == tuple(tenths[name][0])
     gap, error = difference(made["other"], made["one"])
     of_seeds = [jackknife_error(tenths["other"][k] - tenths["one"][k]) for k in range(3)]
@@ -372,7 +372,7 @@ def test_trials_of_several_seeds_are_paired_by_these():
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_two_errors_of_a_difference_hold_the_truth(seeds):
+def test_two_standard_errors_of_a_difference_cover_the_truth(seeds):
     """Trials that draw from the same random numbers: the difference of their means, over 300 repeats."""
     rng, inside, made = np.random.default_rng(0), 0, record()
     for _ in range(300):
@@ -383,13 +383,13 @@ def test_two_errors_of_a_difference_hold_the_truth(seeds):
             without = [(one.sum() - one.reshape(10, -1).sum(1)) / 180 for one in x]
             records = [replace(made, value=one.mean(), seed=k, without=list(without[k])) for k, one in enumerate(x)]
             left, same = leave_one_out(records, records[0].metric)
-            rows.append(Row(0, "complete", {}, x.mean(), 1.0, without=left, paired=same))
+            rows.append(Row(0, "complete", {}, x.mean(), 1.0, jackknife=left, paired=same))
         gap, error = difference(rows[1], rows[0])
         inside += abs(gap - 0.5) <= 2 * error
     assert 0.9 <= inside / 300 <= 0.99
 
 
-def test_the_pareto_front_is_what_none_beats(found):
+def test_no_trial_dominates_the_pareto_front(found):
     front = found.front()
     assert [row.nfe for row in front] == [50, 100, 200] and [row.number for row in front] == [6, 7, 8]
     for row in found.ranked:
@@ -397,7 +397,7 @@ def test_the_pareto_front_is_what_none_beats(found):
         assert beaten == (row not in front)
 
 
-def test_tables_tell_all(found):
+def test_tables_contain_all_trials(found):
     found.importances, found.commands = {"model.sampler.steps": 0.75}, {8: "python -m lightning_score test"}
     text = found.markdown()
     for part in ("| 8 | 0.0004 | 20 | 15 | 6 |", "failed: it crashed", "steps 75%", "trials 6 (30 at 50)", "score test"):
