@@ -32,7 +32,7 @@ def report(arguments: list[str]) -> None:
         return _serve(root, title, options.port, options.open)
     require(options.size > 0, f"--size {options.size}: must be above 0, in MB, as in 10")
     file = Path(options.output) if options.output else root / "report.html"
-    text = page.whole(root, title, int(options.size * 1e6))
+    text = page.render_page(root, title, int(options.size * 1e6))
     try:
         replace_text(file, text)
     except OSError as error:

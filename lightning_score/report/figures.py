@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning_score.report.reading import Curve, Run
 from lightning_score.runs.records import Record, by_axis, floor_name
+from lightning_score.sweep.charts import log_ticks
 
 COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
 LEVEL = re.compile(r"val/(excess_loss|loss)_(train|held_out)/([-+.\deE]+)$")
@@ -82,18 +83,18 @@ def axis_labels(axes: Iterable[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
     return labels
 
 
-def kind(record: Record) -> str:
+def line_kind(record: Record) -> str:
     """What a line of a run is: of averaged weights and denoised samples, or else."""
     return ", ".join(["raw weights"] * (record.weights != "ema") + ["not denoised"] * (not record.denoised))
 
 
-def measured(runs: Sequence[Run], records: Sequence[tuple[int, Record]], label: str) -> dict[str, Any]:
+def measurements(runs: Sequence[Run], records: Sequence[tuple[int, Record]], label: str) -> dict[str, Any]:
     """A measurement over training with two standard errors, a line per run and kind, and the newest floor of each kind."""
     traces: list[dict[str, Any]] = []
     lines: dict[tuple[int, str], list[Record]] = {}
     for i, record in records:
-        lines.setdefault((i, kind(record)), []).append(record)
-    for (i, kind_), members in lines.items():
+        lines.setdefault((i, line_kind(record)), []).append(record)
+    for (i, kind), members in lines.items():
         members = sorted(members, key=lambda record: record.step)
         hours = runs[i].hours([_seconds(record.time) for record in members])
         errors = rounded(2 * record.error if isinstance(record.error, (int, float)) else 0.0 for record in members)
@@ -102,17 +103,17 @@ def measured(runs: Sequence[Run], records: Sequence[tuple[int, Record]], label: 
             "y": rounded(record.value for record in members),
             "error_y": {"type": "data", "array": errors, "thickness": 1},
             "mode": "lines+markers",
-            "line": {"color": color(runs[i]), "dash": "dot" if kind_ else "solid"},
-            "name": text(f"{runs[i].name} {kind_}".strip()),
+            "line": {"color": color(runs[i]), "dash": "dot" if kind else "solid"},
+            "name": text(f"{runs[i].name} {kind}".strip()),
             "customdata": [[record.n, record.nfe] for record in members],
             "hovertemplate": "%{y:.4g}, step %{x}, n %{customdata[0]}, NFE %{customdata[1]}<extra>%{fullData.name}</extra>",
             "meta": {"run": i, "hours": rounded(hours)},
         })  # fmt: skip
     floors = {str(r.floor_kind): r.floor for _, r in sorted(records, key=_time) if isinstance(r.floor, (int, float))}
-    for kind_, floor in floors.items():
+    for kind, floor in floors.items():
         steps = [record.step for _, record in records]
         hours = [hour for trace in traces for hour in trace["meta"]["hours"] if hour is not None]
-        traces.append(level(steps, floor, floor_name(kind_), [min(hours, default=0), max(hours, default=0)]))
+        traces.append(horizontal_line(steps, floor, floor_name(kind), [min(hours, default=0), max(hours, default=0)]))
     values = [record.value for _, record in records if math.isfinite(record.value)] + list(floors.values())
     return figure_of(traces, yaxis=axis(label, **scale(values)), xaxis=axis("training steps"))
 
@@ -121,22 +122,18 @@ def _time(entry: tuple[int, Record]) -> str:
     return str(entry[1].time)
 
 
-def level(x: Sequence[float], value: float, name: str, hours: list[float]) -> dict[str, Any]:
+def horizontal_line(x: Sequence[float], value: float, name: str, hours: list[float]) -> dict[str, Any]:
     """A dashed line at a value."""
     return {
         "x": [min(x), max(x)], "y": rounded([value] * 2), "mode": "lines", "name": name, "meta": {"hours": hours},
-        "line": {"color": "gray", "dash": "dash", "width": 1.5}, "hovertemplate": f"{name}: %{{y:.4g}}<extra></extra>",
+        "line": {"color": "gray", "dash": "dash", "width": 1.5}, "hovertemplate": f"{name}: {value:.4g}<extra></extra>",
     }  # fmt: skip
 
 
 def scale(values: Sequence[float]) -> dict[str, Any]:
-    """A logarithmic axis, marked with plain numbers, where values lie far apart."""
-    if not values or min(values) <= 0 or max(values) / min(values) <= 4:
-        return {}
-    low, high = math.log10(min(values)), math.log10(max(values))
-    between = (1,) if high - low > 3 else (1, 2, 5)
-    ticks = [digit * 10.0**power for power in range(math.floor(low) - 1, math.ceil(high) + 2) for digit in between]
-    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+    """A logarithmic axis with plain numbers at its ticks, where values are far apart."""
+    ticks = log_ticks(values)
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]} if ticks else {}
 
 
 def _seconds(stamp: Any) -> float:

@@ -40,7 +40,7 @@ def publish(path: str, kind: str) -> str:
     )
     entity, project = path.split("/")
     try:
-        found = _look(entity, project)
+        found = _read_project(entity, project)
         made = (_workspace if kind == "workspace" else _report)(entity, project, _sections(found))
         made.save()
         return made.url
@@ -48,7 +48,7 @@ def publish(path: str, kind: str) -> str:
         raise InputError(f"--wandb {path}: cannot be made ({' '.join(str(error).split())[:200]})") from error
 
 
-def _look(entity: str, project: str) -> Project:
+def _read_project(entity: str, project: str) -> Project:
     """What the newest runs hold."""
     import wandb
 

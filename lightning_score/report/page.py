@@ -16,23 +16,23 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from lightning_score.report import figures, sweeps, tables
-from lightning_score.report.pictures import embedded, of_run
-from lightning_score.report.reading import Run, find
+from lightning_score.report.pictures import embed_pictures, run_pictures
+from lightning_score.report.reading import Run, find_runs
 from lightning_score.runs.folders import LEADS_OUT, leads_out
-from lightning_score.sweep.results import ENDED, Results, read_csv, shown
+from lightning_score.sweep.results import ENDED, Results, read_csv
 
 SCRIPTS = ("state.js", "table.js", "figures.js", "pictures.js", "page.js")
 STAGES = 12
 """Validations of which the Langevin figures are kept."""
 
 
-def contents(root: Path) -> tuple[dict[str, Any], list[Run]]:
+def page_data(root: Path) -> tuple[dict[str, Any], list[Run]]:
     """All that the page shows but for the pictures, and the runs whose pictures they are.
 
     Args:
         root: the folder of all runs.
     """
-    runs, folders = find(root)
+    runs, folders = find_runs(root)
     found = [_sweep(folder, root) for folder in folders]
     return {
         "root": str(root),
@@ -78,7 +78,7 @@ def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Every figure of runs, with its section; a figure of one run says which."""
     axes = figures.by_axis_of_runs(runs)
     labels = figures.axis_labels(axes)
-    measures = {labels[axis]: figures.measured(runs, records, labels[axis]) for axis, records in axes.items()}
+    measures = {labels[axis]: figures.measurements(runs, records, labels[axis]) for axis, records in axes.items()}
     curves = {name: figures.curves(runs, name) for name in figures.metrics(runs)}
     panels = [
         _panel("measures", "Distance to the data", measures, MEASURED_ALIKE),
@@ -134,8 +134,9 @@ def _summary(found: Results) -> str:
     if not found.ranked:
         return counts
     best = found.ranked[0]
-    settings = ", ".join(f"{name.rpartition('.')[2]} = {shown(best.settings.get(name))}" for name in found.varied)
-    return f"{counts} Best: trial {best.number}, {found.metric} {tables.read_as(best.value, best.error)} with {settings}."
+    settings = ", ".join(best.texts(found.varied))
+    value = tables.with_two_errors(best.value, best.error)
+    return f"{counts} Best: trial {best.number}, {found.metric} {value} with {settings}."
 
 
 def _with_columns(table: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +161,7 @@ def templates() -> dict[str, Any]:
 
 
 @cache
-def part(name: str) -> str:
+def own_file(name: str) -> str:
     """A file of the page that is this package's own."""
     return (Path(__file__).parent / "parts" / name).read_text(encoding="utf-8")
 
@@ -176,7 +177,7 @@ def libraries() -> dict[str, str]:
     return {"plotly.js": get_plotlyjs(), "datatables.js": found["dt_bundle.js"], "datatables.css": found["dt_bundle.css"]}
 
 
-def html(data: Mapping[str, Any] | None, title: str) -> str:
+def render(data: Mapping[str, Any] | None, title: str) -> str:
     """The page, with everything that it needs inside; without data one that asks its server for them.
 
     Args:
@@ -187,8 +188,8 @@ def html(data: Mapping[str, Any] | None, title: str) -> str:
         title=title,
         data=None if data is None else packed(data),
         templates=htmlsafe_json_dumps(templates()),
-        style=Markup(part("page.css")),
-        script=Markup("\n".join(part(name) for name in SCRIPTS)),
+        style=Markup(own_file("page.css")),
+        script=Markup("\n".join(own_file(name) for name in SCRIPTS)),
         libraries={} if data is None else {name: Markup(text) for name, text in libraries().items()},
     )  # fmt: skip
 
@@ -199,7 +200,7 @@ def packed(data: Mapping[str, Any]) -> str:
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
-def whole(root: Path, title: str, size: int) -> str:
+def render_page(root: Path, title: str, size: int) -> str:
     """The page with the pictures embedded as far as its size allows.
 
     Args:
@@ -207,11 +208,13 @@ def whole(root: Path, title: str, size: int) -> str:
         title: its heading.
         size: of the page in bytes.
     """
-    data, runs = contents(root)
-    room = size - len(html(data, title).encode())
-    sources = embedded(runs, int(0.95 * room))  # the compressed page holds them in base64 once more, which costs little
+    data, runs = page_data(root)
+    room = size - len(render(data, title).encode())
+    sources = embed_pictures(
+        runs, int(0.95 * room)
+    )  # the compressed page holds them in base64 once more, which costs little
     for entry, run in zip(data["runs"], runs, strict=True):
-        entry["pictures"] = of_run(run, sources)
+        entry["pictures"] = run_pictures(run, sources)
         entry["problems"] = run.problems
     data["left_out"] = sum(len(pictures) for run in runs for pictures in run.pictures.values()) - len(sources)
-    return html(data, title)
+    return render(data, title)

@@ -15,7 +15,7 @@ from lightning_score.report.reading import Picture, Run
 Image.MAX_IMAGE_PIXELS = 50_000_000
 
 
-def said(file: Path) -> dict[str, Any]:
+def read_description(file: Path) -> dict[str, Any]:
     """What a picture says of itself: what it shows, and whether it is a drawing; nothing where it says nothing."""
     try:
         with Image.open(file) as image:
@@ -24,7 +24,7 @@ def said(file: Path) -> dict[str, Any]:
         return {"caption": "", "drawing": False}
 
 
-def embedded(runs: Sequence[Run], room: int) -> dict[Path, str]:
+def embed_pictures(runs: Sequence[Run], room: int) -> dict[Path, str]:
     """As many pictures as fit, by their files: the last samples of every run first, then its other last pictures, then
     earlier ones, evenly over training.
 
@@ -87,12 +87,12 @@ def address(file: Path) -> str:
     return hashlib.sha256(f"{file} {status.st_mtime_ns} {status.st_size}".encode()).hexdigest()[:24]
 
 
-def of_run(run: Run, sources: dict[Path, str]) -> dict[str, list[dict[str, Any]]]:
+def run_pictures(run: Run, sources: dict[Path, str]) -> dict[str, list[dict[str, Any]]]:
     """The pictures of a run that have a source, by kind."""
     found = {}
     for kind, pictures in run.pictures.items():
         shown = [
-            {"step": picture.step, "src": sources[picture.file], **said(picture.file)}
+            {"step": picture.step, "src": sources[picture.file], **read_description(picture.file)}
             for picture in pictures
             if picture.file in sources
         ]

@@ -87,7 +87,7 @@ class Run:
         """When it began, in seconds since 1970; NaN if that is not known."""
         stamp = re.match(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", self.folder.name)
         if "started" in self.status:
-            return number(self.status["started"])
+            return as_number(self.status["started"])
         if stamp:
             return time.mktime(time.strptime(stamp[0], "%Y-%m-%d_%H-%M-%S"))
         times = [t for curve in self.curves.values() for t in curve.times if math.isfinite(t)]
@@ -97,7 +97,7 @@ class Run:
     def seconds(self) -> float:
         """How long it has run, or NaN."""
         if "seconds" in self.status:
-            return number(self.status["seconds"])
+            return as_number(self.status["seconds"])
         times = [t for curve in self.curves.values() for t in curve.times if math.isfinite(t)]
         return max(times) - self.started if times else math.nan
 
@@ -105,19 +105,19 @@ class Run:
     def step(self) -> int:
         """The last training step of which anything is known."""
         seen = [curve.steps[-1] for curve in self.curves.values()]
-        return max([int(number(self.status.get("step"), 0)), *seen, *(record.step for record in self.records)], default=0)
+        return max([int(as_number(self.status.get("step"), 0)), *seen, *(record.step for record in self.records)], default=0)
 
     def hours(self, times: Sequence[float]) -> list[float]:
         """Hours since the run began."""
         return [(t - self.started) / 3600 for t in times]
 
 
-def number(value: Any, otherwise: float = math.nan) -> float:
+def as_number(value: Any, otherwise: float = math.nan) -> float:
     """A number from a file that may hold anything."""
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else otherwise
 
 
-def find(root: Path) -> tuple[list[Run], list[Path]]:
+def find_runs(root: Path) -> tuple[list[Run], list[Path]]:
     """All runs below a folder, the newest first, with the evaluations of their checkpoints; and the folders of sweeps."""
     runs: dict[Path, Run] = {}
     measured: list[Run] = []
@@ -129,7 +129,7 @@ def find(root: Path) -> tuple[list[Run], list[Path]]:
             sweeps.append(folder)
         if not present & {"config.yaml", "metrics.csv", STATUS, RECORDS}:
             continue
-        run = read(folder, root)
+        run = read_run(folder, root)
         if _command(run) == "trials":  # samples of a sweep's trial, which the sweep itself shows
             continue
         if _command(run) in EVALUATIONS:
@@ -137,14 +137,14 @@ def find(root: Path) -> tuple[list[Run], list[Path]]:
         else:
             runs[folder.resolve()] = run
     for evaluation in measured:
-        _join(evaluation, runs, root)
-    newest_first = sorted(runs.values(), key=lambda run: (-_sortable(run.started), run.name))
+        _attach(evaluation, runs, root)
+    newest_first = sorted(runs.values(), key=lambda run: (-_or_earliest(run.started), run.name))
     for order, run in enumerate(reversed(newest_first)):
         run.order = order
     return newest_first, sweeps
 
 
-def _sortable(value: float) -> float:
+def _or_earliest(value: float) -> float:
     return value if math.isfinite(value) else -math.inf
 
 
@@ -155,7 +155,7 @@ def _command(run: Run) -> str:
     return "trials" if parent == "trials" and (command != "fit" or not run.config) else command
 
 
-def _join(evaluation: Run, runs: dict[Path, Run], root: Path) -> None:
+def _attach(evaluation: Run, runs: dict[Path, Run], root: Path) -> None:
     """Gives the results of an evaluation to the run whose checkpoint it measured."""
     asked = evaluation.settings.get("ckpt_path")
     places = [evaluation.folder.parent.parent, *([Path(asked).parent] if isinstance(asked, str) else [])]
@@ -180,24 +180,24 @@ def _name(folder: Path, root: Path) -> str:
         return str(folder)
 
 
-def read(folder: Path, root: Path) -> Run:
+def read_run(folder: Path, root: Path) -> Run:
     """One run folder; what is damaged becomes one of the run's problems."""
     files = ("config.yaml", "metrics.csv", STATUS, RECORDS, LANGEVIN)
     if outside := [f"{name}: {LEADS_OUT}" for name in files if leads_out(folder / name, root)]:
         return Run(folder, _name(folder, root), problems=outside)
     run = Run(folder, _name(folder, root))
-    with _noting(run, "config.yaml"):
+    with _recording_problems(run, "config.yaml"):
         run.config = (folder / "config.yaml").read_text(encoding="utf-8")
-        run.settings = dict(flat(bounded(yaml.load(run.config, Loader) or {}, "")))
-    with _noting(run, STATUS):
+        run.settings = dict(flat_config(bounded(yaml.load(run.config, Loader) or {}, "")))
+    with _recording_problems(run, STATUS):
         run.status = dict(json.loads((folder / STATUS).read_text(encoding="utf-8")))
-    with _noting(run, "metrics.csv"):
+    with _recording_problems(run, "metrics.csv"):
         run.curves = _curves(folder / "metrics.csv", row_steps(folder), run.problems)
-    with _noting(run, RECORDS), warnings.catch_warnings(record=True) as said:
+    with _recording_problems(run, RECORDS), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        run.records = [record for record in read_records(folder / RECORDS) if _sound(record)]
+        run.records = [record for record in read_records(folder / RECORDS) if _is_valid(record)]
         run.problems += [str(warning.message).replace(f"{folder}/", "") for warning in said]
-    with _noting(run, LANGEVIN):
+    with _recording_problems(run, LANGEVIN):
         run.langevin = list(_lines(folder / LANGEVIN, run.problems))
     for file in sorted(folder.glob("*/step_*.png")):
         if (step := re.fullmatch(r"step_(\d+)\.png", file.name)) and leads_out(file, root):
@@ -209,7 +209,7 @@ def read(folder: Path, root: Path) -> Run:
 
 
 @contextmanager
-def _noting(run: Run, name: str) -> Iterator[None]:
+def _recording_problems(run: Run, name: str) -> Iterator[None]:
     """Makes a file that cannot be read a problem of the run; one that is missing is none."""
     try:
         yield
@@ -250,7 +250,7 @@ def _curves(file: Path, steps: Callable[[int, bool], int], problems: list[str]) 
     return dict(found)
 
 
-def _sound(record: Record) -> bool:
+def _is_valid(record: Record) -> bool:
     """Whether the fields that are drawn are of their types."""
     numbers = (record.value, record.n, record.step, record.nfe, record.seconds)
     return all(isinstance(value, (int, float)) for value in numbers) and isinstance(record.sampler, dict)
@@ -269,7 +269,7 @@ def _lines(file: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
         problems.append(f"{file.name}, line {i}: cannot be read; left out")
 
 
-def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_config(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """A configuration by dotted names; a part is the name of its class, and its settings are below it."""
     if not isinstance(config, dict):
         return
@@ -277,9 +277,9 @@ def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         name = f"{prefix}{key}"
         if isinstance(value, dict) and "class_path" in value:
             yield name, str(value["class_path"]).rpartition(".")[2]
-            yield from flat(value.get("init_args"), f"{name}.")
+            yield from flat_config(value.get("init_args"), f"{name}.")
         elif isinstance(value, dict) and value:
-            yield from flat(value, f"{name}.")
+            yield from flat_config(value, f"{name}.")
         elif name == "trainer.callbacks" and isinstance(value, list):
             yield name, ", ".join(str((each or {}).get("class_path", each)).rpartition(".")[2] for each in value)
         else:
@@ -295,18 +295,18 @@ def _state(run: Run) -> tuple[str, str]:
         return said, message
     if not (run.curves or run.records or run.pictures):
         return "empty", "nothing has been logged"
-    if 0 < number(run.settings.get("trainer.max_steps"), -1) <= run.step:
+    if 0 < as_number(run.settings.get("trainer.max_steps"), -1) <= run.step:
         return "finished", f"as its last step tells: there is no {STATUS}"
     return "unknown", f"there is no {STATUS} that can be read, as in runs of older versions"
 
 
 def _alive(status: dict[str, Any]) -> bool:
     """Whether a run that says it goes on does so: it gives a sign of life every ten seconds."""
-    fresh = time.time() - number(status.get("updated"), -math.inf) < SILENCE
+    fresh = time.time() - as_number(status.get("updated"), -math.inf) < SILENCE
     if not fresh or status.get("host") != socket.gethostname():
         return fresh
     try:
-        os.kill(int(number(status.get("pid"), 0)) or os.getpid(), 0)
+        os.kill(int(as_number(status.get("pid"), 0)) or os.getpid(), 0)
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
@@ -315,5 +315,5 @@ def _alive(status: dict[str, Any]) -> bool:
 
 
 def _clock(status: dict[str, Any]) -> str:
-    updated = number(status.get("updated"), 0)
+    updated = as_number(status.get("updated"), 0)
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(updated)) if updated else "it began"

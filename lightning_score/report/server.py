@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning_score.errors import InputError
 from lightning_score.report import page
-from lightning_score.report.pictures import address, of_run
+from lightning_score.report.pictures import address, run_pictures
 from lightning_score.runs.folders import leads_out
 
 HOST = "127.0.0.1"
@@ -23,7 +23,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 TYPES = {"plotly.js": "text/javascript", "datatables.js": "text/javascript", "datatables.css": "text/css"}
 
 
-class Watched:
+class WatchedRuns:
     """What the page shows now; the runs are looked at when somebody asks, and only if a file has changed.
 
     Args:
@@ -57,7 +57,7 @@ class Watched:
         yield (int(time.time() // 60),)
 
     def _read(self) -> bytes:
-        data, runs = page.contents(self._root)
+        data, runs = page.page_data(self._root)
         sources: dict[Path, str] = {}
         for run in runs:
             for pictures in run.pictures.values():
@@ -65,7 +65,7 @@ class Watched:
                     name = address(picture.file)
                     sources[picture.file], self._pictures[name] = f"/picture/{name}.png", picture.file
         for entry, run in zip(data["runs"], runs, strict=True):
-            entry["pictures"] = of_run(run, sources)
+            entry["pictures"] = run_pictures(run, sources)
         return json.dumps(data, allow_nan=False).encode()
 
     def picture(self, name: str) -> bytes | None:
@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(HTTPStatus.FORBIDDEN, b"ask 127.0.0.1", "text/plain")
         path = self.path.partition("?")[0].lstrip("/")
         if path == "":
-            return self._answer(HTTPStatus.OK, page.html(None, self.server.title).encode(), "text/html")
+            return self._answer(HTTPStatus.OK, page.render(None, self.server.title).encode(), "text/html")
         if path == "data.json":
             return self._data()
         if path in TYPES:
@@ -127,7 +127,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, root: Path, title: str, port: int):
-        self.watched, self.title = Watched(root), title
+        self.watched, self.title = WatchedRuns(root), title
         super().__init__((HOST, port), _Handler)
 
 

@@ -10,7 +10,7 @@ from lightning_score.report.reading import Run
 from lightning_score.report.sweeps import cell
 from lightning_score.runs.records import PERFECT, Record
 from lightning_score.sweep.macros import as_text
-from lightning_score.sweep.results import duration, number
+from lightning_score.sweep.results import format_duration, format_number
 
 SHOWN = 8
 """Differing settings that the table shows at first; the others are columns that can be switched on."""
@@ -77,9 +77,9 @@ def runs_table(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _facts(run: Run) -> list[list[Any]]:
-    hours = run.seconds / 3600
+    known, hours = math.isfinite(run.seconds), run.seconds / 3600
     return [[run.name, run.name], [run.state, run.state], [run.step, f"{run.step:,}"],
-            [hours if math.isfinite(hours) else None, duration(run.seconds) if math.isfinite(hours) else ""]]  # fmt: skip
+            [hours if known else None, format_duration(run.seconds) if known else ""]]  # fmt: skip
 
 
 def _distances(i: int, run: Run, axes: dict[Any, Any], labels: dict[Any, str]) -> list[list[Any]]:
@@ -109,12 +109,12 @@ def _floor(record: Record) -> list[Any]:
 def with_error(record: Record) -> list[Any]:
     """A cell with a value and two standard errors."""
     error = record.error if isinstance(record.error, (int, float)) else math.nan
-    return [record.value if math.isfinite(record.value) else None, read_as(record.value, error)]
+    return [record.value if math.isfinite(record.value) else None, with_two_errors(record.value, error)]
 
 
-def read_as(value: float, error: float) -> str:
+def with_two_errors(value: float, error: float) -> str:
     """A value with two standard errors as people read it."""
-    return number(value) + (f" ± {2 * error:.{2 if 2 * error < 100 else 3}g}" if math.isfinite(error) else "")
+    return format_number(value) + (f" ± {2 * error:.{2 if 2 * error < 100 else 3}g}" if math.isfinite(error) else "")
 
 
 def _bits(run: Run) -> list[Any]:

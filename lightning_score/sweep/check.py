@@ -1,4 +1,4 @@
-"""What can be found wrong with a sweep before its first trial."""
+"""Checks a sweep before its first trial."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -13,43 +13,43 @@ from lightning_score.callbacks.pictures import pictured
 from lightning_score.commands.arguments import Arguments
 from lightning_score.errors import InputError, require
 from lightning_score.sweep.construct import Constructors, refusing
-from lightning_score.sweep.draws import Planned
+from lightning_score.sweep.draws import Plan
 from lightning_score.sweep.loaded import LoadedCommand
-from lightning_score.sweep.logged import logged
+from lightning_score.sweep.logged import logged_metrics
 from lightning_score.sweep.macros import as_text
 from lightning_score.sweep.results import flat_settings
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.trials import arguments_of, only_samples
 
 COMBINATIONS = 100
-"""Most combinations of values that are tried, evenly spread over those that are planned."""
+"""Maximal number of combinations of values that are checked, evenly spaced among the planned ones."""
 
 
-def check_settings(sweep: Sweep, plan: Planned) -> LoadedCommand:
-    """Gives every value of every parameter, and combinations of them, to the parser and the constructors of the command
-    line, and asks whether the trials will log the metric.
+def check_settings(sweep: Sweep, plan: Plan) -> LoadedCommand:
+    """Checks every value of every parameter, and combinations of values, with the parser and the constructors of the command
+    line, and checks that the trials log the metric.
 
     Args:
         sweep: the sweep.
-        plan: its trials.
+        plan: its planned trials.
 
     Returns:
         The command of the first trial.
 
     Raises:
-        InputError: the first value that is refused.
+        InputError: a value is invalid, or the metric is not logged.
     """
     first = plan.settings[0]
     try:
         command = refusing(lambda: LoadedCommand(arguments_of(sweep, first)))
         require(
             sweep.hyperband is None or command.command == "fit",
-            f"early_terminate: `{command.command}` measures once, at its end; leave it out",
+            f"early_terminate: `{command.command}` measures only once, at its end; leave early_terminate out",
         )
         trial = _Trial(sweep, command, Arguments.parse(arguments_of(sweep, first)).get("--ckpt_path"))
         trial.check(first)
     except InputError as error:
-        raise InputError(f"sweep {sweep.name}: {_told(sweep, first)}{error}") from error
+        raise InputError(f"sweep {sweep.name}: {_describe(sweep, first)}{error}") from error
     seen: dict[str, dict[str, str]] = {}
     for name, value, settings in sweep.examples():
         try:
@@ -58,18 +58,18 @@ def check_settings(sweep: Sweep, plan: Planned) -> LoadedCommand:
             raise InputError(f"sweep {sweep.name}: {name}={as_text(value)}: {error}") from error
         other = seen.setdefault(name, {}).setdefault(parsed, repr(value))
         require(
-            other == repr(value), f"sweep {sweep.name}: {name}: {other} and {value!r} make the same trial; leave one out"
+            other == repr(value), f"sweep {sweep.name}: {name}: {other} and {value!r} give the same trial; leave one out"
         )
     for settings in _spread(plan.settings):
         try:
             trial.check(settings)
         except InputError as error:
-            raise InputError(f"sweep {sweep.name}: {_told(sweep, settings)}{error}") from error
+            raise InputError(f"sweep {sweep.name}: {_describe(sweep, settings)}{error}") from error
     return command
 
 
-def _told(sweep: Sweep, settings: dict[str, Any]) -> str:
-    """The values of the parameters that vary, or of all where none does."""
+def _describe(sweep: Sweep, settings: dict[str, Any]) -> str:
+    """The values of the parameters that vary, or of all parameters if none varies."""
     flat = flat_settings(settings)
     names = [name for name in sweep.varied if name in flat] or [*flat]
     return f"{', '.join(f'{name}={as_text(flat[name])}' for name in names)}: "
@@ -81,12 +81,12 @@ def _spread(settings: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 class _Trial:
-    """Checks the settings of trials, each once.
+    """Checks the settings of trials, each only once.
 
     Args:
         sweep: the sweep.
-        command: of its first trial.
-        paths: the checkpoint of that command, if any.
+        command: the command of its first trial.
+        paths: the checkpoint of that command, if it has one.
     """
 
     def __init__(self, sweep: Sweep, command: LoadedCommand, paths: list[str]):
@@ -97,7 +97,7 @@ class _Trial:
         self._unknown: set[str] = set()
 
     def check(self, settings: dict[str, Any]) -> str:
-        """Refuses settings that cannot be run; returns the configuration that they make."""
+        """Raises `InputError` for invalid settings; returns the resulting configuration as JSON."""
         arguments = arguments_of(self._sweep, settings)
         key = json.dumps(arguments)
         if key not in self._known:
@@ -121,18 +121,18 @@ class _Trial:
             evaluate, callbacks = parts["evaluate"], parts["trainer"]["callbacks"]
         self._check_metric(given["trainer"], evaluate, callbacks or [])
         settings = {name: value for name, value in given.as_dict().items() if name not in ("output", "runs", "name")}
-        return json.dumps(settings, default=str, sort_keys=True)  # whose folder is the sweep's
+        return json.dumps(settings, default=str, sort_keys=True)  # these do not change results
 
     def _check_metric(self, trainer: Any, evaluate: Any, callbacks: Any) -> None:
-        """Refuses a metric that nobody logs; of callbacks that others have written, nobody knows."""
+        """Raises `InputError` if the metric is not logged; what callbacks from other packages log is unknown."""
         metric, command = self._sweep.metric, self._command.command
         if metric is None:
             return
-        require(not trainer["fast_dev_run"], "--trainer.fast_dev_run true: keeps no results; leave it out of a sweep")
+        require(not trainer["fast_dev_run"], "--trainer.fast_dev_run true: saves no results; leave it out of a sweep")
         idle = trainer["limit_val_batches"] == 0 and metric.startswith("val/")
-        require(not idle, f"--trainer.limit_val_batches 0: nothing is validated, so {metric} is not logged; leave it out")
+        require(not idle, f"--trainer.limit_val_batches 0: there is no validation, so {metric} is not logged; leave it out")
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        known, strangers = logged(command, evaluate, callbacks, pictured(self._command.datamodule))
+        known, strangers = logged_metrics(command, evaluate, callbacks, pictured(self._command.datamodule))
         if any(fnmatchcase(metric, name) for name in known):
             return
         names = sorted({type(callback).__name__ for callback in strangers})
@@ -140,5 +140,5 @@ class _Trial:
         hint = f"; did you mean {near[0]}?" if near else f"; it logs {', '.join(sorted(known))}"
         require(bool(names), f"metric {metric}: not logged by `{command}`{hint}")
         if not self._unknown & {*names}:
-            print(f"metric {metric}: only {', '.join(names)} can log it, which is not checked{hint}", file=sys.stderr)
+            print(f"metric {metric}: not checked, because only {', '.join(names)} may log it{hint}", file=sys.stderr)
         self._unknown |= {*names}

@@ -12,44 +12,45 @@ from lightning_score.errors import require
 from lightning_score.runs.folders import check_name
 from lightning_score.sweep.check import check_settings
 from lightning_score.sweep.cost import Cost, estimate
-from lightning_score.sweep.draws import planned
+from lightning_score.sweep.draws import plan_trials
 from lightning_score.sweep.engine import SweepRunner
-from lightning_score.sweep.folder import DATABASE, check_folder, folder_of, making
+from lightning_score.sweep.folder import DATABASE, check_folder, creating, folder_of
 from lightning_score.sweep.interruption import PATIENCE, Interruption
-from lightning_score.sweep.spec import Sweep, read
+from lightning_score.sweep.spec import Sweep, read_sweep_file
 from lightning_score.sweep.study import Study
-from lightning_score.sweep.summary import tell, tell_wandb
+from lightning_score.sweep.summary import summarize, summarize_wandb
 from lightning_score.sweep.trials import arguments_of
 
 
 def sweep(arguments: list[str]) -> None:
-    """Runs a sweep, or resumes it, and prints what it found.
+    """Runs or resumes a sweep and prints its results.
 
     Args:
         arguments: `sweep` and its options.
 
     Raises:
-        InputError: the file, a parameter, the metric, the checkpoint or the database is wrong; nothing is begun then.
+        InputError: the file, a parameter, the metric, the checkpoint or the database is invalid.
     """
     options = _parser().parse_args(arguments[1:])
     for name, least in (("count", 1), ("jobs", 1), ("seed", 0)):
         value = options[name]
         require(value is None or value >= least, f"--{name} {value}: must be at least {least}")
     require(
-        options.wandb is None or options.file is None, f"--wandb {options.wandb}: takes no file; leave {options.file} out"
+        options.wandb is None or options.file is None,
+        f"--wandb {options.wandb}: does not take a file; leave {options.file} out",
     )
     with Interruption(at_once=True, patience=3 * PATIENCE) as interruption:
         if options.wandb is not None:
-            tell_wandb(options.wandb, options.runs)
+            summarize_wandb(options.wandb, options.runs)
             return
         require(options.file is not None, "sweep needs a file, as sweeps/eps.yaml, or --wandb ENTITY/PROJECT/SWEEP")
-        _of_file(options, interruption)
+        _run_file(options, interruption)
         if interruption.requested:
             raise SystemExit(interruption.code)
 
 
-def _of_file(options: Any, interruption: Interruption) -> None:
-    spec = read(str(find_config(options.file, "sweeps", "")))
+def _run_file(options: Any, interruption: Interruption) -> None:
+    spec = read_sweep_file(str(find_config(options.file, "sweeps", "")))
     name = options.name or spec.name
     check_name(name, "--name")
     folder = folder_of(options.runs, name)
@@ -58,58 +59,60 @@ def _of_file(options: Any, interruption: Interruption) -> None:
     if options.summary:
         require(bool(options.storage) or (folder / DATABASE).exists(), f"{folder}: this sweep has not been run yet")
         interruption.defer()
-        tell(spec, Study(spec, url, name), folder)
+        summarize(spec, Study(spec, url, name), folder)
         return
-    plan = planned(spec, options.count, options.seed)
+    plan = plan_trials(spec, options.count, options.seed)
     command = check_settings(spec, plan)
     cost = estimate(command, [arguments_of(spec, settings) for settings in plan.settings], plan.count)
     print(_announcement(spec, cost, options.jobs), flush=True)
     if options.dry_run:
         return
     interruption.defer()
-    with making(folder):
-        study = Study(spec, url, name, make=True, seed=options.seed)
-        _hold(study, [arguments_of(spec, settings) for settings in plan.settings])
+    with creating(folder):
+        study = Study(spec, url, name, create=True, seed=options.seed)
+        _pin_checkpoint(study, [arguments_of(spec, settings) for settings in plan.settings])
     del command
-    SweepRunner(spec, study, folder, options.jobs, interruption).go(plan.count, options.retry_failed)
+    SweepRunner(spec, study, folder, options.jobs, interruption).run(plan.count, options.retry_failed)
 
 
 def _parser() -> Parser:
     parser = Parser(prog="python -m lightning_score sweep", description="Runs a W&B sweep file without W&B.")
-    parser.add_argument("file", type=str | None, nargs="?", help="The sweep file, as sweeps/eps.yaml.")
-    parser.add_argument("--count", type=int | None, default=None, help="Trials in all; a grid's own number by default.")
-    parser.add_argument("--jobs", type=int, default=1, help="Trials at the same time on this machine.")
-    seed = "Seed of methods random and bayes: the same file and seed draw the same trials. 0 by default."
+    parser.add_argument("file", type=str | None, nargs="?", help="The sweep file, for example sweeps/eps.yaml.")
+    parser.add_argument(
+        "--count", type=int | None, default=None, help="Total number of trials; by default all trials of a grid."
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="Number of trials that run in parallel on this machine.")
+    seed = "Seed of methods random and bayes: the same file and seed give the same trials. 0 by default."
     parser.add_argument("--seed", type=int | None, default=None, help=seed)
-    parser.add_argument("--retry_failed", action="store_true", help="SweepRunner the trials that have failed again.")
-    parser.add_argument("--name", type=str | None, default=None, help="Of this sweep; that of the file by default.")
-    parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs: results go to RUNS/sweeps/NAME.")
-    storage = "Database that several machines share, as postgresql://user@host/name; a file in the folder by default."
+    parser.add_argument("--retry_failed", action="store_true", help="Run failed trials again.")
+    parser.add_argument("--name", type=str | None, default=None, help="Name of the sweep; by default that of the file.")
+    parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs; results go to RUNS/sweeps/NAME.")
+    storage = "Database for several machines, as postgresql://user@host/name; by default a file in the folder."
     parser.add_argument("--storage", type=str | None, default=None, help=storage)
-    wandb = "Tables and figures of a sweep that W&B has run, here and on W&B: ENTITY/PROJECT/SWEEP."
+    wandb = "Write the tables and figures of a sweep that was run by W&B, here and on W&B: ENTITY/PROJECT/SWEEP."
     parser.add_argument("--wandb", type=str | None, default=None, help=wandb)
-    parser.add_argument("--dry_run", action="store_true", help="Check the file and print the cost, no more.")
-    parser.add_argument("--summary", action="store_true", help="Tables and figures of what there is, no more.")
+    parser.add_argument("--dry_run", action="store_true", help="Only check the file and print the cost.")
+    parser.add_argument("--summary", action="store_true", help="Only write the tables and figures of the results so far.")
     return parser
 
 
 def _announcement(spec: Sweep, cost: Cost, jobs: int) -> str:
     goal = "" if spec.metric is None else f", {'maximizing' if spec.maximize else 'minimizing'} {spec.metric}"
-    varied = " x ".join(spec.varied) or "nothing"
-    ending = ", or less with early termination" if spec.hyperband else ""
+    varied = " x ".join(spec.varied) or "no parameter"
+    ending = ", fewer with early termination" if spec.hyperband else ""
     workers = f" with {jobs} workers" if jobs > 1 else ""
     return f"{spec.name}: {spec.method} over {varied}{goal}\n{cost}{ending}{workers}"
 
 
-def _hold(study: Study, trials: list[list[str]]) -> None:
-    """Sees to it that all trials, today's and tomorrow's, are of one checkpoint, or of the same ones where these vary."""
+def _pin_checkpoint(study: Study, trials: list[list[str]]) -> None:
+    """Raises `InputError` unless the checkpoints are the same as when the sweep was first started."""
     paths = dict.fromkeys(path for arguments in trials for path in Arguments.parse(arguments).get("--ckpt_path")[-1:])
     for k, path in enumerate(paths):
-        file = Path(path, "last.ckpt") if os.path.isdir(path) else Path(path)  # a run that `fit` goes on with
+        file = Path(path, "last.ckpt") if os.path.isdir(path) else Path(path)  # a run that `fit` resumes
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        known = study.remember(f"checkpoint {k}" if k else "checkpoint", [digest, path])
+        known = study.store_once(f"checkpoint {k}" if k else "checkpoint", [digest, path])
         require(
             known[0] == digest,
-            f"--ckpt_path {path}: the sweep {study.name} was begun with another checkpoint, {known[1]}; "
-            "give a new --name, or that one",
+            f"--ckpt_path {path}: the sweep {study.name} was started with another checkpoint, {known[1]}; "
+            "give a new --name, or that checkpoint",
         )

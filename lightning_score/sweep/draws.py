@@ -1,4 +1,4 @@
-"""Who draws the settings of a sweep's trials."""
+"""Draws the settings of a sweep's trials."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,55 +13,55 @@ from lightning_score.errors import require
 from lightning_score.sweep.spec import Sweep
 
 KNOWN = 1000
-"""Most random trials that are looked at before they are run."""
+"""Maximal number of random trials that are drawn for the checks."""
 
 
-def sampler(sweep: Sweep, seed: int) -> BaseSampler:
-    """What chooses the settings of a trial when a worker takes it; those of grids and random draws are known before."""
+def make_sampler(sweep: Sweep, seed: int) -> BaseSampler:
+    """The sampler of settings when a worker takes a trial; grids and random trials are drawn before and queued."""
     return SeededBayes(seed) if sweep.method == "bayes" else RandomSampler(seed=seed)
 
 
 @dataclass(frozen=True)
-class Planned:
-    """The trials that a sweep will run.
+class Plan:
+    """The planned trials of a sweep.
 
     Attributes:
-        count: how many.
-        settings: those that are known before, or examples of them.
+        count: their number.
+        settings: their settings if known in advance; for bayes, examples.
     """
 
     count: int
     settings: list[dict[str, Any]]
 
 
-def planned(sweep: Sweep, count: int | None, seed: int | None) -> Planned:
-    """The trials of a sweep.
+def plan_trials(sweep: Sweep, count: int | None, seed: int | None) -> Plan:
+    """Plans the trials of a sweep.
 
     Args:
         sweep: the sweep.
-        count: their number as it was asked for.
-        seed: as it was asked for.
+        count: `--count`.
+        seed: `--seed`.
 
     Raises:
-        InputError: the number is not known, or above the file's `run_cap`; a grid is too large, or has a seed.
+        InputError: the number is missing or above the file's `run_cap`; a grid is too large; a grid with a seed.
     """
     cap = sweep.run_cap
     require(not (count and cap and count > cap), f"--count {count}: run_cap in the file allows {cap}")
     if sweep.method == "grid":
-        require(seed is None, f"--seed {seed}: a grid draws nothing; leave it out")
+        require(seed is None, f"--seed {seed}: method grid draws nothing; leave it out")
         known = sweep.grid()
         total = min(count or len(known), cap or len(known), len(known))
-        return Planned(total, [sweep.settings(FixedTrial(values)) for values in known[:total]])
+        return Plan(total, [sweep.settings(FixedTrial(values)) for values in known[:total]])
     total = count or cap
     require(total is not None, f"method {sweep.method} has no end: give --count 20, or run_cap in the file")
     if sweep.method == "random":
         drawn = draw(sweep, min(total, KNOWN), seed or 0)
-        return Planned(total, [sweep.settings(FixedTrial(values)) for values in drawn])
-    return Planned(total, [settings for _, _, settings in sweep.examples()])
+        return Plan(total, [sweep.settings(FixedTrial(values)) for values in drawn])
+    return Plan(total, [settings for _, _, settings in sweep.examples()])
 
 
 def draw(sweep: Sweep, count: int, seed: int) -> list[dict[str, Any]]:
-    """The parameters of the first random trials, as Optuna names them; those of more trials begin with the same."""
+    """The first random trials as Optuna's parameters; a larger count only appends trials."""
     study = optuna.create_study(sampler=RandomSampler(seed=seed))
     trials = [study.ask() for _ in range(count)]
     for trial in trials:
@@ -72,12 +72,12 @@ def draw(sweep: Sweep, count: int, seed: int) -> list[dict[str, Any]]:
 class SeededBayes(BaseSampler):
     """The tree-structured Parzen estimator of all parameters together (Bergstra et al. 2011; Falkner et al. 2018).
 
-    What it draws depends on the seed, the place of the trial in the queue and the trials that have ended by then, and on
-    nothing else: one worker draws the same trials again, also where the sweep is interrupted and resumed in between. Several
-    workers draw the same first ten; after these it matters which trials end first.
+    The draws depend only on the seed, the trial's place in the queue and the trials that have ended: a single worker draws
+    the same trials again, even if the sweep is interrupted and resumed. With several workers the first ten trials are the
+    same; the draws after them depend on which trials end first.
 
     Args:
-        seed: of all draws.
+        seed: the seed.
     """
 
     def __init__(self, seed: int):
@@ -85,7 +85,7 @@ class SeededBayes(BaseSampler):
         self._sampler: BaseSampler = TPESampler(seed=seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Begins anew for each trial, or two workers would draw alike."""
+        """Reseeds for each trial, so that two workers do not draw the same values."""
         parts = [self._seed, trial.user_attrs.get("slot", trial.number)]
         seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
         self._sampler = TPESampler(multivariate=True, constant_liar=True, seed=seed)

@@ -1,4 +1,4 @@
-"""The command `sweep`: a sweep file of W&B's, run on this machine."""
+"""Runs the trials of a sweep in worker processes on this machine."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -16,13 +16,13 @@ from lightning_score.sweep.interruption import PATIENCE, Interruption
 from lightning_score.sweep.results import TABLE
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.study import Study
-from lightning_score.sweep.summary import _again, results, tell
+from lightning_score.sweep.summary import collect_results, rerun_command, summarize
 from lightning_score.sweep.table import LiveTable
 from lightning_score.sweep.worker import work
 
 
 class SweepRunner:
-    """Workers, and what is shown meanwhile.
+    """Starts the workers and shows their progress.
 
     Args:
         spec: the sweep.
@@ -37,56 +37,56 @@ class SweepRunner:
         self._interruption = interruption
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[Any] = []
-        self._kept = ""
+        self._written = ""
 
-    def go(self, count: int, retry: bool = False) -> None:
-        """Runs until all trials are over, then prints the results; an interruption loses nothing.
+    def run(self, count: int, retry: bool = False) -> None:
+        """Runs until all trials have ended, then prints the results; after an interruption it resumes.
 
         Args:
-            count: number of trials in all.
-            retry: run those that have failed again.
+            count: total number of trials.
+            retry: run failed trials again.
         """
         self._study.release()
         again = self._study.retry() if retry else 0
         new = self._study.queue(count, lambda: self._interruption.requested)
-        done = len(self._study.trials()) - self._study.left()
+        done = len(self._study.trials()) - self._study.remaining()
         if done:
-            retried = f", {again} failed ones again" if again else ""
+            retried = f", {again} failed trials again" if again else ""
             print(f"resumes after {done} trials" + (f", {new} more" if new else "") + retried, flush=True)
         replace_text(self._folder / FILE, self._spec.text)
-        with LiveTable(lambda: results(self._spec, self._study)) as board:
+        with LiveTable(lambda: collect_results(self._spec, self._study)) as board:
             self._supervise(board)
         if self._interruption.requested:
             self._stop()
             return
-        tell(self._spec, self._study, self._folder)
+        summarize(self._spec, self._study, self._folder)
 
     def _supervise(self, board: LiveTable) -> None:
-        wanted = min(self._jobs, max(self._study.left(), 1))
-        while self._study.left() and not self._interruption.requested:
+        wanted = min(self._jobs, max(self._study.remaining(), 1))
+        while self._study.remaining() and not self._interruption.requested:
             alive = [worker for worker in self._workers if worker.is_alive()]
             if len(alive) < len(self._workers):
                 self._study.release()
             self._workers = alive
-            while len(self._workers) < min(wanted, self._study.left()):
-                self._workers.append(self._begin(len(self._workers)))
+            while len(self._workers) < min(wanted, self._study.remaining()):
+                self._workers.append(self._start_worker(len(self._workers)))
             board.refresh()
-            self._keep()
+            self._write_trials()
             time.sleep(0.5)
         while not self._interruption.requested and any(worker.is_alive() for worker in self._workers):
             time.sleep(0.05)
         if not self._interruption.requested:
             board.refresh()
 
-    def _keep(self) -> None:
-        """Keeps the table of trials on disk up to date, for whoever looks meanwhile; its time is a sign of life."""
-        text = results(self._spec, self._study).csv()
-        if text != self._kept:
+    def _write_trials(self) -> None:
+        """Updates the table of trials on disk; its modification time shows that the sweep is alive."""
+        text = collect_results(self._spec, self._study).csv()
+        if text != self._written:
             replace_text(self._folder / TABLE, text)
-            self._kept = text
+            self._written = text
         os.utime(self._folder / TABLE)
 
-    def _begin(self, device: int) -> Any:
+    def _start_worker(self, device: int) -> Any:
         threads = max((os.cpu_count() or 1) // self._jobs, 1)
         values = (self._spec, self._study.url, self._study.name, self._folder, threads, device, os.getpid())
         worker = self._context.Process(target=work, args=values)
@@ -99,7 +99,7 @@ class SweepRunner:
         return worker
 
     def _stop(self) -> None:
-        """Ends the workers, which put their trials back into the queue; what they cannot put back is put back here."""
+        """Stops the workers, which put their trials back into the queue; puts back those of workers that were killed."""
         end = time.monotonic() + PATIENCE + 1
         for worker in self._workers:
             worker.terminate()
@@ -108,5 +108,5 @@ class SweepRunner:
             worker.kill()
             worker.join()
         self._study.release()
-        self._keep()
-        print(f"\nstopped with {self._study.left()} trials left; to resume: {_again()}", flush=True)
+        self._write_trials()
+        print(f"\nstopped with {self._study.remaining()} trials left; to resume: {rerun_command()}", flush=True)

@@ -1,4 +1,4 @@
-"""The folder of a sweep's results: nobody else's files are overwritten in it."""
+"""The folder of a sweep's results; files that are not of the sweep are never overwritten."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -13,47 +13,47 @@ DATABASE, FILE = "study.db", "sweep.yaml"
 
 
 def folder_of(runs: str, name: str) -> Path:
-    """Where the results of a sweep go.
+    """The folder for the results of a sweep.
 
     Raises:
-        InputError: the name is not that of a folder.
+        InputError: the name is not a folder name.
     """
     fits = name not in ("", ".", "..") and not set(name) & set("/\\\0\n") and len(name.encode()) <= 200
-    require(fits, f"--name {name[:60]}: must be the name of a folder, without /, of at most 200 characters")
+    require(fits, f"--name {name[:60]}: must be a folder name, without /, of at most 200 characters")
     return Path(runs).resolve() / "sweeps" / name
 
 
 def check_folder(folder: Path, text: str, shared: bool) -> None:
-    """Looks whether a folder is free, or that of this sweep.
+    """Checks that a folder is empty, missing or that of this sweep.
 
     Args:
-        folder: of the results.
-        text: what its `sweep.yaml` holds if it is of this sweep.
-        shared: whether the trials are in a database elsewhere.
+        folder: the folder for the results.
+        text: the content of this sweep's `sweep.yaml`.
+        shared: whether the trials are in a database elsewhere (`--storage`).
 
     Raises:
-        InputError: it holds something else.
+        InputError: it contains other files.
     """
-    require(not folder.exists() or folder.is_dir(), f"{folder}: is not a folder; give a new --name")
+    require(not folder.exists() or folder.is_dir(), f"{folder}: not a folder; give a new --name")
     if not folder.exists() or not any(folder.iterdir()):
         return
     file, database = folder / FILE, folder / DATABASE
     known = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
     require(
         known in (None, text),
-        f"{folder}: holds another sweep, or another version of its file; give a new --name, or the old file",
+        f"{folder}: contains another sweep, or another version of its file; give a new --name, or the old file",
     )
     if shared:
         require(
             known is not None and not database.exists(),
-            f"{folder}: holds files that are not of this sweep with --storage; give a new --name",
+            f"{folder}: contains files that are not of this sweep with --storage; give a new --name",
         )
     else:
-        require(_is_ours(database), f"{folder}: holds files that are not of a sweep without --storage; give a new --name")
+        require(_is_ours(database), f"{folder}: contains files that are not of a sweep without --storage; give a new --name")
 
 
 def _is_ours(database: Path) -> bool:
-    """Whether a file holds a database of trials, or is the beginning of one."""
+    """Whether a file is a database of trials, possibly incomplete."""
     if not database.is_file():
         return False
     try:
@@ -65,11 +65,11 @@ def _is_ours(database: Path) -> bool:
 
 
 @contextmanager
-def making(folder: Path) -> Iterator[None]:
-    """Makes a folder; if what follows fails, the folders that are new and empty are removed again.
+def creating(folder: Path) -> Iterator[None]:
+    """Creates a folder; if the body fails, removes the folders that were created and are empty.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: it cannot be created.
     """
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:

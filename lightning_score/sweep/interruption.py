@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: noted, and looked at where nothing is half done."""
+"""SIGINT and SIGTERM: the handler records the signal, and it is checked between trials and between network evaluations."""
 
 import os
 import signal
@@ -10,25 +10,25 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE = 4.0
-"""Seconds that a worker has to react to a signal."""
+"""Seconds after a signal until a worker that does not react is killed."""
 POLL = 0.2
 
 
 class Stopped(BaseException):
-    """Ends a trial whose process is to stop; libraries treat it neither as an error nor as Ctrl-C."""
+    """Stops a trial because its process must stop; libraries do not catch it as an error or as Ctrl-C."""
 
 
 class Interruption:
-    """Whether this process is to stop.
+    """Whether this process must stop.
 
-    An exception that a signal handler raises inside a database session leaves the database locked, so the handler only notes
-    the signal, and `check` raises between two trials or two evaluations of the network. Signals that this process ignores,
-    as SIGINT in the background of a shell, stay ignored. Within its context the handlers are installed.
+    A signal handler that raises inside a database session leaves the database locked. So the handler only records the
+    signal, and `check` raises between two trials or two network evaluations. Signals that this process ignores, such as
+    SIGINT in the background of a shell, stay ignored. The context manager installs the handlers.
 
     Args:
-        parent: process id of the parent, whose end is a reason to stop, too.
-        at_once: raise SystemExit in the handler until `defer` is called: while no database is open.
-        patience: seconds after which a process that has not reacted, as one that waits for a database, is ended.
+        parent: process id of the parent; when the parent ends, this process must stop, too.
+        at_once: the handler raises SystemExit until `defer` is called (no database is open before).
+        patience: seconds after a signal until a process that does not react exits.
     """
 
     def __init__(self, parent: int | None = None, at_once: bool = False, patience: float = PATIENCE):
@@ -37,7 +37,7 @@ class Interruption:
         self._before: dict[int, Callable[..., Any] | int | None] = {}
 
     def __enter__(self) -> "Interruption":
-        if threading.current_thread() is threading.main_thread():  # others may not install handlers
+        if threading.current_thread() is threading.main_thread():  # other threads cannot install handlers
             for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._note)
@@ -58,29 +58,29 @@ class Interruption:
             raise SystemExit(self.code)
 
     def _watch(self) -> None:
-        """Ends a process that is stuck as `kill -9` does: database and trials are consistent after that."""
+        """Exits a process that is stuck, as `kill -9` does; database and trials stay consistent."""
         while not self._over:
             if self._number and not self._at_once and time.monotonic() - self._since > self._patience:
                 os._exit(self.code)
             time.sleep(POLL)
 
     def defer(self) -> None:
-        """From here on signals are only noted."""
+        """From now on the handler only records signals."""
         self._at_once = False
-        if self._number:  # the exception of the handler was lost in somebody else's `except`
+        if self._number:  # other code has caught the handler's exception
             raise SystemExit(self.code)
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come, or the parent has ended."""
+        """Whether a signal has arrived, or the parent has ended."""
         return bool(self._number) or (self._parent is not None and os.getppid() != self._parent)
 
     @property
     def code(self) -> int:
-        """The exit code, as a shell reports it: 130 after SIGINT, 143 after SIGTERM."""
+        """The exit code: 130 after SIGINT, 143 after SIGTERM."""
         return 128 + (self._number or signal.SIGTERM)
 
     def check(self, *_: Any) -> None:
-        """Raises `Stopped` if this process is to stop; it can serve as a hook of a module."""
+        """Raises `Stopped` if this process must stop; it can be used as a module hook."""
         if self.requested:
             raise Stopped

@@ -20,33 +20,33 @@ OF_CALLBACKS: dict[type[Callback], tuple[str, ...]] = {
     ),
     ScorePlot: ("val/score_error",),
 }
-"""What the shipped callbacks log, but for `Evaluate`; the others log nothing. `*` stands for a noise level."""
+"""Metrics of the callbacks of this package except `Evaluate`; those not listed log nothing. `*` is a noise level."""
 TO_LOGGERS = ("LearningRateMonitor", "DeviceStatsMonitor")
-"""Lightning's callbacks that log under names of their own."""
+"""Lightning's callbacks whose metric names are not known in advance."""
 
 
-def logged(
+def logged_metrics(
     command: str, evaluate: Evaluate, callbacks: Sequence[Callback], images: bool = True
 ) -> tuple[set[str], list[Callback]]:
-    """The names of all metrics that a command logs, and the callbacks of which that is not known.
+    """The names of all metrics that a command logs, and the callbacks whose metrics are unknown.
 
     Args:
         command: fit, validate or test.
-        evaluate: what measures the samples.
-        callbacks: those of the trainer's configuration.
-        images: whether the data are images, of which copies are looked for.
+        evaluate: the evaluation of samples.
+        callbacks: the trainer's callbacks.
+        images: whether the data are images; copies are only searched for images.
     """
     prefix = "test/" if command == "test" else "val/"
     names = {f"{prefix}loss", *({"train/loss", "train/lr"} if command == "fit" else ())}
     names |= _of_evaluate(prefix, evaluate, images)
-    strangers = []
+    unknown = []
     for callback in callbacks:
         kind = type(callback)
         shipped = kind.__module__.startswith(("lightning_score.", "lightning.", "pytorch_lightning."))
         names |= {name for name in OF_CALLBACKS.get(kind, ()) if name.startswith(prefix)}
         if not shipped or kind.__name__ in TO_LOGGERS:
-            strangers.append(callback)
-    return names, strangers
+            unknown.append(callback)
+    return names, unknown
 
 
 def _of_evaluate(prefix: str, evaluate: Evaluate, images: bool) -> set[str]:
@@ -76,7 +76,7 @@ def _measures(evaluate: Evaluate, kind: str) -> bool:
 
 
 def _error(evaluate: Evaluate, kind: str, test: bool) -> list[str]:
-    """The ending of a standard error, where there is one."""
+    """The suffix of the standard error, if there is one."""
     if test and evaluate.repeats > 1:
         return ["_error"]
     quick = test or evaluate.all_metrics or evaluate.features.num_features <= 256

@@ -1,4 +1,4 @@
-"""The command of a sweep's trial: W&B's macros, and settings as options of our command line."""
+"""W&B's macros in the command of a sweep, and settings as command-line options."""
 
 import ast
 import json
@@ -9,16 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_score.commands.arguments import CONFIG, Arguments
 from lightning_score.errors import require
 
 DEFAULT = ("${env}", "${interpreter}", "${program}", "${args}")
-"""What W&B runs where a sweep file has no command."""
+"""W&B's command for a sweep file without a command."""
+ARGS = "${args}"
+"""Where the settings of a trial go in a command."""
 VARIABLE = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 
 
 def options(settings: Mapping[str, Any]) -> list[str]:
-    """`--name=value` for each setting, a part always before the options inside it, whatever the order of the settings.
+    """`--name=value` for each setting; a part always precedes the options inside it.
 
     Args:
         settings: values by dotted names, or nested.
@@ -28,7 +29,7 @@ def options(settings: Mapping[str, Any]) -> list[str]:
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings by dotted names; a part that is given with its class stays whole."""
+    """Nested settings by dotted names; a mapping with a `class_path` is one value."""
     for name, value in settings.items():
         if isinstance(value, Mapping) and value and "class_path" not in value:
             yield from flatten(value, f"{prefix}{name}.")
@@ -37,32 +38,57 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def as_text(value: Any) -> str:
-    """A value as the parser reads it: null, true, 0.1, text as it is, and JSON for lists and mappings."""
+    """A value in the parser's notation: null, true, 0.1, unchanged text, and JSON for lists and mappings."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def from_agent(words: Sequence[str]) -> list[str]:
-    """Arguments as a W&B agent writes them, as our parser reads them.
+def from_agent(arguments: Sequence[str]) -> list[str]:
+    """Arguments from a W&B agent, rewritten for the parser.
 
     `${args}` writes Python's names (`--model.guidance=None`) and nested parameters as one dictionary, and the order is that
-    of the server, while a part has to stand before its options; `--config ${args_json_file}` names a file of dotted keys.
+    of the server, while a part must precede its options; `--config ${args_json_file}` names a file of dotted keys.
     """
+    others, given = split_options(arguments)
+    return others + options(given)
+
+
+def split_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The arguments whose order matters (the command, `--config`, options after a `+=`), and the other options by name."""
     given: dict[str, Any] = {}
     others: list[str] = []
-    lists: set[str] = set()  # options that `+=` has added to: what follows inside them is of the part added last
-    arguments = Arguments.parse(words)
-    for option in arguments.options:
-        name, text = option.name.removeprefix("--"), " ".join(option.values)
-        settings = _dotted(Path(text)) if option.name == CONFIG else {name: _value(text)}
+    lists: set[str] = set()  # options with `+=`: later options inside them belong to the part added last
+    rest = list(_without_files(arguments))
+    while rest:
+        argument = rest.pop(0)
+        name, equals, text = argument.partition("=")
         if name.endswith("+"):
             lists.add(f"{name[:-1]}.")
-        if settings is None or name.endswith("+") or not name or not option.values:
-            others += option.words()
-        elif name.startswith(tuple(lists)):
-            others += options(settings)
+            others += [argument] if equals else [argument, *rest[:1]]
+            rest = rest if equals else rest[1:]
+        elif not name.startswith("--") or name == "--config":
+            others.append(argument)
+        elif equals or (rest and not rest[0].startswith("--")):
+            setting = {name.removeprefix("--"): _value(text if equals else rest.pop(0))}
+            if name.startswith(tuple(lists)):
+                others += options(setting)
+            else:
+                given |= flatten(setting)
         else:
-            given |= settings
-    return [arguments.command, *others, *options(given)]
+            others.append(argument)
+    return others, given
+
+
+def _without_files(arguments: Sequence[str]) -> Iterator[str]:
+    """The arguments, with JSON files of dotted keys turned into options."""
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, text = argument.partition("=")
+        if name != "--config":
+            yield argument
+            continue
+        path = text if equals else next(rest, "")
+        settings = _dotted(Path(path))
+        yield from ["--config", path] if settings is None else options(settings)
 
 
 def _dotted(path: Path) -> dict[str, Any] | None:
@@ -74,7 +100,7 @@ def _dotted(path: Path) -> dict[str, Any] | None:
 
 
 def _value(text: str) -> Any:
-    """What Python's names, dictionaries and lists mean; other text as it is."""
+    """The value of Python's names, dictionaries and lists; other text is unchanged."""
     if text in ("None", "True", "False") or text.startswith(("{", "[")):
         try:
             return ast.literal_eval(text)
@@ -83,39 +109,32 @@ def _value(text: str) -> Any:
     return text
 
 
-def expand(command: Sequence[Any], program: str | None, settings: Mapping[str, Any]) -> list[str]:
-    """A sweep's command with W&B's macros replaced, as its agent does it; unknown macros vanish there, and here.
+def expand_macros(command: Sequence[str], program: str | None) -> list[str]:
+    """A sweep's command with W&B's macros replaced as its agent does it, but with `ARGS` where the settings go.
 
-    Where the agent writes a file of settings for `--config ${args_json_file}`, these are options here: no file is written.
+    W&B removes unknown macros; macros that write settings in a form that the parser does not read are removed, too.
 
     Args:
         command: the words of the command.
         program: the sweep's program.
-        settings: of the trial, by their names; nested ones are dictionaries.
 
     Raises:
         InputError: `${args_json_file}` does not follow `--config`.
     """
-    hyphened = [f"--{name}={value}" for name, value in settings.items()]
     macros = {
-        "env": ["/usr/bin/env"] if os.name == "posix" else [],
-        "interpreter": [sys.executable],
-        "program": [program or ""],
-        "args": hyphened,
-        "args_no_hyphens": [argument.removeprefix("--") for argument in hyphened],
-        "args_no_equals": [word for name, value in settings.items() for word in (f"--{name}", str(value))],
-        "args_no_boolean_flags": [
-            f"--{name}" if value is True else f"--{name}={value}" for name, value in settings.items() if value is not False
-        ],
-        "args_json": [json.dumps(dict(settings))],
+        "${env}": ["/usr/bin/env"] if os.name == "posix" else [],
+        "${interpreter}": [sys.executable],
+        "${program}": [program or ""],
+        ARGS: [ARGS],
+        "${args_no_equals}": [ARGS],
     }
     words: list[str] = []
     for chunk in command:
         if chunk == "${args_json_file}":
             require(bool(words) and words[-1] in ("-c", "--config"), f"command: {chunk} must follow --config")
-            words[-1:] = options(settings)
-            continue
-        word = VARIABLE.sub(lambda match: os.environ.get(match[1], match[1]), str(chunk))
-        macro = re.fullmatch(r"\$\{(\w+)\}", word)
-        words += macros.get(macro[1], []) if macro else [word]
+            words[-1] = ARGS
+        elif re.fullmatch(r"\$\{\w+\}", chunk):
+            words += macros.get(chunk, [])
+        else:
+            words.append(VARIABLE.sub(lambda match: os.environ.get(match[1], match[1]), chunk))
     return words

@@ -1,4 +1,4 @@
-"""A sweep that W&B has run: its trials as rows, and what they tell, back on W&B."""
+"""A sweep that W&B has run: reads its trials, and logs table and figures on W&B."""
 
 import difflib
 import math
@@ -11,11 +11,11 @@ import yaml
 from lightning_score.errors import InputError, require
 from lightning_score.runs.folders import check_name
 from lightning_score.runs.status import STOPPED_EARLY
-from lightning_score.sweep.results import Results, Row, flat_settings, measured
-from lightning_score.sweep.spec import Sweep, from_entries, shown
+from lightning_score.sweep.results import Results, Row, flat_settings, metric_fields
+from lightning_score.sweep.spec import Sweep, dotted, from_entries
 
 STATES = {"finished": "complete", "running": "running", "pending": "waiting"}
-"""What W&B's states of a run are here; every other one is a failure."""
+"""States of a run on W&B and here; any other state on W&B is `failed`."""
 
 
 def fetch(path: str) -> tuple[Sweep, Results]:
@@ -25,9 +25,9 @@ def fetch(path: str) -> tuple[Sweep, Results]:
         path: `entity/project/sweep`.
 
     Raises:
-        InputError: the address is no such, or the server has no such sweep.
+        InputError: the address is invalid, or the server cannot read this sweep.
     """
-    require(path.count("/") == 2, f"--wandb {path}: must be ENTITY/PROJECT/SWEEP, as `wandb sweep` prints it")
+    require(path.count("/") == 2, f"--wandb {path}: must be ENTITY/PROJECT/SWEEP, which `wandb sweep` prints")
     check_name(path.rpartition("/")[2], "--wandb ENTITY/PROJECT/SWEEP:")
     import wandb
 
@@ -38,7 +38,7 @@ def fetch(path: str) -> tuple[Sweep, Results]:
         raise InputError(f"--wandb {path}: cannot be read ({' '.join(str(error).split())[:200]})") from error
     text = f"# W&B: {path}\n{yaml.safe_dump(entries, sort_keys=False)}"
     sweep = from_entries(entries, path, text, path.rpartition("/")[2])
-    require(sweep.metric is not None, f"--wandb {path}: this sweep has no metric, and so no results")
+    require(sweep.metric is not None, f"--wandb {path}: this sweep has no metric, so it has no results")
     logged = {key for run in runs for key, value in dict(run.summary).items() if isinstance(value, (int, float))}
     near = difflib.get_close_matches(sweep.metric, logged, 1, 0.3)
     require(
@@ -50,24 +50,24 @@ def fetch(path: str) -> tuple[Sweep, Results]:
 
 
 def _row(sweep: Sweep, number: int, run: Any) -> Row:
-    said = dict(run.summary)
-    fields = measured({key: value for key, value in said.items() if isinstance(value, (int, float))}, sweep.metric)
+    summary = dict(run.summary)
+    fields = metric_fields({key: value for key, value in summary.items() if isinstance(value, (int, float))}, sweep.metric)
     state = STATES.get(run.state, "failed")
-    if state == "complete" and said.get("state") == STOPPED_EARLY:
+    if state == "complete" and summary.get("state") == STOPPED_EARLY:
         state = STOPPED_EARLY
     elif state == "complete" and not math.isfinite(fields["value"]):
         state = "failed"
     given: dict[str, Any] = {}
-    for name, law in sweep.parameters.items():
-        fixed = shown(name) not in sweep.varied
-        given[shown(name)] = law.examples()[0] if fixed else _setting(run.config, shown(name))
-    message = str(said.get("error", run.state)) if state == "failed" else ""
-    seconds = said.get("_runtime", math.nan)
+    for keys, law in sweep.parameters.items():
+        name = dotted(keys)
+        given[name] = _setting(run.config, name) if name in sweep.varied else law.examples()[0]
+    message = str(summary.get("error", run.state)) if state == "failed" else ""
+    seconds = summary.get("_runtime", math.nan)
     return Row(number, state, flat_settings(given), seconds=seconds, folder=run.url, message=message, **fields)
 
 
 def _setting(config: dict[str, Any], name: str) -> Any:
-    """A setting by its dotted name, which W&B keeps whole, or nested for nested parameters."""
+    """A setting by its dotted name; on W&B it is one key, or nested mappings for nested parameters."""
     if name in config:
         return config[name]
     value: Any = config
@@ -77,13 +77,13 @@ def _setting(config: dict[str, Any], name: str) -> Any:
 
 
 def publish(found: Results, files: Sequence[Path], path: str, folder: Path) -> None:
-    """Puts table and figures into a run of their own beside the trials.
+    """Logs table and figures in a new run of the project.
 
     Args:
         found: the results.
         files: the figures.
         path: `entity/project/sweep`.
-        folder: in which W&B keeps its files.
+        folder: for W&B's files.
     """
     import wandb
 

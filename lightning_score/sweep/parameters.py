@@ -1,11 +1,11 @@
-"""The parameters of a sweep: W&B's distributions, drawn from by an optimizer and listed by a grid."""
+"""The parameters of a sweep: W&B's distributions, from which Optuna draws, and whose values a grid lists."""
 
 import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from itertools import accumulate
 from typing import Any
 
 from lightning_score.errors import require
@@ -26,30 +26,30 @@ KEYS = {
 }
 QUANTIZED = ("uniform", "log_uniform", "log_uniform_values", "normal", "log_normal", "beta")
 DISTRIBUTIONS = {**KEYS, **{f"q_{name}": {*KEYS[name], "q"} for name in QUANTIZED}}
-"""The names of all distributions, with the numbers that each takes."""
+"""All distributions and their keys in a sweep file."""
 EXAMPLES = 4
-"""Intervals into which the examples divide a law."""
+"""Number of intervals between the examples of a distribution."""
 LOGARITHM = 700.0
-"""The natural logarithm of a value may be as large, or as small, as this."""
+"""Largest absolute value of the natural logarithm of a value."""
 LARGEST = 100_000
-"""Most trials of a grid."""
+"""Maximal number of trials of a grid."""
 DEFAULTS = {"mu": 0.0, "sigma": 1.0, "a": 1.0, "b": 1.0, "q": 1}
 
 
 class Parameter(ABC):
-    """One parameter of a sweep and the law of its values."""
+    """A parameter of a sweep and the distribution of its values."""
 
     @abstractmethod
     def suggest(self, trial: Any, name: str) -> Any:
         """The value in an Optuna trial."""
 
     def grid(self) -> Sequence[Any] | None:
-        """All values, as `suggest` names them to Optuna; None for a law that no grid can list."""
+        """All values as Optuna stores them; None for a distribution that a grid cannot list."""
         return None
 
     @abstractmethod
     def examples(self) -> list[Any]:
-        """Values that show whether the parameter is accepted: all of them, or the ends of their range."""
+        """Values to check: all of them, or those at the ends of a range and some between."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Constant(Parameter):
 
 @dataclass(frozen=True)
 class Categorical(Parameter):
-    """One of some values of any kind, each as likely as the others."""
+    """One of some values of any type, all with the same probability."""
 
     values: list[Any]
 
@@ -81,7 +81,7 @@ class Categorical(Parameter):
         return self.values
 
     def _named(self) -> dict[Any, Any]:
-        """Optuna takes numbers and text: those stand for themselves, other values for their JSON."""
+        """The values by what Optuna stores: numbers and text themselves, other values as JSON."""
         plain = all(isinstance(value, (int, float, str)) and not isinstance(value, bool) for value in self.values)
         plain = plain and len(set(self.values)) == len(self.values)
         return {value if plain else json.dumps(value): value for value in self.values}
@@ -89,7 +89,7 @@ class Categorical(Parameter):
 
 @dataclass(frozen=True)
 class IntUniform(Parameter):
-    """A whole number from `low` to `high`, both included."""
+    """An integer from `low` to `high`, both included."""
 
     low: int
     high: int
@@ -107,7 +107,7 @@ class IntUniform(Parameter):
 
 @dataclass(frozen=True)
 class Interval(Parameter):
-    """A real number between `low` and `high`, uniform itself or in its logarithm."""
+    """A real number between `low` and `high`, uniform or log-uniform."""
 
     low: float
     high: float
@@ -123,76 +123,58 @@ class Interval(Parameter):
 
 
 @dataclass(frozen=True)
-class Quantile(Parameter):
-    """Any other law, by its quantile function of a number that is uniform in [0, 1], rounded to multiples of q if given.
+class Weighted(Parameter):
+    """One of some values, each with its own probability; Optuna stores a number that is uniform in [0, 1]."""
 
-    Optuna knows the parameter as that number.
-    """
-
-    distribution: str
-    numbers: Mapping[str, float]
-    q: float | None = None
-    choices: tuple[Any, ...] = ()
+    values: tuple[Any, ...]
+    probabilities: tuple[float, ...]
 
     def suggest(self, trial: Any, name: str) -> Any:
+        u = trial.suggest_float(name, 0.0, 1.0)
+        below = zip(self.values, accumulate(self.probabilities), strict=True)
+        return next((value for value, total in below if u < total), self.values[-1])
+
+    def examples(self) -> list[Any]:
+        return list(self.values)
+
+
+@dataclass(frozen=True)
+class Quantile(Parameter):
+    """Any other distribution, by its quantile function of a number that is uniform in [0, 1], which is what Optuna stores.
+
+    Args:
+        law: a frozen scipy distribution, of the value or of its logarithm.
+        log: whether it is that of the logarithm.
+        q: the values are rounded to multiples of q; None: not rounded.
+    """
+
+    law: Any
+    log: bool
+    q: float | None
+
+    def suggest(self, trial: Any, name: str) -> float:
         return self(trial.suggest_float(name, 0.0, 1.0))
 
     def grid(self) -> list[float] | None:
-        """Of a quantized uniform law alone: one number for each of its values."""
-        if self.distribution != "uniform" or self.q is None:
+        """Only for a quantized uniform distribution: one quantile for each of its values."""
+        if self.law.dist.name != "uniform" or self.log or self.q is None:
             return None
-        low, high = self.numbers["min"], self.numbers["max"]
+        low, high = map(float, self.law.support())
         few = (high - low) / self.q < LARGEST
-        require(few, f"q={self.q:g}: more than {LARGEST} multiples from {low:g} to {high:g}; raise q, or take method random")
+        require(few, f"q={self.q:g}: more than {LARGEST} multiples from {low:g} to {high:g}; raise q, or use method random")
         multiples = range(round(low / self.q), round(high / self.q) + 1)
-        span = high - low
-        return [min(max((k * self.q - low) / span, 0.0), 1.0) if span else 0.0 for k in multiples]
+        return [min(max((k * self.q - low) / (high - low or 1.0), 0.0), 1.0) for k in multiples]
 
-    def examples(self) -> list[Any]:
-        return list(self.choices) or list(dict.fromkeys(map(self, self._shares())))
+    def examples(self) -> list[float]:
+        """The ends of a bounded distribution, the quantiles 0.01 and 0.99 of an unbounded one, and three between."""
+        margin = 0.01 if self.law.dist.name == "norm" else 0.0
+        return list(dict.fromkeys(self(margin + i * (1 - 2 * margin) / EXAMPLES) for i in range(EXAMPLES + 1)))
 
-    def _shares(self) -> list[float]:
-        """The ends of a law that has ends, the quantiles 0.01 and 0.99 of one that has none, and some between."""
-        margin = 0.01 if self.distribution.endswith("normal") else 0.0
-        return [margin + i * (1 - 2 * margin) / EXAMPLES for i in range(EXAMPLES + 1)]
-
-    def __call__(self, u: float) -> Any:
-        """The value with the share u of the law below it."""
-        if self.choices:
-            total = 0.0
-            for choice, probability in zip(self.choices, self.numbers["probabilities"], strict=True):
-                total += probability
-                if u < total:
-                    return choice
-            return self.choices[-1]
-        value = self._quantile(min(max(u, 1e-12), 1 - 1e-12))
+    def __call__(self, u: float) -> float:
+        """The quantile u."""
+        value = float(self.law.ppf(min(max(u, 1e-12), 1 - 1e-12)))
+        value = math.exp(value) if self.log else value
         return value if self.q is None else round(value / self.q) * self.q
-
-    def _quantile(self, u: float) -> float:
-        n = self.numbers
-        if self.distribution == "beta":
-            from scipy.special import betaincinv
-
-            return float(betaincinv(n["a"], n["b"], u))
-        if self.distribution.endswith("normal"):
-            value = NormalDist(n["mu"], n["sigma"]).inv_cdf(u)
-            return math.exp(value) if self.distribution == "log_normal" else value
-        if self.distribution == "uniform":
-            return n["min"] + u * (n["max"] - n["min"])
-        if self.distribution.startswith("inv_log_uniform"):
-            low, high = _logarithms(n, self.distribution)
-            return math.exp(-(high - u * (high - low))) if self.distribution == "inv_log_uniform" else _between(low, high, u)
-        return _between(*_logarithms(n, self.distribution), u)
-
-
-def _between(low: float, high: float, u: float) -> float:
-    return math.exp(low + u * (high - low))
-
-
-def _logarithms(numbers: Mapping[str, float], distribution: str) -> tuple[float, float]:
-    """The ends of the logarithm's range, which the names without `values` give themselves."""
-    ends = numbers["min"], numbers["max"]
-    return tuple(map(math.log, ends)) if distribution.endswith("_values") else ends
 
 
 def parameter(name: str, given: Any) -> Parameter:
@@ -203,11 +185,11 @@ def parameter(name: str, given: Any) -> Parameter:
         given: the entry, with `value`, `values`, or `min` and `max`, and perhaps a `distribution`.
 
     Raises:
-        InputError: what W&B would not take either: an unknown law, a number that is missing or is text, an empty range.
+        InputError: W&B refuses it, too: an unknown distribution, a missing number, a number as text, an empty range.
     """
-    require(isinstance(given, Mapping), f"parameters: {name} must be a mapping, as {{values: [1, 2]}}, not {given!r}")
+    require(isinstance(given, Mapping), f"parameters: {name}={given!r}: must be a mapping, as {{values: [1, 2]}}")
     kind = given.get("distribution") or _default(name, given)
-    require(kind in DISTRIBUTIONS, f"{name}: distribution {kind!r} is unknown; choose one of {', '.join(DISTRIBUTIONS)}")
+    require(kind in DISTRIBUTIONS, f"{name}: distribution={kind!r}: unknown; choose one of {', '.join(DISTRIBUTIONS)}")
     unknown = set(given) - DISTRIBUTIONS[kind] - {"distribution"}
     require(not unknown, f"{name}: {kind} does not take {', '.join(sorted(map(str, unknown)))}")
     missing = sorted(DISTRIBUTIONS[kind] - set(given) - set(DEFAULTS))
@@ -224,13 +206,13 @@ def parameter(name: str, given: Any) -> Parameter:
     for key, value in numbers.items():
         fine = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if isinstance(value, str) else ""
-        require(fine, f"{name}: {key}={value!r} must be a number{hint}")
-        require(value > 0 or key not in ("q", "sigma", "a", "b"), f"{name}: {key}={value} must be above 0")
+        require(fine, f"{name}: {key}={value!r}: must be a number{hint}")
+        require(value > 0 or key not in ("q", "sigma", "a", "b"), f"{name}: {key}={value}: must be above 0")
     return _law(name, kind, numbers)
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether JSON has it: YAML reads 2024-01-31 as a date, and .nan as a number."""
+    """Whether JSON can represent it; YAML also has dates such as 2024-01-31, and .nan."""
     try:
         return bool(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError):
@@ -238,19 +220,20 @@ def _is_plain(value: Any) -> bool:
 
 
 def _default(name: str, given: Mapping[str, Any]) -> str:
-    """The law of an entry that names none."""
+    """The distribution of an entry without `distribution`."""
     if "value" in given:
         return "constant"
     if "values" in given:
         return "categorical_w_probabilities" if "probabilities" in given else "categorical"
-    require("min" in given and "max" in given, f"{name}: needs value, values, or min and max; it has {dict(given)}")
+    require("min" in given and "max" in given, f"{name}: needs value, values, or min and max; found {dict(given)}")
     return "int_uniform" if all(isinstance(given[key], int) for key in ("min", "max")) else "uniform"
 
 
 def _choices(name: str, given: Mapping[str, Any]) -> Parameter:
     values = given["values"]
     require(
-        isinstance(values, list) and len(values) > 0, f"{name}: values={values!r}: an empty range; give a list, as [1, 2]"
+        isinstance(values, list) and len(values) > 0,
+        f"{name}: values={values!r}: must be a list with at least one value, as [1, 2]",
     )
     if "probabilities" not in given:
         unique = {json.dumps(value, default=str): value for value in values}
@@ -261,32 +244,49 @@ def _choices(name: str, given: Mapping[str, Any]) -> Parameter:
     )
     require(
         fine and min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6,
-        f"{name}: probabilities={shares!r}: need one number for each of the {len(values)} values, adding up to 1",
+        f"{name}: probabilities={shares!r}: must be one number for each of the {len(values)} values, with sum 1",
     )
-    return Quantile("choice", {"probabilities": shares}, choices=tuple(values))
+    return Weighted(tuple(values), tuple(shares))
 
 
 def _law(name: str, kind: str, numbers: dict[str, float]) -> Parameter:
     low, high = numbers.get("min", 0), numbers.get("max", 0)
-    require(low <= high, f"{name}: min={low}, max={high}: an empty range; min must not be above max")
-    require(not kind.endswith("_values") or low > 0, f"{name}: min={low}: {kind} needs a range above 0")
-    if kind.endswith(("log_uniform", "log_normal")):  # their numbers are logarithms
+    require(low <= high, f"{name}: min={low}, max={high}: min must not be above max")
+    require(not kind.endswith("_values") or low > 0, f"{name}: min={low}: {kind}: min must be above 0")
+    if kind.endswith(("log_uniform", "log_normal")):  # their numbers are logarithms of values
         ends = (low, high) if "min" in numbers else [numbers["mu"] + z * numbers["sigma"] for z in (-8, 8)]
         require(
             ends[0] > -LOGARITHM and ends[1] < LOGARITHM,
-            f"{name}: {kind} takes natural logarithms, of which {ends[0]:g} to {ends[1]:g} are too far from 0; "
+            f"{name}: {kind} takes natural logarithms, and {ends[0]:g} to {ends[1]:g} are too far from 0; "
             "log_uniform_values takes the values themselves",
         )
     q = numbers.pop("q", None)
     if kind == "int_uniform":
         require(
-            isinstance(low, int) and isinstance(high, int), f"{name}: int_uniform needs whole numbers, not {low}, {high}"
+            isinstance(low, int) and isinstance(high, int),
+            f"{name}: min={low}, max={high}: must be integers for int_uniform",
         )
-        require(max(-low, high) <= 2**53, f"{name}: min={low}, max={high}: a whole number is at most {2**53}")
+        require(max(-low, high) <= 2**53, f"{name}: min={low}, max={high}: integers must be at most {2**53}")
         return IntUniform(low, high)
     if kind == "uniform":
         return Interval(float(low), float(high))
     if kind in ("log_uniform_values", "log_uniform"):
         ends = (math.exp(low), math.exp(high)) if kind == "log_uniform" else (low, high)
         return Interval(*map(float, ends), log=True)
-    return Quantile(kind.removeprefix("q_"), numbers, q)
+    return _quantile(kind.removeprefix("q_"), numbers, q)
+
+
+def _quantile(kind: str, numbers: dict[str, float], q: float | None) -> Parameter:
+    from scipy import stats  # takes a second to import
+
+    if kind == "beta":
+        return Quantile(stats.beta(numbers["a"], numbers["b"]), False, q)
+    if kind.endswith("normal"):
+        return Quantile(stats.norm(numbers["mu"], numbers["sigma"]), kind == "log_normal", q)
+    low, high = numbers["min"], numbers["max"]
+    if kind.endswith("_values"):
+        low, high = math.log(low), math.log(high)
+    elif kind == "inv_log_uniform":
+        low, high = -high, -low
+    law = stats.uniform(low, max(high - low, math.ulp(0.0)))  # scipy returns NaN for an empty range
+    return Quantile(law, "log" in kind, q)

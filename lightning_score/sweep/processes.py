@@ -1,4 +1,4 @@
-"""The processes of a sweep: who runs a trial, whether it is alive, and the end of a program with its worker."""
+"""The processes of a sweep: their names, whether they are alive, and ending a child with its parent."""
 
 import ctypes
 import os
@@ -9,12 +9,12 @@ from contextlib import suppress
 
 
 def identity() -> str:
-    """The name of this process among those of all machines, as `host:1234`."""
+    """A name of this process that is unique among all machines, such as `host:1234`."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def is_dead(name: str) -> bool:
-    """Whether a process is known to be dead, by its `identity`: one of this machine that there is not."""
+    """Whether a process, given by its `identity`, is of this machine and has ended."""
     host, _, process = name.rpartition(":")
     if host != socket.gethostname() or not process.isdigit():
         return False
@@ -28,14 +28,14 @@ def is_dead(name: str) -> bool:
 
 
 def _is_zombie(process: int) -> bool:
-    """Whether a process has ended, though its parent has not noticed (Linux)."""
+    """Whether a process has ended but its parent has not waited for it (Linux)."""
     with suppress(OSError), open(f"/proc/{process}/stat") as file:
         return file.read().rpartition(")")[2].split()[0] == "Z"
     return False
 
 
-def end_with(parent: int) -> None:
-    """Lets this process get SIGTERM when its parent dies (Linux): called in a child that has just been forked."""
+def end_with_parent(parent: int) -> None:
+    """Requests SIGTERM for this process when its parent dies (Linux); call it in a child directly after the fork."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

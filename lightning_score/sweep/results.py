@@ -1,4 +1,4 @@
-"""What a sweep has found: its trials as rows, differences with their errors, the Pareto front, tables."""
+"""The results of a sweep: its trials as rows, differences with their errors, the Pareto front, tables."""
 
 import csv
 import io
@@ -23,11 +23,11 @@ from lightning_score.sweep.processes import is_dead
 TABLE = "trials.csv"
 """The table of trials in a sweep's folder."""
 COLUMNS = ["error", "floor", "n", "nfe", "seconds", "folder", "message", "without", "paired", "worker", "floor_kind"]
-"""Of the table, after trial, state, the settings and the metric; those of older versions lack some of the last four."""
+"""Columns after trial, state, settings and metric; tables of older versions lack some of the last four."""
 ENDED = ("complete", STOPPED_EARLY, "failed")
-"""The states of trials that are over."""
+"""States of trials that have ended."""
 SILENCE = 120.0
-"""Seconds after which a sweep that does not touch its table is dead."""
+"""Seconds without an update of its table after which a sweep counts as dead."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,21 @@ class Row:
     """A trial.
 
     Attributes:
-        number: in the order of the queue.
+        number: its place in the queue.
         state: complete, stopped early (by early termination), failed, running, interrupted or waiting.
         settings: by their dotted names.
         value: of the metric, NaN without one.
-        error: its standard error, NaN where unknown.
-        floor: what a perfect model scores, NaN where unknown.
-        n: number of samples, 0 where unknown.
-        nfe: network evaluations per sample, NaN where unknown.
-        seconds: that the trial took.
-        without: the value without each part of the samples.
-        paired: what two trials must share for their samples to be paired: data, features and seed.
-        folder: of its results.
+        error: its standard error, NaN if unknown.
+        floor: the value of a perfect model, NaN if unknown.
+        n: number of samples, 0 if unknown.
+        nfe: network evaluations per sample, NaN if unknown.
+        seconds: duration of the trial.
+        jackknife: the value without each part of the samples.
+        paired: data, features and seeds; the samples of two trials are paired if these are equal.
+        folder: the folder of its results.
         message: why it failed.
-        worker: the process that ran it, as host:id.
-        floor_kind: of the floor, as in a `Record`; empty where unknown, as on W&B.
+        worker: the process that ran it, as `host:1234`.
+        floor_kind: the kind of floor, as in a `Record`; empty if unknown, for example on W&B.
     """
 
     number: int
@@ -61,16 +61,24 @@ class Row:
     n: int = 0
     nfe: float = math.nan
     seconds: float = math.nan
-    without: tuple[float, ...] = ()
+    jackknife: tuple[float, ...] = ()
     paired: str = ""
     folder: str = ""
     message: str = ""
     worker: str = ""
     floor_kind: str = ""
 
+    def text(self, name: str) -> str:
+        """A setting as text."""
+        return setting_text(self.settings.get(name))
 
-def measured(metrics: Mapping[str, float], metric: str) -> dict[str, Any]:
-    """The fields of a row that belong to a metric, from all that a trial measured."""
+    def texts(self, names: Sequence[str]) -> list[str]:
+        """Settings with their names, as `steps=10`."""
+        return [f"{short_name(name)}={self.text(name)}" for name in names]
+
+
+def metric_fields(metrics: Mapping[str, float], metric: str) -> dict[str, Any]:
+    """The fields of a row for one metric, from all metrics of a trial."""
     prefix = metric.partition("/")[0]
     return {
         "value": metrics.get(metric, math.nan),
@@ -82,7 +90,7 @@ def measured(metrics: Mapping[str, float], metric: str) -> dict[str, Any]:
 
 
 def floors_of(rows: Sequence[Row]) -> list[tuple[float, str]]:
-    """The floors of trials, each with what it is called."""
+    """The different floors of trials, with their names."""
     return sorted({(row.floor, floor_name(row.floor_kind)) for row in rows if math.isfinite(row.floor)})
 
 
@@ -92,12 +100,12 @@ class Results:
 
     Attributes:
         name: of the sweep.
-        metric: what is optimized.
-        maximize: whether more is better.
+        metric: the metric to optimize.
+        maximize: whether larger values are better.
         varied: the names of the parameters with more than one value.
         rows: the trials.
-        importances: the share of each parameter in the variance of the values.
-        commands: what reproduces a trial, by its number.
+        importances: each parameter's share of the variance of the metric.
+        commands: commands that run a trial again, by its number.
     """
 
     name: str
@@ -110,12 +118,12 @@ class Results:
 
     @property
     def ranked(self) -> list[Row]:
-        """The complete trials with a value, the best first."""
+        """The complete trials with a finite value, the best first."""
         rows = [row for row in self.rows if row.state == "complete" and math.isfinite(row.value)]
         return sorted(rows, key=lambda row: -row.value if self.maximize else row.value)
 
     def front(self) -> list[Row]:
-        """The Pareto front of value and network evaluations: trials that none beats in one and equals in the other."""
+        """The Pareto front: no other trial is better or equal in both the metric and network evaluations."""
         best, found = math.inf, []
         for row in sorted(self.ranked, key=lambda row: (row.nfe, -row.value if self.maximize else row.value)):
             cost = -row.value if self.maximize else row.value
@@ -125,29 +133,35 @@ class Results:
         return found
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Titles and lines, the best first, then those without a result."""
+        """Titles and lines: complete trials, the best first, then the others."""
         ranked = self.ranked
         others = [row for row in self.rows if row not in ranked]
-        titles = ["trial", *map(short, self.varied), self.metric, "+-", "to the best", "+-", "NFE", "seconds", "state"]
+        titles = ["trial", *map(short_name, self.varied), self.metric, "+-", "to the best", "+-", "NFE", "seconds", "state"]
         return titles, [self._line(row, ranked[0] if ranked else row) for row in [*ranked, *others]]
 
     def _line(self, row: Row, best: Row) -> list[str]:
-        settings = [shown(row.settings.get(name, "")) for name in self.varied]
+        settings = [setting_text(row.settings.get(name, "")) for name in self.varied]
         gap, error = difference(row, best)
-        apart = [number(gap), number(2 * error)] if row is not best else ["", ""]
+        apart = [format_number(gap), format_number(2 * error)] if row is not best else ["", ""]
         state = row.state + (f": {row.message}" if row.message else "")
-        numbers = [number(row.value), number(2 * row.error), *apart, number(row.nfe), number(row.seconds)]
+        numbers = [
+            format_number(row.value),
+            format_number(2 * row.error),
+            *apart,
+            format_number(row.nfe),
+            format_number(row.seconds),
+        ]
         return [str(row.number), *settings, *numbers, state]
 
     def markdown(self) -> str:
-        """The whole as Markdown."""
+        """The results as Markdown."""
         titles, lines = self.table()
-        front = ", ".join(f"{row.number} ({number(row.value)} at {number(row.nfe)})" for row in self.front())
+        front = ", ".join(f"{row.number} ({format_number(row.value)} at {format_number(row.nfe)})" for row in self.front())
         rows = ["| " + " | ".join(cells) + " |" for cells in [titles, ["---"] * len(titles), *lines]]
         parts = [
             f"# {self.name}",
             "\n".join(rows),
-            "Errors are two standard errors; differences are paired where seeds agree.",
+            "Errors are two standard errors; differences are paired if seeds are equal.",
         ]
         if front:
             parts.append(f"Pareto front of {self.metric} and network evaluations: trials {front}.")
@@ -155,11 +169,11 @@ class Results:
             shares = ", ".join(f"{name} {share:.0%}" for name, share in self.importances.items())
             parts.append(f"Importance (functional ANOVA): {shares}.")
         if self.ranked:
-            parts.append(f"The best again:\n\n```bash\n{self.commands.get(self.ranked[0].number, '')}\n```")
+            parts.append(f"To run the best trial again:\n\n```bash\n{self.commands.get(self.ranked[0].number, '')}\n```")
         return "\n\n".join(parts) + "\n"
 
     def csv(self) -> str:
-        """All rows with all settings, for other programs."""
+        """All rows with all settings as CSV."""
         names = sorted({name for row in self.rows for name in row.settings})
         text = io.StringIO()
         writer = csv.writer(text)
@@ -167,18 +181,17 @@ class Results:
         for row in self.rows:
             settings = [as_text(row.settings.get(name, "")) for name in names]
             numbers = [row.value, row.error, row.floor, row.n, row.nfe, row.seconds]
-            texts = [row.folder, row.message, as_text(list(row.without)), row.paired, row.worker, row.floor_kind]
+            texts = [row.folder, row.message, as_text(list(row.jackknife)), row.paired, row.worker, row.floor_kind]
             writer.writerow([row.number, row.state, *settings, *numbers, *texts])
         return text.getvalue()
 
 
 def read_csv(folder: Path) -> Results:
-    """The results whose `trials.csv` is in a folder, with the metric's direction from `sweep.yaml` beside it; trials whose
-    workers are dead are interrupted.
+    """Reads the results from a folder's `trials.csv` and `sweep.yaml`; running trials with dead workers are `interrupted`.
 
     Raises:
-        ValueError: it is not such a table.
-        OSError: it cannot be read.
+        ValueError: the file is not a table of trials.
+        OSError: the file cannot be read.
     """
     with (folder / TABLE).open(newline="", encoding="utf-8") as file:
         table = csv.DictReader(file)
@@ -201,26 +214,27 @@ def _from_cells(cells: Mapping[str, str], names: Sequence[str], metric: str, sil
         float(cells[name] or "nan") for name in (metric, "error", "floor", "n", "nfe", "seconds")
     )
     settings = {name: _from_text(cells[name]) for name in names}
-    without = tuple(map(float, json.loads(cells.get("without") or "[]")))  # tables of older versions have none
+    jackknife = tuple(map(float, json.loads(cells.get("without") or "[]")))  # tables of older versions have none
     texts = (cells.get("paired") or "", cells["folder"], cells["message"], cells.get("worker") or "")
-    state = STOPPED_EARLY if cells["state"] == "early" else cells["state"]  # as older versions call it
+    state = STOPPED_EARLY if cells["state"] == "early" else cells["state"]  # the name in older versions
     if state == "running" and (silent or is_dead(texts[-1])):
         state = "interrupted"
     kind = cells.get("floor_kind", SUBSET) or ""
-    return Row(int(cells["trial"]), state, settings, value, error, floor, int(n), nfe, seconds, without, *texts, kind)
+    return Row(int(cells["trial"]), state, settings, value, error, floor, int(n), nfe, seconds, jackknife, *texts, kind)
 
 
 def _from_text(text: str) -> Any:
-    """The value of which `as_text` made this text, but for strings that look like JSON."""
+    """The inverse of `as_text`, except for strings that are valid JSON."""
     try:
         return json.loads(text)
     except ValueError:
         return text
 
 
-def parts(records: Sequence[Record], metric: str) -> tuple[tuple[float, ...], str]:
-    """The value that a trial has found last, without each part of its samples, and what another must have in common with it
-    for the two to be paired. The parts are the tenths of the samples of each seed, of which the value is the mean.
+def leave_one_out(records: Sequence[Record], metric: str) -> tuple[tuple[float, ...], str]:
+    """A trial's last value without each part of its samples, and a key that is equal for paired trials.
+
+    The parts are the tenths of the samples of each seed; the value is the mean over seeds.
     """
     found = [r for r in records if r.metric == metric and r.jackknife and r.weights == "ema" and r.denoised]
     if not found:
@@ -235,14 +249,14 @@ def parts(records: Sequence[Record], metric: str) -> tuple[tuple[float, ...], st
 
 
 def difference(row: Row, other: Row) -> tuple[float, float]:
-    """How far a value is from another's, and the standard error of that.
+    """The difference of two values and its standard error.
 
-    Samples of the same seed come from the same random numbers, so that much of their errors cancels: the jackknife of the
-    differences sees that. Otherwise the errors add up as those of independent samples.
+    Samples of the same seed use the same random numbers, so much of their errors cancels, and the standard error is the
+    jackknife's of the differences. Otherwise the samples are independent.
     """
     gap = row.value - other.value
-    if row.without and len(row.without) == len(other.without) and row.paired == other.paired:
-        return gap, jackknife_error([one - two for one, two in zip(row.without, other.without, strict=True)])
+    if row.jackknife and len(row.jackknife) == len(other.jackknife) and row.paired == other.paired:
+        return gap, jackknife_error([one - two for one, two in zip(row.jackknife, other.jackknife, strict=True)])
     return gap, math.hypot(row.error, other.error)
 
 
@@ -251,14 +265,14 @@ def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return dict(flatten(settings))
 
 
-def short(name: str) -> str:
-    """The last part of a parameter's name, with what it belongs to where that says more: `grid.steps`."""
+def short_name(name: str) -> str:
+    """The last part of a parameter's name, or the last two of a deeper one, such as `grid.steps`."""
     parts = name.split(".")
     return ".".join(parts[-2:]) if len(parts) > 3 else parts[-1]
 
 
-def shown(value: Any) -> str:
-    """A setting as people read it, a part with its numbers and parts: PredictorCorrector(Heun, Karras(steps=9))."""
+def setting_text(value: Any) -> str:
+    """A setting as short text; a part as its class and arguments: PredictorCorrector(Heun, Karras(steps=9))."""
     if not isinstance(value, Mapping):
         return as_text(value)
     name = str(value.get("class_path", "")).rpartition(".")[2]
@@ -267,16 +281,16 @@ def shown(value: Any) -> str:
 
 
 def _argument(name: str, value: Any) -> str:
-    """A part speaks for itself, a number needs its name."""
-    return f"{name}={as_text(value)}" if isinstance(value, (int, float, list, type(None))) else shown(value)
+    """An argument: numbers with their names, parts without."""
+    return f"{name}={as_text(value)}" if isinstance(value, (int, float, list, type(None))) else setting_text(value)
 
 
-def number(value: float) -> str:
-    """Three digits, or nothing for what is not known."""
+def format_number(value: float) -> str:
+    """Three digits, or nothing for NaN."""
     return "" if math.isnan(value) else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """42 s, 12 min, 3.5 h, 2.1 days."""
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""What is written about a sweep."""
+"""Writes and prints the results of a sweep."""
 
 import shlex
 import sys
@@ -10,36 +10,36 @@ from optuna.trial import FrozenTrial
 from lightning_score.files import replace_text
 from lightning_score.runs.records import SUBSET
 from lightning_score.sweep import figures
-from lightning_score.sweep.folder import FILE, check_folder, folder_of, making
+from lightning_score.sweep.folder import FILE, check_folder, creating, folder_of
 from lightning_score.sweep.on_wandb import fetch, publish
-from lightning_score.sweep.results import TABLE, Results, Row, flat_settings, measured
-from lightning_score.sweep.spec import NESTED, Sweep, shown
+from lightning_score.sweep.results import TABLE, Results, Row, flat_settings, metric_fields
+from lightning_score.sweep.spec import Sweep, from_optuna
 from lightning_score.sweep.study import ERROR, METRICS, SETTINGS, SLOT, WORKER, Study
 from lightning_score.sweep.table import print_results
 from lightning_score.sweep.trials import arguments_of
-from lightning_score.sweep.worker import FLOOR, FOLDER, PAIRED, SECONDS, WITHOUT
+from lightning_score.sweep.worker import FLOOR, FOLDER, JACKKNIFE, PAIRED, SECONDS
 
 
-def tell(spec: Sweep, study: Study, folder: Path) -> None:
+def summarize(spec: Sweep, study: Study, folder: Path) -> None:
     """Writes tables and figures into the folder and prints the summary."""
-    write(results(spec, study, final=True), folder)
+    write_summary(collect_results(spec, study, final=True), folder)
     replace_text(folder / FILE, spec.text)
 
 
-def tell_wandb(path: str, runs: str) -> None:
-    """The same of a sweep that W&B has run, in `runs/sweeps/<its id>` and in a run of its own on W&B."""
+def summarize_wandb(path: str, runs: str) -> None:
+    """Does the same for a sweep that W&B has run, in `runs/sweeps/<its id>` and in a new run on W&B."""
 
     spec, found = fetch(path)
     folder = folder_of(runs, path.rpartition("/")[2])
     check_folder(folder, spec.text, shared=True)
     if found.ranked:
-        found.commands[found.ranked[0].number] = _command_of(spec, found.ranked[0].settings)
-    with making(folder):
+        found.commands[found.ranked[0].number] = _trial_command(spec, found.ranked[0].settings)
+    with creating(folder):
         replace_text(folder / FILE, spec.text)
-    publish(found, write(found, folder), path, folder)
+    publish(found, write_summary(found, folder), path, folder)
 
 
-def write(found: Results, folder: Path) -> list[Path]:
+def write_summary(found: Results, folder: Path) -> list[Path]:
     """Writes tables and figures and prints the summary; returns the figures."""
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "summary.md", found.markdown())
@@ -49,25 +49,25 @@ def write(found: Results, folder: Path) -> list[Path]:
     return drawn
 
 
-def results(spec: Sweep, study: Study, final: bool = False) -> Results:
-    """What there is so far.
+def collect_results(spec: Sweep, study: Study, final: bool = False) -> Results:
+    """The results so far.
 
     Args:
         spec: the sweep.
         study: its trials.
-        final: with importances and commands, which take time.
+        final: compute importances and commands, which takes time.
     """
     rows = sorted((_row(spec, trial, study.state(trial)) for trial in study.trials()), key=lambda row: row.number)
     found = Results(spec.name, spec.metric or "", spec.maximize, spec.varied, rows)
     if final and found.ranked:
-        found.importances = {shown(name): share for name, share in study.importances().items()}
+        found.importances = {from_optuna(name): share for name, share in study.importances().items()}
         best = next(trial for trial in study.trials() if _number(trial) == found.ranked[0].number)
-        found.commands[found.ranked[0].number] = _command_of(spec, best.user_attrs[SETTINGS])
+        found.commands[found.ranked[0].number] = _trial_command(spec, best.user_attrs[SETTINGS])
     return found
 
 
-def _command_of(spec: Sweep, settings: dict[str, Any]) -> str:
-    """What runs a trial again, with all its parameters."""
+def _trial_command(spec: Sweep, settings: dict[str, Any]) -> str:
+    """The command that runs a trial again."""
     return "python -m lightning_score " + shlex.join(arguments_of(spec, settings))
 
 
@@ -77,15 +77,15 @@ def _number(trial: FrozenTrial) -> int:
 
 def _row(spec: Sweep, trial: FrozenTrial, state: str) -> Row:
     attributes = trial.user_attrs
-    fields = measured(attributes.get(METRICS, {}), spec.metric or "")
-    settings = attributes.get(SETTINGS) or {name.replace(NESTED, "."): value for name, value in trial.params.items()}
+    fields = metric_fields(attributes.get(METRICS, {}), spec.metric or "")
+    settings = attributes.get(SETTINGS) or {from_optuna(name): value for name, value in trial.params.items()}
     message = attributes.get(ERROR, "its workers died") if state == "failed" else ""
     return Row(
         number=_number(trial),
         state=state,
         settings=flat_settings(settings),
         seconds=attributes.get(SECONDS, float("nan")),
-        without=tuple(attributes.get(WITHOUT, ())),
+        jackknife=tuple(attributes.get(JACKKNIFE, ())),
         paired=attributes.get(PAIRED, ""),
         folder=attributes.get(FOLDER, ""),
         message=message,
@@ -95,5 +95,5 @@ def _row(spec: Sweep, trial: FrozenTrial, state: str) -> Row:
     )
 
 
-def _again() -> str:
+def rerun_command() -> str:
     return "python -m lightning_score " + shlex.join(sys.argv[1:])

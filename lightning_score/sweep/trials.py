@@ -1,4 +1,4 @@
-"""How a trial is run: in a process of its own, or, if only the sampling changes, on a model that stays loaded."""
+"""Runs trials: each in a new process, or, if only sampling and evaluation change, with a model that stays loaded."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -20,60 +20,61 @@ from typing import Any
 
 from optuna import TrialPruned
 
-from lightning_score.commands.arguments import Arguments
 from lightning_score.errors import require
 from lightning_score.files import replace_text
 from lightning_score.runs.status import STATUS, STOPPED_EARLY, read_status
 from lightning_score.sweep.interruption import Stopped
 from lightning_score.sweep.loaded import LoadedCommand
-from lightning_score.sweep.macros import expand, from_agent, options
-from lightning_score.sweep.processes import end_with
+from lightning_score.sweep.macros import ARGS, as_text, expand_macros, flatten, options, split_options
+from lightning_score.sweep.processes import end_with_parent
 from lightning_score.sweep.spec import Sweep
 
 COMMANDS = ("fit", "validate", "test")
 PYTHON = re.compile(r"(.*/)?(env|python[\d.]*|-\w+)")
-"""What stands before the name of our program."""
+"""Words before the name of the program."""
 SAMPLING = ("model.sampler", "model.guidance", "evaluate")
-"""Settings that change nothing of what a loaded model is."""
+"""Settings that can change without loading the model again."""
 POLL = 0.5
 PATIENCE = 3.0
-"""Seconds between two looks at a trial's metrics, and until one that was asked to stop is killed."""
+"""Seconds between two reads of a trial's metrics, and from SIGTERM until SIGKILL."""
 
 Check = Callable[..., None]
 Report = Callable[[float], None]
-"""Told each new value of the sweep's metric; it raises to stop the trial."""
+"""Called with each new value of the sweep's metric; raises to stop the trial."""
 
 
-def arguments_of(sweep: Sweep, settings: dict[str, Any]) -> list[str]:
-    """The arguments of our command line in a trial: the command and its options.
+def arguments_of(sweep: Sweep, settings: Mapping[str, Any]) -> list[str]:
+    """A trial's arguments of the command line: the command and its options.
 
     Raises:
-        InputError: the sweep runs another program, or a parameter does not reach it.
+        InputError: the sweep runs another program, or a setting does not reach it.
     """
-    words = expand(sweep.command, sweep.program, settings)
+    words = expand_macros(sweep.command, sweep.program)
     names = [i for i, word in enumerate(words) if Path(word).name in ("lightning_score", "__main__.py")]
-    fits = bool(names) and words[names[0] + 1 : names[0] + 2] and words[names[0] + 1] in COMMANDS
-    others = [word for word in words[: names[0] if names else 0] if not PYTHON.fullmatch(word)]
+    before, after = (words[: names[0]], words[names[0] + 1 :]) if names else (words, [])
     require(
-        bool(fits) and not others,
-        f"command: {' '.join(map(str, sweep.command))}: this runs `python -m lightning_score` with {', '.join(COMMANDS)} "
-        "only; wandb agent runs other programs, and sets variables",
+        after[:1] and after[0] in COMMANDS and all(PYTHON.fullmatch(word) for word in before),
+        f"command: {' '.join(sweep.command)}: must run `python -m lightning_score` with {', '.join(COMMANDS)}; "
+        "wandb agent runs other programs, and sets variables",
     )
-    arguments = Arguments.parse(from_agent(words[names[0] + 1 :]))
+    end = after.index(ARGS) if ARGS in after else len(after)
+    (others, fixed), (later, last) = split_options(after[:end]), split_options(after[end + 1 :])
     for wanted in options(settings):
-        name, _, value = wanted.partition("=")
-        given = arguments.get(name)
+        name = wanted.partition("=")[0]
+        found = next((word for word in options(last) if word.startswith(f"{name}=")), wanted if ARGS in after else None)
         require(
-            bool(given) and given[-1] == value,
-            f"command: does not give {wanted}{f' but {name}={given[-1]}' if given else ''} to the program: "
+            found == wanted,
+            f"command: does not give {wanted}{f' but {found}' if found else ''} to the program: "
             f'end it with "${{args}}", and leave {name} out of it',
         )
-    # The checkpoint's own path: `latest` may point to another run before the sweep is over.
-    return arguments.replace("--ckpt_path", os.path.realpath).command_line()
+    merged = {**fixed, **dict(flatten(settings)), **last}
+    if "ckpt_path" in merged:  # `latest` may point to another run before the sweep ends
+        merged["ckpt_path"] = os.path.realpath(as_text(merged["ckpt_path"]))
+    return [*others, *later, *options(merged)]
 
 
 class TrialFailed(Exception):
-    """A trial that came to nothing; the message says why."""
+    """A trial has failed; the message gives the reason."""
 
 
 class Trials(ABC):
@@ -81,22 +82,22 @@ class Trials(ABC):
 
     @abstractmethod
     def run(self, arguments: list[str], folder: Path, metric: str | None, report: Report) -> dict[str, float]:
-        """Runs one and returns all that it measured.
+        """Runs a trial and returns its metrics.
 
         Args:
-            arguments: of our command line.
-            folder: for its results; it does not exist yet. What it says goes into `<folder>.log`.
-            metric: what is optimized.
-            report: told the metric whenever it is measured on the way.
+            arguments: the command and its options.
+            folder: for its results; must not exist. Its output goes to `<folder>.log`.
+            metric: the metric to optimize.
+            report: called with each new value of the metric.
         """
 
 
 class InProcessTrials(Trials):
-    """Trials that change sampler, guidance or evaluation only: model, weights and data are loaded once.
+    """Trials that only change sampler, guidance or evaluation: model, weights and data are loaded once.
 
     Args:
-        arguments: of the first trial.
-        check: raises `Stopped` if the worker is to stop.
+        arguments: those of the first trial.
+        check: raises `Stopped` if the worker must stop.
     """
 
     def __init__(self, arguments: list[str], check: Check):
@@ -109,19 +110,19 @@ class InProcessTrials(Trials):
         try:
             with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
                 return self._loaded.run([*arguments, f"--output={folder}"])
-        except Stopped:  # the trial is begun again, in another folder
+        except Stopped:  # the trial restarts in another folder
             shutil.rmtree(folder, ignore_errors=True)
             log.unlink(missing_ok=True)
             raise
 
 
 class SubprocessTrials(Trials):
-    """Trials of any kind, each a program that may crash or be killed alone; its metrics are read from its folder.
+    """Any trials, each in its own process, which may crash or be killed; the metrics are read from the run folder.
 
     Args:
-        threads: processor threads of a trial.
-        group: a name under which W&B shows the trials together, where they are logged there.
-        check: raises `Stopped` if the worker is to stop.
+        threads: CPU threads of a trial.
+        group: W&B's group of the trials, if they are logged there.
+        check: raises `Stopped` if the worker must stop.
     """
 
     def __init__(self, threads: int, group: str, check: Check):
@@ -135,38 +136,38 @@ class SubprocessTrials(Trials):
         with log.open("w") as file:
             process = subprocess.Popen(command, env=self._environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL,
                                        start_new_session=True,
-                                       preexec_fn=partial(end_with, os.getpid()))  # fmt: skip
+                                       preexec_fn=partial(end_with_parent, os.getpid()))  # fmt: skip
         try:
             self._watch(process, folder, metric, report)
         except BaseException as reason:
-            _end(process)
+            _terminate(process)
             if isinstance(reason, TrialPruned):
-                _mark(folder)
+                _mark_stopped_early(folder)
             raise
         if process.returncode != 0:
             raise TrialFailed(f"exit code {process.returncode}: {_last_line(log)}")
         return last_metrics(folder)
 
     def _watch(self, process: subprocess.Popen, folder: Path, metric: str | None, report: Report) -> None:
-        """Waits for the end and reports the metric meanwhile."""
-        told, changed = 0, 0.0
+        """Reports the metric until the process ends."""
+        reported, changed = 0, 0.0
         while True:
             ended = process.poll() is not None
             file = folder / "metrics.csv"
             written = file.stat().st_mtime if file.exists() else 0.0
             if metric and written != changed:
                 values = _history(folder).get(metric, [])
-                for value in values[told:]:
+                for value in values[reported:]:
                     report(value)
-                told, changed = len(values), written
+                reported, changed = len(values), written
             if ended:
                 return
             self._check()
             time.sleep(POLL)
 
 
-def _end(process: subprocess.Popen) -> None:
-    """Asks a program, and what it has begun, to stop, and kills it if it does not."""
+def _terminate(process: subprocess.Popen) -> None:
+    """Sends SIGTERM to a process, and kills its process group if it does not end."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -176,8 +177,8 @@ def _end(process: subprocess.Popen) -> None:
             process.wait()
 
 
-def _mark(folder: Path) -> None:
-    """Tells early termination from other signals in the trial's own folder."""
+def _mark_stopped_early(folder: Path) -> None:
+    """Records early termination in the trial's status, which otherwise only shows a signal."""
     status = read_status(folder)
     if status:
         status |= {"state": STOPPED_EARLY, "message": "by the sweep's early termination"}
@@ -201,30 +202,30 @@ def _history(folder: Path) -> dict[str, list[float]]:
                 if name and text:
                     try:
                         found.setdefault(name, []).append(float(text))
-                    except ValueError:  # a line that is being written
+                    except ValueError:  # a line that is not complete yet
                         continue
     return found
 
 
 def _last_line(log: Path) -> str:
-    """What a program said last: its error, as a rule."""
+    """The last line of a program's output, which is usually its error."""
     lines = log.read_text(errors="replace").replace("\r", "\n").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "without a word")[:300]
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")[:300]
 
 
 def only_samples(sweep: Sweep, command: str) -> bool:
-    """Whether the trials differ in nothing but how a loaded model is sampled and measured."""
+    """Whether the trials only differ in sampling and evaluation of the same model."""
     return command != "fit" and all(name.startswith(SAMPLING) for name in sweep.varied)
 
 
-def made_for(sweep: Sweep, arguments: list[str], threads: int, check: Check) -> Trials:
-    """What runs the trials of a sweep.
+def choose_runner(sweep: Sweep, arguments: list[str], threads: int, check: Check) -> Trials:
+    """Chooses how to run the trials of a sweep.
 
     Args:
         sweep: the sweep.
         arguments: those of one of its trials.
-        threads: processor threads of a worker.
-        check: raises `Stopped` if the worker is to stop.
+        threads: CPU threads of a worker.
+        check: raises `Stopped` if the worker must stop.
     """
     if only_samples(sweep, arguments[0]):
         return InProcessTrials(arguments, check)

@@ -379,7 +379,7 @@ def linked(folder):
 
 @pytest.mark.faults("links out of the folder of runs", 8)
 def test_a_report_shows_nothing_from_outside_of_the_runs(linked):
-    data, runs = page.contents(linked)
+    data, runs = page.page_data(linked)
     assert SECRET not in repr(data) + repr(runs)
     assert not any(each.pictures for each in runs)
     assert sum("leads out" in problem for each in runs for problem in each.problems) == 7

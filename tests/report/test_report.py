@@ -21,8 +21,8 @@ from run_folders import config, picture, record, run_folder, status
 
 from lightning_score.cli import run
 from lightning_score.report import figures, page, sweeps, tables
-from lightning_score.report.pictures import _spread, embedded
-from lightning_score.report.reading import Curve, find, read
+from lightning_score.report.pictures import _spread, embed_pictures
+from lightning_score.report.reading import Curve, find_runs, read_run
 from lightning_score.report.server import server
 from lightning_score.sweep.results import Results, Row, read_csv
 
@@ -50,40 +50,40 @@ class TestStates:
     @pytest.mark.parametrize("state", ["finished", "failed", "interrupted"])
     def test_as_it_says(self, tmp_path, state):
         status(run_folder(tmp_path / "a"), state=state, message="because")
-        found = read(tmp_path / "a", tmp_path)
+        found = read_run(tmp_path / "a", tmp_path)
         assert (found.state, found.note, found.problems) == (state, "because", [])
 
     def test_running(self, tmp_path):
         folder = run_folder(tmp_path / "a")
         here = {"state": "running", "host": socket.gethostname()}
         status(folder, **here, pid=os.getpid())
-        assert read(folder, tmp_path).state == "running"
+        assert read_run(folder, tmp_path).state == "running"
         ended = subprocess.Popen([sys.executable, "-c", ""])
         ended.wait()
         status(folder, **here, pid=ended.pid)
-        assert read(folder, tmp_path).state == "crashed"
+        assert read_run(folder, tmp_path).state == "crashed"
         status(folder, state="running", host="elsewhere", pid=ended.pid)
-        assert read(folder, tmp_path).state == "running"
+        assert read_run(folder, tmp_path).state == "running"
         status(folder, state="running", host="elsewhere", updated=time.time() - 1000)
-        found = read(folder, tmp_path)
+        found = read_run(folder, tmp_path)
         assert found.state == "crashed" and "no sign of life since" in found.note
 
     def test_empty(self, tmp_path):
         (tmp_path / "a").mkdir()
         config(tmp_path / "a")
-        assert read(tmp_path / "a", tmp_path).state == "empty"
+        assert read_run(tmp_path / "a", tmp_path).state == "empty"
 
     def test_older_versions_have_no_status(self, tmp_path):
         (run_folder(tmp_path / "a") / "run.json").unlink()
-        assert read(tmp_path / "a", tmp_path).state == "finished"  # its 1000 steps are done
+        assert read_run(tmp_path / "a", tmp_path).state == "finished"  # its 1000 steps are done
         config(tmp_path / "a", trainer={"max_steps": 5000})
-        assert read(tmp_path / "a", tmp_path).state == "unknown"
+        assert read_run(tmp_path / "a", tmp_path).state == "unknown"
 
     def test_older_versions_have_no_times(self, tmp_path):
         folder = run_folder(tmp_path / "2026-01-02_03-04-05")
         (folder / "run.json").unlink()
         (folder / "metrics.csv").write_text("step,train/loss\n10,3.5\n20,3.0\n")
-        found = read(folder, tmp_path)
+        found = read_run(folder, tmp_path)
         assert found.curves["train/loss"].values == [3.5, 3.0] and math.isnan(found.curves["train/loss"].times[0])
         assert time.strftime("%H:%M:%S", time.localtime(found.started)) == "03:04:05"
         assert figures.curves([found], "train/loss")["data"][0]["meta"]["hours"] == [None, None]
@@ -130,7 +130,7 @@ def test_files_that_end_anywhere(tmp_path):
         whole = file.read_bytes()
         for length in range(0, len(whole), max(len(whole) // 12, 1)):
             file.write_bytes(whole[:length])
-            data, _ = page.contents(tmp_path)
+            data, _ = page.page_data(tmp_path)
             json.dumps(data, allow_nan=False)
         file.write_bytes(whole)
 
@@ -140,7 +140,7 @@ class TestRuns:
         for k in range(3):
             run_folder(tmp_path / f"ncsn/run{k}", seed=k)
         (tmp_path / "ncsn/latest").symlink_to("run0")
-        runs, _ = find(tmp_path)
+        runs, _ = find_runs(tmp_path)
         assert [each.name for each in runs] == ["ncsn/run0", "ncsn/run1", "ncsn/run2"]
         assert [each.order for each in runs] == [2, 1, 0]
 
@@ -154,7 +154,7 @@ class TestRuns:
             (place / "evaluations.jsonl").write_text(json.dumps(asdict(record(value=value))) + "\n")
             for kind in ("samples", "neighbors"):
                 picture(place / kind / "step_0001000.png", 1000)
-        runs, _ = find(tmp_path)
+        runs, _ = find_runs(tmp_path)
         assert [each.name for each in runs] == ["ncsn/a"]
         counts = {kind: len(pictures) for kind, pictures in runs[0].pictures.items()}
         assert counts == {"samples": 4, "progress": 4, "samples of test": 2, "neighbors": 2}
@@ -165,14 +165,14 @@ class TestRuns:
         place = tmp_path / "converted/test/2026-01-01_00-00-00"
         place.mkdir(parents=True)
         (place / "evaluations.jsonl").write_text(json.dumps(asdict(record(metric="bits_per_dim", value=3.5))) + "\n")
-        runs, _ = find(tmp_path)
+        runs, _ = find_runs(tmp_path)
         assert [(each.name, each.state) for each in runs] == [("converted", "measured")]
         assert column(tables.runs_table(runs), "bits/dim") == {"converted": "3.5 ± 0.6"}
 
     def test_the_table(self, tmp_path):
         run_folder(tmp_path / "a", lr=1e-3, best=2.0)
         run_folder(tmp_path / "b", lr=2e-3, best=1.5, seed=5)
-        table = tables.runs_table(find(tmp_path)[0])
+        table = tables.runs_table(find_runs(tmp_path)[0])
         assert column(table, "model.optimizer.lr") == {"a": "0.001", "b": "0.002"}
         assert column(table, "best") == {"a": "2.3 ± 0.6", "b": "1.72 ± 0.6"}  # at the fourth validation: x (1 + 3 e^-3)
         assert column(table, "at step") == {"a": "1,000", "b": "1,000"}
@@ -187,7 +187,7 @@ class TestRuns:
         (folder / "metrics.csv").write_text("step,train/loss,val/loss\n249,3,\n249,,4\n499,3,\n750,,4\n1000,,4\n")
         if old:
             (folder / "run.json").unlink()
-        (run,), _ = find(tmp_path)
+        (run,), _ = find_runs(tmp_path)
         assert run.curves["val/loss"].steps == ([250, 750, 1000] if old else [249, 750, 1000])
         assert run.curves["train/loss"].steps == ([250, 500] if old else [249, 499])
         assert [picture.step for picture in run.pictures["samples"]] == [250, 500, 750, 1000]
@@ -202,17 +202,17 @@ class TestRuns:
         data = reported(tmp_path)
         lines = {line["name"]: line["y"] for line in _all_figures(data)[0]["data"]}
         assert lines["subset of the data (older version)"] == [1.72] * 2 and lines["perfect model"] == [1.29] * 2
-        assert column(tables.runs_table(find(tmp_path)[0]), "floor") == {"a": "1.29"}
+        assert column(tables.runs_table(find_runs(tmp_path)[0]), "floor") == {"a": "1.29"}
 
     def test_the_best_is_of_averaged_weights_and_denoised_samples(self, tmp_path):
         folder = run_folder(tmp_path / "a", best=2.0)
         with (folder / "evaluations.jsonl").open("a") as file:
             for changed in ({"weights": "raw"}, {"denoised": False}):
                 file.write(json.dumps(asdict(record(value=0.1, step=1000, **changed))) + "\n")
-        runs, _ = find(tmp_path)
+        runs, _ = find_runs(tmp_path)
         assert column(tables.runs_table(runs), "best") == {"a": "2.3 ± 0.6"}
         (records,) = figures.by_axis_of_runs(runs).values()
-        lines = figures.measured(runs, records, "fid")["data"]
+        lines = figures.measurements(runs, records, "fid")["data"]
         assert [line["name"] for line in lines] == [
             "a",
             "a raw weights",
@@ -334,7 +334,13 @@ class TestSweeps:
         _sweep(tmp_path / "runs/sweeps/eps")
         (each,) = reported(tmp_path / "runs")["sweeps"]
         views = {view["label"]: view["figure"] for view in each["panel"]["views"]}
-        assert list(views) == ["parallel coordinates", "step_size x steps", "Pareto front"]
+        assert list(views) == [
+            "parallel coordinates", "step_size x steps", "model.sampler.step_size", "model.sampler.steps", "Pareto front"
+        ]  # fmt: skip
+        lines = views["model.sampler.steps"]["data"]
+        assert [line["name"] for line in lines[:-1]] == [f"step_size={1e-5 * k}" for k in (1, 2, 3)]
+        assert lines[0]["x"] == [5, 10, 15, 20] and lines[0]["y"] == [2, 5, 8, 11]
+        assert lines[0]["error_y"]["array"] == [0.6] * 4
         heat = views["step_size x steps"]["data"][0]
         assert heat["x"] == ["1e-05", "2e-05", "3e-05"] and heat["y"] == ["5", "10", "15", "20"]
         assert heat["text"][1][2] == "7 ± 0.6" and heat["z"][1][2] == pytest.approx(math.log10(7))
@@ -349,7 +355,7 @@ class TestSweeps:
         sampled.mkdir(parents=True)
         (sampled / "evaluations.jsonl").write_text(json.dumps(asdict(record())) + "\n")
         run_folder(tmp_path / "sweeps/train/trials/0000")
-        runs, folders = find(tmp_path)
+        runs, folders = find_runs(tmp_path)
         assert [each.name for each in runs] == ["sweeps/train/trials/0000"] and [each.name for each in folders] == ["eps"]
 
     def test_a_sweep_without_trials_says_so(self, tmp_path):
@@ -422,7 +428,7 @@ class TestPage:
         assert {b - a for a, b in zip(thin.steps, thin.steps[1:], strict=False)} <= {99, 100, 101}
 
     def test_level_losses(self, tmp_path):
-        views = figures.levels(read(run_folder(tmp_path / "a"), tmp_path))
+        views = figures.levels(read_run(run_folder(tmp_path / "a"), tmp_path))
         assert list(views) == [
             "excess loss, held out data",
             "excess loss, train data",
@@ -436,8 +442,8 @@ class TestPage:
     def test_embedding_reports_a_damaged_picture_once(self, tmp_path):
         folder = run_folder(tmp_path / "a", pictures=("samples",))
         (folder / "samples/step_0000500.png").write_bytes(b"damaged")
-        runs, _ = find(tmp_path)
-        assert len(embedded(runs, 10**6)) == 3
+        runs, _ = find_runs(tmp_path)
+        assert len(embed_pictures(runs, 10**6)) == 3
         assert [problem.partition(":")[0] for problem in runs[0].problems] == ["samples/step_0000500.png"]
 
 

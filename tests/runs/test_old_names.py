@@ -10,7 +10,7 @@ from lightning_score.callbacks import Evaluate, LastCheckpoint
 from lightning_score.cli import run
 from lightning_score.runs.checkpoints import read_checkpoint
 from lightning_score.runs.old_names import CLASSES, MODULES, OPTIONS, new_name, with_new_names
-from lightning_score.runs.records import Record, read_records
+from lightning_score.runs.records import Record, append_record, read_records
 from lightning_score.runs.yaml_files import load
 
 
@@ -31,7 +31,6 @@ def test_paths_are_brought_up_to_date():
     assert new_name("lightning_score.augmentation.Geometric") == "lightning_score.data.augmentation.GeometricAugmentation"
     assert new_name("lightning_score.Chain") == "lightning_score.Composed"
     assert with_new_names({"evaluate": {"neighbours": 3}}) == {"evaluate": {"neighbors": 3}}
-    assert with_new_names({"parameters": {"evaluate.limit": 1}}) == {"parameters": {"evaluate.fid_infinity": 1}}
     assert new_name("lightning_score.sampling.predictor.DDIM") == "lightning_score.sampling.predictor.DDIM"
 
 

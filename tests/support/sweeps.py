@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lightning_score.errors import InputError
-from lightning_score.sweep.spec import read
+from lightning_score.sweep.spec import read_sweep_file
 from lightning_score.sweep.study import SLOT, WORKER, Study
 
 PARAMETERS = {
@@ -30,7 +30,7 @@ def make_fixture(tmp_path):
         base = {"name": name, "method": "random", "metric": {"name": "m"}, "parameters": PARAMETERS}
         file = tmp_path / f"{name}.yaml"
         file.write_text(yaml.safe_dump({**base, **entries}))
-        return Study(read(str(file)), f"sqlite:///{tmp_path}/study.db", name, make=True, seed=seed)
+        return Study(read_sweep_file(str(file)), f"sqlite:///{tmp_path}/study.db", name, create=True, seed=seed)
 
     return made
 
@@ -77,7 +77,7 @@ def folder_fixture(tmp_path, cache, checkpoint, monkeypatch):
 
 def trials(file, url=None):
     """All trials of a sweep that count, by their places in the queue."""
-    sweep = read(file)
+    sweep = read_sweep_file(file)
     url = url or f"sqlite:///{Path.cwd()}/runs/sweeps/{sweep.name}/study.db"
     return sorted(Study(sweep, url, sweep.name).trials(), key=lambda trial: trial.user_attrs[SLOT])
 

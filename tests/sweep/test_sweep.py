@@ -1,4 +1,4 @@
-"""Sweep files: their laws against scipy's, their command against wandb's own, early termination, results."""
+"""Sweep files: distributions against scipy's, commands against W&B's, early termination, results."""
 
 import datetime
 import json
@@ -18,11 +18,11 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from lightning_score.errors import InputError
 from lightning_score.metrics import jackknife_error
 from lightning_score.sweep.figures import draw
-from lightning_score.sweep.folder import check_folder, folder_of, making
-from lightning_score.sweep.macros import expand, from_agent, options
+from lightning_score.sweep.folder import check_folder, creating, folder_of
+from lightning_score.sweep.macros import expand_macros, from_agent, options
 from lightning_score.sweep.parameters import DISTRIBUTIONS, parameter
-from lightning_score.sweep.results import Results, Row, difference, parts
-from lightning_score.sweep.spec import Hyperband, read
+from lightning_score.sweep.results import Results, Row, difference, leave_one_out
+from lightning_score.sweep.spec import Hyperband, read_sweep_file
 from lightning_score.sweep.trials import arguments_of
 
 LAWS = {
@@ -43,11 +43,22 @@ def drawn(law, n=2000):
 
 
 @pytest.mark.parametrize("name", LAWS)
-def test_values_follow_their_law(name):
+def test_values_follow_their_distribution(name):
     numbers, expected = LAWS[name]
     values = drawn(parameter("x", {"distribution": name, **numbers}))
     assert st.kstest(values, expected.cdf).pvalue > 1e-3
     assert st.kstest(values, st.uniform(np.mean(values), np.ptp(values)).cdf).pvalue < 1e-3 or name == "uniform"
+
+
+def test_a_seed_draws_the_same_values_in_every_version():
+    first = {"uniform": [1.195254015709299, 1.860757465489678], "log_uniform": [0.7021842196576273, 1.1566965019108817],
+             "log_uniform_values": [0.004430375245218269, 0.013981961408994055],
+             "inv_log_uniform": [0.14921411484843045, 0.20812399080271252],
+             "inv_log_uniform_values": [2.2898514604770375, 3.6319830392206485],
+             "normal": [2.061332113787362, 2.284304683036679], "log_normal": [0.39114854282752803, 0.48885208644907185],
+             "beta": [0.2858794950460208, 0.36887782807386815]}  # fmt: skip
+    for name, (numbers, _) in LAWS.items():
+        assert drawn(parameter("x", {"distribution": name, **numbers}), 2) == pytest.approx(first[name], rel=1e-14), name
 
 
 @pytest.mark.parametrize("name", [name for name in DISTRIBUTIONS if name.startswith("q_")])
@@ -62,7 +73,7 @@ def test_quantized_values_are_the_nearest_multiples(name):
         assert abs(np.mean(multiples.round() == k) - share) < 5 * math.sqrt(max(share, 1e-3) / 4000)
 
 
-def test_whole_numbers_choices_and_probabilities():
+def test_integers_choices_and_probabilities():
     values = drawn(parameter("x", {"min": 1, "max": 4}))
     assert st.chisquare(np.bincount(values, minlength=5)[1:]).pvalue > 1e-3
     mixed = [None, True, 1, "1", 0.5, [1, 2], {"class_path": "A"}]
@@ -100,7 +111,7 @@ def test_a_grid_lists_all_and_nested_parameters_are_dictionaries(tmp_path):
         "q": {"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": 0.5},
         "w": {"values": [None, "x"]},
     }
-    sweep = read(sweep_file(tmp_path, parameters=parameters))
+    sweep = read_sweep_file(sweep_file(tmp_path, parameters=parameters))
     trials = optuna.create_study()
     for point in sweep.grid():
         trials.enqueue_trial(point)
@@ -117,19 +128,19 @@ def test_a_grid_lists_all_and_nested_parameters_are_dictionaries(tmp_path):
     [
         ({"method": "annealing"}, "method='annealing'"),
         ({"parameters": {}}, "needs parameters"),
-        ({"parameters": {"x": {"values": []}}}, "x: values=\\[\\]: an empty range"),
-        ({"parameters": {"x": {"min": 2, "max": 1}}}, "min=2, max=1: an empty range"),
+        ({"parameters": {"x": {"values": []}}}, "x: values=\\[\\]: must be a list with at least one value"),
+        ({"parameters": {"x": {"min": 2, "max": 1}}}, "min=2, max=1: min must not be above max"),
         ({"parameters": {"x": {"min": "1e-5", "max": 1.0}}}, "write 1.0e-3"),
-        ({"parameters": {"x": {"distribution": "cauchy"}}}, "'cauchy' is unknown"),
+        ({"parameters": {"x": {"distribution": "cauchy"}}}, "distribution='cauchy': unknown"),
         ({"parameters": {"x": {"distribution": "log_uniform_values", "min": 0, "max": 1}}}, "above 0"),
         ({"parameters": {"x": {"distribution": "log_uniform", "min": 0, "max": 1000}}}, "x: log_uniform takes natural log"),
         ({"parameters": {"x": {"distribution": "log_uniform", "min": -1000, "max": 1}}}, "-1000 to 1 are too far from 0"),
         ({"parameters": {"x": {"distribution": "inv_log_uniform", "min": -1000, "max": 1}}}, "x: inv_log_uniform takes"),
         ({"parameters": {"x": {"distribution": "q_log_normal", "mu": 800}}}, "x: q_log_normal takes natural logarithms"),
-        ({"parameters": {"x": {"min": 1, "max": 10**30}}}, "a whole number is at most 9007199254740992"),
+        ({"parameters": {"x": {"min": 1, "max": 10**30}}}, "integers must be at most 9007199254740992"),
         ({"parameters": {"x": {"distribution": "uniform", "min": 0}}}, "uniform needs max"),
-        ({"parameters": {"x": {"values": [1, 2], "probabilities": [0.5, 0.6]}}}, "adding up to 1"),
-        ({"parameters": {"x": 3}}, "x must be a mapping"),
+        ({"parameters": {"x": {"values": [1, 2], "probabilities": [0.5, 0.6]}}}, "with sum 1"),
+        ({"parameters": {"x": 3}}, "parameters: x=3: must be a mapping"),
         ({"parameters": {"x": {"vaules": [1]}}}, "needs value, values"),
         ({"parameters": {"x": {"values": [datetime.date(2024, 1, 31)]}}}, "quote it"),
         ({"parameters": {"x": {"values": [0.1, float("nan")]}}}, "x: nan: must be a number"),
@@ -147,38 +158,38 @@ def test_a_grid_lists_all_and_nested_parameters_are_dictionaries(tmp_path):
 )
 def test_a_malformed_file_is_refused_in_one_line(tmp_path, entries, message):
     with pytest.raises(InputError, match=message):
-        read(sweep_file(tmp_path, **entries))
+        read_sweep_file(sweep_file(tmp_path, **entries))
 
 
-def test_what_is_no_file_or_no_yaml(tmp_path):
+def test_missing_and_damaged_files(tmp_path):
     with pytest.raises(InputError, match="no such sweep file"):
-        read(str(tmp_path / "none.yaml"))
+        read_sweep_file(str(tmp_path / "none.yaml"))
     (tmp_path / "bad.yaml").write_text("a: [1,\n b: }")
     with pytest.raises(InputError, match="not a sweep file"):
-        read(str(tmp_path / "bad.yaml"))
+        read_sweep_file(str(tmp_path / "bad.yaml"))
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path):
+def test_a_repeated_key_is_refused(tmp_path):
     file = tmp_path / "twice.yaml"
     file.write_text("method: grid\nparameters:\n  a: {value: 1}\n  b: {value: 1}\n  a: {value: 2}\n")
     with pytest.raises(InputError, match="a is given twice"):
-        read(str(file))
+        read_sweep_file(str(file))
 
 
 @pytest.mark.parametrize("q", [1e-9, 1e-30])
 def test_too_many_multiples_are_refused_before_they_are_listed(tmp_path, q):
     parameters = {"x": {"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": q}}
     with pytest.raises(InputError, match="more than 100000 multiples from 0 to 1"):
-        read(sweep_file(tmp_path, parameters=parameters)).grid()
+        read_sweep_file(sweep_file(tmp_path, parameters=parameters)).grid()
 
 
 def test_a_huge_grid_is_refused_before_it_is_listed(tmp_path):
     with pytest.raises(InputError, match="a grid of 1000000000000 trials"):
-        read(sweep_file(tmp_path, parameters={"x": {"min": 1, "max": 10**12}})).grid()
+        read_sweep_file(sweep_file(tmp_path, parameters={"x": {"min": 1, "max": 10**12}})).grid()
 
 
 @pytest.mark.parametrize("law", ["uniform", "log_uniform_values", "normal", "int_uniform", "q_uniform", "beta"])
-def test_examples_hold_the_ends_of_a_law_and_values_between(law):
+def test_examples_are_the_ends_of_a_distribution_and_values_between(law):
     numbers = {"int_uniform": {"min": 1, "max": 100}, "q_uniform": {"min": 0.0, "max": 10.0, "q": 0.5}}
     numbers = numbers.get(law) or LAWS[law][0]
     values = parameter("x", {"distribution": law, **numbers}).examples()
@@ -206,34 +217,36 @@ WORDS = ["${env}", "${interpreter}", "-m", "lightning_score", "test"]
         (["python", "-m", "lightning_score", "predict", "${args}"], "other programs"),
     ],
 )
-def test_a_command_that_does_not_say_what_the_parameters_say_is_refused(tmp_path, command, message):
+def test_a_command_without_the_parameters_is_refused(tmp_path, command, message):
     parameters = {"a.b": {"values": [1, 2]}, "c": {"value": True}}
-    sweep = read(sweep_file(tmp_path, parameters=parameters, command=command))
+    sweep = read_sweep_file(sweep_file(tmp_path, parameters=parameters, command=command))
     with pytest.raises(InputError, match=message):
         arguments_of(sweep, {"a.b": 1, "c": True})
 
 
 @pytest.mark.parametrize("macro", [["${args}"], ["${args_no_equals}"], ["--config", "${args_json_file}"]])
-def test_every_value_reaches_the_program_as_it_is(tmp_path, macro):
+def test_every_value_reaches_the_program_unchanged(tmp_path, macro):
     settings = {"a": [1, None], "b": ["x"], "c": None, "d": True, "e": {"class_path": "A", "init_args": {"f": None}},
                 "g": 1e-5, "h": {"i": {"j": False}}, "k": -1, "l": "text with spaces"}  # fmt: skip
     parameters = {name: {"value": value} for name, value in settings.items()}
-    sweep = read(sweep_file(tmp_path, parameters=parameters, command=["python3", "-u", *WORDS[2:], "--a=[5]", *macro]))
+    sweep = read_sweep_file(
+        sweep_file(tmp_path, parameters=parameters, command=["python3", "-u", *WORDS[2:], "--a=[5]", *macro])
+    )
     assert sorted(arguments_of(sweep, settings)[1:]) == sorted(options(settings))
 
 
-def test_a_folder_of_somebody_else_is_refused(tmp_path):
+def test_a_folder_with_other_files_is_refused(tmp_path):
     folder = tmp_path / "runs" / "sweeps" / "eps"
     assert folder_of(str(tmp_path / "runs"), "eps") == folder
     for name in ("..", "", "a/b", "/tmp/x", "x" * 300):
-        with pytest.raises(InputError, match="must be the name of a folder"):
+        with pytest.raises(InputError, match="must be a folder name"):
             folder_of("runs", name)
     check_folder(folder, "text", shared=False)
     folder.mkdir(parents=True)
     check_folder(folder, "text", shared=False)
     (folder / "notes.txt").write_text("mine")
     for shared in (False, True):
-        with pytest.raises(InputError, match="holds files that are not"):
+        with pytest.raises(InputError, match="contains files that are not"):
             check_folder(folder, "text", shared)
     for content in (b"not a database", None):
         if content is None:
@@ -242,68 +255,74 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path):
                 database.execute("create table mine (x)")
         else:
             (folder / "study.db").write_bytes(content)
-        with pytest.raises(InputError, match="holds files that are not"):
+        with pytest.raises(InputError, match="contains files that are not"):
             check_folder(folder, "text", shared=False)
     (folder / "study.db").unlink()
     optuna.create_study(storage=f"sqlite:///{folder}/study.db")
     check_folder(folder, "text", shared=False)
     (folder / "sweep.yaml").write_text("other text")
-    with pytest.raises(InputError, match="holds another sweep"):
+    with pytest.raises(InputError, match="contains another sweep"):
         check_folder(folder, "text", shared=False)
 
 
-def test_a_folder_that_nothing_was_written_to_is_removed_again(tmp_path):
-    with pytest.raises(ValueError, match="wrong"), making(tmp_path / "runs" / "sweeps" / "eps"):
+def test_empty_folders_are_removed_after_an_error(tmp_path):
+    with pytest.raises(ValueError, match="wrong"), creating(tmp_path / "runs" / "sweeps" / "eps"):
         raise ValueError("wrong")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "runs").mkdir()
-    with pytest.raises(ValueError, match="wrong"), making(tmp_path / "runs" / "sweeps" / "eps"):
+    with pytest.raises(ValueError, match="wrong"), creating(tmp_path / "runs" / "sweeps" / "eps"):
         (tmp_path / "runs" / "sweeps" / "mine").mkdir()
         raise ValueError("wrong")
     assert [path.name for path in (tmp_path / "runs" / "sweeps").iterdir()] == ["mine"]
 
 
 def test_a_grid_of_reals_is_refused(tmp_path):
-    with pytest.raises(InputError, match="take random or bayes"):
-        read(sweep_file(tmp_path, parameters={"x": {"min": 0.0, "max": 1.0}})).grid()
+    with pytest.raises(InputError, match="use random or bayes"):
+        read_sweep_file(sweep_file(tmp_path, parameters={"x": {"min": 0.0, "max": 1.0}})).grid()
 
 
 def test_macros_are_those_of_wandb(monkeypatch):
     monkeypatch.setenv("SOME_PATH", "/data")
-    settings = {"a.b": 1e-5, "c": None, "d": True, "e": False, "f": "text", "g": {"h": 1}}
-    theirs = create_sweep_command_args({"args": {name: {"value": value} for name, value in settings.items()}})
-    for macro in ("args", "args_no_hyphens", "args_no_equals", "args_no_boolean_flags", "args_json"):
-        assert expand([f"${{{macro}}}"], None, settings) == theirs[macro]
-    words = expand(["${env}", "${program}", "--x=${envvar:SOME_PATH}", "${nothing}"], "train.py", {})
+    words = expand_macros(["${env}", "${program}", "--x=${envvar:SOME_PATH}", "${nothing}"], "train.py")
     assert words == ["/usr/bin/env", "train.py", "--x=/data"]
-    by_file = expand(["--config", "${args_json_file}"], None, settings)
-    assert sorted(by_file) == ["--a.b=1e-05", "--c=null", "--d=true", "--e=false", "--f=text", "--g.h=1"]
+    assert expand_macros(["-m", "x", "${args}"], None) == expand_macros(["-m", "x", "--config", "${args_json_file}"], None)
     with pytest.raises(InputError, match="must follow --config"):
-        expand(["--settings", "${args_json_file}"], None, settings)
+        expand_macros(["--settings", "${args_json_file}"], None)
 
 
-def test_an_agents_arguments_mean_the_same_in_every_form():
-    settings = {"m.p.eta": 0.5, "m.p": "DDIM", "m": {"q": {"r": None}}, "flag": True}
-    wanted = ["--flag=true", "--m.p=DDIM", "--m.q.r=null", "--m.p.eta=0.5"]
+@pytest.mark.parametrize("macro", ["args", "args_no_equals", "args_json_file"])
+def test_wandbs_agent_and_the_local_sweep_give_the_same_options(tmp_path, macro):
+    settings = {"m.p.eta": 0.5, "m.p": "DDIM", "m": {"q": {"r": None}}, "flag": True, "off": False, "x": 1e-5}
+    wanted = ["--flag=true", "--m.p=DDIM", "--m.q.r=null", "--m.p.eta=0.5", "--off=false", "--x=1e-05"]
     fixed = ["fit", "--config", "c.yaml"]
-    by_words = from_agent([*fixed, *expand(["${args}"], None, settings)])
-    by_file = from_agent([*fixed, *expand(["--config", "${args_json_file}"], None, settings)])
-    assert sorted(by_words) == sorted(by_file) == sorted([*fixed, *wanted])
-    assert by_words.index("--m.p=DDIM") < by_words.index("--m.p.eta=0.5") and by_words[0] == "fit"
+    theirs = create_sweep_command_args({"args": {name: {"value": value} for name, value in settings.items()}})
+    (tmp_path / "args.json").write_text(json.dumps(settings))
+    words = ["--config", str(tmp_path / "args.json")] if macro == "args_json_file" else theirs[macro]
+    of_agent = from_agent([*fixed, *words])
+    command = [*WORDS[:-1], *fixed, *(["--config"] if macro == "args_json_file" else []), f"${{{macro}}}"]
+    parameters = {name: {"value": value} for name, value in settings.items()}
+    assert arguments_of(read_sweep_file(sweep_file(tmp_path, parameters=parameters, command=command)), settings) == of_agent
+    assert of_agent[:3] == fixed and sorted(of_agent[3:]) == sorted(wanted)
+    assert of_agent.index("--m.p=DDIM") < of_agent.index("--m.p.eta=0.5")
+
+
+def test_options_after_an_added_part_belong_to_it():
     added = ["--c+=A", "--c.seed=1", "--c+=B", "--c.seed=2"]
     assert from_agent(["fit", *added, "--flag=True"]) == ["fit", *added, "--flag=true"], "each is of the part before it"
     assert options({"x": {"class_path": "A"}}) == ['--x={"class_path": "A"}']
 
 
-def test_hyperband_stops_what_is_not_among_the_best_at_a_band(tmp_path):
-    rule = read(sweep_file(tmp_path, early_terminate={"type": "hyperband", "max_iter": 8, "s": 2, "eta": 2})).hyperband
+def test_hyperband_stops_trials_that_are_not_among_the_best_at_a_band(tmp_path):
+    rule = read_sweep_file(
+        sweep_file(tmp_path, early_terminate={"type": "hyperband", "max_iter": 8, "s": 2, "eta": 2})
+    ).hyperband
     assert rule.bands == (2, 4)
     others = [[5.0, 4.0], [5.0, 2.0], [5.0, 3.0], [5.0, 1.0]]
-    assert rule.stops([5.0, 4.0], others) and not rule.stops([5.0, 2.0], others)
-    assert not rule.stops([5.0], others)  # before the first band
-    assert not rule.stops([1.0, 4.0], others)  # it was better before
-    assert Hyperband((2, 4), 2.0, strict=True).stops([1.0, 4.0], others)
-    default = read(sweep_file(tmp_path, early_terminate={"type": "hyperband", "min_iter": 2})).hyperband
+    assert rule.should_stop([5.0, 4.0], others) and not rule.should_stop([5.0, 2.0], others)
+    assert not rule.should_stop([5.0], others)  # before the first band
+    assert not rule.should_stop([1.0, 4.0], others)  # it was better before
+    assert Hyperband((2, 4), 2.0, strict=True).should_stop([1.0, 4.0], others)
+    default = read_sweep_file(sweep_file(tmp_path, early_terminate={"type": "hyperband", "min_iter": 2})).hyperband
     assert default.bands[:3] == (2, 6, 18)
 
 
@@ -324,36 +343,36 @@ def found():
     return Results("eps", "test/fid", False, ["model.sampler.step_size", "model.sampler.steps"], rows())
 
 
-def test_the_best_comes_first_and_pairs_are_compared_closely(found):
+def test_the_best_comes_first_and_differences_are_paired(found):
     best, second = found.ranked[:2]
     assert (best.number, best.value) == (8, 15.0)
     gap, error = difference(second, best)
     assert gap == second.value - best.value and error < 0.6 < math.hypot(second.error, best.error)
-    other = Row(0, "complete", {}, 20.0, 3.0, without=second.without, paired="other")
+    other = Row(0, "complete", {}, 20.0, 3.0, jackknife=second.jackknife, paired="other")
     assert difference(other, best)[1] == pytest.approx(math.hypot(3, 3))
 
 
-def test_trials_of_several_seeds_are_paired_by_these():
-    """The difference is that of the means; its error that of independent seeds, each known from its tenths."""
+def test_trials_of_several_seeds_are_paired_by_seed():
+    """The difference of the means, and the error of independent seeds, each from its jackknife values."""
     rng, values = np.random.default_rng(0), {"one": [5.0, 9.0, 7.0], "other": [6.0, 10.5, 7.5]}
     tenths = {name: [v + rng.normal(0, 0.1, 10) for v in of_seeds] for name, of_seeds in values.items()}
     made = {}
     for name, of_seeds in values.items():
         records = [record(value=v, seed=k, jackknife=list(tenths[name][k]), denoised=True) for k, v in enumerate(of_seeds)]
         noisy = [record(value=99.0, seed=0, jackknife=[1.0, 2.0], denoised=False)]
-        without, common = parts([*records, *noisy], records[0].metric)
+        without, common = leave_one_out([*records, *noisy], records[0].metric)
         earlier = [record(value=50.0, seed=0, jackknife=[50.0, 60.0], step=10)]
-        assert parts([*earlier, *records], records[0].metric) == parts(records, records[0].metric)
-        made[name] = Row(0, "complete", {}, statistics.mean(of_seeds), 9.0, without=without, paired=common)
-        assert parts(records[:1], records[0].metric)[0] == tuple(tenths[name][0])
+        assert leave_one_out([*earlier, *records], records[0].metric) == leave_one_out(records, records[0].metric)
+        made[name] = Row(0, "complete", {}, statistics.mean(of_seeds), 9.0, jackknife=without, paired=common)
+        assert leave_one_out(records[:1], records[0].metric)[0] == tuple(tenths[name][0])
     gap, error = difference(made["other"], made["one"])
     of_seeds = [jackknife_error(tenths["other"][k] - tenths["one"][k]) for k in range(3)]
     assert gap == pytest.approx(1.0) and error == pytest.approx(math.hypot(*of_seeds) / 3, rel=0.15)
-    assert parts([], "fid") == ((), "")
+    assert leave_one_out([], "fid") == ((), "")
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_two_errors_of_a_difference_hold_the_truth(seeds):
+def test_two_standard_errors_of_a_difference_cover_the_truth(seeds):
     """Trials that draw from the same random numbers: the difference of their means, over 300 repeats."""
     rng, inside, made = np.random.default_rng(0), 0, record()
     for _ in range(300):
@@ -363,14 +382,14 @@ def test_two_errors_of_a_difference_hold_the_truth(seeds):
             x = truth + common + 0.3 * rng.normal(0, 1, (seeds, 200))
             without = [(one.sum() - one.reshape(10, -1).sum(1)) / 180 for one in x]
             records = [replace(made, value=one.mean(), seed=k, jackknife=list(without[k])) for k, one in enumerate(x)]
-            left, same = parts(records, records[0].metric)
-            rows.append(Row(0, "complete", {}, x.mean(), 1.0, without=left, paired=same))
+            left, same = leave_one_out(records, records[0].metric)
+            rows.append(Row(0, "complete", {}, x.mean(), 1.0, jackknife=left, paired=same))
         gap, error = difference(rows[1], rows[0])
         inside += abs(gap - 0.5) <= 2 * error
     assert 0.9 <= inside / 300 <= 0.99
 
 
-def test_the_pareto_front_is_what_none_beats(found):
+def test_no_trial_dominates_the_pareto_front(found):
     front = found.front()
     assert [row.nfe for row in front] == [50, 100, 200] and [row.number for row in front] == [6, 7, 8]
     for row in found.ranked:
@@ -378,7 +397,7 @@ def test_the_pareto_front_is_what_none_beats(found):
         assert beaten == (row not in front)
 
 
-def test_tables_tell_all(found):
+def test_tables_contain_all_trials(found):
     found.importances, found.commands = {"model.sampler.steps": 0.75}, {8: "python -m lightning_score test"}
     text = found.markdown()
     for part in ("| 8 | 0.0004 | 20 | 15 | 6 |", "failed: it crashed", "steps 75%", "trials 6 (30 at 50)", "score test"):

@@ -1,4 +1,4 @@
-"""Sweeps that run: the same numbers as the command gives, nothing lost, nothing twice, whatever is killed."""
+"""Running sweeps: the numbers of the command itself, and no trial is lost or repeated when processes are killed."""
 
 import inspect
 import json
@@ -18,12 +18,12 @@ from lightning_score.callbacks import Evaluate, LangevinHealth, LossFloor
 from lightning_score.cli import run
 from lightning_score.commands.configs import shipped
 from lightning_score.metrics import DigitFeatures, RawFeatures
-from lightning_score.report.reading import find
+from lightning_score.report.reading import find_runs
 from lightning_score.runs.status import read_status
 from lightning_score.sweep.loaded import LoadedCommand
-from lightning_score.sweep.logged import OF_CALLBACKS, logged
+from lightning_score.sweep.logged import OF_CALLBACKS, logged_metrics
 from lightning_score.sweep.results import read_csv
-from lightning_score.sweep.spec import read
+from lightning_score.sweep.spec import read_sweep_file
 from lightning_score.sweep.study import METRICS, SLOT
 from lightning_score.sweep.trials import last_metrics
 from sweeps import FIT, TEST, folder_fixture, running, started, trials, wait_for  # noqa: F401
@@ -35,13 +35,13 @@ USUAL = ("trial.json", "study.db", "trials.csv", "summary.md", "sweep.yaml", "pa
 SAMPLES = {"evaluate.num_samples": {"value": 40}}
 
 
-def test_a_sweep_gives_what_the_command_gives_and_goes_on(folder, capfd):
+def test_a_sweep_gives_the_numbers_of_the_command_and_resumes(folder, capfd):
     Path("steps.yaml").write_text(yaml.safe_dump({**TEST, "command": [*TEST["command"][:-1], *FROM_FILE]}))
     for name in USUAL:
         Path(name).write_text("mine")
     assert run(["sweep", "steps.yaml", "--count=4", "--jobs=2"]) == 0
     said = capfd.readouterr().out
-    assert "4 trials, 160 samples at 10 to 31 network evaluations each: about" in said
+    assert "4 trials, 160 samples at 11 to 31 network evaluations each" in said
     assert "best: test/fid_digits_40=" in said
     done = trials("steps.yaml")
     assert [trial.state.name for trial in done] == ["COMPLETE"] * 4
@@ -77,13 +77,13 @@ def test_a_loaded_model_takes_other_evaluations_and_guidance(folder):
     records = [json.loads(line) for line in Path("fresh/evaluations.jsonl").read_text().splitlines()]
     fresh = {f"test/{record['metric']}": record["value"] for record in records}
     assert fresh["test/fid_digits_40"] == pytest.approx(changed["test/fid_digits_40"], rel=1e-5)
-    known, _ = logged("test", Evaluate(DigitFeatures(), num_samples=40), [])
+    known, _ = logged_metrics("test", Evaluate(DigitFeatures(), num_samples=40), [])
     assert {name for name in first if not name.startswith("test/loss")} <= known <= {*first}
     assert changed["test/fid_digits_40"] != first["test/fid_digits_40"] and records[0]["seed"] == 5
 
 
 @pytest.mark.slow
-def test_killed_workers_and_a_killed_sweep_lose_nothing(folder):
+def test_killed_workers_and_a_killed_sweep_lose_no_trial(folder):
     slow = {**TEST, "parameters": {**TEST["parameters"], "evaluate.num_samples": {"value": 1200}},
             "metric": {"name": "test/fid_digits_1200"}}  # fmt: skip
     Path("steps.yaml").write_text(yaml.safe_dump(slow))
@@ -113,13 +113,13 @@ def test_trials_that_train_end_early_or_fail_alone(folder, capfd):
     place = Path("runs/sweeps/lr")
     said = capfd.readouterr().out
     assert read_status(Path(poor.user_attrs["folder"]))["state"] == "stopped early" == read_csv(place).rows[1].state
-    runs, _ = find(Path("runs"))
+    runs, _ = find_runs(Path("runs"))
     assert sorted(run.state for run in runs) == ["failed", "finished", "stopped early"]
     assert good.state.name == "COMPLETE" and len(good.intermediate_values) == 3
     assert poor.state.name == "PRUNED" and len(poor.intermediate_values) < 3, said
     assert wrong.state.name == "FAIL"
     assert good.user_attrs[METRICS]["val/fid_digits_20"] == good.value
-    assert "stopped early" in said and "1 of 3 trials have failed; --retry_failed runs them again" in said
+    assert "stopped early" in said and "1 of 3 trials failed; --retry_failed runs them again" in said
     again = re.search(r"again: python -m lightning_score (.*)", said)[1].split()
     assert run([*again, "--output=again"]) == 0
     assert read_csv(place).rows[0].value == pytest.approx(last_metrics(Path("again"))["val/fid_digits_20"], rel=1e-5)
@@ -127,15 +127,15 @@ def test_trials_that_train_end_early_or_fail_alone(folder, capfd):
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in shipped("sweeps").glob("*.yaml")))
-def test_shipped_sweeps_fit_what_the_first_command_makes(folder, capsys, name):
+def test_shipped_sweeps_fit_the_model_of_the_first_command(folder, capsys, name):
     checkpoint = Path("runs/ncsn/latest/last.ckpt")
     checkpoint.parent.mkdir(parents=True)
     shutil.copy("tiny.ckpt", checkpoint)
     run_as = ["--count=2", "--dry_run"]
-    cheap = read(str(shipped("sweeps") / f"{name}.yaml"))
+    cheap = read_sweep_file(str(shipped("sweeps") / f"{name}.yaml"))
     assert run(["sweep", f"sweeps/{name}.yaml", *run_as]) == 0
     said = capsys.readouterr().out
-    assert f"minimizing {cheap.metric}" in said and "2 trials, " in said and ": about" in said
+    assert f"minimizing {cheap.metric}" in said and "2 trials, " in said and " network evaluations each" in said
     lines = cheap.text.splitlines()
     assert lines[0].startswith("# ") and "change the path" in lines[1]
 
@@ -150,18 +150,18 @@ def test_shipped_sweeps_fit_what_the_first_command_makes(folder, capsys, name):
         ({"command": ["python", "train.py", "${args}"]}, [], "wandb agent runs other programs"),
         ({"parameters": {**SAMPLES, "model.sampler.steps": {"values": [1, 0]}}}, [], "model.sampler.steps=0: steps=0"),
         ({"parameters": {"evaluate.num_samples": {"values": [1, 40]}}}, [], "evaluate.num_samples=1: num_samples=1"),
-        ({"parameters": {**SAMPLES, "output": {"values": ["a", "b"]}}}, [], "output: 'a' and 'b' make the same trial"),
+        ({"parameters": {**SAMPLES, "output": {"values": ["a", "b"]}}}, [], "output: 'a' and 'b' give the same trial"),
         (
             {"parameters": {**SAMPLES, "ckpt_path": {"values": ["tiny.ckpt", "none.ckpt"]}}, "command": ANY},
             [],
             "ckpt_path=none.ckpt: --ckpt_path",
         ),
-        ({"parameters": {**SAMPLES, "trainer.fast_dev_run": {"value": True}}}, [], "fast_dev_run true: keeps no results"),
+        ({"parameters": {**SAMPLES, "trainer.fast_dev_run": {"value": True}}}, [], "fast_dev_run true: saves no results"),
         ({"parameters": {"evaluate.num_samples": {"values": [40, 50]}}}, [], "did you mean test/fid_digits_50?"),
-        ({"parameters": {**SAMPLES, "model.sampler.steps": {"values": [1, "1"]}}}, [], "1 and '1' make the same trial"),
-        ({"early_terminate": {"type": "hyperband", "min_iter": 1}}, [], "measures once"),
+        ({"parameters": {**SAMPLES, "model.sampler.steps": {"values": [1, "1"]}}}, [], "1 and '1' give the same trial"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 1}}, [], "measures only once"),
         ({"run_cap": 3}, ["--count=4"], "--count 4: run_cap in the file allows 3"),
-        ({}, ["--seed=1"], "--seed 1: a grid draws nothing"),
+        ({}, ["--seed=1"], "--seed 1: method grid draws nothing"),
         ({}, ["--name=../steps"], "must be the name of one folder"),
         ({}, ["--summary", "--storage=sqlite:///none.db"], "there is no such file"),
         ({"method": "random"}, [], "has no end: give --count"),
@@ -170,7 +170,7 @@ def test_shipped_sweeps_fit_what_the_first_command_makes(folder, capsys, name):
         ({}, ["--summary"], "has not been run yet"),
     ],
 )
-def test_mistakes_are_found_before_anything_begins(folder, capsys, changes, arguments, message):
+def test_mistakes_are_found_before_the_first_trial(folder, capsys, changes, arguments, message):
     Path("steps.yaml").write_text(yaml.safe_dump({**TEST, **changes}))
     assert run(["sweep", "steps.yaml", *arguments]) == 2
     said = capsys.readouterr().err
@@ -195,41 +195,43 @@ def test_mistakes_are_found_before_anything_begins(folder, capsys, changes, argu
             {"parameters": {"model": {"parameters": {"optimizer": {"parameters": {"lr": {"values": [0.1, -1.0]}}}}}}},
             "model.optimizer.lr=-1.0: ",
         ),
-        ({"parameters": {"trainer.limit_val_batches": {"values": [1, 0]}}}, "limit_val_batches 0: nothing is validated"),
+        ({"parameters": {"trainer.limit_val_batches": {"values": [1, 0]}}}, "limit_val_batches 0: there is no validation"),
         ({"parameters": {"trainer.max_epochs": {"values": [1, -5]}}}, "trainer.max_epochs=-5: "),
         ({"metric": {"name": "val/fid_digit_20"}}, "did you mean val/fid_digits_20?"),
         ({"metric": {"name": "test/fid_digits_20"}}, "did you mean val/fid_digits_20?"),
     ],
 )
-def test_what_a_constructor_refuses_is_found_before_anything_begins(folder, capsys, changes, message):
-    """With the callbacks of the config, too."""
+def test_constructor_errors_are_found_before_the_first_trial(folder, capsys, changes, message):
+    """Also with the callbacks of the config."""
     Path("lr.yaml").write_text(yaml.safe_dump({**FIT, **changes}))
     assert run(["sweep", "lr.yaml"]) == 2
     said = capsys.readouterr().err
     assert message in said and len(said.strip().splitlines()) == 1 and not Path("runs").exists()
 
 
-def test_a_metric_of_somebody_elses_callback_is_let_through_with_a_warning(folder, capsys, monkeypatch):
+def test_a_metric_of_another_packages_callback_gives_a_warning(folder, capsys, monkeypatch):
     Path("my_callbacks.py").write_text("from lightning.pytorch import Callback\nclass Mine(Callback):\n    pass\n")
     monkeypatch.syspath_prepend(str(folder))
     command = [*FIT["command"][:-1], "--trainer.callbacks=my_callbacks.Mine", "${args}"]
     entries = {**FIT, "metric": {"name": "val/mine"}, "command": command}
     Path("lr.yaml").write_text(yaml.safe_dump(entries))
     assert run(["sweep", "lr.yaml", "--dry_run"]) == 0
-    assert "metric val/mine: only Mine can log it, which is not checked" in capsys.readouterr().err
+    assert "metric val/mine: not checked, because only Mine may log it" in capsys.readouterr().err
 
 
-def test_the_metrics_that_are_known_are_those_that_are_logged(checkpoint):
+def test_the_known_metrics_are_those_that_are_logged(checkpoint):
     """Those of `test` are compared in `test_a_loaded_model_takes_other_evaluations_and_guidance`."""
     header = (checkpoint.parent / "metrics.csv").read_text().splitlines()[0].split(",")
     callbacks = [LangevinHealth(), LossFloor()]
-    known, strangers = logged("fit", Evaluate(DigitFeatures(), num_samples=40), callbacks)
+    known, strangers = logged_metrics("fit", Evaluate(DigitFeatures(), num_samples=40), callbacks)
     assert not strangers and not [
         name for name in header if "/" in name and not any(fnmatchcase(name, pattern) for pattern in known)
     ]
     assert not [name for name in known if not any(fnmatchcase(column, name) for column in header) and name[:6] != "train/"]
-    assert "test/copied" in logged("test", Evaluate(DigitFeatures()), [])[0]
-    assert "test/copied" not in logged("test", Evaluate(RawFeatures()), [], images=False)[0], "of points there are no copies"
+    assert "test/copied" in logged_metrics("test", Evaluate(DigitFeatures()), [])[0]
+    assert "test/copied" not in logged_metrics("test", Evaluate(RawFeatures()), [], images=False)[0], (
+        "of points there are no copies"
+    )
     for name in lightning_score.callbacks.__all__:
         kind = getattr(lightning_score.callbacks, name)
         logs = issubclass(kind, Callback) and "pl_module.log" in inspect.getsource(kind)
@@ -242,7 +244,7 @@ def contents(place):
 
 
 @pytest.mark.parametrize("macro", [["${args}"], FROM_FILE])
-def test_nothing_of_the_users_is_overwritten(folder, macro):
+def test_no_user_file_is_overwritten(folder, macro):
     for place in (".", "runs", "runs/sweeps", "runs/sweeps/steps", "runs/sweeps/other"):
         Path(place).mkdir(exist_ok=True, parents=True)
         for name in USUAL:
@@ -256,13 +258,13 @@ def test_nothing_of_the_users_is_overwritten(folder, macro):
     assert contents(".") == before
 
 
-def test_another_file_or_another_checkpoint_is_another_sweep(folder, capsys):
+def test_another_file_or_another_checkpoint_needs_another_name(folder, capsys):
     Path("steps.yaml").write_text(yaml.safe_dump({**TEST, "parameters": {"evaluate.num_samples": {"value": 40}}}))
     assert run(["sweep", "steps.yaml"]) == 0
     with Path("tiny.ckpt").open("ab") as file:
         file.write(b"\0" * 8)
     assert run(["sweep", "steps.yaml"]) == 2
-    assert "begun with another checkpoint" in capsys.readouterr().err
+    assert "started with another checkpoint" in capsys.readouterr().err
     Path("steps.yaml").write_text(yaml.safe_dump(TEST))
     for options in ([], ["--dry_run"]):
         assert run(["sweep", "steps.yaml", *options]) == 2

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from lightning_score.cli import run
-from lightning_score.sweep.spec import read
+from lightning_score.sweep.spec import read_sweep_file
 from lightning_score.sweep.study import SLOT, WORKER, Study
 from sweeps import TEST
 
@@ -70,7 +70,7 @@ def test_two_machines_share_a_sweep(tmp_path, checkpoint, postgres, monkeypatch,
     said = [process.communicate(timeout=240)[0] for process in begun]
     assert [process.returncode for process in begun] == [0, 0], said
     monkeypatch.chdir(machines[0])
-    trials = Study(read("steps.yaml"), postgres, "steps").trials()
+    trials = Study(read_sweep_file("steps.yaml"), postgres, "steps").trials()
     complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     assert Counter(trial.user_attrs[SLOT] for trial in complete) == Counter(range(6)) and len(trials) == 6
     assert len({trial.user_attrs[WORKER] for trial in complete}) == 2

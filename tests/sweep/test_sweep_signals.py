@@ -56,7 +56,7 @@ def test_a_signal_inside_a_database_session_waits_for_its_end(make, number, stat
         other.execute("rollback")
     assert all(trial.state in (TrialState.WAITING, TrialState.COMPLETE) for trial in study.trials())
     study.work(bowl)
-    assert sorted(trial.user_attrs[SLOT] for trial in study.trials()) == [0, 1, 2] and study.left() == 0
+    assert sorted(trial.user_attrs[SLOT] for trial in study.trials()) == [0, 1, 2] and study.remaining() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -104,8 +104,9 @@ def test_a_trial_ends_with_its_worker():
     if sys.platform != "linux":
         pytest.skip("the system call is Linux's")
     code = ("import os, subprocess, sys, time\nfrom functools import partial\n"
-            "from lightning_score.sweep.processes import end_with\n"
-            "child = subprocess.Popen(['sleep', '60'], start_new_session=True, preexec_fn=partial(end_with, os.getpid()))\n"
+            "from lightning_score.sweep.processes import end_with_parent\n"
+            "child = subprocess.Popen(['sleep', '60'], start_new_session=True,"
+            " preexec_fn=partial(end_with_parent, os.getpid()))\n"
             "print(child.pid, flush=True)\ntime.sleep(60)")  # fmt: skip
     worker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     child = int(worker.stdout.readline())
@@ -153,15 +154,18 @@ def running_now(file):
 
 
 def test_trials_of_dead_workers_are_not_shown_as_running(make, tmp_path):
-    from lightning_score.sweep.summary import results
+    from lightning_score.sweep.summary import collect_results
 
     study = make()
     study.queue(2)
     study._study.ask().set_user_attr(WORKER, "elsewhere:5")
     lost = study._study.ask()
-    assert [row.state for row in results(study.sweep, study).rows] == ["running", "waiting"]  # taken, and not yet begun
+    assert [row.state for row in collect_results(study.sweep, study).rows] == [
+        "running",
+        "waiting",
+    ]  # taken, and not yet begun
     lost.set_user_attr(WORKER, f"{os.uname().nodename}:{2**22 + 7}")
-    found = results(study.sweep, study)
+    found = collect_results(study.sweep, study)
     assert [row.state for row in found.rows] == ["running", "interrupted"]
     table = tmp_path / "trials.csv"
     table.write_text(found.csv().replace("interrupted", "running"))

@@ -1,4 +1,4 @@
-"""The queue of a sweep's trials: what is drawn, who takes it, what comes back."""
+"""The queue of a sweep's trials: draws, workers, and what returns to the queue."""
 
 import math
 import os
@@ -12,7 +12,7 @@ from lightning_score.errors import InputError
 from lightning_score.sweep.draws import draw
 from lightning_score.sweep.interruption import Stopped
 from lightning_score.sweep.study import ERROR, INTERRUPTED, RETRIES, SLOT, WORKER
-from lightning_score.sweep.summary import results
+from lightning_score.sweep.summary import collect_results
 from sweeps import PARAMETERS, bowl, make_fixture  # noqa: F401
 
 
@@ -24,7 +24,7 @@ def kill(study):
     study.release()
 
 
-def test_random_draws_go_on_where_they_stopped_and_are_the_same_everywhere(make):
+def test_random_draws_resume_and_are_the_same_in_every_study(make):
     one, other = make("one"), make("other")
     assert one.queue(4) == 4
     one.work(bowl)
@@ -36,20 +36,20 @@ def test_random_draws_go_on_where_they_stopped_and_are_the_same_everywhere(make)
     assert draws[0] == draws[1] and len({str(draw) for draw in draws[0]}) == 10
 
 
-def test_bayes_learns_from_what_it_has_seen(make):
+def test_bayes_learns_from_results(make):
     study, blind = make("seen", method="bayes"), make("blind")
     for each in (study, blind):
         each.queue(60)
         each.work(bowl)
     late = {each.name: sorted(t.value for t in each.trials() if t.user_attrs[SLOT] >= 30) for each in (study, blind)}
     assert late["seen"][15] < 0.5 * late["blind"][15]  # the median of its later trials
-    assert results(study.sweep, study, final=False).ranked == []  # these trials measured no metric of a run
+    assert collect_results(study.sweep, study, final=False).ranked == []  # these trials measured no metric of a run
     shares = study.importances()
     assert set(shares) == {"x", "y", "z"} and abs(sum(shares.values()) - 1) < 1e-6 and max(shares, key=shares.get) != "z"
 
 
 def test_one_worker_draws_the_same_trials_from_the_same_seed(make):
-    """Also where the sweep is interrupted in between; two workers do not draw alike."""
+    """Also if the sweep is interrupted; trials differ from one another."""
     draws = {}
     for name, parts, seed in (("whole", [14], 5), ("parts", [3, 11, 14], 5), ("other", [14], 6)):
         for count in parts:
@@ -62,11 +62,11 @@ def test_one_worker_draws_the_same_trials_from_the_same_seed(make):
     random = [draw(study.sweep, 5, seed) for seed in (0, 0, 1)]
     assert random[0] == random[1] != random[2]
     assert make("parts", method="bayes", seed=None).seed == 5
-    with pytest.raises(InputError, match="--seed 6: the sweep parts has the seed 5"):
+    with pytest.raises(InputError, match="--seed 6: the sweep parts was started with seed 5"):
         make("parts", method="bayes", seed=6)
 
 
-def test_failed_trials_are_run_again_when_that_is_asked_for(make):
+def test_failed_trials_are_only_run_again_on_request(make):
     study = make()
     study.queue(3)
     fails = True
@@ -83,9 +83,9 @@ def test_failed_trials_are_run_again_when_that_is_asked_for(make):
     first = {trial.user_attrs[SLOT]: trial for trial in study.trials()}
     assert [first[i].state.name for i in range(4)] == ["COMPLETE", "FAIL", "COMPLETE", "FAIL"]
     study.queue(4)
-    assert study.left() == 0  # the same command leaves them alone
+    assert study.remaining() == 0  # the same command does not run them again
     fails = False
-    assert make().retry() == 2 and study.left() == 2
+    assert make().retry() == 2 and study.remaining() == 2
     kill(study)  # what killed it before does not count
     study.work(objective)
     done = {trial.user_attrs[SLOT]: trial for trial in study.trials()}
@@ -94,10 +94,10 @@ def test_failed_trials_are_run_again_when_that_is_asked_for(make):
     assert study.retry() == 0
 
 
-def test_a_smaller_count_takes_trials_from_the_queue(make):
+def test_a_smaller_count_removes_trials_from_the_queue(make):
     study = make()
     study.queue(6)
-    assert study.queue(2) == 0 and study.left() == 2
+    assert study.queue(2) == 0 and study.remaining() == 2
     study.work(bowl)
     assert study.queue(6) == 4
     study.work(bowl)
@@ -105,7 +105,7 @@ def test_a_smaller_count_takes_trials_from_the_queue(make):
     assert [trial.params for trial in sorted(study.trials(), key=lambda t: t.user_attrs[SLOT])] == draw(study.sweep, 6, 0)
 
 
-def test_what_two_machines_queue_at_once_is_done_once(make):
+def test_trials_queued_twice_by_two_machines_run_once(make):
     one, other = make(), make()
     one._study.enqueue_trial({}, user_attrs={SLOT: 0})
     other._study.enqueue_trial({}, user_attrs={SLOT: 0})
@@ -113,7 +113,7 @@ def test_what_two_machines_queue_at_once_is_done_once(make):
     assert [trial.state.name for trial in one.trials()] == ["COMPLETE"]
 
 
-def test_an_error_is_one_trials_and_is_not_tried_again(make):
+def test_a_trial_with_an_error_fails_alone_and_is_not_retried(make):
     study = make()
     study.queue(3)
 
@@ -125,10 +125,10 @@ def test_an_error_is_one_trials_and_is_not_tried_again(make):
     study.work(fails_once)
     states = {trial.user_attrs[SLOT]: trial for trial in study.trials()}
     assert [states[i].state.name for i in range(3)] == ["COMPLETE", "FAIL", "COMPLETE"]
-    assert states[1].user_attrs["error"] == "samples hold NaN" and study.queue(3) == 0 and study.left() == 0
+    assert states[1].user_attrs["error"] == "samples hold NaN" and study.queue(3) == 0 and study.remaining() == 0
 
 
-def test_an_interrupted_trial_waits_again_with_its_values(make):
+def test_an_interrupted_trial_returns_to_the_queue_with_its_values(make):
     study = make(method="bayes")
     study.queue(1)
     seen = []
@@ -149,8 +149,8 @@ def test_an_interrupted_trial_waits_again_with_its_values(make):
     assert all(settings == seen[0] for settings in seen)
 
 
-def test_a_trial_whose_worker_was_stopped_before_it_could_give_it_back_waits_again(make):
-    """Its end is noted, and nothing else."""
+def test_a_trial_returns_to_the_queue_if_its_worker_is_killed_first(make):
+    """Its end is stored, without a result or an error."""
     study = make()
     study.queue(3)
     lost = study._study.ask()
@@ -161,7 +161,7 @@ def test_a_trial_whose_worker_was_stopped_before_it_could_give_it_back_waits_aga
     assert all(trial.state == TrialState.COMPLETE for trial in done) and lost.number not in {t.number for t in done}
 
 
-def test_a_metric_that_is_no_number_is_a_failure_with_its_reason(make):
+def test_a_nan_metric_is_a_failure_with_its_reason(make):
     study = make()
     study.queue(1)
     study.work(lambda *_: math.nan)
@@ -169,17 +169,17 @@ def test_a_metric_that_is_no_number_is_a_failure_with_its_reason(make):
     assert trial.state == TrialState.FAIL and trial.user_attrs[ERROR] == "m is NaN"
 
 
-def test_a_trial_that_kills_its_workers_is_given_up(make):
+def test_a_trial_that_kills_its_workers_fails(make):
     study = make()
     study.queue(1)
     for _ in range(RETRIES + 1):
         kill(study)
-    assert [trial.state.name for trial in study.trials()] == ["FAIL"] and study.left() == 0
-    (row,) = results(study.sweep, study).rows
+    assert [trial.state.name for trial in study.trials()] == ["FAIL"] and study.remaining() == 0
+    (row,) = collect_results(study.sweep, study).rows
     assert row.state == "failed" and row.message == "its workers died"
 
 
-def test_a_trial_of_a_living_worker_stays_its_own(make):
+def test_a_trial_of_a_living_worker_is_not_taken_away(make):
     study = make()
     study.queue(1)
     study._study.ask().set_user_attr(WORKER, f"{socket.gethostname()}:{os.getpid()}")
@@ -187,7 +187,7 @@ def test_a_trial_of_a_living_worker_stays_its_own(make):
     assert [trial.state.name for trial in study.trials()] == ["RUNNING"]
 
 
-def test_early_termination_compares_with_all(make):
+def test_early_termination_compares_with_all_trials(make):
     study = make(early_terminate={"type": "hyperband", "min_iter": 2, "eta": 4})
     study.queue(4)
     steps = []
@@ -195,7 +195,7 @@ def test_early_termination_compares_with_all(make):
     def trains(study, trial, settings):
         for step in range(1, 5):
             trial.report(trial.user_attrs[SLOT] + 1 / step, step)
-            if study.stops(trial):
+            if study.should_stop(trial):
                 steps.append(step)
                 raise optuna.TrialPruned
         return trial.user_attrs[SLOT]
