@@ -157,6 +157,7 @@ def test_a_signal_at_the_end_of_an_epoch(tmp_path, step, moment):
 
 
 @pytest.mark.faults("runs killed (kill -9)", 2)
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0])
 def test_kills_at_random_moments(tmp_path, whole, seed):
     """kill -9, like a power cut, several times in a row."""

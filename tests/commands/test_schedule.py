@@ -36,7 +36,8 @@ PUBLISHED = {  # D, sigma_1, L, T; then gamma, C at it, L at C = 0.5, epsilon
     "FFHQ 256": (196608, 348, 2311, 3, "1.004537", "0.567", "2181.6", "8.93e-07"),
     "church 96": (27648, 140, 788, 4, "1.012205", "0.566", "744.5", "2.31e-06"),
 }
-SHORT = ["--trainer.max_steps=2", "--samples.num_samples=4", "--evaluate.features=null", "--model.sampler.steps=2"]
+SHORT = ["--trainer.max_steps=2", "--samples.num_samples=4", "--evaluate.features=null", "--model.sampler.steps=2",
+         "--trainer.callbacks=null"]  # fmt: skip
 AUTO = [f"--model.{name}=auto" for name in ("process.sigma_max", "process.levels", "sampler.step_size")]
 
 
@@ -266,7 +267,7 @@ def test_auto_becomes_numbers_in_config_and_checkpoint(capsys):
 
 
 def test_auto_for_the_toy_and_a_continuous_process():
-    dev = ["--trainer.fast_dev_run=true"]
+    dev = ["--trainer.callbacks=null", "--trainer.fast_dev_run=true"]
     assert run(["fit", "--config=toy", *AUTO, "--data.num_samples=1000", *dev]) == 0
     ve = [
         "--model.process=VE",

@@ -115,6 +115,7 @@ class TestBatches:
         taken.load_state_dict({**state, "batches": state["batches"] - 1})
         assert equal(list(taken), epochs[0][done - 1 :])
 
+    @pytest.mark.slow
     def test_two_processes_share_them(self, make, photos, tmp_path):
         make().splits  # noqa: B018  # packs
         script = """
