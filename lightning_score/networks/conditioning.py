@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_score.errors import require
+from lightning_score.errors import InputError, require
 
 
 class NoiseEmbedding(nn.Module, ABC):
@@ -42,6 +42,8 @@ class PositionalEmbedding(NoiseEmbedding):
         cosines_first: cosines, then sines.
     """
 
+    frequencies: Tensor
+
     def __init__(self, width: int = 128, shift: float = 1.0, cosines_first: bool = False) -> None:
         super().__init__(width)
         half = width // 2
@@ -70,6 +72,8 @@ class FourierEmbedding(NoiseEmbedding):
     Raises:
         InputError: for a scale that is not positive.
     """
+
+    frequencies: Tensor
 
     def __init__(self, width: int = 128, scale: float = 16.0, seed: int = 0) -> None:
         super().__init__(width)
@@ -143,5 +147,7 @@ class EarlyConditioning(Conditioning):
     def forward(self, noise_label: Tensor, cond: Tensor | None, done: Tensor | None = None) -> Tensor:
         features = self.features(noise_label) + self.class_vector(cond)
         if done is not None:
+            if self.augment is None:
+                raise InputError("augmentations=0: must be the number of labels, as 9 for GeometricAugmentation")
             features = features + self.augment(done)
         return F.silu(self.linear2(F.silu(self.linear1(features))))

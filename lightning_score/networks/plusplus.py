@@ -187,12 +187,13 @@ class DDPMpp(Network):
             kept.append(stage(kept[-1], c))
         for level in self.down:
             pyramid = level(c, kept, pyramid)
-        h, output = kept[-1], None
+        h = kept[-1]
+        output: Tensor | None = None
         for stage in self.middle:
             h = stage(h, c)
         for level in self.up:
             h, output = level(h, c, kept, output)
-        return output if self.from_levels else self.head(h)
+        return output if output is not None and self.from_levels else self.head(h)
 
 
 class NCSNpp(DDPMpp):

@@ -77,7 +77,7 @@ class RefineNet(Network, ABC):
         h = self.conv_in(x if self.centered else 2 * x - 1)
         kept = []
         for stage in self.stages:
-            h = run(stage, h, labels)
+            h = run(stage.children(), h, labels)
             kept.append(h)
         h = self.refine[0]([kept.pop()], labels)
         for block in self.refine[1:]:

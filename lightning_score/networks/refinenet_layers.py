@@ -4,7 +4,7 @@ Lin et al. 2017 (1611.06612) for RefineNet; Song and Ermon 2019 (1907.05600), ap
 Every module is called with the labels beside the features, and those that do not need them pass them on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -60,7 +60,7 @@ class InstanceNormPlus(nn.Module):
 
     def _coefficients(self, labels: Labels) -> Tensor:
         """gamma, alpha (if there is one) and beta, (B or 1, 3 or 2, C)."""
-        rows = self.table if self.levels == 1 else self.table[labels.level.reshape(-1)]
+        rows = self.table if labels.level is None or self.levels == 1 else self.table[labels.level.reshape(-1)]
         if self.classes is None:
             return rows
         return rows + (self.classes[self.num_classes] if labels.cond is None else self.classes[labels.cond])
@@ -104,7 +104,8 @@ class RefineResidual(nn.Module):
         self.norm1, self.norm2 = norm(inputs), norm(middle)
         self.conv1 = nn.Conv2d(inputs, middle, 3, padding=dilation, dilation=dilation)
         self.conv2 = nn.Conv2d(middle, outputs, 3, padding=dilation, dilation=dilation)
-        self.shortcut, self.pool = nn.Identity(), nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
+        self.pool: nn.Module = nn.Identity()
         if begins and dilation == 1:
             self.shortcut, self.pool = nn.Conv2d(inputs, outputs, 1), nn.AvgPool2d(2)
         elif begins:
@@ -199,12 +200,12 @@ class RefineBlock(nn.Module):
         self.out = nn.ModuleList(ConvUnit(outputs, norm) for _ in range(units))
 
     def forward(self, xs: Sequence[Tensor], labels: Labels) -> Tensor:
-        adapted = [run(units, x, labels) for units, x in zip(self.adapt, xs, strict=True)]
+        adapted = [run(units.children(), x, labels) for units, x in zip(self.adapt, xs, strict=True)]
         h = adapted[0] if self.fuse is None else self.fuse(adapted, labels)
         return run(self.out, self.chain(h, labels), labels)
 
 
-def run(modules: nn.ModuleList, x: Tensor, labels: Labels) -> Tensor:
+def run(modules: Iterable[nn.Module], x: Tensor, labels: Labels) -> Tensor:
     """The modules one after the other."""
     for module in modules:
         x = module(x, labels)

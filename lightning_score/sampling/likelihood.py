@@ -80,12 +80,13 @@ def log_likelihood(
             def predict(y: Tensor) -> Tensor:
                 return score.noise(expand(process.alpha(time), x) * y.view_as(x), time).flatten(1)
 
-            predicted, pullback = torch.func.vjp(predict, state[:, :d].contiguous())
+            predicted, pullback, *_ = torch.func.vjp(predict, state[:, :d].contiguous())
             divergence = trace(lambda v: pullback(v)[0], vectors)
             return torch.cat([predicted, divergence.unsqueeze(1) / d], 1)
 
+        first_level, last_level = process.noise_level(ends)
         y = torch.cat([(x / expand(process.alpha(ends[0]), x)).flatten(1), x.new_zeros(len(x), 1)], 1)
-        y = (solver or DormandPrince())(slope, y, *process.noise_level(ends), parts=[d, 1])
+        y = (solver or DormandPrince())(slope, y, first_level, last_level, parts=[d, 1])
         latent = expand(process.alpha(ends[1]), x) * y[:, :d].view_as(x)
         gain = y[:, d].double() + process.log_alpha(ends[1]) - process.log_alpha(ends[0])
         return LogLikelihood(prior(process, latent) + d * gain, latent, (score.evaluations - before) / len(x))

@@ -19,7 +19,7 @@ from lightning_score.process import NoiseProcess
 
 
 class NoiseLabel(ABC):
-    """The number by which the network is told the noise level."""
+    """The number that tells the network the noise level."""
 
     @abstractmethod
     def __call__(self, process: NoiseProcess, t: Tensor) -> Tensor:
@@ -178,6 +178,8 @@ class EDM(Parametrization):
         data_std: standard deviation of the data d.
         noise_label: how the network is told the noise level; log(sigma/alpha)/4 by default.
     """
+
+    data_std: float
 
     def __init__(self, data_std: float = 0.5, noise_label: NoiseLabel | None = None):
         super().__init__(data_std, noise_label or LogSigma(0.25))
