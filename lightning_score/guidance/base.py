@@ -15,7 +15,7 @@ class ModelFacts(NamedTuple):
     """Facts about the model that a guidance checks.
 
     Fields: shape (of one sample), num_classes (of the data), conditional (the network is given labels), label_dropout
-    (how often training left the label out).
+    (the probability of training without the label).
     """
 
     shape: tuple[int, ...]

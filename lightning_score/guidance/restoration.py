@@ -32,7 +32,7 @@ def read_array(path: str) -> Tensor:
         return torch.from_numpy(content[name])
     except InputError:
         raise
-    except Exception as error:  # PIL, zipfile and numpy each raise their own
+    except Exception as error:  # PIL, zipfile and numpy raise different errors
         raise InputError(f"{path}: not a readable {kind[1:].upper()} file of numbers ({error})") from error
 
 

@@ -55,8 +55,8 @@ class MLP(Network):
         embedding: NoiseEmbedding | None = None,
     ) -> None:
         super().__init__(shape, num_classes)
-        require(len(shape) == 1, f"shape {list(shape)}: an MLP takes points, [dimension]; use a UNet for images")
-        require(width > 0 and depth > 0, f"width {width}, depth {depth}: both must be positive")
+        require(len(shape) == 1, f"shape={list(shape)}: an MLP takes points, [dimension]; use a UNet for images")
+        require(width > 0 and depth > 0, f"width={width}, depth={depth}: both must be positive")
         self.conditioning = Conditioning(embedding or PositionalEmbedding(width), width, num_classes)
         self.linear_in = nn.Linear(shape[0], width)
         self.blocks = nn.ModuleList(MLPBlock(width) for _ in range(depth))

@@ -45,7 +45,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """A level of the way up: twice the resolution, residual blocks that take in what was kept, attention, and the output.
+    """A level of the way up: twice the resolution, residual blocks with skip connections, attention, and the output.
 
     Args:
         resample: the way from the level below.
@@ -67,7 +67,7 @@ class Up(nn.Module):
 
 
 class Unconditioned(nn.Module):
-    """A module in the place of one that is conditioned.
+    """A module without conditioning in the place of one with it.
 
     Args:
         module: takes the features only.
@@ -107,8 +107,8 @@ class DDPMpp(Network):
         groups: the largest number of groups of the norms.
         group_size: the least number of channels in a group.
         centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
-        augmentations: how many numbers say how its input was augmented: 9 for GeometricAugmentation, 0 for none.
-        head_channels: channels of each attention head; None for one head of all.
+        augmentations: number of augmentation labels: 9 for GeometricAugmentation, 0 for none.
+        head_channels: channels of each attention head; None for one head.
 
     Raises:
         InputError: for a shape that is not an image's or cannot be halved that often, a resolution for attention that does
@@ -142,7 +142,7 @@ class DDPMpp(Network):
         check_levels(type(self).__name__, shape, multipliers, blocks, attention, dropout)
         _check_groups(channels, groups, group_size)
         check_heads(channels, head_channels)
-        require(augmentations >= 0, f"augmentations {augmentations}: must be 0 or an augmentation's number of labels")
+        require(augmentations >= 0, f"augmentations={augmentations}: must be 0 or the number of labels of an augmentation")
         self.centered, self.augmentations = centered, augmentations
         self.from_levels = progressive == "output_skip"
         scale = 0.5**0.5 if rescale else 1.0
@@ -281,11 +281,11 @@ def _group_norm(groups: int, group_size: int, channels: int) -> nn.Module:
 
 
 def _check_groups(channels: int, groups: int, group_size: int) -> None:
-    require(groups > 0 and group_size > 0, f"groups {groups}, group_size {group_size}: must be positive")
+    require(groups > 0 and group_size > 0, f"groups={groups}, group_size={group_size}: must be positive")
     count = min(channels // group_size, groups)
     require(
         count > 0 and channels % count == 0,
-        f"channels {channels}, groups {groups}, group_size {group_size}: channels must be a multiple of the number of "
+        f"channels={channels}, groups={groups}, group_size={group_size}: channels must be a multiple of the number of "
         "groups, min(channels/group_size, groups)",
     )
     warn_of_single_channels(channels, count)

@@ -24,7 +24,8 @@ from lightning_score.networks.refinenet_layers import (
 class RefineNet(Network, ABC):
     """Stages of two residual blocks on the way down, a RefineNet block for each on the way up.
 
-    A stage of dilation 1 (but the first) halves the resolution; one of a larger dilation keeps it and sees further instead.
+    A stage of dilation 1 (except the first) halves the resolution; one of a larger dilation keeps it and enlarges the
+    receptive field instead.
 
     Args:
         shape: [C, H, W].
@@ -34,8 +35,8 @@ class RefineNet(Network, ABC):
         dilations: the dilation of each stage.
         centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
         norm: makes the norms of the residual blocks.
-        inner_norm: makes those of the RefineNet blocks.
-        pool: the pooling in these.
+        inner_norm: makes the norms of the RefineNet blocks.
+        pool: the pooling in the RefineNet blocks.
     """
 
     units = (RefineResidual, RefineBlock)
@@ -88,7 +89,7 @@ class RefineNet(Network, ABC):
 class NCSN(RefineNet):
     """The network of NCSN (Song and Ermon 2019, 1907.05600, appendix A); its defaults are the one for CIFAR-10.
 
-    Every norm has coefficients of its own for each noise level; the noise label is the level's number, 0 to levels - 1
+    Every norm has coefficients for each noise level; the noise label is the level's number, 0 to levels - 1
     (`noise_label: Index`, descending as in the paper), rounded and kept in this range. Its output is the score itself
     (`parametrization: Score`). 30.1 M parameters.
 
@@ -117,7 +118,7 @@ class NCSN(RefineNet):
         centered: bool = False,
         plus: bool = True,
     ) -> None:
-        require(levels >= 1, f"levels {levels}: must be at least 1, the number of noise levels of the process")
+        require(levels >= 1, f"levels={levels}: must be at least 1, the number of noise levels of the process")
         norm = partial(InstanceNormPlus, levels=levels, num_classes=num_classes, plus=plus)
         pool = nn.AvgPool2d(5, stride=1, padding=2)
         super().__init__(shape, num_classes, channels, multipliers, dilations, centered, norm, norm, pool)
@@ -191,15 +192,15 @@ class NCSNv2Deepest(NCSNv2):
 
 
 def _check(name: str, shape: Sequence[int], channels: int, multipliers: Sequence[int], dilations: Sequence[int]) -> None:
-    require(len(shape) == 3, f"shape {list(shape)}: {name} takes images, [channels, height, width]; use an MLP for points")
-    require(channels > 1, f"channels {channels}: must be at least 2")
+    require(len(shape) == 3, f"shape={list(shape)}: {name} takes images, [channels, height, width]; use an MLP for points")
+    require(channels > 1, f"channels={channels}: must be at least 2")
     require(
         len(multipliers) == len(dilations) > 0 and min(*multipliers, *dilations) > 0,
-        f"multipliers {list(multipliers)}, dilations {list(dilations)}: give one positive integer of each per stage",
+        f"multipliers={list(multipliers)}, dilations={list(dilations)}: give one positive integer of each per stage",
     )
     factor = 2 ** sum(dilation == 1 for dilation in dilations[1:])
     require(
         dilations[0] == 1 and shape[1] % factor == 0 and shape[2] % factor == 0,
-        f"shape {list(shape)}, dilations {list(dilations)}: the first dilation must be 1, and height and width divisible by "
+        f"shape={list(shape)}, dilations={list(dilations)}: the first dilation must be 1, and height and width divisible by "
         f"{factor}, since each further 1 halves them; use larger dilations, fewer stages or another size",
     )

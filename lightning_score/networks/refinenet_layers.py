@@ -1,7 +1,7 @@
 """The blocks of NCSN's and NCSNv2's networks: InstanceNorm++, residual blocks and the four parts of a RefineNet block.
 
 Lin et al. 2017 (1611.06612) for RefineNet; Song and Ermon 2019 (1907.05600), appendix A, and 2020 (2006.09011), appendix B.
-Every module is called with the labels beside the features, and those that do not need them pass them on.
+Every module is called with the features and the labels, including modules that do not use the labels.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -85,7 +85,7 @@ Norm = Callable[[int], nn.Module]
 
 
 class RefineResidual(nn.Module):
-    """Two convolutions with norms and ELUs, added to the input, with which a stage begins or goes on.
+    """Two convolutions with norms and ELUs, added to the input, at the beginning of a stage or within it.
 
     `shortcut(x) + conv_2(elu(norm_2(conv_1(elu(norm_1(x))))))`. A block that begins a stage makes its channels in the second
     convolution, and either halves the resolution by mean pooling or dilates all its convolutions.
@@ -185,7 +185,7 @@ class RefineBlock(nn.Module):
     """RefineNet's block: two conv units for each input, fusion, chained pooling, and one conv unit or three.
 
     Args:
-        inputs: channels of each input, that of the own resolution first.
+        inputs: channels of each input, the one of the same resolution first.
         outputs: channels of the output.
         units: number of conv units at the end.
         norm: makes the norms.
@@ -206,7 +206,7 @@ class RefineBlock(nn.Module):
 
 
 def run(modules: Iterable[nn.Module], x: Tensor, labels: Labels) -> Tensor:
-    """The modules one after the other."""
+    """Applies the modules in order."""
     for module in modules:
         x = module(x, labels)
     return x

@@ -69,7 +69,7 @@ class Uniform(_SteppedGrid):
 
     Args:
         steps: N, the number of steps.
-        t_min: last time; null: the process's own.
+        t_min: last time; null: that of the process.
     """
 
     def __call__(self, process: NoiseProcess) -> Tensor:
@@ -84,7 +84,7 @@ class Quadratic(_SteppedGrid):
 
     Args:
         steps: N, the number of steps.
-        t_min: last time; null: the process's own.
+        t_min: last time; null: that of the process.
     """
 
     def __call__(self, process: NoiseProcess) -> Tensor:
@@ -98,7 +98,7 @@ class Geometric(_SteppedGrid):
 
     Args:
         steps: N, the number of steps.
-        t_min: last time; null: the process's own.
+        t_min: last time; null: that of the process.
     """
 
     def __call__(self, process: NoiseProcess) -> Tensor:
@@ -114,7 +114,7 @@ class Karras(_SteppedGrid):
 
     Args:
         steps: N, the number of steps.
-        t_min: last time; null: the process's own.
+        t_min: last time; null: that of the process.
         rho: 1 is uniform in sigma, infinity geometric; the paper takes 7.
     """
 

@@ -55,7 +55,7 @@ def log_likelihood(
         noise: random streams of the vectors of `trace`; stream k of seed 0 for row k by default.
         trace: how the trace is computed; with one `Rademacher` vector, the same along the whole path, by default.
         solver: the integrator, with separate errors of x/alpha and of nats per dimension; tolerances 1e-5 by default.
-        t_min: smallest time; the process's own by default.
+        t_min: smallest time; that of the process by default.
         prior: log density at t = 1 in nats (B,); that of `process.prior` by default.
 
     Raises:

@@ -305,7 +305,7 @@ class TestBadInput:
             (["--model.process=VP"], ["VP is a continuous process", "BetaTable"]),
             (["--model.process=Foo"], ["model.process=Foo", "BetaTable, Chain, Cosine, ", "SubVP, VE, VP"]),
             (["--model.sampler.grid=Foo"], ["Foo", "Geometric, Karras, ", "ProcessTable, Uniform"]),
-            (["--model.network.channels=33"], ["channels 33"]),
+            (["--model.network.channels=33"], ["channels=33"]),
             (["--model.network=MLP"], ["MLP"]),
             (["--data.batch_size=5000"], ["batch_size is 5000", "1437"]),
             (["--data.data_range=[1,0]"], ["data_range"]),
