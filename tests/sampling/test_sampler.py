@@ -77,18 +77,36 @@ def test_samples_of_a_mixture_follow_its_law(process, sampler):
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
-@pytest.mark.parametrize("corrector", [None, *(c() for c in CORRECTORS)], ids=lambda c: type(c).__name__)
-@pytest.mark.parametrize("kind", PREDICTORS, ids=lambda p: p.__name__)
-def test_every_combination_runs_on_vectors_and_images_and_counts_its_calls(coarse_process, kind, corrector):
+def named(parts):
+    return "-".join(part.__name__ for part in parts if part)
+
+
+PAIRS = [*((kind, None) for kind in PREDICTORS), *((ReverseDiffusion, kind) for kind in CORRECTORS)]
+"""Every predictor alone, and every corrector with one predictor: they meet nowhere but in the plan of the moves."""
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=named)
+def test_every_part_runs_on_vectors_and_images_and_counts_its_evaluations(coarse_process, pair):
+    check_run(coarse_process, *pair)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", list(product(PREDICTORS, CORRECTORS)), ids=named)
+def test_every_combination_runs_on_vectors_and_images_and_counts_its_evaluations(pair):
+    check_run(VP(), *pair)
+
+
+def check_run(coarse_process, kind, corrector_kind):
     """In both orders and both precisions, on every device."""
-    steps, calls = 2, corrector.evaluations if corrector else 0
+    corrector = corrector_kind and corrector_kind()
+    steps, evaluations = 2, corrector.evaluations if corrector else 0
     shapes = {(2,): MixtureScore(coarse_process), (1, 4, 4): ImageScore(coarse_process)}
     if corrector and corrector.min_dimension > 16:
         shapes = dict.fromkeys([(corrector.min_dimension,), (1, 32, 32)], ImageScore(coarse_process))
     for predict_first in (True, False):
         sampler = PredictorCorrector(quick(kind), corrector, 1 + predict_first, predict_first, Uniform(steps, 0.25))
         moves = len(sampler.plan(coarse_process, sampler.grid(coarse_process)))
-        expected = steps * (kind().evaluations + (1 + predict_first) * calls)
+        expected = steps * (kind().evaluations + (1 + predict_first) * evaluations)
         for dtype, (shape, score), device in product((torch.float32, torch.float64), shapes.items(), DEVICES):
             result = sampler(score.to(device), NoiseStream(3, range(2), shape, device, dtype), trajectory=True)
             assert result.x.shape == (2, *shape) and result.x.dtype == dtype and result.x.device.type == device
@@ -96,11 +114,9 @@ def test_every_combination_runs_on_vectors_and_images_and_counts_its_calls(coars
             assert result.nfe >= expected if getattr(kind, "adaptive", False) else result.nfe == expected
 
 
-@pytest.mark.parametrize(
-    "corrector", [None, *(c() for c in CORRECTORS if c.batch_independent)], ids=lambda c: type(c).__name__
-)
-@pytest.mark.parametrize("kind", PREDICTORS, ids=lambda p: p.__name__)
-def test_sample_k_is_the_same_in_any_batch(kind, corrector):
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair[1] is None or pair[1].batch_independent], ids=named)
+def test_sample_k_is_the_same_in_any_batch(pair):
+    kind, corrector = pair[0], pair[1] and pair[1]()
     shape = (2,) if corrector is None else (max(2, corrector.min_dimension),)
     score, sampler = ImageScore(SigmaTable(0.1, 1.0, 6)), PredictorCorrector(quick(kind), corrector, grid=Uniform(4, 0.1))
     together = sampler(score, NoiseStream(7, range(4), shape)).x
