@@ -1,4 +1,4 @@
-"""What guidance is: a score function made of another one by what is known of the sample."""
+"""The interface of guidance: a score function made from another one and from knowledge of the sample."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_score.errors import require
+from lightning_score.errors import InputError, require
 from lightning_score.score.function import ScoreField
 
 
 class ModelFacts(NamedTuple):
-    """What a guidance must know of the model: the shape of a sample, the data's classes, how labels were trained.
+    """Facts about the model that a guidance checks.
 
     Fields: shape (of one sample), num_classes (of the data), conditional (the network is given labels), label_dropout
-    (how often training left the label out).
+    (the probability of training without the label).
     """
 
     shape: tuple[int, ...]
@@ -48,22 +48,22 @@ class Guidance(ABC):
 
         Args:
             score: the score function that is guided.
-            indices: the number k of the sample in each row, int64 (B,), by which a sample finds its own observation.
+            indices: the number k of the sample in each row, int64 (B,), which selects its observation.
         """
 
 
 class Composed(Guidance):
-    """Several guidances, applied one after the other: the score that one makes is guided by the next.
+    """Several guidances, applied in order: each guides the score that the previous one returns.
 
     Args:
-        parts: the guidances, the one nearest to the network first; a ClassifierFree can only be the first.
+        parts: the guidances, the one applied to the network first; a ClassifierFree must be the first.
 
     Raises:
-        InputError: there is none, or one that must be the first is not.
+        InputError: the list is empty, or a guidance that must be the first is not.
     """
 
     def __init__(self, parts: Sequence[Guidance]):
-        require(len(parts) > 0, "parts=[]: a Composed needs at least one guidance; for none, guidance: null")
+        require(len(parts) > 0, "parts=[]: must hold at least one guidance; for none, set guidance: null")
         late = [type(part).__name__ for part in parts[1:] if part.innermost]
         require(
             not late, f"{', '.join(late)} must be the first part of a Composed, and there can be only one: reorder parts"
@@ -82,11 +82,18 @@ class Composed(Guidance):
         return score
 
 
-def tracked(x: Tensor | None) -> Tensor | None:
-    """A copy that autograd can work with, also of a tensor made under inference mode; call it outside of that."""
-    return x if x is None else x.clone()
+def tracked(x: Tensor) -> Tensor:
+    """A copy that autograd accepts, also of a tensor made under inference mode; to be called outside inference mode."""
+    return x.clone()
+
+
+def require_labels(cond: Tensor | None, name: str) -> Tensor:
+    """The class labels `cond`; raises `InputError` if there are none, with the `name` of the guidance."""
+    if cond is None:
+        raise InputError(f"guidance={name}: needs a class label per sample, and the score is called with cond=None")
+    return cond
 
 
 def differentiated(x: Tensor) -> bool:
-    """Whether someone further out differentiates what is computed from `x`, so that the graph must be kept."""
+    """Whether the caller differentiates with respect to `x`, so that the graph must be kept."""
     return torch.is_grad_enabled() and x.requires_grad

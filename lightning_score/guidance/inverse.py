@@ -1,4 +1,4 @@
-"""Guidance by observations: linear inverse problems y = A x_0 + s z on a model that knows nothing of them."""
+"""Guidance by observations: linear inverse problems y = A x_0 + s z for any model."""
 
 from abc import abstractmethod
 
@@ -18,10 +18,10 @@ class InverseProblem(Guidance):
     score + strength J^T A^T (r^2 A A^T + s^2 I)^-1 (y - A denoised), J = d denoised/dx_t,
     r^2 = d^2 sigma^2/(alpha^2 d^2 + sigma^2), d = data_std (Song, Vahdat, Mardani and Kautz 2023, "Pseudoinverse-guided
     diffusion models for inverse problems", ICLR, eqs. 7 and 8). It is exact for data from N(m, d^2 I) and an approximation
-    for all others; the samples do not follow p_0(x given y) exactly. By default J is that of the same Gaussian, alpha
-    r^2/sigma^2 I, with which the denoised image meets an exact observation whatever the network. The paper's J is the
-    network's own, by a backward pass, which NFE does not count; it needs a network whose denoised image is good even where
-    alpha is small: with a small one sampling diverges.
+    otherwise; the samples do not follow p_0(x given y) exactly. By default J is that of the same Gaussian, alpha
+    r^2/sigma^2 I, with which the denoised image agrees with an exact observation whatever the network. The paper's J is that
+    of the network, by a backward pass, which NFE does not count; it needs a network whose denoised image is good even where
+    alpha is small: with a poor one sampling diverges.
 
     Args:
         data_std: d, the standard deviation of the data about their mean.
@@ -37,7 +37,7 @@ class InverseProblem(Guidance):
         require(data_std > 0, f"data_std={data_std}: must be above 0, as in 0.5")
         require(noise_std >= 0, f"noise_std={noise_std}: must be 0 (exact observations) or more, as in 0.1")
         require(strength >= 0, f"strength={strength}: must be 0 (no guidance) or more; 1 is the approximation as derived")
-        # not called scale: a guidance that this one replaces on the command line would leave its own scale behind
+        # not named scale, because the command line keeps the scale of a guidance that this one replaces
         self.data_std, self.noise_std, self.strength, self.backprop = data_std, noise_std, strength, backprop
 
     @property
@@ -57,7 +57,7 @@ class InverseProblem(Guidance):
             f"observation of shape {list(self.observation.shape)}: must be [n, {', '.join(map(str, expected))}], n at least "
             f"1, for samples of shape {list(trained.shape)}",
         )
-        require(bool(self.observation.isfinite().all()), "observation: holds NaN or infinity where known; mask it")
+        require(bool(self.observation.isfinite().all()), "observation: holds NaN or infinity at known pixels; mask them")
 
     def guide(self, score: ScoreField, indices: Tensor) -> ScoreField:
         rows = self.observation[(indices % len(self.observation)).cpu()].to(indices.device)
@@ -81,9 +81,6 @@ class PseudoInverse(InverseProblem):
         InputError: a number is out of range; in `check`: operator, observation and samples do not fit.
     """
 
-    operator: LinearOperator = None
-    observation: Tensor = None
-
     def __init__(
         self,
         operator: LinearOperator,
@@ -94,7 +91,15 @@ class PseudoInverse(InverseProblem):
         backprop: bool = False,
     ):
         super().__init__(data_std, noise_std, strength, backprop)
-        self.operator, self.observation = operator, observation
+        self._operator, self._observation = operator, observation
+
+    @property
+    def operator(self) -> LinearOperator:
+        return self._operator
+
+    @property
+    def observation(self) -> Tensor:
+        return self._observation
 
 
 class _PseudoInverseScore(ScoreWrapper):
@@ -108,7 +113,7 @@ class _PseudoInverseScore(ScoreWrapper):
         keep, problem = differentiated(x), self.problem
         backprop = keep or problem.backprop
         with torch.inference_mode(False):
-            x_t, t, cond = tracked(x).requires_grad_(), tracked(t), tracked(cond)
+            x_t, t, cond = tracked(x).requires_grad_(), tracked(t), None if cond is None else tracked(cond)
             alpha, sigma = self.process.alpha(t), self.process.sigma(t)
             with torch.set_grad_enabled(backprop):
                 score = self.score(x_t, t, cond)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_score.errors import require
-from lightning_score.guidance.base import Guidance, ModelFacts, differentiated, tracked
+from lightning_score.guidance.base import Guidance, ModelFacts, differentiated, require_labels, tracked
 from lightning_score.score.function import ScoreField, ScoreWrapper
 
 
@@ -13,31 +13,31 @@ class ClassifierFree(Guidance):
     """The score away from "no class" and towards the class: s(x) + scale (s(x given y) - s(x)).
 
     Ho and Salimans 2022 (2207.12598), eq. 6, with scale = 1 + their w; both scores come from one batched network call, so
-    that a sample costs twice the evaluations. Scale 0 is unconditional, 1 the class alone, at no further cost.
+    that a sample costs twice the evaluations. Scale 0 is unconditional; scale 1 is conditional, at no extra cost.
 
     Args:
-        scale: how far to go, 0 or more; the higher, the more typical of its class, and the less diverse.
+        scale: 0 or more; the higher, the more typical of their class, and the less diverse, are the samples.
 
     Raises:
-        InputError: the scale is negative; in `check`: a model that cannot leave the class out.
+        InputError: the scale is negative; in `check`: the model has no unconditional score.
     """
 
     innermost = True
 
     def __init__(self, scale: float = 2.0):
-        require(scale >= 0, f"scale={scale}: must be 0 (no class) or more, as in 2.0; 1 is the class alone")
+        require(scale >= 0, f"scale={scale}: must be 0 (unconditional) or more, as in 2.0; 1 is conditional")
         self.scale = scale
 
     def check(self, trained: ModelFacts) -> None:
         require(
             trained.conditional,
-            "guidance=ClassifierFree: the model is not trained given labels; train it with conditional=true and "
+            "guidance=ClassifierFree: the model is not conditional; train it with conditional=true and "
             "label_dropout=0.1, or set guidance: null",
         )
         require(
             trained.label_dropout > 0 or self.scale == 1,
-            f"guidance=ClassifierFree, scale={self.scale}: the model never saw a sample without its label "
-            "(label_dropout=0), so it has no unconditional score; train it with label_dropout=0.1, or set scale=1",
+            f"guidance=ClassifierFree, scale={self.scale}: the model was trained with every label (label_dropout=0) and "
+            "has no unconditional score; train it with label_dropout=0.1, or set scale=1",
         )
 
     def guide(self, score: ScoreField, indices: Tensor) -> ScoreField:
@@ -52,6 +52,7 @@ class _ClassifierFreeScore(ScoreWrapper):
         self.scale = scale
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        cond = require_labels(cond, "ClassifierFree")
         no_class = torch.full_like(cond, self.num_classes)
         both = self.score(torch.cat([x, x]), t if t.ndim == 0 else torch.cat([t, t]), torch.cat([cond, no_class]))
         conditional, unconditional = both.chunk(2)
@@ -66,7 +67,7 @@ class ClassifierGuidance(Guidance):
 
     Args:
         classifier: called `classifier(x, t)` with x (B, ...) as noisy as p_t and t (B,); returns logits (B, num_classes).
-        scale: how far to go, 0 or more.
+        scale: the factor on the gradient, 0 or more.
 
     Raises:
         InputError: the scale is negative; in `check`: the data have no classes.
@@ -93,9 +94,9 @@ class _ClassifierScore(ScoreWrapper):
         self.classifier, self.scale = classifier, scale
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        keep = differentiated(x)
+        keep, labels = differentiated(x), require_labels(cond, "ClassifierGuidance")
         with torch.inference_mode(False), torch.enable_grad():
             x_t, time = tracked(x).requires_grad_(), tracked(t).to(x.dtype).expand(len(x))
-            log_p = F.pad(self.classifier(x_t, time).log_softmax(-1), (0, 1)).gather(1, tracked(cond).unsqueeze(1))
+            log_p = F.pad(self.classifier(x_t, time).log_softmax(-1), (0, 1)).gather(1, tracked(labels).unsqueeze(1))
             (gradient,) = torch.autograd.grad(log_p.sum(), x_t, create_graph=keep)
         return self.score(x, t, cond) + self.scale * gradient

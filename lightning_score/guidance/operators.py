@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class Mask(LinearOperator):
         InputError: nothing is observed.
     """
 
-    def __init__(self, mask: Tensor | Sequence):
+    def __init__(self, mask: Tensor | Sequence[Any]):
         self.mask = torch.as_tensor(mask) != 0
         self._known = self.mask.flatten().nonzero().flatten()
         require(
@@ -72,7 +73,7 @@ class Mask(LinearOperator):
 class Gray(LinearOperator):
     """The mean over the C channels of an image, (1, H, W): A A^T = I/C."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._channels = 1
 
     def check(self, shape: Sequence[int]) -> None:
@@ -117,7 +118,7 @@ class BlockMean(LinearOperator):
 
 
 class Matrix(LinearOperator):
-    """Any matrix A (m, D) on the flattened sample, (m,); A A^T = U S^2 U^T by its singular values S, found once.
+    """Any matrix A (m, D) on the flattened sample, (m,); A A^T = U S^2 U^T by its singular values S, computed once.
 
     Args:
         matrix: A, m rows of D numbers, D the size of a sample.

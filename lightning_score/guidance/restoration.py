@@ -15,12 +15,12 @@ from lightning_score.guidance.operators import BlockMean, Gray, LinearOperator, 
 
 
 def read_array(path: str) -> Tensor:
-    """The array of a file, (n, ...): one PNG, (1, C, H, W) bytes; or a NPY or NPZ, of which `x` or the only array counts.
+    """The array of a file, (n, ...): one PNG, (1, C, H, W) bytes; or a NPY or NPZ, from which `x` or the only array is read.
 
     Raises:
         InputError: the file is missing, of another kind, or holds several arrays none of which is `x`.
     """
-    require(Path(path).is_file(), f"{path}: there is no such file; give a PNG, NPY or NPZ")
+    require(Path(path).is_file(), f"{path}: does not exist; give a PNG, NPY or NPZ file")
     kind = Path(path).suffix.lower()
     require(kind in (".png", ".npy", ".npz"), f"{path}: must be a PNG, NPY or NPZ file")
     try:
@@ -28,11 +28,11 @@ def read_array(path: str) -> Tensor:
             return _read_png(path)
         content = read_arrays(Path(path))
         name = "x" if "x" in content else ", ".join(content)
-        require(name in content, f"{path}: holds the arrays {name}; name the one that is meant x")
+        require(name in content, f"{path}: holds the arrays {name}; rename the one to use to x")
         return torch.from_numpy(content[name])
     except InputError:
         raise
-    except Exception as error:  # PIL, zipfile and numpy each raise their own
+    except Exception as error:  # PIL, zipfile and numpy raise different errors
         raise InputError(f"{path}: not a readable {kind[1:].upper()} file of numbers ({error})") from error
 
 
@@ -42,7 +42,7 @@ def _read_png(path: str) -> Tensor:
     image = Image.open(path)
     require(
         not image.mode.startswith("I"),
-        f"{path}: has 16 bits per pixel, which are not scaled as those of the data; give 8 bits, or floats in a NPY",
+        f"{path}: has 16 bits per pixel; give a PNG with 8 bits, or floats in the range of the data as a NPY",
     )
     pixels = np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).unsqueeze(0)
@@ -75,9 +75,8 @@ class Restoration(InverseProblem):
     ):
         super().__init__(data_std, noise_std, strength, backprop)
         values = read_array(observed)
-        ordered = data_range is not None and len(data_range) == 2 and data_range[0] < data_range[1]
         require(
-            data_range is None or ordered,
+            data_range is None or (len(data_range) == 2 and data_range[0] < data_range[1]),
             f"data_range={data_range}: must be two increasing numbers, as [-1, 1], or null",
         )
         require(
@@ -87,7 +86,8 @@ class Restoration(InverseProblem):
         )
         self._observed, self._data_range = observed, data_range
         if values.dtype == torch.uint8:
-            require(ordered, f"data_range=None: {observed} holds bytes; give the range of the data, as data_range=[-1, 1]")
+            if data_range is None:
+                raise InputError(f"data_range=None: {observed} holds bytes; give the range of the data, as [-1, 1]")
             values = data_range[0] + (data_range[1] - data_range[0]) * (values / 255)
         self._values = values.float()
 
@@ -104,8 +104,8 @@ class Restoration(InverseProblem):
         first, last = (float(end) for end in self.observation.aminmax())
         require(
             low - slack <= first and last <= high + slack,
-            f"{self._observed}: holds values from {first:g} to {last:g}, but data_range={list(self._data_range)}: bring "
-            "them into the range of the data",
+            f"{self._observed}: holds values from {first:g} to {last:g}, outside data_range={list(self._data_range)}; "
+            "rescale them to the range of the data",
         )
 
 

@@ -1,4 +1,4 @@
-"""What a network is to the rest of the package: a function of noisy data, the number of its noise level and a class."""
+"""The interface of networks: functions of noisy data, a noise label and a class."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from lightning_score.errors import require
 
 
 class Network(nn.Module, ABC):
-    """A function `f(x, noise_label, cond)` with an output shaped like `x`; what the output means is not its business.
+    """A function `f(x, noise_label, cond)` with an output shaped like `x`; the parametrization gives the output its meaning.
 
     Args:
         shape: shape of one sample without the batch, (C, H, W) for images, (D,) for points.
@@ -24,7 +24,7 @@ class Network(nn.Module, ABC):
         super().__init__()
         require(
             len(shape) > 0 and min(shape) > 0,
-            f"shape={list(shape)}: sizes must be positive; give [channels, height, width] or [dimension]",
+            f"shape={list(shape)}: must hold positive sizes, [channels, height, width] or [dimension]",
         )
         require(num_classes >= 0, f"num_classes={num_classes}: must be 0 (unconditional) or the number of classes")
         self.shape = tuple(shape)
@@ -32,15 +32,15 @@ class Network(nn.Module, ABC):
         self._augmented: Tensor | None = None
 
     units: tuple[type[nn.Module], ...] = ()
-    """Parts whose weights are gathered one part at a time where they are shared out among processes."""
+    """Modules that are unsharded one at a time under FSDP."""
 
     augmentations: int = 0
-    """How many numbers can tell the network how its input was augmented."""
+    """Number of augmentation labels that the network takes."""
 
     @contextmanager
-    def augmented(self, done: Tensor) -> Iterator[None]:
-        """Tells the network, inside a `with` block, how the images that it sees were augmented, (B, augmentations)."""
-        self._augmented = done
+    def augmented(self, labels: Tensor) -> Iterator[None]:
+        """Gives the network, inside a `with` block, the augmentation labels of its images, (B, augmentations)."""
+        self._augmented = labels
         try:
             yield
         finally:
@@ -52,9 +52,9 @@ class Network(nn.Module, ABC):
 
         Args:
             x: noisy data, (B, *shape).
-            noise_label: the number that stands for the noise level (log sigma, an index, ...), (B,), or () for all.
+            noise_label: the number that encodes the noise level (log sigma, an index, ...), (B,), or () for all.
             cond: class labels, int64 (B,), from 0 to `num_classes`, which means "no class", as does None.
-                A network of no classes ignores them.
+                A network without classes ignores them.
 
         Returns:
             A tensor shaped like `x`.

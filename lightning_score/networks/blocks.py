@@ -1,4 +1,4 @@
-"""The blocks that U-Nets share: residual blocks and self-attention, with the norm of one's choice."""
+"""The blocks of U-Nets: residual blocks and self-attention, with any norm."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,19 +13,19 @@ Norm = Callable[[int], nn.Module]
 
 
 def group_norm(groups: int, eps: float = 1e-6) -> Norm:
-    """Group norms of that many groups."""
+    """Makes group norms with a given number of groups."""
     return partial(nn.GroupNorm, groups, eps=eps)
 
 
 def zero(module: nn.Module) -> nn.Module:
-    """The module with all its parameters set to zero: a branch, or a network, that starts from no contribution."""
+    """The module with all its parameters set to zero: a branch, or a network, that starts with output 0."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 class Dropout(nn.Dropout):
-    """Dropout whose mask does not depend on the memory format, which differs where weights are shared out."""
+    """Dropout whose mask does not depend on the memory format, which differs under FSDP."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
@@ -142,10 +142,10 @@ class SelfAttention(nn.Module):
 
 
 def self_attention(channels: int, norm: Norm, scale: float = 1.0, head_channels: int | None = None) -> SelfAttention:
-    """Self-attention in heads of so many channels, or in one of all."""
+    """Self-attention with heads of `head_channels` channels; by default one head."""
     return SelfAttention(channels, norm, channels // (head_channels or channels), scale)
 
 
 def scaled(x: Tensor, scale: float) -> Tensor:
-    """scale x, without the work where scale is 1."""
+    """scale x, without a copy if scale is 1."""
     return x if scale == 1 else x * scale

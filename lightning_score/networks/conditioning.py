@@ -1,4 +1,4 @@
-"""How networks are told the noise level and the class: embeddings, and the vector that every block sees."""
+"""Conditioning on the noise level and the class: embeddings, and the vector that every block receives."""
 
 import math
 from abc import ABC, abstractmethod
@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_score.errors import require
+from lightning_score.errors import InputError, require
 
 
 class NoiseEmbedding(nn.Module, ABC):
-    """Features of the number that stands for the noise level.
+    """Features of the noise label, the number that encodes the noise level.
 
     Args:
         width: number of features, even: half of them sines, half cosines.
@@ -31,7 +31,7 @@ class NoiseEmbedding(nn.Module, ABC):
 
 
 class PositionalEmbedding(NoiseEmbedding):
-    """Sines, then cosines, of geometrically spaced frequencies: for labels that count, such as an index up to 1000.
+    """Sines, then cosines, of geometrically spaced frequencies: for integer labels, such as an index up to 1000.
 
     `[sin(w_k c), cos(w_k c)]`, `w_k = 10000^(-k/(K - shift))`, `k = 0 ... K - 1`, `K = width/2`
     (Vaswani et al. 2017, section 3.5, in the order and spacing of Ho et al. 2020).
@@ -41,6 +41,8 @@ class PositionalEmbedding(NoiseEmbedding):
         shift: 1 for a lowest frequency of 1/10000 (Ho et al.), 0 for one a step above it (Dhariwal and Nichol).
         cosines_first: cosines, then sines.
     """
+
+    frequencies: Tensor
 
     def __init__(self, width: int = 128, shift: float = 1.0, cosines_first: bool = False) -> None:
         super().__init__(width)
@@ -71,19 +73,21 @@ class FourierEmbedding(NoiseEmbedding):
         InputError: for a scale that is not positive.
     """
 
+    frequencies: Tensor
+
     def __init__(self, width: int = 128, scale: float = 16.0, seed: int = 0) -> None:
         super().__init__(width)
-        require(scale > 0, f"scale={scale}: must be positive")
+        require(scale > 0, f"scale={scale}: must be above 0, as in 16")
         frequencies = scale * torch.randn(width // 2, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("frequencies", frequencies)
 
     def forward(self, noise_label: Tensor) -> Tensor:
-        angles = noise_label[:, None] * self.frequencies * 2 * math.pi  # in the order of score_sde, to round as it does
+        angles = noise_label[:, None] * self.frequencies * 2 * math.pi  # in the order of score_sde, for the same rounding
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class Conditioning(nn.Module):
-    """The vector that tells every block the noise level and the class.
+    """The vector that conditions every block on the noise level and the class.
 
     `silu(W_2 silu(W_1 embedding(noise_label)) + e_cond)`, with a learned `e_y` per class and one for "no class".
 
@@ -102,11 +106,11 @@ class Conditioning(nn.Module):
         self.classes = nn.Embedding(num_classes + 1, self.class_width()) if num_classes > 0 else None
 
     def class_width(self) -> int:
-        """Size of the vector that stands for a class."""
+        """Size of the vector of a class."""
         return self.linear2.out_features
 
     def forward(self, noise_label: Tensor, cond: Tensor | None) -> Tensor:
-        """The vectors (B, width), or (1, width) where one serves the whole batch."""
+        """The vectors, (B, width), or (1, width) if all are the same."""
         vector = self.linear2(F.silu(self.linear1(self.features(noise_label))))
         return F.silu(vector + self.class_vector(cond))
 
@@ -115,22 +119,22 @@ class Conditioning(nn.Module):
         return self.embedding(noise_label.to(self.linear1.weight.dtype).reshape(-1))
 
     def class_vector(self, cond: Tensor | None) -> Tensor | float:
-        """What stands for the classes."""
+        """The vectors of the classes, (B, width); 0 for a network without classes."""
         if self.classes is None:
             return 0.0
         return self.classes.weight[self.num_classes] if cond is None else self.classes(cond)
 
 
 class EarlyConditioning(Conditioning):
-    """The same, with the class and what was done to the image among the features (Karras et al. 2022, 2206.00364).
+    """Conditioning whose features include the class and the augmentation of the image (Karras et al. 2022, 2206.00364).
 
-    `silu(W_2 silu(W_1 (embedding(noise_label) + e_cond + W_0 done)))`.
+    `silu(W_2 silu(W_1 (embedding(noise_label) + e_cond + W_0 augmented)))`.
 
     Args:
         embedding: features of the noise label.
         width: size of the vector.
         num_classes: number of classes; 0 for none.
-        augmentations: how many numbers say what was done to an image; 0 for none.
+        augmentations: number of augmentation labels of an image; 0 for none.
     """
 
     def __init__(self, embedding: NoiseEmbedding, width: int, num_classes: int = 0, augmentations: int = 0) -> None:
@@ -140,8 +144,10 @@ class EarlyConditioning(Conditioning):
     def class_width(self) -> int:
         return self.embedding.width
 
-    def forward(self, noise_label: Tensor, cond: Tensor | None, done: Tensor | None = None) -> Tensor:
+    def forward(self, noise_label: Tensor, cond: Tensor | None, augmented: Tensor | None = None) -> Tensor:
         features = self.features(noise_label) + self.class_vector(cond)
-        if done is not None:
-            features = features + self.augment(done)
+        if augmented is not None:
+            if self.augment is None:
+                raise InputError("augmentations=0: must be the number of labels, as 9 for GeometricAugmentation")
+            features = features + self.augment(augmented)
         return F.silu(self.linear2(F.silu(self.linear1(features))))

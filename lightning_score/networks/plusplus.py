@@ -45,7 +45,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """A level of the way up: twice the resolution, residual blocks that take in what was kept, attention, and the output.
+    """A level of the way up: twice the resolution, residual blocks with skip connections, attention, and the output.
 
     Args:
         resample: the way from the level below.
@@ -67,7 +67,7 @@ class Up(nn.Module):
 
 
 class Unconditioned(nn.Module):
-    """A module in the place of one that is conditioned.
+    """A module without conditioning in the place of one with it.
 
     Args:
         module: takes the features only.
@@ -107,8 +107,8 @@ class DDPMpp(Network):
         groups: the largest number of groups of the norms.
         group_size: the least number of channels in a group.
         centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
-        augmentations: how many numbers say how its input was augmented: 9 for GeometricAugmentation, 0 for none.
-        head_channels: channels of each attention head; None for one head of all.
+        augmentations: number of augmentation labels: 9 for GeometricAugmentation, 0 for none.
+        head_channels: channels of each attention head; None for one head.
 
     Raises:
         InputError: for a shape that is not an image's or cannot be halved that often, a resolution for attention that does
@@ -142,7 +142,7 @@ class DDPMpp(Network):
         check_levels(type(self).__name__, shape, multipliers, blocks, attention, dropout)
         _check_groups(channels, groups, group_size)
         check_heads(channels, head_channels)
-        require(augmentations >= 0, f"augmentations={augmentations}: must be 0 or an augmentation's number of labels")
+        require(augmentations >= 0, f"augmentations={augmentations}: must be 0 or the number of labels of an augmentation")
         self.centered, self.augmentations = centered, augmentations
         self.from_levels = progressive == "output_skip"
         scale = 0.5**0.5 if rescale else 1.0
@@ -187,12 +187,13 @@ class DDPMpp(Network):
             kept.append(stage(kept[-1], c))
         for level in self.down:
             pyramid = level(c, kept, pyramid)
-        h, output = kept[-1], None
+        h = kept[-1]
+        output: Tensor | None = None
         for stage in self.middle:
             h = stage(h, c)
         for level in self.up:
             h, output = level(h, c, kept, output)
-        return output if self.from_levels else self.head(h)
+        return output if output is not None and self.from_levels else self.head(h)
 
 
 class NCSNpp(DDPMpp):

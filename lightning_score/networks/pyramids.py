@@ -3,6 +3,7 @@
 Song et al. 2021 (2011.13456), appendix H, after StyleGAN2 (Karras et al. 2020, 1912.04958, section 4.1).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -182,7 +183,7 @@ def input_level(kind: InputKind, image: int, before: int, channels: int, resampl
         resampling: how resolutions are changed.
         scale: factor of sums.
     """
-    makers = {
+    makers: dict[InputKind, Callable[[], InputLevel]] = {
         "none": InputLevel,
         "input_skip": partial(InputSkip, image, channels, resampling),
         "input_concatenation": partial(InputConcatenation, image, channels, resampling),
@@ -205,10 +206,10 @@ def output_level(
         resampling: how resolutions are changed.
         scale: factor of sums.
     """
-    residual = partial(OutputBegins, channels, norm)
+    residual: Callable[[], OutputLevel] = partial(OutputBegins, channels, norm)
     if before is not None:
         residual = partial(OutputResidual, before, channels, resampling, scale)
-    makers = {
+    makers: dict[OutputKind, Callable[[], OutputLevel]] = {
         "none": OutputLevel,
         "output_skip": partial(OutputSkip, channels, image, norm, resampling),
         "residual": residual,

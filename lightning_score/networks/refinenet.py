@@ -24,7 +24,8 @@ from lightning_score.networks.refinenet_layers import (
 class RefineNet(Network, ABC):
     """Stages of two residual blocks on the way down, a RefineNet block for each on the way up.
 
-    A stage of dilation 1 (but the first) halves the resolution; one of a larger dilation keeps it and sees further instead.
+    A stage of dilation 1 (except the first) halves the resolution; one of a larger dilation keeps it and enlarges the
+    receptive field instead.
 
     Args:
         shape: [C, H, W].
@@ -34,8 +35,8 @@ class RefineNet(Network, ABC):
         dilations: the dilation of each stage.
         centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
         norm: makes the norms of the residual blocks.
-        inner_norm: makes those of the RefineNet blocks.
-        pool: the pooling in these.
+        inner_norm: makes the norms of the RefineNet blocks.
+        pool: the pooling in the RefineNet blocks.
     """
 
     units = (RefineResidual, RefineBlock)
@@ -77,7 +78,7 @@ class RefineNet(Network, ABC):
         h = self.conv_in(x if self.centered else 2 * x - 1)
         kept = []
         for stage in self.stages:
-            h = run(stage, h, labels)
+            h = run(stage.children(), h, labels)
             kept.append(h)
         h = self.refine[0]([kept.pop()], labels)
         for block in self.refine[1:]:
@@ -88,7 +89,7 @@ class RefineNet(Network, ABC):
 class NCSN(RefineNet):
     """The network of NCSN (Song and Ermon 2019, 1907.05600, appendix A); its defaults are the one for CIFAR-10.
 
-    Every norm has coefficients of its own for each noise level; the noise label is the level's number, 0 to levels - 1
+    Every norm has coefficients for each noise level; the noise label is the level's number, 0 to levels - 1
     (`noise_label: Index`, descending as in the paper), rounded and kept in this range. Its output is the score itself
     (`parametrization: Score`). 30.1 M parameters.
 

@@ -1,10 +1,10 @@
 """The blocks of NCSN's and NCSNv2's networks: InstanceNorm++, residual blocks and the four parts of a RefineNet block.
 
 Lin et al. 2017 (1611.06612) for RefineNet; Song and Ermon 2019 (1907.05600), appendix A, and 2020 (2006.09011), appendix B.
-Every module is called with the labels beside the features, and those that do not need them pass them on.
+Every module is called with the features and the labels, including modules that do not use the labels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -60,7 +60,7 @@ class InstanceNormPlus(nn.Module):
 
     def _coefficients(self, labels: Labels) -> Tensor:
         """gamma, alpha (if there is one) and beta, (B or 1, 3 or 2, C)."""
-        rows = self.table if self.levels == 1 else self.table[labels.level.reshape(-1)]
+        rows = self.table if labels.level is None or self.levels == 1 else self.table[labels.level.reshape(-1)]
         if self.classes is None:
             return rows
         return rows + (self.classes[self.num_classes] if labels.cond is None else self.classes[labels.cond])
@@ -85,7 +85,7 @@ Norm = Callable[[int], nn.Module]
 
 
 class RefineResidual(nn.Module):
-    """Two convolutions with norms and ELUs, added to the input, with which a stage begins or goes on.
+    """Two convolutions with norms and ELUs, added to the input, at the beginning of a stage or within it.
 
     `shortcut(x) + conv_2(elu(norm_2(conv_1(elu(norm_1(x))))))`. A block that begins a stage makes its channels in the second
     convolution, and either halves the resolution by mean pooling or dilates all its convolutions.
@@ -104,7 +104,8 @@ class RefineResidual(nn.Module):
         self.norm1, self.norm2 = norm(inputs), norm(middle)
         self.conv1 = nn.Conv2d(inputs, middle, 3, padding=dilation, dilation=dilation)
         self.conv2 = nn.Conv2d(middle, outputs, 3, padding=dilation, dilation=dilation)
-        self.shortcut, self.pool = nn.Identity(), nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
+        self.pool: nn.Module = nn.Identity()
         if begins and dilation == 1:
             self.shortcut, self.pool = nn.Conv2d(inputs, outputs, 1), nn.AvgPool2d(2)
         elif begins:
@@ -184,7 +185,7 @@ class RefineBlock(nn.Module):
     """RefineNet's block: two conv units for each input, fusion, chained pooling, and one conv unit or three.
 
     Args:
-        inputs: channels of each input, that of the own resolution first.
+        inputs: channels of each input, the one of the same resolution first.
         outputs: channels of the output.
         units: number of conv units at the end.
         norm: makes the norms.
@@ -199,13 +200,13 @@ class RefineBlock(nn.Module):
         self.out = nn.ModuleList(ConvUnit(outputs, norm) for _ in range(units))
 
     def forward(self, xs: Sequence[Tensor], labels: Labels) -> Tensor:
-        adapted = [run(units, x, labels) for units, x in zip(self.adapt, xs, strict=True)]
+        adapted = [run(units.children(), x, labels) for units, x in zip(self.adapt, xs, strict=True)]
         h = adapted[0] if self.fuse is None else self.fuse(adapted, labels)
         return run(self.out, self.chain(h, labels), labels)
 
 
-def run(modules: nn.ModuleList, x: Tensor, labels: Labels) -> Tensor:
-    """The modules one after the other."""
+def run(modules: Iterable[nn.Module], x: Tensor, labels: Labels) -> Tensor:
+    """Applies the modules in order."""
     for module in modules:
         x = module(x, labels)
     return x

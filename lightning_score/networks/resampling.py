@@ -95,6 +95,8 @@ class Filter(nn.Module):
         padding: pixels outside the image that are seen on each side.
     """
 
+    kernel: Tensor
+
     def __init__(self, stride: int = 1, padding: int = 1) -> None:
         super().__init__()
         taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8

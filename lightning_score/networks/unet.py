@@ -76,8 +76,8 @@ class UNet(Network):
     """The U-Net of DDPM (Ho et al. 2020, appendix B); its defaults are the network for CIFAR-10.
 
     On the way down each level has `blocks` residual blocks and halves the resolution (the last one does not); in the
-    middle stand a residual block, attention and a residual block; on the way up each level has `blocks + 1` residual
-    blocks, each of which takes in an output of the way down, and doubles the resolution (the last one does not).
+    middle are a residual block, attention and a residual block; on the way up each level has `blocks + 1` residual
+    blocks, each of which also gets an output of the way down, and doubles the resolution (the last one does not).
 
     Args:
         shape: [C, H, W]; H and W must be divisible by 2 to the number of levels minus 1.
@@ -89,7 +89,7 @@ class UNet(Network):
         dropout: probability of dropping a feature inside the residual blocks.
         groups: groups of the group norms; every level's channels must be divisible by it.
         embedding: features of the noise label; by default a PositionalEmbedding of width `channels`.
-        head_channels: channels of each attention head; None for one head of all.
+        head_channels: channels of each attention head; None for one head.
         middle_attention: whether there is attention in the middle.
         scale_shift: whether the condition scales and shifts a block's second norm instead of shifting before it.
         resample_blocks: change the resolution inside residual blocks, by means and repetition, instead of by convolutions.
@@ -188,7 +188,7 @@ def check_levels(
 ) -> None:
     """Raises `InputError` for levels, or resolutions for attention, that an image of that shape cannot have."""
     require(len(shape) == 3, f"shape={list(shape)}: {name} takes images, [channels, height, width]; use an MLP for points")
-    require(len(multipliers) > 0 and min(multipliers) > 0, f"multipliers={list(multipliers)}: give positive integers")
+    require(len(multipliers) > 0 and min(multipliers) > 0, f"multipliers={list(multipliers)}: must be positive integers")
     require(blocks > 0, f"blocks={blocks}: must be positive")
     require(0 <= dropout < 1, f"dropout={dropout}: must be in [0, 1)")
     factor = 2 ** (len(multipliers) - 1)
@@ -199,15 +199,15 @@ def check_levels(
     )
     heights = [shape[1] >> level for level in range(len(multipliers))]
     absent = [a for a in attention if a not in heights]
-    require(not absent, f"attention {absent}: no such resolution; choose from {heights}, or [] for none")
+    require(not absent, f"attention={absent}: must be resolutions of the levels; choose from {heights}, or [] for none")
 
 
 def warn_of_single_channels(channels: int, groups: int) -> None:
-    """Warns of norms that take away what a residual block is told."""
+    """Warns of group norms that cancel the conditioning of residual blocks."""
     if groups >= channels:
         warnings.warn(
-            f"channels {channels}, groups {groups}: a group of one channel subtracts the shift that tells a residual block "
-            "its noise level; take at least two channels per group",
+            f"channels={channels}, groups={groups}: a group of one channel cancels the shift by which a residual block is "
+            "conditioned on the noise level; give at least two channels per group",
             stacklevel=2,
         )
 

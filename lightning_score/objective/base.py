@@ -1,4 +1,4 @@
-"""What all objectives share: the loss at one noise level, weighted and averaged over the levels."""
+"""The interface of objectives, and the weighted average of a loss over noise levels."""
 
 from abc import ABC, abstractmethod
 
@@ -25,11 +25,11 @@ class Objective(ABC):
         """Raises `InputError` if the objective cannot be used with the process."""
 
     def levels(self, process: NoiseProcess) -> Tensor | None:
-        """The only times at which the score is trained, ascending, (L,); None where it is trained at all times."""
+        """The only times at which the score is trained, ascending, (L,); None for all times."""
         return None
 
     def prepare(self, data: Tensor) -> None:
-        """Takes in the training data as the model sees them, un-augmented (M, ...), before the first call."""
+        """Receives the training data in the range of the model, not augmented, (M, ...), before the first call."""
 
 
 class LevelwiseObjective(Objective, ABC):

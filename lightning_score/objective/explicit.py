@@ -15,7 +15,7 @@ class ExplicitScoreMatching(LevelwiseObjective):
     """E_t lambda(t) 1/2 ||score(x_t, t) - grad log q_t(x_t)||^2, q_t the kernel density estimate of the training data.
 
     q_t(x) = 1/M sum_m N(x; alpha x_m, sigma^2 I) is the law of the perturbed training data, so that the loss is that of
-    denoising score matching less a constant (Vincent 2011, eq. 11). Every step takes all M examples into account.
+    denoising score matching less a constant (Vincent 2011, eq. 11). Every step uses all M examples.
 
     Args:
         weighting: lambda(t); sigma^2 by default.
@@ -37,12 +37,12 @@ class ExplicitScoreMatching(LevelwiseObjective):
     def at(self, score: ScoreField, x_t: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
         if self._data is None:
             raise InputError(
-                "ExplicitScoreMatching has no training data: train with a data module (trainer.fit(model, datamodule=...)), "
-                "or call objective.prepare(x) before"
+                "objective=ExplicitScoreMatching: needs the training data; train with a data module (trainer.fit(model, "
+                "datamodule=...)), or call objective.prepare(x) first"
             )
         require(
             cond is None,
-            "ExplicitScoreMatching knows no class labels: set conditional=false, or use DenoisingScoreMatching",
+            "objective=ExplicitScoreMatching: takes no class labels; set conditional=false, or use DenoisingScoreMatching",
         )
         self._data = self._data.to(x_t.device)
         with torch.no_grad():

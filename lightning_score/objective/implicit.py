@@ -73,5 +73,5 @@ class SlicedScoreMatching(LevelwiseObjective):
 
 def _score_and_pullback(score: ScoreField, x_t: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Pullback]:
     """The score at x_t and v -> v^T d score/dx; both can be differentiated with respect to the parameters."""
-    s, pullback = torch.func.vjp(lambda x: score(x, t, cond), x_t)
+    s, pullback, *_ = torch.func.vjp(lambda x: score(x, t, cond), x_t)
     return s, lambda v: pullback(v.to(s.dtype))[0]

@@ -16,7 +16,7 @@ class TimeDistribution(ABC):
     Args:
         stratified: spread the times of a batch evenly, u_i = (u + i/B) mod 1, instead of drawing them independently: each
             time has the same law as before, and the mean loss of a batch varies less (Kingma et al. 2021, 2107.00630,
-            appendix I.1). Each process, and each of several batches whose gradients are accumulated, has its own u.
+            appendix I.1). u differs between processes and between batches with accumulated gradients.
     """
 
     def __init__(self, stratified: bool = False):
@@ -27,7 +27,7 @@ class TimeDistribution(ABC):
         """The time below which t falls with probability u in (0, 1], of any shape."""
 
     def importance(self, process: NoiseProcess, t: Tensor) -> Tensor:
-        """What the loss at each time is multiplied by: 1, or p(t)/q(t) if the times of a law p are drawn from another, q."""
+        """The factor on the loss at each time: 1, or p(t)/q(t) if times of the law p are drawn from another law, q."""
         return torch.ones_like(t)
 
     def sample(self, process: NoiseProcess, like: Tensor) -> Tensor:
@@ -39,11 +39,11 @@ class TimeDistribution(ABC):
         return self.quantile(process, 1 - u).to(like.dtype)
 
     def levels(self, process: NoiseProcess) -> Tensor | None:
-        """The only times there are, ascending, (L,); None where the law is continuous."""
+        """The possible times, ascending, (L,); None if the law is continuous."""
         return None
 
     def check(self, process: NoiseProcess) -> None:
-        """Raises `InputError` if the process has no such times."""
+        """Raises `InputError` if the law does not fit the process."""
         self.quantile(process, torch.ones(1) / 2)
 
 
@@ -51,7 +51,7 @@ class UniformTimes(TimeDistribution):
     """t uniform in (t_min, 1] (Song et al. 2021, 2011.13456, eq. 7).
 
     Args:
-        t_min: smallest time; null: the process's own.
+        t_min: smallest time; null: that of the process.
         stratified: spread the times of a batch evenly.
     """
 
@@ -66,10 +66,10 @@ class UniformTimes(TimeDistribution):
 
 
 class LogNormalTimes(TimeDistribution):
-    """ln(sigma/alpha) normal, so that training dwells on the noise levels that shape the samples.
+    """ln(sigma/alpha) normal, so that training concentrates on the noise levels that determine the samples.
 
     Karras et al. 2022 (2206.00364), table 1. The minimizer is that of every other law of t; levels beyond the ends of the
-    process count as the nearer end.
+    process are replaced by the nearer end.
 
     Args:
         mean: of ln(sigma/alpha), sigma in the units of the data.
@@ -104,7 +104,7 @@ class TableTimes(TimeDistribution):
 
 
 class FixedTimes(TimeDistribution):
-    """One noise level alone: the score of p_sigma is learned, as in implicit and sliced score matching's papers.
+    """A single noise level: the score of p_sigma is learned, as in the papers on implicit and sliced score matching.
 
     Args:
         sigma: the noise level sigma/alpha, in the units of the data.
@@ -139,7 +139,7 @@ class ImportanceTimes(TimeDistribution):
     its mean is that of `UniformTimes` for every weight that vanishes where g does.
 
     Args:
-        t_min: smallest time; null: the process's own.
+        t_min: smallest time; null: that of the process.
         stratified: spread the times of a batch evenly.
     """
 
@@ -159,14 +159,14 @@ class ImportanceTimes(TimeDistribution):
 
     def importance(self, process: NoiseProcess, t: Tensor) -> Tensor:
         uniform = 1 / (1 - self._ends(process, t)[0])
-        return uniform / self.density(process, t).clamp(min=1e-6)  # a process that stands still has g = 0
+        return uniform / self.density(process, t).clamp(min=1e-6)  # g = 0 where a process is constant
 
     def check(self, process: NoiseProcess) -> None:
         t_min, first, _ = self._ends(process, torch.ones(1))
         require(
             bool(first.isfinite()),
-            f"t_min={t_min}: {type(process).__name__} has no noise there, so that g^2/sigma^2 is infinite; "
-            "choose t_min above 0, as in 1.0e-5",
+            f"t_min={t_min}: must be a time at which {type(process).__name__} has noise, so that g^2/sigma^2 is finite; "
+            "give one above 0, as in 1.0e-5",
         )
 
     def _ends(self, process: NoiseProcess, like: Tensor) -> tuple[float, Tensor, Tensor]:

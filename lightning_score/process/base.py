@@ -8,14 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_score.errors import InputError, require
+from lightning_score.errors import InputError
 from lightning_score.process.cache import CachedCoefficients
 from lightning_score.tensors import combine
 
 Auto = Literal["auto"]
-"""Stands in the place of a number in a config whose number `fit` chooses from the data."""
+"""In a config of `fit`, in place of a number that `fit` chooses from the data."""
 
-AUTO_IN_FIT = "auto stands in a config of fit only: elsewhere take the number that schedule.plan or `schedule` finds"
+AUTO_IN_FIT = "auto is for a config of fit only; elsewhere give the number that schedule.plan or `schedule` finds"
 
 
 def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ class NoiseProcess(CachedCoefficients, nn.Module, ABC):
     """A linear-Gaussian noise process, given by `log_alpha(t)` and `sigma(t)` alone.
 
     Times are floating-point tensors of any shape; every coefficient has the shape and precision of its time. `t_min` is
-    the smallest time at which the score is trained and sampled, unless told otherwise.
+    the smallest time at which the score is trained and sampled, unless another is given.
     """
 
     t_min: float = 1e-5
@@ -87,7 +87,7 @@ class NoiseProcess(CachedCoefficients, nn.Module, ABC):
         return combine((self.alpha(t), x), (self.sigma(t), noise))
 
     def prior(self, noise: Tensor) -> Tensor:
-        """Draws from the law at t = 1, N(0, sigma(1)^2 I), made of standard normal `noise` (B, ...)."""
+        """Draws from the law at t = 1, N(0, sigma(1)^2 I), from standard normal `noise` (B, ...)."""
         return combine((self.sigma(torch.ones((), dtype=noise.dtype)), noise))
 
     def table_times(self) -> Tensor:
@@ -102,7 +102,7 @@ class NoiseProcess(CachedCoefficients, nn.Module, ABC):
         )
 
     def index(self, t: Tensor) -> Tensor:
-        """The table entry, 1 to N (int64), nearest to each time: the only bridge from times to integers."""
+        """The table entry, 1 to N (int64), nearest to each time."""
         steps = len(self.table_times())
         return (t * steps).round().long().clamp(1, steps)
 
@@ -122,9 +122,10 @@ def log_alpha_of(log_snr: Tensor) -> Tensor:
     return -nn.functional.softplus(-log_snr) / 2
 
 
-def require_sigmas(sigma_min: float, sigma_max: float) -> None:
-    """Raises `InputError` unless 0 < sigma_min < sigma_max."""
-    require(
-        sigma_max != "auto" and 0 < sigma_min < sigma_max < math.inf,
-        f"sigma_min={sigma_min}, sigma_max={sigma_max}: need 0 < sigma_min < sigma_max, as in 0.01 and 50; {AUTO_IN_FIT}",
-    )
+def require_sigmas(sigma_min: float, sigma_max: float | Auto) -> float:
+    """sigma_max; raises `InputError` unless 0 < sigma_min < sigma_max."""
+    if isinstance(sigma_max, str) or not 0 < sigma_min < sigma_max < math.inf:
+        raise InputError(
+            f"sigma_min={sigma_min}, sigma_max={sigma_max}: need 0 < sigma_min < sigma_max, as in 0.01 and 50; {AUTO_IN_FIT}"
+        )
+    return sigma_max

@@ -80,9 +80,8 @@ class VE(NoiseProcess):
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float | Auto = 50.0):
         super().__init__()
-        require_sigmas(sigma_min, sigma_max)
-        self.sigma_min, self.sigma_max = sigma_min, sigma_max
-        self.log_ratio = math.log(sigma_max / sigma_min)
+        self.sigma_min, self.sigma_max = sigma_min, require_sigmas(sigma_min, sigma_max)
+        self.log_ratio = math.log(self.sigma_max / sigma_min)
 
     def log_alpha(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t)
@@ -103,12 +102,12 @@ class VE(NoiseProcess):
 class Cosine(VariancePreserving):
     """Cosine schedule: alpha(t) = cos((t + offset)/(1 + offset) pi/2) / cos(offset/(1 + offset) pi/2).
 
-    Nichol and Dhariwal 2021 (2102.09672), eq. 17. There alpha(1) = 0 and the drift is infinite, so from `t_max` on the
-    process stands still.
+    Nichol and Dhariwal 2021 (2102.09672), eq. 17. There alpha(1) = 0 and the drift is infinite, so the process is
+    constant from `t_max` on.
 
     Args:
         offset: the paper's s, which keeps the noise near t = 0 from vanishing too fast.
-        t_max: the time after which nothing changes, below 1.
+        t_max: the time after which the process is constant, below 1.
     """
 
     t_min = 1e-3

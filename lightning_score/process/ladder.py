@@ -30,19 +30,22 @@ def max_distance(x: Tensor, block: int | None = None, progress: bool = False) ->
     Song and Ermon 2020 (2006.09011), technique 1.
 
     Args:
-        x: examples (N, ...), N >= 2, in the scale the network sees.
+        x: examples (N, ...), N >= 2, in the data range of the model.
         block: examples compared at once; chosen by the dimension if None.
         progress: show a progress bar over the blocks.
 
     Raises:
         InputError: there are fewer than two examples, or one is not finite.
     """
-    require(len(x) >= 2, f"there are {len(x)} examples: the largest distance between two needs at least 2")
+    require(len(x) >= 2, f"there are {len(x)} examples: must be at least 2, for the largest distance between two")
     x = x.reshape(len(x), -1)
     block = block or max(1, min(2048, 2**23 // x.shape[1]))
     mean = x.mean(0, dtype=torch.float64)
     norms = torch.cat([(rows.double() - mean).norm(dim=1) for rows in x.split(block)])
-    require(bool(norms.isfinite().all()), "the examples hold NaN or infinity and have no largest distance: clean the data")
+    require(
+        bool(norms.isfinite().all()),
+        "the examples hold NaN or infinity: must be finite; clean the data",
+    )
     norms, order = norms.sort(descending=True)
     blocks = list(zip(norms.split(block), order.split(block), strict=True))
     best = 0.0
@@ -143,7 +146,7 @@ def variance_ratio(step_size: float, sigma_min: float, gamma: float, steps: int,
         before: r', the ratio after the level before.
 
     Raises:
-        InputError: these are not a ladder and a step size.
+        InputError: a value is out of range.
     """
     q, k = _coefficients(step_size, sigma_min, gamma, steps)
     return q * (gamma**2 * before - k) + k
@@ -186,7 +189,7 @@ def choose_step_size(sigma_min: float, gamma: float, steps: int) -> float:
         steps: T, Langevin steps per level.
 
     Raises:
-        InputError: these are not a ladder.
+        InputError: a value is out of range.
     """
     _coefficients(sigma_min**2, sigma_min, gamma, steps)
     require(gamma > 1, f"gamma={gamma}: with a single level there is nothing to descend; give the step size yourself")
@@ -223,7 +226,7 @@ class Plan(NamedTuple):
 
     @property
     def step_sizes(self) -> list[float]:
-        """e_i = step_size sigma_i^2/sigma_min^2, beside `sigmas`."""
+        """e_i = step_size sigma_i^2/sigma_min^2 at each of `sigmas`."""
         return [self.step_size * (sigma / self.sigma_min) ** 2 for sigma in self.sigmas]
 
     @property
@@ -233,9 +236,9 @@ class Plan(NamedTuple):
 
 
 def plan(sigma_max: float, dimension: int, sigma_min: float = 0.01, coverage: float = 0.5, steps: int = 5) -> Plan:
-    """The whole derivation: gamma and L by technique 2, epsilon by technique 4 for these levels, and what follows.
+    """The complete derivation: gamma and L by technique 2, epsilon by technique 4 for these levels, and their variances.
 
-    The first level starts at its own variance, from the prior; every later one from what the level above it left.
+    The first level starts with its variance, from the prior; every later one with the variance after the level above.
     Song and Ermon 2020 (2006.09011), section 3.
 
     Args:
@@ -246,7 +249,7 @@ def plan(sigma_max: float, dimension: int, sigma_min: float = 0.01, coverage: fl
         steps: T, Langevin steps per level, as many as the budget allows.
 
     Raises:
-        InputError: there is no such ladder.
+        InputError: a value is out of range.
     """
     levels = choose_levels(sigma_max, sigma_min, dimension, coverage)
     gamma = choose_gamma(dimension, coverage)
@@ -272,7 +275,7 @@ def plan(sigma_max: float, dimension: int, sigma_min: float = 0.01, coverage: fl
 
 
 def _bisect(above: Callable[[float], bool], low: float, high: float) -> float:
-    """The point between `low` and `high` from which on `above` holds, to the last digit."""
+    """The smallest point between `low` and `high` at which `above` holds, to the last digit."""
     while low < (middle := (low + high) / 2) < high:
         low, high = (low, middle) if above(middle) else (middle, high)
     return high

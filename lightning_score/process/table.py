@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_score.errors import require, require_passes
+from lightning_score.errors import InputError, require, require_passes
 from lightning_score.process.base import (
     AUTO_IN_FIT,
     Auto,
@@ -20,9 +20,9 @@ from lightning_score.process.base import (
 
 
 class TableProcess(NoiseProcess, ABC):
-    """A process known at N noise levels: entry i = 1..N stands at t = i/N and t = 0 is clean data.
+    """A process known at N noise levels: entry i = 1..N is at t = i/N, and t = 0 is clean data.
 
-    Between entries one quantity runs linearly in time, so that the coefficients of the Ito equation are constant there.
+    Between entries one quantity is linear in time, so that the coefficients of the Ito equation are constant there.
 
     Args:
         entries: that quantity at the N entries, in ascending time.
@@ -35,9 +35,9 @@ class TableProcess(NoiseProcess, ABC):
         self.t_min = 1 / len(entries)
 
     def _at(self, device: torch.device) -> Tensor:
-        """The entries on a device, in double precision whatever the model's: each has a copy, so that none waits for one."""
+        """The entries on a device, float64 whatever the model's precision; copied once, so that a GPU need not wait."""
         if device not in self._copies:
-            with torch.inference_mode(False):  # training may want it next
+            with torch.inference_mode(False):  # a later training step may need it
                 self._copies[device] = self.entries.to(device)
         return self._copies[device]
 
@@ -62,7 +62,7 @@ class TableProcess(NoiseProcess, ABC):
 
 
 class BetaChain(VariancePreserving, TableProcess):
-    """A discrete chain of any variances: alpha_i^2 = prod_{j <= i} (1 - beta_j).
+    """A discrete chain of given variances: alpha_i^2 = prod_{j <= i} (1 - beta_j).
 
     log alpha is linear between entries, so that the drift is constant there.
 
@@ -151,7 +151,7 @@ def require_betas(beta_min: float, beta_max: float, steps: int) -> None:
 
 
 class SigmaTable(TableProcess):
-    """NCSN's ladder: alpha = 1 and a geometric sequence of noise levels, or for comparison one of equal steps.
+    """NCSN's noise levels: alpha = 1 and a geometric sequence, or for comparison an arithmetic one.
 
     Song and Ermon 2019 (1907.05600), section 4. sigma^2 is linear between entries, so that the diffusion is constant there.
 
@@ -165,10 +165,11 @@ class SigmaTable(TableProcess):
     def __init__(
         self, sigma_min: float = 0.01, sigma_max: float | Auto = 1.0, levels: int | Auto = 10, geometric: bool = True
     ):
-        require(levels != "auto" and levels >= 1, f"levels={levels}: need at least one, as in levels=10; {AUTO_IN_FIT}")
+        if isinstance(levels, str) or levels < 1:
+            raise InputError(f"levels={levels}: need at least one, as in levels=10; {AUTO_IN_FIT}")
         require_passes(levels=levels)
-        if levels > 1 or sigma_min != sigma_max:
-            require_sigmas(sigma_min, sigma_max)
+        if isinstance(sigma_max, str) or levels > 1 or sigma_min != sigma_max:
+            sigma_max = require_sigmas(sigma_min, sigma_max)
         ramp = torch.linspace(0, 1, levels, dtype=torch.float64) if levels > 1 else torch.ones(1).double()
         sigmas = sigma_min * (sigma_max / sigma_min) ** ramp if geometric else sigma_min + (sigma_max - sigma_min) * ramp
         super().__init__(sigmas**2)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_score.errors import Unmeasurable
+from lightning_score.process import NoiseProcess
 from lightning_score.sampling.sampler import Move, Observer
 from lightning_score.score.function import ScoreField
 
@@ -46,11 +47,11 @@ class DivergenceMonitor:
         self._peaks: list[Tensor] = []
         self._moves: list[Move] = []
         self._bound = 0.0
-        self._score: ScoreField | None = None
+        self._process: NoiseProcess
 
     def __call__(self, score: ScoreField, move: Move, before: Tensor, after: Tensor, state: Any) -> None:
-        if self._score is None:
-            self._score, self._bound = score, BOUND * (1 + float(score.process.sigma(move.t)))
+        if not self._moves:
+            self._process, self._bound = score.process, BOUND * (1 + float(score.process.sigma(move.t)))
         self._moves.append(move)
         self._peaks.append(torch.linalg.vector_norm(after, float("inf")))
         if after.device.type == "cpu":
@@ -76,5 +77,5 @@ class DivergenceMonitor:
             return
         rows = ~(x.flatten(1).abs().amax(1) <= self._bound)
         bad = [index for index, row in zip(self._indices, rows.tolist(), strict=True) if row]
-        level = float(self._score.process.noise_level(self._moves[move].t))
+        level = float(self._process.noise_level(self._moves[move].t))
         raise Diverged(bad or self._indices, x, level, move + 1, peak)

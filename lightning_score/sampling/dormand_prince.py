@@ -1,4 +1,4 @@
-"""An ordinary differential equation per row of a batch, every row with a step size of its own."""
+"""A solver of one ordinary differential equation per row of a batch, with a step size for each row."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -30,11 +30,11 @@ class DormandPrince:
 
     A step of size h with error e is accepted if r = max over parts of rms(e/(atol + rtol |y|)) <= 1, and followed by one
     of 0.9 r^-0.17 r_last^0.04 h; a rejected one is tried again with 0.9 r^-0.2 h (Hairer, Norsett and Wanner 1993, II.4).
-    A step has six evaluations, since its last is the next one's first. Rows that have arrived wait for the others: their
-    evaluations go on, but change nothing. A row whose steps shrink to nothing becomes NaN, with a warning.
+    A step has six evaluations, since its last is the next one's first. Finished rows wait for the others; they are still
+    evaluated, but do not change. A row whose step size becomes too small becomes NaN, with a warning.
 
     Args:
-        rtol: tolerated error of a step relative to the size of y; at least ten roundings of the precision of y are allowed.
+        rtol: tolerated error of a step relative to the size of y; at least ten rounding errors of y's precision are allowed.
         atol: tolerated error of a step in the units of y.
     """
 
@@ -51,7 +51,7 @@ class DormandPrince:
             y: the rows at time t, (B, N).
             t: where to start, ().
             s: where to end, (), before or after t.
-            parts: lengths of the parts of a row whose errors are held apart; one by default.
+            parts: lengths of the parts of a row whose errors are controlled separately; one part by default.
         """
         t, s = (torch.as_tensor(v, dtype=torch.float64, device=y.device) for v in (t, s))
         now, span, parts = t.repeat(len(y)), s - t, parts or [y.shape[1]]
@@ -73,16 +73,16 @@ class DormandPrince:
             lost = running & ~accepted & (step < SMALLEST_STEP * span.abs())
             if bool(lost.any()):
                 warnings.warn(
-                    f"{int(lost.sum())} of {len(y)} ODEs became NaN at t={now[lost].tolist()[:3]}: their steps shrank to "
-                    "nothing, because the score is not finite or not smooth there; train longer or raise rtol and atol",
+                    f"{int(lost.sum())} of {len(y)} ODEs became NaN at t={now[lost].tolist()[:3]}: the step size became too "
+                    "small, because the score is not finite or not smooth there; train longer or raise rtol and atol",
                     stacklevel=2,
                 )
                 y = torch.where(broadcast_to(lost, y) > 0, torch.nan, y)
             running = running & ~lost & (now != s)
         return y
 
-    def _try(self, field: Field, y: Tensor, k: Tensor, now: Tensor, h: Tensor, end: Tensor):
-        """A step of every row: where it leads, its error, and the slope there."""
+    def _try(self, field: Field, y: Tensor, k: Tensor, now: Tensor, h: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A step of every row: the new rows, their errors, and the slopes at them."""
         slopes = [k]
         for node, weights in zip(NODES, STAGES, strict=True):
             new = y + broadcast_to(h, y) * combine(*zip(weights, slopes, strict=True))

@@ -59,8 +59,8 @@ class RK45(Predictor):
             time = process.time_of(level)
             return score.noise(combine((process.alpha(time), y.view_as(x))), time).flatten(1)
 
-        levels = (process.noise_level(time.double()) for time in (t, s))
-        y = self.solver(slope, (x / broadcast_to(process.alpha(t), x)).flatten(1), *levels)
+        start, end = process.noise_level(t.double()), process.noise_level(s.double())
+        y = self.solver(slope, (x / broadcast_to(process.alpha(t), x)).flatten(1), start, end)
         return combine((process.alpha(s), y.view_as(x))), state
 
 

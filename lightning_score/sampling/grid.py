@@ -20,8 +20,8 @@ class TimeGrid(ABC):
 class ProcessTable(TimeGrid):
     """Entries of the process's table, largest first, then clean data at t = 0 (DDPM's chain, NCSN's ladder).
 
-    A sub-sequence of N steps has the entries round(L (1 - i/N)), i = 0..N, of the L there are: evenly strided from the last
-    entry down to clean data, so that its smallest entry is the one nearest to L/N (Song et al. 2020, 2010.02502, D.2; also
+    A sub-sequence of N steps has the entries round(L (1 - i/N)), i = 0..N, of the L entries: evenly strided from the last
+    entry down to clean data, so that the smallest entry is the one nearest to L/N (Song et al. 2020, 2010.02502, D.2; also
     called trailing).
 
     Args:
@@ -69,7 +69,7 @@ class Uniform(_SteppedGrid):
 
     Args:
         steps: N, the number of steps.
-        t_min: last time; null: the process's own.
+        t_min: last time; null: that of the process.
     """
 
     def __call__(self, process: NoiseProcess) -> Tensor:
@@ -84,12 +84,13 @@ class Quadratic(_SteppedGrid):
 
     Args:
         steps: N, the number of steps.
-        t_min: last time; null: the process's own.
+        t_min: last time; null: that of the process.
     """
 
     def __call__(self, process: NoiseProcess) -> Tensor:
         ends = self._ends(process)
-        return _pinned(torch.lerp(*ends.sqrt(), self._ramp()) ** 2, ends)
+        first, last = ends.sqrt()
+        return _pinned(torch.lerp(first, last, self._ramp()) ** 2, ends)
 
 
 class Geometric(_SteppedGrid):
@@ -97,7 +98,7 @@ class Geometric(_SteppedGrid):
 
     Args:
         steps: N, the number of steps.
-        t_min: last time; null: the process's own.
+        t_min: last time; null: that of the process.
     """
 
     def __call__(self, process: NoiseProcess) -> Tensor:
@@ -109,11 +110,11 @@ class Geometric(_SteppedGrid):
 class Karras(_SteppedGrid):
     """(sigma/alpha)^(1/rho) falls linearly from t = 1 to t_min (Karras et al. 2022, 2206.00364, eq. 5).
 
-    The paper counts the step from t_min to clean data too, which on VE is the final denoise Tweedie: its N is N - 1 here.
+    The paper also counts the step from t_min to clean data, which on VE is the final denoise Tweedie: its N is N - 1 here.
 
     Args:
         steps: N, the number of steps.
-        t_min: last time; null: the process's own.
+        t_min: last time; null: that of the process.
         rho: 1 is uniform in sigma, infinity geometric; the paper takes 7.
     """
 
@@ -129,12 +130,12 @@ class Karras(_SteppedGrid):
 
 
 class Snapped(TimeGrid):
-    """Another grid on the entries of the process's table: each time becomes the entry of nearest log(sigma/alpha), once.
+    """Another grid on the entries of the process's table: each time becomes the entry of nearest log(sigma/alpha).
 
-    For models that were trained at these entries alone (`TableTimes`), where they are few. Times of clean data stay.
+    For models that were trained only at a few such entries (`TableTimes`). Times of clean data stay, and no entry repeats.
 
     Args:
-        grid: the other grid; that of Karras et al. by default.
+        grid: the other grid; `Karras` by default.
     """
 
     def __init__(self, grid: TimeGrid | None = None):
@@ -148,5 +149,5 @@ class Snapped(TimeGrid):
 
 
 def _pinned(times: Tensor, ends: Tensor) -> Tensor:
-    """The grid with its two ends exact."""
+    """The grid with exact ends."""
     return torch.cat([ends[:1], times[1:-1], ends[1:]])

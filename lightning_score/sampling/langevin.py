@@ -136,7 +136,7 @@ class AnnealedLangevin(Sampler):
             variance of the samples after every level is closest to sigma_i^2 (technique 4 of Song and Ermon 2020,
             2006.09011).
         steps: Langevin steps per level (the papers' T).
-        grid: the noise levels; the process's own table by default.
+        grid: the noise levels; the table of the process by default.
         denoise: what happens to the remaining noise; it stays by default.
         initial: where sampling starts; the process's prior by default.
         clip: [low, high], to which the denoised image is clipped at every evaluation; null: not at all.
@@ -232,7 +232,7 @@ class ConsistentAnnealedLangevin(Sampler):
     Args:
         step_size: epsilon, in squared units of the data, between sigma_min^2 (1 - g) and sigma_min^2 (1 + g); the paper
             takes 5.6e-6 for CIFAR-10's 232 levels from 50 to 0.01.
-        grid: the noise levels; the process's own table by default.
+        grid: the noise levels; the table of the process by default.
         denoise: what happens to the remaining noise, (1 - eta) sigma_min; Tweedie's formula by default.
         initial: where sampling starts; the process's prior by default.
         clip: [low, high], to which the denoised image is clipped at every evaluation; null: not at all.

@@ -1,4 +1,4 @@
-"""Whether scores are evaluated at the noise levels that a model was trained at, where these are few."""
+"""Warnings about scores that are evaluated between the few noise levels at which a model was trained."""
 
 import math
 import warnings
@@ -21,7 +21,7 @@ def distance_to_levels(process: NoiseProcess, levels: Tensor, times: Tensor) -> 
     Args:
         process: the noise process.
         levels: the times of the levels, (L,).
-        times: the times, (N,); those of clean data do not count.
+        times: the times, (N,); those of clean data are left out.
     """
     noisy = times[process.sigma(times) > 0]
     gaps = (process.log_snr(noisy)[:, None] - process.log_snr(levels.to(noisy))).abs() / 2
@@ -29,20 +29,22 @@ def distance_to_levels(process: NoiseProcess, levels: Tensor, times: Tensor) -> 
 
 
 def warn_between_levels(name: str, process: NoiseProcess, levels: Tensor | None, times: Tensor, advice: str = STAY) -> None:
-    """Warns if scores are evaluated between the levels at which alone a model was trained.
+    """Warns if scores are evaluated between the levels at which a model was trained.
 
     Args:
         name: what evaluates them.
         process: the noise process.
-        levels: the times of the levels, (L,); None for a model that was trained at all times.
-        times: those at which scores are evaluated, (N,).
+        levels: the times of the levels, (L,); None if the model was trained at all times.
+        times: the times at which scores are evaluated, (N,).
         advice: what to do.
     """
-    distance = 0.0 if levels is None else distance_to_levels(process, levels, times)
+    if levels is None:
+        return
+    distance = distance_to_levels(process, levels, times)
     if distance > TOLERANCE:
         few = "one noise level" if len(levels) == 1 else f"{len(levels)} noise levels"
         warnings.warn(
-            f"{name}: the model was trained at {few} alone, and this evaluates its score between them, "
+            f"{name}: the model was trained at {few} only, and its score is evaluated between them, "
             f"{math.expm1(distance):.0%} of sigma away on average, where it can be wrong{advice}",
             stacklevel=2,
         )

@@ -55,7 +55,7 @@ def log_likelihood(
         noise: random streams of the vectors of `trace`; stream k of seed 0 for row k by default.
         trace: how the trace is computed; with one `Rademacher` vector, the same along the whole path, by default.
         solver: the integrator, with separate errors of x/alpha and of nats per dimension; tolerances 1e-5 by default.
-        t_min: smallest time; the process's own by default.
+        t_min: smallest time; that of the process by default.
         prior: log density at t = 1 in nats (B,); that of `process.prior` by default.
 
     Raises:
@@ -80,12 +80,13 @@ def log_likelihood(
             def predict(y: Tensor) -> Tensor:
                 return score.noise(broadcast_to(process.alpha(time), x) * y.view_as(x), time).flatten(1)
 
-            predicted, pullback = torch.func.vjp(predict, state[:, :d].contiguous())
+            predicted, pullback, *_ = torch.func.vjp(predict, state[:, :d].contiguous())
             divergence = trace(lambda v: pullback(v)[0], vectors)
             return torch.cat([predicted, divergence.unsqueeze(1) / d], 1)
 
+        first_level, last_level = process.noise_level(ends)
         y = torch.cat([(x / broadcast_to(process.alpha(ends[0]), x)).flatten(1), x.new_zeros(len(x), 1)], 1)
-        y = (solver or DormandPrince())(slope, y, *process.noise_level(ends), parts=[d, 1])
+        y = (solver or DormandPrince())(slope, y, first_level, last_level, parts=[d, 1])
         latent = broadcast_to(process.alpha(ends[1]), x) * y[:, :d].view_as(x)
         gain = y[:, d].double() + process.log_alpha(ends[1]) - process.log_alpha(ends[0])
         return LogLikelihood(prior(process, latent) + d * gain, latent, (score.evaluations - before) / len(x))

@@ -39,8 +39,8 @@ class NoiseStream(NoiseSource):
     """Independent random streams, one per sample, so that sample k is the same in any batch and on any process.
 
     Stream k is the counter-based generator Philox keyed by (seed, k) (Salmon et al. 2011), run on the CPU in single
-    precision: every device and every precision sees the same numbers. Normal and uniform draws come from two halves of its
-    counter. For a GPU the next normal draws are made and copied while it computes.
+    precision: the numbers are the same on every device and in every precision. Normal and uniform draws come from two halves
+    of its counter. For a GPU the next normal draws are made and copied while it computes.
 
     Args:
         seed: seed of the run, 0 or more.

@@ -8,7 +8,7 @@ from lightning_score.process import NoiseProcess
 from lightning_score.score.function import ScoreField
 from lightning_score.tensors import broadcast_to
 
-BLOCK = 2**22  # distances held at once
+BLOCK = 2**22  # distances in memory at once
 
 
 class EmpiricalScore(ScoreField):
@@ -16,25 +16,28 @@ class EmpiricalScore(ScoreField):
 
     score = (alpha E[x_0 given x_t = x] - x)/sigma^2 with E[x_0 given x_t = x] = sum_m w_m x_m and
     w = softmax_m(-|x - alpha x_m|^2/(2 sigma^2)) (Karras et al. 2022, 2206.00364, appendix B.3). Distances are sums of
-    squared differences, which single precision can take, and the points are gone through in blocks, so that memory does
-    not grow with M.
+    squared differences, for which single precision is enough, and the points are taken in blocks, so that memory does not
+    grow with M.
 
     Args:
         process: the noise process.
         data: the points x_m (M, ...).
-        labels: class labels (M,), so that `cond` leaves only the points of its class, or all if it is no point's label;
-            None: `cond` changes nothing.
+        labels: class labels (M,), so that `cond` selects the points of its class, or all if it is the label of no point;
+            None: `cond` is ignored.
 
     Raises:
         InputError: without data, or if data and labels differ in number.
     """
 
+    data: Tensor
+    labels: Tensor | None
+
     def __init__(self, process: NoiseProcess, data: Tensor, labels: Tensor | None = None):
         super().__init__(process)
-        require(len(data) >= 1, "data are empty: the score of no points does not exist; give one point at least")
+        require(len(data) >= 1, "data of length 0: must hold at least one point")
         require(
             labels is None or len(labels) == len(data),
-            f"there are {len(data)} data points and {0 if labels is None else len(labels)} labels; give one label per point",
+            f"labels of length {0 if labels is None else len(labels)}: must be as many as the {len(data)} points",
         )
         self.register_buffer("data", data, persistent=False)
         self.register_buffer("labels", labels, persistent=False)
@@ -58,16 +61,19 @@ class EmpiricalScore(ScoreField):
             return self._mean(y, variance, cond).reshape(x.shape).to(x.dtype)
 
     def _mean(self, y: Tensor, variance: Tensor, cond: Tensor | None) -> Tensor:
-        """The mean of the data under the softmax, (B, D), block by block with the largest logit so far taken out."""
+        """The mean of the data under the softmax, (B, D), by blocks, with the largest logit so far subtracted."""
         top = y.new_full((len(y), 1), torch.finfo(y.dtype).min)
         total, mean = torch.zeros_like(top), torch.zeros_like(y)
-        known = None if self.labels is None or cond is None else torch.isin(cond, self.labels).unsqueeze(1)
+        classes = None
+        if self.labels is not None and cond is not None:
+            classes = self.labels, cond.unsqueeze(1), torch.isin(cond, self.labels).unsqueeze(1)
         for rows in torch.arange(len(self.data), device=y.device).split(max(1, BLOCK // len(y))):
             points = self.data[rows].flatten(1).to(y)
             distance = torch.cdist(y, points, compute_mode="donot_use_mm_for_euclid_dist")
             logits = -(distance**2) / (2 * variance)
-            if known is not None:
-                logits = logits.masked_fill((self.labels[rows] != cond.unsqueeze(1)) & known, -torch.inf)
+            if classes is not None:
+                labels, wanted, exists = classes
+                logits = logits.masked_fill((labels[rows] != wanted) & exists, -torch.inf)
             higher = torch.maximum(top, logits.amax(1, keepdim=True))
             shrink, weights = (top - higher).exp(), (logits - higher).exp()
             top, total = higher, total * shrink + weights.sum(1, keepdim=True)

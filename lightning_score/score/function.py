@@ -10,10 +10,10 @@ from lightning_score.tensors import combine, is_number
 
 
 class ScoreField(nn.Module, ABC):
-    """grad_x log p_t(x) of a noise process; the only thing that samplers and objectives see.
+    """grad_x log p_t(x) of a noise process; the interface for samplers and objectives.
 
     Args:
-        process: the noise process whose marginals p_t are meant.
+        process: the noise process with the marginals p_t.
         num_classes: number of classes it can be conditioned on; the label num_classes means "no class".
     """
 
@@ -24,7 +24,7 @@ class ScoreField(nn.Module, ABC):
     @property
     @abstractmethod
     def evaluations(self) -> int:
-        """Rows that have gone through the network so far: NFE is their increase per sample."""
+        """Rows evaluated by the network so far: NFE is their increase per sample."""
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -81,7 +81,7 @@ class ScoreFunction(ScoreField):
 
 
 class ScoreWrapper(ScoreField, ABC):
-    """A score made from another one; evaluations are counted where the network is.
+    """A score made from another one, whose evaluations it counts.
 
     Args:
         score: the score function that is wrapped.
@@ -97,7 +97,7 @@ class ScoreWrapper(ScoreField, ABC):
 
 
 class Conditioned(ScoreWrapper):
-    """The score of p_t(x given y) for a fixed label per sample, so that samplers need not know of labels.
+    """The score of p_t(x given y) for a fixed label per sample, so that samplers need no labels.
 
     Args:
         score: the score function to condition.

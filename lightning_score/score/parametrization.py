@@ -19,7 +19,7 @@ from lightning_score.process import NoiseProcess
 
 
 class NoiseLabel(ABC):
-    """The number by which the network is told the noise level."""
+    """The number that encodes the noise level for the network."""
 
     @abstractmethod
     def __call__(self, process: NoiseProcess, t: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Parametrization(ABC):
     Args:
         data_std: standard deviation of the data; if given, the network's input is scaled to unit variance,
             c_in = 1/sqrt(alpha^2 data_std^2 + sigma^2), else c_in = 1.
-        noise_label: how the network is told the noise level; log(sigma/alpha) by default.
+        noise_label: the number that encodes the noise level; log(sigma/alpha) by default.
     """
 
     def __init__(self, data_std: float | None = None, noise_label: NoiseLabel | None = None):
@@ -113,7 +113,7 @@ class Score(Parametrization):
 
     Args:
         data_std: standard deviation of the data, to scale the network's input to unit variance; null: unscaled.
-        noise_label: how the network is told the noise level; log(sigma/alpha) by default.
+        noise_label: the number that encodes the noise level; log(sigma/alpha) by default.
     """
 
     def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +125,7 @@ class ScoreOverSigma(Parametrization):
 
     Args:
         data_std: standard deviation of the data, to scale the network's input to unit variance; null: unscaled.
-        noise_label: how the network is told the noise level; log(sigma/alpha) by default.
+        noise_label: the number that encodes the noise level; log(sigma/alpha) by default.
     """
 
     def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +137,7 @@ class Noise(Parametrization):
 
     Args:
         data_std: standard deviation of the data, to scale the network's input to unit variance; null: unscaled.
-        noise_label: how the network is told the noise level; log(sigma/alpha) by default.
+        noise_label: the number that encodes the noise level; log(sigma/alpha) by default.
     """
 
     def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,7 +149,7 @@ class Denoised(Parametrization):
 
     Args:
         data_std: standard deviation of the data, to scale the network's input to unit variance; null: unscaled.
-        noise_label: how the network is told the noise level; log(sigma/alpha) by default.
+        noise_label: the number that encodes the noise level; log(sigma/alpha) by default.
     """
 
     def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,7 +161,7 @@ class Velocity(Parametrization):
 
     Args:
         data_std: standard deviation of the data, to scale the network's input to unit variance; null: unscaled.
-        noise_label: how the network is told the noise level; log(sigma/alpha) by default.
+        noise_label: the number that encodes the noise level; log(sigma/alpha) by default.
     """
 
     def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,8 +176,10 @@ class EDM(Parametrization):
 
     Args:
         data_std: standard deviation of the data d.
-        noise_label: how the network is told the noise level; log(sigma/alpha)/4 by default.
+        noise_label: the number that encodes the noise level; log(sigma/alpha)/4 by default.
     """
+
+    data_std: float
 
     def __init__(self, data_std: float = 0.5, noise_label: NoiseLabel | None = None):
         super().__init__(data_std, noise_label or LogSigma(0.25))

@@ -277,18 +277,18 @@ def test_mistakes_on_the_command_line(predict):
     np.save("nan.npy", np.full((2, 1, 8, 8), np.nan))
     Image.fromarray(np.zeros((8, 8), np.uint16)).save("deep.png")
     for kind, options, words in (
-        ("Inpainting", ["observed=none.npz", "mask=nothing.npy"], ["none.npz", "no such file"]),
-        ("Inpainting", ["observed=one.npz", "mask=none.png"], ["none.png", "no such file"]),
+        ("Inpainting", ["observed=none.npz", "mask=nothing.npy"], ["none.npz", "does not exist"]),
+        ("Inpainting", ["observed=one.npz", "mask=none.png"], ["none.png", "does not exist"]),
         ("Inpainting", ["observed=text.npy", "mask=nothing.npy"], ["text.npy", "not a readable NPY"]),
         ("Inpainting", ["observed=many.npz", "mask=nothing.npy"], ["many.npz", "a, b"]),
-        ("Inpainting", ["observed=bytes.npy", "mask=nothing.npy"], ["bytes.npy holds bytes", "data_range=[-1, 1]"]),
+        ("Inpainting", ["observed=bytes.npy", "mask=nothing.npy"], ["bytes.npy holds bytes", "as [-1, 1]"]),
         ("Inpainting", ["observed=one.npz", "mask=small.npy"], ["small.npy", "[2, 1, 4, 4]", "[1, 8, 8]"]),
         ("Inpainting", ["observed=one.npz", "mask=nothing.npy"], ["nothing is observed"]),
         ("Inpainting", ["observed=small.npy", "mask=ones.npy"], ["[1, 4, 4]", "[1, 8, 8]"]),
         ("Colorization", ["observed=int16.npy"], ["int16.npy", "holds int16; give bytes"]),
         ("Colorization", ["observed=deep.png"], ["deep.png", "16 bits"]),
         ("Colorization", ["observed=one.npz", "data_range=[1,0]"], ["data_range=[1.0, 0.0]"]),
-        ("Inpainting", ["observed=nan.npy", "mask=ones8.npy"], ["NaN or infinity where known"]),
+        ("Inpainting", ["observed=nan.npy", "mask=ones8.npy"], ["NaN or infinity at known pixels"]),
         ("Inpainting", ["observed=large.npy", "mask=ones8.npy", "data_range=[-1,1]"], ["from 200 to 200", "data_range"]),
         ("Colorization", ["observed=small.npy"], ["[2, 1, 4, 4]", "[n, 1, 8, 8]"]),
         ("SuperResolution", ["observed=small.npy", "factor=3"], ["factor=3", "divide"]),

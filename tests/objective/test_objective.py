@@ -147,7 +147,7 @@ def test_denoising_is_explicit_score_matching_plus_a_constant(process, sigma):
 def test_explicit_score_matching_needs_data_and_no_labels():
     score, x = ScoreFunction(Zero(), VP(), Noise()), torch.randn(8, 2)
     objective = ExplicitScoreMatching()
-    with pytest.raises(InputError, match=r"has no training data: .*datamodule"):
+    with pytest.raises(InputError, match=r"needs the training data; .*datamodule"):
         objective(score, x)
     objective.prepare(x)
     assert objective(score, x).shape == (8,)

@@ -113,7 +113,7 @@ def test_importance_times_keep_the_loss_and_lower_its_variance(process):
 
 
 def test_importance_times_refuse_infinite_density():
-    with pytest.raises(InputError, match=r"t_min=0: VP has no noise there"):
+    with pytest.raises(InputError, match=r"t_min=0: must be a time at which VP has noise"):
         DenoisingScoreMatching(times=ImportanceTimes(0)).check(VP())
 
 

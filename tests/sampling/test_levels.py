@@ -41,7 +41,7 @@ def warned(sampler, process=LADDER, times=None):
         before = len(caught)
         model.use(sampler, None)
     messages = [str(warning.message) for warning in caught[before:]]
-    return [message for message in messages if "noise levels alone" in message or "one noise level alone" in message]
+    return [message for message in messages if "noise levels only" in message or "one noise level only" in message]
 
 
 @pytest.mark.parametrize("predictor", [p for p in PREDICTORS if p.evaluations], ids=lambda p: p.__name__)
@@ -55,7 +55,7 @@ def test_predictors_on_and_off_the_levels(predictor):
 
 def test_the_message_names_cause_and_fix():
     (message,) = warned(PredictorCorrector(grid=Karras(9)))
-    assert "PredictorCorrector on Karras: the model was trained at 10 noise levels alone" in message
+    assert "PredictorCorrector on Karras: the model was trained at 10 noise levels only" in message
     assert "--model.sampler.grid ProcessTable" in message and "Snapped" in message
     assert len(warned(ProbabilityFlow())) == 1
     assert not warned(AnnealedLangevin(1e-5, 2)) and len(warned(AnnealedLangevin(1e-5, 2, Geometric(13)))) == 1
@@ -116,5 +116,5 @@ def test_snapped_takes_the_nearest_entries(process):
 
 @pytest.mark.parametrize(("grid", "levels"), [(Geometric(1, 0.95), 10), (Karras(3), 1)])
 def test_snapped_times_that_are_all_one_are_refused(grid, levels):
-    with pytest.raises(InputError, match="grid=Snapped: gives 1 time, which makes no step"):
+    with pytest.raises(InputError, match="grid=Snapped: has 1 time, and so no step"):
         warned(PredictorCorrector(grid=Snapped(grid)), SigmaTable(0.03, 3.0, levels))

@@ -78,7 +78,7 @@ DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 @pytest.mark.parametrize(("kind", "corrector"), pairs())
-def test_every_combination_runs_on_vectors_and_images_and_counts_its_calls(coarse_process, kind, corrector):
+def test_every_combination_runs_on_vectors_and_images_and_counts_its_evaluations(coarse_process, kind, corrector):
     """In both orders and both precisions, on every device."""
     steps, calls = 2, corrector.evaluations if corrector else 0
     shapes = {(2,): MixtureScore(coarse_process), (1, 4, 4): ImageScore(coarse_process)}

@@ -89,7 +89,7 @@ def test_labels_leave_the_points_of_a_class():
 
 
 def test_refuses_no_data_and_labels_of_another_number():
-    with pytest.raises(InputError, match="data are empty"):
+    with pytest.raises(InputError, match="data of length 0"):
         EmpiricalScore(VP(), torch.zeros(0, 2))
-    with pytest.raises(InputError, match="3 data points and 2 labels"):
+    with pytest.raises(InputError, match=r"labels of length 2: .* 3 points"):
         EmpiricalScore(VP(), torch.zeros(3, 2), torch.zeros(2))
