@@ -106,7 +106,7 @@ def test_samples_are_drawn_in_the_trainers_precision(precision, tmp_path):
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_optimizer_state_of_another_layout(fused):
-    """Contiguous state, as weights that were shared out leave it, goes on with channels-last weights."""
+    """Contiguous state, as sharded weights leave it, resumes with channels-last weights."""
     torch.manual_seed(0)
     gradients = [torch.randn(4, 3, 5, 5) for _ in range(4)]
 

@@ -1,4 +1,4 @@
-"""Weights shared out among processes (FSDP): the same training, samples and checkpoints as where every process has all."""
+"""Sharded weights (FSDP): training, samples and checkpoints are those of unsharded weights."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -231,21 +231,21 @@ def test_the_config_for_large_networks(environment):  # noqa: F811
 @pytest.mark.parametrize("kind", sharding.OTHERS)
 def test_strategies_that_do_not_gather_weights_for_samples_are_refused(kind):
     """Rather than to wait for ever in the first picture."""
-    with pytest.raises(InputError, match=f"{kind.__name__}: shares out the weights.*take fsdp2"):
+    with pytest.raises(InputError, match=f"{kind.__name__}: shards the weights.*use fsdp2"):
         sharding.check_strategy(SimpleNamespace(strategy=kind.__new__(kind)))
     sharding.check_strategy(SimpleNamespace(strategy=DDPStrategy()))
 
 
 @pytest.mark.parametrize(
-    ("part", "value", "said"),
+    ("part", "value", "message"),
     [
-        ("precision", "16-mixed", "--trainer.precision 16-mixed: not with the strategy fsdp2; take bf16-mixed"),
+        ("precision", "16-mixed", "--trainer.precision 16-mixed: not with the strategy fsdp2; use bf16-mixed"),
         ("compile", "default", "--model.compile: not with the strategy fsdp2"),
         ("objective", SlicedScoreMatching(), "objective SlicedScoreMatching: not with the strategy fsdp2"),
-        ("weight", torch.nn.Parameter(torch.ones(1)), "weights that are not the network's, further"),
+        ("weight", torch.nn.Parameter(torch.ones(1)), "cannot shard further"),
     ],
 )
-def test_what_does_not_go_with_shares_is_refused(part, value, said):
+def test_unsupported_settings_are_refused(part, value, message):
     network = partial(MLP, width=8, depth=1)
     model = ScoreModel(network, (2,), VP(), **{part: value} if part in ("objective", "compile") else {})
     strategy = sharding.FullyShard()
@@ -254,7 +254,7 @@ def test_what_does_not_go_with_shares_is_refused(part, value, said):
         strategy.precision_plugin = SimpleNamespace(precision=value)
     if part == "weight":
         model.further = value
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         strategy._check()
 
 
