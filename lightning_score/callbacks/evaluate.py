@@ -13,7 +13,14 @@ from tqdm import tqdm
 
 from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.guard import measuring
-from lightning_score.callbacks.measurement import Evaluation, Measurement, Setting, Weights, mean, measure
+from lightning_score.callbacks.measurement import (
+    Evaluation,
+    EvaluationSetup,
+    Measurement,
+    Weights,
+    mean_over_seeds,
+    measurements,
+)
 from lightning_score.callbacks.periodic import Periodic
 from lightning_score.callbacks.pictures import drawable, labels_in_turn, neighbor_picture, pictured, publish, sample_picture
 from lightning_score.callbacks.sampling_pass import SamplingPass, SamplingResult
@@ -168,7 +175,7 @@ class Evaluate(Periodic):
         """Measures the weights that the model holds."""
         n, data, test = self._n(trainer), trainer.datamodule, prefix == "test"
         real = self._reference(trainer, n, pl_module.device)
-        setting = Setting(
+        setup = EvaluationSetup(
             self.features, self.num_samples, real, self.reference, data, pl_module, weights, trainer.global_step
         )
         images = pictured(data)
@@ -177,9 +184,9 @@ class Evaluate(Periodic):
             trainer, pl_module, self.features, n, self.batch_size, self.before_denoising, shown, resumable=test
         )
         passes = [sampling.run(self.seed + k) for k in range(self.repeats if test else 1)]
-        for seeds in measure(setting, passes, test or self.all_metrics, self.fid_infinity):
+        for seeds in measurements(setup, passes, test or self.all_metrics, self.fid_infinity):
             self._record(trainer, seeds)
-            self._log(pl_module, prefix, mean(seeds))
+            self._log(pl_module, prefix, mean_over_seeds(seeds))
         if shown:
             self._show(trainer, pl_module, passes[0])
         if shown and images and self.neighbors:

@@ -29,7 +29,7 @@ from lightning_score.score.function import Conditioned, ScoreField, ScoreFunctio
 from lightning_score.score.parametrization import Noise, Parametrization
 from lightning_score.seeds import seed_of, seeded
 from lightning_score.training.inference import FittingBatches, eager, inference
-from lightning_score.training.labels import Labels
+from lightning_score.training.labels import ClassLabels
 from lightning_score.training.optimization import Optimization
 from lightning_score.training.steps import Draws, MeanLoss, log_at_steps_done, require_batch
 
@@ -85,7 +85,7 @@ class ScoreModel(LightningModule):
         keep_freed_memory()
         torch.set_flush_denormal(True)  # subnormal numbers slow the backward pass of small scores by a factor of six
         self._save_plain_hyperparameters()
-        self.labels = Labels(num_classes, conditional, label_dropout)
+        self.labels = ClassLabels(num_classes, conditional, label_dropout)
         self.shape, self.num_classes, self.conditional = tuple(shape), num_classes, conditional
         self.objective = objective or DenoisingScoreMatching()
         self.objective.check(process)

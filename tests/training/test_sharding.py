@@ -44,7 +44,7 @@ COMPARED = ("state_dict", "current_model_state", "averaging_state", "optimizer_s
 
 
 class Weigh(Callback):
-    """Notes how many numbers this process keeps: of weights, averages and the optimizer's state, in the midst of training,
+    """Records how many numbers this process holds: of weights, averages and the optimizer's state, during training,
     and of weights within a validation.
     """
 
@@ -68,7 +68,7 @@ def fit(variables, *options):
 
 
 def tensors(value, path=""):
-    """All tensors and numbers of a checkpoint, by where they are."""
+    """All tensors and numbers of a checkpoint, by their paths."""
     if isinstance(value, dict | list | tuple):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             yield from tensors(part, f"{path}/{key}")
@@ -77,7 +77,7 @@ def tensors(value, path=""):
 
 
 def assert_same(run, other, measured=4):
-    """Two runs have the same checkpoint and have measured the same."""
+    """Two runs have the same checkpoint and the same measurements."""
     one, two = (
         {
             path: tensor
@@ -107,7 +107,7 @@ def whole(tmp_path_factory):
 
 
 def test_training_is_that_of_ddp(whole, environment):  # noqa: F811
-    """With its raw weights measured, too, for which the shares are gathered again."""
+    """Also with measurements of the raw weights, for which the weights are refreshed."""
     weigh = '--trainer.callbacks=[{"class_path": "test_sharding.Weigh"}]'
     fit(environment, *FIT, "--trainer.strategy=fsdp2", weigh)
     assert_same("runs/ncsn/latest", whole)
@@ -124,8 +124,8 @@ def test_training_is_that_of_ddp(whole, environment):  # noqa: F811
     ("begun", "goes_on"),
     [("fsdp2", "fsdp2"), ("ddp", "fsdp2"), ("fsdp2", "ddp")],
 )
-def test_a_run_that_was_killed_goes_on(begun, goes_on, whole, environment):  # noqa: F811
-    """In shares or not, as it was before or not."""
+def test_a_killed_run_resumes(begun, goes_on, whole, environment):  # noqa: F811
+    """Sharded or not, before and after."""
     killed = call(environment, sys.executable, *MODULE, *FIT, f"--trainer.strategy={begun}", trouble("kill", rank=0, step=6))
     assert killed.returncode != 0
     assert torch.load("runs/ncsn/latest/last.ckpt", weights_only=True)["global_step"] == 4
@@ -174,15 +174,15 @@ def _compare(rank, folder):
 
 
 @pytest.mark.slow
-def test_every_network_has_the_gradients_of_a_whole_one(tmp_path):
-    """Before and after all weights were gathered for one process."""
+def test_every_sharded_network_has_the_gradients_of_the_full_one(tmp_path):
+    """Before and after its weights were unsharded."""
     mp.spawn(_compare, (str(tmp_path),), 2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["skip", "restore"])
-def test_a_loss_that_is_no_number(policy, environment):  # noqa: F811
-    """Is left out, or undone, as by processes with all weights; what is kept for a look is whole."""
+def test_a_nan_loss(policy, environment):  # noqa: F811
+    """Is skipped, or undone, as with unsharded weights; the saved evidence holds full weights."""
     broken = [
         f"--guard.policy={policy}",
         "--model.objective=test_guard.Broken",
@@ -197,8 +197,8 @@ def test_a_loss_that_is_no_number(policy, environment):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_samples_that_explode(environment):  # noqa: F811
-    """On the process that shows them, and on all that measure them; what is kept for a look is whole."""
+def test_diverging_samples(environment):  # noqa: F811
+    """On the process that shows them, and on all that measure them; the saved evidence holds full weights."""
     steps = ["--guard.policy=skip", "--model.sampler=test_guard.Reckless", "--model.sampler.step_size=1.0e+6"]
     fit(environment, *FIT, "--trainer.strategy=fsdp2", "--output=run", *steps, "--model.sampler.steps=3")
     checkpoint = torch.load("run/last.ckpt", weights_only=True)
@@ -229,8 +229,8 @@ def test_the_config_for_large_networks(environment):  # noqa: F811
 
 
 @pytest.mark.parametrize("kind", sharding.OTHERS)
-def test_strategies_that_do_not_gather_weights_for_samples_are_refused(kind):
-    """Rather than to wait for ever in the first picture."""
+def test_strategies_that_do_not_unshard_weights_for_sampling_are_refused(kind):
+    """Else processes would wait forever at the first picture."""
     with pytest.raises(InputError, match=f"{kind.__name__}: shards the weights.*use fsdp2"):
         sharding.check_strategy(SimpleNamespace(strategy=kind.__new__(kind)))
     sharding.check_strategy(SimpleNamespace(strategy=DDPStrategy()))
