@@ -1,4 +1,4 @@
-"""What a command finds out before anything is computed or written: whether its data fit, and what its samples will cost."""
+"""Checks before anything is computed or written: whether the data fit, and what the samples cost."""
 
 import time
 from math import prod
@@ -18,22 +18,22 @@ from lightning_score.training.inference import inference
 from lightning_score.training.model import ScoreModel
 
 LONG = 300.0
-"""Seconds of sampling that are announced."""
+"""Seconds of sampling from which a command announces them."""
 MOST_EVALUATIONS = 1e13
-"""Network evaluations that are refused: at a microsecond each they take four months."""
+"""Most network evaluations that are accepted: at a microsecond each they take four months."""
 TIMED = 16
 """Samples in the batch that is timed."""
 SLOW = 0.5
-"""Seconds for one sample after which no more are timed."""
+"""Seconds for one sample from which no more are timed."""
 
 
 def check_data(command: str, data: ScoreData, config: Any) -> None:
-    """Loads the data, and so compares them with what is declared, and lets those that measure look at them.
+    """Loads the data, which checks them, and lets the callbacks that measure check them, too.
 
     Args:
         command: fit, validate, test, or predict, which needs no data.
         data: the data module.
-        config: what the command's options have become.
+        config: the command's options, instantiated.
 
     Raises:
         InputError: something does not fit.
@@ -50,15 +50,15 @@ def check_data(command: str, data: ScoreData, config: Any) -> None:
 
 
 class SamplingCost(Callback):
-    """Refuses samples that cannot be drawn, and announces those that take long, before the start.
+    """Refuses samples that cannot be drawn, and announces before the start how long they take.
 
     Args:
         command: fit, validate, test or predict.
         model: the model.
-        config: what the command's options have become.
+        config: the command's options, instantiated.
 
     Raises:
-        InputError: they do not fit into memory, or no machine comes to their end.
+        InputError: they do not fit into memory, or would take years.
     """
 
     def __init__(self, command: str, model: ScoreModel, config: Any):
@@ -80,25 +80,25 @@ class SamplingCost(Callback):
         require(
             self.n * self.evaluations <= MOST_EVALUATIONS,
             f"{' and '.join(f'{option} {n}' for option, n in drawn.items() if n)}: at {self.evaluations} network "
-            f"evaluations each, these are {self.n * self.evaluations:.1e}, more than any machine computes; give "
-            "fewer samples, or the sampler fewer steps",
+            f"evaluations each, these are {self.n * self.evaluations:.1e}, which would take months; give fewer samples, or "
+            "the sampler fewer steps",
         )
 
     def on_fit_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        """Before training: what each validation will take."""
+        """Announces the cost of each validation."""
         self._announce(trainer, pl_module, "each validation")
 
     def on_validation_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        """Of `validate`."""
+        """Announces the cost of `validate`."""
         if trainer.state.fn == TrainerFn.VALIDATING and self.command == "validate":
             self._announce(trainer, pl_module, "the validation")
 
     def on_test_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        """Of `test`."""
+        """Announces the cost of `test`."""
         self._announce(trainer, pl_module, "the test")
 
     def on_predict_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        """Of `predict`."""
+        """Announces the cost of `predict`."""
         self._announce(trainer, pl_module, "the prediction")
 
     def _announce(self, trainer: Trainer, model: ScoreModel, what: str) -> None:
@@ -115,7 +115,7 @@ class SamplingCost(Callback):
 
 @torch.inference_mode()
 def _seconds_per_evaluation(model: ScoreModel) -> float:
-    """Of one sample in a small batch, the least of three, if one alone is quick; without draws, and without compilation."""
+    """The time of one sample in a small batch, the least of three, or alone if that is slow; without compilation."""
     t, times = torch.tensor(0.5, device=model.device), []
     with inference(model, eagerly=model.compiled):
         for n in (1, TIMED, TIMED, TIMED):  # the first warms up

@@ -22,12 +22,12 @@ class BitsPerDim(Callback):
 
     It logs `test/bits_per_dim`, `test/bits_per_dim_error` (the standard error over examples), `test/bits_per_dim_spread`
     (over draws, if there are two) and `test/bits_per_dim_n`, and adds a line of provenance to `evaluations.jsonl`. In
-    `fast_dev_run` it takes four examples.
+    `fast_dev_run` it uses four examples.
 
     Args:
-        num_examples: the first so many held-out examples; null: all.
-        draws: draws of dequantization noise and of directions of the trace per example.
-        seed: seed of both; example k has the same noise in any batch and on any number of processes.
+        num_examples: number of held-out examples, the first ones; null: all.
+        draws: draws of dequantization noise and of trace probes per example.
+        seed: seed of both; the noise of example k does not depend on batches and processes.
         batch_size: examples at once on each device; it changes the memory needed, not the result.
 
     Raises:
@@ -53,12 +53,12 @@ class BitsPerDim(Callback):
         """Raises `InputError` if the data have no gray levels."""
         require(
             data.levels is not None,
-            f"BitsPerDim: {type(data).__name__} has no gray levels, so its examples have a density and no "
+            f"BitsPerDim: {type(data).__name__} has no gray levels, so its examples have a density but no "
             "bits; remove the callback, or use lightning_score.sampling.likelihood.log_likelihood",
         )
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        """Within the test, because the weights are the averaged ones there."""
+        """Measures within the test, where the model holds the averaged weights."""
         start, before = time.monotonic(), pl_module.score_function.evaluations
         self.last = self.measure(trainer, pl_module)
         evaluations = (pl_module.score_function.evaluations - before) * trainer.world_size
@@ -100,7 +100,7 @@ class BitsPerDim(Callback):
         append_record(Path(trainer.default_root_dir) / FILE, record)
 
     def measure(self, trainer: Trainer, pl_module: ScoreModel) -> Bits:
-        """Every process takes its share of the examples; their bits are put together by a sum."""
+        """The bits of all examples; each process computes its share."""
         data, device = trainer.datamodule, pl_module.device
         held_out = data.splits.held_out
         limit = 4 if trainer.fast_dev_run else self.num_examples or len(held_out.x)

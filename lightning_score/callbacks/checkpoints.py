@@ -1,4 +1,4 @@
-"""Which checkpoints a run keeps: the best one, and what training has reached, whatever ends it."""
+"""The checkpoints of a run: the best one, and the last one, whatever ends the run."""
 
 import os
 import signal
@@ -24,14 +24,14 @@ from lightning_score.errors import require
 from lightning_score.seeds import random_state, restore_random_state
 
 SIGNALS = (*stopping.SIGNALS, signal.SIGUSR1)
-"""Ctrl-C, the usual request to end, a closed terminal, and that by which SLURM announces that it takes the machine away."""
+"""Ctrl-C, the usual request to end, a closed terminal, and SLURM's announcement that the job will be preempted."""
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps the checkpoint with the least value of a metric that not every validation measures.
+    """Keeps the checkpoint with the lowest value of a metric that not every validation measures.
 
     Args:
-        folder: where `best.ckpt` goes.
+        folder: folder of `best.ckpt`.
         monitor: the metric.
     """
 
@@ -39,31 +39,31 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(folder, "best", monitor, enable_version_counter=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compares what was measured; where nothing was, nothing is saved."""
+        """Compares the metric if this validation measured it."""
         if self.monitor in trainer.callback_metrics:
             super().on_validation_end(trainer, pl_module)
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves `last.ckpt` between two steps: before every validation, which may take long, at intervals, and when the run is
-    asked to end, by Ctrl-C, SIGTERM, SIGHUP or, in a job of SLURM's, SIGUSR1, upon which the job is to be queued again
+    """Saves `last.ckpt` between two steps: before every validation, which may take long, at intervals, and when a signal
+    asks the run to end: Ctrl-C, SIGTERM, SIGHUP or, in a SLURM job, SIGUSR1, after which the job is queued again
     (`requeue`).
 
-    What was saved before a validation that did not come to its end begins with that validation when it goes on, so that the
-    run equals one that was never interrupted. A second Ctrl-C, or one during a validation, ends the run at once.
+    A run that was interrupted during a validation resumes with that validation, so that it equals a run that was never
+    interrupted. A second Ctrl-C, or one during a validation, ends the run immediately.
 
     Args:
-        folder: where `last.ckpt` goes.
-        minutes: between two checkpoints without a validation.
+        folder: folder of `last.ckpt`.
+        minutes: minutes between two checkpoints without a validation.
     """
 
     def __init__(self, folder: str | Path, minutes: float = 5.0) -> None:
         require(minutes > 0, f"minutes={minutes}: must be above 0, as in 5")
         self.file, self.minutes = Path(folder) / "last.ckpt", minutes
         self.asked: signal.Signals | None = None
-        self._step = -1  # the last one that was saved after its validation
-        self._moment = "elsewhere"  # of a checkpoint that is being saved: validation, step or elsewhere
-        self._validation_due = self._making_up = False
+        self._step = -1  # the last one that was saved and validated
+        self._moment = "elsewhere"  # at which a checkpoint is saved: validation, step or elsewhere
+        self._validation_due = self._validating_late = False
         self._saved = time.monotonic()
         self._random: dict[str, Any] = {}
         self._handlers: dict[signal.Signals, Any] = {}
@@ -79,16 +79,16 @@ class LastCheckpoint(Checkpoint):
         return {"validation_due": self._moment == "validation"}
 
     def load_state_dict(self, state: dict[str, bool]) -> None:
-        """Remembers the validation that is due."""
+        """Remembers whether a validation is due."""
         self._validation_due = state["validation_due"]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Remembers the random numbers, if as many processes go on as there were."""
+        """Remembers the random state, if the number of processes is the same."""
         states = checkpoint.get("random_states", [])
         self._random = states[trainer.global_rank] if len(states) == trainer.world_size else {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes up for the validation in which the run was interrupted; from here on signals wait for the next step."""
+        """Runs the validation that was interrupted; from here on signals wait for the next step."""
         self._saved = time.monotonic()
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS if "SLURM_JOB_ID" in os.environ else SIGNALS[:-1]:
@@ -97,13 +97,13 @@ class LastCheckpoint(Checkpoint):
             self._patience.enter_context(stopping.patience())
         restore_random_state(self._random, pl_module.device)
         if self._validation_due:
-            self._validation_due, self._making_up = False, True
+            self._validation_due, self._validating_late = False, True
             loop = trainer.fit_loop.epoch_loop.val_loop
             loop.restarting = False  # from its first batch
             trainer.validating = True
             loop.run()
-            trainer.training, self._making_up = True, False
-            if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:  # Lightning counts this step in no other place now
+            trainer.training, self._validating_late = True, False
+            if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:  # Lightning does not count this step otherwise
                 trainer.fit_loop.epoch_loop._batches_that_stepped += 1
 
     def _handler(self, trainer: Trainer) -> Callable[[int, FrameType | None], None]:
@@ -116,17 +116,17 @@ class LastCheckpoint(Checkpoint):
         return ask
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves what training has reached. The validation's own loader has drawn a random number by now."""
-        if self._making_up:
+        """Saves the state of training. The loader of the validation has already drawn a random number."""
+        if self._validating_late:
             restore_random_state(self._random, pl_module.device)
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not self._making_up:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not self._validating_late:
             self._save(trainer, "validation")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Saves what the steps before this one have reached, and ends, if it is time."""
+        """Saves the state before this step, and ends the run, if that is due."""
         late = time.monotonic() - self._saved > 60 * self.minutes
         save, end = self._agreed(trainer, late, self.asked is not None, batch_idx)
-        if batch_idx == 0 or batch_idx % trainer.accumulate_grad_batches:  # with gradients, or an epoch, half begun
+        if batch_idx == 0 or batch_idx % trainer.accumulate_grad_batches:  # amid accumulated gradients, or an epoch begins
             return
         if (save or end) and trainer.global_step != self._step:
             self._save(trainer, "step")
@@ -134,12 +134,12 @@ class LastCheckpoint(Checkpoint):
             self._end(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What the validation found has been saved by now."""
+        """Remembers that the results of this validation are saved."""
         self._step = trainer.global_step
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that went on at the very end of an epoch, and made up for its validation, begins the next as any other:
-        Lightning's loop, which had nothing to do in this epoch, would find nothing to do in all that follow.
+        """Lets a run that resumed at the very end of an epoch begin the next epoch as usual: after an epoch without steps
+        Lightning's loop would skip all others.
         """
         trainer.fit_loop.epoch_loop.restarting = False
 
@@ -149,7 +149,7 @@ class LastCheckpoint(Checkpoint):
         self._moment, self._saved = "elsewhere", time.monotonic()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds the random numbers of every process. At the start of a step the batch is taken already: it is given back."""
+        """Adds the random state of every process. At the start of a step a batch is already loaded: it is counted back."""
         mine = random_state(pl_module.device)
         states = [mine] * trainer.world_size
         if trainer.world_size > 1:
@@ -164,7 +164,7 @@ class LastCheckpoint(Checkpoint):
             loader["batches"] -= 1
 
     def _agreed(self, trainer: Trainer, save: bool, end: bool, batch_idx: int) -> tuple[bool, bool]:
-        """What one of several processes wants, all do, at the same step; they ask one another now and then only."""
+        """Whether any process wants to save or to end; all agree at the same step, and communicate only now and then."""
         if trainer.world_size == 1:
             return save, end
         if batch_idx % max(trainer.log_every_n_steps, 1):
@@ -177,7 +177,7 @@ class LastCheckpoint(Checkpoint):
         raise KeyboardInterrupt if self.asked == signal.SIGINT else SIGTERMException
 
     def requeue(self) -> bool:
-        """Queues the job of SLURM's again if that was asked for; whether it was. SLURM then ends what still runs of it."""
+        """Queues the SLURM job again if SIGUSR1 was received, and returns whether it was. SLURM then ends the job."""
         if self.asked != signal.SIGUSR1:
             return False
         if rank_zero_only.rank == 0:
@@ -185,12 +185,12 @@ class LastCheckpoint(Checkpoint):
         return True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gives the signals back."""
+        """Restores the signal handlers."""
         self._patience.close()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Gives the signals back."""
+        """Restores the signal handlers."""
         self.on_train_end(trainer, pl_module)

@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights, lent to whatever evaluates the model."""
+"""The exponential moving average of the weights, which the model holds in every evaluation."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,7 +17,7 @@ from lightning_score.training.sharding import check_strategy, load_weights, loca
 
 
 class EMA(Callback):
-    """Averages the weights while training goes on, and lends the average to every validation, test and prediction.
+    """Averages the weights during training, and lets the model hold the averages in every validation, test and prediction.
 
     After the n-th optimizer step, n = 1, 2, ..., with weights w_n:
 
@@ -27,28 +27,28 @@ class EMA(Callback):
     arXiv:2011.13456.) Only parameters are averaged: buffers, such as a table of sigmas, are the model's own.
 
     The model holds the averages from `on_validation_start` to `on_validation_end` (the same for test and predict), so
-    that what runs in between sees them wherever it stands in the list of callbacks; anywhere else, take them with
-    `with ema.averaged(model): ...`. Otherwise, after the end of training too, the model holds its raw weights.
+    that all callbacks see them in between, whatever their order in the list; anywhere else, use
+    `with ema.averaged(model): ...`. Otherwise, also after training, the model holds its raw weights.
 
-    A checkpoint has the layout of Lightning's `WeightAveraging`, and either reads the other's: the averages are its
+    A checkpoint has the layout of Lightning's `WeightAveraging`, so that each reads the other's: the averages are its
     `state_dict` (what `load_from_checkpoint` gives), the raw weights its `current_model_state`.
 
     Args:
-        decay: Largest share of the average that one step keeps, in [0, 1); it averages over about 1/(1 - decay) steps.
-        warmup: Whether to begin with the smaller decay (1 + n)/(10 + n), so that initial weights are soon forgotten.
+        decay: largest fraction of the average that one step keeps, in [0, 1); it averages over about 1/(1 - decay) steps.
+        warmup: whether to begin with the smaller decay (1 + n)/(10 + n), so that the initial weights fade quickly.
 
     Attributes:
         updates: steps of the average.
         raw_state: the raw weights of a checkpoint that is evaluated, if it has averages, too.
 
     Raises:
-        InputError: If decay is outside [0, 1), or if the trainer cannot keep averages: weights shared out by
+        InputError: decay is outside [0, 1), or the trainer cannot keep averages: weights sharded by
             another strategy than `fsdp2`, a ModelCheckpoint with save_weights_only, more than one EMA.
     """
 
     def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
         super().__init__()
-        require(0.0 <= decay < 1.0, f"decay={decay}: must lie in [0, 1); 0.999 is usual")
+        require(0.0 <= decay < 1.0, f"decay={decay}: must be in [0, 1), as in 0.999")
         self.decay = decay
         self.warmup = warmup
         self.updates = 0
@@ -96,7 +96,7 @@ class EMA(Callback):
         finally:
             write(held)
 
-    # The averages: begun with the first fit, updated after each optimizer step
+    # The averages: initialized by the first fit, updated after each optimizer step
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses, before training, a trainer under which the averages would be lost or wrong."""
@@ -113,12 +113,12 @@ class EMA(Callback):
         )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins to average, unless the averages go on from a checkpoint or an earlier fit of this model."""
+        """Initializes the averages, unless they continue from a checkpoint or an earlier fit of this model."""
         if not self._follows(pl_module):
             self.begin(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Counts optimizer steps from here, and follows the weights to their device."""
+        """Counts optimizer steps from here, and moves the averages to the device of the weights."""
         self._step = trainer.global_step
         self._follow_device()
 
@@ -137,25 +137,25 @@ class EMA(Callback):
         averages = [local(average) for average in self._averages.values()]
         torch._foreach_lerp_(averages, weights, 1.0 - self.decay_at(self.updates))
 
-    # Evaluation sees the averages
+    # Evaluations use the averages
 
-    def _lend(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _hold_averages(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._evaluation.enter_context(self.averaged(pl_module))
 
-    def _take_back(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _hold_raw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._evaluation.close()
 
-    on_validation_start = on_test_start = on_predict_start = _lend
-    on_validation_end = on_test_end = on_predict_end = _take_back
+    on_validation_start = on_test_start = on_predict_start = _hold_averages
+    on_validation_end = on_test_end = on_predict_end = _hold_raw
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Gives the model its raw weights back when an evaluation breaks off."""
+        """Gives the model its raw weights back when an evaluation fails."""
         self._evaluation.close()
 
     # Checkpoints hold both
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Saves averages, raw weights and the number of updates, whichever weights the model holds just now."""
+        """Saves averages, raw weights and the number of updates, whichever weights the model holds."""
         if not self._follows(pl_module):
             return
         state = checkpoint["state_dict"]
@@ -167,9 +167,9 @@ class EMA(Callback):
         checkpoint["averaging_state"] = {"n_averaged": torch.tensor(self.updates)}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Goes on from a checkpoint, or from its weights if it has no averages; its `state_dict` is loaded already."""
+        """Resumes from a checkpoint, or from its weights if it has no averages; its `state_dict` is loaded already."""
         if trainer.state.fn != TrainerFn.FITTING and not self._follows(pl_module):
-            return  # a model that is only evaluated: the averages just loaded are all it needs
+            return  # a model that is only evaluated needs no more than the averages, which are loaded
         self.begin(pl_module)
         if "current_model_state" not in checkpoint:
             return
@@ -180,7 +180,7 @@ class EMA(Callback):
         load_weights(pl_module, checkpoint["current_model_state"], pl_module.strict_loading)
 
     def begin(self, pl_module: LightningModule) -> None:
-        """Sets the averages to the weights, in single precision at least: a half would round small updates away."""
+        """Sets the averages to the weights, at least in single precision: half precision would lose small updates."""
         self.updates = 0
         self._averages = {
             parameter: parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
@@ -197,7 +197,7 @@ class EMA(Callback):
 
 
 def _named_parameters(module: LightningModule) -> dict[str, Parameter]:
-    """The floating-point parameters by every name they go by, as in the state dict."""
+    """The floating-point parameters by all their names, as in the state dict."""
     named = module.named_parameters(remove_duplicate=False)
     return {name: parameter for name, parameter in named if parameter.is_floating_point()}
 
@@ -208,7 +208,7 @@ def _model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
 
 @torch.no_grad()
 def _write(values: Mapping[Parameter, Tensor]) -> None:
-    """Writes new values into parameters, which remain the objects, at the addresses, that the optimizer knows."""
+    """Writes new values into parameters in place: they remain the objects that the optimizer knows."""
     torch._foreach_copy_([local(parameter) for parameter in values], [local(value) for value in values.values()])
 
 

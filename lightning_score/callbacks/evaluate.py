@@ -13,7 +13,14 @@ from tqdm import tqdm
 
 from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.guard import measuring
-from lightning_score.callbacks.measurement import Evaluation, Measurement, Setting, Weights, mean, measure
+from lightning_score.callbacks.measurement import (
+    Evaluation,
+    EvaluationSetup,
+    Measurement,
+    Weights,
+    mean_over_seeds,
+    measurements,
+)
 from lightning_score.callbacks.periodic import Periodic
 from lightning_score.callbacks.pictures import drawable, labels_in_turn, neighbor_picture, pictured, publish, sample_picture
 from lightning_score.callbacks.sampling_pass import SamplingPass, SamplingResult
@@ -22,7 +29,7 @@ from lightning_score.data import ScoreData
 from lightning_score.errors import require
 from lightning_score.files import LocalPath
 from lightning_score.metrics import Features, nearest_neighbors, read_npz
-from lightning_score.metrics.reference import Reference, check_fit, reference
+from lightning_score.metrics.reference import Reference, check_fit, reference_statistics
 from lightning_score.runs.records import FILE, append_record, metric_name
 from lightning_score.training.model import ScoreModel
 
@@ -38,8 +45,8 @@ class Evaluate(Periodic):
     It logs the value, its standard error `_error` (by leaving out a tenth of the samples at a time, or over seeds), `_floor`
     (what a perfect model scores with n samples), `_n`, `nfe` and `sampling_seconds`, with the prefix `val/` or `test/`, and
     adds a line of provenance to `evaluations.jsonl` for every number. `test` measures KID, precision, recall, density and
-    coverage, the Inception score where the features classify, and how near samples are to training examples, too. In
-    `fast_dev_run` it draws four samples.
+    coverage, the Inception score where the features classify, and the distance of samples to training examples, too.
+    In `fast_dev_run` it draws four samples.
 
     Args:
         features: the features in which the distance is measured; null: no measurement.
@@ -47,9 +54,9 @@ class Evaluate(Periodic):
         seed: seed of the samples.
         batch_size: samples drawn at once on each device; it changes the memory needed, not the samples.
         every_n_validations: how often during `fit`.
-        max_share: largest share of the training time that goes into measurements during `fit`, as 0.2; null: any.
+        max_share: largest share of the training time that measurements may take during `fit`, as 0.2; null: any.
         reference: statistics of the data to compare with, an .npz of pytorch-fid's; null: those of the data set.
-        repeats: number of seeds over which `test` takes the mean.
+        repeats: number of seeds over which `test` averages.
         fid_infinity: in `test`, also extrapolate the distance to infinitely many samples (Chong and Forsyth 2020).
         before_denoising: also measure the samples before the final denoising step.
         raw_weights: also measure the weights that are not averaged.
@@ -102,47 +109,47 @@ class Evaluate(Periodic):
         return None if self.features is None else metric_name("fid", self.features.name, self.num_samples)
 
     def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:
-        """As `check`, before anything is computed."""
+        """Checks the data before anything is computed."""
         if stage != "predict" and trainer.datamodule is not None:
             self.check(trainer.datamodule)
 
     def check(self, data: ScoreData) -> None:
-        """Raises `InputError` unless the features can be found of the data, and the statistics are of as many."""
+        """Raises `InputError` unless the features can be computed from the data, and the statistics have as many."""
         if self.features is not None:
             check_fit(self.features, data.splits.held_out.x[:2], self.statistics, self.reference)
 
     def on_fit_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        """Training time counts from here."""
+        """Starts to measure the training time."""
         self._started, self._spent = time.monotonic(), 0.0
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        """Within validation, because the weights are the averaged ones there."""
+        """Measures within validation, where the model holds the averaged weights."""
         if self.due(trainer) and self.features is not None and self._affordable(trainer):
             with measuring(trainer, pl_module, self.metric):
                 self._evaluate(trainer, pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        """As in validation, and more."""
+        """Measures all metrics within the test, where the model holds the averaged weights."""
         if self.features is not None:
             self._evaluate(trainer, pl_module, "test")
 
     def _affordable(self, trainer: Trainer) -> bool:
-        """Whether another measurement as long as the last keeps to its share of the training time."""
+        """Whether a measurement as long as the last one stays within its share of the training time."""
         if self.max_share is None or trainer.state.fn != TrainerFn.FITTING or self.last is None:
             return True
         allowed = self.max_share * (time.monotonic() - self._started)
         affordable = trainer.strategy.broadcast(self._spent + self.last.seconds <= allowed)
         if not affordable and trainer.is_global_zero:
             tqdm.write(
-                f"step {trainer.global_step}: {self.metric} is left out, which takes {self.last.seconds:.0f} s, to keep to "
-                f"{self.max_share:.0%} of the training time"
+                f"step {trainer.global_step}: {self.metric} is skipped: with its {self.last.seconds:.0f} s measurements "
+                f"would take more than {self.max_share:.0%} of the training time"
             )
         return affordable
 
     @torch.inference_mode()
     def _evaluate(self, trainer: Trainer, pl_module: ScoreModel, prefix: str) -> None:
         start = time.monotonic()
-        self.features.follow(pl_module)
+        self.features.move_to(pl_module)
         self._warn_of_few(trainer)
         chosen = [AVERAGED]
         if self.raw_weights:
@@ -160,7 +167,7 @@ class Evaluate(Periodic):
         if self._n(trainer) <= self.features.num_features and not trainer.fast_dev_run:
             warnings.warn(
                 f"num_samples={self.num_samples} is not above the {self.features.num_features} features: the distance is "
-                "dominated by its bias; read it beside the floor only",
+                "dominated by its bias; compare it only with the floor",
                 stacklevel=2,
             )
 
@@ -168,7 +175,7 @@ class Evaluate(Periodic):
         """Measures the weights that the model holds."""
         n, data, test = self._n(trainer), trainer.datamodule, prefix == "test"
         real = self._reference(trainer, n, pl_module.device)
-        setting = Setting(
+        setup = EvaluationSetup(
             self.features, self.num_samples, real, self.reference, data, pl_module, weights, trainer.global_step
         )
         images = pictured(data)
@@ -177,22 +184,22 @@ class Evaluate(Periodic):
             trainer, pl_module, self.features, n, self.batch_size, self.before_denoising, shown, resumable=test
         )
         passes = [sampling.run(self.seed + k) for k in range(self.repeats if test else 1)]
-        for seeds in measure(setting, passes, test or self.all_metrics, self.fid_infinity):
+        for seeds in measurements(setup, passes, test or self.all_metrics, self.fid_infinity):
             self._record(trainer, seeds)
-            self._log(pl_module, prefix, mean(seeds))
+            self._log(pl_module, prefix, mean_over_seeds(seeds))
         if shown:
             self._show(trainer, pl_module, passes[0])
         if shown and images and self.neighbors:
             self._look_for_copies(trainer, pl_module, passes[0])
 
     def _reference(self, trainer: Trainer, n: int, device: torch.device) -> Reference:
-        """The data's side, computed once; only the samples are new each time."""
+        """The statistics of the data, computed once."""
         if n not in self._references:
             data = trainer.datamodule
             if self.statistics is not None:
                 found = Reference(self.statistics, torch.zeros(0, self.features.num_features), None, None)
             else:
-                found = reference(data.fingerprint, data.reference, self.features, n, device)
+                found = reference_statistics(data.fingerprint, data.reference, self.features, n, device)
             self._references[n] = found.to(device)
         return self._references[n]
 
@@ -218,7 +225,7 @@ class Evaluate(Periodic):
             publish(trainer, "samples", picture, caption)
 
     def _look_for_copies(self, trainer: Trainer, pl_module: ScoreModel, drawn: SamplingResult) -> None:
-        """How near the first samples are to what was trained on, as numbers and as a picture."""
+        """Compares the first samples with their nearest training examples, in numbers and in a picture."""
         data, (train, held_out) = trainer.datamodule, trainer.datamodule.splits
         images, others = drawn.images[: self.neighbors], held_out.x[: self.neighbors]
         found = nearest_neighbors(images.to(pl_module.device), train.x, others.to(pl_module.device))

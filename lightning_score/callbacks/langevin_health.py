@@ -1,4 +1,4 @@
-"""What Langevin dynamics does at each noise level, beside what theory says it should do."""
+"""Statistics of Langevin dynamics at each noise level, and what theory predicts for them."""
 
 import math
 import time
@@ -50,7 +50,7 @@ class LevelHealth(NamedTuple):
 
 
 class _Level(NamedTuple):
-    """The Langevin steps that a sampler took at one time: their number, where they ended, and how large they were."""
+    """The Langevin steps of a sampler at one time: their number, their last samples, and their size."""
 
     t: Tensor
     steps: int
@@ -61,38 +61,38 @@ class _Level(NamedTuple):
     temperature: float
 
 
-class _Watch:
-    """Told every move of a sampler, it keeps what became of each level of Langevin steps; one more evaluation per level."""
+class LevelRecorder:
+    """Observes a sampler and records each level of Langevin steps; it costs one more evaluation per level."""
 
     def __init__(self) -> None:
         self.levels: list[_Level] = []
-        self.ladder = True  # only Langevin steps, and moves that do nothing but change the level
+        self.ladder = True  # only Langevin steps, and moves that only change the level
         self._open: tuple[ScoreField, Move, Any] | None = None
         self._steps = 0
         self._last: Tensor | None = None
         self._first_score: Tensor | None = None
 
-    def __call__(self, score: ScoreField, stage: Move, before: Tensor, after: Tensor, state: Any) -> None:
-        if self._open is not None and (stage.method, stage.t) != (self._open[1].method, self._open[1].t):
+    def __call__(self, score: ScoreField, move: Move, before: Tensor, after: Tensor, state: Any) -> None:
+        if self._open is not None and (move.method, move.t) != (self._open[1].method, self._open[1].t):
             self.close()
-        if not isinstance(stage.method, LangevinCorrector):
-            self.ladder &= stage.method.evaluations == 0
+        if not isinstance(move.method, LangevinCorrector):
+            self.ladder &= move.method.evaluations == 0
             return
         if self._open is None:
-            self._open, self._steps = (score, stage, state), 0
-            if self.levels and stage.t > self.levels[-1].t:  # samples that are drawn in parts: the last part stands for all
+            self._open, self._steps = (score, move, state), 0
+            if self.levels and move.t > self.levels[-1].t:  # samples drawn in parts: only the last part is kept
                 self.levels = []
             if not self.levels:
-                self._first_score = score(before, stage.t)
+                self._first_score = score(before, move.t)
         self._steps, self._last = self._steps + 1, after
 
     def close(self) -> None:
-        """The level is over."""
+        """Ends the current level."""
         if self._open is None:
             return
         (score, (method, t, s, _), state), x = self._open, self._last
         gradient = score(x, t)
-        z = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)  # in place of draws of the same length
+        z = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)  # instead of the noise of the step
         size = method.size(score.process, t, s, state, gradient, z).double().mean() / score.process.alpha(t).double() ** 2
         first = self._first_score if not self.levels else None
         self.levels.append(_Level(t, self._steps, x, gradient, first, float(size), method.temperature))
@@ -100,17 +100,16 @@ class _Watch:
 
 
 class LangevinHealth(Callback):
-    """Watches the sampler's Langevin steps at every validation: writes a line of `langevin.jsonl`, with the fields of
+    """Measures the sampler's Langevin steps at every validation: writes a line of `langevin.jsonl`, with the fields of
     `LevelHealth` for every level, publishes a picture `langevin`, and logs `val/langevin_variance_ratio`, that of the last
     level, and `val/langevin_snr`, the mean over the levels. Without Langevin steps it does nothing.
 
-    Technique 4 of Song and Ermon 2020 (2006.09011) chooses the step size so that the variance ratio stays near 1: above,
-    noise is left over from the levels before, as too small a step leaves it, or added by too large a step; below, samples
-    have lost variety.
+    Technique 4 of Song and Ermon 2020 (2006.09011) chooses the step size so that the variance ratio stays near 1: above 1,
+    noise of earlier levels is left by too small steps, or added by too large ones; below 1, samples have lost variety.
 
     Args:
-        num_samples: samples drawn, and training examples beside them.
-        seed: of the samples and of the noise on the data.
+        num_samples: number of samples, and of training examples to compare with.
+        seed: seed of the samples and of the noise on the data.
     """
 
     def __init__(self, num_samples: int = 64, seed: int = 0):
@@ -128,19 +127,19 @@ class LangevinHealth(Callback):
         )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        """Within validation, because the weights are the averaged ones there."""
+        """Measures within validation, where the model holds the averaged weights."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         with measuring(trainer, pl_module, "Langevin health"):
             self._measure(trainer, pl_module)
 
     def _measure(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        watch = _Watch()
-        pl_module.draw(range(4 if trainer.fast_dev_run else self.num_samples), self.seed, observe=watch)
-        watch.close()
-        if not watch.levels:
+        recorder = LevelRecorder()
+        pl_module.draw(range(4 if trainer.fast_dev_run else self.num_samples), self.seed, observe=recorder)
+        recorder.close()
+        if not recorder.levels:
             return
-        self.last = self._compare(watch, pl_module, trainer)
+        self.last = self._compare(recorder, pl_module, trainer)
         pl_module.log("val/langevin_variance_ratio", self.last[-1].variance_ratio, rank_zero_only=True)
         pl_module.log("val/langevin_snr", sum(level.snr for level in self.last) / len(self.last), rank_zero_only=True)
         if trainer.fast_dev_run:
@@ -152,8 +151,8 @@ class LangevinHealth(Callback):
         publish(trainer, "langevin", figure_picture(_figure(self.last)), caption)
 
     @torch.inference_mode()
-    def _compare(self, watch: _Watch, pl_module: ScoreModel, trainer: Trainer) -> list[LevelHealth]:
-        """Every level beside training data with its noise."""
+    def _compare(self, recorder: LevelRecorder, pl_module: ScoreModel, trainer: Trainer) -> list[LevelHealth]:
+        """Compares every level with training data at its noise."""
         data, process = trainer.datamodule, pl_module.score_function.process
         generator = torch.Generator().manual_seed(self.seed)
         rows = torch.randperm(len(data.splits.train.x), generator=generator)[: max(self.num_samples, 2)]
@@ -163,11 +162,11 @@ class LangevinHealth(Callback):
         if pl_module.conditional:
             score = Conditioned(score, data.splits.train.y[rows].to(pl_module.device))
         found: list[LevelHealth] = []
-        for level in watch.levels:
+        for level in recorder.levels:
             t = level.t.to(pl_module.dtype)
             noisy = process.perturb(x, t, torch.randn(x.shape, generator=generator).to(x))
             at_data = _mean_square(score(noisy, t))
-            found.append(_health(level, process, noisy, at_data, found, watch.ladder))
+            found.append(_health(level, process, noisy, at_data, found, recorder.ladder))
         return found
 
 

@@ -1,4 +1,4 @@
-"""The denoising loss at each noise level beside the lowest that the training data allow."""
+"""The denoising loss at each noise level, and the lowest possible one on the training data."""
 
 import math
 from contextlib import suppress
@@ -34,21 +34,21 @@ class LevelLosses(NamedTuple):
 
 
 class LossFloor(Callback):
-    """Measures how far the denoising loss is above its floor, E sigma^2 1/2 ||score + z/sigma||^2 of the model less that
-    of the training data's `EmpiricalScore`, which no network undercuts on the training data.
+    """Measures how far the denoising loss is above its floor, E sigma^2 1/2 ||score + z/sigma||^2 of the model minus
+    that of the training data's `EmpiricalScore`, which is the minimum on the training data.
 
-    On training examples the excess is sigma^2 1/2 E||score - empirical score||^2, so what is left to learn (or, for small
-    noise, to memorize); on held-out ones it is negative where the model generalizes better than the data's memory. It logs
+    On training examples the excess is sigma^2 1/2 E||score - empirical score||^2, so the part that is not learned yet
+    (or, at small noise, not memorized); on held-out ones it is negative where the model generalizes better. It logs
     `val/loss_train/<sigma>`, `val/loss_held_out/<sigma>`, `val/excess_loss_train/<sigma>` and
     `val/excess_loss_held_out/<sigma>` by sigma/alpha, the means of the last two over the levels without `/<sigma>`, and a
-    picture `loss_per_sigma`. Examples and noise are the same at every validation; of data that
-    are dequantized, one draw stands for all.
+    picture `loss_per_sigma`. Examples and noise are the same at every validation;
+    dequantized data are drawn once.
 
     Args:
-        levels: number of noise levels, evenly spaced in log_snr; of a table the entries nearest to these.
+        levels: number of noise levels, evenly spaced in log_snr; for a table, the nearest entries.
         num_examples: training and held-out examples measured at each level, or all if there are fewer.
-        batch_size: examples that go through the model at once; it changes the memory needed, not the losses.
-        seed: of the choice of examples and of the noise.
+        batch_size: examples per network evaluation; it changes the memory needed, not the losses.
+        seed: seed of the choice of examples and of the noise.
     """
 
     def __init__(self, levels: int = 8, num_examples: int = 512, batch_size: int = 512, seed: int = 0):
@@ -62,7 +62,7 @@ class LossFloor(Callback):
         self._floors: tuple[Tensor, Tensor] | None = None
 
     def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:
-        """Refuses a fit without a data module, before anything is computed, and forgets another model's floor."""
+        """Refuses a fit without a data module, before anything is computed, and drops the floor of another model."""
         require(
             isinstance(trainer.datamodule, ScoreData),
             "LossFloor needs the training data: give the trainer a data module, trainer.fit(model, datamodule=...), or "
@@ -71,7 +71,7 @@ class LossFloor(Callback):
         self._chosen = self._floors = None
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        """Within validation, because the weights are the averaged ones there."""
+        """Measures within validation, where the model holds the averaged weights."""
         if trainer.sanity_checking:
             return
         self.last = self.measure(pl_module, trainer.datamodule)
@@ -89,7 +89,7 @@ class LossFloor(Callback):
 
     @torch.inference_mode()
     def measure(self, pl_module: ScoreModel, data: ScoreData) -> LevelLosses:
-        """The losses of the model as it is; the floors are computed the first time only."""
+        """The losses with the weights that the model holds; the floors are computed only once."""
         score = pl_module.score_function
         times = level_times(score.process, self.levels, pl_module.device)
         if self._floors is None:
@@ -109,7 +109,7 @@ class LossFloor(Callback):
         return floor, tuple(Examples(split.x[rows], split.y[rows]) for split, rows in zip(splits, chosen, strict=True))
 
     def _losses(self, score: ScoreField, pl_module: ScoreModel, examples: Examples, times: Tensor) -> Tensor:
-        """The mean loss at each time, float64 (K,); the noise of an example depends on the seed and the level alone."""
+        """The mean loss at each time, float64 (K,); the noise of an example depends only on the seed and the level."""
         generator = torch.Generator().manual_seed(self.seed)
         objective, means = DenoisingScoreMatching(), []
         for t in times.to(pl_module.dtype):
@@ -125,7 +125,7 @@ class LossFloor(Callback):
 
 
 def level_times(process: NoiseProcess, levels: int, device: torch.device | str = "cpu") -> Tensor:
-    """Times between t_min and 1, evenly spaced in log_snr, ascending, float64; of a table its nearest entries, once each."""
+    """Times between t_min and 1, evenly spaced in log_snr, ascending, float64; of a table, the nearest entries."""
     first, last = process.log_snr(torch.tensor([process.t_min, 1.0], dtype=torch.float64)).tolist()
     t = process.inverse_log_snr(torch.linspace(first, last, levels, dtype=torch.float64))  # on the CPU, as a table is
     with suppress(InputError):  # a continuous process

@@ -43,7 +43,7 @@ class Weights(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Setting:
+class EvaluationSetup:
     """What all measurements of one evaluation have in common.
 
     Attributes:
@@ -72,14 +72,14 @@ class Measurement:
     """One metric of the samples of one seed, or its mean over seeds.
 
     Attributes:
-        setting: what it shares with others.
+        setup: what it shares with others.
         kind: the metric, one of `metrics.totals.KINDS`.
         estimate: its value and error.
         samples: the samples that were measured.
         denoised: whether the noise left at the end of sampling was removed from them.
     """
 
-    setting: Setting
+    setup: EvaluationSetup
     kind: str
     estimate: Estimate
     samples: SamplingResult
@@ -88,37 +88,37 @@ class Measurement:
     @property
     def metric(self) -> str:
         """The name of the metric, without the weights and the denoising."""
-        return metric_name(self.kind, self.setting.features.name, self.setting.num_samples)
+        return metric_name(self.kind, self.setup.features.name, self.setup.num_samples)
 
     @property
     def name(self) -> str:
         """The name under which it is logged."""
-        return self.metric + ("" if self.denoised else "_noisy") + self.setting.weights.ending
+        return self.metric + ("" if self.denoised else "_noisy") + self.setup.weights.ending
 
     def log_entries(self) -> dict[str, float]:
         """The value and, where they are known, its error, its floor and the number of samples, by their names."""
         values = {"": self.estimate.value, "_error": self.estimate.error}
         if self.kind == "fid":
-            values |= {"_floor": self.setting.reference.floor, "_n": float(self.samples.n)}
+            values |= {"_floor": self.setup.reference.floor, "_n": float(self.samples.n)}
         return {self.name + ending: value for ending, value in values.items() if value is not None and value == value}
 
     def evaluation(self) -> Evaluation:
         """The same as the main result of an evaluation."""
-        floor, (value, error, _) = self.setting.reference.floor, self.estimate
+        floor, (value, error, _) = self.setup.reference.floor, self.estimate
         floor = float("nan") if floor is None else floor
         samples = self.samples
-        return Evaluation(self.name, value, error, floor, samples.n, samples.nfe, samples.seconds, self.setting.step)
+        return Evaluation(self.name, value, error, floor, samples.n, samples.nfe, samples.seconds, self.setup.step)
 
     def record(self) -> Record:
         """The number with its provenance."""
-        setting, samples, is_fid = self.setting, self.samples, self.kind == "fid"
-        features, data, file, model = setting.features, setting.data, setting.file, setting.model
+        setup, samples, is_fid = self.setup, self.samples, self.kind == "fid"
+        features, data, file, model = setup.features, setup.data, setup.file, setup.model
         return Record(
             metric=self.metric,
             value=self.estimate.value,
             error=self.estimate.error,
-            floor=setting.reference.floor if is_fid else None,
-            floor_n=setting.reference.floor_n if is_fid else None,
+            floor=setup.reference.floor if is_fid else None,
+            floor_n=setup.reference.floor_n if is_fid else None,
             floor_kind=PERFECT,
             n=samples.n,
             features=features.name,
@@ -128,8 +128,8 @@ class Measurement:
             split="file" if file else data.reference_split,
             shape=list(data.shape),
             data_hash=hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else data.fingerprint,
-            weights=setting.weights.name,
-            step=setting.step,
+            weights=setup.weights.name,
+            step=setup.step,
             denoised=self.denoised,
             sampler=settings_of(model.sampler) | {"guidance": settings_of(model.guidance)},
             nfe=samples.nfe,
@@ -139,13 +139,13 @@ class Measurement:
         )
 
 
-def measure(
-    setting: Setting, passes: Sequence[SamplingResult], all_metrics: bool, fid_infinity: bool
+def measurements(
+    setup: EvaluationSetup, passes: Sequence[SamplingResult], all_metrics: bool, fid_infinity: bool
 ) -> Iterator[list[Measurement]]:
     """The measurements of every metric, one for each pass; the final samples first, then those before denoising.
 
     Args:
-        setting: what they have in common.
+        setup: what they have in common.
         passes: samples of one or more seeds.
         all_metrics: measure more than the Frechet distance.
         fid_infinity: extrapolate that distance to infinitely many samples, too.
@@ -154,13 +154,13 @@ def measure(
         Unmeasurable: a metric is not finite.
     """
     for denoised in passes[0].totals:
-        found = [part.totals[denoised].measure(setting.reference, all_metrics, fid_infinity) for part in passes]
+        found = [part.totals[denoised].measure(setup.reference, all_metrics, fid_infinity) for part in passes]
         for kind in found[0]:
             of_kind = zip(found, passes, strict=True)
-            yield [Measurement(setting, kind, estimates[kind], part, denoised) for estimates, part in of_kind]
+            yield [Measurement(setup, kind, estimates[kind], part, denoised) for estimates, part in of_kind]
 
 
-def mean(seeds: Sequence[Measurement]) -> Measurement:
+def mean_over_seeds(seeds: Sequence[Measurement]) -> Measurement:
     """The mean over seeds, with its standard error and the time of all."""
     first = seeds[0]
     estimate = pooled(first.kind, [each.estimate for each in seeds])

@@ -1,14 +1,14 @@
-"""What happens at every n-th validation."""
+"""Callbacks that act at every n-th validation."""
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 
 class Periodic(Callback):
-    """Counts validations; a run that goes on from a checkpoint goes on counting.
+    """Counts validations; a resumed run continues the count.
 
     Attributes:
-        every_n_validations: how often something is due.
+        every_n_validations: the n.
         validated_at: the training step of the last validation, -1 before the first.
     """
 
@@ -17,7 +17,7 @@ class Periodic(Callback):
     _validations = 0
 
     def due(self, trainer: Trainer) -> bool:
-        """Whether it is due at this validation, which counts from now on; outside of `fit` it always is."""
+        """Counts this validation, and returns whether to act at it; outside of `fit`, always."""
         if trainer.sanity_checking:
             return False
         self._validations += 1
@@ -29,5 +29,5 @@ class Periodic(Callback):
         return {"validations": self._validations, "validated_at": self.validated_at}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on counting."""
+        """Continues the count."""
         self._validations, self.validated_at = state["validations"], state["validated_at"]

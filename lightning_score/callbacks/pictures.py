@@ -1,4 +1,4 @@
-"""Pictures of samples, and the way they reach the run folder and the loggers."""
+"""Pictures of samples, and how they are written to the run folder and the loggers."""
 
 import math
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ from lightning_score.files import replacing, tolerating_full_disk
 from lightning_score.training.model import ScoreModel
 
 KIND = "Kind"
-"""What a picture says of itself: drawing or pixels."""
+"""The metadata of a picture that tells drawings from pixels."""
 
 
 def pictured(data: ScoreData) -> bool:
-    """Whether the examples are images with a range, so that what is between noise and image can be shown, too."""
+    """Whether the examples are images with a known range, so that noisy ones can be shown, too."""
     return data.data_range is not None and len(data.shape) == 3
 
 
 def drawable(data: ScoreData, x: Tensor) -> Tensor:
-    """Examples in the form of the data module's `reference()` as they are drawn: images of floats become bytes, from the
-    ends of the data range, or from the extremes of these images where there is none; all else stays.
+    """Examples in the form of the data module's `reference()`, ready to be drawn: float images become bytes, scaled from the
+    data range or, without one, from the range of these images; everything else is unchanged.
     """
     if x.ndim != 4 or x.dtype == torch.uint8:
         return x
@@ -44,8 +44,8 @@ def sample_picture(samples: Tensor, labels: int = 0) -> Image.Image:
     """A picture of samples that are `drawable`: a grid of images, a scatter plot of points, or a histogram of numbers.
 
     Args:
-        samples: uint8 images (N, C, H, W), or anything else (N, ...), of which the first two coordinates show.
-        labels: how many labels take turns; all images in a column are then of one, where there are several rows.
+        samples: uint8 images (N, C, H, W), or anything else (N, ...), whose first two coordinates are drawn.
+        labels: number of labels that alternate; with several rows, each column then has one label.
     """
     if samples.ndim != 4:
         return _scatter(samples.flatten(1))
@@ -54,12 +54,12 @@ def sample_picture(samples: Tensor, labels: int = 0) -> Image.Image:
 
 
 def labels_in_turn(model: ScoreModel) -> int:
-    """How many labels take turns among a model's samples, for `sample_picture`; 0 without labels."""
+    """Number of labels that alternate among a model's samples, for `sample_picture`; 0 without labels."""
     return model.num_classes if model.takes_labels else 0
 
 
 def _grid(images: Tensor, columns: int | None = None) -> Image.Image:
-    """A grid, square unless the columns are given; small images are enlarged to at least 48 pixels, gray ones stay gray."""
+    """A grid, square unless the columns are given; small images are enlarged to at least 48 pixels."""
     if images.shape[1] not in (1, 3):
         images = images[:, :3] if images.shape[1] > 3 else images[:, :1]
     zoom = max(1, math.ceil(48 / images.shape[-1]))
@@ -69,21 +69,21 @@ def _grid(images: Tensor, columns: int | None = None) -> Image.Image:
 
 
 def strip_picture(moments: Sequence[Tensor]) -> Image.Image:
-    """Progressive sampling, from noise to image: a row for each sample, a column for each moment.
+    """Progressive sampling, from noise to image: a row for each sample, a column for each time.
 
     Args:
-        moments: uint8 images (N, C, H, W) with 1 or 3 channels, of the same samples, in the order of sampling.
+        moments: the same samples as uint8 images (N, C, H, W) with 1 or 3 channels, in the order of sampling.
     """
     return _grid(torch.stack(list(moments), 1).flatten(0, 1), columns=len(moments))
 
 
 def neighbor_picture(samples: Tensor, nearest: Tensor, columns: int = 12) -> Image.Image:
-    """Samples, and below each the training example that is nearest to it.
+    """Samples, each above its nearest training example.
 
     Args:
         samples: uint8 images (N, C, H, W).
         nearest: of the same shape.
-        columns: pairs side by side.
+        columns: pairs in a row.
     """
     rows = [row for pair in zip(samples.split(columns), nearest.split(columns), strict=True) for row in pair]
     return _grid(torch.cat(rows), columns=min(columns, len(samples)))
@@ -113,18 +113,18 @@ def figure_picture(figure) -> Image.Image:
 
 
 def save_picture(picture: Image.Image, path: Path, caption: str) -> None:
-    """Writes a PNG that holds its caption, as its `Description`, and whether it is a drawing, whose lines may be scaled
-    smoothly, or pixels.
+    """Writes a PNG with metadata: its caption as `Description`, and whether it is a drawing, which may be scaled smoothly,
+    or pixels.
     """
-    told = PngInfo()
-    told.add_itxt("Description", caption)
-    told.add_itxt(KIND, picture.info.get(KIND, "pixels"))
+    metadata = PngInfo()
+    metadata.add_itxt("Description", caption)
+    metadata.add_itxt(KIND, picture.info.get(KIND, "pixels"))
     with replacing(path) as temporary:
-        picture.save(temporary, pnginfo=told)
+        picture.save(temporary, pnginfo=metadata)
 
 
 def publish(trainer: Trainer, key: str, picture: Image.Image, caption: str) -> Path:
-    """Writes a picture to `<run folder>/<key>/step_<step>.png` and gives it to the loggers that take pictures.
+    """Writes a picture to `<run folder>/<key>/step_<step>.png` and logs it to W&B and TensorBoard.
 
     Args:
         trainer: the trainer, whose `default_root_dir` is the run folder.

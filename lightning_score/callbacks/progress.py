@@ -1,4 +1,4 @@
-"""The progress bar: one line for the whole of a fit."""
+"""The progress bar: one line for the whole fit."""
 
 import logging
 import math
@@ -20,44 +20,44 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class StepProgress(ProgressBar):
-    """A bar over the optimizer steps of the whole fit, since an epoch of a small data set is over in an instant.
+    """A bar over the optimizer steps of the whole fit, because epochs of small data sets are too short for one each.
 
         training:  45%|####      | 1350/3000 [01:02<01:15, 21.9 step/s, loss=0.123, fid_digits=7.9]
 
-    It shows what was logged with `prog_bar=True`, without the prefix `train/` or `val/`. A resumed run starts where it
-    left off; validation within a fit draws no bar, but `validate`, `test` and `predict` count their batches. Where the
-    standard error is not a terminal, a line is written every ten seconds.
+    It shows what was logged with `prog_bar=True`, without the prefix `train/` or `val/`. A resumed run starts at its
+    step; validation within a fit has no bar, but `validate`, `test` and `predict` count their batches. If the standard
+    error is not a terminal, a line is written every ten seconds.
 
     Args:
-        refresh_every: Optimizer steps between two looks at the metrics, at least 1.
+        refresh_every: optimizer steps between updates of the bar.
 
     Raises:
-        InputError: If refresh_every is less than 1.
+        InputError: refresh_every is below 1.
     """
 
     def __init__(self, refresh_every: int = 20) -> None:
         super().__init__()
-        require(refresh_every >= 1, f"refresh_every={refresh_every}: must be at least 1 step")
+        require(refresh_every >= 1, f"refresh_every={refresh_every}: must be at least 1")
         self.refresh_every = refresh_every
         self.is_enabled = True
         self._bar: tqdm | None = None
         self._display = ExitStack()
 
     def enable(self) -> None:
-        """Shows the bars that are opened from now on."""
+        """Shows bars from now on."""
         self.is_enabled = True
 
     def disable(self) -> None:
-        """Shows no more bars; Lightning asks for it on all ranks but the first."""
+        """Shows no more bars; Lightning calls it on all ranks but the first."""
         self.is_enabled = False
 
     def print(self, *values: Any, sep: str = " ", end: str = "\n", file: TextIO | None = None) -> None:
-        """Prints a line of its own above the bar."""
+        """Prints a line above the bar."""
         if self.is_enabled:
             tqdm.write(sep.join(map(str, values)), file=file, end=end)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The metrics by their short names; where both `train/` and `val/` have one, the latter keeps its prefix."""
+        """The metrics by their short names; if both `train/` and `val/` have one, the latter keeps its prefix."""
         shown: dict[str, Any] = {}
         metrics = trainer.progress_bar_metrics
         for name in sorted(metrics, key=lambda name: not name.startswith("train/")):
@@ -68,17 +68,17 @@ class StepProgress(ProgressBar):
     # A fit: one bar over its optimizer steps
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens the bar, at the step at which the run is resumed."""
+        """Opens the bar, at the step from which the run resumes."""
         total = trainer.estimated_stepping_batches
         self._open("training", "step", total if total > 0 else math.inf, initial=trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Looks at the metrics at every `refresh_every`-th optimizer step."""
+        """Updates the bar at every `refresh_every`-th optimizer step."""
         if trainer.global_step % self.refresh_every == 0:
             self._show(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shows where the run ended, and leaves that on the screen."""
+        """Shows the last step, and leaves the bar on the screen."""
         self._show(trainer, pl_module)
         self._close()
 
@@ -87,7 +87,7 @@ class StepProgress(ProgressBar):
             self._bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
             self._bar.update(trainer.global_step - self._bar.n)
 
-    # Validation, test and prediction on their own: a bar over their batches
+    # Validation, test and prediction outside of a fit: a bar over their batches
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens a bar, unless the validation is part of a fit."""
@@ -114,7 +114,7 @@ class StepProgress(ProgressBar):
     on_validation_end = on_test_end = on_predict_end = _finish
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Ends the line of the bar, so that the message of the error starts on its own."""
+        """Ends the line of the bar before the error message."""
         self._close()
 
     def _open(self, description: str, unit: str, total: float, initial: int = 0) -> None:
@@ -131,7 +131,7 @@ class StepProgress(ProgressBar):
             dynamic_ncols=terminal,
             mininterval=0.1 if terminal else SECONDS_BETWEEN_LINES,
             miniters=1,
-            smoothing=0.0,  # validation takes its time too: the remaining time follows from the mean speed
+            smoothing=0.0,  # the mean speed, which includes validations
             bar_format=LAYOUT,
         )
         self._display.enter_context(logging_redirect_tqdm(_loggers()))
@@ -143,27 +143,27 @@ class StepProgress(ProgressBar):
 
 
 class _Lines:
-    """A stream on which each redraw of a bar becomes a line of its own, for log files and pipes."""
+    """A stream on which each update of a bar is a new line, for log files and pipes."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> None:
-        """Writes what is to be seen of the text, without the carriage return and the blanks that would clear a line."""
+        """Writes the visible part of the text, without carriage returns and trailing blanks."""
         if line := text.strip():
             self.stream.write(f"{line}\n")
 
     def flush(self) -> None:
-        """Passes the lines on."""
+        """Flushes the stream."""
         self.stream.flush()
 
 
 def _count(batches: float | Sequence[float]) -> float:
-    """Number of batches of one data loader or several; infinite if it is not known."""
+    """Number of batches of one data loader or several; infinite if unknown."""
     return sum(batches) if isinstance(batches, Sequence) else batches
 
 
 def _loggers() -> list[logging.Logger]:
-    """The loggers that write to the console, so that their messages, too, are printed above the bar."""
+    """The loggers that write to the console, whose messages are printed above the bar, too."""
     root, lightning = logging.getLogger(), logging.getLogger("lightning.pytorch")
     return [root] if lightning.propagate else [root, lightning]

@@ -1,4 +1,4 @@
-"""A grid of samples, and how they came about, at every validation."""
+"""A grid of samples, and their way from noise to image, at every validation."""
 
 from lightning.pytorch import Trainer
 
@@ -13,9 +13,9 @@ from lightning_score.training.model import ScoreModel
 class SampleGrid(Periodic):
     """Draws samples with the model's own sampler at the end of validation and publishes their picture as `samples`.
 
-    The numbers and the seed of the samples stay the same, so that one sees the same noise turn into better and better
-    samples. Of images, a second picture, `progress`, shows the first samples on their way from noise to image. In
-    `fast_dev_run` it draws four and keeps none.
+    The numbers and the seed of the samples stay the same, so that the same noise becomes better samples as training
+    proceeds. Of images, a second picture, `progress`, shows the first samples on their way from noise to image. In
+    `fast_dev_run` it draws four and publishes none.
 
     Args:
         num_samples: samples in the grid; 0: none.
@@ -32,7 +32,7 @@ class SampleGrid(Periodic):
         self.progressive = progressive
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        """Within validation, because the weights are the averaged ones there."""
+        """Draws within validation, where the model holds the averaged weights."""
         if not (self.due(trainer) and self.num_samples and trainer.is_global_zero):
             return
         with measuring(trainer, pl_module, "samples"):

@@ -1,4 +1,4 @@
-"""Writes what `predict` draws."""
+"""Writes the samples of `predict`."""
 
 from itertools import chain
 from pathlib import Path
@@ -25,24 +25,24 @@ class SampleWriter(Callback):
     """Collects the samples of `predict` and writes `samples.npz` and `samples.png` into the run folder.
 
     The NPZ holds `x`, float32, or float64 in double precision, (n, *shape) in the range of the data, `images`, uint8
-    (n, H, W, C) if they are images, `labels`, int64 (n,), if they were given some, `seed` and `nfe`, network evaluations per
-    sample; and `raw`, like `x`, the samples before the final denoise where they differ (the denoise Tweedie; LastMean has no
-    other samples). The picture shows the first 400. On request `progress.png` shows the first few, drawn once more, on their
-    way from noise to image.
+    (n, H, W, C) if they are images, `labels`, int64 (n,), if they have any, `seed` and `nfe`, network evaluations per
+    sample; and `raw`, like `x`, the samples before the final denoise where they differ (with Tweedie; LastMean has none).
+    The picture shows the first 400. On request `progress.png` shows the first few, drawn again, on their way from noise to
+    image.
 
     Args:
-        data: the data module, which knows the form of the data.
-        progressive: how many these are.
-        labels: how many labels the samples are given in turn.
+        data: the data module.
+        progressive: number of samples in `progress.png`.
+        labels: number of labels, which the samples have in turn.
 
     Raises:
-        InputError: they are to be shown but are no images.
+        InputError: progressive is above 0, but the data are not images.
     """
 
     def __init__(self, data: ScoreData, progressive: int = 0, labels: int = 0):
         require(
             not progressive or pictured(data),
-            f"--progressive {progressive}: shows images from noise to image, but {type(data).__name__} has none",
+            f"--progressive {progressive}: shows images, but {type(data).__name__} has none; set it to 0",
         )
         self._data, self._progressive, self._labels = data, progressive, labels
         self._parts: list[tuple[Tensor, ...]] = []
@@ -91,5 +91,5 @@ class SampleWriter(Callback):
 
 
 def _storable(x: Tensor) -> Tensor:
-    """In main memory, in single precision at least, for NumPy has no bfloat16."""
+    """A tensor in main memory, at least in single precision: NumPy has no bfloat16."""
     return x.cpu() if x.dtype == torch.float64 else x.float().cpu()

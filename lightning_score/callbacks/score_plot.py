@@ -13,11 +13,11 @@ from lightning_score.errors import require
 from lightning_score.memory import require_room
 from lightning_score.training.model import ScoreModel
 
-IN_PATH = 41  # points shown of each path: all of them would be a tangle
+IN_PATH = 41  # points shown of each path: all of them would be unreadable
 
 
 class Marginal(NamedTuple):
-    """One noise level of a mixture: the time, and the exact p_t at it."""
+    """One noise level of a mixture: the time, and the exact p_t."""
 
     mixture: Mixture
     t: Tensor
@@ -56,7 +56,7 @@ class ScorePlot(Callback):
         )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        """Within validation, because the weights are the averaged ones there."""
+        """Measures within validation, where the model holds the averaged weights."""
         if trainer.sanity_checking:
             return
         process = pl_module.score_function.process
@@ -103,7 +103,7 @@ class ScorePlot(Callback):
 
 
 def extent(mixture: Mixture) -> float:
-    """Half the width of a square about the origin that holds the mixture."""
+    """Half the width of a square around the origin that contains the mixture."""
     return float((mixture.means.abs() + 3 * mixture.stds[:, None]).max())
 
 

@@ -1,4 +1,4 @@
-"""Progressive sampling: the same samples at several moments, from noise to image."""
+"""Progressive sampling: the same samples at several times, from noise to image."""
 
 from typing import Any
 
@@ -14,15 +14,15 @@ from lightning_score.score.function import ScoreField
 from lightning_score.training.model import ScoreModel
 
 MOMENTS = 9
-"""Columns of the picture: the start, moments at equal numbers of moves, and the result."""
+"""Columns of the picture: the start, the samples after equal numbers of moves, and the result."""
 
 
 class Strip:
-    """Told every move of a sampler, it keeps the first samples at a few moments; its picture has a row for each of them.
+    """Observes a sampler and keeps the first samples at a few moves; its picture has a row for each sample.
 
     Args:
         model: the model that draws with its own sampler.
-        data: of the model: images.
+        data: its data, which are images.
         rows: number of samples.
     """
 
@@ -33,12 +33,12 @@ class Strip:
         self._move, self._moves = 0, moves
         self._columns: list[Tensor] = []
 
-    def __call__(self, score: ScoreField, stage: Move, before: Tensor, after: Tensor, state: Any) -> None:
+    def __call__(self, score: ScoreField, move: Move, before: Tensor, after: Tensor, state: Any) -> None:
         if self._move == 0:
-            self._keep(before, stage.t)
+            self._keep(before, move.t)
         self._move += 1
         if self._move in self._kept:
-            self._keep(after, stage.end)
+            self._keep(after, move.end)
 
     def _keep(self, x: Tensor, t: Tensor) -> None:
         """x/alpha, its contrast reduced where the noise would leave the range of the data."""

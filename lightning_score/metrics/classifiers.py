@@ -1,4 +1,4 @@
-"""Small classifiers that are shipped with the package, and their features: of digits, and of clothing."""
+"""Small classifiers of digits and of clothing, shipped with the package, and their features."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ FASHION_WEIGHTS = Path(__file__).with_name("fashion_features.safetensors")
 
 
 class Classifier(nn.Module):
-    """A convolutional classifier of gray images, bytes in and logits (N, 10) out, by way of features that are not negative.
+    """A convolutional classifier of gray images, from bytes to logits (N, 10), with nonnegative features.
 
-    Each stage is a 3x3 convolution with batch normalization and a ReLU, with or without a pooling after it; then come a
-    dropout, a linear layer and a ReLU, which give the features, and a linear layer.
+    Each stage is a 3x3 convolution with batch normalization and a ReLU, with or without pooling; dropout, a
+    linear layer and a ReLU give the features, and another linear layer the logits.
 
     Args:
-        channels: of each stage.
-        pools: whether a 2x2 maximum follows each stage.
-        pixels: pixels that are left after all stages.
+        channels: channels of each stage.
+        pools: whether a 2x2 max pooling follows each stage.
+        pixels: number of pixels after all stages.
         num_features: length of a feature vector.
     """
 
@@ -48,14 +48,14 @@ class Classifier(nn.Module):
 
 
 class DigitClassifier(Classifier):
-    """Of 8x8 digits, by 64 features; 0.07 M parameters."""
+    """A classifier of 8x8 digits with 64 features; 0.07 M parameters."""
 
     def __init__(self) -> None:
         super().__init__([32, 64, 64], [False, True, True], pixels=4, num_features=64)
 
 
 class FashionClassifier(Classifier):
-    """Of 28x28 clothing, by 128 features; 0.17 M parameters."""
+    """A classifier of 28x28 clothing with 128 features; 0.17 M parameters."""
 
     def __init__(self) -> None:
         super().__init__([32, 64, 64, 64], [True, True, False, True], pixels=9, num_features=128)
@@ -77,18 +77,18 @@ class ClassifierFeatures(Features):
 
     @abstractmethod
     def prepared(self, x: Tensor) -> Tensor:
-        """Images as the classifier takes them.
+        """Images in the form that the classifier needs.
 
         Raises:
-            InputError: other images than it knows.
+            InputError: the images are of another kind.
         """
 
 
 class DigitFeatures(ClassifierFeatures):
     """64 features of a small digit classifier, shipped with the package; 99.72 % accurate on the held-out digits.
 
-    They are not Inception's: a `fid_digits` compares only with another `fid_digits`. The classifier was trained on the
-    training split of `Digits` alone, by `tests/support/train_features.py digits`.
+    They differ from Inception's: a `fid_digits` is comparable only with another `fid_digits`. The classifier was trained
+    only on the training split of `Digits`, by `tests/support/train_features.py digits`.
     """
 
     name = "digits"
@@ -103,8 +103,8 @@ class DigitFeatures(ClassifierFeatures):
     def prepared(self, x: Tensor) -> Tensor:
         require(
             tuple(x.shape[1:]) == (1, 8, 8) and x.dtype == torch.uint8,
-            f"DigitFeatures got {x.dtype} examples of shape {tuple(x.shape[1:])}, but knows only 8x8 digits, uint8 "
-            "(1, 8, 8): take InceptionFeatures for other images and RawFeatures for toys",
+            f"DigitFeatures got {x.dtype} examples of shape {tuple(x.shape[1:])}, but needs 8x8 digits, uint8 "
+            "(1, 8, 8): use InceptionFeatures for other images and RawFeatures for toys",
         )
         return x
 
@@ -112,9 +112,9 @@ class DigitFeatures(ClassifierFeatures):
 class FashionFeatures(ClassifierFeatures):
     """128 features of a small classifier of clothing, shipped with the package; 90.61 % accurate on the test images.
 
-    They are not Inception's: a `fid_fashion` compares only with another `fid_fashion` of images of the same size. Images of
-    other sizes are brought to 28x28; reduced to 16x16, 89.52 % of the test images are classified rightly. The
-    classifier was trained on the 60 000 training images of Fashion-MNIST, whole, reduced, mirrored and mixed, by
+    They differ from Inception's: a `fid_fashion` is comparable only with another `fid_fashion` of images of the same size.
+    Images of other sizes are resized to 28x28; reduced to 16x16, 89.52 % of the test images are classified correctly. The
+    classifier was trained on the 60 000 training images of Fashion-MNIST, full, reduced, mirrored and mixed, by
     `tests/support/train_features.py fashion`.
     """
 
@@ -131,13 +131,13 @@ class FashionFeatures(ClassifierFeatures):
     def prepared(self, x: Tensor) -> Tensor:
         require(
             x.ndim == 4 and x.shape[1] == 1 and x.dtype == torch.uint8,
-            f"FashionFeatures got {x.dtype} examples of shape {tuple(x.shape[1:])}, but knows only gray clothing, uint8 "
-            "(1, H, W): take InceptionFeatures for other images and RawFeatures for toys",
+            f"FashionFeatures got {x.dtype} examples of shape {tuple(x.shape[1:])}, but needs gray clothing, uint8 "
+            "(1, H, W): use InceptionFeatures for other images and RawFeatures for toys",
         )
         return to_28(x)
 
 
 def to_28(x: Tensor) -> Tensor:
-    """Images as floats, brought to 28x28."""
+    """Images as floats, resized to 28x28."""
     same = x.shape[-2:] == (28, 28)
     return x.float() if same else F.interpolate(x.float(), (28, 28), mode="bilinear", antialias=True)

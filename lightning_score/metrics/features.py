@@ -1,4 +1,4 @@
-"""Feature extractors: the frozen networks through which a Frechet distance sees samples and data."""
+"""Feature extractors: the frozen networks whose features metrics compare."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ INCEPTION_VARIABLE = "LIGHTNING_SCORE_INCEPTION"
 
 
 class Activations(NamedTuple):
-    """Feature vectors (N, D), and the logits (N, K) of a classifier on them, of which there may be none (K = 0)."""
+    """Feature vectors (N, D), and the logits (N, K) of a classifier on them; K = 0 without one."""
 
     features: Tensor
     logits: Tensor
@@ -35,13 +35,13 @@ class Features(nn.Module, ABC):
     well, and calls `freeze` once built.
 
     Attributes:
-        name: the metric is called `fid_<name>`, so that nobody takes these features for others.
+        name: the name of the features, as in `fid_<name>`.
         num_features: length of a feature vector.
-        num_logits: number of classes that it tells apart, 0 where it does not classify.
-        resize: what is done to the size of images before they are looked at.
-        chunk: how many examples go through the network at once, whatever the number given.
-        in_double: whether they can be found in double precision, too: in single precision the last digits depend on the
-            number of examples that go through the network at once, and so on the number of processes.
+        num_logits: number of classes of its classifier; 0 without one.
+        resize: how images are resized.
+        chunk: number of examples per network evaluation.
+        in_double: whether double precision is supported: in single precision the last digits depend on the number of
+            examples per network evaluation, and so on the number of processes.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Features(nn.Module, ABC):
         """The features of at most `chunk` examples, float (N, num_features)."""
 
     def activations(self, x: Tensor) -> Activations:
-        """The features of at most `chunk` examples, with logits where there is a classifier."""
+        """The features of at most `chunk` examples, with the logits of the classifier, if any."""
         features = self.extract(x)
         return Activations(features, features.new_zeros(len(features), 0))
 
@@ -65,19 +65,19 @@ class Features(nn.Module, ABC):
         parts = [self.activations(part) for part in x.split(self.chunk)]
         return Activations(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
-    def follow(self, module: nn.Module) -> "Features":
-        """Moves to where a model is, and to its precision if that is double."""
+    def move_to(self, module: nn.Module) -> "Features":
+        """Moves to the device of a model, and to its precision if that is double."""
         weight = next(module.parameters())
         return self.to(weight.device, torch.promote_types(weight.dtype, torch.float32) if self.in_double else None)
 
     @property
     def doubled(self) -> bool:
-        """Whether they are found in double precision."""
+        """Whether the features are computed in double precision."""
         return self.in_double and next(self.parameters()).dtype == torch.float64
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of what the features depend on: the class, its resize and all its weights."""
+        """A hash of the class, its resize and all its weights."""
         digest = hashlib.sha256(f"{type(self).__qualname__} {self.num_features} {self.resize}".encode())
         for name, tensor in sorted(self.state_dict().items()):
             tensor = tensor.float() if tensor.dtype == torch.float64 and self.in_double else tensor  # as they were stored
@@ -87,12 +87,12 @@ class Features(nn.Module, ABC):
 
     @torch.no_grad()
     def check(self, examples: Tensor) -> None:
-        """Raises `InputError` unless the features of examples in the form of the data module's `reference()` can be found,
-        as many as declared.
+        """Raises `InputError` unless the features of examples in the form of the data module's `reference()` can be computed
+        and are as many as declared.
         """
         name, n = type(self).__name__, len(examples)
         numbers = f"{name}: the sums of outer products of {self.num_features} features, in ten blocks"
-        require_room(88 * self.num_features**2, numbers, "take features of fewer numbers, as InceptionFeatures")
+        require_room(88 * self.num_features**2, numbers, "use fewer features, as InceptionFeatures")
         given = f"examples of {examples.dtype} and shape {tuple(examples.shape[1:])}"
         device = next((tensor.device for tensor in self.state_dict().values()), examples.device)
         try:
@@ -101,22 +101,22 @@ class Features(nn.Module, ABC):
             raise
         except Exception as error:  # of any module
             reason = " ".join(str(error).split())[:300]
-            raise InputError(f"{name}: cannot be computed of the data, {given}: {type(error).__name__}: {reason}") from error
+            raise InputError(f"{name}: cannot be computed from {given}: {type(error).__name__}: {reason}") from error
         shapes = tuple(found.features.shape), tuple(found.logits.shape)
         require(
             shapes == ((n, self.num_features), (n, self.num_logits)),
-            f"{name}: gives features and logits of shapes {shapes[0]} and {shapes[1]} of {n} {given}, but num_features="
+            f"{name}: returns features and logits of shapes {shapes[0]} and {shapes[1]} for {n} {given}, but num_features="
             f"{self.num_features} and num_logits={self.num_logits} are declared",
         )
-        require(bool(found.features.isfinite().all()), f"{name}: gives NaN or infinity of {given}")
+        require(bool(found.features.isfinite().all()), f"{name}: returns NaN or infinity for {given}")
 
     def freeze(self) -> None:
-        """Takes the parameters out of any training, for good."""
+        """Excludes the parameters from training."""
         self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> "Features":
-        """Stays in evaluation mode, whatever `mode` is asked for."""
+        """Stays in evaluation mode, whatever the `mode`."""
         return super().train(False)
 
 
@@ -147,9 +147,9 @@ class ModuleFeatures(Features):
     """The output of any module, flattened, as features.
 
     Args:
-        module: takes examples in the form of the data module's `reference()`, which are uint8 (N, C, H, W) for images.
-        num_features: numbers in its output per example.
-        name: of the features; the metric is called `fid_<name>`.
+        module: its input are examples in the form of the data module's `reference()`, uint8 (N, C, H, W) for images.
+        num_features: number of outputs per example.
+        name: name of the features, as in `fid_<name>`.
     """
 
     def __init__(self, module: nn.Module, num_features: int, name: str = "module") -> None:
@@ -162,7 +162,7 @@ class ModuleFeatures(Features):
         features = self.module(x).flatten(1)
         require(
             features.shape[1] == self.num_features,
-            f"ModuleFeatures: {type(self.module).__name__} gives {features.shape[1]} numbers per example of shape "
+            f"ModuleFeatures: {type(self.module).__name__} returns {features.shape[1]} numbers per example of shape "
             f"{tuple(x.shape[1:])}, but num_features={self.num_features}",
         )
         return features.float()
@@ -175,12 +175,12 @@ class InceptionFeatures(Features):
     repeated to three channels.
 
     Args:
-        weights: path of weights-inception-2015-12-05-6726825d.pth. If null, the path in the environment variable
-            LIGHTNING_SCORE_INCEPTION, or else the file that torch-fidelity keeps in torch's hub folder and downloads
-            (95 MB) if it is not there.
+        weights: path of weights-inception-2015-12-05-6726825d.pth. null: the path in the environment variable
+            LIGHTNING_SCORE_INCEPTION, or the file in torch's hub folder, which torch-fidelity downloads (95 MB) if it is
+            missing.
 
     Raises:
-        InputError: if the weights cannot be had.
+        InputError: the weights cannot be read.
     """
 
     name = "inception"

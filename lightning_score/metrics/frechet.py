@@ -1,4 +1,4 @@
-"""The Frechet distance of Gaussians fitted to features (FID), its error bar, its limit and its floor."""
+"""The Frechet distance of Gaussians fitted to features (FID), its error bar, its extrapolation and its floor."""
 
 import math
 from collections.abc import Sequence
@@ -18,18 +18,18 @@ def frechet_distance(first: Statistics, second: Statistics) -> float:
 
     Dowson and Landau 1982, "The Frechet distance between multivariate normal distributions"; FID of Heusel et al. 2017,
     arXiv:1706.08500, eq. 6. With `C1 = L L^T` the trace of the root is the sum of the roots of the eigenvalues of the
-    symmetric `L^T C2 L`: no root of a matrix that is not symmetric, no complex numbers.
+    symmetric `L^T C2 L`, which needs no root of an asymmetric matrix and no complex numbers.
 
     Args:
-        first: of D features.
-        second: of as many.
+        first: statistics of D features.
+        second: statistics of D features.
 
     Raises:
         InputError: they have different numbers of features.
     """
     require(
         first.mean.shape == second.mean.shape,
-        f"statistics of {len(first.mean)} and of {len(second.mean)} features cannot be compared: take the same features",
+        f"statistics of {len(first.mean)} and of {len(second.mean)} features cannot be compared: use the same features",
     )
     shift = (first.mean.double() - second.mean.double()).square().sum()
     spread = first.covariance.double().trace() + second.covariance.double().trace() - 2 * _root_trace(first, second)
@@ -39,25 +39,25 @@ def frechet_distance(first: Statistics, second: Statistics) -> float:
 def _root_trace(first: Statistics, second: Statistics) -> Tensor:
     """tr (C1 C2)^(1/2), symmetric in both."""
     known = second.factor is None and first.factor is not None
-    one, other = (first, second) if known else (second, first)  # of the one, the factor is known if any is
+    one, other = (first, second) if known else (second, first)  # of `one`, the factor is known if any is
     factor = factored(one).factor
     if other.factor is None and factor.shape[0] == factor.shape[1]:
         squares = torch.linalg.eigvalsh(factor.mT @ other.covariance.double() @ factor)
         if squares[0] > 1e-12 * squares[-1]:
             return squares.sqrt().sum()
-    # Squares lose what is nearly singular, as with fewer examples than features: singular values of the factors.
+    # Squares are inaccurate where nearly singular, as for fewer examples than features: use singular values of the factors.
     return torch.linalg.svdvals(factor.mT @ factored(other).factor).sum()
 
 
 def factored(statistics: Statistics) -> Statistics:
-    """The same with a factor of the covariance: Cholesky's, or if it is nearly singular the one of its eigenvectors."""
+    """Adds a factor of the covariance: Cholesky's, or that of its eigenvectors if it is nearly singular."""
     if statistics.factor is not None:
         return statistics
     lower, regular = _cholesky(statistics.covariance)
     if regular:
         return statistics._replace(factor=lower)
     values, vectors = torch.linalg.eigh(statistics.covariance.double())
-    # Eigenvalues that are zero but for rounding would each add their root, which is far above rounding.
+    # The roots of eigenvalues that are zero up to rounding would be far above rounding.
     kept = values > len(values) * torch.finfo(values.dtype).eps * values[-1].clamp(min=0)
     return statistics._replace(factor=vectors[:, kept] * values[kept].sqrt())
 
@@ -78,13 +78,12 @@ class Estimate(NamedTuple):
 
 
 def frechet_estimate(real: Statistics, fake: FeatureSums | KeptFeatures, error: bool = True) -> Estimate:
-    """The distance with the standard error of the samples' part in it, by leaving out one block of samples at a time:
-    Tukey's jackknife.
+    """The distance and its standard error over samples, by Tukey's jackknife over blocks of samples.
 
     Args:
-        real: of the data.
-        fake: of the samples, in B blocks; without error for fewer than 3.
-        error: whether to find the error, which takes B more distances.
+        real: statistics of the data.
+        fake: features of the samples, in B blocks; fewer than 3 give no error.
+        error: whether to compute the error, which takes B more distances.
     """
     real = factored(real)
     value = frechet_distance(real, fake.compute())
@@ -105,11 +104,11 @@ def jackknife_error(values: Sequence[float]) -> float:
 
 
 def student(degrees: int) -> float:
-    """What widens a standard error that is itself known from few values only, so that two of them hold 95 %: half the
-    quantile 0.975 of Student's t; 1.13 for 10 values, 6.4 for 2, at least 1.
+    """The factor by which a standard error from few values is widened, so that two of them cover 95 %: half the quantile
+    0.975 of Student's t; 1.13 for 10 values, 6.4 for 2, at least 1.
 
     Args:
-        degrees: degrees of freedom, one less than the values.
+        degrees: degrees of freedom, one less than the number of values.
     """
     return max(1.0, float(stdtrit(degrees, 0.975)) / 2)
 
@@ -117,8 +116,8 @@ def student(degrees: int) -> float:
 def pooled(kind: str, values: list[Estimate]) -> Estimate:
     """The mean over seeds with its standard error, or the one value with its own.
 
-    Squared errors of independent samples add up; that of KID counts the data too, which all seeds share, and does not fall.
-    Without errors the spread of the seeds gives one.
+    Squared errors of independent samples add up; that of KID includes the data, which all seeds share, and does not fall.
+    Without errors, the spread over seeds is used.
     """
     if len(values) == 1:
         return values[0]
@@ -138,10 +137,10 @@ def frechet_infinity(found: Estimate, count: Tensor) -> Estimate:
 
     Args:
         found: the distance of all samples, and those without each block.
-        count: samples in each block (B,).
+        count: number of samples in each block (B,).
 
     Raises:
-        InputError: the distances without each block are not known.
+        InputError: the distances without each block are unknown.
     """
     filled = count[count > 0].double()
     require(len(found.jackknife) == len(filled) >= 3, "fid_infinity needs the distance without each of 3 or more blocks")
@@ -152,17 +151,17 @@ def frechet_infinity(found: Estimate, count: Tensor) -> Estimate:
 def real_floor(features: Tensor, n: int, splits: int = 200, seed: int = 0) -> float:
     """What a perfect model scores: the mean Frechet distance of n samples of the data's own law from these N examples.
 
-    The distance is biased upwards, the more the fewer there are on either side (Binkowski et al. 2018, arXiv:1801.01401), so
-    a value means something only beside this one. It is `mean d(a, b) (1/n + 1/N)/(1/a + 1/b)`, where d(a, b) is the distance
+    The distance is biased upwards, more so for fewer examples on either side (Binkowski et al. 2018, arXiv:1801.01401), so
+    a value is meaningful only beside this one. It is `mean d(a, b) (1/n + 1/N)/(1/a + 1/b)`, where d(a, b) is the distance
     of a random subset of a examples from the b = N - a others, a = min(n, N/2): two samples of one law that have no example
     in common, as the model's and the data have none, and their bias goes as the sum of the inverse sizes; of samples that
     are no more than the features, as the power of it that subsets of half the size show.
 
     Args:
-        features: of the data (N, D).
+        features: features of the data (N, D).
         n: number of samples.
-        splits: most random subsets to take the mean over; it takes fewer once the mean is known to 1 %.
-        seed: of these.
+        splits: most random subsets to average over; fewer are used once the mean is known to 1 %.
+        seed: seed of the subsets.
 
     Raises:
         InputError: fewer than 2 samples or 4 examples, or no splits.
@@ -173,17 +172,17 @@ def real_floor(features: Tensor, n: int, splits: int = 200, seed: int = 0) -> fl
 
 
 def floor_of_subsets(whole: FeatureSums, features: Tensor, n: int, splits: int = 200, seed: int = 0) -> float:
-    """The same, where features of only some of the data are at hand, and sums of all.
+    """`real_floor` from the features of only some of the data, and sums of all.
 
     It costs a product of (D, a) by (a, D) and a distance, of order D^3, per split: some 5 splits of seconds for D = 2048, up
     to 200 of a millisecond for D = 16.
 
     Args:
         whole: sums of all N examples.
-        features: of random ones of them, (M, D).
-        n: as there.
-        splits: as there.
-        seed: as there.
+        features: features of random ones of them, (M, D).
+        n: number of samples.
+        splits: most random subsets.
+        seed: seed of the subsets.
     """
     total = int(whole.count.sum())
     size = min(n, total // 2, len(features))
@@ -204,6 +203,6 @@ def floor_of_subsets(whole: FeatureSums, features: Tensor, n: int, splits: int =
 
 
 def _known(values: Sequence[float]) -> bool:
-    """Whether there are enough values to know their mean to 1 %."""
+    """Whether the mean of the values is known to 1 %."""
     spread, center = torch.std_mean(torch.tensor(values, dtype=torch.float64)) if len(values) >= 5 else (1, 0)
     return bool(spread <= 0.01 * center * len(values) ** 0.5)

@@ -14,15 +14,15 @@ def kernel_distance(real: Tensor, fake: Tensor, chunk: int = 2048) -> Estimate:
     """KID: the squared maximum mean discrepancy with the kernel `(x.y/D + 1)^3`, unbiased, with its standard error.
 
     `mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)` over all pairs (Binkowski et al.
-    2018, arXiv:1801.01401, who take the mean over random subsets: the same on average). Its variance, from the draws of both
-    sides, is V1 of single examples and V2 of pairs. V2 is known from the centered kernel, and alone is there where both laws
-    are equal; the jackknife finds V1 + 2 V2 (Efron and Stein 1981, "The jackknife estimate of variance"), of which V1 counts
-    once the value is 3 sqrt(V2) above 0.
+    2018, arXiv:1801.01401, who average over random subsets: the same on average). Its variance over both sides is the sum of
+    V1, of single examples, and V2, of pairs. V2 follows from the centered kernel, and V1 is 0 where both laws are equal; the
+    jackknife estimates V1 + 2 V2 (Efron and Stein 1981, "The jackknife estimate of variance"), and V1 is included
+    if the value is 3 sqrt(V2) above 0.
 
     Args:
         real: features of the data (N, D).
         fake: features of the samples (M, D).
-        chunk: rows whose kernel is in memory at once; the cost is a product of (N + M, D) by (D, N + M).
+        chunk: rows of the kernel in memory at once; the cost is a product of (N + M, D) by (D, N + M).
 
     Raises:
         InputError: fewer than 2 examples on a side.
@@ -71,7 +71,7 @@ def inception_score(logits: Tensor, splits: int = 10) -> Estimate:
 
     Args:
         logits: of the samples (N, K).
-        splits: number of parts, at most N.
+        splits: number of parts; at most N are used.
     """
     from torch_fidelity.metric_isc import isc_features_to_metric
 
@@ -82,7 +82,7 @@ def inception_score(logits: Tensor, splits: int = 10) -> Estimate:
 
 
 class Manifold(NamedTuple):
-    """How much of the samples lies among the data, and of the data among the samples."""
+    """Precision, recall, density and coverage of samples."""
 
     precision: float
     recall: float
@@ -93,18 +93,18 @@ class Manifold(NamedTuple):
 def manifold(real: Tensor, fake: Tensor, neighbors: int = 3, chunk: int = 4096) -> Manifold:
     """Precision and recall (Kynkaanniemi et al. 2019, 1904.06991), density and coverage (Naeem et al. 2020, 2002.09797).
 
-    With a ball around every example that reaches to its k-th nearest neighbor on its own side: precision is the share of
-    samples in any ball of the data, recall that of data in any ball of the samples, density the number of the data's balls
-    that a sample lies in over k, coverage the share of the data's balls with a sample in them.
+    With a ball around every example up to its k-th nearest neighbor on the same side: precision is the fraction of samples
+    in any ball of the data, recall the fraction of data in any ball of the samples, density the mean number of the data's
+    balls around a sample divided by k, coverage the fraction of the data's balls that contain a sample.
 
     Args:
         real: features of the data (N, D).
         fake: features of the samples (M, D).
         neighbors: k.
-        chunk: rows whose distances are in memory at once.
+        chunk: rows of distances in memory at once.
 
     Raises:
-        InputError: not more than k examples on a side.
+        InputError: k is below 1, or a side has at most k examples.
     """
     require(neighbors >= 1, f"neighbors={neighbors}: must be at least 1; 3 is usual")
     require(
@@ -112,7 +112,7 @@ def manifold(real: Tensor, fake: Tensor, neighbors: int = 3, chunk: int = 4096) 
         f"precision and recall got {len(real)} real and {len(fake)} generated examples; with neighbors={neighbors} they "
         "need more on either side",
     )
-    center = real.double().mean(0)  # far from 0 single precision loses the distances
+    center = real.double().mean(0)  # single precision is inaccurate far from 0
     real, fake = (real - center).float(), (fake - center).float()
     real_radii, fake_radii = _radii(real, neighbors, chunk), _radii(fake, neighbors, chunk)
     precise = dense = recalled = 0

@@ -1,4 +1,4 @@
-"""Memorization: whether samples are copies of what was trained on."""
+"""Memorization: whether samples are copies of training examples."""
 
 import math
 from itertools import product
@@ -9,21 +9,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SEARCHED = 16
-"""Pixels along the longer side, at most, at which images are compared; larger ones are averaged down."""
+"""Pixels along the longer side, at most, at which images are compared; larger ones are downsampled."""
 CHUNK = 1024
-"""Training examples whose distances are in memory at once."""
+"""Number of training examples whose distances are in memory at once."""
 
 
 class Neighbors(NamedTuple):
     """The nearest training examples of some samples.
 
     Attributes:
-        index: number of the nearest, int64 (N,).
-        distance: to it, per coordinate (root mean square), in the units of the bytes, (N,).
-        copied: share of the samples that are copies: at most half as far from the nearest as from the next.
-        copied_held_out: the same share of held-out examples: what `copied` is without memorization.
-        ratio: mean distance of samples over that of held-out examples: 1 for a model that knows the training examples no
-            better than others, 0 for one that repeats them.
+        index: number of the nearest example, int64 (N,).
+        distance: root mean square distance to it, in units of the bytes, (N,).
+        copied: fraction of samples that are copies: at most half as far from the nearest as from the next.
+        copied_held_out: the same fraction of held-out examples: the value of `copied` without memorization.
+        ratio: mean distance of samples divided by that of held-out examples: 1 without memorization, 0 for a model that
+            repeats training examples.
     """
 
     index: Tensor
@@ -36,14 +36,14 @@ class Neighbors(NamedTuple):
 def nearest_neighbors(samples: Tensor, train: Tensor, held_out: Tensor, shift: int = 1) -> Neighbors:
     """Finds the training examples that samples are copies of.
 
-    A copy is a sample twice as near to one training example as to any other (as in Yoon et al. 2023, "Diffusion
-    probabilistic models generalize when they fail to memorize", who ask for three times). Near duplicates of that one, which
-    are not half as far from it as a held-out example usually is from its nearest, count as the same example. Images are
-    averaged down to at most 16 pixels a side, which takes away noise, and are compared where they overlap after all shifts
-    of up to `shift` pixels each way, with and without a horizontal flip.
+    A copy is a sample that is twice as near to one training example as to any other (as in Yoon et al. 2023, "Diffusion
+    probabilistic models generalize when they fail to memorize", who require three times). Near duplicates of that one, which
+    are less than half as far from it as a held-out example usually is from its nearest, count as the same example. Images
+    are downsampled to at most 16 pixels a side, which reduces noise, and are compared where they overlap after all shifts of
+    up to `shift` pixels each way, with and without a horizontal flip.
 
     The cost for K samples and held-out examples, M training examples and D <= 256 coordinates a channel is that of
-    6 (2 shift + 1)^2 products of (K, D) by (D, M); memory grows with none of them beyond the examples themselves.
+    6 (2 shift + 1)^2 products of (K, D) by (D, M); memory does not grow beyond the examples themselves.
 
     Args:
         samples: (N, *shape).
@@ -68,12 +68,12 @@ def _nearest(x: Tensor, train: Tensor, shift: int, same: float | None) -> tuple[
     same = float(found.median()) / 2 if same is None else same
     parts = zip(x.split(1000), index.split(1000), strict=True)
     beyond = [_search(part, train, shift, train[rows.cpu()].to(x.device), same)[0] for part, rows in parts]
-    return found, torch.cat(beyond).nan_to_num(posinf=2 * same), index  # where all are duplicates
+    return found, torch.cat(beyond).nan_to_num(posinf=2 * same), index  # if all are duplicates
 
 
 def _search(x: Tensor, train: Tensor, shift: int, twins: Tensor | None = None, same: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Distances (N,) to the nearest training example, of those farther than `same` from the example's own of `twins`, and
-    its number; infinite where there is none.
+    """Distances (N,) to the nearest training example, of those farther than `same` from the sample's one of `twins`, and
+    its number; infinite if there is none.
     """
     moved = _variants(x, shift)
     twin = None if twins is None else _variants(twins, shift)
@@ -88,15 +88,15 @@ def _search(x: Tensor, train: Tensor, shift: int, twins: Tensor | None = None, s
         near, at = squares.min(1)
         index = torch.where(near < best, first + at, index)
         best, first = torch.minimum(near, best), first + len(part)
-    y = _variants(train[index.cpu()].to(x.device), 0, flips=(False,)).x  # the quick distances lose small ones to rounding
+    y = _variants(train[index.cpu()].to(x.device), 0, flips=(False,)).x  # the fast distances lose small ones to rounding
     exact = (((moved.x - y) * moved.inside).square().sum(2) / moved.inside.sum(1)).amin(1).sqrt()
     return torch.where(best.isfinite(), exact, best), index
 
 
 class _Variants(NamedTuple):
-    """Examples moved in V ways.
+    """V shifted and flipped variants of examples.
 
-    Fields: x (N, V, D), 0 where nothing has moved to; inside (V, D), 1 where something has.
+    Fields: x (N, V, D), 0 outside of the shifted image; inside (V, D), 1 inside of it.
     """
 
     x: Tensor
@@ -104,7 +104,7 @@ class _Variants(NamedTuple):
 
 
 def _variants(x: Tensor, shift: int, flips: tuple[bool, ...] = (False, True)) -> _Variants:
-    """All shifts of images (N, C, H, W), averaged down, with and without a flip; other examples as they are."""
+    """All shifts of images (N, C, H, W), downsampled, with and without a flip; other examples unchanged."""
     if x.ndim != 4:
         return _Variants(x.flatten(1).float()[:, None], torch.ones(1, x[0].numel(), device=x.device))
     channels, height, width = x.shape[1:]
@@ -126,8 +126,8 @@ def _variants(x: Tensor, shift: int, flips: tuple[bool, ...] = (False, True)) ->
 
 
 def _squares(moved: _Variants, y: Tensor) -> Tensor:
-    """Mean squares over what is inside, the least of all variants; y is (M, D), the result (N, M). For each variant it is
-    one product, of `[-2 x, x^2]/n` with `[y, 1]`, to which the means of `y^2` are added.
+    """Mean square differences inside of the image, the least over all variants; y is (M, D), the result (N, M). Each variant
+    costs one product, of `[-2 x, x^2]/n` with `[y, 1]`, to which the means of `y^2` are added.
     """
     share = moved.inside / moved.inside.sum(1, keepdim=True)
     right = torch.cat([y, torch.ones_like(y[:, :1])], 1).mT

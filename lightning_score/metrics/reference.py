@@ -1,4 +1,4 @@
-"""The data's side of a distance: computed once over the whole un-augmented data set, and kept on disk."""
+"""The reference statistics of a data set: computed once over all of its un-augmented examples, and cached on disk."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from lightning_score.metrics.frechet import floor_of_subsets
 from lightning_score.metrics.statistics import FeatureSums, Statistics
 
 KEPT = 20_000
-"""Most feature vectors of the data that are kept, for the metrics that need them."""
+"""Most feature vectors of the data that are stored, for the metrics that need them."""
 VERSION = 4
 
 
@@ -31,10 +31,10 @@ class Reference:
 
     Attributes:
         statistics: of all examples.
-        kept: features of at most `KEPT` random ones, (M, D); none where statistics were read from a file.
+        kept: features of at most `KEPT` random examples, (M, D); empty if the statistics come from a file.
         floor: what a perfect model scores: the mean Frechet distance of `floor_n` samples of the data's law from these data
-            (`metrics.real_floor`). None where statistics were read from a file: mean and covariance alone do not tell it.
-        floor_n: the number of samples.
+            (`metrics.real_floor`). None if the statistics come from a file: it does not follow from mean and covariance.
+        floor_n: number of samples for the floor.
     """
 
     statistics: Statistics
@@ -50,29 +50,28 @@ class Reference:
 
 
 def check_fit(features: Features, examples: Tensor, statistics: Statistics | None, file: str | None) -> None:
-    """Raises `InputError` unless the features of examples can be found, and statistics of a file, if any, are of as many."""
+    """Raises `InputError` unless the features can be computed, and statistics of a file, if any, have as many."""
     features.check(examples)
     there = features.num_features if statistics is None else len(statistics.mean)
     require(
         there == features.num_features,
-        f"reference={file}: of {there} features, but {features.name} has {features.num_features}; give statistics of these "
-        "features, or null for those of the data",
+        f"reference={file}: has {there} features, but {features.name} has {features.num_features}; give statistics of "
+        "these features, or null for those of the data",
     )
 
 
-def reference(
+def reference_statistics(
     data_hash: str, examples: Callable[[], Tensor], features: Features, n: int, device: torch.device | str = "cpu"
 ) -> Reference:
-    """The reference of a data set, from the cache or computed and put there.
+    """The reference of a data set, from the cache, or computed and cached.
 
-    Whoever comes while another process computes it waits and reads; a file that cannot be read is ignored with a warning
-    and replaced.
+    Other processes that need it at the same time wait and read it; an unreadable file is replaced with a warning.
 
     Args:
-        data_hash: of the examples: all that the reference depends on besides the features and n.
-        examples: gives them, as stored, (N, *shape).
+        data_hash: hash of the examples, on which the reference depends along with the features and n.
+        examples: returns them, as stored, (N, *shape).
         features: the extractor.
-        n: number of samples beside which the floor is to stand.
+        n: number of samples for the floor.
         device: where the extractor is.
     """
     depends = [VERSION, KEPT, data_hash, features.name, features.fingerprint, n, *(["double"] if features.doubled else [])]
@@ -90,7 +89,7 @@ def reference(
 def compute(examples: Tensor, features: Features, n: int, device: torch.device | str = "cpu") -> Reference:
     """The reference of examples (N, *shape), streamed through the extractor."""
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
-    rank = order.argsort()  # place of every example in a random order
+    rank = order.argsort()  # the position of every example in a random order
     sums = FeatureSums(features.num_features, sync_on_compute=False).to(device)
     kept = torch.zeros(min(len(examples), KEPT), features.num_features)
     numbers = torch.arange(len(examples)).split(features.chunk)
@@ -105,7 +104,7 @@ def compute(examples: Tensor, features: Features, n: int, device: torch.device |
 
 
 def _is_of(found: Reference, examples: Tensor, features: Features, device: torch.device | str) -> bool:
-    """Whether the features of a few examples are those that are kept: the fingerprint tells weights apart, not code."""
+    """Whether the features of a few examples equal the stored ones: fingerprints do not cover code."""
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
     now, kept = features(examples[order[:8]].to(device)).features.float().cpu(), found.kept[:8]
     return now.shape == kept.shape and bool((now - kept).norm() <= 0.01 * kept.norm())
@@ -128,5 +127,5 @@ def _read(path: Path) -> Reference | None:
             mean, covariance, kept = (file.get_tensor(name) for name in ("mean", "covariance", "kept"))
         return Reference(Statistics(numbers["n"], mean, covariance), kept, numbers["floor"], numbers["floor_n"])
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        warnings.warn(f"{path}: not readable ({error}); the data's statistics are computed anew", stacklevel=2)
+        warnings.warn(f"{path}: not readable ({error}); the statistics are computed again", stacklevel=2)
         return None

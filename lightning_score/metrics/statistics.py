@@ -1,4 +1,4 @@
-"""Mean and covariance of features, summed up block by block, and those that others have published."""
+"""Mean and covariance of features, accumulated in blocks, and statistics from published files."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +16,7 @@ from lightning_score.files import read_arrays
 class Statistics(NamedTuple):
     """A Gaussian fitted to features: their number, mean (D,) and unbiased covariance (D, D), in float64.
 
-    The number is 0 where a file does not say it. A factor A, (D, rank), of the covariance `A A^T` may be known.
+    The number is 0 if it is unknown. A factor A, (D, rank), of the covariance `A A^T` may be known.
     """
 
     n: int
@@ -26,10 +26,10 @@ class Statistics(NamedTuple):
 
 
 class FeatureSums(Metric):
-    """Number, sum and sum of outer products of features, in float64, apart for every block of examples.
+    """Number, sum and sum of outer products of features, in float64, for each block of examples.
 
-    They add up over batches and processes alike, and memory does not grow with the number of examples. Blocks make an error
-    bar: what the distance would be without one of them, or with fewer.
+    They add up over batches and processes, and memory does not grow with the number of examples. Blocks give an error bar:
+    the distance without each of them.
 
     Args:
         num_features: length D of a feature vector.
@@ -48,7 +48,7 @@ class FeatureSums(Metric):
                 self.add_state(name, torch.zeros(blocks, *size, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, features: Tensor, block: Tensor | None = None) -> None:
-        """Adds features (N, D) of examples to the blocks (N,) that they belong to; without, all to the first one.
+        """Adds features (N, D) of examples to their blocks (N,), by default to the first one.
 
         Raises:
             InputError: they have another length, or are not finite.
@@ -64,16 +64,16 @@ class FeatureSums(Metric):
             self.outer[b] += mine.mT @ mine
 
     def reset(self) -> None:
-        """Forgets all; the sums are ordinary tensors even in inference mode, which may be added to outside of it."""
+        """Sets the sums to 0, as ordinary tensors even in inference mode, so that they can be updated outside of it."""
         with torch.inference_mode(False):
             super().reset()
 
     def compute(self) -> Statistics:
-        """Those of all examples."""
+        """The statistics of all examples."""
         return self.statistics(range(self.blocks))
 
     def statistics(self, blocks: Iterable[int]) -> Statistics:
-        """Those of the examples in some blocks.
+        """The statistics of the examples in some blocks.
 
         Raises:
             InputError: there are fewer than 2.
@@ -82,7 +82,7 @@ class FeatureSums(Metric):
         return _statistics(self.count[chosen].sum(), self.total[chosen].sum(0), self.outer[chosen].sum(0))
 
     def without(self, features: Tensor) -> Statistics:
-        """Those of all examples but some, whose features (N, D) are given.
+        """The statistics of all examples except some, whose features (N, D) are given.
 
         Raises:
             InputError: there are fewer than 2 others.
@@ -100,14 +100,14 @@ def _statistics(count: Tensor, total: Tensor, outer: Tensor) -> Statistics:
 
 
 def block_of(numbers: Tensor, n: int, blocks: int) -> Tensor:
-    """The block of each example, whose number is below n: those with neighboring numbers share one, so that examples whose
-    classes take turns have all classes in every block.
+    """The block of each example by its number below n: consecutive numbers share a block, so that every block has all
+    classes where the classes of examples alternate.
     """
     return numbers * blocks // n
 
 
 class KeptFeatures:
-    """The features themselves in blocks, in the place of their sums: quicker and more exact where they are few.
+    """The features themselves in blocks, instead of their sums: faster and more exact for few examples.
 
     Args:
         features: (N, D).
@@ -120,11 +120,11 @@ class KeptFeatures:
         self.count = self._block.bincount(minlength=blocks)
 
     def compute(self) -> Statistics:
-        """Those of all examples."""
+        """The statistics of all examples."""
         return fit(self.features)
 
     def statistics(self, blocks: Iterable[int]) -> Statistics:
-        """Those of the examples in some blocks."""
+        """The statistics of the examples in some blocks."""
         return fit(self.features[torch.isin(self._block, torch.tensor(list(blocks), device=self._block.device))])
 
 
@@ -140,10 +140,10 @@ def fit(features: Tensor) -> Statistics:
 
 
 def read_npz(path: str | Path) -> Statistics:
-    """Statistics as pytorch-fid and the authors of the TTUR save them: arrays `mu` and `sigma`.
+    """Statistics in the format of pytorch-fid and of the TTUR's authors: arrays `mu` and `sigma`.
 
     Raises:
-        InputError: no such file, or one without these arrays.
+        InputError: there is no such file, or it lacks these arrays.
     """
     path = Path(path)
     require(path.is_file(), f"{path}: there is no such file of statistics")
@@ -168,9 +168,9 @@ def require_features(features: Tensor, num_features: int) -> None:
     """Raises `InputError` for features of another length, or that are not finite."""
     require(
         features.ndim == 2 and features.shape[1] == num_features,
-        f"features have the shape {tuple(features.shape)}, but the metric was made for (N, {num_features})",
+        f"features of shape {tuple(features.shape)}: must be (N, {num_features})",
     )
     require(
         bool(features.isfinite().all()),
-        "features hold NaN or infinity: the model or its sampler diverged; take a smaller step size or learning rate",
+        "features are NaN or infinite: the model or its sampler diverged; use a smaller step size or learning rate",
     )

@@ -25,25 +25,25 @@ from lightning_score.metrics import (
 from lightning_score.metrics.reference import Reference
 
 KINDS = ("fid", "fid_infinity", "is", "kid", *Manifold._fields)
-"""What `MetricTotals.measure` may find."""
+"""The metrics that `MetricTotals.measure` may return."""
 
 BLOCKS = 10
 """Blocks of samples, for the error bar."""
 
 KEPT = 10_000
-"""Most samples whose features are kept, for the metrics that need them: the first ones."""
+"""Most samples whose features are stored, for the metrics that need them: the first ones."""
 
 NEIGHBORS = 3
-"""Of an example, whose distance is the radius of its ball in precision and recall."""
+"""The k of precision, recall, density and coverage."""
 
 
 class MetricTotals:
-    """What an evaluation keeps of its samples: sums of their features, and the features and logits of the first ones.
+    """The sums of the features of an evaluation's samples, and features and logits of the first ones.
 
     Args:
-        features: the extractor.
+        features: the feature extractor.
         n: number of samples.
-        device: of the sums.
+        device: device of the sums.
     """
 
     def __init__(self, features: Features, n: int, device: torch.device) -> None:
@@ -53,7 +53,7 @@ class MetricTotals:
         self.logits = torch.zeros(min(n, KEPT), features.num_logits)
 
     def update(self, numbers: Sequence[int], activations: Activations) -> None:
-        """Adds the samples of these numbers."""
+        """Adds the samples with these numbers."""
         rows = torch.as_tensor(numbers)
         self.sums.update(activations.features, block_of(rows, self.n, self.sums.blocks))
         first = rows < len(self.kept)
@@ -64,7 +64,7 @@ class MetricTotals:
         """The metrics by their kinds: the Frechet distance, and the others that the features and n allow.
 
         Args:
-            real: the data's side.
+            real: the reference of the data.
             all_metrics: all, with the error of the distance; else the distance alone, with its error where that is quick.
             fid_infinity: also the distance extrapolated to infinitely many samples.
 
@@ -99,7 +99,7 @@ class MetricTotals:
         return numbers
 
     def reduce(self, trainer: Trainer) -> None:
-        """Adds up over all processes, in every one of them."""
+        """Sums over all processes, on each of them."""
         for name in ("count", "total", "outer"):
             setattr(self.sums, name, trainer.strategy.reduce(getattr(self.sums, name), reduce_op="sum"))
         device = self.sums.count.device
@@ -112,7 +112,7 @@ class MetricTotals:
         return {**sums, "kept": self.kept, "logits": self.logits}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Goes on from what was saved."""
+        """Resumes from a saved state."""
         for name in ("count", "total", "outer"):
             getattr(self.sums, name).copy_(state[name])
         self.kept, self.logits = state["kept"].clone(), state["logits"].clone()

@@ -6,7 +6,7 @@ from torch import Tensor
 from lightning_score.errors import require
 
 
-class Labels:
+class ClassLabels:
     """The class labels of a model.
 
     Args:

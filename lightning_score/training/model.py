@@ -29,7 +29,7 @@ from lightning_score.score.function import Conditioned, ScoreField, ScoreFunctio
 from lightning_score.score.parametrization import Noise, Parametrization
 from lightning_score.seeds import derive_seed, seeded
 from lightning_score.training.inference import FittingBatches, eager, inference
-from lightning_score.training.labels import Labels
+from lightning_score.training.labels import ClassLabels
 from lightning_score.training.optimization import Optimization
 from lightning_score.training.steps import Draws, MeanLoss, log_at_steps_done, require_batch
 
@@ -49,16 +49,16 @@ class ScoreModel(LightningModule):
         sampler: how samples are drawn; reverse diffusion with 1000 steps by default.
         num_classes: number of classes of the data; the command line takes it from the data.
         conditional: train the score given the class label.
-        label_dropout: probability with which training leaves a label out, so that the model can also do without;
+        label_dropout: probability with which training drops a label, so that the model also learns the unconditional score;
             ClassifierFree needs it. Only with conditional=true.
-        augmentation: changes the images at random in training and tells the network how; null: none. Only with a network
-            that takes as many `augmentations`.
-        guidance: what leads the samples to a label or an observation; null: nothing but the label of a conditional model.
+        augmentation: random changes of the training images, which the network is given; null: none. Only with a network
+            that has as many `augmentations`.
+        guidance: what guides the samples to a label or an observation; null: only the label of a conditional model.
         optimizer: the optimizer; Adam with learning rate 1e-3 by default.
         lr_scheduler: learning-rate schedule, stepped after every optimizer step; null: constant.
         compile: the mode in which torch.compile compiles the network: default, reduce-overhead (with CUDA graphs) or
-            max-autotune; null: not at all. It pays on GPUs, after a minute or two of compilation, in training and wherever
-            many samples are drawn; the short evaluations of `fit` and `validate` do without.
+            max-autotune; null: no compilation. It pays on GPUs, after a minute or two of compilation, in training and for
+            many samples; the short evaluations of `fit` and `validate` do not use it.
 
     Raises:
         InputError: parts that do not fit one another, found before any training.
@@ -83,9 +83,9 @@ class ScoreModel(LightningModule):
     ):
         super().__init__()
         retain_freed_memory()
-        torch.set_flush_denormal(True)  # subnormal numbers in the backward pass of small scores cost a factor of six
+        torch.set_flush_denormal(True)  # subnormal numbers slow the backward pass of small scores by a factor of six
         self._save_plain_hyperparameters()
-        self.labels = Labels(num_classes, conditional, label_dropout)
+        self.labels = ClassLabels(num_classes, conditional, label_dropout)
         self.shape, self.num_classes, self.conditional = tuple(shape), num_classes, conditional
         self.objective = objective or DenoisingScoreMatching()
         self.objective.check(process)
@@ -109,8 +109,8 @@ class ScoreModel(LightningModule):
             return super().load_from_checkpoint(checkpoint_path, *args, **{**made, **kwargs, "weights_only": True})
 
     def _save_plain_hyperparameters(self) -> None:
-        """Keeps what the command line was told, so that a checkpoint rebuilds the model. A model built in Python has parts
-        that no checkpoint can hold safely: `load_from_checkpoint(path, network=..., process=..., ...)` is given them again.
+        """Saves the options of the command line, so that a checkpoint rebuilds the model. A model built in Python has parts
+        that no checkpoint can hold safely: give them to `load_from_checkpoint(path, network=..., process=..., ...)` again.
         """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`.*")
@@ -120,10 +120,10 @@ class ScoreModel(LightningModule):
                 del self.hparams[part]
 
     def use(self, sampler: Sampler | None, guidance: Guidance | None) -> None:
-        """Takes another sampler (null: reverse diffusion with 1000 steps) and another guidance (null: none).
+        """Replaces the sampler (null: reverse diffusion with 1000 steps) and the guidance (null: none).
 
         Raises:
-            InputError: they do not fit the process, or the training.
+            InputError: they do not fit the process or the training.
         """
         self._use(self.score_function.process, sampler, guidance)
 
@@ -149,7 +149,7 @@ class ScoreModel(LightningModule):
         return self.losses(batch).mean()
 
     def losses(self, batch: tuple[Tensor, Tensor], score: ScoreField | None = None) -> Tensor:
-        """The objective of each example of a batch (x, y), of another score on request: (B,)."""
+        """The objective of each example of a batch (x, y), (B,); of another score on request."""
         (x, y), augmenting = batch, nullcontext()
         if self.augmentation is not None and self.training:
             x, done = self.augmentation(x)
@@ -158,7 +158,7 @@ class ScoreModel(LightningModule):
             return self.objective(score or self.score_function, x, self.labels.of_batch(y, self.training))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """One batch; every `log_every_n_steps` steps the mean loss since then is logged, of all processes (a log costs)."""
+        """The loss of a batch; every `log_every_n_steps` steps logs the mean loss since then, of all processes."""
         batch = require_batch(batch, self.shape, self.num_classes * self.conditional)
         with self.draws.of(self.trainer, self.trainer.current_epoch, batch_idx):
             loss = self.loss(batch)
@@ -169,11 +169,11 @@ class ScoreModel(LightningModule):
         return loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the seed of the run, and the losses since the last time that their mean was logged."""
+        """Saves the seed of the run, and the losses since their mean was last logged."""
         checkpoint |= {"loss": self._mean_loss.state_dict(self.trainer), "seed": self.draws.seed}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Resumes with them, and with the schedule."""
+        """Resumes with these, and with the schedule."""
         self._optimization.adapt(checkpoint)
         self._mean_loss.load_state_dict(checkpoint.get("loss", {"sum": 0.0, "count": 0}), self._trainer)
         self.draws.resume(checkpoint, self._trainer)
@@ -189,11 +189,11 @@ class ScoreModel(LightningModule):
     def _evaluate_loss(self, batch: tuple[Tensor, Tensor], batch_idx: int, name: str) -> None:
         batch = require_batch(batch, self.shape, self.num_classes * self.conditional)
         with seeded(self.draws.number(self.trainer, batch_idx), self.device), eager(self._runs_eagerly):
-            loss = self.loss(batch) if len(batch[0]) else batch[0].new_zeros(())  # where only other processes have a batch
+            loss = self.loss(batch) if len(batch[0]) else batch[0].new_zeros(())  # where only other processes have examples
         self.log(name, loss, batch_size=len(batch[0]) * self.trainer.world_size, sync_dist=True)  # the mean is rounded
 
     def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> Samples:
-        """Draws the samples of a batch of numbers, seeds and, perhaps, labels, each (B,); the seeds are all the same."""
+        """Draws the samples of a batch of numbers, seeds (all equal) and, optionally, labels, each (B,)."""
         indices, seeds, *labels = batch
         shown = self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
         return self.draw(indices.tolist(), int(seeds[0]), labels[0] if labels else None, progress=shown)
@@ -203,7 +203,7 @@ class ScoreModel(LightningModule):
         return self._optimization.configure(self.parameters())
 
     def on_train_start(self) -> None:
-        """Goes on with the settings of the options, where a checkpoint brought others."""
+        """Restores the settings of the options after a checkpoint was loaded."""
         self._optimization.keep_settings(self.trainer.estimated_stepping_batches - self.trainer.global_step)
 
     @torch.inference_mode()
@@ -217,21 +217,21 @@ class ScoreModel(LightningModule):
         progress: bool = False,
         observe: Observer | None = None,
     ) -> Samples:
-        """The samples of given numbers, in one batch or, where that does not fit into memory, in as few as do: sample k
-        depends on the seed and k, not on its batch mates.
+        """Draws the samples of given numbers, in one batch or, where that does not fit into memory, in several: sample k
+        depends on the seed and k, not on its batch.
 
         Args:
             indices: the numbers k, (B,).
             seed: seed of the run.
             cond: class labels (B,), num_classes for "no class"; null: the classes in turn, k mod num_classes.
-            sampler: another sampler than the model's own.
+            sampler: a sampler to use instead of the model's.
             trajectory: keep x after every move.
             progress: show a progress bar.
-            observe: told every move of the sampler.
+            observe: called after every move of the sampler.
 
         Raises:
-            InputError: labels that are not one per sample, that the model does not know or has no use for.
-            Diverged: samples became too large, or are no numbers.
+            InputError: there is not one label per sample, a label is unknown, or the model is unconditional.
+            Diverged: samples became too large, NaN or infinite.
         """
         if cond is not None:
             self.check_labels(cond)
@@ -259,7 +259,7 @@ class ScoreModel(LightningModule):
 
     @property
     def takes_labels(self) -> bool:
-        """Whether the samples are given labels, by the network or by the guidance."""
+        """Whether samples have labels, for the network or the guidance."""
         return self.conditional or (self.guidance is not None and self.guidance.labeled)
 
     def check_labels(self, labels: Tensor) -> None:

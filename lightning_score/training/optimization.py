@@ -1,4 +1,4 @@
-"""An optimizer and a learning-rate schedule that go on from a checkpoint with the settings that they are given."""
+"""An optimizer and a learning-rate schedule that resume from a checkpoint with new settings."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -19,23 +19,23 @@ from torch.optim import Optimizer
 from lightning_score.errors import InputError, require
 
 AHEAD = 100_000
-"""Steps that are looked at for a learning rate above 0."""
+"""Most steps that are searched for a learning rate above 0."""
 DERIVED = ("schedule_phases", "total_size", "step_ratio")
-"""What torch's schedules compute from their parameters, and keep in a checkpoint."""
+"""Values that torch's schedules compute from their parameters, and save in checkpoints."""
 
 
 class Optimization:
-    """An optimizer, and the schedule of its learning rate after every step.
+    """An optimizer and its learning-rate schedule, stepped after every optimizer step.
 
-    A checkpoint of torch's brings the settings of both along with their state. Here it brings the state alone (moments,
-    steps, the place in the schedule), so that a run that goes on with another learning rate has that.
+    In torch a checkpoint restores the settings of both along with their state. Here it restores only the state (moments,
+    steps, the position in the schedule), so that a run can resume with another learning rate.
 
     Args:
-        optimizer: makes the optimizer of parameters.
-        schedule: makes the schedule of the optimizer; null: the learning rate is constant.
+        optimizer: makes the optimizer from parameters.
+        schedule: makes the schedule from the optimizer; null: a constant learning rate.
 
     Raises:
-        InputError: they cannot be made so, as with a learning rate below 0.
+        InputError: their arguments are invalid, as a learning rate below 0.
     """
 
     def __init__(self, optimizer: OptimizerCallable, schedule: LRSchedulerCallable | None):
@@ -48,26 +48,26 @@ class Optimization:
         self._schedule, self._settings, self._replaced = None, [], False
 
     def _try(self) -> None:
-        """Takes a step for once, so that training need not begin to find out what fails."""
+        """Takes one step with a dummy parameter, so that errors appear before training."""
         self.configure(iter([Parameter(torch.zeros(1))]))
         (parameter,) = self._optimizer.param_groups[0]["params"]
         parameter.grad = torch.zeros(1)
-        with suppress(AssertionError):  # of options for a GPU, as capturable
+        with suppress(AssertionError):  # raised by options for GPUs, as capturable
             self._optimizer.step(lambda: 0.0)
         self._needs = self._optimizer.state[parameter].keys()
         require(
             not isinstance(self._optimizer, torch.optim.LBFGS),
-            "LBFGS needs the same noise in each evaluation of a step, and weights that are not channels-last; take Adam",
+            "model.optimizer=LBFGS: needs the same noise in each evaluation of a step, and contiguous weights; use Adam",
         )
         require(
             not isinstance(self._schedule, torch.optim.lr_scheduler.ReduceLROnPlateau),
-            "ReduceLROnPlateau follows a metric, but the learning rate changes after every step here; take another class",
+            "model.lr_scheduler=ReduceLROnPlateau: follows a metric, but is stepped after every optimizer step; use another",
         )
         if self._schedule is not None:
             _stepped(self._schedule)
 
     def configure(self, parameters: Iterator[Parameter]) -> Any:
-        """What Lightning wants of `configure_optimizers`."""
+        """The return value of Lightning's `configure_optimizers`."""
         self._optimizer = optimizer = self._make_optimizer(parameters)
         self._first = _rates(optimizer)
         optimizer.register_load_state_dict_pre_hook(_with_settings)
@@ -79,13 +79,13 @@ class Optimization:
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule, "interval": "step"}}
 
     def adapt(self, checkpoint: dict[str, Any]) -> None:
-        """Makes a checkpoint fit: the state of a schedule of another class becomes that of this one after as many steps, and
-        that of an optimizer without what this one needs is left out.
+        """Adapts a checkpoint: the state of a schedule of another class is replaced by that of this one after as many steps,
+        and that of an optimizer of another class is dropped.
         """
         for optimizer in checkpoint.get("optimizer_states", []):
             if any(self._needs - kept.keys() for kept in optimizer.get("state", {}).values()):
                 optimizer["state"] = {}
-                rank_zero_warn("the checkpoint's optimizer is of another class: the state of this one starts anew")
+                rank_zero_warn("the checkpoint's optimizer is of another class: its state is not used")
         states = checkpoint.get("lr_schedulers", [])
         if self._make_schedule is None:
             self._replaced = bool(states)
@@ -95,21 +95,21 @@ class Optimization:
             checkpoint["lr_schedulers"], self._replaced = [self._after(step).state_dict()], True
 
     def keep_settings(self, steps: float = 0) -> None:
-        """Gives the schedule its settings back, once a checkpoint has been loaded, and the learning rate that follows; warns
-        where that is 0 in all of the steps that are left, as after the end of a schedule.
+        """Restores the settings of the schedule after a checkpoint was loaded, and the learning rate that follows; warns if
+        that is 0 in all remaining steps, as after the end of a schedule.
 
         Args:
-            steps: how many are left.
+            steps: number of remaining steps.
 
         Raises:
-            InputError: the schedule does not allow so many steps.
+            InputError: the schedule ends before that.
         """
         parts = _parts(self._schedule)
         changed = self._replaced or self._settings != [_settings(part) for part in parts]
         for part, settings in zip(parts, self._settings, strict=True):
             vars(part).update(settings)
         if changed:
-            self._take_up_rates()
+            self._set_rates()
         total = getattr(self._schedule, "total_steps", None)  # of OneCycleLR, which raises an error at the next step
         require(
             total is None or self._schedule.last_epoch + steps <= total,
@@ -122,17 +122,17 @@ class Optimization:
                 "--model.optimizer.lr or --model.lr_scheduler (total_iters or T_max as max_steps follow trainer.max_steps)"
             )
 
-    def _take_up_rates(self) -> None:
-        """Gives the optimizer the learning rates of the schedule's settings at its step."""
+    def _set_rates(self) -> None:
+        """Sets the optimizer's learning rates to those of the schedule at its step."""
         if self._schedule is None:
             for group, rate in zip(self._optimizer.param_groups, self._first, strict=True):
                 group["lr"] = rate
             return
-        rates = getattr(self._schedule, "_get_closed_form_lr", None)  # others than the product of all changes so far
+        rates = getattr(self._schedule, "_get_closed_form_lr", None)  # differs from the product of all changes so far
         if rates is None:
-            there = self._after(self._schedule.last_epoch)
-            self._schedule.load_state_dict(there.state_dict())
-            rates = partial(_rates, there.optimizer)
+            fresh = self._after(self._schedule.last_epoch)
+            self._schedule.load_state_dict(fresh.state_dict())
+            rates = partial(_rates, fresh.optimizer)
         for group, rate in zip(self._schedule.optimizer.param_groups, rates(), strict=True):
             group["lr"] = rate
 
@@ -147,7 +147,7 @@ class Optimization:
         return not any(any(_rates(_stepped(ahead).optimizer)) for _ in range(steps - 1))
 
     def _after(self, steps: int) -> Any:
-        """The schedule after some steps, with a parameter and an optimizer of its own."""
+        """A new schedule after some steps, of a dummy parameter and optimizer."""
         schedule = self._make_schedule(self._make_optimizer(iter([Parameter(torch.zeros(1))])))
         for _ in range(steps):
             _stepped(schedule)
@@ -155,7 +155,7 @@ class Optimization:
 
 
 def _stepped(schedule: Any) -> Any:
-    schedule.optimizer._opt_called = True  # or torch warns of steps that the optimizer has not made
+    schedule.optimizer._opt_called = True  # else torch warns that the optimizer was not stepped
     schedule.step()
     return schedule
 
@@ -165,7 +165,7 @@ def _rates(optimizer: Optimizer) -> list[float]:
 
 
 def _with_settings(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved state with the settings of the optimizer, its learning rate at the same fraction of the first one."""
+    """A saved state with the settings of the optimizer; its learning rate has the same ratio to the initial one."""
     groups = []
     for given, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):
         # the schedule changes these, as it does the learning rate
@@ -179,24 +179,23 @@ def _with_settings(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, 
 
 
 def _parts(schedule: Any) -> list[Any]:
-    """A schedule and all those that it is made of; none without one."""
+    """A schedule and the schedules that it contains; empty without a schedule."""
     inner = [part for each in getattr(schedule, "_schedulers", []) for part in _parts(each)]
     return [] if schedule is None else [schedule, *inner]
 
 
 def _settings(schedule: Any) -> dict[str, Any]:
-    """What a schedule was made with, and the learning rates from which it begins."""
+    """The arguments of a schedule, and its initial learning rates."""
     names = {"base_lrs", *DERIVED, *inspect.signature(type(schedule)).parameters} - {"optimizer", "last_epoch", "schedulers"}
     return {name: value for name, value in vars(schedule).items() if name.removeprefix("_") in names}
 
 
 def arrange_as_parameters(optimizer: Optimizer) -> None:
-    """Gives the optimizer's state the parameters' order in memory: a fused optimizer goes through both in that order, and
-    would take the state of one weight for that of another where they differ, as after loading contiguous state for
-    channels-last weights.
+    """Gives the optimizer's state the memory format of the parameters: a fused optimizer reads both in memory order, and
+    would mix up weights where they differ, as after loading contiguous state for channels-last weights.
 
     Raises:
-        ValueError: state of another shape, with which a fused optimizer would write outside of its memory.
+        ValueError: a state has another shape than its weight: a fused optimizer would write outside of its memory.
     """
     fused = any(group.get("fused") for group in optimizer.param_groups)
     for parameter, values in optimizer.state.items():

@@ -1,4 +1,4 @@
-"""What training steps share: random numbers of their own for every batch, the mean loss, and the step of what is logged."""
+"""Parts of training steps: random numbers per batch, the mean loss, the step of log entries, the check of batches."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -15,19 +15,18 @@ from lightning_score.errors import InputError, require
 from lightning_score.seeds import counted_seed, seeded
 
 
-def place(trainer: Trainer | None) -> tuple[int, int]:
+def rank_and_size(trainer: Trainer | None) -> tuple[int, int]:
     """The rank of this process and the number of processes."""
     return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
 
 class Draws:
     """The random numbers of training batches: they follow from the seed of the run, the epoch and the number of the batch
-    among those of all processes. So no two batches share any, N processes draw what one does that accumulates the gradients
-    of N batches, and a run that is resumed needs no state.
+    among those of all processes. So batches share no random numbers, N processes draw the same as one process that
+    accumulates N batches, and a resumed run needs no state.
 
-    The seed comes from the state of torch's random numbers when the model was made: where Lightning starts several processes
-    it sets that state anew, later. A run begun by an earlier version continues on one process as it began, with torch's
-    random numbers one after the other.
+    The seed comes from torch's random state at the construction of the model, because Lightning resets that state when it
+    starts several processes. A run of an earlier version continues on one process with torch's sequence of random numbers.
     """
 
     def __init__(self) -> None:
@@ -42,28 +41,28 @@ class Draws:
         return self.seed is not None
 
     def begin(self, trainer: Trainer) -> None:
-        """Gives a new run its seed, that of the first process in all."""
+        """Gives a new run its seed, the same on all processes."""
         self._runs += 1
         self.seed = trainer.strategy.broadcast(counted_seed(self._made, self._runs))
 
     def number(self, trainer: Trainer, batch_idx: int) -> int:
-        """The number of a process's batch among those that one process, in place of all, would take in turn."""
+        """The number of a batch in the order in which a single process would see the batches of all."""
         return batch_idx * trainer.world_size + trainer.global_rank
 
     def of(self, trainer: Trainer, epoch: int, batch_idx: int) -> AbstractContextManager:
-        """Within it, torch's random numbers are those of a training batch; after it they continue as before."""
+        """Sets torch's random numbers to those of a training batch inside a `with` block."""
         if self.seed is None:
             return nullcontext()
         return seeded(counted_seed(self.seed, epoch, self.number(trainer, batch_idx)), trainer.strategy.root_device)
 
     def resume(self, checkpoint: dict[str, Any], trainer: Trainer | None) -> None:
-        """Continues with the seed of a checkpoint; of an earlier version's, several processes begin with a new one."""
-        if checkpoint.get("seed") is not None or place(trainer)[1] == 1:
+        """Continues with the seed of a checkpoint; if it has none (earlier versions), several processes use a new one."""
+        if checkpoint.get("seed") is not None or rank_and_size(trainer)[1] == 1:
             self.seed = checkpoint.get("seed")
 
 
 class MeanLoss:
-    """The mean loss of the batches since it was last taken, on this process."""
+    """The mean loss of the batches since it was last read, on this process."""
 
     def __init__(self) -> None:
         self.total: Tensor | float = 0.0
@@ -74,28 +73,28 @@ class MeanLoss:
         self.total, self.count = self.total + loss.detach(), self.count + 1
 
     def take(self) -> Tensor:
-        """The mean, which begins anew."""
+        """The mean; starts the next one."""
         mean, self.total, self.count = self.total / self.count, 0.0, 0
         return mean
 
     def state_dict(self, trainer: Trainer) -> dict[str, Any]:
-        """The sums of all processes; all must call it."""
+        """The sums of all processes; all processes must call it."""
         total = torch.as_tensor(float(self.total), dtype=torch.float64)
         if trainer.world_size > 1:
             total = trainer.strategy.all_gather(total.to(trainer.strategy.root_device))
         return {"sum": total.reshape(-1).tolist(), "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any], trainer: Trainer | None) -> None:
-        """Continues with the sum of this process, or the mean of all where these were others."""
+        """Continues with the sum of this process, or with the mean of all if their number has changed."""
         sums = state["sum"] if isinstance(state["sum"], list) else [state["sum"]]
-        rank, processes = place(trainer)
+        rank, processes = rank_and_size(trainer)
         self.total = sums[rank] if len(sums) == processes else sum(sums) / len(sums)
         self.count = state["count"]
 
 
 class _StepsDone(_LoggerConnector):
-    """Logs what belongs to the k-th optimizer step, and the validation after it, at k, as `trainer.global_step`, pictures,
-    checkpoints and records have it. Lightning logs it at k - 1, and only a validation after the end of `fit` at k.
+    """Logs the entries of the k-th optimizer step, and of the validation after it, at step k, as `trainer.global_step`,
+    pictures, checkpoints and records count. Lightning logs them at k - 1, except for a validation after `fit`.
     """
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
@@ -105,24 +104,24 @@ class _StepsDone(_LoggerConnector):
 
 
 def log_at_steps_done(trainer: Trainer) -> None:
-    """Makes a trainer log at the number of optimizer steps done."""
+    """Makes a trainer log at the number of completed optimizer steps."""
     trainer._logger_connector.__class__ = _StepsDone
 
 
 def require_batch(batch: Any, shape: Sequence[int], num_classes: int = 0) -> tuple[Tensor, Tensor]:
-    """A batch (x, y), refused unless it is what a model of examples of `shape` takes; it costs no transfer from a device.
+    """Checks a batch (x, y) for a model of examples of `shape`, without a transfer from the device.
 
     Args:
-        batch: what a data loader gives.
+        batch: a batch of a data loader.
         shape: of one example.
-        num_classes: of a model that takes the labels; 0: they are not used.
+        num_classes: number of classes of a conditional model; 0: labels are not used.
 
     Raises:
-        InputError: it is something else.
+        InputError: the batch is invalid.
     """
     pair = isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
     require(
-        pair, "a batch must be a pair (x, y) of tensors, examples and labels: give a ScoreData, or a loader of such pairs"
+        pair, "batch: must be a pair (x, y) of tensors, examples and labels; give a ScoreData, or a loader of such pairs"
     )
     x, y = batch
     if x.shape[1:] != tuple(shape) or not x.is_floating_point():

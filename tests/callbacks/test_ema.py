@@ -1,4 +1,4 @@
-"""The averages: their formula, who sees them and when, and that checkpoints keep both kinds of weights apart."""
+"""The averages: their formula, when the model holds them, and checkpoints with both sets of weights."""
 
 import subprocess
 import sys
@@ -57,7 +57,7 @@ class Line(LightningModule):
 
 
 class Watch(Callback):
-    """Records the weights the model holds at the moments that matter."""
+    """Records the weights that the model holds in training and validation."""
 
     def __init__(self) -> None:
         self.validated: list[torch.Tensor] = []
@@ -84,7 +84,7 @@ def averages(ema: EMA, model: LightningModule) -> torch.Tensor:
 
 
 def fit(model: LightningModule, *callbacks: Callback, ckpt_path: Path | None = None, **options) -> Trainer:
-    """Fits deterministically: the random numbers of a step depend on its number alone, resumed or not."""
+    """Fits deterministically: the random numbers of a step depend only on its number, resumed or not."""
     options = {"max_epochs": 2, "enable_checkpointing": False, **options}
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
                       callbacks=[*callbacks, Reseed()], **options)  # fmt: skip
@@ -98,7 +98,7 @@ class Reseed(Callback):
 
 
 def recursion(weights: list[torch.Tensor], start: torch.Tensor, decay: float, warmup: bool) -> list[torch.Tensor]:
-    """The averages by the textbook, from the weights after each step."""
+    """The averages by the textbook formula, from the weights after each step."""
     found = [start]
     for n, weight in enumerate(weights, start=1):
         d = min(decay, (1 + n) / (10 + n)) if warmup else decay
@@ -210,7 +210,7 @@ def test_a_failing_block_gives_the_raw_weights_back():
 
 
 class SaveIn(Callback):
-    """Saves a checkpoint at the end of the epoch of validation, while the model of ours holds the averages."""
+    """Saves a checkpoint at the end of a validation epoch, while the model holds the averages."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -220,7 +220,7 @@ class SaveIn(Callback):
 
 
 @pytest.mark.parametrize("ema_first", [True, False])
-def test_a_checkpoint_has_both_the_right_way_round(tmp_path, ema_first):
+def test_a_checkpoint_holds_averages_and_raw_weights(tmp_path, ema_first):
     model, ema, inside = Line(), EMA(0.9), SaveIn(tmp_path / "inside.ckpt")
     trainer = fit(model, *([ema, inside] if ema_first else [inside, ema]))
     trainer.save_checkpoint(tmp_path / "after.ckpt")
@@ -272,7 +272,7 @@ def test_a_finished_run_can_be_extended(tmp_path, from_checkpoint):
 
 
 class Beginning(Callback):
-    """Records what the model and its averages are when training begins."""
+    """Records the weights and the averages at the start of training."""
 
     def __init__(self, averaged: Callable[[LightningModule], torch.Tensor]) -> None:
         self.of = averaged
@@ -348,7 +348,7 @@ def test_an_evaluated_checkpoint_is_evaluated_with_its_own_averages(tmp_path):
     assert torch.equal(flat(model), expected)
 
 
-def test_a_new_model_begins_anew():
+def test_a_new_model_has_new_averages():
     ema = EMA(0.9)
     fit(Line(), ema, max_epochs=3)
     model, watch = Line(), Watch()
@@ -373,7 +373,7 @@ def test_tied_weights_are_saved_under_both_names(tmp_path):
 
 def test_half_precision_weights_are_averaged_in_single_precision():
     class Drift(LightningModule):
-        """Its weights jump from 1 to 1.5 at the first step and stay there."""
+        """Its weights change from 1 to 1.5 at the first step and stay there."""
 
         def __init__(self) -> None:
             super().__init__()

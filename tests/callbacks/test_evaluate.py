@@ -1,4 +1,4 @@
-"""What is measured of a model, beside what, how it is recorded, and that interruptions and processes change nothing."""
+"""Evaluations: their metrics, references and records, and that interruptions and processes change nothing."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ from lightning_score.metrics import (
     real_floor,
     reference as reference_module,
 )
-from lightning_score.metrics.reference import reference
+from lightning_score.metrics.reference import reference_statistics
 from lightning_score.networks import MLP
 from lightning_score.process import VP, BetaTable, SigmaTable
 from lightning_score.runs.records import FILE, Record, append_record, by_axis, metric_name, read_records
@@ -78,7 +78,7 @@ class TestRecords:
         }
         return Record(**{**values, **changes})
 
-    def test_lines_are_read_back_and_broken_ones_are_left_out(self, tmp_path):
+    def test_records_are_read_back_without_broken_lines(self, tmp_path):
         for value in (3.0, float("nan")):
             append_record(tmp_path / FILE, self.record(value=value))
         with (tmp_path / FILE).open("a") as file:
@@ -97,7 +97,7 @@ class TestRecords:
         groups = by_axis([self.record(), self.record(step=9, weights="raw", sampler={"steps": 3}), self.record(**change)])
         assert [len(group) for group in groups.values()] == [2, 1]
 
-    def test_a_name_says_the_number_of_samples(self):
+    def test_a_name_mentions_the_number_of_samples(self):
         names = [metric_name("fid", "digits", n) for n in (898, 1000, 10_000, 50_000)]
         assert names == ["fid_digits_898", "fid_digits_1k", "fid_digits_10k", "fid_digits"]
 
@@ -112,7 +112,7 @@ class TestReference:
         return calls
 
     def get(self, n=100, data_hash="d", features=None):
-        return reference(data_hash, Digits().reference, features or DigitFeatures(), n)
+        return reference_statistics(data_hash, Digits().reference, features or DigitFeatures(), n)
 
     def test_statistics_and_floor(self):
         found, features = self.get(), DigitFeatures()(Digits().reference()).features
@@ -131,7 +131,7 @@ class TestReference:
         assert len(found.kept) == 300 and found.floor_n == n
         assert found.floor == pytest.approx(real_floor(features, n), rel=0.15)
 
-    def test_computed_once_for_all_that_it_depends_on(self, counted):
+    def test_it_is_computed_once_per_dependency(self, counted):
         for _ in range(2):
             self.get()
         assert len(counted) == 1
@@ -141,8 +141,8 @@ class TestReference:
         assert len(counted) == 4
         assert Digits().fingerprint == Digits(data_range=(-1, 1)).fingerprint
 
-    def test_other_code_of_the_same_weights_computes_its_own(self, counted):
-        """The fingerprint is of the name and the weights; a user's features may have changed otherwise."""
+    def test_other_code_with_the_same_weights_has_another_reference(self, counted):
+        """The fingerprint covers name and weights, but a user's code may have changed."""
         for module in (nn.AvgPool2d(2), nn.MaxPool2d(2)):
             features = ModuleFeatures(nn.Sequential(ToFloat(), module), 16)
             for _ in range(2):
@@ -150,7 +150,7 @@ class TestReference:
             assert frechet_distance(found.statistics, fit(features(Digits().reference()).features)) < 1e-6
         assert len(counted) == 2
 
-    def test_several_at_once_compute_once(self, counted):
+    def test_concurrent_threads_compute_once(self, counted):
         threads = [Thread(target=self.get) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -224,14 +224,14 @@ class TestTest:
         assert (Path(records[0].data).name, records[0].split, records[0].floor) == ("digits.npz", "file", None)
         assert "fid_digits_100_floor" not in of_file
 
-    def test_statistics_of_other_features_are_refused_before_anything_is_drawn(self, checkpoint, monkeypatch, capsys):
+    def test_statistics_of_other_features_are_refused_before_sampling(self, checkpoint, monkeypatch, capsys):
         np.savez("other.npz", mu=np.zeros(3), sigma=np.eye(3))
         monkeypatch.setattr(ScoreModel, "draw", lambda *_, **__: pytest.fail("drawn"))
         assert run(["test", f"--ckpt_path={checkpoint}", "--evaluate.reference=other.npz"]) == 2
-        assert "other.npz: of 3 features, but digits has 64" in capsys.readouterr().err
+        assert "other.npz: has 3 features, but digits has 64" in capsys.readouterr().err
 
     @pytest.mark.faults("evaluations interrupted")
-    def test_an_interrupted_evaluation_goes_on(self, checkpoint, monkeypatch, capsys, tmp_path):
+    def test_an_interrupted_evaluation_resumes(self, checkpoint, monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sampling_pass, "SAVE_EVERY", 0.0)
         options = ["--evaluate.batch_size=10"]
         whole, _ = measure(checkpoint, "whole", *options)
@@ -247,14 +247,14 @@ class TestTest:
         with pytest.raises(BaseException):  # noqa: B017
             measure(checkpoint, "broken", *options)
         found, _ = measure(checkpoint, "mended", *options)
-        assert drawn[5] == list(range(40, 50)), "what was done is not done again"
+        assert drawn[5] == list(range(40, 50)), "finished batches are not drawn again"
         assert "resumes after 40 samples" in capsys.readouterr().out
         for name, value in whole.items():
             assert found[name] == pytest.approx(value, rel=1e-9) or name == "sampling_seconds", name
         assert not list((tmp_path / "cache").rglob("*.pt"))
 
-    def test_a_kept_evaluation_is_of_one_model_and_precision(self):
-        """Whatever changes the samples has a name of its own, also what is not in the weights."""
+    def test_an_interrupted_pass_is_of_one_model_and_precision(self):
+        """Everything that changes the samples changes the file name, also what is not in the weights."""
         network = partial(MLP, width=8, depth=1)
 
         def path(process=None, parametrization=None, precision="32-true", mask=0.0):
@@ -269,8 +269,8 @@ class TestTest:
         others += [path(BetaTable(steps=steps)) for steps in (1000, 999)] + [path(SigmaTable(0.01, s, 9)) for s in (1, 2)]
         assert path() == path() and len({path(), *others}) == len(others) + 1
 
-    def test_features_are_found_while_the_next_samples_are_drawn(self, checkpoint, monkeypatch):
-        """As on a GPU: what is measured is the same."""
+    def test_features_are_computed_while_the_next_samples_are_drawn(self, checkpoint, monkeypatch):
+        """As on a GPU, with the same results."""
         alone, _ = measure(checkpoint, "alone", "--evaluate.batch_size=9")
         init = sampling_pass.SamplingPass.__init__
 
@@ -311,7 +311,7 @@ class TestFit:
         records = read_records(checkpoint.parent / FILE)
         assert [(r.metric, r.step) for r in records] == [("fid_digits_40", 20), ("fid_digits_40", 30)]
 
-    def test_other_commands_measure_however_seldom_fit_does(self, checkpoint):
+    def test_every_n_validations_concerns_fit_alone(self, checkpoint):
         seldom = ["--evaluate.every_n_validations=9", "--evaluate.num_samples=10", *QUICK]
         assert run(["validate", f"--ckpt_path={checkpoint}", "--output=out", *seldom]) == 0
         assert [record.metric for record in read_records(Path("out", FILE))] == ["fid_digits_10"]
@@ -323,11 +323,11 @@ class TestFit:
         found = {record.metric for record in read_records(Path("runs/ncsn/latest") / FILE)}
         assert {"fid_digits_70", "kid_digits_70", "is_digits_70", "precision_digits_70", "coverage_digits_70"} <= found
 
-    def test_measurements_keep_to_their_share_of_the_time(self, tmp_path, capsys):
+    def test_measurements_stay_within_their_share_of_the_time(self, tmp_path, capsys):
         options = ["--trainer.max_steps=6", "--trainer.val_check_interval=2", "--evaluate.num_samples=50",
                    "--trainer.callbacks=null"]  # fmt: skip
         with pytest.warns(UserWarning, match="num_samples=50 is not above the 64 features"):
             assert run(["fit", "--config=ncsn", "--evaluate.max_share=1.0e-6", *options, *QUICK]) == 0
         records = read_records(Path("runs/ncsn/latest") / FILE)
-        assert [r.step for r in records] == [2], "the first is taken, to know how long it takes"
-        assert "step 4: fid_digits_50 is left out" in capsys.readouterr().out
+        assert [r.step for r in records] == [2], "the first is measured, to know its time"
+        assert "step 4: fid_digits_50 is skipped" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Pictures: what they show of the samples, and what they say of themselves."""
+"""Pictures of samples, and their metadata."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def test_a_strip_goes_from_the_start_to_the_result(process, sampler, columns):
     torch.testing.assert_close(middle, expected)
 
 
-def test_noise_is_seen_as_noise_and_not_as_black_and_white():
+def test_noise_is_not_clipped():
     """At the largest level nine tenths of the pixels lie within the range, whose edges clipping would fill otherwise."""
     process = SigmaTable(0.03, 50.0, 10)
     drawn, data = model(process, AnnealedLangevin(1e-4, 1)), Digits(data_range=(0, 1))
@@ -65,7 +65,7 @@ def test_noise_is_seen_as_noise_and_not_as_black_and_white():
     assert float(((first > 0) & (first < 255)).double().mean()) > 0.9
 
 
-def test_rows_are_samples_and_columns_moments():
+def test_rows_are_samples_and_columns_times():
     moments = [torch.full((2, 1, 48, 48), 10 * k, dtype=torch.uint8) for k in range(3)]
     moments[1][1] = 200
     picture = np.asarray(strip_picture(moments))
@@ -74,14 +74,14 @@ def test_rows_are_samples_and_columns_moments():
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
-def test_gray_pictures_stay_gray_and_say_what_they_show(tmp_path, channels, mode):
+def test_gray_pictures_stay_gray_and_have_metadata(tmp_path, channels, mode):
     save_picture(strip_picture([torch.zeros(2, channels, 8, 8, dtype=torch.uint8)]), tmp_path / "a.png", "σ = 3 <b>")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.mode == mode
         assert picture.info["Description"] == "σ = 3 <b>" and picture.info["Kind"] == "pixels"
 
 
-def test_drawings_say_that_they_are(tmp_path):
+def test_drawings_are_marked_in_the_metadata(tmp_path):
     from matplotlib.figure import Figure
 
     save_picture(figure_picture(Figure(figsize=(1, 1))), tmp_path / "a.png", "nothing")
@@ -89,7 +89,7 @@ def test_drawings_say_that_they_are(tmp_path):
         assert picture.info["Kind"] == "drawing"
 
 
-def test_predict_draws_the_way_on_request(tmp_path, capsys):
+def test_predict_draws_the_progress_on_request(tmp_path, capsys):
     quick = ["--trainer.max_steps=2", "--evaluate.features=null", "--samples.num_samples=0", "--model.sampler.steps=1"]
     quick += ["--trainer.callbacks=null", "--trainer.logger=false"]
     assert run(["fit", "--config=ncsn", f"--output={tmp_path / 'run'}", *quick]) == 0
@@ -124,7 +124,7 @@ def test_a_column_of_samples_has_one_label(n, labels, columns):
 
 
 def floats(shape, low, high, stored=None):
-    """Data of floats between two values, stored between two others, with levels that are spread evenly."""
+    """Float data between two values, stored between two others, with evenly spaced levels."""
     first, last = stored or (low, high)
 
     class Floats(ScoreData):
@@ -146,7 +146,7 @@ def floats(shape, low, high, stored=None):
 @pytest.mark.parametrize("stored", [None, (0.0, 1.0), (3.0, -2.0)])
 @pytest.mark.parametrize("ends", [(-1.0, 1.0), (0.0, 1.0), (0.0, 255.0), (-3.0, 5.0)])
 def test_floats_are_drawn_by_the_declared_range(ends, stored):
-    """Half the range is half gray, whatever the range and the form of storage; what is beyond it is black or white."""
+    """Half the range is half gray, whatever the range and the type of storage; values beyond it are black or white."""
     data = floats((1, 4, 4), *ends, stored)
     low, high = ends
     x = torch.tensor([low - 1, low, (low + high) / 2, high, high + 1]).reshape(5, 1, 1, 1).expand(-1, 1, 4, 4)

@@ -18,7 +18,7 @@ BATCHES = 4
 
 
 class Tiny(LightningModule):
-    """Its loss is its step, so that what the bar shows can be told."""
+    """Its loss is its step, so that the bar shows a known number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Tiny(LightningModule):
 
 
 class Stream(io.StringIO):
-    """Stands for a terminal, or for a file."""
+    """A fake terminal, or a fake file."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ def test_the_metrics_of_the_bar_are_shown_by_their_short_names(terminal):
     assert "hidden" not in terminal.getvalue() and "train/" not in terminal.getvalue()
 
 
-def test_the_metrics_are_looked_at_only_every_so_many_steps(terminal, monkeypatch):
+def test_the_metrics_are_read_every_so_many_steps(terminal, monkeypatch):
     looks = []
     bar = StepProgress(6)
     metrics = StepProgress.get_metrics
@@ -141,7 +141,7 @@ def test_the_metrics_are_looked_at_only_every_so_many_steps(terminal, monkeypatc
     assert " 20/20 [" in bars(terminal, "training")[-1]
 
 
-def test_a_resumed_run_starts_where_it_left_off(terminal, tmp_path):
+def test_a_resumed_run_starts_at_its_step(terminal, tmp_path):
     first = terminal.trainer(StepProgress(1), max_epochs=2)
     first.fit(Tiny())
     first.save_checkpoint(tmp_path / "end.ckpt")
@@ -167,7 +167,7 @@ class Talk(Callback):
         logging.getLogger("lightning_score.test").warning(f"warned at {trainer.global_step}")
 
 
-def test_what_is_printed_has_lines_of_its_own(terminal):
+def test_printed_text_has_its_own_lines(terminal):
     terminal.trainer(Talk(), StepProgress(1), max_epochs=1).fit(Tiny())
     lines = terminal.screen()
     for step in range(1, 5):
@@ -175,7 +175,7 @@ def test_what_is_printed_has_lines_of_its_own(terminal):
         assert lines[first + 1 : first + 3] == [f"logged at {step}", f"warned at {step}"]
 
 
-def test_a_log_file_gets_a_line_now_and_then(file, monkeypatch):
+def test_a_log_file_has_a_line_every_ten_seconds(file, monkeypatch):
     monkeypatch.setattr("lightning_score.callbacks.progress.SECONDS_BETWEEN_LINES", 1000.0)
     file.trainer(StepProgress(1), max_epochs=50).fit(Tiny())
     assert "\r" not in file.getvalue()

@@ -169,7 +169,7 @@ class TestOtherClasses:
         ("options", "message"),
         [
             (["--model.optimizer=SparseAdam"], "SparseAdam does not support dense gradients"),
-            (["--model.optimizer=LBFGS"], "LBFGS needs"),
+            (["--model.optimizer=LBFGS"], "LBFGS: needs"),
             (["--model.lr_scheduler=CosineAnnealingLR", "--model.lr_scheduler.T_max=0"], "optimizer, lr_scheduler"),
             (["--model.lr_scheduler=StepLR", "--model.lr_scheduler.step_size=0"], "optimizer, lr_scheduler"),
             (["--trainer.val_check_interval=0"], "--trainer.val_check_interval 0: must be above 0"),

@@ -178,9 +178,12 @@ OPTIONS = ["--evaluate.features=null", "--samples.num_samples=0", "--trainer.cal
         (["schedule", "--data=test_data_check.Floats"], "Floats.load"),
         (["fit", "--config=ncsn", "--evaluate.features=RawFeatures"], "RawFeatures got examples of shape (1, 8, 8)"),
         (["fit", "--config=ncsn", "--evaluate.features=InceptionFeatures", "--evaluate.features.weights=x"], "from"),
-        (["fit", "--config=ncsn", "--evaluate.reference=stats.npz"], "of 7 features, but digits has 64"),
+        (["fit", "--config=ncsn", "--evaluate.reference=stats.npz"], "has 7 features, but digits has 64"),
         (["fit", "--config=ncsn", "--evaluate.num_samples=1000000000000"], "larger than any machine"),
-        (["fit", "--config=ncsn", "--evaluate.num_samples=1000000000", "--model.sampler.steps=9000"], "no machine"),
+        (
+            ["fit", "--config=ncsn", "--evaluate.num_samples=1000000000", "--model.sampler.steps=9000"],
+            "which would take months",
+        ),
         (["fit", "--config=ncsn", "--samples.num_samples=1000000000"], "GB of memory"),
         (["fit", "--config=ncsn", "--model.process.levels=900000"], "levels x steps"),
         (["fit", "--config=toy", "--data.num_samples=1000000000"], "GB of memory"),
@@ -234,7 +237,7 @@ class TestLoadersOfOthers:
 
 def test_features_say_what_they_cannot_see():
     images = BYTES[:2]
-    with pytest.raises(InputError, match=r"ModuleFeatures: cannot be computed of the data.*uint8.*mat1"):
+    with pytest.raises(InputError, match=r"ModuleFeatures: cannot be computed from examples of torch.uint8.*mat1"):
         ModuleFeatures(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 3)), 3).check(images)
     with pytest.raises(InputError, match="num_features=4"):
         ModuleFeatures(torch.nn.Flatten(), 4).check(images)

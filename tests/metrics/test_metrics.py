@@ -122,7 +122,7 @@ def test_fewer_examples_than_features(n):
     assert frechet_distance(fit(first), many) == pytest.approx(frechet_distance(many, fitted(first)), rel=1e-9)
 
 
-def test_points_and_constant_features_are_no_nan():
+def test_points_and_constant_features_do_not_give_nan():
     mean, zero, one = torch.zeros(3), torch.zeros(3, 3), torch.eye(3)
     assert frechet_distance(gaussian(mean, zero), gaussian(mean + 1, zero)) == 3
     assert frechet_distance(gaussian(mean, zero), gaussian(mean, one)) == 3, "a point against a Gaussian: its trace"
@@ -134,7 +134,7 @@ def test_points_and_constant_features_are_no_nan():
 
 
 @pytest.mark.parametrize("smallest", [0.0, 1e-16, 1e-13, 1e-12, 1e-11, 1e-6])
-def test_a_nearly_singular_covariance_costs_no_precision(smallest):
+def test_a_nearly_singular_covariance_does_not_reduce_precision(smallest):
     """C = Q diag(s, 1, ..., 1) Q^T against the identity is at (1 - sqrt(s))^2, whichever factor is taken."""
     basis = torch.linalg.qr(correlated(10, 10, 1)).Q
     eigenvalues = torch.ones(10, dtype=torch.float64)
@@ -172,7 +172,7 @@ class Vectors(torch.nn.Module):
         return self.features(x).features
 
 
-def test_batches_of_any_size_blocks_and_processes_give_one_value():
+def test_batches_blocks_and_processes_do_not_change_the_value():
     features = correlated(301, 8, 1)
     processes = [FeatureSums(8, blocks=4), FeatureSums(8, blocks=4)]
     for rank, (size, sums) in enumerate(zip((7, 50), processes, strict=True)):
@@ -190,12 +190,12 @@ def test_batches_of_any_size_blocks_and_processes_give_one_value():
     torch.testing.assert_close(part.covariance, torch.cov(features[1::2].mT), rtol=1e-10, atol=1e-12)
 
 
-def test_a_far_mean_costs_no_precision():
+def test_a_far_mean_does_not_reduce_precision():
     real, fake = correlated(500, 4, 1), correlated(500, 4, 2)
     assert distance(real + 1e4, fake + 1e4) == pytest.approx(distance(real, fake), rel=1e-6)
 
 
-def test_sums_made_in_inference_mode_may_be_added_to_outside():
+def test_sums_of_inference_mode_can_be_updated_outside():
     with torch.inference_mode():
         sums = FeatureSums(3)
         sums.update(correlated(5, 3, 1))
@@ -205,7 +205,7 @@ def test_sums_made_in_inference_mode_may_be_added_to_outside():
     assert frechet_distance(sums.compute(), fit(correlated(5, 3, 1))) == pytest.approx(0, abs=1e-9)
 
 
-def test_sums_refuse_what_has_no_distance():
+def test_sums_refuse_invalid_features():
     sums = FeatureSums(3)
     with pytest.raises(InputError, match="NaN"):
         sums.update(torch.full((2, 3), torch.nan))
@@ -226,7 +226,7 @@ def sums_of(features, blocks=10):
 
 
 def test_the_standard_error_is_the_spread_over_independent_samples():
-    """Of 60 sets of samples, the spread of their distances is what one set says of itself, on average."""
+    """The spread of the distances of 60 sets of samples is the mean of their standard errors."""
     real = fit(correlated(20_000, 5, 1))
     sets = [correlated(500, 5, 2)[:, :1] * 0 + torch.randn(500, 5, generator=generator(seed)).double() for seed in range(60)]
     found = [frechet_estimate(real, sums_of(features)) for features in sets]
@@ -249,7 +249,7 @@ def test_the_standard_error_of_samples_whose_classes_take_turns(classes):
     assert float(errors.square().mean().sqrt()) == pytest.approx(float(values.std()), rel=0.3)
 
 
-def test_kept_features_stand_for_their_sums():
+def test_kept_features_have_the_statistics_of_their_sums():
     real, features = fit(correlated(300, 6, 1)), correlated(45, 6, 2)
     kept, sums = KeptFeatures(features, 10), sums_of(features)
     assert kept.count.tolist() == sums.count.tolist()
@@ -259,7 +259,7 @@ def test_kept_features_stand_for_their_sums():
     )
 
 
-def test_there_is_no_error_of_few_blocks():
+def test_few_blocks_give_no_error():
     assert math.isnan(frechet_estimate(fit(correlated(50, 3, 1)), sums_of(correlated(50, 3, 2), blocks=2)).error)
     assert math.isnan(frechet_estimate(fit(correlated(50, 3, 1)), sums_of(correlated(50, 3, 2)), error=False).error)
 
@@ -270,13 +270,13 @@ def limit_of(real, features):
 
 
 def covered(found, truth):
-    """The share of intervals of two errors that hold the truth."""
+    """The fraction of intervals of two errors that cover the truth."""
     return sum(abs(estimate.value - truth) <= 2 * estimate.error for estimate in found) / len(found)
 
 
 @pytest.mark.parametrize("size", [1000, 997], ids=["equal blocks", "unequal blocks"])
-def test_the_limit_has_lost_the_bias_of_few_samples(size):
-    """Samples of the data's own law are at 0; few of them seem to be farther, the limit does not."""
+def test_fid_infinity_has_no_bias_of_few_samples(size):
+    """Samples of the data's law have distance 0; that of few of them is larger, its extrapolation is not."""
     draws = [torch.randn(size, 20, generator=generator(seed)).double() for seed in range(20)]
     real = gaussian(torch.zeros(20).double(), torch.eye(20).double())
     values = torch.tensor([frechet_distance(real, fit(draw)) for draw in draws])
@@ -288,7 +288,7 @@ def test_the_limit_has_lost_the_bias_of_few_samples(size):
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1.1, 0.1), (1.5, 0.5)], ids=["equal", "near", "far"])
-def test_two_errors_of_the_distance_and_of_its_limit_hold_their_truths(scale, shift):
+def test_two_errors_of_fid_and_fid_infinity_cover_the_truth(scale, shift):
     """Of Gaussians the distance of the laws has a closed form; that of few samples is its mean."""
     dimension = 12
     real = gaussian(torch.zeros(dimension).double(), torch.eye(dimension).double())
@@ -343,7 +343,7 @@ def test_floor_is_within_five_percent_of_a_long_simulation(dimension, total, n):
     assert sum(floors) / 5 == pytest.approx(sum(scores) / 1000, rel=0.05)
 
 
-def test_floor_is_the_same_every_time_and_refuses_what_has_none():
+def test_floor_is_reproducible_and_refuses_too_few_examples():
     features = correlated(400, 5, 1)
     assert real_floor(features, 200) == real_floor(features, 200) != real_floor(features, 200, seed=1)
     rows = torch.randperm(400, generator=generator())
@@ -434,7 +434,7 @@ def test_kernel_distance_is_torch_fidelitys_of_all_pairs(n, m):
 
 @pytest.mark.parametrize(("n", "m"), [(300, 300), (400, 150)])
 @pytest.mark.parametrize("shift", [0.0, 0.1, 0.2, 0.5])
-def test_two_errors_of_the_kernel_distance_hold_the_truth(shift, n, m):
+def test_two_errors_of_the_kernel_distance_cover_the_truth(shift, n, m):
     """Of equal laws, where it is 0, as of different ones, where its mean is the truth; and they are no wider than needed."""
     mixing = correlated(24, 24, 5) / 24
     found = [kernel_distance(normal(n, 2 * k, 24) @ mixing, normal(m, 2 * k + 1, 24) @ mixing + shift) for k in range(200)]
@@ -485,7 +485,7 @@ DATA = {
 
 @pytest.mark.parametrize("changed", CHANGES)
 @pytest.mark.parametrize("data", DATA)
-def test_copies_are_found_whatever_became_of_them(data, changed):
+def test_changed_copies_are_found(data, changed):
     """Digits, with 8 gray levels of noise on the copies, of data that stand once or more often."""
     train, held_out = Digits().splits
     few = train.x[::4]
@@ -496,7 +496,7 @@ def test_copies_are_found_whatever_became_of_them(data, changed):
 
 
 @pytest.mark.parametrize(("spread", "least"), [(0, 1.0), (8, 0.98), (16, 0.8)])
-def test_how_many_noisy_digits_are_found(spread, least):
+def test_noisy_copies_of_digits_are_found(spread, least):
     """And of real digits that were not trained on none; 32 gray levels are as far as digits are from one another."""
     train, held_out = Digits().splits
     assert nearest_neighbors(noisy(train.x[:100], spread), train.x, held_out.x[:50]).copied >= least
@@ -504,7 +504,7 @@ def test_how_many_noisy_digits_are_found(spread, least):
     assert fresh.copied <= 0.01 and fresh.copied_held_out <= 0.01 and fresh.ratio == pytest.approx(1, abs=0.1)
 
 
-def test_neighbors_find_copies_and_no_others():
+def test_neighbors_find_only_copies():
     train, held_out = torch.randint(0, 256, (2, 300, 1, 8, 8), dtype=torch.uint8, generator=generator())
     fresh = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8, generator=generator(1))
     found = nearest_neighbors(torch.cat([train[[7, 250]], fresh]), train, held_out)
@@ -570,7 +570,7 @@ def test_features_are_frozen_vectors(tmp_path):
         assert re.fullmatch("[a-z0-9_]+", features.name)
 
 
-def test_a_fingerprint_tells_weights_apart():
+def test_a_fingerprint_distinguishes_weights():
     first, second = ModuleFeatures(torch.nn.Linear(2, 3), 3), ModuleFeatures(torch.nn.Linear(2, 3), 3)
     assert first.fingerprint != second.fingerprint
     second.load_state_dict(first.state_dict())
@@ -583,12 +583,12 @@ def test_features_refuse_other_examples(tmp_path):
     for features, x in extractors(tmp_path):
         with pytest.raises(InputError, match=type(features).__name__):
             features(torch.zeros(2, 4, 5, 6))
-        if type(features) is not ModuleFeatures:  # whose module says what it takes
+        if type(features) is not ModuleFeatures:  # whose module checks its input
             with pytest.raises(InputError, match=type(features).__name__):
                 features(x.flatten(1).repeat(1, 2))
 
 
-def test_digit_classifier_is_as_good_as_it_says():
+def test_digit_classifier_has_the_documented_accuracy():
     classifier = DigitFeatures().classifier
     measured = accuracy(classifier, Digits().splits.held_out)
     with safe_open(DIGIT_WEIGHTS, "pt") as file:
@@ -599,7 +599,7 @@ def test_digit_classifier_is_as_good_as_it_says():
     assert DIGIT_WEIGHTS.stat().st_size < 500_000
 
 
-def test_fashion_classifier_is_as_good_as_it_says(tmp_path):
+def test_fashion_classifier_has_the_documented_accuracy(tmp_path):
     stated = [float(number) for number in re.findall(r"([\d.]+) % ", FashionFeatures.__doc__)]
     with safe_open(FASHION_WEIGHTS, "pt") as file:
         assert float(file.metadata()["held_out_accuracy"]) == pytest.approx(stated[0] / 100, abs=1e-4)
@@ -674,7 +674,7 @@ def test_inception_is_torch_fidelitys_and_gray_counts_as_three_equal_channels(tm
     torch.testing.assert_close(features(gray).features, oracle(gray.repeat(1, 3, 1, 1))[0], rtol=1e-3, atol=3e-4)
 
 
-def test_missing_inception_says_what_to_do(tmp_path, monkeypatch):
+def test_a_missing_inception_names_the_fix(tmp_path, monkeypatch):
     monkeypatch.delenv(INCEPTION_VARIABLE, raising=False)
     fix = r"Download https://\S+6726825d.pth and give its path.*`weights` of InceptionFeatures or.*LIGHTNING_SCORE_INC"
 

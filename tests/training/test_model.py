@@ -1,4 +1,4 @@
-"""The model as a whole: what it does where memory is short."""
+"""The model: sampling with little memory, precision, optimizer state."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -47,7 +47,7 @@ def model():
 
 
 def test_samples_that_do_not_fit_are_drawn_in_parts(model):
-    """The same samples; and the next time it is known how many fit."""
+    """They are the same samples; the next draw knows how many fit."""
     with pytest.warns(UserWarning, match="16 samples at once do not fit into memory: from here on 8"):
         few = model.draw(range(16), trajectory=True)
     assert model.sampler.tried == [16, 8, 4, 4, 4, 4]
@@ -65,14 +65,14 @@ def test_one_sample_that_does_not_fit_is_an_error(model):
         model.draw(range(2))
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory(model):
+def test_other_errors_are_not_treated_as_out_of_memory(model):
     model.sampler.room = None
     with pytest.raises(TypeError):
         model.draw(range(2))
 
 
 class Watched(MLP):
-    """A network that notes whether it is called in mixed precision, in training and outside."""
+    """A network that records whether it is called in mixed precision, in training and in sampling."""
 
     def __init__(self, *arguments, **settings):
         super().__init__(*arguments, **settings)
@@ -106,7 +106,7 @@ def test_samples_are_drawn_in_the_trainers_precision(precision, tmp_path):
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_optimizer_state_of_another_layout(fused):
-    """Contiguous state, as weights that were shared out leave it, goes on with channels-last weights."""
+    """Contiguous state, as sharded weights leave it, resumes with channels-last weights."""
     torch.manual_seed(0)
     gradients = [torch.randn(4, 3, 5, 5) for _ in range(4)]
 

@@ -1,4 +1,4 @@
-"""A run that goes on has the optimizer's state from the checkpoint, and the settings that it is given."""
+"""A resumed run has the optimizer's state of the checkpoint, and its own settings."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -42,8 +42,8 @@ def test_nothing_changes_with_the_same_settings(name):
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "one cycle"])
-def test_another_learning_rate_is_taken_up(name):
-    """As if the run had had it from the beginning."""
+def test_another_learning_rate_is_used(name):
+    """As if the run had used it from the start."""
     before, after = adam(lr=0.05), adam(lr=0.002)
     resumed = Run(after, SCHEDULES[name]).goes_on_from(Run(before, SCHEDULES[name]).steps(6)).steps(STEPS - 6)
     expected = Run(after, SCHEDULES[name]).steps(STEPS)
@@ -60,14 +60,14 @@ def test_another_learning_rate_is_taken_up(name):
     ],
     ids=lambda v: getattr(v, "__name__", ""),
 )
-def test_another_schedule_is_taken_up(kind, before, after):
-    """A cosine that has come to its end goes on from where a longer one would be, not from zero."""
+def test_another_schedule_is_used(kind, before, after):
+    """A finished cosine continues where a longer one would be, not at zero."""
     old = Run(adam(lr=0.05), partial(kind, **before)).steps(6)
     resumed = Run(adam(lr=0.05), partial(kind, **after)).goes_on_from(old).steps(STEPS - 6)
     assert resumed.rates[6:] == pytest.approx(Run(adam(lr=0.05), partial(kind, **after)).steps(STEPS).rates[6:])
 
 
-def test_other_settings_are_taken_up_and_the_state_is_kept():
+def test_other_settings_are_used_and_the_state_is_kept():
     old = Run(adam(lr=0.05)).steps(6)
     resumed = Run(adam(lr=0.05, weight_decay=0.3, betas=(0.5, 0.6))).goes_on_from(old)
     group, state = resumed.optimizer.param_groups[0], resumed.optimizer.state[resumed.weight]
@@ -76,7 +76,7 @@ def test_other_settings_are_taken_up_and_the_state_is_kept():
 
 
 def test_from_the_command_line(tmp_path, monkeypatch):
-    """The rates in the log of a run that goes on."""
+    """The learning rates in the log of a resumed run."""
     monkeypatch.chdir(tmp_path)
     quick = ["--evaluate.features=null", "--samples.num_samples=0", "--trainer.val_check_interval=4", "--output=first",
              "--trainer.log_every_n_steps=1", "--trainer.callbacks=null",

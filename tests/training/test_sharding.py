@@ -1,4 +1,4 @@
-"""Weights shared out among processes (FSDP): the same training, samples and checkpoints as where every process has all."""
+"""Sharded weights (FSDP): training, samples and checkpoints are those of unsharded weights."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -44,7 +44,7 @@ COMPARED = ("state_dict", "current_model_state", "averaging_state", "optimizer_s
 
 
 class Weigh(Callback):
-    """Notes how many numbers this process keeps: of weights, averages and the optimizer's state, in the midst of training,
+    """Records how many numbers this process holds: of weights, averages and the optimizer's state, during training,
     and of weights within a validation.
     """
 
@@ -68,7 +68,7 @@ def fit(variables, *options):
 
 
 def tensors(value, path=""):
-    """All tensors and numbers of a checkpoint, by where they are."""
+    """All tensors and numbers of a checkpoint, by their paths."""
     if isinstance(value, dict | list | tuple):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             yield from tensors(part, f"{path}/{key}")
@@ -77,7 +77,7 @@ def tensors(value, path=""):
 
 
 def assert_same(run, other, measured=4):
-    """Two runs have the same checkpoint and have measured the same."""
+    """Two runs have the same checkpoint and the same measurements."""
     one, two = (
         {
             path: tensor
@@ -108,7 +108,7 @@ def whole(tmp_path_factory):
 
 @pytest.mark.slow
 def test_training_is_that_of_ddp(whole, environment):
-    """With its raw weights measured, too, for which the shares are gathered again."""
+    """Also with measurements of the raw weights, for which the weights are refreshed."""
     weigh = '--trainer.callbacks=[{"class_path": "test_sharding.Weigh"}]'
     fit(environment, *FIT, "--trainer.strategy=fsdp2", weigh)
     assert_same("runs/ncsn/latest", whole)
@@ -125,8 +125,8 @@ def test_training_is_that_of_ddp(whole, environment):
     ("begun", "goes_on"),
     [("fsdp2", "fsdp2"), ("ddp", "fsdp2"), ("fsdp2", "ddp")],
 )
-def test_a_run_that_was_killed_goes_on(begun, goes_on, whole, environment):
-    """In shares or not, as it was before or not."""
+def test_a_killed_run_resumes(begun, goes_on, whole, environment):
+    """Sharded or not, before and after."""
     killed = call(environment, sys.executable, *MODULE, *FIT, f"--trainer.strategy={begun}", trouble("kill", rank=0, step=6))
     assert killed.returncode != 0
     assert torch.load("runs/ncsn/latest/last.ckpt", weights_only=True)["global_step"] == 4
@@ -175,15 +175,15 @@ def _compare(rank, folder):
 
 
 @pytest.mark.slow
-def test_every_network_has_the_gradients_of_a_whole_one(tmp_path):
-    """Before and after all weights were gathered for one process."""
+def test_every_sharded_network_has_the_gradients_of_the_full_one(tmp_path):
+    """Before and after its weights were unsharded."""
     mp.spawn(_compare, (str(tmp_path),), 2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["skip", "restore"])
-def test_a_loss_that_is_no_number(policy, environment):
-    """Is left out, or undone, as by processes with all weights; what is kept for a look is whole."""
+def test_a_nan_loss(policy, environment):
+    """Is skipped, or undone, as with unsharded weights; the saved evidence holds full weights."""
     broken = [
         f"--guard.policy={policy}",
         "--model.objective=faulty.Broken",
@@ -198,8 +198,8 @@ def test_a_loss_that_is_no_number(policy, environment):
 
 
 @pytest.mark.slow
-def test_samples_that_explode(environment):
-    """On the process that shows them, and on all that measure them; what is kept for a look is whole."""
+def test_diverging_samples(environment):
+    """On the process that shows them, and on all that measure them; the saved evidence holds full weights."""
     steps = ["--guard.policy=skip", "--model.sampler=faulty.Reckless", "--model.sampler.step_size=1.0e+6"]
     fit(environment, *FIT, "--trainer.strategy=fsdp2", "--output=run", *steps, "--model.sampler.steps=3")
     checkpoint = torch.load("run/last.ckpt", weights_only=True)
@@ -230,23 +230,23 @@ def test_the_config_for_large_networks(environment):
 
 
 @pytest.mark.parametrize("kind", sharding.OTHERS)
-def test_strategies_that_do_not_gather_weights_for_samples_are_refused(kind):
-    """Rather than to wait for ever in the first picture."""
-    with pytest.raises(InputError, match=f"{kind.__name__}: shares out the weights.*take fsdp2"):
+def test_strategies_that_do_not_unshard_weights_for_sampling_are_refused(kind):
+    """Else processes would wait forever at the first picture."""
+    with pytest.raises(InputError, match=f"{kind.__name__}: shards the weights.*use fsdp2"):
         sharding.check_strategy(SimpleNamespace(strategy=kind.__new__(kind)))
     sharding.check_strategy(SimpleNamespace(strategy=DDPStrategy()))
 
 
 @pytest.mark.parametrize(
-    ("part", "value", "said"),
+    ("part", "value", "message"),
     [
-        ("precision", "16-mixed", "--trainer.precision 16-mixed: not with the strategy fsdp2; take bf16-mixed"),
+        ("precision", "16-mixed", "--trainer.precision 16-mixed: not with the strategy fsdp2; use bf16-mixed"),
         ("compile", "default", "--model.compile: not with the strategy fsdp2"),
         ("objective", SlicedScoreMatching(), "objective SlicedScoreMatching: not with the strategy fsdp2"),
-        ("weight", torch.nn.Parameter(torch.ones(1)), "weights that are not the network's, further"),
+        ("weight", torch.nn.Parameter(torch.ones(1)), "cannot shard further"),
     ],
 )
-def test_what_does_not_go_with_shares_is_refused(part, value, said):
+def test_unsupported_settings_are_refused(part, value, message):
     network = partial(MLP, width=8, depth=1)
     model = ScoreModel(network, (2,), VP(), **{part: value} if part in ("objective", "compile") else {})
     strategy = sharding.FullyShard()
@@ -255,7 +255,7 @@ def test_what_does_not_go_with_shares_is_refused(part, value, said):
         strategy.precision_plugin = SimpleNamespace(precision=value)
     if part == "weight":
         model.further = value
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         strategy._check()
 
 

@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).parent.parent / "support" / "trained_together.py"
 
 
 def trained(folder, processes, strategy, accumulated, *cases):
-    """What comes of training on some processes."""
+    """The results of training on some processes."""
     file = folder / f"{processes}-{strategy}-{accumulated}"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, SCRIPT, file, processes, strategy, accumulated, *cases]
@@ -40,7 +40,7 @@ def trained(folder, processes, strategy, accumulated, *cases):
     ],
 )
 def test_several_processes_train_as_one(processes, strategy, accumulated, cases, tmp_path):
-    """Losses, weights and averages of 20 steps over the ends of epochs, and the losses of held-out data, each seen once."""
+    """Losses, weights and averages of 20 steps across epochs, and the losses of held-out data, each example used once."""
     one = trained(tmp_path, 1, "auto", processes * accumulated, *cases)
     several = trained(tmp_path, processes, strategy, accumulated, *cases)
     for case in cases:
@@ -82,7 +82,7 @@ def test_too_few_examples_for_a_step_make_a_smaller_one():
 
 
 def place(rank, processes):
-    """As much of a trainer as is asked where a process stands."""
+    """The attributes of a trainer that give the rank and the number of processes."""
     strategy = SimpleNamespace(root_device=torch.device("cpu"), broadcast=lambda value: value)
     return SimpleNamespace(global_rank=rank, world_size=processes, strategy=strategy)
 
@@ -114,8 +114,8 @@ def gradients(model, examples, batch_size, steps, numbers):
     return found
 
 
-def test_the_gradients_of_two_processes_have_nothing_in_common():
-    """But where both draw the same random numbers."""
+def test_the_gradients_of_two_processes_are_independent():
+    """Unless both draw the same random numbers."""
     torch.manual_seed(0)
     model = ScoreModel(partial(MLP, width=16, depth=1), (2,), SigmaTable(0.1, 3.0, 10)).train()
     optimizer, train = torch.optim.Adam(model.parameters(), 1e-2), GaussianMixture(num_samples=2000).splits.train
@@ -129,8 +129,8 @@ def test_the_gradients_of_two_processes_have_nothing_in_common():
     assert alike > 0.05 and alike > 5 * error
 
 
-def test_no_two_batches_draw_the_same():
-    """Of any process, epoch and run; and torch's own random numbers continue as if nothing had been drawn."""
+def test_batches_have_different_random_numbers():
+    """On any process, epoch and run; torch's own random numbers do not change."""
     torch.manual_seed(0)
     before, drawn = torch.get_rng_state(), set()
     for _ in range(2):

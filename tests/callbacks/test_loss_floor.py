@@ -1,4 +1,4 @@
-"""The loss floor: a floor for every network, known in closed form, and the same noise at every validation."""
+"""The loss floor: no network is below it, closed forms, and the same noise at every validation."""
 
 import pytest
 import torch
@@ -22,8 +22,8 @@ def toy_model(noise_process=None, **settings):
     return ScoreModel(lambda s, c: MLP(s, c, 16, 1), (2,), noise_process or VE(0.05, 5.0), **settings).eval()
 
 
-class Memory(nn.Module):
-    """Stands in for a model whose score function is any score field."""
+class FixedScore(nn.Module):
+    """A model with any score field as its score function."""
 
     def __init__(self, score, shape=(2,), conditional=False):
         super().__init__()
@@ -31,8 +31,8 @@ class Memory(nn.Module):
         self.device, self.dtype = torch.device("cpu"), torch.float32
 
 
-class Bent(EmpiricalScore):
-    """The empirical score with an error on it."""
+class Perturbed(EmpiricalScore):
+    """The empirical score with an added error."""
 
     def forward(self, x, t, cond=None):
         return super().forward(x, t) + 0.5 * torch.tanh(x) / self.process.sigma(t)
@@ -53,16 +53,16 @@ def test_levels_of_a_small_table_are_its_entries():
 
 def test_the_empirical_score_itself_has_no_excess():
     data = GaussianMixture(num_samples=500)
-    losses = LossFloor().measure(Memory(EmpiricalScore(VP(), data.splits.train.x)), data)
+    losses = LossFloor().measure(FixedScore(EmpiricalScore(VP(), data.splits.train.x)), data)
     torch.testing.assert_close(losses.train, losses.train_floor)
     torch.testing.assert_close(losses.held_out, losses.held_out_floor)
 
 
 @pytest.mark.parametrize("noise_process", [VP(), VE(0.05, 5.0), SigmaTable(0.05, 5.0)], ids=lambda p: type(p).__name__)
-def test_nothing_beats_the_floor_on_the_training_data(noise_process):
-    """The excess is sigma^2/2 E||score - empirical score||^2 up to Monte-Carlo noise, 1/2 E|0.5 tanh x|^2 for Bent."""
+def test_the_floor_is_the_minimum_on_the_training_data(noise_process):
+    """The excess is sigma^2/2 E||score - empirical score||^2 up to Monte-Carlo noise, 1/2 E|0.5 tanh x|^2 for Perturbed."""
     data, callback = GaussianMixture(num_samples=2000), LossFloor(num_examples=1600)
-    bent = callback.measure(Memory(Bent(noise_process, data.splits.train.x)), data)
+    bent = callback.measure(FixedScore(Perturbed(noise_process, data.splits.train.x)), data)
     assert bool((bent.train > bent.train_floor).all())
     times = level_times(noise_process, 8)
     x = data.splits.train.x.double()
@@ -74,7 +74,7 @@ def test_nothing_beats_the_floor_on_the_training_data(noise_process):
     assert float((untrained.train - untrained.train_floor).min()) > -0.02
 
 
-def test_memory_fails_on_held_out_data_where_a_smooth_score_does_not():
+def test_a_smooth_score_beats_the_empirical_one_on_held_out_data():
     data = GaussianMixture(num_samples=500)
     losses = LossFloor().measure(toy_model(), data)
     assert float(losses.held_out[0] - losses.held_out_floor[0]) < 0 < float(losses.train[0] - losses.train_floor[0])
@@ -102,11 +102,11 @@ def test_images(conditional):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         images = data.transform(train=False)(data.splits.train.x)
-    memory = Memory(EmpiricalScore(VE(0.01, 10.0), images, labels), data.shape, conditional)
+    memory = FixedScore(EmpiricalScore(VE(0.01, 10.0), images, labels), data.shape, conditional)
     torch.testing.assert_close(LossFloor(levels=3, num_examples=64).measure(memory, data).train, losses.train_floor)
 
 
-def test_validation_logs_names_that_stay_and_a_picture(tmp_path):
+def test_validation_logs_constant_names_and_a_picture(tmp_path):
     callback, data = LossFloor(levels=3, num_examples=64), GaussianMixture(num_samples=500)
     model = toy_model()
     trainer = Trainer(

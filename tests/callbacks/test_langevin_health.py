@@ -9,7 +9,7 @@ from conftest import ImageScore, QuickNoise
 from lightning.pytorch import Trainer
 
 from lightning_score.callbacks import LangevinHealth
-from lightning_score.callbacks.langevin_health import _health, _Watch
+from lightning_score.callbacks.langevin_health import LevelRecorder, _health
 from lightning_score.cli import run
 from lightning_score.errors import InputError
 from lightning_score.networks import MLP
@@ -29,25 +29,25 @@ from lightning_score.training.model import ScoreModel
 SHAPE = (4000, 4, 4)
 
 
-def watched(sampler, process, std, shape=SHAPE):
-    """The health of every level for data from N(0, std^2 I), in place of which stand exact draws of the levels' laws."""
-    score, watch = ImageScore(process, 0.0, std), _Watch()
-    sampler(score, QuickNoise(shape), observe=watch)
-    watch.close()
+def levels_of(sampler, process, std, shape=SHAPE):
+    """The health of every level for data from N(0, std^2 I), compared with exact draws of the levels' laws."""
+    score, recorder = ImageScore(process, 0.0, std), LevelRecorder()
+    sampler(score, QuickNoise(shape), observe=recorder)
+    recorder.close()
     found, noise = [], QuickNoise(shape, seed=1)
-    for level in watch.levels:
+    for level in recorder.levels:
         alpha, sigma = process.alpha(level.t), process.sigma(level.t)
         noisy = alpha * std * noise.normal() + sigma * noise.normal()
-        found.append(_health(level, process, noisy, float(score(noisy, level.t).square().mean()), found, watch.ladder))
+        found.append(_health(level, process, noisy, float(score(noisy, level.t).square().mean()), found, recorder.ladder))
     return found
 
 
 @pytest.mark.parametrize("factor", [0.3, 1.0, 3.0])
-def test_of_data_at_a_point_the_variance_follows_technique_four(factor):
+def test_the_variance_follows_technique_four_for_data_at_a_point(factor):
     """Too small, right and too large a step: measured and predicted ratio are one, and the ratio is the variance itself."""
     chosen = plan(5.0, 16, 0.1, steps=3)
     process = SigmaTable(0.1, 5.0, chosen.levels)
-    levels = watched(AnnealedLangevin(factor * chosen.step_size, 3), process, 1e-9)
+    levels = levels_of(AnnealedLangevin(factor * chosen.step_size, 3), process, 1e-9)
     error = 5 * math.sqrt(4 / torch.Size(SHAPE).numel())
     expected = variance_ratio(factor * chosen.step_size, 0.1, 1.0, 3)
     for i, level in enumerate(levels):
@@ -63,7 +63,7 @@ def test_of_data_at_a_point_the_variance_follows_technique_four(factor):
 
 def test_step_sizes_and_signal_to_noise_ratio_are_those_of_the_sampler():
     """e_i = epsilon sigma_i^2/sigma_min^2, and e ||s||/sqrt(2 e D) = sqrt(e/(2 sigma_i^2)) sigma_i ||s||/sqrt(D)."""
-    levels = watched(AnnealedLangevin(2e-3, 20), SigmaTable(0.1, 5.0, 8), 1e-9)
+    levels = levels_of(AnnealedLangevin(2e-3, 20), SigmaTable(0.1, 5.0, 8), 1e-9)
     for level in levels:
         assert level.step_size == pytest.approx(2e-3 * (level.sigma / 0.1) ** 2, rel=1e-5)
         assert level.snr == pytest.approx(math.sqrt(0.1) * level.score_norm, rel=1e-5)
@@ -72,17 +72,17 @@ def test_step_sizes_and_signal_to_noise_ratio_are_those_of_the_sampler():
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_the_recursion_is_not_drawn_where_it_does_not_hold(temperature):
     """At a temperature T the variance tends to T 2/(2 - u) sigma^2, u = e/sigma^2 = 0.2."""
-    levels = watched(AnnealedLangevin(2e-3, 40, temperature=temperature), SigmaTable(0.1, 5.0, 8), 1e-9)
+    levels = levels_of(AnnealedLangevin(2e-3, 40, temperature=temperature), SigmaTable(0.1, 5.0, 8), 1e-9)
     assert all(math.isnan(level.predicted_ratio) for level in levels)
     assert levels[-1].variance_ratio == pytest.approx(temperature * 2 / 1.8, rel=0.04)
 
 
 @pytest.mark.parametrize("corrector", [Langevin(0.2), BatchLangevin(0.2)], ids=lambda c: type(c).__name__)
 @pytest.mark.parametrize("process", [SigmaTable(0.05, 3.0, 30), VP()], ids=lambda p: type(p).__name__)
-def test_correctors_realise_the_ratio_that_they_are_given(process, corrector):
+def test_correctors_have_the_ratio_that_they_are_given(process, corrector):
     """Their snr is that of their steps, of `Langevin` for a score of pure noise; samples keep the variance of their law."""
     sampler = PredictorCorrector(ReverseDiffusion(), corrector, grid=Geometric(30, 0.01), denoise=None)
-    levels = watched(sampler, process, 0.5)
+    levels = levels_of(sampler, process, 0.5)
     assert len(levels) >= 29 and all(math.isnan(level.predicted_ratio) for level in levels)
     if isinstance(process, SigmaTable):  # where alpha_c = 1
         for level in levels:
@@ -93,11 +93,11 @@ def test_correctors_realise_the_ratio_that_they_are_given(process, corrector):
 
 
 def test_samplers_without_langevin_steps_have_no_levels():
-    assert watched(PredictorCorrector(grid=Geometric(5)), VP(), 0.5) == []
-    assert watched(PredictorCorrector(NoPredictor(), Langevin(), grid=Geometric(5)), VP(), 0.5) != []
+    assert levels_of(PredictorCorrector(grid=Geometric(5)), VP(), 0.5) == []
+    assert levels_of(PredictorCorrector(NoPredictor(), Langevin(), grid=Geometric(5)), VP(), 0.5) != []
 
 
-def test_training_leaves_a_line_and_a_picture_per_validation(tmp_path):
+def test_every_validation_writes_a_line_and_a_picture(tmp_path):
     options = [
         "--trainer.max_steps=4",
         "--trainer.val_check_interval=2",
