@@ -7,16 +7,17 @@ from itertools import permutations
 import pytest
 import torch
 import yaml
+from part_classes import descendants, parts
 
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.configs import shipped
-from lightning_score.commands.parser import Parser, UsageError, _descendants, _parts
+from lightning_score.commands.parser import Parser, UsageError
 from lightning_score.data import ScoreData
 from lightning_score.metrics import Features
 from lightning_score.sweep.loaded import ParsedCommand
 from lightning_score.training.model import ScoreModel
 
-BASES = {**dict(_parts(ScoreModel, set())), "data": ScoreData, "features": Features}
+BASES = {**dict(parts(ScoreModel, set())), "data": ScoreData, "features": Features}
 TORCH = {"optimizer": torch.optim.Optimizer, "lr_scheduler": torch.optim.lr_scheduler.LRScheduler}
 VALUES = [0.37, 3, 0.5, True, False, [1, 2], [0.25, 0.75], "x", "auto", None]
 """One of these is another than the default of any parameter."""
@@ -63,7 +64,7 @@ def test_no_class_keeps_a_value_of_another(name, capsys):
     """For every two classes that may stand in one place and share a parameter: B after A is B alone, and so is A after A."""
     base = {**BASES, **TORCH}[name]
     parser = parser_of(base)
-    kinds = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in _descendants(base)}
+    kinds = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in descendants(base)}
     kinds = {path: kind for path, kind in kinds.items() if path.startswith(("lightning_score.", "torch."))}
     values = {path: other_values(parser, kind, path) for path, kind in kinds.items()}
     alone = {path: outcome(parser, ["--part", path]) for path in kinds}
