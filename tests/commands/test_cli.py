@@ -181,7 +181,7 @@ def test_a_ddpm_checkpoint_samples_with_annealed_langevin(tmp_path):
     assert float(np.load(output / "samples.npz")["nfe"]) == 42  # at the 41 levels of the config's grid, and its denoising
 
 
-def test_a_run_resumes_from_the_step_of_the_checkpoint(trained, tmp_path):
+def test_resuming_goes_on_from_the_step_of_the_checkpoint(trained, tmp_path):
     arguments = ["fit", f"--ckpt_path={trained}/last.ckpt", f"--runs={tmp_path}", "--trainer.max_steps=40"]
     assert run([*arguments, "--trainer.val_check_interval=40", "--trainer.check_val_every_n_epoch=null"]) == 0
     assert torch.load(tmp_path / "ncsn" / "latest" / "last.ckpt", weights_only=True)["global_step"] == 40
