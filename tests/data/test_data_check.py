@@ -180,7 +180,10 @@ OPTIONS = ["--evaluate.features=null", "--samples.num_samples=0", "--trainer.cal
         (["fit", "--config=ncsn", "--evaluate.features=InceptionFeatures", "--evaluate.features.weights=x"], "from"),
         (["fit", "--config=ncsn", "--evaluate.reference=stats.npz"], "of 7 features, but digits has 64"),
         (["fit", "--config=ncsn", "--evaluate.num_samples=1000000000000"], "larger than any machine"),
-        (["fit", "--config=ncsn", "--evaluate.num_samples=1000000000", "--model.sampler.steps=9000"], "no machine"),
+        (
+            ["fit", "--config=ncsn", "--evaluate.num_samples=1000000000", "--model.sampler.steps=9000"],
+            "more than any machine",
+        ),
         (["fit", "--config=ncsn", "--samples.num_samples=1000000000"], "GB of memory"),
         (["fit", "--config=ncsn", "--model.process.levels=900000"], "levels x steps"),
         (["fit", "--config=toy", "--data.num_samples=1000000000"], "GB of memory"),
