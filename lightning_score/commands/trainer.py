@@ -2,7 +2,7 @@
 
 import lightning_score.torchvision_guard  # noqa: F401
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +28,7 @@ from lightning_score.runs.wandb_logger import RunCSVLogger, in_trial, wandb_logg
 from lightning_score.training.sharding import check_strategy
 
 
-class TrainerCommand(ExperimentCLI):
+class TrainerCommand(ExperimentCLI, ABC):
     """A command with a trainer. The constructor parses its options, `make` makes model and data, `run` runs it.
 
     Args:
@@ -56,17 +56,14 @@ class TrainerCommand(ExperimentCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the checkpoint, the folder of the results and what else the command has."""
         super().add_arguments_to_parser(parser)
-        parser.add_argument(
-            "--ckpt_path", type=str | None, default=None, help="Checkpoint; for fit also a run folder, or last."
-        )
+        checkpoint = "The checkpoint; for fit also a run folder, or last."
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=checkpoint)
         parser.add_argument("--trust", type=str, help="Modules of which a checkpoint may name classes, as my_parts,others.")
         self.add_options(parser)
 
     def add_options(self, parser: LightningArgumentParser) -> None:
         """Adds the options of this command alone."""
-        parser.add_argument(
-            "--output", type=str, help="Folder for the results; by default a new one next to the checkpoint."
-        )
+        parser.add_argument("--output", type=str, help="Folder for the results; a new one next to the checkpoint.")
 
     def before_instantiate_classes(self) -> None:
         """Checks the options that no constructor checks."""
@@ -99,9 +96,8 @@ class TrainerCommand(ExperimentCLI):
         with self.explaining():
             self.trainer = self.instantiate_trainer()
         status = nullcontext() if self.folder is None or not self.trainer.is_global_zero else self._status()
-        self.trainer._signal_connector.register_signal_handlers = lambda: (
-            None
-        )  # Lightning's, which would also signal other processes
+        # Lightning's handlers would also signal other processes.
+        self.trainer._signal_connector.register_signal_handlers = lambda: None
         try:
             with status, explain_lost_peer(self.trainer), refusing(self.config["trainer"], TRAINER):
                 self.execute()
