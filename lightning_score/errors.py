@@ -48,10 +48,7 @@ def require_classes(config: Any) -> None:
     if isinstance(config, Mapping):
         name = config.get("class_path")
         found = locate(name) if isinstance(name, str) and "." in name else None
-        require(
-            found is None or inspect.isclass(found),
-            f"class_path {name}: not a class; a config makes only classes",
-        )
+        require(found is None or inspect.isclass(found), f"class_path {name}: not a class; a config makes only classes")
     if isinstance(config, Mapping | list | tuple):
         for part in config.values() if isinstance(config, Mapping) else config:
             require_classes(part)

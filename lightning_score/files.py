@@ -108,12 +108,12 @@ def read_tensors(file: Path, allowed: tuple[Any, ...] = ()) -> Any:
     except InputError:
         raise
     except Exception as error:  # of pickle, zipfile or torch
-        said = str(error).strip()
-        if "WeightsUnpickler error" in said or "Weights only load failed" in said:  # torch advises to turn off the check
-            code = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", said)
+        text = str(error).strip()
+        if "WeightsUnpickler error" in text or "Weights only load failed" in text:  # torch advises to turn off the check
+            code = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", text)
             named = f" ({code[1]})" if code else ""
             raise InputError(f"{file}: holds code{named} that could run when it is loaded, so it is not loaded") from None
-        reason = re.split(r"\n|\. ", said)[0] if " " in said else type(error).__name__
+        reason = re.split(r"\n|\. ", text)[0] if " " in text else type(error).__name__
         raise InputError(f"{file}: not a readable file of tensors, damaged or truncated ({reason})") from error
 
 
@@ -135,11 +135,11 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
     except InputError:
         raise
     except Exception as error:  # of numpy or zipfile
-        said = " ".join(str(error).split())
+        text = " ".join(str(error).split())
         reason = (
             "it holds pickles, which may run any code, or is another kind of file"
-            if "allow_pickle" in said
-            else said or type(error).__name__
+            if "allow_pickle" in text
+            else text or type(error).__name__
         )
         raise InputError(f"{file}: not a readable NPY or NPZ file of numbers ({reason})") from error
 

@@ -1,10 +1,10 @@
-"""Lets a CUDA build of torchvision be imported beside a CPU build of torch.
+"""Lets a CUDA build of torchvision be imported with a CPU build of torch.
 
 Package indexes serve CUDA builds of torchvision even where torch is the CPU build. `pip check` finds nothing wrong, but
 importing torchvision then fails with "operator torchvision::nms does not exist", and with it lightning, torchmetrics and
 torch-fidelity. Declaring the two operators that torchvision expects of its compiled extension lets the import pass: all
-that is written in Python (transforms, data sets, make_grid) works; the compiled operators themselves do not.
-A matched pair of builds never enters the branch. Every module that imports one of these packages imports this one first.
+that is written in Python (transforms, data sets, make_grid) works; the compiled operators do not.
+A matching pair of builds never enters the branch. Every module that imports one of these packages imports this one first.
 """
 
 import importlib.util

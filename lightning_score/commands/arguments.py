@@ -81,8 +81,8 @@ class Arguments:
         return replace(self, options=tuple(changed))
 
     def over(self, *layers: Layer) -> "Arguments":
-        """The same over further configurations."""
-        return replace(self, layers=(*self.layers, *layers))
+        """The same over further configurations, as far as they are not empty."""
+        return replace(self, layers=(*self.layers, *(layer for layer in layers if layer.config)))
 
     def in_order(self) -> "Arguments":
         """The same with configs first, which options override, and a part before the options inside it.

@@ -62,13 +62,11 @@ class ExperimentCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The data tell the model their shape; callbacks that every run has are named, so that options reach them."""
+        """Links the shape of the data to the model, and adds the callbacks of every run as groups of options."""
         parser.link_arguments("data", "model.shape", declared_shape, apply_on="instantiate")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
-        parser.add_lightning_class_args(EMA, "ema")
-        parser.add_lightning_class_args(SampleGrid, "samples")
-        parser.add_lightning_class_args(Evaluate, "evaluate")
-        parser.add_lightning_class_args(LossGuard, "guard")
+        for name in ("ema", "samples", "evaluate", "guard"):
+            parser.add_lightning_class_args(GROUPS[name], name)
         parser.add_argument("--name", type=str, default="run", help="Name of the run; that of its config by default.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Arguments | Sequence[str]) -> None:

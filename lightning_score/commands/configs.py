@@ -1,7 +1,5 @@
 """Configurations by name: those of config files, and that of a checkpoint."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -39,7 +37,7 @@ def find_config(name: str, kind: str = "configs", option: str = "--config ") -> 
         option: the option that was given the name, for the message.
 
     Raises:
-        InputError: there is no such file.
+        InputError: no such file exists.
     """
     if Path(name).is_file():
         return Path(name)
@@ -48,7 +46,7 @@ def find_config(name: str, kind: str = "configs", option: str = "--config ") -> 
     if file.is_file():
         return file
     known = ", ".join(sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml")))
-    raise InputError(f"{option}{name}: no such file, and no shipped {kind[:-1]} of this name; these are {known}")
+    raise InputError(f"{option}{name}: no such file, nor a shipped {kind[:-1]}; choose one of {known}")
 
 
 def load_checkpoint(path: str, trusted: Collection[str] = ()) -> dict[str, Any]:
@@ -154,13 +152,7 @@ def over_checkpoint(arguments: Arguments, checkpoint: dict[str, Any]) -> Argumen
             f"the checkpoint keeps its data in {folder}, which does not exist: make it, or give --data.{key} FOLDER",
         )
     follows = arguments.command == "fit" and arguments.get("--trainer.max_steps")
-    return arguments.over(Layer(config), *(linked_layers(checkpoint["config"]) if follows else []))
-
-
-def linked_layers(config: Mapping[str, Any]) -> list[Layer]:
-    """The layer by which the schedule of a run's configuration follows `trainer.max_steps`, if it has such numbers."""
-    following = linked(config)
-    return [] if following is None else [Layer(following)]
+    return arguments.over(Layer(config), Layer(linked(checkpoint["config"]) if follows else {}))
 
 
 def _is_here(folder: Path) -> bool:

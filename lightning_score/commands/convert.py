@@ -140,14 +140,11 @@ class Conversion(IdleExperiment):
         checkpoint["lightning_score_version"] = lightning_score.__version__
         checkpoint["converted"] = {"from": self.kind, "step": self.imported.step}
         if self.imported.averages is not None:
-            checkpoint["current_model_state"] = self._named(checkpoint["state_dict"], self.imported.weights)
+            raw = {f"score_function.network.{name}": tensor for name, tensor in self.imported.weights.items()}
+            checkpoint["current_model_state"] = checkpoint["state_dict"] | raw
             checkpoint["averaging_state"] = {"n_averaged": torch.tensor(self.imported.step)}
         with replacing(out) as temporary, temporary.open("wb") as stream:
             torch.save(checkpoint, stream)
-
-    def _named(self, state: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
-        """The state of the model with other weights of its network."""
-        return {**state, **{f"score_function.network.{name}": tensor for name, tensor in weights.items()}}
 
 
 def config_of(imported: Imported, kind: str) -> dict[str, Any]:

@@ -1,11 +1,9 @@
 """The commands `validate` and `test`: what a checkpoint and its samples measure."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 from typing import Any
 
 from lightning_score.commands.summary import print_evaluation
-from lightning_score.commands.trainer import TrainerCommand, check_has_loops
+from lightning_score.commands.trainer import TrainerCommand
 from lightning_score.errors import InputError
 
 
@@ -14,7 +12,6 @@ class Evaluation(TrainerCommand):
 
     def load_weights(self, checkpoint: dict[str, Any]) -> None:
         """Also gives `EMA` the weights that are not averaged."""
-        check_has_loops(checkpoint)
         super().load_weights(checkpoint)
         self.config_init["ema"].raw_state = checkpoint.get("current_model_state")
 

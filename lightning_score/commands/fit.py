@@ -1,4 +1,4 @@
-"""The command `fit`: training, in a run folder of its own."""
+"""The command `fit`: training, in a run folder."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_score.callbacks import BestCheckpoint, LastCheckpoint
 from lightning_score.commands.schedule import resolve_auto
 from lightning_score.commands.summary import print_start, print_training
-from lightning_score.commands.trainer import TrainerCommand, check_has_loops
+from lightning_score.commands.trainer import TrainerCommand
 from lightning_score.errors import require
 from lightning_score.runs.checkpoints import read_checkpoint
 from lightning_score.runs.lock import hold
@@ -45,10 +45,6 @@ class Fit(TrainerCommand):
             f"--trainer.max_steps {steps}: the checkpoint has {done} steps already, which count; give more than that",
         )
         resolve_auto(config)
-
-    def load_weights(self, checkpoint: dict[str, Any]) -> None:
-        check_has_loops(checkpoint)
-        super().load_weights(checkpoint)
 
     def make_folder(self, config: Any) -> Path:
         """Also locks it; the folder of a resumed run loses the logs of later steps than its checkpoint's."""

@@ -1,7 +1,5 @@
 """The command `gallery`: a 2-D Gaussian mixture, its exact and learned score, and the samples of all samplers."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import inspect
 from pathlib import Path
 

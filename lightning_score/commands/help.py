@@ -22,7 +22,7 @@ _SAMPLER = """\
 
 _CHECKPOINT = """\
   --ckpt_path runs/ncsn/latest/last.ckpt   the checkpoint; it holds model, data and sampler, and options override them
-  --output FOLDER                          a new folder for the results; beside the checkpoint by default"""
+  --output FOLDER                          a new folder for the results; next to the checkpoint by default"""
 
 _EVALUATION = """\
   --evaluate.num_samples 50000             samples for FID and the other metrics
@@ -78,11 +78,7 @@ common options:
 _NEEDS_CHECKPOINT = "--ckpt_path CHECKPOINT"
 _SCREENS = {
     "fit": ("--config CONFIG", "Trains a model, and measures its samples while it trains.", _FIT),
-    "validate": (
-        _NEEDS_CHECKPOINT,
-        "Measures a checkpoint as fit does: held-out loss, samples, FID.",
-        _MEASURE,
-    ),
+    "validate": (_NEEDS_CHECKPOINT, "Measures a checkpoint as fit does: held-out loss, samples, FID.", _MEASURE),
     "test": (_NEEDS_CHECKPOINT, "Measures a checkpoint in full: loss, FID, KID, precision, recall, copies.", _MEASURE),
     "predict": (_NEEDS_CHECKPOINT, "Draws samples from a checkpoint, as PNG and NPZ.", _PREDICT),
 }

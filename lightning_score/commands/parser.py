@@ -3,11 +3,10 @@
 import lightning_score.torchvision_guard  # noqa: F401
 
 import difflib
-import inspect
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn, get_args, get_type_hints
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -16,12 +15,9 @@ from lightning_score.commands.class_changes import recorded, recording
 from lightning_score.commands.class_names import class_names, options_inside
 from lightning_score.commands.origins import origin
 from lightning_score.commands.total_steps import STAND_IN, WORD, resolve_max_steps
-from lightning_score.data import ScoreData
 from lightning_score.errors import printable
-from lightning_score.metrics import Features
 from lightning_score.runs.old_names import new_option
 from lightning_score.runs.trust import NO_FUNCTION, ClassParser
-from lightning_score.training.model import ScoreModel
 
 PLAIN = {
     "bool": "true or false",
@@ -82,12 +78,7 @@ class Parser(ClassParser):
         if changes and changes.place and getattr(self, "_inner_parser", False):  # which knows only the last part of names
             line = re.sub(r"""(Parser key "|Option ')""", rf"\g<1>{changes.place}.", line, count=1)
         explained = (
-            self._renamed(line)
-            or self._needed(line)
-            or self._unknown_help(line)
-            or _function(line)
-            or _unknown_class(line)
-            or _wrong_value(line)
+            self._renamed(line) or self._needed(line) or self._unknown_help(line) or _function(line) or _wrong_value(line)
         )
         line = explained or " ".join(f"{line}. {self._nearest_option(line)}{_config_hint(line)}".split())
         line = line.rstrip(" .")
@@ -150,20 +141,6 @@ def _function(message: str) -> str:
     return f"{found[1]}={found[2]}: {NO_FUNCTION}" if found else ""
 
 
-def _unknown_class(message: str) -> str:
-    """For an unknown class, or settings without a class, the classes to choose from; else empty."""
-    unknown = re.search(r'Parser key "([\w.]+)".*dot import path string: (\w+)', message)
-    orphan = re.search(r"""Parser key "([\w.]+)".*NestedArg\(key='([\w.]+)', val='([^']*)'\)""", message)
-    bases = dict(_parts(ScoreModel, set())) | {"data": ScoreData, "features": Features}
-    key = (unknown or orphan)[1].rpartition(".")[2] if unknown or orphan else ""
-    if key not in bases:
-        return ""
-    names = ", ".join(sorted(part.__name__ for part in _descendants(bases[key])))
-    if orphan:
-        return f"{orphan[1]}.{orphan[2]}={orphan[3]}: of which class? Give {orphan[1]} first, one of {names}"
-    return f"{unknown[1]}={unknown[2]}: no such class; give one of {names}, or the path of your own, as my_module.MyClass"
-
-
 def _wrong_value(message: str) -> str:
     """For a value of the wrong plain type, the allowed types; else empty."""
     found = re.search(r'Parser key "([\w.]+)": .*(?:Got|Given) value: (.*)$', message)
@@ -175,24 +152,6 @@ def _wrong_value(message: str) -> str:
     allowed = [word for name, words in expected for word in ([PLAIN[name]] if name else re.findall(r"[^', ]+", words))]
     *others, last = dict.fromkeys(allowed)
     return f"{found[1]}={found[2]}: must be {', '.join(others)}{' or ' if others else ''}{last}"
-
-
-def _parts(owner: type, seen: set[type]) -> Iterator[tuple[str, type]]:
-    """The parameters that take one of our abstract classes, of a class and, recursively, of its parts."""
-    seen.add(owner)
-    for name, hint in get_type_hints(owner.__init__).items():
-        candidates = [hint, *get_args(hint)]
-        for base in candidates:
-            if inspect.isclass(base) and inspect.isabstract(base) and base.__module__.startswith("lightning_score"):
-                yield name, base
-                for part in sorted(_descendants(base) - seen, key=lambda part: part.__name__):
-                    yield from _parts(part, seen)
-
-
-def _descendants(base: type) -> set[type]:
-    """All concrete public classes derived from a class."""
-    children = {child for direct in base.__subclasses__() for child in {direct, *_descendants(direct)}}
-    return {child for child in children if not inspect.isabstract(child) and not child.__name__.startswith("_")}
 
 
 def _config_hint(message: str) -> str:

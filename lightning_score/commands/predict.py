@@ -22,6 +22,7 @@ class Predict(TrainerCommand):
     """Draws samples from a checkpoint, as PNG and NPZ."""
 
     command = "predict"
+    needs_step = False
 
     def add_options(self, parser: LightningArgumentParser) -> None:
         super().add_options(parser)

@@ -11,13 +11,13 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_score.commands.arguments import CONFIG, Arguments, Layer
 from lightning_score.commands.configs import (
-    linked_layers,
     load_checkpoint,
     over_checkpoint,
     read_config,
     trusted_modules,
     with_found_configs,
 )
+from lightning_score.commands.total_steps import linked
 from lightning_score.errors import InputError, require
 from lightning_score.runs.checkpoints import PREVIOUS
 from lightning_score.runs.folders import check_name
@@ -71,7 +71,7 @@ def find_resumed_run(arguments: Arguments) -> Path | None:
     new run.
 
     Raises:
-        InputError: there is no such run.
+        InputError: no such run exists.
     """
     paths, names = arguments.get("--ckpt_path"), arguments.get("--name")
     root = Path((arguments.get("--runs") or ["runs"])[-1])
@@ -102,7 +102,7 @@ def _resuming(given: Arguments, folder: Path, trusted: Collection[str]) -> tuple
     if rank_zero_only.rank == 0:
         step = checkpoint.get("global_step", 0)
         print(f"resuming {folder} after step {step}, with its own config, which options override", flush=True)
-    arguments = over_checkpoint(options, checkpoint).over(Layer(config, str(file)), *linked_layers(config))
+    arguments = over_checkpoint(options, checkpoint).over(Layer(config, str(file)), Layer(linked(config)))
     return arguments, checkpoint
 
 

@@ -1,7 +1,5 @@
 """Noise levels from a data set: the command `schedule`, and `auto` in the process of `fit`."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import os
 from functools import reduce
 from math import prod

@@ -18,7 +18,7 @@ _WORD = re.compile(rf"\b{WORD}\b(?!\s*:)")
 
 
 def marked(value: Any) -> Any:
-    """What is given for `lr_scheduler`, as text or as a part of a configuration, with the stand-in for the word."""
+    """A value of `lr_scheduler`, as text or as a part of a configuration, with the stand-in in place of the word."""
     if isinstance(value, NestedArg):
         return NestedArg(value.key, marked(value.val))
     if isinstance(value, str):
@@ -49,20 +49,20 @@ def resolve_max_steps(config: Any) -> None:
     model["lr_scheduler"] = _replaced(schedule, lambda value, path: value == STAND_IN, number)
 
 
-def linked(config: Mapping[str, Any]) -> dict[str, Any] | None:
+def linked(config: Mapping[str, Any]) -> dict[str, Any]:
     """The schedule of a run's configuration with the word in place of each number equal to the run's `trainer.max_steps`;
-    None if there is none.
+    empty if there is none.
     """
     schedule = (config.get("model") or {}).get("lr_scheduler")
     steps = (config.get("trainer") or {}).get("max_steps")
     if not isinstance(schedule, Mapping) or not isinstance(steps, int) or steps < 0:
-        return None
+        return {}
 
     def follows(value: Any, path: str) -> bool:
         return isinstance(value, int) and value == max(steps, 1) and (steps > 1 or path.endswith(TOTALS))
 
     found = _replaced(schedule, follows, lambda path: WORD)
-    return None if found == schedule else {"model": {"lr_scheduler": found}}
+    return {} if found == schedule else {"model": {"lr_scheduler": found}}
 
 
 def _replaced(part: Any, chosen: Callable[[Any, str], bool], new: Callable[[str], Any], path: str = "") -> Any:

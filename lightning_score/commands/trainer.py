@@ -2,7 +2,7 @@
 
 import lightning_score.torchvision_guard  # noqa: F401
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +28,7 @@ from lightning_score.runs.wandb_logger import RunCSVLogger, in_trial, wandb_logg
 from lightning_score.training.sharding import check_strategy
 
 
-class TrainerCommand(ExperimentCLI):
+class TrainerCommand(ExperimentCLI, ABC):
     """A command with a trainer. The constructor parses its options, `make` makes model and data, `run` runs it.
 
     Args:
@@ -36,10 +36,12 @@ class TrainerCommand(ExperimentCLI):
 
     Attributes:
         command: its name.
+        needs_step: whether it needs the training step of its checkpoint.
         folder: the folder of its results; None for a `fast_dev_run`.
     """
 
     command: ClassVar[str]
+    needs_step: ClassVar[bool] = True
     folder: Path | None = None
 
     def __init__(self, invocation: Invocation):
@@ -54,15 +56,14 @@ class TrainerCommand(ExperimentCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the checkpoint, the folder of the results and what else the command has."""
         super().add_arguments_to_parser(parser)
-        parser.add_argument(
-            "--ckpt_path", type=str | None, default=None, help="Checkpoint; for fit also a run folder, or last."
-        )
+        checkpoint = "The checkpoint; for fit also a run folder, or last."
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=checkpoint)
         parser.add_argument("--trust", type=str, help="Modules of which a checkpoint may name classes, as my_parts,others.")
         self.add_options(parser)
 
     def add_options(self, parser: LightningArgumentParser) -> None:
         """Adds the options of this command alone."""
-        parser.add_argument("--output", type=str, help="Folder for the results; a new one beside the checkpoint by default.")
+        parser.add_argument("--output", type=str, help="Folder for the results; a new one next to the checkpoint.")
 
     def before_instantiate_classes(self) -> None:
         """Checks the options that no constructor checks."""
@@ -91,18 +92,19 @@ class TrainerCommand(ExperimentCLI):
             self.model, self.datamodule = self.config_init["model"], self.config_init["data"]
 
     def run(self) -> None:
-        """Makes the trainer and runs the command; `run.json` in its folder tells its state."""
+        """Makes the trainer and runs the command; `run.json` in its folder holds its state."""
         with self.explaining():
             self.trainer = self.instantiate_trainer()
         status = nullcontext() if self.folder is None or not self.trainer.is_global_zero else self._status()
-        self.trainer._signal_connector.register_signal_handlers = lambda: None  # Lightning's talk to other processes
+        # Lightning's handlers would also signal other processes.
+        self.trainer._signal_connector.register_signal_handlers = lambda: None
         try:
             with status, explain_lost_peer(self.trainer), refusing(self.config["trainer"], TRAINER):
                 self.execute()
         except SystemExit:
             requeued = [callback.requeue() for callback in self.trainer.callbacks if isinstance(callback, LastCheckpoint)]
             if any(requeued) and not self.trainer.is_global_zero:
-                raise SystemExit(0) from None  # for SLURM may end all when one fails, before the job is queued again
+                raise SystemExit(0) from None  # SLURM may end all processes when one fails, before the job is requeued
             raise
 
     @abstractmethod
@@ -117,7 +119,7 @@ class TrainerCommand(ExperimentCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Makes the folder once model and data are known to fit, then the trainer with its loggers and callbacks."""
         config, settings = self.config_init, self.config_init["trainer"]
-        check_data(self.command, self.datamodule, config)  # what cannot work, before anything is written
+        check_data(self.command, self.datamodule, config)  # before anything is written
         cost = SamplingCost(self.command, self.model, config)
         if self.checkpoint is not None:
             self.load_weights(self.checkpoint)
@@ -167,23 +169,15 @@ class TrainerCommand(ExperimentCLI):
         """Gives the model the checkpoint's weights, which are the averaged ones.
 
         Raises:
-            InputError: they do not fit the network.
+            InputError: they do not fit the network, or the command needs a training step and the checkpoint has none.
         """
+        known = not self.needs_step or "fit_loop" in checkpoint.get("loops", {})
+        require(known, "--ckpt_path: the checkpoint has no loops, so its training step is unknown; only predict can use it")
         try:
             self.model.load_state_dict(checkpoint["state_dict"])
         except RuntimeError as error:
             detail = " ".join(str(error).split())[:300]
             raise InputError(f"the checkpoint's weights do not fit the network of the options: {detail}") from error
-
-
-def check_has_loops(checkpoint: dict[str, Any]) -> None:
-    """Refuses a checkpoint without the state of its training loops.
-
-    Raises:
-        InputError: it has none.
-    """
-    known = "fit_loop" in checkpoint.get("loops", {})
-    require(known, "--ckpt_path: the checkpoint has no loops, so its training step is not known; only predict can use it")
 
 
 def _plugins(chosen: Any) -> list[Any]:

@@ -1,7 +1,5 @@
 """`metrics.csv`, the metrics of a run in its folder."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import csv
 import os
 import sys
@@ -57,10 +55,7 @@ class _Writer(ExperimentWriter):
             with suppress(OSError):
                 os.truncate(file, self._size)  # half a row
             if not self._warned:
-                print(
-                    f"{file}: cannot be written ({error.strerror}); its rows stay in memory until then",
-                    file=sys.stderr,
-                )
+                print(f"{file}: cannot be written ({error.strerror}); its rows wait in memory", file=sys.stderr)
             self._warned = True
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:

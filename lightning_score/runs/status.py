@@ -123,12 +123,7 @@ class RunStatus:
 
     def _write(self, state: str, message: str = "") -> None:
         now = time.time()
-        here = {
-            "state": state,
-            "message": message,
-            "updated": now,
-            "seconds": self._before + now - self._begun,
-            "step": self._step(),
-        }
+        seconds = self._before + now - self._begun
+        here = {"state": state, "message": message, "updated": now, "seconds": seconds, "step": self._step()}
         with suppress(OSError):  # as on a full disk: the run matters more than its status
             replace_text(self._file, json.dumps(self._entries | here, indent=1))

@@ -1,7 +1,5 @@
 """What configs may instantiate: classes of the declared kind; configs from elsewhere only those of trusted modules."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import inspect
 import sys
 from argparse import ArgumentError

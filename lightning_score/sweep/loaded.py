@@ -28,7 +28,7 @@ class ParsedCommand:
 
     Attributes:
         cli: the command.
-        said: what the parser printed last.
+        messages: the text that the parser printed last.
 
     Raises:
         InputError: they are refused, or there is no such checkpoint or config.
@@ -70,7 +70,7 @@ class ParsedCommand:
             except UsageError as refusal:
                 raise InputError(refusal.message) from refusal
             finally:
-                self.said = printed.getvalue()
+                self.messages = printed.getvalue()
 
 
 class LoadedCommand(ParsedCommand):
@@ -104,7 +104,7 @@ class LoadedCommand(ParsedCommand):
     def run(self, words: Sequence[str]) -> dict[str, float]:
         """Runs the command with other options and returns all numbers."""
         self.take(words)
-        sys.stderr.write(self.said)
+        sys.stderr.write(self.messages)
         trainer = self.cli.trainer = self.cli.instantiate_trainer()
         self.cli.execute()
         return {name: float(value) for name, value in trainer.callback_metrics.items()}

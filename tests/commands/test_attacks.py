@@ -1,4 +1,4 @@
-"""Attacks by configs and checkpoints from elsewhere, each by every way in: each would leave a file if it succeeded."""
+"""Attacks by configs and checkpoints from elsewhere, by every command: each would leave a file if it succeeded."""
 
 import http.client
 import os
@@ -82,7 +82,7 @@ FUNCTIONS = {
     "a file of another config": ("process", "evil.yaml"),
     "a shell": ("network", made("os.system", command="touch called")),
 }
-"""What no config may make: a part of the model and what stands in its place."""
+"""What no config may make: a part of the model and its value."""
 NAMES = {
     "a class of the right kind": ("process", made("attackers.Evil")),
     "its name alone": ("process", "attackers.Evil"),
@@ -187,7 +187,7 @@ def test_a_checkpoint_imports_and_makes_nothing_but_parts_of_ours(attack, config
 
 @pytest.mark.faults("hostile parts of configs")
 @pytest.mark.parametrize("attack", FUNCTIONS)
-def test_a_config_makes_nothing_but_classes_of_the_kind_that_stands_there(attack, config, folder, capsys):
+def test_a_config_makes_only_classes_of_the_declared_kind(attack, config, folder, capsys):
     """What a config of the user's own names may be imported: it is the user's."""
     place, part = FUNCTIONS[attack]
     with pytest.raises((InputError, SystemExit)):
@@ -210,7 +210,7 @@ def test_an_option_gives_no_function(options, said, folder, capsys):
     assert said in capsys.readouterr().err and not {"called", "made"} & set(left()) and not Path("runs").exists()
 
 
-def test_schedule_makes_nothing_but_classes_either(folder, capsys):
+def test_schedule_makes_only_classes_too(folder, capsys):
     assert ended(["schedule", "--data=attackers.touch"]) == 2
     assert not {"called", "made"} & set(left())
 
@@ -237,7 +237,7 @@ def test_files_and_the_usual_packages_do_not_become_trusted(folder):
     assert trusted_by(given, []) == set()
 
 
-def test_a_config_without_end_is_refused(folder):
+def test_an_infinite_config_is_refused(folder):
     endless: list = []
     endless.append(endless)
     wide = ["x"]
@@ -248,7 +248,7 @@ def test_a_config_without_end_is_refused(folder):
             check_origin({"a": value}, [], "x")
 
 
-def test_python_finds_what_the_command_line_finds_in_a_damaged_checkpoint(config, folder):
+def test_python_refuses_a_damaged_checkpoint_like_the_command_line(config, folder):
     checkpoint(config, "guidance", None)
     whole = Path("evil.ckpt").read_bytes()
     flipped = bytearray(whole)
@@ -267,7 +267,7 @@ class Hostile:
 
 
 @pytest.mark.faults("hostile files", 6)
-def test_no_reader_of_files_runs_code_or_advises_to(folder):
+def test_no_reader_of_files_runs_code_or_advises_it(folder):
     torch.save(Hostile(), "hostile.pt")
     np.save("hostile.npy", np.array([Hostile()]), allow_pickle=True)
     np.savez("hostile.npz", x=np.array([Hostile()]), mu=np.array([Hostile()]), sigma=np.zeros(1))

@@ -7,16 +7,17 @@ from itertools import permutations
 import pytest
 import torch
 import yaml
+from part_classes import descendants, parts
 
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.configs import shipped
-from lightning_score.commands.parser import Parser, UsageError, _descendants, _parts
+from lightning_score.commands.parser import Parser, UsageError
 from lightning_score.data import ScoreData
 from lightning_score.metrics import Features
 from lightning_score.sweep.loaded import ParsedCommand
 from lightning_score.training.model import ScoreModel
 
-BASES = {**dict(_parts(ScoreModel, set())), "data": ScoreData, "features": Features}
+BASES = {**dict(parts(ScoreModel, set())), "data": ScoreData, "features": Features}
 TORCH = {"optimizer": torch.optim.Optimizer, "lr_scheduler": torch.optim.lr_scheduler.LRScheduler}
 VALUES = [0.37, 3, 0.5, True, False, [1, 2], [0.25, 0.75], "x", "auto", None]
 """One of these is another than the default of any parameter."""
@@ -63,7 +64,7 @@ def test_no_class_keeps_a_value_of_another(name, capsys):
     """For every two classes that may stand in one place and share a parameter: B after A is B alone, and so is A after A."""
     base = {**BASES, **TORCH}[name]
     parser = parser_of(base)
-    kinds = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in _descendants(base)}
+    kinds = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in descendants(base)}
     kinds = {path: kind for path, kind in kinds.items() if path.startswith(("lightning_score.", "torch."))}
     values = {path: other_values(parser, kind, path) for path, kind in kinds.items()}
     alone = {path: outcome(parser, ["--part", path]) for path in kinds}
@@ -107,9 +108,11 @@ class TestRoutes:
             found = self.parse(*given, *options)
             assert found["process"]["init_args"] == BETAS
             assert found["sampler"]["init_args"]["grid"]["init_args"] == {"steps": 1000, "t_min": None}
-            (line,) = [line for line in self.command.said.splitlines() if line.startswith("model.process: ")]
+            (line,) = [line for line in self.command.messages.splitlines() if line.startswith("model.process: ")]
             assert "BetaTable -> VP; dropped beta_min=0.0001, beta_max=0.02; give them again" in line
-            assert "model.objective.times: LogNormalTimes -> UniformTimes; dropped mean=-0.3, std=1.4" in self.command.said
+            assert (
+                "model.objective.times: LogNormalTimes -> UniformTimes; dropped mean=-0.3, std=1.4" in self.command.messages
+            )
 
     @pytest.mark.parametrize("order", [1, -1])
     def test_a_value_of_the_command_line_is_kept_in_any_order(self, order):
@@ -117,7 +120,7 @@ class TestRoutes:
             for name in ("", ".class_path"):
                 options = [f"--model.process{name}=VP", f"--model.process{inside}.beta_max=10"]
                 assert self.parse(*options[::order])["process"]["init_args"] == {**BETAS, "beta_max": 10.0}
-                assert "beta_max" not in self.command.said
+                assert "beta_max" not in self.command.messages
         options = ["--model.sampler.grid.class_path=Uniform", "--model.sampler.init_args.grid.init_args.steps=3"]
         grid = self.parse(*options[::order])["sampler"]["init_args"]["grid"]
         assert grid["init_args"] == {"steps": 3, "t_min": None}
@@ -133,7 +136,7 @@ class TestRoutes:
             assert self.parse("--model.process.beta_max=0.5", *self.layer(process={"init_args": {"beta_max": 0.25}}))
             found = self.parse(*self.layer(process={"init_args": {"beta_max": 0.25}}), *given)["process"]
             assert found["init_args"] == {"beta_min": 1e-4, "beta_max": 0.25, "steps": 7}
-            assert not self.command.said
+            assert not self.command.messages
 
     def test_a_plus_keeps_the_values_that_both_have(self):
         for given in (
@@ -143,7 +146,7 @@ class TestRoutes:
             self.layer(process={"class_path": "+VP"}),
         ):
             assert self.parse(*given)["process"]["init_args"] == {"beta_min": 1e-4, "beta_max": 0.02}
-            assert "model.process: BetaTable -> VP; kept beta_min=0.0001, beta_max=0.02" in self.command.said
+            assert "model.process: BetaTable -> VP; kept beta_min=0.0001, beta_max=0.02" in self.command.messages
         found = self.parse("--model.optimizer=+SGD", "--model.optimizer.momentum=0.5")["optimizer"]["init_args"]
         assert found["lr"] == 4e-3 and found["momentum"] == 0.5
         found = self.parse("--model.process={class_path: +VP, init_args: {beta_max: 3}}")["process"]["init_args"]
@@ -157,7 +160,7 @@ class TestRoutes:
             assert found["denoise"] is None and found["grid"]["init_args"] == {"steps": 3, "t_min": None}
             assert (
                 "model.sampler: PredictorCorrector given again; dropped grid.t_min=0.001, denoise=Tweedie; give"
-                in self.command.said
+                in self.command.messages
             )
 
     def test_lists_and_settings_of_torch(self):
@@ -189,4 +192,4 @@ def test_a_config_over_itself_is_that_config(name, monkeypatch, tmp_path):
         command.parse(["fit", "--config", name, "--config", name])["model"]
         == command.parse(["fit", "--config", name])["model"]
     )
-    assert not command.said
+    assert not command.messages

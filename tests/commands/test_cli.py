@@ -1,4 +1,4 @@
-"""The command line as its users meet it: fit, then everything from the checkpoint alone, and clear errors."""
+"""The command line: fit, every command from the checkpoint alone, and clear errors."""
 
 import csv
 import json

@@ -50,7 +50,7 @@ def images(tmp_path):
 FEW = ["--model.sampler.grid.steps", "3"]
 
 
-def test_says_what_a_checkpoint_became_and_what_was_assumed(score_sde, capsys):
+def test_prints_the_parts_of_a_checkpoint_and_what_was_assumed(score_sde, capsys):
     assert run(["convert", "--from", "score_sde", score_sde, "out.ckpt", "--size", "16"]) == 0
     said = capsys.readouterr().out
     for expected in [
@@ -66,7 +66,7 @@ def test_says_what_a_checkpoint_became_and_what_was_assumed(score_sde, capsys):
 
 
 def test_averages_sample_and_raw_weights_train_on(score_sde, images):
-    """The checkpoint holds both; `predict` and `test` take the averages, `fit` goes on from the weights."""
+    """The checkpoint holds both; `predict` and `test` take the averages, `fit` resumes from the weights."""
     options = ["--data", "ImageFolder", "--data.path", images, "--data.shape", "[3, 16, 16]", "--data.batch_size", "4", *FEW]
     options += ["--model.optimizer.lr", "0.0"]
     assert run(["convert", "--from", "score_sde", score_sde, "out.ckpt", "--size", "16", *options]) == 0
@@ -197,8 +197,8 @@ def test_a_model_trained_here_becomes_a_pipeline(capsys):
     assert run(["fit", "--config=ddpm", *quick]) == 0
     assert run(["convert", "--from=lightning_score", "runs/ddpm/latest/last.ckpt", "folder", "--to=diffusers"]) == 2
     assert "embedding FourierEmbedding: only PositionalEmbedding" in capsys.readouterr().err
-    told = ["--model.parametrization.noise_label=Index", "--model.network.embedding=PositionalEmbedding"]
-    assert run(["fit", "--config=ddpm", *quick, *told, "--model.network.embedding.width=32"]) == 0
+    label = ["--model.parametrization.noise_label=Index", "--model.network.embedding=PositionalEmbedding"]
+    assert run(["fit", "--config=ddpm", *quick, *label, "--model.network.embedding.width=32"]) == 0
     assert run(["convert", "--from=lightning_score", "runs/ddpm/latest/last.ckpt", "folder", "--to=diffusers"]) == 0
     pipeline = DiffusionPipeline.from_pretrained("folder")
     model = ScoreModel.load_from_checkpoint("runs/ddpm/latest/last.ckpt", weights_only=True).eval()

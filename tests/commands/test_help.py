@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from part_classes import descendants
 
 from lightning_score import stopping
 from lightning_score.__main__ import main
 from lightning_score.cli import run
-from lightning_score.commands.parser import _descendants
 from lightning_score.data import ImageData, ScoreData
 from lightning_score.guidance import Guidance
 from lightning_score.metrics import Features
@@ -64,7 +64,7 @@ def test_first_screen_names_all_parts_that_may_stand_there(command, start):
     for option, base in BASES.items():
         for listed in [line for line in lines if line.startswith(f"  {option} ") and " or " in line]:
             names = set(re.findall(r"\w+", listed.removeprefix(f"  {option}").partition(";")[0])) - {"or"}
-            public = {part.__name__ for part in _descendants(base) if part.__module__.startswith("lightning_score")}
+            public = {part.__name__ for part in descendants(base) if part.__module__.startswith("lightning_score")}
             assert names == public - {ImageData.__name__}, option
 
 

@@ -1,4 +1,4 @@
-"""A run that was interrupted goes on: in its folder, without a row doubled or lost, and as if nothing had been."""
+"""An interrupted run resumes in its folder, without a row doubled or lost, and ends like an uninterrupted one."""
 
 import csv
 import fcntl
@@ -41,7 +41,7 @@ def hashed(values):
 
 
 def everything(folder):
-    """All that a run has come to, but for times."""
+    """All results of a run except times."""
     found = {}
     for name in ("last.ckpt", "best.ckpt"):
         checkpoint = torch.load(folder / name, weights_only=True)
@@ -88,14 +88,14 @@ class Stop(Callback):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What a run that was never interrupted has come to."""
+    """The results of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert run([*FIT, f"--output={folder}"]) == 0
     return everything(folder)
 
 
 def interrupted(folder, step, moment, number, *options):
-    """A run that a signal has ended."""
+    """A run ended by a signal."""
     stop = json.dumps(
         {"class_path": f"{__name__}.Stop", "init_args": {"step": step, "moment": moment, "number": int(number)}}
     )
@@ -148,7 +148,7 @@ AT_THE_END = [(22, "on_validation_batch_start"), (22, "on_validation_end"), (22,
 @pytest.mark.faults("runs ended by a signal")
 @pytest.mark.parametrize(("step", "moment"), AT_THE_END)
 def test_a_signal_at_the_end_of_an_epoch(tmp_path, step, moment):
-    """Which is validated, and where Lightning's own loop goes on otherwise than in the middle."""
+    """Which is validated, and where Lightning's own loop continues differently than in the middle."""
     options = ["--trainer.val_check_interval=11", "--trainer.max_steps=25"]
     assert run([*FIT, *options, f"--output={tmp_path / 'whole'}"]) == 0
     interrupted(tmp_path / "run", step, moment, signal.SIGINT, *options)
@@ -174,7 +174,7 @@ def test_many_kills_at_random_moments(tmp_path, whole, seed):
 
 
 def killed(folder, draws, times):
-    """A run that was killed some times at random moments and has come to its end all the same."""
+    """A run that was killed several times at random moments, and finished."""
     for k in range(times + 1):
         begun = (folder / "last.ckpt").exists()
         arguments = ["fit", f"--ckpt_path={folder}"] if begun else [*FIT, f"--output={folder}"]
@@ -196,7 +196,7 @@ def killed(folder, draws, times):
 @pytest.mark.slow
 @pytest.mark.parametrize(("step", "moment", "rank"), [(7, "on_train_batch_end", 0), (10, "on_validation_batch_start", None)])
 def test_two_processes(tmp_path, step, moment, rank):
-    """One of them is told to end, or both; both do, at the same step, and go on as if nothing had been."""
+    """A signal ends one of them, or both; both end at the same step, and resume like an uninterrupted run."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
@@ -305,9 +305,9 @@ class TestWhich:
         os.close(lock)
         assert run(["fit", f"--ckpt_path={folder}", "--trainer.max_steps=4"]) == 0
 
-    @pytest.mark.faults("jobs queued again by SLURM")
-    def test_a_job_that_slurm_has_queued_again_goes_on(self, folder, monkeypatch, capsys):
-        """SIGUSR1 ends it between two steps, `scontrol requeue` is called, and the same command goes on by itself."""
+    @pytest.mark.faults("jobs requeued by SLURM")
+    def test_a_job_that_slurm_has_requeued_resumes(self, folder, monkeypatch, capsys):
+        """SIGUSR1 ends it between two steps, `scontrol requeue` is called, and the same command resumes."""
         Path("bin").mkdir()
         Path("bin/scontrol").write_text('#!/bin/sh\necho "$@" > called\n')
         Path("bin/scontrol").chmod(0o755)
@@ -330,7 +330,7 @@ class TestWhich:
 
 
 class TestLogs:
-    """What is taken out of the logs: what came after the checkpoint."""
+    """Rows after the checkpoint are removed from the logs."""
 
     ROWS = "step,train/loss,val/loss\n4,1,\n8,2,\n10,,5\n10,4,\n12,3,\n20,,6\n"
     OLD = "step,train/loss,val/loss\n3,1,\n7,2,\n9,,5\n9,4,\n11,3,\n20,,6\n"

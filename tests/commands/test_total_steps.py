@@ -1,4 +1,4 @@
-"""A schedule's `max_steps` follows the trainer's, also when a run goes on with more steps."""
+"""A schedule's `max_steps` follows the trainer's, also when a run resumes with more steps."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -56,7 +56,7 @@ def test_lists_and_what_cannot_be_followed():
 
 @pytest.mark.parametrize("steps", [0, 1, 7])
 @pytest.mark.parametrize("name", ["T_max", "total_iters", "total_steps"])
-def test_any_number_of_steps_is_followed_again(steps, name):
+def test_any_number_of_steps_is_linked_again(steps, name):
     """After a run of a single step, too, where other numbers may well be 1."""
     config = {"trainer": {"max_steps": steps}, "model": {"lr_scheduler": {"init_args": {name: max(steps, 1), "power": 1}}}}
     assert linked(config) == {"model": {"lr_scheduler": {"init_args": {name: "max_steps", "power": 1}}}}
@@ -90,7 +90,7 @@ STRETCHED = {
 
 
 @pytest.mark.parametrize("name", STRETCHED)
-def test_a_schedule_that_has_ended_goes_on_as_if_it_had_been_longer(name):
+def test_a_schedule_that_has_ended_continues_like_a_longer_one(name):
     make = STRETCHED[name]
     old = Run(adam(lr=0.05), make(6)).steps(6)
     resumed = Run(adam(lr=0.05), make(14)).goes_on_from(old).steps(8)
@@ -117,7 +117,7 @@ def rates(folder):
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["", "run of an older version"])
-def test_a_finished_run_learns_when_it_goes_on(tmp_path, monkeypatch, old):
+def test_a_finished_run_trains_when_it_resumes(tmp_path, monkeypatch, old):
     """As the README says: with its folder alone, and with its checkpoint."""
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(TINY.replace("total_iters: max_steps", "total_iters: 3") if old else TINY)
@@ -154,7 +154,7 @@ class TestOtherClasses:
             ["--model.optimizer=SGD", "--model.optimizer.momentum=0.9"],
         ],
     )
-    def test_it_goes_on(self, checkpoint, tmp_path, options):
+    def test_it_resumes(self, checkpoint, tmp_path, options):
         more = [
             "--trainer.max_steps=5",
             "--trainer.log_every_n_steps=1",

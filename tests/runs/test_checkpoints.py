@@ -104,7 +104,7 @@ def test_a_crash_while_it_is_written_leaves_the_one_before(file, monkeypatch):
 
 
 @pytest.mark.faults("full disks")
-def test_a_full_disk_is_told_and_harms_nothing(file, monkeypatch, capsys):
+def test_a_full_disk_is_reported_and_harms_nothing(file, monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -117,7 +117,7 @@ def test_a_full_disk_is_told_and_harms_nothing(file, monkeypatch, capsys):
 
 
 @pytest.mark.faults("full disks", 3)
-def test_training_goes_on_with_a_full_disk_and_saves_when_there_is_room(tmp_path, monkeypatch, capsys):
+def test_training_continues_on_a_full_disk_and_saves_when_there_is_room(tmp_path, monkeypatch, capsys):
     """The disk is full at the first three attempts."""
     fsync, attempts = os.fsync, []
 
@@ -173,7 +173,7 @@ def _fill_up(writer, rows):
 
 
 @pytest.mark.faults("full disks")
-def test_records_and_pictures_without_room_are_told(tmp_path, capsys):
+def test_records_and_pictures_that_do_not_fit_are_reported(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     append_line(tmp_path / "file" / "evaluations.jsonl", {"a": 1})  # where no folder can be made
     assert "evaluations.jsonl: cannot be written" in capsys.readouterr().err

@@ -31,7 +31,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_rows_stay_when_columns_are_added_and_when_the_run_goes_on(tmp_path):
+def test_rows_stay_when_columns_are_added_and_when_the_run_resumes(tmp_path):
     folder = tmp_path / "runs" / "one"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("kept")
@@ -55,7 +55,7 @@ def test_rows_stay_when_columns_are_added_and_when_the_run_goes_on(tmp_path):
     ("there", "kept"),
     [("a,step,time\n1.5,0,2.0\n1.25,1", ["1.5"]), ("a,step,ti", []), ("", []), ("step,time,a\r\n0,2.0,1.5\r\n", ["1.5"])],
 )
-def test_rows_go_on_after_half_a_row_and_in_any_order_of_columns(tmp_path, there, kept):
+def test_rows_continue_after_half_a_row_and_in_any_order_of_columns(tmp_path, there, kept):
     (tmp_path / "metrics.csv").write_text(there, newline="")
     logger = RunCSVLogger(tmp_path)
     logger.log_metrics({"a": 0.5}, step=2)
@@ -275,7 +275,7 @@ def test_a_failing_fit_is_a_failed_run(outcomes):
     assert len(rows(outcome.folder)) == 2
 
 
-def test_without_an_answer_from_the_server_a_run_goes_on_offline(outcomes):
+def test_without_an_answer_from_the_server_a_run_is_offline(outcomes):
     outcome = outcomes["refused"]
     assert outcome.code == 0 and SETTINGS["init_timeout"] <= 20
     refusal, hint = outcome.said()
@@ -317,7 +317,7 @@ def test_wandb_mode_disabled_is_respected(outcomes):
     assert len(rows(outcome.folder)) == 1
 
 
-def test_an_agents_choices_stand_and_an_unusable_cache_is_no_noise(outcomes):
+def test_an_agents_choices_win_and_an_unusable_cache_is_silent(outcomes):
     outcome = outcomes["sweep"]
     assert outcome.code == 0 and len(outcome.said()) == 1
     begun = next(record["run"] for record in outcome.records() if record["type"] == "run")

@@ -98,7 +98,7 @@ def test_the_line_for_torchrun_in_the_readme(environment):
 
 
 def test_torchrun_makes_one_run_and_starts_it_again(environment):
-    """A process is killed; torchrun starts all again, which go on in the same folder."""
+    """A process is killed; torchrun restarts all, which resume in the same folder."""
     command = [*MODULE, "fit", "--config=ncsn", *SHORT, *DDP, "--trainer.devices=2"]
     done = call(environment, *torchrun("--max-restarts=3"), *command, trouble("kill", step=6, once="killed"))
     assert done.returncode == 0 and Path("killed").exists(), done.stderr[-3000:]
@@ -110,11 +110,11 @@ def test_processes_started_again_never_see_addresses_of_those_that_ended(monkeyp
     """torchrun keeps its store from one start to the next."""
     kept = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     kept.set("cpu/0", "where nobody listens any more")
-    told = {"WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "TORCHELASTIC_RUN_ID": "run", "TORCHELASTIC_RESTART_COUNT": 1,
+    launcher = {"WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "TORCHELASTIC_RUN_ID": "run", "TORCHELASTIC_RESTART_COUNT": 1,
             "TORCHELASTIC_USE_AGENT_STORE": True}  # fmt: skip
     ports, everywhere = [], []  # keeps the stores
     for rank in range(2):
-        for name, value in (told | {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": kept.port}).items():
+        for name, value in (launcher | {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": kept.port}).items():
             monkeypatch.setenv(name, str(value))
         monkeypatch.setattr(processes, "_meeting_points", [])
         processes.Rendezvous().store().set(f"here/{rank}", "")
@@ -175,14 +175,14 @@ def test_a_job_of_slurm(environment):
     ],
 )
 def test_no_process_waits_for_ever(kind, rank, code, said, environment):
-    """Whatever happens to one process, all are gone a few seconds later, and somebody says why."""
+    """Whatever happens to one process, all end a few seconds later, and one prints the reason."""
     options = ["fit", "--config=ncsn", *SHORT, *DDP[:1], "--trainer.devices=2", "--trainer.strategy=DDPStrategy",
                "--trainer.strategy.timeout=0:00:20", trouble(kind, rank=rank)]  # fmt: skip
     process = subprocess.Popen([sys.executable, *MODULE, *options], env=environment, text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
     try:
-        told, _ = process.communicate(timeout=250)  # the pipe closes with the last of them
+        output, _ = process.communicate(timeout=250)  # the pipe closes with the last of them
     finally:
         with pytest.raises(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode in code and said in told, told[-3000:]
+    assert process.returncode in code and said in output, output[-3000:]

@@ -1,4 +1,4 @@
-"""What a run folder says of its run."""
+"""`run.json`: the state of a run."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import pytest
 from lightning_score.cli import run
 from lightning_score.errors import InputError
 from lightning_score.runs import status as runs
+from lightning_score.runs.folders import new_dated_folder
 from lightning_score.runs.status import RunStatus
 
 QUICK = ["--trainer.max_steps=2", "--evaluate.features=null", "--samples.num_samples=0", "--trainer.callbacks=null",
@@ -22,7 +23,7 @@ def said(folder):
     return json.loads((folder / "run.json").read_text())
 
 
-def test_a_run_gives_signs_of_life_and_tells_its_end(tmp_path, monkeypatch):
+def test_a_run_updates_its_state_until_its_end(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "HEARTBEAT", 0.01)
     steps = iter(range(10**9))
     with RunStatus(tmp_path, ["fit", "--x", "1"], lambda: next(steps), 100):
@@ -45,18 +46,18 @@ def test_a_run_gives_signs_of_life_and_tells_its_end(tmp_path, monkeypatch):
         (SystemExit(1), "interrupted", "ended by a signal"),
     ],
 )
-def test_how_it_broke_off(tmp_path, error, state, message):
+def test_the_state_after_an_error(tmp_path, error, state, message):
     with pytest.raises(type(error)), RunStatus(tmp_path, ["fit"], lambda: 7):
         raise error
     assert (said(tmp_path)["state"], said(tmp_path)["message"], said(tmp_path)["step"]) == (state, message, 7)
 
 
-def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path):
+def test_a_folder_that_cannot_be_written_is_tolerated(tmp_path):
     with RunStatus(tmp_path / "gone", ["fit"], lambda: 0):
         pass
 
 
-def test_every_command_says_what_it_was(tmp_path):
+def test_every_command_records_its_arguments(tmp_path):
     arguments = ["fit", "--config=ncsn", f"--output={tmp_path / 'run'}", *QUICK]
     assert run(arguments) == 0
     assert said(tmp_path / "run")["arguments"] == arguments
@@ -66,7 +67,7 @@ def test_every_command_says_what_it_was(tmp_path):
     assert said(tmp_path / "p")["command"] == "predict"
 
 
-def test_a_run_that_fails_says_why(tmp_path):
+def test_a_failed_run_records_the_reason(tmp_path):
     (tmp_path / "my_loss.py").write_text(
         "from lightning_score.objective import DenoisingScoreMatching\n"
         "class Broken(DenoisingScoreMatching):\n"
@@ -81,8 +82,8 @@ def test_a_run_that_fails_says_why(tmp_path):
     assert said(tmp_path / "run")["message"] == "RuntimeError: it broke"
 
 
-def test_a_killed_run_still_says_that_it_runs(tmp_path):
-    """Which its process, that is no more, and its silence belie."""
+def test_the_state_of_a_killed_run_stays_running(tmp_path):
+    """Its missing process and the lack of updates show that it is not."""
     command = [sys.executable, "-m", "lightning_score", "fit", "--config=ncsn", f"--output={tmp_path / 'run'}", *QUICK]
     process = subprocess.Popen(
         [*command, "--trainer.max_steps=1000000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -96,6 +97,6 @@ def test_a_killed_run_still_says_that_it_runs(tmp_path):
 
 
 def test_folders_are_never_used_twice(tmp_path):
-    assert runs.new_dated_folder(tmp_path) != runs.new_dated_folder(tmp_path)
+    assert new_dated_folder(tmp_path) != new_dated_folder(tmp_path)
     with pytest.raises(InputError, match="already exists"):
         runs.new_folder(tmp_path)

@@ -83,7 +83,7 @@ def test_what_is_written_is_read_back():
     assert load(yaml.safe_dump(values)) == values
 
 
-def test_a_merge_key_is_no_second_key(tmp_path):
+def test_a_merge_key_is_not_a_duplicate(tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text("base: &base {a: 1, b: 2}\nother: {<<: *base, b: 3}\n")
     assert read_mapping(file, "config", "a: b")[0]["other"] == {"a": 1, "b": 3}

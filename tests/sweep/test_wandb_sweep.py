@@ -135,7 +135,7 @@ def test_a_poor_trial_ends_early_and_is_no_failure(server):
     assert run["exit"] == 0 and run["config"]["model.optimizer.lr"]["value"] == 1e-3, server.said[3]
     assert run["summary"]["state"] == "stopped early"
     assert 2 <= max(line["trainer/global_step"] for line in run["history"]) < 100_000
-    assert "to go on" in server.said[3]
+    assert "to resume" in server.said[3]
 
 
 def test_what_the_sweep_tells_is_shown_here_and_there(folder, server):
