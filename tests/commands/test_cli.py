@@ -307,7 +307,7 @@ class TestBadInput:
             (["--model.sampler.grid=Foo"], ["Foo", "Geometric, Karras, ", "ProcessTable, Uniform"]),
             (["--model.network.channels=33"], ["channels 33"]),
             (["--model.network=MLP"], ["MLP"]),
-            (["--data.batch_size=5000"], ["batch_size is 5000", "1437"]),
+            (["--data.batch_size=5000"], ["batch_size=5000", "1437"]),
             (["--data.data_range=[1,0]"], ["data_range"]),
             (["--data.batch_size=x"], ["batch_size=x: must be a whole number"]),
             (["--model.sampler.clip=3"], ["clip=3: must be a list or null"]),
