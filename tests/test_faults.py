@@ -154,7 +154,7 @@ class TestModes:
 
     @pytest.mark.parametrize("values", [[[-1.0, 2.0]], [[0.0, 1e9]], [[math.nan, 1.0]]])
     def test_other_numbers_are_no_pictures(self, values):
-        with pytest.raises(ValueError, match="not 8 or 16 bits"):
+        with pytest.raises(ValueError, match="not of 8 or 16 bits"):
             as_bytes(Image.fromarray(np.array(values, dtype=np.float32)), 1)
 
 

@@ -1,4 +1,4 @@
-"""Non-leaky augmentation: images change at random and the network is told how, so that it can do without at sampling."""
+"""Non-leaky augmentation: random changes of images, which are inputs of the network and are zero for sampling."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,29 +12,29 @@ from lightning_score.errors import require
 
 
 class Augmentation(ABC):
-    """Changes images at random, and says by how much.
+    """Random changes of images and their labels.
 
     Attributes:
-        labels: how many numbers say what was done to an image; all are 0 if nothing was.
+        labels: number of labels per image; all are 0 without a change.
     """
 
     labels: int
 
     @abstractmethod
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The changed images, like x (B, C, H, W), and what was done to each, (B, labels)."""
+        """The changed images, like x (B, C, H, W), and their labels, (B, labels)."""
 
-    def check(self, told: int) -> None:
-        """Raises `InputError` unless a network is told as many numbers of each image."""
+    def check(self, network_labels: int) -> None:
+        """Raises `InputError` unless a network takes this number of augmentation labels."""
         require(
-            told == self.labels or self.labels == 0,
-            f"augmentation {type(self).__name__}: needs a network that is told so, such as DDPMpp or NCSNpp with "
-            f"--model.network.augmentations {self.labels}; this one has {told}",
+            network_labels == self.labels or self.labels == 0,
+            f"augmentation {type(self).__name__}: needs a network with augmentation labels, as DDPMpp or NCSNpp with "
+            f"--model.network.augmentations {self.labels}; this one has {network_labels}",
         )
 
 
 class Changes(NamedTuple):
-    """What is done to n images, each (n,) and 0 for nothing.
+    """The changes of n images, each (n,) and 0 for no change.
 
     `mirror` and `flip` are 1 for an image turned left to right and upside down; then it is scaled by `2^(0.2 scale)`,
     turned by `angle` (radians, clockwise), stretched by `2^(0.2 stretch)` along the axis at angle `axis` and by its inverse
@@ -51,7 +51,7 @@ class Changes(NamedTuple):
     down: Tensor
 
     def labels(self) -> Tensor:
-        """The nine numbers that the network is told, (n, 9), as EDM's networks are."""
+        """The nine labels of EDM's networks, (n, 9)."""
         turned, along = (self.angle.cos() - 1, self.angle.sin()), (self.axis.cos(), self.axis.sin())
         stretched = [self.stretch * part for part in along]
         return torch.stack([self.mirror, self.flip, self.scale, *turned, *stretched, self.right, self.down], 1)
@@ -91,7 +91,7 @@ class GeometricAugmentation(Augmentation):
     labels = 9
 
     def __init__(self, probability: float = 0.12):
-        require(0 <= probability <= 1, f"probability={probability}: must lie in [0, 1]; 0.12 is usual")
+        require(0 <= probability <= 1, f"probability={probability}: must be in [0, 1]; 0.12 is usual")
         self.probability = probability
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,7 @@ class GeometricAugmentation(Augmentation):
         return changed(x, changes), changes.labels().to(x.dtype)
 
     def draw(self, n: int, device: torch.device | str = "cpu") -> Changes:
-        """What to do to n images."""
+        """Random changes of n images."""
 
         def sometimes(values: Tensor, probability: float) -> Tensor:
             return torch.where(torch.rand(n, device=device) < probability, values, 0.0)
@@ -130,7 +130,7 @@ def rotation(angle: Tensor) -> Tensor:
 
 
 def changed(x: Tensor, changes: Changes) -> Tensor:
-    """Images with the changes made; those that are no more than mirrored keep their pixels.
+    """Images with the changes made; images that are only mirrored keep their pixels.
 
     The others are interpolated at twice the resolution and then averaged, against aliasing.
 

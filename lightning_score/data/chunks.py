@@ -1,4 +1,4 @@
-"""Chunks of images, as Lightning's LitData writes and streams them: packed, read and handed out in batches."""
+"""Chunks of images for Lightning's LitData: packs them, reads their items, and makes batches."""
 
 import json
 import math
@@ -29,13 +29,13 @@ from lightning_score.errors import InputError, require
 from lightning_score.seeds import derive_seed, seeded
 
 CHUNK = 64 << 20
-"""Largest size of a chunk in bytes, which is read as a whole."""
+"""Maximal size of a chunk in bytes; a chunk is read as a whole."""
 LABELS = ("y", "label", "class", "target")
-"""Names under which others keep labels."""
+"""Usual names of labels."""
 
 
 def litdata() -> Any:
-    """The library that streams.
+    """The module litdata.
 
     Raises:
         InputError: it is not installed.
@@ -49,13 +49,13 @@ def litdata() -> Any:
 
 @dataclass(frozen=True)
 class Pack:
-    """Reads a file with its label for the chunks, or notes why it cannot be read.
+    """Reads a file with its label for the chunks, or records why it cannot be read.
 
     Attributes:
-        shape: of an image.
+        shape: the shape of an image.
         crop: as in `read_image`.
         scale: as in `read_image`.
-        notes: the file for notes, a line of JSON each.
+        notes: the file for the reasons, one line of JSON each.
     """
 
     shape: tuple[int, ...]
@@ -68,13 +68,13 @@ class Pack:
         try:
             yield {"x": read_image(Path(file), self.shape, self.crop, self.scale), "y": label}
         except Unreadable as error:
-            with open(self.notes, "a") as notes:  # of several processes: a short line is written as a whole
+            with open(self.notes, "a") as notes:  # several processes append; a short line is written at once
                 notes.write(json.dumps([name, ": ".join(error.args)]) + "\n")
 
 
 @contextmanager
 def lock_of(packed: Path) -> Iterator[None]:
-    """One process at a time packs into a folder; if that fails, no lock is left."""
+    """A lock on packing into a folder; its file is removed after an error."""
     lock = Path(f"{packed}.lock")
     try:
         with FileLock(lock):
@@ -85,27 +85,27 @@ def lock_of(packed: Path) -> Iterator[None]:
 
 
 def pack(files: Sequence[Path], labels: Sequence[int], folder: Path, out: Path, reader: Pack) -> None:
-    """Packs the images of a folder into chunks for `ImageStream`, and lists in `left_out.json` which cannot be read.
+    """Packs the images of a folder into chunks for `ImageStream`, and lists the unreadable ones in `left_out.json`.
 
     Args:
-        files: the images, in the order that the chunks get.
-        labels: of them.
+        files: the images, in the order of the chunks.
+        labels: their labels.
         folder: the folder.
-        out: folder of the chunks, which appears when all is done.
-        reader: makes of a file what the chunks get.
+        out: folder of the chunks, created at the end.
+        reader: reads a file for the chunks.
 
     Raises:
         InputError: no image can be read.
-        OSError: there is no room for the chunks.
+        OSError: there is no space for the chunks.
     """
     size = math.prod(reader.shape)
     if shutil.disk_usage(out.parent).free < len(files) * size:
-        raise OSError(ENOSPC, f"{len(files) * size / 1e9:.3g} GB are needed, which are not free")
+        raise OSError(ENOSPC, f"{len(files) * size / 1e9:.3g} GB are needed, more than is free")
     items = [(str(file), str(file.relative_to(folder)), label) for file, label in zip(files, labels, strict=True)]
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
         chunks, notes = Path(temporary, "chunks"), Path(temporary, "notes")
         notes.touch()
-        with isolate_rng():  # it sets the seeds of everything
+        with isolate_rng():  # it sets all global seeds
             litdata().optimize(
                 replace(reader, notes=str(notes)),
                 items,
@@ -128,13 +128,13 @@ def readable(base: type) -> type:
     """litdata's StreamingDataset with items as images of one shape with labels."""
 
     class Readable(base):
-        """An item that cannot be read is said to be so, and the one before stands in for it: every process goes on.
+        """Warns of an unreadable item and returns the previous one instead, so that no process stops.
 
         Args:
-            chunks: where they are.
-            shape: of an image.
-            num_classes: number of labels, or 0.
-            scale: black and white of grays of more than 8 bits.
+            chunks: their folder.
+            shape: the shape of an image.
+            num_classes: number of classes, or 0.
+            scale: black and white of gray images of more than 8 bits.
         """
 
         def __init__(self, chunks: str, shape: tuple[int, ...], num_classes: int, scale: GrayScale | None = None) -> None:
@@ -162,17 +162,17 @@ def readable(base: type) -> type:
 
 @cache
 def _refusing() -> Any:
-    """In place of litdata's reader of pickles, which may run anything."""
+    """Replaces litdata's reader of pickles, which may run any code."""
     from litdata.streaming.serializers import Serializer
 
     class Refusing(Serializer):
-        """Reads nothing."""
+        """Raises an error for any data."""
 
         def serialize(self, data: Any) -> tuple[bytes, str | None]:
             raise NotImplementedError
 
         def deserialize(self, data: bytes) -> Any:
-            raise InputError("these chunks hold pickles, which may run any code: write images, arrays and numbers only")
+            raise InputError("these chunks contain pickles, which may run any code; write only images, arrays and numbers")
 
         def can_serialize(self, data: Any) -> bool:
             return False
@@ -183,7 +183,7 @@ def _refusing() -> Any:
 def as_example(
     item: Any, shape: Sequence[int], num_classes: int = 0, scale: GrayScale | None = None
 ) -> tuple[np.ndarray, int]:
-    """An item of chunks, whoever wrote them, as an image, uint8 of `shape`, and its label, 0 where there are no classes.
+    """An item of any chunks as an image, uint8 of `shape`, and its label, 0 without classes.
 
     Raises:
         InputError: there is no image in it, or no label of a class; or it is a deep gray and there is no scale.
@@ -200,8 +200,8 @@ def as_example(
         deep = image.dtype != np.uint8 if isinstance(image, np.ndarray) else is_deep(image)
         require(
             scale is not None or not deep,
-            "the chunks hold images of more than 8 bits, which cannot all be looked at for a common scale: give "
-            "--data.gray_range, the values of black and white, as [0, 65535]",
+            "the chunks contain images of more than 8 bits, which cannot all be read for a common scale; give "
+            "--data.gray_range, the values of black and white, as in [0, 65535]",
         )
         picture = _picture(eight_bits(image, scale) if deep else image) if isinstance(image, np.ndarray) else image
         image = fit(as_bytes(picture, shape[0], scale), shape)
@@ -211,29 +211,29 @@ def as_example(
     number = np.asarray(label)
     require(
         number.size == 1 and number.dtype.kind in "iub" and 0 <= int(number.item()) < num_classes,
-        f"num_classes={num_classes}: an item of the chunks has the label {label!r}; labels are whole numbers, 0 to "
+        f"num_classes={num_classes}: an item of the chunks has the label {label!r}; labels must be integers, 0 to "
         f"{num_classes - 1}, named {', '.join(LABELS)}, or second in a tuple",
     )
     return image, int(number.item())
 
 
 def _picture(image: np.ndarray) -> Image.Image:
-    """An array (H, W), (H, W, C) or (C, H, W) as an image of PIL's."""
+    """An array (H, W), (H, W, C) or (C, H, W) as a PIL image."""
     shape, of = image.shape, image.dtype
     if image.ndim == 3 and image.shape[0] in (1, 3, 4) and image.shape[2] not in (1, 3, 4):
         image = image.transpose(1, 2, 0)
     try:
         return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
     except TypeError as error:
-        raise InputError(f"an item of the chunks is an array {shape} of {of}, no gray or colored image") from error
+        raise InputError(f"an item of the chunks is an array {shape} of {of}, which is not a gray or color image") from error
 
 
 @cache
 def loader(base: type) -> type:
-    """litdata's StreamingDataLoader that knows how many batches it has handed out, as `Loader` does."""
+    """litdata's StreamingDataLoader that counts its batches, like `Loader`."""
 
     class Loader(base):
-        """Lightning can leave it in the middle of an epoch and go on with it, by `state_dict`."""
+        """Lightning can resume it in the middle of an epoch by `state_dict`."""
 
         given = 0
 
@@ -245,11 +245,11 @@ def loader(base: type) -> type:
                 yield batch
 
         def state_dict(self) -> dict[str, Any]:
-            """How many batches of the epoch have been handed out, and litdata's state."""
+            """The number of batches of this epoch that have been returned, and litdata's state."""
             return {"batches": self.given, "stream": super().state_dict()}
 
         def load_state_dict(self, state: dict[str, Any]) -> None:
-            """Goes on from there at the next `iter`; after all batches of an epoch, with the next one."""
+            """Resumes at the next `iter`; after all batches of an epoch, with the next epoch."""
             stream, self.given = state["stream"], state["batches"] % len(self)
             if not self.given:  # between two epochs, before or after the first batch of one
                 self.current_epoch = max(stream["current_epoch"] - (state["batches"] == 0), 0)
@@ -274,12 +274,12 @@ def loader(base: type) -> type:
 
 @dataclass(frozen=True)
 class Batched:
-    """Images with their labels to a batch of what the model sees; its random numbers follow from the images alone."""
+    """Makes a batch for the model; its random numbers depend only on the images."""
 
     transform: Transform
 
     def __call__(self, items: Sequence[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:
         images = np.stack([image for image, _ in items])
         labels = torch.tensor([label for _, label in items], dtype=torch.long)
-        with seeded(derive_seed(crc32(images.tobytes()))):  # so a batch is the same in a run that goes on
+        with seeded(derive_seed(crc32(images.tobytes()))):  # the same batch in a resumed run
             return self.transform(torch.from_numpy(images)), labels

@@ -1,4 +1,4 @@
-"""Image files as they come: which there are in a folder, and any of them as the bytes that a model sees."""
+"""Image files: finds those in a folder, and reads any of them as bytes of the model's shape."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -21,30 +21,31 @@ from lightning_score.errors import InputError, require
 from lightning_score.files import cache_folder
 
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError, Image.DecompressionBombError)
-"""What PIL raises for files that are damaged, or are no images at all."""
+"""What PIL raises for files that are damaged or not images."""
 
 
 class Unreadable(Exception):
-    """A file that gives no image; its first argument is the kind of reason, the second the reason itself."""
+    """A file cannot be read as an image; the arguments are the kind of reason and the reason."""
 
 
 def check_form(shape: Sequence[int], crop: int | None, num_classes: int) -> None:
-    """Raises `InputError` unless these describe images: their shape, the square that is cut out first, and their classes."""
+    """Raises `InputError` for an invalid shape, crop or number of classes."""
     require(
         len(shape) == 3 and shape[0] in (1, 3) and min(shape) > 0,
         f"shape={list(shape)}: must be [channels, height, width] with 1 channel (gray) or 3 (color), as in [3, 32, 32]",
     )
-    require(crop is None or crop > 0, f"crop={crop}: must be positive, the side in pixels of the middle square, or null")
+    require(crop is None or crop > 0, f"crop={crop}: must be the positive side in pixels of the center square, or null")
     require(num_classes >= 0, f"num_classes={num_classes}: must be 0 (no labels) or the number of classes")
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All images in a folder and below, in an order that is random but always the same: files that are named as images, and
-    others that are images by their content. Hidden files are none of them, and links are not followed, but for links to
-    files in hidden folders of the same folder, as git-annex keeps them.
+    """All images in a folder and its subfolders, by file name or content, in a fixed random order.
+
+    Hidden files are skipped. Links are not followed, except links to files in hidden folders of the same folder, which
+    git-annex uses.
 
     Raises:
-        InputError: there is no such folder, or no image in it.
+        InputError: the folder is missing or contains no image.
     """
     require(folder.is_dir(), f"{folder}: there is no such folder; set --data.path to a folder of images")
     found, links = [], []
@@ -62,29 +63,29 @@ def image_files(folder: Path) -> list[Path]:
         if target.is_file() and target.is_relative_to(root):
             files.setdefault(target, link)
     left = sorted({*links} - {*files.values()})
-    outside = f"{len(left)} links are not followed, as {left[0]} -> {os.readlink(left[0])}" if left else ""
+    outside = f"{len(left)} links are not followed, for example {left[0]} -> {os.readlink(left[0])}" if left else ""
     images = sorted(file for file in files.values() if file.is_file() and (_named_as_image(file) or _is_image(file)))
-    require(bool(images), f"{folder}: no images in it" + (f"; {outside}: give the folder itself" if left else ""))
+    require(bool(images), f"{folder}: no images in it" + (f"; {outside}: give the linked folder itself" if left else ""))
     if left:
-        rank_zero_warn(f"{folder}: {outside}: only what is in the folder itself is read, and each image once")
+        rank_zero_warn(f"{folder}: {outside}: only files in the folder itself are read, each once")
     first, last = split_indices(len(images))
     return [images[i] for i in [*first, *last]]
 
 
 def folder_of_cache(chosen: str | None) -> Path:
-    """Where what was decoded is kept.
+    """The folder for decoded images.
 
     Raises:
-        InputError: that cannot be a folder.
+        InputError: a parent of it is a file.
     """
     folder = Path(chosen) if chosen else cache_folder()
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    require(there.is_dir(), f"--data.cache {folder}: {there} is a file; give a folder, which need not exist")
+    require(there.is_dir(), f"--data.cache {folder}: {there} is a file; give a folder, which may be new")
     return folder
 
 
 def fingerprint(files: Sequence[Path], folder: Path, *settings: Any) -> str:
-    """A hash of the names, sizes and times of files in a folder, and of what is made of them."""
+    """A hash of settings and of the names, sizes and times of files in a folder."""
     digest = hashlib.sha256(repr(settings).encode())
     for file in files:
         state = file.stat()
@@ -105,27 +106,27 @@ def _is_image(file: Path) -> bool:
 
 
 def read_image(file: Path, shape: Sequence[int], crop: int | None = None, scale: GrayScale | None = None) -> np.ndarray:
-    """One image, whatever its format and mode, cut to the largest middle part of the wanted proportions and reduced or
-    enlarged (bilinear, with antialiasing). Grays of more than 8 bits are reduced to 8, what is transparent becomes white, of
-    several frames the first is taken, and the camera's turn is heeded.
+    """One image of any format and mode, cropped at its center to the aspect ratio of `shape` and resized (bilinear, with
+    antialiasing). More than 8 bits are reduced to 8, transparency becomes white, only the first frame is read, and the EXIF
+    orientation is applied.
 
     Args:
-        file: the file; what it is, its content says and not its name.
+        file: the file; its format follows from its content, not its name.
         shape: (channels, height, width), 1 channel for gray, 3 for color.
-        crop: cut to the middle square of so many pixels first; null: not.
-        scale: black and white of grays of more than 8 bits, one for a data set; null: as fits this file alone.
+        crop: first crop to the center square of this many pixels; null: no crop.
+        scale: black and white of gray images of more than 8 bits, the same for a data set; null: fitted to this file.
 
     Returns:
         uint8, of that shape.
 
     Raises:
-        Unreadable: it is damaged, no image, or smaller than `crop`.
+        Unreadable: the file is damaged, not an image, or smaller than `crop`.
     """
     try:
         with Image.open(file) as opened:
             image = as_bytes(ImageOps.exif_transpose(opened), shape[0], scale)
     except UNREADABLE as error:
-        raise Unreadable("damaged or no image", str(error)) from error
+        raise Unreadable("damaged or not an image", str(error)) from error
     if crop is not None:
         if min(image.size) < crop:
             raise Unreadable(f"smaller than crop={crop}", f"{image.width} x {image.height} pixels")
@@ -134,22 +135,22 @@ def read_image(file: Path, shape: Sequence[int], crop: int | None = None, scale:
 
 
 def fit(image: Image.Image, shape: Sequence[int]) -> np.ndarray:
-    """An image of `as_bytes`, uint8 of `shape`: its largest middle part of these proportions, reduced or enlarged."""
+    """An image from `as_bytes` as uint8 of `shape`, cropped at its center and resized."""
     channels, height, width = shape
     fitted = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
     return np.asarray(fitted).reshape(height, width, channels).transpose(2, 0, 1)
 
 
 def as_bytes(image: Image.Image, channels: int, scale: GrayScale | None = None) -> Image.Image:
-    """An image of any mode in gray (1 channel) or color (3), with 8 bits per channel.
+    """Converts an image of any mode to gray (1 channel) or color (3) with 8 bits per channel.
 
     Args:
         image: the image.
         channels: 1 or 3.
-        scale: black and white of grays of more than 8 bits; null: as fits this image alone.
+        scale: black and white of gray images of more than 8 bits; null: fitted to this image.
 
     Raises:
-        ValueError: its numbers are not those of a picture.
+        ValueError: its values are not finite or not gray levels.
     """
     if is_deep(image):
         image = Image.fromarray(eight_bits(np.asarray(image), scale))
@@ -160,19 +161,19 @@ def as_bytes(image: Image.Image, channels: int, scale: GrayScale | None = None) 
 
 
 def summary(skipped: Mapping[str, str], n: int, folder: Path) -> str:
-    """What became of the files of a folder that gave no image.
+    """A summary of the unreadable files of a folder.
 
     Args:
-        skipped: reasons by the file's name, each its kind, a colon and the rest.
-        n: number of files in all.
+        skipped: reasons by file name, each a kind, a colon and details.
+        n: total number of files.
         folder: the folder.
 
     Raises:
-        InputError: none is left.
+        InputError: no file is readable.
     """
     counts = Counter(reason.split(": ")[0] for reason in skipped.values())
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
     name, reason = next(iter(skipped.items()))
     if len(skipped) == n:
         raise InputError(f"{folder}: none of its {n} images can be read ({kinds}); {name}: {reason}")
-    return f"{folder}: {len(skipped)} of {n} images are left out ({kinds}), as {name}: {reason}"
+    return f"{folder}: {len(skipped)} of {n} images are left out ({kinds}), for example {name}: {reason}"

@@ -1,4 +1,4 @@
-"""Any folder of images, decoded once and kept on disk in the size in which a model sees them."""
+"""A folder of images, decoded once and cached on disk in the model's size."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -38,31 +38,26 @@ from lightning_score.memory import require_room
 
 
 class ImageFolder(ImageData):
-    """The images in a folder and in the folders within it.
+    """The images in a folder and its subfolders; further arguments as in `ImageData`.
 
-    Each is cut to the largest middle part of the wanted proportions, then reduced or enlarged (bilinear, with antialiasing);
-    images of any mode are converted, grays of more than 8 bits by one scale for all files; those that cannot be read are
-    left out and counted, and links are not followed. The result is kept as bytes in a cache,
-    which later runs map into memory, so that folders larger than memory work.
+    Each image is cropped at its center to the model's aspect ratio, then resized (bilinear, with antialiasing). Images of
+    any mode are converted, gray images of more than 8 bits by one scale for all files. Unreadable images are left out and
+    counted, and links are not followed. The result is cached as bytes on disk and memory-mapped by later runs, so folders
+    larger than memory work.
 
     Args:
         path: the folder.
-        shape: [channels, height, width] that the model sees; 1 channel for gray, 3 for color.
-        crop: cut to the middle square of so many pixels first; null: not.
-        num_classes: number of classes, which are the folders right inside `path`, in alphabetical order; 0: no labels.
+        shape: [channels, height, width] of the model's images; 1 channel for gray, 3 for color.
+        crop: first crop to the center square of this many pixels; null: no crop.
+        num_classes: number of classes, the direct subfolders of `path` in alphabetical order; 0: no labels.
         held_out: fraction of the images held out for validation and test.
         cache: folder of the decoded images; by default lightning_score in the user's cache folder.
-        gray_range: [black, white], the values that become 0 and 255 in gray images of 16 or 32 bits or of floats; null: 0,
-            and what fits all files of the folder, which is said.
-        batch_size: examples per batch and process.
-        data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
-        flip: mirror training images left to right with probability 1/2.
-        dequantize: add uniform noise within a gray level.
-        num_workers: processes that load; data in memory are quickest with 0.
+        gray_range: [black, white], the values that become 0 and 255 in gray images of 16 or 32 bits or of floats; null: 0
+            and a value that fits all files, which is printed.
 
     Raises:
-        InputError: a shape that is not an image's, or another number out of range; when the images are first needed: no
-            such folder, no images in it that can be read, or another number of classes.
+        InputError: an argument is out of range; when the images are first needed: the folder is missing, contains no
+            readable image, or has another number of classes.
     """
 
     def __init__(
@@ -82,9 +77,7 @@ class ImageFolder(ImageData):
     ) -> None:
         super().__init__(batch_size, data_range, flip, dequantize, num_workers)
         check_form(shape, crop, num_classes)
-        require(
-            0 < held_out < 1, f"held_out={held_out}: must be between 0 and 1, the fraction that is not trained on, as 0.1"
-        )
+        require(0 < held_out < 1, f"held_out={held_out}: must be a fraction between 0 and 1, as in 0.1")
         self.path, self.shape, self.crop, self.num_classes = Path(path), tuple(shape), crop, num_classes
         check_gray_range(gray_range)
         self.held_out, self.cache, self.gray_range = held_out, cache, gray_range
@@ -93,20 +86,20 @@ class ImageFolder(ImageData):
     def load(self) -> Splits:
         files = image_files(self.path)
         labels = torch.tensor(folder_labels(files, self.path, self.num_classes), dtype=torch.long)
-        self._rows(len(files))  # what does not fit is found before all is decoded
+        self._rows(len(files))  # raises before all images are decoded
         images, skipped = self._images(files)
         labels = labels[[str(file.relative_to(self.path)) not in skipped for file in files]]
         self._all = images
         return Splits(*(Examples(images[rows], labels[rows]) for rows in self._rows(len(images))))
 
     def reference(self) -> Tensor:
-        """All images, which stay where they are stored."""
+        """All images, not copied."""
         self.splits  # noqa: B018
         return self._all
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the files' names, sizes and times, and of what is made of them."""
+        """A hash of the files' names, sizes and times, and of the conversion."""
         return self._fingerprint(image_files(self.path))
 
     def _fingerprint(self, files: Sequence[Path]) -> str:
@@ -114,23 +107,23 @@ class ImageFolder(ImageData):
         return fingerprint(files, self.path, self.shape, self.crop, *([scale] if scale else []))
 
     def _scale(self, files: Sequence[Path]) -> GrayScale:
-        """Black and white, found once."""
+        """Black and white, computed once."""
         if self._known_scale is None:
             name = f"{self.path.resolve().name}-{fingerprint(files, self.path)}.gray.json"
             self._known_scale = gray_scale(files, self.path, folder_of_cache(self.cache) / name, self.gray_range)
         return self._known_scale
 
     def _rows(self, n: int) -> tuple[slice, slice]:
-        """The images were shuffled before they were stored, so that each split is a slice that need not be copied."""
+        """The rows of both splits: the images are stored in random order, so that each split is a slice."""
         train = max(n - max(round(n * self.held_out), 1), 0)
         require(
-            train > 0, f"{self.path}: only {n} images, of which none is left to train on; give more, or a smaller held_out"
+            train > 0, f"{self.path}: only {n} images, so none is left for training; give more images, or a smaller held_out"
         )
         return slice(0, train), slice(train, n)
 
     def _images(self, files: Sequence[Path]) -> tuple[Tensor, dict[str, str]]:
-        """All images that can be read, as bytes (N, C, H, W), mapped from the cache, which is made where there is none; and
-        why others cannot."""
+        """All readable images as bytes (N, C, H, W), mapped from the cache, which is created if it is missing; and the
+        errors of the others."""
         folder = folder_of_cache(self.cache)
         stored = folder / f"{self.path.resolve().name}-{self._fingerprint(files)}.npy"
         left_out = stored.with_suffix(".left_out.json")
@@ -140,10 +133,10 @@ class ImageFolder(ImageData):
                 with new_folder_if_kept(folder):
                     self._store(files, stored, left_out)
                 found = self._stored(stored, left_out)
-            except OSError as error:  # a full disk, or a folder that is not the user's
+            except OSError as error:  # a full disk, or no permission
                 rank_zero_warn(
-                    f"{folder}: the decoded images cannot be kept there ({error.strerror or error}); this run keeps them in "
-                    "memory and the next decodes them again: give another --data.cache"
+                    f"{folder}: the decoded images cannot be written there ({error.strerror or error}); this run keeps them "
+                    "in memory and the next decodes them again; give another --data.cache"
                 )
                 found = self._in_memory(files)
         images, skipped = found
@@ -156,32 +149,32 @@ class ImageFolder(ImageData):
 
     @staticmethod
     def _stored(stored: Path, left_out: Path) -> tuple[Tensor, dict[str, str]] | None:
-        """What the cache holds, if that is whole."""
+        """The content of the cache if it is complete."""
         try:
             return torch.from_numpy(np.load(stored, mmap_mode="c")), json.loads(left_out.read_text())
         except (OSError, ValueError, EOFError):
             return None
 
     def _store(self, files: Sequence[Path], stored: Path, left_out: Path) -> None:
-        """Decodes all files into the cache, where they appear when all is done.
+        """Decodes all files into the cache, which is replaced at the end.
 
         Raises:
-            OSError: there is no room, or no right to write.
+            OSError: there is no space, or no permission.
         """
         needed = len(files) * prod(self.shape)
         if shutil.disk_usage(stored.parent).free < needed:
-            raise OSError(ENOSPC, f"{needed / 1e9:.3g} GB are needed, which are not free")
+            raise OSError(ENOSPC, f"{needed / 1e9:.3g} GB are needed, more than is free")
         with tempfile.TemporaryDirectory(dir=stored.parent) as temporary:
             part, skipped = Path(temporary, stored.name), {}
             with part.open("wb") as out:
                 self._write_header(out, len(files))
                 for image in self._decoded(files, skipped):
                     out.write(image.tobytes())
-                out.seek(0)  # numpy leaves room for the number of rows
+                out.seek(0)  # the header has space for the number of rows
                 self._write_header(out, len(files) - len(skipped))
             Path(temporary, "left_out").write_text(json.dumps(skipped, indent=1))
             Path(temporary, "left_out").replace(left_out)
-            part.replace(stored)  # several processes may do so at once; each finds a whole file
+            part.replace(stored)  # several processes may do this at the same time; each reads a complete file
 
     def _in_memory(self, files: Sequence[Path]) -> tuple[Tensor, dict[str, str]]:
         """Decodes all files into memory."""
@@ -192,10 +185,10 @@ class ImageFolder(ImageData):
         return images[:n], skipped
 
     def _decoded(self, files: Sequence[Path], skipped: dict[str, str]) -> Iterator[np.ndarray]:
-        """The images of all files that can be read; fills in why others cannot.
+        """The images of all readable files; adds the errors of the others to `skipped`.
 
         Raises:
-            InputError: none can.
+            InputError: no file is readable.
         """
         self._scale(files)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -219,10 +212,10 @@ class ImageFolder(ImageData):
 
 
 def folder_labels(files: Sequence[Path], folder: Path, num_classes: int) -> list[int]:
-    """The label of each file, the place of its topmost folder in alphabetical order; zeros if there are no classes.
+    """The label of each file: the index of its class folder in alphabetical order; zeros without classes.
 
     Raises:
-        InputError: there are not as many folders as classes, or images outside of them.
+        InputError: the number of folders is not that of classes, or an image is outside of them.
     """
     if not num_classes:
         return [0] * len(files)
@@ -230,8 +223,8 @@ def folder_labels(files: Sequence[Path], folder: Path, num_classes: int) -> list
     classes = sorted(set(names))
     require(
         len(classes) == num_classes and all(len(file.relative_to(folder).parts) > 1 for file in files),
-        f"num_classes={num_classes}: {folder} holds images in {len(classes)} folders or places "
-        f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}); each class needs a folder of its own",
+        f"num_classes={num_classes}: {folder} contains images in {len(classes)} folders or places "
+        f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}); each class must have its own folder",
     )
     place = {name: k for k, name in enumerate(classes)}
     return [place[name] for name in names]

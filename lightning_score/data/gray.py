@@ -1,4 +1,4 @@
-"""Gray images of more than 8 bits: one scale for all files of a data set, so that a value means the same in each."""
+"""Gray images of more than 8 bits: one scale for all files of a data set, so that equal values give equal bytes."""
 
 import json
 import math
@@ -17,18 +17,18 @@ from tqdm import tqdm
 from lightning_score.errors import require
 
 GrayScale = Mapping[str, Sequence[float]]
-"""The values of black and white, by the kind of numbers that the files hold, integer or float; or, as a user chose them, of
-any kind, in which case values beyond are clamped.
+"""The values of black and white by number type, integer or float; or, chosen by the user, for any type: then values outside
+are clamped.
 """
 
 TOPS = {"integer": (1, 255, 1023, 4095, 16383, 65535), "float": (1, 255, 65535)}
-"""What white usually is: the largest numbers of some bits."""
+"""Usual values of white: the largest numbers of some bits."""
 FEW = 32
-"""Gray levels below which a data set has lost some."""
+"""Warn of fewer gray levels than this."""
 
 
 def check_gray_range(gray_range: Sequence[float] | None) -> None:
-    """Raises `InputError` unless it is the values of black and white, or null."""
+    """Raises `InputError` unless it is two increasing numbers or null."""
     require(
         gray_range is None
         or (len(gray_range) == 2 and all(map(math.isfinite, gray_range)) and gray_range[0] < gray_range[1]),
@@ -37,7 +37,7 @@ def check_gray_range(gray_range: Sequence[float] | None) -> None:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether it is gray with more than 8 bits: 16 or 32, or floats."""
+    """Whether an image is gray with more than 8 bits: 16 or 32, or floats."""
     return image.mode.startswith("I") or image.mode == "F"
 
 
@@ -45,11 +45,11 @@ def eight_bits(values: np.ndarray, scale: GrayScale | None = None) -> np.ndarray
     """Gray values as bytes: round(255 (v - black)/(white - black)), clamped.
 
     Args:
-        values: of any type.
-        scale: black and white; null: as fits these values alone.
+        values: gray values of any type.
+        scale: black and white; null: fitted to these values.
 
     Raises:
-        ValueError: they are not finite or, without a scale of the user's, not those of a picture.
+        ValueError: the values are not finite or, without a scale from the user, not in 0..65535.
     """
     scale, kind = scale or {}, _kind(values)
     if "any" in scale:
@@ -63,22 +63,23 @@ def eight_bits(values: np.ndarray, scale: GrayScale | None = None) -> np.ndarray
 
 
 def gray_scale(files: Sequence[Path], folder: Path, kept: Path, chosen: Sequence[float] | None = None) -> GrayScale:
-    """Black and white for the deep images among the files of a data set, after a look at all of them: 0 is black, and white
-    the largest number of the fewest usual bits that hold all values, or, where that would leave most of the 256 levels
-    without use, the largest value. Says what it is.
+    """Black and white for the images of more than 8 bits among the files of a data set; prints them.
+
+    Black is 0. White is the smallest usual value that is not below all values, or the largest value if that would leave most
+    of the 256 levels unused.
 
     Args:
         files: the images.
-        folder: the folder that they are in.
-        kept: a file for what was found, which saves the next look.
-        chosen: black and white as the user wants them, for deep images of all kinds.
+        folder: the folder of the images.
+        kept: the cache file for the largest values.
+        chosen: black and white from the user.
     """
     if chosen is not None:
         return {"any": tuple(map(float, chosen))}
     try:
         highest = json.loads(kept.read_text())
     except (OSError, ValueError):
-        highest = _look(files)
+        highest = _highest_by_type(files)
         with suppress(OSError):
             kept.parent.mkdir(parents=True, exist_ok=True)
             temporary = kept.with_name(f"{kept.name}-{os.getpid()}")
@@ -96,27 +97,24 @@ def gray_scale(files: Sequence[Path], folder: Path, kept: Path, chosen: Sequence
 
 
 def warn_of_few_levels(images: Tensor, folder: Path) -> None:
-    """Warns where a scale has left few gray levels.
+    """Warns if few gray levels are left.
 
     Args:
-        images: uint8 (N, C, H, W), of which a thousand are looked at.
-        folder: where they come from.
+        images: uint8 (N, C, H, W), of which a thousand are checked.
+        folder: their folder.
     """
     levels = int(images[:: max(len(images) // 1000, 1)].flatten().bincount().count_nonzero())
     if levels < FEW:
         rank_zero_warn(
-            f"{folder}: only {levels} gray levels of 256 are left of its values; give --data.gray_range the values that are "
-            "to be black and white"
+            f"{folder}: only {levels} gray levels of 256 are left; give the values of black and white by --data.gray_range"
         )
 
 
-def _look(files: Sequence[Path]) -> dict[str, tuple[int, float]]:
-    """How many deep images of each kind there are, and the highest value in them."""
+def _highest_by_type(files: Sequence[Path]) -> dict[str, tuple[int, float]]:
+    """The number of images of more than 8 bits and their highest value, by number type."""
     found: dict[str, tuple[int, float]] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bar = tqdm(
-            pool.map(_highest_of, files), "looking at gray scales", len(files), unit="image", disable=None, leave=False
-        )
+        bar = tqdm(pool.map(_highest_of, files), "reading gray scales", len(files), unit="image", disable=None, leave=False)
         for kind, high in (each for each in bar if each is not None):
             n, before = found.get(kind, (0, 0.0))
             found[kind] = (n + 1, max(before, high))
@@ -124,14 +122,14 @@ def _look(files: Sequence[Path]) -> dict[str, tuple[int, float]]:
 
 
 def _highest_of(file: Path) -> tuple[str, float] | None:
-    """The kind of a deep image and its highest value; None for others, and for what cannot be read, which is said later."""
+    """The number type and highest value of an image of more than 8 bits; None for others and for unreadable files."""
     try:
         with Image.open(file) as image:
             if not is_deep(image):
                 return None
             values = np.asarray(image)
         return _kind(values), _highest(values)
-    except Exception:  # PIL raises many
+    except Exception:  # PIL raises many types
         return None
 
 
@@ -142,7 +140,7 @@ def _kind(values: np.ndarray) -> str:
 def _highest(values: np.ndarray) -> float:
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 65535):
-        raise ValueError(f"gray levels from {low:g} to {high:g}, which are not 8 or 16 bits; give --data.gray_range")
+        raise ValueError(f"gray levels from {low:g} to {high:g} are not of 8 or 16 bits; give --data.gray_range")
     return high
 
 

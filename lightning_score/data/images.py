@@ -1,4 +1,4 @@
-"""Image data sets: uint8 in memory, floats in the model's range only when a batch is made."""
+"""Image data sets: stored as uint8, and converted to floats in the model's range batch by batch."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -40,8 +40,8 @@ def to_uint8(x: Tensor, data_range: Sequence[float], levels: int = 256, dequanti
     """Floats to bytes, the inverse of `from_uint8`: `v = round((levels - 1) u)`, `u = (x - low) / (high - low)`.
 
     For dequantized data `v = floor(levels u)`, which removes the uniform noise again. Values outside the data range are
-    clamped. A real image passes through `from_uint8` and back unchanged; a dequantized one too, but for the rounding of
-    float32, which moves about one pixel in a million by a level.
+    clamped. A real image passes through `from_uint8` and back unchanged; a dequantized one too, except that the
+    rounding of float32 changes about one pixel in a million by one level.
 
     Args:
         x: float (N, C, H, W), in the data range.
@@ -53,13 +53,13 @@ def to_uint8(x: Tensor, data_range: Sequence[float], levels: int = 256, dequanti
         uint8 (N, C, H, W), the gray levels spread over 0..255.
 
     Raises:
-        Unmeasurable: if `x` holds NaN, as the samples of a diverged model do.
+        Unmeasurable: `x` contains NaN, for example because the model diverged.
     """
     if bool(x.isnan().any()):
         count = int(x.flatten(1).isnan().any(1).sum())
         raise Unmeasurable(
-            f"{count} of {len(x)} images hold NaN, so they have no gray levels: the model or its sampler diverged; "
-            "take a smaller step size or learning rate"
+            f"{count} of {len(x)} images contain NaN: the model or its sampler diverged; "
+            "use a smaller step size or learning rate."
         )
     low, high = data_range
     unit = (x.float() - low) / (high - low)
@@ -93,10 +93,10 @@ class ImageData(ScoreData):
         data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
         flip: mirror training images left to right with probability 1/2.
         dequantize: add uniform noise within a gray level.
-        num_workers: processes that load; data in memory are quickest with 0.
+        num_workers: number of loader processes; 0 is fastest for data in memory.
 
     Raises:
-        InputError: if the data range is not two increasing numbers.
+        InputError: `data_range` is not two increasing numbers.
     """
 
     levels: int = 256
@@ -134,8 +134,8 @@ class Digits(ImageData):
     """1797 handwritten digits, 8x8 with 17 gray levels, shipped with the package: 1437 to train on, 360 held out.
 
     The test set of E. Alpaydin and C. Kaynak's Optical Recognition of Handwritten Digits (UCI, CC BY 4.0), as
-    scikit-learn has it. The split is `split_indices(1797)`, random and not stratified; the classifier behind
-    `DigitFeatures` was trained on the same.
+    in scikit-learn. The split is `split_indices(1797)`, random and not stratified; the classifier of `DigitFeatures` was
+    trained on the same split.
     """
 
     shape = (1, 8, 8)

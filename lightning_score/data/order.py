@@ -1,4 +1,4 @@
-"""Which examples make a batch, on any number of processes, and a loader that resumes in the middle of an epoch."""
+"""The order of examples on any number of processes, and a loader that resumes in the middle of an epoch."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,26 +12,26 @@ from lightning_score.seeds import counted_seed
 
 
 class Rows(list):
-    """The examples of a batch, and the seed of their order; 0 where they come in order."""
+    """The indices of a batch, and the seed of their order, 0 without shuffling."""
 
     seed = 0
 
 
 class InTurn(DistributedSampler):
-    """The batches of one of N processes, in order: batch k of those that one process would take goes to process k mod N.
+    """The batches of one of N processes, in order: batch k of a single process goes to process k mod N.
 
-    All processes take equally many; where there are no more examples, the last batch of a process is empty. Lightning
-    leaves a `DistributedSampler` as it is.
+    All processes have the same number of batches; the last one of a process may be empty. Lightning does not replace a
+    `DistributedSampler`.
 
     Args:
         n: number of examples.
         batch_size: examples per batch.
-        rank: of this process.
+        rank: the rank of this process.
         processes: their number N.
     """
 
     skipped = 0
-    """Batches of the next epoch that are left out."""
+    """Number of batches to skip in the next epoch."""
 
     def __init__(self, n: int, batch_size: int, rank: int = 0, processes: int = 1) -> None:
         super().__init__(range(n), num_replicas=processes, rank=rank, shuffle=False)
@@ -42,7 +42,7 @@ class InTurn(DistributedSampler):
         return -(-self.batches // self.num_replicas)
 
     def order(self) -> Tensor:
-        """The examples of an epoch in their order, (n,)."""
+        """The indices of an epoch in their order, (n,)."""
         return torch.arange(self.n)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -54,19 +54,18 @@ class InTurn(DistributedSampler):
 
 
 class Shuffled(InTurn):
-    """The same with the examples in a new random order in each epoch, and whole optimizer steps only: the examples that are
-    left over in an epoch are others in the next.
+    """The batches in a new random order in each epoch, with whole optimizer steps only; each epoch drops other examples.
 
-    The seed of the first epoch gives those of all epochs after it.
+    The seeds of later epochs follow from that of the first.
 
     Args:
         n: number of examples.
         batch_size: examples per batch.
-        rank: of this process.
+        rank: the rank of this process.
         processes: their number N.
-        accumulated: batches of each process in one optimizer step; fewer examples than for one step make a smaller one.
-        seed: of the first epoch; null: drawn from torch's random numbers.
-        agree: gives all processes the seed that the first one has drawn.
+        accumulated: batches of each process in one optimizer step; too few examples for a step make a smaller step.
+        seed: the seed of the first epoch; null: drawn from torch's random numbers.
+        agree: broadcasts the seed of the first process.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class Shuffled(InTurn):
     ) -> None:
         super().__init__(n, batch_size, rank, processes)
         self.agree, self.seed, self.following = agree, 0, seed
-        self.chained = True  # in runs begun by earlier versions each epoch's seed is drawn
+        self.chained = True  # False in runs of earlier versions, which draw each epoch's seed
         batches = n // batch_size
         self.batches = batches // (processes * accumulated) * processes * accumulated or batches // processes * processes
 
@@ -94,16 +93,16 @@ class Shuffled(InTurn):
 
 
 class Loader(DataLoader):
-    """A DataLoader that Lightning can leave in the middle of an epoch and resume, by `state_dict`.
+    """A DataLoader that Lightning can resume in the middle of an epoch by `state_dict`.
 
     Args:
         dataset: the examples.
         sampler: their order.
-        settings: of torch's DataLoader.
+        settings: arguments of torch's DataLoader.
     """
 
     given = 0
-    """Batches of this epoch that have been handed out."""
+    """Number of batches of this epoch that have been returned."""
     _skipped = 0
 
     def __init__(self, dataset: Dataset, sampler: Shuffled, **settings: Any) -> None:
@@ -114,19 +113,19 @@ class Loader(DataLoader):
         self._skipped = 0
         before = torch.get_rng_state()
         batches = super().__iter__()
-        if self.given:  # its random number was drawn when the epoch began
+        if self.given:  # its random number was drawn at the start of the epoch
             torch.set_rng_state(before)
         for batch in batches:
             self.given += 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """How many batches of the epoch have been handed out, and the seeds of its order and of the next one's."""
+        """The number of batches of this epoch that have been returned, and the seeds of this and the next epoch."""
         state = {"batches": self.given, "seed": self.sampler.seed}
         return {**state, "following": self.sampler.following} if self.sampler.chained else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resumes there at the next `iter`; after all batches of an epoch, with the next one."""
+        """Resumes at the next `iter`; after all batches of an epoch, with the next epoch."""
         self.given = self._skipped = state["batches"] % len(self)
         self.sampler.chained = "following" in state
         self.sampler.following = state["seed"] if self._skipped else state.get("following")

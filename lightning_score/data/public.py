@@ -1,4 +1,4 @@
-"""Public image data sets as torchvision has them: CIFAR-10, MNIST and Fashion-MNIST."""
+"""Public image data sets from torchvision: CIFAR-10, MNIST and Fashion-MNIST."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -21,27 +21,23 @@ from lightning_score.files import LocalPath, new_folder_if_kept
 from lightning_score.memory import require_room
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package dataset-fashion-mnist keeps its files."""
+"""The files of Debian's package dataset-fashion-mnist."""
 
 
 class PublicData(ImageData):
-    """A data set of torchvision's, kept in a folder and downloaded into it if it is not there.
+    """A data set of torchvision's in a folder, into which it is downloaded if it is missing; further arguments as in
+    `ImageData`.
 
     Args:
         root: the folder.
-        batch_size: examples per batch and process.
-        data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
-        flip: mirror training images left to right with probability 1/2.
-        dequantize: add uniform noise within a gray level.
-        num_workers: processes that load; data in memory are quickest with 0.
     """
 
     num_classes = 10
     reference_split = "train"
     title: str
-    """What the data set is called in messages."""
+    """The name of the data set in messages."""
     inside: str = ""
-    """The folder in `root` that torchvision makes."""
+    """The folder that torchvision creates in `root`."""
 
     def __init__(
         self,
@@ -57,7 +53,7 @@ class PublicData(ImageData):
 
     @abstractmethod
     def read(self, train: bool) -> datasets.VisionDataset:
-        """torchvision's data set of one split, downloaded where it has to be."""
+        """torchvision's data set of one split, downloaded if necessary."""
 
     def load(self) -> Splits:
         """The published split: its training images, and its test images held out.
@@ -72,7 +68,7 @@ class PublicData(ImageData):
             reason = str(error).strip().replace("\n", "; ")
             raise InputError(
                 f"{self.title} is not in {Path(self.root).resolve()} and could not be downloaded ({reason}); set "
-                "--data.root to a folder that holds it as torchvision keeps it"
+                "--data.root to a folder in torchvision's layout"
             ) from error
         return Splits(*(self.examples(split) for split in splits))
 
@@ -88,15 +84,10 @@ class PublicData(ImageData):
 
 
 class CIFAR10(PublicData):
-    """CIFAR-10: 60 000 color photographs of ten kinds of things, 32x32 (Krizhevsky 2009); 50 000 to train on.
+    """CIFAR-10: 60 000 color photographs of ten classes, 32x32 (Krizhevsky 2009); 50 000 to train on.
 
     Args:
-        root: the folder with torchvision's cifar-10-batches-py, downloaded (163 MB) if it is not there.
-        batch_size: examples per batch and process.
-        data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
-        flip: mirror training images left to right with probability 1/2.
-        dequantize: add uniform noise within a gray level.
-        num_workers: processes that load; data in memory are quickest with 0.
+        root: the folder with torchvision's cifar-10-batches-py, downloaded (163 MB) if it is missing.
     """
 
     shape = (3, 32, 32)
@@ -110,13 +101,8 @@ class MNIST(PublicData):
     """MNIST: 70 000 handwritten digits, 28x28 (LeCun et al. 1998); 60 000 to train on.
 
     Args:
-        root: the folder with torchvision's MNIST/raw, downloaded (12 MB) if it is not there.
+        root: the folder with torchvision's MNIST/raw, downloaded (12 MB) if it is missing.
         size: height and width in pixels: 28 as published, more with a black border, less by area (with antialiasing).
-        batch_size: examples per batch and process.
-        data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
-        flip: mirror training images left to right with probability 1/2.
-        dequantize: add uniform noise within a gray level.
-        num_workers: processes that load; data in memory are quickest with 0.
     """
 
     title = "MNIST"
@@ -132,7 +118,7 @@ class MNIST(PublicData):
         dequantize: bool = False,
         num_workers: int = 0,
     ) -> None:
-        require(size >= 1, f"size={size}: the height and width in pixels must be positive, as in 28, 32 or 16")
+        require(size >= 1, f"size={size}: must be a positive height and width in pixels, as in 28, 32 or 16")
         super().__init__(root, batch_size, data_range, flip, dequantize, num_workers)
         self.shape = (1, size, size)
 
@@ -141,23 +127,17 @@ class MNIST(PublicData):
 
     def examples(self, split: datasets.VisionDataset) -> Examples:
         x, y = super().examples(split)
-        require_room(len(x) * self.shape[1] ** 2, f"size={self.shape[1]}: {len(x)} images", "take a smaller size")
+        require_room(len(x) * self.shape[1] ** 2, f"size={self.shape[1]}: {len(x)} images", "use a smaller size")
         return Examples(resized(x, self.shape[1]), y)
 
 
 class FashionMNIST(MNIST):
     """Fashion-MNIST: 70 000 pictures of ten kinds of clothing, 28x28 (Xiao et al. 2017, 1708.07747); 60 000 to train on.
 
-    Debian's package dataset-fashion-mnist is used where it is installed.
+    Uses Debian's package dataset-fashion-mnist if it is installed.
 
     Args:
-        root: the folder with torchvision's FashionMNIST/raw, downloaded (31 MB) if it is not there.
-        size: height and width in pixels: 28 as published, more with a black border, less by area (with antialiasing).
-        batch_size: examples per batch and process.
-        data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
-        flip: mirror training images left to right with probability 1/2.
-        dequantize: add uniform noise within a gray level.
-        num_workers: processes that load; data in memory are quickest with 0.
+        root: the folder with torchvision's FashionMNIST/raw, downloaded (31 MB) if it is missing.
     """
 
     title = "Fashion-MNIST"
@@ -168,7 +148,7 @@ class FashionMNIST(MNIST):
         archives = sorted(DEBIAN_FASHION_MNIST.glob("*.gz"))
         if len(archives) == 4 and not all((raw / archive.stem).exists() for archive in archives):
             raw.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=raw) as part:  # so that there is never half a file
+            with tempfile.TemporaryDirectory(dir=raw) as part:  # so that no file is ever incomplete
                 for archive in archives:
                     extract_archive(str(archive), part)
                     Path(part, archive.stem).replace(raw / archive.stem)
@@ -176,11 +156,11 @@ class FashionMNIST(MNIST):
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """Square images of another size: a black border around smaller ones, larger ones reduced with antialiasing.
+    """Square images in another size: enlarged by a black border, reduced with antialiasing.
 
     Args:
         images: uint8 (N, C, H, H).
-        size: height and width afterwards.
+        size: new height and width.
     """
     before = images.shape[-1]
     if size >= before:

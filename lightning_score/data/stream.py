@@ -1,4 +1,4 @@
-"""Images that stream from chunks, on a disk or in a bucket: data sets of millions, larger than memory."""
+"""Images that are streamed from chunks, on a disk or in a bucket: data sets of millions, larger than memory."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -29,38 +29,34 @@ from lightning_score.seeds import derive_seed
 
 
 class ImageStream(ImageData):
-    """Images that stream from chunks by Lightning's LitData, in a new order in every epoch: every process and worker reads
-    whole chunks, of its own, in a random order, and the images of each in a random order. A run that was interrupted goes on
-    with the next image.
+    """Images that Lightning's LitData streams from chunks, in a new order in every epoch; further arguments as in
+    `ImageData`.
 
-    A folder of images is packed into chunks first, once, in its random order and in the size in which the model sees them;
-    those that cannot be read are left out and counted. Chunks that `litdata.optimize` wrote elsewhere serve as they are:
-    each item a mapping or a tuple with an image, as bytes (C, H, W) or (H, W, C) or of PIL's, and perhaps a number as label.
+    Every process and worker reads its own chunks in random order, and the images of each chunk in random order. An
+    interrupted run resumes with the next image.
 
-    The first images are held out and kept in memory for validation and test, and so is a part of the others, with which
-    samples are compared.
+    A folder of images is packed into chunks once, in random order and in the model's size; unreadable images are left out
+    and counted. Chunks written by `litdata.optimize` are used unchanged: each item must be a mapping or a tuple with an
+    image, as bytes (C, H, W) or (H, W, C) or as a PIL image, and may have an integer label.
+
+    The first images are held out and kept in memory for validation and test. A part of the others is kept in memory, too,
+    for comparison with samples.
 
     Args:
         path: a folder of images; or chunks, in a folder or a bucket (s3://, gs://).
-        shape: [channels, height, width] that the model sees; 1 channel for gray, 3 for color.
-        crop: when a folder is packed, cut to the middle square of so many pixels first; null: not.
-        num_classes: number of classes, which are the folders right inside `path` in alphabetical order, or the labels of
-            the chunks; 0: no labels.
+        shape: [channels, height, width] of the model's images; 1 channel for gray, 3 for color.
+        crop: when a folder is packed, first crop to the center square of this many pixels; null: no crop.
+        num_classes: number of classes, the direct subfolders of `path` in alphabetical order, or the labels of the chunks;
+            0: no labels.
         held_out: number of images held out, at most a tenth of all.
-        in_memory: number of other images that are kept in memory, too, for what looks at the data as a whole: references of
-            metrics, `auto`, nearest neighbors.
+        in_memory: number of training images kept in memory for references of metrics, `auto`, and nearest neighbors.
         cache: folder of the chunks; by default lightning_score in the user's cache folder.
-        gray_range: [black, white], the values that become 0 and 255 in gray images of 16 or 32 bits or of floats; null: 0,
-            and what fits all files of a folder, which is said.
-        batch_size: examples per batch and process.
-        data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
-        flip: mirror training images left to right with probability 1/2.
-        dequantize: add uniform noise within a gray level.
-        num_workers: processes that load.
+        gray_range: [black, white], the values that become 0 and 255 in gray images of 16 or 32 bits or of floats; null: 0
+            and a value that fits all files of a folder, which is printed.
 
     Raises:
-        InputError: a number out of range, or litdata is not installed; when the images are first needed: there are none, or
-            they are not as described.
+        InputError: an argument is out of range, or litdata is not installed; when the images are first needed: there are
+            none, or they differ from the arguments.
     """
 
     reference_split = "a part of train, and held out"
@@ -84,15 +80,15 @@ class ImageStream(ImageData):
         super().__init__(batch_size, data_range, flip, dequantize, num_workers)
         litdata()
         check_form(shape, crop, num_classes)
-        require(held_out > 0, f"held_out={held_out}: must be above 0, a number of images, as 5000")
-        require(in_memory > 0, f"in_memory={in_memory}: must be above 0, a number of images, as 50000")
+        require(held_out > 0, f"held_out={held_out}: must be a number of images above 0, as in 5000")
+        require(in_memory > 0, f"in_memory={in_memory}: must be a number of images above 0, as in 50000")
         self.path, self.shape, self.crop, self.num_classes = path, tuple(shape), crop, num_classes
         check_gray_range(gray_range)
         self.held_out, self.in_memory, self.cache, self.gray_range = held_out, in_memory, cache, gray_range
 
     @cached_property
     def chunks(self) -> str:
-        """Where the chunks are, packed now if they are not yet."""
+        """The folder of the chunks; packs them if necessary."""
         if "://" in self.path or Path(self.path, "index.json").exists():
             return self.path
         folder = Path(self.path)
@@ -108,18 +104,17 @@ class ImageStream(ImageData):
                 with lock_of(packed):  # one of several processes packs
                     if not packed.exists():
                         pack(files, labels, folder, packed, Pack(self.shape, self.crop, scale))
-        except OSError as error:  # a full disk, or a folder that is not the user's
+        except OSError as error:  # a full disk, or no permission
             raise InputError(
                 f"--data.cache {cache}: the chunks cannot be written there ({error.strerror or error}); give another folder"
             ) from error
         left_out = json.loads((packed / "left_out.json").read_text())
         if left_out:
-            said = summary(left_out, len(files), folder)
-            rank_zero_warn(f"{said}; all are listed in {packed / 'left_out.json'}")
+            rank_zero_warn(f"{summary(left_out, len(files), folder)}; all are listed in {packed / 'left_out.json'}")
         return str(packed)
 
     def _rows(self, first: int, last: int | None) -> Any:
-        """A StreamingDataset of this process, of the images from one number to another."""
+        """A StreamingDataset of this process, of the images from `first` to `last`."""
         return self._all().subset(slice(first, last))
 
     def _all(self) -> Any:
@@ -129,44 +124,44 @@ class ImageStream(ImageData):
 
     @cached_property
     def _held_out(self) -> int:
-        """How many images are held out."""
+        """The number of images held out."""
         return self._share_held_out(len(self._all()))
 
     def _share_held_out(self, n: int) -> int:
         held_out = min(self.held_out, n // 10)
-        require(held_out > 0, f"{self.path}: only {n} images, of which a tenth at most is held out; give more")
+        require(held_out > 0, f"{self.path}: only {n} images, of which at most a tenth is held out; give more")
         return held_out
 
     def load(self) -> Splits:
-        """The images that are kept in memory."""
+        """The images in memory."""
         held_out, end = self._held_out, self._held_out + self.in_memory
         train, held = self._rows(held_out, end), self._rows(0, held_out)
         require_room(
             (len(train) + len(held)) * prod(self.shape),
             f"{len(train) + len(held)} images of shape {list(self.shape)}",
-            "take a smaller in_memory or held_out",
+            "use a smaller in_memory or held_out",
         )
         return Splits(_in_memory(train), _in_memory(held))
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the chunks' index, and of what is kept in memory."""
+        """A hash of the arguments that select images, and of the first held-out images."""
         chosen = repr((self._held_out, self.in_memory, self.shape, self.num_classes))
         first = self.splits.held_out.x[:256].numpy().tobytes()
         return hashlib.sha256(chosen.encode() + first).hexdigest()[:16]
 
     def train_dataloader(self) -> DataLoader:
-        """All images but those held out, shuffled, augmented, and without the last incomplete batches.
+        """All images that are not held out, shuffled, augmented, and without incomplete batches.
 
         Raises:
-            InputError: if the training images (of one process and worker) do not fill a single batch.
+            InputError: the training images of one process and worker do not fill a batch.
         """
         stream = self._rows(self._held_out, None)
         processes = self.trainer.world_size if self.trainer is not None else 1
         available = len(stream) // processes // max(self.num_workers, 1)
         require(
             self.batch_size <= available,
-            f"batch_size={self.batch_size}: there are {available} training images per process and worker, and "
+            f"batch_size={self.batch_size}: there are only {available} training images per process and worker, and "
             f"incomplete batches are dropped; choose batch_size <= {available}, or fewer num_workers",
         )
         check_examples(self, "train", _in_memory(self._rows(self._held_out, self._held_out + 8)))
@@ -176,7 +171,7 @@ class ImageStream(ImageData):
             shuffle=True,
             drop_last=True,
             collate_fn=Batched(self.transform(train=True)),
-            generator=torch.Generator().manual_seed(derive_seed()),  # of seeds without a use
+            generator=torch.Generator().manual_seed(derive_seed()),  # only for seeds that are not used
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
@@ -188,5 +183,5 @@ def _in_memory(stream: Any) -> Examples:
     labels = torch.empty(len(stream), dtype=torch.long)
     for row in tqdm(range(len(stream)), "reading", unit="image", disable=None, leave=False):
         image, labels[row] = stream[row]
-        images[row] = torch.tensor(image)  # litdata's own memory is read-only
+        images[row] = torch.tensor(image)  # litdata's memory is read-only
     return Examples(images, labels)

@@ -1,4 +1,4 @@
-"""Toy data of which everything is known: a Gaussian mixture with its density and score at any noise level."""
+"""Toy data: a Gaussian mixture, whose density and score are known at any noise level."""
 
 import math
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ from lightning_score.tensors import broadcast_to
 class Mixture:
     """A mixture of isotropic Gaussians, `p(x) = sum_k w_k N(x; m_k, s_k^2 I)`, also after a noise process.
 
-    With `x_t = alpha x_0 + sigma z` it stays a mixture: means `alpha m_k`, variances `v_k = alpha^2 s_k^2 + sigma^2`.
-    It computes in the precision and on the device of the `x` it is given.
+    The noisy `x_t = alpha x_0 + sigma z` is a mixture, too: means `alpha m_k`, variances `v_k = alpha^2 s_k^2 + sigma^2`.
+    Computes in the precision and on the device of `x`.
 
     Args:
         means: K centers m_k of D coordinates each.
         stds: K standard deviations s_k.
-        weights: K weights w_k, of any sum; equal if None.
+        weights: K weights w_k with any sum; None: equal weights.
 
     Raises:
-        InputError: if these do not describe one mixture.
+        InputError: the arguments do not define a mixture.
     """
 
     def __init__(
@@ -34,14 +34,14 @@ class Mixture:
         dimensions = {len(mean) for mean in means}
         require(
             len(dimensions) == 1 and min(dimensions) >= 1,
-            f"means have {sorted(dimensions)} coordinates; give one mean or more, all with as many (>= 1)",
+            f"means={means}: must be at least one mean, all with the same number of coordinates",
         )
         require(
             len(means) == len(stds) == len(weights),
-            f"there are {len(means)} means, {len(stds)} stds and {len(weights)} weights; give one of each per mode",
+            f"stds={list(stds)}, weights={list(weights)}: must be one of each for each of the {len(means)} means",
         )
-        require(all(std > 0 for std in stds), f"stds={list(stds)}: each must be positive")
-        require(all(weight > 0 for weight in weights), f"weights={list(weights)}: each must be positive")
+        require(all(std > 0 for std in stds), f"stds={list(stds)}: must be positive")
+        require(all(weight > 0 for weight in weights), f"weights={list(weights)}: must be positive")
         self.means = torch.tensor(means, dtype=torch.float64)
         self.stds = torch.tensor(stds, dtype=torch.float64)
         self.weights = torch.tensor(weights, dtype=torch.float64)
@@ -86,19 +86,19 @@ class Mixture:
 
 
 class GaussianMixture(ScoreData):
-    """Points drawn from a mixture of Gaussians, whose exact density and score are at hand in `mixture`.
+    """Points drawn from a mixture of Gaussians, whose exact density and score are in `mixture`.
 
     Args:
         means: center of each mode.
         stds: standard deviation of each mode, the same in all directions.
         weights: weight of each mode; equal if null.
-        num_samples: points drawn, 80 % to train on and 20 % held out.
-        seed: of these draws.
+        num_samples: number of points, 80 % for training and 20 % held out.
+        seed: the seed of the points.
         batch_size: examples per batch and process.
-        num_workers: processes that load; data in memory are quickest with 0.
+        num_workers: number of loader processes; 0 is fastest for data in memory.
 
     Raises:
-        InputError: if means, stds and weights do not describe one mixture, or there are fewer than 2 points.
+        InputError: means, stds and weights do not define a mixture, or there are fewer than 2 points.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class GaussianMixture(ScoreData):
     ) -> None:
         super().__init__(batch_size, num_workers)
         require(num_samples >= 2, f"num_samples={num_samples}: must be at least 2, one of them held out")
-        require_room(32 * num_samples * len(means[0]), f"num_samples={num_samples}", "take fewer")
+        require_room(32 * num_samples * len(means[0]), f"num_samples={num_samples}", "use fewer")
         self.mixture = Mixture(means, stds, weights)
         self.shape = (len(means[0]),)
         self.num_samples = num_samples

@@ -17,7 +17,7 @@ def report(arguments: list[str]) -> None:
         arguments: `report` and its options.
 
     Raises:
-        InputError: there is no such folder, or the page cannot be written or served.
+        InputError: the folder is missing, or the page cannot be written or served.
     """
     options = _parser().parse_args(arguments[1:])
     if options.wandb is not None:
@@ -26,7 +26,7 @@ def report(arguments: list[str]) -> None:
         print(f"on W&B: {publish(options.wandb, options.kind)}")
         return None
     root = Path(options.runs)
-    require(root.is_dir(), f"{root}: there is no such folder; give the folder of all runs, as in report runs")
+    require(root.is_dir(), f"{root}: there is no such folder; give the folder of all runs, as in `report runs`")
     title = options.title or f"{root.resolve().name}: score-based models"
     if options.serve:
         return _serve(root, title, options.port, options.open)
@@ -37,7 +37,7 @@ def report(arguments: list[str]) -> None:
         replace_text(file, text)
     except OSError as error:
         raise InputError(f"{file}: cannot be written ({error.strerror}); give another file by --output") from error
-    print(f"written: {file} ({len(text.encode()) / 1e6:.1f} MB), which any browser opens, without a network")
+    print(f"written: {file} ({len(text.encode()) / 1e6:.1f} MB); any browser opens it, also offline")
     if options.open:
         webbrowser.open(file.absolute().as_uri())
     return None
@@ -47,7 +47,7 @@ def _serve(root: Path, title: str, port: int, show: bool) -> None:
     require(0 <= port < 65536, f"--port {port}: must be between 0 and 65535")
     with server(root, title, port) as serving:
         address = f"http://{serving.server_address[0]}:{serving.server_address[1]}/"
-        print(f"serving {root} at {address}, for this machine only; Ctrl-C ends it", flush=True)
+        print(f"serving {root} at {address}, for this machine only; Ctrl-C stops it", flush=True)
         if show:
             webbrowser.open(address)
         serving.serve_forever()
@@ -56,19 +56,21 @@ def _serve(root: Path, title: str, port: int, show: bool) -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m lightning_score report",
-        description="One page that shows how all runs do: a table of runs, Frechet distances, losses per noise level, "
+        description="Writes a page that compares all runs: a table of runs, Frechet distances, losses per noise level, "
         "pictures, Langevin dynamics and sweeps.",
     )
     parser.add_argument("runs", type=str, nargs="?", default="runs", help="Folder of all runs.")
-    parser.add_argument("--output", type=str, help="File of the page; RUNS/report.html by default. It is overwritten.")
+    parser.add_argument("--output", type=str, help="File of the page, which is overwritten; RUNS/report.html by default.")
     parser.add_argument(
-        "--serve", action="store_true", help="Serve the page on loopback instead, live while training goes on."
+        "--serve", action="store_true", help="Serve the page on loopback instead, and update it during training."
     )
-    parser.add_argument("--port", type=int, default=8787, help="Port of --serve; 0: any that is free.")
+    parser.add_argument("--port", type=int, default=8787, help="Port of --serve; 0: any free port.")
     parser.add_argument("--open", action="store_true", help="Open the page in the browser.")
-    parser.add_argument("--size", type=float, default=10.0, help="Largest size of the page in MB: pictures fill it up.")
-    panels = "Make the same panels on W&B instead, for ENTITY/PROJECT."
+    parser.add_argument(
+        "--size", type=float, default=10.0, help="Maximal size of the page in MB; pictures that do not fit are left out."
+    )
+    panels = "Create the same panels on W&B instead, for ENTITY/PROJECT."
     parser.add_argument("--wandb", type=str, help=panels)
-    parser.add_argument("--kind", choices=["workspace", "report"], default="workspace", help="What --wandb makes.")
+    parser.add_argument("--kind", choices=["workspace", "report"], default="workspace", help="What --wandb creates.")
     parser.add_argument("--title", type=str, help="Heading of the page.")
     return parser

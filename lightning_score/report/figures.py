@@ -1,6 +1,6 @@
-"""Figures of runs for Plotly: its traces and layout as plain dictionaries, which say in `meta` which run they belong to.
+"""Figures of runs for Plotly: traces and layout as plain dictionaries, with the number of the run in `meta`.
 
-Its Python classes, which check every property, take a minute for the figures of 200 runs; tests check them instead.
+Plotly's Python classes check every property and need a minute for the figures of 200 runs; only the tests use them.
 """
 
 import calendar
@@ -17,42 +17,42 @@ from lightning_score.sweep.charts import log_ticks
 
 COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
 LEVEL = re.compile(r"val/(excess_loss|loss)_(train|held_out)/([-+.\deE]+)$")
-"""Metrics of one noise level: loss or excess, of which examples, and sigma/alpha."""
+"""Metrics of one noise level: loss or excess loss, the split, and sigma/alpha."""
 HIDDEN = re.compile(r".*(_error|_floor|_n|/lr|/lr-.*)$")
-"""Metrics that belong to another one."""
+"""Metrics that belong to another metric."""
 MOST = 400
-"""Most points of a curve."""
+"""Maximal number of points of a curve."""
 FEW = 100
-"""Most points where there are many runs."""
+"""Maximal number of points of a curve for many runs."""
 
 
 def text(value: Any) -> str:
-    """Text as Plotly shows it, which takes some HTML for markup."""
+    """Text for Plotly, which interprets some HTML."""
     return html.escape(str(value), quote=False)
 
 
 def color(run: Run) -> str:
-    """Of a run, in all figures."""
+    """The color of a run in all figures."""
     return COLORS[run.order % len(COLORS)]
 
 
 def figure_of(traces: list[dict[str, Any]], **layout: Any) -> dict[str, Any]:
-    """A figure; the page adds its template and its colors."""
+    """A figure; the page adds template and colors."""
     return {"data": traces, "layout": {"margin": {"l": 60, "r": 20, "t": 30, "b": 50}, **layout}}
 
 
 def axis(title: str = "", **more: Any) -> dict[str, Any]:
-    """An axis with a title, which is taken as text."""
+    """An axis with a plain-text title."""
     return {"title": {"text": text(title)}, **more}
 
 
 def rounded(values: Iterable[float]) -> list[float | None]:
-    """Five digits are enough to draw; what is not a number is a gap."""
+    """Values with five digits; NaN and infinity become gaps."""
     return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
 
 
 def thinned(curve: Curve, most: int = MOST) -> Curve:
-    """Evenly many of a curve's points, the first and the last among them."""
+    """A curve with at most `most` points, evenly spaced, including the first and the last."""
     n = len(curve.steps)
     if n <= most:
         return curve
@@ -61,7 +61,7 @@ def thinned(curve: Curve, most: int = MOST) -> Curve:
 
 
 def by_axis_of_runs(runs: Sequence[Run]) -> dict[tuple[Any, ...], list[tuple[int, Record]]]:
-    """What may share an axis: records of all runs, with the run's number, FID first, then by how much there is."""
+    """Records of all runs that may share an axis, with the run's number; FID first, then the most frequent."""
     numbers = {id(record): i for i, run in enumerate(runs) for record in run.records}
     groups = by_axis(record for run in runs for record in run.records)
     named = {axis: [(numbers[id(record)], record) for record in records] for axis, records in groups.items()}
@@ -69,7 +69,7 @@ def by_axis_of_runs(runs: Sequence[Run]) -> dict[tuple[Any, ...], list[tuple[int
 
 
 def axis_labels(axes: Iterable[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
-    """A name for each axis: that of its metric, with as much of its provenance as tells it from others of this name."""
+    """A name for each axis: its metric and, if several axes have this metric, what differs."""
     axes = list(axes)
     labels: dict[tuple[Any, ...], str] = {}
     for axis in axes:
@@ -84,12 +84,12 @@ def axis_labels(axes: Iterable[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
 
 
 def line_kind(record: Record) -> str:
-    """What a line of a run is: of averaged weights and denoised samples, or else."""
+    """What differs in a line of a run from averaged weights and denoised samples."""
     return ", ".join(["raw weights"] * (record.weights != "ema") + ["not denoised"] * (not record.denoised))
 
 
 def measurements(runs: Sequence[Run], records: Sequence[tuple[int, Record]], label: str) -> dict[str, Any]:
-    """A measurement over training with two standard errors, a line per run and kind, and the newest floor of each kind."""
+    """A measurement over training with two standard errors, a line per run and kind, and the latest floor of each kind."""
     traces: list[dict[str, Any]] = []
     lines: dict[tuple[int, str], list[Record]] = {}
     for i, record in records:
@@ -123,7 +123,7 @@ def _time(entry: tuple[int, Record]) -> str:
 
 
 def horizontal_line(x: Sequence[float], value: float, name: str, hours: list[float]) -> dict[str, Any]:
-    """A dashed line at a value."""
+    """A dashed horizontal line."""
     return {
         "x": [min(x), max(x)], "y": rounded([value] * 2), "mode": "lines", "name": name, "meta": {"hours": hours},
         "line": {"color": "gray", "dash": "dash", "width": 1.5}, "hovertemplate": f"{name}: {value:.4g}<extra></extra>",
@@ -145,7 +145,7 @@ def _seconds(stamp: Any) -> float:
 
 
 def metrics(runs: Sequence[Run]) -> list[str]:
-    """Metrics that are worth a curve of their own: losses first."""
+    """Metrics with their own figure, losses first."""
     names = {name for run in runs for name, curve in run.curves.items() if not HIDDEN.match(name) and not LEVEL.match(name)}
     first = ["train/loss", "val/loss", "val/excess_loss_held_out", "val/excess_loss_train"]
     return [name for name in first if name in names] + sorted(names - set(first))
@@ -184,7 +184,7 @@ def levels(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def _heat(rows: dict[str, Curve], excess: bool, title: str) -> dict[str, Any]:
-    """Levels upwards, training to the right; colors grow with asinh where losses are far apart, so that all show."""
+    """Noise levels over training steps; colors are in asinh if losses are far apart."""
     sigmas = sorted(rows, key=float)
     steps = sorted({step for curve in rows.values() for step in curve.steps})
     z = []
@@ -220,11 +220,11 @@ PANELS = (
     ("variance ratio after the level", [("variance_ratio", "measured", COLORS[4]),
                                         ("predicted_ratio", "recursion of technique 4", "gray")]),
 )  # fmt: skip
-"""The pictures of Langevin dynamics, from left to right and down: a title, and lines of a field, a name and a color."""
+"""The panels of Langevin dynamics, row by row: a title, and lines with field, name and color."""
 
 
 def langevin(entries: dict[str, Any]) -> dict[str, Any]:
-    """What Langevin steps did at each level: step size, signal-to-noise ratio, norms and variance ratio."""
+    """Langevin dynamics at each noise level: step size, signal-to-noise ratio, norms and variance ratio."""
     traces, layout, titles = [], {}, []
     for i, (title, lines) in enumerate(PANELS):
         number = "" if i == 0 else str(i + 1)

@@ -1,4 +1,4 @@
-"""The same panels on W&B, as a workspace or a report of a project, by W&B's own library."""
+"""The same panels on W&B, as a workspace or a report of a project."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -7,13 +7,13 @@ from lightning_score.errors import InputError, require
 
 STEP = "trainer/global_step"
 PICTURES = ["samples", "progress", "langevin", "loss_per_sigma", "score", "neighbors"]
-"""Pictures of a project that has none yet."""
+"""Names of pictures for a project without pictures."""
 LOOKED_AT = 100
-"""The newest runs, whose metrics, pictures and sweeps the panels are made for."""
+"""Number of the newest runs whose metrics, pictures and sweeps get panels."""
 
 
 class Project(NamedTuple):
-    """What the runs of a project hold: names of Frechet distances, of pictures, and of parameters that a sweep varies."""
+    """The names of Frechet distances, of pictures, and of varied parameters in a project."""
 
     distances: list[str]
     pictures: list[str]
@@ -21,22 +21,22 @@ class Project(NamedTuple):
 
 
 def publish(path: str, kind: str) -> str:
-    """Makes the panels for a project and returns their address.
+    """Creates the panels for a project and returns their address.
 
     Args:
         path: `entity/project`.
-        kind: workspace, which goes on with the project, or report, which is a document.
+        kind: workspace, which shows new runs, or report, which is a document.
 
     Raises:
-        InputError: there is no such project, or no account; or the server does not answer.
+        InputError: the project or the account is missing, or the server does not answer.
     """
     require(path.count("/") == 1 and all(path.split("/")), f"--wandb {path}: must be ENTITY/PROJECT")
     import wandb
 
     require(
         wandb.setup().settings.mode != "disabled" and bool(wandb.login(prompt=False, verify=False)),
-        "--wandb: needs an account, and its API key by `wandb login` or in WANDB_API_KEY; without one, `report` makes a "
-        "page of its own",
+        "--wandb: needs an account and its API key, by `wandb login` or in WANDB_API_KEY; without --wandb, `report` "
+        "writes a page",
     )
     entity, project = path.split("/")
     try:
@@ -44,12 +44,12 @@ def publish(path: str, kind: str) -> str:
         made = (_workspace if kind == "workspace" else _report)(entity, project, _sections(found))
         made.save()
         return made.url
-    except Exception as error:  # the server's, the network's and W&B's own
-        raise InputError(f"--wandb {path}: cannot be made ({' '.join(str(error).split())[:200]})") from error
+    except Exception as error:  # from the server, the network or W&B
+        raise InputError(f"--wandb {path}: cannot be created ({' '.join(str(error).split())[:200]})") from error
 
 
 def _read_project(entity: str, project: str) -> Project:
-    """What the newest runs hold."""
+    """Reads the newest runs."""
     import wandb
 
     api = wandb.Api()
@@ -71,13 +71,13 @@ def _is_picture(value: Any) -> bool:
 
 
 def _varied(api: Any, path: str) -> list[str]:
-    """The parameters of a sweep that have more than one value."""
+    """The parameters of a sweep with more than one value."""
     parameters = api.sweep(path).config.get("parameters", {})
     return [name for name, entry in parameters.items() if "value" not in entry and len(entry.get("values", "ab")) > 1]
 
 
 def _place(config: Mapping[str, Any], name: str) -> str:
-    """Where an option stands in the nested config of a run: `model.sampler.steps` is `model.sampler.init_args.steps`."""
+    """The path of an option in the nested config of a run: `model.sampler.steps` is `model.sampler.init_args.steps`."""
     found: Any = config
     path: list[str] = []
     for part in name.split("."):

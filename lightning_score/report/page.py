@@ -1,4 +1,4 @@
-"""Puts the report together: what the page shows as JSON, and the page itself."""
+"""The page of the report: its data as JSON, and its HTML."""
 
 import base64
 import gzip
@@ -23,11 +23,11 @@ from lightning_score.sweep.results import ENDED, Results, read_csv
 
 SCRIPTS = ("state.js", "table.js", "figures.js", "pictures.js", "page.js")
 STAGES = 12
-"""Validations of which the Langevin figures are kept."""
+"""Maximal number of validations with a Langevin figure."""
 
 
 def page_data(root: Path) -> tuple[dict[str, Any], list[Run]]:
-    """All that the page shows but for the pictures, and the runs whose pictures they are.
+    """The data of the page without pictures, and the runs.
 
     Args:
         root: the folder of all runs.
@@ -63,19 +63,16 @@ def _run(run: Run) -> dict[str, Any]:
     }
 
 
-MEASURED_ALIKE = (
-    "Two standard errors; what shares an axis was measured alike: same features, data, split and number of samples."
-)
+MEASURED_ALIKE = "Two standard errors; values on one axis have the same features, data, split and number of samples."
 EXCESS = (
-    "Loss is 1/2 E||sigma s + z||^2, of weight sigma^2; its excess is what lies above that of the training data's own score."
+    "Loss is 1/2 E||sigma s + z||^2, with weight sigma^2; the excess loss is its difference from the loss of the training "
+    "data's exact score."
 )
-VARIANCE = (
-    "Above 1, the variance ratio tells of noise that is left over or added by too large a step; below, of lost variety."
-)
+VARIANCE = "A variance ratio above 1 means remaining noise, or noise from too large a step; below 1 it means lost diversity."
 
 
 def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Every figure of runs, with its section; a figure of one run says which."""
+    """All figures of runs with their sections; figures of a single run have its number."""
     axes = figures.by_axis_of_runs(runs)
     labels = figures.axis_labels(axes)
     measures = {labels[axis]: figures.measurements(runs, records, labels[axis]) for axis, records in axes.items()}
@@ -100,13 +97,13 @@ def _panel(
 
 
 def _spread(entries: Sequence[Any]) -> list[Any]:
-    """Some of them, evenly, with the first and the last."""
+    """At most `STAGES` entries, evenly spaced, including the first and the last."""
     n = len(entries)
     return list(entries) if n <= STAGES else [entries[round(i * (n - 1) / (STAGES - 1))] for i in range(STAGES)]
 
 
 def _sweep(folder: Path, root: Path) -> dict[str, Any]:
-    """A sweep with its figures and its table, or why there are none."""
+    """A sweep with its figures and its table, or the reason why there are none."""
     name = str(folder.relative_to(root)) if folder != root else folder.resolve().name
     entry: dict[str, Any] = {"name": name, "problem": "", "text": "", "table": None, "panel": None, "summary": ""}
     files = ("trials.csv", "sweep.yaml", "summary.md")
@@ -118,7 +115,7 @@ def _sweep(folder: Path, root: Path) -> dict[str, Any]:
         entry["summary"] = _summary(found)
         entry["panel"] = _panel("sweeps", f"Sweep {name}", sweeps.views(found), _summary(found))
     except FileNotFoundError:
-        entry["problem"] = "no trial of it has been written down yet"
+        entry["problem"] = "it has no table of trials yet"
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         entry["problem"] = f"its trials.csv cannot be read ({' '.join(str(error).split())[:160]})"
     for file in files[1:]:
@@ -128,7 +125,7 @@ def _sweep(folder: Path, root: Path) -> dict[str, Any]:
 
 
 def _summary(found: Results) -> str:
-    """The best trial in words."""
+    """A sentence about the best trial."""
     ended = [row for row in found.rows if row.state in ENDED]
     counts = f"{len(ended)} of {len(found.rows)} trials have ended."
     if not found.ranked:
@@ -153,7 +150,7 @@ def _environment() -> Environment:
 
 @cache
 def templates() -> dict[str, Any]:
-    """How Plotly draws in light and in dark."""
+    """Plotly's templates of the light and the dark theme."""
     import plotly.io
 
     return {name: plotly.io.templates[f"plotly_{theme}"].to_plotly_json() for name, theme in
@@ -162,13 +159,13 @@ def templates() -> dict[str, Any]:
 
 @cache
 def own_file(name: str) -> str:
-    """A file of the page that is this package's own."""
+    """A file of the page from this package."""
     return (Path(__file__).parent / "parts" / name).read_text(encoding="utf-8")
 
 
 @cache
 def libraries() -> dict[str, str]:
-    """What the page is made with: Plotly, and DataTables in the bundle of itables."""
+    """The libraries of the page: Plotly, and DataTables from itables."""
     import itables
     from plotly.offline import get_plotlyjs
 
@@ -178,10 +175,10 @@ def libraries() -> dict[str, str]:
 
 
 def render(data: Mapping[str, Any] | None, title: str) -> str:
-    """The page, with everything that it needs inside; without data one that asks its server for them.
+    """The page with all libraries and data; without data, a page that requests them from its server.
 
     Args:
-        data: what it shows.
+        data: the data of the page.
         title: its heading.
     """
     return _environment().get_template("page.html").render(
@@ -195,24 +192,22 @@ def render(data: Mapping[str, Any] | None, title: str) -> str:
 
 
 def packed(data: Mapping[str, Any]) -> str:
-    """The data as the page holds them: JSON, compressed to a tenth, in letters that no markup knows."""
+    """The data in the page: compressed JSON in base64."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def render_page(root: Path, title: str, size: int) -> str:
-    """The page with the pictures embedded as far as its size allows.
+    """The page with as many embedded pictures as its size allows.
 
     Args:
         root: the folder of all runs.
         title: its heading.
-        size: of the page in bytes.
+        size: maximal size of the page in bytes.
     """
     data, runs = page_data(root)
     room = size - len(render(data, title).encode())
-    sources = embed_pictures(
-        runs, int(0.95 * room)
-    )  # the compressed page holds them in base64 once more, which costs little
+    sources = embed_pictures(runs, int(0.95 * room))  # compression removes most of the second base64
     for entry, run in zip(data["runs"], runs, strict=True):
         entry["pictures"] = run_pictures(run, sources)
         entry["problems"] = run.problems

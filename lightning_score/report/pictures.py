@@ -1,4 +1,4 @@
-"""The pictures of a report: embedded in the page as far as there is room, or served from where they are."""
+"""The pictures of a report: embedded in the page as far as its size allows, or served from their files."""
 
 import base64
 import hashlib
@@ -16,7 +16,7 @@ Image.MAX_IMAGE_PIXELS = 50_000_000
 
 
 def read_description(file: Path) -> dict[str, Any]:
-    """What a picture says of itself: what it shows, and whether it is a drawing; nothing where it says nothing."""
+    """A picture's caption, and whether it is a drawing, from its metadata."""
     try:
         with Image.open(file) as image:
             return {"caption": str(image.info.get("Description", "")), "drawing": image.info.get(KIND) == "drawing"}
@@ -25,12 +25,12 @@ def read_description(file: Path) -> dict[str, Any]:
 
 
 def embed_pictures(runs: Sequence[Run], room: int) -> dict[Path, str]:
-    """As many pictures as fit, by their files: the last samples of every run first, then its other last pictures, then
-    earlier ones, evenly over training.
+    """As many pictures as fit, by file: first the last samples of every run, then its other last pictures, then earlier
+    ones, evenly spaced over training.
 
     Args:
         runs: the newest first.
-        room: bytes in the page; a picture that is damaged becomes a problem of its run.
+        room: bytes in the page. A damaged picture is added to its run's problems.
     """
     found: dict[Path, str] = {}
     for run, picture in _in_order(runs):
@@ -47,7 +47,7 @@ def embed_pictures(runs: Sequence[Run], room: int) -> dict[Path, str]:
 
 
 def _in_order(runs: Sequence[Run]) -> Iterator[tuple[Run, Picture]]:
-    """All pictures, the most telling first."""
+    """All pictures, the most important first."""
     ranked = []
     for i, run in enumerate(runs):
         for kind, pictures in run.pictures.items():
@@ -58,7 +58,7 @@ def _in_order(runs: Sequence[Run]) -> Iterator[tuple[Run, Picture]]:
 
 
 def _spread(pictures: Sequence[Picture]) -> list[Picture]:
-    """The last, the first, then always one in the middle of the widest gap."""
+    """The last, the first, then the middle of the widest gap, again and again."""
     order = [len(pictures) - 1, 0] if len(pictures) > 1 else [0]
     gaps = [(0, len(pictures) - 1)]
     while gaps:
@@ -71,7 +71,7 @@ def _spread(pictures: Sequence[Picture]) -> list[Picture]:
 
 
 def _as_text(file: Path) -> str:
-    """A picture as a data URI: WebP without loss is the smallest for pixels and for drawings."""
+    """A picture as a data URI; lossless WebP is the smallest format for pixels and for drawings."""
     with Image.open(file) as image:
         image.load()
         packed = io.BytesIO()
@@ -82,7 +82,7 @@ def _as_text(file: Path) -> str:
 
 
 def address(file: Path) -> str:
-    """Under which the server gives a picture; a new version of the file has a new address."""
+    """The name of a picture on the server; a new version of the file has a new name."""
     status = file.stat()
     return hashlib.sha256(f"{file} {status.st_mtime_ns} {status.st_size}".encode()).hexdigest()[:24]
 

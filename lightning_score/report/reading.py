@@ -1,4 +1,4 @@
-"""Reads run folders as they are: finished, still going, crashed, empty, from an older version, or with damaged files."""
+"""Reads run folders: finished, running, crashed, empty, from older versions, or with damaged files."""
 
 import csv
 import json
@@ -24,14 +24,14 @@ from lightning_score.runs.status import STATUS, STOPPED_EARLY, row_steps
 from lightning_score.runs.trust import bounded
 
 EVALUATIONS = ("test", "validate", "predict")
-"""Commands whose results stand in a folder of their own, beside the checkpoint that they work on."""
+"""Commands that write their results to a folder next to their checkpoint."""
 SILENCE = 120.0
-"""Seconds without a sign of life after which a run counts as dead."""
+"""Seconds without an update of its status after which a run counts as dead."""
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Curve(NamedTuple):
-    """A metric over training: steps, seconds since 1970 (NaN where unknown) and values."""
+    """A metric over training: steps, seconds since 1970 (NaN if unknown) and values."""
 
     steps: list[int]
     times: list[float]
@@ -39,7 +39,7 @@ class Curve(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture of a run: of which step, which file, and what it shows."""
+    """A picture of a run: its step and its file."""
 
     step: int
     file: Path
@@ -47,24 +47,24 @@ class Picture(NamedTuple):
 
 @dataclass
 class Run:
-    """All that is known of a training run, or of a checkpoint that was only measured.
+    """A training run, or a checkpoint that was only evaluated.
 
     Attributes:
         folder: the run folder.
-        name: its path from the folder of all runs.
+        name: its path relative to the folder of all runs.
         state: running, finished, interrupted, failed, stopped early (by a sweep), crashed (it was killed), empty, measured
             (only evaluated here) or unknown.
-        note: more about the state.
-        problems: what could not be read.
+        note: details of the state.
+        problems: messages about files that could not be read.
         config: its configuration as text.
-        settings: the same by dotted names; a part is its class.
-        status: what `run.json` holds.
+        settings: the configuration by dotted names; the value of a part is its class.
+        status: the content of `run.json`.
         curves: by metric.
-        records: what was measured during training.
-        tests: what was measured afterwards.
+        records: evaluations during training.
+        tests: evaluations after training.
         langevin: lines of `langevin.jsonl`.
         pictures: by kind, in the order of steps.
-        order: its place among all runs, the oldest first, which its color follows.
+        order: its index among all runs, the oldest first, which selects its color.
     """
 
     folder: Path
@@ -84,7 +84,7 @@ class Run:
 
     @property
     def started(self) -> float:
-        """When it began, in seconds since 1970; NaN if that is not known."""
+        """Start time in seconds since 1970; NaN if unknown."""
         stamp = re.match(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", self.folder.name)
         if "started" in self.status:
             return as_number(self.status["started"])
@@ -95,7 +95,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """How long it has run, or NaN."""
+        """Duration of the run, or NaN."""
         if "seconds" in self.status:
             return as_number(self.status["seconds"])
         times = [t for curve in self.curves.values() for t in curve.times if math.isfinite(t)]
@@ -103,22 +103,22 @@ class Run:
 
     @property
     def step(self) -> int:
-        """The last training step of which anything is known."""
+        """The last known training step."""
         seen = [curve.steps[-1] for curve in self.curves.values()]
         return max([int(as_number(self.status.get("step"), 0)), *seen, *(record.step for record in self.records)], default=0)
 
     def hours(self, times: Sequence[float]) -> list[float]:
-        """Hours since the run began."""
+        """Hours since the start of the run."""
         return [(t - self.started) / 3600 for t in times]
 
 
 def as_number(value: Any, otherwise: float = math.nan) -> float:
-    """A number from a file that may hold anything."""
+    """A value from a file as a number; `otherwise` for other types."""
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else otherwise
 
 
 def find_runs(root: Path) -> tuple[list[Run], list[Path]]:
-    """All runs below a folder, the newest first, with the evaluations of their checkpoints; and the folders of sweeps."""
+    """All runs below a folder, the newest first, with evaluations of their checkpoints; and the folders of sweeps."""
     runs: dict[Path, Run] = {}
     measured: list[Run] = []
     sweeps: list[Path] = []
@@ -130,7 +130,7 @@ def find_runs(root: Path) -> tuple[list[Run], list[Path]]:
         if not present & {"config.yaml", "metrics.csv", STATUS, RECORDS}:
             continue
         run = read_run(folder, root)
-        if _command(run) == "trials":  # samples of a sweep's trial, which the sweep itself shows
+        if _command(run) == "trials":  # trials without training are shown by their sweep
             continue
         if _command(run) in EVALUATIONS:
             measured.append(run)
@@ -149,14 +149,14 @@ def _or_earliest(value: float) -> float:
 
 
 def _command(run: Run) -> str:
-    """What made a folder; `trials` for the trials of sweeps that do not train."""
+    """The command that wrote a folder; `trials` for trials of sweeps that do not train."""
     parent = run.folder.parent.name
     command = str(run.status.get("command", parent))
     return "trials" if parent == "trials" and (command != "fit" or not run.config) else command
 
 
 def _attach(evaluation: Run, runs: dict[Path, Run], root: Path) -> None:
-    """Gives the results of an evaluation to the run whose checkpoint it measured."""
+    """Adds the results of an evaluation to the run of its checkpoint."""
     asked = evaluation.settings.get("ckpt_path")
     places = [evaluation.folder.parent.parent, *([Path(asked).parent] if isinstance(asked, str) else [])]
     known = [runs[place.resolve()] for place in places if place.resolve() in runs]
@@ -181,7 +181,7 @@ def _name(folder: Path, root: Path) -> str:
 
 
 def read_run(folder: Path, root: Path) -> Run:
-    """One run folder; what is damaged becomes one of the run's problems."""
+    """Reads a run folder; damaged files become problems of the run."""
     files = ("config.yaml", "metrics.csv", STATUS, RECORDS, LANGEVIN)
     if outside := [f"{name}: {LEADS_OUT}" for name in files if leads_out(folder / name, root)]:
         return Run(folder, _name(folder, root), problems=outside)
@@ -193,10 +193,10 @@ def read_run(folder: Path, root: Path) -> Run:
         run.status = dict(json.loads((folder / STATUS).read_text(encoding="utf-8")))
     with _recording_problems(run, "metrics.csv"):
         run.curves = _curves(folder / "metrics.csv", row_steps(folder), run.problems)
-    with _recording_problems(run, RECORDS), warnings.catch_warnings(record=True) as said:
+    with _recording_problems(run, RECORDS), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run.records = [record for record in read_records(folder / RECORDS) if _is_valid(record)]
-        run.problems += [str(warning.message).replace(f"{folder}/", "") for warning in said]
+        run.problems += [str(warning.message).replace(f"{folder}/", "") for warning in caught]
     with _recording_problems(run, LANGEVIN):
         run.langevin = list(_lines(folder / LANGEVIN, run.problems))
     for file in sorted(folder.glob("*/step_*.png")):
@@ -210,7 +210,7 @@ def read_run(folder: Path, root: Path) -> Run:
 
 @contextmanager
 def _recording_problems(run: Run, name: str) -> Iterator[None]:
-    """Makes a file that cannot be read a problem of the run; one that is missing is none."""
+    """Adds an unreadable file to the problems of the run; a missing file is not a problem."""
     try:
         yield
     except FileNotFoundError:
@@ -220,13 +220,13 @@ def _recording_problems(run: Run, name: str) -> Iterator[None]:
 
 
 def _curves(file: Path, steps: Callable[[int, bool], int], problems: list[str]) -> dict[str, Curve]:
-    """The metrics of a run; cells that are no numbers are left out, and counted."""
+    """The metrics of a run; cells that are not numbers are left out and counted."""
     found: dict[str, Curve] = defaultdict(lambda: Curve([], [], []))
     wrong = 0
     with file.open(newline="", encoding="utf-8", errors="replace") as lines:
         table = csv.DictReader(line.replace("\0", "") for line in lines)
         if file.stat().st_size and "step" not in (table.fieldnames or []):
-            problems.append(f"{file.name}: has no column of steps; left out")
+            problems.append(f"{file.name}: has no column `step`; left out")
             return {}
         for row in table:
             cells = {name: text for name, text in row.items() if name and text and isinstance(text, str)}
@@ -251,13 +251,13 @@ def _curves(file: Path, steps: Callable[[int, bool], int], problems: list[str]) 
 
 
 def _is_valid(record: Record) -> bool:
-    """Whether the fields that are drawn are of their types."""
+    """Whether the fields that are drawn have the right types."""
     numbers = (record.value, record.n, record.step, record.nfe, record.seconds)
     return all(isinstance(value, (int, float)) for value in numbers) and isinstance(record.sampler, dict)
 
 
 def _lines(file: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
-    """Lines of JSON with the columns of a level each."""
+    """Lines of JSON with lists of one value per noise level."""
     for i, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
             entries = json.loads(line)
@@ -270,7 +270,7 @@ def _lines(file: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def flat_config(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """A configuration by dotted names; a part is the name of its class, and its settings are below it."""
+    """A configuration by dotted names; the value of a part is its class name, and its settings are below it."""
     if not isinstance(config, dict):
         return
     for key, value in config.items():
@@ -287,21 +287,21 @@ def flat_config(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _state(run: Run) -> tuple[str, str]:
-    """What became of a run, as far as its files tell."""
-    said, message = run.status.get("state"), str(run.status.get("message") or "")
-    if said == "running":
-        return ("running", "") if _alive(run.status) else ("crashed", f"no sign of life since {_clock(run.status)}")
-    if said in ("finished", "interrupted", "failed", STOPPED_EARLY):
-        return said, message
+    """The state of a run and details, from its files."""
+    state, message = run.status.get("state"), str(run.status.get("message") or "")
+    if state == "running":
+        return ("running", "") if _alive(run.status) else ("crashed", f"no update since {_clock(run.status)}")
+    if state in ("finished", "interrupted", "failed", STOPPED_EARLY):
+        return state, message
     if not (run.curves or run.records or run.pictures):
         return "empty", "nothing has been logged"
     if 0 < as_number(run.settings.get("trainer.max_steps"), -1) <= run.step:
-        return "finished", f"as its last step tells: there is no {STATUS}"
-    return "unknown", f"there is no {STATUS} that can be read, as in runs of older versions"
+        return "finished", f"according to its last step; there is no {STATUS}"
+    return "unknown", f"no readable {STATUS}, as in runs of older versions"
 
 
 def _alive(status: dict[str, Any]) -> bool:
-    """Whether a run that says it goes on does so: it gives a sign of life every ten seconds."""
+    """Whether a run with state `running` is alive: it updates its status every ten seconds."""
     fresh = time.time() - as_number(status.get("updated"), -math.inf) < SILENCE
     if not fresh or status.get("host") != socket.gethostname():
         return fresh
@@ -316,4 +316,4 @@ def _alive(status: dict[str, Any]) -> bool:
 
 def _clock(status: dict[str, Any]) -> str:
     updated = as_number(status.get("updated"), 0)
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(updated)) if updated else "it began"
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(updated)) if updated else "its start"

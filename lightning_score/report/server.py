@@ -1,4 +1,4 @@
-"""Serves the report on loopback and keeps it live while training goes on."""
+"""Serves the report on loopback and updates it during training."""
 
 import errno
 import hashlib
@@ -18,13 +18,13 @@ from lightning_score.runs.folders import leads_out
 
 HOST = "127.0.0.1"
 REST = 2.0
-"""Least seconds between two looks at the runs."""
+"""Minimal number of seconds between two reads of the runs."""
 PNG = b"\x89PNG\r\n\x1a\n"
 TYPES = {"plotly.js": "text/javascript", "datatables.js": "text/javascript", "datatables.css": "text/css"}
 
 
 class WatchedRuns:
-    """What the page shows now; the runs are looked at when somebody asks, and only if a file has changed.
+    """The current data of the page; the runs are read on request, and only if a file has changed.
 
     Args:
         root: the folder of all runs.
@@ -36,7 +36,7 @@ class WatchedRuns:
         self._body, self._pictures = b"", {}
 
     def now(self) -> tuple[bytes, str]:
-        """The JSON that the page draws, and its version."""
+        """The JSON data of the page, and their version."""
         with self._lock:
             if time.monotonic() - self._looked >= REST:
                 seen = hashlib.sha256(repr(list(self._files())).encode()).hexdigest()
@@ -46,12 +46,12 @@ class WatchedRuns:
             return self._body, f'"{self._seen}"'
 
     def _files(self) -> Iterator[tuple[Any, ...]]:
-        """What changes when a run goes on, or when it no longer does."""
+        """What changes when a run makes progress, or a minute passes without."""
         for file in sorted(self._root.rglob("*")):
             if file.suffix in (".yaml", ".csv", ".json", ".jsonl", ".png", ".md"):
                 try:
                     status = file.stat()
-                except OSError:  # it has gone since
+                except OSError:  # it was removed meanwhile
                     continue
                 yield str(file), status.st_mtime_ns, status.st_size
         yield (int(time.time() // 60),)
@@ -69,7 +69,7 @@ class WatchedRuns:
         return json.dumps(data, allow_nan=False).encode()
 
     def picture(self, name: str) -> bytes | None:
-        """A picture by its address, if it is one of the page's, and still a picture in the folder of all runs."""
+        """A picture by its name, if it is on the page and still a PNG file in the folder of all runs."""
         file = self._pictures.get(name)
         try:
             found = None if file is None or leads_out(file, self._root) else file.read_bytes()
@@ -84,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         port = self.server.server_address[1]
-        if self.headers.get("Host") not in (f"{HOST}:{port}", f"localhost:{port}"):  # another site's name for this machine
+        if self.headers.get("Host") not in (f"{HOST}:{port}", f"localhost:{port}"):  # the address of another site
             return self._answer(HTTPStatus.FORBIDDEN, b"ask 127.0.0.1", "text/plain")
         path = self.path.partition("?")[0].lstrip("/")
         if path == "":
@@ -97,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
             found = self.server.watched.picture(path.removeprefix("picture/").removesuffix(".png"))
             if found is not None:
                 return self._answer(HTTPStatus.OK, found, "image/png", "max-age=86400")
-        return self._answer(HTTPStatus.NOT_FOUND, b"there is nothing here", "text/plain")
+        return self._answer(HTTPStatus.NOT_FOUND, b"not found", "text/plain")
 
     def _data(self) -> None:
         body, version = self.server.watched.now()
@@ -120,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Requests are not news."""
+        """Does not log requests."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -137,13 +137,13 @@ def server(root: Path, title: str, port: int) -> ThreadingHTTPServer:
     Args:
         root: the folder of all runs.
         title: the page's heading.
-        port: where it listens; 0: wherever there is room.
+        port: its port; 0: any free port.
 
     Raises:
-        InputError: the port is taken, or may not be used.
+        InputError: the port is in use or not permitted.
     """
     try:
         return _Server(root, title, port)
     except OSError as error:
         reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-        raise InputError(f"--port {port}: {reason}; give another one, or 0 for any that is free") from error
+        raise InputError(f"--port {port}: {reason}; give another one, or 0 for any free port") from error

@@ -1,4 +1,4 @@
-"""Figures of sweeps: parallel coordinates, heat maps of two parameters, and the charts that a sweep draws, too."""
+"""Figures of sweeps: parallel coordinates, heat maps of two parameters, and the charts of `sweep.charts`."""
 
 import math
 from itertools import combinations
@@ -9,11 +9,11 @@ from lightning_score.sweep.charts import FEW, PARETO, Axis, Chart, charts, is_wi
 from lightning_score.sweep.results import Results, Row, difference, format_number, numeric, setting_text, short_name
 
 MAPS = 6
-"""Most heat maps of a sweep."""
+"""Maximal number of heat maps of a sweep."""
 
 
 def views(found: Results) -> dict[str, dict[str, Any]]:
-    """All figures that the trials allow, by their names; none with fewer than two complete trials."""
+    """All figures of a sweep by name; none for fewer than two complete trials."""
     rows = found.ranked
     if len(rows) < 2:
         return {}
@@ -55,7 +55,7 @@ def _parallel(found: Results, rows: list[Row]) -> dict[str, Any]:
 
 
 def _brief(value: str) -> str:
-    """A value where there is little room."""
+    """A short form of a value."""
     try:
         return f"{float(value):.4g}" if len(value) > 8 else value
     except ValueError:
@@ -63,7 +63,7 @@ def _brief(value: str) -> str:
 
 
 def _map(found: Results, rows: list[Row], one: str, other: str) -> dict[str, Any]:
-    """The metric over two parameters; over all others the best."""
+    """The metric over two parameters, the best over all others."""
     columns, lines = values_of(rows, one), values_of(rows, other)
     best: dict[tuple[str, str], Row] = {}
     for row in rows:  # the best first
@@ -128,7 +128,7 @@ def _axis(of: Axis) -> dict[str, Any]:
 
 
 def table(found: Results) -> dict[str, Any]:
-    """All trials, the best first: titles, and rows of cells with what sorts and what is read."""
+    """All trials, the best first: titles, and rows of cells, each with a sort key and a text."""
     ranked = found.ranked
     rows = [*ranked, *(row for row in found.rows if row not in ranked)]
     titles = [
@@ -156,5 +156,5 @@ def table(found: Results) -> dict[str, Any]:
 
 
 def cell(value: float) -> list[Any]:
-    """What sorts a number's cell, and what is read in it; unknown numbers come last."""
+    """Sort key and text of a number; unknown numbers sort last."""
     return [float(f"{value:.6g}"), format_number(value)] if math.isfinite(value) else [None, ""]

@@ -1,4 +1,4 @@
-"""The tables of the report: runs with their best and last distances, and what was measured afterwards."""
+"""The tables of the report: runs with their best and last distances, and evaluations after training."""
 
 import math
 from collections import Counter
@@ -13,13 +13,13 @@ from lightning_score.sweep.macros import as_text
 from lightning_score.sweep.results import format_duration, format_number
 
 SHOWN = 8
-"""Differing settings that the table shows at first; the others are columns that can be switched on."""
+"""Number of differing settings in the table at first; other columns are hidden."""
 PRIVATE = ("output", "runs", "name", "ckpt_path", "config")
-"""Settings that say where and as what a run goes, not how."""
+"""Settings of files and names, which do not change results."""
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
-    """Settings in which runs differ that have them: those of the model first, and of these those of most runs."""
+    """Settings in which runs differ: the model's first, and the most frequent first."""
     values: dict[str, set[str]] = {}
     counts: Counter[str] = Counter()
     for run in runs:
@@ -42,22 +42,22 @@ def _setting(value: Any) -> str:
 
 
 def runs_table(runs: Sequence[Run]) -> dict[str, Any]:
-    """Titles with their explanations, and a row of cells per run, each with what sorts and what is read."""
+    """Titles with explanations, and a row of cells per run, each with a sort key and a text."""
     axes = by_axis_of_runs(runs)
     labels = axis_labels(axes)
     differing = differences(runs)
     columns = [
         ("run", "the run folder"),
-        ("state", "what became of it"),
+        ("state", "the state of the run"),
         ("steps", "training steps done"),
-        ("hours", "how long it ran"),
-        ("measure", "only equal measures compare"),
+        ("hours", "duration"),
+        ("measure", "only values of the same measure are comparable"),
         ("best", "the lowest during training, of averaged weights, with two standard errors"),
-        ("at step", "of the best"),
+        ("at step", "step of the best"),
         ("last", "the last during training, with two standard errors"),
         (
             "floor",
-            "what a perfect model scores; * of an older version: a subset of the data against the others",
+            "the value of a perfect model; *: of an older version, a subset of the data against the rest",
         ),
         ("n", "samples"),
         ("NFE", "network evaluations per sample"),
@@ -83,7 +83,7 @@ def _facts(run: Run) -> list[list[Any]]:
 
 
 def _distances(i: int, run: Run, axes: dict[Any, Any], labels: dict[Any, str]) -> list[list[Any]]:
-    """Of the first measure that the run has: the measures stand in the order of their importance."""
+    """The cells of the run's first measure, in the order of importance."""
     for axis, records in axes.items():
         own = [record for j, record in records if j == i and record.weights == "ema" and record.denoised]
         own = sorted((record for record in own if math.isfinite(record.value)), key=lambda record: record.step)
@@ -101,7 +101,7 @@ def _distances(i: int, run: Run, axes: dict[Any, Any], labels: dict[Any, str]) -
 
 
 def _floor(record: Record) -> list[Any]:
-    """The cell of a floor; one of an older version, which is higher, has a mark."""
+    """The cell of a floor; floors of older versions, which are higher, have an asterisk."""
     found = cell(record.floor if isinstance(record.floor, (int, float)) else math.nan)
     return found if record.floor_kind == PERFECT or not found[1] else [found[0], f"{found[1]}*"]
 
@@ -113,7 +113,7 @@ def with_error(record: Record) -> list[Any]:
 
 
 def with_two_errors(value: float, error: float) -> str:
-    """A value with two standard errors as people read it."""
+    """A value with two standard errors as text."""
     return format_number(value) + (f" ± {2 * error:.{2 if 2 * error < 100 else 3}g}" if math.isfinite(error) else "")
 
 
@@ -132,7 +132,7 @@ def _settings(run: Run, names: Sequence[str]) -> list[list[Any]]:
 
 
 def tests_table(runs: Sequence[Run]) -> dict[str, Any]:
-    """What was measured after training, a row per number."""
+    """Evaluations after training, a row per value."""
     titles = [
         "run",
         "measure",
@@ -164,7 +164,7 @@ def tests_table(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _sampler(settings: dict[str, Any]) -> str:
-    """A sampler's class with its parts and its numbers, as people read it."""
+    """A sampler's class with its parts and numbers as text."""
     parts = []
     for name, value in settings.items():
         if isinstance(value, dict) and "class" in value:

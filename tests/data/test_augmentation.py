@@ -110,7 +110,7 @@ class TestGeometric:
 
     @pytest.mark.parametrize("probability", [-0.1, 1.1])
     def test_refuses(self, probability):
-        with pytest.raises(InputError, match="must lie in"):
+        with pytest.raises(InputError, match="must be in"):
             GeometricAugmentation(probability)
 
 

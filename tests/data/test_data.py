@@ -96,15 +96,15 @@ def test_range_from_the_command_line():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Digits(batch_size=0), "batch_size=0"),
-        (lambda: Digits(num_workers=-1), "num_workers=-1"),
+        (lambda: Digits(batch_size=0), "batch_size=0: "),
+        (lambda: Digits(num_workers=-1), "num_workers=-1: "),
         (lambda: Digits(data_range=(1.0, 1.0)), "data_range"),
         (lambda: Digits(data_range=(0.0, 0.5, 1.0)), "data_range"),
         (lambda: Digits(batch_size=1438).train_dataloader(), "batch_size <= 1437"),
-        (lambda: GaussianMixture(num_samples=1), "num_samples=1"),
-        (lambda: GaussianMixture(stds=[1.0]), "5 means, 1 stds"),
+        (lambda: GaussianMixture(num_samples=1), "num_samples=1: "),
+        (lambda: GaussianMixture(stds=[1.0]), "each of the 5 means"),
         (lambda: GaussianMixture(means=[[0.0, 0.0], [1.0]], stds=[1.0, 1.0]), "coordinates"),
-        (lambda: Mixture([], []), "one mean or more"),
+        (lambda: Mixture([], []), "at least one mean"),
         (lambda: Mixture([[0.0]], [0.0]), "stds"),
         (lambda: Mixture([[0.0]], [1.0], [-1.0]), "weights"),
     ],
@@ -329,7 +329,7 @@ def test_rounding_not_truncation():
 def test_nan_is_an_error_that_counts_the_images():
     x = torch.zeros(5, 1, 2, 2)
     x[[1, 3], 0, 0] = torch.nan
-    with pytest.raises(InputError, match="2 of 5 images hold NaN"):
+    with pytest.raises(InputError, match="2 of 5 images contain NaN"):
         to_uint8(x, (0, 1))
 
 

@@ -15,7 +15,16 @@ from image_files import pictures, write_idx
 from PIL import Image
 from torchvision import datasets
 
-from lightning_score.data import CIFAR10, MNIST, FashionMNIST, ImageFolder, public as public_data
+from lightning_score.commands.parser import Parser
+from lightning_score.data import (
+    CIFAR10,
+    MNIST,
+    Digits,
+    FashionMNIST,
+    ImageFolder,
+    ImageStream,
+    public as public_data,
+)
 from lightning_score.data.folder import image_files
 from lightning_score.data.public import resized
 from lightning_score.errors import InputError
@@ -168,7 +177,7 @@ class TestFolder:
             ({"shape": [8, 8]}, r"shape=\[8, 8\]"),
             ({"crop": 0}, "crop=0"),
             ({"held_out": 1.0}, "held_out=1.0"),
-            ({"num_classes": -1}, "num_classes -1"),
+            ({"num_classes": -1}, "num_classes=-1"),
             ({"num_classes": 3}, r"num_classes=3: .* 2 folders or places \(cats, dogs\)"),
             ({"crop": 99}, r"none of its 40 images can be read \(40 smaller than crop=99\)"),
         ],
@@ -186,6 +195,16 @@ class TestFolder:
             ImageFolder(str(tmp_path / "empty")).train_dataloader()
         for name in ("a", "b"):
             (tmp_path / "empty" / f"{name}.png").write_bytes(b"\x89PNG broken")
-        with pytest.raises(InputError, match=r"none of its 2 images can be read .* [ab]\.png: damaged or no image"):
+        with pytest.raises(InputError, match=r"none of its 2 images can be read .* [ab]\.png: damaged or not an image"):
             ImageFolder(str(tmp_path / "empty")).train_dataloader()
         assert not list((tmp_path / "cache").rglob("*.npy*")), "nothing half done is kept"
+
+
+@pytest.mark.parametrize("kind", [CIFAR10, MNIST, FashionMNIST, ImageFolder, ImageStream, Digits])
+def test_every_argument_has_help(kind):
+    """The arguments of `ImageData` are documented there alone."""
+    parser = Parser()
+    parser.add_class_arguments(kind, "data")
+    texts = {action.dest: action.help for action in parser._actions if action.dest.startswith("data.")}
+    assert {f"data.{name}" for name in ("batch_size", "data_range", "flip", "dequantize", "num_workers")} <= texts.keys()
+    assert all(texts.values()), texts

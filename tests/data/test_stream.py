@@ -56,7 +56,7 @@ def equal(some, others):
 
 
 def test_what_cannot_be_read_is_left_out_and_counted(make):
-    with pytest.warns(UserWarning, match=r"2 of 602 images are left out \(2 damaged or no image\)"):
+    with pytest.warns(UserWarning, match=r"2 of 602 images are left out \(2 damaged or not an image\)"):
         data = make()
         train, held_out = data.splits
     assert len(held_out.x) == 50 and len(train.x) == N - 50
@@ -179,9 +179,9 @@ class TestItems:
             ({"text": "a"}, "no image in an item"),
             ({"x": PICTURE[None]}, "has the label None"),
             ((PICTURE, 7), "has the label 7"),
-            ((PICTURE, 0.9), r"has the label 0\.9; labels are whole numbers, 0 to 2"),
+            ((PICTURE, 0.9), r"has the label 0\.9; labels must be integers, 0 to 2"),
             ((PICTURE, "cat"), "has the label 'cat'"),
-            ((np.zeros((8, 8, 5), np.uint8), 0), r"an array \(8, 8, 5\) of uint8, no gray or colored image"),
+            ((np.zeros((8, 8, 5), np.uint8), 0), r"an array \(8, 8, 5\) of uint8, which is not a gray or color image"),
         ],
     )
     def test_refuses(self, item, message):
@@ -226,9 +226,9 @@ def test_chunks_of_others_stream_and_a_bad_one_is_stood_in_for(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"held_out": 0}, "held_out=0: must be above 0"),
-        ({"in_memory": -1}, "in_memory -1"),
-        ({"num_classes": -1}, "num_classes -1"),
+        ({"held_out": 0}, "held_out=0: must be a number of images above 0"),
+        ({"in_memory": -1}, "in_memory=-1"),
+        ({"num_classes": -1}, "num_classes=-1"),
         ({"shape": (2, 8, 8)}, r"shape=\[2, 8, 8\]"),
     ],
 )

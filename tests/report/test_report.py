@@ -66,7 +66,7 @@ class TestStates:
         assert read_run(folder, tmp_path).state == "running"
         status(folder, state="running", host="elsewhere", updated=time.time() - 1000)
         found = read_run(folder, tmp_path)
-        assert found.state == "crashed" and "no sign of life since" in found.note
+        assert found.state == "crashed" and "no update since" in found.note
 
     def test_empty(self, tmp_path):
         (tmp_path / "a").mkdir()
@@ -361,7 +361,7 @@ class TestSweeps:
     def test_a_sweep_without_trials_says_so(self, tmp_path):
         (tmp_path / "eps").mkdir()
         (tmp_path / "eps/study.db").write_bytes(b"")
-        assert "no trial" in reported(tmp_path)["sweeps"][0]["problem"]
+        assert "no table of trials" in reported(tmp_path)["sweeps"][0]["problem"]
 
 
 class TestPage:

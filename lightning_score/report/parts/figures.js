@@ -17,7 +17,7 @@ function prepared(figure) {
       hours = true;
     }
   }
-  if (hours) layout.xaxis = { ...layout.xaxis, title: { text: "hours since the run began" } };
+  if (hours) layout.xaxis = { ...layout.xaxis, title: { text: "hours since the start of the run" } };
   const visible = data.filter((trace) => trace.visible !== false).length;
   const dark = state.dark ? "dark" : "light";
   Object.assign(layout, {

@@ -36,7 +36,7 @@ function showPictures() {
   }), make("span", {}, "Through training"), slider, output);
   const notes = [];
   if (runs.length > MOST_PICTURES) notes.push(`The first ${MOST_PICTURES} of ${runs.length} runs: filter the table for others.`);
-  if (state.data.left_out) notes.push(`${state.data.left_out} pictures found no room in this page; report --serve shows all.`);
+  if (state.data.left_out) notes.push(`${state.data.left_out} pictures did not fit into this page; report --serve shows all.`);
   section.append(make("div", { class: "body" }, tools, shelf, make("p", { class: "note" }, notes.join(" "))));
   fill();
   if (focused) slider.focus();

@@ -3,7 +3,7 @@ async function loadDataTables() {
   const source = live ? "/datatables.js" : URL.createObjectURL(
     new Blob([byId("datatables").textContent], { type: "text/javascript" }));
   const DataTable = (await import(source)).default;
-  for (const [name, sign] of [["asc", 1], ["desc", -1]]) // what is unknown comes last, either way
+  for (const [name, sign] of [["asc", 1], ["desc", -1]]) // unknown values come last in both directions
     DataTable.ext.type.order[`known-${name}`] = (a, b) =>
       a === b ? 0 : a === null || a === "" ? 1 : b === null || b === "" ? -1 : sign * (a < b ? -1 : 1);
   return DataTable;
