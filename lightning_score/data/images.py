@@ -59,7 +59,7 @@ def to_uint8(x: Tensor, data_range: Sequence[float], levels: int = 256, dequanti
         count = int(x.flatten(1).isnan().any(1).sum())
         raise Unmeasurable(
             f"{count} of {len(x)} images contain NaN: the model or its sampler diverged; "
-            "use a smaller step size or learning rate."
+            "use a smaller step size or learning rate"
         )
     low, high = data_range
     unit = (x.float() - low) / (high - low)
