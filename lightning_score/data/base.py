@@ -215,14 +215,13 @@ class ScoreData(LightningDataModule, ABC):
         rows = min(self.batch_size, len(examples.x))
         require_room(8 * rows * prod(self.shape), f"batch_size={rows} of shape {list(self.shape)}", "use a smaller one")
         device = self._device(examples)
+        unused = torch.Generator().manual_seed(derive_seed()) if self.num_workers else None  # else it draws from torch's
         return kind(
             Batches(examples, self.transform(train), device),
             sampler=sampler,
             batch_size=None,  # the sampler returns whole batches
             collate_fn=whole_batch,
-            generator=torch.Generator().manual_seed(derive_seed())
-            if self.num_workers
-            else None,  # for seeds that are not used
+            generator=unused,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available() and device == CPU,
