@@ -265,7 +265,7 @@ class ScoreModel(LightningModule):
         return self.conditional or (self.guidance is not None and self.guidance.labeled)
 
     def check_labels(self, labels: Tensor) -> None:
-        """Raises `InputError` unless every label is a class of the data, or "no class" where training left labels out."""
+        """Raises `InputError` unless every label is a class of the data, or "no class" where training drops labels."""
         require(self.takes_labels, "labels: this model is unconditional; train one with conditional=true")
         self.labels.check(labels)
 
