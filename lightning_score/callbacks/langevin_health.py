@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -23,6 +23,9 @@ from lightning_score.sampling.sampler import Move
 from lightning_score.score.function import Conditioned, ScoreField
 from lightning_score.seeds import seeded
 from lightning_score.training.model import ScoreModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FILE = "langevin.jsonl"
 """The name of the file of levels in a run folder, one line per validation."""
@@ -202,7 +205,7 @@ def _mean_square(v: Tensor) -> float:
     return float(v.double().square().mean())
 
 
-def _figure(levels: Sequence[LevelHealth]):
+def _figure(levels: Sequence[LevelHealth]) -> "Figure":
     from matplotlib.figure import Figure  # takes a second to import
 
     figure = Figure(figsize=(13, 3.8), layout="constrained")

@@ -2,7 +2,7 @@
 
 import math
 from contextlib import suppress
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -17,6 +17,9 @@ from lightning_score.score.empirical import EmpiricalScore
 from lightning_score.score.function import ScoreField
 from lightning_score.seeds import seeded
 from lightning_score.training.model import ScoreModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class LevelLosses(NamedTuple):
@@ -133,7 +136,7 @@ def level_times(process: NoiseProcess, levels: int, device: torch.device | str =
     return t.to(device)
 
 
-def _figure(losses: LevelLosses, dimension: int):
+def _figure(losses: LevelLosses, dimension: int) -> "Figure":
     from matplotlib.figure import Figure  # takes a second to import
 
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")

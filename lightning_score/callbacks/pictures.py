@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import Trainer
@@ -16,6 +17,9 @@ from torchvision.utils import make_grid
 from lightning_score.data import ScoreData, to_uint8
 from lightning_score.files import replacing, tolerating_full_disk
 from lightning_score.training.model import ScoreModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 KIND = "Kind"
 """The metadata of a picture that tells drawings from pixels."""
@@ -101,7 +105,7 @@ def _scatter(points: Tensor) -> Image.Image:
     return figure_picture(figure)
 
 
-def figure_picture(figure) -> Image.Image:
+def figure_picture(figure: "Figure") -> Image.Image:
     """A matplotlib figure as a picture."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -1,7 +1,7 @@
 """The learned score of 2-D data beside the exact one, with the sampler's paths."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -12,6 +12,10 @@ from lightning_score.data import GaussianMixture, Mixture
 from lightning_score.errors import require
 from lightning_score.memory import require_room
 from lightning_score.training.model import ScoreModel
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 IN_PATH = 41  # points shown of each path: all of them would be unreadable
 
@@ -77,7 +81,7 @@ class ScorePlot(Callback):
         return (pl_module.score_function(x, marginal.t) - exact).square().sum() / exact.square().sum()
 
     @torch.no_grad()
-    def _figure(self, pl_module: ScoreModel, marginal: Marginal):
+    def _figure(self, pl_module: ScoreModel, marginal: Marginal) -> "Figure":
         from matplotlib.figure import Figure  # takes a second to import
 
         reach = extent(marginal.mixture)
@@ -107,7 +111,7 @@ def extent(mixture: Mixture) -> float:
     return float((mixture.means.abs() + 3 * mixture.stds[:, None]).max())
 
 
-def draw_field(axes, field: Callable[[Tensor], Tensor], reach: float, arrows: int = 19) -> None:
+def draw_field(axes: "Axes", field: Callable[[Tensor], Tensor], reach: float, arrows: int = 19) -> None:
     """Arrows along a vector field, whose lengths grow with the logarithm of its norm."""
     axis = torch.linspace(-reach, reach, arrows)
     points = torch.cartesian_prod(axis, axis)
@@ -117,7 +121,7 @@ def draw_field(axes, field: Callable[[Tensor], Tensor], reach: float, arrows: in
     axes.quiver(*points.T, *arrow.T, color="tab:red", width=0.004, pivot="mid")
 
 
-def draw_density(axes, marginal: Marginal, reach: float) -> None:
+def draw_density(axes: "Axes", marginal: Marginal, reach: float) -> None:
     """Contours of p_t, shaded."""
     axis = torch.linspace(-reach, reach, 200, dtype=torch.float64)
     density = marginal.mixture.log_prob(torch.cartesian_prod(axis, axis), marginal.alpha, marginal.sigma).exp()

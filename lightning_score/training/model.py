@@ -103,7 +103,9 @@ class ScoreModel(LightningModule):
         self.draws, self._mean_loss, self._batches = Draws(), MeanLoss(), FittingBatches()
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, trust: Sequence[str] = (), **kwargs: Any):
+    def load_from_checkpoint(
+        cls, checkpoint_path: str | Path, *args: Any, trust: Sequence[str] = (), **kwargs: Any
+    ) -> "ScoreModel":
         """As Lightning's, but every byte is checked, no code is run, and other packages' modules need the user's `trust`."""
         with made_from(checkpoint_path, cls, trust, kwargs) as made:
             return super().load_from_checkpoint(checkpoint_path, *args, **{**made, **kwargs, "weights_only": True})
@@ -198,7 +200,7 @@ class ScoreModel(LightningModule):
         shown = self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
         return self.draw(indices.tolist(), int(seeds[0]), labels[0] if labels else None, progress=shown)
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> Any:
         """The optimizer, and the schedule after every step."""
         return self._optimization.configure(self.parameters())
 
@@ -263,7 +265,7 @@ class ScoreModel(LightningModule):
         return self.conditional or (self.guidance is not None and self.guidance.labeled)
 
     def check_labels(self, labels: Tensor) -> None:
-        """Raises `InputError` unless every label is a class of the data, or "no class" where training left labels out."""
+        """Raises `InputError` unless every label is a class of the data, or "no class" where training drops labels."""
         require(self.takes_labels, "labels: this model is unconditional; train one with conditional=true")
         self.labels.check(labels)
 
