@@ -1,6 +1,16 @@
 """Score-based generative models (NCSN, NCSNv2, DDPM, score SDE) as PyTorch Lightning experiments.
 
-The public names are imported when they are first used, so that `python -m lightning_score --help` answers at once.
+    ScoreModel                   the LightningModule: training loss and samples
+    VP, SubVP, VE, Cosine, ...   noise processes (`lightning_score.process`)
+    UNet, NCSN, NCSNpp, MLP, ... networks (`lightning_score.networks`)
+    Digits, ImageFolder, ...     data (`lightning_score.data`)
+    DenoisingScoreMatching, ...  objectives (`lightning_score.objective`)
+    PredictorCorrector,          samplers; their predictors, correctors and time grids are in `lightning_score.sampling`
+    AnnealedLangevin, ...
+    ClassifierFree, ...          guidance (`lightning_score.guidance`)
+    EMA, Evaluate, ...           callbacks (`lightning_score.callbacks`)
+
+Public names are imported on first use, so that `python -m lightning_score --help` answers at once.
 """
 
 from importlib import import_module
