@@ -107,7 +107,7 @@ def test_sample_k_is_the_same_in_any_batch(process):
     assert len({a.nfe for a in apart}) > 1  # they do take steps of their own
 
 
-def test_a_bad_row_becomes_nan_and_leaves_its_batch_mates_alone():
+def test_a_bad_row_becomes_nan_and_changes_no_other_row():
     solve, y = DormandPrince(), torch.tensor([[1.0], [2.0]], dtype=torch.float64)
     ends = torch.zeros(()), torch.ones(())
     with pytest.warns(UserWarning, match="1 of 2 ODEs became NaN"):

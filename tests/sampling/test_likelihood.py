@@ -135,7 +135,7 @@ def test_networks_are_differentiated_and_their_evaluations_counted():
         (17, (-1, 1), False, 3),
     ],
 )
-def test_dequantization_owns_its_log_determinant_and_its_bins(levels, data_range, dequantized, offset):
+def test_dequantization_adds_its_log_determinant(levels, data_range, dequantized, offset):
     from lightning_score.data.images import from_uint8, spread, to_uint8
 
     dequantization = Dequantization(levels, data_range, dequantized)
