@@ -37,6 +37,12 @@ CLASSES = {
     "sampling.Table": "ProcessTable",
 }
 """Classes that have another name: before, with the folder of today unless they were named without, and now."""
+MOVED = {
+    "objective.implicit.Gaussian": "score.trace.Gaussian",
+    "objective.implicit.Rademacher": "score.trace.Rademacher",
+    "sampling.corrector.AnnealedLangevinStep": "sampling.langevin.AnnealedLangevinStep",
+}
+"""Classes that have moved from a module that stays: before, now."""
 OPTIONS = {"evaluate": {"neighbours": "neighbors"}, "init_args": {"grey_range": "gray_range"}}
 """Parameters that have another name, by the name of the mapping in which they stand: before, now."""
 
@@ -58,7 +64,8 @@ def with_new_names(config: Any, place: str = "") -> Any:
 
 def new_name(path: str) -> str:
     """Today's path of what had a path in an earlier version; the same one, if it has not moved."""
-    module, _, name = path.removeprefix(f"{PACKAGE}.").rpartition(".")
+    path = path.removeprefix(f"{PACKAGE}.")
+    module, _, name = MOVED.get(path, path).rpartition(".")
     module = MODULES.get(module, module)
     name = CLASSES.get(f"{module.partition('.')[0]}.{name}".lstrip("."), name)
     return ".".join(part for part in (PACKAGE, module, name) if part)
