@@ -33,6 +33,9 @@ class InverseProblem(Guidance):
         InputError: a number is out of range; in `check`: operator, observation and samples do not fit.
     """
 
+    observation: Tensor
+    """y, (n, ...): sample k has the observation k mod n."""
+
     def __init__(self, data_std: float = 0.5, noise_std: float = 0.0, strength: float = 1.0, backprop: bool = False):
         require(data_std > 0, f"data_std={data_std}: must be above 0, as in 0.5")
         require(noise_std >= 0, f"noise_std={noise_std}: must be 0 (exact observations) or more, as in 0.1")
@@ -44,11 +47,6 @@ class InverseProblem(Guidance):
     @abstractmethod
     def operator(self) -> LinearOperator:
         """A."""
-
-    @property
-    @abstractmethod
-    def observation(self) -> Tensor:
-        """y, (n, ...): sample k has the observation k mod n."""
 
     def check(self, trained: ModelFacts) -> None:
         expected, given = self.operator.observed_shape(trained.shape), tuple(self.observation.shape[1:])
@@ -91,15 +89,11 @@ class PseudoInverse(InverseProblem):
         backprop: bool = False,
     ):
         super().__init__(data_std, noise_std, strength, backprop)
-        self._operator, self._observation = operator, observation
+        self._operator, self.observation = operator, observation
 
     @property
     def operator(self) -> LinearOperator:
         return self._operator
-
-    @property
-    def observation(self) -> Tensor:
-        return self._observation
 
 
 class _PseudoInverseScore(ScoreWrapper):

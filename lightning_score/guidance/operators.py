@@ -73,8 +73,7 @@ class Mask(LinearOperator):
 class Gray(LinearOperator):
     """The mean over the C channels of an image, (1, H, W): A A^T = I/C."""
 
-    def __init__(self) -> None:
-        self._channels = 1
+    _channels = 1
 
     def check(self, shape: Sequence[int]) -> None:
         require(

@@ -89,11 +89,7 @@ class Restoration(InverseProblem):
             if data_range is None:
                 raise InputError(f"data_range=None: {observed} holds bytes; give the range of the data, as [-1, 1]")
             values = data_range[0] + (data_range[1] - data_range[0]) * (values / 255)
-        self._values = values.float()
-
-    @property
-    def observation(self) -> Tensor:
-        return self._values
+        self.observation = values.float()
 
     def check(self, trained: ModelFacts) -> None:
         super().check(trained)
@@ -139,21 +135,18 @@ class Inpainting(Restoration):
         backprop: bool = False,
     ):
         super().__init__(observed, data_range, data_std, noise_std, strength, backprop)
-        known, shape = read_array(mask), self._values.shape[1:]
+        known, shape = read_array(mask), self.observation.shape[1:]
         given, known = list(known.shape), known.squeeze(0) if known.ndim > len(shape) else known
         require(
             known.ndim <= len(shape) and all(a in (1, b) for a, b in zip(known.shape[::-1], shape[::-1], strict=False)),
             f"mask={mask} of shape {given}: must fit {observed}, whose images have the shape {list(shape)}",
         )
         self._operator = Mask(known.expand(shape))
+        self.observation = self._operator.apply(self.observation)
 
     @property
     def operator(self) -> LinearOperator:
         return self._operator
-
-    @property
-    def observation(self) -> Tensor:
-        return self._operator.apply(self._values)
 
 
 class Colorization(Restoration):

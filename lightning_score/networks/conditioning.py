@@ -20,6 +20,8 @@ class NoiseEmbedding(nn.Module, ABC):
         InputError: for a width that is odd or below 4.
     """
 
+    frequencies: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         require(width >= 4 and width % 2 == 0, f"width={width}: must be even and at least 4")
@@ -41,8 +43,6 @@ class PositionalEmbedding(NoiseEmbedding):
         shift: 1 for a lowest frequency of 1/10000 (Ho et al.), 0 for one a step above it (Dhariwal and Nichol).
         cosines_first: cosines, then sines.
     """
-
-    frequencies: Tensor
 
     def __init__(self, width: int = 128, shift: float = 1.0, cosines_first: bool = False) -> None:
         super().__init__(width)
@@ -72,8 +72,6 @@ class FourierEmbedding(NoiseEmbedding):
     Raises:
         InputError: for a scale that is not positive.
     """
-
-    frequencies: Tensor
 
     def __init__(self, width: int = 128, scale: float = 16.0, seed: int = 0) -> None:
         super().__init__(width)

@@ -5,8 +5,6 @@ from torch import Tensor
 
 from lightning_score.errors import InputError, require
 from lightning_score.objective.base import LevelwiseObjective
-from lightning_score.objective.times import TimeDistribution
-from lightning_score.objective.weighting import Weighting
 from lightning_score.score.empirical import EmpiricalScore
 from lightning_score.score.function import ScoreField
 
@@ -26,10 +24,7 @@ class ExplicitScoreMatching(LevelwiseObjective):
     """
 
     needs_data = True
-
-    def __init__(self, weighting: Weighting | None = None, times: TimeDistribution | None = None):
-        super().__init__(weighting, times)
-        self._data: Tensor | None = None
+    _data: Tensor | None = None
 
     def prepare(self, data: Tensor) -> None:
         self._data = data

@@ -47,7 +47,20 @@ class TimeDistribution(ABC):
         self.quantile(process, torch.ones(1) / 2)
 
 
-class UniformTimes(TimeDistribution):
+class _TimesFrom(TimeDistribution, ABC):
+    """A law of times between t_min and 1."""
+
+    def __init__(self, t_min: float | None = None, stratified: bool = False):
+        super().__init__(stratified)
+        require(t_min is None or 0 <= t_min < 1, f"t_min={t_min}: must lie in [0, 1), as in 1.0e-5, or be null")
+        self.t_min = t_min
+
+    def start(self, process: NoiseProcess) -> float:
+        """The smallest time."""
+        return process.t_min if self.t_min is None else self.t_min
+
+
+class UniformTimes(_TimesFrom):
     """t uniform in (t_min, 1] (Song et al. 2021, 2011.13456, eq. 7).
 
     Args:
@@ -55,14 +68,8 @@ class UniformTimes(TimeDistribution):
         stratified: spread the times of a batch evenly.
     """
 
-    def __init__(self, t_min: float | None = None, stratified: bool = False):
-        super().__init__(stratified)
-        _require_t_min(t_min)
-        self.t_min = t_min
-
     def quantile(self, process: NoiseProcess, u: Tensor) -> Tensor:
-        t_min = process.t_min if self.t_min is None else self.t_min
-        return 1 - (1 - t_min) * (1 - u)
+        return 1 - (1 - self.start(process)) * (1 - u)
 
 
 class LogNormalTimes(TimeDistribution):
@@ -131,7 +138,7 @@ class FixedTimes(TimeDistribution):
         )
 
 
-class ImportanceTimes(TimeDistribution):
+class ImportanceTimes(_TimesFrom):
     """Uniform times for the weight g^2, drawn where that loss is large: with density q(t) proportional to g^2/sigma^2.
 
     Song et al. 2021 (2101.09258), section 4.2. Since g^2/sigma^2 = -d log_snr/dt, these are the times at which log_snr is
@@ -142,11 +149,6 @@ class ImportanceTimes(TimeDistribution):
         t_min: smallest time; null: that of the process.
         stratified: spread the times of a batch evenly.
     """
-
-    def __init__(self, t_min: float | None = None, stratified: bool = False):
-        super().__init__(stratified)
-        _require_t_min(t_min)
-        self.t_min = t_min
 
     def quantile(self, process: NoiseProcess, u: Tensor) -> Tensor:
         t_min, first, last = self._ends(process, u)
@@ -171,9 +173,5 @@ class ImportanceTimes(TimeDistribution):
 
     def _ends(self, process: NoiseProcess, like: Tensor) -> tuple[float, Tensor, Tensor]:
         """t_min, and log_snr at t_min and at 1."""
-        t_min = process.t_min if self.t_min is None else self.t_min
+        t_min = self.start(process)
         return t_min, process.log_snr(like.new_tensor(t_min)), process.log_snr(like.new_tensor(1.0))
-
-
-def _require_t_min(t_min: float | None) -> None:
-    require(t_min is None or 0 <= t_min < 1, f"t_min={t_min}: must lie in [0, 1), as in 1.0e-5, or be null")

@@ -116,10 +116,10 @@ class VariancePreserving(NoiseProcess, ABC):
     def diffusion(self, t: Tensor) -> Tensor:
         return (-2 * self.drift(t)).sqrt()
 
-
-def log_alpha_of(log_snr: Tensor) -> Tensor:
-    """log alpha of a variance-preserving process, for which alpha^2 = SNR/(1 + SNR)."""
-    return -nn.functional.softplus(-log_snr) / 2
+    @staticmethod
+    def log_alpha_of(log_snr: Tensor) -> Tensor:
+        """log alpha where log_snr has a given value: alpha^2 = SNR/(1 + SNR)."""
+        return -nn.functional.softplus(-log_snr) / 2
 
 
 def require_sigmas(sigma_min: float, sigma_max: float | Auto) -> float:

@@ -29,9 +29,8 @@ class CoefficientCache:
 
     def get(self, key: Hashable, compute: Callable[[Tensor], Any], t: Tensor) -> Any:
         """`compute(t)`, a tensor or a named tuple of tensors: from the table `key` if t is one of the times of the grid."""
-        if t.ndim > 0 or t.dtype != self._times.dtype or t.device.type != "cpu":
-            return compute(t)
-        row = self._rows.get(float(t))
+        alike = t.ndim == 0 and t.dtype == self._times.dtype and t.device.type == "cpu"
+        row = self._rows.get(float(t)) if alike else None
         if row is None:
             return compute(t)
         if key not in self._tables:

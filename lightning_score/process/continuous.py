@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_score.errors import require
-from lightning_score.process.base import Auto, NoiseProcess, VariancePreserving, log_alpha_of, require_sigmas
+from lightning_score.process.base import Auto, NoiseProcess, VariancePreserving, require_sigmas
 
 
 class VP(VariancePreserving):
@@ -38,7 +38,7 @@ class VP(VariancePreserving):
         return -self.beta(t) / 2
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
-        return self._inverse_integral(-2 * log_alpha_of(log_snr))
+        return self._inverse_integral(-2 * self.log_alpha_of(log_snr))
 
     def _inverse_integral(self, integral: Tensor) -> Tensor:
         """The time t at which the integral of beta from 0 to t, which is -log alpha^2, has the given value."""
@@ -124,5 +124,5 @@ class Cosine(VariancePreserving):
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
         start = self.offset / (1 + self.offset) * math.pi / 2
-        angle = (log_alpha_of(log_snr.double()).exp() * math.cos(start)).acos()
+        angle = (self.log_alpha_of(log_snr.double()).exp() * math.cos(start)).acos()
         return (angle * 2 / math.pi * (1 + self.offset) - self.offset).clamp(0, 1).to(log_snr.dtype)

@@ -258,19 +258,9 @@ def plan(sigma_max: float, dimension: int, sigma_min: float = 0.01, coverage: fl
     ratios = [variance_ratio(step_size, sigma_min, 1.0, steps)]
     for _ in range(levels - 1):
         ratios.append(variance_ratio(step_size, sigma_min, ratio, steps, before=ratios[-1]))
+    exact, limit = 1 + math.log(sigma_max / sigma_min) / math.log(gamma), variance_limit(step_size, sigma_min, ratio, steps)
     return Plan(
-        dimension,
-        sigma_max,
-        sigma_min,
-        coverage,
-        gamma,
-        1 + math.log(sigma_max / sigma_min) / math.log(gamma),
-        levels,
-        ratio,
-        steps,
-        step_size,
-        tuple(ratios),
-        variance_limit(step_size, sigma_min, ratio, steps),
+        dimension, sigma_max, sigma_min, coverage, gamma, exact, levels, ratio, steps, step_size, tuple(ratios), limit
     )
 
 

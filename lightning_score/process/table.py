@@ -8,15 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_score.errors import InputError, require, require_passes
-from lightning_score.process.base import (
-    AUTO_IN_FIT,
-    Auto,
-    NoiseProcess,
-    VariancePreserving,
-    derivative,
-    log_alpha_of,
-    require_sigmas,
-)
+from lightning_score.process.base import AUTO_IN_FIT, Auto, NoiseProcess, VariancePreserving, derivative, require_sigmas
 
 
 class TableProcess(NoiseProcess, ABC):
@@ -81,7 +73,7 @@ class BetaChain(VariancePreserving, TableProcess):
         return self.interpolate(t)
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
-        return self.inverse(log_alpha_of(log_snr.double())).to(log_snr.dtype)
+        return self.inverse(self.log_alpha_of(log_snr.double())).to(log_snr.dtype)
 
     @property
     def betas(self) -> Tensor:

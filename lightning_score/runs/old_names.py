@@ -37,6 +37,12 @@ CLASSES = {
     "sampling.Table": "ProcessTable",
 }
 """Renamed classes: old name, after today's folder unless it was given alone, and new name."""
+MOVED = {
+    "objective.implicit.Gaussian": "score.trace.Gaussian",
+    "objective.implicit.Rademacher": "score.trace.Rademacher",
+    "sampling.corrector.AnnealedLangevinStep": "sampling.langevin.AnnealedLangevinStep",
+}
+"""Classes that have moved out of a module that stays: old and new path."""
 OPTIONS = {
     "evaluate": {
         "limit": "fid_infinity",
@@ -88,7 +94,8 @@ def new_metric(name: Any) -> Any:
 
 def new_name(path: str) -> str:
     """Today's path of a class or function; the same if it has not moved."""
-    module, _, name = path.removeprefix(f"{PACKAGE}.").rpartition(".")
+    path = path.removeprefix(f"{PACKAGE}.")
+    module, _, name = MOVED.get(path, path).rpartition(".")
     module = MODULES.get(module, module)
     name = CLASSES.get(f"{module.partition('.')[0]}.{name}".lstrip("."), name)
     return ".".join(part for part in (PACKAGE, module, name) if part)

@@ -71,7 +71,15 @@ class LangevinCorrector(Corrector, ABC):
         return combine((1.0, x), (e, gradient), (std, added)), state
 
 
-class Langevin(LangevinCorrector):
+class _SnrLangevin(LangevinCorrector, ABC):
+    """Langevin dynamics whose step size is set by a signal-to-noise ratio."""
+
+    def __init__(self, snr: float = 0.16):
+        require_snr(snr)
+        self.snr = snr
+
+
+class Langevin(_SnrLangevin):
     """Langevin dynamics with step size e = 2 alpha_c (snr sigma)^2, alpha_c the ratio of alpha^2 between t and s.
 
     Song et al. 2021 (2011.13456), Algorithms 4 and 5, with the norm of the score replaced by its expectation, 1/sigma
@@ -80,10 +88,6 @@ class Langevin(LangevinCorrector):
     Args:
         snr: target ratio of the norms of step and noise; the paper takes 0.16.
     """
-
-    def __init__(self, snr: float = 0.16):
-        require_snr(snr)
-        self.snr = snr
 
     def size(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any, gradient: Tensor, z: Tensor) -> Tensor:
         return snr_step_size(process, t, s, self.snr * process.sigma(t))
@@ -94,12 +98,8 @@ def _norms(v: Tensor) -> Tensor:
     return torch.linalg.vector_norm(v.flatten(1), dim=1)
 
 
-class _NormLangevin(LangevinCorrector, ABC):
+class _NormLangevin(_SnrLangevin, ABC):
     """Langevin dynamics with step size e = 2 alpha_c (snr ||z||/||score||)^2."""
-
-    def __init__(self, snr: float = 0.16):
-        require_snr(snr)
-        self.snr = snr
 
     @abstractmethod
     def _norm(self, v: Tensor) -> Tensor:

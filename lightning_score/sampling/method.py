@@ -17,7 +17,7 @@ class SamplerStep(ABC):
     """Score evaluations of a step."""
 
     batch_independent: bool = True
-    """Whether a sample does not depend on its batch mates."""
+    """Whether a sample does not depend on the others of its batch."""
 
     min_dimension: int = 1
     """The smallest number of entries of a sample for which the step is valid."""

@@ -8,6 +8,9 @@ from lightning_score.process import NoiseProcess
 from lightning_score.score.parametrization import Parametrization
 from lightning_score.tensors import combine, is_number
 
+Scale = Tensor | float
+"""A factor, () or (B,)."""
+
 
 class ScoreField(nn.Module, ABC):
     """grad_x log p_t(x) of a noise process; the interface for samplers and objectives.
@@ -30,10 +33,8 @@ class ScoreField(nn.Module, ABC):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """The score at x (B, ...) and time t, () or (B,); `cond` (B,) holds class labels or is None."""
 
-    def combination(
-        self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Tensor | float, score_scale: Tensor | float
-    ) -> Tensor:
-        """x_scale x + score_scale score, with scales () or (B,): the form of every step of a sampler."""
+    def combination(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Scale, score_scale: Scale) -> Tensor:
+        """x_scale x + score_scale score: the form of every step of a sampler."""
         return combine((x_scale, x), (score_scale, self(x, t, cond)))
 
     def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -69,9 +70,7 @@ class ScoreFunction(ScoreField):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         return self.combination(x, t, cond, x_scale=0.0, score_scale=1.0)
 
-    def combination(
-        self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Tensor | float, score_scale: Tensor | float
-    ) -> Tensor:
+    def combination(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Scale, score_scale: Scale) -> Tensor:
         self._evaluations += len(x)
         c_in, c_skip, c_out, c_noise = self.parametrization(self.process, t)
         label = x.new_full((len(x),), float(c_noise)) if is_number(c_noise) else c_noise.to(x).expand(len(x))
@@ -111,9 +110,7 @@ class Conditioned(ScoreWrapper):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         return self.score(x, t, self.cond)
 
-    def combination(
-        self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Tensor | float, score_scale: Tensor | float
-    ) -> Tensor:
+    def combination(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Scale, score_scale: Scale) -> Tensor:
         return self.score.combination(x, t, self.cond, x_scale=x_scale, score_scale=score_scale)
 
 
@@ -135,9 +132,7 @@ class ClippedScore(ScoreWrapper):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         return self.combination(x, t, cond, x_scale=0.0, score_scale=1.0)
 
-    def combination(
-        self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Tensor | float, score_scale: Tensor | float
-    ) -> Tensor:
+    def combination(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Scale, score_scale: Scale) -> Tensor:
         denoised = self.score.denoised(x, t, cond).clamp(self.low, self.high)
         scale = score_scale / self.process.sigma(t) ** 2
         return combine((x_scale - scale, x), (scale * self.process.alpha(t), denoised))

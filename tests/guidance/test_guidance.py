@@ -89,7 +89,7 @@ def test_scale_one_is_the_plain_score_at_its_plain_cost():
     assert ClassifierFree(1.0).guide(exact, torch.arange(4)) is exact
 
 
-def test_no_class_is_left_as_it_is():
+def test_no_class_stays_unchanged():
     """Guiding to "no class" does nothing, with a classifier or without."""
     x, t, _ = rows()
     nothing = torch.full((len(x),), 3)
@@ -149,7 +149,7 @@ def model(guidance=None, conditional=True, label_dropout=0.25, num_classes=3, sa
     return made
 
 
-def test_training_leaves_labels_out_at_the_rate_asked_for():
+def test_training_drops_labels_at_the_given_rate():
     seen = []
 
     class Spy(nn.Module):

@@ -121,7 +121,7 @@ def test_pseudo_inverse_guidance_is_exact_for_gaussian_data(noise_process, opera
     torch.testing.assert_close(guided(x, t[3])[3], guided(x, t)[3])
 
 
-def test_strength_nought_is_no_guidance_and_nfe_counts_one():
+def test_strength_zero_is_no_guidance_and_counts_one_evaluation():
     score = GaussianScore(VP(), torch.zeros(SHAPE), 0.5)
     x, t = torch.randn(5, *SHAPE), torch.tensor(0.4)
     guided = PseudoInverse(BlockMean(2), torch.zeros(1, 3, 2, 1), strength=0.0).guide(score, torch.arange(5))
@@ -176,7 +176,7 @@ def images_fixture():
 @pytest.mark.parametrize(
     "operator", [Mask(torch.rand(3, 8, 8, generator=GENERATOR) < 0.5), Gray(), BlockMean(4)], ids=lambda o: type(o).__name__
 )
-def test_images_meet_their_observation_under_inference_mode(images, operator):
+def test_images_agree_with_their_observation_under_inference_mode(images, operator):
     """Sample k meets observation k mod 3, in any batch."""
     y = operator.apply(torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1)) - 0.5)
     images.guidance = PseudoInverse(operator, y)

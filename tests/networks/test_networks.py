@@ -115,7 +115,7 @@ class TestEveryNetwork:
         torch.testing.assert_close(network(x, label), network(x, label.float()))
         torch.testing.assert_close(network(x, label), network(x, label.double()))
 
-    def test_one_label_serves_the_batch(self, kind):
+    def test_one_label_is_broadcast_over_the_batch(self, kind):
         network = build(kind)
         x, _ = draw(network)
         torch.testing.assert_close(network(x, torch.tensor(0.7)), network(x, torch.full((BATCH,), 0.7)))
@@ -142,12 +142,12 @@ class TestEveryNetwork:
         torch.testing.assert_close(network(x, label), none)
         torch.testing.assert_close(network(x, label, torch.tensor([0, 1, 2]))[1], second[1])
 
-    def test_network_of_no_classes_ignores_them(self, kind):
+    def test_a_network_without_classes_ignores_labels(self, kind):
         network = build(kind)
         x, label = draw(network)
         assert torch.equal(network(x, label, torch.tensor([4, 0, 9])), network(x, label))
 
-    def test_samples_do_not_depend_on_their_batch_mates(self, kind):
+    def test_samples_do_not_depend_on_their_batch(self, kind):
         network = build(kind, num_classes=2).double()
         x, label = draw(network)
         x, cond = x.double(), torch.tensor([0, 1, 2])

@@ -50,7 +50,7 @@ def test_log_normal_times(stratified):
     assert bool(((edges > 0) & (edges <= 1)).all())
 
 
-def test_table_times_are_the_entries_alike():
+def test_table_times_are_the_entries_with_equal_probability():
     torch.manual_seed(0)
     process = SigmaTable(levels=10)
     t = TableTimes().sample(process, torch.zeros(20000))
@@ -73,7 +73,7 @@ def test_table_times_refuse_a_continuous_process():
         DenoisingScoreMatching(times=TableTimes()).check(VP())
 
 
-def test_fixed_times_stand_at_one_noise_level(noise_process):
+def test_fixed_times_are_at_one_noise_level(noise_process):
     t = FixedTimes(0.5).sample(noise_process, torch.zeros(4, dtype=torch.float64))
     torch.testing.assert_close(noise_process.noise_level(t), torch.full((4,), 0.5, dtype=torch.float64))
     FixedTimes(0.5).check(noise_process)

@@ -158,7 +158,7 @@ def test_particles_of_the_forward_equation_have_the_moments_of_perturb(noise_pro
     assert abs(covariance - 0.25 * float(alpha)) < 4 * 0.5 * std * math.sqrt(2 / n) + 0.003 * float(alpha)
 
 
-def test_a_process_of_two_functions_has_all_else_and_is_sampled():
+def test_a_process_is_defined_by_two_functions():
     process, mixture = OfTheUser(), Mixture([[1.5], [-1.0]], [0.4, 0.3], [0.7, 0.3])
     t = times()
     torch.testing.assert_close(process.drift(t), -0.95 / (1 - 0.95 * t))
@@ -289,7 +289,7 @@ def test_a_ladder_of_equal_steps():
 
 
 @pytest.mark.parametrize("process", [BetaTable(steps=10, beta_max=0.3), SigmaTable(levels=10)])
-def test_tables_say_how_indices_map_to_times(process):
+def test_indices_of_tables_map_to_times(process):
     """Entry i stands at t = i/N, t = 0 is clean data, and the coefficient is constant between entries."""
     n = 10
     torch.testing.assert_close(process.table_times(), torch.arange(1, n + 1, dtype=torch.float64) / n)

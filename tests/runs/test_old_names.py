@@ -9,7 +9,7 @@ import torch
 from lightning_score.callbacks import Evaluate, LastCheckpoint
 from lightning_score.cli import run
 from lightning_score.runs.checkpoints import read_checkpoint
-from lightning_score.runs.old_names import CLASSES, MODULES, OPTIONS, new_name, with_new_names
+from lightning_score.runs.old_names import CLASSES, MODULES, MOVED, OPTIONS, new_name, with_new_names
 from lightning_score.runs.records import Record, append_record, read_records
 from lightning_score.runs.yaml_files import load
 
@@ -17,6 +17,9 @@ from lightning_score.runs.yaml_files import load
 def test_every_new_place_exists():
     for module in MODULES.values():
         import_module(f"lightning_score.{module}")
+    for path in MOVED.values():
+        module, _, name = path.rpartition(".")
+        assert hasattr(import_module(f"lightning_score.{module}"), name)
     for old, name in CLASSES.items():
         folder = import_module(f"lightning_score.{old.rpartition('.')[0]}".rstrip("."))
         module = folder if folder.__name__ != "lightning_score.data" else import_module("lightning_score.data.augmentation")
@@ -29,6 +32,8 @@ def test_paths_are_brought_up_to_date():
     assert new_name("lightning_score.process.Chain") == "lightning_score.process.BetaChain"
     assert new_name("lightning_score.sampling.grid.Table") == "lightning_score.sampling.grid.ProcessTable"
     assert new_name("lightning_score.augmentation.Geometric") == "lightning_score.data.augmentation.GeometricAugmentation"
+    step = "lightning_score.sampling.langevin.AnnealedLangevinStep"
+    assert new_name("lightning_score.sampling.corrector.AnnealedLangevinStep") == new_name(step) == step
     assert new_name("lightning_score.Chain") == "lightning_score.Composed"
     assert with_new_names({"evaluate": {"neighbours": 3}}) == {"evaluate": {"neighbors": 3}}
     assert new_name("lightning_score.sampling.predictor.DDIM") == "lightning_score.sampling.predictor.DDIM"

@@ -121,7 +121,7 @@ def norm_rule_variance(kind, dimension, monkeypatch, snr=0.16, steps=50, size=40
     return float(x.var())
 
 
-def test_a_samples_own_norms_blow_up_in_low_dimension(monkeypatch):
+def test_norms_of_single_samples_explode_in_low_dimension(monkeypatch):
     """On N(0, I), 50 steps: why the rule is refused there, while the batch mean keeps the variance."""
     assert norm_rule_variance(SampleLangevin, 2, monkeypatch) > 4
     assert norm_rule_variance(SampleLangevin, 64, monkeypatch) == pytest.approx(1.087, abs=0.02)
@@ -130,7 +130,7 @@ def test_a_samples_own_norms_blow_up_in_low_dimension(monkeypatch):
     assert norm_rule_variance(BatchLangevin, 64, monkeypatch) == pytest.approx(1.03, abs=0.02)
 
 
-def test_a_samples_own_norms_are_refused_in_low_dimension():
+def test_norms_of_single_samples_are_refused_in_low_dimension():
     sampler = PredictorCorrector(corrector=SampleLangevin(), grid=Uniform(3))
     sampler.check(VE())
     with pytest.raises(InputError, match=r"the samples have 16 entries; it needs at least 1000.*use Langevin"):
@@ -139,7 +139,7 @@ def test_a_samples_own_norms_are_refused_in_low_dimension():
 
 
 @pytest.mark.parametrize("kind", CORRECTORS, ids=lambda c: c.__name__)
-def test_a_sample_depends_on_its_batch_mates_only_where_that_is_declared(kind):
+def test_a_sample_depends_on_its_batch_only_where_that_is_declared(kind):
     sampler = PredictorCorrector(corrector=kind(), grid=Uniform(6), corrector_steps=2)
     score, shape = ImageScore(VE(0.1, 2.0)), (1, 32, 32) if kind.min_dimension > 16 else (1, 4, 4)
     together = sampler(score, NoiseStream(7, range(5), shape)).x

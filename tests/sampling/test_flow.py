@@ -60,15 +60,15 @@ def test_the_flow_of_a_gaussian_is_affine_with_the_ratio_of_standard_deviations(
 
 @pytest.mark.parametrize("process", [VP(), VE(), SigmaTable()], ids=lambda p: type(p).__name__)
 def test_the_error_falls_with_the_tolerance(process, standard):
-    errors, calls = [], []
+    errors, counts = [], []
     for tolerance in (1e-3, 1e-5, 1e-7, 1e-9):
         score, flow = MixtureScore(process), ProbabilityFlow(RK45(tolerance, tolerance))
         (mean, std), (data_mean, data_std) = (law(process, t) for t in flow.grid(process))
         errors.append(float((flow.decode(score, mean + std * standard) - data_mean - data_std * standard).abs().max()))
-        calls.append(score.evaluations / len(standard))
+        counts.append(score.evaluations / len(standard))
     assert all(later < earlier / 5 for earlier, later in pairwise(errors)), errors
-    assert errors[-1] < 1e-6 and calls == sorted(calls)
-    assert all((n - 1) % 6 == 0 for n in calls), calls  # 1 + 6 per step, counted
+    assert errors[-1] < 1e-6 and counts == sorted(counts)
+    assert all((n - 1) % 6 == 0 for n in counts), counts  # 1 + 6 per step, counted
 
 
 def test_the_solver_agrees_with_a_closed_form_in_both_directions():
@@ -107,7 +107,7 @@ def test_sample_k_is_the_same_in_any_batch(process):
     assert len({a.nfe for a in apart}) > 1  # they do take steps of their own
 
 
-def test_a_bad_row_becomes_nan_and_leaves_its_batch_mates_alone():
+def test_a_bad_row_becomes_nan_and_changes_no_other_row():
     solve, y = DormandPrince(), torch.tensor([[1.0], [2.0]], dtype=torch.float64)
     ends = torch.zeros(()), torch.ones(())
     with pytest.warns(UserWarning, match="1 of 2 ODEs became NaN"):

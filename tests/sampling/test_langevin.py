@@ -135,7 +135,7 @@ class TestLangevinDynamics:
         assert p_value(temperature) > 0.01
         assert max(p_value(other) for other in (0.5, 1.0, 2.0) if other != temperature) < 1e-6
 
-    def test_climbs_to_the_modes_at_temperature_zero(self):
+    def test_moves_to_the_modes_at_temperature_zero(self):
         score, t = MixtureScore(self.process, self.mixture), LangevinDynamics(sigma=self.sigma).grid(self.process)[0]
         x = LangevinDynamics(0.02, 1500, 0.0, sigma=self.sigma)(score, streams(40)).x
         assert float(score(x, t).abs().max()) < 1e-6
@@ -145,7 +145,7 @@ class TestLangevinDynamics:
             self.mixture.log_prob(x, 1.0, score.process.sigma(t)).repeat(2) > self.mixture.log_prob(nearby, 1.0, 0.3)
         ).all()
 
-    def test_stands_at_the_level_that_it_is_given(self):
+    def test_samples_at_the_given_level(self):
         for process in (VE(), VP(), BetaTable(), SigmaTable(0.01, 1.0, 10)):
             (by_sigma,), (by_t,), (by_default,) = (
                 s.grid(process) for s in (LangevinDynamics(sigma=0.5), LangevinDynamics(t=0.25), LangevinDynamics())

@@ -112,7 +112,7 @@ def test_hutchinson_is_right_in_expectation_and_the_same_in_any_batch():
         torch.testing.assert_close(values[7:8], alone, rtol=1e-9, atol=1e-9)
 
 
-def test_networks_are_differentiated_and_their_calls_counted():
+def test_networks_are_differentiated_and_their_evaluations_counted():
     torch.manual_seed(0)
     network = UNet((1, 4, 4), channels=8, multipliers=[1], blocks=1, attention=[4], groups=2)
     for parameter in network.parameters():
@@ -135,7 +135,7 @@ def test_networks_are_differentiated_and_their_calls_counted():
         (17, (-1, 1), False, 3),
     ],
 )
-def test_dequantization_owns_its_log_determinant_and_its_bins(levels, data_range, dequantized, offset):
+def test_dequantization_adds_its_log_determinant(levels, data_range, dequantized, offset):
     from lightning_score.data.images import from_uint8, spread, to_uint8
 
     dequantization = Dequantization(levels, data_range, dequantized)

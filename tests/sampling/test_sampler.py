@@ -186,7 +186,7 @@ def test_a_network_may_write_over_what_it_returned_before(kind, corrector):
         assert torch.equal(one.x, any_.x), parametrization
 
 
-def test_draws_made_ahead_in_threads_are_the_same():
+def test_draws_prefetched_in_threads_are_the_same():
     """As for a GPU, whose blocks also grow."""
     plain, ahead = (NoiseStream(5, range(9), (2, 700)) for _ in range(2))
     ahead._prefetches = True
@@ -240,8 +240,8 @@ class TestFinalDenoise:
         torch.testing.assert_close(mean.trajectory[-2], kept.trajectory[-2])
 
     @pytest.mark.parametrize("denoise", [LastMean(), Tweedie()], ids=["mean", "tweedie"])
-    def test_neither_is_skipped_without_a_predictor(self, denoise):
-        """The last move that sees the score is the corrector's then."""
+    def test_corrections_without_a_predictor_are_not_skipped(self, denoise):
+        """The last move with an evaluation is then a correction."""
         noisy, clean = (
             PredictorCorrector(NoPredictor(), Langevin(), 3, False, Uniform(20), d)(
                 gaussian(self.process), NoiseStream(0, range(50), (1,))

@@ -79,7 +79,7 @@ def test_its_divergence_is_that_of_the_density():
     torch.testing.assert_close(loss, torch.stack([hessian.trace() for hessian in hessians]))
 
 
-def test_labels_leave_the_points_of_a_class():
+def test_labels_select_the_points_of_a_class():
     data, labels, x = points(), torch.arange(30) % 3, points(6, seed=1)
     score, t = EmpiricalScore(VP(), data, labels), torch.tensor(0.4, dtype=torch.float64)
     cond = torch.tensor([0, 1, 2, 0, 1, 3])  # nothing has label 3, which stands for "no class"
@@ -88,7 +88,7 @@ def test_labels_leave_the_points_of_a_class():
     torch.testing.assert_close(score(x, t), EmpiricalScore(VP(), data)(x, t))
 
 
-def test_refuses_no_data_and_labels_of_another_number():
+def test_refuses_empty_data_and_labels_of_another_length():
     with pytest.raises(InputError, match="data of length 0"):
         EmpiricalScore(VP(), torch.zeros(0, 2))
     with pytest.raises(InputError, match=r"labels of length 2: .* 3 points"):
