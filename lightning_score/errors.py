@@ -58,6 +58,11 @@ def require_classes(config: Any) -> None:
         require(not called, f"{name}: a function; a config makes only classes")
 
 
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The beginning of an error's message in one line; the name of its type if it has none."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
 def printable(text: str) -> str:
     """Text in one line, without control characters."""
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))

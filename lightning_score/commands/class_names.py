@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from jsonargparse._typehints import NestedArg, get_all_subclass_paths, get_help_types, resolve_class_path_by_name
 from jsonargparse._util import import_object
 
+from lightning_score.errors import one_line
 from lightning_score.runs.old_names import new_classes
 from lightning_score.runs.trust import KINDS
 from lightning_score.runs.yaml_files import load
@@ -107,7 +108,7 @@ def _unusable(name: str, types: tuple[type, ...]) -> str:
     try:
         found = import_object(resolve_class_path_by_name(types, name))
     except Exception as error:  # a user's module may raise anything
-        return f"cannot be imported ({' '.join(str(error).split())[:200]})" if "." in name else "no such class"
+        return f"cannot be imported ({one_line(error, 200)})" if "." in name else "no such class"
     fits = isinstance(found, type) and issubclass(found, types)
     if fits and inspect.isabstract(found):
         return f"abstract, without {' and '.join(sorted(found.__abstractmethods__))}"

@@ -17,7 +17,7 @@ import lightning_score
 from lightning_score.commands.arguments import Arguments, Layer
 from lightning_score.commands.base import IdleExperiment
 from lightning_score.commands.configs import load_checkpoint, with_found_configs
-from lightning_score.errors import InputError, require
+from lightning_score.errors import InputError, one_line, require
 from lightning_score.files import replacing
 from lightning_score.interop import KINDS, Imported, read
 from lightning_score.interop.base import OPTIONS, Settings
@@ -97,8 +97,7 @@ class Conversion(IdleExperiment):
         try:
             network.load_state_dict(imported.weights if imported.averages is None else imported.averages)
         except RuntimeError as error:
-            detail = " ".join(str(error).split())[:300]
-            raise InputError(f"the weights do not fit the network that the options describe: {detail}") from error
+            raise InputError(f"the weights do not fit the network that the options describe: {one_line(error)}") from error
 
     def describe(self) -> str:
         """The parts of the converted checkpoint, and what was assumed, as text."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_score.errors import InputError, require
+from lightning_score.errors import InputError, one_line, require
 
 LEAST = {
     "accumulate_grad_batches": 1,
@@ -72,7 +72,7 @@ def of_options(error: Exception, settings: Mapping[str, Any], defaults: Mapping[
     """The message of an error after the trainer's options that it names or quotes, or, for an error of Lightning's own,
     after all that were given.
     """
-    message = " ".join(str(error).split())[:600]
+    message = one_line(error, 600)
     plain = {name: value for name, value in settings.items() if value is None or isinstance(value, str | int | float)}
     plain = {name: value for name, value in plain.items() if "." not in name}  # a namespace also yields nested names
     named = {name: value for name, value in plain.items() if re.search(rf"\b{name}\b", message)}
@@ -117,12 +117,12 @@ def refusing(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterat
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         if any(frame.filename.endswith("checkpoint_connector.py") and "restore" in frame.name for frame in frames):
-            what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            what = f"{type(error).__name__}: {one_line(error)}"
             raise InputError(
                 f"--ckpt_path: training cannot resume from this checkpoint with these options ({what})"
             ) from error
         if isinstance(error, MisconfigurationException) or (isinstance(error, ValueError) and of_lightning(error)):
             raise InputError(of_options(error, settings, defaults)) from error
         if callback := _callback(error):
-            raise InputError(f"--trainer.callbacks: {callback}: {' '.join(str(error).split())[:300]}") from error
+            raise InputError(f"--trainer.callbacks: {callback}: {one_line(error)}") from error
         raise

@@ -19,7 +19,7 @@ from lightning_score.commands.base import TRAINER, ExperimentCLI
 from lightning_score.commands.refusals import check_limits, refusing
 from lightning_score.commands.resume import Invocation
 from lightning_score.commands.run_config import RunConfig
-from lightning_score.errors import InputError, require
+from lightning_score.errors import InputError, one_line, require
 from lightning_score.runs.checkpoints import SafeCheckpointIO
 from lightning_score.runs.folders import check_name, new_dated_folder, new_folder
 from lightning_score.runs.rendezvous import agree_on_folder, explain_lost_peer
@@ -176,8 +176,7 @@ class TrainerCommand(ExperimentCLI, ABC):
         try:
             self.model.load_state_dict(checkpoint["state_dict"])
         except RuntimeError as error:
-            detail = " ".join(str(error).split())[:300]
-            raise InputError(f"the checkpoint's weights do not fit the network of the options: {detail}") from error
+            raise InputError(f"the checkpoint's weights do not fit the network of the options: {one_line(error)}") from error
 
 
 def _plugins(chosen: Any) -> list[Any]:

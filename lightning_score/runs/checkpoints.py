@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from tqdm import tqdm
 
-from lightning_score.errors import InputError, require
+from lightning_score.errors import InputError, one_line, require
 from lightning_score.files import read_tensors, replacing
 from lightning_score.runs.old_names import with_new_names
 
@@ -108,4 +108,4 @@ def _fault(file: Path) -> str:
             broken = archive.testzip()
         return f"{broken} has changed since it was written" if broken else ""
     except (OSError, BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        return " ".join(str(error).split())[:160] or type(error).__name__
+        return one_line(error, 160)

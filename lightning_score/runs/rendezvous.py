@@ -18,7 +18,7 @@ from lightning.pytorch.plugins.environments import (
     TorchElasticEnvironment,
 )
 
-from lightning_score.errors import InputError
+from lightning_score.errors import InputError, one_line
 from lightning_score.stopping import cleaning
 
 LAUNCHERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
@@ -156,7 +156,7 @@ def explain_lost_peer(trainer: Trainer) -> Iterator[None]:
             f"process {trainer.global_rank} of {trainer.world_size}, {what}, step {trainer.global_step}: another process "
             "does not answer. Either it has ended, for the reason printed above, or it takes longer than "
             f"{timeout.total_seconds():.0f} s (--trainer.strategy {strategy} --trainer.strategy.timeout allows more). "
-            f"The error: {' '.join(str(error).split())[:200]}"
+            f"The error: {one_line(error, 200)}"
         ) from error
 
 

@@ -28,7 +28,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_score.errors import InputError, require, require_classes
+from lightning_score.errors import InputError, one_line, require, require_classes
 from lightning_score.runs.checkpoints import read_checkpoint
 from lightning_score.runs.yaml_files import MODE, load
 
@@ -251,7 +251,7 @@ def made_from(
     except (ArgumentError, RuntimeError, KeyError, AttributeError, OverflowError) as error:
         if is_oom_error(error):
             raise
-        raise InputError(f"{path}: its parts or weights do not fit: {' '.join(str(error).split())[:600]}") from error
+        raise InputError(f"{path}: its parts or weights do not fit: {one_line(error, 600)}") from error
 
 
 def _made(

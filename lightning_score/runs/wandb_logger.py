@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_score.errors import one_line
 from lightning_score.runs.csv_logger import RunCSVLogger as RunCSVLogger
 from lightning_score.runs.records import FILE as EVALUATIONS, read_records
 from lightning_score.runs.status import STOPPED_EARLY
@@ -101,7 +102,7 @@ class WandbRunLogger(WandbLogger):
         except Exception as error:  # no error of W&B may end the training
             self._lost = True
             kept = f"training continues, with its metrics in metrics.csv{self._upload_hint}"
-            _print(f"the run is lost ({_reason(error)}); {kept}.")
+            _print(f"the run is lost ({one_line(error, 160)}); {kept}.")
 
 
 def wandb_logger(folder: str | Path, project: str = "lightning_score", name: str | None = None) -> WandbRunLogger | None:
@@ -133,7 +134,7 @@ def wandb_logger(folder: str | Path, project: str = "lightning_score", name: str
             return None
         logger = WandbRunLogger(_run_of_user() or _start(folder, project, name), folder)
     except Exception as error:
-        _print(f"cannot be used ({_reason(error)}); the metrics are in metrics.csv.")
+        _print(f"cannot be used ({one_line(error, 160)}); the metrics are in metrics.csv.")
         return None
     offline = f"offline; to upload this run: {logger.sync_command}"
     _print(offline if logger.sync_command else str(logger.experiment.url))
@@ -175,7 +176,7 @@ def finish_run(code: int | None = None) -> None:
     try:
         wandb.run.finish(exit_code=code)
     except Exception as error:
-        _print(f"the run is not uploaded ({_reason(error)}); to upload it later: {again}")
+        _print(f"the run is not uploaded ({one_line(error, 160)}); to upload it later: {again}")
 
 
 def _shortest_path(run: "Run") -> str:
@@ -219,7 +220,7 @@ def _start_online(folder: Path, options: dict[str, Any]) -> "Run | None":
     try:
         return wandb.init(**options) if wandb.login(prompt=False, verify=False) else None
     except Exception as error:
-        _print(f"the server cannot be used ({_reason(error)}).")
+        _print(f"the server cannot be used ({one_line(error, 160)}).")
         for remains in set(folder.glob("wandb/run-*")) - before:
             shutil.rmtree(remains, ignore_errors=True)
         return None
@@ -247,11 +248,6 @@ def _writable(path: Path) -> bool:
     nearest = next(parent for parent in (path, *path.parents) if os.path.exists(parent))
     is_place = path.is_absolute() and nearest.is_dir() and nearest != Path(path.anchor)
     return is_place and os.access(nearest, os.W_OK | os.X_OK)
-
-
-def _reason(error: Exception) -> str:
-    """The beginning of an error's message, in one line, or its type."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _print(message: str) -> None:
