@@ -1,4 +1,4 @@
-"""What every peer's checkpoint becomes, how its file is read safely, and how its tensors find their new names."""
+"""Imported checkpoints, safe reading of their files, and renaming of their tensors."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +19,7 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Imported:
-    """A peer's checkpoint in this package's terms.
+    """A checkpoint of another package, converted.
 
     Attributes:
         model: `process`, `network`, `parametrization` and `sampler`, each `{"class_path": ..., "init_args": {...}}` with
@@ -50,7 +50,7 @@ OPTIONS = {
     "sde": ("score_sde", ("ve", "vp", "subvp", "ve_discrete", "vp_discrete")),
     "precond": ("edm", ("edm", "vp", "ve")),
 }
-"""What files of a kind do not tell from one another: the option that says it, the kind, and the option's values."""
+"""Options for what a file does not determine: the option, the kind of file, and the option's values."""
 
 
 def part(class_path: str, **init_args: Any) -> Settings:
@@ -59,7 +59,7 @@ def part(class_path: str, **init_args: Any) -> Settings:
 
 
 def adam(optimizer: Mapping[str, Any]) -> Settings:
-    """Adam with the settings of a saved optimizer, as `{"optimizer": ...}`; nothing where it does not say."""
+    """Adam with the settings of a saved optimizer, as `{"optimizer": ...}`; empty if they are unknown."""
     group = (optimizer.get("param_groups") or [{}])[0]
     if "betas" not in group:
         return {}
@@ -68,7 +68,7 @@ def adam(optimizer: Mapping[str, Any]) -> Settings:
 
 
 def check_entries(rows: Iterable[tuple[Any, ...]]) -> None:
-    """Raises `InputError` for an entry of a peer's config of a value that cannot be converted.
+    """Raises `InputError` for an entry of a config whose value cannot be converted.
 
     Args:
         rows: name, value, and the values that can be converted; and what these are in words, where they do not say it.
@@ -79,7 +79,7 @@ def check_entries(rows: Iterable[tuple[Any, ...]]) -> None:
 
 
 class Renaming:
-    """A peer's state dict, whose tensors are taken one by one; what is missing, or left over, is an error that names it.
+    """A state dict whose tensors are taken one by one; missing and unused tensors are errors.
 
     Args:
         state: the peer's tensors by their names.
@@ -87,7 +87,7 @@ class Renaming:
     """
 
     def __init__(self, state: State, kind: str) -> None:
-        require(is_state(state), f"not a {kind} checkpoint that can be converted: {saying(state)}, not tensors by name")
+        require(is_state(state), f"not a {kind} checkpoint that can be converted: {describe(state)}, not tensors by name")
         self.state, self.kind = state, kind
         self._left = set(state)
 
@@ -95,7 +95,7 @@ class Renaming:
         return name in self.state
 
     def take(self, name: str) -> Tensor:
-        """The tensor of that name, once.
+        """Takes the tensor of this name, once.
 
         Raises:
             InputError: there is none.
@@ -109,25 +109,25 @@ class Renaming:
         return {f"{ours}.{name}": self.take(f"{theirs}.{name}") for name in (["weight", "bias"] if bias else ["weight"])}
 
     def skip(self, *names: str) -> None:
-        """Leaves out tensors that are computed here, such as a table of sigmas."""
+        """Drops tensors that are computed here, such as a table of sigmas."""
         self._left -= set(names)
 
     def finish(self) -> None:
-        """Raises `InputError` if anything is left over."""
+        """Raises `InputError` for unused tensors."""
         left = sorted(self._left)
         require(
             not left,
-            f"not a {self.kind} checkpoint that can be converted: nothing here takes {len(left)} of its tensors, "
+            f"not a {self.kind} checkpoint that can be converted: {len(left)} unused tensors, "
             f"{', '.join(left[:5])}{', ...' if len(left) > 5 else ''}",
         )
 
     def _nearby(self) -> str:
         first = ", ".join(list(self.state)[:3])
-        return f" (its first tensors are {first})" if first else " (it holds no tensors)"
+        return f" (its first tensors are {first})" if first else " (it contains no tensors)"
 
 
 def read_torch(path: Path, allowed: tuple[Any, ...] = (), refused: str = "") -> Any:
-    """A file of `torch.save` or of safetensors, read without running any code that it may hold.
+    """Reads a file of `torch.save` or of safetensors without running any code in it.
 
     Args:
         path: the file.
@@ -138,7 +138,7 @@ def read_torch(path: Path, allowed: tuple[Any, ...] = (), refused: str = "") -> 
         InputError: the file is missing or damaged, or wants to run code.
     """
     require(path.exists(), f"{path}: there is no such file")
-    require(path.is_file(), f"{path}: this is a folder; give the file in it")
+    require(path.is_file(), f"{path}: is a folder; give the file in it")
     try:
         return load_file(path) if path.suffix == ".safetensors" else read_tensors(path, allowed)
     except InputError as error:
@@ -148,21 +148,21 @@ def read_torch(path: Path, allowed: tuple[Any, ...] = (), refused: str = "") -> 
 
 
 def size_of(tensor: Tensor) -> str:
-    """A tensor's shape in words."""
+    """A tensor's shape as text."""
     return " x ".join(map(str, tensor.shape)) or "a number"
 
 
 def is_state(value: Any) -> bool:
-    """Whether it is a state dict, tensors by name."""
+    """Whether a value is a state dict: tensors by name."""
     return isinstance(value, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
 
 
-def saying(value: Any) -> str:
-    """What a file holds instead of what was expected, in a few words."""
+def describe(value: Any) -> str:
+    """A short description of a file's content, for errors."""
     if isinstance(value, Mapping):
         kinds = sorted({type(v).__name__ for v in value.values()})
-        return f"it holds a dictionary of {', '.join(map(str, list(value)[:4])) or 'nothing'} ({', '.join(kinds)})"
-    return f"it holds {type(value).__name__}"
+        return f"it contains a dictionary of {', '.join(map(str, list(value)[:4])) or 'nothing'} ({', '.join(kinds)})"
+    return f"it contains {type(value).__name__}"
 
 
 def without_prefix(state: State, prefix: str = "module.") -> dict[str, Tensor]:
@@ -171,7 +171,7 @@ def without_prefix(state: State, prefix: str = "module.") -> dict[str, Tensor]:
 
 
 def shadow_state(state: State, shadow: list[Tensor], trained: Callable[[str], bool]) -> dict[str, Tensor]:
-    """The averaged state dict, where the peer kept the averages as a list in the order of the trained parameters.
+    """The averaged state dict, from a list of averages in the order of the trained parameters.
 
     Args:
         state: the raw state dict, in the order in which it was saved.

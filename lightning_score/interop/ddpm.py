@@ -1,4 +1,4 @@
-"""DDPM's checkpoints in PyTorch: of pesser/pytorch_diffusion, which hold Ho et al.'s models, and of ermongroup/ddim."""
+"""DDPM's checkpoints in PyTorch: from pesser/pytorch_diffusion (Ho et al.'s models), and from ermongroup/ddim."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +12,10 @@ from lightning_score.interop.base import (
     Renaming,
     Settings,
     adam,
+    describe,
     is_state,
     part,
     read_torch,
-    saying,
     without_prefix,
 )
 from lightning_score.interop.unet import count, state_of
@@ -36,7 +36,7 @@ PATTERNS = [
     (r"\.value\.", ".v."),
     (r"\.out\.", ".proj_out."),
 ]
-"""Our names to the authors', who count the levels of the way up from full resolution, too."""
+"""Our names and the authors', who also count the levels of the way up from full resolution."""
 
 
 def read(path: Path, size: int | None = None) -> Imported:
@@ -89,7 +89,7 @@ def _states(saved: Any, path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, 
         return saved[0], averages, saved[1], int(saved[3])
     require(
         is_state(saved),
-        f"{path}: {saying(saved)}, neither the state dict of a network nor ddim's list of states (network, optimizer, ...)",
+        f"{path}: {describe(saved)}, neither a network's state dict nor ddim's list of states (network, optimizer, ...)",
     )
     return saved, None, {}, 0
 
@@ -104,7 +104,7 @@ def _levels(source: Renaming) -> int:
 
 
 def _patterns(source: Renaming) -> list[tuple[str, str]]:
-    """Our names to the authors', with the levels of the way up counted from the deepest in ours."""
+    """Our names and the authors'; ours count the levels of the way up from the deepest one."""
     levels = _levels(source)
     turned = [(rf"^up\.{k}\.", f"UP.{levels - 1 - k}.") for k in range(levels)]
     return [*turned, (r"^UP\.", "up."), *PATTERNS]

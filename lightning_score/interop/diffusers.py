@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 from lightning_score.errors import InputError, require
 from lightning_score.interop.base import Imported, Renaming, Settings, check_entries, part, read_torch
 from lightning_score.interop.diffusers_config import COUNT, FITS, check_types
-from lightning_score.interop.diffusers_plusplus import LAYERS, is_plusplus, multiples, network_of, patterns, training_of
+from lightning_score.interop.diffusers_plusplus import (
+    LAYERS,
+    attention,
+    is_plusplus,
+    multiples,
+    network_of,
+    patterns,
+    training_of,
+)
 from lightning_score.interop.sde_training import CENTERED
 from lightning_score.interop.unet import Patterns, state_of, translate
 
@@ -30,7 +38,7 @@ PATTERNS = [
 ]
 """Our names to diffusers'."""
 OLD_ATTENTION = [*LAYERS[3:6], (r"\.proj_attn\.", ".to_out.0.")]
-"""Names of diffusers before 0.17, in which google/ddpm-cifar10-32 is saved, to those after."""
+"""Names of diffusers before 0.17, for example in google/ddpm-cifar10-32, and after."""
 DEFAULTS = {
     "center_input_sample": False,
     "time_embedding_type": "positional",
@@ -213,7 +221,7 @@ def _check_kind(config: Mapping[str, Any]) -> None:
 
 
 def _check_unet(config: Mapping[str, Any]) -> None:
-    """Raises `InputError` for an entry that our UNet has nothing for."""
+    """Raises `InputError` for an entry that our UNet does not have."""
     downs, ups, widths = config["down_block_types"], config["up_block_types"], config["block_out_channels"]
     plain_norm = config["norm_num_groups"], *([None] if config["resnet_time_scale_shift"] == "default" else [])
     check_entries(
@@ -224,12 +232,7 @@ def _check_unet(config: Mapping[str, Any]) -> None:
                 [[]],
                 f"only {', '.join(sorted(BLOCKS))}, or Skip blocks alone",
             ),
-            (
-                "attention on the way up",
-                ["Attn" in name for name in reversed(ups)],
-                [["Attn" in name for name in downs]],
-                "only at the resolutions at which it is on the way down",
-            ),
+            attention(downs, ups),
             (
                 "residual blocks that change the resolution",
                 _resampling(config),
@@ -254,7 +257,7 @@ def _check_unet(config: Mapping[str, Any]) -> None:
 
 
 def _weights(folder: Path) -> Renaming:
-    """The tensors in a folder, of one file or of several with an index, in single precision."""
+    """The tensors in a folder, from one file or from several with an index, in single precision."""
     index = folder / f"{WEIGHTS}.safetensors.index.json"
     if index.is_file():
         names = sorted(set(_json(index)["weight_map"].values()))

@@ -33,11 +33,17 @@ def multiples(widths: Sequence[int]) -> tuple[Any, ...]:
     return ("block_out_channels", widths, [[w for w in widths if w % widths[0] == 0]], "only multiples of the first")
 
 
+def attention(downs: Sequence[str], ups: Sequence[str]) -> tuple[Any, ...]:
+    """The row of `check_entries` for the levels with attention."""
+    found, wanted = (["Attn" in name for name in names] for names in (reversed(ups), downs))
+    return ("attention on the way up", found, [wanted], "only at the resolutions at which it is on the way down")
+
+
 def network_of(config: Mapping[str, Any], height: int) -> Settings:
     """The network that the config describes.
 
     Raises:
-        InputError: an entry that NCSN++ has nothing for.
+        InputError: NCSN++ does not have an entry.
     """
     downs, ups, widths = config["down_block_types"], config["up_block_types"], config["block_out_channels"]
     attends = ["Attn" in name for name in downs]
@@ -45,22 +51,17 @@ def network_of(config: Mapping[str, Any], height: int) -> Settings:
     check_entries(
         [
             (
-                "down_block_types and up_block_types but for Skip blocks",
+                "down_block_types and up_block_types except Skip blocks",
                 sorted({*downs, *ups} - BLOCKS),
                 [[]],
-                f"since Skip blocks stand beside no other ones; only {', '.join(sorted(BLOCKS))} can",
+                f"since Skip blocks cannot be combined with others; only {', '.join(sorted(BLOCKS))} can",
             ),
-            (
-                "attention on the way up",
-                ["Attn" in name for name in reversed(ups)],
-                [attends],
-                "only at the resolutions at which it is on the way down",
-            ),
+            attention(downs, ups),
             (
                 f"block_out_channels below {LEAST}",
                 [width for width in widths if width < LEAST],
                 [[]],
-                "since diffusers normalizes Skip blocks of fewer channels in other groups than NCSN++ does",
+                "since diffusers normalizes Skip blocks of fewer channels in other groups than NCSN++",
             ),
             multiples(widths),
             ("in_channels and out_channels", [config["in_channels"], config["out_channels"]], [[3, 3]]),

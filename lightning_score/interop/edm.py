@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_score.errors import require
-from lightning_score.interop.base import Imported, Renaming, Settings, is_state, part, read_torch, saying
+from lightning_score.interop.base import Imported, Renaming, Settings, describe, is_state, part, read_torch
 
 KIND = "edm"
 EXTRACT = (
@@ -33,7 +33,7 @@ def read(path: Path, size: int | None = None, precond: str | None = None) -> Imp
     """
     require(path.suffix != ".pkl" or not path.is_file(), f"{path}: not read, because a pickle can run any code. {EXTRACT}")
     state = read_torch(path, refused=EXTRACT)
-    require(is_state(state), f"{path}: {saying(state)}, not tensors by name. {EXTRACT}")
+    require(is_state(state), f"{path}: {describe(state)}, not tensors by name. {EXTRACT}")
     source = Renaming({name.removeprefix("model."): tensor for name, tensor in state.items()}, KIND)
     _refuse_other_networks(source)
     resolutions = _resolutions(source)

@@ -1,4 +1,4 @@
-"""Reading any peer's checkpoint, and the score function that it becomes."""
+"""Reads checkpoints of other packages as score functions."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,13 +16,13 @@ from lightning_score.score.function import ScoreFunction
 
 KINDS = ("score_sde", "ncsnv2", "ncsn", "ddpm", "edm", "diffusers")
 MALFORMED = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
-"""What a reader raises over a file whose values are of other types or shapes than those of its kind."""
+"""Errors of a reader for values of wrong types or shapes."""
 
 
 def read(
     path: str | Path, kind: str, size: int | None = None, sde: str | None = None, precond: str | None = None
 ) -> Imported:
-    """A peer's checkpoint in this package's terms.
+    """Reads and converts a checkpoint of another package.
 
     Args:
         path: its file, or its folder for diffusers.
@@ -35,13 +35,13 @@ def read(
         InputError: an unknown kind, a file that is not of this kind, or options that do not belong to it.
     """
     require(kind in KINDS, f"kind={kind!r}: give one of {', '.join(KINDS)}")
-    require(size is None or size > 0, f"size={size}: must be positive, the height and width of the images in pixels")
+    require(size is None or size > 0, f"size={size}: must be the positive height and width of the images in pixels")
     reader = import_module(f"lightning_score.interop.{kind}").read
     given = {name: value for name, value in (("sde", sde), ("precond", precond)) if value is not None}
     for name, value in given.items():
         home, allowed = OPTIONS[name]
-        require(kind == home, f"{name} {value}: only for files of {home}; leave it out for {kind}")
-        require(value in allowed, f"{name} {value}: give one of {', '.join(allowed)}")
+        require(kind == home, f"{name}={value}: only for files of {home}; leave it out for {kind}")
+        require(value in allowed, f"{name}={value}: give one of {', '.join(allowed)}")
     try:
         imported = reader(Path(path), size, **given)
     except InputError:
@@ -61,7 +61,10 @@ def checked(imported: Imported, kind: str) -> Imported:
     with torch.device("meta"):
         expected = make(imported.model["network"], imported.shape, imported.num_classes).state_dict()
     states, step = {"weights": imported.weights, "averages": imported.averages}, imported.step
-    require(isinstance(step, int) and 0 <= step < 2**62, f"the {kind} checkpoint's step is {step!r:.40}, no number of steps")
+    require(
+        isinstance(step, int) and 0 <= step < 2**62,
+        f"the {kind} checkpoint's step is {step!r:.40}, which is not a number of steps",
+    )
     for which, state in states.items():
         if state is not None:
             for name, tensor in state.items():
@@ -75,8 +78,8 @@ def _check_tensor(name: str, tensor: Tensor, expected: Tensor | None) -> None:
     found, needed = size_of(tensor), size_of(expected)
     require(found == needed, f"{name} is {found} in the file, but {needed} in the network that its other tensors describe")
     dense = tensor.layout == torch.strided and tensor.is_floating_point()
-    require(dense, f"{name} is of type {tensor.dtype} ({tensor.layout}); weights are dense floating-point numbers")
-    require(bool(tensor.isfinite().all()), f"{name} holds values that are NaN or infinite; take a checkpoint from before")
+    require(dense, f"{name} is of type {tensor.dtype} ({tensor.layout}); weights must be dense floating-point numbers")
+    require(bool(tensor.isfinite().all()), f"{name} contains NaN or infinity; use an earlier checkpoint")
 
 
 def load(
@@ -88,7 +91,7 @@ def load(
     precond: str | None = None,
     **changes: Any,
 ) -> ScoreFunction:
-    """A peer's checkpoint as a score function, in evaluation mode, for every sampler and likelihood of this package.
+    """Loads a checkpoint of another package as a score function, in evaluation mode.
 
     Args:
         path: its file, or its folder for diffusers.
@@ -106,7 +109,7 @@ def load(
 
 
 def build(imported: Imported, averaged: bool = True, **changes: Any) -> ScoreFunction:
-    """The score function of an imported checkpoint; `changes` are other parts, already made, or some of their settings."""
+    """The score function of an imported checkpoint; `changes` replace parts, or some of their settings."""
     unknown = set(changes) - {"process", "network", "parametrization"}
     require(not unknown, f"{', '.join(sorted(unknown))}: cannot be changed; give process, network or parametrization")
     parts = {name: _changed(imported.model[name], changes.get(name)) for name in ("process", "network", "parametrization")}
@@ -127,7 +130,7 @@ def _changed(settings: Settings, change: Any) -> Any:
 
 
 def make(settings: Settings | Any, *arguments: Any) -> Any:
-    """What `{"class_path": ..., "init_args": {...}}` in a config stands for; any other value as it is."""
+    """The object of `{"class_path": ..., "init_args": {...}}` in a config; other values are unchanged."""
     if not (isinstance(settings, Mapping) and "class_path" in settings):
         return settings
     given = {name: make(value) for name, value in settings.get("init_args", {}).items()}
@@ -135,7 +138,7 @@ def make(settings: Settings | Any, *arguments: Any) -> Any:
 
 
 def find(class_path: str) -> Any:
-    """A class by its path, or by its name alone if it is one of this package's."""
+    """A class by its path, or by its name for classes of this package."""
     module, _, name = class_path.rpartition(".")
     if module:
         return getattr(import_module(module), name)

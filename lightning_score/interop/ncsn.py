@@ -25,7 +25,7 @@ from lightning_score.interop.refinenet import (
 )
 
 STAGES = {FOUR: {}, FIVE: {"multipliers": [1, 2, 2, 4, 4], "dilations": [1, 1, 1, 2, 4]}}
-"""The stages of NCSN, which are the defaults of our network, and of NCSNdeeper."""
+"""The stages of NCSN (the defaults of our network) and of NCSNdeeper."""
 
 
 def read(path: Path, size: int | None = None) -> Imported:
@@ -40,11 +40,11 @@ def read(path: Path, size: int | None = None) -> Imported:
     """
     states = read_states(path, "ncsn")
     source = states.weights
-    told = "normalizer.embed.weight" in source or "sigmas" not in source
-    require(told, f"{path}: a network of NCSNv2, not told its noise level; convert it as ncsnv2")
+    conditional = "normalizer.embed.weight" in source or "sigmas" not in source
+    require(conditional, f"{path}: a network of NCSNv2, without a noise-level input; convert it as ncsnv2")
     require(
         "normalizer.gamma" not in source,
-        f"{path}: a network that is told no noise level, nor holds any (no normalizer.embed.weight, no sigmas), such as the "
+        f"{path}: a network without noise levels (no normalizer.embed.weight, no sigmas), such as the "
         "baseline RefineNetDilated of one level; only CondRefineNetDilated and CondRefineNetDeeperDilated can be converted",
     )
     network, size = network_of(source), size or (28 if colors(source) == 1 else 32)
@@ -73,12 +73,12 @@ def read(path: Path, size: int | None = None) -> Imported:
 
 
 def rename(source: Renaming) -> dict[str, Tensor]:
-    """Takes a network's tensors under the names that they have here."""
+    """A network's tensors under our names."""
     return renamed(source, _norm, _norm)
 
 
 def network_of(source: Renaming) -> Settings:
-    """The network to which the tensors belong.
+    """The network of the tensors.
 
     Raises:
         InputError: NCSN has no such stages.

@@ -27,7 +27,7 @@ from lightning_score.interop.refinenet import (
 from lightning_score.process import SigmaTable
 
 NETWORKS = {FOUR: ("NCSNv2", 32), FIVE: ("NCSNv2Deeper", 128), SIX: ("NCSNv2Deepest", 256)}
-"""The network of each layout, and the size in pixels for which it was made."""
+"""The network of each layout, and its image size in pixels."""
 
 
 class Published(NamedTuple):
@@ -61,7 +61,9 @@ def read(path: Path, size: int | None = None) -> Imported:
     """
     states = read_states(path, "ncsnv2")
     source = states.weights
-    require("normalizer.embed.weight" not in source, f"{path}: a network of NCSN, told its noise level; convert it as ncsn")
+    require(
+        "normalizer.embed.weight" not in source, f"{path}: a network of NCSN, with a noise-level input; convert it as ncsn"
+    )
     _check_norms(source)
     network, usual = network_of(source)
     sigmas = source.take("sigmas")
@@ -106,12 +108,12 @@ def _check_norms(source: Renaming) -> None:
 
 
 def rename(source: Renaming) -> dict[str, Tensor]:
-    """Takes a network's tensors, all but the table of sigmas, under the names that they have here."""
+    """A network's tensors except the table of sigmas, under our names."""
     return renamed(source, _norm, _no_norm)
 
 
 def network_of(source: Renaming) -> tuple[Settings, int]:
-    """The network to which the tensors belong, and the size in pixels for which it was made."""
+    """The network of the tensors, and its image size in pixels."""
     name, size = NETWORKS[layout_of(source)]
     return part(name, channels=channels(source)), size
 

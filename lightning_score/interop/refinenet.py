@@ -1,4 +1,4 @@
-"""What the checkpoints of NCSN and NCSNv2 share: a list of states in a file, the names of a RefineNet, and the training."""
+"""Shared by the readers of NCSN and NCSNv2: the list of states in a file, the names of a RefineNet, and the training."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,21 +11,21 @@ from lightning_score.interop.base import Renaming, Settings, adam, part, read_to
 
 
 def centered(assumed: str) -> str:
-    """The note that the data are taken to lie in [0, 1], and the options for [-1, 1]."""
+    """The note that the data are assumed to be in [0, 1], and the options for [-1, 1]."""
     return f'{assumed}: --model.network.centered true --data.data_range "[-1, 1]"'
 
 
 CENTERED = centered("values in [0, 1], as in all published models") + " --model.sampler.initial.low -1"
 
 Norm = Callable[[Renaming, str, str], dict[str, Tensor]]
-"""Takes a norm's tensors: those that the source has under the first name, under the second."""
+"""Takes a norm's tensors from the first name in the source to the second."""
 
 
 ELU = "the nonlinearity is ELU, as in all published models; no other can be converted"
 
 
 class Layout(NamedTuple):
-    """How a network's stages, from full resolution down, and its RefineNet blocks, back up, are called in the file."""
+    """Names in the file of a network's stages, from full resolution down, and of its RefineNet blocks, back up."""
 
     stages: tuple[str, ...]
     refine: tuple[str, ...]
@@ -37,7 +37,7 @@ SIX = Layout(("1", "2", "3", "31", "4", "5"), ("1", "2", "31", "3", "4", "5"))
 
 
 class States(NamedTuple):
-    """What a file holds: the network's tensors, their averages, the optimizer's settings and the steps done."""
+    """The content of a file: the network's tensors, their averages, the optimizer's settings and the number of steps."""
 
     weights: Renaming
     averages: Renaming | None
@@ -53,12 +53,12 @@ def read_states(path: Path, kind: str) -> States:
     Raises:
         InputError: the file is unreadable or holds something else.
     """
-    states = read_torch(path, refused=f"{kind} needs a checkpoint.pth as its authors' code writes it.")
+    states = read_torch(path, refused=f"{kind} needs a checkpoint.pth of its authors' code.")
     mappings = [isinstance(state, Mapping) for state in states] if isinstance(states, list) else []
     require(
         mappings in ([True, True], [True, True, False, False], [True, True, False, False, True]),
         f"{path}: not a {kind} checkpoint, which is a list of states (network, optimizer, epoch, step, averages); this is "
-        + _said(states),
+        + _describe(states),
     )
     network, optimizer, _, step, averages = [*states, *[None, 0, None][len(states) - 2 :]]
     return States(
@@ -69,7 +69,7 @@ def read_states(path: Path, kind: str) -> States:
     )
 
 
-def _said(states: Any) -> str:
+def _describe(states: Any) -> str:
     if isinstance(states, Mapping):
         return f"a dictionary of {', '.join(map(str, list(states)[:4])) or 'nothing'}"
     kinds = [type(state).__name__ for state in states] if isinstance(states, list) else [type(states).__name__]
@@ -77,7 +77,7 @@ def _said(states: Any) -> str:
 
 
 def layout_of(source: Renaming) -> Layout:
-    """The layout that has the file's stages.
+    """The layout with the file's stages.
 
     Raises:
         InputError: none has.
@@ -116,7 +116,7 @@ def training(optimizer: Mapping[str, Any]) -> Settings:
 
 
 def whole(source: Renaming, rename: Callable[[Renaming], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """All tensors of the source under the names that they have here.
+    """All tensors of the source under our names.
 
     Raises:
         InputError: one is missing, or left over.

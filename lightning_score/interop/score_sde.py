@@ -54,7 +54,7 @@ def read(path: Path, size: int | None = None, sde: str | None = None) -> Importe
     require(
         isinstance(saved, Mapping) and expected <= set(saved),
         f"{path}: not a score_sde checkpoint, which is a dictionary of {', '.join(sorted(expected))}; "
-        f"this is {_said(saved)}",
+        f"this is {_describe(saved)}",
     )
     require(
         isinstance(saved["ema"], Mapping) and "shadow_params" in saved["ema"],
@@ -83,7 +83,7 @@ def read(path: Path, size: int | None = None, sde: str | None = None) -> Importe
     )
 
 
-def _said(saved: Any) -> str:
+def _describe(saved: Any) -> str:
     return f"one of {', '.join(map(str, list(saved)[:5]))}" if isinstance(saved, Mapping) else type(saved).__name__
 
 

@@ -1,4 +1,4 @@
-"""What the readers of DDPM's U-Nets share: every tensor of ours has one name in the peer's file."""
+"""Shared by the readers of DDPM's U-Nets: each of our tensors has one name in the file."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ Patterns = Sequence[tuple[str, str]]
 
 
 def translate(name: str, patterns: Patterns) -> str:
-    """The peer's name of one of our tensors: all patterns replaced, one after the other."""
+    """The name in the file of one of our tensors: replaces all patterns in turn."""
     for ours, theirs in patterns:
         name = re.sub(ours, theirs, name)
     return name
@@ -23,7 +23,7 @@ def translate(name: str, patterns: Patterns) -> str:
 def state_of(
     source: Renaming, network: Settings, shape: Sequence[int], num_classes: int, patterns: Patterns
 ) -> dict[str, Tensor]:
-    """Takes all tensors that the network needs, 1x1 convolutions as the linear maps that they are.
+    """Takes all tensors of the network; 1x1 convolutions become linear maps.
 
     Args:
         source: the peer's tensors.
@@ -56,7 +56,7 @@ def state_of(
 
 
 def count(source: Mapping[str, Tensor] | Renaming, name: Callable[[int], str]) -> int:
-    """How many of the names 0, 1, 2, ... there are."""
+    """The number of names 0, 1, 2, ... in the source."""
     i = 0
     while name(i) in source:
         i += 1

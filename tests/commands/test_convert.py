@@ -155,7 +155,7 @@ def test_another_chain_has_its_own_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--precond", "vp"], "precond vp: only for files of edm; leave it out for score_sde"),
+        (["--precond", "vp"], "precond=vp: only for files of edm; leave it out for score_sde"),
         (["--sde", "vp"], "--sde vp: this model is not of it, because its network is told log sigma"),
         (["--sde", "edm"], "argument --sde: invalid choice: 'edm'"),
     ],
@@ -217,7 +217,7 @@ def test_a_model_trained_here_becomes_a_pipeline(capsys):
         (["--from", "ncsn", "checkpoint.pth"], "OUT"),
         (["--from", "ncsn", "checkpoint.pth", "."], "already exists and is not overwritten"),
         (["--from", "lightning_score", "a.ckpt", "out.ckpt"], "add --to diffusers"),
-        (["--from", "ncsn", "a.pth", "out.ckpt", "--size", "0"], "size=0: must be positive"),
+        (["--from", "ncsn", "a.pth", "out.ckpt", "--size", "0"], "size=0: must be the positive"),
     ],
     ids=" ".join,
 )

@@ -199,7 +199,7 @@ class TestRead:
         """It takes everything but the table of sigmas."""
         source = Renaming(network_state("ncsnv2_deeper"), "score_sde")
         assert rename(source).keys() == NCSNv2Deeper([3, 8, 8], channels=4).state_dict().keys()
-        with pytest.raises(InputError, match=r"takes 1 of its tensors, sigmas"):
+        with pytest.raises(InputError, match=r"converted: 1 unused tensors, sigmas"):
             source.finish()
 
 
@@ -217,7 +217,7 @@ class TestRefuses:
             return interop.read(save(wrapped(table | raw), OPTIMIZER, 3, 700, averaged), kind_of(name))
 
         read(state)
-        with pytest.raises(InputError, match=r"takes 1 of its tensors, res7\.extra\.weight"):
+        with pytest.raises(InputError, match=r"converted: 1 unused tensors, res7\.extra\.weight"):
             read({**state, "res7.extra.weight": torch.ones(1)})
         stages = [n for n in state if n.endswith(".0.conv1.weight")]  # without one of these the stages are other ones
         for missing in [n for n in state if n not in stages][:: len(state) // 9]:
@@ -291,7 +291,7 @@ class TestRefuses:
             ),
             ("ncsnv2_small", "ncsnv2", {"normalizer.running_mean": (6,)}, "norms are BatchNorm"),
             ("ncsnv2_small", "ncsnv2", {"sigmas": None}, "lacks 'sigmas', the noise levels, as does the baseline"),
-            ("ncsnv2_small", "ncsn", {"sigmas": None}, "no noise level, nor holds any"),
+            ("ncsnv2_small", "ncsn", {"sigmas": None}, "without noise levels"),
         ],
     )
     def test_variants_of_the_authors_code_are_named(self, name, kind, names, message, save):
@@ -307,7 +307,7 @@ class TestRefuses:
     def test_tensors_of_other_shapes(self, save):
         state = network_state("ncsnv2_small")
         sparse = state | {"end_conv.bias": state["end_conv.bias"].to_sparse()}
-        with pytest.raises(InputError, match=r"sparse_coo.*weights are dense"):
+        with pytest.raises(InputError, match=r"sparse_coo.*weights must be dense"):
             interop.read(save(wrapped(sparse), OPTIMIZER), "ncsnv2")
         state["refine1.crp.convs.0.weight"] = torch.ones(12, 12, 1, 1)
         with pytest.raises(InputError, match=r"refine\.0\.chain\.convs\.0\.weight is 12 x 12 x 1 x 1 in the file, but 12"):

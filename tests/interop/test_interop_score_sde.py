@@ -150,7 +150,7 @@ class TestScoreSDE:
             with pytest.raises(InputError, match="do not fit the weights"):
                 interop.read(save(name, saved(name, state, surplus)), "score_sde")
             return
-        with pytest.raises(InputError, match=r"takes 1 of its tensors, all_modules\.3\.extra\.weight"):
+        with pytest.raises(InputError, match=r"converted: 1 unused tensors, all_modules\.3\.extra\.weight"):
             interop.read(save(name, saved(name, surplus)), "score_sde")
         for missing in ["all_modules.4.Dense_0.bias", "all_modules.8.NIN_2.b", "all_modules.1.bias"]:
             with pytest.raises(InputError, match=f"lacks '{missing}'"):
@@ -274,7 +274,7 @@ class TestEDM:
             with pytest.raises(InputError, match=f"lacks '{missing}'"):
                 interop.read(path, "edm")
         torch.save({**state, "model.enc.24x24_block7.norm9.weight": torch.ones(2)}, path)
-        with pytest.raises(InputError, match=r"takes 1 of its tensors, enc\.24x24_block7\.norm9\.weight"):
+        with pytest.raises(InputError, match=r"converted: 1 unused tensors, enc\.24x24_block7\.norm9\.weight"):
             interop.read(path, "edm")
 
     def test_other_networks_of_edm(self, tmp_path):

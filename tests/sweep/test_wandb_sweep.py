@@ -166,7 +166,7 @@ def test_what_the_sweep_tells_is_shown_here_and_there(folder, server):
     assert "stopped early" in {run.state for run in find_runs(folder / "runs")[0]}
     (folder / "runs/sweeps/sweep2/sweep.yaml").write_text("mine")
     refused = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
-    assert refused.returncode == 2 and "holds another sweep" in refused.stderr
+    assert refused.returncode == 2 and "contains another sweep" in refused.stderr
     command[-1] = "somebody/digits/none"
     wrong = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
     assert wrong.returncode == 2 and "cannot be read" in wrong.stderr and len(wrong.stderr.strip().splitlines()) == 1
