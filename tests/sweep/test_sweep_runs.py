@@ -256,6 +256,7 @@ def test_nothing_of_the_users_is_overwritten(folder, macro):
     assert contents(".") == before
 
 
+@pytest.mark.slow
 def test_another_file_or_another_checkpoint_is_another_sweep(folder, capsys):
     Path("steps.yaml").write_text(yaml.safe_dump({**TEST, "parameters": {"evaluate.num_samples": {"value": 40}}}))
     assert run(["sweep", "steps.yaml"]) == 0
