@@ -93,3 +93,11 @@ def test_files_and_functions_are_short():
             if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno > 60:
                 wrong.append(f"{path.relative_to(PACKAGE)}: {node.name}")
     assert wrong == []
+
+
+def test_tests_share_by_support():
+    """A test module imports no other; what several use is in tests/support/ or conftest.py."""
+    folder = Path(__file__).parent
+    wrong = [f"{path.relative_to(folder)} -> {name}" for path in sorted(folder.rglob("*.py"))
+             for name in imports(path) if name.split(".")[0].startswith("test_")]  # fmt: skip
+    assert wrong == []

@@ -19,9 +19,7 @@ from lightning_score.errors import InputError
 SIDE = 8
 
 
-@pytest.fixture(autouse=True)
-def own_cache(cache):
-    pass
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -40,9 +40,7 @@ def offline(monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", refuse)
 
 
-@pytest.fixture(autouse=True)
-def own_cache(cache):
-    pass
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 class TestPublic:

@@ -96,7 +96,7 @@ import lightning_score.torchvision_guard  # noqa: F401
 import torch, wandb, wandb.sdk.launch
 from PIL import Image
 from lightning.pytorch import LightningModule, Trainer
-from lightning_score.loggers import RunCSVLogger, wandb_logger
+from lightning_score.runs.wandb_logger import RunCSVLogger, wandb_logger
 
 torch.set_num_threads(1)
 gc.freeze()

@@ -258,6 +258,7 @@ def test_no_user_file_is_overwritten(folder, macro):
     assert contents(".") == before
 
 
+@pytest.mark.slow
 def test_another_file_or_another_checkpoint_needs_another_name(folder, capsys):
     Path("steps.yaml").write_text(yaml.safe_dump({**TEST, "parameters": {"evaluate.num_samples": {"value": 40}}}))
     assert run(["sweep", "steps.yaml"]) == 0

@@ -36,6 +36,7 @@ def test_random_draws_resume_and_are_the_same_in_every_study(make):
     assert draws[0] == draws[1] and len({str(draw) for draw in draws[0]}) == 10
 
 
+@pytest.mark.slow
 def test_bayes_learns_from_results(make):
     study, blind = make("seen", method="bayes"), make("blind")
     for each in (study, blind):
