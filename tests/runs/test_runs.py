@@ -12,7 +12,7 @@ import pytest
 from lightning_score.cli import run
 from lightning_score.errors import InputError
 from lightning_score.runs import status as runs
-from lightning_score.runs.folders import new_dated_folder
+from lightning_score.runs.folders import new_dated_folder, new_folder
 from lightning_score.runs.status import RunStatus
 
 QUICK = ["--trainer.max_steps=2", "--evaluate.features=null", "--samples.num_samples=0", "--trainer.callbacks=null",
@@ -99,4 +99,4 @@ def test_the_state_of_a_killed_run_stays_running(tmp_path):
 def test_folders_are_never_used_twice(tmp_path):
     assert new_dated_folder(tmp_path) != new_dated_folder(tmp_path)
     with pytest.raises(InputError, match="already exists"):
-        runs.new_folder(tmp_path)
+        new_folder(tmp_path)
