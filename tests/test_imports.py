@@ -3,26 +3,8 @@
 import ast
 from pathlib import Path
 
-PACKAGE = Path(__file__).parent.parent / "lightning_score"
-FILES = sorted(PACKAGE.rglob("*.py"))
-FLOORS = [
-    {"stopping", "errors", "torchvision_guard"},
-    {"tensors", "memory"},
-    {"files", "seeds"},
-    {"process", "networks", "metrics", "data"},
-    {"score"},
-    {"objective", "sampling"},
-    {"guidance", "interop"},
-    {"runs"},
-    {"training"},
-    {"callbacks"},
-    {"commands"},
-    {"sweep"},
-    {"report"},
-    {"cli"},
-    {"__main__", "__init__"},
-]
-"""Rule 1: a file imports its own room and the floors below it."""
+from floors import FILES, FLOORS, PACKAGE
+
 TORCH_ALONE = {"process", "score", "networks", "objective", "sampling", "guidance", "interop", "errors", "tensors", "files"}
 """Rule 2: the science knows torch alone; Lightning and its like are for the data, the metrics, the runs and above."""
 HEAVY = {"lightning", "torchmetrics", "torchvision", "torch_fidelity", "wandb", "matplotlib"}

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import CHAINS, CORRECTORS, GRIDS, PARAMETRIZATIONS, PREDICTORS, PROCESSES, MixtureScore, QuickNoise, concrete
+from floors import FILES, FLOORS, PACKAGE
 from image_files import write_idx
 from peers import saved
 from PIL import Image
 from recipes import PARAMETERS, header
-from test_imports import FILES, FLOORS, PACKAGE
 
 from lightning_score import data, networks, objective, sampling
 from lightning_score.cli import COMMANDS, run

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lightning_score.errors import InputError, require
 from lightning_score.interop.base import Imported, Renaming, Settings, check_entries, part, read_torch
-from lightning_score.interop.diffusers_config import COUNT, FITS, check_types
+from lightning_score.interop.diffusers_config import COUNT, DEFAULTS, FITS, check_types
 from lightning_score.interop.diffusers_plusplus import (
     LAYERS,
     attention,
@@ -39,28 +39,6 @@ PATTERNS = [
 """Our names to diffusers'."""
 OLD_ATTENTION = [*LAYERS[3:6], (r"\.proj_attn\.", ".to_out.0.")]
 """Names of diffusers before 0.17, for example in google/ddpm-cifar10-32, and after."""
-DEFAULTS = {
-    "center_input_sample": False,
-    "time_embedding_type": "positional",
-    "time_embedding_dim": None,
-    "freq_shift": 0,
-    "flip_sin_to_cos": True,
-    "mid_block_type": "UNetMidBlock2D",
-    "layers_per_block": 2,
-    "mid_block_scale_factor": 1,
-    "downsample_padding": 1,
-    "dropout": 0.0,
-    "act_fn": "silu",
-    "attention_head_dim": 8,
-    "norm_num_groups": 32,
-    "attn_norm_num_groups": None,
-    "norm_eps": 1e-5,
-    "resnet_time_scale_shift": "default",
-    "add_attention": True,
-    "class_embed_type": None,
-    "num_class_embeds": None,
-}
-"""What UNet2DModel takes for entries that its config lacks."""
 UNCONDITIONAL = (
     "the network was not trained without a class, which guidance needs further training for: --model.label_dropout 0.1"
 )

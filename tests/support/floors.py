@@ -1,0 +1,24 @@
+"""The floors of the package, from the bottom up."""
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent.parent / "lightning_score"
+FILES = sorted(PACKAGE.rglob("*.py"))
+FLOORS = [
+    {"stopping", "errors", "torchvision_guard"},
+    {"tensors", "memory"},
+    {"files", "seeds"},
+    {"process", "networks", "metrics", "data"},
+    {"score"},
+    {"objective", "sampling"},
+    {"guidance", "interop"},
+    {"runs"},
+    {"training"},
+    {"callbacks"},
+    {"commands"},
+    {"sweep"},
+    {"report"},
+    {"cli"},
+    {"__main__", "__init__"},
+]
+"""Rule 1: a file imports its own room and the floors below it."""
