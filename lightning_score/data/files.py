@@ -1,7 +1,5 @@
 """Image files: finds those in a folder, and reads any of them as bytes of the model's shape."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import hashlib
 import os
 from collections import Counter

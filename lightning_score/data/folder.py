@@ -1,7 +1,5 @@
 """A folder of images, decoded once and cached on disk in the model's size."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import json
 import os
 import shutil

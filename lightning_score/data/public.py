@@ -1,7 +1,5 @@
 """Public image data sets from torchvision: CIFAR-10, MNIST and Fashion-MNIST."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import tempfile
 from abc import abstractmethod
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Images that are streamed from chunks, on a disk or in a bucket: data sets of millions, larger than memory."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import hashlib
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Checks a sweep before its first trial."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import difflib
 import json
 import sys

@@ -1,7 +1,5 @@
 """Makes the parts of a trial without running it: what its constructors refuse is found before the sweep begins."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import json
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """The cost of a sweep, in network evaluations, before its first trial."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

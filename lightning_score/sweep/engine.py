@@ -1,7 +1,5 @@
 """Runs the trials of a sweep in worker processes on this machine."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import multiprocessing
 import os
 import signal

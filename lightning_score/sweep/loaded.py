@@ -1,7 +1,5 @@
 """Commands that stay in memory: parsed again with other options, or run again on a model that stays loaded."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import io
 import sys
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """The names of the metrics that a command logs."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 from collections.abc import Sequence
 
 from lightning.pytorch import Callback

@@ -1,7 +1,5 @@
 """Runs trials: each in a new process, or, if only sampling and evaluation change, with a model that stays loaded."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import csv
 import json
 import os

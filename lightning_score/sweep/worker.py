@@ -1,7 +1,5 @@
 """A worker: a process that runs one trial after the other."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import math
 import os
 import time

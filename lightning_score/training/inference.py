@@ -1,7 +1,5 @@
 """A model outside of training steps: its modes, and batches that fit into memory."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 

@@ -1,7 +1,5 @@
 """The LightningModule: it contains no mathematics and connects the parts."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext

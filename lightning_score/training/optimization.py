@@ -1,7 +1,5 @@
 """An optimizer and a learning-rate schedule that resume from a checkpoint with new settings."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """A network whose weights, gradients, averages and optimizer state are sharded over processes (FSDP)."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta

@@ -1,7 +1,5 @@
 """Parts of training steps: random numbers per batch, the mean loss, the step of log entries, the check of batches."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
