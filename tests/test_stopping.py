@@ -130,8 +130,8 @@ CASES = {
     "predict": (["predict", "--ckpt_path", "c.ckpt", LONG], "sampling"),
     "validate": (["validate", "--ckpt_path", "c.ckpt", LONG, MEASURING], "validating:"),
     "test": (["test", "--ckpt_path", "c.ckpt", LONG, MEASURING], "testing:"),
-    "fit": (["fit", "--config", "tiny.yaml", "--trainer.max_steps=9999", "--trainer.val_check_interval=9999"], "training"),
-    "validation in fit": (["fit", "--config", "tiny.yaml", LONG], "training:"),
+    "fit": (["fit", "--config", "tiny.yaml", "--trainer.max_steps=9999", "--trainer.val_check_interval=9999"], "loss="),
+    "validation in fit": (["fit", "--config", "tiny.yaml", LONG], "runs/*/*/last.ckpt"),
     "last validation": (["fit", "--config", "tiny.yaml", "--trainer.max_steps=2", LONG], "validating:"),
     "two processes": (["predict", "--ckpt_path", "c.ckpt", LONG, "--trainer.devices=2", "--trainer.strategy=ddp",
                        "--trainer.accelerator=cpu"], "sampling"),
@@ -153,7 +153,9 @@ def test_every_command_and_phase(tiny, case, number):
                                    stderr=log, start_new_session=True)  # fmt: skip
         begun = time.monotonic()
         while process.poll() is None and not (
-            time.monotonic() - begun > moment if isinstance(moment, float) else moment in Path("log").read_text()
+            time.monotonic() - begun > moment
+            if isinstance(moment, float)
+            else moment in Path("log").read_text() or any(tiny.glob(moment))
         ):
             time.sleep(0.05)
         time.sleep(0.5)
