@@ -221,7 +221,7 @@ class TestEDM:
             assert distance(score.denoised(x, t), case.tensors["output"]) < 1e-5
             if score.num_classes:
                 labeled = score.denoised(x, t, torch.tensor([1, 4]))
-                assert distance(labeled, case.tensors["labeled"]) < 1e-5
+                assert distance(labeled, case.tensors["labelled"]) < 1e-5
                 assert distance(labeled, case.tensors["output"]) > 1e-3
         assert isinstance(score.network, DDPMpp) and isinstance(score.network, NCSNpp) == name.startswith("ve")
         assert sum(p.numel() for p in score.network.parameters()) == case.about["parameters"]

@@ -116,7 +116,7 @@ def test_processes_started_again_never_see_addresses_of_those_that_ended(monkeyp
     for rank in range(2):
         for name, value in (launcher | {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": kept.port}).items():
             monkeypatch.setenv(name, str(value))
-        monkeypatch.setattr(processes, "_meeting_points", [])
+        monkeypatch.setattr(processes, "_stores", [])
         processes.Rendezvous().store().set(f"here/{rank}", "")
         everywhere += processes._stores
         ports.append(int(os.environ["MASTER_PORT"]))
