@@ -599,6 +599,7 @@ def test_digit_classifier_has_the_documented_accuracy():
     assert DIGIT_WEIGHTS.stat().st_size < 500_000
 
 
+@pytest.mark.slow
 def test_fashion_classifier_has_the_documented_accuracy(tmp_path):
     stated = [float(number) for number in re.findall(r"([\d.]+) % ", FashionFeatures.__doc__)]
     with safe_open(FASHION_WEIGHTS, "pt") as file:

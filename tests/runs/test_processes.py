@@ -97,6 +97,7 @@ def test_the_line_for_torchrun_in_the_readme(environment):
     assert_one_run()
 
 
+@pytest.mark.slow
 def test_torchrun_makes_one_run_and_starts_it_again(environment):
     """A process is killed; torchrun restarts all, which resume in the same folder."""
     command = [*MODULE, "fit", "--config=ncsn", *SHORT, *DDP, "--trainer.devices=2"]
@@ -159,7 +160,7 @@ def test_a_job_of_slurm(environment):
 @pytest.mark.parametrize(
     ("kind", "rank", "code", "said"),
     [
-        ("raise", 1, {1, 2, -signal.SIGKILL}, "this process alone is in trouble"),
+        pytest.param("raise", 1, {1, 2, -signal.SIGKILL}, "this process alone is in trouble", marks=pytest.mark.slow),
         pytest.param("raise", 0, {1}, "this process alone is in trouble", marks=pytest.mark.slow),
         pytest.param("kill", 1, {2, -signal.SIGKILL}, "", marks=pytest.mark.slow),
         pytest.param(

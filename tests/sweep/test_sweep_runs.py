@@ -1,38 +1,29 @@
 """Running sweeps: the numbers of the command itself, and no trial is lost or repeated when processes are killed."""
 
-import inspect
 import json
 import os
 import re
-import shutil
 import signal
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 import yaml
-from lightning.pytorch import Callback
 
-import lightning_score.callbacks
-from lightning_score.callbacks import Evaluate, LangevinHealth, LossFloor
+from lightning_score.callbacks import Evaluate
 from lightning_score.cli import run
-from lightning_score.commands.configs import shipped
-from lightning_score.metrics import DigitFeatures, RawFeatures
+from lightning_score.metrics import DigitFeatures
 from lightning_score.report.reading import find_runs
 from lightning_score.runs.status import read_status
 from lightning_score.sweep.loaded import LoadedCommand
-from lightning_score.sweep.logged import OF_CALLBACKS, logged_metrics
+from lightning_score.sweep.logged import logged_metrics
 from lightning_score.sweep.results import read_csv
-from lightning_score.sweep.spec import read_sweep_file
 from lightning_score.sweep.study import METRICS, SLOT
 from lightning_score.sweep.trials import last_metrics
 from sweeps import FIT, TEST, folder_fixture, running, started, trials, wait_for  # noqa: F401
 
-ANY = [*TEST["command"][:5], "${args}"]
 FROM_FILE = ["--config", "${args_json_file}"]
 USUAL = ("trial.json", "study.db", "trials.csv", "summary.md", "sweep.yaml", "pareto.png", "config.yaml", "run.json",
          "metrics.csv", "wandb", "trials", "trials.log", "output", "latest")  # fmt: skip
-SAMPLES = {"evaluate.num_samples": {"value": 40}}
 
 
 def test_a_sweep_gives_the_numbers_of_the_command_and_resumes(folder, capfd):
@@ -124,118 +115,6 @@ def test_trials_that_train_end_early_or_fail_alone(folder, capfd):
     assert run([*again, "--output=again"]) == 0
     assert read_csv(place).rows[0].value == pytest.approx(last_metrics(Path("again"))["val/fid_digits_20"], rel=1e-5)
     assert not (folder / "runs" / "sweeps" / "lr" / "trials" / "latest").exists()
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in shipped("sweeps").glob("*.yaml")))
-def test_shipped_sweeps_fit_the_model_of_the_first_command(folder, capsys, name):
-    checkpoint = Path("runs/ncsn/latest/last.ckpt")
-    checkpoint.parent.mkdir(parents=True)
-    shutil.copy("tiny.ckpt", checkpoint)
-    run_as = ["--count=2", "--dry_run"]
-    cheap = read_sweep_file(str(shipped("sweeps") / f"{name}.yaml"))
-    assert run(["sweep", f"sweeps/{name}.yaml", *run_as]) == 0
-    said = capsys.readouterr().out
-    assert f"minimizing {cheap.metric}" in said and "2 trials, " in said and " network evaluations each" in said
-    lines = cheap.text.splitlines()
-    assert lines[0].startswith("# ") and "change the path" in lines[1]
-
-
-@pytest.mark.parametrize(
-    ("changes", "arguments", "message"),
-    [
-        ({"parameters": {"model.sampler.stepz": {"values": [1]}}}, [], "model.sampler.stepz=1: "),
-        ({"parameters": {**SAMPLES, "model.sampler.steps": {"values": [1, "many"]}}}, [], "model.sampler.steps=many: "),
-        ({"metric": {"name": "test/fid_digit_40"}}, [], "did you mean test/fid_digits_40?"),
-        ({"command": [*TEST["command"][:6], "none.ckpt", "${args}"]}, [], "none.ckpt: there is no such file"),
-        ({"command": ["python", "train.py", "${args}"]}, [], "wandb agent runs other programs"),
-        ({"parameters": {**SAMPLES, "model.sampler.steps": {"values": [1, 0]}}}, [], "model.sampler.steps=0: steps=0"),
-        ({"parameters": {"evaluate.num_samples": {"values": [1, 40]}}}, [], "evaluate.num_samples=1: num_samples=1"),
-        ({"parameters": {**SAMPLES, "output": {"values": ["a", "b"]}}}, [], "output: 'a' and 'b' give the same trial"),
-        (
-            {"parameters": {**SAMPLES, "ckpt_path": {"values": ["tiny.ckpt", "none.ckpt"]}}, "command": ANY},
-            [],
-            "ckpt_path=none.ckpt: --ckpt_path",
-        ),
-        ({"parameters": {**SAMPLES, "trainer.fast_dev_run": {"value": True}}}, [], "fast_dev_run true: saves no results"),
-        ({"parameters": {"evaluate.num_samples": {"values": [40, 50]}}}, [], "did you mean test/fid_digits_50?"),
-        ({"parameters": {**SAMPLES, "model.sampler.steps": {"values": [1, "1"]}}}, [], "1 and '1' give the same trial"),
-        ({"early_terminate": {"type": "hyperband", "min_iter": 1}}, [], "measures only once"),
-        ({"run_cap": 3}, ["--count=4"], "--count 4: run_cap in the file allows 3"),
-        ({}, ["--seed=1"], "--seed 1: method grid draws nothing"),
-        ({}, ["--name=../steps"], "must be the name of one folder"),
-        ({}, ["--summary", "--storage=sqlite:///none.db"], "there is no such file"),
-        ({"method": "random"}, [], "has no end: give --count"),
-        ({}, ["--jobs=0"], "--jobs 0"),
-        ({}, ["--storage=postgresql://nobody@127.0.0.1:9/none"], "this database cannot be used"),
-        ({}, ["--summary"], "has not been run yet"),
-    ],
-)
-def test_mistakes_are_found_before_the_first_trial(folder, capsys, changes, arguments, message):
-    Path("steps.yaml").write_text(yaml.safe_dump({**TEST, **changes}))
-    assert run(["sweep", "steps.yaml", *arguments]) == 2
-    said = capsys.readouterr().err
-    assert message in said and len(said.strip().splitlines()) == 1
-    assert {path.name for path in folder.iterdir()} <= {"tiny.ckpt", "steps.yaml", "lr.yaml", "cache"}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"parameters": {"model.process.sigma_min": {"values": [0.1, -1]}}}, "model.process.sigma_min=-1: sigma_min=-1"),
-        (
-            {
-                "parameters": {
-                    "model.process.sigma_min": {"values": [0.01, 2]},
-                    "model.process.sigma_max": {"values": [3, 1]},
-                }
-            },
-            "model.process.sigma_max=1, model.process.sigma_min=2: sigma_min=2",
-        ),
-        (
-            {"parameters": {"model": {"parameters": {"optimizer": {"parameters": {"lr": {"values": [0.1, -1.0]}}}}}}},
-            "model.optimizer.lr=-1.0: ",
-        ),
-        ({"parameters": {"trainer.limit_val_batches": {"values": [1, 0]}}}, "limit_val_batches 0: there is no validation"),
-        ({"parameters": {"trainer.max_epochs": {"values": [1, -5]}}}, "trainer.max_epochs=-5: "),
-        ({"metric": {"name": "val/fid_digit_20"}}, "did you mean val/fid_digits_20?"),
-        ({"metric": {"name": "test/fid_digits_20"}}, "did you mean val/fid_digits_20?"),
-    ],
-)
-def test_constructor_errors_are_found_before_the_first_trial(folder, capsys, changes, message):
-    """Also with the callbacks of the config."""
-    Path("lr.yaml").write_text(yaml.safe_dump({**FIT, **changes}))
-    assert run(["sweep", "lr.yaml"]) == 2
-    said = capsys.readouterr().err
-    assert message in said and len(said.strip().splitlines()) == 1 and not Path("runs").exists()
-
-
-def test_a_metric_of_another_packages_callback_gives_a_warning(folder, capsys, monkeypatch):
-    Path("my_callbacks.py").write_text("from lightning.pytorch import Callback\nclass Mine(Callback):\n    pass\n")
-    monkeypatch.syspath_prepend(str(folder))
-    command = [*FIT["command"][:-1], "--trainer.callbacks=my_callbacks.Mine", "${args}"]
-    entries = {**FIT, "metric": {"name": "val/mine"}, "command": command}
-    Path("lr.yaml").write_text(yaml.safe_dump(entries))
-    assert run(["sweep", "lr.yaml", "--dry_run"]) == 0
-    assert "metric val/mine: not checked, because only Mine may log it" in capsys.readouterr().err
-
-
-def test_the_known_metrics_are_those_that_are_logged(checkpoint):
-    """Those of `test` are compared in `test_a_loaded_model_takes_other_evaluations_and_guidance`."""
-    header = (checkpoint.parent / "metrics.csv").read_text().splitlines()[0].split(",")
-    callbacks = [LangevinHealth(), LossFloor()]
-    known, strangers = logged_metrics("fit", Evaluate(DigitFeatures(), num_samples=40), callbacks)
-    assert not strangers and not [
-        name for name in header if "/" in name and not any(fnmatchcase(name, pattern) for pattern in known)
-    ]
-    assert not [name for name in known if not any(fnmatchcase(column, name) for column in header) and name[:6] != "train/"]
-    assert "test/copied" in logged_metrics("test", Evaluate(DigitFeatures()), [])[0]
-    assert "test/copied" not in logged_metrics("test", Evaluate(RawFeatures()), [], images=False)[0], (
-        "of points there are no copies"
-    )
-    for name in lightning_score.callbacks.__all__:
-        kind = getattr(lightning_score.callbacks, name)
-        logs = issubclass(kind, Callback) and "pl_module.log" in inspect.getsource(kind)
-        assert logs == (kind in OF_CALLBACKS or kind is Evaluate), name
 
 
 def contents(place):
