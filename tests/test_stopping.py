@@ -125,7 +125,7 @@ CASES = {
     "imports": (["fit", "--help", "all"], 0.7),
     "parsing": (["fit", "--config", "tiny.yaml"], 3.0),
     "schedule": (["schedule", "--config", "tiny.yaml"], "Digits"),
-    "sweep": (["sweep", "eps", "--dry_run"], 5.0),
+    "sweep": (["sweep", "eps", "--dry_run"], 2.5),
     "report": (["report", ".", "--serve", "--port", "0"], "serving"),
     "predict": (["predict", "--ckpt_path", "c.ckpt", LONG], "sampling"),
     "validate": (["validate", "--ckpt_path", "c.ckpt", LONG, MEASURING], "validating:"),
@@ -160,13 +160,13 @@ def test_every_command_and_phase(tiny, case, number):
             time.sleep(0.05)
         time.sleep(0.5)
         process.send_signal(number)
-        late = {0, -number} if case == "schedule" else set()  # it has written all and ends by itself
+        late = {0, -number} if case in ("schedule", "sweep") else set()  # it has written all and ends by itself
         assert process.wait(60) in {128 + number, *late}
     with pytest.raises(ProcessLookupError):
         time.sleep(1)
         os.killpg(process.pid, 0)  # none of its processes is left
     said = Path("log").read_text()
-    assert "Traceback" not in said and (case == "schedule" or said.count("stopped by") == 1), said
+    assert "Traceback" not in said and (case in ("schedule", "sweep") or said.count("stopped by") == 1), said
     Path("log").unlink()
     left = [name for name in everything(tiny) if name not in before]
     if arguments[0] == "fit" and "help" not in arguments[1] and case != "parsing":

@@ -53,7 +53,7 @@ def test_fid_kid_inception_score_precision_and_recall_are_torch_fidelitys(tmp_pa
     totals = MetricTotals(features, N, torch.device("cpu"))
     for rows in torch.arange(N).split(16):
         totals.update(rows.tolist(), features(fake[rows]))
-    found = totals.measure(compute(real, features, N), every=True)
+    found = totals.measure(compute(real, features, N), all_metrics=True)
     for ours, theirs in {
         "fid": "frechet_inception_distance",
         "kid": "kernel_inception_distance_mean",
