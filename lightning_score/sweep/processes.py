@@ -1,11 +1,14 @@
 """The processes of a sweep: their names, whether they are alive, and ending a child with its parent."""
 
 import ctypes
+import fcntl
 import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 
 def identity() -> str:
@@ -41,3 +44,18 @@ def end_with_parent(parent: int) -> None:
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         os._exit(128 + signal.SIGTERM)
+
+
+def in_turn(folder: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that one process at a time calls, of all that name the same folder."""
+
+    def called(*args: Any, **settings: Any) -> Any:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks of folders
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            return call(*args, **settings)
+        finally:
+            os.close(descriptor)
+
+    return called

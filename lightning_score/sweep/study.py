@@ -19,7 +19,7 @@ from lightning_score.errors import InputError, require
 from lightning_score.runs.status import STOPPED_EARLY
 from lightning_score.sweep.draws import draw, make_sampler
 from lightning_score.sweep.interruption import Stopped
-from lightning_score.sweep.processes import identity, is_dead
+from lightning_score.sweep.processes import identity, in_turn, is_dead
 from lightning_score.sweep.spec import Sweep
 
 SLOT, WORKER, ERROR, METRICS, SETTINGS, SURPLUS = "slot", "worker", "error", "metrics", "settings", "surplus"
@@ -87,6 +87,8 @@ class Study:
             self.store_once("sweep", sweep.text)
             self._study.set_user_attr("seed", self.seed)  # it may change as long as nothing is queued
         self._study.sampler = make_sampler(sweep, self.seed)
+        if self.url.startswith("sqlite"):  # which cannot lock the row of a trial that a worker takes
+            self._study.ask = in_turn(os.path.dirname(make_url(self.url).database or "") or ".", self._study.ask)
 
     def _open(self, create: bool) -> optuna.Study:
         file = make_url(self.url).database if self.url.startswith("sqlite") else None

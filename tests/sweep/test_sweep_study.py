@@ -3,6 +3,8 @@
 import math
 import os
 import socket
+import threading
+import time
 
 import optuna
 import pytest
@@ -11,6 +13,7 @@ from optuna.trial import TrialState
 from lightning_score.errors import InputError
 from lightning_score.sweep.draws import draw
 from lightning_score.sweep.interruption import Stopped
+from lightning_score.sweep.processes import in_turn
 from lightning_score.sweep.study import ERROR, INTERRUPTED, RETRIES, SLOT, WORKER
 from lightning_score.sweep.summary import collect_results
 from sweeps import PARAMETERS, bowl, make_fixture  # noqa: F401
@@ -210,3 +213,21 @@ def test_a_study_of_another_file_is_refused(make):
     make()
     with pytest.raises(InputError, match="another version of its file"):
         make(run_cap=3)
+
+
+def test_one_process_at_a_time_takes_a_trial(tmp_path):
+    """SQLite has no lock of a row: two that read at the same time that a trial waits would both take it."""
+    inside, most = [], []
+
+    def take(who):
+        inside.append(who)
+        most.append(len(inside))
+        time.sleep(0.02)
+        inside.remove(who)
+
+    threads = [threading.Thread(target=in_turn(str(tmp_path), take), args=(who,)) for who in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 8
