@@ -17,7 +17,8 @@ EVERY = [*PARAMETERS, *FASHION, "images"]
 """All configs but those of the embedded data, which are trained for real elsewhere."""
 
 
-LARGE = {"imagenet64/edm", "ncsnv2/celeba64", "ncsnv2/church96", "ncsnv2/ffhq256", "cifar10/ddpmpp_subvp"}
+LARGE = {"imagenet64/edm", "ncsnv2/bedroom128", "ncsnv2/celeba64", "ncsnv2/church96", "ncsnv2/ffhq256", "cifar10/edm",
+         "cifar10/ddpmpp_subvp", "cifar10/ncsnpp_ve"}  # fmt: skip
 """Whose networks are others' too, or take many seconds."""
 
 

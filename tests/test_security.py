@@ -102,6 +102,7 @@ def hostile_item(k):
     return {"x": Hostile()}
 
 
+@pytest.mark.slow
 @pytest.mark.faults("secrets looked for")
 def test_the_key_of_wandb_stays_where_it_is(folder):
     """Neither in what is said nor in any file: configs, checkpoints, logs, W&B's own offline run."""
