@@ -47,7 +47,7 @@ def in_command(monkeypatch):
 
     kept = {number: signal.getsignal(number) for number in stopping.SIGNALS}
     monkeypatch.setattr(os, "_exit", ended)
-    monkeypatch.setattr(stopping, "GRACE", 600.0)
+    monkeypatch.setattr(stopping, "GRACE", 1e6)  # the thread that waits outlives the test
     for number in kept:  # a shell ignores some of them for what it runs in the background
         signal.signal(number, signal.SIG_DFL)
     stopping.install()
