@@ -1,7 +1,7 @@
 """Guidance: scores that lead samples to a label, or to an observation of them."""
 
 from lightning_score.guidance.base import Composed, Guidance, ModelFacts
-from lightning_score.guidance.inverse import InverseProblem, PseudoInverse
+from lightning_score.guidance.inverse import PseudoInverse
 from lightning_score.guidance.labels import ClassifierFree, ClassifierGuidance
 from lightning_score.guidance.operators import BlockMean, Gray, LinearOperator, Mask, Matrix
 from lightning_score.guidance.restoration import Colorization, Inpainting, Restoration, SuperResolution
@@ -15,7 +15,6 @@ __all__ = [
     "Gray",
     "Guidance",
     "Inpainting",
-    "InverseProblem",
     "LinearOperator",
     "Mask",
     "Matrix",

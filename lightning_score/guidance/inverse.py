@@ -1,6 +1,6 @@
 """Guidance by observations: linear inverse problems y = A x_0 + s z for any model."""
 
-from abc import abstractmethod
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from lightning_score.score.function import ScoreField, ScoreWrapper
 from lightning_score.tensors import broadcast_to
 
 
-class InverseProblem(Guidance):
+@dataclass(eq=False, repr=False)
+class PseudoInverse(Guidance):
     """Pseudo-inverse guidance: x_0 given x_t is taken as N(denoised, r^2 I), so that y given x_t is Gaussian too.
 
     score + strength J^T A^T (r^2 A A^T + s^2 I)^-1 (y - A denoised), J = d denoised/dx_t,
@@ -24,6 +25,8 @@ class InverseProblem(Guidance):
     alpha is small: with a poor one sampling diverges.
 
     Args:
+        operator: A.
+        observation: y, (n, ...): sample k has the observation k mod n.
         data_std: d, the standard deviation of the data about their mean.
         noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
         strength: 1 is the approximation as derived.
@@ -33,20 +36,21 @@ class InverseProblem(Guidance):
         InputError: a number is out of range; in `check`: operator, observation and samples do not fit.
     """
 
+    operator: LinearOperator
     observation: Tensor
-    """y, (n, ...): sample k has the observation k mod n."""
+    _: KW_ONLY
+    data_std: float = 0.5
+    noise_std: float = 0.0
+    strength: float = 1.0  # not named scale, because the command line keeps the scale of a guidance that this one replaces
+    backprop: bool = False
 
-    def __init__(self, data_std: float = 0.5, noise_std: float = 0.0, strength: float = 1.0, backprop: bool = False):
-        require(data_std > 0, f"data_std={data_std}: must be above 0, as in 0.5")
-        require(noise_std >= 0, f"noise_std={noise_std}: must be 0 (exact observations) or more, as in 0.1")
-        require(strength >= 0, f"strength={strength}: must be 0 (no guidance) or more; 1 is the approximation as derived")
-        # not named scale, because the command line keeps the scale of a guidance that this one replaces
-        self.data_std, self.noise_std, self.strength, self.backprop = data_std, noise_std, strength, backprop
-
-    @property
-    @abstractmethod
-    def operator(self) -> LinearOperator:
-        """A."""
+    def __post_init__(self) -> None:
+        require(self.data_std > 0, f"data_std={self.data_std}: must be above 0, as in 0.5")
+        require(self.noise_std >= 0, f"noise_std={self.noise_std}: must be 0 (exact observations) or more, as in 0.1")
+        require(
+            self.strength >= 0,
+            f"strength={self.strength}: must be 0 (no guidance) or more; 1 is the approximation as derived",
+        )
 
     def check(self, trained: ModelFacts) -> None:
         expected, given = self.operator.observed_shape(trained.shape), tuple(self.observation.shape[1:])
@@ -62,44 +66,10 @@ class InverseProblem(Guidance):
         return _PseudoInverseScore(score, self, rows)
 
 
-class PseudoInverse(InverseProblem):
-    """Pseudo-inverse guidance with an operator and observations made in Python.
-
-    score + strength J^T A^T (r^2 A A^T + s^2 I)^-1 (y - A denoised); see InverseProblem.
-
-    Args:
-        operator: A.
-        observation: y, (n, ...): sample k has the observation k mod n.
-        data_std: d, the standard deviation of the data about their mean.
-        noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
-        strength: 1 is the approximation as derived.
-        backprop: take J from the network.
-
-    Raises:
-        InputError: a number is out of range; in `check`: operator, observation and samples do not fit.
-    """
-
-    def __init__(
-        self,
-        operator: LinearOperator,
-        observation: Tensor,
-        data_std: float = 0.5,
-        noise_std: float = 0.0,
-        strength: float = 1.0,
-        backprop: bool = False,
-    ):
-        super().__init__(data_std, noise_std, strength, backprop)
-        self._operator, self.observation = operator, observation
-
-    @property
-    def operator(self) -> LinearOperator:
-        return self._operator
-
-
 class _PseudoInverseScore(ScoreWrapper):
     """score + strength J^T A^T (r^2 A A^T + s^2 I)^-1 (y - A denoised)."""
 
-    def __init__(self, score: ScoreField, problem: InverseProblem, observation: Tensor):
+    def __init__(self, score: ScoreField, problem: PseudoInverse, observation: Tensor):
         super().__init__(score)
         self.problem, self.observation = problem, observation
 

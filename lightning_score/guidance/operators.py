@@ -16,11 +16,13 @@ from lightning_score.tensors import broadcast_to
 class LinearOperator(ABC):
     """A linear map A from samples to observations; its adjoint is autograd's."""
 
+    averaged = 1
+    """n, where each number of an observation is the mean of n others of the sample, so that A A^T = I/n."""
+
     @abstractmethod
     def apply(self, x: Tensor) -> Tensor:
         """A x, for x (B, *shape)."""
 
-    @abstractmethod
     def gram_solve(self, v: Tensor, r2: Tensor, s2: float) -> Tensor:
         """(r2 A A^T + s2 I)^-1 v, the pseudo-inverse where that is singular.
 
@@ -29,6 +31,7 @@ class LinearOperator(ABC):
             r2: variance of what is observed, () or (B,).
             s2: variance of the observation's noise.
         """
+        return v / (broadcast_to(r2, v) / self.averaged + s2)
 
     @abstractmethod
     def check(self, shape: Sequence[int]) -> None:
@@ -66,14 +69,9 @@ class Mask(LinearOperator):
     def apply(self, x: Tensor) -> Tensor:
         return x.flatten(1).index_select(1, self._known.to(x.device))
 
-    def gram_solve(self, v: Tensor, r2: Tensor, s2: float) -> Tensor:
-        return v / (broadcast_to(r2, v) + s2)
-
 
 class Gray(LinearOperator):
     """The mean over the C channels of an image, (1, H, W): A A^T = I/C."""
-
-    _channels = 1
 
     def check(self, shape: Sequence[int]) -> None:
         require(
@@ -81,11 +79,8 @@ class Gray(LinearOperator):
         )
 
     def apply(self, x: Tensor) -> Tensor:
-        self._channels = x.shape[1]
+        self.averaged = x.shape[1]
         return x.mean(1, keepdim=True)
-
-    def gram_solve(self, v: Tensor, r2: Tensor, s2: float) -> Tensor:
-        return v / (broadcast_to(r2, v) / self._channels + s2)
 
 
 class BlockMean(LinearOperator):
@@ -100,7 +95,7 @@ class BlockMean(LinearOperator):
 
     def __init__(self, factor: int = 2):
         require(factor >= 2, f"factor={factor}: must be at least 2, the side of the blocks that are averaged")
-        self.factor = factor
+        self.factor, self.averaged = factor, factor**2
 
     def check(self, shape: Sequence[int]) -> None:
         require(
@@ -111,9 +106,6 @@ class BlockMean(LinearOperator):
 
     def apply(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(x, self.factor)
-
-    def gram_solve(self, v: Tensor, r2: Tensor, s2: float) -> Tensor:
-        return v / (broadcast_to(r2, v) / self.factor**2 + s2)
 
 
 class Matrix(LinearOperator):

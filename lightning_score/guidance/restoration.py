@@ -1,6 +1,8 @@
 """Inverse problems of images given as files: inpainting, colorization, super-resolution."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from torch import Tensor
 from lightning_score.errors import InputError, require
 from lightning_score.files import LocalPath, read_arrays
 from lightning_score.guidance.base import ModelFacts
-from lightning_score.guidance.inverse import InverseProblem
+from lightning_score.guidance.inverse import PseudoInverse
 from lightning_score.guidance.operators import BlockMean, Gray, LinearOperator, Mask
 
 
@@ -29,7 +31,7 @@ def read_array(path: str) -> Tensor:
         content = read_arrays(Path(path))
         name = "x" if "x" in content else ", ".join(content)
         require(name in content, f"{path}: holds the arrays {name}; rename the one to use to x")
-        return torch.from_numpy(content[name])
+        return torch.tensor(content[name])
     except InputError:
         raise
     except Exception as error:  # PIL, zipfile and numpy raise different errors
@@ -48,158 +50,107 @@ def _read_png(path: str) -> Tensor:
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).unsqueeze(0)
 
 
-class Restoration(InverseProblem):
-    """An inverse problem whose observations are in a file, by pseudo-inverse guidance; see InverseProblem.
+@dataclass(eq=False, repr=False)
+class Restoration(PseudoInverse, ABC):
+    """Pseudo-inverse guidance by observations in a file.
 
     Args:
-        observed: path of a PNG, or of a NPY or NPZ with an array (n, C, H, W) (in a NPZ the array `x`, as `predict` writes
+        observed: path of a PNG, or of a NPY or NPZ with an array (n, *shape) (in a NPZ the array `x`, as `predict` writes
             it, or the only one): floats are in the data range already, bytes are brought there. Sample k has number k mod n.
         data_range: low and high, the values of bytes 0 and 255, those of the data; floats need none.
-        data_std: d, the standard deviation of the data about their mean.
-        noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
-        strength: 1 is the approximation as derived.
-        backprop: take the Jacobian from the network; see InverseProblem.
 
     Raises:
         InputError: a file cannot be read, or a number is out of range; in `check`: file and samples do not fit.
     """
 
-    def __init__(
-        self,
-        observed: LocalPath,
-        data_range: Sequence[float] | None = None,
-        data_std: float = 0.5,
-        noise_std: float = 0.0,
-        strength: float = 1.0,
-        backprop: bool = False,
-    ):
-        super().__init__(data_std, noise_std, strength, backprop)
-        values = read_array(observed)
+    operator: LinearOperator = field(init=False)
+    observation: Tensor = field(init=False)
+    observed: LocalPath
+    _: KW_ONLY
+    data_range: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low_high = self.data_range
         require(
-            data_range is None or (len(data_range) == 2 and data_range[0] < data_range[1]),
-            f"data_range={data_range}: must be two increasing numbers, as [-1, 1], or null",
+            low_high is None or (len(low_high) == 2 and low_high[0] < low_high[1]),
+            f"data_range={low_high}: must be two increasing numbers, as [-1, 1], or null",
         )
+        values = read_array(self.observed)
         require(
             values.dtype == torch.uint8 or values.is_floating_point(),
-            f"{observed}: holds {str(values.dtype).removeprefix('torch.')}; give bytes (uint8), 0 to 255, or floats in the "
-            "range of the data",
+            f"{self.observed}: holds {str(values.dtype).removeprefix('torch.')}; give bytes (uint8), 0 to 255, or floats in "
+            "the range of the data",
         )
-        self._observed, self._data_range = observed, data_range
         if values.dtype == torch.uint8:
-            if data_range is None:
-                raise InputError(f"data_range=None: {observed} holds bytes; give the range of the data, as [-1, 1]")
-            values = data_range[0] + (data_range[1] - data_range[0]) * (values / 255)
+            if low_high is None:
+                raise InputError(f"data_range=None: {self.observed} holds bytes; give the range of the data, as [-1, 1]")
+            values = low_high[0] + (low_high[1] - low_high[0]) * (values / 255)
         self.observation = values.float()
+        self.operator = self.make_operator()
+
+    @abstractmethod
+    def make_operator(self) -> LinearOperator:
+        """A, for the images `observation`."""
 
     def check(self, trained: ModelFacts) -> None:
         super().check(trained)
-        if self._data_range is None:
+        if self.data_range is None:
             return
-        low, high = self._data_range
+        low, high = self.data_range
         slack = 0.05 * (high - low) + 5 * self.noise_std
         first, last = (float(end) for end in self.observation.aminmax())
         require(
             low - slack <= first and last <= high + slack,
-            f"{self._observed}: holds values from {first:g} to {last:g}, outside data_range={list(self._data_range)}; "
+            f"{self.observed}: holds values from {first:g} to {last:g}, outside data_range={list(self.data_range)}; "
             "rescale them to the range of the data",
         )
 
 
+@dataclass(eq=False, repr=False)
 class Inpainting(Restoration):
-    """Fills the unknown pixels of images of which the others are known.
+    """Fills the unknown pixels of images of which the others are known; their values in the file do not matter.
 
     Args:
-        observed: path of a PNG, or of a NPY or NPZ with an array (n, *shape) (in a NPZ the array `x`, as `predict` writes
-            it, or the only one): floats are in the data range already, bytes are brought there. Sample k has number k mod n.
-            The values at unknown pixels do not matter.
         mask: path of a PNG, NPY or NPZ, of the size of one sample or, for all channels, of one channel: white or non-zero
             where a pixel is known.
-        data_range: low and high, the values of bytes 0 and 255, those of the data; floats need none.
-        data_std: d, the standard deviation of the data about their mean.
-        noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
-        strength: 1 is the approximation as derived.
-        backprop: take the Jacobian from the network; see InverseProblem.
 
     Raises:
         InputError: a file cannot be read or the mask does not fit; in `check`: file and samples do not fit.
     """
 
-    def __init__(
-        self,
-        observed: LocalPath,
-        mask: LocalPath,
-        data_range: Sequence[float] | None = None,
-        data_std: float = 0.5,
-        noise_std: float = 0.0,
-        strength: float = 1.0,
-        backprop: bool = False,
-    ):
-        super().__init__(observed, data_range, data_std, noise_std, strength, backprop)
-        known, shape = read_array(mask), self.observation.shape[1:]
+    mask: LocalPath
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.observation = self.operator.apply(self.observation)
+
+    def make_operator(self) -> LinearOperator:
+        known, shape = read_array(self.mask), self.observation.shape[1:]
         given, known = list(known.shape), known.squeeze(0) if known.ndim > len(shape) else known
         require(
             known.ndim <= len(shape) and all(a in (1, b) for a, b in zip(known.shape[::-1], shape[::-1], strict=False)),
-            f"mask={mask} of shape {given}: must fit {observed}, whose images have the shape {list(shape)}",
+            f"mask={self.mask} of shape {given}: must fit {self.observed}, whose images have the shape {list(shape)}",
         )
-        self._operator = Mask(known.expand(shape))
-        self.observation = self._operator.apply(self.observation)
-
-    @property
-    def operator(self) -> LinearOperator:
-        return self._operator
+        return Mask(known.expand(shape))
 
 
 class Colorization(Restoration):
-    """Gives colors to gray images: the mean over the channels is known.
+    """Gives colors to gray images, (n, 1, H, W): the mean over the channels is known."""
 
-    Args:
-        observed: path of a gray PNG, or of a NPY or NPZ with an array (n, 1, H, W) (in a NPZ the array `x` or the only one):
-            floats are in the data range already, bytes are brought there. Sample k has number k mod n.
-        data_range: low and high, the values of bytes 0 and 255, those of the data; floats need none.
-        data_std: d, the standard deviation of the data about their mean.
-        noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
-        strength: 1 is the approximation as derived.
-        backprop: take the Jacobian from the network; see InverseProblem.
-
-    Raises:
-        InputError: a file cannot be read, or a number is out of range; in `check`: file and samples do not fit.
-    """
-
-    @property
-    def operator(self) -> LinearOperator:
+    def make_operator(self) -> LinearOperator:
         return Gray()
 
 
+@dataclass(eq=False, repr=False)
 class SuperResolution(Restoration):
-    """Enlarges small images: the means over blocks of pixels are known.
+    """Enlarges small images, (n, C, H/f, W/f): the means over blocks of pixels are known.
 
     Args:
-        observed: path of a small PNG, or of a NPY or NPZ with an array (n, C, H/f, W/f) (in a NPZ the array `x` or the only
-            one): floats are in the data range already, bytes are brought there. Sample k has number k mod n.
         factor: f, at least 2.
-        data_range: low and high, the values of bytes 0 and 255, those of the data; floats need none.
-        data_std: d, the standard deviation of the data about their mean.
-        noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
-        strength: 1 is the approximation as derived.
-        backprop: take the Jacobian from the network; see InverseProblem.
-
-    Raises:
-        InputError: a file cannot be read, or a number is out of range; in `check`: file and samples do not fit.
     """
 
-    def __init__(
-        self,
-        observed: LocalPath,
-        factor: int = 2,
-        data_range: Sequence[float] | None = None,
-        data_std: float = 0.5,
-        noise_std: float = 0.0,
-        strength: float = 1.0,
-        backprop: bool = False,
-    ):
-        super().__init__(observed, data_range, data_std, noise_std, strength, backprop)
-        self._operator = BlockMean(factor)
+    factor: int = 2
 
-    @property
-    def operator(self) -> LinearOperator:
-        return self._operator
+    def make_operator(self) -> LinearOperator:
+        return BlockMean(self.factor)

@@ -141,9 +141,9 @@ class SelfAttention(nn.Module):
         return features if self.heads == 1 else features.transpose(1, 2).flatten(2)
 
 
-def self_attention(channels: int, norm: Norm, scale: float = 1.0, head_channels: int | None = None) -> SelfAttention:
-    """Self-attention with heads of `head_channels` channels; by default one head."""
-    return SelfAttention(channels, norm, channels // (head_channels or channels), scale)
+def attention_if(attend: bool, channels: int, norm: Norm, scale: float = 1.0, head_channels: int | None = None) -> nn.Module:
+    """Self-attention with heads of `head_channels` channels, by default one head; the identity unless `attend`."""
+    return SelfAttention(channels, norm, channels // (head_channels or channels), scale) if attend else nn.Identity()
 
 
 def scaled(x: Tensor, scale: float) -> Tensor:

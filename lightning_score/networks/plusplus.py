@@ -2,23 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_score.errors import require
 from lightning_score.networks.base import Network
-from lightning_score.networks.blocks import ResidualBlock, SelfAttention, self_attention
-from lightning_score.networks.conditioning import (
-    EarlyConditioning,
-    FourierEmbedding,
-    NoiseEmbedding,
-    PositionalEmbedding,
-)
-from lightning_score.networks.pyramids import Head, InputKind, InputLevel, OutputKind, OutputLevel, input_level, output_level
+from lightning_score.networks.blocks import ResidualBlock, SelfAttention, attention_if
+from lightning_score.networks.conditioning import EarlyConditioning, FourierEmbedding, NoiseEmbedding, PositionalEmbedding
+from lightning_score.networks.pyramids import INPUTS, OUTPUTS, Common, InputKind, InputLevel, OutputKind, OutputLevel, head
 from lightning_score.networks.resampling import FIR, Boxes, Resampling
-from lightning_score.networks.unet import Stage, check_heads, check_levels, warn_of_single_channels
+from lightning_score.networks.unet import Stage, check_heads, levels_with_attention, warn_of_single_channels
 
 Kept = list[Tensor]
 
@@ -139,7 +134,7 @@ class DDPMpp(Network):
         head_channels: int | None = None,
     ) -> None:
         super().__init__(shape, num_classes)
-        check_levels(type(self).__name__, shape, multipliers, blocks, attention, dropout)
+        attends = levels_with_attention(type(self).__name__, shape, multipliers, blocks, attention, dropout)
         _check_groups(channels, groups, group_size)
         check_heads(channels, head_channels)
         require(augmentations >= 0, f"augmentations={augmentations}: must be 0 or the number of labels of an augmentation")
@@ -148,10 +143,10 @@ class DDPMpp(Network):
         scale = 0.5**0.5 if rescale else 1.0
         norm, resampling = partial(_group_norm, groups, group_size), FIR() if fir else Boxes()
         block = partial(ResidualBlock, condition=4 * channels, norm=norm, dropout=dropout, scale=scale)
-        attend_to = partial(self_attention, norm=norm, scale=scale, head_channels=head_channels)
+        attend_to = partial(attention_if, norm=norm, scale=scale, head_channels=head_channels)
         parts = Parts(block, attend_to, resampling, resample_blocks)
-        widths = [channels * m for m in multipliers]
-        image, attends = shape[0], [shape[1] >> level in attention for level in range(len(widths))]
+        widths, image = [channels * m for m in multipliers], shape[0]
+        common = Common(image, norm, resampling, scale)
 
         embedding = embedding or PositionalEmbedding(channels)
         self.conditioning = EarlyConditioning(embedding, 4 * channels, num_classes, augmentations)
@@ -161,23 +156,23 @@ class DDPMpp(Network):
         kept += [widths[0]] * blocks
         self.down = nn.ModuleList()
         for width, attend in zip(widths[1:], attends[1:], strict=True):
-            join = input_level(progressive_input, image, pyramid, kept[-1], resampling, scale)
+            join = INPUTS[progressive_input](common, pyramid, kept[-1])
             kept.append(kept[-1] * join.widening)
             self.down.append(Down(parts.halve(kept[-2]), join, parts.stages(kept[-1], width, blocks, attend)))
             pyramid = kept[-1]
             kept += [width] * blocks
 
         h = widths[-1]
-        self.middle = nn.ModuleList([Stage(block(h, h), parts.attention(h)), Stage(block(h, h), nn.Identity())])
+        self.middle = nn.ModuleList([Stage(block(h, h), parts.attention(True, h)), Stage(block(h, h), nn.Identity())])
 
         self.up, below = nn.ModuleList(), None
         for width, attend in zip(widths[::-1], attends[::-1], strict=True):
             double = Unconditioned(nn.Identity()) if below is None else parts.double(below)
             inputs = [i + kept.pop() for i in [h] + [width] * blocks]
-            output = output_level(progressive, image, below, width, norm, resampling, scale)
-            self.up.append(Up(double, [block(i, width) for i in inputs], parts.attention_if(attend, width), output))
+            output = OUTPUTS[progressive](common, below, width)
+            self.up.append(Up(double, [block(i, width) for i in inputs], parts.attention(attend, width), output))
             h = below = width
-        self.head = nn.Identity() if self.from_levels else Head(h, image, norm).from_zero()
+        self.head = nn.Identity() if self.from_levels else head(h, image, norm)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor | None = None) -> Tensor:
         c = self.conditioning(noise_label, cond, self._augmented)
@@ -235,33 +230,22 @@ class NCSNpp(DDPMpp):
         )
 
 
-class Parts:
+class Parts(NamedTuple):
     """Makes the parts of a level.
 
-    Args:
-        block: makes a residual block of given inputs and outputs.
-        attention: makes self-attention of given channels.
-        resampling: how resolutions are changed.
-        resample_blocks: inside residual blocks or by convolutions.
+    Fields: block (makes a residual block of given inputs and outputs), attention (makes self-attention of given channels,
+    or the identity), resampling (how resolutions are changed), resample_blocks (inside residual blocks or by convolutions).
     """
 
-    def __init__(
-        self,
-        block: Callable[..., nn.Module],
-        attention: Callable[[int], nn.Module],
-        resampling: Resampling,
-        resample_blocks: bool,
-    ) -> None:
-        self.block, self.attention, self.resampling, self.resample_blocks = block, attention, resampling, resample_blocks
+    block: Callable[..., nn.Module]
+    attention: Callable[[bool, int], nn.Module]
+    resampling: Resampling
+    resample_blocks: bool
 
     def stages(self, inputs: int, width: int, blocks: int, attend: bool) -> list[nn.Module]:
         """The residual blocks of a level on the way down."""
         sizes = [inputs] + [width] * (blocks - 1)
-        return [Stage(self.block(i, width), self.attention_if(attend, width)) for i in sizes]
-
-    def attention_if(self, attend: bool, width: int) -> nn.Module:
-        """Self-attention, or the identity."""
-        return self.attention(width) if attend else nn.Identity()
+        return [Stage(self.block(i, width), self.attention(attend, width)) for i in sizes]
 
     def halve(self, width: int) -> nn.Module:
         """The way to the next level down."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lightning_score.errors import require
 from lightning_score.networks.base import Network
-from lightning_score.networks.blocks import ResidualBlock, ScaleShiftBlock, SelfAttention, group_norm, self_attention, zero
+from lightning_score.networks.blocks import ResidualBlock, ScaleShiftBlock, SelfAttention, attention_if, group_norm, zero
 from lightning_score.networks.conditioning import Conditioning, NoiseEmbedding, PositionalEmbedding
 from lightning_score.networks.resampling import Boxes, Downsample, Upsample
 
@@ -122,16 +122,15 @@ class UNet(Network):
         eps: float = 1e-6,
     ) -> None:
         super().__init__(shape, num_classes)
-        check_levels("UNet", shape, multipliers, blocks, attention, dropout)
+        attends = levels_with_attention("UNet", shape, multipliers, blocks, attention, dropout)
         _check_channels(channels, groups, head_channels)
         condition, norm = 4 * channels, group_norm(groups, eps)
         widths = [channels * m for m in multipliers]
-        attends = [shape[1] >> level in attention for level in range(len(widths))]
         kind = ScaleShiftBlock if scale_shift else ResidualBlock
         block = partial(kind, condition=condition, norm=norm, dropout=dropout)
 
         def stage(inputs: int, outputs: int, attend: bool) -> Stage:
-            attention = self_attention(outputs, norm, head_channels=head_channels) if attend else nn.Identity()
+            attention = attention_if(attend, outputs, norm, head_channels=head_channels)  # first, as seeds expect it
             return Stage(block(inputs, outputs), attention)
 
         def downsample(width: int) -> nn.Module:
@@ -178,15 +177,14 @@ class UNet(Network):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
-def check_levels(
-    name: str,
-    shape: Sequence[int],
-    multipliers: Sequence[int],
-    blocks: int,
-    attention: Sequence[int],
-    dropout: float,
-) -> None:
-    """Raises `InputError` for levels, or resolutions for attention, that an image of that shape cannot have."""
+def levels_with_attention(
+    name: str, shape: Sequence[int], multipliers: Sequence[int], blocks: int, attention: Sequence[int], dropout: float
+) -> list[bool]:
+    """Whether each level has attention.
+
+    Raises:
+        InputError: an image of that shape cannot have these levels, or these resolutions with attention.
+    """
     require(len(shape) == 3, f"shape={list(shape)}: {name} takes images, [channels, height, width]; use an MLP for points")
     require(len(multipliers) > 0 and min(multipliers) > 0, f"multipliers={list(multipliers)}: must be positive integers")
     require(blocks > 0, f"blocks={blocks}: must be positive")
@@ -200,6 +198,7 @@ def check_levels(
     heights = [shape[1] >> level for level in range(len(multipliers))]
     absent = [a for a in attention if a not in heights]
     require(not absent, f"attention={absent}: must be resolutions of the levels; choose from {heights}, or [] for none")
+    return [height in attention for height in heights]
 
 
 def warn_of_single_channels(channels: int, groups: int) -> None:

@@ -32,6 +32,7 @@ CLASSES = {
     "guidance.Colourisation": "Colorization",
     "guidance.Downsample": "BlockMean",
     "guidance.Grey": "Gray",
+    "guidance.InverseProblem": "PseudoInverse",
     "process.Chain": "BetaChain",
     "process.RootBetaTable": "ScaledLinearBetas",
     "sampling.Table": "ProcessTable",

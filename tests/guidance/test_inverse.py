@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MixtureScore, times
+from conftest import ImageScore, MixtureScore, times
 from PIL import Image
 from scipy import stats
 from torch import nn
@@ -28,8 +28,6 @@ from lightning_score.networks import UNet
 from lightning_score.process import VP
 from lightning_score.sampling import DDIM, EulerMaruyama, PredictorCorrector, Uniform
 from lightning_score.sampling.noise import NoiseStream
-from lightning_score.score.function import ScoreField
-from lightning_score.tensors import broadcast_to
 
 SHAPE = (3, 4, 2)
 GENERATOR = torch.Generator().manual_seed(0)
@@ -52,23 +50,6 @@ def dense(operator):
 @pytest.fixture(params=OPERATORS, name="operator")
 def operator_fixture(request):
     return OPERATORS[request.param]
-
-
-class GaussianScore(ScoreField):
-    """The exact score of N(mean, std^2 I) of any shape."""
-
-    def __init__(self, process, mean, std):
-        super().__init__(process)
-        self.mean, self.std, self._evaluations = mean, std, 0
-
-    @property
-    def evaluations(self):
-        return self._evaluations
-
-    def forward(self, x, t, cond=None):
-        self._evaluations += len(x)
-        alpha, sigma = broadcast_to(self.process.alpha(t), x), broadcast_to(self.process.sigma(t), x)
-        return (alpha * self.mean - x) / (alpha**2 * self.std**2 + sigma**2)
 
 
 def test_the_adjoint_is_the_transpose(operator):
@@ -104,8 +85,8 @@ def test_pseudo_inverse_guidance_is_exact_for_gaussian_data(noise_process, opera
     a, eye = dense(operator), torch.eye(24, dtype=torch.float64)
     y = operator.apply(m + d * torch.randn(4, *SHAPE, dtype=torch.float64))
     y = y + noise_std * torch.randn_like(y)
-    problem = PseudoInverse(operator, y, d, noise_std, backprop=backprop)
-    guided = problem.guide(GaussianScore(noise_process, m, d), torch.arange(20) + 3)
+    problem = PseudoInverse(operator, y, data_std=d, noise_std=noise_std, backprop=backprop)
+    guided = problem.guide(ImageScore(noise_process, m, d), torch.arange(20) + 3)
     k = (
         d**2
         * a.mT
@@ -122,7 +103,7 @@ def test_pseudo_inverse_guidance_is_exact_for_gaussian_data(noise_process, opera
 
 
 def test_strength_zero_is_no_guidance_and_counts_one_evaluation():
-    score = GaussianScore(VP(), torch.zeros(SHAPE), 0.5)
+    score = ImageScore(VP(), torch.zeros(SHAPE), 0.5)
     x, t = torch.randn(5, *SHAPE), torch.tensor(0.4)
     guided = PseudoInverse(BlockMean(2), torch.zeros(1, 3, 2, 1), strength=0.0).guide(score, torch.arange(5))
     torch.testing.assert_close(guided(x, t), score(x, t))
@@ -131,7 +112,7 @@ def test_strength_zero_is_no_guidance_and_counts_one_evaluation():
 
 def drawn(mixture, observed, predictor, n=1000, data_std=0.3, steps=250):
     """Samples of a mixture in the plane whose first coordinate is observed, with its exact scores."""
-    problem = PseudoInverse(Mask([1, 0]), torch.tensor([[observed]], dtype=torch.float64), data_std, backprop=True)
+    problem = PseudoInverse(Mask([1, 0]), torch.tensor([[observed]], dtype=torch.float64), data_std=data_std, backprop=True)
     score = problem.guide(MixtureScore(VP(), mixture), torch.arange(n))
     sampler = PredictorCorrector(predictor, grid=Uniform(steps, 1e-3))
     return sampler(score, NoiseStream(0, range(n), [2], dtype=torch.float64)).x
@@ -257,10 +238,10 @@ def test_inpainting_on_the_command_line(predict, kind):
 def test_the_other_restorations_read_their_files(tmp_path):
     Image.fromarray(np.full((4, 4), 51, np.uint8)).save(tmp_path / "small.png")
     small = str(tmp_path / "small.png")
-    for made in (SuperResolution(small, 2, [0, 1]), Colorization(small, [0, 1])):
+    for made in (SuperResolution(small, 2, data_range=[0, 1]), Colorization(small, data_range=[0, 1])):
         torch.testing.assert_close(made.observation, torch.full((1, 1, 4, 4), 0.2))
     Image.fromarray(np.full((4, 4, 3), 51, np.uint8)).save(tmp_path / "color.png")
-    assert Inpainting(str(tmp_path / "color.png"), small, [0, 1]).observation.shape == (1, 48)
+    assert Inpainting(str(tmp_path / "color.png"), small, data_range=[0, 1]).observation.shape == (1, 48)
 
 
 def test_mistakes_on_the_command_line(predict):
