@@ -4,8 +4,9 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from inspect import Parameter, Signature, signature
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -127,6 +128,17 @@ class ScoreData(LightningDataModule, ABC):
     dequantize: bool = False
     reference_split: str = "train and held out"
     stored_dtype: torch.dtype | None = None
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Replaces the `**options` of a constructor by the parameters of the base class in the signature of the class."""
+        super().__init_subclass__(**settings)
+        _, *shown = signature(cls.__init__).parameters.values()
+        if shown and shown[-1].kind is Parameter.VAR_KEYWORD:
+            base = next(kind for kind in cls.__mro__[1:] if issubclass(kind, ScoreData))
+            names = [each.name for each in shown]
+            inherited = (each for each in signature(base).parameters.values() if each.name not in names)
+            shown[-1:] = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in inherited]
+        cls.__signature__ = Signature(shown)
 
     def __init__(self, batch_size: int = 128, num_workers: int = 0) -> None:
         super().__init__()
