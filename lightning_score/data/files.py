@@ -22,6 +22,7 @@ from torchvision.transforms.functional import center_crop
 from tqdm import tqdm
 
 from lightning_score.data.base import split_indices
+from lightning_score.data.check import is_interval
 from lightning_score.data.gray import GrayScale, eight_bits, highest_of, is_deep, white
 from lightning_score.data.images import ImageData
 from lightning_score.errors import InputError, require
@@ -73,7 +74,7 @@ class ImageFiles(ImageData):
         require(crop is None or crop > 0, f"crop={crop}: must be the positive side in pixels of the center square, or null")
         require(num_classes >= 0, f"num_classes={num_classes}: must be 0 (no labels) or the number of classes")
         require(
-            gray_range is None or (len(gray_range) == 2 and -math.inf < gray_range[0] < gray_range[1] < math.inf),
+            gray_range is None or is_interval(gray_range),
             f"gray_range={gray_range}: must be two increasing numbers, of black and white, as in [0, 4095], or null",
         )
         self.path, self.folder, self.shape, self.crop = path, Path(path), tuple(shape), crop

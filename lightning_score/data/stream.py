@@ -139,7 +139,7 @@ class ImageStream(ImageFiles):
             f"batch_size={self.batch_size}: there are only {available} training images per process and worker, and "
             f"incomplete batches are dropped; choose batch_size <= {available}, or fewer num_workers",
         )
-        check_examples(self, "train", _in_memory(self._rows(self._held_out, self._held_out + 8)))
+        check_examples(self, "train", *_in_memory(self._rows(self._held_out, self._held_out + 8)))
         return ChunkLoader(
             stream,
             batch_size=self.batch_size,
