@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from lightning_score.data.base import split_indices
 from lightning_score.data.check import is_interval
-from lightning_score.data.gray import GrayScale, eight_bits, highest_of, is_deep, white
+from lightning_score.data.gray import GrayScale, eight_bits, highest_of, is_deep, white_level
 from lightning_score.data.images import ImageData
 from lightning_score.errors import InputError, require
 from lightning_score.files import LocalPath, cache_folder, replace_text
@@ -112,7 +112,7 @@ class ImageFiles(ImageData):
         """
         if self.gray_range is not None:
             return {"any": tuple(map(float, self.gray_range))}
-        stored = self.in_cache(f"{self.name}-{fingerprint(self.files, self.folder)}.gray.json")
+        stored = self.in_cache(f"{fingerprint(self.files, self.folder)}.gray.json")
         try:
             highest: dict[str, tuple[int, float]] = json.loads(stored.read_text())
         except (OSError, ValueError):
@@ -122,7 +122,7 @@ class ImageFiles(ImageData):
                 highest[kind] = (n + 1, max(before, high))
             with suppress(OSError):
                 replace_text(stored, json.dumps(highest))
-        scale = {kind: (0.0, white(kind, high)) for kind, (_, high) in highest.items()}
+        scale = {kind: (0.0, white_level(kind, high)) for kind, (_, high) in highest.items()}
         for kind, (n, high) in highest.items():
             rank_zero_only(print)(
                 f"{self.folder}: {n} gray images of {kind} values up to {high:g}: in all of them 0 is black and "
@@ -131,18 +131,13 @@ class ImageFiles(ImageData):
             )
         return scale
 
-    @property
-    def name(self) -> str:
-        """The name of the folder."""
-        return self.folder.resolve().name
-
     def hashed(self, *settings: Any) -> str:
         """A hash of the files' names, sizes and times, of their scale and of other settings."""
         scale = sorted(self.scale.items())
         return fingerprint(self.files, self.folder, *settings, *([scale] if scale else []))
 
-    def in_cache(self, name: str) -> Path:
-        """A path in the folder of the cache.
+    def in_cache(self, key: str) -> Path:
+        """The path of an entry of the cache.
 
         Raises:
             InputError: the folder or a parent of it is a file.
@@ -150,7 +145,7 @@ class ImageFiles(ImageData):
         folder = Path(self.cache) if self.cache else cache_folder()
         there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
         require(there.is_dir(), f"--data.cache {folder}: {there} is a file; give a folder, which may be new")
-        return folder / name
+        return folder / f"{self.folder.resolve().name}-{key}"
 
     def decoded(self, skipped: dict[str, str]) -> Iterator[tuple[Path, np.ndarray]]:
         """The readable files in order, with their images; adds the reasons of the others to `skipped`, by file name.

@@ -71,7 +71,7 @@ class ImageFolder(ImageFiles):
 
     def _images(self) -> tuple[Tensor, dict[str, str]]:
         """All readable images as bytes (N, C, H, W), and the errors of the other files."""
-        stored = self.in_cache(f"{self.name}-{self.fingerprint}.npy")
+        stored = self.in_cache(f"{self.fingerprint}.npy")
         left_out = stored.with_suffix(".left_out.json")
         try:
             images, skipped = self._stored(stored, left_out)

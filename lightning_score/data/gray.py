@@ -41,7 +41,7 @@ def eight_bits(values: np.ndarray, scale: GrayScale | None = None) -> np.ndarray
             raise ValueError("gray levels that are not finite")
     else:
         high = _highest(values)
-        black, white = scale.get(kind) or (0.0, white(kind, high))
+        black, white = scale.get(kind) or (0.0, white_level(kind, high))
     return np.round((values - black) * (255.0 / (white - black))).clip(0, 255).astype(np.uint8)
 
 
@@ -82,6 +82,6 @@ def _highest(values: np.ndarray) -> float:
     return high
 
 
-def white(kind: str, high: float) -> float:
+def white_level(kind: str, high: float) -> float:
     top = next(float(top) for top in TOPS[kind] if high <= top)
     return top if top == 1 or high >= top / 4 else high

@@ -100,6 +100,7 @@ class ImageData(ScoreData):
         InputError: `data_range` is not two increasing numbers.
     """
 
+    data_range: tuple[float, float]
     levels: int = 256
     stored_dtype = torch.uint8
 

@@ -70,12 +70,12 @@ class ImageStream(ImageFiles):
         if "://" in self.path or (self.folder / "index.json").exists():
             return self.path
         self._share_held_out(len(self.files))
-        labels, cache = self.labels(), self.in_cache("")
+        labels, cache = self.labels(), self.in_cache("").parent
         from lightning_score.data.chunks import lock_of, pack
 
         try:
             with new_folder_if_kept(cache):
-                packed = cache / f"{self.name}-{self.hashed(self.shape, self.crop, self.num_classes)}"
+                packed = self.in_cache(self.hashed(self.shape, self.crop, self.num_classes))
                 with lock_of(packed):  # one of several processes packs
                     if not packed.exists():
                         pack(self, labels, packed)
@@ -123,7 +123,7 @@ class ImageStream(ImageFiles):
         first = self.splits.held_out.x[:256].numpy().tobytes()
         return hashlib.sha256(chosen.encode() + first).hexdigest()[:16]
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """All images that are not held out, shuffled, augmented, and without incomplete batches.
 
         Raises:
