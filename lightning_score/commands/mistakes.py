@@ -91,15 +91,12 @@ def _check_sizes(value: Any, place: str = "") -> None:
 
 def _check_nulls(arguments: Mapping[str, Any], owner: type, place: str) -> None:
     """Every null among the arguments of a class, and recursively of its parts, is allowed by its parameter."""
-    try:
-        hints = get_type_hints(owner.__init__)
-    except Exception:  # hints of other packages may raise anything
-        hints = {}
     parameters = inspect.signature(owner).parameters
     for name, value in arguments.items():
-        if value is None and name in hints and name in parameters:
-            takes = hints[name] is Any or type(None) in get_args(hints[name]) or parameters[name].default is None
-            shown = getattr(hints[name], "__name__", str(hints[name]))
+        hint = next(filter(None, _hints(owner, name)), None)
+        if value is None and hint is not None and name in parameters:
+            takes = hint is Any or type(None) in get_args(hint) or parameters[name].default is None
+            shown = getattr(hint, "__name__", str(hint))
             require(takes, f"{place}.{name}: null: must be given, as {shown}, or left out where there is a default")
         if place != "trainer" and "seed" not in name:
             _check_size(value, f"{place}.{name}")

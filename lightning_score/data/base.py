@@ -4,8 +4,9 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from inspect import Parameter, Signature, signature
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -41,7 +42,7 @@ class Splits(NamedTuple):
     held_out: Examples
 
 
-class Batches(Dataset):
+class Batches(Dataset[tuple[Tensor, Tensor]]):
     """Examples in memory, indexed and transformed one whole batch at a time.
 
     torch's loader calls `__getitems__` if it exists, so samplers of single examples also work.
@@ -62,10 +63,11 @@ class Batches(Dataset):
 
     def __getitem__(self, index: int | Sequence[int]) -> tuple[Tensor, Tensor]:
         """One example, or the batch of a list of indices, which may be empty."""
-        if isinstance(index, int) or not len(index):
-            x, y = self.__getitems__([index or 0])
-            return (x[0], y[0]) if isinstance(index, int) else (x[:0], y[:0])
-        return self.__getitems__(index)
+        if isinstance(index, int):
+            x, y = self.__getitems__([index])
+            return x[0], y[0]
+        x, y = self.__getitems__(index if len(index) else [0])
+        return x[: len(index)], y[: len(index)]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = torch.as_tensor(indices)
@@ -92,7 +94,7 @@ def split_indices(n: int, held_out: float = 0.2, seed: int = 0) -> tuple[np.ndar
     return order[:num_train], order[num_train:]
 
 
-def whole_batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def whole_batch(batch: Any) -> Any:
     """The identity, as `collate_fn`: `Batches` returns whole batches."""
     return batch
 
@@ -127,6 +129,18 @@ class ScoreData(LightningDataModule, ABC):
     dequantize: bool = False
     reference_split: str = "train and held out"
     stored_dtype: torch.dtype | None = None
+    __signature__: Signature
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Replaces the `**options` of a constructor by the parameters of the base class in the signature of the class."""
+        super().__init_subclass__(**settings)
+        _, *shown = signature(cls.__init__).parameters.values()
+        if shown and shown[-1].kind is Parameter.VAR_KEYWORD:
+            base = next(kind for kind in cls.__mro__[1:] if issubclass(kind, ScoreData))
+            names = [each.name for each in shown]
+            inherited = (each for each in signature(base).parameters.values() if each.name not in names)
+            shown[-1:] = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in inherited]
+        cls.__signature__ = Signature(shown)
 
     def __init__(self, batch_size: int = 128, num_workers: int = 0) -> None:
         super().__init__()
@@ -168,42 +182,40 @@ class ScoreData(LightningDataModule, ABC):
         """A hash of the whole stored data set, equal for references of the same data."""
         stored = self.reference().contiguous()
         digest = hashlib.sha256(f"{stored.dtype} {tuple(stored.shape)}".encode())
-        digest.update(stored.flatten().view(torch.uint8).numpy())
+        digest.update(stored.flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """The training examples, shuffled, augmented, and without incomplete batches.
 
         Raises:
             InputError: the training examples of one process do not fill a batch.
         """
         train = self.splits.train
-        processes = self._place()[1]
-        available = len(train.x) // processes
+        place = (len(train.x), self.batch_size, *self._place())
+        available = len(train.x) // place[-1]
         require(
             self.batch_size <= available,
             f"batch_size={self.batch_size}: there are only {available} training examples per process, and incomplete "
             f"batches are dropped; choose batch_size <= {available}",
         )
-        place = (len(train.x), self.batch_size, *self._place())
         if self.trainer is None:
             return self._loader(Loader, train, Shuffled(*place), train=True)
-        if self.trainer.overfit_batches:
+        if self.trainer.overfit_batches:  # type: ignore[attr-defined]
             return self._loader(DataLoader, train, InTurn(*place), train=True)
         draws = getattr(self.trainer.lightning_module, "draws", None)
-        counted = draws is not None and draws.seed is not None
-        seed = counted_seed(draws.seed, self.trainer.current_epoch) if counted else None
-        strategy = self.trainer.strategy
-        shuffled = Shuffled(*place, self.trainer.accumulate_grad_batches, seed, strategy.broadcast)
-        shuffled.chained = counted or draws is None
+        fixed = None if draws is None else draws.seed
+        seed = None if fixed is None else counted_seed(fixed, self.trainer.current_epoch)
+        shuffled = Shuffled(*place, self.trainer.accumulate_grad_batches, seed, self.trainer.strategy.broadcast)
+        shuffled.chained = seed is not None or draws is None
         return self._loader(Loader, train, shuffled, train=True)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         """The held-out examples, in order, each once; with several processes some may get an empty last batch."""
         held_out = self.splits.held_out
         return self._loader(DataLoader, held_out, InTurn(len(held_out.x), self.batch_size, *self._place()), train=False)
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader[Any]:
         """The held-out examples, in order."""
         return self.val_dataloader()
 
@@ -211,7 +223,7 @@ class ScoreData(LightningDataModule, ABC):
         """The rank of this process and the number of processes."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _loader(self, kind: type[DataLoader], examples: Examples, sampler: InTurn, train: bool) -> DataLoader:
+    def _loader(self, kind: type[DataLoader[Any]], examples: Examples, sampler: InTurn, train: bool) -> DataLoader[Any]:
         rows = min(self.batch_size, len(examples.x))
         require_room(8 * rows * prod(self.shape), f"batch_size={rows} of shape {list(self.shape)}", "use a smaller one")
         device = self._device(examples)

@@ -2,15 +2,11 @@
 
 import json
 import math
-import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from errno import ENOSPC
-from functools import cache
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -23,53 +19,21 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_score.data.base import Transform
-from lightning_score.data.files import UNREADABLE, Unreadable, as_bytes, fit, read_image, summary
+from lightning_score.data.files import UNREADABLE, ImageFiles, as_bytes, fit
 from lightning_score.data.gray import GrayScale, eight_bits, is_deep
 from lightning_score.errors import InputError, require
 from lightning_score.seeds import derive_seed, seeded
+
+try:
+    from litdata import StreamingDataLoader, StreamingDataset, optimize
+    from litdata.streaming.serializers import Serializer
+except ImportError as error:
+    raise InputError("ImageStream needs litdata: pip install 'lightning_score[stream]'") from error
 
 CHUNK = 64 << 20
 """Maximal size of a chunk in bytes; a chunk is read as a whole."""
 LABELS = ("y", "label", "class", "target")
 """Usual names of labels."""
-
-
-def litdata() -> Any:
-    """The module litdata.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        import litdata
-    except ImportError as error:
-        raise InputError("ImageStream needs litdata: pip install 'lightning_score[stream]'") from error
-    return litdata
-
-
-@dataclass(frozen=True)
-class Pack:
-    """Reads a file with its label for the chunks, or records why it cannot be read.
-
-    Attributes:
-        shape: the shape of an image.
-        crop: as in `read_image`.
-        scale: as in `read_image`.
-        notes: the file for the reasons, one line of JSON each.
-    """
-
-    shape: tuple[int, ...]
-    crop: int | None = None
-    scale: GrayScale | None = None
-    notes: str = ""
-
-    def __call__(self, item: tuple[str, str, int]) -> Iterator[dict[str, Any]]:
-        file, name, label = item
-        try:
-            yield {"x": read_image(Path(file), self.shape, self.crop, self.scale), "y": label}
-        except Unreadable as error:
-            with open(self.notes, "a") as notes:  # several processes append; a short line is written at once
-                notes.write(json.dumps([name, ": ".join(error.args)]) + "\n")
 
 
 @contextmanager
@@ -84,100 +48,91 @@ def lock_of(packed: Path) -> Iterator[None]:
         raise
 
 
-def pack(files: Sequence[Path], labels: Sequence[int], folder: Path, out: Path, reader: Pack) -> None:
-    """Packs the images of a folder into chunks for `ImageStream`, and lists the unreadable ones in `left_out.json`.
+def pack(data: ImageFiles, labels: Sequence[int], out: Path) -> None:
+    """Packs image files into chunks for `ImageStream`, and lists the unreadable ones in `left_out.json`.
 
     Args:
-        files: the images, in the order of the chunks.
+        data: the image files.
         labels: their labels.
-        folder: the folder.
         out: folder of the chunks, created at the end.
-        reader: reads a file for the chunks.
 
     Raises:
         InputError: no image can be read.
         OSError: there is no space for the chunks.
     """
-    size = math.prod(reader.shape)
-    if shutil.disk_usage(out.parent).free < len(files) * size:
-        raise OSError(ENOSPC, f"{len(files) * size / 1e9:.3g} GB are needed, more than is free")
-    items = [(str(file), str(file.relative_to(folder)), label) for file, label in zip(files, labels, strict=True)]
+    data.require_space(out.parent)
+    n, label = len(data.files), dict(zip(data.files, labels, strict=True))
+
+    def items(left_out: str) -> Iterator[dict[str, Any]]:
+        skipped: dict[str, str] = {}
+        with suppress(InputError):  # none is readable
+            for file, image in data.decoded(skipped):
+                yield {"x": image, "y": label[file]}
+        Path(left_out).write_text(json.dumps(skipped, indent=1))
+
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
-        chunks, notes = Path(temporary, "chunks"), Path(temporary, "notes")
-        notes.touch()
+        chunks, left_out = Path(temporary, "chunks"), Path(temporary, "left_out.json")
         with isolate_rng():  # it sets all global seeds
-            litdata().optimize(
-                replace(reader, notes=str(notes)),
+            optimize(
                 items,
+                [str(left_out)],  # one process, which reads in threads
                 output_dir=str(chunks),
-                chunk_size=max(1, min(CHUNK // size, max(len(items) // 256, 64))),
-                num_workers=min(os.cpu_count() or 1, len(items)),
-                reorder_files=False,
+                chunk_size=max(1, min(CHUNK // math.prod(data.shape), max(n // 256, 64))),
+                num_workers=1,
                 start_method="fork",
                 verbose=False,
             )
-        left_out = dict(json.loads(line) for line in notes.read_text().splitlines())
-        if left_out:
-            summary(left_out, len(files), folder)
-        (chunks / "left_out.json").write_text(json.dumps(left_out, indent=1))
-        shutil.move(chunks, out)
+        skipped = json.loads(left_out.read_text())
+        require(len(skipped) < n, data.summary(skipped) if skipped else "")
+        left_out.replace(chunks / "left_out.json")
+        chunks.replace(out)
 
 
-@cache
-def readable(base: type) -> type:
-    """litdata's StreamingDataset with items as images of one shape with labels."""
+class Refusing(Serializer):  # type: ignore[misc]  # litdata has no types
+    """Replaces litdata's reader of pickles, which may run any code, by an error."""
 
-    class Readable(base):
-        """Warns of an unreadable item and returns the previous one instead, so that no process stops.
+    def serialize(self, data: Any) -> tuple[bytes, str | None]:
+        raise NotImplementedError
 
-        Args:
-            chunks: their folder.
-            shape: the shape of an image.
-            num_classes: number of classes, or 0.
-            scale: black and white of gray images of more than 8 bits.
-        """
+    def deserialize(self, data: bytes) -> Any:
+        raise InputError("these chunks contain pickles, which may run any code; write only images, arrays and numbers")
 
-        def __init__(self, chunks: str, shape: tuple[int, ...], num_classes: int, scale: GrayScale | None = None) -> None:
-            settings = {
-                "seed": derive_seed() % 2**31,
-                "item_shuffle_window": "full",
-                "serializers": {name: _refusing() for name in ("pickle", "graph")},
-            }
-            super().__init__(chunks, shuffle=False, drop_last=False, **settings)
-            self.image_shape, self.num_classes, self.scale = shape, num_classes, scale
-            self._before: tuple[np.ndarray, int] | None = None
-
-        def __getitem__(self, index: Any) -> tuple[np.ndarray, int]:
-            try:
-                item = super().__getitem__(index)
-                self._before = as_example(item, self.image_shape, self.num_classes, self.scale)
-            except (*UNREADABLE, RuntimeError) as error:
-                if isinstance(error, InputError) or self._before is None:
-                    raise
-                warnings.warn(f"{self.input_dir.url or self.input_dir.path}: an image cannot be read: {error}", stacklevel=2)
-            return self._before
-
-    return Readable
+    def can_serialize(self, data: Any) -> bool:
+        return False
 
 
-@cache
-def _refusing() -> Any:
-    """Replaces litdata's reader of pickles, which may run any code."""
-    from litdata.streaming.serializers import Serializer
+class Images(StreamingDataset):  # type: ignore[misc]
+    """Items of chunks as images of one shape with labels.
 
-    class Refusing(Serializer):
-        """Raises an error for any data."""
+    Warns of an unreadable item and returns the previous one instead, so that no process stops.
 
-        def serialize(self, data: Any) -> tuple[bytes, str | None]:
-            raise NotImplementedError
+    Args:
+        chunks: their folder.
+        shape: the shape of an image.
+        num_classes: number of classes, or 0.
+        scale: black and white of gray images of more than 8 bits.
+    """
 
-        def deserialize(self, data: bytes) -> Any:
-            raise InputError("these chunks contain pickles, which may run any code; write only images, arrays and numbers")
+    def __init__(self, chunks: str, shape: tuple[int, ...], num_classes: int, scale: GrayScale | None = None) -> None:
+        super().__init__(
+            chunks,
+            shuffle=False,
+            drop_last=False,
+            seed=derive_seed() % 2**31,
+            item_shuffle_window="full",
+            serializers={"pickle": Refusing(), "graph": Refusing()},
+        )
+        self.image_shape, self.num_classes, self.scale = shape, num_classes, scale
+        self._before: tuple[np.ndarray, int] | None = None
 
-        def can_serialize(self, data: Any) -> bool:
-            return False
-
-    return Refusing()
+    def __getitem__(self, index: Any) -> tuple[np.ndarray, int]:
+        try:
+            self._before = as_example(super().__getitem__(index), self.image_shape, self.num_classes, self.scale)
+        except (*UNREADABLE, RuntimeError) as error:
+            if isinstance(error, InputError) or self._before is None:
+                raise
+            warnings.warn(f"{self.input_dir.url or self.input_dir.path}: an image cannot be read: {error}", stacklevel=2)
+        return self._before
 
 
 def as_example(
@@ -228,48 +183,35 @@ def _picture(image: np.ndarray) -> Image.Image:
         raise InputError(f"an item of the chunks is an array {shape} of {of}, which is not a gray or color image") from error
 
 
-@cache
-def loader(base: type) -> type:
-    """litdata's StreamingDataLoader that counts its batches, like `Loader`."""
+class ChunkLoader(StreamingDataLoader):  # type: ignore[misc]
+    """litdata's loader, which Lightning can resume in the middle of an epoch by `state_dict`, as `Loader`."""
 
-    class Loader(base):
-        """Lightning can resume it in the middle of an epoch by `state_dict`."""
+    given = 0
+    """Number of batches of this epoch that have been returned."""
 
-        given = 0
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if not self.restore:
+            self.given = 0
+        for batch in super().__iter__():
+            self.given += 1
+            yield batch
 
-        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-            if not self.restore:
-                self.given = 0
-            for batch in super().__iter__():
-                self.given += 1
-                yield batch
+    def state_dict(self) -> dict[str, Any]:
+        """The number of batches of this epoch that have been returned, and litdata's state."""
+        return {"batches": self.given, "stream": super().state_dict()}
 
-        def state_dict(self) -> dict[str, Any]:
-            """The number of batches of this epoch that have been returned, and litdata's state."""
-            return {"batches": self.given, "stream": super().state_dict()}
-
-        def load_state_dict(self, state: dict[str, Any]) -> None:
-            """Resumes at the next `iter`; after all batches of an epoch, with the next epoch."""
-            stream, self.given = state["stream"], state["batches"] % len(self)
-            if not self.given:  # between two epochs, before or after the first batch of one
-                self.current_epoch = max(stream["current_epoch"] - (state["batches"] == 0), 0)
-                return
-            yielded = self.given * self.batch_size
-            stream = {
-                **stream,
-                "num_samples_yielded": yielded,
-                "latest_worker_idx": (self.given - 1) % (self.num_workers or 1),
-            }
-            dataset = stream["dataset"]
-            behind = dataset["num_samples_yielded"] - yielded
-            stream["dataset"] = {
-                **dataset,
-                "num_samples_yielded": yielded,
-                "sample_in_epoch": dataset["sample_in_epoch"] - behind * dataset["world_size"],
-            }
-            super().load_state_dict(stream)
-
-    return Loader
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resumes at the next `iter`; after all batches of an epoch, with the next epoch."""
+        stream, self.given = state["stream"], state["batches"] % len(self)
+        if not self.given:  # between two epochs, before or after the first batch of one
+            self.current_epoch = max(stream["current_epoch"] - (state["batches"] == 0), 0)
+            return
+        dataset, yielded = stream["dataset"], self.given * self.batch_size
+        left = dataset["num_samples_yielded"] - yielded  # of this process
+        in_epoch = dataset["sample_in_epoch"] - left * dataset["world_size"]
+        worker = (self.given - 1) % (self.num_workers or 1)
+        dataset = {**dataset, "num_samples_yielded": yielded, "sample_in_epoch": in_epoch}
+        super().load_state_dict({**stream, "num_samples_yielded": yielded, "latest_worker_idx": worker, "dataset": dataset})
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,36 @@
-"""Image files: finds those in a folder, and reads any of them as bytes of the model's shape."""
+"""Image files: finds those in a folder, and reads them as bytes of the model's shape."""
 
 import hashlib
+import json
+import math
 import os
+import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from errno import ENOSPC
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.functional import center_crop
+from tqdm import tqdm
 
 from lightning_score.data.base import split_indices
-from lightning_score.data.gray import GrayScale, eight_bits, is_deep
+from lightning_score.data.check import is_interval
+from lightning_score.data.gray import GrayScale, eight_bits, highest_of, is_deep, white_level
+from lightning_score.data.images import ImageData
 from lightning_score.errors import InputError, require
-from lightning_score.files import cache_folder
+from lightning_score.files import LocalPath, cache_folder, replace_text
+
+Result = TypeVar("Result")
+AT_ONCE = 4096
+"""Number of files that wait for threads at once."""
 
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError, Image.DecompressionBombError)
 """What PIL raises for files that are damaged or not images."""
@@ -26,14 +40,164 @@ class Unreadable(Exception):
     """A file cannot be read as an image; the arguments are the kind of reason and the reason."""
 
 
-def check_form(shape: Sequence[int], crop: int | None, num_classes: int) -> None:
-    """Raises `InputError` for an invalid shape, crop or number of classes."""
-    require(
-        len(shape) == 3 and shape[0] in (1, 3) and min(shape) > 0,
-        f"shape={list(shape)}: must be [channels, height, width] with 1 channel (gray) or 3 (color), as in [3, 32, 32]",
-    )
-    require(crop is None or crop > 0, f"crop={crop}: must be the positive side in pixels of the center square, or null")
-    require(num_classes >= 0, f"num_classes={num_classes}: must be 0 (no labels) or the number of classes")
+class ImageFiles(ImageData):
+    """Images in files; further arguments as in `ImageData`.
+
+    Args:
+        path: a folder; its images, in subfolders too, are read.
+        shape: [channels, height, width] of the model's images; 1 channel for gray, 3 for color.
+        crop: first crop to the center square of this many pixels; null: no crop.
+        num_classes: number of classes, the direct subfolders of `path` in alphabetical order; 0: no labels.
+        cache: folder of the decoded images; by default lightning_score in the user's cache folder.
+        gray_range: [black, white], the values that become 0 and 255 in gray images of 16 or 32 bits or of floats; null: 0
+            and a value that fits all files, which is printed.
+
+    Raises:
+        InputError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        path: LocalPath,
+        shape: Sequence[int] = (3, 32, 32),
+        crop: int | None = None,
+        num_classes: int = 0,
+        cache: LocalPath | None = None,
+        gray_range: Sequence[float] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        require(
+            len(shape) == 3 and shape[0] in (1, 3) and min(shape) > 0,
+            f"shape={list(shape)}: must be [channels, height, width] with 1 channel (gray) or 3 (color), as in [3, 32, 32]",
+        )
+        require(crop is None or crop > 0, f"crop={crop}: must be the positive side in pixels of the center square, or null")
+        require(num_classes >= 0, f"num_classes={num_classes}: must be 0 (no labels) or the number of classes")
+        require(
+            gray_range is None or is_interval(gray_range),
+            f"gray_range={gray_range}: must be two increasing numbers, of black and white, as in [0, 4095], or null",
+        )
+        self.path, self.folder, self.shape, self.crop = path, Path(path), tuple(shape), crop
+        self.num_classes, self.cache, self.gray_range = num_classes, cache, gray_range
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """All image files, in random order."""
+        return image_files(self.folder)
+
+    def labels(self) -> list[int]:
+        """The label of each file: the index of its class folder in alphabetical order; zeros without classes.
+
+        Raises:
+            InputError: the number of folders differs from that of classes, or an image is outside of them.
+        """
+        if not self.num_classes:
+            return [0] * len(self.files)
+        parts = [file.relative_to(self.folder).parts for file in self.files]
+        classes = sorted({first for first, *_ in parts})
+        require(
+            len(classes) == self.num_classes and all(len(each) > 1 for each in parts),
+            f"num_classes={self.num_classes}: {self.folder} contains images in {len(classes)} folders or places "
+            f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}); each class must have its own folder",
+        )
+        number = {name: k for k, name in enumerate(classes)}
+        return [number[first] for first, *_ in parts]
+
+    @cached_property
+    def scale(self) -> GrayScale:
+        """Black and white of the images of more than 8 bits; prints them.
+
+        Black is 0. White is the smallest usual value that is not below all values, or the largest value if that would leave
+        most of the 256 levels unused.
+        """
+        if self.gray_range is not None:
+            return {"any": tuple(map(float, self.gray_range))}
+        stored = self.in_cache(f"{fingerprint(self.files, self.folder)}.gray.json")
+        try:
+            highest: dict[str, tuple[int, float]] = json.loads(stored.read_text())
+        except (OSError, ValueError):
+            highest = {}
+            for kind, high in filter(None, in_threads(highest_of, self.files, "reading gray scales")):
+                n, before = highest.get(kind, (0, 0.0))
+                highest[kind] = (n + 1, max(before, high))
+            with suppress(OSError):
+                replace_text(stored, json.dumps(highest))
+        scale = {kind: (0.0, white_level(kind, high)) for kind, (_, high) in highest.items()}
+        for kind, (n, high) in highest.items():
+            rank_zero_only(print)(
+                f"{self.folder}: {n} gray images of {kind} values up to {high:g}: in all of them 0 is black and "
+                f"{scale[kind][1]:g} white (--data.gray_range changes it)",
+                flush=True,
+            )
+        return scale
+
+    def hashed(self, *settings: Any) -> str:
+        """A hash of the files' names, sizes and times, of their scale and of other settings."""
+        scale = sorted(self.scale.items())
+        return fingerprint(self.files, self.folder, *settings, *([scale] if scale else []))
+
+    def in_cache(self, key: str) -> Path:
+        """The path of an entry of the cache.
+
+        Raises:
+            InputError: the folder or a parent of it is a file.
+        """
+        folder = Path(self.cache) if self.cache else cache_folder()
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        require(there.is_dir(), f"--data.cache {folder}: {there} is a file; give a folder, which may be new")
+        return folder / f"{self.folder.resolve().name}-{key}"
+
+    def decoded(self, skipped: dict[str, str]) -> Iterator[tuple[Path, np.ndarray]]:
+        """The readable files in order, with their images; adds the reasons of the others to `skipped`, by file name.
+
+        Raises:
+            InputError: no file is readable.
+        """
+        scale = self.scale
+
+        def read(file: Path) -> np.ndarray | Unreadable:
+            try:
+                return read_image(file, self.shape, self.crop, scale)
+            except Unreadable as error:
+                return error
+
+        for file, image in zip(self.files, in_threads(read, self.files, f"reading {self.folder}"), strict=True):
+            if isinstance(image, Unreadable):
+                skipped[str(file.relative_to(self.folder))] = ": ".join(image.args)
+            else:
+                yield file, image
+        if len(skipped) == len(self.files):
+            raise InputError(self.summary(skipped))
+
+    def require_space(self, folder: Path) -> None:
+        """Raises `OSError` unless all images fit on the disk of a folder."""
+        needed = len(self.files) * math.prod(self.shape)
+        if shutil.disk_usage(folder).free < needed:
+            raise OSError(ENOSPC, f"{needed / 1e9:.3g} GB are needed, more than is free")
+
+    def summary(self, skipped: Mapping[str, str]) -> str:
+        """A summary of the unreadable files.
+
+        Args:
+            skipped: reasons by file name, each a kind, a colon and details.
+        """
+        counts = Counter(reason.split(": ")[0] for reason in skipped.values())
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+        name, reason = next(iter(skipped.items()))
+        if len(skipped) == len(self.files):
+            return f"{self.folder}: none of its {len(skipped)} images can be read ({kinds}); {name}: {reason}"
+        return (
+            f"{self.folder}: {len(skipped)} of {len(self.files)} images are left out ({kinds}), for example {name}: {reason}"
+        )
+
+
+def in_threads(function: Callable[[Path], Result], files: Sequence[Path], title: str) -> Iterator[Result]:
+    """The results of a function of each file, in order, with a progress bar."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(files), desc=title, unit="image", disable=None) as bar:
+        for first in range(0, len(files), AT_ONCE):
+            for result in pool.map(function, files[first : first + AT_ONCE]):
+                bar.update()
+                yield result
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -46,7 +210,8 @@ def image_files(folder: Path) -> list[Path]:
         InputError: the folder is missing or contains no image.
     """
     require(folder.is_dir(), f"{folder}: there is no such folder; set --data.path to a folder of images")
-    found, links = [], []
+    found: list[Path] = []
+    links: list[Path] = []
     for parent, folders, names in os.walk(folder):
         links += [Path(parent, name) for name in folders if Path(parent, name).is_symlink()]
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -68,18 +233,6 @@ def image_files(folder: Path) -> list[Path]:
         rank_zero_warn(f"{folder}: {outside}: only files in the folder itself are read, each once")
     first, last = split_indices(len(images))
     return [images[i] for i in [*first, *last]]
-
-
-def folder_of_cache(chosen: str | None) -> Path:
-    """The folder for decoded images.
-
-    Raises:
-        InputError: a parent of it is a file.
-    """
-    folder = Path(chosen) if chosen else cache_folder()
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    require(there.is_dir(), f"--data.cache {folder}: {there} is a file; give a folder, which may be new")
-    return folder
 
 
 def fingerprint(files: Sequence[Path], folder: Path, *settings: Any) -> str:
@@ -156,22 +309,3 @@ def as_bytes(image: Image.Image, channels: int, scale: GrayScale | None = None) 
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("L" if channels == 1 else "RGB")
-
-
-def summary(skipped: Mapping[str, str], n: int, folder: Path) -> str:
-    """A summary of the unreadable files of a folder.
-
-    Args:
-        skipped: reasons by file name, each a kind, a colon and details.
-        n: total number of files.
-        folder: the folder.
-
-    Raises:
-        InputError: no file is readable.
-    """
-    counts = Counter(reason.split(": ")[0] for reason in skipped.values())
-    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-    name, reason = next(iter(skipped.items()))
-    if len(skipped) == n:
-        raise InputError(f"{folder}: none of its {n} images can be read ({kinds}); {name}: {reason}")
-    return f"{folder}: {len(skipped)} of {n} images are left out ({kinds}), for example {name}: {reason}"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_score.data.base import Examples, ScoreData, Splits, split_indices
+from lightning_score.data.check import is_interval
 from lightning_score.errors import Unmeasurable, require
 
 
@@ -99,6 +100,7 @@ class ImageData(ScoreData):
         InputError: `data_range` is not two increasing numbers.
     """
 
+    data_range: tuple[float, float]
     levels: int = 256
     stored_dtype = torch.uint8
 
@@ -112,8 +114,8 @@ class ImageData(ScoreData):
     ) -> None:
         super().__init__(batch_size, num_workers)
         require(
-            len(data_range) == 2 and data_range[0] < data_range[1],
-            f"data_range={list(data_range)}: must be two increasing numbers, as in [0, 1] or [-1, 1]",
+            is_interval(data_range),
+            f"data_range={data_range}: must be two increasing numbers, as in [0, 1] or [-1, 1]",
         )
         self.data_range = (float(data_range[0]), float(data_range[1]))
         self.flip = flip

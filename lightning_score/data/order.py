@@ -11,13 +11,13 @@ from torch.utils.data.distributed import DistributedSampler
 from lightning_score.seeds import counted_seed
 
 
-class Rows(list):
+class Rows(list[int]):
     """The indices of a batch, and the seed of their order, 0 without shuffling."""
 
     seed = 0
 
 
-class InTurn(DistributedSampler):
+class InTurn(DistributedSampler[list[int]]):
     """The batches of one of N processes, in order: batch k of a single process goes to process k mod N.
 
     All processes have the same number of batches; the last one of a process may be empty. Lightning does not replace a
@@ -34,7 +34,7 @@ class InTurn(DistributedSampler):
     """Number of batches to skip in the next epoch."""
 
     def __init__(self, n: int, batch_size: int, rank: int = 0, processes: int = 1) -> None:
-        super().__init__(range(n), num_replicas=processes, rank=rank, shuffle=False)
+        super().__init__(range(n), num_replicas=processes, rank=rank, shuffle=False)  # type: ignore[arg-type]
         self.n, self.batch_size = n, batch_size
         self.batches = -(-n // batch_size)  # of all processes
 
@@ -92,7 +92,7 @@ class Shuffled(InTurn):
         return torch.randperm(self.n, generator=torch.Generator().manual_seed(self.seed))
 
 
-class Loader(DataLoader):
+class Loader(DataLoader[Any]):
     """A DataLoader that Lightning can resume in the middle of an epoch by `state_dict`.
 
     Args:
@@ -105,11 +105,12 @@ class Loader(DataLoader):
     """Number of batches of this epoch that have been returned."""
     _skipped = 0
 
-    def __init__(self, dataset: Dataset, sampler: Shuffled, **settings: Any) -> None:
+    def __init__(self, dataset: Dataset[Any], sampler: Shuffled, **settings: Any) -> None:
         super().__init__(dataset, sampler=sampler, **settings)
+        self.order = sampler
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        self.given = self.sampler.skipped = self._skipped
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self.given = self.order.skipped = self._skipped
         self._skipped = 0
         before = torch.get_rng_state()
         batches = super().__iter__()
@@ -121,11 +122,11 @@ class Loader(DataLoader):
 
     def state_dict(self) -> dict[str, Any]:
         """The number of batches of this epoch that have been returned, and the seeds of this and the next epoch."""
-        state = {"batches": self.given, "seed": self.sampler.seed}
-        return {**state, "following": self.sampler.following} if self.sampler.chained else state
+        state = {"batches": self.given, "seed": self.order.seed}
+        return {**state, "following": self.order.following} if self.order.chained else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes at the next `iter`; after all batches of an epoch, with the next epoch."""
         self.given = self._skipped = state["batches"] % len(self)
-        self.sampler.chained = "following" in state
-        self.sampler.following = state["seed"] if self._skipped else state.get("following")
+        self.order.chained = "following" in state
+        self.order.following = state["seed"] if self._skipped else state.get("following")

@@ -2,8 +2,8 @@
 
 import tempfile
 from abc import abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from lightning_score.errors import InputError, require
 from lightning_score.files import LocalPath, new_folder_if_kept
 from lightning_score.memory import require_room
 
+DATA = LocalPath("data")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """The files of Debian's package dataset-fashion-mnist."""
 
@@ -37,16 +38,8 @@ class PublicData(ImageData):
     inside: str = ""
     """The folder that torchvision creates in `root`."""
 
-    def __init__(
-        self,
-        root: LocalPath = "data",
-        batch_size: int = 128,
-        data_range: Sequence[float] = (0.0, 1.0),
-        flip: bool = False,
-        dequantize: bool = False,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(batch_size, data_range, flip, dequantize, num_workers)
+    def __init__(self, root: LocalPath = DATA, **options: Any) -> None:
+        super().__init__(**options)
         self.root = root
 
     @abstractmethod
@@ -106,18 +99,9 @@ class MNIST(PublicData):
     title = "MNIST"
     inside = "MNIST/raw"
 
-    def __init__(
-        self,
-        root: LocalPath = "data",
-        size: int = 28,
-        batch_size: int = 128,
-        data_range: Sequence[float] = (0.0, 1.0),
-        flip: bool = False,
-        dequantize: bool = False,
-        num_workers: int = 0,
-    ) -> None:
+    def __init__(self, root: LocalPath = DATA, size: int = 28, **options: Any) -> None:
         require(size >= 1, f"size={size}: must be a positive height and width in pixels, as in 28, 32 or 16")
-        super().__init__(root, batch_size, data_range, flip, dequantize, num_workers)
+        super().__init__(root, **options)
         self.shape = (1, size, size)
 
     def read(self, train: bool) -> datasets.MNIST:

@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,20 +14,16 @@ from tqdm import tqdm
 
 from lightning_score.data.base import Examples, Splits
 from lightning_score.data.check import check_examples
-from lightning_score.data.chunks import Batched, Pack, litdata, loader, lock_of, pack, readable
-from lightning_score.data.files import check_form, fingerprint, folder_of_cache, image_files, summary
-from lightning_score.data.folder import folder_labels
-from lightning_score.data.gray import check_gray_range, gray_scale
-from lightning_score.data.images import ImageData
+from lightning_score.data.files import ImageFiles
 from lightning_score.errors import InputError, require
 from lightning_score.files import LocalPath, new_folder_if_kept
 from lightning_score.memory import require_room
 from lightning_score.seeds import derive_seed
 
 
-class ImageStream(ImageData):
+class ImageStream(ImageFiles):
     """Images that Lightning's LitData streams from chunks, in a new order in every epoch; further arguments as in
-    `ImageData`.
+    `ImageFiles`.
 
     Every process and worker reads its own chunks in random order, and the images of each chunk in random order. An
     interrupted run resumes with the next image.
@@ -41,16 +36,10 @@ class ImageStream(ImageData):
     for comparison with samples.
 
     Args:
-        path: a folder of images; or chunks, in a folder or a bucket (s3://, gs://).
-        shape: [channels, height, width] of the model's images; 1 channel for gray, 3 for color.
-        crop: when a folder is packed, first crop to the center square of this many pixels; null: no crop.
-        num_classes: number of classes, the direct subfolders of `path` in alphabetical order, or the labels of the chunks;
-            0: no labels.
+        path: a folder of images; or chunks, in a folder or a bucket (s3://, gs://), with labels below `num_classes`.
         held_out: number of images held out, at most a tenth of all.
         in_memory: number of training images kept in memory for references of metrics, `auto`, and nearest neighbors.
-        cache: folder of the chunks; by default lightning_score in the user's cache folder.
-        gray_range: [black, white], the values that become 0 and 255 in gray images of 16 or 32 bits or of floats; null: 0
-            and a value that fits all files of a folder, which is printed.
+        num_workers: number of loader processes.
 
     Raises:
         InputError: an argument is out of range, or litdata is not installed; when the images are first needed: there are
@@ -63,67 +52,53 @@ class ImageStream(ImageData):
         self,
         path: LocalPath,
         shape: Sequence[int] = (3, 32, 32),
-        crop: int | None = None,
-        num_classes: int = 0,
         held_out: int = 5000,
         in_memory: int = 50_000,
-        cache: LocalPath | None = None,
-        gray_range: Sequence[float] | None = None,
-        batch_size: int = 128,
-        data_range: Sequence[float] = (0.0, 1.0),
-        flip: bool = False,
-        dequantize: bool = False,
         num_workers: int = 2,
+        **options: Any,
     ) -> None:
-        super().__init__(batch_size, data_range, flip, dequantize, num_workers)
-        litdata()
-        check_form(shape, crop, num_classes)
+        super().__init__(path, shape, num_workers=num_workers, **options)
+        from lightning_score.data import chunks  # noqa: F401  # needs litdata, which is optional and slow to import
+
         require(held_out > 0, f"held_out={held_out}: must be a number of images above 0, as in 5000")
         require(in_memory > 0, f"in_memory={in_memory}: must be a number of images above 0, as in 50000")
-        self.path, self.shape, self.crop, self.num_classes = path, tuple(shape), crop, num_classes
-        check_gray_range(gray_range)
-        self.held_out, self.in_memory, self.cache, self.gray_range = held_out, in_memory, cache, gray_range
+        self.held_out, self.in_memory = held_out, in_memory
 
     @cached_property
     def chunks(self) -> str:
         """The folder of the chunks; packs them if necessary."""
-        if "://" in self.path or Path(self.path, "index.json").exists():
+        if "://" in self.path or (self.folder / "index.json").exists():
             return self.path
-        folder = Path(self.path)
-        files, cache = image_files(folder), folder_of_cache(self.cache)
-        self._share_held_out(len(files))
-        labels = folder_labels(files, folder, self.num_classes)
+        self._share_held_out(len(self.files))
+        labels, cache = self.labels(), self.in_cache("").parent
+        from lightning_score.data.chunks import lock_of, pack
+
         try:
             with new_folder_if_kept(cache):
-                looked = cache / f"{folder.resolve().name}-{fingerprint(files, folder)}.gray.json"
-                scale = gray_scale(files, folder, looked, self.gray_range)
-                form = (self.shape, self.crop, self.num_classes, *([sorted(scale.items())] if scale else []))
-                packed = cache / f"{folder.resolve().name}-{fingerprint(files, folder, *form)}"
+                packed = self.in_cache(self.hashed(self.shape, self.crop, self.num_classes))
                 with lock_of(packed):  # one of several processes packs
                     if not packed.exists():
-                        pack(files, labels, folder, packed, Pack(self.shape, self.crop, scale))
+                        pack(self, labels, packed)
         except OSError as error:  # a full disk, or no permission
             raise InputError(
                 f"--data.cache {cache}: the chunks cannot be written there ({error.strerror or error}); give another folder"
             ) from error
         left_out = json.loads((packed / "left_out.json").read_text())
         if left_out:
-            rank_zero_warn(f"{summary(left_out, len(files), folder)}; all are listed in {packed / 'left_out.json'}")
+            rank_zero_warn(f"{self.summary(left_out)}; all are listed in {packed / 'left_out.json'}")
         return str(packed)
 
-    def _rows(self, first: int, last: int | None) -> Any:
+    def _rows(self, first: int = 0, last: int | None = None) -> Any:
         """A StreamingDataset of this process, of the images from `first` to `last`."""
-        return self._all().subset(slice(first, last))
+        from lightning_score.data.chunks import Images
 
-    def _all(self) -> Any:
-        """A StreamingDataset of this process, of all images."""
-        scale = None if self.gray_range is None else {"any": tuple(self.gray_range)}
-        return readable(litdata().StreamingDataset)(self.chunks, self.shape, self.num_classes, scale)
+        scale = None if self.gray_range is None else {"any": self.gray_range}
+        return Images(self.chunks, self.shape, self.num_classes, scale).subset(slice(first, last))
 
     @cached_property
     def _held_out(self) -> int:
         """The number of images held out."""
-        return self._share_held_out(len(self._all()))
+        return self._share_held_out(len(self._rows()))
 
     def _share_held_out(self, n: int) -> int:
         held_out = min(self.held_out, n // 10)
@@ -148,13 +123,15 @@ class ImageStream(ImageData):
         first = self.splits.held_out.x[:256].numpy().tobytes()
         return hashlib.sha256(chosen.encode() + first).hexdigest()[:16]
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """All images that are not held out, shuffled, augmented, and without incomplete batches.
 
         Raises:
             InputError: the training images of one process and worker do not fill a batch.
         """
-        stream = self._rows(self._held_out, None)
+        from lightning_score.data.chunks import Batched, ChunkLoader
+
+        stream = self._rows(self._held_out)
         processes = self.trainer.world_size if self.trainer is not None else 1
         available = len(stream) // processes // max(self.num_workers, 1)
         require(
@@ -162,8 +139,8 @@ class ImageStream(ImageData):
             f"batch_size={self.batch_size}: there are only {available} training images per process and worker, and "
             f"incomplete batches are dropped; choose batch_size <= {available}, or fewer num_workers",
         )
-        check_examples(self, "train", _in_memory(self._rows(self._held_out, self._held_out + 8)))
-        return loader(litdata().StreamingDataLoader)(
+        check_examples(self, "train", *_in_memory(self._rows(self._held_out, self._held_out + 8)))
+        return ChunkLoader(
             stream,
             batch_size=self.batch_size,
             shuffle=True,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +87,8 @@ class Mixture:
 
 
 class GaussianMixture(ScoreData):
-    """Points drawn from a mixture of Gaussians, whose exact density and score are in `mixture`.
+    """Points drawn from a mixture of Gaussians, whose exact density and score are in `mixture`; further arguments as in
+    `ScoreData`.
 
     Args:
         means: center of each mode.
@@ -94,8 +96,6 @@ class GaussianMixture(ScoreData):
         weights: weight of each mode; equal if null.
         num_samples: number of points, 80 % for training and 20 % held out.
         seed: the seed of the points.
-        batch_size: examples per batch and process.
-        num_workers: number of loader processes; 0 is fastest for data in memory.
 
     Raises:
         InputError: means, stds and weights do not define a mixture, or there are fewer than 2 points.
@@ -108,10 +108,9 @@ class GaussianMixture(ScoreData):
         weights: Sequence[float] | None = (0.3, 0.1, 0.3, 0.1, 0.2),
         num_samples: int = 10000,
         seed: int = 0,
-        batch_size: int = 128,
-        num_workers: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers)
+        super().__init__(**options)
         require(num_samples >= 2, f"num_samples={num_samples}: must be at least 2, one of them held out")
         require_room(32 * num_samples * len(means[0]), f"num_samples={num_samples}", "use fewer")
         self.mixture = Mixture(means, stds, weights)

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_score.errors import require
 from lightning_score.metrics.features import Activations, Features
 
 DIGIT_WEIGHTS = Path(__file__).with_name("digit_features.safetensors")
@@ -62,11 +61,22 @@ class FashionClassifier(Classifier):
 
 
 class ClassifierFeatures(Features):
-    """Features of a classifier that is shipped with the package."""
+    """Features of a classifier that is shipped with the package.
+
+    Args:
+        classifier: the network.
+        weights: the file of its weights.
+    """
 
     num_logits = 10
     in_double = True
-    classifier: Classifier
+
+    def __init__(self, classifier: Classifier, weights: Path) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.classifier.load_state_dict(load_file(weights))
+        self.num_features = classifier.head.in_features
+        self.freeze()
 
     def extract(self, x: Tensor) -> Tensor:
         return self.activations(x).features
@@ -92,20 +102,12 @@ class DigitFeatures(ClassifierFeatures):
     """
 
     name = "digits"
-    num_features = 64
 
     def __init__(self) -> None:
-        super().__init__()
-        self.classifier = DigitClassifier()
-        self.classifier.load_state_dict(load_file(DIGIT_WEIGHTS))
-        self.freeze()
+        super().__init__(DigitClassifier(), DIGIT_WEIGHTS)
 
     def prepared(self, x: Tensor) -> Tensor:
-        require(
-            tuple(x.shape[1:]) == (1, 8, 8) and x.dtype == torch.uint8,
-            f"DigitFeatures got {x.dtype} examples of shape {tuple(x.shape[1:])}, but needs 8x8 digits, uint8 "
-            "(1, 8, 8): use InceptionFeatures for other images and RawFeatures for toys",
-        )
+        self.require_form(x, tuple(x.shape[1:]) == (1, 8, 8) and x.dtype == torch.uint8, "8x8 digits, uint8 (1, 8, 8)")
         return x
 
 
@@ -119,21 +121,14 @@ class FashionFeatures(ClassifierFeatures):
     """
 
     name = "fashion"
-    num_features = 128
     resize = "28x28, bilinear"
 
     def __init__(self) -> None:
-        super().__init__()
-        self.classifier = FashionClassifier()
-        self.classifier.load_state_dict(load_file(FASHION_WEIGHTS))
-        self.freeze()
+        super().__init__(FashionClassifier(), FASHION_WEIGHTS)
 
     def prepared(self, x: Tensor) -> Tensor:
-        require(
-            x.ndim == 4 and x.shape[1] == 1 and x.dtype == torch.uint8,
-            f"FashionFeatures got {x.dtype} examples of shape {tuple(x.shape[1:])}, but needs gray clothing, uint8 "
-            "(1, H, W): use InceptionFeatures for other images and RawFeatures for toys",
-        )
+        gray = x.ndim == 4 and x.shape[1] == 1 and x.dtype == torch.uint8
+        self.require_form(x, gray, "gray clothing, uint8 (1, H, W)")
         return to_28(x)
 
 

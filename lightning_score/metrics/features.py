@@ -63,7 +63,14 @@ class Features(nn.Module, ABC):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Activations:
         parts = [self.activations(part) for part in x.split(self.chunk)]
-        return Activations(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        features, logits = (torch.cat(columns) for columns in zip(*parts, strict=True))
+        require(
+            features.shape == (len(x), self.num_features) and logits.shape == (len(x), self.num_logits),
+            f"{type(self).__name__}: returns features and logits of shapes {tuple(features.shape)} and "
+            f"{tuple(logits.shape)} for examples of shape {tuple(x.shape)}, but num_features={self.num_features} and "
+            f"num_logits={self.num_logits} are declared",
+        )
+        return Activations(features, logits)
 
     def move_to(self, module: nn.Module) -> "Features":
         """Moves to the device of a model, and to its precision if that is double."""
@@ -87,12 +94,10 @@ class Features(nn.Module, ABC):
 
     @torch.no_grad()
     def check(self, examples: Tensor) -> None:
-        """Raises `InputError` unless the features of examples in the form of the data module's `reference()` can be computed
-        and are as many as declared.
-        """
-        name, n = type(self).__name__, len(examples)
-        numbers = f"{name}: the sums of outer products of {self.num_features} features, in ten blocks"
-        require_room(88 * self.num_features**2, numbers, "use fewer features, as InceptionFeatures")
+        """Raises `InputError` unless the features of examples, in the form of `reference()`, can be computed."""
+        name = type(self).__name__
+        sums = f"{name}: the sums of outer products of {self.num_features} features, in ten blocks"
+        require_room(88 * self.num_features**2, sums, "use fewer features, as InceptionFeatures")
         given = f"examples of {examples.dtype} and shape {tuple(examples.shape[1:])}"
         device = next((tensor.device for tensor in self.state_dict().values()), examples.device)
         try:
@@ -102,13 +107,15 @@ class Features(nn.Module, ABC):
         except Exception as error:  # of any module
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"{name}: cannot be computed from {given}: {type(error).__name__}: {reason}") from error
-        shapes = tuple(found.features.shape), tuple(found.logits.shape)
-        require(
-            shapes == ((n, self.num_features), (n, self.num_logits)),
-            f"{name}: returns features and logits of shapes {shapes[0]} and {shapes[1]} for {n} {given}, but num_features="
-            f"{self.num_features} and num_logits={self.num_logits} are declared",
-        )
         require(bool(found.features.isfinite().all()), f"{name}: returns NaN or infinity for {given}")
+
+    def require_form(self, x: Tensor, fits: bool, form: str) -> None:
+        """Raises `InputError` unless examples have the form that the features need."""
+        require(
+            fits,
+            f"{type(self).__name__} got {x.dtype} examples of shape {tuple(x.shape[1:])}, but needs {form}: use "
+            "InceptionFeatures for other images and RawFeatures for other data, with its `shape`",
+        )
 
     def freeze(self) -> None:
         """Excludes the parameters from training."""
@@ -136,10 +143,7 @@ class RawFeatures(Features):
         self.freeze()
 
     def extract(self, x: Tensor) -> Tensor:
-        require(
-            tuple(x.shape[1:]) == self.shape,
-            f"RawFeatures got examples of shape {tuple(x.shape[1:])}, but was made for {self.shape}: set its `shape`",
-        )
+        self.require_form(x, tuple(x.shape[1:]) == self.shape, f"shape {self.shape}")
         return x.flatten(1).float()
 
 
@@ -159,13 +163,7 @@ class ModuleFeatures(Features):
         self.freeze()
 
     def extract(self, x: Tensor) -> Tensor:
-        features = self.module(x).flatten(1)
-        require(
-            features.shape[1] == self.num_features,
-            f"ModuleFeatures: {type(self.module).__name__} returns {features.shape[1]} numbers per example of shape "
-            f"{tuple(x.shape[1:])}, but num_features={self.num_features}",
-        )
-        return features.float()
+        return self.module(x).flatten(1).float()
 
 
 class InceptionFeatures(Features):
@@ -193,19 +191,16 @@ class InceptionFeatures(Features):
     def __init__(self, weights: LocalPath | None = None) -> None:
         super().__init__()
         self.network = _load_inception(weights or os.environ.get(INCEPTION_VARIABLE) or None)
-        self.network.to(memory_format=torch.channels_last)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         self.freeze()
 
     def extract(self, x: Tensor) -> Tensor:
         return self.activations(x).features
 
     def activations(self, x: Tensor) -> Activations:
-        require(
-            x.ndim == 4 and x.shape[1] in (1, 3) and x.dtype == torch.uint8,
-            f"InceptionFeatures got {x.dtype} examples of shape {tuple(x.shape[1:])}; it takes images, uint8 (1, H, W) "
-            "or (3, H, W): take RawFeatures for toys",
-        )
-        self.network.feature_extractor_internal_dtype = torch.float64 if self.doubled else torch.float32
+        images = x.ndim == 4 and x.shape[1] in (1, 3) and x.dtype == torch.uint8
+        self.require_form(x, images, "images, uint8 (1, H, W) or (3, H, W)")
+        self.network.feature_extractor_internal_dtype = torch.float64 if self.doubled else torch.float32  # type: ignore[assignment]
         features, logits = self.network(x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last))
         return Activations(features, logits)
 

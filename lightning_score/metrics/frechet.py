@@ -40,33 +40,27 @@ def _root_trace(first: Statistics, second: Statistics) -> Tensor:
     """tr (C1 C2)^(1/2), symmetric in both."""
     known = second.factor is None and first.factor is not None
     one, other = (first, second) if known else (second, first)  # of `one`, the factor is known if any is
-    factor = factored(one).factor
+    factor = factor_of(one)
     if other.factor is None and factor.shape[0] == factor.shape[1]:
         squares = torch.linalg.eigvalsh(factor.mT @ other.covariance.double() @ factor)
         if squares[0] > 1e-12 * squares[-1]:
             return squares.sqrt().sum()
     # Squares are inaccurate where nearly singular, as for fewer examples than features: use singular values of the factors.
-    return torch.linalg.svdvals(factor.mT @ factored(other).factor).sum()
+    return torch.linalg.svdvals(factor.mT @ factor_of(other)).sum()
 
 
-def factored(statistics: Statistics) -> Statistics:
-    """Adds a factor of the covariance: Cholesky's, or that of its eigenvectors if it is nearly singular."""
+def factor_of(statistics: Statistics) -> Tensor:
+    """A factor of the covariance: the known one, Cholesky's, or that of its eigenvectors if it is nearly singular."""
     if statistics.factor is not None:
-        return statistics
-    lower, regular = _cholesky(statistics.covariance)
-    if regular:
-        return statistics._replace(factor=lower)
+        return statistics.factor
+    lower, failed = torch.linalg.cholesky_ex(statistics.covariance.double())
+    pivots = lower.diagonal()
+    if not failed and pivots.min() > 1e-6 * pivots.max():
+        return lower
     values, vectors = torch.linalg.eigh(statistics.covariance.double())
     # The roots of eigenvalues that are zero up to rounding would be far above rounding.
     kept = values > len(values) * torch.finfo(values.dtype).eps * values[-1].clamp(min=0)
-    return statistics._replace(factor=vectors[:, kept] * values[kept].sqrt())
-
-
-def _cholesky(covariance: Tensor) -> tuple[Tensor, bool]:
-    """The lower factor, and whether the matrix is far from singular."""
-    lower, failed = torch.linalg.cholesky_ex(covariance.double())
-    pivots = lower.diagonal()
-    return lower, not failed and bool(pivots.min() > 1e-6 * pivots.max())
+    return vectors[:, kept] * values[kept].sqrt()
 
 
 class Estimate(NamedTuple):
@@ -85,7 +79,7 @@ def frechet_estimate(real: Statistics, fake: FeatureSums | KeptFeatures, error: 
         fake: features of the samples, in B blocks; fewer than 3 give no error.
         error: whether to compute the error, which takes B more distances.
     """
-    real = factored(real)
+    real = real._replace(factor=factor_of(real))
     value = frechet_distance(real, fake.compute())
     filled = [b for b in range(fake.blocks) if fake.count[b] > 0]
     if not error or len(filled) < 3 or int(fake.count.sum() - fake.count.max()) < 2:

@@ -51,7 +51,7 @@ def _kernel_means(x: Tensor, y: Tensor, chunk: int) -> tuple[Tensor, Tensor, Ten
     x with itself, without the pairs of one example.
     """
     same = x is y
-    rows, columns, squares = [], torch.zeros(len(y), dtype=y.dtype, device=y.device), 0.0
+    rows, columns, squares = [], y.new_zeros(len(y)), y.new_zeros(())
     for first, part in zip(range(0, len(x), chunk), x.split(chunk), strict=True):
         kernel = (part @ y.mT / x.shape[1] + 1) ** 3
         if same:
@@ -115,16 +115,15 @@ def manifold(real: Tensor, fake: Tensor, neighbors: int = 3, chunk: int = 4096) 
     center = real.double().mean(0)  # single precision is inaccurate far from 0
     real, fake = (real - center).float(), (fake - center).float()
     real_radii, fake_radii = _radii(real, neighbors, chunk), _radii(fake, neighbors, chunk)
-    precise = dense = recalled = 0
-    covered = torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    precise = dense = 0
+    covered, recalled = torch.zeros(2, len(real), dtype=torch.bool, device=real.device)
     for part, radii in zip(fake.split(chunk), fake_radii.split(chunk), strict=True):
         distances = torch.cdist(real, part)  # (N, chunk)
         inside = distances <= real_radii[:, None]
         precise += int(inside.any(0).sum())
         dense += int(inside.sum())
         covered |= inside.any(1)
-        within = distances <= radii[None]
-        recalled = within.any(1) if isinstance(recalled, int) else recalled | within.any(1)
+        recalled |= (distances <= radii).any(1)
     return Manifold(
         precision=precise / len(fake),
         recall=float(recalled.float().mean()),

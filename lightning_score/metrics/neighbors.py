@@ -1,6 +1,7 @@
 """Memorization: whether samples are copies of training examples."""
 
 import math
+from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ CHUNK = 1024
 """Number of training examples whose distances are in memory at once."""
 
 
-class Neighbors(NamedTuple):
+@dataclass(frozen=True)
+class Neighbors:
     """The nearest training examples of some samples.
 
     Attributes:

@@ -38,6 +38,9 @@ class FeatureSums(Metric):
 
     full_state_update = False
     is_differentiable = False
+    count: Tensor
+    total: Tensor
+    outer: Tensor
 
     def __init__(self, num_features: int, blocks: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -149,14 +152,12 @@ def read_npz(path: str | Path) -> Statistics:
     require(path.is_file(), f"{path}: there is no such file of statistics")
     try:
         arrays = read_arrays(path)
-    except InputError as error:
-        raise InputError(f"{error}: not a file of statistics, .npz with mu and sigma") from error
-    missing = {"mu", "sigma"} - arrays.keys()
-    require(not missing, f"{path}: lacks {', '.join(sorted(missing))}; it holds {', '.join(arrays) or 'nothing'}")
-    try:
+        missing = {"mu", "sigma"} - arrays.keys()
+        require(not missing, f"{path}: lacks {', '.join(sorted(missing))}; it holds {', '.join(arrays) or 'nothing'}")
         mean, covariance = (torch.from_numpy(np.asarray(arrays[name], dtype=np.float64)) for name in ("mu", "sigma"))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: not a file of statistics, .npz with mu and sigma ({error})") from error
+    except (InputError, ValueError, TypeError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise InputError(f"{path}: not a file of statistics, .npz with mu and sigma: {reason}") from error
     require(
         mean.ndim == 1 and covariance.shape == (len(mean), len(mean)),
         f"{path}: mu is {tuple(mean.shape)} and sigma {tuple(covariance.shape)}; they must be (D,) and (D, D)",

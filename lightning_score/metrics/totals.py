@@ -73,7 +73,7 @@ class MetricTotals:
         """
         try:
             found = self._measure(real, all_metrics, fid_infinity)
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # missing in torch's stubs
             raise Unmeasurable(f"the distance cannot be computed: {error}") from error
         wrong = [f"{kind} is {estimate.value:g}" for kind, estimate in found.items() if not math.isfinite(estimate.value)]
         if wrong:
@@ -100,7 +100,7 @@ class MetricTotals:
 
     def reduce(self, trainer: Trainer) -> None:
         """Sums over all processes, on each of them."""
-        for name in ("count", "total", "outer"):
+        for name in self.sums.metric_state:
             setattr(self.sums, name, trainer.strategy.reduce(getattr(self.sums, name), reduce_op="sum"))
         device = self.sums.count.device
         self.kept = trainer.strategy.reduce(self.kept.to(device), reduce_op="sum")
@@ -108,11 +108,11 @@ class MetricTotals:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors."""
-        sums = {name: getattr(self.sums, name).cpu() for name in ("count", "total", "outer")}
+        sums = {name: getattr(self.sums, name).cpu() for name in self.sums.metric_state}
         return {**sums, "kept": self.kept, "logits": self.logits}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Resumes from a saved state."""
-        for name in ("count", "total", "outer"):
+        for name in self.sums.metric_state:
             getattr(self.sums, name).copy_(state[name])
         self.kept, self.logits = state["kept"].clone(), state["logits"].clone()

@@ -97,7 +97,7 @@ WRONG = [
     ({"first": 0}, r"Mine\.load: train is empty"),
     ({"first": N}, r"Mine\.load: held_out is empty"),
     ({"levels": 16}, r"9\d% of the bytes are none of the 16 levels that are declared.*declare levels = 256"),
-    ({"levels": 65536}, "levels=65536: bytes have at most 256"),
+    ({"levels": 65536}, r"levels=65536: must be .* \(bytes have at most 256\)"),
     ({"x": BYTES.to("meta")}, "train.x is torch.uint8, torch.strided, on meta, must be a plain tensor"),
     ({"y": LABELS.to("meta")}, "train.y is torch.int64, torch.strided, on meta"),
     ({"load": lambda self: ((BYTES.to_sparse(), LABELS),) * 2}, "torch.sparse_coo"),

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lightning_score.cli import run
-from lightning_score.data import ImageFolder, ImageStream, folder as folder_module
+from lightning_score.data import ImageFolder, ImageStream
 from lightning_score.data.chunks import as_example
 from lightning_score.data.files import image_files
 from lightning_score.data.gray import eight_bits
@@ -43,7 +43,7 @@ def made(folder, kind=ImageFolder, **options):
 def stored(data):
     """The image of each file, by its name."""
     x = torch.cat([data.splits.held_out.x, data.splits.train.x]) if isinstance(data, ImageStream) else data.reference()
-    return dict(zip([file.stem for file in image_files(data.path)] if isinstance(data, ImageFolder) else x, x, strict=True))
+    return dict(zip([file.stem for file in data.files] if isinstance(data, ImageFolder) else x, x, strict=True))
 
 
 def ramps(n, high, dtype):
@@ -92,12 +92,12 @@ def test_floats_beyond_one_keep_their_levels(write):
     draws = np.random.RandomState(0)
     floats = made(write([draws.uniform(0.2, 1.86, (SIDE, SIDE)).astype(np.float32) for _ in range(20)]))
     assert len(floats.reference().unique()) > 200
-    shutil.rmtree(floats.path)
+    shutil.rmtree(floats.folder)
     deep = made(write([draws.randint(0, 3500, (SIDE, SIDE)).astype(np.uint16) for _ in range(20)], "png"))
     assert len(deep.reference().unique()) > 200
 
 
-def test_the_scale_is_of_all_files_and_of_the_cache(write, tmp_path):
+def test_the_scale_is_of_all_files_and_of_the_cache(write, monkeypatch):
     """A file more changes it for all; a chosen one is another entry of the cache, and another fingerprint."""
     folder = write(ramps(10, (1.0,), np.float32))
     first = made(folder)
@@ -110,7 +110,7 @@ def test_the_scale_is_of_all_files_and_of_the_cache(write, tmp_path):
     assert more.fingerprint != first.fingerprint
     assert sorted(more.reference().flatten(1).amax(1).tolist()) == [*[128] * 10, 255]
     again = made(folder)
-    again._read = None  # nothing is decoded again
+    monkeypatch.setattr("lightning_score.data.files.read_image", None)  # nothing is decoded again
     assert torch.equal(again.reference(), more.reference()) and again.fingerprint == more.fingerprint
 
 
@@ -233,7 +233,7 @@ class TestCache:
         assert torch.equal(made(folder).reference(), first)
 
     def test_what_does_not_fit_is_found_before_all_is_decoded(self, folder, monkeypatch, tmp_path):
-        monkeypatch.setattr(folder_module, "read_image", None)
+        monkeypatch.setattr("lightning_score.data.files.read_image", None)
         for options, message in (({"num_classes": 5}, "num_classes=5"), ({"held_out": 0.99}, "none is left for training")):
             with pytest.raises(InputError, match=message):
                 made(folder, **options).train_dataloader()

@@ -5,6 +5,7 @@ import hashlib
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from inspect import signature
 from pathlib import Path
 from urllib.error import URLError
 
@@ -25,7 +26,7 @@ from lightning_score.data import (
     ImageStream,
     public as public_data,
 )
-from lightning_score.data.folder import image_files
+from lightning_score.data.files import image_files
 from lightning_score.data.public import resized
 from lightning_score.errors import InputError
 
@@ -153,7 +154,8 @@ class TestFolder:
         make = lambda: ImageFolder(str(folder), shape=[3, 8, 8])  # noqa: E731
         first = make().splits.train.x.clone()
         opened = []
-        monkeypatch.setattr(ImageFolder, "_read", lambda self, file: opened.append(file) or np.zeros((3, 8, 8), np.uint8))
+        read = lambda file, *_: opened.append(file) or np.zeros((3, 8, 8), np.uint8)  # noqa: E731
+        monkeypatch.setattr("lightning_score.data.files.read_image", read)
         assert torch.equal(make().splits.train.x, first) and not opened
         os.utime(folder / "cats" / "0.png", ns=(0, 0))
         assert make().splits.train.x.sum() == 0 and len(opened) == 40
@@ -205,4 +207,5 @@ def test_every_argument_has_help(kind):
     parser.add_class_arguments(kind, "data")
     texts = {action.dest: action.help for action in parser._actions if action.dest.startswith("data.")}
     assert {f"data.{name}" for name in ("batch_size", "data_range", "flip", "dequantize", "num_workers")} <= texts.keys()
+    assert {name.removeprefix("data.") for name in texts} == {*signature(kind).parameters}, "and Python shows them all"
     assert all(texts.values()), texts
