@@ -18,8 +18,7 @@ from lightning_score.commands.resume import complete_arguments
 from lightning_score.commands.schedule import schedule
 from lightning_score.commands.trainer_commands import TRAINER_COMMANDS
 from lightning_score.errors import InputError, printable, require
-from lightning_score.runs.folders import discarding
-from lightning_score.runs.lock import release
+from lightning_score.runs.folders import discarding, release
 from lightning_score.runs.wandb_logger import fail_trial, finish_run, in_trial
 from lightning_score.sweep.macros import from_agent
 

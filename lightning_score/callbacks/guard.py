@@ -114,7 +114,7 @@ class LossGuard(Callback):
             self._restores_best = False
             self.policy.recover(trainer, pl_module, BEST)  # last.ckpt was saved just before the validation
         self._batch = (*batch, batch_idx)
-        self._random = {} if pl_module.draws.counted else random_state(pl_module.device)
+        self._random = {} if pl_module.draws.seed is not None else random_state(pl_module.device)
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: ScoreModel, optimizer: torch.optim.Optimizer) -> None:
         """Begins a step without bad losses."""

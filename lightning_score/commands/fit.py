@@ -19,7 +19,7 @@ from lightning_score.commands.summary import print_start, print_training
 from lightning_score.commands.trainer import TrainerCommand
 from lightning_score.errors import require
 from lightning_score.runs.checkpoints import read_checkpoint
-from lightning_score.runs.lock import hold
+from lightning_score.runs.folders import hold
 from lightning_score.runs.logs import cut_logs
 from lightning_score.runs.trust import trust_for
 from lightning_score.runs.wandb_logger import in_trial

@@ -3,7 +3,7 @@
 import lightning_score.torchvision_guard  # noqa: F401
 
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from lightning_score.errors import InputError, one_line, require
 from lightning_score.runs.checkpoints import SafeCheckpointIO
 from lightning_score.runs.folders import check_name, new_dated_folder, new_folder
 from lightning_score.runs.rendezvous import agree_on_folder, explain_lost_peer
-from lightning_score.runs.status import STOPPED_EARLY, RunStatus
+from lightning_score.runs.status import STOPPED_EARLY, recording
 from lightning_score.runs.wandb_logger import RunCSVLogger, in_trial, wandb_logger
 from lightning_score.training.sharding import check_strategy
 
@@ -111,10 +111,10 @@ class TrainerCommand(ExperimentCLI, ABC):
     def execute(self) -> None:
         """Does the work of the command with the trainer, and prints its results."""
 
-    def _status(self) -> RunStatus:
+    def _status(self) -> AbstractContextManager[None]:
         terminated = STOPPED_EARLY if in_trial() else "interrupted"  # so W&B's early termination ends a trial
         given, steps = self.invocation.given, self.trainer.max_steps
-        return RunStatus(self.folder, given, lambda: self.trainer.global_step, steps, terminated)
+        return recording(self.folder, given, lambda: self.trainer.global_step, steps, terminated)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Makes the folder once model and data are known to fit, then the trainer with its loggers and callbacks."""

@@ -34,7 +34,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         self.unsaved: dict[str, str] = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Writes it, or prints why it could not; the former checkpoint stays intact."""
+        """Writes it, or prints why that failed; the former checkpoint stays intact."""
         file = Path(path)
         try:
             with replacing(file) as temporary:
@@ -45,14 +45,14 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 _keep_previous(file)
             self.unsaved.pop(str(file), None)
         except OSError as error:
-            self.unsaved[str(file)] = reason = error.strerror
+            self.unsaved[str(file)] = reason = str(error.strerror)
             there = f"; {file} is the previous one" if file.exists() else ""
             tqdm.write(
                 f"checkpoint of step {checkpoint.get('global_step')}: not saved ({reason}){there}. Training continues."
             )
 
     def load_checkpoint(
-        self, path: Any, map_location: Callable | None = None, weights_only: bool | None = None
+        self, path: Any, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Reads an undamaged one.
 

@@ -1,14 +1,18 @@
-"""Run folders: names, new folders, and removal of empty ones."""
+"""Run folders: names, new folders, removal of empty ones, and a lock, so that one process at a time trains in one."""
 
+import fcntl
+import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from lightning_score.errors import InputError, require
 from lightning_score.files import replacing
-from lightning_score.runs.status import STATUS
+from lightning_score.runs.status import STATUS, read_status
 from lightning_score.stopping import cleaning
 
 LEADS_OUT = "leads out of the folder of runs, or is not a file; left out"
@@ -19,7 +23,11 @@ LONGEST_NAME = 200
 WITHOUT_RESULT = ("config.yaml", "hparams.yaml", STATUS)
 """Files that a run writes before it has computed anything."""
 
+LAST_WORKERS = 8.0
+"""Seconds that data-loading processes may outlive a killed run."""
+
 _made: list[tuple[Path, list[Path]]] = []  # folders that this process made, with the parents that it had to make
+_held: list[int] = []  # descriptors of the folders that it has locked
 
 
 def check_name(name: str, option: str) -> None:
@@ -114,18 +122,58 @@ def new_dated_folder(parent: Path) -> Path:
         InputError: it cannot be written.
     """
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    for suffix in ("", *(f"-{k}" for k in range(2, 1000))):
-        folder = parent / f"{stamp}{suffix}"
-        if not folder.exists():
-            try:
-                return new_folder(folder)
-            except InputError:
-                if not folder.exists():
-                    raise
-    raise InputError(f"{parent}: already holds a thousand folders of this second; choose another output folder")
+    folder, n = parent / stamp, 1
+    while True:
+        try:
+            return new_folder(folder)
+        except InputError:
+            if not folder.exists():
+                raise
+        n += 1
+        folder = parent / f"{stamp}-{n}"
 
 
 def point_latest(folder: Path) -> None:
     """Atomically makes `latest`, next to the folder, a link to it."""
     with replacing(folder.parent / "latest") as temporary:
         temporary.symlink_to(folder.name)
+
+
+def hold(folder: Path) -> None:
+    """Locks a run folder until the command or its process ends: two runs would overwrite each other's files.
+
+    Raises:
+        InputError: another process is training in it.
+    """
+    _held.append(os.open(folder, os.O_RDONLY))
+    status = read_status(folder)
+    where = f"process {status.get('pid')} on {status.get('host')}"
+    end = time.monotonic() + (0 if _is_alive(status) else LAST_WORKERS)
+    with suppress(OSError):  # of a file system that cannot lock folders
+        while not _locks(_held[-1]):
+            require(time.monotonic() < end, f"{folder}: {where} is training in this run; wait for its end, or stop it")
+            time.sleep(0.1)
+
+
+def _locks(descriptor: int) -> bool:
+    """Locks a folder unless another process has."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_alive(status: dict[str, Any]) -> bool:
+    """Whether the process of a status runs on this machine."""
+    try:
+        os.kill(int(status["pid"]), 0)
+    except (KeyError, OSError, ValueError, TypeError, OverflowError):
+        return False
+    return status.get("host") == socket.gethostname()
+
+
+def release() -> None:
+    """Unlocks all folders."""
+    while _held:
+        os.close(_held.pop())

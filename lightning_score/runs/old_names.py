@@ -18,6 +18,7 @@ MODULES = {
     "model": "training.model",
     "optimization": "training.optimization",
     "parametrization": "score.parametrization",
+    "runs.csv_logger": "runs.logs",
     "schedule": "process.ladder",
     "sharding": "training.sharding",
 }

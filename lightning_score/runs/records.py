@@ -153,10 +153,8 @@ def read_records(path: Path) -> list[Record]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             entries = {names[key]: value for key, value in json.loads(line).items() if key in names}
-            records.append(
-                Record(**{name: new_metric(value) if name == "metric" else value for name, value in entries.items()})
-            )
-        except (ValueError, TypeError, AttributeError) as error:
+            records.append(Record(**entries | {"metric": new_metric(entries["metric"])}))
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
             warnings.warn(f"{path}, line {number}: not a record ({error}); left out", stacklevel=2)
     return records
 
@@ -169,17 +167,10 @@ def by_axis(records: Iterable[Record]) -> dict[tuple[Any, ...], list[Record]]:
     return groups
 
 
-def abbreviated(n: int) -> str:
-    """898, 1k, 10k, 1m."""
-    for size, suffix in ((1_000_000, "m"), (1000, "k")):
-        if n >= size and n % size == 0:
-            return f"{n // size}{suffix}"
-    return str(n)
-
-
 def metric_name(kind: str, features: str, n: int) -> str:
-    """`fid_inception` for the usual 50 000 samples; else with the number: `fid_digits_1k`."""
-    return f"{kind}_{features}" if n == 50_000 else f"{kind}_{features}_{abbreviated(n)}"
+    """`fid_inception` for the usual 50 000 samples; else with the number: `fid_digits_898`, `fid_digits_1k`."""
+    short = f"{n // 1_000_000}m" if n % 1_000_000 == 0 else f"{n // 1000}k" if n % 1000 == 0 else str(n)
+    return f"{kind}_{features}" if n == 50_000 else f"{kind}_{features}_{short}"
 
 
 def finite(value: Any) -> Any:

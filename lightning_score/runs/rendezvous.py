@@ -9,22 +9,19 @@ from datetime import timedelta
 from itertools import count
 
 import torch.distributed as dist
+from lightning.fabric.plugins import ClusterEnvironment
 from lightning.pytorch import Trainer
-from lightning.pytorch.plugins.environments import (
-    LightningEnvironment,
-    LSFEnvironment,
-    MPIEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from lightning.pytorch.plugins import environments
+from torch.distributed import PrefixStore, Store, TCPStore
 
 from lightning_score.errors import InputError, one_line
 from lightning_score.stopping import cleaning
 
-LAUNCHERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
+LAUNCHERS = (environments.TorchElasticEnvironment, environments.SLURMEnvironment, environments.LSFEnvironment,
+             environments.MPIEnvironment)  # fmt: skip
 """Launchers of several processes, in Lightning's order."""
 VARIABLE = "LIGHTNING_SCORE_FOLDER"  # hands the run folder to processes that this one starts
-PORT_BESIDE = 10_000
+PORT_OFFSET = 10_000
 """Added to the main port for the rendezvous."""
 TIMEOUT = timedelta(minutes=10)
 """Until all processes must have started."""
@@ -35,7 +32,7 @@ GRACE_AFTER_SIGNAL = 3.0
 LOST_PEER = re.compile(r"timed? ?out|connection (closed|reset|refused)|broken pipe|gloo|nccl|socket", re.IGNORECASE)
 
 _runs = count()  # of this process
-_stores: list[dist.Store] = []  # stay open as long as the process
+_stores: list[TCPStore] = []  # stay open as long as the process
 
 
 class Rendezvous:
@@ -51,41 +48,38 @@ class Rendezvous:
     """
 
     def __init__(self, num_nodes: int = 1) -> None:
-        self.rank, self.processes, self._address, self._port, self._served = 0, 1, "", 0, False
-        found = next((kind() for kind in LAUNCHERS if kind.detect()), None)
-        if found is not None:
-            self.rank, self.processes = found.global_rank(), found.world_size()
-            self._served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun
+        self.rank, self.processes = 0, 1
+        launched: ClusterEnvironment | None = next((kind() for kind in LAUNCHERS if kind.detect()), None)
+        self._environment = launched or environments.LightningEnvironment()
+        if launched is not None:
+            self.rank, self.processes = launched.global_rank(), launched.world_size()
         elif num_nodes > 1 and "LOCAL_RANK" not in os.environ:
-            found = LightningEnvironment()
-            self.rank, self.processes = found.node_rank(), num_nodes
-        self.alone = found is not None and self.processes == 1
-        if self.processes > 1:
-            self._address, self._port = found.main_address, found.main_port
+            self.rank, self.processes = self._environment.node_rank(), num_nodes
+        self.alone = launched is not None and self.processes == 1
+        self._served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun
 
     @property
     def attempt(self) -> int:
         """How often torchrun has restarted the processes after a failure."""
         return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if self._served else 0
 
-    def store(self) -> dist.Store:
+    def store(self) -> Store:
         """The key-value store of these processes."""
-        first = not _stores
-        if first:
-            port = self._port if self._served else (self._port + PORT_BESIDE) % 65536
-            self._open_store(port, serves=self.rank == 0 and not self._served)
-        store = dist.PrefixStore("lightning_score", _stores[0])
-        if first and self.attempt:
-            self._move_process_group(store)
-        return store
+        if not _stores:
+            main = self._environment.main_port
+            self._open_store(main if self._served else (main + PORT_OFFSET) % 65536, self.rank == 0 and not self._served)
+            if self.attempt:
+                self._move_process_group()
+        return PrefixStore("lightning_score", _stores[0])
 
     def _open_store(self, port: int, serves: bool) -> None:
-        _stores.append(dist.TCPStore(self._address, port, is_master=serves, timeout=TIMEOUT, wait_for_workers=False))
+        address = self._environment.main_address
+        _stores.append(TCPStore(address, port, is_master=serves, timeout=TIMEOUT, wait_for_workers=False))
 
-    def _move_process_group(self, store: dist.Store) -> None:
+    def _move_process_group(self) -> None:
         """Moves the process group to a store of rank 0. torchrun's store, which PyTorch reuses after a restart, still holds
         the addresses of ended processes, for which gloo would wait."""
-        key = f"port/{self.attempt}"
+        key, store = f"port/{self.attempt}", self.store()
         if self.rank == 0:
             self._open_store(0, serves=True)
             store.set(key, str(_stores[-1].port))
@@ -135,7 +129,7 @@ def explain_lost_peer(trainer: Trainer) -> Iterator[None]:
     """Within it, an error because of another process explains that, and no process that this one started outlives it.
 
     Raises:
-        InputError: in place of the error of the library for communication.
+        InputError: instead of the error of the communication library.
     """
     try:
         with cleaning(lambda: _end_others(trainer, 0.0)):

@@ -6,10 +6,9 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from lightning_score import __version__
@@ -42,8 +41,7 @@ def row_steps(folder: Path) -> Callable[[int, bool], int]:
     pictures and `evaluations.jsonl`, whose steps always were the steps done.
     """
     status = read_status(folder)
-    known = status.get("format")
-    if (isinstance(known, int) and known >= FORMAT) or status.get("command", "fit") != "fit":
+    if status.get("format") == FORMAT or status.get("command", "fit") != "fit":
         return lambda step, validation: step
     names = [file.stem.removeprefix("step_") for file in folder.glob("*/step_*.png")]
     measured = {int(name) for name in names if name.isdecimal()}
@@ -57,9 +55,12 @@ def row_steps(folder: Path) -> Callable[[int, bool], int]:
     return steps
 
 
-class RunStatus:
-    """Writes the state of a run into `run.json` of its folder. Within its context a thread updates it every ten seconds, so
-    that a killed run can be distinguished from a running one.
+@contextmanager
+def recording(
+    folder: Path, arguments: Sequence[str], step: Callable[[], int], max_steps: int = -1, terminated: str = "interrupted"
+) -> Iterator[None]:
+    """Within it, `run.json` of a run folder holds the state of the run. A thread updates it every ten seconds, so that a
+    killed run can be distinguished from a running one.
 
     The file holds command, arguments, state (running, finished, interrupted, failed or stopped early), message, host, pid,
     slurm_job, started and updated (seconds since 1970), seconds (of running), step, max_steps, version and format. It is
@@ -72,58 +73,45 @@ class RunStatus:
         max_steps: the number of training steps, -1 if unknown.
         terminated: the state after SIGTERM.
     """
+    before, begun, over = read_status(folder), time.time(), threading.Event()
+    entries: dict[str, Any] = {
+        "command": arguments[0],
+        "arguments": list(arguments),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": before.get("started", begun),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "max_steps": max_steps,
+        "version": __version__,
+        "format": FORMAT,
+    }
 
-    def __init__(
-        self,
-        folder: Path,
-        arguments: Sequence[str],
-        step: Callable[[], int],
-        max_steps: int = -1,
-        terminated: str = "interrupted",
-    ):
-        self._terminated = terminated
-        self._file, self._step = folder / STATUS, step
-        before = read_status(folder)
-        self._begun, self._before, self._over = time.time(), float(before.get("seconds", 0.0)), threading.Event()
-        self._entries: dict[str, Any] = {
-            "command": arguments[0],
-            "arguments": list(arguments),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": before.get("started", self._begun),
-            "slurm_job": os.environ.get("SLURM_JOB_ID"),
-            "max_steps": max_steps,
-            "version": __version__,
-            "format": FORMAT,
-        }
-        self._cleaning = ExitStack()
-        self._thread = threading.Thread(target=self._beat, name="run status", daemon=True)
-
-    def __enter__(self) -> "RunStatus":
-        self._write("running")
-        self._cleaning.enter_context(cleaning(lambda: self._write("interrupted", "ended by a signal")))
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._over.set()
-        self._cleaning.close()
-        self._thread.join()
-        if error is None:
-            self._write("finished")
-        elif isinstance(error, (KeyboardInterrupt, SystemExit)):  # so Lightning ends after a signal
-            by_sigterm = isinstance(error, SystemExit) and error.code in (None, 0, 143)
-            self._write(self._terminated if by_sigterm else "interrupted", "ended by a signal")
-        else:
-            self._write("failed", f"{kind.__name__}: {' '.join(str(error).split())[:300]}")
-
-    def _beat(self) -> None:
-        while not self._over.wait(HEARTBEAT):
-            self._write("running")
-
-    def _write(self, state: str, message: str = "") -> None:
+    def write(state: str, message: str = "") -> None:
         now = time.time()
-        seconds = self._before + now - self._begun
-        here = {"state": state, "message": message, "updated": now, "seconds": seconds, "step": self._step()}
+        seconds = float(before.get("seconds", 0.0)) + now - begun
+        here = {"state": state, "message": message, "updated": now, "seconds": seconds, "step": step()}
         with suppress(OSError):  # as on a full disk: the run matters more than its status
-            replace_text(self._file, json.dumps(self._entries | here, indent=1))
+            replace_text(folder / STATUS, json.dumps(entries | here, indent=1))
+
+    def beat() -> None:
+        while not over.wait(HEARTBEAT):
+            write("running")
+
+    end = "finished", ""
+    thread = threading.Thread(target=beat, name="run status", daemon=True)
+    write("running")
+    thread.start()
+    try:
+        with cleaning(lambda: write("interrupted", "ended by a signal")):
+            yield
+    except (KeyboardInterrupt, SystemExit) as error:  # so Lightning ends after a signal
+        by_sigterm = isinstance(error, SystemExit) and error.code in (None, 0, 143)
+        end = terminated if by_sigterm else "interrupted", "ended by a signal"
+        raise
+    except BaseException as error:
+        end = "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise
+    finally:
+        over.set()
+        thread.join()
+        write(*end)

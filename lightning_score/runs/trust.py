@@ -15,18 +15,11 @@ from typing import Any, NamedTuple, Union, get_args, get_origin
 import yaml
 from jsonargparse import set_parsing_settings
 from jsonargparse.typing import register_type
-from lightning.fabric.accelerators import Accelerator
-from lightning.fabric.loggers import Logger
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment, Precision
-from lightning.fabric.strategies import Strategy as FabricStrategy
-from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch import Callback, LightningDataModule, accelerators, loggers, profilers, strategies
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.profilers import Profiler
-from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.memory import is_oom_error
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch import nn, optim
 
 from lightning_score.errors import InputError, one_line, require, require_classes
 from lightning_score.runs.checkpoints import read_checkpoint
@@ -36,11 +29,12 @@ KEEP = "+"
 """Before the name of a class: keep the current values of parameters that it has too."""
 HOME = ("lightning_score", "torch", "lightning")
 """The packages whose classes a config from elsewhere may name."""
-KINDS = (nn.Module, Optimizer, LRScheduler, Callback, LightningDataModule, Logger, Profiler, Accelerator, Strategy,
-         FabricStrategy, CheckpointIO, ClusterEnvironment, Precision)  # fmt: skip
+KINDS = (nn.Module, optim.Optimizer, optim.lr_scheduler.LRScheduler, Callback, LightningDataModule, loggers.Logger,
+         profilers.Profiler, accelerators.Accelerator, strategies.Strategy, CheckpointIO, ClusterEnvironment,
+         Precision)  # fmt: skip
 """The kinds of classes of torch and Lightning that a config may instantiate."""
 MOST_VALUES, LONGEST_TEXT = 100_000, 100_000
-"""Limits of a config from elsewhere: one that refers to its own parts would never end."""
+"""Limits of a config from elsewhere: one that contains itself would never end."""
 NO_FUNCTION = "takes a function, but a config makes only classes; write a class of your own, as my_parts.MySchedule"
 
 
@@ -66,11 +60,11 @@ class ClassParser(LightningArgumentParser):
         )
         super().__init__(*args, **{**kwargs, "parser_mode": MODE})  # `texts` must read text as the parser does
 
-    def instantiate(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
+    def instantiate(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Instantiates the classes of a configuration.
 
         Raises:
-            InputError: it names something else than a class.
+            InputError: it names something other than a class.
         """
         require_classes(cfg.as_dict())
         return super().instantiate(cfg, *args, **kwargs)
@@ -101,7 +95,7 @@ def _without_functions(hint: Any) -> Any:
         return Union[tuple(map(_without_functions, arguments))]  # noqa: UP007
     if inspect.isclass(origin) and arguments:
         changed = tuple(each if each is Ellipsis else _without_functions(each) for each in arguments)
-        return hint if changed == arguments else origin[changed]
+        return hint if changed == arguments else origin[changed]  # type: ignore[index]
     return hint
 
 
@@ -132,18 +126,16 @@ def check_origin(config: Any, trusted: Collection[str], source: str, fix: str = 
         if any(named.path.startswith(f"{module}.") for module in trusted):
             continue
         if top in HOME:
-            require(
-                _is_part(_loaded(named.path)),
-                f"{source}: {named.place}: {named.path} is not a part of a model; configs from elsewhere make only those",
-            )
+            part = f"{named.place}: {named.path} is not a part of a model"
+            require(_is_part(named.path), f"{source}: {part}; configs from elsewhere make only those")
         elif named.is_class or _can_be_imported(top):
             others[top] = named
-    first = next(iter(others.values()), None)
-    require(
-        first is None,
-        f"{source}: {first and f'{first.place}: {first.path}'}: only classes of {', '.join(HOME[:-1])} and {HOME[-1]} are "
-        f"made; if you trust {', '.join(others)}, whose code then runs, add {fix.format(','.join(others))}",
-    )
+    if others:
+        first = next(iter(others.values()))
+        raise InputError(
+            f"{source}: {first.place}: {first.path}: only classes of {', '.join(HOME[:-1])} and {HOME[-1]} are made; if you "
+            f"trust {', '.join(others)}, whose code then runs, add {fix.format(','.join(others))}"
+        )
 
 
 def texts(config: Any, source: str) -> Iterator[tuple[str, str]]:
@@ -204,25 +196,16 @@ def _can_be_imported(module: str) -> bool:
         return True
 
 
-def _loaded(path: str) -> Any:
-    """What a path names in imported modules or in this package; None for anything else."""
-    parts = path.split(".")
-    own = parts[0] == HOME[0]
+def _is_part(path: str) -> bool:
+    """Whether a path names a class of this package, or one of `KINDS` of torch or Lightning in a module that is imported."""
+    module, _, name = path.rpartition(".")
+    own = path.startswith(f"{HOME[0]}.")
     if own:
         with suppress(ImportError):
-            import_module(".".join(parts[:-1]))
-    for n in range(len(parts) - 1, 0, -1):
-        found = sys.modules.get(".".join(parts[:n]))
-        if found is not None:
-            for part in parts[n:]:  # getattr could run code of other packages
-                found = getattr(found, part, None) if own else vars(found).get(part) if hasattr(found, "__dict__") else None
-            return found
-    return None
-
-
-def _is_part(found: Any) -> bool:
-    own = getattr(found, "__module__", None)
-    return inspect.isclass(found) and (issubclass(found, KINDS) or str(own).partition(".")[0] == HOME[0])
+            import_module(module)
+    place = sys.modules.get(module)
+    found = getattr(place, name, None) if own else getattr(place, "__dict__", {}).get(name)  # no code of others runs
+    return inspect.isclass(found) and (issubclass(found, KINDS) or found.__module__.partition(".")[0] == HOME[0])
 
 
 @contextmanager
@@ -245,24 +228,20 @@ def made_from(
     known = {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys()
     require(known, f"{path}: this is not a checkpoint of {owner.__name__} but of another model or program")
     parts = checkpoint.get("hyper_parameters")
-    rebuilt = isinstance(parts, dict) and parts.get("_instantiator") is not None
+    made = {}
     try:
-        yield _made(parts, owner, trusted, str(path), given) if rebuilt else {}
+        if isinstance(parts, dict) and parts.get("_instantiator") is not None:
+            takes = inspect.signature(owner).parameters.keys() - given
+            wanted = {name: part for name, part in parts.items() if name in takes}
+            check_origin(wanted, [trusted] if isinstance(trusted, str) else trusted, str(path), "trust=['{}']")
+            parser = ClassParser(exit_on_error=False)
+            parser.add_class_arguments(owner, fail_untyped=False, instantiate=False, skip=set(given))
+            made = {**vars(parser.instantiate_classes(parser.parse_object(wanted))), "_instantiator": None}
+        yield made
     except (ArgumentError, RuntimeError, KeyError, AttributeError, OverflowError) as error:
         if is_oom_error(error):
             raise
         raise InputError(f"{path}: its parts or weights do not fit: {one_line(error, 600)}") from error
-
-
-def _made(
-    parts: Mapping[str, Any], owner: type, trusted: str | Sequence[str], source: str, given: Collection[str]
-) -> dict[str, Any]:
-    takes = inspect.signature(owner).parameters.keys() - given
-    wanted = {name: part for name, part in parts.items() if name in takes}
-    check_origin(wanted, [trusted] if isinstance(trusted, str) else trusted, source, "trust=['{}']")
-    parser = ClassParser(exit_on_error=False)
-    parser.add_class_arguments(owner, fail_untyped=False, instantiate=False, skip=set(given))
-    return {**vars(parser.instantiate_classes(parser.parse_object(wanted))), "_instantiator": None}
 
 
 def trust_for(config: Any) -> str:

@@ -16,21 +16,19 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_score.errors import one_line
-from lightning_score.runs.csv_logger import RunCSVLogger as RunCSVLogger
+from lightning_score.runs.logs import RunCSVLogger as RunCSVLogger
 from lightning_score.runs.records import FILE as EVALUATIONS, read_records
 from lightning_score.runs.status import STOPPED_EARLY
 
 if TYPE_CHECKING:
     from wandb import Run
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "silent": True,
     "init_timeout": 15.0,
     "finish_timeout": 60.0,
     "finish_timeout_raises": True,
 }  # WANDB_SILENT=false, ... beat these
-SYNC = "wandb sync --no-skip-online"
-"""Uploads a run that began online, which `wandb sync` alone leaves out."""
 COLUMNS = ["metric", "value", "error", "floor", "n", "nfe", "weights", "denoised", "step", "seed", "seconds", "time"]
 """Columns of the table of measurements on W&B."""
 _started: set[str] = set()  # ids of the W&B runs that this process started
@@ -49,17 +47,12 @@ class WandbRunLogger(WandbLogger):
 
     def __init__(self, run: "Run", folder: str | Path) -> None:
         super().__init__(experiment=run, project=run.project, name=run.name, id=run.id, save_dir=folder)
-        self._upload_hint = "" if run.offline else f"; to upload it later: {SYNC} {_shortest_path(run)}"
+        self._upload_command = _upload_command(run)
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         self._lost = False
         self._best: dict[str, float] = {}
         self._evaluations = 0  # that its table holds
-
-    @property
-    def sync_command(self) -> str | None:
-        """The command that uploads an offline run; None if the run is online."""
-        return f"wandb sync {_shortest_path(self.experiment)}" if self.experiment.offline else None
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -88,7 +81,7 @@ class WandbRunLogger(WandbLogger):
             self._attempt(self.experiment.finish, 0 if early else 1)
 
     def _log_evaluations(self) -> None:
-        file = Path(self.save_dir) / EVALUATIONS
+        file = Path(str(self.save_dir)) / EVALUATIONS
         records = read_records(file) if file.exists() else []
         if len(records) > self._evaluations:
             self._evaluations = len(records)
@@ -101,10 +94,11 @@ class WandbRunLogger(WandbLogger):
             call(*values)
         except Exception as error:  # no error of W&B may end the training
             self._lost = True
-            kept = f"training continues, with its metrics in metrics.csv{self._upload_hint}"
-            _print(f"the run is lost ({one_line(error, 160)}); {kept}.")
+            kept = f"training continues, with its metrics in metrics.csv; to upload it later: {self._upload_command}"
+            _print(f"the run is lost ({one_line(error, 160)}); {kept}")
 
 
+@rank_zero_only
 def wandb_logger(folder: str | Path, project: str = "lightning_score", name: str | None = None) -> WandbRunLogger | None:
     """Starts a W&B run: online with an API key, else offline in the run's folder; never prompts, hangs or fails.
 
@@ -119,8 +113,6 @@ def wandb_logger(folder: str | Path, project: str = "lightning_score", name: str
     Returns:
         The logger; None if W&B is disabled (`WANDB_MODE=disabled`) or cannot be used, and in all processes but the first.
     """
-    if rank_zero_only.rank != 0:
-        return None
     folder = Path(folder).resolve()
     try:
         import wandb
@@ -132,12 +124,14 @@ def wandb_logger(folder: str | Path, project: str = "lightning_score", name: str
         defaults = {key: os.environ.get(f"WANDB_{key.upper()}", value) for key, value in SETTINGS.items()}
         if wandb.setup(wandb.Settings(**defaults)).settings.mode == "disabled":
             return None
-        logger = WandbRunLogger(_run_of_user() or _start(folder, project, name), folder)
+        run = wandb.run
+        if run is None or run.id in _started:  # else the user's own code has started one
+            run = _start(folder, project, name)
+        logger = WandbRunLogger(run, folder)
     except Exception as error:
         _print(f"cannot be used ({one_line(error, 160)}); the metrics are in metrics.csv.")
         return None
-    offline = f"offline; to upload this run: {logger.sync_command}"
-    _print(offline if logger.sync_command else str(logger.experiment.url))
+    _print(f"offline; to upload this run: {_upload_command(run)}" if run.offline else str(run.url))
     return logger
 
 
@@ -146,6 +140,7 @@ def in_trial() -> bool:
     return "WANDB_SWEEP_ID" in os.environ
 
 
+@rank_zero_only
 def fail_trial(message: str, code: int) -> None:
     """Marks the W&B run of a trial that failed before training as failed, with the error; does nothing outside of a sweep.
 
@@ -153,7 +148,7 @@ def fail_trial(message: str, code: int) -> None:
         message: the error.
         code: exit code of the process.
     """
-    if not in_trial() or rank_zero_only.rank != 0:
+    if not in_trial():
         return
     import wandb
 
@@ -172,24 +167,18 @@ def finish_run(code: int | None = None) -> None:
     wandb = sys.modules.get("wandb")
     if wandb is None or wandb.run is None or wandb.run.id not in _started:
         return
-    again = f"{SYNC} {_shortest_path(wandb.run)}"
+    again = _upload_command(wandb.run)
     try:
         wandb.run.finish(exit_code=code)
     except Exception as error:
         _print(f"the run is not uploaded ({one_line(error, 160)}); to upload it later: {again}")
 
 
-def _shortest_path(run: "Run") -> str:
-    """The folder of a run, as an absolute or relative path, whichever is shorter."""
+def _upload_command(run: "Run") -> str:
+    """The command that uploads a run later; its folder as an absolute or relative path, whichever is shorter."""
     folder = Path(run.dir).parent
-    return min(str(folder), os.path.relpath(folder), key=len)
-
-
-def _run_of_user() -> "Run | None":
-    """A run that the user's own code has started."""
-    import wandb
-
-    return wandb.run if wandb.run is not None and wandb.run.id not in _started else None
+    online = "" if run.offline else "--no-skip-online "  # a run that began online, which `wandb sync` alone leaves out
+    return f"wandb sync {online}{min(str(folder), os.path.relpath(folder), key=len)}"
 
 
 def _start(folder: Path, project: str, name: str | None) -> "Run":
@@ -198,32 +187,24 @@ def _start(folder: Path, project: str, name: str | None) -> "Run":
 
     options: dict[str, Any] = {"dir": str(folder), "reinit": "finish_previous"}
     before = sorted(folder.glob("wandb/*run-*-*"))
-    if before and not in_trial():  # a resumed run is the same run on W&B
-        options |= {"id": before[-1].name.rpartition("-")[2], "resume": "allow"}
     if not in_trial():
         options["project"] = os.environ.get("WANDB_PROJECT", project)
         options["name"] = os.environ.get("WANDB_NAME", name)
-    run = _start_online(folder, options) or wandb.init(mode="offline", **options)
+        if before:  # a resumed run is the same run on W&B
+            options |= {"id": before[-1].name.rpartition("-")[2], "resume": "allow"}
+    run = None
+    try:
+        online = wandb.setup().settings.mode not in ("offline", "dryrun") and wandb.login(prompt=False, verify=False)
+        run = wandb.init(**options) if online else None
+    except Exception as error:
+        _print(f"the server cannot be used ({one_line(error, 160)}).")
+        for remains in set(folder.glob("wandb/run-*")) - set(before):
+            shutil.rmtree(remains, ignore_errors=True)
+    run = run or wandb.init(mode="offline", **options)
     if not _started:
         atexit.register(finish_run)  # before W&B's own, which does not print the folder
     _started.add(run.id)
     return run
-
-
-def _start_online(folder: Path, options: dict[str, Any]) -> "Run | None":
-    """Starts a run on the server; None if W&B is offline, has no API key, or the server does not answer."""
-    import wandb
-
-    if wandb.setup().settings.mode in ("offline", "dryrun"):
-        return None
-    before = set(folder.glob("wandb/run-*"))
-    try:
-        return wandb.init(**options) if wandb.login(prompt=False, verify=False) else None
-    except Exception as error:
-        _print(f"the server cannot be used ({one_line(error, 160)}).")
-        for remains in set(folder.glob("wandb/run-*")) - before:
-            shutil.rmtree(remains, ignore_errors=True)
-        return None
 
 
 def _redirect_unwritable(folder: Path) -> None:
@@ -232,14 +213,10 @@ def _redirect_unwritable(folder: Path) -> None:
 
     if os.path.expanduser("~") == "~":  # neither HOME nor an entry of the user database
         os.environ["HOME"] = str(folder)
-    places = {
-        "WANDB_CACHE_DIR": str(env.get_cache_dir()),
-        "WANDB_DATA_DIR": str(env.get_data_dir()),
-        "WANDB_CONFIG_DIR": os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb"),
-    }
-    for variable, place in places.items():
+    config = os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")
+    for name, place in (("cache", env.get_cache_dir()), ("data", env.get_data_dir()), ("config", config)):
         if not _writable(Path(os.path.expanduser(place))):
-            os.environ[variable] = str(folder / variable.removeprefix("WANDB_").removesuffix("_DIR").lower())
+            os.environ[f"WANDB_{name.upper()}_DIR"] = str(folder / name)
 
 
 def _writable(path: Path) -> bool:

@@ -3,12 +3,12 @@
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from jsonargparse import _typehints, set_loader
 from jsonargparse._common import parent_parser
-from jsonargparse._loaders_dumpers import get_yaml_default_loader, load_basic, not_loaded
+from jsonargparse._loaders_dumpers import load_basic, not_loaded
 
 from lightning_score.errors import InputError, require
 from lightning_score.runs.old_names import with_new_names
@@ -20,10 +20,24 @@ LARGEST = 100_000
 DEEPEST = 100
 """Most levels of nesting."""
 PLAIN = "tag:yaml.org,2002:"
+RESOLVED = {
+    "null": ("~nN", "~|null|Null|NULL|"),
+    "merge": ("<", "<<"),
+    "bool": ("tTfF", "true|True|TRUE|false|False|FALSE"),
+    "int": ("-+0123456789", r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)"),
+    "float": (
+        "-+.0123456789",
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+    ),
+}
+"""Plain values that are not text, by their first letter and form: as in YAML 1.2, so yes, no, on, off and 1:30 are text."""
 
 
-class Loader(get_yaml_default_loader()):
+class Loader(yaml.CSafeLoader):  # type: ignore[misc]
     """A safe loader that refuses duplicate keys and numbers with leading zeros."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping without duplicate keys."""
@@ -50,21 +64,8 @@ class Loader(get_yaml_default_loader()):
         return found
 
 
-RESOLVED = {  # yes, no, on, off and 1:30 are text, as in YAML 1.2; 1e-3 is a number
-    "bool": ("tTfF", "true|True|TRUE|false|False|FALSE"),
-    "int": ("-+0123456789", r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)"),
-    "float": (
-        "-+.0123456789",
-        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
-        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-    ),
-}
-Loader.yaml_implicit_resolvers = {
-    letter: [each for each in known if each[0].removeprefix(PLAIN) not in RESOLVED]
-    for letter, known in Loader.yaml_implicit_resolvers.items()
-}
 for _name, (_letters, _pattern) in RESOLVED.items():
-    Loader.add_implicit_resolver(f"{PLAIN}{_name}", re.compile(f"^(?:{_pattern})$"), list(_letters))
+    Loader.add_implicit_resolver(f"{PLAIN}{_name}", re.compile(f"^(?:{_pattern})$"), [*_letters, *[""] * (_name == "null")])
 Loader.add_constructor(f"{PLAIN}int", Loader.construct_yaml_int)
 
 
@@ -77,9 +78,7 @@ def load(text: str) -> Any:
     try:
         _check_depth(text)
         content = yaml.load(text, Loader)  # noqa: S506 - a safe loader
-        _count(content, {})
-    except RecursionError:
-        raise yaml.YAMLError("an alias inside its own anchor") from None
+        _check_size(content)
     except ValueError as error:  # such as a number of 5000 digits
         raise yaml.YAMLError(str(error)) from error
     return with_new_names(content, options=False)
@@ -94,16 +93,14 @@ def _check_depth(text: str) -> None:
             raise yaml.YAMLError(f"nested more than {DEEPEST} times")
 
 
-def _count(content: Any, known: dict[int, int]) -> int:
-    """The number of values, with those of aliases."""
-    if not isinstance(content, dict | list):
-        return 1
-    if id(content) not in known:
-        parts = content.values() if isinstance(content, dict) else content
-        known[id(content)] = 1 + sum(_count(part, known) for part in parts)
-        if known[id(content)] > LARGEST:
-            raise yaml.YAMLError(f"more than {LARGEST} values, its aliases followed")
-    return known[id(content)]
+def _check_size(content: Any) -> None:
+    """Refuses more than `LARGEST` values."""
+    left, seen = [content], 0
+    while left:
+        value, seen = left.pop(), seen + 1
+        if seen > LARGEST:
+            raise yaml.YAMLError(f"more than {LARGEST} values, its aliases followed, or an alias inside its own anchor")
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def read_mapping(path: str | Path, kind: str, example: str) -> tuple[dict[str, Any], str]:
@@ -117,25 +114,24 @@ def read_mapping(path: str | Path, kind: str, example: str) -> tuple[dict[str, A
     Raises:
         InputError: it is not text, not YAML, or not a mapping.
     """
-    raw = Path(path).read_bytes()
+    raw, wrong = Path(path).read_bytes(), f"{path}: not a {kind}"
     try:
         text = raw.decode("utf-8")
-        require("\0" not in text, f"{path}: not a {kind}: it is not text, for it has zero bytes")
+        require("\0" not in text, f"{wrong}: it is not text, for it has zero bytes")
         content = load(text)
     except UnicodeDecodeError as error:
-        known = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}.get(raw[:2], "another encoding, or not text at all")
+        known = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "another encoding, or not text at all"
         line = raw[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}: not a {kind} in UTF-8 (line {line} has bytes of {known}); save it as UTF-8") from error
+        raise InputError(f"{wrong} in UTF-8 (line {line} has bytes of {known}); save it as UTF-8") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or str(error)
-        raise InputError(f"{path}: not a {kind}: {place}{' '.join(problem.split())}") from error
-    require(content is not None, f"{path}: not a {kind}: it is empty; it begins like '{example}'")
-    found = {"list": "a list", "str": "text"}.get(type(content).__name__, f"the value {content}")
-    require(isinstance(content, dict), f"{path}: not a {kind}: it is {found}, and not a mapping like '{example}'")
+        raise InputError(f"{wrong}: {place}{' '.join(problem.split())}") from error
+    found = {"NoneType": "empty", "list": "a list", "str": "text"}.get(type(content).__name__, f"the value {content}")
+    require(isinstance(content, dict), f"{wrong}: it is {found}, and not a mapping like '{example}'")
     strange = [key for key in content if not isinstance(key, str)]
-    require(not strange, f"{path}: not a {kind}: {strange[:1]}: the names in it must be text")
+    require(not strange, f"{wrong}: {strange[:1]}: the names in it must be text")
     return content, text
 
 
@@ -149,5 +145,5 @@ def _text_of_number(text: str) -> Any:
 
 
 set_loader(MODE, load, exceptions=(yaml.YAMLError,))
-_original_text_of_number = _typehints.basic_json_or_yaml_load
-_typehints.basic_json_or_yaml_load = _text_of_number
+_original_text_of_number = _typehints.basic_json_or_yaml_load  # type: ignore[attr-defined]
+_typehints.basic_json_or_yaml_load = _text_of_number  # type: ignore[attr-defined]

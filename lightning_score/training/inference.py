@@ -1,33 +1,33 @@
 """A model outside of training steps: its modes, and batches that fit into memory."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 
 from lightning_score.sampling.sampler import Samples, join
 
 
-def eager(wanted: bool) -> AbstractContextManager[None]:
-    """Runs compiled networks without their compilation inside a `with` block, if that is wanted."""
-    return torch.compiler.set_stance("force_eager") if wanted else nullcontext()
-
-
 @contextmanager
 def inference(model: LightningModule, eagerly: bool = False) -> Iterator[None]:
     """Puts a model into evaluation mode inside a `with` block, in the precision of its trainer if it has one.
 
+    In `fit` and `validate` a compiled network runs without its compilation: their evaluations are too short for another one.
+
     Args:
-        model: the model.
-        eagerly: run a compiled network without its compilation.
+        model: a `ScoreModel`.
+        eagerly: run a compiled network without its compilation anywhere.
     """
     training, trainer = model.training, model._trainer
+    short = trainer is not None and trainer.state.fn in (TrainerFn.FITTING, TrainerFn.VALIDATING)
+    eager = torch.compiler.set_stance("force_eager") if model.compiled and (eagerly or short) else nullcontext()
     model.eval()
     try:
-        with trainer.precision_plugin.forward_context() if trainer else nullcontext(), eager(eagerly):
+        with trainer.precision_plugin.forward_context() if trainer else nullcontext(), eager:
             yield
     finally:
         model.train(training)
@@ -48,7 +48,7 @@ class FittingBatches:
 
         Args:
             n: number of samples.
-            draw: draws those of a slice; out of memory, it raises.
+            draw: draws those of a slice; out of memory, it raises an error.
         """
         parts: list[Samples] = []
         while (first := sum(len(part.x) for part in parts)) < n:

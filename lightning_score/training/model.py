@@ -1,14 +1,14 @@
-"""The LightningModule: it contains no mathematics and connects the parts."""
+"""The LightningModule, which connects the parts of an experiment and contains no mathematics."""
 
-import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -26,13 +26,16 @@ from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampl
 from lightning_score.score.function import Conditioned, ScoreField, ScoreFunction
 from lightning_score.score.parametrization import Noise, Parametrization
 from lightning_score.seeds import derive_seed, seeded
-from lightning_score.training.inference import FittingBatches, eager, inference
-from lightning_score.training.labels import ClassLabels
+from lightning_score.training.inference import FittingBatches, inference
 from lightning_score.training.optimization import Optimization
-from lightning_score.training.steps import Draws, MeanLoss, log_at_steps_done, require_batch
+from lightning_score.training.steps import ClassLabels, Draws, MeanLoss, log_at_steps_done, require_batch
 
 NetworkCallable = Callable[[Sequence[int], int], Network]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
+PLAIN = ("shape", "num_classes", "conditional", "label_dropout")
+"""What a checkpoint holds of a model built in Python: give its parts, which it cannot hold safely, to `load_from_checkpoint`
+again, as in `load_from_checkpoint(path, network=..., process=...)`. Of one built by the command line it holds all options.
+"""
 
 
 class ScoreModel(LightningModule):
@@ -82,14 +85,15 @@ class ScoreModel(LightningModule):
         super().__init__()
         retain_freed_memory()
         torch.set_flush_denormal(True)  # subnormal numbers slow the backward pass of small scores by a factor of six
-        self._save_plain_hyperparameters()
+        by_command_line = _given_hyperparameters.get() is not None
+        self.save_hyperparameters(*(() if by_command_line else PLAIN), logger=False)
         self.labels = ClassLabels(num_classes, conditional, label_dropout)
         self.shape, self.num_classes, self.conditional = tuple(shape), num_classes, conditional
         self.objective = objective or DenoisingScoreMatching()
         self.objective.check(process)
-        self._use(process, sampler, guidance)
         classes = num_classes if conditional else 0
-        built = network(self.shape, classes).to(memory_format=torch.channels_last)
+        built = network(self.shape, classes)
+        built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.augmentation = augmentation
         if augmentation is not None:
             augmentation.check(built.augmentations)
@@ -97,27 +101,17 @@ class ScoreModel(LightningModule):
         if self.compiled:
             built.compile(mode=compile)
         self.score_function = ScoreFunction(built, process, parametrization or Noise(), classes)
+        self.use(sampler, guidance)
         self._optimization = Optimization(optimizer, lr_scheduler)
         self.draws, self._mean_loss, self._batches = Draws(), MeanLoss(), FittingBatches()
 
     @classmethod
-    def load_from_checkpoint(
+    def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: str | Path, *args: Any, trust: Sequence[str] = (), **kwargs: Any
     ) -> "ScoreModel":
         """As Lightning's, but every byte is checked, no code is run, and other packages' modules need the user's `trust`."""
         with made_from(checkpoint_path, cls, trust, kwargs) as made:
             return super().load_from_checkpoint(checkpoint_path, *args, **{**made, **kwargs, "weights_only": True})
-
-    def _save_plain_hyperparameters(self) -> None:
-        """Saves the options of the command line, so that a checkpoint rebuilds the model. A model built in Python has parts
-        that no checkpoint can hold safely: give them to `load_from_checkpoint(path, network=..., process=..., ...)` again.
-        """
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`.*")
-            self.save_hyperparameters(logger=False)
-        if "_instantiator" not in self.hparams:
-            for part in self.hparams.keys() - {"shape", "num_classes", "conditional", "label_dropout"}:
-                del self.hparams[part]
 
     def use(self, sampler: Sampler | None, guidance: Guidance | None) -> None:
         """Replaces the sampler (null: reverse diffusion with 1000 steps) and the guidance (null: none).
@@ -125,10 +119,7 @@ class ScoreModel(LightningModule):
         Raises:
             InputError: they do not fit the process or the training.
         """
-        self._use(self.score_function.process, sampler, guidance)
-
-    def _use(self, process: NoiseProcess, sampler: Sampler | None, guidance: Guidance | None) -> None:
-        sampler = sampler or PredictorCorrector()
+        process, sampler = self.score_function.process, sampler or PredictorCorrector()
         sampler.check_for(process, self.objective.levels(process))
         if guidance is not None:
             guidance.check(ModelFacts(self.shape, self.num_classes, self.conditional, self.labels.dropout))
@@ -140,7 +131,8 @@ class ScoreModel(LightningModule):
         self.trainer.precision_plugin.convert_module(self)  # before a checkpoint is loaded, or that would be rounded
         if stage == TrainerFn.FITTING:
             self.draws.begin(self.trainer)
-        if self.objective.needs_data and (data := self.trainer.datamodule) is not None and stage != "predict":
+        data = getattr(self.trainer, "datamodule", None)
+        if self.objective.needs_data and data is not None and stage != "predict":
             with seeded(derive_seed()):  # of dequantization: the same in all processes
                 self.objective.prepare(data.transform(train=False)(data.splits.train.x))
 
@@ -150,10 +142,11 @@ class ScoreModel(LightningModule):
 
     def losses(self, batch: tuple[Tensor, Tensor], score: ScoreField | None = None) -> Tensor:
         """The objective of each example of a batch (x, y), (B,); of another score on request."""
-        (x, y), augmenting = batch, nullcontext()
+        x, y = batch
+        augmenting: AbstractContextManager[None] = nullcontext()
         if self.augmentation is not None and self.training:
             x, done = self.augmentation(x)
-            augmenting = self.score_function.network.augmented(done)
+            augmenting = cast(Network, self.score_function.network).augmented(done)
         with augmenting:
             return self.objective(score or self.score_function, x, self.labels.of_batch(y, self.training))
 
@@ -163,7 +156,8 @@ class ScoreModel(LightningModule):
         with self.draws.of(self.trainer, self.trainer.current_epoch, batch_idx):
             loss = self.loss(batch)
         self._mean_loss.add(loss)
-        if self._mean_loss.count >= self.trainer.log_every_n_steps * self.trainer.accumulate_grad_batches:
+        logged_every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self._mean_loss.count >= logged_every * self.trainer.accumulate_grad_batches:
             self.log("train/loss", self._mean_loss.take(), prog_bar=True, sync_dist=True)
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
@@ -175,22 +169,19 @@ class ScoreModel(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Resumes with these, and with the schedule."""
         self._optimization.adapt(checkpoint)
-        self._mean_loss.load_state_dict(checkpoint.get("loss", {"sum": 0.0, "count": 0}), self._trainer)
-        self.draws.resume(checkpoint, self._trainer)
+        if self._trainer is not None:
+            self._mean_loss.load_state_dict(checkpoint.get("loss", {"sum": 0.0, "count": 0}), self._trainer)
+            self.draws.resume(checkpoint, self._trainer)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """`val/loss`, always with the same times and noise."""
-        self._evaluate_loss(batch, batch_idx, "val/loss")
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """`test/loss`, always with the same times and noise."""
-        self._evaluate_loss(batch, batch_idx, "test/loss")
-
-    def _evaluate_loss(self, batch: tuple[Tensor, Tensor], batch_idx: int, name: str) -> None:
+        """Logs `val/loss`, or `test/loss`, always with the same times and noise."""
         batch = require_batch(batch, self.shape, self.num_classes * self.conditional)
-        with seeded(self.draws.number(self.trainer, batch_idx), self.device), eager(self._runs_eagerly):
+        with seeded(self.draws.number(self.trainer, batch_idx), self.device), inference(self):
             loss = self.loss(batch) if len(batch[0]) else batch[0].new_zeros(())  # where only other processes have examples
+        name = "test/loss" if self.trainer.testing else "val/loss"
         self.log(name, loss, batch_size=len(batch[0]) * self.trainer.world_size, sync_dist=True)  # the mean is rounded
+
+    test_step = validation_step
 
     def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> Samples:
         """Draws the samples of a batch of numbers, seeds (all equal) and, optionally, labels, each (B,)."""
@@ -204,7 +195,8 @@ class ScoreModel(LightningModule):
 
     def on_train_start(self) -> None:
         """Restores the settings of the options after a checkpoint was loaded."""
-        self._optimization.keep_settings(self.trainer.estimated_stepping_batches - self.trainer.global_step)
+        done = self.trainer.global_step
+        self._optimization.keep_settings(self.trainer.estimated_stepping_batches - done, resumed=done > 0)
 
     @torch.inference_mode()
     def draw(
@@ -240,8 +232,8 @@ class ScoreModel(LightningModule):
         def draw(here: slice) -> Samples:
             numbers, monitor = indices[here], DivergenceMonitor(indices[here], observe)
             score = self._sampled_score(torch.as_tensor(numbers, device=self.device), None if cond is None else cond[here])
-            noise = NoiseStream(seed, numbers, self.shape, self.device, self.dtype)
-            with inference(self, self._runs_eagerly):
+            noise = NoiseStream(seed, numbers, self.shape, self.device, self.dtype)  # type: ignore[arg-type]
+            with inference(self):
                 drawn = (sampler or self.sampler)(score, noise, trajectory=trajectory, progress=progress, observe=monitor)
             monitor.check(drawn.x)
             return drawn
@@ -272,9 +264,3 @@ class ScoreModel(LightningModule):
         require(n >= 1, f"n={n}: the number of samples must be at least 1")
         batches = torch.arange(n).split(batch_size)
         return torch.cat([self.draw(batch.tolist(), seed, progress=progress).x for batch in batches])
-
-    @property
-    def _runs_eagerly(self) -> bool:
-        """In `fit` and `validate`, evaluations are too short to compile the network again for them."""
-        fitting = self._trainer is not None and self.trainer.state.fn in (TrainerFn.FITTING, TrainerFn.VALIDATING)
-        return self.compiled and fitting

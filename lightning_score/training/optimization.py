@@ -1,15 +1,14 @@
 """An optimizer and a learning-rate schedule that resume from a checkpoint with new settings."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -39,11 +38,12 @@ class Optimization:
     def __init__(self, optimizer: OptimizerCallable, schedule: LRSchedulerCallable | None):
         self._make_optimizer, self._make_schedule = optimizer, schedule
         self._schedule: Any = None
+        self._settings: list[dict[str, Any]] = []
+        self._replaced = False
         try:
             self._try()
         except (ValueError, TypeError, RuntimeError, ArithmeticError, KeyError) as error:
             raise InputError(f"optimizer, lr_scheduler: {error}") from error
-        self._schedule, self._settings, self._replaced = None, [], False
 
     def _try(self) -> None:
         """Takes one step with a dummy parameter, so that errors appear before training."""
@@ -83,7 +83,6 @@ class Optimization:
         for optimizer in checkpoint.get("optimizer_states", []):
             if any(self._needs - kept.keys() for kept in optimizer.get("state", {}).values()):
                 optimizer["state"] = {}
-                rank_zero_warn("the checkpoint's optimizer is of another class: its state is not used")
         states = checkpoint.get("lr_schedulers", [])
         if self._make_schedule is None:
             self._replaced = bool(states)
@@ -92,47 +91,51 @@ class Optimization:
             step = states[0].get("last_epoch", 0) if states else checkpoint.get("global_step", 0)
             checkpoint["lr_schedulers"], self._replaced = [self._after(step).state_dict()], True
 
-    def keep_settings(self, steps: float = 0) -> None:
-        """Restores the settings of the schedule after a checkpoint was loaded, and the learning rate that follows; warns if
-        that is 0 in all remaining steps, as after the end of a schedule.
+    def keep_settings(self, steps: float = 0, resumed: bool = False) -> None:
+        """Restores the settings of the schedule after a checkpoint was loaded, and the learning rate that follows.
+
+        Warns if that is 0 in all remaining steps, as after the end of a schedule, and if the optimizer got no state.
 
         Args:
             steps: number of remaining steps.
+            resumed: whether there were steps before.
 
         Raises:
             InputError: the schedule ends before that.
         """
+        if resumed and self._needs and not self._optimizer.state:
+            name = type(self._optimizer).__name__
+            rank_zero_warn(f"{name} starts without its state: the checkpoint has none, or that of another optimizer")
         parts = _parts(self._schedule)
         changed = self._replaced or self._settings != [_settings(part) for part in parts]
         for part, settings in zip(parts, self._settings, strict=True):
             vars(part).update(settings)
         if changed:
-            self._set_rates()
+            self._follow_schedule()
         total = getattr(self._schedule, "total_steps", None)  # of OneCycleLR, which raises an error at the next step
         require(
             total is None or self._schedule.last_epoch + steps <= total,
             f"model.lr_scheduler.total_steps={total}: must be at least the number of training steps; give max_steps, which "
             "follows trainer.max_steps",
         )
-        if steps > 0 and self._idle(int(min(steps, AHEAD))):
+        ahead = int(min(steps, AHEAD))
+        if ahead > 0 and self._idle(ahead):
             rank_zero_warn(
-                f"the learning rate is 0 in all of the next {int(min(steps, AHEAD))} steps, so nothing is learned: change "
+                f"the learning rate is 0 in all of the next {ahead} steps, so nothing is learned: change "
                 "--model.optimizer.lr or --model.lr_scheduler (total_iters or T_max as max_steps follow trainer.max_steps)"
             )
 
-    def _set_rates(self) -> None:
+    def _follow_schedule(self) -> None:
         """Sets the optimizer's learning rates to those of the schedule at its step."""
         if self._schedule is None:
-            for group, rate in zip(self._optimizer.param_groups, self._first, strict=True):
-                group["lr"] = rate
-            return
-        rates = getattr(self._schedule, "_get_closed_form_lr", None)  # differs from the product of all changes so far
-        if rates is None:
+            rates = self._first
+        elif hasattr(self._schedule, "_get_closed_form_lr"):  # differs from the product of all changes so far
+            rates = self._schedule._get_closed_form_lr()
+        else:
             fresh = self._after(self._schedule.last_epoch)
             self._schedule.load_state_dict(fresh.state_dict())
-            rates = partial(_rates, fresh.optimizer)
-        for group, rate in zip(self._schedule.optimizer.param_groups, rates(), strict=True):
-            group["lr"] = rate
+            rates = _rates(fresh.optimizer)
+        _set_rates(self._optimizer, rates)
 
     def _idle(self, steps: int) -> bool:
         rates = _rates(self._optimizer)
@@ -140,13 +143,12 @@ class Optimization:
             return not any(rates)
         ahead = self._after(0)
         ahead.load_state_dict(deepcopy(self._schedule.state_dict()))
-        for group, rate in zip(ahead.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        _set_rates(ahead.optimizer, rates)
         return not any(any(_rates(_stepped(ahead).optimizer)) for _ in range(steps - 1))
 
     def _after(self, steps: int) -> Any:
         """A new schedule after some steps, of a dummy parameter and optimizer."""
-        schedule = self._make_schedule(self._make_optimizer(iter([Parameter(torch.zeros(1))])))
+        schedule = self._make_schedule(self._make_optimizer(iter([Parameter(torch.zeros(1))])))  # type: ignore[misc]
         for _ in range(steps):
             _stepped(schedule)
         return schedule
@@ -160,6 +162,11 @@ def _stepped(schedule: Any) -> Any:
 
 def _rates(optimizer: Optimizer) -> list[float]:
     return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def _set_rates(optimizer: Optimizer, rates: Sequence[float]) -> None:
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def _with_settings(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,20 +4,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.utilities.apply_func import apply_to_collection
-from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import (
-    DDPStrategy,
-    DeepSpeedStrategy,
-    FSDPStrategy,
-    ModelParallelStrategy,
-    StrategyRegistry,
-)
+from lightning.pytorch import Trainer, strategies
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -25,13 +18,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_score.errors import require
 from lightning_score.networks import Network
+from lightning_score.training.model import ScoreModel
 
-OTHERS = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
+OTHERS = (strategies.FSDPStrategy, strategies.ModelParallelStrategy, strategies.DeepSpeedStrategy)
 """Strategies that shard weights and do not unshard them for sampling."""
 NAME = "fsdp2"
 
 
-class FullyShard(DDPStrategy):
+class FullyShard(strategies.DDPStrategy):
     """Each process holds a shard of the weights, of their averages, of the gradients and of the optimizer's state, which for
     N processes take 1/N of the memory; the network's units are unsharded one at a time, when they are needed (Rajbhandari et
     al. 2020, arXiv:1910.02054, stage 3; PyTorch's `fully_shard`). For validation all weights are unsharded, once, so that
@@ -54,66 +48,60 @@ class FullyShard(DDPStrategy):
         """A checkpoint is loaded after the weights are sharded, because its tensors are sharded like them."""
         return True
 
+    @property
+    def score_model(self) -> ScoreModel:
+        return cast(ScoreModel, self.lightning_module)
+
     def setup(self, trainer: Trainer) -> None:
         """Shards the weights for training; a model that is only evaluated is not sharded."""
-        if trainer.state.fn == TrainerFn.FITTING or not is_sharded(self.lightning_module):
+        if trainer.state.fn == TrainerFn.FITTING or not is_sharded(self.score_model):
             super().setup(trainer)
         else:  # evaluated after it was trained
-            self.accelerator.setup(trainer)
+            trainer.accelerator.setup(trainer)
             self.model_to_device()
             self.setup_precision_plugin()
 
     def configure_ddp(self) -> None:
         """Shards the weights, instead of wrapping the network in DDP."""
         self._check()
-        network = self.lightning_module.score_function.network
+        network = cast(Network, self.score_model.score_function.network)
         if not is_sharded(network):
-            shard(self.lightning_module, network, self.root_device)
+            shard(self.score_model, network, self.root_device)
 
     def _check(self) -> None:
-        precision, objective = self.precision_plugin.precision, self.lightning_module.objective
-        network = self.lightning_module.score_function.network
-        require(
-            precision not in ("16-mixed", "16-true"),
-            f"--trainer.precision {precision}: not with the strategy {NAME}; use bf16-mixed or 32-true",
-        )
-        require(
-            network._compiled_call_impl is None,
-            f"--model.compile: not with the strategy {NAME}, which unshards weights within the network; set it to null",
-        )
-        require(
-            not objective.differentiates_score,
-            f"objective {type(objective).__name__}: not with the strategy {NAME}, because it differentiates "
-            "the score, which needs all weights; use ddp",
-        )
-        inside = set(network.parameters())
-        outside = [name for name, weight in self.lightning_module.named_parameters() if weight not in inside]
-        require(
-            not outside,
-            f"--trainer.strategy {NAME}: cannot shard {', '.join(outside[:3])}, outside of the network; use ddp",
-        )
+        """Refuses settings with which weights cannot be sharded."""
+        model, precision = self.score_model, self.precision_plugin.precision
+        inside = set(model.score_function.network.parameters())
+        outside = [name for name, weight in model.named_parameters() if weight not in inside]
+        for refused, setting, reason in (
+            (precision in ("16-mixed", "16-true"), f"--trainer.precision {precision}", "; use bf16-mixed or 32-true"),
+            (model.compiled, "--model.compile", ", which unshards weights within the network; set it to null"),
+            (
+                model.objective.differentiates_score,
+                f"--model.objective {type(model.objective).__name__}",
+                ", because it differentiates the score, which needs all weights; use ddp",
+            ),
+            (bool(outside), f"weights outside of the network ({', '.join(outside[:3])})", "; use ddp"),
+        ):
+            require(not refused, f"{setting}: not with --trainer.strategy {NAME}{reason}")
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Loads this process's shard of a checkpoint's weights."""
-        load_weights(self.lightning_module, checkpoint["state_dict"], strict)
+        load_weights(self.score_model, checkpoint["state_dict"], strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Loads this process's shard of the optimizers' state."""
-        sharded = []
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):
+            numbers = chain.from_iterable(group["params"] for group in saved["param_groups"])
             parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
-            numbers = chain.from_iterable(group["params"] for group in state["param_groups"])
-            known = dict(zip(numbers, parameters, strict=True))
-            shards = {
-                number: {name: shard_like(value, known[number]) for name, value in values.items()}
-                for number, values in state["state"].items()
-            }
-            sharded.append({**state, "state": shards})
-        super().load_optimizer_state_dict({"optimizer_states": sharded})
+            for number, parameter in zip(numbers, parameters, strict=True):
+                values = saved["state"].get(number, {})
+                values |= {name: shard_like(value, parameter) for name, value in values.items()}
+        super().load_optimizer_state_dict(checkpoint)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The shards of the weights: the unsharded ones may be older."""
-        reshard(self.lightning_module)
+        set_sharded(self.score_model, True)
         return super().lightning_module_state_dict()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
@@ -126,24 +114,22 @@ class FullyShard(DDPStrategy):
 
     def on_validation_start(self) -> None:
         """Unshards the weights, after the callbacks have written the averages into them."""
-        unshard(self.lightning_module)
+        set_sharded(self.score_model, False)
 
     def on_validation_end(self) -> None:
         """Shards the weights again for training."""
-        reshard(self.lightning_module)
+        set_sharded(self.score_model, True)
 
     on_test_start = on_predict_start = on_validation_start
     on_test_end = on_predict_end = on_validation_end
 
     def teardown(self) -> None:
         """Ends the strategy; the shards stay on their devices."""
-        self.cluster_environment.teardown()
-        self.precision_plugin.teardown()
-        self.accelerator.teardown()
-        self.checkpoint_io.teardown()
+        for part in (self.cluster_environment, self.precision_plugin, self.accelerator, self.checkpoint_io):
+            part.teardown()  # type: ignore[union-attr]
 
 
-StrategyRegistry.register(NAME, FullyShard, description="weights, averages and optimizer state sharded (PyTorch's FSDP2)")
+strategies.StrategyRegistry.register(NAME, FullyShard, "weights, averages and optimizer state sharded (PyTorch's FSDP2)")
 
 
 def check_strategy(trainer: Trainer) -> None:
@@ -187,36 +173,33 @@ def is_sharded(module: nn.Module) -> bool:
     return bool(_units(module))
 
 
-def unshard(module: nn.Module) -> None:
-    """Gives each process all weights until `reshard`, if they are sharded; all processes must call it."""
+def set_sharded(module: nn.Module, sharded: bool) -> None:
+    """Leaves each process its shard of the weights, or gives it all of them; all processes must call it. Does nothing to a
+    module that is not sharded.
+    """
     with torch.inference_mode(False):
         for part in _units(module):
-            _reshard_after_use(part, False)
-            part.unshard()
-
-
-def reshard(module: nn.Module) -> None:
-    """Leaves each process its shard again."""
-    for part in _units(module):
-        _reshard_after_use(part, True)
-        part.reshard()
+            part.set_reshard_after_forward(sharded, recurse=False)
+            part.set_reshard_after_backward(sharded, recurse=False)
+            part.set_requires_gradient_sync(sharded, recurse=False)
+            part.reshard() if sharded else part.unshard()
 
 
 @contextmanager
 def unsharded(module: nn.Module) -> Iterator[None]:
     """Gives each process all weights inside a `with` block, if they are sharded; all processes must enter it."""
-    unshard(module)
+    set_sharded(module, False)
     try:
         yield
     finally:
-        reshard(module)
+        set_sharded(module, True)
 
 
 def refresh(module: nn.Module) -> None:
     """Updates unsharded weights after a change of their shards; all processes must call it."""
     if is_sharded(module) and not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
-        reshard(module)
-        unshard(module)
+        set_sharded(module, True)
+        set_sharded(module, False)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -243,13 +226,6 @@ def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
     if not is_sharded(module):
         return module.state_dict()
     return {name: tensor.detach() for name, tensor in chain(module.named_parameters(), module.named_buffers())}
-
-
-def _reshard_after_use(part: FSDPModule, wanted: bool) -> None:
-    """Sets whether a part is sharded again after its use, and its gradients are summed over the processes."""
-    part.set_reshard_after_forward(wanted, recurse=False)
-    part.set_reshard_after_backward(wanted, recurse=False)
-    part.set_requires_gradient_sync(wanted, recurse=False)
 
 
 def _units(module: nn.Module) -> list[FSDPModule]:

@@ -13,7 +13,7 @@ from lightning_score.cli import run
 from lightning_score.errors import InputError
 from lightning_score.runs import status as runs
 from lightning_score.runs.folders import new_dated_folder, new_folder
-from lightning_score.runs.status import RunStatus
+from lightning_score.runs.status import recording
 
 QUICK = ["--trainer.max_steps=2", "--evaluate.features=null", "--samples.num_samples=0", "--trainer.callbacks=null",
          "--trainer.logger=false"]  # fmt: skip
@@ -26,7 +26,7 @@ def said(folder):
 def test_a_run_updates_its_state_until_its_end(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "HEARTBEAT", 0.01)
     steps = iter(range(10**9))
-    with RunStatus(tmp_path, ["fit", "--x", "1"], lambda: next(steps), 100):
+    with recording(tmp_path, ["fit", "--x", "1"], lambda: next(steps), 100):
         first = said(tmp_path)
         assert (first["state"], first["command"], first["arguments"]) == ("running", "fit", ["fit", "--x", "1"])
         assert (first["pid"], first["max_steps"]) == (os.getpid(), 100)
@@ -47,13 +47,13 @@ def test_a_run_updates_its_state_until_its_end(tmp_path, monkeypatch):
     ],
 )
 def test_the_state_after_an_error(tmp_path, error, state, message):
-    with pytest.raises(type(error)), RunStatus(tmp_path, ["fit"], lambda: 7):
+    with pytest.raises(type(error)), recording(tmp_path, ["fit"], lambda: 7):
         raise error
     assert (said(tmp_path)["state"], said(tmp_path)["message"], said(tmp_path)["step"]) == (state, message, 7)
 
 
 def test_a_folder_that_cannot_be_written_is_tolerated(tmp_path):
-    with RunStatus(tmp_path / "gone", ["fit"], lambda: 0):
+    with recording(tmp_path / "gone", ["fit"], lambda: 0):
         pass
 
 

@@ -1,12 +1,14 @@
-"""Trains small models on some processes by Lightning's Trainer alone, and keeps what comes of it: run as a script."""
+"""Trains small models on some processes by Lightning's Trainer alone, and keeps the results: run as a script."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
+import json
 import sys
 import warnings
 from functools import partial
 
 import torch
+from forked import fork
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from lightning_score import EMA, MLP, VE, VP, Digits, GaussianMixture, ScoreModel
@@ -60,7 +62,7 @@ class Seen(Callback):
 
 
 def train(case, processes, strategy, accumulated, seeded=True):
-    """What comes of a short training."""
+    """The trainer and the results of a short training."""
     if seeded:
         seed_everything(3, verbose=False)
     model, data = {"images": images, "workers": partial(images, 1), "points": points, "few": few}[case]()
@@ -71,15 +73,6 @@ def train(case, processes, strategy, accumulated, seeded=True):
         log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
     trainer.fit(model, datamodule=data)
-    print(
-        "SEED",
-        trainer.global_rank,
-        model.draws.seed,
-        trainer.train_dataloader.sampler.seed,
-        len(trainer.train_dataloader),
-        float(sum(p.double().sum() for p in model.parameters())),
-        flush=True,
-    )
     checkpoint = trainer._checkpoint_connector.dump_checkpoint()
     full = lambda tensor: getattr(tensor, "full_tensor", lambda: tensor)().double().clone()  # noqa: E731
     found = {f"{part}/{name}": full(tensor) for part in ("state_dict", "current_model_state")
@@ -94,14 +87,22 @@ def train(case, processes, strategy, accumulated, seeded=True):
     return trainer, found
 
 
-def main(file, processes, strategy, accumulated, *cases):
+def main(groups):
+    """Trains the cases of each group: a file for the results, processes, strategy, accumulated batches, cases."""
     warnings.filterwarnings("ignore")
-    found = {}
-    for case in cases:
-        trainer, found[case] = train(case, int(processes), strategy, int(accumulated))
-    if trainer.is_global_zero:
-        torch.save(found, file)
+
+    def work(file, processes, strategy, accumulated, cases):
+        found = {}
+        for case in cases:
+            trainer, found[case] = train(case, processes, strategy, accumulated)
+        if trainer.is_global_zero:
+            torch.save(found, file)
+        return 0
+
+    for group in groups:
+        codes = fork(group[1], lambda rank, group=group: work(*group))
+        assert not any(codes), (group, codes)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(json.loads(sys.argv[1]))

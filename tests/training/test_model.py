@@ -131,3 +131,24 @@ def test_optimizer_state_of_another_layout(fused):
         next(second.parameters()).copy_(kept)
     optimizer.load_state_dict(state)
     torch.testing.assert_close(steps(second, optimizer, gradients[2:]), expected)
+
+
+@pytest.mark.parametrize(("optimizer", "warns"), [(torch.optim.Adam, True), (torch.optim.SGD, False)])
+def test_a_resumed_optimizer_without_its_state_is_reported(optimizer, warns, tmp_path, recwarn):
+    """A checkpoint with an empty list of states would restart Adam's moments silently; plain SGD has none."""
+    data, file = GaussianMixture(num_samples=64, batch_size=16), tmp_path / "last.ckpt"
+    settings = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "enable_model_summary": False}
+
+    def fit(steps, ckpt_path=None):
+        model = ScoreModel(partial(MLP, width=8, depth=1), (2,), VP(), optimizer=partial(optimizer, lr=1e-3))
+        trainer = Trainer(accelerator="cpu", max_steps=steps, limit_val_batches=0, **settings)
+        trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+        return trainer
+
+    fit(2).save_checkpoint(file)
+    fit(4, file)
+    assert not [each for each in recwarn if "without its state" in str(each.message)]
+    torch.save({**torch.load(file, weights_only=True), "optimizer_states": []}, file)
+    fit(4, file)
+    found = [str(each.message) for each in recwarn if "without its state" in str(each.message)]
+    assert len(found) == warns and all(text.startswith("Adam starts without its state") for text in found)

@@ -240,10 +240,10 @@ def test_strategies_that_do_not_unshard_weights_for_sampling_are_refused(kind):
 @pytest.mark.parametrize(
     ("part", "value", "message"),
     [
-        ("precision", "16-mixed", "--trainer.precision 16-mixed: not with the strategy fsdp2; use bf16-mixed"),
-        ("compile", "default", "--model.compile: not with the strategy fsdp2"),
-        ("objective", SlicedScoreMatching(), "objective SlicedScoreMatching: not with the strategy fsdp2"),
-        ("weight", torch.nn.Parameter(torch.ones(1)), "cannot shard further"),
+        ("precision", "16-mixed", "--trainer.precision 16-mixed: not with --trainer.strategy fsdp2; use bf16-mixed"),
+        ("compile", "default", "--model.compile: not with --trainer.strategy fsdp2"),
+        ("objective", SlicedScoreMatching(), "--model.objective SlicedScoreMatching: not with --trainer.strategy fsdp2"),
+        ("weight", torch.nn.Parameter(torch.ones(1)), r"weights outside of the network \(further\): not with"),
     ],
 )
 def test_unsupported_settings_are_refused(part, value, message):

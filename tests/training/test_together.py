@@ -1,5 +1,6 @@
 """N processes train as one that accumulates the gradients of N batches: the same examples, noise, losses and weights."""
 
+import json
 import os
 import subprocess
 import sys
@@ -18,37 +19,61 @@ from lightning_score.training.steps import Draws
 SCRIPT = Path(__file__).parent.parent / "support" / "trained_together.py"
 
 
-def trained(folder, processes, strategy, accumulated, *cases):
-    """The results of training on some processes."""
-    file = folder / f"{processes}-{strategy}-{accumulated}"
+SLOW = [
+    (2, "ddp", 1, ["images", "workers", "points", "few"]),
+    (2, "fsdp2", 1, ["images", "few"]),
+    (3, "ddp", 2, ["images", "points"]),
+    (3, "ddp", 1, ["few"]),
+    (3, "fsdp2", 1, ["images"]),
+]
+"""Processes, strategy, accumulated batches of each, and cases."""
+
+
+def trained(folder, *settings):
+    """Trains with each of the settings, and on one process that accumulates as many batches; the results are in files."""
+    groups = [(name(*each), *each) for each in settings]
+    alone = {}
+    for processes, _, accumulated, cases in settings:
+        alone.setdefault(processes * accumulated, {}).update(dict.fromkeys(cases))
+    groups += [(name(1, "auto", batches), 1, "auto", batches, list(cases)) for batches, cases in alone.items()]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, SCRIPT, file, processes, strategy, accumulated, *cases]
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600, cwd=folder)
+    command = [sys.executable, str(SCRIPT), json.dumps(groups)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(file, weights_only=True)
+    return folder
 
 
-@pytest.mark.parametrize(
-    ("processes", "strategy", "accumulated", "cases"),
-    [
-        (2, "ddp", 1, ["images"]),
-        pytest.param(2, "ddp", 1, ["images", "workers", "points", "few"], marks=pytest.mark.slow),
-        pytest.param(2, "fsdp2", 1, ["images", "few"], marks=pytest.mark.slow),
-        pytest.param(3, "ddp", 2, ["images", "points"], marks=pytest.mark.slow),
-        pytest.param(3, "ddp", 1, ["few"], marks=pytest.mark.slow),
-        pytest.param(3, "fsdp2", 1, ["images"], marks=pytest.mark.slow),
-    ],
-)
-def test_several_processes_train_as_one(processes, strategy, accumulated, cases, tmp_path):
+def name(processes, strategy, accumulated, *_):
+    return f"{processes}-{strategy}-{accumulated}"
+
+
+def compare(folder, processes, strategy, accumulated, cases):
     """Losses, weights and averages of 20 steps across epochs, and the losses of held-out data, each example used once."""
-    one = trained(tmp_path, 1, "auto", processes * accumulated, *cases)
-    several = trained(tmp_path, processes, strategy, accumulated, *cases)
+    one = torch.load(folder / name(1, "auto", processes * accumulated), weights_only=True)
+    several = torch.load(folder / name(processes, strategy, accumulated), weights_only=True)
     for case in cases:
         assert one[case].keys() == several[case].keys() and len(one[case]["losses"]) == 20
-        for name, value in one[case].items():
+        for key, value in one[case].items():
             torch.testing.assert_close(
-                several[case][name], value, rtol=1e-9, atol=1e-12, msg=lambda text, at=(case, name): f"{at}: {text}"
+                several[case][key], value, rtol=1e-9, atol=1e-12, msg=lambda text, at=(case, key): f"{at}: {text}"
             )
+
+
+def test_two_processes_train_as_one(tmp_path):
+    settings = 2, "ddp", 1, ["images"]
+    compare(trained(tmp_path, settings), *settings)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Of all that are slow, by one start of Python."""
+    return trained(tmp_path_factory.mktemp("results"), *SLOW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", SLOW, ids=lambda each: name(*each))
+def test_several_processes_train_as_one(settings, results):
+    compare(results, *settings)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
