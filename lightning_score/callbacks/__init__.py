@@ -6,9 +6,9 @@ from lightning_score.callbacks.bits_per_dim import BitsPerDim
 from lightning_score.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.evaluate import Evaluate
-from lightning_score.callbacks.guard import LossGuard
 from lightning_score.callbacks.langevin_health import LangevinHealth, LevelHealth
 from lightning_score.callbacks.loss_floor import LossFloor
+from lightning_score.callbacks.loss_guard import LossGuard
 from lightning_score.callbacks.measurement import Evaluation
 from lightning_score.callbacks.progress import StepProgress
 from lightning_score.callbacks.sample_grid import SampleGrid

@@ -1,15 +1,18 @@
 """Bits per dimension of the held-out images at the end of a test."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from tqdm.auto import tqdm
 
+from lightning_score.callbacks.base import data_of, fast_dev_run, writes_files
+from lightning_score.callbacks.measurement import blank_record
 from lightning_score.data import ScoreData
-from lightning_score.errors import require, require_passes
-from lightning_score.runs.records import FILE, PERFECT, Record, append_record
+from lightning_score.errors import InputError, require, require_passes
+from lightning_score.runs.records import FILE, append_record
 from lightning_score.sampling import RK45, NoiseStream, Uniform
 from lightning_score.sampling.levels import warn_between_levels
 from lightning_score.sampling.likelihood import Bits, Dequantization, example_bits
@@ -44,68 +47,48 @@ class BitsPerDim(Callback):
 
     def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:
         """Refuses continuous data before anything is computed."""
-        self.check(trainer.datamodule)
+        self.check(data_of(trainer, "BitsPerDim"))
         process = pl_module.score_function.process
         times = RK45().evaluated(process, Uniform(1)(process))
         warn_between_levels("BitsPerDim", process, pl_module.objective.levels(process), times, advice="")
 
-    def check(self, data: ScoreData) -> None:
-        """Raises `InputError` if the data have no gray levels."""
-        require(
-            data.levels is not None,
-            f"BitsPerDim: {type(data).__name__} has no gray levels, so its examples have a density but no "
-            "bits; remove the callback, or use lightning_score.sampling.likelihood.log_likelihood",
-        )
+    def check(self, data: ScoreData) -> Dequantization:
+        """The dequantization of the data; raises `InputError` if they have no gray levels."""
+        if data.levels is None or data.data_range is None:
+            raise InputError(
+                f"BitsPerDim: {type(data).__name__} has no gray levels, so its examples have a density but no "
+                "bits; remove the callback, or use lightning_score.sampling.likelihood.log_likelihood"
+            )
+        return Dequantization(data.levels, data.data_range, data.dequantize)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Measures within the test, where the model holds the averaged weights."""
-        start, before = time.monotonic(), pl_module.score_function.evaluations
-        self.last = self.measure(trainer, pl_module)
+        start, before, data = time.monotonic(), pl_module.score_function.evaluations, data_of(trainer)
+        self.last = bits = self.measure(trainer, pl_module)
         evaluations = (pl_module.score_function.evaluations - before) * trainer.world_size
-        self._record(trainer, evaluations / (self.last.n * self.draws), time.monotonic() - start)
-        names = {"": self.last.mean, "_error": self.last.error, "_n": float(self.last.n)}
-        if self.draws > 1:
-            names["_spread"] = self.last.spread
-        for suffix, value in names.items():
-            pl_module.log(f"test/bits_per_dim{suffix}", value, prog_bar=not suffix, rank_zero_only=True)
-
-    def _record(self, trainer: Trainer, nfe: float, seconds: float) -> None:
-        """Adds a line of provenance to the run folder."""
-        data = trainer.datamodule
-        if not trainer.is_global_zero or trainer.fast_dev_run:
-            return
-        record = Record(
+        record = replace(
+            blank_record(data, trainer.global_step, bits.n),
             metric="bits_per_dim",
-            value=self.last.mean,
-            error=self.last.error,
-            floor=None,
-            floor_n=None,
-            floor_kind=PERFECT,
-            n=self.last.n,
-            features="none",
-            features_hash="",
-            resize="none",
-            data=type(data).__name__,
+            value=bits.mean,
+            error=bits.error,
             split="held out",
-            shape=list(data.shape),
-            data_hash=data.fingerprint,
-            weights="ema",
-            step=trainer.global_step,
-            denoised=True,
             sampler={"class": "likelihood by the probability-flow ODE", "draws": self.draws, "dequantize": data.dequantize},
-            nfe=nfe,
+            nfe=evaluations / (bits.n * self.draws),
             seed=self.seed,
-            seconds=seconds,
+            seconds=time.monotonic() - start,
         )
-        append_record(Path(trainer.default_root_dir) / FILE, record)
+        if writes_files(trainer):
+            append_record(Path(trainer.default_root_dir) / FILE, record)
+        spread = {"_spread": bits.spread} if self.draws > 1 else {}
+        for suffix, value in {"": bits.mean, "_error": bits.error, "_n": float(bits.n), **spread}.items():
+            pl_module.log(f"test/bits_per_dim{suffix}", value, prog_bar=not suffix, rank_zero_only=True)
 
     def measure(self, trainer: Trainer, pl_module: ScoreModel) -> Bits:
         """The bits of all examples; each process computes its share."""
-        data, device = trainer.datamodule, pl_module.device
+        data, device = data_of(trainer), pl_module.device
         held_out = data.splits.held_out
-        limit = 4 if trainer.fast_dev_run else self.num_examples or len(held_out.x)
-        n = min(limit, len(held_out.x))
-        dequantization = Dequantization(data.levels, data.data_range, data.dequantize)
+        n = min(4 if fast_dev_run(trainer) else self.num_examples or len(held_out.x), len(held_out.x))
+        dequantization = self.check(data)
         bits = torch.zeros(self.draws, n, dtype=torch.float64, device=device)
         batches = torch.arange(trainer.global_rank, n, trainer.world_size).split(self.batch_size)
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None

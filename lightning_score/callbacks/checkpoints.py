@@ -11,7 +11,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
@@ -66,8 +65,7 @@ class LastCheckpoint(Checkpoint):
         self._validation_due = self._validating_late = False
         self._saved = time.monotonic()
         self._random: dict[str, Any] = {}
-        self._handlers: dict[signal.Signals, Any] = {}
-        self._patience = ExitStack()
+        self._handling = ExitStack()  # of signals, in training
 
     @property
     def state_key(self) -> str:
@@ -93,8 +91,8 @@ class LastCheckpoint(Checkpoint):
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS if "SLURM_JOB_ID" in os.environ else SIGNALS[:-1]:
                 if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGINT:
-                    self._handlers[number] = signal.signal(number, self._handler(trainer))
-            self._patience.enter_context(stopping.patience())
+                    self._handling.callback(signal.signal, number, signal.signal(number, self._handler(trainer)))
+            self._handling.enter_context(stopping.patience())
         restore_random_state(self._random, pl_module.device)
         if self._validation_due:
             self._validation_due, self._validating_late = False, True
@@ -124,8 +122,10 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Saves the state before this step, and ends the run, if that is due."""
+        if trainer.world_size > 1 and batch_idx % max(trainer.log_every_n_steps, 1):  # type: ignore[attr-defined]
+            return  # several processes agree only now and then, because that takes time
         late = time.monotonic() - self._saved > 60 * self.minutes
-        save, end = self._agreed(trainer, late, self.asked is not None, batch_idx)
+        save, end = (trainer.strategy.reduce_boolean_decision(x, all=False) for x in (late, self.asked is not None))
         if batch_idx == 0 or batch_idx % trainer.accumulate_grad_batches:  # amid accumulated gradients, or an epoch begins
             return
         if (save or end) and trainer.global_step != self._step:
@@ -163,16 +163,6 @@ class LastCheckpoint(Checkpoint):
         for loader in loop["state_dict"].get("combined_loader", []):
             loader["batches"] -= 1
 
-    def _agreed(self, trainer: Trainer, save: bool, end: bool, batch_idx: int) -> tuple[bool, bool]:
-        """Whether any process wants to save or to end; all agree at the same step, and communicate only now and then."""
-        if trainer.world_size == 1:
-            return save, end
-        if batch_idx % max(trainer.log_every_n_steps, 1):
-            return False, False
-        wanted = torch.tensor([save, end], dtype=torch.uint8, device=trainer.strategy.root_device)
-        dist.all_reduce(wanted, dist.ReduceOp.MAX)
-        return bool(wanted[0]), bool(wanted[1])
-
     def _end(self, trainer: Trainer) -> None:
         raise KeyboardInterrupt if self.asked == signal.SIGINT else SIGTERMException
 
@@ -180,16 +170,13 @@ class LastCheckpoint(Checkpoint):
         """Queues the SLURM job again if SIGUSR1 was received, and returns whether it was. SLURM then ends the job."""
         if self.asked != signal.SIGUSR1:
             return False
-        if rank_zero_only.rank == 0:
+        if getattr(rank_zero_only, "rank", 0) == 0:
             subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
         return True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restores the signal handlers."""
-        self._patience.close()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
+        self._handling.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restores the signal handlers."""

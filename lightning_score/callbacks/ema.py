@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import Parameter
 
+from lightning_score.callbacks.base import callbacks_of
 from lightning_score.errors import require
 from lightning_score.training.sharding import check_strategy, load_weights, local, refresh, shard_like
 
@@ -82,19 +81,15 @@ class EMA(Callback):
         """Lets the model hold its raw weights inside a `with` block: those of the training that it is in, or those of the
         checkpoint that is evaluated (`raw_state`); does nothing if it holds them already or if there are none.
         """
-        if self._raw:
-            held, wanted, write = self._averages, self._raw, partial(_hold, pl_module)
-        elif self.raw_state is not None:
-            held = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
-            wanted, write = self.raw_state, pl_module.load_state_dict
-        else:
+        with ExitStack() as afterwards:
+            if self._raw:
+                _hold(pl_module, self._raw)
+                afterwards.callback(_hold, pl_module, self._averages)
+            elif self.raw_state is not None:
+                held = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
+                pl_module.load_state_dict(self.raw_state)
+                afterwards.callback(pl_module.load_state_dict, held)
             yield
-            return
-        write(wanted)
-        try:
-            yield
-        finally:
-            write(held)
 
     # The averages: initialized by the first fit, updated after each optimizer step
 
@@ -104,13 +99,10 @@ class EMA(Callback):
             return
         check_strategy(trainer)
         require(
-            not any(checkpoint.save_weights_only for checkpoint in _model_checkpoints(trainer)),
+            not any(getattr(checkpoint, "save_weights_only", False) for checkpoint in trainer.checkpoint_callbacks),
             "EMA: ModelCheckpoint's save_weights_only=true leaves out the averages; set it to false",
         )
-        require(
-            sum(type(callback) is type(self) for callback in trainer.callbacks) == 1,
-            "EMA: the trainer has more than one EMA callback; leave one",
-        )
+        require(len(callbacks_of(trainer, EMA)) == 1, "EMA: the trainer has more than one EMA callback; leave one")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Initializes the averages, unless they continue from a checkpoint or an earlier fit of this model."""
@@ -200,10 +192,6 @@ def _named_parameters(module: LightningModule) -> dict[str, Parameter]:
     """The floating-point parameters by all their names, as in the state dict."""
     named = module.named_parameters(remove_duplicate=False)
     return {name: parameter for name, parameter in named if parameter.is_floating_point()}
-
-
-def _model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
-    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
 
 
 @torch.no_grad()

@@ -1,9 +1,10 @@
 """Measures the samples of a model during training and afterwards."""
 
+import hashlib
 import time
 import warnings
-from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,32 +12,22 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
+from lightning_score.callbacks.base import Periodic, data_of, fast_dev_run, find_callback, writes_files
 from lightning_score.callbacks.ema import EMA
-from lightning_score.callbacks.guard import measuring
-from lightning_score.callbacks.measurement import (
-    Evaluation,
-    EvaluationSetup,
-    Measurement,
-    Weights,
-    mean_over_seeds,
-    measurements,
-)
-from lightning_score.callbacks.periodic import Periodic
+from lightning_score.callbacks.loss_guard import measuring
+from lightning_score.callbacks.measurement import Evaluation, Measurement, blank_record, measurements
 from lightning_score.callbacks.pictures import drawable, labels_in_turn, neighbor_picture, pictured, publish, sample_picture
 from lightning_score.callbacks.sampling_pass import SamplingPass, SamplingResult
-from lightning_score.callbacks.siblings import find_callback
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
 from lightning_score.files import LocalPath
 from lightning_score.metrics import Features, nearest_neighbors, read_npz
 from lightning_score.metrics.reference import Reference, check_fit, reference_statistics
-from lightning_score.runs.records import FILE, append_record, metric_name
+from lightning_score.runs.records import FILE, Record, append_record, metric_name, settings_of
 from lightning_score.training.model import ScoreModel
 
 IN_PICTURE = 64
 """Samples in the picture of `test`."""
-AVERAGED = Weights("ema", "", lambda model: nullcontext())
-"""The averaged weights, which the model holds during validation and test."""
 
 
 class Evaluate(Periodic):
@@ -58,8 +49,8 @@ class Evaluate(Periodic):
         reference: statistics of the data to compare with, an .npz of pytorch-fid's; null: those of the data set.
         repeats: number of seeds over which `test` averages.
         fid_infinity: in `test`, also extrapolate the distance to infinitely many samples (Chong and Forsyth 2020).
-        before_denoising: also measure the samples before the final denoising step.
-        raw_weights: also measure the weights that are not averaged.
+        before_denoising: also measure the samples before the final denoising step; `_noisy` follows the names of these.
+        raw_weights: also measure the weights that are not averaged; `_raw_weights` follows the names of these.
         neighbors: number of samples whose nearest training examples `test` searches for; 0: none.
         all_metrics: measure all metrics of `test` in `fit` and `validate`, too.
 
@@ -89,8 +80,7 @@ class Evaluate(Periodic):
         require(max_share is None or max_share > 0, f"max_share={max_share}: must be above 0, as 0.2, or null")
         require(repeats >= 1, f"repeats={repeats}: must be at least 1")
         require(
-            not fid_infinity or num_samples >= 20,
-            f"fid_infinity=true: needs num_samples of at least 20, not {num_samples}",
+            not fid_infinity or num_samples >= 20, f"num_samples={num_samples}: must be at least 20 for fid_infinity=true"
         )
         require(neighbors >= 0, f"neighbors={neighbors}: must be 0 or more")
         self.features, self.num_samples, self.seed = features, num_samples, seed
@@ -110,8 +100,8 @@ class Evaluate(Periodic):
 
     def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:
         """Checks the data before anything is computed."""
-        if stage != "predict" and trainer.datamodule is not None:
-            self.check(trainer.datamodule)
+        if stage != "predict" and self.features is not None:
+            self.check(data_of(trainer, "Evaluate"))
 
     def check(self, data: ScoreData) -> None:
         """Raises `InputError` unless the features can be computed from the data, and the statistics have as many."""
@@ -125,13 +115,13 @@ class Evaluate(Periodic):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Measures within validation, where the model holds the averaged weights."""
         if self.due(trainer) and self.features is not None and self._affordable(trainer):
-            with measuring(trainer, pl_module, self.metric):
-                self._evaluate(trainer, pl_module, "val")
+            with measuring(trainer, pl_module, str(self.metric)):
+                self._evaluate(trainer, pl_module, self.features)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Measures all metrics within the test, where the model holds the averaged weights."""
         if self.features is not None:
-            self._evaluate(trainer, pl_module, "test")
+            self._evaluate(trainer, pl_module, self.features)
 
     def _affordable(self, trainer: Trainer) -> bool:
         """Whether a measurement as long as the last one stays within its share of the training time."""
@@ -147,61 +137,67 @@ class Evaluate(Periodic):
         return affordable
 
     @torch.inference_mode()
-    def _evaluate(self, trainer: Trainer, pl_module: ScoreModel, prefix: str) -> None:
+    def _evaluate(self, trainer: Trainer, pl_module: ScoreModel, features: Features) -> None:
         start = time.monotonic()
-        self.features.move_to(pl_module)
-        self._warn_of_few(trainer)
-        chosen = [AVERAGED]
-        if self.raw_weights:
-            ema = find_callback(trainer, EMA)
-            chosen.append(Weights("raw", "_raw_weights", ema.raw if ema else AVERAGED.held))
-        for weights in chosen:
-            with weights.held(pl_module):
-                self._measure(trainer, pl_module, prefix, weights)
-        self._spent += time.monotonic() - start
-
-    def _n(self, trainer: Trainer) -> int:
-        return 4 if trainer.fast_dev_run else self.num_samples
-
-    def _warn_of_few(self, trainer: Trainer) -> None:
-        if self._n(trainer) <= self.features.num_features and not trainer.fast_dev_run:
+        features.move_to(pl_module)
+        if self.num_samples <= features.num_features and not fast_dev_run(trainer):
             warnings.warn(
-                f"num_samples={self.num_samples} is not above the {self.features.num_features} features: the distance is "
+                f"num_samples={self.num_samples} is not above the {features.num_features} features: the distance is "
                 "dominated by its bias; compare it only with the floor",
                 stacklevel=2,
             )
+        self._measure(trainer, pl_module, features, "ema")
+        if self.raw_weights:
+            ema = find_callback(trainer, EMA)
+            with ema.raw(pl_module) if ema else nullcontext():
+                self._measure(trainer, pl_module, features, "raw")
+        self._spent += time.monotonic() - start
 
-    def _measure(self, trainer: Trainer, pl_module: ScoreModel, prefix: str, weights: Weights) -> None:
-        """Measures the weights that the model holds."""
-        n, data, test = self._n(trainer), trainer.datamodule, prefix == "test"
-        real = self._reference(trainer, n, pl_module.device)
-        setup = EvaluationSetup(
-            self.features, self.num_samples, real, self.reference, data, pl_module, weights, trainer.global_step
-        )
-        images = pictured(data)
-        shown = max(IN_PICTURE, self.neighbors * images) if test and weights is AVERAGED else 0
-        sampling = SamplingPass(
-            trainer, pl_module, self.features, n, self.batch_size, self.before_denoising, shown, resumable=test
-        )
-        passes = [sampling.run(self.seed + k) for k in range(self.repeats if test else 1)]
-        for seeds in measurements(setup, passes, test or self.all_metrics, self.fid_infinity):
-            self._record(trainer, seeds)
-            self._log(pl_module, prefix, mean_over_seeds(seeds))
-        if shown:
-            self._show(trainer, pl_module, passes[0])
-        if shown and images and self.neighbors:
+    def _measure(self, trainer: Trainer, pl_module: ScoreModel, features: Features, weights: str) -> None:
+        """Measures the weights that the model holds: samples become sums, these measurements, and these records and logs."""
+        n, data, test = 4 if fast_dev_run(trainer) else self.num_samples, data_of(trainer), trainer.testing
+        reference = self._reference(data, features, n, pl_module.device)
+        copies = self.neighbors * pictured(data)
+        shown = max(IN_PICTURE, copies) if test and weights == "ema" else 0
+        sampling = SamplingPass(trainer, pl_module, features, self.batch_size, resumable=test)
+        seeds = range(self.seed, self.seed + (self.repeats if test else 1))
+        passes = [sampling.run(seed, n, shown, self.before_denoising) for seed in seeds]
+        template = self._template(trainer, pl_module, features, weights)
+        for measurement in measurements(template, passes, reference, test or self.all_metrics, self.fid_infinity):
+            for record in measurement.records if writes_files(trainer) else []:
+                append_record(Path(trainer.default_root_dir) / FILE, record)
+            self._log(pl_module, "test" if test else "val", measurement)
+        if shown and writes_files(trainer):
+            caption = f"step {trainer.global_step}, NFE {passes[0].nfe:g}"
+            picture = sample_picture(drawable(data, passes[0].images[:IN_PICTURE]), labels_in_turn(pl_module))
+            publish(trainer, "samples", picture, caption)
+        if shown and copies:
             self._look_for_copies(trainer, pl_module, passes[0])
 
-    def _reference(self, trainer: Trainer, n: int, device: torch.device) -> Reference:
+    def _reference(self, data: ScoreData, features: Features, n: int, device: torch.device) -> Reference:
         """The statistics of the data, computed once."""
         if n not in self._references:
-            data = trainer.datamodule
             if self.statistics is not None:
-                found = Reference(self.statistics, torch.zeros(0, self.features.num_features), None, None)
+                found = Reference(self.statistics, torch.zeros(0, features.num_features), None, None)
             else:
-                found = reference_statistics(data.fingerprint, data.reference, self.features, n, device)
+                found = reference_statistics(data.fingerprint, data.reference, features, n, device)
             self._references[n] = found.to(device)
         return self._references[n]
+
+    def _template(self, trainer: Trainer, pl_module: ScoreModel, features: Features, weights: str) -> Record:
+        """What all records of these weights have in common."""
+        template = replace(
+            blank_record(data_of(trainer), trainer.global_step, self.num_samples),
+            features=features.name,
+            features_hash=features.fingerprint,
+            resize=features.resize,
+            weights=weights,
+            sampler=settings_of(pl_module.sampler) | {"guidance": settings_of(pl_module.guidance)},
+        )
+        if self.reference is None:
+            return template
+        digest = hashlib.sha256(Path(self.reference).read_bytes()).hexdigest()[:16]
+        return replace(template, data=self.reference, split="file", data_hash=digest)
 
     def _log(self, pl_module: ScoreModel, prefix: str, found: Measurement) -> None:
         entries = found.log_entries()
@@ -211,28 +207,15 @@ class Evaluate(Periodic):
         for name, value in entries.items():
             pl_module.log(f"{prefix}/{name}", value, prog_bar=name == self.metric, rank_zero_only=True)
 
-    def _record(self, trainer: Trainer, seeds: Sequence[Measurement]) -> None:
-        """Adds a line of provenance for each seed to the run folder."""
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            for measurement in seeds:
-                append_record(Path(trainer.default_root_dir) / FILE, measurement.record())
-
-    def _show(self, trainer: Trainer, pl_module: ScoreModel, drawn: SamplingResult) -> None:
-        """Publishes the first samples as a picture."""
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            caption = f"step {trainer.global_step}, NFE {drawn.nfe:g}"
-            picture = sample_picture(drawable(trainer.datamodule, drawn.images[:IN_PICTURE]), labels_in_turn(pl_module))
-            publish(trainer, "samples", picture, caption)
-
     def _look_for_copies(self, trainer: Trainer, pl_module: ScoreModel, drawn: SamplingResult) -> None:
         """Compares the first samples with their nearest training examples, in numbers and in a picture."""
-        data, (train, held_out) = trainer.datamodule, trainer.datamodule.splits
+        data = data_of(trainer)
+        train, held_out = data.splits
         images, others = drawn.images[: self.neighbors], held_out.x[: self.neighbors]
         found = nearest_neighbors(images.to(pl_module.device), train.x, others.to(pl_module.device))
         shares = {"test/copied": found.copied, "test/copied_held_out": found.copied_held_out}
         pl_module.log_dict({**shares, "test/neighbor_distance_ratio": found.ratio}, rank_zero_only=True)
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if writes_files(trainer):
             nearest = found.distance.argsort()[:24].cpu()
-            shown = (images[nearest], train.x[found.index.cpu()[nearest]])
-            picture = neighbor_picture(*(drawable(data, x) for x in shown))
+            picture = neighbor_picture(drawable(data, images[nearest]), drawable(data, train.x[found.index.cpu()[nearest]]))
             publish(trainer, "neighbors", picture, "the samples nearest to training examples, each above its nearest")

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,12 +11,11 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from lightning_score.callbacks.guard import measuring
+from lightning_score.callbacks.base import data_of, fast_dev_run
+from lightning_score.callbacks.loss_guard import measuring
 from lightning_score.callbacks.pictures import figure_picture, publish
-from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, require
 from lightning_score.memory import require_room
-from lightning_score.process import NoiseProcess
 from lightning_score.process.ladder import variance_ratio
 from lightning_score.runs.records import append_line
 from lightning_score.sampling import LangevinCorrector
@@ -29,6 +29,18 @@ if TYPE_CHECKING:
 
 FILE = "langevin.jsonl"
 """The name of the file of levels in a run folder, one line per validation."""
+PANELS = {
+    "Langevin steps": {"step_size": "step size $e$ (squared units)", "snr": "signal-to-noise ratio of a step"},
+    "root mean square per dimension": {
+        "sample_norm": "samples",
+        "data_norm": "data with the level's noise",
+        "score_norm": r"$\sigma$ score",
+    },
+    "variance ratio after the level": {"variance_ratio": "measured", "predicted_ratio": "recursion of technique 4"},
+}
+"""The panels of the picture: their titles, and the fields of `LevelHealth` in them with their labels."""
+DASHED = ("data_norm", "predicted_ratio")
+"""The fields with which others are compared."""
 
 
 class LevelHealth(NamedTuple):
@@ -53,15 +65,19 @@ class LevelHealth(NamedTuple):
 
 
 class _Level(NamedTuple):
-    """The Langevin steps of a sampler at one time: their number, their last samples, and their size."""
+    """The Langevin steps of a sampler at one time.
+
+    Fields: t (the time), steps (their number), size (e, averaged over the samples), temperature, samples and score (the mean
+    squares of x and of the score after the last step), first_score (that of the score before the first step of all levels).
+    """
 
     t: Tensor
     steps: int
-    x: Tensor
-    score: Tensor
-    first_score: Tensor | None
     size: float
     temperature: float
+    samples: float
+    score: float
+    first_score: float
 
 
 class LevelRecorder:
@@ -70,35 +86,33 @@ class LevelRecorder:
     def __init__(self) -> None:
         self.levels: list[_Level] = []
         self.ladder = True  # only Langevin steps, and moves that only change the level
-        self._open: tuple[ScoreField, Move, Any] | None = None
-        self._steps = 0
-        self._last: Tensor | None = None
-        self._first_score: Tensor | None = None
+        self._open: tuple[ScoreField, LangevinCorrector, Move, Any] | None = None  # the first step of this level
+        self._steps, self._x, self._first_score = 0, torch.zeros(0), 0.0
 
     def __call__(self, score: ScoreField, move: Move, before: Tensor, after: Tensor, state: Any) -> None:
-        if self._open is not None and (move.method, move.t) != (self._open[1].method, self._open[1].t):
+        if self._open is not None and (move.method, move.t) != self._open[2][:2]:
             self.close()
         if not isinstance(move.method, LangevinCorrector):
             self.ladder &= move.method.evaluations == 0
             return
         if self._open is None:
-            self._open, self._steps = (score, move, state), 0
+            self._open, self._steps, self._first_score = (score, move.method, move, state), 0, 0.0
             if self.levels and move.t > self.levels[-1].t:  # samples drawn in parts: only the last part is kept
                 self.levels = []
             if not self.levels:
-                self._first_score = score(before, move.t)
-        self._steps, self._last = self._steps + 1, after
+                self._first_score = _mean_square(score(before, move.t))
+        self._steps, self._x = self._steps + 1, after
 
     def close(self) -> None:
         """Ends the current level."""
         if self._open is None:
             return
-        (score, (method, t, s, _), state), x = self._open, self._last
+        (score, method, (_, t, s, _), state), x = self._open, self._x
         gradient = score(x, t)
         z = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)  # instead of the noise of the step
         size = method.size(score.process, t, s, state, gradient, z).double().mean() / score.process.alpha(t).double() ** 2
-        first = self._first_score if not self.levels else None
-        self.levels.append(_Level(t, self._steps, x, gradient, first, float(size), method.temperature))
+        squares = _mean_square(x), _mean_square(gradient), self._first_score
+        self.levels.append(_Level(t, self._steps, float(size), method.temperature, *squares))
         self._open = None
 
 
@@ -123,29 +137,24 @@ class LangevinHealth(Callback):
 
     def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:
         """Refuses a fit without a data module, before anything is computed."""
-        require(
-            isinstance(trainer.datamodule, ScoreData),
-            "LangevinHealth compares with training data: give the trainer a data module, "
-            "trainer.fit(model, datamodule=...), or remove the callback",
-        )
+        data_of(trainer, "LangevinHealth")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Measures within validation, where the model holds the averaged weights."""
-        if trainer.sanity_checking or not trainer.is_global_zero:
-            return
-        with measuring(trainer, pl_module, "Langevin health"):
-            self._measure(trainer, pl_module)
+        if not trainer.sanity_checking and trainer.is_global_zero:
+            with measuring(trainer, pl_module, "Langevin health"):
+                self._measure(trainer, pl_module)
 
     def _measure(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         recorder = LevelRecorder()
-        pl_module.draw(range(4 if trainer.fast_dev_run else self.num_samples), self.seed, observe=recorder)
+        pl_module.draw(range(4 if fast_dev_run(trainer) else self.num_samples), self.seed, observe=recorder)
         recorder.close()
         if not recorder.levels:
             return
         self.last = self._compare(recorder, pl_module, trainer)
         pl_module.log("val/langevin_variance_ratio", self.last[-1].variance_ratio, rank_zero_only=True)
         pl_module.log("val/langevin_snr", sum(level.snr for level in self.last) / len(self.last), rank_zero_only=True)
-        if trainer.fast_dev_run:
+        if fast_dev_run(trainer):
             return
         columns = dict(zip(LevelHealth._fields, map(list, zip(*self.last, strict=True)), strict=True))
         entries = {"step": trainer.global_step, "time": time.time(), "n": self.num_samples, **columns}
@@ -156,49 +165,53 @@ class LangevinHealth(Callback):
     @torch.inference_mode()
     def _compare(self, recorder: LevelRecorder, pl_module: ScoreModel, trainer: Trainer) -> list[LevelHealth]:
         """Compares every level with training data at its noise."""
-        data, process = trainer.datamodule, pl_module.score_function.process
+        data, process = data_of(trainer), pl_module.score_function.process
         generator = torch.Generator().manual_seed(self.seed)
         rows = torch.randperm(len(data.splits.train.x), generator=generator)[: max(self.num_samples, 2)]
         with seeded(self.seed):  # of dequantization
-            x = data.transform(train=False)(data.splits.train.x[rows]).to(pl_module.device, pl_module.dtype)
+            x = data.transform(train=False)(data.splits.train.x[rows]).to(pl_module.device).to(pl_module.dtype)
         score: ScoreField = pl_module.score_function
         if pl_module.conditional:
             score = Conditioned(score, data.splits.train.y[rows].to(pl_module.device))
-        found: list[LevelHealth] = []
-        for level in recorder.levels:
-            t = level.t.to(pl_module.dtype)
-            noisy = process.perturb(x, t, torch.randn(x.shape, generator=generator).to(x))
-            at_data = _mean_square(score(noisy, t))
-            found.append(_health(level, process, noisy, at_data, found, recorder.ladder))
-        return found
+
+        def noisy(t: Tensor) -> Tensor:
+            return process.perturb(x, t.to(x.dtype), torch.randn(x.shape, generator=generator).to(x))
+
+        return compare(recorder, score, noisy)
 
 
-def _health(
-    level: _Level, process: NoiseProcess, noisy: Tensor, at_data: float, above: Sequence[LevelHealth], ladder: bool
-) -> LevelHealth:
-    alpha, sigma = float(process.alpha(level.t)), float(process.noise_level(level.t))
-    square = _mean_square(level.score)
-    before = above[-1].predicted_ratio if above else _mean_square(level.first_score) / at_data
-    gamma = above[-1].sigma / sigma if above else 1.0
-    return LevelHealth(
-        sigma=sigma,
-        steps=level.steps,
-        step_size=level.size,
-        snr=math.sqrt(level.size / 2 / level.temperature * square) * alpha if level.temperature > 0 else math.inf,
-        score_norm=math.sqrt(square) * sigma * alpha,
-        sample_norm=math.sqrt(_mean_square(level.x)) / alpha,
-        data_norm=math.sqrt(_mean_square(noisy)) / alpha,
-        variance_ratio=square / at_data,
-        predicted_ratio=_predicted(level, sigma, gamma, before) if ladder else math.nan,
-    )
+def compare(recorder: LevelRecorder, score: ScoreField, noisy: Callable[[Tensor], Tensor]) -> list[LevelHealth]:
+    """Compares the levels of a sampler with the data.
 
-
-def _predicted(level: _Level, sigma: float, gamma: float, before: float) -> float:
-    """The recursion of technique 4, or NaN where its assumptions do not hold."""
-    try:
-        return variance_ratio(level.size, sigma, gamma, level.steps, before) if level.temperature == 1 else math.nan
-    except InputError:
-        return math.nan
+    Args:
+        recorder: has observed the sampler.
+        score: the score.
+        noisy: returns training data with the noise of a time, (N, ...).
+    """
+    found: list[LevelHealth] = []
+    for level in recorder.levels:
+        alpha, sigma = float(score.process.alpha(level.t)), float(score.process.noise_level(level.t))
+        x = noisy(level.t)
+        at_data = _mean_square(score(x, level.t.to(x.dtype)))
+        before = found[-1].predicted_ratio if found else level.first_score / at_data
+        predicted = math.nan
+        if recorder.ladder and level.temperature == 1:
+            with suppress(InputError):  # a step size for which technique 4 does not hold
+                gamma = found[-1].sigma / sigma if found else 1.0
+                predicted = variance_ratio(level.size, sigma, gamma, level.steps, before)
+        health = LevelHealth(
+            sigma=sigma,
+            steps=level.steps,
+            step_size=level.size,
+            snr=math.sqrt(level.size / 2 / level.temperature * level.score) * alpha if level.temperature > 0 else math.inf,
+            score_norm=math.sqrt(level.score) * sigma * alpha,
+            sample_norm=math.sqrt(level.samples) / alpha,
+            data_norm=math.sqrt(_mean_square(x)) / alpha,
+            variance_ratio=level.score / at_data,
+            predicted_ratio=predicted,
+        )
+        found.append(health)
+    return found
 
 
 def _mean_square(v: Tensor) -> float:
@@ -209,24 +222,14 @@ def _figure(levels: Sequence[LevelHealth]) -> "Figure":
     from matplotlib.figure import Figure  # takes a second to import
 
     figure = Figure(figsize=(13, 3.8), layout="constrained")
-    sizes, norms, ratios = figure.subplots(1, 3)
-    sigma, style = [level.sigma for level in levels], {"marker": ".", "lw": 1}
-
-    def column(name: str) -> list[float]:
-        return [getattr(level, name) for level in levels]
-
-    sizes.semilogy(sigma, column("step_size"), color="tab:orange", label="step size $e$ (squared units)", **style)
-    sizes.semilogy(sigma, column("snr"), color="tab:blue", label="signal-to-noise ratio of a step", **style)
-    sizes.set(title="Langevin steps")
-    norms.loglog(sigma, column("sample_norm"), label="samples", **style)
-    norms.loglog(sigma, column("data_norm"), "k--", lw=1, label="data with the level's noise")
-    norms.loglog(sigma, column("score_norm"), color="tab:red", label=r"$\sigma$ score", **style)
-    norms.set(title="root mean square per dimension")
-    ratios.plot(sigma, column("variance_ratio"), color="tab:green", label="measured", **style)
-    ratios.plot(sigma, column("predicted_ratio"), "k--", lw=1, label="recursion of technique 4")
-    ratios.set(title="variance ratio after the level")
-    for axes in (sizes, norms, ratios):
-        axes.set(xscale="log", xlabel=r"noise level $\sigma/\alpha$ (units of the data)")
+    for axes, (title, fields) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+        for field, label in fields.items():
+            style = {"color": "black", "ls": "--"} if field in DASHED else {"marker": "."}
+            axes.plot(
+                [level.sigma for level in levels], [getattr(level, field) for level in levels], label=label, lw=1, **style
+            )
+        xlabel = r"noise level $\sigma/\alpha$ (units of the data)"
+        axes.set(title=title, xlabel=xlabel, xscale="log", yscale="linear" if "variance_ratio" in fields else "log")
         axes.invert_xaxis()
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from lightning_score.callbacks.base import data_of, writes_files
 from lightning_score.callbacks.pictures import figure_picture, publish
 from lightning_score.data import Examples, ScoreData
 from lightning_score.errors import InputError, require, require_passes
@@ -61,32 +62,24 @@ class LossFloor(Callback):
         require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
         self.levels, self.num_examples, self.batch_size, self.seed = levels, num_examples, batch_size, seed
         self.last: LevelLosses | None = None
-        self._chosen: tuple[Examples, Examples] | None = None
-        self._floors: tuple[Tensor, Tensor] | None = None
+        self._prepared: list[tuple[Examples, Tensor]] | None = None  # examples of each split, and their floor
 
     def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:
         """Refuses a fit without a data module, before anything is computed, and drops the floor of another model."""
-        require(
-            isinstance(trainer.datamodule, ScoreData),
-            "LossFloor needs the training data: give the trainer a data module, trainer.fit(model, datamodule=...), or "
-            "remove the callback",
-        )
-        self._chosen = self._floors = None
+        data_of(trainer, "LossFloor")
+        self._prepared = None
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Measures within validation, where the model holds the averaged weights."""
         if trainer.sanity_checking:
             return
-        self.last = self.measure(pl_module, trainer.datamodule)
-        for split in ("train", "held_out"):
-            loss = getattr(self.last, split)
-            excess = loss - getattr(self.last, f"{split}_floor")
-            pl_module.log(f"val/excess_loss_{split}", float(excess.mean()), sync_dist=True)
-            for name, values in (("loss", loss), ("excess_loss", excess)):
-                levels = zip(self.last.sigma.tolist(), values.tolist(), strict=True)
-                named = {f"val/{name}_{split}/{sigma:.3g}": value for sigma, value in levels}
-                pl_module.log_dict(named, sync_dist=True)
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        sigma, train, held_out, train_floor, held_out_floor = self.last = self.measure(pl_module, data_of(trainer))
+        for split, loss, floor in (("train", train, train_floor), ("held_out", held_out, held_out_floor)):
+            pl_module.log(f"val/excess_loss_{split}", float((loss - floor).mean()), sync_dist=True)
+            for name, values in ((f"val/loss_{split}", loss), (f"val/excess_loss_{split}", loss - floor)):
+                levels = zip(sigma.tolist(), values.tolist(), strict=True)
+                pl_module.log_dict({f"{name}/{level:.3g}": value for level, value in levels}, sync_dist=True)
+        if writes_files(trainer):
             picture = figure_picture(_figure(self.last, math.prod(pl_module.shape)))
             publish(trainer, "loss_per_sigma", picture, f"step {trainer.global_step}")
 
@@ -95,21 +88,22 @@ class LossFloor(Callback):
         """The losses with the weights that the model holds; the floors are computed only once."""
         score = pl_module.score_function
         times = level_times(score.process, self.levels, pl_module.device)
-        if self._floors is None:
-            floor, self._chosen = self._prepare(pl_module, data)
-            self._floors = tuple(self._losses(floor, pl_module, examples, times) for examples in self._chosen)
-        train, held_out = (self._losses(score, pl_module, examples, times) for examples in self._chosen)
-        return LevelLosses(score.process.noise_level(times).cpu(), train, held_out, *self._floors)
+        if self._prepared is None:
+            self._prepared = self._prepare(pl_module, data, times)
+        (train, train_floor), (held_out, held_out_floor) = self._prepared
+        losses = [self._losses(score, pl_module, examples, times) for examples in (train, held_out)]
+        return LevelLosses(score.process.noise_level(times).cpu(), losses[0], losses[1], train_floor, held_out_floor)
 
-    def _prepare(self, pl_module: ScoreModel, data: ScoreData) -> tuple[EmpiricalScore, tuple[Examples, Examples]]:
-        """The training data's score, and the examples of both splits that are measured."""
+    def _prepare(self, pl_module: ScoreModel, data: ScoreData, times: Tensor) -> list[tuple[Examples, Tensor]]:
+        """The examples of both splits that are measured, and the losses on them of the training data's score."""
         with seeded(self.seed):  # of dequantization
             splits = [Examples(data.transform(train=False)(split.x), split.y) for split in data.splits]
         generator = torch.Generator().manual_seed(self.seed)
         chosen = [torch.randperm(len(split.y), generator=generator)[: self.num_examples] for split in splits]
         train = Examples(*(field.to(pl_module.device) for field in splits[0]))
         floor = EmpiricalScore(pl_module.score_function.process, train.x, train.y if pl_module.conditional else None)
-        return floor, tuple(Examples(split.x[rows], split.y[rows]) for split, rows in zip(splits, chosen, strict=True))
+        measured = [Examples(split.x[rows], split.y[rows]) for split, rows in zip(splits, chosen, strict=True)]
+        return [(examples, self._losses(floor, pl_module, examples, times)) for examples in measured]
 
     def _losses(self, score: ScoreField, pl_module: ScoreModel, examples: Examples, times: Tensor) -> Tensor:
         """The mean loss at each time, float64 (K,); the noise of an example depends only on the seed and the level."""

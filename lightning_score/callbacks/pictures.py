@@ -1,9 +1,9 @@
-"""Pictures of samples, and how they are written to the run folder and the loggers."""
+"""Pictures of samples and of their way from noise to image, and how they are written to the run folder and the loggers."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -11,18 +11,22 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
 
 from lightning_score.data import ScoreData, to_uint8
 from lightning_score.files import replacing, tolerating_full_disk
+from lightning_score.sampling.sampler import Move, Samples
+from lightning_score.score.function import ScoreField
 from lightning_score.training.model import ScoreModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KIND = "Kind"
-"""The metadata of a picture that tells drawings from pixels."""
+"""The metadata of a picture that distinguishes drawings from pixels."""
+MOMENTS = 9
+"""Columns of the picture: the start, the samples after equal numbers of moves, and the result."""
 
 
 def pictured(data: ScoreData) -> bool:
@@ -81,6 +85,43 @@ def strip_picture(moments: Sequence[Tensor]) -> Image.Image:
     return _grid(torch.stack(list(moments), 1).flatten(0, 1), columns=len(moments))
 
 
+class Strip:
+    """Observes a sampler and keeps the first samples at a few moves; its picture has a row for each sample.
+
+    Args:
+        model: the model that draws with its own sampler.
+        data: its data, which are images.
+        rows: number of samples.
+    """
+
+    def __init__(self, model: ScoreModel, data: ScoreData, rows: int = 8) -> None:
+        self._process, self._data, self._rows = model.score_function.process, data, rows
+        self._range = data.data_range or (0.0, 1.0)
+        moves = len(model.sampler.plan(self._process, model.sampler.grid(self._process)))
+        self._kept = set(torch.linspace(0, moves, MOMENTS).round().long().tolist()[1:-1]) - {0, moves}
+        self._move = 0
+        self._columns: list[Tensor] = []
+
+    def __call__(self, score: ScoreField, move: Move, before: Tensor, after: Tensor, state: Any) -> None:
+        if self._move == 0:
+            self._keep(before, move.t)
+        self._move += 1
+        if self._move in self._kept:
+            self._keep(after, move.end)
+
+    def _keep(self, x: Tensor, t: Tensor) -> None:
+        """x/alpha, its contrast reduced where the noise would leave the range of the data."""
+        (low, high), sigma = self._range, float(self._process.noise_level(t))
+        middle = (low + high) / 2
+        contrast = min(1.0, (high - low) / (4 * sigma)) if sigma > 0 else 1.0
+        shown = (x[: self._rows] / float(self._process.alpha(t)) - middle) * contrast + middle
+        self._columns.append(drawable(self._data, self._data.to_reference(shown.float())))
+
+    def picture(self, samples: Samples) -> Image.Image:
+        """The picture, with the result as its last column."""
+        return strip_picture([*self._columns, drawable(self._data, self._data.to_reference(samples.x[: self._rows]))])
+
+
 def neighbor_picture(samples: Tensor, nearest: Tensor, columns: int = 12) -> Image.Image:
     """Samples, each above its nearest training example.
 
@@ -101,7 +142,7 @@ def _scatter(points: Tensor) -> Image.Image:
         figure.add_subplot(xlabel="$x$", ylabel="samples", title=f"{len(points)} samples").hist(points[:, 0].cpu(), bins=50)
     else:
         axes = figure.add_subplot(aspect="equal", xlabel="$x_1$", ylabel="$x_2$", title=f"{len(points)} samples")
-        axes.scatter(*points[:, :2].cpu().T, s=4, alpha=0.5, linewidths=0)
+        axes.scatter(points[:, 0].cpu(), points[:, 1].cpu(), s=4, alpha=0.5, linewidths=0)
     return figure_picture(figure)
 
 
@@ -148,7 +189,5 @@ def publish(trainer: Trainer, key: str, picture: Image.Image, caption: str) -> P
         if isinstance(logger, WandbLogger):
             logger.log_image(key, [picture], step=step, caption=[caption])
         elif isinstance(logger, TensorBoardLogger):
-            from torchvision.transforms.functional import pil_to_tensor
-
             logger.experiment.add_image(key, pil_to_tensor(picture), step)
     return path

@@ -1,12 +1,13 @@
 """How training continues after a NaN loss or samples that cannot be measured: the policies of `LossGuard`."""
 
+from collections import Counter
 from pathlib import Path
 from typing import ClassVar
 
 from lightning.pytorch import Trainer
 
+from lightning_score.callbacks.base import find_callback
 from lightning_score.callbacks.ema import EMA
-from lightning_score.callbacks.siblings import find_callback
 from lightning_score.errors import require
 from lightning_score.runs.checkpoints import SafeCheckpointIO
 from lightning_score.training.model import ScoreModel
@@ -32,8 +33,34 @@ class Policy:
     restores: ClassVar[bool] = False
     outcome: ClassVar[str] = ""
 
+    def __init__(self) -> None:
+        self.failures = Counter[str]()  # in a row, of steps and of measurements
+
+    def fail(self, what: str, message: str) -> None:
+        """Counts a failure.
+
+        Args:
+            what: of a step or of a measurement.
+            message: the report.
+
+        Raises:
+            InputError: too many of this kind have failed in a row.
+        """
+        self.failures[what] += 1
+        require(self.failures[what] <= self.patience, message)
+
     def recover(self, trainer: Trainer, pl_module: ScoreModel, name: str = LAST) -> None:
         """Changes nothing."""
+
+    def skip_measurement(self, trainer: Trainer) -> str:
+        """Skips a measurement that has failed; returns what happens, for the message."""
+        return "it is skipped"
+
+    def after_validation(self, trainer: Trainer) -> None:
+        """Agrees on the recovery from a failed measurement with the other processes."""
+
+    def before_step(self, trainer: Trainer, pl_module: ScoreModel) -> None:
+        """Recovers from a failed measurement, now that the model has its raw weights."""
 
 
 class Stop(Policy):
@@ -52,6 +79,7 @@ class Restore(Policy):
     """Weights, averages and optimizer go back to a checkpoint of the run; the number of steps stays."""
 
     restores, outcome = True, f"back to {LAST}"
+    _best_is_due = False
 
     def recover(self, trainer: Trainer, pl_module: ScoreModel, name: str = LAST) -> None:
         """Loads the checkpoint of this name.
@@ -66,6 +94,21 @@ class Restore(Policy):
         if ema := find_callback(trainer, EMA):
             ema.on_load_checkpoint(trainer, pl_module, checkpoint)
         trainer.strategy.load_optimizer_state_dict(checkpoint)
+
+    def skip_measurement(self, trainer: Trainer) -> str:
+        """Skips it, and restores the best checkpoint, if there is one, before the next step."""
+        self._best_is_due = (Path(trainer.default_root_dir) / BEST).exists()
+        return f"it is skipped, back to {BEST}" if self._best_is_due else "it is skipped"
+
+    def after_validation(self, trainer: Trainer) -> None:
+        """Lets all processes restore if one does."""
+        self._best_is_due = trainer.strategy.reduce_boolean_decision(self._best_is_due, all=False)
+
+    def before_step(self, trainer: Trainer, pl_module: ScoreModel) -> None:
+        """Restores the best checkpoint if that is due: `last.ckpt` was saved just before the validation."""
+        if self._best_is_due:
+            self._best_is_due = False
+            self.recover(trainer, pl_module, BEST)
 
 
 POLICIES: dict[str, type[Policy]] = {"stop": Stop, "skip": Skip, "restore": Restore}

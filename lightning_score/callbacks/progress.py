@@ -3,7 +3,6 @@
 import logging
 import math
 import sys
-from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, TextIO
 
@@ -24,7 +23,7 @@ class StepProgress(ProgressBar):
 
         training:  45%|####      | 1350/3000 [01:02<01:15, 21.9 step/s, loss=0.123, fid_digits=7.9]
 
-    It shows what was logged with `prog_bar=True`, without the prefix `train/` or `val/`. A resumed run starts at its
+    It shows the metrics logged with `prog_bar=True`, without the prefix `train/` or `val/`. A resumed run starts at its
     step; validation within a fit has no bar, but `validate`, `test` and `predict` count their batches. If the standard
     error is not a terminal, a line is written every ten seconds.
 
@@ -92,21 +91,21 @@ class StepProgress(ProgressBar):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens a bar, unless the validation is part of a fit."""
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self._open("validating", "batch", _count(trainer.num_val_batches))
+            self._open("validating", "batch", sum(trainer.num_val_batches))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens a bar over the batches of the test."""
-        self._open("testing", "batch", _count(trainer.num_test_batches))
+        self._open("testing", "batch", sum(trainer.num_test_batches))
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens a bar over the batches to predict."""
-        self._open("predicting", "batch", _count(trainer.num_predict_batches))
+        self._open("predicting", "batch", sum(trainer.num_predict_batches))
 
-    def _advance(self, trainer: Trainer, *_: Any) -> None:
+    def _advance(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         if self._bar is not None and trainer.state.fn != TrainerFn.FITTING:
             self._bar.update()
 
-    def _finish(self, trainer: Trainer, *_: Any) -> None:
+    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             self._close()
 
@@ -156,11 +155,6 @@ class _Lines:
     def flush(self) -> None:
         """Flushes the stream."""
         self.stream.flush()
-
-
-def _count(batches: float | Sequence[float]) -> float:
-    """Number of batches of one data loader or several; infinite if unknown."""
-    return sum(batches) if isinstance(batches, Sequence) else batches
 
 
 def _loggers() -> list[logging.Logger]:

@@ -2,10 +2,9 @@
 
 from lightning.pytorch import Trainer
 
-from lightning_score.callbacks.guard import measuring
-from lightning_score.callbacks.periodic import Periodic
-from lightning_score.callbacks.pictures import drawable, labels_in_turn, pictured, publish, sample_picture
-from lightning_score.callbacks.strip import Strip
+from lightning_score.callbacks.base import Periodic, data_of, fast_dev_run
+from lightning_score.callbacks.loss_guard import measuring
+from lightning_score.callbacks.pictures import Strip, drawable, labels_in_turn, pictured, publish, sample_picture
 from lightning_score.errors import require
 from lightning_score.training.model import ScoreModel
 
@@ -33,13 +32,12 @@ class SampleGrid(Periodic):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Draws within validation, where the model holds the averaged weights."""
-        if not (self.due(trainer) and self.num_samples and trainer.is_global_zero):
-            return
-        with measuring(trainer, pl_module, "samples"):
-            self._show(trainer, pl_module)
+        if self.due(trainer) and self.num_samples and trainer.is_global_zero:
+            with measuring(trainer, pl_module, "samples"):
+                self._show(trainer, pl_module)
 
     def _show(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        fast, data = bool(trainer.fast_dev_run), trainer.datamodule
+        fast, data = fast_dev_run(trainer), data_of(trainer)
         strip = Strip(pl_module, data, self.progressive) if self.progressive and pictured(data) else None
         samples = pl_module.draw(range(min(self.num_samples, 4) if fast else self.num_samples), self.seed, observe=strip)
         picture = sample_picture(drawable(data, data.to_reference(samples.x)), labels_in_turn(pl_module))

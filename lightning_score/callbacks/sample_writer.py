@@ -1,5 +1,7 @@
 """Writes the samples of `predict`."""
 
+import math
+import shutil
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from lightning_score.callbacks.pictures import drawable, pictured, sample_picture, save_picture
-from lightning_score.callbacks.strip import Strip
+from lightning_score.callbacks.pictures import Strip, drawable, pictured, sample_picture, save_picture
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
 from lightning_score.files import replacing
@@ -48,14 +49,21 @@ class SampleWriter(Callback):
         self._parts: list[tuple[Tensor, ...]] = []
         self._nfe, self._seed = 0.0, 0
 
+    def on_predict_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
+        """Refuses more samples than fit on the disk, before any is drawn.
+
+        Raises:
+            InputError: the samples, compressed to half their bytes, do not fit.
+        """
+        n, folder = len(getattr(trainer.predict_dataloaders, "dataset", [])), trainer.default_root_dir
+        size, free = 2 * n * math.prod(pl_module.shape) / 1e9, shutil.disk_usage(folder).free / 1e9
+        message = (
+            f"--num_samples {n}: takes about {size:.3g} GB on the disk of {folder}, and {free:.3g} are free; draw fewer"
+        )
+        require(size <= free, message)
+
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: ScoreModel,
-        outputs: Samples,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: ScoreModel, outputs: Samples, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keeps the samples with their numbers, in main memory."""
         x = _storable(outputs.x)
@@ -71,9 +79,8 @@ class SampleWriter(Callback):
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Gathers the samples of all processes in their order; the first process writes."""
-        parts = [self._parts]
+        parts = [self._parts] * trainer.world_size
         if trainer.world_size > 1:
-            parts = [None] * trainer.world_size
             dist.all_gather_object(parts, self._parts)
         if not trainer.is_global_zero:
             return
@@ -81,11 +88,12 @@ class SampleWriter(Callback):
         x, raw, *labels = (tensor[indices.argsort()] for tensor in drawn)
         images = drawable(self._data, self._data.to_reference(x))
         folder = Path(trainer.default_root_dir)
-        arrays = {"images": images.permute(0, 2, 3, 1).numpy()} if images.ndim == 4 else {}
+        arrays: dict[str, Any] = {"x": x.numpy(), "seed": self._seed, "nfe": self._nfe}
+        arrays |= {"images": images.permute(0, 2, 3, 1).numpy()} if images.ndim == 4 else {}
         arrays |= {} if torch.equal(raw, x) else {"raw": raw.numpy()}
         arrays |= {"labels": labels[0].numpy()} if labels else {}
         with replacing(folder / "samples.npz") as temporary:
-            np.savez_compressed(temporary, x=x.numpy(), seed=self._seed, nfe=self._nfe, **arrays)
+            np.savez_compressed(temporary, **arrays)
         caption = f"{min(len(x), IN_PICTURE)} samples, seed {self._seed}, NFE {self._nfe:g}"
         save_picture(sample_picture(images[:IN_PICTURE], self._labels), folder / "samples.png", caption)
 

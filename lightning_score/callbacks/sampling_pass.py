@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from tqdm import tqdm
 
+from lightning_score.callbacks.base import data_of
 from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, Unmeasurable
 from lightning_score.files import cache_folder, read_tensors, replacing, tolerating_full_disk
@@ -57,7 +58,7 @@ class SamplingResult:
 
     @torch.inference_mode()
     def add(self, numbers: Sequence[int], samples: Samples, features: Features, data: ScoreData) -> None:
-        """Adds the samples of these numbers; on a GPU, in a CUDA stream of its own."""
+        """Adds the samples of these numbers; on a GPU, in a separate CUDA stream."""
         rows = torch.as_tensor(numbers)
         with _separate_stream(samples.x):
             for denoised, totals in self.totals.items():
@@ -76,16 +77,13 @@ class SamplingResult:
 
     def state_dict(self) -> dict[str, Any]:
         """What an interrupted pass resumes from."""
-        totals = {str(denoised): totals.state_dict() for denoised, totals in self.totals.items()}
-        progress = {"done": self.done, "evaluations": self.evaluations, "seconds": self.seconds}
-        return {"totals": totals, "images": self.images, **progress}
+        return {**vars(self), "totals": {denoised: totals.state_dict() for denoised, totals in self.totals.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes from a saved state."""
         for denoised, totals in self.totals.items():
-            totals.load_state_dict(state["totals"][str(denoised)])
-        self.images, self.done = state["images"], state["done"]
-        self.evaluations, self.seconds = state["evaluations"], state["seconds"]
+            totals.load_state_dict(state["totals"][denoised])
+        vars(self).update({**state, "totals": self.totals})
 
 
 class SamplingPass:
@@ -95,78 +93,70 @@ class SamplingPass:
         trainer: the trainer, with the data.
         pl_module: the model, which holds the weights to measure.
         features: the feature extractor.
-        n: number of samples.
         batch_size: samples that each process draws at once.
-        before_denoising: also sum up the samples before the final denoising step.
-        shown: how many samples to keep as images.
         resumable: save the sums every minute, and resume from them after an interruption.
 
     On a GPU the features of a batch are computed, in a separate stream, while the next batch is drawn.
     """
 
     def __init__(
-        self,
-        trainer: Trainer,
-        pl_module: ScoreModel,
-        features: Features,
-        n: int,
-        batch_size: int,
-        before_denoising: bool = False,
-        shown: int = 0,
-        resumable: bool = False,
+        self, trainer: Trainer, pl_module: ScoreModel, features: Features, batch_size: int, resumable: bool = False
     ) -> None:
-        self.trainer, self.model, self.features, self.n = trainer, pl_module, features, n
-        self.batch_size, self.before_denoising, self.shown, self.resumable = batch_size, before_denoising, shown, resumable
+        self.trainer, self.model, self.features = trainer, pl_module, features
+        self.batch_size, self.resumable = batch_size, resumable
+        self.data = data_of(trainer)
         self.overlapping = pl_module.device.type == "cuda"
 
-    def run(self, seed: int) -> SamplingResult:
-        """The sums over the samples of a seed, of all processes."""
-        mine = range(self.trainer.global_rank, self.n, self.trainer.world_size)
-        found = self._begin(seed)
-        path = self._path(seed) if self.resumable else None
-        self._resume(path, found)
-        resumed, start = found.done, time.monotonic() - found.seconds
-        saved = found.seconds
+    def run(self, seed: int, n: int, shown: int = 0, before_denoising: bool = False) -> SamplingResult:
+        """The sums over samples 0 to n - 1 of a seed, of all processes.
+
+        Args:
+            seed: the seed.
+            n: number of samples.
+            shown: how many samples to keep as images.
+            before_denoising: also sum up the samples before the final denoising step.
+        """
+        kinds = [True, False] if before_denoising else [True]
+        totals = {denoised: MetricTotals(self.features, n, self.model.device) for denoised in kinds}
+        stored = self.data.splits.train.x if shown else torch.zeros(0)
+        found = SamplingResult(seed, n, totals, stored.new_zeros(min(n, shown), *stored.shape[1:]))
+        path = self._path(found) if self.resumable else None
+        if path is not None:
+            self._resume(path, found)
+        self._draw(found, path)
+        found.reduce(self.trainer, self.model.device)
+        if path is not None:
+            path.unlink(missing_ok=True)
+        return found
+
+    def _draw(self, found: SamplingResult, path: Path | None) -> None:
+        """Draws the samples of this process that are not done yet, batch by batch, and adds them."""
+        mine = range(self.trainer.global_rank, found.n, self.trainer.world_size)
+        start, saved = time.monotonic() - found.seconds, found.seconds
+        hidden = None if self.resumable and self.trainer.is_global_zero else True
         with (
-            tqdm(total=len(mine), initial=resumed, **self._bar()) as bar,
+            tqdm(total=len(mine), initial=found.done, desc="evaluating", unit="sample", leave=False, disable=hidden) as bar,
             ThreadPoolExecutor(1) as pool,
             self._fail_together(),
         ):
             adding = pool.submit(lambda: None)
-            for numbers, samples in self._draw(mine[resumed:], found):
+            while found.done < len(mine):
+                numbers, before = mine[found.done : found.done + self.batch_size], self.model.score_function.evaluations
+                samples = self.model.draw(numbers, found.seed)
                 adding.result()
-                adding = pool.submit(found.add, numbers, samples, self.features, self.trainer.datamodule)
+                found.evaluations += self.model.score_function.evaluations - before
+                found.done += len(numbers)
+                adding = pool.submit(found.add, numbers, samples, self.features, self.data)
                 if not self.overlapping:
                     adding.result()
                 bar.update(len(numbers))
-                spent, found.seconds = found.seconds, time.monotonic() - start
-                if found.done == resumed + len(numbers):
-                    self._announce((found.seconds - spent) / len(numbers), len(mine) - found.done)
+                found.seconds = time.monotonic() - start
                 if path is not None and found.seconds - saved > SAVE_EVERY:
                     adding.result()
                     _save(path, found)
                     saved = found.seconds
             adding.result()
         found.seconds = time.monotonic() - start
-        found.reduce(self.trainer, self.model.device)
-        if path is not None:
-            path.unlink(missing_ok=True)
-        return found
-
-    def _begin(self, seed: int) -> SamplingResult:
-        kinds = [True, False] if self.before_denoising else [True]
-        totals = {denoised: MetricTotals(self.features, self.n, self.model.device) for denoised in kinds}
-        stored = self.trainer.datamodule.splits.train.x if self.shown else torch.zeros(0)
-        return SamplingResult(seed, self.n, totals, stored.new_zeros(min(self.n, self.shown), *stored.shape[1:]))
-
-    def _draw(self, numbers: Sequence[int], found: SamplingResult) -> Iterator[tuple[Sequence[int], Samples]]:
-        """Draws and counts the samples of these numbers, batch by batch."""
-        for first in range(0, len(numbers), self.batch_size):
-            batch, before = numbers[first : first + self.batch_size], self.model.score_function.evaluations
-            samples = self.model.draw(batch, found.seed)
-            found.evaluations += self.model.score_function.evaluations - before
-            found.done += len(batch)
-            yield batch, samples
 
     @contextmanager
     def _fail_together(self) -> Iterator[None]:
@@ -176,43 +166,28 @@ class SamplingPass:
             yield
         except Unmeasurable as error:
             failure = error
-        if self.trainer.world_size > 1 and self.trainer.strategy.reduce_boolean_decision(failure is not None, all=False):
+        if self.trainer.strategy.reduce_boolean_decision(failure is not None, all=False):
             raise failure or Unmeasurable("the samples of another process cannot be measured")
-        if failure is not None:
-            raise failure
 
-    def _bar(self) -> dict[str, Any]:
-        shown = self.resumable and self.trainer.is_global_zero
-        return {"desc": "evaluating", "unit": "sample", "leave": False, "disable": None if shown else True}
-
-    def _announce(self, seconds: float, remaining: int) -> None:
-        """Prints after the first batch how long the pass takes, if that is long."""
-        left = seconds * remaining
-        if self.trainer.is_global_zero and left > 60:
-            tqdm.write(f"evaluation: {self.n} samples, {seconds:.3g} s each: about {left / 60:.0f} minutes left")
-
-    def _path(self, seed: int) -> Path:
+    def _path(self, found: SamplingResult) -> Path:
         """The file of an interrupted pass, named by all that its sums depend on."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        model, score, data = self.model, self.model.score_function, self.trainer.datamodule
+        model, score, trainer = self.model, self.model.score_function, self.trainer
         parts = (model.sampler, model.guidance, score.process, score.parametrization)
-        settings = [*map(settings_of, parts), model.conditional, self.trainer.precision]
-        options = [self.n, seed, self.before_denoising, self.shown, self.trainer.global_rank, self.trainer.world_size]
-        depends = [settings, self.features.fingerprint, data.fingerprint, *options, 3]
+        settings = [*map(settings_of, parts), model.conditional, trainer.precision]
+        options = [found.n, found.seed, len(found.totals), len(found.images), trainer.global_rank, trainer.world_size]
+        depends = [settings, self.features.fingerprint, self.data.fingerprint, *options, 4]
         digest.update(json.dumps(depends, default=str).encode())
         return cache_folder() / "evaluations" / f"{digest.hexdigest()[:24]}.pt"
 
-    def _resume(self, path: Path | None, found: SamplingResult) -> None:
-        """Continues an earlier pass that was interrupted."""
-        if path is None or not path.exists():
-            return
-        try:
-            found.load_state_dict(read_tensors(path))
-        except InputError:  # an incomplete file costs time only
-            return
-        if self.trainer.is_global_zero:
+    def _resume(self, path: Path, found: SamplingResult) -> None:
+        """Continues an earlier pass that was interrupted, if there is one; an incomplete file costs time only."""
+        if path.exists():
+            with suppress(InputError):
+                found.load_state_dict(read_tensors(path))
+        if found.done and self.trainer.is_global_zero:
             tqdm.write(f"evaluation: resumes after {found.done} samples of an earlier one that was interrupted")
 
 

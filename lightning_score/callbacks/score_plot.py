@@ -1,4 +1,4 @@
-"""The learned score of 2-D data beside the exact one, with the sampler's paths."""
+"""The learned score of 2-D data next to the exact one, with the sampler's paths."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -7,9 +7,10 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from lightning_score.callbacks.base import data_of, writes_files
 from lightning_score.callbacks.pictures import figure_picture, publish
 from lightning_score.data import GaussianMixture, Mixture
-from lightning_score.errors import require
+from lightning_score.errors import InputError, require
 from lightning_score.memory import require_room
 from lightning_score.training.model import ScoreModel
 
@@ -52,12 +53,7 @@ class ScorePlot(Callback):
 
     def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:
         """Refuses data without a known density in the plane, before anything is computed."""
-        data = trainer.datamodule
-        require(
-            isinstance(data, GaussianMixture) and pl_module.shape == (2,),
-            f"ScorePlot draws 2-D data of a known density (GaussianMixture), not {type(data).__name__} of shape "
-            f"{list(pl_module.shape)}: remove the callback or change the data",
-        )
+        _mixture(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Measures within validation, where the model holds the averaged weights."""
@@ -65,9 +61,9 @@ class ScorePlot(Callback):
             return
         process = pl_module.score_function.process
         t = process.time_of(torch.tensor(self.sigma, device=pl_module.device))
-        marginal = Marginal(trainer.datamodule.mixture, t, float(process.alpha(t)), float(process.sigma(t)))
+        marginal = Marginal(_mixture(trainer), t, float(process.alpha(t)), float(process.sigma(t)))
         pl_module.log("val/score_error", self._error(pl_module, marginal), prog_bar=True, sync_dist=True)
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if writes_files(trainer):
             publish(trainer, "score", figure_picture(self._figure(pl_module, marginal)), f"step {trainer.global_step}")
 
     @torch.no_grad()
@@ -76,7 +72,7 @@ class ScorePlot(Callback):
         generator = torch.Generator().manual_seed(0)
         x = marginal.mixture.sample(10_000, generator)
         x = marginal.alpha * x + marginal.sigma * torch.randn(x.shape, dtype=x.dtype, generator=generator)
-        x = x.to(pl_module.device, pl_module.dtype)
+        x = x.to(pl_module.device).to(pl_module.dtype)
         exact = marginal.score(x)
         return (pl_module.score_function(x, marginal.t) - exact).square().sum() / exact.square().sum()
 
@@ -87,23 +83,37 @@ class ScorePlot(Callback):
         reach = extent(marginal.mixture)
         figure = Figure(figsize=(13, 4.8), layout="constrained")
         exact, learned, paths = figure.subplots(1, 3, sharex=True, sharey=True)
-        like = torch.zeros((), device=pl_module.device, dtype=pl_module.dtype)
 
         def learned_score(x: Tensor) -> Tensor:
-            return pl_module.score_function(x.to(like), marginal.t)
+            return pl_module.score_function(x.to(pl_module.device).to(pl_module.dtype), marginal.t)
 
         for axes, score, name in ((exact, marginal.score, "exact"), (learned, learned_score, "learned")):
             draw_density(axes, marginal, reach)
             draw_field(axes, score, reach, self.arrows)
             axes.set_title(rf"{name} score, $\sigma$ = {marginal.sigma:.2g}")
         draw_density(paths, marginal, reach)
-        trajectory = torch.stack(pl_module.draw(range(self.paths), self.seed, trajectory=True).trajectory).cpu()
+        trajectory = torch.stack(pl_module.draw(range(self.paths), self.seed, trajectory=True).trajectory or []).cpu()
         shown = torch.linspace(0, len(trajectory) - 1, min(IN_PATH, len(trajectory))).round().long()
         for path in trajectory[shown].unbind(1):
             paths.plot(*path.T, lw=1, marker=".", ms=3, alpha=0.8)
             paths.plot(*path[-1], "o", color="black", ms=5, zorder=3)
         paths.set_title(f"{self.paths} paths, {type(pl_module.sampler).__name__}; dots: ends")
         return figure
+
+
+def _mixture(trainer: Trainer) -> Mixture:
+    """The law of the data.
+
+    Raises:
+        InputError: it is not a mixture in the plane.
+    """
+    data = data_of(trainer, "ScorePlot")
+    if isinstance(data, GaussianMixture) and data.shape == (2,):
+        return data.mixture
+    raise InputError(
+        f"ScorePlot draws 2-D data of a known density (GaussianMixture), not {type(data).__name__} of shape "
+        f"{list(data.shape)}: remove the callback or change the data"
+    )
 
 
 def extent(mixture: Mixture) -> float:

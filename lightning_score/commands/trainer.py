@@ -14,7 +14,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
 
 from lightning_score.callbacks import LastCheckpoint, StepProgress
-from lightning_score.callbacks.before import SamplingCost, check_data
+from lightning_score.callbacks.sampling_cost import SamplingCost, check_data
 from lightning_score.commands.base import TRAINER, ExperimentCLI
 from lightning_score.commands.refusals import check_limits, refusing
 from lightning_score.commands.resume import Invocation

@@ -9,6 +9,7 @@ MODULES = {
     "callbacks.bits": "callbacks.bits_per_dim",
     "callbacks.field": "callbacks.score_plot",
     "callbacks.floor": "callbacks.loss_floor",
+    "callbacks.guard": "callbacks.loss_guard",
     "callbacks.health": "callbacks.langevin_health",
     "callbacks.keep": "callbacks.checkpoints",
     "callbacks.predict": "callbacks.sample_writer",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_score.callbacks.before import SamplingCost
+from lightning_score.callbacks.sampling_cost import SamplingCost
 from lightning_score.sweep.loaded import LoadedCommand
 
 MOST = 24

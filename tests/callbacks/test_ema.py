@@ -336,7 +336,7 @@ def test_an_evaluated_checkpoint_is_evaluated_with_its_own_averages(tmp_path):
     expected = averages(ema, early)
 
     watch = Watch()
-    live = fit(Line(), EMA(0.9), watch, max_epochs=3)  # a trainer with averages of its own
+    live = fit(Line(), EMA(0.9), watch, max_epochs=3)  # a trainer with its own averages
     live.test(ckpt_path=tmp_path / "early.ckpt", verbose=False)
     assert torch.equal(watch.tested[-1], expected)
 
@@ -433,6 +433,7 @@ fit(Line(), Compare(), ema, strategy="ddp_fork", devices=2)
 """
 
 
+@pytest.mark.slow
 def test_every_rank_has_the_same_averages():
     root = Path(__file__).parent.parent.parent
     done = subprocess.run([sys.executable, "-c", DISTRIBUTED], cwd=root, capture_output=True, text=True, timeout=120)

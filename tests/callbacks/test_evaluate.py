@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tiny import TINY
 from torch import nn
 
 from lightning_score import ScoreModel
@@ -31,12 +32,12 @@ from lightning_score.process import VP, BetaTable, SigmaTable
 from lightning_score.runs.records import FILE, Record, append_record, by_axis, metric_name, read_records
 from lightning_score.score.parametrization import Denoised
 
-QUICK = ["--model.sampler.steps=1", "--samples.num_samples=1"]
-
 
 @pytest.fixture(autouse=True)
-def own_folders(monkeypatch, cache, tmp_path):
+def own_folder(monkeypatch, tmp_path):
+    """An empty working directory with the config of a model that trains in a moment."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY)
 
 
 def measure(checkpoint, name, *options):
@@ -104,7 +105,7 @@ class TestRecords:
 
 class TestReference:
     @pytest.fixture
-    def counted(self, monkeypatch):
+    def counted(self, monkeypatch, cache):
         """How often the reference was computed."""
         calls = []
         compute = reference_module.compute
@@ -124,7 +125,7 @@ class TestReference:
             assert found.floor_n == n and found.floor == pytest.approx(real_floor(features, n), rel=0.1)
 
     @pytest.mark.parametrize("n", [100, 800])
-    def test_a_floor_where_not_all_features_are_kept(self, n, monkeypatch):
+    def test_a_floor_where_not_all_features_are_kept(self, n, monkeypatch, cache):
         monkeypatch.setattr(reference_module, "KEPT", 300)
         found = self.get(n=n)
         features = DigitFeatures()(Digits().reference()).features
@@ -158,9 +159,9 @@ class TestReference:
             thread.join()
         assert len(counted) == 1
 
-    def test_a_corrupt_file_is_replaced_with_a_warning(self, counted, tmp_path):
+    def test_a_corrupt_file_is_replaced_with_a_warning(self, counted, cache):
         first = self.get()
-        (file,) = (tmp_path / "cache").rglob("*.safetensors")
+        (file,) = cache.rglob("*.safetensors")
         file.write_bytes(file.read_bytes()[:100])
         with pytest.warns(UserWarning, match="not readable"):
             again = self.get()
@@ -231,7 +232,7 @@ class TestTest:
         assert "other.npz: has 3 features, but digits has 64" in capsys.readouterr().err
 
     @pytest.mark.faults("evaluations interrupted")
-    def test_an_interrupted_evaluation_resumes(self, checkpoint, monkeypatch, capsys, tmp_path):
+    def test_an_interrupted_evaluation_resumes(self, checkpoint, monkeypatch, capsys, cache):
         monkeypatch.setattr(sampling_pass, "SAVE_EVERY", 0.0)
         options = ["--evaluate.batch_size=10"]
         whole, _ = measure(checkpoint, "whole", *options)
@@ -251,7 +252,7 @@ class TestTest:
         assert "resumes after 40 samples" in capsys.readouterr().out
         for name, value in whole.items():
             assert found[name] == pytest.approx(value, rel=1e-9) or name == "sampling_seconds", name
-        assert not list((tmp_path / "cache").rglob("*.pt"))
+        assert not list(cache.rglob("*.pt"))
 
     def test_an_interrupted_pass_is_of_one_model_and_precision(self):
         """Everything that changes the samples changes the file name, also what is not in the weights."""
@@ -263,7 +264,8 @@ class TestTest:
             model = ScoreModel(network, (2,), process or VP(), parametrization=parametrization)
             model.sampler.mask = torch.full((3,), mask)
             trainer = SimpleNamespace(global_rank=0, world_size=1, datamodule=data, precision=precision)
-            return sampling_pass.SamplingPass(trainer, model, DigitFeatures(), 100, 10)._path(1)
+            found = sampling_pass.SamplingResult(1, 100, {}, torch.zeros(0))
+            return sampling_pass.SamplingPass(trainer, model, DigitFeatures(), 10)._path(found)
 
         others = [path(VP(0.1, 10.0)), path(parametrization=Denoised()), path(precision="bf16-true"), path(mask=1.0)]
         others += [path(BetaTable(steps=steps)) for steps in (1000, 999)] + [path(SigmaTable(0.01, s, 9)) for s in (1, 2)]
@@ -295,7 +297,7 @@ class TestTest:
         [
             (["--evaluate.num_samples=1"], "num_samples=1"),
             (["--evaluate.repeats=0"], "repeats=0"),
-            (["--evaluate.num_samples=19", "--evaluate.fid_infinity=true"], "at least 20, not 19"),
+            (["--evaluate.num_samples=19", "--evaluate.fid_infinity=true"], "num_samples=19: must be at least 20"),
             (["--evaluate.max_share=0"], "max_share=0"),
             (["--evaluate.reference=absent.npz"], "absent.npz: there is no such file"),
         ],
@@ -312,22 +314,19 @@ class TestFit:
         assert [(r.metric, r.step) for r in records] == [("fid_digits_40", 20), ("fid_digits_40", 30)]
 
     def test_every_n_validations_concerns_fit_alone(self, checkpoint):
-        seldom = ["--evaluate.every_n_validations=9", "--evaluate.num_samples=10", *QUICK]
+        seldom = ["--evaluate.every_n_validations=9", "--evaluate.num_samples=10", "--samples.num_samples=1"]
         assert run(["validate", f"--ckpt_path={checkpoint}", "--output=out", *seldom]) == 0
         assert [record.metric for record in read_records(Path("out", FILE))] == ["fid_digits_10"]
 
-    def test_all_metrics_on_request(self, tmp_path):
-        options = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--evaluate.num_samples=70",
-                   "--trainer.callbacks=null"]  # fmt: skip
-        assert run(["fit", "--config=ncsn", "--evaluate.all_metrics=true", *options, *QUICK]) == 0
-        found = {record.metric for record in read_records(Path("runs/ncsn/latest") / FILE)}
-        assert {"fid_digits_70", "kid_digits_70", "is_digits_70", "precision_digits_70", "coverage_digits_70"} <= found
+    def test_all_metrics_on_request(self):
+        assert run(["fit", "--config=tiny.yaml", "--evaluate.all_metrics=true", "--output=out"]) == 0
+        found = {record.metric for record in read_records(Path("out", FILE))}
+        assert {f"{kind}_digits_20" for kind in ("fid", "kid", "is", "precision", "coverage")} <= found
 
-    def test_measurements_stay_within_their_share_of_the_time(self, tmp_path, capsys):
-        options = ["--trainer.max_steps=6", "--trainer.val_check_interval=2", "--evaluate.num_samples=50",
-                   "--trainer.callbacks=null"]  # fmt: skip
-        with pytest.warns(UserWarning, match="num_samples=50 is not above the 64 features"):
-            assert run(["fit", "--config=ncsn", "--evaluate.max_share=1.0e-6", *options, *QUICK]) == 0
-        records = read_records(Path("runs/ncsn/latest") / FILE)
+    def test_measurements_stay_within_their_share_of_the_time(self, capsys):
+        options = ["--trainer.max_steps=6", "--trainer.val_check_interval=2", "--evaluate.max_share=1.0e-6"]
+        with pytest.warns(UserWarning, match="num_samples=20 is not above the 64 features"):
+            assert run(["fit", "--config=tiny.yaml", "--output=out", *options]) == 0
+        records = read_records(Path("out", FILE))
         assert [r.step for r in records] == [2], "the first is measured, to know its time"
-        assert "step 4: fid_digits_50 is skipped" in capsys.readouterr().out
+        assert "step 4: fid_digits_20 is skipped" in capsys.readouterr().out

@@ -7,9 +7,10 @@ import pytest
 import torch
 from conftest import ImageScore, QuickNoise
 from lightning.pytorch import Trainer
+from tiny import TINY
 
 from lightning_score.callbacks import LangevinHealth
-from lightning_score.callbacks.langevin_health import LevelRecorder, _health
+from lightning_score.callbacks.langevin_health import LevelRecorder, compare
 from lightning_score.cli import run
 from lightning_score.errors import InputError
 from lightning_score.networks import MLP
@@ -34,12 +35,8 @@ def levels_of(sampler, process, std, shape=SHAPE):
     score, recorder = ImageScore(process, 0.0, std), LevelRecorder()
     sampler(score, QuickNoise(shape), observe=recorder)
     recorder.close()
-    found, noise = [], QuickNoise(shape, seed=1)
-    for level in recorder.levels:
-        alpha, sigma = process.alpha(level.t), process.sigma(level.t)
-        noisy = alpha * std * noise.normal() + sigma * noise.normal()
-        found.append(_health(level, process, noisy, float(score(noisy, level.t).square().mean()), found, recorder.ladder))
-    return found
+    noise = QuickNoise(shape, seed=1)
+    return compare(recorder, score, lambda t: process.alpha(t) * std * noise.normal() + process.sigma(t) * noise.normal())
 
 
 @pytest.mark.parametrize("factor", [0.3, 1.0, 3.0])
@@ -98,18 +95,15 @@ def test_samplers_without_langevin_steps_have_no_levels():
 
 
 def test_every_validation_writes_a_line_and_a_picture(tmp_path):
-    options = [
-        "--trainer.max_steps=4",
-        "--trainer.val_check_interval=2",
-        "--evaluate.features=null",
-        "--model.sampler.steps=2",
-        "--trainer.callbacks=[{class_path: LossFloor, init_args: {num_examples: 64}}, {class_path: LangevinHealth}]",
-    ]
-    assert run(["fit", "--config=ncsn", f"--output={tmp_path / 'run'}", "--trainer.logger=false", *options]) == 0
+    callbacks = ["{class_path: LossFloor, init_args: {num_examples: 64}}", "{class_path: LangevinHealth}"]
+    options = ["--trainer.max_steps=4", "--trainer.val_check_interval=2", "--evaluate.features=null"]
+    options += [f"--trainer.callbacks=[{', '.join(callbacks)}]", "--trainer.logger=false"]
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    assert run(["fit", f"--config={tmp_path / 'tiny.yaml'}", f"--output={tmp_path / 'run'}", *options]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run/langevin.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4]
     for line in lines:
-        assert len(line["sigma"]) == 10 and line["steps"] == [2] * 10
+        assert len(line["sigma"]) == 3 and line["steps"] == [2] * 3
         assert all(math.isfinite(value) and value > 0 for value in line["variance_ratio"])
         assert line["predicted_ratio"] == pytest.approx(line["predicted_ratio"])
     pictures = sorted(file.name for file in (tmp_path / "run/langevin").iterdir())
@@ -122,7 +116,7 @@ def test_refuses():
     with pytest.raises(InputError, match="num_samples=0: must be at least 1"):
         LangevinHealth(num_samples=0)
     model = ScoreModel(lambda s, c: MLP(s, c, 8, 1), (2,), SigmaTable())
-    with pytest.raises(InputError, match="LangevinHealth compares with training data"):
+    with pytest.raises(InputError, match="LangevinHealth needs the training data"):
         Trainer(callbacks=[LangevinHealth()], max_steps=1, logger=False, accelerator="cpu").fit(
             model, torch.utils.data.DataLoader([(torch.zeros(2), 0)])
         )

@@ -1,13 +1,23 @@
 """Pictures of samples, and their metadata."""
 
+import shutil
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from lightning_score.callbacks import SampleGrid
-from lightning_score.callbacks.pictures import drawable, figure_picture, sample_picture, save_picture, strip_picture
-from lightning_score.callbacks.strip import MOMENTS, Strip
+from lightning_score.callbacks.pictures import (
+    MOMENTS,
+    Strip,
+    drawable,
+    figure_picture,
+    sample_picture,
+    save_picture,
+    strip_picture,
+)
 from lightning_score.cli import run
 from lightning_score.data import Digits, Examples, ScoreData, Splits
 from lightning_score.errors import InputError
@@ -89,19 +99,22 @@ def test_drawings_are_marked_in_the_metadata(tmp_path):
         assert picture.info["Kind"] == "drawing"
 
 
-def test_predict_draws_the_progress_on_request(tmp_path, capsys):
-    quick = ["--trainer.max_steps=2", "--evaluate.features=null", "--samples.num_samples=0", "--model.sampler.steps=1"]
-    quick += ["--trainer.callbacks=null", "--trainer.logger=false"]
-    assert run(["fit", "--config=ncsn", f"--output={tmp_path / 'run'}", *quick]) == 0
-    checkpoint = f"--ckpt_path={tmp_path / 'run/last.ckpt'}"
+def test_predict_draws_the_progress_on_request(checkpoint, tmp_path, capsys):
     options = ["--num_samples=6", "--progressive=3", f"--output={tmp_path / 'drawn'}"]
-    assert run(["predict", checkpoint, *options]) == 0
+    assert run(["predict", f"--ckpt_path={checkpoint}", *options]) == 0
     assert f"{tmp_path / 'drawn'}/progress.png" in capsys.readouterr().out
     with Image.open(tmp_path / "drawn/progress.png") as way, Image.open(tmp_path / "drawn/samples.png") as grid:
         assert way.size[1] == 2 + 3 * 50
-        assert "from noise to image, seed 0, NFE 11" in way.info["Description"]
+        assert "from noise to image, seed 0, NFE 21" in way.info["Description"]
         left = np.asarray(way)[2:50, -50:-2]
         np.testing.assert_array_equal(left, np.asarray(grid)[2:50, 2:50])  # the first sample
+
+
+def test_samples_that_do_not_fit_on_the_disk_are_refused_before_any_is_drawn(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
+    monkeypatch.setattr(ScoreModel, "draw", lambda *_, **__: pytest.fail("drawn"))
+    assert run(["predict", f"--ckpt_path={checkpoint}", "--num_samples=6", f"--output={tmp_path / 'drawn'}"]) == 2
+    assert "--num_samples 6: takes about 7.68e-07 GB on the disk of" in capsys.readouterr().err
 
 
 def test_refuses(capsys, tmp_path):

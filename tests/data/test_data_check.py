@@ -274,7 +274,7 @@ def test_the_shipped_data_pass():
 def test_long_sampling_is_announced_before_the_start(tmp_path, monkeypatch, capsys):
     """With the number of samples and evaluations; the time is this machine's."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lightning_score.callbacks.before.LONG", 0.0)
+    monkeypatch.setattr("lightning_score.callbacks.sampling_cost.LONG", 0.0)
     fast = ["--trainer.max_steps=1", "--trainer.val_check_interval=1", "--trainer.callbacks=null"]
     few = ["--evaluate.num_samples=20", "--samples.num_samples=4", "--model.sampler.steps=2", "--model.process.levels=3"]
     assert run(["fit", "--config=ncsn", *fast, *few]) == 0

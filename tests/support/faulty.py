@@ -2,7 +2,7 @@
 
 import torch
 
-from lightning_score.objective import DenoisingScoreMatching
+from lightning_score.objective import DenoisingScoreMatching, TimeDistribution
 from lightning_score.sampling import AnnealedLangevin
 
 
@@ -12,10 +12,11 @@ class Broken(DenoisingScoreMatching):
     Args:
         first: the first of these calls.
         last: the last one.
+        times: the times of training.
     """
 
-    def __init__(self, first: int, last: int) -> None:
-        super().__init__()
+    def __init__(self, first: int, last: int, times: TimeDistribution | None = None) -> None:
+        super().__init__(times=times)
         self.first, self.last, self._calls, self._bad = first, last, 0, set()
 
     def __call__(self, score, x, cond=None):

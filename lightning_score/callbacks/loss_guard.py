@@ -1,8 +1,8 @@
 """Detects a NaN or infinite loss, saves what caused it, and stops, skips the step or restores a checkpoint."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,42 +12,36 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_score.callbacks.policies import BEST, POLICIES
-from lightning_score.callbacks.siblings import find_callback
-from lightning_score.errors import InputError, Unmeasurable, require
+from lightning_score.callbacks.base import find_callback, writes_files
+from lightning_score.callbacks.policies import POLICIES
+from lightning_score.errors import Unmeasurable, require
 from lightning_score.files import tolerating_full_disk
 from lightning_score.sampling.diverged import Diverged
-from lightning_score.score.function import ScoreField
+from lightning_score.score.function import ScoreWrapper
 from lightning_score.seeds import random_state, restore_random_state, seeded
 from lightning_score.training.model import ScoreModel
 from lightning_score.training.sharding import full_state_dict, is_sharded, unsharded
 
 
-class _Timed(ScoreField):
+class _Timed(ScoreWrapper):
     """A score that remembers the times at which it was evaluated."""
 
-    def __init__(self, score: ScoreField) -> None:
-        super().__init__(score.process)
-        self._score = score
-        self.times = torch.zeros(0)
-
-    @property
-    def evaluations(self) -> int:
-        return self._score.evaluations
+    times = torch.zeros(0)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         self.times = t
-        return self._score(x, t, cond)
+        return self.score(x, t, cond)
 
 
-@dataclass
+@dataclass(frozen=True)
 class PendingLoss:
-    """A loss that may be NaN or infinite, and what it was computed from.
+    """A loss that may be NaN or infinite, and what it is computed from.
 
     Args:
         step: the training step.
         epoch: its epoch.
-        batch: data, labels and the number of the batch.
+        batch: data and labels.
+        batch_idx: the number of the batch in the epoch.
         random: the random state before it, where it does not follow from the number of the batch.
         bad: 1 if the loss is NaN or infinite, else 0.
         ready: after which `bad` has arrived from the GPU.
@@ -55,19 +49,20 @@ class PendingLoss:
 
     step: int
     epoch: int
-    batch: tuple[Tensor, Tensor, int]
+    batch: tuple[Tensor, Tensor]
+    batch_idx: int
     random: dict[str, Tensor]
-    bad: Tensor
+    bad: Tensor | None = None
     ready: torch.cuda.Event | None = None
 
     def to_host(self) -> "PendingLoss":
         """Starts the copy of `bad` to the CPU, which does not wait for it."""
-        if self.bad.device.type == "cuda":
-            host = torch.empty_like(self.bad, device="cpu", pin_memory=True)
-            self.bad = host.copy_(self.bad, non_blocking=True)
-            self.ready = torch.cuda.Event()
-            self.ready.record()
-        return self
+        if self.bad is None or self.bad.device.type != "cuda":
+            return self
+        host = torch.empty_like(self.bad, device="cpu", pin_memory=True).copy_(self.bad, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record()
+        return replace(self, bad=host, ready=ready)
 
     def is_bad(self) -> bool:
         """Whether the loss is NaN or infinite."""
@@ -101,20 +96,16 @@ class LossGuard(Callback):
     def __init__(self, policy: Literal["stop", "skip", "restore"] = "stop", every_n_steps: int | None = None) -> None:
         require(every_n_steps is None or every_n_steps >= 1, f"every_n_steps={every_n_steps}: must be at least 1, or null")
         self.policy, self.every_n_steps = POLICIES[policy](), every_n_steps
-        self._batch: tuple[Tensor, Tensor, int] | None = None
-        self._random: dict[str, Tensor] = {}
-        self._pending: PendingLoss | None = None  # of the last step, on its way from the GPU
+        self._current: PendingLoss  # of this batch
+        self._pending: PendingLoss | None = None  # of the batch before, on its way from the GPU
         self._found_inf: Tensor | None = None  # 1 on the GPU if a loss of this step is bad
-        self._bad_steps = self._failed_measurements = 0  # in a row
-        self._step_is_bad = self._restores_best = False
+        self._step_is_bad = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: ScoreModel, batch: Any, batch_idx: int) -> None:
-        """Remembers the batch; restores `best.ckpt` if a validation asked for it, now that the model has its raw weights."""
-        if self._restores_best:
-            self._restores_best = False
-            self.policy.recover(trainer, pl_module, BEST)  # last.ckpt was saved just before the validation
-        self._batch = (*batch, batch_idx)
-        self._random = {} if pl_module.draws.seed is not None else random_state(pl_module.device)
+        """Remembers the batch, after the policy has recovered from a failed measurement."""
+        self.policy.before_step(trainer, pl_module)
+        random = {} if pl_module.draws.seed is not None else random_state(pl_module.device)
+        self._current = PendingLoss(trainer.global_step + 1, trainer.current_epoch, batch, batch_idx, random)
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: ScoreModel, optimizer: torch.optim.Optimizer) -> None:
         """Begins a step without bad losses."""
@@ -122,22 +113,16 @@ class LossGuard(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: ScoreModel, loss: Tensor) -> None:
         """Checks this step's loss, or the previous one's where the optimizer skips bad steps by itself."""
-        step, bad = trainer.global_step + 1, (~loss.detach().isfinite()).float()
-        pending = PendingLoss(step, trainer.current_epoch, self._batch, self._random, bad)
+        bad = (~loss.detach().isfinite()).float()
+        current = replace(self._current, bad=bad)
         if self._skips_on_device(trainer, loss):
-            self._tell_optimizers(trainer, pending)
-            previous, self._pending = self._pending, pending.to_host()
-            if previous is not None and previous.is_bad():
-                self._handle(trainer, pl_module, previous)
+            self._tell_optimizers(trainer, bad)
+            previous, self._pending = self._pending, current.to_host()
+            if previous is not None and self._check(trainer, pl_module, previous, previous.is_bad()):
                 self._step_is_bad = self.policy.restores
-            elif previous is not None:
-                self._bad_steps = 0
-        elif step % (self.every_n_steps or (1 if loss.device.type == "cpu" else self.policy.gpu_interval)) == 0:
-            if _on_any_process(trainer, pending.is_bad()):
-                self._handle(trainer, pl_module, pending)
-                self._step_is_bad = True
-            elif not self._step_is_bad:
-                self._bad_steps = 0
+        elif current.step % (self.every_n_steps or (1 if loss.device.type == "cpu" else self.policy.gpu_interval)) == 0:
+            on_any_process = trainer.strategy.reduce_boolean_decision(current.is_bad(), all=False)
+            self._step_is_bad |= self._check(trainer, pl_module, current, on_any_process)
 
     def _skips_on_device(self, trainer: Trainer, loss: Tensor) -> bool:
         """Whether the optimizers skip bad steps by themselves, so that nothing waits for the GPU."""
@@ -146,27 +131,31 @@ class LossGuard(Callback):
             self.every_n_steps is None and loss.device.type == "cuda" and fused and not is_sharded(trainer.lightning_module)
         )
 
-    def _tell_optimizers(self, trainer: Trainer, pending: PendingLoss) -> None:
+    def _tell_optimizers(self, trainer: Trainer, bad: Tensor) -> None:
         """Sets `found_inf` on all processes, as torch's GradScaler does."""
         if trainer.world_size > 1:
-            dist.all_reduce(pending.bad, dist.ReduceOp.MAX)
-        self._found_inf = pending.bad if self._found_inf is None else torch.maximum(self._found_inf, pending.bad)
+            dist.all_reduce(bad, dist.ReduceOp.MAX)
+        self._found_inf = bad if self._found_inf is None else torch.maximum(self._found_inf, bad)
         for optimizer in trainer.optimizers:
-            optimizer.found_inf = self._found_inf
+            optimizer.found_inf = self._found_inf  # type: ignore[attr-defined]
 
-    def _handle(self, trainer: Trainer, pl_module: ScoreModel, pending: PendingLoss) -> None:
-        """Reports a bad loss.
+    def _check(self, trainer: Trainer, pl_module: ScoreModel, loss: PendingLoss, bad: bool) -> bool:
+        """Reports a loss if it is bad, and returns whether it is.
 
         Raises:
             InputError: the policy is to stop, or too many steps in a row were bad.
         """
+        if not bad:
+            if not self._step_is_bad:  # by an earlier batch of this step
+                self.policy.failures["step"] = 0
+            return False
         with unsharded(pl_module):
-            report = self._report(trainer, pl_module, pending)
-        self._bad_steps += 1
-        if self._bad_steps > self.policy.patience:
-            raise InputError(f"{report}; try a smaller learning rate, gradient clipping, or --guard.policy skip or restore")
+            report = self._report(trainer, pl_module, loss)
+        advice = "try a smaller learning rate, gradient clipping, or --guard.policy skip or restore"
+        self.policy.fail("step", f"{report}; {advice}")
         if trainer.is_global_zero:
             print(f"{report}; {self.policy.outcome}", flush=True)
+        return True
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: ScoreModel, optimizer: torch.optim.Optimizer) -> None:
         """Drops the gradients of a bad step, and recovers."""
@@ -180,44 +169,17 @@ class LossGuard(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Checks the last loss, too."""
         pending, self._pending = self._pending, None
-        if pending is not None and pending.is_bad():
-            self._handle(trainer, pl_module, pending)
+        if pending is not None and self._check(trainer, pl_module, pending, pending.is_bad()):
             self.policy.recover(trainer, pl_module)
 
-    @contextmanager
-    def measuring(self, trainer: Trainer, pl_module: ScoreModel, what: str) -> Iterator[None]:
-        """Handles failures of samples that are drawn and measured inside a `with` block, in training.
-
-        Args:
-            trainer: the trainer.
-            pl_module: the model.
-            what: what is measured, for the message.
-
-        Raises:
-            InputError: they fail and the policy is to stop, or too many in a row failed.
-        """
-        try:
-            yield
-        except Unmeasurable as error:
-            evidence = {"x": error.x, "indices": error.indices, "level": error.level} if isinstance(error, Diverged) else {}
-            saved = _save_evidence(trainer, pl_module, evidence, f"samples_{trainer.global_step:07d}")
-            report = f"step {trainer.global_step}, {what}: {error}{saved}"
-            self._failed_measurements += 1
-            if self._failed_measurements > self.policy.patience:
-                raise InputError(f"{report}; --guard.policy skip skips such measurements") from error
-            self._restores_best = self.policy.restores and (Path(trainer.default_root_dir) / BEST).exists()
-            print(f"{report}; it is skipped{f', back to {BEST}' if self._restores_best else ''}", flush=True)
-        else:
-            self._failed_measurements = 0
-
     def on_validation_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        """Lets all processes restore if one does."""
-        if trainer.state.fn == TrainerFn.FITTING and self.policy.restores:
-            self._restores_best = _on_any_process(trainer, self._restores_best)
+        """Lets all processes recover from a failed measurement in the same way."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.policy.after_validation(trainer)
 
     def _report(self, trainer: Trainer, pl_module: ScoreModel, pending: PendingLoss) -> str:
         """Computes the losses of the batch again, saves them, and describes which are bad."""
-        x, y, batch_idx = pending.batch
+        (x, y), batch_idx = pending.batch, pending.batch_idx
         timed = _Timed(pl_module.score_function)
         with torch.no_grad(), seeded(0, pl_module.device):
             restore_random_state(pending.random, pl_module.device)
@@ -235,14 +197,9 @@ class LossGuard(Callback):
         )
 
 
-def _on_any_process(trainer: Trainer, bad: bool) -> bool:
-    """Whether something holds on any process: all do the same."""
-    return trainer.strategy.reduce_boolean_decision(bad, all=False) if trainer.world_size > 1 else bad
-
-
 def _save_evidence(trainer: Trainer, pl_module: ScoreModel, evidence: dict[str, Any], name: str) -> str:
     """Saves what failed, with the weights; returns where, for the message."""
-    if not trainer.is_global_zero or trainer.fast_dev_run:
+    if not writes_files(trainer):
         return ""
     file = Path(trainer.default_root_dir) / "broken" / f"{name}.pt"
     with tolerating_full_disk(file):
@@ -251,8 +208,29 @@ def _save_evidence(trainer: Trainer, pl_module: ScoreModel, evidence: dict[str, 
     return f" (saved: {file})"
 
 
-def measuring(trainer: Trainer, pl_module: ScoreModel, what: str) -> AbstractContextManager[None]:
-    """In training, lets the guard handle samples that fail inside a `with` block; outside of training, does nothing."""
+@contextmanager
+def measuring(trainer: Trainer, pl_module: ScoreModel, what: str) -> Iterator[None]:
+    """In training, lets the guard handle samples that are drawn and measured inside a `with` block and fail.
+
+    Args:
+        trainer: the trainer.
+        pl_module: the model.
+        what: name of the measurement, for the message.
+
+    Raises:
+        InputError: they fail and the policy is to stop, or too many in a row failed.
+    """
     guard = find_callback(trainer, LossGuard)
-    fitting = trainer.state.fn == TrainerFn.FITTING
-    return guard.measuring(trainer, pl_module, what) if guard and fitting else nullcontext()
+    if guard is None or trainer.state.fn != TrainerFn.FITTING:
+        yield
+        return
+    try:
+        yield
+    except Unmeasurable as error:
+        evidence = {"x": error.x, "indices": error.indices, "level": error.level} if isinstance(error, Diverged) else {}
+        saved = _save_evidence(trainer, pl_module, evidence, f"samples_{trainer.global_step:07d}")
+        report = f"step {trainer.global_step}, {what}: {error}{saved}"
+        guard.policy.fail("measurement", f"{report}; --guard.policy skip skips such measurements")
+        print(f"{report}; {guard.policy.skip_measurement(trainer)}", flush=True)
+    else:
+        guard.policy.failures["measurement"] = 0

@@ -5,10 +5,10 @@ from math import prod
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
+from lightning_score.callbacks.base import fast_dev_run
 from lightning_score.callbacks.bits_per_dim import BitsPerDim
 from lightning_score.callbacks.evaluate import Evaluate
 from lightning_score.data import ScoreData
@@ -17,6 +17,8 @@ from lightning_score.memory import require_room
 from lightning_score.training.inference import inference
 from lightning_score.training.model import ScoreModel
 
+COMMANDS = {"fit": "each validation", "validate": "the validation", "test": "the test", "predict": "the prediction"}
+"""What draws the samples of each command."""
 LONG = 300.0
 """Seconds of sampling from which a command announces them."""
 MOST_EVALUATIONS = 1e13
@@ -73,7 +75,7 @@ class SamplingCost(Callback):
             drawn = at_once = {"--num_samples": config["num_samples"]}
         for option, n in at_once.items():
             require_room(n * size, f"{option} {n}: samples of shape {list(model.shape)}")
-        self.command, self.n = command, sum(drawn.values())
+        self.command, self.model, self.n, self._announced = command, model, sum(drawn.values()), False
         process = model.score_function.process
         stages = model.sampler.plan(process, model.sampler.grid(process))
         self.evaluations = 1 + sum(stage.method.evaluations for stage in stages)
@@ -84,33 +86,20 @@ class SamplingCost(Callback):
             "the sampler fewer steps",
         )
 
-    def on_fit_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        """Announces the cost of each validation."""
-        self._announce(trainer, pl_module, "each validation")
-
-    def on_validation_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        """Announces the cost of `validate`."""
-        if trainer.state.fn == TrainerFn.VALIDATING and self.command == "validate":
-            self._announce(trainer, pl_module, "the validation")
-
-    def on_test_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        """Announces the cost of `test`."""
-        self._announce(trainer, pl_module, "the test")
-
-    def on_predict_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        """Announces the cost of `predict`."""
-        self._announce(trainer, pl_module, "the prediction")
-
-    def _announce(self, trainer: Trainer, model: ScoreModel, what: str) -> None:
-        if trainer.world_size > 1 or not self.n or trainer.fast_dev_run:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Announces once how long the samples take, if that is long."""
+        if self._announced or trainer.world_size > 1 or not self.n or fast_dev_run(trainer):
             return
-        seconds = self.n * self.evaluations * _seconds_per_evaluation(model)
+        self._announced = True
+        seconds = self.n * self.evaluations * _seconds_per_evaluation(self.model)
         if seconds > LONG:
             hours = f"{seconds / 3600:.3g} hours" if seconds > 3600 else f"{seconds / 60:.0f} minutes"
             tqdm.write(
-                f"{what} draws {self.n} samples at {self.evaluations} network evaluations each: about {hours}; fewer "
-                "samples or sampler steps take less"
+                f"{COMMANDS[self.command]} draws {self.n} samples at {self.evaluations} network evaluations each: about "
+                f"{hours}; fewer samples or sampler steps take less"
             )
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
 
 
 @torch.inference_mode()
@@ -119,7 +108,7 @@ def _seconds_per_evaluation(model: ScoreModel) -> float:
     t, times = torch.tensor(0.5, device=model.device), []
     with inference(model, eagerly=model.compiled):
         for n in (1, TIMED, TIMED, TIMED):  # the first warms up
-            x = torch.zeros(n, *model.shape, device=model.device, dtype=model.dtype)
+            x = torch.zeros(n, *model.shape, device=model.device).to(model.dtype)
             cond = torch.zeros(n, dtype=torch.long, device=model.device) if model.conditional else None
             start = time.monotonic()
             model.score_function(x, t, cond).sum().item()
