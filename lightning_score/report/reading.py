@@ -5,12 +5,11 @@ import json
 import math
 import os
 import re
-import socket
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +21,11 @@ from lightning_score.runs.folders import LEADS_OUT, leads_out
 from lightning_score.runs.records import FILE as RECORDS, Record, read_records
 from lightning_score.runs.status import STATUS, STOPPED_EARLY, row_steps
 from lightning_score.runs.trust import bounded
+from lightning_score.sweep.processes import is_dead
+from lightning_score.sweep.results import SILENCE
 
 EVALUATIONS = ("test", "validate", "predict")
 """Commands that write their results to a folder next to their checkpoint."""
-SILENCE = 120.0
-"""Seconds without an update of its status after which a run counts as dead."""
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -85,21 +84,22 @@ class Run:
     @property
     def started(self) -> float:
         """Start time in seconds since 1970; NaN if unknown."""
-        stamp = re.match(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", self.folder.name)
         if "started" in self.status:
             return as_number(self.status["started"])
-        if stamp:
-            return time.mktime(time.strptime(stamp[0], "%Y-%m-%d_%H-%M-%S"))
-        times = [t for curve in self.curves.values() for t in curve.times if math.isfinite(t)]
-        return min(times, default=math.nan)
+        with suppress(ValueError, OverflowError):
+            return time.mktime(time.strptime(self.folder.name[:19], "%Y-%m-%d_%H-%M-%S"))
+        return min(self._times, default=math.nan)
 
     @property
     def seconds(self) -> float:
         """Duration of the run, or NaN."""
         if "seconds" in self.status:
             return as_number(self.status["seconds"])
-        times = [t for curve in self.curves.values() for t in curve.times if math.isfinite(t)]
-        return max(times) - self.started if times else math.nan
+        return max(self._times, default=math.nan) - self.started
+
+    @property
+    def _times(self) -> list[float]:
+        return [t for curve in self.curves.values() for t in curve.times if math.isfinite(t)]
 
     @property
     def step(self) -> int:
@@ -120,32 +120,27 @@ def as_number(value: Any, otherwise: float = math.nan) -> float:
 def find_runs(root: Path) -> tuple[list[Run], list[Path]]:
     """All runs below a folder, the newest first, with evaluations of their checkpoints; and the folders of sweeps."""
     runs: dict[Path, Run] = {}
-    measured: list[Run] = []
+    evaluations: list[Run] = []
     sweeps: list[Path] = []
     for path, folders, files in os.walk(root):
         folder, present = Path(path), set(files)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "wandb")
         if present & {"study.db", "trials.csv", "sweep.yaml"}:
             sweeps.append(folder)
-        if not present & {"config.yaml", "metrics.csv", STATUS, RECORDS}:
-            continue
-        run = read_run(folder, root)
-        if _command(run) == "trials":  # trials without training are shown by their sweep
-            continue
-        if _command(run) in EVALUATIONS:
-            measured.append(run)
-        else:
-            runs[folder.resolve()] = run
-    for evaluation in measured:
+        if present & {"config.yaml", "metrics.csv", STATUS, RECORDS}:
+            run = read_run(folder, root)
+            if _command(run) in EVALUATIONS:
+                evaluations.append(run)
+            elif _command(run) != "trials":  # trials without training are shown by their sweep
+                runs[folder.resolve()] = run
+    for evaluation in evaluations:
         _attach(evaluation, runs, root)
-    newest_first = sorted(runs.values(), key=lambda run: (-_or_earliest(run.started), run.name))
+    newest_first = sorted(
+        runs.values(), key=lambda run: (-run.started if math.isfinite(run.started) else math.inf, run.name)
+    )
     for order, run in enumerate(reversed(newest_first)):
         run.order = order
     return newest_first, sweeps
-
-
-def _or_earliest(value: float) -> float:
-    return value if math.isfinite(value) else -math.inf
 
 
 def _command(run: Run) -> str:
@@ -159,33 +154,34 @@ def _attach(evaluation: Run, runs: dict[Path, Run], root: Path) -> None:
     """Adds the results of an evaluation to the run of its checkpoint."""
     asked = evaluation.settings.get("ckpt_path")
     places = [evaluation.folder.parent.parent, *([Path(asked).parent] if isinstance(asked, str) else [])]
-    known = [runs[place.resolve()] for place in places if place.resolve() in runs]
-    if not known:
+    run = next((runs[place.resolve()] for place in places if place.resolve() in runs), None)
+    if run is None:
         if not evaluation.records:
             return
-        place = places[0].resolve()
-        known = [runs.setdefault(place, Run(places[0], _name(places[0], root), "measured"))]
-        known[0].config, known[0].settings = evaluation.config, evaluation.settings
-    known[0].tests += evaluation.records
+        name = folder_name(places[0], root)
+        run = Run(places[0], name, "measured", config=evaluation.config, settings=evaluation.settings)
+        runs[places[0].resolve()] = run
+    run.tests += evaluation.records
     for kind, pictures in evaluation.pictures.items():
         name = kind if kind == "neighbors" else f"{kind} of {_command(evaluation)}"
-        known[0].pictures[name] = sorted([*known[0].pictures.get(name, []), *pictures])
-    known[0].problems += [f"{evaluation.folder.name}: {problem}" for problem in evaluation.problems]
+        run.pictures[name] = sorted([*run.pictures.get(name, []), *pictures])
+    run.problems += [f"{evaluation.folder.name}: {problem}" for problem in evaluation.problems]
 
 
-def _name(folder: Path, root: Path) -> str:
-    try:
-        return str(folder.relative_to(root)) if folder != root else folder.resolve().name
-    except ValueError:
-        return str(folder)
+def folder_name(folder: Path, root: Path) -> str:
+    """The path of a folder relative to that of all runs; for the latter its name."""
+    if folder == root:
+        return folder.resolve().name
+    return str(folder.relative_to(root) if folder.is_relative_to(root) else folder)
 
 
 def read_run(folder: Path, root: Path) -> Run:
     """Reads a run folder; damaged files become problems of the run."""
     files = ("config.yaml", "metrics.csv", STATUS, RECORDS, LANGEVIN)
-    if outside := [f"{name}: {LEADS_OUT}" for name in files if leads_out(folder / name, root)]:
-        return Run(folder, _name(folder, root), problems=outside)
-    run = Run(folder, _name(folder, root))
+    run = Run(folder, folder_name(folder, root))
+    run.problems += [f"{name}: {LEADS_OUT}" for name in files if leads_out(folder / name, root)]
+    if run.problems:
+        return run
     with _recording_problems(run, "config.yaml"):
         run.config = (folder / "config.yaml").read_text(encoding="utf-8")
         run.settings = dict(flat_config(bounded(yaml.load(run.config, Loader) or {}, "")))
@@ -198,7 +194,7 @@ def read_run(folder: Path, root: Path) -> Run:
         run.records = [record for record in read_records(folder / RECORDS) if _is_valid(record)]
         run.problems += [str(warning.message).replace(f"{folder}/", "") for warning in caught]
     with _recording_problems(run, LANGEVIN):
-        run.langevin = list(_lines(folder / LANGEVIN, run.problems))
+        run.langevin = list(_langevin_lines(folder / LANGEVIN, run.problems))
     for file in sorted(folder.glob("*/step_*.png")):
         if (step := re.fullmatch(r"step_(\d+)\.png", file.name)) and leads_out(file, root):
             run.problems.append(f"{file.parent.name}/{file.name}: {LEADS_OUT}")
@@ -229,13 +225,12 @@ def _curves(file: Path, steps: Callable[[int, bool], int], problems: list[str]) 
             problems.append(f"{file.name}: has no column `step`; left out")
             return {}
         for row in table:
-            cells = {name: text for name, text in row.items() if name and text and isinstance(text, str)}
             try:
-                step, when = int(float(cells.pop("step"))), float(cells.pop("time", "nan"))
-            except (KeyError, ValueError, OverflowError):
+                step, when = int(float(row.pop("step"))), float(row.pop("time", "") or "nan")
+            except (TypeError, ValueError, OverflowError):
                 wrong += 1
                 continue
-            cells.pop("epoch", None)
+            cells = {name: text for name, text in row.items() if name and name != "epoch" and text}
             step = steps(step, any(name.startswith("val/") for name in cells))
             for name, text in cells.items():
                 try:
@@ -243,8 +238,9 @@ def _curves(file: Path, steps: Callable[[int, bool], int], problems: list[str]) 
                 except ValueError:
                     wrong += 1
                     continue
-                for column, entry in zip(found[name], (step, when, value), strict=True):
-                    column.append(entry)
+                found[name].steps.append(step)
+                found[name].times.append(when)
+                found[name].values.append(value)
     if wrong:
         problems.append(f"{file.name}: {wrong} lines or cells are not numbers; left out")
     return dict(found)
@@ -256,41 +252,45 @@ def _is_valid(record: Record) -> bool:
     return all(isinstance(value, (int, float)) for value in numbers) and isinstance(record.sampler, dict)
 
 
-def _lines(file: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+def _langevin_lines(file: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
     """Lines of JSON with lists of one value per noise level."""
     for i, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        try:
+        with suppress(ValueError, TypeError, KeyError):
             entries = json.loads(line)
             if len({len(entries[name]) for name in ("sigma", "step_size", "snr", "variance_ratio")}) == 1:
                 yield entries | {"step": int(entries["step"])}
                 continue
-        except (ValueError, TypeError, KeyError):
-            pass
         problems.append(f"{file.name}, line {i}: cannot be read; left out")
 
 
 def flat_config(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """A configuration by dotted names; the value of a part is its class name, and its settings are below it."""
-    if not isinstance(config, dict):
-        return
-    for key, value in config.items():
+    for key, value in config.items() if isinstance(config, dict) else ():
         name = f"{prefix}{key}"
-        if isinstance(value, dict) and "class_path" in value:
-            yield name, str(value["class_path"]).rpartition(".")[2]
+        if name == "trainer.callbacks" and isinstance(value, list):
+            yield name, ", ".join(map(_class_name, value))
+        elif isinstance(value, dict) and "class_path" in value:
+            yield name, _class_name(value)
             yield from flat_config(value.get("init_args"), f"{name}.")
         elif isinstance(value, dict) and value:
             yield from flat_config(value, f"{name}.")
-        elif name == "trainer.callbacks" and isinstance(value, list):
-            yield name, ", ".join(str((each or {}).get("class_path", each)).rpartition(".")[2] for each in value)
         else:
             yield name, value
+
+
+def _class_name(part: Any) -> str:
+    return str(part["class_path"] if isinstance(part, dict) else part).rpartition(".")[2]
 
 
 def _state(run: Run) -> tuple[str, str]:
     """The state of a run and details, from its files."""
     state, message = run.status.get("state"), str(run.status.get("message") or "")
     if state == "running":
-        return ("running", "") if _alive(run.status) else ("crashed", f"no update since {_clock(run.status)}")
+        updated = as_number(run.status.get("updated"), -math.inf)
+        if time.time() - updated < SILENCE and not is_dead(f"{run.status.get('host')}:{run.status.get('pid')}"):
+            return state, ""
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(updated)) if updated > 0 else "its start"
+        return "crashed", f"no update since {since}"
     if state in ("finished", "interrupted", "failed", STOPPED_EARLY):
         return state, message
     if not (run.curves or run.records or run.pictures):
@@ -298,22 +298,3 @@ def _state(run: Run) -> tuple[str, str]:
     if 0 < as_number(run.settings.get("trainer.max_steps"), -1) <= run.step:
         return "finished", f"according to its last step; there is no {STATUS}"
     return "unknown", f"no readable {STATUS}, as in runs of older versions"
-
-
-def _alive(status: dict[str, Any]) -> bool:
-    """Whether a run with state `running` is alive: it updates its status every ten seconds."""
-    fresh = time.time() - as_number(status.get("updated"), -math.inf) < SILENCE
-    if not fresh or status.get("host") != socket.gethostname():
-        return fresh
-    try:
-        os.kill(int(as_number(status.get("pid"), 0)) or os.getpid(), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        pass
-    return True
-
-
-def _clock(status: dict[str, Any]) -> str:
-    updated = as_number(status.get("updated"), 0)
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(updated)) if updated else "its start"
