@@ -14,94 +14,39 @@ Public names are imported on first use, so that `python -m lightning_score --hel
 """
 
 from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
-_MODULES = {
-    "lightning_score.training": ["ScoreModel", "FullyShard"],
-    "lightning_score.score": ["ScoreField", "ScoreFunction", "Parametrization", "NoiseLabel", "EmpiricalScore"],
-    "lightning_score.process": [
-        "NoiseProcess",
-        "VP",
-        "SubVP",
-        "VE",
-        "Cosine",
-        "BetaTable",
-        "ScaledLinearBetas",
-        "CosineTable",
-        "SigmaTable",
-    ],
-    "lightning_score.objective": [
-        "Objective",
-        "DenoisingScoreMatching",
-        "ImplicitScoreMatching",
-        "SlicedScoreMatching",
-        "ExplicitScoreMatching",
-        "Weighting",
-        "TimeDistribution",
-    ],
-    "lightning_score.guidance": [
-        "Guidance",
-        "Composed",
-        "ClassifierFree",
-        "ClassifierGuidance",
-        "PseudoInverse",
-        "Inpainting",
-        "Colorization",
-        "SuperResolution",
-        "LinearOperator",
-    ],
-    "lightning_score.data.augmentation": ["Augmentation", "GeometricAugmentation"],
-    "lightning_score.networks": [
-        "Network",
-        "MLP",
-        "NCSN",
-        "NCSNv2",
-        "NCSNv2Deeper",
-        "NCSNv2Deepest",
-        "UNet",
-        "DDPMpp",
-        "NCSNpp",
-    ],
-    "lightning_score.sampling": [
-        "Sampler",
-        "PredictorCorrector",
-        "ProbabilityFlow",
-        "AnnealedLangevin",
-        "ConsistentAnnealedLangevin",
-        "LangevinDynamics",
-        "Predictor",
-        "Corrector",
-        "TimeGrid",
-        "Samples",
-    ],
-    "lightning_score.sampling.likelihood": ["Dequantization", "bits_per_dim", "log_likelihood"],
-    "lightning_score.data": [
-        "ScoreData",
-        "ImageData",
-        "CIFAR10",
-        "Digits",
-        "FashionMNIST",
-        "GaussianMixture",
-        "ImageFolder",
-        "MNIST",
-    ],
-    "lightning_score.metrics": [
-        "Features",
-        "DigitFeatures",
-        "FashionFeatures",
-        "InceptionFeatures",
-        "ModuleFeatures",
-        "RawFeatures",
-    ],
-    "lightning_score.callbacks": ["EMA", "BitsPerDim", "Evaluate", "LossFloor", "SampleGrid", "ScorePlot"],
-    "lightning_score.errors": ["InputError"],
+_NAMES = {
+    "lightning_score.training": "ScoreModel FullyShard",
+    "lightning_score.score": "ScoreField ScoreFunction Parametrization NoiseLabel EmpiricalScore",
+    "lightning_score.process": "NoiseProcess VP SubVP VE Cosine BetaTable ScaledLinearBetas CosineTable SigmaTable",
+    "lightning_score.objective": (
+        "Objective DenoisingScoreMatching ImplicitScoreMatching SlicedScoreMatching "
+        "ExplicitScoreMatching Weighting TimeDistribution"
+    ),
+    "lightning_score.guidance": (
+        "Guidance Composed ClassifierFree ClassifierGuidance PseudoInverse Inpainting Colorization "
+        "SuperResolution LinearOperator"
+    ),
+    "lightning_score.data.augmentation": "Augmentation GeometricAugmentation",
+    "lightning_score.networks": "Network MLP NCSN NCSNv2 NCSNv2Deeper NCSNv2Deepest UNet DDPMpp NCSNpp",
+    "lightning_score.sampling": (
+        "Sampler PredictorCorrector ProbabilityFlow AnnealedLangevin ConsistentAnnealedLangevin "
+        "LangevinDynamics Predictor Corrector TimeGrid Samples"
+    ),
+    "lightning_score.sampling.likelihood": "Dequantization bits_per_dim log_likelihood",
+    "lightning_score.data": "ScoreData ImageData CIFAR10 Digits FashionMNIST GaussianMixture ImageFolder MNIST",
+    "lightning_score.metrics": "Features DigitFeatures FashionFeatures InceptionFeatures ModuleFeatures RawFeatures",
+    "lightning_score.callbacks": "EMA BitsPerDim Evaluate LossFloor SampleGrid ScorePlot",
+    "lightning_score.errors": "InputError",
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'lightning_score' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

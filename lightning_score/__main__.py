@@ -1,13 +1,4 @@
-"""`python -m lightning_score`: answers `--help` and `--version` without importing torch."""
-
-import os
-import sys
-
-from lightning_score import stopping
-from lightning_score.commands.help import first_screen
-
-HELP = """\
-usage: python -m lightning_score [-h] [--version] COMMAND [options]
+"""usage: python -m lightning_score [-h] [--version] COMMAND [options]
 
 Score-based generative models (NCSN, NCSNv2, DDPM, score SDE) as PyTorch Lightning experiments.
 
@@ -28,17 +19,103 @@ Options override configs. A class starts from its own defaults (--model.process 
 current class, and --model.process +VP keeps the current values of parameters that VP has too.
 """
 
+import os
+import sys
+
+from lightning_score import __version__, stopping
+
+_SCREEN = """\
+usage: python -m lightning_score {command} {required} [options]
+
+{summary}
+
+{options}
+
+more:
+  {command} --help all
+      every option: trainer, model, data, callbacks
+  {command} {required} --model.sampler.help AnnealedLangevin
+      the options of one part; in the same way --model.process.help VP, --model.network.help UNet, --data.help Digits
+  {command} {required} --print_config
+      the whole configuration, with every default
+"""
+
+_SAMPLER = """\
+  --model.sampler AnnealedLangevin         or PredictorCorrector, ConsistentAnnealedLangevin, LangevinDynamics,
+                                           ProbabilityFlow; its parameters as --model.sampler.steps 50"""
+
+_CHECKPOINT = """\
+  --ckpt_path runs/ncsn/latest/last.ckpt   the checkpoint; it holds model, data and sampler, and options override them
+  --output FOLDER                          a new folder for the results; next to the checkpoint by default"""
+
+_EVALUATION = """\
+  --evaluate.num_samples 50000             samples for FID and the other metrics
+  --evaluate.features InceptionFeatures    or DigitFeatures, FashionFeatures, ModuleFeatures, RawFeatures
+  --evaluate.repeats 3                     mean over so many sampling seeds"""
+
+_DEVICES = """\
+  --trainer.devices 2                      number of GPUs, or of processes with --trainer.accelerator cpu; several need
+                                           --trainer.strategy ddp"""
+
+_FIT = f"""\
+common options:
+  --config ncsn                            a shipped config or a YAML file; of several the later ones win
+  --name mine                              name of the run; its folder is RUNS/NAME/date_time
+  --seed_everything 0                      seed of weights, data order and noise
+  --trainer.max_steps 2400                 optimizer steps
+  --trainer.val_check_interval 1200        steps between validations, with samples and FID
+{_DEVICES}
+  --trainer.precision bf16-mixed           or 32-true, 16-mixed, 64-true
+  --model.network UNet                     or NCSN, NCSNv2, NCSNv2Deeper, NCSNv2Deepest, DDPMpp, NCSNpp, MLP;
+                                           its parameters as --model.network.channels 64
+  --model.process VP                       or SubVP, VE, Cosine, BetaTable, ScaledLinearBetas, CosineTable, BetaChain,
+                                           SigmaTable
+{_SAMPLER}
+  --model.optimizer.lr 1.0e-3              learning rate
+  --data Digits                            or FashionMNIST, MNIST, CIFAR10, GaussianMixture, ImageFolder,
+                                           ImageStream; its parameters as --data.batch_size 64
+  --ema.decay 0.999                        average of the weights
+{_EVALUATION}
+  --trainer.logger TensorBoardLogger       W&B where it can be used, by default; metrics.csv is always written
+  --ckpt_path last                         resumes the newest run of the config; a run folder or a checkpoint also serve"""
+
+_PREDICT = f"""\
+common options:
+{_CHECKPOINT}
+  --num_samples 64                         number of samples
+  --seed 0                                 sample k of a seed is the same in every run
+  --labels "[3]"                           class labels, in turn; all classes by default
+  --batch_size 1024                        samples drawn at once
+  --progressive 8                          draws so many samples from noise to image, too
+{_SAMPLER}
+  --model.guidance ClassifierFree          or ClassifierGuidance, PseudoInverse, Inpainting, Colorization,
+                                           SuperResolution, Composed
+{_DEVICES}"""
+
+_MEASURE = f"""\
+common options:
+{_CHECKPOINT}
+{_EVALUATION}
+{_SAMPLER}
+{_DEVICES}"""
+
+_NEEDS_CHECKPOINT = "--ckpt_path CHECKPOINT"
+_SCREENS = {
+    "fit": ("--config CONFIG", "Trains a model, and measures its samples while it trains.", _FIT),
+    "validate": (_NEEDS_CHECKPOINT, "Measures a checkpoint as fit does: held-out loss, samples, FID.", _MEASURE),
+    "test": (_NEEDS_CHECKPOINT, "Measures a checkpoint in full: loss, FID, KID, precision, recall, copies.", _MEASURE),
+    "predict": (_NEEDS_CHECKPOINT, "Draws samples from a checkpoint, as PNG and NPZ.", _PREDICT),
+}
+
 
 def main() -> int:
     """Runs the command line and returns its exit code."""
     stopping.install()
     arguments = sys.argv[1:]
     if arguments in ([], ["-h"], ["--help"]):
-        print(HELP, end="")
+        print(__doc__, end="")
         return 0 if arguments else 2
     if arguments == ["--version"]:
-        from lightning_score import __version__
-
         print(f"lightning_score {__version__}")
         return 0
     if screen := first_screen(arguments):
@@ -53,6 +130,14 @@ def main() -> int:
 
     with stopping.raising():
         return run(arguments)
+
+
+def first_screen(arguments: list[str]) -> str | None:
+    """The help of `COMMAND --help`; None for other arguments, and for commands whose whole help is short."""
+    if len(arguments) != 2 or arguments[0] not in _SCREENS or arguments[1] not in ("-h", "--help"):
+        return None
+    required, summary, options = _SCREENS[arguments[0]]
+    return _SCREEN.format(command=arguments[0], required=required, summary=summary, options=options)
 
 
 if __name__ == "__main__":

@@ -5,40 +5,31 @@ import lightning_score.torchvision_guard  # noqa: F401
 import signal
 import sys
 from contextlib import suppress
+from importlib import import_module
+from typing import Any
 
 from lightning_score import stopping
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.base import quiet
 from lightning_score.commands.configs import with_found_configs
-from lightning_score.commands.convert import convert
-from lightning_score.commands.gallery import gallery
 from lightning_score.commands.origins import origin
 from lightning_score.commands.parser import UsageError
-from lightning_score.commands.resume import complete_arguments
-from lightning_score.commands.schedule import schedule
 from lightning_score.commands.trainer_commands import TRAINER_COMMANDS
 from lightning_score.errors import InputError, printable, require
 from lightning_score.runs.folders import discarding, release
 from lightning_score.runs.wandb_logger import fail_trial, finish_run, in_trial
 from lightning_score.sweep.macros import from_agent
 
-
-def sweep(arguments: Arguments) -> None:
-    """Runs a sweep; imports its libraries only now."""
-    from lightning_score.sweep.cli import sweep
-
-    with stopping.patience():  # time to stop its workers
-        sweep(arguments.command_line())
-
-
-def report(arguments: Arguments) -> None:
-    """Shows all runs in one page; imports its libraries only now."""
-    from lightning_score.report.command import report
-
-    report(arguments.command_line())
-
-
-WITHOUT_TRAINER = {"schedule": schedule, "sweep": sweep, "report": report, "gallery": gallery, "convert": convert}
+WITHOUT_TRAINER = {
+    "schedule": "lightning_score.commands.schedule",
+    "sweep": "lightning_score.sweep.cli",
+    "report": "lightning_score.report.command",
+    "gallery": "lightning_score.commands.gallery",
+    "convert": "lightning_score.commands.convert",
+}
+"""The modules of the other commands, imported only when they run, with all their libraries; each has a function of the
+command's name.
+"""
 COMMANDS = (*TRAINER_COMMANDS, *WITHOUT_TRAINER)
 
 
@@ -52,7 +43,7 @@ def run(words: list[str]) -> int:
                 arguments = Arguments.parse(from_agent(words))
             _run(arguments)
     except (KeyboardInterrupt, SystemExit) as end:  # raised by the parser after a mistake, by Lightning after a signal
-        code = 130 if isinstance(end, KeyboardInterrupt) else end.code
+        code: Any = 130 if isinstance(end, KeyboardInterrupt) else end.code
         if code:
             fail_trial(end.message if isinstance(end, UsageError) else "ended by a signal", 2)
         if not code or isinstance(end, UsageError):
@@ -63,7 +54,7 @@ def run(words: list[str]) -> int:
         stopping.print_signal()
         raise SystemExit(code if stopping.received is None else 128 + stopping.received) from None
     except Exception as error:
-        mistake = error
+        mistake: BaseException | None = error
         while mistake is not None and not isinstance(mistake, InputError):  # the parser wraps what constructors raise
             mistake = mistake.__cause__
         fail_trial(str(mistake or error), 1 if mistake is None else 2)
@@ -90,7 +81,8 @@ def _run(arguments: Arguments) -> None:
     require(name in COMMANDS, f"{name}: unknown command; choose one of {', '.join(COMMANDS)}, before any option")
     quiet()
     if name in WITHOUT_TRAINER:
-        return WITHOUT_TRAINER[name](arguments)
-    command = TRAINER_COMMANDS[name](complete_arguments(arguments))
+        getattr(import_module(WITHOUT_TRAINER[name]), name)(arguments)
+        return
+    command = TRAINER_COMMANDS[name](arguments)
     command.make()
     command.run()

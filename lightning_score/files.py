@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from lightning_score import stopping
-from lightning_score.errors import InputError, require
+from lightning_score.errors import InputError, one_line, require
 
 LocalPath = NewType("LocalPath", str)
 """A file, folder or URL: options of this type, and of pathlib.Path, are made absolute, so that a checkpoint works from any
@@ -77,11 +77,8 @@ def tolerating_full_disk(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         unwritten.append(str(file))
-        print(
-            f"{file}: cannot be written ({error.strerror or error}); the run continues without it",
-            file=sys.stderr,
-            flush=True,
-        )
+        reason = f"{file}: cannot be written ({error.strerror or error}); the run continues without it"
+        print(reason, file=sys.stderr, flush=True)
 
 
 def read_tensors(file: Path, allowed: tuple[Any, ...] = ()) -> Any:
@@ -96,12 +93,7 @@ def read_tensors(file: Path, allowed: tuple[Any, ...] = ()) -> Any:
     """
     try:
         if is_zipfile(file):
-            with ZipFile(file) as archive:  # torch packs, but does not compress
-                size = sum(entry.file_size for entry in archive.infolist())
-            require(
-                size <= file.stat().st_size,
-                f"{file}: unpacks to {size:,} bytes, more than its size: not a file of torch.save",
-            )
+            _require_unpacked(file, file.stat().st_size)  # torch packs, but does not compress
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -126,22 +118,22 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
     try:
         if not is_zipfile(file):
             return {"x": np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))}  # mapped, so not larger than the file
-        with ZipFile(file) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        most = max(UNPACKED, DENSER * file.stat().st_size)
-        require(size <= most, f"{file}: unpacks to {size:,} bytes; at most {most:,} are read")
+        _require_unpacked(file, max(UNPACKED, DENSER * file.stat().st_size))
         with np.load(file, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
     except InputError:
         raise
     except Exception as error:  # of numpy or zipfile
-        text = " ".join(str(error).split())
-        reason = (
-            "it holds pickles, which may run any code, or is another kind of file"
-            if "allow_pickle" in text
-            else text or type(error).__name__
-        )
+        pickled = "allow_pickle" in str(error)
+        reason = "it holds pickles, which may run any code, or is another kind of file" if pickled else one_line(error)
         raise InputError(f"{file}: not a readable NPY or NPZ file of numbers ({reason})") from error
+
+
+def _require_unpacked(file: Path, most: int) -> None:
+    """Raises `InputError` if an archive unpacks to more bytes than are allowed."""
+    with ZipFile(file) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    require(size <= most, f"{file}: unpacks to {size:,} bytes; at most {most:,} are read")
 
 
 def cache_folder() -> Path:

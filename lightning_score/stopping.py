@@ -110,7 +110,7 @@ def leave(number: int) -> NoReturn:
         with suppress(Exception):
             sys.stdout.flush()
     print_signal()
-    os._exit(128 + received)
+    os._exit(128 + (received or number))
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 CPU = torch.device("cpu")
 
 
-def broadcast_to(coefficient: Tensor, x: Tensor) -> Tensor:
+def broadcast_to(coefficient: Tensor | float, x: Tensor) -> Tensor:
     """Shapes a coefficient, () or (B,), so that it multiplies `x`, (B, ...), sample by sample, in the precision of `x`.
 
     One of shape () stays where it is: a scalar on the CPU multiplies tensors of any device without synchronization.

@@ -1,6 +1,7 @@
 """Imports point down: the floors of the package, read from its sources."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 from floors import FILES, FLOORS, PACKAGE
@@ -10,15 +11,18 @@ TORCH_ALONE = {"process", "score", "networks", "objective", "sampling", "guidanc
 HEAVY = {"lightning", "torchmetrics", "torchvision", "torch_fidelity", "wandb", "matplotlib"}
 
 
+@cache
 def imports(path):
     """Every module that a file imports, anywhere in it."""
+    found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             names = [alias.name for alias in node.names] if node.module == "lightning_score" else [""]
-            yield from (f"{node.module}.{name}".rstrip(".") for name in names)
+            found |= {f"{node.module}.{name}".rstrip(".") for name in names}
+    return found
 
 
 def room(path):
@@ -53,7 +57,7 @@ def test_what_imports_lightning_guards_itself_first():
     for path in FILES:
         first = path.parent / "__init__.py" if path.parent != PACKAGE else path
         if {name.split(".")[0] for name in imports(path)} & {"lightning", "torchmetrics", "torchvision"}:
-            guarded = path.stem == "torchvision_guard" or guard in {*imports(path), *imports(first)}
+            guarded = path.stem == "torchvision_guard" or guard in imports(path) | imports(first)
             wrong += [] if guarded else [str(path.relative_to(PACKAGE))]
     assert wrong == []
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny import TINY
 
-from lightning_score import cli, stopping
+from lightning_score import stopping
 from lightning_score.cli import run
 from lightning_score.runs.folders import discarding, new_dated_folder, point_latest
 
@@ -82,7 +82,7 @@ def test_a_signal_at_any_moment(in_command, number, moment, monkeypatch, capfd):
                 raise RuntimeError("something else") from error
             raise
 
-    monkeypatch.setitem(cli.WITHOUT_TRAINER, "schedule", command)
+    monkeypatch.setattr("lightning_score.commands.schedule.schedule", command)
     with pytest.raises(in_command) as ended:
         if moment == "import":
             command([])

@@ -74,7 +74,7 @@ class Evaluate(Periodic):
         neighbors: int = 1000,
         all_metrics: bool = False,
     ):
-        require(num_samples >= 2, f"num_samples={num_samples}: a Frechet distance needs at least 2 samples")
+        require(num_samples >= 2, f"num_samples={num_samples}: must be at least 2 for a Frechet distance")
         require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
         require(every_n_validations >= 1, f"every_n_validations={every_n_validations}: must be at least 1")
         require(max_share is None or max_share > 0, f"max_share={max_share}: must be above 0, as 0.2, or null")

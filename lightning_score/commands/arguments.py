@@ -51,7 +51,7 @@ class Arguments:
     @classmethod
     def parse(cls, words: Sequence[str]) -> "Arguments":
         """The command line of these words."""
-        return cls(*words[:1], options=_options(words[1:]))
+        return cls("".join(words[:1]), _options(words[1:]))
 
     @classmethod
     def without_command(cls, words: Sequence[str]) -> "Arguments":

@@ -1,25 +1,21 @@
 """LightningCLI for a score model on its data, with the callbacks of every run: what commands with a model share."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from inspect import signature
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.memory import is_oom_error
 
 from lightning_score.callbacks import EMA, Evaluate, LossGuard, SampleGrid
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.mistakes import check_config, make_paths_absolute
 from lightning_score.commands.parser import Parser
-from lightning_score.commands.refusals import check_trainer, of_lightning, of_options
+from lightning_score.commands.refusals import TRAINER_DEFAULTS, check_trainer, of_lightning, of_options
 from lightning_score.data import ScoreData
 from lightning_score.data.check import declared_shape
 from lightning_score.errors import InputError
@@ -34,9 +30,6 @@ GROUPS = {
     "guard": LossGuard,
 }
 """The parameters that every command has, by their names."""
-OURS = {"num_sanity_val_steps": 0, "enable_model_summary": False}
-TRAINER = {name: parameter.default for name, parameter in signature(Trainer).parameters.items()} | OURS
-"""The trainer's defaults."""
 
 
 class ExperimentCLI(LightningCLI):
@@ -47,7 +40,7 @@ class ExperimentCLI(LightningCLI):
         settings: further settings of LightningCLI.
     """
 
-    def __init__(self, arguments: Arguments | Sequence[str], **settings: Any):
+    def __init__(self, arguments: Arguments | list[str], **settings: Any):
         super().__init__(
             ScoreModel,
             ScoreData,
@@ -55,8 +48,8 @@ class ExperimentCLI(LightningCLI):
             seed_everything_default=0,
             parser_class=Parser,
             auto_configure_optimizers=False,
-            trainer_defaults=OURS,
-            args=arguments,
+            trainer_defaults=TRAINER_DEFAULTS,
+            args=arguments,  # type: ignore[arg-type]  # which goes to `parse_arguments`
             run=False,
             **settings,
         )
@@ -69,13 +62,12 @@ class ExperimentCLI(LightningCLI):
             parser.add_lightning_class_args(GROUPS[name], name)
         parser.add_argument("--name", type=str, default="run", help="Name of the run; that of its config by default.")
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Arguments | Sequence[str]) -> None:
+    def parse_arguments(self, parser: Parser, args: Arguments | list[str]) -> None:  # type: ignore[override]
         """Parses the given arguments, never those of the process, and checks the configuration that they make."""
         self.config = parser.parse_args(args)
         self.config.pop("trust", None)  # is of this command alone
-        plain = self.config.as_dict()
-        check_config(plain, GROUPS)
-        check_trainer(plain.get("trainer") or {})
+        check_config(self.config, GROUPS)
+        check_trainer(self.config.get("trainer") or {})
         make_paths_absolute(self.config, GROUPS)
 
     def instantiate_classes(self) -> None:
@@ -96,23 +88,11 @@ class ExperimentCLI(LightningCLI):
         """
         try:
             yield
-        except (MisconfigurationException, ValueError, MemoryError, RuntimeError) as error:
-            of_memory = isinstance(error, MemoryError) or is_oom_error(error)
-            others = isinstance(error, RuntimeError) and not of_memory and not of_lightning(error)
-            if others or isinstance(error, InputError) or isinstance(error.__cause__, InputError):
+        except Exception as error:
+            mistake = isinstance(error, ValueError | MemoryError) or is_oom_error(error) or of_lightning(error)
+            if not mistake or isinstance(error, InputError) or isinstance(error.__cause__, InputError):
                 raise
-            raise InputError(of_options(error, self.config["trainer"], TRAINER)) from error
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Makes the trainer.
-
-        Raises:
-            ValueError: it refuses a value, such as `devices: none`, by an error of another type.
-        """
-        try:
-            return super().instantiate_trainer(**kwargs)
-        except (TypeError, ModuleNotFoundError) as error:
-            raise ValueError(str(error)) from error
+            raise InputError(of_options(error, self.config["trainer"])) from error
 
 
 class IdleExperiment(ExperimentCLI):
@@ -122,7 +102,7 @@ class IdleExperiment(ExperimentCLI):
         arguments: the options.
     """
 
-    def __init__(self, arguments: Arguments | Sequence[str]):
+    def __init__(self, arguments: Arguments | list[str]):
         super().__init__(arguments, save_config_callback=None)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

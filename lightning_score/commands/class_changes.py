@@ -15,8 +15,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 from jsonargparse._common import lenient_check, parent_parser
-from jsonargparse._typehints import ActionTypeHint, NestedArg, get_help_types, is_subclass_spec, sub_defaults
-from jsonargparse._util import parse_value_or_config
+from jsonargparse._typehints import ActionTypeHint, get_help_types, is_subclass_spec, sub_defaults
+from jsonargparse._util import NestedArg, parse_value_or_config
 
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.class_names import class_mistake, misplaced
@@ -62,14 +62,12 @@ class Changes:
     Attributes:
         place: the dotted name of the option that is being parsed.
         found: the changes by their places.
-        result: the value of the option that was checked last.
         classes: the class paths by their places.
         arguments: the command line.
     """
 
     place: str = ""
     found: dict[str, Change] = field(default_factory=dict)
-    result: Any = None
     classes: dict[str, str] = field(default_factory=dict)
     arguments: Arguments = field(default_factory=Arguments)
 
@@ -149,18 +147,12 @@ def _read(action: ActionTypeHint, value: Any, append: bool) -> tuple[Any, bool, 
     if isinstance(value, str):
         with suppress(Exception):  # not YAML, which the parser reports
             content, _ = parse_value_or_config(value, enable_path=action._enable_path)
-    mapping = isinstance(content, dict | Namespace)
-    if mapping and "class_path" not in content:
-        return value, False, False
-    name = content["class_path"] if mapping else content
-    if not (isinstance(name, str) and name.startswith(KEEP) and get_help_types(action._typehint)):
-        return value, True, False
-    name = name.removeprefix(KEEP)
-    return (
-        ({**(content if isinstance(content, dict) else vars(content)), "class_path": name} if mapping else name),
-        True,
-        True,
-    )
+    content = vars(content) if isinstance(content, Namespace) else content
+    spec = content if isinstance(content, dict) else {"class_path": content}
+    name = spec.get("class_path")
+    if isinstance(name, str) and name.startswith(KEEP) and get_help_types(action._typehint):
+        return {**spec, "class_path": name.removeprefix(KEEP)}, True, True
+    return value, "class_path" in spec, False
 
 
 def _check_type(self: ActionTypeHint, value: Any, append: bool = False, cfg: Any = None, mode: str | None = None) -> Any:
@@ -178,19 +170,17 @@ def _check_type(self: ActionTypeHint, value: Any, append: bool = False, cfg: Any
 
 
 def _check_change(self: ActionTypeHint, value: Any, append: bool, cfg: Any, mode: str | None, changes: Changes) -> Any:
-    before = cfg.get(self.dest) if cfg else None
+    before: Any = cfg.get(self.dest) if cfg else None
     value = marked(value) if changes.place == "model.lr_scheduler" else value
     value, replaces, keeps = _read(self, value, append)
     present = Namespace()
     if keeps or not replaces:
         present[self.dest] = before.clone() if isinstance(before, Namespace) else before
-    if mistake := misplaced(self._typehint, changes.place, value):
-        parent_parser.get().error(mistake)
+    _refuse(misplaced(self._typehint, changes.place, value))
     try:
         result = _original_check(self, value, append, present, mode)
     except (TypeError, ValueError):
-        if mistake := class_mistake(self._typehint, changes.place, value):
-            parent_parser.get().error(mistake)
+        _refuse(class_mistake(self._typehint, changes.place, value))
         raise
     if is_subclass_spec(result):
         changes.classes[changes.place] = result["class_path"]
@@ -198,17 +188,15 @@ def _check_change(self: ActionTypeHint, value: Any, append: bool, cfg: Any, mode
         if not replaces and "dict_kwargs" in before and "dict_kwargs" not in result:
             result["dict_kwargs"] = before["dict_kwargs"]
         changes.add(before, result, replaces, keeps)
-    changes.result = result
+        cfg.pop(self.dest)  # so that the checked value, which is complete, is not merged into it
     return result
 
 
-def _call(self: ActionTypeHint, *args: Any, **kwargs: Any) -> Any:
-    """Replaces the current value of an option by the checked one, which is complete."""
-    made = _original_call(self, *args, **kwargs)
-    changes = _changes.get()
-    if args and changes is not None and is_subclass_spec(changes.result):
-        args[1][self.dest] = changes.result
-    return made
+def _refuse(mistake: str) -> None:
+    """Ends the parsing with a message, unless that is empty."""
+    parser = parent_parser.get()
+    if mistake and parser is not None:
+        parser.error(mistake)
 
 
 def _discard(parser_or_action: Any, present: Any, given: Any) -> None:
@@ -220,7 +208,7 @@ def _discard(parser_or_action: Any, present: Any, given: Any) -> None:
             present.pop(key)
 
 
-_original_check, _original_call = ActionTypeHint._check_type, ActionTypeHint.__call__
+_original_check = ActionTypeHint._check_type
 _original_discard = ActionTypeHint.discard_init_args_on_class_path_change
-ActionTypeHint._check_type, ActionTypeHint.__call__ = _check_type, _call
-ActionTypeHint.discard_init_args_on_class_path_change = staticmethod(_discard)
+ActionTypeHint._check_type = _check_type  # type: ignore[method-assign]
+ActionTypeHint.discard_init_args_on_class_path_change = staticmethod(_discard)  # type: ignore[method-assign]

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace
-from jsonargparse._typehints import NestedArg, get_all_subclass_paths, get_help_types, resolve_class_path_by_name
-from jsonargparse._util import import_object
+from jsonargparse._typehints import get_all_subclass_paths, get_help_types, resolve_class_path_by_name
+from jsonargparse._util import NestedArg, import_object
 
 from lightning_score.errors import one_line
 from lightning_score.runs.old_names import new_classes
@@ -21,9 +21,9 @@ SPEC = {"class_path", "init_args", "dict_kwargs", "__path__"}
 
 def class_names(typehint: Any, wanted: str = "") -> str:
     """The names of all public classes that a type takes, those similar to the wanted one first."""
-    names = {path.rpartition(".")[2] for path in get_all_subclass_paths(typehint)}
-    names = sorted(names - {base.__name__ for base in get_help_types(typehint)})
-    names = [name for name in names if not name.startswith("_")]
+    bases = {base.__name__ for base in get_help_types(typehint)}
+    found = {path.rpartition(".")[2] for path in get_all_subclass_paths(typehint)}
+    names = sorted(name for name in found - bases if not name.startswith("_"))
     lower = {name.lower(): name for name in names}
     near = [lower[name] for name in difflib.get_close_matches(wanted.lower(), lower, 3)]
     return ", ".join([*near, *(name for name in names if name not in near)])
@@ -106,7 +106,7 @@ def _no_class(given: str, place: str, typehint: Any) -> str:
 def _unusable(name: str, types: tuple[type, ...]) -> str:
     """Why a name is not that of such a class; empty if it is."""
     try:
-        found = import_object(resolve_class_path_by_name(types, name))
+        found = import_object(resolve_class_path_by_name(types, name))  # type: ignore[arg-type]
     except Exception as error:  # a user's module may raise anything
         return f"cannot be imported ({one_line(error, 200)})" if "." in name else "no such class"
     fits = isinstance(found, type) and issubclass(found, types)

@@ -1,6 +1,6 @@
 """Configurations by name: those of config files, and that of a checkpoint."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,6 @@ from typing import Any
 import yaml
 
 from lightning_score.commands.arguments import CONFIG, Arguments, Layer
-from lightning_score.commands.total_steps import linked
 from lightning_score.errors import InputError, require
 from lightning_score.files import cache_folder
 from lightning_score.runs.checkpoints import read_checkpoint
@@ -16,10 +15,11 @@ from lightning_score.runs.trust import check_origin, trusted_by
 from lightning_score.runs.yaml_files import read_mapping
 
 PACKAGE = Path(__file__).parent.parent
-FROM_CHECKPOINT = ("model", "data", "ema", "samples", "evaluate", "name", "seed_everything")
-"""The parts of a run's configuration that are taken from its checkpoint."""
-PLAIN_ENTRIES = ("name", "seed_everything")
-"""Those among them that are a single value."""
+PARTS = ("model", "data", "ema", "samples", "evaluate")
+"""The parts of a run's configuration that are taken from its checkpoint, with its name and its seed."""
+STATES = {"state_dict": dict, "global_step": int, "loops": dict, "callbacks": dict, "optimizer_states": list,
+          "lr_schedulers": list, "current_model_state": dict}  # fmt: skip
+"""What a checkpoint holds, by name."""
 
 
 def shipped(kind: str = "configs") -> Path:
@@ -64,43 +64,35 @@ def load_checkpoint(path: str, trusted: Collection[str] = ()) -> dict[str, Any]:
         checkpoint = read_checkpoint(Path(path))
     except InputError as error:
         raise InputError(f"--ckpt_path {error}") from error
-    known = {"state_dict", "config"} <= checkpoint.keys()
+    config: Any = checkpoint.get("config")
     require(
-        known and isinstance(checkpoint["config"], dict),
+        "state_dict" in checkpoint and isinstance(config, dict),
         f"--ckpt_path {path}: not a checkpoint of lightning_score's ScoreModel but of another model or program; "
         "give one that `fit` wrote, as runs/NAME/latest/last.ckpt",
     )
-    check_origin(_parts_of(checkpoint, path), trusted, f"--ckpt_path {path}")
+    parts = {name: config[name] for name in PARTS if name in config}
+    wrong = [name for name, part in parts.items() if not isinstance(part, dict)]
+    require(not wrong, f"--ckpt_path {path}: its {', '.join(wrong)} must be a mapping of parameters, as fit writes it")
+    check_origin(parts, trusted, f"--ckpt_path {path}")
     try:
-        yaml.safe_dump(checkpoint["config"])
+        yaml.safe_dump(config)
     except yaml.YAMLError as error:
         raise InputError(f"--ckpt_path {path}: its config holds more than numbers, texts, lists and mappings") from error
-    kinds = {"state_dict": Mapping, "global_step": int, "loops": Mapping, "callbacks": Mapping, "optimizer_states": list,
-             "lr_schedulers": list, "current_model_state": Mapping}  # fmt: skip
-    for name, kind in kinds.items():
-        found = checkpoint.get(name, {Mapping: {}, list: [], int: 0}[kind])
+    for name, kind in STATES.items():
+        found = checkpoint.get(name, kind())
         require(isinstance(found, kind), f"--ckpt_path {path}: its {name} is a {type(found).__name__}, so it is damaged")
     named = all(isinstance(name, str) for name in checkpoint["state_dict"])
     require(named, f"--ckpt_path {path}: its state_dict has names that are not text, so it is damaged")
     return checkpoint
 
 
-def _parts_of(checkpoint: dict[str, Any], path: str) -> dict[str, Any]:
-    """The parts of a run in the configuration of a checkpoint, by name."""
-    parts = {key: value for key, value in checkpoint["config"].items() if key in FROM_CHECKPOINT}
-    plain = {key: value for key, value in parts.items() if key not in PLAIN_ENTRIES}
-    wrong = [key for key, value in plain.items() if not isinstance(value, dict)]
-    require(not wrong, f"--ckpt_path {path}: its {', '.join(wrong)} must be a mapping of parameters, as fit writes it")
-    return plain
-
-
 def trusted_modules(arguments: Arguments) -> set[str]:
-    """The modules of which the user's own options and configs name classes, and those of `--trust`."""
-    files = []
+    """The modules that a user trusts: those of `--trust`, and those of classes in the user's own options and configs."""
+    values = [value for name, given, _ in arguments.options if name != "--trust" for value in given]
     for name in arguments.get(CONFIG):
-        with suppress(InputError):
-            files.append(find_config(name))
-    return trusted_by(arguments.command_line(), files)
+        with suppress(InputError):  # which its reader refuses
+            values.append(find_config(name).read_text(encoding="utf-8", errors="replace"))
+    return trusted_by(arguments.get("--trust"), values)
 
 
 def with_found_configs(arguments: Arguments) -> Arguments:
@@ -143,7 +135,7 @@ def over_checkpoint(arguments: Arguments, checkpoint: dict[str, Any]) -> Argumen
     Raises:
         InputError: its data would make a folder that is neither here nor in the user's cache.
     """
-    config = {key: value for key, value in checkpoint["config"].items() if key in FROM_CHECKPOINT}
+    config = {key: value for key, value in checkpoint["config"].items() if key in (*PARTS, "name", "seed_everything")}
     settings = (config.get("data") or {}).get("init_args") or {}
     for key in () if arguments.get("--data") else ("cache", "root"):
         folder, given = settings.get(key), arguments.get(f"--data.{key}") + arguments.get(f"--data.init_args.{key}")
@@ -151,8 +143,7 @@ def over_checkpoint(arguments: Arguments, checkpoint: dict[str, Any]) -> Argumen
             not isinstance(folder, str) or bool(given) or _is_here(Path(folder)),
             f"the checkpoint keeps its data in {folder}, which does not exist: make it, or give --data.{key} FOLDER",
         )
-    follows = arguments.command == "fit" and arguments.get("--trainer.max_steps")
-    return arguments.over(Layer(config), Layer(linked(checkpoint["config"]) if follows else {}))
+    return arguments.over(Layer(config))
 
 
 def _is_here(folder: Path) -> bool:

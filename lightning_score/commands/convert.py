@@ -1,7 +1,5 @@
 """The command `convert`: checkpoints of other projects to ours, and ours to a folder of diffusers."""
 
-import lightning_score.torchvision_guard
-
 import argparse
 import inspect
 from collections.abc import Collection, Mapping, Sequence
@@ -16,13 +14,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 import lightning_score
 from lightning_score.commands.arguments import Arguments, Layer
 from lightning_score.commands.base import IdleExperiment
-from lightning_score.commands.configs import load_checkpoint, with_found_configs
+from lightning_score.commands.configs import load_checkpoint, trusted_modules, with_found_configs
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.files import replacing
 from lightning_score.interop import KINDS, Imported, read
 from lightning_score.interop.base import OPTIONS, Settings
 from lightning_score.interop.diffusers_writer import write
-from lightning_score.runs.trust import trusted_by
 from lightning_score.training.model import ScoreModel
 
 OURS = "lightning_score"
@@ -52,7 +49,7 @@ def convert(arguments: Arguments) -> None:
         require(options.to == "diffusers", "--from lightning_score converts to a folder of diffusers: add --to diffusers")
         given = [f"--{name}" for name in ("size", *OPTIONS) if getattr(options, name) is not None]
         require(not given + changes, f"{' '.join(given + changes)}: --from lightning_score takes no further options")
-        write(out, read_own_checkpoint(options.path, trusted_by(arguments.command_line(), [])))
+        write(out, read_own_checkpoint(options.path, trusted_modules(arguments)))
     else:
         imported = read(options.path, options.kind, options.size, options.sde, options.precond)
         conversion = Conversion(imported, options.kind, changes)

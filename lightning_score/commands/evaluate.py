@@ -22,8 +22,9 @@ class Evaluation(TrainerCommand):
 
     def _restore_step(self) -> None:
         """Gives the trainer the training step of the checkpoint, under which results are logged."""
+        loops = (self.checkpoint or {}).get("loops", {})
         try:
-            self.trainer.fit_loop.load_state_dict(self.checkpoint["loops"]["fit_loop"])
+            self.trainer.fit_loop.load_state_dict(loops["fit_loop"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise InputError(f"--ckpt_path: the checkpoint does not hold the step of its training ({reason})") from error

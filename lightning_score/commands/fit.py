@@ -1,7 +1,5 @@
 """The command `fit`: training, in a run folder."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import shlex
 import time
 from errno import EIO
@@ -14,8 +12,12 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_score.callbacks import BestCheckpoint, LastCheckpoint
+from lightning_score.commands.arguments import Arguments, Layer
+from lightning_score.commands.configs import trusted_modules
+from lightning_score.commands.resume import find_resumed_run, resume
 from lightning_score.commands.schedule import resolve_auto
 from lightning_score.commands.summary import print_start, print_training
+from lightning_score.commands.total_steps import linked
 from lightning_score.commands.trainer import TrainerCommand
 from lightning_score.errors import require
 from lightning_score.runs.checkpoints import read_checkpoint
@@ -29,8 +31,26 @@ class Fit(TrainerCommand):
     """Trains a model, and measures its samples while it trains."""
 
     command = "fit"
-    keeping = False
-    """Whether checkpoints are written."""
+    needs_checkpoint = False
+    resumed: Path | None = None
+    """The folder of the run that is resumed, if any."""
+    last: Path | None = None
+    """The newest checkpoint; None if none are written."""
+    saving: LastCheckpoint | None = None
+    """What writes it."""
+
+    def complete(self, given: Arguments) -> Arguments:
+        self.resumed = None if given.asks_for_help else find_resumed_run(given)
+        if self.resumed is None:
+            return super().complete(given)
+        arguments, self.checkpoint = resume(given, self.resumed, trusted_modules(given))
+        return arguments
+
+    def over_checkpoint(self, arguments: Arguments) -> Arguments:
+        """Also with a schedule that follows the number of steps, if that is given."""
+        over = super().over_checkpoint(arguments)
+        follows = linked(self.checkpoint["config"]) if self.checkpoint and arguments.get("--trainer.max_steps") else {}
+        return over.over(Layer(follows))
 
     def add_options(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
@@ -41,17 +61,17 @@ class Fit(TrainerCommand):
         steps = config["trainer"]["max_steps"]
         done = 0 if self.checkpoint is None else self.checkpoint.get("global_step", 0)
         require(
-            steps < 0 or steps > done or done == 0 or (steps == done and self.invocation.folder is not None),
+            steps < 0 or steps > done or done == 0 or (steps == done and self.resumed is not None),
             f"--trainer.max_steps {steps}: the checkpoint has {done} steps already, which count; give more than that",
         )
+        require(steps != 0, "--trainer.max_steps 0: must be at least 1, or -1 for no limit; nothing is learned in 0 steps")
         resolve_auto(config)
 
     def make_folder(self, config: Any) -> Path:
         """Also locks it; the folder of a resumed run loses the logs of later steps than its checkpoint's."""
-        resumed = self.invocation.folder
-        folder = resumed or super().make_folder(config)
+        folder = self.resumed or super().make_folder(config)
         hold(folder)
-        if resumed is not None:
+        if self.resumed is not None and self.checkpoint is not None:
             cut_logs(folder, self.checkpoint)
         return folder
 
@@ -60,12 +80,21 @@ class Fit(TrainerCommand):
 
     def own_callbacks(self, folder: Path) -> list[Callback]:
         """The checkpoints: `last` comes after `best`, whose state it saves."""
-        settings, evaluate = self.config_init["trainer"], self.config_init["evaluate"]
-        self.keeping = settings["enable_checkpointing"] is not False and not settings["barebones"]
-        if not self.keeping:
+        settings, metric = self.config_init["trainer"], self.config_init["evaluate"].metric or "loss"
+        if settings["enable_checkpointing"] is False or settings["barebones"]:
             return []
+        self.last, self.saving = folder / "last.ckpt", LastCheckpoint(folder)
         last = ModelCheckpoint(folder, "last", enable_version_counter=False)
-        return [BestCheckpoint(str(folder), f"val/{evaluate.metric or 'loss'}"), last, LastCheckpoint(folder)]
+        return [BestCheckpoint(str(folder), f"val/{metric}"), last, self.saving]
+
+    def run(self) -> None:
+        """Also lets SLURM queue its job again after the signal for that."""
+        try:
+            super().run()
+        except SystemExit:
+            if self.saving is not None and self.saving.requeue() and not self.trainer.is_global_zero:
+                raise SystemExit(0) from None  # SLURM may end all processes when one fails, before the job is requeued
+            raise
 
     def execute(self) -> None:
         """Trains, measures the final weights if training did not end with a validation, and prints the results."""
@@ -80,7 +109,7 @@ class Fit(TrainerCommand):
             raise
         unsaved = self._unsaved()
         trust = trust_for(self.config.as_dict())
-        print_training(self.trainer, self.folder, time.monotonic() - start, self.keeping and not unsaved, trust)
+        print_training(self.trainer, self.folder, time.monotonic() - start, self.last is not None and not unsaved, trust)
         if unsaved:
             raise OSError(EIO, f"the weights of step {self.trainer.global_step} are not saved ({unsaved})", str(self.folder))
 
@@ -88,27 +117,26 @@ class Fit(TrainerCommand):
         trainer, ckpt_path = self.trainer, self.config_init["ckpt_path"]
         trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=ckpt_path, weights_only=True)
         if not trainer.interrupted and self.config_init["evaluate"].validated_at != trainer.global_step:
-            if self.keeping:
-                trainer.save_checkpoint(self.folder / "last.ckpt")  # for a signal may end the validation
+            if self.last is not None:
+                trainer.save_checkpoint(self.last)  # for a signal may end the validation
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
-            if self.keeping:
-                trainer.save_checkpoint(self.folder / "last.ckpt")
+            if self.last is not None:
+                trainer.save_checkpoint(self.last)
 
     def _unsaved(self) -> str:
         """Why the final weights are in no checkpoint, though they should be; empty if they are."""
-        if not self.keeping or not self.trainer.is_global_zero:
+        if self.last is None or not self.trainer.is_global_zero:
             return ""
-        file = self.folder / "last.ckpt"
-        return getattr(self.trainer.strategy.checkpoint_io, "unsaved", {}).get(str(file), "" if file.exists() else "no file")
+        unsaved = getattr(self.trainer.strategy.checkpoint_io, "unsaved", {})
+        return unsaved.get(str(self.last), "" if self.last.exists() else "no file")
 
     def _print_interrupted(self) -> None:
         """Prints the command that resumes the run."""
-        if not self.keeping or not self.trainer.is_global_zero:
+        if self.last is None or not self.trainer.is_global_zero:
             return
-        last = self.folder / "last.ckpt"
-        if not last.exists():
+        if not self.last.exists():
             print("\nstopped before the first checkpoint: nothing is kept")
         else:
-            print(f"\nstopped; kept up to step {read_checkpoint(last)['global_step']}; to resume:")
+            print(f"\nstopped; kept up to step {read_checkpoint(self.last)['global_step']}; to resume:")
             options = shlex.quote(str(self.folder)) + trust_for(self.config.as_dict())
             print(f"python -m lightning_score fit --ckpt_path {options}")

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_score import sampling
 from lightning_score.callbacks.score_plot import Marginal, draw_density, draw_field, extent
 from lightning_score.commands.arguments import Arguments
-from lightning_score.commands.configs import load_checkpoint
+from lightning_score.commands.configs import load_checkpoint, trusted_modules
 from lightning_score.commands.parser import Parser
 from lightning_score.data import GaussianMixture, Mixture, ScoreData
 from lightning_score.errors import require
@@ -17,7 +17,6 @@ from lightning_score.files import replacing
 from lightning_score.memory import require_room
 from lightning_score.process import NoiseProcess, SigmaTable
 from lightning_score.runs.folders import new_dated_folder, new_folder
-from lightning_score.runs.trust import trusted_by
 from lightning_score.sampling import NoiseStream, PredictorCorrector, Sampler
 from lightning_score.score.empirical import EmpiricalScore
 from lightning_score.training.model import ScoreModel
@@ -38,7 +37,7 @@ def gallery(arguments: Arguments) -> None:
     """
     options = _parser().parse_args(arguments)
     require(options.num_samples >= 1, f"--num_samples {options.num_samples}: must be at least 1")
-    trusted = trusted_by(arguments.command_line(), [])
+    trusted = trusted_modules(arguments)
     require_room(1000 * options.num_samples, f"--num_samples {options.num_samples}", "draw fewer")
     checkpoint = load_checkpoint(options.ckpt_path, trusted)
     parser = Parser()

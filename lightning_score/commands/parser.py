@@ -1,7 +1,5 @@
 """The parser of all commands: a named class starts from its own defaults, and an error is one line with the fix."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import difflib
 import re
 import sys
@@ -45,7 +43,15 @@ class Parser(ClassParser):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
-    def parse_args(self, args: Arguments | Sequence[str] = (), namespace: Any = None, **settings: Any) -> Any:
+    @property
+    def _place(self) -> str:
+        """For the parser of a class, the dotted name of its option; else empty."""
+        changes = recording()
+        return changes.place if changes and getattr(self, "_inner_parser", False) else ""
+
+    def parse_args(  # type: ignore[override]
+        self, args: Arguments | Sequence[str] = (), namespace: Any = None, **settings: Any
+    ) -> Any:
         """Parses options over the configurations below them; a class that is named starts from its own defaults, and one
         line on stderr names the values that this drops. `max_steps` in the schedule becomes the trainer's number.
         """
@@ -59,10 +65,8 @@ class Parser(ClassParser):
                         namespace = self.parse_object(layer.config, namespace, defaults=False, _skip_validation=True)
                     config = super().parse_args(arguments.words(), namespace, **settings)
                 finally:
-                    if rank_zero_only.rank == 0:
-                        sys.stderr.writelines(
-                            f"{printable(line)}\n".replace(str(STAND_IN), WORD) for line in changes.lines()
-                        )
+                    lines = [f"{printable(line)}\n".replace(str(STAND_IN), WORD) for line in changes.lines()]
+                    rank_zero_only(sys.stderr.writelines)(lines)
         resolve_max_steps(config)
         return config
 
@@ -75,8 +79,8 @@ class Parser(ClassParser):
         line = printable(str(message)).rstrip(".").replace(str(STAND_IN), WORD)
         line = re.sub(r"Group '([\w.]+)' does not accept option '([\w.]+)'", r"Option '\1.\2' is not accepted", line)
         changes = recording()
-        if changes and changes.place and getattr(self, "_inner_parser", False):  # which knows only the last part of names
-            line = re.sub(r"""(Parser key "|Option ')""", rf"\g<1>{changes.place}.", line, count=1)
+        if self._place:  # an inner parser knows only the last part of names
+            line = re.sub(r"""(Parser key "|Option ')""", rf"\g<1>{self._place}.", line, count=1)
         explained = (
             self._renamed(line) or self._needed(line) or self._unknown_help(line) or _function(line) or _wrong_value(line)
         )
@@ -88,18 +92,16 @@ class Parser(ClassParser):
 
     def _needed(self, message: str) -> str:
         """For missing arguments of a class, the option for the first of them; else empty."""
-        names, changes = message.partition("arguments are required: ")[2], recording()
-        if not (names and changes and changes.place and getattr(self, "_inner_parser", False)):
-            return ""
-        return f"{changes.place}: needs {names}; give --{changes.place}.{names.partition(',')[0]}"
+        names, place = message.partition("arguments are required: ")[2], self._place
+        return f"{place}: needs {names}; give --{place}.{names.partition(',')[0]}" if names and place else ""
 
     def _unknown_help(self, message: str) -> str:
         """For `--PART.help` of an unknown class, the known classes; else empty."""
         asked = re.match(r"(--[\w.]+\.help): .*?(\w+)\"?( is not a .*)?$", message)
-        action = self._option_string_actions.get(asked[1]) if asked else None
-        return (
-            f"{asked[1]} {asked[2]}: no such class; give one of {class_names(action._typehint, asked[2])}" if action else ""
-        )
+        typehint = asked and getattr(self._option_string_actions.get(asked[1]), "_typehint", None)
+        if asked is None or typehint is None:
+            return ""
+        return f"{asked[1]} {asked[2]}: no such class; give one of {class_names(typehint, asked[2])}"
 
     def _renamed(self, message: str) -> str:
         """For an option of an earlier version, its new name; else empty."""
@@ -115,10 +117,9 @@ class Parser(ClassParser):
         wanted, changes = _unknown_option(message), recording()
         if not wanted:
             return ""
-        place = f"{changes.place}." if changes and getattr(self, "_inner_parser", False) else ""
-        known = {place + name[2:] for name in self._option_string_actions if name.startswith("--")}
-        known |= set(options_inside(changes.classes if changes else {}))
-        known = sorted(name for name in known if not name.endswith((".help", "+")) and not wanted.startswith(f"{name}."))
+        names = {f"{self._place}.{name[2:]}".lstrip(".") for name in self._option_string_actions if name.startswith("--")}
+        names |= set(options_inside(changes.classes if changes else {}))
+        known = sorted(name for name in names if not name.endswith((".help", "+")) and not wanted.startswith(f"{name}."))
         near = [name for name in known if name.rpartition(".")[2] == wanted] or difflib.get_close_matches(wanted, known, 1)
         if not near:
             leaf = difflib.get_close_matches(wanted.rpartition(".")[2], {name.rpartition(".")[2] for name in known}, 1)

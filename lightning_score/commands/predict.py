@@ -1,7 +1,5 @@
 """The command `predict`: samples of a checkpoint."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 from pathlib import Path
 from typing import Any
 

@@ -1,38 +1,30 @@
 """Errors of Lightning and torch as one line that names the options."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import re
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 
 from lightning_score.errors import InputError, one_line, require
 
-LEAST = {
-    "accumulate_grad_batches": 1,
-    "check_val_every_n_epoch": 1,
-    "gradient_clip_val": 0,
-    "limit_predict_batches": 0,
-    "limit_test_batches": 0,
-    "limit_train_batches": 0,
-    "limit_val_batches": 0,
-    "log_every_n_steps": 0,
-    "max_epochs": -1,
-    "max_steps": -1,
-    "min_epochs": 0,
-    "min_steps": 0,
-    "num_nodes": 1,
-    "num_sanity_val_steps": -1,
-    "overfit_batches": 0,
-    "reload_dataloaders_every_n_epochs": 0,
-    "val_check_interval": 1e-9,
-}
+TRAINER_DEFAULTS = {"num_sanity_val_steps": 0, "enable_model_summary": False}
+"""Those of our commands that differ from Lightning's."""
+AT_LEAST = {
+    -1: ("max_epochs", "max_steps", "num_sanity_val_steps"),
+    0: ("gradient_clip_val", "limit_predict_batches", "limit_test_batches", "limit_train_batches", "limit_val_batches",
+        "log_every_n_steps", "min_epochs", "min_steps", "overfit_batches", "reload_dataloaders_every_n_epochs"),
+    1: ("accumulate_grad_batches", "check_val_every_n_epoch", "num_nodes"),
+}  # fmt: skip
 """The least values of the trainer's numbers; Lightning divides by some of them unchecked."""
+LOST = {"fit": ("train", "learned"), "validate": ("val", "measured"), "test": ("test", "measured")}
+"""By command, the batches without which nothing is learned or measured."""
 
 
 def check_trainer(settings: Mapping[str, Any]) -> None:
@@ -41,11 +33,15 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
     Raises:
         InputError: one is too small.
     """
-    for name, least in LEAST.items():
-        value = settings.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            allowed = "above 0" if name == "val_check_interval" else f"at least {least}"
-            require(value >= least, f"--trainer.{name} {value}: must be {allowed}")
+    for least, names in AT_LEAST.items():
+        for name in names:
+            value = settings.get(name)
+            fits = not isinstance(value, int | float) or value >= least
+            require(fits, f"--trainer.{name} {value}: must be at least {least}")
+    interval, devices = settings.get("val_check_interval"), settings.get("devices")
+    fits = not isinstance(interval, int | float) or interval > 0
+    require(fits, f"--trainer.val_check_interval {interval}: must be above 0")
+    require(devices not in (0, "0"), f"--trainer.devices {devices}: must be at least 1, or auto for all of this machine")
 
 
 def check_limits(command: str, settings: Mapping[str, Any]) -> None:
@@ -54,32 +50,26 @@ def check_limits(command: str, settings: Mapping[str, Any]) -> None:
     Raises:
         InputError: there is one.
     """
-    name, lost = {
-        "fit": ("limit_train_batches", "learned"),
-        "validate": ("limit_val_batches", "measured"),
-        "test": ("limit_test_batches", "measured"),
-    }.get(command, ("", ""))
-    limit = settings.get(name)
-    require(limit is None or limit > 0, f"--trainer.{name} {limit}: must be above 0, or nothing is {lost}")
-    few = settings.get("overfit_batches")
+    kind, lost = LOST.get(command, ("", ""))
+    limit, few = settings.get(f"limit_{kind}_batches"), settings.get("overfit_batches")
+    require(limit is None or limit > 0, f"--trainer.limit_{kind}_batches {limit}: must be above 0, or nothing is {lost}")
     instead = "not for these data, whose batches are drawn as a whole; give --trainer.limit_train_batches"
     require(not few, f"--trainer.overfit_batches {few}: {instead}")
     limit = settings.get("limit_predict_batches") if command == "predict" else None
     require(limit is None, f"--trainer.limit_predict_batches {limit}: not for predict; give fewer --num_samples")
 
 
-def of_options(error: Exception, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+def of_options(error: Exception, settings: Namespace) -> str:
     """The message of an error after the trainer's options that it names or quotes, or, for an error of Lightning's own,
     after all that were given.
     """
     message = one_line(error, 600)
-    plain = {name: value for name, value in settings.items() if value is None or isinstance(value, str | int | float)}
-    plain = {name: value for name, value in plain.items() if "." not in name}  # a namespace also yields nested names
-    named = {name: value for name, value in plain.items() if re.search(rf"\b{name}\b", message)}
+    plain = {name: value for name, value in vars(settings).items() if value is None or isinstance(value, str | int | float)}
+    defaults = {name: parameter.default for name, parameter in signature(Trainer).parameters.items()} | TRAINER_DEFAULTS
     given = {name: value for name, value in plain.items() if value != defaults.get(name)}
+    named = {name: value for name, value in given.items() if re.search(rf"\b{name}\b", message)}
     quoted = {name: value for name, value in given.items() if isinstance(value, str) and value in message}
-    chosen = {name: value for name, value in named.items() if name in given} or quoted
-    chosen = chosen or (given if of_lightning(error) else {})
+    chosen = named or quoted or (given if of_lightning(error) else {})
     options = " ".join(f"--trainer.{name} {'null' if value is None else value}" for name, value in chosen.items())
     return f"{options or 'this configuration cannot be used'}: {message}"
 
@@ -100,12 +90,11 @@ def _callback(error: Exception) -> str:
 
 
 @contextmanager
-def refusing(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[None]:
+def refusing(settings: Namespace) -> Iterator[None]:
     """Within it, errors of Lightning about options, and about restoring a checkpoint, become a user's mistake.
 
     Args:
         settings: the trainer's options.
-        defaults: of these options.
 
     Raises:
         InputError: in place of the error.
@@ -117,12 +106,10 @@ def refusing(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterat
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         if any(frame.filename.endswith("checkpoint_connector.py") and "restore" in frame.name for frame in frames):
-            what = f"{type(error).__name__}: {one_line(error)}"
-            raise InputError(
-                f"--ckpt_path: training cannot resume from this checkpoint with these options ({what})"
-            ) from error
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise InputError(f"--ckpt_path: training cannot resume from it with these options ({reason})") from error
         if isinstance(error, MisconfigurationException) or (isinstance(error, ValueError) and of_lightning(error)):
-            raise InputError(of_options(error, settings, defaults)) from error
+            raise InputError(of_options(error, settings)) from error
         if callback := _callback(error):
             raise InputError(f"--trainer.callbacks: {callback}: {one_line(error)}") from error
         raise

@@ -1,22 +1,14 @@
 """Resuming a run in its own folder: with its own config, from its newest undamaged checkpoint."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_score.commands.arguments import CONFIG, Arguments, Layer
-from lightning_score.commands.configs import (
-    load_checkpoint,
-    over_checkpoint,
-    read_config,
-    trusted_modules,
-    with_found_configs,
-)
+from lightning_score.commands.configs import load_checkpoint, over_checkpoint, read_config
 from lightning_score.commands.total_steps import linked
 from lightning_score.errors import InputError, require
 from lightning_score.runs.checkpoints import PREVIOUS
@@ -25,44 +17,6 @@ from lightning_score.runs.old_names import with_new_names
 from lightning_score.runs.rendezvous import restarted_folder
 from lightning_score.runs.status import read_status
 from lightning_score.runs.trust import check_origin
-
-
-class Invocation(NamedTuple):
-    """What a command runs with.
-
-    Attributes:
-        arguments: its complete arguments.
-        given: the command and its options as the user wrote them.
-        checkpoint: the checkpoint that it works on, if any.
-        folder: the folder of the run that it resumes, if any.
-    """
-
-    arguments: Arguments
-    given: list[str]
-    checkpoint: dict[str, Any] | None = None
-    folder: Path | None = None
-
-
-def complete_arguments(given: Arguments) -> Invocation:
-    """The arguments of a command over the configuration of its checkpoint, with the files of its configs.
-
-    Raises:
-        InputError: a config or a checkpoint is missing or damaged.
-    """
-    trusted, helping, words = trusted_modules(given), given.asks_for_help, given.command_line()
-    if given.command == "fit" and not helping and (folder := find_resumed_run(given)):
-        arguments, checkpoint = _resuming(given, folder, trusted)
-        return Invocation(arguments, words, checkpoint, folder)
-    arguments, paths = with_found_configs(given), given.get("--ckpt_path")
-    require(
-        given.command == "fit" or bool(paths) or helping,
-        f"{given.command} needs a checkpoint: --ckpt_path runs/NAME/latest/last.ckpt",
-    )
-    if paths:
-        checkpoint = load_checkpoint(paths[-1], trusted)
-        return Invocation(over_checkpoint(arguments, checkpoint), words, checkpoint)
-    names = [Layer({"name": Path(name).stem}) for name in given.get(CONFIG)[-1:]]
-    return Invocation(arguments.over(*names), words)
 
 
 def find_resumed_run(arguments: Arguments) -> Path | None:
@@ -91,17 +45,20 @@ def find_resumed_run(arguments: Arguments) -> Path | None:
     return Path(paths[-1]).resolve() if Path(paths[-1]).is_dir() else None
 
 
-def _resuming(given: Arguments, folder: Path, trusted: Collection[str]) -> tuple[Arguments, dict[str, Any]]:
-    """The arguments that resume a run, over its own config in place of the given ones; and its checkpoint."""
+def resume(given: Arguments, folder: Path, trusted: Collection[str]) -> tuple[Arguments, dict[str, Any]]:
+    """The arguments that resume a run, over its own config in place of the given ones; and its checkpoint.
+
+    Raises:
+        InputError: it is not a run folder, or config and checkpoint are missing, damaged or not trusted.
+    """
     file = folder / "config.yaml"
     require(file.is_file(), f"--ckpt_path {folder}: not a run folder, for it has no config.yaml")
     config = with_new_names(read_config(file))
     check_origin(config, trusted, f"--ckpt_path {folder}: config.yaml")
     newest, checkpoint = _newest(folder, trusted)
     options = given.drop(CONFIG, "--output", "--name", "--runs").set("--ckpt_path", str(newest))
-    if rank_zero_only.rank == 0:
-        step = checkpoint.get("global_step", 0)
-        print(f"resuming {folder} after step {step}, with its own config, which options override", flush=True)
+    step = checkpoint.get("global_step", 0)
+    rank_zero_only(print)(f"resuming {folder} after step {step}, with its own config, which options override", flush=True)
     arguments = over_checkpoint(options, checkpoint).over(Layer(config, str(file)), Layer(linked(config)))
     return arguments, checkpoint
 

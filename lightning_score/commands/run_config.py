@@ -1,7 +1,6 @@
 """A run's configuration, in its folder, its loggers and its checkpoints."""
 
-import lightning_score.torchvision_guard
-
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,18 @@ from lightning_score.runs.wandb_logger import RunCSVLogger
 
 
 class RunConfig(SaveConfigCallback):
-    """Saves the configuration of a run in its folder, its loggers and its checkpoints."""
+    """Saves the configuration of a run in its folder, its loggers and its checkpoints; not of a `fast_dev_run`."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes and logs the configuration, on rank zero."""
-        if not trainer.fast_dev_run:
-            replace_text(Path(trainer.default_root_dir) / "config.yaml", self.parser.dump(self.config, skip_none=False))
+        replace_text(Path(trainer.default_root_dir) / "config.yaml", self._text)
         for logger in trainer.loggers:
             if not isinstance(logger, RunCSVLogger):  # config.yaml is next to its metrics
-                logger.log_hyperparams(self._plain())
+                logger.log_hyperparams(self._plain)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From now on `latest` points to this run: a failed start does not count."""
-        if trainer.is_global_zero and not trainer.fast_dev_run and not self.config.get("output"):
+        if trainer.is_global_zero and not self.config.get("output"):
             point_latest(Path(trainer.default_root_dir))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -38,8 +36,13 @@ class RunConfig(SaveConfigCallback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration, from which model, data, sampler and evaluation can be rebuilt."""
-        checkpoint["config"] = self._plain()
+        checkpoint["config"] = self._plain
         checkpoint["lightning_score_version"] = lightning_score.__version__
 
+    @cached_property
+    def _text(self) -> str:
+        return self.parser.dump(self.config, skip_none=False)
+
+    @cached_property
     def _plain(self) -> dict[str, Any]:
-        return yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        return yaml.safe_load(self._text)

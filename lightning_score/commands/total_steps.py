@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jsonargparse import Namespace
-from jsonargparse._typehints import NestedArg
+from jsonargparse._util import NestedArg
 
 from lightning_score.errors import require
 
@@ -69,7 +69,7 @@ def _replaced(part: Any, chosen: Callable[[Any, str], bool], new: Callable[[str]
     """A part of a configuration with some of its values replaced."""
     if isinstance(part, list):
         return [_replaced(value, chosen, new, f"{path}[{i}]") for i, value in enumerate(part)]
-    if isinstance(part, Mapping | Namespace):
-        items = part.items() if isinstance(part, Mapping) else vars(part).items()
+    if isinstance(part, dict | Namespace):
+        items = part.items() if isinstance(part, dict) else vars(part).items()
         return type(part)({name: _replaced(value, chosen, new, f"{path}.{name}") for name, value in items})
     return new(path.replace(".init_args", "")) if not isinstance(part, bool) and chosen(part, path) else part

@@ -1,23 +1,22 @@
 """What the commands with a trainer share: LightningCLI with run folders and self-contained checkpoints."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
+from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins import CheckpointIO
-from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
 
-from lightning_score.callbacks import LastCheckpoint, StepProgress
+from lightning_score.callbacks import StepProgress
 from lightning_score.callbacks.sampling_cost import SamplingCost, check_data
-from lightning_score.commands.base import TRAINER, ExperimentCLI
+from lightning_score.commands.arguments import CONFIG, Arguments, Layer
+from lightning_score.commands.base import ExperimentCLI
+from lightning_score.commands.configs import load_checkpoint, over_checkpoint, trusted_modules, with_found_configs
 from lightning_score.commands.refusals import check_limits, refusing
-from lightning_score.commands.resume import Invocation
 from lightning_score.commands.run_config import RunConfig
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.runs.checkpoints import SafeCheckpointIO
@@ -32,26 +31,53 @@ class TrainerCommand(ExperimentCLI, ABC):
     """A command with a trainer. The constructor parses its options, `make` makes model and data, `run` runs it.
 
     Args:
-        invocation: its arguments, and the checkpoint that it works on.
+        given: the command and its options as the user wrote them.
 
     Attributes:
         command: its name.
+        needs_checkpoint: whether it needs a checkpoint.
         needs_step: whether it needs the training step of its checkpoint.
+        checkpoint: the checkpoint that it works on, if any.
         folder: the folder of its results; None for a `fast_dev_run`.
+
+    Raises:
+        InputError: a config or a checkpoint is missing or damaged, or an option is refused.
     """
 
     command: ClassVar[str]
+    needs_checkpoint: ClassVar[bool] = True
     needs_step: ClassVar[bool] = True
+    checkpoint: dict[str, Any] | None = None
     folder: Path | None = None
 
-    def __init__(self, invocation: Invocation):
-        self.invocation, self.checkpoint = invocation, invocation.checkpoint
+    def __init__(self, given: Arguments):
+        self.given = given
         super().__init__(
-            invocation.arguments,
+            self.complete(given),
             save_config_callback=RunConfig,
             save_config_kwargs={"save_to_log_dir": False},
             parser_kwargs={"prog": f"python -m lightning_score {self.command}", "description": type(self).__doc__},
         )
+
+    def complete(self, given: Arguments) -> Arguments:
+        """The arguments over the configuration of the checkpoint, which it reads, with the files of their configs.
+
+        Raises:
+            InputError: a config or the checkpoint is missing or damaged.
+        """
+        arguments, paths = with_found_configs(given), given.get("--ckpt_path")
+        if paths:
+            self.checkpoint = load_checkpoint(paths[-1], trusted_modules(given))
+            return self.over_checkpoint(arguments)
+        require(
+            not self.needs_checkpoint or given.asks_for_help,
+            f"{self.command} needs a checkpoint: --ckpt_path runs/NAME/latest/last.ckpt",
+        )
+        return arguments.over(*(Layer({"name": Path(name).stem}) for name in given.get(CONFIG)[-1:]))
+
+    def over_checkpoint(self, arguments: Arguments) -> Arguments:
+        """The arguments over the configuration of the checkpoint, if there is one."""
+        return arguments if self.checkpoint is None else over_checkpoint(arguments, self.checkpoint)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the checkpoint, the folder of the results and what else the command has."""
@@ -95,25 +121,20 @@ class TrainerCommand(ExperimentCLI, ABC):
         """Makes the trainer and runs the command; `run.json` in its folder holds its state."""
         with self.explaining():
             self.trainer = self.instantiate_trainer()
-        status = nullcontext() if self.folder is None or not self.trainer.is_global_zero else self._status()
         # Lightning's handlers would also signal other processes.
-        self.trainer._signal_connector.register_signal_handlers = lambda: None
-        try:
-            with status, explain_lost_peer(self.trainer), refusing(self.config["trainer"], TRAINER):
-                self.execute()
-        except SystemExit:
-            requeued = [callback.requeue() for callback in self.trainer.callbacks if isinstance(callback, LastCheckpoint)]
-            if any(requeued) and not self.trainer.is_global_zero:
-                raise SystemExit(0) from None  # SLURM may end all processes when one fails, before the job is requeued
-            raise
+        self.trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        with self._status(), explain_lost_peer(self.trainer), refusing(self.config["trainer"]):
+            self.execute()
 
     @abstractmethod
     def execute(self) -> None:
         """Does the work of the command with the trainer, and prints its results."""
 
     def _status(self) -> AbstractContextManager[None]:
+        if self.folder is None or not self.trainer.is_global_zero:
+            return nullcontext()
         terminated = STOPPED_EARLY if in_trial() else "interrupted"  # so W&B's early termination ends a trial
-        given, steps = self.invocation.given, self.trainer.max_steps
+        given, steps = self.given.command_line(), self.trainer.max_steps
         return recording(self.folder, given, lambda: self.trainer.global_step, steps, terminated)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -130,7 +151,7 @@ class TrainerCommand(ExperimentCLI, ABC):
             self.folder = None
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         strategy = settings["strategy"] if isinstance(settings["strategy"], str) else "auto"
-        least = {"callbacks": [], "plugins": None, "logger": False, "enable_checkpointing": False}
+        least: dict[str, Any] = {"callbacks": [], "plugins": None, "logger": False, "enable_checkpointing": False}
         check_strategy(super().instantiate_trainer(strategy=strategy, **least, **kwargs))  # or this machine cannot
         self.folder = Path(agree_on_folder(lambda: str(self.make_folder(config)), settings["num_nodes"]))
         kwargs |= {

@@ -180,7 +180,7 @@ def floor_of_subsets(whole: FeatureSums, features: Tensor, n: int, splits: int =
     """
     total = int(whole.count.sum())
     size = min(n, total // 2, len(features))
-    require(size >= 2, f"n={n}, of {total} examples: the floor needs at least 2 samples and 4 examples")
+    require(size >= 2, f"n={n}, of {total} examples: must be at least 2, of at least 4 examples")
     require(splits >= 1, f"splits={splits}: must be at least 1")
     few = size == n <= features.shape[1] and total == len(features)  # the bias falls more slowly than the inverse sizes
     generator = torch.Generator().manual_seed(seed)

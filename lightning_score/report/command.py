@@ -3,6 +3,7 @@
 import webbrowser
 from pathlib import Path
 
+from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.parser import Parser
 from lightning_score.errors import InputError, require
 from lightning_score.files import replace_text
@@ -10,7 +11,7 @@ from lightning_score.report import page
 from lightning_score.report.server import server
 
 
-def report(arguments: list[str]) -> None:
+def report(arguments: Arguments) -> None:
     """Writes the page of all runs, or serves it.
 
     Args:
@@ -19,7 +20,7 @@ def report(arguments: list[str]) -> None:
     Raises:
         InputError: the folder is missing, or the page cannot be written or served.
     """
-    options = _parser().parse_args(arguments[1:])
+    options = _parser().parse_args(arguments)
     if options.wandb is not None:
         from lightning_score.report.on_wandb import publish
 

@@ -251,28 +251,20 @@ def trust_for(config: Any) -> str:
     return f" --trust {','.join(modules)}" if modules else ""
 
 
-def trusted_by(arguments: Sequence[str], configs: Sequence[str | Path]) -> set[str]:
+def trusted_by(modules: Sequence[str], values: Sequence[str]) -> set[str]:
     """The modules that a user trusts: those of `--trust`, and those of classes in the user's own options and configs; a
     class differs from a file by its capital letter.
 
     Args:
-        arguments: of the command line.
-        configs: the config files among them.
+        modules: the values of `--trust`.
+        values: those of all other options, and the content of config files.
     """
-    words: list[Any] = [_read(Path(file).read_text(encoding="utf-8", errors="replace")) for file in configs]
-    trusted: set[str] = set()
-    for i, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        value = value if equals else argument
-        if name == "--trust" or (i and arguments[i - 1] == "--trust"):
-            trusted |= {module.strip() for module in ("" if value == "--trust" else value).split(",")} - {""}
-        elif not value.startswith("--"):
-            words.append(value)
+    trusted = {module.strip() for names in modules for module in names.split(",")} - {""}
     wrong = sorted(module for module in trusted if not all(part.isidentifier() for part in module.split(".")))
     require(not wrong, f"--trust {', '.join(wrong)}: must be the name of a module, as my_parts, or several with commas")
     named: set[str] = set()
-    for word in words:
+    for value in values:
         with suppress(InputError):  # an infinite config, which its reader refuses
-            named |= {each.path for each in _names(word, "") if is_path(each.path) and not Path(each.path).exists()}
+            named |= {each.path for each in _names(value, "") if is_path(each.path) and not Path(each.path).exists()}
     classes = {path for path in named if path.rpartition(".")[2][:1].isupper()}
     return trusted | ({path.partition(".")[0] for path in classes} - set(HOME))

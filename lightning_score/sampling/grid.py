@@ -32,7 +32,7 @@ class ProcessTable(TimeGrid):
     """
 
     def __init__(self, steps: int | None = None):
-        require(steps is None or steps >= 1, f"steps={steps}: a time grid needs at least one step, as in steps=100, or null")
+        require(steps is None or steps >= 1, f"steps={steps}: must be at least 1, as in steps=100, or null")
         require_passes(steps=steps or 0)
         self.steps = steps
 
@@ -52,7 +52,7 @@ class _SteppedGrid(TimeGrid, ABC):
     """A grid of a chosen number of steps from t = 1 to t_min."""
 
     def __init__(self, steps: int = 1000, t_min: float | None = None):
-        require(steps >= 1, f"steps={steps}: a time grid needs at least one step, as in steps=100")
+        require(steps >= 1, f"steps={steps}: must be at least 1, as in steps=100")
         require_passes(steps=steps)
         require(t_min is None or 0 <= t_min < 1, f"t_min={t_min}: must lie in [0, 1), as in 1.0e-3, or be null")
         self.steps, self.t_min = steps, t_min

@@ -10,6 +10,7 @@ from lightning_score.commands.configs import find_config
 from lightning_score.commands.parser import Parser
 from lightning_score.errors import require
 from lightning_score.runs.folders import check_name
+from lightning_score.stopping import patience
 from lightning_score.sweep.check import check_settings
 from lightning_score.sweep.cost import Cost, estimate
 from lightning_score.sweep.draws import plan_trials
@@ -22,7 +23,7 @@ from lightning_score.sweep.summary import summarize, summarize_wandb
 from lightning_score.sweep.trials import arguments_of
 
 
-def sweep(arguments: list[str]) -> None:
+def sweep(arguments: Arguments) -> None:
     """Runs or resumes a sweep and prints its results.
 
     Args:
@@ -31,7 +32,7 @@ def sweep(arguments: list[str]) -> None:
     Raises:
         InputError: the file, a parameter, the metric, the checkpoint or the database is invalid.
     """
-    options = _parser().parse_args(arguments[1:])
+    options = _parser().parse_args(arguments)
     for name, least in (("count", 1), ("jobs", 1), ("seed", 0)):
         value = options[name]
         require(value is None or value >= least, f"--{name} {value}: must be at least {least}")
@@ -39,7 +40,7 @@ def sweep(arguments: list[str]) -> None:
         options.wandb is None or options.file is None,
         f"--wandb {options.wandb}: does not take a file; leave {options.file} out",
     )
-    with Interruption(at_once=True, patience=3 * PATIENCE) as interruption:
+    with patience(), Interruption(at_once=True, patience=3 * PATIENCE) as interruption:
         if options.wandb is not None:
             summarize_wandb(options.wandb, options.runs)
             return

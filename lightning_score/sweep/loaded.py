@@ -8,9 +8,8 @@ from typing import Any
 
 from lightning_score.callbacks import Evaluate
 from lightning_score.commands.arguments import Arguments
-from lightning_score.commands.configs import over_checkpoint, with_found_configs
+from lightning_score.commands.configs import with_found_configs
 from lightning_score.commands.parser import Parser, UsageError
-from lightning_score.commands.resume import complete_arguments
 from lightning_score.commands.trainer import TrainerCommand
 from lightning_score.commands.trainer_commands import TRAINER_COMMANDS
 from lightning_score.errors import InputError
@@ -35,7 +34,7 @@ class ParsedCommand:
     def __init__(self, words: Sequence[str]):
         arguments = Arguments.parse(words)
         with self._capturing():
-            self.cli: TrainerCommand = TRAINER_COMMANDS[arguments.command](complete_arguments(arguments))
+            self.cli: TrainerCommand = TRAINER_COMMANDS[arguments.command](arguments)
 
     @property
     def command(self) -> str:
@@ -53,9 +52,7 @@ class ParsedCommand:
         Raises:
             InputError: the parser refuses them; the message is its own.
         """
-        arguments = with_found_configs(Arguments.parse(words))
-        if self.cli.checkpoint is not None:
-            arguments = over_checkpoint(arguments, self.cli.checkpoint)
+        arguments = self.cli.over_checkpoint(with_found_configs(Arguments.parse(words)))
         with self._capturing():
             self.cli.parse_arguments(self.cli.parser, arguments)
         return self.config

@@ -261,6 +261,6 @@ class ScoreModel(LightningModule):
 
     def sample(self, n: int, seed: int = 0, batch_size: int = 1024, progress: bool = False) -> Tensor:
         """Samples 0 to n - 1 of a seed: (n, *shape), in the range of the data; `batch_size` changes the memory only."""
-        require(n >= 1, f"n={n}: the number of samples must be at least 1")
+        require(n >= 1, f"n={n}: must be at least 1")
         batches = torch.arange(n).split(batch_size)
         return torch.cat([self.draw(batch.tolist(), seed, progress=progress).x for batch in batches])

@@ -13,7 +13,9 @@ import yaml
 
 from lightning_score import ScoreModel
 from lightning_score.cli import run
+from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.base import IdleExperiment
+from lightning_score.commands.configs import trusted_modules
 from lightning_score.errors import InputError
 from lightning_score.files import read_tensors
 from lightning_score.guidance.restoration import read_array
@@ -21,7 +23,7 @@ from lightning_score.metrics.statistics import read_npz
 from lightning_score.report import page
 from lightning_score.report.server import server
 from lightning_score.runs.folders import check_name
-from lightning_score.runs.trust import check_origin, trust_for, trusted_by
+from lightning_score.runs.trust import check_origin, trust_for
 from lightning_score.training.optimization import arrange_as_parameters
 
 MODULE = """
@@ -225,16 +227,16 @@ def test_the_attackers_class_is_made_once_it_is_trusted(config, folder):
         ScoreModel.load_from_checkpoint("evil.ckpt", trust="other")
     parts = {"process": made("attackers.Evil")}
     for options in (["--trust", "attackers"], ["--trust=a,attackers"], ["--model.network=attackers.Net"]):
-        check_origin(parts, trusted_by(["predict", *options], []), "x")
+        check_origin(parts, trusted_modules(Arguments.parse(["predict", *options])), "x")
     Path("mine.yaml").write_text("model:\n  network: {class_path: attackers.Net}\n")
-    check_origin(parts, trusted_by([], ["mine.yaml"]), "x")
+    check_origin(parts, trusted_modules(Arguments.parse(["fit", "--config=mine.yaml"])), "x")
     assert trust_for(parts) == " --trust attackers"
 
 
 def test_files_and_the_usual_packages_do_not_become_trusted(folder):
     Path("attackers.Payload").touch()
     given = ["predict", "--ckpt_path", "attackers.Payload", "--output=attackers.ckpt", "--model.optimizer=torch.optim.Adam"]
-    assert trusted_by(given, []) == set()
+    assert trusted_modules(Arguments.parse(given)) == set()
 
 
 def test_an_infinite_config_is_refused(folder):

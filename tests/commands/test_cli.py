@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from lightning_score import ScoreModel
-from lightning_score.__main__ import HELP
+from lightning_score.__main__ import __doc__ as HELP
 from lightning_score.cli import COMMANDS, WITHOUT_TRAINER, run
 from lightning_score.commands.configs import find_config, shipped
 from lightning_score.errors import InputError

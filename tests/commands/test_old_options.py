@@ -8,7 +8,6 @@ from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.base import IdleExperiment
 from lightning_score.commands.fit import Fit
 from lightning_score.commands.parser import UsageError
-from lightning_score.commands.resume import complete_arguments
 from lightning_score.runs.old_names import new_classes, new_option, with_new_names
 
 
@@ -27,8 +26,8 @@ def test_a_resumed_run_may_have_old_option_names(tmp_path, capsys):
     config["evaluate"]["neighbours"] = config["evaluate"].pop("neighbors")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     torch.save({"state_dict": {}, "config": config, "global_step": 1, "loops": {"fit_loop": {}}}, tmp_path / "last.ckpt")
-    resumed = Fit(complete_arguments(Arguments.parse(["fit", f"--ckpt_path={tmp_path}"])))
-    assert resumed.config["evaluate"]["neighbors"] == 3 and resumed.invocation.folder == tmp_path
+    resumed = Fit(Arguments.parse(["fit", f"--ckpt_path={tmp_path}"]))
+    assert resumed.config["evaluate"]["neighbors"] == 3 and resumed.resumed == tmp_path
     with pytest.raises(UsageError, match="2"):
         IdleExperiment(["--config", str(tmp_path / "config.yaml")])
     line = "evaluate.neighbours: this option has been renamed; give --evaluate.neighbors"

@@ -179,7 +179,7 @@ OPTIONS = ["--evaluate.features=null", "--samples.num_samples=0", "--trainer.cal
         (["fit", "--config=ncsn", "--evaluate.features=RawFeatures"], "RawFeatures got examples of shape (1, 8, 8)"),
         (["fit", "--config=ncsn", "--evaluate.features=InceptionFeatures", "--evaluate.features.weights=x"], "from"),
         (["fit", "--config=ncsn", "--evaluate.reference=stats.npz"], "has 7 features, but digits has 64"),
-        (["fit", "--config=ncsn", "--evaluate.num_samples=1000000000000"], "larger than any machine"),
+        (["fit", "--config=ncsn", "--evaluate.num_samples=1000000000000"], "too large"),
         (
             ["fit", "--config=ncsn", "--evaluate.num_samples=1000000000", "--model.sampler.steps=9000"],
             "which would take months",
@@ -187,7 +187,7 @@ OPTIONS = ["--evaluate.features=null", "--samples.num_samples=0", "--trainer.cal
         (["fit", "--config=ncsn", "--samples.num_samples=1000000000"], "GB of memory"),
         (["fit", "--config=ncsn", "--model.process.levels=900000"], "levels x steps"),
         (["fit", "--config=toy", "--data.num_samples=1000000000"], "GB of memory"),
-        (["fit", "--config=ncsn", "--data.batch_size=2000000000"], "larger than any machine"),
+        (["fit", "--config=ncsn", "--data.batch_size=2000000000"], "too large"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
