@@ -1,8 +1,10 @@
 """Objectives: what is minimized so that a network becomes a score."""
 
 from lightning_score.objective.base import LevelwiseObjective as LevelwiseObjective, Objective as Objective
-from lightning_score.objective.denoising import DenoisingScoreMatching as DenoisingScoreMatching
-from lightning_score.objective.explicit import ExplicitScoreMatching as ExplicitScoreMatching
+from lightning_score.objective.denoising import (
+    DenoisingScoreMatching as DenoisingScoreMatching,
+    ExplicitScoreMatching as ExplicitScoreMatching,
+)
 from lightning_score.objective.implicit import (
     ImplicitScoreMatching as ImplicitScoreMatching,
     SlicedScoreMatching as SlicedScoreMatching,

@@ -16,6 +16,7 @@ MODULES = {
     "empirical": "score.empirical",
     "likelihood": "sampling.likelihood",
     "model": "training.model",
+    "objective.explicit": "objective.denoising",
     "optimization": "training.optimization",
     "parametrization": "score.parametrization",
     "schedule": "process.ladder",
