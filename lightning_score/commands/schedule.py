@@ -24,7 +24,6 @@ from lightning_score.process.ladder import (
     choose_levels,
     choose_step_size,
     max_distance,
-    plan,
 )
 
 PICTURES = (".png", ".pdf", ".svg")
@@ -48,7 +47,7 @@ def schedule(arguments: Arguments) -> None:
     # Refuses values before the long computation.
     choose_step_size(config.sigma_min, choose_gamma(dimension, config.coverage), config.steps)
     x = training_view(data)
-    chosen = plan(_rounded_max_distance(x), dimension, config.sigma_min, config.coverage, config.steps)
+    chosen = Plan(_rounded_max_distance(x), dimension, config.sigma_min, config.coverage, config.steps)
     source = f"{type(data).__name__}, {len(x)} training examples of {' x '.join(map(str, data.shape))}"
     print(f"{source}, values {float(x.min()):.4g} to {float(x.max()):.4g}, as the network sees them\n\n{derivation(chosen)}")
     if config.output is not None:

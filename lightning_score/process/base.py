@@ -15,7 +15,7 @@ from lightning_score.tensors import combine
 Auto = Literal["auto"]
 """In a config of `fit`, in place of a number that `fit` chooses from the data."""
 
-AUTO_IN_FIT = "auto is for a config of fit only; elsewhere give the number that schedule.plan or `schedule` finds"
+AUTO_IN_FIT = "auto is for a config of fit only; elsewhere give the number that the command schedule finds"
 
 
 def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ e_i = step_size sigma_i^2/sigma_min^2, so that u = step_size/sigma_min^2 is the 
 import math
 from collections.abc import Callable
 from statistics import NormalDist
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -203,21 +202,47 @@ def choose_step_size(sigma_min: float, gamma: float, steps: int) -> float:
     return sigma_min**2 * _bisect(rises, 0.0, 1.0)
 
 
-class Plan(NamedTuple):
-    """A ladder of noise levels and its Langevin steps, with all that they follow from."""
+class Plan:
+    """A ladder of noise levels and its Langevin steps: gamma and L by technique 2, epsilon by technique 4, their variances.
 
-    dimension: int
-    sigma_max: float
-    sigma_min: float
-    coverage: float
-    gamma: float
-    exact_levels: float
-    levels: int
-    ratio: float
-    steps: int
-    step_size: float
-    variance_ratios: tuple[float, ...]
-    variance_limit: float
+    The first level starts with its variance, from the prior; every later one with the variance after the level above.
+    Song and Ermon 2020 (2006.09011), section 3.
+
+    Args:
+        sigma_max: sigma_1, `max_distance` of the training examples by technique 1.
+        dimension: D, numbers per example.
+        sigma_min: sigma_L, in the units of the data.
+        coverage: C.
+        steps: T, Langevin steps per level, as many as the budget allows.
+
+    Attributes:
+        gamma: the ratio of levels that `coverage` asks for.
+        exact_levels: the number of levels that gamma asks for, not rounded.
+        levels: L.
+        ratio: the ratio of adjacent levels of the ladder.
+        step_size: epsilon.
+        variance_ratios: the sample variance over sigma_i^2 after each level, descending levels.
+        variance_limit: what it tends to on a long ladder.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    def __init__(
+        self, sigma_max: float, dimension: int, sigma_min: float = 0.01, coverage: float = 0.5, steps: int = 5
+    ) -> None:
+        self.sigma_max, self.dimension, self.sigma_min = sigma_max, dimension, sigma_min
+        self.coverage, self.steps = coverage, steps
+        self.levels = choose_levels(sigma_max, sigma_min, dimension, coverage)
+        self.gamma = choose_gamma(dimension, coverage)
+        self.exact_levels = 1 + math.log(sigma_max / sigma_min) / math.log(self.gamma)
+        self.ratio = (sigma_max / sigma_min) ** (1 / (self.levels - 1))
+        self.step_size = choose_step_size(sigma_min, self.ratio, steps)
+        self.variance_ratios = [variance_ratio(self.step_size, sigma_min, 1.0, steps)]
+        while len(self.variance_ratios) < self.levels:
+            before = self.variance_ratios[-1]
+            self.variance_ratios.append(variance_ratio(self.step_size, sigma_min, self.ratio, steps, before))
+        self.variance_limit = variance_limit(self.step_size, sigma_min, self.ratio, steps)
 
     @property
     def sigmas(self) -> list[float]:
@@ -233,35 +258,6 @@ class Plan(NamedTuple):
     def evaluations(self) -> int:
         """Network evaluations per sample, L T, without a final denoise."""
         return self.levels * self.steps
-
-
-def plan(sigma_max: float, dimension: int, sigma_min: float = 0.01, coverage: float = 0.5, steps: int = 5) -> Plan:
-    """The complete derivation: gamma and L by technique 2, epsilon by technique 4 for these levels, and their variances.
-
-    The first level starts with its variance, from the prior; every later one with the variance after the level above.
-    Song and Ermon 2020 (2006.09011), section 3.
-
-    Args:
-        sigma_max: sigma_1, `max_distance` of the training examples by technique 1.
-        dimension: D, numbers per example.
-        sigma_min: sigma_L, in the units of the data.
-        coverage: C.
-        steps: T, Langevin steps per level, as many as the budget allows.
-
-    Raises:
-        InputError: a value is out of range.
-    """
-    levels = choose_levels(sigma_max, sigma_min, dimension, coverage)
-    gamma = choose_gamma(dimension, coverage)
-    ratio = (sigma_max / sigma_min) ** (1 / (levels - 1))
-    step_size = choose_step_size(sigma_min, ratio, steps)
-    ratios = [variance_ratio(step_size, sigma_min, 1.0, steps)]
-    for _ in range(levels - 1):
-        ratios.append(variance_ratio(step_size, sigma_min, ratio, steps, before=ratios[-1]))
-    exact, limit = 1 + math.log(sigma_max / sigma_min) / math.log(gamma), variance_limit(step_size, sigma_min, ratio, steps)
-    return Plan(
-        dimension, sigma_max, sigma_min, coverage, gamma, exact, levels, ratio, steps, step_size, tuple(ratios), limit
-    )
 
 
 def _bisect(above: Callable[[float], bool], low: float, high: float) -> float:

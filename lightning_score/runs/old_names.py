@@ -17,6 +17,7 @@ MODULES = {
     "empirical": "score.empirical",
     "likelihood": "sampling.likelihood",
     "model": "training.model",
+    "objective.explicit": "objective.denoising",
     "optimization": "training.optimization",
     "parametrization": "score.parametrization",
     "runs.csv_logger": "runs.logs",

@@ -79,8 +79,6 @@ class NoDraws(NoiseSource):
 class _NoScore(ScoreField):
     """A score of zero, with which `check` tries the predictor."""
 
-    evaluations = 0
-
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         return torch.zeros_like(x)
 

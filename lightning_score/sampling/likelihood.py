@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lightning_score.errors import require, require_passes
 from lightning_score.process import NoiseProcess
@@ -172,7 +171,6 @@ def bits_per_dim(
     cond: Tensor | None = None,
     batch_size: int = 256,
     likelihood: Callable[[ScoreField, Tensor, NoiseStream], LogLikelihood] = log_likelihood,
-    progress: bool = False,
 ) -> Bits:
     """Bits per dimension of images, a bound on those of the model's discrete law.
 
@@ -185,19 +183,16 @@ def bits_per_dim(
         cond: class labels (n,) for a conditional score; null: none.
         batch_size: examples at once; it changes the memory used, not the result.
         likelihood: log p, as `functools.partial(log_likelihood, trace=ExactTrace())`.
-        progress: show a progress bar.
     """
     require(draws >= 1, f"draws={draws}: need at least 1; the spread over draws needs 2")
     require_passes(draws=draws)
     require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
-    bits, rows = [], torch.arange(len(x)).split(batch_size)
-    with tqdm(total=len(rows) * draws, desc="likelihood", unit="batch", leave=False, disable=not progress) as bar:
-        for batch in rows:
-            noise = NoiseStream(seed, batch.tolist(), x.shape[1:], x.device, x.dtype)
-            conditioned = score if cond is None else Conditioned(score, cond[batch.to(cond.device)])
-            part = []
-            for _ in range(draws):
-                part.append(example_bits(conditioned, x[batch.to(x.device)], dequantization, noise, likelihood))
-                bar.update()
-            bits.append(torch.stack(part))
+    bits = []
+    for rows in torch.arange(len(x)).split(batch_size):
+        noise = NoiseStream(seed, rows.tolist(), x.shape[1:], x.device, x.dtype)
+        conditioned = score if cond is None else Conditioned(score, cond[rows.to(cond.device)])
+        images = x[rows.to(x.device)]
+        bits.append(
+            torch.stack([example_bits(conditioned, images, dequantization, noise, likelihood) for _ in range(draws)])
+        )
     return Bits.of(torch.cat(bits, 1))

@@ -2,10 +2,10 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,11 +66,14 @@ class NoiseStream(NoiseSource):
         self._numel = int(np.prod(shape))
         self._draws = 1  # of the next block; doubled for each block, because small draws are mostly overhead
         self._block, self._next = torch.empty(0, 0), 0
-        self._coming: _Drawing | None = None
+        self._coming: tuple[Tensor, Iterator[None]] | None = None
 
     def normal(self) -> Tensor:
         if self._next == len(self._block):
-            drawn = (self._coming or self._begin_block()).wait().to(self.device, non_blocking=True)
+            block, parts = self._coming or self._begin_block()
+            for _ in parts:  # draws them, or waits for the threads
+                pass
+            drawn = block.to(self.device, non_blocking=True)
             self._block, self._next = drawn.transpose(0, 1).contiguous(), 0
             self._coming = self._begin_block() if self._prefetches else None
         self._next += 1
@@ -94,32 +97,17 @@ class NoiseStream(NoiseSource):
         pinned = self.device.type == "cuda"
         return torch.empty(len(self._keys), *shape, dtype=torch.float32, pin_memory=pinned)
 
-    def _begin_block(self) -> "_Drawing":
-        """Begins the next block of normal draws: immediately on the CPU; for a GPU in threads, and in larger blocks, because
-        every row of a block waits for the interpreter's lock.
+    def _begin_block(self) -> tuple[Tensor, Iterator[None]]:
+        """The next block of normal draws, and its parts, each of which is drawn when the iterator has passed it. For a GPU
+        threads begin at once, with larger blocks, because every row of a block waits for the interpreter's lock.
         """
         block = self._empty(self._draws, self._numel)
         most = 65536 if self._prefetches else 4096
         self._draws = max(1, min(2 * self._draws, most // self._numel))
-        if not self._prefetches:
-            _fill(self._normals, block.numpy())
-            return _Drawing(block, [])
-        share = -(-len(block) // THREADS)
+        draw_all = _threads().map if self._prefetches else map
+        share = max(1, -(-len(block) // THREADS))
         parts = [slice(start, start + share) for start in range(0, len(block), share)]
-        return _Drawing(block, [_threads().submit(_fill, self._normals[part], block[part].numpy()) for part in parts])
-
-
-class _Drawing(NamedTuple):
-    """A block of normal draws, and the threads' work on it."""
-
-    block: Tensor
-    parts: list[Future[None]]
-
-    def wait(self) -> Tensor:
-        """The block, once it is complete."""
-        for part in self.parts:
-            part.result()
-        return self.block
+        return block, draw_all(_fill, [self._normals[part] for part in parts], [block[part].numpy() for part in parts])
 
 
 @cache

@@ -41,11 +41,6 @@ class EmpiricalScore(ScoreField):
         )
         self.register_buffer("data", data, persistent=False)
         self.register_buffer("labels", labels, persistent=False)
-        self._evaluations = 0
-
-    @property
-    def evaluations(self) -> int:
-        return self._evaluations
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         alpha, sigma = broadcast_to(self.process.alpha(t), x), broadcast_to(self.process.sigma(t), x)
@@ -53,7 +48,7 @@ class EmpiricalScore(ScoreField):
 
     def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """sum_m w_m x_m, with |x - alpha x_m|^2/(2 sigma^2) = |y - x_m|^2/(2 s^2), y = x/alpha, s = sigma/alpha."""
-        self._evaluations += len(x)
+        self.evaluations += len(x)
         precise = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             y = (x.to(precise) / broadcast_to(self.process.alpha(t), x).to(precise)).flatten(1)

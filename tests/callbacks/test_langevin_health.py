@@ -15,7 +15,7 @@ from lightning_score.cli import run
 from lightning_score.errors import InputError
 from lightning_score.networks import MLP
 from lightning_score.process import VP, SigmaTable
-from lightning_score.process.ladder import plan, variance_ratio
+from lightning_score.process.ladder import Plan, variance_ratio
 from lightning_score.sampling import (
     AnnealedLangevin,
     BatchLangevin,
@@ -42,7 +42,7 @@ def levels_of(sampler, process, std, shape=SHAPE):
 @pytest.mark.parametrize("factor", [0.3, 1.0, 3.0])
 def test_the_variance_follows_technique_four_for_data_at_a_point(factor):
     """Too small, right and too large a step: measured and predicted ratio are one, and the ratio is the variance itself."""
-    chosen = plan(5.0, 16, 0.1, steps=3)
+    chosen = Plan(5.0, 16, 0.1, steps=3)
     process = SigmaTable(0.1, 5.0, chosen.levels)
     levels = levels_of(AnnealedLangevin(factor * chosen.step_size, 3), process, 1e-9)
     error = 5 * math.sqrt(4 / torch.Size(SHAPE).numel())

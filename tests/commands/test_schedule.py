@@ -18,12 +18,12 @@ from lightning_score.errors import InputError
 from lightning_score.process import VE, SigmaTable
 from lightning_score.process.ladder import (
     LEAST_DIMENSION,
+    Plan,
     choose_gamma,
     choose_levels,
     choose_step_size,
     coverage_of,
     max_distance,
-    plan,
     variance_limit,
     variance_ratio,
 )
@@ -63,7 +63,7 @@ def test_the_published_settings_follow(row):
     found = [f"{gamma:.6f}", f"{coverage_of(gamma, dimension):.3f}", f"{exact_levels:.1f}", f"{step_size:.2e}"]
     assert found == printed
     assert choose_levels(sigma_max, 0.01, dimension) == math.ceil(exact_levels)
-    assert plan(sigma_max, dimension, steps=steps).exact_levels == pytest.approx(exact_levels)
+    assert Plan(sigma_max, dimension, steps=steps).exact_levels == pytest.approx(exact_levels)
 
 
 @pytest.mark.parametrize(("name", "once", "settled"), [("CIFAR-10", 1.055, 1.128), ("FFHQ 256", 1.009, 1.202)])
@@ -108,7 +108,7 @@ def test_a_ladder_that_diverges_is_refused():
 def test_the_coverage_holds_at_the_root(dimension, coverage):
     gamma = choose_gamma(dimension, coverage)
     assert gamma > 1 and coverage_of(gamma, dimension) == pytest.approx(coverage, abs=1e-9)
-    chosen = plan(40.0, dimension, coverage=coverage)
+    chosen = Plan(40.0, dimension, coverage=coverage)
     assert coverage_of(chosen.ratio, dimension) >= coverage - 1e-9, "rounded up: no larger steps than asked for"
 
 
@@ -149,12 +149,12 @@ def test_identical_examples_have_no_ladder():
     same = max_distance(torch.ones(5, 3))
     assert same == 0
     with pytest.raises(InputError, match="all are the same"):
-        plan(same, 3)
+        Plan(same, 3)
 
 
 def test_the_sampler_obeys_the_plan():
     """On data at one point the variance after every level, computed by the sampler's own steps, is the plan's."""
-    chosen = plan(3.0, 64, sigma_min=0.1, steps=3)
+    chosen = Plan(3.0, 64, sigma_min=0.1, steps=3)
     process = SigmaTable(chosen.sigma_min, chosen.sigma_max, chosen.levels)
     torch.testing.assert_close(process.sigmas.flip(0), torch.tensor(chosen.sigmas, dtype=torch.float64))
     sampler, times = AnnealedLangevin(chosen.step_size, chosen.steps), ProcessTable()(process)
@@ -180,7 +180,7 @@ def test_schedule_explains_writes_and_draws(capsys):
     command = ["schedule", "--config=ncsn", "--output=ladder.yaml", "--plot", "ladder.png"]
     assert run(command) == 0
     text = capsys.readouterr().out
-    chosen = plan(max_distance(training_view(Digits())), 64, sigma_min=0.03, steps=20)
+    chosen = Plan(max_distance(training_view(Digits())), 64, sigma_min=0.03, steps=20)
     for part in (
         f"sigma_max = {chosen.sigma_max:.6g}",
         f"gamma = {chosen.gamma:.6g}, an overlap of C = 0.5 in D = 64",
