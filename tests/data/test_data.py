@@ -30,7 +30,7 @@ from lightning_score.data.base import CPU
 from lightning_score.data.images import ToBatch
 from lightning_score.errors import InputError
 
-FROM_FILES = {f"lightning_score.data.{name}" for name in ("public", "folder", "stream")}  # in tests of their own
+FROM_FILES = {f"lightning_score.data.{name}" for name in ("public", "folder", "stream")}  # tested elsewhere
 DATA = [cls for cls in concrete(ScoreData) if cls.__module__ not in FROM_FILES]
 RANGES = [(0.0, 1.0), (-1.0, 1.0), (-3.0, 5.0)]
 
@@ -150,7 +150,7 @@ def test_an_interrupted_epoch_resumes(workers, places):
 
 
 def test_an_interrupted_epoch_of_an_earlier_version_resumes():
-    """Its state has the seed of its own order alone, and the next one's was drawn."""
+    """Its state has only the seed of its own order; the next seed was drawn."""
     data = Digits(batch_size=100)
     order = torch.randperm(1437, generator=torch.Generator().manual_seed(7))
     again = data.train_dataloader()
@@ -174,7 +174,7 @@ def test_labels_stay_with_their_images():
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (3, 0), (1, 1)])
 def test_every_epoch_draws_other_noise(batch_size, workers):
-    """Also where each example is a batch of its own, the same in all epochs; and again the same from the same seed."""
+    """Also where each example is a batch, which is the same in all epochs; the same seed gives the same noise."""
 
     def epochs():
         torch.manual_seed(0)

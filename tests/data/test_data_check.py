@@ -1,4 +1,4 @@
-"""What loaded data are is compared with what is declared, once, on every route, before anything is computed."""
+"""Loaded data are compared with their declaration, once, on every route, before anything is computed."""
 
 from itertools import product
 from pathlib import Path
@@ -29,7 +29,7 @@ LABELS = torch.arange(N) % 3
 
 
 class Mine(ImageData):
-    """Images as a user would write them; each test changes what `load` gives or what is declared."""
+    """Images as a user would write them; each test changes the result of `load` or a declaration."""
 
     shape, num_classes = (1, 8, 8), 3
     x, y, first = BYTES, LABELS, 30
@@ -45,7 +45,7 @@ class Floats(Mine):
 
 
 class Odd(ScoreData):
-    """Floats with a transform of its own."""
+    """Floats with a transform."""
 
     shape, num_classes, data_range = (1, 8, 8), 3, (-1.0, 1.0)
     x, y, first = BYTES / 255, LABELS, 30
@@ -119,7 +119,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("changes", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
-def test_what_is_not_as_declared_is_refused_in_one_line(changes, message):
+def test_data_that_differ_from_the_declaration_are_refused_in_one_line(changes, message):
     data = made(**changes)
     with pytest.raises(InputError, match=message) as found:
         data.train_dataloader()
@@ -150,7 +150,7 @@ def test_floats_are_refused_where_they_are_wrong(changes, message):
         made(Odd, **changes).train_dataloader()
 
 
-def test_what_is_right_passes_and_draws_nothing_at_random():
+def test_correct_data_pass_and_no_random_number_is_drawn():
     state = torch.get_rng_state()
     for data in (
         made(),
@@ -162,7 +162,7 @@ def test_what_is_right_passes_and_draws_nothing_at_random():
     assert isinstance(plain.splits.held_out, Examples)
 
 
-def test_suspicious_data_are_warned_of():
+def test_suspicious_data_give_a_warning():
     with pytest.warns(UserWarning, match="values up to 31 only, of 255"):
         made(x=BYTES // 8).splits  # noqa: B018
     with pytest.warns(UserWarning, match=r"values from 0 to 1, but data_range = \(-1\.0, 1\.0\) is declared"):
@@ -208,7 +208,7 @@ def test_no_route_computes_or_writes_anything(arguments, message, tmp_path, monk
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_auto_finds_them_too(tmp_path):
+def test_a_config_file_is_checked_too(tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump({"data": {"class_path": "test_data_check.Floats"}}))
     with pytest.raises(InputError, match=r"Floats\.load"):
@@ -216,7 +216,7 @@ def test_auto_finds_them_too(tmp_path):
 
 
 class TestLoadersOfOthers:
-    """Given to a trainer in Python, in the place of a data module."""
+    """Passed to a trainer in Python instead of a data module."""
 
     def fit(self, *tensors, shape=(2,), **settings):
         model = ScoreModel(lambda s, c: MLP(s, c, width=8, depth=1), shape, VE(), **settings)
@@ -242,7 +242,7 @@ class TestLoadersOfOthers:
         self.fit(torch.rand(8, 2), torch.zeros(8).long())
 
 
-def test_features_say_what_they_cannot_see():
+def test_features_refuse_examples_that_they_cannot_read():
     images = BYTES[:2]
     with pytest.raises(InputError, match=r"ModuleFeatures: cannot be computed from examples of torch.uint8.*mat1"):
         ModuleFeatures(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 3)), 3).check(images)

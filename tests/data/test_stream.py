@@ -25,7 +25,7 @@ N = 600
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A folder of images, each of its own gray level and ramp, in three folders; two more that cannot be read."""
+    """A folder of images, each with another gray level, in three folders; two more that cannot be read."""
     folder = tmp_path_factory.mktemp("photos")
     for k in range(N):
         (folder / str(k % 3)).mkdir(exist_ok=True)
@@ -57,7 +57,7 @@ def equal(some, others):
     return all(torch.equal(a, b) for one, other in zip(some, others, strict=True) for a, b in zip(one, other, strict=True))
 
 
-def test_what_cannot_be_read_is_left_out_and_counted(make):
+def test_unreadable_files_are_left_out_and_counted(make):
     with pytest.warns(UserWarning, match=r"2 of 602 images are left out \(2 damaged or not an image\)"):
         data = make()
         train, held_out = data.splits
@@ -156,7 +156,7 @@ torch.save(seen, f"{sys.argv[1]}/{sys.argv[2]}.pt")
 
 
 class TestItems:
-    """What others put into chunks."""
+    """Items of chunks that others have written."""
 
     PICTURE = np.arange(64, dtype=np.uint8).reshape(8, 8)
 

@@ -34,22 +34,10 @@ def test_fid_kid_inception_score_precision_and_recall_are_torch_fidelitys(incept
     fake = (0.6 * real.flip(0).float() + 40).to(torch.uint8)
     monkeypatch.setattr("numpy.linalg.eigvals", lambda product: eigs(product, N - 1, return_eigenvectors=False))  # its rank
     expected = torch_fidelity.calculate_metrics(
-        input1=Images(fake),
-        input2=Images(real),
-        fid=True,
-        kid=True,
-        isc=True,
-        prc=True,
-        feature_extractor="inception-v3-compat",
-        feature_layer_prc="2048",
-        kid_subset_size=N,
-        kid_subsets=2,
-        samples_shuffle=False,
-        feature_extractor_weights_path=path,
-        cuda=False,
-        save_cpu_ram=True,
-        verbose=False,
-        cache=False,
+        **{"input1": Images(fake), "input2": Images(real), "feature_extractor_weights_path": path},
+        **{"feature_extractor": "inception-v3-compat", "feature_layer_prc": "2048", "kid_subset_size": N, "kid_subsets": 2},
+        **dict.fromkeys(("fid", "kid", "isc", "prc", "save_cpu_ram"), True),
+        **dict.fromkeys(("samples_shuffle", "cuda", "verbose", "cache"), False),
     )
     features = InceptionFeatures(path)
     totals = MetricTotals(features, N, torch.device("cpu"))

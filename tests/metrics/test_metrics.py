@@ -56,7 +56,7 @@ def generator(seed=0):
 
 
 def correlated(n, dimension, seed):
-    """`n` vectors with a mean and a covariance of their own, float64 (n, dimension)."""
+    """`n` vectors with a random mean and covariance, float64 (n, dimension)."""
     normal = torch.randn(n + dimension + 1, dimension, dtype=torch.float64, generator=generator(seed))
     return normal[:n] @ normal[n : n + dimension] + normal[-1]
 
@@ -70,7 +70,7 @@ def fitted(features):
 
 
 def distance(real, fake):
-    """What is measured for two sets of features."""
+    """The distance of two sets of features."""
     return frechet_distance(fit(real), fit(fake))
 
 
@@ -367,7 +367,7 @@ def test_statistics_of_pytorch_fid(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (None, "no such file"),
+        (None, "that exists"),
         ({"mu": np.zeros(3)}, "lacks sigma; it holds mu"),
         ({"mu": np.zeros(3), "sigma": np.zeros((2, 2))}, "must be"),
         ({"mu": np.array([print]), "sigma": np.eye(1)}, "not a file of statistics"),
@@ -486,7 +486,7 @@ DATA = {
 @pytest.mark.parametrize("changed", CHANGES)
 @pytest.mark.parametrize("data", DATA)
 def test_changed_copies_are_found(data, changed):
-    """Digits, with 8 gray levels of noise on the copies, of data that stand once or more often."""
+    """Digits, with 8 gray levels of noise on the copies, of data that occur once or more often."""
     train, held_out = Digits().splits
     few = train.x[::4]
     copies = noisy(CHANGES[changed](few[:40]), 8)
