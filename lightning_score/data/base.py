@@ -193,12 +193,7 @@ class ScoreData(LightningDataModule, ABC):
         """
         train = self.splits.train
         place = (len(train.x), self.batch_size, *self._place())
-        available = len(train.x) // place[-1]
-        require(
-            self.batch_size <= available,
-            f"batch_size={self.batch_size}: there are only {available} training examples per process, and incomplete "
-            f"batches are dropped; choose batch_size <= {available}",
-        )
+        self._require_batch(len(train.x))
         if self.trainer is None:
             return self._loader(Loader, train, Shuffled(*place), train=True)
         if self.trainer.overfit_batches:  # type: ignore[attr-defined]
@@ -218,6 +213,16 @@ class ScoreData(LightningDataModule, ABC):
     def test_dataloader(self) -> DataLoader[Any]:
         """The held-out examples, in order."""
         return self.val_dataloader()
+
+    def _require_batch(self, n: int, workers: int = 1) -> None:
+        """Raises `InputError` unless the share of each process and worker in n training examples fills a batch."""
+        available = n // self._place()[1] // workers
+        more, fix = (" and worker", ", or fewer num_workers") if workers > 1 else ("", "")
+        require(
+            self.batch_size <= available,
+            f"batch_size={self.batch_size}: there are only {available} training examples per process{more}, and incomplete "
+            f"batches are dropped; choose batch_size <= {available}{fix}",
+        )
 
     def _place(self) -> tuple[int, int]:
         """The rank of this process and the number of processes."""

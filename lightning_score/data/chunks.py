@@ -141,7 +141,7 @@ def as_example(
     """An item of any chunks as an image, uint8 of `shape`, and its label, 0 without classes.
 
     Raises:
-        InputError: there is no image in it, or no label of a class; or it is a deep gray and there is no scale.
+        InputError: it has no image, or no label of a class, or more than 8 bits without a scale.
     """
     named = item if isinstance(item, Mapping) else dict(enumerate(item if isinstance(item, (tuple, list)) else [item]))
     image = next(

@@ -33,7 +33,7 @@ AT_ONCE = 4096
 """Number of files that wait for threads at once."""
 
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError, Image.DecompressionBombError)
-"""What PIL raises for files that are damaged or not images."""
+"""Errors of PIL for files that are damaged or not images."""
 
 
 class Unreadable(Exception):
@@ -209,25 +209,22 @@ def image_files(folder: Path) -> list[Path]:
     Raises:
         InputError: the folder is missing or contains no image.
     """
-    require(folder.is_dir(), f"{folder}: there is no such folder; set --data.path to a folder of images")
-    found: list[Path] = []
-    links: list[Path] = []
+    require(folder.is_dir(), f"{folder}: must be a folder that exists; set --data.path to a folder of images")
+    root, files, links = folder.resolve(), dict[Path, Path](), list[Path]()
     for parent, folders, names in os.walk(folder):
-        links += [Path(parent, name) for name in folders if Path(parent, name).is_symlink()]
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            file = Path(parent, name)
-            if not name.startswith("."):
-                (links if file.is_symlink() else found).append(file)
-    root = folder.resolve()
-    files = {root / file.relative_to(folder): file for file in found}
+        for path in (Path(parent, name) for name in (*folders, *names) if not name.startswith(".")):
+            if path.is_symlink():
+                links.append(path)
+            elif path.name in names:
+                files[root / path.relative_to(folder)] = path
     for link in sorted(links):
         target = link.resolve()
         if target.is_file() and target.is_relative_to(root):
             files.setdefault(target, link)
     left = sorted({*links} - {*files.values()})
     outside = f"{len(left)} links are not followed, for example {left[0]} -> {os.readlink(left[0])}" if left else ""
-    images = sorted(file for file in files.values() if file.is_file() and (_named_as_image(file) or _is_image(file)))
+    images = sorted(file for file in files.values() if file.is_file() and _is_image(file))
     require(bool(images), f"{folder}: no images in it" + (f"; {outside}: give the linked folder itself" if left else ""))
     if left:
         rank_zero_warn(f"{folder}: {outside}: only files in the folder itself are read, each once")
@@ -244,16 +241,13 @@ def fingerprint(files: Sequence[Path], folder: Path, *settings: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _named_as_image(file: Path) -> bool:
-    return file.suffix.lower() in IMG_EXTENSIONS
-
-
 def _is_image(file: Path) -> bool:
-    try:
-        with Image.open(file):
-            return True
-    except UNREADABLE:
-        return False
+    """Whether the name or the content of a file is that of an image."""
+    if file.suffix.lower() in IMG_EXTENSIONS:
+        return True
+    with suppress(*UNREADABLE), Image.open(file):
+        return True
+    return False
 
 
 def read_image(file: Path, shape: Sequence[int], crop: int | None = None, scale: GrayScale | None = None) -> np.ndarray:

@@ -132,13 +132,7 @@ class ImageStream(ImageFiles):
         from lightning_score.data.chunks import Batched, ChunkLoader
 
         stream = self._rows(self._held_out)
-        processes = self.trainer.world_size if self.trainer is not None else 1
-        available = len(stream) // processes // max(self.num_workers, 1)
-        require(
-            self.batch_size <= available,
-            f"batch_size={self.batch_size}: there are only {available} training images per process and worker, and "
-            f"incomplete batches are dropped; choose batch_size <= {available}, or fewer num_workers",
-        )
+        self._require_batch(len(stream), max(self.num_workers, 1))
         check_examples(self, "train", *_in_memory(self._rows(self._held_out, self._held_out + 8)))
         return ChunkLoader(
             stream,

@@ -1,4 +1,4 @@
-"""Metrics: feature extractors, the distances of samples from data in them, and the records of what was measured."""
+"""Metrics: feature extractors, the distances of samples from data in them, and the sums they are computed from."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 

@@ -143,13 +143,13 @@ def frechet_infinity(found: Estimate, count: Tensor) -> Estimate:
 
 
 def real_floor(features: Tensor, n: int, splits: int = 200, seed: int = 0) -> float:
-    """What a perfect model scores: the mean Frechet distance of n samples of the data's own law from these N examples.
+    """The score of a perfect model: the mean Frechet distance of n samples of the data's own law from these N examples.
 
     The distance is biased upwards, more so for fewer examples on either side (Binkowski et al. 2018, arXiv:1801.01401), so
-    a value is meaningful only beside this one. It is `mean d(a, b) (1/n + 1/N)/(1/a + 1/b)`, where d(a, b) is the distance
-    of a random subset of a examples from the b = N - a others, a = min(n, N/2): two samples of one law that have no example
-    in common, as the model's and the data have none, and their bias goes as the sum of the inverse sizes; of samples that
-    are no more than the features, as the power of it that subsets of half the size show.
+    a value is meaningful only in comparison with this one. It is `mean d(a, b) (1/n + 1/N)/(1/a + 1/b)`, where d(a, b) is
+    the distance of a random subset of a examples from the b = N - a others, a = min(n, N/2). These are two samples of one
+    law without a common example, like those of the model and the data, and their bias is proportional to the sum of the
+    inverse sizes; for at most as many samples as features, to a power of it that subsets of half the size determine.
 
     Args:
         features: features of the data (N, D).

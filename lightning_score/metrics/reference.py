@@ -32,7 +32,7 @@ class Reference:
     Attributes:
         statistics: of all examples.
         kept: features of at most `KEPT` random examples, (M, D); empty if the statistics come from a file.
-        floor: what a perfect model scores: the mean Frechet distance of `floor_n` samples of the data's law from these data
+        floor: the score of a perfect model: the mean Frechet distance of `floor_n` samples of the data's law from these data
             (`metrics.real_floor`). None if the statistics come from a file: it does not follow from mean and covariance.
         floor_n: number of samples for the floor.
     """

@@ -149,7 +149,7 @@ def read_npz(path: str | Path) -> Statistics:
         InputError: there is no such file, or it lacks these arrays.
     """
     path = Path(path)
-    require(path.is_file(), f"{path}: there is no such file of statistics")
+    require(path.is_file(), f"{path}: must be a file of statistics that exists")
     try:
         arrays = read_arrays(path)
         missing = {"mu", "sigma"} - arrays.keys()

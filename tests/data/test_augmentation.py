@@ -1,4 +1,4 @@
-"""Non-leaky augmentation: the changes are those that are said, as often as they should be, and sampling knows none."""
+"""Non-leaky augmentation: each change is as documented and as frequent as it should be, and sampling makes none."""
 
 import math
 
@@ -72,7 +72,7 @@ class TestChanges:
         for i in (1, 2):
             torch.testing.assert_close(result[i], changed(image, changes(right=i, scale=i))[0])
 
-    def test_labels_are_zero_for_nothing_and_say_the_rest(self):
+    def test_labels_are_zero_without_changes_and_describe_others(self):
         assert changes().labels().tolist() == [[0.0] * 9]
         labels = changes(
             mirror=1, flip=1, scale=-0.5, angle=math.pi / 2, stretch=2, axis=math.pi / 2, right=3, down=4
@@ -122,7 +122,7 @@ class TestTraining:
             lambda shape, n: network(shape, n, **small), [1, 8, 8], VE(), augmentation=GeometricAugmentation(1.0)
         )
 
-    def test_the_network_learns_what_was_done_and_samples_without(self):
+    def test_the_network_sees_the_changes_and_samples_without(self):
         model = self.model(augmentations=9, dropout=0.0)
         network = model.score_function.network
         with torch.no_grad():
@@ -144,7 +144,7 @@ class TestTraining:
         monkeypatch.setattr(GeometricAugmentation, "__call__", lambda *_: pytest.fail("augmented"))
         model.loss((torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)))
 
-    def test_a_network_that_is_not_told_is_refused(self):
+    def test_a_network_without_augmentation_labels_is_refused(self):
         with pytest.raises(
             InputError, match=r"augmentation GeometricAugmentation: .*--model\.network\.augmentations 9; this one has 0"
         ):

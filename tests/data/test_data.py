@@ -30,7 +30,7 @@ from lightning_score.data.base import CPU
 from lightning_score.data.images import ToBatch
 from lightning_score.errors import InputError
 
-FROM_FILES = {f"lightning_score.data.{name}" for name in ("public", "folder", "stream")}  # in tests of their own
+FROM_FILES = {f"lightning_score.data.{name}" for name in ("public", "folder", "stream")}  # tested elsewhere
 DATA = [cls for cls in concrete(ScoreData) if cls.__module__ not in FROM_FILES]
 RANGES = [(0.0, 1.0), (-1.0, 1.0), (-3.0, 5.0)]
 
@@ -127,31 +127,30 @@ def test_train_batches_are_shuffled_and_whole():
     assert seen <= distinct and len(seen) > 1390, "every image at most once"
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("skipped", [0, 1, 5, 13, 14])
-def test_an_epoch_that_was_left_goes_on(skipped, workers):
-    """What is left of it, and the epoch after it, are those of a loader that was never left, in any process."""
+@pytest.mark.parametrize(("workers", "places"), [(0, (0, 1, 5, 13, 14)), (2, (5, 14))])
+def test_an_interrupted_epoch_resumes(workers, places):
+    """Its rest, and the epoch after it, are those of an uninterrupted loader, in any process."""
     data = Digits(batch_size=100, flip=True, dequantize=True, num_workers=workers)
     torch.manual_seed(0)
     whole = data.train_dataloader()
-    epochs = [[x for x, _ in whole] for _ in range(3)]
-    torch.manual_seed(0)
-    left = data.train_dataloader()
-    list(left)  # an epoch
-    given = iter(left)
-    for _ in range(skipped):
-        next(given)
-    again = data.train_dataloader()
-    again.load_state_dict(left.state_dict())
-    if 0 < skipped < 14:
-        rest = [x for x, _ in again]
-        assert len(rest) == 14 - skipped and all(map(torch.equal, rest, epochs[1][skipped:]))
-    following = [x for x, _ in again]
-    assert all(map(torch.equal, following, epochs[1 + (skipped > 0)]))
+    list(whole)  # an epoch
+    states, epochs = [whole.state_dict()], [[], []]
+    for x, _ in whole:
+        epochs[0].append(x)
+        states.append(whole.state_dict())
+    epochs[1] += [x for x, _ in whole]
+    for skipped in places:
+        again = data.train_dataloader()
+        again.load_state_dict(states[skipped])
+        if 0 < skipped < 14:
+            rest = [x for x, _ in again]
+            assert len(rest) == 14 - skipped and all(map(torch.equal, rest, epochs[0][skipped:]))
+        following = [x for x, _ in again]
+        assert all(map(torch.equal, following, epochs[skipped > 0]))
 
 
-def test_an_epoch_left_by_an_earlier_version_goes_on():
-    """Its state has the seed of its own order alone, and the next one's was drawn."""
+def test_an_interrupted_epoch_of_an_earlier_version_resumes():
+    """Its state has only the seed of its own order; the next seed was drawn."""
     data = Digits(batch_size=100)
     order = torch.randperm(1437, generator=torch.Generator().manual_seed(7))
     again = data.train_dataloader()
@@ -173,10 +172,9 @@ def test_labels_stay_with_their_images():
     assert [label[image.numpy().tobytes()] for image in data.to_reference(x)] == y.tolist()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (3, 0), (1, 1)])
 def test_every_epoch_draws_other_noise(batch_size, workers):
-    """Also where each example is a batch of its own, the same in all epochs; and again the same from the same seed."""
+    """Also where each example is a batch, which is the same in all epochs; the same seed gives the same noise."""
 
     def epochs():
         torch.manual_seed(0)

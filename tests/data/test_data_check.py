@@ -1,4 +1,7 @@
-"""What loaded data are is compared with what is declared, once, on every route, before anything is computed."""
+"""Loaded data are compared with their declaration, once, on every route, before anything is computed."""
+
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +9,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 from subclasses import concrete
+from tiny import TINY
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_score import ScoreModel
@@ -25,7 +29,7 @@ LABELS = torch.arange(N) % 3
 
 
 class Mine(ImageData):
-    """Images as a user would write them; each test changes what `load` gives or what is declared."""
+    """Images as a user would write them; each test changes the result of `load` or a declaration."""
 
     shape, num_classes = (1, 8, 8), 3
     x, y, first = BYTES, LABELS, 30
@@ -41,7 +45,7 @@ class Floats(Mine):
 
 
 class Odd(ScoreData):
-    """Floats with a transform of its own."""
+    """Floats with a transform."""
 
     shape, num_classes, data_range = (1, 8, 8), 3, (-1.0, 1.0)
     x, y, first = BYTES / 255, LABELS, 30
@@ -115,7 +119,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("changes", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
-def test_what_is_not_as_declared_is_refused_in_one_line(changes, message):
+def test_data_that_differ_from_the_declaration_are_refused_in_one_line(changes, message):
     data = made(**changes)
     with pytest.raises(InputError, match=message) as found:
         data.train_dataloader()
@@ -146,7 +150,7 @@ def test_floats_are_refused_where_they_are_wrong(changes, message):
         made(Odd, **changes).train_dataloader()
 
 
-def test_what_is_right_passes_and_draws_nothing_at_random():
+def test_correct_data_pass_and_no_random_number_is_drawn():
     state = torch.get_rng_state()
     for data in (
         made(),
@@ -158,7 +162,7 @@ def test_what_is_right_passes_and_draws_nothing_at_random():
     assert isinstance(plain.splits.held_out, Examples)
 
 
-def test_suspicious_data_are_warned_of():
+def test_suspicious_data_give_a_warning():
     with pytest.warns(UserWarning, match="values up to 31 only, of 255"):
         made(x=BYTES // 8).splits  # noqa: B018
     with pytest.warns(UserWarning, match=r"values from 0 to 1, but data_range = \(-1\.0, 1\.0\) is declared"):
@@ -176,7 +180,10 @@ OPTIONS = ["--evaluate.features=null", "--samples.num_samples=0", "--trainer.cal
         (["fit", "--config=ncsn", "--data=test_data_check.Floats", *OPTIONS], "Floats.load: train.x is torch.float32"),
         (["fit", "--config=ncsn", "--data=test_data_check.OddBatch", *OPTIONS], "OddBatch.transform(train=True) gives"),
         (["schedule", "--data=test_data_check.Floats"], "Floats.load"),
-        (["fit", "--config=ncsn", "--evaluate.features=RawFeatures"], "RawFeatures got examples of shape (1, 8, 8)"),
+        (
+            ["fit", "--config=ncsn", "--evaluate.features=RawFeatures"],
+            "RawFeatures got torch.uint8 examples of shape (1, 8, 8)",
+        ),
         (["fit", "--config=ncsn", "--evaluate.features=InceptionFeatures", "--evaluate.features.weights=x"], "from"),
         (["fit", "--config=ncsn", "--evaluate.reference=stats.npz"], "has 7 features, but digits has 64"),
         (["fit", "--config=ncsn", "--evaluate.num_samples=1000000000000"], "too large"),
@@ -201,7 +208,7 @@ def test_no_route_computes_or_writes_anything(arguments, message, tmp_path, monk
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_auto_finds_them_too(tmp_path):
+def test_a_config_file_is_checked_too(tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump({"data": {"class_path": "test_data_check.Floats"}}))
     with pytest.raises(InputError, match=r"Floats\.load"):
@@ -209,7 +216,7 @@ def test_auto_finds_them_too(tmp_path):
 
 
 class TestLoadersOfOthers:
-    """Given to a trainer in Python, in the place of a data module."""
+    """Passed to a trainer in Python instead of a data module."""
 
     def fit(self, *tensors, shape=(2,), **settings):
         model = ScoreModel(lambda s, c: MLP(s, c, width=8, depth=1), shape, VE(), **settings)
@@ -235,7 +242,7 @@ class TestLoadersOfOthers:
         self.fit(torch.rand(8, 2), torch.zeros(8).long())
 
 
-def test_features_say_what_they_cannot_see():
+def test_features_refuse_examples_that_they_cannot_read():
     images = BYTES[:2]
     with pytest.raises(InputError, match=r"ModuleFeatures: cannot be computed from examples of torch.uint8.*mat1"):
         ModuleFeatures(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 3)), 3).check(images)
@@ -246,12 +253,11 @@ def test_features_say_what_they_cannot_see():
     RawFeatures((1, 8, 8)).check(images)
 
 
-@pytest.mark.parametrize("limit", ["0", "0.0"])
-def test_a_test_that_measures_nothing_is_refused(limit, tmp_path, monkeypatch, capsys):
+def test_a_test_that_measures_nothing_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     fast = ["--trainer.max_steps=1", "--trainer.val_check_interval=1", *OPTIONS]
     assert run(["fit", "--config=toy", *fast]) == 0
-    for command, part in (("test", "test"), ("validate", "val")):
+    for (command, part), limit in product((("test", "test"), ("validate", "val")), ("0", "0.0")):
         checkpoint = "--ckpt_path=runs/toy/latest/last.ckpt"
         assert run([command, checkpoint, f"--trainer.limit_{part}_batches={limit}"]) == 2
         assert f"--trainer.limit_{part}_batches {limit}: must be above 0" in capsys.readouterr().err
@@ -275,10 +281,10 @@ def test_long_sampling_is_announced_before_the_start(tmp_path, monkeypatch, caps
     """With the number of samples and evaluations; the time is this machine's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("lightning_score.callbacks.sampling_cost.LONG", 0.0)
-    fast = ["--trainer.max_steps=1", "--trainer.val_check_interval=1", "--trainer.callbacks=null"]
-    few = ["--evaluate.num_samples=20", "--samples.num_samples=4", "--model.sampler.steps=2", "--model.process.levels=3"]
-    assert run(["fit", "--config=ncsn", *fast, *few]) == 0
-    checkpoint = "--ckpt_path=runs/ncsn/latest/last.ckpt"
+    Path("tiny.yaml").write_text(TINY)
+    fast = ["--trainer.max_steps=1", "--trainer.val_check_interval=1", "--samples.num_samples=4", "--name=run"]
+    assert run(["fit", "--config=tiny.yaml", *fast]) == 0
+    checkpoint = "--ckpt_path=runs/run/latest/last.ckpt"
     assert run(["test", checkpoint, "--evaluate.repeats=2"]) == 0
     assert run(["validate", checkpoint]) == 0
     assert run(["predict", checkpoint, "--num_samples=5"]) == 0

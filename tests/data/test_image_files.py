@@ -114,7 +114,7 @@ class TestPublic:
 class TestFolder:
     @pytest.fixture
     def folder(self, tmp_path):
-        """Forty images of several sizes, kinds and depths in two folders, some deeper, with other files beside them."""
+        """Forty images of several sizes, kinds and depths in two folders, some deeper, with another file."""
         for i in range(40):
             place = tmp_path / "images" / ("cats", "dogs/small")[i % 2]
             place.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,7 @@ class TestFolder:
             ImageFolder(str(folder), **options).train_dataloader()
 
     def test_refuses_folders(self, tmp_path):
-        with pytest.raises(InputError, match=r"absent: there is no such folder; set --data\.path"):
+        with pytest.raises(InputError, match=r"absent: must be a folder that exists; set --data\.path"):
             ImageFolder(str(tmp_path / "absent")).train_dataloader()
         (tmp_path / "empty").mkdir()
         with pytest.raises(InputError, match="no images in it"):

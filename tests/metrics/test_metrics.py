@@ -11,7 +11,7 @@ import pytest
 import scipy.linalg
 import torch
 import torch_fidelity.feature_extractor_inceptionv3 as fidelity
-from inception import colors, inception_file
+from inception import colors
 from safetensors import safe_open
 from torch.nn import functional as F
 from torch_fidelity.metric_fid import fid_statistics_to_metric
@@ -56,7 +56,7 @@ def generator(seed=0):
 
 
 def correlated(n, dimension, seed):
-    """`n` vectors with a mean and a covariance of their own, float64 (n, dimension)."""
+    """`n` vectors with a random mean and covariance, float64 (n, dimension)."""
     normal = torch.randn(n + dimension + 1, dimension, dtype=torch.float64, generator=generator(seed))
     return normal[:n] @ normal[n : n + dimension] + normal[-1]
 
@@ -70,7 +70,7 @@ def fitted(features):
 
 
 def distance(real, fake):
-    """What is measured for two sets of features."""
+    """The distance of two sets of features."""
     return frechet_distance(fit(real), fit(fake))
 
 
@@ -367,7 +367,7 @@ def test_statistics_of_pytorch_fid(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (None, "no such file"),
+        (None, "that exists"),
         ({"mu": np.zeros(3)}, "lacks sigma; it holds mu"),
         ({"mu": np.zeros(3), "sigma": np.zeros((2, 2))}, "must be"),
         ({"mu": np.array([print]), "sigma": np.eye(1)}, "not a file of statistics"),
@@ -486,7 +486,7 @@ DATA = {
 @pytest.mark.parametrize("changed", CHANGES)
 @pytest.mark.parametrize("data", DATA)
 def test_changed_copies_are_found(data, changed):
-    """Digits, with 8 gray levels of noise on the copies, of data that stand once or more often."""
+    """Digits, with 8 gray levels of noise on the copies, of data that occur once or more often."""
     train, held_out = Digits().splits
     few = train.x[::4]
     copies = noisy(CHANGES[changed](few[:40]), 8)
@@ -531,14 +531,15 @@ def test_the_nearest_of_any_shape_is_that_of_a_plain_search(shape):
 # Features
 
 
-def extractors(tmp_path):
+@pytest.fixture(scope="module")
+def extractors(inception_weights):
     """One of each of the package, with examples for it."""
     made = {
-        RawFeatures: (RawFeatures(shape=[2]), torch.randn(5, 2)),
-        DigitFeatures: (DigitFeatures(), Digits().splits.held_out.x[:5]),
-        FashionFeatures: (FashionFeatures(), colors(5)[:, :1]),
-        InceptionFeatures: (InceptionFeatures(str(inception_file(tmp_path))), colors(5)),
-        ModuleFeatures: (ModuleFeatures(Means(), 3), colors(5)),
+        RawFeatures: (RawFeatures(shape=[2]), torch.randn(3, 2)),
+        DigitFeatures: (DigitFeatures(), Digits().splits.held_out.x[:3]),
+        FashionFeatures: (FashionFeatures(), colors(3)[:, :1]),
+        InceptionFeatures: (InceptionFeatures(str(inception_weights)), colors(3)),
+        ModuleFeatures: (ModuleFeatures(Means(), 3), colors(3)),
     }
     package = {cls for cls in subclasses(Features) if not isabstract(cls) and cls.__module__.startswith("lightning_score")}
     assert package == set(made), "a new extractor needs a line here"
@@ -556,14 +557,14 @@ class Means(torch.nn.Module):
         return x.flatten(2).float().mean(2)
 
 
-def test_features_are_frozen_vectors(tmp_path):
-    for features, x in extractors(tmp_path):
+def test_features_are_frozen_vectors(extractors):
+    for features, x in extractors:
         features.train()
         assert not any(module.training for module in features.modules())
         assert not any(parameter.requires_grad for parameter in features.parameters())
         vectors, logits = features(x)
-        assert logits.shape == (5, features.num_logits)
-        assert vectors.shape == (5, features.num_features) and vectors.dtype == torch.float32
+        assert logits.shape == (3, features.num_logits)
+        assert vectors.shape == (3, features.num_features) and vectors.dtype == torch.float32
         assert not vectors.requires_grad
         features.chunk = 2
         torch.testing.assert_close(features(x).features, vectors, rtol=1e-4, atol=1e-5)
@@ -579,8 +580,8 @@ def test_a_fingerprint_distinguishes_weights():
     assert DigitFeatures().fingerprint == DigitFeatures().fingerprint
 
 
-def test_features_refuse_other_examples(tmp_path):
-    for features, x in extractors(tmp_path):
+def test_features_refuse_other_examples(extractors):
+    for features, x in extractors:
         with pytest.raises(InputError, match=type(features).__name__):
             features(torch.zeros(2, 4, 5, 6))
         if type(features) is not ModuleFeatures:  # whose module checks its input
@@ -643,7 +644,7 @@ def test_digits_that_the_classifier_never_saw_have_the_features_of_those_it_did(
 def test_training_is_reproducible_and_leaves_the_random_state_alone():
     examples = Digits().splits.train
     before = torch.get_rng_state()
-    first, second = (train(RECIPES["digits"], examples, epochs=2) for _ in range(2))
+    first, second = (train(RECIPES["digits"], examples, epochs=1) for _ in range(2))
     assert torch.equal(before, torch.get_rng_state())
     for key, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[key])
@@ -661,21 +662,20 @@ def test_augmentation_bends_but_keeps_the_digit():
 # Inception
 
 
-def test_inception_is_torch_fidelitys_and_gray_counts_as_three_equal_channels(tmp_path, monkeypatch):
-    path = inception_file(tmp_path)
-    monkeypatch.setenv(INCEPTION_VARIABLE, str(path))
+def test_inception_is_torch_fidelitys_and_gray_counts_as_three_equal_channels(inception_weights, monkeypatch):
+    monkeypatch.setenv(INCEPTION_VARIABLE, str(inception_weights))
     features = InceptionFeatures()
     oracle = fidelity.FeatureExtractorInceptionV3(
-        "oracle", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
+        "oracle", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(inception_weights)
     )
-    images = colors(3)
-    torch.testing.assert_close(features(images).features, oracle(images)[0], rtol=1e-3, atol=3e-4)
-    torch.testing.assert_close(features(images).logits, oracle(images)[1], rtol=1e-3, atol=3e-3)
-    gray = images[:, :1]
-    torch.testing.assert_close(features(gray).features, oracle(gray.repeat(1, 3, 1, 1))[0], rtol=1e-3, atol=3e-4)
+    images = colors(2)
+    for x, three in ((images, images), (images[:1, :1], images[:1, :1].repeat(1, 3, 1, 1))):
+        (vectors, logits), (expected, expected_logits) = features(x), oracle(three)
+        torch.testing.assert_close(vectors, expected, rtol=1e-3, atol=3e-4)
+        torch.testing.assert_close(logits, expected_logits, rtol=1e-3, atol=3e-3)
 
 
-def test_a_missing_inception_names_the_fix(tmp_path, monkeypatch):
+def test_a_missing_inception_names_the_fix(inception_weights, tmp_path, monkeypatch):
     monkeypatch.delenv(INCEPTION_VARIABLE, raising=False)
     fix = r"Download https://\S+6726825d.pth and give its path.*`weights` of InceptionFeatures or.*LIGHTNING_SCORE_INC"
 
@@ -688,8 +688,8 @@ def test_a_missing_inception_names_the_fix(tmp_path, monkeypatch):
     monkeypatch.setenv(INCEPTION_VARIABLE, str(tmp_path / "nowhere.pth"))
     with pytest.raises(InputError, match=f"nowhere.pth.*No such file.*{fix}"):
         InceptionFeatures()
-    truncated = inception_file(tmp_path)
-    truncated.write_bytes(truncated.read_bytes()[:1000])
+    truncated = tmp_path / "truncated.pth"
+    truncated.write_bytes(inception_weights.read_bytes()[:1000])
     page = tmp_path / "page.html"
     page.write_text("<html>Not Found</html>")
     other = tmp_path / "other.pth"
