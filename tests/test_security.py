@@ -104,16 +104,17 @@ def hostile_item(k):
 
 @pytest.mark.slow
 @pytest.mark.faults("secrets looked for")
-def test_the_key_of_wandb_stays_where_it_is(folder):
-    """Neither in what is said nor in any file: configs, checkpoints, logs, W&B's own offline run."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "WANDB_API_KEY": SECRET, "WANDB_MODE": "offline",
-                   "HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache")}  # fmt: skip
-    said = ""
-    for arguments in (["fit", "--config=ncsn", *QUICK], ["report", "runs"]):
-        command = [sys.executable, "-m", "lightning_score", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-        said += done.stdout + done.stderr
+def test_the_key_of_wandb_stays_where_it_is(folder, monkeypatch, capsys):
+    """Neither in what is printed nor in any file: configs, checkpoints, logs, W&B's own offline run."""
+    settings = {"PYTHONPATH": os.pathsep.join(sys.path), "WANDB_API_KEY": SECRET, "WANDB_MODE": "offline",
+                "HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache")}  # fmt: skip
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    command = [sys.executable, "-m", "lightning_score", "fit", "--config=ncsn", *QUICK]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert run(["report", "runs"]) == 0
+    said = done.stdout + done.stderr + "".join(capsys.readouterr())
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert len(files) > 10 and any(file.suffix == ".wandb" for file in files)
     assert SECRET not in said

@@ -1,4 +1,4 @@
-"""Several processes do what one does, wherever they come from, and none of them waits for ever."""
+"""Several processes do what one does, whoever starts them, and none of them waits forever."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from forked import run_together
 from subprocesses import DDP, MODULE, SHORT, call, environment_fixture, trouble  # noqa: F401
 
 from lightning_score.cli import run
@@ -25,14 +26,14 @@ def torchrun(*options):
 
 
 def started_together(environments, *command):
-    """One process for each environment, and what becomes of them."""
+    """The outputs of one process for each environment."""
     started = [
         subprocess.Popen([sys.executable, *MODULE, *command], env=environment, text=True, stdout=subprocess.PIPE,
                          stderr=subprocess.STDOUT) for environment in environments
     ]  # fmt: skip
-    said = [process.communicate(timeout=300)[0] for process in started]
-    assert all(process.returncode == 0 for process in started), "\n".join(said)
-    return said
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    assert all(process.returncode == 0 for process in started), "\n".join(outputs)
+    return outputs
 
 
 def assert_one_run(name="ncsn"):
@@ -47,22 +48,34 @@ def assert_one_run(name="ncsn"):
 
 
 @pytest.mark.parametrize(
-    ("devices", "precision"),
-    [(2, "64-true"), *(pytest.param(n, "32-true", marks=pytest.mark.slow) for n in (2, 3)),
-     pytest.param(3, "64-true", marks=pytest.mark.slow)],
+    ("devices", "precision", "launched"),
+    [(2, "64-true", False), *(pytest.param(*case, marks=pytest.mark.slow)
+                              for case in ((2, "32-true", True), (3, "32-true", False), (3, "64-true", False)))],
 )  # fmt: skip
-def test_samples_and_metrics_are_those_of_one_process(devices, precision, checkpoint, environment):
-    """The numbers do not divide: 41 samples, in batches of 8."""
-    for name, more in (("one", []), ("several", [*DDP, f"--trainer.devices={devices}"])):
-        common = [f"--ckpt_path={checkpoint}", f"--trainer.precision={precision}", "--trainer.accelerator=cpu", *more]
-        draw = ["predict", "--num_samples=41", "--batch_size=8", f"--output={name}/predict"]
-        measure = ["test", "--evaluate.num_samples=41", "--evaluate.batch_size=8", f"--output={name}/test"]
-        for command in draw, measure:
-            if not more:
-                assert run([*command, *common]) == 0
-                continue
-            done = call(environment, sys.executable, *MODULE, *command, *common)
-            assert done.returncode == 0, done.stderr[-2000:]
+def test_samples_and_metrics_are_those_of_one_process(devices, precision, launched, checkpoint, environment):
+    """The numbers do not divide: 41 samples, in batches of 8. Fewer samples than processes are refused.
+
+    Args:
+        launched: by Lightning, with a start of Python for each command and process.
+    """
+    common = [f"--ckpt_path={checkpoint}", f"--trainer.precision={precision}", "--trainer.accelerator=cpu"]
+    draw, measure = (
+        ["predict", "--num_samples=41", "--batch_size=8", *common],
+        ["test", "--evaluate.num_samples=41", "--evaluate.batch_size=8", *common],
+    )
+    for command in draw, measure:
+        assert run([*command, f"--output=one/{command[0]}"]) == 0
+    several = [*DDP, f"--trainer.devices={devices}"]
+    commands = [[*command, *several, f"--output=several/{command[0]}"] for command in (draw, measure)]
+    few = ["predict", f"--ckpt_path={checkpoint}", "--num_samples=1", *several]
+    if launched:
+        done = [call(environment, sys.executable, *MODULE, *command) for command in (*commands, few)]
+        codes, output = [each.returncode for each in done], done[-1].stderr
+        assert codes == [0, 0, 2], done[0].stderr[-2000:]
+    else:
+        codes, output = run_together(environment, devices, *commands, few)
+        assert codes == [2] * devices, output[-2000:]
+    assert f"must be at least the number of processes, {devices}" in output
     one, other = (np.load(Path(name, "predict", "samples.npz")) for name in ("one", "several"))
     exact = precision == "64-true"
     if exact:
@@ -73,12 +86,6 @@ def test_samples_and_metrics_are_those_of_one_process(devices, precision, checkp
     for metric, record in expected.items():
         tolerance = (1e-9 if metric.startswith("fid") else 1e-6) if exact else 1e-4
         assert found[metric].value == pytest.approx(record.value, rel=tolerance), metric
-
-
-def test_fewer_samples_than_processes(checkpoint, environment):
-    options = [f"--ckpt_path={checkpoint}", *DDP, "--trainer.devices=2"]
-    refused = call(environment, sys.executable, *MODULE, "predict", "--num_samples=1", *options)
-    assert refused.returncode == 2 and "must be at least the number of processes, 2" in refused.stderr
 
 
 def documented(launcher):
@@ -98,7 +105,7 @@ def test_the_line_for_torchrun_in_the_readme(environment):
 
 
 @pytest.mark.slow
-def test_torchrun_makes_one_run_and_starts_it_again(environment):
+def test_torchrun_makes_one_run_and_restarts_it(environment):
     """A process is killed; torchrun restarts all, which resume in the same folder."""
     command = [*MODULE, "fit", "--config=ncsn", *SHORT, *DDP, "--trainer.devices=2"]
     done = call(environment, *torchrun("--max-restarts=3"), *command, trouble("kill", step=6, once="killed"))
@@ -107,19 +114,19 @@ def test_torchrun_makes_one_run_and_starts_it_again(environment):
     assert_one_run()
 
 
-def test_processes_started_again_never_see_addresses_of_those_that_ended(monkeypatch):
+def test_restarted_processes_never_see_addresses_of_those_that_ended(monkeypatch):
     """torchrun keeps its store from one start to the next."""
     kept = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    kept.set("cpu/0", "where nobody listens any more")
+    kept.set("cpu/0", "where nobody listens")
     launcher = {"WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "TORCHELASTIC_RUN_ID": "run", "TORCHELASTIC_RESTART_COUNT": 1,
             "TORCHELASTIC_USE_AGENT_STORE": True}  # fmt: skip
-    ports, everywhere = [], []  # keeps the stores
+    ports, stores = [], []  # which stay open
     for rank in range(2):
         for name, value in (launcher | {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": kept.port}).items():
             monkeypatch.setenv(name, str(value))
         monkeypatch.setattr(processes, "_stores", [])
         processes.Rendezvous().store().set(f"here/{rank}", "")
-        everywhere += processes._stores
+        stores += processes._stores
         ports.append(int(os.environ["MASTER_PORT"]))
     assert ports[0] == ports[1] != kept.port
     fresh = dist.TCPStore("localhost", ports[0], is_master=False, wait_for_workers=False)
@@ -136,7 +143,7 @@ def test_torchrun_with_one_process(environment):
 
 @pytest.mark.slow
 def test_two_machines_without_a_launcher(environment):
-    """As Lightning has it: one command on each machine, and variables that say which one it is."""
+    """As in Lightning: one command on each machine, and variables with the number of the machine."""
     meet = {**environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29655"}
     options = ["fit", "--config=ncsn", *SHORT, *DDP, "--trainer.devices=1", "--trainer.num_nodes=2"]
     started_together([{**meet, "NODE_RANK": str(k)} for k in range(2)], *options)
@@ -151,39 +158,37 @@ def test_a_job_of_slurm(environment):
     tasks = [{**environment, **job, "SLURM_PROCID": str(k), "SLURM_LOCALID": str(k)} for k in range(2)]
     line = documented("srun")
     assert line[:4] == ["srun", "python", "-m", "lightning_score"]
-    said = started_together(tasks, *line[4:], *SHORT, "--trainer.accelerator=cpu")
+    outputs = started_together(tasks, *line[4:], *SHORT, "--trainer.accelerator=cpu")
     assert_one_run()
-    assert "finished 8 steps" in said[0] and "finished" not in said[1]
+    assert "finished 8 steps" in outputs[0] and "finished" not in outputs[1]
 
 
+SLEEPS = "process {} of 2, fit, step 3: another process does not answer"
+LOST = {
+    "raise-1": [("raise", 1, {1, 2, -signal.SIGKILL}, "this process alone is in trouble")],
+    "raise-0": [("raise", 0, {1}, "this process alone is in trouble")],
+    "kill-1": [("kill", 1, {2, -signal.SIGKILL}, "")],
+    "sleep": [("sleep", 1, {2}, SLEEPS.format(0)), ("sleep", 0, {2, -signal.SIGKILL}, SLEEPS.format(1))],
+}
+"""What happens to a process, its rank, the exit codes that are right, and the message; groups run at the same time."""
+
+
+@pytest.mark.slow
 @pytest.mark.faults("one of several processes lost")
-@pytest.mark.parametrize(
-    ("kind", "rank", "code", "said"),
-    [
-        pytest.param("raise", 1, {1, 2, -signal.SIGKILL}, "this process alone is in trouble", marks=pytest.mark.slow),
-        pytest.param("raise", 0, {1}, "this process alone is in trouble", marks=pytest.mark.slow),
-        pytest.param("kill", 1, {2, -signal.SIGKILL}, "", marks=pytest.mark.slow),
-        pytest.param(
-            "sleep", 1, {2}, "process 0 of 2, fit, step 3: another process does not answer", marks=pytest.mark.slow
-        ),
-        pytest.param(
-            "sleep",
-            0,
-            {2, -signal.SIGKILL},
-            "process 1 of 2, fit, step 3: another process does not answer",
-            marks=pytest.mark.slow,
-        ),
-    ],
-)
-def test_no_process_waits_for_ever(kind, rank, code, said, environment):
+@pytest.mark.parametrize("group", LOST)
+def test_no_process_waits_forever(group, environment):
     """Whatever happens to one process, all end a few seconds later, and one prints the reason."""
     options = ["fit", "--config=ncsn", *SHORT, *DDP[:1], "--trainer.devices=2", "--trainer.strategy=DDPStrategy",
-               "--trainer.strategy.timeout=0:00:20", trouble(kind, rank=rank)]  # fmt: skip
-    process = subprocess.Popen([sys.executable, *MODULE, *options], env=environment, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=250)  # the pipe closes with the last of them
-    finally:
-        with pytest.raises(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode in code and said in output, output[-3000:]
+               "--trainer.strategy.timeout=0:00:20"]  # fmt: skip
+    started = [
+        subprocess.Popen([sys.executable, *MODULE, *options, f"--output={rank}", trouble(kind, rank=rank)], env=environment,
+                         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        for kind, rank, _, _ in LOST[group]
+    ]  # fmt: skip
+    for process, (_, _, codes, message) in zip(started, LOST[group], strict=True):
+        try:
+            output, _ = process.communicate(timeout=250)  # the pipe closes with the last of them
+        finally:
+            with pytest.raises(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        assert process.returncode in codes and message in output, output[-3000:]

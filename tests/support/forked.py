@@ -14,7 +14,7 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
-TIMEOUT = 280
+TIMEOUT = 900
 """Seconds until the processes of a group end, if they wait for one another."""
 
 
@@ -57,7 +57,7 @@ def fork(processes, work):
 def run_together(environment, processes, *commands):
     """The exit codes of processes that run commands until one fails, and what they print."""
     script = [sys.executable, str(Path(__file__)), json.dumps([processes, commands])]
-    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=2 * TIMEOUT)
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=TIMEOUT + 60)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr
 

@@ -4,6 +4,8 @@ import lightning_score.torchvision_guard  # noqa: F401
 
 import json
 import os
+import shutil
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,13 +16,15 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from forked import run_together
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from PIL import Image
-from subprocesses import MODULE, SHORT, call, environment_fixture, trouble  # noqa: F401
+from subprocesses import SHORT, environment_fixture, trouble  # noqa: F401
 from torch.distributed.tensor import DTensor
 
 from lightning_score import ScoreModel
+from lightning_score.cli import run
 from lightning_score.errors import InputError
 from lightning_score.networks import MLP, NCSN, DDPMpp, NCSNpp, NCSNv2, UNet
 from lightning_score.objective import SlicedScoreMatching
@@ -62,11 +66,6 @@ def count(tensors):
     return sum(sharding.local(tensor).numel() for tensor in tensors)
 
 
-def fit(variables, *options):
-    done = call(variables, sys.executable, *MODULE, *options)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def tensors(value, path=""):
     """All tensors and numbers of a checkpoint, by their paths."""
     if isinstance(value, dict | list | tuple):
@@ -95,44 +94,77 @@ def assert_same(run, other, measured=4):
     assert [r.value for r in found] == pytest.approx([r.value for r in expected], rel=1e-6)
 
 
+def broken(policy):
+    """A loss that is NaN at the seventh step of twelve."""
+    return [f"--guard.policy={policy}", "--trainer.max_steps=12", "--model.objective=faulty.Broken",
+            "--model.objective.first=7", "--model.objective.last=7"]  # fmt: skip
+
+
+LARGE = ["fit", "--config=imagenet64/edm", "--data.path=photos", "--data.shape=[3, 16, 16]", "--data.num_classes=2",
+         "--data.batch_size=2", "--model.network.channels=32", "--model.network.multipliers=[1, 2]",
+         "--model.network.attention=[8]", "--model.network.head_channels=32", "--model.network.groups=8",
+         "--model.network.blocks=1", "--model.sampler.grid.steps=3", "--evaluate.features=null", "--samples.num_samples=4",
+         "--trainer.max_steps=2", "--trainer.devices=2", "--trainer.accelerator=cpu",
+         "--trainer.val_check_interval=8"]  # fmt: skip
+RUNS = {
+    "ddp": [*FIT, "--trainer.strategy=ddp"],
+    "fsdp2": [*FIT, "--trainer.strategy=fsdp2", '--trainer.callbacks=[{"class_path": "test_sharding.Weigh"}]'],
+    "skip-ddp": [*FIT, "--trainer.strategy=ddp", *broken("skip")],
+    "skip-fsdp2": [*FIT, "--trainer.strategy=fsdp2", *broken("skip")],
+    "restore-ddp": [*FIT, "--trainer.strategy=ddp", *broken("restore")],
+    "restore-fsdp2": [*FIT, "--trainer.strategy=fsdp2", *broken("restore")],
+    "diverging": [*FIT, "--trainer.strategy=fsdp2", "--guard.policy=skip", "--model.sampler=faulty.Reckless",
+                  "--model.sampler.step_size=1.0e+6", "--model.sampler.steps=3"],
+    "large": LARGE,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The folder of a run of DDP, with the environment of all runs."""
-    folder = tmp_path_factory.mktemp("whole")
+def runs(tmp_path_factory):
+    """The folder of all runs, by one start of two processes."""
+    folder = tmp_path_factory.mktemp("runs")
+    for label in "ab":
+        (folder / "photos" / label).mkdir(parents=True)
+        for k in range(20):
+            Image.effect_noise((16, 16), 50 + k).convert("RGB").save(folder / f"photos/{label}/{k}.png")
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        mine = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-        fit({**os.environ, **mine, "OMP_NUM_THREADS": "1"}, *FIT, "--trainer.strategy=ddp")
-        return (folder / "runs/ncsn/latest").resolve()
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        codes, output = run_together(environment, 2, *([*options, f"--output={name}"] for name, options in RUNS.items()))
+    assert codes == [0, 0], output[-3000:]
+    return folder
 
 
 @pytest.mark.slow
-def test_training_is_that_of_ddp(whole, environment):
+def test_training_is_that_of_ddp(runs):
     """Also with measurements of the raw weights, for which the weights are refreshed."""
-    weigh = '--trainer.callbacks=[{"class_path": "test_sharding.Weigh"}]'
-    fit(environment, *FIT, "--trainer.strategy=fsdp2", weigh)
-    assert_same("runs/ncsn/latest", whole)
-    kept = [json.loads(Path(f"kept_{rank}.json").read_text()) for rank in range(2)]
-    weights = count(torch.load(whole / "last.ckpt", weights_only=True)["state_dict"].values())
+    assert_same(runs / "fsdp2", runs / "ddp")
+    kept = [json.loads((runs / f"kept_{rank}.json").read_text()) for rank in range(2)]
+    weights = count(torch.load(runs / "ddp/last.ckpt", weights_only=True)["state_dict"].values())
     for k, total in enumerate((weights, weights, 2 * weights)):
-        assert sum(process["training"][k] for process in kept) == pytest.approx(total, rel=0.01)  # but for buffers
+        assert sum(process["training"][k] for process in kept) == pytest.approx(total, rel=0.01)  # except for buffers
         assert all(process["training"][k] / total == pytest.approx(0.5, abs=0.02) for process in kept)
     assert all(process["validation"] == pytest.approx(weights, rel=0.01) for process in kept)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("begun", "goes_on"),
-    [("fsdp2", "fsdp2"), ("ddp", "fsdp2"), ("fsdp2", "ddp")],
-)
-def test_a_killed_run_resumes(begun, goes_on, whole, environment):
+def test_a_killed_run_resumes(runs, environment):
     """Sharded or not, before and after."""
-    killed = call(environment, sys.executable, *MODULE, *FIT, f"--trainer.strategy={begun}", trouble("kill", rank=0, step=6))
-    assert killed.returncode != 0
-    assert torch.load("runs/ncsn/latest/last.ckpt", weights_only=True)["global_step"] == 4
-    fit(environment, "fit", "--ckpt_path=last", "--name=ncsn", f"--trainer.strategy={goes_on}", "--trainer.callbacks=null",
-        "--trust=subprocesses")  # fmt: skip
-    assert_same("runs/ncsn/latest", whole)
+    resumes = {"fsdp2-fsdp2": "fsdp2", "ddp-fsdp2": "fsdp2", "fsdp2-ddp": "ddp"}
+    for begun in "fsdp2", "ddp":
+        fit = [*FIT, f"--trainer.strategy={begun}", f"--output={begun}", trouble("kill", rank=0, step=6)]
+        codes, output = run_together(environment, 2, fit)
+        assert codes[0] == -signal.SIGKILL and codes[1] != 0, output[-3000:]
+        assert torch.load(f"{begun}/last.ckpt", weights_only=True)["global_step"] == 4
+    for name in resumes:
+        shutil.copytree(name.partition("-")[0], name)
+    commands = (["fit", f"--ckpt_path={name}", f"--trainer.strategy={strategy}", "--trainer.callbacks=null",
+                 "--trust=subprocesses"] for name, strategy in resumes.items())  # fmt: skip
+    codes, output = run_together(environment, 2, *commands)
+    assert codes == [0, 0], output[-3000:]
+    for name in resumes:
+        assert_same(name, runs / "ddp")
 
 
 def slope(network, x, t):
@@ -182,50 +214,32 @@ def test_every_sharded_network_has_the_gradients_of_the_full_one(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["skip", "restore"])
-def test_a_nan_loss(policy, environment):
+def test_a_nan_loss(policy, runs):
     """Is skipped, or undone, as with unsharded weights; the saved evidence holds full weights."""
-    broken = [
-        f"--guard.policy={policy}",
-        "--model.objective=faulty.Broken",
-        "--model.objective.first=7",
-        "--model.objective.last=7",
-    ]
-    for strategy in "ddp", "fsdp2":
-        fit(environment, *FIT, f"--trainer.strategy={strategy}", f"--output={strategy}", "--trainer.max_steps=12", *broken)
-    assert_same("fsdp2", "ddp", measured=6)
-    kept, expected = (torch.load(f"{name}/broken/step_0000007.pt", weights_only=True) for name in ("fsdp2", "ddp"))
+    sharded, full = runs / f"{policy}-fsdp2", runs / f"{policy}-ddp"
+    assert_same(sharded, full, measured=6)
+    kept, expected = (torch.load(folder / "broken/step_0000007.pt", weights_only=True) for folder in (sharded, full))
     torch.testing.assert_close(kept["state_dict"], expected["state_dict"], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.slow
-def test_diverging_samples(environment):
+def test_diverging_samples(runs):
     """On the process that shows them, and on all that measure them; the saved evidence holds full weights."""
-    steps = ["--guard.policy=skip", "--model.sampler=faulty.Reckless", "--model.sampler.step_size=1.0e+6"]
-    fit(environment, *FIT, "--trainer.strategy=fsdp2", "--output=run", *steps, "--model.sampler.steps=3")
-    checkpoint = torch.load("run/last.ckpt", weights_only=True)
-    kept = torch.load("run/broken/samples_0000008.pt", weights_only=True)
+    checkpoint = torch.load(runs / "diverging/last.ckpt", weights_only=True)
+    kept = torch.load(runs / "diverging/broken/samples_0000008.pt", weights_only=True)
     assert checkpoint["global_step"] == 8
     torch.testing.assert_close(kept["state_dict"], {**kept["state_dict"], **checkpoint["state_dict"]}, rtol=0, atol=0)
 
 
 @pytest.mark.slow
-def test_the_config_for_large_networks(environment):
+def test_the_config_for_large_networks(runs, monkeypatch):
     """Two steps of eight small batches each, in bfloat16, with a small network."""
-    for label in "ab":
-        Path("photos", label).mkdir(parents=True)
-        for k in range(20):
-            Image.effect_noise((16, 16), 50 + k).convert("RGB").save(f"photos/{label}/{k}.png")
-    small = ["--data.path=photos", "--data.shape=[3, 16, 16]", "--data.num_classes=2", "--data.batch_size=2",
-             "--model.network.channels=32", "--model.network.multipliers=[1, 2]", "--model.network.attention=[8]",
-             "--model.network.head_channels=32", "--model.network.groups=8", "--model.network.blocks=1",
-             "--model.sampler.grid.steps=3", "--evaluate.features=null", "--samples.num_samples=4", "--trainer.max_steps=2",
-             "--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.val_check_interval=8"]  # fmt: skip
-    fit(environment, "fit", "--config=imagenet64/edm", *small)
-    checkpoint = torch.load("runs/edm/latest/last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 2 and len(list(Path("runs/edm/latest/samples").glob("*.png"))) > 0
+    monkeypatch.chdir(runs)
+    checkpoint = torch.load("large/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2 and len(list(Path("large/samples").glob("*.png"))) > 0
     assert {tensor.dtype for tensor in checkpoint["state_dict"].values() if tensor.is_floating_point()} == {torch.float32}
-    fit(environment, "predict", "--ckpt_path=runs/edm/latest/last.ckpt", "--num_samples=3", "--output=drawn",
-        "--trainer.devices=1", "--trainer.accelerator=cpu")  # fmt: skip
+    draw = ["predict", "--ckpt_path=large/last.ckpt", "--num_samples=3", "--output=drawn", "--trainer.devices=1"]
+    assert run([*draw, "--trainer.accelerator=cpu"]) == 0
     assert np.load("drawn/samples.npz")["images"].shape == (3, 16, 16, 3)
 
 
