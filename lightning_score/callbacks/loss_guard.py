@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_score.callbacks.base import find_callback, writes_files
 from lightning_score.callbacks.policies import POLICIES
 from lightning_score.errors import Unmeasurable, require
-from lightning_score.files import tolerating_full_disk
+from lightning_score.files import replacing, tolerating_full_disk
 from lightning_score.sampling.diverged import Diverged
 from lightning_score.score.function import ScoreWrapper
 from lightning_score.seeds import random_state, restore_random_state, seeded
@@ -202,9 +202,8 @@ def _save_evidence(trainer: Trainer, pl_module: ScoreModel, evidence: dict[str, 
     if not writes_files(trainer):
         return ""
     file = Path(trainer.default_root_dir) / "broken" / f"{name}.pt"
-    with tolerating_full_disk(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({**evidence, "state_dict": full_state_dict(pl_module)}, file)
+    with tolerating_full_disk(file), replacing(file) as temporary:
+        torch.save({**evidence, "state_dict": full_state_dict(pl_module)}, temporary)
     return f" (saved: {file})"
 
 

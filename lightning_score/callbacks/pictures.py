@@ -183,7 +183,6 @@ def publish(trainer: Trainer, key: str, picture: Image.Image, caption: str) -> P
     step = trainer.global_step
     path = Path(trainer.default_root_dir) / key / f"step_{step:07d}.png"
     with tolerating_full_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_picture(picture, path, caption)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):

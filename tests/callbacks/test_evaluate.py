@@ -53,6 +53,11 @@ class ToFloat(nn.Module):
         return x.float()
 
 
+def four_features(pooling=nn.AvgPool2d):
+    """The mean, or another statistic, of each quarter of a digit: quick to compare."""
+    return ModuleFeatures(nn.Sequential(ToFloat(), pooling(4)), 4)
+
+
 class TestRecords:
     def record(self, **changes):
         values = {
@@ -113,21 +118,21 @@ class TestReference:
         return calls
 
     def get(self, n=100, data_hash="d", features=None):
-        return reference_statistics(data_hash, Digits().reference, features or DigitFeatures(), n)
+        return reference_statistics(data_hash, Digits().reference, features or four_features(), n)
 
     def test_statistics_and_floor(self):
-        found, features = self.get(), DigitFeatures()(Digits().reference()).features
+        found, features = self.get(features=DigitFeatures()), DigitFeatures()(Digits().reference()).features
         assert frechet_distance(found.statistics, fit(features)) < 1e-6 and found.statistics.n == 1797
         order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
         torch.testing.assert_close(found.kept, features[order], rtol=1e-4, atol=1e-5)
         for n in (100, 5000):
-            found = self.get(n=n)
+            found = self.get(n=n, features=DigitFeatures())
             assert found.floor_n == n and found.floor == pytest.approx(real_floor(features, n), rel=0.1)
 
     @pytest.mark.parametrize("n", [100, 800])
     def test_a_floor_where_not_all_features_are_kept(self, n, monkeypatch, cache):
         monkeypatch.setattr(reference_module, "KEPT", 300)
-        found = self.get(n=n)
+        found = self.get(n=n, features=DigitFeatures())
         features = DigitFeatures()(Digits().reference()).features
         assert len(found.kept) == 300 and found.floor_n == n
         assert found.floor == pytest.approx(real_floor(features, n), rel=0.15)
@@ -144,8 +149,8 @@ class TestReference:
 
     def test_other_code_with_the_same_weights_has_another_reference(self, counted):
         """The fingerprint covers name and weights, but a user's code may have changed."""
-        for module in (nn.AvgPool2d(2), nn.MaxPool2d(2)):
-            features = ModuleFeatures(nn.Sequential(ToFloat(), module), 16)
+        for pooling in (nn.AvgPool2d, nn.MaxPool2d):
+            features = four_features(pooling)
             for _ in range(2):
                 found = self.get(features=features)
             assert frechet_distance(found.statistics, fit(features(Digits().reference()).features)) < 1e-6
@@ -232,8 +237,9 @@ class TestTest:
         assert "other.npz: has 3 features, but digits has 64" in capsys.readouterr().err
 
     @pytest.mark.faults("evaluations interrupted")
-    def test_an_interrupted_evaluation_resumes(self, checkpoint, monkeypatch, capsys, cache):
+    def test_an_interrupted_evaluation_resumes(self, checkpoint, monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sampling_pass, "SAVE_EVERY", 0.0)
+        monkeypatch.setattr(sampling_pass, "cache_folder", lambda: tmp_path)
         options = ["--evaluate.batch_size=10"]
         whole, _ = measure(checkpoint, "whole", *options)
         draw, drawn = ScoreModel.draw, []
@@ -252,7 +258,7 @@ class TestTest:
         assert "resumes after 40 samples" in capsys.readouterr().out
         for name, value in whole.items():
             assert found[name] == pytest.approx(value, rel=1e-9) or name == "sampling_seconds", name
-        assert not list(cache.rglob("*.pt"))
+        assert not list(tmp_path.glob("evaluations/*"))
 
     def test_an_interrupted_pass_is_of_one_model_and_precision(self):
         """Everything that changes the samples changes the file name, also what is not in the weights."""
@@ -273,7 +279,7 @@ class TestTest:
 
     def test_features_are_computed_while_the_next_samples_are_drawn(self, checkpoint, monkeypatch):
         """As on a GPU, with the same results."""
-        alone, _ = measure(checkpoint, "alone", "--evaluate.batch_size=9")
+        alone, _ = measure(checkpoint, "alone", "--evaluate.batch_size=30")
         init = sampling_pass.SamplingPass.__init__
 
         def overlapping(self, *arguments, **options):
@@ -281,7 +287,7 @@ class TestTest:
             self.overlapping = True
 
         monkeypatch.setattr(sampling_pass.SamplingPass, "__init__", overlapping)
-        both, _ = measure(checkpoint, "both", "--evaluate.batch_size=9")
+        both, _ = measure(checkpoint, "both", "--evaluate.batch_size=30")
         assert all(both[name] == pytest.approx(alone[name], rel=1e-9) for name in alone if name != "sampling_seconds")
 
     def test_diverged_samples_are_an_error(self, checkpoint, capsys):
