@@ -8,7 +8,7 @@ from lightning_score.commands.parser import Parser
 from lightning_score.errors import InputError, require
 from lightning_score.files import replace_text
 from lightning_score.report import page
-from lightning_score.report.server import server
+from lightning_score.report.server import HOST, server
 
 
 def report(arguments: Arguments) -> None:
@@ -25,14 +25,14 @@ def report(arguments: Arguments) -> None:
         from lightning_score.report.on_wandb import publish
 
         print(f"on W&B: {publish(options.wandb, options.kind)}")
-        return None
+        return
     root = Path(options.runs)
     require(root.is_dir(), f"{root}: there is no such folder; give the folder of all runs, as in `report runs`")
     title = options.title or f"{root.resolve().name}: score-based models"
     if options.serve:
         return _serve(root, title, options.port, options.open)
     require(options.size > 0, f"--size {options.size}: must be above 0, in MB, as in 10")
-    file = Path(options.output) if options.output else root / "report.html"
+    file = Path(options.output or root / "report.html")
     text = page.render_page(root, title, int(options.size * 1e6))
     try:
         replace_text(file, text)
@@ -41,13 +41,12 @@ def report(arguments: Arguments) -> None:
     print(f"written: {file} ({len(text.encode()) / 1e6:.1f} MB); any browser opens it, also offline")
     if options.open:
         webbrowser.open(file.absolute().as_uri())
-    return None
 
 
 def _serve(root: Path, title: str, port: int, show: bool) -> None:
     require(0 <= port < 65536, f"--port {port}: must be between 0 and 65535")
     with server(root, title, port) as serving:
-        address = f"http://{serving.server_address[0]}:{serving.server_address[1]}/"
+        address = f"http://{HOST}:{serving.server_port}/"
         print(f"serving {root} at {address}, for this machine only; Ctrl-C stops it", flush=True)
         if show:
             webbrowser.open(address)
@@ -60,18 +59,14 @@ def _parser() -> Parser:
         description="Writes a page that compares all runs: a table of runs, Frechet distances, losses per noise level, "
         "pictures, Langevin dynamics and sweeps.",
     )
-    parser.add_argument("runs", type=str, nargs="?", default="runs", help="Folder of all runs.")
-    parser.add_argument("--output", type=str, help="File of the page, which is overwritten; RUNS/report.html by default.")
-    parser.add_argument(
-        "--serve", action="store_true", help="Serve the page on loopback instead, and update it during training."
-    )
-    parser.add_argument("--port", type=int, default=8787, help="Port of --serve; 0: any free port.")
-    parser.add_argument("--open", action="store_true", help="Open the page in the browser.")
-    parser.add_argument(
-        "--size", type=float, default=10.0, help="Maximal size of the page in MB; pictures that do not fit are left out."
-    )
-    panels = "Create the same panels on W&B instead, for ENTITY/PROJECT."
-    parser.add_argument("--wandb", type=str, help=panels)
-    parser.add_argument("--kind", choices=["workspace", "report"], default="workspace", help="What --wandb creates.")
-    parser.add_argument("--title", type=str, help="Heading of the page.")
+    add = parser.add_argument
+    add("runs", type=str, nargs="?", default="runs", help="Folder of all runs.")
+    add("--output", type=str, help="File of the page, which is overwritten; RUNS/report.html by default.")
+    add("--serve", action="store_true", help="Serve the page on loopback instead, and update it during training.")
+    add("--port", type=int, default=8787, help="Port of --serve; 0: any free port.")
+    add("--open", action="store_true", help="Open the page in the browser.")
+    add("--size", type=float, default=10.0, help="Maximal size of the page in MB; pictures that do not fit are left out.")
+    add("--wandb", type=str, help="Create the same panels on W&B instead, for ENTITY/PROJECT.")
+    add("--kind", choices=["workspace", "report"], default="workspace", help="What --wandb creates.")
+    add("--title", type=str, help="Heading of the page.")
     return parser

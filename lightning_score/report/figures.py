@@ -8,10 +8,12 @@ import html
 import math
 import re
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
-from lightning_score.report.reading import Curve, Run
+from lightning_score.report.reading import Curve, Run, as_number
 from lightning_score.runs.records import Record, by_axis, floor_name
 from lightning_score.sweep.charts import log_ticks
 
@@ -46,41 +48,40 @@ def axis(title: str = "", **more: Any) -> dict[str, Any]:
     return {"title": {"text": text(title)}, **more}
 
 
-def rounded(values: Iterable[float]) -> list[float | None]:
-    """Values with five digits; NaN and infinity become gaps."""
-    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
+def rounded(values: Iterable[Any]) -> list[float | None]:
+    """Values with five digits; NaN, infinity and what is not a number become gaps."""
+    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in map(as_number, values)]
+
+
+def evenly(n: int, most: int) -> list[int]:
+    """At most `most` of n indices, evenly spaced, including the first and the last."""
+    return list(range(n)) if n <= most else [round(i * (n - 1) / (most - 1)) for i in range(most)]
 
 
 def thinned(curve: Curve, most: int = MOST) -> Curve:
     """A curve with at most `most` points, evenly spaced, including the first and the last."""
-    n = len(curve.steps)
-    if n <= most:
-        return curve
-    kept = [round(i * (n - 1) / (most - 1)) for i in range(most)]
-    return Curve(*([column[i] for i in kept] for column in curve))
+    kept = evenly(len(curve.steps), most)
+    return Curve([curve.steps[i] for i in kept], [curve.times[i] for i in kept], [curve.values[i] for i in kept])
 
 
-def by_axis_of_runs(runs: Sequence[Run]) -> dict[tuple[Any, ...], list[tuple[int, Record]]]:
-    """Records of all runs that may share an axis, with the run's number; FID first, then the most frequent."""
+def measures(runs: Sequence[Run]) -> dict[str, list[tuple[int, Record]]]:
+    """Records of all runs that may share an axis, with the run's number, by the axis's name; FID first, then the most
+    frequent. The name is the metric and, if several axes have this metric, what differs.
+    """
     numbers = {id(record): i for i, run in enumerate(runs) for record in run.records}
     groups = by_axis(record for run in runs for record in run.records)
-    named = {axis: [(numbers[id(record)], record) for record in records] for axis, records in groups.items()}
-    return dict(sorted(named.items(), key=lambda item: (not item[0][0].startswith("fid"), -len(item[1]), str(item[0]))))
+    axes = sorted(groups, key=lambda axis: (not axis[0].startswith("fid"), -len(groups[axis]), str(axis)))
+    return {_name_of_axis(axis, axes): [(numbers[id(record)], record) for record in groups[axis]] for axis in axes}
 
 
-def axis_labels(axes: Iterable[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
-    """A name for each axis: its metric and, if several axes have this metric, what differs."""
-    axes = list(axes)
-    labels: dict[tuple[Any, ...], str] = {}
-    for axis in axes:
-        metric, n, features, resize, data, split, shape = axis
-        rivals = [other for other in axes if other[0] == metric]
-        parts = {"n": n, "features": features[:6], "resize": resize, "data": data[:6], "split": split,
-                 "shape": "x".join(map(str, shape))}  # fmt: skip
-        telling = [f"{name} {part}" for place, (name, part) in enumerate(parts.items(), start=1)
-                   if len({other[place] for other in rivals}) > 1]  # fmt: skip
-        labels[axis] = ", ".join([metric, *telling])
-    return labels
+def _name_of_axis(axis: tuple[Any, ...], axes: Iterable[tuple[Any, ...]]) -> str:
+    metric, n, features, resize, data, split, shape = axis
+    parts = {"n": n, "features": features[:6], "resize": resize, "data": data[:6], "split": split,
+             "shape": "x".join(map(str, shape))}  # fmt: skip
+    rivals = [other for other in axes if other[0] == metric]
+    telling = [f"{name} {part}" for i, (name, part) in enumerate(parts.items(), start=1)
+               if len({other[i] for other in rivals}) > 1]  # fmt: skip
+    return ", ".join([metric, *telling])
 
 
 def line_kind(record: Record) -> str:
@@ -88,38 +89,47 @@ def line_kind(record: Record) -> str:
     return ", ".join(["raw weights"] * (record.weights != "ema") + ["not denoised"] * (not record.denoised))
 
 
+def _line(i: int, run: Run, curve: Curve, kind: str = "", **style: Any) -> dict[str, Any]:
+    """A line of a run over training steps, with the run's number and the hours in `meta`."""
+    start = run.started
+    return {
+        "x": curve.steps, "y": rounded(curve.values), "mode": "lines+markers", "line": {"color": color(run), **style},
+        "name": text(f"{run.name} {kind}".strip()),
+        "hovertemplate": "%{y:.4g}, step %{x}<extra>%{fullData.name}</extra>",
+        "meta": {"run": i, "hours": rounded((when - start) / 3600 for when in curve.times)},
+    }  # fmt: skip
+
+
 def measurements(runs: Sequence[Run], records: Sequence[tuple[int, Record]], label: str) -> dict[str, Any]:
     """A measurement over training with two standard errors, a line per run and kind, and the latest floor of each kind."""
-    traces: list[dict[str, Any]] = []
-    lines: dict[tuple[int, str], list[Record]] = {}
+    lines: dict[tuple[int, str], list[Record]] = defaultdict(list)
     for i, record in records:
-        lines.setdefault((i, line_kind(record)), []).append(record)
+        lines[i, line_kind(record)].append(record)
+    traces = []
     for (i, kind), members in lines.items():
-        members = sorted(members, key=lambda record: record.step)
-        hours = runs[i].hours([_seconds(record.time) for record in members])
-        errors = rounded(2 * record.error if isinstance(record.error, (int, float)) else 0.0 for record in members)
-        traces.append({
-            "x": [record.step for record in members],
-            "y": rounded(record.value for record in members),
+        members.sort(key=lambda record: record.step)
+        times, values = [_seconds(record.time) for record in members], [record.value for record in members]
+        curve = Curve([record.step for record in members], times, values)
+        errors = rounded(2 * as_number(record.error, 0.0) for record in members)
+        traces.append(_line(i, runs[i], curve, kind, dash="dot" if kind else "solid") | {
             "error_y": {"type": "data", "array": errors, "thickness": 1},
-            "mode": "lines+markers",
-            "line": {"color": color(runs[i]), "dash": "dot" if kind else "solid"},
-            "name": text(f"{runs[i].name} {kind}".strip()),
             "customdata": [[record.n, record.nfe] for record in members],
             "hovertemplate": "%{y:.4g}, step %{x}, n %{customdata[0]}, NFE %{customdata[1]}<extra>%{fullData.name}</extra>",
-            "meta": {"run": i, "hours": rounded(hours)},
         })  # fmt: skip
-    floors = {str(r.floor_kind): r.floor for _, r in sorted(records, key=_time) if isinstance(r.floor, (int, float))}
-    for kind, floor in floors.items():
-        steps = [record.step for _, record in records]
-        hours = [hour for trace in traces for hour in trace["meta"]["hours"] if hour is not None]
-        traces.append(horizontal_line(steps, floor, floor_name(kind), [min(hours, default=0), max(hours, default=0)]))
-    values = [record.value for _, record in records if math.isfinite(record.value)] + list(floors.values())
-    return figure_of(traces, yaxis=axis(label, **scale(values)), xaxis=axis("training steps"))
+    by_time = sorted((record for _, record in records), key=lambda record: str(record.time))
+    steps = [record.step for record in by_time]
+    hours = [hour for trace in traces for hour in trace["meta"]["hours"] if hour is not None]
+    ends = [min(hours, default=0), max(hours, default=0)]
+    floors = {str(record.floor_kind): as_number(record.floor) for record in by_time if as_number(record.floor) < math.inf}
+    traces += [horizontal_line(steps, floor, floor_name(kind), ends) for kind, floor in floors.items()]
+    return _over_training(traces, label)
 
 
-def _time(entry: tuple[int, Record]) -> str:
-    return str(entry[1].time)
+def _over_training(traces: list[dict[str, Any]], label: str) -> dict[str, Any]:
+    """Lines over training steps; where values are far apart on a logarithmic axis with plain numbers at its ticks."""
+    ticks = log_ticks([value for trace in traces for value in trace["y"] if value is not None])
+    log = {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]} if ticks else {}
+    return figure_of(traces, yaxis=axis(label, **log), xaxis=axis("training steps"))
 
 
 def horizontal_line(x: Sequence[float], value: float, name: str, hours: list[float]) -> dict[str, Any]:
@@ -130,18 +140,11 @@ def horizontal_line(x: Sequence[float], value: float, name: str, hours: list[flo
     }  # fmt: skip
 
 
-def scale(values: Sequence[float]) -> dict[str, Any]:
-    """A logarithmic axis with plain numbers at its ticks, where values are far apart."""
-    ticks = log_ticks(values)
-    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]} if ticks else {}
-
-
 def _seconds(stamp: Any) -> float:
     """Seconds since 1970 of a record's time in UTC."""
-    try:
+    with suppress(ValueError):
         return float(calendar.timegm(time.strptime(str(stamp), "%Y-%m-%dT%H:%M:%SZ")))
-    except ValueError:
-        return math.nan
+    return math.nan
 
 
 def metrics(runs: Sequence[Run]) -> list[str]:
@@ -153,37 +156,25 @@ def metrics(runs: Sequence[Run]) -> list[str]:
 
 def curves(runs: Sequence[Run], name: str) -> dict[str, Any]:
     """A metric over training, a line per run."""
-    traces: list[dict[str, Any]] = []
-    values: list[float] = []
+    traces = []
     for i, run in enumerate(runs):
-        if name not in run.curves:
-            continue
-        curve = thinned(run.curves[name], FEW if len(runs) > 30 else MOST)
-        values += [value for value in curve.values if math.isfinite(value)]
-        traces.append({
-            "x": curve.steps, "y": rounded(curve.values), "mode": "lines" if len(curve.steps) > 30 else "lines+markers",
-            "line": {"color": color(run), "width": 1.5}, "name": text(run.name),
-            "hovertemplate": "%{y:.4g}, step %{x}<extra>%{fullData.name}</extra>",
-            "meta": {"run": i, "hours": rounded(run.hours(curve.times))},
-        })  # fmt: skip
-    return figure_of(traces, yaxis=axis(name, **scale(values)), xaxis=axis("training steps"))
+        if name in run.curves:
+            curve = thinned(run.curves[name], FEW if len(runs) > 30 else MOST)
+            mode = "lines" if len(curve.steps) > 30 else "lines+markers"
+            traces.append(_line(i, run, curve, width=1.5) | {"mode": mode})
+    return _over_training(traces, name)
 
 
 def levels(run: Run) -> dict[str, dict[str, Any]]:
     """Heat maps of loss and excess loss per noise level over training, by their names."""
-    found: dict[tuple[str, str], dict[str, Curve]] = {}
+    found: dict[str, dict[str, Curve]] = defaultdict(dict)
     for name, curve in run.curves.items():
-        match = LEVEL.match(name)
-        if match:
-            found.setdefault((match[1], match[2]), {})[match[3]] = thinned(curve, FEW)
-    named = {}
-    for (quantity, split), rows in sorted(found.items()):
-        title = f"{'excess loss' if quantity == 'excess_loss' else 'loss'}, {split.replace('_', ' ')} data"
-        named[title] = _heat(rows, excess=quantity == "excess_loss", title=title)
-    return named
+        if match := LEVEL.match(name):
+            found[f"{match[1]}, {match[2]} data".replace("_", " ")][match[3]] = thinned(curve, FEW)
+    return {title: _heat(rows, title) for title, rows in sorted(found.items())}
 
 
-def _heat(rows: dict[str, Curve], excess: bool, title: str) -> dict[str, Any]:
+def _heat(rows: dict[str, Curve], title: str) -> dict[str, Any]:
     """Noise levels over training steps; colors are in asinh if losses are far apart."""
     sigmas = sorted(rows, key=float)
     steps = sorted({step for curve in rows.values() for step in curve.steps})
@@ -193,23 +184,24 @@ def _heat(rows: dict[str, Curve], excess: bool, title: str) -> dict[str, Any]:
         z.append([at.get(step) for step in steps])
     known = sorted(value for row in z for value in row if value is not None) or [0.0, 1.0]
     largest = max(abs(known[0]), abs(known[-1]))
-    wide = largest > 3
+    scaled = math.asinh if largest > 3 else float
     ticks = [0, *(sign * 10**k for k in range(7) for sign in (-1, 1) if known[0] <= sign * 10**k <= known[-1])]
-    bar = {"tickvals": [math.asinh(tick) for tick in ticks], "ticktext": [f"{tick:g}" for tick in ticks]} if wide else {}
-    limit = math.asinh(largest) if wide else largest
-    scale = {"colorscale": "RdBu", "zmid": 0, "zmin": -limit, "zmax": limit}
+    bar = {"tickvals": [math.asinh(tick) for tick in ticks], "ticktext": [f"{tick:g}" for tick in ticks]}
+    diverging = {"colorscale": "RdBu", "zmid": 0, "zmin": -scaled(largest), "zmax": scaled(largest)}
     heat = {
         "type": "heatmap", "x": [str(step) for step in steps], "y": sigmas, "customdata": z,
-        "z": [[None if value is None else round(math.asinh(value) if wide else value, 4) for value in row] for row in z],
-        "colorbar": {"title": {"text": "nats"}, **bar}, **(scale if excess else {"colorscale": "Viridis"}),
+        "z": [[None if value is None else round(scaled(value), 4) for value in row] for row in z],
+        "colorbar": {"title": {"text": "nats"}, **(bar if largest > 3 else {})},
         "hovertemplate": "%{customdata:.4g} at sigma %{y}, step %{x}<extra></extra>",
+        **(diverging if title.startswith("excess") else {"colorscale": "Viridis"}),
     }  # fmt: skip
-    return figure_of(
-        [heat],
-        xaxis=axis("training steps", type="category"),
-        yaxis=axis("noise level sigma/alpha", type="category"),
-        title={"text": text(title), "font": {"size": 14}},
-    )
+    return heat_map(heat, "training steps", "noise level sigma/alpha", title)
+
+
+def heat_map(heat: dict[str, Any], across: str, up: str, title: str) -> dict[str, Any]:
+    """A figure of a heat map over categories."""
+    xaxis, yaxis = axis(across, type="category"), axis(up, type="category")
+    return figure_of([heat], xaxis=xaxis, yaxis=yaxis, title={"text": text(title), "font": {"size": 14}})
 
 
 PANELS = (
@@ -225,24 +217,23 @@ PANELS = (
 
 def langevin(entries: dict[str, Any]) -> dict[str, Any]:
     """Langevin dynamics at each noise level: step size, signal-to-noise ratio, norms and variance ratio."""
-    traces, layout, titles = [], {}, []
+    grid = {"rows": 2, "columns": 2, "pattern": "independent", "xgap": 4 / 27, "ygap": 1 / 3}
+    layout: dict[str, Any] = {"grid": grid, "annotations": [], "height": 620}
+    traces = []
+    log: dict[str, Any] = {"type": "log", "exponentformat": "power", "dtick": 1}
     for i, (title, lines) in enumerate(PANELS):
-        number = "" if i == 0 else str(i + 1)
-        left, bottom = 0.54 * (i % 2), 0.6 * (i < 2)
-        log = {"type": "log", "exponentformat": "power", "dtick": 1}
-        layout[f"xaxis{number}"] = axis("noise level sigma/alpha" if i > 1 else "", autorange="reversed",
-                                        domain=[left, left + 0.46], anchor=f"y{number}", **log)  # fmt: skip
-        layout[f"yaxis{number}"] = axis(domain=[bottom, bottom + 0.4], anchor=f"x{number}", **(log if i in (0, 2) else {}))
-        place = {"xref": "paper", "yref": "paper", "x": left + 0.23, "y": bottom + 0.42, "yanchor": "bottom"}
-        titles.append({"text": title, "showarrow": False, **place})
+        number = str(i + 1) if i else ""
+        layout[f"xaxis{number}"] = axis("noise level sigma/alpha" if i > 1 else "", autorange="reversed", **log)
+        layout[f"yaxis{number}"] = axis(**(log if i in (0, 2) else {}))
+        place = {"xref": f"x{number} domain", "yref": f"y{number} domain", "x": 0.5, "y": 1.05, "yanchor": "bottom",
+                 "xanchor": "right" if i % 2 else "left"}  # fmt: skip
+        layout["annotations"].append({"text": title, "showarrow": False, **place})
         for field, name, shade in lines:
-            values = entries.get(field)
-            if isinstance(values, list):
+            if isinstance(entries.get(field), list):
                 traces.append({
-                    "x": rounded(entries["sigma"]), "y": rounded(math.nan if value is None else value for value in values),
-                    "name": name, "mode": "lines+markers", "marker": {"size": 4},
-                    "xaxis": f"x{number}", "yaxis": f"y{number}",
+                    "x": rounded(entries["sigma"]), "y": rounded(entries[field]), "xaxis": f"x{number}",
+                    "yaxis": f"y{number}", "name": name, "mode": "lines+markers", "marker": {"size": 4},
                     "line": {"color": shade, "dash": "dash" if shade == "gray" else "solid"},
                     "hovertemplate": "%{y:.4g} at sigma %{x:.4g}<extra>%{fullData.name}</extra>",
                 })  # fmt: skip
-    return figure_of(traces, annotations=titles, height=620, **layout)
+    return figure_of(traces, **layout)

@@ -1,23 +1,18 @@
 """The same panels on W&B, as a workspace or a report of a project."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import islice
+from typing import Any
 
-from lightning_score.errors import InputError, require
+from lightning_score.errors import InputError, one_line, require
 
 STEP = "trainer/global_step"
 PICTURES = ["samples", "progress", "langevin", "loss_per_sigma", "score", "neighbors"]
 """Names of pictures for a project without pictures."""
 LOOKED_AT = 100
 """Number of the newest runs whose metrics, pictures and sweeps get panels."""
-
-
-class Project(NamedTuple):
-    """The names of Frechet distances, of pictures, and of varied parameters in a project."""
-
-    distances: list[str]
-    pictures: list[str]
-    varied: list[str]
 
 
 def publish(path: str, kind: str) -> str:
@@ -33,94 +28,82 @@ def publish(path: str, kind: str) -> str:
     require(path.count("/") == 1 and all(path.split("/")), f"--wandb {path}: must be ENTITY/PROJECT")
     import wandb
 
-    require(
-        wandb.setup().settings.mode != "disabled" and bool(wandb.login(prompt=False, verify=False)),
-        "--wandb: needs an account and its API key, by `wandb login` or in WANDB_API_KEY; without --wandb, `report` "
-        "writes a page",
-    )
+    has_account = wandb.setup().settings.mode != "disabled" and wandb.login(prompt=False, verify=False)
+    require(bool(has_account), "--wandb: needs an account and its API key; run `wandb login`, or set WANDB_API_KEY")
     entity, project = path.split("/")
     try:
-        found = _read_project(entity, project)
-        made = (_workspace if kind == "workspace" else _report)(entity, project, _sections(found))
+        sections = _sections(*_read_project(entity, project))
+        made = (_workspace if kind == "workspace" else _report)(entity, project, sections)
         made.save()
         return made.url
     except Exception as error:  # from the server, the network or W&B
-        raise InputError(f"--wandb {path}: cannot be created ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(f"--wandb {path}: cannot be created ({one_line(error, 200)})") from error
 
 
-def _read_project(entity: str, project: str) -> Project:
-    """Reads the newest runs."""
+def _read_project(entity: str, project: str) -> tuple[list[str], list[str], list[str]]:
+    """The names of Frechet distances, of pictures, and of varied parameters in the newest runs of a project."""
     import wandb
 
     api = wandb.Api()
     distances, pictures, varied = set(), set(), set()
-    for i, run in enumerate(api.runs(f"{entity}/{project}", order="-created_at", per_page=LOOKED_AT)):
-        if i == LOOKED_AT:
-            break
+    for run in islice(api.runs(f"{entity}/{project}", order="-created_at", per_page=LOOKED_AT), LOOKED_AT):
         summary = dict(run.summary)
         distances |= {name for name in summary if f"{name}_n" in summary}
-        pictures |= {name for name, value in summary.items() if _is_picture(value)}
+        pictures |= {name for name, value in summary.items()
+                     if isinstance(value, Mapping) and str(value.get("_type", "")).startswith("image")}  # fmt: skip
         if run.sweep_name:
-            names = _varied(api, f"{entity}/{project}/{run.sweep_name}")
-            varied |= {_place(run.config, name) for name in names}
-    return Project(sorted(distances), sorted(pictures) or PICTURES, sorted(varied))
+            parameters = api.sweep(f"{entity}/{project}/{run.sweep_name}").config.get("parameters", {})
+            places = _places(run.config)
+            varied |= {places.get(name, name) for name, entry in parameters.items()
+                       if "value" not in entry and len(entry.get("values", "ab")) > 1}  # fmt: skip
+    return sorted(distances), sorted(pictures) or PICTURES, sorted(varied)
 
 
-def _is_picture(value: Any) -> bool:
-    return isinstance(value, Mapping) and str(value.get("_type", "")).startswith("image")
+def _places(config: Mapping[str, Any]) -> dict[str, str]:
+    """The paths in the nested config of a run, by option: `model.sampler.steps` is `model.sampler.init_args.steps`."""
+    paths = sorted(_paths(config), key=len)  # the nested path after an agent's option, which is one key
+    return {re.sub(r"\.(init_args|class_path)(?=\.|$)", "", path): path for path in paths}
 
 
-def _varied(api: Any, path: str) -> list[str]:
-    """The parameters of a sweep with more than one value."""
-    parameters = api.sweep(path).config.get("parameters", {})
-    return [name for name, entry in parameters.items() if "value" not in entry and len(entry.get("values", "ab")) > 1]
+def _paths(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in config.items():
+        yield from _paths(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [f"{prefix}{name}"]
 
 
-def _place(config: Mapping[str, Any], name: str) -> str:
-    """The path of an option in the nested config of a run: `model.sampler.steps` is `model.sampler.init_args.steps`."""
-    found: Any = config
-    path: list[str] = []
-    for part in name.split("."):
-        if isinstance(found, Mapping) and part not in found and isinstance(found.get("init_args"), Mapping):
-            path, found = [*path, "init_args"], found["init_args"]
-        if not isinstance(found, Mapping) or part not in found:
-            return name
-        path, found = [*path, part], found[part]
-    return ".".join([*path, "class_path"] if isinstance(found, Mapping) and "class_path" in found else path)
+def _sections(distances: list[str], pictures: list[str], varied: list[str]) -> list[tuple[str, list[Any]]]:
+    """The panels with their headings, for names that the runs have logged."""
+    import wandb_workspaces.reports.v2.interface as wr
 
-
-def _sections(found: Project) -> list[tuple[str, list[Any]]]:
-    """The panels, by their headings."""
-    import wandb_workspaces.reports.v2 as wr
-
-    training = [name for name in found.distances if name.startswith("val/")]
-    after = [name for name in found.distances if name.startswith("test/")]
-    distances = [
-        wr.LinePlot(title=name, x=STEP, y=[name, f"{name}_floor"], log_y=True, title_x="training steps") for name in training
-    ] or [wr.LinePlot(title="Frechet distance", x=STEP, metric_regex=r"val/fid_.*", log_y=True, title_x="training steps")]
-    distances += [wr.ScalarChart(title=f"best {name}", metric=wr.SummaryMetric(f"best/{name}")) for name in training]
-    losses = [wr.LinePlot(title=name, x=STEP, y=[name], title_x="training steps") for name in ("train/loss", "val/loss")]
+    plot = partial(wr.LinePlot, x=STEP, title_x="training steps")
+    training = [name for name in distances if name.startswith("val/")]
+    after = [name for name in distances if name.startswith("test/")]
+    measures: list[Any] = [plot(title=name, y=[name, f"{name}_floor"], log_y=True) for name in training]
+    measures = measures or [plot(title="Frechet distance", metric_regex=r"val/fid_.*", log_y=True)]
+    measures += [wr.ScalarChart(title=f"best {name}", metric=wr.SummaryMetric(f"best/{name}")) for name in training]
     levels = [
-        wr.LinePlot(title=f"{what}, {split.replace('_', ' ')} data, per noise level", x=STEP, title_x="training steps",
-                    metric_regex=rf"val/{name}_{split}/.*")
-        for name, what in (("excess_loss", "excess loss"), ("loss", "loss")) for split in ("held_out", "train")
+        plot(title=f"{loss}, {split} data, per noise level".replace("_", " "), metric_regex=rf"val/{loss}_{split}/.*")
+        for loss in ("excess_loss", "loss") for split in ("held_out", "train")
     ]  # fmt: skip
-    health = [wr.LinePlot(title=name, x=STEP, y=[f"val/{name}"], title_x="training steps")
-              for name in ("langevin_variance_ratio", "langevin_snr")]  # fmt: skip
-    pictures = [wr.MediaBrowser(title=name, media_keys=[name], num_columns=3) for name in found.pictures]
-    sections = [("Distance to the data", distances), ("Pictures", pictures), ("Loss", losses),
-                ("Loss per noise level", levels), ("Langevin dynamics", health)]  # fmt: skip
+    health = ("langevin_variance_ratio", "langevin_snr")
     sweeps: list[Any] = []
     for metric in [*after, *training]:
-        axes = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(name)) for name in found.varied]
-        last = wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(metric), log=True)
-        sweeps += [wr.ParallelCoordinatesPlot(title=metric, columns=[*axes, last])] if axes else []
-        nfe = wr.SummaryMetric(f"{metric.partition('/')[0]}/nfe")
-        sweeps.append(
-            wr.ScatterPlot(title=f"{metric} and network evaluations", x=nfe, y=wr.SummaryMetric(metric), log_y=True)
-        )
-        sweeps += [wr.ParameterImportancePlot(with_respect_to=metric)] if axes else []
-    return [*sections, ("Sweeps", [*sweeps, wr.RunComparer(diff_only="split")])]
+        value, nfe = wr.SummaryMetric(metric), wr.SummaryMetric(f"{metric.partition('/')[0]}/nfe")
+        axes = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(name)) for name in varied]
+        axes += [wr.ParallelCoordinatesPlotColumn(metric=value, log=True)]
+        panels = [
+            wr.ParallelCoordinatesPlot(title=metric, columns=axes),
+            wr.ScatterPlot(title=f"{metric} and network evaluations", x=nfe, y=value, log_y=True),
+            wr.ParameterImportancePlot(with_respect_to=metric),
+        ]
+        sweeps += panels if varied else panels[1:2]
+    return [
+        ("Distance to the data", measures),
+        ("Pictures", [wr.MediaBrowser(title=name, media_keys=[name], num_columns=3) for name in pictures]),
+        ("Loss", [plot(title=name, y=[name]) for name in ("train/loss", "val/loss")]),
+        ("Loss per noise level", levels),
+        ("Langevin dynamics", [plot(title=name, y=[f"val/{name}"]) for name in health]),
+        ("Sweeps", [*sweeps, wr.RunComparer(diff_only="split")]),
+    ]
 
 
 def _workspace(entity: str, project: str, sections: list[tuple[str, list[Any]]]) -> Any:
@@ -132,7 +115,7 @@ def _workspace(entity: str, project: str, sections: list[tuple[str, list[Any]]])
 
 
 def _report(entity: str, project: str, sections: list[tuple[str, list[Any]]]) -> Any:
-    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.reports.v2.interface as wr
 
     blocks: list[Any] = []
     for name, panels in sections:

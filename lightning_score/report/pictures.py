@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from lightning_score.callbacks.pictures import KIND
 from lightning_score.report.reading import Picture, Run
 
 Image.MAX_IMAGE_PIXELS = 50_000_000
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""Errors of damaged pictures."""
 
 
 def read_description(file: Path) -> dict[str, Any]:
@@ -20,7 +22,7 @@ def read_description(file: Path) -> dict[str, Any]:
     try:
         with Image.open(file) as image:
             return {"caption": str(image.info.get("Description", "")), "drawing": image.info.get(KIND) == "drawing"}
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except UNREADABLE:
         return {"caption": "", "drawing": False}
 
 
@@ -36,7 +38,7 @@ def embed_pictures(runs: Sequence[Run], room: int) -> dict[Path, str]:
     for run, picture in _in_order(runs):
         try:
             source = _as_text(picture.file)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             run.problems.append(f"{picture.file.parent.name}/{picture.file.name}: cannot be read ({error})")
             continue
         if len(source) > room:
@@ -46,15 +48,15 @@ def embed_pictures(runs: Sequence[Run], room: int) -> dict[Path, str]:
     return found
 
 
-def _in_order(runs: Sequence[Run]) -> Iterator[tuple[Run, Picture]]:
+def _in_order(runs: Sequence[Run]) -> list[tuple[Run, Picture]]:
     """All pictures, the most important first."""
-    ranked = []
-    for i, run in enumerate(runs):
-        for kind, pictures in run.pictures.items():
-            for rank, picture in enumerate(_spread(pictures)):
-                ranked.append(((rank, kind != "samples", i), run, picture))
-    for _, run, picture in sorted(ranked, key=lambda entry: entry[0]):
-        yield run, picture
+    ranked = [
+        ((rank, kind != "samples", i), run, picture)
+        for i, run in enumerate(runs)
+        for kind, pictures in run.pictures.items()
+        for rank, picture in enumerate(_spread(pictures))
+    ]
+    return [(run, picture) for _, run, picture in sorted(ranked, key=lambda entry: entry[0])]
 
 
 def _spread(pictures: Sequence[Picture]) -> list[Picture]:
@@ -73,7 +75,6 @@ def _spread(pictures: Sequence[Picture]) -> list[Picture]:
 def _as_text(file: Path) -> str:
     """A picture as a data URI; lossless WebP is the smallest format for pixels and for drawings."""
     with Image.open(file) as image:
-        image.load()
         packed = io.BytesIO()
         image.save(packed, "WEBP", lossless=True, quality=70, method=3)
     original = file.read_bytes()
@@ -81,21 +82,20 @@ def _as_text(file: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def address(file: Path) -> str:
+def version_name(file: Path) -> str:
     """The name of a picture on the server; a new version of the file has a new name."""
     status = file.stat()
     return hashlib.sha256(f"{file} {status.st_mtime_ns} {status.st_size}".encode()).hexdigest()[:24]
 
 
-def run_pictures(run: Run, sources: dict[Path, str]) -> dict[str, list[dict[str, Any]]]:
-    """The pictures of a run that have a source, by kind."""
-    found = {}
-    for kind, pictures in run.pictures.items():
-        shown = [
-            {"step": picture.step, "src": sources[picture.file], **read_description(picture.file)}
-            for picture in pictures
-            if picture.file in sources
-        ]
-        if shown:
-            found[kind] = shown
-    return found
+def add_pictures(data: dict[str, Any], runs: Sequence[Run], sources: Mapping[Path, str]) -> None:
+    """Adds the pictures that have a source to the page's data of their runs, by kind."""
+    for entry, run in zip(data["runs"], runs, strict=True):
+        for kind, pictures in run.pictures.items():
+            shown = [
+                {"step": picture.step, "src": sources[picture.file], **read_description(picture.file)}
+                for picture in pictures
+                if picture.file in sources
+            ]
+            if shown:
+                entry["pictures"][kind] = shown

@@ -8,7 +8,7 @@ import re
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,16 +17,16 @@ from typing import Any, NamedTuple
 import yaml
 
 from lightning_score.callbacks.langevin_health import FILE as LANGEVIN
+from lightning_score.errors import one_line
 from lightning_score.runs.folders import LEADS_OUT, leads_out
 from lightning_score.runs.records import FILE as RECORDS, Record, read_records
 from lightning_score.runs.status import STATUS, STOPPED_EARLY, row_steps
-from lightning_score.runs.trust import bounded
+from lightning_score.runs.yaml_files import load
 from lightning_score.sweep.processes import is_dead
 from lightning_score.sweep.results import SILENCE
 
 EVALUATIONS = ("test", "validate", "predict")
 """Commands that write their results to a folder next to their checkpoint."""
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Curve(NamedTuple):
@@ -105,11 +105,7 @@ class Run:
     def step(self) -> int:
         """The last known training step."""
         seen = [curve.steps[-1] for curve in self.curves.values()]
-        return max([int(as_number(self.status.get("step"), 0)), *seen, *(record.step for record in self.records)], default=0)
-
-    def hours(self, times: Sequence[float]) -> list[float]:
-        """Hours since the start of the run."""
-        return [(t - self.started) / 3600 for t in times]
+        return max(int(as_number(self.status.get("step"), 0)), *seen, *(record.step for record in self.records), 0)
 
 
 def as_number(value: Any, otherwise: float = math.nan) -> float:
@@ -184,7 +180,7 @@ def read_run(folder: Path, root: Path) -> Run:
         return run
     with _recording_problems(run, "config.yaml"):
         run.config = (folder / "config.yaml").read_text(encoding="utf-8")
-        run.settings = dict(flat_config(bounded(yaml.load(run.config, Loader) or {}, "")))
+        run.settings = dict(flat_config(load(run.config)))
     with _recording_problems(run, STATUS):
         run.status = dict(json.loads((folder / STATUS).read_text(encoding="utf-8")))
     with _recording_problems(run, "metrics.csv"):
@@ -212,7 +208,7 @@ def _recording_problems(run: Run, name: str) -> Iterator[None]:
     except FileNotFoundError:
         pass
     except (OSError, ValueError, TypeError, AttributeError, KeyError, csv.Error, yaml.YAMLError, RecursionError) as error:
-        run.problems.append(f"{name}: cannot be read ({' '.join(str(error).split())[:160]})")
+        run.problems.append(f"{name}: cannot be read ({one_line(error, 160)})")
 
 
 def _curves(file: Path, steps: Callable[[int, bool], int], problems: list[str]) -> dict[str, Curve]:

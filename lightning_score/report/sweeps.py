@@ -4,7 +4,8 @@ import math
 from itertools import combinations
 from typing import Any
 
-from lightning_score.report.figures import COLORS, axis, figure_of, horizontal_line, rounded, text
+from lightning_score.report.figures import COLORS, axis, figure_of, heat_map, horizontal_line, rounded, text
+from lightning_score.report.tables import cell, plain, table
 from lightning_score.sweep.charts import FEW, PARETO, Axis, Chart, charts, is_wide, values_of
 from lightning_score.sweep.results import Results, Row, difference, format_number, numeric, setting_text, short_name
 
@@ -28,30 +29,29 @@ def views(found: Results) -> dict[str, dict[str, Any]]:
 
 def _parallel(found: Results, rows: list[Row]) -> dict[str, Any]:
     """A line per trial through its settings and its results; dragging along an axis selects trials."""
-    dimensions = []
+    dimensions: list[dict[str, Any]] = []
     for name in found.varied:
         choices = values_of(rows, name)
-        if len(choices) < 2:
-            continue
-        if numeric(rows, name) and len(choices) > FEW:
+        if len(choices) > 1 and numeric(rows, name) and len(choices) > FEW:
             values = [row.settings[name] for row in rows]
-            wide = is_wide(values, 20)
-            label = f"log10 {short_name(name)}" if wide else short_name(name)
-            dimensions.append({"label": text(label), "values": [math.log10(v) if wide else v for v in values]})
-            continue
-        places = [choices.index(row.text(name)) for row in rows]
-        ticks = {"tickvals": list(range(len(choices))), "ticktext": [text(_brief(choice)) for choice in choices]}
-        dimensions.append({"label": text(short_name(name)), "values": places, **ticks})
-    values = [row.value for row in rows]
+            dimensions.append(_dimension(short_name(name), values, is_wide(values, 20)))
+        elif len(choices) > 1:
+            places = [choices.index(row.text(name)) for row in rows]
+            ticks = {"tickvals": list(range(len(choices))), "ticktext": [text(_brief(choice)) for choice in choices]}
+            dimensions.append({"label": text(short_name(name)), "values": places, **ticks})
     if any(math.isfinite(row.nfe) for row in rows):
         dimensions.append({"label": "NFE", "values": rounded(row.nfe for row in rows)})
-    wide = is_wide(values)
-    shade = [math.log10(value) for value in values] if wide else values
-    label = f"log10 {found.metric}" if wide else found.metric
-    dimensions.append({"label": text(label), "values": rounded(shade)})
-    line = {"color": rounded(shade), "colorscale": "Viridis", "reversescale": found.maximize, "showscale": True}
-    lines = {"type": "parcoords", "dimensions": dimensions, "line": line, "labelside": "top"}
-    return figure_of([lines], margin={"l": 90, "r": 40, "t": 60, "b": 30})
+    values = [row.value for row in rows]
+    dimensions.append(_dimension(found.metric, values, is_wide(values)))
+    shade = {"colorscale": "Viridis", "reversescale": found.maximize, "showscale": True}
+    lines = {"type": "parcoords", "dimensions": dimensions, "line": {"color": dimensions[-1]["values"], **shade}}
+    return figure_of([{**lines, "labelside": "top"}], margin={"l": 90, "r": 40, "t": 60, "b": 30})
+
+
+def _dimension(label: str, values: list[float], wide: bool) -> dict[str, Any]:
+    """An axis of numbers, or of their logarithms if they are wide."""
+    shown = [math.log10(value) for value in values] if wide else values
+    return {"label": text(f"log10 {label}" if wide else label), "values": rounded(shown)}
 
 
 def _brief(value: str) -> str:
@@ -69,24 +69,18 @@ def _map(found: Results, rows: list[Row], one: str, other: str) -> dict[str, Any
     for row in rows:  # the best first
         best.setdefault((row.text(other), row.text(one)), row)
     cells = [[best.get((line, column)) for column in columns] for line in lines]
-    values = [row.value for row in best.values()]
-    wide = is_wide(values)
+    wide = is_wide([row.value for row in best.values()])
     heat = {
         "type": "heatmap", "x": [_brief(column) for column in columns], "y": [_brief(line) for line in lines],
-        "z": [[None if row is None else math.log10(row.value) if wide else row.value for row in line] for line in cells],
-        "text": [["" if row is None else _with_error(row) for row in line] for line in cells],
-        "customdata": [["" if row is None else row.number for row in line] for line in cells],
+        "z": [[row and (math.log10(row.value) if wide else row.value) for row in line] for line in cells],
+        "text": [[_with_error(row) if row else "" for row in line] for line in cells],
+        "customdata": [[row.number if row else "" for row in line] for line in cells],
         "texttemplate": "%{text}", "hovertemplate": "%{text}, trial %{customdata}<extra></extra>", "colorscale": "Viridis",
         "reversescale": not found.maximize, "showscale": False,
     }  # fmt: skip
     over = [short_name(name) for name in found.varied if name not in (one, other) and len(values_of(rows, name)) > 1]
     note = f"{found.metric} ± 2 standard errors" + (f", the best over {', '.join(over)}" if over else "")
-    return figure_of(
-        [heat],
-        xaxis=axis(short_name(one), type="category"),
-        yaxis=axis(short_name(other), type="category", automargin=True),
-        title={"text": text(note), "font": {"size": 14}},
-    )
+    return heat_map(heat, short_name(one), short_name(other), note)
 
 
 def _with_error(row: Row) -> str:
@@ -95,7 +89,7 @@ def _with_error(row: Row) -> str:
 
 def _from_chart(found: Results, chart: Chart) -> dict[str, Any]:
     """A chart for Plotly: lines of points, the Pareto front and the floor."""
-    traces = [{
+    traces: list[dict[str, Any]] = [{
         "x": line.places, "y": rounded(line.values), "mode": "lines+markers" if chart.connected else "markers",
         "error_y": {"type": "data", "array": rounded(line.errors), "thickness": 1},
         "marker": {"color": COLORS[i % len(COLORS)], "size": 8}, "line": {"width": 1.5}, "name": text(line.label),
@@ -124,37 +118,22 @@ def _hover(found: Results, row: Row) -> str:
 
 def _axis(of: Axis) -> dict[str, Any]:
     ticks = {"tickvals": of.ticks, "ticktext": [text(_brief(each)) for each in of.texts]} if of.ticks else {}
-    return axis(of.label, automargin=True, **({"type": "log"} if of.log else {}), **ticks)
+    return axis(of.label, **({"type": "log"} if of.log else {}), **ticks)
 
 
-def table(found: Results) -> dict[str, Any]:
-    """All trials, the best first: titles, and rows of cells, each with a sort key and a text."""
+def trials_table(found: Results) -> dict[str, Any]:
+    """All trials, the best first."""
     ranked = found.ranked
     rows = [*ranked, *(row for row in found.rows if row not in ranked)]
-    titles = [
-        "trial",
-        *map(short_name, found.varied),
-        found.metric,
-        "± 2 s.e.",
-        "to the best",
-        "± 2 s.e.",
-        "NFE",
-        "seconds",
-        "state",
-    ]
+    titles = ["trial", *map(short_name, found.varied)]
+    titles += [found.metric, "± 2 s.e.", "to the best", "± 2 s.e.", "NFE", "seconds", "state"]
     lines = []
     for row in rows:
         settings = [row.settings.get(name, "") for name in found.varied]
-        cells: list[Any] = [[row.number, str(row.number)]]
-        cells += [[value if numeric(rows, name) else setting_text(value), setting_text(value)]
-                  for name, value in zip(found.varied, settings, strict=True)]  # fmt: skip
+        shown = [[value if numeric(rows, name) else setting_text(value), setting_text(value)]
+                 for name, value in zip(found.varied, settings, strict=True)]  # fmt: skip
         gap, error = difference(row, ranked[0]) if ranked else (math.nan, math.nan)
-        cells += [cell(value) for value in (row.value, 2 * row.error, gap, 2 * error, row.nfe, row.seconds)]
-        state = row.state + (f": {row.message}" if row.message else "")
-        lines.append([*cells, [state, state]])
-    return {"titles": titles, "rows": lines}
-
-
-def cell(value: float) -> list[Any]:
-    """Sort key and text of a number; unknown numbers sort last."""
-    return [float(f"{value:.6g}"), format_number(value)] if math.isfinite(value) else [None, ""]
+        numbers = [cell(value) for value in (row.value, 2 * row.error, gap, 2 * error, row.nfe, row.seconds)]
+        state = plain(row.state + (f": {row.message}" if row.message else ""))
+        lines.append([plain(row.number), *shown, *numbers, state])
+    return table(titles, lines)

@@ -211,7 +211,7 @@ class TestRuns:
                 file.write(json.dumps(asdict(record(value=0.1, step=1000, **changed))) + "\n")
         runs, _ = find_runs(tmp_path)
         assert column(tables.runs_table(runs), "best") == {"a": "2.3 ± 0.6"}
-        (records,) = figures.by_axis_of_runs(runs).values()
+        (records,) = figures.measures(runs).values()
         lines = figures.measurements(runs, records, "fid")["data"]
         assert [line["name"] for line in lines] == [
             "a",
@@ -472,8 +472,7 @@ def test_without_a_key_wandb_is_refused(capsys):
 
 class TestServer:
     @pytest.fixture
-    def served(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("lightning_score.report.server.REST", 0.0)
+    def served(self, tmp_path):
         run_folder(tmp_path / "runs/a")
         with server(tmp_path / "runs", "runs", 0) as serving:
             threading.Thread(target=serving.serve_forever, daemon=True).start()
@@ -525,7 +524,7 @@ class TestServer:
     def test_a_taken_port_is_a_mistake(self, served, capsys, tmp_path):
         port = served[2].server_address[1]
         assert run(["report", str(tmp_path), "--serve", "--port", str(port)]) == 2
-        assert f"--port {port}: is in use" in capsys.readouterr().err
+        assert f"--port {port}: Address already in use; give another one" in capsys.readouterr().err
 
 
 def test_sweeps_with_one_trial_have_no_figures():

@@ -288,8 +288,7 @@ def test_headings_labels_and_roles(opened):
     assert page.evaluate("document.querySelector('#runs th').getAttribute('scope')") == "col"
 
 
-def test_a_run_that_goes_on_shows_without_a_reload(browser, tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_score.report.server.REST", 0.0)
+def test_a_run_that_goes_on_shows_without_a_reload(browser, tmp_path):
     run_folder(tmp_path / "a", seed=5)
     with server(tmp_path, "live", 0) as serving:
         threading.Thread(target=serving.serve_forever, daemon=True).start()
