@@ -1,7 +1,6 @@
 """Imported checkpoints, safe reading of their files, and renaming of their tensors."""
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,28 +14,29 @@ from lightning_score.files import read_tensors
 
 State = Mapping[str, Tensor]
 Settings = dict[str, Any]
+Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A checkpoint of another package, converted.
+    """A converted checkpoint of another package.
 
     Attributes:
         model: `process`, `network`, `parametrization` and `sampler`, each `{"class_path": ..., "init_args": {...}}` with
-            plain values, and whatever else the peer's training fixes of a ScoreModel (`objective`, `optimizer`, ...):
-            what stands under `model:` in a config.
+            plain values, and the other parts of a ScoreModel that the peer's training determines (`objective`,
+            `optimizer`, ...): the content of `model:` in a config.
         shape: of one image, (C, H, W).
-        data_range: lowest and highest value of the data as the score function sees them.
+        data_range: lowest and highest value of the data in the peer's training.
         num_classes: number of classes that the network is conditioned on; 0 for none.
-        weights: the network's state dict, complete.
-        averages: the same of the averaged weights, or None where the file has none.
-        step: training steps done, 0 if the file does not say.
-        label_dropout: share of the training without the label; 0 where the network knows no "no class".
-        notes: what the file does not say and was assumed, one sentence each, with the option that changes it.
+        weights: the network's state dict, complete, in single precision.
+        averages: the same of the averaged weights, or None if the file has none.
+        step: number of training steps, 0 if the file does not contain it.
+        label_dropout: share of the training without the label; 0 for a network without a "no class" label.
+        notes: assumptions that the file does not confirm, one sentence each, with the option that changes it.
     """
 
     model: Settings
-    shape: tuple[int, int, int]
+    shape: Shape
     data_range: tuple[float, float]
     weights: State
     averages: State | None = None
@@ -58,84 +58,66 @@ def part(class_path: str, **init_args: Any) -> Settings:
     return {"class_path": class_path, "init_args": init_args}
 
 
-def adam(optimizer: Mapping[str, Any]) -> Settings:
-    """Adam with the settings of a saved optimizer, as `{"optimizer": ...}`; empty if they are unknown."""
-    group = (optimizer.get("param_groups") or [{}])[0]
-    if "betas" not in group:
-        return {}
-    betas = [float(beta) for beta in group["betas"]]
-    return {"optimizer": part("torch.optim.Adam", lr=float(group["lr"]), betas=betas, eps=float(group["eps"]))}
-
-
-def check_entries(rows: Iterable[tuple[Any, ...]]) -> None:
-    """Raises `InputError` for an entry of a config whose value cannot be converted.
-
-    Args:
-        rows: name, value, and the values that can be converted; and what these are in words, where they do not say it.
-    """
-    for name, value, allowed, *words in rows:
-        said = words[0] if words else "only " + " or ".join(json.dumps(choice) for choice in allowed)
-        require(value in allowed, f"{name}: {json.dumps(value)} cannot be converted, {said}")
-
-
 class Renaming:
-    """A state dict whose tensors are taken one by one; missing and unused tensors are errors.
+    """A state dict from which tensors are taken one by one; missing and unused tensors are errors.
 
     Args:
         state: the peer's tensors by their names.
         kind: the peer's name, for messages.
+
+    Raises:
+        InputError: it is not a state dict.
     """
 
     def __init__(self, state: State, kind: str) -> None:
-        require(is_state(state), f"not a {kind} checkpoint that can be converted: {describe(state)}, not tensors by name")
         self.state, self.kind = state, kind
+        self.require(is_state(state), f"it contains {describe(state)}, not tensors by name")
         self._left = set(state)
 
     def __contains__(self, name: str) -> bool:
         return name in self.state
 
+    @property
+    def first(self) -> str:
+        """The names of the first tensors, for messages."""
+        return f"its first tensors are {', '.join(list(self.state)[:3]) or 'none'}"
+
+    def refusal(self, reason: str) -> InputError:
+        """The error for a file that is not a checkpoint of this kind."""
+        return InputError(f"not a {self.kind} checkpoint that can be converted: {reason}")
+
+    def require(self, condition: bool, reason: str) -> None:
+        """Raises `refusal(reason)` unless `condition` holds."""
+        if not condition:
+            raise self.refusal(reason)
+
     def take(self, name: str) -> Tensor:
-        """Takes the tensor of this name, once.
+        """Takes the tensor of this name.
 
         Raises:
             InputError: there is none.
         """
-        require(name in self.state, f"not a {self.kind} checkpoint that can be converted: it lacks {name!r}{self._nearby()}")
+        self.require(name in self.state, f"it lacks {name!r} ({self.first})")
         self._left.discard(name)
         return self.state[name]
-
-    def layer(self, theirs: str, ours: str, bias: bool = True) -> dict[str, Tensor]:
-        """Weight and bias of a layer: `theirs.weight` becomes `ours.weight`."""
-        return {f"{ours}.{name}": self.take(f"{theirs}.{name}") for name in (["weight", "bias"] if bias else ["weight"])}
-
-    def skip(self, *names: str) -> None:
-        """Drops tensors that are computed here, such as a table of sigmas."""
-        self._left -= set(names)
 
     def finish(self) -> None:
         """Raises `InputError` for unused tensors."""
         left = sorted(self._left)
-        require(
-            not left,
-            f"not a {self.kind} checkpoint that can be converted: {len(left)} unused tensors, "
-            f"{', '.join(left[:5])}{', ...' if len(left) > 5 else ''}",
-        )
-
-    def _nearby(self) -> str:
-        first = ", ".join(list(self.state)[:3])
-        return f" (its first tensors are {first})" if first else " (it contains no tensors)"
+        more = ", ..." if len(left) > 5 else ""
+        self.require(not left, f"{len(left)} unused tensors, {', '.join(left[:5])}{more}")
 
 
-def read_torch(path: Path, allowed: tuple[Any, ...] = (), refused: str = "") -> Any:
+def read_torch(path: Path, refused: str = "", allowed: tuple[Any, ...] = ()) -> Any:
     """Reads a file of `torch.save` or of safetensors without running any code in it.
 
     Args:
         path: the file.
-        allowed: the few harmless classes or functions that it may name besides tensors and plain values.
-        refused: what to do about a file that names others.
+        refused: what to do about a file that cannot be read.
+        allowed: further harmless classes or functions that it may name.
 
     Raises:
-        InputError: the file is missing or damaged, or wants to run code.
+        InputError: the file is missing or damaged, or contains code.
     """
     require(path.exists(), f"{path}: there is no such file")
     require(path.is_file(), f"{path}: is a folder; give the file in it")
@@ -161,8 +143,10 @@ def describe(value: Any) -> str:
     """A short description of a file's content, for errors."""
     if isinstance(value, Mapping):
         kinds = sorted({type(v).__name__ for v in value.values()})
-        return f"it contains a dictionary of {', '.join(map(str, list(value)[:4])) or 'nothing'} ({', '.join(kinds)})"
-    return f"it contains {type(value).__name__}"
+        return f"a dictionary of {', '.join(map(str, list(value)[:5])) or 'nothing'} ({', '.join(kinds)})"
+    if isinstance(value, list):
+        return f"a list of {', '.join(type(each).__name__ for each in value[:5]) or 'nothing'}"
+    return f"one {type(value).__name__}"
 
 
 def without_prefix(state: State, prefix: str = "module.") -> dict[str, Tensor]:
@@ -182,6 +166,6 @@ def shadow_state(state: State, shadow: list[Tensor], trained: Callable[[str], bo
         InputError: the list does not fit.
     """
     names = [name for name in state if trained(name)]
-    fits = len(names) == len(shadow) and all(state[n].shape == s.shape for n, s in zip(names, shadow, strict=True))
+    fits = [state[name].shape for name in names] == [average.shape for average in shadow]
     require(fits, f"the averages do not fit the weights: {len(shadow)} tensors for {len(names)} parameters, or other shapes")
     return {**state, **dict(zip(names, shadow, strict=True))}

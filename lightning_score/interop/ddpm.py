@@ -4,39 +4,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from lightning_score.errors import require
 from lightning_score.interop.base import (
     Imported,
     Renaming,
     Settings,
-    adam,
+    Shape,
+    State,
     describe,
     is_state,
     part,
     read_torch,
     without_prefix,
 )
-from lightning_score.interop.unet import count, state_of
+from lightning_score.interop.training import adam, chain, linear_betas, sampler
+from lightning_score.interop.unet import Network, count, imported, layers
 
 KIND = "ddpm"
-PATTERNS = [
-    (r"conditioning\.linear1", "temb.dense.0"),
-    (r"conditioning\.linear2", "temb.dense.1"),
-    (r"(down|up)\.(\d+)\.stages\.(\d+)\.residual", r"\1.\2.block.\3"),
-    (r"(down|up)\.(\d+)\.stages\.(\d+)\.attention", r"\1.\2.attn.\3"),
-    (r"middle\.0\.residual", "mid.block_1"),
-    (r"middle\.0\.attention", "mid.attn_1"),
-    (r"middle\.1\.residual", "mid.block_2"),
-    (r"\.shift\.", ".temb_proj."),
-    (r"\.skip\.", ".nin_shortcut."),
-    (r"\.query\.", ".q."),
-    (r"\.key\.", ".k."),
-    (r"\.value\.", ".v."),
-    (r"\.out\.", ".proj_out."),
-]
-"""Our names and the authors', who also count the levels of the way up from full resolution."""
 
 
 def read(path: Path, size: int | None = None) -> Imported:
@@ -47,46 +31,30 @@ def read(path: Path, size: int | None = None) -> Imported:
         size: height and width of the images; by default those of the published models with as many levels.
 
     Raises:
-        InputError: another kind of file, or one that lacks tensors or holds others than the network's.
+        InputError: another kind of file, or missing or unused tensors.
     """
-    saved = read_torch(path, refused="ddpm needs the network's state dict, or a ckpt.pth as ddim's code writes it.")
+    saved = read_torch(path, "ddpm needs the network's state dict, or a ckpt.pth as ddim's code writes it.")
     weights, averages, optimizer, step = _states(saved, path)
     source = Renaming(without_prefix(weights), KIND)
-    network, shape = _network(source, size)
+    levels = count(source, lambda k: f"down.{k}.block.0.conv1.weight")
+    network, shape = _network(source, levels, size)
     large = shape[1] <= 32  # Ho et al. took the larger variance for CIFAR-10, the smaller one for 256 pixels
-    return Imported(
-        model={
-            "process": part("BetaTable", beta_min=1e-4, beta_max=0.02, steps=1000),
-            "network": network,
-            "parametrization": part("Noise", noise_label=part("Index")),
-            "objective": part("DenoisingScoreMatching", weighting=part("SigmaSquared"), times=part("TableTimes"), mean=True),
-            "sampler": part(
-                "PredictorCorrector",
-                predictor=part("Ancestral", fixed_large=large),
-                grid=part("ProcessTable"),
-                clip=[-1.0, 1.0],
-            ),
-            **adam(optimizer),
-        },
-        shape=shape,
-        data_range=(-1.0, 1.0),
-        weights=state_of(source, network, shape, 0, _patterns(source)),
-        averages=averages and _averages(averages, network, shape),
-        step=step,
-        notes=(
-            f"images of {shape[1]} x {shape[1]} pixels: --size 64",
-            "the chain of 1000 steps, beta linear from 1e-4 to 0.02: --model.process.steps 1000",
-            f"the {'larger' if large else 'smaller'} of Ho et al.'s variances of a step, as published for this size: "
-            f"--model.sampler.predictor.fixed_large {str(not large).lower()}",
-        ),
+    steps = sampler(part("Ancestral", fixed_large=large), part("ProcessTable"), clip=[-1.0, 1.0])
+    averaged = None if averages is None else Renaming(without_prefix(averages), f"{KIND} (averages)")
+    notes = (
+        f"images of {shape[1]} x {shape[1]} pixels: --size 64",
+        "the chain of 1000 steps, beta linear from 1e-4 to 0.02: --model.process.steps 1000",
+        f"the {'larger' if large else 'smaller'} of Ho et al.'s variances of a step, as published for this size: "
+        f"--model.sampler.predictor.fixed_large {str(not large).lower()}",
     )
+    model = chain(linear_betas(), steps) | adam(optimizer)
+    return imported(Network(network, shape, _names(levels)), source, averaged, model, (-1.0, 1.0), notes, step)
 
 
-def _states(saved: Any, path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None, Mapping[str, Any], int]:
+def _states(saved: Any, path: Path) -> tuple[State, State | None, Mapping[str, Any], int]:
     """Network, averages, optimizer and step."""
     if isinstance(saved, list) and len(saved) >= 4 and isinstance(saved[0], Mapping):
-        averages = saved[4] if len(saved) > 4 else None
-        return saved[0], averages, saved[1], int(saved[3])
+        return saved[0], saved[4] if len(saved) > 4 else None, saved[1], int(saved[3])
     require(
         is_state(saved),
         f"{path}: {describe(saved)}, neither a network's state dict nor ddim's list of states (network, optimizer, ...)",
@@ -94,36 +62,31 @@ def _states(saved: Any, path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, 
     return saved, None, {}, 0
 
 
-def _averages(averages: Mapping[str, Tensor], network: Settings, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-    source = Renaming(without_prefix(averages), f"{KIND} (averages)")
-    return state_of(source, network, shape, 0, _patterns(source))
+def _names(levels: int) -> dict[str, str]:
+    """Our names and the authors', who count also the levels of the way up from full resolution."""
+    return {
+        **{f"up.{k}.": f"UP.{levels - 1 - k}." for k in range(levels)},
+        "UP.": "up.",
+        "conditioning.linear1.": "temb.dense.0.",
+        "conditioning.linear2.": "temb.dense.1.",
+        "middle.0.residual.": "mid.block_1.",
+        "middle.0.attention.": "mid.attn_1.",
+        "middle.1.residual.": "mid.block_2.",
+        ".stages.*.residual.": ".block.*.",
+        ".stages.*.attention.": ".attn.*.",
+        **layers(shift="temb_proj", skip="nin_shortcut", query="q", key="k", value="v", out="proj_out"),
+    }
 
 
-def _levels(source: Renaming) -> int:
-    return count(source, lambda k: f"down.{k}.block.0.conv1.weight")
-
-
-def _patterns(source: Renaming) -> list[tuple[str, str]]:
-    """Our names and the authors'; ours count the levels of the way up from the deepest one."""
-    levels = _levels(source)
-    turned = [(rf"^up\.{k}\.", f"UP.{levels - 1 - k}.") for k in range(levels)]
-    return [*turned, (r"^UP\.", "up."), *PATTERNS]
-
-
-def _network(source: Renaming, size: int | None) -> tuple[Settings, tuple[int, int, int]]:
-    """The network to which the tensors belong, and the shape of its images."""
+def _network(source: Renaming, levels: int, size: int | None) -> tuple[Settings, Shape]:
+    """The network of the tensors, and the shape of its images."""
     channels, image = source.take("conv_in.weight").shape[:2]
-    levels = _levels(source)
-    require(
-        levels > 0,
-        f"not a {KIND} checkpoint that can be converted: it lacks 'down.0.block.0.conv1.weight'; its first tensors are "
-        f"{', '.join(list(source.state)[:3])}",
-    )
+    widths = [len(source.take(f"down.{k}.block.0.conv1.weight")) for k in range(max(levels, 1))]
     size = size or (32 if levels <= 4 else 256)
     network = part(
         "UNet",
         channels=channels,
-        multipliers=[len(source.take(f"down.{k}.block.0.conv1.weight")) // channels for k in range(levels)],
+        multipliers=[width // channels for width in widths],
         blocks=count(source, lambda i: f"down.0.block.{i}.conv1.weight"),
         attention=[size >> k for k in range(levels) if f"down.{k}.attn.0.q.weight" in source],
         dropout=0.1 if size <= 32 else 0.0,

@@ -1,20 +1,17 @@
 """Reads checkpoints of other packages as score functions."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 import lightning_score
-from lightning_score.errors import InputError, require
-from lightning_score.interop.base import OPTIONS, Imported, Settings, size_of
+from lightning_score.errors import InputError, one_line, require
+from lightning_score.interop.base import OPTIONS, Imported, Settings
 from lightning_score.score.function import ScoreFunction
 
 KINDS = ("score_sde", "ncsnv2", "ncsn", "ddpm", "edm", "diffusers")
+CHANGEABLE = ("process", "network", "parametrization")
 MALFORMED = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """Errors of a reader for values of wrong types or shapes."""
 
@@ -26,60 +23,33 @@ def read(
 
     Args:
         path: its file, or its folder for diffusers.
-        kind: whose it is, one of `KINDS`.
-        size: height and width of the images in pixels, where the file does not say; that of the published models by default.
-        sde: of score_sde alone: ve, vp, subvp, ve_discrete or vp_discrete, where folders do not say.
-        precond: of edm alone: the preconditioning, edm, vp or ve.
+        kind: its kind, one of `KINDS`.
+        size: height and width of the images in pixels, if the file does not determine them; by default those of the
+            published models.
+        sde: for score_sde only: ve, vp, subvp, ve_discrete or vp_discrete, if the folders' names do not determine it.
+        precond: for edm only: the preconditioning, edm, vp or ve.
 
     Raises:
         InputError: an unknown kind, a file that is not of this kind, or options that do not belong to it.
     """
     require(kind in KINDS, f"kind={kind!r}: give one of {', '.join(KINDS)}")
     require(size is None or size > 0, f"size={size}: must be the positive height and width of the images in pixels")
-    reader = import_module(f"lightning_score.interop.{kind}").read
     given = {name: value for name, value in (("sde", sde), ("precond", precond)) if value is not None}
     for name, value in given.items():
         home, allowed = OPTIONS[name]
         require(kind == home, f"{name}={value}: only for files of {home}; leave it out for {kind}")
         require(value in allowed, f"{name}={value}: give one of {', '.join(allowed)}")
     try:
-        imported = reader(Path(path), size, **given)
+        imported: Imported = import_module(f"lightning_score.interop.{kind}").read(Path(path), size, **given)
     except InputError:
         raise
     except MALFORMED as error:
-        detail = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        detail = f"{type(error).__name__}: {one_line(error, 200)}"
         raise InputError(f"{path}: not a {kind} checkpoint that can be converted ({detail})") from error
-    return checked(imported, kind)
-
-
-def checked(imported: Imported, kind: str) -> Imported:
-    """The checkpoint in single precision.
-
-    Raises:
-        InputError: its tensors are not those of the network that its names describe, or not finite numbers.
-    """
-    with torch.device("meta"):
-        expected = make(imported.model["network"], imported.shape, imported.num_classes).state_dict()
-    states, step = {"weights": imported.weights, "averages": imported.averages}, imported.step
-    require(
-        isinstance(step, int) and 0 <= step < 2**62,
-        f"the {kind} checkpoint's step is {step!r:.40}, which is not a number of steps",
-    )
-    for which, state in states.items():
-        if state is not None:
-            for name, tensor in state.items():
-                _check_tensor(f"the {kind} checkpoint's {which}: {name}", tensor, expected.get(name))
-            states[which] = {name: tensor.float() for name, tensor in state.items()}
-    return replace(imported, **states)
-
-
-def _check_tensor(name: str, tensor: Tensor, expected: Tensor | None) -> None:
-    require(expected is not None, f"{name} is not a tensor of the network that the file describes")
-    found, needed = size_of(tensor), size_of(expected)
-    require(found == needed, f"{name} is {found} in the file, but {needed} in the network that its other tensors describe")
-    dense = tensor.layout == torch.strided and tensor.is_floating_point()
-    require(dense, f"{name} is of type {tensor.dtype} ({tensor.layout}); weights must be dense floating-point numbers")
-    require(bool(tensor.isfinite().all()), f"{name} contains NaN or infinity; use an earlier checkpoint")
+    step = imported.step
+    counted = isinstance(step, int) and 0 <= step < 2**62
+    require(counted, f"the {kind} checkpoint's step is {step!r:.40}, which is not a number of steps")
+    return imported
 
 
 def load(
@@ -95,32 +65,30 @@ def load(
 
     Args:
         path: its file, or its folder for diffusers.
-        kind: whose it is: score_sde, ncsnv2, ncsn, ddpm, edm or diffusers.
-        averaged: take the averaged (EMA) weights where the file has them.
-        size: height and width of the images in pixels, where the file does not say; that of the published models by default.
-        sde: of score_sde alone: ve, vp, subvp, ve_discrete or vp_discrete, where folders do not say.
-        precond: of edm alone: edm, vp or ve.
+        kind: its kind, one of `KINDS`.
+        averaged: take the averaged (EMA) weights if the file has them.
+        size: as for `read`.
+        sde: as for `read`.
+        precond: as for `read`.
         changes: other parts than those found or assumed, as `process=SubVP()`, or settings, as `network={"fir": False}`.
 
     Raises:
-        InputError: an unknown kind, a file that is not of this kind, or one that could run code.
+        InputError: an unknown kind, a file that is not of this kind, or one that contains code.
     """
     return build(read(path, kind, size, sde, precond), averaged, **changes)
 
 
 def build(imported: Imported, averaged: bool = True, **changes: Any) -> ScoreFunction:
     """The score function of an imported checkpoint; `changes` replace parts, or some of their settings."""
-    unknown = set(changes) - {"process", "network", "parametrization"}
-    require(not unknown, f"{', '.join(sorted(unknown))}: cannot be changed; give process, network or parametrization")
-    parts = {name: _changed(imported.model[name], changes.get(name)) for name in ("process", "network", "parametrization")}
-    network = make(parts["network"], imported.shape, imported.num_classes)
-    state = imported.weights if imported.averages is None or not averaged else imported.averages
+    unknown = sorted(set(changes) - set(CHANGEABLE))
+    require(not unknown, f"{', '.join(unknown)}: cannot be changed; give process, network or parametrization")
+    process, network, parametrization = (_changed(imported.model[name], changes.get(name)) for name in CHANGEABLE)
+    made = make(network, imported.shape, imported.num_classes)
     try:
-        network.load_state_dict(state)
+        made.load_state_dict(imported.averages if averaged and imported.averages is not None else imported.weights)
     except RuntimeError as error:
-        raise InputError(f"the weights do not fit the network: {' '.join(str(error).split())[:300]}") from error
-    process, parametrization = make(parts["process"]), make(parts["parametrization"])
-    return ScoreFunction(network, process, parametrization, imported.num_classes).eval()
+        raise InputError(f"the weights do not fit the network: {one_line(error)}") from error
+    return ScoreFunction(made, make(process), make(parametrization), imported.num_classes).eval()
 
 
 def _changed(settings: Settings, change: Any) -> Any:
@@ -129,7 +97,7 @@ def _changed(settings: Settings, change: Any) -> Any:
     return settings if change is None else change
 
 
-def make(settings: Settings | Any, *arguments: Any) -> Any:
+def make(settings: Any, *arguments: Any) -> Any:
     """The object of `{"class_path": ..., "init_args": {...}}` in a config; other values are unchanged."""
     if not (isinstance(settings, Mapping) and "class_path" in settings):
         return settings

@@ -5,24 +5,10 @@ In ncsn the networks are CondRefineNetDilated and CondRefineNetDeeperDilated, th
 
 from pathlib import Path
 
-from torch import Tensor
-
 from lightning_score.errors import require
+from lightning_score.interop import refinenet
 from lightning_score.interop.base import Imported, Renaming, Settings, part
-from lightning_score.interop.refinenet import (
-    CENTERED,
-    ELU,
-    FIVE,
-    FOUR,
-    annealed_langevin,
-    channels,
-    colors,
-    layout_of,
-    read_states,
-    renamed,
-    training,
-    whole,
-)
+from lightning_score.interop.refinenet import FIVE, FOUR, LABELED
 
 STAGES = {FOUR: {}, FIVE: {"multipliers": [1, 2, 2, 4, 4], "dilations": [1, 1, 1, 2, 4]}}
 """The stages of NCSN (the defaults of our network) and of NCSNdeeper."""
@@ -36,69 +22,46 @@ def read(path: Path, size: int | None = None) -> Imported:
         size: height and width of the images; 28 for one channel and 32 for three by default.
 
     Raises:
-        InputError: another kind of file, or one that lacks tensors or holds others than the network's.
+        InputError: another kind of file, or missing or unused tensors.
     """
-    states = read_states(path, "ncsn")
+    states = refinenet.read_states(path, "ncsn")
     source = states.weights
-    conditional = "normalizer.embed.weight" in source or "sigmas" not in source
+    conditional = LABELED in source or "sigmas" not in source
     require(conditional, f"{path}: a network of NCSNv2, without a noise-level input; convert it as ncsnv2")
     require(
         "normalizer.gamma" not in source,
-        f"{path}: a network without noise levels (no normalizer.embed.weight, no sigmas), such as the "
-        "baseline RefineNetDilated of one level; only CondRefineNetDilated and CondRefineNetDeeperDilated can be converted",
+        f"{path}: a network without noise levels ({LABELED}, sigmas), such as the baseline RefineNetDilated of one level; "
+        "only CondRefineNetDilated and CondRefineNetDeeperDilated can be converted",
     )
-    network, size = network_of(source), size or (28 if colors(source) == 1 else 32)
-    levels = network["init_args"]["levels"]
-    return Imported(
-        model={
-            "process": part("SigmaTable", sigma_min=0.01, sigma_max=1.0, levels=levels),
-            "network": network,
-            "parametrization": part("Score", noise_label=part("Index", descending=True)),
-            "sampler": annealed_langevin(2e-5, 100, "KeepNoise"),
-            **training(states.optimizer),
-        },
-        shape=(colors(source), size, size),
-        data_range=(0.0, 1.0),
-        weights=whole(source, rename),
-        averages=states.averages and whole(states.averages, rename),
-        step=states.step,
-        notes=(
-            f"images of {size} x {size} pixels, since their channels are {colors(source)}: --size 64",
-            CENTERED,
-            f"the {levels} levels go from 1 to 0.01: --model.process.sigma_max 1 --model.process.sigma_min 0.01",
-            "the published step size and steps: --model.sampler.step_size 2e-5 --model.sampler.steps 100",
-            ELU,
-        ),
+    network, colors = network_of(source), refinenet.colors(source)
+    levels, size = network["init_args"]["levels"], size or (28 if colors == 1 else 32)
+    return states.convert(
+        network,
+        size,
+        part("SigmaTable", sigma_min=0.01, sigma_max=1.0, levels=levels),
+        part("Score", noise_label=part("Index", descending=True)),
+        refinenet.annealed_langevin(2e-5, 100, "KeepNoise"),
+        f"images of {size} x {size} pixels, since their channels are {colors}: --size 64",
+        refinenet.CENTERED,
+        f"the {levels} levels go from 1 to 0.01: --model.process.sigma_max 1 --model.process.sigma_min 0.01",
+        "the published step size and steps: --model.sampler.step_size 2e-5 --model.sampler.steps 100",
     )
-
-
-def rename(source: Renaming) -> dict[str, Tensor]:
-    """A network's tensors under our names."""
-    return renamed(source, _norm, _norm)
 
 
 def network_of(source: Renaming) -> Settings:
     """The network of the tensors.
 
     Raises:
-        InputError: NCSN has no such stages.
+        InputError: NCSN has no such stages or norms.
     """
-    layout = layout_of(source)
-    require(layout in STAGES, f"not a {source.kind} checkpoint that can be converted: NCSN has no stage res31")
-    levels, coefficients = source.take("normalizer.embed.weight").shape
-    rows, left = divmod(coefficients, channels(source))
-    running = any(name.endswith("running_mean") for name in source.state)
-    require(
-        rows in (2, 3) and left == 0 and not running,
-        f"not a {source.kind} checkpoint that can be converted: its norms have {coefficients} coefficients for "
-        f"{channels(source)} channels{' and running means (batch norm)' if running else ''}; only InstanceNorm++ (gamma, "
+    layout, channels = refinenet.layout_of(source), refinenet.channels(source)
+    source.require(layout in STAGES, "NCSN has no stage res31")
+    levels, coefficients = source.take(LABELED).shape
+    batch_norm = " and running means (batch norm)" * any(name.endswith("running_mean") for name in source.state)
+    source.require(
+        coefficients in (2 * channels, 3 * channels) and not batch_norm,
+        f"its norms have {coefficients} coefficients for {channels} channels{batch_norm}; only InstanceNorm++ (gamma, "
         "alpha and beta) and instance norm (gamma and beta) can be converted",
     )
-    plain = {"plus": False} if rows == 2 else {}
-    return part("NCSN", levels=levels, channels=channels(source), **STAGES[layout], **plain)
-
-
-def _norm(source: Renaming, theirs: str, ours: str) -> dict[str, Tensor]:
-    table = source.take(f"{theirs}.embed.weight")  # gamma, alpha (or not) and beta side by side
-    rows = source.state["normalizer.embed.weight"].shape[1] // channels(source)
-    return {f"{ours}.table": table.unflatten(1, (rows, -1))}
+    plain = {"plus": False} if coefficients == 2 * channels else {}
+    return part("NCSN", levels=levels, channels=channels, **STAGES[layout], **plain)

@@ -8,25 +8,15 @@ import torch
 from torch import Tensor
 
 from lightning_score.errors import InputError, require
+from lightning_score.interop import refinenet
 from lightning_score.interop.base import Imported, Renaming, Settings, part, size_of
-from lightning_score.interop.refinenet import (
-    CENTERED,
-    ELU,
-    FIVE,
-    FOUR,
-    SIX,
-    annealed_langevin,
-    channels,
-    colors,
-    layout_of,
-    read_states,
-    renamed,
-    training,
-    whole,
-)
 from lightning_score.process import SigmaTable
 
-NETWORKS = {FOUR: ("NCSNv2", 32), FIVE: ("NCSNv2Deeper", 128), SIX: ("NCSNv2Deepest", 256)}
+NETWORKS = {
+    refinenet.FOUR: ("NCSNv2", 32),
+    refinenet.FIVE: ("NCSNv2Deeper", 128),
+    refinenet.SIX: ("NCSNv2Deepest", 256),
+}
 """The network of each layout, and its image size in pixels."""
 
 
@@ -57,65 +47,62 @@ def read(path: Path, size: int | None = None) -> Imported:
         size: height and width of the images; those of the published model with this ladder by default.
 
     Raises:
-        InputError: another kind of file, or one that lacks tensors or holds others than the network's.
+        InputError: another kind of file, or missing or unused tensors.
     """
-    states = read_states(path, "ncsnv2")
+    states = refinenet.read_states(path, "ncsnv2")
     source = states.weights
-    require(
-        "normalizer.embed.weight" not in source, f"{path}: a network of NCSN, with a noise-level input; convert it as ncsn"
-    )
-    _check_norms(source)
+    labeled = refinenet.LABELED in source
+    require(not labeled, f"{path}: a network of NCSN, with a noise-level input; convert it as ncsn")
+    if "begin_conv.weight" in source:
+        _check_norms(source)
     network, usual = network_of(source)
     sigmas = source.take("sigmas")
     process = ladder(sigmas, equal_steps=True)
     geometric = process["init_args"].get("geometric", True)
     found = PUBLISHED.get((len(sigmas), round(float(sigmas[0])))) if geometric else None
-    chosen = "auto" if geometric else PUBLISHED[232, 50].step_size
-    step_size, steps = (found.step_size, found.steps) if found else (chosen, 5)
-    return Imported(
-        model={
-            "process": process,
-            "network": network,
-            "parametrization": part("ScoreOverSigma"),
-            "sampler": annealed_langevin(step_size, steps, "Tweedie"),
-            **training(states.optimizer),
-        },
-        shape=(colors(source), *[size or (found.size if found else usual)] * 2),
-        data_range=(0.0, 1.0),
-        weights=whole(source, rename),
-        averages=states.averages and whole(states.averages, rename),
-        step=states.step,
-        notes=(*_notes(network["class_path"], process, usual, found), ELU),
+    step_size: float | str = "auto" if geometric else 6.2e-6
+    steps = 5
+    if found:
+        usual, step_size, steps = found.size, found.step_size, found.steps
+        why = f"since {len(sigmas)} levels are those of {found.data}"
+        note = f"the step size and steps published for {found.data}"
+    else:
+        why = f"for which {network['class_path']} was made"
+        chosen = "technique 4 chooses for 5 steps per level" if geometric else "is that published for CIFAR-10"
+        note = f"a ladder that was not published, whose step size {chosen}"
+    return states.convert(
+        network,
+        size or usual,
+        process,
+        part("ScoreOverSigma"),
+        refinenet.annealed_langevin(step_size, steps, "Tweedie"),
+        f"images of {usual} x {usual} pixels, {why}: --size 64",
+        refinenet.CENTERED,
+        f"{note}: --model.sampler.step_size 6.2e-6 --model.sampler.steps 5",
     )
 
 
 def _check_norms(source: Renaming) -> None:
     """Raises `InputError` for norms other than InstanceNorm++, naming them, and for a network without noise levels."""
     found = sorted(name.removeprefix("normalizer.") for name in source.state if name.startswith("normalizer."))
-    others = {("alpha",): "VarianceNorm", (): "InstanceNorm or NoneNorm"}
+    other = {("alpha",): "VarianceNorm", (): "InstanceNorm or NoneNorm"}.get(tuple(found), "")
     if any(name.startswith("running") for name in found):
-        others[tuple(found)] = "BatchNorm"
-    require(
-        tuple(found) not in others or "begin_conv.weight" not in source,
-        f"not a ncsnv2 checkpoint that can be converted: its norms are {others.get(tuple(found))} (normalizer has "
-        f"{', '.join(found) or 'no tensors'}), only InstanceNorm++ (gamma, alpha, beta) can be converted",
+        other = "BatchNorm"
+    source.require(
+        not other,
+        f"its norms are {other} (normalizer has {', '.join(found) or 'no tensors'}), only InstanceNorm++ (gamma, alpha, "
+        "beta) can be converted",
     )
-    require(
-        "sigmas" in source or "begin_conv.weight" not in source,
-        "not a ncsnv2 checkpoint that can be converted: it lacks 'sigmas', the noise levels, as does the baseline "
-        "RefineNetDilated of ncsn, which was trained at one level",
+    source.require(
+        "sigmas" in source,
+        "it lacks 'sigmas', the noise levels, as does the baseline RefineNetDilated of ncsn, which was trained at one level",
     )
-
-
-def rename(source: Renaming) -> dict[str, Tensor]:
-    """A network's tensors except the table of sigmas, under our names."""
-    return renamed(source, _norm, _no_norm)
 
 
 def network_of(source: Renaming) -> tuple[Settings, int]:
     """The network of the tensors, and its image size in pixels."""
-    name, size = NETWORKS[layout_of(source)]
-    return part(name, channels=channels(source)), size
+    name, size = NETWORKS[refinenet.layout_of(source)]
+    return part(name, channels=refinenet.channels(source)), size
 
 
 def ladder(sigmas: Tensor, equal_steps: bool = False) -> Settings:
@@ -123,7 +110,7 @@ def ladder(sigmas: Tensor, equal_steps: bool = False) -> Settings:
 
     Args:
         sigmas: the levels.
-        equal_steps: whether they may be of equal steps, too (sigma_dist: uniform).
+        equal_steps: whether they may be in equal steps, too (sigma_dist: uniform).
 
     Raises:
         InputError: they are not such a sequence within the rounding of single precision.
@@ -144,31 +131,5 @@ def ladder(sigmas: Tensor, equal_steps: bool = False) -> Settings:
             return part("SigmaTable", **settings, **kind)
     raise InputError(
         f"sigmas from {largest:g} to {smallest:g}, {len(sigmas)} levels: not geometric"
-        f"{' nor of equal steps' * equal_steps}, by {min(errors):.2g}; no other ladder can be converted"
-    )
-
-
-def _norm(source: Renaming, theirs: str, ours: str) -> dict[str, Tensor]:
-    rows = [source.take(f"{theirs}.{name}") for name in ("gamma", "alpha", "beta")]
-    return {f"{ours}.table": torch.stack(rows)[None]}
-
-
-def _no_norm(source: Renaming, theirs: str, ours: str) -> dict[str, Tensor]:
-    return {}
-
-
-def _notes(network: str, process: Settings, size: int, found: Published | None) -> tuple[str, ...]:
-    options = "--model.sampler.step_size 6.2e-6 --model.sampler.steps 5"
-    levels, geometric = process["init_args"]["levels"], process["init_args"].get("geometric", True)
-    if found is None:
-        chosen = "technique 4 chooses for 5 steps per level" if geometric else "is that published for CIFAR-10"
-        return (
-            f"images of {size} x {size} pixels, for which {network} was made: --size 64",
-            CENTERED,
-            f"a ladder that was not published, whose step size {chosen}: {options}",
-        )
-    return (
-        f"images of {found.size} x {found.size} pixels, since {levels} levels are those of {found.data}: --size 64",
-        CENTERED,
-        f"the step size and steps published for {found.data}: {options}",
+        f"{' nor in equal steps' * equal_steps}, by {min(errors):.2g}; no other ladder can be converted"
     )

@@ -1,21 +1,21 @@
-"""How score_sde's U-Nets number their modules, and where the tensors of each stand in ours."""
+"""How score_sde's U-Nets number their modules, and the names of each module's tensors in ours."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
 from torch import Tensor
 
-from lightning_score.errors import require
 from lightning_score.interop.base import Renaming
+from lightning_score.interop.unet import layers
 
 MOST = 9
-"""Most levels, and most residual blocks per level, that are looked for."""
+"""The most levels, and the most residual blocks per level, that are recognized."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """An architecture as far as it decides which modules there are.
+    """The properties of an architecture that determine its modules.
 
     Attributes:
         levels: number of resolutions.
@@ -24,7 +24,8 @@ class Layout:
         fourier: whether the first module holds Fourier frequencies.
         joins: the kind of the module that joins the features on the way down: "combine" for the image, "conv resampled" for
             a pyramid, "" for none.
-        outputs: what makes the output on the way up: "" for the last features, "skip" for all levels, "conv" for a pyramid.
+        outputs: the source of the output on the way up: "" for the last features, "skip" for all levels, "conv" for a
+            pyramid.
         attention: whether each level, from full resolution down, has self-attention.
     """
 
@@ -37,7 +38,7 @@ class Layout:
     attention: tuple[bool, ...]
 
     def modules(self) -> Iterator[tuple[str, str]]:
-        """The kind of every module in the file's order, and where it stands in ours."""
+        """The kind of every module in the file's order, and its name in ours."""
         if self.fourier:
             yield "frequencies", "conditioning.embedding"
         yield from [("linear", "conditioning.linear1"), ("linear", "conditioning.linear2"), ("conv", "conv_in")]
@@ -77,7 +78,7 @@ class Layout:
 
 
 def find_layout(kinds: list[str]) -> Layout | None:
-    """The layout whose modules are of these kinds, in this order; None if there is none."""
+    """The layout with modules of these kinds, in this order; None if there is none."""
     fourier, plain = kinds[:1] == ["frequencies"], [kind for kind in kinds if kind != "attention"]
     sizes, blocks = range(1, MOST + 1), range(1, MOST + 1)
     for levels, count, resample, joins, outputs in product(
@@ -103,111 +104,83 @@ def _with_attention(layout: Layout, kinds: list[str]) -> Layout:
 
 
 class Modules:
-    """The modules of a file, numbered from 0 under one name.
+    """The numbered modules of a file.
 
     Args:
         source: the file's tensors.
-        prefix: the name.
+
+    Raises:
+        InputError: these networks have no such modules, or not in this order.
     """
 
-    def __init__(self, source: Renaming, prefix: str = "all_modules") -> None:
-        self.source, self.prefix = source, prefix
-        numbers = [int(name.split(".")[1]) for name in source.state if name.startswith(f"{prefix}.")]
-        self.count = max(numbers, default=-1) + 1
+    def __init__(self, source: Renaming) -> None:
+        self.source = source
+        numbers = [int(name.split(".")[1]) for name in source.state if name.startswith("all_modules.")]
+        kinds = [self._kind(i) for i in range(max(numbers, default=-1) + 1)]
+        layout = find_layout(kinds)
+        if layout is None:
+            known = "a DDPM, DDPM++ or NCSN++ with the noise level as an input"
+            raise source.refusal(f"its {len(kinds)} modules are in no order of {known}; {source.first}")
+        self.layout = layout
+        self._numbers = {ours: i for i, (_, ours) in enumerate(layout.modules())}
 
-    def __contains__(self, name: str) -> bool:
-        return f"{self.prefix}.{name}" in self.source
+    def tensor(self, ours: str, name: str) -> Tensor:
+        """The tensor with this name in the module with our name `ours`, without taking it."""
+        return self._tensor(f"{self._numbers[ours]}.{name}")
 
-    def peek(self, name: str) -> Tensor:
-        """A tensor that stays to be taken."""
-        return self.source.state[f"{self.prefix}.{name}"]
+    def filtered(self) -> bool | None:
+        """Whether changes of resolution are filtered; None if they are not convolutions, whose names show it."""
+        changes = [i for i, (kind, _) in enumerate(self.layout.modules()) if kind == "conv resampled"]
+        return self._has(f"{changes[0]}.Conv2d_0.weight") if changes else None
 
-    def kinds(self) -> list[str]:
-        """The kind of every module.
+    def _has(self, name: str) -> bool:
+        return f"all_modules.{name}" in self.source
 
-        Raises:
-            InputError: one is of no kind that these networks have.
-        """
-        return [self._kind(i) for i in range(self.count)]
+    def _tensor(self, name: str) -> Tensor:
+        return self.source.state[f"all_modules.{name}"]
 
     def _kind(self, i: int) -> str:
-        if f"{i}.W" in self:
+        if self._has(f"{i}.W"):
             return "frequencies"
-        if f"{i}.weight" in self:
-            return {1: "norm", 2: "linear", 4: "conv"}.get(self.peek(f"{i}.weight").ndim, "unknown")
-        if f"{i}.Conv_1.weight" in self:
-            outputs, inputs = self.peek(f"{i}.Conv_0.weight").shape[:2] if f"{i}.Conv_0.weight" in self else (0, 0)
-            return "block resampled" if f"{i}.Conv_2.weight" in self and inputs == outputs else "block"
-        if f"{i}.NIN_3.W" in self:
+        if self._has(f"{i}.weight"):
+            return {1: "norm", 2: "linear", 4: "conv"}.get(self._tensor(f"{i}.weight").ndim, "unknown")
+        if self._has(f"{i}.Conv_1.weight"):
+            outputs, inputs = self._tensor(f"{i}.Conv_0.weight").shape[:2] if self._has(f"{i}.Conv_0.weight") else (0, 0)
+            return "block resampled" if self._has(f"{i}.Conv_2.weight") and inputs == outputs else "block"
+        if self._has(f"{i}.NIN_3.W"):
             return "attention"
-        if f"{i}.Conv_0.weight" in self:
-            return "combine" if self.peek(f"{i}.Conv_0.weight").shape[-1] == 1 else "conv resampled"
-        require(
-            f"{i}.Conv2d_0.weight" in self, f"not a {self.source.kind} checkpoint that can be converted: {self._strange(i)}"
-        )
-        return "conv resampled"
-
-    def _strange(self, i: int) -> str:
-        names = [name for name in self.source.state if name.startswith(f"{self.prefix}.{i}.")]
+        if self._has(f"{i}.Conv_0.weight"):
+            return "combine" if self._tensor(f"{i}.Conv_0.weight").shape[-1] == 1 else "conv resampled"
+        if self._has(f"{i}.Conv2d_0.weight"):
+            return "conv resampled"
+        names = [name for name in self.source.state if name.startswith(f"all_modules.{i}.")]
+        why = "has no tensors, as where the resolution changes without a convolution (resamp_with_conv: false)"
         if names:
-            return f"its module {i}, of {', '.join(names[:4])}, is none of a DDPM, DDPM++ or NCSN++"
-        return (
-            f"its module {i} has no tensors, as where the resolution changes without a convolution (resamp_with_conv: false)"
-        )
+            why = f"of {', '.join(names[:4])}, belongs to no DDPM, DDPM++ or NCSN++"
+        raise self.source.refusal(f"its module {i} {why}")
 
-    def rename(self, layout: Layout) -> dict[str, Tensor]:
-        """Takes all tensors of all modules under the names that they have in ours."""
-        state: dict[str, Tensor] = {}
-        for i, (kind, ours) in enumerate(layout.modules()):
-            state |= RENAME[kind](self.source, f"{self.prefix}.{i}", ours)
-        return state
-
-
-def _frequencies(source: Renaming, theirs: str, ours: str) -> dict[str, Tensor]:
-    return {f"{ours}.frequencies": source.take(f"{theirs}.W")}
-
-
-def _resampled(source: Renaming, theirs: str, ours: str) -> dict[str, Tensor]:
-    return source.layer(f"{theirs}.{'Conv2d_0' if f'{theirs}.Conv2d_0.weight' in source else 'Conv_0'}", ours)
-
-
-def _combine(source: Renaming, theirs: str, ours: str) -> dict[str, Tensor]:
-    return source.layer(f"{theirs}.Conv_0", ours)
+    def names(self) -> dict[str, str]:
+        """Our names of a network's tensors, and those in the file."""
+        found = {}
+        for i, (kind, ours) in enumerate(self.layout.modules()):
+            inner = ""
+            if kind in ("combine", "conv resampled"):
+                inner = "Conv2d_0." if self._has(f"{i}.Conv2d_0.weight") else "Conv_0."
+            found[f"{ours}."] = f"all_modules.{i}.{inner}"
+        return {
+            **found,
+            ".frequencies": ".W",
+            **layers(norm1="GroupNorm_0", conv1="Conv_0", shift="Dense_0", norm2="GroupNorm_1", conv2="Conv_1"),
+            **layers(skip="Conv_2" if self.layout.resample_blocks else "NIN_0"),
+            **layers(norm="GroupNorm_0", query="NIN_0", key="NIN_1", value="NIN_2", out="NIN_3"),
+            ".NIN_*.weight": ".NIN_*.W",
+            ".NIN_*.bias": ".NIN_*.b",
+        }
 
 
-def _block(source: Renaming, theirs: str, ours: str) -> dict[str, Tensor]:
-    names = {"GroupNorm_0": "norm1", "Conv_0": "conv1", "Dense_0": "shift", "GroupNorm_1": "norm2", "Conv_1": "conv2"}
-    state: dict[str, Tensor] = {}
-    for name, our_name in names.items():
-        state |= source.layer(f"{theirs}.{name}", f"{ours}.{our_name}")
-    if f"{theirs}.NIN_0.W" in source:
-        state |= _nin(source, f"{theirs}.NIN_0", f"{ours}.skip", pixels=True)
-    elif f"{theirs}.Conv_2.weight" in source:
-        state |= source.layer(f"{theirs}.Conv_2", f"{ours}.skip")
-    return state
-
-
-def _attention(source: Renaming, theirs: str, ours: str) -> dict[str, Tensor]:
-    state = source.layer(f"{theirs}.GroupNorm_0", f"{ours}.norm")
-    for i, name in enumerate(("query", "key", "value", "out")):
-        state |= _nin(source, f"{theirs}.NIN_{i}", f"{ours}.{name}")
-    return state
-
-
-def _nin(source: Renaming, theirs: str, ours: str, pixels: bool = False) -> dict[str, Tensor]:
-    """A linear map of the channels, saved transposed; as a 1x1 convolution for `pixels`."""
-    weight = source.take(f"{theirs}.W").mT.contiguous()
-    return {f"{ours}.weight": weight[:, :, None, None] if pixels else weight, f"{ours}.bias": source.take(f"{theirs}.b")}
-
-
-RENAME: dict[str, Callable[[Renaming, str, str], dict[str, Tensor]]] = {
-    "frequencies": _frequencies,
-    "linear": Renaming.layer,
-    "conv": Renaming.layer,
-    "norm": Renaming.layer,
-    "block": _block,
-    "block resampled": _block,
-    "attention": _attention,
-    "combine": _combine,
-    "conv resampled": _resampled,
-}
+def take(source: Renaming, ours: str, theirs: str) -> Tensor:
+    """A tensor of ours; the file has transposed linear maps (NIN), which in residual blocks are 1x1 convolutions here."""
+    tensor = source.take(theirs)
+    if ".NIN_" not in theirs or tensor.ndim < 2:
+        return tensor
+    return tensor.mT[:, :, None, None] if ".skip." in ours else tensor.mT

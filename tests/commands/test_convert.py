@@ -156,7 +156,7 @@ def test_another_chain_has_its_own_numbers(tmp_path):
     ("options", "message"),
     [
         (["--precond", "vp"], "precond=vp: only for files of edm; leave it out for score_sde"),
-        (["--sde", "vp"], "--sde vp: this model is not of it, because its network is told log sigma"),
+        (["--sde", "vp"], "--sde vp: this model was not trained on it, because the input of its network is log sigma"),
         (["--sde", "edm"], "argument --sde: invalid choice: 'edm'"),
     ],
     ids=str,

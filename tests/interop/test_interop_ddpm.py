@@ -227,7 +227,7 @@ class TestDiffusers:
         [
             (
                 {"down_block_types": ["SkipDownBlock2D", "AttnDownBlock2D"]},
-                "except Skip blocks: .*AttnDownBlock2D.* cannot be converted",
+                "AttnDownBlock2D.* cannot be converted, only AttnSkipDownBlock2D.* can be combined",
             ),
             ({"down_block_types": ["KDownBlock2D", "AttnDownBlock2D"]}, "KDownBlock2D.* cannot be converted"),
             ({"out_channels": 6}, "out_channels: 6"),
@@ -260,9 +260,9 @@ class TestDiffusers:
         ("entries", "message"),
         [
             ({"beta_end": None}, "beta_end: null; must be a number"),
-            ({"variance_type": "learned"}, "variance_type: 'learned' cannot be converted"),
-            ({"beta_schedule": "laplace"}, "beta_schedule: 'laplace' cannot be converted, only linear"),
-            ({"prediction_type": "flow"}, "prediction_type: 'flow'"),
+            ({"variance_type": "learned"}, 'variance_type: "learned" cannot be converted'),
+            ({"beta_schedule": "laplace"}, 'beta_schedule: "laplace" cannot be converted, only "linear"'),
+            ({"prediction_type": "flow"}, 'prediction_type: "flow"'),
             ({"rescale_betas_zero_snr": True}, "pure noise has no score"),
             ({"thresholding": True}, "thresholding: true cannot be converted"),
             ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, 'timestep_type: "continuous"'),

@@ -20,7 +20,7 @@ from recorded import recorded
 from lightning_score import interop
 from lightning_score.errors import InputError
 from lightning_score.interop.plusplus_layout import Layout, find_layout
-from lightning_score.networks import DDPMpp, NCSNpp
+from lightning_score.networks import NCSN, DDPMpp, NCSNpp, NCSNv2, NCSNv2Deeper
 
 SCORE_SDE = {
     "ve_ncsnpp_continuous_small": {},
@@ -165,8 +165,8 @@ class TestScoreSDE:
     @pytest.mark.parametrize(
         ("checkpoint", "message"),
         [
-            ({"model": {}}, "is a dictionary of ema, model"),
-            ([1], "this is list"),
+            ({"model": {}}, "a dictionary of ema, model"),
+            ([1], "this is a list of int"),
             (saved("vp_ddpm_small", step=print), "code"),
         ],
         ids=["other", "list", "code"],
@@ -182,16 +182,17 @@ class TestScoreSDE:
 
 
 class TestRefineNets:
-    def test_those_of_score_sde_are_on_a_ladder(self, save):
-        ncsnv2 = recorded("ncsnv2_small")
+    @pytest.mark.parametrize(
+        ("name", "network"), [("ncsn_small", NCSN), ("ncsnv2_small", NCSNv2), ("ncsnv2_deeper", NCSNv2Deeper)]
+    )
+    def test_those_of_score_sde_are_on_a_ladder(self, name, network, save):
         sigmas = torch.linspace(math.log(50), math.log(0.01), 232, dtype=torch.float64).exp()
-        state = ncsnv2.state
+        state = recorded(name).state
         checkpoint = saved("vp_ddpm_small", state, state)
         checkpoint["model"]["module.sigmas"] = sigmas
         imported = interop.read(save("ve_ncsnv2", checkpoint), "score_sde")
         assert imported.model["process"]["init_args"] == {"sigma_min": 0.01, "sigma_max": 50.0, "levels": 232}
-        assert imported.model["network"]["class_path"] == "NCSNv2"
-        interop.build(imported)
+        assert type(interop.build(imported).network) is network
 
 
 def test_layouts_are_told_apart():
