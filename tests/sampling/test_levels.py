@@ -27,7 +27,7 @@ from lightning_score.sampling import (
     StochasticHeun,
     Uniform,
 )
-from lightning_score.sampling.levels import distance_to_levels
+from lightning_score.sampling.grid import distance_to_levels
 
 LADDER = SigmaTable(0.03, 3.0, 10)
 
