@@ -15,8 +15,6 @@ from lightning_score.networks.pyramids import INPUTS, OUTPUTS, Common, InputKind
 from lightning_score.networks.resampling import BOXES, FIR, Resampling
 from lightning_score.networks.unet import Stage, check_heads, levels_with_attention, warn_of_single_channels
 
-Kept = list[Tensor]
-
 
 class Down(nn.Module):
     """A level of the way down: half the resolution, what joins the features, and residual blocks; all outputs are kept.
@@ -31,7 +29,7 @@ class Down(nn.Module):
         super().__init__()
         self.resample, self.join, self.stages = resample, join, nn.ModuleList(stages)
 
-    def forward(self, c: Tensor, kept: Kept, pyramid: Tensor) -> Tensor:
+    def forward(self, c: Tensor, kept: list[Tensor], pyramid: Tensor) -> Tensor:
         h, pyramid = self.join(self.resample(kept[-1], c), pyramid)
         kept.append(h)
         for stage in self.stages:
@@ -54,7 +52,7 @@ class Up(nn.Module):
         self.resample, self.blocks = resample, nn.ModuleList(blocks)
         self.attention, self.output = attention, output
 
-    def forward(self, h: Tensor, c: Tensor, kept: Kept, pyramid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, h: Tensor, c: Tensor, kept: list[Tensor], pyramid: Tensor | None) -> tuple[Tensor, Tensor | None]:
         h = self.resample(h, c)
         for block in self.blocks:
             h = block(torch.cat([h, kept.pop()], dim=1), c)

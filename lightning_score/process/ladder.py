@@ -176,7 +176,7 @@ def choose_step_size(sigma_min: float, gamma: float, steps: int) -> float:
     """The step size in (0, 2 sigma_min^2) whose variance ratio r is closest to 1.
 
     r - 1 = q (gamma^2 - 1) + (1 - q) h with h = k - 1 = u/(2 - u) is positive, and u and 2 - u have the same q, so the
-    smallest r stands at u <= 1. There its derivative, q' (gamma^2 - 1 - h) + (1 - q) h', changes its sign once, because
+    smallest r is at u <= 1. There its derivative, q' (gamma^2 - 1 - h) + (1 - q) h', changes its sign once, because
     (1 - q) h'/(-q') grows with u; bisection finds where. Song and Ermon 2020 (2006.09011), technique 4.
 
     Args:

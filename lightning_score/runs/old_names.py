@@ -19,6 +19,7 @@ MODULES = {
     "objective.explicit": "objective.denoising",
     "optimization": "training.optimization",
     "parametrization": "score.parametrization",
+    "sampling.dormand_prince": "sampling.flow",
     "schedule": "process.ladder",
     "sharding": "training.sharding",
 }

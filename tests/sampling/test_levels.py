@@ -33,7 +33,7 @@ LADDER = SigmaTable(0.03, 3.0, 10)
 
 
 def warned(sampler, process=LADDER, times=None):
-    """What a model that was trained at the entries of a table says of a sampler, in Python as in all commands."""
+    """The warnings about a sampler of a model that was trained at the entries of a table, in Python as in all commands."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         objective = DenoisingScoreMatching(times=times or TableTimes())
