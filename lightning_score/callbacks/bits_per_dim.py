@@ -14,7 +14,7 @@ from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, require, require_passes
 from lightning_score.runs.records import FILE, append_record
 from lightning_score.sampling import RK45, NoiseStream, Uniform
-from lightning_score.sampling.levels import warn_between_levels
+from lightning_score.sampling.grid import warn_between_levels
 from lightning_score.sampling.likelihood import Bits, Dequantization, example_bits
 from lightning_score.score.function import Conditioned
 from lightning_score.training.model import ScoreModel

@@ -82,11 +82,6 @@ class Composed(Guidance):
         return score
 
 
-def tracked(x: Tensor) -> Tensor:
-    """A copy that autograd accepts, also of a tensor made under inference mode; to be called outside inference mode."""
-    return x.clone()
-
-
 def require_labels(cond: Tensor | None, name: str) -> Tensor:
     """The class labels `cond`; raises `InputError` if there are none, with the `name` of the guidance."""
     if cond is None:

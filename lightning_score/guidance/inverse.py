@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_score.errors import require
-from lightning_score.guidance.base import Guidance, ModelFacts, differentiated, tracked
+from lightning_score.guidance.base import Guidance, ModelFacts, differentiated
 from lightning_score.guidance.operators import LinearOperator
 from lightning_score.score.function import ScoreField, ScoreWrapper
 from lightning_score.tensors import broadcast_to
@@ -47,10 +47,7 @@ class PseudoInverse(Guidance):
     def __post_init__(self) -> None:
         require(self.data_std > 0, f"data_std={self.data_std}: must be above 0, as in 0.5")
         require(self.noise_std >= 0, f"noise_std={self.noise_std}: must be 0 (exact observations) or more, as in 0.1")
-        require(
-            self.strength >= 0,
-            f"strength={self.strength}: must be 0 (no guidance) or more; 1 is the approximation as derived",
-        )
+        require(self.strength >= 0, f"strength={self.strength}: must be 0 (no guidance) or more, as in 1")
 
     def check(self, trained: ModelFacts) -> None:
         expected, given = self.operator.observed_shape(trained.shape), tuple(self.observation.shape[1:])
@@ -77,7 +74,8 @@ class _PseudoInverseScore(ScoreWrapper):
         keep, problem = differentiated(x), self.problem
         backprop = keep or problem.backprop
         with torch.inference_mode(False):
-            x_t, t, cond = tracked(x).requires_grad_(), tracked(t), None if cond is None else tracked(cond)
+            # clones, because autograd accepts no tensors of inference mode
+            x_t, t, cond = x.clone().requires_grad_(), t.clone(), None if cond is None else cond.clone()
             alpha, sigma = self.process.alpha(t), self.process.sigma(t)
             with torch.set_grad_enabled(backprop):
                 score = self.score(x_t, t, cond)
@@ -85,7 +83,7 @@ class _PseudoInverseScore(ScoreWrapper):
             with torch.enable_grad():
                 observed = problem.operator.apply(denoised.requires_grad_())
             r2 = (problem.data_std * sigma) ** 2 / ((alpha * problem.data_std) ** 2 + sigma**2)
-            residual = tracked(self.observation).to(x.dtype) - observed
+            residual = self.observation.clone().to(x.dtype) - observed
             weighted = problem.operator.gram_solve(residual, r2, problem.noise_std**2)
             seen = x_t if problem.backprop else denoised
             (gradient,) = torch.autograd.grad(observed, seen, weighted, create_graph=keep)

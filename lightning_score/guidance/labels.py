@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_score.errors import require
-from lightning_score.guidance.base import Guidance, ModelFacts, differentiated, require_labels, tracked
+from lightning_score.guidance.base import Guidance, ModelFacts, differentiated, require_labels
 from lightning_score.score.function import ScoreField, ScoreWrapper
 
 
@@ -96,7 +96,8 @@ class _ClassifierScore(ScoreWrapper):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         keep, labels = differentiated(x), require_labels(cond, "ClassifierGuidance")
         with torch.inference_mode(False), torch.enable_grad():
-            x_t, time = tracked(x).requires_grad_(), tracked(t).to(x.dtype).expand(len(x))
-            log_p = F.pad(self.classifier(x_t, time).log_softmax(-1), (0, 1)).gather(1, tracked(labels).unsqueeze(1))
+            # clones, because autograd accepts no tensors of inference mode
+            x_t, time = x.clone().requires_grad_(), t.clone().to(x.dtype).expand(len(x))
+            log_p = F.pad(self.classifier(x_t, time).log_softmax(-1), (0, 1)).gather(1, labels.clone().unsqueeze(1))
             (gradient,) = torch.autograd.grad(log_p.sum(), x_t, create_graph=keep)
         return self.score(x, t, cond) + self.scale * gradient

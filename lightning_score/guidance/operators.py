@@ -56,9 +56,7 @@ class Mask(LinearOperator):
     def __init__(self, mask: Tensor | Sequence[Any]):
         self.mask = torch.as_tensor(mask) != 0
         self._known = self.mask.flatten().nonzero().flatten()
-        require(
-            len(self._known) > 0, f"mask of shape {list(self.mask.shape)}: all zero, so nothing is observed; set some to 1"
-        )
+        require(len(self._known) > 0, "mask: all entries are zero, so nothing is observed; set some to 1")
 
     def check(self, shape: Sequence[int]) -> None:
         require(
@@ -74,9 +72,7 @@ class Gray(LinearOperator):
     """The mean over the C channels of an image, (1, H, W): A A^T = I/C."""
 
     def check(self, shape: Sequence[int]) -> None:
-        require(
-            len(shape) == 3, f"samples of shape {list(shape)}: only images, [channels, height, width], have a gray image"
-        )
+        require(len(shape) == 3, f"samples of shape {list(shape)}: only images, [C, H, W], have a gray image")
 
     def apply(self, x: Tensor) -> Tensor:
         self.averaged = x.shape[1]
@@ -120,19 +116,14 @@ class Matrix(LinearOperator):
 
     def __init__(self, matrix: Tensor | Sequence[Sequence[float]]):
         self.matrix = torch.as_tensor(matrix, dtype=torch.float64)
-        require(
-            self.matrix.ndim == 2, f"matrix of shape {list(self.matrix.shape)}: must be [m, D], one row per observed number"
-        )
+        require(self.matrix.ndim == 2, f"matrix of shape {list(self.matrix.shape)}: must be [m, D], D the size of a sample")
         u, s, _ = torch.linalg.svd(self.matrix)
         self._u = u
         self._s2 = F.pad(torch.where(s > 1e-10 * s[0], s, 0) ** 2, (0, len(u) - len(s)))
 
     def check(self, shape: Sequence[int]) -> None:
-        columns = self.matrix.shape[1]
-        require(
-            columns == prod(shape),
-            f"matrix with {columns} columns: samples of shape {list(shape)} have {prod(shape)} numbers",
-        )
+        columns, size = self.matrix.shape[1], prod(shape)
+        require(columns == size, f"matrix with {columns} columns: samples of shape {list(shape)} have {size} numbers")
 
     def apply(self, x: Tensor) -> Tensor:
         return x.flatten(1) @ self.matrix.to(x).mT

@@ -1,7 +1,6 @@
 """The blocks of U-Nets: residual blocks and self-attention, with any norm."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +9,6 @@ from torch.nn import functional as F
 
 Norm = Callable[[int], nn.Module]
 """Makes the norm of a number of channels."""
-
-
-def group_norm(groups: int, eps: float = 1e-6) -> Norm:
-    """Makes group norms with a given number of groups."""
-    return partial(nn.GroupNorm, groups, eps=eps)
 
 
 def zero(module: nn.Module) -> nn.Module:

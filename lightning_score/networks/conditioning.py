@@ -93,19 +93,16 @@ class Conditioning(nn.Module):
         embedding: features of the noise label.
         width: size of the vector.
         num_classes: number of classes; 0 for none.
+        class_width: size of the vector of a class; None for `width`.
     """
 
-    def __init__(self, embedding: NoiseEmbedding, width: int, num_classes: int = 0) -> None:
+    def __init__(self, embedding: NoiseEmbedding, width: int, num_classes: int = 0, class_width: int | None = None) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.embedding = embedding
         self.linear1 = nn.Linear(embedding.width, width)
         self.linear2 = nn.Linear(width, width)
-        self.classes = nn.Embedding(num_classes + 1, self.class_width()) if num_classes > 0 else None
-
-    def class_width(self) -> int:
-        """Size of the vector of a class."""
-        return self.linear2.out_features
+        self.classes = nn.Embedding(num_classes + 1, class_width or width) if num_classes > 0 else None
 
     def forward(self, noise_label: Tensor, cond: Tensor | None) -> Tensor:
         """The vectors, (B, width), or (1, width) if all are the same."""
@@ -136,11 +133,8 @@ class EarlyConditioning(Conditioning):
     """
 
     def __init__(self, embedding: NoiseEmbedding, width: int, num_classes: int = 0, augmentations: int = 0) -> None:
-        super().__init__(embedding, width, num_classes)
+        super().__init__(embedding, width, num_classes, class_width=embedding.width)
         self.augment = nn.Linear(augmentations, embedding.width, bias=False) if augmentations > 0 else None
-
-    def class_width(self) -> int:
-        return self.embedding.width
 
     def forward(self, noise_label: Tensor, cond: Tensor | None, augmented: Tensor | None = None) -> Tensor:
         features = self.features(noise_label) + self.class_vector(cond)

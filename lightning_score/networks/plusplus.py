@@ -12,10 +12,8 @@ from lightning_score.networks.base import Network
 from lightning_score.networks.blocks import ResidualBlock, SelfAttention, attention_if
 from lightning_score.networks.conditioning import EarlyConditioning, FourierEmbedding, NoiseEmbedding, PositionalEmbedding
 from lightning_score.networks.pyramids import INPUTS, OUTPUTS, Common, InputKind, InputLevel, OutputKind, OutputLevel, head
-from lightning_score.networks.resampling import FIR, Boxes, Resampling
+from lightning_score.networks.resampling import BOXES, FIR, Resampling
 from lightning_score.networks.unet import Stage, check_heads, levels_with_attention, warn_of_single_channels
-
-Kept = list[Tensor]
 
 
 class Down(nn.Module):
@@ -31,7 +29,7 @@ class Down(nn.Module):
         super().__init__()
         self.resample, self.join, self.stages = resample, join, nn.ModuleList(stages)
 
-    def forward(self, c: Tensor, kept: Kept, pyramid: Tensor) -> Tensor:
+    def forward(self, c: Tensor, kept: list[Tensor], pyramid: Tensor) -> Tensor:
         h, pyramid = self.join(self.resample(kept[-1], c), pyramid)
         kept.append(h)
         for stage in self.stages:
@@ -54,7 +52,7 @@ class Up(nn.Module):
         self.resample, self.blocks = resample, nn.ModuleList(blocks)
         self.attention, self.output = attention, output
 
-    def forward(self, h: Tensor, c: Tensor, kept: Kept, pyramid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, h: Tensor, c: Tensor, kept: list[Tensor], pyramid: Tensor | None) -> tuple[Tensor, Tensor | None]:
         h = self.resample(h, c)
         for block in self.blocks:
             h = block(torch.cat([h, kept.pop()], dim=1), c)
@@ -141,7 +139,7 @@ class DDPMpp(Network):
         self.centered, self.augmentations = centered, augmentations
         self.from_levels = progressive == "output_skip"
         scale = 0.5**0.5 if rescale else 1.0
-        norm, resampling = partial(_group_norm, groups, group_size), FIR() if fir else Boxes()
+        norm, resampling = partial(_group_norm, groups, group_size), FIR if fir else BOXES
         block = partial(ResidualBlock, condition=4 * channels, norm=norm, dropout=dropout, scale=scale)
         attend_to = partial(attention_if, norm=norm, scale=scale, head_channels=head_channels)
         parts = Parts(block, attend_to, resampling, resample_blocks)

@@ -9,16 +9,8 @@ from torch.nn import functional as F
 
 from lightning_score.errors import require
 from lightning_score.networks.base import Network
-from lightning_score.networks.blocks import zero
-from lightning_score.networks.refinenet_layers import (
-    InstanceNormPlus,
-    Labels,
-    NoNorm,
-    Norm,
-    RefineBlock,
-    RefineResidual,
-    run,
-)
+from lightning_score.networks.blocks import Norm, zero
+from lightning_score.networks.refinenet_layers import InstanceNormPlus, Labels, NoNorm, RefineBlock, RefineResidual
 
 
 class RefineNet(Network, ABC):
@@ -78,7 +70,8 @@ class RefineNet(Network, ABC):
         h = self.conv_in(x if self.centered else 2 * x - 1)
         kept = []
         for stage in self.stages:
-            h = run(stage.children(), h, labels)
+            for block in stage.children():
+                h = block(h, labels)
             kept.append(h)
         h = self.refine[0]([kept.pop()], labels)
         for block in self.refine[1:]:
@@ -167,28 +160,24 @@ class NCSNv2Deeper(NCSNv2):
     """NCSNv2's network for images of 96 to 128 pixels: five stages, of which two halve the resolution.
 
     Args:
-        shape: [C, H, W]; H and W must be divisible by 4.
+        shape: [C, H, W]; H and W must be divisible by 4, for NCSNv2Deepest by 8.
         num_classes: number of classes it can be conditioned on; 0 for none.
         channels: channels of the first stage.
         centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
     """
 
-    def __init__(self, shape: Sequence[int], num_classes: int = 0, channels: int = 128, centered: bool = False) -> None:
-        super().__init__(shape, num_classes, channels, (1, 2, 2, 4, 4), (1, 1, 1, 2, 4), centered)
-
-
-class NCSNv2Deepest(NCSNv2):
-    """NCSNv2's network for images of 256 pixels: six stages, of which three halve the resolution.
-
-    Args:
-        shape: [C, H, W]; H and W must be divisible by 8.
-        num_classes: number of classes it can be conditioned on; 0 for none.
-        channels: channels of the first stage.
-        centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
-    """
+    multipliers: Sequence[int] = (1, 2, 2, 4, 4)
+    dilations: Sequence[int] = (1, 1, 1, 2, 4)
 
     def __init__(self, shape: Sequence[int], num_classes: int = 0, channels: int = 128, centered: bool = False) -> None:
-        super().__init__(shape, num_classes, channels, (1, 2, 2, 2, 4, 4), (1, 1, 1, 1, 2, 4), centered)
+        super().__init__(shape, num_classes, channels, self.multipliers, self.dilations, centered)
+
+
+class NCSNv2Deepest(NCSNv2Deeper):
+    """NCSNv2's network for images of 256 pixels: six stages, of which three halve the resolution."""
+
+    multipliers = (1, 2, 2, 2, 4, 4)
+    dilations = (1, 1, 1, 1, 2, 4)
 
 
 def _check(name: str, shape: Sequence[int], channels: int, multipliers: Sequence[int], dilations: Sequence[int]) -> None:

@@ -4,12 +4,14 @@ Lin et al. 2017 (1611.06612) for RefineNet; Song and Ermon 2019 (1907.05600), ap
 Every module is called with the features and the labels, including modules that do not use the labels.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lightning_score.networks.blocks import Norm
 
 
 class Labels(NamedTuple):
@@ -78,10 +80,6 @@ class NoNorm(nn.Module):
 
     def forward(self, x: Tensor, labels: Labels) -> Tensor:
         return x
-
-
-Norm = Callable[[int], nn.Module]
-"""Makes the norm of a number of channels."""
 
 
 class RefineResidual(nn.Module):

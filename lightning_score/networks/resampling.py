@@ -1,6 +1,8 @@
 """Changes of resolution by a factor of two, with and without a convolution."""
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,52 +43,6 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class Resampling(ABC):
-    """A way to change the resolution, alone (`down`, `up`) and together with a 3x3 convolution."""
-
-    @abstractmethod
-    def down(self) -> nn.Module:
-        """Halves height and width, channel by channel."""
-
-    @abstractmethod
-    def up(self) -> nn.Module:
-        """Doubles them, channel by channel."""
-
-    @abstractmethod
-    def conv_down(self, inputs: int, outputs: int) -> nn.Module:
-        """Halves them with a convolution."""
-
-    def conv_up(self, inputs: int, outputs: int) -> nn.Module:
-        """Doubles them, then convolves."""
-        return nn.Sequential(self.up(), nn.Conv2d(inputs, outputs, 3, padding=1))
-
-
-class Boxes(Resampling):
-    """Means of 2x2 pixels on the way down, repeated pixels on the way up."""
-
-    def down(self) -> nn.Module:
-        return nn.AvgPool2d(2)
-
-    def up(self) -> nn.Module:
-        return nn.Upsample(scale_factor=2.0, mode="nearest")
-
-    def conv_down(self, inputs: int, outputs: int) -> nn.Module:
-        return nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(inputs, outputs, 3, stride=2))
-
-
-class FIR(Resampling):
-    """The filter [1, 3, 3, 1] along each axis against aliasing (Zhang 2019; Karras et al. 2020, StyleGAN2)."""
-
-    def down(self) -> nn.Module:
-        return FilterDown()
-
-    def up(self) -> nn.Module:
-        return FilterUp()
-
-    def conv_down(self, inputs: int, outputs: int) -> nn.Module:
-        return nn.Sequential(Filter(padding=2), nn.Conv2d(inputs, outputs, 3, stride=2))
-
-
 class Filter(nn.Module):
     """Correlates every channel with [1, 3, 3, 1]/8 along each axis; outside the image there are zeros.
 
@@ -109,13 +65,6 @@ class Filter(nn.Module):
         return F.conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=channels)
 
 
-class FilterDown(Filter):
-    """Halves height and width."""
-
-    def __init__(self) -> None:
-        super().__init__(stride=2, padding=1)
-
-
 class FilterUp(nn.Module):
     """Doubles height and width: zeros between the pixels, then the filter, four times as strong.
 
@@ -125,3 +74,34 @@ class FilterUp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         doubled = F.interpolate(F.pad(x, (1, 1, 1, 1)), scale_factor=2.0, mode="bilinear", align_corners=False)
         return doubled[..., 2:-2, 2:-2]
+
+
+class Resampling(NamedTuple):
+    """A way to change the resolution, channel by channel or together with a 3x3 convolution.
+
+    Fields: down (makes what halves height and width), up (makes what doubles them), before_stride (makes what precedes a
+    convolution of stride 2, so that this one halves them).
+    """
+
+    down: Callable[[], nn.Module]
+    up: Callable[[], nn.Module]
+    before_stride: Callable[[], nn.Module]
+
+    def conv_down(self, inputs: int, outputs: int) -> nn.Module:
+        """Halves height and width with a convolution."""
+        return nn.Sequential(self.before_stride(), nn.Conv2d(inputs, outputs, 3, stride=2))
+
+    def conv_up(self, inputs: int, outputs: int) -> nn.Module:
+        """Doubles them, then convolves."""
+        return nn.Sequential(self.up(), nn.Conv2d(inputs, outputs, 3, padding=1))
+
+
+BOXES = Resampling(
+    down=partial(nn.AvgPool2d, 2),
+    up=partial(nn.Upsample, scale_factor=2.0, mode="nearest"),
+    before_stride=partial(nn.ZeroPad2d, (0, 1, 0, 1)),
+)
+"""Means of 2x2 pixels on the way down, repeated pixels on the way up."""
+
+FIR = Resampling(down=partial(Filter, stride=2), up=FilterUp, before_stride=partial(Filter, padding=2))
+"""The filter [1, 3, 3, 1] along each axis against aliasing (Zhang 2019; Karras et al. 2020, StyleGAN2)."""

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from lightning_score.errors import require
 from lightning_score.networks.base import Network
-from lightning_score.networks.blocks import ResidualBlock, ScaleShiftBlock, SelfAttention, attention_if, group_norm, zero
+from lightning_score.networks.blocks import ResidualBlock, ScaleShiftBlock, SelfAttention, attention_if, zero
 from lightning_score.networks.conditioning import Conditioning, NoiseEmbedding, PositionalEmbedding
-from lightning_score.networks.resampling import Boxes, Downsample, Upsample
+from lightning_score.networks.resampling import BOXES, Downsample, Upsample
 
 
 class Stage(nn.Module):
@@ -124,7 +124,7 @@ class UNet(Network):
         super().__init__(shape, num_classes)
         attends = levels_with_attention("UNet", shape, multipliers, blocks, attention, dropout)
         _check_channels(channels, groups, head_channels)
-        condition, norm = 4 * channels, group_norm(groups, eps)
+        condition, norm = 4 * channels, partial(nn.GroupNorm, groups, eps=eps)
         widths = [channels * m for m in multipliers]
         kind = ScaleShiftBlock if scale_shift else ResidualBlock
         block = partial(kind, condition=condition, norm=norm, dropout=dropout)
@@ -134,10 +134,10 @@ class UNet(Network):
             return Stage(block(inputs, outputs), attention)
 
         def downsample(width: int) -> nn.Module:
-            return block(width, width, resample=Boxes().down()) if resample_blocks else Downsample(width, symmetric_padding)
+            return block(width, width, resample=BOXES.down()) if resample_blocks else Downsample(width, symmetric_padding)
 
         def upsample(width: int) -> nn.Module:
-            return block(width, width, resample=Boxes().up()) if resample_blocks else Upsample(width)
+            return block(width, width, resample=BOXES.up()) if resample_blocks else Upsample(width)
 
         self.conditioning = Conditioning(embedding or PositionalEmbedding(channels), condition, num_classes)
         self.conv_in = nn.Conv2d(shape[0], channels, 3, padding=1)

@@ -41,10 +41,7 @@ def max_distance(x: Tensor, block: int | None = None, progress: bool = False) ->
     block = block or max(1, min(2048, 2**23 // x.shape[1]))
     mean = x.mean(0, dtype=torch.float64)
     norms = torch.cat([(rows.double() - mean).norm(dim=1) for rows in x.split(block)])
-    require(
-        bool(norms.isfinite().all()),
-        "the examples hold NaN or infinity: must be finite; clean the data",
-    )
+    require(bool(norms.isfinite().all()), "the examples hold NaN or infinity: must be finite; clean the data")
     norms, order = norms.sort(descending=True)
     blocks = list(zip(norms.split(block), order.split(block), strict=True))
     best = 0.0
@@ -179,7 +176,7 @@ def choose_step_size(sigma_min: float, gamma: float, steps: int) -> float:
     """The step size in (0, 2 sigma_min^2) whose variance ratio r is closest to 1.
 
     r - 1 = q (gamma^2 - 1) + (1 - q) h with h = k - 1 = u/(2 - u) is positive, and u and 2 - u have the same q, so the
-    smallest r stands at u <= 1. There its derivative, q' (gamma^2 - 1 - h) + (1 - q) h', changes its sign once, because
+    smallest r is at u <= 1. There its derivative, q' (gamma^2 - 1 - h) + (1 - q) h', changes its sign once, because
     (1 - q) h'/(-q') grows with u; bisection finds where. Song and Ermon 2020 (2006.09011), technique 4.
 
     Args:
@@ -221,8 +218,11 @@ class Plan:
         levels: L.
         ratio: the ratio of adjacent levels of the ladder.
         step_size: epsilon.
-        variance_ratios: the sample variance over sigma_i^2 after each level, descending levels.
-        variance_limit: what it tends to on a long ladder.
+        variance_ratios: the sample variance over sigma_i^2 after each level, the largest level first.
+        variance_limit: its limit on a long ladder.
+        sigmas: the levels sigma_i, descending.
+        step_sizes: e_i = step_size sigma_i^2/sigma_min^2.
+        evaluations: L T, network evaluations per sample, without a final denoise.
 
     Raises:
         InputError: a value is out of range.
@@ -243,21 +243,9 @@ class Plan:
             before = self.variance_ratios[-1]
             self.variance_ratios.append(variance_ratio(self.step_size, sigma_min, self.ratio, steps, before))
         self.variance_limit = variance_limit(self.step_size, sigma_min, self.ratio, steps)
-
-    @property
-    def sigmas(self) -> list[float]:
-        """The levels, descending."""
-        return [self.sigma_min * self.ratio**i for i in reversed(range(self.levels))]
-
-    @property
-    def step_sizes(self) -> list[float]:
-        """e_i = step_size sigma_i^2/sigma_min^2 at each of `sigmas`."""
-        return [self.step_size * (sigma / self.sigma_min) ** 2 for sigma in self.sigmas]
-
-    @property
-    def evaluations(self) -> int:
-        """Network evaluations per sample, L T, without a final denoise."""
-        return self.levels * self.steps
+        self.sigmas = [sigma_min * self.ratio**i for i in reversed(range(self.levels))]
+        self.step_sizes = [self.step_size * (sigma / sigma_min) ** 2 for sigma in self.sigmas]
+        self.evaluations = self.levels * steps
 
 
 def _bisect(above: Callable[[float], bool], low: float, high: float) -> float:

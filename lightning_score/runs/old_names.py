@@ -21,6 +21,7 @@ MODULES = {
     "optimization": "training.optimization",
     "parametrization": "score.parametrization",
     "runs.csv_logger": "runs.logs",
+    "sampling.dormand_prince": "sampling.flow",
     "schedule": "process.ladder",
     "sharding": "training.sharding",
 }

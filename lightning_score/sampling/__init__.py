@@ -8,7 +8,6 @@ from lightning_score.sampling.corrector import (
     LangevinCorrector as LangevinCorrector,
     SampleLangevin as SampleLangevin,
 )
-from lightning_score.sampling.dormand_prince import DormandPrince as DormandPrince
 from lightning_score.sampling.ends import (
     FinalDenoise as FinalDenoise,
     Initial as Initial,
@@ -18,7 +17,7 @@ from lightning_score.sampling.ends import (
     Tweedie as Tweedie,
     UniformNoise as UniformNoise,
 )
-from lightning_score.sampling.flow import RK45 as RK45, ProbabilityFlow as ProbabilityFlow
+from lightning_score.sampling.flow import RK45 as RK45, DormandPrince as DormandPrince, ProbabilityFlow as ProbabilityFlow
 from lightning_score.sampling.grid import (
     Geometric as Geometric,
     Karras as Karras,

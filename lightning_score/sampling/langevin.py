@@ -155,10 +155,8 @@ class AnnealedLangevin(Sampler):
     ):
         require(steps >= 1, f"steps={steps}: need at least one Langevin step per level, as in steps=100")
         require_passes(steps=steps)
-        require_temperature(temperature)
+        AnnealedLangevinStep(1.0 if step_size == "auto" else step_size, temperature)  # raises an error for invalid ones
         super().__init__(grid or ProcessTable(), denoise or KeepNoise(), initial or Prior(), clip)
-        if step_size != "auto":
-            AnnealedLangevinStep(step_size)  # raises an error for an invalid one
         self.step_size, self.steps, self.temperature = step_size, steps, temperature
         self._next_level = NoPredictor()
 

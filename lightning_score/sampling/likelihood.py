@@ -12,8 +12,7 @@ from torch import Tensor
 
 from lightning_score.errors import require, require_passes
 from lightning_score.process import NoiseProcess
-from lightning_score.sampling.dormand_prince import DormandPrince
-from lightning_score.sampling.flow import evaluating
+from lightning_score.sampling.flow import DormandPrince, evaluating
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.score.function import Conditioned, ScoreField
 from lightning_score.score.trace import Hutchinson, Trace

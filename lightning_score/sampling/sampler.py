@@ -13,8 +13,7 @@ from lightning_score.errors import require, require_passes
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.corrector import Corrector
 from lightning_score.sampling.ends import FinalDenoise, Initial, LastMean, Prior
-from lightning_score.sampling.grid import TimeGrid, Uniform
-from lightning_score.sampling.levels import warn_between_levels
+from lightning_score.sampling.grid import TimeGrid, Uniform, warn_between_levels
 from lightning_score.sampling.method import SamplerStep
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.predictor import Predictor, ReverseDiffusion
@@ -95,12 +94,11 @@ class Sampler(ABC):
             levels: the only times at which the score was trained, (L,); None: all times.
         """
         self.check(process)
-        if levels is not None:
-            times = self.grid(process)
-            methods = {move.method for move in self.plan(process, times)}
-            evaluated = [method.evaluated(process, times) for method in methods if method.evaluations]
-            name = f"{type(self).__name__} on {type(self.grid).__name__}"
-            warn_between_levels(name, process, levels, torch.cat([times[:0], *evaluated]))
+        times = self.grid(process)
+        methods = {move.method for move in self.plan(process, times)}
+        evaluated = [method.evaluated(process, times) for method in methods if method.evaluations]
+        name = f"{type(self).__name__} on {type(self.grid).__name__}"
+        warn_between_levels(name, process, levels, torch.cat([times[:0], *evaluated]))
 
     def __call__(
         self,

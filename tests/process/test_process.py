@@ -290,7 +290,7 @@ def test_a_ladder_of_equal_steps():
 
 @pytest.mark.parametrize("process", [BetaTable(steps=10, beta_max=0.3), SigmaTable(levels=10)])
 def test_indices_of_tables_map_to_times(process):
-    """Entry i stands at t = i/N, t = 0 is clean data, and the coefficient is constant between entries."""
+    """Entry i is at t = i/N, t = 0 is clean data, and the coefficient is constant between entries."""
     n = 10
     torch.testing.assert_close(process.table_times(), torch.arange(1, n + 1, dtype=torch.float64) / n)
     assert torch.equal(process.index(process.table_times()), torch.arange(1, n + 1))

@@ -104,7 +104,7 @@ def test_sample_k_is_the_same_in_any_batch(process):
     together = flow(score, NoiseStream(0, range(6), (2,), dtype=torch.float64)).x
     apart = [flow(score, NoiseStream(0, [k], (2,), dtype=torch.float64)) for k in range(6)]
     torch.testing.assert_close(together, torch.cat([a.x for a in apart]), rtol=1e-10, atol=1e-10)
-    assert len({a.nfe for a in apart}) > 1  # they do take steps of their own
+    assert len({a.nfe for a in apart}) > 1  # each takes its own steps
 
 
 def test_a_bad_row_becomes_nan_and_changes_no_other_row():

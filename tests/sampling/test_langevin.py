@@ -186,7 +186,7 @@ def test_one_level_misses_the_weights_of_the_modes_that_many_levels_find():
     weight = [float(((x * LineScore.along).sum(1) < 0).double().mean()) for x in (one, many)]
     assert weight[0] == pytest.approx(0.5, abs=0.05)
     assert weight[1] == pytest.approx(0.8, abs=0.04)
-    assert float((many * LineScore.across).sum(1).std()) < 0.02  # on the line, but for the last level's noise
+    assert float((many * LineScore.across).sum(1).std()) < 0.02  # on the line, except for the last level's noise
     spread = (many * LineScore.along).sum(1)
     assert float(spread[spread < 0].std()) == pytest.approx(0.4, rel=0.15)
 

@@ -27,13 +27,13 @@ from lightning_score.sampling import (
     StochasticHeun,
     Uniform,
 )
-from lightning_score.sampling.levels import distance_to_levels
+from lightning_score.sampling.grid import distance_to_levels
 
 LADDER = SigmaTable(0.03, 3.0, 10)
 
 
 def warned(sampler, process=LADDER, times=None):
-    """What a model that was trained at the entries of a table says of a sampler, in Python as in all commands."""
+    """The warnings about a sampler of a model that was trained at the entries of a table, in Python as in all commands."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         objective = DenoisingScoreMatching(times=times or TableTimes())

@@ -140,7 +140,7 @@ class Operations(TorchDispatchMode):
     ids=lambda v: type(v).__name__,
 )  # fmt: skip
 def test_a_step_passes_over_memory_a_few_times(process, parametrization, sampler, passes):
-    """Beside the network; and what depends on time alone is computed for all steps at once."""
+    """Passes of the network do not count; the functions of time are computed for all steps at once."""
     counts = {}
     for steps in (10, 30):
         sampler.grid = Uniform(steps, 0.1)

@@ -82,7 +82,7 @@ def test_its_divergence_is_that_of_the_density():
 def test_labels_select_the_points_of_a_class():
     data, labels, x = points(), torch.arange(30) % 3, points(6, seed=1)
     score, t = EmpiricalScore(VP(), data, labels), torch.tensor(0.4, dtype=torch.float64)
-    cond = torch.tensor([0, 1, 2, 0, 1, 3])  # nothing has label 3, which stands for "no class"
+    cond = torch.tensor([0, 1, 2, 0, 1, 3])  # nothing has label 3, which means "no class"
     expected = [EmpiricalScore(VP(), data[labels == y] if y < 3 else data)(x[i : i + 1], t) for i, y in enumerate(cond)]
     torch.testing.assert_close(score(x, t, cond), torch.cat(expected))
     torch.testing.assert_close(score(x, t), EmpiricalScore(VP(), data)(x, t))
