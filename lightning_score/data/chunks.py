@@ -2,7 +2,6 @@
 
 import json
 import math
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from lightning_score.data.base import Transform
 from lightning_score.data.files import UNREADABLE, ImageFiles, as_bytes, fit
 from lightning_score.data.gray import GrayScale, eight_bits, is_deep
 from lightning_score.errors import InputError, require
+from lightning_score.files import replace_text, replacing
 from lightning_score.seeds import derive_seed, seeded
 
 try:
@@ -68,24 +68,21 @@ def pack(data: ImageFiles, labels: Sequence[int], out: Path) -> None:
         with suppress(InputError):  # none is readable
             for file, image in data.decoded(skipped):
                 yield {"x": image, "y": label[file]}
-        Path(left_out).write_text(json.dumps(skipped, indent=1))
+        replace_text(Path(left_out), json.dumps(skipped, indent=1))
 
-    with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
-        chunks, left_out = Path(temporary, "chunks"), Path(temporary, "left_out.json")
-        with isolate_rng():  # it sets all global seeds
-            optimize(
-                items,
-                [str(left_out)],  # one process, which reads in threads
-                output_dir=str(chunks),
-                chunk_size=max(1, min(CHUNK // math.prod(data.shape), max(n // 256, 64))),
-                num_workers=1,
-                start_method="fork",
-                verbose=False,
-            )
+    with replacing(out) as chunks, isolate_rng():  # litdata sets all global seeds
+        left_out = chunks / "left_out.json"
+        optimize(
+            items,
+            [str(left_out)],  # one process, which reads in threads
+            output_dir=str(chunks),
+            chunk_size=max(1, min(CHUNK // math.prod(data.shape), max(n // 256, 64))),
+            num_workers=1,
+            start_method="fork",
+            verbose=False,
+        )
         skipped = json.loads(left_out.read_text())
         require(len(skipped) < n, data.summary(skipped) if skipped else "")
-        left_out.replace(chunks / "left_out.json")
-        chunks.replace(out)
 
 
 class Refusing(Serializer):  # type: ignore[misc]  # litdata has no types

@@ -125,11 +125,7 @@ class GaussianMixture(ScoreData):
         return Splits(*(Examples(points[rows], labels[rows]) for rows in split_indices(self.num_samples)))
 
     def transform(self, train: bool) -> Transform:
-        return _as_stored
+        return torch.nn.Identity()
 
     def to_reference(self, x: Tensor) -> Tensor:
         return x
-
-
-def _as_stored(points: Tensor) -> Tensor:
-    return points

@@ -8,21 +8,11 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_score.errors import Unmeasurable
-from lightning_score.metrics import (
-    Activations,
-    Estimate,
-    Features,
-    FeatureSums,
-    KeptFeatures,
-    Manifold,
-    block_of,
-    frechet_estimate,
-    frechet_infinity,
-    inception_score,
-    kernel_distance,
-    manifold,
-)
+from lightning_score.metrics.features import Activations, Features
+from lightning_score.metrics.frechet import Estimate, frechet_estimate, frechet_infinity
+from lightning_score.metrics.manifold import Manifold, inception_score, kernel_distance, manifold
 from lightning_score.metrics.reference import Reference
+from lightning_score.metrics.statistics import FeatureSums, KeptFeatures, block_of
 
 KINDS = ("fid", "fid_infinity", "is", "kid", *Manifold._fields)
 """The metrics that `MetricTotals.measure` may return."""

@@ -1,8 +1,5 @@
 """Images that stream from chunks: all of them once, shuffled, shared by processes and workers, and resumed bit for bit."""
 
-import os
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +10,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from litdata import StreamingDataset, optimize
 from PIL import Image
 from tiny import TINY
+from torch.multiprocessing import start_processes
 
 from lightning_score.cli import run
 from lightning_score.data import ImageStream
@@ -63,6 +61,14 @@ def test_unreadable_files_are_left_out_and_counted(make):
         train, held_out = data.splits
     assert len(held_out.x) == 50 and len(train.x) == N - 50
     assert sorted(torch.cat([train.y, held_out.y]).bincount().tolist()) == [N // 3] * 3
+
+
+def save_epoch(rank, make, folder):
+    """The images that one of two processes sees in an epoch."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    seen = torch.cat([(x * 255).round().byte() for x, _ in make().train_dataloader()])
+    torch.save(seen, folder / f"{rank}.pt")
 
 
 @pytest.mark.filterwarnings("ignore:.*left out.*")
@@ -118,24 +124,9 @@ class TestBatches:
                 state = {**states[done - 1], "batches": done - 1}
                 assert equal(list(loader(state)), first[done - 1 :])
 
-    @pytest.mark.slow
-    def test_two_processes_share_them(self, make, photos, tmp_path):
+    def test_two_processes_share_them(self, make, tmp_path):
         make().splits  # noqa: B018  # packs
-        script = """
-import sys, torch, torch.distributed as dist
-from test_stream import *
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/meet", rank=int(sys.argv[2]), world_size=2)
-data = ImageStream(sys.argv[3], SHAPE, cache=sys.argv[4], num_classes=3, batch_size=16, num_workers=0, held_out=50)
-seen = torch.cat([(x * 255).round().byte() for x, _ in data.train_dataloader()])
-torch.save(seen, f"{sys.argv[1]}/{sys.argv[2]}.pt")
-"""
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-        cache = make().chunks.rsplit("/", 1)[0]
-        started = [
-            subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(k), str(photos), cache], env=environment)
-            for k in range(2)
-        ]
-        assert [process.wait(100) for process in started] == [0, 0]
+        start_processes(save_epoch, (make, tmp_path), nprocs=2, start_method="fork")
         mine, others = (rows(torch.load(tmp_path / f"{k}.pt", weights_only=True)) for k in range(2))
         assert len(mine) == len(others) >= (N - 50) // 2 - 16 and len({*mine, *others}) == 2 * len(mine)
 
