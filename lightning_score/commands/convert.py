@@ -18,7 +18,7 @@ from lightning_score.commands.configs import load_checkpoint, trusted_modules, w
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.files import replacing
 from lightning_score.interop import KINDS, Imported, read
-from lightning_score.interop.base import OPTIONS, Settings
+from lightning_score.interop.base import OPTIONS, Settings, part
 from lightning_score.interop.diffusers_writer import write
 from lightning_score.training.model import ScoreModel
 
@@ -26,10 +26,6 @@ OURS = "lightning_score"
 MEANINGS = {
     "sde": "the SDE, continuous or discrete, that the model was trained on; by default it follows from the folders' names",
     "precond": "the preconditioning under which the network was trained (default: edm)",
-}
-NEXT = {
-    OURS: "python -m lightning_score predict --ckpt_path {out} --num_samples 16",
-    "diffusers": "diffusers.DiffusionPipeline.from_pretrained('{out}')",
 }
 
 
@@ -58,7 +54,9 @@ def convert(arguments: Arguments) -> None:
             conversion.save(out)
         else:
             write(out, conversion.result())
-    print(f"\nwritten to {out}; next: {NEXT[options.to].format(out=out)}")
+    load = f"diffusers.DiffusionPipeline.from_pretrained('{out}')"
+    predict = f"python -m lightning_score predict --ckpt_path {out} --num_samples 16"
+    print(f"\nwritten to {out}; next: {predict if options.to == OURS else load}")
 
 
 def convert_checkpoint(path: str | Path, kind: str, out: str | Path, options: Sequence[str] = ()) -> None:
@@ -86,40 +84,32 @@ class Conversion(IdleExperiment):
         self.imported, self.kind = imported, kind
         arguments = with_found_configs(Arguments.without_command(changes))
         super().__init__(arguments.over(Layer(config_of(imported, kind))))
-        self._load()
-
-    def _load(self) -> None:
-        """Gives the model the weights; the averaged ones, if any."""
-        network, imported = self.model.score_function.network, self.imported
+        self.plain_config: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        weights = imported.weights if imported.averages is None else imported.averages
         try:
-            network.load_state_dict(imported.weights if imported.averages is None else imported.averages)
+            self.model.score_function.network.load_state_dict(weights)
         except RuntimeError as error:
             raise InputError(f"the weights do not fit the network that the options describe: {one_line(error)}") from error
 
     def describe(self) -> str:
         """The parts of the converted checkpoint, and what was assumed, as text."""
-        score, imported, settings = self.model.score_function, self.imported, self.plain_config()["model"]
+        score, imported, settings = self.model.score_function, self.imported, self.plain_config["model"]
         count = sum(parameter.numel() for parameter in score.network.parameters())
         low, high = self.datamodule.data_range
         averaged = "the averaged (EMA) and the raw weights" if imported.averages is not None else "the weights, no average"
-        rows = {
-            "network": f"{type(score.network).__name__}, {count:,} parameters, {averaged}",
-            "images": f"{' x '.join(map(str, self.model.shape))}, values {low:g} to {high:g}",
-            "process": _on_one_line(settings["process"]),
-            "output means": _on_one_line(settings["parametrization"]),
-            "sampler": _on_one_line(settings["sampler"]),
-            "trained": f"{imported.step} steps" if imported.step else "for an unknown number of steps",
-        }
-        lines = [f"  {name:<14} {value}" for name, value in rows.items()]
-        return "\n".join([f"{self.kind} checkpoint", *lines, *(f"  assumed: {note}" for note in imported.notes)])
-
-    def plain_config(self) -> dict[str, Any]:
-        """The configuration as plain values."""
-        return yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        notes = "".join(f"\n  assumed: {note}" for note in imported.notes)
+        return f"""\
+{self.kind} checkpoint
+  network        {type(score.network).__name__}, {count:,} parameters, {averaged}
+  images         {" x ".join(map(str, self.model.shape))}, values {low:g} to {high:g}
+  process        {_on_one_line(settings["process"])}
+  output means   {_on_one_line(settings["parametrization"])}
+  sampler        {_on_one_line(settings["sampler"])}
+  trained        {imported.step or "an unknown number of"} steps{notes}"""
 
     def result(self) -> Imported:
         """The checkpoint with the changes by options."""
-        return as_imported(self.model, self.plain_config()["model"], self.datamodule.data_range)
+        return as_imported(self.model, self.plain_config["model"], self.datamodule.data_range)
 
     def save(self, out: Path) -> None:
         """Writes a checkpoint for `predict`, `test` and `fit`, atomically.
@@ -132,7 +122,7 @@ class Conversion(IdleExperiment):
         trainer.state.fn = TrainerFn.FITTING
         trainer.strategy.setup_optimizers(trainer)
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        checkpoint["config"] = self.plain_config()
+        checkpoint["config"] = self.plain_config
         checkpoint["lightning_score_version"] = lightning_score.__version__
         checkpoint["converted"] = {"from": self.kind, "step": self.imported.step}
         if self.imported.averages is not None:
@@ -144,26 +134,22 @@ class Conversion(IdleExperiment):
 
 
 def config_of(imported: Imported, kind: str) -> dict[str, Any]:
-    """The configuration of a run with the imported model, on data of its shape."""
-    conditional = imported.num_classes > 0
-    model = {**imported.model, "conditional": conditional, "label_dropout": imported.label_dropout}
-    return {"name": kind, "model": model, "data": data_of(imported)}
-
-
-def data_of(imported: Imported) -> dict[str, Any]:
-    """Data of the model's shape: CIFAR-10, or a folder of images that the user names."""
-    shared = {"data_range": list(imported.data_range), "flip": True}
-    if imported.shape == (3, 32, 32) and imported.num_classes in (0, 10):
-        return {"class_path": "CIFAR10", "init_args": shared}
-    classes = {"num_classes": imported.num_classes} if imported.num_classes else {}
-    return {"class_path": "ImageFolder", "init_args": {"path": "images", "shape": list(imported.shape), **shared, **classes}}
+    """The configuration of a run with the imported model, on CIFAR-10 or a folder of images that the user gives."""
+    classes = imported.num_classes
+    options: Settings = {"data_range": list(imported.data_range), "flip": True}
+    data = part("CIFAR10", **options)
+    if imported.shape != (3, 32, 32) or classes not in (0, 10):
+        options |= {"num_classes": classes} if classes else {}
+        data = part("ImageFolder", path="images", shape=list(imported.shape), **options)
+    model = {**imported.model, "conditional": classes > 0, "label_dropout": imported.label_dropout}
+    return {"name": kind, "model": model, "data": data}
 
 
 def as_imported(model: ScoreModel, settings: Settings, data_range: Sequence[float]) -> Imported:
     """A model of this package, with its averaged weights, as a checkpoint to write in another form."""
-    score = model.score_function
-    low, high = data_range
-    return Imported(settings, model.shape, (low, high), score.network.state_dict(), num_classes=score.num_classes)
+    score, (channels, height, width), (low, high) = model.score_function, model.shape, data_range
+    weights = score.network.state_dict()
+    return Imported(settings, (channels, height, width), (low, high), weights, num_classes=score.num_classes)
 
 
 def read_own_checkpoint(path: str, trusted: Collection[str] = ()) -> Imported:
@@ -183,8 +169,9 @@ def _on_one_line(settings: Any) -> str:
     """A part of a config on one line: its class and the arguments that are not null."""
     if not isinstance(settings, Mapping) or "class_path" not in settings:
         return str(settings)
+    made: Any = locate(settings["class_path"])
     given = {name: value for name, value in (settings.get("init_args") or {}).items() if value is not None}
-    order = [*inspect.signature(locate(settings["class_path"])).parameters, *given]
+    order = [*inspect.signature(made).parameters, *given]
     inner = ", ".join(f"{name}={_on_one_line(given[name])}" for name in sorted(given, key=order.index))
     return f"{settings['class_path'].rpartition('.')[2]}{f'({inner})' if inner else ''}"
 
@@ -205,12 +192,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("path", metavar="PATH", help="the file, or the folder for diffusers")
     parser.add_argument("out", metavar="OUT", help="the checkpoint to write, such as converted.ckpt; it must not exist")
     parser.add_argument("--from", dest="kind", required=True, choices=[*KINDS, OURS], help="kind of the checkpoint PATH")
-    size = "height and width of the images in pixels, if the file does not determine them; default: the published models'"
-    parser.add_argument("--size", type=int, help=size)
+    parser.add_argument("--size", type=int, help="height and width of the images in pixels, if they are not in the file")
     parser.add_argument("--trust", help="module whose classes a checkpoint of lightning_score may name, as my_parts")
     for name, (kind, values) in OPTIONS.items():
-        parser.add_argument(
-            f"--{name}", choices=values, help=f"only for {kind}, if its file does not determine it: {MEANINGS[name]}"
-        )
+        parser.add_argument(f"--{name}", choices=values, help=f"only for {kind}: {MEANINGS[name]}")
     parser.add_argument("--to", default=OURS, choices=[OURS, "diffusers"], help="what to write (default: %(default)s)")
     return parser

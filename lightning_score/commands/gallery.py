@@ -1,18 +1,20 @@
-"""The command `gallery`: a 2-D Gaussian mixture, its exact and learned score, and the samples of all samplers."""
+"""The command `gallery`: the samples of all samplers for a 2-D Gaussian mixture, and why NCSN has many noise levels."""
 
 import inspect
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lightning_score import sampling
-from lightning_score.callbacks.score_plot import Marginal, draw_density, draw_field, extent
+from lightning_score.callbacks.score_plot import Marginal, draw_density, extent
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.configs import load_checkpoint, trusted_modules
 from lightning_score.commands.parser import Parser
-from lightning_score.data import GaussianMixture, Mixture, ScoreData
-from lightning_score.errors import require
+from lightning_score.commands.schedule import data_from
+from lightning_score.data import GaussianMixture, Mixture
+from lightning_score.errors import InputError, require
 from lightning_score.files import replacing
 from lightning_score.memory import require_room
 from lightning_score.process import NoiseProcess, SigmaTable
@@ -20,6 +22,10 @@ from lightning_score.runs.folders import new_dated_folder, new_folder
 from lightning_score.sampling import NoiseStream, PredictorCorrector, Sampler
 from lightning_score.score.empirical import EmpiricalScore
 from lightning_score.training.model import ScoreModel
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 STEPS = 60  # of the grid of every sampler
 SNAPSHOTS = 5
@@ -40,23 +46,18 @@ def gallery(arguments: Arguments) -> None:
     trusted = trusted_modules(arguments)
     require_room(1000 * options.num_samples, f"--num_samples {options.num_samples}", "draw fewer")
     checkpoint = load_checkpoint(options.ckpt_path, trusted)
-    parser = Parser()
-    parser.add_subclass_arguments(ScoreData, "data")
-    data = parser.instantiate_classes(parser.parse_object({"data": checkpoint["config"].get("data")})).data
-    require(
-        isinstance(data, GaussianMixture) and data.shape == (2,),
-        f"--ckpt_path {options.ckpt_path}: gallery draws 2-D data of a known density (GaussianMixture), not "
-        f"{type(data).__name__}; train one by fit --config toy",
-    )
+    data = data_from(checkpoint["config"].get("data"))
+    if not isinstance(data, GaussianMixture) or data.shape != (2,):
+        raise InputError(
+            f"--ckpt_path {options.ckpt_path}: gallery draws 2-D data of a known density (GaussianMixture), not "
+            f"{type(data).__name__}; train one by fit --config toy"
+        )
     model = ScoreModel.load_from_checkpoint(options.ckpt_path, map_location="cpu", trust=list(trusted)).eval()
     folder = Path(options.ckpt_path).parent
     folder = new_folder(Path(options.output)) if options.output else new_dated_folder(folder / "gallery")
-    figures = {
-        "samplers.png": draw_samplers(model, data.mixture, options.num_samples, options.seed),
-        "levels.png": draw_levels(options.num_samples, options.seed),
-    }
-    for name, figure in figures.items():
-        with replacing(folder / name) as temporary:
+    samples = draw_samplers(model, data.mixture, options.num_samples, options.seed)
+    for name, figure in (("samplers", samples), ("levels", draw_levels(options.num_samples, options.seed))):
+        with replacing(folder / f"{name}.png") as temporary:
             figure.savefig(temporary, dpi=80)
     print(f"drawn: {folder}/samplers.png, {folder}/levels.png")
 
@@ -69,7 +70,7 @@ def samplers(process: NoiseProcess) -> dict[str, Sampler]:
     Args:
         process: the noise process of the model.
     """
-    grid = sampling.Geometric(STEPS, float(_time(process, SMALLEST)))
+    grid = sampling.Geometric(STEPS, float(process.time_of(torch.tensor(SMALLEST, dtype=torch.float64))))
     found: dict[str, Sampler] = {}
     for kind in _concrete(sampling.Predictor):
         if kind.evaluations:
@@ -87,14 +88,14 @@ def samplers(process: NoiseProcess) -> dict[str, Sampler]:
     return found
 
 
-def _concrete(base: type) -> list[type]:
+def _concrete(base: type) -> list[Any]:
     classes = [c for _, c in inspect.getmembers(sampling, inspect.isclass) if issubclass(c, base)]
     return [c for c in classes if not inspect.isabstract(c)]
 
 
 @torch.inference_mode()
-def draw_samplers(model: ScoreModel, mixture: Mixture, n: int = 500, seed: int = 0):
-    """Density, exact and learned score, and the samples of every sampler at five times from noise to data.
+def draw_samplers(model: ScoreModel, mixture: Mixture, n: int = 500, seed: int = 0) -> "Figure":
+    """Every sampler's samples at five times from noise to data, over the density.
 
     Args:
         model: a model of the mixture.
@@ -107,66 +108,35 @@ def draw_samplers(model: ScoreModel, mixture: Mixture, n: int = 500, seed: int =
     """
     from matplotlib.figure import Figure  # takes a second to import
 
-    score, process = model.score_function, model.score_function.process
+    process = model.score_function.process
     chosen = samplers(process)
     rows = -(-len(chosen) // 2)
-    figure = Figure(figsize=(14, 4.4 + 1.5 * rows), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[4.4, 1.5 * rows])
-    _draw_scores(top, model, mixture)
-    blocks = [half.subplots(rows, SNAPSHOTS, squeeze=False) for half in bottom.subfigures(1, 2)]
-    panels = [row for block in blocks for row in block]
-    for row, (name, sampler) in zip(panels, chosen.items(), strict=False):
-        noise = NoiseStream(seed, range(n), (2,), model.device, model.dtype)
-        result = sampler(score, noise, trajectory=True)
+    figure = Figure(figsize=(14, 1.7 * rows), layout="constrained")
+    panels: Any = figure.subfigures(rows, 2)
+    for panel, (name, sampler) in zip(panels.flat, chosen.items(), strict=False):
+        result = sampler(model.score_function, NoiseStream(seed, range(n), (2,)), trajectory=True)
         stages = sampler.plan(process, sampler.grid(process))
-        times = [torch.ones(()), *(stage.end for stage in stages)]
+        times, clouds = [torch.ones(()), *(stage.end for stage in stages)], result.trajectory or []
         shown = torch.linspace(0, len(stages), SNAPSHOTS).round().long().tolist()
-        for axes, i in zip(row, shown, strict=True):
-            _draw_cloud(axes, mixture, process, times[i], result.trajectory[i])
-        row[0].set_title(" ", fontsize=9)  # reserves the height of a title, whose width would push the columns apart
-        title = row[0].text(0, 1.06, f"{name}, NFE {result.nfe:g}", transform=row[0].transAxes, fontsize=9)
-        title.set_in_layout(False)
-    for row in panels[len(chosen) :]:
-        for axes in row:
-            axes.remove()
+        panel.suptitle(f"{name}, NFE {result.nfe:g}", fontsize=9)
+        for axes, i in zip(panel.subplots(1, SNAPSHOTS), shown, strict=True):
+            _draw_cloud(axes, mixture, process, times[i], clouds[i])
     return figure
 
 
-def _draw_scores(figure, model: ScoreModel, mixture: Mixture) -> None:
-    process = model.score_function.process
-    t = _time(process, 0.2)
-    marginal, reach = _marginal(mixture, process, t), extent(mixture)
-    density, exact, learned = figure.subplots(1, 3, sharex=True, sharey=True)
-    for axes, title in ((density, "density"), (exact, "exact score"), (learned, "learned score")):
-        draw_density(axes, marginal, reach)
-        axes.set_title(rf"{title}, $\sigma$ = {marginal.sigma:.2g}")
-    draw_field(exact, marginal.score, reach)
-    draw_field(learned, lambda x: model.score_function(x, t), reach)
-
-
-def _draw_cloud(axes, mixture: Mixture, process: NoiseProcess, t: Tensor, x: Tensor) -> None:
+def _draw_cloud(axes: "Axes", mixture: Mixture, process: NoiseProcess, t: Tensor, x: Tensor) -> None:
     """The samples x/alpha at time t over their density."""
-    marginal = _marginal(mixture, process, t)
+    marginal = Marginal(mixture, t, 1.0, float(process.noise_level(t)))
     draw_density(axes, marginal, extent(mixture) + 2 * marginal.sigma)
-    axes.scatter(*(x / process.alpha(t)).T, s=3, color="tab:red", alpha=0.6, linewidths=0)
+    first, second = (x / process.alpha(t)).T
+    axes.scatter(first, second, s=3, color="tab:red", alpha=0.6, linewidths=0)
     axes.set(xticks=[], yticks=[], xlabel="", ylabel="")
     axes.text(0.03, 0.03, rf"$\sigma$ = {marginal.sigma:.2g}", transform=axes.transAxes, fontsize=8)
 
 
-def _time(process: NoiseProcess, sigma: float) -> Tensor:
-    """The time at which sigma/alpha has a value."""
-    return process.time_of(torch.tensor(sigma, dtype=torch.float64))
-
-
-def _marginal(mixture: Mixture, process: NoiseProcess, t: Tensor) -> Marginal:
-    """The distribution of x/alpha at time t."""
-    return Marginal(mixture, t, 1.0, float(process.noise_level(t)))
-
-
-def two_segments(n: int = 60) -> Tensor:
-    """2-D points on a line, in two segments with a fifth and four fifths of them, (n, 2)."""
-    few = n // 5
-    along = torch.cat([torch.linspace(-1.5, -0.9, few), torch.linspace(0.9, 1.5, n - few)])
+def two_segments() -> Tensor:
+    """60 points on a line, in two segments with a fifth and four fifths of them, (60, 2)."""
+    along = torch.cat([torch.linspace(-1.5, -0.9, 12), torch.linspace(0.9, 1.5, 48)])
     return torch.stack([along, 0.4 * along], 1)
 
 
@@ -194,7 +164,7 @@ def one_level_and_many(n: int, seed: int = 0) -> dict[str, tuple[Tensor, float]]
     return drawn
 
 
-def draw_levels(n: int = 500, seed: int = 0):
+def draw_levels(n: int = 500, seed: int = 0) -> "Figure":
     """Why NCSN has many noise levels: `one_level_and_many` next to the data, as a matplotlib figure.
 
     Args:
@@ -203,8 +173,7 @@ def draw_levels(n: int = 500, seed: int = 0):
     """
     from matplotlib.figure import Figure
 
-    data = two_segments()
-    clouds = {"data": (data, float((data[:, 0] > 0).double().mean())), **one_level_and_many(n, seed)}
+    clouds = {"data": (two_segments(), 0.8), **one_level_and_many(n, seed)}
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     for axes, (name, (x, share)) in zip(figure.subplots(1, 3, sharex=True, sharey=True), clouds.items(), strict=True):
         axes.scatter(*x.T, s=5, alpha=0.5, linewidths=0)

@@ -1,14 +1,13 @@
 """Noise levels from a data set: the command `schedule`, and `auto` in the process of `fit`."""
 
 import os
-from functools import reduce
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from torch import Tensor
 
 from lightning_score.commands.arguments import CONFIG, Arguments, Layer
@@ -17,14 +16,11 @@ from lightning_score.commands.parser import Parser
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
 from lightning_score.files import replace_text, replacing
-from lightning_score.process.ladder import (
-    LEAST_DIMENSION,
-    Plan,
-    choose_gamma,
-    choose_levels,
-    choose_step_size,
-    max_distance,
-)
+from lightning_score.interop.base import part
+from lightning_score.process import ladder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -45,9 +41,9 @@ def schedule(arguments: Arguments) -> None:
     data = parser.instantiate_classes(config).data
     dimension = prod(data.shape)
     # Refuses values before the long computation.
-    choose_step_size(config.sigma_min, choose_gamma(dimension, config.coverage), config.steps)
+    ladder.choose_step_size(config.sigma_min, ladder.choose_gamma(dimension, config.coverage), config.steps)
     x = training_view(data)
-    chosen = Plan(_rounded_max_distance(x), dimension, config.sigma_min, config.coverage, config.steps)
+    chosen = ladder.Plan(_rounded_max_distance(x), dimension, config.sigma_min, config.coverage, config.steps)
     source = f"{type(data).__name__}, {len(x)} training examples of {' x '.join(map(str, data.shape))}"
     print(f"{source}, values {float(x.min()):.4g} to {float(x.max()):.4g}, as the network sees them\n\n{derivation(chosen)}")
     if config.output is not None:
@@ -72,21 +68,26 @@ def resolve_auto(config: Any) -> None:
     asked = [name for name in ("sigma_max", "levels") if process.get(name) == "auto"]
     if not asked:
         return
-    parser = Parser()
-    parser.add_subclass_arguments(ScoreData, "data")
-    data = parser.instantiate_classes(parser.parse_object({"data": config["data"].as_dict()})).data
+    data = data_from(config["data"].as_dict())
     chosen = []
     if "sigma_max" in asked:
         x = training_view(data)
         process["sigma_max"] = _rounded_max_distance(x)
         chosen.append(f"sigma_max={process['sigma_max']:g}, the largest distance between two of {len(x)} training examples")
     if "levels" in asked:
-        dimension = prod(data.shape)
-        process["levels"] = choose_levels(process["sigma_max"], process["sigma_min"], dimension)
-        ratio = (process["sigma_max"] / process["sigma_min"]) ** (1 / (process["levels"] - 1))
-        chosen.append(f"levels={process['levels']}, a factor of {ratio:.4g} apart as fits {dimension} dimensions")
-    if "LOCAL_RANK" not in os.environ or os.environ["LOCAL_RANK"] == "0":
+        dimension, largest, smallest = prod(data.shape), process["sigma_max"], process["sigma_min"]
+        process["levels"] = levels = ladder.choose_levels(largest, smallest, dimension)
+        ratio = (largest / smallest) ** (1 / (levels - 1))
+        chosen.append(f"levels={levels}, a factor of {ratio:.4g} apart as fits {dimension} dimensions")
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"auto: {'; '.join(chosen)}", flush=True)
+
+
+def data_from(settings: Any) -> ScoreData:
+    """The data of a config, from its part `data`."""
+    parser = Parser()
+    parser.add_subclass_arguments(ScoreData, "data")
+    return parser.instantiate_classes(parser.parse_object({"data": settings})).data
 
 
 def training_view(data: ScoreData) -> Tensor:
@@ -97,19 +98,17 @@ def training_view(data: ScoreData) -> Tensor:
 
 
 def _rounded_max_distance(x: Tensor) -> float:
-    return float(f"{max_distance(x, progress=True):.6g}")
+    return float(f"{ladder.max_distance(x, progress=True):.6g}")
 
 
-def derivation(chosen: Plan) -> str:
+def derivation(chosen: ladder.Plan) -> str:
     """The derivation of a ladder in words and numbers."""
     d, ratios = chosen.dimension, chosen.variance_ratios
     shown = [i for i in range(len(ratios)) if i < 4 or i == len(ratios) - 1]
     after = ", ".join(f"{'... ' if i >= 5 else ''}{ratios[i]:.4g} (level {i + 1})" for i in shown)
-    few = (
-        f"\n   (fewer than {LEAST_DIMENSION}, where the rule does not hold, count as {LEAST_DIMENSION})"
-        if d < LEAST_DIMENSION
-        else ""
-    )
+    least, few = ladder.LEAST_DIMENSION, ""
+    if d < least:
+        few = f"\n   (fewer than {least}, where the rule does not hold, count as {least})"
     return f"""\
 1. Largest level: sigma_max = {chosen.sigma_max:g}, the largest distance between two training examples,
    so that noise of the first level can carry a sample from any example to any other.
@@ -126,40 +125,33 @@ def derivation(chosen: Plan) -> str:
 Techniques 1, 2 and 4 of Song and Ermon 2020 (arXiv:2006.09011)."""
 
 
-def as_config(chosen: Plan) -> dict[str, Any]:
+def as_config(chosen: ladder.Plan) -> dict[str, Any]:
     """The config that makes `fit` and its sampler use the ladder and leaves the rest unchanged."""
-    process = {"sigma_min": chosen.sigma_min, "sigma_max": chosen.sigma_max, "levels": chosen.levels}
-    sampler = {"step_size": float(f"{chosen.step_size:.6g}"), "steps": chosen.steps}
-    return {
-        "model": {
-            "process": {"class_path": "+SigmaTable", "init_args": process},
-            "sampler": {"class_path": "+AnnealedLangevin", "init_args": sampler},
-        }
-    }
+    process = part("+SigmaTable", sigma_min=chosen.sigma_min, sigma_max=chosen.sigma_max, levels=chosen.levels)
+    sampler = part("+AnnealedLangevin", step_size=float(f"{chosen.step_size:.6g}"), steps=chosen.steps)
+    return {"model": {"process": process, "sampler": sampler}}
 
 
-def _figure(chosen: Plan, source: str):
+def _figure(chosen: ladder.Plan, source: str) -> "Figure":
     from matplotlib.figure import Figure  # takes a second to import
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     figure.suptitle(f"{source}: L = {chosen.levels}, T = {chosen.steps}, NFE = {chosen.evaluations}")
-    levels = range(1, chosen.levels + 1)
-    style = {"marker": ".", "lw": 1, "ms": 4 if chosen.levels > 50 else 7}
-    sigmas, sizes, ratios = figure.subplots(1, 3)
-    sigmas.semilogy(levels, chosen.sigmas, **style)
-    sigmas.set(title=rf"noise levels, ratio $\gamma$ = {chosen.ratio:.5g}", ylabel=r"$\sigma_i$ (units of the data)")
-    sizes.semilogy(levels, chosen.step_sizes, color="tab:orange", **style)
-    sizes.set(title=rf"Langevin step sizes, $\epsilon$ = {chosen.step_size:.4g}", ylabel=r"$e_i$ (squared units)")
-    ratios.plot(levels, chosen.variance_ratios, color="tab:green", label="predicted after the level", **style)
-    ratios.axhline(chosen.variance_limit, color="gray", ls="--", lw=1, label=f"limit {chosen.variance_limit:.4g}")
-    ratios.set(title=r"variance of the samples over $\sigma_i^2$", ylabel="$r_i$")
-    ratios.set_ylim(1, 1.1 * chosen.variance_limit - 0.1)
-    ratios.legend(loc="lower right")
-    for axes in (sigmas, sizes, ratios):
-        axes.set_xlabel("level $i$, in sampling order")
+    limit = chosen.variance_limit
+    panels = [
+        (rf"noise levels, ratio $\gamma$ = {chosen.ratio:.5g}", r"$\sigma_i$ (units of the data)", chosen.sigmas),
+        (rf"Langevin step sizes, $\epsilon$ = {chosen.step_size:.4g}", r"$e_i$ (squared units)", chosen.step_sizes),
+        (r"variance of the samples over $\sigma_i^2$", rf"$r_i$, which settles at {limit:.4g}", chosen.variance_ratios),
+    ]
+    for axes, (title, label, values) in zip(figure.subplots(1, 3), panels, strict=True):
+        axes.plot(range(1, chosen.levels + 1), values, marker=".", lw=1, ms=4 if chosen.levels > 50 else 7)
+        axes.set(title=title, ylabel=label, xlabel="level $i$, in sampling order")
+        axes.set_yscale("linear" if values is chosen.variance_ratios else "log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
+    axes.axhline(limit, color="gray", ls="--", lw=1)
+    axes.set_ylim(1, 1.1 * limit - 0.1)
     return figure
 
 
@@ -173,23 +165,21 @@ def _parser() -> Parser:
     parser.add_argument("--sigma_min", type=float, default=0.01, help="Smallest noise level; that of the config by default.")
     parser.add_argument("--coverage", type=float, default=0.5, help="Overlap of adjacent levels, between 0 and 0.9973.")
     parser.add_argument("--steps", type=int, default=5, help="Langevin steps per level, T; that of the config by default.")
-    parser.add_argument(
-        "--output", type=str, help="File for the ladder as a config: fit --config ncsn --config ladder.yaml."
-    )
+    parser.add_argument("--output", type=str, help="File for the ladder, as a config after --config ncsn of fit.")
     parser.add_argument("--plot", type=str, help="File for a picture of the ladder (png, pdf or svg).")
     return parser
 
 
 def _parts_of(file: Path) -> dict[str, Any]:
     """The data, the smallest noise level and the steps of a config of `fit`."""
-    config = read_config(file)
-
-    def inside(*path: str) -> Any:
-        return reduce(lambda part, name: part.get(name) if isinstance(part, dict) else None, path, config)
-
-    paths = {"data": ["data"], "sigma_min": ["model", "process", "init_args", "sigma_min"],
-             "steps": ["model", "sampler", "init_args", "steps"]}  # fmt: skip
-    return {name: value for name, path in paths.items() if (value := inside(*path)) is not None}
+    config: Any = read_config(file)
+    found = {"data": config.get("data")}
+    for name, owner in (("sigma_min", "process"), ("steps", "sampler")):
+        inside = config
+        for key in ("model", owner, "init_args", name):
+            inside = inside.get(key) if isinstance(inside, dict) else None
+        found[name] = inside
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _require_new_file(name: str, path: Path, kinds: tuple[str, ...]) -> None:

@@ -6,7 +6,7 @@ from errno import EIO
 from pathlib import Path
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_score.callbacks import Evaluate, Evaluation
 from lightning_score.files import unwritten
@@ -37,8 +37,8 @@ def print_training(trainer: Trainer, folder: Path | None, seconds: float, kept: 
         "run folder": f"{folder} (also {latest})" if is_latest else str(folder),
         "metrics": "metrics.csv",
         "config": "config.yaml",
+        "checkpoints": ", ".join(sorted(file.name for file in folder.glob("*.ckpt"))) or "none",
     }
-    rows |= {"checkpoints": ", ".join(sorted(file.name for file in folder.glob("*.ckpt"))) or "none"}
     for kind in ("samples", "score", "loss_per_sigma"):
         pictures = sorted(folder.glob(f"{kind}/*.png"))
         rows |= {kind: str(pictures[-1].relative_to(folder))} if pictures else {}
@@ -72,7 +72,8 @@ def print_evaluation(trainer: Trainer, folder: Path | None) -> None:
 
 def evaluations(trainer: Trainer) -> list[Evaluation]:
     """The last result of every evaluation."""
-    return [c.last for c in trainer.callbacks if isinstance(c, Evaluate) and c.last is not None]
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return [each.last for each in callbacks if isinstance(each, Evaluate) and each.last is not None]
 
 
 def sentence(evaluation: Evaluation) -> str:
