@@ -126,6 +126,7 @@ class Loader(DataLoader):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes at the next `iter`; after all batches of an epoch, with the next epoch."""
+        self.sampler.seed = state["seed"]  # for a checkpoint that is saved before that
         self.given = self._skipped = state["batches"] % len(self)
         self.sampler.chained = "following" in state
         self.sampler.following = state["seed"] if self._skipped else state.get("following")
