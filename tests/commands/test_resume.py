@@ -190,7 +190,7 @@ def processor_seconds(process):
 
 @pytest.mark.faults("runs killed (kill -9)", 4)
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(6))
 def test_kills_at_random_moments(tmp_path, whole, seed):
     """kill -9, like a power cut, several times in a row; of processes forked from one that has imported everything."""
     draws, folder, context = random.Random(seed), tmp_path / "run", multiprocessing.get_context("forkserver")
