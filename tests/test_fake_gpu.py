@@ -64,7 +64,7 @@ class FakeDraws(NoiseSource):
 
 
 class Convolution(nn.Module):
-    """A network of one convolution that is told level and label."""
+    """A network of one convolution that is given level and label."""
 
     def __init__(self):
         super().__init__()

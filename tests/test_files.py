@@ -53,7 +53,7 @@ def test_a_full_disk_in_fit_is_an_error_in_the_end(tmp_path, monkeypatch, capsys
     Path("tiny.yaml").write_text(TINY)
     options = ["--config=tiny.yaml", "--evaluate.features=null", "--trainer.logger=false", "--output=run"]
     assert run(["fit", *options]) == 1
-    said = capsys.readouterr()
-    assert "the weights of step 3 are not saved (No space left on device)" in said.err
-    assert "finished 3 steps" in said.out and "next:" not in said.out and not list(Path("run").glob("*.ckpt*"))
+    printed = capsys.readouterr()
+    assert "the weights of step 3 are not saved (No space left on device)" in printed.err
+    assert "finished 3 steps" in printed.out and "next:" not in printed.out and not list(Path("run").glob("*.ckpt*"))
     assert not [path for path in Path("run").iterdir() if path.name.startswith(".")]

@@ -108,7 +108,8 @@ def _unusable(name: str, types: tuple[type, ...]) -> str:
     try:
         found = import_object(resolve_class_path_by_name(types, name))  # type: ignore[arg-type]
     except Exception as error:  # a user's module may raise anything
-        return f"cannot be imported ({one_line(error, 200)})" if "." in name else "no such class"
+        known = "." in name or "Multiple" in str(error)  # classes have this name
+        return f"cannot be imported ({one_line(error, 200)})" if known else "no such class"
     fits = isinstance(found, type) and issubclass(found, types)
     if fits and inspect.isabstract(found):
         return f"abstract, without {' and '.join(sorted(found.__abstractmethods__))}"

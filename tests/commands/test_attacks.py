@@ -77,7 +77,7 @@ FUNCTIONS = {
     "such a function, with parameters": ("optimizer", made("attackers.make_optimizer", lr=1)),
     "a static method": ("process", made("attackers.Wrong.static")),
     "a class of another kind": ("process", made("attackers.Wrong")),
-    "a class of another kind, where anything may stand": (
+    "a class of another kind, where any value is allowed": (
         "lr_scheduler",
         made("lightning.pytorch.cli.ReduceLROnPlateau", monitor="x", factor=made("attackers.Wrong")),
     ),
@@ -178,9 +178,9 @@ def test_a_checkpoint_imports_and_makes_nothing_but_parts_of_ours(attack, config
     checkpoint(config, *(FUNCTIONS | NAMES)[attack])
     for way, arguments in WAYS.items():
         assert ended(arguments) == 2, way
-        said = capsys.readouterr().err.strip()
-        assert said.startswith("error: ") and "\n" not in said and "allowlist" not in said, (way, said)
-        assert attack in FUNCTIONS or "evil" in said, (way, said)
+        printed = capsys.readouterr().err.strip()
+        assert printed.startswith("error: ") and "\n" not in printed and "allowlist" not in printed, (way, printed)
+        assert attack in FUNCTIONS or "evil" in printed, (way, printed)
         assert not left(), way
     with pytest.raises(InputError):
         ScoreModel.load_from_checkpoint("evil.ckpt")
@@ -200,16 +200,16 @@ def test_a_config_makes_only_classes_of_the_declared_kind(attack, config, folder
 
 @pytest.mark.faults("hostile parts on the command line")
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--model.lr_scheduler=LambdaLR", "--model.lr_scheduler.lr_lambda=attackers.touch"], "makes only classes"),
         (["--trainer.callbacks=LambdaCallback", "--trainer.callbacks.on_fit_start=attackers.touch"], "makes only classes"),
         (["--model.network=attackers.make_network"], "makes only classes"),
     ],
 )
-def test_an_option_gives_no_function(options, said, folder, capsys):
+def test_an_option_gives_no_function(options, message, folder, capsys):
     assert ended(["fit", "--config=toy", *options]) == 2
-    assert said in capsys.readouterr().err and not {"called", "made"} & set(left()) and not Path("runs").exists()
+    assert message in capsys.readouterr().err and not {"called", "made"} & set(left()) and not Path("runs").exists()
 
 
 def test_schedule_makes_only_classes_too(folder, capsys):
@@ -420,7 +420,7 @@ def test_the_server_gives_nothing_but_the_pictures_of_the_page(linked):
 
 
 @pytest.mark.parametrize(
-    ("part", "said"),
+    ("part", "message"),
     [
         ({"config": {"model": {"process": torch.ones(2)}}}, "its config holds more than numbers, texts, lists and mappings"),
         ({"state_dict": {3: torch.ones(1)}}, "its state_dict has names that are not text"),
@@ -428,11 +428,11 @@ def test_the_server_gives_nothing_but_the_pictures_of_the_page(linked):
         ({"config": {"ema": {"decay": "\x1b[2J"}}}, "error: ema.decay=?[2J: must be a number"),
     ],
 )
-def test_a_checkpoint_of_other_values_is_one_plain_line(part, said, config, folder, capsys):
+def test_a_checkpoint_of_other_values_is_one_plain_line(part, message, config, folder, capsys):
     torch.save({"state_dict": {}, **part, "config": {**config, **part.get("config", {})}}, "evil.ckpt")
     assert ended(WAYS["predict"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert said in line and line.isprintable()
+    assert message in line and line.isprintable()
 
 
 def test_state_of_another_shape_is_not_given_to_a_fused_optimizer():

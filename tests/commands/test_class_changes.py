@@ -61,7 +61,7 @@ LONG = {"network", "data", *TORCH}
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in [*BASES, *TORCH]]
 )
 def test_no_class_keeps_a_value_of_another(name, capsys):
-    """For every two classes that may stand in one place and share a parameter: B after A is B alone, and so is A after A."""
+    """For every two classes of one place that share a parameter: B after A is B alone, and so is A after A."""
     base = {**BASES, **TORCH}[name]
     parser = parser_of(base)
     kinds = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in descendants(base)}

@@ -80,9 +80,10 @@ def test_all_that_belongs_to_a_validation_is_at_one_step(trained):
 
 
 def test_a_short_fit_lowers_loss_and_distance(tmp_path):
-    options = ["--trainer.max_steps=120", "--trainer.val_check_interval=40", "--model.sampler.steps=5", "--ema.decay=0.9"]
-    options += ["--evaluate.num_samples=200", "--samples.num_samples=0", "--trainer.log_every_n_steps=20",
-                "--trainer.callbacks=null"]  # fmt: skip
+    options = ["--trainer.max_steps=120", "--trainer.val_check_interval=40", "--ema.decay=0.9"]
+    options += ["--model.network.channels=16", "--model.network.multipliers=[1]", "--model.sampler=PredictorCorrector",
+                "--model.sampler.grid=Karras", "--model.sampler.grid.steps=20", "--evaluate.num_samples=200",
+                "--samples.num_samples=0", "--trainer.log_every_n_steps=20", "--trainer.callbacks=null"]  # fmt: skip
     assert run(["fit", "--config", "ncsn", f"--runs={tmp_path}", *options]) == 0
     rows = list(csv.DictReader((tmp_path / "ncsn" / "latest" / "metrics.csv").open()))
     for name, factor in (("train/loss", 0.8), ("val/loss", 0.9), ("val/fid_digits_200", 1)):
@@ -166,7 +167,7 @@ def test_a_ddpm_checkpoint_samples_with_annealed_langevin(tmp_path):
     assert float(np.load(output / "samples.npz")["nfe"]) == 42  # at the 41 levels of the config's grid, and its denoising
 
 
-def test_resuming_goes_on_from_the_step_of_the_checkpoint(trained, tmp_path):
+def test_resuming_continues_from_the_step_of_the_checkpoint(trained, tmp_path):
     arguments = ["fit", f"--ckpt_path={trained}/last.ckpt", f"--runs={tmp_path}", "--trainer.max_steps=40",
                  "--trainer.callbacks=null"]  # fmt: skip
     assert run([*arguments, "--trainer.val_check_interval=40", "--trainer.check_val_every_n_epoch=null"]) == 0

@@ -59,7 +59,7 @@ def test_first_screen_is_short_and_its_options_exist(command, start):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_first_screen_names_all_parts_that_may_stand_there(command, start):
+def test_first_screen_names_all_classes_that_an_option_takes(command, start):
     lines = start(command, "--help").replace("\n" + " " * 12, " ").splitlines()
     for option, base in BASES.items():
         for listed in [line for line in lines if line.startswith(f"  {option} ") and " or " in line]:

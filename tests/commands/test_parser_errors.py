@@ -21,6 +21,10 @@ OPTIONS = [
     ("--model.sampler.grid=Geometric --model.sampler.grid.step=3", "Did you mean --model.sampler.grid.steps?"),
     ("--model.sampler.steps=x", "model.sampler.steps=x: must be a whole number"),
     ("--model.lr_scheduler=LinearLRR", "model.lr_scheduler=LinearLRR: no such class; give one of LinearLR, "),
+    ("--model.lr_scheduler=ReduceLROnPlateau", "cannot be imported (Multiple subclasses with name ReduceLROnPlateau"),
+    ("--model.lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau", "follows a metric, but is stepped after every"),
+    ("--trainer.max_steps=0", "--trainer.max_steps 0: must be at least 1, or -1"),
+    ("--trainer.devices=0", "--trainer.devices 0: must be at least 1, or auto"),
     ("--model.optimizer=adam", "model.optimizer=adam: no such class; give one of Adam, "),
     ("--model.optimizer=torch.optim.Adan", "model.optimizer=torch.optim.Adan: cannot be imported"),
     ("--model.sampler=lightning_score.VP", "model.sampler=lightning_score.VP: not a Sampler; give one of Annealed"),
@@ -132,7 +136,7 @@ def test_every_option_that_takes_a_class_lists_the_classes(capsys):
             command.parse(["fit", "--config", "ncsn", f"--{place}.help", "Nosuch"])
 
 
-def test_one_callback_may_stand_without_a_list(tmp_path, monkeypatch):
+def test_one_callback_needs_no_list(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ["--trainer.fast_dev_run=true", "--evaluate.features=null", "--samples.num_samples=0"]
     assert run(["fit", "--config", "toy", "--trainer.callbacks", "LossFloor", *options]) == 0

@@ -4,6 +4,8 @@ import csv
 import fcntl
 import hashlib
 import json
+import math
+import multiprocessing
 import os
 import random
 import shlex
@@ -12,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,9 +24,11 @@ from lightning.pytorch import Callback
 from PIL import Image
 
 from lightning_score.cli import run
+from lightning_score.data.order import Loader, Shuffled
 from lightning_score.runs.logs import cut_logs
 
-FIT = ["fit", "--config=ncsn", "--trainer.max_steps=40", "--trainer.val_check_interval=15", "--trainer.logger=false",
+SMALL = ["--model.network.channels=8", "--model.network.multipliers=[1]", "--model.process.levels=4"]
+FIT = ["fit", "--config=ncsn", *SMALL, "--trainer.max_steps=40", "--trainer.val_check_interval=15", "--trainer.logger=false",
        "--trainer.log_every_n_steps=4", "--samples.num_samples=4", "--evaluate.num_samples=40",
        "--model.sampler.steps=1"]  # fmt: skip
 KEPT = ("--trainer.callbacks=[{class_path: LossFloor, init_args: {num_examples: 64}}, "
@@ -113,17 +118,19 @@ def signals():
         signal.signal(number, handler)
 
 
-MOMENTS = [
-    (7, "on_before_backward", 8),  # in the middle of a step: the next one does not begin
-    (10, "on_train_batch_end", 10),
-    (12, "on_train_batch_end", 12),  # an epoch has 11 steps
-    (15, "on_validation_batch_start", 15),
-    (30, "on_validation_epoch_end", 30),
-    (30, "on_validation_end", 30),
+CASES = [
+    (15, "on_validation_batch_start", 15, signal.SIGINT),
+    (10, "on_train_batch_end", 10, signal.SIGTERM),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (
+            (7, "on_before_backward", 8, signal.SIGINT),  # in the middle of a step: the next one does not begin
+            (12, "on_train_batch_end", 12, signal.SIGINT),  # an epoch has 11 steps
+            (30, "on_validation_epoch_end", 30, signal.SIGTERM),
+            (30, "on_validation_end", 30, signal.SIGTERM),
+        )
+    ),
 ]
-QUICK = [(*MOMENTS[3], signal.SIGINT), (*MOMENTS[1], signal.SIGTERM)]
-OTHERS = [(*moment, number) for moment in MOMENTS for number in (signal.SIGINT, signal.SIGTERM)]
-CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS if case not in QUICK)]
 
 
 @pytest.mark.faults("runs ended by a signal")
@@ -131,11 +138,11 @@ CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHER
 def test_a_signal_at_any_moment(tmp_path, whole, step, moment, kept, number, capsys):
     folder = tmp_path / "run"
     assert interrupted(folder, step, moment, number) == 128 + number
-    said = capsys.readouterr().out.strip().splitlines()
-    assert f"kept up to step {kept}" in said[-2]
+    printed = capsys.readouterr().out.strip().splitlines()
+    assert f"kept up to step {kept}" in printed[-2]
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == kept
     assert json.loads((folder / "run.json").read_text())["state"] == "interrupted"
-    again = shlex.split(said[-1])
+    again = shlex.split(printed[-1])
     assert run([*again[3:], KEPT]) == 0
     assert_same(folder, whole)
     assert json.loads((folder / "run.json").read_text())["state"] == "finished"
@@ -156,70 +163,88 @@ def test_a_signal_at_the_end_of_an_epoch(tmp_path, step, moment):
     assert_same(tmp_path / "run", everything(tmp_path / "whole"))
 
 
-@pytest.mark.faults("runs killed (kill -9)", 2)
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0])
-def test_kills_at_random_moments(tmp_path, whole, seed):
-    """kill -9, like a power cut, several times in a row."""
-    killed(tmp_path / "run", random.Random(seed), 2)
-    assert_same(tmp_path / "run", whole)
+def test_a_checkpoint_before_the_first_batch_of_a_resumed_run():
+    """Such as that of a run which was killed in a validation, and repeats it first: the order of its data stays the same."""
+
+    def loader():
+        return Loader(torch.arange(12), Shuffled(12, 2, seed=5), batch_size=None)
+
+    whole, begun = list(loader()), loader()
+    next(iter(begun))
+    state = begun.state_dict()
+    resumed = loader()
+    resumed.load_state_dict(state)
+    again = resumed.state_dict()
+    resumed = loader()
+    resumed.load_state_dict(again)
+    assert torch.equal(torch.stack(list(resumed)), torch.stack(whole[1:]))
+
+
+def processor_seconds(process):
+    """Seconds that a process has computed, however busy the machine is."""
+    with suppress(OSError):  # it has just ended
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return math.inf
 
 
 @pytest.mark.faults("runs killed (kill -9)", 4)
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10, 20))
-def test_many_kills_at_random_moments(tmp_path, whole, seed):
-    killed(tmp_path / "run", random.Random(seed), 4)
-    assert_same(tmp_path / "run", whole)
-
-
-def killed(folder, draws, times):
-    """A run that was killed several times at random moments, and finished."""
-    for k in range(times + 1):
+@pytest.mark.parametrize("seed", range(6))
+def test_kills_at_random_moments(tmp_path, whole, seed):
+    """kill -9, like a power cut, several times in a row; of processes forked from one that has imported everything."""
+    draws, folder, context = random.Random(seed), tmp_path / "run", multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lightning_score.cli"])
+    for k in range(5):
         begun = (folder / "last.ckpt").exists()
         arguments = ["fit", f"--ckpt_path={folder}"] if begun else [*FIT, f"--output={folder}"]
         if not begun and folder.exists():
             folder.rename(folder.with_name(f"remains{k}"))
-        process = subprocess.Popen([sys.executable, "-m", "lightning_score", *arguments], stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT, text=True)  # fmt: skip
-        if k < times:
-            deadline = time.monotonic() + 60
-            while not (folder / "run.json").exists() and time.monotonic() < deadline and process.poll() is None:
-                time.sleep(0.05)
-            time.sleep(draws.uniform(0, 4))
-            process.send_signal(signal.SIGKILL)
-        said, _ = process.communicate(timeout=200)
-        assert process.returncode in ((0, -signal.SIGKILL) if k < times else (0,)), said
+        process = context.Process(target=run, args=(arguments,))
+        process.start()
+        moment = draws.uniform(0.5, 5)  # a whole run takes about 4 s
+        while k < 4 and process.is_alive() and processor_seconds(process) < moment:
+            time.sleep(0.01)
+        if k < 4:
+            process.kill()
+        process.join(200)
+        assert process.exitcode in ((0, -signal.SIGKILL) if k < 4 else (0,))
+    assert_same(folder, whole)
 
 
-@pytest.mark.faults("runs ended by a signal")
-@pytest.mark.slow
-@pytest.mark.parametrize(("step", "moment", "rank"), [(7, "on_train_batch_end", 0), (10, "on_validation_batch_start", None)])
-def test_two_processes(tmp_path, step, moment, rank):
+class TestTwoProcesses:
     """A signal ends one of them, or both; both end at the same step, and resume like an uninterrupted run."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-        "OMP_NUM_THREADS": "1",
-    }
-    options = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=16",
-               "--trainer.val_check_interval=5", "--trainer.log_every_n_steps=2"]  # fmt: skip
-    stop = {"step": step, "moment": moment, "number": int(signal.SIGTERM), "rank": rank}
-    stopping = json.dumps({"class_path": "test_resume.Stop", "init_args": stop})
 
-    def ours(*arguments):
+    OPTIONS = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=12",
+               "--trainer.val_check_interval=5", "--trainer.log_every_n_steps=2")  # fmt: skip
+
+    def run(self, *arguments):
+        paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
         command = [sys.executable, "-m", "lightning_score", *arguments]
+        environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
-    whole, folder = tmp_path / "whole", tmp_path / "run"
-    done = ours(*FIT, *options, f"--output={whole}")
-    assert done.returncode == 0, done.stderr
-    stopped = ours(*FIT, *options, f"--output={folder}", f"--trainer.callbacks+={stopping}")
-    assert stopped.returncode == 143 and "kept up to step" in stopped.stdout, stopped.stderr
-    (folder / "config.yaml").write_bytes((whole / "config.yaml").read_bytes())  # which does not stop
-    again = ours("fit", f"--ckpt_path={folder}")
-    assert again.returncode == 0, again.stderr
-    assert_same(folder, everything(whole))
+    @pytest.fixture(scope="class")
+    def uninterrupted(self, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("two_processes") / "run"
+        done = self.run(*FIT, *self.OPTIONS, f"--output={folder}")
+        assert done.returncode == 0, done.stderr
+        return folder
+
+    @pytest.mark.faults("runs ended by a signal")
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("step", "moment", "rank"), [(7, "on_train_batch_end", 0), (10, "on_validation_batch_start", None)]
+    )
+    def test_a_signal(self, uninterrupted, tmp_path, step, moment, rank):
+        folder, stop = tmp_path / "run", {"step": step, "moment": moment, "number": int(signal.SIGTERM), "rank": rank}
+        stopping = json.dumps({"class_path": "test_resume.Stop", "init_args": stop})
+        stopped = self.run(*FIT, *self.OPTIONS, f"--output={folder}", f"--trainer.callbacks+={stopping}")
+        assert stopped.returncode == 143 and "kept up to step" in stopped.stdout, stopped.stderr
+        (folder / "config.yaml").write_bytes((uninterrupted / "config.yaml").read_bytes())  # which does not stop
+        again = self.run("fit", f"--ckpt_path={folder}")
+        assert again.returncode == 0, again.stderr
+        assert_same(folder, everything(uninterrupted))
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # the run is a copy
@@ -230,7 +255,7 @@ class TestWhich:
     def runs(self, tmp_path_factory):
         """With one run, of three steps."""
         folder = tmp_path_factory.mktemp("three_steps")
-        quick = ["--evaluate.features=null", "--samples.num_samples=0", "--trainer.callbacks=null"]
+        quick = ["--evaluate.features=null", "--samples.num_samples=0", "--trainer.callbacks=null", *SMALL]
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             assert run(["fit", "--config=ncsn", "--trainer.max_steps=3", "--model.optimizer.lr=1.0e-3", *quick]) == 0
@@ -262,8 +287,8 @@ class TestWhich:
         assert self.step(folder) == 4 and Path("runs/ncsn/latest").resolve() == folder
 
     def test_a_file_begins_a_new_run_from_it(self, folder):
-        assert run(["fit", "--config=ncsn", f"--ckpt_path={folder / 'last.ckpt'}", "--trainer.max_steps=4",
-                    "--evaluate.features=null", "--samples.num_samples=0", "--trainer.callbacks=null"]) == 0  # fmt: skip
+        quick = ["--evaluate.features=null", "--samples.num_samples=0", "--trainer.callbacks=null", *SMALL]
+        assert run(["fit", "--config=ncsn", f"--ckpt_path={folder / 'last.ckpt'}", "--trainer.max_steps=4", *quick]) == 0
         assert self.step(folder) == 3 and len(list(folder.parent.glob("20*"))) == 2
 
     @pytest.mark.faults("checkpoints cut off")
@@ -271,8 +296,8 @@ class TestWhich:
         (folder / "last.ckpt.previous").write_bytes((folder / "last.ckpt").read_bytes())
         (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:-1000])
         assert run(["fit", f"--ckpt_path={folder}", "--trainer.max_steps=4"]) == 0
-        said = capsys.readouterr().out
-        assert "damaged or truncated" in said and "the previous one is undamaged" in said
+        printed = capsys.readouterr().out
+        assert "damaged or truncated" in printed and "the previous one is undamaged" in printed
         assert self.step(folder) == 4
 
     @pytest.mark.parametrize(
@@ -316,7 +341,7 @@ class TestWhich:
         settings = {"step": 3, "moment": "on_train_batch_end", "number": int(signal.SIGUSR1)}
         stop = json.dumps({"class_path": f"{__name__}.Stop", "init_args": settings})
         command = ["fit", "--config=ncsn", "--name=job", "--trainer.max_steps=6", "--evaluate.features=null",
-                   "--samples.num_samples=0"]  # fmt: skip
+                   "--samples.num_samples=0", *SMALL]  # fmt: skip
         with pytest.raises(SystemExit) as end:
             run([*command, f"--trainer.callbacks=[{stop}]"])
         assert end.value.code == 143 and Path("called").read_text() == "requeue 4711\n"

@@ -184,8 +184,8 @@ class TestOtherClasses:
         monkeypatch.chdir(tmp_path)
         output = [] if "--runs=r" in options else ["--output=a/b"]
         assert run(["fit", f"--ckpt_path={checkpoint}", "--trainer.max_steps=5", *output, *options]) == 2
-        said = [line for line in capsys.readouterr().err.splitlines() if re.match("error", line)]
-        assert len(said) == 1 and message in said[0]
+        printed = [line for line in capsys.readouterr().err.splitlines() if re.match("error", line)]
+        assert len(printed) == 1 and message in printed[0]
         assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize("damage", [*STATES, "no loops", "inner"])
