@@ -9,12 +9,13 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lightning_score import __version__
 from lightning_score.files import tolerating_full_disk
 from lightning_score.runs.old_names import new_metric
 
@@ -30,13 +31,8 @@ KEYS = {"jackknife": "without"}
 
 def versions() -> dict[str, str]:
     """Versions of the programs that a number depends on."""
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in ("lightning_score", "lightning", "torchmetrics", "torch-fidelity"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+    libraries = {name: version(name) for name in ("lightning", "torchmetrics", "torch-fidelity")}
+    return {"python": platform.python_version(), "torch": torch.__version__, "lightning_score": __version__, **libraries}
 
 
 def settings_of(part: Any) -> Any:

@@ -117,11 +117,8 @@ def agree_on_folder(make: Callable[[], str], num_nodes: int = 1) -> str:
 def restarted_folder() -> str | None:
     """The folder of the run whose processes torchrun has restarted after a failure; None if it has not."""
     rendezvous = Rendezvous()
-    if rendezvous.attempt == 0:
-        return None
-    store = rendezvous.store()
     keys = [f"folder/{attempt}/0" for attempt in reversed(range(rendezvous.attempt))]
-    return next((store.get(key).decode() for key in keys if store.check([key])), None)
+    return next((rendezvous.store().get(key).decode() for key in keys if rendezvous.store().check([key])), None)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ DEEPEST = 100
 """Most levels of nesting."""
 PLAIN = "tag:yaml.org,2002:"
 RESOLVED = {
-    "null": ("~nN", "~|null|Null|NULL|"),
+    "null": ([*"~nN", ""], "~|null|Null|NULL|"),
     "merge": ("<", "<<"),
     "bool": ("tTfF", "true|True|TRUE|false|False|FALSE"),
     "int": ("-+0123456789", r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)"),
@@ -65,7 +65,7 @@ class Loader(yaml.CSafeLoader):  # type: ignore[misc]
 
 
 for _name, (_letters, _pattern) in RESOLVED.items():
-    Loader.add_implicit_resolver(f"{PLAIN}{_name}", re.compile(f"^(?:{_pattern})$"), [*_letters, *[""] * (_name == "null")])
+    Loader.add_implicit_resolver(f"{PLAIN}{_name}", re.compile(f"^(?:{_pattern})$"), list(_letters))
 Loader.add_constructor(f"{PLAIN}int", Loader.construct_yaml_int)
 
 

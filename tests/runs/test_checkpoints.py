@@ -35,7 +35,7 @@ def file(tmp_path):
     return tmp_path / "last.ckpt"
 
 
-def test_what_is_written_is_read_and_the_one_before_stays(file):
+def test_a_checkpoint_is_read_back_and_the_previous_one_stays(file):
     assert SafeCheckpointIO().load_checkpoint(file)["global_step"] == 2
     assert torch.load(str(file) + PREVIOUS, weights_only=True)["global_step"] == 1
     assert sorted(each.name for each in file.parent.iterdir()) == ["last.ckpt", "last.ckpt.previous"]
@@ -71,7 +71,7 @@ def test_when_both_are_damaged_none_is_offered(file):
         each.write_bytes(each.read_bytes()[:500])
     with pytest.raises(InputError) as refused:
         verify_checksums(file)
-    assert "one before" not in str(refused.value)
+    assert "damaged or truncated" in str(refused.value) and "undamaged" not in str(refused.value)
 
 
 class Hostile:
@@ -87,13 +87,13 @@ def test_a_hostile_pickle_does_not_run(tmp_path, monkeypatch):
         load_checkpoint("evil.ckpt")
     assert "weights_only" not in str(refused.value) and "safe_globals" not in str(refused.value)
     with pytest.raises(InputError, match="holds code"):
-        SafeCheckpointIO().load_checkpoint("evil.ckpt", weights_only=False)  # which it does not heed
+        SafeCheckpointIO().load_checkpoint("evil.ckpt", weights_only=False)  # which it ignores
     assert run(["predict", "--ckpt_path=evil.ckpt"]) == 2
     assert not Path("hostile").exists()
 
 
 @pytest.mark.faults("crashes while a checkpoint is written")
-def test_a_crash_while_it_is_written_leaves_the_one_before(file, monkeypatch):
+def test_a_crash_while_it_is_written_leaves_the_previous_one(file, monkeypatch):
     def crash(*_):
         raise KeyboardInterrupt
 
@@ -110,8 +110,8 @@ def test_a_full_disk_is_reported_and_harms_nothing(file, monkeypatch, capsys):
 
     monkeypatch.setattr(os, "fsync", full)
     SafeCheckpointIO().save_checkpoint(checkpoint(3), file)
-    said = capsys.readouterr()
-    assert "checkpoint of step 3: not saved (No space left on device)" in said.out + said.err
+    printed = capsys.readouterr()
+    assert "checkpoint of step 3: not saved (No space left on device)" in printed.out + printed.err
     assert SafeCheckpointIO().load_checkpoint(file)["global_step"] == 2
     assert sorted(each.name for each in file.parent.iterdir()) == ["last.ckpt", "last.ckpt.previous"]
 
@@ -129,8 +129,8 @@ def test_training_continues_on_a_full_disk_and_saves_when_there_is_room(tmp_path
 
     monkeypatch.setattr(checkpoints.os, "fsync", full_at_first)
     assert run(["fit", "--config=ncsn", f"--output={tmp_path / 'run'}", *QUICK]) == 0
-    said = capsys.readouterr()
-    assert (said.out + said.err).count("No space left on device") == 3
+    printed = capsys.readouterr()
+    assert (printed.out + printed.err).count("No space left on device") == 3
     assert load_checkpoint(str(tmp_path / "run/last.ckpt"))["global_step"] == 4
 
 
@@ -157,7 +157,7 @@ class TestRows:
             logger.log_metrics({"b" if new_column else "a": 2.0}, step=1)
             logger.log_metrics({"a": 3.0}, step=2)
         assert (tmp_path / "metrics.csv").read_text() == written
-        assert capsys.readouterr().err.count("cannot be written (No space left on device)") == 1  # said once
+        assert capsys.readouterr().err.count("cannot be written (No space left on device)") == 1  # once
         logger.log_metrics({"a": 4.0}, step=3)
         with (tmp_path / "metrics.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))

@@ -1,4 +1,4 @@
-"""metrics.csv, and W&B in every situation it may meet: each in a process and an environment of its own."""
+"""metrics.csv, and W&B in many situations: each in a separate process and environment."""
 
 import csv
 import json
@@ -64,7 +64,7 @@ def test_rows_continue_after_half_a_row_and_in_any_order_of_columns(tmp_path, th
     assert [row["step"] for row in rows(tmp_path)][-2:] == ["2", "3"] and rows(tmp_path)[-1]["b"] == "0.25"
 
 
-def test_a_trainer_writes_straight_into_the_folder(tmp_path):
+def test_a_trainer_writes_into_the_folder_itself(tmp_path):
     class Tiny(LightningModule):
         def __init__(self) -> None:
             super().__init__()
@@ -123,7 +123,7 @@ else:
     while names:
         finish()
     print(json.dumps(codes))
-"""  # saves eight imports of Lightning; what follows is the script of a case, which ends as a program of its own would
+"""  # saves eight imports of Lightning; what follows is the script of a case, which ends as a separate program would
 
 LOG = """
 logger = wandb_logger(folder, name="digits")
@@ -187,7 +187,7 @@ print("trained on", flush=True)
 
 @dataclass
 class Outcome:
-    """What came of a case."""
+    """The result of a case."""
 
     folder: Path
     code: int
@@ -201,8 +201,8 @@ class Outcome:
         lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
         return [json.loads(line) for line in lines]
 
-    def said(self) -> list[str]:
-        """The lines that W&B, or we for it, have written."""
+    def wandb_lines(self) -> list[str]:
+        """The lines that W&B or our logger printed."""
         return [line for line in self.messages.splitlines() if "W&B" in line or "wandb" in line.lower()]
 
 
@@ -262,7 +262,7 @@ def test_without_key_and_home_a_run_is_recorded_offline(outcomes):
     assert list(outcome.folder.glob(f"wandb/offline-run-*/files/{image}"))
     assert records[-1]["type"] == "exit" and records[-1]["exit"].get("exit_code", 0) == 0
     assert [float(row["train/loss"]) for row in rows(outcome.folder)] == [0.0, 0.25, 0.5]
-    (hint,) = outcome.said()
+    (hint,) = outcome.wandb_lines()
     (run,) = outcome.folder.glob("wandb/offline-run-*")
     assert hint.endswith(f"wandb sync {run.relative_to(outcome.folder.parent)}")
     assert not Path("/nonexistent").exists()
@@ -278,7 +278,7 @@ def test_a_failing_fit_is_a_failed_run(outcomes):
 def test_without_an_answer_from_the_server_a_run_is_offline(outcomes):
     outcome = outcomes["refused"]
     assert outcome.code == 0 and SETTINGS["init_timeout"] <= 20
-    refusal, hint = outcome.said()
+    refusal, hint = outcome.wandb_lines()
     assert "connection refused" in refusal and "wandb sync" in hint
     assert any(record["type"] == "history" for record in outcome.records())
 
@@ -289,17 +289,17 @@ def test_a_terminal_is_not_prompted(outcomes):
     assert len(outcome.messages.strip().splitlines()) == 1 and "wandb sync" in outcome.messages
 
 
-def test_a_wandb_that_cannot_be_imported_is_done_without(outcomes):
+def test_training_continues_where_wandb_cannot_be_imported(outcomes):
     outcome = outcomes["broken"]
     assert outcome.code == 0 and outcome.output == "none\n"
-    assert len(outcome.said()) == 1 and "import of wandb halted" in outcome.messages
+    assert len(outcome.wandb_lines()) == 1 and "import of wandb halted" in outcome.messages
     assert len(rows(outcome.folder)) == 1
 
 
 def test_with_a_key_a_run_is_online(outcomes, server):
     state, _ = server
     outcome = outcomes["online"]
-    assert outcome.code == 0 and len(outcome.said()) == 1 and "/somebody/lightning_score/runs/" in outcome.messages
+    assert outcome.code == 0 and len(outcome.wandb_lines()) == 1 and "/somebody/lightning_score/runs/" in outcome.messages
     upserts = [body["variables"] for _, body in state.received if "upsertBucket" in body.get("query", "")]
     assert upserts[0]["project"] == "lightning_score" and upserts[0]["displayName"] == "digits"
     assert any("step_size" in (values.get("config") or "") for values in upserts)
@@ -312,23 +312,23 @@ def test_with_a_key_a_run_is_online(outcomes, server):
 
 def test_wandb_mode_disabled_is_respected(outcomes):
     outcome = outcomes["disabled"]
-    assert outcome.code == 0 and outcome.output == "none\n" and not outcome.said()
+    assert outcome.code == 0 and outcome.output == "none\n" and not outcome.wandb_lines()
     assert not (outcome.folder / "wandb").exists()
     assert len(rows(outcome.folder)) == 1
 
 
-def test_an_agents_choices_win_and_an_unusable_cache_is_silent(outcomes):
+def test_an_agents_settings_win_and_an_unusable_cache_is_silent(outcomes):
     outcome = outcomes["sweep"]
-    assert outcome.code == 0 and len(outcome.said()) == 1
+    assert outcome.code == 0 and len(outcome.wandb_lines()) == 1
     begun = next(record["run"] for record in outcome.records() if record["type"] == "run")
     assert begun["project"] == "theirs" and begun["run_id"] == "trial1" and not begun.get("display_name")
 
 
-def test_runs_of_one_process_are_apart_and_a_lost_one_does_not_stop_it(outcomes):
+def test_runs_of_one_process_are_separate_and_a_lost_one_does_not_stop_it(outcomes):
     outcome = outcomes["several"]
     assert outcome.code == 0 and outcome.output == "trained on\n", outcome.messages
     for name, loss in (("one", 1.0), ("two", 2.0)):
         records = outcome.records(name)
         assert [record["history"]["item"]["loss"] for record in records if record["type"] == "history"] == [loss]
         assert records[-1]["type"] == "exit"
-    assert sum("the run is lost" in line for line in outcome.said()) == 1
+    assert sum("the run is lost" in line for line in outcome.wandb_lines()) == 1
