@@ -40,7 +40,7 @@ def run(words: list[str]) -> int:
     try:
         with discarding():
             if in_trial():
-                arguments = Arguments.parse(from_agent(words))
+                arguments = from_agent(arguments)
             _run(arguments)
     except (KeyboardInterrupt, SystemExit) as end:  # raised by the parser after a mistake, by Lightning after a signal
         code: Any = 130 if isinstance(end, KeyboardInterrupt) else end.code

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,15 @@ from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.configs import find_config
 from lightning_score.commands.parser import Parser
 from lightning_score.errors import require
-from lightning_score.runs.folders import check_name
 from lightning_score.stopping import patience
 from lightning_score.sweep.check import check_settings
-from lightning_score.sweep.cost import Cost, estimate
 from lightning_score.sweep.draws import plan_trials
 from lightning_score.sweep.engine import SweepRunner
-from lightning_score.sweep.folder import DATABASE, check_folder, creating, folder_of
-from lightning_score.sweep.interruption import PATIENCE, Interruption
+from lightning_score.sweep.folder import DATABASE, check_folder, folder_of, make_folder
+from lightning_score.sweep.processes import PATIENCE, Interruption
 from lightning_score.sweep.spec import Sweep, read_sweep_file
 from lightning_score.sweep.study import Study
 from lightning_score.sweep.summary import summarize, summarize_wandb
-from lightning_score.sweep.trials import arguments_of
 
 
 def sweep(arguments: Arguments) -> None:
@@ -53,7 +51,6 @@ def sweep(arguments: Arguments) -> None:
 def _run_file(options: Any, interruption: Interruption) -> None:
     spec = read_sweep_file(str(find_config(options.file, "sweeps", "")))
     name = options.name or spec.name
-    check_name(name, "--name")
     folder = folder_of(options.runs, name)
     url = options.storage or f"sqlite:///{folder / DATABASE}"
     check_folder(folder, spec.text, bool(options.storage))
@@ -63,41 +60,40 @@ def _run_file(options: Any, interruption: Interruption) -> None:
         summarize(spec, Study(spec, url, name), folder)
         return
     plan = plan_trials(spec, options.count, options.seed)
-    command = check_settings(spec, plan)
-    cost = estimate(command, [arguments_of(spec, settings) for settings in plan.settings], plan.count)
-    print(_announcement(spec, cost, options.jobs), flush=True)
+    print(_announcement(spec, check_settings(spec, plan), options.jobs), flush=True)
     if options.dry_run:
         return
     interruption.defer()
-    with creating(folder):
-        study = Study(spec, url, name, create=True, seed=options.seed)
-        _pin_checkpoint(study, [arguments_of(spec, settings) for settings in plan.settings])
-    del command
+    make_folder(folder)
+    study = Study(spec, url, name, create=True, seed=options.seed)
+    _pin_checkpoint(study, [spec.arguments(settings) for settings in plan.settings])
     SweepRunner(spec, study, folder, options.jobs, interruption).run(plan.count, options.retry_failed)
 
 
 def _parser() -> Parser:
     parser = Parser(prog="python -m lightning_score sweep", description="Runs a W&B sweep file without W&B.")
     parser.add_argument("file", type=str | None, nargs="?", help="The sweep file, for example sweeps/eps.yaml.")
-    parser.add_argument(
-        "--count", type=int | None, default=None, help="Total number of trials; by default all trials of a grid."
-    )
+    for name, kind, text in (
+        ("count", int, "Total number of trials; by default all trials of a grid."),
+        ("seed", int, "Seed of methods random and bayes: the same file and seed give the same trials. 0 by default."),
+        ("name", str, "Name of the sweep; by default that of the file."),
+        ("storage", str, "Database for several machines, as postgresql://user@host/name; by default a file in the folder."),
+        (
+            "wandb",
+            str,
+            "Write the tables and figures of a sweep that W&B has run, here and on W&B: ENTITY/PROJECT/SWEEP.",
+        ),
+    ):
+        parser.add_argument(f"--{name}", type=kind | None, default=None, help=text)
     parser.add_argument("--jobs", type=int, default=1, help="Number of trials that run in parallel on this machine.")
-    seed = "Seed of methods random and bayes: the same file and seed give the same trials. 0 by default."
-    parser.add_argument("--seed", type=int | None, default=None, help=seed)
-    parser.add_argument("--retry_failed", action="store_true", help="Run failed trials again.")
-    parser.add_argument("--name", type=str | None, default=None, help="Name of the sweep; by default that of the file.")
     parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs; results go to RUNS/sweeps/NAME.")
-    storage = "Database for several machines, as postgresql://user@host/name; by default a file in the folder."
-    parser.add_argument("--storage", type=str | None, default=None, help=storage)
-    wandb = "Write the tables and figures of a sweep that was run by W&B, here and on W&B: ENTITY/PROJECT/SWEEP."
-    parser.add_argument("--wandb", type=str | None, default=None, help=wandb)
+    parser.add_argument("--retry_failed", action="store_true", help="Run failed trials again.")
     parser.add_argument("--dry_run", action="store_true", help="Only check the file and print the cost.")
     parser.add_argument("--summary", action="store_true", help="Only write the tables and figures of the results so far.")
     return parser
 
 
-def _announcement(spec: Sweep, cost: Cost, jobs: int) -> str:
+def _announcement(spec: Sweep, cost: str, jobs: int) -> str:
     goal = "" if spec.metric is None else f", {'maximizing' if spec.maximize else 'minimizing'} {spec.metric}"
     varied = " x ".join(spec.varied) or "no parameter"
     ending = ", fewer with early termination" if spec.hyperband else ""
@@ -105,9 +101,9 @@ def _announcement(spec: Sweep, cost: Cost, jobs: int) -> str:
     return f"{spec.name}: {spec.method} over {varied}{goal}\n{cost}{ending}{workers}"
 
 
-def _pin_checkpoint(study: Study, trials: list[list[str]]) -> None:
+def _pin_checkpoint(study: Study, trials: Sequence[Arguments]) -> None:
     """Raises `InputError` unless the checkpoints are the same as when the sweep was first started."""
-    paths = dict.fromkeys(path for arguments in trials for path in Arguments.parse(arguments).get("--ckpt_path")[-1:])
+    paths = dict.fromkeys(path for arguments in trials for path in arguments.get("--ckpt_path"))
     for k, path in enumerate(paths):
         file = Path(path, "last.ckpt") if os.path.isdir(path) else Path(path)  # a run that `fit` resumes
         digest = hashlib.sha256(file.read_bytes()).hexdigest()

@@ -9,7 +9,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FixedTrial, FrozenTrial
 
-from lightning_score.errors import require
+from lightning_score.errors import InputError, require
 from lightning_score.sweep.spec import Sweep
 
 KNOWN = 1000
@@ -45,31 +45,37 @@ def plan_trials(sweep: Sweep, count: int | None, seed: int | None) -> Plan:
     Raises:
         InputError: the number is missing or above the file's `run_cap`; a grid is too large; a grid with a seed.
     """
-    cap = sweep.run_cap
+    grid, cap, total = sweep.method == "grid", sweep.run_cap, count or sweep.run_cap
     require(not (count and cap and count > cap), f"--count {count}: run_cap in the file allows {cap}")
+    require(seed is None or not grid, f"--seed {seed}: method grid draws nothing; leave it out")
+    if grid:
+        total = len(sweep.grid()[:total])
+    if total is None:
+        raise InputError(f"method {sweep.method} has no end: give --count 20, or run_cap in the file")
+    if sweep.method == "bayes":
+        return Plan(total, [settings for _, _, settings in sweep.examples()])
+    values = known_values(sweep, total if grid else min(total, KNOWN), seed or 0)
+    return Plan(total, [sweep.settings(FixedTrial(each)) for each in values])
+
+
+def known_values(sweep: Sweep, count: int, seed: int) -> list[dict[str, Any]]:
+    """The first trials as Optuna's parameters; a larger count only appends trials. Those of bayes are empty until they run.
+
+    Args:
+        sweep: the sweep.
+        count: of trials.
+        seed: of the draws.
+    """
     if sweep.method == "grid":
-        require(seed is None, f"--seed {seed}: method grid draws nothing; leave it out")
-        known = sweep.grid()
-        total = min(count or len(known), cap or len(known), len(known))
-        return Plan(total, [sweep.settings(FixedTrial(values)) for values in known[:total]])
-    total = count or cap
-    require(total is not None, f"method {sweep.method} has no end: give --count 20, or run_cap in the file")
-    if sweep.method == "random":
-        drawn = draw(sweep, min(total, KNOWN), seed or 0)
-        return Plan(total, [sweep.settings(FixedTrial(values)) for values in drawn])
-    return Plan(total, [settings for _, _, settings in sweep.examples()])
-
-
-def draw(sweep: Sweep, count: int, seed: int) -> list[dict[str, Any]]:
-    """The first random trials as Optuna's parameters; a larger count only appends trials."""
+        return sweep.grid()[:count]
     study = optuna.create_study(sampler=RandomSampler(seed=seed))
     trials = [study.ask() for _ in range(count)]
-    for trial in trials:
+    for trial in trials if sweep.method == "random" else ():
         sweep.settings(trial)
     return [trial.params for trial in trials]
 
 
-class SeededBayes(BaseSampler):
+class SeededBayes(TPESampler):
     """The tree-structured Parzen estimator of all parameters together (Bergstra et al. 2011; Falkner et al. 2018).
 
     The draws depend only on the seed, the trial's place in the queue and the trials that have ended: a single worker draws
@@ -81,24 +87,12 @@ class SeededBayes(BaseSampler):
     """
 
     def __init__(self, seed: int):
-        self._seed = seed
-        self._sampler: BaseSampler = TPESampler(seed=seed)
+        super().__init__(seed=seed)
+        self._sweep_seed = seed
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Reseeds for each trial, so that two workers do not draw the same values."""
-        parts = [self._seed, trial.user_attrs.get("slot", trial.number)]
+        parts = [self._sweep_seed, trial.user_attrs.get("slot", trial.number)]
         seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
-        self._sampler = TPESampler(multivariate=True, constant_liar=True, seed=seed)
-        self._sampler.before_trial(study, trial)
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
-        return self._sampler.infer_relative_search_space(study, trial)
-
-    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
-        return self._sampler.sample_relative(study, trial, search_space)
-
-    def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
-        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(self, study: Study, trial: FrozenTrial, state: Any, values: Any) -> None:
-        self._sampler.after_trial(study, trial, state, values)
+        super().__init__(multivariate=True, constant_liar=True, seed=seed)
+        super().before_trial(study, trial)

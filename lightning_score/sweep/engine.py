@@ -10,13 +10,12 @@ from typing import Any
 
 from lightning_score.files import replace_text
 from lightning_score.sweep.folder import FILE
-from lightning_score.sweep.interruption import PATIENCE, Interruption
+from lightning_score.sweep.processes import PATIENCE, Interruption
 from lightning_score.sweep.results import TABLE
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.study import Study
-from lightning_score.sweep.summary import collect_results, rerun_command, summarize
-from lightning_score.sweep.table import LiveTable
-from lightning_score.sweep.worker import work
+from lightning_score.sweep.summary import LiveTable, collect_results, rerun_command, summarize
+from lightning_score.sweep.trials import work
 
 
 class SweepRunner:

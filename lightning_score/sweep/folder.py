@@ -1,13 +1,13 @@
 """The folder of a sweep's results; files that are not of the sweep are never overwritten."""
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from pathlib import Path
 
 from optuna.storages._rdb.models import BaseModel
 
-from lightning_score.errors import InputError, require
+from lightning_score.errors import require
+from lightning_score.runs.folders import check_name, new_folder
 
 DATABASE, FILE = "study.db", "sweep.yaml"
 
@@ -18,9 +18,18 @@ def folder_of(runs: str, name: str) -> Path:
     Raises:
         InputError: the name is not a folder name.
     """
-    fits = name not in ("", ".", "..") and not set(name) & set("/\\\0\n") and len(name.encode()) <= 200
-    require(fits, f"--name {name[:60]}: must be a folder name, without /, of at most 200 characters")
+    check_name(name, "--name")
     return Path(runs).resolve() / "sweeps" / name
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder with its parents, unless it exists.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    if not folder.exists():
+        new_folder(folder)
 
 
 def check_folder(folder: Path, text: str, shared: bool) -> None:
@@ -43,13 +52,9 @@ def check_folder(folder: Path, text: str, shared: bool) -> None:
         known in (None, text),
         f"{folder}: contains another sweep, or another version of its file; give a new --name, or the old file",
     )
-    if shared:
-        require(
-            known is not None and not database.exists(),
-            f"{folder}: contains files that are not of this sweep with --storage; give a new --name",
-        )
-    else:
-        require(_is_ours(database), f"{folder}: contains files that are not of a sweep without --storage; give a new --name")
+    ours = known is not None and not database.exists() if shared else _is_ours(database)
+    which = "with" if shared else "without"
+    require(ours, f"{folder}: contains files that are not of this sweep {which} --storage; give a new --name")
 
 
 def _is_ours(database: Path) -> bool:
@@ -62,23 +67,3 @@ def _is_ours(database: Path) -> bool:
     except sqlite3.DatabaseError:
         return False
     return tables <= {*BaseModel.metadata.tables, "alembic_version"}
-
-
-@contextmanager
-def creating(folder: Path) -> Iterator[None]:
-    """Creates a folder; if the body fails, removes the folders that were created and are empty.
-
-    Raises:
-        InputError: it cannot be created.
-    """
-    new = [place for place in (folder, *folder.parents) if not place.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException as error:
-        with suppress(OSError):
-            for place in new:
-                place.rmdir()
-        if isinstance(error, OSError):
-            raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --runs") from error
-        raise

@@ -4,7 +4,8 @@ import io
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from typing import Any
+
+from jsonargparse import Namespace
 
 from lightning_score.callbacks import Evaluate
 from lightning_score.commands.arguments import Arguments
@@ -21,7 +22,7 @@ class ParsedCommand:
     """A command that is only parsed: with many options, one after the other.
 
     Args:
-        words: the command and its options.
+        given: the command and its options, or their words.
 
     Attributes:
         cli: the command.
@@ -31,28 +32,23 @@ class ParsedCommand:
         InputError: they are refused, or there is no such checkpoint or config.
     """
 
-    def __init__(self, words: Sequence[str]):
-        arguments = Arguments.parse(words)
+    def __init__(self, given: Arguments | Sequence[str]):
+        arguments = _parsed(given)
         with self._capturing():
             self.cli: TrainerCommand = TRAINER_COMMANDS[arguments.command](arguments)
 
     @property
-    def command(self) -> str:
-        """The name of the command."""
-        return self.cli.command
-
-    @property
-    def config(self) -> Any:
+    def config(self) -> Namespace:
         """The configuration of the options parsed last."""
         return self.cli.config
 
-    def parse(self, words: Sequence[str]) -> Any:
+    def parse(self, given: Arguments | Sequence[str]) -> Namespace:
         """The configuration that other options make with the same checkpoint.
 
         Raises:
             InputError: the parser refuses them; the message is its own.
         """
-        arguments = self.cli.over_checkpoint(with_found_configs(Arguments.parse(words)))
+        arguments = self.cli.over_checkpoint(with_found_configs(_parsed(given)))
         with self._capturing():
             self.cli.parse_arguments(self.cli.parser, arguments)
         return self.config
@@ -72,11 +68,11 @@ class LoadedCommand(ParsedCommand):
     """A command with model and data that stay, for one sampler after the other.
 
     Args:
-        words: the command and its options; nothing is run yet.
+        given: the command and its options, or their words; nothing is run yet.
     """
 
-    def __init__(self, words: Sequence[str]):
-        super().__init__(words)
+    def __init__(self, given: Arguments | Sequence[str]):
+        super().__init__(given)
         with self._capturing():
             self.cli.make()
         self.model, self.datamodule = self.cli.model, self.cli.datamodule
@@ -87,34 +83,31 @@ class LoadedCommand(ParsedCommand):
         self._evaluated = self.config["evaluate"]
 
     @property
-    def made(self) -> Any:
+    def made(self) -> Namespace:
         """The configuration with its parts made."""
         return self.cli.config_init
 
-    @property
-    def evaluate(self) -> Evaluate:
-        """What measures the samples."""
-        return self.made["evaluate"]
-
-    def run(self, words: Sequence[str]) -> dict[str, float]:
+    def run(self, given: Arguments | Sequence[str]) -> dict[str, float]:
         """Runs the command with other options and returns all numbers."""
-        self.take(words)
+        self.take(given)
         sys.stderr.write(self.messages)
         trainer = self.cli.trainer = self.cli.instantiate_trainer()
         self.cli.execute()
         return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
-    def take(self, words: Sequence[str]) -> None:
+    def take(self, given: Arguments | Sequence[str]) -> None:
         """Gives the model the sampler and the guidance of other options, and takes their evaluation."""
-        given = self.parse(words)
+        config = self.parse(given)
         self.cli.before_instantiate_classes()
-        wanted = {name: given["model"][name] for name in ("sampler", "guidance")}
-        changed = given["evaluate"] != self._evaluated
-        if changed:
-            wanted["evaluate"] = self._evaluated = given["evaluate"]
-        plain = {name: value.as_dict() for name, value in wanted.items() if value is not None}
-        parts = self._parts.instantiate_classes(self._parts.parse_object(plain))
+        wanted = {name: config["model"][name] for name in ("sampler", "guidance")}
+        if config["evaluate"] != self._evaluated:
+            wanted["evaluate"] = self._evaluated = config["evaluate"]
+        parts = self._parts.instantiate_classes(Namespace(wanted))
         self.model.use(parts.sampler, parts.guidance)
-        self.made["output"] = given["output"]
-        if changed:
+        self.made["output"] = config["output"]
+        if "evaluate" in wanted:
             self.made["evaluate"] = parts.evaluate
+
+
+def _parsed(given: Arguments | Sequence[str]) -> Arguments:
+    return given if isinstance(given, Arguments) else Arguments.parse(given)

@@ -48,34 +48,20 @@ def logged_metrics(
 
 
 def _of_evaluate(prefix: str, evaluate: Evaluate, images: bool) -> set[str]:
-    if evaluate.features is None:
+    features, test = evaluate.features, prefix == "test/"
+    if features is None:
         return set()
-    test = prefix == "test/"
+    comparable = evaluate.statistics is None and evaluate.num_samples > NEIGHBORS
+    measured = {"fid": True, "fid_infinity": evaluate.fid_infinity, "is": features.num_logits > 0}
+    several, quick = test and evaluate.repeats > 1, test or evaluate.all_metrics or features.num_features <= 256
     endings = ["", *(["_noisy"] if evaluate.before_denoising else [])]
     endings += [f"{ending}_raw_weights" for ending in endings] if evaluate.raw_weights else []
     names = {f"{prefix}nfe", f"{prefix}sampling_seconds"}
     for kind in KINDS if test or evaluate.all_metrics else ("fid",):
-        if not _measures(evaluate, kind):
-            continue
-        parts = ["", *(["_floor", "_n"] if kind == "fid" else []), *_error(evaluate, kind, test)]
-        name = prefix + metric_name(kind, evaluate.features.name, evaluate.num_samples)
-        names |= {f"{name}{ending}{part}" for ending in endings for part in parts}
+        if measured.get(kind, comparable):
+            has_error = several or (quick if kind == "fid" else kind not in Manifold._fields)
+            parts = ["", *(["_error"] if has_error else []), *(["_floor", "_n"] if kind == "fid" else [])]
+            name = prefix + metric_name(kind, features.name, evaluate.num_samples)
+            names |= {f"{name}{ending}{part}" for ending in endings for part in parts}
     copies = {"test/copied", "test/copied_held_out", "test/neighbor_distance_ratio"}
     return names | (copies if test and images and evaluate.neighbors else set())
-
-
-def _measures(evaluate: Evaluate, kind: str) -> bool:
-    """Whether a metric is measured with these features, samples and reference."""
-    if kind == "fid_infinity":
-        return evaluate.fid_infinity
-    if kind == "is":
-        return evaluate.features.num_logits > 0
-    return kind == "fid" or (evaluate.statistics is None and evaluate.num_samples > NEIGHBORS)
-
-
-def _error(evaluate: Evaluate, kind: str, test: bool) -> list[str]:
-    """The suffix of the standard error, if there is one."""
-    if test and evaluate.repeats > 1:
-        return ["_error"]
-    quick = test or evaluate.all_metrics or evaluate.features.num_features <= 256
-    return [] if kind in Manifold._fields or (kind == "fid" and not quick) else ["_error"]

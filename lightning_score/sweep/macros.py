@@ -6,9 +6,12 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lightning_score.commands.arguments import CONFIG, Arguments, Option
 from lightning_score.errors import require
 
 DEFAULT = ("${env}", "${interpreter}", "${program}", "${args}")
@@ -18,14 +21,14 @@ ARGS = "${args}"
 VARIABLE = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 
 
-def options(settings: Mapping[str, Any]) -> list[str]:
+def options(settings: Mapping[str, Any]) -> list[Option]:
     """`--name=value` for each setting; a part always precedes the options inside it.
 
     Args:
-        settings: values by dotted names, or nested.
+        settings: values by dotted names.
     """
-    flat = sorted(flatten(settings), key=lambda item: item[0].count("."))
-    return [f"--{name}={as_text(value)}" for name, value in flat]
+    names = sorted(settings, key=lambda name: name.count("."))
+    return [Option(f"--{name}", (as_text(settings[name]),), True) for name in names]
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -42,70 +45,50 @@ def as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def from_agent(arguments: Sequence[str]) -> list[str]:
-    """Arguments from a W&B agent, rewritten for the parser.
+def from_agent(arguments: Arguments) -> Arguments:
+    """The arguments of a W&B agent, rewritten for the parser.
 
     `${args}` writes Python's names (`--model.guidance=None`) and nested parameters as one dictionary, and the order is that
     of the server, while a part must precede its options; `--config ${args_json_file}` names a file of dotted keys.
     """
-    others, given = split_options(arguments)
-    return others + options(given)
+    ordered, settings = split_options(arguments)
+    return replace(arguments, options=(*ordered, *options(settings)))
 
 
-def split_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """The arguments whose order matters (the command, `--config`, options after a `+=`), and the other options by name."""
-    given: dict[str, Any] = {}
-    others: list[str] = []
-    lists: set[str] = set()  # options with `+=`: later options inside them belong to the part added last
-    rest = list(_without_files(arguments))
-    while rest:
-        argument = rest.pop(0)
-        name, equals, text = argument.partition("=")
+def split_options(arguments: Arguments) -> tuple[list[Option], dict[str, Any]]:
+    """The options whose order matters (`--config`, options without a value, a part that `+=` adds to a list and the options
+    inside it), and the settings of the others by dotted names.
+    """
+    ordered: list[Option] = []
+    settings: dict[str, Any] = {}
+    added: tuple[str, ...] = ()
+    for option in arguments.options:
+        name, text = option.name.removeprefix("--"), " ".join(option.values)
+        found = _settings_file(Path(text)) if option.name == CONFIG else dict(flatten({name: _value(text)}))
         if name.endswith("+"):
-            lists.add(f"{name[:-1]}.")
-            others += [argument] if equals else [argument, *rest[:1]]
-            rest = rest if equals else rest[1:]
-        elif not name.startswith("--") or name == "--config":
-            others.append(argument)
-        elif equals or (rest and not rest[0].startswith("--")):
-            setting = {name.removeprefix("--"): _value(text if equals else rest.pop(0))}
-            if name.startswith(tuple(lists)):
-                others += options(setting)
-            else:
-                given |= flatten(setting)
+            added += (f"{name[:-1]}.",)
+        if found is None or not name or name.endswith("+") or not option.values:
+            ordered.append(option)
+        elif name.startswith(added):
+            ordered += options(found)
         else:
-            others.append(argument)
-    return others, given
+            settings |= found
+    return ordered, settings
 
 
-def _without_files(arguments: Sequence[str]) -> Iterator[str]:
-    """The arguments, with JSON files of dotted keys turned into options."""
-    rest = iter(arguments)
-    for argument in rest:
-        name, equals, text = argument.partition("=")
-        if name != "--config":
-            yield argument
-            continue
-        path = text if equals else next(rest, "")
-        settings = _dotted(Path(path))
-        yield from ["--config", path] if settings is None else options(settings)
-
-
-def _dotted(path: Path) -> dict[str, Any] | None:
-    """The settings in a JSON file of an agent; None for any other file."""
+def _settings_file(path: Path) -> dict[str, Any] | None:
+    """The settings in an agent's JSON file of dotted keys; None for any other config."""
     if path.suffix != ".json" or not path.is_file():
         return None
     settings = json.loads(path.read_text(encoding="utf-8"))
-    return settings if isinstance(settings, dict) and any("." in key for key in settings) else None
+    return dict(flatten(settings)) if isinstance(settings, dict) and any("." in key for key in settings) else None
 
 
 def _value(text: str) -> Any:
     """The value of Python's names, dictionaries and lists; other text is unchanged."""
     if text in ("None", "True", "False") or text.startswith(("{", "[")):
-        try:
+        with suppress(ValueError, SyntaxError):
             return ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            return text
     return text
 
 

@@ -11,7 +11,8 @@ import yaml
 from lightning_score.errors import InputError, require
 from lightning_score.runs.folders import check_name
 from lightning_score.runs.status import STOPPED_EARLY
-from lightning_score.sweep.results import Results, Row, flat_settings, metric_fields
+from lightning_score.sweep.macros import flatten
+from lightning_score.sweep.results import Results, Row, metric_fields
 from lightning_score.sweep.spec import Sweep, dotted, from_entries
 
 STATES = {"finished": "complete", "running": "running", "pending": "waiting"}
@@ -38,32 +39,33 @@ def fetch(path: str) -> tuple[Sweep, Results]:
         raise InputError(f"--wandb {path}: cannot be read ({' '.join(str(error).split())[:200]})") from error
     text = f"# W&B: {path}\n{yaml.safe_dump(entries, sort_keys=False)}"
     sweep = from_entries(entries, path, text, path.rpartition("/")[2])
-    require(sweep.metric is not None, f"--wandb {path}: this sweep has no metric, so it has no results")
-    logged = {key for run in runs for key, value in dict(run.summary).items() if isinstance(value, (int, float))}
-    near = difflib.get_close_matches(sweep.metric, logged, 1, 0.3)
-    require(
-        sweep.metric in logged or not logged,
-        f"--wandb {path}: no trial has logged the metric {sweep.metric}{f'; did you mean {near[0]}?' if near else ''}",
-    )
-    rows = [_row(sweep, number, run) for number, run in enumerate(runs)]
-    return sweep, Results(sweep.name, sweep.metric, sweep.maximize, sweep.varied, rows)
+    metric = sweep.metric or ""
+    require(bool(metric), f"--wandb {path}: this sweep has no metric, so it has no results")
+    logged = {name for run in runs for name in _numbers(run)}
+    near = difflib.get_close_matches(metric, logged, 1, 0.3)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    require(metric in logged or not logged, f"--wandb {path}: no trial has logged the metric {metric}{hint}")
+    rows = [_row(sweep, metric, number, run) for number, run in enumerate(runs)]
+    return sweep, Results(sweep.name, metric, sweep.maximize, sweep.varied, rows)
 
 
-def _row(sweep: Sweep, number: int, run: Any) -> Row:
-    summary = dict(run.summary)
-    fields = metric_fields({key: value for key, value in summary.items() if isinstance(value, (int, float))}, sweep.metric)
+def _numbers(run: Any) -> dict[str, float]:
+    """The metrics of a trial."""
+    return {name: value for name, value in dict(run.summary).items() if isinstance(value, (int, float))}
+
+
+def _row(sweep: Sweep, metric: str, number: int, run: Any) -> Row:
+    fields, summary = metric_fields(_numbers(run), metric), dict(run.summary)
     state = STATES.get(run.state, "failed")
     if state == "complete" and summary.get("state") == STOPPED_EARLY:
         state = STOPPED_EARLY
     elif state == "complete" and not math.isfinite(fields["value"]):
         state = "failed"
-    given: dict[str, Any] = {}
-    for keys, law in sweep.parameters.items():
-        name = dotted(keys)
-        given[name] = _setting(run.config, name) if name in sweep.varied else law.examples()[0]
+    laws = {dotted(name): law for name, law in sweep.parameters.items()}
+    given = {name: _setting(run.config, name) if name in sweep.varied else law.examples()[0] for name, law in laws.items()}
     message = str(summary.get("error", run.state)) if state == "failed" else ""
     seconds = summary.get("_runtime", math.nan)
-    return Row(number, state, flat_settings(given), seconds=seconds, folder=run.url, message=message, **fields)
+    return Row(number, state, dict(flatten(given)), seconds=seconds, folder=run.url, message=message, **fields)
 
 
 def _setting(config: dict[str, Any], name: str) -> Any:
@@ -89,21 +91,13 @@ def publish(found: Results, files: Sequence[Path], path: str, folder: Path) -> N
 
     entity, project, identity = path.split("/")
     titles, lines = found.table()
-    settings = wandb.Settings(silent=True)
-    with wandb.init(
-        entity=entity,
-        project=project,
-        name=f"{found.name} ({identity}) summary",
-        job_type="sweep summary",
-        settings=settings,
-        dir=str(folder),
-    ) as run:
+    settings, name = wandb.Settings(silent=True), f"{found.name} ({identity}) summary"
+    with wandb.init(entity, project, str(folder), name=name, job_type="sweep summary", settings=settings) as run:
         pictures = {f"sweep/{file.stem}": wandb.Image(str(file), caption=f"{found.name}: {file.stem}") for file in files}
-        table = wandb.Table(columns=titles, data=[[_cell(cell) for cell in line] for line in lines])
+        table = wandb.Table(columns=[*titles], data=[[_cell(cell) for cell in line] for line in lines])
         run.log({"sweep/trials": table, **pictures})
-        if found.ranked:
-            run.summary["best"] = found.ranked[0].value
-            run.summary["best trial"] = found.ranked[0].folder
+        for best in found.ranked[:1]:
+            run.summary.update({"best": best.value, "best trial": best.folder})
         print(f"on W&B: {run.url}")
 
 

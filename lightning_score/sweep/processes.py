@@ -1,4 +1,4 @@
-"""The processes of a sweep: their names, whether they are alive, and ending a child with its parent."""
+"""The processes of a sweep: their names, whether they are alive, locks, and stopping after SIGINT and SIGTERM."""
 
 import ctypes
 import fcntl
@@ -6,9 +6,17 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType, TracebackType
 from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PATIENCE = 4.0
+"""Seconds after a signal until a worker that does not react is killed."""
+POLL = 0.2
 
 
 def identity() -> str:
@@ -23,16 +31,11 @@ def is_dead(name: str) -> bool:
         return False
     try:
         os.kill(int(process), 0)
-    except (ProcessLookupError, OverflowError):
-        return True
     except PermissionError:
         return False
-    return _is_zombie(int(process))
-
-
-def _is_zombie(process: int) -> bool:
-    """Whether a process has ended but its parent has not waited for it (Linux)."""
-    with suppress(OSError), open(f"/proc/{process}/stat") as file:
+    except (ProcessLookupError, OverflowError):
+        return True
+    with suppress(OSError), open(f"/proc/{process}/stat") as file:  # Linux: a zombie, for which its parent has not waited
         return file.read().rpartition(")")[2].split()[0] == "Z"
     return False
 
@@ -59,3 +62,75 @@ def in_turn(folder: str, call: Callable[..., Any]) -> Callable[..., Any]:
             os.close(descriptor)
 
     return called
+
+
+class Stopped(BaseException):
+    """Stops a trial because its process must stop; libraries do not catch it as an error or as Ctrl-C."""
+
+
+class Interruption:
+    """Whether this process must stop.
+
+    A signal handler that raises inside a database session leaves the database locked. So the handler only records the
+    signal, and `check` raises between two trials or two network evaluations. Signals that this process ignores, such as
+    SIGINT in the background of a shell, stay ignored. The context manager installs the handlers.
+
+    Args:
+        parent: process id of the parent; when the parent ends, this process must stop, too.
+        at_once: the handler raises SystemExit until `defer` is called (no database is open before).
+        patience: seconds after a signal until a process that does not react exits.
+    """
+
+    def __init__(self, parent: int | None = None, at_once: bool = False, patience: float = PATIENCE):
+        self._parent, self._at_once, self._patience = parent, at_once, patience
+        self._number, self._since, self._over = 0, 0.0, False
+        self._before: dict[int, Callable[..., Any] | int | None] = {}
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():  # other threads cannot install handlers
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked while a worker starts
+            threading.Thread(target=self._watch, name="interruption", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._over = True
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._number, self._since = self._number or number, self._since or time.monotonic()
+        if self._at_once:
+            self._at_once = False
+            os.write(2, b"\nstopped before the first trial\n")  # sys.stderr may be in use, or redirected
+            raise SystemExit(self.code)
+
+    def _watch(self) -> None:
+        """Exits a process that is stuck, as `kill -9` does; database and trials stay consistent."""
+        while not self._over:
+            if self._number and not self._at_once and time.monotonic() - self._since > self._patience:
+                os._exit(self.code)
+            time.sleep(POLL)
+
+    def defer(self) -> None:
+        """From now on the handler only records signals."""
+        self._at_once = False
+        if self._number:  # other code has caught the handler's exception
+            raise SystemExit(self.code)
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has arrived, or the parent has ended."""
+        return bool(self._number) or (self._parent is not None and os.getppid() != self._parent)
+
+    @property
+    def code(self) -> int:
+        """The exit code: 130 after SIGINT, 143 after SIGTERM."""
+        return 128 + (self._number or signal.SIGTERM)
+
+    def check(self, *_: Any) -> None:
+        """Raises `Stopped` if this process must stop; it can be used as a module hook."""
+        if self.requested:
+            raise Stopped

@@ -17,13 +17,13 @@ import yaml
 from lightning_score.metrics import jackknife_error
 from lightning_score.runs.records import SUBSET, Record, floor_name
 from lightning_score.runs.status import STOPPED_EARLY
-from lightning_score.sweep.macros import as_text, flatten
+from lightning_score.sweep.macros import as_text
 from lightning_score.sweep.processes import is_dead
 
 TABLE = "trials.csv"
 """The table of trials in a sweep's folder."""
-COLUMNS = ["error", "floor", "n", "nfe", "seconds", "folder", "message", "without", "paired", "worker", "floor_kind"]
-"""Columns after trial, state, settings and metric; tables of older versions lack some of the last four."""
+COLUMNS = ("error", "floor", "n", "nfe", "seconds", "folder", "message", "without", "paired", "worker", "floor_kind")
+"""Columns after trial, state, settings and metric: fields of a row, `without` is the jackknife; old tables lack the last."""
 ENDED = ("complete", STOPPED_EARLY, "failed")
 """States of trials that have ended."""
 SILENCE = 120.0
@@ -105,7 +105,7 @@ class Results:
         varied: the names of the parameters with more than one value.
         rows: the trials.
         importances: each parameter's share of the variance of the metric.
-        commands: commands that run a trial again, by its number.
+        again: the command that runs the best trial again.
     """
 
     name: str
@@ -114,7 +114,7 @@ class Results:
     varied: list[str]
     rows: list[Row]
     importances: dict[str, float] = field(default_factory=dict)
-    commands: dict[int, str] = field(default_factory=dict)
+    again: str = ""
 
     @property
     def ranked(self) -> list[Row]:
@@ -124,65 +124,68 @@ class Results:
 
     def front(self) -> list[Row]:
         """The Pareto front: no other trial is better or equal in both the metric and network evaluations."""
-        best, found = math.inf, []
-        for row in sorted(self.ranked, key=lambda row: (row.nfe, -row.value if self.maximize else row.value)):
-            cost = -row.value if self.maximize else row.value
-            if math.isfinite(row.nfe) and cost < best:
-                best = cost
+        found: list[Row] = []
+        for row in sorted(self.ranked, key=lambda row: row.nfe):  # which keeps the best first among equals
+            better = not found or (row.value > found[-1].value if self.maximize else row.value < found[-1].value)
+            if math.isfinite(row.nfe) and better:
                 found.append(row)
         return found
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Titles and lines: complete trials, the best first, then the others."""
         ranked = self.ranked
-        others = [row for row in self.rows if row not in ranked]
         titles = ["trial", *map(short_name, self.varied), self.metric, "+-", "to the best", "+-", "NFE", "seconds", "state"]
-        return titles, [self._line(row, ranked[0] if ranked else row) for row in [*ranked, *others]]
+        lines = []
+        for row in [*ranked, *(row for row in self.rows if row not in ranked)]:
+            gap, error = difference(row, ranked[0]) if ranked and row is not ranked[0] else (math.nan, math.nan)
+            numbers = map(format_number, (row.value, 2 * row.error, gap, 2 * error, row.nfe, row.seconds))
+            state = row.state + (f": {row.message}" if row.message else "")
+            lines.append(
+                [str(row.number), *(setting_text(row.settings.get(name, "")) for name in self.varied), *numbers, state]
+            )
+        return titles, lines
 
-    def _line(self, row: Row, best: Row) -> list[str]:
-        settings = [setting_text(row.settings.get(name, "")) for name in self.varied]
-        gap, error = difference(row, best)
-        apart = [format_number(gap), format_number(2 * error)] if row is not best else ["", ""]
-        state = row.state + (f": {row.message}" if row.message else "")
-        numbers = [
-            format_number(row.value),
-            format_number(2 * row.error),
-            *apart,
-            format_number(row.nfe),
-            format_number(row.seconds),
-        ]
-        return [str(row.number), *settings, *numbers, state]
+    def result(self, row: Row) -> str:
+        """The metric of a trial with two standard errors."""
+        error = f" +- {format_number(2 * row.error)}" if math.isfinite(row.error) else ""
+        return f"{self.metric}={format_number(row.value)}{error}"
+
+    def notes(self) -> list[str]:
+        """Lines below the table: importances, the Pareto front, the best trial and its command, and the failures."""
+        lines, front, failed = [], self.front(), sum(row.state == "failed" for row in self.rows)
+        if self.importances:
+            shares = ", ".join(f"{name} {share:.0%}" for name, share in self.importances.items())
+            lines.append(f"importance: {shares}")
+        if len(front) > 1:
+            points = ", ".join(
+                f"trial {row.number} ({format_number(row.value)} at {format_number(row.nfe)})" for row in front
+            )
+            lines.append(f"Pareto front of {self.metric} and network evaluations: {points}")
+        for best in self.ranked[:1]:
+            floor = f", {floor_name(best.floor_kind)} {format_number(best.floor)}" if math.isfinite(best.floor) else ""
+            lines.append(f"best: {self.result(best)}{floor} with {', '.join(best.texts(self.varied))}")
+            lines.append(f"again: {self.again}")
+        if failed:
+            lines.append(f"{failed} of {len(self.rows)} trials failed; --retry_failed runs them again")
+        return lines
 
     def markdown(self) -> str:
         """The results as Markdown."""
         titles, lines = self.table()
-        front = ", ".join(f"{row.number} ({format_number(row.value)} at {format_number(row.nfe)})" for row in self.front())
         rows = ["| " + " | ".join(cells) + " |" for cells in [titles, ["---"] * len(titles), *lines]]
-        parts = [
-            f"# {self.name}",
-            "\n".join(rows),
-            "Errors are two standard errors; differences are paired if seeds are equal.",
-        ]
-        if front:
-            parts.append(f"Pareto front of {self.metric} and network evaluations: trials {front}.")
-        if self.importances:
-            shares = ", ".join(f"{name} {share:.0%}" for name, share in self.importances.items())
-            parts.append(f"Importance (functional ANOVA): {shares}.")
-        if self.ranked:
-            parts.append(f"To run the best trial again:\n\n```bash\n{self.commands.get(self.ranked[0].number, '')}\n```")
-        return "\n\n".join(parts) + "\n"
+        errors = "Errors are two standard errors; differences are paired if seeds are equal."
+        return "\n\n".join([f"# {self.name}", "\n".join(rows), errors, "\n".join(["```", *self.notes(), "```"])]) + "\n"
 
     def csv(self) -> str:
         """All rows with all settings as CSV."""
         names = sorted({name for row in self.rows for name in row.settings})
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(["trial", "state", *names, self.metric, *COLUMNS])
+        lines: list[list[Any]] = [["trial", "state", *names, self.metric, *COLUMNS]]
         for row in self.rows:
+            fields = {**vars(row), "without": as_text(list(row.jackknife))}
             settings = [as_text(row.settings.get(name, "")) for name in names]
-            numbers = [row.value, row.error, row.floor, row.n, row.nfe, row.seconds]
-            texts = [row.folder, row.message, as_text(list(row.jackknife)), row.paired, row.worker, row.floor_kind]
-            writer.writerow([row.number, row.state, *settings, *numbers, *texts])
+            lines.append([row.number, row.state, *settings, row.value, *(fields[column] for column in COLUMNS)])
+        text = io.StringIO()
+        csv.writer(text).writerows(lines)
         return text.getvalue()
 
 
@@ -258,11 +261,6 @@ def difference(row: Row, other: Row) -> tuple[float, float]:
     if row.jackknife and len(row.jackknife) == len(other.jackknife) and row.paired == other.paired:
         return gap, jackknife_error([one - two for one, two in zip(row.jackknife, other.jackknife, strict=True)])
     return gap, math.hypot(row.error, other.error)
-
-
-def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted names."""
-    return dict(flatten(settings))
 
 
 def short_name(name: str) -> str:

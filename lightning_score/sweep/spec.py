@@ -2,24 +2,30 @@
 
 import itertools
 import math
+import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from optuna.trial import BaseTrial
 
+from lightning_score.commands.arguments import Arguments
 from lightning_score.errors import require
 from lightning_score.runs.folders import check_name
 from lightning_score.runs.yaml_files import read_mapping
-from lightning_score.sweep.macros import DEFAULT
-from lightning_score.sweep.parameters import LARGEST, Parameter, parameter
+from lightning_score.sweep.macros import ARGS, DEFAULT, as_text, expand_macros, flatten, options, split_options
+from lightning_score.sweep.parameters import LARGEST, Parameter, naming, parameter
 
 METHODS = ("grid", "random", "bayes")
 KNOWN = {"program", "method", "metric", "parameters", "command", "name", "description", "project", "entity", "run_cap",
          "early_terminate", "controller", "apiVersion", "kind", "settings", "imageuri", "job"}  # fmt: skip
-Keys = tuple[str, ...]
-"""The keys of a parameter: one, or those of the mappings around a nested parameter and its own; a key may hold dots."""
+COMMANDS = ("fit", "validate", "test")
+"""The commands that trials may run."""
+PYTHON = re.compile(r"(.*/)?(env|python[\d.]*|-\w+)")
+"""Words before the name of the program."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Sweep:
         method: grid, random or bayes.
         metric: the metric to optimize; None in a file without a metric.
         maximize: whether larger values are better.
-        parameters: by their keys.
+        parameters: by their names in Optuna's database, where NUL joins the keys of a nested one; a key may hold dots.
         command: the words of a trial's command, with W&B's macros.
         program: W&B's `program`.
         run_cap: maximal number of trials, or None.
@@ -74,7 +80,7 @@ class Sweep:
     method: str
     metric: str | None
     maximize: bool
-    parameters: dict[Keys, Parameter]
+    parameters: dict[str, Parameter]
     command: tuple[str, ...]
     program: str | None
     run_cap: int | None
@@ -87,60 +93,73 @@ class Sweep:
             InputError: a parameter's values cannot be listed, or the grid is too large.
         """
         lists: dict[str, Any] = {}
-        for keys, law in self.parameters.items():
-            if len(law.examples()) == 1 and law.grid() is None:
-                continue
+        for name, law in self.parameters.items():
             values = law.grid()
-            require(
-                values is not None,
-                f"{dotted(keys)}: method grid takes value, values, int_uniform or q_uniform; use random or bayes",
-            )
-            lists[optuna_name(keys)] = values
+            if values is None and len(law.examples()) == 1:
+                continue
+            takes = "method grid takes value, values, int_uniform or q_uniform; use random or bayes"
+            require(values is not None, f"{dotted(name)}: {takes}")
+            lists[name] = values
         size = math.prod(len(values) for values in lists.values())
         require(size <= LARGEST, f"a grid of {size} trials: at most {LARGEST}; give fewer values, or method random")
         return [dict(zip(lists, each, strict=True)) for each in itertools.product(*lists.values())]
 
-    def settings(self, trial: Any) -> dict[str, Any]:
-        """The settings of an Optuna trial; those of nested parameters are in dictionaries, as W&B gives them."""
-        return nest({keys: law.suggest(trial, optuna_name(keys)) for keys, law in self.parameters.items()})
+    def settings(self, trial: BaseTrial) -> dict[str, Any]:
+        """The settings of an Optuna trial by their dotted names."""
+        return _settings({name: law.suggest(trial, name) for name, law in self.parameters.items()})
 
     def examples(self) -> Iterator[tuple[str, Any, dict[str, Any]]]:
         """Every parameter and value to check, with the settings of a trial that has this value."""
-        base = {keys: law.examples()[0] for keys, law in self.parameters.items()}
-        for keys, law in self.parameters.items():
+        base = {name: law.examples()[0] for name, law in self.parameters.items()}
+        for name, law in self.parameters.items():
             for value in law.examples():
-                yield dotted(keys), value, nest({**base, keys: value})
+                yield dotted(name), value, _settings({**base, name: value})
 
     @property
     def varied(self) -> list[str]:
         """The dotted names of the parameters with more than one value."""
-        return [dotted(keys) for keys, law in self.parameters.items() if len(law.examples()) > 1]
+        return [dotted(name) for name, law in self.parameters.items() if len(law.examples()) > 1]
+
+    def arguments(self, settings: Mapping[str, Any]) -> Arguments:
+        """A trial's command with the options of its settings.
+
+        Raises:
+            InputError: the sweep runs another program, or a setting does not reach it.
+        """
+        words = expand_macros(self.command, self.program)
+        names = [i for i, word in enumerate(words) if Path(word).name in ("lightning_score", "__main__.py")]
+        before, after = (words[: names[0]], words[names[0] + 1 :]) if names else (words, [""])
+        require(
+            after[:1] != [] and after[0] in COMMANDS and all(PYTHON.fullmatch(word) for word in before),
+            f"command: {' '.join(self.command)}: must run `python -m lightning_score` with {', '.join(COMMANDS)}; "
+            "wandb agent runs other programs, and sets variables",
+        )
+        end = after.index(ARGS) if ARGS in after else len(after)
+        rest = after[end + 1 :]
+        ordered, fixed = split_options(Arguments.without_command(after[1:end] + rest))
+        _, last = split_options(Arguments.without_command(rest))
+        reached = {option.name: option for option in options({**(settings if ARGS in after else {}), **last})}
+        for wanted in options(settings):
+            found = reached.get(wanted.name)
+            instead = f" but {found.words()[0]}" if found else ""
+            require(
+                found == wanted,
+                f"command: does not give {wanted.words()[0]}{instead} to the program: "
+                f'end it with "${{args}}", and leave {wanted.name} out of it',
+            )
+        merged = {**fixed, **settings}
+        if "ckpt_path" in merged:  # `latest` may point to another run before the sweep ends
+            merged["ckpt_path"] = os.path.realpath(as_text(merged["ckpt_path"]))
+        return Arguments(after[0], (*ordered, *options(merged)))
 
 
-def dotted(keys: Keys) -> str:
-    """A parameter's name on the command line."""
-    return ".".join(keys)
+def dotted(name: str) -> str:
+    """The dotted name of a parameter of Optuna's database, as on the command line."""
+    return name.replace("\0", ".")
 
 
-def optuna_name(keys: Keys) -> str:
-    """A parameter's name in Optuna's database."""
-    return "\0".join(keys)
-
-
-def from_optuna(name: str) -> str:
-    """The dotted name of a parameter of Optuna's database."""
-    return dotted(tuple(name.split("\0")))
-
-
-def nest(values: Mapping[Keys, Any]) -> dict[str, Any]:
-    """Values by their keys as nested dictionaries."""
-    nested: dict[str, Any] = {}
-    for (*parents, last), value in values.items():
-        place = nested
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = value
-    return nested
+def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(flatten({dotted(name): value for name, value in values.items()}))
 
 
 def read_sweep_file(path: str) -> Sweep:
@@ -152,8 +171,7 @@ def read_sweep_file(path: str) -> Sweep:
     file = Path(path)
     require(file.is_file(), f"{path}: there is no such sweep file; an example is sweeps/eps.yaml")
     _, text = read_mapping(path, "sweep file", "method: grid")
-    entries = yaml.safe_load(text)  # like W&B, which reads 1e-3 as text
-    return from_entries(entries, path, text, file.stem)
+    return from_entries(yaml.safe_load(text), path, text, file.stem)  # like W&B, which reads 1e-3 as text
 
 
 def from_entries(entries: Any, path: str, text: str, name: str) -> Sweep:
@@ -168,90 +186,86 @@ def from_entries(entries: Any, path: str, text: str, name: str) -> Sweep:
     Raises:
         InputError: they are invalid, or have keys that W&B does not know.
     """
-    require(isinstance(entries, dict), f"{path}: not a sweep file; it must be a mapping with method and parameters")
-    unknown = sorted(map(str, set(entries) - KNOWN))
-    require(not unknown, f"{path}: {', '.join(unknown)}: unknown; allowed are {', '.join(sorted(KNOWN))}")
-    method = entries.get("method")
-    require(method in METHODS, f"{path}: method={method!r}: choose one of {', '.join(METHODS)}")
-    given = entries.get("parameters")
-    require(
-        isinstance(given, dict) and given,
-        f"{path}: needs parameters, as 'parameters: {{model.sampler.steps: {{values: [5]}}}}'",
-    )
-    metric, maximize = _metric(path, entries.get("metric"), method)
-    name = str(entries.get("name") or name)
-    check_name(name, f"{path}: name")
-    return Sweep(
-        name=name,
-        text=text,
-        method=method,
-        metric=metric,
-        maximize=maximize,
-        parameters=dict(sorted(_parameters(given))),
-        command=_command(path, entries.get("command")),
-        program=entries.get("program"),
-        run_cap=_whole(path, "run_cap", entries.get("run_cap"), 1),
-        hyperband=_hyperband(path, entries.get("early_terminate"), metric),
-    )
+    with naming(path):
+        require(isinstance(entries, dict), "not a sweep file; it must be a mapping with method and parameters")
+        _check_keys(entries, KNOWN)
+        method, given = entries.get("method"), entries.get("parameters")
+        require(method in METHODS, f"method={method!r}: choose one of {', '.join(METHODS)}")
+        example = "parameters: {model.sampler.steps: {values: [5]}}"
+        require(isinstance(given, dict) and len(given) > 0, f"needs parameters, as '{example}'")
+        metric, maximize = _metric(entries.get("metric"))
+        example = "metric: {name: val/loss, goal: minimize}"
+        require(metric is not None or method != "bayes", f"method bayes needs a metric, as '{example}'")
+        name, command = str(entries.get("name") or name), entries.get("command")
+        check_name(name, "name")
+        listed = command is None or (isinstance(command, list) and len(command) > 0)
+        require(listed, f"command={command!r}: must be a list of words")
+        return Sweep(
+            name=name,
+            text=text,
+            method=method,
+            metric=metric,
+            maximize=maximize,
+            parameters=dict(sorted(_parameters(given))),
+            command=tuple(map(str, command or DEFAULT)),
+            program=entries.get("program"),
+            run_cap=_count("run_cap", entries.get("run_cap")),
+            hyperband=_hyperband(entries.get("early_terminate"), metric),
+        )
 
 
-def _parameters(given: Mapping[str, Any], parents: Keys = ()) -> Iterator[tuple[Keys, Parameter]]:
-    for name, entry in given.items():
-        keys = (*parents, str(name))
+def _check_keys(given: Mapping[str, Any], known: set[str]) -> None:
+    unknown = sorted({*map(str, given)} - known)
+    require(not unknown, f"{', '.join(unknown)}: unknown; allowed are {', '.join(sorted(known))}")
+
+
+def _parameters(given: Mapping[str, Any], parents: str = "") -> Iterator[tuple[str, Parameter]]:
+    for key, entry in given.items():
+        name = f"{parents}{key}"
         if isinstance(entry, Mapping) and set(entry) == {"parameters"} and isinstance(entry["parameters"], Mapping):
-            yield from _parameters(entry["parameters"], keys)
+            yield from _parameters(entry["parameters"], f"{name}\0")
         else:
-            yield keys, parameter(dotted(keys), entry)
+            yield name, parameter(dotted(name), entry)
 
 
-def _metric(path: str, given: Any, method: str) -> tuple[str | None, bool]:
+def _metric(given: Any) -> tuple[str | None, bool]:
+    """The name of the metric, and whether larger values are better."""
     if given is None:
-        require(method != "bayes", f"{path}: method bayes needs a metric, as 'metric: {{name: val/loss, goal: minimize}}'")
         return None, False
     named = isinstance(given, dict) and isinstance(given.get("name"), str)
-    require(named, f"{path}: metric={given!r}: must have a name, as {{name: val/loss, goal: minimize}}")
-    unknown = sorted(map(str, set(given) - {"name", "goal", "target", "impute", "impute_while_running"}))
-    require(not unknown, f"{path}: metric {', '.join(unknown)}: unknown; allowed are name and goal")
-    goal = given.get("goal", "minimize")
-    require(goal in ("minimize", "maximize"), f"{path}: metric goal={goal!r}: must be minimize or maximize")
+    require(named, f"metric={given!r}: must have a name, as {{name: val/loss, goal: minimize}}")
+    with naming("metric"):
+        _check_keys(given, {"name", "goal", "target", "impute", "impute_while_running"})
+        goal = given.get("goal", "minimize")
+        require(goal in ("minimize", "maximize"), f"goal={goal!r}: must be minimize or maximize")
     return given["name"], goal == "maximize"
 
 
-def _command(path: str, given: Any) -> tuple[str, ...]:
-    require(
-        given is None or (isinstance(given, list) and len(given) > 0), f"{path}: command={given!r}: must be a list of words"
-    )
-    return tuple(str(word) for word in given or DEFAULT)
-
-
-def _whole(path: str, name: str, value: Any, least: int) -> int | None:
-    fine = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least)
-    require(fine, f"{path}: {name}={value!r}: must be an integer of at least {least}")
+def _count(name: str, value: Any) -> int | None:
+    fine = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
+    require(fine, f"{name}={value!r}: must be an integer of at least 1")
     return value
 
 
-def _hyperband(path: str, given: Any, metric: str | None) -> Hyperband | None:
+def _hyperband(given: Any, metric: str | None) -> Hyperband | None:
     if given is None:
         return None
-    fine = isinstance(given, dict) and given.get("type") == "hyperband"
-    require(fine, f"{path}: early_terminate={given!r}: type must be hyperband")
-    unknown = sorted(map(str, set(given) - {"type", "min_iter", "max_iter", "s", "eta", "strict"}))
-    require(
-        not unknown,
-        f"{path}: early_terminate {', '.join(unknown)}: unknown; allowed are type, min_iter, max_iter, s, eta, strict",
-    )
-    require(metric is not None, f"{path}: early_terminate needs a metric")
-    strict = given.get("strict", False)
-    require(isinstance(strict, bool), f"{path}: early_terminate strict={strict!r}: must be true or false")
-    eta = given.get("eta", 3)
-    require(isinstance(eta, (int, float)) and eta > 1, f"{path}: early_terminate eta={eta!r}: must be above 1, as 3")
-    low, high = (_whole(path, f"early_terminate {name}", given.get(name), 1) for name in ("min_iter", "max_iter"))
-    require(low or high, f"{path}: early_terminate needs min_iter or max_iter, a number of measurements")
-    if high is not None:
-        brackets = _whole(path, "early_terminate s", given.get("s"), 1)
-        require(brackets is not None, f"{path}: early_terminate: max_iter needs s, the number of bands below it")
-        bands = [int(high / eta**k) for k in range(1, brackets + 1) if high / eta**k >= 1]
-    else:
-        bands = [int(low * eta**k) for k in range(64) if low * eta**k < 1e9]
-    require(bands, f"{path}: early_terminate has no band; raise max_iter or lower eta")
-    return Hyperband(tuple(sorted(set(bands))), float(eta), strict)
+    hyperband = isinstance(given, dict) and given.get("type") == "hyperband"
+    require(hyperband, f"early_terminate={given!r}: type must be hyperband")
+    with naming("early_terminate"):
+        _check_keys(given, {"type", "min_iter", "max_iter", "s", "eta", "strict"})
+        require(metric is not None, "needs a metric")
+        strict, eta = given.get("strict", False), given.get("eta", 3)
+        require(isinstance(strict, bool), f"strict={strict!r}: must be true or false")
+        require(isinstance(eta, (int, float)) and eta > 1, f"eta={eta!r}: must be above 1, as 3")
+        low, high = (_count(name, given.get(name)) for name in ("min_iter", "max_iter"))
+        if high is not None:
+            brackets = _count("s", given.get("s"))
+            require(brackets is not None, "max_iter needs s, the number of bands below it")
+            bands = [high / eta**k for k in range(1, (brackets or 0) + 1)]
+        else:
+            require(low is not None, "needs min_iter or max_iter, a number of measurements")
+            bands = [(low or 0) * eta**k for k in range(64)]
+        whole = {int(band) for band in bands if 1 <= band < 1e9}
+        require(len(whole) > 0, "has no band; raise max_iter or lower eta")
+        return Hyperband(tuple(sorted(whole)), float(eta), strict)

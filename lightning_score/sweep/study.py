@@ -2,30 +2,34 @@
 
 import math
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
+from optuna.storages._cached_storage import _CachedStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 
-from lightning_score.errors import InputError, require
+from lightning_score.errors import InputError, one_line, require
 from lightning_score.runs.status import STOPPED_EARLY
-from lightning_score.sweep.draws import draw, make_sampler
-from lightning_score.sweep.interruption import Stopped
-from lightning_score.sweep.processes import identity, in_turn, is_dead
+from lightning_score.sweep.draws import known_values, make_sampler
+from lightning_score.sweep.processes import Stopped, identity, in_turn, is_dead
 from lightning_score.sweep.spec import Sweep
 
 SLOT, WORKER, ERROR, METRICS, SETTINGS, SURPLUS = "slot", "worker", "error", "metrics", "settings", "surplus"
 """Attributes of a trial: place in the queue; worker; error message; metrics; settings; whether it is not needed."""
-INTERRUPTED, FORGIVEN = "interrupted", "forgiven"
-"""Attributes of a trial: stopped by a signal; the number of its earlier attempts that do not count as failures."""
+RETRIED = "retry_history"
+"""Optuna's attribute of a trial that repeats others: their numbers."""
+INTERRUPTED, DEATHS = "interrupted", "deaths"
+"""Attributes of a trial: stopped by a signal; the number of workers that have died at earlier attempts."""
 HEARTBEAT, GRACE = 10, 60
 """Seconds between two heartbeats of a worker, and without heartbeat until its trial is put back into the queue."""
 RETRIES = 3
@@ -39,10 +43,6 @@ warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 
 Objective = Callable[["Study", Trial, dict[str, Any]], float]
-
-
-class _Surplus(Exception):
-    """A trial that another worker has taken."""
 
 
 class Study:
@@ -61,50 +61,51 @@ class Study:
 
     def __init__(self, sweep: Sweep, url: str, name: str, create: bool = False, seed: int | None = None):
         self.sweep, self.url, self.name = sweep, url, name
-        for wait in (0.5, 1.5, None) if create else (None,):  # two machines may create the tables at the same time
-            try:
-                self._study = self._open(create)
-                break
-            except Exception as error:  # from SQLAlchemy, the driver or Optuna
-                if wait is not None:
-                    time.sleep(wait)
-                    continue
-                reason = str(error).strip().partition("\n")[0] or type(error).__name__
-                reason = "pip install 'psycopg[binary]'" if isinstance(error.__cause__ or error, ImportError) else reason
-                address = _without_password(url)
-                raise InputError(f"--storage {address}: this database cannot be used ({reason})") from error
+        self._study = self._opened(create)
         require(
             self._study.user_attrs.get("sweep", sweep.text) == sweep.text,
             f"the sweep {name} was started with another version of its file; give a new --name, or the old file",
         )
         known = self._study.user_attrs.get("seed", 0)
-        require(
-            seed is None or not self.trials() or seed == known,
-            f"--seed {seed}: the sweep {name} was started with seed {known}",
-        )
+        changes = seed is not None and seed != known and len(self.trials()) > 0
+        require(not changes, f"--seed {seed}: the sweep {name} was started with seed {known}")
         self.seed = known if seed is None else seed
         if create:
             self.store_once("sweep", sweep.text)
             self._study.set_user_attr("seed", self.seed)  # it may change as long as nothing is queued
         self._study.sampler = make_sampler(sweep, self.seed)
-        if self.url.startswith("sqlite"):  # which cannot lock the row of a trial that a worker takes
-            self._study.ask = in_turn(os.path.dirname(make_url(self.url).database or "") or ".", self._study.ask)
+        if url.startswith("sqlite"):  # which cannot lock the row of a trial that a worker takes
+            folder = os.path.dirname(make_url(url).database or "") or "."
+            self._study.ask = in_turn(folder, self._study.ask)  # type: ignore[method-assign]
+
+    def _opened(self, create: bool) -> optuna.Study:
+        """Opens the study, several times, for two machines may create the tables at the same time."""
+        for wait in (0.5, 1.5) if create else ():
+            with suppress(Exception):
+                return self._open(create)
+            time.sleep(wait)
+        try:
+            return self._open(create)
+        except Exception as error:  # from SQLAlchemy, the driver or Optuna
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = "pip install 'psycopg[binary]'" if isinstance(error.__cause__ or error, ImportError) else reason
+            address = re.sub("(//[^:/@]*):.*@", r"\1:***@", self.url)  # without the password
+            raise InputError(f"--storage {address}: this database cannot be used ({reason})") from error
 
     def _open(self, create: bool) -> optuna.Study:
-        file = make_url(self.url).database if self.url.startswith("sqlite") else None
-        if file and not create and not os.path.isfile(file):  # SQLite would create an empty one
+        sqlite = self.url.startswith("sqlite")
+        if sqlite and not create and not os.path.isfile(make_url(self.url).database or ""):  # SQLite would create one
             raise FileNotFoundError("there is no such file")
-        settings = {"connect_args": {"timeout": 60}} if self.url.startswith("sqlite") else {"pool_pre_ping": True}
         storage = RDBStorage(
-            _with_driver(self.url),
-            engine_kwargs=settings,
+            re.sub("^postgres(ql)?://", "postgresql+psycopg://", self.url),  # SQLAlchemy's usual driver has changed
+            engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True},
             heartbeat_interval=HEARTBEAT,
             grace_period=GRACE,
             skip_table_creation=not create,
         )
         if not create:
             return optuna.load_study(storage=storage, study_name=self.name)
-        direction = "maximize" if self.sweep.maximize else "minimize"
+        direction = StudyDirection.MAXIMIZE if self.sweep.maximize else StudyDirection.MINIMIZE
         return optuna.create_study(storage=storage, study_name=self.name, direction=direction, load_if_exists=True)
 
     def store_once(self, key: str, value: Any) -> Any:
@@ -124,24 +125,18 @@ class Study:
                 self._end(trial)
         there = {trial.user_attrs[SLOT] for trial in self.trials() if SLOT in trial.user_attrs}
         new = [slot for slot in range(count) if slot not in there]
-        values = self._values(count) if new else []
+        values = known_values(self.sweep, count, self.seed) if new else []
         for slot in new:
             if stop():
                 break
             self._study.enqueue_trial(values[slot], user_attrs={SLOT: slot})
         return len(new)
 
-    def _values(self, count: int) -> list[dict[str, Any]]:
-        """The parameters of the first `count` trials; empty for bayes."""
-        if self.sweep.method == "grid":
-            return self.sweep.grid()
-        return [{} for _ in range(count)] if self.sweep.method == "bayes" else draw(self.sweep, count, self.seed)
-
     def retry(self) -> int:
         """Puts the failed trials back into the queue with their values; returns their number."""
         failed = [trial for trial in self.trials() if trial.state == TrialState.FAIL]
         for trial in failed:
-            self._put_back(trial, {FORGIVEN: len(trial.system_attrs.get("retry_history", [])) + 1})
+            self._put_back(trial, deaths=0)
         return len(failed)
 
     def trials(self) -> list[FrozenTrial]:
@@ -149,7 +144,7 @@ class Study:
         two processes may fill at the same time.
         """
         found = self._study.get_trials(deepcopy=False)
-        again = {number for trial in found for number in trial.system_attrs.get("retry_history", [])}
+        again = {number for trial in found for number in trial.system_attrs.get(RETRIED, [])}
         known: dict[int, FrozenTrial] = {}
         for trial in found:
             if trial.number not in again and SURPLUS not in trial.user_attrs:
@@ -161,8 +156,8 @@ class Study:
         return sum(trial.state not in ENDED or self._comes_back(trial) for trial in self.trials())
 
     @property
-    def _storage(self) -> RDBStorage:
-        return self._study._storage
+    def _storage(self) -> _CachedStorage:
+        return cast(_CachedStorage, self._study._storage)
 
     def state(self, trial: FrozenTrial) -> str:
         """The state of a trial for tables; `interrupted` if its worker has died."""
@@ -194,31 +189,25 @@ class Study:
                 self._end(trial)
         for trial in self.trials():
             if self._comes_back(trial):
-                self._put_back(trial, {FORGIVEN: trial.user_attrs.get(FORGIVEN, 0)})
+                self._put_back(trial, _deaths(trial))
 
-    def _comes_back(self, trial: FrozenTrial) -> bool:
+    @staticmethod
+    def _comes_back(trial: FrozenTrial) -> bool:
         """Whether a trial ended without a result or an error, and its workers died at most `RETRIES` times."""
-        if trial.state != TrialState.FAIL or ERROR in trial.user_attrs:
-            return False
-        history = [*trial.system_attrs.get("retry_history", []), trial.number]
-        known = self._study.get_trials(deepcopy=False)
-        counted = history[trial.user_attrs.get(FORGIVEN, 0) :]
-        return sum(not known[number].user_attrs.get(INTERRUPTED) for number in counted) <= RETRIES
+        return trial.state == TrialState.FAIL and ERROR not in trial.user_attrs and _deaths(trial) <= RETRIES
 
-    def _put_back(self, trial: FrozenTrial, attributes: dict[str, Any]) -> None:
+    def _put_back(self, trial: FrozenTrial, deaths: int) -> None:
         """Queues a new trial with the values of one that has ended, in the same place and without its metrics."""
-        history = [*trial.system_attrs.get("retry_history", []), trial.number]
-        self._study.add_trial(
-            optuna.create_trial(
-                state=TrialState.WAITING,
-                params=trial.params,
-                distributions=trial.distributions,
-                user_attrs={SLOT: trial.user_attrs[SLOT], **attributes},
-                system_attrs={**trial.system_attrs, "retry_history": history},
-            )
+        again = optuna.create_trial(
+            state=TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={SLOT: trial.user_attrs[SLOT], DEATHS: deaths},
+            system_attrs={**trial.system_attrs, RETRIED: [*trial.system_attrs.get(RETRIED, []), trial.number]},
         )
+        self._study.add_trial(again)
 
-    def _end(self, trial: FrozenTrial) -> None:
+    def _end(self, trial: FrozenTrial | Trial) -> None:
         with suppress(UpdateFinishedTrialError):  # another worker has already ended it
             self._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
 
@@ -229,30 +218,28 @@ class Study:
             objective: returns the metric of a trial, given this study, the trial and its settings.
             stop: whether this worker must stop; it is called between trials.
         """
-        self.release()
-        while self.remaining() and not stop():
-            if self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        while not stop():
+            self.release()
+            left = {trial.state for trial in self.trials()} - {*ENDED}
+            if not left:
+                return
+            if TrialState.WAITING in left:
                 self._run_next(objective, stop)
             else:
                 time.sleep(0.5)  # if another worker dies, its trial returns to the queue
-            self.release()
 
     def _run_next(self, objective: Objective, stop: Callable[[], bool]) -> None:
         """Runs the next trial; an interrupted trial returns to the queue."""
-        taken: list[Trial] = []
         try:
-            self._study.optimize(lambda trial: self._run(trial, objective, stop, taken), n_trials=1, catch=(Exception,))
+            self._study.optimize(lambda trial: self._run(trial, objective, stop), n_trials=1, catch=(Exception,))
         except Stopped:
-            for trial in taken:
-                self._end(self._storage.get_trial(trial._trial_id))
             self.release()
             raise
 
-    def _run(self, trial: Trial, objective: Objective, stop: Callable[[], bool], taken: list[Trial]) -> float:
+    def _run(self, trial: Trial, objective: Objective, stop: Callable[[], bool]) -> float:
         if SLOT not in trial.user_attrs or self._is_taken(trial):
             trial.set_user_attr(SURPLUS, True)
-            raise _Surplus
-        taken.append(trial)
+            raise RuntimeError("another worker has this trial")
         trial.set_user_attr(WORKER, identity())
         settings = self.sweep.settings(trial)
         trial.set_user_attr(SETTINGS, settings)
@@ -260,16 +247,17 @@ class Study:
             if stop():
                 raise Stopped
             value = objective(self, trial, settings)
-            require(not math.isnan(value), f"{self.sweep.metric} is NaN")
+            require(math.isfinite(value), f"{self.sweep.metric} is {value}")
+            return value
         except optuna.TrialPruned:
             raise
         except Stopped:
             trial.set_user_attr(INTERRUPTED, True)
+            self._end(trial)
             raise
         except Exception as error:
-            trial.set_user_attr(ERROR, " ".join(str(error).split())[:500] or type(error).__name__)
+            trial.set_user_attr(ERROR, one_line(error, 500))
             raise
-        return value
 
     def _is_taken(self, trial: Trial) -> bool:
         """Whether an earlier trial has the same place in the queue, because two machines queued it at the same time."""
@@ -300,16 +288,6 @@ class Study:
         return {}
 
 
-def _with_driver(url: str) -> str:
-    """Adds the driver to an address of PostgreSQL; SQLAlchemy's default driver depends on its version."""
-    for usual in ("postgresql://", "postgres://"):
-        if url.startswith(usual):
-            return f"postgresql+psycopg://{url.removeprefix(usual)}"
-    return url
-
-
-def _without_password(url: str) -> str:
-    """A database's address without its password."""
-    with suppress(Exception):
-        return make_url(url).render_as_string(hide_password=True)
-    return "(invalid address)"
+def _deaths(trial: FrozenTrial) -> int:
+    """The number of workers that have died at an ended trial without an error, or at its earlier attempts."""
+    return trial.user_attrs.get(DEATHS, 0) + (not trial.user_attrs.get(INTERRUPTED))

@@ -1,23 +1,103 @@
-"""Writes and prints the results of a sweep."""
+"""The results of a sweep as they come in: a live table while it runs, then tables and figures in its folder."""
 
+import os
 import shlex
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
 
 from lightning_score.files import replace_text
 from lightning_score.runs.records import SUBSET
-from lightning_score.sweep import figures
-from lightning_score.sweep.folder import FILE, check_folder, creating, folder_of
+from lightning_score.sweep.charts import draw
+from lightning_score.sweep.folder import FILE, check_folder, folder_of, make_folder
+from lightning_score.sweep.macros import flatten
 from lightning_score.sweep.on_wandb import fetch, publish
-from lightning_score.sweep.results import TABLE, Results, Row, flat_settings, metric_fields
-from lightning_score.sweep.spec import Sweep, from_optuna
+from lightning_score.sweep.results import ENDED, TABLE, Results, Row, format_duration, format_number, metric_fields
+from lightning_score.sweep.spec import Sweep, dotted
 from lightning_score.sweep.study import ERROR, METRICS, SETTINGS, SLOT, WORKER, Study
-from lightning_score.sweep.table import print_results
-from lightning_score.sweep.trials import arguments_of
-from lightning_score.sweep.worker import FLOOR, FOLDER, JACKKNIFE, PAIRED, SECONDS
+from lightning_score.sweep.trials import FLOOR, FOLDER, JACKKNIFE, PAIRED, SECONDS
+
+SHOWN = 12
+"""Number of trials in the live table."""
+LONG = 48
+"""Maximal width of a column; longer text is folded."""
+
+
+class LiveTable:
+    """Shows the best and the running trials; without a terminal, prints a line for every trial that ends.
+
+    Args:
+        source: returns the results.
+    """
+
+    def __init__(self, source: Callable[[], Results]):
+        self._source, self._console = source, Console()
+        self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
+        self._printed: set[int] | None = None
+
+    def __enter__(self) -> "LiveTable":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def refresh(self) -> None:
+        """Updates the table, or prints the trials that have ended since the last call."""
+        found = self._source()
+        if self._live is not None:
+            self._live.update(Group(_table(found, SHOWN), _counts(found)), refresh=True)
+            return
+        ended = [row for row in found.rows if row.state in ENDED]
+        if self._printed is None:
+            self._printed = {row.number for row in ended}
+        for row in ended:
+            if row.number not in self._printed:
+                self._printed.add(row.number)
+                print(_line(found, row, len(ended)), flush=True)
+
+
+def _counts(found: Results) -> str:
+    states = Counter(row.state for row in found.rows)
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    seconds = [row.seconds for row in found.rows if row.state == "complete"]
+    left = states["waiting"] + states["running"] / 2
+    if not seconds or not left:
+        return counts
+    return f"{counts}; about {format_duration(left * sum(seconds) / len(seconds) / max(states['running'], 1))} to go"
+
+
+def _line(found: Results, row: Row, ended: int) -> str:
+    result = found.result(row) if row.state != "failed" else f"failed: {row.message}"
+    settings = " ".join(row.texts(found.varied))
+    return f"{ended}/{len(found.rows)} trial {row.number}: {settings}: {result} ({format_number(row.seconds)} s)"
+
+
+def _table(found: Results, most: int | None = None) -> Table:
+    """The table of trials; at most so many rows: the best trials and all running ones."""
+    titles, lines = found.table()
+    table = Table(header_style="bold")
+    for i, title in enumerate(titles):
+        if i == len(titles) - 1 or max((len(cells[i]) for cells in lines), default=0) > LONG:
+            table.add_column(title, max_width=LONG, overflow="fold")
+        else:
+            table.add_column(title, justify="right", no_wrap=True)
+    if most is not None:
+        running = [cells for cells in lines if cells[-1] == "running"]
+        rest = [cells for cells in lines if cells[-1] not in ("running", "waiting")]
+        lines = rest[: max(most - len(running), 3)] + running
+    for cells in lines:
+        table.add_row(*cells)
+    return table
 
 
 def summarize(spec: Sweep, study: Study, folder: Path) -> None:
@@ -28,24 +108,23 @@ def summarize(spec: Sweep, study: Study, folder: Path) -> None:
 
 def summarize_wandb(path: str, runs: str) -> None:
     """Does the same for a sweep that W&B has run, in `runs/sweeps/<its id>` and in a new run on W&B."""
-
     spec, found = fetch(path)
     folder = folder_of(runs, path.rpartition("/")[2])
     check_folder(folder, spec.text, shared=True)
-    if found.ranked:
-        found.commands[found.ranked[0].number] = _trial_command(spec, found.ranked[0].settings)
-    with creating(folder):
-        replace_text(folder / FILE, spec.text)
+    found.again = _again(spec, found)
+    make_folder(folder)
+    replace_text(folder / FILE, spec.text)
     publish(found, write_summary(found, folder), path, folder)
 
 
 def write_summary(found: Results, folder: Path) -> list[Path]:
     """Writes tables and figures and prints the summary; returns the figures."""
-    folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "summary.md", found.markdown())
     replace_text(folder / TABLE, found.csv())
-    drawn = figures.draw(found, folder)
-    print_results(found, folder, [file.name for file in drawn])
+    drawn = draw(found, folder)
+    Console(width=None if os.isatty(1) else 160).print(_table(found))
+    files = ", ".join(["summary.md", "trials.csv", *(file.name for file in drawn)])
+    print(*found.notes(), f"written to {shlex.quote(os.path.relpath(folder))}: {files}", sep="\n", flush=True)
     return drawn
 
 
@@ -55,45 +134,32 @@ def collect_results(spec: Sweep, study: Study, final: bool = False) -> Results:
     Args:
         spec: the sweep.
         study: its trials.
-        final: compute importances and commands, which takes time.
+        final: compute importances and the command of the best trial, which takes time.
     """
     rows = sorted((_row(spec, trial, study.state(trial)) for trial in study.trials()), key=lambda row: row.number)
     found = Results(spec.name, spec.metric or "", spec.maximize, spec.varied, rows)
     if final and found.ranked:
-        found.importances = {from_optuna(name): share for name, share in study.importances().items()}
-        best = next(trial for trial in study.trials() if _number(trial) == found.ranked[0].number)
-        found.commands[found.ranked[0].number] = _trial_command(spec, best.user_attrs[SETTINGS])
+        found.importances = {dotted(name): share for name, share in study.importances().items()}
+        found.again = _again(spec, found)
     return found
 
 
-def _trial_command(spec: Sweep, settings: dict[str, Any]) -> str:
-    """The command that runs a trial again."""
-    return "python -m lightning_score " + shlex.join(arguments_of(spec, settings))
-
-
-def _number(trial: FrozenTrial) -> int:
-    return trial.user_attrs.get(SLOT, trial.number)
+def _again(spec: Sweep, found: Results) -> str:
+    """The command that runs the best trial again; empty if there is none."""
+    words = [spec.arguments(row.settings).command_line() for row in found.ranked[:1]]
+    return "".join(f"python -m lightning_score {shlex.join(each)}" for each in words)
 
 
 def _row(spec: Sweep, trial: FrozenTrial, state: str) -> Row:
     attributes = trial.user_attrs
-    fields = metric_fields(attributes.get(METRICS, {}), spec.metric or "")
-    settings = attributes.get(SETTINGS) or {from_optuna(name): value for name, value in trial.params.items()}
-    message = attributes.get(ERROR, "its workers died") if state == "failed" else ""
-    return Row(
-        number=_number(trial),
-        state=state,
-        settings=flat_settings(settings),
-        seconds=attributes.get(SECONDS, float("nan")),
-        jackknife=tuple(attributes.get(JACKKNIFE, ())),
-        paired=attributes.get(PAIRED, ""),
-        folder=attributes.get(FOLDER, ""),
-        message=message,
-        worker=attributes.get(WORKER, ""),
-        floor_kind=attributes.get(FLOOR, SUBSET),
-        **fields,
-    )
+    settings = attributes.get(SETTINGS) or {dotted(name): value for name, value in trial.params.items()}
+    known = {name: attributes[name] for name in (SECONDS, FOLDER, PAIRED, WORKER, FLOOR) if name in attributes}
+    known |= metric_fields(attributes.get(METRICS, {}), spec.metric or "")
+    known["jackknife"] = tuple(attributes.get(JACKKNIFE, ()))
+    known["message"] = attributes.get(ERROR, "its workers died") if state == "failed" else ""
+    return Row(attributes.get(SLOT, trial.number), state, dict(flatten(settings)), **{FLOOR: SUBSET, **known})
 
 
 def rerun_command() -> str:
-    return "python -m lightning_score " + shlex.join(sys.argv[1:])
+    """The command that this process runs."""
+    return f"python -m lightning_score {shlex.join(sys.argv[1:])}"

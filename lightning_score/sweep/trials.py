@@ -1,37 +1,38 @@
-"""Runs trials: each in a new process, or, if only sampling and evaluation change, with a model that stays loaded."""
+"""Workers run trials one by one: in new processes, or with a loaded model if only sampling and evaluation change."""
 
 import csv
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from optuna import TrialPruned
+import optuna
+import torch
 
-from lightning_score.errors import require
+from lightning_score.commands.arguments import Arguments
+from lightning_score.commands.base import quiet
 from lightning_score.files import replace_text
+from lightning_score.runs.records import FILE, read_records
 from lightning_score.runs.status import STATUS, STOPPED_EARLY, read_status
-from lightning_score.sweep.interruption import Stopped
 from lightning_score.sweep.loaded import LoadedCommand
-from lightning_score.sweep.macros import ARGS, as_text, expand_macros, flatten, options, split_options
-from lightning_score.sweep.processes import end_with_parent
+from lightning_score.sweep.processes import Interruption, Stopped, end_with_parent
+from lightning_score.sweep.results import leave_one_out
 from lightning_score.sweep.spec import Sweep
+from lightning_score.sweep.study import METRICS, Study
 
-COMMANDS = ("fit", "validate", "test")
-PYTHON = re.compile(r"(.*/)?(env|python[\d.]*|-\w+)")
-"""Words before the name of the program."""
 SAMPLING = ("model.sampler", "model.guidance", "evaluate")
 """Settings that can change without loading the model again."""
+SECONDS, FOLDER, JACKKNIFE, PAIRED, FLOOR = "seconds", "folder", "without", "paired", "floor_kind"
+"""Further attributes of a trial, named as in a row of results except for the jackknife values."""
 POLL = 0.5
 PATIENCE = 3.0
 """Seconds between two reads of a trial's metrics, and from SIGTERM until SIGKILL."""
@@ -39,36 +40,6 @@ PATIENCE = 3.0
 Check = Callable[..., None]
 Report = Callable[[float], None]
 """Called with each new value of the sweep's metric; raises to stop the trial."""
-
-
-def arguments_of(sweep: Sweep, settings: Mapping[str, Any]) -> list[str]:
-    """A trial's arguments of the command line: the command and its options.
-
-    Raises:
-        InputError: the sweep runs another program, or a setting does not reach it.
-    """
-    words = expand_macros(sweep.command, sweep.program)
-    names = [i for i, word in enumerate(words) if Path(word).name in ("lightning_score", "__main__.py")]
-    before, after = (words[: names[0]], words[names[0] + 1 :]) if names else (words, [])
-    require(
-        after[:1] and after[0] in COMMANDS and all(PYTHON.fullmatch(word) for word in before),
-        f"command: {' '.join(sweep.command)}: must run `python -m lightning_score` with {', '.join(COMMANDS)}; "
-        "wandb agent runs other programs, and sets variables",
-    )
-    end = after.index(ARGS) if ARGS in after else len(after)
-    (others, fixed), (later, last) = split_options(after[:end]), split_options(after[end + 1 :])
-    for wanted in options(settings):
-        name = wanted.partition("=")[0]
-        found = next((word for word in options(last) if word.startswith(f"{name}=")), wanted if ARGS in after else None)
-        require(
-            found == wanted,
-            f"command: does not give {wanted}{f' but {found}' if found else ''} to the program: "
-            f'end it with "${{args}}", and leave {name} out of it',
-        )
-    merged = {**fixed, **dict(flatten(settings)), **last}
-    if "ckpt_path" in merged:  # `latest` may point to another run before the sweep ends
-        merged["ckpt_path"] = os.path.realpath(as_text(merged["ckpt_path"]))
-    return [*others, *later, *options(merged)]
 
 
 class TrialFailed(Exception):
@@ -79,7 +50,7 @@ class Trials(ABC):
     """Runs trials."""
 
     @abstractmethod
-    def run(self, arguments: list[str], folder: Path, metric: str | None, report: Report) -> dict[str, float]:
+    def run(self, arguments: Arguments, folder: Path, metric: str | None, report: Report) -> dict[str, float]:
         """Runs a trial and returns its metrics.
 
         Args:
@@ -98,16 +69,16 @@ class InProcessTrials(Trials):
         check: raises `Stopped` if the worker must stop.
     """
 
-    def __init__(self, arguments: list[str], check: Check):
+    def __init__(self, arguments: Arguments, check: Check):
         self._loaded = LoadedCommand(arguments)
         self._loaded.model.score_function.register_forward_pre_hook(check)
 
-    def run(self, arguments: list[str], folder: Path, metric: str | None, report: Report) -> dict[str, float]:
+    def run(self, arguments: Arguments, folder: Path, metric: str | None, report: Report) -> dict[str, float]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         log = folder.with_suffix(".log")
         try:
             with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
-                return self._loaded.run([*arguments, f"--output={folder}"])
+                return self._loaded.run(arguments.set("--output", str(folder)))
         except Stopped:  # the trial restarts in another folder
             shutil.rmtree(folder, ignore_errors=True)
             log.unlink(missing_ok=True)
@@ -127,9 +98,9 @@ class SubprocessTrials(Trials):
         self._check = check
         self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "WANDB_RUN_GROUP": group}
 
-    def run(self, arguments: list[str], folder: Path, metric: str | None, report: Report) -> dict[str, float]:
+    def run(self, arguments: Arguments, folder: Path, metric: str | None, report: Report) -> dict[str, float]:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "lightning_score", *arguments, f"--output={folder}"]
+        command = [sys.executable, "-m", "lightning_score", *arguments.set("--output", str(folder)).command_line()]
         log = folder.with_suffix(".log")
         with log.open("w") as file:
             process = subprocess.Popen(command, env=self._environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL,
@@ -139,14 +110,14 @@ class SubprocessTrials(Trials):
             self._watch(process, folder, metric, report)
         except BaseException as reason:
             _terminate(process)
-            if isinstance(reason, TrialPruned):
+            if isinstance(reason, optuna.TrialPruned):
                 _mark_stopped_early(folder)
             raise
         if process.returncode != 0:
             raise TrialFailed(f"exit code {process.returncode}: {_last_line(log)}")
         return last_metrics(folder)
 
-    def _watch(self, process: subprocess.Popen, folder: Path, metric: str | None, report: Report) -> None:
+    def _watch(self, process: subprocess.Popen[bytes], folder: Path, metric: str | None, report: Report) -> None:
         """Reports the metric until the process ends."""
         reported, changed = 0, 0.0
         while True:
@@ -164,7 +135,7 @@ class SubprocessTrials(Trials):
             time.sleep(POLL)
 
 
-def _terminate(process: subprocess.Popen) -> None:
+def _terminate(process: subprocess.Popen[bytes]) -> None:
     """Sends SIGTERM to a process, and kills its process group if it does not end."""
     if process.poll() is None:
         process.terminate()
@@ -191,17 +162,12 @@ def last_metrics(folder: Path) -> dict[str, float]:
 def _history(folder: Path) -> dict[str, list[float]]:
     """All values of each metric in a run folder."""
     found: dict[str, list[float]] = {}
-    file = folder / "metrics.csv"
-    if not file.exists():
-        return found
-    with file.open(newline="") as lines:
+    with suppress(FileNotFoundError), (folder / "metrics.csv").open(newline="") as lines:
         for row in csv.DictReader(lines):
             for name, text in row.items():
-                if name and text:
-                    try:
-                        found.setdefault(name, []).append(float(text))
-                    except ValueError:  # a line that is not complete yet
-                        continue
+                with suppress(ValueError, TypeError):  # no value, or a line that is not complete yet
+                    value = float(text)
+                    found.setdefault(name, []).append(value)
     return found
 
 
@@ -216,7 +182,7 @@ def only_samples(sweep: Sweep, command: str) -> bool:
     return command != "fit" and all(name.startswith(SAMPLING) for name in sweep.varied)
 
 
-def choose_runner(sweep: Sweep, arguments: list[str], threads: int, check: Check) -> Trials:
+def choose_runner(sweep: Sweep, arguments: Arguments, threads: int, check: Check) -> Trials:
     """Chooses how to run the trials of a sweep.
 
     Args:
@@ -225,6 +191,76 @@ def choose_runner(sweep: Sweep, arguments: list[str], threads: int, check: Check
         threads: CPU threads of a worker.
         check: raises `Stopped` if the worker must stop.
     """
-    if only_samples(sweep, arguments[0]):
+    if only_samples(sweep, arguments.command):
         return InProcessTrials(arguments, check)
     return SubprocessTrials(threads, sweep.name, check)
+
+
+def work(sweep: Sweep, url: str, name: str, folder: Path, threads: int, device: int, parent: int) -> None:
+    """Runs trials until none are left, a signal arrives, or the parent process ends.
+
+    Args:
+        sweep: the sweep.
+        url: the database.
+        name: the study.
+        folder: the folder of the sweep.
+        threads: CPU threads.
+        device: the number of this worker, which selects its GPU if there are several.
+        parent: process id of the parent.
+    """
+    with Interruption(parent) as interruption:
+        quiet()
+        torch.set_num_threads(threads)
+        if torch.cuda.device_count() > 1:
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(device % torch.cuda.device_count())
+        with suppress(Stopped):
+            objective = _Objective(sweep, folder, threads, interruption.check)
+            Study(sweep, url, name).work(objective, lambda: interruption.requested)
+        if interruption.requested:
+            raise SystemExit(interruption.code)  # the trial has returned to the queue
+
+
+class _Objective:
+    """Runs a trial and stores its metrics."""
+
+    def __init__(self, sweep: Sweep, folder: Path, threads: int, check: Callable[[], None]):
+        self._sweep, self._folder, self._threads, self._check = sweep, folder, threads, check
+        self._trials: Trials | None = None
+
+    def __call__(self, study: Study, trial: optuna.Trial, settings: dict[str, Any]) -> float:
+        folder = self._folder / "trials" / f"{trial.number:04d}"
+        arguments = self._sweep.arguments(settings)
+        if self._trials is None:
+            self._trials = choose_runner(self._sweep, arguments, self._threads, self._check)
+        values: list[float] = []
+
+        def report(value: float) -> None:
+            values.append(value)
+            trial.report(value, len(values))
+            if study.should_stop(trial):
+                raise optuna.TrialPruned
+
+        start = time.monotonic()
+        trial.set_user_attr(FOLDER, str(folder))
+        try:
+            metrics = self._trials.run(arguments, folder, self._sweep.metric, report)
+        except optuna.TrialPruned:
+            trial.set_user_attr(METRICS, last_metrics(folder))
+            raise
+        finally:
+            trial.set_user_attr(SECONDS, time.monotonic() - start)
+        return self._store(trial, metrics, folder)
+
+    def _store(self, trial: optuna.Trial, metrics: dict[str, float], folder: Path) -> float:
+        metric = self._sweep.metric
+        trial.set_user_attr(METRICS, metrics)
+        if metric is None:
+            return 0.0
+        if metric not in metrics:
+            raise TrialFailed(f"{metric} was not measured; measured: {', '.join(sorted(metrics)) or 'nothing'}")
+        records = read_records(folder / FILE) if (folder / FILE).exists() else []
+        values, common = leave_one_out(records, metric.partition("/")[2])
+        trial.set_user_attr(JACKKNIFE, values)
+        trial.set_user_attr(PAIRED, common)
+        trial.set_user_attr(FLOOR, records[-1].floor_kind if records else "")
+        return metrics[metric]

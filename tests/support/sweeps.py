@@ -83,7 +83,7 @@ def trials(file, url=None):
 
 
 def started(*arguments):
-    """A sweep in a process of its own, which Ctrl-C reaches even where the tests run in the background of a shell."""
+    """A sweep in a separate process, which Ctrl-C reaches even where the tests run in the background of a shell."""
     return subprocess.Popen([sys.executable, "-m", "lightning_score", "sweep", *arguments], stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True, start_new_session=True,
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip

@@ -30,8 +30,8 @@ def test_shipped_sweeps_fit_the_model_of_the_first_command(folder, capsys, name)
     run_as = ["--count=2", "--dry_run"]
     cheap = read_sweep_file(str(shipped("sweeps") / f"{name}.yaml"))
     assert run(["sweep", f"sweeps/{name}.yaml", *run_as]) == 0
-    said = capsys.readouterr().out
-    assert f"minimizing {cheap.metric}" in said and "2 trials, " in said and " network evaluations each" in said
+    printed = capsys.readouterr().out
+    assert f"minimizing {cheap.metric}" in printed and "2 trials, " in printed and " network evaluations each" in printed
     lines = cheap.text.splitlines()
     assert lines[0].startswith("# ") and "change the path" in lines[1]
 
@@ -69,8 +69,8 @@ def test_shipped_sweeps_fit_the_model_of_the_first_command(folder, capsys, name)
 def test_mistakes_are_found_before_the_first_trial(folder, capsys, changes, arguments, message):
     Path("steps.yaml").write_text(yaml.safe_dump({**TEST, **changes}))
     assert run(["sweep", "steps.yaml", *arguments]) == 2
-    said = capsys.readouterr().err
-    assert message in said and len(said.strip().splitlines()) == 1
+    printed = capsys.readouterr().err
+    assert message in printed and len(printed.strip().splitlines()) == 1
     assert {path.name for path in folder.iterdir()} <= {"tiny.ckpt", "steps.yaml", "lr.yaml", "cache"}
 
 
@@ -101,8 +101,8 @@ def test_constructor_errors_are_found_before_the_first_trial(folder, capsys, cha
     """Also with the callbacks of the config."""
     Path("lr.yaml").write_text(yaml.safe_dump({**FIT, **changes}))
     assert run(["sweep", "lr.yaml"]) == 2
-    said = capsys.readouterr().err
-    assert message in said and len(said.strip().splitlines()) == 1 and not Path("runs").exists()
+    printed = capsys.readouterr().err
+    assert message in printed and len(printed.strip().splitlines()) == 1 and not Path("runs").exists()
 
 
 def test_a_metric_of_another_packages_callback_gives_a_warning(folder, capsys, monkeypatch):
@@ -126,7 +126,7 @@ def test_the_known_metrics_are_those_that_are_logged(checkpoint):
     assert not [name for name in known if not any(fnmatchcase(column, name) for column in header) and name[:6] != "train/"]
     assert "test/copied" in logged_metrics("test", Evaluate(DigitFeatures()), [])[0]
     assert "test/copied" not in logged_metrics("test", Evaluate(RawFeatures()), [], images=False)[0], (
-        "of points there are no copies"
+        "copies are only searched among images"
     )
     for name in lightning_score.callbacks.__all__:
         kind = getattr(lightning_score.callbacks, name)

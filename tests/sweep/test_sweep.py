@@ -15,15 +15,15 @@ import yaml
 from run_folders import record
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
+from lightning_score.commands.arguments import Arguments
 from lightning_score.errors import InputError
 from lightning_score.metrics import jackknife_error
-from lightning_score.sweep.figures import draw
-from lightning_score.sweep.folder import check_folder, creating, folder_of
-from lightning_score.sweep.macros import expand_macros, from_agent, options
+from lightning_score.sweep.charts import PARETO, charts, draw
+from lightning_score.sweep.folder import check_folder, folder_of
+from lightning_score.sweep.macros import expand_macros, flatten, from_agent, options
 from lightning_score.sweep.parameters import DISTRIBUTIONS, parameter
 from lightning_score.sweep.results import Results, Row, difference, leave_one_out
 from lightning_score.sweep.spec import Hyperband, read_sweep_file
-from lightning_score.sweep.trials import arguments_of
 
 LAWS = {
     "uniform": ({"min": -1.0, "max": 3.0}, st.uniform(-1, 4)),
@@ -104,7 +104,7 @@ def sweep_file(tmp_path, **entries):
     return str(path)
 
 
-def test_a_grid_lists_all_and_nested_parameters_are_dictionaries(tmp_path):
+def test_a_grid_lists_all_and_nested_parameters_have_dotted_names(tmp_path):
     parameters = {
         "model": {"parameters": {"sampler": {"parameters": {"steps": {"values": [5, 10]}}}, "lr": {"value": 0.1}}},
         "n": {"min": 1, "max": 3},
@@ -117,9 +117,9 @@ def test_a_grid_lists_all_and_nested_parameters_are_dictionaries(tmp_path):
         trials.enqueue_trial(point)
     settings = [sweep.settings(trials.ask()) for _ in sweep.grid()]
     assert len({json.dumps(each, sort_keys=True) for each in settings}) == 2 * 3 * 3 * 2
-    assert {each["model"]["sampler"]["steps"] for each in settings} == {5, 10}
+    assert {each["model.sampler.steps"] for each in settings} == {5, 10}
     assert {each["q"] for each in settings} == {0.0, 0.5, 1.0} and {each["w"] for each in settings} == {None, "x"}
-    assert all(each["model"]["lr"] == 0.1 for each in settings)
+    assert all(each["model.lr"] == 0.1 for each in settings)
     assert sweep.varied == ["model.sampler.steps", "n", "q", "w"]
 
 
@@ -144,8 +144,8 @@ def test_a_grid_lists_all_and_nested_parameters_are_dictionaries(tmp_path):
         ({"parameters": {"x": {"vaules": [1]}}}, "needs value, values"),
         ({"parameters": {"x": {"values": [datetime.date(2024, 1, 31)]}}}, "quote it"),
         ({"parameters": {"x": {"values": [0.1, float("nan")]}}}, "x: nan: must be a number"),
-        ({"metric": {"name": "a", "gaol": "maximize"}}, "metric gaol: unknown"),
-        ({"early_terminate": {"type": "hyperband", "min_iter": 1, "etc": 2}}, "early_terminate etc: unknown"),
+        ({"metric": {"name": "a", "gaol": "maximize"}}, "metric: gaol: unknown"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 1, "etc": 2}}, "early_terminate: etc: unknown"),
         ({"early_terminate": {"type": "hyperband", "min_iter": 1, "strict": "false"}}, "strict='false'"),
         ({"metrics": {"name": "a"}}, "metrics: unknown"),
         ({"metric": {"name": "a", "goal": "smallest"}}, "goal='smallest'"),
@@ -221,7 +221,7 @@ def test_a_command_without_the_parameters_is_refused(tmp_path, command, message)
     parameters = {"a.b": {"values": [1, 2]}, "c": {"value": True}}
     sweep = read_sweep_file(sweep_file(tmp_path, parameters=parameters, command=command))
     with pytest.raises(InputError, match=message):
-        arguments_of(sweep, {"a.b": 1, "c": True})
+        sweep.arguments({"a.b": 1, "c": True})
 
 
 @pytest.mark.parametrize("macro", [["${args}"], ["${args_no_equals}"], ["--config", "${args_json_file}"]])
@@ -232,14 +232,14 @@ def test_every_value_reaches_the_program_unchanged(tmp_path, macro):
     sweep = read_sweep_file(
         sweep_file(tmp_path, parameters=parameters, command=["python3", "-u", *WORDS[2:], "--a=[5]", *macro])
     )
-    assert sorted(arguments_of(sweep, settings)[1:]) == sorted(options(settings))
+    assert sorted(sweep.arguments(dict(flatten(settings))).options) == sorted(options(dict(flatten(settings))))
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
     folder = tmp_path / "runs" / "sweeps" / "eps"
     assert folder_of(str(tmp_path / "runs"), "eps") == folder
     for name in ("..", "", "a/b", "/tmp/x", "x" * 300):
-        with pytest.raises(InputError, match="must be a folder name"):
+        with pytest.raises(InputError, match="must be the name of one folder"):
             folder_of("runs", name)
     check_folder(folder, "text", shared=False)
     folder.mkdir(parents=True)
@@ -265,17 +265,6 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
         check_folder(folder, "text", shared=False)
 
 
-def test_empty_folders_are_removed_after_an_error(tmp_path):
-    with pytest.raises(ValueError, match="wrong"), creating(tmp_path / "runs" / "sweeps" / "eps"):
-        raise ValueError("wrong")
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "runs").mkdir()
-    with pytest.raises(ValueError, match="wrong"), creating(tmp_path / "runs" / "sweeps" / "eps"):
-        (tmp_path / "runs" / "sweeps" / "mine").mkdir()
-        raise ValueError("wrong")
-    assert [path.name for path in (tmp_path / "runs" / "sweeps").iterdir()] == ["mine"]
-
-
 def test_a_grid_of_reals_is_refused(tmp_path):
     with pytest.raises(InputError, match="use random or bayes"):
         read_sweep_file(sweep_file(tmp_path, parameters={"x": {"min": 0.0, "max": 1.0}})).grid()
@@ -298,18 +287,20 @@ def test_wandbs_agent_and_the_local_sweep_give_the_same_options(tmp_path, macro)
     theirs = create_sweep_command_args({"args": {name: {"value": value} for name, value in settings.items()}})
     (tmp_path / "args.json").write_text(json.dumps(settings))
     words = ["--config", str(tmp_path / "args.json")] if macro == "args_json_file" else theirs[macro]
-    of_agent = from_agent([*fixed, *words])
+    of_agent = from_agent(Arguments.parse([*fixed, *words])).command_line()
     command = [*WORDS[:-1], *fixed, *(["--config"] if macro == "args_json_file" else []), f"${{{macro}}}"]
     parameters = {name: {"value": value} for name, value in settings.items()}
-    assert arguments_of(read_sweep_file(sweep_file(tmp_path, parameters=parameters, command=command)), settings) == of_agent
+    sweep = read_sweep_file(sweep_file(tmp_path, parameters=parameters, command=command))
+    assert sweep.arguments(dict(flatten(settings))).command_line() == of_agent
     assert of_agent[:3] == fixed and sorted(of_agent[3:]) == sorted(wanted)
     assert of_agent.index("--m.p=DDIM") < of_agent.index("--m.p.eta=0.5")
 
 
 def test_options_after_an_added_part_belong_to_it():
     added = ["--c+=A", "--c.seed=1", "--c+=B", "--c.seed=2"]
-    assert from_agent(["fit", *added, "--flag=True"]) == ["fit", *added, "--flag=true"], "each is of the part before it"
-    assert options({"x": {"class_path": "A"}}) == ['--x={"class_path": "A"}']
+    of_agent = from_agent(Arguments.parse(["fit", *added, "--flag=True"])).command_line()
+    assert of_agent == ["fit", *added, "--flag=true"], "each is of the part before it"
+    assert [option.words() for option in options({"x": {"class_path": "A"}})] == [['--x={"class_path": "A"}']]
 
 
 def test_hyperband_stops_trials_that_are_not_among_the_best_at_a_band(tmp_path):
@@ -398,9 +389,9 @@ def test_no_trial_dominates_the_pareto_front(found):
 
 
 def test_tables_contain_all_trials(found):
-    found.importances, found.commands = {"model.sampler.steps": 0.75}, {8: "python -m lightning_score test"}
+    found.importances, found.again = {"model.sampler.steps": 0.75}, "python -m lightning_score test"
     text = found.markdown()
-    for part in ("| 8 | 0.0004 | 20 | 15 | 6 |", "failed: it crashed", "steps 75%", "trials 6 (30 at 50)", "score test"):
+    for part in ("| 8 | 0.0004 | 20 | 15 | 6 |", "failed: it crashed", "steps 75%", "trial 6 (30 at 50)", "score test"):
         assert part in text, text
     lines = found.csv().splitlines()
     assert lines[0].startswith("trial,state,model.sampler.step_size,model.sampler.steps,test/fid,error,floor,n,nfe")
@@ -411,6 +402,8 @@ def test_figures_are_drawn(found, tmp_path):
     from PIL import Image
 
     files = draw(found, tmp_path)
+    colored = charts(found, colored=True)[PARETO].lines
+    assert [line.label for line in colored] == [f"step_size={eps}" for eps in (0.0001, 0.0002, 0.0004)]
     assert {file.name for file in files} == {"model_sampler_step_size.png", "model_sampler_steps.png", "pareto.png"}
     assert all(np.asarray(Image.open(file)).std() > 10 for file in files)
     assert draw(Results("x", "m", False, ["a"], rows()[:1]), tmp_path) == []

@@ -24,7 +24,7 @@ PASSWORD = "s3cret"
 
 @pytest.fixture
 def postgres():
-    """The address of a database in a server of its own, in a folder that the server's user may enter."""
+    """The address of a database in a separate server, in a folder that the server's user may enter."""
     if not SERVERS:
         pytest.skip("PostgreSQL's server is not installed (Debian's package postgresql)")
     programs, data = SERVERS[-1].parent, Path(tempfile.mkdtemp(prefix="postgres"))
@@ -67,14 +67,14 @@ def test_two_machines_share_a_sweep(tmp_path, checkpoint, postgres, monkeypatch,
         (machine / "steps.yaml").write_text(yaml.safe_dump(TEST))
         command = [sys.executable, "-m", "lightning_score", "sweep", "steps.yaml", f"--storage={postgres}"]
         begun.append(subprocess.Popen(command, cwd=machine, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    said = [process.communicate(timeout=240)[0] for process in begun]
-    assert [process.returncode for process in begun] == [0, 0], said
+    printed = [process.communicate(timeout=240)[0] for process in begun]
+    assert [process.returncode for process in begun] == [0, 0], printed
     monkeypatch.chdir(machines[0])
     trials = Study(read_sweep_file("steps.yaml"), postgres, "steps").trials()
     complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     assert Counter(trial.user_attrs[SLOT] for trial in complete) == Counter(range(6)) and len(trials) == 6
     assert len({trial.user_attrs[WORKER] for trial in complete}) == 2
-    best = [re.search(r"best: (.*)", text)[1] for text in said]
+    best = [re.search(r"best: (.*)", text)[1] for text in printed]
     assert best[0] == best[1] and all((machine / "runs/sweeps/steps/summary.md").exists() for machine in machines)
     wrong = postgres.replace("/postgres", "/elsewhere")
     assert run(["sweep", "steps.yaml", f"--storage={wrong}"]) == 2

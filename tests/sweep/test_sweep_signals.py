@@ -1,5 +1,7 @@
 """SIGINT, SIGTERM and `kill -9` at any moment of a sweep: nothing is lost, locked or left running."""
 
+import json
+import multiprocessing
 import os
 import random
 import signal
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,8 @@ from optuna.trial import TrialState
 from sqlalchemy import event
 
 from lightning_score.cli import run
-from lightning_score.sweep.interruption import Interruption, Stopped
+from lightning_score.errors import InputError
+from lightning_score.sweep.processes import Interruption, Stopped, end_with_parent
 from lightning_score.sweep.results import read_csv
 from lightning_score.sweep.study import SLOT, WORKER
 from sweeps import TEST, bowl, folder_fixture, make_fixture, running, started, trials, wait_for  # noqa: F401
@@ -93,59 +97,96 @@ def test_a_worker_stops_when_its_parent_is_gone():
         interruption.check()
 
 
+def forked(target, *arguments):
+    """A process that shares the modules that this one has imported."""
+    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
 def test_a_process_that_waits_for_a_database_is_ended():
-    code = ("import os, signal, time\nfrom lightning_score.sweep.interruption import Interruption\n"
-            "with Interruption(patience=0.2):\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)")  # fmt: skip
-    assert subprocess.run([sys.executable, "-c", code], timeout=50).returncode == 143
+    def waits():
+        with Interruption(patience=0.2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    process = forked(waits)
+    process.join(50)
+    assert process.exitcode == 143
 
 
 def test_a_trial_ends_with_its_worker():
-    """Its program is in a session of its own, out of reach of what kills the worker."""
+    """Its program is in a separate session, out of reach of what kills the worker."""
     if sys.platform != "linux":
         pytest.skip("the system call is Linux's")
-    code = ("import os, subprocess, sys, time\nfrom functools import partial\n"
-            "from lightning_score.sweep.processes import end_with_parent\n"
-            "child = subprocess.Popen(['sleep', '60'], start_new_session=True,"
-            " preexec_fn=partial(end_with_parent, os.getpid()))\n"
-            "print(child.pid, flush=True)\ntime.sleep(60)")  # fmt: skip
-    worker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    child = int(worker.stdout.readline())
+
+    def works(numbers):
+        end = partial(end_with_parent, os.getpid())
+        numbers.put(subprocess.Popen(["sleep", "60"], start_new_session=True, preexec_fn=end).pid)
+        time.sleep(60)
+
+    numbers = multiprocessing.get_context("fork").SimpleQueue()
+    worker = forked(works, numbers)
+    child = numbers.get()
     worker.kill()
-    worker.communicate()
+    worker.join()
     wait_for(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text())
 
 
-VARIED = {"model.sampler.steps": {"values": [*range(30, 36)]}, "evaluate.num_samples": {"value": 1200}}
-SLOW = {**TEST, "metric": {"name": "test/fid_digits_1200"}, "name": "steps", "parameters": VARIED}
+VARIED = {"model.sampler.steps": {"values": [*range(10, 16)]}, "evaluate.num_samples": {"value": 400}}
+SLOW = {**TEST, "metric": {"name": "test/fid_digits_400"}, "name": "steps", "parameters": VARIED}
+ROUNDS = [
+    (signal.SIGTERM, os.kill, None, False),
+    (signal.SIGINT, os.killpg, signal.SIGKILL, True),
+    (signal.SIGKILL, os.kill, signal.SIGTERM, True),
+    (signal.SIGKILL, os.killpg, None, True),
+]
+"""A signal; to the sweep alone or to all its processes; a signal to a worker before it; whether it waits for a trial."""
 
 
 @pytest.mark.slow
-def test_signals_at_random_times_lose_nothing(folder):
-    """To the sweep alone, to all its processes, to a worker alone; and `kill -9` of either."""
+def test_signals_lose_no_trial(folder):
+    """SIGTERM, Ctrl-C, a killed sweep whose workers stop by themselves, and all of it killed, as in a power cut."""
     Path("steps.yaml").write_text(yaml.safe_dump(SLOW))
-    rng = random.Random(0)
-    for _ in range(4):
+    rng, complete = random.Random(0), {}
+    for number, send, to_worker, begun in ROUNDS:
         sweep = started("steps.yaml", "--jobs=2")
-        time.sleep(rng.uniform(0, 40))
-        to_workers = rng.random() < 0.3
-        number = rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-        if to_workers and running("steps.yaml"):
-            os.kill(running("steps.yaml")[0], number)
-            time.sleep(5)
-            number = signal.SIGTERM
+        if begun:
+            wait_for(lambda sweep=sweep: running_now("steps.yaml") or sweep.poll() is not None)
+        if to_worker is not None and running_now("steps.yaml"):
+            os.kill(running_now("steps.yaml")[0], to_worker)  # the sweep begins another
+        time.sleep(rng.uniform(0, 6))
         if sweep.poll() is None:
-            rng.choice([os.kill, os.killpg])(sweep.pid, number)
-        said, _ = sweep.communicate(timeout=60)
-        assert "Traceback" not in said and "locked" not in said and sweep.returncode in (0, 130, 143, -2, -9, -15), said
+            send(sweep.pid, number)
+        printed, _ = sweep.communicate(timeout=60)
+        assert "Traceback" not in printed and "locked" not in printed and sweep.returncode in (0, 130, 143, -2, -9, -15), (
+            printed
+        )
+        if number == signal.SIGINT and sweep.returncode:
+            assert "to resume: python -m lightning_score sweep steps.yaml --jobs=2" in printed and sweep.returncode == 130, (
+                printed
+            )
         if number != signal.SIGKILL and Path("runs/sweeps/steps/trials.csv").exists():
             states = Counter(row.state for row in read_csv(Path("runs/sweeps/steps")).rows)
-            assert not states["running"] and not states["failed"], said
+            assert not states["running"] and not states["failed"], printed
         wait_for(lambda: not running_now("steps.yaml"))
-    assert run(["sweep", "steps.yaml"]) == 0
+        if Path("runs/sweeps/steps/study.db").exists():
+            complete |= {trial.number: trial.datetime_complete for trial in ended()}
+    assert run(["sweep", "steps.yaml", "--jobs=2"]) == 0
     done = trials("steps.yaml")
-    assert [trial.user_attrs[SLOT] for trial in done] == list(range(6))
-    assert all(trial.state.name == "COMPLETE" for trial in done)
+    assert [trial.user_attrs[SLOT] for trial in done] == list(range(6)) and done == ended()
+    assert len({json.dumps(trial.params, sort_keys=True) for trial in done}) == 6
     assert all(Path(trial.user_attrs["folder"]).exists() for trial in done)
+    again = {trial.number: trial.datetime_complete for trial in done}
+    assert complete.items() <= again.items()  # what was complete was not done again
+
+
+def ended():
+    """The complete trials; none before the study is there."""
+    try:
+        return [trial for trial in trials("steps.yaml") if trial.state.name == "COMPLETE"]
+    except InputError:
+        return []
 
 
 def running_now(file):

@@ -1,4 +1,4 @@
-"""The real `wandb sweep` and `wandb agent` on a server of the tests: what becomes of trials."""
+"""The real `wandb sweep` and `wandb agent` on a server of the tests: the runs of trials."""
 
 import os
 import re
@@ -65,7 +65,7 @@ def folder(tmp_path_factory, checkpoint):
 
 @pytest.fixture(scope="module")
 def server(folder):
-    """The server after two agents have done the sweep of tests, while others did those that train."""
+    """The server after two agents have done the sweep of tests, while other agents ran those that train."""
     bin_folder = str(Path(sys.executable).parent)
     with serving() as (state, url):
         home = folder / "home"
@@ -81,11 +81,11 @@ def server(folder):
 
         for name in SWEEPS:
             creator = wandb("sweep", "--project", "digits", f"{name}.yaml")
-            said, _ = creator.communicate(timeout=60)
-            assert creator.returncode == 0 and "Run sweep agent with: wandb agent somebody/digits/" in said, said
+            printed, _ = creator.communicate(timeout=60)
+            assert creator.returncode == 0 and "Run sweep agent with: wandb agent somebody/digits/" in printed, printed
         agents = [wandb("agent", f"somebody/digits/{sweep}") for sweep in ("sweep0", "sweep0", "sweep1", "sweep2")]
         state.url = url
-        state.said = [agent.communicate(timeout=400)[0] for agent in agents]
+        state.printed = [agent.communicate(timeout=400)[0] for agent in agents]
         yield state
 
 
@@ -98,7 +98,7 @@ def of_sampler(server, sampler):
 @pytest.mark.parametrize(("sampler", "evaluations"), [("AnnealedLangevin", 10), ("LangevinDynamics", 1)])
 def test_a_trial_is_a_run_with_its_settings_metrics_and_samples(server, sampler, evaluations):
     name, run = of_sampler(server, sampler)
-    assert run["exit"] == 0 and run["sweep"] == "sweep0" and run["project"] == "digits", server.said
+    assert run["exit"] == 0 and run["sweep"] == "sweep0" and run["project"] == "digits", server.printed
     summary, config = run["summary"], run["config"]
     assert summary["test/fid_digits_20"] > 0 and summary["test/fid_digits_20_n"] == 20
     assert summary["test/fid_digits_20_floor"] > 0 and summary["test/nfe"] == evaluations
@@ -110,12 +110,12 @@ def test_a_trial_is_a_run_with_its_settings_metrics_and_samples(server, sampler,
 @pytest.mark.parametrize(
     ("sampler", "code", "error"), [("trial_parts.Broken", 1, "division"), ("NoSuchSampler", 2, "no such class")]
 )
-def test_failed_trials_are_failed_runs_that_say_why(server, sampler, code, error):
+def test_failed_trials_are_failed_runs_with_the_error(server, sampler, code, error):
     _, run = of_sampler(server, sampler)
     assert run["exit"] == code and error in run["summary"]["error"]
 
 
-def test_trials_have_folders_of_their_own(server, folder):
+def test_each_trial_has_a_separate_folder(server, folder):
     assert len(list(folder.glob("test/*/evaluations.jsonl"))) == 2
 
 
@@ -126,19 +126,19 @@ def only_run(server, sweep):
 
 def test_several_processes_are_one_run(server):
     run = only_run(server, "sweep1")
-    assert run["exit"] == 0 and int(run["config"]["trainer"]["value"]["devices"]) == 2, server.said[2]
+    assert run["exit"] == 0 and int(run["config"]["trainer"]["value"]["devices"]) == 2, server.printed[2]
     assert [line["trainer/global_step"] for line in run["history"] if "val/fid_digits_20" in line] == [3]
 
 
-def test_a_poor_trial_ends_early_and_is_no_failure(server):
+def test_a_poor_trial_that_ends_early_is_not_a_failure(server):
     run = only_run(server, "sweep2")
-    assert run["exit"] == 0 and run["config"]["model.optimizer.lr"]["value"] == 1e-3, server.said[3]
+    assert run["exit"] == 0 and run["config"]["model.optimizer.lr"]["value"] == 1e-3, server.printed[3]
     assert run["summary"]["state"] == "stopped early"
     assert 2 <= max(line["trainer/global_step"] for line in run["history"]) < 100_000
-    assert "to resume" in server.said[3]
+    assert "to resume" in server.printed[3]
 
 
-def test_what_the_sweep_tells_is_shown_here_and_there(folder, server):
+def test_the_results_are_shown_here_and_on_wandb(folder, server):
     environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "k" * 40, "HOME": str(folder / "home"),
                    "WANDB_ERROR_REPORTING": "false", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path),
                    "PATH": os.environ["PATH"]}  # fmt: skip
@@ -172,7 +172,7 @@ def test_what_the_sweep_tells_is_shown_here_and_there(folder, server):
     assert wrong.returncode == 2 and "cannot be read" in wrong.stderr and len(wrong.stderr.strip().splitlines()) == 1
 
 
-def test_a_run_that_goes_on_is_the_same_run(folder):
+def test_a_resumed_run_is_the_same_run(folder):
     """Interrupted and resumed, it is one run on the server, too."""
     with serving() as (state, url):
         environment = {"WANDB_BASE_URL": url, "WANDB_API_KEY": "k" * 40, "HOME": str(folder / "home"),
