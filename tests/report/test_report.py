@@ -475,7 +475,7 @@ class TestServer:
     def served(self, tmp_path):
         run_folder(tmp_path / "runs/a")
         with server(tmp_path / "runs", "runs", 0) as serving:
-            threading.Thread(target=serving.serve_forever, daemon=True).start()
+            threading.Thread(target=serving.serve_forever, args=(0.01,), daemon=True).start()
             yield tmp_path / "runs", f"http://127.0.0.1:{serving.server_address[1]}", serving
             serving.shutdown()
 
