@@ -79,7 +79,7 @@ def browser():
 
 @pytest.fixture
 def opened(browser, file):
-    """The page, opened from its file; in the end nothing may have gone wrong, and nothing been asked for."""
+    """The page, opened from its file; it must end without errors, and must not request anything else."""
     watched = Watched(browser.new_page(viewport={"width": 1280, "height": 900}))
     watched.open(file.as_uri())
     yield watched
@@ -89,13 +89,13 @@ def opened(browser, file):
 
 
 def cells(page, title, table="#runs"):
-    """What stands in a column, row by row."""
+    """The texts of a column, row by row."""
     j = [each.inner_text().strip() for each in page.query_selector_all(f"{table} thead th")].index(title)
     return [row.query_selector_all("td")[j].inner_text().strip() for row in page.query_selector_all(f"{table} tbody tr")]
 
 
 def chart(page, section):
-    """The lines that the first figure of a section shows, by their names."""
+    """The names of the lines that the first figure of a section shows."""
     return page.evaluate(
         "id => document.querySelector(`#${id} .chart`).data.filter(t => t.visible !== false).map(t => t.name)", section
     )
