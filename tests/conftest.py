@@ -143,40 +143,42 @@ def coarse_process(request):
     return request.param(**COARSE.get(request.param, {}))
 
 
-class MixtureScore(ScoreField):
+class ExactScore(ScoreField):
+    """A score in closed form, which counts its evaluations; subclasses define `exact(x, alpha, sigma)`."""
+
+    def __init__(self, noise_process):
+        super().__init__(noise_process)
+        self._evaluations = 0
+
+    @property
+    def evaluations(self):
+        return self._evaluations
+
+    def forward(self, x, t, cond=None):
+        self._evaluations += len(x)
+        return self.exact(x, self.process.alpha(t), self.process.sigma(t))
+
+
+class MixtureScore(ExactScore):
     """The exact score of a Gaussian mixture under a noise process."""
 
     def __init__(self, noise_process, mixture=None):
         super().__init__(noise_process)
         self.mixture = mixture or Mixture([[0.5, -1.0]], [0.5])
-        self._evaluations = 0
 
-    @property
-    def evaluations(self):
-        return self._evaluations
-
-    def forward(self, x, t, cond=None):
-        self._evaluations += len(x)
-        return self.mixture.score(
-            x, broadcast_to(self.process.alpha(t), x[:, 0]), broadcast_to(self.process.sigma(t), x[:, 0])
-        )
+    def exact(self, x, alpha, sigma):
+        return self.mixture.score(x, broadcast_to(alpha, x[:, 0]), broadcast_to(sigma, x[:, 0]))
 
 
-class ImageScore(ScoreField):
-    """The exact score of independent Gaussian pixels N(0.5, 0.3^2), for samples of any shape."""
+class ImageScore(ExactScore):
+    """The exact score of independent Gaussian pixels N(mean, std^2), for samples of any shape."""
 
     def __init__(self, noise_process, mean=0.5, std=0.3):
         super().__init__(noise_process)
         self.mean, self.std = mean, std
-        self._evaluations = 0
 
-    @property
-    def evaluations(self):
-        return self._evaluations
-
-    def forward(self, x, t, cond=None):
-        self._evaluations += len(x)
-        alpha, sigma = broadcast_to(self.process.alpha(t), x), broadcast_to(self.process.sigma(t), x)
+    def exact(self, x, alpha, sigma):
+        alpha, sigma = broadcast_to(alpha, x), broadcast_to(sigma, x)
         return (alpha * self.mean - x) / (alpha**2 * self.std**2 + sigma**2)
 
 

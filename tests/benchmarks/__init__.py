@@ -1,1 +1,1 @@
-"""What is timed beside what: `python -m pytest tests/benchmarks -m benchmark`."""
+"""Benchmarks of this package and its peers: `python -m pytest tests/benchmarks -m benchmark`."""

@@ -1,4 +1,5 @@
-"""`python -m pytest tests/benchmarks -m benchmark`: each benchmark times us and others in turns, and a table sums up.
+"""`python -m pytest tests/benchmarks -m benchmark`: each benchmark alternates between this package and its
+peers, and a table shows the results.
 
 With a CUDA device everything runs there; `--benchmark-json FILE` keeps the numbers.
 """
@@ -17,7 +18,7 @@ ROWS = pytest.StashKey[list[tuple[str, ...]]]()
 
 
 def pytest_collection_modifyitems(items):
-    """All of this folder are benchmarks, which run when they are asked for."""
+    """Marks all tests of this folder as benchmarks, which run only on request."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
@@ -31,7 +32,7 @@ def device():
 
 @pytest.fixture
 def note(request, benchmark):
-    """Adds a row to the table: what was measured, ours, against what, the other's, and their ratio or share."""
+    """Adds a row to the table: the quantity, our value, the peer, its value, and their ratio."""
 
     def write(what, ours, against, other, ratio):
         benchmark.extra_info.setdefault("rows", []).append([what, ours, against, other, ratio])

@@ -1,4 +1,6 @@
-"""What the benchmarks time: training steps of shipped models and of diffusers' networks, and the work inside them."""
+"""The timed parts of benchmarks: training steps of shipped models and of diffusers' networks, and their convolutions and
+matrix products.
+"""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -156,7 +158,7 @@ def diffusers_ncsnpp() -> nn.Module:
 
 
 class Products(TorchDispatchMode):
-    """Records the convolutions and matrix products done inside a `with` block, so that they can be done again alone."""
+    """Records the convolutions and matrix products within a `with` block, so that they can be repeated alone."""
 
     def __init__(self):
         super().__init__()
@@ -170,6 +172,6 @@ class Products(TorchDispatchMode):
 
     @torch.no_grad()
     def again(self) -> None:
-        """Every one of them, on the same tensors."""
+        """Repeats all of them on the same tensors."""
         for function, args, kwargs in self.calls:
             function(*args, **kwargs)

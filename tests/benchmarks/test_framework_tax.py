@@ -1,4 +1,4 @@
-"""What `fit` costs beyond the work itself: processor time per step of a tiny network, beside a bare loop over the same.
+"""The overhead of `fit`: processor time per step of a tiny network, compared with a bare loop.
 
 Both take batches from data in memory and do loss, backward, Adam, its schedule and EMA; `fit` adds the trainer, its
 progress bar, its logging and its checkpoints.

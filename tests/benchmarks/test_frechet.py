@@ -1,4 +1,4 @@
-"""The Frechet distance at Inception's 2048 dimensions beside its peers', from the same means and covariances."""
+"""The Frechet distance at Inception's 2048 dimensions, here and in peers, from the same means and covariances."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 

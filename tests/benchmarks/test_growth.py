@@ -28,7 +28,7 @@ def kilobytes(name):
 
 
 def used(function):
-    """Seconds and peak megabytes of one call, the second: the first warms up."""
+    """Seconds and peak megabytes of the second call; the first one warms up."""
     function()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # gives back to the system what a model keeps for its next step

@@ -1,4 +1,4 @@
-"""Batches from memory beside a loader that makes them image by image: an epoch of 2000 images of 28x28."""
+"""Batches from memory, compared with a loader that makes them image by image: an epoch of 2000 images of 28x28."""
 
 import lightning_score.torchvision_guard  # noqa: F401
 
@@ -23,7 +23,7 @@ class Noise(ImageData):
 
 
 class OneByOne(Dataset):
-    """The same images, each transformed by itself, as torchvision's data sets are."""
+    """The same images, each transformed separately, as torchvision's data sets are."""
 
     transform = transforms.Compose(
         [transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(0.5, 0.5)]

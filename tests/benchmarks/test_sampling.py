@@ -1,4 +1,4 @@
-"""What samplers cost beyond the network: their whole time against that of the same calls of the network alone.
+"""The overhead of samplers: their time, compared with that of the same calls of the network alone.
 
 The ratio is that of the network's time to the whole: 1 would be perfect, 0.98 is 2 % of the network's time on top.
 """
@@ -52,7 +52,7 @@ CASES = [(name, sampler) for group in (SMALL, LARGE) for name, samplers in group
 
 
 class Timed(torch.nn.Module):
-    """A network that adds up the seconds spent in it, on a device that computes while one waits."""
+    """A network that sums the seconds spent in it, on a device that computes synchronously."""
 
     def __init__(self, network):
         super().__init__()

@@ -1,4 +1,4 @@
-"""How long one waits for the first sign of life: whole processes, from the command to its end."""
+"""Time to the first results: whole processes, from the command to its end."""
 
 import os
 import subprocess
@@ -17,14 +17,14 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where a model of two steps stands."""
+    """The folder of a model trained for two steps."""
     folder = tmp_path_factory.mktemp("start")
     call(folder, ["fit", "--config=ncsn", "--trainer.max_steps=2", "--evaluate.features=null", "--samples.num_samples=1"])
     return folder
 
 
 def call(folder, arguments, **variables):
-    """Seconds until a command is done, with further variables in its environment."""
+    """Seconds until a command ends, with further environment variables."""
     environment = {**os.environ, **variables, "WANDB_MODE": "disabled", "PYTHONPATH": str(Path(__file__).parents[2])}
     start = time.perf_counter()
     subprocess.run(

@@ -1,4 +1,4 @@
-"""A training step (loss, backward, clip, Adam, EMA) of the CIFAR-10 networks beside diffusers' and beside its own products.
+"""A training step (loss, backward, clip, Adam, EMA) of the CIFAR-10 networks, compared with diffusers' and its own products.
 
 The ratio is how many times as long the other takes: above 1, we are quicker. For "its convolutions and products alone"
 it is the share of the step, or of the forward pass, that they take: 1 would be perfect.
@@ -28,7 +28,7 @@ VARIANTS = GPU if torch.cuda.is_available() else CPU
 
 
 def steps(name, precision, mode, batch, device):
-    """Our step and that of the peer, if there is one, both compiled if one is."""
+    """Our step and that of the peer, if any; both are compiled or neither."""
     torch.manual_seed(0)
     ours = Ours(model_of(name, *([f"--model.compile={mode}"] if mode else [])), batch, device, precision)
     peer = PEERS[name] and Diffusers(PEERS[name](), batch, device, precision)
@@ -54,7 +54,7 @@ def peak(device):
 
 
 def note_rate(note, what, operations, taken, ceiling):
-    """Notes floating-point operations per second beside those of a large matrix product."""
+    """Adds a row with floating-point operations per second, compared with those of a large matrix product."""
     rate = operations / taken
     ours, theirs = (f"{value / 1e12:.3g} TFLOP/s" for value in (rate, ceiling))
     note(what, ours, "a large matrix product", theirs, f"{rate / ceiling:.2f}")

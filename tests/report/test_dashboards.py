@@ -1,4 +1,4 @@
-"""What runs leave for other dashboards: W&B's, with its real client and a server of the tests, and TensorBoard's."""
+"""Other dashboards: W&B, with its real client and a server of the tests, and TensorBoard."""
 
 import json
 import os
@@ -17,12 +17,20 @@ FIT = ["fit", "--config=ncsn", "--trainer.max_steps=4", "--trainer.val_check_int
        "--samples.num_samples=4", "--evaluate.num_samples=20", "--model.sampler.steps=2"]  # fmt: skip
 
 
-def ours(arguments, folder, **environment):
-    """One command in a process of its own."""
+REPORTS = """
+from lightning_score.cli import run
+for kind in ("workspace", "report"):
+    assert run(["report", "--wandb", "somebody/scores", "--kind", kind]) == 0
+"""
+"""Both kinds in one process."""
+
+
+def started(words, folder, **environment):
+    """A Python process with its own home."""
     home = folder / "home"
     home.mkdir(exist_ok=True)
     variables = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path), **environment}
-    command = [sys.executable, "-m", "lightning_score", *arguments]
+    command = [sys.executable, *words]
     return subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True, timeout=200)
 
 
@@ -32,22 +40,21 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wandb")
     with serving() as (state, url):
         key = {"WANDB_BASE_URL": url, "WANDB_API_KEY": "k" * 40, "WANDB_ERROR_REPORTING": "false", "OMP_NUM_THREADS": "1"}
-        state.fit = ours([*FIT, "--output=run"], folder, **key)
-        assert state.fit.returncode == 0, state.fit.stderr
+        fit = started(["-m", "lightning_score", *FIT, "--output=run"], folder, **key)
+        assert fit.returncode == 0, fit.stderr
         (name,) = state.runs
         state.runs[name]["sweep"] = "sweep0"
         state.sweeps["sweep0"] = {"method": "grid", "parameters": {"model.sampler.steps": {"values": [1, 2]},
                                   "model.sampler.denoise": {"value": "Tweedie"}}}  # fmt: skip
-        state.made = {}
-        for kind in ("workspace", "report"):
-            state.made[kind] = ours(["report", "--wandb", "somebody/scores", "--kind", kind], folder, **key)
-        state.url, state.folder = url, folder
+        made = started(["-c", REPORTS], folder, **key)
+        assert made.returncode == 0, made.stderr
+        state.printed, state.url, state.folder = made.stdout, url, folder
         yield state
 
 
 @pytest.mark.slow
 def test_a_run_suits_the_default_workspace(project):
-    """Step metrics, the best distance in the summary, pictures with captions, a table of what was measured."""
+    """Step metrics, the best distance in the summary, pictures with captions, a table of measurements."""
     ((_, found),) = project.runs.items()
     summary = found["summary"]
     distances = [line["val/fid_digits_20"] for line in found["history"] if "val/fid_digits_20" in line]
@@ -65,16 +72,14 @@ def test_a_run_suits_the_default_workspace(project):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "address"), [("workspace", r"\?nw="), ("report", "/reports/")])
-def test_one_command_sets_up_the_panels(project, kind, address):
-    made = project.made[kind]
-    assert made.returncode == 0, made.stderr
-    assert re.search(rf"on W&B: {project.url}/somebody/scores.*{address}", made.stdout)
+@pytest.mark.parametrize("address", [r"\?nw=", "/reports/"], ids=["workspace", "report"])
+def test_one_command_sets_up_the_panels(project, address):
+    assert re.search(rf"on W&B: {project.url}/somebody/scores.*{address}", project.printed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("i", [0, 1], ids=["workspace", "report"])
-def test_the_panels_are_for_what_the_runs_hold(project, i):
+def test_the_panels_suit_the_runs(project, i):
     view = project.views[i]
     assert (view["entityName"], view["projectName"]) == ("somebody", "scores")
     spec = view["spec"]
@@ -91,13 +96,14 @@ def test_the_panels_are_for_what_the_runs_hold(project, i):
 @pytest.mark.slow
 def test_a_project_that_cannot_be_reached_is_a_mistake(project):
     nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "k" * 40, "WANDB_HTTP_TIMEOUT": "1"}
-    done = ours(["report", "--wandb", "somebody/scores"], project.folder, **nowhere)
+    done = started(["-m", "lightning_score", "report", "--wandb", "somebody/scores"], project.folder, **nowhere)
     assert done.returncode == 2 and "error: --wandb somebody/scores: cannot be created" in done.stderr
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_tensorboard_has_scalars_and_pictures(tmp_path, monkeypatch):
-    """By the line of the report's README."""
+    """With the options of the report's README."""
     monkeypatch.chdir(tmp_path)
     readme = (Path(__file__).parents[2] / "lightning_score" / "report" / "README.md").read_text()
     (options,) = re.findall(r"`(--trainer\.logger TensorBoardLogger [^`]*)`", readme)

@@ -1,4 +1,4 @@
-"""What the report reads of run folders, whatever state they are in, and what its page holds."""
+"""Reading run folders in any state, and the content of the report's page."""
 
 import base64
 import gzip
@@ -28,7 +28,7 @@ from lightning_score.sweep.results import Results, Row, read_csv
 
 
 def contents(file):
-    """The data that a page holds."""
+    """The data of a page."""
     packed = re.search(r'<script type="text/plain" id="data">([^<]*)</script>', file.read_text()).group(1)
     return json.loads(gzip.decompress(base64.b64decode(packed)))
 
@@ -39,16 +39,16 @@ def reported(root, *options):
 
 
 def column(table, title):
-    """What is read in a column, by run."""
+    """The texts of a column, by run."""
     j = [entry["title"] for entry in table["columns"]].index(title)
     return {row[0][1]: row[j][1] for row in table["rows"]}
 
 
 class TestStates:
-    """What became of a run, as its files tell."""
+    """The state of a run, from its files."""
 
     @pytest.mark.parametrize("state", ["finished", "failed", "interrupted"])
-    def test_as_it_says(self, tmp_path, state):
+    def test_recorded(self, tmp_path, state):
         status(run_folder(tmp_path / "a"), state=state, message="because")
         found = read_run(tmp_path / "a", tmp_path)
         assert (found.state, found.note, found.problems) == (state, "because", [])
@@ -107,7 +107,7 @@ DAMAGES = {
 HARMLESS = [("config.yaml", b"just text"), ("config.yaml", b"- a\n- b"), ("config.yaml", b""), ("run.json", b"[]"),
             ("run.json", DAMAGES["run.json"][-1]), ("metrics.csv", b"step,a\n1"),
             ("metrics.csv", b'step,a\n1,"2')]  # fmt: skip
-"""Damages of which nothing needs to be said: what is there can be read, or there is nothing."""
+"""Damages without a problem in the report: the rest can be read, or there is nothing."""
 
 
 @pytest.mark.parametrize(("name", "damage"), [(name, each) for name, all_ in DAMAGES.items() for each in all_], ids=repr)
@@ -124,7 +124,7 @@ def test_a_damaged_file_is_named_and_the_page_still_opens(tmp_path, name, damage
 
 
 def test_files_that_end_anywhere(tmp_path):
-    """A disk that was full, a power cut: every file of a run cut off at many places."""
+    """As after a full disk or a power cut: every file of a run, truncated at many places."""
     folder = run_folder(tmp_path / "a", pictures=("samples",), validations=2)
     for file in [file for file in folder.rglob("*") if file.is_file()]:
         whole = file.read_bytes()
@@ -161,7 +161,7 @@ class TestRuns:
         assert sorted(each.value for each in runs[0].tests) == [5.0, 6.0]
         assert column(tables.tests_table(runs), "value")["ncsn/a"] in ("5 ± 0.6", "6 ± 0.6")
 
-    def test_a_checkpoint_that_was_only_measured_shows_too(self, tmp_path):
+    def test_a_checkpoint_that_was_only_evaluated_is_shown(self, tmp_path):
         place = tmp_path / "converted/test/2026-01-01_00-00-00"
         place.mkdir(parents=True)
         (place / "evaluations.jsonl").write_text(json.dumps(asdict(record(metric="bits_per_dim", value=3.5))) + "\n")
@@ -180,9 +180,14 @@ class TestRuns:
         assert column(table, "floor")["a"] == "1.72*" and column(table, "n")["a"] == "898"
         assert not {"seed_everything", "model.sampler.steps", "ckpt_path"} & {each["title"] for each in table["columns"]}
 
+    def test_a_setting_may_be_infinite(self, tmp_path):
+        for k, value in enumerate((math.inf, 2.0)):
+            config(run_folder(tmp_path / f"r{k}", seed=k), trainer={"gradient_clip_val": value})
+        assert column(reported(tmp_path)["table"], "trainer.gradient_clip_val") == {"r0": "Infinity", "r1": "2.0"}
+
     @pytest.mark.parametrize("old", [True, False])
     def test_rows_of_older_versions_are_at_the_step_of_their_pictures(self, tmp_path, old):
-        """These counted from 0, but for a validation after the last step."""
+        """These counted from 0, except for a validation after the last step."""
         folder = run_folder(tmp_path / "a")
         (folder / "metrics.csv").write_text("step,train/loss,val/loss\n249,3,\n249,,4\n499,3,\n750,,4\n1000,,4\n")
         if old:
@@ -192,7 +197,7 @@ class TestRuns:
         assert run.curves["train/loss"].steps == ([250, 500] if old else [249, 499])
         assert [picture.step for picture in run.pictures["samples"]] == [250, 500, 750, 1000]
 
-    def test_floors_of_older_versions_are_not_taken_for_those_of_a_perfect_model(self, tmp_path):
+    def test_floors_of_older_versions_differ_from_those_of_a_perfect_model(self, tmp_path):
         """Old lines have no kind of floor."""
         folder = run_folder(tmp_path / "a")
         lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
@@ -222,7 +227,7 @@ class TestRuns:
 
 
 class TestProvenance:
-    """What was measured otherwise stands on another axis."""
+    """Measurements with another provenance have another axis."""
 
     @pytest.mark.parametrize(
         "changed",
@@ -318,7 +323,7 @@ class TestSweeps:
             read_csv(tmp_path)
 
     @pytest.mark.parametrize("kind", ["perfect", "subset", "", None])
-    def test_floors_say_what_they_are(self, tmp_path, kind):
+    def test_floors_have_their_names(self, tmp_path, kind):
         """Tables of older versions have no kind of floor."""
         found = _sweep(tmp_path / "runs/sweeps/eps", floor_kind=kind or "")
         if kind is None:
@@ -349,7 +354,7 @@ class TestSweeps:
         assert each["table"]["rows"][1][6][1] == "0"  # a difference of 1 at every tenth: paired, its error is none
         assert each["table"]["rows"][-2][-1][1] == 'failed: it "broke", at last'
 
-    def test_sampling_trials_are_no_runs_and_training_ones_are(self, tmp_path):
+    def test_only_trials_that_train_are_runs(self, tmp_path):
         _sweep(tmp_path / "sweeps/eps")
         sampled = tmp_path / "sweeps/eps/trials/0000"
         sampled.mkdir(parents=True)
@@ -358,7 +363,7 @@ class TestSweeps:
         runs, folders = find_runs(tmp_path)
         assert [each.name for each in runs] == ["sweeps/train/trials/0000"] and [each.name for each in folders] == ["eps"]
 
-    def test_a_sweep_without_trials_says_so(self, tmp_path):
+    def test_a_sweep_without_trials(self, tmp_path):
         (tmp_path / "eps").mkdir()
         (tmp_path / "eps/study.db").write_bytes(b"")
         assert "no table of trials" in reported(tmp_path)["sweeps"][0]["problem"]
@@ -389,7 +394,7 @@ class TestPage:
         assert run(["report", str(tmp_path), "--title", title]) == 0
         assert title not in (tmp_path / "report.html").read_text()
 
-    def test_it_stays_below_its_size_and_says_what_was_left_out(self, tmp_path):
+    def test_it_stays_below_its_size_and_counts_what_was_left_out(self, tmp_path):
         for k in range(8):
             run_folder(tmp_path / f"r{k}", seed=k)
         everything = reported(tmp_path)
@@ -475,7 +480,7 @@ class TestServer:
     def served(self, tmp_path):
         run_folder(tmp_path / "runs/a")
         with server(tmp_path / "runs", "runs", 0) as serving:
-            threading.Thread(target=serving.serve_forever, daemon=True).start()
+            threading.Thread(target=serving.serve_forever, args=(0.01,), daemon=True).start()
             yield tmp_path / "runs", f"http://127.0.0.1:{serving.server_address[1]}", serving
             serving.shutdown()
 
@@ -491,7 +496,7 @@ class TestServer:
         source = data["runs"][0]["pictures"]["samples"][0]["src"]
         assert self.get(url + source).read() == (root / "a/samples/step_0000250.png").read_bytes()
 
-    def test_it_is_live_and_says_when_nothing_is_new(self, served):
+    def test_it_is_live_and_answers_304_without_changes(self, served):
         root, url, _ = served
         answer = self.get(f"{url}/data.json")
         version = answer.headers["ETag"]

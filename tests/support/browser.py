@@ -9,12 +9,12 @@ EXECUTABLE = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"
 
 
 class Watched:
-    """A page whose errors and requests are kept.
+    """A page whose errors and requests are recorded.
 
     Attributes:
         page: the page.
-        errors: what it has said on the console as an error, and what it has thrown.
-        requests: addresses that it has asked for, but for those inside the page.
+        errors: error messages of its console, and uncaught exceptions.
+        requests: addresses that it has requested, except data within the page.
     """
 
     def __init__(self, page) -> None:
@@ -28,7 +28,7 @@ class Watched:
         )
 
     def open(self, address: str) -> None:
-        """Goes to a report and waits until it is there."""
+        """Opens a report and waits until it is ready."""
         self.page.goto(address)
         self.page.wait_for_selector("html[data-ready]", timeout=180_000)
 
@@ -42,7 +42,7 @@ class Watched:
 
 @contextmanager
 def chromium():
-    """The browser, which makes watched pages."""
+    """A headless browser."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -1,4 +1,4 @@
-"""A file of Inception's weights, which are random."""
+"""A file of random weights of Inception."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def inception_file(folder):
         patch.setattr(torch.nn.Module, "load_state_dict", lambda self, state: None)
         patch.setattr(fidelity, "load_state_dict_from_url", lambda *_, **__: None)
         network = fidelity.FeatureExtractorInceptionV3("random", ["2048", "logits_unbiased"])
-        for module in network.modules():  # statistics of its own activations, or they would vanish
+        for module in network.modules():  # with statistics of its activations, which would vanish otherwise
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.train()
                 module.momentum = None

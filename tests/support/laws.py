@@ -1,5 +1,5 @@
-"""The laws that samplers are held to. With a Gaussian's exact score most moves are affine in x and z, so that the moments
-of the samples are known without drawing any.
+"""Laws that samplers must obey. With the exact score of a Gaussian most steps are affine in x and z, so the moments of the
+samples are known without drawing any.
 """
 
 import math
@@ -14,7 +14,7 @@ MEAN, STD = 0.5, 0.4
 
 
 class Draws:
-    """What a test hands out as noise: the draws that set the size of a step are those that it adds."""
+    """Noise given by a test: the draws that set the size of a step are also the ones that it adds."""
 
     def drawn_and_added(self):
         z = self.normal()
@@ -22,7 +22,7 @@ class Draws:
 
 
 class Given(Draws):
-    """Hands out the same noise at every step."""
+    """The same noise at every step."""
 
     def __init__(self, z):
         self.z = z
@@ -43,7 +43,7 @@ def affine(step):
 
 
 class Basis(Draws):
-    """Hands out one-dimensional noise by which row 2 + i of a batch sees only draw i, and rows 0 and 1 none at all."""
+    """One-dimensional noise: row 2 + i of a batch sees only draw i, and rows 0 and 1 see none."""
 
     def __init__(self, draws):
         self.draws, self.used = draws, 0
@@ -57,9 +57,9 @@ class Basis(Draws):
 
 
 def moments(score, stages, state, mean, variance):
-    """Mean and variance after the stages, whose noise is drawn once a stage at most.
+    """Mean and variance after the stages, each of which draws noise at most once.
 
-    What a method remembers may depend on x, so steps are not looked at one by one: the whole map from x and all draws z is
+    The state of a method may depend on x, so the steps are not examined one by one: the whole map from x and all draws z is
     affine, x -> A x + B + sum_i C_i z_i, and its coefficients are the images of a basis.
     """
     noise, state = Basis(len(stages)), dict(state)

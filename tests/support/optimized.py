@@ -29,7 +29,7 @@ class Run:
         return self
 
     def goes_on_from(self, other):
-        """With its weight and states, as Lightning restores them."""
+        """Restores the weight and the states of another run, as Lightning does."""
         self.weight.data.copy_(other.weight)
         self.optimizer.load_state_dict(other.optimizer.state_dict())
         if self.schedule is not None:

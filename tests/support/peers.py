@@ -17,7 +17,7 @@ SIMPLE = {
 
 
 def unet(**options):
-    """diffusers' network with weights that leave no layer at zero."""
+    """diffusers' network with random weights, none of whose layers is zero."""
     torch.manual_seed(0)
     network = UNet2DModel(**options).eval()
     with torch.no_grad():
@@ -30,7 +30,7 @@ OPTIMIZER = {"state": {}, "param_groups": [{"lr": 3e-4, "betas": (0.8, 0.99), "e
 
 
 def weights(shapes):
-    """The random weights, with scales around one, as trained ones are."""
+    """Random weights whose scales are around one, like those of trained networks."""
     state = random_state(shapes)
     for name, tensor in state.items():
         if name.endswith(("gamma", "alpha")):

@@ -1,4 +1,4 @@
-"""The published configs: the sizes of their networks, and what their headers say."""
+"""The published configs: the sizes of their networks, and their headers."""
 
 from lightning_score.commands.configs import shipped
 

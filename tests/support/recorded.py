@@ -1,8 +1,8 @@
-"""What peers' own code computed, kept as small files: inputs, outputs, and the names and shapes of the weights.
+"""Results of peers' own code, in small files: inputs, outputs, and the names and shapes of the weights.
 
 The weights themselves are random numbers that follow from name and shape, so that networks of any size take a few
 kilobytes. To record another case, run the peer's code: build its network, `load_state_dict(random_state(shapes))` with
-the shapes of its own state dict, call it in evaluation mode and `record` what went in and what came out.
+the shapes of its own state dict, call it in evaluation mode and `record` its inputs and outputs.
 """
 
 import json
@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent.parent / "recorded"
 
 
 class Recorded(NamedTuple):
-    """`shapes` of the peer's state dict by name, `tensors` that went in and came out, and what else is known `about` it."""
+    """`shapes` of the peer's state dict by name, input and output `tensors`, and further facts `about` it."""
 
     shapes: dict[str, list[int]]
     tensors: dict[str, Tensor]
@@ -51,7 +51,7 @@ def record(name: str, shapes: dict[str, list[int]], tensors: dict[str, Tensor], 
 
 
 def recorded(name: str) -> Recorded:
-    """Reads it."""
+    """Reads `tests/recorded/<name>.safetensors`."""
     with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
         metadata = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

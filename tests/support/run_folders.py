@@ -1,4 +1,4 @@
-"""Run folders as training leaves them, made in a moment."""
+"""Run folders as training writes them, made without training."""
 
 import csv
 import json
@@ -50,16 +50,16 @@ def picture(file, step, noise=0):
     file.parent.mkdir(parents=True, exist_ok=True)
     draws = random.Random(f"{file} {noise}")
     image = Image.frombytes("L", (64, 64), bytes(draws.randrange(256) for _ in range(64 * 64)))
-    told = PngInfo()
-    told.add_itxt("Description", f"step {step}, NFE 201")
-    image.resize((320, 320), Image.Resampling.NEAREST).save(file, pnginfo=told)
+    metadata = PngInfo()
+    metadata.add_itxt("Description", f"step {step}, NFE 201")
+    image.resize((320, 320), Image.Resampling.NEAREST).save(file, pnginfo=metadata)
 
 
 def run_folder(folder, points=10, validations=4, lr=1e-3, best=2.0, pictures=("samples", "progress"), seed=0):
     """A finished run.
 
     Args:
-        folder: to be made.
+        folder: the new folder.
         points: rows of the training loss.
         validations: measurements and pictures.
         lr: of the config.

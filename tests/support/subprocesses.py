@@ -1,4 +1,4 @@
-"""Commands in processes of their own, one of which may get into trouble."""
+"""Commands in separate processes, one of which may fail."""
 
 import json
 import os
@@ -22,13 +22,13 @@ MODULE = ["-m", "lightning_score"]
 
 
 class Trouble(Callback):
-    """Something happens to one process.
+    """A failure of one process.
 
     Args:
         kind: raise, kill or sleep.
         rank: of the process.
-        step: at which it happens.
-        once: a file that is made then; if there is one, nothing happens.
+        step: the step of the failure.
+        once: a file that marks the failure; if it exists, nothing happens.
     """
 
     def __init__(self, kind: str, rank: int = 1, step: int = 3, once: str | None = None):
@@ -49,7 +49,7 @@ class Trouble(Callback):
 
 
 def trouble(kind, **settings):
-    """The option that brings it."""
+    """The option that adds `Trouble`."""
     return "--trainer.callbacks=" + json.dumps(
         [{"class_path": "subprocesses.Trouble", "init_args": {"kind": kind, **settings}}]
     )
@@ -57,7 +57,7 @@ def trouble(kind, **settings):
 
 @pytest.fixture(name="environment")
 def environment_fixture(tmp_path, monkeypatch):
-    """Of the processes that a test starts, in an empty folder."""
+    """Environment variables for the processes of a test, which run in an empty folder."""
     monkeypatch.chdir(tmp_path)
     mine = {
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
@@ -67,7 +67,7 @@ def environment_fixture(tmp_path, monkeypatch):
 
 
 def call(environment, *command, timeout=300):
-    """A command and what became of it."""
+    """Runs a command and returns its result."""
     return subprocess.run(
         [str(part) for part in command], env=environment, capture_output=True, text=True, timeout=timeout, cwd="."
     )

@@ -36,7 +36,7 @@ def make_fixture(tmp_path):
 
 
 def bowl(study, trial, settings):
-    """Least, 0, at x = 1, y = 0.01, z = b."""
+    """A function whose minimum, 0, is at x = 1, y = 0.01, z = b."""
     return (settings["x"] - 1) ** 2 + math.log10(settings["y"] / 0.01) ** 2 + (settings["z"] == "a")
 
 
@@ -76,14 +76,14 @@ def folder_fixture(tmp_path, cache, checkpoint, monkeypatch):
 
 
 def trials(file, url=None):
-    """All trials of a sweep that count, by their places in the queue."""
+    """All trials of a sweep, in the order of the queue."""
     sweep = read_sweep_file(file)
     url = url or f"sqlite:///{Path.cwd()}/runs/sweeps/{sweep.name}/study.db"
     return sorted(Study(sweep, url, sweep.name).trials(), key=lambda trial: trial.user_attrs[SLOT])
 
 
 def started(*arguments):
-    """A sweep in a separate process, which Ctrl-C reaches even where the tests run in the background of a shell."""
+    """Starts a sweep in a separate process that accepts Ctrl-C, even if the tests run in the background of a shell."""
     return subprocess.Popen([sys.executable, "-m", "lightning_score", "sweep", *arguments], stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True, start_new_session=True,
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip

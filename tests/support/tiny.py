@@ -1,4 +1,4 @@
-"""A config of a model that trains in a moment."""
+"""A config of a model that trains within seconds."""
 
 TINY = """\
 trainer: {max_steps: 3, val_check_interval: 3, check_val_every_n_epoch: null, log_every_n_steps: 1, accelerator: cpu}

@@ -1,8 +1,8 @@
 """Trains the classifiers behind `DigitFeatures` and `FashionFeatures`: `python tests/support/train_features.py digits`.
 
-Deterministic on one machine: half a minute on one core for digits, 25 minutes for clothing. Each sees only the training
-split of its data, bent and mixed, so that images which it never saw have features distributed like those it did see: else a
-sampler that copies its training data would score better than new images.
+Deterministic on one machine: half a minute on one core for digits, 25 minutes for clothing. Each is trained on the
+training split, distorted and mixed, so that features of held-out images are distributed like those of training images:
+otherwise a sampler that copies training images would score better than new images.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from lightning_score.tensors import broadcast_to
 
 
 def augment(images: Tensor) -> Tensor:
-    """Turns, slants, stretches and shifts each image a little and adds noise: bytes in, floats in 0..255 out."""
+    """Slightly rotates, shears, scales and shifts each image and adds noise: bytes in, floats in 0..255 out."""
 
     def uniform(width: float) -> Tensor:
         return width * (2 * torch.rand(len(images)) - 1)
@@ -57,7 +57,7 @@ def mixup_loss(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor
 
 
 def shift_and_shrink(images: Tensor) -> Tensor:
-    """Clothing moved by up to two pixels, mirrored or not, half of it reduced to 16x16 and back, with noise: floats out."""
+    """Shifts images by up to two pixels, flips half of them, reduces half to 16x16 and back, and adds noise: floats out."""
     right, down = (int(torch.randint(-2, 3, ())) for _ in range(2))
     moved = F.pad(images, (2 + right, 2 - right, 2 + down, 2 - down))[..., 2:-2, 2:-2]
     either = torch.rand(len(images), 1, 1, 1)
@@ -75,7 +75,7 @@ class Recipe:
         make: makes it.
         data: makes the data module.
         augment: bytes to floats in 0..255.
-        weights: where they are shipped.
+        weights: the file of its weights in the package.
         batch_size: images per step.
         epochs: passes over the training split.
     """
@@ -114,7 +114,7 @@ def train(recipe: Recipe, examples: Examples, epochs: int, seed: int = 0) -> Cla
 
 @torch.no_grad()
 def accuracy(classifier: Classifier, examples: Examples) -> float:
-    """The fraction of `examples` that is classified rightly."""
+    """The fraction of `examples` that is classified correctly."""
     guesses = torch.cat([classifier(part).argmax(-1) for part in examples.x.split(1000)])
     return float((guesses == examples.y).float().mean())
 
@@ -123,7 +123,7 @@ def main() -> None:
     """Trains, prints the accuracies, and writes the weights with their provenance."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=RECIPES, help="which classifier")
-    parser.add_argument("--output", help="where the weights go; by default where they are shipped")
+    parser.add_argument("--output", help="file for the weights (default: in the package)")
     parser.add_argument("--epochs", type=int, help="passes over the training images")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: %(default)s)")
     options = parser.parse_args()

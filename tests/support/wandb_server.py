@@ -1,4 +1,4 @@
-"""As much of W&B's server as runs, sweeps and agents need, on loopback; it keeps what it is sent."""
+"""The part of W&B's server that runs, sweeps and agents need, on loopback; it records what it receives."""
 
 import gzip
 import itertools
@@ -19,7 +19,6 @@ class WandbServer:
         uploaded: files by their path, `<run>/<name>`.
         runs: by their ids: config, history, summary, exit code.
         sweeps: by their ids: the config.
-        told: what agents said of their runs.
         views: workspaces and reports, as they were sent.
     """
 
@@ -28,7 +27,6 @@ class WandbServer:
         self.uploaded: dict[str, bytes] = {}
         self.runs: dict[str, dict] = defaultdict(lambda: {"config": {}, "history": [], "summary": {}, "exit": None})
         self.sweeps: dict[str, dict] = {}
-        self.told: list[dict] = []
         self.views: list[dict] = []
         self._waiting: dict[str, list[dict]] = {}
         self._agents: dict[str, str] = {}
@@ -59,7 +57,7 @@ class WandbServer:
             return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
         if "ArtifactType" in query:
             return {"project": None}
-        if "createArtifact(" in query:  # it has this one already
+        if "createArtifact(" in query:  # an artifact that it already has
             artifact = {"id": "a", "state": "COMMITTED", "versionIndex": 0, "artifactSequence": None}
             return {"createArtifact": {"artifact": artifact}}
         if "ProjectInternalId" in query:
@@ -101,9 +99,8 @@ class WandbServer:
                 "runs": {"edges": []}, "runCount": len(self.runs), "runCountExpected": None}  # fmt: skip
 
     def _commands(self, values: dict) -> list[dict]:
-        """The next trial for an idle agent; a stop for a run that hyperband gives up; the end when there are no more."""
+        """The next trial for an idle agent, a stop for a run that hyperband ends, or exit after the last trial."""
         name, running = self._agents[values["id"]], json.loads(values["runState"])
-        self.told.append(running)
         stopped = [{"type": "stop", "run_id": run} for run in running if self._is_poor(name, run)]
         if stopped or running:
             return stopped
@@ -116,7 +113,7 @@ class WandbServer:
         return [{"type": "run", "run_id": run, "args": trial, "program": self.sweeps[name].get("program")}]
 
     def _is_poor(self, name: str, run: str) -> bool:
-        """Whether a run's metric has been told and early termination is on: the strictest of rules."""
+        """Whether early termination ends a run: as soon as it has logged its metric, the strictest rule."""
         metric = self.sweeps[name]["metric"]["name"]
         return "early_terminate" in self.sweeps[name] and any(metric in line for line in self.runs[run]["history"])
 
@@ -146,7 +143,7 @@ class WandbServer:
         return {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}
 
     def stream(self, run: str, body: dict) -> None:
-        """What a run writes, and its end."""
+        """Records what a run logs, and its exit code."""
         for name, part in body.get("files", {}).items():
             lines = (
                 [json.loads(line) for line in part["content"]] if name.endswith(("history.jsonl", "summary.json")) else []
@@ -175,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer({})
         try:
             body = json.loads(content)
-        except ValueError:  # what clients tell of themselves
+        except ValueError:  # telemetry of clients
             return self.answer({})
         self.state.received.append((self.path, body))
         if self.path.endswith("/file_stream"):
@@ -200,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving():
-    """A server that runs; gives its state and its address."""
+    """A running server: its state and its address."""
     state = WandbServer()
     handler = type("Handler", (_Handler,), {"state": state})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
