@@ -14,8 +14,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 
 from lightning_score.callbacks import Evaluate
-from lightning_score.callbacks.sampling_cost import SamplingCost
 from lightning_score.callbacks.pictures import pictured
+from lightning_score.callbacks.sampling_cost import SamplingCost
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.base import GROUPS
 from lightning_score.commands.parser import Parser
