@@ -149,14 +149,9 @@ class MixtureScore(ScoreField):
     def __init__(self, noise_process, mixture=None):
         super().__init__(noise_process)
         self.mixture = mixture or Mixture([[0.5, -1.0]], [0.5])
-        self._evaluations = 0
-
-    @property
-    def evaluations(self):
-        return self._evaluations
 
     def forward(self, x, t, cond=None):
-        self._evaluations += len(x)
+        self.evaluations += len(x)
         return self.mixture.score(
             x, broadcast_to(self.process.alpha(t), x[:, 0]), broadcast_to(self.process.sigma(t), x[:, 0])
         )
@@ -168,14 +163,9 @@ class ImageScore(ScoreField):
     def __init__(self, noise_process, mean=0.5, std=0.3):
         super().__init__(noise_process)
         self.mean, self.std = mean, std
-        self._evaluations = 0
-
-    @property
-    def evaluations(self):
-        return self._evaluations
 
     def forward(self, x, t, cond=None):
-        self._evaluations += len(x)
+        self.evaluations += len(x)
         alpha, sigma = broadcast_to(self.process.alpha(t), x), broadcast_to(self.process.sigma(t), x)
         return (alpha * self.mean - x) / (alpha**2 * self.std**2 + sigma**2)
 
