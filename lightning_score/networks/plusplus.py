@@ -13,7 +13,7 @@ from lightning_score.networks.blocks import ResidualBlock, SelfAttention, attent
 from lightning_score.networks.conditioning import EarlyConditioning, FourierEmbedding, NoiseEmbedding, PositionalEmbedding
 from lightning_score.networks.pyramids import INPUTS, OUTPUTS, Common, InputKind, InputLevel, OutputKind, OutputLevel, head
 from lightning_score.networks.resampling import BOXES, FIR, Resampling
-from lightning_score.networks.unet import Stage, check_heads, levels_with_attention, warn_of_single_channels
+from lightning_score.networks.unet import Stage, check_groups, check_heads, levels_with_attention
 
 
 class Down(nn.Module):
@@ -264,10 +264,5 @@ def _group_norm(groups: int, group_size: int, channels: int) -> nn.Module:
 
 def _check_groups(channels: int, groups: int, group_size: int) -> None:
     require(groups > 0 and group_size > 0, f"groups={groups}, group_size={group_size}: must be positive")
-    count = min(channels // group_size, groups)
-    require(
-        count > 0 and channels % count == 0,
-        f"channels={channels}, groups={groups}, group_size={group_size}: channels must be a multiple of the number of "
-        "groups, min(channels/group_size, groups)",
-    )
-    warn_of_single_channels(channels, count)
+    settings = f"channels={channels}, groups={groups}, group_size={group_size}"
+    check_groups(channels, min(channels // group_size, groups), settings)

@@ -123,7 +123,8 @@ class UNet(Network):
     ) -> None:
         super().__init__(shape, num_classes)
         attends = levels_with_attention("UNet", shape, multipliers, blocks, attention, dropout)
-        _check_channels(channels, groups, head_channels)
+        check_groups(channels, groups, f"channels={channels}, groups={groups}")
+        check_heads(channels, head_channels)
         condition, norm = 4 * channels, partial(nn.GroupNorm, groups, eps=eps)
         widths = [channels * m for m in multipliers]
         kind = ScaleShiftBlock if scale_shift else ResidualBlock
@@ -201,23 +202,25 @@ def levels_with_attention(
     return [height in attention for height in heights]
 
 
-def warn_of_single_channels(channels: int, groups: int) -> None:
-    """Warns of group norms that cancel the conditioning of residual blocks."""
+def check_groups(channels: int, groups: int, settings: str) -> None:
+    """Checks the group norms of the first level.
+
+    Args:
+        channels: of the level.
+        groups: their number.
+        settings: the values from which they follow, for the message.
+
+    Raises:
+        InputError: the groups do not divide the channels. Warns of groups that cancel the conditioning of residual blocks.
+    """
+    divides = groups > 0 and channels > 0 and channels % groups == 0
+    require(divides, f"{settings}: channels must be a multiple of the number of groups")
     if groups >= channels:
         warnings.warn(
-            f"channels={channels}, groups={groups}: a group of one channel cancels the shift by which a residual block is "
-            "conditioned on the noise level; give at least two channels per group",
+            f"{settings}: a group of one channel cancels the shift by which a residual block is conditioned on the noise "
+            "level; give at least two channels per group",
             stacklevel=2,
         )
-
-
-def _check_channels(channels: int, groups: int, head_channels: int | None) -> None:
-    require(
-        groups > 0 and channels > 0 and channels % groups == 0,
-        f"channels={channels}, groups={groups}: channels must be a multiple of groups",
-    )
-    warn_of_single_channels(channels, groups)
-    check_heads(channels, head_channels)
 
 
 def check_heads(channels: int, head_channels: int | None) -> None:

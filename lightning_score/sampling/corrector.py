@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
-from lightning_score.sampling.method import SamplerStep
 from lightning_score.sampling.noise import NoiseSource
+from lightning_score.sampling.predictor import SamplerStep
 from lightning_score.score.function import ScoreField
 from lightning_score.tensors import combine
 

@@ -13,9 +13,8 @@ from lightning_score.process.ladder import choose_step_size
 from lightning_score.sampling.corrector import FixedLangevin, LangevinCorrector, require_temperature
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, Prior, Tweedie
 from lightning_score.sampling.grid import ProcessTable, TimeGrid
-from lightning_score.sampling.method import SamplerStep
 from lightning_score.sampling.noise import NoiseSource
-from lightning_score.sampling.predictor import NoPredictor
+from lightning_score.sampling.predictor import NoPredictor, SamplerStep
 from lightning_score.sampling.sampler import Move, Sampler
 from lightning_score.score.function import ScoreField
 from lightning_score.tensors import combine

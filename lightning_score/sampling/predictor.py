@@ -1,4 +1,4 @@
-"""Predictors: one step of the reverse process from time t to s < t.
+"""The interface of sampler steps, and predictors: one step of the reverse process from time t to s < t.
 
 Reverse SDE: dx = [f x - g^2 score] dt + g dw with dt < 0 (Anderson 1982; Song et al. 2021, 2011.13456, eq. 6).
 Probability-flow ODE: dx = [f x - g^2 score/2] dt (eq. 13), which is also d(x/alpha) = noise d(sigma/alpha) with
@@ -6,7 +6,7 @@ noise = -sigma score (Karras et al. 2022, 2206.00364, eq. 4). The transition bet
 """
 
 import math
-from abc import ABC
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -14,10 +14,49 @@ from torch import Tensor
 
 from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
-from lightning_score.sampling.method import SamplerStep
 from lightning_score.sampling.noise import NoiseSource
 from lightning_score.score.function import ScoreField
 from lightning_score.tensors import combine
+
+
+class SamplerStep(ABC):
+    """One kind of step of a sampler; the constructor holds its settings, `step` does the work."""
+
+    evaluations: int
+    """Score evaluations of a step."""
+
+    batch_independent: bool = True
+    """Whether a sample does not depend on the others of its batch."""
+
+    min_dimension: int = 1
+    """The smallest number of entries of a sample for which the step is valid."""
+
+    def check(self, process: NoiseProcess, times: Tensor) -> None:
+        """Raises `InputError` if the step cannot be used with the process on a grid of decreasing times (N + 1,)."""
+
+    def evaluated(self, process: NoiseProcess, times: Tensor) -> Tensor:
+        """The times at which the step may evaluate the score on a grid of times (N + 1,); by default those of the grid."""
+        return times
+
+    def init(self, process: NoiseProcess, times: Tensor) -> Any:
+        """The state at the first step on a grid of decreasing times (N + 1,); None by default."""
+        return None
+
+    @abstractmethod
+    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
+        """One step.
+
+        Args:
+            score: the score function.
+            x: samples of p_t, (B, ...).
+            t: a time of the grid, ().
+            s: the time next to it on the grid, ().
+            noise: the random numbers.
+            state: what `init` or the step before has returned.
+
+        Returns:
+            The new samples and the new state.
+        """
 
 
 class Predictor(SamplerStep, ABC):

@@ -14,9 +14,8 @@ from lightning_score.process import NoiseProcess
 from lightning_score.sampling.corrector import Corrector
 from lightning_score.sampling.ends import FinalDenoise, Initial, LastMean, Prior
 from lightning_score.sampling.grid import TimeGrid, Uniform, warn_between_levels
-from lightning_score.sampling.method import SamplerStep
 from lightning_score.sampling.noise import NoiseStream
-from lightning_score.sampling.predictor import Predictor, ReverseDiffusion
+from lightning_score.sampling.predictor import Predictor, ReverseDiffusion, SamplerStep
 from lightning_score.score.function import ClippedScore, ScoreField
 
 

@@ -27,14 +27,10 @@ class LabeledScore(ScoreField):
 
     def __init__(self, process):
         super().__init__(process, num_classes=3)
-        self.calls, self._evaluations = 0, 0
-
-    @property
-    def evaluations(self):
-        return self._evaluations
+        self.calls = 0
 
     def forward(self, x, t, cond=None):
-        self.calls, self._evaluations = self.calls + 1, self._evaluations + len(x)
+        self.calls, self.evaluations = self.calls + 1, self.evaluations + len(x)
         alpha, sigma = (broadcast_to(f(t), x[:, 0]) for f in (self.process.alpha, self.process.sigma))
         scores = torch.stack([law.score(x, alpha, sigma) for law in (*PURE, MODES)])
         cond = torch.full((len(x),), 3) if cond is None else cond

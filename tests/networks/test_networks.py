@@ -201,7 +201,7 @@ class TestEveryNetwork:
         (UNet, {"multipliers": []}, "multipliers"),
         (UNet, {"multipliers": [1, 0]}, "multipliers"),
         (UNet, {"channels": 0}, "channels=0"),
-        (UNet, {"channels": 5}, "multiple of groups"),
+        (UNet, {"channels": 5}, "multiple of the number of groups"),
         (UNet, {"channels": 8, "head_channels": 3}, "must divide 8 channels"),
         (DDPMpp, {"channels": 6, "group_size": 1, "groups": 4}, "multiple of the number of groups"),
         (DDPMpp, {"groups": 0}, "must be positive"),
