@@ -3,6 +3,7 @@
 import lightning_score.torchvision_guard  # noqa: F401
 
 from lightning_score.data.base import Batches, Examples, ScoreData, Splits, split_indices
+from lightning_score.data.files import ImageFiles
 from lightning_score.data.folder import ImageFolder
 from lightning_score.data.images import Digits, ImageData, from_uint8, to_uint8
 from lightning_score.data.public import CIFAR10, MNIST, FashionMNIST
@@ -18,6 +19,7 @@ __all__ = [
     "FashionMNIST",
     "GaussianMixture",
     "ImageData",
+    "ImageFiles",
     "ImageFolder",
     "ImageStream",
     "Mixture",
