@@ -1,6 +1,7 @@
 """`convert`: from a peer's file to samples, measurements and further training, and to diffusers, as a user does it."""
 
 import shlex
+from itertools import chain, zip_longest
 
 import numpy as np
 import pytest
@@ -132,14 +133,15 @@ def alternatives(note):
     [*CHANGES, *(pytest.param(name, "--", marks=pytest.mark.slow) for name in ADVISED)],
 )
 def test_what_a_note_advises_can_be_done(name, option, tmp_path, capsys):
-    """Each command that the notes name converts the same file, to something else unless it names what was assumed."""
+    """The options that the notes name convert the same file, those of all notes at once, and each alternative."""
     kind, path = ADVISED[name](tmp_path)
     notes = interop.read(path, kind).notes
     assert all(": --" in note or note == ELU for note in notes)
-    commands = [options for note in notes for options in alternatives(note) if option in " ".join(options)]
+    advised = [[options for options in alternatives(note) if option in " ".join(options)] for note in notes]
+    commands = list(zip_longest(*advised, fillvalue=[]))
     assert commands
     for i, options in enumerate(commands):
-        assert run(["convert", "--from", kind, str(path), f"{i}.ckpt", *options]) == 0, options
+        assert run(["convert", "--from", kind, str(path), f"{i}.ckpt", *chain(*options)]) == 0, options
         ScoreModel.load_from_checkpoint(f"{i}.ckpt", weights_only=True)
 
 

@@ -4,6 +4,7 @@ import pytest
 from conftest import CORRECTORS, PREDICTORS, MixtureScore
 
 from lightning_score.cli import run
+from lightning_score.commands import gallery
 from lightning_score.commands.gallery import draw_levels, one_level_and_many, samplers, two_segments
 from lightning_score.data import Mixture
 from lightning_score.process import VE, VP, SigmaTable
@@ -45,7 +46,9 @@ def test_gallery_refuses_a_checkpoint_that_is_not_there(tmp_path, capsys):
 
 
 def test_gallery_draws_a_trained_toy_and_refuses_images(tmp_path, checkpoint, monkeypatch, capsys):
+    """With three of the samplers, all of which run in the test above."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gallery, "samplers", lambda process: dict(list(samplers(process).items())[:3]))
     quick = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--samples.num_samples=4"]
     quick += ["--evaluate.num_samples=4"]
     assert run(["fit", "--config=toy", *quick, "--trainer.callbacks=[]"]) == 0

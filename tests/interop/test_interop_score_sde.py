@@ -42,6 +42,11 @@ PROCESSES = {"ve": "VE", "vp": "VP", "subvp": "SubVP"}
 EDM = ["vp_cifar10_cond", "vp_skips", "ve_small", "ve_small_cond", "ve_skips"]
 
 
+def marked(name):
+    """A case, slow for a network of published size."""
+    return pytest.param(name, marks=[pytest.mark.slow] if "cifar10" in name else [])
+
+
 def images(shape, centered=False):
     x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     return 2 * x - 1 if centered else x
@@ -75,12 +80,12 @@ def save(tmp_path):
 
 
 class TestScoreSDE:
-    @pytest.mark.parametrize(("name", "changes"), SCORE_SDE.items(), ids=SCORE_SDE)
-    def test_score(self, name, changes, save):
+    @pytest.mark.parametrize("name", map(marked, SCORE_SDE))
+    def test_score(self, name, save):
         case = recorded(f"score_sde_{name}")
         path, size = save(name, saved(name)), case.about["shape"][1]
         imported = interop.read(path, "score_sde", size)
-        score = interop.build(imported, **changes)
+        score = interop.build(imported, **SCORE_SDE[name])
         t = case.tensors["t"]
         if "continuous" not in name:  # the authors' t of entry i of 1000 is i/999, ours (i + 1)/1000
             t = (t * 999 + 1) / 1000
@@ -211,7 +216,7 @@ def test_layouts_are_told_apart():
 
 
 class TestEDM:
-    @pytest.mark.parametrize("name", EDM)
+    @pytest.mark.parametrize("name", map(marked, EDM))
     def test_denoised(self, name, tmp_path):
         case = recorded(f"edm_{name}")
         torch.save(edm_state(name), tmp_path / "network.pt")
