@@ -62,9 +62,11 @@ class ExperimentCLI(LightningCLI):
             parser.add_lightning_class_args(GROUPS[name], name)
         parser.add_argument("--name", type=str, default="run", help="Name of the run; that of its config by default.")
 
-    def parse_arguments(self, parser: Parser, args: Arguments | list[str]) -> None:  # type: ignore[override]
+    def parse_arguments(  # type: ignore[override]
+        self, parser: LightningArgumentParser, args: Arguments | list[str]
+    ) -> None:
         """Parses the given arguments, never those of the process, and checks the configuration that they make."""
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]  # a `Parser` takes both
         self.config.pop("trust", None)  # is of this command alone
         check_config(self.config, GROUPS)
         check_trainer(self.config.get("trainer") or {})

@@ -86,11 +86,8 @@ class Changes:
 
 
 _changes: ContextVar[Changes | None] = ContextVar("changes", default=None)
-
-
-def recording() -> Changes | None:
-    """The changes collected by the enclosing `recorded`, else None."""
-    return _changes.get()
+recording = _changes.get
+"""The changes that the enclosing `recorded` collects, else None."""
 
 
 @contextmanager
@@ -111,9 +108,7 @@ def _lost(old: Namespace, new: Namespace) -> Iterator[tuple[str, Any]]:
         if name in after:
             if is_subclass_spec(value) and is_subclass_spec(after[name]):
                 yield from ((f"{name}.{part}", lost) for part, lost in _lost(value, after[name]))
-        elif (
-            name not in old_defaults or value != old_defaults[name] or (name in new_defaults and value != new_defaults[name])
-        ):
+        elif value != old_defaults.get(name, ...) or value != new_defaults.get(name, value):
             yield name, value
 
 
@@ -123,7 +118,7 @@ def _arguments(spec: Namespace) -> dict[str, Any]:
 
 def _defaults(spec: Namespace) -> dict[str, Any]:
     try:
-        parameters = inspect.signature(locate(spec["class_path"])).parameters
+        parameters = inspect.signature(locate(spec["class_path"])).parameters  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return {}
     return {name: parameter.default for name, parameter in parameters.items()}
@@ -157,7 +152,7 @@ def _read(action: ActionTypeHint, value: Any, append: bool) -> tuple[Any, bool, 
 
 def _check_type(self: ActionTypeHint, value: Any, append: bool = False, cfg: Any = None, mode: str | None = None) -> Any:
     """Checks a value together with the current one if it changes that, and alone if it replaces it."""
-    changes = _changes.get()
+    changes = recording()
     if changes is None:
         return _original_check(self, value, append, cfg, mode)
     outer, changes.place = changes.place, f"{changes.place}.{self.dest}".removeprefix(".")
@@ -201,7 +196,7 @@ def _refuse(mistake: str) -> None:
 
 def _discard(parser_or_action: Any, present: Any, given: Any) -> None:
     """Before a config is merged into another: its values with a class are complete, and replace the current ones."""
-    if _changes.get() is None or isinstance(present, dict):
+    if recording() is None or isinstance(present, dict):
         return _original_discard(parser_or_action, present, given)
     for key in list(present.keys(branches=True)):
         if is_subclass_spec(present.get(key)) and is_subclass_spec((given or Namespace()).get(key)):

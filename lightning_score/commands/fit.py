@@ -37,7 +37,7 @@ class Fit(TrainerCommand):
     last: Path | None = None
     """The newest checkpoint; None if none are written."""
     saving: LastCheckpoint | None = None
-    """What writes it."""
+    """The callback that writes it."""
 
     def complete(self, given: Arguments) -> Arguments:
         self.resumed = None if given.asks_for_help else find_resumed_run(given)
@@ -88,7 +88,7 @@ class Fit(TrainerCommand):
         return [BestCheckpoint(str(folder), f"val/{metric}"), last, self.saving]
 
     def run(self) -> None:
-        """Also lets SLURM queue its job again after the signal for that."""
+        """Also requeues the job if SLURM has asked it to end."""
         try:
             super().run()
         except SystemExit:

@@ -60,7 +60,7 @@ class TrainerCommand(ExperimentCLI, ABC):
         )
 
     def complete(self, given: Arguments) -> Arguments:
-        """The arguments over the configuration of the checkpoint, which it reads, with the files of their configs.
+        """Finds the files of the configs, and puts the configuration of the checkpoint, which it reads, below the arguments.
 
         Raises:
             InputError: a config or the checkpoint is missing or damaged.

@@ -95,6 +95,7 @@ def test_the_last_checkpoint_is_the_last_and_the_best_the_best(tmp_path):
     """Also where the last is not the best: here the learning rate ruins the model."""
     options = ["--trainer.max_steps=30", "--trainer.val_check_interval=10", "--model.sampler.steps=1", "--ema.decay=0.0"]
     options += [
+        "--model.network.channels=8",
         "--model.optimizer.lr=1.0",
         "--evaluate.features=null",
         "--samples.num_samples=0",
@@ -391,6 +392,7 @@ def test_input_error_is_a_value_error():
     assert issubclass(InputError, ValueError)
 
 
+@pytest.mark.slow
 def test_without_key_and_home_the_run_is_on_wandb_offline(tmp_path):
     """Loss, learning rate, distance, picture and the whole config, without a prompt."""
     environment = {"HOME": "/proc/nonexistent", "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
