@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +171,7 @@ LOST = {
     "kill-1": [("kill", 1, {2, -signal.SIGKILL}, "")],
     "sleep": [("sleep", 1, {2}, SLEEPS.format(0)), ("sleep", 0, {2, -signal.SIGKILL}, SLEEPS.format(1))],
 }
-"""What happens to a process, its rank, the exit codes that are right, and the message; groups run at the same time."""
+"""What happens to a process, its rank, the right exit codes, and the message; one of a group starts while others wait."""
 
 
 @pytest.mark.slow
@@ -179,12 +180,15 @@ LOST = {
 def test_no_process_waits_forever(group, environment):
     """Whatever happens to one process, all end a few seconds later, and one prints the reason."""
     options = ["fit", "--config=ncsn", *SHORT, *DDP[:1], "--trainer.devices=2", "--trainer.strategy=DDPStrategy",
-               "--trainer.strategy.timeout=0:00:20"]  # fmt: skip
-    started = [
-        subprocess.Popen([sys.executable, *MODULE, *options, f"--output={rank}", trouble(kind, rank=rank)], env=environment,
-                         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-        for kind, rank, _, _ in LOST[group]
-    ]  # fmt: skip
+               "--trainer.strategy.timeout=0:00:30"]  # fmt: skip
+    started = []
+    for kind, rank, _, _ in LOST[group]:
+        happened = Path(f"happened-{rank}")
+        command = [sys.executable, *MODULE, *options, f"--output={rank}", trouble(kind, rank=rank, once=str(happened))]
+        started.append(subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE,
+                                        stderr=subprocess.STDOUT, start_new_session=True))  # fmt: skip
+        while started[-1].poll() is None and not happened.exists():
+            time.sleep(0.1)
     for process, (_, _, codes, message) in zip(started, LOST[group], strict=True):
         try:
             output, _ = process.communicate(timeout=250)  # the pipe closes with the last of them
