@@ -79,9 +79,7 @@ class Evaluate(Periodic):
         require(every_n_validations >= 1, f"every_n_validations={every_n_validations}: must be at least 1")
         require(max_share is None or max_share > 0, f"max_share={max_share}: must be above 0, as 0.2, or null")
         require(repeats >= 1, f"repeats={repeats}: must be at least 1")
-        require(
-            not fid_infinity or num_samples >= 20, f"num_samples={num_samples}: must be at least 20 for fid_infinity=true"
-        )
+        require(not fid_infinity or num_samples >= 20, f"num_samples={num_samples}: must be at least 20 for fid_infinity")
         require(neighbors >= 0, f"neighbors={neighbors}: must be 0 or more")
         self.features, self.num_samples, self.seed = features, num_samples, seed
         self.batch_size, self.every_n_validations, self.max_share = batch_size, every_n_validations, max_share

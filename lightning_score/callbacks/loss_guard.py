@@ -127,9 +127,8 @@ class LossGuard(Callback):
     def _skips_on_device(self, trainer: Trainer, loss: Tensor) -> bool:
         """Whether the optimizers skip bad steps by themselves, so that nothing waits for the GPU."""
         fused = all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in trainer.optimizers)
-        return (
-            self.every_n_steps is None and loss.device.type == "cuda" and fused and not is_sharded(trainer.lightning_module)
-        )
+        possible = loss.device.type == "cuda" and fused and not is_sharded(trainer.lightning_module)
+        return possible and self.every_n_steps is None
 
     def _tell_optimizers(self, trainer: Trainer, bad: Tensor) -> None:
         """Sets `found_inf` on all processes, as torch's GradScaler does."""
@@ -192,9 +191,8 @@ class LossGuard(Callback):
         saved = _save_evidence(trainer, pl_module, evidence, f"step_{pending.step:07d}")
         examples = f"of {int(bad.sum())} of {len(losses)} examples, at the noise levels sigma/alpha {levels}"
         where = examples if bool(bad.any()) else "on another process"
-        return (
-            f"step {pending.step}, batch {batch_idx} of epoch {pending.epoch}: the loss is NaN or infinite, {where}{saved}"
-        )
+        place = f"step {pending.step}, batch {batch_idx} of epoch {pending.epoch}"
+        return f"{place}: the loss is NaN or infinite, {where}{saved}"
 
 
 def _save_evidence(trainer: Trainer, pl_module: ScoreModel, evidence: dict[str, Any], name: str) -> str:
