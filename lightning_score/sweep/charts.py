@@ -178,7 +178,7 @@ def _figure(found: Results, chart: Chart) -> Any:
     _set(axes, across, chart.across)
     _set(axes, value, chart.metric)
     axes.grid(alpha=0.3)
-    if len(chart.lines) <= 2 * FEW:
+    if len(chart.lines) <= 2 * FEW and axes.get_legend_handles_labels()[1]:
         figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
