@@ -146,16 +146,8 @@ def coarse_process(request):
 class ExactScore(ScoreField):
     """A score in closed form, which counts its evaluations; subclasses define `exact(x, alpha, sigma)`."""
 
-    def __init__(self, noise_process):
-        super().__init__(noise_process)
-        self._evaluations = 0
-
-    @property
-    def evaluations(self):
-        return self._evaluations
-
     def forward(self, x, t, cond=None):
-        self._evaluations += len(x)
+        self.evaluations += len(x)
         return self.exact(x, self.process.alpha(t), self.process.sigma(t))
 
 

@@ -127,7 +127,7 @@ class Loader(DataLoader[Any]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes at the next `iter`; after all batches of an epoch, with the next epoch."""
-        self.sampler.seed = state["seed"]  # for a checkpoint that is saved before that
+        self.order.seed = state["seed"]  # for a checkpoint that is saved before that
         self.given = self._skipped = state["batches"] % len(self)
         self.order.chained = "following" in state
         self.order.following = state["seed"] if self._skipped else state.get("following")
