@@ -80,7 +80,7 @@ def save(tmp_path):
 
 
 class TestScoreSDE:
-    @pytest.mark.parametrize("name", map(marked, SCORE_SDE))
+    @pytest.mark.parametrize("name", list(map(marked, SCORE_SDE)))
     def test_score(self, name, save):
         case = recorded(f"score_sde_{name}")
         path, size = save(name, saved(name)), case.about["shape"][1]
@@ -216,7 +216,7 @@ def test_layouts_are_told_apart():
 
 
 class TestEDM:
-    @pytest.mark.parametrize("name", map(marked, EDM))
+    @pytest.mark.parametrize("name", list(map(marked, EDM)))
     def test_denoised(self, name, tmp_path):
         case = recorded(f"edm_{name}")
         torch.save(edm_state(name), tmp_path / "network.pt")
