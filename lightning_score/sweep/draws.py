@@ -68,9 +68,11 @@ def known_values(sweep: Sweep, count: int, seed: int) -> list[dict[str, Any]]:
     """
     if sweep.method == "grid":
         return sweep.grid()[:count]
+    if sweep.method == "bayes":
+        return [{} for _ in range(count)]
     study = optuna.create_study(sampler=RandomSampler(seed=seed))
     trials = [study.ask() for _ in range(count)]
-    for trial in trials if sweep.method == "random" else ():
+    for trial in trials:
         sweep.settings(trial)
     return [trial.params for trial in trials]
 

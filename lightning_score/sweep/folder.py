@@ -6,7 +6,7 @@ from pathlib import Path
 
 from optuna.storages._rdb.models import BaseModel
 
-from lightning_score.errors import require
+from lightning_score.errors import InputError, require
 from lightning_score.runs.folders import check_name, new_folder
 
 DATABASE, FILE = "study.db", "sweep.yaml"
@@ -28,8 +28,11 @@ def make_folder(folder: Path) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    if not folder.exists():
+    try:
         new_folder(folder)
+    except InputError:
+        if not folder.is_dir():  # it existed, or another machine has made it in the meantime
+            raise
 
 
 def check_folder(folder: Path, text: str, shared: bool) -> None:

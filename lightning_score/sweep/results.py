@@ -125,9 +125,9 @@ class Results:
     def front(self) -> list[Row]:
         """The Pareto front: no other trial is better or equal in both the metric and network evaluations."""
         found: list[Row] = []
-        for row in sorted(self.ranked, key=lambda row: row.nfe):  # which keeps the best first among equals
-            better = not found or (row.value > found[-1].value if self.maximize else row.value < found[-1].value)
-            if math.isfinite(row.nfe) and better:
+        known = [row for row in self.ranked if math.isfinite(row.nfe)]
+        for row in sorted(known, key=lambda row: row.nfe):  # which keeps the best first among equals
+            if not found or (row.value > found[-1].value if self.maximize else row.value < found[-1].value):
                 found.append(row)
         return found
 

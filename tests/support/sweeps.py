@@ -69,6 +69,7 @@ FIT = {
 def folder_fixture(tmp_path, cache, checkpoint, monkeypatch):
     """The current folder, with the checkpoint and the sweeps."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # the threads of a worker would wait for one another on a busy machine
     shutil.copy(checkpoint, "tiny.ckpt")
     for sweep in (TEST, FIT):
         Path(f"{sweep['name']}.yaml").write_text(yaml.safe_dump(sweep))
