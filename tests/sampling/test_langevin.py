@@ -122,7 +122,7 @@ class TestLangevinDynamics:
     @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
     def test_has_the_law_of_its_temperature(self, temperature):
         """p^(1/T), by its numeric distribution function (Kolmogorov-Smirnov, 5000 particles)."""
-        sampler = LangevinDynamics(6e-3, 1600, temperature, sigma=self.sigma)
+        sampler = LangevinDynamics(4e-3, 2500, temperature, sigma=self.sigma)
         sampler.check(self.process)
         x = sampler(MixtureScore(self.process, self.mixture), QuickNoise((5000, 1))).x
         at = torch.linspace(-6, 6, 20_001, dtype=torch.float64)
