@@ -8,6 +8,7 @@ import os
 import pytest
 import torch
 from filelock import FileLock
+from inception import inception_file
 
 from lightning_score import process, sampling
 from lightning_score.cli import run
@@ -63,6 +64,12 @@ def trained(tmp_path_factory):
 def checkpoint(trained):
     """Its last checkpoint, whose averaged and raw weights differ."""
     return trained / "last.ckpt"
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory):
+    """The path of a file of Inception's weights, which are random."""
+    return inception_file(tmp_path_factory.mktemp("inception"))
 
 
 @pytest.fixture(autouse=True)

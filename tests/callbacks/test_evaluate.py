@@ -305,7 +305,7 @@ class TestTest:
             (["--evaluate.repeats=0"], "repeats=0"),
             (["--evaluate.num_samples=19", "--evaluate.fid_infinity=true"], "num_samples=19: must be at least 20"),
             (["--evaluate.max_share=0"], "max_share=0"),
-            (["--evaluate.reference=absent.npz"], "absent.npz: there is no such file"),
+            (["--evaluate.reference=absent.npz"], "absent.npz: must be a file of statistics that exists"),
         ],
         ids=str,
     )

@@ -227,7 +227,7 @@ class TestLoadersOfOthers:
     @pytest.mark.parametrize(
         ("tensors", "settings", "message"),
         [
-            ((torch.rand(8, 3), torch.zeros(8).long()), {}, r"shape \(3,\).*made for floats of shape \(2,\)"),
+            ((torch.rand(8, 3), torch.zeros(8).long()), {}, r"shape \(3,\).*must be floats of shape \(2,\)"),
             ((torch.ones(8, 2).byte(), torch.zeros(8).long()), {}, "torch.uint8"),
             ((torch.rand(8, 2),), {}, "must be a pair"),
             ((torch.rand(8, 2), torch.ones(8)), {"num_classes": 2, "conditional": True}, "labels of torch.float32"),
@@ -292,4 +292,4 @@ def test_long_sampling_is_announced_before_the_start(tmp_path, monkeypatch, caps
     expected = [("each validation", 24), ("the test", 40), ("the validation", 24), ("the prediction", 5)]
     assert len(lines) == 4
     for line, (what, n) in zip(lines, expected, strict=True):
-        assert line.startswith(f"{what} draws {n} samples at 7 network evaluations each: about ")
+        assert line.startswith(f"{what} draws {n} samples at 6 network evaluations each: about ")
