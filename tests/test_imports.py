@@ -1,10 +1,14 @@
 """Imports point down: the floors of the package, read from its sources."""
 
 import ast
+import pydoc
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 from floors import FILES, FLOORS, PACKAGE
+
+import lightning_score
 
 TORCH_ALONE = {"process", "score", "networks", "objective", "sampling", "guidance", "interop", "errors", "tensors", "files"}
 """Rule 2: the science knows torch alone; Lightning and its like are for the data, the metrics, the runs and above."""
@@ -87,3 +91,13 @@ def test_tests_share_by_support():
     wrong = [f"{path.relative_to(folder)} -> {name}" for path in sorted(folder.rglob("*.py"))
              for name in imports(path) if name.split(".")[0].startswith("test_")]  # fmt: skip
     assert wrong == []
+
+
+def test_help_and_tab_show_the_public_names():
+    """`help(lightning_score.sampling)` has an entry for each, with its docstring."""
+    for name in ("process", "score", "objective", "sampling", "guidance", "networks", "data", "metrics", "callbacks"):
+        package = import_module(f"lightning_score.{name}")
+        text = pydoc.render_doc(package, renderer=pydoc.plaintext)
+        missing = [public for public in package.__all__ if f"class {public}(" not in text and f"\n    {public}(" not in text]
+        assert missing == [] and set(package.__all__) <= set(dir(package)), name
+    assert "lightning_score.sampling" in pydoc.render_doc(lightning_score) and "AnnealedLangevin" in dir(lightning_score)

@@ -15,19 +15,5 @@ from lightning_score.callbacks.sample_grid import SampleGrid
 from lightning_score.callbacks.sample_writer import SampleWriter
 from lightning_score.callbacks.score_plot import ScorePlot
 
-__all__ = [
-    "EMA",
-    "BestCheckpoint",
-    "BitsPerDim",
-    "Evaluate",
-    "Evaluation",
-    "LangevinHealth",
-    "LastCheckpoint",
-    "LevelHealth",
-    "LossFloor",
-    "LossGuard",
-    "SampleGrid",
-    "SampleWriter",
-    "ScorePlot",
-    "StepProgress",
-]
+__all__ = ["EMA", "BestCheckpoint", "BitsPerDim", "Evaluate", "Evaluation", "LangevinHealth", "LastCheckpoint",
+           "LevelHealth", "LossFloor", "LossGuard", "SampleGrid", "SampleWriter", "ScorePlot", "StepProgress"]  # fmt: skip

@@ -10,22 +10,6 @@ from lightning_score.data.public import CIFAR10, MNIST, FashionMNIST
 from lightning_score.data.stream import ImageStream
 from lightning_score.data.toy import GaussianMixture, Mixture
 
-__all__ = [
-    "CIFAR10",
-    "MNIST",
-    "Batches",
-    "Digits",
-    "Examples",
-    "FashionMNIST",
-    "GaussianMixture",
-    "ImageData",
-    "ImageFiles",
-    "ImageFolder",
-    "ImageStream",
-    "Mixture",
-    "ScoreData",
-    "Splits",
-    "from_uint8",
-    "split_indices",
-    "to_uint8",
-]
+__all__ = ["CIFAR10", "MNIST", "Batches", "Digits", "Examples", "FashionMNIST", "GaussianMixture", "ImageData",
+           "ImageFiles", "ImageFolder", "ImageStream", "Mixture", "ScoreData", "Splits", "from_uint8",
+           "split_indices", "to_uint8"]  # fmt: skip

@@ -17,31 +17,8 @@ from lightning_score.metrics.manifold import Manifold, inception_score, kernel_d
 from lightning_score.metrics.neighbors import Neighbors, nearest_neighbors
 from lightning_score.metrics.statistics import FeatureSums, KeptFeatures, Statistics, block_of, fit, read_npz
 
-__all__ = [
-    "Activations",
-    "DigitFeatures",
-    "Estimate",
-    "FashionFeatures",
-    "FeatureSums",
-    "Features",
-    "InceptionFeatures",
-    "KeptFeatures",
-    "Manifold",
-    "ModuleFeatures",
-    "Neighbors",
-    "RawFeatures",
-    "Statistics",
-    "block_of",
-    "fit",
-    "frechet_distance",
-    "frechet_estimate",
-    "frechet_infinity",
-    "inception_score",
-    "jackknife_error",
-    "kernel_distance",
-    "manifold",
-    "nearest_neighbors",
-    "read_npz",
-    "real_floor",
-    "student",
-]
+__all__ = ["Activations", "DigitFeatures", "Estimate", "FashionFeatures", "FeatureSums", "Features",
+           "InceptionFeatures", "KeptFeatures", "Manifold", "ModuleFeatures", "Neighbors", "RawFeatures",
+           "Statistics", "block_of", "fit", "frechet_distance", "frechet_estimate", "frechet_infinity",
+           "inception_score", "jackknife_error", "kernel_distance", "manifold", "nearest_neighbors", "read_npz",
+           "real_floor", "student"]  # fmt: skip
