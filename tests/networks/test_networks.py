@@ -239,7 +239,11 @@ SMALL_FORMS = {
 """For the 8x8 digits that are shipped with the package."""
 
 
-@pytest.mark.parametrize("kind", SMALL_FORMS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=pytest.mark.slow if issubclass(k, NCSNv2) and k is not NCSNv2 else []) for k in SMALL_FORMS],
+    ids=lambda kind: kind.__name__,
+)
 def test_small_forms_learn_digits(kind):
     """Forty steps explain a good part of the noise in digits that were not trained on; the zero network has a loss of 1."""
     torch.manual_seed(0)
