@@ -8,10 +8,10 @@ commands:
   test       loss, FID, KID, recall ... of a checkpoint:       test --ckpt_path runs/ncsn/latest/last.ckpt
   predict    draw samples from a checkpoint, as PNG and NPZ:   predict --ckpt_path runs/ncsn/latest/last.ckpt
   schedule   noise levels and step size from the data:         schedule --config configs/ncsn.yaml
-  sweep      run the trials of a W&B sweep file, with no W&B: sweep sweeps/eps.yaml --jobs 2
-  report     all runs on one page, for a browser:               report runs --serve
+  sweep      run the trials of a W&B sweep file without W&B:   sweep sweeps/eps.yaml --jobs 2
+  report     all runs on one page, for a browser:              report runs --serve
   gallery    pictures of all samplers on 2-D points:           gallery --ckpt_path runs/toy/latest/last.ckpt
-  convert    another project's checkpoint to this one's:        convert --from score_sde checkpoint_26.pth converted.ckpt
+  convert    another project's checkpoint to this one's:       convert --from score_sde checkpoint_26.pth converted.ckpt
 
 `COMMAND --help` shows the options that people use. The shipped configs are ncsn, ddpm, vp_pc, conditional and toy, images
 for a folder of images, and those in fashion_mnist, cifar10 and ncsnv2, such as fashion_mnist/edm16.
