@@ -123,7 +123,7 @@ def test_the_first_code_trains_and_samples(tmp_path, monkeypatch):
     assert np.asarray(Image.open("digits.png")).std() > 10
 
 
-def test_the_process_of_ones_own_is_sampled(tmp_path, monkeypatch):
+def test_the_users_own_process_is_sampled(tmp_path, monkeypatch):
     """The exact score of N((0.5, -1), 0.5^2) gives that distribution back."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -217,10 +217,10 @@ def test_the_table_lists_every_config():
 @pytest.mark.parametrize("row", re.findall(r"^\| `(\w+/\w+)` \|(.*)\|$", CONFIGS, re.MULTILINE), ids=lambda row: row[0])
 def test_published_numbers_are_those_of_the_configs(row):
     name, cells = row[0], [cell.strip() for cell in row[1].split("|")]
-    said = header(name)
+    comments = header(name)
     for cell in cells[1:-1]:
-        assert cell == "-" or cell in said, f"{cell} is not in the header of {name}"
-    assert cells[2] in said and cells[-1] == "-"
+        assert cell == "-" or cell in comments, f"{cell} is not in the header of {name}"
+    assert cells[2] in comments and cells[-1] == "-"
 
 
 def test_every_published_recipe_has_its_row():

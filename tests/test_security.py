@@ -114,10 +114,10 @@ def test_the_key_of_wandb_stays_where_it_is(folder, monkeypatch, capsys):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert run(["report", "runs"]) == 0
-    said = done.stdout + done.stderr + "".join(capsys.readouterr())
+    printed = done.stdout + done.stderr + "".join(capsys.readouterr())
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert len(files) > 10 and any(file.suffix == ".wandb" for file in files)
-    assert SECRET not in said
+    assert SECRET not in printed
     assert not [file for file in files if SECRET.encode() in file.read_bytes()]
     checkpoint = torch.load("runs/ncsn/latest/last.ckpt", weights_only=True)
     assert SECRET.encode() not in pickle.dumps(checkpoint)
@@ -128,6 +128,6 @@ def test_a_password_for_the_database_is_not_repeated(folder, capsys):
     Path("sweep.yaml").write_text((ROOT / "sweeps" / "train.yaml").read_text())
     url = f"--storage=postgresql://me:{SECRET}@127.0.0.1:9/none"
     assert run(["sweep", "sweep.yaml", url]) == 2
-    said = capsys.readouterr()
-    assert "this database cannot be used" in said.err and SECRET not in said.out + said.err
+    printed = capsys.readouterr()
+    assert "this database cannot be used" in printed.err and SECRET not in printed.out + printed.err
     assert not [file for file in folder.rglob("*") if file.is_file() and SECRET.encode() in file.read_bytes()]

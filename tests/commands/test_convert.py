@@ -53,7 +53,7 @@ FEW = ["--model.sampler.grid.steps", "3"]
 
 def test_prints_the_parts_of_a_checkpoint_and_what_was_assumed(score_sde, capsys):
     assert run(["convert", "--from", "score_sde", score_sde, "out.ckpt", "--size", "16"]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for expected in [
         "NCSNpp, 190,819 parameters, the averaged (EMA) and the raw weights",
         "3 x 16 x 16, values 0 to 1",
@@ -63,7 +63,7 @@ def test_prints_the_parts_of_a_checkpoint_and_what_was_assumed(score_sde, capsys
         "assumed: images of 16 x 16 pixels: --size 64",
         "predict --ckpt_path out.ckpt",
     ]:
-        assert expected in said, expected
+        assert expected in printed, expected
 
 
 def test_averages_sample_and_raw_weights_train_on(score_sde, images):
@@ -165,8 +165,8 @@ def test_another_chain_has_its_own_numbers(tmp_path):
 )
 def test_options_of_other_files_are_refused(options, message, score_sde, capsys):
     assert run(["convert", "--from", "score_sde", score_sde, "out.ckpt", "--size=16", *options]) == 2
-    said = capsys.readouterr().err.strip()
-    assert message in said and "\n" not in said
+    printed = capsys.readouterr().err.strip()
+    assert message in printed and "\n" not in printed
 
 
 def test_classes_are_sampled(tmp_path):
@@ -225,8 +225,8 @@ def test_a_model_trained_here_becomes_a_pipeline(capsys):
 )
 def test_errors_are_one_line(arguments, message, capsys):
     assert run(["convert", *arguments]) == 2
-    said = capsys.readouterr().err.strip()
-    assert message in said and "\n" not in said
+    printed = capsys.readouterr().err.strip()
+    assert message in printed and "\n" not in printed
 
 
 def test_nothing_is_left_of_a_conversion_that_fails(score_sde, tmp_path):
@@ -239,5 +239,5 @@ def test_help_names_the_kinds(capsys):
     with pytest.raises(SystemExit) as stop:
         run(["convert", "--help"])
     assert stop.value.code == 0
-    said = capsys.readouterr().out
-    assert all(kind in said for kind in interop.KINDS) and "--size" in said
+    printed = capsys.readouterr().out
+    assert all(kind in printed for kind in interop.KINDS) and "--size" in printed

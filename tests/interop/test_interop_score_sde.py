@@ -125,7 +125,7 @@ class TestScoreSDE:
             ("ve_ncsnpp_continuous_small", "ve"),
         ],
     )
-    def test_an_option_says_what_no_folder_does(self, name, sde, tmp_path):
+    def test_an_option_in_place_of_the_folder(self, name, sde, tmp_path):
         case = recorded(f"score_sde_{name}")
         torch.save(saved(name), tmp_path / "checkpoint.pth")
         imported = interop.read(tmp_path / "checkpoint.pth", "score_sde", case.about["shape"][1], sde=sde)
@@ -200,7 +200,7 @@ class TestRefineNets:
         assert type(interop.build(imported).network) is network
 
 
-def test_layouts_are_told_apart():
+def test_layouts_are_distinguished():
     """The modules of any layout are found to be its own, whatever the levels, blocks and attention."""
     for levels in (1, 2, 4):
         for blocks in (1, 3):
