@@ -15,16 +15,17 @@ pytestmark = pytest.mark.slow
 N = 898
 
 
-@pytest.fixture(scope="module", params=["ncsn", "ddpm"])
+@pytest.fixture(scope="class")
 def trained(request, tmp_path_factory):
     """(model, folder) after the full training of a shipped config."""
-    folder = tmp_path_factory.mktemp(request.param)
-    assert run(["fit", f"--config={request.param}", f"--runs={folder}"]) == 0
-    latest = folder / request.param / "latest"
+    name = request.cls.config
+    folder = tmp_path_factory.mktemp(name)
+    assert run(["fit", f"--config={name}", f"--runs={folder}"]) == 0
+    latest = folder / name / "latest"
     return ScoreModel.load_from_checkpoint(latest / "last.ckpt", weights_only=True), latest
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def samples(trained):
     """The bytes of 898 samples and the data module."""
     model, latest = trained
@@ -33,27 +34,38 @@ def samples(trained):
     return data.to_reference(model.sample(N, seed=1, batch_size=450)), data
 
 
-def test_samples_are_as_near_to_the_data_as_those_of_a_perfect_model_within_the_error(samples):
-    """Whose distances have a standard deviation of a quarter of their mean: within two of these."""
-    images, data = samples
-    features = DigitFeatures()
-    real, fake = features(data.reference()).features, features(images).features
-    assert frechet_distance(fit(real), fit(fake)) <= 1.5 * real_floor(real, N)
+class Quality:
+    """What holds after the training of a config; a class for each, so that they run in parallel."""
+
+    config: str
+
+    def test_samples_are_as_near_to_the_data_as_those_of_a_perfect_model_within_the_error(self, samples):
+        """Whose distances have a standard deviation of a quarter of their mean: within two of these."""
+        images, data = samples
+        features = DigitFeatures()
+        real, fake = features(data.reference()).features, features(images).features
+        assert frechet_distance(fit(real), fit(fake)) <= 1.5 * real_floor(real, N)
+
+    def test_samples_are_not_copies_of_the_training_data(self, samples):
+        """Their distances to the nearest training image are distributed like those of the held-out digits."""
+        images, data = samples
+        train, held_out = (split.x.flatten(1).float() / 255 for split in (data.splits.train, data.splits.held_out))
+        ours, theirs = (torch.cdist(x, train).min(1).values for x in (images.flatten(1).float() / 255, held_out))
+        assert float(ours.min()) > 0, "none is an exact copy"
+        assert float(ours.median() / theirs.median()) == pytest.approx(1, abs=0.1)
+        assert ks_2samp(ours.numpy(), theirs.numpy()).statistic < 0.15
+
+    def test_loss_and_distance_fall(self, trained):
+        rows = list(csv.DictReader((trained[1] / "metrics.csv").open()))
+        (distance,) = {name for row in rows for name in row if re.fullmatch(r"val/fid_digits_\d+", name)}
+        for name in ("train/loss", "val/loss", distance):
+            values = [float(row[name]) for row in rows if row[name]]
+            assert len(values) >= 2 and values[-1] < values[0], name
 
 
-def test_samples_are_not_copies_of_the_training_data(samples):
-    """Their distances to the nearest training image are distributed like those of the held-out digits."""
-    images, data = samples
-    train, held_out = (split.x.flatten(1).float() / 255 for split in (data.splits.train, data.splits.held_out))
-    ours, theirs = (torch.cdist(x, train).min(1).values for x in (images.flatten(1).float() / 255, held_out))
-    assert float(ours.min()) > 0, "none is an exact copy"
-    assert float(ours.median() / theirs.median()) == pytest.approx(1, abs=0.1)
-    assert ks_2samp(ours.numpy(), theirs.numpy()).statistic < 0.15
+class TestNCSN(Quality):
+    config = "ncsn"
 
 
-def test_loss_and_distance_fall(trained):
-    rows = list(csv.DictReader((trained[1] / "metrics.csv").open()))
-    (distance,) = {name for row in rows for name in row if re.fullmatch(r"val/fid_digits_\d+", name)}
-    for name in ("train/loss", "val/loss", distance):
-        values = [float(row[name]) for row in rows if row[name]]
-        assert len(values) >= 2 and values[-1] < values[0], name
+class TestDDPM(Quality):
+    config = "ddpm"
