@@ -59,18 +59,6 @@ def convert(arguments: Arguments) -> None:
     print(f"\nwritten to {out}; next: {predict if options.to == OURS else load}")
 
 
-def convert_checkpoint(path: str | Path, kind: str, out: str | Path, options: Sequence[str] = ()) -> None:
-    """Converts another project's checkpoint into one of this package, like the command.
-
-    Args:
-        path: the file or folder.
-        kind: its kind, one of `lightning_score.interop.KINDS`.
-        out: the checkpoint to write; it must not exist.
-        options: as on the command line, such as `["--model.process", "SubVP"]`.
-    """
-    convert(Arguments.parse(["convert", "--from", kind, str(path), str(out), *options]))
-
-
 class Conversion(IdleExperiment):
     """Model and data of an imported checkpoint, made as by `fit`; options change what the file does not determine.
 

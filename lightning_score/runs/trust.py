@@ -163,13 +163,6 @@ def texts(config: Any, source: str) -> Iterator[tuple[str, str]]:
                 yield place, value
 
 
-def bounded(config: Any, source: str) -> Any:
-    """The same config; raises `InputError` if it is infinite or too large."""
-    for _ in texts(config, source):
-        pass
-    return config
-
-
 def _names(config: Any, source: str) -> Iterator[Named]:
     """All strings of a config that could be imported."""
     for place, text in texts(config, source):

@@ -12,7 +12,6 @@ from recorded import recorded
 
 from lightning_score import ScoreModel, interop
 from lightning_score.cli import run
-from lightning_score.commands.convert import convert_checkpoint
 from lightning_score.interop.refinenet import ELU
 from lightning_score.process import CosineTable
 
@@ -171,7 +170,7 @@ def test_options_of_other_files_are_refused(options, message, score_sde, capsys)
 
 def test_classes_are_sampled(tmp_path):
     torch.save(edm_state("ve_small_cond"), "network.pt")
-    convert_checkpoint("network.pt", "edm", "edm.ckpt", FEW)
+    assert run(["convert", "--from", "edm", "network.pt", "edm.ckpt", *FEW]) == 0
     options = ["--num_samples=4", "--labels=[3]", "--output=drawn", "--data.path=absent"]
     assert run(["predict", "--ckpt_path=edm.ckpt", *options]) == 0
     assert run(["predict", "--ckpt_path=edm.ckpt", *options[:1], "--labels=[1]", "--output=others"]) == 0
