@@ -2,6 +2,7 @@
 
 import lightning_score.torchvision_guard  # noqa: F401
 
+import gc
 import inspect
 import os
 
@@ -21,6 +22,11 @@ from lightning_score.tensors import broadcast_to
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several that share the cores
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """The garbage collector leaves out what is imported and collected, which lives as long as the process."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,8 +18,8 @@ EVERY = [*PARAMETERS, *FASHION, "images"]
 
 
 LARGE = {"imagenet64/edm", "ncsnv2/bedroom128", "ncsnv2/celeba64", "ncsnv2/church96", "ncsnv2/ffhq256", "cifar10/edm",
-         "cifar10/ddpmpp_subvp", "cifar10/ncsnpp_ve"}  # fmt: skip
-"""Whose networks are others' too, or take many seconds."""
+         "cifar10/ddpmpp_subvp", "cifar10/ddpmpp_vp", "cifar10/ncsn", "cifar10/ncsnpp_ve", "cifar10/ncsnv2"}  # fmt: skip
+"""Whose networks take a second or more for a step, or are others' too."""
 
 
 SMALL = ["--model.network=UNet", "--model.network.channels=8", "--model.network.multipliers=[1]", "--model.network.groups=4",
