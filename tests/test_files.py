@@ -43,7 +43,7 @@ def test_names_and_folders(tmp_path, name):
 
 
 def test_a_full_disk_in_fit_is_an_error_in_the_end(tmp_path, monkeypatch, capsys):
-    """Training goes on, the exit code says that the final weights are lost, and nothing is advised that is not there."""
+    """Training continues, the exit code shows that the final weights are lost, and no missing file is recommended."""
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -42,7 +42,7 @@ def blocks(page, language):
 
 
 def lines(page, language="bash"):
-    """The lines of all blocks, those that go on below as one."""
+    """The lines of all blocks; a line that continues below is joined."""
     return [line for block in blocks(page, language) for line in block.replace("\\\n", " ").splitlines() if line]
 
 

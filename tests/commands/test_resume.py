@@ -359,7 +359,7 @@ class TestLogs:
 
     ROWS = "step,train/loss,val/loss\n4,1,\n8,2,\n10,,5\n10,4,\n12,3,\n20,,6\n"
     OLD = "step,train/loss,val/loss\n3,1,\n7,2,\n9,,5\n9,4,\n11,3,\n20,,6\n"
-    """The same of a version that counted from 0, but for the validation after the last step."""
+    """The same of a version that counted from 0, except for the validation after the last step."""
 
     @pytest.mark.parametrize("old", [False, True])
     @pytest.mark.parametrize(

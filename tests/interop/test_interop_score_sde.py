@@ -6,7 +6,7 @@ shipped ones with image_size the height of `shape`, sigma_max and num_scales as 
 input and attention for ncsnpp; skips: input_skip and output_skip; boxes: the same without fir, combined by cat; residuals:
 both residual, without fir; blocks: DDPM's blocks in NCSNpp. Two calls of F.interpolate in it, which name no
 mode, need one. edm_*: `EDMPrecond` of NVlabs/edm on SongUNet, at `sigma`, without and with the labels 1 and 4.
-The images are `torch.rand` of seed 0, and 2 x - 1 of it where data lie around zero (but for EDM).
+The images are `torch.rand` of seed 0, and 2 x - 1 of it where data lie around zero (except for EDM).
 """
 
 import math

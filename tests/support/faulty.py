@@ -30,7 +30,7 @@ class Broken(DenoisingScoreMatching):
 
 
 class Remembering:
-    """A score that tells the objective at which times it was asked."""
+    """A score that gives the objective the times at which it was evaluated."""
 
     def __init__(self, score, objective):
         self._score, self._objective, self.process = score, objective, score.process
