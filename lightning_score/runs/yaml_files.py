@@ -34,7 +34,7 @@ RESOLVED = {
 """Plain values that are not text, by their first letter and form: as in YAML 1.2, so yes, no, on, off and 1:30 are text."""
 
 
-class Loader(yaml.CSafeLoader):  # type: ignore[misc]
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the quicker one, if it is there
     """A safe loader that refuses duplicate keys and numbers with leading zeros."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
