@@ -24,6 +24,7 @@ USUAL = ("trial.json", "study.db", "trials.csv", "summary.md", "sweep.yaml", "pa
          "metrics.csv", "wandb", "trials", "trials.log", "output", "latest")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_the_numbers_of_the_command_and_resumes(folder, capfd):
     parameters = {**TEST["parameters"], "model.sampler.steps": {"values": [1, 2]}}
     command = [*TEST["command"][:-1], *FROM_FILE]

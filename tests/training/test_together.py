@@ -59,6 +59,7 @@ def compare(folder, processes, strategy, accumulated, cases):
             )
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     settings = 2, "ddp", 1, ["images"]
     compare(trained(tmp_path, settings), *settings)
