@@ -57,10 +57,10 @@ class SampleWriter(Callback):
         """
         n, folder = len(getattr(trainer.predict_dataloaders, "dataset", [])), trainer.default_root_dir
         size, free = 2 * n * math.prod(pl_module.shape) / 1e9, shutil.disk_usage(folder).free / 1e9
-        message = (
-            f"--num_samples {n}: takes about {size:.3g} GB on the disk of {folder}, and {free:.3g} are free; draw fewer"
+        require(
+            size <= free,
+            f"--num_samples {n}: takes about {size:.3g} GB on the disk of {folder}, and {free:.3g} are free; draw fewer",
         )
-        require(size <= free, message)
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: ScoreModel, outputs: Samples, batch: Any, batch_idx: int, dataloader_idx: int = 0

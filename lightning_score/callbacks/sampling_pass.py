@@ -27,6 +27,8 @@ from lightning_score.training.model import ScoreModel
 
 SAVE_EVERY = 60.0
 """Seconds of work that an interruption loses at most."""
+FORMAT = 4
+"""The version of a saved state; those of other versions are not read."""
 
 
 @dataclass
@@ -178,7 +180,7 @@ class SamplingPass:
         parts = (model.sampler, model.guidance, score.process, score.parametrization)
         settings = [*map(settings_of, parts), model.conditional, trainer.precision]
         options = [found.n, found.seed, len(found.totals), len(found.images), trainer.global_rank, trainer.world_size]
-        depends = [settings, self.features.fingerprint, self.data.fingerprint, *options, 4]
+        depends = [settings, self.features.fingerprint, self.data.fingerprint, *options, FORMAT]
         digest.update(json.dumps(depends, default=str).encode())
         return cache_folder() / "evaluations" / f"{digest.hexdigest()[:24]}.pt"
 

@@ -83,5 +83,8 @@ def _highest(values: np.ndarray) -> float:
 
 
 def white_level(kind: str, high: float) -> float:
+    """The value that becomes white: the smallest usual one that is not below the largest value `high`, or `high` itself if
+    that would leave most of the 256 levels unused.
+    """
     top = next(float(top) for top in TOPS[kind] if high <= top)
     return top if top == 1 or high >= top / 4 else high

@@ -17,8 +17,8 @@ from lightning_score.interop.base import (
     read_torch,
     without_prefix,
 )
+from lightning_score.interop.names import Network, count, imported, layers
 from lightning_score.interop.training import adam, chain, linear_betas, sampler
-from lightning_score.interop.unet import Network, count, imported, layers
 
 KIND = "ddpm"
 

@@ -12,9 +12,9 @@ from lightning_score.errors import require
 from lightning_score.interop import diffusers_plusplus as plusplus
 from lightning_score.interop.base import Imported, Renaming, Settings, Shape, part, read_torch
 from lightning_score.interop.diffusers_config import COUNT, DEFAULTS, FITS, check, check_levels, levels_of, read_json
+from lightning_score.interop.names import Network, imported, layers, translate
 from lightning_score.interop.sde_training import CENTERED
 from lightning_score.interop.training import chain, sampler
-from lightning_score.interop.unet import Network, imported, layers, translate
 
 KIND = "diffusers"
 WEIGHTS = "diffusion_pytorch_model"

@@ -6,8 +6,8 @@ from typing import Any
 from lightning_score.errors import require
 from lightning_score.interop.base import Settings, part
 from lightning_score.interop.diffusers_config import check, check_levels, levels_of
+from lightning_score.interop.names import layers
 from lightning_score.interop.training import corrected, ve
-from lightning_score.interop.unet import layers
 
 LEAST = 128
 """The least channels for which diffusers' Skip blocks have norms of 32 groups, as ours."""

@@ -13,7 +13,7 @@ from lightning_score.files import replacing
 from lightning_score.interop.base import Imported, Settings, part
 from lightning_score.interop.diffusers import PATTERNS, PREDICTIONS, WEIGHTS
 from lightning_score.interop.load import make
-from lightning_score.interop.unet import translate
+from lightning_score.interop.names import translate
 from lightning_score.networks import PositionalEmbedding, UNet
 from lightning_score.process import BetaChain
 

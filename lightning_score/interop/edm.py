@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lightning_score.errors import require
 from lightning_score.interop.base import Imported, Renaming, Settings, describe, is_state, part, read_torch
+from lightning_score.interop.names import Network, count, imported, layers
 from lightning_score.interop.training import matching, sampler
-from lightning_score.interop.unet import Network, count, imported, layers
 
 KIND = "edm"
 QKV = ("query", "key", "value")

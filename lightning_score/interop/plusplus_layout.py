@@ -7,7 +7,7 @@ from itertools import product
 from torch import Tensor
 
 from lightning_score.interop.base import Renaming
-from lightning_score.interop.unet import layers
+from lightning_score.interop.names import layers
 
 MOST = 9
 """The most levels, and the most residual blocks per level, that are recognized."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lightning_score.errors import require
 from lightning_score.interop.base import Imported, Renaming, Settings, describe, part, read_torch, without_prefix
+from lightning_score.interop.names import Network, imported, layers
 from lightning_score.interop.training import adam, matching
-from lightning_score.interop.unet import Network, imported, layers
 
 
 def centered(assumed: str) -> str:

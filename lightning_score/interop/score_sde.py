@@ -19,10 +19,10 @@ from lightning_score.interop.base import (
     shadow_state,
     without_prefix,
 )
+from lightning_score.interop.names import Network, imported
 from lightning_score.interop.plusplus_layout import Modules, take
 from lightning_score.interop.sde_training import Training, ladder, training_of
 from lightning_score.interop.training import adam
-from lightning_score.interop.unet import Network, imported
 
 KIND = "score_sde"
 Found = tuple[Network, Training]

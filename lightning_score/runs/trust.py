@@ -23,7 +23,7 @@ from torch import nn, optim
 
 from lightning_score.errors import InputError, one_line, require, require_classes
 from lightning_score.runs.checkpoints import read_checkpoint
-from lightning_score.runs.yaml_files import MODE, load
+from lightning_score.runs.yaml_files import LARGEST, MODE, load
 
 KEEP = "+"
 """Before the name of a class: keep the current values of parameters that it has too."""
@@ -33,8 +33,8 @@ KINDS = (nn.Module, optim.Optimizer, optim.lr_scheduler.LRScheduler, Callback, L
          profilers.Profiler, accelerators.Accelerator, strategies.Strategy, CheckpointIO, ClusterEnvironment,
          Precision)  # fmt: skip
 """The kinds of classes of torch and Lightning that a config may instantiate."""
-MOST_VALUES, LONGEST_TEXT = 100_000, 100_000
-"""Limits of a config from elsewhere: one that contains itself would never end."""
+LONGEST_TEXT = 100_000
+"""Most letters of a text in a config from elsewhere."""
 NO_FUNCTION = "takes a function, but a config makes only classes; write a class of your own, as my_parts.MySchedule"
 
 
@@ -148,7 +148,7 @@ def texts(config: Any, source: str) -> Iterator[tuple[str, str]]:
     while left:
         place, value = left.pop()
         seen += 1
-        require(seen <= MOST_VALUES, f"{source}: more than {MOST_VALUES} values, or a value that holds itself")
+        require(seen <= LARGEST, f"{source}: more than {LARGEST} values, or a value that holds itself")
         if isinstance(value, Mapping):
             left += [(f"{place}.{name}".lstrip("."), part) for name, part in value.items()]
             left += [(place, name) for name in value if isinstance(name, str) and "." in name]

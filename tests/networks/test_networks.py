@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_score.data import Digits
 from lightning_score.errors import InputError
 from lightning_score.interop.diffusers import PATTERNS
-from lightning_score.interop.unet import translate
+from lightning_score.interop.names import translate
 from lightning_score.networks import (
     MLP,
     NCSN,
@@ -245,7 +245,7 @@ SMALL_FORMS = {
     ids=lambda kind: kind.__name__,
 )
 def test_small_forms_learn_digits(kind):
-    """Forty steps explain a good part of the noise in digits that were not trained on; the zero network has a loss of 1."""
+    """Sixty steps explain half of the noise in digits that were not trained on; the zero network has a loss of 1."""
     torch.manual_seed(0)
     data = Digits(batch_size=32, data_range=(0, 1) if kind not in (UNet, DDPMpp) else (-1, 1))
     label = Index(descending=True) if kind is NCSN else LogSigma()
@@ -253,13 +253,13 @@ def test_small_forms_learn_digits(kind):
     objective = DenoisingScoreMatching(SigmaSquared(), TableTimes(), mean=True)
     optimizer = torch.optim.Adam(score.parameters(), 3e-3)
     batches = itertools.chain.from_iterable(itertools.repeat(data.train_dataloader()))
-    for x, _ in itertools.islice(batches, 40):
+    for x, _ in itertools.islice(batches, 60):
         optimizer.zero_grad()
         objective(score, x).mean().backward()
         optimizer.step()
     held_out = torch.cat([x for x, _ in data.val_dataloader()])
     with torch.no_grad():
-        assert objective(score.eval(), held_out).mean() < 0.55
+        assert objective(score.eval(), held_out).mean() < 0.5
 
 
 class TestEmbeddings:
