@@ -159,6 +159,8 @@ def coarse_process(request):
 class ExactScore(ScoreField):
     """A score in closed form, which counts its evaluations; subclasses define `exact(x, alpha, sigma)`."""
 
+    evaluations = 0
+
     def forward(self, x, t, cond=None):
         self.evaluations += len(x)
         return self.exact(x, self.process.alpha(t), self.process.sigma(t))

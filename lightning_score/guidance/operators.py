@@ -16,13 +16,11 @@ from lightning_score.tensors import broadcast_to
 class LinearOperator(ABC):
     """A linear map A from samples to observations; its adjoint is autograd's."""
 
-    averaged = 1
-    """n, where each number of an observation is the mean of n others of the sample, so that A A^T = I/n."""
-
     @abstractmethod
     def apply(self, x: Tensor) -> Tensor:
         """A x, for x (B, *shape)."""
 
+    @abstractmethod
     def gram_solve(self, v: Tensor, r2: Tensor, s2: float) -> Tensor:
         """(r2 A A^T + s2 I)^-1 v, the pseudo-inverse where that is singular.
 
@@ -31,7 +29,6 @@ class LinearOperator(ABC):
             r2: variance of what is observed, () or (B,).
             s2: variance of the observation's noise.
         """
-        return v / (broadcast_to(r2, v) / self.averaged + s2)
 
     @abstractmethod
     def check(self, shape: Sequence[int]) -> None:
@@ -43,7 +40,20 @@ class LinearOperator(ABC):
         return tuple(self.apply(torch.zeros(1, *shape)).shape[1:])
 
 
-class Mask(LinearOperator):
+class Averaging(LinearOperator, ABC):
+    """Each number of an observation is the mean of n numbers of the sample, which no other observes: A A^T = I/n.
+
+    Attributes:
+        averaged: n.
+    """
+
+    averaged = 1
+
+    def gram_solve(self, v: Tensor, r2: Tensor, s2: float) -> Tensor:
+        return v / (broadcast_to(r2, v) / self.averaged + s2)
+
+
+class Mask(Averaging):
     """Some coordinates of a sample, (m,): A selects, so A A^T = I.
 
     Args:
@@ -68,7 +78,7 @@ class Mask(LinearOperator):
         return x.flatten(1).index_select(1, self._known.to(x.device))
 
 
-class Gray(LinearOperator):
+class Gray(Averaging):
     """The mean over the C channels of an image, (1, H, W): A A^T = I/C."""
 
     def check(self, shape: Sequence[int]) -> None:
@@ -79,7 +89,7 @@ class Gray(LinearOperator):
         return x.mean(1, keepdim=True)
 
 
-class BlockMean(LinearOperator):
+class BlockMean(Averaging):
     """The means over blocks of f x f pixels, (C, H/f, W/f): A A^T = I/f^2.
 
     Args:

@@ -31,6 +31,7 @@ class EmpiricalScore(ScoreField):
 
     data: Tensor
     labels: Tensor | None
+    evaluations = 0
 
     def __init__(self, process: NoiseProcess, data: Tensor, labels: Tensor | None = None):
         super().__init__(process)

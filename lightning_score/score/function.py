@@ -24,8 +24,10 @@ class ScoreField(nn.Module, ABC):
         super().__init__()
         self.process, self.num_classes = process, num_classes
 
-    evaluations: int = 0
-    """Rows evaluated by the network so far: NFE is their increase per sample."""
+    evaluations: int
+    """Rows evaluated by the network so far: NFE is their increase per sample. A score that wraps no other one counts them,
+    from 0.
+    """
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -54,6 +56,8 @@ class ScoreFunction(ScoreField):
         parametrization: what the network predicts.
         num_classes: number of classes that the network is conditioned on; 0 for none.
     """
+
+    evaluations = 0
 
     def __init__(self, network: nn.Module, process: NoiseProcess, parametrization: Parametrization, num_classes: int = 0):
         super().__init__(process, num_classes)

@@ -27,7 +27,7 @@ class LabeledScore(ScoreField):
 
     def __init__(self, process):
         super().__init__(process, num_classes=3)
-        self.calls = 0
+        self.calls = self.evaluations = 0
 
     def forward(self, x, t, cond=None):
         self.calls, self.evaluations = self.calls + 1, self.evaluations + len(x)

@@ -6,7 +6,7 @@ from conftest import PARAMETRIZATIONS, MixtureScore, times
 from torch import nn
 
 from lightning_score.process import VE, VP, BetaTable
-from lightning_score.score.function import ClippedScore, Conditioned, ScoreFunction
+from lightning_score.score.function import ClippedScore, Conditioned, ScoreField, ScoreFunction
 from lightning_score.score.parametrization import (
     EDM,
     Denoised,
@@ -107,6 +107,17 @@ def test_evaluations_are_counted_per_row_also_through_wrappers():
     wrapped(torch.zeros(5, 2), torch.tensor(0.5))
     assert score.evaluations == wrapped.evaluations == 5
     assert score.network.call[2].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_score_that_does_not_count_is_an_error():
+    """Not one of 0 evaluations."""
+
+    class Silent(ScoreField):
+        def forward(self, x, t, cond=None):
+            return -x
+
+    with pytest.raises(AttributeError, match="evaluations"):
+        _ = Silent(VP()).evaluations
 
 
 def test_clipped_score_denoises_into_the_range(noise_process):
