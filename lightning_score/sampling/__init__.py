@@ -10,7 +10,7 @@ from lightning_score.sampling.corrector import (
 )
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, LastMean, Prior, Tweedie, UniformNoise
 from lightning_score.sampling.flow import RK45, DormandPrince, ProbabilityFlow
-from lightning_score.sampling.grid import Geometric, Karras, ProcessTable, Quadratic, Snapped, TimeGrid, Uniform
+from lightning_score.sampling.grid import Geometric, Given, Karras, ProcessTable, Quadratic, Snapped, TimeGrid, Uniform
 from lightning_score.sampling.langevin import (
     AnnealedLangevin,
     AnnealedLangevinStep,
@@ -36,7 +36,7 @@ from lightning_score.sampling.sampler import PredictorCorrector, Sampler, Sample
 
 __all__ = ["DDIM", "HMC", "MALA", "RK45", "Ancestral", "AnnealedLangevin", "AnnealedLangevinStep",
            "BatchLangevin", "ConsistentAnnealedLangevin", "Corrector", "DPMSolver2M", "DormandPrince", "Euler",
-           "EulerMaruyama", "FinalDenoise", "FixedLangevin", "Geometric", "Heun", "Initial", "Karras",
+           "EulerMaruyama", "FinalDenoise", "FixedLangevin", "Geometric", "Given", "Heun", "Initial", "Karras",
            "KeepNoise", "Langevin", "LangevinCorrector", "LangevinDynamics", "LastMean", "NoPredictor",
            "NoiseStream", "Predictor", "PredictorCorrector", "Prior", "ProbabilityFlow", "ProcessTable",
            "Quadratic", "ReverseDiffusion", "SDEDPMSolver2M", "SampleLangevin", "Sampler", "Samples", "Snapped",

@@ -3,11 +3,13 @@
 import math
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from lightning_score.errors import require, require_passes
+from lightning_score.errors import InputError, require, require_passes
 from lightning_score.process import NoiseProcess
 
 TOLERANCE = 0.03
@@ -155,6 +157,61 @@ class Snapped(TimeGrid):
         noisy = process.sigma(times) > 0
         gaps = (process.log_snr(times[noisy])[:, None] - process.log_snr(entries)).abs()
         return torch.cat([entries[gaps.argmin(1)].unique().flip(0), times[~noisy]])
+
+
+class Given(TimeGrid):
+    """Times that are typed in, as times or as noise levels: any published schedule.
+
+    Args:
+        times: decreasing times, from 1 (or a time of practically the same noise) down to 0 at the least.
+        sigmas: the same as decreasing sigma/alpha, in the units of the data; a last 0 is clean data.
+
+    Raises:
+        InputError: they do not fall, leave the range of the process, or start with much less noise than the samples have.
+    """
+
+    def __init__(self, times: Sequence[float] | None = None, sigmas: Sequence[float] | None = None):
+        require(
+            (times is None) != (sigmas is None),
+            f"times={times}, sigmas={sigmas}: both set the grid; give exactly one of them",
+        )
+        self._name, values = ("times", times) if times is not None else ("sigmas", sigmas)
+        values = list(values or [])
+        falling = len(values) >= 2 and all(math.inf > a > b >= 0 for a, b in pairwise(values))
+        require(
+            falling, f"{self._name}={values}: must be two or more numbers that fall from noise to data, the last at least 0"
+        )
+        require(times is None or values[0] <= 1, f"times={values}: must lie between 1 (noise) and 0 (data)")
+        require_passes(steps=len(values) - 1)
+        self._values = values
+
+    def __call__(self, process: NoiseProcess) -> Tensor:
+        values = torch.tensor(self._values, dtype=torch.float64)
+        times = values if self._name == "times" else times_of_levels(process, values, "sigmas")
+        first, largest = process.sigma(times[0]), process.sigma(torch.ones_like(times[0]))
+        require(
+            float(first / largest) > 0.9,
+            f"{self._name}={self._values}: must start where samples do, at time 1, where sigma/alpha is "
+            f"{float(process.noise_level(torch.ones_like(first))):.6g}",
+        )
+        return times
+
+
+def times_of_levels(process: NoiseProcess, levels: Tensor, name: str) -> Tensor:
+    """The times (N,) at which sigma/alpha has the given values (N,), which `name` stands for in errors; that of 0 is 0.
+
+    Raises:
+        InputError: the process does not have one of them.
+    """
+    times = torch.where(levels > 0, process.time_of(levels.clamp(min=1e-30)), 0.0)
+    found = torch.where(process.sigma(times) > 0, process.noise_level(times), 0.0)
+    wrong = (found - levels).abs() > 1e-3 * levels
+    if bool(wrong.any()):
+        raise InputError(
+            f"{name}={float(levels[wrong][0]):.6g}: {type(process).__name__} does not have this noise level (sigma/alpha); "
+            f"the nearest is {float(found[wrong][0]):.4g}"
+        )
+    return times
 
 
 def _pinned(times: Tensor, ends: Tensor) -> Tensor:

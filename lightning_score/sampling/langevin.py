@@ -12,7 +12,7 @@ from lightning_score.process import NoiseProcess
 from lightning_score.process.ladder import choose_step_size
 from lightning_score.sampling.corrector import FixedLangevin, LangevinCorrector, require_temperature
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, Prior, Tweedie
-from lightning_score.sampling.grid import ProcessTable, TimeGrid
+from lightning_score.sampling.grid import ProcessTable, TimeGrid, times_of_levels
 from lightning_score.sampling.noise import NoiseSource
 from lightning_score.sampling.predictor import NoPredictor, SamplerStep
 from lightning_score.sampling.sampler import Move, Sampler
@@ -29,14 +29,7 @@ class SingleLevel(TimeGrid):
     def __call__(self, process: NoiseProcess) -> Tensor:
         if self.sigma is None:
             return torch.tensor([process.t_min if self.t is None else self.t], dtype=torch.float64)
-        time = process.time_of(torch.tensor([self.sigma], dtype=torch.float64))
-        found = float(process.noise_level(time))
-        require(
-            abs(found / self.sigma - 1) < 1e-3,
-            f"sigma={self.sigma}: {type(process).__name__} does not have this noise level (sigma/alpha); "
-            f"the nearest is {found:.4g}",
-        )
-        return time
+        return times_of_levels(process, torch.tensor([self.sigma], dtype=torch.float64), "sigma")
 
 
 class LangevinDynamics(Sampler):

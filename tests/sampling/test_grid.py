@@ -9,6 +9,7 @@ from lightning_score.process import VE, VP, BetaTable, SigmaTable
 from lightning_score.sampling import (
     AnnealedLangevin,
     Geometric,
+    Given,
     Karras,
     NoiseStream,
     ProcessTable,
@@ -23,7 +24,8 @@ def test_grids_decrease_from_noise_to_data(noise_process, kind):
         with pytest.raises(InputError, match="has no table"):
             kind()(noise_process)
         return
-    times = kind()(noise_process)
+    grid = Given([1.0, 0.7, noise_process.t_min]) if kind is Given else kind()
+    times = grid(noise_process)
     assert times.dtype == torch.float64 and float(times[0]) == 1 and bool((times.diff() < 0).all())
     assert float(times[-1]) == (0 if kind is ProcessTable else pytest.approx(noise_process.t_min))
 
@@ -36,6 +38,43 @@ def test_grid_formulas():
     geometric = 80 * (0.002 / 80) ** steps
     torch.testing.assert_close(process.sigma(Geometric(18)(process)), geometric)
     torch.testing.assert_close(Quadratic(18, 0.04)(VP()), (1 - 0.8 * steps) ** 2)
+
+
+class TestGiven:
+    def test_noise_levels_and_times_are_the_same_grid(self, noise_process):
+        times = Karras(7, 0.1)(noise_process)
+        torch.testing.assert_close(Given(times.tolist())(noise_process), times)
+        levels = Given(sigmas=noise_process.noise_level(times).tolist())(noise_process)
+        torch.testing.assert_close(noise_process.log_snr(levels), noise_process.log_snr(times))
+
+    def test_a_last_level_of_zero_is_clean_data_where_the_process_has_them(self):
+        process = SigmaTable(0.01, 10.0, 100)
+        assert (
+            Given(sigmas=[10.0, 0.1, 0.0])(process).tolist()
+            == Given([1.0, float(process.table_times()[33]), 0.0])(process).tolist()
+        )
+        with pytest.raises(InputError, match=r"sigmas=0: VE does not have this noise level .* nearest is 0.01"):
+            Given(sigmas=[10.0, 0.1, 0.0])(VE(0.01, 10.0))
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({}, "give exactly one of them"),
+            ({"times": [1.0, 0.5], "sigmas": [1.0, 0.5]}, "give exactly one of them"),
+            ({"times": [1.0]}, r"times=\[1.0\]: must be two or more numbers that fall"),
+            ({"times": [1.0, 0.5, 0.5]}, "that fall from noise to data"),
+            ({"times": [1.0, float("nan")]}, "that fall from noise to data"),
+            ({"times": [1.0, 0.5, -0.1]}, "the last at least 0"),
+            ({"times": [1.5, 0.5]}, "must lie between 1"),
+            ({"sigmas": [90.0, 1.0]}, "sigmas=90: VE does not have this noise level .* nearest is 80"),
+            ({"sigmas": [80.0, 0.001]}, "sigmas=0.001"),
+            ({"sigmas": [40.0, 1.0]}, r"sigmas=\[40.0, 1.0\]: must start where samples do, at time 1, .* is 80"),
+            ({"times": [0.9, 0.1]}, r"times=\[0.9, 0.1\]: must start where samples do"),
+        ],
+    )
+    def test_errors_name_the_value(self, options, words):
+        with pytest.raises(InputError, match=words):
+            Given(**options)(VE(0.002, 80.0))
 
 
 class TestTable:
