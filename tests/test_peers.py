@@ -10,16 +10,21 @@ from laws import Given
 from lightning_score.process import VE, VP, BetaTable, SigmaTable
 from lightning_score.sampling import (
     DDIM,
+    IPNDM,
+    AdamsBashforth,
     Ancestral,
     BatchLangevin,
     DPMSolver2M,
+    DPMSolver3M,
     EulerMaruyama,
     Heun,
     Karras,
     ProcessTable,
     ReverseDiffusion,
+    SASolver,
     SDEDPMSolver2M,
     StochasticHeun,
+    UniPC,
 )
 from lightning_score.score.function import ClippedScore, ScoreField, ScoreFunction
 from lightning_score.score.parametrization import EDM
@@ -111,6 +116,51 @@ class TestDiffusers:
         for t, z in zip(peer.timesteps, self.noise, strict=True):
             x = peer.step(self.output(x, t), t, x, variance_noise=z).prev_sample
         close(self.ours(predictor), x)
+
+    @pytest.mark.parametrize(
+        ("predictor", "name", "settings"),
+        [
+            (DPMSolver3M(), "DPMSolverMultistep", {"solver_order": 3, "final_sigmas_type": "sigma_min"}),
+            *((AdamsBashforth("log_sigma", order), "DEISMultistep", {"solver_order": order}) for order in (2, 3)),
+            *((UniPC(order), "UniPCMultistep", {"solver_order": order, "solver_type": "bh2"}) for order in (1, 2, 3)),
+            (UniPC(3, False), "UniPCMultistep", {"solver_order": 3, "disable_corrector": list(range(10))}),
+            *(
+                (SASolver(*orders, 1.0, 0.1, 9.0), "SASolver", {"predictor_order": orders[0], "corrector_order": orders[1]})
+                for orders in ((1, 1), (2, 2), (2, 3), (3, 2), (3, 4))
+            ),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_multistep(self, monkeypatch, predictor, name, settings):
+        """On the even entries and then the smallest, in double precision: theirs end there, and there at full order."""
+        import diffusers
+        from diffusers.schedulers import scheduling_sasolver
+
+        draws = iter(self.noise)
+        monkeypatch.setattr(scheduling_sasolver, "randn_tensor", lambda *a, **k: next(draws))
+        times = torch.cat([ProcessTable(self.steps)(self.process)[:-1], self.process.table_times()[:1]])
+        level = self.process.noise_level(times)
+        if name == "SASolver":
+            settings |= {"tau_func": lambda t: 1.0 if 0.1 <= level[:-1][peer.timesteps == t] <= 9 else 0.0}
+        peer = getattr(diffusers, f"{name}Scheduler")(timestep_spacing="trailing", lower_order_final=False, **settings)
+        peer.set_timesteps(self.steps)
+        peer.sigmas, x = level, self.x.double()
+        for t in peer.timesteps:
+            x = peer.step(self.output(x, t), t, x).prev_sample
+        close(walk(predictor, self.score, times, self.x.double(), self.noise), x)
+
+    def test_ipndm(self):
+        """It takes the velocity of a process with alpha^2 + sigma^2 = 1."""
+        from diffusers import IPNDMScheduler
+
+        times = ProcessTable(self.steps)(self.process)[:-1]
+        peer, x = IPNDMScheduler(), self.x.double()
+        peer.set_timesteps(self.steps)
+        peer.alphas, peer.betas = self.process.alpha(times), self.process.sigma(times)
+        for i, t in enumerate(times[:-1]):
+            velocity = peer.alphas[i] * self.score.noise(x, t) - peer.betas[i] * self.score.denoised(x, t)
+            x = peer.step(velocity, peer.timesteps[i], x).prev_sample
+        close(walk(IPNDM(), self.score, times, self.x.double(), self.noise[1:]), x)
 
     @pytest.mark.parametrize(("predictor", "name"), [(Heun(), "HeunDiscrete"), (DDIM(), "EulerDiscrete")])
     def test_heun_and_euler_in_sigma(self, predictor, name):
