@@ -196,7 +196,7 @@ class AdamsBashforth(NoiseMultistep):
             (self._variable(process, np.array(level)) - start) / (end - start)
             for level in ([float(_rho(process, node)) for node in nodes], rho)
         )
-        return interpolated(places, alpha * np.array([(d_rho * passed**k).sum() for k in range(len(nodes))]))
+        return interpolated(places, alpha * (d_rho @ np.vander(passed, len(nodes), increasing=True)))
 
     def _variable(self, process: NoiseProcess, rho: Row) -> Row:
         """The variable of the polynomial where sigma/alpha has the values `rho`."""
@@ -229,7 +229,7 @@ class DenoisedMultistep(Multistep, ABC):
         With two images the line through them is replaced by its value in the middle of the step.
         """
         v, dv = _quadrature()
-        found = np.array([(z * np.exp(-z * (1 - v)) * v**k * dv).sum() for k in range(points)])
+        found: Row = (z * np.exp(-z * (1 - v)) * dv) @ np.vander(v, points, increasing=True)
         return found if points > 2 else found[0] * np.array([1, 1 / 2])
 
     def predict(self, score: ScoreField, x: Tensor, t: Tensor) -> Tensor:
