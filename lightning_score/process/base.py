@@ -90,6 +90,19 @@ class NoiseProcess(CachedCoefficients, nn.Module, ABC):
         """Draws from the law at t = 1, N(0, sigma(1)^2 I), from standard normal `noise` (B, ...)."""
         return combine((self.sigma(torch.ones((), dtype=noise.dtype)), noise))
 
+    def chain(self, steps: int) -> "NoiseProcess":
+        """The table of N entries whose limit the process is, as DDPM's chain for VP; by default the process itself.
+
+        Song et al. 2021 (2011.13456), appendix B.
+
+        Args:
+            steps: N.
+
+        Raises:
+            InputError: it does not have so few.
+        """
+        return self
+
     def table_times(self) -> Tensor:
         """The times of a tabulated process's entries, ascending, float64 (N,).
 

@@ -32,12 +32,16 @@ from lightning_score.sampling.predictor import (
     SDEDPMSolver2M,
     StochasticHeun,
 )
+from lightning_score.sampling.published import Leading, Linspace, ScoreSDESteps
+from lightning_score.sampling.restart import Restart
 from lightning_score.sampling.sampler import PredictorCorrector, Sampler, Samples
+from lightning_score.sampling.singlestep import DPMSolver, HeunInTime
 
-__all__ = ["DDIM", "HMC", "MALA", "RK45", "Ancestral", "AnnealedLangevin", "AnnealedLangevinStep",
-           "BatchLangevin", "ConsistentAnnealedLangevin", "Corrector", "DPMSolver2M", "DormandPrince", "Euler",
-           "EulerMaruyama", "FinalDenoise", "FixedLangevin", "Geometric", "Given", "Heun", "Initial", "Karras",
-           "KeepNoise", "Langevin", "LangevinCorrector", "LangevinDynamics", "LastMean", "NoPredictor",
-           "NoiseStream", "Predictor", "PredictorCorrector", "Prior", "ProbabilityFlow", "ProcessTable",
-           "Quadratic", "ReverseDiffusion", "SDEDPMSolver2M", "SampleLangevin", "Sampler", "Samples", "Snapped",
-           "StochasticHeun", "TimeGrid", "Tweedie", "UnderdampedLangevin", "Uniform", "UniformNoise"]  # fmt: skip
+__all__ = ["DDIM", "HMC", "MALA", "RK45", "Ancestral", "AnnealedLangevin", "AnnealedLangevinStep", "BatchLangevin",
+           "ConsistentAnnealedLangevin", "Corrector", "DPMSolver", "DPMSolver2M", "DormandPrince", "Euler",
+           "EulerMaruyama", "FinalDenoise", "FixedLangevin", "Geometric", "Given", "Heun", "HeunInTime", "Initial",
+           "Karras", "KeepNoise", "Langevin", "LangevinCorrector", "LangevinDynamics", "LastMean", "Leading",
+           "Linspace", "NoPredictor", "NoiseStream", "Predictor", "PredictorCorrector", "Prior", "ProbabilityFlow",
+           "ProcessTable", "Quadratic", "Restart", "ReverseDiffusion", "SDEDPMSolver2M", "SampleLangevin", "Sampler",
+           "Samples", "ScoreSDESteps", "Snapped", "StochasticHeun", "TimeGrid", "Tweedie", "UnderdampedLangevin",
+           "Uniform", "UniformNoise"]  # fmt: skip

@@ -44,6 +44,9 @@ class UniformNoise(Initial):
 class FinalDenoise(ABC):
     """What happens to the noise that remains at the last level."""
 
+    evaluations: int = 0
+    """Score evaluations of `finish`."""
+
     def last_noise(self, noise: NoiseStream) -> NoiseSource:
         """The random numbers of the last move."""
         return noise
@@ -75,6 +78,8 @@ class LastMean(FinalDenoise):
 
 class Tweedie(FinalDenoise):
     """Replaces x by E[x_0 given x] (NCSNv2, Jolicoeur-Martineau et al. 2020, 2009.05475; one further evaluation)."""
+
+    evaluations = 1
 
     def finish(self, score: ScoreField, x: Tensor, t: Tensor) -> Tensor:
         return score.denoised(x, t)

@@ -93,6 +93,7 @@ def test_every_combination_runs_on_vectors_and_images_and_counts_its_evaluations
             assert result.x.shape == (2, *shape) and result.x.dtype == dtype and result.x.device.type == device
             assert bool(result.x.isfinite().all()) and len(result.trajectory) == 1 + moves
             assert result.nfe >= expected if getattr(kind, "adaptive", False) else result.nfe == expected
+        assert sampler.evaluations(coarse_process) == expected
 
 
 @pytest.mark.parametrize(("kind", "corrector"), pairs(correctors=[c for c in CORRECTORS if c.batch_independent]))
