@@ -19,6 +19,7 @@ from lightning_score.sampling import (
     Heun,
     Karras,
     PredictorCorrector,
+    Prior,
     ProcessTable,
     ReverseDiffusion,
     ScoreSDESteps,
@@ -318,7 +319,9 @@ def test_score_sde_samplers_as_they_stand(process, t_min, name, predictor, snr):
     steps = 200
     expected = ScoreSDECode(process, steps, t_min, snr)(name, QuickNoise((3, 3, 4, 4)))
     corrector = BatchLangevin(snr) if snr else None
-    sampler = PredictorCorrector(predictor, corrector, predict_first=False, grid=ScoreSDESteps(steps, t_min))
+    initial = Prior(None if isinstance(process, VE) else 1.0)
+    grid = ScoreSDESteps(steps, t_min)
+    sampler = PredictorCorrector(predictor, corrector, predict_first=False, grid=grid, initial=initial)
     sampler.check(process)
     ours = sampler(Curved(process), QuickNoise((3, 3, 4, 4)))
     close(ours.x, expected)

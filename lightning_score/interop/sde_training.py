@@ -112,7 +112,7 @@ def _vp(process: str) -> Settings:
         "process": part(process, beta_min=0.1, beta_max=20.0),
         "parametrization": part("Noise", noise_label=part("Time", scale=999.0)),
         "objective": matching(part("UniformTimes", t_min=1e-5), mean=True),
-        "sampler": sampler(part("EulerMaruyama"), grid, denoise=part("LastMean")),
+        "sampler": sampler(part("EulerMaruyama"), grid, denoise=part("LastMean"), initial=part("Prior", std=1.0)),
     }
 
 
