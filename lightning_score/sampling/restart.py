@@ -90,7 +90,7 @@ class Restart(Predictor):
             times_of_levels(process, ends[1:], "sigma_min")
             near = 1 + int((levels[1:].log() - ends[1].log()).abs().argmin())
             require(
-                float(levels[near]) < high and low > 0.99 * float(levels[levels > 0][-1]),
+                float(levels[near]) < high and low > 0.99 * float(levels[-1]),
                 f"sigma_min={low}, sigma_max={high}: sigma/alpha of the grid's time nearest to sigma_min is "
                 f"{float(levels[near]):.4g}; it must be below sigma_max, and sigma_min within the grid, as with more steps",
             )
