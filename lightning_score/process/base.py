@@ -91,15 +91,12 @@ class NoiseProcess(CachedCoefficients, nn.Module, ABC):
         return combine((self.sigma(torch.ones((), dtype=noise.dtype)), noise))
 
     def chain(self, steps: int) -> "NoiseProcess":
-        """The table of N entries whose limit the process is, as DDPM's chain for VP; by default the process itself.
+        """The table of N entries whose limit the process is; the process itself if there is none.
 
-        Song et al. 2021 (2011.13456), appendix B.
+        DDPM's chain with beta_i = beta/N for VP, and NCSN's ladder for VE (Song et al. 2021, 2011.13456, appendix B).
 
         Args:
-            steps: N.
-
-        Raises:
-            InputError: it does not have so few.
+            steps: N; a chain needs more than VP's beta_max.
         """
         return self
 

@@ -42,11 +42,8 @@ class VP(VariancePreserving):
         return self._inverse_integral(-2 * self.log_alpha_of(log_snr))
 
     def chain(self, steps: int) -> NoiseProcess:
-        require(
-            self.beta_max < steps,
-            f"steps={steps}: the chain of this process has the variances beta/N, which must be below 1; take more than "
-            f"beta_max={self.beta_max:g} steps",
-        )
+        if not 0 < self.beta_min <= self.beta_max < steps:
+            return self
         return BetaTable(self.beta_min / steps, self.beta_max / steps, steps)
 
     def _inverse_integral(self, integral: Tensor) -> Tensor:

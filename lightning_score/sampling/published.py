@@ -95,7 +95,7 @@ class ScoreSDESteps(TimeGrid):
 
     The score is evaluated at the times linspace(1, t_min, N), and every step has the length 1/N: for Euler-Maruyama with the
     process's f and g at that time, for `ReverseDiffusion`, `Ancestral` and the Langevin correctors with the coefficients of
-    the chain of N entries (`NoiseProcess.chain`). Song et al. 2021 (2011.13456), appendices B and G, and `sampling.py`. The
+    the chain of N entries (`NoiseProcess.chain`), or Euler-Maruyama's if there is none, as for subVP. Song et al. 2021 (2011.13456), appendices B and G, and `sampling.py`. The
     times of the grid itself are i/N, down to clean data at 0.
 
     Args:

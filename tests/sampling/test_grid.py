@@ -186,7 +186,6 @@ class TestDiffusersSpacings:
             (lambda: Leading(10, 1)(BetaTable(steps=10)), "offset=1: .* at entry 11 of 10; need at most 0"),
             (lambda: ScoreSDESteps(1), "steps=1: must be at least 2"),
             (lambda: ScoreSDESteps(t_min=0.0), "t_min=0.0"),
-            (lambda: ScoreSDESteps(10).discretized(VP()), "steps=10: .* take more than beta_max=20 steps"),
         ],
     )
     def test_errors_name_the_value(self, make, words):
