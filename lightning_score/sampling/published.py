@@ -93,10 +93,10 @@ class Linspace(_Spacing):
 class ScoreSDESteps(TimeGrid):
     """The N steps of score SDE's code, which reproduces its samplers as they stand.
 
-    The score is evaluated at the times linspace(1, t_min, N), and every step has the length 1/N: for Euler-Maruyama with the
-    process's f and g at that time, for `ReverseDiffusion`, `Ancestral` and the Langevin correctors with the coefficients of
-    the chain of N entries (`NoiseProcess.chain`), or Euler-Maruyama's if there is none, as for subVP. Song et al. 2021 (2011.13456), appendices B and G, and `sampling.py`. The
-    times of the grid itself are i/N, down to clean data at 0.
+    The score is evaluated at the times linspace(1, t_min, N), and every step has the length 1/N: for `EulerMaruyama` with f
+    and g at that time, for `ReverseDiffusion`, `Ancestral` and the Langevin correctors with the coefficients of the chain of
+    N entries, or Euler's if there is none, as for subVP. Song et al. 2021 (2011.13456), appendices B and G, and the authors'
+    `sampling.py`. The times of the grid itself are i/N, down to clean data at 0.
 
     Args:
         steps: N.
@@ -113,14 +113,11 @@ class ScoreSDESteps(TimeGrid):
     def __call__(self, process: NoiseProcess) -> Tensor:
         return torch.arange(self.steps, -1, -1, dtype=torch.float64) / self.steps
 
-    def discretized(self, process: NoiseProcess) -> NoiseProcess:
-        return self._discretized(process)
+    def discretized(self, process: NoiseProcess) -> "_Discretized":
+        return _Discretized(process, self.steps, process.t_min if self.t_min is None else self.t_min)
 
     def view(self, score: ScoreField) -> ScoreField:
-        return _DiscretizedScore(score, self._discretized(score.process))
-
-    def _discretized(self, process: NoiseProcess) -> "_Discretized":
-        return _Discretized(process, self.steps, process.t_min if self.t_min is None else self.t_min)
+        return _DiscretizedScore(score, self.discretized(score.process))
 
 
 class _Discretized(NoiseProcess):
