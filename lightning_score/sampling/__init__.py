@@ -1,5 +1,6 @@
 """Sampling: time grids, predictors, correctors and the samplers made of them."""
 
+from lightning_score.sampling.adams import IPNDM, AdamsBashforth
 from lightning_score.sampling.corrector import (
     BatchLangevin,
     Corrector,
@@ -9,6 +10,14 @@ from lightning_score.sampling.corrector import (
     SampleLangevin,
 )
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, LastMean, Prior, Tweedie, UniformNoise
+from lightning_score.sampling.exponential import (
+    DPMSolver2M,
+    DPMSolver3M,
+    SASolver,
+    SDEDPMSolver2M,
+    SDEDPMSolver3M,
+    UniPC,
+)
 from lightning_score.sampling.flow import RK45, DormandPrince, ProbabilityFlow
 from lightning_score.sampling.grid import Geometric, Given, Karras, ProcessTable, Quadratic, Snapped, TimeGrid, Uniform
 from lightning_score.sampling.langevin import (
@@ -18,16 +27,6 @@ from lightning_score.sampling.langevin import (
     LangevinDynamics,
 )
 from lightning_score.sampling.metropolis import HMC, MALA, UnderdampedLangevin
-from lightning_score.sampling.multistep import (
-    IPNDM,
-    AdamsBashforth,
-    DPMSolver2M,
-    DPMSolver3M,
-    SASolver,
-    SDEDPMSolver2M,
-    SDEDPMSolver3M,
-    UniPC,
-)
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.predictor import (
     DDIM,
@@ -40,59 +39,17 @@ from lightning_score.sampling.predictor import (
     ReverseDiffusion,
     StochasticHeun,
 )
+from lightning_score.sampling.published import Leading, Linspace, ScoreSDESteps
+from lightning_score.sampling.restart import Restart
 from lightning_score.sampling.sampler import PredictorCorrector, Sampler, Samples
+from lightning_score.sampling.singlestep import DPMSolver, HeunInTime
 
-__all__ = [
-    "DDIM",
-    "HMC",
-    "IPNDM",
-    "MALA",
-    "RK45",
-    "AdamsBashforth",
-    "Ancestral",
-    "AnnealedLangevin",
-    "AnnealedLangevinStep",
-    "BatchLangevin",
-    "ConsistentAnnealedLangevin",
-    "Corrector",
-    "DPMSolver2M",
-    "DPMSolver3M",
-    "DormandPrince",
-    "Euler",
-    "EulerMaruyama",
-    "FinalDenoise",
-    "FixedLangevin",
-    "Geometric",
-    "Given",
-    "Heun",
-    "Initial",
-    "Karras",
-    "KeepNoise",
-    "Langevin",
-    "LangevinCorrector",
-    "LangevinDynamics",
-    "LastMean",
-    "NoPredictor",
-    "NoiseStream",
-    "Predictor",
-    "PredictorCorrector",
-    "Prior",
-    "ProbabilityFlow",
-    "ProcessTable",
-    "Quadratic",
-    "ReverseDiffusion",
-    "SASolver",
-    "SDEDPMSolver2M",
-    "SDEDPMSolver3M",
-    "SampleLangevin",
-    "Sampler",
-    "Samples",
-    "Snapped",
-    "StochasticHeun",
-    "TimeGrid",
-    "Tweedie",
-    "UnderdampedLangevin",
-    "UniPC",
-    "Uniform",
-    "UniformNoise",
-]  # fmt: skip
+__all__ = ["DDIM", "HMC", "IPNDM", "MALA", "RK45", "AdamsBashforth", "Ancestral", "AnnealedLangevin",
+           "AnnealedLangevinStep", "BatchLangevin", "ConsistentAnnealedLangevin", "Corrector", "DPMSolver",
+           "DPMSolver2M", "DPMSolver3M", "DormandPrince", "Euler", "EulerMaruyama", "FinalDenoise",
+           "FixedLangevin", "Geometric", "Given", "Heun", "HeunInTime", "Initial", "Karras", "KeepNoise",
+           "Langevin", "LangevinCorrector", "LangevinDynamics", "LastMean", "Leading", "Linspace",
+           "NoPredictor", "NoiseStream", "Predictor", "PredictorCorrector", "Prior", "ProbabilityFlow",
+           "ProcessTable", "Quadratic", "Restart", "ReverseDiffusion", "SASolver", "SDEDPMSolver2M",
+           "SDEDPMSolver3M", "SampleLangevin", "Sampler", "Samples", "ScoreSDESteps", "Snapped",
+           "StochasticHeun", "TimeGrid", "Tweedie", "UnderdampedLangevin", "UniPC", "Uniform", "UniformNoise"]  # fmt: skip
