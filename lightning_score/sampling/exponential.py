@@ -1,4 +1,4 @@
-"""Multistep predictors that extrapolate the denoised image: exponential integrators of d(x/sigma) = denoised d(1/rho)."""
+"""Multistep predictors that extrapolate the denoised image: exponential integrators in lambda = log(alpha/sigma)."""
 
 import math
 from abc import ABC
