@@ -17,6 +17,7 @@ from lightning_score.sampling.langevin import (
     ConsistentAnnealedLangevin,
     LangevinDynamics,
 )
+from lightning_score.sampling.learned import Learned
 from lightning_score.sampling.metropolis import HMC, MALA, UnderdampedLangevin
 from lightning_score.sampling.multistep import (
     IPNDM,
@@ -72,6 +73,7 @@ __all__ = [
     "LangevinCorrector",
     "LangevinDynamics",
     "LastMean",
+    "Learned",
     "NoPredictor",
     "NoiseStream",
     "Predictor",

@@ -96,6 +96,8 @@ class Sampler(ABC):
         times = self.grid(process)
         methods = {move.method for move in self.plan(process, times)}
         evaluated = [method.evaluated(process, times) for method in methods if method.evaluations]
+        if self.grid.learns:  # and keeps to these levels
+            return
         name = f"{type(self).__name__} on {type(self.grid).__name__}"
         warn_between_levels(name, process, levels, torch.cat([times[:0], *evaluated]))
 
