@@ -124,7 +124,8 @@ CHAINS = [process.BetaChain, *concrete(process, process.BetaChain)]
 PROCESSES = [p for p in concrete(process, process.NoiseProcess) if p is process.BetaTable or p not in CHAINS]
 """One of the chains, which differ in their betas only, stands for all."""
 PARAMETRIZATIONS = concrete(parametrization, parametrization.Parametrization)
-PREDICTORS = concrete(sampling, sampling.Predictor)
+PREDICTORS = [kind for kind in concrete(sampling, sampling.Predictor) if kind is not sampling.Restart]
+"""All but Restart, which needs levels of the process: tests/sampling/test_restart.py."""
 CORRECTORS = concrete(sampling, sampling.Corrector)
 GRIDS = concrete(sampling, sampling.TimeGrid)
 

@@ -5,21 +5,32 @@ from itertools import pairwise
 
 import pytest
 import torch
+from conftest import QuickNoise
 from laws import Given
 
-from lightning_score.process import VE, VP, BetaTable, SigmaTable
+from lightning_score.process import VE, VP, BetaTable, SigmaTable, SubVP
 from lightning_score.sampling import (
     DDIM,
+    IPNDM,
+    AdamsBashforth,
     Ancestral,
     BatchLangevin,
+    DPMSolver,
     DPMSolver2M,
+    DPMSolver3M,
     EulerMaruyama,
     Heun,
     Karras,
+    PredictorCorrector,
+    Prior,
     ProcessTable,
     ReverseDiffusion,
+    SASolver,
+    ScoreSDESteps,
     SDEDPMSolver2M,
     StochasticHeun,
+    Uniform,
+    UniPC,
 )
 from lightning_score.score.function import ClippedScore, ScoreField, ScoreFunction
 from lightning_score.score.parametrization import EDM
@@ -32,6 +43,7 @@ class Curved(ScoreField):
     evaluations = 0
 
     def forward(self, x, t, cond=None):
+        self.evaluations += len(x)
         variance = broadcast_to(self.process.alpha(t) ** 2 + self.process.sigma(t) ** 2, x)
         return -(x + 0.3 * (2 * x).sin()) / variance
 
@@ -111,6 +123,51 @@ class TestDiffusers:
         for t, z in zip(peer.timesteps, self.noise, strict=True):
             x = peer.step(self.output(x, t), t, x, variance_noise=z).prev_sample
         close(self.ours(predictor), x)
+
+    @pytest.mark.parametrize(
+        ("predictor", "name", "settings"),
+        [
+            (DPMSolver3M(), "DPMSolverMultistep", {"solver_order": 3, "final_sigmas_type": "sigma_min"}),
+            *((AdamsBashforth("log_sigma", order), "DEISMultistep", {"solver_order": order}) for order in (2, 3)),
+            *((UniPC(order), "UniPCMultistep", {"solver_order": order, "solver_type": "bh2"}) for order in (1, 2, 3)),
+            (UniPC(3, False), "UniPCMultistep", {"solver_order": 3, "disable_corrector": list(range(10))}),
+            *(
+                (SASolver(*orders, 1.0, 0.1, 9.0), "SASolver", {"predictor_order": orders[0], "corrector_order": orders[1]})
+                for orders in ((1, 1), (2, 2), (2, 3), (3, 2), (3, 4))
+            ),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_multistep(self, monkeypatch, predictor, name, settings):
+        """On the even entries and then the smallest, in double precision: theirs end there, and there at full order."""
+        import diffusers
+        from diffusers.schedulers import scheduling_sasolver
+
+        draws = iter(self.noise)
+        monkeypatch.setattr(scheduling_sasolver, "randn_tensor", lambda *a, **k: next(draws))
+        times = torch.cat([ProcessTable(self.steps)(self.process)[:-1], self.process.table_times()[:1]])
+        level = self.process.noise_level(times)
+        if name == "SASolver":
+            settings |= {"tau_func": lambda t: 1.0 if 0.1 <= level[:-1][peer.timesteps == t] <= 9 else 0.0}
+        peer = getattr(diffusers, f"{name}Scheduler")(timestep_spacing="trailing", lower_order_final=False, **settings)
+        peer.set_timesteps(self.steps)
+        peer.sigmas, x = level, self.x.double()
+        for t in peer.timesteps:
+            x = peer.step(self.output(x, t), t, x).prev_sample
+        close(walk(predictor, self.score, times, self.x.double(), self.noise), x)
+
+    def test_ipndm(self):
+        """It takes the velocity of a process with alpha^2 + sigma^2 = 1."""
+        from diffusers import IPNDMScheduler
+
+        times = ProcessTable(self.steps)(self.process)[:-1]
+        peer, x = IPNDMScheduler(), self.x.double()
+        peer.set_timesteps(self.steps)
+        peer.alphas, peer.betas = self.process.alpha(times), self.process.sigma(times)
+        for i, t in enumerate(times[:-1]):
+            velocity = peer.alphas[i] * self.score.noise(x, t) - peer.betas[i] * self.score.denoised(x, t)
+            x = peer.step(velocity, peer.timesteps[i], x).prev_sample
+        close(walk(IPNDM(), self.score, times, self.x.double(), self.noise[1:]), x)
 
     @pytest.mark.parametrize(("predictor", "name"), [(Heun(), "HeunDiscrete"), (DDIM(), "EulerDiscrete")])
     def test_heun_and_euler_in_sigma(self, predictor, name):
@@ -221,3 +278,133 @@ def test_algorithm_two_of_edm(churn):
         x = x + (sigmas[i + 1] - raised) * (d + d_next) / 2
     ours = walk(StochasticHeun(churn, churn_min, churn_max, churn_noise), score, Karras(steps)(process), 80 * x0, noise)
     close(ours, x)
+
+
+class ScoreSDECode:
+    """The predictor-corrector sampler of score SDE's authors, written from its formulas in double precision.
+
+    At each of linspace(1, t_min, N) first the corrector, if any, then the predictor; the mean of the last step is kept.
+    """
+
+    def __init__(self, process, steps, t_min, snr=None):
+        self.process, self.n, self.snr, self.score = process, steps, snr, Curved(process)
+        self.times = torch.linspace(1, t_min, steps, dtype=torch.float64)
+
+    def entry(self, t):
+        return int((t * (self.n - 1) + 1e-9).floor())
+
+    def beta(self, t):
+        return 0.1 + 19.9 * t
+
+    def discrete_beta(self, t):
+        return torch.linspace(0.1 / self.n, 20 / self.n, self.n, dtype=torch.float64)[self.entry(t)]
+
+    def gap(self, t):
+        sigmas = torch.linspace(math.log(0.01), math.log(50), self.n, dtype=torch.float64).exp()
+        i = self.entry(t)
+        return sigmas[i], sigmas[i - 1] if i > 0 else torch.zeros(())
+
+    def euler_maruyama(self, x, t):
+        beta, kind = self.beta(t), type(self.process)
+        discount = -torch.expm1(-2 * 0.1 * t - 19.9 * t**2) if kind is SubVP else 1.0
+        f = 0.0 if kind is VE else -beta / 2
+        g = (0.01 * 5000**t) * math.sqrt(2 * math.log(5000)) if kind is VE else (beta * discount) ** 0.5
+        mean = x - (f * x - g**2 * self.score(x, t)) / self.n
+        return mean, g * self.n**-0.5
+
+    def reverse_diffusion(self, x, t):
+        if isinstance(self.process, SubVP):
+            return self.euler_maruyama(x, t)
+        if isinstance(self.process, VE):
+            sigma, adjacent = self.gap(t)
+            variance = sigma**2 - adjacent**2
+            return x + variance * self.score(x, t), variance**0.5
+        beta = self.discrete_beta(t)
+        return 2 * x - (1 - beta) ** 0.5 * x + beta * self.score(x, t), beta**0.5
+
+    def ancestral(self, x, t):
+        if isinstance(self.process, VE):
+            sigma, adjacent = self.gap(t)
+            variance = sigma**2 - adjacent**2
+            return x + variance * self.score(x, t), (adjacent**2 * variance / sigma**2) ** 0.5
+        beta = self.discrete_beta(t)
+        return (x + beta * self.score(x, t)) / (1 - beta) ** 0.5, beta**0.5
+
+    def corrected(self, x, t, z):
+        gradient = self.score(x, t)
+        alpha = 1 - self.discrete_beta(t) if type(self.process) is VP else 1.0
+        ratio = z.flatten(1).norm(dim=1).mean() / gradient.flatten(1).norm(dim=1).mean()
+        size = 2 * alpha * (self.snr * ratio) ** 2
+        return x + size * gradient + (2 * size) ** 0.5 * z
+
+    def __call__(self, predictor, noise):
+        x = noise.normal() * (50.0 if isinstance(self.process, VE) else 1.0)
+        for t in self.times:
+            if self.snr is not None:
+                x = self.corrected(x, t, noise.normal())
+            mean, std = getattr(self, predictor)(x, t)
+            x = mean + std * noise.normal()
+        return mean
+
+
+@pytest.mark.parametrize("snr", [None, 0.16])
+@pytest.mark.parametrize(
+    ("process", "t_min", "name", "predictor"),
+    [
+        (VP(), 1e-3, "euler_maruyama", EulerMaruyama()),
+        (VP(), 1e-3, "reverse_diffusion", ReverseDiffusion()),
+        (VP(), 1e-3, "ancestral", Ancestral(fixed_large=True)),
+        (SubVP(), 1e-3, "euler_maruyama", EulerMaruyama()),
+        (SubVP(), 1e-3, "reverse_diffusion", ReverseDiffusion()),
+        (VE(0.01, 50.0), 1e-5, "euler_maruyama", EulerMaruyama()),
+        (VE(0.01, 50.0), 1e-5, "reverse_diffusion", ReverseDiffusion()),
+        (VE(0.01, 50.0), 1e-5, "ancestral", Ancestral()),
+    ],
+    ids=lambda v: v if isinstance(v, str) else type(v).__name__ if not isinstance(v, float) else "",
+)
+def test_score_sde_samplers_as_they_stand(process, t_min, name, predictor, snr):
+    """Whole chains with the same noise; their corrector for subVP raises an error."""
+    if snr and isinstance(process, SubVP):
+        return
+    steps = 200
+    expected = ScoreSDECode(process, steps, t_min, snr)(name, QuickNoise((3, 3, 4, 4)))
+    corrector = BatchLangevin(snr) if snr else None
+    initial = Prior(None if isinstance(process, VE) else 1.0)
+    grid = ScoreSDESteps(steps, t_min)
+    sampler = PredictorCorrector(predictor, corrector, predict_first=False, grid=grid, initial=initial)
+    sampler.check(process)
+    ours = sampler(Curved(process), QuickNoise((3, 3, 4, 4)))
+    close(ours.x, expected)
+    assert ours.nfe == sampler.evaluations(process) == steps * (2 if snr else 1)
+
+
+def test_steps_of_one_nth_matter():
+    """A uniform grid, whose steps have the length (1 - t_min)/N, gives other samples."""
+    process = VP()
+    uniform, theirs = (
+        PredictorCorrector(EulerMaruyama(), grid=grid)(Curved(process), QuickNoise((3, 3, 4, 4))).x
+        for grid in (Uniform(200, 1e-3), ScoreSDESteps(200, 1e-3))
+    )
+    assert float((uniform - theirs).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_singlestep_dpm_solver(order):
+    """diffusers takes the times within a step from its grid: it gets ours."""
+    from diffusers import DPMSolverSinglestepScheduler
+
+    torch.manual_seed(4)
+    process, steps, solver = BetaTable(), 6, DPMSolver(order)
+    score, x0, times = Curved(process), torch.randn(4, 3, 8, 8).double(), Karras(steps)(process)
+    inside = solver.init(process, times)
+    every = [u for t in times[:-1] for u in (t, *inside[float(t)])]
+    peer = DPMSolverSinglestepScheduler(solver_order=order, algorithm_type="dpmsolver", final_sigmas_type="sigma_min")
+    peer.set_timesteps(len(every))
+    peer.sigmas = process.noise_level(torch.stack([*every, times[-1]]))
+    peer.timesteps, peer.order_list = torch.arange(len(every)), list(range(1, order + 1)) * steps
+    theirs = x0
+    for i, t in enumerate(every):
+        last = i % order == order - 1  # Algorithm 2 takes phi_2 within the step, and for its end the noise found last
+        peer.register_to_config(solver_type="midpoint" if last else "heun")
+        theirs = peer.step(score.noise(theirs, t), i, theirs).prev_sample
+    close(walk(solver, score, times, x0, [None] * steps), theirs)

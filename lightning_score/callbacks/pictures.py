@@ -16,7 +16,8 @@ from torchvision.utils import make_grid
 
 from lightning_score.data import ScoreData, to_uint8
 from lightning_score.files import replacing, tolerating_full_disk
-from lightning_score.sampling.sampler import Move, Samples
+from lightning_score.sampling.predictor import Move
+from lightning_score.sampling.sampler import Samples
 from lightning_score.score.function import ScoreField
 from lightning_score.training.model import ScoreModel
 
@@ -97,7 +98,7 @@ class Strip:
     def __init__(self, model: ScoreModel, data: ScoreData, rows: int = 8) -> None:
         self._process, self._data, self._rows = model.score_function.process, data, rows
         self._range = data.data_range or (0.0, 1.0)
-        moves = len(model.sampler.plan(self._process, model.sampler.grid(self._process)))
+        moves = len(model.sampler.moves(self._process))
         self._kept = set(torch.linspace(0, moves, MOMENTS).round().long().tolist()[1:-1]) - {0, moves}
         self._move = 0
         self._columns: list[Tensor] = []

@@ -14,7 +14,6 @@ from lightning_score.callbacks.evaluate import Evaluate
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
 from lightning_score.memory import require_room
-from lightning_score.sampling import Tweedie
 from lightning_score.training.inference import inference
 from lightning_score.training.model import ScoreModel
 
@@ -77,9 +76,7 @@ class SamplingCost(Callback):
         for option, n in at_once.items():
             require_room(n * size, f"{option} {n}: samples of shape {list(model.shape)}")
         self.command, self.model, self.n, self._announced = command, model, sum(drawn.values()), False
-        process, sampler = model.score_function.process, model.sampler
-        moves = sampler.plan(process, sampler.grid(process))
-        self.evaluations = sum(move.method.evaluations for move in moves) + isinstance(sampler.denoise, Tweedie)
+        self.evaluations = model.sampler.evaluations(model.score_function.process)
         require(
             self.n * self.evaluations <= MOST_EVALUATIONS,
             f"{' and '.join(f'{option} {n}' for option, n in drawn.items() if n)}: at {self.evaluations} network "

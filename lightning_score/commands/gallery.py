@@ -115,7 +115,7 @@ def draw_samplers(model: ScoreModel, mixture: Mixture, n: int = 500, seed: int =
     panels: Any = figure.subfigures(rows, 2)
     for panel, (name, sampler) in zip(panels.flat, chosen.items(), strict=False):
         result = sampler(model.score_function, NoiseStream(seed, range(n), (2,)), trajectory=True)
-        stages = sampler.plan(process, sampler.grid(process))
+        stages = sampler.moves(process)
         times, clouds = [torch.ones(()), *(stage.end for stage in stages)], result.trajectory or []
         shown = torch.linspace(0, len(stages), SNAPSHOTS).round().long().tolist()
         panel.suptitle(f"{name}, NFE {result.nfe:g}", fontsize=9)

@@ -7,23 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from lightning.pytorch.cli import LightningArgumentParser
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
-from lightning_score.commands.arguments import Arguments
-from lightning_score.commands.base import IdleExperiment
-from lightning_score.commands.configs import load_checkpoint, over_checkpoint, trusted_modules, with_found_configs
+from lightning_score.commands.arguments import CONFIG, Arguments, Layer
+from lightning_score.commands.configs import find_config, load_checkpoint, read_config, trusted_modules
 from lightning_score.commands.learned_grid import forget_times
+from lightning_score.commands.parser import Parser
 from lightning_score.commands.schedule import PICTURES, require_new_file
-from lightning_score.commands.trainer import load_weights
 from lightning_score.errors import require
 from lightning_score.files import replace_text, replacing
+from lightning_score.guidance import Guidance
 from lightning_score.interop.base import part
 from lightning_score.runs.records import settings_of
-from lightning_score.sampling import Learned
+from lightning_score.sampling import Learned, Sampler
+from lightning_score.sampling.exact_ends import EXACT_STEPS, ROWS, allowed, group_of
 from lightning_score.sampling.grid import Karras, TimeGrid
-from lightning_score.sampling.learning import EXACT_STEPS, ROWS, allowed, group_of
 from lightning_score.training.inference import inference
 from lightning_score.training.learned_times import Drawn, check_grid, learn_times
+from lightning_score.training.model import ScoreModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,67 +35,82 @@ def grid(arguments: Arguments) -> None:
 
     Args:
         arguments: `grid` and its options.
+
+    Raises:
+        InputError: times cannot be learned for this sampler, or an option is refused.
     """
-    paths = arguments.get("--ckpt_path")
+    paths, parser, trusted = arguments.get("--ckpt_path"), _parser(), trusted_modules(arguments)
     require(bool(paths) or arguments.asks_for_help, "grid needs a checkpoint: --ckpt_path runs/NAME/latest/last.ckpt")
-    found = with_found_configs(arguments)
-    if paths:
-        checkpoint = load_checkpoint(paths[-1], trusted_modules(arguments))
-        found = over_checkpoint(found, checkpoint)
-    experiment = GridExperiment(found)
-    load_weights(experiment.model, checkpoint)
-    lesson = GridLesson(experiment)
+    layers = [Layer(_parts_of(load_checkpoint(path, trusted)["config"]), path) for path in paths[-1:]]
+    layers += [Layer(_parts_of(read_config(file)), str(file)) for file in map(find_config, arguments.get(CONFIG))]
+    config = parser.parse_args(arguments.drop(CONFIG).over(*layers))
+    for name, kinds in (("output", (".yaml", ".yml")), ("plot", PICTURES)):
+        if config[name] is not None:
+            require_new_file(name, Path(config[name]), kinds)
+    require(config.steps is None or config.steps >= 1, f"--steps {config.steps}: must be at least 1, as in 10")
+    _set_steps(config)
+    made = parser.instantiate_classes(config).model
+    model = ScoreModel.load_from_checkpoint(paths[-1], map_location="cpu", trust=list(trusted)).eval()
+    model.use(made.sampler, made.guidance)
+    lesson = Lesson(model, config.steps)
     print(lesson.text())
-    options = experiment.config
-    if options["output"] is not None:
-        replace_text(Path(options["output"]), lesson.config())
-        print(f"\nwritten to {options['output']}: python -m lightning_score predict --ckpt_path {paths[-1]} "
-              f"--config {options['output']}")  # fmt: skip
-    if options["plot"] is not None:
-        with replacing(options["plot"]) as temporary:
+    if config.output is not None:
+        settings = yaml.safe_load(parser.dump(config, skip_none=False))["model"]["sampler"]
+        replace_text(Path(config.output), lesson.config(settings))
+        print(
+            f"\nwritten to {config.output}: python -m lightning_score predict --ckpt_path {paths[-1]} --config {config.output}"
+        )
+    if config.plot is not None:
+        with replacing(config.plot) as temporary:
             lesson.figure().savefig(temporary, dpi=120)
-        print(f"drawn in {options['plot']}")
+        print(f"drawn in {config.plot}")
 
 
-class GridExperiment(IdleExperiment):
-    """Model and data of a checkpoint, with the options of `grid`."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the options of this command."""
-        super().add_arguments_to_parser(parser)
-        parser.add_argument("--ckpt_path", type=str | None, default=None, help="The checkpoint.")
-        parser.add_argument("--trust", type=str, help="Modules of which a checkpoint may name classes, as my_parts,others.")
-        parser.add_argument("--steps", type=int | None, default=None, help="Steps; those of the sampler's grid by default.")
-        parser.add_argument("--output", type=str | None, default=None, help="File for the times, as a config of predict.")
-        parser.add_argument("--plot", type=str | None, default=None, help="File for a picture (png, pdf or svg).")
-
-    def before_instantiate_classes(self) -> None:
-        """Checks the files, and gives the sampler's grid the steps."""
-        config = self.config
-        for name, kinds in (("output", (".yaml", ".yml")), ("plot", PICTURES)):
-            if config[name] is not None:
-                require_new_file(name, Path(config[name]), kinds)
-        require(config["steps"] is None or config["steps"] >= 1, f"--steps {config['steps']}: must be at least 1, as in 10")
-        sampler = config["model"]["sampler"] or {}
-        inner = ((sampler.get("init_args") or {}).get("grid") or {}).get("init_args") or {}
-        if config["steps"] is not None and "steps" in inner:
-            inner["steps"] = config["steps"]
-        forget_times(config)
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m lightning_score grid",
+        description="Learns the times with which a solver of few steps ends nearest to the exact flow of a checkpoint.",
+    )
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Config: its sampler and guidance.")
+    parser.add_argument("--ckpt_path", type=str, required=True, help="Checkpoint; its sampler and guidance by default.")
+    parser.add_argument("--trust", type=str, help="Module of which the checkpoint may name classes, as my_parts.")
+    parser.add_subclass_arguments(Sampler, "model.sampler", required=False)
+    parser.add_subclass_arguments(Guidance, "model.guidance", required=False)
+    parser.add_argument("--steps", type=int, help="Steps of the solver; those of the sampler's grid by default.")
+    parser.add_argument("--output", type=str, help="File for the times, as a config of predict, test and others.")
+    parser.add_argument("--plot", type=str, help="File for a picture of the times and errors (png, pdf or svg).")
+    return parser
 
 
-class GridLesson:
+def _parts_of(config: Any) -> dict[str, Any]:
+    """The sampler and the guidance of a configuration."""
+    model = config.get("model") or {}
+    return {"model": {name: model[name] for name in ("sampler", "guidance") if name in model}}
+
+
+def _set_steps(config: Any) -> None:
+    """Gives the grid that is compared with the learned one the steps that are asked for, where it has a number of steps."""
+    sampler = config.model.sampler or {}
+    inner = ((sampler.get("init_args") or {}).get("grid") or {}).get("init_args") or {}
+    if config.steps is not None and "steps" in inner:
+        inner["steps"] = config.steps
+    forget_times(config)
+
+
+class Lesson:
     """What was learned, and what it saves.
 
     Args:
-        experiment: the model with its weights, and the options.
+        model: the model, with the sampler for which times are learned.
+        steps: N; None: those of the sampler's grid.
     """
 
-    def __init__(self, experiment: GridExperiment):
-        start, self._experiment, model = time.monotonic(), experiment, experiment.model
+    def __init__(self, model: ScoreModel, steps: int | None):
+        start, self._model = time.monotonic(), model
         self._process, self._sampler, given = model.score_function.process, copy(model.sampler), model.sampler.grid
         times, levels = given(self._process), model.objective.levels(self._process)
         noisy = float(self._process.sigma(times[-1])) > 0
-        steps = experiment.config["steps"] or len(times) - 1
+        steps = steps or len(times) - 1
         self.grid = Learned(steps, float(times[-1]) if noisy and levels is None else None)
         self._sampler.grid = self.grid
         check_grid(model, self._sampler)
@@ -116,7 +132,7 @@ class GridLesson:
         solver = _described(self._sampler)
         levels = (self._process.sigma(self.after) / self._process.alpha(self.after)).tolist()
         before, after = ((float(e.square().mean().sqrt()), float(e.median())) for e in self.errors)
-        shape = " x ".join(map(str, self._experiment.model.shape))
+        shape = " x ".join(map(str, self._model.shape))
         return f"""\
 1. Solver: {solver}.
    Cost: {self.nfe:g} network evaluations per sample in {len(levels) - 1} steps, the final denoise included.
@@ -130,10 +146,12 @@ class GridLesson:
    {"learned":24s}{after[0]:18.4g}{after[1]:16.4g}
 5. Learned in {self.seconds:.0f} s."""
 
-    def config(self) -> str:
-        """The config that makes predict, test and others draw with these times, and refuses them for another model."""
-        plain = yaml.safe_load(self._experiment.parser.dump(self._experiment.config, skip_none=False))
-        sampler = plain["model"]["sampler"]
+    def config(self, sampler: dict[str, Any]) -> str:
+        """The config that makes predict, test and others draw with these times, and refuses them for another model.
+
+        Args:
+            sampler: the settings of the sampler.
+        """
         kept = {name: getattr(self.grid, name) for name in ("steps", "t_min", "times", "learned_for")}
         sampler["init_args"]["grid"] = part("Learned", **kept)
         header = f"# Times learned for {_described(self._sampler)}: {self.nfe:g} network evaluations per sample.\n"
@@ -146,7 +164,7 @@ class GridLesson:
         figure = Figure(figsize=(13, 4.2), layout="constrained")
         figure.suptitle(f"{_described(self._sampler)}: {self.nfe:g} network evaluations per sample")
         left, middle, right = figure.subplots(1, 3)
-        with torch.inference_mode(), inference(self._experiment.model):
+        with torch.inference_mode(), inference(self._model):
             local = [self._group.local_errors(times) for times in (self.before, self.after)]
         for name, times, errors, steps, color in zip(
             (self._name, "learned"), (self.before, self.after), self.errors, local, ("tab:gray", "tab:blue"), strict=True

@@ -199,20 +199,11 @@ class TrainerCommand(ExperimentCLI, ABC):
         """
         known = not self.needs_step or "fit_loop" in checkpoint.get("loops", {})
         require(known, "--ckpt_path: the checkpoint has no loops, so its training step is unknown; only predict can use it")
-        load_weights(self.model, checkpoint)
+        try:
+            self.model.load_state_dict(checkpoint["state_dict"])
+        except RuntimeError as error:
+            raise InputError(f"the checkpoint's weights do not fit the network of the options: {one_line(error)}") from error
         require_own_times(self.model)
-
-
-def load_weights(model: ScoreModel, checkpoint: dict[str, Any]) -> None:
-    """Gives a model the checkpoint's weights.
-
-    Raises:
-        InputError: they do not fit the network.
-    """
-    try:
-        model.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        raise InputError(f"the checkpoint's weights do not fit the network of the options: {one_line(error)}") from error
 
 
 def _plugins(chosen: Any) -> list[Any]:

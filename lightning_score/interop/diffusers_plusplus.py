@@ -94,6 +94,6 @@ def training_of(scheduler: Mapping[str, Any]) -> Settings:
     require(kind == "ScoreSdeVeScheduler", f"{kind}: a UNet of Skip blocks is converted with a ScoreSdeVeScheduler only")
     steps, t_min = scheduler.get("num_train_timesteps", 2000), scheduler.get("sampling_eps", 1e-5)
     sampler = corrected(
-        part("Uniform", steps=steps, t_min=t_min), scheduler.get("snr", 0.15), scheduler.get("correct_steps", 1)
+        part("ScoreSDESteps", steps=steps, t_min=t_min), scheduler.get("snr", 0.15), scheduler.get("correct_steps", 1)
     )
     return ve(scheduler.get("sigma_min", 0.01), scheduler.get("sigma_max", 1348.0), sampler)

@@ -90,7 +90,7 @@ def _by_folders(path: Path) -> tuple[str, str]:
 def _ve(sigmas: Tensor) -> Training:
     levels = ncsnv2.ladder(sigmas)["init_args"]
     snr = 0.16 if levels["sigma_max"] <= 100 else 0.075
-    steps = corrected(part("Uniform", steps=levels["levels"], t_min=1e-5), snr)
+    steps = corrected(part("ScoreSDESteps", steps=levels["levels"], t_min=1e-5), snr)
     note = f"the authors' signal-to-noise ratio of the corrector: --model.sampler.corrector.snr {snr:g}"
     return Training(ve(levels["sigma_min"], levels["sigma_max"], steps), (0.0, 1.0), (CENTERED, note))
 
@@ -107,12 +107,12 @@ def ladder(sigmas: Tensor, parametrization: str = "ScoreOverSigma") -> Training:
 
 
 def _vp(process: str) -> Settings:
-    grid = part("Uniform", steps=1000, t_min=1e-3)
+    grid = part("ScoreSDESteps", steps=1000, t_min=1e-3)
     return {
         "process": part(process, beta_min=0.1, beta_max=20.0),
         "parametrization": part("Noise", noise_label=part("Time", scale=999.0)),
         "objective": matching(part("UniformTimes", t_min=1e-5), mean=True),
-        "sampler": sampler(part("EulerMaruyama"), grid, denoise=part("LastMean")),
+        "sampler": sampler(part("EulerMaruyama"), grid, denoise=part("LastMean"), initial=part("Prior", std=1.0)),
     }
 
 

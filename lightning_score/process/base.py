@@ -90,6 +90,16 @@ class NoiseProcess(CachedCoefficients, nn.Module, ABC):
         """Draws from the law at t = 1, N(0, sigma(1)^2 I), from standard normal `noise` (B, ...)."""
         return combine((self.sigma(torch.ones((), dtype=noise.dtype)), noise))
 
+    def chain(self, steps: int) -> "NoiseProcess":
+        """The table of N entries whose limit the process is; the process itself if there is none.
+
+        DDPM's chain with beta_i = beta/N for VP, and NCSN's ladder for VE (Song et al. 2021, 2011.13456, appendix B).
+
+        Args:
+            steps: N; a chain needs more than VP's beta_max.
+        """
+        return self
+
     def table_times(self) -> Tensor:
         """The times of a tabulated process's entries, ascending, float64 (N,).
 

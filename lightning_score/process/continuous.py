@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_score.errors import require
 from lightning_score.process.base import Auto, NoiseProcess, VariancePreserving, require_sigmas
+from lightning_score.process.table import BetaTable, SigmaTable
 
 
 class VP(VariancePreserving):
@@ -40,6 +41,11 @@ class VP(VariancePreserving):
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
         return self._inverse_integral(-2 * self.log_alpha_of(log_snr))
 
+    def chain(self, steps: int) -> NoiseProcess:
+        if not 0 < self.beta_min <= self.beta_max < steps:
+            return self
+        return BetaTable(self.beta_min / steps, self.beta_max / steps, steps)
+
     def _inverse_integral(self, integral: Tensor) -> Tensor:
         """The time t at which the integral of beta from 0 to t, which is -log alpha^2, has the given value."""
         root = (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral).sqrt()
@@ -58,6 +64,9 @@ class SubVP(VP):
 
     def sigma(self, t: Tensor) -> Tensor:
         return -torch.expm1(2 * self.log_alpha(t))
+
+    def chain(self, steps: int) -> NoiseProcess:
+        return self
 
     def diffusion(self, t: Tensor) -> Tensor:
         return (-self.beta(t) * torch.expm1(4 * self.log_alpha(t))).sqrt()
@@ -97,6 +106,9 @@ class VE(NoiseProcess):
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
         return ((-log_snr / 2 - math.log(self.sigma_min)) / self.log_ratio).clamp(0, 1)
+
+    def chain(self, steps: int) -> NoiseProcess:
+        return SigmaTable(self.sigma_min, self.sigma_max, steps)
 
 
 class Cosine(VariancePreserving):

@@ -1,5 +1,6 @@
 """Sampling: time grids, predictors, correctors and the samplers made of them."""
 
+from lightning_score.sampling.adams import IPNDM, AdamsBashforth
 from lightning_score.sampling.corrector import (
     BatchLangevin,
     Corrector,
@@ -9,6 +10,14 @@ from lightning_score.sampling.corrector import (
     SampleLangevin,
 )
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, LastMean, Prior, Tweedie, UniformNoise
+from lightning_score.sampling.exponential import (
+    DPMSolver2M,
+    DPMSolver3M,
+    SASolver,
+    SDEDPMSolver2M,
+    SDEDPMSolver3M,
+    UniPC,
+)
 from lightning_score.sampling.flow import RK45, DormandPrince, ProbabilityFlow
 from lightning_score.sampling.grid import Geometric, Given, Karras, ProcessTable, Quadratic, Snapped, TimeGrid, Uniform
 from lightning_score.sampling.langevin import (
@@ -19,16 +28,6 @@ from lightning_score.sampling.langevin import (
 )
 from lightning_score.sampling.learned import Learned
 from lightning_score.sampling.metropolis import HMC, MALA, UnderdampedLangevin
-from lightning_score.sampling.multistep import (
-    IPNDM,
-    AdamsBashforth,
-    DPMSolver2M,
-    DPMSolver3M,
-    SASolver,
-    SDEDPMSolver2M,
-    SDEDPMSolver3M,
-    UniPC,
-)
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.predictor import (
     DDIM,
@@ -41,7 +40,10 @@ from lightning_score.sampling.predictor import (
     ReverseDiffusion,
     StochasticHeun,
 )
+from lightning_score.sampling.published import Leading, Linspace, ScoreSDESteps
+from lightning_score.sampling.restart import Restart
 from lightning_score.sampling.sampler import PredictorCorrector, Sampler, Samples
+from lightning_score.sampling.singlestep import DPMSolver, HeunInTime
 
 __all__ = [
     "DDIM",
@@ -56,6 +58,7 @@ __all__ = [
     "BatchLangevin",
     "ConsistentAnnealedLangevin",
     "Corrector",
+    "DPMSolver",
     "DPMSolver2M",
     "DPMSolver3M",
     "DormandPrince",
@@ -66,6 +69,7 @@ __all__ = [
     "Geometric",
     "Given",
     "Heun",
+    "HeunInTime",
     "Initial",
     "Karras",
     "KeepNoise",
@@ -73,7 +77,9 @@ __all__ = [
     "LangevinCorrector",
     "LangevinDynamics",
     "LastMean",
+    "Leading",
     "Learned",
+    "Linspace",
     "NoPredictor",
     "NoiseStream",
     "Predictor",
@@ -82,6 +88,7 @@ __all__ = [
     "ProbabilityFlow",
     "ProcessTable",
     "Quadratic",
+    "Restart",
     "ReverseDiffusion",
     "SASolver",
     "SDEDPMSolver2M",
@@ -89,6 +96,7 @@ __all__ = [
     "SampleLangevin",
     "Sampler",
     "Samples",
+    "ScoreSDESteps",
     "Snapped",
     "StochasticHeun",
     "TimeGrid",

@@ -8,6 +8,7 @@ from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.noise import NoiseSource, NoiseStream, NoNoise
 from lightning_score.score.function import ScoreField
+from lightning_score.tensors import combine
 
 
 class Initial(ABC):
@@ -19,10 +20,18 @@ class Initial(ABC):
 
 
 class Prior(Initial):
-    """N(0, sigma(1)^2 I), the law of the process at t = 1 for data of mean zero."""
+    """N(0, sigma(1)^2 I), the law of the process at t = 1 for data of mean zero.
+
+    Args:
+        std: the standard deviation in place of sigma(1); score SDE's code takes 1 for VP and subVP. null: sigma(1).
+    """
+
+    def __init__(self, std: float | None = None):
+        require(std is None or std > 0, f"std={std}: must be above 0, as in 1, or null")
+        self.std = std
 
     def __call__(self, process: NoiseProcess, noise: NoiseSource) -> Tensor:
-        return process.prior(noise.normal())
+        return process.prior(noise.normal()) if self.std is None else combine((self.std, noise.normal()))
 
 
 class UniformNoise(Initial):
@@ -43,6 +52,9 @@ class UniformNoise(Initial):
 
 class FinalDenoise(ABC):
     """What happens to the noise that remains at the last level."""
+
+    evaluations: int = 0
+    """Score evaluations of `finish`."""
 
     def last_noise(self, noise: NoiseStream) -> NoiseSource:
         """The random numbers of the last move."""
@@ -75,6 +87,8 @@ class LastMean(FinalDenoise):
 
 class Tweedie(FinalDenoise):
     """Replaces x by E[x_0 given x] (NCSNv2, Jolicoeur-Martineau et al. 2020, 2009.05475; one further evaluation)."""
+
+    evaluations = 1
 
     def finish(self, score: ScoreField, x: Tensor, t: Tensor) -> Tensor:
         return score.denoised(x, t)

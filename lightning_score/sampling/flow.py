@@ -6,7 +6,6 @@ Song et al. 2021 (2011.13456), eq. 13; the same is d(x/alpha) = noise d(sigma/al
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,8 +16,8 @@ from lightning_score.process import NoiseProcess
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, Prior
 from lightning_score.sampling.grid import TimeGrid, Uniform
 from lightning_score.sampling.noise import NoiseSource
-from lightning_score.sampling.predictor import Predictor
-from lightning_score.sampling.sampler import Move, Sampler
+from lightning_score.sampling.predictor import Move, Predictor
+from lightning_score.sampling.sampler import Sampler
 from lightning_score.score.function import ScoreField
 from lightning_score.tensors import broadcast_to, combine
 
@@ -202,7 +201,7 @@ class ProbabilityFlow(Sampler):
         self.predictor = predictor or RK45()
 
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
-        return [Move(self.predictor, t, s, s) for t, s in pairwise(times)]
+        return [move for moves in self.predictor.plan(process, times) for move in moves]
 
     def check(self, process: NoiseProcess) -> None:
         super().check(process)
@@ -240,11 +239,12 @@ class ProbabilityFlow(Sampler):
     @torch.no_grad()
     def _integrate(self, score: ScoreField, x: Tensor, times: Tensor) -> Tensor:
         """The flow along a grid of times in either direction."""
-        times = times.cpu()
-        state = self.predictor.init(score.process, times)
+        times, score = times.cpu(), self.grid.view(score)
+        moves = self.plan(score.process, times)
+        states = {method: method.init(score.process, times) for method in {move.method for move in moves}}
         with evaluating(score), score.process.cached_at(times):
-            for t, s in pairwise(times):
-                x, state = self.predictor.step(score, x, t, s, NoDraws(), state)
+            for method, t, s, _ in moves:
+                x, states[method] = method.step(score, x, t, s, NoDraws(), states[method])
         return x
 
 

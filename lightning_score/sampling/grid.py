@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_score.errors import InputError, require, require_passes
 from lightning_score.process import NoiseProcess
+from lightning_score.score.function import ScoreField
 
 TOLERANCE = 0.03
 """The mean distance in log(sigma/alpha) above which there is a warning: that of all times to levels of ratio 1.13."""
@@ -29,6 +30,14 @@ class TimeGrid(ABC):
     @abstractmethod
     def __call__(self, process: NoiseProcess) -> Tensor:
         """The N + 1 times of N steps, decreasing, float64."""
+
+    def discretized(self, process: NoiseProcess) -> NoiseProcess:
+        """The process whose coefficients the steps on the grid use; by default the process itself."""
+        return process
+
+    def view(self, score: ScoreField) -> ScoreField:
+        """The score that the steps on the grid use, of the process `discretized`."""
+        return score
 
 
 class ProcessTable(TimeGrid):
@@ -138,9 +147,14 @@ class Karras(_SteppedGrid):
         self.rho = rho
 
     def __call__(self, process: NoiseProcess) -> Tensor:
-        ends = self._ends(process)
-        first, last = (-process.log_snr(ends) / (2 * self.rho)).exp()  # (sigma/alpha)^(1/rho)
-        return _pinned(process.inverse_log_snr(-2 * self.rho * torch.lerp(first, last, self._ramp()).log()), ends)
+        return karras_times(process, self._ends(process), self.steps, self.rho)
+
+
+def karras_times(process: NoiseProcess, ends: Tensor, steps: int, rho: float = 7.0) -> Tensor:
+    """N + 1 times between two ends, (2,), at which (sigma/alpha)^(1/rho) is linear (Karras et al. 2022, eq. 5)."""
+    first, last = (-process.log_snr(ends) / (2 * rho)).exp()  # (sigma/alpha)^(1/rho)
+    ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    return _pinned(process.inverse_log_snr(-2 * rho * torch.lerp(first, last, ramp).log()), ends)
 
 
 class Snapped(TimeGrid):

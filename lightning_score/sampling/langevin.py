@@ -14,8 +14,8 @@ from lightning_score.sampling.corrector import FixedLangevin, LangevinCorrector,
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, Prior, Tweedie
 from lightning_score.sampling.grid import ProcessTable, TimeGrid, times_of_levels
 from lightning_score.sampling.noise import NoiseSource
-from lightning_score.sampling.predictor import NoPredictor, SamplerStep
-from lightning_score.sampling.sampler import Move, Sampler
+from lightning_score.sampling.predictor import Move, NoPredictor, SamplerStep
+from lightning_score.sampling.sampler import Sampler
 from lightning_score.score.function import ScoreField
 from lightning_score.tensors import combine
 

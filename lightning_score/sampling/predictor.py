@@ -7,7 +7,8 @@ noise = -sigma score (Karras et al. 2022, 2206.00364, eq. 4). The transition bet
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,14 +60,27 @@ class SamplerStep(ABC):
         """
 
 
+class Move(NamedTuple):
+    """One move of a sampler: `method.step` at time t, next to s on the grid, after which x is at time `end`."""
+
+    method: SamplerStep
+    t: Tensor
+    s: Tensor
+    end: Tensor
+
+
 class Predictor(SamplerStep, ABC):
-    """Moves samples of p_t to samples of p_s, s < t."""
+    """Moves samples of p_t to samples of p_s, s < t; a step to clean data takes one evaluation at most."""
 
     order: int
     """Global order of convergence in the step; weak order for stochastic predictors."""
 
     adaptive: bool = False
     """Whether a tolerance sets the number of evaluations, whatever the grid; `evaluations` is then the least number."""
+
+    def plan(self, process: NoiseProcess, times: Tensor) -> list[list[Move]]:
+        """The moves over each interval of a grid of times (N + 1,); by default one step."""
+        return [[Move(self, t, s, s)] for t, s in pairwise(times)]
 
 
 class NoPredictor(Predictor):

@@ -15,18 +15,8 @@ from lightning_score.sampling.corrector import Corrector
 from lightning_score.sampling.ends import FinalDenoise, Initial, LastMean, Prior
 from lightning_score.sampling.grid import TimeGrid, Uniform, warn_between_levels
 from lightning_score.sampling.noise import NoiseStream
-from lightning_score.sampling.predictor import Predictor, ReverseDiffusion, SamplerStep
-from lightning_score.score.function import ClippedScore, ScoreField
-
-
-class Move(NamedTuple):
-    """One move of a sampler: `method.step` at time t, next to s on the grid, after which x is at time `end`."""
-
-    method: SamplerStep
-    t: Tensor
-    s: Tensor
-    end: Tensor
-
+from lightning_score.sampling.predictor import Move, Predictor, ReverseDiffusion
+from lightning_score.score.function import ClippedScore, PriorScore, ScoreField
 
 Observer = Callable[[ScoreField, Move, Tensor, Tensor, Any], None]
 """Called after every move with the score, the move, x before and after it, (B, ...), and the method's state before it."""
@@ -73,9 +63,25 @@ class Sampler(ABC):
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         """The moves in their order, for a grid of decreasing times (N + 1,)."""
 
+    def moves(self, process: NoiseProcess) -> list[Move]:
+        """The moves in their order on the sampler's own grid."""
+        return self.plan(self.grid.discretized(process), self.grid(process))
+
+    def view(self, score: ScoreField, times: Tensor) -> ScoreField:
+        """The score as the moves see it, on a grid of decreasing times (N + 1,)."""
+        score = self.grid.view(score)
+        return score if self.clip is None else ClippedScore(score, *self.clip)
+
+    def evaluations(self, process: NoiseProcess) -> int:
+        """Network evaluations of a sample; with an adaptive predictor the least number."""
+        times, moves = self.grid(process), self.moves(process)
+        clean = float(times[-1]) if float(self.grid.discretized(process).sigma(times[-1])) == 0 else None
+        counts = (min(move.method.evaluations, 1) if float(move.end) == clean else move.method.evaluations for move in moves)
+        return sum(counts) + self.denoise.evaluations
+
     def check(self, process: NoiseProcess) -> None:
         """Raises `InputError` if the sampler does not fit the process."""
-        times = self.grid(process)
+        times, process = self.grid(process), self.grid.discretized(process)
         moves = self.plan(process, times)
         require(
             bool(moves),
@@ -93,11 +99,10 @@ class Sampler(ABC):
             levels: the only times at which the score was trained, (L,); None: all times.
         """
         self.check(process)
-        times = self.grid(process)
-        methods = {move.method for move in self.plan(process, times)}
-        evaluated = [method.evaluated(process, times) for method in methods if method.evaluations]
         if self.grid.learns:  # and keeps to these levels
             return
+        times, methods = self.grid(process), {move.method for move in self.moves(process)}
+        evaluated = [method.evaluated(process, times) for method in methods if method.evaluations]
         name = f"{type(self).__name__} on {type(self.grid).__name__}"
         warn_between_levels(name, process, levels, torch.cat([times[:0], *evaluated]))
 
@@ -119,12 +124,12 @@ class Sampler(ABC):
             observe: called after every move.
         """
         evaluations = score.evaluations
-        if self.clip is not None:
-            score = ClippedScore(score, *self.clip)
         times = self.grid(score.process).cpu()  # coefficients are computed on the CPU, so that a GPU need not wait
-        with score.process.cached_at(times):
-            moves = self.plan(score.process, times)
-            states = {method: method.init(score.process, times) for method in {move.method for move in moves}}
+        score = self.view(score, times)
+        moves = self.plan(score.process, times)
+        methods = {move.method for move in moves}
+        with score.process.cached_at(torch.cat([times, *(method.evaluated(score.process, times) for method in methods)])):
+            states = {method: method.init(score.process, times) for method in methods}
             x = self.initial(score.process, noise)
             path = [x] if trajectory else None
             for i, move in enumerate(tqdm(moves, "sampling", leave=False, disable=not progress, unit="step")):
@@ -154,6 +159,8 @@ class PredictorCorrector(Sampler):
         denoise: what happens to the remaining noise; the noise-free mean of the last move is returned by default.
         initial: where sampling starts; the process's prior by default.
         clip: [low, high], to which the denoised image is clipped at every evaluation (DDPM: [-1, 1]); null: not at all.
+        analytic_first_step: the standard deviation of the data, from which the score at the first time follows without the
+            network, because x is nearly noise alone (diff-sampler: `afs`); null: the score is the network's.
     """
 
     def __init__(
@@ -166,20 +173,35 @@ class PredictorCorrector(Sampler):
         denoise: FinalDenoise | None = None,
         initial: Initial | None = None,
         clip: Sequence[float] | None = None,
+        analytic_first_step: float | None = None,
     ):
         require(corrector_steps >= 1, f"corrector_steps={corrector_steps}: need at least 1; for none, corrector: null")
         require_passes(corrector_steps=corrector_steps)
         super().__init__(grid or Uniform(), denoise or LastMean(), initial or Prior(), clip)
         self.predictor = predictor or ReverseDiffusion()
         self.corrector, self.corrector_steps = corrector, corrector_steps
-        self.predict_first = predict_first
+        self.predict_first, self.analytic_first_step = predict_first, analytic_first_step
+        require(
+            analytic_first_step is None or (analytic_first_step >= 0 and not self.predictor.adaptive),
+            f"analytic_first_step={analytic_first_step}: must be the standard deviation of the data, as in 0.5, or null, as "
+            "with a predictor of adaptive steps",
+        )
+
+    def view(self, score: ScoreField, times: Tensor) -> ScoreField:
+        score = super().view(score, times)
+        return score if self.analytic_first_step is None else PriorScore(score, times[0], self.analytic_first_step)
+
+    def evaluations(self, process: NoiseProcess) -> int:
+        saved = [] if self.analytic_first_step is None else [m for m in self.moves(process) if m.t >= self.grid(process)[0]]
+        counts = (move.method.evaluations if move.end == move.t else min(1, move.method.evaluations) for move in saved)
+        return super().evaluations(process) - sum(counts)
 
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         require_passes(moves=(len(times) - 1) * (1 + self.corrector_steps * (self.corrector is not None)))
         clean = (process.sigma(times) == 0).tolist()
         moves: list[Move] = []
-        for i, (t, s) in enumerate(pairwise(times)):
-            predict, correct = [Move(self.predictor, t, s, s)], []
+        for i, ((t, s), predict) in enumerate(zip(pairwise(times), self.predictor.plan(process, times), strict=True)):
+            correct: list[Move] = []
             if self.corrector is not None and not clean[i + self.predict_first]:
                 correction = Move(self.corrector, s, t, s) if self.predict_first else Move(self.corrector, t, s, t)
                 correct = [correction] * self.corrector_steps

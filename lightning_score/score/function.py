@@ -133,3 +133,29 @@ class ClippedScore(ScoreWrapper):
         denoised = self.score.denoised(x, t, cond).clamp(self.low, self.high)
         scale = score_scale / self.process.sigma(t) ** 2
         return combine((x_scale - scale, x), (scale * self.process.alpha(t), denoised))
+
+
+class PriorScore(ScoreWrapper):
+    """-x/(alpha^2 std^2 + sigma^2) at the first time of sampling, where x is nearly noise alone, without an evaluation.
+
+    The score of N(0, alpha^2 std^2 + sigma^2): the analytic first step of Dockhorn et al. 2022 (2210.05475) and of
+    diff-sampler. At smaller times, and at times (B,), it is the score that is wrapped.
+
+    Args:
+        score: the score function that is wrapped.
+        first: the first time, ().
+        std: standard deviation of the data.
+    """
+
+    def __init__(self, score: ScoreField, first: Tensor, std: float):
+        super().__init__(score)
+        self.first, self.std = first, std
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.combination(x, t, cond, x_scale=0.0, score_scale=1.0)
+
+    def combination(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Scale, score_scale: Scale) -> Tensor:
+        if t.ndim > 0 or t < self.first:
+            return self.score.combination(x, t, cond, x_scale=x_scale, score_scale=score_scale)
+        variance = (self.process.alpha(t) * self.std) ** 2 + self.process.sigma(t) ** 2
+        return combine((x_scale - score_scale / variance, x))

@@ -14,7 +14,8 @@ from lightning_score.errors import require
 from lightning_score.files import cache_folder, replace_text, tolerating_full_disk
 from lightning_score.runs.records import digest_of, settings_of
 from lightning_score.sampling import Given, Learned, Sampler
-from lightning_score.sampling.learning import Latents, check_learnable, check_steps, learn
+from lightning_score.sampling.exact_ends import Latents, check_learnable
+from lightning_score.sampling.learning import check_steps, learn
 from lightning_score.score.function import ScoreField
 from lightning_score.training.inference import inference
 

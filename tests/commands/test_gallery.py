@@ -8,14 +8,14 @@ from lightning_score.commands import gallery
 from lightning_score.commands.gallery import draw_levels, one_level_and_many, samplers, two_segments
 from lightning_score.data import Mixture
 from lightning_score.process import VE, VP, SigmaTable
-from lightning_score.sampling import NoiseStream
+from lightning_score.sampling import NoiseStream, Restart
 
 
 @pytest.mark.parametrize("process", [SigmaTable(0.05, 5.0, 20), VP(), VE(0.02, 8.0)], ids=lambda p: type(p).__name__)
 def test_every_sampler_of_the_gallery_runs(process):
     found = samplers(process)
     names = " ".join(found)
-    missing = [kind.__name__ for kind in PREDICTORS + CORRECTORS if kind.__name__ not in names]
+    missing = [kind.__name__ for kind in [*PREDICTORS, Restart, *CORRECTORS] if kind.__name__ not in names]
     assert set(missing) == {"NoPredictor", "AnnealedLangevinStep", "FixedLangevin", "SampleLangevin"}
     score = MixtureScore(process, Mixture([[0.5, -0.5]], [0.4]))
     for name, sampler in found.items():

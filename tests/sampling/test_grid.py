@@ -7,27 +7,33 @@ from conftest import GRIDS, MixtureScore
 from lightning_score.errors import InputError
 from lightning_score.process import VE, VP, BetaTable, SigmaTable
 from lightning_score.sampling import (
+    DDIM,
     AnnealedLangevin,
     Geometric,
     Given,
     Karras,
+    Leading,
+    Linspace,
     NoiseStream,
     ProcessTable,
     Quadratic,
+    ScoreSDESteps,
     Snapped,
 )
 
 
 @pytest.mark.parametrize("kind", GRIDS, ids=lambda c: c.__name__)
 def test_grids_decrease_from_noise_to_data(noise_process, kind):
-    if kind in (ProcessTable, Snapped) and not isinstance(noise_process, (BetaTable, SigmaTable)):
+    if kind in (ProcessTable, Snapped, Leading, Linspace) and not isinstance(noise_process, (BetaTable, SigmaTable)):
         with pytest.raises(InputError, match="has no table"):
             kind()(noise_process)
         return
     grid = Given([1.0, 0.7, noise_process.t_min]) if kind is Given else kind()
     times = grid(noise_process)
-    assert times.dtype == torch.float64 and float(times[0]) == 1 and bool((times.diff() < 0).all())
-    assert float(times[-1]) == (0 if kind is ProcessTable else pytest.approx(noise_process.t_min))
+    assert times.dtype == torch.float64 and float(times[0]) == (0.985 if kind is Leading else 1)
+    assert bool((times.diff() < 0).all())
+    to_data = kind in (ProcessTable, Leading, Linspace, ScoreSDESteps)
+    assert float(times[-1]) == (0 if to_data else pytest.approx(noise_process.t_min))
 
 
 def test_grid_formulas():
@@ -111,3 +117,77 @@ class TestTable:
         AnnealedLangevin(0.99 * limit, 3, ProcessTable(5)).check(process)
         with pytest.raises(InputError, match="Langevin dynamics diverges"):
             AnnealedLangevin(1.01 * limit, 3, ProcessTable(5)).check(process)
+
+
+class TestDiffusersSpacings:
+    """The same entries as their schedulers' `timesteps`, which count from 0."""
+
+    entries = 1000
+
+    def peer(self, kind, steps, spacing, **settings):
+        import diffusers
+
+        scheduler = getattr(diffusers, f"{kind}Scheduler")(
+            num_train_timesteps=self.entries, timestep_spacing=spacing, **settings
+        )
+        scheduler.set_timesteps(steps)
+        return scheduler.timesteps.tolist()
+
+    def ours(self, grid):
+        return (grid(BetaTable(steps=self.entries)) * self.entries - 1).round().long().tolist()
+
+    @pytest.mark.parametrize("steps", [2, 3, 7, 10, 30, 50, 333, 999, 1000])
+    def test_ddim_and_ddpm(self, steps):
+        for kind in ("DDIM", "DDPM"):
+            assert self.ours(Linspace(steps))[:-1] == self.peer(kind, steps, "linspace")
+            assert self.ours(ProcessTable(steps))[:-1] == self.peer(kind, steps, "trailing")
+            for offset in (0, 1) if steps <= 500 else (0,):  # with 1, theirs would start beyond the table
+                assert self.ours(Leading(steps, offset))[:-1] == self.peer(kind, steps, "leading", steps_offset=offset)
+
+    @pytest.mark.parametrize("steps", [2, 3, 7, 10, 30, 50, 332, 500])
+    @pytest.mark.parametrize("kind", ["DPMSolverMultistep", "UniPCMultistep", "DEISMultistep", "SASolver"])
+    def test_multistep_schedulers_leave_out_the_last(self, kind, steps):
+        assert self.ours(Linspace(steps, skip_last=True))[:-1] == self.peer(kind, steps, "linspace")
+        assert self.ours(ProcessTable(steps))[:-1] == self.peer(kind, steps, "trailing")
+        for offset in (0, 1):
+            expected = self.peer(kind, steps, "leading", steps_offset=offset)
+            assert self.ours(Leading(steps, offset, skip_last=True))[:-1] == expected
+
+    @pytest.mark.parametrize("to_data", [True, False])
+    def test_the_last_step_of_ddim_ends_where_theirs_does(self, to_data):
+        from diffusers import DDIMScheduler
+
+        process, steps = BetaTable(), 30
+        peer = DDIMScheduler(timestep_spacing="leading", steps_offset=1, set_alpha_to_one=to_data, clip_sample=False)
+        peer.betas, peer.alphas_cumprod = process.betas, torch.cumprod(1 - process.betas, 0)
+        peer.final_alpha_cumprod = torch.ones(()).double() if to_data else peer.alphas_cumprod[0]
+        peer.set_timesteps(steps)
+        times, score = Leading(steps, 1, to_data)(process), MixtureScore(process)
+        ours = theirs = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).double()
+        for t, s, index in zip(times[:-1], times[1:], peer.timesteps, strict=True):
+            output = score.noise(theirs, torch.tensor((float(index) + 1) / 1000).double())
+            theirs = peer.step(output, index, theirs).prev_sample
+            ours, _ = DDIM().step(score, ours, t, s, None, None)
+        torch.testing.assert_close(ours, theirs)
+        assert float(times[-1]) == (0 if to_data else 0.001)
+
+    def test_a_step_from_the_smallest_entry_to_itself_is_left_out(self):
+        assert self.ours(Leading(10, to_data=False)) == self.ours(Leading(10))[:-1]
+        assert self.ours(Linspace(10, to_data=False)) == self.ours(Linspace(10))[:-1]
+
+    @pytest.mark.parametrize(
+        ("make", "words"),
+        [
+            (lambda: Leading(1), "steps=1: must be at least 2"),
+            (lambda: Linspace(0), "steps=0"),
+            (lambda: Leading(offset=-1), "offset=-1: must be at least 0"),
+            (lambda: Leading(11)(BetaTable(steps=10)), "steps=11: the table of BetaTable has 10 entries; need at most 10"),
+            (lambda: Linspace(10, skip_last=True)(BetaTable(steps=10)), "need at most 9 steps"),
+            (lambda: Leading(10, 1)(BetaTable(steps=10)), "offset=1: .* at entry 11 of 10; need at most 0"),
+            (lambda: ScoreSDESteps(1), "steps=1: must be at least 2"),
+            (lambda: ScoreSDESteps(t_min=0.0), "t_min=0.0"),
+        ],
+    )
+    def test_errors_name_the_value(self, make, words):
+        with pytest.raises(InputError, match=words):
+            make()

@@ -143,6 +143,27 @@ def test_special_cases_are_other_methods(noise_process):
     torch.testing.assert_close(run(UniPC(2, False), score, x, times), run(DPMSolver2M(), score, x, times))
 
 
+@pytest.mark.parametrize(("kind", "rate"), [(DPMSolver3M, 1), (SDEDPMSolver3M, 2)])
+def test_the_step_with_three_images_is_the_published_one(kind, rate, noise_process):
+    """With a half of the parabola's second derivative. (diffusers' form for the SDE has it with the wrong sign.)"""
+    score, (x, z) = MixtureScore(noise_process), torch.randn(2, 20, 2, dtype=torch.float64)
+    times = torch.tensor([0.9, 0.8, 0.65, 0.5], dtype=torch.float64)
+    state = kind().init(noise_process, times)
+    for t, s in pairwise(times[:-1]):
+        _, state = kind().step(score, x, t, s, Given(z), state)
+    moved, state = kind().step(score, x, times[2], times[3], Given(z), state)
+    (d0, d1, d2), (l2, l1, l0, ls) = state.predictions, noise_process.log_snr(times) / 2
+    h, r0, r1 = rate * (ls - l0), (l0 - l1) / (ls - l0), (l1 - l2) / (ls - l0)
+    slope_0, slope_1 = (d0 - d1) / r0, (d1 - d2) / r1
+    second = (slope_0 - slope_1) / (r0 + r1)
+    phi_1 = -torch.expm1(-h)
+    phi_2 = 1 - phi_1 / h
+    alpha, sigma, ratio = noise_process.alpha(times[3]), noise_process.sigma(times[3]), torch.exp(-(rate - 1) * (ls - l0))
+    expected = sigma / noise_process.sigma(times[2]) * ratio * x + sigma * (1 - ratio**2).sqrt() * z
+    expected += alpha * (phi_1 * d0 + phi_2 * (slope_0 + r0 * second) + (0.5 - phi_2 / h) * second)
+    torch.testing.assert_close(moved, expected)
+
+
 def test_equal_steps_have_the_weights_of_adams_and_bashforth():
     """IPNDM is Adams-Bashforth in sigma/alpha there."""
     process, x = VE(0.05, 5.0), torch.randn(20, 2, dtype=torch.float64)

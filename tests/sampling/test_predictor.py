@@ -13,6 +13,7 @@ from lightning_score.process import VE, VP, BetaTable, SigmaTable
 from lightning_score.sampling import (
     DDIM,
     Ancestral,
+    DPMSolver,
     DPMSolver2M,
     Heun,
     Karras,
@@ -45,6 +46,13 @@ def test_every_predictor_converges_at_its_declared_order(predictor, process):
     t_max, t_min = 0.8, 0.4  # entries of the tables, with one between; every step lies inside an interval
     errors = [weak_error(predictor, process, steps, t_max, t_min) for steps in (100, 200)]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(predictor.order, abs=0.2), errors
+
+
+@pytest.mark.parametrize("process", ORDER_PROCESSES, ids=lambda p: type(p).__name__)
+def test_dpm_solver_of_order_three(process):
+    """Its order shows on fewer steps, above the errors of rounding."""
+    errors = [weak_error(DPMSolver(3), process, steps, 0.8, 0.4) for steps in (20, 40)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(3, abs=0.3), errors
 
 
 def law(mixture, process, t):
@@ -85,7 +93,10 @@ def test_first_steps_are_ddim_and_ancestral_sampling(noise_process):
 
 @pytest.mark.parametrize(
     "predictor",
-    [DDIM(), DDIM(1.0), Ancestral(), Heun(), *(kind() for kind in PREDICTORS if issubclass(kind, Multistep))],
+    [
+        *(DDIM(), DDIM(1.0), Ancestral(), Heun(), DPMSolver(2), DPMSolver(3)),
+        *(kind() for kind in PREDICTORS if issubclass(kind, Multistep)),
+    ],
     ids=lambda predictor: type(predictor).__name__,
 )
 def test_a_step_to_clean_data_denoises_with_one_evaluation(predictor):
@@ -95,7 +106,7 @@ def test_a_step_to_clean_data_denoises_with_one_evaluation(predictor):
     before = torch.tensor(0.01, dtype=torch.float64)
     state = predictor.step(score, x, before, t, Given(z), predictor.init(process, torch.stack([before, t, 0 * t])))[1]
     moved = one_step(predictor, score, x, t, 0.0, z, state)
-    assert score.evaluations == (2 + (type(predictor) is Heun)) * len(x)
+    assert score.evaluations == (predictor.evaluations + 1) * len(x)
     torch.testing.assert_close(moved, score.denoised(x, t))
 
 
@@ -105,7 +116,8 @@ def test_every_predictor_reaches_clean_data_on_a_part_of_the_table(kind, process
     sampler = PredictorCorrector(kind(), grid=ProcessTable(20))
     sampler.check(process)
     result = sampler(MixtureScore(process), NoiseStream(0, range(50), (2,)))
-    assert bool(result.x.isfinite().all()) and result.nfe == 20 * kind().evaluations - (kind().evaluations == 2)
+    assert bool(result.x.isfinite().all()) and result.nfe == 20 * kind().evaluations - (kind().evaluations - 1)
+    assert result.nfe == sampler.evaluations(process)
 
 
 class TestChurn:
@@ -140,6 +152,8 @@ class TestChurn:
         (lambda: StochasticHeun(churn_min=2.0, churn_max=1.0), "churn_min=2.0, churn_max=1.0"),
         (lambda: StochasticHeun(churn_noise=-0.1), "churn_noise=-0.1"),
         (lambda: DDIM(-0.1), "eta=-0.1"),
+        (lambda: DPMSolver(1), "order=1: must be 2 or 3"),
+        (lambda: DPMSolver(5), "order=5: must be 2 or 3"),
     ],
 )
 def test_errors_name_the_value(make, words):

@@ -21,25 +21,31 @@ from lightning_score.sampling import (
     AnnealedLangevin,
     BatchLangevin,
     ConsistentAnnealedLangevin,
+    DPMSolver,
     DPMSolver2M,
     EulerMaruyama,
     Geometric,
     Heun,
+    HeunInTime,
     Karras,
     KeepNoise,
     Langevin,
     LastMean,
+    Leading,
     NoiseStream,
     NoPredictor,
     PredictorCorrector,
+    Prior,
     ProcessTable,
     ReverseDiffusion,
+    ScoreSDESteps,
+    StochasticHeun,
     Tweedie,
     UnderdampedLangevin,
     Uniform,
     UniformNoise,
 )
-from lightning_score.score.function import ScoreFunction
+from lightning_score.score.function import PriorScore, ScoreFunction
 from lightning_score.score.parametrization import EDM, Denoised, Noise, Score, ScoreOverSigma
 
 
@@ -93,6 +99,7 @@ def test_every_combination_runs_on_vectors_and_images_and_counts_its_evaluations
             assert result.x.shape == (2, *shape) and result.x.dtype == dtype and result.x.device.type == device
             assert bool(result.x.isfinite().all()) and len(result.trajectory) == 1 + moves
             assert result.nfe >= expected if getattr(kind, "adaptive", False) else result.nfe == expected
+        assert sampler.evaluations(coarse_process) == expected
 
 
 @pytest.mark.parametrize(("kind", "corrector"), pairs(correctors=[c for c in CORRECTORS if c.batch_independent]))
@@ -134,6 +141,9 @@ class Operations(TorchDispatchMode):
         (BetaTable(), Noise(), PredictorCorrector(DDIM()), 3),
         (VP(), Noise(), PredictorCorrector(EulerMaruyama()), 3),
         (VP(), Noise(), PredictorCorrector(DPMSolver2M()), 6),
+        (VP(), Noise(), PredictorCorrector(DPMSolver(2)), 2 + 4),
+        (VP(), Noise(), PredictorCorrector(DPMSolver(3)), 3 + 10),
+        (VP(), Noise(), PredictorCorrector(HeunInTime()), 2 + 9),
         (VE(), EDM(), PredictorCorrector(Heun()), 2 * 2 + 6),
         (VE(), ScoreOverSigma(), PredictorCorrector(ReverseDiffusion(), Langevin()), 3 + 3),
     ],
@@ -148,10 +158,11 @@ def test_a_step_passes_over_memory_a_few_times(process, parametrization, sampler
             noise = QuickNoise(count.shape, dtype=torch.float32)
             sampler(ScoreFunction(Same(), process, parametrization), noise)
         counts[steps] = count
-    draws = 0 if isinstance(sampler.predictor, DDIM | DPMSolver2M | Heun) else 2 if sampler.corrector else 1
+    deterministic = isinstance(sampler.predictor, DDIM | DPMSolver | DPMSolver2M | Heun | HeunInTime)
+    draws = 0 if deterministic else 2 if sampler.corrector else 1
     large, small = ((getattr(counts[30], kind) - getattr(counts[10], kind)) / 20 for kind in ("large", "small"))
     assert large - draws <= passes
-    assert small <= 45 * (2 if sampler.corrector or isinstance(sampler.predictor, Heun) else 1)
+    assert small <= 45 * (sampler.predictor.evaluations + (sampler.corrector is not None))
 
 
 class OnePlace(torch.nn.Module):
@@ -256,6 +267,48 @@ class TestFinalDenoise:
         AnnealedLangevin(denoise=Tweedie()).check(SigmaTable())
 
 
+class TestAnalyticFirstStep:
+    def samples(self, process, std, *parts, **settings):
+        score = MixtureScore(process, Mixture([[0.0, 0.0]], [0.5]))
+        sampler = PredictorCorrector(*parts, **settings, analytic_first_step=std)
+        sampler.check(process)
+        result = sampler(score, NoiseStream(0, range(3), (2,), dtype=torch.float64))
+        assert result.nfe == sampler.evaluations(process)
+        return result
+
+    @pytest.mark.parametrize("predict_first", [True, False])
+    @pytest.mark.parametrize(
+        ("kind", "corrector"), pairs([k for k in PREDICTORS if k().evaluations and not k.adaptive], [HMC, Langevin])
+    )
+    def test_saves_the_evaluations_at_the_first_time_and_is_exact_for_a_gaussian(self, kind, corrector, predict_first):
+        process, grid = BetaTable(5e-4, 0.1, 200), ProcessTable(5)
+        plain, analytic = (self.samples(process, std, kind(), corrector, 2, predict_first, grid) for std in (None, 0.5))
+        torch.testing.assert_close(analytic.x, plain.x)
+        corrections = 0 if corrector is None or predict_first else 2 * corrector.evaluations
+        assert plain.nfe - analytic.nfe == 1 + corrections
+
+    @pytest.mark.parametrize("grid", [Leading(5), ScoreSDESteps(50), ProcessTable(1)], ids=lambda g: type(g).__name__)
+    def test_whatever_the_first_time(self, grid):
+        process = BetaTable(5e-4, 0.1, 200)
+        for predictor in (Heun(), StochasticHeun(), DPMSolver(3)):
+            plain, analytic = (self.samples(process, std, predictor, grid=grid) for std in (None, 0.5))
+            torch.testing.assert_close(analytic.x, plain.x)
+            assert plain.nfe - analytic.nfe == 1
+
+    def test_is_that_of_diff_sampler(self):
+        """At sigma_max they take x/sqrt(1 + sigma^2) for the noise."""
+        process, t = VE(0.002, 80.0), torch.ones((), dtype=torch.float64)
+        score, x = PriorScore(MixtureScore(process), t, 1.0), 80 * torch.randn(4, 2, dtype=torch.float64)
+        torch.testing.assert_close(score.noise(x, t), x / math.sqrt(1 + 80**2), rtol=1e-4, atol=0)
+        assert score.evaluations == 0
+
+    def test_refuses_what_it_cannot_do(self):
+        with pytest.raises(InputError, match="analytic_first_step=-1: must be the standard deviation of the data"):
+            PredictorCorrector(analytic_first_step=-1)
+        with pytest.raises(InputError, match=r"analytic_first_step=0.5: .* adaptive steps"):
+            PredictorCorrector(RK45(), analytic_first_step=0.5)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -264,6 +317,7 @@ class TestFinalDenoise:
         (lambda: Uniform(t_min=1.0), "t_min=1.0"),
         (lambda: Karras(rho=0), "rho=0"),
         (lambda: UniformNoise(1, 0), "low=1"),
+        (lambda: Prior(0), "std=0"),
         (lambda: PredictorCorrector(clip=[1, -1]), "clip="),
         (lambda: PredictorCorrector(corrector_steps=0), "corrector_steps=0"),
     ],

@@ -81,6 +81,7 @@ def weak_error(predictor, process, steps, t_max, t_min):
         alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
         return alpha * MEAN, alpha**2 * STD**2 + sigma**2
 
-    mean, variance = moments(gaussian(process), stages, {predictor: predictor.init(process, times)}, *law(times[0]))
+    states = {method: method.init(process, times) for method in {stage.method for stage in stages}}
+    mean, variance = moments(gaussian(process), stages, states, *law(times[0]))
     exact_mean, exact_variance = law(times[-1])
     return abs(mean - exact_mean) + abs(math.sqrt(variance) - math.sqrt(exact_variance))
