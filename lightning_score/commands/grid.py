@@ -57,9 +57,8 @@ def grid(arguments: Arguments) -> None:
     if config.output is not None:
         settings = yaml.safe_load(parser.dump(config, skip_none=False))["model"]["sampler"]
         replace_text(Path(config.output), lesson.config(settings))
-        print(
-            f"\nwritten to {config.output}: python -m lightning_score predict --ckpt_path {paths[-1]} --config {config.output}"
-        )
+        use = f"predict --ckpt_path {paths[-1]} --config {config.output}"
+        print(f"\nwritten to {config.output}: python -m lightning_score {use}")
     if config.plot is not None:
         with replacing(config.plot) as temporary:
             lesson.figure().savefig(temporary, dpi=120)

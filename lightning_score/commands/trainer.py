@@ -26,7 +26,6 @@ from lightning_score.runs.rendezvous import agree_on_folder, explain_lost_peer
 from lightning_score.runs.status import STOPPED_EARLY, recording
 from lightning_score.runs.wandb_logger import RunCSVLogger, in_trial, wandb_logger
 from lightning_score.training.learned_times import require_own_times
-from lightning_score.training.model import ScoreModel
 from lightning_score.training.sharding import check_strategy
 
 

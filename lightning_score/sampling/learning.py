@@ -29,7 +29,7 @@ KNOTS = 9
 """Free parameters at most: the logarithms of the steps are linear between so many of them."""
 SMOOTH = 1e-4
 """Error per value below which the sum of errors turns into that of their squares."""
-ITERATIONS = 20
+ITERATIONS = 15
 DIFFERENCE = 3e-3
 """In the parameters, for derivatives."""
 
