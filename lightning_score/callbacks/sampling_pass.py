@@ -1,6 +1,5 @@
 """One pass over many samples: draws them on any number of processes, sums their features up, resumes when interrupted."""
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from lightning_score.errors import InputError, Unmeasurable
 from lightning_score.files import cache_folder, read_tensors, replacing, tolerating_full_disk
 from lightning_score.metrics import Features
 from lightning_score.metrics.totals import MetricTotals
-from lightning_score.runs.records import settings_of
+from lightning_score.runs.records import digest_of, settings_of
 from lightning_score.sampling.sampler import Samples
 from lightning_score.training.model import ScoreModel
 
@@ -173,9 +172,7 @@ class SamplingPass:
 
     def _path(self, found: SamplingResult) -> Path:
         """The file of an interrupted pass, named by all that its sums depend on."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest = digest_of(self.model.state_dict())
         model, score, trainer = self.model, self.model.score_function, self.trainer
         parts = (model.sampler, model.guidance, score.process, score.parametrization)
         settings = [*map(settings_of, parts), model.conditional, trainer.precision]

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_score.callbacks import BestCheckpoint, LastCheckpoint
 from lightning_score.commands.arguments import Arguments, Layer
 from lightning_score.commands.configs import trusted_modules
+from lightning_score.commands.learned_grid import forget_times
 from lightning_score.commands.resume import find_resumed_run, resume
 from lightning_score.commands.schedule import resolve_auto
 from lightning_score.commands.summary import print_start, print_training
@@ -66,6 +67,7 @@ class Fit(TrainerCommand):
         )
         require(steps != 0, "--trainer.max_steps 0: must be at least 1, or -1 for no limit; nothing is learned in 0 steps")
         resolve_auto(config)
+        forget_times(config)
 
     def make_folder(self, config: Any) -> Path:
         """Also locks it; the folder of a resumed run loses the logs of later steps than its checkpoint's."""

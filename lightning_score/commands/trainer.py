@@ -16,6 +16,7 @@ from lightning_score.callbacks.sampling_cost import SamplingCost, check_data
 from lightning_score.commands.arguments import CONFIG, Arguments, Layer
 from lightning_score.commands.base import ExperimentCLI
 from lightning_score.commands.configs import load_checkpoint, over_checkpoint, trusted_modules, with_found_configs
+from lightning_score.commands.learned_grid import keep_times
 from lightning_score.commands.refusals import check_limits, refusing
 from lightning_score.commands.run_config import RunConfig
 from lightning_score.errors import InputError, one_line, require
@@ -24,6 +25,7 @@ from lightning_score.runs.folders import check_name, new_dated_folder, new_folde
 from lightning_score.runs.rendezvous import agree_on_folder, explain_lost_peer
 from lightning_score.runs.status import STOPPED_EARLY, recording
 from lightning_score.runs.wandb_logger import RunCSVLogger, in_trial, wandb_logger
+from lightning_score.training.learned_times import require_own_times
 from lightning_score.training.sharding import check_strategy
 
 
@@ -125,6 +127,8 @@ class TrainerCommand(ExperimentCLI, ABC):
         self.trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         with self._status(), explain_lost_peer(self.trainer), refusing(self.config["trainer"]):
             self.execute()
+            if self.folder is not None and self.trainer.is_global_zero:
+                keep_times(self.config, self.model, self.parser, self.folder)
 
     @abstractmethod
     def execute(self) -> None:
@@ -198,6 +202,7 @@ class TrainerCommand(ExperimentCLI, ABC):
             self.model.load_state_dict(checkpoint["state_dict"])
         except RuntimeError as error:
             raise InputError(f"the checkpoint's weights do not fit the network of the options: {one_line(error)}") from error
+        require_own_times(self.model)
 
 
 def _plugins(chosen: Any) -> list[Any]:

@@ -35,21 +35,28 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__, "lightning_score": __version__, **libraries}
 
 
-def settings_of(part: Any) -> Any:
-    """A part of an experiment as plain values: its class and its public attributes, recursively."""
+def settings_of(part: Any, private: bool = False) -> Any:
+    """A part of an experiment as plain values: its class and its public, or all, attributes, recursively."""
     if part is None or isinstance(part, (bool, int, float, str)):
         return part
     if isinstance(part, Mapping):
-        return {str(key): settings_of(value) for key, value in part.items()}
+        return {str(key): settings_of(value, private) for key, value in part.items()}
     if isinstance(part, (list, tuple)):
-        return [settings_of(value) for value in part]
+        return [settings_of(value, private) for value in part]
     if isinstance(part, torch.Tensor):
-        digest = hashlib.sha256(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return f"tensor of {' x '.join(map(str, part.shape))}, {digest.hexdigest()[:8]}"
+        return f"tensor of {' x '.join(map(str, part.shape))}, {digest_of({'': part}).hexdigest()[:8]}"
     if not hasattr(part, "__dict__"):  # a path
         return str(part)
-    public = {name: settings_of(value) for name, value in vars(part).items() if not name.startswith("_")}
-    return {"class": type(part).__name__, **public}
+    kept = {name: value for name, value in vars(part).items() if private or not name.startswith("_")}
+    return {"class": type(part).__name__, **{name: settings_of(value, private) for name, value in kept.items()}}
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor]) -> "hashlib._Hash":
+    """A hash of tensors and their names, to which more can be added."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,9 @@ STAY = (
 class TimeGrid(ABC):
     """Decreasing times from 1 (noise) towards 0 (data)."""
 
+    learns: bool = False
+    """Whether the times are learned from the model."""
+
     @abstractmethod
     def __call__(self, process: NoiseProcess) -> Tensor:
         """The N + 1 times of N steps, decreasing, float64."""
@@ -165,6 +168,9 @@ class Snapped(TimeGrid):
 
     def __init__(self, grid: TimeGrid | None = None):
         self.grid = grid or Karras()
+        require(
+            not self.grid.learns, f"grid={type(self.grid).__name__}: learns which levels to use; give it without Snapped"
+        )
 
     def __call__(self, process: NoiseProcess) -> Tensor:
         times, entries = self.grid(process), process.table_times()

@@ -99,6 +99,8 @@ class Sampler(ABC):
             levels: the only times at which the score was trained, (L,); None: all times.
         """
         self.check(process)
+        if self.grid.learns:  # and keeps to these levels
+            return
         times, methods = self.grid(process), {move.method for move in self.moves(process)}
         evaluated = [method.evaluated(process, times) for method in methods if method.evaluations]
         name = f"{type(self).__name__} on {type(self.grid).__name__}"

@@ -27,6 +27,7 @@ from lightning_score.score.function import Conditioned, ScoreField, ScoreFunctio
 from lightning_score.score.parametrization import Noise, Parametrization
 from lightning_score.seeds import derive_seed, seeded
 from lightning_score.training.inference import FittingBatches, inference
+from lightning_score.training.learned_times import check_grid, learn_times
 from lightning_score.training.optimization import Optimization
 from lightning_score.training.steps import ClassLabels, Draws, MeanLoss, log_at_steps_done, require_batch
 
@@ -121,6 +122,7 @@ class ScoreModel(LightningModule):
         """
         process, sampler = self.score_function.process, sampler or PredictorCorrector()
         sampler.check_for(process, self.objective.levels(process))
+        check_grid(self, sampler)
         if guidance is not None:
             guidance.check(ModelFacts(self.shape, self.num_classes, self.conditional, self.labels.dropout))
         self.sampler, self.guidance = sampler, guidance
@@ -229,18 +231,21 @@ class ScoreModel(LightningModule):
             self.check_labels(cond)
             require(len(cond) == len(indices), f"{len(cond)} labels for {len(indices)} samples: give one label per sample")
 
+        sampler = sampler or self.sampler
+        learn_times(self, sampler, progress)
+
         def draw(here: slice) -> Samples:
             numbers, monitor = indices[here], DivergenceMonitor(indices[here], observe)
-            score = self._sampled_score(torch.as_tensor(numbers, device=self.device), None if cond is None else cond[here])
+            score = self.sampled_score(torch.as_tensor(numbers, device=self.device), None if cond is None else cond[here])
             noise = NoiseStream(seed, numbers, self.shape, self.device, self.dtype)  # type: ignore[arg-type]
             with inference(self):
-                drawn = (sampler or self.sampler)(score, noise, trajectory=trajectory, progress=progress, observe=monitor)
+                drawn = sampler(score, noise, trajectory=trajectory, progress=progress, observe=monitor)
             monitor.check(drawn.x)
             return drawn
 
         return self._batches.draw(len(indices), draw)
 
-    def _sampled_score(self, numbers: Tensor, cond: Tensor | None) -> ScoreField:
+    def sampled_score(self, numbers: Tensor, cond: Tensor | None) -> ScoreField:
         """The score that samples of these numbers follow: guided, and given their labels."""
         score: ScoreField = self.score_function
         if self.guidance is not None:

@@ -1,0 +1,180 @@
+"""Times learned from a score: those with which a solver of few steps ends nearest to the exact probability flow.
+
+The solver carries latents from noise to data; so does an accurate one, once. Least squares then moves the times until the
+distance of the two ends is smallest. The distance is that of the whole solver, its final denoise included, so that no model
+of its error is needed, and any deterministic predictor can be learned for.
+"""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lightning_score.errors import require
+from lightning_score.process import NoiseProcess
+from lightning_score.sampling.exact_ends import Draw, Group, allowed, ends_early, group_of
+from lightning_score.sampling.grid import Karras
+from lightning_score.sampling.sampler import Sampler
+
+Row = NDArray[np.float64]
+STARTS = (2.0, 4.0, 7.0, 12.0, 30.0)
+"""Exponents rho of the grids from which the fit may start."""
+KNOTS = 9
+"""Free parameters at most: the logarithms of the steps are linear between so many of them."""
+SMOOTH = 1e-4
+"""Error per value below which the sum of errors turns into that of their squares."""
+ITERATIONS = 15
+DIFFERENCE = 3e-3
+"""In the parameters, for derivatives."""
+
+
+class Trials:
+    """Grids that are tried: their residuals on the latents of the fit, and the best of them on others.
+
+    Args:
+        fit: the latents to which times are fitted.
+        choice: those that choose among the grids, so that none is fitted too closely.
+        steps: N; of longer grids only the first N + 1 times are used.
+        progress: a bar, which counts the grids.
+    """
+
+    def __init__(self, fit: Group, choice: Group, steps: int, progress: Any):
+        self._fit, self._choice, self._steps, self._progress = fit, choice, steps, progress
+        self.best, self.least = torch.empty(0), math.inf
+
+    def residuals(self, times: Tensor, chosen: bool = True) -> Row:
+        """Numbers whose squares sum to the mean error of the samples; that of squares would follow the few samples alone
+        that any error carries to another mode.
+        """
+        used = times[: self._steps + 1]
+        differences = self._fit.differences(used)
+        errors = differences.norm(dim=1, keepdim=True)
+        if chosen:
+            found = float(self._choice.errors(used).mean())
+            if found < self.least:
+                self.best, self.least = used, found
+        self._progress.update()
+        residuals: Row = (differences / (errors + SMOOTH).sqrt()).flatten().numpy() / math.sqrt(len(errors))
+        return residuals
+
+    def value(self, times: Tensor) -> float:
+        """The mean error of the samples of the fit."""
+        return float(np.nan_to_num((self.residuals(times) ** 2).sum(), nan=math.inf))
+
+
+class LogSteps:
+    """Grids by parameters: log(sigma/alpha) falls from end to end in steps whose logarithms are moved by piecewise linear
+    functions with at most `KNOTS` values.
+
+    Args:
+        process: the noise process.
+        start: the grid of parameters zero, (M + 1,).
+    """
+
+    def __init__(self, process: NoiseProcess, start: Tensor):
+        logs = process.noise_level(start).log()
+        self._process, self._ends, self._top = process, start[[0, -1]], float(logs[0])
+        falls: Row = -logs.diff().numpy()
+        self._total, self._start = float(falls.sum()), np.log(falls)
+        knots = min(len(falls), KNOTS)
+        places = np.linspace(0, knots - 1, len(falls))
+        self._basis: Row = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(knots)))
+
+    @property
+    def zero(self) -> Row:
+        """The parameters of the start."""
+        return np.zeros(self._basis.shape[1])
+
+    def __call__(self, parameters: Row) -> Tensor:
+        """The grid of some parameters, (M + 1,)."""
+        logs = self._start + self._basis @ parameters
+        falls = np.exp(logs - logs.max())
+        below = self._top - self._total * np.cumsum(falls / falls.sum())[:-1]
+        inner = self._process.time_of(torch.from_numpy(np.exp(below)))
+        return torch.cat([self._ends[:1], inner, self._ends[1:]])
+
+
+def fit_steps(trials: Trials, process: NoiseProcess, start: Tensor) -> None:
+    """Gauss-Newton (a trust region, scipy's) from a grid, (M + 1,), with differences as derivatives."""
+    grid = LogSteps(process, start)
+
+    def derivatives(parameters: Row) -> Row:
+        here = trials.residuals(grid(parameters), chosen=False)
+        moved = [trials.residuals(grid(parameters + unit), chosen=False) for unit in DIFFERENCE * np.eye(len(parameters))]
+        return np.nan_to_num(np.stack([(there - here) / DIFFERENCE for there in moved], 1), posinf=0.0, neginf=0.0)
+
+    def residuals(parameters: Row) -> Row:
+        return trials.residuals(grid(parameters))
+
+    least_squares(residuals, grid.zero, derivatives, max_nfev=ITERATIONS, ftol=1e-3, xtol=1e-3)
+
+
+def fit_levels(trials: Trials, levels: Tensor, start: Tensor) -> None:
+    """Moves one time of a grid after the other, (M + 1,), to higher and lower levels, (L,), while that makes it better; by
+    fewer levels at once when nothing does.
+    """
+    chosen = torch.searchsorted(levels, start).tolist()
+    least, stride = trials.value(start), max(1, len(levels) // (2 * len(start)))
+    while stride:
+        better = False
+        for i, move in ((i, move) for i in range(1, len(chosen) - 1) for move in (stride, -stride)):
+            moved = [*chosen[:i], chosen[i] + move, *chosen[i + 1 :]]
+            if all(a > b for a, b in pairwise(moved)) and (found := trials.value(levels[moved])) < least:
+                chosen, least, better = moved, found, True
+        stride = stride if better else stride // 2
+
+
+def check_steps(steps: int, levels: Tensor | None) -> None:
+    """Raises `InputError` if there are fewer levels (L,) than times of so many steps."""
+    few = levels is not None and len(levels) <= steps
+    at_most = f"; at most {len(levels) - 1}" if levels is not None and len(levels) > 1 else ""
+    require(not few, f"steps={steps}: the model was trained at {0 if levels is None else len(levels)} levels{at_most}")
+
+
+def learn(
+    sampler: Sampler,
+    process: NoiseProcess,
+    draw: Draw,
+    steps: int,
+    t_min: float | None = None,
+    levels: Tensor | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """The learned times of a sampler, (N + 1,).
+
+    Args:
+        sampler: a deterministic sampler; its grid is not used.
+        process: the noise process.
+        draw: the score and the latents of some numbers.
+        steps: N, the number of steps.
+        t_min: the last time at most; None: that of the process.
+        levels: the only allowed times, ascending, (L,); None: all.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: there are too few levels for the steps, or no grid has finite samples.
+    """
+    check_steps(steps, levels)
+    spare = int(ends_early(sampler, process))  # the last step of a longer grid is left to the final denoise
+    if levels is not None:
+        spare = min(spare, len(levels) - 1 - steps)
+    fit, choice = (group_of(sampler, draw, number, t_min, levels) for number in range(2))
+    grids = [allowed(process, levels, Karras(steps + spare, t_min, rho)) for rho in STARTS]
+    if levels is not None:
+        grids.append(levels[torch.linspace(len(levels) - 1, 0, steps + spare + 1).round().long()])
+    with tqdm(desc="learning times", unit="grid", leave=False, disable=not progress) as bar:
+        trials = Trials(fit, choice, steps, bar)
+        trials.value(allowed(process, levels, Karras(steps, t_min)))
+        start = min((grid for grid in grids if len(grid) == steps + spare + 1), key=trials.value)
+        require(math.isfinite(trials.least), f"model.sampler={type(sampler).__name__}: its samples are not finite")
+        if levels is None:
+            fit_steps(trials, process, start)
+        else:
+            fit_levels(trials, levels, start)
+    return trials.best
