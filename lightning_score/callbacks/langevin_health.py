@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_score.callbacks.base import data_of, fast_dev_run
 from lightning_score.callbacks.loss_guard import measuring
 from lightning_score.callbacks.pictures import figure_picture, publish
+from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, require
 from lightning_score.memory import require_room
 from lightning_score.process.ladder import variance_ratio
@@ -46,11 +47,12 @@ DASHED = ("data_norm", "predicted_ratio")
 class LevelHealth(NamedTuple):
     """One noise level of a sampler with Langevin steps.
 
-    Fields: sigma (sigma/alpha), steps (Langevin steps), step_size (e, in squared units of the data), snr (of a step,
-    e ||s|| / (sqrt(2 e T) sqrt(D))), score_norm (sigma ||s|| / sqrt(D), which is 1 for noise alone), sample_norm
-    (||x/alpha|| / sqrt(D)) with data_norm (that of training data with the level's noise), variance_ratio (E ||s||^2 at the
-    samples over that at training data with the level's noise: the samples' variance over sigma^2 where the data are one
-    point) and predicted_ratio (by technique 4's recursion; NaN where it does not hold), all after the level's last step.
+    Fields: sigma (sigma/alpha), steps (Langevin steps), step_size (e, in squared units of the data, the mean of the steps),
+    snr (of a step of this size, e ||s|| / (sqrt(2 e T) sqrt(D))), score_norm (sigma ||s|| / sqrt(D), which is 1 for noise
+    alone), sample_norm (||x/alpha|| / sqrt(D)) with data_norm (that of training data with the level's noise), variance_ratio
+    (E ||s||^2 at the samples over that at training data with the level's noise: the samples' variance over sigma^2 where the
+    data are one point) and predicted_ratio (by technique 4's recursion; NaN where it does not hold), all after the level's
+    last step.
     """
 
     sigma: float
@@ -67,13 +69,12 @@ class LevelHealth(NamedTuple):
 class _Level(NamedTuple):
     """The Langevin steps of a sampler at one time.
 
-    Fields: t (the time), steps (their number), size (e, averaged over the samples), temperature, samples and score (the mean
+    Fields: t (the time), sizes (e of every step, averaged over the samples), temperature, samples and score (the mean
     squares of x and of the score after the last step), first_score (that of the score before the first step of all levels).
     """
 
     t: Tensor
-    steps: int
-    size: float
+    sizes: list[float]
     temperature: float
     samples: float
     score: float
@@ -86,34 +87,40 @@ class LevelRecorder:
     def __init__(self) -> None:
         self.levels: list[_Level] = []
         self.ladder = True  # only Langevin steps, and moves that only change the level
-        self._open: tuple[ScoreField, LangevinCorrector, Move, Any] | None = None  # the first step of this level
-        self._steps, self._x, self._first_score = 0, torch.zeros(0), 0.0
+        self._open: list[tuple[ScoreField, LangevinCorrector, Move, Any]] = []  # the steps of this level
+        self._x, self._first_score = torch.zeros(0), 0.0
 
     def __call__(self, score: ScoreField, move: Move, before: Tensor, after: Tensor, state: Any) -> None:
-        if self._open is not None and (move.method, move.t) != self._open[2][:2]:
+        if self._open and (type(move.method), move.t) != (type(self._open[0][1]), self._open[0][2].t):
             self.close()
         if not isinstance(move.method, LangevinCorrector):
             self.ladder &= move.method.evaluations == 0
             return
-        if self._open is None:
-            self._open, self._steps, self._first_score = (score, move.method, move, state), 0, 0.0
+        if not self._open:
+            self._first_score = 0.0
             if self.levels and move.t > self.levels[-1].t:  # samples drawn in parts: only the last part is kept
                 self.levels = []
             if not self.levels:
-                self._first_score = _mean_square(score(before, move.t))
-        self._steps, self._x = self._steps + 1, after
+                self._first_score = mean_square(score(before, move.t))
+        self._open.append((score, move.method, move, state))
+        self._x = after
 
     def close(self) -> None:
         """Ends the current level."""
-        if self._open is None:
+        if not self._open:
             return
-        (score, method, (_, t, s, _), state), x = self._open, self._x
+        (score, method, (_, t, s, _), _), x = self._open[0], self._x
         gradient = score(x, t)
         z = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)  # instead of the noise of the step
-        size = method.size(score.process, t, s, state, gradient, z).double().mean() / score.process.alpha(t).double() ** 2
-        squares = _mean_square(x), _mean_square(gradient), self._first_score
-        self.levels.append(_Level(t, self._steps, float(size), method.temperature, *squares))
-        self._open = None
+        alpha = score.process.alpha(t).double()
+        states = {step: state for _, step, _, state in self._open}  # as a rule one step method for the whole level
+        size = {
+            step: float(step.size(score.process, t, s, state, gradient, z).double().mean() / alpha**2)
+            for step, state in states.items()
+        }
+        squares = mean_square(x), mean_square(gradient), self._first_score
+        self.levels.append(_Level(t, [size[step] for _, step, *_ in self._open], method.temperature, *squares))
+        self._open = []
 
 
 class LangevinHealth(Callback):
@@ -165,19 +172,38 @@ class LangevinHealth(Callback):
     @torch.inference_mode()
     def _compare(self, recorder: LevelRecorder, pl_module: ScoreModel, trainer: Trainer) -> list[LevelHealth]:
         """Compares every level with training data at its noise."""
-        data, process = data_of(trainer), pl_module.score_function.process
-        generator = torch.Generator().manual_seed(self.seed)
-        rows = torch.randperm(len(data.splits.train.x), generator=generator)[: max(self.num_samples, 2)]
-        with seeded(self.seed):  # of dequantization
-            x = data.transform(train=False)(data.splits.train.x[rows]).to(pl_module.device).to(pl_module.dtype)
-        score: ScoreField = pl_module.score_function
-        if pl_module.conditional:
-            score = Conditioned(score, data.splits.train.y[rows].to(pl_module.device))
+        return compare(recorder, *examples_with_noise(pl_module, data_of(trainer), self.num_samples, self.seed))
 
-        def noisy(t: Tensor) -> Tensor:
-            return process.perturb(x, t.to(x.dtype), torch.randn(x.shape, generator=generator).to(x))
 
-        return compare(recorder, score, noisy)
+def examples_with_noise(
+    model: ScoreModel, data: ScoreData, n: int, seed: int
+) -> tuple[ScoreField, Callable[[Tensor], Tensor]]:
+    """The score of a model at training examples, and what returns these examples with the noise of a time, (N, ...).
+
+    Args:
+        model: the model.
+        data: the data.
+        n: number of examples, of at most all.
+        seed: of the choice and the noise.
+    """
+    generator, process = torch.Generator().manual_seed(seed), model.score_function.process
+    rows = torch.randperm(len(data.splits.train.x), generator=generator)[: max(n, 2)]
+    with seeded(seed):  # of dequantization
+        x = data.transform(train=False)(data.splits.train.x[rows]).to(model.device).to(model.dtype)
+    score: ScoreField = model.score_function
+    if model.conditional:
+        score = Conditioned(score, data.splits.train.y[rows].to(model.device))
+
+    def noisy(t: Tensor) -> Tensor:
+        return process.perturb(x, t.to(x.dtype), torch.randn(x.shape, generator=generator).to(x))
+
+    return score, noisy
+
+
+def mean_square_at_data(score: ScoreField, noisy: Callable[[Tensor], Tensor], t: Tensor) -> tuple[float, float]:
+    """The mean squares of training data with the noise of a time, and of the score there."""
+    x = noisy(t)
+    return mean_square(x), mean_square(score(x, t.to(x.dtype)))
 
 
 def compare(recorder: LevelRecorder, score: ScoreField, noisy: Callable[[Tensor], Tensor]) -> list[LevelHealth]:
@@ -191,22 +217,24 @@ def compare(recorder: LevelRecorder, score: ScoreField, noisy: Callable[[Tensor]
     found: list[LevelHealth] = []
     for level in recorder.levels:
         alpha, sigma = float(score.process.alpha(level.t)), float(score.process.noise_level(level.t))
-        x = noisy(level.t)
-        at_data = _mean_square(score(x, level.t.to(x.dtype)))
+        data, at_data = mean_square_at_data(score, noisy, level.t)
         before = found[-1].predicted_ratio if found else level.first_score / at_data
         predicted = math.nan
         if recorder.ladder and level.temperature == 1:
             with suppress(InputError):  # a step size for which technique 4 does not hold
                 gamma = found[-1].sigma / sigma if found else 1.0
-                predicted = variance_ratio(level.size, sigma, gamma, level.steps, before)
+                for size in level.sizes:
+                    before, gamma = variance_ratio(size, sigma, gamma, 1, before), 1.0
+                predicted = before
+        size = sum(level.sizes) / len(level.sizes)
         health = LevelHealth(
             sigma=sigma,
-            steps=level.steps,
-            step_size=level.size,
-            snr=math.sqrt(level.size / 2 / level.temperature * level.score) * alpha if level.temperature > 0 else math.inf,
+            steps=len(level.sizes),
+            step_size=size,
+            snr=math.sqrt(size / 2 / level.temperature * level.score) * alpha if level.temperature > 0 else math.inf,
             score_norm=math.sqrt(level.score) * sigma * alpha,
             sample_norm=math.sqrt(level.samples) / alpha,
-            data_norm=math.sqrt(_mean_square(x)) / alpha,
+            data_norm=math.sqrt(data) / alpha,
             variance_ratio=level.score / at_data,
             predicted_ratio=predicted,
         )
@@ -214,7 +242,8 @@ def compare(recorder: LevelRecorder, score: ScoreField, noisy: Callable[[Tensor]
     return found
 
 
-def _mean_square(v: Tensor) -> float:
+def mean_square(v: Tensor) -> float:
+    """The mean of the squares of all entries."""
     return float(v.double().square().mean())
 
 

@@ -37,7 +37,7 @@ def schedule(arguments: Arguments) -> None:
     require(config.data is not None, "schedule needs data: --data Digits, or a config that names them: --config ncsn")
     for name, kinds in (("output", (".yaml", ".yml")), ("plot", PICTURES)):
         if config[name] is not None:
-            _require_new_file(name, Path(config[name]), kinds)
+            require_new_file(name, Path(config[name]), kinds)
     data = parser.instantiate_classes(config).data
     dimension = prod(data.shape)
     # Refuses values before the long computation.
@@ -182,7 +182,7 @@ def _parts_of(file: Path) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _require_new_file(name: str, path: Path, kinds: tuple[str, ...]) -> None:
+def require_new_file(name: str, path: Path, kinds: tuple[str, ...]) -> None:
     require(path.suffix in kinds, f"--{name} {path}: must end in {' or '.join(kinds)}, as in ladder{kinds[0]}")
     require(not path.exists(), f"--{name} {path}: already exists and is not overwritten; give another name or remove it")
     require(

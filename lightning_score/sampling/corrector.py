@@ -92,7 +92,7 @@ class LangevinCorrector(Corrector, ABC):
         return combine((1.0, x), (e, gradient), (std, added)), state
 
 
-class _SnrLangevin(LangevinCorrector, ABC):
+class SnrLangevin(LangevinCorrector, ABC):
     """Langevin dynamics whose step size is set by a signal-to-noise ratio."""
 
     def __init__(self, snr: Snr = 0.16):
@@ -103,7 +103,7 @@ class _SnrLangevin(LangevinCorrector, ABC):
         return snr_at(self.snr, process, t)
 
 
-class Langevin(_SnrLangevin):
+class Langevin(SnrLangevin):
     """Langevin dynamics with step size e = 2 alpha_c (snr sigma)^2, alpha_c the ratio of alpha^2 between t and s.
 
     Song et al. 2021 (2011.13456), Algorithms 4 and 5, with the norm of the score replaced by its expectation, 1/sigma
@@ -123,7 +123,7 @@ def _norms(v: Tensor) -> Tensor:
     return torch.linalg.vector_norm(v.flatten(1), dim=1)
 
 
-class _NormLangevin(_SnrLangevin, ABC):
+class _NormLangevin(SnrLangevin, ABC):
     """Langevin dynamics with step size e = 2 alpha_c (snr ||z||/||score||)^2."""
 
     @abstractmethod
