@@ -47,12 +47,11 @@ DASHED = ("data_norm", "predicted_ratio")
 class LevelHealth(NamedTuple):
     """One noise level of a sampler with Langevin steps.
 
-    Fields: sigma (sigma/alpha), steps (Langevin steps), step_size (e, in squared units of the data, the mean of the steps),
-    snr (of a step of this size, e ||s|| / (sqrt(2 e T) sqrt(D))), score_norm (sigma ||s|| / sqrt(D), which is 1 for noise
-    alone), sample_norm (||x/alpha|| / sqrt(D)) with data_norm (that of training data with the level's noise), variance_ratio
-    (E ||s||^2 at the samples over that at training data with the level's noise: the samples' variance over sigma^2 where the
-    data are one point) and predicted_ratio (by technique 4's recursion; NaN where it does not hold), all after the level's
-    last step.
+    Fields: sigma (sigma/alpha), steps (Langevin steps), step_size (e, in squared units of the data), snr (of a step,
+    e ||s|| / (sqrt(2 e T) sqrt(D))), score_norm (sigma ||s|| / sqrt(D), which is 1 for noise alone), sample_norm
+    (||x/alpha|| / sqrt(D)) with data_norm (that of training data with the level's noise), variance_ratio (E ||s||^2 at the
+    samples over that at training data with the level's noise: the samples' variance over sigma^2 where the data are one
+    point) and predicted_ratio (by technique 4's recursion; NaN where it does not hold), all after the level's last step.
     """
 
     sigma: float
@@ -69,12 +68,13 @@ class LevelHealth(NamedTuple):
 class _Level(NamedTuple):
     """The Langevin steps of a sampler at one time.
 
-    Fields: t (the time), sizes (e of every step, averaged over the samples), temperature, samples and score (the mean
+    Fields: t (the time), steps (their number), size (e, averaged over the samples), temperature, samples and score (the mean
     squares of x and of the score after the last step), first_score (that of the score before the first step of all levels).
     """
 
     t: Tensor
-    sizes: list[float]
+    steps: int
+    size: float
     temperature: float
     samples: float
     score: float
@@ -87,40 +87,34 @@ class LevelRecorder:
     def __init__(self) -> None:
         self.levels: list[_Level] = []
         self.ladder = True  # only Langevin steps, and moves that only change the level
-        self._open: list[tuple[ScoreField, LangevinCorrector, Move, Any]] = []  # the steps of this level
-        self._x, self._first_score = torch.zeros(0), 0.0
+        self._open: tuple[ScoreField, LangevinCorrector, Move, Any] | None = None  # the first step of this level
+        self._steps, self._x, self._first_score = 0, torch.zeros(0), 0.0
 
     def __call__(self, score: ScoreField, move: Move, before: Tensor, after: Tensor, state: Any) -> None:
-        if self._open and (type(move.method), move.t) != (type(self._open[0][1]), self._open[0][2].t):
+        if self._open is not None and (move.method, move.t) != self._open[2][:2]:
             self.close()
         if not isinstance(move.method, LangevinCorrector):
             self.ladder &= move.method.evaluations == 0
             return
-        if not self._open:
-            self._first_score = 0.0
+        if self._open is None:
+            self._open, self._steps, self._first_score = (score, move.method, move, state), 0, 0.0
             if self.levels and move.t > self.levels[-1].t:  # samples drawn in parts: only the last part is kept
                 self.levels = []
             if not self.levels:
                 self._first_score = mean_square(score(before, move.t))
-        self._open.append((score, move.method, move, state))
-        self._x = after
+        self._steps, self._x = self._steps + 1, after
 
     def close(self) -> None:
         """Ends the current level."""
-        if not self._open:
+        if self._open is None:
             return
-        (score, method, (_, t, s, _), _), x = self._open[0], self._x
+        (score, method, (_, t, s, _), state), x = self._open, self._x
         gradient = score(x, t)
         z = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)  # instead of the noise of the step
-        alpha = score.process.alpha(t).double()
-        states = {step: state for _, step, _, state in self._open}  # as a rule one step method for the whole level
-        size = {
-            step: float(step.size(score.process, t, s, state, gradient, z).double().mean() / alpha**2)
-            for step, state in states.items()
-        }
+        size = method.size(score.process, t, s, state, gradient, z).double().mean() / score.process.alpha(t).double() ** 2
         squares = mean_square(x), mean_square(gradient), self._first_score
-        self.levels.append(_Level(t, [size[step] for _, step, *_ in self._open], method.temperature, *squares))
-        self._open = []
+        self.levels.append(_Level(t, self._steps, float(size), method.temperature, *squares))
+        self._open = None
 
 
 class LangevinHealth(Callback):
@@ -223,15 +217,12 @@ def compare(recorder: LevelRecorder, score: ScoreField, noisy: Callable[[Tensor]
         if recorder.ladder and level.temperature == 1:
             with suppress(InputError):  # a step size for which technique 4 does not hold
                 gamma = found[-1].sigma / sigma if found else 1.0
-                for size in level.sizes:
-                    before, gamma = variance_ratio(size, sigma, gamma, 1, before), 1.0
-                predicted = before
-        size = sum(level.sizes) / len(level.sizes)
+                predicted = variance_ratio(level.size, sigma, gamma, level.steps, before)
         health = LevelHealth(
             sigma=sigma,
-            steps=len(level.sizes),
-            step_size=size,
-            snr=math.sqrt(size / 2 / level.temperature * level.score) * alpha if level.temperature > 0 else math.inf,
+            steps=level.steps,
+            step_size=level.size,
+            snr=math.sqrt(level.size / 2 / level.temperature * level.score) * alpha if level.temperature > 0 else math.inf,
             score_norm=math.sqrt(level.score) * sigma * alpha,
             sample_norm=math.sqrt(level.samples) / alpha,
             data_norm=math.sqrt(data) / alpha,

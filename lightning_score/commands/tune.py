@@ -185,51 +185,51 @@ def tune_ladder(model: ScoreModel, data: ScoreData, sampler: AnnealedLangevin, b
         sampler.denoise, sampler.initial, sampler.clip, sampler.temperature,
     )  # fmt: skip
     recorder = LevelRecorder()
-    nfe = model.draw(range(n), SEED, sampler=tuned, observe=recorder, progress=True).nfe
+    model.draw(range(n), SEED, sampler=tuned, observe=recorder, progress=True)
     recorder.close()
     realised = [health.variance_ratio for health in compare(recorder, score, noisy)]
-    text = _ladder_text(measured, norms, gaussian, by_count, found, realised, nfe)
+    text = _ladder_text(measured, norms, gaussian, by_count, found, realised, evaluations_of(tuned, model))
     return Tuned(text, part("+AnnealedLangevin", **settings), _ladder_panels(measured, norms, gaussian, found, realised))
 
 
 def _settings(found: list[TunedLevel]) -> dict[str, Any]:
     """What `AnnealedLangevin` takes: step sizes at the smallest level, steps, and the grid unless it stays as it is."""
     scale = found[-1].sigma ** 2
-    settings: dict[str, Any] = {
-        "step_size": [[float(f"{u * scale:.5g}") for u in level.sizes] for level in found],
-        "steps": [len(level.sizes) for level in found],
+    return {
+        "step_size": [float(f"{level.u * scale:.5g}") for level in found],
+        "steps": [level.steps for level in found],
+        "grid": part("Given", sigmas=[float(f"{level.sigma:.8g}") for level in found]),
     }
-    settings["grid"] = part("Given", sigmas=[float(f"{level.sigma:.8g}") for level in found])
-    return settings
 
 
 def _ladder_text(
     measured: list[float], norms: list[float], gaussian: EquivalentGaussian, by_count: dict[int, float],
-    found: list[TunedLevel], realised: list[float], nfe: float,
+    found: list[TunedLevel], realised: list[float], nfe: int,
 ) -> str:  # fmt: skip
     """The derivation of a ladder in words and numbers."""
     seen = [i for i in range(len(measured)) if i % -(-len(measured) // 10) == 0 or i == len(measured) - 1]
     rows = "\n".join(f"   {measured[i]:>10.4g}   {norms[i]:.4f}   {gaussian.score_norm(measured[i]):.4f}" for i in seen)
     spread = ", ".join(f"{share:.0%} of {v**0.5:.2g}" for v, share in zip(*gaussian, strict=True) if share >= 0.005)
     counts = ", ".join(f"{count}: {delta:.3g}" for count, delta in by_count.items())
+    scale = found[-1].sigma ** 2
     table = "\n".join(
-        f"   {level.sigma:>10.4g} {len(level.sizes):>6} {level.sizes[0] * level.sigma**2:>10.4g} "
-        f"{level.sizes[-1] * level.sigma**2:>10.4g} {level.variance_ratio:>10.3f} {ratio:>10.3f}"
+        f"   {level.sigma:>10.4g} {level.steps:>6} {level.u * scale:>10.4g} {level.u * level.sigma**2:>10.4g} "
+        f"{level.variance_ratio:>10.3f} {ratio:>10.3f}"
         for level, ratio in zip(found, realised, strict=True)
     )
-    steps = sum(len(level.sizes) for level in found)
+    steps = sum(level.steps for level in found)
     return f"""\
 1. Score norms E||sigma score||^2/D of the model at training examples with the noise of a level, which are 1 where
    the data have no spread; and those of the Gaussian of step 2:
         sigma    model   Gaussian
 {rows}
 2. The Gaussian with these norms: shares of its dimensions, of standard deviation: {spread}.
-3. Levels: the least deviation (Kullback-Leibler divergence per dimension) that every level of a ladder can keep to with
-   {steps} Langevin steps, by the number of levels: {counts}.
-   Chosen: L = {len(found)}.
-4. Steps T of each level, as few as keep to it, and their step sizes e: the first and the last, between which 1/e is
-   linear. Variance ratio after the level, E||score||^2 at the samples over that at the data: predicted, and measured.
-        sigma      T    first e     last e  predicted   measured
+3. Levels: the least deviation that all levels of a ladder can keep to with {steps} Langevin steps, a Kullback-Leibler
+   divergence in which dimensions count by the share of the data in their variance; by the number of levels:
+   {counts}. Chosen: L = {len(found)}.
+4. Steps T of each level, as few as keep to it, and the best step size: epsilon at the smallest level, and e at this one.
+   Variance ratio after the level, E||score||^2 at the samples over that at the data: predicted, and measured.
+        sigma      T    epsilon          e  predicted   measured
 {table}
 5. Cost: {steps} Langevin steps{" and the final denoising" if nfe > steps else ""}, {nfe:g} evaluations per sample."""
 
@@ -239,12 +239,11 @@ def _ladder_panels(
 ) -> list[Panel]:
     sigmas = [level.sigma for level in found]
     fitted = [gaussian.score_norm(sigma) for sigma in measured]
-    ends = [[level.sizes[i] for level in found] for i in (0, -1)]
     predicted = [level.variance_ratio for level in found]
     return [
         ("score norms", r"E$||\sigma$ score$||^2/D$", {"model": (measured, norms), "Gaussian": (measured, fitted)}),
-        ("steps of each level", "$T$", {"": (sigmas, [float(len(level.sizes)) for level in found])}),
-        ("step sizes", r"$e/\sigma^2$", {"first of the level": (sigmas, ends[0]), "last": (sigmas, ends[1])}),
+        ("steps of each level", "$T$", {"": (sigmas, [float(level.steps) for level in found])}),
+        ("step sizes", r"$e/\sigma^2$", {"": (sigmas, [level.u for level in found])}),
         ("variance ratio after the level", "", {"predicted": (sigmas, predicted), "measured": (sigmas, realised)}),
     ]
 

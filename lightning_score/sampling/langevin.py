@@ -1,7 +1,7 @@
 """Langevin samplers: no predictor, only Langevin dynamics at one noise level or down a ladder of them."""
 
 from collections.abc import Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any, Literal, cast
 
 import torch
@@ -125,10 +125,10 @@ class AnnealedLangevin(Sampler):
 
     Args:
         step_size: epsilon, the step size at the smallest level, in squared units of the data, below 2 sigma_min^2. This is
-            `step_lr` of the authors' code; the epsilon of Algorithm 1 is twice as large. A list: for every level, largest
-            first, a number or a list of one for each of its steps, all in the same unit, so that
-            e_i = step_size_i sigma_i^2/sigma_min^2. auto: the one for which the variance of the samples after every level
-            is closest to sigma_i^2 (technique 4 of Song and Ermon 2020, 2006.09011).
+            `step_lr` of the authors' code; the epsilon of Algorithm 1 is twice as large. A list: one for every level, the
+            largest first, in the same unit, so that e_i = step_size_i sigma_i^2/sigma_min^2. auto: the one for which the
+            variance of the samples after every level is closest to sigma_i^2 (technique 4 of Song and Ermon 2020,
+            2006.09011).
         steps: Langevin steps per level (the papers' T); a list: those of every level, the largest level first.
         grid: the noise levels; the table of the process by default.
         denoise: what happens to the remaining noise; it stays by default.
@@ -139,7 +139,7 @@ class AnnealedLangevin(Sampler):
 
     def __init__(
         self,
-        step_size: float | Literal["auto"] | Sequence[float | Sequence[float]] = 2e-5,
+        step_size: float | Literal["auto"] | Sequence[float] = 2e-5,
         steps: int | Sequence[int] = 100,
         grid: TimeGrid | None = None,
         denoise: FinalDenoise | None = None,
@@ -150,7 +150,7 @@ class AnnealedLangevin(Sampler):
         for count in _listed(steps):
             require(count >= 1, f"steps={steps}: need at least one Langevin step per level, as in steps=100")
             require_passes(steps=count)
-        for size in chain.from_iterable(map(_listed, _listed(step_size))):
+        for size in _listed(step_size):
             AnnealedLangevinStep(1.0 if size == "auto" else size, temperature)  # raises an error for invalid ones
         require(
             step_size != "auto" or not isinstance(steps, Sequence),
@@ -160,7 +160,7 @@ class AnnealedLangevin(Sampler):
         self.step_size, self.steps, self.temperature = step_size, steps, temperature
         self._next_level = NoPredictor()
 
-    def chosen_step_size(self, process: NoiseProcess, levels: Tensor) -> float | Sequence[float | Sequence[float]]:
+    def chosen_step_size(self, process: NoiseProcess, levels: Tensor) -> float | Sequence[float]:
         """The step size at the smallest of the decreasing times of noise (L,): the given one, or technique 4's.
 
         Raises:
@@ -179,16 +179,13 @@ class AnnealedLangevin(Sampler):
 
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         levels = times[process.sigma(times) > 0]
-        steps = _each("steps", self.steps, len(levels), "noise levels of the grid")
+        steps = _each("steps", self.steps, len(levels))
         require_passes(**{"levels x steps": sum(steps)})
-        sizes = _each("step_size", self.chosen_step_size(process, levels), len(levels), "noise levels of the grid")
+        sizes = _each("step_size", self.chosen_step_size(process, levels), len(levels))
+        methods = {size: AnnealedLangevinStep(size, self.temperature) for size in sizes}
         moves: list[Move] = []
-        methods: dict[float, AnnealedLangevinStep] = {}
-        for i, (t, s) in enumerate(zip([levels[0], *levels], levels, strict=False)):
-            moves += [Move(self._next_level, t, s, s)] * (i > 0)
-            for size in _each("step_size", sizes[i], steps[i], f"steps at level {i + 1}"):
-                method = methods.setdefault(size, AnnealedLangevinStep(size, self.temperature))
-                moves.append(Move(method, s, t, s))
+        for t, s, size, count in zip([levels[0], *levels], levels, sizes, steps, strict=False):
+            moves += [Move(self._next_level, t, s, s)] * bool(moves) + [Move(methods[size], s, t, s)] * count
         return moves
 
 
@@ -197,13 +194,13 @@ def _listed(given: Any) -> list[Any]:
     return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
 
 
-def _each(name: str, given: Any, count: int, what: str) -> list[Any]:
-    """What is given once for all, or in a list for each, as a list."""
-    values = _listed(given) if isinstance(given, Sequence) else [given] * count
+def _each(name: str, given: Any, levels: int) -> list[Any]:
+    """What is given once for all levels, or in a list for each, as a list."""
+    values = _listed(given) if isinstance(given, Sequence) else [given] * levels
     require(
-        len(values) == count,
-        f"{name}={values}: a list of {len(values)} for {count} {what}; give one for each, in the order of sampling, or a "
-        "single number for all",
+        len(values) == levels,
+        f"{name}={values}: a list of {len(values)} for a grid of {levels} noise levels; give one for each, the largest "
+        "level first, or a single number for all",
     )
     return values
 

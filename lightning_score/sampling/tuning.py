@@ -6,14 +6,12 @@ its dimensions. The Gaussian with the norms of a model at all its levels says ho
 direction k the variance v = lambda_k + sigma^2 takes the place of sigma^2 in technique 4 of Song and Ermon 2020
 (2006.09011).
 
-A step of size e = u v takes the variance ratio r (of the samples' variance to v) to (1 - u)^2 r + 2u. Its least value,
-2 - 1/r, is at u = 1 - 1/r, so that from r = 1 + d the best T steps have u_n = 1/(n + 1 + 1/d) and end at 1 + 1/(T + 1/d),
-less than with one size for all of them. With many variances the best are sought among u_n = 1/(a + b n).
+The deviation of a level's samples is a Kullback-Leibler divergence in which each dimension counts by the share of the data
+in its variance, lambda_k/(lambda_k + sigma^2): what is noise alone is renewed at the next level and removed at the end.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,8 +24,8 @@ from lightning_score.sampling.noise import NoiseSource, NoiseStream
 from lightning_score.score.function import ScoreField
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-A, B = (grid.ravel() for grid in np.meshgrid(np.geomspace(1, 200, 36), [0, 0.03, 0.06, 0.1, 0.2, 0.35, 0.5, 0.75, 1]))
-"""The pairs (a, b) that are tried. No step size is larger than sigma^2, beyond which steps contract no faster."""
+SIZES = np.geomspace(0.002, 1.0, 250)
+"""The step sizes e/sigma^2 that are tried; steps larger than sigma^2 contract no faster."""
 SNRS = np.geomspace(0.02, 0.6, 12)
 """The signal-to-noise ratios that are tried; e/sigma^2 = 2 snr^2."""
 CLOSE = 1.5
@@ -46,9 +44,13 @@ class EquivalentGaussian(NamedTuple):
         """E||sigma score||^2/D at samples whose variances are `ratios`, (K,), times lambda_k + sigma^2."""
         return float(self.shares @ (ratios * sigma**2 / (self.variances + sigma**2)))
 
-    def deviation(self, ratios: Array) -> Array:
-        """sum_k w_k (r_k - 1 - ln r_k)/2, the Kullback-Leibler divergence per dimension of variance ratios, (..., K)."""
-        return np.asarray((ratios - 1 - np.log(ratios)) @ self.shares / 2)
+    def deviation(self, sigma: float, ratios: Array) -> Array:
+        """sum_k c_k (r_k - 1 - ln r_k)/2, the Kullback-Leibler divergence of variance ratios r (..., K) at a level.
+
+        c_k is in proportion to w_k (lambda_k + sigma^2/100)/(lambda_k + sigma^2); the hundredth is for data without spread.
+        """
+        counted = self.shares * (self.variances + sigma**2 / 100) / (self.variances + sigma**2)
+        return np.asarray((ratios - 1 - np.log(ratios)) @ (counted / counted.sum()) / 2)
 
 
 def equivalent_gaussian(sigmas: Sequence[float], norms: Sequence[float]) -> EquivalentGaussian:
@@ -69,28 +71,25 @@ def equivalent_gaussian(sigmas: Sequence[float], norms: Sequence[float]) -> Equi
 class TunedLevel(NamedTuple):
     """The Langevin steps at one noise level.
 
-    Fields: sigma (sigma/alpha), sizes (the step sizes over sigma^2), deviation (of the samples' law after them, see
+    Fields: sigma (sigma/alpha), u (the step size e over sigma^2), steps (T), deviation (of the samples' law after them, see
     `EquivalentGaussian.deviation`), variance_ratio (E||score||^2 at these samples over that at the level's law).
     """
 
     sigma: float
-    sizes: list[float]
+    u: float
+    steps: int
     deviation: float
     variance_ratio: float
 
 
-def _best_steps(gaussian: EquivalentGaussian, sigma: float, before: Array) -> Iterator[tuple[TunedLevel, Array]]:
-    """The level with 1, 2, ... steps of the best sizes, from the variances before it (K,); and those after it (K,)."""
+def _level(gaussian: EquivalentGaussian, sigma: float, before: Array, steps: int) -> tuple[TunedLevel, Array]:
+    """The level with its best step size, from the variances before it (K,); and those after it (K,)."""
     v = gaussian.variances + sigma**2
-    ratios, n = np.tile(before / v, (len(A), 1)), 0
-    while True:
-        ratios = relaxed(ratios, (sigma**2 / (A + B * n))[:, None] / v, 1)
-        n += 1
-        deviations = gaussian.deviation(ratios)
-        best = int(deviations.argmin())
-        sizes = (1 / (A[best] + B[best] * np.arange(n))).tolist()
-        ratio = gaussian.score_norm(sigma, ratios[best]) / gaussian.score_norm(sigma)
-        yield TunedLevel(sigma, sizes, float(deviations[best]), ratio), ratios[best] * v
+    ratios = relaxed(before / v, SIZES[:, None] * sigma**2 / v, steps)
+    deviations = gaussian.deviation(sigma, ratios)
+    best = int(deviations.argmin())
+    ratio = gaussian.score_norm(sigma, ratios[best]) / gaussian.score_norm(sigma)
+    return TunedLevel(sigma, float(SIZES[best]), steps, float(deviations[best]), ratio), ratios[best] * v
 
 
 def _descend(
@@ -100,19 +99,20 @@ def _descend(
     takes the evaluations that are left. Empty if they do not suffice.
     """
     before, levels, left = np.full_like(gaussian.variances, start), list[TunedLevel](), evaluations
-    for i, sigma in enumerate(sigmas):
-        most = left - (len(sigmas) - 1 - i)  # one for each later level
-        ways = islice(_best_steps(gaussian, sigma, before), most)
-        if i < len(sigmas) - 1:
-            found = next((way for way in ways if way[0].deviation <= deviation), None)
-        else:
-            found = deque(ways, 1)[0]
-        if found is None or found[0].deviation > deviation:
+    for sigma in sigmas:
+
+        def closeness(steps: int, sigma: float = sigma, before: Array = before) -> float:
+            return -_level(gaussian, sigma, before, steps)[0].deviation
+
+        later = len(sigmas) - len(levels) - 1  # levels, which need a step each
+        most = left - later
+        steps = bisect_left(range(1, most + 1), -deviation, key=closeness) + 1 if later else most
+        if steps > most:
             return []
-        level, before = found
+        level, before = _level(gaussian, sigma, before, steps)
         levels.append(level)
-        left -= len(level.sizes)
-    return levels
+        left -= steps
+    return levels if levels[-1].deviation <= deviation else []
 
 
 def tuned_steps(
