@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_score.errors import require, require_passes
-from lightning_score.sampling.corrector import Corrector, require_snr, snr_step_size
+from lightning_score.sampling.corrector import Corrector, Snr, require_snr, snr_at, snr_step_size
 from lightning_score.sampling.noise import NoiseSource
 from lightning_score.score.function import ScoreField
 from lightning_score.score.trace import inner
@@ -92,19 +92,19 @@ class MALA(Metropolis):
     conservative field up to the quadrature; a network's score is not exactly a gradient, so its acceptance is an estimate.
 
     Args:
-        snr: ratio of the norms of step and noise, as for `Langevin`.
+        snr: ratio of the norms of step and noise, or pairs [sigma, snr], as for `Langevin`.
         nodes: of the quadrature, and evaluations per step; 2 is exact for a Gaussian alone: at large steps on a mixture the
             error of the trapezoid rule is as large as the bias it should remove, that of Simpson's rule (3) is not seen.
     """
 
-    def __init__(self, snr: float = 0.16, nodes: int = 3):
+    def __init__(self, snr: Snr = 0.16, nodes: int = 3):
         require_snr(snr)
         _require_nodes(nodes)
         self.snr, self.nodes = snr, nodes
         self.evaluations = nodes
 
     def propose(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource) -> tuple[Tensor, Tensor]:
-        size = snr_step_size(score.process, t, s, self.snr * score.process.sigma(t))
+        size = snr_step_size(score.process, t, s, snr_at(self.snr, score.process, t) * score.process.sigma(t))
         e = broadcast_to(size, x)
         z, score_x = noise.normal(), score(x, t)
         y = combine((1.0, x), (size, score_x), ((2 * size).sqrt(), z))
