@@ -22,6 +22,7 @@ from lightning_score.sweep.macros import from_agent
 
 WITHOUT_TRAINER = {
     "schedule": "lightning_score.commands.schedule",
+    "langevin": "lightning_score.commands.langevin",
     "sweep": "lightning_score.sweep.cli",
     "report": "lightning_score.report.command",
     "gallery": "lightning_score.commands.gallery",

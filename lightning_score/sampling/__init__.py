@@ -8,7 +8,17 @@ from lightning_score.sampling.corrector import (
     LangevinCorrector,
     SampleLangevin,
 )
-from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, LastMean, Prior, Tweedie, UniformNoise
+from lightning_score.sampling.ends import (
+    FinalDenoise,
+    FromFile,
+    Initial,
+    KeepNoise,
+    LastMean,
+    NormalNoise,
+    Prior,
+    Tweedie,
+    UniformNoise,
+)
 from lightning_score.sampling.flow import RK45, DormandPrince, ProbabilityFlow
 from lightning_score.sampling.grid import Geometric, Given, Karras, ProcessTable, Quadratic, Snapped, TimeGrid, Uniform
 from lightning_score.sampling.langevin import (
@@ -16,6 +26,7 @@ from lightning_score.sampling.langevin import (
     AnnealedLangevinStep,
     ConsistentAnnealedLangevin,
     LangevinDynamics,
+    MarkovChain,
 )
 from lightning_score.sampling.metropolis import HMC, MALA, UnderdampedLangevin
 from lightning_score.sampling.noise import NoiseStream
@@ -36,8 +47,8 @@ from lightning_score.sampling.sampler import PredictorCorrector, Sampler, Sample
 
 __all__ = ["DDIM", "HMC", "MALA", "RK45", "Ancestral", "AnnealedLangevin", "AnnealedLangevinStep",
            "BatchLangevin", "ConsistentAnnealedLangevin", "Corrector", "DPMSolver2M", "DormandPrince", "Euler",
-           "EulerMaruyama", "FinalDenoise", "FixedLangevin", "Geometric", "Given", "Heun", "Initial", "Karras",
-           "KeepNoise", "Langevin", "LangevinCorrector", "LangevinDynamics", "LastMean", "NoPredictor",
-           "NoiseStream", "Predictor", "PredictorCorrector", "Prior", "ProbabilityFlow", "ProcessTable",
+           "EulerMaruyama", "FinalDenoise", "FixedLangevin", "FromFile", "Geometric", "Given", "Heun", "Initial", "Karras",
+           "KeepNoise", "Langevin", "LangevinCorrector", "LangevinDynamics", "LastMean", "MarkovChain", "NoPredictor",
+           "NoiseStream", "NormalNoise", "Predictor", "PredictorCorrector", "Prior", "ProbabilityFlow", "ProcessTable",
            "Quadratic", "ReverseDiffusion", "SDEDPMSolver2M", "SampleLangevin", "Sampler", "Samples", "Snapped",
            "StochasticHeun", "TimeGrid", "Tweedie", "UnderdampedLangevin", "Uniform", "UniformNoise"]  # fmt: skip
