@@ -55,7 +55,7 @@ def langevin(arguments: Arguments) -> None:
     _write_samples(folder / "samples.npz", chains, samples, made.seed)
     print(f"{config.density.class_path}: {chains}")
     found = summarize(chains.kept, chains.names)
-    warnings = _warnings(found, chains.draws)
+    warnings = _warnings(found, chains)
     print("\n".join([_table(found), *(f"warning: {warning}" for warning in warnings)]))
     settings = {
         "density": config.density.class_path,
@@ -106,24 +106,22 @@ def _table(found: Sequence[ChainSummary]) -> str:
     return "\n".join("  ".join(word.rjust(width) for word, width in zip(row, widths, strict=True)) for row in (head, *rows))
 
 
-def _warnings(found: Sequence[ChainSummary], draws: int) -> list[str]:
+def _warnings(found: Sequence[ChainSummary], chains: Chains) -> list[str]:
     """What makes the samples doubtful."""
-    if draws < FEWEST_DRAWS:
-        return [f"{draws} draws per chain are too few for R-hat and effective sample sizes; take more steps, or less --thin"]
-    apart = [row.name for row in found if not row.r_hat <= MOST_R_HAT]
-    few = [row.name for row in found if not min(row.ess_bulk, row.ess_tail) >= LEAST_ESS]
-    warnings = []
-    if apart:
-        warnings.append(
-            f"R-hat of {', '.join(apart)} is above {MOST_R_HAT}: single chains have not explored the whole law; take more "
-            "steps or a larger step size, and for separate modes --sampler AnnealedLangevin"
-        )
-    if few:
-        warnings.append(
-            f"the effective sample size of {', '.join(few)} is below {LEAST_ESS}: its mean, quantiles and R-hat are rough; "
-            "take more steps or chains"
-        )
-    return warnings
+    if chains.draws < FEWEST_DRAWS:
+        return [f"{chains.draws} draws per chain are too few for R-hat and effective sample sizes; take more steps"]
+    apart = ", ".join(row.name for row in found if not row.r_hat <= MOST_R_HAT)  # also NaN
+    few = ", ".join(row.name for row in found if not min(row.ess_bulk, row.ess_tail) >= LEAST_ESS)
+    still = 0 if chains.acceptance is None else int((chains.acceptance == 0).sum())
+    remedy = "take more steps or a larger step size, and for separate modes --sampler AnnealedLangevin"
+    if chains.score.cools:
+        remedy = "separate modes have the shares of the temperature at which chains last crossed between them"
+    warnings = {
+        f"R-hat of {apart} is above {MOST_R_HAT}: single chains have not explored the whole law; {remedy}": apart,
+        f"the effective sample size of {few} is below {LEAST_ESS}: its numbers are rough; take more steps or chains": few,
+        f"{still} chains never moved after burn-in: all their steps were rejected; take a smaller step size": still,
+    }
+    return [warning for warning, holds in warnings.items() if holds]
 
 
 def _draw(folder: Path, chains: Chains, samples: Samples, found: Sequence[ChainSummary]) -> list[str]:

@@ -43,11 +43,6 @@ class ChainSummary(NamedTuple):
     ess_tail: float
     r_hat: float
 
-    @property
-    def is_reliable(self) -> bool:
-        """Whether R-hat and both effective sample sizes pass; false if they are NaN, as for chains that do not move."""
-        return self.r_hat <= MOST_R_HAT and min(self.ess_bulk, self.ess_tail) >= LEAST_ESS
-
 
 def summarize(chains: Array, names: Sequence[str]) -> list[ChainSummary]:
     """The summary of every coordinate.
