@@ -19,7 +19,7 @@ CORRELATED = 256
 """Chains for the autocorrelation."""
 MASSES = (0.99, 0.9, 0.7, 0.5, 0.3, 0.1)
 """Of the regions of highest density."""
-POINTS = 5000
+POINTS, GRID = 5000, 300
 
 
 def draw_chains(chains: Chains, found: Sequence[ChainSummary]) -> "Figure":
@@ -39,7 +39,7 @@ def draw_chains(chains: Chains, found: Sequence[ChainSummary]) -> "Figure":
         ranks = rankdata(x[:TRACES]).reshape(x[:TRACES].shape)
         for trace, rank in zip(x[:TRACES], ranks, strict=True):
             axes[0].plot(steps, trace, lw=0.7)
-            axes[1].hist(rank, BINS, (0, ranks.size), histtype="step")
+            axes[1].hist(rank, BINS, range=(0, ranks.size), histtype="step")
         axes[0].set(title=f"{row.name}: traces of {len(ranks)} chains", xlabel="step")
         axes[1].set(title=f"their ranks, R-hat {row.r_hat:.3f}", xlabel="rank", ylabel="draws")
         axes[1].axhline(len(steps) / BINS, color="gray", lw=0.8, ls="--")
@@ -47,7 +47,7 @@ def draw_chains(chains: Chains, found: Sequence[ChainSummary]) -> "Figure":
         axes[2].vlines(lags * chains.thin, 0, autocorrelation(x[:CORRELATED])[: len(lags)], lw=1)
         axes[2].axhline(0, color="gray", lw=0.8)
         axes[2].set(title=f"autocorrelation, ESS {row.ess_bulk:.0f}", xlabel="lag (steps)", ylim=(-0.3, 1.05))
-        axes[3].hist(x.ravel(), 80, tuple(np.quantile(x, (0.001, 0.999))), density=True, color="tab:blue", alpha=0.6)
+        axes[3].hist(x.ravel(), 80, range=tuple(np.quantile(x, (0.001, 0.999))), density=True, color="tab:blue", alpha=0.6)
         axes[3].set(title=f"marginal, {row.mean:.3g} $\\pm$ {row.std:.3g}", yticks=[])
     return figure
 
@@ -63,20 +63,18 @@ def draw_cloud(chains: Chains, x: Tensor) -> "Figure":
 
     figure = Figure(figsize=(7, 6.4), layout="constrained")
     axes = figure.subplots()
-    low, high = x.double().quantile(torch.tensor([0.005, 0.995], dtype=torch.float64), 0)
+    low, high = np.quantile(x, (0.005, 0.995), axis=0)
     margin = 0.3 * (high - low) + 0.1 * chains.score.scale
-    first, second = (
-        torch.linspace(*ends, 300, dtype=torch.float64) for ends in zip(low - margin, high + margin, strict=True)
-    )
+    first, second = np.linspace(low - margin, high + margin, GRID).T
     if chains.score.has_log_density:
-        points, t = torch.cartesian_prod(first, second).to(x), torch.zeros((), dtype=torch.float64)
+        grid = torch.from_numpy(np.stack(np.meshgrid(first, second), -1)).reshape(-1, 2).to(x)
         with torch.no_grad():
-            log_density = cast(Tensor, chains.score.log_density(points, t)).double().reshape(len(first), -1).T.numpy()
-        levels, log_density = _regions(log_density)
+            values = cast(Tensor, chains.score.log_density(grid, torch.zeros((), dtype=torch.float64)))
+        levels, log_density = _regions(values.double().reshape(GRID, GRID).numpy())
         if len(levels) > 1:
             shades = [str(shade) for shade in np.linspace(0.92, 0.65, len(levels) - 1)]
             axes.contourf(first, second, log_density, levels=levels, colors=shades)
-    axes.scatter(x[:POINTS, 0], x[:POINTS, 1], s=4, color="tab:red", alpha=0.6, linewidths=0)
+    axes.scatter(x[:POINTS, 0].numpy(), x[:POINTS, 1].numpy(), s=4, color="tab:red", alpha=0.6, linewidths=0)
     axes.set(xlim=(first[0], first[-1]), ylim=(second[0], second[-1]), xlabel="x[0]", ylabel="x[1]")
     over = " over the density, in regions of 10, 30, 50, 70, 90 and 99 % of its mass" * chains.score.has_log_density
     axes.set_title(f"{min(len(x), POINTS)} samples{over}", fontsize=10)

