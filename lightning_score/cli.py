@@ -24,6 +24,7 @@ WITHOUT_TRAINER = {
     "schedule": "lightning_score.commands.schedule",
     "grid": "lightning_score.commands.grid",
     "tune": "lightning_score.commands.tune",
+    "langevin": "lightning_score.commands.langevin",
     "sweep": "lightning_score.sweep.cli",
     "report": "lightning_score.report.command",
     "gallery": "lightning_score.commands.gallery",

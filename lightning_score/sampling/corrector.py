@@ -63,6 +63,9 @@ def require_temperature(temperature: float) -> None:
 class Corrector(SamplerStep, ABC):
     """Moves samples of p_t within p_t; s is the time next to t on the grid."""
 
+    rejects: bool = False
+    """Whether a sample stays where it is if its proposal is rejected."""
+
 
 class LangevinCorrector(Corrector, ABC):
     """A Langevin step, x + e score + sqrt(2 e T) z, whose law tends to p_t^(1/T) as the step size e tends to 0."""

@@ -10,9 +10,10 @@ from torch import Tensor
 from lightning_score.errors import require, require_passes
 from lightning_score.process import NoiseProcess
 from lightning_score.process.ladder import choose_step_size
-from lightning_score.sampling.corrector import FixedLangevin, LangevinCorrector, require_temperature
+from lightning_score.sampling.corrector import Corrector, FixedLangevin, LangevinCorrector, require_temperature
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, Prior, Tweedie
 from lightning_score.sampling.grid import ProcessTable, TimeGrid, times_of_levels
+from lightning_score.sampling.metropolis import MALA
 from lightning_score.sampling.noise import NoiseSource
 from lightning_score.sampling.predictor import Move, NoPredictor, SamplerStep
 from lightning_score.sampling.sampler import Sampler
@@ -32,7 +33,49 @@ class SingleLevel(TimeGrid):
         return times_of_levels(process, torch.tensor([self.sigma], dtype=torch.float64), "sigma")
 
 
-class LangevinDynamics(Sampler):
+class MarkovChain(Sampler):
+    """Markov chain Monte Carlo at one noise level, without a ladder: `steps` steps of a corrector.
+
+    Args:
+        corrector: the step of the chain; `MALA` with its defaults if null.
+        steps: number of steps.
+        sigma: the noise level, as sigma/alpha, in the units of the data; null: given by t.
+        t: the time of the noise level; null: the process's t_min.
+        denoise: what happens to the remaining noise; it stays by default.
+        initial: where sampling starts; the process's prior by default.
+        clip: [low, high], to which the denoised image is clipped at every evaluation; null: not at all.
+    """
+
+    needs_noise = False
+
+    def __init__(
+        self,
+        corrector: Corrector | None = None,
+        steps: int = 1000,
+        sigma: float | None = None,
+        t: float | None = None,
+        denoise: FinalDenoise | None = None,
+        initial: Initial | None = None,
+        clip: Sequence[float] | None = None,
+    ):
+        require(steps >= 1, f"steps={steps}: need at least one step, as in steps=1000")
+        require_passes(steps=steps)
+        require(sigma is None or t is None, f"sigma={sigma}, t={t}: both set the noise level; give one of them")
+        require(sigma is None or sigma > 0, f"sigma={sigma}: must be above 0, as in 0.01")
+        require(t is None or 0 <= t <= 1, f"t={t}: must lie in [0, 1]")
+        super().__init__(SingleLevel(sigma, t), denoise or KeepNoise(), initial or Prior(), clip)
+        self.steps, self.sigma, self.t, self.corrector = steps, sigma, t, corrector or MALA()
+
+    def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
+        level = times[0]
+        require(
+            float(process.sigma(level)) > 0,
+            f"t={self.t}: must be a time with noise, because clean data have no score; give a time above 0, or sigma",
+        )
+        return [Move(self.corrector, level, level, level)] * self.steps
+
+
+class LangevinDynamics(MarkovChain):
     """Langevin dynamics at one noise level, without a ladder: x <- x + e score + sqrt(2 e T) z, of law p_t^(1/T).
 
     Roberts and Tweedie 1996; Song and Ermon 2019 (1907.05600), section 2.2. It does not mix between separated modes,
@@ -61,22 +104,8 @@ class LangevinDynamics(Sampler):
         initial: Initial | None = None,
         clip: Sequence[float] | None = None,
     ):
-        require(steps >= 1, f"steps={steps}: need at least one Langevin step, as in steps=1000")
-        require_passes(steps=steps)
-        require(sigma is None or t is None, f"sigma={sigma}, t={t}: both set the noise level; give one of them")
-        require(sigma is None or sigma > 0, f"sigma={sigma}: must be above 0, as in 0.01")
-        require(t is None or 0 <= t <= 1, f"t={t}: must lie in [0, 1]")
-        super().__init__(SingleLevel(sigma, t), denoise or KeepNoise(), initial or Prior(), clip)
-        self.step_size, self.steps, self.temperature, self.sigma, self.t = step_size, steps, temperature, sigma, t
-        self._langevin_step = FixedLangevin(step_size, temperature)
-
-    def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
-        level = times[0]
-        require(
-            float(process.sigma(level)) > 0,
-            f"t={self.t}: must be a time with noise, because clean data have no score; give a time above 0, or sigma",
-        )
-        return [Move(self._langevin_step, level, level, level)] * self.steps
+        super().__init__(FixedLangevin(step_size, temperature), steps, sigma, t, denoise, initial, clip)
+        self.step_size, self.temperature = step_size, temperature
 
 
 class AnnealedLangevinStep(LangevinCorrector):
@@ -136,6 +165,8 @@ class AnnealedLangevin(Sampler):
         clip: [low, high], to which the denoised image is clipped at every evaluation; null: not at all.
         temperature: T, of the laws p_t^(1/T); below 1 fewer and more typical images.
     """
+
+    needs_noise = False
 
     def __init__(
         self,

@@ -3,14 +3,14 @@
 A score gives no density, but a ratio of densities: log p(y) - log p(x) is the integral of the score from x to y. With it a
 proposal can be accepted or rejected, which removes the bias of the step size. The integral is exact for the gradient of a
 log density up to the quadrature; a network's score is not exactly a gradient, so that its integral depends on the path and
-the acceptance corrects the step size, not the network.
+the acceptance corrects the step size, not the network. Where the log density itself is known, its difference is taken.
 
 All lengths are in units of the level's sigma, so that one setting fits all levels.
 """
 
 from abc import ABC, abstractmethod
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,7 +37,8 @@ def lobatto(nodes: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def path_integral(score: ScoreField, x: Tensor, y: Tensor, t: Tensor, score_x: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-    """log p(y) - log p(x) = int_0^1 score(x + u (y - x)) . (y - x) du, by Gauss-Lobatto quadrature; and the score at y.
+    """log p(y) - log p(x) = int_0^1 score(x + u (y - x)) . (y - x) du, by Gauss-Lobatto quadrature unless the score knows
+    the log density; and the score at y.
 
     It takes nodes - 1 evaluations. The result changes its sign when x and y change places, so that the acceptance is that
     of a reversible chain whatever the quadrature's error.
@@ -50,6 +51,10 @@ def path_integral(score: ScoreField, x: Tensor, y: Tensor, t: Tensor, score_x: T
         score_x: the score at x (B, ...).
         nodes: 2 is the trapezoid rule, exact for a Gaussian; 3 is Simpson's.
     """
+    log_x = score.log_density(x, t)
+    if log_x is not None:
+        score_y = score(y, t)
+        return cast(Tensor, score.log_density(y, t)) - log_x, score_y
     points, weights = lobatto(nodes)
     total, gradient = weights[0] * score_x, score_x
     for u, weight in zip(points[1:], weights[1:], strict=True):
@@ -74,6 +79,8 @@ class Metropolis(Corrector, ABC):
 
     Metropolis et al. 1953; Hastings 1970. Where the noise is left out, as at a last move, the proposal is accepted.
     """
+
+    rejects = True
 
     @abstractmethod
     def propose(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource) -> tuple[Tensor, Tensor]:
