@@ -19,11 +19,11 @@ from lightning_score.files import replace_text, replacing
 from lightning_score.guidance import Guidance
 from lightning_score.interop.base import part
 from lightning_score.runs.records import settings_of
-from lightning_score.sampling import Learned, Sampler
+from lightning_score.sampling import Learned, PredictorCorrector, Sampler
 from lightning_score.sampling.exact_ends import EXACT_STEPS, ROWS, allowed, group_of
 from lightning_score.sampling.grid import Karras, TimeGrid
 from lightning_score.training.inference import inference
-from lightning_score.training.learned_times import Drawn, check_grid, learn_times
+from lightning_score.training.learned_times import Drawn, learn_times
 from lightning_score.training.model import ScoreModel
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def grid(arguments: Arguments) -> None:
     _set_steps(config)
     made = parser.instantiate_classes(config).model
     model = ScoreModel.load_from_checkpoint(paths[-1], map_location="cpu", trust=list(trusted)).eval()
-    model.use(made.sampler, made.guidance)
-    lesson = Lesson(model, config.steps)
+    lesson = Lesson(model, made.sampler or PredictorCorrector(), made.guidance, config.steps)
     print(lesson.text())
     if config.output is not None:
         settings = yaml.safe_load(parser.dump(config, skip_none=False))["model"]["sampler"]
@@ -100,19 +99,20 @@ class Lesson:
     """What was learned, and what it saves.
 
     Args:
-        model: the model, with the sampler for which times are learned.
+        model: the model.
+        sampler: the sampler for which times are learned.
+        guidance: of the samples.
         steps: N; None: those of the sampler's grid.
     """
 
-    def __init__(self, model: ScoreModel, steps: int | None):
-        start, self._model = time.monotonic(), model
-        self._process, self._sampler, given = model.score_function.process, copy(model.sampler), model.sampler.grid
+    def __init__(self, model: ScoreModel, sampler: Sampler, guidance: Guidance | None, steps: int | None):
+        start, self._model, given = time.monotonic(), model, sampler.grid
+        self._process, self._sampler = model.score_function.process, copy(sampler)
         times, levels = given(self._process), model.objective.levels(self._process)
         noisy = float(self._process.sigma(times[-1])) > 0
-        steps = steps or len(times) - 1
-        self.grid = Learned(steps, float(times[-1]) if noisy and levels is None else None)
-        self._sampler.grid = self.grid
-        check_grid(model, self._sampler)
+        steps = steps or max(1, len(times) - 1)
+        self.grid = self._sampler.grid = Learned(steps, float(times[-1]) if noisy and levels is None else None)
+        model.use(self._sampler, guidance)
         if torch.cuda.is_available():
             model.cuda()
         learn_times(model, self._sampler, progress=True)
