@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "lightning_score.training": "ScoreModel FullyShard",
-    "lightning_score.score": "ScoreField ScoreFunction Parametrization NoiseLabel EmpiricalScore",
+    "lightning_score.score": "ScoreField ScoreFunction Parametrization NoiseLabel EmpiricalScore Density DensityScore",
     "lightning_score.process": "NoiseProcess VP SubVP VE Cosine BetaTable ScaledLinearBetas CosineTable SigmaTable",
     "lightning_score.objective": (
         "Objective DenoisingScoreMatching ImplicitScoreMatching SlicedScoreMatching "
@@ -34,7 +34,7 @@ _NAMES = {
     "lightning_score.networks": "Network MLP NCSN NCSNv2 NCSNv2Deeper NCSNv2Deepest UNet DDPMpp NCSNpp",
     "lightning_score.sampling": (
         "Sampler PredictorCorrector ProbabilityFlow AnnealedLangevin ConsistentAnnealedLangevin "
-        "LangevinDynamics Predictor Corrector TimeGrid Samples"
+        "LangevinDynamics MarkovChain Predictor Corrector TimeGrid Samples"
     ),
     "lightning_score.sampling.likelihood": "Dequantization bits_per_dim log_likelihood",
     "lightning_score.data": "ScoreData ImageData CIFAR10 Digits FashionMNIST GaussianMixture ImageFolder MNIST",

@@ -8,6 +8,7 @@ commands:
   test       loss, FID, KID, recall ... of a checkpoint:       test --ckpt_path runs/ncsn/latest/last.ckpt
   predict    draw samples from a checkpoint, as PNG and NPZ:   predict --ckpt_path runs/ncsn/latest/last.ckpt
   schedule   noise levels and step size from the data:         schedule --config configs/ncsn.yaml
+  langevin   samples of a density of your own, by MCMC:        langevin --density Banana --sampler.step_size 1e-2
   sweep      run the trials of a W&B sweep file without W&B:   sweep sweeps/eps.yaml --jobs 2
   report     all runs on one page, for a browser:              report runs --serve
   gallery    pictures of all samplers on 2-D points:           gallery --ckpt_path runs/toy/latest/last.ckpt
@@ -42,7 +43,7 @@ more:
 
 _SAMPLER = """\
   --model.sampler AnnealedLangevin         or PredictorCorrector, ConsistentAnnealedLangevin, LangevinDynamics,
-                                           ProbabilityFlow; its parameters as --model.sampler.steps 50"""
+                                           MarkovChain, ProbabilityFlow; its parameters as --model.sampler.steps 50"""
 
 _CHECKPOINT = """\
   --ckpt_path runs/ncsn/latest/last.ckpt   the checkpoint; it holds model, data and sampler, and options override them

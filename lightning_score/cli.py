@@ -15,7 +15,7 @@ from lightning_score.commands.configs import with_found_configs
 from lightning_score.commands.origins import origin
 from lightning_score.commands.parser import UsageError
 from lightning_score.commands.trainer_commands import TRAINER_COMMANDS
-from lightning_score.errors import InputError, printable, require
+from lightning_score.errors import InputError, printable, require, user_mistake
 from lightning_score.runs.folders import discarding, release
 from lightning_score.runs.wandb_logger import fail_trial, finish_run, in_trial
 from lightning_score.sweep.macros import from_agent
@@ -23,6 +23,8 @@ from lightning_score.sweep.macros import from_agent
 WITHOUT_TRAINER = {
     "schedule": "lightning_score.commands.schedule",
     "grid": "lightning_score.commands.grid",
+    "tune": "lightning_score.commands.tune",
+    "langevin": "lightning_score.commands.langevin",
     "sweep": "lightning_score.sweep.cli",
     "report": "lightning_score.report.command",
     "gallery": "lightning_score.commands.gallery",
@@ -55,9 +57,7 @@ def run(words: list[str]) -> int:
         stopping.print_signal()
         raise SystemExit(code if stopping.received is None else 128 + stopping.received) from None
     except Exception as error:
-        mistake: BaseException | None = error
-        while mistake is not None and not isinstance(mistake, InputError):  # the parser wraps what constructors raise
-            mistake = mistake.__cause__
+        mistake = user_mistake(error)
         fail_trial(str(mistake or error), 1 if mistake is None else 2)
         if stopping.received is not None and mistake is None:  # a library turned the signal into an error of its own
             stopping.print_signal()

@@ -26,6 +26,14 @@ def require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+def user_mistake(error: BaseException) -> InputError | None:
+    """The `InputError` that an error is or, as when the parser wraps what constructors raise, was caused by."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, InputError):
+        cause = cause.__cause__
+    return cause
+
+
 def require_passes(**counts: int) -> None:
     """Refuses numbers of steps, levels or draws, each of which costs a pass through the network, that would never finish.
 

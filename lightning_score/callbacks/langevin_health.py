@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_score.callbacks.base import data_of, fast_dev_run
 from lightning_score.callbacks.loss_guard import measuring
 from lightning_score.callbacks.pictures import figure_picture, publish
+from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, require
 from lightning_score.memory import require_room
 from lightning_score.process.ladder import variance_ratio
@@ -100,7 +101,7 @@ class LevelRecorder:
             if self.levels and move.t > self.levels[-1].t:  # samples drawn in parts: only the last part is kept
                 self.levels = []
             if not self.levels:
-                self._first_score = _mean_square(score(before, move.t))
+                self._first_score = mean_square(score(before, move.t))
         self._steps, self._x = self._steps + 1, after
 
     def close(self) -> None:
@@ -111,7 +112,7 @@ class LevelRecorder:
         gradient = score(x, t)
         z = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)  # instead of the noise of the step
         size = method.size(score.process, t, s, state, gradient, z).double().mean() / score.process.alpha(t).double() ** 2
-        squares = _mean_square(x), _mean_square(gradient), self._first_score
+        squares = mean_square(x), mean_square(gradient), self._first_score
         self.levels.append(_Level(t, self._steps, float(size), method.temperature, *squares))
         self._open = None
 
@@ -165,19 +166,38 @@ class LangevinHealth(Callback):
     @torch.inference_mode()
     def _compare(self, recorder: LevelRecorder, pl_module: ScoreModel, trainer: Trainer) -> list[LevelHealth]:
         """Compares every level with training data at its noise."""
-        data, process = data_of(trainer), pl_module.score_function.process
-        generator = torch.Generator().manual_seed(self.seed)
-        rows = torch.randperm(len(data.splits.train.x), generator=generator)[: max(self.num_samples, 2)]
-        with seeded(self.seed):  # of dequantization
-            x = data.transform(train=False)(data.splits.train.x[rows]).to(pl_module.device).to(pl_module.dtype)
-        score: ScoreField = pl_module.score_function
-        if pl_module.conditional:
-            score = Conditioned(score, data.splits.train.y[rows].to(pl_module.device))
+        return compare(recorder, *examples_with_noise(pl_module, data_of(trainer), self.num_samples, self.seed))
 
-        def noisy(t: Tensor) -> Tensor:
-            return process.perturb(x, t.to(x.dtype), torch.randn(x.shape, generator=generator).to(x))
 
-        return compare(recorder, score, noisy)
+def examples_with_noise(
+    model: ScoreModel, data: ScoreData, n: int, seed: int
+) -> tuple[ScoreField, Callable[[Tensor], Tensor]]:
+    """The score of a model at training examples, and what returns these examples with the noise of a time, (N, ...).
+
+    Args:
+        model: the model.
+        data: the data.
+        n: number of examples, of at most all.
+        seed: of the choice and the noise.
+    """
+    generator, process = torch.Generator().manual_seed(seed), model.score_function.process
+    rows = torch.randperm(len(data.splits.train.x), generator=generator)[: max(n, 2)]
+    with seeded(seed):  # of dequantization
+        x = data.transform(train=False)(data.splits.train.x[rows]).to(model.device).to(model.dtype)
+    score: ScoreField = model.score_function
+    if model.conditional:
+        score = Conditioned(score, data.splits.train.y[rows].to(model.device))
+
+    def noisy(t: Tensor) -> Tensor:
+        return process.perturb(x, t.to(x.dtype), torch.randn(x.shape, generator=generator).to(x))
+
+    return score, noisy
+
+
+def mean_square_at_data(score: ScoreField, noisy: Callable[[Tensor], Tensor], t: Tensor) -> tuple[float, float]:
+    """The mean squares of training data with the noise of a time, and of the score there."""
+    x = noisy(t)
+    return mean_square(x), mean_square(score(x, t.to(x.dtype)))
 
 
 def compare(recorder: LevelRecorder, score: ScoreField, noisy: Callable[[Tensor], Tensor]) -> list[LevelHealth]:
@@ -191,8 +211,7 @@ def compare(recorder: LevelRecorder, score: ScoreField, noisy: Callable[[Tensor]
     found: list[LevelHealth] = []
     for level in recorder.levels:
         alpha, sigma = float(score.process.alpha(level.t)), float(score.process.noise_level(level.t))
-        x = noisy(level.t)
-        at_data = _mean_square(score(x, level.t.to(x.dtype)))
+        data, at_data = mean_square_at_data(score, noisy, level.t)
         before = found[-1].predicted_ratio if found else level.first_score / at_data
         predicted = math.nan
         if recorder.ladder and level.temperature == 1:
@@ -206,7 +225,7 @@ def compare(recorder: LevelRecorder, score: ScoreField, noisy: Callable[[Tensor]
             snr=math.sqrt(level.size / 2 / level.temperature * level.score) * alpha if level.temperature > 0 else math.inf,
             score_norm=math.sqrt(level.score) * sigma * alpha,
             sample_norm=math.sqrt(level.samples) / alpha,
-            data_norm=math.sqrt(_mean_square(x)) / alpha,
+            data_norm=math.sqrt(data) / alpha,
             variance_ratio=level.score / at_data,
             predicted_ratio=predicted,
         )
@@ -214,7 +233,8 @@ def compare(recorder: LevelRecorder, score: ScoreField, noisy: Callable[[Tensor]
     return found
 
 
-def _mean_square(v: Tensor) -> float:
+def mean_square(v: Tensor) -> float:
+    """The mean of the squares of all entries."""
     return float(v.double().square().mean())
 
 

@@ -18,7 +18,7 @@ from lightning_score.commands.parser import Parser
 from lightning_score.commands.refusals import TRAINER_DEFAULTS, check_trainer, of_lightning, of_options
 from lightning_score.data import ScoreData
 from lightning_score.data.check import declared_shape
-from lightning_score.errors import InputError
+from lightning_score.errors import InputError, user_mistake
 from lightning_score.training.model import ScoreModel
 
 GROUPS = {
@@ -92,7 +92,7 @@ class ExperimentCLI(LightningCLI):
             yield
         except Exception as error:
             mistake = isinstance(error, ValueError | MemoryError) or is_oom_error(error) or of_lightning(error)
-            if not mistake or isinstance(error, InputError) or isinstance(error.__cause__, InputError):
+            if not mistake or user_mistake(error):
                 raise
             raise InputError(of_options(error, self.config["trainer"])) from error
 

@@ -113,7 +113,8 @@ def _unusable(name: str, types: tuple[type, ...]) -> str:
     fits = isinstance(found, type) and issubclass(found, types)
     if fits and inspect.isabstract(found):
         return f"abstract, without {' and '.join(sorted(found.__abstractmethods__))}"
-    return "" if fits else f"not a {' or '.join(each.__name__ for each in types)}"
+    kinds = (f"{each.__name__} {getattr(each, 'needs', '')}".strip() for each in types)
+    return "" if fits else f"not a {' or '.join(kinds)}"
 
 
 def options_inside(classes: Mapping[str, str]) -> Iterator[str]:

@@ -7,13 +7,16 @@ e_i = step_size sigma_i^2/sigma_min^2, so that u = step_size/sigma_min^2 is the 
 import math
 from collections.abc import Callable
 from statistics import NormalDist
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_score.errors import require
 
+Numbers = TypeVar("Numbers", float, np.ndarray)
 LEAST_DIMENSION = 16
 """Technique 2 takes the samples of a level to lie in a thin shell, as they do in many dimensions only: in a few its equation
 asks for a handful of levels, and in 4 or fewer it has no solution. Below 16 dimensions gamma is that of 16, which is 2.1."""
@@ -144,8 +147,22 @@ def variance_ratio(step_size: float, sigma_min: float, gamma: float, steps: int,
     Raises:
         InputError: a value is out of range.
     """
-    q, k = _coefficients(step_size, sigma_min, gamma, steps)
-    return q * (gamma**2 * before - k) + k
+    _coefficients(step_size, sigma_min, gamma, steps)
+    return float(relaxed(gamma**2 * before, step_size / sigma_min**2, steps))
+
+
+def relaxed(ratio: Numbers, u: Numbers, steps: int) -> Numbers:
+    """q (r - k) + k with q = (1 - u)^(2T) and k = 2/(2 - u): the variance over v after T Langevin steps of size u v.
+
+    On a Gaussian of variance v; Song and Ermon 2020 (2006.09011), Proposition 3.
+
+    Args:
+        ratio: r, the variance over v before.
+        u: the step size over v, below 2.
+        steps: T.
+    """
+    k = 2 / (2 - u)
+    return (1 - u) ** (2 * steps) * (ratio - k) + k
 
 
 def variance_limit(step_size: float, sigma_min: float, gamma: float, steps: int) -> float:

@@ -1,8 +1,11 @@
 """Correctors: Markov chain Monte Carlo steps that use the score and leave one marginal p_t invariant."""
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,9 +32,27 @@ def snr_step_size(process: NoiseProcess, t: Tensor, s: Tensor, ratio: Tensor) ->
     return 2 * alpha_c.to(ratio.dtype) * ratio**2
 
 
-def require_snr(snr: float) -> None:
-    """Raises `InputError` unless the signal-to-noise ratio is above zero."""
-    require(snr > 0, f"snr={snr}: must be above 0, as in 0.16")
+Snr = float | Sequence[tuple[float, float]]
+"""A signal-to-noise ratio, or pairs [sigma, snr], sigma as sigma/alpha, between which it is linear in log sigma."""
+
+
+def require_snr(snr: Snr) -> None:
+    """Raises `InputError` unless the signal-to-noise ratios, and the noise levels of pairs, are above zero."""
+    if isinstance(snr, Sequence):
+        fits = len(snr) > 0 and all(len(pair) == 2 and min(pair) > 0 and max(pair) < math.inf for pair in snr)
+        require(
+            fits, f"snr={snr}: must be a number, or pairs [sigma, snr] of numbers above 0, as in [[0.01, 0.1], [50, 0.2]]"
+        )
+    else:
+        require(snr > 0, f"snr={snr}: must be above 0, as in 0.16")
+
+
+def snr_at(snr: Snr, process: NoiseProcess, t: Tensor) -> float:
+    """The signal-to-noise ratio at a time (); beyond the levels of pairs, that of the nearest."""
+    if not isinstance(snr, Sequence):
+        return snr
+    levels, ratios = zip(*sorted(snr), strict=True)
+    return float(np.interp(-float(process.log_snr(t)) / 2, np.log(levels), ratios))
 
 
 def require_temperature(temperature: float) -> None:
@@ -41,6 +62,9 @@ def require_temperature(temperature: float) -> None:
 
 class Corrector(SamplerStep, ABC):
     """Moves samples of p_t within p_t; s is the time next to t on the grid."""
+
+    rejects: bool = False
+    """Whether a sample stays where it is if its proposal is rejected."""
 
 
 class LangevinCorrector(Corrector, ABC):
@@ -71,26 +95,30 @@ class LangevinCorrector(Corrector, ABC):
         return combine((1.0, x), (e, gradient), (std, added)), state
 
 
-class _SnrLangevin(LangevinCorrector, ABC):
+class SnrLangevin(LangevinCorrector, ABC):
     """Langevin dynamics whose step size is set by a signal-to-noise ratio."""
 
-    def __init__(self, snr: float = 0.16):
+    def __init__(self, snr: Snr = 0.16):
         require_snr(snr)
         self.snr = snr
 
+    def _ratio(self, process: NoiseProcess, t: Tensor) -> float:
+        return snr_at(self.snr, process, t)
 
-class Langevin(_SnrLangevin):
+
+class Langevin(SnrLangevin):
     """Langevin dynamics with step size e = 2 alpha_c (snr sigma)^2, alpha_c the ratio of alpha^2 between t and s.
 
     Song et al. 2021 (2011.13456), Algorithms 4 and 5, with the norm of the score replaced by its expectation, 1/sigma
     per dimension, so that a sample does not depend on the others of its batch.
 
     Args:
-        snr: target ratio of the norms of step and noise; the paper takes 0.16.
+        snr: target ratio of the norms of step and noise; the paper takes 0.16. Pairs [sigma, snr]: linear in log sigma
+            between these noise levels, sigma as sigma/alpha; the command `tune` finds them.
     """
 
     def size(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any, gradient: Tensor, z: Tensor) -> Tensor:
-        return snr_step_size(process, t, s, self.snr * process.sigma(t))
+        return snr_step_size(process, t, s, self._ratio(process, t) * process.sigma(t))
 
 
 def _norms(v: Tensor) -> Tensor:
@@ -98,7 +126,7 @@ def _norms(v: Tensor) -> Tensor:
     return torch.linalg.vector_norm(v.flatten(1), dim=1)
 
 
-class _NormLangevin(_SnrLangevin, ABC):
+class _NormLangevin(SnrLangevin, ABC):
     """Langevin dynamics with step size e = 2 alpha_c (snr ||z||/||score||)^2."""
 
     @abstractmethod
@@ -106,7 +134,7 @@ class _NormLangevin(_SnrLangevin, ABC):
         """The norm of v in the step size, () or (B,)."""
 
     def size(self, process: NoiseProcess, t: Tensor, s: Tensor, state: Any, gradient: Tensor, z: Tensor) -> Tensor:
-        return snr_step_size(process, t, s, self.snr * self._norm(z) / self._norm(gradient))
+        return snr_step_size(process, t, s, self._ratio(process, t) * self._norm(z) / self._norm(gradient))
 
 
 class BatchLangevin(_NormLangevin):
@@ -116,7 +144,8 @@ class BatchLangevin(_NormLangevin):
     size and on the number of processes. `Langevin` has no such dependence.
 
     Args:
-        snr: target ratio of the norms of step and noise; the paper takes 0.16.
+        snr: target ratio of the norms of step and noise; the paper takes 0.16. Pairs [sigma, snr]: linear in log sigma
+            between these noise levels, sigma as sigma/alpha; the command `tune` finds them.
     """
 
     batch_independent = False
@@ -133,7 +162,8 @@ class SampleLangevin(_NormLangevin):
     dimension, 16 in two and 1.087 in 64; with the means of `BatchLangevin` it is 1.03.
 
     Args:
-        snr: target ratio of the norms of step and noise; the paper takes 0.16.
+        snr: target ratio of the norms of step and noise; the paper takes 0.16. Pairs [sigma, snr]: linear in log sigma
+            between these noise levels, sigma as sigma/alpha; the command `tune` finds them.
 
     Raises:
         InputError: at the first step, samples of fewer than 1000 entries.

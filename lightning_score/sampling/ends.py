@@ -1,10 +1,14 @@
 """The two ends of sampling: where it starts, and what happens to the remaining noise."""
 
+import math
 from abc import ABC, abstractmethod
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from lightning_score.errors import require
+from lightning_score.files import LocalPath, read_arrays
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.noise import NoiseSource, NoiseStream, NoNoise
 from lightning_score.score.function import ScoreField
@@ -48,6 +52,52 @@ class UniformNoise(Initial):
 
     def __call__(self, process: NoiseProcess, noise: NoiseSource) -> Tensor:
         return self.low + (self.high - self.low) * noise.uniform()
+
+
+class NormalNoise(Initial):
+    """N(mean, std^2 I); with std = 0 the point whose coordinates are all `mean`.
+
+    Args:
+        std: standard deviation.
+        mean: of every coordinate.
+    """
+
+    def __init__(self, std: float = 1.0, mean: float = 0.0):
+        require(0 <= std < math.inf, f"std={std}: must be at least 0; 0 starts every sample at the mean")
+        require(math.isfinite(mean), f"mean={mean}: must be a number, as in 0")
+        self.std, self.mean = std, mean
+
+    def __call__(self, process: NoiseProcess, noise: NoiseSource) -> Tensor:
+        return self.mean + self.std * noise.normal()
+
+
+class FromFile(Initial):
+    """The points of a file, such as `samples.npz` of an earlier run: sample k starts at row k, modulo their number.
+
+    Args:
+        path: an NPZ with an array `x`, or an NPY, (N, *shape).
+
+    Raises:
+        InputError: it cannot be read or, when sampling starts, does not hold finite points of the shape of a sample.
+    """
+
+    def __init__(self, path: LocalPath):
+        require(Path(path).is_file(), f"path={path}: no such file; give an NPY, or an NPZ with an array x")
+        self.path = path
+        arrays = read_arrays(Path(path))
+        require("x" in arrays, f"path={path}: holds no array x but {', '.join(arrays) or 'nothing'}; give one with x")
+        self._points = arrays["x"]
+
+    def __call__(self, process: NoiseProcess, noise: NoiseSource) -> Tensor:
+        like, points = noise.normal(), self._points
+        require(
+            points.dtype.kind in "fiu" and points.ndim > 0 and len(points) > 0 and points.shape[1:] == like.shape[1:],
+            f"path={self.path}: its x has shape {list(points.shape)} and type {points.dtype}; must be numbers of shape "
+            f"{['N', *like.shape[1:]]}",
+        )
+        x = torch.from_numpy(points[[k % len(points) for k in noise.indices]]).to(like)
+        require(bool(x.isfinite().all()), f"path={self.path}: holds NaN or infinite points; remove them")
+        return x
 
 
 class FinalDenoise(ABC):

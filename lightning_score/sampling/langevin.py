@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -10,9 +10,10 @@ from torch import Tensor
 from lightning_score.errors import require, require_passes
 from lightning_score.process import NoiseProcess
 from lightning_score.process.ladder import choose_step_size
-from lightning_score.sampling.corrector import FixedLangevin, LangevinCorrector, require_temperature
+from lightning_score.sampling.corrector import Corrector, FixedLangevin, LangevinCorrector, require_temperature
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, Prior, Tweedie
 from lightning_score.sampling.grid import ProcessTable, TimeGrid, times_of_levels
+from lightning_score.sampling.metropolis import MALA
 from lightning_score.sampling.noise import NoiseSource
 from lightning_score.sampling.predictor import Move, NoPredictor, SamplerStep
 from lightning_score.sampling.sampler import Sampler
@@ -32,7 +33,49 @@ class SingleLevel(TimeGrid):
         return times_of_levels(process, torch.tensor([self.sigma], dtype=torch.float64), "sigma")
 
 
-class LangevinDynamics(Sampler):
+class MarkovChain(Sampler):
+    """Markov chain Monte Carlo at one noise level, without a ladder: `steps` steps of a corrector.
+
+    Args:
+        corrector: the step of the chain; `MALA` with its defaults if null.
+        steps: number of steps.
+        sigma: the noise level, as sigma/alpha, in the units of the data; null: given by t.
+        t: the time of the noise level; null: the process's t_min.
+        denoise: what happens to the remaining noise; it stays by default.
+        initial: where sampling starts; the process's prior by default.
+        clip: [low, high], to which the denoised image is clipped at every evaluation; null: not at all.
+    """
+
+    needs_noise = False
+
+    def __init__(
+        self,
+        corrector: Corrector | None = None,
+        steps: int = 1000,
+        sigma: float | None = None,
+        t: float | None = None,
+        denoise: FinalDenoise | None = None,
+        initial: Initial | None = None,
+        clip: Sequence[float] | None = None,
+    ):
+        require(steps >= 1, f"steps={steps}: need at least one step, as in steps=1000")
+        require_passes(steps=steps)
+        require(sigma is None or t is None, f"sigma={sigma}, t={t}: both set the noise level; give one of them")
+        require(sigma is None or sigma > 0, f"sigma={sigma}: must be above 0, as in 0.01")
+        require(t is None or 0 <= t <= 1, f"t={t}: must lie in [0, 1]")
+        super().__init__(SingleLevel(sigma, t), denoise or KeepNoise(), initial or Prior(), clip)
+        self.steps, self.sigma, self.t, self.corrector = steps, sigma, t, corrector or MALA()
+
+    def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
+        level = times[0]
+        require(
+            float(process.sigma(level)) > 0,
+            f"t={self.t}: must be a time with noise, because clean data have no score; give a time above 0, or sigma",
+        )
+        return [Move(self.corrector, level, level, level)] * self.steps
+
+
+class LangevinDynamics(MarkovChain):
     """Langevin dynamics at one noise level, without a ladder: x <- x + e score + sqrt(2 e T) z, of law p_t^(1/T).
 
     Roberts and Tweedie 1996; Song and Ermon 2019 (1907.05600), section 2.2. It does not mix between separated modes,
@@ -61,22 +104,8 @@ class LangevinDynamics(Sampler):
         initial: Initial | None = None,
         clip: Sequence[float] | None = None,
     ):
-        require(steps >= 1, f"steps={steps}: need at least one Langevin step, as in steps=1000")
-        require_passes(steps=steps)
-        require(sigma is None or t is None, f"sigma={sigma}, t={t}: both set the noise level; give one of them")
-        require(sigma is None or sigma > 0, f"sigma={sigma}: must be above 0, as in 0.01")
-        require(t is None or 0 <= t <= 1, f"t={t}: must lie in [0, 1]")
-        super().__init__(SingleLevel(sigma, t), denoise or KeepNoise(), initial or Prior(), clip)
-        self.step_size, self.steps, self.temperature, self.sigma, self.t = step_size, steps, temperature, sigma, t
-        self._langevin_step = FixedLangevin(step_size, temperature)
-
-    def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
-        level = times[0]
-        require(
-            float(process.sigma(level)) > 0,
-            f"t={self.t}: must be a time with noise, because clean data have no score; give a time above 0, or sigma",
-        )
-        return [Move(self._langevin_step, level, level, level)] * self.steps
+        super().__init__(FixedLangevin(step_size, temperature), steps, sigma, t, denoise, initial, clip)
+        self.step_size, self.temperature = step_size, temperature
 
 
 class AnnealedLangevinStep(LangevinCorrector):
@@ -120,14 +149,16 @@ class AnnealedLangevin(Sampler):
     """Annealed Langevin dynamics: `steps` Langevin steps at every noise level, the largest level first.
 
     x <- x + e_i score + sqrt(2 e_i T) z with e_i = step_size sigma_i^2/sigma_min^2: Song and Ermon 2019 (1907.05600),
-    Algorithm 1, with T = 1. For processes other than VE it runs on x/alpha.
+    Algorithm 1, with T = 1. For processes other than VE it runs on x/alpha. The command `tune` chooses the levels, and a
+    step size and steps for each.
 
     Args:
         step_size: epsilon, the step size at the smallest level, in squared units of the data, below 2 sigma_min^2. This is
-            `step_lr` of the authors' code; the epsilon of Algorithm 1 is twice as large. auto: the one for which the
+            `step_lr` of the authors' code; the epsilon of Algorithm 1 is twice as large. A list: one for every level, the
+            largest first, in the same unit, so that e_i = step_size_i sigma_i^2/sigma_min^2. auto: the one for which the
             variance of the samples after every level is closest to sigma_i^2 (technique 4 of Song and Ermon 2020,
             2006.09011).
-        steps: Langevin steps per level (the papers' T).
+        steps: Langevin steps per level (the papers' T); a list: those of every level, the largest level first.
         grid: the noise levels; the table of the process by default.
         denoise: what happens to the remaining noise; it stays by default.
         initial: where sampling starts; the process's prior by default.
@@ -135,24 +166,32 @@ class AnnealedLangevin(Sampler):
         temperature: T, of the laws p_t^(1/T); below 1 fewer and more typical images.
     """
 
+    needs_noise = False
+
     def __init__(
         self,
-        step_size: float | Literal["auto"] = 2e-5,
-        steps: int = 100,
+        step_size: float | Literal["auto"] | Sequence[float] = 2e-5,
+        steps: int | Sequence[int] = 100,
         grid: TimeGrid | None = None,
         denoise: FinalDenoise | None = None,
         initial: Initial | None = None,
         clip: Sequence[float] | None = None,
         temperature: float = 1.0,
     ):
-        require(steps >= 1, f"steps={steps}: need at least one Langevin step per level, as in steps=100")
-        require_passes(steps=steps)
-        AnnealedLangevinStep(1.0 if step_size == "auto" else step_size, temperature)  # raises an error for invalid ones
+        for count in _listed(steps):
+            require(count >= 1, f"steps={steps}: need at least one Langevin step per level, as in steps=100")
+            require_passes(steps=count)
+        for size in _listed(step_size):
+            AnnealedLangevinStep(1.0 if size == "auto" else size, temperature)  # raises an error for invalid ones
+        require(
+            step_size != "auto" or not isinstance(steps, Sequence),
+            f"step_size=auto, steps={steps}: auto is for the same steps at every level; give step sizes, as `tune` does",
+        )
         super().__init__(grid or ProcessTable(), denoise or KeepNoise(), initial or Prior(), clip)
         self.step_size, self.steps, self.temperature = step_size, steps, temperature
         self._next_level = NoPredictor()
 
-    def chosen_step_size(self, process: NoiseProcess, levels: Tensor) -> float:
+    def chosen_step_size(self, process: NoiseProcess, levels: Tensor) -> float | Sequence[float]:
         """The step size at the smallest of the decreasing times of noise (L,): the given one, or technique 4's.
 
         Raises:
@@ -166,16 +205,35 @@ class AnnealedLangevin(Sampler):
             "step_size=auto: needs two or more noise levels in geometric progression, as in SigmaTable or grid=Geometric; "
             "give a number, or such levels",
         )
-        return choose_step_size(float(smallest_level(process, levels)), float(log_ratios.mean().exp()), self.steps)
+        gamma, steps = float(log_ratios.mean().exp()), cast(int, self.steps)
+        return choose_step_size(float(smallest_level(process, levels)), gamma, steps)
 
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         levels = times[process.sigma(times) > 0]
-        require_passes(**{"levels x steps": len(levels) * self.steps})
-        langevin_step = AnnealedLangevinStep(self.chosen_step_size(process, levels), self.temperature)
-        moves = [Move(langevin_step, levels[0], levels[0], levels[0])] * self.steps
-        for t, s in pairwise(levels):
-            moves += [Move(self._next_level, t, s, s), *[Move(langevin_step, s, t, s)] * self.steps]
+        steps = _each("steps", self.steps, len(levels))
+        require_passes(**{"levels x steps": sum(steps)})
+        sizes = _each("step_size", self.chosen_step_size(process, levels), len(levels))
+        methods = {size: AnnealedLangevinStep(size, self.temperature) for size in sizes}
+        moves: list[Move] = []
+        for t, s, size, count in zip([levels[0], *levels], levels, sizes, steps, strict=False):
+            moves += [Move(self._next_level, t, s, s)] * bool(moves) + [Move(methods[size], s, t, s)] * count
         return moves
+
+
+def _listed(given: Any) -> list[Any]:
+    """What is given once, or in a list, as a list."""
+    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+
+
+def _each(name: str, given: Any, levels: int) -> list[Any]:
+    """What is given once for all levels, or in a list for each, as a list."""
+    values = _listed(given) if isinstance(given, Sequence) else [given] * levels
+    require(
+        len(values) == levels,
+        f"{name}={values}: a list of {len(values)} for a grid of {levels} noise levels; give one for each, the largest "
+        "level first, or a single number for all",
+    )
+    return values
 
 
 class _ConsistentStep(SamplerStep):

@@ -3,21 +3,21 @@
 A score gives no density, but a ratio of densities: log p(y) - log p(x) is the integral of the score from x to y. With it a
 proposal can be accepted or rejected, which removes the bias of the step size. The integral is exact for the gradient of a
 log density up to the quadrature; a network's score is not exactly a gradient, so that its integral depends on the path and
-the acceptance corrects the step size, not the network.
+the acceptance corrects the step size, not the network. Where the log density itself is known, its difference is taken.
 
 All lengths are in units of the level's sigma, so that one setting fits all levels.
 """
 
 from abc import ABC, abstractmethod
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_score.errors import require, require_passes
-from lightning_score.sampling.corrector import Corrector, require_snr, snr_step_size
+from lightning_score.sampling.corrector import Corrector, Snr, require_snr, snr_at, snr_step_size
 from lightning_score.sampling.noise import NoiseSource
 from lightning_score.score.function import ScoreField
 from lightning_score.score.trace import inner
@@ -37,7 +37,8 @@ def lobatto(nodes: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def path_integral(score: ScoreField, x: Tensor, y: Tensor, t: Tensor, score_x: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-    """log p(y) - log p(x) = int_0^1 score(x + u (y - x)) . (y - x) du, by Gauss-Lobatto quadrature; and the score at y.
+    """log p(y) - log p(x) = int_0^1 score(x + u (y - x)) . (y - x) du, by Gauss-Lobatto quadrature unless the score knows
+    the log density; and the score at y.
 
     It takes nodes - 1 evaluations. The result changes its sign when x and y change places, so that the acceptance is that
     of a reversible chain whatever the quadrature's error.
@@ -50,6 +51,10 @@ def path_integral(score: ScoreField, x: Tensor, y: Tensor, t: Tensor, score_x: T
         score_x: the score at x (B, ...).
         nodes: 2 is the trapezoid rule, exact for a Gaussian; 3 is Simpson's.
     """
+    log_x = score.log_density(x, t)
+    if log_x is not None:
+        score_y = score(y, t)
+        return cast(Tensor, score.log_density(y, t)) - log_x, score_y
     points, weights = lobatto(nodes)
     total, gradient = weights[0] * score_x, score_x
     for u, weight in zip(points[1:], weights[1:], strict=True):
@@ -75,6 +80,8 @@ class Metropolis(Corrector, ABC):
     Metropolis et al. 1953; Hastings 1970. Where the noise is left out, as at a last move, the proposal is accepted.
     """
 
+    rejects = True
+
     @abstractmethod
     def propose(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource) -> tuple[Tensor, Tensor]:
         """The proposal y (B, ...), and the logarithm of the acceptance ratio (B,)."""
@@ -92,19 +99,19 @@ class MALA(Metropolis):
     conservative field up to the quadrature; a network's score is not exactly a gradient, so its acceptance is an estimate.
 
     Args:
-        snr: ratio of the norms of step and noise, as for `Langevin`.
+        snr: ratio of the norms of step and noise, or pairs [sigma, snr], as for `Langevin`.
         nodes: of the quadrature, and evaluations per step; 2 is exact for a Gaussian alone: at large steps on a mixture the
             error of the trapezoid rule is as large as the bias it should remove, that of Simpson's rule (3) is not seen.
     """
 
-    def __init__(self, snr: float = 0.16, nodes: int = 3):
+    def __init__(self, snr: Snr = 0.16, nodes: int = 3):
         require_snr(snr)
         _require_nodes(nodes)
         self.snr, self.nodes = snr, nodes
         self.evaluations = nodes
 
     def propose(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource) -> tuple[Tensor, Tensor]:
-        size = snr_step_size(score.process, t, s, self.snr * score.process.sigma(t))
+        size = snr_step_size(score.process, t, s, snr_at(self.snr, score.process, t) * score.process.sigma(t))
         e = broadcast_to(size, x)
         z, score_x = noise.normal(), score(x, t)
         y = combine((1.0, x), (size, score_x), ((2 * size).sqrt(), z))

@@ -17,6 +17,9 @@ THREADS = min(8, os.cpu_count() or 1)
 class NoiseSource(ABC):
     """The random numbers of a batch of B samples, as steps draw them."""
 
+    indices: Sequence[int]
+    """The number k of each sample, (B,)."""
+
     @abstractmethod
     def normal(self) -> Tensor:
         """Standard normal draws (B, *shape)."""
@@ -59,6 +62,7 @@ class NoiseStream(NoiseSource):
         dtype: torch.dtype = torch.float32,
     ):
         self.shape, self.device, self.dtype = (len(indices), *shape), torch.device(device), dtype
+        self.indices = indices
         self._keys = [[seed, int(k)] for k in indices]
         self._normals = _generators(self._keys, half=0)
         self._uniforms: list[np.random.Generator] = []

@@ -52,6 +52,9 @@ class Sampler(ABC):
         clip: [low, high], to which the denoised image is clipped at every evaluation (DDPM: [-1, 1]); null: not at all.
     """
 
+    needs_noise: bool = True
+    """Whether the laws p_t must be those of data with noise; correctors alone sample any family of laws."""
+
     def __init__(self, grid: TimeGrid, denoise: FinalDenoise, initial: Initial, clip: Sequence[float] | None):
         require(
             clip is None or (len(clip) == 2 and clip[0] < clip[1]),

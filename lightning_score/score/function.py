@@ -37,6 +37,10 @@ class ScoreField(nn.Module, ABC):
         """x_scale x + score_scale score: the form of every step of a sampler."""
         return combine((x_scale, x), (score_scale, self(x, t, cond)))
 
+    def log_density(self, x: Tensor, t: Tensor) -> Tensor | None:
+        """log p_t(x) up to a constant, (B,); None if only its gradient is known, as from a network."""
+        return None
+
     def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """E[x_0 given x_t] = (x + sigma^2 score)/alpha (Tweedie's formula)."""
         alpha = self.process.alpha(t)

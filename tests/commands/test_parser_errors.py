@@ -68,6 +68,18 @@ OPTIONS = [
     ("--model.guidance=Chain", "model.guidance=Chain: this class has been renamed; give Composed"),
     ("--seed_everything 12345678901234567890", "a whole number from 0 to 4294967295"),
     ("--evaluate.seed 12345678901234567890", "evaluate.seed=12345678901234567890: too large"),
+    (
+        "--model.sampler=PredictorCorrector --model.sampler.predictor=DPMSolver --model.sampler.predictor.order=5",
+        "error: order=5: must be 2 or 3",
+    ),
+    (
+        "--model.sampler=PredictorCorrector --model.sampler.predictor=Restart --model.sampler.predictor.repeats=0",
+        "error: repeats=0: need at least one",
+    ),
+    (
+        "--model.sampler=PredictorCorrector --model.sampler.predictor=Restart --model.sampler.predictor.sigma_max=9",
+        "error: sigma_max=9: SigmaTable does not have this noise level (sigma/alpha); the nearest is 3",
+    ),
     ("--model.network.embedding.seed 12345678901234567890", "model.network.embedding.seed=12345678901234567890: too large"),
 ]
 FILES = [

@@ -17,6 +17,7 @@ from lightning_score.sampling import (
     AnnealedLangevin,
     ConsistentAnnealedLangevin,
     Geometric,
+    Given,
     KeepNoise,
     LangevinDynamics,
     LastMean,
@@ -84,6 +85,29 @@ class TestAnnealedLangevin:
         if step_size == "auto":
             assert chosen == pytest.approx(choose_step_size(0.01, GAMMA, steps), rel=1e-9)
             assert ratio == pytest.approx(variance_limit(chosen, 0.01, GAMMA, steps), rel=1e-3)
+
+    def test_equal_values_at_every_level_are_one_value(self):
+        """Bit for bit, by the same moves."""
+        once, listed = (AnnealedLangevin(*args, denoise=Tweedie()) for args in ((2e-5, 3), ([2e-5] * 10, [3] * 10)))
+        assert len(once.plan(LADDER, once.grid(LADDER))) == len(listed.plan(LADDER, listed.grid(LADDER))) == 39
+        a, b = (sampler(ImageScore(LADDER), streams(4, (1, 4, 4))) for sampler in (once, listed))
+        assert torch.equal(a.x, b.x) and a.nfe == b.nfe == 31
+
+    def test_each_level_has_its_own_step_size_and_steps(self):
+        """On a point mass: r_i = q_i (gamma_i^2 r_{i-1} - k_i) + k_i, on levels that are no geometric ladder."""
+        process, sigmas = SigmaTable(0.01, 1.0, 100), [1.0, 0.3, 0.02]
+        sizes, counts = [1e-4, 4e-5, 2e-4], [2, 1, 5]
+        sampler = AnnealedLangevin(sizes, counts, Given(sigmas=sigmas))
+        sampler.check(process)
+        times = sampler.grid(process)
+        stages, score = sampler.plan(process, times), gaussian(process, 0.0, 1e-9)
+        _, variance = moments(score, stages, {m: m.init(process, times) for m, *_ in stages}, 0.0, 1.0)
+        ratio = 1.0
+        for i, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+            gamma = sigmas[i - 1] / sigmas[i] if i else 1.0
+            ratio = variance_ratio(size, 0.02, gamma, count, before=ratio)
+        assert variance / 0.02**2 == pytest.approx(ratio, rel=1e-6)
+        assert sampler(score, streams()).nfe == sum(counts)
 
     def test_auto_is_the_best_step_size(self):
         """CIFAR-10's ladder: 6.2e-6; and no other step size leaves the variance ratio closer to 1."""
@@ -255,6 +279,12 @@ def test_sample_k_is_the_same_in_any_batch_and_every_final_denoise_works(sampler
         (lambda: AnnealedLangevin(-1e-5), "step_size=-1e-05"),
         (lambda: AnnealedLangevin(steps=0), "steps=0"),
         (lambda: AnnealedLangevin(temperature=-1), "temperature=-1"),
+        (lambda: AnnealedLangevin([1e-5, -1e-5]), "step_size=-1e-05"),
+        (lambda: AnnealedLangevin(steps=[3, 0]), r"steps=\[3, 0\]: need at least one"),
+        (lambda: AnnealedLangevin("auto", [3, 4]), r"step_size=auto, steps=\[3, 4\]: auto is for the same steps"),
+        (lambda: AnnealedLangevin([1e-5] * 9).check(LADDER), "step_size=.*: a list of 9 for a grid of 10 noise levels"),
+        (lambda: AnnealedLangevin(steps=[5] * 11).check(LADDER), "steps=.*: a list of 11 for a grid of 10 noise levels"),
+        (lambda: AnnealedLangevin([1e-5] * 9 + [3e-4]).check(LADDER), "step_size=0.0003: Langevin dynamics diverges"),
         (lambda: AnnealedLangevin(0.1).check(SigmaTable()), "step_size=0.1: Langevin dynamics diverges"),
         (lambda: AnnealedLangevin().check(VP()), "VP is a continuous process"),
         (lambda: AnnealedLangevin("auto").check(BetaTable()), "step_size=auto: needs two or more noise levels in geometric"),

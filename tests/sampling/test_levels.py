@@ -16,6 +16,7 @@ from lightning_score.process import VE, BetaTable, SigmaTable
 from lightning_score.sampling import (
     RK45,
     AnnealedLangevin,
+    DPMSolver,
     Geometric,
     Karras,
     LangevinDynamics,
@@ -46,7 +47,7 @@ def warned(sampler, process=LADDER, times=None):
 
 @pytest.mark.parametrize("predictor", [p for p in PREDICTORS if p.evaluations], ids=lambda p: p.__name__)
 def test_predictors_on_and_off_the_levels(predictor):
-    leaves = predictor in (RK45, StochasticHeun)  # whatever the grid
+    leaves = predictor in (RK45, StochasticHeun, DPMSolver)  # whatever the grid
     for grid, off in [(Snapped(Karras(7)), False), (Geometric(9), False), (Karras(9), True), (Uniform(100, 1e-3), True)]:
         messages = warned(PredictorCorrector(quick(predictor), grid=grid))
         assert len(messages) == (off or leaves), (grid, messages)

@@ -1,0 +1,308 @@
+"""The command `tune`: the Langevin steps of a sampler, derived from a trained model for a budget of evaluations."""
+
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_score.callbacks.langevin_health import (
+    LevelRecorder,
+    compare,
+    examples_with_noise,
+    mean_square,
+    mean_square_at_data,
+)
+from lightning_score.commands.arguments import Arguments
+from lightning_score.commands.base import IdleExperiment
+from lightning_score.commands.configs import load_checkpoint, over_checkpoint, trusted_modules, with_found_configs
+from lightning_score.commands.schedule import PICTURES, require_new_file
+from lightning_score.data import ScoreData
+from lightning_score.errors import InputError, one_line, require, require_passes
+from lightning_score.files import replace_text, replacing
+from lightning_score.interop.base import part
+from lightning_score.memory import require_room
+from lightning_score.sampling import AnnealedLangevin, Given, NoiseStream, PredictorCorrector, Sampler, Tweedie
+from lightning_score.sampling.corrector import SnrLangevin
+from lightning_score.sampling.tuning import (
+    SNRS,
+    EquivalentGaussian,
+    SnrSearch,
+    TunedLevel,
+    equivalent_gaussian,
+    tuned_ladder,
+)
+from lightning_score.training.model import ScoreModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SEED = 0
+NUMBERS = 2**15
+"""Numbers in the examples at which score norms are measured, at least: their relative error is then 0.8 %."""
+MEASURED = 24
+"""Levels at which score norms are measured, at most."""
+Panel = tuple[str, str, dict[str, tuple[list[float], list[float]]]]
+"""The title of a panel of the picture, the label of its ordinate, and its curves by name: noise levels and values."""
+
+
+class Tuned(NamedTuple):
+    """What has been chosen: the derivation in words, the config of the sampler, and the panels of the picture."""
+
+    derivation: str
+    sampler: dict[str, Any]
+    panels: list[Panel]
+
+
+class Tuning(IdleExperiment):
+    """Chooses the Langevin steps of a checkpoint's sampler for a budget of network evaluations.
+
+    Args:
+        arguments: `tune` and its options.
+    """
+
+    def __init__(self, arguments: Arguments):
+        found, paths = with_found_configs(arguments), arguments.get("--ckpt_path")
+        require(bool(paths) or arguments.asks_for_help, "tune needs a checkpoint: --ckpt_path runs/NAME/latest/last.ckpt")
+        checkpoint = load_checkpoint(paths[-1], trusted_modules(arguments)) if paths else {"config": {}}
+        super().__init__(over_checkpoint(found, checkpoint))
+        try:
+            self.model.load_state_dict(checkpoint["state_dict"])
+        except RuntimeError as error:
+            raise InputError(f"the checkpoint's weights do not fit the network of the options: {one_line(error)}") from error
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the options of this command."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="The checkpoint.")
+        parser.add_argument("--trust", type=str, help="Modules of which a checkpoint may name classes, as my_parts,others.")
+        budget = "Network evaluations per sample, with the final denoising; as many as now by default."
+        parser.add_argument("--evaluations", type=int | None, default=None, help=budget)
+        parser.add_argument("--num_samples", type=int, default=256, help="Samples with which the result is measured.")
+        parser.add_argument("--output", type=str, help="File for the sampler, as a config for predict and test.")
+        parser.add_argument("--plot", type=str, help="File for a picture of the derivation (png, pdf or svg).")
+
+    def before_instantiate_classes(self) -> None:
+        """Checks the options, and leaves out what will be chosen, so that a value which does not fit is no mistake."""
+        config = self.config
+        for name, kinds in (("output", (".yaml", ".yml")), ("plot", PICTURES)):
+            if config[name] is not None:
+                require_new_file(name, Path(config[name]), kinds)
+        require(config["num_samples"] >= 2, f"--num_samples {config['num_samples']}: must be at least 2")
+        if config["evaluations"] is not None:
+            require(config["evaluations"] >= 1, f"--evaluations {config['evaluations']}: must be at least 1, as in 100")
+            require_passes(**{"--evaluations": config["evaluations"]})
+
+
+def tune(arguments: Arguments) -> None:
+    """Chooses the Langevin steps of a checkpoint's sampler, prints the derivation, and writes a config and a picture on
+    request.
+
+    Args:
+        arguments: `tune` and its options.
+
+    Raises:
+        InputError: the sampler has no Langevin steps, or the budget is too small.
+    """
+    experiment = Tuning(arguments)
+    config, model = experiment.config_init, experiment.model
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    require_room(64 * config["num_samples"] * prod(model.shape), f"--num_samples {config['num_samples']}")
+    with torch.inference_mode():
+        chosen = choose(model, experiment.datamodule, config["evaluations"], config["num_samples"])
+    source = f"{config['ckpt_path']}, {type(model.sampler).__name__}"
+    print(f"{source}\n\n{chosen.derivation}")
+    if config["output"] is not None:
+        content = yaml.safe_dump({"model": {"sampler": chosen.sampler}}, sort_keys=False, width=120)
+        replace_text(Path(config["output"]), f"# Tuned to {source}.\n{content}")
+        print(f"\nwritten to {config['output']}: python -m lightning_score predict --ckpt_path {config['ckpt_path']} "
+              f"--config {config['output']}")  # fmt: skip
+    if config["plot"] is not None:
+        with replacing(config["plot"]) as temporary:
+            _figure(source, chosen.panels).savefig(temporary, dpi=120)
+        print(f"drawn in {config['plot']}")
+
+
+def choose(model: ScoreModel, data: ScoreData, evaluations: int | None, n: int) -> Tuned:
+    """Tunes the sampler of a model: annealed Langevin dynamics, or a predictor-corrector with a Langevin corrector.
+
+    Args:
+        model: the model.
+        data: the data.
+        evaluations: the budget; as many as now by default.
+        n: samples that are measured.
+
+    Raises:
+        InputError: the sampler has no Langevin steps, or the budget is too small.
+    """
+    sampler = model.sampler
+    budget = evaluations_of(sampler, model) if evaluations is None else evaluations
+    if isinstance(sampler, AnnealedLangevin):
+        return tune_ladder(model, data, sampler, budget, n)
+    if isinstance(sampler, PredictorCorrector) and isinstance(sampler.corrector, SnrLangevin):
+        return tune_corrector(model, data, sampler, sampler.corrector, budget, n)
+    raise InputError(
+        f"model.sampler={type(sampler).__name__}: has no Langevin steps that can be tuned; give --model.sampler "
+        "+AnnealedLangevin, or PredictorCorrector with --model.sampler.corrector Langevin"
+    )
+
+
+def evaluations_of(sampler: Sampler, model: ScoreModel) -> int:
+    """The network evaluations per sample that a sampler takes, with its final denoising."""
+    process = model.score_function.process
+    moves = sampler.plan(process, sampler.grid(process))
+    return sum(move.method.evaluations for move in moves) + isinstance(sampler.denoise, Tweedie)
+
+
+def tune_ladder(model: ScoreModel, data: ScoreData, sampler: AnnealedLangevin, budget: int, n: int) -> Tuned:
+    """Levels, step sizes and steps of annealed Langevin dynamics."""
+    process, final = model.score_function.process, int(isinstance(sampler.denoise, Tweedie))
+    denoising = ", and the final denoising" if final else ""
+    require(
+        budget >= 2 + final,
+        f"--evaluations {budget}: must be at least {2 + final}: one Langevin step at each of two noise levels{denoising}",
+    )
+    require(sampler.temperature > 0, "model.sampler.temperature=0: has no law that samples could be tuned to; give 1")
+    times = sampler.grid(process)
+    levels, trained = times[process.sigma(times) > 0], model.objective.levels(process)
+    if trained is not None:
+        levels = trained[(trained >= levels[-1]) & (trained <= levels[0])].flip(0)
+    sigmas = process.noise_level(levels).tolist()
+    require(len(sigmas) >= 2, f"grid={type(sampler.grid).__name__}: has one noise level, which leaves nothing to choose")
+    score, noisy = examples_with_noise(model, data, max(n, NUMBERS // prod(model.shape)), SEED)
+    shown = levels[torch.linspace(0, len(levels) - 1, min(MEASURED, len(levels))).round().long()]
+    norms = [mean_square_at_data(score, noisy, t)[1] * float(process.sigma(t)) ** 2 for t in shown]
+    measured = process.noise_level(shown).tolist()
+    gaussian = equivalent_gaussian(measured, norms)
+    first = sampler.initial(process, NoiseStream(SEED, range(n), model.shape)) / process.alpha(levels[0])
+    start = mean_square(first) / sampler.temperature
+    by_count, found = tuned_ladder(gaussian, sigmas, trained is not None, start, budget - final, prod(model.shape))
+    settings = _settings(found)
+    tuned = AnnealedLangevin(
+        settings["step_size"], settings["steps"], Given(sigmas=[level.sigma for level in found]),
+        sampler.denoise, sampler.initial, sampler.clip, sampler.temperature,
+    )  # fmt: skip
+    recorder = LevelRecorder()
+    model.draw(range(n), SEED, sampler=tuned, observe=recorder, progress=True)
+    recorder.close()
+    realised = [health.variance_ratio for health in compare(recorder, score, noisy)]
+    text = _ladder_text(measured, norms, gaussian, by_count, found, realised, evaluations_of(tuned, model))
+    return Tuned(text, part("+AnnealedLangevin", **settings), _ladder_panels(measured, norms, gaussian, found, realised))
+
+
+def _settings(found: list[TunedLevel]) -> dict[str, Any]:
+    """What `AnnealedLangevin` takes: step sizes at the smallest level, steps, and the grid unless it stays as it is."""
+    scale = found[-1].sigma ** 2
+    return {
+        "step_size": [float(f"{level.u * scale:.5g}") for level in found],
+        "steps": [level.steps for level in found],
+        "grid": part("Given", sigmas=[float(f"{level.sigma:.8g}") for level in found]),
+    }
+
+
+def _ladder_text(
+    measured: list[float], norms: list[float], gaussian: EquivalentGaussian, by_count: dict[int, float],
+    found: list[TunedLevel], realised: list[float], nfe: int,
+) -> str:  # fmt: skip
+    """The derivation of a ladder in words and numbers."""
+    seen = [i for i in range(len(measured)) if i % -(-len(measured) // 10) == 0 or i == len(measured) - 1]
+    rows = "\n".join(f"   {measured[i]:>10.4g}   {norms[i]:.4f}   {gaussian.score_norm(measured[i]):.4f}" for i in seen)
+    spread = ", ".join(f"{share:.0%} of {v**0.5:.2g}" for v, share in zip(*gaussian, strict=True) if share >= 0.005)
+    counts = ", ".join(f"{count}: {delta:.3g}" for count, delta in by_count.items())
+    scale = found[-1].sigma ** 2
+    table = "\n".join(
+        f"   {level.sigma:>10.4g} {level.steps:>6} {level.u * scale:>10.4g} {level.u * level.sigma**2:>10.4g} "
+        f"{level.variance_ratio:>10.3f} {ratio:>10.3f}"
+        for level, ratio in zip(found, realised, strict=True)
+    )
+    steps = sum(level.steps for level in found)
+    return f"""\
+1. Score norms E||sigma score||^2/D of the model at training examples with the noise of a level, which are 1 where
+   the data have no spread; and those of the Gaussian of step 2:
+        sigma    model   Gaussian
+{rows}
+2. The Gaussian with these norms: shares of its dimensions, of standard deviation: {spread}.
+3. Levels: the least deviation that all levels of a ladder can keep to with {steps} Langevin steps, a Kullback-Leibler
+   divergence in which dimensions count by the share of the data in their variance; by the number of levels:
+   {counts}. Chosen: L = {len(found)}.
+4. Steps T of each level, as few as keep to it, and the best step size: epsilon at the smallest level, and e at this one.
+   Variance ratio after the level, E||score||^2 at the samples over that at the data: predicted, and measured.
+        sigma      T    epsilon          e  predicted   measured
+{table}
+5. Cost: {steps} Langevin steps{" and the final denoising" if nfe > steps else ""}, {nfe:g} evaluations per sample."""
+
+
+def _ladder_panels(
+    measured: list[float], norms: list[float], gaussian: EquivalentGaussian, found: list[TunedLevel], realised: list[float]
+) -> list[Panel]:
+    sigmas = [level.sigma for level in found]
+    fitted = [gaussian.score_norm(sigma) for sigma in measured]
+    predicted = [level.variance_ratio for level in found]
+    return [
+        ("score norms", r"E$||\sigma$ score$||^2/D$", {"model": (measured, norms), "Gaussian": (measured, fitted)}),
+        ("steps of each level", "$T$", {"": (sigmas, [float(level.steps) for level in found])}),
+        ("step sizes", r"$e/\sigma^2$", {"": (sigmas, [level.u for level in found])}),
+        ("variance ratio after the level", "", {"predicted": (sigmas, predicted), "measured": (sigmas, realised)}),
+    ]
+
+
+def tune_corrector(
+    model: ScoreModel, data: ScoreData, sampler: PredictorCorrector, corrector: SnrLangevin, budget: int, n: int
+) -> Tuned:
+    """The signal-to-noise ratio of a Langevin corrector at every level, and its number of corrections."""
+    process = model.score_function.process
+    moves = sampler.plan(process, sampler.grid(process))
+    corrections = sum(move.method is corrector for move in moves) // sampler.corrector_steps
+    others = evaluations_of(sampler, model) - corrections * sampler.corrector_steps
+    steps = (budget - others) // corrections
+    require(
+        steps >= 1,
+        f"--evaluations {budget}: must be at least {others + corrections}, with one correction at each of {corrections} "
+        "levels; or give the grid fewer steps",
+    )
+    score, noisy = examples_with_noise(model, data, max(n, NUMBERS // prod(model.shape)), SEED)
+    kind = type(corrector)
+    search = SnrSearch(kind, steps, lambda t: mean_square_at_data(score, noisy, t)[1])
+    settings = dict(vars(sampler)) | {"corrector": search, "corrector_steps": 1}
+    model.draw(range(n), SEED, sampler=_with(settings), progress=True)
+    found = search.found
+    pairs = [[float(f"{one.sigma:.6g}"), float(f"{one.snr:.4g}")] for one in found]
+    rows = "\n".join(f"   {one.sigma:>10.4g} {one.snr:>8.3f} {one.before:>10.3f} {one.after:>10.3f}" for one in found)
+    text = f"""\
+1. Budget: {budget} network evaluations, of which {others} are not the corrector's: {steps} corrections at each of
+   {corrections} levels, {others + steps * corrections} evaluations per sample.
+2. Signal-to-noise ratio of {kind.__name__} at each level: of {len(SNRS)} between {SNRS[0]:g} and {SNRS[-1]:g} that after
+   which the variance ratio, E||score||^2 at the samples over that at the data, is closest to 1, with {n} samples:
+        sigma      snr     before      after
+{rows}"""
+    sigmas = [one.sigma for one in found]
+    panels: list[Panel] = [
+        ("signal-to-noise ratio", "snr", {"": (sigmas, [one.snr for one in found])}),
+        ("variance ratio", "", {"before the corrections": (sigmas, [one.before for one in found]),
+                                "after": (sigmas, [one.after for one in found])}),
+    ]  # fmt: skip
+    chosen = {"corrector_steps": steps, "corrector": {"init_args": {"snr": pairs}}}
+    return Tuned(text, {"init_args": chosen}, panels)
+
+
+def _with(settings: dict[str, Any]) -> PredictorCorrector:
+    names = ("predictor", "corrector", "corrector_steps", "predict_first", "grid", "denoise", "initial", "clip")
+    return PredictorCorrector(**{name: settings[name] for name in names})
+
+
+def _figure(source: str, panels: list[Panel]) -> "Figure":
+    from matplotlib.figure import Figure  # takes a second to import
+
+    figure = Figure(figsize=(4.4 * len(panels), 4.2), layout="constrained")
+    figure.suptitle(source)
+    for axes, (title, label, curves) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for name, (sigmas, values) in curves.items():
+            axes.plot(sigmas, values, marker=".", lw=1, label=name)
+        axes.set(title=title, ylabel=label, xlabel=r"noise level $\sigma/\alpha$ (units of the data)", xscale="log")
+        axes.invert_xaxis()
+        axes.grid(alpha=0.3)
+        if len(curves) > 1:
+            axes.legend(fontsize=8)
+    return figure
