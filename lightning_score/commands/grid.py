@@ -1,5 +1,6 @@
 """The command `grid`: the times of a solver of few steps, learned from a checkpoint."""
 
+import inspect
 import time
 from copy import copy
 from pathlib import Path
@@ -109,9 +110,10 @@ class Lesson:
         start, self._model, given = time.monotonic(), model, sampler.grid
         self._process, self._sampler = model.score_function.process, copy(sampler)
         times, levels = given(self._process), model.objective.levels(self._process)
-        noisy = float(self._process.sigma(times[-1])) > 0
+        noisy, last = float(self._process.sigma(times[-1])) > 0, float(times[-1])
+        own_end = noisy and levels is None and last != self._process.t_min
         steps = steps or max(1, len(times) - 1)
-        self.grid = self._sampler.grid = Learned(steps, float(times[-1]) if noisy and levels is None else None)
+        self.grid = self._sampler.grid = Learned(steps, last if own_end else None)
         model.use(self._sampler, guidance)
         if torch.cuda.is_available():
             model.cuda()
@@ -186,8 +188,8 @@ class Lesson:
 
 def _described(sampler: Any) -> str:
     """The solver, the final denoise and the clipping, in one line."""
-    predictor = settings_of(sampler.predictor)
-    name = predictor.pop("class")
-    inner = ", ".join(f"{key}={value}" for key, value in predictor.items())
+    predictor, settings = type(sampler.predictor), settings_of(sampler.predictor)
+    inner = ", ".join(f"{name}={settings[name]}" for name in inspect.signature(predictor).parameters if name in settings)
+    name = f"{predictor.__name__}({inner})" if inner else predictor.__name__
     denoise = type(sampler.denoise).__name__
-    return f"{name}({inner}), {denoise}" + (f", clip={list(sampler.clip)}" if sampler.clip is not None else "")
+    return f"{name}, {denoise}" + (f", clip={list(sampler.clip)}" if sampler.clip is not None else "")
