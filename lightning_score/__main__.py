@@ -9,6 +9,7 @@ commands:
   predict    draw samples from a checkpoint, as PNG and NPZ:   predict --ckpt_path runs/ncsn/latest/last.ckpt
   schedule   noise levels and step size from the data:         schedule --config configs/ncsn.yaml
   langevin   samples of a density of your own, by MCMC:        langevin --density Banana --sampler.step_size 1e-2
+  grid       times of few steps, learned from a checkpoint:    grid --ckpt_path runs/conditional/latest/last.ckpt
   sweep      run the trials of a W&B sweep file without W&B:   sweep sweeps/eps.yaml --jobs 2
   report     all runs on one page, for a browser:              report runs --serve
   gallery    pictures of all samplers on 2-D points:           gallery --ckpt_path runs/toy/latest/last.ckpt

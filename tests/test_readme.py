@@ -30,6 +30,7 @@ QUICK = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--samples.n
 SHORT = {
     "fit": QUICK,
     "schedule": [],
+    "grid": [],
     "langevin": ["--num_samples=50"],
     "gallery": ["--num_samples=20"],
     "convert": [],

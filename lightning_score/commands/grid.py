@@ -1,5 +1,6 @@
 """The command `grid`: the times of a solver of few steps, learned from a checkpoint."""
 
+import inspect
 import time
 from copy import copy
 from pathlib import Path
@@ -19,11 +20,11 @@ from lightning_score.files import replace_text, replacing
 from lightning_score.guidance import Guidance
 from lightning_score.interop.base import part
 from lightning_score.runs.records import settings_of
-from lightning_score.sampling import Learned, Sampler
+from lightning_score.sampling import Learned, PredictorCorrector, Sampler
 from lightning_score.sampling.exact_ends import EXACT_STEPS, ROWS, allowed, group_of
 from lightning_score.sampling.grid import Karras, TimeGrid
 from lightning_score.training.inference import inference
-from lightning_score.training.learned_times import Drawn, check_grid, learn_times
+from lightning_score.training.learned_times import Drawn, learn_times
 from lightning_score.training.model import ScoreModel
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ def grid(arguments: Arguments) -> None:
     _set_steps(config)
     made = parser.instantiate_classes(config).model
     model = ScoreModel.load_from_checkpoint(paths[-1], map_location="cpu", trust=list(trusted)).eval()
-    model.use(made.sampler, made.guidance)
-    lesson = Lesson(model, config.steps)
+    lesson = Lesson(model, made.sampler or PredictorCorrector(), made.guidance, config.steps)
     print(lesson.text())
     if config.output is not None:
         settings = yaml.safe_load(parser.dump(config, skip_none=False))["model"]["sampler"]
@@ -100,19 +100,21 @@ class Lesson:
     """What was learned, and what it saves.
 
     Args:
-        model: the model, with the sampler for which times are learned.
+        model: the model.
+        sampler: the sampler for which times are learned.
+        guidance: of the samples.
         steps: N; None: those of the sampler's grid.
     """
 
-    def __init__(self, model: ScoreModel, steps: int | None):
-        start, self._model = time.monotonic(), model
-        self._process, self._sampler, given = model.score_function.process, copy(model.sampler), model.sampler.grid
+    def __init__(self, model: ScoreModel, sampler: Sampler, guidance: Guidance | None, steps: int | None):
+        start, self._model, given = time.monotonic(), model, sampler.grid
+        self._process, self._sampler = model.score_function.process, copy(sampler)
         times, levels = given(self._process), model.objective.levels(self._process)
-        noisy = float(self._process.sigma(times[-1])) > 0
-        steps = steps or len(times) - 1
-        self.grid = Learned(steps, float(times[-1]) if noisy and levels is None else None)
-        self._sampler.grid = self.grid
-        check_grid(model, self._sampler)
+        noisy, last = float(self._process.sigma(times[-1])) > 0, float(times[-1])
+        own_end = noisy and levels is None and last != self._process.t_min
+        steps = steps or max(1, len(times) - 1)
+        self.grid = self._sampler.grid = Learned(steps, last if own_end else None)
+        model.use(self._sampler, guidance)
         if torch.cuda.is_available():
             model.cuda()
         learn_times(model, self._sampler, progress=True)
@@ -186,8 +188,8 @@ class Lesson:
 
 def _described(sampler: Any) -> str:
     """The solver, the final denoise and the clipping, in one line."""
-    predictor = settings_of(sampler.predictor)
-    name = predictor.pop("class")
-    inner = ", ".join(f"{key}={value}" for key, value in predictor.items())
+    predictor, settings = type(sampler.predictor), settings_of(sampler.predictor)
+    inner = ", ".join(f"{name}={settings[name]}" for name in inspect.signature(predictor).parameters if name in settings)
+    name = f"{predictor.__name__}({inner})" if inner else predictor.__name__
     denoise = type(sampler.denoise).__name__
-    return f"{name}({inner}), {denoise}" + (f", clip={list(sampler.clip)}" if sampler.clip is not None else "")
+    return f"{name}, {denoise}" + (f", clip={list(sampler.clip)}" if sampler.clip is not None else "")

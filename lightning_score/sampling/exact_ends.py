@@ -22,6 +22,7 @@ SEED = 8128
 """Of the latents; that of no other samples by default."""
 ROWS = 64
 """Latents of a group."""
+NOISE = "the sampler draws noise"
 EXACT_STEPS = 100
 """Of the accurate solver, UniPC of order 3: on the exact score of digits its mean error per value is 1e-4."""
 
@@ -57,7 +58,7 @@ class Latents(NoiseStream):
 
     def _once(self, kind: str, draw: Callable[[], Tensor]) -> Tensor:
         if self._drawn:
-            raise InputError("it draws noise")
+            raise InputError(NOISE)
         self._drawn = True
         if kind not in self._first:
             self._first[kind] = draw()
@@ -85,25 +86,22 @@ class NoScore(ScoreField):
 
 def check_learnable(sampler: Sampler, process: NoiseProcess) -> None:
     """Raises `InputError` unless times can be learned for the sampler: it is deterministic and makes steps of a grid."""
-    name, advice = type(sampler).__name__, "learn for a deterministic one: "
-    advice += "--model.sampler +PredictorCorrector --model.sampler.corrector null --model.sampler.predictor IPNDM"
+    advice = "learn for a deterministic solver: --model.sampler +PredictorCorrector --model.sampler.corrector null "
+    advice += "--model.sampler.predictor IPNDM (Langevin samplers: the command tune)"
     methods = {move.method for move in sampler.plan(process, sampler.grid(process))}
+    names = ", ".join(sorted(type(method).__name__ for method in methods))
+    which = f"model.sampler={type(sampler).__name__} ({names})"
     solvers = [method for method in methods if isinstance(method, Predictor)]
-    if not solvers:
-        raise InputError(f"model.sampler={name}: no steps of a solver, for which times could be learned; {advice}")
-    for solver in solvers:
-        of = f"predictor={type(solver).__name__}"
-        require(not solver.adaptive, f"{of}: chooses its own times by its tolerances; {advice}")
-        require(solver.evaluations > 0, f"{of}: makes no use of the score; {advice}")
+    require(not any(solver.adaptive for solver in solvers), f"{which}: chooses its own times, by its tolerances; {advice}")
     dimension = max(method.min_dimension for method in methods)
     try:
         sampler(NoScore(process), Latents([0], [dimension], dtype=torch.float64))
     except InputError as error:
-        if str(error) != "it draws noise":
+        if str(error) != NOISE:
             raise
-        drawing = ", ".join(sorted(type(method).__name__ for method in methods))
-        text = f"model.sampler={name} ({drawing}): draws noise, so that its samples have no exact end to be compared with"
-        raise InputError(f"{text}; {advice}") from error
+        reason = "draws noise, so that its samples have no exact end to be compared with"
+        raise InputError(f"{which}: {reason}; {advice}") from error
+    require(any(solver.evaluations for solver in solvers), f"{which}: has no solver; {advice}")
 
 
 class Group:

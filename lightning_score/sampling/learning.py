@@ -6,7 +6,7 @@ of its error is needed, and any deterministic predictor can be learned for.
 """
 
 import math
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,9 @@ KNOTS = 9
 SMOOTH = 1e-4
 """Error per value below which the sum of errors turns into that of their squares."""
 ITERATIONS = 15
+"""Of the fit, at most."""
+EXHAUSTIVE = 256
+"""Choices of levels up to which all are tried."""
 DIFFERENCE = 3e-3
 """In the parameters, for derivatives."""
 
@@ -115,19 +118,30 @@ def fit_steps(trials: Trials, process: NoiseProcess, start: Tensor) -> None:
     least_squares(residuals, grid.zero, derivatives, max_nfev=ITERATIONS, ftol=1e-3, xtol=1e-3)
 
 
-def fit_levels(trials: Trials, levels: Tensor, start: Tensor) -> None:
-    """Moves one time of a grid after the other, (M + 1,), to higher and lower levels, (L,), while that makes it better; by
-    fewer levels at once when nothing does.
+def fit_levels(trials: Trials, levels: Tensor, start: Tensor, moves_end: bool) -> None:
+    """Chooses the times after the first among levels: tries all choices, if they are few, and else moves one time after the
+    other to higher and lower levels, first by many at once, where that makes the grid better.
+
+    Args:
+        trials: the grids that are tried.
+        levels: the levels, ascending, (L,).
+        start: a grid of levels, (N + 1,).
+        moves_end: whether the last time may be another than the lowest level.
     """
-    chosen = torch.searchsorted(levels, start).tolist()
+    chosen, last = torch.searchsorted(levels, start).tolist(), len(start) - (not moves_end)
+    if math.comb(len(levels) - 1 - (not moves_end), last - 1) <= EXHAUSTIVE:
+        for inner in combinations(range(len(levels) - 2, -moves_end, -1), last - 1):
+            trials.value(levels[[chosen[0], *inner, *chosen[last:]]])
+        return
     least, stride = trials.value(start), max(1, len(levels) // (2 * len(start)))
     while stride:
         better = False
-        for i, move in ((i, move) for i in range(1, len(chosen) - 1) for move in (stride, -stride)):
+        for i, move in ((i, move) for i in range(1, last) for move in (stride, -stride)):
             moved = [*chosen[:i], chosen[i] + move, *chosen[i + 1 :]]
-            if all(a > b for a, b in pairwise(moved)) and (found := trials.value(levels[moved])) < least:
+            falls = moved[-1] >= 0 and all(a > b for a, b in pairwise(moved))
+            if falls and (found := trials.value(levels[moved])) < least:
                 chosen, least, better = moved, found, True
-        stride = stride if better else stride // 2
+        stride = max(stride // 2, int(better))
 
 
 def check_steps(steps: int, levels: Tensor | None) -> None:
@@ -161,9 +175,8 @@ def learn(
         InputError: there are too few levels for the steps, or no grid has finite samples.
     """
     check_steps(steps, levels)
-    spare = int(ends_early(sampler, process))  # the last step of a longer grid is left to the final denoise
-    if levels is not None:
-        spare = min(spare, len(levels) - 1 - steps)
+    moves_end = ends_early(sampler, process)
+    spare = int(moves_end and levels is None)  # the last step of a longer grid is left to the final denoise
     fit, choice = (group_of(sampler, draw, number, t_min, levels) for number in range(2))
     grids = [allowed(process, levels, Karras(steps + spare, t_min, rho)) for rho in STARTS]
     if levels is not None:
@@ -176,5 +189,5 @@ def learn(
         if levels is None:
             fit_steps(trials, process, start)
         else:
-            fit_levels(trials, levels, start)
+            fit_levels(trials, levels, start, moves_end)
     return trials.best
