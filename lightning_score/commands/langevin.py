@@ -12,6 +12,7 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning_score.commands.arguments import CONFIG, Arguments, Layer
 from lightning_score.commands.chain_pictures import draw_chains, draw_cloud
 from lightning_score.commands.chains import Chains
+from lightning_score.commands.mistakes import make_paths_absolute
 from lightning_score.commands.parser import Parser
 from lightning_score.errors import require
 from lightning_score.files import replace_text, replacing
@@ -44,6 +45,7 @@ def langevin(arguments: Arguments) -> None:
     require(config.sampler is not None, "--sampler: give one, as --sampler LangevinDynamics")
     if config.steps is not None and "steps" in config.sampler.init_args:
         config.sampler.init_args.steps = config.steps
+    make_paths_absolute(config, {})
     made = parser.instantiate_classes(config)
     score = DensityScore(**{name: made[name] for name in OF_DENSITY}).eval()
     chains = Chains(made.sampler, score, made.num_samples, made.burn_in, made.thin)
