@@ -122,7 +122,7 @@ class Chains:
         cooled = " at the last temperature" if self.score.cools else ""
         lines = [
             f"{self.num_samples} chains of {self.steps} steps{cooled}: {type(self.sampler).__name__}",
-            f"{self.draws} draws of each chain are kept: one of every {self.thin} steps after the first {self.burn_in}",
+            f"{self.draws} draws of each chain are kept: after {self.burn_in} steps, one in {self.thin}",
         ]
         if (size := int(np.prod(self.score.shape))) > COORDINATES:
             lines.append(f"the first {COORDINATES} of {size} coordinates")

@@ -117,7 +117,7 @@ def _warnings(found: Sequence[ChainSummary], chains: Chains) -> list[str]:
     if chains.score.cools:
         remedy = "separate modes have the shares of the temperature at which chains last crossed between them"
     warnings = {
-        f"R-hat of {apart} is above {MOST_R_HAT}: single chains have not explored the whole law; {remedy}": apart,
+        f"R-hat of {apart} is not below {MOST_R_HAT}: single chains have not explored the whole law; {remedy}": apart,
         f"the effective sample size of {few} is below {LEAST_ESS}: its numbers are rough; take more steps or chains": few,
         f"{still} chains never moved after burn-in: all their steps were rejected; take a smaller step size": still,
     }
