@@ -1,5 +1,6 @@
 """Markov chains for a density: runs a sampler, and keeps enough of its steps to judge them."""
 
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -103,7 +104,7 @@ class Chains:
             self.score.evaluations = evaluations  # those of the sampler alone
             self._kept.append(torch.cat(columns, 1))
 
-    @property
+    @cached_property
     def kept(self) -> np.ndarray[Any, Any]:
         """The draws that are kept, (chains, draws, names)."""
         return torch.stack(self._kept, 1).numpy()
