@@ -60,10 +60,8 @@ def _numbers(x: Array) -> list[float]:
         return [float(x.mean()), np.nan, float(x.std()), *quantiles, np.nan, np.nan, np.nan]
     with np.errstate(all="ignore"):  # chains that stand still
         error, bulk = array_stats.mcse(x, method="mean"), array_stats.ess(x, method="bulk")
-        tail, r_hat = (
-            array_stats.ess(x, method="tail", prob=(QUANTILES[0], QUANTILES[-1])),
-            array_stats.rhat(x if len(x) > 1 else _halves(x), method="rank"),
-        )
+        tail = array_stats.ess(x, method="tail", prob=(QUANTILES[0], QUANTILES[-1]))
+        r_hat = array_stats.rhat(x if len(x) > 1 else _halves(x), method="rank")
     return [float(v) for v in (x.mean(), error, x.std(ddof=1), *quantiles, bulk, tail, r_hat)]
 
 

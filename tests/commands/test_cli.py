@@ -304,7 +304,7 @@ class TestBadInput:
             (["--model.optimizer.lr=-1"], ["optimizer", "Invalid learning rate: -1"]),
             (["--model.lr_scheduler.start_factor=3"], ["lr_scheduler", "Starting multiplicative factor"]),
             (["--model.compile=fast"], ["compile=fast: must be default, reduce-overhead, max-autotune or null"]),
-            (["--model.sampler.initial.low=3"], ["initial.low=3: of which class?", "one of Prior, UniformNoise"]),
+            (["--model.sampler.initial.low=3"], ["initial.low=3: of which class?", "FromFile, NormalNoise, Prior, "]),
             (["--trainer.devices=none"], ["devices", "int > 0"]),
             (["--trainer.accelerator=tpu"], ["torch_xla"]),
             (["--ema.decay=1.5"], ["decay", "1.5"]),
