@@ -72,7 +72,7 @@ def draw_cloud(chains: Chains, x: Tensor) -> "Figure":
             values = cast(Tensor, chains.score.log_density(grid, torch.zeros((), dtype=torch.float64)))
         levels, log_density = _regions(values.double().reshape(GRID, GRID).numpy())
         if len(levels) > 1:
-            shades = [str(shade) for shade in np.linspace(0.92, 0.65, len(levels) - 1)]
+            shades = [str(shade) for shade in np.linspace(0.88, 0.5, len(levels) - 1)]
             axes.contourf(first, second, log_density, levels=levels, colors=shades)
     axes.scatter(x[:POINTS, 0].numpy(), x[:POINTS, 1].numpy(), s=4, color="tab:red", alpha=0.6, linewidths=0)
     axes.set(xlim=(first[0], first[-1]), ylim=(second[0], second[-1]), xlabel="x[0]", ylabel="x[1]")

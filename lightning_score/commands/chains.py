@@ -1,5 +1,6 @@
 """Markov chains for a density: runs a sampler, and keeps enough of its steps to judge them."""
 
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -103,7 +104,7 @@ class Chains:
             self.score.evaluations = evaluations  # those of the sampler alone
             self._kept.append(torch.cat(columns, 1))
 
-    @property
+    @cached_property
     def kept(self) -> np.ndarray[Any, Any]:
         """The draws that are kept, (chains, draws, names)."""
         return torch.stack(self._kept, 1).numpy()
@@ -122,7 +123,7 @@ class Chains:
         cooled = " at the last temperature" if self.score.cools else ""
         lines = [
             f"{self.num_samples} chains of {self.steps} steps{cooled}: {type(self.sampler).__name__}",
-            f"{self.draws} draws of each chain are kept: one of every {self.thin} steps after the first {self.burn_in}",
+            f"{self.draws} draws of each chain are kept: after {self.burn_in} steps, one in {self.thin}",
         ]
         if (size := int(np.prod(self.score.shape))) > COORDINATES:
             lines.append(f"the first {COORDINATES} of {size} coordinates")

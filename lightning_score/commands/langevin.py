@@ -12,6 +12,7 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning_score.commands.arguments import CONFIG, Arguments, Layer
 from lightning_score.commands.chain_pictures import draw_chains, draw_cloud
 from lightning_score.commands.chains import Chains
+from lightning_score.commands.mistakes import make_paths_absolute
 from lightning_score.commands.parser import Parser
 from lightning_score.errors import require
 from lightning_score.files import replace_text, replacing
@@ -19,6 +20,7 @@ from lightning_score.interop.base import part
 from lightning_score.metrics.chains import FEWEST_DRAWS, LEAST_ESS, MOST_R_HAT, ChainSummary, summarize
 from lightning_score.runs.folders import new_dated_folder, new_folder
 from lightning_score.runs.records import finite, versions
+from lightning_score.runs.yaml_files import load
 from lightning_score.sampling import Sampler, Samples
 from lightning_score.score.density import DensityScore
 
@@ -44,30 +46,25 @@ def langevin(arguments: Arguments) -> None:
     require(config.sampler is not None, "--sampler: give one, as --sampler LangevinDynamics")
     if config.steps is not None and "steps" in config.sampler.init_args:
         config.sampler.init_args.steps = config.steps
+    make_paths_absolute(config, {})
     made = parser.instantiate_classes(config)
     score = DensityScore(**{name: made[name] for name in OF_DENSITY}).eval()
     chains = Chains(made.sampler, score, made.num_samples, made.burn_in, made.thin)
     folder = new_folder(Path(made.output)) if made.output else new_dated_folder(Path("runs") / "langevin")
     config.steps = None  # is now that of the sampler
-    replace_text(folder / "config.yaml", parser.dump(config))
+    options = parser.dump(config)
+    replace_text(folder / "config.yaml", options)
     start = time.perf_counter()
     samples = chains.draw(made.seed)
     seconds = time.perf_counter() - start
     _write_samples(folder / "samples.npz", chains, samples, made.seed)
-    print(f"{config.density.class_path}: {chains}")
     found = summarize(chains.kept, chains.names)
     warnings = _warnings(found, chains)
-    print("\n".join([_table(found), *(f"warning: {warning}" for warning in warnings)]))
-    settings = {
-        "density": config.density.class_path,
-        "num_samples": made.num_samples,
-        "steps": chains.steps,
-        "seed": made.seed,
-    }
-    numbers = _numbers(chains) | {"nfe": samples.nfe, "seconds": seconds, "coordinates": [row._asdict() for row in found]}
-    report = settings | numbers | {"warnings": warnings, "versions": versions()}
+    report = {"options": load(options), **_numbers(chains), "nfe": samples.nfe, "seconds": seconds, "warnings": warnings}
+    report |= {"coordinates": [row._asdict() for row in found], "versions": versions()}
     replace_text(folder / "langevin.json", json.dumps(finite(report), indent=1))
     pictures = _draw(folder, chains, samples, found)
+    print("\n".join([f"{config.density.class_path}: {chains}", _table(found), *(f"warning: {line}" for line in warnings)]))
     print(f"{samples.nfe:g} evaluations per chain in {seconds:.1f} s: {', '.join(f'{folder}/{name}' for name in pictures)}")
 
 
@@ -115,7 +112,7 @@ def _warnings(found: Sequence[ChainSummary], chains: Chains) -> list[str]:
     if chains.score.cools:
         remedy = "separate modes have the shares of the temperature at which chains last crossed between them"
     warnings = {
-        f"R-hat of {apart} is above {MOST_R_HAT}: single chains have not explored the whole law; {remedy}": apart,
+        f"R-hat of {apart} is not below {MOST_R_HAT}: single chains have not explored the whole law; {remedy}": apart,
         f"the effective sample size of {few} is below {LEAST_ESS}: its numbers are rough; take more steps or chains": few,
         f"{still} chains never moved after burn-in: all their steps were rejected; take a smaller step size": still,
     }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
+from torch import Tensor
 
 from lightning_score.callbacks.langevin_health import (
     LevelRecorder,
@@ -27,12 +28,10 @@ from lightning_score.memory import require_room
 from lightning_score.sampling import AnnealedLangevin, Given, NoiseStream, PredictorCorrector, Sampler, Tweedie
 from lightning_score.sampling.corrector import SnrLangevin
 from lightning_score.sampling.tuning import (
-    SNRS,
-    EquivalentGaussian,
-    SnrSearch,
     TunedLevel,
     equivalent_gaussian,
     tuned_ladder,
+    tuned_snrs,
 )
 from lightning_score.training.model import ScoreModel
 
@@ -115,7 +114,7 @@ def tune(arguments: Arguments) -> None:
     source = f"{config['ckpt_path']}, {type(model.sampler).__name__}"
     print(f"{source}\n\n{chosen.derivation}")
     if config["output"] is not None:
-        content = yaml.safe_dump({"model": {"sampler": chosen.sampler}}, sort_keys=False, width=120)
+        content = yaml.safe_dump({"model": {"sampler": chosen.sampler}}, sort_keys=False, default_flow_style=None, width=120)
         replace_text(Path(config["output"]), f"# Tuned to {source}.\n{content}")
         print(f"\nwritten to {config['output']}: python -m lightning_score predict --ckpt_path {config['ckpt_path']} "
               f"--config {config['output']}")  # fmt: skip
@@ -171,25 +170,73 @@ def tune_ladder(model: ScoreModel, data: ScoreData, sampler: AnnealedLangevin, b
         levels = trained[(trained >= levels[-1]) & (trained <= levels[0])].flip(0)
     sigmas = process.noise_level(levels).tolist()
     require(len(sigmas) >= 2, f"grid={type(sampler.grid).__name__}: has one noise level, which leaves nothing to choose")
-    score, noisy = examples_with_noise(model, data, max(n, NUMBERS // prod(model.shape)), SEED)
-    shown = levels[torch.linspace(0, len(levels) - 1, min(MEASURED, len(levels))).round().long()]
-    norms = [mean_square_at_data(score, noisy, t)[1] * float(process.sigma(t)) ** 2 for t in shown]
-    measured = process.noise_level(shown).tolist()
-    gaussian = equivalent_gaussian(measured, norms)
-    first = sampler.initial(process, NoiseStream(SEED, range(n), model.shape)) / process.alpha(levels[0])
-    start = mean_square(first) / sampler.temperature
-    by_count, found = tuned_ladder(gaussian, sigmas, trained is not None, start, budget - final, prod(model.shape))
+    fit = Norms(model, data, levels, n)
+    start = _start(model, sampler, n) / float(process.alpha(levels[0])) ** 2 / sampler.temperature
+    by_count, found = tuned_ladder(fit.gaussian, sigmas, trained is not None, start, budget - final, prod(model.shape))
     settings = _settings(found)
     tuned = AnnealedLangevin(
         settings["step_size"], settings["steps"], Given(sigmas=[level.sigma for level in found]),
         sampler.denoise, sampler.initial, sampler.clip, sampler.temperature,
     )  # fmt: skip
+    realised = _realised(model, tuned, fit, n)
+    text = f"{fit.text()}\n{_ladder_text(by_count, found, realised, evaluations_of(tuned, model))}"
+    return Tuned(text, part("+AnnealedLangevin", **settings), [fit.panel(), *_ladder_panels(found, realised)])
+
+
+def _start(model: ScoreModel, sampler: Sampler, n: int) -> float:
+    """The variance of x before the first move."""
+    return mean_square(sampler.initial(model.score_function.process, NoiseStream(SEED, range(n), model.shape)))
+
+
+def _realised(model: ScoreModel, sampler: Sampler, fit: "Norms", n: int) -> list[float]:
+    """The variance ratios after the Langevin steps at every level, measured."""
     recorder = LevelRecorder()
-    model.draw(range(n), SEED, sampler=tuned, observe=recorder, progress=True)
+    model.draw(range(n), SEED, sampler=sampler, observe=recorder, progress=True)
     recorder.close()
-    realised = [health.variance_ratio for health in compare(recorder, score, noisy)]
-    text = _ladder_text(measured, norms, gaussian, by_count, found, realised, evaluations_of(tuned, model))
-    return Tuned(text, part("+AnnealedLangevin", **settings), _ladder_panels(measured, norms, gaussian, found, realised))
+    return [health.variance_ratio for health in compare(recorder, fit.score, fit.noisy)]
+
+
+class Norms:
+    """The score norms of a model, and the Gaussian that has them.
+
+    Args:
+        model: the model.
+        data: the data.
+        levels: times of noise, descending, (L,), of which at most `MEASURED` are measured.
+        n: examples, at least.
+    """
+
+    def __init__(self, model: ScoreModel, data: ScoreData, levels: Tensor, n: int):
+        process = model.score_function.process
+        self.score, self.noisy = examples_with_noise(model, data, max(n, NUMBERS // prod(model.shape)), SEED)
+        shown = levels[torch.linspace(0, len(levels) - 1, min(MEASURED, len(levels))).round().long()]
+        at_data = [mean_square_at_data(self.score, self.noisy, t)[1] for t in shown]
+        self.norms = [norm * float(process.sigma(t)) ** 2 for t, norm in zip(shown, at_data, strict=True)]
+        self.sigmas = process.noise_level(shown).tolist()
+        self.gaussian = equivalent_gaussian(self.sigmas, self.norms)
+        self.fitted = [self.gaussian.score_norm(sigma) for sigma in self.sigmas]
+
+    def text(self) -> str:
+        """The first two steps of a derivation."""
+        every = -(-len(self.sigmas) // 10)
+        rows = "\n".join(
+            f"   {sigma:>10.4g} {norm:>8.4f} {fitted:>10.4f}"
+            for i, (sigma, norm, fitted) in enumerate(zip(self.sigmas, self.norms, self.fitted, strict=True))
+            if i % every == 0 or i == len(self.sigmas) - 1
+        )
+        spread = [f"{share:.0%} of {v**0.5:.2g}" for v, share in zip(*self.gaussian, strict=True) if share >= 0.005]
+        return f"""\
+1. Score norms E||sigma score||^2/D of the model at training examples with the noise of a level, which are 1 where
+   the data have no spread; and those of the Gaussian of step 2:
+        sigma    model   Gaussian
+{rows}
+2. The Gaussian with these norms, as shares of its dimensions and their standard deviations:
+   {", ".join(spread)}."""
+
+    def panel(self) -> Panel:
+        """The score norms by noise level."""
+        curves = {"model": (self.sigmas, self.norms), "Gaussian": (self.sigmas, self.fitted)}
+        return "score norms", r"E$||\sigma$ score$||^2/D$", curves
 
 
 def _settings(found: list[TunedLevel]) -> dict[str, Any]:
@@ -202,14 +249,8 @@ def _settings(found: list[TunedLevel]) -> dict[str, Any]:
     }
 
 
-def _ladder_text(
-    measured: list[float], norms: list[float], gaussian: EquivalentGaussian, by_count: dict[int, float],
-    found: list[TunedLevel], realised: list[float], nfe: int,
-) -> str:  # fmt: skip
-    """The derivation of a ladder in words and numbers."""
-    seen = [i for i in range(len(measured)) if i % -(-len(measured) // 10) == 0 or i == len(measured) - 1]
-    rows = "\n".join(f"   {measured[i]:>10.4g}   {norms[i]:.4f}   {gaussian.score_norm(measured[i]):.4f}" for i in seen)
-    spread = ", ".join(f"{share:.0%} of {v**0.5:.2g}" for v, share in zip(*gaussian, strict=True) if share >= 0.005)
+def _ladder_text(by_count: dict[int, float], found: list[TunedLevel], realised: list[float], evaluations: int) -> str:
+    """The derivation of a ladder from step 3 on."""
     counts = ", ".join(f"{count}: {delta:.3g}" for count, delta in by_count.items())
     scale = found[-1].sigma ** 2
     table = "\n".join(
@@ -218,12 +259,8 @@ def _ladder_text(
         for level, ratio in zip(found, realised, strict=True)
     )
     steps = sum(level.steps for level in found)
+    denoising = " and the final denoising" if evaluations > steps else ""
     return f"""\
-1. Score norms E||sigma score||^2/D of the model at training examples with the noise of a level, which are 1 where
-   the data have no spread; and those of the Gaussian of step 2:
-        sigma    model   Gaussian
-{rows}
-2. The Gaussian with these norms: shares of its dimensions, of standard deviation: {spread}.
 3. Levels: the least deviation that all levels of a ladder can keep to with {steps} Langevin steps, a Kullback-Leibler
    divergence in which dimensions count by the share of the data in their variance; by the number of levels:
    {counts}. Chosen: L = {len(found)}.
@@ -231,17 +268,13 @@ def _ladder_text(
    Variance ratio after the level, E||score||^2 at the samples over that at the data: predicted, and measured.
         sigma      T    epsilon          e  predicted   measured
 {table}
-5. Cost: {steps} Langevin steps{" and the final denoising" if nfe > steps else ""}, {nfe:g} evaluations per sample."""
+5. Cost: {steps} Langevin steps{denoising}, {evaluations} evaluations per sample."""
 
 
-def _ladder_panels(
-    measured: list[float], norms: list[float], gaussian: EquivalentGaussian, found: list[TunedLevel], realised: list[float]
-) -> list[Panel]:
+def _ladder_panels(found: list[TunedLevel], realised: list[float]) -> list[Panel]:
     sigmas = [level.sigma for level in found]
-    fitted = [gaussian.score_norm(sigma) for sigma in measured]
     predicted = [level.variance_ratio for level in found]
     return [
-        ("score norms", r"E$||\sigma$ score$||^2/D$", {"model": (measured, norms), "Gaussian": (measured, fitted)}),
         ("steps of each level", "$T$", {"": (sigmas, [float(level.steps) for level in found])}),
         ("step sizes", r"$e/\sigma^2$", {"": (sigmas, [level.u for level in found])}),
         ("variance ratio after the level", "", {"predicted": (sigmas, predicted), "measured": (sigmas, realised)}),
@@ -262,34 +295,48 @@ def tune_corrector(
         f"--evaluations {budget}: must be at least {others + corrections}, with one correction at each of {corrections} "
         "levels; or give the grid fewer steps",
     )
-    score, noisy = examples_with_noise(model, data, max(n, NUMBERS // prod(model.shape)), SEED)
-    kind = type(corrector)
-    search = SnrSearch(kind, steps, lambda t: mean_square_at_data(score, noisy, t)[1])
-    settings = dict(vars(sampler)) | {"corrector": search, "corrector_steps": 1}
-    model.draw(range(n), SEED, sampler=_with(settings), progress=True)
-    found = search.found
-    pairs = [[float(f"{one.sigma:.6g}"), float(f"{one.snr:.4g}")] for one in found]
-    rows = "\n".join(f"   {one.sigma:>10.4g} {one.snr:>8.3f} {one.before:>10.3f} {one.after:>10.3f}" for one in found)
+    times = sampler.grid(process)
+    fit, planned = Norms(model, data, times[process.sigma(times) > 0], n), _with(sampler, corrector, steps)
+    found = tuned_snrs(fit.gaussian, process, planned.plan(process, times), corrector, _start(model, sampler, n))
+    pairs = [(float(f"{level.sigma:.6g}"), float(f"{level.snr:.4g}")) for level in found]
+    realised = _realised(model, _with(sampler, type(corrector)(pairs), steps), fit, n)
+    rows = "\n".join(
+        f"   {level.sigma:>10.4g} {level.snr:>8.4f} {level.before:>10.3g} {level.after:>10.3g} {ratio:>10.3f}"
+        for level, ratio in zip(found, realised, strict=True)
+    )
     text = f"""\
-1. Budget: {budget} network evaluations, of which {others} are not the corrector's: {steps} corrections at each of
-   {corrections} levels, {others + steps * corrections} evaluations per sample.
-2. Signal-to-noise ratio of {kind.__name__} at each level: of {len(SNRS)} between {SNRS[0]:g} and {SNRS[-1]:g} that after
-   which the variance ratio, E||score||^2 at the samples over that at the data, is closest to 1, with {n} samples:
-        sigma      snr     before      after
+{fit.text()}
+3. Budget: {others} evaluations are not the corrector's; with {steps} at each of {corrections} levels there are
+   {others + steps * corrections} per sample.
+4. Signal-to-noise ratio at each level: the least with nine tenths of the best gain in deviation, a divergence of
+   the sampler's law of that Gaussian in which dimensions count by the share of the data in their variance. Measured:
+   E||score||^2 at the samples over that at the data.
+        sigma      snr     before      after   measured
 {rows}"""
-    sigmas = [one.sigma for one in found]
+    sigmas = [level.sigma for level in found]
+    deviations = {"before the corrections": [level.before for level in found], "after": [level.after for level in found]}
     panels: list[Panel] = [
-        ("signal-to-noise ratio", "snr", {"": (sigmas, [one.snr for one in found])}),
-        ("variance ratio", "", {"before the corrections": (sigmas, [one.before for one in found]),
-                                "after": (sigmas, [one.after for one in found])}),
-    ]  # fmt: skip
-    chosen = {"corrector_steps": steps, "corrector": {"init_args": {"snr": pairs}}}
+        fit.panel(),
+        ("signal-to-noise ratio", "snr", {"": (sigmas, [level.snr for level in found])}),
+        ("deviation of the Gaussian", "", {name: (sigmas, values) for name, values in deviations.items()}),
+        ("variance ratio after the corrections", "", {"measured": (sigmas, realised)}),
+    ]
+    chosen = {"corrector_steps": steps, "corrector": {"init_args": {"snr": [list(pair) for pair in pairs]}}}
     return Tuned(text, {"init_args": chosen}, panels)
 
 
-def _with(settings: dict[str, Any]) -> PredictorCorrector:
-    names = ("predictor", "corrector", "corrector_steps", "predict_first", "grid", "denoise", "initial", "clip")
-    return PredictorCorrector(**{name: settings[name] for name in names})
+def _with(sampler: PredictorCorrector, corrector: SnrLangevin, steps: int) -> PredictorCorrector:
+    """The sampler with another corrector, and as many corrections at each level."""
+    return PredictorCorrector(
+        sampler.predictor,
+        corrector,
+        steps,
+        sampler.predict_first,
+        sampler.grid,
+        sampler.denoise,
+        sampler.initial,
+        sampler.clip,
+    )
 
 
 def _figure(source: str, panels: list[Panel]) -> "Figure":

@@ -45,18 +45,19 @@ class DivergenceMonitor:
 
     def __init__(self, indices: Sequence[int], also: Observer | None = None) -> None:
         self._indices, self._also = indices, also
-        self._peaks: list[Tensor] = []
-        self._moves: list[Move] = []
-        self._bound = 0.0
+        self._count, self._bound = 0, 0.0
+        self._peaks: list[tuple[Move, Tensor]] = []  # on a GPU
         self._process: NoiseProcess
 
     def __call__(self, score: ScoreField, move: Move, before: Tensor, after: Tensor, state: Any) -> None:
-        if not self._moves:
+        if not self._count:
             self._process, self._bound = score.process, BOUND * (1 + float(score.process.sigma(move.t)))
-        self._moves.append(move)
-        self._peaks.append(torch.linalg.vector_norm(after, float("inf")))
+        self._count += 1
+        peak = torch.linalg.vector_norm(after, float("inf"))
         if after.device.type == "cpu":
-            self._check_move(len(self._peaks) - 1, float(self._peaks[-1]), after)
+            self._check_move(self._count, move, float(peak), after)
+        else:
+            self._peaks.append((move, peak))
         if self._also is not None:
             self._also(score, move, before, after, state)
 
@@ -69,14 +70,14 @@ class DivergenceMonitor:
         Raises:
             Diverged: at the first move after which a sample was too large.
         """
-        if x.device.type != "cpu" and self._peaks:
-            for move, peak in enumerate(torch.stack(self._peaks).tolist()):
-                self._check_move(move, peak, x)
+        if self._peaks:
+            moves, peaks = zip(*self._peaks, strict=True)
+            for number, (move, peak) in enumerate(zip(moves, torch.stack(peaks).tolist(), strict=True), start=1):
+                self._check_move(number, move, peak, x)
 
-    def _check_move(self, move: int, peak: float, x: Tensor) -> None:
+    def _check_move(self, number: int, move: Move, peak: float, x: Tensor) -> None:
         if peak <= self._bound:  # false for NaN
             return
         rows = ~(x.flatten(1).abs().amax(1) <= self._bound)
         bad = [index for index, row in zip(self._indices, rows.tolist(), strict=True) if row]
-        level = float(self._process.noise_level(self._moves[move].t))
-        raise Diverged(bad or self._indices, x, level, move + 1, peak)
+        raise Diverged(bad or self._indices, x, float(self._process.noise_level(move.t)), number, peak)

@@ -70,6 +70,7 @@ class NoiseStream(NoiseSource):
         self._numel = int(np.prod(shape))
         self._draws = 1  # of the next block; doubled for each block, because small draws are mostly overhead
         self._block, self._next = torch.empty(0, 0), 0
+        self._spare, self._ahead = torch.empty(len(indices), 0), 1  # uniform draws made together, for the same reason
         self._coming: tuple[Tensor, Iterator[None]] | None = None
 
     def normal(self) -> Tensor:
@@ -91,10 +92,15 @@ class NoiseStream(NoiseSource):
 
     def _uniform(self, numel: int) -> Tensor:
         self._uniforms = self._uniforms or _generators(self._keys, half=1)
-        draws = self._empty(numel)
-        for generator, row in zip(self._uniforms, draws.numpy(), strict=True):
-            generator.random(out=row, dtype=np.float32)
-        return draws.to(self.device, self.dtype, non_blocking=True)
+        missing = numel - self._spare.shape[1]
+        if missing > 0:
+            draws = self._empty(max(missing, self._ahead))
+            self._ahead = min(2 * self._ahead, 256)
+            for generator, row in zip(self._uniforms, draws.numpy(), strict=True):
+                generator.random(out=row, dtype=np.float32)
+            self._spare = torch.cat([self._spare, draws], 1)
+        drawn, self._spare = self._spare[:, :numel], self._spare[:, numel:]
+        return drawn.to(self.device, self.dtype, non_blocking=True)
 
     def _empty(self, *shape: int) -> Tensor:
         """Memory for draws of every sample, float32."""

@@ -76,8 +76,9 @@ class HeunInTime(Predictor):
 
     The trapezoidal rule on the process's own schedule, as `Euler` is Euler's method; `Heun` works on sigma/alpha instead,
     which is independent of the schedule (Karras et al. 2022, 2206.00364, table 1 and figure 2, compare them). A step to
-    clean data is Euler's and takes one evaluation. f and g are taken just inside the step, because those of a table jump at
-    its entries.
+    clean data is Euler's and takes one evaluation. Near the data d_s grows as 1/sigma_s^2, so that long steps go astray: on
+    VP end at t_min = 1e-2 or take hundreds of steps. f and g are taken just inside the step, because those of a table jump
+    at its entries.
     """
 
     order, evaluations = 2, 2

@@ -11,22 +11,26 @@ in its variance, lambda_k/(lambda_k + sigma^2): what is noise alone is renewed a
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
+from lightning_score.process import NoiseProcess
 from lightning_score.process.ladder import choose_levels, relaxed
-from lightning_score.sampling.corrector import Corrector
-from lightning_score.sampling.noise import NoiseSource, NoiseStream
+from lightning_score.sampling.corrector import Corrector, snr_step_size
+from lightning_score.sampling.noise import NoiseSource
+from lightning_score.sampling.predictor import Move
 from lightning_score.score.function import ScoreField
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 SIZES = np.geomspace(0.002, 1.0, 250)
 """The step sizes e/sigma^2 that are tried; steps larger than sigma^2 contract no faster."""
-SNRS = np.geomspace(0.02, 0.6, 12)
+SNRS = np.geomspace(0.01, 0.7, 200)
 """The signal-to-noise ratios that are tried; e/sigma^2 = 2 snr^2."""
 CLOSE = 1.5
 """Of the ladders whose deviation is at most so many times the least, the one with the most levels is taken: the deviation
@@ -166,37 +170,8 @@ def tuned_ladder(
     return {count: delta for count, (delta, _) in ladders.items()}, ladders[chosen][1]
 
 
-class SnrSearch(Corrector):
-    """Corrects with the signal-to-noise ratio after which E||score||^2 is closest to that at p_t.
-
-    Args:
-        corrector: makes a corrector from its snr.
-        steps: corrections in a row.
-        at_data: E||score||^2 per entry at p_t, of a time t.
-    """
-
-    evaluations = 1
-
-    def __init__(self, corrector: Callable[[float], Corrector], steps: int, at_data: Callable[[Tensor], float]):
-        self.corrector, self.steps, self.at_data = corrector, steps, at_data
-        self.found: list[TunedSnr] = []
-
-    def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
-        target, sigma = self.at_data(t), float(score.process.noise_level(t))
-        before, tried = _mean_square(score(x, t)) / target, []
-        for snr in SNRS.tolist():
-            method, y = self.corrector(snr), x
-            draws = NoiseStream(len(self.found), range(len(x)), x.shape[1:], x.device, x.dtype)  # the same for every snr
-            for _ in range(self.steps):
-                y, _ = method.step(score, y, t, s, draws, None)
-            tried.append((TunedSnr(sigma, snr, before, _mean_square(score(y, t)) / target), y))
-        best, result = min(tried, key=lambda one: abs(one[0].after - 1))
-        self.found.append(best)
-        return result, state
-
-
 class TunedSnr(NamedTuple):
-    """The signal-to-noise ratio at a noise level sigma/alpha, and the variance ratio before and after the corrections."""
+    """The signal-to-noise ratio at a noise level sigma/alpha, and the deviation before and after the corrections there."""
 
     sigma: float
     snr: float
@@ -204,5 +179,67 @@ class TunedSnr(NamedTuple):
     after: float
 
 
-def _mean_square(v: Tensor) -> float:
-    return float(v.double().square().mean())
+class _GaussianScore(ScoreField):
+    """The score of independent N(0, lambda_k) under a process, for x of (B, K)."""
+
+    evaluations = 0
+
+    def __init__(self, process: NoiseProcess, variances: Array):
+        super().__init__(process)
+        self.variances = torch.from_numpy(variances)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return -x / (self.process.alpha(t) ** 2 * self.variances + self.process.sigma(t) ** 2)
+
+
+class _OneRowEach(NoiseSource):
+    """Draws of which each is 1 in a row of its own and 0 elsewhere: x (B, K) then holds the coefficients of an affine map of
+    the start and all draws, and the sum of the squares of its rows is the variance.
+    """
+
+    def __init__(self, rows: int, columns: int):
+        self.shape, self.used = (rows, columns), 1  # row 0 is the start
+
+    def normal(self) -> Tensor:
+        draws = torch.zeros(self.shape, dtype=torch.float64)
+        draws[self.used] = 1
+        self.used += 1
+        return draws
+
+    uniform = acceptance = normal
+
+
+def tuned_snrs(
+    gaussian: EquivalentGaussian, process: NoiseProcess, moves: Sequence[Move], corrector: Corrector, start: float
+) -> list[TunedSnr]:
+    """At every level the least signal-to-noise ratio with nine tenths of the gain in deviation that the best one has.
+
+    Args:
+        gaussian: the Gaussian with the model's score norms.
+        process: the noise process.
+        moves: those of the sampler.
+        corrector: its corrector.
+        start: variance of x before the first move.
+    """
+    times = torch.stack([moves[0].t, *(move.end for move in moves)]).unique().flip(0)
+    states = {move.method: move.method.init(process, times) for move in moves}
+    score, variances = _GaussianScore(process, gaussian.variances), torch.from_numpy(gaussian.variances)
+    noise = _OneRowEach(1 + len(moves), len(variances))
+    x, found = torch.zeros(noise.shape, dtype=torch.float64), list[TunedSnr]()
+    x[0] = start**0.5
+    for (method, t), group in groupby(moves, lambda move: (move.method, move.t)):
+        same = list(group)
+        if method is not corrector:
+            for move in same:
+                x, states[method] = method.step(score, x, move.t, move.s, noise, states[method])
+            continue
+        v, sigma = process.alpha(t) ** 2 * variances + process.sigma(t) ** 2, float(process.noise_level(t))
+        sizes = snr_step_size(process, t, same[0].s, torch.from_numpy(SNRS) * process.sigma(t))
+        before = (x.square().sum(0) / v).numpy()
+        deviations = gaussian.deviation(sigma, relaxed(before, (sizes[:, None] / v).numpy(), len(same)))
+        unchanged = float(gaussian.deviation(sigma, before))
+        best = int((deviations <= deviations.min() + (unchanged - deviations.min()) / 10).argmax())  # the first
+        found.append(TunedSnr(sigma, float(SNRS[best]), unchanged, float(deviations[best])))
+        for _ in same:
+            x = x + sizes[best] * score(x, t) + (2 * sizes[best]).sqrt() * noise.normal()
+    return found

@@ -4,6 +4,7 @@ import math
 import traceback
 from abc import ABC
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,12 @@ class DensityScore(ScoreField):
         require(2 <= levels <= 10_000, f"levels={levels}: must lie between 2 and 10000, as in 10")
         super().__init__(_Temperatures(scale, temperature, hot, 1 if initial_temperature is None else levels))
         self.density, self.scale, self.cools = density, scale, initial_temperature is not None
-        self.shape = torch.Size(getattr(density, "shape", Density.shape))
+        shape = getattr(density, "shape", Density.shape)
+        require(
+            isinstance(shape, Sequence) and len(shape) > 0 and all(isinstance(n, int) and n > 0 for n in shape),
+            f"density={_name(density)}: its shape is {shape}; must be that of one sample, as (2,)",
+        )
+        self.shape = torch.Size(shape)
         self._log_density, self._score = (getattr(density, name, None) for name in Density.methods)
         require(
             callable(self._log_density) or callable(self._score),
@@ -146,17 +152,22 @@ class DensityScore(ScoreField):
         if self._score is not None:
             with torch.inference_mode(False), torch.enable_grad():  # it may differentiate by itself
                 return self._call(self._score, x.detach().clone(), x.shape).detach().to(x)
-        with torch.inference_mode(False), torch.enable_grad():
-            leaf = x.detach().clone().requires_grad_()
-            value = self._call(self._log_density, leaf, x.shape[:1])
-            gradient = torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] if value.requires_grad else None
+        value, gradient = self._differentiated(x)
         if gradient is None:
             raise InputError(
                 f"{_name(self.density)}.log_density: its result has no gradient in x; compute it from x by operations of "
                 "torch, without detach, numpy or no_grad, or define score(x)"
             )
-        self._known = x, value.detach()
+        self._known = x, value
         return gradient
+
+    def _differentiated(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """log p(x), (B,), and its gradient, like x, or None if it has none."""
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            value = self._call(self._log_density, leaf, x.shape[:1])
+            gradient = torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] if value.requires_grad else None
+        return value.detach(), gradient
 
     def _check(self, x: Tensor, gradient: Tensor) -> None:
         """Raises `InputError` for a density that cannot be sampled from the points x (B, ...), given its gradient there."""
@@ -174,8 +185,16 @@ class DensityScore(ScoreField):
         known, alone = self._known, self._gradient(x[:1])
         self._known, self._checked = known, True
         require(
-            torch.allclose(alone, gradient[:1], rtol=1e-2, atol=1e-3 * float(gradient.abs().max())),
+            _alike(alone, gradient[:1], gradient),
             f"{name}: a sample's value depends on the others of its batch; compute each row of the result from its row of x",
+        )
+        exact = None
+        if self._score is not None and self._log_density is not None:
+            with suppress(InputError):  # of a log density that cannot be differentiated, and need not
+                exact = self._differentiated(x)[1]
+        require(
+            exact is None or _alike(exact, gradient, gradient),
+            f"{name}: score(x) is not the gradient of log_density(x); correct one of them, or leave score out",
         )
 
     def _call(self, method: Callable[[Tensor], Any] | None, x: Tensor, shape: torch.Size) -> Tensor:
@@ -196,6 +215,11 @@ class DensityScore(ScoreField):
                 f"{name}: returns {given} for x of shape {list(x.shape)}; must be a tensor of shape {list(shape)}, {wanted}"
             )
         return value
+
+
+def _alike(x: Tensor, y: Tensor, size: Tensor) -> bool:
+    """Whether tensors agree to a hundredth, or to a thousandth of the largest entry of another."""
+    return torch.allclose(x, y, rtol=1e-2, atol=1e-3 * float(size.abs().max()))
 
 
 def _name(density: Any) -> str:

@@ -40,6 +40,8 @@ def test_chains_of_different_laws_are_told_apart():
     shifted, wide = x + np.arange(8)[:, None] / 4, x * np.where(np.arange(8) < 4, 1, 3)[:, None]
     good, *bad = summarize(np.stack([x, shifted, wide], 2), ["x", "shifted", "wide"])
     assert good.r_hat < 1.01 and all(row.r_hat > 1.05 for row in bad) and bad[0].ess_bulk < 100
+    (one,), (trend,) = (summarize(chain[:1, :, None], ["x"]) for chain in (ar(0.5, 1, 2000), x + np.arange(500) / 100))
+    assert one.r_hat == pytest.approx(1, abs=0.01) and trend.r_hat > 1.05  # a single chain is compared with its half
     assert autocorrelation(shifted)[-1] > 0.1 > abs(autocorrelation(x)[200])
 
 

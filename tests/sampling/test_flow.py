@@ -16,8 +16,10 @@ from lightning_score.process import VE, VP, BetaTable, Cosine, SigmaTable
 from lightning_score.sampling import (
     RK45,
     DormandPrince,
+    DPMSolver,
     Euler,
     Heun,
+    HeunInTime,
     NoiseStream,
     PredictorCorrector,
     ProbabilityFlow,
@@ -127,6 +129,19 @@ def test_encode_and_decode_are_inverses(flow):
     latent = flow.encode(score, x)
     assert not latent.requires_grad and not torch.allclose(latent, x)
     torch.testing.assert_close(flow.decode(score, latent), x, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("process", [VP(), BetaTable(5e-4, 0.1, 200)], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("predictor", [DPMSolver(2), DPMSolver(3), HeunInTime()], ids=["two", "three", "in time"])
+def test_singlestep_methods_encode_as_the_exact_flow_does(predictor, process):
+    """Also where f and g jump, at the entries of a table."""
+    score, grid = MixtureScore(process, MIXTURE), Uniform(333, 0.05)
+    x = MIXTURE.sample(5, torch.Generator().manual_seed(0)).double()
+    latent = ProbabilityFlow(predictor, grid).encode(score, x)
+    torch.testing.assert_close(
+        latent, ProbabilityFlow(RK45(1e-8, 1e-8), Uniform(1, 0.05)).encode(score, x), rtol=0, atol=1e-3
+    )
+    torch.testing.assert_close(ProbabilityFlow(predictor, grid).decode(score, latent), x, rtol=0, atol=1e-3)
 
 
 def test_interpolation_runs_from_one_input_to_the_other():

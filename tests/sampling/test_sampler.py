@@ -3,6 +3,7 @@
 import math
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from conftest import CORRECTORS, PREDICTORS, ImageScore, MixtureScore, QuickNoise, pairs, quick
@@ -325,3 +326,13 @@ class TestAnalyticFirstStep:
 def test_errors_name_the_value(make, words):
     with pytest.raises(InputError, match=words):
         make()
+
+
+def test_uniform_draws_are_those_of_the_stream_in_any_portions():
+    """The second half of Philox keyed by (seed, k), drawn one by one, whatever is drawn ahead."""
+    stream, other = NoiseStream(3, [7, 9], (5,)), NoiseStream(3, [9], (5,))
+    drawn = [stream.uniform()[1], *(stream.acceptance()[1:] for _ in range(40)), stream.uniform()[1]]
+    first = [other.acceptance(), other.uniform()[0]]
+    generator = np.random.Generator(np.random.Philox(key=[3, 9], counter=[0, 0, 0, 1 << 63]))
+    exact = torch.tensor([generator.random(dtype=np.float32) for _ in range(50)])
+    assert torch.equal(torch.cat(drawn), exact) and torch.equal(torch.cat(first), exact[:6])

@@ -243,6 +243,19 @@ class Wrong:
         self.log_density = log_density
 
 
+class WrongScore(Gaussian):
+    """A sign is wrong."""
+
+    def score(self, x):
+        return x - 0.5
+
+
+class WrongShape(Gaussian):
+    """Not a shape."""
+
+    shape = 3
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -260,6 +273,8 @@ class Wrong:
         (lambda: Wrong(lambda x: -x.norm(dim=1) - math.inf), "log_density is NaN or infinite at 8 of 8"),
         (lambda: Wrong(lambda x: (x[:, 0] * 0).sqrt() - (x**2).sum(1)), "gradient of log_density is NaN"),
         (lambda: Wrong(lambda x: -((x - x.mean(0)) ** 2).sum(1)), "depends on the others of its batch"),
+        (lambda: WrongScore(), r"score\(x\) is not the gradient of log_density\(x\)"),
+        (lambda: WrongShape(), "its shape is 3"),
         (lambda: Wrong(lambda x: x @ torch.ones(3, 3)), "RuntimeError.*test_density.py, line"),
     ],
 )

@@ -88,6 +88,7 @@ def test_a_users_density_is_sampled(capsys):
     np.testing.assert_allclose(arrays["log_density"].ravel(), exact, rtol=1e-3, atol=1e-4)
     assert 0.5 < report["acceptance"]["mean"] < 1 and arrays["acceptance"].mean() == report["acceptance"]["mean"]
     assert report["nfe"] == 6 * 600 and not [words for words in report["warnings"] if "x[" in words]
+    assert report["options"]["density"] == {"class_path": "own_densities.Tilted", "init_args": {"correlation": 0.5}}
     first = report["coordinates"][0]
     assert first["name"] == "x[0]" and abs(first["mean"]) < 5 * first["error"] and first["r_hat"] < 1.01
     assert [row["name"] for row in report["coordinates"]] == ["x[0]", "x[1]", "log density"]
