@@ -117,7 +117,8 @@ class Lesson:
         model.use(self._sampler, guidance)
         if torch.cuda.is_available():
             model.cuda()
-        learn_times(model, self._sampler, progress=True)
+        self._anew = learn_times(model, self._sampler, progress=True)
+        self._exactly = f"in {EXACT_STEPS} steps" if levels is None else f"on the {len(levels)} levels of training"
         comparable = noisy and not given.learns and len(times) == steps + 1
         compared: TimeGrid = given if comparable else Karras(steps, self.grid.t_min)
         self._name = f"{type(compared).__name__}({steps})"
@@ -137,15 +138,15 @@ class Lesson:
         return f"""\
 1. Solver: {solver}.
    Cost: {self.nfe:g} network evaluations per sample in {len(levels) - 1} steps, the final denoise included.
-2. Exact ends: those of the probability flow from {ROWS} latents of {shape}, by {EXACT_STEPS} steps of UniPC 3 with the same
-   final denoise. Times are fitted to their distance, {ROWS} other latents choose among the grids.
+2. Exact ends: those of the probability flow from {ROWS} latents of {shape}, by UniPC 3 {self._exactly} with
+   the same final denoise. Times are fitted to their distance, {ROWS} other latents choose among the grids.
 3. Times, as sigma/alpha, the standard deviation of the noise in the units of the data:
    {", ".join(f"{level:.4g}" for level in levels)}
 4. Error per value, on {ROWS} latents that were used for neither:
    {"":24s}{"root mean square":>18s}{"median sample":>16s}
    {self._name:24s}{before[0]:18.4g}{before[1]:16.4g}
    {"learned":24s}{after[0]:18.4g}{after[1]:16.4g}
-5. Learned in {self.seconds:.0f} s."""
+5. {"Learned" if self._anew else "Taken from the cache"} in {self.seconds:.0f} s."""
 
     def config(self, sampler: dict[str, Any]) -> str:
         """The config that makes predict, test and others draw with these times, and refuses them for another model.

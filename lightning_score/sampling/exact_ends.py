@@ -65,7 +65,7 @@ class Latents(NoiseStream):
         return self._first[kind]
 
 
-class Fixed(TimeGrid):
+class _Fixed(TimeGrid):
     """The given times (N + 1,)."""
 
     def __init__(self, times: Tensor):
@@ -122,7 +122,7 @@ class Group:
 
     def _run(self, sampler: Sampler, times: Tensor, trajectory: bool = False) -> Samples:
         at_times = copy(sampler)
-        at_times.grid = Fixed(times)
+        at_times.grid = _Fixed(times)
         drawn = at_times(self._score, self._latents.again(), trajectory=trajectory)
         self.nfe = drawn.nfe
         return drawn

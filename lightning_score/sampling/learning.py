@@ -23,8 +23,8 @@ from lightning_score.sampling.grid import Karras
 from lightning_score.sampling.sampler import Sampler
 
 Row = NDArray[np.float64]
-STARTS = (2.0, 4.0, 7.0, 12.0, 30.0)
-"""Exponents rho of the grids from which the fit may start."""
+RHOS, SHARES = (2.0, 4.0, 7.0, 12.0, 30.0), (0.5, 0.65, 0.8)
+"""Exponents of the grids from which the fit may start, and the shares of the whole way in log(sigma/alpha) that they go."""
 KNOTS = 9
 """Free parameters at most: the logarithms of the steps are linear between so many of them."""
 SMOOTH = 1e-4
@@ -144,6 +144,26 @@ def fit_levels(trials: Trials, levels: Tensor, start: Tensor, moves_end: bool) -
         stride = max(stride // 2, int(better))
 
 
+def starts(process: NoiseProcess, steps: int, t_min: float | None, moves_end: bool) -> list[Tensor]:
+    """The grids from which the fit may start: those of `Karras`, (N + 1,); if the last time is free, with earlier ends, too,
+    and with t_min after it, (N + 2,).
+    """
+    ends = Karras(1, t_min)(process)
+    if not moves_end:
+        return [Karras(steps, t_min, rho)(process) for rho in RHOS]
+    top, low = process.noise_level(ends).log()
+    lasts = process.time_of(torch.lerp(top, low, torch.tensor(SHARES, dtype=torch.float64)).exp()).tolist()
+    early = [torch.cat([Karras(steps, last, rho)(process), ends[1:]]) for last in lasts for rho in RHOS]
+    return [Karras(steps + 1, t_min, rho)(process) for rho in RHOS] + early
+
+
+def starts_of_levels(process: NoiseProcess, steps: int, levels: Tensor) -> list[Tensor]:
+    """The same for levels (L,): those nearest to `Karras`, where they are as many, and evenly spaced ones, (N + 1,)."""
+    nearest = [allowed(process, levels, Karras(steps, rho=rho)) for rho in RHOS]
+    even = levels[torch.linspace(len(levels) - 1, 0, steps + 1).round().long()]
+    return [even, *(grid for grid in nearest if len(grid) == steps + 1)]
+
+
 def check_steps(steps: int, levels: Tensor | None) -> None:
     """Raises `InputError` if there are fewer levels (L,) than times of so many steps."""
     few = levels is not None and len(levels) <= steps
@@ -176,15 +196,12 @@ def learn(
     """
     check_steps(steps, levels)
     moves_end = ends_early(sampler, process)
-    spare = int(moves_end and levels is None)  # the last step of a longer grid is left to the final denoise
     fit, choice = (group_of(sampler, draw, number, t_min, levels) for number in range(2))
-    grids = [allowed(process, levels, Karras(steps + spare, t_min, rho)) for rho in STARTS]
-    if levels is not None:
-        grids.append(levels[torch.linspace(len(levels) - 1, 0, steps + spare + 1).round().long()])
+    grids = starts(process, steps, t_min, moves_end) if levels is None else starts_of_levels(process, steps, levels)
     with tqdm(desc="learning times", unit="grid", leave=False, disable=not progress) as bar:
         trials = Trials(fit, choice, steps, bar)
         trials.value(allowed(process, levels, Karras(steps, t_min)))
-        start = min((grid for grid in grids if len(grid) == steps + spare + 1), key=trials.value)
+        start = min(grids, key=trials.value)
         require(math.isfinite(trials.least), f"model.sampler={type(sampler).__name__}: its samples are not finite")
         if levels is None:
             fit_steps(trials, process, start)

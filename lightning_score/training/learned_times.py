@@ -36,25 +36,30 @@ def check_grid(model: "ScoreModel", sampler: Sampler) -> None:
 
 
 @torch.inference_mode()
-def learn_times(model: "ScoreModel", sampler: Sampler, progress: bool = False) -> None:
+def learn_times(model: "ScoreModel", sampler: Sampler, progress: bool = False) -> bool:
     """Gives a grid that learns the times for the present weights, unless it has them: from the cache or, in seconds, anew.
+
+    Returns:
+        Whether they were learned anew.
 
     Raises:
         InputError: the times of a config were learned for another model or solver.
     """
     if not sampler.grid.learns:
-        return
+        return False
     grid = cast(Learned, sampler.grid)
     with inference(model, eagerly=True), torch.autocast(model.device.type, enabled=False):
         key = fingerprint(model, sampler)
         if grid.learned_for == key:
-            return
+            return False
         require(not grid.given, "model.sampler.grid.times: were learned for another checkpoint or another solver; "
                 "learn them anew: --model.sampler.grid Learned")  # fmt: skip
         file = cache_folder() / "learned_times" / f"{key}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):  # other processes wait, and have the same times
-            if not _read(file, model, sampler, key):
+            anew = not _read(file, model, sampler, key)
+            if anew:
+                check_grid(model, sampler)
                 levels = model.objective.levels(model.score_function.process)
                 draw = Drawn(model)
                 times = learn(sampler, model.score_function.process, draw, grid.steps, grid.t_min, levels, progress)
@@ -62,6 +67,7 @@ def learn_times(model: "ScoreModel", sampler: Sampler, progress: bool = False) -
                 content = {"times": grid.times, "sizes": _sizes(model, sampler)}
                 with tolerating_full_disk(file):
                     replace_text(file, json.dumps(content))
+    return anew
 
 
 def require_own_times(model: "ScoreModel") -> None:

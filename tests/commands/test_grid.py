@@ -20,7 +20,13 @@ NETWORK = ["--model.network.channels=8", "--model.network.embedding.width=8"]
 @pytest.fixture(autouse=True)
 def _quick(tmp_path, cache, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for module, name, value in ((exact_ends, "ROWS", 8), (exact_ends, "EXACT_STEPS", 20), (learning, "ITERATIONS", 2)):
+    small = (
+        (exact_ends, "ROWS", 8),
+        (exact_ends, "EXACT_STEPS", 20),
+        (learning, "ITERATIONS", 2),
+        (learning, "EXHAUSTIVE", 0),
+    )
+    for module, name, value in small:
         monkeypatch.setattr(module, name, value)
 
 
@@ -74,7 +80,9 @@ def test_fit_learns_at_evaluations_and_its_checkpoint_has_the_same_times(capsys)
     assert grid_of("runs/again/latest/config.yaml")["learned_for"] != kept["learned_for"]
     capsys.readouterr()
     assert run(["grid", last, "--steps=2"]) == 0
-    assert "IPNDM(order=4" in capsys.readouterr().out
+    assert "IPNDM(order=4)" in capsys.readouterr().out
+    assert run(["grid", last, "--steps=2"]) == 0
+    assert "Taken from the cache" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
