@@ -28,6 +28,7 @@ from lightning_score.memory import require_room
 from lightning_score.sampling import AnnealedLangevin, Given, NoiseStream, PredictorCorrector, Sampler, Tweedie
 from lightning_score.sampling.corrector import SnrLangevin
 from lightning_score.sampling.tuning import (
+    Moments,
     TunedLevel,
     equivalent_gaussian,
     tuned_ladder,
@@ -84,8 +85,11 @@ class Tuning(IdleExperiment):
         parser.add_argument("--plot", type=str, help="File for a picture of the derivation (png, pdf or svg).")
 
     def before_instantiate_classes(self) -> None:
-        """Checks the options, and leaves out what will be chosen, so that a value which does not fit is no mistake."""
+        """Checks the options, and leaves out the present step size, which need not fit the grid."""
         config = self.config
+        sampler = config["model"].get("sampler")
+        if sampler is not None and sampler["class_path"].endswith(".AnnealedLangevin"):
+            sampler["init_args"]["step_size"] = 1e-30
         for name, kinds in (("output", (".yaml", ".yml")), ("plot", PICTURES)):
             if config[name] is not None:
                 require_new_file(name, Path(config[name]), kinds)
@@ -171,7 +175,9 @@ def tune_ladder(model: ScoreModel, data: ScoreData, sampler: AnnealedLangevin, b
     sigmas = process.noise_level(levels).tolist()
     require(len(sigmas) >= 2, f"grid={type(sampler.grid).__name__}: has one noise level, which leaves nothing to choose")
     fit = Norms(model, data, levels, n)
-    start = _start(model, sampler, n) / float(process.alpha(levels[0])) ** 2 / sampler.temperature
+    first = sampler.initial(process, NoiseStream(SEED, range(n), model.shape)) / process.alpha(levels[0])
+    shift = mean_square(fit.mean - first.mean(0)) - mean_square(first) / n  # without the error of the mean of n draws
+    start = Moments.at_start(fit.gaussian, mean_square(first) / sampler.temperature, max(shift, 0.0))
     by_count, found = tuned_ladder(fit.gaussian, sigmas, trained is not None, start, budget - final, prod(model.shape))
     settings = _settings(found)
     tuned = AnnealedLangevin(
@@ -181,11 +187,6 @@ def tune_ladder(model: ScoreModel, data: ScoreData, sampler: AnnealedLangevin, b
     realised = _realised(model, tuned, fit, n)
     text = f"{fit.text()}\n{_ladder_text(by_count, found, realised, evaluations_of(tuned, model))}"
     return Tuned(text, part("+AnnealedLangevin", **settings), [fit.panel(), *_ladder_panels(found, realised)])
-
-
-def _start(model: ScoreModel, sampler: Sampler, n: int) -> float:
-    """The variance of x before the first move."""
-    return mean_square(sampler.initial(model.score_function.process, NoiseStream(SEED, range(n), model.shape)))
 
 
 def _realised(model: ScoreModel, sampler: Sampler, fit: "Norms", n: int) -> list[float]:
@@ -209,6 +210,7 @@ class Norms:
     def __init__(self, model: ScoreModel, data: ScoreData, levels: Tensor, n: int):
         process = model.score_function.process
         self.score, self.noisy = examples_with_noise(model, data, max(n, NUMBERS // prod(model.shape)), SEED)
+        self.mean = self.noisy(torch.zeros(())).mean(0)
         shown = levels[torch.linspace(0, len(levels) - 1, min(MEASURED, len(levels))).round().long()]
         at_data = [mean_square_at_data(self.score, self.noisy, t)[1] for t in shown]
         self.norms = [norm * float(process.sigma(t)) ** 2 for t, norm in zip(shown, at_data, strict=True)]
@@ -297,7 +299,8 @@ def tune_corrector(
     )
     times = sampler.grid(process)
     fit, planned = Norms(model, data, times[process.sigma(times) > 0], n), _with(sampler, corrector, steps)
-    found = tuned_snrs(fit.gaussian, process, planned.plan(process, times), corrector, _start(model, sampler, n))
+    start = mean_square(sampler.initial(process, NoiseStream(SEED, range(n), model.shape)))
+    found = tuned_snrs(fit.gaussian, process, planned.plan(process, times), corrector, start)
     pairs = [(float(f"{level.sigma:.6g}"), float(f"{level.snr:.4g}")) for level in found]
     realised = _realised(model, _with(sampler, type(corrector)(pairs), steps), fit, n)
     rows = "\n".join(
@@ -308,9 +311,9 @@ def tune_corrector(
 {fit.text()}
 3. Budget: {others} evaluations are not the corrector's; with {steps} at each of {corrections} levels there are
    {others + steps * corrections} per sample.
-4. Signal-to-noise ratio at each level: the least with nine tenths of the best gain in deviation, a divergence of
-   the sampler's law of that Gaussian in which dimensions count by the share of the data in their variance. Measured:
-   E||score||^2 at the samples over that at the data.
+4. Signal-to-noise ratio at each level, which reduces the deviation of the sampler's law of that Gaussian, a
+   Kullback-Leibler divergence in which dimensions count by the share of the data in their variance, times a factor for
+   the least deviation at the end. Measured: E||score||^2 at the samples over that at the data.
         sigma      snr     before      after   measured
 {rows}"""
     sigmas = [level.sigma for level in found]

@@ -32,7 +32,7 @@ SIZES = np.geomspace(0.002, 1.0, 250)
 """The step sizes e/sigma^2 that are tried; steps larger than sigma^2 contract no faster."""
 SNRS = np.geomspace(0.01, 0.7, 200)
 """The signal-to-noise ratios that are tried; e/sigma^2 = 2 snr^2."""
-CLOSE = 1.5
+CLOSE = 1.25
 """Of the ladders whose deviation is at most so many times the least, the one with the most levels is taken: the deviation
 hardly depends on their number, and a network knows the score best near the law of its level (technique 2).
 """
@@ -48,13 +48,43 @@ class EquivalentGaussian(NamedTuple):
         """E||sigma score||^2/D at samples whose variances are `ratios`, (K,), times lambda_k + sigma^2."""
         return float(self.shares @ (ratios * sigma**2 / (self.variances + sigma**2)))
 
-    def deviation(self, sigma: float, ratios: Array) -> Array:
-        """sum_k c_k (r_k - 1 - ln r_k)/2, the Kullback-Leibler divergence of variance ratios r (..., K) at a level.
+    def counted(self, sigma: float) -> Array:
+        """c_k, in proportion to w_k (lambda_k + sigma^2/10)/(lambda_k + sigma^2): how much a direction counts at a level.
 
-        c_k is in proportion to w_k (lambda_k + sigma^2/100)/(lambda_k + sigma^2); the hundredth is for data without spread.
+        The tenth keeps the noise near the law for which the network was trained, and serves data without spread.
         """
-        counted = self.shares * (self.variances + sigma**2 / 100) / (self.variances + sigma**2)
-        return np.asarray((ratios - 1 - np.log(ratios)) @ (counted / counted.sum()) / 2)
+        counted = self.shares * (self.variances + sigma**2 / 10) / (self.variances + sigma**2)
+        return np.asarray(counted / counted.sum())
+
+    def deviation(self, sigma: float, ratios: Array, shifts: Array | float = 0.0) -> Array:
+        """sum_k c_k (r_k - 1 - ln r_k + m_k^2/v_k)/2, the Kullback-Leibler divergence at a level.
+
+        Args:
+            sigma: the level.
+            ratios: the variance ratios r_k, (..., K).
+            shifts: m_k^2/v_k, the squared error of the mean over the variance, (..., K).
+        """
+        return np.asarray((ratios - 1 - np.log(ratios) + shifts) @ self.counted(sigma) / 2)
+
+
+class Moments(NamedTuple):
+    """The variance of the samples' x/alpha and the squared error of its mean, each (K,)."""
+
+    variance: Array
+    shift: Array
+
+    @classmethod
+    def at_start(cls, gaussian: EquivalentGaussian, variance: float, shift: float) -> "Moments":
+        """Before the first step; the error of the mean is divided among the directions in proportion to lambda_k.
+
+        Args:
+            gaussian: the Gaussian with the model's score norms.
+            variance: of the samples, per dimension.
+            shift: squared difference of the means of samples and data, per dimension.
+        """
+        spread = gaussian.shares @ gaussian.variances
+        shared = gaussian.variances / spread if spread > 0 else np.ones_like(gaussian.variances)
+        return cls(np.full_like(gaussian.variances, variance), shift * shared)
 
 
 def equivalent_gaussian(sigmas: Sequence[float], norms: Sequence[float]) -> EquivalentGaussian:
@@ -65,7 +95,9 @@ def equivalent_gaussian(sigmas: Sequence[float], norms: Sequence[float]) -> Equi
         norms: E||sigma score||^2/D at each, (L,).
     """
     levels, total = np.asarray(sigmas), 1e3  # the weight of sum_k w_k = 1
-    variances = np.array([0.0, *np.geomspace(levels.min() / 10, 2 * levels.max(), 80) ** 2])
+    variances = np.array(
+        [0.0, *np.geomspace(levels.min() / 10, levels.max() / 2, 80) ** 2]
+    )  # half of technique 1's distance
     norm_of = levels[:, None] ** 2 / (variances + levels[:, None] ** 2)
     shares, _ = nnls(np.vstack([norm_of, np.full(len(variances), total)]), np.array([*norms, total]))
     kept = shares > 0
@@ -86,26 +118,28 @@ class TunedLevel(NamedTuple):
     variance_ratio: float
 
 
-def _level(gaussian: EquivalentGaussian, sigma: float, before: Array, steps: int) -> tuple[TunedLevel, Array]:
-    """The level with its best step size, from the variances before it (K,); and those after it (K,)."""
+def _level(gaussian: EquivalentGaussian, sigma: float, before: Moments, steps: int) -> tuple[TunedLevel, Moments]:
+    """The level with its best step size, from the moments before it; and those after it."""
     v = gaussian.variances + sigma**2
-    ratios = relaxed(before / v, SIZES[:, None] * sigma**2 / v, steps)
-    deviations = gaussian.deviation(sigma, ratios)
+    u = SIZES[:, None] * sigma**2 / v
+    ratios, shifts = relaxed(before.variance / v, u, steps), (1 - u) ** (2 * steps) * before.shift / v
+    deviations = gaussian.deviation(sigma, ratios, shifts)
     best = int(deviations.argmin())
-    ratio = gaussian.score_norm(sigma, ratios[best]) / gaussian.score_norm(sigma)
-    return TunedLevel(sigma, float(SIZES[best]), steps, float(deviations[best]), ratio), ratios[best] * v
+    ratio = gaussian.score_norm(sigma, ratios[best] + shifts[best]) / gaussian.score_norm(sigma)
+    level = TunedLevel(sigma, float(SIZES[best]), steps, float(deviations[best]), ratio)
+    return level, Moments(ratios[best] * v, shifts[best] * v)
 
 
 def _descend(
-    gaussian: EquivalentGaussian, sigmas: Sequence[float], start: float, evaluations: int, deviation: float
+    gaussian: EquivalentGaussian, sigmas: Sequence[float], start: Moments, evaluations: int, deviation: float
 ) -> list[TunedLevel]:
     """The ladder with the fewest steps after each level of which the deviation is at most the given one; the last level
     takes the evaluations that are left. Empty if they do not suffice.
     """
-    before, levels, left = np.full_like(gaussian.variances, start), list[TunedLevel](), evaluations
+    before, levels, left = start, list[TunedLevel](), evaluations
     for sigma in sigmas:
 
-        def closeness(steps: int, sigma: float = sigma, before: Array = before) -> float:
+        def closeness(steps: int, sigma: float = sigma, before: Moments = before) -> float:
             return -_level(gaussian, sigma, before, steps)[0].deviation
 
         later = len(sigmas) - len(levels) - 1  # levels, which need a step each
@@ -120,14 +154,14 @@ def _descend(
 
 
 def tuned_steps(
-    gaussian: EquivalentGaussian, sigmas: Sequence[float], start: float, evaluations: int
+    gaussian: EquivalentGaussian, sigmas: Sequence[float], start: Moments, evaluations: int
 ) -> tuple[float, list[TunedLevel]]:
     """The least deviation delta to which all levels of a ladder can keep within a budget; and the steps which do so.
 
     Args:
         gaussian: the Gaussian with the model's score norms.
         sigmas: the levels as sigma/alpha, descending, (L,).
-        start: variance of the samples' x/alpha before the first step.
+        start: the moments before the first step.
         evaluations: sum of the steps, at least L.
     """
     low, high, found = 1e-9, 1e9, list[TunedLevel]()
@@ -141,7 +175,7 @@ def tuned_steps(
 
 
 def tuned_ladder(
-    gaussian: EquivalentGaussian, levels: Sequence[float], only: bool, start: float, evaluations: int, dimension: int
+    gaussian: EquivalentGaussian, levels: Sequence[float], only: bool, start: Moments, evaluations: int, dimension: int
 ) -> tuple[dict[int, float], list[TunedLevel]]:
     """The ladder of a budget: among geometric ones of 2, 3, ... levels that of the least deviation, or with more levels.
 
@@ -149,7 +183,7 @@ def tuned_ladder(
         gaussian: the Gaussian with the model's score norms.
         levels: noise levels as sigma/alpha, descending, of which the first and the last are kept.
         only: whether a ladder may have only these, as for a model that was trained at them, or any between the ends.
-        start: variance of the samples' x/alpha before the first step.
+        start: the moments before the first step.
         evaluations: sum of the steps, at least 2.
         dimension: D, for technique 2's number of levels, the most.
 
@@ -212,7 +246,10 @@ class _OneRowEach(NoiseSource):
 def tuned_snrs(
     gaussian: EquivalentGaussian, process: NoiseProcess, moves: Sequence[Move], corrector: Corrector, start: float
 ) -> list[TunedSnr]:
-    """At every level the least signal-to-noise ratio with nine tenths of the gain in deviation that the best one has.
+    """The signal-to-noise ratios that reduce the deviation at every level, times the factor with the least at the end.
+
+    At each level it is the least ratio with nine tenths of the best one's gain there. The factor is for predictors with a
+    memory, which corrections upset: it is small for them.
 
     Args:
         gaussian: the Gaussian with the model's score norms.
@@ -221,6 +258,21 @@ def tuned_snrs(
         corrector: its corrector.
         start: variance of x before the first move.
     """
+    best = _deviations(gaussian, process, moves, corrector, start, None)
+    scaled = [[level.snr * factor for level in best] for factor in (1, 0.5, 0.25, 0.1, 0.03, 0.01)]
+    tried = [_deviations(gaussian, process, moves, corrector, start, snrs) for snrs in scaled]
+    return min(tried, key=lambda found: found[-1].after)
+
+
+def _deviations(
+    gaussian: EquivalentGaussian,
+    process: NoiseProcess,
+    moves: Sequence[Move],
+    corrector: Corrector,
+    start: float,
+    given: Sequence[float] | None,
+) -> list[TunedSnr]:
+    """The deviations at every level by the sampler's own moves, with the given ratios or those chosen level by level."""
     times = torch.stack([moves[0].t, *(move.end for move in moves)]).unique().flip(0)
     states = {move.method: move.method.init(process, times) for move in moves}
     score, variances = _GaussianScore(process, gaussian.variances), torch.from_numpy(gaussian.variances)
@@ -233,13 +285,14 @@ def tuned_snrs(
             for move in same:
                 x, states[method] = method.step(score, x, move.t, move.s, noise, states[method])
             continue
+        snrs = SNRS if given is None else np.array([given[len(found)]])
         v, sigma = process.alpha(t) ** 2 * variances + process.sigma(t) ** 2, float(process.noise_level(t))
-        sizes = snr_step_size(process, t, same[0].s, torch.from_numpy(SNRS) * process.sigma(t))
-        before = (x.square().sum(0) / v).numpy()
-        deviations = gaussian.deviation(sigma, relaxed(before, (sizes[:, None] / v).numpy(), len(same)))
-        unchanged = float(gaussian.deviation(sigma, before))
-        best = int((deviations <= deviations.min() + (unchanged - deviations.min()) / 10).argmax())  # the first
-        found.append(TunedSnr(sigma, float(SNRS[best]), unchanged, float(deviations[best])))
+        sizes = snr_step_size(process, t, same[0].s, torch.from_numpy(snrs) * process.sigma(t))
+        ratios = (x.square().sum(0) / v).numpy()
+        before = float(gaussian.deviation(sigma, ratios))
+        after = gaussian.deviation(sigma, relaxed(ratios, (sizes[:, None] / v).numpy(), len(same)))
+        best = int((after <= after.min() + max(before - after.min(), 0) / 10).argmax())  # the first
+        found.append(TunedSnr(sigma, float(snrs[best]), before, float(after[best])))
         for _ in same:
             x = x + sizes[best] * score(x, t) + (2 * sizes[best]).sqrt() * noise.normal()
     return found
