@@ -91,8 +91,8 @@ class Restart(Predictor):
             near = 1 + int((levels[1:].log() - ends[1].log()).abs().argmin())
             require(
                 float(levels[near]) < high and low > 0.99 * float(levels[-1]),
-                f"sigma_min={low}, sigma_max={high}: sigma/alpha of the grid's time nearest to sigma_min is "
-                f"{float(levels[near]):.4g}; it must be below sigma_max, and sigma_min within the grid, as with more steps",
+                f"sigma_min={low}, sigma_max={high}: must hold the grid's level nearest to sigma_min, which is "
+                f"{float(levels[near]):.4g}, below sigma_max; give the grid more steps, or another interval",
             )
             back = karras_times(process, torch.cat([top, times[near : near + 1]]), steps)
             found.setdefault(near, []).append((back, repeats))

@@ -104,7 +104,7 @@ class DensityScore(ScoreField):
         shape = getattr(density, "shape", Density.shape)
         require(
             isinstance(shape, Sequence) and len(shape) > 0 and all(isinstance(n, int) and n > 0 for n in shape),
-            f"density={_name(density)}: its shape is {shape}; must be that of one sample, as (2,)",
+            f"density={_name(density)}: shape={shape} must be that of one sample, as (2,)",
         )
         self.shape = torch.Size(shape)
         self._log_density, self._score = (getattr(density, name, None) for name in Density.methods)

@@ -285,7 +285,7 @@ class TestBadInput:
         [
             (["--trainer.max_step=3"], ["trainer.max_step", "Did you mean --trainer.max_steps"]),
             (["--model.sampler.step_siz=3"], ["step_siz", "Did you mean", "step_size"]),
-            (["--model.sampler.step_size=abc"], ["step_size=abc: must be a number or auto"]),
+            (["--model.sampler.step_size=abc"], ["step_size=abc: must be a number, auto or a list"]),
             (["--model.sampler.step_size=-1.0"], ["step_size=-1.0", "above 0"]),
             (["--model.sampler.step_size=0.5"], ["step_size=0.5", "diverges", "0.0018"]),
             (["--model.sampler.steps=0"], ["steps=0", "at least one"]),
@@ -293,7 +293,7 @@ class TestBadInput:
             (["--model.process.levels=0"], ["levels=0"]),
             (["--model.process=VP"], ["VP is a continuous process", "BetaTable"]),
             (["--model.process=Foo"], ["model.process=Foo", "BetaChain, BetaTable, Cosine, ", "SubVP, VE, VP"]),
-            (["--model.sampler.grid=Foo"], ["Foo", "Geometric, Karras, ", "ProcessTable, "]),
+            (["--model.sampler.grid=Foo"], ["Foo", "Geometric, Given, Karras, ", "ProcessTable, "]),
             (["--model.network.channels=33"], ["channels=33"]),
             (["--model.network=MLP"], ["MLP"]),
             (["--data.batch_size=5000"], ["batch_size=5000", "1437"]),
