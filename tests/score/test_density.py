@@ -274,7 +274,7 @@ class WrongShape(Gaussian):
         (lambda: Wrong(lambda x: (x[:, 0] * 0).sqrt() - (x**2).sum(1)), "gradient of log_density is NaN"),
         (lambda: Wrong(lambda x: -((x - x.mean(0)) ** 2).sum(1)), "depends on the others of its batch"),
         (lambda: WrongScore(), r"score\(x\) is not the gradient of log_density\(x\)"),
-        (lambda: WrongShape(), "its shape is 3"),
+        (lambda: WrongShape(), "shape=3 must be that of one sample"),
         (lambda: Wrong(lambda x: x @ torch.ones(3, 3)), "RuntimeError.*test_density.py, line"),
     ],
 )
