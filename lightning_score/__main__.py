@@ -103,7 +103,7 @@ common options:
 _TUNE = f"""\
 common options:
   --ckpt_path runs/ncsn/latest/last.ckpt   the checkpoint; it holds model, data and sampler, and options override them
-  --evaluations 100                        network evaluations per sample, with the final denoising; as many as now by default
+  --evaluations 100                        network evaluations per sample; as many as now by default
   --output tuned.yaml                      a file for the sampler, as a config for predict and test
   --plot tuned.png                         a file for a picture of the derivation (png, pdf or svg)
   --num_samples 256                        samples with which the result is measured

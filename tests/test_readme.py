@@ -27,7 +27,8 @@ README, CONFIGS = PAGES["README.md"], PAGES["configs/README.md"]
 every_page = pytest.mark.parametrize("page", PAGES)
 
 QUICK = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--samples.num_samples=4", "--evaluate.num_samples=4"]
-SHORT = {"fit": QUICK, "schedule": [], "tune": ["--num_samples=8"], "gallery": ["--num_samples=20"], "convert": [], "sweep": ["--dry_run"], "report": []}
+SHORT = {"fit": QUICK, "schedule": [], "gallery": ["--num_samples=20"], "convert": [], "sweep": ["--dry_run"], "report": []}
+SHORT["tune"] = ["--num_samples=8"]
 FEWER = {"max_steps=1000": "max_steps=2", "model.sample(64": "model.sample(16", "Uniform(50)": "Uniform(2)"}
 ELSEWHERE = ("wandb", "torchrun", "srun")
 """Programs whose lines are tested in tests/sweep/test_wandb_sweep.py and tests/runs/test_processes.py."""

@@ -1,4 +1,4 @@
-"""The command `tune`: its derivation, its config in `predict`, the counted budget, other processes and samplers, mistakes."""
+"""The command `tune`: its derivation, its config in `predict`, the budget, other processes and samplers, mistakes."""
 
 from pathlib import Path
 
