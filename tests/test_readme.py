@@ -31,6 +31,7 @@ SHORT = {
     "fit": QUICK,
     "schedule": [],
     "grid": [],
+    "tune": ["--num_samples=8"],
     "langevin": ["--num_samples=50"],
     "gallery": ["--num_samples=20"],
     "convert": [],
