@@ -10,6 +10,7 @@ commands:
   schedule   noise levels and step size from the data:         schedule --config configs/ncsn.yaml
   langevin   samples of a density of your own, by MCMC:        langevin --density Banana --sampler.step_size 1e-2
   grid       times of few steps, learned from a checkpoint:    grid --ckpt_path runs/conditional/latest/last.ckpt
+  tune       Langevin steps for a budget of evaluations:       tune --ckpt_path runs/ncsn/latest/last.ckpt --evaluations 100
   sweep      run the trials of a W&B sweep file without W&B:   sweep sweeps/eps.yaml --jobs 2
   report     all runs on one page, for a browser:              report runs --serve
   gallery    pictures of all samplers on 2-D points:           gallery --ckpt_path runs/toy/latest/last.ckpt
@@ -101,11 +102,21 @@ common options:
 {_SAMPLER}
 {_DEVICES}"""
 
+_TUNE = f"""\
+common options:
+  --ckpt_path runs/ncsn/latest/last.ckpt   the checkpoint; it holds model, data and sampler, and options override them
+  --evaluations 100                        network evaluations per sample; as many as now by default
+  --output tuned.yaml                      a file for the sampler, as a config for predict and test
+  --plot tuned.png                         a file for a picture of the derivation (png, pdf or svg)
+  --num_samples 256                        samples with which the result is measured
+{_SAMPLER}"""
+
 _NEEDS_CHECKPOINT = "--ckpt_path CHECKPOINT"
 _SCREENS = {
     "fit": ("--config CONFIG", "Trains a model, and measures its samples while it trains.", _FIT),
     "validate": (_NEEDS_CHECKPOINT, "Measures a checkpoint as fit does: held-out loss, samples, FID.", _MEASURE),
     "test": (_NEEDS_CHECKPOINT, "Measures a checkpoint in full: loss, FID, KID, precision, recall, copies.", _MEASURE),
+    "tune": (_NEEDS_CHECKPOINT, "Derives the Langevin steps of a sampler from a trained model, for a budget.", _TUNE),
     "predict": (_NEEDS_CHECKPOINT, "Draws samples from a checkpoint, as PNG and NPZ.", _PREDICT),
 }
 

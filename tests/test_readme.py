@@ -31,6 +31,7 @@ SHORT = {
     "fit": QUICK,
     "schedule": [],
     "grid": [],
+    "tune": ["--num_samples=8"],
     "langevin": ["--num_samples=50"],
     "gallery": ["--num_samples=20"],
     "convert": [],
@@ -154,7 +155,7 @@ def test_commands_and_options_are_known(page):
         assert all((ROOT / file).exists() for file in re.findall(r"(?<=\s)(?:configs|sweeps|tests)/\S+", line)), line
     for line in (line.removeprefix("$ ") for line in lines(page, "console")):
         program = line.split()[0]
-        assert program in ELSEWHERE or (program == "python" and "--wandb" in line), line
+        assert program in ELSEWHERE or (program == "python" and ("--wandb" in line or "edm." in line)), line
     assert {arguments[0] for arguments in commands(page)} <= set(COMMANDS)
     for group, option in re.findall(rf"--({'|'.join(GROUPS)})\.(\w+)", PAGES[page]):
         assert option in signature(GROUPS[group]).parameters, f"--{group}.{option}"

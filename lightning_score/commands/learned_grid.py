@@ -1,9 +1,7 @@
 """The learned times of a run in its configuration."""
 
-from pathlib import Path
 from typing import Any, cast
 
-from lightning_score.files import replace_text
 from lightning_score.sampling import Learned
 from lightning_score.training.model import ScoreModel
 
@@ -22,17 +20,12 @@ def forget_times(config: Any) -> None:
         settings["times"] = settings["learned_for"] = None
 
 
-def keep_times(config: Any, model: ScoreModel, parser: Any, folder: Path) -> None:
-    """Writes `config.yaml` again with the times that the model has learned, if it has.
-
-    Args:
-        config: the parsed configuration.
-        model: the model.
-        parser: of the configuration.
-        folder: of the run.
-    """
+def with_times(config: Any, model: ScoreModel) -> Any:
+    """The parsed configuration with the times that the grid `Learned` of a model has learned; None if it has not."""
+    config = config.clone()
     settings = learned_settings(config)
-    if settings is not None and model.sampler.grid.learns:
-        grid = cast(Learned, model.sampler.grid)
-        settings["times"], settings["learned_for"] = grid.times, grid.learned_for
-        replace_text(folder / "config.yaml", parser.dump(config, skip_none=False))
+    if settings is None or not model.sampler.grid.learns:
+        return None
+    grid = cast(Learned, model.sampler.grid)
+    settings["times"], settings["learned_for"] = grid.times, grid.learned_for
+    return config

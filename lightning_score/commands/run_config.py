@@ -10,9 +10,11 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 import lightning_score
 from lightning_score import stopping
+from lightning_score.commands.learned_grid import with_times
 from lightning_score.files import replace_text
 from lightning_score.runs.folders import point_latest
 from lightning_score.runs.wandb_logger import RunCSVLogger
+from lightning_score.training.model import ScoreModel
 
 
 class RunConfig(SaveConfigCallback):
@@ -29,6 +31,14 @@ class RunConfig(SaveConfigCallback):
         """From now on `latest` points to this run: a failed start does not count."""
         if trainer.is_global_zero and not self.config.get("output"):
             point_latest(Path(trainer.default_root_dir))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:  # type: ignore[override]
+        """Writes it again with the times of its samples, if they were learned; checkpoints, of other weights, hold none."""
+        file, config = Path(trainer.default_root_dir) / "config.yaml", with_times(self.config, pl_module)
+        if config is not None and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            replace_text(file, self.parser.dump(config, skip_none=False))
+
+    on_test_end = on_predict_end = on_validation_end  # type: ignore[assignment]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Lightning ignores Ctrl-C from now on; here a second one ends the process at once."""

@@ -16,7 +16,6 @@ from lightning_score.callbacks.sampling_cost import SamplingCost, check_data
 from lightning_score.commands.arguments import CONFIG, Arguments, Layer
 from lightning_score.commands.base import ExperimentCLI
 from lightning_score.commands.configs import load_checkpoint, over_checkpoint, trusted_modules, with_found_configs
-from lightning_score.commands.learned_grid import keep_times
 from lightning_score.commands.refusals import check_limits, refusing
 from lightning_score.commands.run_config import RunConfig
 from lightning_score.errors import InputError, one_line, require
@@ -127,8 +126,6 @@ class TrainerCommand(ExperimentCLI, ABC):
         self.trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         with self._status(), explain_lost_peer(self.trainer), refusing(self.config["trainer"]):
             self.execute()
-            if self.folder is not None and self.trainer.is_global_zero:
-                keep_times(self.config, self.model, self.parser, self.folder)
 
     @abstractmethod
     def execute(self) -> None:

@@ -263,10 +263,10 @@ def _ladder_text(by_count: dict[int, float], found: list[TunedLevel], realised: 
     steps = sum(level.steps for level in found)
     denoising = " and the final denoising" if evaluations > steps else ""
     return f"""\
-3. Levels: the least deviation that all levels of a ladder can keep to with {steps} Langevin steps, a Kullback-Leibler
+3. Levels: the largest deviation after a level with {steps} Langevin steps, as many at each, a Kullback-Leibler
    divergence in which dimensions count by the share of the data in their variance; by the number of levels:
    {counts}. Chosen: L = {len(found)}.
-4. Steps T of each level, as few as keep to it, and the best step size: epsilon at the smallest level, and e at this one.
+4. Steps T of each level, and the step size with the least deviation: epsilon at the smallest level, and e at this one.
    Variance ratio after the level, E||score||^2 at the samples over that at the data: predicted, and measured.
         sigma      T    epsilon          e  predicted   measured
 {table}

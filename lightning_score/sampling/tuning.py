@@ -10,7 +10,6 @@ The deviation of a level's samples is a Kullback-Leibler divergence in which eac
 in its variance, lambda_k/(lambda_k + sigma^2): what is noise alone is renewed at the next level and removed at the end.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -130,33 +129,11 @@ def _level(gaussian: EquivalentGaussian, sigma: float, before: Moments, steps: i
     return level, Moments(ratios[best] * v, shifts[best] * v)
 
 
-def _descend(
-    gaussian: EquivalentGaussian, sigmas: Sequence[float], start: Moments, evaluations: int, deviation: float
-) -> list[TunedLevel]:
-    """The ladder with the fewest steps after each level of which the deviation is at most the given one; the last level
-    takes the evaluations that are left. Empty if they do not suffice.
-    """
-    before, levels, left = start, list[TunedLevel](), evaluations
-    for sigma in sigmas:
+def tuned_steps(gaussian: EquivalentGaussian, sigmas: Sequence[float], start: Moments, evaluations: int) -> list[TunedLevel]:
+    """The best step size of every level of a ladder; all have as many steps, the last ones one more if some are left.
 
-        def closeness(steps: int, sigma: float = sigma, before: Moments = before) -> float:
-            return -_level(gaussian, sigma, before, steps)[0].deviation
-
-        later = len(sigmas) - len(levels) - 1  # levels, which need a step each
-        most = left - later
-        steps = bisect_left(range(1, most + 1), -deviation, key=closeness) + 1 if later else most
-        if steps > most:
-            return []
-        level, before = _level(gaussian, sigma, before, steps)
-        levels.append(level)
-        left -= steps
-    return levels if levels[-1].deviation <= deviation else []
-
-
-def tuned_steps(
-    gaussian: EquivalentGaussian, sigmas: Sequence[float], start: Moments, evaluations: int
-) -> tuple[float, list[TunedLevel]]:
-    """The least deviation delta to which all levels of a ladder can keep within a budget; and the steps which do so.
+    Their number is that of a scale-free law, on which every level does the same work in units of its sigma. Fewer steps at
+    the large levels have less deviation on the Gaussian, but not on data with modes, between which samples decide there.
 
     Args:
         gaussian: the Gaussian with the model's score norms.
@@ -164,14 +141,11 @@ def tuned_steps(
         start: the moments before the first step.
         evaluations: sum of the steps, at least L.
     """
-    low, high, found = 1e-9, 1e9, list[TunedLevel]()
-    while high / low > 1.003:
-        middle = (low * high) ** 0.5
-        if levels := _descend(gaussian, sigmas, start, evaluations, middle):
-            high, found = middle, levels
-        else:
-            low = middle
-    return high, found
+    moments, levels, (steps, more) = start, list[TunedLevel](), divmod(evaluations, len(sigmas))
+    for i, sigma in enumerate(sigmas):
+        level, moments = _level(gaussian, sigma, moments, steps + (i >= len(sigmas) - more))
+        levels.append(level)
+    return levels
 
 
 def tuned_ladder(
@@ -188,20 +162,20 @@ def tuned_ladder(
         dimension: D, for technique 2's number of levels, the most.
 
     Returns:
-        The deviations by number of levels, and the levels.
+        The largest deviation after a level by the number of levels, and the levels.
     """
     first, last = levels[0], levels[-1]
     most = min(evaluations, len(levels) if only else choose_levels(first, last, dimension))
     counts = sorted({int(n) for n in np.geomspace(2, most, 16).round()}) if most > 16 else range(2, most + 1)
-    ladders: dict[int, tuple[float, list[TunedLevel]]] = {}
+    ladders: dict[int, list[TunedLevel]] = {}
     for count in counts:
         sigmas = np.geomspace(first, last, count)
         if only:
             sigmas = np.asarray(levels)[np.unique(np.abs(np.log(sigmas)[:, None] - np.log(levels)).argmin(1))]
         ladders[len(sigmas)] = tuned_steps(gaussian, sigmas.tolist(), start, evaluations)
-    least = min(delta for delta, _ in ladders.values())
-    chosen = max(count for count, (delta, _) in ladders.items() if delta <= CLOSE * least)
-    return {count: delta for count, (delta, _) in ladders.items()}, ladders[chosen][1]
+    worst = {count: max(level.deviation for level in ladder) for count, ladder in ladders.items()}
+    chosen = max(count for count, deviation in worst.items() if deviation <= CLOSE * min(worst.values()))
+    return worst, ladders[chosen]
 
 
 class TunedSnr(NamedTuple):

@@ -54,6 +54,7 @@ def learn_times(model: "ScoreModel", sampler: Sampler, progress: bool = False) -
             return False
         require(not grid.given, "model.sampler.grid.times: were learned for another checkpoint or another solver; "
                 "learn them anew: --model.sampler.grid Learned")  # fmt: skip
+        evaluations = model.score_function.evaluations
         file = cache_folder() / "learned_times" / f"{key}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):  # other processes wait, and have the same times
@@ -67,6 +68,7 @@ def learn_times(model: "ScoreModel", sampler: Sampler, progress: bool = False) -
                 content = {"times": grid.times, "sizes": _sizes(model, sampler)}
                 with tolerating_full_disk(file):
                     replace_text(file, json.dumps(content))
+        model.score_function.evaluations = evaluations  # those of the samples alone are counted
     return anew
 
 

@@ -191,6 +191,12 @@ class ScoreModel(LightningModule):
         shown = self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
         return self.draw(indices.tolist(), int(seeds[0]), labels[0] if labels else None, progress=shown)
 
+    def on_test_start(self) -> None:
+        """Learns the times of the sampler, if it has to, before the time of the samples is measured."""
+        learn_times(self, self.sampler, progress=True)
+
+    on_predict_start = on_test_start
+
     def configure_optimizers(self) -> Any:
         """The optimizer, and the schedule after every step."""
         return self._optimization.configure(self.parameters())

@@ -74,6 +74,8 @@ def test_fit_learns_at_evaluations_and_its_checkpoint_has_the_same_times(capsys)
     last = "--ckpt_path=runs/vp_pc/latest/last.ckpt"
     assert run(["predict", last, "--num_samples=2", "--output=a"]) == 0
     assert grid_of("a/config.yaml") == kept, "the times of the averaged weights"
+    checkpoint = torch.load("runs/vp_pc/latest/last.ckpt", weights_only=True)
+    assert checkpoint["config"]["model"]["sampler"]["init_args"]["grid"]["init_args"]["times"] is None
     assert run(["predict", last, "--config=a/config.yaml", "--num_samples=2", "--output=b"]) == 0
     np.testing.assert_array_equal(np.load("a/samples.npz")["images"], np.load("b/samples.npz")["images"])
     assert run(["fit", f"--config={config}", "--seed_everything=3", "--name=again"]) == 0, "which learns anew"

@@ -17,7 +17,7 @@ from lightning_score.networks import Network
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling import Sampler
 
-COMMANDS = ["fit", "validate", "test", "predict"]
+COMMANDS = ["fit", "validate", "test", "predict", "tune"]
 BASES = {
     "--model.network": Network,
     "--model.process": NoiseProcess,

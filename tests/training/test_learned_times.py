@@ -52,6 +52,7 @@ def model_of(sampler=None, seed=0, process=None, **settings):
 def test_times_are_learned_once_and_kept(lessons):
     model = model_of()
     first = model.sample(3)
+    assert model.score_function.evaluations == 3 * 5, "those of learning are not counted"
     grid = model.sampler.grid
     assert len(lessons) == 1 and len(grid.times) == 5 and grid.learned_for
     assert torch.equal(model.sample(3), first) and len(lessons) == 1
