@@ -13,7 +13,7 @@ from lightning_score.cli import run
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.base import IdleExperiment
 from lightning_score.commands.configs import load_checkpoint, over_checkpoint
-from lightning_score.commands.tune import choose
+from lightning_score.commands.derivations import choose
 from lightning_score.data import Digits, GaussianMixture
 from lightning_score.networks import MLP
 from lightning_score.process import VP, SigmaTable
