@@ -183,7 +183,7 @@ def test_images_agree_with_their_observation_under_inference_mode(images, operat
     torch.testing.assert_close(images.draw([3, 4], sampler=sampler).x, x.x[3:], atol=1e-4, rtol=1e-4)
 
 
-QUICK = ["--trainer.max_steps=3", "--samples.num_samples=0", "--evaluate.features=null", "--model.sampler.grid.steps=20"]
+QUICK = ["--trainer.max_steps=3", "--samples.num_samples=0", "--evaluate.features=null"]
 
 
 @pytest.fixture(scope="module", name="trained")
@@ -193,9 +193,10 @@ def trained_fixture(tmp_path_factory):
     labeled = ["--model.conditional=true", "--model.label_dropout=0.2", "--model.guidance=ClassifierFree"]
     labeled += [
         "--model.optimizer.lr=0.0",
-        "--model.parametrization=EDM",
-        "--model.sampler.corrector=null",
+        "--model.parametrization.data_std=0.5",
         "--model.sampler.predictor=DDIM",
+        "--model.sampler.grid=Geometric",
+        "--model.sampler.grid.steps=20",
     ]
     assert run(["fit", "--config=vp_pc", f"--runs={folder}", *QUICK, *labeled]) == 0
     return folder / "vp_pc" / "latest" / "last.ckpt"
