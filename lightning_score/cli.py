@@ -22,9 +22,9 @@ from lightning_score.sweep.macros import from_agent
 
 WITHOUT_TRAINER = {
     "schedule": "lightning_score.commands.schedule",
-    "tune": "lightning_score.commands.tune",
     "langevin": "lightning_score.commands.langevin",
     "grid": "lightning_score.commands.grid",
+    "tune": "lightning_score.commands.tune",
     "sweep": "lightning_score.sweep.cli",
     "report": "lightning_score.report.command",
     "gallery": "lightning_score.commands.gallery",

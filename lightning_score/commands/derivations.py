@@ -60,7 +60,7 @@ def choose(model: ScoreModel, data: ScoreData, evaluations: int | None, n: int) 
         InputError: the sampler has no Langevin steps, or the budget is too small.
     """
     sampler = model.sampler
-    budget = evaluations_of(sampler, model) if evaluations is None else evaluations
+    budget = sampler.evaluations(model.score_function.process) if evaluations is None else evaluations
     if isinstance(sampler, AnnealedLangevin):
         return tune_ladder(model, data, sampler, budget, n)
     if isinstance(sampler, PredictorCorrector) and isinstance(sampler.corrector, SnrLangevin):
@@ -69,13 +69,6 @@ def choose(model: ScoreModel, data: ScoreData, evaluations: int | None, n: int) 
         f"model.sampler={type(sampler).__name__}: has no Langevin steps that can be tuned; give --model.sampler "
         "+AnnealedLangevin, or PredictorCorrector with --model.sampler.corrector Langevin"
     )
-
-
-def evaluations_of(sampler: Sampler, model: ScoreModel) -> int:
-    """The network evaluations per sample that a sampler takes, with its final denoising."""
-    process = model.score_function.process
-    moves = sampler.plan(process, sampler.grid(process))
-    return sum(move.method.evaluations for move in moves) + isinstance(sampler.denoise, Tweedie)
 
 
 def tune_ladder(model: ScoreModel, data: ScoreData, sampler: AnnealedLangevin, budget: int, n: int) -> Tuned:
@@ -104,7 +97,7 @@ def tune_ladder(model: ScoreModel, data: ScoreData, sampler: AnnealedLangevin, b
         sampler.denoise, sampler.initial, sampler.clip, sampler.temperature,
     )  # fmt: skip
     realised = _realised(model, tuned, fit, n)
-    text = f"{fit.text()}\n{_ladder_text(by_count, found, realised, evaluations_of(tuned, model))}"
+    text = f"{fit.text()}\n{_ladder_text(by_count, found, realised, tuned.evaluations(model.score_function.process))}"
     return Tuned(text, part("+AnnealedLangevin", **settings), [fit.panel(), *_ladder_panels(found, realised)])
 
 
@@ -209,7 +202,7 @@ def tune_corrector(
     process = model.score_function.process
     moves = sampler.plan(process, sampler.grid(process))
     corrections = sum(move.method is corrector for move in moves) // sampler.corrector_steps
-    others = evaluations_of(sampler, model) - corrections * sampler.corrector_steps
+    others = sampler.evaluations(model.score_function.process) - corrections * sampler.corrector_steps
     steps = (budget - others) // corrections
     require(
         steps >= 1,

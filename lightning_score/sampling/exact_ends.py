@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_score.errors import InputError, require
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.exponential import UniPC
+from lightning_score.sampling.flow import NoScore
 from lightning_score.sampling.grid import Karras, Snapped, TimeGrid
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.predictor import Predictor
@@ -73,15 +74,6 @@ class _Fixed(TimeGrid):
 
     def __call__(self, process: NoiseProcess) -> Tensor:
         return self._times
-
-
-class NoScore(ScoreField):
-    """A score of zero, with which a sampler is tried."""
-
-    evaluations = 0
-
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return torch.zeros_like(x)
 
 
 def check_learnable(sampler: Sampler, process: NoiseProcess) -> None:

@@ -166,8 +166,10 @@ class NoDraws(NoiseSource):
     uniform = acceptance = normal
 
 
-class _NoScore(ScoreField):
-    """A score of zero, with which `check` tries the predictor."""
+class NoScore(ScoreField):
+    """A score of zero, with which samplers are tried."""
+
+    evaluations = 0
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         return torch.zeros_like(x)
@@ -206,7 +208,7 @@ class ProbabilityFlow(Sampler):
     def check(self, process: NoiseProcess) -> None:
         super().check(process)
         times = self.grid(process)
-        self._integrate(_NoScore(process), times.new_zeros(1, self.predictor.min_dimension), times)
+        self._integrate(NoScore(process), times.new_zeros(1, self.predictor.min_dimension), times)
 
     def encode(self, score: ScoreField, x: Tensor) -> Tensor:
         """The noise at t = 1 to which the flow carries data x (B, ...) at t_min; no gradients are kept.

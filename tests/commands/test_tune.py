@@ -34,6 +34,7 @@ def drawn_by(checkpoint, config):
         return model, model.draw(range(2), 0)
 
 
+@pytest.mark.slow
 def test_tune_explains_writes_and_draws_and_predict_takes_its_config(checkpoint, capsys):
     command = ["tune", f"--ckpt_path={checkpoint}", "--evaluations=30", "--num_samples=8"]
     assert run([*command, "--output=tuned.yaml", "--plot=tuned.png"]) == 0

@@ -23,10 +23,11 @@ SAMPLES = {"evaluate.num_samples": {"value": 40}}
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in shipped("sweeps").glob("*.yaml")))
-def test_shipped_sweeps_fit_the_model_of_the_first_command(folder, capsys, name):
-    checkpoint = Path("runs/ncsn/latest/last.ckpt")
-    checkpoint.parent.mkdir(parents=True)
-    shutil.copy("tiny.ckpt", checkpoint)
+def test_shipped_sweeps_fit_the_model_that_they_name(folder, capsys, name):
+    for model in ("ncsn", "vp_pc"):
+        checkpoint = Path(f"runs/{model}/latest/last.ckpt")
+        checkpoint.parent.mkdir(parents=True)
+        shutil.copy("tiny.ckpt", checkpoint)
     run_as = ["--count=2", "--dry_run"]
     cheap = read_sweep_file(str(shipped("sweeps") / f"{name}.yaml"))
     assert run(["sweep", f"sweeps/{name}.yaml", *run_as]) == 0

@@ -45,6 +45,7 @@ def error_of(words, capsys):
     return line
 
 
+@pytest.mark.slow
 def test_grid_explains_writes_and_draws_and_predict_uses_it(checkpoint, capsys):
     command = ["grid", f"--ckpt_path={checkpoint}", *SOLVER, "--steps=2", "--output=times.yaml", "--plot=times.png"]
     assert run(command) == 0
@@ -64,6 +65,7 @@ def test_grid_explains_writes_and_draws_and_predict_uses_it(checkpoint, capsys):
     assert "learned for another checkpoint or another solver" in line and not Path("other").exists()
 
 
+@pytest.mark.slow
 def test_fit_learns_at_evaluations_and_its_checkpoint_has_the_same_times(capsys):
     learned = ["--model.sampler=PredictorCorrector", "--model.sampler.predictor=IPNDM", "--model.sampler.grid=Learned",
                "--model.sampler.denoise=Tweedie", "--model.sampler.grid.steps=3"]  # fmt: skip
