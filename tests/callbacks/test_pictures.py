@@ -99,6 +99,7 @@ def test_drawings_are_marked_in_the_metadata(tmp_path):
         assert picture.info["Kind"] == "drawing"
 
 
+@pytest.mark.slow
 def test_predict_draws_the_progress_on_request(checkpoint, tmp_path, capsys):
     options = ["--num_samples=6", "--progressive=3", f"--output={tmp_path / 'drawn'}"]
     assert run(["predict", f"--ckpt_path={checkpoint}", *options]) == 0

@@ -249,6 +249,7 @@ def outcomes(tmp_path_factory, server) -> dict[str, Outcome]:
     }
 
 
+@pytest.mark.slow
 def test_without_key_and_home_a_run_is_recorded_offline(outcomes):
     outcome = outcomes["fit"]
     assert outcome.code == 0, outcome.messages
