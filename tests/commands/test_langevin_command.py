@@ -175,7 +175,7 @@ MISTAKES = [
     (["--density=own_densities.Detached"], "no gradient in x"),
     (["--density=own_densities.Scalar"], "must be a tensor of shape"),
     (["--density=own_densities.Undefined"], "NaN or infinite at"),
-    ([], "required"),
+    ([], "langevin needs a density: --density Banana"),
     (["--density=Banana", "--num_samples=0"], "--num_samples 0: must be at least 1"),
     (["--density=Banana", "--steps=0"], "steps=0"),
     (["--density=Banana", "--steps=abc"], "steps"),
