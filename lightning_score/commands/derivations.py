@@ -1,6 +1,7 @@
 """Langevin steps derived from a trained model: what the command `tune` chooses, in words, as a config and as curves."""
 
 from math import prod
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 SEED = 0
 NUMBERS = 2**15
 """Numbers in the examples at which score norms are measured, at least: their relative error is then 0.8 %."""
+MOST_EXCESS = 1.5
+"""The largest variance ratio for which a lower temperature makes up."""
 MEASURED = 24
 """Levels at which score norms are measured, at most."""
 Panel = tuple[str, str, dict[str, tuple[list[float], list[float]]]]
@@ -92,13 +95,20 @@ def tune_ladder(model: ScoreModel, data: ScoreData, sampler: AnnealedLangevin, b
     start = Moments.at_start(fit.gaussian, mean_square(first) / sampler.temperature, max(shift, 0.0))
     by_count, found = tuned_ladder(fit.gaussian, sigmas, trained is not None, start, budget - final, prod(model.shape))
     settings = _settings(found)
-    tuned = AnnealedLangevin(
-        settings["step_size"], settings["steps"], Given(sigmas=[level.sigma for level in found]),
-        sampler.denoise, sampler.initial, sampler.clip, sampler.temperature,
-    )  # fmt: skip
-    realised = _realised(model, tuned, fit, n)
-    text = f"{fit.text()}\n{_ladder_text(by_count, found, realised, tuned.evaluations(model.score_function.process))}"
-    return Tuned(text, part("+AnnealedLangevin", **settings), [fit.panel(), *_ladder_panels(found, realised)])
+
+    def at(temperature: float) -> AnnealedLangevin:
+        return AnnealedLangevin(
+            settings["step_size"], settings["steps"], Given(sigmas=[level.sigma for level in found]),
+            sampler.denoise, sampler.initial, sampler.clip, temperature,
+        )  # fmt: skip
+
+    realised = _realised(model, at(sampler.temperature), fit, n)
+    excess = min(max(fmean(realised), 1.0), MOST_EXCESS)
+    settings["temperature"] = float(f"{sampler.temperature / excess:.4g}")
+    cooled = _realised(model, at(settings["temperature"]), fit, n)
+    evaluations = at(settings["temperature"]).evaluations(process)
+    text = f"{fit.text()}\n{_ladder_text(by_count, found, realised, cooled, settings['temperature'], evaluations)}"
+    return Tuned(text, part("+AnnealedLangevin", **settings), [fit.panel(), *_ladder_panels(found, realised, cooled)])
 
 
 def _realised(model: ScoreModel, sampler: Sampler, fit: "Norms", n: int) -> list[float]:
@@ -163,14 +173,21 @@ def _settings(found: list[TunedLevel]) -> dict[str, Any]:
     }
 
 
-def _ladder_text(by_count: dict[int, float], found: list[TunedLevel], realised: list[float], evaluations: int) -> str:
+def _ladder_text(
+    by_count: dict[int, float],
+    found: list[TunedLevel],
+    realised: list[float],
+    cooled: list[float],
+    temperature: float,
+    evaluations: int,
+) -> str:
     """The derivation of a ladder from step 3 on."""
     counts = ", ".join(f"{count}: {delta:.3g}" for count, delta in by_count.items())
     scale = found[-1].sigma ** 2
     table = "\n".join(
         f"   {level.sigma:>10.4g} {level.steps:>6} {level.u * scale:>10.4g} {level.u * level.sigma**2:>10.4g} "
-        f"{level.variance_ratio:>10.3f} {ratio:>10.3f}"
-        for level, ratio in zip(found, realised, strict=True)
+        f"{level.variance_ratio:>10.3f} {ratio:>10.3f} {cool:>10.3f}"
+        for level, ratio, cool in zip(found, realised, cooled, strict=True)
     )
     steps = sum(level.steps for level in found)
     denoising = " and the final denoising" if evaluations > steps else ""
@@ -179,19 +196,21 @@ def _ladder_text(by_count: dict[int, float], found: list[TunedLevel], realised: 
    divergence in which dimensions count by the share of the data in their variance; by the number of levels:
    {counts}. Chosen: L = {len(found)}.
 4. Steps T of each level, and the step size with the least deviation: epsilon at the smallest level, and e at this one.
-   Variance ratio after the level, E||score||^2 at the samples over that at the data: predicted, and measured.
-        sigma      T    epsilon          e  predicted   measured
+   Variance ratio after the level, E||score||^2 at the samples over that at the data: predicted, measured, and
+   measured at the temperature of step 5.
+        sigma      T    epsilon          e  predicted   measured     cooled
 {table}
-5. Cost: {steps} Langevin steps{denoising}, {evaluations} evaluations per sample."""
+5. Temperature: {temperature:g}, so that the steps' excess of variance, {fmean(realised):.4g} on average, is taken off.
+6. Cost: {steps} Langevin steps{denoising}, {evaluations} evaluations per sample."""
 
 
-def _ladder_panels(found: list[TunedLevel], realised: list[float]) -> list[Panel]:
+def _ladder_panels(found: list[TunedLevel], realised: list[float], cooled: list[float]) -> list[Panel]:
     sigmas = [level.sigma for level in found]
-    predicted = [level.variance_ratio for level in found]
+    ratios = {"predicted": [level.variance_ratio for level in found], "measured": realised, "at the temperature": cooled}
     return [
         ("steps of each level", "$T$", {"": (sigmas, [float(level.steps) for level in found])}),
         ("step sizes", r"$e/\sigma^2$", {"": (sigmas, [level.u for level in found])}),
-        ("variance ratio after the level", "", {"predicted": (sigmas, predicted), "measured": (sigmas, realised)}),
+        ("variance ratio after the level", "", {name: (sigmas, values) for name, values in ratios.items()}),
     ]
 
 
