@@ -103,6 +103,8 @@ def _figure(source: str, panels: list[Panel]) -> "Figure":
             axes.plot(sigmas, values, marker=".", lw=1, label=name)
         axes.set(title=title, ylabel=label, xlabel=r"noise level $\sigma/\alpha$ (units of the data)", xscale="log")
         axes.invert_xaxis()
+        if label == "$T$":
+            axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         if len(curves) > 1:
             axes.legend(fontsize=8)
