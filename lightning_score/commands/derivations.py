@@ -1,8 +1,9 @@
 """Langevin steps derived from a trained model: what the command `tune` chooses, in words, as a config and as curves."""
 
+from copy import copy
 from math import prod
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from lightning_score.callbacks.langevin_health import (
 from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, require
 from lightning_score.interop.base import part
-from lightning_score.sampling import AnnealedLangevin, Given, NoiseStream, PredictorCorrector, Sampler, Tweedie
+from lightning_score.sampling import AnnealedLangevin, Given, NoiseStream, PredictorCorrector, Sampler
 from lightning_score.sampling.corrector import SnrLangevin
 from lightning_score.sampling.tuning import (
     Moments,
@@ -27,9 +28,6 @@ from lightning_score.sampling.tuning import (
     tuned_snrs,
 )
 from lightning_score.training.model import ScoreModel
-
-if TYPE_CHECKING:
-    pass
 
 SEED = 0
 NUMBERS = 2**15
@@ -76,7 +74,7 @@ def choose(model: ScoreModel, data: ScoreData, evaluations: int | None, n: int) 
 
 def tune_ladder(model: ScoreModel, data: ScoreData, sampler: AnnealedLangevin, budget: int, n: int) -> Tuned:
     """Levels, step sizes and steps of annealed Langevin dynamics."""
-    process, final = model.score_function.process, int(isinstance(sampler.denoise, Tweedie))
+    process, final = model.score_function.process, sampler.denoise.evaluations
     denoising = ", and the final denoising" if final else ""
     require(
         budget >= 2 + final,
@@ -102,16 +100,16 @@ def tune_ladder(model: ScoreModel, data: ScoreData, sampler: AnnealedLangevin, b
             sampler.denoise, sampler.initial, sampler.clip, temperature,
         )  # fmt: skip
 
-    realised = _realised(model, at(sampler.temperature), fit, n)
-    excess = min(max(fmean(realised), 1.0), MOST_EXCESS)
+    realized = _realized(model, at(sampler.temperature), fit, n)
+    excess = min(max(fmean(realized), 1.0), MOST_EXCESS)
     settings["temperature"] = float(f"{sampler.temperature / excess:.4g}")
-    cooled = _realised(model, at(settings["temperature"]), fit, n)
+    cooled = _realized(model, at(settings["temperature"]), fit, n)
     evaluations = at(settings["temperature"]).evaluations(process)
-    text = f"{fit.text()}\n{_ladder_text(by_count, found, realised, cooled, settings['temperature'], evaluations)}"
-    return Tuned(text, part("+AnnealedLangevin", **settings), [fit.panel(), *_ladder_panels(found, realised, cooled)])
+    text = f"{fit.text()}\n{_ladder_text(by_count, found, realized, cooled, settings['temperature'], evaluations)}"
+    return Tuned(text, part("+AnnealedLangevin", **settings), [fit.panel(), *_ladder_panels(found, realized, cooled)])
 
 
-def _realised(model: ScoreModel, sampler: Sampler, fit: "Norms", n: int) -> list[float]:
+def _realized(model: ScoreModel, sampler: Sampler, fit: "Norms", n: int) -> list[float]:
     """The variance ratios after the Langevin steps at every level, measured."""
     recorder = LevelRecorder()
     model.draw(range(n), SEED, sampler=sampler, observe=recorder, progress=True)
@@ -176,7 +174,7 @@ def _settings(found: list[TunedLevel]) -> dict[str, Any]:
 def _ladder_text(
     by_count: dict[int, float],
     found: list[TunedLevel],
-    realised: list[float],
+    realized: list[float],
     cooled: list[float],
     temperature: float,
     evaluations: int,
@@ -187,7 +185,7 @@ def _ladder_text(
     table = "\n".join(
         f"   {level.sigma:>10.4g} {level.steps:>6} {level.u * scale:>10.4g} {level.u * level.sigma**2:>10.4g} "
         f"{level.variance_ratio:>10.3f} {ratio:>10.3f} {cool:>10.3f}"
-        for level, ratio, cool in zip(found, realised, cooled, strict=True)
+        for level, ratio, cool in zip(found, realized, cooled, strict=True)
     )
     steps = sum(level.steps for level in found)
     denoising = " and the final denoising" if evaluations > steps else ""
@@ -200,13 +198,13 @@ def _ladder_text(
    measured at the temperature of step 5.
         sigma      T    epsilon          e  predicted   measured     cooled
 {table}
-5. Temperature: {temperature:g}, so that the steps' excess of variance, {fmean(realised):.4g} on average, is taken off.
+5. Temperature: {temperature:g}, so that the steps' excess of variance, {fmean(realized):.4g} on average, is taken off.
 6. Cost: {steps} Langevin steps{denoising}, {evaluations} evaluations per sample."""
 
 
-def _ladder_panels(found: list[TunedLevel], realised: list[float], cooled: list[float]) -> list[Panel]:
+def _ladder_panels(found: list[TunedLevel], realized: list[float], cooled: list[float]) -> list[Panel]:
     sigmas = [level.sigma for level in found]
-    ratios = {"predicted": [level.variance_ratio for level in found], "measured": realised, "at the temperature": cooled}
+    ratios = {"predicted": [level.variance_ratio for level in found], "measured": realized, "at the temperature": cooled}
     return [
         ("steps of each level", "$T$", {"": (sigmas, [float(level.steps) for level in found])}),
         ("step sizes", r"$e/\sigma^2$", {"": (sigmas, [level.u for level in found])}),
@@ -221,7 +219,7 @@ def tune_corrector(
     process = model.score_function.process
     moves = sampler.plan(process, sampler.grid(process))
     corrections = sum(move.method is corrector for move in moves) // sampler.corrector_steps
-    others = sampler.evaluations(model.score_function.process) - corrections * sampler.corrector_steps
+    others = sampler.evaluations(process) - corrections * sampler.corrector_steps
     steps = (budget - others) // corrections
     require(
         steps >= 1,
@@ -233,10 +231,10 @@ def tune_corrector(
     start = mean_square(sampler.initial(process, NoiseStream(SEED, range(n), model.shape)))
     found = tuned_snrs(fit.gaussian, process, planned.plan(process, times), corrector, start)
     pairs = [(float(f"{level.sigma:.6g}"), float(f"{level.snr:.4g}")) for level in found]
-    realised = _realised(model, _with(sampler, type(corrector)(pairs), steps), fit, n)
+    realized = _realized(model, _with(sampler, type(corrector)(pairs), steps), fit, n)
     rows = "\n".join(
         f"   {level.sigma:>10.4g} {level.snr:>8.4f} {level.before:>10.3g} {level.after:>10.3g} {ratio:>10.3f}"
-        for level, ratio in zip(found, realised, strict=True)
+        for level, ratio in zip(found, realized, strict=True)
     )
     text = f"""\
 {fit.text()}
@@ -253,7 +251,7 @@ def tune_corrector(
         fit.panel(),
         ("signal-to-noise ratio", "snr", {"": (sigmas, [level.snr for level in found])}),
         ("deviation of the Gaussian", "", {name: (sigmas, values) for name, values in deviations.items()}),
-        ("variance ratio after the corrections", "", {"measured": (sigmas, realised)}),
+        ("variance ratio after the corrections", "", {"measured": (sigmas, realized)}),
     ]
     chosen = {"corrector_steps": steps, "corrector": {"init_args": {"snr": [list(pair) for pair in pairs]}}}
     return Tuned(text, {"init_args": chosen}, panels)
@@ -261,13 +259,6 @@ def tune_corrector(
 
 def _with(sampler: PredictorCorrector, corrector: SnrLangevin, steps: int) -> PredictorCorrector:
     """The sampler with another corrector, and as many corrections at each level."""
-    return PredictorCorrector(
-        sampler.predictor,
-        corrector,
-        steps,
-        sampler.predict_first,
-        sampler.grid,
-        sampler.denoise,
-        sampler.initial,
-        sampler.clip,
-    )
+    changed = copy(sampler)
+    changed.corrector, changed.corrector_steps = corrector, steps
+    return changed
