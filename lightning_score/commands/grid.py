@@ -52,16 +52,16 @@ def grid(arguments: Arguments) -> None:
     _set_steps(config)
     made = parser.instantiate_classes(config).model
     model = ScoreModel.load_from_checkpoint(paths[-1], map_location="cpu", trust=list(trusted)).eval()
-    lesson = Lesson(model, made.sampler or PredictorCorrector(), made.guidance, config.steps)
-    print(lesson.text())
+    report = GridReport(model, made.sampler or PredictorCorrector(), made.guidance, config.steps)
+    print(report.text())
     if config.output is not None:
         settings = yaml.safe_load(parser.dump(config, skip_none=False))["model"]["sampler"]
-        replace_text(Path(config.output), lesson.config(settings))
+        replace_text(Path(config.output), report.config(settings))
         use = f"predict --ckpt_path {paths[-1]} --config {config.output}"
         print(f"\nwritten to {config.output}: python -m lightning_score {use}")
     if config.plot is not None:
         with replacing(config.plot) as temporary:
-            lesson.figure().savefig(temporary, dpi=120)
+            report.figure().savefig(temporary, dpi=120)
         print(f"drawn in {config.plot}")
 
 
@@ -96,7 +96,7 @@ def _set_steps(config: Any) -> None:
     forget_times(config)
 
 
-class Lesson:
+class GridReport:
     """What was learned, and what it saves.
 
     Args:

@@ -20,7 +20,7 @@ class Learned(TimeGrid):
     Args:
         steps: N, the number of steps.
         t_min: the last time at most; null: that of the process. Where the sampler ends with Tweedie it may be larger.
-        times: the times of an earlier lesson, as config.yaml keeps them, (N + 1,); null: learn them.
+        times: times that were learned before, as config.yaml keeps them, (N + 1,); null: learn them.
         learned_for: the model and solver of these times, as config.yaml keeps it; another one is refused.
 
     Raises:

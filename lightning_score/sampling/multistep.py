@@ -84,7 +84,11 @@ class Multistep(Predictor, ABC):
     def coefficients(self, process: NoiseProcess, nodes: Sequence[Tensor], s: Tensor) -> Coefficients:
         """The coefficients of a step from nodes[0] to s with the predictions at the times `nodes`, the newest first."""
         t, used = nodes[0], nodes[: self.points]
-        require(float(process.sigma(t)) > 0, "the step begins at clean data, where there is no score: must begin at noise")
+        require(
+            float(process.sigma(t)) > 0,
+            f"predictor={type(self).__name__}: cannot begin at clean data (t={float(t):g}), where there is no score; use a "
+            "grid that ends at t_min > 0, as in Uniform(1, 1.0e-3)",
+        )
         x_scale, std = self.scales(process, t, s)
         weights = np.zeros(len(nodes))
         used = used if float(process.sigma(s)) > 0 else used[:1]
