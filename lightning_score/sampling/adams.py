@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
-from lightning_score.sampling.multistep import Multistep, Row, interpolated, quadrature, require_order, rho_of
+from lightning_score.sampling.multistep import Multistep, Row, interpolated, quadrature, require_order
 from lightning_score.score.function import ScoreField
 
 VARIABLES = ("sigma", "log_sigma", "time")
@@ -45,7 +45,7 @@ class IPNDM(NoiseMultistep):
         self.order = self.points = order
 
     def weights(self, process: NoiseProcess, t: Tensor, s: Tensor, nodes: Sequence[Tensor]) -> Row:
-        step = process.alpha(s) * (rho_of(process, s) - rho_of(process, t))
+        step = process.alpha(s) * (process.noise_level(s) - process.noise_level(t))
         return float(step) * np.array(self.COEFFICIENTS[len(nodes) - 1])
 
 
@@ -66,7 +66,7 @@ class AdamsBashforth(NoiseMultistep):
         self.variable, self.order, self.points = variable, order, order
 
     def weights(self, process: NoiseProcess, t: Tensor, s: Tensor, nodes: Sequence[Tensor]) -> Row:
-        rho_t, rho_s, alpha = float(rho_of(process, t)), float(rho_of(process, s)), float(process.alpha(s))
+        rho_t, rho_s, alpha = float(process.noise_level(t)), float(process.noise_level(s)), float(process.alpha(s))
         if len(nodes) == 1:
             return np.array([alpha * (rho_s - rho_t)])
         v, dv = quadrature()
@@ -75,7 +75,7 @@ class AdamsBashforth(NoiseMultistep):
         start, end = self._variable(process, np.array([rho_t, rho_s]))
         places, passed = (
             (self._variable(process, np.array(level)) - start) / (end - start)
-            for level in ([float(rho_of(process, node)) for node in nodes], rho)
+            for level in ([float(process.noise_level(node)) for node in nodes], rho)
         )
         return interpolated(places, alpha * (d_rho @ np.vander(passed, len(nodes), increasing=True)))
 

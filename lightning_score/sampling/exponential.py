@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
-from lightning_score.sampling.multistep import Multistep, Row, interpolated, quadrature, require_order, rho_of
+from lightning_score.sampling.multistep import Multistep, Row, interpolated, quadrature, require_order
 from lightning_score.score.function import ScoreField
 
 
@@ -148,7 +148,7 @@ class SASolver(DenoisedMultistep):
         self._tau, self._tau_min, self._tau_max = tau, tau_min, tau_max
 
     def tau(self, process: NoiseProcess, t: Tensor) -> float:
-        return self._tau if self._tau_min <= float(rho_of(process, t)) <= self._tau_max else 0.0
+        return self._tau if self._tau_min <= float(process.noise_level(t)) <= self._tau_max else 0.0
 
     def moments(self, z: float, tau: float, points: int) -> Row:
         """With two images the first moment is K h/2, to which it is equal in the second order of h."""

@@ -135,8 +135,3 @@ def interpolated(places: Row, moments: Row) -> Row:
 def require_order(order: int, most: int, name: str = "order") -> None:
     """Raises `InputError` unless the order is between 1 and the highest one."""
     require(1 <= order <= most, f"{name}={order}: must lie between 1 and {most}")
-
-
-def rho_of(process: NoiseProcess, t: Tensor) -> Tensor:
-    """sigma/alpha, also of clean data."""
-    return process.sigma(t) / process.alpha(t)
