@@ -71,10 +71,11 @@ class Multistep(Predictor, ABC):
         """The weights of predictions at the times `nodes` in a step from t to s, (len(nodes),)."""
 
     def init(self, process: NoiseProcess, times: Tensor) -> History:
-        grid, kept, steps = list(times), self._kept(), {}
+        grid, keys, kept = list(times), times.tolist(), self._kept()
+        steps: dict[tuple[float, ...], Coefficients] = {}
         for i, s in enumerate(grid[1:], 1):
-            nodes = grid[max(0, i - kept) : i][::-1]
-            steps[_key(nodes, s)] = self.coefficients(process, nodes, s)
+            nodes = slice(max(0, i - kept), i)
+            steps[(*keys[nodes][::-1], keys[i])] = self.coefficients(process, grid[nodes][::-1], s)
         return History(steps)
 
     def _kept(self) -> int:
@@ -103,15 +104,11 @@ class Multistep(Predictor, ABC):
         prediction, history = self.predict(score, x, t), state or History({})
         kept = self._kept() - 1 if history.end == float(t) else 0
         times, predictions = (t, *history.times[:kept]), (prediction, *history.predictions[:kept])
-        found = history.steps.get(_key(times, s)) or self.coefficients(score.process, times, s)
+        found = history.steps.get((*map(float, times), float(s))) or self.coefficients(score.process, times, s)
         x = combine((found.x_scale, x), *zip(found.weights.tolist(), predictions, strict=True))
         if found.std:
             x = combine((1.0, x), (found.std, noise.normal()))
         return x, History(history.steps, float(s), times, predictions)
-
-
-def _key(nodes: Sequence[Tensor], s: Tensor) -> tuple[float, ...]:
-    return (*map(float, nodes), float(s))
 
 
 @cache
