@@ -75,7 +75,8 @@ class Multistep(Predictor, ABC):
         steps: dict[tuple[float, ...], Coefficients] = {}
         for i, s in enumerate(grid[1:], 1):
             nodes = slice(max(0, i - kept), i)
-            steps[(*keys[nodes][::-1], keys[i])] = self.coefficients(process, grid[nodes][::-1], s)
+            key = (*keys[nodes][::-1], keys[i])
+            steps[key] = self.coefficients(process, grid[nodes][::-1], s)
         return History(steps)
 
     def _kept(self) -> int:
