@@ -44,6 +44,12 @@ def naming(place: str) -> Iterator[None]:
         raise InputError(f"{place}: {error}") from error
 
 
+def check_keys(given: Mapping[str, Any], known: set[str]) -> None:
+    """Raises `InputError` if an entry of a sweep file has keys that W&B does not know."""
+    unknown = sorted({*map(str, given)} - known)
+    require(not unknown, f"{', '.join(unknown)}: unknown; allowed are {', '.join(sorted(known))}")
+
+
 class Parameter(ABC):
     """A parameter of a sweep and the distribution of its values."""
 

@@ -17,11 +17,13 @@ from lightning_score.errors import require
 from lightning_score.runs.folders import check_name
 from lightning_score.runs.yaml_files import read_mapping
 from lightning_score.sweep.macros import ARGS, DEFAULT, as_text, expand_macros, flatten, options, split_options
-from lightning_score.sweep.parameters import LARGEST, Parameter, naming, parameter
+from lightning_score.sweep.objectives import EXAMPLE, Constraint, Objective, read_constraints, read_objectives
+from lightning_score.sweep.parameters import LARGEST, Parameter, check_keys, naming, parameter
 
 METHODS = ("grid", "random", "bayes")
-KNOWN = {"program", "method", "metric", "parameters", "command", "name", "description", "project", "entity", "run_cap",
-         "early_terminate", "controller", "apiVersion", "kind", "settings", "imageuri", "job"}  # fmt: skip
+KNOWN = {"program", "method", "metric", "metrics", "metric_constraints", "parameters", "command", "name", "description",
+         "project", "entity", "run_cap", "early_terminate", "controller", "apiVersion", "kind", "settings", "imageuri",
+         "job"}  # fmt: skip
 COMMANDS = ("fit", "validate", "test")
 """The commands that trials may run."""
 PYTHON = re.compile(r"(.*/)?(env|python[\d.]*|-\w+)")
@@ -66,8 +68,8 @@ class Sweep:
         name: its name.
         text: the file.
         method: grid, random or bayes.
-        metric: the metric to optimize; None in a file without a metric.
-        maximize: whether larger values are better.
+        objectives: the metrics to optimize; none in a file without a metric.
+        constraints: bounds on metrics that the result must satisfy.
         parameters: by their names in Optuna's database, where NUL joins the keys of a nested one; a key may hold dots.
         command: the words of a trial's command, with W&B's macros.
         program: W&B's `program`.
@@ -78,8 +80,8 @@ class Sweep:
     name: str
     text: str
     method: str
-    metric: str | None
-    maximize: bool
+    objectives: tuple[Objective, ...]
+    constraints: tuple[Constraint, ...]
     parameters: dict[str, Parameter]
     command: tuple[str, ...]
     program: str | None
@@ -114,6 +116,16 @@ class Sweep:
         for name, law in self.parameters.items():
             for value in law.examples():
                 yield dotted(name), value, _settings({**base, name: value})
+
+    @property
+    def metric(self) -> str | None:
+        """The first metric to optimize; None in a file without a metric."""
+        return self.objectives[0].name if self.objectives else None
+
+    @property
+    def maximize(self) -> bool:
+        """Whether larger values of the first metric are better."""
+        return bool(self.objectives) and self.objectives[0].maximize
 
     @property
     def varied(self) -> list[str]:
@@ -188,14 +200,13 @@ def from_entries(entries: Any, path: str, text: str, name: str) -> Sweep:
     """
     with naming(path):
         require(isinstance(entries, dict), "not a sweep file; it must be a mapping with method and parameters")
-        _check_keys(entries, KNOWN)
+        check_keys(entries, KNOWN)
         method, given = entries.get("method"), entries.get("parameters")
         require(method in METHODS, f"method={method!r}: choose one of {', '.join(METHODS)}")
         example = "parameters: {model.sampler.steps: {values: [5]}}"
         require(isinstance(given, dict) and len(given) > 0, f"needs parameters, as '{example}'")
-        metric, maximize = _metric(entries.get("metric"))
-        example = "metric: {name: val/loss, goal: minimize}"
-        require(metric is not None or method != "bayes", f"method bayes needs a metric, as '{example}'")
+        objectives = read_objectives(entries)
+        require(bool(objectives) or method != "bayes", f"method bayes needs a metric, as 'metric: {EXAMPLE}'")
         name, command = str(entries.get("name") or name), entries.get("command")
         check_name(name, "name")
         listed = command is None or (isinstance(command, list) and len(command) > 0)
@@ -204,19 +215,14 @@ def from_entries(entries: Any, path: str, text: str, name: str) -> Sweep:
             name=name,
             text=text,
             method=method,
-            metric=metric,
-            maximize=maximize,
+            objectives=objectives,
+            constraints=read_constraints(entries.get("metric_constraints")),
             parameters=dict(sorted(_parameters(given))),
             command=tuple(map(str, command or DEFAULT)),
             program=entries.get("program"),
             run_cap=_count("run_cap", entries.get("run_cap")),
-            hyperband=_hyperband(entries.get("early_terminate"), metric),
+            hyperband=_hyperband(entries.get("early_terminate"), bool(objectives)),
         )
-
-
-def _check_keys(given: Mapping[str, Any], known: set[str]) -> None:
-    unknown = sorted({*map(str, given)} - known)
-    require(not unknown, f"{', '.join(unknown)}: unknown; allowed are {', '.join(sorted(known))}")
 
 
 def _parameters(given: Mapping[str, Any], parents: str = "") -> Iterator[tuple[str, Parameter]]:
@@ -228,33 +234,20 @@ def _parameters(given: Mapping[str, Any], parents: str = "") -> Iterator[tuple[s
             yield name, parameter(dotted(name), entry)
 
 
-def _metric(given: Any) -> tuple[str | None, bool]:
-    """The name of the metric, and whether larger values are better."""
-    if given is None:
-        return None, False
-    named = isinstance(given, dict) and isinstance(given.get("name"), str)
-    require(named, f"metric={given!r}: must have a name, as {{name: val/loss, goal: minimize}}")
-    with naming("metric"):
-        _check_keys(given, {"name", "goal", "target", "impute", "impute_while_running"})
-        goal = given.get("goal", "minimize")
-        require(goal in ("minimize", "maximize"), f"goal={goal!r}: must be minimize or maximize")
-    return given["name"], goal == "maximize"
-
-
 def _count(name: str, value: Any) -> int | None:
     fine = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
     require(fine, f"{name}={value!r}: must be an integer of at least 1")
     return value
 
 
-def _hyperband(given: Any, metric: str | None) -> Hyperband | None:
+def _hyperband(given: Any, measured: bool) -> Hyperband | None:
     if given is None:
         return None
     hyperband = isinstance(given, dict) and given.get("type") == "hyperband"
     require(hyperband, f"early_terminate={given!r}: type must be hyperband")
     with naming("early_terminate"):
-        _check_keys(given, {"type", "min_iter", "max_iter", "s", "eta", "strict"})
-        require(metric is not None, "needs a metric")
+        check_keys(given, {"type", "min_iter", "max_iter", "s", "eta", "strict"})
+        require(measured, "needs a metric")
         strict, eta = given.get("strict", False), given.get("eta", 3)
         require(isinstance(strict, bool), f"strict={strict!r}: must be true or false")
         require(isinstance(eta, (int, float)) and eta > 1, f"eta={eta!r}: must be above 1, as 3")

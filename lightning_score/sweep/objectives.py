@@ -1,0 +1,92 @@
+"""What a sweep optimizes: W&B's `metric`, or several by `metrics`, and the bounds of `metric_constraints`."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_score.errors import InputError, require
+from lightning_score.sweep.parameters import check_keys, naming
+
+CONSTRAINT = re.compile(r"\s*(\S+?)\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
+EXAMPLE = "{name: val/loss, goal: minimize}"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A metric to optimize.
+
+    Attributes:
+        name: the name under which it is logged.
+        maximize: whether larger values are better.
+    """
+
+    name: str
+    maximize: bool = False
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A bound on a metric, as in `test/fid <= 2`.
+
+    Attributes:
+        name: the metric.
+        sign: 1 for an upper bound, -1 for a lower one.
+        bound: the bound.
+    """
+
+    name: str
+    sign: int
+    bound: float
+
+    def violation(self, value: float) -> float:
+        """How far a value is beyond the bound; positive where it is violated."""
+        return self.sign * (value - self.bound)
+
+    def __str__(self) -> str:
+        return f"{self.name} {'<=' if self.sign > 0 else '>='} {self.bound:g}"
+
+
+def read_objectives(entries: Mapping[str, Any]) -> tuple[Objective, ...]:
+    """The objectives of a sweep file; none in a file without `metric` and `metrics`.
+
+    Raises:
+        InputError: an entry is invalid, or the file has both keys.
+    """
+    one, several = entries.get("metric"), entries.get("metrics")
+    require(one is None or several is None, "metric and metrics: give one of them; metrics takes several objectives")
+    if several is None:
+        return () if one is None else (_objective("metric", one),)
+    listed = isinstance(several, Sequence) and not isinstance(several, str) and len(several) > 1
+    require(listed, f"metrics={several!r}: must be a list of at least two, as [{EXAMPLE}, ...]; metric takes one")
+    found = tuple(_objective(f"metrics[{i}]", entry) for i, entry in enumerate(several))
+    names = [objective.name for objective in found]
+    require(len({*names}) == len(names), f"metrics: {', '.join(names)}: names must differ")
+    return found
+
+
+def _objective(place: str, given: Any) -> Objective:
+    named = isinstance(given, Mapping) and isinstance(given.get("name"), str)
+    require(named, f"{place}={given!r}: must have a name, as {EXAMPLE}")
+    with naming(place):
+        check_keys(given, {"name", "goal", "target", "impute", "impute_while_running"})
+        goal = given.get("goal", "minimize")
+        require(goal in ("minimize", "maximize"), f"goal={goal!r}: must be minimize or maximize")
+    return Objective(given["name"], goal == "maximize")
+
+
+def read_constraints(given: Any) -> tuple[Constraint, ...]:
+    """The bounds of `metric_constraints`, a list as ["test/fid <= 2"].
+
+    Raises:
+        InputError: an entry is no bound.
+    """
+    listed = given is None or (isinstance(given, Sequence) and not isinstance(given, str))
+    require(listed, f"metric_constraints={given!r}: must be a list, as ['test/fid <= 2']")
+    return tuple(map(_constraint, given or ()))
+
+
+def _constraint(text: Any) -> Constraint:
+    if match := CONSTRAINT.fullmatch(str(text)):
+        return Constraint(match[1], 1 if match[2] == "<=" else -1, float(match[3]))
+    raise InputError(f"metric_constraints: {text!r}: must be a metric, <= or >=, and a number, as 'test/fid <= 2'")
