@@ -78,7 +78,7 @@ def run_folder(folder, points=10, validations=4, lr=1e-3, best=2.0, pictures=("s
         writer = csv.DictWriter(file, ["epoch", "step", "time", "train/loss", "val/loss", *levels])
         writer.writeheader()
         for i in range(points):
-            step = (i + 1) * 1000 // points
+            step = max((i + 1) * 1000 // points, 1)
             writer.writerow(
                 {"epoch": 0, "step": step, "time": start + 3 * step, "train/loss": 9 + draws.random() + 99 / step}
             )
