@@ -27,7 +27,19 @@ function prepared(figure) {
   return [data, layout];
 }
 
-function draw(chart) {
+// Plotly is loaded when the first figure comes into sight.
+let plotly = null;
+async function loadPlotly() {
+  const script = make("script", { src: await library("plotly.js") });
+  await new Promise((on, fail) => {
+    script.addEventListener("load", on);
+    script.addEventListener("error", fail);
+    document.head.append(script);
+  });
+}
+
+async function draw(chart) {
+  await (plotly ??= loadPlotly());
   const panel = waiting.get(chart);
   if (!panel) return;
   const view = panel.views.find(({ label }) => label === state.view[panel.key]) ?? panel.views[0];
@@ -82,7 +94,7 @@ function forget(section) {
   for (const chart of section.querySelectorAll(".chart")) {
     sight.unobserve(chart);
     waiting.delete(chart);
-    Plotly.purge(chart);
+    if (chart.dataset.drawn) Plotly.purge(chart);
   }
   for (const body of section.querySelectorAll(".body")) body.remove();
 }

@@ -1,10 +1,10 @@
-// The page as a whole.
-const DataTable = await loadDataTables();
+// The page as a whole: the best run first, then what takes longer.
+let DataTable = null;
 
 function showDetail(run) {
   byId("detail-name").textContent = run.name;
   const copy = make("button", { type: "button", onclick: () => copied(run.again, copy) }, "Copy");
-  const parts = [make("p", {}, make("span", { class: `state ${run.state}` }, run.state), run.note ? `: ${run.note}` : "")];
+  const parts = [make("p", {}, stateOf(run), run.note ? `: ${run.note}` : "")];
   if (run.problems.length) parts.push(make("ul", { class: "problem" }, ...run.problems.map((each) => make("li", {}, each))));
   parts.push(make("p", {}, "Folder: ", run.folder));
   if (run.config) parts.push(make("h3", {}, "Run it again ", copy), make("pre", { tabindex: 0 }, run.again));
@@ -42,18 +42,21 @@ function showTheme() {
 
 // After runs were switched on or off.
 function refresh() {
+  keepingFocus(showBest);
   redraw();
   showPictures();
 }
 
 function about(more = "") {
   const { runs, root, made } = state.data;
-  const going = runs.filter((run) => run.state === "running").length;
-  const count = `${runs.length} run${runs.length === 1 ? "" : "s"} in ${root}${going ? `, ${going} running` : ""}`;
-  byId("about").textContent = `${count}; ${more || `as of ${new Date(made * 1000).toLocaleString()}`}`;
+  const count = `${runs.length} run${runs.length === 1 ? "" : "s"} in ${root}`;
+  const states = Object.entries(Object.groupBy(runs, (run) => run.state)).map(([name, those]) => `${those.length} ${name}`);
+  byId("about").textContent = [count + (states.length ? `: ${states.join(", ")}` : ""),
+    more || `as of ${new Date(made * 1000).toLocaleString()}`].join("; ");
 }
 
 function show() {
+  showBest();
   showRuns();
   for (const id of ["measures", "curves", "levels", "langevin"]) showSection(id);
   showPictures();
@@ -63,6 +66,18 @@ function show() {
   about(live ? `live, updated ${new Date(state.data.made * 1000).toLocaleTimeString()}` : "");
 }
 
+// The browser shows what there is before it goes on.
+const painted = () => Promise.race([new Promise((on) => requestAnimationFrame(() => setTimeout(on))), new Promise((on) => setTimeout(on, 200))]);
+
+// The first screen, then the rest of the page.
+async function start() {
+  showBest();
+  about();
+  await painted();
+  performance.mark("first screen");
+  DataTable ??= await loadDataTables();
+}
+
 let version = null;
 async function poll() {
   try {
@@ -70,7 +85,8 @@ async function poll() {
     if (answer.ok) {
       version = answer.headers.get("ETag");
       state.data = await answer.json();
-      show();
+      if (!DataTable) await start();
+      keepingFocus(show);
     } else if (answer.status !== 304) throw new Error(answer.statusText);
     else about(`live, checked ${new Date().toLocaleTimeString()}`);
   } catch (error) {
@@ -86,6 +102,23 @@ byId("listed").addEventListener("click", () => {
   const wanted = listed();
   showOnly((i) => wanted.has(i));
 });
+byId("archived").addEventListener("change", ({ target }) => {
+  state.archived = target.checked;
+  showRuns();
+  refresh();
+});
+const listOfRuns = document.querySelector("#runs .table");
+listOfRuns.addEventListener("change", ({ target }) => {
+  if (target.dataset.run === undefined) return;
+  const { name } = state.data.runs[target.dataset.run];
+  if (target.checked) state.off.delete(name);
+  else state.off.add(name);
+  refresh();
+});
+listOfRuns.addEventListener("click", ({ target }) => {
+  const button = target.closest("button.run");
+  if (button) showDetail(state.data.runs[button.dataset.run]);
+});
 byId("x-axis").addEventListener("change", ({ target }) => {
   state.x = target.value;
   redraw();
@@ -98,7 +131,11 @@ byId("theme").addEventListener("click", () => {
 showTheme();
 if (live) await poll();
 else {
-  state.data = await unpacked();
+  state.data = await (await unpacked("data")).json();
+  await start();
+  const { runs, ...more } = await (await unpacked("more")).json();
+  Object.assign(state.data, more);
+  runs.forEach((run, i) => Object.assign(state.data.runs[i], run));
   show();
 }
 document.documentElement.dataset.ready = "true";
