@@ -11,6 +11,7 @@ from optuna.trial import FixedTrial, FrozenTrial
 
 from lightning_score.errors import InputError, require
 from lightning_score.sweep.spec import Sweep
+from lightning_score.sweep.users_study import UsersStudy
 
 KNOWN = 1000
 """Maximal number of random trials that are drawn for the checks."""
@@ -18,6 +19,8 @@ KNOWN = 1000
 
 def make_sampler(sweep: Sweep, seed: int) -> BaseSampler:
     """The sampler of settings when a worker takes a trial; grids and random trials are drawn before and queued."""
+    if sweep.scheduler is not None and sweep.scheduler.optimizer:
+        return UsersStudy(sweep.scheduler)
     return SeededBayes(seed) if sweep.follows_results else RandomSampler(seed=seed)
 
 
@@ -48,6 +51,9 @@ def plan_trials(sweep: Sweep, count: int | None, seed: int | None) -> Plan:
     grid, cap, total = sweep.method == "grid", sweep.run_cap, count or sweep.run_cap
     require(not (count and cap and count > cap), f"--count {count}: run_cap in the file allows {cap}")
     require(seed is None or not grid, f"--seed {seed}: method grid draws nothing; leave it out")
+    if sweep.scheduler is not None and sweep.scheduler.optimizer:
+        require(seed is None, f"--seed {seed}: the study of `{sweep.scheduler.optimizer}` has its own seed; leave it out")
+        sweep.scheduler.optuna()
     if grid:
         total = len(sweep.grid()[:total])
     if total is None:
