@@ -17,6 +17,7 @@ from lightning_score.errors import one_line
 from lightning_score.report import figures, sweeps, tables
 from lightning_score.report.pictures import add_pictures, embed_pictures
 from lightning_score.report.reading import Run, find_runs, folder_name
+from lightning_score.report.values import plain_settings, values
 from lightning_score.runs.folders import LEADS_OUT, leads_out
 from lightning_score.sweep.results import ENDED, Results, read_csv
 
@@ -56,6 +57,8 @@ def _run(run: Run) -> dict[str, Any]:
         "again": f"python -m lightning_score fit --config {shlex.quote(str(run.folder / 'config.yaml'))}",
         "given": shlex.join(["python", "-m", "lightning_score", *words]) if words else "",
         "folder": str(run.folder.absolute()),
+        "settings": plain_settings(run),
+        "values": values(run),
         "pictures": {},
     }
 
