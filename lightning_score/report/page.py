@@ -15,8 +15,9 @@ from jinja2 import Environment, PackageLoader
 
 from lightning_score.errors import one_line
 from lightning_score.report import figures, sweeps, tables
+from lightning_score.report.finding import find_runs
 from lightning_score.report.pictures import add_pictures, embed_pictures
-from lightning_score.report.reading import Run, find_runs, folder_name
+from lightning_score.report.reading import Run, folder_name
 from lightning_score.runs.folders import LEADS_OUT, leads_out
 from lightning_score.sweep.results import ENDED, Results, read_csv
 
