@@ -2,6 +2,8 @@
 
 import math
 import os
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,44 +16,62 @@ from lightning_score.runs.status import STATUS
 EVALUATIONS = ("test", "validate", "predict")
 """Commands that write their results to a folder next to their checkpoint."""
 
+SWEEP = {"study.db", "trials.csv", "sweep.yaml"}
+"""Files that only the folder of a sweep holds."""
+READ = (".yaml", ".csv", ".json", ".jsonl", ".png", ".md", ".log", ".db")
+"""Endings of the files that are read."""
+
 
 class Reader:
     """Reads all runs below a folder again and again; a run whose files have not changed is not read again.
 
     Args:
         root: the folder of all runs.
+
+    Attributes:
+        runs: all runs, the newest first, with evaluations of their checkpoints.
+        sweeps: the folders of sweeps, with a value that changes with their files, and every minute, since their trials may
+            have been silent.
+        seen: what differs whenever a file or the state of a run does.
     """
 
     def __init__(self, root: Path):
         self._root = root
+        self.runs: list[Run] = []
+        self.sweeps: dict[Path, Any] = {}
+        self.seen: Any = None
         self._read: dict[Path, tuple[Any, Run]] = {}
+        self._computed: dict[Path, tuple[Any, Any]] = {}
 
-    def runs(self) -> tuple[list[Run], dict[Path, Any]]:
-        """All runs, the newest first, with evaluations of their checkpoints; and the folders of sweeps with a value that
-        changes with their files.
-        """
+    def look(self) -> "Reader":
+        """Reads what has changed."""
         runs: dict[Path, Run] = {}
         evaluations: list[Run] = []
-        sweeps: dict[Path, Any] = {}
-        found = _files(self._root)
+        found, minute = _files(self._root), int(time.time() // 60)
         self._read = {folder: read for folder, read in self._read.items() if folder in found}
-        for folder, (files, pictures) in found.items():
-            if files.keys() & {"study.db", "trials.csv", "sweep.yaml"}:
-                sweeps[folder] = files
-            if files.keys() & {"config.yaml", "metrics.csv", STATUS, RECORDS}:
-                run = self._run(folder, (files, pictures))
+        self.sweeps = {folder: (files, minute) for folder, (files, _) in found.items() if files.keys() & SWEEP}
+        for folder, files in found.items():
+            if files[0].keys() & {"config.yaml", "metrics.csv", STATUS, RECORDS}:
+                run = self._run(folder, files)
                 if _command(run) in EVALUATIONS:
                     evaluations.append(run)
                 elif _command(run) != "trials":  # trials without training are shown by their sweep
                     runs[folder.resolve()] = run
         for evaluation in evaluations:
             _attach(evaluation, runs, self._root)
-        newest_first = sorted(
+        self.runs = sorted(
             runs.values(), key=lambda run: (-run.started if math.isfinite(run.started) else math.inf, run.name)
         )
-        for order, run in enumerate(reversed(newest_first)):
+        for order, run in enumerate(reversed(self.runs)):
             run.order = order
-        return newest_first, sweeps
+        self.seen = found, self.sweeps, [(run.state, run.note) for run in self.runs]
+        return self
+
+    def once(self, folder: Path, version: Any, compute: Callable[[Path, Path], Any]) -> Any:
+        """A result of the files of a sweep, which is computed once while they stay."""
+        if self._computed.get(folder, (None, None))[0] != version:
+            self._computed[folder] = version, compute(folder, self._root)
+        return self._computed[folder][1]
 
     def _run(self, folder: Path, files: Any) -> Run:
         """A run, read again if its files have changed; whether it is still running is that of now."""
@@ -66,8 +86,8 @@ class Reader:
 
 def find_runs(root: Path) -> tuple[list[Run], list[Path]]:
     """All runs below a folder, the newest first, with evaluations of their checkpoints; and the folders of sweeps."""
-    runs, sweeps = Reader(root).runs()
-    return runs, list(sweeps)
+    reader = Reader(root).look()
+    return reader.runs, list(reader.sweeps)
 
 
 def _files(root: Path) -> dict[Path, tuple[dict[str, Any], dict[str, Any]]]:
@@ -78,9 +98,10 @@ def _files(root: Path) -> dict[Path, tuple[dict[str, Any], dict[str, Any]]]:
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "wandb")
         files: dict[str, Any] = {}
         for name in names:
-            with suppress(OSError):  # it was removed meanwhile
-                status = os.stat(f"{path}/{name}")
-                files[name] = status.st_mtime_ns, status.st_size
+            if name.endswith(READ):
+                with suppress(OSError):  # it was removed meanwhile
+                    status = os.stat(f"{path}/{name}")
+                    files[name] = status.st_mtime_ns, status.st_size
         found[folder] = files, {}
         if folder.parent in found:
             found[folder.parent][1].update({f"{folder.name}/{name}": files[name] for name in files})
