@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Any, cast
 
 import optuna
@@ -19,23 +20,25 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 
 from lightning_score.errors import InputError, one_line, require
+from lightning_score.runs.checkpoints import last_saved
 from lightning_score.runs.status import STOPPED_EARLY
 from lightning_score.sweep.draws import known_values, make_sampler
-from lightning_score.sweep.processes import Stopped, identity, in_turn, is_dead
+from lightning_score.sweep.processes import Killed, Stopped, identity, in_turn, is_dead
 from lightning_score.sweep.spec import Sweep
 
 SLOT, WORKER, ERROR, METRICS, SETTINGS, SURPLUS = "slot", "worker", "error", "metrics", "settings", "surplus"
 """Attributes of a trial: place in the queue; worker; error message; metrics; settings; whether it is not needed."""
 RETRIED = "retry_history"
 """Optuna's attribute of a trial that repeats others: their numbers."""
-INTERRUPTED, DEATHS = "interrupted", "deaths"
-"""Attributes of a trial: stopped by a signal; the number of workers that have died at earlier attempts."""
+INTERRUPTED, DEATHS, FOLDER = "interrupted", "deaths", "folder"
+"""Attributes of a trial: stopped by a signal; how often earlier attempts were killed; the folder of its results."""
 HEARTBEAT, GRACE = 10, 60
 """Seconds between two heartbeats of a worker, and without heartbeat until its trial is put back into the queue."""
 RETRIES = 3
-"""How often a trial is restarted after its worker died; then it has failed."""
+"""How often a trial that was killed, or its worker, returns to the queue without a new checkpoint; then it has failed."""
+FAILED = "failed"
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: STOPPED_EARLY, TrialState.FAIL: "failed",
+STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: STOPPED_EARLY, TrialState.FAIL: FAILED,
           TrialState.WAITING: "waiting"}  # fmt: skip
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -43,6 +46,10 @@ warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 
 Objective = Callable[["Study", Trial, dict[str, Any]], float]
+
+
+class Unusable(InputError):
+    """A database that cannot be used, or has no study of this name."""
 
 
 class Study:
@@ -90,7 +97,7 @@ class Study:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             reason = "pip install 'psycopg[binary]'" if isinstance(error.__cause__ or error, ImportError) else reason
             address = re.sub("(//[^:/@]*):.*@", r"\1:***@", self.url)  # without the password
-            raise InputError(f"--storage {address}: this database cannot be used ({reason})") from error
+            raise Unusable(f"--storage {address}: this database cannot be used ({reason})") from error
 
     def _open(self, create: bool) -> optuna.Study:
         sqlite = self.url.startswith("sqlite")
@@ -132,12 +139,24 @@ class Study:
             self._study.enqueue_trial(values[slot], user_attrs={SLOT: slot})
         return len(new)
 
-    def retry(self) -> int:
-        """Puts the failed trials back into the queue with their values; returns their number."""
-        failed = [trial for trial in self.trials() if trial.state == TrialState.FAIL]
-        for trial in failed:
-            self._put_back(trial, deaths=0)
-        return len(failed)
+    def retry(self, which: str = FAILED) -> int:
+        """Puts failed trials back into the queue with their values; returns their number.
+
+        Args:
+            which: `failed` for all of them, or numbers with commas.
+
+        Raises:
+            InputError: it names other trials.
+        """
+        known = {trial.user_attrs[SLOT]: trial for trial in self.trials() if SLOT in trial.user_attrs}
+        failed = [slot for slot, trial in known.items() if trial.state == TrialState.FAIL]
+        wanted = failed if which == FAILED else sorted({int(number) for number in which.split(",")})
+        for slot in wanted:
+            state = self.state(known[slot]) if slot in known else "not a trial of this sweep"
+            require(slot in failed, f"--retry {which}: trial {slot} is {state}; only failed trials are run again")
+        for slot in wanted:
+            self._put_back(known[slot], deaths=0)
+        return len(wanted)
 
     def trials(self) -> list[FrozenTrial]:
         """The trials that count: without restarted and surplus ones, and only the first for each place in the queue, which
@@ -154,6 +173,10 @@ class Study:
     def remaining(self) -> int:
         """The number of trials that are waiting, running, or will be put back into the queue."""
         return sum(trial.state not in ENDED or self._comes_back(trial) for trial in self.trials())
+
+    def waiting(self) -> int:
+        """The number of trials that are in the queue or will be put back into it."""
+        return sum(trial.state == TrialState.WAITING or self._comes_back(trial) for trial in self.trials())
 
     @property
     def _storage(self) -> _CachedStorage:
@@ -193,16 +216,20 @@ class Study:
 
     @staticmethod
     def _comes_back(trial: FrozenTrial) -> bool:
-        """Whether a trial ended without a result or an error, and its workers died at most `RETRIES` times."""
+        """Whether a trial ended without a result or an error, and was killed at most `RETRIES` times."""
         return trial.state == TrialState.FAIL and ERROR not in trial.user_attrs and _deaths(trial) <= RETRIES
 
     def _put_back(self, trial: FrozenTrial, deaths: int) -> None:
-        """Queues a new trial with the values of one that has ended, in the same place and without its metrics."""
+        """Queues a new trial with the values of one that has ended, in the same place: it resumes from the checkpoint in the
+        folder, if there is one, with the measurements reported so far.
+        """
+        kept = {name: trial.user_attrs[name] for name in (SLOT, FOLDER) if name in trial.user_attrs}
         again = optuna.create_trial(
             state=TrialState.WAITING,
             params=trial.params,
             distributions=trial.distributions,
-            user_attrs={SLOT: trial.user_attrs[SLOT], DEATHS: deaths},
+            intermediate_values=trial.intermediate_values,
+            user_attrs={**kept, DEATHS: deaths},
             system_attrs={**trial.system_attrs, RETRIED: [*trial.system_attrs.get(RETRIED, []), trial.number]},
         )
         self._study.add_trial(again)
@@ -211,12 +238,13 @@ class Study:
         with suppress(UpdateFinishedTrialError):  # another worker has already ended it
             self._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
 
-    def work(self, objective: Objective, stop: Callable[[], bool] = lambda: False) -> None:
-        """Runs trials from the queue until it is empty.
+    def work(self, objective: Objective, stop: Callable[[], bool] = lambda: False, leaves: bool = False) -> None:
+        """Runs trials from the queue until all have ended.
 
         Args:
             objective: returns the metric of a trial, given this study, the trial and its settings.
             stop: whether this worker must stop; it is called between trials.
+            leaves: whether it ends as soon as no trial waits, while others are running.
         """
         while not stop():
             self.release()
@@ -225,6 +253,8 @@ class Study:
                 return
             if TrialState.WAITING in left:
                 self._run_next(objective, stop)
+            elif leaves:
+                return
             else:
                 time.sleep(0.5)  # if another worker dies, its trial returns to the queue
 
@@ -256,13 +286,18 @@ class Study:
             self._end(trial)
             raise
         except Exception as error:
-            trial.set_user_attr(ERROR, one_line(error, 500))
+            if not isinstance(error, Killed) or _deaths(trial) > RETRIES:
+                trial.set_user_attr(ERROR, one_line(error, 500))
             raise
 
     def _is_taken(self, trial: Trial) -> bool:
         """Whether an earlier trial has the same place in the queue, because two machines queued it at the same time."""
         slot = trial.user_attrs[SLOT]
         return any(other.number < trial.number and other.user_attrs.get(SLOT) == slot for other in self.trials())
+
+    def reported(self, trial: Trial) -> int:
+        """The number of values of the metric that earlier attempts at a trial have reported."""
+        return len(self._storage.get_trial(trial._trial_id).intermediate_values)
 
     def should_stop(self, trial: Trial) -> bool:
         """Whether early termination stops a trial, given the values that it has reported."""
@@ -288,6 +323,9 @@ class Study:
         return {}
 
 
-def _deaths(trial: FrozenTrial) -> int:
-    """The number of workers that have died at an ended trial without an error, or at its earlier attempts."""
+def _deaths(trial: FrozenTrial | Trial) -> int:
+    """How often an ended trial without an error, or earlier attempts, were killed since the last checkpoint was written."""
+    begun = 0.0 if trial.datetime_start is None else trial.datetime_start.timestamp()
+    if FOLDER in trial.user_attrs and last_saved(Path(trial.user_attrs[FOLDER])) > begun:
+        return 0
     return trial.user_attrs.get(DEATHS, 0) + (not trial.user_attrs.get(INTERRUPTED))

@@ -21,8 +21,8 @@ from lightning_score.sweep.macros import flatten
 from lightning_score.sweep.on_wandb import fetch, publish
 from lightning_score.sweep.results import ENDED, TABLE, Results, Row, format_duration, format_number, metric_fields
 from lightning_score.sweep.spec import Sweep, dotted
-from lightning_score.sweep.study import ERROR, METRICS, SETTINGS, SLOT, WORKER, Study
-from lightning_score.sweep.trials import FLOOR, FOLDER, JACKKNIFE, PAIRED, SECONDS
+from lightning_score.sweep.study import ERROR, FOLDER, METRICS, SETTINGS, SLOT, WORKER, Study
+from lightning_score.sweep.trials import FLOOR, JACKKNIFE, PAIRED, SECONDS
 
 SHOWN = 12
 """Number of trials in the live table."""
