@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
-from pathlib import Path
 from typing import Any, cast
 
 import optuna
@@ -20,22 +19,26 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 
 from lightning_score.errors import InputError, one_line, require
-from lightning_score.runs.checkpoints import last_saved
 from lightning_score.runs.status import STOPPED_EARLY
+from lightning_score.sweep.attempts import (
+    ERROR,
+    INTERRUPTED,
+    RETRIES,
+    SLOT,
+    SURPLUS,
+    comes_back,
+    deaths,
+    last_attempts,
+    next_attempt,
+)
 from lightning_score.sweep.draws import known_values, make_sampler
 from lightning_score.sweep.processes import Killed, Stopped, identity, in_turn, is_dead
 from lightning_score.sweep.spec import Sweep
 
-SLOT, WORKER, ERROR, METRICS, SETTINGS, SURPLUS = "slot", "worker", "error", "metrics", "settings", "surplus"
-"""Attributes of a trial: place in the queue; worker; error message; metrics; settings; whether it is not needed."""
-RETRIED = "retry_history"
-"""Optuna's attribute of a trial that repeats others: their numbers."""
-INTERRUPTED, DEATHS, FOLDER = "interrupted", "deaths", "folder"
-"""Attributes of a trial: stopped by a signal; how often earlier attempts were killed; the folder of its results."""
+WORKER, METRICS, SETTINGS = "worker", "metrics", "settings"
+"""Further attributes of a trial: its worker, its metrics, its settings."""
 HEARTBEAT, GRACE = 10, 60
 """Seconds between two heartbeats of a worker, and without heartbeat until its trial is put back into the queue."""
-RETRIES = 3
-"""How often a trial that was killed, or its worker, returns to the queue without a new checkpoint; then it has failed."""
 FAILED = "failed"
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: STOPPED_EARLY, TrialState.FAIL: FAILED,
@@ -155,28 +158,20 @@ class Study:
             state = self.state(known[slot]) if slot in known else "not a trial of this sweep"
             require(slot in failed, f"--retry {which}: trial {slot} is {state}; only failed trials are run again")
         for slot in wanted:
-            self._put_back(known[slot], deaths=0)
+            self._study.add_trial(next_attempt(known[slot], killed=0))
         return len(wanted)
 
     def trials(self) -> list[FrozenTrial]:
-        """The trials that count: without restarted and surplus ones, and only the first for each place in the queue, which
-        two processes may fill at the same time.
-        """
-        found = self._study.get_trials(deepcopy=False)
-        again = {number for trial in found for number in trial.system_attrs.get(RETRIED, [])}
-        known: dict[int, FrozenTrial] = {}
-        for trial in found:
-            if trial.number not in again and SURPLUS not in trial.user_attrs:
-                known.setdefault(trial.user_attrs.get(SLOT, -1 - trial.number), trial)
-        return list(known.values())
+        """The trials that count: the last attempt for each place in the queue."""
+        return last_attempts(self._study.get_trials(deepcopy=False))
 
     def remaining(self) -> int:
         """The number of trials that are waiting, running, or will be put back into the queue."""
-        return sum(trial.state not in ENDED or self._comes_back(trial) for trial in self.trials())
+        return sum(trial.state not in ENDED or comes_back(trial) for trial in self.trials())
 
     def waiting(self) -> int:
         """The number of trials that are in the queue or will be put back into it."""
-        return sum(trial.state == TrialState.WAITING or self._comes_back(trial) for trial in self.trials())
+        return sum(trial.state == TrialState.WAITING or comes_back(trial) for trial in self.trials())
 
     @property
     def _storage(self) -> _CachedStorage:
@@ -211,28 +206,8 @@ class Study:
             if self._is_lost(trial, silent):
                 self._end(trial)
         for trial in self.trials():
-            if self._comes_back(trial):
-                self._put_back(trial, _deaths(trial))
-
-    @staticmethod
-    def _comes_back(trial: FrozenTrial) -> bool:
-        """Whether a trial ended without a result or an error, and was killed at most `RETRIES` times."""
-        return trial.state == TrialState.FAIL and ERROR not in trial.user_attrs and _deaths(trial) <= RETRIES
-
-    def _put_back(self, trial: FrozenTrial, deaths: int) -> None:
-        """Queues a new trial with the values of one that has ended, in the same place: it resumes from the checkpoint in the
-        folder, if there is one, with the measurements reported so far.
-        """
-        kept = {name: trial.user_attrs[name] for name in (SLOT, FOLDER) if name in trial.user_attrs}
-        again = optuna.create_trial(
-            state=TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
-            intermediate_values=trial.intermediate_values,
-            user_attrs={**kept, DEATHS: deaths},
-            system_attrs={**trial.system_attrs, RETRIED: [*trial.system_attrs.get(RETRIED, []), trial.number]},
-        )
-        self._study.add_trial(again)
+            if comes_back(trial):
+                self._study.add_trial(next_attempt(trial, deaths(trial)))
 
     def _end(self, trial: FrozenTrial | Trial) -> None:
         with suppress(UpdateFinishedTrialError):  # another worker has already ended it
@@ -286,7 +261,7 @@ class Study:
             self._end(trial)
             raise
         except Exception as error:
-            if not isinstance(error, Killed) or _deaths(trial) > RETRIES:
+            if not isinstance(error, Killed) or deaths(trial) > RETRIES:
                 trial.set_user_attr(ERROR, one_line(error, 500))
             raise
 
@@ -321,11 +296,3 @@ class Study:
             evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
             return optuna.importance.get_param_importances(self._study, evaluator=evaluator)
         return {}
-
-
-def _deaths(trial: FrozenTrial | Trial) -> int:
-    """How often an ended trial without an error, or earlier attempts, were killed since the last checkpoint was written."""
-    begun = 0.0 if trial.datetime_start is None else trial.datetime_start.timestamp()
-    if FOLDER in trial.user_attrs and last_saved(Path(trial.user_attrs[FOLDER])) > begun:
-        return 0
-    return trial.user_attrs.get(DEATHS, 0) + (not trial.user_attrs.get(INTERRUPTED))

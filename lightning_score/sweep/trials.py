@@ -26,11 +26,12 @@ from lightning_score.runs.checkpoints import last_saved
 from lightning_score.runs.folders import is_held
 from lightning_score.runs.records import FILE, read_records
 from lightning_score.runs.status import STATUS, STOPPED_EARLY, read_status
+from lightning_score.sweep.attempts import FOLDER
 from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.processes import PATIENCE, SAVING, SIGNALS, Interruption, Killed, Stopped, end_with_parent
 from lightning_score.sweep.results import leave_one_out
 from lightning_score.sweep.spec import Sweep
-from lightning_score.sweep.study import FOLDER, METRICS, Study
+from lightning_score.sweep.study import METRICS, Study
 
 SAMPLING = ("model.sampler", "model.guidance", "evaluate")
 """Settings that can change without loading the model again."""
