@@ -31,10 +31,12 @@ class Plan:
     Attributes:
         count: their number.
         settings: their settings if known in advance; for bayes and custom, examples.
+        seed: of the draws.
     """
 
     count: int
     settings: list[dict[str, Any]]
+    seed: int = 0
 
 
 def plan_trials(sweep: Sweep, count: int | None, seed: int | None) -> Plan:
@@ -43,7 +45,7 @@ def plan_trials(sweep: Sweep, count: int | None, seed: int | None) -> Plan:
     Args:
         sweep: the sweep.
         count: `--count`.
-        seed: `--seed`.
+        seed: of the draws; None: 0.
 
     Raises:
         InputError: the number is missing or above the file's `run_cap`; a grid is too large; a grid with a seed.
@@ -59,9 +61,9 @@ def plan_trials(sweep: Sweep, count: int | None, seed: int | None) -> Plan:
     if total is None:
         raise InputError(f"method {sweep.method} has no end: give --count 20, or run_cap in the file")
     if sweep.follows_results:
-        return Plan(total, sweep.drawn or [settings for _, _, settings in sweep.examples()])
+        return Plan(total, sweep.drawn or [settings for _, _, settings in sweep.examples()], seed or 0)
     values = known_values(sweep, total if grid else min(total, KNOWN), seed or 0)
-    return Plan(total, [sweep.settings(FixedTrial(each)) for each in values])
+    return Plan(total, [sweep.settings(FixedTrial(each)) for each in values], seed or 0)
 
 
 def known_values(sweep: Sweep, count: int, seed: int) -> list[dict[str, Any]]:
