@@ -5,7 +5,7 @@ import gzip
 import json
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,6 @@ from lightning_score.report.reading import Run, find_runs, folder_name
 from lightning_score.runs.folders import LEADS_OUT, leads_out
 from lightning_score.sweep.results import ENDED, Results, read_csv
 
-STAGES = 12
-"""Maximal number of validations with a Langevin figure."""
-
 
 def page_data(root: Path) -> tuple[dict[str, Any], list[Run]]:
     """The data of the page without pictures, and the runs.
@@ -34,10 +31,12 @@ def page_data(root: Path) -> tuple[dict[str, Any], list[Run]]:
     return {
         "root": str(root),
         "made": time.time(),
-        "runs": [_run(run) for run in runs],
+        "runs": [_run(run) | drawn for run, drawn in zip(runs, figures.data_of(runs), strict=True)],
+        "measures": figures.floors(runs),
+        "student": figures.student(len(runs)),
+        "colors": figures.COLORS,
         "table": tables.runs_table(runs),
         "tests": tables.tests_table(runs),
-        "panels": _panels(runs),
         "sweeps": [_sweep(folder, root) for folder in folders],
     }, runs
 
@@ -48,7 +47,6 @@ def _run(run: Run) -> dict[str, Any]:
     words = [str(word) for word in given] if isinstance(given, list) else []
     return {
         "name": run.name,
-        "color": figures.color(run),
         "state": run.state,
         "note": run.note,
         "problems": run.problems,
@@ -58,31 +56,6 @@ def _run(run: Run) -> dict[str, Any]:
         "folder": str(run.folder.absolute()),
         "pictures": {},
     }
-
-
-MEASURED_ALIKE = "Two standard errors; values on one axis have the same features, data, split and number of samples."
-EXCESS = (
-    "Loss is 1/2 E||sigma s + z||^2, with weight sigma^2; the excess loss is its difference from the loss of the training "
-    "data's exact score."
-)
-VARIANCE = "A variance ratio above 1 means remaining noise, or noise from too large a step; below 1 it means lost diversity."
-
-
-def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """All figures of runs with their sections; figures of a single run have its number."""
-    measures = figures.measures(runs).items()
-    distances = {label: figures.measurements(runs, records, label) for label, records in measures}
-    curves = {name: figures.curves(runs, name) for name in figures.metrics(runs)}
-    panels = [
-        _panel("measures", "Distance to the data", distances, MEASURED_ALIKE),
-        _panel("curves", "Losses and other metrics", curves, "As logged in metrics.csv."),
-    ]
-    for i, run in enumerate(runs):
-        panels.append(_panel("levels", "Loss per noise level", figures.levels(run), EXCESS, i))
-        kept = [run.langevin[k] for k in reversed(figures.evenly(len(run.langevin), STAGES))]
-        stages = {f"step {entries['step']}": figures.langevin(entries) for entries in kept}
-        panels.append(_panel("langevin", "Langevin dynamics per noise level", stages, VARIANCE, i))
-    return [panel for panel in panels if panel["views"]]
 
 
 def _panel(section: str, title: str, views: Mapping[str, Any], caption: str, run: int | None = None) -> dict[str, Any]:
