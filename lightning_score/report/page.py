@@ -15,19 +15,23 @@ from jinja2 import Environment, PackageLoader
 
 from lightning_score.errors import one_line
 from lightning_score.report import figures, sweeps, tables
+from lightning_score.report.finding import Reader
 from lightning_score.report.pictures import add_pictures, embed_pictures
-from lightning_score.report.reading import Run, find_runs, folder_name
+from lightning_score.report.reading import Run, folder_name
+from lightning_score.report.values import plain_settings, values
 from lightning_score.runs.folders import LEADS_OUT, leads_out
 from lightning_score.sweep.results import ENDED, Results, read_csv
 
 
-def page_data(root: Path) -> tuple[dict[str, Any], list[Run]]:
+def page_data(root: Path, reader: Reader | None = None) -> tuple[dict[str, Any], list[Run]]:
     """The data of the page without pictures, and the runs.
 
     Args:
         root: the folder of all runs.
+        reader: one that has read them.
     """
-    runs, folders = find_runs(root)
+    reader = reader or Reader(root).look()
+    runs = reader.runs
     return {
         "root": str(root),
         "made": time.time(),
@@ -37,7 +41,7 @@ def page_data(root: Path) -> tuple[dict[str, Any], list[Run]]:
         "colors": figures.COLORS,
         "table": tables.runs_table(runs),
         "tests": tables.tests_table(runs),
-        "sweeps": [_sweep(folder, root) for folder in folders],
+        "sweeps": [reader.once(folder, version, _sweep) for folder, version in reader.sweeps.items()],
     }, runs
 
 
@@ -54,6 +58,8 @@ def _run(run: Run) -> dict[str, Any]:
         "again": f"python -m lightning_score fit --config {shlex.quote(str(run.folder / 'config.yaml'))}",
         "given": shlex.join(["python", "-m", "lightning_score", *words]) if words else "",
         "folder": str(run.folder.absolute()),
+        "settings": plain_settings(run),
+        "values": values(run),
         "pictures": {},
     }
 

@@ -56,6 +56,8 @@ class SweepRunner:
         if self._interruption.requested:
             self._stop()
             return
+        if self._study.ended:
+            print(f"ended early: {self._study.ended}", flush=True)
         summarize(self._spec, self._study, self._folder)
 
     def _supervise(self, board: LiveTable) -> None:

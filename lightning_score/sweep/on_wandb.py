@@ -12,7 +12,8 @@ from lightning_score.errors import InputError, require
 from lightning_score.runs.folders import check_name
 from lightning_score.runs.status import STOPPED_EARLY
 from lightning_score.sweep.macros import flatten
-from lightning_score.sweep.results import Results, Row, metric_fields
+from lightning_score.sweep.results import Results, Row
+from lightning_score.sweep.rows import measured_fields
 from lightning_score.sweep.spec import Sweep, dotted, from_entries
 
 STATES = {"finished": "complete", "running": "running", "pending": "waiting"}
@@ -45,8 +46,10 @@ def fetch(path: str) -> tuple[Sweep, Results]:
     near = difflib.get_close_matches(metric, logged, 1, 0.3)
     hint = f"; did you mean {near[0]}?" if near else ""
     require(metric in logged or not logged, f"--wandb {path}: no trial has logged the metric {metric}{hint}")
-    rows = [_row(sweep, metric, number, run) for number, run in enumerate(runs)]
-    return sweep, Results(sweep.name, metric, sweep.maximize, sweep.varied, rows)
+    rows = [_row(sweep, number, run) for number, run in enumerate(runs)]
+    return sweep, Results(
+        sweep.name, metric, sweep.maximize, sweep.varied, rows, objectives=sweep.objectives, constraints=sweep.constraints
+    )
 
 
 def _numbers(run: Any) -> dict[str, float]:
@@ -54,8 +57,8 @@ def _numbers(run: Any) -> dict[str, float]:
     return {name: value for name, value in dict(run.summary).items() if isinstance(value, (int, float))}
 
 
-def _row(sweep: Sweep, metric: str, number: int, run: Any) -> Row:
-    fields, summary = metric_fields(_numbers(run), metric), dict(run.summary)
+def _row(sweep: Sweep, number: int, run: Any) -> Row:
+    fields, summary = measured_fields(_numbers(run), sweep.objectives, sweep.constraints), dict(run.summary)
     state = STATES.get(run.state, "failed")
     if state == "complete" and summary.get("state") == STOPPED_EARLY:
         state = STOPPED_EARLY
@@ -97,7 +100,9 @@ def publish(found: Results, files: Sequence[Path], path: str, folder: Path) -> N
         table = wandb.Table(columns=[*titles], data=[[_cell(cell) for cell in line] for line in lines])
         run.log({"sweep/trials": table, **pictures})
         for best in found.ranked[:1]:
-            run.summary.update({"best": best.value, "best trial": best.folder})
+            measured = {"best": best.value, "best error": best.error, "best spread": best.spread, "seeds": len(best.seeds)}
+            known = {name: value for name, value in measured.items() if value and math.isfinite(value)}
+            run.summary.update({**known, "best trial": best.folder})
         print(f"on W&B: {run.url}")
 
 

@@ -21,13 +21,18 @@ from sqlalchemy.engine import make_url
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.runs.status import STOPPED_EARLY
 from lightning_score.sweep.draws import known_values, make_sampler
+from lightning_score.sweep.ending import NO_MORE, reached_target
 from lightning_score.sweep.processes import Stopped, identity, in_turn, is_dead
+from lightning_score.sweep.scheduler import SearchEnded
 from lightning_score.sweep.spec import Sweep
+from lightning_score.sweep.users_study import UsersStudy
 
 SLOT, WORKER, ERROR, METRICS, SETTINGS, SURPLUS = "slot", "worker", "error", "metrics", "settings", "surplus"
 """Attributes of a trial: place in the queue; worker; error message; metrics; settings; whether it is not needed."""
 RETRIED = "retry_history"
 """Optuna's attribute of a trial that repeats others: their numbers."""
+ENDED_BY = "ended"
+"""Attribute of a study: why it ended before all planned trials."""
 INTERRUPTED, DEATHS = "interrupted", "deaths"
 """Attributes of a trial: stopped by a signal; the number of workers that have died at earlier attempts."""
 HEARTBEAT, GRACE = 10, 60
@@ -119,10 +124,9 @@ class Study:
         """Queues trials until there are `count` or `stop` returns true, and removes surplus ones from the queue; returns the
         number of new trials.
         """
-        for trial in self.trials():
-            if trial.state == TrialState.WAITING and trial.user_attrs.get(SLOT, 0) >= count:
-                self._storage.set_trial_user_attr(trial._trial_id, SURPLUS, True)
-                self._end(trial)
+        self._remove_from(count)
+        if self.ended:
+            return 0
         there = {trial.user_attrs[SLOT] for trial in self.trials() if SLOT in trial.user_attrs}
         new = [slot for slot in range(count) if slot not in there]
         values = known_values(self.sweep, count, self.seed) if new else []
@@ -131,6 +135,22 @@ class Study:
                 break
             self._study.enqueue_trial(values[slot], user_attrs={SLOT: slot})
         return len(new)
+
+    def _remove_from(self, count: int) -> None:
+        """Removes the waiting trials at place `count` of the queue and after it."""
+        for trial in self.trials():
+            if trial.state == TrialState.WAITING and trial.user_attrs.get(SLOT, 0) >= count:
+                self._storage.set_trial_user_attr(trial._trial_id, SURPLUS, True)
+                self._end(trial)
+
+    @property
+    def ended(self) -> str:
+        """Why the sweep has ended before all planned trials; an empty text if it has not."""
+        return str(self._study.user_attrs.get(ENDED_BY, ""))
+
+    def _finish(self, reason: str) -> None:
+        self.store_once(ENDED_BY, reason)
+        self._remove_from(0)
 
     def retry(self) -> int:
         """Puts the failed trials back into the queue with their values; returns their number."""
@@ -220,6 +240,8 @@ class Study:
         """
         while not stop():
             self.release()
+            if reason := reached_target(self.sweep.objectives, self.trials()):
+                self._finish(reason)
             left = {trial.state for trial in self.trials()} - {*ENDED}
             if not left:
                 return
@@ -241,15 +263,19 @@ class Study:
             trial.set_user_attr(SURPLUS, True)
             raise RuntimeError("another worker has this trial")
         trial.set_user_attr(WORKER, identity())
-        settings = self.sweep.settings(trial)
-        trial.set_user_attr(SETTINGS, settings)
         try:
+            settings = self.sweep.settings(trial)
+            trial.set_user_attr(SETTINGS, settings)
             if stop():
                 raise Stopped
             value = objective(self, trial, settings)
             require(math.isfinite(value), f"{self.sweep.metric} is {value}")
             return value
         except optuna.TrialPruned:
+            raise
+        except SearchEnded:
+            trial.set_user_attr(SURPLUS, True)
+            self._finish(NO_MORE)
             raise
         except Stopped:
             trial.set_user_attr(INTERRUPTED, True)
@@ -266,6 +292,9 @@ class Study:
 
     def should_stop(self, trial: Trial) -> bool:
         """Whether early termination stops a trial, given the values that it has reported."""
+        if isinstance(self._study.sampler, UsersStudy):
+            self._study.pruner = self._study.sampler.pruner
+            return trial.should_prune()
         if self.sweep.hyperband is None:
             return False
         sign = -1 if self.sweep.maximize else 1
