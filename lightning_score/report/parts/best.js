@@ -35,15 +35,9 @@ function difference(one, other) {
 
 const runButton = (run) => make("button", { type: "button", class: "run", onclick: () => showDetail(run) }, run.name);
 
-function settingText(value) {
-  if (value === undefined) return "not set";
-  if (typeof value === "string") return value;
-  return typeof value === "number" ? String(Number(value.toPrecision(6))) : JSON.stringify(value);
-}
-
 // The settings in which two runs differ: [name, value of the one, value of the other].
 function settingsThatDiffer(one, other) {
-  return state.data.differing.map((name) => [name, settingText(one.settings[name]), settingText(other.settings[name])])
+  return differing().map((name) => [name, settingText(one.settings[name]), settingText(other.settings[name])])
     .filter(([, left, right]) => left !== right);
 }
 

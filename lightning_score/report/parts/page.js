@@ -58,7 +58,7 @@ function about(more = "") {
 function show() {
   showBest();
   showRuns();
-  for (const id of ["measures", "curves", "levels", "langevin"]) showSection(id);
+  showFigures();
   showPictures();
   showSweeps();
   showTests();
@@ -118,10 +118,6 @@ listOfRuns.addEventListener("change", ({ target }) => {
 listOfRuns.addEventListener("click", ({ target }) => {
   const button = target.closest("button.run");
   if (button) showDetail(state.data.runs[button.dataset.run]);
-});
-byId("x-axis").addEventListener("change", ({ target }) => {
-  state.x = target.value;
-  redraw();
 });
 byId("theme").addEventListener("click", () => {
   state.dark = !state.dark;
