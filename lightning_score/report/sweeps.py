@@ -18,7 +18,7 @@ from lightning_score.report.tables import with_two_errors
 from lightning_score.runs.folders import LEADS_OUT, leads_out
 from lightning_score.runs.records import floor_name
 from lightning_score.sweep.charts import values_of
-from lightning_score.sweep.folds import SEED, folded
+from lightning_score.sweep.folds import SEED, fold_key, folded
 from lightning_score.sweep.importance import importances
 from lightning_score.sweep.results import ENDED, TABLE, Results, Row, difference, floors_of, numeric, read_csv, short_name
 from lightning_score.sweep.spec import Sweep, from_entries
@@ -130,10 +130,10 @@ def _hypervolume(found: Results) -> dict[str, Any] | None:
 
     signs = [-1 if objective.maximize else 1 for objective in found.objectives]
     rows = [row for row in found.rows if row.state == "complete" and row.feasible]
-    losses = np.array([[sign * row.values.get(each.name, math.nan) for sign, each in zip(signs, found.objectives, strict=True)]
-                       for row in rows]).reshape(-1, len(signs))  # fmt: skip
-    kept = np.isfinite(losses).all(axis=1)
-    numbers, losses = [row.number for row, keep in zip(rows, kept, strict=True) if keep], losses[kept]
+    values = [[row.values.get(objective.name, math.nan) for objective in found.objectives] for row in rows]
+    losses = np.array(values).reshape(-1, len(signs)) * signs
+    kept = np.flatnonzero(np.isfinite(losses).all(axis=1))
+    numbers, losses = [rows[i].number for i in kept], losses[kept]
     if not numbers:
         return None
     reference = losses.max(axis=0)
@@ -240,10 +240,7 @@ def _add_members(trials: list[dict[str, Any]], found: Results, read: Results, fo
         single = _trial(read, row, ()) | {"settings": [], "seed": row.settings.get(SEED), "gap": None, "gapError": None}
         if (own := _folder_of(row, folder)) in places:
             single["run"] = places[own]
-        members.setdefault(_without_seed(row), []).append(single)
-    for trial, row in zip(trials, found.rows, strict=True):
-        trial["members"] = members[_without_seed(row)]
-
-
-def _without_seed(row: Row) -> str:
-    return repr(sorted((name, row.text(name)) for name in row.settings if name != SEED))
+        members.setdefault(fold_key(row), []).append(single)
+    for trial, singles in zip(trials, members.values(), strict=True):  # `folded` keeps their order
+        if len(singles) > 1:
+            trial["members"] = singles

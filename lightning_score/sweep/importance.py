@@ -16,6 +16,8 @@ MOST = 100
 FANOVA = "functional ANOVA (Hutter et al. 2014)"
 PED_ANOVA = "PED-ANOVA (Watanabe et al. 2023)"
 
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
 
 def importances(rows: Sequence[Row], names: Sequence[str], maximize: bool = False) -> tuple[dict[str, float], str]:
     """Each parameter's share, the largest first, and the method's name; no shares for fewer than four different results.

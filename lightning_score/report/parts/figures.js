@@ -37,6 +37,7 @@ function draw(chart) {
   chart.dataset.view = view.label;
   chart.dataset.drawn = "true";
   Plotly.react(chart, data, layout, { responsive: true, displaylogo: false });
+  panel.drawn?.(chart);
 }
 
 // A figure with its choice of views; the same element is used again when the data are new.

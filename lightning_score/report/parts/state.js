@@ -8,6 +8,7 @@ const state = {
   off: new Set(), // names of the runs that the figures leave out
   x: "steps",
   view: {}, // chosen view of each panel, by its key
+  sweep: { name: null, others: [], trials: [], picked: {} }, // shown, overlaid, selected trials, choices of its figures
   run: {}, // chosen run of each section, by name
   kind: null, // of the pictures
   step: Infinity, // of the pictures

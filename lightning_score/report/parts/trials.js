@@ -120,7 +120,7 @@ function historyFigure(sweep, others, k) {
   const failed = sweep.trials.filter(({ state: is }) => is === "failed");
   if (failed.length)
     data.push(points(sweep, failed, ({ number }) => number, () => 0.02, {
-      name: "failed", yaxis: "y2", marker: { symbol: "x", color: paint("bad") },
+      name: "failed", yaxis: "y2", marker: { symbol: "x", color: LINES[1] },
     }));
   data.push(...floorLine(measure, numbers));
   return { data, layout: {
@@ -261,15 +261,15 @@ function mapFigure(sweep, p, q, k) {
 function parallelFigure(sweep, k) {
   const measures = measuresOf(sweep), measure = measures[k];
   const ranked = rankedBy(sweep, measure).reverse(); // the best is drawn last, on top
-  const dimension = (title, values, texts) => {
-    const axis = numberAxis("", values, 20), scaled = axis.type ? Math.log10 : Number;
+  const dimension = (title, values, texts, ratio = 20) => {
+    const axis = numberAxis("", values, ratio), scaled = axis.type ? Math.log10 : Number;
     const label = escaped(clipped(title, 16));
     if (texts) return { label, values, range: [-0.5, texts.length - 0.5], tickvals: texts.map((_, i) => i), ticktext: texts.map((text) => escaped(clipped(text, 14))) };
     const ticks = axis.tickvals?.filter((tick) => tick >= Math.min(...values) && tick <= Math.max(...values)) ?? [];
     return { label, values: values.map(scaled), ...(ticks.length > 1 ? { tickvals: ticks.map(scaled), ticktext: ticks.map(shortNumber) } : {}) };
   };
   const { trials: chosen } = state.sweep;
-  const trial = { ...dimension("trial", ranked.map(({ number }) => number)), ...(chosen.length ? { constraintrange: chosen.map((n) => [n - 0.4, n + 0.4]) } : {}) };
+  const trial = { ...dimension("trial", ranked.map(({ number }) => number), null, Infinity), ...(chosen.length ? { constraintrange: chosen.map((n) => [n - 0.4, n + 0.4]) } : {}) };
   const settings = sweep.parameters.map(({ title, texts }, p) => {
     const values = ranked.map((each) => each.settings[p]);
     const absent = values.includes(null);
@@ -295,10 +295,11 @@ const singles = (sweep) => sweep.trials.flatMap((trial) => (trial.members ?? [tr
 function timelineFigure(sweep) {
   const known = singles(sweep).filter(([each]) => each.started !== undefined).sort(([a], [b]) => a.started - b.started);
   const workers = unique(known.map(([each]) => each.worker || "unknown"));
+  const latest = Math.max(...known.map(([each]) => each.started + (each.seconds ?? 0)));
+  const lasted = ([each]) => each.seconds ?? Math.max((each.state === "running" ? state.data.made : latest) - each.started, 0);
   const { trials: chosen } = state.sweep;
   const data = Object.entries(STATES).map(([name, color]) => {
     const own = known.filter(([each]) => each.state === name);
-    const lasted = ([each]) => each.seconds ?? Math.max(state.data.made - each.started, 0);
     return {
       type: "bar", orientation: "h", name, marker: { color, line: { color: paint("page"), width: 1 } },
       base: own.map(([each]) => each.started * 1000), x: own.map((each) => lasted(each) * 1000), y: own.map(([each]) => each.worker || "unknown"),
