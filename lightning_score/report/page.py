@@ -13,23 +13,25 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from lightning_score.report import figures, sweeps, tables
+from lightning_score.report.finding import Reader
 from lightning_score.report.pictures import add_pictures, embed_pictures
-from lightning_score.report.reading import Run, find_runs
+from lightning_score.report.reading import Run
 from lightning_score.report.values import plain_settings, values
 
 STAGES = 12
 """Maximal number of validations with a Langevin figure."""
 
 
-def page_data(root: Path) -> tuple[dict[str, Any], list[Run]]:
-    """The data of the page without pictures, and the runs and trials that may have some.
+def page_data(root: Path, reader: Reader | None = None) -> tuple[dict[str, Any], list[Run]]:
+    """The data of the page without pictures, and the runs and the trials with pictures.
 
     Args:
         root: the folder of all runs.
+        reader: one that has read them.
     """
-    runs, folders = find_runs(root)
-    found = [sweeps.sweep_data(folder, root, runs) for folder in folders]
-    pictured = [run for _, own in found for run in own]
+    reader = reader or Reader(root).look()
+    runs = reader.runs
+    found = [reader.once(folder, version, sweeps.sweep_data) for folder, version in reader.sweeps.items()]
     return {
         "root": str(root),
         "made": time.time(),
@@ -38,7 +40,7 @@ def page_data(root: Path) -> tuple[dict[str, Any], list[Run]]:
         "tests": tables.tests_table(runs),
         "panels": _panels(runs),
         "sweeps": [entry for entry, _ in found],
-    }, [*runs, *pictured]
+    }, [*runs, *(trial for _, trials in found for trial in trials)]
 
 
 def _run(run: Run) -> dict[str, Any]:
@@ -79,11 +81,15 @@ def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
         _panel("curves", "Losses and other metrics", curves, "As logged in metrics.csv."),
     ]
     for i, run in enumerate(runs):
-        panels.append(_panel("levels", "Loss per noise level", figures.levels(run), EXCESS, i))
-        kept = [run.langevin[k] for k in reversed(figures.evenly(len(run.langevin), STAGES))]
-        stages = {f"step {entries['step']}": figures.langevin(entries) for entries in kept}
-        panels.append(_panel("langevin", "Langevin dynamics per noise level", stages, VARIANCE, i))
+        panels.append(_panel("levels", "Loss per noise level", run.once("levels", figures.levels), EXCESS, i))
+        panels.append(_panel("langevin", "Langevin dynamics per noise level", run.once("langevin", _stages), VARIANCE, i))
     return [panel for panel in panels if panel["views"]]
+
+
+def _stages(run: Run) -> dict[str, Any]:
+    """The figures of Langevin dynamics at validations, the last first."""
+    kept = [run.langevin[k] for k in reversed(figures.evenly(len(run.langevin), STAGES))]
+    return {f"step {entries['step']}": figures.langevin(entries) for entries in kept}
 
 
 def _panel(section: str, title: str, views: Mapping[str, Any], caption: str, run: int | None = None) -> dict[str, Any]:

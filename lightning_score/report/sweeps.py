@@ -4,7 +4,6 @@ import math
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,12 @@ TAIL = 3000
 """Maximal number of characters of a log."""
 
 
-def sweep_data(folder: Path, root: Path, runs: Sequence[Run]) -> tuple[dict[str, Any], list[Run]]:
+def sweep_data(folder: Path, root: Path) -> tuple[dict[str, Any], list[Run]]:
     """A sweep for the page, or the reason why it cannot be read; and a run for each trial with pictures.
 
     Args:
         folder: of the sweep.
         root: the folder of all runs.
-        runs: all runs, in the order of the page.
     """
     entry: dict[str, Any] = {"name": folder_name(folder, root), "problem": "", "text": "", "trials": []}
     files = [folder / file for file in (TABLE, "sweep.yaml", "summary.md")]
@@ -48,9 +46,9 @@ def sweep_data(folder: Path, root: Path, runs: Sequence[Run]) -> tuple[dict[str,
         entry |= _overview(found, folder)
         numbers = [each["name"] for each in entry["parameters"] if each["texts"] is None]
         entry["trials"] = [_trial(found, row, numbers) for row in found.rows]
-        pictured = _details(entry["trials"], found, folder, root, runs)
+        pictured = _details(entry["trials"], found, folder, root)
         if found is not read:
-            _add_members(entry["trials"], found, read, folder, runs)
+            _add_members(entry["trials"], read, folder, root)
     except FileNotFoundError:
         entry["problem"] = "it has no table of trials yet"
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
@@ -65,7 +63,7 @@ def _overview(found: Results, folder: Path) -> dict[str, Any]:
     ended = sum(row.state in ENDED for row in found.rows)
     states = {row.state for row in found.rows}
     state = "running" if "running" in states else "finished" if ended == len(found.rows) else "interrupted"
-    shares, method = _importances(folder / TABLE, (folder / TABLE).stat().st_mtime_ns)
+    shares, method = _importances(found)
     return {
         "state": state,
         "ended": ended,
@@ -110,10 +108,9 @@ def _parameter(found: Results, name: str, shares: Sequence[dict[str, float]]) ->
     return {"name": name, "title": short_name(name), "texts": texts, "importances": own}
 
 
-@lru_cache(64)
-def _importances(file: Path, version: int) -> tuple[list[dict[str, float]], str]:
-    """The importances for each objective, which take up to seconds; computed once for each version of the table."""
-    found, shares, method = folded(read_csv(file.parent)), [], ""
+def _importances(found: Results) -> tuple[list[dict[str, float]], str]:
+    """The importances for each objective, and the method."""
+    shares, method = [], ""
     for objective in found.objectives:
         rows = [row.of(objective.name) for row in found.ranked]
         rows = [row for row in rows if math.isfinite(row.value)]
@@ -178,29 +175,28 @@ def _setting(row: Row, name: str, number: bool) -> float | str | None:
     return None if value == "" else rounded([value])[0] if number else row.text(name)
 
 
-def _details(trials: list[dict[str, Any]], found: Results, folder: Path, root: Path, runs: Sequence[Run]) -> list[Run]:
-    """Adds to the trials their commands, logs and runs; returns runs with the pictures of the best trials that only sample,
-    in the order of the trials that get the key `pictures`.
+def _details(trials: list[dict[str, Any]], found: Results, folder: Path, root: Path) -> list[Run]:
+    """Adds to the trials their commands, logs and the names of their runs; returns the best ones that only sample with
+    their pictures, in the order of the trials that get the key `pictures`.
     """
     spec, best = _spec(folder), {row.number for row in found.ranked[:DETAILED]}
-    places = {run.folder.resolve(): i for i, run in enumerate(runs)}
     pictured = []
     for trial, row in zip(trials, found.rows, strict=True):
-        trial["again"] = _again(spec, row)
         own = _folder_of(row, folder)
-        if own in places:
-            trial["run"] = places[own]
-        elif row.number in best and own.is_dir() and (run := read_run(own, root)).pictures:
-            trial["pictures"] = {}
-            pictured.append(run)
+        trial |= {"again": _again(spec, row), "run": folder_name(own, root)}
         if row.number in best or row.state in ("failed", "running"):
             trial["log"] = _tail(own.with_suffix(".log"), root)
+        if row.number in best and own.is_dir():
+            run = read_run(own, root)
+            if run.status.get("command") != "fit" and run.pictures:
+                trial["pictures"] = {}
+                pictured.append(run)
     return pictured
 
 
 def _folder_of(row: Row, folder: Path) -> Path:
     """The folder of a trial where its sweep is now."""
-    return (folder / "trials").resolve() / (Path(row.folder).name.strip(".") or "none")
+    return folder / "trials" / (Path(row.folder).name.strip(".") or "none")
 
 
 def _spec(folder: Path) -> Sweep | None:
@@ -232,14 +228,12 @@ def _tail(log: Path, root: Path) -> str:
     return text if log.stat().st_size <= TAIL else text.partition("\n")[2]
 
 
-def _add_members(trials: list[dict[str, Any]], found: Results, read: Results, folder: Path, runs: Sequence[Run]) -> None:
+def _add_members(trials: list[dict[str, Any]], read: Results, folder: Path, root: Path) -> None:
     """Adds to the rows of several training seeds their single trials."""
-    places = {run.folder.resolve(): i for i, run in enumerate(runs)}
     members: dict[str, list[dict[str, Any]]] = {}
     for row in read.rows:
-        single = _trial(read, row, ()) | {"settings": [], "seed": row.settings.get(SEED), "gap": None, "gapError": None}
-        if (own := _folder_of(row, folder)) in places:
-            single["run"] = places[own]
+        single = _trial(read, row, ()) | {"seed": row.settings.get(SEED), "run": folder_name(_folder_of(row, folder), root)}
+        single = {key: value for key, value in single.items() if key not in ("settings", "gap", "gapError")}
         members.setdefault(fold_key(row), []).append(single)
     for trial, singles in zip(trials, members.values(), strict=True):  # `folded` keeps their order
         if len(singles) > 1:

@@ -21,8 +21,9 @@ from run_folders import config, picture, record, run_folder, status
 
 from lightning_score.cli import run
 from lightning_score.report import figures, page, sweeps, tables
+from lightning_score.report.finding import find_runs
 from lightning_score.report.pictures import _spread, embed_pictures
-from lightning_score.report.reading import Curve, find_runs, read_run
+from lightning_score.report.reading import Curve, read_run
 from lightning_score.report.server import server
 from lightning_score.report.values import values
 from lightning_score.sweep.results import Results, Row, read_csv

@@ -249,7 +249,7 @@ function showTrial(sweep, trial) {
   for (const each of trial.members ?? [])
     parts.push(make("p", {}, `Seed ${each.seed} (trial ${each.number}): ${each.state}, ${withError(each.values[0], each.errors[0]) || "no value"}${each.message ? `: ${each.message}` : ""} `, ...runLink(each)));
   if (!trial.members) parts.push(...runLink(trial));
-  for (const [kind, pictures] of Object.entries(trial.pictures ?? state.data.runs[trial.run]?.pictures ?? {})) {
+  for (const [kind, pictures] of Object.entries(trial.pictures ?? runOf(trial)?.pictures ?? {})) {
     const { src, caption, drawing } = pictures.at(-1);
     const alt = `${kind.replaceAll("_", " ")} of trial ${trial.number}: ${caption}`;
     parts.push(make("figure", {}, make("img", { src, alt, class: drawing ? "drawing" : "pixels" }), make("figcaption", {}, alt)));
@@ -259,7 +259,12 @@ function showTrial(sweep, trial) {
   if (!byId("detail").open) byId("detail").showModal();
 }
 
-const runLink = ({ run }) => (run === undefined ? [] : [make("button", { type: "button", class: "run", onclick: () => {
-  byId("detail").close();
-  showDetail(state.data.runs[run]);
-} }, `Its run: ${state.data.runs[run].name}`)]);
+// A button that opens the run of a trial that trains.
+function runLink(trial) {
+  const run = runOf(trial);
+  const open = () => {
+    byId("detail").close();
+    showDetail(run);
+  };
+  return run ? [make("button", { type: "button", class: "run", onclick: open }, `Its run: ${run.name}`)] : [];
+}

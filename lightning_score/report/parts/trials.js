@@ -312,11 +312,13 @@ function timelineFigure(sweep) {
   return { data, layout: { barmode: "overlay", xaxis: { type: "date" }, yaxis } };
 }
 
+const runOf = (trial) => state.data.runs.find(({ name }) => name === trial.run);
+
 // The curves of the trials that train; a cross ends those that early termination has stopped.
 function curvesOf(sweep, k) {
   const { name } = sweep.objectives[k];
   return singles(sweep).flatMap(([each, trial]) => {
-    const curve = each.run === undefined ? undefined : state.data.runs[each.run].curves?.[name];
+    const curve = runOf(each)?.curves?.[name];
     return curve?.values.length ? [[each, trial, curve]] : [];
   });
 }
