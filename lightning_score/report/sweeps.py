@@ -15,7 +15,6 @@ from lightning_score.report.figures import rounded
 from lightning_score.report.reading import Run, folder_name, read_run
 from lightning_score.report.tables import with_two_errors
 from lightning_score.runs.folders import LEADS_OUT, leads_out
-from lightning_score.runs.records import floor_name
 from lightning_score.sweep.charts import values_of
 from lightning_score.sweep.folds import SEED, fold_key, folded
 from lightning_score.sweep.importance import importances
@@ -84,14 +83,22 @@ def _summary(found: Results, ended: int) -> str:
     if not found.ranked:
         return counts
     best = found.ranked[0]
-    settings = ", ".join(best.texts(found.varied))
+    settings = ", ".join(
+        f"{short_name(name)}={_brief(best, name)}" for name in found.varied if best.settings.get(name, "") != ""
+    )
     value = with_two_errors(best.value, best.error)
     return f"{counts} Best: trial {best.number}, {found.metric} {value}{f' with {settings}' if settings else ''}."
 
 
+def _brief(row: Row, name: str) -> str:
+    """A setting as text, a real number with four digits."""
+    value = row.settings[name]
+    return f"{value:.4g}" if isinstance(value, float) else row.text(name)
+
+
 def _objective(found: Results, name: str, maximize: bool) -> dict[str, Any]:
     floors = floors_of([row.of(name) for row in found.ranked])
-    floor = [float(f"{floors[0][0]:.5g}"), floor_name(floors[0][1])] if len(floors) == 1 else None
+    floor = [float(f"{floors[0][0]:.5g}"), floors[0][1]] if len(floors) == 1 else None
     return {"name": name, "maximize": maximize, "floor": floor}
 
 
@@ -166,7 +173,7 @@ def _trial(found: Results, row: Row, numbers: Sequence[str]) -> dict[str, Any]:
         "worker": row.worker,
         "message": row.message,
     }
-    return {key: value for key, value in entry.items() if value not in (None, "", [], False)}
+    return {key: value for key, value in entry.items() if value is not None and value is not False and value not in ("", [])}
 
 
 def _setting(row: Row, name: str, number: bool) -> float | str | None:

@@ -12,7 +12,7 @@ function showSweeps() {
   place.append(make("h3", { id: "sweep" }, sweep.name));
   if (sweep.problem) place.append(make("p", { class: "problem" }, `${sweep.name}: ${sweep.problem}.`));
   else {
-    place.append(make("p", {}, sweep.summary));
+    place.append(make("p", { class: "summary" }, sweep.summary));
     showSweepFigures(place, sweep);
     showTrials(place, sweep);
   }
@@ -69,7 +69,7 @@ const plainCell = (text) => [text, text];
 const numberCell = (value) => [value ?? null, shortNumber(value)];
 
 // A figure of a sweep with its own choices; each change draws it again.
-function sweepFigure(place, { key, title, caption, wide, choices = [], figure }) {
+function sweepFigure(place, { key, title, caption, wide, width, choices = [], figure }) {
   const view = { label: title, get figure() {
     const { data, layout } = figure();
     return { data, layout: { margin: { l: 50, r: 15, t: 15, b: 45 }, ...layout } };
@@ -77,8 +77,14 @@ function sweepFigure(place, { key, title, caption, wide, choices = [], figure })
   showPanel(place, { key: `sweep ${key}`, title, caption, views: [view], drawn: linked });
   const holder = place.lastElementChild, chart = holder.querySelector(".chart");
   holder.classList.toggle("wide", Boolean(wide));
+  if (width) {
+    chart.style.minWidth = width;
+    const frame = make("div", { class: "across", tabindex: 0, role: "group", "aria-label": title });
+    chart.before(frame);
+    frame.append(chart);
+  }
   holder.querySelector(".tools").prepend(make("strong", {}, title), ...choices.map(([label, options, name]) =>
-    choice(label, options, String(picked(name, options)), (value) => {
+    choice(label, options, picked(name, options), (value) => {
       state.sweep.picked[name] = value;
       draw(chart);
     })));
@@ -94,7 +100,7 @@ function showSweepFigures(place, sweep) {
   const grid = make("div", { class: "figures" });
   place.append(grid);
   const measures = measuresOf(sweep), { parameters, objectives } = sweep;
-  const goals = objectives.map(({ name }, k) => [k, name]);
+  const goals = objectives.map(({ name }, k) => [String(k), name]);
   const goal = (name) => Number(picked(name, goals));
   const objective = (name) => (goals.length > 1 ? [["Objective", goals, name]] : []);
   const others = () => overlaid(sweep);
@@ -106,14 +112,15 @@ function showSweepFigures(place, sweep) {
   } else {
     const histories = [...goals, ...(sweep.hypervolume ? [["hypervolume", "hypervolume"]] : [])];
     const reference = sweep.hypervolume ? ` Hypervolume: what the trials so far dominate below (${sweep.hypervolume.reference.map(shortNumber).join(", ")}), the worst values.` : "";
+    const seeded = sweep.trials.some(({ members }) => members) ? " Of several training seeds: the mean and its 95 % t-interval." : "";
     add({
-      key: "history", title: "History", caption: `Every trial in the order of the queue, two standard errors, and the best so far.${reference}`,
+      key: "history", title: "History", caption: `Every trial in the order of the queue, two standard errors, and the best so far.${seeded}${reference}`,
       choices: histories.length > 1 ? [["Of", histories, "history"]] : [],
       figure: () => (picked("history", histories) === "hypervolume" ? hypervolumeFigure(sweep) : historyFigure(sweep, others(), goal("history"))),
     });
   }
   if (measures.length > 1 && done.length > 1) {
-    const options = measures.map(({ name }, i) => [i, name]);
+    const options = measures.map(({ name }, i) => [String(i), name]);
     state.sweep.picked.up ??= "0";
     const first = objectives.length > 1 ? 1 : measures.findIndex(({ name }) => name.includes("NFE"));
     state.sweep.picked.across = picked("across", options, Math.max(first, 1));
@@ -125,7 +132,7 @@ function showSweepFigures(place, sweep) {
   }
   if (parameters.some(({ importances }) => importances.some((share) => share !== null)))
     add({ key: "importance", title: "Importance", caption: `Each parameter's share of the variance of the results, by ${sweep.method}.`, figure: () => importanceFigure(sweep) });
-  const several = parameters.map(({ title }, p) => [p, title]).filter(([p]) => unique(done.map((trial) => trial.settings[p])).filter((value) => value !== null).length > 1);
+  const several = parameters.map(({ title }, p) => [String(p), title]).filter(([p]) => unique(done.map((trial) => trial.settings[p])).filter((value) => value !== null).length > 1);
   several.sort(([p], [q]) => (parameters[q].importances[0] ?? 0) - (parameters[p].importances[0] ?? 0));
   if (several.length)
     add({
@@ -144,7 +151,7 @@ function showSweepFigures(place, sweep) {
     add({ key: "learning", title: "Learning curves", caption: "A line per training; × ends those that were stopped or failed.", choices: objective("learning of"), figure: () => curvesFigure(sweep, goal("learning of")) });
   if (done.length > 1)
     add({
-      key: "parallel", title: "Parallel coordinates", caption: "Strong colors are good results, by rank. Drag along an axis to select trials; click on it to select all.",
+      key: "parallel", title: "Parallel coordinates", width: `${110 * (parameters.length + measures.length + 1)}px`, caption: "Strong colors are good results, by rank. Drag along an axis to select trials; click on it to select all.",
       wide: true, choices: objective("parallel of"), figure: () => parallelFigure(sweep, goal("parallel of")),
     });
   if (singles(sweep).some(([each]) => each.started !== undefined))

@@ -1,13 +1,20 @@
 // Figures of a sweep, each from its trials.
-const LINES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]; // Okabe and Ito's, for color-blind readers
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star"];
 // Viridis without the end that is as dark, or as bright, as the page: the best trial is the strongest color.
-const SHADES = { light: ["#440154", "#482878", "#3e4989", "#31688e", "#26828e"], dark: ["#fde725", "#a0da39", "#4ac16d", "#1fa187", "#277f8e"] };
+const SHADES = { light: ["#440154", "#46327e", "#365c8d", "#277f8e", "#22a884"], dark: ["#fde725", "#a0da39", "#4ac16d", "#1fa187", "#277f8e"] };
 const FEW = 8; // values that are all marked on an axis
 const BARS = 150; // trials with error bars; more would cover each other
 const BINS = 24;
 
-const shades = () => SHADES[state.dark ? "dark" : "light"].map((color, i, all) => [i / (all.length - 1), color]);
+// Okabe and Ito's colors, for color-blind readers; those first that stand out most from the page.
+const INKS = {
+  light: { blue: "#0072b2", orange: "#d55e00", green: "#009e73", pink: "#cc79a7", yellow: "#b37a00", sky: "#3a8fc4" },
+  dark: { blue: "#56b4e9", orange: "#ff8c42", green: "#1fc796", pink: "#e394c4", yellow: "#f0c23c", sky: "#9fd4f5" },
+};
+const theme = () => (state.dark ? "dark" : "light");
+const inks = () => INKS[theme()];
+const lines = (i) => Object.values(inks())[i % 6];
+const shades = () => SHADES[theme()].map((color, i, all) => [i / (all.length - 1), color]);
 const paint = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 function shortNumber(value) {
@@ -19,7 +26,8 @@ function shortNumber(value) {
 
 const withError = (value, error) => shortNumber(value) + (error === undefined || error === null ? "" : ` ± ${shortNumber(2 * error)}`);
 const clipped = (text, most = 28) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
-const brief = (value, most) => (typeof value === "number" ? shortNumber(value) : clipped(value ?? "", most));
+// A value in short: a number with three digits, a class without its modules.
+const brief = (value, most) => (typeof value === "number" ? shortNumber(value) : clipped((value ?? "").replace(/^(\w+\.)+(?=[A-Z])/, ""), most));
 const unique = (values) => [...new Set(values)];
 const isWide = (values, ratio = 4) => values.length > 0 && Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) > ratio;
 
@@ -66,7 +74,7 @@ function points(sweep, trials, x, y, more = {}) {
   return {
     x: trials.map(x), y: trials.map(y), customdata: trials.map(({ number }) => number), mode: "markers",
     text: trials.map((trial) => aboutTrial(sweep, trial)), hovertemplate: "%{text}<extra></extra>",
-    unselected: { marker: { opacity: 0.15 } }, ...own, ...more, marker: { size: 8, ...more.marker },
+    unselected: { marker: { opacity: 0.15 } }, ...own, ...more, marker: { size: trials.length > BARS ? 5 : 8, ...more.marker },
   };
 }
 
@@ -98,7 +106,7 @@ function historyFigure(sweep, others, k) {
   const data = [], values = [], numbers = [];
   for (const [i, each] of [sweep, ...others].entries()) {
     const measure = measuresOf(each)[i ? 0 : k];
-    const color = LINES[i % LINES.length], prefix = others.length ? `${each.name}: ` : "";
+    const color = lines(i), prefix = others.length ? `${each.name}: ` : "";
     const done = each.trials.filter((trial) => isDone(trial, measure) && !trial.infeasible).sort((a, b) => a.number - b.number);
     let best = null;
     const so_far = done.map((trial) => (best = best === null || better(measure)(trial, best) < 0 ? trial : best));
@@ -120,18 +128,18 @@ function historyFigure(sweep, others, k) {
   const failed = sweep.trials.filter(({ state: is }) => is === "failed");
   if (failed.length)
     data.push(points(sweep, failed, ({ number }) => number, () => 0.02, {
-      name: "failed", yaxis: "y2", marker: { symbol: "x", color: LINES[1] },
+      name: "failed", yaxis: "y2", marker: { symbol: "x", color: inks().orange },
     }));
   data.push(...floorLine(measure, numbers));
   return { data, layout: {
-    xaxis: { title: { text: "trial" }, rangemode: "nonnegative" }, yaxis: numberAxis(measure.name, [...values, ...(measure.floor ?? []).slice(0, 1)]),
+    xaxis: { title: { text: "trial" }, range: [-0.03, 1.03].map((place) => place * Math.max(...sweep.trials.map(({ number }) => number), 1)) }, yaxis: numberAxis(measure.name, [...values, ...(measure.floor ?? []).slice(0, 1)]),
     yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },
   } };
 }
 
 function hypervolumeFigure({ hypervolume }) {
   const { numbers, values } = hypervolume;
-  const line = { x: numbers, y: values, customdata: numbers, mode: "lines+markers", line: { shape: "hv", color: LINES[0] }, marker: { size: 5 },
+  const line = { x: numbers, y: values, customdata: numbers, mode: "lines+markers", line: { shape: "hv", color: lines(0) }, marker: { size: 5 },
     hovertemplate: "%{y:.4g} after trial %{x}<extra></extra>" };
   return { data: [line], layout: { xaxis: { title: { text: "trial" } }, yaxis: { title: { text: "hypervolume" }, automargin: true, rangemode: "tozero" } } };
 }
@@ -151,13 +159,13 @@ function frontFigure(sweep, others, x, y) {
   for (const [i, each] of [sweep, ...others].entries()) {
     const [across, up] = [x, y].map(({ name }) => measuresOf(each).find((measure) => measure.name === name));
     if (!across || !up) continue;
-    const color = LINES[i % LINES.length], prefix = others.length ? `${each.name}: ` : "";
+    const color = lines(i), prefix = others.length ? `${each.name}: ` : "";
     const front = frontOf(each, across, up);
     for (const [name, symbol, trials] of kindsOf(each, up)) {
       const error_x = bars(trials, across);
       const dots = points(each, trials, across.of, up.of, {
         name: escaped(prefix + name), error_y: bars(trials, up), error_x: { ...error_x, visible: error_x.visible && error_x.array.some(Boolean) },
-        marker: { color, symbol, opacity: 0.75, size: trials.map((trial) => (front.includes(trial) ? 11 : 7)) },
+        marker: { color, symbol, opacity: 0.75, size: trials.map((trial) => (front.includes(trial) ? 10 : trials.length > BARS ? 5 : 7)) },
       });
       data.push(i ? { ...dots, selectedpoints: undefined, customdata: undefined } : dots);
       all[0].push(...dots.x);
@@ -175,7 +183,7 @@ function importanceFigure({ parameters, objectives }) {
   const names = order.map(({ name }, i) => `${i}${name}`); // categories that differ even where their titles do not
   const data = objectives.map(({ name }, k) => ({
     type: "bar", orientation: "h", y: names, x: order.map((each) => each.importances[k]), name: escaped(clipped(name, 40)),
-    customdata: order.map((each) => escaped(each.name)), marker: { color: LINES[k % LINES.length] },
+    customdata: order.map((each) => escaped(each.name)), marker: { color: lines(k) },
     hovertemplate: `%{customdata}: %{x:.1%}<extra></extra>`,
   }));
   const yaxis = { tickvals: names, ticktext: order.map(({ title }) => escaped(clipped(title, 22))), automargin: true };
@@ -192,22 +200,22 @@ function sliceFigure(sweep, others, p, k) {
   const place = (trial) => (texts ? texts.indexOf(trial.settings[p]) + (((trial.number * 0.618) % 1) - 0.5) / 2 : trial.settings[p]); // which keeps points apart
   const data = [...(joined ? groups : [["trials", known]])].map(([name, trials], i) => {
     const members = texts ? trials : [...trials].sort((a, b) => a.settings[p] - b.settings[p]);
-    const color = LINES[i % LINES.length];
+    const color = lines(i);
     const errors = { ...bars(members, measure), visible: known.length <= BARS };
-    const more = { name: escaped(clipped(name || "trials", 40)), mode: joined && !texts ? "lines+markers" : "markers", marker: { color, symbol: SYMBOLS[Math.floor(i / LINES.length)] }, line: { width: 1.5, color } };
+    const more = { name: escaped(clipped(name || "trials", 40)), mode: joined && !texts ? "lines+markers" : "markers", marker: { color, symbol: SYMBOLS[Math.floor(i / 6)] }, line: { width: 1.5, color } };
     return texts ? points(sweep, members, measure.of, place, { ...more, error_x: errors })
       : points(sweep, members, place, measure.of, { ...more, error_y: errors });
   });
   const own = numberAxis(measure.name, known.map(measure.of));
   if (texts) {
-    const yaxis = { title: { text: escaped(clipped(parameter.title, 40)) }, automargin: true, tickvals: texts.map((_, i) => i), ticktext: texts.map((text) => escaped(clipped(text, innerWidth < 640 ? 14 : 28))) };
+    const yaxis = { title: { text: escaped(clipped(parameter.title, 40)) }, automargin: true, tickvals: texts.map((_, i) => i), ticktext: texts.map((text) => escaped(brief(text, innerWidth < 640 ? 14 : 28))) };
     return { data, layout: { xaxis: own, yaxis } };
   }
   for (const [i, other] of others.entries()) {
     const q = other.parameters.findIndex(({ name, texts: choices }) => name === parameter.name && !choices);
     if (q < 0) continue;
     const theirs = rankedBy(other, measuresOf(other)[0]).filter((trial) => trial.settings[q] !== null);
-    const color = LINES[(i + 1) % LINES.length];
+    const color = lines(i + 1);
     data.push({ ...points(other, theirs, (trial) => trial.settings[q], (trial) => trial.values[0], { name: escaped(other.name), marker: { color, symbol: "x", opacity: 0.6 } }), selectedpoints: undefined, customdata: undefined });
   }
   return { data, layout: { xaxis: numberAxis(parameter.title, data.flatMap(({ x }) => x)), yaxis: own } };
@@ -249,7 +257,7 @@ function mapFigure(sweep, p, q, k) {
   };
   const data = contour
     ? [{ ...common, type: "contour", connectgaps: true, text: undefined, customdata: undefined, hoverinfo: "skip", line: { width: 0.5 }, ncontours: 12 },
-       points(sweep, known, (trial) => trial.settings[p], (trial) => trial.settings[q], { name: "trials", marker: { size: 6, color: paint("page"), line: { color: paint("text"), width: 1.5 } } })]
+       points(sweep, known, (trial) => trial.settings[p], (trial) => trial.settings[q], { name: "trials", showlegend: false, marker: { size: known.length > BARS ? 3 : 6, color: paint("page"), line: { color: paint("text"), width: known.length > BARS ? 0.5 : 1.5 } } })]
     : [{ ...common, type: "heatmap", hovertemplate: "%{text}, trial %{customdata}<extra></extra>", xgap: 1, ygap: 1, ...(dense || innerWidth < 640 ? {} : { texttemplate: "%{text}" }) }];
   const axis = ({ title, numbers, bins }) => (numbers && contour ? { ...numberAxis(title, bins, 20) }
     : { title: { text: escaped(clipped(title, 40)) }, type: "category", automargin: true, nticks: 12,
@@ -264,7 +272,10 @@ function parallelFigure(sweep, k) {
   const dimension = (title, values, texts, ratio = 20) => {
     const axis = numberAxis("", values, ratio), scaled = axis.type ? Math.log10 : Number;
     const label = escaped(clipped(title, 16));
-    if (texts) return { label, values, range: [-0.5, texts.length - 0.5], tickvals: texts.map((_, i) => i), ticktext: texts.map((text) => escaped(clipped(text, 14))) };
+    if (texts) {
+      const marked = texts.map((_, i) => i).filter((i) => i % Math.ceil(texts.length / 14) === 0);
+      return { label, values, range: [-0.5, texts.length - 0.5], tickvals: marked, ticktext: marked.map((i) => escaped(brief(texts[i], 14))) };
+    }
     const ticks = axis.tickvals?.filter((tick) => tick >= Math.min(...values) && tick <= Math.max(...values)) ?? [];
     return { label, values: values.map(scaled), ...(ticks.length > 1 ? { tickvals: ticks.map(scaled), ticktext: ticks.map(shortNumber) } : {}) };
   };
@@ -288,7 +299,7 @@ function parallelFigure(sweep, k) {
   }], layout: { margin: { l: 40, r: 40, t: 60, b: 30 } } };
 }
 
-const STATES = { complete: LINES[0], "stopped early": LINES[4], failed: LINES[1], running: LINES[2], interrupted: LINES[3] };
+const STATES = { complete: "blue", "stopped early": "yellow", failed: "orange", running: "green", interrupted: "pink" };
 const singles = (sweep) => sweep.trials.flatMap((trial) => (trial.members ?? [trial]).map((each) => [each, trial]));
 
 // When which worker ran which trial.
@@ -301,7 +312,7 @@ function timelineFigure(sweep) {
   const data = Object.entries(STATES).map(([name, color]) => {
     const own = known.filter(([each]) => each.state === name);
     return {
-      type: "bar", orientation: "h", name, marker: { color, line: { color: paint("page"), width: 1 } },
+      type: "bar", orientation: "h", name, marker: { color: inks()[color], line: { color: paint("page"), width: 1 } },
       base: own.map(([each]) => each.started * 1000), x: own.map((each) => lasted(each) * 1000), y: own.map(([each]) => each.worker || "unknown"),
       customdata: own.map(([, trial]) => trial.number), unselected: { marker: { opacity: 0.2 } },
       ...(chosen.length ? { selectedpoints: own.flatMap(([, { number }], i) => (chosen.includes(number) ? [i] : [])) } : {}),
@@ -326,7 +337,7 @@ function curvesOf(sweep, k) {
 function curvesFigure(sweep, k) {
   const found = curvesOf(sweep, k), measure = measuresOf(sweep)[k];
   const order = new Map(rankedBy(sweep, measure).map((trial, i, all) => [trial.number, all.length > 1 ? i / (all.length - 1) : 0]));
-  const scale = SHADES[state.dark ? "dark" : "light"];
+  const scale = SHADES[theme()];
   const { trials: chosen } = state.sweep;
   const data = found.map(([each, trial, curve]) => {
     const color = order.has(trial.number) ? scale[Math.round(order.get(trial.number) * (scale.length - 1))] : "gray";
