@@ -17,7 +17,7 @@ from lightning_score.report.tables import with_two_errors
 from lightning_score.runs.folders import LEADS_OUT, leads_out
 from lightning_score.sweep.charts import values_of
 from lightning_score.sweep.folds import SEED, fold_key, folded
-from lightning_score.sweep.importance import importances
+from lightning_score.sweep.importance import MOST, importances
 from lightning_score.sweep.results import ENDED, TABLE, Results, Row, difference, floors_of, numeric, read_csv, short_name
 from lightning_score.sweep.spec import Sweep, from_entries
 
@@ -62,7 +62,7 @@ def _overview(found: Results, folder: Path) -> dict[str, Any]:
     ended = sum(row.state in ENDED for row in found.rows)
     states = {row.state for row in found.rows}
     state = "running" if "running" in states else "finished" if ended == len(found.rows) else "interrupted"
-    shares, method = _importances(found)
+    shares = [importances(found.by(objective)) for objective in found.objectives]
     return {
         "state": state,
         "ended": ended,
@@ -72,7 +72,7 @@ def _overview(found: Results, folder: Path) -> dict[str, Any]:
         "objectives": [_objective(found, objective.name, objective.maximize) for objective in found.objectives],
         "constraints": [str(constraint) for constraint in found.constraints],
         "parameters": [_parameter(found, name, shares) for name in found.varied],
-        "method": method,
+        "method": "PED-ANOVA" if len(found.ranked) > MOST else "functional ANOVA",
         "hypervolume": _hypervolume(found),
     }
 
@@ -113,17 +113,6 @@ def _parameter(found: Results, name: str, shares: Sequence[dict[str, float]]) ->
     texts = None if numeric(rows, name) else values_of(rows, name)
     own = [round(each[name], 4) if name in each else None for each in shares]
     return {"name": name, "title": short_name(name), "texts": texts, "importances": own}
-
-
-def _importances(found: Results) -> tuple[list[dict[str, float]], str]:
-    """The importances for each objective, and the method."""
-    shares, method = [], ""
-    for objective in found.objectives:
-        rows = [row.of(objective.name) for row in found.ranked]
-        rows = [row for row in rows if math.isfinite(row.value)]
-        share, method = importances(rows, found.varied, objective.maximize)
-        shares.append(share)
-    return shares, method
 
 
 def _hypervolume(found: Results) -> dict[str, Any] | None:
