@@ -5,7 +5,7 @@ import gzip
 import json
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,6 @@ from lightning_score.report.finding import Reader
 from lightning_score.report.pictures import add_pictures, embed_pictures
 from lightning_score.report.reading import Run
 from lightning_score.report.values import plain_settings, values
-
-STAGES = 12
-"""Maximal number of validations with a Langevin figure."""
 
 
 def page_data(root: Path, reader: Reader | None = None) -> tuple[dict[str, Any], list[Run]]:
@@ -35,10 +32,12 @@ def page_data(root: Path, reader: Reader | None = None) -> tuple[dict[str, Any],
     return {
         "root": str(root),
         "made": time.time(),
-        "runs": [_run(run) for run in runs],
+        "runs": [_run(run) | drawn for run, drawn in zip(runs, figures.data_of(runs), strict=True)],
+        "measures": figures.floors(runs),
+        "student": figures.student(len(runs)),
+        "colors": figures.COLORS,
         "table": tables.runs_table(runs),
         "tests": tables.tests_table(runs),
-        "panels": _panels(runs),
         "sweeps": [entry for entry, _ in found],
     }, [*runs, *(trial for _, trials in found for trial in trials)]
 
@@ -49,7 +48,6 @@ def _run(run: Run) -> dict[str, Any]:
     words = [str(word) for word in given] if isinstance(given, list) else []
     return {
         "name": run.name,
-        "color": figures.color(run),
         "state": run.state,
         "note": run.note,
         "problems": run.problems,
@@ -61,40 +59,6 @@ def _run(run: Run) -> dict[str, Any]:
         "values": values(run),
         "pictures": {},
     }
-
-
-MEASURED_ALIKE = "Two standard errors; values on one axis have the same features, data, split and number of samples."
-EXCESS = (
-    "Loss is 1/2 E||sigma s + z||^2, with weight sigma^2; the excess loss is its difference from the loss of the training "
-    "data's exact score."
-)
-VARIANCE = "A variance ratio above 1 means remaining noise, or noise from too large a step; below 1 it means lost diversity."
-
-
-def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """All figures of runs with their sections; figures of a single run have its number."""
-    measures = figures.measures(runs).items()
-    distances = {label: figures.measurements(runs, records, label) for label, records in measures}
-    curves = {name: figures.curves(runs, name) for name in figures.metrics(runs)}
-    panels = [
-        _panel("measures", "Distance to the data", distances, MEASURED_ALIKE),
-        _panel("curves", "Losses and other metrics", curves, "As logged in metrics.csv."),
-    ]
-    for i, run in enumerate(runs):
-        panels.append(_panel("levels", "Loss per noise level", run.once("levels", figures.levels), EXCESS, i))
-        panels.append(_panel("langevin", "Langevin dynamics per noise level", run.once("langevin", _stages), VARIANCE, i))
-    return [panel for panel in panels if panel["views"]]
-
-
-def _stages(run: Run) -> dict[str, Any]:
-    """The figures of Langevin dynamics at validations, the last first."""
-    kept = [run.langevin[k] for k in reversed(figures.evenly(len(run.langevin), STAGES))]
-    return {f"step {entries['step']}": figures.langevin(entries) for entries in kept}
-
-
-def _panel(section: str, title: str, views: Mapping[str, Any], caption: str, run: int | None = None) -> dict[str, Any]:
-    figures_by_label = [{"label": label, "figure": figure} for label, figure in views.items()]
-    return {"section": section, "title": title, "caption": caption, "run": run, "views": figures_by_label}
 
 
 @cache

@@ -21,7 +21,8 @@ def importances(found: Results) -> dict[str, float]:
     """Each parameter's share of the variance of the metric, the largest first (functional ANOVA, Hutter et al. 2014; of more
     than 200 results PED-ANOVA, Watanabe et al. 2023).
 
-    For functional ANOVA a random forest is fitted to the results. Choices, and parameters with few values, are categories of equal weight.
+    For functional ANOVA a random forest is fitted to the results. Choices, and parameters with few values, are categories
+    of equal weight.
     Empty for fewer than four results, or if all are equal.
 
     Args:

@@ -61,127 +61,133 @@ function showSweepList(place) {
   table.table().body().addEventListener("change", ({ target }) => {
     const name = nameAt(target);
     state.sweep.others = target.checked ? [...state.sweep.others, name] : state.sweep.others.filter((each) => each !== name);
-    redraw();
+    redrawCharts();
   });
 }
 
 const plainCell = (text) => [text, text];
-const numberCell = (value) => [value ?? null, shortNumber(value)];
+const numberCell = (value) => [value ?? null, short(value)];
 
-// A figure of a sweep with its own choices; each change draws it again.
-function sweepFigure(place, { key, title, caption, wide, width, choices = [], figure }) {
-  const view = { label: title, get figure() {
-    const { data, layout } = figure();
-    return { data, layout: { margin: { l: 50, r: 15, t: 15, b: 45 }, ...layout } };
-  } };
-  showPanel(place, { key: `sweep ${key}`, title, caption, views: [view], drawn: linked });
-  const holder = place.lastElementChild, chart = holder.querySelector(".chart");
-  holder.classList.toggle("wide", Boolean(wide));
-  if (width) {
-    chart.style.minWidth = width;
-    const frame = make("div", { class: "across", tabindex: 0, role: "group", "aria-label": title });
-    chart.before(frame);
-    frame.append(chart);
-  }
-  holder.querySelector(".tools").prepend(make("strong", {}, title), ...choices.map(([label, options, name]) =>
-    choice(label, options, picked(name, options), (value) => {
+// A figure of a sweep with its own choices, as [label, options, name, index of the one that is chosen at first].
+function sweepFigure(place, sweep, { key, title, text, wide, width, choices = [], figure }) {
+  const chart = showChart(place, {
+    key: `sweep ${key}`, title, text, drawn: linked,
+    tools: choices.map(([label, options, name, first]) => choice(label, options, picked(name, options, first), (value) => {
       state.sweep.picked[name] = value;
       draw(chart);
-    })));
+    })),
+    make: () => {
+      const made = figure();
+      const legend = made.data.filter(({ name, showlegend }) => name && showlegend !== false).length;
+      const showlegend = legend > 1 && legend <= 14;
+      const layout = { showlegend, legend: { orientation: "h", y: -0.18, yanchor: "top" }, dragmode: dragging(), selections: [], ...made.layout };
+      return { sentence: `${title} of ${sweep.name}. ${text}`, kind: key, ...made, layout };
+    },
+  });
+  chart.parentElement.classList.toggle("wide", Boolean(wide));
+  if (!width) return;
+  const frame = make("div", { class: "across", tabindex: 0, role: "group", "aria-label": title });
+  chart.before(frame);
+  chart.style.minWidth = width;
+  frame.append(chart);
 }
 
-// What is chosen of some options [value, text]; without a choice the first, or another.
-function picked(name, options, otherwise = 0) {
-  const values = options.map(([value]) => String(value)), chosen = state.sweep.picked[name];
-  return values.includes(chosen) ? chosen : values[Math.min(otherwise, values.length - 1)];
+const dragging = () => (matchMedia("(pointer: coarse)").matches ? false : state.sweep.drag);
+
+// What is chosen of some options [value, text]; without a choice that of an index.
+function picked(name, options, first = 0) {
+  const values = options.map(([value]) => value), chosen = state.sweep.picked[name];
+  return values.includes(chosen) ? chosen : values[Math.min(first, values.length - 1)];
 }
 
 function showSweepFigures(place, sweep) {
-  const grid = make("div", { class: "figures" });
+  const grid = make("div", { class: "charts" });
   place.append(grid);
-  const measures = measuresOf(sweep), { parameters, objectives } = sweep;
-  const goals = objectives.map(({ name }, k) => [String(k), name]);
-  const goal = (name) => Number(picked(name, goals));
+  const { parameters, objectives, trials, hypervolume } = sweep;
+  const measures = measuresOf(sweep), done = rankedBy(sweep, measures[0]), others = () => overlaid(sweep);
+  const add = (entry) => sweepFigure(grid, sweep, entry);
+  const goals = objectives.map(({ name }) => [name, name]);
+  const goal = (name) => objectives.findIndex((each) => each.name === picked(name, goals));
   const objective = (name) => (goals.length > 1 ? [["Objective", goals, name]] : []);
-  const others = () => overlaid(sweep);
-  const done = rankedBy(sweep, measures[0]);
-  const add = (entry) => sweepFigure(grid, entry);
-  const valued = sweep.trials.some((trial) => trial.values.some((value) => value !== null));
-  if (!valued) {
-    grid.append(make("p", { class: "note" }, "No trial has a value yet."));
-  } else {
-    const histories = [...goals, ...(sweep.hypervolume ? [["hypervolume", "hypervolume"]] : [])];
-    const reference = sweep.hypervolume ? ` Hypervolume: what the trials so far dominate below (${sweep.hypervolume.reference.map(shortNumber).join(", ")}), the worst values.` : "";
-    const seeded = sweep.trials.some(({ members }) => members) ? " Of several training seeds: the mean and its 95 % t-interval." : "";
+  if (trials.some(({ values }) => values.some(isKnown))) {
+    const options = [...goals, ...(hypervolume ? [["hypervolume", "hypervolume"]] : [])];
+    const seeds = trials.some(({ members }) => members) ? " Of several training seeds: the mean and its 95 % t-interval." : "";
+    const volume = hypervolume ? ` Hypervolume: what the trials so far dominate up to (${hypervolume.reference.map(short).join(", ")}), the worst values.` : "";
     add({
-      key: "history", title: "History", caption: `Every trial in the order of the queue, two standard errors, and the best so far.${seeded}${reference}`,
-      choices: histories.length > 1 ? [["Of", histories, "history"]] : [],
-      figure: () => (picked("history", histories) === "hypervolume" ? hypervolumeFigure(sweep) : historyFigure(sweep, others(), goal("history"))),
+      key: "history", title: "History", text: `Every trial in the order of the queue with two standard errors, and the best so far.${seeds}${volume}`,
+      choices: options.length > 1 ? [["Of", options, "history"]] : [],
+      figure: () => (hypervolume && picked("history", options) === "hypervolume" ? hypervolumeFigure(sweep) : historyFigure(sweep, others(), goal("history"))),
     });
-  }
+  } else grid.append(make("p", { class: "note" }, "No trial has a value yet."));
   if (measures.length > 1 && done.length > 1) {
-    const options = measures.map(({ name }, i) => [String(i), name]);
-    state.sweep.picked.up ??= "0";
-    const first = objectives.length > 1 ? 1 : measures.findIndex(({ name }) => name.includes("NFE"));
-    state.sweep.picked.across = picked("across", options, Math.max(first, 1));
+    const options = measures.map(({ name }) => [name, name]);
+    const measure = (name, first) => measures.find((each) => each.name === picked(name, options, first));
     add({
-      key: "front", title: "Pareto front", caption: "No trial is better than one of the front in both; two standard errors.",
-      choices: [["Across", options, "across"], ["Up", options, "up"]],
-      figure: () => frontFigure(sweep, others(), measures[picked("across", options)], measures[picked("up", options)]),
+      key: "front", title: "Pareto front", text: "No trial is better than one of the front in both; two standard errors.",
+      choices: [["Across", options, "front across", 1], ["Up", options, "front up"]],
+      figure: () => frontFigure(sweep, others(), measure("front across", 1), measure("front up")),
     });
   }
-  if (parameters.some(({ importances }) => importances.some((share) => share !== null)))
-    add({ key: "importance", title: "Importance", caption: `Each parameter's share of the variance of the results, by ${sweep.method}.`, figure: () => importanceFigure(sweep) });
-  const several = parameters.map(({ title }, p) => [String(p), title]).filter(([p]) => unique(done.map((trial) => trial.settings[p])).filter((value) => value !== null).length > 1);
-  several.sort(([p], [q]) => (parameters[q].importances[0] ?? 0) - (parameters[p].importances[0] ?? 0));
-  if (several.length)
+  if (parameters.some(({ importances }) => importances.some(isKnown)))
+    add({ key: "importance", title: "Importance", text: `Each parameter's share of the variance of the results, by ${sweep.method}.`, figure: () => importanceFigure(sweep) });
+  const several = parameters.map((parameter, p) => ({ ...parameter, p })).filter(({ p }) => distinct(done.map(({ settings }) => settings[p])).filter(isKnown).length > 1);
+  const options = several.sort((a, b) => (b.importances[0] ?? 0) - (a.importances[0] ?? 0)).map(({ name, title }) => [name, title]);
+  const parameter = (name, first) => parameters.findIndex((each) => each.name === picked(name, options, first));
+  if (options.length)
     add({
-      key: "slice", title: "Slice", caption: "The results against one parameter.", choices: [["Parameter", several, "slice"], ...objective("slice of")],
-      figure: () => sliceFigure(sweep, others(), Number(picked("slice", several)), goal("slice of")),
+      key: "slice", title: "Slice", text: "The results against one parameter.", choices: [["Parameter", options, "slice"], ...objective("slice of")],
+      figure: () => sliceFigure(sweep, others(), parameter("slice"), goal("slice of")),
     });
-  if (several.length > 1) {
-    state.sweep.picked["map up"] = picked("map up", several, 1);
+  if (options.length > 1)
     add({
-      key: "map", title: "Two parameters", caption: "The best result over all other parameters.",
-      choices: [["Across", several, "map across"], ["Up", several, "map up"], ...objective("map of")],
-      figure: () => mapFigure(sweep, Number(picked("map across", several)), Number(picked("map up", several)), goal("map of")),
+      key: "map", title: "Two parameters", text: "The best result over all other parameters.",
+      choices: [["Across", options, "map across"], ["Up", options, "map up", 1], ...objective("map of")],
+      figure: () => mapFigure(sweep, parameter("map across"), parameter("map up", 1), goal("map of")),
     });
-  }
-  if (curvesOf(sweep, 0).length)
-    add({ key: "learning", title: "Learning curves", caption: "A line per training; × ends those that were stopped or failed.", choices: objective("learning of"), figure: () => curvesFigure(sweep, goal("learning of")) });
+  if (learned(sweep, 0).length)
+    add({ key: "learning", title: "Learning curves", text: "A line per training, good results in strong colors; a cross ends those that were stopped or failed.", choices: objective("learning of"), figure: () => learningFigure(sweep, goal("learning of")) });
   if (done.length > 1)
     add({
-      key: "parallel", title: "Parallel coordinates", width: `${110 * (parameters.length + measures.length + 1)}px`, caption: "Strong colors are good results, by rank. Drag along an axis to select trials; click on it to select all.",
-      wide: true, choices: objective("parallel of"), figure: () => parallelFigure(sweep, goal("parallel of")),
+      key: "parallel", title: "Parallel coordinates", text: "Strong colors are good results, by rank. Drag along an axis to select trials; click on it to select all.",
+      wide: true, width: `${110 * (parameters.length + measures.length + 1)}px`, choices: objective("parallel of"), figure: () => parallelFigure(sweep, goal("parallel of")),
     });
-  if (singles(sweep).some(([each]) => each.started !== undefined))
-    add({ key: "timeline", title: "Timeline", caption: "When each worker ran which trial.", wide: true, figure: () => timelineFigure(sweep) });
+  if (singles(sweep).some(([each]) => isKnown(each.started)))
+    add({ key: "timeline", title: "Timeline", text: "When each worker ran which trial.", wide: true, figure: () => timelineFigure(sweep) });
 }
 
 // Connects a chart that has just been drawn with the selection.
 function linked(chart) {
-  for (const event of ["plotly_click", "plotly_selected", "plotly_restyle"]) chart.removeAllListeners?.(event);
-  const numbers = (points) => unique(points.map(({ customdata }) => customdata).filter(Number.isInteger));
-  chart.on("plotly_click", ({ points, event }) => {
-    const [number] = numbers(points);
-    if (number === undefined) return;
-    const { trials } = state.sweep, more = event?.shiftKey || event?.ctrlKey || event?.metaKey;
-    selectTrials(trials.includes(number) ? trials.filter((each) => each !== number) : more ? [...trials, number] : [number]);
-  });
-  chart.on("plotly_selected", (event) => event && selectTrials(numbers(event.points)));
-  const [{ type, dimensions, meta }] = chart.data;
+  for (const event of ["plotly_selected", "plotly_restyle"]) chart.removeAllListeners(event);
+  const [{ type, dimensions, numbers }] = chart.data;
+  chart.removeListener("plotly_click", clicked);
+  chart.on("plotly_click", clicked);
+  chart.on("plotly_selected", (event) => event?.points && selectTrials(numbersOf(event.points)));
   if (type !== "parcoords") return;
   chart.on("plotly_restyle", () => {
     const limits = chart.data[0].dimensions.map(({ constraintrange: range }) => (range ? (Array.isArray(range[0]) ? range : [range]) : null));
     const inside = (i) => limits.every((ranges, j) => !ranges || ranges.some(([low, high]) => low <= dimensions[j].values[i] && dimensions[j].values[i] <= high));
-    selectTrials(limits.some(Boolean) ? meta.numbers.filter((_, i) => inside(i)) : [], chart);
+    selectTrials(limits.some(Boolean) ? numbers.filter((_, i) => inside(i)) : [], chart);
   });
 }
 
-// Selects trials in all figures but `source`, and in the table, which goes to the first.
+// The trials of points, of the cell of a map, too.
+const numbersOf = (points) => distinct(points.map(({ data, customdata, pointNumber }) => (data.type === "heatmap" ? data.numbers[pointNumber[0]][pointNumber[1]] : customdata))).filter(Number.isInteger);
+
+function clicked({ points, event }) {
+  const [number] = numbersOf(points ?? []), { trials } = state.sweep;
+  if (number === undefined) return;
+  const more = event?.shiftKey || event?.ctrlKey || event?.metaKey;
+  selectTrials(trials.includes(number) ? trials.filter((each) => each !== number) : more ? [...trials, number] : [number]);
+}
+
+// Selects trials in all figures but `source`, and in the table.
 function selectTrials(numbers, source = null) {
   state.sweep.trials = numbers;
-  for (const chart of byId("sweeps").querySelectorAll(".chart")) if (chart !== source && chart.dataset.drawn) draw(chart);
+  for (const chart of byId("sweeps").querySelectorAll(".chart")) {
+    if (chart === source) continue;
+    stale.add(chart);
+    if (visible.has(chart)) draw(chart);
+  }
   showSelection();
 }
 
@@ -189,7 +195,11 @@ function showSelection() {
   const { trials: chosen } = state.sweep, table = tables.trials, bar = byId("selection");
   if (!table || !bar) return;
   const count = chosen.length ? `${chosen.length} trial${chosen.length > 1 ? "s" : ""} selected` : "Select trials here or in a figure; Shift or Ctrl adds to them.";
-  bar.replaceChildren(make("span", { role: "status" }, count), ...(chosen.length ? [make("button", { type: "button", onclick: () => selectTrials([]) }, "Clear")] : []));
+  bar.replaceChildren(make("span", { role: "status" }, count), ...(chosen.length ? [make("button", { type: "button", onclick: () => selectTrials([]) }, "Clear")] : []),
+    choice("Dragging in figures", [["select", "selects trials"], ["zoom", "zooms"]], state.sweep.drag, (value) => {
+      state.sweep.drag = value;
+      redrawCharts();
+    }));
   const first = table.rows({ order: "current", search: "applied" }).data().toArray().findIndex(([[number]]) => chosen.includes(number));
   const { start, end, length } = table.page.info();
   if (first >= 0 && (first < start || first >= end)) table.page(Math.floor(first / length)).draw(false);
@@ -220,7 +230,7 @@ function showTrials(place, sweep) {
     ...optional.map(([, key, factor = 1]) => numberCell(trial[key] === undefined || trial[key] === null ? null : factor * trial[key])),
     ...(filled("message") ? [plainCell(trial.message ?? "")] : []),
   ]);
-  const clip = (cell) => `<span title="${escaped(cell[1])}">${escaped(clipped(String(cell[1]), 40))}</span>`;
+  const clip = (cell) => `<span title="${escaped(cell[1])}">${escaped(shortened(String(cell[1]), 40))}</span>`;
   delete tables.trials;
   const table = showTable("trials", holder, columns, rows, {
     trial: ([number]) => `<input type="checkbox" aria-label="select trial ${number}" ${state.sweep.trials.includes(number) ? "checked" : ""}> ` +
