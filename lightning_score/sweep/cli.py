@@ -98,7 +98,7 @@ def _announcement(spec: Sweep, cost: str, jobs: int) -> str:
     varied = " x ".join(spec.varied) or "no parameter"
     ending = ", fewer with early termination" if spec.hyperband else ""
     workers = f" with {jobs} workers" if jobs > 1 else ""
-    return f"{spec.name}: {spec.method} over {varied}{goal}\n{cost}{ending}{workers}"
+    return f"{spec.name}: {spec.search} over {varied}{goal}\n{cost}{ending}{workers}"
 
 
 def _pin_checkpoint(study: Study, trials: Sequence[Arguments]) -> None:

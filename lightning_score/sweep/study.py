@@ -21,7 +21,7 @@ from sqlalchemy.engine import make_url
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.runs.status import STOPPED_EARLY
 from lightning_score.sweep.draws import known_values, make_sampler
-from lightning_score.sweep.ending import NO_MORE, reached_target
+from lightning_score.sweep.ending import ENDED_BY, NO_MORE, reached_target
 from lightning_score.sweep.processes import Stopped, identity, in_turn, is_dead
 from lightning_score.sweep.scheduler import SearchEnded
 from lightning_score.sweep.spec import Sweep
@@ -31,8 +31,6 @@ SLOT, WORKER, ERROR, METRICS, SETTINGS, SURPLUS = "slot", "worker", "error", "me
 """Attributes of a trial: place in the queue; worker; error message; metrics; settings; whether it is not needed."""
 RETRIED = "retry_history"
 """Optuna's attribute of a trial that repeats others: their numbers."""
-ENDED_BY = "ended"
-"""Attribute of a study: why it ended before all planned trials."""
 INTERRUPTED, DEATHS = "interrupted", "deaths"
 """Attributes of a trial: stopped by a signal; the number of workers that have died at earlier attempts."""
 HEARTBEAT, GRACE = 10, 60
