@@ -32,7 +32,7 @@ from lightning_score.sweep.attempts import (
     next_attempt,
 )
 from lightning_score.sweep.draws import known_values, make_sampler
-from lightning_score.sweep.ending import NO_MORE, reached_target
+from lightning_score.sweep.ending import ENDED_BY, NO_MORE, reached_target
 from lightning_score.sweep.processes import Killed, Stopped, identity, in_turn, is_dead
 from lightning_score.sweep.scheduler import SearchEnded
 from lightning_score.sweep.spec import Sweep
@@ -40,8 +40,6 @@ from lightning_score.sweep.users_study import UsersStudy
 
 WORKER, METRICS, SETTINGS = "worker", "metrics", "settings"
 """Further attributes of a trial: its worker, its metrics, its settings."""
-ENDED_BY = "ended"
-"""Attribute of a study: why it ended before all planned trials."""
 HEARTBEAT, GRACE = 10, 60
 """Seconds between two heartbeats of a worker, and without heartbeat until its trial is put back into the queue."""
 FAILED = "failed"
