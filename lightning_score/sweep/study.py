@@ -4,23 +4,22 @@ import math
 import os
 import re
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, cast
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.runs.status import STOPPED_EARLY
 from lightning_score.sweep.draws import known_values, make_sampler
+from lightning_score.sweep.objectives import directions
 from lightning_score.sweep.processes import Stopped, identity, in_turn, is_dead
 from lightning_score.sweep.spec import Sweep
 
@@ -28,6 +27,8 @@ SLOT, WORKER, ERROR, METRICS, SETTINGS, SURPLUS = "slot", "worker", "error", "me
 """Attributes of a trial: place in the queue; worker; error message; metrics; settings; whether it is not needed."""
 RETRIED = "retry_history"
 """Optuna's attribute of a trial that repeats others: their numbers."""
+CONSTRAINTS = "constraints"
+"""How the names of Optuna's attributes with the constraints of a trial begin."""
 INTERRUPTED, DEATHS = "interrupted", "deaths"
 """Attributes of a trial: stopped by a signal; the number of workers that have died at earlier attempts."""
 HEARTBEAT, GRACE = 10, 60
@@ -38,11 +39,8 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: STOPPED_EARLY, TrialState.FAIL: "failed",
           TrialState.WAITING: "waiting"}  # fmt: skip
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
-
-Objective = Callable[["Study", Trial, dict[str, Any]], float]
+Objective = Callable[["Study", Trial, dict[str, Any]], float | Sequence[float]]
 
 
 class Study:
@@ -74,6 +72,7 @@ class Study:
             self.store_once("sweep", sweep.text)
             self._study.set_user_attr("seed", self.seed)  # it may change as long as nothing is queued
         self._study.sampler = make_sampler(sweep, self.seed)
+        self._study._pop_waiting_trial_id = self._take_next  # type: ignore[method-assign]
         if url.startswith("sqlite"):  # which cannot lock the row of a trial that a worker takes
             folder = os.path.dirname(make_url(url).database or "") or "."
             self._study.ask = in_turn(folder, self._study.ask)  # type: ignore[method-assign]
@@ -105,8 +104,8 @@ class Study:
         )
         if not create:
             return optuna.load_study(storage=storage, study_name=self.name)
-        direction = StudyDirection.MAXIMIZE if self.sweep.maximize else StudyDirection.MINIMIZE
-        return optuna.create_study(storage=storage, study_name=self.name, direction=direction, load_if_exists=True)
+        wanted = directions(self.sweep.objectives) or ["minimize"]
+        return optuna.create_study(storage=storage, study_name=self.name, directions=wanted, load_if_exists=True)
 
     def store_once(self, key: str, value: Any) -> Any:
         """Stores a value unless the key has one; returns the stored value."""
@@ -131,6 +130,15 @@ class Study:
                 break
             self._study.enqueue_trial(values[slot], user_attrs={SLOT: slot})
         return len(new)
+
+    def _take_next(self) -> int | None:
+        """Takes the waiting trial that is the first in the queue, as an interrupted one; Optuna would take it last."""
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        for trial in sorted(waiting, key=lambda each: each.user_attrs.get(SLOT, each.number)):
+            with suppress(UpdateFinishedTrialError):  # another worker has taken and ended it
+                if self._storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
+                    return trial._trial_id
+        return None
 
     def retry(self) -> int:
         """Puts the failed trials back into the queue with their values; returns their number."""
@@ -198,12 +206,13 @@ class Study:
 
     def _put_back(self, trial: FrozenTrial, deaths: int) -> None:
         """Queues a new trial with the values of one that has ended, in the same place and without its metrics."""
+        kept = {name: value for name, value in trial.system_attrs.items() if not name.startswith(CONSTRAINTS)}
         again = optuna.create_trial(
             state=TrialState.WAITING,
             params=trial.params,
             distributions=trial.distributions,
             user_attrs={SLOT: trial.user_attrs[SLOT], DEATHS: deaths},
-            system_attrs={**trial.system_attrs, RETRIED: [*trial.system_attrs.get(RETRIED, []), trial.number]},
+            system_attrs={**kept, RETRIED: [*trial.system_attrs.get(RETRIED, []), trial.number]},
         )
         self._study.add_trial(again)
 
@@ -215,7 +224,8 @@ class Study:
         """Runs trials from the queue until it is empty.
 
         Args:
-            objective: returns the metric of a trial, given this study, the trial and its settings.
+            objective: returns the value of each objective, given this study, the trial and its settings; the metrics of
+                constraints are read from the trial's attribute METRICS.
             stop: whether this worker must stop; it is called between trials.
         """
         while not stop():
@@ -236,7 +246,7 @@ class Study:
             self.release()
             raise
 
-    def _run(self, trial: Trial, objective: Objective, stop: Callable[[], bool]) -> float:
+    def _run(self, trial: Trial, objective: Objective, stop: Callable[[], bool]) -> Sequence[float]:
         if SLOT not in trial.user_attrs or self._is_taken(trial):
             trial.set_user_attr(SURPLUS, True)
             raise RuntimeError("another worker has this trial")
@@ -246,9 +256,12 @@ class Study:
         try:
             if stop():
                 raise Stopped
-            value = objective(self, trial, settings)
-            require(math.isfinite(value), f"{self.sweep.metric} is {value}")
-            return value
+            measured = objective(self, trial, settings)
+            values = [measured] if isinstance(measured, (int, float)) else measured
+            for name, value in zip([each.name for each in self.sweep.objectives] or ["result"], values, strict=True):
+                require(math.isfinite(value), f"{name} is {value}")
+            self._set_constraints(trial)
+            return values
         except optuna.TrialPruned:
             raise
         except Stopped:
@@ -258,6 +271,14 @@ class Study:
         except Exception as error:
             trial.set_user_attr(ERROR, one_line(error, 500))
             raise
+
+    def _set_constraints(self, trial: Trial) -> None:
+        """Stores how far a trial's metrics are beyond the bounds of the sweep."""
+        metrics = trial.user_attrs.get(METRICS, {}) if self.sweep.constraints else {}
+        for number, bound in enumerate(self.sweep.constraints):
+            value = metrics.get(bound.name, math.nan)
+            require(not math.isnan(value), f"{bound.name} is {value}, which {bound} needs")
+            trial.set_constraint(str(number), bound.violation(value))
 
     def _is_taken(self, trial: Trial) -> bool:
         """Whether an earlier trial has the same place in the queue, because two machines queued it at the same time."""
@@ -274,17 +295,24 @@ class Study:
         }
         return self.sweep.hyperband.should_stop(histories[trial.number], [values for values in histories.values() if values])
 
-    def importances(self) -> dict[str, float]:
-        """Each parameter's share of the variance of the results (functional ANOVA, Hutter et al. 2014).
+    def importances(self, number: int = 0) -> dict[str, float]:
+        """Each parameter's share of the variance of an objective (functional ANOVA, Hutter et al. 2014).
 
         Empty for fewer than four results, or if all are equal.
+
+        Args:
+            number: of the objective.
         """
+
+        def value(trial: FrozenTrial) -> float:
+            return trial.values[number]
+
         complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len(complete) < 4 or len({trial.value for trial in complete}) < 2:
+        if len(complete) < 4 or len({*map(value, complete)}) < 2:
             return {}
         with suppress(ValueError, RuntimeError):
             evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-            return optuna.importance.get_param_importances(self._study, evaluator=evaluator)
+            return optuna.importance.get_param_importances(self._study, evaluator=evaluator, target=value)
         return {}
 
 
