@@ -145,8 +145,14 @@ class GridReport:
 4. Error per value, on {ROWS} latents that were used for neither:
    {"":24s}{"root mean square":>18s}{"median sample":>16s}
    {self._name:24s}{before[0]:18.4g}{before[1]:16.4g}
-   {"learned":24s}{after[0]:18.4g}{after[1]:16.4g}
+   {"learned":24s}{after[0]:18.4g}{after[1]:16.4g}{self._warning(after[0])}
 5. {"Learned" if self._anew else "Taken from the cache"} in {self.seconds:.0f} s."""
+
+    def _warning(self, error: float) -> str:
+        """A line for times that end far from the exact flow, which few steps of a high order on a wide range do."""
+        share = error / self._group.spread
+        advice = "take more steps, or a solver of lower order"
+        return f"\n   Warning: the error is {share:.0%} of the samples' standard deviation; {advice}" if share > 0.5 else ""
 
     def config(self, sampler: dict[str, Any]) -> str:
         """The config that makes predict, test and others draw with these times, and refuses them for another model.

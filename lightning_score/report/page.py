@@ -15,8 +15,10 @@ from jinja2 import Environment, PackageLoader
 
 from lightning_score.errors import one_line
 from lightning_score.report import figures, sweeps, tables
+from lightning_score.report.finding import Reader
 from lightning_score.report.pictures import add_pictures, embed_pictures
-from lightning_score.report.reading import Run, find_runs, folder_name
+from lightning_score.report.reading import Run, folder_name
+from lightning_score.report.values import plain_settings, values
 from lightning_score.runs.folders import LEADS_OUT, leads_out
 from lightning_score.sweep.results import ENDED, Results, read_csv
 
@@ -24,13 +26,15 @@ STAGES = 12
 """Maximal number of validations with a Langevin figure."""
 
 
-def page_data(root: Path) -> tuple[dict[str, Any], list[Run]]:
+def page_data(root: Path, reader: Reader | None = None) -> tuple[dict[str, Any], list[Run]]:
     """The data of the page without pictures, and the runs.
 
     Args:
         root: the folder of all runs.
+        reader: one that has read them.
     """
-    runs, folders = find_runs(root)
+    reader = reader or Reader(root).look()
+    runs = reader.runs
     return {
         "root": str(root),
         "made": time.time(),
@@ -38,7 +42,7 @@ def page_data(root: Path) -> tuple[dict[str, Any], list[Run]]:
         "table": tables.runs_table(runs),
         "tests": tables.tests_table(runs),
         "panels": _panels(runs),
-        "sweeps": [_sweep(folder, root) for folder in folders],
+        "sweeps": [reader.once(folder, version, _sweep) for folder, version in reader.sweeps.items()],
     }, runs
 
 
@@ -56,6 +60,8 @@ def _run(run: Run) -> dict[str, Any]:
         "again": f"python -m lightning_score fit --config {shlex.quote(str(run.folder / 'config.yaml'))}",
         "given": shlex.join(["python", "-m", "lightning_score", *words]) if words else "",
         "folder": str(run.folder.absolute()),
+        "settings": plain_settings(run),
+        "values": values(run),
         "pictures": {},
     }
 
@@ -78,11 +84,15 @@ def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
         _panel("curves", "Losses and other metrics", curves, "As logged in metrics.csv."),
     ]
     for i, run in enumerate(runs):
-        panels.append(_panel("levels", "Loss per noise level", figures.levels(run), EXCESS, i))
-        kept = [run.langevin[k] for k in reversed(figures.evenly(len(run.langevin), STAGES))]
-        stages = {f"step {entries['step']}": figures.langevin(entries) for entries in kept}
-        panels.append(_panel("langevin", "Langevin dynamics per noise level", stages, VARIANCE, i))
+        panels.append(_panel("levels", "Loss per noise level", run.once("levels", figures.levels), EXCESS, i))
+        panels.append(_panel("langevin", "Langevin dynamics per noise level", run.once("langevin", _stages), VARIANCE, i))
     return [panel for panel in panels if panel["views"]]
+
+
+def _stages(run: Run) -> dict[str, Any]:
+    """The figures of Langevin dynamics at validations, the last first."""
+    kept = [run.langevin[k] for k in reversed(figures.evenly(len(run.langevin), STAGES))]
+    return {f"step {entries['step']}": figures.langevin(entries) for entries in kept}
 
 
 def _panel(section: str, title: str, views: Mapping[str, Any], caption: str, run: int | None = None) -> dict[str, Any]:

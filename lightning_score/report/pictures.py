@@ -4,6 +4,8 @@ import base64
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,13 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 def read_description(file: Path) -> dict[str, Any]:
     """A picture's caption, and whether it is a drawing, from its metadata."""
+    with suppress(OSError):
+        return _description(file, file.stat().st_mtime_ns)
+    return {"caption": "", "drawing": False}
+
+
+@lru_cache(100_000)
+def _description(file: Path, version: int) -> dict[str, Any]:
     try:
         with Image.open(file) as image:
             return {"caption": str(image.info.get("Description", "")), "drawing": image.info.get(KIND) == "drawing"}

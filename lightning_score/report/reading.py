@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 import re
 import time
 import warnings
@@ -18,15 +17,11 @@ import yaml
 
 from lightning_score.callbacks.langevin_health import FILE as LANGEVIN
 from lightning_score.errors import one_line
+from lightning_score.report.states import state_of
 from lightning_score.runs.folders import LEADS_OUT, leads_out
 from lightning_score.runs.records import FILE as RECORDS, Record, read_records
-from lightning_score.runs.status import STATUS, STOPPED_EARLY, row_steps
+from lightning_score.runs.status import STATUS, row_steps
 from lightning_score.runs.yaml_files import load
-from lightning_score.sweep.processes import is_dead
-from lightning_score.sweep.results import SILENCE
-
-EVALUATIONS = ("test", "validate", "predict")
-"""Commands that write their results to a folder next to their checkpoint."""
 
 
 class Curve(NamedTuple):
@@ -64,6 +59,7 @@ class Run:
         langevin: lines of `langevin.jsonl`.
         pictures: by kind, in the order of steps.
         order: its index among all runs, the oldest first, which selects its color.
+        computed: what has been computed from its own files alone, by name; it is kept as long as they do not change.
     """
 
     folder: Path
@@ -80,6 +76,13 @@ class Run:
     langevin: list[dict[str, Any]] = field(default_factory=list)
     pictures: dict[str, list[Picture]] = field(default_factory=dict)
     order: int = 0
+    computed: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, compute: Callable[["Run"], Any]) -> Any:
+        """A result of the run's own files (not of its tests, state or order), which is computed once while they stay."""
+        if name not in self.computed:
+            self.computed[name] = compute(self)
+        return self.computed[name]
 
     @property
     def started(self) -> float:
@@ -111,57 +114,6 @@ class Run:
 def as_number(value: Any, otherwise: float = math.nan) -> float:
     """A value from a file as a number; `otherwise` for other types."""
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else otherwise
-
-
-def find_runs(root: Path) -> tuple[list[Run], list[Path]]:
-    """All runs below a folder, the newest first, with evaluations of their checkpoints; and the folders of sweeps."""
-    runs: dict[Path, Run] = {}
-    evaluations: list[Run] = []
-    sweeps: list[Path] = []
-    for path, folders, files in os.walk(root):
-        folder, present = Path(path), set(files)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "wandb")
-        if present & {"study.db", "trials.csv", "sweep.yaml"}:
-            sweeps.append(folder)
-        if present & {"config.yaml", "metrics.csv", STATUS, RECORDS}:
-            run = read_run(folder, root)
-            if _command(run) in EVALUATIONS:
-                evaluations.append(run)
-            elif _command(run) != "trials":  # trials without training are shown by their sweep
-                runs[folder.resolve()] = run
-    for evaluation in evaluations:
-        _attach(evaluation, runs, root)
-    newest_first = sorted(
-        runs.values(), key=lambda run: (-run.started if math.isfinite(run.started) else math.inf, run.name)
-    )
-    for order, run in enumerate(reversed(newest_first)):
-        run.order = order
-    return newest_first, sweeps
-
-
-def _command(run: Run) -> str:
-    """The command that wrote a folder; `trials` for trials of sweeps that do not train."""
-    parent = run.folder.parent.name
-    command = str(run.status.get("command", parent))
-    return "trials" if parent == "trials" and (command != "fit" or not run.config) else command
-
-
-def _attach(evaluation: Run, runs: dict[Path, Run], root: Path) -> None:
-    """Adds the results of an evaluation to the run of its checkpoint."""
-    asked = evaluation.settings.get("ckpt_path")
-    places = [evaluation.folder.parent.parent, *([Path(asked).parent] if isinstance(asked, str) else [])]
-    run = next((runs[place.resolve()] for place in places if place.resolve() in runs), None)
-    if run is None:
-        if not evaluation.records:
-            return
-        name = folder_name(places[0], root)
-        run = Run(places[0], name, "measured", config=evaluation.config, settings=evaluation.settings)
-        runs[places[0].resolve()] = run
-    run.tests += evaluation.records
-    for kind, pictures in evaluation.pictures.items():
-        name = kind if kind == "neighbors" else f"{kind} of {_command(evaluation)}"
-        run.pictures[name] = sorted([*run.pictures.get(name, []), *pictures])
-    run.problems += [f"{evaluation.folder.name}: {problem}" for problem in evaluation.problems]
 
 
 def folder_name(folder: Path, root: Path) -> str:
@@ -196,8 +148,14 @@ def read_run(folder: Path, root: Path) -> Run:
             run.problems.append(f"{file.parent.name}/{file.name}: {LEADS_OUT}")
         elif step:
             run.pictures.setdefault(file.parent.name, []).append(Picture(int(step[1]), file))
-    run.state, run.note = _state(run)
+    run.state, run.note = run_state(run)
     return run
+
+
+def run_state(run: Run) -> tuple[str, str]:
+    """The state of a run now and details."""
+    logged = run.curves or run.records or run.pictures
+    return state_of(run.status, run.step, as_number(run.settings.get("trainer.max_steps"), -1), not logged)
 
 
 @contextmanager
@@ -276,21 +234,3 @@ def flat_config(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _class_name(part: Any) -> str:
     return str(part["class_path"] if isinstance(part, dict) else part).rpartition(".")[2]
-
-
-def _state(run: Run) -> tuple[str, str]:
-    """The state of a run and details, from its files."""
-    state, message = run.status.get("state"), str(run.status.get("message") or "")
-    if state == "running":
-        updated = as_number(run.status.get("updated"), -math.inf)
-        if time.time() - updated < SILENCE and not is_dead(f"{run.status.get('host')}:{run.status.get('pid')}"):
-            return state, ""
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(updated)) if updated > 0 else "its start"
-        return "crashed", f"no update since {since}"
-    if state in ("finished", "interrupted", "failed", STOPPED_EARLY):
-        return state, message
-    if not (run.curves or run.records or run.pictures):
-        return "empty", "nothing has been logged"
-    if 0 < as_number(run.settings.get("trainer.max_steps"), -1) <= run.step:
-        return "finished", f"according to its last step; there is no {STATUS}"
-    return "unknown", f"no readable {STATUS}, as in runs of older versions"

@@ -1,10 +1,8 @@
 """Serves the report on loopback and updates it during training."""
 
-import hashlib
 import json
+import secrets
 import threading
-import time
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,51 +11,69 @@ from typing import Any
 
 from lightning_score.errors import InputError
 from lightning_score.report import page
+from lightning_score.report.changes import changes
+from lightning_score.report.finding import Reader
 from lightning_score.report.pictures import add_pictures, version_name
 from lightning_score.runs.folders import leads_out
 
 HOST = "127.0.0.1"
 PNG = b"\x89PNG\r\n\x1a\n"
 TYPES = {"plotly.js": "text/javascript", "datatables.js": "text/javascript", "datatables.css": "text/css"}
+VERSIONS = 8
+"""Versions of the data that are kept, from which changes are computed."""
 
 
 class WatchedRuns:
-    """The current data of the page; the runs are read on request, and only if a file has changed.
+    """The current data of the page; the runs are read on request, and only those whose files have changed.
 
     Args:
         root: the folder of all runs.
     """
 
     def __init__(self, root: Path):
-        self._root, self._lock = root, threading.Lock()
-        self._seen, self._body = "", b""
+        self._root, self._lock, self._reader = root, threading.Lock(), Reader(root)
+        self._seen: Any = None
+        self._known: dict[str, dict[str, Any]] = {}
+        self._version = ""
         self._pictures: dict[str, Path] = {}
 
-    def now(self) -> tuple[bytes, str]:
-        """The JSON data of the page, and their version."""
+    def now(self, version: str = "", as_change: bool = True) -> tuple[Any, bool, str]:
+        """The data of the page, or what has changed in them since a version, or None if nothing has; whether it is a
+        change; and the version of today.
+
+        Args:
+            version: one that the page has, or empty.
+            as_change: whether it asks for what has changed.
+        """
         with self._lock:
-            seen = hashlib.sha256(repr(list(self._files())).encode()).hexdigest()
-            if seen != self._seen:
-                self._body, self._seen = self._read(), seen
-            return self._body, f'"{self._seen}"'
+            self._look()
+            data, known = self._known[self._version], self._known.get(version)
+        if version == self._version:
+            return None, False, version
+        if known is None or not as_change:
+            return data, False, self._version
+        return changes(known, data), True, self._version
 
-    def _files(self) -> Iterator[tuple[Any, ...]]:
-        """What changes when a run makes progress, or a minute passes without."""
-        for file in sorted(self._root.rglob("*")):
-            if file.suffix in (".yaml", ".csv", ".json", ".jsonl", ".png", ".md"):
-                with suppress(OSError):  # it was removed meanwhile
-                    status = file.stat()
-                    yield str(file), status.st_mtime_ns, status.st_size
-        yield (int(time.time() // 60),)
+    def _look(self) -> None:
+        """Reads what is new; the data have a new version if they differ from those before."""
+        if self._reader.look().seen == self._seen:
+            return
+        data = self._read()
+        before = self._known.get(self._version)
+        if before is None or data | {"made": 0} != before | {"made": 0}:
+            self._version = f'"{secrets.token_hex(8)}"'
+            self._known = dict([*self._known.items(), (self._version, data)][-VERSIONS:])
+        self._seen = self._reader.seen
 
-    def _read(self) -> bytes:
-        data, runs = page.page_data(self._root)
+    def _read(self) -> dict[str, Any]:
+        data, runs = page.page_data(self._root, self._reader)
         sources = {}
         for file in [picture.file for run in runs for pictures in run.pictures.values() for picture in pictures]:
-            path = f"picture/{version_name(file)}.png"
-            sources[file], self._pictures[path] = f"/{path}", file
+            with suppress(OSError):  # it was removed meanwhile
+                path = f"picture/{version_name(file)}.png"
+                sources[file], self._pictures[path] = f"/{path}", file
         add_pictures(data, runs, sources)
-        return json.dumps(data, allow_nan=False).encode()
+        return data
 
     def picture(self, path: str) -> bytes | None:
         """A picture by its address, if it is on the page and still a PNG file in the folder of all runs."""
@@ -82,17 +98,23 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "":
             self._answer(200, page.render(None, self._title).encode(), "text/html")
         elif path == "data.json":
-            body, version = self._watched.now()
-            if self.headers.get("If-None-Match") == version:
-                self._answer(304, b"", "application/json", ETag=version)
-            else:
-                self._answer(200, body, "application/json", ETag=version)
+            self._answer_data()
         elif path in TYPES:
             self._answer(200, page.libraries()[path].encode(), TYPES[path], "max-age=86400")
         elif found := self._watched.picture(path):
             self._answer(200, found, "image/png", "max-age=86400")
         else:
             self._answer(404, b"not found")
+
+    def _answer_data(self) -> None:
+        """The data; 304 if the page has them; and by RFC 3229, if it asks for `changes`, 226 and what has changed."""
+        asked = self.headers.get("If-None-Match", "")
+        found, is_change, version = self._watched.now(asked, self.headers.get("A-IM") == "changes")
+        if found is None:
+            return self._answer(304, b"", "application/json", ETag=version)
+        body = json.dumps(found, allow_nan=False, separators=(",", ":")).encode()
+        more = {"IM": "changes", "Delta-Base": asked} if is_change else {}
+        self._answer(226 if is_change else 200, body, "application/json", ETag=version, **more)
 
     def _answer(self, status: int, body: bytes, kind: str = "text/plain", cache: str = "no-store", **more: str) -> None:
         headers = {

@@ -119,6 +119,11 @@ class Group:
         self.nfe = drawn.nfe
         return drawn
 
+    @property
+    def spread(self) -> float:
+        """The standard deviation of the exact ends, the root mean square over their values."""
+        return float(self._exact.var(dim=0).mean().sqrt())
+
     def differences(self, times: Tensor) -> Tensor:
         """The ends on a grid of times minus the exact ends, over the root of the dimension, (B, D)."""
         found = _ends(self._run(self._sampler, times)) - self._exact

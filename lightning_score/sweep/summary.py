@@ -15,6 +15,7 @@ from rich.table import Table
 
 from lightning_score.files import replace_text
 from lightning_score.runs.records import SUBSET
+from lightning_score.sweep.attempts import ERROR, FOLDER, SLOT
 from lightning_score.sweep.drawing import draw
 from lightning_score.sweep.folder import FILE, check_folder, folder_of, make_folder
 from lightning_score.sweep.folds import MEANS, SEED, folded, means_csv
@@ -24,8 +25,8 @@ from lightning_score.sweep.on_wandb import fetch, publish
 from lightning_score.sweep.results import ENDED, TABLE, Results, Row, format_duration, format_number
 from lightning_score.sweep.rows import measured_fields
 from lightning_score.sweep.spec import Sweep, dotted
-from lightning_score.sweep.study import ERROR, METRICS, SETTINGS, SLOT, WORKER, Study
-from lightning_score.sweep.trials import FLOOR, FOLDER, JACKKNIFE, PAIRED, SECONDS
+from lightning_score.sweep.study import METRICS, SETTINGS, WORKER, Study
+from lightning_score.sweep.trials import FLOOR, JACKKNIFE, PAIRED, SECONDS
 
 SHOWN = 12
 """Number of trials in the live table."""

@@ -1,6 +1,7 @@
 """The command `grid`, and the times that commands keep in their config.yaml."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import yaml
 from PIL import Image
 
 from lightning_score.cli import run
+from lightning_score.commands.grid import GridReport
 from lightning_score.process import SigmaTable
 from lightning_score.sampling import exact_ends, learning
 
@@ -63,6 +65,13 @@ def test_grid_explains_writes_and_draws_and_predict_uses_it(checkpoint, capsys):
     assert grid_of("out/config.yaml") == kept
     line = error_of([*predict, "--output=other", "--model.sampler.predictor=DDIM"], capsys)
     assert "learned for another checkpoint or another solver" in line and not Path("other").exists()
+
+
+def test_times_that_end_far_from_the_flow_are_named():
+    report = object.__new__(GridReport)
+    report._group = SimpleNamespace(spread=0.4)
+    assert "the error is 75% of the samples' standard deviation" in report._warning(0.3)
+    assert report._warning(0.19) == ""
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import yaml
 from lightning_score.callbacks import Evaluate
 from lightning_score.cli import run
 from lightning_score.metrics import DigitFeatures
-from lightning_score.report.reading import find_runs
+from lightning_score.report.finding import find_runs
 from lightning_score.runs.status import read_status
 from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.logged import logged_metrics

@@ -12,9 +12,10 @@ import pytest
 from optuna.trial import TrialState
 
 from lightning_score.errors import InputError
+from lightning_score.sweep.attempts import ERROR, INTERRUPTED, RETRIES, SLOT
 from lightning_score.sweep.draws import known_values
 from lightning_score.sweep.processes import Stopped, in_turn
-from lightning_score.sweep.study import ERROR, INTERRUPTED, RETRIES, SLOT, WORKER
+from lightning_score.sweep.study import WORKER
 from lightning_score.sweep.summary import collect_results
 from sweeps import PARAMETERS, bowl, make_fixture  # noqa: F401
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from wandb_server import serving
 
-from lightning_score.report.reading import find_runs
+from lightning_score.report.finding import find_runs
 from lightning_score.sweep.results import read_csv
 from lightning_score.sweep.trials import last_metrics
 
