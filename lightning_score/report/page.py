@@ -18,6 +18,7 @@ from lightning_score.report import figures, sweeps, tables
 from lightning_score.report.finding import Reader
 from lightning_score.report.pictures import add_pictures, embed_pictures
 from lightning_score.report.reading import Run, folder_name
+from lightning_score.report.values import plain_settings, values
 from lightning_score.runs.folders import LEADS_OUT, leads_out
 from lightning_score.sweep.results import ENDED, Results, read_csv
 
@@ -59,6 +60,12 @@ def _run(run: Run) -> dict[str, Any]:
         "again": f"python -m lightning_score fit --config {shlex.quote(str(run.folder / 'config.yaml'))}",
         "given": shlex.join(["python", "-m", "lightning_score", *words]) if words else "",
         "folder": str(run.folder.absolute()),
+        "settings": plain_settings(run),
+        "values": values(run),
+        "tags": [*run.notes.tags],
+        "notes": run.notes.notes,
+        "archived": run.notes.archived,
+        "notes_version": run.notes.version,
         "pictures": {},
     }
 
@@ -150,16 +157,17 @@ def libraries() -> dict[str, str]:
     return {"plotly.js": get_plotlyjs(), **texts}
 
 
-def render(data: Mapping[str, Any] | None, title: str) -> str:
+def render(data: Mapping[str, Any] | None, title: str, token: str = "") -> str:
     """The page with all libraries and data; without data, a page that requests them from its server.
 
     Args:
         data: the data of the page.
         title: its heading.
+        token: what the server wants with a change, so that it comes from this page.
     """
     template = Environment(loader=PackageLoader(__package__, "parts"), autoescape=True).get_template("page.html")
     own = None if data is None else packed(data)
-    return template.render(title=title, data=own, templates=templates(), libraries=libraries())
+    return template.render(title=title, data=own, token=token, templates=templates(), libraries=libraries())
 
 
 def packed(data: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ import yaml
 
 from lightning_score.callbacks.langevin_health import FILE as LANGEVIN
 from lightning_score.errors import one_line
+from lightning_score.report.notes import FILE as NOTES, Notes, read_notes
 from lightning_score.report.states import state_of
 from lightning_score.runs.folders import LEADS_OUT, leads_out
 from lightning_score.runs.records import FILE as RECORDS, Record, read_records
@@ -58,6 +59,7 @@ class Run:
         tests: evaluations after training.
         langevin: lines of `langevin.jsonl`.
         pictures: by kind, in the order of steps.
+        notes: tags and notes of a person.
         order: its index among all runs, the oldest first, which selects its color.
         computed: what has been computed from its own files alone, by name; it is kept as long as they do not change.
     """
@@ -75,6 +77,7 @@ class Run:
     tests: list[Record] = field(default_factory=list)
     langevin: list[dict[str, Any]] = field(default_factory=list)
     pictures: dict[str, list[Picture]] = field(default_factory=dict)
+    notes: Notes = field(default_factory=Notes)
     order: int = 0
     computed: dict[str, Any] = field(default_factory=dict)
 
@@ -125,7 +128,7 @@ def folder_name(folder: Path, root: Path) -> str:
 
 def read_run(folder: Path, root: Path) -> Run:
     """Reads a run folder; damaged files become problems of the run."""
-    files = ("config.yaml", "metrics.csv", STATUS, RECORDS, LANGEVIN)
+    files = ("config.yaml", "metrics.csv", STATUS, RECORDS, LANGEVIN, NOTES)
     run = Run(folder, folder_name(folder, root))
     run.problems += [f"{name}: {LEADS_OUT}" for name in files if leads_out(folder / name, root)]
     if run.problems:
@@ -143,6 +146,8 @@ def read_run(folder: Path, root: Path) -> Run:
         run.problems += [str(warning.message).replace(f"{folder}/", "") for warning in caught]
     with _recording_problems(run, LANGEVIN):
         run.langevin = list(_langevin_lines(folder / LANGEVIN, run.problems))
+    with _recording_problems(run, NOTES):
+        run.notes = read_notes(folder)
     for file in sorted(folder.glob("*/step_*.png")):
         if (step := re.fullmatch(r"step_(\d+)\.png", file.name)) and leads_out(file, root):
             run.problems.append(f"{file.parent.name}/{file.name}: {LEADS_OUT}")

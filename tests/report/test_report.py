@@ -25,6 +25,7 @@ from lightning_score.report.finding import find_runs
 from lightning_score.report.pictures import _spread, embed_pictures
 from lightning_score.report.reading import Curve, read_run
 from lightning_score.report.server import server
+from lightning_score.report.values import values
 from lightning_score.sweep.results import Results, Row, read_csv
 
 
@@ -225,6 +226,46 @@ class TestRuns:
             "a not denoised",
             "subset of the data (older version)",
         ]
+
+
+class TestValues:
+    """The numbers of a run by plain names."""
+
+    def test_the_largest_test_names_the_kind(self, tmp_path):
+        folder = run_folder(tmp_path / "a", best=2.0)
+        tests = [record(value=5.0, n=300, metric="fid_digits_300"),
+                 record(value=1.5, n=500, metric="fid_digits_500", nfe=99.0),
+                 record(value=0.7, metric="recall_digits_898"), record(value=0.8, metric="recall_digits_898"),
+                 record(value=0.75, metric="recall_digits_898"), record(value=9.0, metric="is_digits_898"),
+                 record(value=math.nan, metric="kid_digits_898")]  # fmt: skip
+        test = folder / "test/2026-01-01_00-00-00"
+        test.mkdir(parents=True)
+        config(test)
+        status(test, command="test")
+        (test / "evaluations.jsonl").write_text("".join(json.dumps(asdict(each)) + "\n" for each in tests))
+        (found,) = reported(tmp_path)["runs"]
+        numbers = found["values"]
+        assert numbers["fid"] == 1.5 and numbers["fid_digits_300"] == 5 and numbers["nfe"] == 99
+        assert numbers["fid_digits_898"] == pytest.approx(2 * (1 + 3 * math.exp(-3)), rel=1e-5)
+        assert (numbers["recall"], numbers["recall_last"]) == (0.8, 0.75)
+        assert numbers["inception_score"] == 9 and "kid" not in numbers and "is" not in numbers
+        assert all(name.isidentifier() and math.isfinite(number) for name, number in numbers.items())
+
+    def test_without_tests_they_are_those_of_training(self, tmp_path):
+        (found,) = find_runs(run_folder(tmp_path / "a", best=2.0).parent)[0]
+        numbers = values(found)
+        assert numbers["fid"] == numbers["fid_last"] == numbers["fid_digits_898"] and numbers["nfe"] == 201
+        assert (numbers["steps"], numbers["seconds"], numbers["hours"]) == (1000, 3600, 1)
+        losses = found.curves["val/loss"].values
+        assert numbers["loss"] == pytest.approx(min(losses), rel=1e-5)
+        assert numbers["loss_last"] == pytest.approx(losses[-1], rel=1e-5) and numbers["train_loss"] > 8
+        assert not any("excess" in name for name in numbers)  # a loss of one noise level
+
+    def test_settings_are_plain(self, tmp_path):
+        config(run_folder(tmp_path / "a"), lr=3e-3, trainer={"gradient_clip_val": math.inf})
+        settings = reported(tmp_path)["runs"][0]["settings"]
+        assert settings["model.optimizer.lr"] == 3e-3 and settings["model.sampler"] == "AnnealedLangevin"
+        assert settings["trainer.gradient_clip_val"] is None
 
 
 class TestProvenance:

@@ -1,35 +1,6 @@
 // The page as a whole.
 const DataTable = await loadDataTables();
 
-function showSweeps() {
-  const section = byId("sweeps");
-  forget(section);
-  const { sweeps } = state.data;
-  section.hidden = sweeps.length === 0;
-  if (section.hidden) return;
-  const place = make("div", { class: "body" });
-  section.append(place);
-  const names = sweeps.map((sweep) => sweep.name);
-  const chosen = Math.max(names.indexOf(state.run.sweeps), 0);
-  const sweep = sweeps[chosen];
-  if (names.length > 1)
-    place.append(make("p", { class: "tools" }, choice("Sweep", names.map((name) => [name, name]), sweep.name, (name) => {
-      state.run.sweeps = name;
-      showSweeps();
-    })));
-  if (sweep.problem) place.append(make("p", { class: "problem" }, `${sweep.name}: ${sweep.problem}.`));
-  if (sweep.panel?.views.length) showPanel(place, { ...sweep.panel, key: `sweep ${sweep.name}` });
-  else if (sweep.summary) place.append(make("p", {}, sweep.summary));
-  if (sweep.table) {
-    const table = make("div", { class: "table" });
-    place.append(table);
-    delete tables.trials;
-    showTable("trials", table, sweep.table.columns, sweep.table.rows);
-  }
-  if (sweep.text)
-    place.append(make("details", {}, make("summary", {}, "The sweep's file and summary"), make("pre", { tabindex: 0 }, sweep.text)));
-}
-
 function showDetail(run) {
   byId("detail-name").textContent = run.name;
   const copy = make("button", { type: "button", onclick: () => copied(run.again, copy) }, "Copy");
@@ -90,23 +61,6 @@ function show() {
   showTests();
   showContents();
   about(live ? `live, updated ${new Date(state.data.made * 1000).toLocaleTimeString()}` : "");
-}
-
-let version = null;
-async function poll() {
-  try {
-    const answer = await fetch("/data.json", { headers: version ? { "If-None-Match": version } : {}, cache: "no-store" });
-    if (answer.ok) {
-      version = answer.headers.get("ETag");
-      state.data = await answer.json();
-      show();
-    } else if (answer.status !== 304) throw new Error(answer.statusText);
-    else about(`live, checked ${new Date().toLocaleTimeString()}`);
-  } catch (error) {
-    if (state.data) about(`the server does not answer (${error.message})`);
-    else byId("about").textContent = `The server does not answer (${error.message}).`;
-  }
-  setTimeout(poll, 5000);
 }
 
 byId("all").addEventListener("click", () => showOnly(() => true));
