@@ -97,12 +97,12 @@ def jackknife_error(values: Sequence[float]) -> float:
     return float(error) * student(len(spread) - 1)
 
 
-def student(degrees: int) -> float:
+def student(degrees: float) -> float:
     """The factor by which a standard error from few values is widened, so that two of them cover 95 %: half the quantile
     0.975 of Student's t; 1.13 for 10 values, 6.4 for 2, at least 1.
 
     Args:
-        degrees: degrees of freedom, one less than the number of values.
+        degrees: degrees of freedom; for a mean one less than the number of values.
     """
     return max(1.0, float(stdtrit(degrees, 0.975)) / 2)
 

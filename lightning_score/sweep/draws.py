@@ -18,7 +18,7 @@ KNOWN = 1000
 
 def make_sampler(sweep: Sweep, seed: int) -> BaseSampler:
     """The sampler of settings when a worker takes a trial; grids and random trials are drawn before and queued."""
-    return SeededBayes(seed) if sweep.method == "bayes" else RandomSampler(seed=seed)
+    return SeededBayes(seed) if sweep.follows_results else RandomSampler(seed=seed)
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Plan:
 
     Attributes:
         count: their number.
-        settings: their settings if known in advance; for bayes, examples.
+        settings: their settings if known in advance; for bayes and custom, examples.
     """
 
     count: int
@@ -52,14 +52,16 @@ def plan_trials(sweep: Sweep, count: int | None, seed: int | None) -> Plan:
         total = len(sweep.grid()[:total])
     if total is None:
         raise InputError(f"method {sweep.method} has no end: give --count 20, or run_cap in the file")
-    if sweep.method == "bayes":
-        return Plan(total, [settings for _, _, settings in sweep.examples()])
+    if sweep.follows_results:
+        return Plan(total, sweep.drawn or [settings for _, _, settings in sweep.examples()])
     values = known_values(sweep, total if grid else min(total, KNOWN), seed or 0)
     return Plan(total, [sweep.settings(FixedTrial(each)) for each in values])
 
 
 def known_values(sweep: Sweep, count: int, seed: int) -> list[dict[str, Any]]:
-    """The first trials as Optuna's parameters; a larger count only appends trials. Those of bayes are empty until they run.
+    """The first trials as Optuna's parameters; a larger count only appends trials.
+
+    Those of methods bayes and custom are empty until they run.
 
     Args:
         sweep: the sweep.
@@ -68,7 +70,7 @@ def known_values(sweep: Sweep, count: int, seed: int) -> list[dict[str, Any]]:
     """
     if sweep.method == "grid":
         return sweep.grid()[:count]
-    if sweep.method == "bayes":
+    if sweep.follows_results:
         return [{} for _ in range(count)]
     study = optuna.create_study(sampler=RandomSampler(seed=seed))
     trials = [study.ask() for _ in range(count)]

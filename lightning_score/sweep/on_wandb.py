@@ -12,7 +12,8 @@ from lightning_score.errors import InputError, require
 from lightning_score.runs.folders import check_name
 from lightning_score.runs.status import STOPPED_EARLY
 from lightning_score.sweep.macros import flatten
-from lightning_score.sweep.results import Results, Row, metric_fields
+from lightning_score.sweep.results import Results, Row
+from lightning_score.sweep.rows import measured_fields
 from lightning_score.sweep.spec import Sweep, dotted, from_entries
 
 STATES = {"finished": "complete", "running": "running", "pending": "waiting"}
@@ -45,8 +46,10 @@ def fetch(path: str) -> tuple[Sweep, Results]:
     near = difflib.get_close_matches(metric, logged, 1, 0.3)
     hint = f"; did you mean {near[0]}?" if near else ""
     require(metric in logged or not logged, f"--wandb {path}: no trial has logged the metric {metric}{hint}")
-    rows = [_row(sweep, metric, number, run) for number, run in enumerate(runs)]
-    return sweep, Results(sweep.name, metric, sweep.maximize, sweep.varied, rows)
+    rows = [_row(sweep, number, run) for number, run in enumerate(runs)]
+    return sweep, Results(
+        sweep.name, metric, sweep.maximize, sweep.varied, rows, objectives=sweep.objectives, constraints=sweep.constraints
+    )
 
 
 def _numbers(run: Any) -> dict[str, float]:
@@ -54,8 +57,8 @@ def _numbers(run: Any) -> dict[str, float]:
     return {name: value for name, value in dict(run.summary).items() if isinstance(value, (int, float))}
 
 
-def _row(sweep: Sweep, metric: str, number: int, run: Any) -> Row:
-    fields, summary = metric_fields(_numbers(run), metric), dict(run.summary)
+def _row(sweep: Sweep, number: int, run: Any) -> Row:
+    fields, summary = measured_fields(_numbers(run), sweep.objectives, sweep.constraints), dict(run.summary)
     state = STATES.get(run.state, "failed")
     if state == "complete" and summary.get("state") == STOPPED_EARLY:
         state = STOPPED_EARLY

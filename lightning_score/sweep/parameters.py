@@ -207,7 +207,7 @@ def parameter(name: str, given: Any) -> Parameter:
         require(not unknown, f"{kind} does not take {', '.join(sorted(unknown))}")
         require(not missing, f"{kind} needs {' and '.join(sorted(missing))}")
         if kind == "constant":
-            _check_plain(given["value"])
+            check_plain(given["value"])
             return Constant(given["value"])
         if kind.startswith("categorical"):
             return _choices(given)
@@ -224,7 +224,7 @@ def _default(given: Mapping[str, Any]) -> str:
     return "int_uniform" if isinstance(given["min"], int) and isinstance(given["max"], int) else "uniform"
 
 
-def _check_plain(value: Any) -> None:
+def check_plain(value: Any) -> None:
     """Refuses what JSON cannot represent; YAML also has dates such as 2024-01-31, and .nan."""
     try:
         json.dumps(value, allow_nan=False)
@@ -247,7 +247,7 @@ def _choices(given: Mapping[str, Any]) -> Parameter:
     listed = isinstance(values, list) and len(values) > 0
     require(listed, f"values={values!r}: must be a list with at least one value, as [1, 2]")
     for value in values:
-        _check_plain(value)
+        check_plain(value)
     if "probabilities" not in given:
         return Categorical(list({json.dumps(value): value for value in values}.values()))
     shares = given["probabilities"]

@@ -9,89 +9,43 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import yaml
 
-from lightning_score.metrics import jackknife_error
-from lightning_score.runs.records import SUBSET, Record, floor_name
+from lightning_score.runs.records import SUBSET, floor_name
 from lightning_score.runs.status import STOPPED_EARLY
 from lightning_score.sweep.macros import as_text
+from lightning_score.sweep.objectives import Constraint, Objective, read_constraints, read_objectives
 from lightning_score.sweep.processes import is_dead
+from lightning_score.sweep.rows import (
+    Row,
+    difference,
+    floors_of,
+    format_duration,
+    format_number,
+    leave_one_out,
+    metric_fields,
+    metric_names,
+    numeric,
+    satisfied,
+    setting_text,
+    short_name,
+)
 
+__all__ = ["COLUMNS", "ENDED", "SILENCE", "TABLE", "Results", "Row", "difference", "floors_of", "format_duration",
+           "format_number", "leave_one_out", "metric_fields", "numeric", "read_csv", "setting_text",
+           "short_name"]  # fmt: skip
 TABLE = "trials.csv"
 """The table of trials in a sweep's folder."""
 COLUMNS = ("error", "floor", "n", "nfe", "seconds", "folder", "message", "without", "paired", "worker", "floor_kind")
 """Columns after trial, state, settings and metric: fields of a row, `without` is the jackknife; old tables lack the last."""
+FURTHER = ("error", "floor", "without", "paired")
+"""Columns of each further metric, after its own, as `val/loss_error`."""
 ENDED = ("complete", STOPPED_EARLY, "failed")
 """States of trials that have ended."""
 SILENCE = 120.0
 """Seconds without an update of its table after which a sweep counts as dead."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A trial.
-
-    Attributes:
-        number: its place in the queue.
-        state: complete, stopped early (by early termination), failed, running, interrupted or waiting.
-        settings: by their dotted names.
-        value: of the metric, NaN without one.
-        error: its standard error, NaN if unknown.
-        floor: the value of a perfect model, NaN if unknown.
-        n: number of samples, 0 if unknown.
-        nfe: network evaluations per sample, NaN if unknown.
-        seconds: duration of the trial.
-        jackknife: the value without each part of the samples.
-        paired: data, features and seeds; the samples of two trials are paired if these are equal.
-        folder: the folder of its results.
-        message: why it failed.
-        worker: the process that ran it, as `host:1234`.
-        floor_kind: the kind of floor, as in a `Record`; empty if unknown, for example on W&B.
-    """
-
-    number: int
-    state: str
-    settings: dict[str, Any]
-    value: float = math.nan
-    error: float = math.nan
-    floor: float = math.nan
-    n: int = 0
-    nfe: float = math.nan
-    seconds: float = math.nan
-    jackknife: tuple[float, ...] = ()
-    paired: str = ""
-    folder: str = ""
-    message: str = ""
-    worker: str = ""
-    floor_kind: str = ""
-
-    def text(self, name: str) -> str:
-        """A setting as text."""
-        return setting_text(self.settings.get(name))
-
-    def texts(self, names: Sequence[str]) -> list[str]:
-        """Settings with their names, as `steps=10`."""
-        return [f"{short_name(name)}={self.text(name)}" for name in names]
-
-
-def metric_fields(metrics: Mapping[str, float], metric: str) -> dict[str, Any]:
-    """The fields of a row for one metric, from all metrics of a trial."""
-    prefix = metric.partition("/")[0]
-    return {
-        "value": metrics.get(metric, math.nan),
-        "error": metrics.get(f"{metric}_error", math.nan),
-        "floor": metrics.get(f"{metric}_floor", math.nan),
-        "n": int(metrics.get(f"{metric}_n", 0)),
-        "nfe": metrics.get(f"{prefix}/nfe", math.nan),
-    }
-
-
-def floors_of(rows: Sequence[Row]) -> list[tuple[float, str]]:
-    """The different floors of trials, with their names."""
-    return sorted({(row.floor, floor_name(row.floor_kind)) for row in rows if math.isfinite(row.floor)})
 
 
 @dataclass
@@ -100,12 +54,14 @@ class Results:
 
     Attributes:
         name: of the sweep.
-        metric: the metric to optimize.
-        maximize: whether larger values are better.
+        metric: the first metric to optimize.
+        maximize: whether larger values of it are better.
         varied: the names of the parameters with more than one value.
         rows: the trials.
         importances: each parameter's share of the variance of the metric.
         again: the command that runs the best trial again.
+        objectives: all metrics to optimize; by default the first alone.
+        constraints: bounds on metrics.
     """
 
     name: str
@@ -115,12 +71,23 @@ class Results:
     rows: list[Row]
     importances: dict[str, float] = field(default_factory=dict)
     again: str = ""
+    objectives: tuple[Objective, ...] = ()
+    constraints: tuple[Constraint, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.objectives = self.objectives or (Objective(self.metric, self.maximize),)
+        for row in self.rows:
+            row.values.setdefault(self.metric, row.value)
 
     @property
     def ranked(self) -> list[Row]:
-        """The complete trials with a finite value, the best first."""
-        rows = [row for row in self.rows if row.state == "complete" and math.isfinite(row.value)]
-        return sorted(rows, key=lambda row: -row.value if self.maximize else row.value)
+        """The complete trials with a finite value, the best first, those that satisfy the constraints before the others.
+
+        As long as no row for several training seeds is complete: those that have a value.
+        """
+        known = [row for row in self.rows if math.isfinite(row.value)]
+        rows = [row for row in known if row.state == "complete"] or [row for row in known if row.seeds]
+        return sorted(rows, key=lambda row: (not row.feasible, -row.value if self.maximize else row.value))
 
     def front(self) -> list[Row]:
         """The Pareto front: no other trial is better or equal in both the metric and network evaluations."""
@@ -179,14 +146,23 @@ class Results:
     def csv(self) -> str:
         """All rows with all settings as CSV."""
         names = sorted({name for row in self.rows for name in row.settings})
-        lines: list[list[Any]] = [["trial", "state", *names, self.metric, *COLUMNS]]
+        others = metric_names(self.objectives, self.constraints)[1:]
+        added = [f"{name}{end}" for name in others for end in ("", *(f"_{part}" for part in FURTHER))]
+        added += ["feasible"] if self.constraints else []
+        lines: list[list[Any]] = [["trial", "state", *names, self.metric, *COLUMNS, *added]]
         for row in self.rows:
-            fields = {**vars(row), "without": as_text(list(row.jackknife))}
             settings = [as_text(row.settings.get(name, "")) for name in names]
-            lines.append([row.number, row.state, *settings, row.value, *(fields[column] for column in COLUMNS)])
+            more = [cell for name in others for cell in (row.values.get(name, ""), *_cells(row.of(name), FURTHER))]
+            more += [row.feasible] if self.constraints else []
+            lines.append([row.number, row.state, *settings, row.value, *_cells(row, COLUMNS), *more])
         text = io.StringIO()
         csv.writer(text).writerows(lines)
         return text.getvalue()
+
+
+def _cells(row: Row, columns: Sequence[str]) -> list[Any]:
+    fields = {**vars(row), "without": as_text(list(row.jackknife))}
+    return [fields[column] for column in columns]
 
 
 def read_csv(folder: Path) -> Results:
@@ -203,27 +179,55 @@ def read_csv(folder: Path) -> Results:
         if columns[:2] != ["trial", "state"] or after < 3 or not {*COLUMNS[:-3]} <= {*columns}:
             raise ValueError("not a table of trials")
         names, metric = columns[2 : after - 1], columns[after - 1]
+        objectives, constraints = _aims(folder, metric)
         silent = time.time() - (folder / TABLE).stat().st_mtime > SILENCE
-        rows = [_from_cells(cells, names, metric, silent) for cells in table]
-    maximize = False
-    with suppress(OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):
-        maximize = yaml.safe_load((folder / "sweep.yaml").read_text(encoding="utf-8"))["metric"].get("goal") == "maximize"
+        others = metric_names(objectives, constraints)[1:]
+        rows = [_from_cells(cells, names, [metric, *others], silent, constraints) for cells in table]
     varied = [name for name in names if len({as_text(row.settings[name]) for row in rows}) > 1]
-    return Results(folder.name, metric, maximize, varied, rows)
+    maximize = bool(objectives) and objectives[0].maximize
+    return Results(folder.name, metric, maximize, varied, rows, objectives=objectives, constraints=constraints)
 
 
-def _from_cells(cells: Mapping[str, str], names: Sequence[str], metric: str, silent: bool) -> Row:
-    value, error, floor, n, nfe, seconds = (
-        float(cells[name] or "nan") for name in (metric, "error", "floor", "n", "nfe", "seconds")
-    )
-    settings = {name: _from_text(cells[name]) for name in names}
-    jackknife = tuple(map(float, json.loads(cells.get("without") or "[]")))  # tables of older versions have none
-    texts = (cells.get("paired") or "", cells["folder"], cells["message"], cells.get("worker") or "")
+def _aims(folder: Path, metric: str) -> tuple[tuple[Objective, ...], tuple[Constraint, ...]]:
+    """Objectives and constraints of the sweep file in a folder; where it is not usable, the metric alone is minimized."""
+    with suppress(OSError, yaml.YAMLError, ValueError, AttributeError):
+        entries = yaml.safe_load((folder / "sweep.yaml").read_text(encoding="utf-8"))
+        objectives = read_objectives(entries)
+        if objectives and objectives[0].name == metric:
+            return objectives, read_constraints(entries.get("metric_constraints"))
+    return (Objective(metric),), ()
+
+
+def _from_cells(
+    cells: Mapping[str, str], names: Sequence[str], metrics: Sequence[str], silent: bool, constraints: Sequence[Constraint]
+) -> Row:
+    numbers, worker = _numbers(cells, metrics[0], ""), cells.get("worker") or ""
     state = STOPPED_EARLY if cells["state"] == "early" else cells["state"]  # the name in older versions
-    if state == "running" and (silent or is_dead(texts[-1])):
+    if state == "running" and (silent or is_dead(worker)):
         state = "interrupted"
-    kind = cells.get("floor_kind", SUBSET) or ""
-    return Row(int(cells["trial"]), state, settings, value, error, floor, int(n), nfe, seconds, jackknife, *texts, kind)
+    values = {name: float(cells.get(name) or "nan") for name in metrics}
+    return Row(
+        int(cells["trial"]),
+        state,
+        {name: _from_text(cells[name]) for name in names},
+        **numbers,
+        seconds=float(cells["seconds"] or "nan"),
+        folder=cells["folder"],
+        message=cells["message"],
+        worker=worker,
+        floor_kind=cells.get("floor_kind", SUBSET) or "",
+        values=values,
+        further={name: _numbers(cells, name, f"{name}_") for name in metrics[1:]},
+        feasible=satisfied(values, constraints),
+    )
+
+
+def _numbers(cells: Mapping[str, str], metric: str, prefix: str) -> dict[str, Any]:
+    """The fields of a row for one metric; older tables lack the jackknife."""
+    value, error, floor = (float(cells.get(name) or "nan") for name in (metric, f"{prefix}error", f"{prefix}floor"))
+    jackknife = tuple(map(float, json.loads(cells.get(f"{prefix}without") or "[]")))
+    n, nfe, paired = int(float(cells["n"] or 0)), float(cells["nfe"] or "nan"), cells.get(f"{prefix}paired") or ""
+    return {"value": value, "error": error, "floor": floor, "n": n, "nfe": nfe, "jackknife": jackknife, "paired": paired}
 
 
 def _from_text(text: str) -> Any:
@@ -232,72 +236,3 @@ def _from_text(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def leave_one_out(records: Sequence[Record], metric: str) -> tuple[tuple[float, ...], str]:
-    """A trial's last value without each part of its samples, and a key that is equal for paired trials.
-
-    The parts are the tenths of the samples of each seed; the value is the mean over seeds.
-    """
-    found = [r for r in records if r.metric == metric and r.jackknife and r.weights == "ema" and r.denoised]
-    if not found:
-        return (), ""
-    found = [record for record in found if record.step == found[-1].step]
-    common = str((*found[0].axis, [record.seed for record in found], found[0].weights))
-    if len(found) == 1:
-        return tuple(found[0].jackknife), common
-    value = fmean(record.value for record in found)
-    changes = [(part - fmean(record.jackknife)) / len(found) for record in found for part in record.jackknife]
-    return tuple(value + change for change in changes), common
-
-
-def difference(row: Row, other: Row) -> tuple[float, float]:
-    """The difference of two values and its standard error.
-
-    Samples of the same seed use the same random numbers, so much of their errors cancels, and the standard error is the
-    jackknife's of the differences. Otherwise the samples are independent.
-    """
-    gap = row.value - other.value
-    if row.jackknife and len(row.jackknife) == len(other.jackknife) and row.paired == other.paired:
-        return gap, jackknife_error([one - two for one, two in zip(row.jackknife, other.jackknife, strict=True)])
-    return gap, math.hypot(row.error, other.error)
-
-
-def short_name(name: str) -> str:
-    """The last part of a parameter's name, or the last two of a deeper one, such as `grid.steps`."""
-    parts = name.split(".")
-    return ".".join(parts[-2:]) if len(parts) > 3 else parts[-1]
-
-
-def setting_text(value: Any) -> str:
-    """A setting as short text; a part as its class and arguments: PredictorCorrector(Heun, Karras(steps=9))."""
-    if not isinstance(value, Mapping):
-        return as_text(value)
-    name = str(value.get("class_path", "")).rpartition(".")[2]
-    settings = [_argument(argument, part) for argument, part in value.get("init_args", {}).items()]
-    return f"{name}({', '.join(settings)})" if settings else name
-
-
-def _argument(name: str, value: Any) -> str:
-    """An argument: numbers with their names, parts without."""
-    return f"{name}={as_text(value)}" if isinstance(value, (int, float, list, type(None))) else setting_text(value)
-
-
-def format_number(value: float) -> str:
-    """Three digits, or nothing for NaN."""
-    return "" if math.isnan(value) else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-
-
-def format_duration(seconds: float) -> str:
-    """42 s, 12 min, 3.5 h, 2.1 days."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
-
-
-def numeric(rows: Sequence[Row], name: str) -> bool:
-    """Whether a parameter's values are numbers."""
-    values = [row.settings.get(name) for row in rows]
-    return bool(values) and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)

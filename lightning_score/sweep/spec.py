@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from lightning_score.runs.yaml_files import read_mapping
 from lightning_score.sweep.macros import ARGS, DEFAULT, as_text, expand_macros, flatten, options, split_options
 from lightning_score.sweep.objectives import EXAMPLE, Constraint, Objective, read_constraints, read_objectives
 from lightning_score.sweep.parameters import LARGEST, Parameter, check_keys, naming, parameter
+from lightning_score.sweep.scheduler import Scheduler, read_scheduler
 
-METHODS = ("grid", "random", "bayes")
+METHODS = ("grid", "random", "bayes", "custom")
 KNOWN = {"program", "method", "metric", "metrics", "metric_constraints", "parameters", "command", "name", "description",
          "project", "entity", "run_cap", "early_terminate", "controller", "apiVersion", "kind", "settings", "imageuri",
-         "job"}  # fmt: skip
+         "image_uri", "job", "scheduler"}  # fmt: skip
 COMMANDS = ("fit", "validate", "test")
 """The commands that trials may run."""
 PYTHON = re.compile(r"(.*/)?(env|python[\d.]*|-\w+)")
@@ -67,7 +69,7 @@ class Sweep:
     Attributes:
         name: its name.
         text: the file.
-        method: grid, random or bayes.
+        method: grid, random, bayes or custom.
         objectives: the metrics to optimize; none in a file without a metric.
         constraints: bounds on metrics that the result must satisfy.
         parameters: by their names in Optuna's database, where NUL joins the keys of a nested one; a key may hold dots.
@@ -75,6 +77,7 @@ class Sweep:
         program: W&B's `program`.
         run_cap: maximal number of trials, or None.
         hyperband: early termination, or None.
+        scheduler: who draws the settings, or None.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Sweep:
     program: str | None
     run_cap: int | None
     hyperband: Hyperband | None
+    scheduler: Scheduler | None = None
 
     def grid(self) -> list[dict[str, Any]]:
         """All combinations, as Optuna's parameters; the last parameter changes fastest.
@@ -108,6 +112,8 @@ class Sweep:
 
     def settings(self, trial: BaseTrial) -> dict[str, Any]:
         """The settings of an Optuna trial by their dotted names."""
+        if self.scheduler is not None and self.scheduler.search_space:
+            return self.scheduler.space(trial)
         return _settings({name: law.suggest(trial, name) for name, law in self.parameters.items()})
 
     def examples(self) -> Iterator[tuple[str, Any, dict[str, Any]]]:
@@ -127,9 +133,22 @@ class Sweep:
         """Whether larger values of the first metric are better."""
         return bool(self.objectives) and self.objectives[0].maximize
 
+    @cached_property
+    def drawn(self) -> list[dict[str, Any]]:
+        """Settings from all over a search space that a function draws; empty for a fixed list of parameters."""
+        return self.scheduler.drawn() if self.scheduler is not None and self.scheduler.search_space else []
+
     @property
+    def follows_results(self) -> bool:
+        """Whether the settings of a trial depend on the results of those before it, so that they are not known before."""
+        return self.method in ("bayes", "custom")
+
+    @cached_property
     def varied(self) -> list[str]:
-        """The dotted names of the parameters with more than one value."""
+        """The dotted names of the settings with more than one value; a setting that some trials lack has two."""
+        if self.drawn:
+            names = dict.fromkeys(name for settings in self.drawn for name in settings)
+            return [name for name in names if len({as_text(settings.get(name)) for settings in self.drawn}) > 1]
         return [dotted(name) for name, law in self.parameters.items() if len(law.examples()) > 1]
 
     def arguments(self, settings: Mapping[str, Any]) -> Arguments:
@@ -203,12 +222,16 @@ def from_entries(entries: Any, path: str, text: str, name: str) -> Sweep:
         check_keys(entries, KNOWN)
         method, given = entries.get("method"), entries.get("parameters")
         require(method in METHODS, f"method={method!r}: choose one of {', '.join(METHODS)}")
-        example = "parameters: {model.sampler.steps: {values: [5]}}"
-        require(isinstance(given, dict) and len(given) > 0, f"needs parameters, as '{example}'")
-        objectives = read_objectives(entries)
-        require(bool(objectives) or method != "bayes", f"method bayes needs a metric, as 'metric: {EXAMPLE}'")
         name, command = str(entries.get("name") or name), entries.get("command")
         check_name(name, "name")
+        scheduler = read_scheduler(entries, name, Path(path).parent)
+        given = {} if given is None and scheduler is not None and scheduler.search_space else given
+        example = "parameters: {model.sampler.steps: {values: [5]}}"
+        listed = isinstance(given, dict) and (len(given) > 0 or (scheduler is not None and bool(scheduler.search_space)))
+        require(listed, f"needs parameters, as '{example}'")
+        objectives = read_objectives(entries)
+        needs = method in ("bayes", "custom") and not objectives
+        require(not needs, f"method {method} needs a metric, as 'metric: {EXAMPLE}'")
         listed = command is None or (isinstance(command, list) and len(command) > 0)
         require(listed, f"command={command!r}: must be a list of words")
         return Sweep(
@@ -222,6 +245,7 @@ def from_entries(entries: Any, path: str, text: str, name: str) -> Sweep:
             program=entries.get("program"),
             run_cap=_count("run_cap", entries.get("run_cap")),
             hyperband=_hyperband(entries.get("early_terminate"), bool(objectives)),
+            scheduler=scheduler,
         )
 
 

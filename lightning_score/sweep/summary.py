@@ -19,7 +19,8 @@ from lightning_score.sweep.charts import draw
 from lightning_score.sweep.folder import FILE, check_folder, folder_of, make_folder
 from lightning_score.sweep.macros import flatten
 from lightning_score.sweep.on_wandb import fetch, publish
-from lightning_score.sweep.results import ENDED, TABLE, Results, Row, format_duration, format_number, metric_fields
+from lightning_score.sweep.results import ENDED, TABLE, Results, Row, format_duration, format_number
+from lightning_score.sweep.rows import measured_fields
 from lightning_score.sweep.spec import Sweep, dotted
 from lightning_score.sweep.study import ERROR, METRICS, SETTINGS, SLOT, WORKER, Study
 from lightning_score.sweep.trials import FLOOR, FOLDER, JACKKNIFE, PAIRED, SECONDS
@@ -137,7 +138,15 @@ def collect_results(spec: Sweep, study: Study, final: bool = False) -> Results:
         final: compute importances and the command of the best trial, which takes time.
     """
     rows = sorted((_row(spec, trial, study.state(trial)) for trial in study.trials()), key=lambda row: row.number)
-    found = Results(spec.name, spec.metric or "", spec.maximize, spec.varied, rows)
+    found = Results(
+        spec.name,
+        spec.metric or "",
+        spec.maximize,
+        spec.varied,
+        rows,
+        objectives=spec.objectives,
+        constraints=spec.constraints,
+    )
     if final and found.ranked:
         found.importances = {dotted(name): share for name, share in study.importances().items()}
         found.again = _again(spec, found)
@@ -154,7 +163,7 @@ def _row(spec: Sweep, trial: FrozenTrial, state: str) -> Row:
     attributes = trial.user_attrs
     settings = attributes.get(SETTINGS) or {dotted(name): value for name, value in trial.params.items()}
     known = {name: attributes[name] for name in (SECONDS, FOLDER, PAIRED, WORKER, FLOOR) if name in attributes}
-    known |= metric_fields(attributes.get(METRICS, {}), spec.metric or "")
+    known |= measured_fields(attributes.get(METRICS, {}), spec.objectives, spec.constraints)
     known["jackknife"] = tuple(attributes.get(JACKKNIFE, ()))
     known["message"] = attributes.get(ERROR, "its workers died") if state == "failed" else ""
     return Row(attributes.get(SLOT, trial.number), state, dict(flatten(settings)), **{FLOOR: SUBSET, **known})
