@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from lightning_score.errors import InputError, require
+from lightning_score.errors import InputError, one_line, require
 from lightning_score.files import replace_text
 from lightning_score.runs.folders import LEADS_OUT, leads_out
 
@@ -103,10 +103,8 @@ def write_notes(folder: Path, root: Path, notes: Notes, version: str) -> Notes:
             if before.version != version:
                 return before
             replace_text(folder / FILE, json.dumps(asdict(notes), ensure_ascii=False, indent=1) + "\n")
-        except InputError as error:
-            raise InputError(f"{folder / FILE}: is damaged ({error}); mend or remove it") from error
         except OSError as error:
             raise InputError(f"{folder / FILE}: cannot be written ({error.strerror}); change who may write there") from error
-        except ValueError as error:
-            raise InputError(f"{folder / FILE}: is damaged ({error}); mend or remove it") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{folder / FILE}: is damaged ({one_line(error, 160)}); mend or remove it") from error
     return notes

@@ -17,7 +17,7 @@ from lightning_score.errors import one_line
 from lightning_score.report import figures, sweeps, tables
 from lightning_score.report.finding import Reader
 from lightning_score.report.pictures import add_pictures, embed_pictures
-from lightning_score.report.reading import Run, folder_name
+from lightning_score.report.reading import LINES, Run, folder_name
 from lightning_score.report.values import plain_settings, values
 from lightning_score.runs.folders import LEADS_OUT, leads_out
 from lightning_score.sweep.results import ENDED, Results, read_csv
@@ -38,7 +38,7 @@ def page_data(root: Path, reader: Reader | None = None) -> tuple[dict[str, Any],
     return {
         "root": str(root),
         "made": time.time(),
-        "runs": [_run(run) for run in runs],
+        "runs": [_run(run) | _logs(run, len(runs)) for run in runs],
         "table": tables.runs_table(runs),
         "tests": tables.tests_table(runs),
         "panels": _panels(runs),
@@ -68,6 +68,18 @@ def _run(run: Run) -> dict[str, Any]:
         "notes_version": run.notes.version,
         "pictures": {},
     }
+
+
+def _logs(run: Run, n: int) -> dict[str, Any]:
+    """The console and the system metrics of one of n runs; for many runs less of each."""
+    few = min(1.0, 50 / n)
+    system = {}
+    for name, curve in run.system.items():
+        kept = figures.evenly(len(curve.steps), max(int(120 * few), 10))
+        hours = figures.rounded((curve.times[i] - run.started) / 3600 for i in kept)
+        values = figures.rounded(curve.values[i] for i in kept)
+        system[name] = {"steps": [curve.steps[i] for i in kept], "hours": hours, "values": values}
+    return {"console": run.console[-max(int(LINES * few), 20) :], "system": system}
 
 
 MEASURED_ALIKE = "Two standard errors; values on one axis have the same features, data, split and number of samples."

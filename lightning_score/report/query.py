@@ -65,7 +65,7 @@ class Query:
             self._tree = arguments[0]
             self._compute(self._tree, None)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise user_mistake(error) or InputError(f"--query: cannot be read ({one_line(error, 100)})") from error
+            raise user_mistake(error) or InputError(f"--query: cannot be read ({_reason(error)})") from error
 
     def matches(self, run: Mapping[str, Any]) -> bool:
         """Whether a run is selected."""
@@ -101,6 +101,10 @@ class Query:
         if run is None:
             return UNKNOWN
         return _Tags(run[key]) if name == "tag" else (run[part] if part else run).get(key, UNKNOWN)
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "msg", "") or one_line(error, 100)
 
 
 def _names_of(runs: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
