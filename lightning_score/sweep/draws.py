@@ -11,6 +11,7 @@ from optuna.trial import FixedTrial, FrozenTrial
 
 from lightning_score.errors import InputError, require
 from lightning_score.sweep.spec import Sweep
+from lightning_score.sweep.users_study import UsersStudy
 
 KNOWN = 1000
 """Maximal number of random trials that are drawn for the checks."""
@@ -18,6 +19,8 @@ KNOWN = 1000
 
 def make_sampler(sweep: Sweep, seed: int) -> BaseSampler:
     """The sampler of settings when a worker takes a trial; grids and random trials are drawn before and queued."""
+    if sweep.scheduler is not None and sweep.scheduler.optimizer:
+        return UsersStudy(sweep.scheduler)
     return SeededBayes(seed) if sweep.follows_results else RandomSampler(seed=seed)
 
 
@@ -28,10 +31,12 @@ class Plan:
     Attributes:
         count: their number.
         settings: their settings if known in advance; for bayes and custom, examples.
+        seed: of the draws.
     """
 
     count: int
     settings: list[dict[str, Any]]
+    seed: int = 0
 
 
 def plan_trials(sweep: Sweep, count: int | None, seed: int | None) -> Plan:
@@ -40,7 +45,7 @@ def plan_trials(sweep: Sweep, count: int | None, seed: int | None) -> Plan:
     Args:
         sweep: the sweep.
         count: `--count`.
-        seed: `--seed`.
+        seed: of the draws; None: 0.
 
     Raises:
         InputError: the number is missing or above the file's `run_cap`; a grid is too large; a grid with a seed.
@@ -48,14 +53,17 @@ def plan_trials(sweep: Sweep, count: int | None, seed: int | None) -> Plan:
     grid, cap, total = sweep.method == "grid", sweep.run_cap, count or sweep.run_cap
     require(not (count and cap and count > cap), f"--count {count}: run_cap in the file allows {cap}")
     require(seed is None or not grid, f"--seed {seed}: method grid draws nothing; leave it out")
+    if sweep.scheduler is not None and sweep.scheduler.optimizer:
+        require(seed is None, f"--seed {seed}: the study of `{sweep.scheduler.optimizer}` has its own seed; leave it out")
+        sweep.scheduler.optuna()
     if grid:
         total = len(sweep.grid()[:total])
     if total is None:
         raise InputError(f"method {sweep.method} has no end: give --count 20, or run_cap in the file")
     if sweep.follows_results:
-        return Plan(total, sweep.drawn or [settings for _, _, settings in sweep.examples()])
+        return Plan(total, sweep.drawn or [settings for _, _, settings in sweep.examples()], seed or 0)
     values = known_values(sweep, total if grid else min(total, KNOWN), seed or 0)
-    return Plan(total, [sweep.settings(FixedTrial(each)) for each in values])
+    return Plan(total, [sweep.settings(FixedTrial(each)) for each in values], seed or 0)
 
 
 def known_values(sweep: Sweep, count: int, seed: int) -> list[dict[str, Any]]:

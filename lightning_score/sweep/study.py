@@ -20,22 +20,33 @@ from sqlalchemy.engine import make_url
 
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.runs.status import STOPPED_EARLY
+from lightning_score.sweep.attempts import (
+    ERROR,
+    INTERRUPTED,
+    RETRIES,
+    SLOT,
+    SURPLUS,
+    comes_back,
+    deaths,
+    last_attempts,
+    next_attempt,
+)
 from lightning_score.sweep.draws import known_values, make_sampler
-from lightning_score.sweep.processes import Stopped, identity, in_turn, is_dead
+from lightning_score.sweep.ending import NO_MORE, reached_target
+from lightning_score.sweep.processes import Killed, Stopped, identity, in_turn, is_dead
+from lightning_score.sweep.scheduler import SearchEnded
 from lightning_score.sweep.spec import Sweep
+from lightning_score.sweep.users_study import UsersStudy
 
-SLOT, WORKER, ERROR, METRICS, SETTINGS, SURPLUS = "slot", "worker", "error", "metrics", "settings", "surplus"
-"""Attributes of a trial: place in the queue; worker; error message; metrics; settings; whether it is not needed."""
-RETRIED = "retry_history"
-"""Optuna's attribute of a trial that repeats others: their numbers."""
-INTERRUPTED, DEATHS = "interrupted", "deaths"
-"""Attributes of a trial: stopped by a signal; the number of workers that have died at earlier attempts."""
+WORKER, METRICS, SETTINGS = "worker", "metrics", "settings"
+"""Further attributes of a trial: its worker, its metrics, its settings."""
+ENDED_BY = "ended"
+"""Attribute of a study: why it ended before all planned trials."""
 HEARTBEAT, GRACE = 10, 60
 """Seconds between two heartbeats of a worker, and without heartbeat until its trial is put back into the queue."""
-RETRIES = 3
-"""How often a trial is restarted after its worker died; then it has failed."""
+FAILED = "failed"
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: STOPPED_EARLY, TrialState.FAIL: "failed",
+STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: STOPPED_EARLY, TrialState.FAIL: FAILED,
           TrialState.WAITING: "waiting"}  # fmt: skip
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -43,6 +54,10 @@ warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 
 Objective = Callable[["Study", Trial, dict[str, Any]], float]
+
+
+class Unusable(InputError):
+    """A database that cannot be used, or has no study of this name."""
 
 
 class Study:
@@ -90,7 +105,7 @@ class Study:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             reason = "pip install 'psycopg[binary]'" if isinstance(error.__cause__ or error, ImportError) else reason
             address = re.sub("(//[^:/@]*):.*@", r"\1:***@", self.url)  # without the password
-            raise InputError(f"--storage {address}: this database cannot be used ({reason})") from error
+            raise Unusable(f"--storage {address}: this database cannot be used ({reason})") from error
 
     def _open(self, create: bool) -> optuna.Study:
         sqlite = self.url.startswith("sqlite")
@@ -119,10 +134,9 @@ class Study:
         """Queues trials until there are `count` or `stop` returns true, and removes surplus ones from the queue; returns the
         number of new trials.
         """
-        for trial in self.trials():
-            if trial.state == TrialState.WAITING and trial.user_attrs.get(SLOT, 0) >= count:
-                self._storage.set_trial_user_attr(trial._trial_id, SURPLUS, True)
-                self._end(trial)
+        self._remove_from(count)
+        if self.ended:
+            return 0
         there = {trial.user_attrs[SLOT] for trial in self.trials() if SLOT in trial.user_attrs}
         new = [slot for slot in range(count) if slot not in there]
         values = known_values(self.sweep, count, self.seed) if new else []
@@ -132,28 +146,52 @@ class Study:
             self._study.enqueue_trial(values[slot], user_attrs={SLOT: slot})
         return len(new)
 
-    def retry(self) -> int:
-        """Puts the failed trials back into the queue with their values; returns their number."""
-        failed = [trial for trial in self.trials() if trial.state == TrialState.FAIL]
-        for trial in failed:
-            self._put_back(trial, deaths=0)
-        return len(failed)
+    def _remove_from(self, count: int) -> None:
+        """Removes the waiting trials at place `count` of the queue and after it."""
+        for trial in self.trials():
+            if trial.state == TrialState.WAITING and trial.user_attrs.get(SLOT, 0) >= count:
+                self._storage.set_trial_user_attr(trial._trial_id, SURPLUS, True)
+                self._end(trial)
+
+    @property
+    def ended(self) -> str:
+        """Why the sweep has ended before all planned trials; an empty text if it has not."""
+        return str(self._study.user_attrs.get(ENDED_BY, ""))
+
+    def _finish(self, reason: str) -> None:
+        self.store_once(ENDED_BY, reason)
+        self._remove_from(0)
+
+    def retry(self, which: str = FAILED) -> int:
+        """Puts failed trials back into the queue with their values; returns their number.
+
+        Args:
+            which: `failed` for all of them, or numbers with commas.
+
+        Raises:
+            InputError: it names other trials.
+        """
+        known = {trial.user_attrs[SLOT]: trial for trial in self.trials() if SLOT in trial.user_attrs}
+        failed = [slot for slot, trial in known.items() if trial.state == TrialState.FAIL]
+        wanted = failed if which == FAILED else sorted({int(number) for number in which.split(",")})
+        for slot in wanted:
+            state = self.state(known[slot]) if slot in known else "not a trial of this sweep"
+            require(slot in failed, f"--retry {which}: trial {slot} is {state}; only failed trials are run again")
+        for slot in wanted:
+            self._study.add_trial(next_attempt(known[slot], killed=0))
+        return len(wanted)
 
     def trials(self) -> list[FrozenTrial]:
-        """The trials that count: without restarted and surplus ones, and only the first for each place in the queue, which
-        two processes may fill at the same time.
-        """
-        found = self._study.get_trials(deepcopy=False)
-        again = {number for trial in found for number in trial.system_attrs.get(RETRIED, [])}
-        known: dict[int, FrozenTrial] = {}
-        for trial in found:
-            if trial.number not in again and SURPLUS not in trial.user_attrs:
-                known.setdefault(trial.user_attrs.get(SLOT, -1 - trial.number), trial)
-        return list(known.values())
+        """The trials that count: the last attempt for each place in the queue."""
+        return last_attempts(self._study.get_trials(deepcopy=False))
 
     def remaining(self) -> int:
         """The number of trials that are waiting, running, or will be put back into the queue."""
-        return sum(trial.state not in ENDED or self._comes_back(trial) for trial in self.trials())
+        return sum(trial.state not in ENDED or comes_back(trial) for trial in self.trials())
+
+    def waiting(self) -> int:
+        """The number of trials that are in the queue or will be put back into it."""
+        return sum(trial.state == TrialState.WAITING or comes_back(trial) for trial in self.trials())
 
     @property
     def _storage(self) -> _CachedStorage:
@@ -188,43 +226,32 @@ class Study:
             if self._is_lost(trial, silent):
                 self._end(trial)
         for trial in self.trials():
-            if self._comes_back(trial):
-                self._put_back(trial, _deaths(trial))
-
-    @staticmethod
-    def _comes_back(trial: FrozenTrial) -> bool:
-        """Whether a trial ended without a result or an error, and its workers died at most `RETRIES` times."""
-        return trial.state == TrialState.FAIL and ERROR not in trial.user_attrs and _deaths(trial) <= RETRIES
-
-    def _put_back(self, trial: FrozenTrial, deaths: int) -> None:
-        """Queues a new trial with the values of one that has ended, in the same place and without its metrics."""
-        again = optuna.create_trial(
-            state=TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
-            user_attrs={SLOT: trial.user_attrs[SLOT], DEATHS: deaths},
-            system_attrs={**trial.system_attrs, RETRIED: [*trial.system_attrs.get(RETRIED, []), trial.number]},
-        )
-        self._study.add_trial(again)
+            if comes_back(trial):
+                self._study.add_trial(next_attempt(trial, deaths(trial)))
 
     def _end(self, trial: FrozenTrial | Trial) -> None:
         with suppress(UpdateFinishedTrialError):  # another worker has already ended it
             self._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
 
-    def work(self, objective: Objective, stop: Callable[[], bool] = lambda: False) -> None:
-        """Runs trials from the queue until it is empty.
+    def work(self, objective: Objective, stop: Callable[[], bool] = lambda: False, leaves: bool = False) -> None:
+        """Runs trials from the queue until all have ended.
 
         Args:
             objective: returns the metric of a trial, given this study, the trial and its settings.
             stop: whether this worker must stop; it is called between trials.
+            leaves: whether it ends as soon as no trial waits, while others are running.
         """
         while not stop():
             self.release()
+            if reason := reached_target(self.sweep.objectives, self.trials()):
+                self._finish(reason)
             left = {trial.state for trial in self.trials()} - {*ENDED}
             if not left:
                 return
             if TrialState.WAITING in left:
                 self._run_next(objective, stop)
+            elif leaves:
+                return
             else:
                 time.sleep(0.5)  # if another worker dies, its trial returns to the queue
 
@@ -241,9 +268,9 @@ class Study:
             trial.set_user_attr(SURPLUS, True)
             raise RuntimeError("another worker has this trial")
         trial.set_user_attr(WORKER, identity())
-        settings = self.sweep.settings(trial)
-        trial.set_user_attr(SETTINGS, settings)
         try:
+            settings = self.sweep.settings(trial)
+            trial.set_user_attr(SETTINGS, settings)
             if stop():
                 raise Stopped
             value = objective(self, trial, settings)
@@ -251,12 +278,17 @@ class Study:
             return value
         except optuna.TrialPruned:
             raise
+        except SearchEnded:
+            trial.set_user_attr(SURPLUS, True)
+            self._finish(NO_MORE)
+            raise
         except Stopped:
             trial.set_user_attr(INTERRUPTED, True)
             self._end(trial)
             raise
         except Exception as error:
-            trial.set_user_attr(ERROR, one_line(error, 500))
+            if not isinstance(error, Killed) or deaths(trial) > RETRIES:
+                trial.set_user_attr(ERROR, one_line(error, 500))
             raise
 
     def _is_taken(self, trial: Trial) -> bool:
@@ -264,8 +296,15 @@ class Study:
         slot = trial.user_attrs[SLOT]
         return any(other.number < trial.number and other.user_attrs.get(SLOT) == slot for other in self.trials())
 
+    def reported(self, trial: Trial) -> int:
+        """The number of values of the metric that earlier attempts at a trial have reported."""
+        return len(self._storage.get_trial(trial._trial_id).intermediate_values)
+
     def should_stop(self, trial: Trial) -> bool:
         """Whether early termination stops a trial, given the values that it has reported."""
+        if isinstance(self._study.sampler, UsersStudy):
+            self._study.pruner = self._study.sampler.pruner
+            return trial.should_prune()
         if self.sweep.hyperband is None:
             return False
         sign = -1 if self.sweep.maximize else 1
@@ -286,8 +325,3 @@ class Study:
             evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
             return optuna.importance.get_param_importances(self._study, evaluator=evaluator)
         return {}
-
-
-def _deaths(trial: FrozenTrial) -> int:
-    """The number of workers that have died at an ended trial without an error, or at its earlier attempts."""
-    return trial.user_attrs.get(DEATHS, 0) + (not trial.user_attrs.get(INTERRUPTED))
