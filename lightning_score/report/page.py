@@ -5,7 +5,7 @@ import gzip
 import json
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,6 @@ from lightning_score.report.values import plain_settings, values
 from lightning_score.runs.folders import LEADS_OUT, leads_out
 from lightning_score.sweep.results import ENDED, Results, read_csv
 
-STAGES = 12
-"""Maximal number of validations with a Langevin figure."""
-
 
 def page_data(root: Path, reader: Reader | None = None) -> tuple[dict[str, Any], list[Run]]:
     """The data of the page without pictures, and the runs.
@@ -38,10 +35,12 @@ def page_data(root: Path, reader: Reader | None = None) -> tuple[dict[str, Any],
     return {
         "root": str(root),
         "made": time.time(),
-        "runs": [_run(run) | _logs(run, len(runs)) for run in runs],
+        "runs": [_run(run) | _logs(run, len(runs)) | drawn for run, drawn in zip(runs, figures.data_of(runs), strict=True)],
+        "measures": figures.floors(runs),
+        "student": figures.student(len(runs)),
+        "colors": figures.COLORS,
         "table": tables.runs_table(runs),
         "tests": tables.tests_table(runs),
-        "panels": _panels(runs),
         "sweeps": [reader.once(folder, version, _sweep) for folder, version in reader.sweeps.items()],
     }, runs
 
@@ -52,7 +51,6 @@ def _run(run: Run) -> dict[str, Any]:
     words = [str(word) for word in given] if isinstance(given, list) else []
     return {
         "name": run.name,
-        "color": figures.color(run),
         "state": run.state,
         "note": run.note,
         "problems": run.problems,
@@ -80,35 +78,6 @@ def _logs(run: Run, n: int) -> dict[str, Any]:
         values = figures.rounded(curve.values[i] for i in kept)
         system[name] = {"steps": [curve.steps[i] for i in kept], "hours": hours, "values": values}
     return {"console": run.console[-max(int(LINES * few), 20) :], "system": system}
-
-
-MEASURED_ALIKE = "Two standard errors; values on one axis have the same features, data, split and number of samples."
-EXCESS = (
-    "Loss is 1/2 E||sigma s + z||^2, with weight sigma^2; the excess loss is its difference from the loss of the training "
-    "data's exact score."
-)
-VARIANCE = "A variance ratio above 1 means remaining noise, or noise from too large a step; below 1 it means lost diversity."
-
-
-def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """All figures of runs with their sections; figures of a single run have its number."""
-    measures = figures.measures(runs).items()
-    distances = {label: figures.measurements(runs, records, label) for label, records in measures}
-    curves = {name: figures.curves(runs, name) for name in figures.metrics(runs)}
-    panels = [
-        _panel("measures", "Distance to the data", distances, MEASURED_ALIKE),
-        _panel("curves", "Losses and other metrics", curves, "As logged in metrics.csv."),
-    ]
-    for i, run in enumerate(runs):
-        panels.append(_panel("levels", "Loss per noise level", run.once("levels", figures.levels), EXCESS, i))
-        panels.append(_panel("langevin", "Langevin dynamics per noise level", run.once("langevin", _stages), VARIANCE, i))
-    return [panel for panel in panels if panel["views"]]
-
-
-def _stages(run: Run) -> dict[str, Any]:
-    """The figures of Langevin dynamics at validations, the last first."""
-    kept = [run.langevin[k] for k in reversed(figures.evenly(len(run.langevin), STAGES))]
-    return {f"step {entries['step']}": figures.langevin(entries) for entries in kept}
 
 
 def _panel(section: str, title: str, views: Mapping[str, Any], caption: str, run: int | None = None) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def _curves(file: Path, steps: Callable[[int, bool], int], problems: list[str]) 
             except (TypeError, ValueError, OverflowError):
                 wrong += 1
                 continue
-            cells = {name: text for name, text in row.items() if name and name != "epoch" and text}
+            cells = {name: text for name, text in row.items() if name and text}
             step = steps(step, any(name.startswith("val/") for name in cells))
             for name, text in cells.items():
                 try:

@@ -55,7 +55,7 @@ function about(more = "") {
 
 function show() {
   showRuns();
-  for (const id of ["measures", "curves", "levels", "langevin"]) showSection(id);
+  showFigures();
   showPictures();
   showSweeps();
   showTests();
@@ -68,10 +68,6 @@ byId("none").addEventListener("click", () => showOnly(() => false));
 byId("listed").addEventListener("click", () => {
   const wanted = listed();
   showOnly((i) => wanted.has(i));
-});
-byId("x-axis").addEventListener("change", ({ target }) => {
-  state.x = target.value;
-  redraw();
 });
 byId("theme").addEventListener("click", () => {
   state.dark = !state.dark;
