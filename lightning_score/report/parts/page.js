@@ -78,24 +78,6 @@ async function start() {
   DataTable ??= await loadDataTables();
 }
 
-let version = null;
-async function poll() {
-  try {
-    const answer = await fetch("/data.json", { headers: version ? { "If-None-Match": version } : {}, cache: "no-store" });
-    if (answer.ok) {
-      version = answer.headers.get("ETag");
-      state.data = await answer.json();
-      if (!DataTable) await start();
-      keepingFocus(show);
-    } else if (answer.status !== 304) throw new Error(answer.statusText);
-    else about(`live, checked ${new Date().toLocaleTimeString()}`);
-  } catch (error) {
-    if (state.data) about(`the server does not answer (${error.message})`);
-    else byId("about").textContent = `The server does not answer (${error.message}).`;
-  }
-  setTimeout(poll, 5000);
-}
-
 byId("all").addEventListener("click", () => showOnly(() => true));
 byId("none").addEventListener("click", () => showOnly(() => false));
 byId("listed").addEventListener("click", () => {
@@ -128,10 +110,12 @@ showTheme();
 if (live) await poll();
 else {
   state.data = await (await unpacked("data")).json();
+  state.data.left_out = keepEmbedded(state.data.runs);
   await start();
   const { runs, ...more } = await (await unpacked("more")).json();
   Object.assign(state.data, more);
   runs.forEach((run, i) => Object.assign(state.data.runs[i], run));
+  for (const { trials } of state.data.sweeps) state.data.left_out += keepEmbedded(trials);
   show();
 }
 document.documentElement.dataset.ready = "true";

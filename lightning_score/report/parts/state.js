@@ -20,6 +20,7 @@ const state = {
   limits: {}, // of the axes of figures, by key: {x: [from, to], y: [from, to]}
   selected: null, // the line that stands out, by name
   view: {}, // chosen view of each panel, by its key
+  sweep: { name: null, others: [], trials: [], picked: {}, drag: "select" }, // shown, overlaid, selected trials, choices of figures
   run: {}, // chosen run of each section, by name
   kind: null, // of the pictures
   step: Infinity, // of the pictures
@@ -38,12 +39,20 @@ async function library(name) {
   return URL.createObjectURL(new Blob([await (await unpacked(name)).text()], { type: "text/javascript" }));
 }
 
-// The address of a picture, which the page holds once, or its server.
-let embeddedPictures = null;
-function source({ src }) {
-  if (typeof src === "string") return src;
-  embeddedPictures ??= byId("sources").textContent.split("\n");
-  return embeddedPictures[src];
+// The pictures, which the page holds once; their addresses on a server need no look-up.
+const sources = document.getElementById("sources")?.textContent.split("\n");
+const source = ({ src }) => (typeof src === "number" ? sources[src] : src);
+
+// Forgets the pictures that did not fit into the page, and counts them.
+function keepEmbedded(entries) {
+  let count = 0;
+  for (const entry of entries) for (const [kind, pictures] of Object.entries(entry.pictures ?? {})) {
+    const kept = pictures.filter(source);
+    count += pictures.length - kept.length;
+    if (kept.length) entry.pictures[kind] = kept;
+    else delete entry.pictures[kind];
+  }
+  return count;
 }
 
 const byId = (id) => document.getElementById(id);
@@ -69,20 +78,6 @@ function choice(label, options, chosen, change) {
 function escaped(text) {
   const entities = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
   return String(text).replace(/[&<>"']/g, (sign) => entities[sign]);
-}
-
-// Draws again and puts the focus back: to the element of the same name, else to that in the same place.
-function keepingFocus(drawAgain) {
-  const element = document.activeElement;
-  const place = element?.closest("section, header, dialog");
-  const alike = () => [...place.querySelectorAll(element.localName)];
-  const name = (each) => each.ariaLabel ?? each.labels?.[0]?.textContent ?? each.textContent;
-  const at = place ? alike().indexOf(element) : -1;
-  const named = place && name(element);
-  drawAgain();
-  if (at < 0 || element.isConnected) return;
-  const found = alike();
-  (found.find((each) => name(each) === named) ?? found[at])?.focus({ preventScroll: true });
 }
 
 // Runs that the table lists, and those of them that the figures draw, each with its number.
