@@ -42,7 +42,7 @@ function keepingFocus(redrawn) {
 }
 
 let version = null;
-async function look() {
+async function update() {
   try {
     const headers = version ? { "If-None-Match": version, "A-IM": "changes" } : {};
     const answer = await fetch("/data.json", { headers, cache: "no-store" });
@@ -60,6 +60,6 @@ async function look() {
 }
 
 async function poll() {
-  await look();
+  await update();
   setTimeout(poll, 5000);
 }
