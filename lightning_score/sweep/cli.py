@@ -128,7 +128,7 @@ def _known_seed(spec: Sweep, url: str, name: str, given: int | None) -> int | No
     Raises:
         InputError: the sweep was started with another seed, or another version of its file.
     """
-    if spec.method != "grid":
+    if spec.takes_seed:
         with suppress(Unusable):  # it is new, or cannot be made, which is reported later
             return Study(spec, url, name, seed=given).seed
     return given
