@@ -21,8 +21,8 @@ RETRIES = 3
 
 
 def last_attempts(found: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials that count: the last attempts, without surplus ones, and only the first for each place in the queue, which two
-    processes may fill at the same time.
+    """The trials that count: the last attempts, without surplus ones, and only the first for each place in the queue, which
+    two processes may fill at the same time.
     """
     again = {number for trial in found for number in trial.system_attrs.get(RETRIED, [])}
     known: dict[int, FrozenTrial] = {}
