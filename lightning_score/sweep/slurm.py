@@ -49,7 +49,7 @@ def check_options(given: Mapping[str, object]) -> dict[str, str]:
     Raises:
         InputError: one cannot be written into the script, or is decided by the sweep.
     """
-    options = {name: "" if value in (None, True, "true") else str(value) for name, value in given.items()}
+    options = {name: "" if value in (None, "true") else str(value) for name, value in given.items()}
     for name, value in options.items():
         require(bool(NAME.fullmatch(name)), f"--slurm.{name}: must be a long option of sbatch, as --slurm.partition=gpu")
         ours = f"--slurm.{name} {value}: the sweep decides this (--jobs 8 is an array of 8 tasks); leave it out"

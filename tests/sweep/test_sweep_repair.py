@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,10 +11,10 @@ import pytest
 import torch
 import yaml
 
-from lightning_score.cli import run
 from lightning_score.runs.checkpoints import read_checkpoint
 from lightning_score.runs.status import read_status
 from lightning_score.sweep.attempts import DEATHS, RETRIED
+from lightning_score.sweep.processes import cores
 from lightning_score.sweep.trials import last_metrics
 from sweeps import FIT, folder_fixture, started, trials, wait_for  # noqa: F401
 
@@ -45,10 +47,9 @@ def weights(folder):
 
 
 @pytest.mark.slow
-def test_a_killed_trial_resumes_from_its_checkpoint_bit_for_bit(folder, monkeypatch):
+def test_a_killed_trial_resumes_from_its_checkpoint_bit_for_bit(folder):
     """Power cut, then the trial alone killed, as when memory runs out."""
     Path("counts.py").write_text(COUNTS)
-    monkeypatch.syspath_prepend(str(folder))
     command = [*FIT["command"][:-1], *SMALL, "--trainer.callbacks=[counts.Counts]", "${args}"]
     entries = {**FIT, "parameters": {"model.optimizer.lr": {"values": [4.0e-3]}}, "command": command}
     Path("lr.yaml").write_text(yaml.safe_dump(entries))
@@ -70,7 +71,8 @@ def test_a_killed_trial_resumes_from_its_checkpoint_bit_for_bit(folder, monkeypa
     assert len(found.system_attrs[RETRIED]) == 2 and found.user_attrs[DEATHS] == 0
     assert found.intermediate_values == dict(enumerate([found.intermediate_values[k] for k in (1, 2, 3)], 1))
     assert steps() == [*range(1, done[0] + 1), *range(11, done[1] + 1), *range(21, 31)]  # checkpoints at 10 and 20
-    assert run(["fit", *command[5:-1], "--model.optimizer.lr=4.0e-3", "--output=whole"]) == 0
+    whole = [sys.executable, "-m", "lightning_score", *command[4:-1], "--model.optimizer.lr=4.0e-3", "--output=whole"]
+    subprocess.run(whole, check=True, env={**os.environ, "OMP_NUM_THREADS": str(cores())})  # as many as the worker has
     (last, got), (end, expected) = weights(trial), weights(Path("whole"))
     assert (
         last == end == 30 and got.keys() == expected.keys() and all(torch.equal(got[name], expected[name]) for name in got)

@@ -31,7 +31,7 @@ def options_of(text):
 def test_the_script_holds_the_users_options_and_ours(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", "/my modules")
-    given = {"partition": "gpu", "time": "8:00:00", "exclusive": "true", "comment": 'say "yes" \\', "ntasks": 1}
+    given = {"partition": "gpu", "time": "8:00:00", "exclusive": "true", "comment": 'say "yes" \\', "ntasks": "1"}
     text = script("a b", tmp_path / "50% done", 8, ["x y.yaml", "--worker"], check_options(given))
     assert options_of(text) == {
         "job-name": "a b", "array": "0-7", "output": f"{tmp_path}/50%% done/slurm/%A_%a.log", "open-mode": "append",
