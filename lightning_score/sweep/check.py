@@ -23,9 +23,11 @@ from lightning_score.commands.trainer import as_list
 from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.sweep.draws import Plan
+from lightning_score.sweep.folds import SEED
 from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.logged import logged_metrics
 from lightning_score.sweep.macros import as_text
+from lightning_score.sweep.rows import metric_names
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.trials import only_samples
 
@@ -37,7 +39,7 @@ PLACES = ("output", "runs", "name")
 
 def check_settings(sweep: Sweep, plan: Plan) -> str:
     """Checks every value of every parameter, and combinations of values, with the parser and the constructors of the command
-    line, and checks that the trials log the metric.
+    line, and checks that the trials log all metrics that are optimized or bounded.
 
     Args:
         sweep: the sweep.
@@ -47,7 +49,7 @@ def check_settings(sweep: Sweep, plan: Plan) -> str:
         The cost of the sweep in samples and network evaluations.
 
     Raises:
-        InputError: a value is invalid, or the metric is not logged.
+        InputError: a value is invalid, or a metric is not logged.
     """
     first = plan.settings[0]
     with _refusing(sweep, _describe(sweep, first)):
@@ -55,6 +57,11 @@ def check_settings(sweep: Sweep, plan: Plan) -> str:
         name = command.cli.command
         early = sweep.hyperband is not None and name != "fit"
         require(not early, f"early_terminate: `{name}` measures only once, at its end; leave early_terminate out")
+        idle = name != "fit" and SEED in sweep.varied
+        require(
+            not idle,
+            f"{SEED}: changes nothing in `{name}`, which trains nothing; vary evaluate.seed, or set evaluate.repeats",
+        )
         checks = _Checks(sweep, command, sweep.arguments(first))
         checks.check(first)
     seen: dict[str, dict[str, str]] = {}
@@ -158,7 +165,7 @@ class _Checks:
         self._only_samples = only_samples(sweep, command.cli.command)
         self._constructors, self._paths = _Constructors(command), arguments.get("--ckpt_path")
         self._known: dict[Arguments, _Checked] = {}
-        self._unknown: set[str] = set()
+        self._unknown: set[tuple[str, str]] = set()
 
     def check(self, settings: dict[str, Any]) -> _Checked:
         """Raises `InputError` for invalid settings, and for samples that do not fit into memory or would take months."""
@@ -178,16 +185,15 @@ class _Checks:
             command.cli.before_instantiate_classes()
             evaluate, callbacks = self._constructors.make(command.config)
         config = command.config
-        self._check_metric(config["trainer"], evaluate, as_list(callbacks))
+        for metric in metric_names(self._sweep.objectives, self._sweep.constraints):
+            self._check_metric(metric, config["trainer"], evaluate, as_list(callbacks))
         cost = SamplingCost(command.cli.command, command.model, config)
         plain = _as_json({name: value for name, value in config.as_dict().items() if name not in PLACES})
         return _Checked(plain, cost.n, cost.evaluations, config["model"]["guidance"] is not None)
 
-    def _check_metric(self, trainer: Namespace, evaluate: Evaluate, callbacks: list[Callback]) -> None:
+    def _check_metric(self, metric: str, trainer: Namespace, evaluate: Evaluate, callbacks: list[Callback]) -> None:
         """Raises `InputError` if the metric is not logged; what callbacks from other packages log is unknown."""
-        metric, command = self._sweep.metric, self._command.cli.command
-        if metric is None:
-            return
+        command = self._command.cli.command
         require(not trainer["fast_dev_run"], "--trainer.fast_dev_run true: saves no results; leave it out of a sweep")
         idle = trainer["limit_val_batches"] == 0 and metric.startswith("val/")
         require(not idle, f"--trainer.limit_val_batches 0: there is no validation, so {metric} is not logged; leave it out")
@@ -198,9 +204,9 @@ class _Checks:
         near = difflib.get_close_matches(metric, known, 1, 0.3)
         hint = f"; did you mean {near[0]}?" if near else f"; it logs {', '.join(sorted(known))}"
         require(bool(names), f"metric {metric}: not logged by `{command}`{hint}")
-        if not self._unknown & {*names}:
+        if not self._unknown & {(metric, name) for name in names}:
             print(f"metric {metric}: not checked, because only {', '.join(names)} may log it{hint}", file=sys.stderr)
-        self._unknown |= {*names}
+        self._unknown |= {(metric, name) for name in names}
 
 
 def _as_json(values: dict[str, Any]) -> str:

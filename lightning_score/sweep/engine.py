@@ -79,6 +79,8 @@ class SweepRunner:
         if self._leaves and self._study.remaining():
             print("no trial waits; the worker that ends last writes the results", flush=True)
             return
+        if self._study.ended:
+            print(f"ended early: {self._study.ended}", flush=True)
         summarize(self._spec, self._study, self._folder)
 
     def _supervise(self, board: LiveTable) -> None:

@@ -1,15 +1,24 @@
 """What a sweep optimizes: W&B's `metric`, or several by `metrics`, and the bounds of `metric_constraints`."""
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
 
 from lightning_score.errors import InputError, require
 from lightning_score.sweep.parameters import check_keys, naming
 
 CONSTRAINT = re.compile(r"\s*(\S+?)\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
+Direction = Literal["minimize", "maximize"]
 EXAMPLE = "{name: val/loss, goal: minimize}"
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 
 @dataclass(frozen=True)
@@ -19,10 +28,18 @@ class Objective:
     Attributes:
         name: the name under which it is logged.
         maximize: whether larger values are better.
+        target: the sweep ends once a trial has reached it; None: it does not end early.
     """
 
     name: str
     maximize: bool = False
+    target: float | None = None
+
+    def is_reached(self, values: Iterable[float]) -> bool:
+        """Whether one of the values of a trial has reached the target."""
+        if self.target is None:
+            return False
+        return any(value >= self.target if self.maximize else value <= self.target for value in values)
 
 
 @dataclass(frozen=True)
@@ -62,6 +79,8 @@ def read_objectives(entries: Mapping[str, Any]) -> tuple[Objective, ...]:
     found = tuple(_objective(f"metrics[{i}]", entry) for i, entry in enumerate(several))
     names = [objective.name for objective in found]
     require(len({*names}) == len(names), f"metrics: {', '.join(names)}: names must differ")
+    aimed = [objective.name for objective in found if objective.target is not None]
+    require(not aimed, f"metrics: {', '.join(aimed)}: target ends a sweep of one metric; leave it out")
     return found
 
 
@@ -72,7 +91,10 @@ def _objective(place: str, given: Any) -> Objective:
         check_keys(given, {"name", "goal", "target", "impute", "impute_while_running"})
         goal = given.get("goal", "minimize")
         require(goal in ("minimize", "maximize"), f"goal={goal!r}: must be minimize or maximize")
-    return Objective(given["name"], goal == "maximize")
+        target = given.get("target")
+        number = isinstance(target, (int, float)) and not isinstance(target, bool) and math.isfinite(target)
+        require(target is None or number, f"target={target!r}: must be a number")
+    return Objective(given["name"], goal == "maximize", None if target is None else float(target))
 
 
 def read_constraints(given: Any) -> tuple[Constraint, ...]:
@@ -90,3 +112,50 @@ def _constraint(text: Any) -> Constraint:
     if match := CONSTRAINT.fullmatch(str(text)):
         return Constraint(match[1], 1 if match[2] == "<=" else -1, float(match[3]))
     raise InputError(f"metric_constraints: {text!r}: must be a metric, <= or >=, and a number, as 'test/fid <= 2'")
+
+
+def directions(objectives: Sequence[Objective]) -> list[Direction]:
+    """Optuna's name for the goal of each objective."""
+    return ["maximize" if objective.maximize else "minimize" for objective in objectives]
+
+
+def hypervolume(values: Sequence[Sequence[float]], directions: Sequence[Direction], reference: Sequence[float]) -> float:
+    """The volume between a reference point and the Pareto front of some trials (Zitzler and Thiele 1998).
+
+    `vol(union over trials of the box from the trial to the reference)`; a trial that is not better than the reference in
+    every objective adds nothing.
+
+    Args:
+        values: of each trial, one for each objective; all finite.
+        directions: minimize or maximize, for each objective.
+        reference: the reference point.
+    """
+    return [0.0, *hypervolume_history(values, directions, reference)][-1]
+
+
+def hypervolume_history(
+    values: Sequence[Sequence[float]], directions: Sequence[Direction], reference: Sequence[float]
+) -> list[float]:
+    """The hypervolume after each trial, in the order of the trials; the arguments are those of `hypervolume`."""
+    from optuna.visualization import plot_hypervolume_history  # takes a second to import
+
+    study = optuna.create_study(directions=directions)
+    study.add_trials(optuna.create_trial(values=each) for each in values)
+    return [*map(float, plot_hypervolume_history(study, reference).data[0].y)]
+
+
+def reference_point(
+    values: Sequence[Sequence[float]], objectives: Sequence[Objective], constraints: Sequence[Constraint] = ()
+) -> list[float]:
+    """The reference point of a hypervolume: the bound of an objective where a constraint gives one, else its worst value.
+
+    Args:
+        values: of each trial, one for each objective; at least one trial.
+        objectives: the objectives.
+        constraints: bounds on metrics.
+    """
+    bounds = {(each.name, each.sign): each.bound for each in constraints}
+    worst = [
+        max(each) if not one.maximize else min(each) for one, each in zip(objectives, zip(*values, strict=True), strict=True)
+    ]
+    return [bounds.get((one.name, -1 if one.maximize else 1), value) for one, value in zip(objectives, worst, strict=True)]

@@ -5,7 +5,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class Sweep:
 
     Attributes:
         name: its name.
-        text: the file.
+        text: the file, and the file that its scheduler names, as comments.
         method: grid, random, bayes or custom.
         objectives: the metrics to optimize; none in a file without a metric.
         constraints: bounds on metrics that the result must satisfy.
@@ -112,6 +112,8 @@ class Sweep:
 
     def settings(self, trial: BaseTrial) -> dict[str, Any]:
         """The settings of an Optuna trial by their dotted names."""
+        if self.scheduler is not None and self.scheduler.optimizer:
+            return self.scheduler.settings(trial)
         if self.scheduler is not None and self.scheduler.search_space:
             return self.scheduler.space(trial)
         return _settings({name: law.suggest(trial, name) for name, law in self.parameters.items()})
@@ -137,6 +139,15 @@ class Sweep:
     def drawn(self) -> list[dict[str, Any]]:
         """Settings from all over a search space that a function draws; empty for a fixed list of parameters."""
         return self.scheduler.drawn() if self.scheduler is not None and self.scheduler.search_space else []
+
+    @property
+    def search(self) -> str:
+        """The method for a message, and who draws the settings."""
+        if self.scheduler is None:
+            return self.method
+        seedless = self.scheduler.engine == "wandb" and self.method != "grid"
+        note = ", drawn here with a seed, which W&B's engine has not" if seedless else ""
+        return f"{self.method} {self.scheduler.text}{note}"
 
     @property
     def follows_results(self) -> bool:
@@ -202,7 +213,8 @@ def read_sweep_file(path: str) -> Sweep:
     file = Path(path)
     require(file.is_file(), f"{path}: there is no such sweep file; an example is sweeps/eps.yaml")
     _, text = read_mapping(path, "sweep file", "method: grid")
-    return from_entries(yaml.safe_load(text), path, text, file.stem)  # like W&B, which reads 1e-3 as text
+    sweep = from_entries(yaml.safe_load(text), path, text, file.stem)  # like W&B, which reads 1e-3 as text
+    return sweep if sweep.scheduler is None else replace(sweep, text=text + sweep.scheduler.code)
 
 
 def from_entries(entries: Any, path: str, text: str, name: str) -> Sweep:
@@ -244,7 +256,7 @@ def from_entries(entries: Any, path: str, text: str, name: str) -> Sweep:
             command=tuple(map(str, command or DEFAULT)),
             program=entries.get("program"),
             run_cap=_count("run_cap", entries.get("run_cap")),
-            hyperband=_hyperband(entries.get("early_terminate"), bool(objectives)),
+            hyperband=_hyperband(entries.get("early_terminate"), len(objectives)),
             scheduler=scheduler,
         )
 
@@ -264,14 +276,17 @@ def _count(name: str, value: Any) -> int | None:
     return value
 
 
-def _hyperband(given: Any, measured: bool) -> Hyperband | None:
+def _hyperband(given: Any, metrics: int) -> Hyperband | None:
     if given is None:
         return None
     hyperband = isinstance(given, dict) and given.get("type") == "hyperband"
     require(hyperband, f"early_terminate={given!r}: type must be hyperband")
     with naming("early_terminate"):
         check_keys(given, {"type", "min_iter", "max_iter", "s", "eta", "strict"})
-        require(measured, "needs a metric")
+        require(metrics > 0, "needs a metric")
+        require(
+            metrics == 1, f"compares trials by one metric, not by {metrics}; leave it out, or give metric instead of metrics"
+        )
         strict, eta = given.get("strict", False), given.get("eta", 3)
         require(isinstance(strict, bool), f"strict={strict!r}: must be true or false")
         require(isinstance(eta, (int, float)) and eta > 1, f"eta={eta!r}: must be above 1, as 3")

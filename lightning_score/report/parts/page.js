@@ -55,7 +55,7 @@ function about(more = "") {
 
 function show() {
   showRuns();
-  for (const id of ["measures", "curves", "levels", "langevin"]) showSection(id);
+  showFigures();
   showPictures();
   showSweeps();
   showTests();
@@ -63,32 +63,11 @@ function show() {
   about(live ? `live, updated ${new Date(state.data.made * 1000).toLocaleTimeString()}` : "");
 }
 
-let version = null;
-async function poll() {
-  try {
-    const answer = await fetch("/data.json", { headers: version ? { "If-None-Match": version } : {}, cache: "no-store" });
-    if (answer.ok) {
-      version = answer.headers.get("ETag");
-      state.data = await answer.json();
-      show();
-    } else if (answer.status !== 304) throw new Error(answer.statusText);
-    else about(`live, checked ${new Date().toLocaleTimeString()}`);
-  } catch (error) {
-    if (state.data) about(`the server does not answer (${error.message})`);
-    else byId("about").textContent = `The server does not answer (${error.message}).`;
-  }
-  setTimeout(poll, 5000);
-}
-
 byId("all").addEventListener("click", () => showOnly(() => true));
 byId("none").addEventListener("click", () => showOnly(() => false));
 byId("listed").addEventListener("click", () => {
   const wanted = listed();
   showOnly((i) => wanted.has(i));
-});
-byId("x-axis").addEventListener("change", ({ target }) => {
-  state.x = target.value;
-  redraw();
 });
 byId("theme").addEventListener("click", () => {
   state.dark = !state.dark;

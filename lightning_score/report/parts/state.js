@@ -6,8 +6,18 @@ const templates = JSON.parse(document.getElementById("templates").textContent);
 const state = {
   data: null,
   off: new Set(), // names of the runs that the figures leave out
-  x: "steps",
+  x: "steps", // or hours, epochs
+  xScale: "linear", // or log
+  yScale: "auto", // or linear, log
+  smoothing: "none", // or exponential, gaussian
+  width: 5, // of smoothing, per cent of the axis
+  group: "", // a setting, tags or objective
+  band: "t", // of groups; or range
+  metrics: {}, // chosen figures of each section, by name
+  limits: {}, // of the axes of figures, by key: {x: [from, to], y: [from, to]}
+  selected: null, // the line that stands out, by name
   view: {}, // chosen view of each panel, by its key
+  sweep: { name: null, others: [], trials: [], picked: {}, drag: "select" }, // shown, overlaid, selected trials, choices of figures
   run: {}, // chosen run of each section, by name
   kind: null, // of the pictures
   step: Infinity, // of the pictures
