@@ -15,6 +15,7 @@ from lightning_score.commands.configs import find_config
 from lightning_score.commands.parser import Parser
 from lightning_score.errors import require
 from lightning_score.stopping import patience
+from lightning_score.sweep.attempts import FAILED
 from lightning_score.sweep.check import check_settings
 from lightning_score.sweep.draws import Plan, plan_trials
 from lightning_score.sweep.engine import SweepRunner
@@ -23,7 +24,7 @@ from lightning_score.sweep.overlay import compare
 from lightning_score.sweep.processes import PATIENCE, Interruption
 from lightning_score.sweep.slurm import check_options, script, submit, write_script
 from lightning_score.sweep.spec import Sweep, read_sweep_file
-from lightning_score.sweep.study import FAILED, Study, Unusable
+from lightning_score.sweep.study import Study, Unusable
 from lightning_score.sweep.summary import summarize, summarize_wandb
 from lightning_score.sweep.trials import patience as patience_of
 
