@@ -72,10 +72,11 @@ const numberCell = (value) => [value ?? null, short(value)];
 function sweepFigure(place, sweep, { key, title, text, wide, width, choices = [], figure }) {
   const chart = showChart(place, {
     key: `sweep ${key}`, title, text, drawn: linked,
-    tools: choices.map(([label, options, name, first]) => choice(label, options, picked(name, options, first), (value) => {
-      state.sweep.picked[name] = value;
-      draw(chart);
-    })),
+    tools: choices.length ? [make("span", { class: "tools" }, ...choices.map(([label, options, name, first]) =>
+      choice(label, options, picked(name, options, first), (value) => {
+        state.sweep.picked[name] = value;
+        draw(chart);
+      })))] : [],
     make: () => {
       const made = figure();
       const legend = made.data.filter(({ name, showlegend }) => name && showlegend !== false).length;
