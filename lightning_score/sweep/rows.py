@@ -16,7 +16,7 @@ NFE = Objective("network evaluations")
 """The second objective of a sweep with one: network evaluations per sample."""
 
 
-MEASURE = ("value", "error", "floor", "n", "nfe", "jackknife", "paired", "seeds", "of_seeds", "spread")
+MEASURE = ("value", "error", "floor", "n", "nfe", "jackknife", "paired", "floor_kind", "seeds", "of_seeds", "spread")
 """The fields of a row that belong to one metric."""
 
 
