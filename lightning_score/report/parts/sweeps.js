@@ -113,7 +113,7 @@ function showSweepFigures(place, sweep) {
   if (trials.some(({ values }) => values.some(isKnown))) {
     const options = [...goals, ...(hypervolume ? [["hypervolume", "hypervolume"]] : [])];
     const seeds = trials.some(({ members }) => members) ? " Of several training seeds: the mean and its 95 % t-interval." : "";
-    const volume = hypervolume ? ` Hypervolume: what the trials so far dominate up to (${hypervolume.reference.map(short).join(", ")}), the worst values.` : "";
+    const volume = hypervolume ? ` Hypervolume: what the trials so far dominate up to (${hypervolume.reference.map(short).join(", ")}), the bounds of constraints or the worst values.` : "";
     add({
       key: "history", title: "History", text: `Every trial in the order of the queue with two standard errors, and the best so far.${seeds}${volume}`,
       choices: options.length > 1 ? [["Of", options, "history"]] : [],
