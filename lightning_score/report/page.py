@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader
 from lightning_score.report import figures, sweeps, tables
 from lightning_score.report.finding import Reader
 from lightning_score.report.pictures import add_pictures, embed_pictures
-from lightning_score.report.reading import Run
+from lightning_score.report.reading import LINES, Run
 from lightning_score.report.values import plain_settings, values
 
 
@@ -32,7 +32,7 @@ def page_data(root: Path, reader: Reader | None = None) -> tuple[dict[str, Any],
     return {
         "root": str(root),
         "made": time.time(),
-        "runs": [_run(run) | drawn for run, drawn in zip(runs, figures.data_of(runs), strict=True)],
+        "runs": [_run(run) | _logs(run, len(runs)) | drawn for run, drawn in zip(runs, figures.data_of(runs), strict=True)],
         "measures": figures.floors(runs),
         "student": figures.student(len(runs)),
         "colors": figures.COLORS,
@@ -57,8 +57,24 @@ def _run(run: Run) -> dict[str, Any]:
         "folder": str(run.folder.absolute()),
         "settings": plain_settings(run),
         "values": values(run),
+        "tags": [*run.notes.tags],
+        "notes": run.notes.notes,
+        "archived": run.notes.archived,
+        "notes_version": run.notes.version,
         "pictures": {},
     }
+
+
+def _logs(run: Run, n: int) -> dict[str, Any]:
+    """The console and the system metrics of one of n runs; for many runs less of each."""
+    few = min(1.0, 50 / n)
+    system = {}
+    for name, curve in run.system.items():
+        kept = figures.evenly(len(curve.steps), max(int(120 * few), 10))
+        hours = figures.rounded((curve.times[i] - run.started) / 3600 for i in kept)
+        values = figures.rounded(curve.values[i] for i in kept)
+        system[name] = {"steps": [curve.steps[i] for i in kept], "hours": hours, "values": values}
+    return {"console": run.console[-max(int(LINES * few), 20) :], "system": system}
 
 
 @cache
@@ -81,16 +97,17 @@ def libraries() -> dict[str, str]:
     return {"plotly.js": get_plotlyjs(), **texts}
 
 
-def render(data: Mapping[str, Any] | None, title: str) -> str:
+def render(data: Mapping[str, Any] | None, title: str, token: str = "") -> str:
     """The page with all libraries and data; without data, a page that requests them from its server.
 
     Args:
         data: the data of the page.
         title: its heading.
+        token: what the server wants with a change, so that it comes from this page.
     """
     template = Environment(loader=PackageLoader(__package__, "parts"), autoescape=True).get_template("page.html")
     own = None if data is None else packed(data)
-    return template.render(title=title, data=own, templates=templates(), libraries=libraries())
+    return template.render(title=title, data=own, token=token, templates=templates(), libraries=libraries())
 
 
 def packed(data: Mapping[str, Any]) -> str:
