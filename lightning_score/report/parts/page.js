@@ -1,28 +1,6 @@
 // The page as a whole.
 const DataTable = await loadDataTables();
 
-function showDetail(run) {
-  byId("detail-name").textContent = run.name;
-  const copy = make("button", { type: "button", onclick: () => copied(run.again, copy) }, "Copy");
-  const parts = [make("p", {}, make("span", { class: `state ${run.state}` }, run.state), run.note ? `: ${run.note}` : "")];
-  if (run.problems.length) parts.push(make("ul", { class: "problem" }, ...run.problems.map((each) => make("li", {}, each))));
-  parts.push(make("p", {}, "Folder: ", run.folder));
-  if (run.config) parts.push(make("h3", {}, "Run it again ", copy), make("pre", { tabindex: 0 }, run.again));
-  if (run.given) parts.push(make("h3", {}, "As it was started"), make("pre", { tabindex: 0 }, run.given));
-  if (run.config) parts.push(make("h3", {}, "Config"), make("pre", { tabindex: 0 }, run.config));
-  byId("detail-body").replaceChildren(...parts);
-  byId("detail").showModal();
-}
-
-async function copied(text, button) {
-  try {
-    await navigator.clipboard.writeText(text);
-    button.textContent = "Copied";
-  } catch {
-    button.textContent = "Select it below";
-  }
-}
-
 function showTests() {
   const { tests } = state.data;
   byId("tests").hidden = tests.rows.length === 0;
@@ -53,16 +31,6 @@ function about(more = "") {
   byId("about").textContent = `${count}; ${more || `as of ${new Date(made * 1000).toLocaleString()}`}`;
 }
 
-function show() {
-  showRuns();
-  showFigures();
-  showPictures();
-  showSweeps();
-  showTests();
-  showContents();
-  about(live ? `live, updated ${new Date(state.data.made * 1000).toLocaleTimeString()}` : "");
-}
-
 byId("all").addEventListener("click", () => showOnly(() => true));
 byId("none").addEventListener("click", () => showOnly(() => false));
 byId("listed").addEventListener("click", () => {
@@ -75,9 +43,11 @@ byId("theme").addEventListener("click", () => {
   redraw();
 });
 showTheme();
+readLink();
 if (live) await poll();
 else {
   state.data = await unpacked();
   show();
 }
+openLink();
 document.documentElement.dataset.ready = "true";

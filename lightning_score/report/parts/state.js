@@ -6,6 +6,11 @@ const templates = JSON.parse(document.getElementById("templates").textContent);
 const state = {
   data: null,
   off: new Set(), // names of the runs that the figures leave out
+  archived: false, // whether archived runs are listed
+  query: "", // runs that do not match it are left out everywhere
+  compare: null, // the names of two runs
+  allSettings: false, // of the compared runs, or only those that differ
+  detail: null, // the name of the run whose dialog is open
   x: "steps", // or hours, epochs
   xScale: "linear", // or log
   yScale: "auto", // or linear, log
@@ -54,4 +59,6 @@ function escaped(text) {
   return String(text).replace(/[&<>"']/g, (sign) => entities[sign]);
 }
 
-const shownRuns = () => state.data.runs.map((run, i) => [run, i]).filter(([run]) => !state.off.has(run.name));
+// Runs that the table lists, and those of them that the figures draw, each with its number.
+const listedRuns = () => state.data.runs.map((run, i) => [run, i]).filter(([run]) => (state.archived || !run.archived) && matchesQuery(run));
+const shownRuns = () => listedRuns().filter(([run]) => !state.off.has(run.name));
