@@ -16,6 +16,8 @@ INTERRUPTED, DEATHS = "interrupted", "deaths"
 """Attributes of a trial: stopped by a signal; how often earlier attempts were killed."""
 SURPLUS, RETRIED = "surplus", "retry_history"
 """Attributes of a trial: whether it is not needed; Optuna's, with the numbers of the earlier attempts."""
+CONSTRAINTS = "constraints"
+"""How the names of Optuna's attributes with the constraints of a trial begin."""
 RETRIES = 3
 """How often a trial that was killed, or its worker, returns to the queue without a new checkpoint; then it has failed."""
 
@@ -40,13 +42,14 @@ def next_attempt(trial: FrozenTrial, killed: int) -> FrozenTrial:
         killed: how often it was killed.
     """
     kept = {name: trial.user_attrs[name] for name in (SLOT, FOLDER) if name in trial.user_attrs}
+    system = {name: value for name, value in trial.system_attrs.items() if not name.startswith(CONSTRAINTS)}
     return optuna.create_trial(
         state=TrialState.WAITING,
         params=trial.params,
         distributions=trial.distributions,
         intermediate_values=trial.intermediate_values,
         user_attrs={**kept, DEATHS: killed},
-        system_attrs={**trial.system_attrs, RETRIED: [*trial.system_attrs.get(RETRIED, []), trial.number]},
+        system_attrs={**system, RETRIED: [*trial.system_attrs.get(RETRIED, []), trial.number]},
     )
 
 

@@ -172,7 +172,7 @@ def _announcement(spec: Sweep, plan: Plan, cost: str, jobs: int) -> str:
     ending = ", fewer with early termination" if spec.hyperband else ""
     workers = f" with {jobs} workers" if jobs > 1 else ""
     seed = "" if spec.method == "grid" else f", seed {plan.seed}"
-    return f"{spec.name}: {spec.method} over {varied}{goal}{seed}\n{cost}{ending}{workers}"
+    return f"{spec.name}: {spec.search} over {varied}{goal}{seed}\n{cost}{ending}{workers}"
 
 
 def _pin_checkpoint(study: Study, trials: Sequence[Arguments]) -> None:

@@ -4,17 +4,15 @@ import math
 import os
 import re
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, cast
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 
@@ -32,7 +30,8 @@ from lightning_score.sweep.attempts import (
     next_attempt,
 )
 from lightning_score.sweep.draws import known_values, make_sampler
-from lightning_score.sweep.ending import NO_MORE, reached_target
+from lightning_score.sweep.ending import ENDED_BY, NO_MORE, reached_target
+from lightning_score.sweep.objectives import directions
 from lightning_score.sweep.processes import Killed, Stopped, identity, in_turn, is_dead
 from lightning_score.sweep.scheduler import SearchEnded
 from lightning_score.sweep.spec import Sweep
@@ -40,8 +39,6 @@ from lightning_score.sweep.users_study import UsersStudy
 
 WORKER, METRICS, SETTINGS = "worker", "metrics", "settings"
 """Further attributes of a trial: its worker, its metrics, its settings."""
-ENDED_BY = "ended"
-"""Attribute of a study: why it ended before all planned trials."""
 HEARTBEAT, GRACE = 10, 60
 """Seconds between two heartbeats of a worker, and without heartbeat until its trial is put back into the queue."""
 FAILED = "failed"
@@ -49,11 +46,8 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: STOPPED_EARLY, TrialState.FAIL: FAILED,
           TrialState.WAITING: "waiting"}  # fmt: skip
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
-
-Objective = Callable[["Study", Trial, dict[str, Any]], float]
+Objective = Callable[["Study", Trial, dict[str, Any]], float | Sequence[float]]
 
 
 class Unusable(InputError):
@@ -89,6 +83,7 @@ class Study:
             self.store_once("sweep", sweep.text)
             self._study.set_user_attr("seed", self.seed)  # it may change as long as nothing is queued
         self._study.sampler = make_sampler(sweep, self.seed)
+        self._study._pop_waiting_trial_id = self._take_next  # type: ignore[method-assign]
         if url.startswith("sqlite"):  # which cannot lock the row of a trial that a worker takes
             folder = os.path.dirname(make_url(url).database or "") or "."
             self._study.ask = in_turn(folder, self._study.ask)  # type: ignore[method-assign]
@@ -120,8 +115,8 @@ class Study:
         )
         if not create:
             return optuna.load_study(storage=storage, study_name=self.name)
-        direction = StudyDirection.MAXIMIZE if self.sweep.maximize else StudyDirection.MINIMIZE
-        return optuna.create_study(storage=storage, study_name=self.name, direction=direction, load_if_exists=True)
+        wanted = directions(self.sweep.objectives) or ["minimize"]
+        return optuna.create_study(storage=storage, study_name=self.name, directions=wanted, load_if_exists=True)
 
     def store_once(self, key: str, value: Any) -> Any:
         """Stores a value unless the key has one; returns the stored value."""
@@ -161,6 +156,15 @@ class Study:
     def _finish(self, reason: str) -> None:
         self.store_once(ENDED_BY, reason)
         self._remove_from(0)
+
+    def _take_next(self) -> int | None:
+        """Takes the waiting trial that is the first in the queue, as an interrupted one; Optuna would take it last."""
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        for trial in sorted(waiting, key=lambda each: each.user_attrs.get(SLOT, each.number)):
+            with suppress(UpdateFinishedTrialError):  # another worker has taken and ended it
+                if self._storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
+                    return trial._trial_id
+        return None
 
     def retry(self, which: str = FAILED) -> int:
         """Puts failed trials back into the queue with their values; returns their number.
@@ -237,7 +241,8 @@ class Study:
         """Runs trials from the queue until all have ended.
 
         Args:
-            objective: returns the metric of a trial, given this study, the trial and its settings.
+            objective: returns the value of each objective, given this study, the trial and its settings; the metrics of
+                constraints are read from the trial's attribute METRICS.
             stop: whether this worker must stop; it is called between trials.
             leaves: whether it ends as soon as no trial waits, while others are running.
         """
@@ -263,7 +268,7 @@ class Study:
             self.release()
             raise
 
-    def _run(self, trial: Trial, objective: Objective, stop: Callable[[], bool]) -> float:
+    def _run(self, trial: Trial, objective: Objective, stop: Callable[[], bool]) -> Sequence[float]:
         if SLOT not in trial.user_attrs or self._is_taken(trial):
             trial.set_user_attr(SURPLUS, True)
             raise RuntimeError("another worker has this trial")
@@ -273,9 +278,12 @@ class Study:
             trial.set_user_attr(SETTINGS, settings)
             if stop():
                 raise Stopped
-            value = objective(self, trial, settings)
-            require(math.isfinite(value), f"{self.sweep.metric} is {value}")
-            return value
+            measured = objective(self, trial, settings)
+            values = [measured] if isinstance(measured, (int, float)) else measured
+            for name, value in zip([each.name for each in self.sweep.objectives] or ["result"], values, strict=True):
+                require(math.isfinite(value), f"{name} is {value}")
+            self._set_constraints(trial)
+            return values
         except optuna.TrialPruned:
             raise
         except SearchEnded:
@@ -290,6 +298,14 @@ class Study:
             if not isinstance(error, Killed) or deaths(trial) > RETRIES:
                 trial.set_user_attr(ERROR, one_line(error, 500))
             raise
+
+    def _set_constraints(self, trial: Trial) -> None:
+        """Stores how far a trial's metrics are beyond the bounds of the sweep."""
+        metrics = trial.user_attrs.get(METRICS, {}) if self.sweep.constraints else {}
+        for number, bound in enumerate(self.sweep.constraints):
+            value = metrics.get(bound.name, math.nan)
+            require(not math.isnan(value), f"{bound.name} is {value}, which {bound} needs")
+            trial.set_constraint(str(number), bound.violation(value))
 
     def _is_taken(self, trial: Trial) -> bool:
         """Whether an earlier trial has the same place in the queue, because two machines queued it at the same time."""
@@ -312,16 +328,3 @@ class Study:
             other.number: [sign * value for _, value in sorted(other.intermediate_values.items())] for other in self.trials()
         }
         return self.sweep.hyperband.should_stop(histories[trial.number], [values for values in histories.values() if values])
-
-    def importances(self) -> dict[str, float]:
-        """Each parameter's share of the variance of the results (functional ANOVA, Hutter et al. 2014).
-
-        Empty for fewer than four results, or if all are equal.
-        """
-        complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len(complete) < 4 or len({trial.value for trial in complete}) < 2:
-            return {}
-        with suppress(ValueError, RuntimeError):
-            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-            return optuna.importance.get_param_importances(self._study, evaluator=evaluator)
-        return {}

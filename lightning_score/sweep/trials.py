@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,12 @@ from lightning_score.commands.configs import trusted_modules
 from lightning_score.files import replace_text
 from lightning_score.runs.checkpoints import last_saved
 from lightning_score.runs.folders import is_held
-from lightning_score.runs.records import FILE, read_records
+from lightning_score.runs.records import FILE, Record, read_records
 from lightning_score.runs.status import STATUS, STOPPED_EARLY, read_status
 from lightning_score.sweep.attempts import FOLDER
 from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.processes import PATIENCE, SAVING, SIGNALS, Interruption, Killed, Stopped, end_with_parent
-from lightning_score.sweep.results import leave_one_out
+from lightning_score.sweep.rows import leave_one_out, metric_names
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.study import METRICS, Study
 
@@ -41,6 +41,10 @@ POLL = 0.5
 """Seconds between two reads of a trial's metrics."""
 KILLED = {-signal.SIGKILL, *(-number for number in SIGNALS), *(128 + number for number in SIGNALS)}
 """Exit codes of a program that was killed or asked to end, as by the system when memory runs out."""
+
+MEASURES = "measures"
+"""Attribute of a trial: by the name of each objective and constrained metric, the fields `jackknife`, `paired` and
+`floor_kind` of a row of results."""
 
 Check = Callable[..., None]
 Report = Callable[[float], None]
@@ -272,7 +276,7 @@ class _Objective:
         self._sweep, self._folder, self._threads, self._check = sweep, folder, threads, check
         self._trials: Trials | None = None
 
-    def __call__(self, study: Study, trial: optuna.Trial, settings: dict[str, Any]) -> float:
+    def __call__(self, study: Study, trial: optuna.Trial, settings: dict[str, Any]) -> list[float]:
         arguments = self._sweep.arguments(settings)
         folder, before = self._folder / "trials" / f"{trial.number:04d}", 0.0
         if FOLDER in trial.user_attrs and resumable(arguments, earlier := Path(trial.user_attrs[FOLDER])):
@@ -290,10 +294,10 @@ class _Objective:
             if study.should_stop(trial):
                 raise optuna.TrialPruned
 
-        start = time.monotonic()
+        start, several = time.monotonic(), len(self._sweep.objectives) > 1
         trial.set_user_attr(FOLDER, str(folder))
         try:
-            metrics = self._trials.run(arguments, folder, self._sweep.metric, report)
+            metrics = self._trials.run(arguments, folder, None if several else self._sweep.metric, report)
         except optuna.TrialPruned:
             trial.set_user_attr(METRICS, last_metrics(folder))
             raise
@@ -301,16 +305,26 @@ class _Objective:
             trial.set_user_attr(SECONDS, before + time.monotonic() - start)
         return self._store(trial, metrics, folder)
 
-    def _store(self, trial: optuna.Trial, metrics: dict[str, float], folder: Path) -> float:
-        metric = self._sweep.metric
+    def _store(self, trial: optuna.Trial, metrics: dict[str, float], folder: Path) -> list[float]:
+        """Stores the metrics, and the jackknife values of those that are measured on samples; returns the objectives."""
         trial.set_user_attr(METRICS, metrics)
-        if metric is None:
-            return 0.0
-        if metric not in metrics:
-            raise TrialFailed(f"{metric} was not measured; measured: {', '.join(sorted(metrics)) or 'nothing'}")
+        names = metric_names(self._sweep.objectives, self._sweep.constraints)
+        missing = ", ".join(name for name in names if name not in metrics)
+        if missing:
+            raise TrialFailed(f"{missing} was not measured; measured: {', '.join(sorted(metrics)) or 'nothing'}")
         records = read_records(folder / FILE) if (folder / FILE).exists() else []
-        values, common = leave_one_out(records, metric.partition("/")[2])
-        trial.set_user_attr(JACKKNIFE, values)
-        trial.set_user_attr(PAIRED, common)
-        trial.set_user_attr(FLOOR, records[-1].floor_kind if records else "")
-        return metrics[metric]
+        measures = {name: _measure(records, name) for name in names}
+        trial.set_user_attr(MEASURES, measures)
+        for name in names[:1]:
+            trial.set_user_attr(JACKKNIFE, measures[name]["jackknife"])
+            trial.set_user_attr(PAIRED, measures[name]["paired"])
+            trial.set_user_attr(FLOOR, measures[name]["floor_kind"])
+        return [metrics[objective.name] for objective in self._sweep.objectives] or [0.0]
+
+
+def _measure(records: Sequence[Record], name: str) -> dict[str, Any]:
+    """The fields of a row of results that only the records of a metric have; without values for other metrics."""
+    metric = name.partition("/")[2]
+    values, paired = leave_one_out(records, metric)
+    kinds = [record.floor_kind for record in records if record.metric == metric]
+    return {"jackknife": values, "paired": paired, "floor_kind": kinds[-1] if kinds else ""}
