@@ -1,16 +1,13 @@
 """The page of a server and its state: news without disturbance, tags and notes, queries, the address, two runs compared."""
 
-import json
-import re
 import shutil
 import threading
 import time
 import urllib.parse
-from dataclasses import asdict
 
 import pytest
 from browser import Watched, chromium
-from run_folders import config, picture, record, run_folder, status
+from run_folders import run_folder, status
 
 from lightning_score.cli import run
 from lightning_score.report.notes import Notes, read_notes, write_notes
@@ -31,7 +28,9 @@ def root(tmp_path):
     root = tmp_path / "runs"
     for k, name in enumerate(NAMES):
         run_folder(root / name, lr=1e-3 * (1 + k), best=2.0 + k, seed=k, pictures=("samples",))
-    (root / "ncsn/a/console.log").write_text("".join(f"line {i}\n" for i in range(300)) + "\x1b[31mred\x1b[0m\n1 %\r50 %\r99 %\n")
+    (root / "ncsn/a/console.log").write_text(
+        "".join(f"line {i}\n" for i in range(300)) + "\x1b[31mred\x1b[0m\n1 %\r50 %\r99 %\n"
+    )
     rows = [f"{i},{time.time() - 3600 + i},{i},{2 * i}" for i in range(50)]
     (root / "ncsn/a/system.csv").write_text("\n".join(["step,time,cpu_percent,memory_gb", *rows]) + "\n")
     return root
@@ -107,7 +106,9 @@ def test_news_disturb_nothing(served, root):
     assert answer.status == 226 and len(answer.body()) < 2000
     assert page.input_value("#query") == "fid < 9" and listed(page) == before == sorted(before, reverse=True)
     assert not page.is_checked("#runs tbody tr:has-text('ddpm/c') input")
-    focus = page.evaluate("[document.activeElement.id, document.activeElement.selectionStart, document.activeElement.selectionEnd]")
+    focus = page.evaluate(
+        "[document.activeElement.id, document.activeElement.selectionStart, document.activeElement.selectionEnd]"
+    )
     assert focus == ["query", 1, 3] and page.evaluate("scrollY") == 500
     assert page.evaluate("document.querySelector('#curves .chart').kept && document.querySelector('#runs table').kept")
     run_folder(root / "ncsn/new", seed=-50, pictures=("samples",))
@@ -123,7 +124,9 @@ def test_an_open_dialog_follows_its_run_and_keeps_what_is_typed(served, root):
     page.click("#runs tbody button.run:has-text('ncsn/a')")
     text = page.inner_text("#detail-body")
     assert "line 299\nred\n99 %" in text and "line 102\n" in text and "line 101\n" not in text  # the last 200
-    page.wait_for_function("[...document.querySelectorAll('#detail-system .chart')].every(chart => chart.data?.[0].y.at(-1) > 40)")
+    page.wait_for_function(
+        "[...document.querySelectorAll('#detail-system .chart')].every(chart => chart.data?.[0].y.at(-1) > 40)"
+    )
     assert page.evaluate("document.querySelectorAll('#detail-system .chart').length") == 2
     page.fill("#detail-tags", "half ty")
     with (root / "ncsn/a/console.log").open("a") as file:
@@ -141,7 +144,9 @@ def test_tags_and_notes_are_saved_shown_and_found(served, root):
     page.fill("#detail-tags", " good,old , good")
     page.fill("#detail textarea", "<b>two</b>\nlines")
     page.click("#detail-notes button")
-    page.wait_for_function("document.querySelector('#detail-notes').innerText.includes('Saved') || document.querySelector('#detail-tags').value === 'good, old'")
+    page.wait_for_function(
+        "document.querySelector('#detail-notes').innerText.includes('Saved') || document.querySelector('#detail-tags').value === 'good, old'"
+    )
     assert read_notes(root / "ddpm/b") == Notes(("good", "old"), "<b>two</b>\nlines")
     assert "good" in page.inner_text("#runs tbody tr:has-text('ddpm/b')")
     page.fill("#detail-tags", "mine")
@@ -216,7 +221,13 @@ def test_the_address_holds_the_state(filed, browser):
     page.wait_for_function("location.hash.startsWith('#curves&')")
     assert page.input_value("#query") == "fid < 9" and page.evaluate("scrollY") > 100
     page.goto("about:blank")
-    for wrong in ("#x=%E0%A4%A", "#__proto__.x=1&constructor.prototype.y=2", "#off={}&view=5&tables.runs.order=1", "#nowhere", "#&&==&a=b"):
+    for wrong in (
+        "#x=%E0%A4%A",
+        "#__proto__.x=1&constructor.prototype.y=2",
+        "#off={}&view=5&tables.runs.order=1",
+        "#nowhere",
+        "#&&==&a=b",
+    ):
         watched.open(address + wrong)
         assert len(listed(page)) == 2 and page.evaluate("({}).x === undefined && ({}).y === undefined")
         page.goto("about:blank")

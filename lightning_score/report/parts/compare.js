@@ -15,7 +15,7 @@ function showComparison() {
   const chosen = [0, 1].map((k) => runs.find(({ name }) => name === state.compare?.[k]));
   const tools = make("p", { class: "tools" }, ...[0, 1].map((k) => choice(k ? "and" : "Compare", [["", "choose a run"], ...runs.map(({ name }) => [name, name])], chosen[k]?.name ?? "", (name) => {
     state.compare = [0, 1].map((i) => (i === k ? name : chosen[i]?.name ?? ""));
-    undisturbed(showComparison);
+    keepingFocus(showComparison);
   })));
   const body = make("div", { class: "body" }, tools);
   section.append(body);
@@ -58,7 +58,7 @@ function settingsBeside(chosen) {
   const shown = texts.filter(([, one, other]) => state.allSettings || one !== other);
   const box = make("input", { type: "checkbox", checked: state.allSettings, onchange: () => {
     state.allSettings = box.checked;
-    undisturbed(showComparison);
+    keepingFocus(showComparison);
   } });
   const table = shown.length ? tableBeside("Settings", ["setting", chosen[0].name, chosen[1].name], shown) : make("p", {}, "Their settings are equal.");
   for (const row of table.querySelectorAll("tbody tr")) row.classList.toggle("differs", row.cells[1].textContent !== row.cells[2].textContent);
@@ -87,7 +87,7 @@ function samplesBeside(chosen) {
   fill();
   return [make("p", { class: "tools" }, choice("Pictures", kinds.map((name) => [name, name.replaceAll("_", " ")]), kind, (name) => {
     state.kind = name;
-    undisturbed(showComparison);
+    keepingFocus(showComparison);
   }), slider, output), shelf];
 }
 

@@ -4,7 +4,7 @@ const token = document.querySelector("meta[name=token]")?.content;
 function detailParts(run) {
   const copy = make("button", { type: "button", onclick: () => copied(run.again, copy) }, "Copy");
   const text = (title, content, ...more) => [make("h3", {}, title, ...more), make("pre", { tabindex: 0 }, content)];
-  const parts = [make("p", {}, make("span", { class: `state ${run.state}` }, run.state), run.note ? `: ${run.note}` : "")];
+  const parts = [make("p", {}, stateOf(run), run.note ? `: ${run.note}` : "")];
   if (run.problems.length) parts.push(make("ul", { class: "problem" }, ...run.problems.map((each) => make("li", {}, each))));
   parts.push(make("p", {}, "Folder: ", run.folder));
   const others = state.data.runs.filter((other) => other !== run).map(({ name }) => [name, name]);

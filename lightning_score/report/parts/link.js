@@ -26,6 +26,7 @@ function switched() {
 
 function linkParts(value, first, name) {
   if (value === undefined || JSON.stringify(value) === JSON.stringify(first)) return [];
+  if (first === undefined && (value === null || value === "" || (Array.isArray(value) && !value.length))) return [];
   if (isNested(value)) return Object.entries(value).flatMap(([key, part]) => linkParts(part, first?.[key], `${name}.${quotedPart(key, ".=")}`));
   const text = typeof value === "string" && !isJson(value) ? value : JSON.stringify(value);
   return [`${name}=${quotedPart(text)}`];
@@ -63,12 +64,17 @@ function readLink() {
   Object.assign(state, chosen, { wanted: on });
 }
 
-// Draws what the address asks for, once there are data.
-function openLink() {
+// Switches off all runs but those that the address names.
+function settleLink() {
   if (state.wanted) state.off = new Set(state.data.runs.map(({ name }) => name).filter((name) => !state.wanted.has(name)));
   delete state.wanted;
+}
+
+// Draws what the address asks for, once there are data.
+function openLink() {
+  settleLink();
   byId("query").value = state.query;
-  takeQuery(state.query);
+  byId("archived").checked = state.archived;
   showTheme();
   for (const key of Object.keys(tables)) {
     tables[key].destroy();
@@ -76,6 +82,7 @@ function openLink() {
   }
   drawnFrom.clear();
   show();
+  takeQuery(state.query);
   const run = state.data.runs.find(({ name }) => name === state.detail);
   if (run) showDetail(run);
   else byId("detail").close();

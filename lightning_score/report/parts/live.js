@@ -29,7 +29,7 @@ function isNew(part, ...values) {
 }
 
 // Calls a function that draws; the focus, marked text, open details and the place on the page stay.
-function undisturbed(drawAgain) {
+function keepingFocus(drawAgain) {
   const element = document.activeElement;
   const place = element?.closest("section, dialog, header, nav");
   const name = (each) => each.id || each.ariaLabel || each.labels?.[0]?.textContent || each.textContent;
@@ -53,12 +53,13 @@ function undisturbed(drawAgain) {
 // Draws the parts of the page that show something new.
 function show() {
   const { runs, table, standings, measures, sweeps, tests, made } = state.data;
-  if (isNew("best", runs, standings) && typeof showBest === "function") showBest();
+  if (isNew("best", runs, standings)) showBest();
   if (isNew("runs", runs, table, standings)) showRuns();
   const figures = JSON.stringify([contents.measures(), contents.curves(), runs.map((run) => [run.name, levelNames(run), run.langevin.length > 0])]);
   if (isNew("sections", figures)) showFigures();
   else if (isNew("figures", runs, measures)) redraw();
   if (isNew("pictures", ...runs.flatMap((run) => [run.name, run.pictures, run.archived, run.tags]))) showPictures();
+  if (isNew("comparison", runs, standings)) showComparison();
   if (isNew("sweeps", sweeps)) showSweeps();
   if (isNew("tests", tests)) showTests();
   showContents();
@@ -75,7 +76,8 @@ async function update() {
       const found = await answer.json();
       dataVersion = answer.headers.get("ETag");
       state.data = answer.status === 226 ? changed(state.data, found) : found;
-      undisturbed(show);
+      if (!DataTable) await start();
+      keepingFocus(show);
     } else if (answer.status !== 304) throw new Error(answer.statusText);
     else about(`live, checked ${new Date().toLocaleTimeString()}`);
   } catch (error) {

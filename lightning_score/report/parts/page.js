@@ -1,5 +1,5 @@
-// The page as a whole.
-const DataTable = await loadDataTables();
+// The page as a whole: the best run first, then what takes longer.
+let DataTable = null;
 
 function showTests() {
   const { tests } = state.data;
@@ -20,15 +20,30 @@ function showTheme() {
 
 // After runs were switched on or off.
 function refresh() {
+  keepingFocus(showBest);
   redraw();
   showPictures();
 }
 
 function about(more = "") {
   const { runs, root, made } = state.data;
-  const going = runs.filter((run) => run.state === "running").length;
-  const count = `${runs.length} run${runs.length === 1 ? "" : "s"} in ${root}${going ? `, ${going} running` : ""}`;
-  byId("about").textContent = `${count}; ${more || `as of ${new Date(made * 1000).toLocaleString()}`}`;
+  const count = `${runs.length} run${runs.length === 1 ? "" : "s"} in ${root}`;
+  const states = Object.entries(Object.groupBy(runs, (run) => run.state)).map(([name, those]) => `${those.length} ${name}`);
+  byId("about").textContent = [count + (states.length ? `: ${states.join(", ")}` : ""),
+    more || `as of ${new Date(made * 1000).toLocaleString()}`].join("; ");
+}
+
+// The browser shows what there is before it goes on.
+const painted = () => Promise.race([new Promise((on) => requestAnimationFrame(() => setTimeout(on))), new Promise((on) => setTimeout(on, 200))]);
+
+// The first screen, then the rest of the page.
+async function start() {
+  settleLink();
+  showBest();
+  about();
+  await painted();
+  performance.mark("first screen");
+  DataTable ??= await loadDataTables();
 }
 
 byId("all").addEventListener("click", () => showOnly(() => true));
@@ -36,6 +51,23 @@ byId("none").addEventListener("click", () => showOnly(() => false));
 byId("listed").addEventListener("click", () => {
   const wanted = listed();
   showOnly((i) => wanted.has(i));
+});
+byId("archived").addEventListener("change", ({ target }) => {
+  state.archived = target.checked;
+  showRuns();
+  refresh();
+});
+const listOfRuns = document.querySelector("#runs .table");
+listOfRuns.addEventListener("change", ({ target }) => {
+  if (target.dataset.run === undefined) return;
+  const { name } = state.data.runs[target.dataset.run];
+  if (target.checked) state.off.delete(name);
+  else state.off.add(name);
+  refresh();
+});
+listOfRuns.addEventListener("click", ({ target }) => {
+  const button = target.closest("button.run");
+  if (button) showDetail(state.data.runs[button.dataset.run]);
 });
 byId("theme").addEventListener("click", () => {
   state.dark = !state.dark;
@@ -46,7 +78,11 @@ showTheme();
 readLink();
 if (live) await poll();
 else {
-  state.data = await unpacked();
+  state.data = await (await unpacked("data")).json();
+  await start();
+  const { runs, ...more } = await (await unpacked("more")).json();
+  Object.assign(state.data, more);
+  runs.forEach((run, i) => Object.assign(state.data.runs[i], run));
   show();
 }
 openLink();
