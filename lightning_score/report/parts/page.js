@@ -1,28 +1,6 @@
 // The page as a whole: the best run first, then what takes longer.
 let DataTable = null;
 
-function showDetail(run) {
-  byId("detail-name").textContent = run.name;
-  const copy = make("button", { type: "button", onclick: () => copied(run.again, copy) }, "Copy");
-  const parts = [make("p", {}, stateOf(run), run.note ? `: ${run.note}` : "")];
-  if (run.problems.length) parts.push(make("ul", { class: "problem" }, ...run.problems.map((each) => make("li", {}, each))));
-  parts.push(make("p", {}, "Folder: ", run.folder));
-  if (run.config) parts.push(make("h3", {}, "Run it again ", copy), make("pre", { tabindex: 0 }, run.again));
-  if (run.given) parts.push(make("h3", {}, "As it was started"), make("pre", { tabindex: 0 }, run.given));
-  if (run.config) parts.push(make("h3", {}, "Config"), make("pre", { tabindex: 0 }, run.config));
-  byId("detail-body").replaceChildren(...parts);
-  byId("detail").showModal();
-}
-
-async function copied(text, button) {
-  try {
-    await navigator.clipboard.writeText(text);
-    button.textContent = "Copied";
-  } catch {
-    button.textContent = "Select it below";
-  }
-}
-
 function showTests() {
   const { tests } = state.data;
   byId("tests").hidden = tests.rows.length === 0;
@@ -55,22 +33,12 @@ function about(more = "") {
     more || `as of ${new Date(made * 1000).toLocaleString()}`].join("; ");
 }
 
-function show() {
-  showBest();
-  showRuns();
-  showFigures();
-  showPictures();
-  showSweeps();
-  showTests();
-  showContents();
-  about(live ? `live, updated ${new Date(state.data.made * 1000).toLocaleTimeString()}` : "");
-}
-
 // The browser shows what there is before it goes on.
 const painted = () => Promise.race([new Promise((on) => requestAnimationFrame(() => setTimeout(on))), new Promise((on) => setTimeout(on, 200))]);
 
 // The first screen, then the rest of the page.
 async function start() {
+  settleLink();
   showBest();
   about();
   await painted();
@@ -107,6 +75,7 @@ byId("theme").addEventListener("click", () => {
   redraw();
 });
 showTheme();
+readLink();
 if (live) await poll();
 else {
   state.data = await (await unpacked("data")).json();
@@ -118,4 +87,5 @@ else {
   for (const { trials } of state.data.sweeps) state.data.left_out += keepEmbedded(trials);
   show();
 }
+openLink();
 document.documentElement.dataset.ready = "true";

@@ -7,6 +7,10 @@ const state = {
   data: null,
   off: new Set(), // names of the runs that the figures leave out
   archived: false, // whether archived runs are listed
+  query: "", // runs that do not match it are left out everywhere
+  compare: null, // the names of two runs
+  allSettings: false, // of the compared runs, or only those that differ
+  detail: null, // the name of the run whose dialog is open
   measure: null, // label of the chosen measure; null: the main one
   tables: {}, // filter, order and columns of each table
   x: "steps", // or hours, epochs
@@ -81,5 +85,5 @@ function escaped(text) {
 }
 
 // Runs that the table lists, and those of them that the figures draw, each with its number.
-const listedRuns = () => state.data.runs.map((run, i) => [run, i]).filter(([run]) => state.archived || !run.archived);
+const listedRuns = () => state.data.runs.map((run, i) => [run, i]).filter(([run]) => (state.archived || !run.archived) && matchesQuery(run));
 const shownRuns = () => listedRuns().filter(([run]) => !state.off.has(run.name));
