@@ -20,12 +20,14 @@ from lightning_score.errors import InputError, one_line, require
 from lightning_score.runs.status import STOPPED_EARLY
 from lightning_score.sweep.attempts import (
     ERROR,
+    FAILED,
     INTERRUPTED,
     RETRIES,
     SLOT,
     SURPLUS,
     comes_back,
     deaths,
+    failed_trials,
     last_attempts,
     next_attempt,
 )
@@ -41,7 +43,6 @@ WORKER, METRICS, SETTINGS = "worker", "metrics", "settings"
 """Further attributes of a trial: its worker, its metrics, its settings."""
 HEARTBEAT, GRACE = 10, 60
 """Seconds between two heartbeats of a worker, and without heartbeat until its trial is put back into the queue."""
-FAILED = "failed"
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: STOPPED_EARLY, TrialState.FAIL: FAILED,
           TrialState.WAITING: "waiting"}  # fmt: skip
@@ -163,22 +164,10 @@ class Study:
         return None
 
     def retry(self, which: str = FAILED) -> int:
-        """Puts failed trials back into the queue with their values; returns their number.
-
-        Args:
-            which: `failed` for all of them, or numbers with commas.
-
-        Raises:
-            InputError: it names other trials.
-        """
-        known = {trial.user_attrs[SLOT]: trial for trial in self.trials() if SLOT in trial.user_attrs}
-        failed = [slot for slot, trial in known.items() if trial.state == TrialState.FAIL]
-        wanted = failed if which == FAILED else sorted({int(number) for number in which.split(",")})
-        for slot in wanted:
-            state = self.state(known[slot]) if slot in known else "not a trial of this sweep"
-            require(slot in failed, f"--retry {which}: trial {slot} is {state}; only failed trials are run again")
-        for slot in wanted:
-            self._study.add_trial(next_attempt(known[slot], killed=0))
+        """Puts failed trials, all or those of some numbers, back into the queue with their values; returns how many."""
+        wanted = failed_trials(self.trials(), which)
+        for trial in wanted:
+            self._study.add_trial(next_attempt(trial, killed=0))
         return len(wanted)
 
     def trials(self) -> list[FrozenTrial]:
@@ -307,10 +296,6 @@ class Study:
         """Whether an earlier trial has the same place in the queue, because two machines queued it at the same time."""
         slot = trial.user_attrs[SLOT]
         return any(other.number < trial.number and other.user_attrs.get(SLOT) == slot for other in self.trials())
-
-    def reported(self, trial: Trial) -> int:
-        """The number of values of the metric that earlier attempts at a trial have reported."""
-        return len(self._storage.get_trial(trial._trial_id).intermediate_values)
 
     def should_stop(self, trial: Trial) -> bool:
         """Whether early termination stops a trial, given the values that it has reported."""
