@@ -188,6 +188,8 @@ def fail_trial(message: str, code: int, terminated: bool = False) -> None:
         return
     import wandb
 
+    if terminated and _started and wandb.run is None:  # its logger has finished it
+        return
     with suppress(Exception):  # the error itself is printed in any case
         run = wandb.run or wandb.init(settings=wandb.Settings(**SETTINGS))
         if terminated and not stopped_by_wandb():

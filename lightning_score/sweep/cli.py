@@ -179,7 +179,7 @@ def _announcement(spec: Sweep, plan: Plan, cost: str, jobs: int) -> str:
     varied = " x ".join(spec.varied) or "no parameter"
     ending = ", fewer with early termination" if spec.hyperband else ""
     workers = f" with {jobs} workers" if jobs > 1 else ""
-    seed = "" if spec.method == "grid" else f", seed {plan.seed}"
+    seed = f", seed {plan.seed}" if spec.takes_seed else ""
     return f"{spec.name}: {spec.search} over {varied}{goal}{seed}\n{cost}{ending}{workers}"
 
 
