@@ -55,7 +55,7 @@ function about(more = "") {
 
 function show() {
   showRuns();
-  showFigures();
+  redraw();
   showPictures();
   showSweeps();
   showTests();
