@@ -154,13 +154,14 @@ def render_page(root: Path, title: str, size: int) -> str:
     data, runs = page_data(root)
     files = [picture.file for run in runs for pictures in run.pictures.values() for picture in pictures]
     first, more = split(data)
-    parts = {"more": packed_json(more), "sources": "\n" * len(files)}
+    trials = [trial for sweep in more["sweeps"] for trial in sweep["trials"] if "pictures" in trial]
+    parts = {"sources": "\n" * len(files)}
 
     def rendered(numbers: Mapping[Path, int]) -> str:
-        for entry in first["runs"]:
+        for entry in [*first["runs"], *trials]:
             entry["pictures"] = {}
-        add_pictures(first, runs, numbers)
-        return render(parts | {"first": packed_json(first)}, title)
+        add_pictures({**first, **more, "runs": first["runs"]}, runs, numbers)
+        return render(parts | {"first": packed_json(first), "more": packed_json(more)}, title)
 
     numbers = {file: i for i, file in enumerate(files)}
     room = size - len(rendered(numbers).encode())

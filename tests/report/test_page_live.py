@@ -145,7 +145,8 @@ def test_tags_and_notes_are_saved_shown_and_found(served, root):
     page.fill("#detail textarea", "<b>two</b>\nlines")
     page.click("#detail-notes button")
     page.wait_for_function(
-        "document.querySelector('#detail-notes').innerText.includes('Saved') || document.querySelector('#detail-tags').value === 'good, old'"
+        "document.querySelector('#detail-notes').innerText.includes('Saved')"
+        " || document.querySelector('#detail-tags').value === 'good, old'"
     )
     assert read_notes(root / "ddpm/b") == Notes(("good", "old"), "<b>two</b>\nlines")
     assert "good" in page.inner_text("#runs tbody tr:has-text('ddpm/b')")
