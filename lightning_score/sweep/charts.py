@@ -1,18 +1,18 @@
-"""The charts of a sweep: as data, which the report shows, too, and as picture files."""
+"""The charts of a sweep as data."""
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning_score.sweep.fronts import alike
+from lightning_score.sweep.objectives import Objective
 from lightning_score.sweep.results import Results, Row, floors_of, numeric, short_name
+from lightning_score.sweep.rows import NFE
 
 PARETO = "pareto"
-"""The name of the chart of the metric against network evaluations."""
+"""The name of the chart of two objectives, or of one and network evaluations; of several pairs their names follow."""
 FEW = 8
 """Most values that are all marked on an axis, or colored."""
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
-MARKERS = "osD^vP*X"
 
 
 class Axis(NamedTuple):
@@ -25,11 +25,19 @@ class Axis(NamedTuple):
 
 
 class Line(NamedTuple):
-    """Trials that share all settings but one: a label, their places on the axis of that setting, and the trials."""
+    """Trials that share all settings but one: a label, their places on the axis of that setting, and the trials.
+
+    Attributes:
+        label: of the line.
+        places: of the trials across.
+        rows: the trials.
+        widths: two standard errors of the places; empty where they are exact.
+    """
 
     label: str
     places: list[float]
     rows: list[Row]
+    widths: Sequence[float] = ()
 
     @property
     def values(self) -> list[float]:
@@ -39,7 +47,7 @@ class Line(NamedTuple):
     @property
     def errors(self) -> list[float]:
         """Two standard errors each, 0 where unknown."""
-        return [2 * row.error if math.isfinite(row.error) else 0.0 for row in self.rows]
+        return _two_errors(self.rows)
 
 
 class Chart(NamedTuple):
@@ -48,11 +56,13 @@ class Chart(NamedTuple):
     Attributes:
         metric: the axis of the metric.
         floor: the value of a perfect model and its name, if all trials have the same.
-        across: the axis of a setting, or of network evaluations.
+        across: the axis of a setting, of another objective, or of network evaluations.
         lines: the points.
         connected: whether the points of a line are joined.
         sideways: whether the metric's axis is the horizontal one.
-        front: the trials of the Pareto front, in the order of network evaluations; only in its chart.
+        front: the trials of the Pareto front, the best across first; only in its charts.
+        front_places: their places across.
+        alike: whether neighbors on the front differ by at most two standard errors in one of the two objectives.
     """
 
     metric: Axis
@@ -62,33 +72,72 @@ class Chart(NamedTuple):
     connected: bool = False
     sideways: bool = False
     front: Sequence[Row] = ()
+    front_places: Sequence[float] = ()
+    alike: Sequence[bool] = ()
 
 
 def charts(found: Results, colored: bool = False) -> dict[str, Chart]:
-    """The metric against each parameter that varies, and against network evaluations, by name; none for fewer than two
-    complete trials.
+    """Each objective against each parameter that varies, and the Pareto chart of each pair of objectives, or of the only one
+    and network evaluations, by name; none for fewer than two complete trials.
 
     Args:
         found: the results.
-        colored: whether the points of the Pareto chart are lines by one setting, which have different colors.
+        colored: whether the points of a Pareto chart are lines by one setting, which have different colors.
     """
-    rows, floors = found.ranked, floors_of(found.ranked)
-    if len(rows) < 2:
-        return {}
-    floor = floors[0] if len(floors) == 1 else None
-    metric = axis_of(found.metric, [row.value for row in rows] + ([floor[0]] if floor else []))
+    named: dict[str, Chart] = {}
+    several = len(found.objectives) > 1
+    if len(found.ranked) < 2:
+        return named
+    for objective in found.objectives:
+        for name, chart in _by_parameter(found.by(objective)).items():
+            named[f"{objective.name}: {name}" if several else name] = chart
+    for first, second in found.pairs:
+        if front := _pareto(found, first, second, colored):
+            named[f"{PARETO}: {first.name}, {second.name}" if len(found.pairs) > 1 else PARETO] = front
+    return named
+
+
+def _by_parameter(found: Results) -> dict[str, Chart]:
+    """The metric against each parameter that varies."""
+    rows = found.ranked
+    metric, floor = _metric_axis(found.metric, rows)
     varied = [name for name in found.varied if len(values_of(rows, name)) > 1]
-    named = {
+    return {
         name: Chart(metric, floor, *_against(rows, name, [other for other in varied if other != name])) for name in varied
     }
-    known = [row for row in rows if math.isfinite(row.nfe)]
-    if len({row.nfe for row in known}) > 1:
-        across = axis_of("network evaluations per sample (NFE)", [row.nfe for row in known])
-        few = [name for name in varied if colored and len(values_of(rows, name)) <= FEW]
-        groups = _grouped(known, sorted(few, key=lambda name: numeric(rows, name))[:1])  # by a choice rather than a number
-        lines = [Line(label or "trials", [row.nfe for row in members], members) for label, members in groups.items()]
-        named[PARETO] = Chart(metric, floor, across, lines, front=found.front())
-    return named
+
+
+def _pareto(found: Results, first: Objective, second: Objective, colored: bool) -> Chart | None:
+    """The first objective against the second, or None if all trials have the same value of it."""
+    rows = [row for row in found.by(first).ranked if math.isfinite(row.of(second.name).value)]
+    if len({row.of(second.name).value for row in rows}) < 2:
+        return None
+    metric, floor = _metric_axis(first.name, rows)
+    label = "network evaluations per sample (NFE)" if second == NFE else second.name
+    varied = [name for name in found.varied if len(values_of(rows, name)) > 1]
+    few = [name for name in varied if colored and len(values_of(rows, name)) <= FEW]
+    groups = _grouped(rows, sorted(few, key=lambda name: numeric(rows, name))[:1])  # by a choice rather than a number
+    lines = [Line(label or "trials", *_places(members, second)) for label, members in groups.items()]
+    front = [row.of(first.name) for row in found.front(first, second)]
+    places = [row.of(second.name).value for row in front]
+    across = axis_of(label, [row.of(second.name).value for row in rows])
+    return Chart(metric, floor, across, lines, front=front, front_places=places, alike=alike(front, (first, second)))
+
+
+def _places(rows: list[Row], objective: Objective) -> tuple[list[float], list[Row], list[float]]:
+    others = [row.of(objective.name) for row in rows]
+    return [row.value for row in others], rows, _two_errors(others)
+
+
+def _two_errors(rows: Sequence[Row]) -> list[float]:
+    return [2 * row.error if math.isfinite(row.error) else 0.0 for row in rows]
+
+
+def _metric_axis(label: str, rows: Sequence[Row]) -> tuple[Axis, tuple[float, str] | None]:
+    """The axis of a metric, and its floor if all trials have the same."""
+    floors = floors_of(rows)
+    floor = floors[0] if len(floors) == 1 else None
+    return axis_of(label, [row.value for row in rows] + ([floor[0]] if floor else [])), floor
 
 
 def values_of(rows: Sequence[Row], name: str) -> list[str]:
@@ -138,57 +187,3 @@ def _against(rows: list[Row], name: str, varied: list[str]) -> tuple[Axis, list[
         shift = 0.6 * ((i + 0.5) / len(groups) - 0.5)  # points of different lines must not cover each other
         lines.append(Line(label, [choices.index(row.text(name)) + shift for row in members], members))
     return Axis(short_name(name), False, [float(i) for i in range(len(choices))], choices), lines, False, True
-
-
-def draw(found: Results, folder: Path) -> list[Path]:
-    """Draws all charts of a sweep with two standard errors; returns the files.
-
-    Args:
-        found: the results.
-        folder: for the files.
-    """
-    files = []
-    for name, chart in charts(found, colored=True).items():
-        files.append(folder / f"{name.replace('.', '_')}.png")
-        _figure(found, chart).savefig(files[-1], dpi=120)
-    return files
-
-
-def _figure(found: Results, chart: Chart) -> Any:
-    from matplotlib.figure import Figure  # takes a second to import
-
-    height = 1.6 + 0.3 * len(chart.across.ticks) if chart.sideways else 4.6
-    figure = Figure(figsize=(7.2, height), layout="constrained")
-    axes = figure.add_subplot(title=f"{found.name}: {len(found.ranked)} trials")
-    across, value = "yx" if chart.sideways else "xy"
-    for i, line in enumerate(chart.lines):
-        points: dict[str, Any] = {across: line.places, value: line.values, f"{value}err": line.errors, "label": line.label}
-        style = f"{MARKERS[i // len(COLORS) % len(MARKERS)]}{'-' if chart.connected else ''}"
-        axes.errorbar(**points, fmt=style, color=COLORS[i % len(COLORS)], capsize=2, lw=1.2, ms=5, elinewidth=0.8)
-    if chart.floor is not None:
-        level = axes.axvline if chart.sideways else axes.axhline
-        level(chart.floor[0], color="black", ls=":", lw=1, label=chart.floor[1])
-    if chart.front:
-        nfe, values = [row.nfe for row in chart.front], [row.value for row in chart.front]
-        axes.step(nfe, values, where="post", color="0.4", lw=1, zorder=0, label="Pareto front")
-        for row in chart.front:
-            axes.annotate(str(row.number), (row.nfe, row.value), (5, 5), textcoords="offset points", fontsize=8)
-        names = [f"{row.number}: {', '.join(row.texts(found.varied))}" for row in chart.front[:FEW]]
-        figure.supxlabel("\n".join(names), x=0.02, ha="left", fontsize=7, color="0.3")
-    _set(axes, across, chart.across)
-    _set(axes, value, chart.metric)
-    axes.grid(alpha=0.3)
-    if len(chart.lines) <= 2 * FEW and axes.get_legend_handles_labels()[1]:
-        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    return figure
-
-
-def _set(axes: Any, which: str, axis: Axis) -> None:
-    """Label, scale and ticks of an axis, within the limits that the points have set."""
-    axes.set(**{f"{which}label": axis.label, f"{which}scale": "log" if axis.log else "linear"})
-    if axis.ticks:
-        limits = getattr(axes, f"get_{which}lim")()
-        set_ticks = getattr(axes, f"set_{which}ticks")
-        set_ticks(axis.ticks, axis.texts, fontsize=8)
-        set_ticks([], minor=True)
-        axes.set(**{f"{which}lim": limits})

@@ -23,6 +23,7 @@ from lightning_score.commands.trainer import as_list
 from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.sweep.draws import Plan
+from lightning_score.sweep.folds import SEED
 from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.logged import logged_metrics
 from lightning_score.sweep.macros import as_text
@@ -56,6 +57,11 @@ def check_settings(sweep: Sweep, plan: Plan) -> str:
         name = command.cli.command
         early = sweep.hyperband is not None and name != "fit"
         require(not early, f"early_terminate: `{name}` measures only once, at its end; leave early_terminate out")
+        idle = name != "fit" and SEED in sweep.varied
+        require(
+            not idle,
+            f"{SEED}: changes nothing in `{name}`, which trains nothing; vary evaluate.seed, or set evaluate.repeats",
+        )
         checks = _Checks(sweep, command, sweep.arguments(first))
         checks.check(first)
     seen: dict[str, dict[str, str]] = {}

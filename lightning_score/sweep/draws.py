@@ -14,12 +14,14 @@ from optuna.study import Study
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
 from lightning_score.errors import InputError, require
+from lightning_score.sweep.attempts import SLOT
 from lightning_score.sweep.spec import Sweep
+from lightning_score.sweep.users_study import UsersStudy
 
 KNOWN = 1000
 """Maximal number of random trials that are drawn for the checks."""
-SLOT, SETTINGS = "slot", "settings"
-"""Attributes of a trial, as in the study of a sweep."""
+SETTINGS = "settings"
+"""Attribute of a trial: its settings."""
 LEARNED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 """States of trials that the estimator learns from."""
 STARTUP = 6
@@ -30,6 +32,8 @@ DRAWS = 100
 
 def make_sampler(sweep: Sweep, seed: int) -> BaseSampler:
     """The sampler of settings when a worker takes a trial; grids and random trials are drawn before and queued."""
+    if sweep.scheduler is not None and sweep.scheduler.optimizer:
+        return UsersStudy(sweep.scheduler)
     return SeededBayes(sweep, seed) if sweep.follows_results else RandomSampler(seed=seed)
 
 
@@ -40,10 +44,12 @@ class Plan:
     Attributes:
         count: their number.
         settings: their settings if known in advance; for bayes and custom, examples.
+        seed: of the draws.
     """
 
     count: int
     settings: list[dict[str, Any]]
+    seed: int = 0
 
 
 def plan_trials(sweep: Sweep, count: int | None, seed: int | None) -> Plan:
@@ -52,7 +58,7 @@ def plan_trials(sweep: Sweep, count: int | None, seed: int | None) -> Plan:
     Args:
         sweep: the sweep.
         count: `--count`.
-        seed: `--seed`.
+        seed: of the draws; None: 0.
 
     Raises:
         InputError: the number is missing or above the file's `run_cap`; a grid is too large; a grid with a seed.
@@ -60,6 +66,9 @@ def plan_trials(sweep: Sweep, count: int | None, seed: int | None) -> Plan:
     grid, cap, total = sweep.method == "grid", sweep.run_cap, count or sweep.run_cap
     require(not (count and cap and count > cap), f"--count {count}: run_cap in the file allows {cap}")
     require(seed is None or not grid, f"--seed {seed}: method grid draws nothing; leave it out")
+    if sweep.scheduler is not None and sweep.scheduler.optimizer:
+        require(seed is None, f"--seed {seed}: the study of `{sweep.scheduler.optimizer}` has its own seed; leave it out")
+        sweep.scheduler.optuna()
     if grid:
         total = len(sweep.grid()[:total])
     if sweep.follows_results and total is not None:
@@ -67,14 +76,14 @@ def plan_trials(sweep: Sweep, count: int | None, seed: int | None) -> Plan:
     if total is None:
         raise InputError(f"method {sweep.method} has no end: give --count 20, or run_cap in the file")
     if sweep.follows_results:
-        return Plan(total, sweep.drawn or [settings for _, _, settings in sweep.examples()])
+        return Plan(total, sweep.drawn or [settings for _, _, settings in sweep.examples()], seed or 0)
     values = known_values(sweep, total if grid else min(total, KNOWN), seed or 0)
-    return Plan(total, [sweep.settings(FixedTrial(each)) for each in values])
+    return Plan(total, [sweep.settings(FixedTrial(each)) for each in values], seed or 0)
 
 
 def _combinations(sweep: Sweep, otherwise: int) -> int:
-    """The number of combinations of the parameters' values; another number if it is not known or very large."""
-    if sweep.parameters and not sweep.drawn:
+    """The number of combinations of the parameters' values; another number if it is not known, or trials may repeat."""
+    if sweep.scheduler is None or not (sweep.scheduler.optimizer or sweep.scheduler.search_space):
         with suppress(InputError):
             return len(sweep.grid())
     return otherwise
@@ -149,9 +158,9 @@ class SeededBayes(BaseSampler):
         return drawn
 
     def _sampler(self, seed: int, objectives: int) -> TPESampler:
-        several = {"n_startup_trials": STARTUP} if objectives > 1 else {}
         conditional = self._sweep.scheduler is not None and bool(self._sweep.scheduler.search_space)
-        return TPESampler(multivariate=True, group=conditional, constant_liar=True, seed=seed, **several)
+        startup = STARTUP if objectives > 1 else 10  # Optuna's default
+        return TPESampler(multivariate=True, group=conditional, constant_liar=True, seed=seed, n_startup_trials=startup)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {}

@@ -1,5 +1,7 @@
 """Trials that differ in the seed of training alone, as one row with mean, interval and spread."""
 
+import csv
+import io
 import json
 import math
 from collections import Counter
@@ -9,18 +11,21 @@ from statistics import fmean, stdev
 from typing import Any
 
 from lightning_score.runs.status import STOPPED_EARLY
+from lightning_score.sweep.macros import as_text
 from lightning_score.sweep.results import Results
 from lightning_score.sweep.rows import Row, mean_error, satisfied
 
 SEED = "seed_everything"
 """The setting with the seed of training."""
+MEANS = "means.csv"
+"""The table of means in a sweep's folder."""
 PENDING = ("running", "interrupted", "waiting")
 """States of trials that have not ended, as the state of several trials: the first that one of them has."""
 
 
 def folded(found: Results) -> Results:
     """The results with one row for all trials that differ in the seed of training alone; others stay as they are."""
-    if SEED not in found.varied:
+    if SEED not in found.varied or not found.metric:
         return found
     groups: dict[str, list[Row]] = {}
     for row in found.rows:
@@ -28,7 +33,25 @@ def folded(found: Results) -> Results:
     if all(len(rows) == 1 for rows in groups.values()):  # as for random reals: a seed each
         return found
     varied = [name for name in found.varied if name != SEED]
-    return replace(found, varied=varied, rows=[_fold(found, rows) for rows in groups.values()])
+    return replace(found, varied=varied, rows=[_fold(found, rows) for rows in groups.values()], trials=found.rows)
+
+
+def means_csv(found: Results) -> str:
+    """Folded results as CSV: settings, and mean, half of the 95 % t-interval and spread of each objective."""
+    names = sorted({name for row in found.rows for name in row.settings})
+    columns = [f"{each.name}{end}" for each in found.objectives for end in ("", "_interval", "_spread")]
+    lines: list[list[Any]] = [["trial", "state", *names, *columns, "seeds", "planned"]]
+    for row in found.rows:
+        values = [v for each in found.objectives for v in _numbers(row.of(each.name))]
+        settings = [as_text(row.settings.get(name, "")) for name in names]
+        lines.append([row.number, row.state, *settings, *values, as_text(list(row.seeds)), row.planned])
+    text = io.StringIO()
+    csv.writer(text).writerows(lines)
+    return text.getvalue()
+
+
+def _numbers(row: Row) -> tuple[float, float, float]:
+    return row.value, 2 * row.error, row.spread
 
 
 def _key(row: Row) -> str:
@@ -46,18 +69,22 @@ def _fold(found: Results, rows: Sequence[Row]) -> Row:
     members = [by_seed[seed] for seed in sorted(by_seed, key=str)]
     complete = sorted(filter(_complete, members), key=lambda row: int(row.settings[SEED]))
     first = (complete or members)[0]
-    means = {name: fmean(row.values.get(name, math.nan) for row in complete) for name in first.values if complete}
-    names = [objective.name for objective in found.objectives[1:]]
-    return replace(
+    whole = replace(
         first,
         number=min(row.number for row in rows),
         state=_state(members),
         settings={name: value for name, value in first.settings.items() if name != SEED},
+        message=_message(members, len(complete)),
+    )
+    if len({row.value for row in complete}) == 1 < len(complete):
+        return replace(whole, message=whole.message or f"the seed changes nothing: {len(complete)} equal trials")
+    means = {name: fmean(row.values.get(name, math.nan) for row in complete) for name in first.values if complete}
+    return replace(
+        whole,
         **_mean_fields(complete),
         seconds=fmean(row.seconds for row in complete) if complete else math.nan,
-        message=_message(members, len(complete)),
         values=means or first.values,
-        further={name: _mean_fields([row.of(name) for row in complete]) for name in names},
+        measures={name: _mean_fields([row.of(name) for row in complete]) for name in first.measures},
         feasible=satisfied(means, found.constraints),
         planned=len(members),
     )

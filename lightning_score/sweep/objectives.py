@@ -1,8 +1,9 @@
 """What a sweep optimizes: W&B's `metric`, or several by `metrics`, and the bounds of `metric_constraints`."""
 
+import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,10 +28,18 @@ class Objective:
     Attributes:
         name: the name under which it is logged.
         maximize: whether larger values are better.
+        target: the sweep ends once a trial has reached it; None: it does not end early.
     """
 
     name: str
     maximize: bool = False
+    target: float | None = None
+
+    def is_reached(self, values: Iterable[float]) -> bool:
+        """Whether one of the values of a trial has reached the target."""
+        if self.target is None:
+            return False
+        return any(value >= self.target if self.maximize else value <= self.target for value in values)
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,8 @@ def read_objectives(entries: Mapping[str, Any]) -> tuple[Objective, ...]:
     found = tuple(_objective(f"metrics[{i}]", entry) for i, entry in enumerate(several))
     names = [objective.name for objective in found]
     require(len({*names}) == len(names), f"metrics: {', '.join(names)}: names must differ")
+    aimed = [objective.name for objective in found if objective.target is not None]
+    require(not aimed, f"metrics: {', '.join(aimed)}: target ends a sweep of one metric; leave it out")
     return found
 
 
@@ -80,7 +91,10 @@ def _objective(place: str, given: Any) -> Objective:
         check_keys(given, {"name", "goal", "target", "impute", "impute_while_running"})
         goal = given.get("goal", "minimize")
         require(goal in ("minimize", "maximize"), f"goal={goal!r}: must be minimize or maximize")
-    return Objective(given["name"], goal == "maximize")
+        target = given.get("target")
+        number = isinstance(target, (int, float)) and not isinstance(target, bool) and math.isfinite(target)
+        require(target is None or number, f"target={target!r}: must be a number")
+    return Objective(given["name"], goal == "maximize", None if target is None else float(target))
 
 
 def read_constraints(given: Any) -> tuple[Constraint, ...]:

@@ -100,7 +100,9 @@ def publish(found: Results, files: Sequence[Path], path: str, folder: Path) -> N
         table = wandb.Table(columns=[*titles], data=[[_cell(cell) for cell in line] for line in lines])
         run.log({"sweep/trials": table, **pictures})
         for best in found.ranked[:1]:
-            run.summary.update({"best": best.value, "best trial": best.folder})
+            measured = {"best": best.value, "best error": best.error, "best spread": best.spread, "seeds": len(best.seeds)}
+            known = {name: value for name, value in measured.items() if value and math.isfinite(value)}
+            run.summary.update({**known, "best trial": best.folder})
         print(f"on W&B: {run.url}")
 
 

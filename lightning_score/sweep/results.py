@@ -7,7 +7,8 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import yaml
 
 from lightning_score.runs.records import SUBSET, floor_name
 from lightning_score.runs.status import STOPPED_EARLY
+from lightning_score.sweep.fronts import alike, front_of
 from lightning_score.sweep.macros import as_text
 from lightning_score.sweep.objectives import Constraint, Objective, read_constraints, read_objectives
 from lightning_score.sweep.processes import is_dead
 from lightning_score.sweep.rows import (
+    NFE,
     Row,
     difference,
     floors_of,
@@ -29,8 +32,11 @@ from lightning_score.sweep.rows import (
     metric_names,
     numeric,
     satisfied,
+    seeds_text,
     setting_text,
     short_name,
+    state_text,
+    with_error,
 )
 
 __all__ = ["COLUMNS", "ENDED", "SILENCE", "TABLE", "Results", "Row", "difference", "floors_of", "format_duration",
@@ -62,6 +68,8 @@ class Results:
         again: the command that runs the best trial again.
         objectives: all metrics to optimize; by default the first alone.
         constraints: bounds on metrics.
+        importances_of: the importances for each objective.
+        trials: the single trials, if rows are means over training seeds.
     """
 
     name: str
@@ -73,11 +81,14 @@ class Results:
     again: str = ""
     objectives: tuple[Objective, ...] = ()
     constraints: tuple[Constraint, ...] = ()
+    importances_of: dict[str, dict[str, float]] = field(default_factory=dict)
+    trials: list[Row] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.objectives = self.objectives or (Objective(self.metric, self.maximize),)
         for row in self.rows:
             row.values.setdefault(self.metric, row.value)
+            row.measures.setdefault(self.metric, row.measure)
 
     @property
     def ranked(self) -> list[Row]:
@@ -89,58 +100,120 @@ class Results:
         rows = [row for row in known if row.state == "complete"] or [row for row in known if row.seeds]
         return sorted(rows, key=lambda row: (not row.feasible, -row.value if self.maximize else row.value))
 
-    def front(self) -> list[Row]:
-        """The Pareto front: no other trial is better or equal in both the metric and network evaluations."""
-        found: list[Row] = []
-        known = [row for row in self.ranked if math.isfinite(row.nfe)]
-        for row in sorted(known, key=lambda row: row.nfe):  # which keeps the best first among equals
-            if not found or (row.value > found[-1].value if self.maximize else row.value < found[-1].value):
-                found.append(row)
-        return found
+    @property
+    def folds(self) -> bool:
+        """Whether rows are means over training seeds."""
+        return any(row.planned > 1 for row in self.rows)
+
+    @property
+    def pairs(self) -> list[tuple[Objective, Objective]]:
+        """All pairs of objectives; of one objective and network evaluations if there is only one."""
+        return list(combinations(self.objectives if len(self.objectives) > 1 else (*self.objectives, NFE), 2))
+
+    def by(self, objective: Objective) -> "Results":
+        """The results with one of the objectives, or network evaluations, as the only one."""
+        rows = [row.of(objective.name) for row in self.rows]
+        shares, one = self.importances_of.get(objective.name, {}), (objective,)
+        return replace(
+            self, metric=objective.name, maximize=objective.maximize, rows=rows, importances=shares, objectives=one
+        )
+
+    def front(self, *objectives: Objective) -> list[Row]:
+        """The Pareto front: the trials that satisfy the constraints and than which no other such trial is better or equal in
+        all objectives.
+
+        Args:
+            objectives: by default all of the sweep, or the only one and network evaluations.
+        """
+        chosen = objectives or (self.objectives if len(self.objectives) > 1 else (*self.objectives, NFE))
+        return front_of([row for row in self.ranked if row.feasible], chosen)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Titles and lines: complete trials, the best first, then the others."""
-        ranked = self.ranked
-        titles = ["trial", *map(short_name, self.varied), self.metric, "+-", "to the best", "+-", "NFE", "seconds", "state"]
+        """Titles and lines: complete trials, the best first, then the others; of several objectives the front first."""
+        ranked, several, folds = self.ranked, len(self.objectives) > 1, self.folds
+        front = self.front() if several else []
+        best = ranked[0] if ranked else None
+        titles = ["trial", *map(short_name, self.varied)]
+        for objective in self.objectives:
+            titles += [objective.name, "+-", *(["spread"] if folds else [])]
+        titles += [
+            *(["seeds"] if folds else []),
+            *(["front"] if several else ["to the best", "+-"]),
+            "NFE",
+            "seconds",
+            "state",
+        ]
         lines = []
-        for row in [*ranked, *(row for row in self.rows if row not in ranked)]:
-            gap, error = difference(row, ranked[0]) if ranked and row is not ranked[0] else (math.nan, math.nan)
-            numbers = map(format_number, (row.value, 2 * row.error, gap, 2 * error, row.nfe, row.seconds))
-            state = row.state + (f": {row.message}" if row.message else "")
-            lines.append(
-                [str(row.number), *(setting_text(row.settings.get(name, "")) for name in self.varied), *numbers, state]
-            )
+        for row in [*front, *(row for row in ranked if row not in front), *(row for row in self.rows if row not in ranked)]:
+            cells = [str(row.number), *(setting_text(row.settings.get(name, "")) for name in self.varied)]
+            for one in (row.of(objective.name) for objective in self.objectives):
+                cells += map(format_number, (one.value, 2 * one.error, *([one.spread] if folds else [])))
+            cells += [seeds_text(row)] if folds else []
+            if several:
+                cells += ["yes" if row in front else ""]
+            else:
+                gap, error = difference(row, best) if best and row is not best else (math.nan, math.nan)
+                cells += map(format_number, (gap, 2 * error))
+            lines.append([*cells, *map(format_number, (row.nfe, row.seconds)), state_text(row)])
         return titles, lines
 
     def result(self, row: Row) -> str:
-        """The metric of a trial with two standard errors."""
-        error = f" +- {format_number(2 * row.error)}" if math.isfinite(row.error) else ""
-        return f"{self.metric}={format_number(row.value)}{error}"
+        """The objectives of a trial with two standard errors."""
+        return ", ".join(f"{objective.name}={with_error(row.of(objective.name))}" for objective in self.objectives)
 
     def notes(self) -> list[str]:
         """Lines below the table: importances, the Pareto front, the best trial and its command, and the failures."""
-        lines, front, failed = [], self.front(), sum(row.state == "failed" for row in self.rows)
-        if self.importances:
-            shares = ", ".join(f"{name} {share:.0%}" for name, share in self.importances.items())
-            lines.append(f"importance: {shares}")
-        if len(front) > 1:
-            points = ", ".join(
-                f"trial {row.number} ({format_number(row.value)} at {format_number(row.nfe)})" for row in front
-            )
-            lines.append(f"Pareto front of {self.metric} and network evaluations: {points}")
-        for best in self.ranked[:1]:
-            floor = f", {floor_name(best.floor_kind)} {format_number(best.floor)}" if math.isfinite(best.floor) else ""
-            lines.append(f"best: {self.result(best)}{floor} with {', '.join(best.texts(self.varied))}")
-            lines.append(f"again: {self.again}")
+        lines, trials = [], self.trials or self.rows
+        failed = sum(row.state == "failed" for row in trials)
+        for metric, importances in (self.importances_of or {self.metric: self.importances}).items():
+            shares = ", ".join(f"{name} {share:.0%}" for name, share in importances.items())
+            of = f" for {metric}" if len(self.objectives) > 1 else ""
+            lines += [f"importance{of}: {shares}"] if shares else []
+        for first, second in self.pairs:
+            lines += self._front_notes(first, second)
+        for objective in self.objectives:
+            lines += self.by(objective)._best_note()
+        lines += [f"again: {self.again}"] if self.ranked else []
         if failed:
-            lines.append(f"{failed} of {len(self.rows)} trials failed; --retry_failed runs them again")
+            lines.append(f"{failed} of {len(trials)} trials failed; --retry_failed runs them again")
         return lines
+
+    def _front_notes(self, first: Objective, second: Objective) -> list[str]:
+        """The front of two objectives, and which neighbors on it do not differ by more than their error."""
+        front = self.front(first, second)
+        if len(front) < 2:
+            return []
+        values = [[row.of(objective.name).value for objective in (first, second)] for row in front]
+        points = ", ".join(
+            f"trial {row.number} ({format_number(one)} at {format_number(other)})"
+            for row, (one, other) in zip(front, values, strict=True)
+        )
+        neighbors = zip(pairwise(front), alike(front, (first, second)), strict=True)
+        unsure = ", ".join(f"{one.number} and {other.number}" for (one, other), same in neighbors if same)
+        lines = [f"neighbors on it that do not differ by more than two standard errors: {unsure}"] if unsure else []
+        return [f"Pareto front of {first.name} and {second.name}: {points}", *lines]
+
+    def _best_note(self) -> list[str]:
+        """The best trial, with its floor, seeds and settings; empty without one."""
+        if not self.ranked:
+            return []
+        best, bounds = self.ranked[0], ", ".join(map(str, self.constraints))
+        if not best.feasible:
+            return [f"no trial satisfies {bounds}"]
+        floor = f", {floor_name(best.floor_kind)} {format_number(best.floor)}" if math.isfinite(best.floor) else ""
+        seeds = f" over {seeds_text(best)} training seeds (spread {format_number(best.spread)})" if best.seeds else ""
+        return [f"best: {self.result(best)}{seeds}{floor} with {', '.join(best.texts(self.varied))}"]
 
     def markdown(self) -> str:
         """The results as Markdown."""
         titles, lines = self.table()
         rows = ["| " + " | ".join(cells) + " |" for cells in [titles, ["---"] * len(titles), *lines]]
         errors = "Errors are two standard errors; differences are paired if seeds are equal."
+        if self.folds:
+            errors = (
+                "Values are means over training seeds, errors half of their 95 % t-interval, and the spread is the standard "
+                "deviation between seeds; differences are paired if all seeds are equal."
+            )
         return "\n\n".join([f"# {self.name}", "\n".join(rows), errors, "\n".join(["```", *self.notes(), "```"])]) + "\n"
 
     def csv(self) -> str:
@@ -217,7 +290,7 @@ def _from_cells(
         worker=worker,
         floor_kind=cells.get("floor_kind", SUBSET) or "",
         values=values,
-        further={name: _numbers(cells, name, f"{name}_") for name in metrics[1:]},
+        measures={metrics[0]: numbers, **{name: _numbers(cells, name, f"{name}_") for name in metrics[1:]}},
         feasible=satisfied(values, constraints),
     )
 

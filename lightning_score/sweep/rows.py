@@ -12,6 +12,13 @@ from lightning_score.runs.records import Record, floor_name
 from lightning_score.sweep.macros import as_text
 from lightning_score.sweep.objectives import Constraint, Objective
 
+NFE = Objective("network evaluations")
+"""The second objective of a sweep with one: network evaluations per sample."""
+
+
+MEASURE = ("value", "error", "floor", "n", "nfe", "jackknife", "paired", "seeds", "of_seeds", "spread")
+"""The fields of a row that belong to one metric."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -34,7 +41,7 @@ class Row:
         worker: the process that ran it, as `host:1234`.
         floor_kind: the kind of floor, as in a `Record`; empty if unknown, for example on W&B.
         values: of all objectives and of the metrics of constraints, by name.
-        further: the fields of this row for each of these metrics but the first, by name.
+        measures: the fields of this row for each of these metrics, by name.
         feasible: whether the constraints hold.
         seeds: the training seeds of the complete trials in `value`; empty for a trial that is not one of several.
         of_seeds: their values.
@@ -58,7 +65,7 @@ class Row:
     worker: str = ""
     floor_kind: str = ""
     values: dict[str, float] = field(default_factory=dict)
-    further: dict[str, dict[str, Any]] = field(default_factory=dict)
+    measures: dict[str, dict[str, Any]] = field(default_factory=dict)
     feasible: bool = True
     seeds: tuple[int, ...] = ()
     of_seeds: tuple[float, ...] = ()
@@ -66,8 +73,17 @@ class Row:
     spread: float = math.nan
 
     def of(self, metric: str) -> "Row":
-        """This row with another objective, or the metric of a constraint, as the metric."""
-        return replace(self, **self.further.get(metric, {}))
+        """This row with another objective, the metric of a constraint, or network evaluations as the metric."""
+        if metric == NFE.name:
+            exact: dict[str, Any] = {"error": 0.0, "floor": math.nan, "spread": math.nan}
+            exact |= dict.fromkeys(("jackknife", "seeds", "of_seeds"), ())
+            return replace(self, value=self.nfe, values={**self.values, NFE.name: self.nfe}, **exact)
+        return replace(self, **self.measures.get(metric, {}))
+
+    @property
+    def measure(self) -> dict[str, Any]:
+        """The fields of its metric."""
+        return {name: getattr(self, name) for name in MEASURE}
 
     def text(self, name: str) -> str:
         """A setting as text."""
@@ -94,12 +110,13 @@ def measured_fields(
     metrics: Mapping[str, float], objectives: Sequence[Objective], constraints: Sequence[Constraint]
 ) -> dict[str, Any]:
     """The fields of a row for all objectives and constraints, from all metrics of a trial."""
-    first, *others = metric_names(objectives, constraints) or [""]
-    values = {name: metrics.get(name, math.nan) for name in (first, *others)}
+    names = metric_names(objectives, constraints) or [""]
+    values = {name: metrics.get(name, math.nan) for name in names}
+    measures = {name: {**metric_fields(metrics, name), "jackknife": (), "paired": ""} for name in names}
     return {
-        **metric_fields(metrics, first),
+        **measures[names[0]],
         "values": values,
-        "further": {name: {**metric_fields(metrics, name), "jackknife": (), "paired": ""} for name in others},
+        "measures": measures,
         "feasible": satisfied(values, constraints),
     }
 
@@ -136,6 +153,14 @@ def leave_one_out(records: Sequence[Record], metric: str) -> tuple[tuple[float, 
     return tuple(value + change for change in changes), common
 
 
+def sampled_fields(records: Sequence[Record], name: str) -> dict[str, Any]:
+    """The fields of a row for one metric that only its records have; empty values for what is not measured on samples."""
+    metric = name.partition("/")[2]
+    values, paired = leave_one_out(records, metric)
+    kinds = [record.floor_kind for record in records if record.metric == metric]
+    return {"jackknife": values, "paired": paired, "floor_kind": kinds[-1] if kinds else ""}
+
+
 def difference(row: Row, other: Row) -> tuple[float, float]:
     """The difference of two values and its standard error.
 
@@ -169,6 +194,24 @@ def _error_over_seeds(row: Row, other: Row) -> float:
     parts = zip(shares, (row, other), strict=True)
     degrees = sum(shares) ** 2 / sum(share**2 / (len(each.seeds) - 1) for share, each in parts)
     return student(degrees) * math.sqrt(sum(shares))
+
+
+def with_error(row: Row) -> str:
+    """The metric of a trial with two standard errors."""
+    error = f" +- {format_number(2 * row.error)}" if math.isfinite(row.error) else ""
+    return format_number(row.value) + error
+
+
+def seeds_text(row: Row) -> str:
+    """The number of complete training seeds, as `5` or `3 of 5`."""
+    complete = len(row.seeds)
+    return str(complete) if complete == row.planned else f"{complete} of {row.planned}"
+
+
+def state_text(row: Row) -> str:
+    """The state of a trial, why it is not complete, and whether it violates a constraint."""
+    beyond = " (infeasible)" if row.state == "complete" and not row.feasible else ""
+    return row.state + beyond + (f": {row.message}" if row.message else "")
 
 
 def short_name(name: str) -> str:

@@ -22,13 +22,19 @@ if TYPE_CHECKING:
 METHODS = {"wandb": ("grid", "random", "bayes"), "optuna": ("custom",)}
 """The methods of each engine, as W&B requires them."""
 AX = "not run here, because Ax is not installed with lightning_score; use engine optuna, or `wandb sweep-scheduler`"
+DRAW = "draw"
+"""Attribute of a trial that the user's study has drawn: the order of the draw, and what the study knew; or an error."""
 EXAMPLES = 100
 """Number of trials that are drawn from a search space for the checks and for the names of its settings."""
 
 
+class SearchEnded(Exception):
+    """The user's study has no more trials."""
+
+
 @dataclass(frozen=True)
 class Scheduler:
-    """Who draws the settings of a sweep's trials.
+    """Who draws the settings of a sweep's trials, as W&B's own scheduler reads it.
 
     Attributes:
         engine: wandb or optuna.
@@ -46,8 +52,16 @@ class Scheduler:
     optimizer: str = ""
     search_space: str = ""
 
-    def study(self) -> "OptunaOptimizer":
-        """W&B's optimizer with a new study of the user's function `optimizer`, in memory.
+    @property
+    def code(self) -> str:
+        """The user's file as comments of a sweep file, so that a sweep is known by both."""
+        if not Path(self.source).is_file():
+            return ""
+        lines = Path(self.source).read_text(encoding="utf-8", errors="replace").splitlines()
+        return "".join(f"# {line}".rstrip() + "\n" for line in [f"{Path(self.source).name}:", *lines])
+
+    def optuna(self) -> "OptunaOptimizer":
+        """W&B's optimizer with a new study, in memory, that the user's function `optimizer` makes.
 
         Raises:
             InputError: the function fails, or its study does not fit the sweep's metrics.
@@ -55,10 +69,10 @@ class Scheduler:
         from wandb.sdk.sweeps.scheduler.optuna import build_optuna_optimizer
         from wandb.sdk.sweeps.sweep_info import SweepInfo
 
-        places = (str(self.config.get(key) or "") for key in ("entity", "project"))
+        entity, project = (str(self.config.get(key) or "") for key in ("entity", "project"))
         config = {**self.config, "scheduler": {**self.config["scheduler"], "source": self.source}}
-        with self._naming(self.optimizer):
-            return build_optuna_optimizer(SweepInfo(self.name, self.name, *places, config, ""))
+        with self.naming(self.optimizer):
+            return build_optuna_optimizer(SweepInfo(self.name, self.name, entity, project, config, ""))
 
     def space(self, trial: BaseTrial) -> dict[str, Any]:
         """The settings of an Optuna trial that the user's function `search_space` draws, by their dotted names.
@@ -66,7 +80,7 @@ class Scheduler:
         Raises:
             InputError: the function fails, or returns something else than settings.
         """
-        with self._naming(self.search_space):
+        with self.naming(self.search_space):
             drawn: Any = _constructor(self.source, self.search_space)(trial)
             require(isinstance(drawn, Mapping) and len(drawn) > 0, f"returned {drawn!r}: must be a dict of settings")
             for name, value in drawn.items():
@@ -74,25 +88,39 @@ class Scheduler:
                     check_plain(value)
             return dict(flatten(json.loads(json.dumps(drawn))))  # as it reaches an agent
 
+    def settings(self, trial: BaseTrial) -> dict[str, Any]:
+        """The settings of a trial whose parameters the user's study has drawn.
+
+        Raises:
+            InputError: the user's study or search space failed.
+            SearchEnded: the user's study has no more trials.
+        """
+        require("error" not in trial.user_attrs.get(DRAW, {}), str(trial.user_attrs.get(DRAW, {}).get("error")))
+        if not trial.params:
+            raise SearchEnded
+        return self.space(trial) if self.search_space else dict(flatten(trial.params))
+
     def drawn(self) -> list[dict[str, Any]]:
         """Settings from all over the user's search space, always the same ones."""
         study = optuna.create_study(sampler=RandomSampler(seed=0))
         return [self.space(study.ask()) for _ in range(EXAMPLES)]
 
     @contextmanager
-    def _naming(self, function: str) -> Iterator[None]:
+    def naming(self, function: str) -> Iterator[None]:
         """Within it, an error of the user's code is an `InputError` that names its file and function."""
         place = f"scheduler: {self.source}: {function or 'parameters'}"
         require(not self.source or Path(self.source).is_file(), f"scheduler: source={self.source}: there is no such file")
         try:
             yield
         except (Exception, SystemExit) as error:  # the user's own code may raise anything
+            if isinstance(error, InputError) and str(error).startswith("scheduler: "):
+                raise
             inside = isinstance(error, InputError) or type(error).__module__.startswith("wandb.")
             raise InputError(f"{place}: {'' if inside else f'{type(error).__name__}: '}{one_line(error, 500)}") from error
 
 
 @cache
-def _constructor(source: str, name: str) -> Callable[[BaseTrial], Any]:
+def _constructor(source: str, name: str) -> Callable[[Any], Any]:
     """The user's function `search_space`, which W&B loads and tries."""
     from wandb.sdk.sweeps.scheduler.optuna import load_trial_constructor
 
@@ -131,8 +159,8 @@ def read_scheduler(entries: Mapping[str, Any], name: str, folder: Path) -> Sched
             require(isinstance(value, str), f"{key}={value!r}: must be text")
             useless = engine == "wandb" and bool(value)
             require(not useless, f"{key}: engine wandb does not use it; use engine optuna, or leave it out")
-            needs = key != "source" and bool(value) and not words["source"]
-            require(not needs, f"{key}={value}: needs source, the Python file of this function")
+            has_source = key == "source" or not value or bool(words["source"])
+            require(has_source, f"{key}={value}: needs source, the Python file of this function")
         extra = bool(words["search_space"]) and bool(entries.get("parameters"))
         require(not extra, "search_space draws all settings, so that parameters are not used; return them from its function")
     found = Path(words["source"])

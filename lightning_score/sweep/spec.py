@@ -5,7 +5,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class Sweep:
 
     Attributes:
         name: its name.
-        text: the file.
+        text: the file, and the file that its scheduler names, as comments.
         method: grid, random, bayes or custom.
         objectives: the metrics to optimize; none in a file without a metric.
         constraints: bounds on metrics that the result must satisfy.
@@ -112,6 +112,8 @@ class Sweep:
 
     def settings(self, trial: BaseTrial) -> dict[str, Any]:
         """The settings of an Optuna trial by their dotted names."""
+        if self.scheduler is not None and self.scheduler.optimizer:
+            return self.scheduler.settings(trial)
         if self.scheduler is not None and self.scheduler.search_space:
             return self.scheduler.space(trial)
         return _settings({name: law.suggest(trial, name) for name, law in self.parameters.items()})
@@ -202,7 +204,8 @@ def read_sweep_file(path: str) -> Sweep:
     file = Path(path)
     require(file.is_file(), f"{path}: there is no such sweep file; an example is sweeps/eps.yaml")
     _, text = read_mapping(path, "sweep file", "method: grid")
-    return from_entries(yaml.safe_load(text), path, text, file.stem)  # like W&B, which reads 1e-3 as text
+    sweep = from_entries(yaml.safe_load(text), path, text, file.stem)  # like W&B, which reads 1e-3 as text
+    return sweep if sweep.scheduler is None else replace(sweep, text=text + sweep.scheduler.code)
 
 
 def from_entries(entries: Any, path: str, text: str, name: str) -> Sweep:

@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,21 @@ from rich.table import Table
 
 from lightning_score.files import replace_text
 from lightning_score.runs.records import SUBSET
-from lightning_score.sweep.charts import draw
+from lightning_score.sweep.attempts import ERROR, FOLDER, SLOT
+from lightning_score.sweep.drawing import draw
 from lightning_score.sweep.folder import FILE, check_folder, folder_of, make_folder
+from lightning_score.sweep.folds import MEANS, SEED, folded, means_csv
+from lightning_score.sweep.importance import importances
 from lightning_score.sweep.macros import flatten
 from lightning_score.sweep.on_wandb import fetch, publish
 from lightning_score.sweep.results import ENDED, TABLE, Results, Row, format_duration, format_number
 from lightning_score.sweep.rows import measured_fields
 from lightning_score.sweep.spec import Sweep, dotted
-from lightning_score.sweep.study import ERROR, METRICS, SETTINGS, SLOT, WORKER, Study
-from lightning_score.sweep.trials import FLOOR, FOLDER, JACKKNIFE, PAIRED, SECONDS
+from lightning_score.sweep.study import METRICS, SETTINGS, WORKER, Study
+from lightning_score.sweep.trials import MEASURES, SECONDS
 
+JACKKNIFE, PAIRED, FLOOR = "without", "paired", "floor_kind"
+"""Attributes of a trial in older versions."""
 SHOWN = 12
 """Number of trials in the live table."""
 LONG = 48
@@ -56,7 +61,7 @@ class LiveTable:
         """Updates the table, or prints the trials that have ended since the last call."""
         found = self._source()
         if self._live is not None:
-            self._live.update(Group(_table(found, SHOWN), _counts(found)), refresh=True)
+            self._live.update(Group(_table(folded(found), SHOWN), _counts(found)), refresh=True)
             return
         ended = [row for row in found.rows if row.state in ENDED]
         if self._printed is None:
@@ -103,7 +108,8 @@ def _table(found: Results, most: int | None = None) -> Table:
 
 def summarize(spec: Sweep, study: Study, folder: Path) -> None:
     """Writes tables and figures into the folder and prints the summary."""
-    write_summary(collect_results(spec, study, final=True), folder)
+    found = collect_results(spec, study)
+    write_summary(found, concluded(spec, found), folder)
     replace_text(folder / FILE, spec.text)
 
 
@@ -112,33 +118,34 @@ def summarize_wandb(path: str, runs: str) -> None:
     spec, found = fetch(path)
     folder = folder_of(runs, path.rpartition("/")[2])
     check_folder(folder, spec.text, shared=True)
-    found.again = _again(spec, found)
+    means = concluded(spec, found)
     make_folder(folder)
     replace_text(folder / FILE, spec.text)
-    publish(found, write_summary(found, folder), path, folder)
+    publish(means, write_summary(found, means, folder), path, folder)
 
 
-def write_summary(found: Results, folder: Path) -> list[Path]:
-    """Writes tables and figures and prints the summary; returns the figures."""
-    replace_text(folder / "summary.md", found.markdown())
-    replace_text(folder / TABLE, found.csv())
-    drawn = draw(found, folder)
-    Console(width=None if os.isatty(1) else 160).print(_table(found))
-    files = ", ".join(["summary.md", "trials.csv", *(file.name for file in drawn)])
-    print(*found.notes(), f"written to {shlex.quote(os.path.relpath(folder))}: {files}", sep="\n", flush=True)
+def write_summary(found: Results, means: Results, folder: Path) -> list[Path]:
+    """Writes tables and figures and prints the summary; returns the figures.
+
+    Args:
+        found: the trials.
+        means: the same with one row for all training seeds.
+        folder: for the files.
+    """
+    files = {"summary.md": means.markdown(), TABLE: found.csv(), **({MEANS: means_csv(means)} if means.folds else {})}
+    for name, text in files.items():
+        replace_text(folder / name, text)
+    drawn = draw(means, folder)
+    Console(width=None if os.isatty(1) else 160).print(_table(means))
+    names = ", ".join([*files, *(file.name for file in drawn)])
+    print(*means.notes(), f"written to {shlex.quote(os.path.relpath(folder))}: {names}", sep="\n", flush=True)
     return drawn
 
 
-def collect_results(spec: Sweep, study: Study, final: bool = False) -> Results:
-    """The results so far.
-
-    Args:
-        spec: the sweep.
-        study: its trials.
-        final: compute importances and the command of the best trial, which takes time.
-    """
+def collect_results(spec: Sweep, study: Study) -> Results:
+    """The trials so far."""
     rows = sorted((_row(spec, trial, study.state(trial)) for trial in study.trials()), key=lambda row: row.number)
-    found = Results(
+    return Results(
         spec.name,
         spec.metric or "",
         spec.maximize,
@@ -147,26 +154,38 @@ def collect_results(spec: Sweep, study: Study, final: bool = False) -> Results:
         objectives=spec.objectives,
         constraints=spec.constraints,
     )
-    if final and found.ranked:
-        found.importances = {dotted(name): share for name, share in study.importances().items()}
-        found.again = _again(spec, found)
-    return found
 
 
-def _again(spec: Sweep, found: Results) -> str:
-    """The command that runs the best trial again; empty if there is none."""
-    words = [spec.arguments(row.settings).command_line() for row in found.ranked[:1]]
-    return "".join(f"python -m lightning_score {shlex.join(each)}" for each in words)
+def concluded(spec: Sweep, found: Results) -> Results:
+    """The results with one row for all training seeds, importances and the command of the best trial, which take time."""
+    means = folded(found)
+    if means.ranked:
+        means.importances_of = {each.name: importances(means.by(each)) for each in means.objectives}
+        means.importances = means.importances_of[means.metric]
+        best = means.ranked[0]
+        seed = {SEED: best.seeds[0]} if best.seeds else {}
+        command = spec.arguments({**best.settings, **seed}).command_line()
+        means.again = f"python -m lightning_score {shlex.join(command)}"
+    return means
 
 
 def _row(spec: Sweep, trial: FrozenTrial, state: str) -> Row:
     attributes = trial.user_attrs
     settings = attributes.get(SETTINGS) or {dotted(name): value for name, value in trial.params.items()}
-    known = {name: attributes[name] for name in (SECONDS, FOLDER, PAIRED, WORKER, FLOOR) if name in attributes}
+    known = {name: attributes[name] for name in (SECONDS, FOLDER, WORKER) if name in attributes}
     known |= measured_fields(attributes.get(METRICS, {}), spec.objectives, spec.constraints)
-    known["jackknife"] = tuple(attributes.get(JACKKNIFE, ()))
+    for name, fields in attributes.get(MEASURES, {spec.metric: _before(attributes)}).items():
+        if name in known["measures"]:
+            known["measures"][name] |= {**fields, "jackknife": tuple(fields["jackknife"])}
+    known |= known["measures"].get(spec.metric, {})
     known["message"] = attributes.get(ERROR, "its workers died") if state == "failed" else ""
-    return Row(attributes.get(SLOT, trial.number), state, dict(flatten(settings)), **{FLOOR: SUBSET, **known})
+    return Row(attributes.get(SLOT, trial.number), state, dict(flatten(settings)), **known)
+
+
+def _before(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What older versions stored of the first metric alone."""
+    older = {"jackknife": (JACKKNIFE, ()), "paired": (PAIRED, ""), "floor_kind": (FLOOR, SUBSET)}
+    return {field: attributes.get(name, default) for field, (name, default) in older.items()}
 
 
 def rerun_command() -> str:

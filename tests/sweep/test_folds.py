@@ -142,7 +142,7 @@ def test_the_table_of_trials_keeps_every_objective_and_reads_old_tables(tmp_path
     bounds = (Constraint("val/size", 1, 10.0),)
     metrics = {"val/fid": 2.0, "val/fid_error": 0.2, "val/bits": 3.0, "val/bits_error": 0.1, "val/size": 11.0}
     row = Row(0, "complete", {"lr": 0.1}, **measured_fields(metrics, OBJECTIVES, bounds), folder="x", seconds=1.0)
-    row.further["val/bits"].update(jackknife=(1.0, 2.0), paired="same")
+    row.measures["val/bits"].update(jackknife=(1.0, 2.0), paired="same")
     found = Results("s", "val/fid", False, ["lr"], [row], objectives=OBJECTIVES, constraints=bounds)
     (tmp_path / "trials.csv").write_text(found.csv())
     listed = [{"name": "val/fid"}, {"name": "val/bits", "goal": "minimize"}]

@@ -18,7 +18,8 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from lightning_score.commands.arguments import Arguments
 from lightning_score.errors import InputError
 from lightning_score.metrics import jackknife_error
-from lightning_score.sweep.charts import PARETO, charts, draw
+from lightning_score.sweep.charts import PARETO, charts
+from lightning_score.sweep.drawing import draw
 from lightning_score.sweep.folder import check_folder, folder_of
 from lightning_score.sweep.macros import expand_macros, flatten, from_agent, options
 from lightning_score.sweep.parameters import DISTRIBUTIONS, parameter
