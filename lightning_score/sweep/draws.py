@@ -26,8 +26,8 @@ LEARNED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 """States of trials that the estimator learns from."""
 STARTUP = 6
 """With several objectives, the number of random trials at the beginning."""
-DRAWS = 100
-"""How often settings are drawn again that another trial has; the second half at random."""
+AGAIN, AT_RANDOM = 20, 500
+"""How often settings are drawn again that another trial has: by the estimator, and then at random."""
 
 
 def make_sampler(sweep: Sweep, seed: int) -> BaseSampler:
@@ -146,7 +146,7 @@ class SeededBayes(BaseSampler):
         seed = int(np.random.SeedSequence([self._seed, slot]).generate_state(1)[0])
         copy = optuna.create_study(directions=study.directions, sampler=self._sampler(seed, len(study.directions)))
         copy.add_trials(map(_copy_of, known))
-        for _ in range(DRAWS):
+        for repeats in range(AGAIN + AT_RANDOM):
             drawn = copy.ask()
             try:
                 settings = self._sweep.settings(drawn)
@@ -154,7 +154,8 @@ class SeededBayes(BaseSampler):
                 break
             if _as_json(settings) not in seen:
                 break
-            copy.sampler = copy.sampler if drawn.number < len(known) + DRAWS // 2 else RandomSampler(seed=seed)
+            if repeats == AGAIN:
+                copy.sampler = RandomSampler(seed=seed)
         return drawn
 
     def _sampler(self, seed: int, objectives: int) -> TPESampler:
