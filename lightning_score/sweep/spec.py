@@ -141,6 +141,20 @@ class Sweep:
         return self.scheduler.drawn() if self.scheduler is not None and self.scheduler.search_space else []
 
     @property
+    def search(self) -> str:
+        """The method for a message, and who draws the settings."""
+        if self.scheduler is None:
+            return self.method
+        seedless = self.scheduler.engine == "wandb" and self.method != "grid"
+        note = ", drawn here with a seed, which W&B's engine has not" if seedless else ""
+        return f"{self.method} {self.scheduler.text}{note}"
+
+    @property
+    def takes_seed(self) -> bool:
+        """Whether settings are drawn here, with a seed; the user's own study has its own."""
+        return self.method != "grid" and (self.scheduler is None or not self.scheduler.optimizer)
+
+    @property
     def follows_results(self) -> bool:
         """Whether the settings of a trial depend on the results of those before it, so that they are not known before."""
         return self.method in ("bayes", "custom")

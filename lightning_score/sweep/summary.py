@@ -1,10 +1,11 @@
 """The results of a sweep as they come in: a live table while it runs, then tables and figures in its folder."""
 
+import math
 import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ from lightning_score.sweep.spec import Sweep, dotted
 from lightning_score.sweep.study import METRICS, SETTINGS, WORKER, Study
 from lightning_score.sweep.trials import MEASURES, SECONDS
 
-JACKKNIFE, PAIRED, FLOOR = "without", "paired", "floor_kind"
-"""Attributes of a trial in older versions."""
 SHOWN = 12
 """Number of trials in the live table."""
+OF_METRIC = (("jackknife", "without", ()), ("paired", "paired", ""), ("floor_kind", "floor_kind", SUBSET))
+"""The same as in MEASURES for the first metric, in attributes of older versions, and what even older ones had."""
 LONG = 48
 """Maximal width of a column; longer text is folded."""
 
@@ -98,8 +99,8 @@ def _table(found: Results, most: int | None = None) -> Table:
         else:
             table.add_column(title, justify="right", no_wrap=True)
     if most is not None:
-        running = [cells for cells in lines if cells[-1] == "running"]
-        rest = [cells for cells in lines if cells[-1] not in ("running", "waiting")]
+        running = [cells for cells in lines if cells[-1].startswith("running")]
+        rest = [cells for cells in lines if not cells[-1].startswith(("running", "waiting"))]
         lines = rest[: max(most - len(running), 3)] + running
     for cells in lines:
         table.add_row(*cells)
@@ -172,20 +173,19 @@ def concluded(spec: Sweep, found: Results) -> Results:
 def _row(spec: Sweep, trial: FrozenTrial, state: str) -> Row:
     attributes = trial.user_attrs
     settings = attributes.get(SETTINGS) or {dotted(name): value for name, value in trial.params.items()}
-    known = {name: attributes[name] for name in (SECONDS, FOLDER, WORKER) if name in attributes}
-    known |= measured_fields(attributes.get(METRICS, {}), spec.objectives, spec.constraints)
-    for name, fields in attributes.get(MEASURES, {spec.metric: _before(attributes)}).items():
-        if name in known["measures"]:
-            known["measures"][name] |= {**fields, "jackknife": tuple(fields["jackknife"])}
+    known = measured_fields(attributes.get(METRICS, {}), spec.objectives, spec.constraints)
+    kept = {
+        spec.metric: {name: attributes.get(key, default) for name, key, default in OF_METRIC},
+        **attributes.get(MEASURES, {}),
+    }
+    for name, fields in known["measures"].items():
+        fields |= kept.get(name, {})
+        fields["jackknife"] = tuple(fields["jackknife"])
     known |= known["measures"].get(spec.metric, {})
+    known |= {name: attributes[name] for name in (SECONDS, FOLDER, WORKER) if name in attributes}
+    known["started"] = trial.datetime_start.timestamp() if trial.datetime_start else math.nan
     known["message"] = attributes.get(ERROR, "its workers died") if state == "failed" else ""
     return Row(attributes.get(SLOT, trial.number), state, dict(flatten(settings)), **known)
-
-
-def _before(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """What older versions stored of the first metric alone."""
-    older = {"jackknife": (JACKKNIFE, ()), "paired": (PAIRED, ""), "floor_kind": (FLOOR, SUBSET)}
-    return {field: attributes.get(name, default) for field, (name, default) in older.items()}
 
 
 def rerun_command() -> str:
