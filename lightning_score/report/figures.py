@@ -1,7 +1,4 @@
-"""Figures of runs for Plotly: traces and layout as plain dictionaries, with the number of the run in `meta`.
-
-Plotly's Python classes check every property and need a minute for the figures of 200 runs; only the tests use them.
-"""
+"""The data of the figures of runs; the page draws them."""
 
 import calendar
 import html
@@ -9,23 +6,29 @@ import math
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
+
 from lightning_score.report.reading import Curve, Run, as_number
 from lightning_score.runs.records import Record, by_axis, floor_name
-from lightning_score.sweep.charts import log_ticks
 
-COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
+COLORS = ("#3890b0", "#f86010", "#00a860", "#9800f8", "#a05000", "#c02070", "#a878f8", "#7058b0")
+"""Colors of lines: a contrast of 3:1 with the light and with the dark page, and distinct without red-green vision."""
 LEVEL = re.compile(r"val/(excess_loss|loss)_(train|held_out)/([-+.\deE]+)$")
 """Metrics of one noise level: loss or excess loss, the split, and sigma/alpha."""
-HIDDEN = re.compile(r".*(_error|_floor|_n|/lr|/lr-.*)$")
+HIDDEN = re.compile(r"epoch$|.*(_error|_floor|_n)$")
 """Metrics that belong to another metric."""
-MOST = 400
-"""Maximal number of points of a curve."""
-FEW = 100
-"""Maximal number of points of a curve for many runs."""
+MOST = {"points": (600, 60), "validations": (100, 5), "stages": (12, 1), "levels": (64, 16)}
+"""Maximal numbers for up to 32 runs, and for very many: points of a curve, validations of the losses per noise level, and
+validations and noise levels of Langevin dynamics.
+"""
+LANGEVIN = ("sigma", "step_size", "snr", "sample_norm", "data_norm", "score_norm", "variance_ratio", "predicted_ratio")
+"""The lists of a line of `langevin.jsonl`, one value per noise level."""
+LOSS = ("model.objective", "model.process", "data")
+"""Settings that decide which losses are comparable."""
 
 
 def text(value: Any) -> str:
@@ -38,16 +41,6 @@ def color(run: Run) -> str:
     return COLORS[run.order % len(COLORS)]
 
 
-def figure_of(traces: list[dict[str, Any]], **layout: Any) -> dict[str, Any]:
-    """A figure; the page adds template and colors."""
-    return {"data": traces, "layout": {"margin": {"l": 60, "r": 20, "t": 30, "b": 50}, **layout}}
-
-
-def axis(title: str = "", **more: Any) -> dict[str, Any]:
-    """An axis with a plain-text title."""
-    return {"title": {"text": text(title)}, **more}
-
-
 def rounded(values: Iterable[Any]) -> list[float | None]:
     """Values with five digits; NaN, infinity and what is not a number become gaps."""
     return [float(f"{value:.5g}") if math.isfinite(value) else None for value in map(as_number, values)]
@@ -58,19 +51,94 @@ def evenly(n: int, most: int) -> list[int]:
     return list(range(n)) if n <= most else [round(i * (n - 1) / (most - 1)) for i in range(most)]
 
 
-def thinned(curve: Curve, most: int = MOST) -> Curve:
-    """A curve with at most `most` points, evenly spaced, including the first and the last."""
-    kept = evenly(len(curve.steps), most)
-    return Curve([curve.steps[i] for i in kept], [curve.times[i] for i in kept], [curve.values[i] for i in kept])
+def data_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """What the figures show of each run: its color, curves, measures, Langevin dynamics and what its losses depend on."""
+    share = min(1.0, 32 / 2 ** math.ceil(math.log2(max(len(runs), 1))))  # does not change with every run
+    most = {name: max(round(few * share), many) for name, (few, many) in MOST.items()}
+    found: list[dict[str, list[Record]]] = [defaultdict(list) for _ in runs]
+    for label, records in measures(runs).items():
+        for i, record in records:
+            found[i][label].append(record)
+    return [
+        {"order": run.order, "color": color(run), "objective": objective, "epoch_steps": steps_per_epoch(run),
+         "curves": run.once(f"curves {most}", lambda run: curves(run, most)),
+         "langevin": run.once(f"langevin {most}", lambda run: langevin(run, most)),
+         "measures": {label: lines_of(run, records) for label, records in own.items()}}
+        for run, objective, own in zip(runs, objectives(runs), found, strict=True)
+    ]  # fmt: skip
+
+
+def curves(run: Run, most: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """The curves of a run by metric: steps, hours since its start and values; those of many points are thinned and have the
+    means between their points, too. Those of noise levels are thinned evenly, so that they keep their common steps.
+    """
+    made = {}
+    for name, curve in run.curves.items():
+        if LEVEL.match(name):
+            made[name] = _points(run, curve, evenly(len(curve.steps), most["validations"]))
+        elif not HIDDEN.match(name):
+            made[name] = thinned(run, curve, most["points"])
+    return made
+
+
+def _points(run: Run, curve: Curve, kept: Iterable[int]) -> dict[str, Any]:
+    """The points of a curve at some indices."""
+    kept = list(kept)
+    return {"steps": [curve.steps[i] for i in kept], "values": rounded(curve.values[i] for i in kept),
+            "hours": rounded((curve.times[i] - run.started) / 3600 for i in kept)}  # fmt: skip
+
+
+def thinned(run: Run, curve: Curve, most: int) -> dict[str, Any]:
+    """A curve with at most `most` points: its ends, and from each of (most - 2)/3 equal parts the smallest value, the
+    largest, and one that is not finite. Its `means` are those of the finite values of a point's part.
+    """
+    values = np.asarray(curve.values, dtype=float)
+    if len(values) <= most:
+        return _points(run, curve, range(len(values)))
+    known = np.isfinite(values)
+    low, high = np.where(known, values, np.inf), np.where(known, values, -np.inf)
+    means = {0: math.nan, len(values) - 1: math.nan}
+    for part in np.array_split(np.arange(len(values)), max((most - 2) // 3, 1)):
+        kept = {part[low[part].argmin()], part[high[part].argmax()], part[known[part].argmin()]} | means.keys() & {
+            *part.tolist()
+        }
+        finite = values[part][known[part]]
+        means |= dict.fromkeys(map(int, kept), float(finite.mean()) if len(finite) else math.nan)
+    return _points(run, curve, sorted(means)) | {"means": rounded(means[i] for i in sorted(means))}
+
+
+def steps_per_epoch(run: Run) -> float | None:
+    """Training steps of an epoch, the most that a row of metrics shows; None if unknown."""
+    curve = run.curves.get("epoch", Curve([], [], []))
+    found = [step / (epoch + 1) for step, epoch in zip(curve.steps, curve.values, strict=True) if epoch >= 0]
+    return rounded([max(found, default=math.nan)])[0] or None
+
+
+def objectives(runs: Sequence[Run]) -> list[str]:
+    """What the loss of each run depends on, as far as runs differ in it: the objective, the process and the data."""
+
+    def part(run: Run) -> dict[str, Any]:
+        return {name: value for name, value in run.settings.items() if name in LOSS or name.startswith(f"{LOSS[0]}.")}
+
+    parts = [part(run) for run in runs]
+    known = [each for each in parts if each]
+    names = sorted({name for each in known for name in each}, key=lambda name: (name.count("."), name))
+    differing = [name for name in names if len({str(each.get(name)) for each in known}) > 1]
+    return [", ".join(_brief_setting(name, each[name]) for name in differing if name in each) for each in parts]
+
+
+def _brief_setting(name: str, value: Any) -> str:
+    return str(value) if isinstance(value, str) else f"{name.rpartition('.')[2]} {value}"
 
 
 def measures(runs: Sequence[Run]) -> dict[str, list[tuple[int, Record]]]:
-    """Records of all runs that may share an axis, with the run's number, by the axis's name; FID first, then the most
-    frequent. The name is the metric and, if several axes have this metric, what differs.
+    """Records of all runs that may share an axis, with the run's number, by the axis's name; FID first, then those of the
+    most runs, then those of the most samples. The name is the metric and, if several axes have this metric, what differs.
     """
     numbers = {id(record): i for i, run in enumerate(runs) for record in run.records}
     groups = by_axis(record for run in runs for record in run.records)
-    axes = sorted(groups, key=lambda axis: (not axis[0].startswith("fid"), -len(groups[axis]), str(axis)))
+    shared = {axis: len({numbers[id(record)] for record in records}) for axis, records in groups.items()}
+    axes = sorted(groups, key=lambda axis: (not axis[0].startswith("fid"), -shared[axis], -axis[1], str(axis)))
     return {_name_of_axis(axis, axes): [(numbers[id(record)], record) for record in groups[axis]] for axis in axes}
 
 
@@ -89,47 +157,65 @@ def line_kind(record: Record) -> str:
     return ", ".join(["raw weights"] * (record.weights != "ema") + ["not denoised"] * (not record.denoised))
 
 
-def _line(i: int, run: Run, curve: Curve, kind: str = "", **style: Any) -> dict[str, Any]:
-    """A line of a run over training steps, with the run's number and the hours in `meta`."""
-    start = run.started
-    return {
-        "x": curve.steps, "y": rounded(curve.values), "mode": "lines+markers", "line": {"color": color(run), **style},
-        "name": text(f"{run.name} {kind}".strip()),
-        "hovertemplate": "%{y:.4g}, step %{x}<extra>%{fullData.name}</extra>",
-        "meta": {"run": i, "hours": rounded((when - start) / 3600 for when in curve.times)},
-    }  # fmt: skip
+def lines_of(run: Run, records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The lines of one measure of a run over training, a line per kind: values with two standard errors, n and NFE."""
+    lines: dict[str, list[Record]] = defaultdict(list)
+    for record in sorted(records, key=lambda record: record.step):
+        lines[line_kind(record)].append(record)
+    return [{
+        "kind": kind,
+        "steps": [record.step for record in members],
+        "hours": rounded((_seconds(record.time) - run.started) / 3600 for record in members),
+        "values": rounded(record.value for record in members),
+        "errors": rounded(2 * as_number(record.error, 0.0) for record in members),
+        "n": [record.n for record in members],
+        "nfe": rounded(record.nfe for record in members),
+    } for kind, members in lines.items()]  # fmt: skip
 
 
-def measurements(runs: Sequence[Run], records: Sequence[tuple[int, Record]], label: str) -> dict[str, Any]:
-    """A measurement over training with two standard errors, a line per run and kind, and the latest floor of each kind."""
-    lines: dict[tuple[int, str], list[Record]] = defaultdict(list)
-    for i, record in records:
-        lines[i, line_kind(record)].append(record)
-    traces = []
-    for (i, kind), members in lines.items():
-        members.sort(key=lambda record: record.step)
-        times, values = [_seconds(record.time) for record in members], [record.value for record in members]
-        curve = Curve([record.step for record in members], times, values)
-        errors = rounded(2 * as_number(record.error, 0.0) for record in members)
-        traces.append(_line(i, runs[i], curve, kind, dash="dot" if kind else "solid") | {
-            "error_y": {"type": "data", "array": errors, "thickness": 1},
-            "customdata": [[record.n, record.nfe] for record in members],
-            "hovertemplate": "%{y:.4g}, step %{x}, n %{customdata[0]}, NFE %{customdata[1]}<extra>%{fullData.name}</extra>",
-        })  # fmt: skip
-    by_time = sorted((record for _, record in records), key=lambda record: str(record.time))
-    steps = [record.step for record in by_time]
-    hours = [hour for trace in traces for hour in trace["meta"]["hours"] if hour is not None]
-    ends = [min(hours, default=0), max(hours, default=0)]
-    floors = {str(record.floor_kind): as_number(record.floor) for record in by_time if as_number(record.floor) < math.inf}
-    traces += [horizontal_line(steps, floor, floor_name(kind), ends) for kind, floor in floors.items()]
-    return _over_training(traces, label)
+def floors(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The measures in the order of importance, each with the latest floor of each kind."""
+    found = []
+    for label, records in measures(runs).items():
+        by_time = sorted((record for _, record in records), key=lambda record: str(record.time))
+        latest = {str(each.floor_kind): as_number(each.floor) for each in by_time if as_number(each.floor) < math.inf}
+        named = [{"name": floor_name(kind), "value": rounded([floor])[0]} for kind, floor in latest.items()]
+        found.append({"label": label, "floors": named})
+    return found
 
 
-def _over_training(traces: list[dict[str, Any]], label: str) -> dict[str, Any]:
-    """Lines over training steps; where values are far apart on a logarithmic axis with plain numbers at its ticks."""
-    ticks = log_ticks([value for trace in traces for value in trace["y"] if value is not None])
-    log = {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]} if ticks else {}
-    return figure_of(traces, yaxis=axis(label, **log), xaxis=axis("training steps"))
+def _seconds(stamp: Any) -> float:
+    """Seconds since 1970 of a record's time in UTC."""
+    with suppress(ValueError):
+        return float(calendar.timegm(time.strptime(str(stamp), "%Y-%m-%dT%H:%M:%SZ")))
+    return math.nan
+
+
+def langevin(run: Run, most: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Langevin dynamics of some validations, the last one included: a list per quantity, by noise level."""
+    kept = reversed(evenly(len(run.langevin), most["stages"])) if most["stages"] > 1 else [-1]
+    stages = [run.langevin[k] for k in kept] if run.langevin else []
+    return [{"step": entries["step"], **{
+        name: rounded(entries[name][k] for k in evenly(len(entries[name]), most["levels"]))
+        for name in LANGEVIN if isinstance(entries.get(name), list)
+    }} for entries in stages]  # fmt: skip
+
+
+def student(runs: int) -> list[float]:
+    """Quantiles of 97.5 % of Student's t distribution for 1, 2, ... degrees of freedom, as the means of some runs need."""
+    from scipy.stats import t
+
+    return [round(float(value), 4) for value in t.ppf(0.975, np.arange(1, max(runs, 2)))]
+
+
+def figure_of(traces: list[dict[str, Any]], **layout: Any) -> dict[str, Any]:
+    """A figure for Plotly as plain dictionaries; the page adds template and colors."""
+    return {"data": traces, "layout": {"margin": {"l": 60, "r": 20, "t": 30, "b": 50}, **layout}}
+
+
+def axis(title: str = "", **more: Any) -> dict[str, Any]:
+    """An axis with a plain-text title."""
+    return {"title": {"text": text(title)}, **more}
 
 
 def horizontal_line(x: Sequence[float], value: float, name: str, hours: list[float]) -> dict[str, Any]:
@@ -140,100 +226,7 @@ def horizontal_line(x: Sequence[float], value: float, name: str, hours: list[flo
     }  # fmt: skip
 
 
-def _seconds(stamp: Any) -> float:
-    """Seconds since 1970 of a record's time in UTC."""
-    with suppress(ValueError):
-        return float(calendar.timegm(time.strptime(str(stamp), "%Y-%m-%dT%H:%M:%SZ")))
-    return math.nan
-
-
-def metrics(runs: Sequence[Run]) -> list[str]:
-    """Metrics with their own figure, losses first."""
-    names = {name for run in runs for name, curve in run.curves.items() if not HIDDEN.match(name) and not LEVEL.match(name)}
-    first = ["train/loss", "val/loss", "val/excess_loss_held_out", "val/excess_loss_train"]
-    return [name for name in first if name in names] + sorted(names - set(first))
-
-
-def curves(runs: Sequence[Run], name: str) -> dict[str, Any]:
-    """A metric over training, a line per run."""
-    traces = []
-    for i, run in enumerate(runs):
-        if name in run.curves:
-            curve = thinned(run.curves[name], FEW if len(runs) > 30 else MOST)
-            mode = "lines" if len(curve.steps) > 30 else "lines+markers"
-            traces.append(_line(i, run, curve, width=1.5) | {"mode": mode})
-    return _over_training(traces, name)
-
-
-def levels(run: Run) -> dict[str, dict[str, Any]]:
-    """Heat maps of loss and excess loss per noise level over training, by their names."""
-    found: dict[str, dict[str, Curve]] = defaultdict(dict)
-    for name, curve in run.curves.items():
-        if match := LEVEL.match(name):
-            found[f"{match[1]}, {match[2]} data".replace("_", " ")][match[3]] = thinned(curve, FEW)
-    return {title: _heat(rows, title) for title, rows in sorted(found.items())}
-
-
-def _heat(rows: dict[str, Curve], title: str) -> dict[str, Any]:
-    """Noise levels over training steps; colors are in asinh if losses are far apart."""
-    sigmas = sorted(rows, key=float)
-    steps = sorted({step for curve in rows.values() for step in curve.steps})
-    z = []
-    for sigma in sigmas:
-        at = dict(zip(rows[sigma].steps, rounded(rows[sigma].values), strict=True))
-        z.append([at.get(step) for step in steps])
-    known = sorted(value for row in z for value in row if value is not None) or [0.0, 1.0]
-    largest = max(abs(known[0]), abs(known[-1]))
-    scaled = math.asinh if largest > 3 else float
-    ticks = [0, *(sign * 10**k for k in range(7) for sign in (-1, 1) if known[0] <= sign * 10**k <= known[-1])]
-    bar = {"tickvals": [math.asinh(tick) for tick in ticks], "ticktext": [f"{tick:g}" for tick in ticks]}
-    diverging = {"colorscale": "RdBu", "zmid": 0, "zmin": -scaled(largest), "zmax": scaled(largest)}
-    heat = {
-        "type": "heatmap", "x": [str(step) for step in steps], "y": sigmas, "customdata": z,
-        "z": [[None if value is None else round(scaled(value), 4) for value in row] for row in z],
-        "colorbar": {"title": {"text": "nats"}, **(bar if largest > 3 else {})},
-        "hovertemplate": "%{customdata:.4g} at sigma %{y}, step %{x}<extra></extra>",
-        **(diverging if title.startswith("excess") else {"colorscale": "Viridis"}),
-    }  # fmt: skip
-    return heat_map(heat, "training steps", "noise level sigma/alpha", title)
-
-
 def heat_map(heat: dict[str, Any], across: str, up: str, title: str) -> dict[str, Any]:
     """A figure of a heat map over categories."""
     xaxis, yaxis = axis(across, type="category"), axis(up, type="category")
     return figure_of([heat], xaxis=xaxis, yaxis=yaxis, title={"text": text(title), "font": {"size": 14}})
-
-
-PANELS = (
-    ("step size e (squared units)", [("step_size", "step size", COLORS[1])]),
-    ("signal-to-noise ratio of a step", [("snr", "signal-to-noise ratio", COLORS[0])]),
-    ("root mean square per dimension", [("sample_norm", "samples", COLORS[2]), ("data_norm", "data with the noise", "gray"),
-                                        ("score_norm", "sigma x score", COLORS[3])]),
-    ("variance ratio after the level", [("variance_ratio", "measured", COLORS[4]),
-                                        ("predicted_ratio", "recursion of technique 4", "gray")]),
-)  # fmt: skip
-"""The panels of Langevin dynamics, row by row: a title, and lines with field, name and color."""
-
-
-def langevin(entries: dict[str, Any]) -> dict[str, Any]:
-    """Langevin dynamics at each noise level: step size, signal-to-noise ratio, norms and variance ratio."""
-    grid = {"rows": 2, "columns": 2, "pattern": "independent", "xgap": 4 / 27, "ygap": 1 / 3}
-    layout: dict[str, Any] = {"grid": grid, "annotations": [], "height": 620}
-    traces = []
-    log: dict[str, Any] = {"type": "log", "exponentformat": "power", "dtick": 1}
-    for i, (title, lines) in enumerate(PANELS):
-        number = str(i + 1) if i else ""
-        layout[f"xaxis{number}"] = axis("noise level sigma/alpha" if i > 1 else "", autorange="reversed", **log)
-        layout[f"yaxis{number}"] = axis(**(log if i in (0, 2) else {}))
-        place = {"xref": f"x{number} domain", "yref": f"y{number} domain", "x": 0.5, "y": 1.05, "yanchor": "bottom",
-                 "xanchor": "right" if i % 2 else "left"}  # fmt: skip
-        layout["annotations"].append({"text": title, "showarrow": False, **place})
-        for field, name, shade in lines:
-            if isinstance(entries.get(field), list):
-                traces.append({
-                    "x": rounded(entries["sigma"]), "y": rounded(entries[field]), "xaxis": f"x{number}",
-                    "yaxis": f"y{number}", "name": name, "mode": "lines+markers", "marker": {"size": 4},
-                    "line": {"color": shade, "dash": "dash" if shade == "gray" else "solid"},
-                    "hovertemplate": "%{y:.4g} at sigma %{x:.4g}<extra>%{fullData.name}</extra>",
-                })  # fmt: skip
-    return figure_of(traces, **layout)

@@ -5,29 +5,23 @@ import gzip
 import json
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader
 
-from lightning_score.errors import one_line
 from lightning_score.report import figures, sweeps, tables
 from lightning_score.report.finding import Reader
 from lightning_score.report.pictures import add_pictures, embed_pictures
-from lightning_score.report.reading import Run, folder_name
+from lightning_score.report.reading import LINES, Run
+from lightning_score.report.standings import standings
 from lightning_score.report.values import plain_settings, values
-from lightning_score.runs.folders import LEADS_OUT, leads_out
-from lightning_score.sweep.results import ENDED, Results, read_csv
-
-STAGES = 12
-"""Maximal number of validations with a Langevin figure."""
 
 
 def page_data(root: Path, reader: Reader | None = None) -> tuple[dict[str, Any], list[Run]]:
-    """The data of the page without pictures, and the runs.
+    """The data of the page without pictures, and the runs and the trials with pictures.
 
     Args:
         root: the folder of all runs.
@@ -35,15 +29,19 @@ def page_data(root: Path, reader: Reader | None = None) -> tuple[dict[str, Any],
     """
     reader = reader or Reader(root).look()
     runs = reader.runs
+    found = [reader.once(folder, version, sweeps.sweep_data) for folder, version in reader.sweeps.items()]
     return {
         "root": str(root),
         "made": time.time(),
-        "runs": [_run(run) for run in runs],
+        "runs": [_run(run) | _logs(run, len(runs)) | drawn for run, drawn in zip(runs, figures.data_of(runs), strict=True)],
+        "measures": figures.floors(runs),
+        "student": figures.student(len(runs)),
+        "colors": figures.COLORS,
+        "standings": standings(runs),
         "table": tables.runs_table(runs),
         "tests": tables.tests_table(runs),
-        "panels": _panels(runs),
-        "sweeps": [reader.once(folder, version, _sweep) for folder, version in reader.sweeps.items()],
-    }, runs
+        "sweeps": [entry for entry, _ in found],
+    }, [*runs, *(trial for _, trials in found for trial in trials)]
 
 
 def _run(run: Run) -> dict[str, Any]:
@@ -52,7 +50,6 @@ def _run(run: Run) -> dict[str, Any]:
     words = [str(word) for word in given] if isinstance(given, list) else []
     return {
         "name": run.name,
-        "color": figures.color(run),
         "state": run.state,
         "note": run.note,
         "problems": run.problems,
@@ -62,75 +59,24 @@ def _run(run: Run) -> dict[str, Any]:
         "folder": str(run.folder.absolute()),
         "settings": plain_settings(run),
         "values": values(run),
+        "tags": [*run.notes.tags],
+        "notes": run.notes.notes,
+        "archived": run.notes.archived,
+        "notes_version": run.notes.version,
         "pictures": {},
     }
 
 
-MEASURED_ALIKE = "Two standard errors; values on one axis have the same features, data, split and number of samples."
-EXCESS = (
-    "Loss is 1/2 E||sigma s + z||^2, with weight sigma^2; the excess loss is its difference from the loss of the training "
-    "data's exact score."
-)
-VARIANCE = "A variance ratio above 1 means remaining noise, or noise from too large a step; below 1 it means lost diversity."
-
-
-def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """All figures of runs with their sections; figures of a single run have its number."""
-    measures = figures.measures(runs).items()
-    distances = {label: figures.measurements(runs, records, label) for label, records in measures}
-    curves = {name: figures.curves(runs, name) for name in figures.metrics(runs)}
-    panels = [
-        _panel("measures", "Distance to the data", distances, MEASURED_ALIKE),
-        _panel("curves", "Losses and other metrics", curves, "As logged in metrics.csv."),
-    ]
-    for i, run in enumerate(runs):
-        panels.append(_panel("levels", "Loss per noise level", run.once("levels", figures.levels), EXCESS, i))
-        panels.append(_panel("langevin", "Langevin dynamics per noise level", run.once("langevin", _stages), VARIANCE, i))
-    return [panel for panel in panels if panel["views"]]
-
-
-def _stages(run: Run) -> dict[str, Any]:
-    """The figures of Langevin dynamics at validations, the last first."""
-    kept = [run.langevin[k] for k in reversed(figures.evenly(len(run.langevin), STAGES))]
-    return {f"step {entries['step']}": figures.langevin(entries) for entries in kept}
-
-
-def _panel(section: str, title: str, views: Mapping[str, Any], caption: str, run: int | None = None) -> dict[str, Any]:
-    figures_by_label = [{"label": label, "figure": figure} for label, figure in views.items()]
-    return {"section": section, "title": title, "caption": caption, "run": run, "views": figures_by_label}
-
-
-def _sweep(folder: Path, root: Path) -> dict[str, Any]:
-    """A sweep with its figures and its table, or the reason why there are none."""
-    name = folder_name(folder, root)
-    entry: dict[str, Any] = {"name": name, "problem": "", "text": "", "table": None, "panel": None, "summary": ""}
-    files = [folder / file for file in ("trials.csv", "sweep.yaml", "summary.md")]
-    if any(leads_out(file, root) for file in files):
-        return entry | {"problem": f"a file of it {LEADS_OUT}"}
-    try:
-        found = read_csv(folder)
-        summary = _summary(found)
-        panel = _panel("sweeps", f"Sweep {name}", sweeps.views(found), summary)
-        entry |= {"table": sweeps.trials_table(found), "panel": panel, "summary": summary}
-    except FileNotFoundError:
-        entry["problem"] = "it has no table of trials yet"
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        entry["problem"] = f"its trials.csv cannot be read ({one_line(error, 160)})"
-    shown = [file for file in files[1:] if file.is_file()]
-    entry["text"] = "".join(f"# {file.name}\n\n{file.read_text(encoding='utf-8', errors='replace')}\n" for file in shown)
-    return entry
-
-
-def _summary(found: Results) -> str:
-    """A sentence about the best trial."""
-    ended = [row for row in found.rows if row.state in ENDED]
-    counts = f"{len(ended)} of {len(found.rows)} trials have ended."
-    if not found.ranked:
-        return counts
-    best = found.ranked[0]
-    settings = ", ".join(best.texts(found.varied))
-    value = tables.with_two_errors(best.value, best.error)
-    return f"{counts} Best: trial {best.number}, {found.metric} {value} with {settings}."
+def _logs(run: Run, n: int) -> dict[str, Any]:
+    """The console and the system metrics of one of n runs; for many runs less of each."""
+    few = min(1.0, 50 / n)
+    system = {}
+    for name, curve in run.system.items():
+        kept = figures.evenly(len(curve.steps), max(int(120 * few), 10))
+        hours = figures.rounded((curve.times[i] - run.started) / 3600 for i in kept)
+        values = figures.rounded(curve.values[i] for i in kept)
+        system[name] = {"steps": [curve.steps[i] for i in kept], "hours": hours, "values": values}
+    return {"console": run.console[-max(int(LINES * few), 20) :], "system": system}
 
 
 @cache
@@ -153,22 +99,48 @@ def libraries() -> dict[str, str]:
     return {"plotly.js": get_plotlyjs(), **texts}
 
 
-def render(data: Mapping[str, Any] | None, title: str) -> str:
-    """The page with all libraries and data; without data, a page that requests them from its server.
+FIRST = ("root", "made", "runs", "standings", "table", "left_out")
+"""What the first screen needs; the page unpacks the rest later."""
+LATER = ("config", "again", "given", "curves", "measures", "langevin", "system", "console")
+"""What it does not need of a run."""
+
+
+def split(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The data of the first screen, and the rest."""
+    first = {name: value for name, value in data.items() if name in FIRST}
+    first["runs"] = [{name: value for name, value in run.items() if name not in LATER} for run in data["runs"]]
+    rest = {name: value for name, value in data.items() if name not in FIRST}
+    rest["runs"] = [{name: run[name] for name in LATER if name in run} for run in data["runs"]]
+    return first, rest
+
+
+def render(data: Mapping[str, str] | None, title: str, token: str = "") -> str:
+    """The page with its packed parts and libraries; without them, a page that requests both from its server.
 
     Args:
-        data: the data of the page.
+        data: packed parts of the data by their names.
         title: its heading.
+        token: what the server wants with a change, so that it comes from this page.
     """
     template = Environment(loader=PackageLoader(__package__, "parts"), autoescape=True).get_template("page.html")
-    own = None if data is None else packed(data)
-    return template.render(title=title, data=own, templates=templates(), libraries=libraries())
+    own = None if data is None else {**packed_libraries(), **data}
+    return template.render(title=title, data=own, token=token, templates=templates(), libraries=libraries())
 
 
-def packed(data: Mapping[str, Any]) -> str:
-    """The data in the page: compressed JSON in base64."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+def packed(text: str) -> str:
+    """A text in the page: compressed, in base64."""
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode()
+
+
+def packed_json(data: Mapping[str, Any]) -> str:
+    """Data in the page."""
+    return packed(json.dumps(data, separators=(",", ":"), allow_nan=False))
+
+
+@cache
+def packed_libraries() -> dict[str, str]:
+    """The JavaScript libraries in the page."""
+    return {name: packed(text) for name, text in libraries().items() if name.endswith(".js")}
 
 
 def render_page(root: Path, title: str, size: int) -> str:
@@ -180,8 +152,19 @@ def render_page(root: Path, title: str, size: int) -> str:
         size: maximal size of the page in bytes.
     """
     data, runs = page_data(root)
-    room = size - len(render(data, title).encode())
-    sources = embed_pictures(runs, int(0.95 * room))  # compression removes most of the second base64
-    add_pictures(data, runs, sources)
-    data["left_out"] = sum(len(pictures) for run in runs for pictures in run.pictures.values()) - len(sources)
-    return render(data, title)
+    files = [picture.file for run in runs for pictures in run.pictures.values() for picture in pictures]
+    first, more = split(data)
+    parts = {"more": packed_json(more), "sources": "\n" * len(files)}
+
+    def rendered(numbers: Mapping[Path, int]) -> str:
+        for entry in first["runs"]:
+            entry["pictures"] = {}
+        add_pictures(first, runs, numbers)
+        return render(parts | {"first": packed_json(first)}, title)
+
+    numbers = {file: i for i, file in enumerate(files)}
+    room = size - len(rendered(numbers).encode())
+    sources = embed_pictures(runs, room)
+    first["left_out"] = len(files) - len(sources)
+    parts["sources"] = "\n".join(sources.get(file, "") for file in files)
+    return rendered({file: numbers[file] for file in sources})

@@ -8,6 +8,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from lightning_score.errors import require
 from lightning_score.runs.checkpoints import last_saved
 
 SLOT, ERROR, FOLDER = "slot", "error", "folder"
@@ -16,6 +17,10 @@ INTERRUPTED, DEATHS = "interrupted", "deaths"
 """Attributes of a trial: stopped by a signal; how often earlier attempts were killed."""
 SURPLUS, RETRIED = "surplus", "retry_history"
 """Attributes of a trial: whether it is not needed; Optuna's, with the numbers of the earlier attempts."""
+CONSTRAINTS = "constraints"
+"""How the names of Optuna's attributes with the constraints of a trial begin."""
+FAILED = "failed"
+"""The state of a failed trial, and all of them in `--retry`."""
 RETRIES = 3
 """How often a trial that was killed, or its worker, returns to the queue without a new checkpoint; then it has failed."""
 
@@ -32,6 +37,24 @@ def last_attempts(found: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return list(known.values())
 
 
+def failed_trials(found: Sequence[FrozenTrial], which: str = FAILED) -> list[FrozenTrial]:
+    """Those of the trials that count that have failed.
+
+    Args:
+        found: the trials that count.
+        which: `failed` for all, or numbers with commas.
+
+    Raises:
+        InputError: a number is that of another trial.
+    """
+    failed = {trial.user_attrs.get(SLOT): trial for trial in found if trial.state == TrialState.FAIL}
+    wanted = [*failed] if which == FAILED else sorted({int(number) for number in which.split(",")})
+    for number in wanted:
+        numbers = ", ".join(map(str, failed)) or "none"
+        require(number in failed, f"--retry {which}: trial {number} has not failed; those that have: {numbers}")
+    return [failed[number] for number in wanted]
+
+
 def next_attempt(trial: FrozenTrial, killed: int) -> FrozenTrial:
     """A waiting trial with the values of one that has ended, its folder, and the measurements reported so far.
 
@@ -40,13 +63,14 @@ def next_attempt(trial: FrozenTrial, killed: int) -> FrozenTrial:
         killed: how often it was killed.
     """
     kept = {name: trial.user_attrs[name] for name in (SLOT, FOLDER) if name in trial.user_attrs}
+    system = {name: value for name, value in trial.system_attrs.items() if not name.startswith(CONSTRAINTS)}
     return optuna.create_trial(
         state=TrialState.WAITING,
         params=trial.params,
         distributions=trial.distributions,
         intermediate_values=trial.intermediate_values,
         user_attrs={**kept, DEATHS: killed},
-        system_attrs={**trial.system_attrs, RETRIED: [*trial.system_attrs.get(RETRIED, []), trial.number]},
+        system_attrs={**system, RETRIED: [*trial.system_attrs.get(RETRIED, []), trial.number]},
     )
 
 

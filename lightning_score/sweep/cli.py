@@ -15,6 +15,7 @@ from lightning_score.commands.configs import find_config
 from lightning_score.commands.parser import Parser
 from lightning_score.errors import require
 from lightning_score.stopping import patience
+from lightning_score.sweep.attempts import FAILED
 from lightning_score.sweep.check import check_settings
 from lightning_score.sweep.draws import Plan, plan_trials
 from lightning_score.sweep.engine import SweepRunner
@@ -23,7 +24,7 @@ from lightning_score.sweep.overlay import compare
 from lightning_score.sweep.processes import PATIENCE, Interruption
 from lightning_score.sweep.slurm import check_options, script, submit, write_script
 from lightning_score.sweep.spec import Sweep, read_sweep_file
-from lightning_score.sweep.study import FAILED, Study, Unusable
+from lightning_score.sweep.study import Study, Unusable
 from lightning_score.sweep.summary import summarize, summarize_wandb
 from lightning_score.sweep.trials import patience as patience_of
 
@@ -134,7 +135,7 @@ def _known_seed(spec: Sweep, url: str, name: str, given: int | None) -> int | No
     Raises:
         InputError: the sweep was started with another seed, or another version of its file.
     """
-    if spec.method != "grid":
+    if spec.takes_seed:
         with suppress(Unusable):  # it is new, or cannot be made, which is reported later
             return Study(spec, url, name, seed=given).seed
     return given
@@ -179,7 +180,7 @@ def _announcement(spec: Sweep, plan: Plan, cost: str, jobs: int) -> str:
     ending = ", fewer with early termination" if spec.hyperband else ""
     workers = f" with {jobs} workers" if jobs > 1 else ""
     seed = "" if spec.method == "grid" else f", seed {plan.seed}"
-    return f"{spec.name}: {spec.method} over {varied}{goal}{seed}\n{cost}{ending}{workers}"
+    return f"{spec.name}: {spec.search} over {varied}{goal}{seed}\n{cost}{ending}{workers}"
 
 
 def _pin_checkpoint(study: Study, trials: Sequence[Arguments]) -> None:

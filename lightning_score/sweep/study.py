@@ -4,17 +4,15 @@ import math
 import os
 import re
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, cast
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 
@@ -22,17 +20,20 @@ from lightning_score.errors import InputError, one_line, require
 from lightning_score.runs.status import STOPPED_EARLY
 from lightning_score.sweep.attempts import (
     ERROR,
+    FAILED,
     INTERRUPTED,
     RETRIES,
     SLOT,
     SURPLUS,
     comes_back,
     deaths,
+    failed_trials,
     last_attempts,
     next_attempt,
 )
 from lightning_score.sweep.draws import known_values, make_sampler
-from lightning_score.sweep.ending import NO_MORE, reached_target
+from lightning_score.sweep.ending import ENDED_BY, NO_MORE, is_poor, reached_target
+from lightning_score.sweep.objectives import directions
 from lightning_score.sweep.processes import Killed, Stopped, identity, in_turn, is_dead
 from lightning_score.sweep.scheduler import SearchEnded
 from lightning_score.sweep.spec import Sweep
@@ -40,20 +41,14 @@ from lightning_score.sweep.users_study import UsersStudy
 
 WORKER, METRICS, SETTINGS = "worker", "metrics", "settings"
 """Further attributes of a trial: its worker, its metrics, its settings."""
-ENDED_BY = "ended"
-"""Attribute of a study: why it ended before all planned trials."""
 HEARTBEAT, GRACE = 10, 60
 """Seconds between two heartbeats of a worker, and without heartbeat until its trial is put back into the queue."""
-FAILED = "failed"
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: STOPPED_EARLY, TrialState.FAIL: FAILED,
           TrialState.WAITING: "waiting"}  # fmt: skip
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
-
-Objective = Callable[["Study", Trial, dict[str, Any]], float]
+Objective = Callable[["Study", Trial, dict[str, Any]], float | Sequence[float]]
 
 
 class Unusable(InputError):
@@ -89,6 +84,7 @@ class Study:
             self.store_once("sweep", sweep.text)
             self._study.set_user_attr("seed", self.seed)  # it may change as long as nothing is queued
         self._study.sampler = make_sampler(sweep, self.seed)
+        self._study._pop_waiting_trial_id = self._take_next  # type: ignore[method-assign]
         if url.startswith("sqlite"):  # which cannot lock the row of a trial that a worker takes
             folder = os.path.dirname(make_url(url).database or "") or "."
             self._study.ask = in_turn(folder, self._study.ask)  # type: ignore[method-assign]
@@ -120,8 +116,8 @@ class Study:
         )
         if not create:
             return optuna.load_study(storage=storage, study_name=self.name)
-        direction = StudyDirection.MAXIMIZE if self.sweep.maximize else StudyDirection.MINIMIZE
-        return optuna.create_study(storage=storage, study_name=self.name, direction=direction, load_if_exists=True)
+        wanted = directions(self.sweep.objectives) or ["minimize"]
+        return optuna.create_study(storage=storage, study_name=self.name, directions=wanted, load_if_exists=True)
 
     def store_once(self, key: str, value: Any) -> Any:
         """Stores a value unless the key has one; returns the stored value."""
@@ -146,39 +142,32 @@ class Study:
             self._study.enqueue_trial(values[slot], user_attrs={SLOT: slot})
         return len(new)
 
-    def _remove_from(self, count: int) -> None:
-        """Removes the waiting trials at place `count` of the queue and after it."""
+    def _remove_from(self, count: int, reason: str = "") -> None:
+        """Removes the waiting trials at place `count` of the queue and after it; with a reason, the sweep has ended."""
+        if reason:
+            self.store_once(ENDED_BY, reason)
         for trial in self.trials():
             if trial.state == TrialState.WAITING and trial.user_attrs.get(SLOT, 0) >= count:
                 self._storage.set_trial_user_attr(trial._trial_id, SURPLUS, True)
                 self._end(trial)
 
-    @property
-    def ended(self) -> str:
-        """Why the sweep has ended before all planned trials; an empty text if it has not."""
-        return str(self._study.user_attrs.get(ENDED_BY, ""))
+    ended = property(lambda self: str(self._study.user_attrs.get(ENDED_BY, "")))
+    """Why the sweep has ended before all planned trials; an empty text if it has not."""
 
-    def _finish(self, reason: str) -> None:
-        self.store_once(ENDED_BY, reason)
-        self._remove_from(0)
+    def _take_next(self) -> int | None:
+        """Takes the waiting trial that is the first in the queue, as an interrupted one; Optuna would take it last."""
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        for trial in sorted(waiting, key=lambda each: each.user_attrs.get(SLOT, each.number)):
+            with suppress(UpdateFinishedTrialError):  # another worker has taken and ended it
+                if self._storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
+                    return trial._trial_id
+        return None
 
     def retry(self, which: str = FAILED) -> int:
-        """Puts failed trials back into the queue with their values; returns their number.
-
-        Args:
-            which: `failed` for all of them, or numbers with commas.
-
-        Raises:
-            InputError: it names other trials.
-        """
-        known = {trial.user_attrs[SLOT]: trial for trial in self.trials() if SLOT in trial.user_attrs}
-        failed = [slot for slot, trial in known.items() if trial.state == TrialState.FAIL]
-        wanted = failed if which == FAILED else sorted({int(number) for number in which.split(",")})
-        for slot in wanted:
-            state = self.state(known[slot]) if slot in known else "not a trial of this sweep"
-            require(slot in failed, f"--retry {which}: trial {slot} is {state}; only failed trials are run again")
-        for slot in wanted:
-            self._study.add_trial(next_attempt(known[slot], killed=0))
+        """Puts failed trials, all or those of some numbers, back into the queue with their values; returns how many."""
+        wanted = failed_trials(self.trials(), which)
+        for trial in wanted:
+            self._study.add_trial(next_attempt(trial, killed=0))
         return len(wanted)
 
     def trials(self) -> list[FrozenTrial]:
@@ -237,14 +226,15 @@ class Study:
         """Runs trials from the queue until all have ended.
 
         Args:
-            objective: returns the metric of a trial, given this study, the trial and its settings.
+            objective: returns the value of each objective, given this study, the trial and its settings; the metrics of
+                constraints are read from the trial's attribute METRICS.
             stop: whether this worker must stop; it is called between trials.
             leaves: whether it ends as soon as no trial waits, while others are running.
         """
         while not stop():
             self.release()
             if reason := reached_target(self.sweep.objectives, self.trials()):
-                self._finish(reason)
+                self._remove_from(0, reason)
             left = {trial.state for trial in self.trials()} - {*ENDED}
             if not left:
                 return
@@ -263,7 +253,7 @@ class Study:
             self.release()
             raise
 
-    def _run(self, trial: Trial, objective: Objective, stop: Callable[[], bool]) -> float:
+    def _run(self, trial: Trial, objective: Objective, stop: Callable[[], bool]) -> Sequence[float]:
         if SLOT not in trial.user_attrs or self._is_taken(trial):
             trial.set_user_attr(SURPLUS, True)
             raise RuntimeError("another worker has this trial")
@@ -273,14 +263,17 @@ class Study:
             trial.set_user_attr(SETTINGS, settings)
             if stop():
                 raise Stopped
-            value = objective(self, trial, settings)
-            require(math.isfinite(value), f"{self.sweep.metric} is {value}")
-            return value
+            measured = objective(self, trial, settings)
+            values = [measured] if isinstance(measured, (int, float)) else measured
+            for name, value in zip([each.name for each in self.sweep.objectives] or ["result"], values, strict=True):
+                require(math.isfinite(value), f"{name} is {value}")
+            self._set_constraints(trial)
+            return values
         except optuna.TrialPruned:
             raise
         except SearchEnded:
             trial.set_user_attr(SURPLUS, True)
-            self._finish(NO_MORE)
+            self._remove_from(0, NO_MORE)
             raise
         except Stopped:
             trial.set_user_attr(INTERRUPTED, True)
@@ -291,37 +284,22 @@ class Study:
                 trial.set_user_attr(ERROR, one_line(error, 500))
             raise
 
+    def _set_constraints(self, trial: Trial) -> None:
+        """Stores how far a trial's metrics are beyond the bounds of the sweep."""
+        metrics = trial.user_attrs.get(METRICS, {}) if self.sweep.constraints else {}
+        for number, bound in enumerate(self.sweep.constraints):
+            value = metrics.get(bound.name, math.nan)
+            require(not math.isnan(value), f"{bound.name} is {value}, which {bound} needs")
+            trial.set_constraint(str(number), bound.violation(value))
+
     def _is_taken(self, trial: Trial) -> bool:
         """Whether an earlier trial has the same place in the queue, because two machines queued it at the same time."""
         slot = trial.user_attrs[SLOT]
         return any(other.number < trial.number and other.user_attrs.get(SLOT) == slot for other in self.trials())
-
-    def reported(self, trial: Trial) -> int:
-        """The number of values of the metric that earlier attempts at a trial have reported."""
-        return len(self._storage.get_trial(trial._trial_id).intermediate_values)
 
     def should_stop(self, trial: Trial) -> bool:
         """Whether early termination stops a trial, given the values that it has reported."""
         if isinstance(self._study.sampler, UsersStudy):
             self._study.pruner = self._study.sampler.pruner
             return trial.should_prune()
-        if self.sweep.hyperband is None:
-            return False
-        sign = -1 if self.sweep.maximize else 1
-        histories = {
-            other.number: [sign * value for _, value in sorted(other.intermediate_values.items())] for other in self.trials()
-        }
-        return self.sweep.hyperband.should_stop(histories[trial.number], [values for values in histories.values() if values])
-
-    def importances(self) -> dict[str, float]:
-        """Each parameter's share of the variance of the results (functional ANOVA, Hutter et al. 2014).
-
-        Empty for fewer than four results, or if all are equal.
-        """
-        complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len(complete) < 4 or len({trial.value for trial in complete}) < 2:
-            return {}
-        with suppress(ValueError, RuntimeError):
-            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-            return optuna.importance.get_param_importances(self._study, evaluator=evaluator)
-        return {}
+        return is_poor(self.sweep, trial.number, self.trials())

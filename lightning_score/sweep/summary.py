@@ -1,5 +1,6 @@
 """The results of a sweep as they come in: a live table while it runs, then tables and figures in its folder."""
 
+import math
 import os
 import shlex
 import sys
@@ -184,6 +185,7 @@ def _row(spec: Sweep, trial: FrozenTrial, state: str) -> Row:
         fields["jackknife"] = tuple(fields["jackknife"])
     known |= known["measures"].get(spec.metric, {})
     known |= {name: attributes[name] for name in (SECONDS, FOLDER, WORKER) if name in attributes}
+    known["started"] = trial.datetime_start.timestamp() if trial.datetime_start else math.nan
     known["message"] = attributes.get(ERROR, "its workers died") if state == "failed" else ""
     return Row(attributes.get(SLOT, trial.number), state, dict(flatten(settings)), **known)
 

@@ -37,7 +37,7 @@ class Watched:
         for section in self.page.query_selector_all("main > section:not([hidden])"):
             for chart in section.query_selector_all(".chart"):
                 chart.scroll_into_view_if_needed()
-                self.page.wait_for_function("chart => chart.querySelector('.main-svg, canvas')", arg=chart, timeout=120_000)
+                self.page.wait_for_function("chart => chart.dataset.drawn", arg=chart, timeout=120_000)
 
 
 @contextmanager

@@ -1,93 +1,189 @@
-// Figures by Plotly, drawn when they come into sight.
-const waiting = new Map(); // chart element -> panel
+// Charts by Plotly: drawn when they come into sight, with their data and pictures to download.
+const charts = new Map(); // element -> {key, make, caption, title}
+const shown = new Map(); // element -> what has been drawn
+const visible = new Set();
+const stale = new Set();
 const sight = new IntersectionObserver((entries) => {
-  for (const { target, isIntersecting } of entries) if (isIntersecting) draw(target);
+  for (const { target, isIntersecting } of entries) {
+    if (isIntersecting) visible.add(target);
+    else visible.delete(target);
+    if (isIntersecting && stale.has(target)) draw(target);
+  }
 }, { rootMargin: "300px" });
 
-// The traces and the layout of a view for what is switched on now.
-function prepared(figure) {
-  const { data, layout } = structuredClone(figure);
-  const { runs } = state.data;
-  let hours = false;
-  for (const trace of data) {
-    const meta = trace.meta ?? {};
-    if (meta.run !== undefined) trace.visible = !state.off.has(runs[meta.run].name);
-    if (state.x === "hours" && meta.hours) {
-      trace.x = meta.hours;
-      hours = true;
+// The layout of every chart in the theme of the page.
+function themed(layout) {
+  const dark = state.dark ? "dark" : "light";
+  return {
+    template: templates[dark], autosize: true, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    showlegend: false, hovermode: "closest", hoverlabel: { align: "left", namelength: -1 }, uirevision: "kept",
+    dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", ...layout,
+    margin: { l: 45, r: 15, t: 10, b: 40, ...layout.margin },
+  };
+}
+
+// Plotly is loaded when the first chart comes into sight.
+let plotly = null;
+async function loadPlotly() {
+  const script = make("script", { src: await library("plotly.js") });
+  await new Promise((on, fail) => {
+    script.addEventListener("load", on);
+    script.addEventListener("error", fail);
+    document.head.append(script);
+  });
+}
+
+async function draw(chart) {
+  if (!charts.has(chart)) return;
+  await (plotly ??= loadPlotly());
+  const own = charts.get(chart);
+  if (!own) return; // it was removed meanwhile
+  stale.delete(chart);
+  const figure = own.make();
+  if (shown.has(chart) && shown.get(chart).kind !== figure.kind) Plotly.purge(chart); // another kind keeps nothing of the last
+  const first = !chart.classList.contains("js-plotly-plot");
+  shown.set(chart, figure);
+  chart.setAttribute("aria-label", figure.sentence);
+  chart.dataset.drawn = "true";
+  own.caption.textContent = [own.text, figure.note].filter(Boolean).join(" ");
+  Plotly.react(chart, figure.data, themed(figure.layout), { responsive: true, displayModeBar: false });
+  if (first) {
+    chart.on("plotly_hover", ({ points }) => highlight(points?.[0].data.meta ?? null));
+    chart.on("plotly_unhover", () => highlight(null));
+    chart.on("plotly_click", ({ points }) => points?.[0].data.meta && select(points[0].data.meta));
+    chart.on("plotly_relayout", (changes) => own.limited?.(changes, chart));
+  }
+  if (figure.lines) lightUp(chart);
+  own.drawn?.(chart);
+}
+
+// A chart with its title, tools, caption and downloads. `make()` gives {data, layout, sentence}, and if it has them {lines,
+// note, kind}; `tools` are elements above it; `drawn` is called with the chart each time that it has been drawn.
+function showChart(place, { key, title, text = "", tools = [], make: makeFigure, limits = false, tall = false, drawn }) {
+  const chart = make("div", { class: `chart${tall ? " tall" : ""}`, role: "img", "data-key": key, "aria-label": title });
+  const caption = make("figcaption", {}, text);
+  const name = () => `${key} ${title}`.replace(/[^\w.-]+/g, "_").replace(/^_|_$/g, "");
+  const save = (format, act) => make("button", { type: "button", onclick: () => act(chart, name(), format), "aria-label": `${format.toUpperCase()} of ${title}` }, format.toUpperCase());
+  const downloads = make("p", { class: "tools downloads" }, make("span", {}, "Download"), save("png", savePicture), save("svg", savePicture), save("csv", saveTable));
+  const figure = make("figure", { class: "plot" }, make("h3", {}, title), ...tools.map((tool) => make("p", { class: "tools" }, tool)), chart, caption, downloads);
+  const own = { key, title, text, caption, make: makeFigure, drawn };
+  if (limits) {
+    downloads.append(limitsOf(key, title, chart));
+    own.limited = storeLimits;
+  }
+  charts.set(chart, own);
+  stale.add(chart);
+  place.append(figure);
+  sight.observe(chart);
+  return chart;
+}
+
+// A figure that is ready, with its choice of views.
+function showPanel(place, panel) {
+  const view = () => panel.views.find(({ label }) => label === state.view[panel.key]) ?? panel.views[0];
+  const choose = choice("Show", panel.views.map(({ label }) => [label, label]), view().label, (value) => {
+    state.view[panel.key] = value;
+    draw(chart);
+  });
+  const chart = showChart(place, {
+    key: panel.key, title: panel.title, text: panel.caption, tools: panel.views.length > 1 ? [choose] : [],
+    make: () => ({ ...structuredClone(view().figure), sentence: `${panel.title}: ${view().label}. ${panel.caption}`, kind: view().label }),
+  });
+}
+
+// Fields for the ends of both axes.
+function limitsOf(key, title, chart) {
+  const fields = ["x", "y"].flatMap((axis) => [0, 1].map((end) => make("label", {}, `${axis} ${end ? "to" : "from"} `, make("input", {
+    type: "number", step: "any", "data-limit": `${axis}${end}`, "aria-label": `${axis} ${end ? "to" : "from"}, ${title}`,
+    onchange: () => {
+      const typed = (axis) => {
+        const ends = [0, 1].map((end) => box.querySelector(`[data-limit=${axis}${end}]`).valueAsNumber);
+        const now = chart._fullLayout?.[`${axis}axis`];
+        const automatic = now ? now.range.map((value) => (now.type === "log" ? 10 ** value : value)) : [];
+        const both = ends.map((value, end) => (Number.isFinite(value) ? value : automatic[end]));
+        return ends.some(Number.isFinite) && both[0] < both[1] ? both : undefined;
+      };
+      state.limits[key] = { x: typed("x"), y: typed("y") };
+      draw(chart);
+    },
+  }))));
+  const box = make("details", { class: "limits" }, make("summary", {}, "Axes"), ...fields);
+  return box;
+}
+
+// Keeps the part of a chart to which its reader has zoomed.
+function storeLimits(changes, chart) {
+  const { key } = charts.get(chart);
+  const limits = (state.limits[key] ??= {});
+  let changed = false;
+  for (const axis of ["x", "y"]) {
+    const ends = changes[`${axis}axis.range`] ?? [changes[`${axis}axis.range[0]`], changes[`${axis}axis.range[1]`]];
+    const log = chart._fullLayout[`${axis}axis`].type === "log";
+    if (changes[`${axis}axis.autorange`]) limits[axis] = undefined;
+    else if (ends.every(Number.isFinite)) limits[axis] = ends.map((value) => Number((log ? 10 ** value : value).toPrecision(6))).sort((a, b) => a - b);
+    else continue;
+    changed = true;
+    for (const end of [0, 1]) {
+      const field = chart.parentElement.querySelector(`[data-limit=${axis}${end}]`);
+      if (field) field.value = limits[axis]?.[end] ?? "";
     }
   }
-  if (hours) layout.xaxis = { ...layout.xaxis, title: { text: "hours since the start of the run" } };
-  const visible = data.filter((trace) => trace.visible !== false).length;
-  const dark = state.dark ? "dark" : "light";
-  Object.assign(layout, {
-    template: templates[dark], autosize: true, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    modebar: { bgcolor: "rgba(0,0,0,0)" }, showlegend: visible > 1 && visible <= 14, legend: { orientation: "h", y: -0.18, yanchor: "top" }, uirevision: state.x,
-  });
-  return [data, layout];
+  if (changed) draw(chart);
 }
 
-function draw(chart) {
-  const panel = waiting.get(chart);
-  if (!panel) return;
-  const view = panel.views.find(({ label }) => label === state.view[panel.key]) ?? panel.views[0];
-  chart.setAttribute("aria-label", `${panel.title}: ${view.label}. ${panel.caption}`);
-  const [data, layout] = prepared(view.figure);
-  if (chart.dataset.view !== view.label) Plotly.purge(chart); // another kind of figure keeps nothing of the last one
-  chart.dataset.view = view.label;
-  chart.dataset.drawn = "true";
-  Plotly.react(chart, data, layout, { responsive: true, displaylogo: false });
+// The chart as a file, with title and legend, on the color of the page.
+async function savePicture(chart, name, format) {
+  if (stale.has(chart) || !shown.has(chart)) await draw(chart);
+  const { data, layout } = shown.get(chart);
+  const named = data.filter((trace) => trace.name && trace.showlegend !== false).length;
+  const legend = named > 1 && named <= LOOKS + 4;
+  Plotly.downloadImage({ data, layout: {
+    ...themed(layout), paper_bgcolor: getComputedStyle(document.body).backgroundColor, showlegend: legend,
+    title: { text: plotText(charts.get(chart).title), font: { size: 16 } }, margin: { l: 70, r: 30, t: 50, b: 60 },
+  } }, { format, filename: name, width: legend ? 1200 : 1000, height: 640, scale: format === "png" ? 2 : 1 });
 }
 
-// A figure with its choice of views; the same element is used again when the data are new.
-function showPanel(place, panel) {
-  const label = state.view[panel.key] ?? panel.views[0].label;
-  const tall = panel.views[0].figure.layout.height > 500;
-  const chart = make("div", { class: `chart${tall ? " tall" : ""}`, role: "img", "data-key": panel.key });
-  const tools = make("p", { class: "tools" });
-  if (panel.views.length > 1)
-    tools.append(choice("Show", panel.views.map((view) => [view.label, view.label]), label, (value) => {
-      state.view[panel.key] = value;
-      draw(chart);
-    }));
-  place.append(make("figure", {}, tools, chart, make("figcaption", {}, panel.caption)));
-  waiting.set(chart, panel);
-  sight.observe(chart);
+// The data of the chart: a row per point of its lines, or per cell of its map.
+async function saveTable(chart, name) {
+  if (stale.has(chart) || !shown.has(chart)) await draw(chart);
+  const text = tableOf(shown.get(chart)).map((row) => row.map(quoted).join(",")).join("\r\n");
+  const address = URL.createObjectURL(new Blob([`${text}\r\n`], { type: "text/csv" }));
+  make("a", { href: address, download: `${name}.csv` }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 10_000);
 }
 
-// A section whose figures are those of all runs, or of one that is chosen.
-function showSection(id) {
-  const section = byId(id);
-  const own = state.data.panels.filter((panel) => panel.section === id);
-  forget(section);
-  section.hidden = own.length === 0;
-  if (section.hidden) return;
-  const place = make("div", { class: "body" });
-  section.append(place);
-  const single = own.filter((panel) => panel.run !== null);
-  for (const panel of own) if (panel.run === null) showPanel(place, { ...panel, key: id });
-  if (!single.length) return;
-  const names = single.map((panel) => state.data.runs[panel.run].name);
-  const on = names.filter((name) => !state.off.has(name));
-  const chosen = names.includes(state.run[id]) ? state.run[id] : on[0] ?? names[0];
-  place.append(make("p", { class: "tools" }, choice("Run", names.map((name) => [name, name]), chosen, (name) => {
-    state.run[id] = name;
-    showSection(id);
-  })));
-  showPanel(place, { ...single[names.indexOf(chosen)], key: id });
+const quoted = (value) => (/[",\r\n]/.test(value ?? "") ? `"${String(value).replaceAll('"', '""')}"` : value ?? "");
+
+function tableOf({ data, layout, lines }) {
+  const [x, y] = ["xaxis", "yaxis"].map((axis) => layout[axis]?.title?.text || axis[0]);
+  if (lines) {
+    const more = ["raw", "errors", "low", "high", "n", "nfe"].filter((name) => lines.some((line) => line[name]));
+    const rows = lines.flatMap((line) => line.x.map((place, k) => [line.name, place, line.y[k], ...more.map((name) => line[name]?.[k])]));
+    return [["line", x, "value", ...more.map((name) => (name === "errors" ? "two standard errors" : name))], ...rows];
+  }
+  const [first] = data;
+  if (first.dimensions) return [first.dimensions.map(({ label }) => label), ...first.dimensions[0].values.map((_, k) => first.dimensions.map(({ values }) => values[k]))];
+  if (first.z) return [[y, ...first.x], ...first.y.map((place, k) => [place, ...(first.customdata ?? first.z)[k]])];
+  return [["line", x, y], ...data.flatMap((trace) => (trace.x ?? []).map((place, k) => [trace.name, place, trace.y[k]]))];
+}
+
+function drop(chart) {
+  sight.unobserve(chart);
+  for (const each of [charts, shown, visible, stale]) each.delete(chart);
+  if (chart.dataset.drawn) Plotly.purge(chart);
 }
 
 // Takes away what a section shows.
 function forget(section) {
-  for (const chart of section.querySelectorAll(".chart")) {
-    sight.unobserve(chart);
-    waiting.delete(chart);
-    Plotly.purge(chart);
-  }
+  for (const chart of section.querySelectorAll(".chart")) drop(chart);
   for (const body of section.querySelectorAll(".body")) body.remove();
 }
 
-// Draws again what has been drawn: runs were switched, or the axis, or the theme.
-function redraw() {
-  for (const chart of waiting.keys()) if (chart.dataset.drawn) draw(chart);
+// Draws again: what is in sight now, the rest when it comes into sight.
+function redrawCharts() {
+  for (const chart of charts.keys()) {
+    stale.add(chart);
+    delete chart.dataset.drawn;
+    if (visible.has(chart)) draw(chart);
+  }
 }

@@ -1,0 +1,127 @@
+// How runs look in every figure: color, dash and marker differ for 40 lines; the legend; the highlighted run.
+const DASHES = { solid: "", dash: "8 6", dot: "2 4", dashdot: "8 4 2 4", longdash: "14 5" };
+const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "x"];
+const LOOKS = 40;
+const LISTED = 100; // runs in a legend
+
+function look(k) {
+  const { colors } = state.data;
+  const round = Math.floor(k / colors.length) % SYMBOLS.length;
+  return { color: colors[k % colors.length], dash: Object.keys(DASHES)[round], symbol: SYMBOLS[round] };
+}
+
+// Text for Plotly, which interprets some HTML.
+const plotText = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+
+// A long text without its middle.
+const shortened = (text, most = 40) =>
+  text.length <= most ? text : `${text.slice(0, most / 2 - 1)}…${text.slice(1 - most / 2)}`;
+
+// A number as a reader expects it, with four digits.
+function number(value) {
+  if (value === null || !Number.isFinite(value)) return "unknown";
+  const size = Math.abs(value);
+  if (size && (size < 1e-3 || size >= 1e6)) return value.toExponential(3).replace(/\.?0*e\+?/, "e");
+  return String(Number(value.toPrecision(4)));
+}
+
+// The names of the settings in which runs differ, those of the model first.
+const differing = perData(() => {
+  const values = new Map();
+  for (const { settings } of state.data.runs)
+    for (const [name, value] of Object.entries(settings ?? {})) {
+      if (!values.has(name)) values.set(name, new Set());
+      values.get(name).add(JSON.stringify(value));
+    }
+  const known = state.data.runs.filter(({ settings }) => settings && Object.keys(settings).length);
+  const parts = ["model", "data", "ema", "trainer", "seed_everything"];
+  const rank = (name) => (parts.indexOf(name.split(".")[0]) + parts.length + 1) % (parts.length + 1);
+  return [...values].filter(([name, found]) => !["output", "runs", "name", "ckpt_path", "config"].includes(name) &&
+    (found.size > 1 || known.some(({ settings }) => !(name in settings)))).map(([name]) => name)
+    .sort((a, b) => rank(a) - rank(b) || a.localeCompare(b));
+});
+
+// A function whose result is kept as long as the data are the same.
+function perData(make) {
+  const kept = new WeakMap();
+  return () => {
+    if (!kept.has(state.data)) kept.set(state.data, make());
+    return kept.get(state.data);
+  };
+}
+
+function settingText(value) {
+  if (value === undefined || value === null) return "none";
+  if (typeof value === "number") return String(Number(value.toPrecision(6)));
+  return typeof value === "object" ? JSON.stringify(value) : String(value);
+}
+
+// The first settings of a run that others do not share.
+const brief = (run) => differing().slice(0, 4).filter((name) => name in (run.settings ?? {}))
+  .map((name) => `${name.split(".").at(-1)} ${shortened(settingText(run.settings[name]), 24)}`).join(", ");
+
+// The legend of lines: a button per run, which highlights it while it has the pointer or the focus, and stays so on a click.
+function legendOf(lines) {
+  const unique = [...new Map(lines.map((line) => [line.id, line])).values()];
+  const items = unique.slice(0, LISTED).map((line) => {
+    const { color, dash, symbol } = line.look;
+    const sign = { circle: "●", square: "■", diamond: "◆", "triangle-up": "▲", x: "✖" }[symbol];
+    const drawn = `<svg viewBox="0 0 34 12" width="34" height="12" aria-hidden="true"><path d="M0 6H34" stroke="${color}" ` +
+      `stroke-width="2.5" stroke-dasharray="${DASHES[dash]}"/><text x="17" y="10" fill="${color}" text-anchor="middle" ` +
+      `font-size="11">${sign}</text></svg>`;
+    const button = make("button", {
+      type: "button", "aria-pressed": String(state.selected === line.id), title: line.name, "data-line": line.id,
+      onmouseenter: () => highlight(line.id), onfocus: () => highlight(line.id), onmouseleave: () => highlight(null),
+      onblur: () => highlight(null), onclick: () => select(line.id),
+    });
+    button.innerHTML = drawn;
+    button.append(make("span", {}, line.label ?? line.name));
+    return make("li", {}, button);
+  });
+  if (unique.length > LISTED) items.push(make("li", { class: "note" }, `and ${unique.length - LISTED} more: the table chooses runs`));
+  return items;
+}
+
+// Lets one line stand out and the others fade, until the next call; null: back to the selected one.
+let lit = null;
+let asked = false;
+function highlight(id) {
+  lit = id;
+  if (!asked) requestAnimationFrame(() => {
+    asked = false;
+    for (const chart of visible) lightUp(chart);
+  });
+  asked = true;
+}
+
+function select(id) {
+  state.selected = state.selected === id ? null : id;
+  for (const button of document.querySelectorAll(".legend [data-line]"))
+    button.setAttribute("aria-pressed", String(state.selected === button.dataset.line));
+  highlight(null);
+}
+
+// Draws the highlighted line of a chart above the others.
+function lightUp(chart) {
+  const id = lit ?? state.selected;
+  const lines = (shown.get(chart)?.lines ?? []).filter((line) => line.id === id);
+  chart.classList.toggle("faded", lines.length > 0);
+  for (const path of chart.querySelectorAll("path.lit")) path.remove();
+  const layer = chart.querySelector(".cartesianlayer .plot");
+  if (!lines.length || !layer) return;
+  const { xaxis, yaxis } = chart._fullLayout;
+  for (const line of lines) {
+    let pen = "M";
+    let d = "";
+    line.y.forEach((value, k) => {
+      const [x, y] = value === null || (yaxis.type === "log" && value <= 0) ? [] : [xaxis.d2p(line.x[k]), yaxis.d2p(value)];
+      if (Number.isFinite(x) && Number.isFinite(y)) d += `${pen}${x.toFixed(1)} ${y.toFixed(1)}`;
+      pen = Number.isFinite(y) && Number.isFinite(x) ? "L" : "M";
+    });
+    const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    path.setAttribute("class", "lit");
+    path.setAttribute("d", line.y.length === 1 ? `${d}h.01` : d);
+    path.setAttribute("stroke", line.look.color);
+    layer.append(path);
+  }
+}
