@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning_score.callbacks.base import writes_files
 from lightning_score.errors import require
 from lightning_score.files import replace_text, tolerating_full_disk
+from lightning_score.runs.folders import leads_out
 
 FILE = "system.csv"
 """The name of the file in a run folder."""
@@ -160,7 +161,8 @@ class _Table:
             self._file = file
 
     def _begin(self, file: Path) -> None:
-        text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+        known = file.exists() and not leads_out(file, file.parent)
+        text = file.read_text(encoding="utf-8", errors="replace") if known else ""
         table, written = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])), io.StringIO()
         self.columns = list(dict.fromkeys([*(table.fieldnames or []), *self.columns]))
         writer = csv.DictWriter(written, self.columns, extrasaction="ignore")

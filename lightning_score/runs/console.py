@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TextIO
 
+from lightning_score.runs.folders import leads_out
+
 CONSOLE = "console.log"
 """The name of the file in a run folder."""
 ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07)")
@@ -47,8 +49,10 @@ def recording_console(words: Sequence[str]) -> Iterator[None]:
 
 
 def write_console(folder: Path) -> None:
-    """Writes what is printed, from the beginning of the command on, to the end of `console.log` in a folder."""
-    if _current is not None:
+    """Writes what is printed, from the beginning of the command on, to the end of `console.log` in a folder, unless that is a
+    link to elsewhere.
+    """
+    if _current is not None and not leads_out(folder / CONSOLE, folder):
         _current.open(folder / CONSOLE)
 
 

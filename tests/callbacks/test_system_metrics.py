@@ -138,3 +138,13 @@ def test_gpus_are_measured_where_nvml_can(tmp_path, monkeypatch):
         callback.setup(trainer, None, "fit")
         callback.teardown(trainer, None, "fit")
         assert ("gpu1_percent" in rows_of(tmp_path / device)[0]) == found
+
+
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("step,secret\n1,2\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / FILE).symlink_to(tmp_path / "mine")
+    callback, trainer = SystemMetrics(), trainer_in(tmp_path / "run")
+    callback.setup(trainer, None, "fit")
+    callback.teardown(trainer, None, "fit")
+    assert (tmp_path / "mine").read_text() == "step,secret\n1,2\n" and "secret" not in rows_of(tmp_path / "run")[0]

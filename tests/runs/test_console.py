@@ -186,3 +186,12 @@ def test_without_a_folder_or_a_disk_the_command_runs_as_before(tmp_path, monkeyp
         print("two")
     write_console(tmp_path)  # outside of a command: nothing
     assert streams[0].getvalue() == "one\ntwo\n"
+
+
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path, monkeypatch):
+    terminals(monkeypatch)
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / CONSOLE).symlink_to(tmp_path / "mine")
+    recorded(tmp_path / "run", lambda: print("one"))
+    assert (tmp_path / "mine").read_text() == "mine"
