@@ -49,7 +49,7 @@ def recording_console(words: Sequence[str]) -> Iterator[None]:
 
 
 def write_console(folder: Path) -> None:
-    """Writes all that is printed by the command to the end of `console.log` in a folder, unless that is a link to elsewhere."""
+    """Appends all that the command prints to `console.log` in a folder, unless that is a link to elsewhere."""
     if _current is not None and not leads_out(folder / CONSOLE, folder):
         _current.open(folder / CONSOLE)
 
