@@ -22,7 +22,7 @@ LEVEL = re.compile(r"val/(excess_loss|loss)_(train|held_out)/([-+.\deE]+)$")
 HIDDEN = re.compile(r"epoch$|.*(_error|_floor|_n)$")
 """Metrics that belong to another metric."""
 MOST = {"points": (600, 60), "validations": (100, 5), "stages": (12, 1), "levels": (64, 16)}
-"""Maximal numbers for up to 30 runs, and for very many: points of a curve, validations of the losses per noise level, and
+"""Maximal numbers for up to 32 runs, and for very many: points of a curve, validations of the losses per noise level, and
 validations and noise levels of Langevin dynamics.
 """
 LANGEVIN = ("sigma", "step_size", "snr", "sample_norm", "data_norm", "score_norm", "variance_ratio", "predicted_ratio")
@@ -53,7 +53,7 @@ def evenly(n: int, most: int) -> list[int]:
 
 def data_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """What the figures show of each run: its color, curves, measures, Langevin dynamics and what its losses depend on."""
-    share = min(1.0, 30 / max(len(runs), 1))
+    share = min(1.0, 32 / 2 ** math.ceil(math.log2(max(len(runs), 1))))  # does not change with every run
     most = {name: max(round(few * share), many) for name, (few, many) in MOST.items()}
     found: list[dict[str, list[Record]]] = [defaultdict(list) for _ in runs]
     for label, records in measures(runs).items():
@@ -61,7 +61,8 @@ def data_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
             found[i][label].append(record)
     return [
         {"order": run.order, "color": color(run), "objective": objective, "epoch_steps": steps_per_epoch(run),
-         **run.once(f"drawn {most}", lambda run: {"curves": curves(run, most), "langevin": langevin(run, most)}),
+         "curves": run.once(f"curves {most}", lambda run: curves(run, most)),
+         "langevin": run.once(f"langevin {most}", lambda run: langevin(run, most)),
          "measures": {label: lines_of(run, records) for label, records in own.items()}}
         for run, objective, own in zip(runs, objectives(runs), found, strict=True)
     ]  # fmt: skip

@@ -32,7 +32,7 @@ from lightning_score.sweep.attempts import (
     next_attempt,
 )
 from lightning_score.sweep.draws import known_values, make_sampler
-from lightning_score.sweep.ending import ENDED_BY, NO_MORE, reached_target
+from lightning_score.sweep.ending import ENDED_BY, NO_MORE, is_poor, reached_target
 from lightning_score.sweep.objectives import directions
 from lightning_score.sweep.processes import Killed, Stopped, identity, in_turn, is_dead
 from lightning_score.sweep.scheduler import SearchEnded
@@ -142,21 +142,17 @@ class Study:
             self._study.enqueue_trial(values[slot], user_attrs={SLOT: slot})
         return len(new)
 
-    def _remove_from(self, count: int) -> None:
-        """Removes the waiting trials at place `count` of the queue and after it."""
+    def _remove_from(self, count: int, reason: str = "") -> None:
+        """Removes the waiting trials at place `count` of the queue and after it; with a reason, the sweep has ended."""
+        if reason:
+            self.store_once(ENDED_BY, reason)
         for trial in self.trials():
             if trial.state == TrialState.WAITING and trial.user_attrs.get(SLOT, 0) >= count:
                 self._storage.set_trial_user_attr(trial._trial_id, SURPLUS, True)
                 self._end(trial)
 
-    @property
-    def ended(self) -> str:
-        """Why the sweep has ended before all planned trials; an empty text if it has not."""
-        return str(self._study.user_attrs.get(ENDED_BY, ""))
-
-    def _finish(self, reason: str) -> None:
-        self.store_once(ENDED_BY, reason)
-        self._remove_from(0)
+    ended = property(lambda self: str(self._study.user_attrs.get(ENDED_BY, "")))
+    """Why the sweep has ended before all planned trials; an empty text if it has not."""
 
     def _take_next(self) -> int | None:
         """Takes the waiting trial that is the first in the queue, as an interrupted one; Optuna would take it last."""
@@ -238,7 +234,7 @@ class Study:
         while not stop():
             self.release()
             if reason := reached_target(self.sweep.objectives, self.trials()):
-                self._finish(reason)
+                self._remove_from(0, reason)
             left = {trial.state for trial in self.trials()} - {*ENDED}
             if not left:
                 return
@@ -277,7 +273,7 @@ class Study:
             raise
         except SearchEnded:
             trial.set_user_attr(SURPLUS, True)
-            self._finish(NO_MORE)
+            self._remove_from(0, NO_MORE)
             raise
         except Stopped:
             trial.set_user_attr(INTERRUPTED, True)
@@ -306,10 +302,4 @@ class Study:
         if isinstance(self._study.sampler, UsersStudy):
             self._study.pruner = self._study.sampler.pruner
             return trial.should_prune()
-        if self.sweep.hyperband is None:
-            return False
-        sign = -1 if self.sweep.maximize else 1
-        histories = {
-            other.number: [sign * value for _, value in sorted(other.intermediate_values.items())] for other in self.trials()
-        }
-        return self.sweep.hyperband.should_stop(histories[trial.number], [values for values in histories.values() if values])
+        return is_poor(self.sweep, trial.number, self.trials())

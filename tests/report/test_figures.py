@@ -11,7 +11,8 @@ from run_folders import config, run_folder
 from scipy import stats
 
 from lightning_score.report import figures
-from lightning_score.report.reading import Curve, Run, find_runs, read_run
+from lightning_score.report.finding import find_runs
+from lightning_score.report.reading import Curve, Run, read_run
 
 MOST = {name: few for name, (few, _) in figures.MOST.items()}
 
