@@ -74,8 +74,8 @@ byId("theme").addEventListener("click", () => {
   showTheme();
   redraw();
 });
-showTheme();
 readLink();
+showTheme();
 if (live) await poll();
 else {
   state.data = await (await unpacked("data")).json();
@@ -83,7 +83,7 @@ else {
   const { runs, ...more } = await (await unpacked("more")).json();
   Object.assign(state.data, more);
   runs.forEach((run, i) => Object.assign(state.data.runs[i], run));
-  show();
+  showAsked();
 }
-openLink();
+finishLink();
 document.documentElement.dataset.ready = "true";

@@ -6,7 +6,6 @@ const paint = (name) => getComputedStyle(document.documentElement).getPropertyVa
 const distinct = (values) => [...new Set(values)];
 const isKnown = (value) => value !== null && value !== undefined;
 const isWide = (values, ratio = 4) => values.length > 0 && extent(values)[0] > 0 && extent(values)[1] > ratio * extent(values)[0];
-const short = (value) => (Number.isFinite(value) ? number(Number(value.toPrecision(3))) : "");
 const withError = (value, error) => short(value) + (Number.isFinite(error) ? ` ± ${short(2 * error)}` : "");
 // A setting: a number with three digits, or a text with classes without their modules.
 const setting = (value, most = 28) => (typeof value === "number" ? short(value) : shortened((value ?? "").replace(/\b(\w+\.)+(?=[A-Z])/g, ""), most));
