@@ -40,7 +40,7 @@ def page_data(root: Path, reader: Reader | None = None) -> tuple[dict[str, Any],
         "standings": standings(runs),
         "table": tables.runs_table(runs),
         "tests": tables.tests_table(runs),
-        "sweeps": [entry for entry, _ in found],
+        "sweeps": [entry | {"trials": [{**trial} for trial in entry["trials"]]} for entry, _ in found],
     }, [*runs, *(trial for _, trials in found for trial in trials)]
 
 
@@ -153,18 +153,16 @@ def render_page(root: Path, title: str, size: int) -> str:
     """
     data, runs = page_data(root)
     files = [picture.file for run in runs for pictures in run.pictures.values() for picture in pictures]
-    first, more = split(data)
-    parts = {"more": packed_json(more), "sources": "\n" * len(files)}
+    parts = {"sources": "\n" * len(files)}
 
     def rendered(numbers: Mapping[Path, int]) -> str:
-        for entry in first["runs"]:
-            entry["pictures"] = {}
-        add_pictures(first, runs, numbers)
-        return render(parts | {"first": packed_json(first)}, title)
+        add_pictures(data, runs, numbers)
+        first, more = split(data)
+        return render(parts | {"first": packed_json(first), "more": packed_json(more)}, title)
 
     numbers = {file: i for i, file in enumerate(files)}
     room = size - len(rendered(numbers).encode())
     sources = embed_pictures(runs, room)
-    first["left_out"] = len(files) - len(sources)
+    data["left_out"] = len(files) - len(sources)
     parts["sources"] = "\n".join(sources.get(file, "") for file in files)
     return rendered({file: numbers[file] for file in sources})
