@@ -17,11 +17,16 @@ import yaml
 
 from lightning_score.callbacks.langevin_health import FILE as LANGEVIN
 from lightning_score.errors import one_line
+from lightning_score.report.notes import FILE as NOTES, Notes, read_notes
 from lightning_score.report.states import state_of
 from lightning_score.runs.folders import LEADS_OUT, leads_out
 from lightning_score.runs.records import FILE as RECORDS, Record, read_records
 from lightning_score.runs.status import STATUS, row_steps
 from lightning_score.runs.yaml_files import load
+
+CONSOLE, SYSTEM = "console.log", "system.csv"
+LINES, LONGEST, TAIL = 200, 1000, 200_000
+"""How much of a console is shown: lines, letters of one, and bytes of the end of the file that are read."""
 
 
 class Curve(NamedTuple):
@@ -58,6 +63,9 @@ class Run:
         tests: evaluations after training.
         langevin: lines of `langevin.jsonl`.
         pictures: by kind, in the order of steps.
+        notes: tags and notes of a person.
+        console: the last lines of `console.log`.
+        system: curves of `system.csv`: processors, memory and the like.
         order: its index among all runs, the oldest first, which selects its color.
         computed: what has been computed from its own files alone, by name; it is kept as long as they do not change.
     """
@@ -75,6 +83,9 @@ class Run:
     tests: list[Record] = field(default_factory=list)
     langevin: list[dict[str, Any]] = field(default_factory=list)
     pictures: dict[str, list[Picture]] = field(default_factory=dict)
+    notes: Notes = field(default_factory=Notes)
+    console: list[str] = field(default_factory=list)
+    system: dict[str, Curve] = field(default_factory=dict)
     order: int = 0
     computed: dict[str, Any] = field(default_factory=dict)
 
@@ -125,7 +136,7 @@ def folder_name(folder: Path, root: Path) -> str:
 
 def read_run(folder: Path, root: Path) -> Run:
     """Reads a run folder; damaged files become problems of the run."""
-    files = ("config.yaml", "metrics.csv", STATUS, RECORDS, LANGEVIN)
+    files = ("config.yaml", "metrics.csv", STATUS, RECORDS, LANGEVIN, NOTES, CONSOLE, SYSTEM)
     run = Run(folder, folder_name(folder, root))
     run.problems += [f"{name}: {LEADS_OUT}" for name in files if leads_out(folder / name, root)]
     if run.problems:
@@ -143,6 +154,12 @@ def read_run(folder: Path, root: Path) -> Run:
         run.problems += [str(warning.message).replace(f"{folder}/", "") for warning in caught]
     with _recording_problems(run, LANGEVIN):
         run.langevin = list(_langevin_lines(folder / LANGEVIN, run.problems))
+    with _recording_problems(run, CONSOLE):
+        run.console = last_lines(folder / CONSOLE)
+    with _recording_problems(run, SYSTEM):
+        run.system = _curves(folder / SYSTEM, lambda step, validation: step, run.problems)
+    with _recording_problems(run, NOTES):
+        run.notes = read_notes(folder)
     for file in sorted(folder.glob("*/step_*.png")):
         if (step := re.fullmatch(r"step_(\d+)\.png", file.name)) and leads_out(file, root):
             run.problems.append(f"{file.parent.name}/{file.name}: {LEADS_OUT}")
@@ -156,6 +173,15 @@ def run_state(run: Run) -> tuple[str, str]:
     """The state of a run now and details."""
     logged = run.curves or run.records or run.pictures
     return state_of(run.status, run.step, as_number(run.settings.get("trainer.max_steps"), -1), not logged)
+
+
+def last_lines(file: Path) -> list[str]:
+    """The last lines of the text that a terminal would show of a file: without colors and overwritten progress bars."""
+    with file.open("rb") as lines:
+        lines.seek(max(file.stat().st_size - TAIL, 0))
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", lines.read().decode("utf-8", errors="replace"))
+    shown = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
+    return [line[:LONGEST] for line in shown if line][-LINES:]
 
 
 @contextmanager

@@ -1,139 +1,236 @@
-"""Figures of sweeps: parallel coordinates, heat maps of two parameters, and the charts of `sweep.charts`."""
+"""The sweeps of the page as data: their trials, objectives, parameters and importances, which sweeps.js draws."""
 
 import math
-from itertools import combinations
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from lightning_score.report.figures import COLORS, axis, figure_of, heat_map, horizontal_line, rounded, text
-from lightning_score.report.tables import cell, plain, table
-from lightning_score.sweep.charts import FEW, PARETO, Axis, Chart, charts, is_wide, values_of
-from lightning_score.sweep.results import Results, Row, difference, format_number, numeric, setting_text, short_name
+import numpy as np
+import yaml
 
-MAPS = 6
-"""Maximal number of heat maps of a sweep."""
+from lightning_score.errors import InputError, one_line
+from lightning_score.report.figures import rounded
+from lightning_score.report.reading import Run, folder_name, read_run
+from lightning_score.report.tables import with_two_errors
+from lightning_score.runs.folders import LEADS_OUT, leads_out
+from lightning_score.sweep.charts import values_of
+from lightning_score.sweep.folds import SEED, fold_key, folded
+from lightning_score.sweep.importance import MOST, importances
+from lightning_score.sweep.results import ENDED, TABLE, Results, Row, difference, floors_of, numeric, read_csv, short_name
+from lightning_score.sweep.spec import Sweep, from_entries
 
-
-def views(found: Results) -> dict[str, dict[str, Any]]:
-    """All figures of a sweep by name; none for fewer than two complete trials."""
-    rows = found.ranked
-    if len(rows) < 2:
-        return {}
-    named = {"parallel coordinates": _parallel(found, rows)}
-    varied = sorted((name for name in found.varied if len(values_of(rows, name)) > 1), key=lambda n: not numeric(rows, n))
-    for one, other in list(combinations(varied, 2))[:MAPS]:
-        named[f"{short_name(one)} x {short_name(other)}"] = _map(found, rows, one, other)
-    for name, chart in charts(found).items():
-        named["Pareto front" if name == PARETO else name] = _from_chart(found, chart)
-    return named
+DETAILED = 12
+"""Number of the best trials whose pictures and logs are on the page; those of running and failed trials have their logs."""
+TAIL = 3000
+"""Maximal number of characters of a log."""
 
 
-def _parallel(found: Results, rows: list[Row]) -> dict[str, Any]:
-    """A line per trial through its settings and its results; dragging along an axis selects trials."""
-    dimensions: list[dict[str, Any]] = []
-    for name in found.varied:
-        choices = values_of(rows, name)
-        if len(choices) > 1 and numeric(rows, name) and len(choices) > FEW:
-            values = [row.settings[name] for row in rows]
-            dimensions.append(_dimension(short_name(name), values, is_wide(values, 20)))
-        elif len(choices) > 1:
-            places = [choices.index(row.text(name)) for row in rows]
-            ticks = {"tickvals": list(range(len(choices))), "ticktext": [text(_brief(choice)) for choice in choices]}
-            dimensions.append({"label": text(short_name(name)), "values": places, **ticks})
-    if any(math.isfinite(row.nfe) for row in rows):
-        dimensions.append({"label": "NFE", "values": rounded(row.nfe for row in rows)})
-    values = [row.value for row in rows]
-    dimensions.append(_dimension(found.metric, values, is_wide(values)))
-    shade = {"colorscale": "Viridis", "reversescale": found.maximize, "showscale": True}
-    lines = {"type": "parcoords", "dimensions": dimensions, "line": {"color": dimensions[-1]["values"], **shade}}
-    return figure_of([{**lines, "labelside": "top"}], margin={"l": 90, "r": 40, "t": 60, "b": 30})
+def sweep_data(folder: Path, root: Path) -> tuple[dict[str, Any], list[Run]]:
+    """A sweep for the page, or the reason why it cannot be read; and a run for each trial with pictures.
 
-
-def _dimension(label: str, values: list[float], wide: bool) -> dict[str, Any]:
-    """An axis of numbers, or of their logarithms if they are wide."""
-    shown = [math.log10(value) for value in values] if wide else values
-    return {"label": text(f"log10 {label}" if wide else label), "values": rounded(shown)}
-
-
-def _brief(value: str) -> str:
-    """A short form of a value."""
+    Args:
+        folder: of the sweep.
+        root: the folder of all runs.
+    """
+    entry: dict[str, Any] = {"name": folder_name(folder, root), "problem": "", "text": "", "trials": []}
+    files = [folder / file for file in (TABLE, "sweep.yaml", "summary.md")]
+    if any(leads_out(file, root) for file in files):
+        return entry | {"problem": f"a file of it {LEADS_OUT}"}, []
+    pictured: list[Run] = []
     try:
-        return f"{float(value):.4g}" if len(value) > 8 else value
-    except ValueError:
-        return value if len(value) <= 28 else f"{value[:27]}…"
+        read = read_csv(folder)
+        found = folded(read)
+        entry |= _overview(found, folder)
+        numbers = [each["name"] for each in entry["parameters"] if each["texts"] is None]
+        entry["trials"] = [_trial(found, row, numbers) for row in found.rows]
+        pictured = _details(entry["trials"], found, folder, root)
+        if found is not read:
+            _add_members(entry["trials"], read, folder, root)
+    except FileNotFoundError:
+        entry["problem"] = "it has no table of trials yet"
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        entry["problem"] = f"its trials.csv cannot be read ({one_line(error, 160)})"
+    shown = [file for file in files[1:] if file.is_file()]
+    entry["text"] = "".join(f"# {file.name}\n\n{file.read_text(encoding='utf-8', errors='replace')}\n" for file in shown)
+    return entry, pictured
 
 
-def _map(found: Results, rows: list[Row], one: str, other: str) -> dict[str, Any]:
-    """The metric over two parameters, the best over all others."""
-    columns, lines = values_of(rows, one), values_of(rows, other)
-    best: dict[tuple[str, str], Row] = {}
-    for row in rows:  # the best first
-        best.setdefault((row.text(other), row.text(one)), row)
-    cells = [[best.get((line, column)) for column in columns] for line in lines]
-    wide = is_wide([row.value for row in best.values()])
-    heat = {
-        "type": "heatmap", "x": [_brief(column) for column in columns], "y": [_brief(line) for line in lines],
-        "z": [[row and (math.log10(row.value) if wide else row.value) for row in line] for line in cells],
-        "text": [[_with_error(row) if row else "" for row in line] for line in cells],
-        "customdata": [[row.number if row else "" for row in line] for line in cells],
-        "texttemplate": "%{text}", "hovertemplate": "%{text}, trial %{customdata}<extra></extra>", "colorscale": "Viridis",
-        "reversescale": not found.maximize, "showscale": False,
-    }  # fmt: skip
-    over = [short_name(name) for name in found.varied if name not in (one, other) and len(values_of(rows, name)) > 1]
-    note = f"{found.metric} ± 2 standard errors" + (f", the best over {', '.join(over)}" if over else "")
-    return heat_map(heat, short_name(one), short_name(other), note)
+def _overview(found: Results, folder: Path) -> dict[str, Any]:
+    """What holds for all trials."""
+    ended = sum(row.state in ENDED for row in found.rows)
+    states = {row.state for row in found.rows}
+    state = "running" if "running" in states else "finished" if ended == len(found.rows) else "interrupted"
+    shares = [importances(found.by(objective)) for objective in found.objectives]
+    return {
+        "state": state,
+        "ended": ended,
+        "total": len(found.rows),
+        "when": (folder / TABLE).stat().st_mtime,
+        "summary": _summary(found, ended),
+        "objectives": [_objective(found, objective.name, objective.maximize) for objective in found.objectives],
+        "constraints": [str(constraint) for constraint in found.constraints],
+        "parameters": [_parameter(found, name, shares) for name in found.varied],
+        "method": "PED-ANOVA" if len(found.ranked) > MOST else "functional ANOVA",
+        "hypervolume": _hypervolume(found),
+    }
 
 
-def _with_error(row: Row) -> str:
-    return format_number(row.value) + (f" ± {format_number(2 * row.error)}" if math.isfinite(row.error) else "")
+def _summary(found: Results, ended: int) -> str:
+    """A sentence about the best trial."""
+    counts = f"{ended} of {len(found.rows)} trials have ended."
+    if not found.ranked:
+        return counts
+    best = found.ranked[0]
+    settings = ", ".join(
+        f"{short_name(name)}={_brief(best, name)}" for name in found.varied if best.settings.get(name, "") != ""
+    )
+    value = with_two_errors(best.value, best.error)
+    return f"{counts} Best: trial {best.number}, {found.metric} {value}{f' with {settings}' if settings else ''}."
 
 
-def _from_chart(found: Results, chart: Chart) -> dict[str, Any]:
-    """A chart for Plotly: lines of points, the Pareto front and the floor."""
-    traces: list[dict[str, Any]] = [{
-        "x": line.places, "y": rounded(line.values), "mode": "lines+markers" if chart.connected else "markers",
-        "error_y": {"type": "data", "array": rounded(line.errors), "thickness": 1},
-        "marker": {"color": COLORS[i % len(COLORS)], "size": 8}, "line": {"width": 1.5}, "name": text(line.label),
-        "text": [_hover(found, row) for row in line.rows], "hovertemplate": "%{text}<extra></extra>",
-    } for i, line in enumerate(chart.lines)]  # fmt: skip
-    if chart.front:
-        traces.append({
-            "x": [row.nfe for row in chart.front], "y": rounded(row.value for row in chart.front), "mode": "lines+text",
-            "hoverinfo": "skip", "name": "Pareto front", "line": {"shape": "hv", "color": COLORS[1]},
-            "textposition": "top right", "text": [f"trial {row.number}" for row in chart.front],
-        })  # fmt: skip
-    if chart.floor is not None:
-        traces.append(horizontal_line([place for line in chart.lines for place in line.places], *chart.floor, []))
-    if chart.sideways:
-        swapped = {"x": "y", "y": "x", "error_y": "error_x"}
-        traces = [{swapped.get(key, key): value for key, value in trace.items()} for trace in traces]
-    axes = [_axis(chart.across), _axis(chart.metric)]
-    xaxis, yaxis = reversed(axes) if chart.sideways else axes
-    return figure_of(traces, xaxis=xaxis, yaxis=yaxis)
+def _brief(row: Row, name: str) -> str:
+    """A setting as text, a real number with four digits."""
+    value = row.settings[name]
+    return f"{value:.4g}" if isinstance(value, float) else row.text(name)
 
 
-def _hover(found: Results, row: Row) -> str:
-    result = f"trial {row.number}: {_with_error(row)} at NFE {format_number(row.nfe)}"
-    return "<br>".join([result, *map(text, row.texts(found.varied))])
+def _objective(found: Results, name: str, maximize: bool) -> dict[str, Any]:
+    floors = floors_of([row.of(name) for row in found.ranked])
+    floor = [float(f"{floors[0][0]:.5g}"), floors[0][1]] if len(floors) == 1 else None
+    return {"name": name, "maximize": maximize, "floor": floor}
 
 
-def _axis(of: Axis) -> dict[str, Any]:
-    ticks = {"tickvals": of.ticks, "ticktext": [text(_brief(each)) for each in of.texts]} if of.ticks else {}
-    return axis(of.label, **({"type": "log"} if of.log else {}), **ticks)
+def _given(rows: Sequence[Row], name: str) -> list[Row]:
+    """The trials that have a setting: waiting ones have none, and a conditional one is missing in some."""
+    return [row for row in rows if row.settings.get(name, "") != ""]
 
 
-def trials_table(found: Results) -> dict[str, Any]:
-    """All trials, the best first."""
-    ranked = found.ranked
-    rows = [*ranked, *(row for row in found.rows if row not in ranked)]
-    titles = ["trial", *map(short_name, found.varied)]
-    titles += [found.metric, "± 2 s.e.", "to the best", "± 2 s.e.", "NFE", "seconds", "state"]
-    lines = []
-    for row in rows:
-        settings = [row.settings.get(name, "") for name in found.varied]
-        shown = [[value if numeric(rows, name) else setting_text(value), setting_text(value)]
-                 for name, value in zip(found.varied, settings, strict=True)]  # fmt: skip
-        gap, error = difference(row, ranked[0]) if ranked else (math.nan, math.nan)
-        numbers = [cell(value) for value in (row.value, 2 * row.error, gap, 2 * error, row.nfe, row.seconds)]
-        state = plain(row.state + (f": {row.message}" if row.message else ""))
-        lines.append([plain(row.number), *shown, *numbers, state])
-    return table(titles, lines)
+def _parameter(found: Results, name: str, shares: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """A parameter with its choices in order, unless its values are numbers."""
+    rows = _given(found.rows, name)
+    texts = None if numeric(rows, name) else values_of(rows, name)
+    own = [round(each[name], 4) if name in each else None for each in shares]
+    return {"name": name, "title": short_name(name), "texts": texts, "importances": own}
+
+
+def _hypervolume(found: Results) -> dict[str, Any] | None:
+    """The volume that the trials up to each one dominate, with the worst value of each objective as reference point."""
+    if len(found.objectives) < 2:
+        return None
+    from optuna._hypervolume import compute_hypervolume
+
+    signs = [-1 if objective.maximize else 1 for objective in found.objectives]
+    rows = [row for row in found.rows if row.state == "complete" and row.feasible]
+    values = [[row.values.get(objective.name, math.nan) for objective in found.objectives] for row in rows]
+    losses = np.array(values).reshape(-1, len(signs)) * signs
+    kept = np.flatnonzero(np.isfinite(losses).all(axis=1))
+    numbers, losses = [rows[i].number for i in kept], losses[kept]
+    if not numbers:
+        return None
+    reference = losses.max(axis=0)
+    volumes = [0.0]
+    for k in range(1, len(losses) + 1):
+        dominated = k > 1 and (losses[: k - 1] <= losses[k - 1]).all(axis=1).any()
+        volumes.append(volumes[-1] if dominated else float(compute_hypervolume(losses[:k], reference)))
+    return {"numbers": numbers, "values": rounded(volumes[1:]), "reference": rounded(signs * reference)}
+
+
+def _trial(found: Results, row: Row, numbers: Sequence[str]) -> dict[str, Any]:
+    """A trial without what it lacks; `gap` is the difference to the best trial; errors are single standard errors.
+
+    Args:
+        found: the results.
+        row: the trial.
+        numbers: the parameters whose values are numbers.
+    """
+    rows = [row.of(objective.name) for objective in found.objectives]
+    gap = difference(row, found.ranked[0]) if found.ranked and row.state == "complete" else (math.nan, math.nan)
+    names = ("gap", "gapError", "nfe", "seconds", "spread")
+    entry = {
+        "number": row.number,
+        "state": row.state,
+        "settings": [_setting(row, name, name in numbers) for name in found.varied],
+        "values": rounded(each.value for each in rows),
+        "errors": rounded(each.error for each in rows),
+        **dict(zip(names, rounded((*gap, row.nfe, row.seconds, row.spread)), strict=True)),
+        "started": row.started if math.isfinite(row.started) else None,
+        "seeds": list(row.seeds),
+        "planned": row.planned if row.planned > 1 else None,
+        "infeasible": row.state == "complete" and not row.feasible,
+        "worker": row.worker,
+        "message": row.message,
+    }
+    return {key: value for key, value in entry.items() if value is not None and value is not False and value not in ("", [])}
+
+
+def _setting(row: Row, name: str, number: bool) -> float | str | None:
+    """A number, a choice as text, or None."""
+    value = row.settings.get(name, "")
+    return None if value == "" else rounded([value])[0] if number else row.text(name)
+
+
+def _details(trials: list[dict[str, Any]], found: Results, folder: Path, root: Path) -> list[Run]:
+    """Adds to the trials their commands, logs and the names of their runs; returns the best ones that only sample with
+    their pictures, in the order of the trials that get the key `pictures`.
+    """
+    spec, best = _spec(folder), {row.number for row in found.ranked[:DETAILED]}
+    pictured = []
+    for trial, row in zip(trials, found.rows, strict=True):
+        own = _folder_of(row, folder)
+        trial |= {"again": _again(spec, row), "run": folder_name(own, root)}
+        if row.number in best or row.state in ("failed", "running"):
+            trial["log"] = _tail(own.with_suffix(".log"), root)
+        if row.number in best and own.is_dir():
+            run = read_run(own, root)
+            if run.status.get("command") != "fit" and run.pictures:
+                trial["pictures"] = {}
+                pictured.append(run)
+    return pictured
+
+
+def _folder_of(row: Row, folder: Path) -> Path:
+    """The folder of a trial where its sweep is now."""
+    return folder / "trials" / (Path(row.folder).name.strip(".") or "none")
+
+
+def _spec(folder: Path) -> Sweep | None:
+    """The sweep of a folder, if its file is valid."""
+    with suppress(InputError, OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        text = (folder / "sweep.yaml").read_text(encoding="utf-8")
+        return from_entries(yaml.safe_load(text), "sweep.yaml", text, folder.name)
+    return None
+
+
+def _again(spec: Sweep | None, row: Row) -> str:
+    """The command that runs a trial again; of several training seeds the first; empty if unknown."""
+    settings = {name: value for name, value in row.settings.items() if value != ""}
+    if spec is None or not settings:
+        return ""
+    with suppress(InputError):
+        seed = {SEED: row.seeds[0]} if row.seeds else {}
+        return f"python -m lightning_score {shlex.join(spec.arguments(settings | seed).command_line())}"
+    return ""
+
+
+def _tail(log: Path, root: Path) -> str:
+    """The end of a log from its first complete line; empty if there is none."""
+    if leads_out(log, root) or not log.is_file():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(log.stat().st_size - TAIL, 0))
+        text = file.read().decode(errors="replace").replace("\r", "\n")
+    return text if log.stat().st_size <= TAIL else text.partition("\n")[2]
+
+
+def _add_members(trials: list[dict[str, Any]], read: Results, folder: Path, root: Path) -> None:
+    """Adds to the rows of several training seeds their single trials."""
+    members: dict[str, list[dict[str, Any]]] = {}
+    for row in read.rows:
+        single = _trial(read, row, ()) | {"seed": row.settings.get(SEED), "run": folder_name(_folder_of(row, folder), root)}
+        single = {key: value for key, value in single.items() if key not in ("settings", "gap", "gapError")}
+        members.setdefault(fold_key(row), []).append(single)
+    for trial, singles in zip(trials, members.values(), strict=True):  # `folded` keeps their order
+        if len(singles) > 1:
+            trial["members"] = singles

@@ -17,6 +17,8 @@ from lightning_score.runs.old_names import with_new_names
 
 CONFIGS = {"config", "hyper_parameters", "datamodule_hyper_parameters"}
 """Entries of a checkpoint that name classes."""
+LAST = "last.ckpt"
+"""The name of the newest checkpoint in a run folder."""
 PREVIOUS = ".previous"
 """The ending of the name of the checkpoint before the newest."""
 
@@ -75,6 +77,12 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     found = read_tensors(file)
     require(isinstance(found, dict), f"{file}: not a checkpoint but a file of {type(found).__name__}")
     return found | {name: with_new_names(found[name]) for name in CONFIGS & found.keys()}
+
+
+def last_saved(folder: Path) -> float:
+    """When the last checkpoint of a run was written, in seconds since 1970; 0 without one."""
+    files = (folder / LAST, folder / f"{LAST}{PREVIOUS}")
+    return next((file.stat().st_mtime for file in files if file.is_file()), 0.0)
 
 
 def _keep_previous(file: Path) -> None:

@@ -155,6 +155,17 @@ def hold(folder: Path) -> None:
             time.sleep(0.1)
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process is training in a run folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        return not _locks(descriptor)
+    except OSError:  # a file system that cannot lock folders
+        return False
+    finally:
+        os.close(descriptor)
+
+
 def _locks(descriptor: int) -> bool:
     """Locks a folder unless another process has."""
     try:

@@ -27,6 +27,7 @@ from lightning_score.sweep.folds import SEED
 from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.logged import logged_metrics
 from lightning_score.sweep.macros import as_text
+from lightning_score.sweep.rows import metric_names
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.trials import only_samples
 
@@ -38,7 +39,7 @@ PLACES = ("output", "runs", "name")
 
 def check_settings(sweep: Sweep, plan: Plan) -> str:
     """Checks every value of every parameter, and combinations of values, with the parser and the constructors of the command
-    line, and checks that the trials log the metric.
+    line, and checks that the trials log all metrics that are optimized or bounded.
 
     Args:
         sweep: the sweep.
@@ -48,7 +49,7 @@ def check_settings(sweep: Sweep, plan: Plan) -> str:
         The cost of the sweep in samples and network evaluations.
 
     Raises:
-        InputError: a value is invalid, or the metric is not logged.
+        InputError: a value is invalid, or a metric is not logged.
     """
     first = plan.settings[0]
     with _refusing(sweep, _describe(sweep, first)):
@@ -164,7 +165,7 @@ class _Checks:
         self._only_samples = only_samples(sweep, command.cli.command)
         self._constructors, self._paths = _Constructors(command), arguments.get("--ckpt_path")
         self._known: dict[Arguments, _Checked] = {}
-        self._unknown: set[str] = set()
+        self._unknown: set[tuple[str, str]] = set()
 
     def check(self, settings: dict[str, Any]) -> _Checked:
         """Raises `InputError` for invalid settings, and for samples that do not fit into memory or would take months."""
@@ -184,16 +185,15 @@ class _Checks:
             command.cli.before_instantiate_classes()
             evaluate, callbacks = self._constructors.make(command.config)
         config = command.config
-        self._check_metric(config["trainer"], evaluate, as_list(callbacks))
+        for metric in metric_names(self._sweep.objectives, self._sweep.constraints):
+            self._check_metric(metric, config["trainer"], evaluate, as_list(callbacks))
         cost = SamplingCost(command.cli.command, command.model, config)
         plain = _as_json({name: value for name, value in config.as_dict().items() if name not in PLACES})
         return _Checked(plain, cost.n, cost.evaluations, config["model"]["guidance"] is not None)
 
-    def _check_metric(self, trainer: Namespace, evaluate: Evaluate, callbacks: list[Callback]) -> None:
+    def _check_metric(self, metric: str, trainer: Namespace, evaluate: Evaluate, callbacks: list[Callback]) -> None:
         """Raises `InputError` if the metric is not logged; what callbacks from other packages log is unknown."""
-        metric, command = self._sweep.metric, self._command.cli.command
-        if metric is None:
-            return
+        command = self._command.cli.command
         require(not trainer["fast_dev_run"], "--trainer.fast_dev_run true: saves no results; leave it out of a sweep")
         idle = trainer["limit_val_batches"] == 0 and metric.startswith("val/")
         require(not idle, f"--trainer.limit_val_batches 0: there is no validation, so {metric} is not logged; leave it out")
@@ -204,9 +204,9 @@ class _Checks:
         near = difflib.get_close_matches(metric, known, 1, 0.3)
         hint = f"; did you mean {near[0]}?" if near else f"; it logs {', '.join(sorted(known))}"
         require(bool(names), f"metric {metric}: not logged by `{command}`{hint}")
-        if not self._unknown & {*names}:
+        if not self._unknown & {(metric, name) for name in names}:
             print(f"metric {metric}: not checked, because only {', '.join(names)} may log it{hint}", file=sys.stderr)
-        self._unknown |= {*names}
+        self._unknown |= {(metric, name) for name in names}
 
 
 def _as_json(values: dict[str, Any]) -> str:

@@ -2,23 +2,29 @@
 
 import hashlib
 import os
+import re
+import shlex
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning_score.commands.arguments import Arguments
+from lightning_score.commands.arguments import Arguments, Option
 from lightning_score.commands.configs import find_config
 from lightning_score.commands.parser import Parser
 from lightning_score.errors import require
 from lightning_score.stopping import patience
 from lightning_score.sweep.check import check_settings
-from lightning_score.sweep.draws import plan_trials
+from lightning_score.sweep.draws import Plan, plan_trials
 from lightning_score.sweep.engine import SweepRunner
-from lightning_score.sweep.folder import DATABASE, check_folder, folder_of, make_folder
+from lightning_score.sweep.folder import DATABASE, FILE, check_folder, folder_of, make_folder
 from lightning_score.sweep.processes import PATIENCE, Interruption
+from lightning_score.sweep.slurm import check_options, script, submit, write_script
 from lightning_score.sweep.spec import Sweep, read_sweep_file
-from lightning_score.sweep.study import Study
+from lightning_score.sweep.study import FAILED, Study, Unusable
 from lightning_score.sweep.summary import summarize, summarize_wandb
+from lightning_score.sweep.trials import patience as patience_of
 
 
 def sweep(arguments: Arguments) -> None:
@@ -30,7 +36,9 @@ def sweep(arguments: Arguments) -> None:
     Raises:
         InputError: the file, a parameter, the metric, the checkpoint or the database is invalid.
     """
-    options = _parser().parse_args(arguments)
+    old = Option("--retry", (FAILED,), True)  # its name in earlier versions
+    given = tuple(old if option.name == "--retry_failed" else option for option in arguments.options)
+    options = _parser().parse_args(replace(arguments, options=given))
     for name, least in (("count", 1), ("jobs", 1), ("seed", 0)):
         value = options[name]
         require(value is None or value >= least, f"--{name} {value}: must be at least {least}")
@@ -38,6 +46,7 @@ def sweep(arguments: Arguments) -> None:
         options.wandb is None or options.file is None,
         f"--wandb {options.wandb}: does not take a file; leave {options.file} out",
     )
+    _check(options)
     with patience(), Interruption(at_once=True, patience=3 * PATIENCE) as interruption:
         if options.wandb is not None:
             summarize_wandb(options.wandb, options.runs)
@@ -48,9 +57,24 @@ def sweep(arguments: Arguments) -> None:
             raise SystemExit(interruption.code)
 
 
+def _check(options: Any) -> None:
+    """Raises `InputError` for options that do not go together."""
+    known = options.retry is None or options.retry == FAILED or re.fullmatch(r"\d{1,9}(,\d{1,9})*", options.retry)
+    again = "must be failed, or the numbers of failed trials, as 3,7; interrupted trials run again without it"
+    require(bool(known), f"--retry {options.retry}: {again}")
+    kinds = [name for name in ("wandb", "summary", "worker", "launch") if options[name]]
+    require(len(kinds) < 2, f"{' '.join(f'--{name}' for name in kinds)}: give one of them")
+    require(options.launch in (None, "slurm"), f"--launch {options.launch}: must be slurm")
+    lost = [name for name in ("submit", "slurm") if options[name]]
+    require(not lost or bool(options.launch), f"--{'/'.join(lost)}: only for --launch slurm; add that")
+    single = "--jobs: a worker runs one trial at a time; leave it out"
+    require(not options.worker or options.jobs == 1, single)
+
+
 def _run_file(options: Any, interruption: Interruption) -> None:
     spec = read_sweep_file(str(find_config(options.file, "sweeps", "")))
     name = options.name or spec.name
+    spec = replace(spec, name=name)
     folder = folder_of(options.runs, name)
     url = options.storage or f"sqlite:///{folder / DATABASE}"
     check_folder(folder, spec.text, bool(options.storage))
@@ -59,15 +83,55 @@ def _run_file(options: Any, interruption: Interruption) -> None:
         interruption.defer()
         summarize(spec, Study(spec, url, name), folder)
         return
-    plan = plan_trials(spec, options.count, options.seed)
-    print(_announcement(spec, check_settings(spec, plan), options.jobs), flush=True)
+    slurm = check_options(options.slurm or {})
+    known = _known_seed(spec, url, name, options.seed)
+    plan = plan_trials(spec, options.count, known)
+    if not options.worker:
+        print(_announcement(spec, plan, check_settings(spec, plan), options.jobs), flush=True)
     if options.dry_run:
         return
     interruption.defer()
     make_folder(folder)
-    study = Study(spec, url, name, create=True, seed=options.seed)
-    _pin_checkpoint(study, [spec.arguments(settings) for settings in plan.settings])
-    SweepRunner(spec, study, folder, options.jobs, interruption).run(plan.count, options.retry_failed)
+    study = Study(spec, url, name, create=not options.worker, seed=options.seed)
+    trials = [spec.arguments(settings) for settings in plan.settings]
+    _pin_checkpoint(study, trials)
+    seconds = patience_of(spec, trials[0].command)
+    runner = SweepRunner(spec, study, folder, options.jobs, interruption, seconds, options.worker)
+    if not options.worker:
+        runner.queue(plan.count, options.retry)
+    if options.launch and study.waiting():
+        _launch(options, folder, min(options.jobs, study.waiting()), slurm)
+    else:
+        runner.run()
+
+
+def _launch(options: Any, folder: Path, tasks: int, slurm: dict[str, str]) -> None:
+    """Writes the script of a job that runs the trials that wait, and submits it if that is asked for."""
+    kept = {
+        "name": folder.name,
+        "runs": str(Path(options.runs).resolve()),
+        "storage": options.storage,
+        "count": options.count,
+    }
+    words = [str(folder / FILE), *(f"--{name}={value}" for name, value in kept.items() if value is not None), "--worker"]
+    file = write_script(folder, script(folder.name, folder, tasks, words, slurm))
+    if options.submit:
+        print(submit(file))
+    else:
+        print(f"to submit {tasks} workers: sbatch {shlex.quote(str(file))}")
+    print(f"logs: {file.parent}; results when all trials have ended, or so far: sweep with --summary")
+
+
+def _known_seed(spec: Sweep, url: str, name: str, given: int | None) -> int | None:
+    """The seed of the draws: the given one, or that with which the sweep was started.
+
+    Raises:
+        InputError: the sweep was started with another seed, or another version of its file.
+    """
+    if spec.method != "grid":
+        with suppress(Unusable):  # it is new, or cannot be made, which is reported later
+            return Study(spec, url, name, seed=given).seed
+    return given
 
 
 def _parser() -> Parser:
@@ -77,6 +141,13 @@ def _parser() -> Parser:
         ("count", int, "Total number of trials; by default all trials of a grid."),
         ("seed", int, "Seed of methods random and bayes: the same file and seed give the same trials. 0 by default."),
         ("name", str, "Name of the sweep; by default that of the file."),
+        (
+            "retry",
+            str,
+            "Run failed trials again: failed, or their numbers, as 3,7. Training resumes from its checkpoint.",
+        ),
+        ("launch", str, "Write the script of a job array whose tasks run the trials: slurm. --jobs is the number of tasks."),
+        ("slurm", dict, "Options of sbatch for it, as --slurm.partition=gpu --slurm.time=8:00:00 --slurm.exclusive=true."),
         ("storage", str, "Database for several machines, as postgresql://user@host/name; by default a file in the folder."),
         (
             "wandb",
@@ -87,18 +158,21 @@ def _parser() -> Parser:
         parser.add_argument(f"--{name}", type=kind | None, default=None, help=text)
     parser.add_argument("--jobs", type=int, default=1, help="Number of trials that run in parallel on this machine.")
     parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs; results go to RUNS/sweeps/NAME.")
-    parser.add_argument("--retry_failed", action="store_true", help="Run failed trials again.")
+    parser.add_argument("--submit", action="store_true", help="Submit the job of --launch, which is printed otherwise.")
+    worker = "Run the trials that wait in a sweep that was started, then end: what each task of --launch does."
+    parser.add_argument("--worker", action="store_true", help=worker)
     parser.add_argument("--dry_run", action="store_true", help="Only check the file and print the cost.")
     parser.add_argument("--summary", action="store_true", help="Only write the tables and figures of the results so far.")
     return parser
 
 
-def _announcement(spec: Sweep, cost: str, jobs: int) -> str:
+def _announcement(spec: Sweep, plan: Plan, cost: str, jobs: int) -> str:
     goal = "" if spec.metric is None else f", {'maximizing' if spec.maximize else 'minimizing'} {spec.metric}"
     varied = " x ".join(spec.varied) or "no parameter"
     ending = ", fewer with early termination" if spec.hyperband else ""
     workers = f" with {jobs} workers" if jobs > 1 else ""
-    return f"{spec.name}: {spec.method} over {varied}{goal}\n{cost}{ending}{workers}"
+    seed = "" if spec.method == "grid" else f", seed {plan.seed}"
+    return f"{spec.name}: {spec.search} over {varied}{goal}{seed}\n{cost}{ending}{workers}"
 
 
 def _pin_checkpoint(study: Study, trials: Sequence[Arguments]) -> None:

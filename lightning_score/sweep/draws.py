@@ -1,13 +1,17 @@
 """Draws the settings of a sweep's trials."""
 
+import json
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import Study
-from optuna.trial import FixedTrial, FrozenTrial
+from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
 from lightning_score.errors import InputError, require
 from lightning_score.sweep.spec import Sweep
@@ -15,13 +19,21 @@ from lightning_score.sweep.users_study import UsersStudy
 
 KNOWN = 1000
 """Maximal number of random trials that are drawn for the checks."""
+SLOT, SETTINGS = "slot", "settings"
+"""Attributes of a trial, as in the study of a sweep."""
+LEARNED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+"""States of trials that the estimator learns from."""
+STARTUP = 6
+"""With several objectives, the number of random trials at the beginning."""
+DRAWS = 100
+"""How often settings are drawn again that another trial has; the second half at random."""
 
 
 def make_sampler(sweep: Sweep, seed: int) -> BaseSampler:
     """The sampler of settings when a worker takes a trial; grids and random trials are drawn before and queued."""
     if sweep.scheduler is not None and sweep.scheduler.optimizer:
         return UsersStudy(sweep.scheduler)
-    return SeededBayes(seed) if sweep.follows_results else RandomSampler(seed=seed)
+    return SeededBayes(sweep, seed) if sweep.follows_results else RandomSampler(seed=seed)
 
 
 @dataclass(frozen=True)
@@ -31,10 +43,12 @@ class Plan:
     Attributes:
         count: their number.
         settings: their settings if known in advance; for bayes and custom, examples.
+        seed: of the draws.
     """
 
     count: int
     settings: list[dict[str, Any]]
+    seed: int = 0
 
 
 def plan_trials(sweep: Sweep, count: int | None, seed: int | None) -> Plan:
@@ -43,7 +57,7 @@ def plan_trials(sweep: Sweep, count: int | None, seed: int | None) -> Plan:
     Args:
         sweep: the sweep.
         count: `--count`.
-        seed: `--seed`.
+        seed: of the draws; None: 0.
 
     Raises:
         InputError: the number is missing or above the file's `run_cap`; a grid is too large; a grid with a seed.
@@ -56,12 +70,22 @@ def plan_trials(sweep: Sweep, count: int | None, seed: int | None) -> Plan:
         sweep.scheduler.optuna()
     if grid:
         total = len(sweep.grid()[:total])
+    if sweep.follows_results and total is not None:
+        total = min(total, _combinations(sweep, total))
     if total is None:
         raise InputError(f"method {sweep.method} has no end: give --count 20, or run_cap in the file")
     if sweep.follows_results:
-        return Plan(total, sweep.drawn or [settings for _, _, settings in sweep.examples()])
+        return Plan(total, sweep.drawn or [settings for _, _, settings in sweep.examples()], seed or 0)
     values = known_values(sweep, total if grid else min(total, KNOWN), seed or 0)
-    return Plan(total, [sweep.settings(FixedTrial(each)) for each in values])
+    return Plan(total, [sweep.settings(FixedTrial(each)) for each in values], seed or 0)
+
+
+def _combinations(sweep: Sweep, otherwise: int) -> int:
+    """The number of combinations of the parameters' values; another number if it is not known or very large."""
+    if sweep.parameters and not sweep.drawn:
+        with suppress(InputError):
+            return len(sweep.grid())
+    return otherwise
 
 
 def known_values(sweep: Sweep, count: int, seed: int) -> list[dict[str, Any]]:
@@ -85,24 +109,83 @@ def known_values(sweep: Sweep, count: int, seed: int) -> list[dict[str, Any]]:
     return [trial.params for trial in trials]
 
 
-class SeededBayes(TPESampler):
+class SeededBayes(BaseSampler):
     """The tree-structured Parzen estimator of all parameters together (Bergstra et al. 2011; Falkner et al. 2018).
 
-    The draws depend only on the seed, the trial's place in the queue and the trials that have ended: a single worker draws
-    the same trials again, even if the sweep is interrupted and resumed. With several workers the first ten trials are the
-    same; the draws after them depend on which trials end first.
+    With several objectives the best trials are those that add most to the hypervolume of the front (Ozaki et al. 2022).
+    Trials that violate a constraint are worse than all others.
+
+    The draws depend only on the seed, the trial's place in the queue, and the places and results of the trials that have
+    ended: a single worker draws the same trials again, even if the sweep is interrupted and resumed. With several workers
+    the random ones at the beginning are the same; the draws after them depend on which trials end first. No trial has the
+    settings of another one while there are others left.
 
     Args:
+        sweep: the sweep.
         seed: the seed.
     """
 
-    def __init__(self, seed: int):
-        super().__init__(seed=seed)
-        self._sweep_seed = seed
+    def __init__(self, sweep: Sweep, seed: int):
+        self._sweep, self._seed = sweep, seed
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Reseeds for each trial, so that two workers do not draw the same values."""
-        parts = [self._sweep_seed, trial.user_attrs.get("slot", trial.number)]
-        seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
-        super().__init__(multivariate=True, constant_liar=True, seed=seed)
-        super().before_trial(study, trial)
+        """Draws all parameters of a trial and stores them, unless it has them because it runs again."""
+        if trial.params:
+            return
+        others = [each for each in study.get_trials(deepcopy=False) if each.number != trial.number]
+        drawn = self._draw(study, others, trial.user_attrs.get(SLOT, trial.number))
+        trial.params, trial.distributions = drawn.params, drawn.distributions
+        for name, law in drawn.distributions.items():
+            study._storage.set_trial_param(trial._trial_id, name, law.to_internal_repr(drawn.params[name]), law)
+
+    def _draw(self, study: Study, others: Sequence[FrozenTrial], slot: int) -> Trial:
+        """A trial of a new study in memory, which knows the other trials in the order of the queue."""
+        known = sorted((each for each in others if each.state in LEARNED), key=lambda each: each.user_attrs.get(SLOT, -1))
+        seen = {_as_json(each.user_attrs.get(SETTINGS)) for each in others}
+        seed = int(np.random.SeedSequence([self._seed, slot]).generate_state(1)[0])
+        copy = optuna.create_study(directions=study.directions, sampler=self._sampler(seed, len(study.directions)))
+        copy.add_trials(map(_copy_of, known))
+        for _ in range(DRAWS):
+            drawn = copy.ask()
+            try:
+                settings = self._sweep.settings(drawn)
+            except InputError:  # of the user's search space; it is raised again when the trial runs
+                break
+            if _as_json(settings) not in seen:
+                break
+            copy.sampler = copy.sampler if drawn.number < len(known) + DRAWS // 2 else RandomSampler(seed=seed)
+        return drawn
+
+    def _sampler(self, seed: int, objectives: int) -> TPESampler:
+        several: dict[str, Any] = {"n_startup_trials": STARTUP} if objectives > 1 else {}
+        conditional = self._sweep.scheduler is not None and bool(self._sweep.scheduler.search_space)
+        return TPESampler(multivariate=True, group=conditional, constant_liar=True, seed=seed, **several)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Draws what the user's search space asks for only at the second time."""
+        return RandomSampler(seed=self._seed).sample_independent(study, trial, param_name, param_distribution)
+
+
+def _copy_of(trial: FrozenTrial) -> FrozenTrial:
+    """What the estimator uses of a trial."""
+    ended = trial.state == TrialState.COMPLETE
+    return optuna.create_trial(
+        state=trial.state,
+        values=trial.values if ended else None,
+        params=trial.params,
+        distributions=trial.distributions,
+        intermediate_values=trial.intermediate_values,
+        constraints=trial.constraints,
+    )
+
+
+def _as_json(settings: Any) -> str:
+    return json.dumps(settings, sort_keys=True)

@@ -6,6 +6,8 @@ from optuna.trial import FrozenTrial
 
 from lightning_score.sweep.objectives import Objective
 
+ENDED_BY = "ended"
+"""Attribute of a study: why it ended before all planned trials."""
 NO_MORE = "the study of `optimizer` has no more trials"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_score.files import replace_text
 from lightning_score.sweep.folder import FILE
-from lightning_score.sweep.processes import PATIENCE, Interruption
+from lightning_score.sweep.processes import PATIENCE, Interruption, cores
 from lightning_score.sweep.results import TABLE
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.study import Study
@@ -19,7 +19,7 @@ from lightning_score.sweep.trials import work
 
 
 class SweepRunner:
-    """Starts the workers and shows their progress.
+    """Queues the trials of a sweep, starts the workers and shows their progress.
 
     Args:
         spec: the sweep.
@@ -27,34 +27,56 @@ class SweepRunner:
         folder: for results.
         jobs: number of workers.
         interruption: whether to stop.
+        seconds: patience with the workers after a signal.
+        leaves: whether to end as soon as no trial waits, while those of other machines are running.
     """
 
-    def __init__(self, spec: Sweep, study: Study, folder: Path, jobs: int, interruption: Interruption):
+    def __init__(
+        self,
+        spec: Sweep,
+        study: Study,
+        folder: Path,
+        jobs: int,
+        interruption: Interruption,
+        seconds: float,
+        leaves: bool = False,
+    ):
         self._spec, self._study, self._folder, self._jobs = spec, study, folder, jobs
-        self._interruption = interruption
+        self._interruption, self._seconds, self._leaves = interruption, seconds, leaves
+        interruption.patience = seconds + 2 * PATIENCE
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[Any] = []
         self._written = ""
 
-    def run(self, count: int, retry: bool = False) -> None:
-        """Runs until all trials have ended, then prints the results; after an interruption it resumes.
+    def queue(self, count: int, retry: str | None = None) -> None:
+        """Queues the trials that are not there yet, and those that were interrupted.
 
         Args:
             count: total number of trials.
-            retry: run failed trials again.
+            retry: the failed trials to run again: `failed`, or numbers.
+
+        Raises:
+            InputError: `retry` names other trials.
         """
         self._study.release()
-        again = self._study.retry() if retry else 0
+        again = self._study.retry(retry) if retry else 0
         new = self._study.queue(count, lambda: self._interruption.requested)
         done = len(self._study.trials()) - self._study.remaining()
         if done:
             retried = f", {again} failed trials again" if again else ""
             print(f"resumes after {done} trials" + (f", {new} more" if new else "") + retried, flush=True)
         replace_text(self._folder / FILE, self._spec.text)
+
+    def run(self) -> None:
+        """Runs until all trials have ended, then prints the results; after an interruption it resumes."""
+        self._study.release()
         with LiveTable(lambda: collect_results(self._spec, self._study)) as board:
             self._supervise(board)
         if self._interruption.requested:
             self._stop()
+            return
+        if self._leaves and self._study.remaining():
+            print("no trial waits; the worker that ends last writes the results", flush=True)
             return
         if self._study.ended:
             print(f"ended early: {self._study.ended}", flush=True)
@@ -62,12 +84,12 @@ class SweepRunner:
 
     def _supervise(self, board: LiveTable) -> None:
         wanted = min(self._jobs, max(self._study.remaining(), 1))
-        while self._study.remaining() and not self._interruption.requested:
+        while self._left() and not self._interruption.requested:
             alive = [worker for worker in self._workers if worker.is_alive()]
             if len(alive) < len(self._workers):
                 self._study.release()
             self._workers = alive
-            while len(self._workers) < min(wanted, self._study.remaining()):
+            while len(self._workers) < min(wanted, self._left()):
                 self._workers.append(self._start_worker(len(self._workers)))
             board.refresh()
             self._write_trials()
@@ -76,6 +98,10 @@ class SweepRunner:
             time.sleep(0.05)
         if not self._interruption.requested:
             board.refresh()
+
+    def _left(self) -> int:
+        """The number of trials for which this process needs workers or waits."""
+        return self._study.waiting() + len(self._workers) if self._leaves else self._study.remaining()
 
     def _write_trials(self) -> None:
         """Updates the table of trials on disk; its modification time shows that the sweep is alive."""
@@ -86,8 +112,9 @@ class SweepRunner:
         os.utime(self._folder / TABLE)
 
     def _start_worker(self, device: int) -> Any:
-        threads = max((os.cpu_count() or 1) // self._jobs, 1)
-        values = (self._spec, self._study.url, self._study.name, self._folder, threads, device, os.getpid())
+        threads = max(cores() // self._jobs, 1)
+        study = self._study
+        values = (self._spec, study.url, study.name, self._folder, threads, device, os.getpid(), self._seconds, self._leaves)
         worker = self._context.Process(target=work, args=values)
         resource_tracker.ensure_running()  # which unblocks signals
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # Ctrl-C in its imports would end in a traceback
@@ -99,7 +126,7 @@ class SweepRunner:
 
     def _stop(self) -> None:
         """Stops the workers, which put their trials back into the queue; puts back those of workers that were killed."""
-        end = time.monotonic() + PATIENCE + 1
+        end = time.monotonic() + self._seconds + 1
         for worker in self._workers:
             worker.terminate()
         for worker in self._workers:

@@ -29,7 +29,7 @@ def folded(found: Results) -> Results:
         return found
     groups: dict[str, list[Row]] = {}
     for row in found.rows:
-        groups.setdefault(_key(row), []).append(row)
+        groups.setdefault(fold_key(row), []).append(row)
     if all(len(rows) == 1 for rows in groups.values()):  # as for random reals: a seed each
         return found
     varied = [name for name in found.varied if name != SEED]
@@ -54,7 +54,7 @@ def _numbers(row: Row) -> tuple[float, float, float]:
     return row.value, 2 * row.error, row.spread
 
 
-def _key(row: Row) -> str:
+def fold_key(row: Row) -> str:
     """What trials share that differ in the seed of training alone; a trial without a number as its seed has its own."""
     others = {name: value for name, value in row.settings.items() if name != SEED}
     alone = None if isinstance(row.settings.get(SEED), int) else row.number

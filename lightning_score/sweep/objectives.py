@@ -2,15 +2,23 @@
 
 import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
 
 from lightning_score.errors import InputError, require
 from lightning_score.sweep.parameters import check_keys, naming
 
 CONSTRAINT = re.compile(r"\s*(\S+?)\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
+Direction = Literal["minimize", "maximize"]
 EXAMPLE = "{name: val/loss, goal: minimize}"
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 
 @dataclass(frozen=True)
@@ -104,3 +112,50 @@ def _constraint(text: Any) -> Constraint:
     if match := CONSTRAINT.fullmatch(str(text)):
         return Constraint(match[1], 1 if match[2] == "<=" else -1, float(match[3]))
     raise InputError(f"metric_constraints: {text!r}: must be a metric, <= or >=, and a number, as 'test/fid <= 2'")
+
+
+def directions(objectives: Sequence[Objective]) -> list[Direction]:
+    """Optuna's name for the goal of each objective."""
+    return ["maximize" if objective.maximize else "minimize" for objective in objectives]
+
+
+def hypervolume(values: Sequence[Sequence[float]], directions: Sequence[Direction], reference: Sequence[float]) -> float:
+    """The volume between a reference point and the Pareto front of some trials (Zitzler and Thiele 1998).
+
+    `vol(union over trials of the box from the trial to the reference)`; a trial that is not better than the reference in
+    every objective adds nothing.
+
+    Args:
+        values: of each trial, one for each objective; all finite.
+        directions: minimize or maximize, for each objective.
+        reference: the reference point.
+    """
+    return [0.0, *hypervolume_history(values, directions, reference)][-1]
+
+
+def hypervolume_history(
+    values: Sequence[Sequence[float]], directions: Sequence[Direction], reference: Sequence[float]
+) -> list[float]:
+    """The hypervolume after each trial, in the order of the trials; the arguments are those of `hypervolume`."""
+    from optuna.visualization import plot_hypervolume_history  # takes a second to import
+
+    study = optuna.create_study(directions=directions)
+    study.add_trials(optuna.create_trial(values=each) for each in values)
+    return [*map(float, plot_hypervolume_history(study, reference).data[0].y)]
+
+
+def reference_point(
+    values: Sequence[Sequence[float]], objectives: Sequence[Objective], constraints: Sequence[Constraint] = ()
+) -> list[float]:
+    """The reference point of a hypervolume: the bound of an objective where a constraint gives one, else its worst value.
+
+    Args:
+        values: of each trial, one for each objective; at least one trial.
+        objectives: the objectives.
+        constraints: bounds on metrics.
+    """
+    bounds = {(each.name, each.sign): each.bound for each in constraints}
+    worst = [
+        max(each) if not one.maximize else min(each) for one, each in zip(objectives, zip(*values, strict=True), strict=True)
+    ]
+    return [bounds.get((one.name, -1 if one.maximize else 1), value) for one, value in zip(objectives, worst, strict=True)]

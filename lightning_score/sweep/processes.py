@@ -16,7 +16,16 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE = 4.0
 """Seconds after a signal until a worker that does not react is killed."""
+SAVING = 60.0
+"""Seconds after a signal for a trial that trains, which saves a checkpoint."""
 POLL = 0.2
+
+
+def cores() -> int:
+    """The number of CPU cores that this process may use, as in a job of a cluster."""
+    given = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    allowed = [len(os.sched_getaffinity(0))] if hasattr(os, "sched_getaffinity") else []
+    return min([os.cpu_count() or 1, *allowed, *([int(given)] if given.isdecimal() else [])])
 
 
 def identity() -> str:
@@ -64,12 +73,16 @@ def in_turn(folder: str, call: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
+class Killed(Exception):
+    """The process of a trial was killed, as by the system when memory ran out: the trial returns to the queue."""
+
+
 class Stopped(BaseException):
     """Stops a trial because its process must stop; libraries do not catch it as an error or as Ctrl-C."""
 
 
 class Interruption:
-    """Whether this process must stop.
+    """Whether this process must stop. After a second Ctrl-C it exits at once.
 
     A signal handler that raises inside a database session leaves the database locked. So the handler only records the
     signal, and `check` raises between two trials or two network evaluations. Signals that this process ignores, such as
@@ -79,10 +92,13 @@ class Interruption:
         parent: process id of the parent; when the parent ends, this process must stop, too.
         at_once: the handler raises SystemExit until `defer` is called (no database is open before).
         patience: seconds after a signal until a process that does not react exits.
+
+    Attributes:
+        patience: the same.
     """
 
     def __init__(self, parent: int | None = None, at_once: bool = False, patience: float = PATIENCE):
-        self._parent, self._at_once, self._patience = parent, at_once, patience
+        self._parent, self._at_once, self.patience = parent, at_once, patience
         self._number, self._since, self._over = 0, 0.0, False
         self._before: dict[int, Callable[..., Any] | int | None] = {}
 
@@ -101,6 +117,8 @@ class Interruption:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == self._number == signal.SIGINT:
+            self.patience = 0.0
         self._number, self._since = self._number or number, self._since or time.monotonic()
         if self._at_once:
             self._at_once = False
@@ -110,7 +128,7 @@ class Interruption:
     def _watch(self) -> None:
         """Exits a process that is stuck, as `kill -9` does; database and trials stay consistent."""
         while not self._over:
-            if self._number and not self._at_once and time.monotonic() - self._since > self._patience:
+            if self._number and not self._at_once and time.monotonic() - self._since > self.patience:
                 os._exit(self.code)
             time.sleep(POLL)
 

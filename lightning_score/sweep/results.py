@@ -44,8 +44,9 @@ __all__ = ["COLUMNS", "ENDED", "SILENCE", "TABLE", "Results", "Row", "difference
            "short_name"]  # fmt: skip
 TABLE = "trials.csv"
 """The table of trials in a sweep's folder."""
-COLUMNS = ("error", "floor", "n", "nfe", "seconds", "folder", "message", "without", "paired", "worker", "floor_kind")
-"""Columns after trial, state, settings and metric: fields of a row, `without` is the jackknife; old tables lack the last."""
+COLUMNS = ("error", "floor", "n", "nfe", "seconds", "folder", "message", "without", "paired", "worker", "floor_kind",
+           "started")  # fmt: skip
+"""Columns after trial, state, settings and metric, the fields of a row; old tables lack the last five."""
 FURTHER = ("error", "floor", "without", "paired")
 """Columns of each further metric, after its own, as `val/loss_error`."""
 ENDED = ("complete", STOPPED_EARLY, "failed")
@@ -249,7 +250,7 @@ def read_csv(folder: Path) -> Results:
         table = csv.DictReader(file)
         columns = list(table.fieldnames or [])
         after = columns.index("error") if "error" in columns else 0
-        if columns[:2] != ["trial", "state"] or after < 3 or not {*COLUMNS[:-3]} <= {*columns}:
+        if columns[:2] != ["trial", "state"] or after < 3 or not {*COLUMNS[:-5]} <= {*columns}:
             raise ValueError("not a table of trials")
         names, metric = columns[2 : after - 1], columns[after - 1]
         objectives, constraints = _aims(folder, metric)
@@ -289,6 +290,7 @@ def _from_cells(
         message=cells["message"],
         worker=worker,
         floor_kind=cells.get("floor_kind", SUBSET) or "",
+        started=float(cells.get("started") or "nan"),
         values=values,
         measures={metrics[0]: numbers, **{name: _numbers(cells, name, f"{name}_") for name in metrics[1:]}},
         feasible=satisfied(values, constraints),

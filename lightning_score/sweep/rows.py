@@ -16,7 +16,7 @@ NFE = Objective("network evaluations")
 """The second objective of a sweep with one: network evaluations per sample."""
 
 
-MEASURE = ("value", "error", "floor", "n", "nfe", "jackknife", "paired", "seeds", "of_seeds", "spread")
+MEASURE = ("value", "error", "floor", "n", "nfe", "jackknife", "paired", "floor_kind", "seeds", "of_seeds", "spread")
 """The fields of a row that belong to one metric."""
 
 
@@ -40,6 +40,7 @@ class Row:
         message: why it failed, or which seeds are missing.
         worker: the process that ran it, as `host:1234`.
         floor_kind: the kind of floor, as in a `Record`; empty if unknown, for example on W&B.
+        started: when it started, in seconds since 1970, NaN if unknown.
         values: of all objectives and of the metrics of constraints, by name.
         measures: the fields of this row for each of these metrics, by name.
         feasible: whether the constraints hold.
@@ -64,6 +65,7 @@ class Row:
     message: str = ""
     worker: str = ""
     floor_kind: str = ""
+    started: float = math.nan
     values: dict[str, float] = field(default_factory=dict)
     measures: dict[str, dict[str, Any]] = field(default_factory=dict)
     feasible: bool = True

@@ -53,6 +53,12 @@ class Scheduler:
     search_space: str = ""
 
     @property
+    def text(self) -> str:
+        """The engine for a message, as `by study and space of own.py`."""
+        functions = " and ".join(name for name in (self.optimizer, self.search_space) if name)
+        return f"by {functions} of {Path(self.source).name}" if functions else f"by engine {self.engine}"
+
+    @property
     def code(self) -> str:
         """The user's file as comments of a sweep file, so that a sweep is known by both."""
         if not Path(self.source).is_file():

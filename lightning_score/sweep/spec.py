@@ -141,6 +141,15 @@ class Sweep:
         return self.scheduler.drawn() if self.scheduler is not None and self.scheduler.search_space else []
 
     @property
+    def search(self) -> str:
+        """The method for a message, and who draws the settings."""
+        if self.scheduler is None:
+            return self.method
+        seedless = self.scheduler.engine == "wandb" and self.method != "grid"
+        note = ", drawn here with a seed, which W&B's engine has not" if seedless else ""
+        return f"{self.method} {self.scheduler.text}{note}"
+
+    @property
     def follows_results(self) -> bool:
         """Whether the settings of a trial depend on the results of those before it, so that they are not known before."""
         return self.method in ("bayes", "custom")
@@ -247,7 +256,7 @@ def from_entries(entries: Any, path: str, text: str, name: str) -> Sweep:
             command=tuple(map(str, command or DEFAULT)),
             program=entries.get("program"),
             run_cap=_count("run_cap", entries.get("run_cap")),
-            hyperband=_hyperband(entries.get("early_terminate"), bool(objectives)),
+            hyperband=_hyperband(entries.get("early_terminate"), len(objectives)),
             scheduler=scheduler,
         )
 
@@ -267,14 +276,17 @@ def _count(name: str, value: Any) -> int | None:
     return value
 
 
-def _hyperband(given: Any, measured: bool) -> Hyperband | None:
+def _hyperband(given: Any, metrics: int) -> Hyperband | None:
     if given is None:
         return None
     hyperband = isinstance(given, dict) and given.get("type") == "hyperband"
     require(hyperband, f"early_terminate={given!r}: type must be hyperband")
     with naming("early_terminate"):
         check_keys(given, {"type", "min_iter", "max_iter", "s", "eta", "strict"})
-        require(measured, "needs a metric")
+        require(metrics > 0, "needs a metric")
+        require(
+            metrics == 1, f"compares trials by one metric, not by {metrics}; leave it out, or give metric instead of metrics"
+        )
         strict, eta = given.get("strict", False), given.get("eta", 3)
         require(isinstance(strict, bool), f"strict={strict!r}: must be true or false")
         require(isinstance(eta, (int, float)) and eta > 1, f"eta={eta!r}: must be above 1, as 3")

@@ -4,50 +4,54 @@ import math
 import os
 import re
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, cast
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.runs.status import STOPPED_EARLY
+from lightning_score.sweep.attempts import (
+    ERROR,
+    INTERRUPTED,
+    RETRIES,
+    SLOT,
+    SURPLUS,
+    comes_back,
+    deaths,
+    last_attempts,
+    next_attempt,
+)
 from lightning_score.sweep.draws import known_values, make_sampler
-from lightning_score.sweep.ending import NO_MORE, reached_target
-from lightning_score.sweep.processes import Stopped, identity, in_turn, is_dead
+from lightning_score.sweep.ending import ENDED_BY, NO_MORE, reached_target
+from lightning_score.sweep.objectives import directions
+from lightning_score.sweep.processes import Killed, Stopped, identity, in_turn, is_dead
 from lightning_score.sweep.scheduler import SearchEnded
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.users_study import UsersStudy
 
-SLOT, WORKER, ERROR, METRICS, SETTINGS, SURPLUS = "slot", "worker", "error", "metrics", "settings", "surplus"
-"""Attributes of a trial: place in the queue; worker; error message; metrics; settings; whether it is not needed."""
-RETRIED = "retry_history"
-"""Optuna's attribute of a trial that repeats others: their numbers."""
-ENDED_BY = "ended"
-"""Attribute of a study: why it ended before all planned trials."""
-INTERRUPTED, DEATHS = "interrupted", "deaths"
-"""Attributes of a trial: stopped by a signal; the number of workers that have died at earlier attempts."""
+WORKER, METRICS, SETTINGS = "worker", "metrics", "settings"
+"""Further attributes of a trial: its worker, its metrics, its settings."""
 HEARTBEAT, GRACE = 10, 60
 """Seconds between two heartbeats of a worker, and without heartbeat until its trial is put back into the queue."""
-RETRIES = 3
-"""How often a trial is restarted after its worker died; then it has failed."""
+FAILED = "failed"
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: STOPPED_EARLY, TrialState.FAIL: "failed",
+STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: STOPPED_EARLY, TrialState.FAIL: FAILED,
           TrialState.WAITING: "waiting"}  # fmt: skip
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-warnings.filterwarnings("ignore", category=ExperimentalWarning)
+
+Objective = Callable[["Study", Trial, dict[str, Any]], float | Sequence[float]]
 
 
-Objective = Callable[["Study", Trial, dict[str, Any]], float]
+class Unusable(InputError):
+    """A database that cannot be used, or has no study of this name."""
 
 
 class Study:
@@ -79,6 +83,7 @@ class Study:
             self.store_once("sweep", sweep.text)
             self._study.set_user_attr("seed", self.seed)  # it may change as long as nothing is queued
         self._study.sampler = make_sampler(sweep, self.seed)
+        self._study._pop_waiting_trial_id = self._take_next  # type: ignore[method-assign]
         if url.startswith("sqlite"):  # which cannot lock the row of a trial that a worker takes
             folder = os.path.dirname(make_url(url).database or "") or "."
             self._study.ask = in_turn(folder, self._study.ask)  # type: ignore[method-assign]
@@ -95,7 +100,7 @@ class Study:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             reason = "pip install 'psycopg[binary]'" if isinstance(error.__cause__ or error, ImportError) else reason
             address = re.sub("(//[^:/@]*):.*@", r"\1:***@", self.url)  # without the password
-            raise InputError(f"--storage {address}: this database cannot be used ({reason})") from error
+            raise Unusable(f"--storage {address}: this database cannot be used ({reason})") from error
 
     def _open(self, create: bool) -> optuna.Study:
         sqlite = self.url.startswith("sqlite")
@@ -110,8 +115,8 @@ class Study:
         )
         if not create:
             return optuna.load_study(storage=storage, study_name=self.name)
-        direction = StudyDirection.MAXIMIZE if self.sweep.maximize else StudyDirection.MINIMIZE
-        return optuna.create_study(storage=storage, study_name=self.name, direction=direction, load_if_exists=True)
+        wanted = directions(self.sweep.objectives) or ["minimize"]
+        return optuna.create_study(storage=storage, study_name=self.name, directions=wanted, load_if_exists=True)
 
     def store_once(self, key: str, value: Any) -> Any:
         """Stores a value unless the key has one; returns the stored value."""
@@ -152,28 +157,45 @@ class Study:
         self.store_once(ENDED_BY, reason)
         self._remove_from(0)
 
-    def retry(self) -> int:
-        """Puts the failed trials back into the queue with their values; returns their number."""
-        failed = [trial for trial in self.trials() if trial.state == TrialState.FAIL]
-        for trial in failed:
-            self._put_back(trial, deaths=0)
-        return len(failed)
+    def _take_next(self) -> int | None:
+        """Takes the waiting trial that is the first in the queue, as an interrupted one; Optuna would take it last."""
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        for trial in sorted(waiting, key=lambda each: each.user_attrs.get(SLOT, each.number)):
+            with suppress(UpdateFinishedTrialError):  # another worker has taken and ended it
+                if self._storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
+                    return trial._trial_id
+        return None
+
+    def retry(self, which: str = FAILED) -> int:
+        """Puts failed trials back into the queue with their values; returns their number.
+
+        Args:
+            which: `failed` for all of them, or numbers with commas.
+
+        Raises:
+            InputError: it names other trials.
+        """
+        known = {trial.user_attrs[SLOT]: trial for trial in self.trials() if SLOT in trial.user_attrs}
+        failed = [slot for slot, trial in known.items() if trial.state == TrialState.FAIL]
+        wanted = failed if which == FAILED else sorted({int(number) for number in which.split(",")})
+        for slot in wanted:
+            state = self.state(known[slot]) if slot in known else "not a trial of this sweep"
+            require(slot in failed, f"--retry {which}: trial {slot} is {state}; only failed trials are run again")
+        for slot in wanted:
+            self._study.add_trial(next_attempt(known[slot], killed=0))
+        return len(wanted)
 
     def trials(self) -> list[FrozenTrial]:
-        """The trials that count: without restarted and surplus ones, and only the first for each place in the queue, which
-        two processes may fill at the same time.
-        """
-        found = self._study.get_trials(deepcopy=False)
-        again = {number for trial in found for number in trial.system_attrs.get(RETRIED, [])}
-        known: dict[int, FrozenTrial] = {}
-        for trial in found:
-            if trial.number not in again and SURPLUS not in trial.user_attrs:
-                known.setdefault(trial.user_attrs.get(SLOT, -1 - trial.number), trial)
-        return list(known.values())
+        """The trials that count: the last attempt for each place in the queue."""
+        return last_attempts(self._study.get_trials(deepcopy=False))
 
     def remaining(self) -> int:
         """The number of trials that are waiting, running, or will be put back into the queue."""
-        return sum(trial.state not in ENDED or self._comes_back(trial) for trial in self.trials())
+        return sum(trial.state not in ENDED or comes_back(trial) for trial in self.trials())
+
+    def waiting(self) -> int:
+        """The number of trials that are in the queue or will be put back into it."""
+        return sum(trial.state == TrialState.WAITING or comes_back(trial) for trial in self.trials())
 
     @property
     def _storage(self) -> _CachedStorage:
@@ -208,35 +230,21 @@ class Study:
             if self._is_lost(trial, silent):
                 self._end(trial)
         for trial in self.trials():
-            if self._comes_back(trial):
-                self._put_back(trial, _deaths(trial))
-
-    @staticmethod
-    def _comes_back(trial: FrozenTrial) -> bool:
-        """Whether a trial ended without a result or an error, and its workers died at most `RETRIES` times."""
-        return trial.state == TrialState.FAIL and ERROR not in trial.user_attrs and _deaths(trial) <= RETRIES
-
-    def _put_back(self, trial: FrozenTrial, deaths: int) -> None:
-        """Queues a new trial with the values of one that has ended, in the same place and without its metrics."""
-        again = optuna.create_trial(
-            state=TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
-            user_attrs={SLOT: trial.user_attrs[SLOT], DEATHS: deaths},
-            system_attrs={**trial.system_attrs, RETRIED: [*trial.system_attrs.get(RETRIED, []), trial.number]},
-        )
-        self._study.add_trial(again)
+            if comes_back(trial):
+                self._study.add_trial(next_attempt(trial, deaths(trial)))
 
     def _end(self, trial: FrozenTrial | Trial) -> None:
         with suppress(UpdateFinishedTrialError):  # another worker has already ended it
             self._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
 
-    def work(self, objective: Objective, stop: Callable[[], bool] = lambda: False) -> None:
-        """Runs trials from the queue until it is empty.
+    def work(self, objective: Objective, stop: Callable[[], bool] = lambda: False, leaves: bool = False) -> None:
+        """Runs trials from the queue until all have ended.
 
         Args:
-            objective: returns the metric of a trial, given this study, the trial and its settings.
+            objective: returns the value of each objective, given this study, the trial and its settings; the metrics of
+                constraints are read from the trial's attribute METRICS.
             stop: whether this worker must stop; it is called between trials.
+            leaves: whether it ends as soon as no trial waits, while others are running.
         """
         while not stop():
             self.release()
@@ -247,6 +255,8 @@ class Study:
                 return
             if TrialState.WAITING in left:
                 self._run_next(objective, stop)
+            elif leaves:
+                return
             else:
                 time.sleep(0.5)  # if another worker dies, its trial returns to the queue
 
@@ -258,7 +268,7 @@ class Study:
             self.release()
             raise
 
-    def _run(self, trial: Trial, objective: Objective, stop: Callable[[], bool]) -> float:
+    def _run(self, trial: Trial, objective: Objective, stop: Callable[[], bool]) -> Sequence[float]:
         if SLOT not in trial.user_attrs or self._is_taken(trial):
             trial.set_user_attr(SURPLUS, True)
             raise RuntimeError("another worker has this trial")
@@ -268,9 +278,12 @@ class Study:
             trial.set_user_attr(SETTINGS, settings)
             if stop():
                 raise Stopped
-            value = objective(self, trial, settings)
-            require(math.isfinite(value), f"{self.sweep.metric} is {value}")
-            return value
+            measured = objective(self, trial, settings)
+            values = [measured] if isinstance(measured, (int, float)) else measured
+            for name, value in zip([each.name for each in self.sweep.objectives] or ["result"], values, strict=True):
+                require(math.isfinite(value), f"{name} is {value}")
+            self._set_constraints(trial)
+            return values
         except optuna.TrialPruned:
             raise
         except SearchEnded:
@@ -282,13 +295,26 @@ class Study:
             self._end(trial)
             raise
         except Exception as error:
-            trial.set_user_attr(ERROR, one_line(error, 500))
+            if not isinstance(error, Killed) or deaths(trial) > RETRIES:
+                trial.set_user_attr(ERROR, one_line(error, 500))
             raise
+
+    def _set_constraints(self, trial: Trial) -> None:
+        """Stores how far a trial's metrics are beyond the bounds of the sweep."""
+        metrics = trial.user_attrs.get(METRICS, {}) if self.sweep.constraints else {}
+        for number, bound in enumerate(self.sweep.constraints):
+            value = metrics.get(bound.name, math.nan)
+            require(not math.isnan(value), f"{bound.name} is {value}, which {bound} needs")
+            trial.set_constraint(str(number), bound.violation(value))
 
     def _is_taken(self, trial: Trial) -> bool:
         """Whether an earlier trial has the same place in the queue, because two machines queued it at the same time."""
         slot = trial.user_attrs[SLOT]
         return any(other.number < trial.number and other.user_attrs.get(SLOT) == slot for other in self.trials())
+
+    def reported(self, trial: Trial) -> int:
+        """The number of values of the metric that earlier attempts at a trial have reported."""
+        return len(self._storage.get_trial(trial._trial_id).intermediate_values)
 
     def should_stop(self, trial: Trial) -> bool:
         """Whether early termination stops a trial, given the values that it has reported."""
@@ -302,21 +328,3 @@ class Study:
             other.number: [sign * value for _, value in sorted(other.intermediate_values.items())] for other in self.trials()
         }
         return self.sweep.hyperband.should_stop(histories[trial.number], [values for values in histories.values() if values])
-
-    def importances(self) -> dict[str, float]:
-        """Each parameter's share of the variance of the results (functional ANOVA, Hutter et al. 2014).
-
-        Empty for fewer than four results, or if all are equal.
-        """
-        complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len(complete) < 4 or len({trial.value for trial in complete}) < 2:
-            return {}
-        with suppress(ValueError, RuntimeError):
-            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-            return optuna.importance.get_param_importances(self._study, evaluator=evaluator)
-        return {}
-
-
-def _deaths(trial: FrozenTrial) -> int:
-    """The number of workers that have died at an ended trial without an error, or at its earlier attempts."""
-    return trial.user_attrs.get(DEATHS, 0) + (not trial.user_attrs.get(INTERRUPTED))

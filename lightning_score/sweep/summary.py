@@ -1,5 +1,6 @@
 """The results of a sweep as they come in: a live table while it runs, then tables and figures in its folder."""
 
+import math
 import os
 import shlex
 import sys
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from lightning_score.files import replace_text
 from lightning_score.runs.records import SUBSET
+from lightning_score.sweep.attempts import ERROR, FOLDER, SLOT
 from lightning_score.sweep.drawing import draw
 from lightning_score.sweep.folder import FILE, check_folder, folder_of, make_folder
 from lightning_score.sweep.folds import MEANS, SEED, folded, means_csv
@@ -24,11 +26,15 @@ from lightning_score.sweep.on_wandb import fetch, publish
 from lightning_score.sweep.results import ENDED, TABLE, Results, Row, format_duration, format_number
 from lightning_score.sweep.rows import measured_fields
 from lightning_score.sweep.spec import Sweep, dotted
-from lightning_score.sweep.study import ERROR, METRICS, SETTINGS, SLOT, WORKER, Study
-from lightning_score.sweep.trials import FLOOR, FOLDER, JACKKNIFE, PAIRED, SECONDS
+from lightning_score.sweep.study import METRICS, SETTINGS, WORKER, Study
+from lightning_score.sweep.trials import FLOOR, JACKKNIFE, PAIRED, SECONDS
 
 SHOWN = 12
 """Number of trials in the live table."""
+MEASURES = "measures"
+"""Attribute of a trial: the fields of a row that are not among its metrics, by metric."""
+OF_METRIC = (("jackknife", JACKKNIFE, ()), ("paired", PAIRED, ""), ("floor_kind", FLOOR, SUBSET))
+"""The same for the first metric, in attributes of older versions, and what even older ones had."""
 LONG = 48
 """Maximal width of a column; longer text is folded."""
 
@@ -95,8 +101,8 @@ def _table(found: Results, most: int | None = None) -> Table:
         else:
             table.add_column(title, justify="right", no_wrap=True)
     if most is not None:
-        running = [cells for cells in lines if cells[-1] == "running"]
-        rest = [cells for cells in lines if cells[-1] not in ("running", "waiting")]
+        running = [cells for cells in lines if cells[-1].startswith("running")]
+        rest = [cells for cells in lines if not cells[-1].startswith(("running", "waiting"))]
         lines = rest[: max(most - len(running), 3)] + running
     for cells in lines:
         table.add_row(*cells)
@@ -169,12 +175,19 @@ def concluded(spec: Sweep, found: Results) -> Results:
 def _row(spec: Sweep, trial: FrozenTrial, state: str) -> Row:
     attributes = trial.user_attrs
     settings = attributes.get(SETTINGS) or {dotted(name): value for name, value in trial.params.items()}
-    known = {name: attributes[name] for name in (SECONDS, FOLDER, PAIRED, WORKER, FLOOR) if name in attributes}
-    known |= measured_fields(attributes.get(METRICS, {}), spec.objectives, spec.constraints)
-    if spec.metric:
-        known["measures"][spec.metric]["jackknife"] = known["jackknife"] = tuple(attributes.get(JACKKNIFE, ()))
+    known = measured_fields(attributes.get(METRICS, {}), spec.objectives, spec.constraints)
+    kept = {
+        spec.metric: {name: attributes.get(key, default) for name, key, default in OF_METRIC},
+        **attributes.get(MEASURES, {}),
+    }
+    for name, fields in known["measures"].items():
+        fields |= kept.get(name, {})
+        fields["jackknife"] = tuple(fields["jackknife"])
+    known |= known["measures"].get(spec.metric, {})
+    known |= {name: attributes[name] for name in (SECONDS, FOLDER, WORKER) if name in attributes}
+    known["started"] = trial.datetime_start.timestamp() if trial.datetime_start else math.nan
     known["message"] = attributes.get(ERROR, "its workers died") if state == "failed" else ""
-    return Row(attributes.get(SLOT, trial.number), state, dict(flatten(settings)), **{FLOOR: SUBSET, **known})
+    return Row(attributes.get(SLOT, trial.number), state, dict(flatten(settings)), **known)
 
 
 def rerun_command() -> str:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
@@ -18,24 +18,33 @@ from typing import Any
 import optuna
 import torch
 
-from lightning_score.commands.arguments import Arguments
+from lightning_score.commands.arguments import Arguments, Option
 from lightning_score.commands.base import quiet
+from lightning_score.commands.configs import trusted_modules
 from lightning_score.files import replace_text
-from lightning_score.runs.records import FILE, read_records
+from lightning_score.runs.checkpoints import last_saved
+from lightning_score.runs.folders import is_held
+from lightning_score.runs.records import FILE, Record, read_records
 from lightning_score.runs.status import STATUS, STOPPED_EARLY, read_status
+from lightning_score.sweep.attempts import FOLDER
 from lightning_score.sweep.loaded import LoadedCommand
-from lightning_score.sweep.processes import Interruption, Stopped, end_with_parent
-from lightning_score.sweep.results import leave_one_out
+from lightning_score.sweep.processes import PATIENCE, SAVING, SIGNALS, Interruption, Killed, Stopped, end_with_parent
+from lightning_score.sweep.rows import leave_one_out, metric_names
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.study import METRICS, Study
 
 SAMPLING = ("model.sampler", "model.guidance", "evaluate")
 """Settings that can change without loading the model again."""
-SECONDS, FOLDER, JACKKNIFE, PAIRED, FLOOR = "seconds", "folder", "without", "paired", "floor_kind"
+SECONDS, JACKKNIFE, PAIRED, FLOOR = "seconds", "without", "paired", "floor_kind"
 """Further attributes of a trial, named as in a row of results except for the jackknife values."""
 POLL = 0.5
-PATIENCE = 3.0
-"""Seconds between two reads of a trial's metrics, and from SIGTERM until SIGKILL."""
+"""Seconds between two reads of a trial's metrics."""
+KILLED = {-signal.SIGKILL, *(-number for number in SIGNALS), *(128 + number for number in SIGNALS)}
+"""Exit codes of a program that was killed or asked to end, as by the system when memory runs out."""
+
+MEASURES = "measures"
+"""Attribute of a trial: by the name of each objective and constrained metric, the fields `jackknife`, `paired` and
+`floor_kind` of a row of results."""
 
 Check = Callable[..., None]
 Report = Callable[[float], None]
@@ -55,7 +64,8 @@ class Trials(ABC):
 
         Args:
             arguments: the command and its options.
-            folder: for its results; must not exist. Its output goes to `<folder>.log`.
+            folder: for its results; does not exist, or holds the checkpoint of an earlier attempt. Its output goes to
+                `<folder>.log`.
             metric: the metric to optimize.
             report: called with each new value of the metric.
         """
@@ -86,7 +96,8 @@ class InProcessTrials(Trials):
 
 
 class SubprocessTrials(Trials):
-    """Any trials, each in its own process, which may crash or be killed; the metrics are read from the run folder.
+    """Any trials, each in its own process, which may crash or be killed; the metrics are read from the run folder. Training
+    resumes from the last checkpoint in its folder, if there is one.
 
     Args:
         threads: CPU threads of a trial.
@@ -100,9 +111,15 @@ class SubprocessTrials(Trials):
 
     def run(self, arguments: Arguments, folder: Path, metric: str | None, report: Report) -> dict[str, float]:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "lightning_score", *arguments.set("--output", str(folder)).command_line()]
         log = folder.with_suffix(".log")
-        with log.open("w") as file:
+        words = arguments.set("--output", str(folder)).command_line()
+        if resumable(arguments, folder):
+            words = _resuming(arguments, folder).command_line()
+            while is_held(folder):  # an earlier attempt, whose worker was killed, saves its checkpoint
+                self._check()
+                time.sleep(POLL)
+        command = [sys.executable, "-m", "lightning_score", *words]
+        with log.open("a") as file:
             process = subprocess.Popen(command, env=self._environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL,
                                        start_new_session=True,
                                        preexec_fn=partial(end_with_parent, os.getpid()))  # fmt: skip
@@ -113,6 +130,9 @@ class SubprocessTrials(Trials):
             if isinstance(reason, optuna.TrialPruned):
                 _mark_stopped_early(folder)
             raise
+        if process.returncode in KILLED:
+            self._check()  # the signal may have been sent to this process, too
+            raise Killed(f"exit code {process.returncode}: killed")
         if process.returncode != 0:
             raise TrialFailed(f"exit code {process.returncode}: {_last_line(log)}")
         return last_metrics(folder)
@@ -135,12 +155,24 @@ class SubprocessTrials(Trials):
             time.sleep(POLL)
 
 
+def resumable(arguments: Arguments, folder: Path) -> bool:
+    """Whether a folder holds a checkpoint from which a trial resumes."""
+    return arguments.command == "fit" and last_saved(folder) > 0
+
+
+def _resuming(arguments: Arguments, folder: Path) -> Arguments:
+    """The command that resumes a training with its own config, and with the classes that the sweep's command may name."""
+    trusted = ",".join(sorted(trusted_modules(arguments)))
+    trust = [Option("--trust", (trusted,), True)] if trusted else []
+    return Arguments("fit", (Option("--ckpt_path", (str(folder),), True), *trust))
+
+
 def _terminate(process: subprocess.Popen[bytes]) -> None:
     """Sends SIGTERM to a process, and kills its process group if it does not end."""
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(PATIENCE)
+            process.wait(SAVING)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -196,7 +228,22 @@ def choose_runner(sweep: Sweep, arguments: Arguments, threads: int, check: Check
     return SubprocessTrials(threads, sweep.name, check)
 
 
-def work(sweep: Sweep, url: str, name: str, folder: Path, threads: int, device: int, parent: int) -> None:
+def patience(sweep: Sweep, command: str) -> float:
+    """Seconds after a signal until a worker that does not react is killed: trials that train save a checkpoint."""
+    return PATIENCE if only_samples(sweep, command) else SAVING + PATIENCE
+
+
+def work(
+    sweep: Sweep,
+    url: str,
+    name: str,
+    folder: Path,
+    threads: int,
+    device: int,
+    parent: int,
+    seconds: float,
+    leaves: bool,
+) -> None:
     """Runs trials until none are left, a signal arrives, or the parent process ends.
 
     Args:
@@ -207,15 +254,17 @@ def work(sweep: Sweep, url: str, name: str, folder: Path, threads: int, device: 
         threads: CPU threads.
         device: the number of this worker, which selects its GPU if there are several.
         parent: process id of the parent.
+        seconds: its patience after a signal.
+        leaves: whether it ends as soon as no trial waits.
     """
-    with Interruption(parent) as interruption:
+    with Interruption(parent, patience=seconds) as interruption:
         quiet()
         torch.set_num_threads(threads)
         if torch.cuda.device_count() > 1:
             os.environ["CUDA_VISIBLE_DEVICES"] = str(device % torch.cuda.device_count())
         with suppress(Stopped):
             objective = _Objective(sweep, folder, threads, interruption.check)
-            Study(sweep, url, name).work(objective, lambda: interruption.requested)
+            Study(sweep, url, name).work(objective, lambda: interruption.requested, leaves)
         if interruption.requested:
             raise SystemExit(interruption.code)  # the trial has returned to the queue
 
@@ -227,40 +276,55 @@ class _Objective:
         self._sweep, self._folder, self._threads, self._check = sweep, folder, threads, check
         self._trials: Trials | None = None
 
-    def __call__(self, study: Study, trial: optuna.Trial, settings: dict[str, Any]) -> float:
-        folder = self._folder / "trials" / f"{trial.number:04d}"
+    def __call__(self, study: Study, trial: optuna.Trial, settings: dict[str, Any]) -> list[float]:
         arguments = self._sweep.arguments(settings)
+        folder, before = self._folder / "trials" / f"{trial.number:04d}", 0.0
+        if FOLDER in trial.user_attrs and resumable(arguments, earlier := Path(trial.user_attrs[FOLDER])):
+            folder, before = earlier, float(read_status(earlier).get("seconds", 0.0))
         if self._trials is None:
             self._trials = choose_runner(self._sweep, arguments, self._threads, self._check)
         values: list[float] = []
+        known = study.reported(trial)
 
         def report(value: float) -> None:
             values.append(value)
+            if len(values) <= known:  # by the attempt that this one resumes
+                return
             trial.report(value, len(values))
             if study.should_stop(trial):
                 raise optuna.TrialPruned
 
-        start = time.monotonic()
+        start, several = time.monotonic(), len(self._sweep.objectives) > 1
         trial.set_user_attr(FOLDER, str(folder))
         try:
-            metrics = self._trials.run(arguments, folder, self._sweep.metric, report)
+            metrics = self._trials.run(arguments, folder, None if several else self._sweep.metric, report)
         except optuna.TrialPruned:
             trial.set_user_attr(METRICS, last_metrics(folder))
             raise
         finally:
-            trial.set_user_attr(SECONDS, time.monotonic() - start)
+            trial.set_user_attr(SECONDS, before + time.monotonic() - start)
         return self._store(trial, metrics, folder)
 
-    def _store(self, trial: optuna.Trial, metrics: dict[str, float], folder: Path) -> float:
-        metric = self._sweep.metric
+    def _store(self, trial: optuna.Trial, metrics: dict[str, float], folder: Path) -> list[float]:
+        """Stores the metrics, and the jackknife values of those that are measured on samples; returns the objectives."""
         trial.set_user_attr(METRICS, metrics)
-        if metric is None:
-            return 0.0
-        if metric not in metrics:
-            raise TrialFailed(f"{metric} was not measured; measured: {', '.join(sorted(metrics)) or 'nothing'}")
+        names = metric_names(self._sweep.objectives, self._sweep.constraints)
+        missing = ", ".join(name for name in names if name not in metrics)
+        if missing:
+            raise TrialFailed(f"{missing} was not measured; measured: {', '.join(sorted(metrics)) or 'nothing'}")
         records = read_records(folder / FILE) if (folder / FILE).exists() else []
-        values, common = leave_one_out(records, metric.partition("/")[2])
-        trial.set_user_attr(JACKKNIFE, values)
-        trial.set_user_attr(PAIRED, common)
-        trial.set_user_attr(FLOOR, records[-1].floor_kind if records else "")
-        return metrics[metric]
+        measures = {name: _measure(records, name) for name in names}
+        trial.set_user_attr(MEASURES, measures)
+        for name in names[:1]:
+            trial.set_user_attr(JACKKNIFE, measures[name]["jackknife"])
+            trial.set_user_attr(PAIRED, measures[name]["paired"])
+            trial.set_user_attr(FLOOR, measures[name]["floor_kind"])
+        return [metrics[objective.name] for objective in self._sweep.objectives] or [0.0]
+
+
+def _measure(records: Sequence[Record], name: str) -> dict[str, Any]:
+    """The fields of a row of results that only the records of a metric have; without values for other metrics."""
+    metric = name.partition("/")[2]
+    values, paired = leave_one_out(records, metric)
+    kinds = [record.floor_kind for record in records if record.metric == metric]
+    return {"jackknife": values, "paired": paired, "floor_kind": kinds[-1] if kinds else ""}

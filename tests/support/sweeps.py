@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from lightning_score.errors import InputError
+from lightning_score.sweep.attempts import SLOT
 from lightning_score.sweep.spec import read_sweep_file
-from lightning_score.sweep.study import SLOT, WORKER, Study
+from lightning_score.sweep.study import WORKER, Study
 
 PARAMETERS = {
     "x": {"min": -2.0, "max": 2.0},

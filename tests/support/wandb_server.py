@@ -19,6 +19,7 @@ class WandbServer:
         uploaded: files by their path, `<run>/<name>`.
         runs: by their ids: config, history, summary, exit code.
         sweeps: by their ids: the config.
+        states: of the sweeps, by their ids.
         views: workspaces and reports, as they were sent.
     """
 
@@ -27,6 +28,7 @@ class WandbServer:
         self.uploaded: dict[str, bytes] = {}
         self.runs: dict[str, dict] = defaultdict(lambda: {"config": {}, "history": [], "summary": {}, "exit": None})
         self.sweeps: dict[str, dict] = {}
+        self.states: dict[str, str] = {}
         self.views: list[dict] = []
         self._waiting: dict[str, list[dict]] = {}
         self._agents: dict[str, str] = {}
@@ -42,8 +44,16 @@ class WandbServer:
                     "spec": values["spec"], "updatedAt": "2026-01-01T00:00:00", "createdAt": "2026-01-01T00:00:00",
                     "user": None, "previewUrl": None}  # fmt: skip
             return {"upsertView": {"view": view, "inserted": True}}
+        if "UpsertSweepState" in query:
+            self.states[values["id"]] = values["state"]
+            return {"upsertSweep": {"sweep": {"state": values["state"]}}}
         if "upsertSweep" in query:
             return self._upsert_sweep(values)
+        if "enqueueSweepRun" in query:
+            return {"enqueueSweepRun": self._enqueue(values)}
+        if "stopRun" in query:
+            self.runs[values["id"]]["stop"] = True
+            return {"stopRun": {"success": True}}
         if "createAgent" in query:
             agent = f"agent{len(self._agents)}"
             self._agents[agent] = values["sweep"]
@@ -67,10 +77,14 @@ class WandbServer:
                     "createdAt": "2026-01-01T00:00:00", "isBenchmark": False}  # fmt: skip
             edges = [{"node": node, "cursor": "p"}]
             return {"models": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}}
+        if "serverInfo" in query:
+            return {"serverInfo": {"features": [{"name": "SWEEPS_LOCAL_SCHEDULER", "isEnabled": True}]}}
         if "viewer" in query:
             viewer = {"id": "v", "entity": "somebody", "username": "somebody", "flags": "{}", "email": "a@b.c",
                       "name": "somebody", "teams": {"edges": []}, "apiKeys": {"edges": []}, "admin": False}  # fmt: skip
             return {"viewer": viewer}
+        if "SweepWatchedRuns" in query or "SweepRunsWithHistory" in query:
+            return {"project": self._polled(values)}
         if "sweep(" in query:
             return {"project": {"id": "p", "sweep": self._sweep(values)}}
         if "runs(" in query:
@@ -81,40 +95,89 @@ class WandbServer:
     def _upsert_sweep(self, values: dict) -> dict:
         name = f"sweep{len(self.sweeps)}"
         config = yaml.safe_load(values["config"])
-        self.sweeps[name] = config
+        self.sweeps[name], self.states[name] = config, "RUNNING"
+        project = {"id": "p", "name": values["projectName"], "entity": {"id": "e", "name": "somebody"}}
+        answer = {"sweep": {"name": name, "project": project}, "configValidationWarnings": []}
+        if "scheduler" in config:  # it draws the trials
+            self._waiting[name] = []
+            return {"upsertSweep": answer}
         flat = {key: entry.get("values", [entry.get("value")]) for key, entry in config["parameters"].items()}
         trials = [dict(zip(flat, each, strict=True)) for each in itertools.product(*flat.values())]
-        self._waiting[name] = [{key: {"value": value} for key, value in trial.items()} for trial in trials]
-        project = {"id": "p", "name": values["projectName"], "entity": {"id": "e", "name": "somebody"}}
-        return {"upsertSweep": {"sweep": {"name": name, "project": project}, "configValidationWarnings": []}}
+        self._waiting[name] = [
+            {"run_id": f"{name}-{i}", "args": {key: {"value": value} for key, value in trial.items()}}
+            for i, trial in enumerate(trials)
+        ]
+        return {"upsertSweep": answer}
+
+    def _enqueue(self, values: dict) -> dict:
+        """Queues a trial that a scheduler has drawn."""
+        with self._lock:
+            name, settings = values["id"], json.loads(values["config"])
+            run = f"{name}-{len(self.of_sweep(name))}"
+            self.runs[run] |= {
+                "sweep": name,
+                "config": settings,
+                "settings": {key: v["value"] for key, v in settings.items()},
+            }
+            self._waiting[name].append({"run_id": run, "args": settings})
+        return {"id": run, "runQueueItemId": run}
+
+    def of_sweep(self, name: str) -> dict[str, dict]:
+        """The runs of a sweep's trials, by their ids, in the order in which they were queued or handed out."""
+        return {run: found for run, found in self.runs.items() if found.get("sweep") == name and "settings" in found}
+
+    def _polled(self, values: dict) -> dict:
+        """What a scheduler asks for: the state of the sweep, and its runs with their metrics."""
+        name = values["sweep"]
+        wanted = json.dumps(json.loads(values.get("filters") or "{}"))
+        edges = []
+        for run, found in self.of_sweep(name).items():
+            if "filters" in values and f'"{run}"' not in wanted:
+                continue
+            history = [{"_step": i, **line} for i, line in enumerate(found["history"])]
+            node = {"id": run, "name": run, "state": self._state(run), "config": json.dumps(found["config"]),
+                    "summaryMetrics": json.dumps(found["summary"]), "sampledHistory": [history]}  # fmt: skip
+            edges.append({"node": node})
+        runs = {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}
+        return {"sweep": {"state": self.states[name], "runs": runs}, "runs": runs}
+
+    def _state(self, run: str) -> str:
+        found = self.runs[run]
+        if found["exit"] is None:
+            return "running" if found["history"] or found.get("handed") else "pending"
+        return "finished" if found["exit"] == 0 else "failed"
 
     def _sweep(self, values: dict) -> dict | None:
         config = self.sweeps.get(values.get("name") or values.get("sweep"))
         if config is None:
             return None
         name = values.get("name") or values.get("sweep")
-        return {"id": name, "name": name, "config": yaml.safe_dump(config), "state": "RUNNING", "bestLoss": None,
+        return {"id": name, "name": name, "config": yaml.safe_dump(config), "state": self.states[name], "bestLoss": None,
                 "displayName": config.get("name"), "createdAt": "2026-01-01T00:00:00", "heartbeatAt": None,
                 "updatedAt": None, "description": None, "method": config["method"], "priorRuns": {"edges": []},
-                "runs": {"edges": []}, "runCount": len(self.runs), "runCountExpected": None}  # fmt: skip
+                "controllerRunName": f"controller-{name}", "runs": {"edges": []},
+                "runCount": len(self.runs), "runCountExpected": None}  # fmt: skip
 
     def _commands(self, values: dict) -> list[dict]:
         """The next trial for an idle agent, a stop for a run that hyperband ends, or exit after the last trial."""
         name, running = self._agents[values["id"]], json.loads(values["runState"])
-        stopped = [{"type": "stop", "run_id": run} for run in running if self._is_poor(name, run)]
+        stopped = [
+            {"type": "stop", "run_id": run} for run in running if self._is_poor(name, run) or self.runs[run].get("stop")
+        ]
         if stopped or running:
             return stopped
         with self._lock:
             if not self._waiting[name]:
-                return [{"type": "exit"}]
+                drawing = "scheduler" in self.sweeps[name] and self.states[name] == "RUNNING"
+                return [] if drawing else [{"type": "exit"}]
             trial = self._waiting[name].pop(0)
-            run = f"{name}-{len(self._waiting[name])}"
-        self.runs[run]["settings"] = {key: entry["value"] for key, entry in trial.items()}
-        return [{"type": "run", "run_id": run, "args": trial, "program": self.sweeps[name].get("program")}]
+        settings = {key: entry["value"] for key, entry in trial["args"].items()}
+        self.runs[trial["run_id"]] |= {"settings": settings, "sweep": name, "handed": True}
+        return [{"type": "run", **trial, "program": self.sweeps[name].get("program")}]
 
     def _is_poor(self, name: str, run: str) -> bool:
         """Whether early termination ends a run: as soon as it has logged its metric, the strictest rule."""
-        metric = self.sweeps[name]["metric"]["name"]
+        metric = self.sweeps[name].get("metric", {}).get("name")
         return "early_terminate" in self.sweeps[name] and any(metric in line for line in self.runs[run]["history"])
 
     def _upsert_run(self, values: dict) -> dict:
@@ -122,6 +185,7 @@ class WandbServer:
             self.runs[values["name"]]["config"].update(json.loads(values["config"]))
         self.runs[values["name"]].update({key: values[key] for key in ("project", "sweep", "jobType") if values.get(key)})
         project = {"id": "p", "name": values.get("project"), "entity": {"id": "e", "name": "somebody"}}
+        self.runs[values["name"]]["started"] = self.runs[values["name"]].get("started", 0) + 1
         bucket = {"id": "b", "name": values.get("name"), "displayName": values.get("displayName"), "config": "{}",
                   "historyLineCount": 0, "project": project, "sweepName": values.get("sweep")}  # fmt: skip
         return {"upsertBucket": {"bucket": bucket, "inserted": True}}
@@ -132,7 +196,7 @@ class WandbServer:
         for name, run in self.runs.items():
             if sweeps and run.get("sweep") not in sweeps:
                 continue
-            state = {None: "running", 0: "finished"}.get(run["exit"], "failed")
+            state = self._state(name)
             node = {"id": name, "name": name, "displayName": name, "tags": [], "state": state, "group": None,
                     "jobType": None, "commit": None, "readOnly": False, "createdAt": "2026-01-01T00:00:00",
                     "heartbeatAt": "2026-01-01T00:00:00", "description": None, "notes": None, "historyLineCount": 1,

@@ -57,6 +57,7 @@ def test_shipped_sweeps_fit_the_model_that_they_name(folder, capsys, name):
         ({"parameters": {"evaluate.num_samples": {"values": [40, 50]}}}, [], "did you mean test/fid_digits_50?"),
         ({"parameters": {**SAMPLES, "model.sampler.steps": {"values": [1, "1"]}}}, [], "1 and '1' give the same trial"),
         ({"early_terminate": {"type": "hyperband", "min_iter": 1}}, [], "measures only once"),
+        ({"parameters": {**SAMPLES, "seed_everything": {"values": [0, 1]}}}, [], "`test`, which trains nothing"),
         ({"run_cap": 3}, ["--count=4"], "--count 4: run_cap in the file allows 3"),
         ({}, ["--seed=1"], "--seed 1: method grid draws nothing"),
         ({}, ["--name=../steps"], "must be the name of one folder"),

@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from lightning_score.cli import run
+from lightning_score.sweep.attempts import SLOT
 from lightning_score.sweep.spec import read_sweep_file
-from lightning_score.sweep.study import SLOT, WORKER, Study
+from lightning_score.sweep.study import WORKER, Study
 from sweeps import TEST
 
 SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))

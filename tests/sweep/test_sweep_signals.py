@@ -20,9 +20,10 @@ from sqlalchemy import event
 
 from lightning_score.cli import run
 from lightning_score.errors import InputError
+from lightning_score.sweep.attempts import SLOT
 from lightning_score.sweep.processes import Interruption, Stopped, end_with_parent
 from lightning_score.sweep.results import read_csv
-from lightning_score.sweep.study import SLOT, WORKER
+from lightning_score.sweep.study import WORKER
 from sweeps import TEST, bowl, folder_fixture, make_fixture, running, started, trials, wait_for  # noqa: F401
 
 

@@ -35,24 +35,25 @@ function draw(chart) {
   own.caption.textContent = [own.text, figure.note].filter(Boolean).join(" ");
   Plotly.react(chart, figure.data, themed(figure.layout), { responsive: true, displayModeBar: false });
   if (first) {
-    chart.on("plotly_hover", ({ points }) => highlight(points[0].data.meta ?? null));
+    chart.on("plotly_hover", ({ points }) => highlight(points?.[0].data.meta ?? null));
     chart.on("plotly_unhover", () => highlight(null));
-    chart.on("plotly_click", ({ points }) => points[0].data.meta && select(points[0].data.meta));
+    chart.on("plotly_click", ({ points }) => points?.[0].data.meta && select(points[0].data.meta));
     chart.on("plotly_relayout", (changes) => own.limited?.(changes, chart));
   }
   if (figure.lines) lightUp(chart);
+  own.drawn?.(chart);
 }
 
 // A chart with its title, tools, caption and downloads. `make()` gives {data, layout, sentence}, and if it has them {lines,
-// note, kind}; `tools` are elements above it.
-function showChart(place, { key, title, text = "", tools = [], make: makeFigure, limits = false, tall = false }) {
+// note, kind}; `tools` are elements above it; `drawn` is called with the chart each time that it has been drawn.
+function showChart(place, { key, title, text = "", tools = [], make: makeFigure, limits = false, tall = false, drawn }) {
   const chart = make("div", { class: `chart${tall ? " tall" : ""}`, role: "img", "data-key": key, "aria-label": title });
   const caption = make("figcaption", {}, text);
   const name = () => `${key} ${title}`.replace(/[^\w.-]+/g, "_").replace(/^_|_$/g, "");
   const save = (format, act) => make("button", { type: "button", onclick: () => act(chart, name(), format), "aria-label": `${format.toUpperCase()} of ${title}` }, format.toUpperCase());
   const downloads = make("p", { class: "tools downloads" }, make("span", {}, "Download"), save("png", savePicture), save("svg", savePicture), save("csv", saveTable));
   const figure = make("figure", { class: "plot" }, make("h3", {}, title), ...tools.map((tool) => make("p", { class: "tools" }, tool)), chart, caption, downloads);
-  const own = { key, title, text, caption, make: makeFigure };
+  const own = { key, title, text, caption, make: makeFigure, drawn };
   if (limits) {
     downloads.append(limitsOf(key, title, chart));
     own.limited = storeLimits;

@@ -63,23 +63,6 @@ function show() {
   about(live ? `live, updated ${new Date(state.data.made * 1000).toLocaleTimeString()}` : "");
 }
 
-let version = null;
-async function poll() {
-  try {
-    const answer = await fetch("/data.json", { headers: version ? { "If-None-Match": version } : {}, cache: "no-store" });
-    if (answer.ok) {
-      version = answer.headers.get("ETag");
-      state.data = await answer.json();
-      show();
-    } else if (answer.status !== 304) throw new Error(answer.statusText);
-    else about(`live, checked ${new Date().toLocaleTimeString()}`);
-  } catch (error) {
-    if (state.data) about(`the server does not answer (${error.message})`);
-    else byId("about").textContent = `The server does not answer (${error.message}).`;
-  }
-  setTimeout(poll, 5000);
-}
-
 byId("all").addEventListener("click", () => showOnly(() => true));
 byId("none").addEventListener("click", () => showOnly(() => false));
 byId("listed").addEventListener("click", () => {

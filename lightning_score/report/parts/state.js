@@ -17,6 +17,7 @@ const state = {
   limits: {}, // of the axes of figures, by key: {x: [from, to], y: [from, to]}
   selected: null, // the line that stands out, by name
   view: {}, // chosen view of each panel, by its key
+  sweep: { name: null, others: [], trials: [], picked: {}, drag: "select" }, // shown, overlaid, selected trials, choices of figures
   run: {}, // chosen run of each section, by name
   kind: null, // of the pictures
   step: Infinity, // of the pictures
