@@ -17,7 +17,7 @@ from lightning_score.commands.parser import UsageError
 from lightning_score.commands.trainer_commands import TRAINER_COMMANDS
 from lightning_score.errors import InputError, printable, require, user_mistake
 from lightning_score.runs.folders import discarding, release
-from lightning_score.runs.wandb_logger import fail_trial, finish_run, in_trial
+from lightning_score.runs.wandb_logger import TERMINATED, fail_trial, finish_run, in_trial
 from lightning_score.sweep.macros import from_agent
 
 WITHOUT_TRAINER = {
@@ -48,7 +48,10 @@ def run(words: list[str]) -> int:
     except (KeyboardInterrupt, SystemExit) as end:  # raised by the parser after a mistake, by Lightning after a signal
         code: Any = 130 if isinstance(end, KeyboardInterrupt) else end.code
         if code:
-            fail_trial(end.message if isinstance(end, UsageError) else "ended by a signal", 2)
+            mistaken = isinstance(end, UsageError)
+            terminated = not mistaken and stopping.received == signal.SIGTERM
+            message = end.message if isinstance(end, UsageError) else "ended by a signal"
+            fail_trial(message, TERMINATED if terminated else 2, terminated)
         if not code or isinstance(end, UsageError):
             raise
         if isinstance(end, KeyboardInterrupt):

@@ -217,10 +217,10 @@ def check_configs(n, folder):
     shutil.rmtree(folder / "lightning_logs", ignore_errors=True)
 
 
-@pytest.mark.faults("configs: values replaced, left out, added", 60)
+@pytest.mark.faults("configs: values replaced, left out, added", 30)
 def test_any_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    check_configs(60, tmp_path)
+    check_configs(30, tmp_path)
 
 
 @pytest.mark.slow

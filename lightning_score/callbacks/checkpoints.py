@@ -171,7 +171,9 @@ class LastCheckpoint(Checkpoint):
         if self.asked != signal.SIGUSR1:
             return False
         if getattr(rank_zero_only, "rank", 0) == 0:
-            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+            array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+            job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]  # the latter may be the whole array's
+            subprocess.run(["scontrol", "requeue", job], check=False)
         return True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

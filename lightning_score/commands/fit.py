@@ -25,7 +25,7 @@ from lightning_score.runs.checkpoints import read_checkpoint
 from lightning_score.runs.folders import hold
 from lightning_score.runs.logs import cut_logs
 from lightning_score.runs.trust import trust_for
-from lightning_score.runs.wandb_logger import in_trial
+from lightning_score.runs.wandb_logger import TERMINATED, in_trial, stopped_by_wandb
 
 
 class Fit(TrainerCommand):
@@ -106,8 +106,8 @@ class Fit(TrainerCommand):
             self._train()
         except SystemExit as end:  # so Lightning ends after a signal
             self._print_interrupted()
-            if isinstance(end, SIGTERMException) and not in_trial():
-                raise SystemExit(143) from end  # as a shell reports it
+            if isinstance(end, SIGTERMException) and not (in_trial() and stopped_by_wandb()):
+                raise SystemExit(TERMINATED) from end
             raise
         unsaved = self._unsaved()
         trust = trust_for(self.config.as_dict())

@@ -17,12 +17,13 @@ from lightning_score.runs.old_names import with_new_names
 from lightning_score.runs.rendezvous import restarted_folder
 from lightning_score.runs.status import read_status
 from lightning_score.runs.trust import check_origin
+from lightning_score.runs.wandb_logger import in_trial
 
 
 def find_resumed_run(arguments: Arguments) -> Path | None:
     """The folder of the run that `fit` resumes: with `--ckpt_path last` the newest of its name; a run folder given in place
-    of a checkpoint; in a job that SLURM has queued again, or processes that torchrun has restarted, their own. None for a
-    new run.
+    of a checkpoint; in a job that SLURM has queued again, a trial that W&B hands out again, or processes that torchrun has
+    restarted, their own. None for a new run.
 
     Raises:
         InputError: no such run exists.
@@ -64,14 +65,15 @@ def resume(given: Arguments, folder: Path, trusted: Collection[str]) -> tuple[Ar
 
 
 def _requeued(parent: Path, output: list[str]) -> Path | None:
-    """The folder of the run that this job started before SLURM requeued it."""
-    job = os.environ.get("SLURM_JOB_ID")
+    """The folder of the run that this job started before SLURM requeued it, or of the trial that W&B hands out again."""
+    key, variable = ("wandb_run", "WANDB_RUN_ID") if in_trial() else ("slurm_job", "SLURM_JOB_ID")
+    job = os.environ.get(variable)
     if job is None:
         return None
     folders = [Path(output[-1])] if output else sorted(parent.glob("*/"), reverse=True)
     for folder in {folder.resolve(): None for folder in folders}:
         status = read_status(folder)
-        if status.get("slurm_job") == job and status.get("state") != "finished" and (folder / "last.ckpt").exists():
+        if status.get(key) == job and status.get("state") != "finished" and (folder / "last.ckpt").exists():
             return folder
     return None
 

@@ -23,7 +23,7 @@ from lightning_score.runs.checkpoints import SafeCheckpointIO
 from lightning_score.runs.folders import check_name, new_dated_folder, new_folder
 from lightning_score.runs.rendezvous import agree_on_folder, explain_lost_peer
 from lightning_score.runs.status import STOPPED_EARLY, recording
-from lightning_score.runs.wandb_logger import RunCSVLogger, in_trial, wandb_logger
+from lightning_score.runs.wandb_logger import RunCSVLogger, in_trial, stopped_by_wandb, wandb_logger
 from lightning_score.training.learned_times import require_own_times
 from lightning_score.training.sharding import check_strategy
 
@@ -134,9 +134,8 @@ class TrainerCommand(ExperimentCLI, ABC):
     def _status(self) -> AbstractContextManager[None]:
         if self.folder is None or not self.trainer.is_global_zero:
             return nullcontext()
-        terminated = STOPPED_EARLY if in_trial() else "interrupted"  # so W&B's early termination ends a trial
         given, steps = self.given.command_line(), self.trainer.max_steps
-        return recording(self.folder, given, lambda: self.trainer.global_step, steps, terminated)
+        return recording(self.folder, given, lambda: self.trainer.global_step, steps, _state_after_sigterm)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Makes the folder once model and data are known to fit, then the trainer with its loggers and callbacks."""
@@ -200,6 +199,11 @@ class TrainerCommand(ExperimentCLI, ABC):
         except RuntimeError as error:
             raise InputError(f"the checkpoint's weights do not fit the network of the options: {one_line(error)}") from error
         require_own_times(self.model)
+
+
+def _state_after_sigterm() -> str:
+    """In a trial, W&B's early termination sends the signal."""
+    return STOPPED_EARLY if in_trial() and stopped_by_wandb() else "interrupted"
 
 
 def _plugins(chosen: Any) -> list[Any]:

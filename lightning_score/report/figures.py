@@ -61,7 +61,8 @@ def data_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
             found[i][label].append(record)
     return [
         {"order": run.order, "color": color(run), "objective": objective, "epoch_steps": steps_per_epoch(run),
-         **run.once(f"drawn {most}", lambda run: {"curves": curves(run, most), "langevin": langevin(run, most)}),
+         "curves": run.once(f"curves {most}", lambda run: curves(run, most)),
+         "langevin": run.once(f"langevin {most}", lambda run: langevin(run, most)),
          "measures": {label: lines_of(run, records) for label, records in own.items()}}
         for run, objective, own in zip(runs, objectives(runs), found, strict=True)
     ]  # fmt: skip

@@ -16,6 +16,7 @@ from lightning_score.report import figures, sweeps, tables
 from lightning_score.report.finding import Reader
 from lightning_score.report.pictures import add_pictures, embed_pictures
 from lightning_score.report.reading import LINES, Run
+from lightning_score.report.standings import standings
 from lightning_score.report.values import plain_settings, values
 
 
@@ -36,6 +37,7 @@ def page_data(root: Path, reader: Reader | None = None) -> tuple[dict[str, Any],
         "measures": figures.floors(runs),
         "student": figures.student(len(runs)),
         "colors": figures.COLORS,
+        "standings": standings(runs),
         "table": tables.runs_table(runs),
         "tests": tables.tests_table(runs),
         "sweeps": [entry for entry, _ in found],
@@ -97,23 +99,48 @@ def libraries() -> dict[str, str]:
     return {"plotly.js": get_plotlyjs(), **texts}
 
 
-def render(data: Mapping[str, Any] | None, title: str, token: str = "") -> str:
-    """The page with all libraries and data; without data, a page that requests them from its server.
+FIRST = ("root", "made", "runs", "standings", "table", "left_out")
+"""What the first screen needs; the page unpacks the rest later."""
+LATER = ("config", "again", "given", "curves", "measures", "langevin", "system", "console")
+"""What it does not need of a run."""
+
+
+def split(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The data of the first screen, and the rest."""
+    first = {name: value for name, value in data.items() if name in FIRST}
+    first["runs"] = [{name: value for name, value in run.items() if name not in LATER} for run in data["runs"]]
+    rest = {name: value for name, value in data.items() if name not in FIRST}
+    rest["runs"] = [{name: run[name] for name in LATER if name in run} for run in data["runs"]]
+    return first, rest
+
+
+def render(data: Mapping[str, str] | None, title: str, token: str = "") -> str:
+    """The page with its packed parts and libraries; without them, a page that requests both from its server.
 
     Args:
-        data: the data of the page.
+        data: packed parts of the data by their names.
         title: its heading.
         token: what the server wants with a change, so that it comes from this page.
     """
     template = Environment(loader=PackageLoader(__package__, "parts"), autoescape=True).get_template("page.html")
-    own = None if data is None else packed(data)
+    own = None if data is None else {**packed_libraries(), **data}
     return template.render(title=title, data=own, token=token, templates=templates(), libraries=libraries())
 
 
-def packed(data: Mapping[str, Any]) -> str:
-    """The data in the page: compressed JSON in base64."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+def packed(text: str) -> str:
+    """A text in the page: compressed, in base64."""
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode()
+
+
+def packed_json(data: Mapping[str, Any]) -> str:
+    """Data in the page."""
+    return packed(json.dumps(data, separators=(",", ":"), allow_nan=False))
+
+
+@cache
+def packed_libraries() -> dict[str, str]:
+    """The JavaScript libraries in the page."""
+    return {name: packed(text) for name, text in libraries().items() if name.endswith(".js")}
 
 
 def render_page(root: Path, title: str, size: int) -> str:
@@ -125,8 +152,19 @@ def render_page(root: Path, title: str, size: int) -> str:
         size: maximal size of the page in bytes.
     """
     data, runs = page_data(root)
-    room = size - len(render(data, title).encode())
-    sources = embed_pictures(runs, int(0.95 * room))  # compression removes most of the second base64
-    add_pictures(data, runs, sources)
-    data["left_out"] = sum(len(pictures) for run in runs for pictures in run.pictures.values()) - len(sources)
-    return render(data, title)
+    files = [picture.file for run in runs for pictures in run.pictures.values() for picture in pictures]
+    first, more = split(data)
+    parts = {"more": packed_json(more), "sources": "\n" * len(files)}
+
+    def rendered(numbers: Mapping[Path, int]) -> str:
+        for entry in first["runs"]:
+            entry["pictures"] = {}
+        add_pictures(first, runs, numbers)
+        return render(parts | {"first": packed_json(first)}, title)
+
+    numbers = {file: i for i, file in enumerate(files)}
+    room = size - len(rendered(numbers).encode())
+    sources = embed_pictures(runs, room)
+    first["left_out"] = len(files) - len(sources)
+    parts["sources"] = "\n".join(sources.get(file, "") for file in files)
+    return rendered({file: numbers[file] for file in sources})

@@ -97,7 +97,7 @@ def version_name(file: Path) -> str:
     return hashlib.sha256(f"{file} {status.st_mtime_ns} {status.st_size}".encode()).hexdigest()[:24]
 
 
-def add_pictures(data: dict[str, Any], runs: Sequence[Run], sources: Mapping[Path, str]) -> None:
+def add_pictures(data: dict[str, Any], runs: Sequence[Run], sources: Mapping[Path, Any]) -> None:
     """Adds the pictures that have a source to the page's data of their runs and trials, by kind."""
     trials = [trial for sweep in data["sweeps"] for trial in sweep["trials"] if "pictures" in trial]
     for entry, run in zip([*data["runs"], *trials], runs, strict=True):

@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from lightning_score.errors import InputError, one_line
@@ -18,6 +17,7 @@ from lightning_score.runs.folders import LEADS_OUT, leads_out
 from lightning_score.sweep.charts import values_of
 from lightning_score.sweep.folds import SEED, fold_key, folded
 from lightning_score.sweep.importance import MOST, importances
+from lightning_score.sweep.objectives import directions, hypervolume_history, reference_point
 from lightning_score.sweep.results import ENDED, TABLE, Results, Row, difference, floors_of, numeric, read_csv, short_name
 from lightning_score.sweep.spec import Sweep, from_entries
 
@@ -116,25 +116,16 @@ def _parameter(found: Results, name: str, shares: Sequence[dict[str, float]]) ->
 
 
 def _hypervolume(found: Results) -> dict[str, Any] | None:
-    """The volume that the trials up to each one dominate, with the worst value of each objective as reference point."""
-    if len(found.objectives) < 2:
+    """The hypervolume after each complete trial that satisfies the constraints, and its reference point."""
+    rows = {row.number: [row.values.get(objective.name, math.nan) for objective in found.objectives]
+            for row in found.rows if row.state == "complete" and row.feasible}  # fmt: skip
+    known = {number: values for number, values in rows.items() if all(map(math.isfinite, values))}
+    if len(found.objectives) < 2 or not known:
         return None
-    from optuna._hypervolume import compute_hypervolume
-
-    signs = [-1 if objective.maximize else 1 for objective in found.objectives]
-    rows = [row for row in found.rows if row.state == "complete" and row.feasible]
-    values = [[row.values.get(objective.name, math.nan) for objective in found.objectives] for row in rows]
-    losses = np.array(values).reshape(-1, len(signs)) * signs
-    kept = np.flatnonzero(np.isfinite(losses).all(axis=1))
-    numbers, losses = [rows[i].number for i in kept], losses[kept]
-    if not numbers:
-        return None
-    reference = losses.max(axis=0)
-    volumes = [0.0]
-    for k in range(1, len(losses) + 1):
-        dominated = k > 1 and (losses[: k - 1] <= losses[k - 1]).all(axis=1).any()
-        volumes.append(volumes[-1] if dominated else float(compute_hypervolume(losses[:k], reference)))
-    return {"numbers": numbers, "values": rounded(volumes[1:]), "reference": rounded(signs * reference)}
+    points = [*known.values()]
+    reference = reference_point(points, found.objectives, found.constraints)
+    volumes = hypervolume_history(points, directions(found.objectives), reference)
+    return {"numbers": [*known], "values": rounded(volumes), "reference": rounded(reference)}
 
 
 def _trial(found: Results, row: Row, numbers: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lightning_score.report.figures import line_kind, measures
 from lightning_score.report.reading import Run, as_number
 from lightning_score.runs.records import PERFECT, Record
 from lightning_score.sweep.results import format_duration, format_number
@@ -19,18 +18,9 @@ COLUMNS = {
     "run": "the run folder",
     "state": "the state of the run",
     "steps": "training steps done",
-    "hours": "duration",
-    "measure": "only values of the same measure are comparable",
-    "best": "the lowest during training, of averaged weights, with two standard errors",
-    "at step": "step of the best",
-    "last": "the last during training, with two standard errors",
-    "floor": "the value of a perfect model; *: of an older version, a subset of the data against the rest",
-    "n": "samples",
-    "NFE": "network evaluations per sample",
-    "sampling s": "seconds for all n samples",
-    "bits/dim": "bits per dimension of held-out data, with two standard errors",
+    "duration": "duration of the run; in hours in the CSV file",
 }
-"""Columns of the table of runs, with explanations; settings follow."""
+"""Columns of the table of runs, with explanations; measures come after the state, and settings at the end."""
 SHOWN = 8
 """Number of differing settings in the table at first; other columns are hidden."""
 PRIVATE = ("output", "runs", "name", "ckpt_path", "config")
@@ -88,47 +78,32 @@ def differences(runs: Sequence[Run]) -> list[str]:
 
 
 def _setting(value: Any) -> Cell:
+    if isinstance(value, float):
+        return [value if math.isfinite(value) else str(value), f"{value:.6g}"]
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return [value if math.isfinite(as_number(value)) else text, text]
 
 
 def runs_table(runs: Sequence[Run]) -> dict[str, Any]:
     """A row per run; the columns have explanations."""
-    found, differing = measures(runs), differences(runs)
+    differing = differences(runs)
     rows = [
         [plain(run.name), plain(run.state), steps(run.step), cell(run.seconds / 3600, format_duration(run.seconds)),
-         *_distances(i, found), _bits(run), *(_setting(run.settings.get(name, "")) for name in differing)]
-        for i, run in enumerate(runs)
+         *(_setting(run.settings.get(name, "")) for name in differing)]
+        for run in runs
     ]  # fmt: skip
     hints = [*COLUMNS.values(), *("a setting in which runs differ" for _ in differing)]
     made = table([*COLUMNS, *differing], rows)
     for j, (column, hint) in enumerate(zip(made["columns"], hints, strict=True)):
-        hidden = j >= len(COLUMNS) + SHOWN or not any(row[j][1] for row in rows)
-        column.update(hint=hint, hidden=hidden)
+        column.update(hint=hint, hidden=j >= len(COLUMNS) + SHOWN)
+    made["columns"][3]["csv"] = "hours"
     return made
-
-
-def _distances(i: int, found: Mapping[str, Sequence[tuple[int, Record]]]) -> list[Cell]:
-    """The cells of the run's first measure, in the order of importance."""
-    for label, records in found.items():
-        own = [record for j, record in records if j == i and not line_kind(record) and math.isfinite(record.value)]
-        if own:
-            own.sort(key=lambda record: record.step)
-            best, last = min(own, key=lambda record: record.value), own[-1]
-            distances = [plain(label), with_error(best), steps(best.step), with_error(last), _floor(best)]
-            return [*distances, cell(best.n), cell(best.nfe), cell(last.seconds)]
-    return [plain(""), *[UNKNOWN] * 7]
 
 
 def _floor(record: Record) -> Cell:
     """The cell of a floor; floors of older versions, which are higher, have an asterisk."""
     key, text = cell(record.floor)
     return [key, text if record.floor_kind == PERFECT or not text else f"{text}*"]
-
-
-def _bits(run: Run) -> Cell:
-    found = [record for record in run.tests if record.metric == "bits_per_dim"]
-    return with_error(max(found, key=lambda record: record.time)) if found else UNKNOWN
 
 
 def tests_table(runs: Sequence[Run]) -> dict[str, Any]:

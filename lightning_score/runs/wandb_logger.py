@@ -8,6 +8,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ SETTINGS: dict[str, Any] = {
 }  # WANDB_SILENT=false, ... beat these
 COLUMNS = ["metric", "value", "error", "floor", "n", "nfe", "weights", "denoised", "step", "seed", "seconds", "time"]
 """Columns of the table of measurements on W&B."""
+TERMINATED = 143
+"""The exit code of a process that SIGTERM has ended, as a shell reports it."""
 _started: set[str] = set()  # ids of the W&B runs that this process started
 
 
@@ -71,14 +74,17 @@ class WandbRunLogger(WandbLogger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Adds a table of all measurements. Unless the status is "success", finishes the run: as stopped early in a trial
-        that early termination has ended, else as failed.
+        that early termination has ended, as preempted in one that another signal has ended, else as failed.
         """
         self._attempt(self._log_evaluations)
         if status != "success":
-            early = in_trial() and isinstance(sys.exc_info()[1], SIGTERMException)
+            terminated = in_trial() and isinstance(sys.exc_info()[1], SIGTERMException)
+            early = terminated and stopped_by_wandb()
             if early:
                 self._attempt(self.experiment.summary.update, {"state": STOPPED_EARLY})
-            self._attempt(self.experiment.finish, 0 if early else 1)
+            elif terminated:
+                self._attempt(self.experiment.mark_preempting)
+            self._attempt(self.experiment.finish, 0 if early else TERMINATED if terminated else 1)
 
     def _log_evaluations(self) -> None:
         file = Path(str(self.save_dir)) / EVALUATIONS
@@ -140,13 +146,34 @@ def in_trial() -> bool:
     return "WANDB_SWEEP_ID" in os.environ
 
 
+@cache
+def stopped_by_wandb() -> bool:
+    """Whether W&B has asked for the end of this trial, as early termination does; else another signal has ended it, as when
+    SLURM preempts a job, and W&B must hand the trial out again. True if W&B does not say.
+    """
+    import wandb
+
+    query = (
+        "query Stopped($e: String, $p: String, $r: String!) {"
+        " project(name: $p, entityName: $e) { run(name: $r) { stopped } } }"
+    )
+    try:
+        run = wandb.run
+        names = {"e": run.entity, "p": run.project, "r": run.id} if run else {}
+        found: Any = wandb.Api()._service_api.execute_graphql(query, variables=names)
+        return bool(found["project"]["run"]["stopped"])
+    except Exception:
+        return True
+
+
 @rank_zero_only
-def fail_trial(message: str, code: int) -> None:
+def fail_trial(message: str, code: int, terminated: bool = False) -> None:
     """Marks the W&B run of a trial that failed before training as failed, with the error; does nothing outside of a sweep.
 
     Args:
         message: the error.
         code: exit code of the process.
+        terminated: whether SIGTERM has ended it; W&B hands it out again unless it sent the signal itself.
     """
     if not in_trial():
         return
@@ -154,7 +181,10 @@ def fail_trial(message: str, code: int) -> None:
 
     with suppress(Exception):  # the error itself is printed in any case
         run = wandb.run or wandb.init(settings=wandb.Settings(**SETTINGS))
-        run.summary["error"] = message
+        if terminated and not stopped_by_wandb():
+            run.mark_preempting()
+        else:
+            run.summary["error"] = message
         run.finish(exit_code=code)
 
 
@@ -187,7 +217,9 @@ def _start(folder: Path, project: str, name: str | None) -> "Run":
 
     options: dict[str, Any] = {"dir": str(folder), "reinit": "finish_previous"}
     before = sorted(folder.glob("wandb/*run-*-*"))
-    if not in_trial():
+    if in_trial():
+        options |= {"resume": "allow"} if before else {}  # W&B has handed out a preempted trial again
+    else:
         options["project"] = os.environ.get("WANDB_PROJECT", project)
         options["name"] = os.environ.get("WANDB_NAME", name)
         if before:  # a resumed run is the same run on W&B

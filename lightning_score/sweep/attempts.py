@@ -8,6 +8,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from lightning_score.errors import require
 from lightning_score.runs.checkpoints import last_saved
 
 SLOT, ERROR, FOLDER = "slot", "error", "folder"
@@ -18,6 +19,8 @@ SURPLUS, RETRIED = "surplus", "retry_history"
 """Attributes of a trial: whether it is not needed; Optuna's, with the numbers of the earlier attempts."""
 CONSTRAINTS = "constraints"
 """How the names of Optuna's attributes with the constraints of a trial begin."""
+FAILED = "failed"
+"""The state of a failed trial, and all of them in `--retry`."""
 RETRIES = 3
 """How often a trial that was killed, or its worker, returns to the queue without a new checkpoint; then it has failed."""
 
@@ -32,6 +35,24 @@ def last_attempts(found: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         if trial.number not in again and SURPLUS not in trial.user_attrs:
             known.setdefault(trial.user_attrs.get(SLOT, -1 - trial.number), trial)
     return list(known.values())
+
+
+def failed_trials(found: Sequence[FrozenTrial], which: str = FAILED) -> list[FrozenTrial]:
+    """Those of the trials that count that have failed.
+
+    Args:
+        found: the trials that count.
+        which: `failed` for all, or numbers with commas.
+
+    Raises:
+        InputError: a number is that of another trial.
+    """
+    failed = {trial.user_attrs.get(SLOT): trial for trial in found if trial.state == TrialState.FAIL}
+    wanted = [*failed] if which == FAILED else sorted({int(number) for number in which.split(",")})
+    for number in wanted:
+        numbers = ", ".join(map(str, failed)) or "none"
+        require(number in failed, f"--retry {which}: trial {number} has not failed; those that have: {numbers}")
+    return [failed[number] for number in wanted]
 
 
 def next_attempt(trial: FrozenTrial, killed: int) -> FrozenTrial:

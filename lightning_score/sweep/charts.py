@@ -89,15 +89,21 @@ def charts(found: Results, colored: bool = False) -> dict[str, Chart]:
     if len(found.ranked) < 2:
         return named
     for objective in found.objectives:
-        for name, chart in _by_parameter(found.by(objective)).items():
+        for name, chart in by_parameter(found.by(objective)).items():
             named[f"{objective.name}: {name}" if several else name] = chart
+    return named | pareto_charts(found, colored)
+
+
+def pareto_charts(found: Results, colored: bool) -> dict[str, Chart]:
+    """The charts of each pair of objectives, or of the only one and network evaluations."""
+    named = {}
     for first, second in found.pairs:
-        if front := _pareto(found, first, second, colored):
-            named[f"{PARETO}: {first.name}, {second.name}" if len(found.pairs) > 1 else PARETO] = front
+        if chart := _pareto(found, first, second, colored):
+            named[f"{PARETO}: {first.name}, {second.name}" if len(found.pairs) > 1 else PARETO] = chart
     return named
 
 
-def _by_parameter(found: Results) -> dict[str, Chart]:
+def by_parameter(found: Results) -> dict[str, Chart]:
     """The metric against each parameter that varies."""
     rows = found.ranked
     metric, floor = _metric_axis(found.metric, rows)

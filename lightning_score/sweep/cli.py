@@ -15,14 +15,16 @@ from lightning_score.commands.configs import find_config
 from lightning_score.commands.parser import Parser
 from lightning_score.errors import require
 from lightning_score.stopping import patience
+from lightning_score.sweep.attempts import FAILED
 from lightning_score.sweep.check import check_settings
 from lightning_score.sweep.draws import Plan, plan_trials
 from lightning_score.sweep.engine import SweepRunner
 from lightning_score.sweep.folder import DATABASE, FILE, check_folder, folder_of, make_folder
+from lightning_score.sweep.overlay import compare
 from lightning_score.sweep.processes import PATIENCE, Interruption
 from lightning_score.sweep.slurm import check_options, script, submit, write_script
 from lightning_score.sweep.spec import Sweep, read_sweep_file
-from lightning_score.sweep.study import FAILED, Study, Unusable
+from lightning_score.sweep.study import Study, Unusable
 from lightning_score.sweep.summary import summarize, summarize_wandb
 from lightning_score.sweep.trials import patience as patience_of
 
@@ -47,6 +49,9 @@ def sweep(arguments: Arguments) -> None:
         f"--wandb {options.wandb}: does not take a file; leave {options.file} out",
     )
     _check(options)
+    if options.compare is not None:
+        compare(options.compare, options.runs)
+        return
     with patience(), Interruption(at_once=True, patience=3 * PATIENCE) as interruption:
         if options.wandb is not None:
             summarize_wandb(options.wandb, options.runs)
@@ -62,8 +67,10 @@ def _check(options: Any) -> None:
     known = options.retry is None or options.retry == FAILED or re.fullmatch(r"\d{1,9}(,\d{1,9})*", options.retry)
     again = "must be failed, or the numbers of failed trials, as 3,7; interrupted trials run again without it"
     require(bool(known), f"--retry {options.retry}: {again}")
-    kinds = [name for name in ("wandb", "summary", "worker", "launch") if options[name]]
+    kinds = [name for name in ("wandb", "compare", "summary", "worker", "launch") if options[name]]
     require(len(kinds) < 2, f"{' '.join(f'--{name}' for name in kinds)}: give one of them")
+    alone = options.compare is None or options.file is None
+    require(alone, f"--compare {options.compare}: does not take a file; leave {options.file} out")
     require(options.launch in (None, "slurm"), f"--launch {options.launch}: must be slurm")
     lost = [name for name in ("submit", "slurm") if options[name]]
     require(not lost or bool(options.launch), f"--{'/'.join(lost)}: only for --launch slurm; add that")
@@ -128,7 +135,7 @@ def _known_seed(spec: Sweep, url: str, name: str, given: int | None) -> int | No
     Raises:
         InputError: the sweep was started with another seed, or another version of its file.
     """
-    if spec.method != "grid":
+    if spec.takes_seed:
         with suppress(Unusable):  # it is new, or cannot be made, which is reported later
             return Study(spec, url, name, seed=given).seed
     return given
@@ -154,6 +161,7 @@ def _parser() -> Parser:
             str,
             "Write the tables and figures of a sweep that W&B has run, here and on W&B: ENTITY/PROJECT/SWEEP.",
         ),
+        ("compare", str, "Show sweeps of one measure in one table and in the same figures: names or folders, as eps,other."),
     ):
         parser.add_argument(f"--{name}", type=kind | None, default=None, help=text)
     parser.add_argument("--jobs", type=int, default=1, help="Number of trials that run in parallel on this machine.")

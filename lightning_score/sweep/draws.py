@@ -70,7 +70,7 @@ def plan_trials(sweep: Sweep, count: int | None, seed: int | None) -> Plan:
         sweep.scheduler.optuna()
     if grid:
         total = len(sweep.grid()[:total])
-    if sweep.follows_results and total is not None:
+    if sweep.follows_results and sweep.takes_seed and total is not None:  # it draws no combination twice
         total = min(total, _combinations(sweep, total))
     if total is None:
         raise InputError(f"method {sweep.method} has no end: give --count 20, or run_cap in the file")

@@ -1,10 +1,11 @@
-"""When a sweep ends before all its planned trials have run."""
+"""When a sweep ends before all its planned trials have run, and a trial before its end."""
 
 from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial
 
 from lightning_score.sweep.objectives import Objective
+from lightning_score.sweep.spec import Sweep
 
 ENDED_BY = "ended"
 """Attribute of a study: why it ended before all planned trials."""
@@ -23,3 +24,12 @@ def reached_target(objectives: Sequence[Objective], trials: Sequence[FrozenTrial
             if objective.is_reached([*(trial.values or [])[:1], *trial.intermediate_values.values()]):
                 return f"a trial has reached the target {objective.target:g} of {objective.name}"
     return ""
+
+
+def is_poor(sweep: Sweep, number: int, trials: Sequence[FrozenTrial]) -> bool:
+    """Whether the early termination of a sweep stops the trial of this number, given the values that all have reported."""
+    if sweep.hyperband is None:
+        return False
+    sign = -1 if sweep.maximize else 1
+    histories = {each.number: [sign * value for _, value in sorted(each.intermediate_values.items())] for each in trials}
+    return sweep.hyperband.should_stop(histories[number], [values for values in histories.values() if values])

@@ -66,6 +66,7 @@ class SweepRunner:
             retried = f", {again} failed trials again" if again else ""
             print(f"resumes after {done} trials" + (f", {new} more" if new else "") + retried, flush=True)
         replace_text(self._folder / FILE, self._spec.text)
+        self._write_trials()
 
     def run(self) -> None:
         """Runs until all trials have ended, then prints the results; after an interruption it resumes."""

@@ -16,7 +16,8 @@ from lightning_score.sweep.results import Results, Row
 from lightning_score.sweep.rows import measured_fields
 from lightning_score.sweep.spec import Sweep, dotted, from_entries
 
-STATES = {"finished": "complete", "running": "running", "pending": "waiting"}
+STATES = {"finished": "complete", "running": "running", "pending": "waiting", "preempting": "interrupted",
+          "preempted": "waiting"}  # fmt: skip
 """States of a run on W&B and here; any other state on W&B is `failed`."""
 
 

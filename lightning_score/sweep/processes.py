@@ -19,6 +19,8 @@ PATIENCE = 4.0
 SAVING = 60.0
 """Seconds after a signal for a trial that trains, which saves a checkpoint."""
 POLL = 0.2
+LOCK = ".lock"
+"""The file that stands in for a folder that cannot be locked."""
 
 
 def cores() -> int:
@@ -59,13 +61,18 @@ def end_with_parent(parent: int) -> None:
 
 
 def in_turn(folder: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that one process at a time calls, of all that name the same folder."""
+    """A function that one process at a time calls, of all that name the same folder, also on several machines."""
 
     def called(*args: Any, **settings: Any) -> Any:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            with suppress(OSError):  # a file system without locks of folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # NFS locks only files that are open for writing
+            os.close(descriptor)
+            descriptor = os.open(os.path.join(folder, LOCK), os.O_RDWR | os.O_CREAT, 0o666)
+            with suppress(OSError):  # a file system without locks
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
             return call(*args, **settings)
         finally:
             os.close(descriptor)

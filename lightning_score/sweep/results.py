@@ -176,7 +176,7 @@ class Results:
             lines += self.by(objective)._best_note()
         lines += [f"again: {self.again}"] if self.ranked else []
         if failed:
-            lines.append(f"{failed} of {len(trials)} trials failed; --retry_failed runs them again")
+            lines.append(f"{failed} of {len(trials)} trials failed; --retry failed runs them again")
         return lines
 
     def _front_notes(self, first: Objective, second: Objective) -> list[str]:

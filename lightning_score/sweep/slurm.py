@@ -15,7 +15,15 @@ from lightning_score.sweep.processes import SAVING
 
 FOLDER = "slurm"
 """The folder of the job's script and logs, in the folder of the sweep."""
-OURS = {"array": "", "wrap": "", "chdir": "", "open-mode": "append", "nodes": "1", "ntasks": "1", "ntasks-per-node": "1"}
+OURS = {
+    "array": None,
+    "wrap": None,
+    "chdir": None,
+    "open-mode": "append",
+    "nodes": "1",
+    "ntasks": "1",
+    "ntasks-per-node": "1",
+}
 """Options of sbatch that the script decides, and the value that they may have."""
 NAME = re.compile("[a-z][a-z0-9-]*")
 
@@ -26,7 +34,7 @@ worker=$!
 trap 'again=yes; kill -TERM "$worker"' USR1  # the time limit is near
 trap 'kill -TERM "$worker"' TERM
 until wait "$worker"; code=$?; ! kill -0 "$worker" 2> /dev/null; do :; done
-if [ "$code" = 143 ] && [ "$again" ]; then exec scontrol requeue "$SLURM_JOB_ID"; fi
+if [ "$code" = 143 ] && [ "$again" ]; then exec scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"; fi
 exit "$code"
 """
 """Before the time limit the trials return to the queue with their checkpoints, and so does the task."""
@@ -41,11 +49,11 @@ def check_options(given: Mapping[str, object]) -> dict[str, str]:
     Raises:
         InputError: one cannot be written into the script, or is decided by the sweep.
     """
-    options = {name: "" if value in (None, True, "true") else str(value) for name, value in given.items()}
+    options = {name: "" if value in (None, "true") else str(value) for name, value in given.items()}
     for name, value in options.items():
         require(bool(NAME.fullmatch(name)), f"--slurm.{name}: must be a long option of sbatch, as --slurm.partition=gpu")
         ours = f"--slurm.{name} {value}: the sweep decides this (--jobs 8 is an array of 8 tasks); leave it out"
-        require(OURS.get(name, value) == value and value != OURS.get("array"), ours)
+        require(OURS.get(name, value) == value, ours)
         require(value.isprintable(), f"--slurm.{name}={value!r}: must be one line of text")
     return options
 

@@ -150,6 +150,11 @@ class Sweep:
         return f"{self.method} {self.scheduler.text}{note}"
 
     @property
+    def takes_seed(self) -> bool:
+        """Whether settings are drawn here, with a seed; the user's own study has its own."""
+        return self.method != "grid" and (self.scheduler is None or not self.scheduler.optimizer)
+
+    @property
     def follows_results(self) -> bool:
         """Whether the settings of a trial depend on the results of those before it, so that they are not known before."""
         return self.method in ("bayes", "custom")

@@ -20,17 +20,19 @@ from lightning_score.errors import InputError, one_line, require
 from lightning_score.runs.status import STOPPED_EARLY
 from lightning_score.sweep.attempts import (
     ERROR,
+    FAILED,
     INTERRUPTED,
     RETRIES,
     SLOT,
     SURPLUS,
     comes_back,
     deaths,
+    failed_trials,
     last_attempts,
     next_attempt,
 )
 from lightning_score.sweep.draws import known_values, make_sampler
-from lightning_score.sweep.ending import ENDED_BY, NO_MORE, reached_target
+from lightning_score.sweep.ending import ENDED_BY, NO_MORE, is_poor, reached_target
 from lightning_score.sweep.objectives import directions
 from lightning_score.sweep.processes import Killed, Stopped, identity, in_turn, is_dead
 from lightning_score.sweep.scheduler import SearchEnded
@@ -41,7 +43,6 @@ WORKER, METRICS, SETTINGS = "worker", "metrics", "settings"
 """Further attributes of a trial: its worker, its metrics, its settings."""
 HEARTBEAT, GRACE = 10, 60
 """Seconds between two heartbeats of a worker, and without heartbeat until its trial is put back into the queue."""
-FAILED = "failed"
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: STOPPED_EARLY, TrialState.FAIL: FAILED,
           TrialState.WAITING: "waiting"}  # fmt: skip
@@ -141,21 +142,17 @@ class Study:
             self._study.enqueue_trial(values[slot], user_attrs={SLOT: slot})
         return len(new)
 
-    def _remove_from(self, count: int) -> None:
-        """Removes the waiting trials at place `count` of the queue and after it."""
+    def _remove_from(self, count: int, reason: str = "") -> None:
+        """Removes the waiting trials at place `count` of the queue and after it; with a reason, the sweep has ended."""
+        if reason:
+            self.store_once(ENDED_BY, reason)
         for trial in self.trials():
             if trial.state == TrialState.WAITING and trial.user_attrs.get(SLOT, 0) >= count:
                 self._storage.set_trial_user_attr(trial._trial_id, SURPLUS, True)
                 self._end(trial)
 
-    @property
-    def ended(self) -> str:
-        """Why the sweep has ended before all planned trials; an empty text if it has not."""
-        return str(self._study.user_attrs.get(ENDED_BY, ""))
-
-    def _finish(self, reason: str) -> None:
-        self.store_once(ENDED_BY, reason)
-        self._remove_from(0)
+    ended = property(lambda self: str(self._study.user_attrs.get(ENDED_BY, "")))
+    """Why the sweep has ended before all planned trials; an empty text if it has not."""
 
     def _take_next(self) -> int | None:
         """Takes the waiting trial that is the first in the queue, as an interrupted one; Optuna would take it last."""
@@ -167,22 +164,10 @@ class Study:
         return None
 
     def retry(self, which: str = FAILED) -> int:
-        """Puts failed trials back into the queue with their values; returns their number.
-
-        Args:
-            which: `failed` for all of them, or numbers with commas.
-
-        Raises:
-            InputError: it names other trials.
-        """
-        known = {trial.user_attrs[SLOT]: trial for trial in self.trials() if SLOT in trial.user_attrs}
-        failed = [slot for slot, trial in known.items() if trial.state == TrialState.FAIL]
-        wanted = failed if which == FAILED else sorted({int(number) for number in which.split(",")})
-        for slot in wanted:
-            state = self.state(known[slot]) if slot in known else "not a trial of this sweep"
-            require(slot in failed, f"--retry {which}: trial {slot} is {state}; only failed trials are run again")
-        for slot in wanted:
-            self._study.add_trial(next_attempt(known[slot], killed=0))
+        """Puts failed trials, all or those of some numbers, back into the queue with their values; returns how many."""
+        wanted = failed_trials(self.trials(), which)
+        for trial in wanted:
+            self._study.add_trial(next_attempt(trial, killed=0))
         return len(wanted)
 
     def trials(self) -> list[FrozenTrial]:
@@ -249,7 +234,7 @@ class Study:
         while not stop():
             self.release()
             if reason := reached_target(self.sweep.objectives, self.trials()):
-                self._finish(reason)
+                self._remove_from(0, reason)
             left = {trial.state for trial in self.trials()} - {*ENDED}
             if not left:
                 return
@@ -288,7 +273,7 @@ class Study:
             raise
         except SearchEnded:
             trial.set_user_attr(SURPLUS, True)
-            self._finish(NO_MORE)
+            self._remove_from(0, NO_MORE)
             raise
         except Stopped:
             trial.set_user_attr(INTERRUPTED, True)
@@ -312,19 +297,9 @@ class Study:
         slot = trial.user_attrs[SLOT]
         return any(other.number < trial.number and other.user_attrs.get(SLOT) == slot for other in self.trials())
 
-    def reported(self, trial: Trial) -> int:
-        """The number of values of the metric that earlier attempts at a trial have reported."""
-        return len(self._storage.get_trial(trial._trial_id).intermediate_values)
-
     def should_stop(self, trial: Trial) -> bool:
         """Whether early termination stops a trial, given the values that it has reported."""
         if isinstance(self._study.sampler, UsersStudy):
             self._study.pruner = self._study.sampler.pruner
             return trial.should_prune()
-        if self.sweep.hyperband is None:
-            return False
-        sign = -1 if self.sweep.maximize else 1
-        histories = {
-            other.number: [sign * value for _, value in sorted(other.intermediate_values.items())] for other in self.trials()
-        }
-        return self.sweep.hyperband.should_stop(histories[trial.number], [values for values in histories.values() if values])
+        return is_poor(self.sweep, trial.number, self.trials())

@@ -1,10 +1,7 @@
 """Workers run trials one by one: in new processes, or with a loaded model if only sampling and evaluation change."""
 
-import csv
-import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -18,20 +15,27 @@ from typing import Any
 import optuna
 import torch
 
-from lightning_score.commands.arguments import Arguments, Option
+from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.base import quiet
-from lightning_score.commands.configs import trusted_modules
-from lightning_score.files import replace_text
-from lightning_score.runs.checkpoints import last_saved
 from lightning_score.runs.folders import is_held
 from lightning_score.runs.records import FILE, Record, read_records
-from lightning_score.runs.status import STATUS, STOPPED_EARLY, read_status
+from lightning_score.runs.status import read_status
 from lightning_score.sweep.attempts import FOLDER
 from lightning_score.sweep.loaded import LoadedCommand
-from lightning_score.sweep.processes import PATIENCE, SAVING, SIGNALS, Interruption, Killed, Stopped, end_with_parent
+from lightning_score.sweep.processes import PATIENCE, SAVING, Interruption, Killed, Stopped, end_with_parent
 from lightning_score.sweep.rows import leave_one_out, metric_names
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.study import METRICS, Study
+from lightning_score.sweep.trial_run import (
+    KILLED,
+    history,
+    last_line,
+    last_metrics,
+    mark_stopped_early,
+    resumable,
+    resuming,
+    terminate,
+)
 
 SAMPLING = ("model.sampler", "model.guidance", "evaluate")
 """Settings that can change without loading the model again."""
@@ -39,8 +43,6 @@ SECONDS, JACKKNIFE, PAIRED, FLOOR = "seconds", "without", "paired", "floor_kind"
 """Further attributes of a trial, named as in a row of results except for the jackknife values."""
 POLL = 0.5
 """Seconds between two reads of a trial's metrics."""
-KILLED = {-signal.SIGKILL, *(-number for number in SIGNALS), *(128 + number for number in SIGNALS)}
-"""Exit codes of a program that was killed or asked to end, as by the system when memory runs out."""
 
 MEASURES = "measures"
 """Attribute of a trial: by the name of each objective and constrained metric, the fields `jackknife`, `paired` and
@@ -114,7 +116,7 @@ class SubprocessTrials(Trials):
         log = folder.with_suffix(".log")
         words = arguments.set("--output", str(folder)).command_line()
         if resumable(arguments, folder):
-            words = _resuming(arguments, folder).command_line()
+            words = resuming(arguments, folder).command_line()
             while is_held(folder):  # an earlier attempt, whose worker was killed, saves its checkpoint
                 self._check()
                 time.sleep(POLL)
@@ -126,15 +128,15 @@ class SubprocessTrials(Trials):
         try:
             self._watch(process, folder, metric, report)
         except BaseException as reason:
-            _terminate(process)
+            terminate(process)
             if isinstance(reason, optuna.TrialPruned):
-                _mark_stopped_early(folder)
+                mark_stopped_early(folder)
             raise
         if process.returncode in KILLED:
             self._check()  # the signal may have been sent to this process, too
             raise Killed(f"exit code {process.returncode}: killed")
         if process.returncode != 0:
-            raise TrialFailed(f"exit code {process.returncode}: {_last_line(log)}")
+            raise TrialFailed(f"exit code {process.returncode}: {last_line(log)}")
         return last_metrics(folder)
 
     def _watch(self, process: subprocess.Popen[bytes], folder: Path, metric: str | None, report: Report) -> None:
@@ -145,7 +147,7 @@ class SubprocessTrials(Trials):
             file = folder / "metrics.csv"
             written = file.stat().st_mtime if file.exists() else 0.0
             if metric and written != changed:
-                values = _history(folder).get(metric, [])
+                values = history(folder).get(metric, [])
                 for value in values[reported:]:
                     report(value)
                 reported, changed = len(values), written
@@ -153,60 +155,6 @@ class SubprocessTrials(Trials):
                 return
             self._check()
             time.sleep(POLL)
-
-
-def resumable(arguments: Arguments, folder: Path) -> bool:
-    """Whether a folder holds a checkpoint from which a trial resumes."""
-    return arguments.command == "fit" and last_saved(folder) > 0
-
-
-def _resuming(arguments: Arguments, folder: Path) -> Arguments:
-    """The command that resumes a training with its own config, and with the classes that the sweep's command may name."""
-    trusted = ",".join(sorted(trusted_modules(arguments)))
-    trust = [Option("--trust", (trusted,), True)] if trusted else []
-    return Arguments("fit", (Option("--ckpt_path", (str(folder),), True), *trust))
-
-
-def _terminate(process: subprocess.Popen[bytes]) -> None:
-    """Sends SIGTERM to a process, and kills its process group if it does not end."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(SAVING)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _mark_stopped_early(folder: Path) -> None:
-    """Records early termination in the trial's status, which otherwise only shows a signal."""
-    status = read_status(folder)
-    if status:
-        status |= {"state": STOPPED_EARLY, "message": "by the sweep's early termination"}
-        replace_text(folder / STATUS, json.dumps(status, indent=1))
-
-
-def last_metrics(folder: Path) -> dict[str, float]:
-    """The last value of each metric in a run folder."""
-    return {name: values[-1] for name, values in _history(folder).items()}
-
-
-def _history(folder: Path) -> dict[str, list[float]]:
-    """All values of each metric in a run folder."""
-    found: dict[str, list[float]] = {}
-    with suppress(FileNotFoundError), (folder / "metrics.csv").open(newline="") as lines:
-        for row in csv.DictReader(lines):
-            for name, text in row.items():
-                with suppress(ValueError, TypeError):  # no value, or a line that is not complete yet
-                    value = float(text)
-                    found.setdefault(name, []).append(value)
-    return found
-
-
-def _last_line(log: Path) -> str:
-    """The last line of a program's output, which is usually its error."""
-    lines = log.read_text(errors="replace").replace("\r", "\n").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")[:300]
 
 
 def only_samples(sweep: Sweep, command: str) -> bool:
@@ -284,7 +232,7 @@ class _Objective:
         if self._trials is None:
             self._trials = choose_runner(self._sweep, arguments, self._threads, self._check)
         values: list[float] = []
-        known = study.reported(trial)
+        known = len(trial.storage.get_trial(trial._trial_id).intermediate_values)
 
         def report(value: float) -> None:
             values.append(value)

@@ -11,13 +11,12 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_score.errors import InputError
+from lightning_score.sweep.attempts import ERROR, SLOT, SURPLUS
 from lightning_score.sweep.scheduler import DRAW, Scheduler
 
 if TYPE_CHECKING:
     from wandb.sdk.sweeps.scheduler.optuna import OptunaOptimizer
 
-SLOT, ERROR, SURPLUS = "slot", "error", "surplus"
-"""Attributes of a trial in the queue."""
 warnings.filterwarnings("ignore", "Choices for a categorical distribution")  # lists and mappings are stored as JSON
 
 

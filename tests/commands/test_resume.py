@@ -119,11 +119,11 @@ def signals():
 
 
 CASES = [
-    (15, "on_validation_batch_start", 15, signal.SIGINT),
     (10, "on_train_batch_end", 10, signal.SIGTERM),
     *(
         pytest.param(*case, marks=pytest.mark.slow)
         for case in (
+            (15, "on_validation_batch_start", 15, signal.SIGINT),
             (7, "on_before_backward", 8, signal.SIGINT),  # in the middle of a step: the next one does not begin
             (12, "on_train_batch_end", 12, signal.SIGINT),  # an epoch has 11 steps
             (30, "on_validation_epoch_end", 30, signal.SIGTERM),

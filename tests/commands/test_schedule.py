@@ -266,6 +266,7 @@ def test_auto_becomes_numbers_in_config_and_checkpoint(capsys):
     assert "config of fit only" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_auto_for_the_toy_and_a_continuous_process():
     dev = ["--trainer.callbacks=null", "--trainer.fast_dev_run=true"]
     assert run(["fit", "--config=toy", *AUTO, "--data.num_samples=1000", *dev]) == 0

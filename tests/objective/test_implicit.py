@@ -159,7 +159,14 @@ def test_implicit_with_random_signs_is_sliced_score_matching_with_reduced_varian
     torch.testing.assert_close(*losses)
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "ism-hutchinson"])  # the same loss as ssm-vr
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("ism-exact", "ssm-vr") else pytest.mark.slow)
+        for name in OBJECTIVES
+        if name != "ism-hutchinson"  # the same loss as ssm-vr
+    ],
+)
 def test_all_objectives_train_to_the_same_score(name):
     """A small network learns the score of p_sigma from each: E||learned - exact||^2 < 0.05 E||exact||^2."""
     data = GaussianMixture(num_samples=10_000)

@@ -15,26 +15,36 @@ import urllib.error
 import urllib.request
 from dataclasses import asdict, replace
 
-import plotly.graph_objects as go
 import pytest
 from run_folders import config, picture, record, run_folder, status
 
 from lightning_score.cli import run
-from lightning_score.report import figures, page, sweeps, tables
+from lightning_score.report import figures, page, tables
 from lightning_score.report.finding import find_runs
 from lightning_score.report.pictures import _spread, embed_pictures
 from lightning_score.report.reading import read_run
 from lightning_score.report.server import server
+from lightning_score.report.standings import standings
 from lightning_score.report.values import values
+from lightning_score.sweep.objectives import Objective
 from lightning_score.sweep.results import Results, Row, read_csv
 
 MOST = {name: few for name, (few, _) in figures.MOST.items()}
 
 
 def contents(file):
-    """The data of a page."""
-    packed = re.search(r'<script type="text/plain" id="data">([^<]*)</script>', file.read_text()).group(1)
-    return json.loads(gzip.decompress(base64.b64decode(packed)))
+    """The data of a page, with the pictures in their places."""
+
+    def part(name):
+        return re.search(rf'<script type="text/plain" id="{name}">([^<]*)</script>', file.read_text()).group(1)
+
+    first, more = (json.loads(gzip.decompress(base64.b64decode(part(name)))) for name in ("data", "more"))
+    sources = part("sources").split("\n")
+    for entry, rest in zip(first["runs"], more.pop("runs"), strict=True):
+        entry |= rest
+        for shown in (shown for pictures in entry["pictures"].values() for shown in pictures):
+            shown["src"] = sources[shown["src"]]
+    return first | more
 
 
 def reported(root, *options):
@@ -171,23 +181,22 @@ class TestRuns:
         (place / "evaluations.jsonl").write_text(json.dumps(asdict(record(metric="bits_per_dim", value=3.5))) + "\n")
         runs, _ = find_runs(tmp_path)
         assert [(each.name, each.state) for each in runs] == [("converted", "measured")]
-        assert column(tables.runs_table(runs), "bits/dim") == {"converted": "3.5 ± 0.6"}
+        (measure,) = standings(runs)
+        assert measure["label"] == "bits_per_dim, test" and measure["entries"][0]["value"] == 3.5
 
     def test_the_table(self, tmp_path):
         run_folder(tmp_path / "a", lr=1e-3, best=2.0)
         run_folder(tmp_path / "b", lr=2e-3, best=1.5, seed=5)
         table = tables.runs_table(find_runs(tmp_path)[0])
         assert column(table, "model.optimizer.lr") == {"a": "0.001", "b": "0.002"}
-        assert column(table, "best") == {"a": "2.3 ± 0.6", "b": "1.72 ± 0.6"}  # at the fourth validation: x (1 + 3 e^-3)
-        assert column(table, "at step") == {"a": "1,000", "b": "1,000"}
-        assert column(table, "NFE") == {"a": "201", "b": "201"} and column(table, "hours") == {"a": "60 min", "b": "60 min"}
-        assert column(table, "floor")["a"] == "1.72*" and column(table, "n")["a"] == "898"
+        assert column(table, "steps") == {"a": "1,000", "b": "1,000"}
+        assert column(table, "duration") == {"a": "60 min", "b": "60 min"} and table["rows"][0][3][0] == 1
         assert not {"seed_everything", "model.sampler.steps", "ckpt_path"} & {each["title"] for each in table["columns"]}
 
     def test_a_setting_may_be_infinite(self, tmp_path):
         for k, value in enumerate((math.inf, 2.0)):
             config(run_folder(tmp_path / f"r{k}", seed=k), trainer={"gradient_clip_val": value})
-        assert column(reported(tmp_path)["table"], "trainer.gradient_clip_val") == {"r0": "Infinity", "r1": "2.0"}
+        assert column(reported(tmp_path)["table"], "trainer.gradient_clip_val") == {"r0": "inf", "r1": "2"}
 
     @pytest.mark.parametrize("old", [True, False])
     def test_rows_of_older_versions_are_at_the_step_of_their_pictures(self, tmp_path, old):
@@ -211,7 +220,8 @@ class TestRuns:
         data = reported(tmp_path)
         floors = {floor["name"]: floor["value"] for floor in data["measures"][0]["floors"]}
         assert floors == {"subset of the data (older version)": 1.72, "perfect model": 1.29}
-        assert column(tables.runs_table(find_runs(tmp_path)[0]), "floor") == {"a": "1.29"}
+        (entry,) = standings(find_runs(tmp_path)[0])[0]["entries"]
+        assert (entry["value"], entry["floor"], entry["floor_name"]) == (1, 1.29, "perfect model")
 
     def test_the_best_is_of_averaged_weights_and_denoised_samples(self, tmp_path):
         folder = run_folder(tmp_path / "a", best=2.0)
@@ -219,7 +229,7 @@ class TestRuns:
             for changed in ({"weights": "raw"}, {"denoised": False}):
                 file.write(json.dumps(asdict(record(value=0.1, step=1000, **changed))) + "\n")
         runs, _ = find_runs(tmp_path)
-        assert column(tables.runs_table(runs), "best") == {"a": "2.3 ± 0.6"}
+        assert standings(runs)[0]["entries"][0]["value"] == pytest.approx(2 * (1 + 3 * math.exp(-3)), rel=1e-5)
         (lines,) = figures.data_of(runs)[0]["measures"].values()
         assert [line["kind"] for line in lines] == ["", "raw weights", "not denoised"]
 
@@ -305,10 +315,6 @@ class TestProvenance:
         assert line["errors"] == [0.6] * 4 and line["n"] == [898] * 4 and line["nfe"] == [201.0] * 4
 
 
-def _all_figures(data):
-    return [view["figure"] for each in data["sweeps"] if each["panel"] for view in each["panel"]["views"]]
-
-
 def _sweep(folder, rows=12, floor_kind=""):
     settings = [{"model.sampler.step_size": 1e-5 * (1 + k % 3), "model.sampler.steps": 5 * (1 + k // 3),
                  "model.sampler.denoise": "Tweedie"} for k in range(rows)]  # fmt: skip
@@ -343,7 +349,8 @@ class TestSweeps:
         assert found.varied == written.varied and found.metric == written.metric and not found.maximize
         for one, other in zip(found.rows, written.rows, strict=True):
             assert one.settings == other.settings
-            assert repr(replace(one, settings={})) == repr(replace(other, settings={}))
+            assert repr(replace(one, settings={}, measures={})) == repr(replace(other, settings={}, measures={}))
+            assert one.measures.keys() == other.measures.keys()
         assert [row.number for row in found.front()] == [0]
 
     def test_the_direction_is_that_of_the_file(self, tmp_path):
@@ -369,32 +376,101 @@ class TestSweeps:
         """Tables of older versions have no kind of floor."""
         found = _sweep(tmp_path / "runs/sweeps/eps", floor_kind=kind or "")
         if kind is None:
-            text = "\n".join(line.rpartition(",")[0] for line in found.csv().splitlines())
+            text = "\n".join(line.rsplit(",", 2)[0] for line in found.csv().splitlines())
             (tmp_path / "runs/sweeps/eps/trials.csv").write_text(text)
         (each,) = reported(tmp_path / "runs")["sweeps"]
         names = {"perfect": "perfect model", "": "floor"}
-        assert each["panel"]["views"][-1]["figure"]["data"][-1]["name"] == names.get(
-            kind, "subset of the data (older version)"
-        )
+        name = names.get(kind, "subset of the data (older version)")
+        assert each["objectives"] == [{"name": "test/fid_digits_898", "maximize": False, "floor": [1.7, name]}]
 
-    def test_figures(self, tmp_path):
+    def test_its_data(self, tmp_path):
         _sweep(tmp_path / "runs/sweeps/eps")
         (each,) = reported(tmp_path / "runs")["sweeps"]
-        views = {view["label"]: view["figure"] for view in each["panel"]["views"]}
-        assert list(views) == [
-            "parallel coordinates", "step_size x steps", "model.sampler.step_size", "model.sampler.steps", "Pareto front"
-        ]  # fmt: skip
-        lines = views["model.sampler.steps"]["data"]
-        assert [line["name"] for line in lines[:-1]] == [f"step_size={1e-5 * k}" for k in (1, 2, 3)]
-        assert lines[0]["x"] == [5, 10, 15, 20] and lines[0]["y"] == [2, 5, 8, 11]
-        assert lines[0]["error_y"]["array"] == [0.6] * 4
-        heat = views["step_size x steps"]["data"][0]
-        assert heat["x"] == ["1e-05", "2e-05", "3e-05"] and heat["y"] == ["5", "10", "15", "20"]
-        assert heat["text"][1][2] == "7 ± 0.6" and heat["z"][1][2] == pytest.approx(math.log10(7))
-        trials, front, floor = views["Pareto front"]["data"]
-        assert trials["x"][:4] == [50, 50, 50, 100] and front["x"] == [50] and floor["y"] == [1.7, 1.7]
-        assert each["table"]["rows"][1][6][1] == "0"  # a difference of 1 at every tenth: paired, its error is none
-        assert each["table"]["rows"][-2][-1][1] == 'failed: it "broke", at last'
+        assert (each["name"], each["state"], each["ended"], each["total"]) == ("sweeps/eps", "interrupted", 13, 14)
+        assert (
+            "13 of 14 trials have ended. Best: trial 0, test/fid_digits_898 2 ± 0.6 with step_size=1e-05" in each["summary"]
+        )
+        assert [parameter["title"] for parameter in each["parameters"]] == ["step_size", "steps"]
+        assert {parameter["texts"] is None for parameter in each["parameters"]} == {True}
+        shares = [share for parameter in each["parameters"] for share in parameter["importances"]]
+        assert sum(shares) == pytest.approx(1, abs=1e-3) and shares[1] > shares[0]  # steps add 3 each, step sizes 1
+        first, second, *_, failed, waiting = each["trials"]
+        assert (
+            first["number"] == 0 and first["settings"] == [1e-5, 5] and first["values"] == [2] and first["errors"] == [0.3]
+        )
+        assert (second["gap"], second["gapError"]) == (1, 0)  # a difference of 1 at every tenth: paired, without an error
+        assert failed["state"] == "failed" and failed["message"] == 'it "broke", at last' and failed["values"] == [None]
+        assert waiting["state"] == "waiting" and "message" not in waiting
+
+    def test_a_trial_has_its_command_log_and_pictures(self, tmp_path):
+        folder = tmp_path / "runs/sweeps/eps"
+        found = _sweep(folder)
+        table = (folder / "trials.csv").read_text()
+        (folder / "sweep.yaml").write_text(
+            "method: grid\nmetric: {name: test/fid_digits_898}\nparameters: {model.sampler.steps: {values: [5, 10]}}\n"
+            "command: ['${env}', '${interpreter}', -m, lightning_score, test, --ckpt_path=a.ckpt, '${args}']\n"
+        )
+        for row in found.rows:
+            table = table.replace(f"{row.nfe},10.0,,", f"{row.nfe},10.0,elsewhere/trials/{row.number:04d},", 1)
+        (folder / "trials.csv").write_text(table)
+        picture(folder / "trials/0001/samples/step_0000010.png", 10)
+        (folder / "trials/0001.log").write_text("x" * 5000 + "\nthe end\n")
+        (each,) = reported(tmp_path / "runs")["sweeps"]
+        first, second = each["trials"][:2]
+        assert "python -m lightning_score test" in second["again"] and "--model.sampler.steps=5" in second["again"]
+        assert second["log"] == "the end\n" and second["run"] == "sweeps/eps/trials/0001"
+        assert second["pictures"]["samples"][0]["src"].startswith("data:image/") and "pictures" not in first
+
+    def test_logs_and_pictures_of_elsewhere_are_left_out(self, tmp_path):
+        (tmp_path / "secret.log").write_text("secret")
+        picture(tmp_path / "0001/samples/step_0000010.png", 10)
+        found = _sweep(tmp_path / "runs/eps")
+        text = found.csv().replace("50.0,10.0,,", f"50.0,10.0,{tmp_path}/0001,")
+        (tmp_path / "runs/eps/trials.csv").write_text(text.replace("50.0,10.0,,", "50.0,10.0,..,"))
+        (tmp_path / "runs/eps/trials").mkdir()
+        (tmp_path / "runs/eps/trials/0001").symlink_to(tmp_path / "0001")
+        (tmp_path / "runs/eps/trials/0001.log").symlink_to(tmp_path / "secret.log")
+        (each,) = reported(tmp_path / "runs")["sweeps"]
+        assert each["problem"] == "" and not any(trial.get("log") or trial.get("pictures") for trial in each["trials"])
+
+    def test_training_seeds_are_one_trial(self, tmp_path):
+        rows = [Row(k, "complete", {"model.optimizer.lr": lr, "seed_everything": seed}, lr + seed, started=float(k))
+                for k, (lr, seed) in enumerate((lr, seed) for lr in (1.0, 2.0) for seed in (0, 1, 2))]  # fmt: skip
+        rows[5] = replace(rows[5], state="failed", value=math.nan, message="no")
+        (tmp_path / "lr").mkdir()
+        text = Results("lr", "val/loss", False, ["model.optimizer.lr", "seed_everything"], rows).csv()
+        (tmp_path / "lr/trials.csv").write_text(text)
+        (each,) = reported(tmp_path)["sweeps"]
+        one, two = each["trials"]
+        assert [len(trial["members"]) for trial in (one, two)] == [3, 3] and len(each["parameters"]) == 1
+        assert one["values"] == [2] and one["spread"] == 1 and one["seeds"] == [0, 1, 2]
+        # half of the 95 % t-interval: t(0.975, 2) / sqrt(3)
+        assert 2 * one["errors"][0] == pytest.approx(4.30265 / 3**0.5, rel=1e-4)
+        assert two["values"] == [2.5] and [member.get("message") for member in two["members"]] == [None, None, "no"]
+        assert [member["started"] for member in two["members"]] == [3, 4, 5]
+
+    def test_the_hypervolume_of_two_objectives(self, tmp_path):
+        """Boxes between (4, -4), (1, -3), (2, -2) and the worst values, (4, -4); the second objective is maximized."""
+        rows = [
+            Row(k, "complete", {"a": k}, x, values={"x": x, "y": y}) for k, (x, y) in enumerate([(4, -4), (1, -3), (2, -2)])
+        ]
+        objectives = (Objective("x"), Objective("y", True))
+        (tmp_path / "two").mkdir()
+        (tmp_path / "two/trials.csv").write_text(Results("two", "x", False, ["a"], rows, objectives=objectives).csv())
+        (tmp_path / "two/sweep.yaml").write_text("metrics: [{name: x}, {name: y, goal: maximize}]\n")
+        (each,) = reported(tmp_path)["sweeps"]
+        assert each["hypervolume"] == {"numbers": [0, 1, 2], "values": [0, 3, 5], "reference": [4, -4]}
+        assert [objective["maximize"] for objective in each["objectives"]] == [False, True]
+
+    @pytest.mark.parametrize("values", [[], [math.nan] * 3, [1.0], [math.inf, 1.0, 1.0, 1.0], [1.0] * 6])
+    def test_few_or_no_values(self, tmp_path, values):
+        rows = [
+            Row(k, "complete" if value == value else "failed", {"a": k, "b": "x"}, value) for k, value in enumerate(values)
+        ]
+        (tmp_path / "few").mkdir()
+        (tmp_path / "few/trials.csv").write_text(Results("few", "m", False, ["a"], rows).csv())
+        (each,) = reported(tmp_path)["sweeps"]
+        assert len(each["trials"]) == len(values) and (each["problem"] == "" or not values)
 
     def test_only_trials_that_train_are_runs(self, tmp_path):
         _sweep(tmp_path / "sweeps/eps")
@@ -412,21 +488,11 @@ class TestSweeps:
 
 
 class TestPage:
-    def test_every_figure_is_one_of_plotly(self, tmp_path):
-        """Its own classes, which check every property and every value, accept them."""
-        _sweep(tmp_path / "sweeps/eps")
-        found = _all_figures(reported(tmp_path))
-        assert len(found) == 5
-        for figure in found:
-            go.Figure(figure)
-
     def test_names_and_configs_are_text(self, tmp_path):
         bad = '<img src=x onerror="alert(1)">&lt;b&gt;'
         run_folder(tmp_path / bad)
         html = (reported(tmp_path), (tmp_path / "report.html").read_text())[1]
-        assert "onerror" not in html.replace(page.libraries()["plotly.js"], "").replace(
-            page.libraries()["datatables.js"], ""
-        )
+        assert "onerror" not in html
         title = '</title><script>alert("title")</script>'
         assert run(["report", str(tmp_path), "--title", title]) == 0
         assert title not in (tmp_path / "report.html").read_text()
@@ -549,8 +615,3 @@ class TestServer:
         port = served[2].server_address[1]
         assert run(["report", str(tmp_path), "--serve", "--port", str(port)]) == 2
         assert f"--port {port}: Address already in use; give another one" in capsys.readouterr().err
-
-
-def test_sweeps_with_one_trial_have_no_figures():
-    found = Results("eps", "m", False, ["a"], [Row(0, "complete", {"a": 1}, 2.0)])
-    assert sweeps.views(found) == {}

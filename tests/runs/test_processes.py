@@ -50,9 +50,9 @@ def assert_one_run(name="ncsn"):
 
 @pytest.mark.parametrize(
     ("devices", "precision", "launched"),
-    [(2, "64-true", False), *(pytest.param(*case, marks=pytest.mark.slow)
-                              for case in ((2, "32-true", True), (3, "32-true", False), (3, "64-true", False)))],
-)  # fmt: skip
+    [(2, "64-true", False), (2, "32-true", True), (3, "32-true", False), (3, "64-true", False)],
+)
+@pytest.mark.slow
 def test_samples_and_metrics_are_those_of_one_process(devices, precision, launched, checkpoint, environment):
     """The numbers do not divide: 41 samples, in batches of 8. Fewer samples than processes are refused.
 

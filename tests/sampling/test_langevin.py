@@ -143,7 +143,7 @@ class TestAnnealedLangevin:
 class TestLangevinDynamics:
     mixture, process, sigma = Mixture([[-0.8], [0.8]], [0.5, 0.3], [0.6, 0.4]), VE(0.1, 2.0), 0.3
 
-    @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+    @pytest.mark.parametrize("temperature", [0.5, *(pytest.param(t, marks=pytest.mark.slow) for t in (1.0, 2.0))])
     def test_has_the_law_of_its_temperature(self, temperature):
         """p^(1/T), by its numeric distribution function (Kolmogorov-Smirnov, 5000 particles)."""
         sampler = LangevinDynamics(4e-3, 2500, temperature, sigma=self.sigma)

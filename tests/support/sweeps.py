@@ -77,11 +77,11 @@ def folder_fixture(tmp_path, cache, checkpoint, monkeypatch):
     return tmp_path
 
 
-def trials(file, url=None):
+def trials(file, url=None, name=None):
     """All trials of a sweep, in the order of the queue."""
     sweep = read_sweep_file(file)
     url = url or f"sqlite:///{Path.cwd()}/runs/sweeps/{sweep.name}/study.db"
-    return sorted(Study(sweep, url, sweep.name).trials(), key=lambda trial: trial.user_attrs[SLOT])
+    return sorted(Study(sweep, url, name or sweep.name).trials(), key=lambda trial: trial.user_attrs[SLOT])
 
 
 def started(*arguments):

@@ -21,6 +21,7 @@ class WandbServer:
         sweeps: by their ids: the config.
         states: of the sweeps, by their ids.
         views: workspaces and reports, as they were sent.
+        patient: whether early termination ends no run.
     """
 
     def __init__(self) -> None:
@@ -30,6 +31,7 @@ class WandbServer:
         self.sweeps: dict[str, dict] = {}
         self.states: dict[str, str] = {}
         self.views: list[dict] = []
+        self.patient = False
         self._waiting: dict[str, list[dict]] = {}
         self._agents: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -51,6 +53,11 @@ class WandbServer:
             return self._upsert_sweep(values)
         if "enqueueSweepRun" in query:
             return {"enqueueSweepRun": self._enqueue(values)}
+        if "query Stopped(" in query:
+            stopped = any(
+                self._is_stopped(sweep, values["r"]) for sweep in self.sweeps if values["r"] in self.of_sweep(sweep)
+            )
+            return {"project": {"run": {"stopped": stopped}}}
         if "stopRun" in query:
             self.runs[values["id"]]["stop"] = True
             return {"stopRun": {"success": True}}
@@ -161,9 +168,7 @@ class WandbServer:
     def _commands(self, values: dict) -> list[dict]:
         """The next trial for an idle agent, a stop for a run that hyperband ends, or exit after the last trial."""
         name, running = self._agents[values["id"]], json.loads(values["runState"])
-        stopped = [
-            {"type": "stop", "run_id": run} for run in running if self._is_poor(name, run) or self.runs[run].get("stop")
-        ]
+        stopped = [{"type": "stop", "run_id": run} for run in running if self._is_stopped(name, run)]
         if stopped or running:
             return stopped
         with self._lock:
@@ -175,10 +180,15 @@ class WandbServer:
         self.runs[trial["run_id"]] |= {"settings": settings, "sweep": name, "handed": True}
         return [{"type": "run", **trial, "program": self.sweeps[name].get("program")}]
 
+    def _is_stopped(self, name: str, run: str) -> bool:
+        """Whether the server has asked for the end of a run."""
+        return self.runs[run].get("stop", False) or self._is_poor(name, run)
+
     def _is_poor(self, name: str, run: str) -> bool:
         """Whether early termination ends a run: as soon as it has logged its metric, the strictest rule."""
         metric = self.sweeps[name].get("metric", {}).get("name")
-        return "early_terminate" in self.sweeps[name] and any(metric in line for line in self.runs[run]["history"])
+        poor = not self.patient and "early_terminate" in self.sweeps[name]
+        return poor and any(metric in line for line in self.runs[run]["history"])
 
     def _upsert_run(self, values: dict) -> dict:
         if values.get("config"):
@@ -216,8 +226,14 @@ class WandbServer:
                 self.runs[run]["history"] += lines
             elif name == "wandb-summary.json":
                 self.runs[run]["summary"] = lines[-1]
+        if body.get("preempting"):
+            self.runs[run]["preempting"] = True
         if body.get("complete"):
             self.runs[run]["exit"] = body.get("exitcode", 0)
+            if body.get("exitcode") and self.runs[run].pop("preempting", False):  # it is handed out again
+                self.runs[run] |= {"exit": None, "preempted": self.runs[run].get("preempted", 0) + 1}
+                args = {key: {"value": value} for key, value in self.runs[run]["settings"].items()}
+                self._waiting[self.runs[run]["sweep"]].insert(0, {"run_id": run, "args": args})
 
     def images(self, run: str) -> list[str]:
         """The names of the pictures that a run has uploaded."""

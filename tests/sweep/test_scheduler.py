@@ -31,6 +31,10 @@ quasi = made(lambda: QMCSampler(seed=3, scramble=True))
 grid = made(lambda: GridSampler(GRID, seed=3))
 unseeded = made(TPESampler)
 
+def front(sweep):
+    goals = [metric["goal"] for metric in sweep.config["metrics"]]
+    return optuna.create_study(sampler=TPESampler(seed=3, n_startup_trials=2), directions=goals)
+
 def few(sweep):
     return random(sweep), lambda study: len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) >= 4
 
@@ -83,7 +87,7 @@ def bowl(settings):
     return (settings["x"] - 1) ** 2 + math.log10(settings["y"] / 0.01) ** 2 + (settings["z"] == "a")
 
 
-def on_wandb(file, count):
+def on_wandb(file, count, measured=lambda settings: {"m": bowl(settings)}):
     """The trials that W&B's optimizer draws from a file, one at a time."""
     with open(file) as text:
         optimizer = build_optuna_optimizer(SweepInfo("s", "s", "e", "p", yaml.safe_load(text), ""))
@@ -94,12 +98,12 @@ def on_wandb(file, count):
             break
         settings = asked[0].config.flat_dict()
         found.append(settings)
-        told = RunWithMetrics(RunConfig({}), RunState.FINISHED, "", {"m": bowl(settings)}, [])
+        told = RunWithMetrics(RunConfig({}), RunState.FINISHED, "", measured(settings), [])
         optimizer.tell_run(asked[0].run_id, told)
     return found
 
 
-def here(file, tmp_path, count, turns):
+def here(file, tmp_path, count, turns, measured=bowl):
     """The trials that workers draw here, which take turns; each turn is a new process as far as the study is concerned."""
     url = f"sqlite:///{tmp_path}/study.db"
     Study(read_sweep_file(file), url, "s", create=True).queue(count)
@@ -110,7 +114,7 @@ def here(file, tmp_path, count, turns):
 
         def objective(study, trial, settings, done=done):
             done.append(settings)
-            return bowl(settings)
+            return measured(settings)
 
         study.work(objective, lambda done=done, most=most: len(done) >= most)
     trials = sorted(study.trials(), key=lambda trial: trial.number)
@@ -266,3 +270,22 @@ def test_a_search_space_has_the_settings_that_it_draws(file):
         == read_sweep_file(file({"search_space": "conditional"}, parameters=None)).drawn
     )
     assert {settings["z"]: {*settings} for settings in sweep.drawn} == {"a": {"z", "x", "y"}, "b": {"z", "x", "y", "mixed"}}
+
+
+def test_a_search_space_without_an_own_study_is_searched_here(file, tmp_path):
+    """With a seed, by the sampler of method bayes; the settings of each trial are those of its branch."""
+    path = file({"search_space": "conditional"}, parameters=None)
+    found, _ = here(path, tmp_path, 8, ONE)
+    assert {settings["z"]: {*settings} for settings in found} == {"a": {"z", "x", "y"}, "b": {"z", "x", "y", "mixed"}}
+    (tmp_path / "again").mkdir()
+    assert here(path, tmp_path / "again", 8, ONE)[0] == found
+
+
+def test_several_objectives_of_the_users_study(file, tmp_path):
+    metrics = [{"name": "m", "goal": "minimize"}, {"name": "n", "goal": "maximize"}]
+    path = file({"optimizer": "front", "search_space": "conditional"}, parameters=None, metric=None, metrics=metrics)
+    found, study = here(path, tmp_path, 7, SEVERAL, lambda settings: [bowl(settings), settings["x"]])
+    assert found == on_wandb(path, 7, lambda settings: {"m": bowl(settings), "n": settings["x"]})
+    told = study._study.sampler._made.study
+    assert [direction.name for direction in told.directions] == ["MINIMIZE", "MAXIMIZE"]
+    assert [trial.values for trial in told.trials[:5]] == [[bowl(settings), settings["x"]] for settings in found[:5]]

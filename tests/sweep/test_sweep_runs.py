@@ -16,7 +16,7 @@ from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.logged import logged_metrics
 from lightning_score.sweep.results import read_csv
 from lightning_score.sweep.study import METRICS
-from lightning_score.sweep.trials import last_metrics
+from lightning_score.sweep.trial_run import last_metrics
 from sweeps import TEST, folder_fixture, trials  # noqa: F401
 
 FROM_FILE = ["--config", "${args_json_file}"]
@@ -87,7 +87,7 @@ def test_trials_that_train_end_early_or_fail_alone(folder, capfd):
     assert poor.state.name == "PRUNED" and len(poor.intermediate_values) < 3, printed
     assert wrong.state.name == "FAIL"
     assert good.user_attrs[METRICS]["val/fid_digits_20"] == good.value
-    assert "stopped early" in printed and "1 of 3 trials failed; --retry_failed runs them again" in printed
+    assert "stopped early" in printed and "1 of 3 trials failed; --retry failed runs them again" in printed
     again = re.search(r"again: python -m lightning_score (.*)", printed)[1].split()
     assert run([*again, "--output=again"]) == 0
     assert read_csv(place).rows[0].value == pytest.approx(last_metrics(Path("again"))["val/fid_digits_20"], rel=1e-5)

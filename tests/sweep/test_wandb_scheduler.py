@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from wandb_server import serving
 
 from lightning_score.sweep.spec import read_sweep_file
 from lightning_score.sweep.study import SETTINGS, SLOT, Study
+from sweeps import wait_for
 
 pytestmark = pytest.mark.slow
 SOURCE = """
@@ -59,7 +62,8 @@ def folder_fixture(tmp_path, checkpoint):
 
 def environment(folder, url):
     bin_folder = str(Path(sys.executable).parent)
-    return {"PATH": f"{bin_folder}:/usr/bin:/bin", "HOME": str(folder / "home"), "PYTHONPATH": os.pathsep.join(sys.path),
+    paths = os.pathsep.join(path for path in sys.path if Path(path).name != "support")  # where `sweeps` is not W&B's
+    return {"PATH": f"{bin_folder}:/usr/bin:/bin", "HOME": str(folder / "home"), "PYTHONPATH": paths,
             "WANDB_BASE_URL": url, "WANDB_API_KEY": "k" * 40, "WANDB_ERROR_REPORTING": "false",
             "OMP_NUM_THREADS": "1"}  # fmt: skip
 
@@ -102,10 +106,51 @@ def test_a_file_with_an_own_study_and_search_space_runs_the_same_trials(folder, 
     assert len({json.dumps(each) for each in found}) > 1 and "by study and space of own.py" in printed
 
 
+@pytest.mark.skipif(not [*distributions(name="sweeps")], reason="W&B's own engine, which needs NumPy 1, is not installed")
 def test_the_grid_of_wandbs_engine_has_the_same_order(folder, monkeypatch):
-    pytest.importorskip("sweeps", reason="W&B's own engine, which needs an older NumPy")
     monkeypatch.chdir(folder)
     expected, codes = on_wandb(folder, GRID)
     found, _ = here(folder, GRID)
     flat = [{**{f"model.{name}": value for name, value in each.pop("model").items()}, **each} for each in expected]
     assert found == flat and len(flat) == 4 and codes <= {0, None}
+
+
+FIT = {
+    "method": "grid",
+    "metric": {"name": "val/fid_digits_20", "goal": "minimize"},
+    "early_terminate": {"type": "hyperband", "min_iter": 1000},
+    "parameters": {"model.optimizer.lr": {"values": [1.0e-3]}},
+    "command": [*COMMAND[:4], "fit", "--config", "ncsn", "--trainer.accelerator=cpu", "--trainer.max_steps=12",
+                "--trainer.val_check_interval=4", "--trainer.log_every_n_steps=1", "--evaluate.features=null",
+                "--samples.num_samples=0", "--trainer.callbacks=null", "${args}"],
+}  # fmt: skip
+
+
+def children(process):
+    return [int(pid) for task in Path(f"/proc/{process}/task").iterdir() for pid in (task / "children").read_text().split()]
+
+
+def trainings(process):
+    """The processes that train, below another one."""
+    for child in children(process):
+        yield from trainings(child)
+        if "lightning_score\\0fit" in Path(f"/proc/{child}/cmdline").read_text():
+            yield child
+
+
+def test_a_preempted_trial_is_handed_out_again_and_resumes(folder):
+    (folder / "s.yaml").write_text(yaml.safe_dump(FIT))
+    with serving() as (state, url):
+        state.patient = True  # no early termination
+        given = environment(folder, url)
+        subprocess.run(["wandb", "sweep", "--project", "digits", "s.yaml"], env=given, cwd=folder, check=True, timeout=120)
+        agent = subprocess.Popen(["wandb", "agent", "somebody/digits/sweep0"], env=given, cwd=folder, text=True,
+                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        wait_for(lambda: any(line.get("trainer/global_step", 0) >= 4 for line in state.runs["sweep0-0"]["history"]), 300)
+        os.kill(next(trainings(agent.pid)), signal.SIGTERM)
+        printed, _ = agent.communicate(timeout=300)
+        run = state.runs["sweep0-0"]
+        assert run.get("preempted") == 1 and run["exit"] == 0, printed
+        steps = [line["trainer/global_step"] for line in run["history"] if "train/loss" in line]
+        assert sorted({*steps}) == list(range(1, 13)) and "resuming" in printed and "state" not in run["summary"], printed
+        assert [json.loads(path.read_text())["state"] for path in folder.glob("runs/*/2*/run.json")] == ["finished"]

@@ -13,7 +13,7 @@ from wandb_server import serving
 
 from lightning_score.report.finding import find_runs
 from lightning_score.sweep.results import read_csv
-from lightning_score.sweep.trials import last_metrics
+from lightning_score.sweep.trial_run import last_metrics
 
 pytestmark = pytest.mark.slow
 COMMAND = ["${env}", "${interpreter}", "-m", "lightning_score"]

@@ -22,9 +22,22 @@ function themed(layout) {
   };
 }
 
-function draw(chart) {
+// Plotly is loaded when the first chart comes into sight.
+let plotly = null;
+async function loadPlotly() {
+  const script = make("script", { src: await library("plotly.js") });
+  await new Promise((on, fail) => {
+    script.addEventListener("load", on);
+    script.addEventListener("error", fail);
+    document.head.append(script);
+  });
+}
+
+const draw = (chart) => (window.Plotly ? drawNow(chart) : (plotly ??= loadPlotly()).then(() => drawNow(chart)));
+
+function drawNow(chart) {
   const own = charts.get(chart);
-  if (!own) return;
+  if (!own) return; // it was removed meanwhile
   stale.delete(chart);
   const figure = own.make();
   if (shown.has(chart) && shown.get(chart).kind !== figure.kind) Plotly.purge(chart); // another kind keeps nothing of the last
@@ -119,8 +132,8 @@ function storeLimits(changes, chart) {
 }
 
 // The chart as a file, with title and legend, on the color of the page.
-function savePicture(chart, name, format) {
-  if (stale.has(chart) || !shown.has(chart)) draw(chart);
+async function savePicture(chart, name, format) {
+  if (stale.has(chart) || !shown.has(chart)) await draw(chart);
   const { data, layout } = shown.get(chart);
   const named = data.filter((trace) => trace.name && trace.showlegend !== false).length;
   const legend = named > 1 && named <= LOOKS + 4;
@@ -131,8 +144,8 @@ function savePicture(chart, name, format) {
 }
 
 // The data of the chart: a row per point of its lines, or per cell of its map.
-function saveTable(chart, name) {
-  if (stale.has(chart) || !shown.has(chart)) draw(chart);
+async function saveTable(chart, name) {
+  if (stale.has(chart) || !shown.has(chart)) await draw(chart);
   const text = tableOf(shown.get(chart)).map((row) => row.map(quoted).join(",")).join("\r\n");
   const address = URL.createObjectURL(new Blob([`${text}\r\n`], { type: "text/csv" }));
   make("a", { href: address, download: `${name}.csv` }).click();
@@ -157,7 +170,7 @@ function tableOf({ data, layout, lines }) {
 function drop(chart) {
   sight.unobserve(chart);
   for (const each of [charts, shown, visible, stale]) each.delete(chart);
-  Plotly.purge(chart);
+  if (chart.dataset.drawn) Plotly.purge(chart);
 }
 
 // Takes away what a section shows.

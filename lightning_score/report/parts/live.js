@@ -20,36 +20,61 @@ function changed(old, change) {
   return Object.fromEntries(made);
 }
 
-// Whether one of the values that a part of the page shows is another than when it was asked last.
-const seen = new Map();
+// Whether one of the values that a part of the page shows is another one than when this was asked last.
+const drawnFrom = new Map();
 function isNew(part, ...values) {
-  const before = seen.get(part);
-  seen.set(part, values);
+  const before = drawnFrom.get(part);
+  drawnFrom.set(part, values);
   return !before || values.length !== before.length || values.some((value, i) => value !== before[i]);
 }
 
-// Calls a function that draws; what has the focus, or what takes its place, keeps it.
-function keepingFocus(redrawn) {
-  const before = document.activeElement;
-  const named = (element) => element.id || element.getAttribute("aria-label") || element.labels?.[0]?.textContent || element.textContent;
-  const place = before?.closest("section, dialog, header");
-  const [name, start, end] = [before && named(before), before?.selectionStart, before?.selectionEnd];
-  redrawn();
-  if (!place || before.isConnected) return;
-  const after = [...byId(place.id)?.querySelectorAll(before.tagName) ?? []].find((element) => named(element) === name);
-  after?.focus({ preventScroll: true });
-  if (typeof start === "number") after?.setSelectionRange?.(start, end);
+// Calls a function that draws; the focus, marked text, open details and the place on the page stay.
+function keepingFocus(drawAgain) {
+  const element = document.activeElement;
+  const place = element?.closest("section, dialog, header, nav");
+  const name = (each) => each.id || each.ariaLabel || each.labels?.[0]?.textContent || each.textContent;
+  const alike = () => [...(place.id ? byId(place.id) : place).querySelectorAll(element.localName)];
+  const at = place ? alike().indexOf(element) : -1;
+  const [named, start, end] = at < 0 ? [] : [name(element), element.selectionStart, element.selectionEnd];
+  const details = () => [...document.querySelectorAll("section details, dialog details")];
+  const titled = (each) => `${each.closest("section, dialog").id} ${each.querySelector("summary").textContent}`;
+  const open = new Set(details().filter((each) => each.open).map(titled));
+  const { scrollX, scrollY } = window;
+  drawAgain();
+  for (const each of details()) if (open.has(titled(each))) each.open = true;
+  if (at >= 0 && !element.isConnected) {
+    const found = alike().find((each) => name(each) === named) ?? alike()[at];
+    found?.focus({ preventScroll: true });
+    if (typeof start === "number") found?.setSelectionRange?.(start, end);
+  }
+  window.scrollTo(scrollX, scrollY);
 }
 
-let version = null;
-async function look() {
+// Draws the parts of the page that show something new.
+function show() {
+  const { runs, table, standings, measures, sweeps, tests, made } = state.data;
+  if (isNew("best", runs, standings)) showBest();
+  if (isNew("runs", runs, table, standings)) showRuns();
+  if (isNew("figures", runs, measures)) redraw();
+  if (isNew("pictures", ...runs.flatMap((run) => [run.name, run.pictures, run.archived, run.tags]))) showPictures();
+  if (isNew("comparison", runs, standings)) showComparison();
+  if (isNew("sweeps", sweeps)) showSweeps();
+  if (isNew("tests", tests)) showTests();
+  showContents();
+  updateDetail();
+  about(live ? `live, updated ${new Date(made * 1000).toLocaleTimeString()}` : "");
+}
+
+let dataVersion = null;
+async function update() {
   try {
-    const headers = version ? { "If-None-Match": version, "A-IM": "changes" } : {};
+    const headers = dataVersion ? { "If-None-Match": dataVersion, "A-IM": "changes" } : {};
     const answer = await fetch("/data.json", { headers, cache: "no-store" });
     if (answer.ok) {
       const found = await answer.json();
-      version = answer.headers.get("ETag");
+      dataVersion = answer.headers.get("ETag");
       state.data = answer.status === 226 ? changed(state.data, found) : found;
+      if (!DataTable) await start();
       keepingFocus(show);
     } else if (answer.status !== 304) throw new Error(answer.statusText);
     else about(`live, checked ${new Date().toLocaleTimeString()}`);
@@ -60,6 +85,6 @@ async function look() {
 }
 
 async function poll() {
-  await look();
+  await update();
   setTimeout(poll, 5000);
 }

@@ -55,7 +55,11 @@ const differing = perData(() => {
     .sort((a, b) => rank(a) - rank(b) || a.localeCompare(b));
 });
 
-const settingText = (value) => (value === undefined || value === null ? "none" : typeof value === "object" ? JSON.stringify(value) : String(value));
+function settingText(value) {
+  if (value === undefined || value === null) return "none";
+  if (typeof value === "number") return String(Number(value.toPrecision(6)));
+  return typeof value === "object" ? JSON.stringify(value) : String(value);
+}
 
 // The first settings of a run that others do not share.
 const brief = (run) => differing().slice(0, 4).filter((name) => name in (run.settings ?? {}))

@@ -1,27 +1,5 @@
-// The page as a whole.
-const DataTable = await loadDataTables();
-
-function showDetail(run) {
-  byId("detail-name").textContent = run.name;
-  const copy = make("button", { type: "button", onclick: () => copied(run.again, copy) }, "Copy");
-  const parts = [make("p", {}, make("span", { class: `state ${run.state}` }, run.state), run.note ? `: ${run.note}` : "")];
-  if (run.problems.length) parts.push(make("ul", { class: "problem" }, ...run.problems.map((each) => make("li", {}, each))));
-  parts.push(make("p", {}, "Folder: ", run.folder));
-  if (run.config) parts.push(make("h3", {}, "Run it again ", copy), make("pre", { tabindex: 0 }, run.again));
-  if (run.given) parts.push(make("h3", {}, "As it was started"), make("pre", { tabindex: 0 }, run.given));
-  if (run.config) parts.push(make("h3", {}, "Config"), make("pre", { tabindex: 0 }, run.config));
-  byId("detail-body").replaceChildren(...parts);
-  byId("detail").showModal();
-}
-
-async function copied(text, button) {
-  try {
-    await navigator.clipboard.writeText(text);
-    button.textContent = "Copied";
-  } catch {
-    button.textContent = "Select it below";
-  }
-}
+// The page as a whole: the best run first, then what takes longer.
+let DataTable = null;
 
 function showTests() {
   const { tests } = state.data;
@@ -42,25 +20,30 @@ function showTheme() {
 
 // After runs were switched on or off.
 function refresh() {
+  keepingFocus(showBest);
   redraw();
   showPictures();
 }
 
 function about(more = "") {
   const { runs, root, made } = state.data;
-  const going = runs.filter((run) => run.state === "running").length;
-  const count = `${runs.length} run${runs.length === 1 ? "" : "s"} in ${root}${going ? `, ${going} running` : ""}`;
-  byId("about").textContent = `${count}; ${more || `as of ${new Date(made * 1000).toLocaleString()}`}`;
+  const count = `${runs.length} run${runs.length === 1 ? "" : "s"} in ${root}`;
+  const states = Object.entries(Object.groupBy(runs, (run) => run.state)).map(([name, those]) => `${those.length} ${name}`);
+  byId("about").textContent = [count + (states.length ? `: ${states.join(", ")}` : ""),
+    more || `as of ${new Date(made * 1000).toLocaleString()}`].join("; ");
 }
 
-function show() {
-  showRuns();
-  redraw();
-  showPictures();
-  showSweeps();
-  showTests();
-  showContents();
-  about(live ? `live, updated ${new Date(state.data.made * 1000).toLocaleTimeString()}` : "");
+// The browser shows what there is before it goes on.
+const painted = () => Promise.race([new Promise((on) => requestAnimationFrame(() => setTimeout(on))), new Promise((on) => setTimeout(on, 200))]);
+
+// The first screen, then the rest of the page.
+async function start() {
+  settleLink();
+  showBest();
+  about();
+  await painted();
+  performance.mark("first screen");
+  DataTable ??= await loadDataTables();
 }
 
 byId("all").addEventListener("click", () => showOnly(() => true));
@@ -69,15 +52,38 @@ byId("listed").addEventListener("click", () => {
   const wanted = listed();
   showOnly((i) => wanted.has(i));
 });
+byId("archived").addEventListener("change", ({ target }) => {
+  state.archived = target.checked;
+  showRuns();
+  refresh();
+});
+const listOfRuns = document.querySelector("#runs .table");
+listOfRuns.addEventListener("change", ({ target }) => {
+  if (target.dataset.run === undefined) return;
+  const { name } = state.data.runs[target.dataset.run];
+  if (target.checked) state.off.delete(name);
+  else state.off.add(name);
+  refresh();
+});
+listOfRuns.addEventListener("click", ({ target }) => {
+  const button = target.closest("button.run");
+  if (button) showDetail(state.data.runs[button.dataset.run]);
+});
 byId("theme").addEventListener("click", () => {
   state.dark = !state.dark;
   showTheme();
   redraw();
 });
 showTheme();
+readLink();
 if (live) await poll();
 else {
-  state.data = await unpacked();
+  state.data = await (await unpacked("data")).json();
+  await start();
+  const { runs, ...more } = await (await unpacked("more")).json();
+  Object.assign(state.data, more);
+  runs.forEach((run, i) => Object.assign(state.data.runs[i], run));
   show();
 }
+openLink();
 document.documentElement.dataset.ready = "true";

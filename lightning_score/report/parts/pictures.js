@@ -49,6 +49,6 @@ function onePicture(run, kind, step) {
   const caption = picture.caption || `step ${picture.step}`;
   const text = `${run.name}: ${caption}`;
   const alt = `${kind.replaceAll("_", " ")} of ${text}`;
-  const image = make("img", { src: picture.src, alt, loading: "lazy", class: picture.drawing ? "drawing" : "pixels" });
+  const image = make("img", { src: source(picture), alt, loading: "lazy", class: picture.drawing ? "drawing" : "pixels" });
   return make("figure", {}, image, make("figcaption", {}, text));
 }

@@ -6,6 +6,13 @@ const templates = JSON.parse(document.getElementById("templates").textContent);
 const state = {
   data: null,
   off: new Set(), // names of the runs that the figures leave out
+  archived: false, // whether archived runs are listed
+  query: "", // runs that do not match it are left out everywhere
+  compare: null, // the names of two runs
+  allSettings: false, // of the compared runs, or only those that differ
+  detail: null, // the name of the run whose dialog is open
+  measure: null, // label of the chosen measure; null: the main one
+  tables: {}, // filter, order and columns of each table
   x: "steps", // or hours, epochs
   xScale: "linear", // or log
   yScale: "auto", // or linear, log
@@ -24,10 +31,24 @@ const state = {
   dark: matchMedia("(prefers-color-scheme: dark)").matches,
 };
 
-// The data that the page holds: compressed JSON in base64.
-async function unpacked() {
-  const bytes = Uint8Array.from(atob(embedded.textContent), (sign) => sign.charCodeAt(0));
-  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+// What the page holds: a gzip file in base64.
+async function unpacked(id) {
+  const file = await fetch(`data:;base64,${document.getElementById(id).textContent}`);
+  return new Response(file.body.pipeThrough(new DecompressionStream("gzip")));
+}
+
+// The address of a library: in the page, or on its server.
+async function library(name) {
+  if (live) return `/${name}`;
+  return URL.createObjectURL(new Blob([await (await unpacked(name)).text()], { type: "text/javascript" }));
+}
+
+// The address of a picture, which the page holds once, or its server.
+let embeddedPictures = null;
+function source({ src }) {
+  if (typeof src === "string") return src;
+  embeddedPictures ??= byId("sources").textContent.split("\n");
+  return embeddedPictures[src];
 }
 
 const byId = (id) => document.getElementById(id);
@@ -55,4 +76,6 @@ function escaped(text) {
   return String(text).replace(/[&<>"']/g, (sign) => entities[sign]);
 }
 
-const shownRuns = () => state.data.runs.map((run, i) => [run, i]).filter(([run]) => !state.off.has(run.name));
+// Runs that the table lists, and those of them that the figures draw, each with its number.
+const listedRuns = () => state.data.runs.map((run, i) => [run, i]).filter(([run]) => (state.archived || !run.archived) && matchesQuery(run));
+const shownRuns = () => listedRuns().filter(([run]) => !state.off.has(run.name));

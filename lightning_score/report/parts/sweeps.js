@@ -72,10 +72,11 @@ const numberCell = (value) => [value ?? null, short(value)];
 function sweepFigure(place, sweep, { key, title, text, wide, width, choices = [], figure }) {
   const chart = showChart(place, {
     key: `sweep ${key}`, title, text, drawn: linked,
-    tools: choices.map(([label, options, name, first]) => choice(label, options, picked(name, options, first), (value) => {
-      state.sweep.picked[name] = value;
-      draw(chart);
-    })),
+    tools: choices.length ? [make("span", { class: "tools" }, ...choices.map(([label, options, name, first]) =>
+      choice(label, options, picked(name, options, first), (value) => {
+        state.sweep.picked[name] = value;
+        draw(chart);
+      })))] : [],
     make: () => {
       const made = figure();
       const legend = made.data.filter(({ name, showlegend }) => name && showlegend !== false).length;
@@ -112,7 +113,7 @@ function showSweepFigures(place, sweep) {
   if (trials.some(({ values }) => values.some(isKnown))) {
     const options = [...goals, ...(hypervolume ? [["hypervolume", "hypervolume"]] : [])];
     const seeds = trials.some(({ members }) => members) ? " Of several training seeds: the mean and its 95 % t-interval." : "";
-    const volume = hypervolume ? ` Hypervolume: what the trials so far dominate up to (${hypervolume.reference.map(short).join(", ")}), the worst values.` : "";
+    const volume = hypervolume ? ` Hypervolume: what the trials so far dominate up to (${hypervolume.reference.map(short).join(", ")}), the bounds of constraints or the worst values.` : "";
     add({
       key: "history", title: "History", text: `Every trial in the order of the queue with two standard errors, and the best so far.${seeds}${volume}`,
       choices: options.length > 1 ? [["Of", options, "history"]] : [],

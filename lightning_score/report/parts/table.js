@@ -1,8 +1,6 @@
-// Tables that sort and filter, by DataTables.
+// Tables that sort, filter and download, by DataTables.
 async function loadDataTables() {
-  const source = live ? "/datatables.js" : URL.createObjectURL(
-    new Blob([byId("datatables").textContent], { type: "text/javascript" }));
-  const DataTable = (await import(source)).default;
+  const DataTable = (await import(await library("datatables.js"))).default;
   for (const [name, sign] of [["asc", 1], ["desc", -1]]) // unknown values come last in both directions
     DataTable.ext.type.order[`known-${name}`] = (a, b) =>
       a === b ? 0 : a === null || a === "" ? 1 : b === null || b === "" ? -1 : sign * (a < b ? -1 : 1);
@@ -11,73 +9,127 @@ async function loadDataTables() {
 
 const tables = {};
 
-// Shows a table of cells [what sorts, what is read] in a place; keeps order, search and page of the one before.
+// Shows a table of cells [what sorts, what is read] in a place, with the filter, the order and the columns of `state`.
 function showTable(key, place, columns, rows, render = {}) {
-  const before = tables[key];
-  const hidden = columns.map((column, j) => (column.hidden ? j : -1)).filter((j) => j >= 0);
-  const kept = before && before.columns().count() === columns.length
-    ? { order: before.order(), search: { search: before.search() }, displayStart: before.page.info().start } : {};
-  const visible = kept.order && before.columns().visible().toArray();
-  if (before) before.destroy();
-  const head = make("tr", {}, ...columns.map((column) => make("th", { scope: "col", title: column.hint ?? "" }, column.title)));
-  const table = make("table", { class: "display compact" }, make("thead", {}, head), make("tbody"));
-  place.replaceChildren(table);
-  tables[key] = new DataTable(table, {
+  const titles = columns.map((column) => column.title);
+  const chosen = (state.tables[key] ??= { filter: "", order: [], columns: {} });
+  const drawn = tables[key];
+  if (drawn && place.contains(drawn.table().node()) && drawn.titles.join("\n") === titles.join("\n")) {
+    drawn.clear().rows.add(rows).draw(false); // the reader's page, filter and focus stay
+    return drawn;
+  }
+  drawn?.destroy();
+  const head = make("tr", {}, ...columns.map(({ title, hint }) => make("th", { scope: "col", title: hint ?? "" }, title)));
+  const element = make("table", { class: "display compact" }, make("thead", {}, head), make("tbody"));
+  place.replaceChildren(element);
+  const download = {
+    extend: "csv", text: "CSV", titleAttr: "download this table", filename: key, escapeExcelFormula: true,
+    exportOptions: { columns: () => true, orthogonal: "export", format: { header: (_, j) => columns[j].csv ?? titles[j] } },
+  };
+  const table = new DataTable(element, {
     data: rows,
     autoWidth: false,
     pageLength: 25,
     lengthMenu: [10, 25, 50, 100, { label: "all", value: -1 }],
-    order: [],
-    ...kept,
-    layout: { topStart: { buttons: [{ extend: "colvis", text: "Columns" }], pageLength: {} }, topEnd: "search" },
+    order: chosen.order.map(([title, direction]) => [titles.indexOf(title), direction]).filter(([j]) => j >= 0),
+    search: { search: chosen.filter },
+    layout: { topStart: { buttons: [{ extend: "colvis", text: "Columns" }, download], pageLength: {} }, topEnd: "search" },
     language: { search: "Filter:", emptyTable: "Nothing here yet", lengthMenu: "_MENU_ rows" },
     columnDefs: columns.map((column, j) => ({
       targets: j,
       type: column.number ? "known" : "string",
       className: column.number ? "dt-right" : "dt-left",
-      visible: visible ? visible[j] : !hidden.includes(j),
-      orderable: column.orderable ?? true,
+      visible: chosen.columns[column.title] ?? !column.hidden,
       render: (cell, type, row) => {
-        if (type === "sort" || type === "type") return column.number ? cell[0] : String(cell[0] ?? "").toLowerCase();
         if (type === "display") return render[column.title]?.(cell, row) ?? escaped(cell[1]);
+        if (type === "export") return cell[0] ?? "";
+        if (type === "sort" || type === "type") return column.number ? cell[0] : String(cell[0] ?? "").toLowerCase();
         return cell[1];
       },
     })),
   });
-  return tables[key];
+  table.titles = titles;
+  table.on("search.dt order.dt", () => {
+    chosen.filter = table.search();
+    chosen.order = table.order().map(([j, direction]) => [titles[j], direction]).filter(([, direction]) => direction);
+  });
+  table.on("column-visibility.dt", (_, __, j, visible) => {
+    chosen.columns[titles[j]] = visible;
+  });
+  cueForScrolling(element.closest(".dt-layout-table"));
+  tables[key] = table;
+  return table;
+}
+
+// Shades the edge behind which columns are hidden; the keyboard scrolls there, too.
+function cueForScrolling(frame) {
+  Object.assign(frame, { tabIndex: 0, role: "region", ariaLabel: "table" });
+  const mark = () => frame.classList.toggle("more", frame.scrollLeft + frame.clientWidth < frame.scrollWidth - 2);
+  frame.addEventListener("scroll", mark, { passive: true });
+  new ResizeObserver(mark).observe(frame);
+  new ResizeObserver(mark).observe(frame.querySelector("table"));
+}
+
+// The columns of the chosen measure, then the values of the others, each with the cells of a run's entry.
+function measureColumns() {
+  const measure = chosenMeasure();
+  if (!measure) return [];
+  const cell = (value, text = short(value)) => [value ?? null, text];
+  const columns = [
+    [measure.label, (e) => cell(e.value, withErrors(e.value, e.error)), `the ${measure.larger ? "highest" : "lowest"}, with two standard errors`],
+    ["± 2 s.e.", (e) => cell(e.error === null ? null : 2 * e.error), "two standard errors of it", true],
+    ["floor", (e) => cell(e.floor), "the value of a perfect model; of older versions, of a subset of the data against the rest"],
+    ["at step", (e) => cell(e.step, e.step.toLocaleString("en")), "training step of the best"],
+    ["last", (e) => cell(e.last[0], withErrors(...e.last)), "the last, with two standard errors"],
+    ["n", (e) => cell(e.n), "samples"],
+    ["NFE", (e) => cell(e.nfe), "network evaluations per sample"],
+    ["sampling s", (e) => cell(e.seconds), "seconds for all n samples"],
+  ].map(([title, of, hint, hidden]) => ({ title, of, hint, hidden, measure }));
+  const others = state.data.standings.filter((each) => each !== measure);
+  return [...columns, ...others.map((each, k) => ({
+    title: each.label, of: (e) => cell(e.value, withErrors(e.value, e.error)), hint: "the best, with two standard errors", hidden: k > 1, measure: each,
+  }))];
+}
+
+const SIGNS = { running: "▶", finished: "✓", failed: "✕", crashed: "⚡", interrupted: "⏸", "stopped early": "■", empty: "○", measured: "◆" };
+
+// The state of a run; its sign says what its color says.
+function stateOf(run) {
+  const sign = make("span", { "aria-hidden": "true" }, SIGNS[run.state] ?? "?");
+  return make("span", { class: `state ${run.state}`, title: run.note }, sign, ` ${run.state}`);
 }
 
 function showRuns() {
   const { table, runs } = state.data;
-  const columns = [{ title: "shown", hint: "in the figures", number: false }, ...table.columns];
-  const rows = table.rows.map((row, i) => [[i, ""], ...row]);
-  const shown = showTable("runs", document.querySelector("#runs .table"), columns, rows, {
-    shown: (cell) => {
-      const { name } = runs[cell[0]];
-      const tick = state.off.has(name) ? "" : "checked";
-      return `<input type="checkbox" data-run="${cell[0]}" aria-label="show ${escaped(name)} in the figures" ${tick}>`;
+  const measured = measureColumns();
+  const cells = measured.map(({ measure, of }) => {
+    const entries = new Map(measure.entries.map((entry) => [entry.run, entry]));
+    return (i) => (entries.has(i) ? of(entries.get(i)) : [null, ""]);
+  });
+  const [name, status, ...others] = table.columns;
+  const columns = [name, status, ...measured.map((column) => ({ ...column, number: true })), ...others];
+  const rows = listedRuns().map(([, i]) => {
+    const [first, second, ...rest] = table.rows[i];
+    return Object.assign([first, second, ...cells.map((cell) => cell(i)), ...rest], { run: i });
+  });
+  const archived = runs.filter((run) => run.archived).length;
+  byId("archived").closest("label").hidden = archived === 0;
+  byId("archived").nextSibling.textContent = ` Archived runs (${archived})`;
+  showTable("runs", document.querySelector("#runs .table"), columns, rows, {
+    run: (cell, row) => {
+      const run = state.data.runs[row.run];
+      const tick = state.off.has(run.name) ? "" : "checked";
+      const name = escaped(run.name);
+      return `<span class="name"><input type="checkbox" data-run="${row.run}" aria-label="show ${name} in the figures" ${tick}>` +
+        `<span class="swatch" style="background:${run.color}"></span><button type="button" class="run" data-run="${row.run}" title="${escaped(run.notes)}">${name}</button>` +
+        `${run.tags.map((tag) => `<span class="tag">${escaped(tag)}</span>`).join("")}</span>`;
     },
-    run: (cell, row) =>
-      `<button type="button" class="run" data-run="${row[0][0]}"><span class="swatch" style="background:` +
-      `${runs[row[0][0]].color}"></span>${escaped(cell[1])}</button>`,
     state: (cell, row) => {
-      const { note, problems } = runs[row[0][0]];
-      const count = problems.length;
+      const run = state.data.runs[row.run];
+      const count = run.problems.length;
       const trouble = count ? ` <span class="problem">${count} problem${count > 1 ? "s" : ""}</span>` : "";
-      return `<span class="state ${escaped(cell[1])}" title="${escaped(note)}">${escaped(cell[1])}</span>${trouble}`;
+      return stateOf(run).outerHTML + trouble;
     },
-  });
-  const body = shown.table().body();
-  body.addEventListener("change", ({ target }) => {
-    if (target.dataset.run === undefined) return;
-    const { name } = runs[target.dataset.run];
-    if (target.checked) state.off.delete(name);
-    else state.off.add(name);
-    refresh();
-  });
-  body.addEventListener("click", ({ target }) => {
-    const button = target.closest("button.run");
-    if (button) showDetail(runs[button.dataset.run]);
   });
 }
 
@@ -89,5 +141,5 @@ function showOnly(wanted) {
 }
 
 function listed() {
-  return new Set(tables.runs.rows({ search: "applied" }).data().toArray().map((row) => row[0][0]));
+  return new Set(tables.runs.rows({ search: "applied" }).data().toArray().map((row) => row.run));
 }

@@ -1,0 +1,122 @@
+// What is known of one run, in a dialog, with its tags and notes, which the page of a server can change.
+const token = document.querySelector("meta[name=token]")?.content;
+
+function detailParts(run) {
+  const copy = make("button", { type: "button", onclick: () => copied(run.again, copy) }, "Copy");
+  const text = (title, content, ...more) => [make("h3", {}, title, ...more), make("pre", { tabindex: 0 }, content)];
+  const parts = [make("p", {}, stateOf(run), run.note ? `: ${run.note}` : "")];
+  if (run.problems.length) parts.push(make("ul", { class: "problem" }, ...run.problems.map((each) => make("li", {}, each))));
+  parts.push(make("p", {}, "Folder: ", run.folder));
+  const others = state.data.runs.filter((other) => other !== run).map(({ name }) => [name, name]);
+  if (others.length) parts.push(make("p", {}, choice("Compare with", [["", "choose a run"], ...others], "", (name) => compare(run.name, name))));
+  if (run.config) parts.push(...text("Run it again ", run.again, copy));
+  if (run.given) parts.push(...text("As it was started", run.given));
+  if (run.console.length) parts.push(...text("Console, the last lines", run.console.join("\n")));
+  if (run.config) parts.push(...text("Config", run.config));
+  return parts;
+}
+
+function showDetail(run) {
+  const dialog = byId("detail");
+  state.detail = run.name;
+  byId("detail-name").textContent = run.name;
+  byId("detail-notes").replaceChildren(...notesOf(run));
+  byId("detail-body").replaceChildren(...detailParts(run));
+  showSystem(run);
+  isNew("detail", run);
+  if (!dialog.open) dialog.showModal();
+  for (const console of dialog.querySelectorAll("pre")) if (console.previousSibling.textContent.startsWith("Console")) console.scrollTop = console.scrollHeight;
+}
+
+// New data of the run whose dialog is open: only what differs is replaced, and what is being typed stays.
+function updateDetail() {
+  const run = state.data.runs.find(({ name }) => name === state.detail);
+  if (!byId("detail").open || !run || !isNew("detail", run)) return;
+  const before = [...byId("detail-body").children];
+  const after = detailParts(run);
+  if (before.length !== after.length) byId("detail-body").replaceChildren(...after);
+  else before.forEach((part, i) => {
+    if (part.outerHTML === after[i].outerHTML) return;
+    const { scrollTop, scrollHeight, clientHeight } = part;
+    part.replaceWith(after[i]);
+    after[i].scrollTop = scrollTop + clientHeight >= scrollHeight - 4 ? after[i].scrollHeight : scrollTop; // it follows its end
+  });
+  showSystem(run);
+  if (!byId("detail-notes").querySelector("form.edited")) byId("detail-notes").replaceChildren(...notesOf(run));
+}
+
+// The curves of processors and memory.
+function showSystem(run) {
+  const place = byId("detail-system");
+  const names = Object.keys(run.system);
+  const keys = JSON.stringify([run.name, names]);
+  if (place.dataset.keys !== keys) {
+    for (const chart of place.querySelectorAll(".chart")) drop(chart);
+    place.replaceChildren(...(names.length ? [make("h3", {}, "System")] : []), make("div", { class: "charts" }));
+    place.dataset.keys = keys;
+    const now = () => state.data.runs.find(({ name }) => name === run.name) ?? run;
+    for (const name of names)
+      showChart(place.lastChild, { key: `system ${name}`, title: name.replaceAll("_", " "), make: () => lineFigure(name,
+        linesOf([now()], (one) => (one.system[name] ? [one.system[name]] : []), { x: "hours", smoothing: "none", group: "" }), OVER.hours) });
+  } else for (const chart of place.querySelectorAll(".chart")) draw(chart);
+}
+
+// Tags, notes and whether the run is archived: to read, or in the page of a server to change.
+function notesOf(run) {
+  if (!token) {
+    const found = [run.tags.length ? `Tags: ${run.tags.join(", ")}` : "", run.archived ? "archived" : "", run.notes].filter(Boolean);
+    return found.map((line) => make("p", { class: "notes" }, line));
+  }
+  const tags = make("input", { id: "detail-tags", value: run.tags.join(", "), placeholder: "good, baseline", autocomplete: "off" });
+  const notes = make("textarea", { rows: 3 }, run.notes);
+  const archived = make("input", { type: "checkbox", checked: run.archived });
+  const answer = make("output", { role: "status" });
+  const save = async () => {
+    const change = { run: run.name, version: run.notes_version, notes: notes.value, archived: archived.checked };
+    change.tags = tags.value.split(",").map((tag) => tag.trim()).filter(Boolean);
+    answer.textContent = "";
+    const [status, text] = await sent(change);
+    if (status === 200) form.classList.remove("edited");
+    answer.className = status === 200 ? "" : "problem";
+    answer.textContent = status === 200 ? "Saved" : text;
+    if (status === 409) {
+      const now = JSON.parse(text);
+      run = { ...run, notes_version: now.version };
+      answer.textContent = `Changed elsewhere meanwhile, to tags “${now.tags.join(", ")}” and notes “${now.notes}”. Save again to replace them.`;
+    }
+    await update();
+  };
+  const form = make("form", {
+    oninput: () => form.classList.add("edited"),
+    onsubmit: (event) => {
+      event.preventDefault();
+      save();
+    },
+  }, make("label", {}, "Tags, with commas ", tags), make("label", {}, "Notes ", notes), make("label", {}, archived, " Archived"),
+  make("p", { class: "tools" }, make("button", {}, "Save"), answer));
+  return [form];
+}
+
+// The status and the text of the server's answer.
+async function sent(change) {
+  try {
+    const headers = { "Content-Type": "application/json", "X-Token": token };
+    const answer = await fetch("/notes", { method: "POST", headers, body: JSON.stringify(change) });
+    return [answer.status, await answer.text()];
+  } catch (error) {
+    return [0, `Not saved: the server does not answer (${error.message})`];
+  }
+}
+
+async function copied(text, button) {
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "Copied";
+  } catch {
+    button.textContent = "Select it below";
+  }
+}
+
+byId("detail").addEventListener("close", () => {
+  state.detail = null;
+});

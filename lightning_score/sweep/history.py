@@ -1,0 +1,35 @@
+"""The best result so far over the trials of sweeps."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from lightning_score.sweep.charts import Axis, Chart, Line, axis_of
+from lightning_score.sweep.results import Results, Row
+
+HISTORY = "history"
+"""The name of the chart."""
+
+
+def history(sweeps: Mapping[str, Results]) -> Chart:
+    """The best value of the metric so far against the number of complete trials, a line for each sweep.
+
+    Args:
+        sweeps: by their names, all with the same metric.
+    """
+    lines, metric = [], next(iter(sweeps.values())).metric
+    for name, found in sweeps.items():
+        rows = [replace(row, error=math.nan, of_seeds=()) for row in best_so_far(found)]
+        lines.append(Line(name, [float(i + 1) for i in range(len(rows))], rows))
+    values = [row.value for line in lines for row in line.rows]
+    across = Axis("complete trials", log=False, ticks=[], texts=[])
+    return Chart(axis_of(f"best {metric} so far", values), None, across, lines, connected=True)
+
+
+def best_so_far(found: Results) -> list[Row]:
+    """The best trial after each complete one, in the order of the queue."""
+    place = {id(row): i for i, row in enumerate(found.ranked)}  # the best first
+    best: list[Row] = []
+    for row in sorted(found.ranked, key=lambda row: row.number):
+        best.append(min([*best[-1:], row], key=lambda each: place[id(each)]))
+    return best
