@@ -40,10 +40,13 @@ def contents(file):
 
     first, more = (json.loads(gzip.decompress(base64.b64decode(part(name)))) for name in ("data", "more"))
     sources = part("sources").split("\n")
+    first["left_out"] = 0
     for entry, rest in zip(first["runs"], more.pop("runs"), strict=True):
         entry |= rest
-        for shown in (shown for pictures in entry["pictures"].values() for shown in pictures):
-            shown["src"] = sources[shown["src"]]
+    for entry in [*first["runs"], *(trial for sweep in more["sweeps"] for trial in sweep["trials"] if "pictures" in trial)]:
+        for kind, pictures in list(entry["pictures"].items()):
+            entry["pictures"][kind] = [shown | {"src": sources[shown["src"]]} for shown in pictures if sources[shown["src"]]]
+            first["left_out"] += len(pictures) - len(entry["pictures"][kind])
     return first | more
 
 
