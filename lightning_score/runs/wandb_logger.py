@@ -91,6 +91,7 @@ class WandbRunLogger(WandbLogger):
             early = terminated and stopped_by_wandb()
             if early:
                 self._attempt(self.experiment.summary.update, {"state": STOPPED_EARLY})
+                self._attempt(setattr, self.experiment, "tags", (*(self.experiment.tags or ()), STOPPED_EARLY))
             elif terminated:
                 self._attempt(self.experiment.mark_preempting)
             self._attempt(self.experiment.finish, 0 if early else TERMINATED if terminated else 1)
