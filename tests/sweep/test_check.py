@@ -47,6 +47,12 @@ def test_shipped_sweeps_fit_the_model_that_they_name(folder, capsys, name):
         ({"parameters": {"model.sampler.stepz": {"values": [1]}}}, [], "model.sampler.stepz=1: "),
         ({"parameters": {**SAMPLES, "model.sampler.steps": {"values": [1, "many"]}}}, [], "model.sampler.steps=many: "),
         ({"metric": {"name": "test/fid_digit_40"}}, [], "did you mean test/fid_digits_40?"),
+        ({"metric_constraints": ["test/nef <= 9"]}, [], "metric test/nef: not logged by `test`; did you mean test/nfe?"),
+        (
+            {"metric": None, "metrics": [{"name": "test/fid_digits_40"}, {"name": "val/nfe"}]},
+            [],
+            "metric val/nfe: not logged by `test`; did you mean test/nfe?",
+        ),
         ({"command": [*TEST["command"][:6], "none.ckpt", "${args}"]}, [], "none.ckpt: there is no such file"),
         ({"command": ["python", "train.py", "${args}"]}, [], "wandb agent runs other programs"),
         ({"parameters": {**SAMPLES, "model.sampler.steps": {"values": [1, 0]}}}, [], "model.sampler.steps=0: steps=0"),
