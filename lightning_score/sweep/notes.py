@@ -24,6 +24,7 @@ def notes(found: Results) -> list[str]:
     for objective in found.objectives:
         lines += _best_note(found.by(objective))
     lines += [f"again: {found.again}"] if found.ranked else []
+    lines += [] if found.seed is None else [f"settings drawn with --seed {found.seed}"]
     if failed:
         lines.append(f"{failed} of {len(trials)} trials failed; --retry failed runs them again")
     return lines

@@ -155,6 +155,7 @@ def collect_results(spec: Sweep, study: Study) -> Results:
         rows,
         objectives=spec.objectives,
         constraints=spec.constraints,
+        seed=study.seed if spec.takes_seed else None,
     )
 
 
