@@ -75,7 +75,7 @@ async function update() {
       dataVersion = answer.headers.get("ETag");
       state.data = answer.status === 226 ? changed(state.data, found) : found;
       if (!DataTable) await start();
-      keepingFocus(show);
+      keepingFocus(showAsked);
     } else if (answer.status !== 304) throw new Error(answer.statusText);
     else about(`live, checked ${new Date().toLocaleTimeString()}`);
   } catch (error) {

@@ -74,7 +74,7 @@ function cueForScrolling(frame) {
 function measureColumns() {
   const measure = chosenMeasure();
   if (!measure) return [];
-  const cell = (value, text = threeDigits(value)) => [value ?? null, text];
+  const cell = (value, text = short(value)) => [value ?? null, text];
   const columns = [
     [measure.label, (e) => cell(e.value, withErrors(e.value, e.error)), `the ${measure.larger ? "highest" : "lowest"}, with two standard errors`],
     ["± 2 s.e.", (e) => cell(e.error === null ? null : 2 * e.error), "two standard errors of it", true],
