@@ -74,6 +74,7 @@ def test_shipped_sweeps_fit_the_model_that_they_name(folder, capsys, name):
         ({}, ["--name=../steps"], "must be the name of one folder"),
         ({}, ["--summary", "--storage=sqlite:///none.db"], "there is no such file"),
         ({"method": "random"}, [], "has no end: give --count"),
+        ({}, ["--retry=0"], "--retry 0: trial 0 has not failed; those that have: none"),
         ({}, ["--jobs=0"], "--jobs 0"),
         ({}, ["--storage=postgresql://nobody@127.0.0.1:9/none"], "this database cannot be used"),
         ({}, ["--summary"], "has not been run yet"),
