@@ -124,10 +124,10 @@ def test_an_open_dialog_follows_its_run_and_keeps_what_is_typed(served, root):
     page.click("#runs tbody button.run:has-text('ncsn/a')")
     text = page.inner_text("#detail-body")
     assert "line 299\nred\n99 %" in text and "line 102\n" in text and "line 101\n" not in text  # the last 200
-    page.wait_for_function(
-        "[...document.querySelectorAll('#detail-system .chart')].every(chart => chart.data?.[0].y.at(-1) > 40)"
-    )
-    assert page.evaluate("document.querySelectorAll('#detail-system .chart').length") == 2
+    charts = page.query_selector_all("#detail-system .chart")
+    for chart, last in zip(charts, (49, 98), strict=True):
+        chart.scroll_into_view_if_needed()
+        page.wait_for_function("([chart, last]) => chart.data?.[0].y.at(-1) === last", arg=[chart, last])
     page.fill("#detail-tags", "half ty")
     with (root / "ncsn/a/console.log").open("a") as file:
         file.write("the newest\n")
@@ -174,6 +174,7 @@ def test_a_query_chooses_what_the_page_shows(filed):
     watched.see_all()
     page.fill("#query", 'config.model.optimizer.lr < 0.0015 and fid < 3 and "nc" in name')
     assert listed(page) == ["ncsn/a"]
+    page.query_selector("#curves .chart").scroll_into_view_if_needed()
     page.wait_for_function("document.querySelector('#curves .chart').data.filter(t => t.meta).every(t => t.meta === 'ncsn/a')")
     page.fill("#query", "fidd < 3")
     assert "no run has fidd; near: fid" in page.inner_text("#query-error")
@@ -193,6 +194,7 @@ def test_the_address_holds_the_state(filed, browser):
     page.click("#theme")
     page.uncheck("#runs tbody tr:has-text('ddpm/b') input")
     page.click("#runs thead th:has-text('run')")
+    page.wait_for_function("location.hash.includes('order')")
     page.select_option("#comparison select >> nth=0", "ncsn/a")
     page.select_option("#comparison select >> nth=1", "ddpm/b")
     page.wait_for_function("location.hash.includes('compare')")

@@ -76,7 +76,8 @@ function settleLink() {
 function showAsked() {
   try {
     show();
-  } catch {
+  } catch (error) {
+    console.warn(`${location.hash} cannot be shown: ${error.message}`);
     const { data, ...first } = structuredClone(defaults);
     Object.assign(state, first);
     drawAnew();
@@ -108,15 +109,15 @@ function finishLink() {
 let written = "";
 let typing = false;
 function writeLink(kind) {
-  if (!state.data || state.wanted) return;
+  if (!document.documentElement.dataset.ready) return;
   const link = linkNow();
   if (link === written) return;
   const typed = kind === "input";
   history[typed && typing ? "replaceState" : "pushState"](null, "", link === "#" ? `${location.pathname}${location.search}` : link);
   [written, typing] = [link, typed];
 }
-for (const kind of ["click", "change", "input", "keyup", "pointerup"])
-  document.addEventListener(kind, () => setTimeout(() => writeLink(kind), 50), true);
+const soonWritten = (kind) => setTimeout(() => writeLink(kind), 50); // after what handles the event
+for (const kind of ["click", "change", "input", "keyup", "pointerup"]) document.addEventListener(kind, () => soonWritten(kind), true);
 
 window.addEventListener("popstate", () => {
   if (!location.hash.includes("=") && location.hash.length > 1) { // a link to a section

@@ -12,7 +12,8 @@ const tables = {};
 // Shows a table of cells [what sorts, what is read] in a place, with the filter, the order and the columns of `state`.
 function showTable(key, place, columns, rows, render = {}) {
   const titles = columns.map((column) => column.title);
-  const chosen = (state.tables[key] ??= { filter: "", order: [], columns: {} });
+  const chosen = (state.tables[key] ??= {});
+  for (const [name, first] of Object.entries({ filter: "", order: [], columns: {} })) chosen[name] ??= first;
   const drawn = tables[key];
   if (drawn && place.contains(drawn.table().node()) && drawn.titles.join("\n") === titles.join("\n")) {
     drawn.clear().rows.add(rows).draw(false); // the reader's page, filter and focus stay
@@ -52,6 +53,7 @@ function showTable(key, place, columns, rows, render = {}) {
   table.on("search.dt order.dt", () => {
     chosen.filter = table.search();
     chosen.order = table.order().map(([j, direction]) => [titles[j], direction]).filter(([, direction]) => direction);
+    soonWritten("change");
   });
   table.on("column-visibility.dt", (_, __, j, visible) => {
     chosen.columns[titles[j]] = visible;
