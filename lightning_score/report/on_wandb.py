@@ -7,8 +7,8 @@ from itertools import islice
 from typing import Any
 
 from lightning_score.errors import InputError, one_line, require
+from lightning_score.runs.wandb_logger import STEP
 
-STEP = "trainer/global_step"
 PICTURES = ["samples", "progress", "langevin", "loss_per_sigma", "score", "neighbors"]
 """Names of pictures for a project without pictures."""
 LOOKED_AT = 100

@@ -99,15 +99,17 @@ def libraries() -> dict[str, str]:
     return {"plotly.js": get_plotlyjs(), **texts}
 
 
-FIRST = ("root", "made", "runs", "standings", "table", "left_out")
+FIRST = ("root", "made", "runs", "standings", "table")
 """What the first screen needs; the page unpacks the rest later."""
 LATER = ("config", "again", "given", "curves", "measures", "langevin", "system", "console")
 """What it does not need of a run."""
+FOR_PROBLEMS = 2000
+"""Bytes of the page that are kept for messages about damaged pictures."""
 
 
 def split(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The data of the first screen, and the rest."""
-    first = {name: value for name, value in data.items() if name in FIRST}
+    first = {name: data[name] for name in FIRST}
     first["runs"] = [{name: value for name, value in run.items() if name not in LATER} for run in data["runs"]]
     rest = {name: value for name, value in data.items() if name not in FIRST}
     rest["runs"] = [{name: run[name] for name in LATER if name in run} for run in data["runs"]]
@@ -153,16 +155,11 @@ def render_page(root: Path, title: str, size: int) -> str:
     """
     data, runs = page_data(root)
     files = [picture.file for run in runs for pictures in run.pictures.values() for picture in pictures]
-    parts = {"sources": "\n" * len(files)}
-
-    def rendered(numbers: Mapping[Path, int]) -> str:
-        add_pictures(data, runs, numbers)
-        first, more = split(data)
-        return render(parts | {"first": packed_json(first), "more": packed_json(more)}, title)
-
-    numbers = {file: i for i, file in enumerate(files)}
-    room = size - len(rendered(numbers).encode())
+    add_pictures(data, runs, {file: i for i, file in enumerate(files)})
+    first, more = split(data)
+    parts = {"first": packed_json(first), "more": packed_json(more), "sources": "\n" * len(files)}
+    room = size - len(render(parts, title).encode()) - FOR_PROBLEMS
     sources = embed_pictures(runs, room)
-    data["left_out"] = len(files) - len(sources)
-    parts["sources"] = "\n".join(sources.get(file, "") for file in files)
-    return rendered({file: numbers[file] for file in sources})
+    parts["first"] = packed_json(first)  # with the problems of damaged pictures
+    parts["sources"] = "\n".join(sources.get(file, "") for file in files)  # the page forgets those without a source
+    return render(parts, title)

@@ -65,7 +65,7 @@ def _entry(i: int, kind: str, records: Sequence[Record], pairs: dict[str, int]) 
         pairs: the numbers of keys that are equal for paired samples; new ones are added.
     """
     evaluations = _evaluations(records)
-    values = [_mean(kind, each) for each in evaluations]
+    values = [mean_over_seeds(each) for each in evaluations]
     sign = -1 if is_larger_better(kind) else 1
     best = min(range(len(values)), key=lambda k: sign * values[k].value)
     record = evaluations[best][0]
@@ -88,9 +88,9 @@ def _evaluations(records: Iterable[Record]) -> list[list[Record]]:
     return [list(each.values()) for each in found.values()]
 
 
-def _mean(kind: str, records: Sequence[Record]) -> Estimate:
-    """The mean over seeds."""
-    return pooled(kind, [Estimate(record.value, as_number(record.error)) for record in records])
+def mean_over_seeds(records: Sequence[Record]) -> Estimate:
+    """The mean of the records of one measure and one evaluation, which differ in their seed."""
+    return pooled(kind_of(records[0]), [Estimate(record.value, as_number(record.error)) for record in records])
 
 
 def _deviations(parts: Sequence[float]) -> list[float]:

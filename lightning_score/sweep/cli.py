@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,9 @@ from lightning_score.sweep.study import Study, Unusable
 from lightning_score.sweep.summary import summarize, summarize_wandb
 from lightning_score.sweep.trials import patience as patience_of
 
+TAKES = {"wandb": "", "compare": "", "summary": "file name storage", "worker": "file name storage count"}
+"""The options that do not start trials here, and what each takes besides the folder of all runs."""
+
 
 def sweep(arguments: Arguments) -> None:
     """Runs or resumes a sweep and prints its results.
@@ -44,11 +47,7 @@ def sweep(arguments: Arguments) -> None:
     for name, least in (("count", 1), ("jobs", 1), ("seed", 0)):
         value = options[name]
         require(value is None or value >= least, f"--{name} {value}: must be at least {least}")
-    require(
-        options.wandb is None or options.file is None,
-        f"--wandb {options.wandb}: does not take a file; leave {options.file} out",
-    )
-    _check(options)
+    _check(options, {option.name.partition(".")[0].removeprefix("--") or "file" for option in given})
     if options.compare is not None:
         compare(options.compare, options.runs)
         return
@@ -62,20 +61,23 @@ def sweep(arguments: Arguments) -> None:
             raise SystemExit(interruption.code)
 
 
-def _check(options: Any) -> None:
-    """Raises `InputError` for options that do not go together."""
+def _check(options: Any, given: Set[str]) -> None:
+    """Raises `InputError` for options that do not go together.
+
+    Args:
+        options: all of them.
+        given: the names of those that the user gave; `file` for the sweep file.
+    """
     known = options.retry is None or options.retry == FAILED or re.fullmatch(r"\d{1,9}(,\d{1,9})*", options.retry)
     again = "must be failed, or the numbers of failed trials, as 3,7; interrupted trials run again without it"
     require(bool(known), f"--retry {options.retry}: {again}")
-    kinds = [name for name in ("wandb", "compare", "summary", "worker", "launch") if options[name]]
-    require(len(kinds) < 2, f"{' '.join(f'--{name}' for name in kinds)}: give one of them")
-    alone = options.compare is None or options.file is None
-    require(alone, f"--compare {options.compare}: does not take a file; leave {options.file} out")
     require(options.launch in (None, "slurm"), f"--launch {options.launch}: must be slurm")
-    lost = [name for name in ("submit", "slurm") if options[name]]
-    require(not lost or bool(options.launch), f"--{'/'.join(lost)}: only for --launch slurm; add that")
-    single = "--jobs: a worker runs one trial at a time; leave it out"
-    require(not options.worker or options.jobs == 1, single)
+    for mode, taken in TAKES.items():
+        lost = sorted(given - {mode, "runs", *taken.split()}) if options[mode] else []
+        names = " and ".join("a file" if name == "file" else f"--{name}" for name in lost)
+        require(not lost, f"--{mode}: does not take {names}; leave it out")
+    lost = [f"--{name}" for name in ("submit", "slurm") if name in given and not options.launch]
+    require(not lost, f"{' '.join(lost)}: only for --launch slurm; add that")
 
 
 def _run_file(options: Any, interruption: Interruption) -> None:
@@ -151,7 +153,7 @@ def _parser() -> Parser:
         (
             "retry",
             str,
-            "Run failed trials again: failed, or their numbers, as 3,7. Training resumes from its checkpoint.",
+            "Run failed trials again: failed, or their numbers, as 3,7. Training resumes from checkpoints.",
         ),
         ("launch", str, "Write the script of a job array whose tasks run the trials: slurm. --jobs is the number of tasks."),
         ("slurm", dict, "Options of sbatch for it, as --slurm.partition=gpu --slurm.time=8:00:00 --slurm.exclusive=true."),
@@ -164,7 +166,9 @@ def _parser() -> Parser:
         ("compare", str, "Show sweeps of one measure in one table and in the same figures: names or folders, as eps,other."),
     ):
         parser.add_argument(f"--{name}", type=kind | None, default=None, help=text)
-    parser.add_argument("--jobs", type=int, default=1, help="Number of trials that run in parallel on this machine.")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="Number of trials that run in parallel, here or as tasks of --launch."
+    )
     parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs; results go to RUNS/sweeps/NAME.")
     parser.add_argument("--submit", action="store_true", help="Submit the job of --launch, which is printed otherwise.")
     worker = "Run the trials that wait in a sweep that was started, then end: what each task of --launch does."
@@ -175,11 +179,12 @@ def _parser() -> Parser:
 
 
 def _announcement(spec: Sweep, plan: Plan, cost: str, jobs: int) -> str:
-    goal = "" if spec.metric is None else f", {'maximizing' if spec.maximize else 'minimizing'} {spec.metric}"
+    goal = "".join(f", {'maximizing' if each.maximize else 'minimizing'} {each.name}" for each in spec.objectives)
+    goal += "".join(f", with {bound}" for bound in spec.constraints)
     varied = " x ".join(spec.varied) or "no parameter"
     ending = ", fewer with early termination" if spec.hyperband else ""
     workers = f" with {jobs} workers" if jobs > 1 else ""
-    seed = "" if spec.method == "grid" else f", seed {plan.seed}"
+    seed = f", seed {plan.seed}" if spec.takes_seed else ""
     return f"{spec.name}: {spec.search} over {varied}{goal}{seed}\n{cost}{ending}{workers}"
 
 

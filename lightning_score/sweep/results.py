@@ -67,6 +67,7 @@ class Results:
         rows: the trials.
         importances: each parameter's share of the variance of the metric.
         again: the command that runs the best trial again.
+        seed: of the draws of the settings; None if none are drawn here.
         objectives: all metrics to optimize; by default the first alone.
         constraints: bounds on metrics.
         importances_of: the importances for each objective.
@@ -80,6 +81,7 @@ class Results:
     rows: list[Row]
     importances: dict[str, float] = field(default_factory=dict)
     again: str = ""
+    seed: int | None = None
     objectives: tuple[Objective, ...] = ()
     constraints: tuple[Constraint, ...] = ()
     importances_of: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -175,6 +177,7 @@ class Results:
         for objective in self.objectives:
             lines += self.by(objective)._best_note()
         lines += [f"again: {self.again}"] if self.ranked else []
+        lines += [] if self.seed is None else [f"settings drawn with --seed {self.seed}"]
         if failed:
             lines.append(f"{failed} of {len(trials)} trials failed; --retry failed runs them again")
         return lines

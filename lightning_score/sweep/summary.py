@@ -27,14 +27,12 @@ from lightning_score.sweep.results import ENDED, TABLE, Results, Row, format_dur
 from lightning_score.sweep.rows import measured_fields
 from lightning_score.sweep.spec import Sweep, dotted
 from lightning_score.sweep.study import METRICS, SETTINGS, WORKER, Study
-from lightning_score.sweep.trials import FLOOR, JACKKNIFE, PAIRED, SECONDS
+from lightning_score.sweep.trials import MEASURES, SECONDS
 
 SHOWN = 12
 """Number of trials in the live table."""
-MEASURES = "measures"
-"""Attribute of a trial: the fields of a row that are not among its metrics, by metric."""
-OF_METRIC = (("jackknife", JACKKNIFE, ()), ("paired", PAIRED, ""), ("floor_kind", FLOOR, SUBSET))
-"""The same for the first metric, in attributes of older versions, and what even older ones had."""
+OF_METRIC = (("jackknife", "without", ()), ("paired", "paired", ""), ("floor_kind", "floor_kind", SUBSET))
+"""The same as in MEASURES for the first metric, in attributes of older versions, and what even older ones had."""
 LONG = 48
 """Maximal width of a column; longer text is folded."""
 
@@ -156,6 +154,7 @@ def collect_results(spec: Sweep, study: Study) -> Results:
         rows,
         objectives=spec.objectives,
         constraints=spec.constraints,
+        seed=study.seed if spec.takes_seed else None,
     )
 
 

@@ -175,7 +175,8 @@ def test_a_query_chooses_what_the_page_shows(filed):
     page.fill("#query", 'config.model.optimizer.lr < 0.0015 and fid < 3 and "nc" in name')
     assert listed(page) == ["ncsn/a"]
     page.query_selector("#curves .chart").scroll_into_view_if_needed()
-    page.wait_for_function("document.querySelector('#curves .chart').data.filter(t => t.meta).every(t => t.meta === 'ncsn/a')")
+    drawn = "document.querySelector('#curves .chart').data.filter(t => t.meta)"
+    page.wait_for_function(f"{drawn}.every(t => t.meta === 'ncsn/a')")
     page.fill("#query", "fidd < 3")
     assert "no run has fidd; near: fid" in page.inner_text("#query-error")
     assert listed(page) == ["ncsn/a"]  # the last one that could be read

@@ -33,9 +33,9 @@ async function loadPlotly() {
   });
 }
 
-async function draw(chart) {
-  if (!charts.has(chart)) return;
-  await (plotly ??= loadPlotly());
+const draw = (chart) => (window.Plotly ? drawNow(chart) : (plotly ??= loadPlotly()).then(() => drawNow(chart)));
+
+function drawNow(chart) {
   const own = charts.get(chart);
   if (!own) return; // it was removed meanwhile
   stale.delete(chart);

@@ -79,10 +79,12 @@ showTheme();
 if (live) await poll();
 else {
   state.data = await (await unpacked("data")).json();
+  state.data.left_out = keepEmbedded(state.data.runs);
   await start();
   const { runs, ...more } = await (await unpacked("more")).json();
   Object.assign(state.data, more);
   runs.forEach((run, i) => Object.assign(state.data.runs[i], run));
+  for (const { trials } of state.data.sweeps) state.data.left_out += keepEmbedded(trials);
   showAsked();
 }
 finishLink();
