@@ -53,7 +53,7 @@ function showTable(key, place, columns, rows, render = {}) {
   table.on("search.dt order.dt", () => {
     chosen.filter = table.search();
     chosen.order = table.order().map(([j, direction]) => [titles[j], direction]).filter(([, direction]) => direction);
-    soonWritten("change");
+    soonWritten();
   });
   table.on("column-visibility.dt", (_, __, j, visible) => {
     chosen.columns[titles[j]] = visible;
