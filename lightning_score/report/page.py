@@ -40,7 +40,7 @@ def page_data(root: Path, reader: Reader | None = None) -> tuple[dict[str, Any],
         "standings": standings(runs),
         "table": tables.runs_table(runs),
         "tests": tables.tests_table(runs),
-        "sweeps": [entry for entry, _ in found],
+        "sweeps": [entry | {"trials": [{**trial} for trial in entry["trials"]]} for entry, _ in found],
     }, [*runs, *(trial for _, trials in found for trial in trials)]
 
 

@@ -101,6 +101,7 @@ def add_pictures(data: dict[str, Any], runs: Sequence[Run], sources: Mapping[Pat
     """Adds the pictures that have a source to the page's data of their runs and trials, by kind."""
     trials = [trial for sweep in data["sweeps"] for trial in sweep["trials"] if "pictures" in trial]
     for entry, run in zip([*data["runs"], *trials], runs, strict=True):
+        entry["pictures"] = {}
         for kind, pictures in run.pictures.items():
             shown = [
                 {"step": picture.step, "src": sources[picture.file], **read_description(picture.file)}

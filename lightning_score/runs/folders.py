@@ -158,6 +158,12 @@ def hold(folder: Path) -> None:
             time.sleep(0.1)
 
 
+def remove_without_results(folder: Path) -> None:
+    """Removes the folder of a run that was killed before it had computed anything."""
+    if not any(file.name not in WITHOUT_RESULT for file in _files(folder)):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def is_held(folder: Path) -> bool:
     """Whether a process is training in a run folder."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from lightning_score.commands.configs import find_config
 from lightning_score.commands.parser import Parser
 from lightning_score.errors import require
 from lightning_score.stopping import patience
-from lightning_score.sweep.attempts import FAILED
+from lightning_score.sweep.attempts import FAILED, failed_trials
 from lightning_score.sweep.check import check_settings
 from lightning_score.sweep.draws import Plan, plan_trials
 from lightning_score.sweep.engine import SweepRunner
@@ -27,6 +27,9 @@ from lightning_score.sweep.spec import Sweep, read_sweep_file
 from lightning_score.sweep.study import Study, Unusable
 from lightning_score.sweep.summary import summarize, summarize_wandb
 from lightning_score.sweep.trials import patience as patience_of
+
+TAKES = {"wandb": "", "compare": "", "summary": "file name storage", "worker": "file name storage count"}
+"""The options that do not start trials here, and what each takes besides the folder of all runs."""
 
 
 def sweep(arguments: Arguments) -> None:
@@ -44,11 +47,7 @@ def sweep(arguments: Arguments) -> None:
     for name, least in (("count", 1), ("jobs", 1), ("seed", 0)):
         value = options[name]
         require(value is None or value >= least, f"--{name} {value}: must be at least {least}")
-    require(
-        options.wandb is None or options.file is None,
-        f"--wandb {options.wandb}: does not take a file; leave {options.file} out",
-    )
-    _check(options)
+    _check(options, {option.name.partition(".")[0].removeprefix("--") or "file" for option in given})
     if options.compare is not None:
         compare(options.compare, options.runs)
         return
@@ -62,20 +61,23 @@ def sweep(arguments: Arguments) -> None:
             raise SystemExit(interruption.code)
 
 
-def _check(options: Any) -> None:
-    """Raises `InputError` for options that do not go together."""
+def _check(options: Any, given: Set[str]) -> None:
+    """Raises `InputError` for options that do not go together.
+
+    Args:
+        options: all of them.
+        given: the names of those that the user gave; `file` for the sweep file.
+    """
     known = options.retry is None or options.retry == FAILED or re.fullmatch(r"\d{1,9}(,\d{1,9})*", options.retry)
     again = "must be failed, or the numbers of failed trials, as 3,7; interrupted trials run again without it"
     require(bool(known), f"--retry {options.retry}: {again}")
-    kinds = [name for name in ("wandb", "compare", "summary", "worker", "launch") if options[name]]
-    require(len(kinds) < 2, f"{' '.join(f'--{name}' for name in kinds)}: give one of them")
-    alone = options.compare is None or options.file is None
-    require(alone, f"--compare {options.compare}: does not take a file; leave {options.file} out")
     require(options.launch in (None, "slurm"), f"--launch {options.launch}: must be slurm")
-    lost = [name for name in ("submit", "slurm") if options[name]]
-    require(not lost or bool(options.launch), f"--{'/'.join(lost)}: only for --launch slurm; add that")
-    single = "--jobs: a worker runs one trial at a time; leave it out"
-    require(not options.worker or options.jobs == 1, single)
+    for mode, taken in TAKES.items():
+        lost = sorted(given - {mode, "runs", *taken.split()}) if options[mode] else []
+        names = " and ".join("a file" if name == "file" else f"--{name}" for name in lost)
+        require(not lost, f"--{mode}: does not take {names}; leave it out")
+    lost = [f"--{name}" for name in ("submit", "slurm") if name in given and not options.launch]
+    require(not lost, f"{' '.join(lost)}: only for --launch slurm; add that")
 
 
 def _run_file(options: Any, interruption: Interruption) -> None:
@@ -91,8 +93,10 @@ def _run_file(options: Any, interruption: Interruption) -> None:
         summarize(spec, Study(spec, url, name), folder)
         return
     slurm = check_options(options.slurm or {})
-    known = _known_seed(spec, url, name, options.seed)
-    plan = plan_trials(spec, options.count, known)
+    started = _started(spec, url, name, options)
+    plan = plan_trials(spec, options.count, started.seed if started and spec.takes_seed else options.seed)
+    trials = [spec.arguments(settings) for settings in plan.settings]
+    _refuse_run_folders(trials)
     if not options.worker:
         print(_announcement(spec, plan, check_settings(spec, plan), options.jobs), flush=True)
     if options.dry_run:
@@ -100,13 +104,12 @@ def _run_file(options: Any, interruption: Interruption) -> None:
     interruption.defer()
     make_folder(folder)
     study = Study(spec, url, name, create=not options.worker, seed=options.seed)
-    trials = [spec.arguments(settings) for settings in plan.settings]
     _pin_checkpoint(study, trials)
     seconds = patience_of(spec, trials[0].command)
     runner = SweepRunner(spec, study, folder, options.jobs, interruption, seconds, options.worker)
     if not options.worker:
         runner.queue(plan.count, options.retry)
-    if options.launch and study.waiting():
+    if options.launch and study.waiting() and not interruption.requested:
         _launch(options, folder, min(options.jobs, study.waiting()), slurm)
     else:
         runner.run()
@@ -129,16 +132,18 @@ def _launch(options: Any, folder: Path, tasks: int, slurm: dict[str, str]) -> No
     print(f"logs: {file.parent}; results when all trials have ended, or so far: sweep with --summary")
 
 
-def _known_seed(spec: Sweep, url: str, name: str, given: int | None) -> int | None:
-    """The seed of the draws: the given one, or that with which the sweep was started.
+def _started(spec: Sweep, url: str, name: str, options: Any) -> Study | None:
+    """The study of a sweep that was started; None for a new one, and for a database whose fault is reported later.
 
     Raises:
-        InputError: the sweep was started with another seed, or another version of its file.
+        InputError: it was started with another seed or another version of its file, or has no such trials to run again.
     """
-    if spec.takes_seed:
-        with suppress(Unusable):  # it is new, or cannot be made, which is reported later
-            return Study(spec, url, name, seed=given).seed
-    return given
+    found = None
+    with suppress(Unusable):
+        found = Study(spec, url, name, seed=options.seed if spec.takes_seed else None)
+    if options.retry is not None:
+        failed_trials([] if found is None else found.trials(), options.retry)
+    return found
 
 
 def _parser() -> Parser:
@@ -151,7 +156,7 @@ def _parser() -> Parser:
         (
             "retry",
             str,
-            "Run failed trials again: failed, or their numbers, as 3,7. Training resumes from its checkpoint.",
+            "Run failed trials again: failed, or their numbers, as 3,7. Training resumes from checkpoints.",
         ),
         ("launch", str, "Write the script of a job array whose tasks run the trials: slurm. --jobs is the number of tasks."),
         ("slurm", dict, "Options of sbatch for it, as --slurm.partition=gpu --slurm.time=8:00:00 --slurm.exclusive=true."),
@@ -164,7 +169,9 @@ def _parser() -> Parser:
         ("compare", str, "Show sweeps of one measure in one table and in the same figures: names or folders, as eps,other."),
     ):
         parser.add_argument(f"--{name}", type=kind | None, default=None, help=text)
-    parser.add_argument("--jobs", type=int, default=1, help="Number of trials that run in parallel on this machine.")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="Number of trials that run in parallel, here or as tasks of --launch."
+    )
     parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs; results go to RUNS/sweeps/NAME.")
     parser.add_argument("--submit", action="store_true", help="Submit the job of --launch, which is printed otherwise.")
     worker = "Run the trials that wait in a sweep that was started, then end: what each task of --launch does."
@@ -175,20 +182,27 @@ def _parser() -> Parser:
 
 
 def _announcement(spec: Sweep, plan: Plan, cost: str, jobs: int) -> str:
-    goal = "" if spec.metric is None else f", {'maximizing' if spec.maximize else 'minimizing'} {spec.metric}"
+    goal = "".join(f", {'maximizing' if each.maximize else 'minimizing'} {each.name}" for each in spec.objectives)
+    goal += "".join(f", with {bound}" for bound in spec.constraints)
     varied = " x ".join(spec.varied) or "no parameter"
     ending = ", fewer with early termination" if spec.hyperband else ""
     workers = f" with {jobs} workers" if jobs > 1 else ""
-    seed = "" if spec.method == "grid" else f", seed {plan.seed}"
+    seed = f", seed {plan.seed}" if spec.takes_seed else ""
     return f"{spec.name}: {spec.search} over {varied}{goal}{seed}\n{cost}{ending}{workers}"
+
+
+def _refuse_run_folders(trials: Sequence[Arguments]) -> None:
+    """Raises `InputError` for a run folder in place of a checkpoint, in which every trial would resume training."""
+    for path in dict.fromkeys(path for arguments in trials for path in arguments.get("--ckpt_path")):
+        fix = f"--ckpt_path {path}: every trial would resume that run in its folder; give a checkpoint, as last.ckpt in it"
+        require(not os.path.isdir(path) and Path(path).name != "last", fix)
 
 
 def _pin_checkpoint(study: Study, trials: Sequence[Arguments]) -> None:
     """Raises `InputError` unless the checkpoints are the same as when the sweep was first started."""
     paths = dict.fromkeys(path for arguments in trials for path in arguments.get("--ckpt_path"))
     for k, path in enumerate(paths):
-        file = Path(path, "last.ckpt") if os.path.isdir(path) else Path(path)  # a run that `fit` resumes
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         known = study.store_once(f"checkpoint {k}" if k else "checkpoint", [digest, path])
         require(
             known[0] == digest,

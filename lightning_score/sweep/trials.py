@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
@@ -17,18 +17,19 @@ import torch
 
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.base import quiet
-from lightning_score.runs.folders import is_held
-from lightning_score.runs.records import FILE, Record, read_records
+from lightning_score.runs.folders import is_held, remove_without_results
+from lightning_score.runs.records import FILE, read_records
 from lightning_score.runs.status import read_status
 from lightning_score.sweep.attempts import FOLDER
 from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.processes import PATIENCE, SAVING, Interruption, Killed, Stopped, end_with_parent
-from lightning_score.sweep.rows import leave_one_out, metric_names
+from lightning_score.sweep.rows import metric_names, sampled_fields
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.study import METRICS, Study
 from lightning_score.sweep.trial_run import (
     KILLED,
     history,
+    killed_by,
     last_line,
     last_metrics,
     mark_stopped_early,
@@ -39,14 +40,11 @@ from lightning_score.sweep.trial_run import (
 
 SAMPLING = ("model.sampler", "model.guidance", "evaluate")
 """Settings that can change without loading the model again."""
-SECONDS, JACKKNIFE, PAIRED, FLOOR = "seconds", "without", "paired", "floor_kind"
-"""Further attributes of a trial, named as in a row of results except for the jackknife values."""
+SECONDS, MEASURES = "seconds", "measures"
+"""Attributes of a trial: its duration; the fields `jackknife`, `paired` and `floor_kind` of a row of results, for each
+objective and bounded metric."""
 POLL = 0.5
 """Seconds between two reads of a trial's metrics."""
-
-MEASURES = "measures"
-"""Attribute of a trial: by the name of each objective and constrained metric, the fields `jackknife`, `paired` and
-`floor_kind` of a row of results."""
 
 Check = Callable[..., None]
 Report = Callable[[float], None]
@@ -134,7 +132,7 @@ class SubprocessTrials(Trials):
             raise
         if process.returncode in KILLED:
             self._check()  # the signal may have been sent to this process, too
-            raise Killed(f"exit code {process.returncode}: killed")
+            raise Killed(killed_by(process.returncode))
         if process.returncode != 0:
             raise TrialFailed(f"exit code {process.returncode}: {last_line(log)}")
         return last_metrics(folder)
@@ -226,9 +224,7 @@ class _Objective:
 
     def __call__(self, study: Study, trial: optuna.Trial, settings: dict[str, Any]) -> list[float]:
         arguments = self._sweep.arguments(settings)
-        folder, before = self._folder / "trials" / f"{trial.number:04d}", 0.0
-        if FOLDER in trial.user_attrs and resumable(arguments, earlier := Path(trial.user_attrs[FOLDER])):
-            folder, before = earlier, float(read_status(earlier).get("seconds", 0.0))
+        folder, before = self._place(trial, arguments)
         if self._trials is None:
             self._trials = choose_runner(self._sweep, arguments, self._threads, self._check)
         values: list[float] = []
@@ -253,6 +249,16 @@ class _Objective:
             trial.set_user_attr(SECONDS, before + time.monotonic() - start)
         return self._store(trial, metrics, folder)
 
+    def _place(self, trial: optuna.Trial, arguments: Arguments) -> tuple[Path, float]:
+        """The folder of a trial, and the seconds spent in it: that of the last attempt if it can resume, else a new one."""
+        places = self._folder / "trials"
+        earlier = places / Path(trial.user_attrs.get(FOLDER, "none")).name  # the folder of the sweep may have moved
+        if resumable(arguments, earlier):
+            return earlier, float(read_status(earlier).get("seconds", 0.0))
+        if earlier.is_dir() and not is_held(earlier):
+            remove_without_results(earlier)
+        return places / f"{trial.number:04d}", 0.0
+
     def _store(self, trial: optuna.Trial, metrics: dict[str, float], folder: Path) -> list[float]:
         """Stores the metrics, and the jackknife values of those that are measured on samples; returns the objectives."""
         trial.set_user_attr(METRICS, metrics)
@@ -261,18 +267,5 @@ class _Objective:
         if missing:
             raise TrialFailed(f"{missing} was not measured; measured: {', '.join(sorted(metrics)) or 'nothing'}")
         records = read_records(folder / FILE) if (folder / FILE).exists() else []
-        measures = {name: _measure(records, name) for name in names}
-        trial.set_user_attr(MEASURES, measures)
-        for name in names[:1]:
-            trial.set_user_attr(JACKKNIFE, measures[name]["jackknife"])
-            trial.set_user_attr(PAIRED, measures[name]["paired"])
-            trial.set_user_attr(FLOOR, measures[name]["floor_kind"])
+        trial.set_user_attr(MEASURES, {name: sampled_fields(records, name) for name in names})
         return [metrics[objective.name] for objective in self._sweep.objectives] or [0.0]
-
-
-def _measure(records: Sequence[Record], name: str) -> dict[str, Any]:
-    """The fields of a row of results that only the records of a metric have; without values for other metrics."""
-    metric = name.partition("/")[2]
-    values, paired = leave_one_out(records, metric)
-    kinds = [record.floor_kind for record in records if record.metric == metric]
-    return {"jackknife": values, "paired": paired, "floor_kind": kinds[-1] if kinds else ""}

@@ -91,6 +91,11 @@ def started(*arguments):
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
 
 
+def contents(place):
+    """The files below a folder, with their bytes."""
+    return {path: path.read_bytes() for path in Path(place).rglob("*") if path.is_file() and "cache" not in path.parts}
+
+
 def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not (found := condition()):

@@ -14,9 +14,13 @@ from lightning_score.callbacks import Evaluate, LangevinHealth, LossFloor
 from lightning_score.cli import run
 from lightning_score.commands.configs import shipped
 from lightning_score.metrics import DigitFeatures, RawFeatures
+from lightning_score.sweep.draws import plan_trials
 from lightning_score.sweep.logged import OF_CALLBACKS, logged_metrics
+from lightning_score.sweep.notes import notes
 from lightning_score.sweep.spec import read_sweep_file
-from sweeps import FIT, TEST, folder_fixture, trials  # noqa: F401
+from lightning_score.sweep.study import Study
+from lightning_score.sweep.summary import collect_results, concluded
+from sweeps import FIT, TEST, contents, folder_fixture, trials  # noqa: F401
 
 ANY = [*TEST["command"][:5], "${args}"]
 SAMPLES = {"evaluate.num_samples": {"value": 40}}
@@ -40,9 +44,16 @@ def test_shipped_sweeps_fit_the_model_that_they_name(folder, capsys, name):
 @pytest.mark.parametrize(
     ("changes", "arguments", "message"),
     [
+        ({}, ["--summary", "--retry=failed", "--count=3"], "--summary: does not take --count and --retry; leave it out"),
         ({"parameters": {"model.sampler.stepz": {"values": [1]}}}, [], "model.sampler.stepz=1: "),
         ({"parameters": {**SAMPLES, "model.sampler.steps": {"values": [1, "many"]}}}, [], "model.sampler.steps=many: "),
         ({"metric": {"name": "test/fid_digit_40"}}, [], "did you mean test/fid_digits_40?"),
+        ({"metric_constraints": ["test/nef <= 9"]}, [], "metric test/nef: not logged by `test`; did you mean test/nfe?"),
+        (
+            {"metric": None, "metrics": [{"name": "test/fid_digits_40"}, {"name": "val/nfe"}]},
+            [],
+            "metric val/nfe: not logged by `test`; did you mean test/nfe?",
+        ),
         ({"command": [*TEST["command"][:6], "none.ckpt", "${args}"]}, [], "none.ckpt: there is no such file"),
         ({"command": ["python", "train.py", "${args}"]}, [], "wandb agent runs other programs"),
         ({"parameters": {**SAMPLES, "model.sampler.steps": {"values": [1, 0]}}}, [], "model.sampler.steps=0: steps=0"),
@@ -63,6 +74,7 @@ def test_shipped_sweeps_fit_the_model_that_they_name(folder, capsys, name):
         ({}, ["--name=../steps"], "must be the name of one folder"),
         ({}, ["--summary", "--storage=sqlite:///none.db"], "there is no such file"),
         ({"method": "random"}, [], "has no end: give --count"),
+        ({}, ["--retry=0"], "--retry 0: trial 0 has not failed; those that have: none"),
         ({}, ["--jobs=0"], "--jobs 0"),
         ({}, ["--storage=postgresql://nobody@127.0.0.1:9/none"], "this database cannot be used"),
         ({}, ["--summary"], "has not been run yet"),
@@ -105,6 +117,29 @@ def test_constructor_errors_are_found_before_the_first_trial(folder, capsys, cha
     assert run(["sweep", "lr.yaml"]) == 2
     printed = capsys.readouterr().err
     assert message in printed and len(printed.strip().splitlines()) == 1 and not Path("runs").exists()
+
+
+def test_a_sweep_that_resumes_is_checked_with_the_draws_of_its_seed(folder, capsys, monkeypatch):
+    entries = {**TEST, "method": "random", "run_cap": 3}
+    Path("steps.yaml").write_text(yaml.safe_dump(entries))
+    place, spec = Path("runs/sweeps/steps"), read_sweep_file("steps.yaml")
+    place.mkdir(parents=True)
+    study = Study(spec, f"sqlite:///{place.resolve()}/study.db", "steps", create=True, seed=5)
+    study.queue(3)
+    checked = []
+    monkeypatch.setattr("lightning_score.sweep.cli.check_settings", lambda spec, plan: checked.append(plan) or "cost")
+    before = contents(".")
+    assert run(["sweep", "steps.yaml", "--dry_run"]) == 0
+    assert ", seed 5\n" in capsys.readouterr().out
+    assert checked[0].settings == plan_trials(spec, 3, 5).settings != plan_trials(spec, 3, 0).settings
+    assert [each["model.sampler.steps"] for each in checked[0].settings] == [
+        trial.system_attrs["fixed_params"]["model.sampler.steps"] for trial in study.trials()
+    ]
+    assert run(["sweep", "steps.yaml", "--seed=6", "--dry_run"]) == 2
+    assert "--seed 6: the sweep steps was started with seed 5" in capsys.readouterr().err
+    assert contents(".") == before
+    assert collect_results(spec, study).seed == 5
+    assert "settings drawn with --seed 5" in notes(concluded(spec, collect_results(spec, study)))
 
 
 def test_a_metric_of_another_packages_callback_gives_a_warning(folder, capsys, monkeypatch):

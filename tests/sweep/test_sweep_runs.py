@@ -17,7 +17,7 @@ from lightning_score.sweep.logged import logged_metrics
 from lightning_score.sweep.results import read_csv
 from lightning_score.sweep.study import METRICS
 from lightning_score.sweep.trial_run import last_metrics
-from sweeps import TEST, folder_fixture, trials  # noqa: F401
+from sweeps import TEST, contents, folder_fixture, trials  # noqa: F401
 
 FROM_FILE = ["--config", "${args_json_file}"]
 USUAL = ("trial.json", "study.db", "trials.csv", "summary.md", "sweep.yaml", "pareto.png", "config.yaml", "run.json",
@@ -92,11 +92,6 @@ def test_trials_that_train_end_early_or_fail_alone(folder, capfd):
     assert run([*again, "--output=again"]) == 0
     assert read_csv(place).rows[0].value == pytest.approx(last_metrics(Path("again"))["val/fid_digits_20"], rel=1e-5)
     assert not (folder / "runs" / "sweeps" / "lr" / "trials" / "latest").exists()
-
-
-def contents(place):
-    """The files below a folder, with their bytes."""
-    return {path: path.read_bytes() for path in Path(place).rglob("*") if path.is_file() and "cache" not in path.parts}
 
 
 def test_no_user_file_is_overwritten(folder):

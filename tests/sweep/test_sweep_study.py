@@ -1,5 +1,7 @@
 """The queue of a sweep's trials: draws, workers, and what returns to the queue."""
 
+import errno
+import fcntl
 import math
 import os
 import socket
@@ -11,10 +13,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from lightning_score.errors import InputError
-from lightning_score.sweep.attempts import ERROR, INTERRUPTED, RETRIES, SLOT
+from lightning_score.errors import InputError, require
+from lightning_score.sweep.attempts import DEATHS, ERROR, FOLDER, INTERRUPTED, RETRIES, SLOT
 from lightning_score.sweep.draws import known_values
-from lightning_score.sweep.processes import Stopped, in_turn
+from lightning_score.sweep.processes import LOCK, Killed, Stopped, in_turn
 from lightning_score.sweep.study import WORKER
 from lightning_score.sweep.summary import collect_results
 from sweeps import PARAMETERS, bowl, make_fixture  # noqa: F401
@@ -95,6 +97,64 @@ def test_failed_trials_are_only_run_again_on_request(make):
     assert [done[i].state.name for i in range(4)] == ["COMPLETE"] * 4 and ERROR not in done[1].user_attrs
     assert all(done[i].params == first[i].params for i in range(3)) and done[0].number == first[0].number
     assert study.retry() == 0
+
+
+def test_failed_trials_are_named_by_their_numbers(make):
+    study = make()
+    study.queue(4)
+
+    def objective(study, trial, settings):
+        require(trial.user_attrs[SLOT] not in (1, 3), "no room")
+        return bowl(study, trial, settings)
+
+    study.work(objective)
+    for which, message in (("2", "trial 2 has not failed; those that have: 1, 3"), ("1,9", "trial 9 has not failed")):
+        with pytest.raises(InputError, match=f"--retry {which}: {message}"):
+            study.retry(which)
+    assert study.waiting() == 0 and study.retry("3,3") == 1 and study.waiting() == 1
+    study.work(bowl)
+    states = {trial.user_attrs[SLOT]: trial.state.name for trial in study.trials()}
+    assert states == {0: "COMPLETE", 1: "FAIL", 2: "COMPLETE", 3: "COMPLETE"}
+
+
+def test_the_next_attempt_has_the_folder_and_the_measurements_of_the_last(make, tmp_path):
+    """So early termination sees them once; deaths count from the last checkpoint on, which shows progress."""
+    study = make(early_terminate={"type": "hyperband", "min_iter": 2, "eta": 2})
+    study.queue(1)
+    for attempt in range(RETRIES + 2):
+        trial = study._study.ask()
+        assert trial.user_attrs.get(FOLDER) == (str(tmp_path) if attempt else None)
+        trial.set_user_attr(FOLDER, str(tmp_path))
+        for value in [3.0, 2.0][attempt : attempt + 1]:
+            trial.report(value, 1 + attempt)
+        if attempt < 2:
+            (tmp_path / "last.ckpt").touch()
+            os.utime(tmp_path / "last.ckpt", (time.time() + 1, time.time() + 1))
+        elif attempt == 2:
+            os.utime(tmp_path / "last.ckpt", (0, 1))
+        trial.set_user_attr(WORKER, f"{socket.gethostname()}:{2**22 + 7}")
+        study.release()
+        (last,) = study.trials()
+        assert last.user_attrs.get(DEATHS) == max(attempt - 1, 0)
+        assert last.intermediate_values == ({1: 3.0} if attempt == 0 else {1: 3.0, 2: 2.0})
+    kill(study)
+    assert [each.state.name for each in study.trials()] == ["FAIL"] and study.remaining() == 0
+
+
+def test_a_trial_whose_process_is_killed_returns_to_the_queue(make):
+    study, tries = make(), []
+    study.queue(2)
+
+    def objective(study, trial, settings):
+        tries.append(trial.user_attrs[SLOT])
+        if trial.user_attrs[SLOT] == 1 or tries.count(0) < 3:
+            raise Killed("exit code -9: killed")
+        return bowl(study, trial, settings)
+
+    study.work(objective)
+    states = {trial.user_attrs[SLOT]: trial for trial in study.trials()}
+    assert [states[slot].state.name for slot in (0, 1)] == ["COMPLETE", "FAIL"]
+    assert states[1].user_attrs[ERROR] == "exit code -9: killed" and tries.count(1) == RETRIES + 1
 
 
 def test_a_smaller_count_removes_trials_from_the_queue(make):
@@ -216,8 +276,19 @@ def test_a_study_of_another_file_is_refused(make):
         make(run_cap=3)
 
 
-def test_one_process_at_a_time_takes_a_trial(tmp_path):
-    """SQLite has no lock of a row: two that read at the same time that a trial waits would both take it."""
+@pytest.mark.parametrize("network", [False, True])
+def test_one_process_at_a_time_takes_a_trial(tmp_path, monkeypatch, network):
+    """SQLite has no lock of a row: two that read at the same time that a trial waits would both take it. On NFS a folder
+    cannot be locked.
+    """
+
+    def lock(descriptor, kind):
+        if network and os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(descriptor, kind)
+
+    flock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", lock)
     inside, most = [], []
 
     def take(who):
@@ -231,4 +302,4 @@ def test_one_process_at_a_time_takes_a_trial(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == [1] * 8
+    assert most == [1] * 8 and (tmp_path / LOCK).exists() == network

@@ -4,7 +4,7 @@ const MOST_CHANGES = 6;
 const chosenMeasure = () => state.data.standings.find(({ label }) => label === state.measure) ?? state.data.standings[0];
 
 const MINUS = "\u2212";
-const threeDigits = (value) => {
+const short = (value) => {
   if (value === null || value === undefined || !Number.isFinite(value)) return "";
   return (Math.abs(value) >= 1000 ? value.toFixed(0) : String(Number(value.toPrecision(3)))).replace("-", MINUS);
 };
@@ -12,9 +12,9 @@ const threeDigits = (value) => {
 // A value with two standard errors, to the second digit of these.
 function withErrors(value, error) {
   const twice = 2 * error;
-  if (error === null || !(twice > 0)) return threeDigits(value);
+  if (error === null || !(twice > 0)) return short(value);
   const digits = Math.max(1 - Math.floor(Math.log10(twice)), 0);
-  if (digits > 6) return threeDigits(value);
+  if (digits > 6) return short(value);
   return `${value.toFixed(digits).replace("-", MINUS)} ± ${twice.toFixed(digits)}`;
 }
 
@@ -68,7 +68,7 @@ function toTheSecond(measure, best, second, ranking) {
 function toTheFloor(measure, best) {
   if (best.floor === null) return null;
   const gap = best.value - best.floor;
-  const name = `${best.floor_name}, ${threeDigits(best.floor)}`;
+  const name = `${best.floor_name}, ${short(best.floor)}`;
   const by = withErrors(Math.abs(gap), best.error);
   if (best.error === null) return [make("strong", {}, gap > 0 ? "above" : "below"), ` that of a ${name}, by ${by}.`];
   if (Math.abs(gap) <= 2 * best.error) return [make("strong", {}, "reached"), `, that of a ${name}: the difference is ${withErrors(gap, best.error)}.`];
@@ -99,7 +99,7 @@ function withoutBest() {
     make("p", {}, "No run has been measured yet: ", make("code", {}, "Evaluate"), " measures during validation, ",
       make("code", {}, "test"), " afterwards."),
     make("p", {}, "The newest run is ", runButton(newest), ": ", stateOf(newest), newest.note ? `, ${newest.note}` : "",
-      `, step ${newest.values.steps.toLocaleString("en")}`, loss === undefined ? "" : `, loss ${threeDigits(loss)}`, "."),
+      `, step ${newest.values.steps.toLocaleString("en")}`, loss === undefined ? "" : `, loss ${short(loss)}`, "."),
     ...strip(newest),
   ];
 }
@@ -124,7 +124,7 @@ function showBest() {
   const run = runs[best.run];
   const before = runs[best.run + 1]; // they are sorted by start
   const floor = toTheFloor(measure, best);
-  const about = [`step ${best.step.toLocaleString("en")}`, `n ${best.n}`, `NFE ${threeDigits(best.nfe)}`];
+  const about = [`step ${best.step.toLocaleString("en")}`, `n ${best.n}`, `NFE ${short(best.nfe)}`];
   if (best.of > 1) about.unshift(`the ${measure.larger ? "highest" : "lowest"} of ${best.of}`);
   const facts = [["Runner-up", toTheSecond(measure, best, second, ranking)]];
   if (floor) facts.push(["Floor", floor]);

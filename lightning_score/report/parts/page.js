@@ -74,8 +74,8 @@ byId("theme").addEventListener("click", () => {
   showTheme();
   redraw();
 });
-showTheme();
 readLink();
+showTheme();
 if (live) await poll();
 else {
   state.data = await (await unpacked("data")).json();
@@ -85,7 +85,7 @@ else {
   Object.assign(state.data, more);
   runs.forEach((run, i) => Object.assign(state.data.runs[i], run));
   for (const { trials } of state.data.sweeps) state.data.left_out += keepEmbedded(trials);
-  show();
+  showAsked();
 }
-openLink();
+finishLink();
 document.documentElement.dataset.ready = "true";

@@ -12,7 +12,7 @@ const tables = {};
 // Shows a table of cells [what sorts, what is read] in a place, with the filter, the order and the columns of `state`.
 function showTable(key, place, columns, rows, render = {}) {
   const titles = columns.map((column) => column.title);
-  const choices = () => (state.tables[key] ??= { filter: "", order: [], columns: {} });
+  const choices = () => (state.tables[key] = { filter: "", order: [], columns: {}, ...state.tables[key] });
   const chosen = choices();
   const drawn = tables[key];
   if (drawn && place.contains(drawn.table().node()) && drawn.titles.join("\n") === titles.join("\n")) {
@@ -53,6 +53,7 @@ function showTable(key, place, columns, rows, render = {}) {
   table.on("search.dt order.dt", () => {
     choices().filter = table.search();
     choices().order = table.order().map(([j, direction]) => [titles[j], direction]).filter(([, direction]) => direction);
+    soonWritten();
   });
   table.on("column-visibility.dt", (_, { bDestroying }, j, visible) => {
     if (!bDestroying) choices().columns[titles[j]] = visible;
@@ -81,7 +82,7 @@ function cueForScrolling(frame, name) {
 function measureColumns() {
   const measure = chosenMeasure();
   if (!measure) return [];
-  const cell = (value, text = threeDigits(value)) => [value ?? null, text];
+  const cell = (value, text = short(value)) => [value ?? null, text];
   const columns = [
     [measure.label, (e) => cell(e.value, withErrors(e.value, e.error)), `the ${measure.larger ? "highest" : "lowest"}, with two standard errors`],
     ["± 2 s.e.", (e) => cell(e.error === null ? null : 2 * e.error), "two standard errors of it", true],
