@@ -16,6 +16,7 @@ from lightning_score.commands.configs import shipped
 from lightning_score.metrics import DigitFeatures, RawFeatures
 from lightning_score.sweep.draws import plan_trials
 from lightning_score.sweep.logged import OF_CALLBACKS, logged_metrics
+from lightning_score.sweep.notes import notes
 from lightning_score.sweep.spec import read_sweep_file
 from lightning_score.sweep.study import Study
 from lightning_score.sweep.summary import collect_results, concluded
@@ -73,6 +74,7 @@ def test_shipped_sweeps_fit_the_model_that_they_name(folder, capsys, name):
         ({}, ["--name=../steps"], "must be the name of one folder"),
         ({}, ["--summary", "--storage=sqlite:///none.db"], "there is no such file"),
         ({"method": "random"}, [], "has no end: give --count"),
+        ({}, ["--retry=0"], "--retry 0: trial 0 has not failed; those that have: none"),
         ({}, ["--jobs=0"], "--jobs 0"),
         ({}, ["--storage=postgresql://nobody@127.0.0.1:9/none"], "this database cannot be used"),
         ({}, ["--summary"], "has not been run yet"),
@@ -137,7 +139,7 @@ def test_a_sweep_that_resumes_is_checked_with_the_draws_of_its_seed(folder, caps
     assert "--seed 6: the sweep steps was started with seed 5" in capsys.readouterr().err
     assert contents(".") == before
     assert collect_results(spec, study).seed == 5
-    assert "settings drawn with --seed 5" in concluded(spec, collect_results(spec, study)).notes()
+    assert "settings drawn with --seed 5" in notes(concluded(spec, collect_results(spec, study)))
 
 
 def test_a_metric_of_another_packages_callback_gives_a_warning(folder, capsys, monkeypatch):
