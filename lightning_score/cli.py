@@ -4,7 +4,7 @@ import lightning_score.torchvision_guard  # noqa: F401
 
 import signal
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from typing import Any
 
@@ -16,6 +16,7 @@ from lightning_score.commands.origins import origin
 from lightning_score.commands.parser import UsageError
 from lightning_score.commands.trainer_commands import TRAINER_COMMANDS
 from lightning_score.errors import InputError, printable, require, user_mistake
+from lightning_score.runs.console import recording_console
 from lightning_score.runs.folders import discarding, release
 from lightning_score.runs.wandb_logger import TERMINATED, fail_trial, finish_run, in_trial
 from lightning_score.sweep.macros import from_agent
@@ -38,6 +39,12 @@ COMMANDS = (*TRAINER_COMMANDS, *WITHOUT_TRAINER)
 
 def run(words: list[str]) -> int:
     """Runs one command; a mistake of the user is one line on stderr and exit code 2."""
+    with recording_console(words) if words[:1] and words[0] in TRAINER_COMMANDS else nullcontext():
+        return _run_explaining(words)
+
+
+def _run_explaining(words: list[str]) -> int:
+    """Runs one command, and prints a mistake of the user."""
     stopping.record_signal(None)
     arguments = Arguments.parse(words)
     try:

@@ -14,6 +14,8 @@ from lightning_score.callbacks.progress import StepProgress
 from lightning_score.callbacks.sample_grid import SampleGrid
 from lightning_score.callbacks.sample_writer import SampleWriter
 from lightning_score.callbacks.score_plot import ScorePlot
+from lightning_score.callbacks.system_metrics import SystemMetrics
 
 __all__ = ["EMA", "BestCheckpoint", "BitsPerDim", "Evaluate", "Evaluation", "LangevinHealth", "LastCheckpoint",
-           "LevelHealth", "LossFloor", "LossGuard", "SampleGrid", "SampleWriter", "ScorePlot", "StepProgress"]  # fmt: skip
+           "LevelHealth", "LossFloor", "LossGuard", "SampleGrid", "SampleWriter", "ScorePlot", "StepProgress",
+           "SystemMetrics"]  # fmt: skip

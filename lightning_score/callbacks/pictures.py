@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -170,7 +170,7 @@ def save_picture(picture: Image.Image, path: Path, caption: str) -> None:
 
 
 def publish(trainer: Trainer, key: str, picture: Image.Image, caption: str) -> Path:
-    """Writes a picture to `<run folder>/<key>/step_<step>.png` and logs it to W&B and TensorBoard.
+    """Writes a picture to `<run folder>/<key>/step_<step>.png` and logs it to W&B, TensorBoard and MLflow.
 
     Args:
         trainer: the trainer, whose `default_root_dir` is the run folder.
@@ -190,4 +190,6 @@ def publish(trainer: Trainer, key: str, picture: Image.Image, caption: str) -> P
             logger.log_image(key, [picture], step=step, caption=[caption])
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(key, pil_to_tensor(picture), step)
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_image(str(logger.run_id), picture, key=key, step=step)
     return path

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lightning_score.errors import require
+from lightning_score.runs.console import print_state
 
 LAYOUT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 SECONDS_BETWEEN_LINES = 10.0
@@ -148,9 +149,9 @@ class _Lines:
         self.stream = stream
 
     def write(self, text: str) -> None:
-        """Writes the visible part of the text, without carriage returns and trailing blanks."""
-        if line := text.strip():
-            self.stream.write(f"{line}\n")
+        """Writes the visible part of the text, without carriage returns and trailing blanks; a new line ends the bar."""
+        if text.strip() or text == "\n":
+            print_state(self.stream, text.strip())
 
     def flush(self) -> None:
         """Flushes the stream."""

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
-from lightning_score.callbacks import StepProgress
+from lightning_score.callbacks import StepProgress, SystemMetrics
 from lightning_score.callbacks.sampling_cost import SamplingCost, check_data
 from lightning_score.commands.arguments import CONFIG, Arguments, Layer
 from lightning_score.commands.base import ExperimentCLI
@@ -20,6 +20,7 @@ from lightning_score.commands.refusals import check_limits, refusing
 from lightning_score.commands.run_config import RunConfig
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.runs.checkpoints import SafeCheckpointIO
+from lightning_score.runs.console import write_console
 from lightning_score.runs.folders import check_name, new_dated_folder, new_folder
 from lightning_score.runs.rendezvous import agree_on_folder, explain_lost_peer
 from lightning_score.runs.status import STOPPED_EARLY, recording
@@ -156,12 +157,14 @@ class TrainerCommand(ExperimentCLI, ABC):
         self.folder = Path(agree_on_folder(lambda: str(self.make_folder(config)), settings["num_nodes"]))
         kwargs |= {
             "default_root_dir": str(self.folder),
-            "callbacks": [*callbacks, cost, *self.own_callbacks(self.folder)],
+            "callbacks": [*callbacks, cost, *_watching(settings), *self.own_callbacks(self.folder)],
             "plugins": _plugins(settings["plugins"]),
             "logger": False if settings["barebones"] else self._loggers(settings["logger"], self.folder),
         }
         trainer = super().instantiate_trainer(**kwargs)
         check_strategy(trainer)
+        if trainer.is_global_zero:
+            write_console(self.folder)
         return trainer
 
     def own_callbacks(self, folder: Path) -> list[Callback]:
@@ -213,6 +216,12 @@ def _plugins(chosen: Any) -> list[Any]:
     if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
         ours.append(SLURMEnvironment(auto_requeue=False))
     return plugins + ours
+
+
+def _watching(settings: Any) -> list[Callback]:
+    """What samples the machine, unless the user has given it."""
+    given = any(isinstance(callback, SystemMetrics) for callback in as_list(settings["callbacks"]))
+    return [] if given or settings["barebones"] else [SystemMetrics()]
 
 
 def as_list(chosen: Any) -> list[Any]:

@@ -78,7 +78,7 @@ class Reader:
         if folder not in self._read or self._read[folder][0] != files:
             self._read[folder] = files, read_run(folder, self._root)
         read = self._read[folder][1]
-        run = replace(read, problems=[*read.problems], tests=[], pictures={**read.pictures})
+        run = replace(read, problems=[*read.problems], evaluations=[], pictures={**read.pictures})
         if run.state == "running":
             run.state, run.note = run_state(run)
         return run
@@ -126,7 +126,7 @@ def _attach(evaluation: Run, runs: dict[Path, Run], root: Path) -> None:
         name = folder_name(places[0], root)
         run = Run(places[0], name, "measured", config=evaluation.config, settings=evaluation.settings)
         runs[places[0].resolve()] = run
-    run.tests += evaluation.records
+    run.evaluations.append(evaluation.records)
     for kind, pictures in evaluation.pictures.items():
         name = kind if kind == "neighbors" else f"{kind} of {_command(evaluation)}"
         run.pictures[name] = sorted([*run.pictures.get(name, []), *pictures])

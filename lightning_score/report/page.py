@@ -40,7 +40,7 @@ def page_data(root: Path, reader: Reader | None = None) -> tuple[dict[str, Any],
         "standings": standings(runs),
         "table": tables.runs_table(runs),
         "tests": tables.tests_table(runs),
-        "sweeps": [entry for entry, _ in found],
+        "sweeps": [entry | {"trials": [{**trial} for trial in entry["trials"]]} for entry, _ in found],
     }, [*runs, *(trial for _, trials in found for trial in trials)]
 
 
@@ -99,15 +99,17 @@ def libraries() -> dict[str, str]:
     return {"plotly.js": get_plotlyjs(), **texts}
 
 
-FIRST = ("root", "made", "runs", "standings", "table", "left_out")
+FIRST = ("root", "made", "runs", "standings", "table")
 """What the first screen needs; the page unpacks the rest later."""
 LATER = ("config", "again", "given", "curves", "measures", "langevin", "system", "console")
 """What it does not need of a run."""
+FOR_PROBLEMS = 2000
+"""Bytes of the page that are kept for messages about damaged pictures."""
 
 
 def split(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The data of the first screen, and the rest."""
-    first = {name: value for name, value in data.items() if name in FIRST}
+    first = {name: data[name] for name in FIRST}
     first["runs"] = [{name: value for name, value in run.items() if name not in LATER} for run in data["runs"]]
     rest = {name: value for name, value in data.items() if name not in FIRST}
     rest["runs"] = [{name: run[name] for name in LATER if name in run} for run in data["runs"]]
@@ -153,18 +155,11 @@ def render_page(root: Path, title: str, size: int) -> str:
     """
     data, runs = page_data(root)
     files = [picture.file for run in runs for pictures in run.pictures.values() for picture in pictures]
+    add_pictures(data, runs, {file: i for i, file in enumerate(files)})
     first, more = split(data)
-    parts = {"more": packed_json(more), "sources": "\n" * len(files)}
-
-    def rendered(numbers: Mapping[Path, int]) -> str:
-        for entry in first["runs"]:
-            entry["pictures"] = {}
-        add_pictures(first, runs, numbers)
-        return render(parts | {"first": packed_json(first)}, title)
-
-    numbers = {file: i for i, file in enumerate(files)}
-    room = size - len(rendered(numbers).encode())
+    parts = {"first": packed_json(first), "more": packed_json(more), "sources": "\n" * len(files)}
+    room = size - len(render(parts, title).encode()) - FOR_PROBLEMS
     sources = embed_pictures(runs, room)
-    first["left_out"] = len(files) - len(sources)
-    parts["sources"] = "\n".join(sources.get(file, "") for file in files)
-    return rendered({file: numbers[file] for file in sources})
+    parts["first"] = packed_json(first)  # with the problems of damaged pictures
+    parts["sources"] = "\n".join(sources.get(file, "") for file in files)  # the page forgets those without a source
+    return render(parts, title)

@@ -60,7 +60,7 @@ class Run:
         status: the content of `run.json`.
         curves: by metric.
         records: evaluations during training.
-        tests: evaluations after training.
+        evaluations: the records of each evaluation after training.
         langevin: lines of `langevin.jsonl`.
         pictures: by kind, in the order of steps.
         notes: tags and notes of a person.
@@ -80,7 +80,7 @@ class Run:
     status: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
-    tests: list[Record] = field(default_factory=list)
+    evaluations: list[list[Record]] = field(default_factory=list)
     langevin: list[dict[str, Any]] = field(default_factory=list)
     pictures: dict[str, list[Picture]] = field(default_factory=dict)
     notes: Notes = field(default_factory=Notes)
@@ -94,6 +94,11 @@ class Run:
         if name not in self.computed:
             self.computed[name] = compute(self)
         return self.computed[name]
+
+    @property
+    def tests(self) -> list[Record]:
+        """The records of all evaluations after training."""
+        return [record for records in self.evaluations for record in records]
 
     @property
     def started(self) -> float:

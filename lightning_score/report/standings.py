@@ -23,8 +23,8 @@ FIRST = ("fid", "fid_infinity", "bits_per_dim")
 def standings(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """The measures, the main one first, each with its values by run.
 
-    The main measure is the one that most runs share; of several that of the most samples, and after training rather than
-    during it.
+    The main measure is the one that most runs share, except archived ones; of several that of the most samples, and after
+    training rather than during it.
 
     Args:
         runs: all runs; entries have their numbers.
@@ -35,7 +35,8 @@ def standings(runs: Sequence[Run]) -> list[dict[str, Any]]:
     def rank(each: dict[str, Any]) -> tuple[Any, ...]:
         kind = each["kind"]
         importance = FIRST.index(kind) if kind in FIRST else len(FIRST)
-        return -len(each["entries"]), importance, -each["n"], each["when"] != "test", each["label"]
+        sharing = sum(not runs[entry["run"]].notes.archived for entry in each["entries"])
+        return -sharing, importance, -each["n"], each["when"] != "test", each["label"]
 
     return sorted(found, key=rank)
 
@@ -65,7 +66,7 @@ def _entry(i: int, kind: str, records: Sequence[Record], pairs: dict[str, int]) 
         pairs: the numbers of keys that are equal for paired samples; new ones are added.
     """
     evaluations = _evaluations(records)
-    values = [_mean(kind, each) for each in evaluations]
+    values = [mean_over_seeds(each) for each in evaluations]
     sign = -1 if is_larger_better(kind) else 1
     best = min(range(len(values)), key=lambda k: sign * values[k].value)
     record = evaluations[best][0]
@@ -88,9 +89,9 @@ def _evaluations(records: Iterable[Record]) -> list[list[Record]]:
     return [list(each.values()) for each in found.values()]
 
 
-def _mean(kind: str, records: Sequence[Record]) -> Estimate:
-    """The mean over seeds."""
-    return pooled(kind, [Estimate(record.value, as_number(record.error)) for record in records])
+def mean_over_seeds(records: Sequence[Record]) -> Estimate:
+    """The mean of the records of one measure and one evaluation, which differ in their seed."""
+    return pooled(kind_of(records[0]), [Estimate(record.value, as_number(record.error)) for record in records])
 
 
 def _deviations(parts: Sequence[float]) -> list[float]:

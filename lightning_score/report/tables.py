@@ -4,9 +4,12 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from lightning_score.report.figures import measures
 from lightning_score.report.reading import Run, as_number
+from lightning_score.report.standings import mean_over_seeds
 from lightning_score.runs.records import PERFECT, Record
 from lightning_score.sweep.results import format_duration, format_number
 
@@ -23,6 +26,8 @@ COLUMNS = {
 """Columns of the table of runs, with explanations; measures come after the state, and settings at the end."""
 SHOWN = 8
 """Number of differing settings in the table at first; other columns are hidden."""
+MEASURES = 8
+"""Number of measures in the table of tests at first."""
 PRIVATE = ("output", "runs", "name", "ckpt_path", "config")
 """Settings of files and names, which do not change results."""
 
@@ -53,12 +58,6 @@ def steps(value: int) -> Cell:
 def with_two_errors(value: float, error: float) -> str:
     """A value with two standard errors as text."""
     return format_number(value) + (f" ± {2 * error:.{2 if 2 * error < 100 else 3}g}" if math.isfinite(error) else "")
-
-
-def with_error(record: Record) -> Cell:
-    """A cell with a value and two standard errors."""
-    key = record.value if math.isfinite(record.value) else None
-    return [key, with_two_errors(record.value, as_number(record.error))]
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
@@ -107,17 +106,40 @@ def _floor(record: Record) -> Cell:
 
 
 def tests_table(runs: Sequence[Run]) -> dict[str, Any]:
-    """Evaluations after training, a row per value."""
-    titles = ["run", "measure", "value", "floor", "n", "NFE", "weights", "denoised", "sampler", "seed", "sampling s", "step",
-              "when"]  # fmt: skip
+    """A row per evaluation after training, and per weights and denoising in it; a column per measure."""
+    groups = measures([replace(run, records=run.tests) for run in runs])
+    labels = {id(record): label for label, records in groups.items() for _, record in records}
     rows = [
-        [plain(run.name), plain(record.metric), with_error(record), _floor(record), cell(record.n), cell(record.nfe),
-         plain(record.weights), plain("yes" if record.denoised else "no"), plain(_sampler(record.sampler)),
-         plain(record.seed), cell(record.seconds), steps(record.step),
-         [record.time, str(record.time).replace("T", " ").rstrip("Z")]]
-        for run in runs for record in sorted(run.tests, key=lambda record: record.time, reverse=True)
+        (run, [record for record in evaluation if (record.weights, record.denoised) == kind])
+        for run in runs for evaluation in run.evaluations
+        for kind in dict.fromkeys((record.weights, record.denoised) for record in evaluation)
     ]  # fmt: skip
-    return table(titles, rows)
+    rows.sort(key=lambda row: str(row[1][0].time), reverse=True)
+    errors = [f"{label} ± 2 s.e." for label in groups]
+    titles = ["run", *groups, *errors, "floor", "n", "NFE", "weights", "denoised", "sampler", "seeds", "sampling s", "step",
+              "when"]  # fmt: skip
+    made = table(titles, [_test_row(run, records, labels, list(groups)) for run, records in rows])
+    for j, column in enumerate(made["columns"]):
+        column["hidden"] = min(MEASURES, len(groups)) < j <= 2 * len(groups)
+    return made
+
+
+def _test_row(run: Run, records: Sequence[Record], labels: Mapping[int, str], titles: Sequence[str]) -> list[Cell]:
+    """The row of an evaluation: the means over its seeds; of several measures, the first has the floor and the seconds."""
+    of_label = {title: [record for record in records if labels[id(record)] == title] for title in titles}
+    found = {title: mean_over_seeds(each) for title, each in of_label.items() if each}
+    values = [
+        cell(found[title].value, with_two_errors(*found[title][:2])) if title in found else UNKNOWN for title in titles
+    ]
+    errors = [cell(2 * found[title].error) if title in found else UNKNOWN for title in titles]
+    main = of_label[next(iter(found))]
+    first = main[0]
+    seeds, seconds = ", ".join(str(record.seed) for record in main), sum(record.seconds for record in main)
+    return [
+        plain(run.name), *values, *errors, _floor(first), cell(first.n), cell(first.nfe), plain(first.weights),
+        plain("yes" if first.denoised else "no"), plain(_sampler(first.sampler)), plain(seeds), cell(seconds),
+        steps(first.step), [first.time, str(first.time).replace("T", " ").rstrip("Z")],
+    ]  # fmt: skip
 
 
 def _sampler(settings: Mapping[str, Any]) -> str:

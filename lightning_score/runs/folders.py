@@ -52,7 +52,10 @@ def check_name(name: str, option: str) -> None:
 
 def leads_out(file: Path, root: Path) -> bool:
     """Whether a path is not a file below a folder: a link to elsewhere, a pipe or a device."""
-    return file.exists() and not (file.is_file() and file.resolve().is_relative_to(root.resolve()))
+    if not os.path.exists(file):
+        return False
+    top = os.path.realpath(root)
+    return not (os.path.isfile(file) and os.path.commonpath([top, os.path.realpath(file)]) == top)
 
 
 def new_folder(folder: Path) -> Path:

@@ -32,6 +32,8 @@ SETTINGS: dict[str, Any] = {
 }  # WANDB_SILENT=false, ... beat these
 COLUMNS = ["metric", "value", "error", "floor", "n", "nfe", "weights", "denoised", "step", "seed", "seconds", "time"]
 """Columns of the table of measurements on W&B."""
+STEP = "trainer/global_step"
+"""The x-axis of all metrics and pictures: completed optimizer steps."""
 TERMINATED = 143
 """The exit code of a process that SIGTERM has ended, as a shell reports it."""
 _started: set[str] = set()  # ids of the W&B runs that this process started
@@ -51,8 +53,8 @@ class WandbRunLogger(WandbLogger):
     def __init__(self, run: "Run", folder: str | Path) -> None:
         super().__init__(experiment=run, project=run.project, name=run.name, id=run.id, save_dir=folder)
         self._upload_command = _upload_command(run)
-        run.define_metric("trainer/global_step")
-        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        run.define_metric(STEP)
+        run.define_metric("*", step_metric=STEP, step_sync=True)
         self._lost = False
         self._best: dict[str, float] = {}
         self._evaluations = 0  # that its table holds
@@ -60,11 +62,18 @@ class WandbRunLogger(WandbLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Logs metrics, or pictures, at an optimizer step; the summary keeps the best FID so far, as `best/val/fid...`."""
-        self._attempt(super().log_metrics, metrics, step)
+        self._attempt(self._log, metrics, step)
         for name, value in metrics.items():
             if f"{name}_n" in metrics and not self._best.get(name, math.inf) <= float(value):
                 self._best[name] = float(value)
                 self._attempt(self.experiment.summary.update, {f"best/{name}": float(value), f"best/{name}_step": step})
+
+    def _log(self, metrics: Mapping[str, Any], step: int | None) -> None:
+        """W&B's own step is the optimizer step, too, so that its sliders of pictures and its pruners count the same."""
+        if step is None or step < self.experiment.step:  # an earlier one would be lost
+            super().log_metrics(metrics, step)
+        else:
+            self.experiment.log({**metrics, STEP: step}, step=step)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
@@ -82,6 +91,7 @@ class WandbRunLogger(WandbLogger):
             early = terminated and stopped_by_wandb()
             if early:
                 self._attempt(self.experiment.summary.update, {"state": STOPPED_EARLY})
+                self._attempt(setattr, self.experiment, "tags", (*(self.experiment.tags or ()), STOPPED_EARLY))
             elif terminated:
                 self._attempt(self.experiment.mark_preempting)
             self._attempt(self.experiment.finish, 0 if early else TERMINATED if terminated else 1)
@@ -179,6 +189,8 @@ def fail_trial(message: str, code: int, terminated: bool = False) -> None:
         return
     import wandb
 
+    if terminated and _started and wandb.run is None:  # its logger has finished it
+        return
     with suppress(Exception):  # the error itself is printed in any case
         run = wandb.run or wandb.init(settings=wandb.Settings(**SETTINGS))
         if terminated and not stopped_by_wandb():

@@ -3,9 +3,11 @@ the same place of the queue, and resumes from the checkpoint in the same folder.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lightning_score.errors import require
@@ -18,7 +20,7 @@ INTERRUPTED, DEATHS = "interrupted", "deaths"
 SURPLUS, RETRIED = "surplus", "retry_history"
 """Attributes of a trial: whether it is not needed; Optuna's, with the numbers of the earlier attempts."""
 CONSTRAINTS = "constraints"
-"""How the names of Optuna's attributes with the constraints of a trial begin."""
+"""How the names of Optuna's attributes with the constraints of a trial begin; they can be set only once."""
 FAILED = "failed"
 """The state of a failed trial, and all of them in `--retry`."""
 RETRIES = 3
@@ -85,3 +87,13 @@ def deaths(trial: FrozenTrial | Trial) -> int:
     if FOLDER in trial.user_attrs and last_saved(Path(trial.user_attrs[FOLDER])) > begun:
         return 0
     return trial.user_attrs.get(DEATHS, 0) + (not trial.user_attrs.get(INTERRUPTED))
+
+
+def take_first(study: optuna.Study) -> int | None:
+    """Takes the first waiting trial of the queue and returns its id; Optuna would take an interrupted one last."""
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    for trial in sorted(waiting, key=lambda each: each.user_attrs.get(SLOT, each.number)):
+        with suppress(UpdateFinishedTrialError):  # another worker has taken and ended it
+            if study._storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
+                return trial._trial_id
+    return None

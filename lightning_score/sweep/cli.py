@@ -182,7 +182,8 @@ def _parser() -> Parser:
 
 
 def _announcement(spec: Sweep, plan: Plan, cost: str, jobs: int) -> str:
-    goal = "" if spec.metric is None else f", {'maximizing' if spec.maximize else 'minimizing'} {spec.metric}"
+    goal = "".join(f", {'maximizing' if each.maximize else 'minimizing'} {each.name}" for each in spec.objectives)
+    goal += "".join(f", with {bound}" for bound in spec.constraints)
     varied = " x ".join(spec.varied) or "no parameter"
     ending = ", fewer with early termination" if spec.hyperband else ""
     workers = f" with {jobs} workers" if jobs > 1 else ""

@@ -14,19 +14,20 @@ from optuna.study import Study
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
 from lightning_score.errors import InputError, require
+from lightning_score.sweep.attempts import SLOT
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.users_study import UsersStudy
 
 KNOWN = 1000
 """Maximal number of random trials that are drawn for the checks."""
-SLOT, SETTINGS = "slot", "settings"
-"""Attributes of a trial, as in the study of a sweep."""
+SETTINGS = "settings"
+"""Attribute of a trial: its settings."""
 LEARNED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 """States of trials that the estimator learns from."""
 STARTUP = 6
 """With several objectives, the number of random trials at the beginning."""
-DRAWS = 100
-"""How often settings are drawn again that another trial has; the second half at random."""
+AGAIN, AT_RANDOM = 20, 500
+"""How often settings are drawn again that another trial has: by the estimator, and then at random."""
 
 
 def make_sampler(sweep: Sweep, seed: int) -> BaseSampler:
@@ -81,8 +82,8 @@ def plan_trials(sweep: Sweep, count: int | None, seed: int | None) -> Plan:
 
 
 def _combinations(sweep: Sweep, otherwise: int) -> int:
-    """The number of combinations of the parameters' values; another number if it is not known or very large."""
-    if sweep.parameters and not sweep.drawn:
+    """The number of combinations of the parameters' values; another number if it is not known, or trials may repeat."""
+    if sweep.scheduler is None or not (sweep.scheduler.optimizer or sweep.scheduler.search_space):
         with suppress(InputError):
             return len(sweep.grid())
     return otherwise
@@ -145,7 +146,7 @@ class SeededBayes(BaseSampler):
         seed = int(np.random.SeedSequence([self._seed, slot]).generate_state(1)[0])
         copy = optuna.create_study(directions=study.directions, sampler=self._sampler(seed, len(study.directions)))
         copy.add_trials(map(_copy_of, known))
-        for _ in range(DRAWS):
+        for repeats in range(AGAIN + AT_RANDOM):
             drawn = copy.ask()
             try:
                 settings = self._sweep.settings(drawn)
@@ -153,13 +154,14 @@ class SeededBayes(BaseSampler):
                 break
             if _as_json(settings) not in seen:
                 break
-            copy.sampler = copy.sampler if drawn.number < len(known) + DRAWS // 2 else RandomSampler(seed=seed)
+            if repeats == AGAIN:
+                copy.sampler = RandomSampler(seed=seed)
         return drawn
 
     def _sampler(self, seed: int, objectives: int) -> TPESampler:
-        several: dict[str, Any] = {"n_startup_trials": STARTUP} if objectives > 1 else {}
         conditional = self._sweep.scheduler is not None and bool(self._sweep.scheduler.search_space)
-        return TPESampler(multivariate=True, group=conditional, constant_liar=True, seed=seed, **several)
+        startup = STARTUP if objectives > 1 else 10  # Optuna's default
+        return TPESampler(multivariate=True, group=conditional, constant_liar=True, seed=seed, n_startup_trials=startup)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {}

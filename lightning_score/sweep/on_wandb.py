@@ -1,6 +1,7 @@
 """A sweep that W&B has run: reads its trials, and logs table and figures on W&B."""
 
 import difflib
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ def fetch(path: str) -> tuple[Sweep, Results]:
     except Exception as error:  # the server's, the network's and W&B's own
         raise InputError(f"--wandb {path}: cannot be read ({' '.join(str(error).split())[:200]})") from error
     text = f"# W&B: {path}\n{yaml.safe_dump(entries, sort_keys=False)}"
-    sweep = from_entries(entries, path, text, path.rpartition("/")[2])
+    sweep = from_entries(_without_scheduler(entries, runs), path, text, path.rpartition("/")[2])
     metric = sweep.metric or ""
     require(bool(metric), f"--wandb {path}: this sweep has no metric, so it has no results")
     logged = {name for run in runs for name in _numbers(run)}
@@ -51,6 +52,22 @@ def fetch(path: str) -> tuple[Sweep, Results]:
     return sweep, Results(
         sweep.name, metric, sweep.maximize, sweep.varied, rows, objectives=sweep.objectives, constraints=sweep.constraints
     )
+
+
+def _without_scheduler(entries: dict[str, Any], runs: Sequence[Any]) -> dict[str, Any]:
+    """The entries of a sweep whose settings W&B's scheduler has drawn, with the values that its trials have had; the user's
+    code is not run.
+    """
+    kept = {name: value for name, value in entries.items() if name != "scheduler"}
+    if "scheduler" not in entries:
+        return kept
+    had: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        for name, value in run.config.items():
+            if "." in name:
+                had.setdefault(name, {})[json.dumps(value)] = value
+    given = entries.get("parameters") or {name: {"values": [*values.values()]} for name, values in had.items()}
+    return {**kept, "method": "random", "parameters": given}
 
 
 def _numbers(run: Any) -> dict[str, float]:
@@ -67,6 +84,8 @@ def _row(sweep: Sweep, number: int, run: Any) -> Row:
         state = "failed"
     laws = {dotted(name): law for name, law in sweep.parameters.items()}
     given = {name: _setting(run.config, name) if name in sweep.varied else law.examples()[0] for name, law in laws.items()}
+    other = [name for name in sweep.varied if given.get(name) is None and name not in run.config]  # of another branch
+    given = {name: value for name, value in given.items() if name not in other}
     message = str(summary.get("error", run.state)) if state == "failed" else ""
     seconds = summary.get("_runtime", math.nan)
     return Row(number, state, dict(flatten(given)), seconds=seconds, folder=run.url, message=message, **fields)

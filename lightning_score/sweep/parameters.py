@@ -61,6 +61,10 @@ class Parameter(ABC):
         """All values as Optuna stores them; None for a distribution that a grid cannot list."""
         return None
 
+    def listed(self) -> "Parameter":
+        """The parameter as the grid of W&B's own engine has it."""
+        return self
+
     @abstractmethod
     def examples(self) -> list[Any]:
         """Values to check: all of them, or those at the ends of a range and some between."""
@@ -181,6 +185,13 @@ class Quantile(Interval):
         require(few, f"q={self.q:g}: more than {LARGEST} multiples from {low:g} to {high:g}; raise q, or use method random")
         multiples = np.arange(round(low / self.q), round(high / self.q) + 1) * self.q
         return ((multiples - low) / (high - low or 1.0)).clip(0.0, 1.0).tolist()
+
+    def listed(self) -> Parameter:
+        """From the lower end in steps of q, without the upper end."""
+        if self.q is None or self.grid() is None:
+            return self
+        low, high = self.law.support()
+        return Categorical(np.arange(low, high, self.q).tolist())
 
     def examples(self) -> list[float]:
         """The ends of a bounded distribution, the quantiles 0.01 and 0.99 of an unbounded one, and three between."""

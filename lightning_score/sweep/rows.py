@@ -155,6 +155,14 @@ def leave_one_out(records: Sequence[Record], metric: str) -> tuple[tuple[float, 
     return tuple(value + change for change in changes), common
 
 
+def sampled_fields(records: Sequence[Record], name: str) -> dict[str, Any]:
+    """The fields of a row for one metric that only its records have; empty values for what is not measured on samples."""
+    metric = name.partition("/")[2]
+    values, paired = leave_one_out(records, metric)
+    kinds = [record.floor_kind for record in records if record.metric == metric]
+    return {"jackknife": values, "paired": paired, "floor_kind": kinds[-1] if kinds else ""}
+
+
 def difference(row: Row, other: Row) -> tuple[float, float]:
     """The difference of two values and its standard error.
 

@@ -247,6 +247,9 @@ def from_entries(entries: Any, path: str, text: str, name: str) -> Sweep:
         listed = isinstance(given, dict) and (len(given) > 0 or (scheduler is not None and bool(scheduler.search_space)))
         require(listed, f"needs parameters, as '{example}'")
         objectives = read_objectives(entries)
+        laws = dict(sorted(_parameters(given)))
+        if scheduler is not None and scheduler.engine == "wandb" and method == "grid":
+            laws = {name: law.listed() for name, law in laws.items()}
         needs = method in ("bayes", "custom") and not objectives
         require(not needs, f"method {method} needs a metric, as 'metric: {EXAMPLE}'")
         listed = command is None or (isinstance(command, list) and len(command) > 0)
@@ -257,7 +260,7 @@ def from_entries(entries: Any, path: str, text: str, name: str) -> Sweep:
             method=method,
             objectives=objectives,
             constraints=read_constraints(entries.get("metric_constraints")),
-            parameters=dict(sorted(_parameters(given))),
+            parameters=laws,
             command=tuple(map(str, command or DEFAULT)),
             program=entries.get("program"),
             run_cap=_count("run_cap", entries.get("run_cap")),

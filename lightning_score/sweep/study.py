@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Any, cast
 
 import optuna
@@ -30,6 +31,7 @@ from lightning_score.sweep.attempts import (
     failed_trials,
     last_attempts,
     next_attempt,
+    take_first,
 )
 from lightning_score.sweep.draws import known_values, make_sampler
 from lightning_score.sweep.ending import ENDED_BY, NO_MORE, is_poor, reached_target
@@ -84,7 +86,7 @@ class Study:
             self.store_once("sweep", sweep.text)
             self._study.set_user_attr("seed", self.seed)  # it may change as long as nothing is queued
         self._study.sampler = make_sampler(sweep, self.seed)
-        self._study._pop_waiting_trial_id = self._take_next  # type: ignore[method-assign]
+        self._study._pop_waiting_trial_id = partial(take_first, self._study)  # type: ignore[method-assign]
         if url.startswith("sqlite"):  # which cannot lock the row of a trial that a worker takes
             folder = os.path.dirname(make_url(url).database or "") or "."
             self._study.ask = in_turn(folder, self._study.ask)  # type: ignore[method-assign]
@@ -153,15 +155,6 @@ class Study:
 
     ended = property(lambda self: str(self._study.user_attrs.get(ENDED_BY, "")))
     """Why the sweep has ended before all planned trials; an empty text if it has not."""
-
-    def _take_next(self) -> int | None:
-        """Takes the waiting trial that is the first in the queue, as an interrupted one; Optuna would take it last."""
-        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        for trial in sorted(waiting, key=lambda each: each.user_attrs.get(SLOT, each.number)):
-            with suppress(UpdateFinishedTrialError):  # another worker has taken and ended it
-                if self._storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
-                    return trial._trial_id
-        return None
 
     def retry(self, which: str = FAILED) -> int:
         """Puts failed trials, all or those of some numbers, back into the queue with their values; returns how many."""

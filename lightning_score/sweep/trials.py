@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,12 @@ import torch
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.base import quiet
 from lightning_score.runs.folders import is_held, remove_without_results
-from lightning_score.runs.records import FILE, Record, read_records
+from lightning_score.runs.records import FILE, read_records
 from lightning_score.runs.status import read_status
 from lightning_score.sweep.attempts import FOLDER
 from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.processes import PATIENCE, SAVING, Interruption, Killed, Stopped, end_with_parent
-from lightning_score.sweep.rows import leave_one_out, metric_names
+from lightning_score.sweep.rows import metric_names, sampled_fields
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.study import METRICS, Study
 from lightning_score.sweep.trial_run import (
@@ -40,14 +40,11 @@ from lightning_score.sweep.trial_run import (
 
 SAMPLING = ("model.sampler", "model.guidance", "evaluate")
 """Settings that can change without loading the model again."""
-SECONDS, JACKKNIFE, PAIRED, FLOOR = "seconds", "without", "paired", "floor_kind"
-"""Further attributes of a trial, named as in a row of results except for the jackknife values."""
+SECONDS, MEASURES = "seconds", "measures"
+"""Attributes of a trial: its duration; the fields `jackknife`, `paired` and `floor_kind` of a row of results, for each
+objective and bounded metric."""
 POLL = 0.5
 """Seconds between two reads of a trial's metrics."""
-
-MEASURES = "measures"
-"""Attribute of a trial: by the name of each objective and constrained metric, the fields `jackknife`, `paired` and
-`floor_kind` of a row of results."""
 
 Check = Callable[..., None]
 Report = Callable[[float], None]
@@ -270,18 +267,5 @@ class _Objective:
         if missing:
             raise TrialFailed(f"{missing} was not measured; measured: {', '.join(sorted(metrics)) or 'nothing'}")
         records = read_records(folder / FILE) if (folder / FILE).exists() else []
-        measures = {name: _measure(records, name) for name in names}
-        trial.set_user_attr(MEASURES, measures)
-        for name in names[:1]:
-            trial.set_user_attr(JACKKNIFE, measures[name]["jackknife"])
-            trial.set_user_attr(PAIRED, measures[name]["paired"])
-            trial.set_user_attr(FLOOR, measures[name]["floor_kind"])
+        trial.set_user_attr(MEASURES, {name: sampled_fields(records, name) for name in names})
         return [metrics[objective.name] for objective in self._sweep.objectives] or [0.0]
-
-
-def _measure(records: Sequence[Record], name: str) -> dict[str, Any]:
-    """The fields of a row of results that only the records of a metric have; without values for other metrics."""
-    metric = name.partition("/")[2]
-    values, paired = leave_one_out(records, metric)
-    kinds = [record.floor_kind for record in records if record.metric == metric]
-    return {"jackknife": values, "paired": paired, "floor_kind": kinds[-1] if kinds else ""}

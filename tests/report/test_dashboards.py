@@ -61,6 +61,9 @@ def test_a_run_suits_the_default_workspace(project):
     assert len(distances) == 2 and summary["best/val/fid_digits_20"] == min(distances)
     assert summary["best/val/fid_digits_20_step"] in (1, 2, 3, 4)
     assert all("trainer/global_step" in line for line in found["history"] if "train/loss" in line)
+    placed = [line for line in found["history"] if "samples" in line or "val/fid_digits_20" in line]
+    assert len(placed) == 2 and all("samples" in line and "val/fid_digits_20" in line for line in placed)
+    assert all(line["_step"] == line["trainer/global_step"] for line in found["history"] if "evaluations" not in line)
     for kind in ("samples", "progress", "langevin", "loss_per_sigma"):
         assert "step 4" in summary[kind]["captions"][0], kind
     assert summary["evaluations"]["_type"] == "table-file" and summary["evaluations"]["nrows"] == 2
@@ -77,6 +80,12 @@ def test_one_command_sets_up_the_panels(project, address):
     assert re.search(rf"on W&B: {project.url}/somebody/scores.*{address}", project.printed)
 
 
+def headings():
+    """The headings of the page, but for those of its own tables."""
+    page = (Path(__file__).parents[2] / "lightning_score" / "report" / "parts" / "page.html").read_text()
+    return sorted({*re.findall(r"<section id=\"\w+\"[^>]*><h2>([^<]+)</h2>", page)} - {"Runs"})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("i", [0, 1], ids=["workspace", "report"])
 def test_the_panels_suit_the_runs(project, i):
@@ -86,7 +95,7 @@ def test_the_panels_suit_the_runs(project, i):
     for text in ("val/fid_digits_20", "val/fid_digits_20_floor", "best/val/fid_digits_20", "val/loss", "samples", "progress",
                  "excess_loss_held_out", "langevin_variance_ratio", "Parallel Coordinates",
                  "config:model.value.sampler.init_args.steps",
-                 "Distance to the data", "Loss per noise level", "Sweeps"):  # fmt: skip
+                 "best val/fid_digits_20 so far", "test/nfe", "summary:_timestamp", *headings()):  # fmt: skip
         assert text in spec, text
     assert "init_args.denoise" not in spec  # which the sweep does not vary
     kinds = set(re.findall(r'"viewType": ?"([^"]+)"', spec))
@@ -101,25 +110,43 @@ def test_a_project_that_cannot_be_reached_is_a_mistake(project):
     assert "Traceback" not in done.stderr
 
 
+def documented(tracker):
+    """The options of a tracker in the report's README."""
+    readme = (Path(__file__).parents[2] / "lightning_score" / "report" / "README.md").read_text()
+    (options,) = re.findall(rf"`(--trainer\.logger {tracker} [^`]*)`", readme)
+    return options.split()
+
+
+SCALARS = {"train/loss", "val/loss", "val/fid_digits_20", "val/fid_digits_20_floor", "val/excess_loss_held_out/0.03"}
+
+
+@pytest.mark.slow
+def test_mlflow_has_metrics_settings_and_pictures(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    assert run([*FIT, *documented("MLFlowLogger")]) == 0
+    client = mlflow.MlflowClient("sqlite:///mlflow.db")
+    ((found,),) = [client.search_runs([experiment.experiment_id]) for experiment in client.search_experiments()
+                   if experiment.name != "Default"]  # fmt: skip
+    assert found.info.status == "FINISHED" and {*found.data.metrics} >= SCALARS
+    assert found.data.params["trainer/max_steps"] == "4"
+    assert [point.step for point in client.get_metric_history(found.info.run_id, "val/fid_digits_20")] == [2, 4]
+    pictures = [Path(file.path).name.split("+") for file in client.list_artifacts(found.info.run_id, "images")]
+    assert {parts[0] for parts in pictures} == {"samples", "progress", "langevin", "loss_per_sigma"}
+    assert {parts[2] for parts in pictures if parts[0] == "samples"} == {"2", "4"}
+    assert (tmp_path / "runs/ncsn/latest/metrics.csv").exists()
+
+
 @pytest.mark.slow
 def test_tensorboard_has_scalars_and_pictures(tmp_path, monkeypatch):
-    """With the options of the report's README."""
     monkeypatch.chdir(tmp_path)
-    readme = (Path(__file__).parents[2] / "lightning_score" / "report" / "README.md").read_text()
-    (options,) = re.findall(r"`(--trainer\.logger TensorBoardLogger [^`]*)`", readme)
-    assert run([*FIT, *options.split()]) == 0
+    assert run([*FIT, *documented("TensorBoardLogger")]) == 0
     (events,) = tmp_path.rglob("events.out.tfevents*")
     found = EventAccumulator(str(events), size_guidance={"images": 0, "scalars": 0})
     found.Reload()
     tags = found.Tags()
     assert set(tags["images"]) == {"samples", "progress", "langevin", "loss_per_sigma"}
-    assert {
-        "train/loss",
-        "val/loss",
-        "val/fid_digits_20",
-        "val/fid_digits_20_floor",
-        "val/excess_loss_held_out/0.03",
-    } <= set(tags["scalars"])
+    assert set(tags["scalars"]) >= SCALARS
     assert [event.step for event in found.Scalars("val/fid_digits_20")] == [2, 4]
     assert [event.step for event in found.Images("samples")] == [2, 4]
     assert (tmp_path / "runs/ncsn/latest/metrics.csv").exists()

@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import os
+import random
 import re
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 from run_folders import config, picture, record, run_folder, status
 
 from lightning_score.cli import run
+from lightning_score.metrics import jackknife_error
 from lightning_score.report import figures, page, tables
 from lightning_score.report.finding import find_runs
 from lightning_score.report.pictures import _spread, embed_pictures
@@ -26,8 +28,9 @@ from lightning_score.report.reading import read_run
 from lightning_score.report.server import server
 from lightning_score.report.standings import standings
 from lightning_score.report.values import values
+from lightning_score.runs.records import append_record
 from lightning_score.sweep.objectives import Objective
-from lightning_score.sweep.results import Results, Row, read_csv
+from lightning_score.sweep.results import Results, Row, difference, read_csv
 
 MOST = {name: few for name, (few, _) in figures.MOST.items()}
 
@@ -40,10 +43,13 @@ def contents(file):
 
     first, more = (json.loads(gzip.decompress(base64.b64decode(part(name)))) for name in ("data", "more"))
     sources = part("sources").split("\n")
+    first["left_out"] = 0
     for entry, rest in zip(first["runs"], more.pop("runs"), strict=True):
         entry |= rest
-        for shown in (shown for pictures in entry["pictures"].values() for shown in pictures):
-            shown["src"] = sources[shown["src"]]
+    for entry in [*first["runs"], *(trial for sweep in more["sweeps"] for trial in sweep["trials"] if "pictures" in trial)]:
+        for kind, pictures in list(entry["pictures"].items()):
+            entry["pictures"][kind] = [shown | {"src": sources[shown["src"]]} for shown in pictures if sources[shown["src"]]]
+            first["left_out"] += len(pictures) - len(entry["pictures"][kind])
     return first | more
 
 
@@ -173,7 +179,7 @@ class TestRuns:
         counts = {kind: len(pictures) for kind, pictures in runs[0].pictures.items()}
         assert counts == {"samples": 4, "progress": 4, "samples of test": 2, "neighbors": 2}
         assert sorted(each.value for each in runs[0].tests) == [5.0, 6.0]
-        assert column(tables.tests_table(runs), "value")["ncsn/a"] in ("5 ± 0.6", "6 ± 0.6")
+        assert column(tables.tests_table(runs), "fid_digits_898")["ncsn/a"] in ("5 ± 0.6", "6 ± 0.6")
 
     def test_a_checkpoint_that_was_only_evaluated_is_shown(self, tmp_path):
         place = tmp_path / "converted/test/2026-01-01_00-00-00"
@@ -232,6 +238,83 @@ class TestRuns:
         assert standings(runs)[0]["entries"][0]["value"] == pytest.approx(2 * (1 + 3 * math.exp(-3)), rel=1e-5)
         (lines,) = figures.data_of(runs)[0]["measures"].values()
         assert [line["kind"] for line in lines] == ["", "raw weights", "not denoised"]
+
+
+def measured(folder, *records):
+    """Adds a test of a run with these records."""
+    test = folder / f"test/{len(list(folder.glob('test/*')))}"
+    test.mkdir(parents=True)
+    config(test)
+    status(test, command="test")
+    for each in records:
+        append_record(test / "evaluations.jsonl", each)
+    return folder
+
+
+class TestTests:
+    def test_a_row_is_a_test_and_a_column_is_a_measure(self, tmp_path):
+        """Two seeds are one value; other weights are another row; what was not measured stays empty."""
+        seeds = [record(value=value, seed=seed, seconds=6.0) for seed, value in enumerate((2.0, 3.0))]
+        metrics = [record(metric=f"{kind}_digits_898", value=0.5, error=None) for kind in ("recall", "precision")]
+        measured(run_folder(tmp_path / "a"), *seeds, *metrics, record(value=9.0, weights="raw"))
+        measured(tmp_path / "a", record(metric="fid_digits_200", n=200, value=7.0))
+        table = tables.tests_table(find_runs(tmp_path)[0])
+        titles = [column["title"] for column in table["columns"]]
+        rows = [{title: text for title, (_, text) in zip(titles, row, strict=True)} for row in table["rows"]]
+        assert len(rows) == 3
+        ema, raw, small = sorted(rows, key=lambda row: (row["n"] == "200", row["weights"]))
+        assert ema["fid_digits_898"] == "2.5 ± 0.42"  # 2 x 0.3 / 2^(1/2)
+        assert ema["fid_digits_898 ± 2 s.e."] == "0.424" and ema["seeds"] == "0, 1" and ema["sampling s"] == "12"
+        assert ema["recall_digits_898"] == ema["precision_digits_898"] == "0.5" and ema["fid_digits_200"] == ""
+        assert raw["fid_digits_898"] == "9 ± 0.6" and raw["weights"] == "raw" and raw["recall_digits_898"] == ""
+        assert small["fid_digits_200"] == "7 ± 0.6" and small["fid_digits_898"] == ""
+
+    def test_many_measures_are_hidden_at_first(self, tmp_path):
+        metrics = [record(metric=f"fid_digits_{n}", n=n) for n in range(100, 112)]
+        measured(run_folder(tmp_path / "a"), *metrics)
+        columns = tables.tests_table(find_runs(tmp_path)[0])["columns"]
+        assert sum(column["title"].startswith("fid") and not column["hidden"] for column in columns) == tables.MEASURES
+
+
+class TestStandings:
+    """What the first screen and the table of runs rank by."""
+
+    def test_the_main_measure_is_shared_by_most_runs_then_of_most_samples_then_of_tests(self, tmp_path):
+        for k in range(3):
+            run_folder(tmp_path / f"r{k}", seed=k)
+        measured(tmp_path / "r0", record(metric="fid_digits_5k", n=5000))
+        found = standings(find_runs(tmp_path)[0])
+        assert [each["label"] for each in found] == ["fid_digits_898, validation", "fid_digits_5k, test"]
+        for k in range(3):
+            measured(
+                tmp_path / f"r{k}", record(), record(metric="fid_digits_200", n=200), record(metric="kid_digits_5k", n=5000)
+            )
+        found = standings(find_runs(tmp_path)[0])
+        labels = [each["label"] for each in found]
+        assert labels[:2] == ["fid_digits_898, test", "fid_digits_898, validation"]
+        assert labels[2:] == ["fid_digits_200, test", "kid_digits_5k, test", "fid_digits_5k, test"]
+
+    def test_larger_values_of_recall_are_better(self, tmp_path):
+        folder = measured(run_folder(tmp_path / "a"), record(metric="recall_digits_898", value=0.4))
+        measured(folder, record(metric="recall_digits_898", value=0.6, nfe=99.0))
+        found = standings(find_runs(tmp_path)[0])[-1]
+        assert found["larger"] and found["entries"][0]["value"] == 0.6
+
+    def test_paired_samples_have_the_error_of_their_difference(self, tmp_path):
+        """The norm of the difference of two vectors of parts is the sweep's standard error."""
+        draws = random.Random(0)
+        common = [draws.gauss(0, 1) for _ in range(10)]
+        for name, value in (("a", 2.0), ("b", 3.0)):
+            parts = [value + each + draws.gauss(0, 0.1) for each in common]
+            measured(run_folder(tmp_path / name), record(value=value, jackknife=parts, error=jackknife_error(parts)))
+        runs, _ = find_runs(tmp_path)
+        one, other = standings(runs)[0]["entries"]
+        tests = [run.tests[0] for run in runs]
+        rows = [Row(0, "complete", {}, test.value, jackknife=tuple(test.jackknife), paired="p") for test in tests]
+        assert one["paired"] == other["paired"]
+        assert math.dist(one["parts"], other["parts"]) == pytest.approx(difference(rows[0], rows[1])[1], rel=1e-3)
+        assert math.hypot(*one["parts"]) == pytest.approx(one["error"], rel=1e-3)
+        assert math.dist(one["parts"], other["parts"]) < 0.3 * one["error"]
 
 
 class TestValues:

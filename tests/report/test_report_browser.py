@@ -237,7 +237,7 @@ def test_names_are_text(opened):
 @pytest.mark.slow
 def test_what_was_measured_afterwards_and_the_sweep(opened):
     page = opened.page
-    assert set(cells(page, "run", "#tests")) == {"ncsn/r0"} and "fid_digits_20" in cells(page, "measure", "#tests")
+    assert cells(page, "run", "#tests") == ["ncsn/r0"] and cells(page, "fid_digits_20", "#tests") != [""]
     assert any("AnnealedLangevin" in text for text in cells(page, "sampler", "#tests"))
     assert len(cells(page, "trial", "#sweeps")) == 4
     assert "4 of 4 trials have ended. Best: trial" in page.inner_text("#sweeps figcaption")

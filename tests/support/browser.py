@@ -19,7 +19,7 @@ class Watched:
 
     def __init__(self, page) -> None:
         self.page, self.errors, self.requests = page, [], []
-        page.set_default_timeout(120_000)  # it shares the cores with other tests
+        page.set_default_timeout(20_000)  # it shares the cores with other tests
         page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on(
@@ -30,7 +30,7 @@ class Watched:
     def open(self, address: str) -> None:
         """Opens a report and waits until it is ready."""
         self.page.goto(address)
-        self.page.wait_for_selector("html[data-ready]", timeout=180_000)
+        self.page.wait_for_selector("html[data-ready]", timeout=20_000)
 
     def see_all(self) -> None:
         """Scrolls through the page, so that every figure is drawn."""

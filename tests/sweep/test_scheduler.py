@@ -289,3 +289,19 @@ def test_several_objectives_of_the_users_study(file, tmp_path):
     told = study._study.sampler._made.study
     assert [direction.name for direction in told.directions] == ["MINIMIZE", "MAXIMIZE"]
     assert [trial.values for trial in told.trials[:5]] == [[bowl(settings), settings["x"]] for settings in found[:5]]
+
+
+def test_the_grid_of_wandbs_engine_is_that_of_its_library(file):
+    """As the grid search of `sweeps` 0.3.0 lists it: q_uniform without its upper end, the last name changes fastest."""
+    parameters = {
+        "b": {"parameters": {"y": {"values": [3, 1]}, "x": {"distribution": "q_uniform", "min": 0.5, "max": 1.5, "q": 0.5}}},
+        "a": {"min": 1, "max": 2},
+        "b.z": {"value": None},
+    }
+    sweep = read_sweep_file(file({"engine": "wandb", "source": None}, method="grid", parameters=parameters))
+    found = [tuple(settings[name] for name in ("a", "b.x", "b.y")) for settings in plan_trials(sweep, None, None).settings]
+    assert found == [(1, 0.5, 3), (1, 0.5, 1), (1, 1.0, 3), (1, 1.0, 1), (2, 0.5, 3), (2, 0.5, 1), (2, 1.0, 3), (2, 1.0, 1)]
+    assert "drawn here with a seed" not in sweep.search
+    for method in ("random", "bayes"):
+        other = read_sweep_file(file({"engine": "wandb", "source": None}, method=method))
+        assert "drawn here with a seed, which W&B's engine has not" in other.search

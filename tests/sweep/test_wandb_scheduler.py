@@ -85,6 +85,9 @@ def on_wandb(folder, sweep):
         printed, _ = scheduler.communicate(timeout=500)
         assert scheduler.returncode == 0 and state.states["sweep0"] == "FINISHED", printed
         agent.communicate(timeout=200)
+        command = [sys.executable, "-m", "lightning_score", "sweep", "--wandb", "somebody/digits/sweep0"]
+        shown = subprocess.run(command, env=given, cwd=folder, capture_output=True, text=True, timeout=200)
+        assert shown.returncode == 0 and "again: python -m lightning_score test" in shown.stdout, shown.stderr
         return [run["settings"] for run in state.of_sweep("sweep0").values()], {run["exit"] for run in state.runs.values()}
 
 
@@ -120,8 +123,8 @@ FIT = {
     "metric": {"name": "val/fid_digits_20", "goal": "minimize"},
     "early_terminate": {"type": "hyperband", "min_iter": 1000},
     "parameters": {"model.optimizer.lr": {"values": [1.0e-3]}},
-    "command": [*COMMAND[:4], "fit", "--config", "ncsn", "--trainer.accelerator=cpu", "--trainer.max_steps=12",
-                "--trainer.val_check_interval=4", "--trainer.log_every_n_steps=1", "--evaluate.features=null",
+    "command": [*COMMAND[:4], "fit", "--config", "ncsn", "--trainer.accelerator=cpu", "--trainer.max_steps=60",
+                "--trainer.val_check_interval=20", "--trainer.log_every_n_steps=1", "--evaluate.features=null",
                 "--samples.num_samples=0", "--trainer.callbacks=null", "${args}"],
 }  # fmt: skip
 
@@ -134,7 +137,7 @@ def trainings(process):
     """The processes that train, below another one."""
     for child in children(process):
         yield from trainings(child)
-        if "lightning_score\\0fit" in Path(f"/proc/{child}/cmdline").read_text():
+        if "lightning_score\0fit" in Path(f"/proc/{child}/cmdline").read_text():
             yield child
 
 
@@ -146,11 +149,11 @@ def test_a_preempted_trial_is_handed_out_again_and_resumes(folder):
         subprocess.run(["wandb", "sweep", "--project", "digits", "s.yaml"], env=given, cwd=folder, check=True, timeout=120)
         agent = subprocess.Popen(["wandb", "agent", "somebody/digits/sweep0"], env=given, cwd=folder, text=True,
                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
-        wait_for(lambda: any(line.get("trainer/global_step", 0) >= 4 for line in state.runs["sweep0-0"]["history"]), 300)
+        wait_for(lambda: any(len(read.read_text().splitlines()) > 4 for read in folder.glob("runs/*/2*/metrics.csv")), 300)
         os.kill(next(trainings(agent.pid)), signal.SIGTERM)
         printed, _ = agent.communicate(timeout=300)
         run = state.runs["sweep0-0"]
-        assert run.get("preempted") == 1 and run["exit"] == 0, printed
+        assert run.get("preempted") == 1 and run["started"] > 1 and run["exit"] == 0, printed
         steps = [line["trainer/global_step"] for line in run["history"] if "train/loss" in line]
-        assert sorted({*steps}) == list(range(1, 13)) and "resuming" in printed and "state" not in run["summary"], printed
+        assert sorted({*steps}) == list(range(1, 61)) and "resuming" in printed and "state" not in run["summary"], printed
         assert [json.loads(path.read_text())["state"] for path in folder.glob("runs/*/2*/run.json")] == ["finished"]

@@ -33,9 +33,9 @@ async function loadPlotly() {
   });
 }
 
-async function draw(chart) {
-  if (!charts.has(chart)) return;
-  await (plotly ??= loadPlotly());
+const draw = (chart) => (window.Plotly ? drawNow(chart) : (plotly ??= loadPlotly()).then(() => drawNow(chart)));
+
+function drawNow(chart) {
   const own = charts.get(chart);
   if (!own) return; // it was removed meanwhile
   stale.delete(chart);
@@ -179,11 +179,25 @@ function forget(section) {
   for (const body of section.querySelectorAll(".body")) body.remove();
 }
 
-// Draws again: what is in sight now, the rest when it comes into sight.
+// Draws again: what is in sight now, what is near it soon, the rest when it comes into sight.
 function redrawCharts() {
   for (const chart of charts.keys()) {
     stale.add(chart);
     delete chart.dataset.drawn;
-    if (visible.has(chart)) draw(chart);
   }
+  const inside = (chart) => {
+    const { top, bottom } = chart.getBoundingClientRect();
+    return bottom > 0 && top < innerHeight;
+  };
+  const near = [...visible].map((chart) => [chart, inside(chart)]).sort(([, one], [, other]) => other - one);
+  let end = performance.now() + 40; // a frame is drawn in between, so that the page answers at once
+  const drawNext = () => {
+    for (let [chart] = near.shift() ?? []; chart; [chart] = near.shift() ?? []) {
+      if (stale.has(chart)) draw(chart);
+      if (performance.now() > end) break;
+    }
+    end = performance.now() + 40;
+    if (near.length) setTimeout(drawNext);
+  };
+  drawNext();
 }

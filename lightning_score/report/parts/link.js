@@ -56,7 +56,9 @@ function readLink() {
       else {
         let place = found;
         for (const key of keys.slice(0, -1)) place = isNested(place[key]) ? place[key] : (place[key] = {});
-        place[keys.at(-1)] = isJson(value) ? JSON.parse(value) : value;
+        const parsed = isJson(value) ? JSON.parse(value) : value;
+        const before = place[keys.at(-1)] ?? null;
+        if (before === null || (typeof before === typeof parsed && Array.isArray(before) === Array.isArray(parsed))) place[keys.at(-1)] = parsed;
       }
     } catch { /* an address that somebody has changed */ }
   }
@@ -70,18 +72,31 @@ function settleLink() {
   delete state.wanted;
 }
 
-// Draws what the address asks for, once there are data.
-function openLink() {
-  settleLink();
-  byId("query").value = state.query;
-  byId("archived").checked = state.archived;
-  showTheme();
+// Draws the page; if the address asks for what cannot be drawn, as somebody has changed it, then without that.
+function showAsked() {
+  try {
+    show();
+  } catch (error) {
+    console.warn(`${location.hash} cannot be shown: ${error.message}`);
+    const { data, ...first } = structuredClone(defaults);
+    Object.assign(state, first);
+    drawAnew();
+  }
+}
+
+function drawAnew() {
   for (const key of Object.keys(tables)) {
     tables[key].destroy();
     delete tables[key];
   }
   drawnFrom.clear();
   show();
+}
+
+// What follows once the page has been drawn: its fields, the dialog and the section that the address names.
+function finishLink() {
+  byId("query").value = state.query;
+  byId("archived").checked = state.archived;
   takeQuery(state.query);
   const run = state.data.runs.find(({ name }) => name === state.detail);
   if (run) showDetail(run);
@@ -93,16 +108,16 @@ function openLink() {
 // Writes the state to the address after the reader has done something: a new entry of the history per choice, none per letter.
 let written = "";
 let typing = false;
-function writeLink(kind) {
-  if (!state.data || state.wanted) return;
+function writeLink(typed) {
+  if (!document.documentElement.dataset.ready) return;
   const link = linkNow();
   if (link === written) return;
-  const typed = kind === "input";
   history[typed && typing ? "replaceState" : "pushState"](null, "", link === "#" ? `${location.pathname}${location.search}` : link);
   [written, typing] = [link, typed];
 }
+const soonWritten = (typed = false) => setTimeout(() => writeLink(typed), 50); // after what handles the event
 for (const kind of ["click", "change", "input", "keyup", "pointerup"])
-  document.addEventListener(kind, () => setTimeout(() => writeLink(kind), 50), true);
+  document.addEventListener(kind, ({ target }) => soonWritten(kind === "input" && target.matches("[type=search], [type=range]")), true);
 
 window.addEventListener("popstate", () => {
   if (!location.hash.includes("=") && location.hash.length > 1) { // a link to a section
@@ -111,6 +126,9 @@ window.addEventListener("popstate", () => {
     history.replaceState(null, "", written);
   } else if (location.hash !== written) {
     readLink();
-    openLink();
+    settleLink();
+    showTheme();
+    drawAnew();
+    finishLink();
   }
 });

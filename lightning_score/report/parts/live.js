@@ -55,9 +55,7 @@ function show() {
   const { runs, table, standings, measures, sweeps, tests, made } = state.data;
   if (isNew("best", runs, standings)) showBest();
   if (isNew("runs", runs, table, standings)) showRuns();
-  const figures = JSON.stringify([contents.measures(), contents.curves(), runs.map((run) => [run.name, levelNames(run), run.langevin.length > 0])]);
-  if (isNew("sections", figures)) showFigures();
-  else if (isNew("figures", runs, measures)) redraw();
+  if (isNew("figures", runs, measures)) redraw();
   if (isNew("pictures", ...runs.flatMap((run) => [run.name, run.pictures, run.archived, run.tags]))) showPictures();
   if (isNew("comparison", runs, standings)) showComparison();
   if (isNew("sweeps", sweeps)) showSweeps();
@@ -77,7 +75,7 @@ async function update() {
       dataVersion = answer.headers.get("ETag");
       state.data = answer.status === 226 ? changed(state.data, found) : found;
       if (!DataTable) await start();
-      keepingFocus(show);
+      keepingFocus(showAsked);
     } else if (answer.status !== 304) throw new Error(answer.statusText);
     else about(`live, checked ${new Date().toLocaleTimeString()}`);
   } catch (error) {

@@ -25,6 +25,20 @@ function number(value) {
   return String(Number(value.toPrecision(4)));
 }
 
+// A function whose result is kept as long as the data are the same, and one of a run.
+const perData = (make) => {
+  const once = perRun(make);
+  return () => once(state.data);
+};
+
+function perRun(make) {
+  const kept = new WeakMap();
+  return (run) => {
+    if (!kept.has(run)) kept.set(run, make(run));
+    return kept.get(run);
+  };
+}
+
 // The names of the settings in which runs differ, those of the model first.
 const differing = perData(() => {
   const values = new Map();
@@ -41,15 +55,6 @@ const differing = perData(() => {
     .sort((a, b) => rank(a) - rank(b) || a.localeCompare(b));
 });
 
-// A function whose result is kept as long as the data are the same.
-function perData(make) {
-  const kept = new WeakMap();
-  return () => {
-    if (!kept.has(state.data)) kept.set(state.data, make());
-    return kept.get(state.data);
-  };
-}
-
 function settingText(value) {
   if (value === undefined || value === null) return "none";
   if (typeof value === "number") return String(Number(value.toPrecision(6)));
@@ -60,26 +65,28 @@ function settingText(value) {
 const brief = (run) => differing().slice(0, 4).filter((name) => name in (run.settings ?? {}))
   .map((name) => `${name.split(".").at(-1)} ${shortened(settingText(run.settings[name]), 24)}`).join(", ");
 
-// The legend of lines: a button per run, which highlights it while it has the pointer or the focus, and stays so on a click.
+// The items of a legend: a button per line.
 function legendOf(lines) {
   const unique = [...new Map(lines.map((line) => [line.id, line])).values()];
-  const items = unique.slice(0, LISTED).map((line) => {
-    const { color, dash, symbol } = line.look;
+  const items = unique.slice(0, LISTED).map(({ id, name, label, look: { color, dash, symbol } }) => {
     const sign = { circle: "●", square: "■", diamond: "◆", "triangle-up": "▲", x: "✖" }[symbol];
-    const drawn = `<svg viewBox="0 0 34 12" width="34" height="12" aria-hidden="true"><path d="M0 6H34" stroke="${color}" ` +
-      `stroke-width="2.5" stroke-dasharray="${DASHES[dash]}"/><text x="17" y="10" fill="${color}" text-anchor="middle" ` +
-      `font-size="11">${sign}</text></svg>`;
-    const button = make("button", {
-      type: "button", "aria-pressed": String(state.selected === line.id), title: line.name, "data-line": line.id,
-      onmouseenter: () => highlight(line.id), onfocus: () => highlight(line.id), onmouseleave: () => highlight(null),
-      onblur: () => highlight(null), onclick: () => select(line.id),
-    });
-    button.innerHTML = drawn;
-    button.append(make("span", {}, line.label ?? line.name));
-    return make("li", {}, button);
+    return `<li><button type="button" aria-pressed="${state.selected === id}" title="${escaped(name)}" data-line="${escaped(id)}">` +
+      `<svg viewBox="0 0 34 12" width="34" height="12" aria-hidden="true"><path d="M0 6H34" stroke="${color}" stroke-width="2.5" ` +
+      `stroke-dasharray="${DASHES[dash]}"/><text x="17" y="10" fill="${color}" text-anchor="middle" font-size="11">${sign}</text></svg>` +
+      `<span>${escaped(label ?? name)}</span></button></li>`;
   });
-  if (unique.length > LISTED) items.push(make("li", { class: "note" }, `and ${unique.length - LISTED} more: the table chooses runs`));
-  return items;
+  if (unique.length > LISTED) items.push(`<li class="note">and ${unique.length - LISTED} more: the table chooses runs</li>`);
+  return items.join("");
+}
+
+// A legend, empty at first: a line stands out while its button has the pointer or the focus, and stays so after a click.
+function emptyLegend() {
+  const lineOf = ({ target }) => target.closest("[data-line]")?.dataset.line ?? null;
+  return make("ul", {
+    class: "legend", "aria-label": "Lines", onmouseover: (event) => highlight(lineOf(event)), onmouseleave: () => highlight(null),
+    onfocusin: (event) => highlight(lineOf(event)), onfocusout: () => highlight(null),
+    onclick: (event) => lineOf(event) !== null && select(lineOf(event)),
+  });
 }
 
 // Lets one line stand out and the others fade, until the next call; null: back to the selected one.
@@ -107,7 +114,7 @@ function lightUp(chart) {
   const lines = (shown.get(chart)?.lines ?? []).filter((line) => line.id === id);
   chart.classList.toggle("faded", lines.length > 0);
   for (const path of chart.querySelectorAll("path.lit")) path.remove();
-  const layer = chart.querySelector(".cartesianlayer .plot");
+  const layer = chart.querySelector(".scatterlayer")?.parentElement;
   if (!lines.length || !layer) return;
   const { xaxis, yaxis } = chart._fullLayout;
   for (const line of lines) {

@@ -45,7 +45,7 @@ function mapFigure(sweep, p, q, k) {
       hovertext: each((trial) => aboutTrial(sweep, trial)), hovertemplate: "%{hovertext}<extra></extra>", hoverongaps: false }];
   const axis = ({ title, numbers, places, names }) => {
     if (contour) return numberAxis(title, places, 20);
-    const marked = thinnedTo(places.map((place, i) => [place, names?.[i] ?? short(place)]), numbers ? (narrow() ? 5 : 10) : 40);
+    const marked = thinnedTo(places.map((place, i) => [place, names?.[i] ?? compact(place)]), numbers ? (narrow() ? 5 : 10) : 40);
     return { ...axisOf(shortened(title, 40)), type: "category", tickvals: marked.map(([place]) => place), ticktext: marked.map(([, name]) => name) };
   };
   return { data, layout: { xaxis: axis(across), yaxis: axis(up) }, kind: contour ? "contour" : "heat map" };
@@ -103,7 +103,7 @@ function timelineFigure(sweep) {
       type: "bar", orientation: "h", name, marker: { color: inked(color), line: { color: paint("page"), width: own.length > BARS ? 0 : 1 } },
       base: own.map(([each]) => each.started * 1000), x: own.map((pair) => lasted(pair) * 1000), y: own.map(([each]) => each.worker || "unknown"),
       ...selectedOf(own.map(([, trial]) => trial)), textposition: "none", hovertemplate: "%{text}<extra></extra>",
-      text: own.map((pair) => `${aboutTrial(sweep, pair[1])}<br>${short(lasted(pair))} seconds`),
+      text: own.map((pair) => `${aboutTrial(sweep, pair[1])}<br>${compact(lasted(pair))} seconds`),
     };
   }).filter(({ x }) => x.length);
   const yaxis = { ...axisOf(""), type: "category", categoryarray: workers, tickvals: workers, ticktext: workers.map((name) => label(name, 18)) };

@@ -74,16 +74,18 @@ byId("theme").addEventListener("click", () => {
   showTheme();
   redraw();
 });
-showTheme();
 readLink();
+showTheme();
 if (live) await poll();
 else {
   state.data = await (await unpacked("data")).json();
+  state.data.left_out = keepEmbedded(state.data.runs);
   await start();
   const { runs, ...more } = await (await unpacked("more")).json();
   Object.assign(state.data, more);
   runs.forEach((run, i) => Object.assign(state.data.runs[i], run));
-  show();
+  for (const { trials } of state.data.sweeps) state.data.left_out += keepEmbedded(trials);
+  showAsked();
 }
-openLink();
+finishLink();
 document.documentElement.dataset.ready = "true";

@@ -43,12 +43,20 @@ async function library(name) {
   return URL.createObjectURL(new Blob([await (await unpacked(name)).text()], { type: "text/javascript" }));
 }
 
-// The address of a picture, which the page holds once, or its server.
-let embeddedPictures = null;
-function source({ src }) {
-  if (typeof src === "string") return src;
-  embeddedPictures ??= byId("sources").textContent.split("\n");
-  return embeddedPictures[src];
+// The pictures, which the page holds once; their addresses on a server need no look-up.
+const sources = document.getElementById("sources")?.textContent.split("\n");
+const source = ({ src }) => (typeof src === "number" ? sources[src] : src);
+
+// Forgets the pictures that did not fit into the page, and counts them.
+function keepEmbedded(entries) {
+  let count = 0;
+  for (const entry of entries) for (const [kind, pictures] of Object.entries(entry.pictures ?? {})) {
+    const kept = pictures.filter(source);
+    count += pictures.length - kept.length;
+    if (kept.length) entry.pictures[kind] = kept;
+    else delete entry.pictures[kind];
+  }
+  return count;
 }
 
 const byId = (id) => document.getElementById(id);

@@ -66,7 +66,7 @@ function showSweepList(place) {
 }
 
 const plainCell = (text) => [text, text];
-const numberCell = (value) => [value ?? null, short(value)];
+const numberCell = (value) => [value ?? null, compact(value)];
 
 // A figure of a sweep with its own choices, as [label, options, name, index of the one that is chosen at first].
 function sweepFigure(place, sweep, { key, title, text, wide, width, choices = [], figure }) {
@@ -113,7 +113,7 @@ function showSweepFigures(place, sweep) {
   if (trials.some(({ values }) => values.some(isKnown))) {
     const options = [...goals, ...(hypervolume ? [["hypervolume", "hypervolume"]] : [])];
     const seeds = trials.some(({ members }) => members) ? " Of several training seeds: the mean and its 95 % t-interval." : "";
-    const volume = hypervolume ? ` Hypervolume: what the trials so far dominate up to (${hypervolume.reference.map(short).join(", ")}), the bounds of constraints or the worst values.` : "";
+    const volume = hypervolume ? ` Hypervolume: what the trials so far dominate up to (${hypervolume.reference.map(compact).join(", ")}), the bounds of constraints or the worst values.` : "";
     add({
       key: "history", title: "History", text: `Every trial in the order of the queue with two standard errors, and the best so far.${seeds}${volume}`,
       choices: options.length > 1 ? [["Of", options, "history"]] : [],
@@ -163,11 +163,13 @@ function linked(chart) {
   chart.removeListener("plotly_click", clicked);
   chart.on("plotly_click", clicked);
   chart.on("plotly_selected", (event) => event?.points && selectTrials(numbersOf(event.points)));
-  if (type !== "parcoords") return;
-  chart.on("plotly_restyle", () => {
+  if (type === "parcoords") chart.on("plotly_restyle", ([change]) => {
+    if (chart.data[0].dimensions[0].constraintrange && !Object.keys(change).some((name) => name.startsWith("dimensions[0]")))
+      return Plotly.restyle(chart, { "dimensions[0].constraintrange": null }); // an axis replaces the selection from elsewhere
     const limits = chart.data[0].dimensions.map(({ constraintrange: range }) => (range ? (Array.isArray(range[0]) ? range : [range]) : null));
     const inside = (i) => limits.every((ranges, j) => !ranges || ranges.some(([low, high]) => low <= dimensions[j].values[i] && dimensions[j].values[i] <= high));
     selectTrials(limits.some(Boolean) ? numbers.filter((_, i) => inside(i)) : [], chart);
+    return undefined;
   });
 }
 
@@ -201,10 +203,11 @@ function showSelection() {
       state.sweep.drag = value;
       redrawCharts();
     }));
+  table.rows().invalidate();
   const first = table.rows({ order: "current", search: "applied" }).data().toArray().findIndex(([[number]]) => chosen.includes(number));
   const { start, end, length } = table.page.info();
-  if (first >= 0 && (first < start || first >= end)) table.page(Math.floor(first / length)).draw(false);
-  else table.rows().invalidate().draw(false);
+  if (first >= 0 && (first < start || first >= end)) table.page(Math.floor(first / length));
+  table.draw(false);
 }
 
 function showTrials(place, sweep) {
@@ -268,9 +271,9 @@ function showTrial(sweep, trial) {
     parts.push(make("p", {}, `Seed ${each.seed} (trial ${each.number}): ${each.state}, ${withError(each.values[0], each.errors[0]) || "no value"}${each.message ? `: ${each.message}` : ""} `, ...runLink(each)));
   if (!trial.members) parts.push(...runLink(trial));
   for (const [kind, pictures] of Object.entries(trial.pictures ?? runOf(trial)?.pictures ?? {})) {
-    const { src, caption, drawing } = pictures.at(-1);
+    const { caption, drawing } = pictures.at(-1);
     const alt = `${kind.replaceAll("_", " ")} of trial ${trial.number}: ${caption}`;
-    parts.push(make("figure", {}, make("img", { src, alt, class: drawing ? "drawing" : "pixels" }), make("figcaption", {}, alt)));
+    parts.push(make("figure", {}, make("img", { src: source(pictures.at(-1)), alt, class: drawing ? "drawing" : "pixels" }), make("figcaption", {}, alt)));
   }
   parts.push(...block("End of its log", trial.log));
   byId("detail-body").replaceChildren(...parts);

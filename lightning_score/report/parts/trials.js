@@ -6,10 +6,10 @@ const paint = (name) => getComputedStyle(document.documentElement).getPropertyVa
 const distinct = (values) => [...new Set(values)];
 const isKnown = (value) => value !== null && value !== undefined;
 const isWide = (values, ratio = 4) => values.length > 0 && extent(values)[0] > 0 && extent(values)[1] > ratio * extent(values)[0];
-const short = (value) => (Number.isFinite(value) ? number(Number(value.toPrecision(3))) : "");
-const withError = (value, error) => short(value) + (Number.isFinite(error) ? ` ± ${short(2 * error)}` : "");
+const compact = (value) => (Number.isFinite(value) ? number(Number(value.toPrecision(3))) : "");
+const withError = (value, error) => compact(value) + (Number.isFinite(error) ? ` ± ${compact(2 * error)}` : "");
 // A setting: a number with three digits, or a text with classes without their modules.
-const setting = (value, most = 28) => (typeof value === "number" ? short(value) : shortened((value ?? "").replace(/\b(\w+\.)+(?=[A-Z])/g, ""), most));
+const setting = (value, most = 28) => (typeof value === "number" ? compact(value) : shortened((value ?? "").replace(/\b(\w+\.)+(?=[A-Z])/g, ""), most));
 const label = (text, most) => plotText(setting(text, most));
 
 // An axis of numbers, logarithmic where they are wide.
@@ -39,7 +39,7 @@ function aboutTrial(sweep, trial) {
   const results = sweep.objectives.map(({ name }, k) => `${name}: ${withError(trial.values[k], trial.errors[k]) || "no value"}`);
   const settings = sweep.parameters.map(({ title }, p) => `${title}=${setting(trial.settings[p], 60)}`);
   const reason = trial.state === "complete" ? [] : [`${trial.state}${trial.message ? `: ${trial.message}` : ""}`];
-  const lines = [`trial ${trial.number}`, ...reason, ...results, ...(isKnown(trial.nfe) ? [`NFE ${short(trial.nfe)}`] : []), ...settings.slice(0, 12)];
+  const lines = [`trial ${trial.number}`, ...reason, ...results, ...(isKnown(trial.nfe) ? [`NFE ${compact(trial.nfe)}`] : []), ...settings.slice(0, 12)];
   return lines.map((line) => plotText(shortened(line, 80))).join("<br>");
 }
 
@@ -55,7 +55,8 @@ function selectedOf(trials) {
 // Points of trials; `x` and `y` are measures, or places without an error. Those of another sweep are not selected.
 function points(sweep, trials, x, y, { other = false, total = trials.length, marker = {}, ...more }) {
   const errors = ({ error }) => {
-    const array = trials.map((trial) => 2 * (error?.(trial) ?? 0));
+    const { trials: chosen } = state.sweep;
+    const array = trials.map((trial) => (chosen.length && !chosen.includes(trial.number) ? 0 : 2 * (error?.(trial) ?? 0)));
     return { type: "data", array, thickness: 1, width: 2, visible: !other && total <= BARS && array.some((each) => each > 0) };
   };
   return {
@@ -139,7 +140,7 @@ function frontFigure(sweep, others, x, y) {
   }
   const places = data.flatMap((trace) => trace.x).filter(Number.isFinite), values = data.flatMap((trace) => trace.y);
   data.push(...floorOfMeasure(y, places));
-  const front = frontOf(sweep, x, y).map((trial) => `trial ${trial.number} (${short(x.of(trial))}, ${short(y.of(trial))})`);
+  const front = frontOf(sweep, x, y).map((trial) => `trial ${trial.number} (${compact(x.of(trial))}, ${compact(y.of(trial))})`);
   return {
     data, layout: { xaxis: numberAxis(x.name, places), yaxis: numberAxis(y.name, values.concat(y.floor?.[0] ?? [])) },
     sentence: `The Pareto front of ${x.name} and ${y.name} has ${front.length} trials: ${front.slice(0, 12).join(", ")}.`,
