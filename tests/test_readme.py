@@ -42,7 +42,7 @@ FEWER = {"max_steps=1000": "max_steps=2", "model.sample(64": "model.sample(16", 
 ELSEWHERE = ("wandb", "torchrun", "srun")
 """Programs whose lines are tested in tests/sweep/test_wandb_sweep.py and tests/runs/test_processes.py."""
 CLASSES = {name for path in FILES for name in re.findall(r"^class (\w+)", path.read_text(), re.MULTILINE)}
-OTHERS = {"Args", "LocalPath", "Path", "UNet2DModel", "TensorBoardLogger", "LambdaLR", "DDPStrategy"}
+OTHERS = {"Args", "LocalPath", "Path", "UNet2DModel", "MLFlowLogger", "TensorBoardLogger", "LambdaLR", "DDPStrategy"}
 """Names in code that look like classes of this package but are not."""
 
 

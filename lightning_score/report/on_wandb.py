@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
-from itertools import islice
+from itertools import combinations, islice
 from typing import Any
 
 from lightning_score.errors import InputError, one_line, require
@@ -40,23 +40,30 @@ def publish(path: str, kind: str) -> str:
         raise InputError(f"--wandb {path}: cannot be created ({one_line(error, 200)})") from error
 
 
-def _read_project(entity: str, project: str) -> tuple[list[str], list[str], list[str]]:
-    """The names of Frechet distances, of pictures, and of varied parameters in the newest runs of a project."""
+def _read_project(entity: str, project: str) -> tuple[list[str], list[str], list[str], list[tuple[str, str]]]:
+    """The names of Frechet distances, of pictures, and of varied parameters in the newest runs of a project, and the pairs
+    of objectives of its sweeps.
+    """
     import wandb
 
     api = wandb.Api()
-    distances, pictures, varied = set(), set(), set()
+    distances, pictures, varied, pairs = set(), set(), set(), set()
     for run in islice(api.runs(f"{entity}/{project}", order="-created_at", per_page=LOOKED_AT), LOOKED_AT):
         summary = dict(run.summary)
         distances |= {name for name in summary if f"{name}_n" in summary}
         pictures |= {name for name, value in summary.items()
                      if isinstance(value, Mapping) and str(value.get("_type", "")).startswith("image")}  # fmt: skip
         if run.sweep_name:
-            parameters = api.sweep(f"{entity}/{project}/{run.sweep_name}").config.get("parameters", {})
+            sweep = api.sweep(f"{entity}/{project}/{run.sweep_name}").config
+            drawn: dict[str, Any] = {
+                name: {} for name in run.config if "." in name
+            }  # by a search space, whose parameters are not listed
+            parameters = sweep.get("parameters") or drawn
+            pairs |= {*combinations([objective["name"] for objective in sweep.get("metrics", [])], 2)}
             places = _places(run.config)
             varied |= {places.get(name, name) for name, entry in parameters.items()
                        if "value" not in entry and len(entry.get("values", "ab")) > 1}  # fmt: skip
-    return sorted(distances), sorted(pictures) or PICTURES, sorted(varied)
+    return sorted(distances), sorted(pictures) or PICTURES, sorted(varied), sorted(pairs)
 
 
 def _places(config: Mapping[str, Any]) -> dict[str, str]:
@@ -70,8 +77,10 @@ def _paths(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         yield from _paths(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [f"{prefix}{name}"]
 
 
-def _sections(distances: list[str], pictures: list[str], varied: list[str]) -> list[tuple[str, list[Any]]]:
-    """The panels with their headings, for names that the runs have logged."""
+def _sections(
+    distances: list[str], pictures: list[str], varied: list[str], pairs: list[tuple[str, str]]
+) -> list[tuple[str, list[Any]]]:
+    """The panels with the headings of the page, for names that the runs have logged."""
     import wandb_workspaces.reports.v2.interface as wr
 
     plot = partial(wr.LinePlot, x=STEP, title_x="training steps")
@@ -85,7 +94,11 @@ def _sections(distances: list[str], pictures: list[str], varied: list[str]) -> l
         for loss in ("excess_loss", "loss") for split in ("held_out", "train")
     ]  # fmt: skip
     health = ("langevin_variance_ratio", "langevin_snr")
-    sweeps: list[Any] = []
+    sweeps: list[Any] = [
+        wr.ScatterPlot(title=f"{one} and {other}", x=wr.SummaryMetric(other), y=wr.SummaryMetric(one))
+        for one, other in pairs
+    ]
+    time = wr.SummaryMetric("_timestamp")
     for metric in [*after, *training]:
         value, nfe = wr.SummaryMetric(metric), wr.SummaryMetric(f"{metric.partition('/')[0]}/nfe")
         axes = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(name)) for name in varied]
@@ -94,15 +107,19 @@ def _sections(distances: list[str], pictures: list[str], varied: list[str]) -> l
             wr.ParallelCoordinatesPlot(title=metric, columns=axes),
             wr.ScatterPlot(title=f"{metric} and network evaluations", x=nfe, y=value, log_y=True),
             wr.ParameterImportancePlot(with_respect_to=metric),
+            wr.ScatterPlot(title=f"best {metric} so far", x=time, y=value, log_y=True, running_ymin=True),
+            *(wr.ScatterPlot(title=f"{metric} and {name}", x=wr.Config(name), y=value, log_y=True) for name in varied),
         ]
         sweeps += panels if varied else panels[1:2]
     return [
         ("Distance to the data", measures),
         ("Pictures", [wr.MediaBrowser(title=name, media_keys=[name], num_columns=3) for name in pictures]),
-        ("Loss", [plot(title=name, y=[name]) for name in ("train/loss", "val/loss")]),
+        ("Losses and other metrics", [plot(title=name, y=[name]) for name in ("train/loss", "val/loss", "train/lr")]),
         ("Loss per noise level", levels),
         ("Langevin dynamics", [plot(title=name, y=[f"val/{name}"]) for name in health]),
-        ("Sweeps", [*sweeps, wr.RunComparer(diff_only="split")]),
+        ("Sweeps", sweeps),
+        ("Measured afterwards", [wr.BarPlot(title=name, metrics=[name]) for name in after]),
+        ("Two runs side by side", [wr.RunComparer(diff_only="split")]),
     ]
 
 

@@ -91,6 +91,7 @@ class WandbRunLogger(WandbLogger):
             early = terminated and stopped_by_wandb()
             if early:
                 self._attempt(self.experiment.summary.update, {"state": STOPPED_EARLY})
+                self._attempt(setattr, self.experiment, "tags", (*(self.experiment.tags or ()), STOPPED_EARLY))
             elif terminated:
                 self._attempt(self.experiment.mark_preempting)
             self._attempt(self.experiment.finish, 0 if early else TERMINATED if terminated else 1)
@@ -188,6 +189,8 @@ def fail_trial(message: str, code: int, terminated: bool = False) -> None:
         return
     import wandb
 
+    if terminated and _started and wandb.run is None:  # its logger has finished it
+        return
     with suppress(Exception):  # the error itself is printed in any case
         run = wandb.run or wandb.init(settings=wandb.Settings(**SETTINGS))
         if terminated and not stopped_by_wandb():

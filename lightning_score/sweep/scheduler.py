@@ -139,7 +139,7 @@ def read_scheduler(entries: Mapping[str, Any], name: str, folder: Path) -> Sched
     Args:
         entries: those of the file.
         name: the sweep's name.
-        folder: where `source` is looked for, after the current folder.
+        folder: the file's; `source` is looked for in the current folder, here and one folder above.
 
     Raises:
         InputError: W&B refuses it, too, or the engine is not run here.
@@ -169,8 +169,7 @@ def read_scheduler(entries: Mapping[str, Any], name: str, folder: Path) -> Sched
             require(has_source, f"{key}={value}: needs source, the Python file of this function")
         extra = bool(words["search_space"]) and bool(entries.get("parameters"))
         require(not extra, "search_space draws all settings, so that parameters are not used; return them from its function")
-    found = Path(words["source"])
-    if words["source"] and not found.is_file() and (folder / found).is_file():
-        found = folder / found
-    words["source"] = str(found.resolve()) if words["source"] and found.is_file() else words["source"]
+    for place in (Path(), folder, folder.parent) if words["source"] else ():
+        if (place / words["source"]).is_file():
+            words["source"] = str((place / words["source"]).resolve())
     return Scheduler(str(engine), name, dict(entries), **words)
