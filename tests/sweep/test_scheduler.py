@@ -195,6 +195,11 @@ REFUSED = [
     ({}, {"metric": None}, "method custom needs a metric"),
     ({}, {"scheduler": None}, "method custom needs 'scheduler: {engine: optuna}'"),
     ({}, {"scheduler": "optuna"}, "scheduler='optuna': must be a mapping"),
+    (
+        {"engine": "wandb", "source": ""},
+        {"method": "bayes", "metric": {"name": "m", "impute": "best"}},
+        "impute: method bayes learns nothing from trials without a result here",
+    ),
     ({}, {"metric": {"name": "m", "target": "low"}}, "target='low': must be a number"),
     ({}, {"metric": None, "metrics": [{"name": "m", "target": 1}, {"name": "n"}]}, "m: target ends a sweep of one metric"),
 ]
