@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import sys
 import tempfile
 import warnings
@@ -45,7 +46,7 @@ def replacing(file: str | Path) -> Iterator[Path]:
         OSError: it cannot be written; the error names `file`. Also in place of torch's errors about the disk.
     """
     file = Path(file)
-    temporary = file.with_name(f".{os.getpid()}-{file.name[-60:]}")
+    temporary = file.with_name(f".{os.getpid()}-{socket.gethostname()}-{file.name[-60:]}")  # of all that share the folder
     with stopping.cleaning(lambda: _remove(temporary)):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -23,8 +23,8 @@ FIRST = ("fid", "fid_infinity", "bits_per_dim")
 def standings(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """The measures, the main one first, each with its values by run.
 
-    The main measure is the one that most runs share; of several that of the most samples, and after training rather than
-    during it.
+    The main measure is the one that most runs share, except archived ones; of several that of the most samples, and after
+    training rather than during it.
 
     Args:
         runs: all runs; entries have their numbers.
@@ -35,7 +35,8 @@ def standings(runs: Sequence[Run]) -> list[dict[str, Any]]:
     def rank(each: dict[str, Any]) -> tuple[Any, ...]:
         kind = each["kind"]
         importance = FIRST.index(kind) if kind in FIRST else len(FIRST)
-        return -len(each["entries"]), importance, -each["n"], each["when"] != "test", each["label"]
+        sharing = sum(not runs[entry["run"]].notes.archived for entry in each["entries"])
+        return -sharing, importance, -each["n"], each["when"] != "test", each["label"]
 
     return sorted(found, key=rank)
 

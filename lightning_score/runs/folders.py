@@ -52,7 +52,10 @@ def check_name(name: str, option: str) -> None:
 
 def leads_out(file: Path, root: Path) -> bool:
     """Whether a path is not a file below a folder: a link to elsewhere, a pipe or a device."""
-    return file.exists() and not (file.is_file() and file.resolve().is_relative_to(root.resolve()))
+    if not os.path.exists(file):
+        return False
+    top = os.path.realpath(root)
+    return not (os.path.isfile(file) and os.path.commonpath([top, os.path.realpath(file)]) == top)
 
 
 def new_folder(folder: Path) -> Path:
@@ -153,6 +156,12 @@ def hold(folder: Path) -> None:
         while not _locks(_held[-1]):
             require(time.monotonic() < end, f"{folder}: {where} is training in this run; wait for its end, or stop it")
             time.sleep(0.1)
+
+
+def remove_without_results(folder: Path) -> None:
+    """Removes the folder of a run that was killed before it had computed anything."""
+    if not any(file.name not in WITHOUT_RESULT for file in _files(folder)):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_held(folder: Path) -> bool:

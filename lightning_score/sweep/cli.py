@@ -15,7 +15,7 @@ from lightning_score.commands.configs import find_config
 from lightning_score.commands.parser import Parser
 from lightning_score.errors import require
 from lightning_score.stopping import patience
-from lightning_score.sweep.attempts import FAILED
+from lightning_score.sweep.attempts import FAILED, failed_trials
 from lightning_score.sweep.check import check_settings
 from lightning_score.sweep.draws import Plan, plan_trials
 from lightning_score.sweep.engine import SweepRunner
@@ -93,8 +93,10 @@ def _run_file(options: Any, interruption: Interruption) -> None:
         summarize(spec, Study(spec, url, name), folder)
         return
     slurm = check_options(options.slurm or {})
-    known = _known_seed(spec, url, name, options.seed)
-    plan = plan_trials(spec, options.count, known)
+    started = _started(spec, url, name, options)
+    plan = plan_trials(spec, options.count, started.seed if started and spec.takes_seed else options.seed)
+    trials = [spec.arguments(settings) for settings in plan.settings]
+    _refuse_run_folders(trials)
     if not options.worker:
         print(_announcement(spec, plan, check_settings(spec, plan), options.jobs), flush=True)
     if options.dry_run:
@@ -102,13 +104,12 @@ def _run_file(options: Any, interruption: Interruption) -> None:
     interruption.defer()
     make_folder(folder)
     study = Study(spec, url, name, create=not options.worker, seed=options.seed)
-    trials = [spec.arguments(settings) for settings in plan.settings]
     _pin_checkpoint(study, trials)
     seconds = patience_of(spec, trials[0].command)
     runner = SweepRunner(spec, study, folder, options.jobs, interruption, seconds, options.worker)
     if not options.worker:
         runner.queue(plan.count, options.retry)
-    if options.launch and study.waiting():
+    if options.launch and study.waiting() and not interruption.requested:
         _launch(options, folder, min(options.jobs, study.waiting()), slurm)
     else:
         runner.run()
@@ -131,16 +132,18 @@ def _launch(options: Any, folder: Path, tasks: int, slurm: dict[str, str]) -> No
     print(f"logs: {file.parent}; results when all trials have ended, or so far: sweep with --summary")
 
 
-def _known_seed(spec: Sweep, url: str, name: str, given: int | None) -> int | None:
-    """The seed of the draws: the given one, or that with which the sweep was started.
+def _started(spec: Sweep, url: str, name: str, options: Any) -> Study | None:
+    """The study of a sweep that was started; None for a new one, and for a database whose fault is reported later.
 
     Raises:
-        InputError: the sweep was started with another seed, or another version of its file.
+        InputError: it was started with another seed or another version of its file, or has no such trials to run again.
     """
-    if spec.takes_seed:
-        with suppress(Unusable):  # it is new, or cannot be made, which is reported later
-            return Study(spec, url, name, seed=given).seed
-    return given
+    found = None
+    with suppress(Unusable):
+        found = Study(spec, url, name, seed=options.seed if spec.takes_seed else None)
+    if options.retry is not None:
+        failed_trials([] if found is None else found.trials(), options.retry)
+    return found
 
 
 def _parser() -> Parser:
@@ -188,12 +191,18 @@ def _announcement(spec: Sweep, plan: Plan, cost: str, jobs: int) -> str:
     return f"{spec.name}: {spec.search} over {varied}{goal}{seed}\n{cost}{ending}{workers}"
 
 
+def _refuse_run_folders(trials: Sequence[Arguments]) -> None:
+    """Raises `InputError` for a run folder in place of a checkpoint, in which every trial would resume training."""
+    for path in dict.fromkeys(path for arguments in trials for path in arguments.get("--ckpt_path")):
+        fix = f"--ckpt_path {path}: every trial would resume that run in its folder; give a checkpoint, as last.ckpt in it"
+        require(not os.path.isdir(path) and Path(path).name != "last", fix)
+
+
 def _pin_checkpoint(study: Study, trials: Sequence[Arguments]) -> None:
     """Raises `InputError` unless the checkpoints are the same as when the sweep was first started."""
     paths = dict.fromkeys(path for arguments in trials for path in arguments.get("--ckpt_path"))
     for k, path in enumerate(paths):
-        file = Path(path, "last.ckpt") if os.path.isdir(path) else Path(path)  # a run that `fit` resumes
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         known = study.store_once(f"checkpoint {k}" if k else "checkpoint", [digest, path])
         require(
             known[0] == digest,

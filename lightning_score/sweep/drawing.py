@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_score.sweep.charts import FEW, Axis, Chart, Line, charts
+from lightning_score.sweep.history import HYPERVOLUME, hypervolume_chart
 from lightning_score.sweep.results import Results
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
@@ -20,8 +21,10 @@ def draw(found: Results, folder: Path) -> list[Path]:
         found: the results.
         folder: for the files.
     """
-    of = "settings" if found.folds else "trials"
-    return draw_charts(charts(found, colored=True), f"{found.name}: {len(found.ranked)} {of}", found.varied, folder)
+    of, named = "settings" if found.folds else "trials", charts(found, colored=True)
+    if (volume := hypervolume_chart(found)) is not None:
+        named[HYPERVOLUME] = volume
+    return draw_charts(named, f"{found.name}: {len(found.ranked)} {of}", found.varied, folder)
 
 
 def draw_charts(named: Mapping[str, Chart], title: str, varied: Sequence[str], folder: Path) -> list[Path]:

@@ -17,6 +17,9 @@ from lightning_score.sweep.study import Study
 from lightning_score.sweep.summary import LiveTable, collect_results, rerun_command, summarize
 from lightning_score.sweep.trials import work
 
+POLL, POLL_SHARED = 0.5, 3.0
+"""Seconds between two looks at the trials, also if many machines look at them."""
+
 
 class SweepRunner:
     """Queues the trials of a sweep, starts the workers and shows their progress.
@@ -94,7 +97,7 @@ class SweepRunner:
                 self._workers.append(self._start_worker(len(self._workers)))
             board.refresh()
             self._write_trials()
-            time.sleep(0.5)
+            time.sleep(POLL_SHARED if self._leaves else POLL)
         while not self._interruption.requested and any(worker.is_alive() for worker in self._workers):
             time.sleep(0.05)
         if not self._interruption.requested:

@@ -4,7 +4,13 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from lightning_score.sweep.objectives import Objective
+from lightning_score.sweep.objectives import (
+    Constraint,
+    Objective,
+    directions,
+    hypervolume_history,
+    reference_point,
+)
 from lightning_score.sweep.rows import Row, difference
 
 
@@ -30,3 +36,19 @@ def alike(front: Sequence[Row], objectives: Sequence[Objective]) -> list[bool]:
     """Whether each pair of neighbors on a front is within two standard errors of its difference in one of the objectives."""
     gaps = [[difference(one.of(each.name), other.of(each.name)) for each in objectives] for one, other in pairwise(front)]
     return [any(abs(gap) <= 2 * error for gap, error in each) for each in gaps]
+
+
+def hypervolumes(
+    rows: Sequence[Row], objectives: Sequence[Objective], constraints: Sequence[Constraint] = ()
+) -> tuple[list[float], list[float]]:
+    """The hypervolume of the front after each trial, and its reference point; infeasible trials add nothing.
+
+    Args:
+        rows: the trials in their order; at least one, and all with a finite value of each objective.
+        objectives: the objectives.
+        constraints: bounds on metrics.
+    """
+    values = [[row.of(each.name).value for each in objectives] for row in rows]
+    reference = reference_point(values, objectives, constraints)
+    counted = [each if row.feasible else reference for row, each in zip(rows, values, strict=True)]
+    return hypervolume_history(counted, directions(objectives), reference), reference

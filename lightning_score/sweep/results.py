@@ -8,15 +8,15 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lightning_score.runs.records import SUBSET, floor_name
+from lightning_score.runs.records import SUBSET
 from lightning_score.runs.status import STOPPED_EARLY
-from lightning_score.sweep.fronts import alike, front_of
+from lightning_score.sweep.fronts import front_of
 from lightning_score.sweep.macros import as_text
 from lightning_score.sweep.objectives import Constraint, Objective, read_constraints, read_objectives
 from lightning_score.sweep.processes import is_dead
@@ -104,6 +104,12 @@ class Results:
         return sorted(rows, key=lambda row: (not row.feasible, -row.value if self.maximize else row.value))
 
     @property
+    def measured(self) -> list[Row]:
+        """The ranked trials with a finite value of every objective."""
+        names = [objective.name for objective in self.objectives]
+        return [row for row in self.ranked if all(math.isfinite(row.of(name).value) for name in names)]
+
+    @property
     def folds(self) -> bool:
         """Whether rows are means over training seeds."""
         return any(row.planned > 1 for row in self.rows)
@@ -163,62 +169,6 @@ class Results:
     def result(self, row: Row) -> str:
         """The objectives of a trial with two standard errors."""
         return ", ".join(f"{objective.name}={with_error(row.of(objective.name))}" for objective in self.objectives)
-
-    def notes(self) -> list[str]:
-        """Lines below the table: importances, the Pareto front, the best trial and its command, and the failures."""
-        lines, trials = [], self.trials or self.rows
-        failed = sum(row.state == "failed" for row in trials)
-        for metric, importances in (self.importances_of or {self.metric: self.importances}).items():
-            shares = ", ".join(f"{name} {share:.0%}" for name, share in importances.items())
-            of = f" for {metric}" if len(self.objectives) > 1 else ""
-            lines += [f"importance{of}: {shares}"] if shares else []
-        for first, second in self.pairs:
-            lines += self._front_notes(first, second)
-        for objective in self.objectives:
-            lines += self.by(objective)._best_note()
-        lines += [f"again: {self.again}"] if self.ranked else []
-        lines += [] if self.seed is None else [f"settings drawn with --seed {self.seed}"]
-        if failed:
-            lines.append(f"{failed} of {len(trials)} trials failed; --retry failed runs them again")
-        return lines
-
-    def _front_notes(self, first: Objective, second: Objective) -> list[str]:
-        """The front of two objectives, and which neighbors on it do not differ by more than their error."""
-        front = self.front(first, second)
-        if len(front) < 2:
-            return []
-        values = [[row.of(objective.name).value for objective in (first, second)] for row in front]
-        points = ", ".join(
-            f"trial {row.number} ({format_number(one)} at {format_number(other)})"
-            for row, (one, other) in zip(front, values, strict=True)
-        )
-        neighbors = zip(pairwise(front), alike(front, (first, second)), strict=True)
-        unsure = ", ".join(f"{one.number} and {other.number}" for (one, other), same in neighbors if same)
-        lines = [f"neighbors on it that do not differ by more than two standard errors: {unsure}"] if unsure else []
-        return [f"Pareto front of {first.name} and {second.name}: {points}", *lines]
-
-    def _best_note(self) -> list[str]:
-        """The best trial, with its floor, seeds and settings; empty without one."""
-        if not self.ranked:
-            return []
-        best, bounds = self.ranked[0], ", ".join(map(str, self.constraints))
-        if not best.feasible:
-            return [f"no trial satisfies {bounds}"]
-        floor = f", {floor_name(best.floor_kind)} {format_number(best.floor)}" if math.isfinite(best.floor) else ""
-        seeds = f" over {seeds_text(best)} training seeds (spread {format_number(best.spread)})" if best.seeds else ""
-        return [f"best: {self.result(best)}{seeds}{floor} with {', '.join(best.texts(self.varied))}"]
-
-    def markdown(self) -> str:
-        """The results as Markdown."""
-        titles, lines = self.table()
-        rows = ["| " + " | ".join(cells) + " |" for cells in [titles, ["---"] * len(titles), *lines]]
-        errors = "Errors are two standard errors; differences are paired if seeds are equal."
-        if self.folds:
-            errors = (
-                "Values are means over training seeds, errors half of their 95 % t-interval, and the spread is the standard "
-                "deviation between seeds; differences are paired if all seeds are equal."
-            )
-        return "\n\n".join([f"# {self.name}", "\n".join(rows), errors, "\n".join(["```", *self.notes(), "```"])]) + "\n"
 
     def csv(self) -> str:
         """All rows with all settings as CSV."""

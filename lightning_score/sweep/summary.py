@@ -22,6 +22,7 @@ from lightning_score.sweep.folder import FILE, check_folder, folder_of, make_fol
 from lightning_score.sweep.folds import MEANS, SEED, folded, means_csv
 from lightning_score.sweep.importance import importances
 from lightning_score.sweep.macros import flatten
+from lightning_score.sweep.notes import markdown, notes
 from lightning_score.sweep.on_wandb import fetch, publish
 from lightning_score.sweep.results import ENDED, TABLE, Results, Row, format_duration, format_number
 from lightning_score.sweep.rows import measured_fields
@@ -133,13 +134,13 @@ def write_summary(found: Results, means: Results, folder: Path) -> list[Path]:
         means: the same with one row for all training seeds.
         folder: for the files.
     """
-    files = {"summary.md": means.markdown(), TABLE: found.csv(), **({MEANS: means_csv(means)} if means.folds else {})}
+    files = {"summary.md": markdown(means), TABLE: found.csv(), **({MEANS: means_csv(means)} if means.folds else {})}
     for name, text in files.items():
         replace_text(folder / name, text)
     drawn = draw(means, folder)
     Console(width=None if os.isatty(1) else 160).print(_table(means))
     names = ", ".join([*files, *(file.name for file in drawn)])
-    print(*means.notes(), f"written to {shlex.quote(os.path.relpath(folder))}: {names}", sep="\n", flush=True)
+    print(*notes(means), f"written to {shlex.quote(os.path.relpath(folder))}: {names}", sep="\n", flush=True)
     return drawn
 
 

@@ -31,6 +31,12 @@ def resuming(arguments: Arguments, folder: Path) -> Arguments:
     return Arguments("fit", (Option("--ckpt_path", (str(folder),), True), *trust))
 
 
+def killed_by(code: int) -> str:
+    """What ended a program, given one of the exit codes above."""
+    number = signal.Signals(-code if code < 0 else code - 128)
+    return f"killed by {number.name}{', as when memory runs out' if number == signal.SIGKILL else ''}"
+
+
 def terminate(process: subprocess.Popen[bytes]) -> None:
     """Sends SIGTERM to a process, and kills its process group if it does not end."""
     if process.poll() is None:

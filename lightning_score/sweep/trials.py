@@ -17,7 +17,7 @@ import torch
 
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.base import quiet
-from lightning_score.runs.folders import is_held
+from lightning_score.runs.folders import is_held, remove_without_results
 from lightning_score.runs.records import FILE, read_records
 from lightning_score.runs.status import read_status
 from lightning_score.sweep.attempts import FOLDER
@@ -28,6 +28,7 @@ from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.study import METRICS, Study
 from lightning_score.sweep.trial_run import (
     KILLED,
+    killed_by,
     last_line,
     last_metrics,
     mark_stopped_early,
@@ -131,7 +132,7 @@ class SubprocessTrials(Trials):
             raise
         if process.returncode in KILLED:
             self._check()  # the signal may have been sent to this process, too
-            raise Killed(f"exit code {process.returncode}: killed")
+            raise Killed(killed_by(process.returncode))
         if process.returncode != 0:
             raise TrialFailed(f"exit code {process.returncode}: {last_line(log)}")
         return last_metrics(folder)
@@ -223,9 +224,7 @@ class _Objective:
 
     def __call__(self, study: Study, trial: optuna.Trial, settings: dict[str, Any]) -> list[float]:
         arguments = self._sweep.arguments(settings)
-        folder, before = self._folder / "trials" / f"{trial.number:04d}", 0.0
-        if FOLDER in trial.user_attrs and resumable(arguments, earlier := Path(trial.user_attrs[FOLDER])):
-            folder, before = earlier, float(read_status(earlier).get("seconds", 0.0))
+        folder, before = self._place(trial, arguments)
         if self._trials is None:
             self._trials = choose_runner(self._sweep, arguments, self._threads, self._check)
         values: list[float] = []
@@ -249,6 +248,16 @@ class _Objective:
         finally:
             trial.set_user_attr(SECONDS, before + time.monotonic() - start)
         return self._store(trial, metrics, folder)
+
+    def _place(self, trial: optuna.Trial, arguments: Arguments) -> tuple[Path, float]:
+        """The folder of a trial, and the seconds spent in it: that of the last attempt if it can resume, else a new one."""
+        places = self._folder / "trials"
+        earlier = places / Path(trial.user_attrs.get(FOLDER, "none")).name  # the folder of the sweep may have moved
+        if resumable(arguments, earlier):
+            return earlier, float(read_status(earlier).get("seconds", 0.0))
+        if earlier.is_dir() and not is_held(earlier):
+            remove_without_results(earlier)
+        return places / f"{trial.number:04d}", 0.0
 
     def _store(self, trial: optuna.Trial, metrics: dict[str, float], folder: Path) -> list[float]:
         """Stores the metrics, and the jackknife values of those that are measured on samples; returns the objectives."""

@@ -16,6 +16,7 @@ from lightning_score.commands.configs import shipped
 from lightning_score.metrics import DigitFeatures, RawFeatures
 from lightning_score.sweep.draws import plan_trials
 from lightning_score.sweep.logged import OF_CALLBACKS, logged_metrics
+from lightning_score.sweep.notes import notes
 from lightning_score.sweep.spec import read_sweep_file
 from lightning_score.sweep.study import Study
 from lightning_score.sweep.summary import collect_results, concluded
@@ -47,6 +48,12 @@ def test_shipped_sweeps_fit_the_model_that_they_name(folder, capsys, name):
         ({"parameters": {"model.sampler.stepz": {"values": [1]}}}, [], "model.sampler.stepz=1: "),
         ({"parameters": {**SAMPLES, "model.sampler.steps": {"values": [1, "many"]}}}, [], "model.sampler.steps=many: "),
         ({"metric": {"name": "test/fid_digit_40"}}, [], "did you mean test/fid_digits_40?"),
+        ({"metric_constraints": ["test/nef <= 9"]}, [], "metric test/nef: not logged by `test`; did you mean test/nfe?"),
+        (
+            {"metric": None, "metrics": [{"name": "test/fid_digits_40"}, {"name": "val/nfe"}]},
+            [],
+            "metric val/nfe: not logged by `test`; did you mean test/nfe?",
+        ),
         ({"command": [*TEST["command"][:6], "none.ckpt", "${args}"]}, [], "none.ckpt: there is no such file"),
         ({"command": ["python", "train.py", "${args}"]}, [], "wandb agent runs other programs"),
         ({"parameters": {**SAMPLES, "model.sampler.steps": {"values": [1, 0]}}}, [], "model.sampler.steps=0: steps=0"),
@@ -67,6 +74,7 @@ def test_shipped_sweeps_fit_the_model_that_they_name(folder, capsys, name):
         ({}, ["--name=../steps"], "must be the name of one folder"),
         ({}, ["--summary", "--storage=sqlite:///none.db"], "there is no such file"),
         ({"method": "random"}, [], "has no end: give --count"),
+        ({}, ["--retry=0"], "--retry 0: trial 0 has not failed; those that have: none"),
         ({}, ["--jobs=0"], "--jobs 0"),
         ({}, ["--storage=postgresql://nobody@127.0.0.1:9/none"], "this database cannot be used"),
         ({}, ["--summary"], "has not been run yet"),
@@ -131,7 +139,7 @@ def test_a_sweep_that_resumes_is_checked_with_the_draws_of_its_seed(folder, caps
     assert "--seed 6: the sweep steps was started with seed 5" in capsys.readouterr().err
     assert contents(".") == before
     assert collect_results(spec, study).seed == 5
-    assert "settings drawn with --seed 5" in concluded(spec, collect_results(spec, study)).notes()
+    assert "settings drawn with --seed 5" in notes(concluded(spec, collect_results(spec, study)))
 
 
 def test_a_metric_of_another_packages_callback_gives_a_warning(folder, capsys, monkeypatch):

@@ -10,7 +10,9 @@ import pytest
 from lightning_score.sweep.charts import PARETO, charts
 from lightning_score.sweep.drawing import draw
 from lightning_score.sweep.fronts import alike, front_of
+from lightning_score.sweep.history import hypervolume_chart
 from lightning_score.sweep.importance import importances
+from lightning_score.sweep.notes import markdown, notes
 from lightning_score.sweep.objectives import Constraint, Objective
 from lightning_score.sweep.results import Results, Row, difference
 from lightning_score.sweep.rows import NFE, measured_fields
@@ -64,9 +66,9 @@ def test_infeasible_trials_are_ranked_last_and_never_on_a_front():
     assert [row.number for row in found.ranked] == [1, 2, 3, 0] and {row.number for row in found.front()} == {1, 2}
     best = found.by(objectives[1]).ranked[0]
     assert (best.number, best.value) == (2, 0.7)
-    assert "complete (infeasible)" in found.markdown() and "best: test/recall=0.7 with a=3" in found.markdown()
+    assert "complete (infeasible)" in markdown(found) and "best: test/recall=0.7 with a=3" in markdown(found)
     none = results_of(rows_of([(5.0, 0.9), (4.0, 0.8)], objectives, bound, a=[1, 2]), "a", objectives, bound)
-    assert none.front() == [] and none.notes()[0] == "no trial satisfies test/fid <= 3"
+    assert none.front() == [] and notes(none)[0] == "no trial satisfies test/fid <= 3"
 
 
 def test_neighbors_on_a_front_are_compared_by_their_paired_errors():
@@ -93,10 +95,10 @@ def test_tables_and_notes_have_every_objective():
     titles, lines = found.table()
     assert [title for title in titles if title.startswith("test/")] == [each.name for each in OBJECTIVES]
     assert [line[titles.index("front")] for line in lines] == ["yes", "yes", ""]
-    notes = "\n".join(found.notes())
-    assert "Pareto front of test/fid and test/recall: trial 1 (3 at 0.7), trial 0 (2 at 0.5)" in notes
-    assert "Pareto front of test/recall and test/seconds" not in notes  # trial 1 is the best in both
-    assert "importance for test/recall: a 60%" in notes and "best: test/seconds=5 with a=2" in notes
+    text = "\n".join(notes(found))
+    assert "Pareto front of test/fid and test/recall: trial 1 (3 at 0.7), trial 0 (2 at 0.5)" in text
+    assert "Pareto front of test/recall and test/seconds" not in text  # trial 1 is the best in both
+    assert "importance for test/recall: a 60%" in text and "best: test/seconds=5 with a=2" in text
 
 
 def test_charts_show_every_objective_and_every_pair(tmp_path):
@@ -114,7 +116,20 @@ def test_charts_show_every_objective_and_every_pair(tmp_path):
         assert line.places == [row.values["test/seconds"] for row in line.rows]
     assert [row.values["test/seconds"] for row in chart.front] == chart.front_places == sorted(chart.front_places)
     files = draw(found, tmp_path)
-    assert len(files) == len({*files}) == 9 and all(file.stat().st_size > 5000 for file in files)
+    assert len(files) == len({*files}) == 10 and all(file.stat().st_size > 5000 for file in files)
+
+
+def test_the_hypervolume_grows_by_the_area_that_a_trial_adds():
+    """FID below 4 (a bound) and recall above the worst, 0.1; the third trial is infeasible, the last one dominated."""
+    bound, objectives = (Constraint("test/fid", 1, 4.0),), OBJECTIVES[:2]
+    rows = rows_of([(3.0, 0.6), (2.0, 0.4), (5.0, 0.9), (3.5, 0.1)], objectives, bound, a=[1, 2, 3, 4])
+    found = results_of(rows[::-1], "a", objectives, bound)
+    chart = hypervolume_chart(found)
+    areas = [1 * 0.5, 1 * 0.5 + 1 * 0.3, 0.8, 0.8]
+    assert chart.lines[0].places == [1, 2, 3, 4] and chart.lines[0].values == pytest.approx(areas)
+    assert chart.metric.label == "hypervolume, reference (4, 0.1)" and chart.connected
+    assert "hypervolume of the front: 0.8, reference test/fid=4, test/recall=0.1" in notes(found)
+    assert hypervolume_chart(results_of(rows, "a", objectives[:1])) is None
 
 
 def test_importances_are_shares_of_the_variance_of_means():

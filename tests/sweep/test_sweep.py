@@ -22,6 +22,7 @@ from lightning_score.sweep.charts import PARETO, charts
 from lightning_score.sweep.drawing import draw
 from lightning_score.sweep.folder import check_folder, folder_of
 from lightning_score.sweep.macros import expand_macros, flatten, from_agent, options
+from lightning_score.sweep.notes import markdown
 from lightning_score.sweep.parameters import DISTRIBUTIONS, parameter
 from lightning_score.sweep.results import Results, Row, difference, leave_one_out
 from lightning_score.sweep.spec import Hyperband, read_sweep_file
@@ -394,7 +395,7 @@ def test_no_trial_dominates_the_pareto_front(found):
 
 def test_tables_contain_all_trials(found):
     found.importances, found.again = {"model.sampler.steps": 0.75}, "python -m lightning_score test"
-    text = found.markdown()
+    text = markdown(found)
     for part in ("| 8 | 0.0004 | 20 | 15 | 6 |", "failed: it crashed", "steps 75%", "trial 6 (30 at 50)", "score test"):
         assert part in text, text
     lines = found.csv().splitlines()

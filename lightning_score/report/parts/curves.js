@@ -107,14 +107,14 @@ function hoverOf(line, over) {
 // Points without neighbors, which a line does not show.
 const isolated = (y) => y.map((_, k) => k).filter((k) => y[k] !== null && (y[k - 1] ?? null) === null && (y[k + 1] ?? null) === null);
 
-// The band of a group, an area between two lines; its gaps are left out.
+// The band of a group, an area between two lines; its gaps are left out; one run has none.
 function bandOf(line) {
   const kept = line.x.map((_, k) => k).filter((k) => line.low[k] !== null);
   const edge = (values, more) => ({
     x: kept.map((k) => line.x[k]), y: kept.map((k) => values[k]), mode: "lines", line: { width: 0, color: line.look.color },
     name: plotText(`${line.name} (band)`), showlegend: false, hoverinfo: "skip", ...more,
   });
-  return [edge(line.low, {}), edge(line.high, { fill: "tonexty", fillcolor: `${line.look.color}33` })];
+  return kept.length === 0 ? [] : [edge(line.low, {}), edge(line.high, { fill: "tonexty", fillcolor: `${line.look.color}33` })];
 }
 
 // Many lines, a trace for those of each color.

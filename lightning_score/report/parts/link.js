@@ -76,7 +76,8 @@ function settleLink() {
 function showAsked() {
   try {
     show();
-  } catch {
+  } catch (error) {
+    console.warn(`${location.hash} cannot be shown: ${error.message}`);
     const { data, ...first } = structuredClone(defaults);
     Object.assign(state, first);
     drawAnew();
@@ -107,16 +108,16 @@ function finishLink() {
 // Writes the state to the address after the reader has done something: a new entry of the history per choice, none per letter.
 let written = "";
 let typing = false;
-function writeLink(kind) {
-  if (!state.data || state.wanted) return;
+function writeLink(typed) {
+  if (!document.documentElement.dataset.ready) return;
   const link = linkNow();
   if (link === written) return;
-  const typed = kind === "input";
   history[typed && typing ? "replaceState" : "pushState"](null, "", link === "#" ? `${location.pathname}${location.search}` : link);
   [written, typing] = [link, typed];
 }
+const soonWritten = (typed = false) => setTimeout(() => writeLink(typed), 50); // after what handles the event
 for (const kind of ["click", "change", "input", "keyup", "pointerup"])
-  document.addEventListener(kind, () => setTimeout(() => writeLink(kind), 50), true);
+  document.addEventListener(kind, ({ target }) => soonWritten(kind === "input" && target.matches("[type=search], [type=range]")), true);
 
 window.addEventListener("popstate", () => {
   if (!location.hash.includes("=") && location.hash.length > 1) { // a link to a section

@@ -114,7 +114,7 @@ function lightUp(chart) {
   const lines = (shown.get(chart)?.lines ?? []).filter((line) => line.id === id);
   chart.classList.toggle("faded", lines.length > 0);
   for (const path of chart.querySelectorAll("path.lit")) path.remove();
-  const layer = chart.querySelector(".cartesianlayer .plot");
+  const layer = chart.querySelector(".scatterlayer")?.parentElement;
   if (!lines.length || !layer) return;
   const { xaxis, yaxis } = chart._fullLayout;
   for (const line of lines) {

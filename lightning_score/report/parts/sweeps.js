@@ -203,10 +203,11 @@ function showSelection() {
       state.sweep.drag = value;
       redrawCharts();
     }));
+  table.rows().invalidate();
   const first = table.rows({ order: "current", search: "applied" }).data().toArray().findIndex(([[number]]) => chosen.includes(number));
   const { start, end, length } = table.page.info();
-  if (first >= 0 && (first < start || first >= end)) table.page(Math.floor(first / length)).draw(false);
-  else table.rows().invalidate().draw(false);
+  if (first >= 0 && (first < start || first >= end)) table.page(Math.floor(first / length));
+  table.draw(false);
 }
 
 function showTrials(place, sweep) {
@@ -270,9 +271,9 @@ function showTrial(sweep, trial) {
     parts.push(make("p", {}, `Seed ${each.seed} (trial ${each.number}): ${each.state}, ${withError(each.values[0], each.errors[0]) || "no value"}${each.message ? `: ${each.message}` : ""} `, ...runLink(each)));
   if (!trial.members) parts.push(...runLink(trial));
   for (const [kind, pictures] of Object.entries(trial.pictures ?? runOf(trial)?.pictures ?? {})) {
-    const { src, caption, drawing } = pictures.at(-1);
+    const { caption, drawing } = pictures.at(-1);
     const alt = `${kind.replaceAll("_", " ")} of trial ${trial.number}: ${caption}`;
-    parts.push(make("figure", {}, make("img", { src, alt, class: drawing ? "drawing" : "pixels" }), make("figcaption", {}, alt)));
+    parts.push(make("figure", {}, make("img", { src: source(pictures.at(-1)), alt, class: drawing ? "drawing" : "pixels" }), make("figcaption", {}, alt)));
   }
   parts.push(...block("End of its log", trial.log));
   byId("detail-body").replaceChildren(...parts);

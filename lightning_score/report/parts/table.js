@@ -12,7 +12,8 @@ const tables = {};
 // Shows a table of cells [what sorts, what is read] in a place, with the filter, the order and the columns of `state`.
 function showTable(key, place, columns, rows, render = {}) {
   const titles = columns.map((column) => column.title);
-  const chosen = (state.tables[key] ??= { filter: "", order: [], columns: {} });
+  const choices = () => (state.tables[key] = { filter: "", order: [], columns: {}, ...state.tables[key] });
+  const chosen = choices();
   const drawn = tables[key];
   if (drawn && place.contains(drawn.table().node()) && drawn.titles.join("\n") === titles.join("\n")) {
     drawn.clear().rows.add(rows).draw(false); // the reader's page, filter and focus stay
@@ -50,20 +51,27 @@ function showTable(key, place, columns, rows, render = {}) {
   });
   table.titles = titles;
   table.on("search.dt order.dt", () => {
-    chosen.filter = table.search();
-    chosen.order = table.order().map(([j, direction]) => [titles[j], direction]).filter(([, direction]) => direction);
+    choices().filter = table.search();
+    choices().order = table.order().map(([j, direction]) => [titles[j], direction]).filter(([, direction]) => direction);
+    soonWritten();
   });
-  table.on("column-visibility.dt", (_, __, j, visible) => {
-    chosen.columns[titles[j]] = visible;
+  table.on("column-visibility.dt", (_, { bDestroying }, j, visible) => {
+    if (!bDestroying) choices().columns[titles[j]] = visible;
   });
-  cueForScrolling(element.closest(".dt-layout-table"));
+  const named = () => {
+    const pages = place.querySelector("nav");
+    if (pages) pages.ariaLabel = `pages of the table of ${key}`;
+  };
+  table.on("draw.dt", named);
+  named();
+  cueForScrolling(element.parentElement, `table of ${key}`);
   tables[key] = table;
   return table;
 }
 
 // Shades the edge behind which columns are hidden; the keyboard scrolls there, too.
-function cueForScrolling(frame) {
-  Object.assign(frame, { tabIndex: 0, role: "region", ariaLabel: "table" });
+function cueForScrolling(frame, name) {
+  Object.assign(frame, { tabIndex: 0, role: "region", ariaLabel: name });
   const mark = () => frame.classList.toggle("more", frame.scrollLeft + frame.clientWidth < frame.scrollWidth - 2);
   frame.addEventListener("scroll", mark, { passive: true });
   new ResizeObserver(mark).observe(frame);
