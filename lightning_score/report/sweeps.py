@@ -137,7 +137,7 @@ def _trial(found: Results, row: Row, numbers: Sequence[str]) -> dict[str, Any]:
         numbers: the parameters whose values are numbers.
     """
     rows = [row.of(objective.name) for objective in found.objectives]
-    gap = difference(row, found.ranked[0]) if found.ranked and row.state == "complete" else (math.nan, math.nan)
+    gap = difference(row, found.ranked[0]) if found.ranked and math.isfinite(row.value) else (math.nan, math.nan)
     names = ("gap", "gapError", "nfe", "seconds", "spread")
     entry = {
         "number": row.number,

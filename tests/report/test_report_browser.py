@@ -121,7 +121,8 @@ def test_every_figure_is_drawn(opened):
     page = opened.page
     drawn = page.evaluate("""() => Object.fromEntries([...document.querySelectorAll('.chart')].map(chart =>
         [chart.closest('section').id, chart.querySelectorAll(
-            '.scatterlayer .trace .lines path, .scatterlayer .trace .points path, .heatmaplayer image, canvas').length]))""")
+            '.scatterlayer .trace .lines path, .scatterlayer .trace .points path, .heatmaplayer image, .barlayer path, ' +
+            'canvas').length]))""")
     assert set(drawn) == {"measures", "curves", "levels", "langevin", "sweeps"}
     assert all(count > 0 for count in drawn.values()), drawn
     labels = page.evaluate("() => [...document.querySelectorAll('.chart')].map(chart => chart.getAttribute('aria-label'))")
@@ -132,10 +133,12 @@ def test_every_figure_is_drawn(opened):
 def test_every_view_of_every_figure_is_drawn(opened):
     opened.see_all()
     page = opened.page
-    for value in page.evaluate("[...document.querySelector('#sweeps figure select').options].map(option => option.value)"):
-        page.select_option("#sweeps figure select", value)
-        drawn = "document.querySelector('#sweeps .chart').querySelectorAll('.trace, .heatmaplayer image, canvas').length"
-        assert page.evaluate(drawn) > 0, value
+    for select in page.query_selector_all("#sweeps figure select"):
+        chart = page.evaluate_handle("select => select.closest('figure').querySelector('.chart')", select)
+        for value in page.evaluate("select => [...select.options].map(option => option.value)", select):
+            select.select_option(value)
+            count = "chart => chart.querySelectorAll('.trace, .heatmaplayer image, canvas').length"
+            assert page.evaluate(count, chart) > 0, value
 
 
 @pytest.mark.slow
@@ -240,7 +243,7 @@ def test_what_was_measured_afterwards_and_the_sweep(opened):
     assert cells(page, "run", "#tests") == ["ncsn/r0"] and cells(page, "fid_digits_20", "#tests") != [""]
     assert any("AnnealedLangevin" in text for text in cells(page, "sampler", "#tests"))
     assert len(cells(page, "trial", "#sweeps")) == 4
-    assert "4 of 4 trials have ended. Best: trial" in page.inner_text("#sweeps figcaption")
+    assert "4 of 4 trials have ended. Best: trial" in page.inner_text("#sweeps .summary")
 
 
 @pytest.mark.slow

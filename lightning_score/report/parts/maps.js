@@ -41,7 +41,7 @@ function mapFigure(sweep, p, q, k) {
     ? [{ ...common, type: "contour", connectgaps: true, hoverinfo: "skip", line: { width: 0.5 }, ncontours: 12 },
       points(sweep, known, { of: (trial) => trial.settings[p] }, { of: (trial) => trial.settings[q] },
         { name: "trials", showlegend: false, marker: { size: small ? 3 : 6, color: paint("page"), line: { color: paint("text"), width: small ? 0.5 : 1.5 } } })]
-    : [{ ...common, type: "heatmap", xgap: 1, ygap: 1, text: each((trial) => withError(measure.of(trial), measure.error(trial))), texttemplate: cells.flat().length > (narrow() ? 16 : 64) ? "" : "%{text}",
+    : [{ ...common, type: "heatmap", xgap: 1, ygap: 1, text: cells.map((row) => row.map((trial) => (trial ? withError(measure.of(trial), measure.error(trial)) : ""))), texttemplate: cells.flat().length > (narrow() ? 16 : 64) ? "" : "%{text}",
       hovertext: each((trial) => aboutTrial(sweep, trial)), hovertemplate: "%{hovertext}<extra></extra>", hoverongaps: false }];
   const axis = ({ title, numbers, places, names }) => {
     if (contour) return numberAxis(title, places, 20);
