@@ -192,7 +192,7 @@ def test_a_query_chooses_what_the_page_shows(filed):
 
 
 def test_the_address_holds_the_state(filed, browser):
-    watched, address = filed
+    watched, _ = filed
     page = watched.page
 
     def written(part):
@@ -232,6 +232,12 @@ def test_the_address_holds_the_state(filed, browser):
     page.click("nav a[href='#curves']")
     page.wait_for_function("location.hash.startsWith('#curves&')")
     assert page.input_value("#query") == "fid < 9" and page.evaluate("scrollY") > 100
+
+
+@pytest.mark.slow
+def test_an_address_that_somebody_has_changed_opens_the_page(filed):
+    watched, address = filed
+    page = watched.page
     page.goto("about:blank")
     for wrong in (
         "#x=%E0%A4%A",
