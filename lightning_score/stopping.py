@@ -16,6 +16,9 @@ from typing import Any, NoReturn
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 GRACE = 4.0
 """Seconds from a signal to the end of the process, whatever it does."""
+ECHO = 3.0
+"""Seconds within which a second SIGTERM is the same request: a cluster sends it to a process and to its parent, which sends
+it on."""
 
 received: signal.Signals | None = None
 """The first signal that asked this process to stop."""
@@ -123,11 +126,12 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def _watch(read: int) -> None:
     """Ends the process if the main thread does not, as in a long call of a library."""
-    signals = 0
+    first: float | None = None
     while number := os.read(read, 1):
         if number[0] in _handlers:
-            signals += 1
-            if signals > 1 or not _patient:
+            again = first is not None and (number[0] == signal.SIGINT or time.monotonic() - first > ECHO)
+            first = time.monotonic() if first is None else first
+            if again or not _patient:
                 time.sleep(GRACE)
                 leave(number[0])
 

@@ -105,6 +105,19 @@ def test_a_second_signal_ends_the_process_at_once_with_its_files_removed(in_comm
     assert removed == [1] and capfd.readouterr().err == "stopped by SIGINT\n"
 
 
+@pytest.mark.parametrize(("number", "pause", "ends"), [("TERM", 0.2, False), ("TERM", 0.6, True), ("INT", 0.2, True)])
+def test_a_patient_process_ends_at_another_request_and_not_at_an_echo_of_the_first(number, pause, ends):
+    """A cluster sends SIGTERM to all processes of a job, and a parent sends it on."""
+    code = (
+        "import os, signal, time\nfrom lightning_score import stopping\nstopping.ECHO, stopping.GRACE = 0.4, 0.1\n"
+        f"stopping.install()\nfor kind in stopping.SIGNALS:\n    signal.signal(kind, lambda *_: None)\n"
+        f"with stopping.patience():\n    for _ in range(2):\n        os.kill(os.getpid(), signal.SIG{number})\n"
+        f"        time.sleep({pause})\n    time.sleep(0.6)\n    os._exit(7)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    assert ended.returncode == (128 + signal.Signals[f"SIG{number}"] if ends else 7)
+
+
 def test_a_folder_without_a_result_is_removed_and_one_with_a_result_stays(tmp_path):
     """With the folders that were made for it; and `latest` is the run before."""
     older = new_dated_folder(tmp_path / "runs" / "name")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_score.report.reading import Run, folder_name, read_run, run_state
+from lightning_score.runs.folders import leads_out
 from lightning_score.runs.records import FILE as RECORDS
 from lightning_score.runs.status import STATUS
 
@@ -30,8 +31,8 @@ class Reader:
 
     Attributes:
         runs: all runs, the newest first, with evaluations of their checkpoints.
-        sweeps: the folders of sweeps, with a value that changes with their files, and every minute, since their trials may
-            have been silent.
+        sweeps: the folders of sweeps, with a value that changes with their files, and every minute while trials are running,
+            since these may have been silent.
         seen: what differs whenever a file or the state of a run does.
     """
 
@@ -42,6 +43,7 @@ class Reader:
         self.seen: Any = None
         self._read: dict[Path, tuple[Any, Run]] = {}
         self._computed: dict[Path, tuple[Any, Any]] = {}
+        self._going: dict[Path, tuple[Any, bool]] = {}
 
     def look(self) -> "Reader":
         """Reads what has changed."""
@@ -49,7 +51,11 @@ class Reader:
         evaluations: list[Run] = []
         found, minute = _files(self._root), int(time.time() // 60)
         self._read = {folder: read for folder, read in self._read.items() if folder in found}
-        self.sweeps = {folder: (files, minute) for folder, (files, _) in found.items() if files.keys() & SWEEP}
+        self.sweeps = {
+            folder: (files, minute if self._is_going(folder, files.get("trials.csv")) else 0)
+            for folder, (files, _) in found.items()
+            if files.keys() & SWEEP
+        }
         for folder, files in found.items():
             if files[0].keys() & {"config.yaml", "metrics.csv", STATUS, RECORDS}:
                 run = self._run(folder, files)
@@ -72,6 +78,16 @@ class Reader:
         if self._computed.get(folder, (None, None))[0] != version:
             self._computed[folder] = version, compute(folder, self._root)
         return self._computed[folder][1]
+
+    def _is_going(self, folder: Path, version: Any) -> bool:
+        """Whether trials are running by the table of a sweep, which is read again if it has another version."""
+        if self._going.get(folder, (None, False))[0] != version:
+            text = b""
+            with suppress(OSError):
+                if not leads_out(folder / "trials.csv", self._root):
+                    text = (folder / "trials.csv").read_bytes()
+            self._going[folder] = version, b",running," in text
+        return version is not None and self._going[folder][1]
 
     def _run(self, folder: Path, files: Any) -> Run:
         """A run, read again if its files have changed; whether it is still running is that of now."""

@@ -16,7 +16,7 @@ from lightning_score.report import figures, sweeps, tables
 from lightning_score.report.finding import Reader
 from lightning_score.report.pictures import add_pictures, embed_pictures
 from lightning_score.report.reading import LINES, Run
-from lightning_score.report.standings import standings
+from lightning_score.report.standings import best_first, standings
 from lightning_score.report.values import plain_settings, values
 
 
@@ -159,7 +159,7 @@ def render_page(root: Path, title: str, size: int) -> str:
     first, more = split(data)
     parts = {"first": packed_json(first), "more": packed_json(more), "sources": "\n" * len(files)}
     room = size - len(render(parts, title).encode()) - FOR_PROBLEMS
-    sources = embed_pictures(runs, room)
+    sources = embed_pictures([runs[i] for i in best_first(data["standings"], len(runs))], room)
     parts["first"] = packed_json(first)  # with the problems of damaged pictures
     parts["sources"] = "\n".join(sources.get(file, "") for file in files)  # the page forgets those without a source
     return render(parts, title)

@@ -40,7 +40,7 @@ def embed_pictures(runs: Sequence[Run], room: int) -> dict[Path, str]:
     ones, evenly spaced over training.
 
     Args:
-        runs: the newest first.
+        runs: the most important first.
         room: bytes in the page. A damaged picture is added to its run's problems.
     """
     found: dict[Path, str] = {}

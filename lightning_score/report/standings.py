@@ -41,6 +41,13 @@ def standings(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return sorted(found, key=rank)
 
 
+def best_first(found: Sequence[dict[str, Any]], n: int, most: int = 50) -> list[int]:
+    """The numbers of n runs: first the best by the main measure, then the others in their order."""
+    entries = [entry for each in found[:1] for entry in each["entries"]]
+    entries.sort(key=lambda entry: -entry["value"] if found[0]["larger"] else entry["value"])
+    return list(dict.fromkeys([*(entry["run"] for entry in entries[:most]), *range(n)]))
+
+
 def _standings(runs: Sequence[Run], when: str) -> Iterator[dict[str, Any]]:
     for label, records in measures(runs).items():
         of_run: dict[int, list[Record]] = defaultdict(list)

@@ -24,8 +24,6 @@ SETTINGS = "settings"
 """Attribute of a trial: its settings."""
 LEARNED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 """States of trials that the estimator learns from."""
-STARTUP = 6
-"""With several objectives, the number of random trials at the beginning."""
 AGAIN, AT_RANDOM = 20, 500
 """How often settings are drawn again that another trial has: by the estimator, and then at random."""
 
@@ -118,7 +116,7 @@ class SeededBayes(BaseSampler):
 
     The draws depend only on the seed, the trial's place in the queue, and the places and results of the trials that have
     ended: a single worker draws the same trials again, even if the sweep is interrupted and resumed. With several workers
-    the random ones at the beginning are the same; the draws after them depend on which trials end first. No trial has the
+    the first ten, which are random, are the same; the draws after them depend on which trials end first. No trial has the
     settings of another one while there are others left.
 
     Args:
@@ -144,7 +142,7 @@ class SeededBayes(BaseSampler):
         known = sorted((each for each in others if each.state in LEARNED), key=lambda each: each.user_attrs.get(SLOT, -1))
         seen = {_as_json(each.user_attrs.get(SETTINGS)) for each in others}
         seed = int(np.random.SeedSequence([self._seed, slot]).generate_state(1)[0])
-        copy = optuna.create_study(directions=study.directions, sampler=self._sampler(seed, len(study.directions)))
+        copy = optuna.create_study(directions=study.directions, sampler=self._sampler(seed))
         copy.add_trials(map(_copy_of, known))
         for repeats in range(AGAIN + AT_RANDOM):
             drawn = copy.ask()
@@ -158,10 +156,9 @@ class SeededBayes(BaseSampler):
                 copy.sampler = RandomSampler(seed=seed)
         return drawn
 
-    def _sampler(self, seed: int, objectives: int) -> TPESampler:
+    def _sampler(self, seed: int) -> TPESampler:
         conditional = self._sweep.scheduler is not None and bool(self._sweep.scheduler.search_space)
-        startup = STARTUP if objectives > 1 else 10  # Optuna's default
-        return TPESampler(multivariate=True, group=conditional, constant_liar=True, seed=seed, n_startup_trials=startup)
+        return TPESampler(multivariate=True, group=conditional, constant_liar=True, seed=seed)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {}

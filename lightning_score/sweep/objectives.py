@@ -70,13 +70,13 @@ def read_objectives(entries: Mapping[str, Any]) -> tuple[Objective, ...]:
     Raises:
         InputError: an entry is invalid, or the file has both keys.
     """
-    one, several = entries.get("metric"), entries.get("metrics")
+    one, several, bayes = entries.get("metric"), entries.get("metrics"), entries.get("method") == "bayes"
     require(one is None or several is None, "metric and metrics: give one of them; metrics takes several objectives")
     if several is None:
-        return () if one is None else (_objective("metric", one),)
+        return () if one is None else (_objective("metric", one, bayes),)
     listed = isinstance(several, Sequence) and not isinstance(several, str) and len(several) > 1
     require(listed, f"metrics={several!r}: must be a list of at least two, as [{EXAMPLE}, ...]; metric takes one")
-    found = tuple(_objective(f"metrics[{i}]", entry) for i, entry in enumerate(several))
+    found = tuple(_objective(f"metrics[{i}]", entry, bayes) for i, entry in enumerate(several))
     names = [objective.name for objective in found]
     require(len({*names}) == len(names), f"metrics: {', '.join(names)}: names must differ")
     aimed = [objective.name for objective in found if objective.target is not None]
@@ -84,11 +84,13 @@ def read_objectives(entries: Mapping[str, Any]) -> tuple[Objective, ...]:
     return found
 
 
-def _objective(place: str, given: Any) -> Objective:
+def _objective(place: str, given: Any, bayes: bool) -> Objective:
     named = isinstance(given, Mapping) and isinstance(given.get("name"), str)
     require(named, f"{place}={given!r}: must have a name, as {EXAMPLE}")
     with naming(place):
         check_keys(given, {"name", "goal", "target", "impute", "impute_while_running"})
+        for key in ("impute", "impute_while_running") if bayes else ():
+            require(key not in given, f"{key}: method bayes learns nothing from trials without a result here; leave it out")
         goal = given.get("goal", "minimize")
         require(goal in ("minimize", "maximize"), f"goal={goal!r}: must be minimize or maximize")
         target = given.get("target")

@@ -17,6 +17,8 @@ from lightning_score.sweep.results import Results, Row
 from lightning_score.sweep.rows import measured_fields
 from lightning_score.sweep.spec import Sweep, dotted, from_entries
 
+OF_ANOTHER = ("+-", "spread")
+"""Titles of columns that belong to the one before."""
 STATES = {"finished": "complete", "running": "running", "pending": "waiting", "preempting": "interrupted",
           "preempted": "waiting"}  # fmt: skip
 """States of a run on W&B and here; any other state on W&B is `failed`."""
@@ -117,17 +119,37 @@ def publish(found: Results, files: Sequence[Path], path: str, folder: Path) -> N
     settings, name = wandb.Settings(silent=True), f"{found.name} ({identity}) summary"
     with wandb.init(entity, project, str(folder), name=name, job_type="sweep summary", settings=settings) as run:
         pictures = {f"sweep/{file.stem}": wandb.Image(str(file), caption=f"{found.name}: {file.stem}") for file in files}
-        table = wandb.Table(columns=[*titles], data=[[_cell(cell) for cell in line] for line in lines])
+        columns = [_column(cells) for cells in zip(*lines, strict=True)]
+        table = wandb.Table(columns=[*_unique(titles)], data=[[*line] for line in zip(*columns, strict=True)])
         run.log({"sweep/trials": table, **pictures})
-        for best in found.ranked[:1]:
-            measured = {"best": best.value, "best error": best.error, "best spread": best.spread, "seeds": len(best.seeds)}
-            known = {name: value for name, value in measured.items() if value and math.isfinite(value)}
-            run.summary.update({**known, "best trial": best.folder})
+        run.summary.update(_summary(found))
         print(f"on W&B: {run.url}")
 
 
-def _cell(text: str) -> Any:
+def _summary(found: Results) -> dict[str, Any]:
+    """The best value of each objective, with its standard error and, over training seeds, their spread and number."""
+    known: dict[str, Any] = {}
+    for objective in found.objectives:
+        best = f"best {objective.name}" if len(found.objectives) > 1 else "best"
+        for row in found.by(objective).ranked[:1]:
+            numbers = {best: row.value, f"{best} error": row.error, f"{best} spread": row.spread}
+            known |= {name: value for name, value in numbers.items() if math.isfinite(value)}
+            known |= {f"{best} trial": row.folder, **({f"{best} seeds": len(row.seeds)} if row.seeds else {})}
+    return known
+
+
+def _unique(titles: Sequence[str]) -> list[str]:
+    """Titles that differ, for a table on W&B: errors and spreads with the name of what they belong to."""
+    whole: list[str] = []
+    for title in titles:
+        owner = next((each for each in reversed(titles[: len(whole)]) if each not in OF_ANOTHER), "")
+        whole.append(f"{owner} {title}" if title in OF_ANOTHER else title)
+    return whole
+
+
+def _column(cells: Sequence[str]) -> list[Any]:
+    """A column of a table on W&B, which has one type: numbers if all cells are, else text; empty cells are None."""
     try:
-        return float(text)
+        return [float(cell) if cell else None for cell in cells]
     except ValueError:
-        return text or None
+        return [cell or None for cell in cells]

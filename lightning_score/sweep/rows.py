@@ -205,8 +205,10 @@ def with_error(row: Row) -> str:
 
 
 def seeds_text(row: Row) -> str:
-    """The number of complete training seeds, as `5` or `3 of 5`."""
+    """The number of complete training seeds, as `5` or `3 of 5`; empty for a single trial."""
     complete = len(row.seeds)
+    if complete == 0 and row.planned == 1:
+        return ""
     return str(complete) if complete == row.planned else f"{complete} of {row.planned}"
 
 

@@ -32,7 +32,7 @@ export SLURM_JOB_NAME=bash  # the processes of a trial are started by Lightning,
 {worker} &
 worker=$!
 trap 'again=yes; kill -TERM "$worker"' USR1  # the time limit is near
-trap 'kill -TERM "$worker"' TERM
+trap : TERM  # which SLURM sends to all processes, before it takes the machine away
 until wait "$worker"; code=$?; ! kill -0 "$worker" 2> /dev/null; do :; done
 if [ "$code" = 143 ] && [ "$again" ]; then exec scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"; fi
 exit "$code"

@@ -155,6 +155,11 @@ class Sweep:
         return self.method != "grid" and (self.scheduler is None or not self.scheduler.optimizer)
 
     @property
+    def takes_steps(self) -> bool:
+        """Whether values are reported at optimizer steps, as W&B gives them to the user's pruner, or are counted."""
+        return self.scheduler is not None and bool(self.scheduler.optimizer)
+
+    @property
     def follows_results(self) -> bool:
         """Whether the settings of a trial depend on the results of those before it, so that they are not known before."""
         return self.method in ("bayes", "custom")

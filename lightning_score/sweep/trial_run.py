@@ -73,6 +73,16 @@ def history(folder: Path) -> dict[str, list[float]]:
     return found
 
 
+def measured(folder: Path, metric: str) -> list[tuple[float, int]]:
+    """All values of a metric in a run folder, with their optimizer steps."""
+    found = []
+    with suppress(FileNotFoundError), (folder / "metrics.csv").open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            with suppress(ValueError, TypeError, KeyError):  # no value, or a line that is not complete yet
+                found.append((float(row[metric]), int(float(row["step"]))))
+    return found
+
+
 def last_line(log: Path) -> str:
     """The last line of a program's output, which is usually its error."""
     lines = log.read_text(errors="replace").replace("\r", "\n").split("\n")

@@ -28,11 +28,11 @@ from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.study import METRICS, Study
 from lightning_score.sweep.trial_run import (
     KILLED,
-    history,
     killed_by,
     last_line,
     last_metrics,
     mark_stopped_early,
+    measured,
     resumable,
     resuming,
     terminate,
@@ -47,8 +47,8 @@ POLL = 0.5
 """Seconds between two reads of a trial's metrics."""
 
 Check = Callable[..., None]
-Report = Callable[[float], None]
-"""Called with each new value of the sweep's metric; raises to stop the trial."""
+Report = Callable[[float, int], None]
+"""Called with each new value of the sweep's metric and its optimizer step; raises to stop the trial."""
 
 
 class TrialFailed(Exception):
@@ -145,9 +145,9 @@ class SubprocessTrials(Trials):
             file = folder / "metrics.csv"
             written = file.stat().st_mtime if file.exists() else 0.0
             if metric and written != changed:
-                values = history(folder).get(metric, [])
-                for value in values[reported:]:
-                    report(value)
+                values = measured(folder, metric)
+                for value, step in values[reported:]:
+                    report(value, step)
                 reported, changed = len(values), written
             if ended:
                 return
@@ -230,11 +230,11 @@ class _Objective:
         values: list[float] = []
         known = len(trial.storage.get_trial(trial._trial_id).intermediate_values)
 
-        def report(value: float) -> None:
+        def report(value: float, step: int) -> None:
             values.append(value)
             if len(values) <= known:  # by the attempt that this one resumes
                 return
-            trial.report(value, len(values))
+            trial.report(value, step if self._sweep.takes_steps else len(values))
             if study.should_stop(trial):
                 raise optuna.TrialPruned
 

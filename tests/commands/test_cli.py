@@ -48,6 +48,15 @@ def test_a_run_has_its_folder(trained):
     assert picture.mode == "L" and min(picture.size) >= 3 * 48
 
 
+def test_a_run_keeps_what_it_printed_and_how_busy_the_machine_was(trained):
+    printed = (trained / "console.log").read_text()
+    assert printed.startswith("$ python -m lightning_score fit ") and "finished 30 steps" in printed
+    assert printed.count("training: ") == 1 and "30/30" in printed  # the last state of the bar
+    rows = list(csv.DictReader((trained / "system.csv").open()))
+    assert rows[-1]["step"] == "30" and all(float(row["memory_gb"]) > 0.1 for row in rows)
+    assert not [name for name in csv.DictReader((trained / "metrics.csv").open()).fieldnames if "cpu" in name]
+
+
 def test_metrics_have_their_names(trained):
     rows = list(csv.DictReader((trained / "metrics.csv").open()))
     logged = {key for row in rows for key, value in row.items() if value}

@@ -60,6 +60,8 @@ def opened(browser, tmp_path_factory):
     with (root / "r0/evaluations.jsonl").open("a") as file:
         for step in (500, 1000):
             file.write(json.dumps(asdict(record(value=0.5, step=step, weights="raw"))) + "\n")
+    for step in (250, 500, 750):
+        (root / f"r5/samples/step_{step:07d}.png").unlink()
     assert run(["report", str(root)]) == 0
     watched = Watched(browser.new_page(viewport={"width": 1280, "height": 900}, accept_downloads=True))
     watched.open((root / "report.html").as_uri())
@@ -306,6 +308,36 @@ class TestLevels:
         assert set(lines) == {"r2", "r2, compared with"} and lines["r2"]["x"] == [1, 0.2, 0.03]
         page.select_option("#langevin .tools select", "")
         assert len(lines_of(drawn(page, "#langevin .chart[data-key='langevin snr']"))) == 6
+
+
+class TestPictures:
+    def test_one_opens_in_full_size(self, page):
+        """Left and right go to other runs, up and down through training; a sample has a whole number of pixels."""
+        page.click("#pictures .shelf button >> nth=0")
+        assert (
+            "step 1000" in page.inner_text("#picture p[role=status]")
+            and page.inner_text("#picture p[role=status]")[:2] == "r0"
+        )
+        page.wait_for_function("document.querySelector('#picture img').naturalWidth > 0")
+        width, natural = page.evaluate(
+            "(({clientWidth, naturalWidth}) => [clientWidth, naturalWidth])(document.querySelector('#picture img'))"
+        )
+        assert width >= natural and width % natural == 0
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowDown")
+        assert page.inner_text("#picture p[role=status]") == "r1: step 750, NFE 201 (2 of 6)"
+        page.keyboard.press("Escape")
+        assert not page.is_visible("#picture")
+
+    def test_all_are_of_one_step(self, page):
+        page.focus("#step")
+        page.keyboard.press("Home")
+        captions = [each.inner_text() for each in page.query_selector_all("#pictures figcaption")]
+        assert all("step 250" in caption for caption in captions[:4]) and "none up to step 250" in page.inner_text(
+            "#pictures .shelf"
+        )
+        page.keyboard.press("End")
+        assert "step 1000" in page.inner_text("#pictures figcaption")
 
 
 def test_plotly_knows_every_property(page, opened):

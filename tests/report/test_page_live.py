@@ -91,6 +91,7 @@ def test_news_disturb_nothing(served, root):
     page.fill("#query", "fid < 9")
     page.click("#runs thead th:has-text('run')")
     page.click("#runs thead th:has-text('run')")
+    page.wait_for_selector("#runs thead th[aria-sort=descending]")
     before = listed(page)
     page.uncheck("#runs tbody tr:has-text('ddpm/c') input")
     page.evaluate("document.querySelector('#curves').scrollIntoView()")
@@ -116,6 +117,7 @@ def test_news_disturb_nothing(served, root):
     assert page.input_value("#query") == "fid < 9" and page.evaluate("scrollY") == 500
 
 
+@pytest.mark.slow
 def test_an_open_dialog_follows_its_run_and_keeps_what_is_typed(served, root):
     watched, _ = served
     page = watched.page
@@ -168,6 +170,7 @@ def test_tags_and_notes_are_saved_shown_and_found(served, root):
     assert listed(page) == ["ddpm/b"]
 
 
+@pytest.mark.slow
 def test_a_query_chooses_what_the_page_shows(filed):
     watched, _ = filed
     page = watched.page
@@ -243,6 +246,7 @@ def test_the_address_holds_the_state(filed, browser):
     assert set(watched.requests) == {address}
 
 
+@pytest.mark.slow
 def test_two_runs_side_by_side(filed):
     watched, _ = filed
     page = watched.page

@@ -26,7 +26,7 @@ from lightning_score.report.finding import find_runs
 from lightning_score.report.pictures import _spread, embed_pictures
 from lightning_score.report.reading import read_run
 from lightning_score.report.server import server
-from lightning_score.report.standings import standings
+from lightning_score.report.standings import best_first, standings
 from lightning_score.report.values import values
 from lightning_score.runs.records import append_record
 from lightning_score.sweep.objectives import Objective
@@ -293,6 +293,14 @@ class TestStandings:
         labels = [each["label"] for each in found]
         assert labels[:2] == ["fid_digits_898, test", "fid_digits_898, validation"]
         assert labels[2:] == ["fid_digits_200, test", "kid_digits_5k, test", "fid_digits_5k, test"]
+
+    def test_the_best_come_first_then_the_others_in_their_order(self, tmp_path):
+        for k, value in enumerate((3.0, 1.0, 2.0)):
+            run_folder(tmp_path / f"r{k}", seed=k, best=value)
+        (run_folder(tmp_path / "r3", seed=3) / "evaluations.jsonl").unlink()
+        found = standings(find_runs(tmp_path)[0])
+        assert best_first(found, 4) == [1, 2, 0, 3] and best_first(found, 4, most=1) == [1, 0, 2, 3]
+        assert best_first([], 2) == [0, 1]
 
     def test_larger_values_of_recall_are_better(self, tmp_path):
         folder = measured(run_folder(tmp_path / "a"), record(metric="recall_digits_898", value=0.4))

@@ -96,7 +96,7 @@ def contents(place):
     return {path: path.read_bytes() for path in Path(place).rglob("*") if path.is_file() and "cache" not in path.parts}
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=600):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "nothing happened"

@@ -11,6 +11,7 @@ import yaml
 
 from lightning_score.sweep.folds import SEED, folded
 from lightning_score.sweep.objectives import Constraint, Objective
+from lightning_score.sweep.on_wandb import publish
 from lightning_score.sweep.results import Results, Row, difference, read_csv
 from lightning_score.sweep.rows import measured_fields
 
@@ -136,6 +137,45 @@ def test_every_objective_is_folded_and_constraints_hold_for_the_means():
     assert bits.value == 3.75 and bits.of_seeds == (3.0, 4.5) and bits.spread == pytest.approx(statistics.stdev([3.0, 4.5]))
     gap, error = difference(two.of("val/bits"), bits)
     assert gap == pytest.approx(0.85) and 2 * error == pytest.approx(st.sem([1.5, 0.2]) * st.t.ppf(0.975, 1))
+
+
+def test_wandbs_summary_has_the_means(monkeypatch, tmp_path):
+    class Fake(dict):
+        """A run that keeps what it is told."""
+
+        def __init__(self, *_, **__):
+            super().__init__()
+            self.summary, self.log, self.url = {}, self.update, "here"
+            runs.append(self)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            """Nothing."""
+
+    runs = []
+    monkeypatch.setattr("wandb.init", Fake)
+    found = folded(made({0.1: [2.0, 3.0, 4.0], 0.2: [0.0, 0.0, 0.0]}))
+    publish(found, [], "me/digits/abc", tmp_path)
+    (run,) = runs
+    assert run.summary == {"best": 0.0, "best error": 0.1, "best trial": "trials/3"}  # where the seed changes nothing
+    publish(replace(found, rows=found.rows[:1]), [], "me/digits/abc", tmp_path)
+    error = st.sem([2.0, 3.0, 4.0]) * st.t.ppf(0.975, 2) / 2
+    expected = {
+        "best": 3.0,
+        "best error": pytest.approx(error),
+        "best spread": 1.0,
+        "best seeds": 3,
+        "best trial": "trials/0",
+    }
+    assert runs[1].summary == expected
+    table = runs[0]["sweep/trials"]
+    assert len(table.data) == 2 and table.columns[:5] == ["trial", "lr", "val/fid", "val/fid +-", "val/fid spread"]
+    assert [row[5] for row in table.data] == [None, 3.0] and len({*table.columns}) == len(table.columns)
+    partial = folded(sweep_of([trial(0, 0.1, 0, 2.0), trial(1, 0.1, 1, math.nan, "failed"), trial(2, 0.2, 0, 3.0)]))
+    publish(partial, [], "me/digits/abc", tmp_path)
+    assert [row[5] for row in runs[2]["sweep/trials"].data] == ["1 of 2", "1"]
 
 
 def test_the_table_of_trials_keeps_every_objective_and_reads_old_tables(tmp_path):

@@ -14,6 +14,8 @@ from lightning_score.errors import InputError
 from lightning_score.sweep.draws import plan_trials
 from lightning_score.sweep.spec import read_sweep_file
 from lightning_score.sweep.study import SETTINGS, Study
+from lightning_score.sweep.trial_run import measured
+from lightning_score.sweep.trials import Trials, _Objective
 
 SOURCE = """
 import optuna
@@ -30,6 +32,10 @@ together = made(lambda: TPESampler(seed=3, n_startup_trials=3, multivariate=True
 quasi = made(lambda: QMCSampler(seed=3, scramble=True))
 grid = made(lambda: GridSampler(GRID, seed=3))
 unseeded = made(TPESampler)
+
+def patient(sweep):
+    pruner = optuna.pruners.ThresholdPruner(upper=6.0, n_warmup_steps=300)
+    return optuna.create_study(sampler=RandomSampler(seed=3), pruner=pruner)
 
 def front(sweep):
     goals = [metric["goal"] for metric in sweep.config["metrics"]]
@@ -189,6 +195,11 @@ REFUSED = [
     ({}, {"metric": None}, "method custom needs a metric"),
     ({}, {"scheduler": None}, "method custom needs 'scheduler: {engine: optuna}'"),
     ({}, {"scheduler": "optuna"}, "scheduler='optuna': must be a mapping"),
+    (
+        {"engine": "wandb", "source": ""},
+        {"method": "bayes", "metric": {"name": "m", "impute": "best"}},
+        "impute: method bayes learns nothing from trials without a result here",
+    ),
     ({}, {"metric": {"name": "m", "target": "low"}}, "target='low': must be a number"),
     ({}, {"metric": None, "metrics": [{"name": "m", "target": 1}, {"name": "n"}]}, "m: target ends a sweep of one metric"),
 ]
@@ -305,3 +316,27 @@ def test_the_grid_of_wandbs_engine_is_that_of_its_library(file):
     for method in ("random", "bayes"):
         other = read_sweep_file(file({"engine": "wandb", "source": None}, method=method))
         assert "drawn here with a seed, which W&B's engine has not" in other.search
+
+
+class OneTrial(Trials):
+    """Reports two values and stops if it is told to."""
+
+    def run(self, arguments, folder, metric, report):
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text("step,time,m,n\n100,1.0,,2.0\n200,2.0,5.0,\n400,3.0,7.0,\n600,4.")
+        for value, step in measured(folder, metric):
+            report(value, step)
+        return {"m": 7.0}
+
+
+@pytest.mark.parametrize(("optimizer", "stops"), [("patient", True), ("random", False)])
+def test_the_pruner_of_the_users_study_is_told_optimizer_steps(file, tmp_path, monkeypatch, optimizer, stops):
+    """As W&B tells it: one that stops values above 6 from step 300 on."""
+    monkeypatch.setattr("lightning_score.sweep.trials.choose_runner", lambda *_: OneTrial())
+    command = ["python", "-m", "lightning_score", "fit", "--config", "ncsn", "${args}"]
+    sweep = read_sweep_file(file({"optimizer": optimizer}, command=command))
+    study = Study(sweep, f"sqlite:///{tmp_path}/study.db", "s", create=True)
+    study.queue(1)
+    study.work(_Objective(sweep, tmp_path, 1, lambda: None))
+    (trial,) = study.trials()
+    assert trial.intermediate_values == {200: 5.0, 400: 7.0} and (trial.state.name == "PRUNED") == stops

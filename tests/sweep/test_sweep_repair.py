@@ -57,7 +57,7 @@ def test_a_killed_trial_resumes_from_its_checkpoint_bit_for_bit(folder, monkeypa
     trial, done = Path("runs/sweeps/lr/trials/0000"), []
     for wanted, whole in ((15, True), (25, False)):
         sweep = started("lr.yaml")
-        wait_for(lambda wanted=wanted: max(steps(), default=0) >= wanted, 600)
+        wait_for(lambda wanted=wanted: max(steps(), default=0) >= wanted)
         if whole:
             os.killpg(sweep.pid, signal.SIGKILL)
         os.kill(read_status(trial)["pid"], signal.SIGKILL)

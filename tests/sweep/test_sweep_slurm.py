@@ -91,10 +91,15 @@ def test_a_task_is_queued_again_before_its_time_limit(tmp_path, number, code, re
         "SLURM_ARRAY_JOB_ID": "12",
         "SLURM_ARRAY_TASK_ID": "3",
     }
-    task = subprocess.Popen(["bash", "-c", BODY.format(worker=worker)], cwd=tmp_path, env=environment)
+    task = subprocess.Popen(
+        ["bash", "-c", BODY.format(worker=worker)], cwd=tmp_path, env=environment, start_new_session=True
+    )
     if number:
         wait_for((tmp_path / "begun").exists)
-        task.send_signal(signal.Signals[f"SIG{number}"])
+        if number == "TERM":
+            os.killpg(task.pid, signal.SIGTERM)  # as SLURM does
+        else:
+            task.send_signal(signal.SIGUSR1)
     assert task.wait(20) == (0 if requeued else code) and (tmp_path / "called").exists() == requeued
     if requeued:
         assert (tmp_path / "called").read_text() == "requeue 12_3\n"  # SLURM_JOB_ID of the last task would be all of them

@@ -122,7 +122,7 @@ function together(lines, over) {
   const traces = new Map();
   for (const line of lines) {
     const { color } = line.look;
-    if (!traces.has(color)) traces.set(color, { x: [], y: [], text: [], mode: "lines+markers", line: { color, width: 1 }, marker: { color, size: [] }, opacity: 0.6, name: "", showlegend: false, hovertemplate: `%{text}<br>%{y:.4g} at %{x:,} ${over}<extra></extra>` });
+    if (!traces.has(color)) traces.set(color, { x: [], y: [], text: [], mode: "lines+markers", line: { color, width: 0.8 }, marker: { color, size: [] }, opacity: 0.4, name: "", showlegend: false, hovertemplate: `%{text}<br>%{y:.4g} at %{x:,} ${over}<extra></extra>` });
     const trace = traces.get(color);
     const alone = new Set(isolated(line.y));
     const text = `<b>${plotText(shortened(line.name, 60))}</b>${line.brief ? `<br>${plotText(line.brief)}` : ""}`;
@@ -162,7 +162,10 @@ function lineFigure(title, lines, over, { floors = [], xLog = state.xScale === "
   const lost = yLog ? values.filter((value) => value <= 0).length : 0;
   return {
     data: traces, lines, sentence: sentenceOf(title, lines, over),
-    note: lost ? `${lost} values of 0 or below have no place on a logarithmic axis.` : "",
+    note: [
+      lost ? `${lost} values of 0 or below have no place on a logarithmic axis.` : "",
+      lines.length > LOOKS ? `${lines.length} lines: without errors and raw curves, those of one color look alike; the legend shows one, groups show means.` : "",
+    ].join(" ").trim(),
     layout: {
       xaxis: axisOf(over, xLog, ends, limits.x, reversed), yaxis: axisOf("", yLog, [low, high], limits.y),
       ...(values.length ? {} : { annotations: [{ text: "no finite values", showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }] }),
