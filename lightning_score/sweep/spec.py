@@ -256,7 +256,7 @@ def from_entries(entries: Any, path: str, text: str, name: str) -> Sweep:
         if scheduler is not None and scheduler.engine == "wandb" and method == "grid":
             laws = {name: law.listed() for name, law in laws.items()}
         needs = method in ("bayes", "custom") and not objectives
-        require(not needs, f"method {method} needs a metric, as 'metric: {EXAMPLE}'")
+        require(not needs, f"method={method}: needs a metric, as 'metric: {EXAMPLE}'")
         listed = command is None or (isinstance(command, list) and len(command) > 0)
         require(listed, f"command={command!r}: must be a list of words")
         return Sweep(

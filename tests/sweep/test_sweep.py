@@ -154,7 +154,7 @@ def test_a_grid_lists_all_and_nested_parameters_have_dotted_names(tmp_path):
         ({"metric": None, "metrics": [{"name": "a"}, {"name": "a"}]}, "names must differ"),
         ({"metric_constraints": ["m < 2"]}, "must be a metric, <= or >=, and a number"),
         ({"metric": {"name": "a", "goal": "smallest"}}, "goal='smallest'"),
-        ({"method": "bayes", "metric": None}, "bayes needs a metric"),
+        ({"method": "bayes", "metric": None}, "method=bayes: needs a metric"),
         ({"early_terminate": {"type": "median"}}, "type must be hyperband"),
         ({"early_terminate": {"type": "hyperband"}}, "min_iter or max_iter"),
         ({"run_cap": 0}, "run_cap=0"),
