@@ -132,13 +132,15 @@ class SeededBayes(BaseSampler):
         if trial.params:
             return
         others = [each for each in study.get_trials(deepcopy=False) if each.number != trial.number]
-        drawn = self._draw(study, others, trial.user_attrs.get(SLOT, trial.number))
+        drawn, settings = self._draw(study, others, trial.user_attrs.get(SLOT, trial.number))
         trial.params, trial.distributions = drawn.params, drawn.distributions
         for name, law in drawn.distributions.items():
             study._storage.set_trial_param(trial._trial_id, name, law.to_internal_repr(drawn.params[name]), law)
+        study._storage.set_trial_user_attr(trial._trial_id, SETTINGS, settings)  # for the worker that draws next
 
-    def _draw(self, study: Study, others: Sequence[FrozenTrial], slot: int) -> Trial:
-        """A trial of a new study in memory, which knows the other trials in the order of the queue."""
+    def _draw(self, study: Study, others: Sequence[FrozenTrial], slot: int) -> tuple[Trial, dict[str, Any]]:
+        """A trial of a new study in memory, which knows the other trials in the order of the queue, and its settings."""
+        settings: dict[str, Any] = {}
         known = sorted((each for each in others if each.state in LEARNED), key=lambda each: each.user_attrs.get(SLOT, -1))
         seen = {_as_json(each.user_attrs.get(SETTINGS)) for each in others}
         seed = int(np.random.SeedSequence([self._seed, slot]).generate_state(1)[0])
@@ -154,7 +156,7 @@ class SeededBayes(BaseSampler):
                 break
             if repeats == AGAIN:
                 copy.sampler = RandomSampler(seed=seed)
-        return drawn
+        return drawn, settings
 
     def _sampler(self, seed: int) -> TPESampler:
         conditional = self._sweep.scheduler is not None and bool(self._sweep.scheduler.search_space)
