@@ -1,7 +1,6 @@
 """The data of the figures of runs; the page draws them."""
 
 import calendar
-import html
 import math
 import re
 import time
@@ -29,11 +28,6 @@ LANGEVIN = ("sigma", "step_size", "snr", "sample_norm", "data_norm", "score_norm
 """The lists of a line of `langevin.jsonl`, one value per noise level."""
 LOSS = ("model.objective", "model.process", "data")
 """Settings that decide which losses are comparable."""
-
-
-def text(value: Any) -> str:
-    """Text for Plotly, which interprets some HTML."""
-    return html.escape(str(value), quote=False)
 
 
 def color(run: Run) -> str:
@@ -206,27 +200,3 @@ def student(runs: int) -> list[float]:
     from scipy.stats import t
 
     return [round(float(value), 4) for value in t.ppf(0.975, np.arange(1, max(runs, 2)))]
-
-
-def figure_of(traces: list[dict[str, Any]], **layout: Any) -> dict[str, Any]:
-    """A figure for Plotly as plain dictionaries; the page adds template and colors."""
-    return {"data": traces, "layout": {"margin": {"l": 60, "r": 20, "t": 30, "b": 50}, **layout}}
-
-
-def axis(title: str = "", **more: Any) -> dict[str, Any]:
-    """An axis with a plain-text title."""
-    return {"title": {"text": text(title)}, **more}
-
-
-def horizontal_line(x: Sequence[float], value: float, name: str, hours: list[float]) -> dict[str, Any]:
-    """A dashed horizontal line."""
-    return {
-        "x": [min(x), max(x)], "y": rounded([value] * 2), "mode": "lines", "name": name, "meta": {"hours": hours},
-        "line": {"color": "gray", "dash": "dash", "width": 1.5}, "hovertemplate": f"{name}: {value:.4g}<extra></extra>",
-    }  # fmt: skip
-
-
-def heat_map(heat: dict[str, Any], across: str, up: str, title: str) -> dict[str, Any]:
-    """A figure of a heat map over categories."""
-    xaxis, yaxis = axis(across, type="category"), axis(up, type="category")
-    return figure_of([heat], xaxis=xaxis, yaxis=yaxis, title={"text": text(title), "font": {"size": 14}})

@@ -57,25 +57,21 @@ def row_steps(folder: Path) -> Callable[[int, bool], int]:
 
 @contextmanager
 def recording(
-    folder: Path,
-    arguments: Sequence[str],
-    step: Callable[[], int],
-    max_steps: int = -1,
-    terminated: Callable[[], str] = lambda: "interrupted",
+    folder: Path, arguments: Sequence[str], step: Callable[[], int], max_steps: int = -1, terminated: Callable[[], str] = str
 ) -> Iterator[None]:
     """Within it, `run.json` of a run folder holds the state of the run. A thread updates it every ten seconds, so that a
-    killed run can be distinguished from a running one.
+    killed run can be distinguished from a running one. It is written atomically.
 
     The file holds command, arguments, state (running, finished, interrupted, failed or stopped early), message, host, pid,
-    slurm_job, wandb_run, started and updated (seconds since 1970), seconds (of running), step, max_steps, version and
-    format. It is written atomically. A resumed run keeps the time of its first start, and its seconds add up.
+    slurm_job, wandb_run, started and updated (seconds since 1970), seconds (of running), step, max_steps, version, format. A
+    resumed run keeps the time of its first start, and its seconds add up.
 
     Args:
         folder: the run folder.
         arguments: the command and its options.
         step: returns the number of training steps done.
         max_steps: the number of training steps, -1 if unknown.
-        terminated: returns the state after SIGTERM.
+        terminated: returns the state after SIGTERM; an empty text is `interrupted`.
     """
     before, begun, over = read_status(folder), time.time(), threading.Event()
     entries: dict[str, Any] = {
@@ -111,7 +107,7 @@ def recording(
             yield
     except (KeyboardInterrupt, SystemExit) as error:  # so Lightning ends after a signal
         by_sigterm = isinstance(error, SystemExit) and error.code in (None, 0, 143)
-        end = terminated() if by_sigterm else "interrupted", "ended by a signal"
+        end = (terminated() if by_sigterm else "") or "interrupted", "ended by a signal"
         raise
     except BaseException as error:
         end = "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -183,7 +183,7 @@ def _parser() -> Parser:
 
 def _announcement(spec: Sweep, plan: Plan, cost: str, jobs: int) -> str:
     goal = "".join(f", {'maximizing' if each.maximize else 'minimizing'} {each.name}" for each in spec.objectives)
-    goal += "".join(f", with {bound}" for bound in spec.constraints)
+    goal += f", with {' and '.join(map(str, spec.constraints))}" if spec.constraints else ""
     varied = " x ".join(spec.varied) or "no parameter"
     ending = ", fewer with early termination" if spec.hyperband else ""
     workers = f" with {jobs} workers" if jobs > 1 else ""

@@ -113,7 +113,8 @@ FIGURE = "document.querySelector(`[data-key='sweep ${key}']`)"
 
 def show(page, name):
     """Opens a sweep and draws all its figures."""
-    page.click(f"#sweeps tbody button.run:text-is('{name}')")
+    if page.inner_text("#sweep") != name:
+        page.click(f"#sweeps tbody button.run:text-is('{name}')")
     draw(page)
 
 
@@ -194,6 +195,7 @@ def test_a_click_on_a_point_selects_its_trial_and_shows_its_row(watched, made):
     page.click("#selection button")
 
 
+@pytest.mark.slow
 def test_dragging_along_an_axis_selects_trials(watched, made):
     page, rows = watched.page, made[1]["eps"][:40]
     show(page, "eps")
@@ -219,6 +221,7 @@ def test_dragging_along_an_axis_selects_trials(watched, made):
     page.click("#selection button")
 
 
+@pytest.mark.slow
 def test_the_best_trial_has_the_strongest_color_in_both_themes(watched, made):
     page = watched.page
     show(page, "eps")
@@ -242,6 +245,7 @@ def contrast(one, other):
     return max(levels) / min(levels)
 
 
+@pytest.mark.slow
 def test_slices_and_maps_of_chosen_parameters(watched, made):
     page, rows = watched.page, made[1]["eps"][:40]
     show(page, "eps")
@@ -284,6 +288,7 @@ def test_the_front_of_two_objectives_is_that_of_python(watched, made):
     assert volumes == sorted(volumes) and volumes[-1] > 0
 
 
+@pytest.mark.slow
 def test_another_sweep_of_the_measure_is_overlaid(watched):
     page = watched.page
     show(page, "eps")

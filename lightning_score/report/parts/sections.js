@@ -95,9 +95,11 @@ function wantedCharts(id) {
   return chosenOf(id).flatMap((metric) => {
     const having = runs.filter((run) => run.curves[metric]);
     const objectives = OBJECTIVE.test(metric) ? [...new Set(having.map(({ objective }) => objective))].sort() : [];
-    if (objectives.length < 2) return [wanted(`curves ${metric}`, metric, "", () => curveLines(having, metric))];
+    const thinned = having.filter((run) => run.curves[metric].means);
+    const note = thinned.length ? `The curves of ${thinned.length} runs are thinned to at most ${Math.max(...thinned.map((run) => run.curves[metric].steps.length))} points, which include their extremes.` : "";
+    if (objectives.length < 2) return [wanted(`curves ${metric}`, metric, note, () => curveLines(having, metric))];
     const text = "Losses of other objectives are not comparable and have their own figures.";
-    return objectives.map((objective) => wanted(`curves ${metric} ${objective}`, `${metric}: ${objective || "other objective"}`, text,
+    return objectives.map((objective) => wanted(`curves ${metric} ${objective}`, `${metric}: ${objective || "other objective"}`, `${text} ${note}`,
       () => curveLines(having.filter((run) => run.objective === objective), metric)));
   });
 }

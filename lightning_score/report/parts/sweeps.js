@@ -43,7 +43,6 @@ function showSweepList(place) {
     return [[sweep.name, sweep.name], plainCell(sweep.state ?? "unreadable"), [sweep.ended ?? null, sweep.total === undefined ? "" : `${sweep.ended} of ${sweep.total}`],
       plainCell(sweep.objectives?.map(({ name }) => name).join(", ") ?? ""), numberCell(best?.values[0]), numberCell(error === null || error === undefined ? null : 2 * error), [sweep.when ?? null, when], [i, ""]];
   });
-  delete tables.sweeps;
   const table = showTable("sweeps", holder, columns, rows, {
     sweep: (cell) => `<button type="button" class="run" ${cell[0] === shown.name ? 'aria-current="true"' : ""}>${escaped(cell[1])}</button>`,
     state: (cell) => `<span class="state ${escaped(cell[0])}">${escaped(cell[0])}</span>`,
@@ -56,6 +55,7 @@ function showSweepList(place) {
   table.table().body().addEventListener("click", ({ target }) => {
     if (!target.closest("button.run")) return;
     Object.assign(state.sweep, { name: nameAt(target), trials: [] });
+    delete state.tables.trials; // its filter was for the trials of another sweep
     showSweeps();
   });
   table.table().body().addEventListener("change", ({ target }) => {
@@ -203,11 +203,15 @@ function showSelection() {
       state.sweep.drag = value;
       redrawCharts();
     }));
-  table.rows().invalidate();
   const first = table.rows({ order: "current", search: "applied" }).data().toArray().findIndex(([[number]]) => chosen.includes(number));
   const { start, end, length } = table.page.info();
-  if (first >= 0 && (first < start || first >= end)) table.page(Math.floor(first / length));
-  table.draw(false);
+  if (first >= 0 && (first < start || first >= end)) table.page(Math.floor(first / length)).draw(false);
+  tickSelected();
+}
+
+// Ticks the selected trials of the rows that the table shows.
+function tickSelected() {
+  for (const box of tables.trials.table().body().querySelectorAll("input")) box.checked = state.sweep.trials.includes(Number(box.value));
 }
 
 function showTrials(place, sweep) {
@@ -235,14 +239,17 @@ function showTrials(place, sweep) {
     ...(filled("message") ? [plainCell(trial.message ?? "")] : []),
   ]);
   const clip = (cell) => `<span title="${escaped(cell[1])}">${escaped(shortened(String(cell[1]), 40))}</span>`;
-  delete tables.trials;
+  const page = tables.trials?.sweep === sweep.name ? tables.trials.page() : 0;
   const table = showTable("trials", holder, columns, rows, {
-    trial: ([number]) => `<input type="checkbox" aria-label="select trial ${number}" ${state.sweep.trials.includes(number) ? "checked" : ""}> ` +
+    trial: ([number]) => `<input type="checkbox" value="${number}" aria-label="select trial ${number}"> ` +
       `<button type="button" class="run">${number}</button>`,
     state: (cell) => `<span class="state ${escaped(cell[0])}">${escaped(cell[0])}</span>`,
     ...Object.fromEntries(parameters.filter(({ texts }) => texts).map(({ title }) => [title, clip])),
     reason: clip,
   });
+  table.sweep = sweep.name;
+  table.on("draw.dt", tickSelected);
+  if (page) table.page(page).draw(false);
   const numberAt = (target) => table.row(target.closest("tr")).data()[0][0];
   const body = table.table().body();
   body.addEventListener("click", ({ target }) => {
