@@ -130,7 +130,7 @@ function showRuns() {
       const name = escaped(run.name);
       return `<span class="name"><input type="checkbox" data-run="${row.run}" aria-label="show ${name} in the figures" ${tick}>` +
         `<span class="swatch" style="background:${run.color}"></span><button type="button" class="run" data-run="${row.run}" title="${escaped(run.notes)}">${name}</button>` +
-        `${run.tags.map((tag) => `<span class="tag">${escaped(tag)}</span>`).join("")}</span>`;
+        `</span>${run.tags.map((tag) => `<span class="tag">${escaped(tag)}</span> `).join("")}`;
     },
     state: (cell, row) => {
       const run = state.data.runs[row.run];
