@@ -354,7 +354,7 @@ def test_few_or_no_values_are_no_error(watched, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 768, 1920])
-@pytest.mark.parametrize("name", ["eps", "two", "train"])
+@pytest.mark.parametrize("name", ["eps", "two"])
 def test_it_fits_and_no_titles_overlap(watched, width, name):
     page = watched.page
     page.set_viewport_size({"width": width, "height": 900})
