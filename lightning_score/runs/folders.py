@@ -54,8 +54,7 @@ def leads_out(file: Path, root: Path) -> bool:
     """Whether a path is not a file below a folder: a link to elsewhere, a pipe or a device."""
     if not os.path.exists(file):
         return False
-    top = os.path.realpath(root)
-    return not (os.path.isfile(file) and os.path.commonpath([top, os.path.realpath(file)]) == top)
+    return not (os.path.isfile(file) and os.path.realpath(file).startswith(os.path.join(os.path.realpath(root), "")))
 
 
 def new_folder(folder: Path) -> Path:

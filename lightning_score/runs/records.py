@@ -176,6 +176,11 @@ def metric_name(kind: str, features: str, n: int) -> str:
     return f"{kind}_{features}" if n == 50_000 else f"{kind}_{features}_{short}"
 
 
+def as_number(value: Any, otherwise: float = math.nan) -> float:
+    """A value from a file as a number; `otherwise` for other types."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else otherwise
+
+
 def finite(value: Any) -> Any:
     """Plain values with None for NaN and infinity."""
     if isinstance(value, dict):

@@ -143,6 +143,22 @@ def test_a_damaged_file_is_named_and_the_page_still_opens(tmp_path, name, damage
         assert any(name.rpartition("/")[2].partition(".")[0] in problem for problem in by_name["damaged"]["problems"])
 
 
+@pytest.mark.parametrize("changed", [{"shape": None}, {"without": [1.0, None]}, {"data_hash": None}, {"seed": []}], ids=str)
+def test_a_record_of_other_types_is_left_out(tmp_path, changed):
+    with (run_folder(tmp_path / "a") / "evaluations.jsonl").open("a") as file:
+        file.write(json.dumps(asdict(record(metric="kid")) | changed) + "\n")
+    assert len(reported(tmp_path)["measures"]) == 1
+
+
+def test_infinite_steps_are_no_steps(tmp_path):
+    folder = run_folder(tmp_path / "a")
+    status(folder, step=math.nan)
+    line = {name: [1.0] for name in ("sigma", "step_size", "snr", "variance_ratio")} | {"step": math.inf}
+    (folder / "langevin.jsonl").write_text(json.dumps(line))
+    (found,) = reported(tmp_path)["runs"]
+    assert found["values"]["steps"] == 1000 and found["problems"] == ["langevin.jsonl, line 1: cannot be read; left out"]
+
+
 def test_files_that_end_anywhere(tmp_path):
     """As after a full disk or a power cut: every file of a run, truncated at many places."""
     folder = run_folder(tmp_path / "a", pictures=("samples",), validations=2)
@@ -509,7 +525,7 @@ class TestSweeps:
         (each,) = reported(tmp_path / "runs")["sweeps"]
         first, second = each["trials"][:2]
         assert "python -m lightning_score test" in second["again"] and "--model.sampler.steps=5" in second["again"]
-        assert second["log"] == "the end\n" and second["run"] == "sweeps/eps/trials/0001"
+        assert second["log"] == "x" * 1000 + "\nthe end" and second["run"] == "sweeps/eps/trials/0001"
         assert second["pictures"]["samples"][0]["src"].startswith("data:image/") and "pictures" not in first
 
     def test_logs_and_pictures_of_elsewhere_are_left_out(self, tmp_path):
