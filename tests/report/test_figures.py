@@ -11,7 +11,7 @@ from run_folders import config, run_folder
 from scipy import stats
 
 from lightning_score.report import figures
-from lightning_score.report.finding import find_runs
+from lightning_score.report.finding import Reader
 from lightning_score.report.reading import Curve, Run, read_run
 
 MOST = {name: few for name, (few, _) in figures.MOST.items()}
@@ -77,7 +77,7 @@ class TestRuns:
         for name, weighting in (("a", "SigmaSquared"), ("b", "SigmaSquared"), ("c", "EDMWeighting")):
             objective = {"class_path": "x.DenoisingScoreMatching", "init_args": {"weighting": weighting, "mean": True}}
             config(run_folder(tmp_path / name), model={"objective": objective})
-        runs, _ = find_runs(tmp_path)
+        runs = Reader(tmp_path).look().runs
         found = dict(zip([run.name for run in runs], figures.objectives(runs), strict=True))
         assert found == {"a": "SigmaSquared", "b": "SigmaSquared", "c": "EDMWeighting"}
         assert figures.objectives(runs[:1]) == [""]  # nothing to tell apart
