@@ -213,8 +213,10 @@ def _again(spec: Sweep | None, row: Row) -> str:
 
 
 def _tail(log: Path, root: Path) -> str:
-    """The end of a log; empty if there is none."""
-    return "" if leads_out(log, root) or not log.is_file() else "\n".join(last_lines(log))[-TAIL:]
+    """The end of a log; empty if there is none that can be read."""
+    with suppress(OSError):
+        return "" if leads_out(log, root) else "\n".join(last_lines(log))[-TAIL:]
+    return ""
 
 
 def _add_members(trials: list[dict[str, Any]], read: Results, folder: Path, root: Path) -> None:

@@ -1,4 +1,4 @@
-"""The numbers of a run by plain names, for queries and groups: fid, fid_last, loss, steps, hours, nfe."""
+"""A run as plain data; its numbers have plain names, for queries and groups: fid, fid_last, loss, steps, hours, nfe."""
 
 import math
 import re
