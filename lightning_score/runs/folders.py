@@ -20,8 +20,8 @@ LEADS_OUT = "leads out of the folder of runs, or is not a file; left out"
 LONGEST_NAME = 200
 """Bytes of the name of a run; file systems allow 255, and names of files made from it are longer."""
 
-WITHOUT_RESULT = ("config.yaml", "hparams.yaml", STATUS)
-"""Files that a run writes before it has computed anything."""
+WITHOUT_RESULT = ("config.yaml", "hparams.yaml", "console.log", "system.csv", STATUS)
+"""Files that a run writes although it may not have computed anything."""
 
 LAST_WORKERS = 8.0
 """Seconds that data-loading processes may outlive a killed run."""

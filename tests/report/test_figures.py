@@ -51,6 +51,7 @@ class TestThinning:
         assert {1, 100} == set(found["values"])
         assert np.mean(found["means"]) == pytest.approx(1.99, abs=0.3) and max(found["means"]) < 4
 
+    @pytest.mark.slow
     def test_levels_keep_their_common_steps(self, tmp_path):
         run = read_run(run_folder(tmp_path / "a", validations=300), tmp_path)
         found = figures.curves(run, MOST)
