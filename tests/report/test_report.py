@@ -159,6 +159,15 @@ def test_infinite_steps_are_no_steps(tmp_path):
     assert found["values"]["steps"] == 1000 and found["problems"] == ["langevin.jsonl, line 1: cannot be read; left out"]
 
 
+def test_values_that_json_does_not_know(tmp_path):
+    folder = run_folder(tmp_path / "a", pictures=())
+    (folder / "config.yaml").write_text("a: !!binary aGVsbG8=\nb: 2024-01-31\nc: .inf\nd: !!set {x}\n")
+    (folder / "run.json").write_text(json.dumps({"started": 10**400, "step": 10**400, "state": "finished"}))
+    data, _ = page.page_data(tmp_path)
+    json.dumps(data, allow_nan=False)
+    assert data["runs"][0]["settings"] == {"a": "b'hello'", "b": "2024-01-31", "c": None, "d": "{'x'}"}
+
+
 def test_files_that_end_anywhere(tmp_path):
     """As after a full disk or a power cut: every file of a run, truncated at many places."""
     folder = run_folder(tmp_path / "a", pictures=("samples",), validations=2)
