@@ -3,21 +3,6 @@ const MOST_CHANGES = 6;
 
 const chosenMeasure = () => state.data.standings.find(({ label }) => label === state.measure) ?? state.data.standings[0];
 
-const MINUS = "\u2212";
-const short = (value) => {
-  if (value === null || value === undefined || !Number.isFinite(value)) return "";
-  return (Math.abs(value) >= 1000 ? value.toFixed(0) : String(Number(value.toPrecision(3)))).replace("-", MINUS);
-};
-
-// A value with two standard errors, to the second digit of these.
-function withErrors(value, error) {
-  const twice = 2 * error;
-  if (error === null || !(twice > 0)) return short(value);
-  const digits = Math.max(1 - Math.floor(Math.log10(twice)), 0);
-  if (digits > 6) return short(value);
-  return `${value.toFixed(digits).replace("-", MINUS)} ± ${twice.toFixed(digits)}`;
-}
-
 // The entries of the runs that are shown, the best first.
 function ranked(measure) {
   const shown = new Set(shownRuns().map(([, i]) => i));
@@ -81,7 +66,7 @@ function strip(run) {
   const kind = run.pictures.samples ? "samples" : Object.keys(run.pictures)[0];
   const picture = run.pictures[kind]?.at(-1);
   if (!picture) return [];
-  const caption = picture.caption || `step ${picture.step}`;
+  const caption = captionOf(picture);
   const image = make("img", { src: source(picture), alt: `the last ${kind.replaceAll("_", " ")} of ${run.name}: ${caption}`,
     class: picture.drawing ? "drawing" : "pixels" });
   return [make("figure", {}, image, make("figcaption", {}, `${run.name}: ${caption}`))];
@@ -119,7 +104,7 @@ function showBest() {
           showRuns();
         });
       }))] : [];
-  const title = make("h2", { id: "best-title" }, "Best run");
+  const title = make("h2", {}, "Best run");
   if (!best) return section.replaceChildren(title, ...tools, ...withoutBest());
   const run = runs[best.run];
   const before = runs[best.run + 1]; // they are sorted by start

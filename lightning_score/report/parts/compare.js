@@ -70,7 +70,7 @@ function samplesBeside(chosen) {
   const kinds = Object.keys(chosen[0].pictures).filter((kind) => chosen[1].pictures[kind]);
   if (!kinds.length) return [];
   const kind = kinds.includes(state.kind) ? state.kind : kinds.includes("samples") ? "samples" : kinds[0];
-  const steps = [...new Set(chosen.flatMap((run) => run.pictures[kind].map(({ step }) => step)))].sort((a, b) => a - b);
+  const steps = stepsOf(chosen, kind);
   const shelf = make("div", { class: "shelf beside" });
   const output = make("output");
   const at = Math.max(steps.findLastIndex((step) => step <= state.step), 0);

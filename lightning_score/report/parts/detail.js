@@ -16,16 +16,21 @@ function detailParts(run) {
   return parts;
 }
 
-function showDetail(run) {
+// Opens the dialog, which may have shown something else, for a run or for what is not one.
+function openDetail(title, parts, run = null) {
   const dialog = byId("detail");
-  state.detail = run.name;
-  byId("detail-name").textContent = run.name;
-  byId("detail-notes").replaceChildren(...notesOf(run));
-  byId("detail-body").replaceChildren(...detailParts(run));
-  showSystem(run);
-  isNew("detail", run);
+  state.detail = run && run.name;
+  byId("detail-name").textContent = title;
+  byId("detail-notes").replaceChildren(...(run ? notesOf(run) : []));
+  byId("detail-body").replaceChildren(...parts);
+  showSystem(run ?? { name: "", system: {} });
   if (!dialog.open) dialog.showModal();
-  for (const console of dialog.querySelectorAll("pre")) if (console.previousSibling.textContent.startsWith("Console")) console.scrollTop = console.scrollHeight;
+}
+
+function showDetail(run) {
+  openDetail(run.name, detailParts(run), run);
+  isNew("detail", run);
+  for (const console of byId("detail").querySelectorAll("pre")) if (console.previousSibling.textContent.startsWith("Console")) console.scrollTop = console.scrollHeight;
 }
 
 // New data of the run whose dialog is open: only what differs is replaced, and what is being typed stays.
@@ -49,11 +54,9 @@ function updateDetail() {
 function showSystem(run) {
   const place = byId("detail-system");
   const names = Object.keys(run.system);
-  const keys = JSON.stringify([run.name, names]);
-  if (place.dataset.keys !== keys) {
-    for (const chart of place.querySelectorAll(".chart")) drop(chart);
-    place.replaceChildren(...(names.length ? [make("h3", {}, "System")] : []), make("div", { class: "charts" }));
-    place.dataset.keys = keys;
+  if (changedKey(place, [run.name, names])) {
+    clear(place);
+    place.append(...(names.length ? [make("h3", {}, "System")] : []), make("div", { class: "charts" }));
     const now = () => state.data.runs.find(({ name }) => name === run.name) ?? run;
     for (const name of names)
       showChart(place.lastChild, { key: `system ${name}`, title: name.replaceAll("_", " "), make: () => lineFigure(name,
@@ -117,6 +120,6 @@ async function copied(text, button) {
   }
 }
 
-byId("detail").addEventListener("close", () => {
-  state.detail = null;
+byId("detail").addEventListener("close", ({ target }) => {
+  if (!target.open) state.detail = null; // the event comes late: it may be open again
 });
