@@ -41,7 +41,7 @@ function valuesBeside(chosen) {
     if (!one && !other) continue;
     const both = one && other ? difference(one, other) : null;
     const kind = both ? (both.paired ? "paired samples" : "independent samples") : "";
-    const sure = both && Math.abs(both.gap) > 2 * both.error ? "clear" : both && both.error >= 0 ? "not clear" : "";
+    const sure = both?.clear ? "clear" : both && both.error >= 0 ? "not clear" : "";
     rows.push([label, ...[one, other].map((each) => (each ? withErrors(each.value, each.error) : "")), both ? withErrors(both.gap, both.error) : "", [kind, sure].filter(Boolean).join(", ")]);
   }
   for (const name of ["loss", "steps", "hours"]) {

@@ -11,7 +11,7 @@ function detailParts(run) {
   if (others.length) parts.push(make("p", {}, choice("Compare with", [["", "choose a run"], ...others], "", (name) => compare(run.name, name))));
   if (run.config) parts.push(...text("Run it again ", run.again, copy));
   if (run.given) parts.push(...text("As it was started", run.given));
-  if (run.console.length) parts.push(...text("Console, the last lines", run.console.join("\n")));
+  if (run.console?.length) parts.push(...text("Console, the last lines", run.console.join("\n")));
   if (run.config) parts.push(...text("Config", run.config));
   return parts;
 }
@@ -23,7 +23,7 @@ function openDetail(title, parts, run = null) {
   byId("detail-name").textContent = title;
   byId("detail-notes").replaceChildren(...(run ? notesOf(run) : []));
   byId("detail-body").replaceChildren(...parts);
-  showSystem(run ?? { name: "", system: {} });
+  showSystem(run ?? { name: "" });
   if (!dialog.open) dialog.showModal();
 }
 
@@ -53,7 +53,7 @@ function updateDetail() {
 // The curves of processors and memory.
 function showSystem(run) {
   const place = byId("detail-system");
-  const names = Object.keys(run.system);
+  const names = Object.keys(run.system ?? {}); // the page may be about to unpack it
   if (changedKey(place, [run.name, names])) {
     clear(place);
     place.append(...(names.length ? [make("h3", {}, "System")] : []), make("div", { class: "charts" }));
@@ -88,6 +88,8 @@ function notesOf(run) {
       answer.textContent = `Changed elsewhere meanwhile, to tags “${now.tags.join(", ")}” and notes “${now.notes}”. Save again to replace them.`;
     }
     await update();
+    if (status !== 200 || !form.isConnected || form.matches(".edited")) return;
+    form.replaceWith(...notesOf(state.data.runs.find(({ name }) => name === run.name) ?? run)); // an update came before the answer
   };
   const form = make("form", {
     oninput: () => form.classList.add("edited"),

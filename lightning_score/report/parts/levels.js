@@ -17,7 +17,7 @@ const QUANTITIES = [
 // The runs that a section can show, and the chosen one; null: all.
 function havingLevels(id) {
   const having = state.data.runs.filter((run) => (id === "langevin" ? run.langevin.length : levelsOf(run).length));
-  const on = having.filter(({ name }) => !state.off.has(name));
+  const on = runsShown().filter((run) => having.includes(run));
   const chosen = having.find(({ name }) => name === state.run[id]) ?? (on.length === 1 ? on[0] : null);
   return { having, on, chosen };
 }
@@ -45,7 +45,7 @@ function showLevels(id) {
     for (const title of wanted) (id === "langevin" ? langevinChart : levelChart)(place, title);
   }
   if (id === "langevin") showStages(section.querySelector(".stage"), chosen);
-  const lines = chosen ? [] : on.map((run) => ({ id: run.name, name: run.name, label: shortened(run.name), look: look(run.order) }));
+  const lines = chosen ? [] : linesOf(on, () => [{ steps: [0], values: [0] }], levelOptions()); // with the looks of runs or groups
   section.querySelector(".legend").innerHTML = legendOf(lines);
 }
 
