@@ -64,13 +64,13 @@ def curves(run: Run, most: Mapping[str, int]) -> dict[str, dict[str, Any]]:
     made = {}
     for name, curve in run.curves.items():
         if LEVEL.match(name):
-            made[name] = _points(run, curve, evenly(len(curve.steps), most["validations"]))
+            made[name] = points(run, curve, evenly(len(curve.steps), most["validations"]))
         elif not HIDDEN.match(name):
             made[name] = thinned(run, curve, most["points"])
     return made
 
 
-def _points(run: Run, curve: Curve, kept: Iterable[int]) -> dict[str, Any]:
+def points(run: Run, curve: Curve, kept: Iterable[int]) -> dict[str, Any]:
     """The points of a curve at some indices."""
     kept = list(kept)
     return {"steps": [curve.steps[i] for i in kept], "values": rounded(curve.values[i] for i in kept),
@@ -83,7 +83,7 @@ def thinned(run: Run, curve: Curve, most: int) -> dict[str, Any]:
     """
     values = np.asarray(curve.values, dtype=float)
     if len(values) <= most:
-        return _points(run, curve, range(len(values)))
+        return points(run, curve, range(len(values)))
     known = np.isfinite(values)
     low, high = np.where(known, values, np.inf), np.where(known, values, -np.inf)
     means = {0: math.nan, len(values) - 1: math.nan}
@@ -93,7 +93,7 @@ def thinned(run: Run, curve: Curve, most: int) -> dict[str, Any]:
         }
         finite = values[part][known[part]]
         means |= dict.fromkeys(map(int, kept), float(finite.mean()) if len(finite) else math.nan)
-    return _points(run, curve, sorted(means)) | {"means": rounded(means[i] for i in sorted(means))}
+    return points(run, curve, sorted(means)) | {"means": rounded(means[i] for i in sorted(means))}
 
 
 def steps_per_epoch(run: Run) -> float | None:

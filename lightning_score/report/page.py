@@ -70,12 +70,8 @@ def _run(run: Run) -> dict[str, Any]:
 def _logs(run: Run, n: int) -> dict[str, Any]:
     """The console and the system metrics of one of n runs; for many runs less of each."""
     few = min(1.0, 50 / n)
-    system = {}
-    for name, curve in run.system.items():
-        kept = figures.evenly(len(curve.steps), max(int(120 * few), 10))
-        hours = figures.rounded((curve.times[i] - run.started) / 3600 for i in kept)
-        values = figures.rounded(curve.values[i] for i in kept)
-        system[name] = {"steps": [curve.steps[i] for i in kept], "hours": hours, "values": values}
+    most = max(int(120 * few), 10)
+    system = {name: figures.points(run, curve, figures.evenly(len(curve.steps), most)) for name, curve in run.system.items()}
     return {"console": run.console[-max(int(LINES * few), 20) :], "system": system}
 
 

@@ -70,7 +70,6 @@ def _overview(found: Results, folder: Path) -> dict[str, Any]:
         "when": (folder / TABLE).stat().st_mtime,
         "summary": _summary(found, ended),
         "objectives": [_objective(found, objective.name, objective.maximize) for objective in found.objectives],
-        "constraints": [str(constraint) for constraint in found.constraints],
         "parameters": [_parameter(found, name, shares) for name in found.varied],
         "method": "PED-ANOVA" if len(found.ranked) > MOST else "functional ANOVA",
         "hypervolume": _hypervolume(found),
