@@ -1,19 +1,23 @@
 // What is known of one run, in a dialog, with its tags and notes, which the page of a server can change.
 const token = document.querySelector("meta[name=token]")?.content;
 
+// A text with its heading; nothing without a text.
+const block = (title, text, ...more) => (text ? [make("h3", {}, title, ...more), make("pre", { tabindex: 0 }, text)] : []);
+
+// A command with a button that copies it.
+function commandBlock(command) {
+  const copy = make("button", { type: "button", onclick: () => copied(command, copy) }, "Copy");
+  return block("Run it again ", command, copy);
+}
+
 function detailParts(run) {
-  const copy = make("button", { type: "button", onclick: () => copied(run.again, copy) }, "Copy");
-  const text = (title, content, ...more) => [make("h3", {}, title, ...more), make("pre", { tabindex: 0 }, content)];
   const parts = [make("p", {}, stateOf(run), run.note ? `: ${run.note}` : "")];
   if (run.problems.length) parts.push(make("ul", { class: "problem" }, ...run.problems.map((each) => make("li", {}, each))));
   parts.push(make("p", {}, "Folder: ", run.folder));
   const others = state.data.runs.filter((other) => other !== run).map(({ name }) => [name, name]);
   if (others.length) parts.push(make("p", {}, choice("Compare with", [["", "choose a run"], ...others], "", (name) => compare(run.name, name))));
-  if (run.config) parts.push(...text("Run it again ", run.again, copy));
-  if (run.given) parts.push(...text("As it was started", run.given));
-  if (run.console?.length) parts.push(...text("Console, the last lines", run.console.join("\n")));
-  if (run.config) parts.push(...text("Config", run.config));
-  return parts;
+  if (run.config) parts.push(...commandBlock(run.again));
+  return [...parts, ...block("As it was started", run.given), ...block("Console, the last lines", run.console?.join("\n")), ...block("Config", run.config)];
 }
 
 // Opens the dialog, which may have shown something else, for a run or for what is not one.

@@ -77,8 +77,10 @@ byId("theme").addEventListener("click", () => {
 });
 readLink();
 showTheme();
-if (live) await poll();
-else {
+if (live) {
+  await poll();
+  while (!state.data) await new Promise((on) => setTimeout(on, 500)); // the server may be about to start
+} else {
   state.data = await (await unpacked("data")).json();
   state.data.left_out = keepEmbedded(state.data.runs);
   await start();

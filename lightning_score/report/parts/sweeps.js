@@ -270,15 +270,11 @@ function showTrials(place, sweep) {
 
 // Everything about a trial, in the page's dialog.
 function showTrial(sweep, trial) {
-  const block = (title, text) => (text ? [make("h4", {}, title), make("pre", { tabindex: 0 }, text)] : []);
   const results = sweep.objectives.map(({ name }, k) => `${name}: ${withErrors(trial.values[k], trial.errors[k]) || "no value"}`);
   const parts = [make("p", {}, make("span", { class: `state ${trial.state}` }, trial.state), `; ${results.join("; ")}`)];
   if (trial.message) parts.push(make("pre", { class: "problem", tabindex: 0 }, trial.message));
   parts.push(...block("Settings", sweep.parameters.map(({ name }, p) => `${name}: ${trial.settings[p] ?? "–"}`).join("\n")));
-  if (trial.again) {
-    const copy = make("button", { type: "button", onclick: () => copied(trial.again, copy) }, "Copy");
-    parts.push(make("h4", {}, "Run it again ", copy), make("pre", { tabindex: 0 }, trial.again));
-  }
+  parts.push(...commandBlock(trial.again));
   for (const each of trial.members ?? [])
     parts.push(make("p", {}, `Seed ${each.seed} (trial ${each.number}): ${each.state}, ${withErrors(each.values[0], each.errors[0]) || "no value"}${each.message ? `: ${each.message}` : ""} `, ...runLink(each)));
   if (!trial.members) parts.push(...runLink(trial));
