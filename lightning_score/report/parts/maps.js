@@ -108,7 +108,7 @@ function timelineFigure(sweep) {
     };
   }).filter(({ x }) => x.length);
   const yaxis = { ...axisOf(""), type: "category", categoryarray: workers, tickvals: workers, ticktext: workers.map((name) => label(name, 18)) };
-  const rows = known.map(([each, ...more]) => [each.number, each.worker, each.state, new Date(each.started * 1000).toISOString(), lasted([each, ...more])]);
+  const rows = known.map(([each]) => [each.number, each.worker, each.state, new Date(each.started * 1000).toISOString(), lasted([each])]);
   return { data, table: [["trial", "worker", "state", "started", "seconds"], ...rows], layout: { barmode: "overlay", xaxis: { ...axisOf(""), type: "date" }, yaxis } };
 }
 
