@@ -41,7 +41,7 @@ def evenly(n: int, most: int) -> list[int]:
 
 
 def data_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """What the figures show of each run: its color, curves, measures, Langevin dynamics and what its losses depend on."""
+    """What the figures show of each run: its order, curves, measures, Langevin dynamics and what its losses depend on."""
     share = min(1.0, 32 / 2 ** math.ceil(math.log2(max(len(runs), 1))))  # does not change with every run
     most = {name: max(round(few * share), many) for name, (few, many) in MOST.items()}
     found: list[dict[str, list[Record]]] = [defaultdict(list) for _ in runs]
@@ -49,8 +49,7 @@ def data_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
         for i, record in records:
             found[i][label].append(record)
     return [
-        {"order": run.order, "color": COLORS[run.order % len(COLORS)], "objective": objective,
-         "epoch_steps": steps_per_epoch(run),
+        {"order": run.order, "objective": objective, "epoch_steps": steps_per_epoch(run),
          "curves": run.once(f"curves {most}", lambda run: curves(run, most)),
          "langevin": run.once(f"langevin {most}", lambda run: langevin(run, most)),
          "measures": {label: lines_of(run, records) for label, records in own.items()}}

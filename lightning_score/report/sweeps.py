@@ -77,7 +77,6 @@ def _overview(found: Results, folder: Path) -> dict[str, Any]:
         "when": (folder / TABLE).stat().st_mtime,
         "summary": _summary(found, ended),
         "objectives": [_objective(found, objective.name, objective.maximize) for objective in found.objectives],
-        "constraints": [str(constraint) for constraint in found.constraints],
         "parameters": [_parameter(found, name, shares) for name in found.varied],
         "method": "PED-ANOVA" if len(found.ranked) > MOST else "functional ANOVA",
         "hypervolume": _hypervolume(found),
@@ -144,7 +143,8 @@ def _trial(found: Results, row: Row, numbers: Sequence[str]) -> dict[str, Any]:
         numbers: the parameters whose values are numbers.
     """
     rows = [row.of(objective.name) for objective in found.objectives]
-    gap = difference(row, found.ranked[0]) if found.ranked and math.isfinite(row.value) else (math.nan, math.nan)
+    best = next(iter(found.ranked), row)
+    gap = difference(row, best) if row is not best and math.isfinite(row.value) else (math.nan, math.nan)
     names = ("gap", "gapError", "nfe", "seconds", "spread")
     entry = {
         "number": row.number,
@@ -164,9 +164,13 @@ def _trial(found: Results, row: Row, numbers: Sequence[str]) -> dict[str, Any]:
 
 
 def _setting(row: Row, name: str, number: bool) -> float | str | None:
-    """A number, a choice as text, or None."""
+    """A number, whole ones with all digits, a choice as text, or None."""
     value = row.settings.get(name, "")
-    return None if value == "" else rounded([value])[0] if number else row.text(name)
+    if value == "":
+        return None
+    if number:
+        return value if isinstance(value, int) else rounded([value])[0]
+    return row.text(name)
 
 
 def _details(trials: list[dict[str, Any]], found: Results, folder: Path, root: Path) -> list[Run]:

@@ -203,6 +203,17 @@ class TestAxes:
         assert [float(text) for text in found["ticktext"]] == pytest.approx(found["tickvals"], rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [("number(12345)", "12345"), ("number(1.23456)", "1.235"), ("number(1.2e-4)", "1.2e-4"), ("number(null)", "unknown"),
+     ("short(12345)", "12345"), ("short(-0.12345)", "\u22120.123"), ("short(null)", ""), ("short(undefined)", ""),
+     ("withErrors(2.15, 0.3)", "2.15 ± 0.60"), ("withErrors(2.15, null)", "2.15"), ("withErrors(null, 1)", ""),
+     ("withErrors(1.5e-8, 5e-10)", "1.5e-8 ± 1e-9"), ("plainText(plotText('<b>&lt;'))", "<b>&lt;")],
+)  # fmt: skip
+def test_numbers_and_text(calculate, call, text):
+    assert calculate(call) == text
+
+
 class TestLines:
     def test_forty_look_different_and_more_share_few_traces(self, calculate):
         assert len({json.dumps(look) for look in calculate("[...Array(40).keys()].map(look)")}) == 40

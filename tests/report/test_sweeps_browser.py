@@ -1,9 +1,11 @@
 """The section of sweeps in a real browser: what its figures show, and that a selection holds in all of them."""
 
+import csv
 import math
 import random
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -345,7 +347,29 @@ def test_training_seeds_are_one_row_with_the_curves_of_all(watched):
     assert page.inner_text("#detail").count("Seed ") == 3
     page.click("#detail button:has-text('Its run: train/trials/0000')")
     assert page.inner_text("#detail-name") == "train/trials/0000"
+    page.wait_for_function("location.hash.includes('detail=train/trials/0000')")
     page.keyboard.press("Escape")
+
+
+def test_a_trial_shows_nothing_of_the_run_before_it(watched):
+    page = watched.page
+    page.click("#runs button.run >> nth=0")
+    page.evaluate("document.querySelector('#detail-notes').textContent = 'of the run'")
+    page.keyboard.press("Escape")
+    show(page, "eps")
+    page.click(TRIALS + "tbody button.run >> nth=0")
+    assert page.inner_text("#detail-notes") == "" and "trial" in page.inner_text("#detail-name")
+    page.keyboard.press("Escape")
+
+
+def test_the_downloaded_slice_has_choices_not_places(watched, made):
+    page, rows = watched.page, made[1]["eps"][:40]
+    show(page, "eps")
+    choose(page, "slice", "Parameter", PREDICTOR)
+    with page.expect_download() as download:
+        page.click("figure:has([data-key='sweep slice']) button:text-is('CSV')")
+    lines = list(csv.DictReader(Path(download.value.path()).read_text().splitlines()))
+    assert {line["trial"]: line[PREDICTOR] for line in lines} == {str(row.number): row.settings[PREDICTOR] for row in rows}
 
 
 @pytest.mark.parametrize("name", ["one", "broken"])

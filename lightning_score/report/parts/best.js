@@ -3,21 +3,6 @@ const MOST_CHANGES = 6;
 
 const chosenMeasure = () => state.data.standings.find(({ label }) => label === state.measure) ?? state.data.standings[0];
 
-const MINUS = "\u2212";
-const short = (value) => {
-  if (value === null || value === undefined || !Number.isFinite(value)) return "";
-  return (Math.abs(value) >= 1000 ? value.toFixed(0) : String(Number(value.toPrecision(3)))).replace("-", MINUS);
-};
-
-// A value with two standard errors, to the second digit of these.
-function withErrors(value, error) {
-  const twice = 2 * error;
-  if (error === null || !(twice > 0)) return short(value);
-  const digits = Math.max(1 - Math.floor(Math.log10(twice)), 0);
-  if (digits > 6) return short(value);
-  return `${value.toFixed(digits).replace("-", MINUS)} ± ${twice.toFixed(digits)}`;
-}
-
 // The entries of the runs that are shown, the best first.
 function ranked(measure) {
   const shown = new Set(shownRuns().map(([, i]) => i));
@@ -25,12 +10,13 @@ function ranked(measure) {
   return measure.entries.filter(({ run }) => shown.has(run)).sort((a, b) => sign * (a.value - b.value));
 }
 
-// The difference of two entries and its standard error; the same random numbers cancel in paired samples.
+// The difference of two entries, its standard error, and whether it is clear; the same random numbers cancel in paired samples.
 function difference(one, other) {
   const paired = one.parts.length > 0 && one.parts.length === other.parts.length && one.paired === other.paired;
   const error = paired ? Math.hypot(...one.parts.map((part, j) => part - other.parts[j]))
     : Math.hypot(one.error ?? NaN, other.error ?? NaN);
-  return { gap: one.value - other.value, error, paired };
+  const gap = one.value - other.value;
+  return { gap, error, paired, clear: Math.abs(gap) > 2 * error };
 }
 
 const runButton = (run) => make("button", { type: "button", class: "run", onclick: () => showDetail(run) }, run.name);
@@ -43,7 +29,7 @@ function settingsThatDiffer(one, other) {
 
 function changes(best, other) {
   const found = settingsThatDiffer(best, other);
-  if (!best.config || !other.config) return ["unknown, since a config is missing."];
+  if ([best, other].some(({ settings }) => !Object.keys(settings).length)) return ["unknown, since a config is missing."];
   if (!found.length) return ["in nothing of the config."];
   const rows = found.slice(0, MOST_CHANGES).map(([name, ours, theirs]) =>
     make("li", {}, make("code", {}, name), ` ${ours}, not ${theirs}`));
@@ -52,14 +38,13 @@ function changes(best, other) {
   return [make("ul", {}, ...rows)];
 }
 
-function toTheSecond(measure, best, second, ranking) {
+function toTheSecond(best, second, ranking) {
   if (!second) return ["It is the only run with this measure."];
-  const { gap, error, paired } = difference(best, second);
+  const { gap, error, paired, clear } = difference(best, second);
   const kind = paired ? "paired samples" : "independent samples";
   const apart = `${withErrors(Math.abs(gap), error)} (${kind})`;
-  const sure = Math.abs(gap) > 2 * error;
-  const level = ranking.filter((each) => each !== best && Math.abs(difference(best, each).gap) <= 2 * difference(best, each).error);
-  const verdict = Number.isNaN(error) ? "ahead, without known errors" : sure ? "clearly ahead" : "not clearly ahead";
+  const level = ranking.slice(1).map((each) => difference(best, each)).filter((each) => !each.clear && each.error >= 0);
+  const verdict = Number.isNaN(error) ? "ahead, without known errors" : clear ? "clearly ahead" : "not clearly ahead";
   const parts = [make("strong", {}, verdict), " of ", runButton(state.data.runs[second.run]), ` by ${apart}.`];
   if (level.length > 1) parts.push(` ${level.length} runs are within two standard errors of it.`);
   return parts;
@@ -72,7 +57,7 @@ function toTheFloor(measure, best) {
   const by = withErrors(Math.abs(gap), best.error);
   if (best.error === null) return [make("strong", {}, gap > 0 ? "above" : "below"), ` that of a ${name}, by ${by}.`];
   if (Math.abs(gap) <= 2 * best.error) return [make("strong", {}, "reached"), `, that of a ${name}: the difference is ${withErrors(gap, best.error)}.`];
-  if (gap > 0) return [make("strong", {}, "not reached"), `, that of a ${name}: above it by ${by}.`];
+  if (gap > 0 !== measure.larger) return [make("strong", {}, "not reached"), `, that of a ${name}: ${gap > 0 ? "above" : "below"} it by ${by}.`];
   return [make("strong", {}, "beaten"), `, that of a ${name}, by ${by}: look for copies of the training data.`];
 }
 
@@ -81,7 +66,7 @@ function strip(run) {
   const kind = run.pictures.samples ? "samples" : Object.keys(run.pictures)[0];
   const picture = run.pictures[kind]?.at(-1);
   if (!picture) return [];
-  const caption = picture.caption || `step ${picture.step}`;
+  const caption = captionOf(picture);
   const image = make("img", { src: source(picture), alt: `the last ${kind.replaceAll("_", " ")} of ${run.name}: ${caption}`,
     class: picture.drawing ? "drawing" : "pixels" });
   return [make("figure", {}, image, make("figcaption", {}, `${run.name}: ${caption}`))];
@@ -119,14 +104,14 @@ function showBest() {
           showRuns();
         });
       }))] : [];
-  const title = make("h2", { id: "best-title" }, "Best run");
+  const title = make("h2", {}, "Best run");
   if (!best) return section.replaceChildren(title, ...tools, ...withoutBest());
   const run = runs[best.run];
   const before = runs[best.run + 1]; // they are sorted by start
   const floor = toTheFloor(measure, best);
   const about = [`step ${best.step.toLocaleString("en")}`, `n ${best.n}`, `NFE ${short(best.nfe)}`];
   if (best.of > 1) about.unshift(`the ${measure.larger ? "highest" : "lowest"} of ${best.of}`);
-  const facts = [["Runner-up", toTheSecond(measure, best, second, ranking)]];
+  const facts = [["Runner-up", toTheSecond(best, second, ranking)]];
   if (floor) facts.push(["Floor", floor]);
   if (second) facts.push(["Differs from the runner-up", changes(run, runs[second.run])]);
   if (before && before !== runs[second?.run]) facts.push(["Differs from the run before", [runButton(before), " ", ...changes(run, before)]]);

@@ -41,7 +41,7 @@ function valuesBeside(chosen) {
     if (!one && !other) continue;
     const both = one && other ? difference(one, other) : null;
     const kind = both ? (both.paired ? "paired samples" : "independent samples") : "";
-    const sure = both && Math.abs(both.gap) > 2 * both.error ? "clear" : both && both.error >= 0 ? "not clear" : "";
+    const sure = both?.clear ? "clear" : both && both.error >= 0 ? "not clear" : "";
     rows.push([label, ...[one, other].map((each) => (each ? withErrors(each.value, each.error) : "")), both ? withErrors(both.gap, both.error) : "", [kind, sure].filter(Boolean).join(", ")]);
   }
   for (const name of ["loss", "steps", "hours"]) {
@@ -70,7 +70,7 @@ function samplesBeside(chosen) {
   const kinds = Object.keys(chosen[0].pictures).filter((kind) => chosen[1].pictures[kind]);
   if (!kinds.length) return [];
   const kind = kinds.includes(state.kind) ? state.kind : kinds.includes("samples") ? "samples" : kinds[0];
-  const steps = [...new Set(chosen.flatMap((run) => run.pictures[kind].map(({ step }) => step)))].sort((a, b) => a - b);
+  const steps = stepsOf(chosen, kind);
   const shelf = make("div", { class: "shelf beside" });
   const output = make("output");
   const at = Math.max(steps.findLastIndex((step) => step <= state.step), 0);

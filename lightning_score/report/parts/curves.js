@@ -69,9 +69,6 @@ const curveLines = (runs, metric, options = state) =>
 
 const measureLines = (runs, label, options = state) => linesOf(runs, (run) => run.measures[label] ?? [], options);
 
-// The traces of a metric's curves, for figures of one's own.
-const curveTraces = (runs, metric, options = state) => tracesOf(curveLines(runs, metric, options), OVER[options.x]);
-
 // Plotly's traces of lines: each with its raw curve or band behind. Of more than 40 lines those of one color share a trace.
 function tracesOf(lines, over) {
   if (lines.length > LOOKS) return together(lines, over);
@@ -200,7 +197,7 @@ function logTicks(low, high) {
     for (let power = Math.floor(from) - 1; power <= Math.ceil(to) + 1; power += 1)
       if (power % every === 0) ticks.push(...digits.map((digit) => digit * 10 ** power));
   }
-  return { tickvals: ticks, ticktext: ticks.map(number) };
+  return { tickvals: ticks, ticktext: ticks.map((tick) => number(tick)) };
 }
 
 // A figure in words: its range, and the lines with the lowest and the highest value.

@@ -1,31 +1,40 @@
 // What is known of one run, in a dialog, with its tags and notes, which the page of a server can change.
 const token = document.querySelector("meta[name=token]")?.content;
 
+// A text with its heading; nothing without a text.
+const block = (title, text, ...more) => (text ? [make("h3", {}, title, ...more), make("pre", { tabindex: 0 }, text)] : []);
+
+// A command with a button that copies it.
+function commandBlock(command) {
+  const copy = make("button", { type: "button", onclick: () => copied(command, copy) }, "Copy");
+  return block("Run it again ", command, copy);
+}
+
 function detailParts(run) {
-  const copy = make("button", { type: "button", onclick: () => copied(run.again, copy) }, "Copy");
-  const text = (title, content, ...more) => [make("h3", {}, title, ...more), make("pre", { tabindex: 0 }, content)];
   const parts = [make("p", {}, stateOf(run), run.note ? `: ${run.note}` : "")];
   if (run.problems.length) parts.push(make("ul", { class: "problem" }, ...run.problems.map((each) => make("li", {}, each))));
   parts.push(make("p", {}, "Folder: ", run.folder));
   const others = state.data.runs.filter((other) => other !== run).map(({ name }) => [name, name]);
   if (others.length) parts.push(make("p", {}, choice("Compare with", [["", "choose a run"], ...others], "", (name) => compare(run.name, name))));
-  if (run.config) parts.push(...text("Run it again ", run.again, copy));
-  if (run.given) parts.push(...text("As it was started", run.given));
-  if (run.console.length) parts.push(...text("Console, the last lines", run.console.join("\n")));
-  if (run.config) parts.push(...text("Config", run.config));
-  return parts;
+  if (run.config) parts.push(...commandBlock(run.again));
+  return [...parts, ...block("As it was started", run.given), ...block("Console, the last lines", run.console?.join("\n")), ...block("Config", run.config)];
+}
+
+// Opens the dialog, which may have shown something else, for a run or for what is not one.
+function openDetail(title, parts, run = null) {
+  const dialog = byId("detail");
+  state.detail = run && run.name;
+  byId("detail-name").textContent = title;
+  byId("detail-notes").replaceChildren(...(run ? notesOf(run) : []));
+  byId("detail-body").replaceChildren(...parts);
+  showSystem(run ?? { name: "" });
+  if (!dialog.open) dialog.showModal();
 }
 
 function showDetail(run) {
-  const dialog = byId("detail");
-  state.detail = run.name;
-  byId("detail-name").textContent = run.name;
-  byId("detail-notes").replaceChildren(...notesOf(run));
-  byId("detail-body").replaceChildren(...detailParts(run));
-  showSystem(run);
+  openDetail(run.name, detailParts(run), run);
   isNew("detail", run);
-  if (!dialog.open) dialog.showModal();
-  for (const console of dialog.querySelectorAll("pre")) if (console.previousSibling.textContent.startsWith("Console")) console.scrollTop = console.scrollHeight;
+  for (const console of byId("detail").querySelectorAll("pre")) if (console.previousSibling.textContent.startsWith("Console")) console.scrollTop = console.scrollHeight;
 }
 
 // New data of the run whose dialog is open: only what differs is replaced, and what is being typed stays.
@@ -48,12 +57,10 @@ function updateDetail() {
 // The curves of processors and memory.
 function showSystem(run) {
   const place = byId("detail-system");
-  const names = Object.keys(run.system);
-  const keys = JSON.stringify([run.name, names]);
-  if (place.dataset.keys !== keys) {
-    for (const chart of place.querySelectorAll(".chart")) drop(chart);
-    place.replaceChildren(...(names.length ? [make("h3", {}, "System")] : []), make("div", { class: "charts" }));
-    place.dataset.keys = keys;
+  const names = Object.keys(run.system ?? {}); // the page may be about to unpack it
+  if (changedKey(place, [run.name, names])) {
+    clear(place);
+    place.append(...(names.length ? [make("h3", {}, "System")] : []), make("div", { class: "charts" }));
     const now = () => state.data.runs.find(({ name }) => name === run.name) ?? run;
     for (const name of names)
       showChart(place.lastChild, { key: `system ${name}`, title: name.replaceAll("_", " "), make: () => lineFigure(name,
@@ -85,6 +92,8 @@ function notesOf(run) {
       answer.textContent = `Changed elsewhere meanwhile, to tags “${now.tags.join(", ")}” and notes “${now.notes}”. Save again to replace them.`;
     }
     await update();
+    if (status !== 200 || !form.isConnected || form.matches(".edited")) return;
+    form.replaceWith(...notesOf(state.data.runs.find(({ name }) => name === run.name) ?? run)); // an update came before the answer
   };
   const form = make("form", {
     oninput: () => form.classList.add("edited"),
@@ -117,6 +126,6 @@ async function copied(text, button) {
   }
 }
 
-byId("detail").addEventListener("close", () => {
-  state.detail = null;
+byId("detail").addEventListener("close", ({ target }) => {
+  if (!target.open) state.detail = null; // the event comes late: it may be open again
 });

@@ -58,9 +58,9 @@ function drawNow(chart) {
 }
 
 // A chart with its title, tools, caption and downloads. `make()` gives {data, layout, sentence}, and if it has them {lines,
-// note, kind}; `tools` are elements above it; `drawn` is called with the chart each time that it has been drawn.
-function showChart(place, { key, title, text = "", tools = [], make: makeFigure, limits = false, tall = false, drawn }) {
-  const chart = make("div", { class: `chart${tall ? " tall" : ""}`, role: "img", "data-key": key, "aria-label": title });
+// note, kind, table}; `tools` are elements above it; `drawn` is called with the chart each time that it has been drawn.
+function showChart(place, { key, title, text = "", tools = [], make: makeFigure, limits = false, drawn }) {
+  const chart = make("div", { class: "chart", role: "img", "data-key": key, "aria-label": title });
   const caption = make("figcaption", {}, text);
   const name = () => `${key} ${title}`.replace(/[^\w.-]+/g, "_").replace(/^_|_$/g, "");
   const save = (format, act) => make("button", { type: "button", onclick: () => act(chart, name(), format), "aria-label": `${format.toUpperCase()} of ${title}` }, format.toUpperCase());
@@ -76,19 +76,6 @@ function showChart(place, { key, title, text = "", tools = [], make: makeFigure,
   place.append(figure);
   sight.observe(chart);
   return chart;
-}
-
-// A figure that is ready, with its choice of views.
-function showPanel(place, panel) {
-  const view = () => panel.views.find(({ label }) => label === state.view[panel.key]) ?? panel.views[0];
-  const choose = choice("Show", panel.views.map(({ label }) => [label, label]), view().label, (value) => {
-    state.view[panel.key] = value;
-    draw(chart);
-  });
-  const chart = showChart(place, {
-    key: panel.key, title: panel.title, text: panel.caption, tools: panel.views.length > 1 ? [choose] : [],
-    make: () => ({ ...structuredClone(view().figure), sentence: `${panel.title}: ${view().label}. ${panel.caption}`, kind: view().label }),
-  });
 }
 
 // Fields for the ends of both axes.
@@ -152,19 +139,23 @@ async function saveTable(chart, name) {
   setTimeout(() => URL.revokeObjectURL(address), 10_000);
 }
 
-const quoted = (value) => (/[",\r\n]/.test(value ?? "") ? `"${String(value).replaceAll('"', '""')}"` : value ?? "");
+// A cell of a CSV file; no text is a formula of a spreadsheet.
+function quoted(value) {
+  const text = typeof value === "string" ? value.replace(/^[=+\-@\t\r]/, "'$&") : String(value ?? "");
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
 
-function tableOf({ data, layout, lines }) {
-  const [x, y] = ["xaxis", "yaxis"].map((axis) => layout[axis]?.title?.text || axis[0]);
+function tableOf({ data, layout, lines, table }) {
+  if (table) return table;
+  const [x, y] = ["xaxis", "yaxis"].map((axis) => plainText(layout[axis]?.title?.text || axis[0]));
   if (lines) {
     const more = ["raw", "errors", "low", "high", "n", "nfe"].filter((name) => lines.some((line) => line[name]));
     const rows = lines.flatMap((line) => line.x.map((place, k) => [line.name, place, line.y[k], ...more.map((name) => line[name]?.[k])]));
     return [["line", x, "value", ...more.map((name) => (name === "errors" ? "two standard errors" : name))], ...rows];
   }
   const [first] = data;
-  if (first.dimensions) return [first.dimensions.map(({ label }) => label), ...first.dimensions[0].values.map((_, k) => first.dimensions.map(({ values }) => values[k]))];
-  if (first.z) return [[y, ...first.x], ...first.y.map((place, k) => [place, ...(first.customdata ?? first.z)[k]])];
-  return [["line", x, y], ...data.flatMap((trace) => (trace.x ?? []).map((place, k) => [trace.name, place, trace.y[k]]))];
+  if (first?.z) return [[y, ...first.x], ...first.y.map((place, k) => [place, ...(first.customdata ?? first.z)[k]])];
+  return [["line", x, y], ...data.flatMap((trace) => (trace.x ?? []).map((place, k) => [plainText(trace.name ?? ""), place, trace.y[k]]))];
 }
 
 function drop(chart) {
@@ -173,10 +164,18 @@ function drop(chart) {
   if (chart.dataset.drawn) Plotly.purge(chart);
 }
 
+// Empties a place with charts.
+function clear(place) {
+  for (const chart of place.querySelectorAll(".chart")) drop(chart);
+  place.replaceChildren();
+}
+
 // Takes away what a section shows.
 function forget(section) {
-  for (const chart of section.querySelectorAll(".chart")) drop(chart);
-  for (const body of section.querySelectorAll(".body")) body.remove();
+  for (const body of section.querySelectorAll(".body")) {
+    clear(body);
+    body.remove();
+  }
 }
 
 // Draws again: what is in sight now, what is near it soon, the rest when it comes into sight.

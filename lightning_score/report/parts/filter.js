@@ -1,4 +1,5 @@
 // The query of the page, and which runs match it.
+
 // Whether a run matches the query of the page; all do while it cannot be read.
 let compiled = {};
 function matchesQuery(run) {

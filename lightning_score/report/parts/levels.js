@@ -17,7 +17,7 @@ const QUANTITIES = [
 // The runs that a section can show, and the chosen one; null: all.
 function havingLevels(id) {
   const having = state.data.runs.filter((run) => (id === "langevin" ? run.langevin.length : levelsOf(run).length));
-  const on = having.filter(({ name }) => !state.off.has(name));
+  const on = runsShown().filter((run) => having.includes(run));
   const chosen = having.find(({ name }) => name === state.run[id]) ?? (on.length === 1 ? on[0] : null);
   return { having, on, chosen };
 }
@@ -41,12 +41,11 @@ function showLevels(id) {
   const place = section.querySelector(".charts");
   const wanted = id === "langevin" ? quantities() : [...new Set((chosen ? [chosen] : having).flatMap((run) => levelsOf(run).map(([title]) => title)))].sort();
   if (changedKey(place, [wanted, id === "levels" && chosen !== null])) {
-    for (const chart of place.querySelectorAll(".chart")) drop(chart);
-    place.replaceChildren();
+    clear(place);
     for (const title of wanted) (id === "langevin" ? langevinChart : levelChart)(place, title);
   }
   if (id === "langevin") showStages(section.querySelector(".stage"), chosen);
-  const lines = chosen ? [] : on.map((run) => ({ id: run.name, name: run.name, label: shortened(run.name), look: look(run.order) }));
+  const lines = chosen ? [] : linesOf(on, () => [{ steps: [0], values: [0] }], levelOptions()); // with the looks of runs or groups
   section.querySelector(".legend").innerHTML = legendOf(lines);
 }
 
@@ -101,7 +100,7 @@ function heatOf(rows, title) {
     data: [{
       type: "heatmap", x: steps.map(String), y: rows.map(([sigma]) => sigma), customdata: cells,
       z: cells.map((row) => row.map((value) => (value === null ? null : scaled(value)))),
-      colorbar: { title: { text: "nats" }, thickness: 12, ...(far ? { tickvals: ticks.map(scaled), ticktext: ticks.map(number) } : {}) },
+      colorbar: { title: { text: "nats" }, thickness: 12, ...(far ? { tickvals: ticks.map(scaled), ticktext: ticks.map((tick) => number(tick)) } : {}) },
       hovertemplate: "%{customdata:.4g} nats at sigma/alpha %{y}, step %{x}<extra></extra>",
       ...(title.startsWith("excess") ? diverging : { colorscale: "Viridis" }),
     }],
@@ -117,7 +116,7 @@ const quantities = perData(() => QUANTITIES.filter(([, name]) => state.data.runs
 // The dynamics of a run at the chosen step, or at its last one.
 function stageOf(run, chosen) {
   const last = run.langevin.reduce((best, each) => (best && best.step > each.step ? best : each), null);
-  return (chosen && run.langevin.find(({ step }) => String(step) === state.view.langevin)) || last;
+  return (chosen && run.langevin.find(({ step }) => String(step) === state.stage)) || last;
 }
 
 function showStages(place, run) {
@@ -126,7 +125,7 @@ function showStages(place, run) {
   place.replaceChildren();
   if (steps.length < 2) return;
   place.append(choice("At step", steps.map((step) => [String(step), step.toLocaleString("en")]), String(stageOf(run, run).step), (step) => {
-    state.view.langevin = step;
+    state.stage = step;
     redrawCharts();
   }));
 }

@@ -1,4 +1,4 @@
-// The state of the page in the fragment of its address: `#curves&x=hours&query=fid+<+2&view.sweeps=Pareto+front`.
+// The state of the page in the fragment of its address: `#curves&x=hours&query=fid+<+2&sweep.name=eps`.
 // A section comes first; then what differs from the defaults, nested values with dotted names. Text is as it is, unless it
 // could be taken for JSON, which everything else is.
 const defaults = structuredClone({ ...state, data: null });

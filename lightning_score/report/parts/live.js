@@ -65,8 +65,12 @@ function show() {
   about(live ? `live, updated ${new Date(made * 1000).toLocaleTimeString()}` : "");
 }
 
+// Looks for new data, once it has those of the last call, which its changes are to.
 let dataVersion = null;
-async function update() {
+let updates = Promise.resolve();
+const update = () => (updates = updates.then(updateNow, updateNow));
+
+async function updateNow() {
   try {
     const headers = dataVersion ? { "If-None-Match": dataVersion, "A-IM": "changes" } : {};
     const answer = await fetch("/data.json", { headers, cache: "no-store" });

@@ -12,17 +12,31 @@ function look(k) {
 
 // Text for Plotly, which interprets some HTML.
 const plotText = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const plainText = (text) => text.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&");
 
 // A long text without its middle.
 const shortened = (text, most = 40) =>
   text.length <= most ? text : `${text.slice(0, most / 2 - 1)}…${text.slice(1 - most / 2)}`;
 
-// A number as a reader expects it, with four digits.
-function number(value) {
-  if (value === null || !Number.isFinite(value)) return "unknown";
+// A number as a reader expects it, with four digits; below a million no digit before the point is lost.
+function number(value, digits = 4) {
+  if (!Number.isFinite(value)) return "unknown";
   const size = Math.abs(value);
-  if (size && (size < 1e-3 || size >= 1e6)) return value.toExponential(3).replace(/\.?0*e\+?/, "e");
-  return String(Number(value.toPrecision(4)));
+  if (size && (size < 1e-3 || size >= 1e6)) return value.toExponential(digits - 1).replace(/\.?0*e\+?/, "e");
+  return size >= 10 ** digits ? value.toFixed(0) : String(Number(value.toPrecision(digits)));
+}
+
+// A number with three digits; nothing if it is unknown.
+const MINUS = "\u2212";
+const short = (value) => (Number.isFinite(value) ? number(value, 3).replace(/^-/, MINUS) : "");
+
+// A value with two standard errors, to the second digit of these.
+function withErrors(value, error) {
+  const twice = 2 * error;
+  if (!Number.isFinite(value) || !(twice > 0)) return short(value);
+  const digits = Math.max(1 - Math.floor(Math.log10(twice)), 0);
+  if (digits > 6) return `${short(value)} ± ${short(twice)}`;
+  return `${value.toFixed(digits).replace("-", MINUS)} ± ${twice.toFixed(digits)}`;
 }
 
 // A function whose result is kept as long as the data are the same, and one of a run.

@@ -41,14 +41,14 @@ function mapFigure(sweep, p, q, k) {
     ? [{ ...common, type: "contour", connectgaps: true, hoverinfo: "skip", line: { width: 0.5 }, ncontours: 12 },
       points(sweep, known, { of: (trial) => trial.settings[p] }, { of: (trial) => trial.settings[q] },
         { name: "trials", showlegend: false, marker: { size: small ? 3 : 6, color: paint("page"), line: { color: paint("text"), width: small ? 0.5 : 1.5 } } })]
-    : [{ ...common, type: "heatmap", xgap: 1, ygap: 1, text: cells.map((row) => row.map((trial) => (trial ? withError(measure.of(trial), measure.error(trial)) : ""))), texttemplate: cells.flat().length > (narrow() ? 16 : 64) ? "" : "%{text}",
+    : [{ ...common, type: "heatmap", xgap: 1, ygap: 1, text: cells.map((row) => row.map((trial) => (trial ? withErrors(measure.of(trial), measure.error(trial)) : ""))), texttemplate: cells.flat().length > (narrow() ? 16 : 64) ? "" : "%{text}",
       hovertext: each((trial) => aboutTrial(sweep, trial)), hovertemplate: "%{hovertext}<extra></extra>", hoverongaps: false }];
   const axis = ({ title, numbers, places, names }) => {
     if (contour) return numberAxis(title, places, 20);
-    const marked = thinnedTo(places.map((place, i) => [place, names?.[i] ?? compact(place)]), numbers ? (narrow() ? 5 : 10) : 40);
+    const marked = thinnedTo(places.map((place, i) => [place, names?.[i] ?? short(place)]), numbers ? (narrow() ? 5 : 10) : 40);
     return { ...axisOf(shortened(title, 40)), type: "category", tickvals: marked.map(([place]) => place), ticktext: marked.map(([, name]) => name) };
   };
-  return { data, layout: { xaxis: axis(across), yaxis: axis(up) }, kind: contour ? "contour" : "heat map" };
+  return { data, table: tableOfTrials(sweep, best, [p, q], [measure]), layout: { xaxis: axis(across), yaxis: axis(up) }, kind: contour ? "contour" : "heat map" };
 }
 
 // One dimension of parallel coordinates: numbers, or places in a list of texts.
@@ -84,6 +84,7 @@ function parallelFigure(sweep, k) {
       line: { color: ranked.map((_, i) => i), colorscale: colorscale(), showscale: false }, // by rank, which an outlier does not compress
       unselected: { line: { color: paint("faint"), opacity: 0.15 } },
     }],
+    table: tableOfTrials(sweep, ranked, [...sweep.parameters.keys()], results),
     layout: { margin: { l: 45, r: 45, t: 60, b: 30 } },
   };
 }
@@ -103,11 +104,12 @@ function timelineFigure(sweep) {
       type: "bar", orientation: "h", name, marker: { color: inked(color), line: { color: paint("page"), width: own.length > BARS ? 0 : 1 } },
       base: own.map(([each]) => each.started * 1000), x: own.map((pair) => lasted(pair) * 1000), y: own.map(([each]) => each.worker || "unknown"),
       ...selectedOf(own.map(([, trial]) => trial)), textposition: "none", hovertemplate: "%{text}<extra></extra>",
-      text: own.map((pair) => `${aboutTrial(sweep, pair[1])}<br>${compact(lasted(pair))} seconds`),
+      text: own.map((pair) => `${aboutTrial(sweep, pair[1])}<br>${short(lasted(pair))} seconds`),
     };
   }).filter(({ x }) => x.length);
   const yaxis = { ...axisOf(""), type: "category", categoryarray: workers, tickvals: workers, ticktext: workers.map((name) => label(name, 18)) };
-  return { data, layout: { barmode: "overlay", xaxis: { ...axisOf(""), type: "date" }, yaxis } };
+  const rows = known.map(([each]) => [each.number, each.worker, each.state, new Date(each.started * 1000).toISOString(), lasted([each])]);
+  return { data, table: [["trial", "worker", "state", "started", "seconds"], ...rows], layout: { barmode: "overlay", xaxis: { ...axisOf(""), type: "date" }, yaxis } };
 }
 
 const runOf = (trial) => state.data.runs.find(({ name }) => name === trial.run);

@@ -29,6 +29,7 @@ function about(more = "") {
   const { runs, root, made } = state.data;
   const count = `${runs.length} run${runs.length === 1 ? "" : "s"} in ${root}`;
   const states = Object.entries(Object.groupBy(runs, (run) => run.state)).map(([name, those]) => `${those.length} ${name}`);
+  byId("about").ariaLive = more.startsWith("live") ? "off" : "polite"; // a time every 5 s is not announced
   byId("about").textContent = [count + (states.length ? `: ${states.join(", ")}` : ""),
     more || `as of ${new Date(made * 1000).toLocaleString()}`].join("; ");
 }
@@ -76,8 +77,10 @@ byId("theme").addEventListener("click", () => {
 });
 readLink();
 showTheme();
-if (live) await poll();
-else {
+if (live) {
+  await poll();
+  while (!state.data) await new Promise((on) => setTimeout(on, 500)); // the server may be about to start
+} else {
   state.data = await (await unpacked("data")).json();
   state.data.left_out = keepEmbedded(state.data.runs);
   await start();

@@ -68,7 +68,7 @@ const pictureAt = (run, kind, step) => run.pictures[kind].findLast((each) => eac
 // The last picture of a run up to a step; a click opens it, with those of `runs` before and after it.
 function onePicture(run, kind, step, runs = [run]) {
   const picture = pictureAt(run, kind, step);
-  const swatch = make("span", { class: "swatch", style: `background:${run.color}` });
+  const swatch = make("span", { class: "swatch", style: `background:${look(run.order).color}` });
   const caption = make("figcaption", { title: run.name }, swatch, shortened(run.name, 44));
   if (!picture) return make("figure", {}, make("p", { class: "note" }, `none up to step ${step}`), caption);
   caption.append(`: ${captionOf(picture)}`);

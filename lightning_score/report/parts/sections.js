@@ -120,8 +120,7 @@ function showLines(id) {
   latest[id] = wanted;
   const place = section.querySelector(".charts");
   if (changedKey(place, [...wanted.keys()])) {
-    for (const chart of place.querySelectorAll(".chart")) drop(chart);
-    place.replaceChildren();
+    clear(place);
     for (const [key, { title, text }] of wanted)
       showChart(place, { key, title, text, limits: true, make: () => {
         const floors = id === "measures" ? state.data.measures.find(({ label }) => label === title).floors : [];

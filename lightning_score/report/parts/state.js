@@ -23,7 +23,7 @@ const state = {
   metrics: {}, // chosen figures of each section, by name
   limits: {}, // of the axes of figures, by key: {x: [from, to], y: [from, to]}
   selected: null, // the line that stands out, by name
-  view: {}, // chosen view of each panel, by its key
+  stage: null, // the step of Langevin dynamics; null: the last
   sweep: { name: null, others: [], trials: [], picked: {}, drag: "select" }, // shown, overlaid, selected trials, choices of figures
   run: {}, // chosen run of each section, by name
   kind: null, // of the pictures

@@ -34,14 +34,15 @@ function showSweepList(place) {
   const shown = sweeps.find(({ name }) => name === state.sweep.name) ?? sweeps[0];
   const holder = make("div", { class: "table" });
   place.append(holder);
-  const columns = ["sweep", "state", "trials", "measure", "best", "± 2 s.e.", "when", "overlay"].map((title) => ({
-    title, number: ["trials", "best", "± 2 s.e.", "when"].includes(title), hint: title === "overlay" ? "draws it over the sweep below, if it has the same measure" : "",
-  }));
+  const columns = [
+    { title: "sweep" }, { title: "state" }, { title: "trials", number: true }, { title: "measure" }, ...errorColumns("best"), { title: "when", number: true },
+    { title: "overlay", hint: "draws it over the sweep below, if it has the same measure" },
+  ];
   const rows = sweeps.map((sweep, i) => {
-    const best = bestOf(sweep), error = best?.errors[0];
+    const best = bestOf(sweep);
     const when = sweep.when ? new Date(sweep.when * 1000).toLocaleString([], { dateStyle: "short", timeStyle: "short" }) : "";
     return [[sweep.name, sweep.name], plainCell(sweep.state ?? "unreadable"), [sweep.ended ?? null, sweep.total === undefined ? "" : `${sweep.ended} of ${sweep.total}`],
-      plainCell(sweep.objectives?.map(({ name }) => name).join(", ") ?? ""), numberCell(best?.values[0]), numberCell(error === null || error === undefined ? null : 2 * error), [sweep.when ?? null, when], [i, ""]];
+      plainCell(sweep.objectives?.map(({ name }) => name).join(", ") ?? ""), ...errorCells(best?.values[0], best?.errors[0]), [sweep.when ?? null, when], [i, ""]];
   });
   const table = showTable("sweeps", holder, columns, rows, {
     sweep: (cell) => `<button type="button" class="run" ${cell[0] === shown.name ? 'aria-current="true"' : ""}>${escaped(cell[1])}</button>`,
@@ -66,7 +67,10 @@ function showSweepList(place) {
 }
 
 const plainCell = (text) => [text, text];
-const numberCell = (value) => [value ?? null, compact(value)];
+const numberCell = (value) => [value ?? null, short(value)];
+// A value with its errors, and these alone: columns of the second are hidden at first.
+const errorCells = (value, error) => [[value ?? null, withErrors(value, error)], numberCell(isKnown(error) ? 2 * error : null)];
+const errorColumns = (title) => [{ title, number: true, hint: "with two standard errors" }, { title: `${title} ± 2 s.e.`, number: true, hidden: true }];
 
 // A figure of a sweep with its own choices, as [label, options, name, index of the one that is chosen at first].
 function sweepFigure(place, sweep, { key, title, text, wide, width, choices = [], figure }) {
@@ -113,7 +117,7 @@ function showSweepFigures(place, sweep) {
   if (trials.some(({ values }) => values.some(isKnown))) {
     const options = [...goals, ...(hypervolume ? [["hypervolume", "hypervolume"]] : [])];
     const seeds = trials.some(({ members }) => members) ? " Of several training seeds: the mean and its 95 % t-interval." : "";
-    const volume = hypervolume ? ` Hypervolume: what the trials so far dominate up to (${hypervolume.reference.map(compact).join(", ")}), the bounds of constraints or the worst values.` : "";
+    const volume = hypervolume ? ` Hypervolume: what the trials so far dominate up to (${hypervolume.reference.map(short).join(", ")}), the bounds of constraints or the worst values.` : "";
     add({
       key: "history", title: "History", text: `Every trial in the order of the queue with two standard errors, and the best so far.${seeds}${volume}`,
       choices: options.length > 1 ? [["Of", options, "history"]] : [],
@@ -159,7 +163,7 @@ function showSweepFigures(place, sweep) {
 // Connects a chart that has just been drawn with the selection.
 function linked(chart) {
   for (const event of ["plotly_selected", "plotly_restyle"]) chart.removeAllListeners(event);
-  const [{ type, dimensions, numbers }] = chart.data;
+  const [{ type, dimensions, numbers } = {}] = chart.data;
   chart.removeListener("plotly_click", clicked);
   chart.on("plotly_click", clicked);
   chart.on("plotly_selected", (event) => event?.points && selectTrials(numbersOf(event.points)));
@@ -218,24 +222,26 @@ function showTrials(place, sweep) {
   const bar = make("p", { class: "tools", id: "selection" }), holder = make("div", { class: "table" });
   place.append(make("h3", {}, "Trials"), bar, holder);
   const { parameters, objectives, trials } = sweep;
-  const filled = (key) => trials.some((trial) => trial[key] !== undefined && trial[key] !== null);
-  const optional = [["to the best", "gap"], ["± 2 s.e.", "gapError", 2], ["NFE", "nfe"], ["seconds", "seconds"], ["spread of seeds", "spread"]].filter(([, key]) => filled(key));
+  const filled = (key) => trials.some((trial) => isKnown(trial[key]));
+  const measured = objectives.map(({ name }, k) => [name, (trial) => [trial.values[k], trial.errors[k]]]);
+  if (filled("gap")) measured.push(["to the best", (trial) => [trial.gap, trial.gapError]]);
+  const optional = [["NFE", "nfe"], ["seconds", "seconds"], ["spread of seeds", "spread"]].filter(([, key]) => filled(key));
   const seeded = filled("planned");
   const columns = [
     { title: "trial", number: true }, { title: "state" },
     ...parameters.map(({ title, name, texts }) => ({ title, hint: name, number: !texts })),
-    ...objectives.flatMap(({ name }) => [{ title: name, number: true }, { title: "± 2 s.e.", number: true }]),
+    ...measured.flatMap(([title]) => errorColumns(title)),
     ...(seeded ? [{ title: "seeds", number: true }] : []),
     ...optional.map(([title]) => ({ title, number: true })),
     ...(filled("message") ? [{ title: "reason" }] : []),
-  ].map((column) => ({ hint: "", number: false, ...column }));
+  ];
   const ranked = rankedBy(sweep, measuresOf(sweep)[0]);
   const rows = [...ranked, ...trials.filter((trial) => !ranked.includes(trial))].map((trial) => [
     [trial.number, String(trial.number)], plainCell(trial.infeasible ? "complete, violates a constraint" : trial.state),
     ...parameters.map(({ texts }, p) => (texts ? plainCell(trial.settings[p] ?? "") : numberCell(trial.settings[p]))),
-    ...objectives.flatMap((_, k) => [numberCell(trial.values[k]), numberCell(trial.errors[k] === null ? null : 2 * trial.errors[k])]),
+    ...measured.flatMap(([, of]) => errorCells(...of(trial))),
     ...(seeded ? [[trial.seeds?.length ?? 0, trial.planned ? `${trial.seeds?.length ?? 0} of ${trial.planned}` : "1"]] : []),
-    ...optional.map(([, key, factor = 1]) => numberCell(trial[key] === undefined || trial[key] === null ? null : factor * trial[key])),
+    ...optional.map(([, key]) => numberCell(trial[key])),
     ...(filled("message") ? [plainCell(trial.message ?? "")] : []),
   ]);
   const clip = (cell) => `<span title="${escaped(cell[1])}">${escaped(shortened(String(cell[1]), 40))}</span>`;
@@ -264,35 +270,25 @@ function showTrials(place, sweep) {
 
 // Everything about a trial, in the page's dialog.
 function showTrial(sweep, trial) {
-  const block = (title, text) => (text ? [make("h4", {}, title), make("pre", { tabindex: 0 }, text)] : []);
-  byId("detail-name").textContent = `${sweep.name}: trial ${trial.number}`;
-  const results = sweep.objectives.map(({ name }, k) => `${name}: ${withError(trial.values[k], trial.errors[k]) || "no value"}`);
+  const results = sweep.objectives.map(({ name }, k) => `${name}: ${withErrors(trial.values[k], trial.errors[k]) || "no value"}`);
   const parts = [make("p", {}, make("span", { class: `state ${trial.state}` }, trial.state), `; ${results.join("; ")}`)];
   if (trial.message) parts.push(make("pre", { class: "problem", tabindex: 0 }, trial.message));
   parts.push(...block("Settings", sweep.parameters.map(({ name }, p) => `${name}: ${trial.settings[p] ?? "–"}`).join("\n")));
-  if (trial.again) {
-    const copy = make("button", { type: "button", onclick: () => copied(trial.again, copy) }, "Copy");
-    parts.push(make("h4", {}, "Run it again ", copy), make("pre", { tabindex: 0 }, trial.again));
-  }
+  parts.push(...commandBlock(trial.again));
   for (const each of trial.members ?? [])
-    parts.push(make("p", {}, `Seed ${each.seed} (trial ${each.number}): ${each.state}, ${withError(each.values[0], each.errors[0]) || "no value"}${each.message ? `: ${each.message}` : ""} `, ...runLink(each)));
+    parts.push(make("p", {}, `Seed ${each.seed} (trial ${each.number}): ${each.state}, ${withErrors(each.values[0], each.errors[0]) || "no value"}${each.message ? `: ${each.message}` : ""} `, ...runLink(each)));
   if (!trial.members) parts.push(...runLink(trial));
   for (const [kind, pictures] of Object.entries(trial.pictures ?? runOf(trial)?.pictures ?? {})) {
-    const { caption, drawing } = pictures.at(-1);
-    const alt = `${kind.replaceAll("_", " ")} of trial ${trial.number}: ${caption}`;
-    parts.push(make("figure", {}, make("img", { src: source(pictures.at(-1)), alt, class: drawing ? "drawing" : "pixels" }), make("figcaption", {}, alt)));
+    const picture = pictures.at(-1);
+    const alt = `${kind.replaceAll("_", " ")} of trial ${trial.number}: ${captionOf(picture)}`;
+    parts.push(make("figure", {}, make("img", { src: source(picture), alt, class: picture.drawing ? "drawing" : "pixels" }), make("figcaption", {}, alt)));
   }
   parts.push(...block("End of its log", trial.log));
-  byId("detail-body").replaceChildren(...parts);
-  if (!byId("detail").open) byId("detail").showModal();
+  openDetail(`${sweep.name}: trial ${trial.number}`, parts);
 }
 
 // A button that opens the run of a trial that trains.
 function runLink(trial) {
   const run = runOf(trial);
-  const open = () => {
-    byId("detail").close();
-    showDetail(run);
-  };
-  return run ? [make("button", { type: "button", class: "run", onclick: open }, `Its run: ${run.name}`)] : [];
+  return run ? [make("button", { type: "button", class: "run", onclick: () => showDetail(run) }, `Its run: ${run.name}`)] : [];
 }

@@ -129,7 +129,7 @@ function showRuns() {
       const tick = state.off.has(run.name) ? "" : "checked";
       const name = escaped(run.name);
       return `<span class="name"><input type="checkbox" data-run="${row.run}" aria-label="show ${name} in the figures" ${tick}>` +
-        `<span class="swatch" style="background:${run.color}"></span><button type="button" class="run" data-run="${row.run}" title="${escaped(run.notes)}">${name}</button>` +
+        `<span class="swatch" style="background:${look(run.order).color}"></span><button type="button" class="run" data-run="${row.run}" title="${escaped(run.notes)}">${name}</button>` +
         `</span>${run.tags.map((tag) => `<span class="tag">${escaped(tag)}</span> `).join("")}`;
     },
     state: (cell, row) => {

@@ -6,10 +6,8 @@ const paint = (name) => getComputedStyle(document.documentElement).getPropertyVa
 const distinct = (values) => [...new Set(values)];
 const isKnown = (value) => value !== null && value !== undefined;
 const isWide = (values, ratio = 4) => values.length > 0 && extent(values)[0] > 0 && extent(values)[1] > ratio * extent(values)[0];
-const compact = (value) => (Number.isFinite(value) ? number(Number(value.toPrecision(3))) : "");
-const withError = (value, error) => compact(value) + (Number.isFinite(error) ? ` ± ${compact(2 * error)}` : "");
 // A setting: a number with three digits, or a text with classes without their modules.
-const setting = (value, most = 28) => (typeof value === "number" ? compact(value) : shortened((value ?? "").replace(/\b(\w+\.)+(?=[A-Z])/g, ""), most));
+const setting = (value, most = 28) => (typeof value === "number" ? short(value) : shortened((value ?? "").replace(/\b(\w+\.)+(?=[A-Z])/g, ""), most));
 const label = (text, most) => plotText(setting(text, most));
 
 // An axis of numbers, logarithmic where they are wide.
@@ -29,6 +27,7 @@ function measuresOf(sweep) {
   return [...found, ...more.filter(({ of }) => distinct(sweep.trials.map(of)).filter(Number.isFinite).length > 1)];
 }
 
+const sameMeasure = (sweep, { name }) => measuresOf(sweep).find((each) => each.name === name);
 const isDone = (trial, measure) => trial.state === "complete" && Number.isFinite(measure.of(trial));
 const better = (measure) => (a, b) => (measure.maximize ? -1 : 1) * (measure.of(a) - measure.of(b));
 const rankedBy = (sweep, measure) => sweep.trials.filter((trial) => isDone(trial, measure))
@@ -36,10 +35,10 @@ const rankedBy = (sweep, measure) => sweep.trials.filter((trial) => isDone(trial
 
 // The lines of a trial's tooltip.
 function aboutTrial(sweep, trial) {
-  const results = sweep.objectives.map(({ name }, k) => `${name}: ${withError(trial.values[k], trial.errors[k]) || "no value"}`);
+  const results = sweep.objectives.map(({ name }, k) => `${name}: ${withErrors(trial.values[k], trial.errors[k]) || "no value"}`);
   const settings = sweep.parameters.map(({ title }, p) => `${title}=${setting(trial.settings[p], 60)}`);
   const reason = trial.state === "complete" ? [] : [`${trial.state}${trial.message ? `: ${trial.message}` : ""}`];
-  const lines = [`trial ${trial.number}`, ...reason, ...results, ...(isKnown(trial.nfe) ? [`NFE ${compact(trial.nfe)}`] : []), ...settings.slice(0, 12)];
+  const lines = [`trial ${trial.number}`, ...reason, ...results, ...(isKnown(trial.nfe) ? [`NFE ${short(trial.nfe)}`] : []), ...settings.slice(0, 12)];
   return lines.map((line) => plotText(shortened(line, 80))).join("<br>");
 }
 
@@ -78,6 +77,12 @@ function kindsOf(sweep, measure) {
   return kinds.filter(([, , trials]) => trials.length);
 }
 
+// The rows of a CSV file: trials with the settings of some parameters, by their places, and some measures.
+const tableOfTrials = (sweep, trials, places, measures) => [
+  ["trial", ...places.map((p) => sweep.parameters[p].name), ...measures.map(({ name }) => name)],
+  ...trials.map((trial) => [trial.number, ...places.map((p) => trial.settings[p]), ...measures.map(({ of }) => of(trial))]),
+];
+
 const floorOfMeasure = ({ floor }, x) => (floor && x.length ? [floorOf({ value: floor[0], name: floor[1] }, extent(x))] : []);
 const prefixOf = (sweep, others) => (others.length ? `${sweep.name}: ` : "");
 
@@ -85,7 +90,8 @@ const prefixOf = (sweep, others) => (others.length ? `${sweep.name}: ` : "");
 function historyFigure(sweep, others, k) {
   const data = [], measure = measuresOf(sweep)[k], place = { of: (trial) => trial.number };
   for (const [i, each] of [sweep, ...others].entries()) {
-    const own = i ? measuresOf(each)[0] : measure, color = inked(i), prefix = prefixOf(each, others);
+    const own = sameMeasure(each, measure), color = inked(i), prefix = prefixOf(each, others);
+    if (!own) continue;
     for (const [name, symbol, trials] of kindsOf(each, own))
       data.push(points(each, trials, place, own, { other: i > 0, total: each.trials.length, name: plotText(prefix + name), marker: { color, symbol } }));
     const done = each.trials.filter((trial) => isDone(trial, own) && !trial.infeasible).sort((a, b) => a.number - b.number);
@@ -129,7 +135,7 @@ function frontOf(sweep, x, y) {
 function frontFigure(sweep, others, x, y) {
   const data = [];
   for (const [i, each] of [sweep, ...others].entries()) {
-    const [across, up] = [x, y].map(({ name }) => measuresOf(each).find((measure) => measure.name === name));
+    const [across, up] = [x, y].map((measure) => sameMeasure(each, measure));
     if (!across || !up) continue;
     const color = inked(i), prefix = prefixOf(each, others), front = frontOf(each, across, up), total = each.trials.length;
     for (const [name, symbol, trials] of kindsOf(each, up)) {
@@ -140,7 +146,7 @@ function frontFigure(sweep, others, x, y) {
   }
   const places = data.flatMap((trace) => trace.x).filter(Number.isFinite), values = data.flatMap((trace) => trace.y);
   data.push(...floorOfMeasure(y, places));
-  const front = frontOf(sweep, x, y).map((trial) => `trial ${trial.number} (${compact(x.of(trial))}, ${compact(y.of(trial))})`);
+  const front = frontOf(sweep, x, y).map((trial) => `trial ${trial.number} (${short(x.of(trial))}, ${short(y.of(trial))})`);
   return {
     data, layout: { xaxis: numberAxis(x.name, places), yaxis: numberAxis(y.name, values.concat(y.floor?.[0] ?? [])) },
     sentence: `The Pareto front of ${x.name} and ${y.name} has ${front.length} trials: ${front.slice(0, 12).join(", ")}.`,
@@ -149,7 +155,7 @@ function frontFigure(sweep, others, x, y) {
 
 function importanceFigure({ parameters, objectives }) {
   const known = parameters.filter(({ importances }) => importances.some(isKnown)).sort((a, b) => (a.importances[0] ?? 0) - (b.importances[0] ?? 0));
-  const y = known.map(({ name }) => name);
+  const y = known.map(({ name }) => plotText(name));
   const data = objectives.map(({ name }, k) => ({
     type: "bar", orientation: "h", y, x: known.map(({ importances }) => importances[k]), name: label(name, 40), marker: { color: inked(k) },
     hovertemplate: "%{y}: %{x:.1%}<extra>%{fullData.name}</extra>",
@@ -178,10 +184,10 @@ function sliceFigure(sweep, others, p, k) {
   });
   const own = numberAxis(measure.name, known.map(measure.of));
   if (texts)
-    return { data, layout: { xaxis: own, yaxis: { ...axisOf(shortened(title, 40)), tickvals: texts.map((_, i) => i), ticktext: texts.map((text) => label(text, narrow() ? 14 : 28)) } } };
+    return { data, table: tableOfTrials(sweep, known, [p], [measure]), layout: { xaxis: own, yaxis: { ...axisOf(shortened(title, 40)), tickvals: texts.map((_, i) => i), ticktext: texts.map((text) => label(text, narrow() ? 14 : 28)) } } };
   for (const [i, other] of others.entries()) {
-    const q = other.parameters.findIndex((each) => each.name === dotted && !each.texts), theirs = measuresOf(other)[0];
-    if (q < 0 || k) continue;
+    const q = other.parameters.findIndex((each) => each.name === dotted && !each.texts), theirs = sameMeasure(other, measure);
+    if (q < 0 || !theirs) continue;
     const trials = rankedBy(other, theirs).filter((trial) => isKnown(trial.settings[q]));
     data.push(points(other, trials, { of: (trial) => trial.settings[q] }, theirs, { other: true, name: plotText(other.name), marker: { color: inked(i + groups.size), symbol: "x" } }));
   }
