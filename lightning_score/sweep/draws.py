@@ -14,14 +14,12 @@ from optuna.study import Study
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
 from lightning_score.errors import InputError, require
-from lightning_score.sweep.attempts import SLOT
+from lightning_score.sweep.attempts import SETTINGS, SLOT
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.users_study import UsersStudy
 
 KNOWN = 1000
 """Maximal number of random trials that are drawn for the checks."""
-SETTINGS = "settings"
-"""Attribute of a trial: its settings."""
 LEARNED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 """States of trials that the estimator learns from."""
 AGAIN, AT_RANDOM = 20, 500

@@ -14,7 +14,7 @@ def notes(found: Results) -> list[str]:
     """Lines below the table: importances, the Pareto front, the best trial and its command, and the failures."""
     lines, trials = [], found.trials or found.rows
     failed = sum(row.state == "failed" for row in trials)
-    for metric, importances in (found.importances_of or {found.metric: found.importances}).items():
+    for metric, importances in found.importances_of.items():
         shares = ", ".join(f"{name} {share:.0%}" for name, share in importances.items())
         of = f" for {metric}" if len(found.objectives) > 1 else ""
         lines += [f"importance{of}: {shares}"] if shares else []

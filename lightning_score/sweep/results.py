@@ -65,12 +65,11 @@ class Results:
         maximize: whether larger values of it are better.
         varied: the names of the parameters with more than one value.
         rows: the trials.
-        importances: each parameter's share of the variance of the metric.
         again: the command that runs the best trial again.
         seed: of the draws of the settings; None if none are drawn here.
         objectives: all metrics to optimize; by default the first alone.
         constraints: bounds on metrics.
-        importances_of: the importances for each objective.
+        importances_of: each parameter's share of the variance of each objective.
         trials: the single trials, if rows are means over training seeds.
     """
 
@@ -79,7 +78,6 @@ class Results:
     maximize: bool
     varied: list[str]
     rows: list[Row]
-    importances: dict[str, float] = field(default_factory=dict)
     again: str = ""
     seed: int | None = None
     objectives: tuple[Objective, ...] = ()
@@ -122,10 +120,7 @@ class Results:
     def by(self, objective: Objective) -> "Results":
         """The results with one of the objectives, or network evaluations, as the only one."""
         rows = [row.of(objective.name) for row in self.rows]
-        shares, one = self.importances_of.get(objective.name, {}), (objective,)
-        return replace(
-            self, metric=objective.name, maximize=objective.maximize, rows=rows, importances=shares, objectives=one
-        )
+        return replace(self, metric=objective.name, maximize=objective.maximize, rows=rows, objectives=(objective,))
 
     def front(self, *objectives: Objective) -> list[Row]:
         """The Pareto front: the trials that satisfy the constraints and than which no other such trial is better or equal in
@@ -153,13 +148,13 @@ class Results:
             "state",
         ]
         lines = []
-        for row in [*front, *(row for row in ranked if row not in front), *(row for row in self.rows if row not in ranked)]:
+        for i, row in enumerate({id(row): row for row in (*front, *ranked, *self.rows)}.values()):
             cells = [str(row.number), *(setting_text(row.settings.get(name, "")) for name in self.varied)]
             for one in (row.of(objective.name) for objective in self.objectives):
                 cells += map(format_number, (one.value, 2 * one.error, *([one.spread] if folds else [])))
             cells += [seeds_text(row)] if folds else []
             if several:
-                cells += ["yes" if row in front else ""]
+                cells += ["yes" if i < len(front) else ""]
             else:
                 gap, error = difference(row, best) if best and row is not best else (math.nan, math.nan)
                 cells += map(format_number, (gap, 2 * error))

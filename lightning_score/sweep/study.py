@@ -24,6 +24,7 @@ from lightning_score.sweep.attempts import (
     FAILED,
     INTERRUPTED,
     RETRIES,
+    SETTINGS,
     SLOT,
     SURPLUS,
     comes_back,
@@ -41,8 +42,8 @@ from lightning_score.sweep.scheduler import SearchEnded
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.users_study import UsersStudy
 
-WORKER, METRICS, SETTINGS = "worker", "metrics", "settings"
-"""Further attributes of a trial: its worker, its metrics, its settings."""
+WORKER, METRICS = "worker", "metrics"
+"""Further attributes of a trial: its worker, its metrics."""
 HEARTBEAT, GRACE = 10, 60
 """Seconds between two heartbeats of a worker, and without heartbeat until its trial is put back into the queue."""
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -159,6 +160,8 @@ class Study:
     def retry(self, which: str = FAILED) -> int:
         """Puts failed trials, all or those of some numbers, back into the queue with their values; returns how many."""
         wanted = failed_trials(self.trials(), which)
+        reason = reached_target(self.sweep.objectives, self.trials())
+        require(not reason, f"--retry {which}: {reason}, after which no trial starts; leave it out")
         for trial in wanted:
             self._study.add_trial(next_attempt(trial, killed=0))
         return len(wanted)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from lightning_score.files import replace_text
 from lightning_score.runs.records import SUBSET
-from lightning_score.sweep.attempts import ERROR, FOLDER, SLOT
+from lightning_score.sweep.attempts import ERROR, FOLDER, SETTINGS, SLOT
 from lightning_score.sweep.drawing import draw
 from lightning_score.sweep.folder import FILE, check_folder, folder_of, make_folder
 from lightning_score.sweep.folds import MEANS, SEED, folded, means_csv
@@ -27,7 +27,7 @@ from lightning_score.sweep.on_wandb import fetch, publish
 from lightning_score.sweep.results import ENDED, TABLE, Results, Row, format_duration, format_number
 from lightning_score.sweep.rows import measured_fields
 from lightning_score.sweep.spec import Sweep, dotted
-from lightning_score.sweep.study import METRICS, SETTINGS, WORKER, Study
+from lightning_score.sweep.study import METRICS, WORKER, Study
 from lightning_score.sweep.trials import MEASURES, SECONDS
 
 SHOWN = 12
@@ -164,7 +164,6 @@ def concluded(spec: Sweep, found: Results) -> Results:
     means = folded(found)
     if means.ranked:
         means.importances_of = {each.name: importances(means.by(each)) for each in means.objectives}
-        means.importances = means.importances_of[means.metric]
         best = means.ranked[0]
         seed = {SEED: best.seeds[0]} if best.seeds else {}
         command = spec.arguments({**best.settings, **seed}).command_line()

@@ -58,18 +58,12 @@ def mark_stopped_early(folder: Path) -> None:
 
 def last_metrics(folder: Path) -> dict[str, float]:
     """The last value of each metric in a run folder."""
-    return {name: values[-1] for name, values in history(folder).items()}
-
-
-def history(folder: Path) -> dict[str, list[float]]:
-    """All values of each metric in a run folder."""
-    found: dict[str, list[float]] = {}
+    found: dict[str, float] = {}
     with suppress(FileNotFoundError), (folder / "metrics.csv").open(newline="") as lines:
         for row in csv.DictReader(lines):
             for name, text in row.items():
                 with suppress(ValueError, TypeError):  # no value, or a line that is not complete yet
-                    value = float(text)
-                    found.setdefault(name, []).append(value)
+                    found[name] = float(text)
     return found
 
 

@@ -139,6 +139,16 @@ def test_every_objective_is_folded_and_constraints_hold_for_the_means():
     assert gap == pytest.approx(0.85) and 2 * error == pytest.approx(st.sem([1.5, 0.2]) * st.t.ppf(0.975, 1))
 
 
+def test_a_value_of_another_objective_may_be_missing_or_differ_alone():
+    rows = []
+    for number, (fid, bits) in enumerate([(2.0, 3.0), (2.0, 4.0), (3.0, 5.0), (4.0, math.nan)]):
+        fields = measured_fields({"val/fid": fid, "val/bits": bits}, OBJECTIVES, ())
+        rows.append(Row(number, "complete", {"lr": number // 2, SEED: number % 2}, **fields))
+    one, two = folded(sweep_of(rows, objectives=OBJECTIVES)).rows
+    assert one.of("val/bits").of_seeds == (3.0, 4.0) and one.spread == 0.0 and not one.message
+    assert two.value == 3.5 and math.isnan(two.of("val/bits").value) and math.isnan(two.of("val/bits").error)
+
+
 def test_wandbs_summary_has_the_means(monkeypatch, tmp_path):
     class Fake(dict):
         """A run that keeps what it is told."""
