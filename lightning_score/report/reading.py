@@ -19,12 +19,11 @@ from lightning_score.callbacks.langevin_health import FILE as LANGEVIN
 from lightning_score.errors import one_line
 from lightning_score.report.notes import FILE as NOTES, Notes, read_notes
 from lightning_score.report.states import state_of
-from lightning_score.runs.folders import LEADS_OUT, leads_out
+from lightning_score.runs.folders import CONSOLE, LEADS_OUT, SYSTEM, leads_out
 from lightning_score.runs.records import FILE as RECORDS, Record, read_records
 from lightning_score.runs.status import STATUS, row_steps
 from lightning_score.runs.yaml_files import load
 
-CONSOLE, SYSTEM = "console.log", "system.csv"
 LINES, LONGEST, TAIL = 200, 1000, 200_000
 """How much of a console is shown: lines, letters of one, and bytes of the end of the file that are read."""
 

@@ -12,10 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from lightning_score.runs.folders import leads_out
+from lightning_score.runs.folders import CONSOLE, leads_out
 
-CONSOLE = "console.log"
-"""The name of the file in a run folder."""
 ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07)")
 """Colors, and movements of the cursor, of a terminal."""
 EVERY = 1.0

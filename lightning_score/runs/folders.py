@@ -20,7 +20,10 @@ LEADS_OUT = "leads out of the folder of runs, or is not a file; left out"
 LONGEST_NAME = 200
 """Bytes of the name of a run; file systems allow 255, and names of files made from it are longer."""
 
-WITHOUT_RESULT = ("config.yaml", "hparams.yaml", STATUS)
+CONSOLE, SYSTEM = "console.log", "system.csv"
+"""Files of a run: what its command prints, and how busy its machine is."""
+
+WITHOUT_RESULT = ("config.yaml", "hparams.yaml", CONSOLE, SYSTEM, STATUS)
 """Files that a run writes before it has computed anything."""
 
 LAST_WORKERS = 8.0
@@ -52,10 +55,11 @@ def check_name(name: str, option: str) -> None:
 
 def leads_out(file: Path, root: Path) -> bool:
     """Whether a path is not a file below a folder: a link to elsewhere, a pipe or a device."""
-    if not os.path.exists(file):
+    if not os.path.lexists(file):
         return False
     top = os.path.realpath(root)
-    return not (os.path.isfile(file) and os.path.commonpath([top, os.path.realpath(file)]) == top)
+    beyond = os.path.commonpath([top, os.path.realpath(file)]) != top  # also where a link leads to nothing yet
+    return beyond or (os.path.exists(file) and not os.path.isfile(file))
 
 
 def new_folder(folder: Path) -> Path:
