@@ -21,8 +21,7 @@ def notes(found: Results) -> list[str]:
     for first, second in found.pairs:
         lines += _front_notes(found, first, second)
     lines += _hypervolume_note(found)
-    for objective in found.objectives:
-        lines += _best_note(found.by(objective))
+    lines += dict.fromkeys(note for each in found.objectives for note in _best_note(found.by(each)))
     lines += [f"again: {found.again}"] if found.ranked else []
     lines += [] if found.seed is None else [f"settings drawn with --seed {found.seed}"]
     if failed:

@@ -205,7 +205,8 @@ def read_csv(folder: Path) -> Results:
         silent = time.time() - (folder / TABLE).stat().st_mtime > SILENCE
         others = metric_names(objectives, constraints)[1:]
         rows = [_from_cells(cells, names, [metric, *others], silent, constraints) for cells in table]
-    varied = [name for name in names if len({as_text(row.settings[name]) for row in rows}) > 1]
+    drawn = [row for row in rows if any(value != "" for value in row.settings.values())]  # method bayes draws later
+    varied = [name for name in names if len({as_text(row.settings[name]) for row in drawn}) > 1]
     maximize = bool(objectives) and objectives[0].maximize
     return Results(folder.name, metric, maximize, varied, rows, objectives=objectives, constraints=constraints)
 
