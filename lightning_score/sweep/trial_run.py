@@ -12,6 +12,7 @@ from lightning_score.commands.arguments import Arguments, Option
 from lightning_score.commands.configs import trusted_modules
 from lightning_score.files import replace_text
 from lightning_score.runs.checkpoints import last_saved
+from lightning_score.runs.console import shown
 from lightning_score.runs.status import STATUS, STOPPED_EARLY, read_status
 from lightning_score.sweep.processes import SAVING, SIGNALS
 
@@ -79,5 +80,5 @@ def measured(folder: Path, metric: str) -> list[tuple[float, int]]:
 
 def last_line(log: Path) -> str:
     """The last line of a program's output, which is usually its error."""
-    lines = log.read_text(errors="replace").replace("\r", "\n").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")[:300]
+    lines = map(shown, reversed(log.read_text(errors="replace").split("\n")))
+    return next((line.strip() for line in lines if line), "no output")[:300]
