@@ -1,7 +1,5 @@
 """Trials that differ in the seed of training alone, as one row with mean, interval and spread."""
 
-import csv
-import io
 import json
 import math
 from collections import Counter
@@ -10,6 +8,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
+from lightning_score.files import csv_text
 from lightning_score.runs.status import STOPPED_EARLY
 from lightning_score.sweep.macros import as_text
 from lightning_score.sweep.results import Results
@@ -45,9 +44,7 @@ def means_csv(found: Results) -> str:
         values = [v for each in found.objectives for v in _numbers(row.of(each.name))]
         settings = [as_text(row.settings.get(name, "")) for name in names]
         lines.append([row.number, row.state, *settings, *values, as_text(list(row.seeds)), row.planned])
-    text = io.StringIO()
-    csv.writer(text).writerows(lines)
-    return text.getvalue()
+    return csv_text(lines)
 
 
 def _numbers(row: Row) -> tuple[float, float, float]:

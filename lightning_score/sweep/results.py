@@ -1,7 +1,6 @@
 """The results of a sweep: its trials as rows, differences with their errors, the Pareto front, tables."""
 
 import csv
-import io
 import json
 import math
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from lightning_score.files import csv_text
 from lightning_score.runs.records import SUBSET
 from lightning_score.runs.status import STOPPED_EARLY
 from lightning_score.sweep.fronts import front_of
@@ -177,9 +177,7 @@ class Results:
             more = [cell for name in others for cell in (row.values.get(name, ""), *_cells(row.of(name), FURTHER))]
             more += [row.feasible] if self.constraints else []
             lines.append([row.number, row.state, *settings, row.value, *_cells(row, COLUMNS), *more])
-        text = io.StringIO()
-        csv.writer(text).writerows(lines)
-        return text.getvalue()
+        return csv_text(lines)
 
 
 def _cells(row: Row, columns: Sequence[str]) -> list[Any]:
