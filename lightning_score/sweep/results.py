@@ -28,7 +28,6 @@ from lightning_score.sweep.rows import (
     format_duration,
     format_number,
     leave_one_out,
-    metric_fields,
     metric_names,
     numeric,
     satisfied,
@@ -40,8 +39,7 @@ from lightning_score.sweep.rows import (
 )
 
 __all__ = ["COLUMNS", "ENDED", "SILENCE", "TABLE", "Results", "Row", "difference", "floors_of", "format_duration",
-           "format_number", "leave_one_out", "metric_fields", "numeric", "read_csv", "setting_text",
-           "short_name"]  # fmt: skip
+           "format_number", "leave_one_out", "numeric", "read_csv", "short_name"]  # fmt: skip
 TABLE = "trials.csv"
 """The table of trials in a sweep's folder."""
 COLUMNS = ("error", "floor", "n", "nfe", "seconds", "folder", "message", "without", "paired", "worker", "floor_kind",

@@ -50,8 +50,7 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: STOPPED_EARLY, TrialState.FAIL: FAILED,
           TrialState.WAITING: "waiting"}  # fmt: skip
 
-
-Objective = Callable[["Study", Trial, dict[str, Any]], float | Sequence[float]]
+RunTrial = Callable[["Study", Trial, dict[str, Any]], float | Sequence[float]]
 
 
 class Unusable(InputError):
@@ -218,7 +217,7 @@ class Study:
         with suppress(UpdateFinishedTrialError):  # another worker has already ended it
             self._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
 
-    def work(self, objective: Objective, stop: Callable[[], bool] = lambda: False, leaves: bool = False) -> None:
+    def work(self, objective: RunTrial, stop: Callable[[], bool] = lambda: False, leaves: bool = False) -> None:
         """Runs trials from the queue until all have ended.
 
         Args:
@@ -241,7 +240,7 @@ class Study:
             else:
                 time.sleep(0.5)  # if another worker dies, its trial returns to the queue
 
-    def _run_next(self, objective: Objective, stop: Callable[[], bool]) -> None:
+    def _run_next(self, objective: RunTrial, stop: Callable[[], bool]) -> None:
         """Runs the next trial; an interrupted trial returns to the queue."""
         try:
             self._study.optimize(lambda trial: self._run(trial, objective, stop), n_trials=1, catch=(Exception,))
@@ -249,7 +248,7 @@ class Study:
             self.release()
             raise
 
-    def _run(self, trial: Trial, objective: Objective, stop: Callable[[], bool]) -> Sequence[float]:
+    def _run(self, trial: Trial, objective: RunTrial, stop: Callable[[], bool]) -> Sequence[float]:
         if SLOT not in trial.user_attrs or self._is_taken(trial):
             trial.set_user_attr(SURPLUS, True)
             raise RuntimeError("another worker has this trial")
