@@ -45,7 +45,7 @@ TABLE = "trials.csv"
 COLUMNS = ("error", "floor", "n", "nfe", "seconds", "folder", "message", "without", "paired", "worker", "floor_kind",
            "started")  # fmt: skip
 """Columns after trial, state, settings and metric, the fields of a row; old tables lack the last five."""
-FURTHER = ("error", "floor", "without", "paired")
+FURTHER = ("error", "floor", "without", "paired", "floor_kind")
 """Columns of each further metric, after its own, as `val/loss_error`."""
 ENDED = ("complete", STOPPED_EARLY, "failed")
 """States of trials that have ended."""
@@ -234,7 +234,6 @@ def _from_cells(
         folder=cells["folder"],
         message=cells["message"],
         worker=worker,
-        floor_kind=cells.get("floor_kind", SUBSET) or "",
         started=float(cells.get("started") or "nan"),
         values=values,
         measures={metrics[0]: numbers, **{name: _numbers(cells, name, f"{name}_") for name in metrics[1:]}},
@@ -247,7 +246,9 @@ def _numbers(cells: Mapping[str, str], metric: str, prefix: str) -> dict[str, An
     value, error, floor = (float(cells.get(name) or "nan") for name in (metric, f"{prefix}error", f"{prefix}floor"))
     jackknife = tuple(map(float, json.loads(cells.get(f"{prefix}without") or "[]")))
     n, nfe, paired = int(float(cells["n"] or 0)), float(cells["nfe"] or "nan"), cells.get(f"{prefix}paired") or ""
-    return {"value": value, "error": error, "floor": floor, "n": n, "nfe": nfe, "jackknife": jackknife, "paired": paired}
+    kind = cells.get(f"{prefix}floor_kind", "" if prefix else SUBSET) or ""
+    return {"value": value, "error": error, "floor": floor, "n": n, "nfe": nfe, "jackknife": jackknife, "paired": paired,
+            "floor_kind": kind}  # fmt: skip
 
 
 def _from_text(text: str) -> Any:

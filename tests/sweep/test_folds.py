@@ -192,7 +192,7 @@ def test_the_table_of_trials_keeps_every_objective_and_reads_old_tables(tmp_path
     bounds = (Constraint("val/size", 1, 10.0),)
     metrics = {"val/fid": 2.0, "val/fid_error": 0.2, "val/bits": 3.0, "val/bits_error": 0.1, "val/size": 11.0}
     row = Row(0, "complete", {"lr": 0.1}, **measured_fields(metrics, OBJECTIVES, bounds), folder="x", seconds=1.0)
-    row.measures["val/bits"].update(jackknife=(1.0, 2.0), paired="same")
+    row.measures["val/bits"].update(jackknife=(1.0, 2.0), paired="same", floor_kind="perfect")
     found = Results("s", "val/fid", False, ["lr"], [row], objectives=OBJECTIVES, constraints=bounds)
     (tmp_path / "trials.csv").write_text(found.csv())
     listed = [{"name": "val/fid"}, {"name": "val/bits", "goal": "minimize"}]
@@ -201,6 +201,7 @@ def test_the_table_of_trials_keeps_every_objective_and_reads_old_tables(tmp_path
     again = read_csv(tmp_path)
     assert again.objectives == OBJECTIVES and again.constraints == bounds and not again.rows[0].feasible
     assert again.rows[0].values == row.values
+    assert (again.rows[0].floor_kind, again.rows[0].of("val/bits").floor_kind) == ("", "perfect")
     assert again.rows[0].of("val/bits").jackknife == (1.0, 2.0) and again.rows[0].of("val/bits").error == 0.1
     old = "trial,state,lr,val/fid,error,floor,n,nfe,seconds,folder,message,without\n0,complete,0.1,2.0,0.2,,5,7,1,x,,\n"
     (tmp_path / "trials.csv").write_text(old)
