@@ -38,6 +38,11 @@ LONG = 48
 """Maximal width of a column; longer text is folded."""
 
 
+def console() -> Console:
+    """A console that prints brackets and colons of names and messages as they are, and is wide unless it is a terminal."""
+    return Console(width=None if os.isatty(1) else 160, markup=False, emoji=False)
+
+
 class LiveTable:
     """Shows the best and the running trials; without a terminal, prints a line for every trial that ends.
 
@@ -46,7 +51,7 @@ class LiveTable:
     """
 
     def __init__(self, source: Callable[[], Results]):
-        self._source, self._console = source, Console()
+        self._source, self._console = source, console()
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
         self._printed: set[int] | None = None
 
@@ -138,7 +143,7 @@ def write_summary(found: Results, means: Results, folder: Path) -> list[Path]:
     for name, text in files.items():
         replace_text(folder / name, text)
     drawn = draw(means, folder)
-    Console(width=None if os.isatty(1) else 160).print(_table(means))
+    console().print(_table(means))
     names = ", ".join([*files, *(file.name for file in drawn)])
     print(*notes(means), f"written to {shlex.quote(os.path.relpath(folder))}: {names}", sep="\n", flush=True)
     return drawn

@@ -44,6 +44,15 @@ def test_settings_that_are_not_drawn_yet_do_not_make_a_parameter_vary(tmp_path):
     assert found.varied == ["a"] and [row.state for row in found.rows] == ["complete", "complete", "waiting"]
 
 
+def test_brackets_of_messages_and_settings_are_printed(tmp_path, capsys):
+    """Which are markup for the library that prints the table."""
+    rows = [*rows_of([(1.0, 2.0, 3.0)], a=["[red]"]), Row(1, "failed", {"a": ":x:"}, message="[rank0]: no [/usr/lib]")]
+    found = results_of(rows, ["a"])
+    write_summary(found, found, tmp_path)
+    printed = capsys.readouterr().out
+    assert all(part in printed for part in ("[red]", ":x:", "failed: [rank0]: no [/usr/lib]")), printed
+
+
 def test_names_and_settings_may_hold_dollar_signs(tmp_path):
     found = results_of(rows_of([(1.0, 2.0, 3.0), (2.0, 3.0, 4.0)], **{"a$^$": ["$x_$", "$y^$"]}), ["a$^$"])
     assert len(draw(found, tmp_path)) == 6
