@@ -161,7 +161,7 @@ class Results:
 
     def result(self, row: Row) -> str:
         """The objectives of a trial with two standard errors."""
-        return ", ".join(f"{objective.name}={with_error(row.of(objective.name))}" for objective in self.objectives)
+        return ", ".join(f"{each.name}={with_error(row.of(each.name))}" for each in self.objectives if each.name)
 
     def csv(self) -> str:
         """All rows with all settings as CSV."""

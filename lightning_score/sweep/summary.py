@@ -3,7 +3,6 @@
 import math
 import os
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -91,8 +90,8 @@ def _counts(found: Results) -> str:
 
 def _line(found: Results, row: Row, ended: int) -> str:
     result = found.result(row) if row.state != "failed" else f"failed: {row.message}"
-    settings = " ".join(row.texts(found.varied))
-    return f"{ended}/{len(found.rows)} trial {row.number}: {settings}: {result} ({format_number(row.seconds)} s)"
+    parts = [f"{ended}/{len(found.rows)} trial {row.number}", " ".join(row.texts(found.varied)), result]
+    return f"{': '.join(filter(None, parts))} ({format_number(row.seconds)} s)"
 
 
 def _table(found: Results, most: int | None = None) -> Table:
@@ -192,8 +191,3 @@ def _row(spec: Sweep, trial: FrozenTrial, state: str) -> Row:
     known["started"] = trial.datetime_start.timestamp() if trial.datetime_start else math.nan
     known["message"] = attributes.get(ERROR, "its workers died") if state == "failed" else ""
     return Row(attributes.get(SLOT, trial.number), state, dict(flatten(settings)), **known)
-
-
-def rerun_command() -> str:
-    """The command that this process runs."""
-    return f"python -m lightning_score {shlex.join(sys.argv[1:])}"
