@@ -81,11 +81,7 @@ def _parser() -> Parser:
     add("--port", type=int, default=8787, help="Port of --serve; 0: any free port.")
     add("--open", action="store_true", help="Open the page in the browser.")
     add("--size", type=float, default=10.0, help="Maximal size of the page in MB; pictures that do not fit are left out.")
-    add(
-        "--json",
-        action="store_true",
-        help="Print all runs and sweeps as JSON instead, or write it to --output.",
-    )
+    add("--json", action="store_true", help="Print all runs and sweeps as JSON instead, or write it to --output.")
     add("--csv", action="store_true", help="The same as a table in CSV with a row per run.")
     add("--query", type=str, default="", help="With --json or --csv: only these runs, as in 'fid < 2 and \"ncsn\" in name'.")
     add("--wandb", type=str, help="Create the same panels on W&B instead, for ENTITY/PROJECT.")

@@ -1,18 +1,15 @@
 """All runs and sweeps as plain data for programs: `report --json` and `report --csv`."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lightning_score.errors import one_line
 from lightning_score.files import csv_text
 from lightning_score.report.finding import Reader
 from lightning_score.report.query import Query
 from lightning_score.report.reading import Run, folder_name
-from lightning_score.report.values import plain_settings, values
+from lightning_score.report.sweeps import recording_problem
+from lightning_score.report.values import entry_of
 from lightning_score.runs.folders import LEADS_OUT, leads_out
 from lightning_score.runs.records import Record, finite
 from lightning_score.sweep.folds import folded
@@ -44,28 +41,17 @@ def exported(root: Path, query: str = "") -> dict[str, Any]:
 
 
 def _run(run: Run) -> dict[str, Any]:
-    return {
-        "name": run.name,
-        "folder": str(run.folder.absolute()),
-        "state": run.state,
-        "note": run.note,
-        "problems": run.problems,
+    return entry_of(run) | {
         "started": run.started,
         "seconds": run.seconds,
         "step": run.step,
-        "tags": [*run.notes.tags],
-        "notes": run.notes.notes,
-        "archived": run.notes.archived,
-        "settings": plain_settings(run),
-        "values": values(run),
         "measurements": [_record(record) for record in run.records],
         "tests": [_record(record) for record in run.tests],
     }
 
 
 def _record(record: Record) -> dict[str, Any]:
-    entries = asdict(record)
-    return {name: entries[name] for name in entries if name != "versions"}
+    return {name: value for name, value in vars(record).items() if name != "versions"}
 
 
 def _sweep(folder: Path, root: Path) -> dict[str, Any]:
@@ -76,12 +62,9 @@ def _sweep(folder: Path, root: Path) -> dict[str, Any]:
     }  # fmt: skip
     if any(leads_out(folder / name, root) for name in (TABLE, "sweep.yaml")):
         return entry | {"problem": f"a file of it {LEADS_OUT}"}
-    try:
-        return entry | _results(folded(read_csv(folder)))
-    except FileNotFoundError:
-        return entry | {"problem": "it has no table of trials yet"}
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        return entry | {"problem": f"its {TABLE} cannot be read ({one_line(error, 160)})"}
+    with recording_problem(entry):
+        entry |= _results(folded(read_csv(folder)))
+    return entry
 
 
 def _results(found: Results) -> dict[str, Any]:

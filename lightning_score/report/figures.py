@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lightning_score.report.reading import Curve, Run, as_number
-from lightning_score.runs.records import Record, by_axis, floor_name
+from lightning_score.report.reading import Curve, Run
+from lightning_score.runs.records import Record, as_number, by_axis, floor_name
 
 COLORS = ("#3890b0", "#f86010", "#00a860", "#9800f8", "#a05000", "#c02070", "#a878f8", "#7058b0")
 """Colors of lines: a contrast of 3:1 with the light and with the dark page, and distinct without red-green vision."""
@@ -28,11 +28,6 @@ LANGEVIN = ("sigma", "step_size", "snr", "sample_norm", "data_norm", "score_norm
 """The lists of a line of `langevin.jsonl`, one value per noise level."""
 LOSS = ("model.objective", "model.process", "data")
 """Settings that decide which losses are comparable."""
-
-
-def color(run: Run) -> str:
-    """The color of a run in all figures."""
-    return COLORS[run.order % len(COLORS)]
 
 
 def rounded(values: Iterable[Any]) -> list[float | None]:
@@ -54,7 +49,8 @@ def data_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
         for i, record in records:
             found[i][label].append(record)
     return [
-        {"order": run.order, "color": color(run), "objective": objective, "epoch_steps": steps_per_epoch(run),
+        {"order": run.order, "color": COLORS[run.order % len(COLORS)], "objective": objective,
+         "epoch_steps": steps_per_epoch(run),
          "curves": run.once(f"curves {most}", lambda run: curves(run, most)),
          "langevin": run.once(f"langevin {most}", lambda run: langevin(run, most)),
          "measures": {label: lines_of(run, records) for label, records in own.items()}}
@@ -69,17 +65,23 @@ def curves(run: Run, most: Mapping[str, int]) -> dict[str, dict[str, Any]]:
     made = {}
     for name, curve in run.curves.items():
         if LEVEL.match(name):
-            made[name] = _points(run, curve, evenly(len(curve.steps), most["validations"]))
+            made[name] = points(run, curve, evenly(len(curve.steps), most["validations"]))
         elif not HIDDEN.match(name):
             made[name] = thinned(run, curve, most["points"])
     return made
 
 
-def _points(run: Run, curve: Curve, kept: Iterable[int]) -> dict[str, Any]:
+def points(run: Run, curve: Curve, kept: Iterable[int]) -> dict[str, Any]:
     """The points of a curve at some indices."""
     kept = list(kept)
     return {"steps": [curve.steps[i] for i in kept], "values": rounded(curve.values[i] for i in kept),
-            "hours": rounded((curve.times[i] - run.started) / 3600 for i in kept)}  # fmt: skip
+            "hours": hours(run, (curve.times[i] for i in kept))}  # fmt: skip
+
+
+def hours(run: Run, times: Iterable[float]) -> list[float | None]:
+    """Times in hours since the start of a run."""
+    started = run.started
+    return rounded((when - started) / 3600 for when in times)
 
 
 def thinned(run: Run, curve: Curve, most: int) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def thinned(run: Run, curve: Curve, most: int) -> dict[str, Any]:
     """
     values = np.asarray(curve.values, dtype=float)
     if len(values) <= most:
-        return _points(run, curve, range(len(values)))
+        return points(run, curve, range(len(values)))
     known = np.isfinite(values)
     low, high = np.where(known, values, np.inf), np.where(known, values, -np.inf)
     means = {0: math.nan, len(values) - 1: math.nan}
@@ -98,7 +100,7 @@ def thinned(run: Run, curve: Curve, most: int) -> dict[str, Any]:
         }
         finite = values[part][known[part]]
         means |= dict.fromkeys(map(int, kept), float(finite.mean()) if len(finite) else math.nan)
-    return _points(run, curve, sorted(means)) | {"means": rounded(means[i] for i in sorted(means))}
+    return points(run, curve, sorted(means)) | {"means": rounded(means[i] for i in sorted(means))}
 
 
 def steps_per_epoch(run: Run) -> float | None:
@@ -159,7 +161,7 @@ def lines_of(run: Run, records: Sequence[Record]) -> list[dict[str, Any]]:
     return [{
         "kind": kind,
         "steps": [record.step for record in members],
-        "hours": rounded((_seconds(record.time) - run.started) / 3600 for record in members),
+        "hours": hours(run, (_seconds(record.time) for record in members)),
         "values": rounded(record.value for record in members),
         "errors": rounded(2 * as_number(record.error, 0.0) for record in members),
         "n": [record.n for record in members],

@@ -100,12 +100,6 @@ class Reader:
         return run
 
 
-def find_runs(root: Path) -> tuple[list[Run], list[Path]]:
-    """All runs below a folder, the newest first, with evaluations of their checkpoints; and the folders of sweeps."""
-    reader = Reader(root).look()
-    return reader.runs, list(reader.sweeps)
-
-
 def _files(root: Path) -> dict[Path, tuple[dict[str, Any], dict[str, Any]]]:
     """For every folder its files, and those of the folders in it, with time and size."""
     found: dict[Path, tuple[dict[str, Any], dict[str, Any]]] = {}

@@ -55,9 +55,8 @@ def _read_project(entity: str, project: str) -> tuple[list[str], list[str], list
                      if isinstance(value, Mapping) and str(value.get("_type", "")).startswith("image")}  # fmt: skip
         if run.sweep_name:
             sweep = api.sweep(f"{entity}/{project}/{run.sweep_name}").config
-            drawn: dict[str, Any] = {
-                name: {} for name in run.config if "." in name
-            }  # by a search space, whose parameters are not listed
+            # a search space does not list its parameters
+            drawn: dict[str, Any] = {name: {} for name in run.config if "." in name}
             parameters = sweep.get("parameters") or drawn
             pairs |= {*combinations([objective["name"] for objective in sweep.get("metrics", [])], 2)}
             places = _places(run.config)

@@ -17,7 +17,7 @@ from lightning_score.report.finding import Reader
 from lightning_score.report.pictures import add_pictures, embed_pictures
 from lightning_score.report.reading import LINES, Run
 from lightning_score.report.standings import best_first, standings
-from lightning_score.report.values import plain_settings, values
+from lightning_score.report.values import entry_of
 
 
 def page_data(root: Path, reader: Reader | None = None) -> tuple[dict[str, Any], list[Run]]:
@@ -48,20 +48,10 @@ def _run(run: Run) -> dict[str, Any]:
     """One run, as the page's dialog shows it."""
     given = run.status.get("arguments")
     words = [str(word) for word in given] if isinstance(given, list) else []
-    return {
-        "name": run.name,
-        "state": run.state,
-        "note": run.note,
-        "problems": run.problems,
+    return entry_of(run) | {
         "config": run.config,
         "again": f"python -m lightning_score fit --config {shlex.quote(str(run.folder / 'config.yaml'))}",
         "given": shlex.join(["python", "-m", "lightning_score", *words]) if words else "",
-        "folder": str(run.folder.absolute()),
-        "settings": plain_settings(run),
-        "values": values(run),
-        "tags": [*run.notes.tags],
-        "notes": run.notes.notes,
-        "archived": run.notes.archived,
         "notes_version": run.notes.version,
         "pictures": {},
     }
@@ -70,12 +60,8 @@ def _run(run: Run) -> dict[str, Any]:
 def _logs(run: Run, n: int) -> dict[str, Any]:
     """The console and the system metrics of one of n runs; for many runs less of each."""
     few = min(1.0, 50 / n)
-    system = {}
-    for name, curve in run.system.items():
-        kept = figures.evenly(len(curve.steps), max(int(120 * few), 10))
-        hours = figures.rounded((curve.times[i] - run.started) / 3600 for i in kept)
-        values = figures.rounded(curve.values[i] for i in kept)
-        system[name] = {"steps": [curve.steps[i] for i in kept], "hours": hours, "values": values}
+    most = max(int(120 * few), 10)
+    system = {name: figures.points(run, curve, figures.evenly(len(curve.steps), most)) for name, curve in run.system.items()}
     return {"console": run.console[-max(int(LINES * few), 20) :], "system": system}
 
 

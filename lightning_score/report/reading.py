@@ -21,7 +21,7 @@ from lightning_score.report.notes import FILE as NOTES, Notes, read_notes
 from lightning_score.report.states import state_of
 from lightning_score.runs.console import shown
 from lightning_score.runs.folders import CONSOLE, LEADS_OUT, SYSTEM, leads_out
-from lightning_score.runs.records import FILE as RECORDS, Record, read_records
+from lightning_score.runs.records import FILE as RECORDS, Record, as_number, finite, read_records
 from lightning_score.runs.status import STATUS, row_steps
 from lightning_score.runs.yaml_files import load
 
@@ -127,11 +127,6 @@ class Run:
         return max(int(as_number(self.status.get("step"), 0)), *seen, *(record.step for record in self.records), 0)
 
 
-def as_number(value: Any, otherwise: float = math.nan) -> float:
-    """A value from a file as a number; `otherwise` for other types."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else otherwise
-
-
 def folder_name(folder: Path, root: Path) -> str:
     """The path of a folder relative to that of all runs; for the latter its name."""
     if folder == root:
@@ -150,7 +145,7 @@ def read_run(folder: Path, root: Path) -> Run:
         run.config = (folder / "config.yaml").read_text(encoding="utf-8")
         run.settings = dict(flat_config(load(run.config)))
     with _recording_problems(run, STATUS):
-        run.status = dict(json.loads((folder / STATUS).read_text(encoding="utf-8")))
+        run.status = dict(finite(json.loads((folder / STATUS).read_text(encoding="utf-8"))))
     with _recording_problems(run, "metrics.csv"):
         run.curves = _curves(folder / "metrics.csv", row_steps(folder), run.problems)
     with _recording_problems(run, RECORDS), warnings.catch_warnings(record=True) as caught:
@@ -232,14 +227,21 @@ def _curves(file: Path, steps: Callable[[int, bool], int], problems: list[str]) 
 
 def _is_valid(record: Record) -> bool:
     """Whether the fields that are drawn have the right types."""
-    numbers = (record.value, record.n, record.step, record.nfe, record.seconds)
-    return all(isinstance(value, (int, float)) for value in numbers) and isinstance(record.sampler, dict)
+    numbers = [record.value, record.n, record.step, record.nfe, record.seconds, record.seed]
+    texts = (record.metric, record.features_hash, record.resize, record.data_hash, record.split)
+    with suppress(TypeError):  # of what is not a list
+        numbers += [*record.shape, *record.jackknife]
+        are_typed = all(isinstance(value, (int, float)) for value in numbers) and all(
+            isinstance(text, str) for text in texts
+        )
+        return are_typed and isinstance(record.sampler, dict)
+    return False
 
 
 def _langevin_lines(file: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
     """Lines of JSON with lists of one value per noise level."""
     for i, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        with suppress(ValueError, TypeError, KeyError):
+        with suppress(ValueError, TypeError, KeyError, OverflowError):
             entries = json.loads(line)
             if len({len(entries[name]) for name in ("sigma", "step_size", "snr", "variance_ratio")}) == 1:
                 yield entries | {"step": int(entries["step"])}

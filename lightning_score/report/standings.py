@@ -11,9 +11,9 @@ from typing import Any
 from lightning_score.metrics import Estimate, jackknife_error
 from lightning_score.metrics.frechet import pooled
 from lightning_score.report.figures import line_kind, measures, rounded
-from lightning_score.report.reading import Run, as_number
+from lightning_score.report.reading import Run
 from lightning_score.report.values import is_larger_better, kind_of
-from lightning_score.runs.records import Record, finite, floor_name
+from lightning_score.runs.records import Record, as_number, finite, floor_name
 from lightning_score.sweep.results import leave_one_out
 
 FIRST = ("fid", "fid_infinity", "bits_per_dim")

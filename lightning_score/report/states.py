@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lightning_score.runs.records import as_number
 from lightning_score.runs.status import STATUS, STOPPED_EARLY
 from lightning_score.sweep.processes import is_dead
 from lightning_score.sweep.results import SILENCE
@@ -41,7 +42,7 @@ def state_of(status: dict[str, Any], step: int, max_steps: float, is_empty: bool
 
 def _running(status: dict[str, Any]) -> tuple[str, str]:
     """Running or crashed: on this machine its process tells, elsewhere the time of its last update."""
-    updated = _number(status.get("updated"))
+    updated = as_number(status.get("updated"))
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(updated)) if 0 < updated < 1e11 else "its start"
     silent = not abs(time.time() - updated) < SILENCE  # also true for NaN, and for clocks that differ
     alive = is_alive(status, updated)
@@ -72,7 +73,3 @@ def process_start(process: str) -> float:
         boot = next(int(line.split()[1]) for line in lines if line.startswith("btime"))
         return boot + ticks / os.sysconf("SC_CLK_TCK")
     return math.nan
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan

@@ -2,8 +2,8 @@
 
 import math
 import shlex
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import yaml
 
 from lightning_score.errors import InputError, one_line
 from lightning_score.report.figures import rounded
-from lightning_score.report.reading import Run, folder_name, read_run
+from lightning_score.report.reading import Run, folder_name, last_lines, read_run
 from lightning_score.report.tables import with_two_errors
 from lightning_score.runs.folders import LEADS_OUT, leads_out
 from lightning_score.sweep.charts import values_of
@@ -39,7 +39,7 @@ def sweep_data(folder: Path, root: Path) -> tuple[dict[str, Any], list[Run]]:
     if any(leads_out(file, root) for file in files):
         return entry | {"problem": f"a file of it {LEADS_OUT}"}, []
     pictured: list[Run] = []
-    try:
+    with recording_problem(entry):
         read = read_csv(folder)
         found = folded(read)
         entry |= _overview(found, folder)
@@ -48,13 +48,20 @@ def sweep_data(folder: Path, root: Path) -> tuple[dict[str, Any], list[Run]]:
         pictured = _details(entry["trials"], found, folder, root)
         if found is not read:
             _add_members(entry["trials"], read, folder, root)
-    except FileNotFoundError:
-        entry["problem"] = "it has no table of trials yet"
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        entry["problem"] = f"its trials.csv cannot be read ({one_line(error, 160)})"
     shown = [file for file in files[1:] if file.is_file()]
     entry["text"] = "".join(f"# {file.name}\n\n{file.read_text(encoding='utf-8', errors='replace')}\n" for file in shown)
     return entry, pictured
+
+
+@contextmanager
+def recording_problem(entry: dict[str, Any]) -> Iterator[None]:
+    """Adds to the entry of a sweep why its trials cannot be read."""
+    try:
+        yield
+    except FileNotFoundError:
+        entry["problem"] = "it has no table of trials yet"
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        entry["problem"] = f"its {TABLE} cannot be read ({one_line(error, 160)})"
 
 
 def _overview(found: Results, folder: Path) -> dict[str, Any]:
@@ -202,13 +209,10 @@ def _again(spec: Sweep | None, row: Row) -> str:
 
 
 def _tail(log: Path, root: Path) -> str:
-    """The end of a log from its first complete line; empty if there is none."""
-    if leads_out(log, root) or not log.is_file():
-        return ""
-    with log.open("rb") as file:
-        file.seek(max(log.stat().st_size - TAIL, 0))
-        text = file.read().decode(errors="replace").replace("\r", "\n")
-    return text if log.stat().st_size <= TAIL else text.partition("\n")[2]
+    """The end of a log; empty if there is none that can be read."""
+    with suppress(OSError):
+        return "" if leads_out(log, root) else "\n".join(last_lines(log))[-TAIL:]
+    return ""
 
 
 def _add_members(trials: list[dict[str, Any]], read: Results, folder: Path, root: Path) -> None:

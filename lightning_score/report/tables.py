@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from lightning_score.report.figures import measures
-from lightning_score.report.reading import Run, as_number
+from lightning_score.report.reading import Run
 from lightning_score.report.standings import mean_over_seeds
-from lightning_score.runs.records import PERFECT, Record
+from lightning_score.runs.records import PERFECT, Record, as_number
 from lightning_score.sweep.results import format_duration, format_number
 
 Cell = list[Any]

@@ -1,4 +1,4 @@
-"""The numbers of a run by plain names, for queries and groups: fid, fid_last, loss, steps, hours, nfe."""
+"""A run as plain data; its numbers have plain names, for queries and groups: fid, fid_last, loss, steps, hours, nfe."""
 
 import math
 import re
@@ -26,9 +26,20 @@ def is_larger_better(kind: str) -> bool:
     return any(name == each or name.startswith(f"{each}_") for each in LARGER)
 
 
-def plain_settings(run: Run) -> dict[str, Any]:
-    """The settings of a run by dotted names, without infinities, which JSON does not have."""
-    return {name: finite(value) for name, value in run.settings.items()}
+def entry_of(run: Run) -> dict[str, Any]:
+    """A run as plain data; its settings are without infinities, which JSON does not have."""
+    return {
+        "name": run.name,
+        "folder": str(run.folder.absolute()),
+        "state": run.state,
+        "note": run.note,
+        "problems": run.problems,
+        "tags": [*run.notes.tags],
+        "notes": run.notes.notes,
+        "archived": run.notes.archived,
+        "settings": finite(run.settings),
+        "values": values(run),
+    }
 
 
 def values(run: Run) -> dict[str, float]:

@@ -24,7 +24,7 @@ CONSOLE, SYSTEM = "console.log", "system.csv"
 """Files of a run: what its command prints, and how busy its machine is."""
 
 WITHOUT_RESULT = ("config.yaml", "hparams.yaml", CONSOLE, SYSTEM, STATUS)
-"""Files that a run writes before it has computed anything."""
+"""Files that a run writes although it may not have computed anything."""
 
 LAST_WORKERS = 8.0
 """Seconds that data-loading processes may outlive a killed run."""
@@ -57,9 +57,7 @@ def leads_out(file: Path, root: Path) -> bool:
     """Whether a path is not a file below a folder: a link to elsewhere, a pipe or a device."""
     if not os.path.lexists(file):
         return False
-    top = os.path.realpath(root)
-    beyond = os.path.commonpath([top, os.path.realpath(file)]) != top  # also where a link leads to nothing yet
-    return beyond or (os.path.exists(file) and not os.path.isfile(file))
+    return not (os.path.isfile(file) and os.path.realpath(file).startswith(os.path.join(os.path.realpath(root), "")))
 
 
 def new_folder(folder: Path) -> Path:

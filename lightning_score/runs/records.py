@@ -8,6 +8,7 @@ import platform
 import time
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -176,10 +177,19 @@ def metric_name(kind: str, features: str, n: int) -> str:
     return f"{kind}_{features}" if n == 50_000 else f"{kind}_{features}_{short}"
 
 
+def as_number(value: Any, otherwise: float = math.nan) -> float:
+    """A value from a file as a number; `otherwise` for other types, and for integers beyond all floating-point numbers."""
+    with suppress(OverflowError):
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else otherwise
+    return otherwise
+
+
 def finite(value: Any) -> Any:
-    """Plain values with None for NaN and infinity."""
+    """Plain values for JSON: None for NaN and infinity, text for what YAML knows besides, as dates and bytes."""
     if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
+        return {str(key): finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, type(None))) else str(value)

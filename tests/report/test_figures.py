@@ -11,7 +11,7 @@ from run_folders import config, run_folder
 from scipy import stats
 
 from lightning_score.report import figures
-from lightning_score.report.finding import find_runs
+from lightning_score.report.finding import Reader
 from lightning_score.report.reading import Curve, Run, read_run
 
 MOST = {name: few for name, (few, _) in figures.MOST.items()}
@@ -51,6 +51,7 @@ class TestThinning:
         assert {1, 100} == set(found["values"])
         assert np.mean(found["means"]) == pytest.approx(1.99, abs=0.3) and max(found["means"]) < 4
 
+    @pytest.mark.slow
     def test_levels_keep_their_common_steps(self, tmp_path):
         run = read_run(run_folder(tmp_path / "a", validations=300), tmp_path)
         found = figures.curves(run, MOST)
@@ -77,7 +78,7 @@ class TestRuns:
         for name, weighting in (("a", "SigmaSquared"), ("b", "SigmaSquared"), ("c", "EDMWeighting")):
             objective = {"class_path": "x.DenoisingScoreMatching", "init_args": {"weighting": weighting, "mean": True}}
             config(run_folder(tmp_path / name), model={"objective": objective})
-        runs, _ = find_runs(tmp_path)
+        runs = Reader(tmp_path).look().runs
         found = dict(zip([run.name for run in runs], figures.objectives(runs), strict=True))
         assert found == {"a": "SigmaSquared", "b": "SigmaSquared", "c": "EDMWeighting"}
         assert figures.objectives(runs[:1]) == [""]  # nothing to tell apart

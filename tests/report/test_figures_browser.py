@@ -148,6 +148,7 @@ class TestGroups:
         found = calculate("meanOf([[x, x]], 'range')", x=list(range(5000)))
         assert len(found["x"]) <= 201 and found["x"] == found["y"] and (found["x"][0], found["x"][-1]) == (0, 4999)
 
+    @pytest.mark.slow
     def test_on_the_page(self, page):
         page.select_option("#curves [data-option=group]", "model.optimizer.lr")
         lines = lines_of(drawn(page))
@@ -161,6 +162,7 @@ class TestGroups:
 
 
 class TestAxes:
+    @pytest.mark.slow
     def test_logarithmic_or_linear(self, page):
         for scale, kind in (("log", "log"), ("linear", "linear"), ("auto", "linear")):  # the losses are from 9 to 16
             page.select_option("#curves [data-option=yScale]", scale)
@@ -258,6 +260,7 @@ class TestLines:
         page.mouse.move(0, 0)
         page.wait_for_selector(f"{LOSS}:not(.faded)")
 
+    @pytest.mark.slow
     def test_several_metrics_are_small_multiples(self, page):
         page.click("#curves .chooser summary")
         before = page.query_selector_all("#curves .chart")
@@ -289,6 +292,7 @@ class TestDownloads:
         assert own[0]["two standard errors"] == "0.6" and own[0]["n"] == "898" and float(own[0]["value"]) > 2
 
 
+@pytest.mark.slow
 class TestLevels:
     def test_all_runs_at_their_last_step_or_one_as_a_map(self, page):
         chart = "#levels .chart[data-key='levels excess loss, train data']"
@@ -310,6 +314,7 @@ class TestLevels:
         assert len(lines_of(drawn(page, "#langevin .chart[data-key='langevin snr']"))) == 6
 
 
+@pytest.mark.slow
 class TestPictures:
     def test_one_opens_in_full_size(self, page):
         """Left and right go to other runs, up and down through training; a sample has a whole number of pixels."""
@@ -340,6 +345,7 @@ class TestPictures:
         assert "step 1000" in page.inner_text("#pictures figcaption")
 
 
+@pytest.mark.slow
 def test_plotly_knows_every_property(page, opened):
     opened.see_all()
     wrong = page.evaluate("""() => [...document.querySelectorAll('.chart[data-drawn]')].flatMap(chart =>

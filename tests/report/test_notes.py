@@ -13,7 +13,7 @@ from run_folders import run_folder
 
 from lightning_score.errors import InputError
 from lightning_score.report import notes
-from lightning_score.report.finding import find_runs
+from lightning_score.report.finding import Reader
 from lightning_score.report.notes import Notes, from_json, read_notes, write_notes
 from lightning_score.report.server import server
 
@@ -34,7 +34,7 @@ class TestFile:
         before = content(tmp_path)
         new = Notes(("good", "größer"), "two\nlines", True)
         assert write_notes(folder, tmp_path, new, Notes().version) == new == read_notes(folder)
-        assert find_runs(tmp_path)[0][0].notes == new
+        assert Reader(tmp_path).look().runs[0].notes == new
         after = content(tmp_path)
         assert json.loads(after.pop("a/tags.json")) == {
             "tags": ["good", "größer"], "notes": "two\nlines", "archived": True
@@ -60,7 +60,7 @@ class TestFile:
     def test_a_damaged_file_is_named_and_not_overwritten(self, tmp_path, damage):
         folder = run_folder(tmp_path / "a")
         (folder / "tags.json").write_bytes(damage)
-        (found,) = find_runs(tmp_path)[0]
+        (found,) = Reader(tmp_path).look().runs
         assert found.notes == Notes() and found.problems[0].startswith("tags.json: cannot be read") and found.records
         with pytest.raises(InputError, match=r"tags\.json: is damaged"):
             write_notes(folder, tmp_path, Notes(("a",)), Notes().version)

@@ -100,6 +100,7 @@ def test_it_opens_with_the_best_run_and_loads_figures_later(page):
     assert page.evaluate("performance.getEntriesByName('first screen').length") == 1
 
 
+@pytest.mark.slow
 def test_another_measure_ranks_anew_and_never_mixes(page):
     values = [float(text.split()[0]) for text in cells(page, "fid_digits_898, test") if text]
     assert sorted(values) == [2.0, 2.5, 4.0]  # not those of the validations
@@ -120,6 +121,7 @@ def test_another_measure_ranks_anew_and_never_mixes(page):
     assert page.inner_text(".winner button") == "best"
 
 
+@pytest.mark.slow
 def test_states_have_a_sign_and_tests_a_row(page):
     states = dict(zip(cells(page, "run"), cells(page, "state"), strict=True))
     assert {name: states[name] for name in STATES} == {name: f"{sign} {name}" for name, sign in STATES.items()}
@@ -129,6 +131,7 @@ def test_states_have_a_sign_and_tests_a_row(page):
     assert "3 failed" not in page.inner_text("#about") and "1 failed" in page.inner_text("#about")
 
 
+@pytest.mark.slow
 def test_archived_runs_are_behind_a_switch(page):
     assert "archived" not in cells(page, "run")
     page.check("#archived")
@@ -166,6 +169,7 @@ def test_hidden_columns_have_a_cue_and_the_name_stays(page):
     page.set_viewport_size({"width": 1280, "height": 900})
 
 
+@pytest.mark.slow
 def test_the_keyboard_reaches_everything(page):
     assert page.evaluate("document.querySelector('a, button, input').className") == "skip"  # the first stop of Tab
     page.focus(".skip")
@@ -221,6 +225,7 @@ def without_errors(root):
     return "ahead, without known errors of r1 by 1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [nothing, one_alone, all_failed, without_errors])
 def test_few_runs_or_none(browser, tmp_path, make):
     expected = make(tmp_path)

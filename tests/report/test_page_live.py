@@ -83,6 +83,7 @@ def lines(page, section):
     return {name for name in found if name in NAMES}
 
 
+@pytest.mark.slow
 def test_news_disturb_nothing(served, root):
     watched, _ = served
     page = watched.page
@@ -191,6 +192,7 @@ def test_a_query_chooses_what_the_page_shows(filed):
     assert "the first" in page.inner_text("#detail-notes") and page.query_selector("#detail-notes input") is None
 
 
+@pytest.mark.slow
 def test_the_address_holds_the_state(filed, browser):
     watched, _ = filed
     page = watched.page

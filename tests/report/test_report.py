@@ -22,7 +22,7 @@ from run_folders import config, picture, record, run_folder, status
 from lightning_score.cli import run
 from lightning_score.metrics import jackknife_error
 from lightning_score.report import figures, page, tables
-from lightning_score.report.finding import find_runs
+from lightning_score.report.finding import Reader
 from lightning_score.report.pictures import _spread, embed_pictures
 from lightning_score.report.reading import read_run
 from lightning_score.report.server import server
@@ -143,6 +143,31 @@ def test_a_damaged_file_is_named_and_the_page_still_opens(tmp_path, name, damage
         assert any(name.rpartition("/")[2].partition(".")[0] in problem for problem in by_name["damaged"]["problems"])
 
 
+@pytest.mark.parametrize("changed", [{"shape": None}, {"without": [1.0, None]}, {"data_hash": None}, {"seed": []}], ids=str)
+def test_a_record_of_other_types_is_left_out(tmp_path, changed):
+    with (run_folder(tmp_path / "a") / "evaluations.jsonl").open("a") as file:
+        file.write(json.dumps(asdict(record(metric="kid")) | changed) + "\n")
+    assert len(reported(tmp_path)["measures"]) == 1
+
+
+def test_infinite_steps_are_no_steps(tmp_path):
+    folder = run_folder(tmp_path / "a")
+    status(folder, step=math.nan)
+    line = {name: [1.0] for name in ("sigma", "step_size", "snr", "variance_ratio")} | {"step": math.inf}
+    (folder / "langevin.jsonl").write_text(json.dumps(line))
+    (found,) = reported(tmp_path)["runs"]
+    assert found["values"]["steps"] == 1000 and found["problems"] == ["langevin.jsonl, line 1: cannot be read; left out"]
+
+
+def test_values_that_json_does_not_know(tmp_path):
+    folder = run_folder(tmp_path / "a", pictures=())
+    (folder / "config.yaml").write_text("a: !!binary aGVsbG8=\nb: 2024-01-31\nc: .inf\nd: !!set {x}\n")
+    (folder / "run.json").write_text(json.dumps({"started": 10**400, "step": 10**400, "state": "finished"}))
+    data, _ = page.page_data(tmp_path)
+    json.dumps(data, allow_nan=False)
+    assert data["runs"][0]["settings"] == {"a": "b'hello'", "b": "2024-01-31", "c": None, "d": "{'x'}"}
+
+
 def test_files_that_end_anywhere(tmp_path):
     """As after a full disk or a power cut: every file of a run, truncated at many places."""
     folder = run_folder(tmp_path / "a", pictures=("samples",), validations=2)
@@ -160,7 +185,7 @@ class TestRuns:
         for k in range(3):
             run_folder(tmp_path / f"ncsn/run{k}", seed=k)
         (tmp_path / "ncsn/latest").symlink_to("run0")
-        runs, _ = find_runs(tmp_path)
+        runs = Reader(tmp_path).look().runs
         assert [each.name for each in runs] == ["ncsn/run0", "ncsn/run1", "ncsn/run2"]
         assert [each.order for each in runs] == [2, 1, 0]
 
@@ -174,7 +199,7 @@ class TestRuns:
             (place / "evaluations.jsonl").write_text(json.dumps(asdict(record(value=value))) + "\n")
             for kind in ("samples", "neighbors"):
                 picture(place / kind / "step_0001000.png", 1000)
-        runs, _ = find_runs(tmp_path)
+        runs = Reader(tmp_path).look().runs
         assert [each.name for each in runs] == ["ncsn/a"]
         counts = {kind: len(pictures) for kind, pictures in runs[0].pictures.items()}
         assert counts == {"samples": 4, "progress": 4, "samples of test": 2, "neighbors": 2}
@@ -185,7 +210,7 @@ class TestRuns:
         place = tmp_path / "converted/test/2026-01-01_00-00-00"
         place.mkdir(parents=True)
         (place / "evaluations.jsonl").write_text(json.dumps(asdict(record(metric="bits_per_dim", value=3.5))) + "\n")
-        runs, _ = find_runs(tmp_path)
+        runs = Reader(tmp_path).look().runs
         assert [(each.name, each.state) for each in runs] == [("converted", "measured")]
         (measure,) = standings(runs)
         assert measure["label"] == "bits_per_dim, test" and measure["entries"][0]["value"] == 3.5
@@ -193,7 +218,7 @@ class TestRuns:
     def test_the_table(self, tmp_path):
         run_folder(tmp_path / "a", lr=1e-3, best=2.0)
         run_folder(tmp_path / "b", lr=2e-3, best=1.5, seed=5)
-        table = tables.runs_table(find_runs(tmp_path)[0])
+        table = tables.runs_table(Reader(tmp_path).look().runs)
         assert column(table, "model.optimizer.lr") == {"a": "0.001", "b": "0.002"}
         assert column(table, "steps") == {"a": "1,000", "b": "1,000"}
         assert column(table, "duration") == {"a": "60 min", "b": "60 min"} and table["rows"][0][3][0] == 1
@@ -211,7 +236,7 @@ class TestRuns:
         (folder / "metrics.csv").write_text("step,train/loss,val/loss\n249,3,\n249,,4\n499,3,\n750,,4\n1000,,4\n")
         if old:
             (folder / "run.json").unlink()
-        (run,), _ = find_runs(tmp_path)
+        (run,) = Reader(tmp_path).look().runs
         assert run.curves["val/loss"].steps == ([250, 750, 1000] if old else [249, 750, 1000])
         assert run.curves["train/loss"].steps == ([250, 500] if old else [249, 499])
         assert [picture.step for picture in run.pictures["samples"]] == [250, 500, 750, 1000]
@@ -226,7 +251,7 @@ class TestRuns:
         data = reported(tmp_path)
         floors = {floor["name"]: floor["value"] for floor in data["measures"][0]["floors"]}
         assert floors == {"subset of the data (older version)": 1.72, "perfect model": 1.29}
-        (entry,) = standings(find_runs(tmp_path)[0])[0]["entries"]
+        (entry,) = standings(Reader(tmp_path).look().runs)[0]["entries"]
         assert (entry["value"], entry["floor"], entry["floor_name"]) == (1, 1.29, "perfect model")
 
     def test_the_best_is_of_averaged_weights_and_denoised_samples(self, tmp_path):
@@ -234,7 +259,7 @@ class TestRuns:
         with (folder / "evaluations.jsonl").open("a") as file:
             for changed in ({"weights": "raw"}, {"denoised": False}):
                 file.write(json.dumps(asdict(record(value=0.1, step=1000, **changed))) + "\n")
-        runs, _ = find_runs(tmp_path)
+        runs = Reader(tmp_path).look().runs
         assert standings(runs)[0]["entries"][0]["value"] == pytest.approx(2 * (1 + 3 * math.exp(-3)), rel=1e-5)
         (lines,) = figures.data_of(runs)[0]["measures"].values()
         assert [line["kind"] for line in lines] == ["", "raw weights", "not denoised"]
@@ -258,7 +283,7 @@ class TestTests:
         metrics = [record(metric=f"{kind}_digits_898", value=0.5, error=None) for kind in ("recall", "precision")]
         measured(run_folder(tmp_path / "a"), *seeds, *metrics, record(value=9.0, weights="raw"))
         measured(tmp_path / "a", record(metric="fid_digits_200", n=200, value=7.0))
-        table = tables.tests_table(find_runs(tmp_path)[0])
+        table = tables.tests_table(Reader(tmp_path).look().runs)
         titles = [column["title"] for column in table["columns"]]
         rows = [{title: text for title, (_, text) in zip(titles, row, strict=True)} for row in table["rows"]]
         assert len(rows) == 3
@@ -272,7 +297,7 @@ class TestTests:
     def test_many_measures_are_hidden_at_first(self, tmp_path):
         metrics = [record(metric=f"fid_digits_{n}", n=n) for n in range(100, 112)]
         measured(run_folder(tmp_path / "a"), *metrics)
-        columns = tables.tests_table(find_runs(tmp_path)[0])["columns"]
+        columns = tables.tests_table(Reader(tmp_path).look().runs)["columns"]
         assert sum(column["title"].startswith("fid") and not column["hidden"] for column in columns) == tables.MEASURES
 
 
@@ -283,13 +308,13 @@ class TestStandings:
         for k in range(3):
             run_folder(tmp_path / f"r{k}", seed=k)
         measured(tmp_path / "r0", record(metric="fid_digits_5k", n=5000))
-        found = standings(find_runs(tmp_path)[0])
+        found = standings(Reader(tmp_path).look().runs)
         assert [each["label"] for each in found] == ["fid_digits_898, validation", "fid_digits_5k, test"]
         for k in range(3):
             measured(
                 tmp_path / f"r{k}", record(), record(metric="fid_digits_200", n=200), record(metric="kid_digits_5k", n=5000)
             )
-        found = standings(find_runs(tmp_path)[0])
+        found = standings(Reader(tmp_path).look().runs)
         labels = [each["label"] for each in found]
         assert labels[:2] == ["fid_digits_898, test", "fid_digits_898, validation"]
         assert labels[2:] == ["fid_digits_200, test", "kid_digits_5k, test", "fid_digits_5k, test"]
@@ -298,14 +323,14 @@ class TestStandings:
         for k, value in enumerate((3.0, 1.0, 2.0)):
             run_folder(tmp_path / f"r{k}", seed=k, best=value)
         (run_folder(tmp_path / "r3", seed=3) / "evaluations.jsonl").unlink()
-        found = standings(find_runs(tmp_path)[0])
+        found = standings(Reader(tmp_path).look().runs)
         assert best_first(found, 4) == [1, 2, 0, 3] and best_first(found, 4, most=1) == [1, 0, 2, 3]
         assert best_first([], 2) == [0, 1]
 
     def test_larger_values_of_recall_are_better(self, tmp_path):
         folder = measured(run_folder(tmp_path / "a"), record(metric="recall_digits_898", value=0.4))
         measured(folder, record(metric="recall_digits_898", value=0.6, nfe=99.0))
-        found = standings(find_runs(tmp_path)[0])[-1]
+        found = standings(Reader(tmp_path).look().runs)[-1]
         assert found["larger"] and found["entries"][0]["value"] == 0.6
 
     def test_paired_samples_have_the_error_of_their_difference(self, tmp_path):
@@ -315,7 +340,7 @@ class TestStandings:
         for name, value in (("a", 2.0), ("b", 3.0)):
             parts = [value + each + draws.gauss(0, 0.1) for each in common]
             measured(run_folder(tmp_path / name), record(value=value, jackknife=parts, error=jackknife_error(parts)))
-        runs, _ = find_runs(tmp_path)
+        runs = Reader(tmp_path).look().runs
         one, other = standings(runs)[0]["entries"]
         tests = [run.tests[0] for run in runs]
         rows = [Row(0, "complete", {}, test.value, jackknife=tuple(test.jackknife), paired="p") for test in tests]
@@ -349,7 +374,7 @@ class TestValues:
         assert all(name.isidentifier() and math.isfinite(number) for name, number in numbers.items())
 
     def test_without_tests_they_are_those_of_training(self, tmp_path):
-        (found,) = find_runs(run_folder(tmp_path / "a", best=2.0).parent)[0]
+        (found,) = Reader(run_folder(tmp_path / "a", best=2.0).parent).look().runs
         numbers = values(found)
         assert numbers["fid"] == numbers["fid_last"] == numbers["fid_digits_898"] and numbers["nfe"] == 201
         assert (numbers["steps"], numbers["seconds"], numbers["hours"]) == (1000, 3600, 1)
@@ -509,7 +534,7 @@ class TestSweeps:
         (each,) = reported(tmp_path / "runs")["sweeps"]
         first, second = each["trials"][:2]
         assert "python -m lightning_score test" in second["again"] and "--model.sampler.steps=5" in second["again"]
-        assert second["log"] == "the end\n" and second["run"] == "sweeps/eps/trials/0001"
+        assert second["log"] == "x" * 1000 + "\nthe end" and second["run"] == "sweeps/eps/trials/0001"
         assert second["pictures"]["samples"][0]["src"].startswith("data:image/") and "pictures" not in first
 
     def test_logs_and_pictures_of_elsewhere_are_left_out(self, tmp_path):
@@ -569,8 +594,9 @@ class TestSweeps:
         sampled.mkdir(parents=True)
         (sampled / "evaluations.jsonl").write_text(json.dumps(asdict(record())) + "\n")
         run_folder(tmp_path / "sweeps/train/trials/0000")
-        runs, folders = find_runs(tmp_path)
-        assert [each.name for each in runs] == ["sweeps/train/trials/0000"] and [each.name for each in folders] == ["eps"]
+        found = Reader(tmp_path).look()
+        assert [each.name for each in found.runs] == ["sweeps/train/trials/0000"]
+        assert [each.name for each in found.sweeps] == ["eps"]
 
     def test_a_sweep_without_trials(self, tmp_path):
         (tmp_path / "eps").mkdir()
@@ -623,7 +649,7 @@ class TestPage:
     def test_embedding_reports_a_damaged_picture_once(self, tmp_path):
         folder = run_folder(tmp_path / "a", pictures=("samples",))
         (folder / "samples/step_0000500.png").write_bytes(b"damaged")
-        runs, _ = find_runs(tmp_path)
+        runs = Reader(tmp_path).look().runs
         assert len(embed_pictures(runs, 10**6)) == 3
         assert [problem.partition(":")[0] for problem in runs[0].problems] == ["samples/step_0000500.png"]
 

@@ -295,6 +295,7 @@ def test_headings_labels_and_roles(opened):
     assert page.evaluate("document.querySelector('#runs th').getAttribute('scope')") == "col"
 
 
+@pytest.mark.slow
 def test_new_results_show_without_a_reload(browser, tmp_path):
     run_folder(tmp_path / "a", seed=5)
     with server(tmp_path, "live", 0) as serving:

@@ -10,7 +10,7 @@ import time
 import pytest
 from run_folders import run_folder, status
 
-from lightning_score.report.finding import find_runs
+from lightning_score.report.finding import Reader
 from lightning_score.report.states import process_start
 
 HERE = socket.gethostname()
@@ -18,7 +18,7 @@ HERE = socket.gethostname()
 
 def state(folder, **changed):
     status(folder, state="running", **changed)
-    (found,) = find_runs(folder.parent)[0]
+    (found,) = Reader(folder.parent).look().runs
     return found.state, found.note
 
 

@@ -154,6 +154,7 @@ def test_the_list_of_sweeps(watched):
     assert found["two"][2] == f"{FID}, {SPEED.name}"
 
 
+@pytest.mark.slow
 def test_the_history_has_the_best_so_far_errors_and_failures(watched, made):
     page, rows = watched.page, made[1]["eps"][:40]
     show(page, "eps")
@@ -165,6 +166,7 @@ def test_the_history_has_the_best_so_far_errors_and_failures(watched, made):
     assert found["perfect model"]["y"] == [1.4, 1.4]
 
 
+@pytest.mark.slow
 def test_a_selection_holds_in_all_figures_and_the_table(watched, made):
     page, best = watched.page, made[1]["best"].number
     show(page, "eps")
@@ -302,6 +304,7 @@ def test_another_sweep_of_the_measure_is_overlaid(watched):
     page.uncheck("input[aria-label='overlay eps_again']")
 
 
+@pytest.mark.slow
 def test_a_trial_opens_with_its_command_log_and_picture(watched, made):
     page, best = watched.page, made[1]["best"].number
     show(page, "eps")

@@ -26,7 +26,13 @@ ANY = [*TEST["command"][:5], "${args}"]
 SAMPLES = {"evaluate.num_samples": {"value": 40}}
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in shipped("sweeps").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(path.stem, marks=pytest.mark.slow if path.stem in ("branches", "few", "front") else [])
+        for path in sorted(shipped("sweeps").glob("*.yaml"))
+    ],
+)
 def test_shipped_sweeps_fit_the_model_that_they_name(folder, capsys, name):
     for model in ("ncsn", "vp_pc"):
         checkpoint = Path(f"runs/{model}/latest/last.ckpt")

@@ -192,7 +192,7 @@ REFUSED = [
     ({"search_space": "conditional"}, {}, "so that parameters are not used"),
     ({"search_space": 3}, {}, "search_space=3: must be text"),
     ({}, {"parameters": None}, "needs parameters, as"),
-    ({}, {"metric": None}, "method custom needs a metric"),
+    ({}, {"metric": None}, "method=custom: needs a metric"),
     ({}, {"scheduler": None}, "method custom needs 'scheduler: {engine: optuna}'"),
     ({}, {"scheduler": "optuna"}, "scheduler='optuna': must be a mapping"),
     (

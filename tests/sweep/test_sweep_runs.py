@@ -10,7 +10,7 @@ import yaml
 from lightning_score.callbacks import Evaluate
 from lightning_score.cli import run
 from lightning_score.metrics import DigitFeatures
-from lightning_score.report.finding import find_runs
+from lightning_score.report.finding import Reader
 from lightning_score.runs.status import read_status
 from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.logged import logged_metrics
@@ -81,7 +81,7 @@ def test_trials_that_train_end_early_or_fail_alone(folder, capfd):
     place = Path("runs/sweeps/lr")
     printed = capfd.readouterr().out
     assert read_status(Path(poor.user_attrs["folder"]))["state"] == "stopped early" == read_csv(place).rows[1].state
-    runs, _ = find_runs(Path("runs"))
+    runs = Reader(Path("runs")).look().runs
     assert sorted(run.state for run in runs) == ["failed", "finished", "stopped early"]
     assert good.state.name == "COMPLETE" and len(good.intermediate_values) == 3
     assert poor.state.name == "PRUNED" and len(poor.intermediate_values) < 3, printed

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from wandb_server import serving
 
-from lightning_score.report.finding import find_runs
+from lightning_score.report.finding import Reader
 from lightning_score.sweep.results import read_csv
 from lightning_score.sweep.trial_run import last_metrics
 
@@ -163,7 +163,7 @@ def test_the_results_are_shown_here_and_on_wandb(folder, server):
     early = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
     assert early.returncode == 0 and "stopped early" in early.stdout, early.stderr
     assert [row.state for row in read_csv(folder / "runs/sweeps/sweep2").rows] == ["stopped early"]
-    assert "stopped early" in {run.state for run in find_runs(folder / "runs")[0]}
+    assert "stopped early" in {run.state for run in Reader(folder / "runs").look().runs}
     (folder / "runs/sweeps/sweep2/sweep.yaml").write_text("mine")
     refused = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
     assert refused.returncode == 2 and "contains another sweep" in refused.stderr
