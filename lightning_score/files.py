@@ -1,5 +1,7 @@
 """Reading files safely and writing them atomically."""
 
+import csv
+import io
 import os
 import re
 import shutil
@@ -7,7 +9,7 @@ import socket
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EIO
 from pathlib import Path
@@ -161,6 +163,13 @@ def new_folder_if_kept(folder: Path) -> Iterator[None]:
             with suppress(OSError):
                 place.rmdir()
         raise
+
+
+def csv_text(lines: Iterable[Iterable[Any]]) -> str:
+    """Lines of cells as CSV."""
+    text = io.StringIO()
+    csv.writer(text).writerows(lines)
+    return text.getvalue()
 
 
 def replace_text(file: Path, text: str) -> None:

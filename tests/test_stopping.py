@@ -126,6 +126,8 @@ def test_a_folder_without_a_result_is_removed_and_one_with_a_result_stays(tmp_pa
         newer = new_dated_folder(tmp_path / "runs" / "name")
         (newer / "config.yaml").write_text("a: 1\n")
         (newer / "metrics.csv").write_text("step,val/loss\n")
+        (newer / "console.log").write_text("$ python -m lightning_score fit\n")
+        (newer / "system.csv").write_text("step,time\n0,1.0\n")
         point_latest(newer)
         kept = new_dated_folder(tmp_path / "kept")
         (kept / "evaluations.jsonl").write_text("{}\n")

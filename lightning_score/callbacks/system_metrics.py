@@ -17,10 +17,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning_score.callbacks.base import writes_files
 from lightning_score.errors import require
 from lightning_score.files import replace_text, tolerating_full_disk
-from lightning_score.runs.folders import leads_out
+from lightning_score.runs.folders import SYSTEM, leads_out
 
-FILE = "system.csv"
-"""The name of the file in a run folder."""
 GPU = {"percent": "utilization", "memory_gb": "device_memory_used", "watts": "power_draw", "celsius": "temperature"}
 """What NVML measures of a GPU, as functions of `torch.cuda`; they need nvidia-ml-py."""
 UNITS = {"memory_gb": 1e9, "watts": 1e3}
@@ -55,7 +53,7 @@ class SystemMetrics(Callback):
         """Starts to sample."""
         self._stop()
         if self.every_seconds > 0 and writes_files(trainer):
-            file = Path(trainer.default_root_dir) / FILE
+            file = Path(trainer.default_root_dir) / SYSTEM
             gpus = torch.cuda.device_count() if trainer.strategy.root_device.type == "cuda" else 0
             self._over = threading.Event()
             self._thread = threading.Thread(target=self._watch, args=(trainer, file, gpus, self._over), daemon=True)

@@ -1,11 +1,10 @@
 """All runs and sweeps as plain data for programs: `report --json` and `report --csv`."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_score.files import csv_text
 from lightning_score.report.finding import Reader
 from lightning_score.report.query import Query
 from lightning_score.report.reading import Run, folder_name
@@ -92,10 +91,8 @@ def table_of(runs: Sequence[dict[str, Any]]) -> str:
     columns = ["name", "state", "step", "seconds", "tags", "archived"]
     numbers = sorted({name for run in runs for name in run["values"]} - {*columns})
     settings = sorted({name for run in runs for name in run["settings"]})
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow([*columns, *numbers, *(f"config.{name}" for name in settings)])
+    lines = [[*columns, *numbers, *(f"config.{name}" for name in settings)]]
     for run in runs:
         own = [" ".join(run["tags"]) if name == "tags" else run[name] for name in columns]
-        writer.writerow([*own, *map(run["values"].get, numbers), *map(run["settings"].get, settings)])
-    return text.getvalue()
+        lines.append([*own, *map(run["values"].get, numbers), *map(run["settings"].get, settings)])
+    return csv_text(lines)

@@ -19,12 +19,12 @@ from lightning_score.callbacks.langevin_health import FILE as LANGEVIN
 from lightning_score.errors import one_line
 from lightning_score.report.notes import FILE as NOTES, Notes, read_notes
 from lightning_score.report.states import state_of
-from lightning_score.runs.folders import LEADS_OUT, leads_out
+from lightning_score.runs.console import shown
+from lightning_score.runs.folders import CONSOLE, LEADS_OUT, SYSTEM, leads_out
 from lightning_score.runs.records import FILE as RECORDS, Record, as_number, finite, read_records
 from lightning_score.runs.status import STATUS, row_steps
 from lightning_score.runs.yaml_files import load
 
-CONSOLE, SYSTEM = "console.log", "system.csv"
 LINES, LONGEST, TAIL = 200, 1000, 200_000
 """How much of a console is shown: lines, letters of one, and bytes of the end of the file that are read."""
 
@@ -179,9 +179,8 @@ def last_lines(file: Path) -> list[str]:
     """The last lines of the text that a terminal would show of a file: without colors and overwritten progress bars."""
     with file.open("rb") as lines:
         lines.seek(max(file.stat().st_size - TAIL, 0))
-        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", lines.read().decode("utf-8", errors="replace"))
-    shown = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
-    return [line[:LONGEST] for line in shown if line][-LINES:]
+        text = lines.read().decode("utf-8", errors="replace")
+    return [line[:LONGEST] for line in map(shown, text.split("\n")) if line][-LINES:]
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from lightning_score.report.tables import with_two_errors
 from lightning_score.runs.folders import LEADS_OUT, leads_out
 from lightning_score.sweep.charts import values_of
 from lightning_score.sweep.folds import SEED, fold_key, folded
+from lightning_score.sweep.fronts import hypervolumes
 from lightning_score.sweep.importance import MOST, importances
-from lightning_score.sweep.objectives import directions, hypervolume_history, reference_point
 from lightning_score.sweep.results import ENDED, TABLE, Results, Row, difference, floors_of, numeric, read_csv, short_name
 from lightning_score.sweep.spec import Sweep, from_entries
 
@@ -122,16 +122,12 @@ def _parameter(found: Results, name: str, shares: Sequence[dict[str, float]]) ->
 
 
 def _hypervolume(found: Results) -> dict[str, Any] | None:
-    """The hypervolume after each complete trial that satisfies the constraints, and its reference point."""
-    rows = {row.number: [row.values.get(objective.name, math.nan) for objective in found.objectives]
-            for row in found.rows if row.state == "complete" and row.feasible}  # fmt: skip
-    known = {number: values for number, values in rows.items() if all(map(math.isfinite, values))}
-    if len(found.objectives) < 2 or not known:
+    """The hypervolume after each complete trial, and its reference point; None if no trial satisfies the constraints."""
+    rows = sorted(found.measured, key=lambda row: row.number)
+    if len(found.objectives) < 2 or not any(row.feasible for row in rows):
         return None
-    points = [*known.values()]
-    reference = reference_point(points, found.objectives, found.constraints)
-    volumes = hypervolume_history(points, directions(found.objectives), reference)
-    return {"numbers": [*known], "values": rounded(volumes), "reference": rounded(reference)}
+    volumes, reference = hypervolumes(rows, found.objectives, found.constraints)
+    return {"numbers": [row.number for row in rows], "values": rounded(volumes), "reference": rounded(reference)}
 
 
 def _trial(found: Results, row: Row, numbers: Sequence[str]) -> dict[str, Any]:

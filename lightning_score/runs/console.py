@@ -12,10 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from lightning_score.runs.folders import leads_out
+from lightning_score.runs.folders import CONSOLE, leads_out
 
-CONSOLE = "console.log"
-"""The name of the file in a run folder."""
 ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07)")
 """Colors, and movements of the cursor, of a terminal."""
 EVERY = 1.0
@@ -127,7 +125,7 @@ class _Console:
             *complete, rest = (self._rest.get(source, "") + text).split("\n")
             last = rest.rstrip("\r")
             self._rest[source] = last.rpartition("\r")[2] + rest[len(last) :][:1]  # a new line may follow "\r"
-            self._lines += [f"{_shown(line)}\n" for line in complete if _shown(line) or not line]
+            self._lines += [f"{shown(line)}\n" for line in complete if shown(line) or not line]
             if self._file is not None and (complete or time.monotonic() > self._written + EVERY):
                 self._flush()
 
@@ -159,10 +157,10 @@ class _Console:
         self._file.truncate()
         self._file.write("".join(self._lines).encode(errors="replace"))
         self._lines, self._end, self._written = [], self._file.tell(), time.monotonic()
-        unfinished = [shown for shown in map(_shown, self._rest.values()) if shown]
+        unfinished = filter(None, map(shown, self._rest.values()))
         self._file.write("".join(f"{line}\n" for line in unfinished).encode(errors="replace"))
 
 
-def _shown(line: str) -> str:
+def shown(line: str) -> str:
     """What a terminal shows of a line at its end."""
     return ESCAPES.sub("", line.rstrip("\r").rpartition("\r")[2]).rstrip()

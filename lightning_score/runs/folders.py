@@ -20,7 +20,10 @@ LEADS_OUT = "leads out of the folder of runs, or is not a file; left out"
 LONGEST_NAME = 200
 """Bytes of the name of a run; file systems allow 255, and names of files made from it are longer."""
 
-WITHOUT_RESULT = ("config.yaml", "hparams.yaml", "console.log", "system.csv", STATUS)
+CONSOLE, SYSTEM = "console.log", "system.csv"
+"""Files of a run: what its command prints, and how busy its machine is."""
+
+WITHOUT_RESULT = ("config.yaml", "hparams.yaml", CONSOLE, SYSTEM, STATUS)
 """Files that a run writes although it may not have computed anything."""
 
 LAST_WORKERS = 8.0
@@ -52,7 +55,7 @@ def check_name(name: str, option: str) -> None:
 
 def leads_out(file: Path, root: Path) -> bool:
     """Whether a path is not a file below a folder: a link to elsewhere, a pipe or a device."""
-    if not os.path.exists(file):
+    if not os.path.lexists(file):
         return False
     return not (os.path.isfile(file) and os.path.realpath(file).startswith(os.path.join(os.path.realpath(root), "")))
 

@@ -13,8 +13,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from lightning_score.errors import require
 from lightning_score.runs.checkpoints import last_saved
 
-SLOT, ERROR, FOLDER = "slot", "error", "folder"
-"""Attributes of a trial: place in the queue; error message; the folder of its results."""
+SLOT, SETTINGS, ERROR, FOLDER = "slot", "settings", "error", "folder"
+"""Attributes of a trial: place in the queue; settings; error message; the folder of its results."""
 INTERRUPTED, DEATHS = "interrupted", "deaths"
 """Attributes of a trial: stopped by a signal; how often earlier attempts were killed."""
 SURPLUS, RETRIED = "surplus", "retry_history"

@@ -108,9 +108,7 @@ def by_parameter(found: Results) -> dict[str, Chart]:
     rows = found.ranked
     metric, floor = _metric_axis(found.metric, rows)
     varied = [name for name in found.varied if len(values_of(rows, name)) > 1]
-    return {
-        name: Chart(metric, floor, *_against(rows, name, [other for other in varied if other != name])) for name in varied
-    }
+    return {name: Chart(metric, floor, *_against(rows, name, varied)) for name in varied}
 
 
 def _pareto(found: Results, first: Objective, second: Objective, colored: bool) -> Chart | None:
@@ -175,7 +173,8 @@ def axis_of(label: str, values: Sequence[float], every: bool = False) -> Axis:
 def _grouped(rows: list[Row], names: Sequence[str]) -> dict[str, list[Row]]:
     """The trials by their settings of some parameters, in the order of these."""
     groups: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: [values_of(rows, name).index(row.text(name)) for name in names]):
+    places = {name: {text: i for i, text in enumerate(values_of(rows, name))} for name in names}
+    for row in sorted(rows, key=lambda row: [places[name][row.text(name)] for name in names]):
         groups.setdefault(", ".join(row.texts(names)), []).append(row)
     return groups
 

@@ -81,7 +81,8 @@ def _check(options: Any, given: Set[str]) -> None:
 
 
 def _run_file(options: Any, interruption: Interruption) -> None:
-    spec = read_sweep_file(str(find_config(options.file, "sweeps", "")))
+    file = find_config(options.file, "sweeps", "")
+    spec = read_sweep_file(str(file))
     name = options.name or spec.name
     spec = replace(spec, name=name)
     folder = folder_of(options.runs, name)
@@ -110,20 +111,21 @@ def _run_file(options: Any, interruption: Interruption) -> None:
     if not options.worker:
         runner.queue(plan.count, options.retry)
     if options.launch and study.waiting() and not interruption.requested:
-        _launch(options, folder, min(options.jobs, study.waiting()), slurm)
+        coded = spec.scheduler is not None and bool(spec.scheduler.source)  # code that is found from the user's file
+        _launch(options, folder, file.resolve() if coded else folder / FILE, min(options.jobs, study.waiting()), slurm)
     else:
         runner.run()
 
 
-def _launch(options: Any, folder: Path, tasks: int, slurm: dict[str, str]) -> None:
-    """Writes the script of a job that runs the trials that wait, and submits it if that is asked for."""
+def _launch(options: Any, folder: Path, source: Path, tasks: int, slurm: dict[str, str]) -> None:
+    """Writes the script of a job that runs the waiting trials of a sweep file, and submits it if that is asked for."""
     kept = {
         "name": folder.name,
         "runs": str(Path(options.runs).resolve()),
         "storage": options.storage,
         "count": options.count,
     }
-    words = [str(folder / FILE), *(f"--{name}={value}" for name, value in kept.items() if value is not None), "--worker"]
+    words = [str(source), *(f"--{name}={value}" for name, value in kept.items() if value is not None), "--worker"]
     file = write_script(folder, script(folder.name, folder, tasks, words, slurm))
     if options.submit:
         print(submit(file))

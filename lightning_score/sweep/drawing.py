@@ -36,15 +36,18 @@ def draw_charts(named: Mapping[str, Chart], title: str, varied: Sequence[str], f
         varied: the parameters that are shown for the trials of a front.
         folder: for the files.
     """
+    from matplotlib import rc_context  # takes a second to import
+
     files = []
-    for name, chart in named.items():
-        files.append(folder / f"{re.sub('[^A-Za-z0-9]+', '_', name)}.png")
-        _figure(chart, title, varied).savefig(files[-1], dpi=120)
+    with rc_context({"text.parse_math": False}):  # names and settings may hold dollar signs
+        for name, chart in named.items():
+            files.append(folder / f"{re.sub('[^A-Za-z0-9]+', '_', name)}.png")
+            _figure(chart, title, varied).savefig(files[-1], dpi=120)
     return files
 
 
 def _figure(chart: Chart, title: str, varied: Sequence[str]) -> Any:
-    from matplotlib.figure import Figure  # takes a second to import
+    from matplotlib.figure import Figure
 
     height = 1.6 + 0.3 * len(chart.across.ticks) if chart.sideways else 4.6
     figure = Figure(figsize=(7.2, height), layout="constrained")

@@ -14,14 +14,12 @@ from optuna.study import Study
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
 from lightning_score.errors import InputError, require
-from lightning_score.sweep.attempts import SLOT
+from lightning_score.sweep.attempts import SETTINGS, SLOT
 from lightning_score.sweep.spec import Sweep
-from lightning_score.sweep.users_study import UsersStudy
+from lightning_score.sweep.users_study import DrawnBefore, UsersStudy
 
 KNOWN = 1000
 """Maximal number of random trials that are drawn for the checks."""
-SETTINGS = "settings"
-"""Attribute of a trial: its settings."""
 LEARNED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 """States of trials that the estimator learns from."""
 AGAIN, AT_RANDOM = 20, 500
@@ -108,7 +106,7 @@ def known_values(sweep: Sweep, count: int, seed: int) -> list[dict[str, Any]]:
     return [trial.params for trial in trials]
 
 
-class SeededBayes(BaseSampler):
+class SeededBayes(DrawnBefore):
     """The tree-structured Parzen estimator of all parameters together (Bergstra et al. 2011; Falkner et al. 2018).
 
     With several objectives the best trials are those that add most to the hypervolume of the front (Ozaki et al. 2022).
@@ -127,15 +125,11 @@ class SeededBayes(BaseSampler):
     def __init__(self, sweep: Sweep, seed: int):
         self._sweep, self._seed = sweep, seed
 
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Draws all parameters of a trial and stores them, unless it has them because it runs again."""
-        if trial.params:
-            return
+    def draw(self, study: Study, trial: FrozenTrial) -> None:
+        """Draws the parameters of a trial, and stores its settings."""
         others = [each for each in study.get_trials(deepcopy=False) if each.number != trial.number]
         drawn, settings = self._draw(study, others, trial.user_attrs.get(SLOT, trial.number))
         trial.params, trial.distributions = drawn.params, drawn.distributions
-        for name, law in drawn.distributions.items():
-            study._storage.set_trial_param(trial._trial_id, name, law.to_internal_repr(drawn.params[name]), law)
         study._storage.set_trial_user_attr(trial._trial_id, SETTINGS, settings)  # for the worker that draws next
 
     def _draw(self, study: Study, others: Sequence[FrozenTrial], slot: int) -> tuple[Trial, dict[str, Any]]:
@@ -161,12 +155,6 @@ class SeededBayes(BaseSampler):
     def _sampler(self, seed: int) -> TPESampler:
         conditional = self._sweep.scheduler is not None and bool(self._sweep.scheduler.search_space)
         return TPESampler(multivariate=True, group=conditional, constant_liar=True, seed=seed)
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        return {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

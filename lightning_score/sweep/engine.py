@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import shlex
 import signal
+import sys
 import time
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -14,7 +16,7 @@ from lightning_score.sweep.processes import PATIENCE, Interruption, cores
 from lightning_score.sweep.results import TABLE
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.study import Study
-from lightning_score.sweep.summary import LiveTable, collect_results, rerun_command, summarize
+from lightning_score.sweep.summary import LiveTable, collect_results, summarize
 from lightning_score.sweep.trials import work
 
 POLL, POLL_SHARED = 0.5, 3.0
@@ -139,4 +141,5 @@ class SweepRunner:
             worker.join()
         self._study.release()
         self._write_trials()
-        print(f"\nstopped with {self._study.remaining()} trials left; to resume: {rerun_command()}", flush=True)
+        again = f"python -m lightning_score {shlex.join(sys.argv[1:])}"
+        print(f"\nstopped with {self._study.remaining()} trials left; to resume: {again}", flush=True)

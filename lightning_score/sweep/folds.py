@@ -1,19 +1,18 @@
 """Trials that differ in the seed of training alone, as one row with mean, interval and spread."""
 
-import csv
-import io
 import json
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
+from lightning_score.files import csv_text
 from lightning_score.runs.status import STOPPED_EARLY
 from lightning_score.sweep.macros import as_text
 from lightning_score.sweep.results import Results
-from lightning_score.sweep.rows import Row, mean_error, satisfied
+from lightning_score.sweep.rows import Row, mean_error, satisfied, spread
 
 SEED = "seed_everything"
 """The setting with the seed of training."""
@@ -45,9 +44,7 @@ def means_csv(found: Results) -> str:
         values = [v for each in found.objectives for v in _numbers(row.of(each.name))]
         settings = [as_text(row.settings.get(name, "")) for name in names]
         lines.append([row.number, row.state, *settings, *values, as_text(list(row.seeds)), row.planned])
-    text = io.StringIO()
-    csv.writer(text).writerows(lines)
-    return text.getvalue()
+    return csv_text(lines)
 
 
 def _numbers(row: Row) -> tuple[float, float, float]:
@@ -76,7 +73,7 @@ def _fold(found: Results, rows: Sequence[Row]) -> Row:
         settings={name: value for name, value in first.settings.items() if name != SEED},
         message=_message(members, len(complete)),
     )
-    if len({row.value for row in complete}) == 1 < len(complete):
+    if len({str(row.values) for row in complete}) == 1 < len(complete):
         return replace(whole, message=whole.message or f"the seed changes nothing: {len(complete)} equal trials")
     means = {name: fmean(row.values.get(name, math.nan) for row in complete) for name in first.values if complete}
     return replace(
@@ -105,7 +102,7 @@ def _mean_fields(rows: Sequence[Row]) -> dict[str, Any]:
         "jackknife": (),
         "seeds": tuple(int(row.settings[SEED]) for row in rows),
         "of_seeds": values,
-        "spread": stdev(values) if len(values) > 1 else math.nan,
+        "spread": spread(values),
     }
 
 

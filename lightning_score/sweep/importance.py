@@ -14,8 +14,6 @@ from lightning_score.sweep.results import Results, Row, numeric
 LEAST, MOST = 4, 200
 """Results below which no importance is computed, and above which PED-ANOVA is: functional ANOVA takes a minute for 1000."""
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-
 
 def importances(found: Results) -> dict[str, float]:
     """Each parameter's share of the variance of the metric, the largest first (functional ANOVA, Hutter et al. 2014; of more

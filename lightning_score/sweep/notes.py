@@ -14,15 +14,14 @@ def notes(found: Results) -> list[str]:
     """Lines below the table: importances, the Pareto front, the best trial and its command, and the failures."""
     lines, trials = [], found.trials or found.rows
     failed = sum(row.state == "failed" for row in trials)
-    for metric, importances in (found.importances_of or {found.metric: found.importances}).items():
+    for metric, importances in found.importances_of.items():
         shares = ", ".join(f"{name} {share:.0%}" for name, share in importances.items())
         of = f" for {metric}" if len(found.objectives) > 1 else ""
         lines += [f"importance{of}: {shares}"] if shares else []
     for first, second in found.pairs:
         lines += _front_notes(found, first, second)
     lines += _hypervolume_note(found)
-    for objective in found.objectives:
-        lines += _best_note(found.by(objective))
+    lines += dict.fromkeys(note for each in found.objectives for note in _best_note(found.by(each)))
     lines += [f"again: {found.again}"] if found.ranked else []
     lines += [] if found.seed is None else [f"settings drawn with --seed {found.seed}"]
     if failed:

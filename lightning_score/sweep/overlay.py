@@ -5,11 +5,11 @@ import math
 import os
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 
 from lightning_score.errors import InputError, one_line, require
@@ -21,6 +21,7 @@ from lightning_score.sweep.folds import folded
 from lightning_score.sweep.history import HISTORY, history
 from lightning_score.sweep.results import TABLE, Results, Row, difference, format_number, read_csv
 from lightning_score.sweep.rows import with_error
+from lightning_score.sweep.summary import console
 
 SWEEP = "sweep"
 """The setting of a row of several sweeps that names its own."""
@@ -131,7 +132,7 @@ def _measure(found: Results) -> dict[str, Any]:
     best = found.ranked[0]
     known: dict[str, Any] = {"number of samples": best.n} if best.n else {}
     keys = [row.paired for row in [*(found.trials or found.rows)] if row.paired]
-    if keys:
+    with suppress(IndexError, ValueError, SyntaxError, TypeError):  # none is known, or the table is damaged
         return known | dict(zip(AXIS, ast.literal_eval(keys[0]), strict=False))
     floor = {f"{floor_name(best.floor_kind)} value": f"{best.floor:.6g}"} if math.isfinite(best.floor) else {}
     return known | floor
@@ -152,7 +153,7 @@ def compare(listed: str, runs: str) -> None:
     table = Table(*shown.titles, header_style="bold")
     for line in shown.lines:
         table.add_row(*line)
-    Console(width=None if os.isatty(1) else 160).print(table)
+    console().print(table)
     place = folders[0] / f"compared_with_{'_'.join(folder.name for folder in folders[1:])}"
     make_folder(place)
     files = draw_charts(shown.charts, shown.results.name, shown.results.varied, place)

@@ -1,7 +1,6 @@
 """The results of a sweep: its trials as rows, differences with their errors, the Pareto front, tables."""
 
 import csv
-import io
 import json
 import math
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from lightning_score.files import csv_text
 from lightning_score.runs.records import SUBSET
 from lightning_score.runs.status import STOPPED_EARLY
 from lightning_score.sweep.fronts import front_of
@@ -28,7 +28,6 @@ from lightning_score.sweep.rows import (
     format_duration,
     format_number,
     leave_one_out,
-    metric_fields,
     metric_names,
     numeric,
     satisfied,
@@ -40,14 +39,13 @@ from lightning_score.sweep.rows import (
 )
 
 __all__ = ["COLUMNS", "ENDED", "SILENCE", "TABLE", "Results", "Row", "difference", "floors_of", "format_duration",
-           "format_number", "leave_one_out", "metric_fields", "numeric", "read_csv", "setting_text",
-           "short_name"]  # fmt: skip
+           "format_number", "leave_one_out", "numeric", "read_csv", "short_name"]  # fmt: skip
 TABLE = "trials.csv"
 """The table of trials in a sweep's folder."""
 COLUMNS = ("error", "floor", "n", "nfe", "seconds", "folder", "message", "without", "paired", "worker", "floor_kind",
            "started")  # fmt: skip
 """Columns after trial, state, settings and metric, the fields of a row; old tables lack the last five."""
-FURTHER = ("error", "floor", "without", "paired")
+FURTHER = ("error", "floor", "without", "paired", "floor_kind")
 """Columns of each further metric, after its own, as `val/loss_error`."""
 ENDED = ("complete", STOPPED_EARLY, "failed")
 """States of trials that have ended."""
@@ -65,12 +63,11 @@ class Results:
         maximize: whether larger values of it are better.
         varied: the names of the parameters with more than one value.
         rows: the trials.
-        importances: each parameter's share of the variance of the metric.
         again: the command that runs the best trial again.
         seed: of the draws of the settings; None if none are drawn here.
         objectives: all metrics to optimize; by default the first alone.
         constraints: bounds on metrics.
-        importances_of: the importances for each objective.
+        importances_of: each parameter's share of the variance of each objective.
         trials: the single trials, if rows are means over training seeds.
     """
 
@@ -79,7 +76,6 @@ class Results:
     maximize: bool
     varied: list[str]
     rows: list[Row]
-    importances: dict[str, float] = field(default_factory=dict)
     again: str = ""
     seed: int | None = None
     objectives: tuple[Objective, ...] = ()
@@ -122,10 +118,7 @@ class Results:
     def by(self, objective: Objective) -> "Results":
         """The results with one of the objectives, or network evaluations, as the only one."""
         rows = [row.of(objective.name) for row in self.rows]
-        shares, one = self.importances_of.get(objective.name, {}), (objective,)
-        return replace(
-            self, metric=objective.name, maximize=objective.maximize, rows=rows, importances=shares, objectives=one
-        )
+        return replace(self, metric=objective.name, maximize=objective.maximize, rows=rows, objectives=(objective,))
 
     def front(self, *objectives: Objective) -> list[Row]:
         """The Pareto front: the trials that satisfy the constraints and than which no other such trial is better or equal in
@@ -153,13 +146,13 @@ class Results:
             "state",
         ]
         lines = []
-        for row in [*front, *(row for row in ranked if row not in front), *(row for row in self.rows if row not in ranked)]:
+        for i, row in enumerate({id(row): row for row in (*front, *ranked, *self.rows)}.values()):
             cells = [str(row.number), *(setting_text(row.settings.get(name, "")) for name in self.varied)]
             for one in (row.of(objective.name) for objective in self.objectives):
                 cells += map(format_number, (one.value, 2 * one.error, *([one.spread] if folds else [])))
             cells += [seeds_text(row)] if folds else []
             if several:
-                cells += ["yes" if row in front else ""]
+                cells += ["yes" if i < len(front) else ""]
             else:
                 gap, error = difference(row, best) if best and row is not best else (math.nan, math.nan)
                 cells += map(format_number, (gap, 2 * error))
@@ -168,7 +161,7 @@ class Results:
 
     def result(self, row: Row) -> str:
         """The objectives of a trial with two standard errors."""
-        return ", ".join(f"{objective.name}={with_error(row.of(objective.name))}" for objective in self.objectives)
+        return ", ".join(f"{each.name}={with_error(row.of(each.name))}" for each in self.objectives if each.name)
 
     def csv(self) -> str:
         """All rows with all settings as CSV."""
@@ -182,9 +175,7 @@ class Results:
             more = [cell for name in others for cell in (row.values.get(name, ""), *_cells(row.of(name), FURTHER))]
             more += [row.feasible] if self.constraints else []
             lines.append([row.number, row.state, *settings, row.value, *_cells(row, COLUMNS), *more])
-        text = io.StringIO()
-        csv.writer(text).writerows(lines)
-        return text.getvalue()
+        return csv_text(lines)
 
 
 def _cells(row: Row, columns: Sequence[str]) -> list[Any]:
@@ -210,7 +201,8 @@ def read_csv(folder: Path) -> Results:
         silent = time.time() - (folder / TABLE).stat().st_mtime > SILENCE
         others = metric_names(objectives, constraints)[1:]
         rows = [_from_cells(cells, names, [metric, *others], silent, constraints) for cells in table]
-    varied = [name for name in names if len({as_text(row.settings[name]) for row in rows}) > 1]
+    drawn = [row for row in rows if any(value != "" for value in row.settings.values())]  # method bayes draws later
+    varied = [name for name in names if len({as_text(row.settings[name]) for row in drawn}) > 1]
     maximize = bool(objectives) and objectives[0].maximize
     return Results(folder.name, metric, maximize, varied, rows, objectives=objectives, constraints=constraints)
 
@@ -242,7 +234,6 @@ def _from_cells(
         folder=cells["folder"],
         message=cells["message"],
         worker=worker,
-        floor_kind=cells.get("floor_kind", SUBSET) or "",
         started=float(cells.get("started") or "nan"),
         values=values,
         measures={metrics[0]: numbers, **{name: _numbers(cells, name, f"{name}_") for name in metrics[1:]}},
@@ -255,7 +246,9 @@ def _numbers(cells: Mapping[str, str], metric: str, prefix: str) -> dict[str, An
     value, error, floor = (float(cells.get(name) or "nan") for name in (metric, f"{prefix}error", f"{prefix}floor"))
     jackknife = tuple(map(float, json.loads(cells.get(f"{prefix}without") or "[]")))
     n, nfe, paired = int(float(cells["n"] or 0)), float(cells["nfe"] or "nan"), cells.get(f"{prefix}paired") or ""
-    return {"value": value, "error": error, "floor": floor, "n": n, "nfe": nfe, "jackknife": jackknife, "paired": paired}
+    kind = cells.get(f"{prefix}floor_kind", "" if prefix else SUBSET) or ""
+    return {"value": value, "error": error, "floor": floor, "n": n, "nfe": nfe, "jackknife": jackknife, "paired": paired,
+            "floor_kind": kind}  # fmt: skip
 
 
 def _from_text(text: str) -> Any:

@@ -181,7 +181,12 @@ def difference(row: Row, other: Row) -> tuple[float, float]:
 
 def mean_error(values: Sequence[float]) -> float:
     """The standard error of a mean, `s / n^(1/2)`, times `student(n - 1)`; NaN for fewer than two values."""
-    return student(len(values) - 1) * stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
+    return student(len(values) - 1) * spread(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
+
+
+def spread(values: Sequence[float]) -> float:
+    """The standard deviation of values; NaN for fewer than two, or if one is not finite."""
+    return stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
 
 
 def _error_over_seeds(row: Row, other: Row) -> float:

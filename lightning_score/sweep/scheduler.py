@@ -64,7 +64,7 @@ class Scheduler:
         if not Path(self.source).is_file():
             return ""
         lines = Path(self.source).read_text(encoding="utf-8", errors="replace").splitlines()
-        return "".join(f"# {line}".rstrip() + "\n" for line in [f"{Path(self.source).name}:", *lines])
+        return "\n" + "".join(f"# {line}".rstrip() + "\n" for line in [f"{Path(self.source).name}:", *lines])
 
     def optuna(self) -> "OptunaOptimizer":
         """W&B's optimizer with a new study, in memory, that the user's function `optimizer` makes.

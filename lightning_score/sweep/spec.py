@@ -224,7 +224,8 @@ def read_sweep_file(path: str) -> Sweep:
     require(file.is_file(), f"{path}: there is no such sweep file; an example is sweeps/eps.yaml")
     _, text = read_mapping(path, "sweep file", "method: grid")
     sweep = from_entries(yaml.safe_load(text), path, text, file.stem)  # like W&B, which reads 1e-3 as text
-    return sweep if sweep.scheduler is None else replace(sweep, text=text + sweep.scheduler.code)
+    code = "" if sweep.scheduler is None else sweep.scheduler.code
+    return replace(sweep, text=text.removesuffix(code) + code)  # the file in the folder of a sweep has the code already
 
 
 def from_entries(entries: Any, path: str, text: str, name: str) -> Sweep:

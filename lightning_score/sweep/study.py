@@ -24,6 +24,7 @@ from lightning_score.sweep.attempts import (
     FAILED,
     INTERRUPTED,
     RETRIES,
+    SETTINGS,
     SLOT,
     SURPLUS,
     comes_back,
@@ -41,16 +42,15 @@ from lightning_score.sweep.scheduler import SearchEnded
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.users_study import UsersStudy
 
-WORKER, METRICS, SETTINGS = "worker", "metrics", "settings"
-"""Further attributes of a trial: its worker, its metrics, its settings."""
+WORKER, METRICS = "worker", "metrics"
+"""Further attributes of a trial: its worker, its metrics."""
 HEARTBEAT, GRACE = 10, 60
 """Seconds between two heartbeats of a worker, and without heartbeat until its trial is put back into the queue."""
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: STOPPED_EARLY, TrialState.FAIL: FAILED,
           TrialState.WAITING: "waiting"}  # fmt: skip
 
-
-Objective = Callable[["Study", Trial, dict[str, Any]], float | Sequence[float]]
+RunTrial = Callable[["Study", Trial, dict[str, Any]], float | Sequence[float]]
 
 
 class Unusable(InputError):
@@ -159,6 +159,8 @@ class Study:
     def retry(self, which: str = FAILED) -> int:
         """Puts failed trials, all or those of some numbers, back into the queue with their values; returns how many."""
         wanted = failed_trials(self.trials(), which)
+        reason = reached_target(self.sweep.objectives, self.trials())
+        require(not reason, f"--retry {which}: {reason}, after which no trial starts; leave it out")
         for trial in wanted:
             self._study.add_trial(next_attempt(trial, killed=0))
         return len(wanted)
@@ -215,7 +217,7 @@ class Study:
         with suppress(UpdateFinishedTrialError):  # another worker has already ended it
             self._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
 
-    def work(self, objective: Objective, stop: Callable[[], bool] = lambda: False, leaves: bool = False) -> None:
+    def work(self, objective: RunTrial, stop: Callable[[], bool] = lambda: False, leaves: bool = False) -> None:
         """Runs trials from the queue until all have ended.
 
         Args:
@@ -238,7 +240,7 @@ class Study:
             else:
                 time.sleep(0.5)  # if another worker dies, its trial returns to the queue
 
-    def _run_next(self, objective: Objective, stop: Callable[[], bool]) -> None:
+    def _run_next(self, objective: RunTrial, stop: Callable[[], bool]) -> None:
         """Runs the next trial; an interrupted trial returns to the queue."""
         try:
             self._study.optimize(lambda trial: self._run(trial, objective, stop), n_trials=1, catch=(Exception,))
@@ -246,7 +248,7 @@ class Study:
             self.release()
             raise
 
-    def _run(self, trial: Trial, objective: Objective, stop: Callable[[], bool]) -> Sequence[float]:
+    def _run(self, trial: Trial, objective: RunTrial, stop: Callable[[], bool]) -> Sequence[float]:
         if SLOT not in trial.user_attrs or self._is_taken(trial):
             trial.set_user_attr(SURPLUS, True)
             raise RuntimeError("another worker has this trial")

@@ -3,7 +3,6 @@
 import math
 import os
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from rich.table import Table
 
 from lightning_score.files import replace_text
 from lightning_score.runs.records import SUBSET
-from lightning_score.sweep.attempts import ERROR, FOLDER, SLOT
+from lightning_score.sweep.attempts import ERROR, FOLDER, SETTINGS, SLOT
 from lightning_score.sweep.drawing import draw
 from lightning_score.sweep.folder import FILE, check_folder, folder_of, make_folder
 from lightning_score.sweep.folds import MEANS, SEED, folded, means_csv
@@ -27,7 +26,7 @@ from lightning_score.sweep.on_wandb import fetch, publish
 from lightning_score.sweep.results import ENDED, TABLE, Results, Row, format_duration, format_number
 from lightning_score.sweep.rows import measured_fields
 from lightning_score.sweep.spec import Sweep, dotted
-from lightning_score.sweep.study import METRICS, SETTINGS, WORKER, Study
+from lightning_score.sweep.study import METRICS, WORKER, Study
 from lightning_score.sweep.trials import MEASURES, SECONDS
 
 SHOWN = 12
@@ -38,6 +37,11 @@ LONG = 48
 """Maximal width of a column; longer text is folded."""
 
 
+def console() -> Console:
+    """A console that prints brackets and colons of names and messages as they are, and is wide unless it is a terminal."""
+    return Console(width=None if os.isatty(1) else 160, markup=False, emoji=False)
+
+
 class LiveTable:
     """Shows the best and the running trials; without a terminal, prints a line for every trial that ends.
 
@@ -46,7 +50,7 @@ class LiveTable:
     """
 
     def __init__(self, source: Callable[[], Results]):
-        self._source, self._console = source, Console()
+        self._source, self._console = source, console()
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
         self._printed: set[int] | None = None
 
@@ -86,8 +90,8 @@ def _counts(found: Results) -> str:
 
 def _line(found: Results, row: Row, ended: int) -> str:
     result = found.result(row) if row.state != "failed" else f"failed: {row.message}"
-    settings = " ".join(row.texts(found.varied))
-    return f"{ended}/{len(found.rows)} trial {row.number}: {settings}: {result} ({format_number(row.seconds)} s)"
+    parts = [f"{ended}/{len(found.rows)} trial {row.number}", " ".join(row.texts(found.varied)), result]
+    return f"{': '.join(filter(None, parts))} ({format_number(row.seconds)} s)"
 
 
 def _table(found: Results, most: int | None = None) -> Table:
@@ -138,7 +142,7 @@ def write_summary(found: Results, means: Results, folder: Path) -> list[Path]:
     for name, text in files.items():
         replace_text(folder / name, text)
     drawn = draw(means, folder)
-    Console(width=None if os.isatty(1) else 160).print(_table(means))
+    console().print(_table(means))
     names = ", ".join([*files, *(file.name for file in drawn)])
     print(*notes(means), f"written to {shlex.quote(os.path.relpath(folder))}: {names}", sep="\n", flush=True)
     return drawn
@@ -164,7 +168,6 @@ def concluded(spec: Sweep, found: Results) -> Results:
     means = folded(found)
     if means.ranked:
         means.importances_of = {each.name: importances(means.by(each)) for each in means.objectives}
-        means.importances = means.importances_of[means.metric]
         best = means.ranked[0]
         seed = {SEED: best.seeds[0]} if best.seeds else {}
         command = spec.arguments({**best.settings, **seed}).command_line()
@@ -188,8 +191,3 @@ def _row(spec: Sweep, trial: FrozenTrial, state: str) -> Row:
     known["started"] = trial.datetime_start.timestamp() if trial.datetime_start else math.nan
     known["message"] = attributes.get(ERROR, "its workers died") if state == "failed" else ""
     return Row(attributes.get(SLOT, trial.number), state, dict(flatten(settings)), **known)
-
-
-def rerun_command() -> str:
-    """The command that this process runs."""
-    return f"python -m lightning_score {shlex.join(sys.argv[1:])}"

@@ -12,6 +12,7 @@ from lightning_score.commands.arguments import Arguments, Option
 from lightning_score.commands.configs import trusted_modules
 from lightning_score.files import replace_text
 from lightning_score.runs.checkpoints import last_saved
+from lightning_score.runs.console import shown
 from lightning_score.runs.status import STATUS, STOPPED_EARLY, read_status
 from lightning_score.sweep.processes import SAVING, SIGNALS
 
@@ -58,18 +59,12 @@ def mark_stopped_early(folder: Path) -> None:
 
 def last_metrics(folder: Path) -> dict[str, float]:
     """The last value of each metric in a run folder."""
-    return {name: values[-1] for name, values in history(folder).items()}
-
-
-def history(folder: Path) -> dict[str, list[float]]:
-    """All values of each metric in a run folder."""
-    found: dict[str, list[float]] = {}
+    found: dict[str, float] = {}
     with suppress(FileNotFoundError), (folder / "metrics.csv").open(newline="") as lines:
         for row in csv.DictReader(lines):
             for name, text in row.items():
                 with suppress(ValueError, TypeError):  # no value, or a line that is not complete yet
-                    value = float(text)
-                    found.setdefault(name, []).append(value)
+                    found[name] = float(text)
     return found
 
 
@@ -85,5 +80,5 @@ def measured(folder: Path, metric: str) -> list[tuple[float, int]]:
 
 def last_line(log: Path) -> str:
     """The last line of a program's output, which is usually its error."""
-    lines = log.read_text(errors="replace").replace("\r", "\n").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")[:300]
+    lines = map(shown, reversed(log.read_text(errors="replace").split("\n")))
+    return next((line.strip() for line in lines if line), "no output")[:300]

@@ -1,6 +1,7 @@
 """Draws trials by the user's own Optuna study, as W&B's scheduler does it, in any number of workers."""
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,28 @@ if TYPE_CHECKING:
 warnings.filterwarnings("ignore", "Choices for a categorical distribution")  # lists and mappings are stored as JSON
 
 
-class UsersStudy(BaseSampler):
+class DrawnBefore(BaseSampler):
+    """Draws all parameters of a trial before it runs, and stores them; a trial that runs again has them."""
+
+    @abstractmethod
+    def draw(self, study: Study, trial: FrozenTrial) -> None:
+        """Draws the parameters of a trial."""
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        if trial.params:
+            return
+        self.draw(study, trial)
+        for name, law in trial.distributions.items():
+            study._storage.set_trial_param(trial._trial_id, name, law.to_internal_repr(trial.params[name]), law)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        return {}
+
+
+class UsersStudy(DrawnBefore):
     """The study that the function `optimizer` of a sweep file makes, with its sampler and its state.
 
     W&B's scheduler holds one study in memory: it asks for a trial, and tells it the results that have arrived. Here each
@@ -42,10 +64,8 @@ class UsersStudy(BaseSampler):
         self._names: list[str] = []  # of the drawn trials in the optimizer
         self._places: dict[int, str] = {}  # of the trials that are not told yet, by their places in the queue
 
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Draws the parameters of a trial and stores them; none if the user's study has ended."""
-        if trial.params:  # drawn before; it runs again
-            return
+    def draw(self, study: Study, trial: FrozenTrial) -> None:
+        """Draws the parameters of a trial; none if the user's study has ended."""
         trials = study._storage.get_all_trials(study._study_id, deepcopy=False)  # a pruner may show only some
         try:
             with self._scheduler.naming(self._scheduler.optimizer):
@@ -55,9 +75,6 @@ class UsersStudy(BaseSampler):
             found = {"error": str(error)}
         study._storage.set_trial_user_attr(trial._trial_id, DRAW, found)
         trial.user_attrs[DRAW] = found
-        for name, distribution in trial.distributions.items():
-            value = distribution.to_internal_repr(trial.params[name])
-            study._storage.set_trial_param(trial._trial_id, name, value, distribution)
 
     def _draw(self, trials: Sequence[FrozenTrial], trial: FrozenTrial) -> dict[str, Any]:
         """Draws a trial; returns its order, and the numbers of the trials whose results were told before it."""
@@ -134,12 +151,6 @@ class UsersStudy(BaseSampler):
             self._made.tell_run(name, RunWithMetrics(RunConfig({}), state or RunState.RUNNING, "", values, history))
             if state is None:  # the pruner has stopped it
                 self._made._tell_study(self._made.trials.pop(name), state=TrialState.PRUNED)
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        return {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

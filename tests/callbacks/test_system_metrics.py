@@ -11,8 +11,9 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from lightning_score.callbacks import SystemMetrics
-from lightning_score.callbacks.system_metrics import FILE, Meter
+from lightning_score.callbacks.system_metrics import Meter
 from lightning_score.errors import InputError
+from lightning_score.runs.folders import SYSTEM
 
 
 class Kept(Logger):
@@ -39,7 +40,7 @@ def trainer_in(folder, **changes):
 
 
 def rows_of(folder):
-    with (folder / FILE).open(newline="") as file:
+    with (folder / SYSTEM).open(newline="") as file:
         return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
 
 
@@ -63,7 +64,7 @@ def test_samples_go_to_a_file_and_to_loggers_that_have_none(tmp_path):
 
 
 def test_a_resumed_run_appends_and_may_have_other_columns(tmp_path):
-    (tmp_path / FILE).write_text("step,time,cpu_percent,gpu0_percent\n3,1.0,50.0,99.0\n4,2.")
+    (tmp_path / SYSTEM).write_text("step,time,cpu_percent,gpu0_percent\n3,1.0,50.0,99.0\n4,2.")
     callback = SystemMetrics()
     callback.setup(trainer_in(tmp_path), None, "fit")
     callback.on_exception(trainer_in(tmp_path), None, KeyboardInterrupt())
@@ -86,7 +87,7 @@ def test_only_the_first_process_samples_and_only_in_real_runs(tmp_path, changes)
 
 
 def test_a_file_that_cannot_be_written_ends_nothing(tmp_path, capsys):
-    (tmp_path / FILE).mkdir()
+    (tmp_path / SYSTEM).mkdir()
     callback, trainer = SystemMetrics(every_seconds=0.01), trainer_in(tmp_path)
     callback.setup(trainer, None, "fit")
     end = time.monotonic() + 30
@@ -143,7 +144,7 @@ def test_gpus_are_measured_where_nvml_can(tmp_path, monkeypatch):
 def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
     (tmp_path / "mine").write_text("step,secret\n1,2\n")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / FILE).symlink_to(tmp_path / "mine")
+    (tmp_path / "run" / SYSTEM).symlink_to(tmp_path / "mine")
     callback, trainer = SystemMetrics(), trainer_in(tmp_path / "run")
     callback.setup(trainer, None, "fit")
     callback.teardown(trainer, None, "fit")

@@ -10,7 +10,8 @@ import pytest
 from tqdm import tqdm
 
 from lightning_score.callbacks.progress import _Lines
-from lightning_score.runs.console import CONSOLE, recording_console, write_console
+from lightning_score.runs.console import recording_console, write_console
+from lightning_score.runs.folders import CONSOLE
 
 FIRST = "$ python -m lightning_score fit --name 'a b'\n"
 
@@ -195,3 +196,7 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path, monkeypatch):
     (tmp_path / "run" / CONSOLE).symlink_to(tmp_path / "mine")
     recorded(tmp_path / "run", lambda: print("one"))
     assert (tmp_path / "mine").read_text() == "mine"
+    (tmp_path / "mine").unlink()
+    with recording_console(["fit"]):
+        write_console(tmp_path / "run")
+    assert not (tmp_path / "mine").exists()

@@ -139,6 +139,16 @@ def test_every_objective_is_folded_and_constraints_hold_for_the_means():
     assert gap == pytest.approx(0.85) and 2 * error == pytest.approx(st.sem([1.5, 0.2]) * st.t.ppf(0.975, 1))
 
 
+def test_a_value_of_another_objective_may_be_missing_or_differ_alone():
+    rows = []
+    for number, (fid, bits) in enumerate([(2.0, 3.0), (2.0, 4.0), (3.0, 5.0), (4.0, math.nan)]):
+        fields = measured_fields({"val/fid": fid, "val/bits": bits}, OBJECTIVES, ())
+        rows.append(Row(number, "complete", {"lr": number // 2, SEED: number % 2}, **fields))
+    one, two = folded(sweep_of(rows, objectives=OBJECTIVES)).rows
+    assert one.of("val/bits").of_seeds == (3.0, 4.0) and one.spread == 0.0 and not one.message
+    assert two.value == 3.5 and math.isnan(two.of("val/bits").value) and math.isnan(two.of("val/bits").error)
+
+
 def test_wandbs_summary_has_the_means(monkeypatch, tmp_path):
     class Fake(dict):
         """A run that keeps what it is told."""
@@ -182,7 +192,7 @@ def test_the_table_of_trials_keeps_every_objective_and_reads_old_tables(tmp_path
     bounds = (Constraint("val/size", 1, 10.0),)
     metrics = {"val/fid": 2.0, "val/fid_error": 0.2, "val/bits": 3.0, "val/bits_error": 0.1, "val/size": 11.0}
     row = Row(0, "complete", {"lr": 0.1}, **measured_fields(metrics, OBJECTIVES, bounds), folder="x", seconds=1.0)
-    row.measures["val/bits"].update(jackknife=(1.0, 2.0), paired="same")
+    row.measures["val/bits"].update(jackknife=(1.0, 2.0), paired="same", floor_kind="perfect")
     found = Results("s", "val/fid", False, ["lr"], [row], objectives=OBJECTIVES, constraints=bounds)
     (tmp_path / "trials.csv").write_text(found.csv())
     listed = [{"name": "val/fid"}, {"name": "val/bits", "goal": "minimize"}]
@@ -191,6 +201,7 @@ def test_the_table_of_trials_keeps_every_objective_and_reads_old_tables(tmp_path
     again = read_csv(tmp_path)
     assert again.objectives == OBJECTIVES and again.constraints == bounds and not again.rows[0].feasible
     assert again.rows[0].values == row.values
+    assert (again.rows[0].floor_kind, again.rows[0].of("val/bits").floor_kind) == ("", "perfect")
     assert again.rows[0].of("val/bits").jackknife == (1.0, 2.0) and again.rows[0].of("val/bits").error == 0.1
     old = "trial,state,lr,val/fid,error,floor,n,nfe,seconds,folder,message,without\n0,complete,0.1,2.0,0.2,,5,7,1,x,,\n"
     (tmp_path / "trials.csv").write_text(old)

@@ -14,7 +14,7 @@ from lightning_score.sweep.history import hypervolume_chart
 from lightning_score.sweep.importance import importances
 from lightning_score.sweep.notes import markdown, notes
 from lightning_score.sweep.objectives import Constraint, Objective
-from lightning_score.sweep.results import Results, Row, difference
+from lightning_score.sweep.results import TABLE, Results, Row, difference, read_csv
 from lightning_score.sweep.rows import NFE, measured_fields
 from lightning_score.sweep.spec import from_entries
 from lightning_score.sweep.summary import collect_results, write_summary
@@ -35,6 +35,27 @@ def rows_of(values, objectives=OBJECTIVES, constraints=(), **settings):
 def results_of(rows, varied=("a", "b"), objectives=OBJECTIVES, constraints=()):
     first = objectives[0]
     return Results("s", first.name, first.maximize, [*varied], rows, objectives=objectives, constraints=constraints)
+
+
+def test_settings_that_are_not_drawn_yet_do_not_make_a_parameter_vary(tmp_path):
+    rows = rows_of([(1.0, 2.0, 3.0), (2.0, 3.0, 4.0)], a=[1, 2], b=[[0], [0]])
+    (tmp_path / TABLE).write_text(results_of([*rows, Row(2, "waiting", {})]).csv())
+    found = read_csv(tmp_path)
+    assert found.varied == ["a"] and [row.state for row in found.rows] == ["complete", "complete", "waiting"]
+
+
+def test_brackets_of_messages_and_settings_are_printed(tmp_path, capsys):
+    """Which are markup for the library that prints the table."""
+    rows = [*rows_of([(1.0, 2.0, 3.0)], a=["[red]"]), Row(1, "failed", {"a": ":x:"}, message="[rank0]: no [/usr/lib]")]
+    found = results_of(rows, ["a"])
+    write_summary(found, found, tmp_path)
+    printed = capsys.readouterr().out
+    assert all(part in printed for part in ("[red]", ":x:", "failed: [rank0]: no [/usr/lib]")), printed
+
+
+def test_names_and_settings_may_hold_dollar_signs(tmp_path):
+    found = results_of(rows_of([(1.0, 2.0, 3.0), (2.0, 3.0, 4.0)], **{"a$^$": ["$x_$", "$y^$"]}), ["a$^$"])
+    assert len(draw(found, tmp_path)) == 6
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

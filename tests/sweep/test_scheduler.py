@@ -265,11 +265,28 @@ def test_a_sweep_ends_at_its_target(file, tmp_path, goal):
 
     def objective(study, trial, settings):
         trial.report(sign * (5.0 - trial.number), 1)
-        return sign * 9.0
+        return sign * 9.0 if trial.number else math.nan
 
     study.work(objective)
-    assert [trial.state.name for trial in study.trials()] == ["COMPLETE"] * 4
+    with pytest.raises(InputError, match=f"--retry 0: a trial has reached the target {sign * 2} of m"):
+        study.retry("0")
+    assert [trial.state.name for trial in study.trials()] == ["FAIL", *["COMPLETE"] * 3]
     assert f"target {sign * 2} of m" in study.ended and study.queue(20) == 0
+
+
+def test_the_file_in_the_folder_of_a_sweep_is_the_same_sweep(file):
+    """As for the workers of a cluster, which read it; it ends with the user's code, also after a line without an end."""
+    path = file({"optimizer": "tpe"})
+    with open(path, "r+") as text:
+        whole = text.read().rstrip("\n")
+        text.seek(0)
+        text.truncate()
+        text.write(whole)
+    sweep = read_sweep_file(path)
+    assert sweep.text.startswith(f"{whole}\n# own.py:\n#\n# import optuna\n")
+    with open(path, "w") as text:
+        text.write(sweep.text)
+    assert read_sweep_file(path).text == sweep.text
 
 
 def test_a_search_space_has_the_settings_that_it_draws(file):

@@ -394,7 +394,7 @@ def test_no_trial_dominates_the_pareto_front(found):
 
 
 def test_tables_contain_all_trials(found):
-    found.importances, found.again = {"model.sampler.steps": 0.75}, "python -m lightning_score test"
+    found.importances_of, found.again = {found.metric: {"model.sampler.steps": 0.75}}, "python -m lightning_score test"
     text = markdown(found)
     for part in ("| 8 | 0.0004 | 20 | 15 | 6 |", "failed: it crashed", "steps 75%", "trial 6 (30 at 50)", "score test"):
         assert part in text, text
