@@ -15,7 +15,7 @@ from lightning_score.metrics import jackknife_error
 from lightning_score.runs.records import append_record
 
 LONG = "a_name_without_any_place_to_break_it_" * 4
-STATES = {"running": "▶", "failed": "✕", "interrupted": "⏸"}
+STATES = {"running": "▶", "failed": "✕", "interrupted": "‖"}
 
 
 def measured(folder, *records):

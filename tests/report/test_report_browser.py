@@ -145,7 +145,7 @@ def test_every_view_of_every_figure_is_drawn(opened):
 def test_states(opened):
     states = dict(zip(cells(opened.page, "run"), cells(opened.page, "state"), strict=True))
     assert states["ncsn/r0"] == states["ncsn/r1"] == "✓ finished"
-    assert states["ncsn/killed"] == "⚡ crashed" and states["ncsn/empty"] == "○ empty"
+    assert states["ncsn/killed"] == "! crashed" and states["ncsn/empty"] == "○ empty"
     assert "2 problems" in states["ncsn/damaged"]
 
 

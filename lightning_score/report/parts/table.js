@@ -99,7 +99,7 @@ function measureColumns() {
   }))];
 }
 
-const SIGNS = { running: "▶", finished: "✓", failed: "✕", crashed: "⚡", interrupted: "⏸", "stopped early": "■", empty: "○", measured: "◆" };
+const SIGNS = { running: "▶", finished: "✓", failed: "✕", crashed: "!", interrupted: "‖", "stopped early": "■", empty: "○", measured: "◆" };
 
 // The state of a run; its sign says what its color says.
 function stateOf(run) {
