@@ -41,7 +41,7 @@ def draw_charts(named: Mapping[str, Chart], title: str, varied: Sequence[str], f
     files = []
     with rc_context({"text.parse_math": False}):  # names and settings may hold dollar signs
         for name, chart in named.items():
-            files.append(folder / f"{re.sub('[^A-Za-z0-9]+', '_', name)}.png")
+            files.append(folder / (re.sub(r"[\W_]+", "_", name) + ".png"))
             _figure(chart, title, varied).savefig(files[-1], dpi=120)
     return files
 

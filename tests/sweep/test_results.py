@@ -53,9 +53,10 @@ def test_brackets_of_messages_and_settings_are_printed(tmp_path, capsys):
     assert all(part in printed for part in ("[red]", ":x:", "failed: [rank0]: no [/usr/lib]")), printed
 
 
-def test_names_and_settings_may_hold_dollar_signs(tmp_path):
-    found = results_of(rows_of([(1.0, 2.0, 3.0), (2.0, 3.0, 4.0)], **{"a$^$": ["$x_$", "$y^$"]}), ["a$^$"])
-    assert len(draw(found, tmp_path)) == 6
+def test_names_and_settings_may_hold_dollar_signs_and_greek_letters(tmp_path):
+    settings = {"a$^$": ["$x_$", "$y^$"], "σ": [1, 2], "β": [1, 2]}
+    found = results_of(rows_of([(1.0, 2.0, 3.0), (2.0, 3.0, 4.0)], **settings), [*settings])
+    assert len({*draw(found, tmp_path)}) == 3 * 3 + 3  # each objective against each setting, and each pair of objectives
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
