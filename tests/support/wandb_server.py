@@ -159,7 +159,8 @@ class WandbServer:
         if config is None:
             return None
         name = values.get("name") or values.get("sweep")
-        return {"id": name, "name": name, "config": yaml.safe_dump(config), "state": self.states[name], "bestLoss": None,
+        state = self.states.get(name, "FINISHED")
+        return {"id": name, "name": name, "config": yaml.safe_dump(config), "state": state, "bestLoss": None,
                 "displayName": config.get("name"), "createdAt": "2026-01-01T00:00:00", "heartbeatAt": None,
                 "updatedAt": None, "description": None, "method": config["method"], "priorRuns": {"edges": []},
                 "controllerRunName": f"controller-{name}", "runs": {"edges": []},
