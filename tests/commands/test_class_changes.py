@@ -2,6 +2,7 @@
 
 import json
 import re
+from copy import deepcopy
 from inspect import Parameter, signature
 from itertools import permutations
 
@@ -44,7 +45,10 @@ def other_values(parser, kind, path):
     found = {}
     for name, parameter in signature(kind).parameters.items():
         for value in VALUES if parameter.kind is not Parameter.VAR_KEYWORD else []:
-            given = {"class_path": path, "init_args": {name: value}}
+            given = {
+                "class_path": path,
+                "init_args": {name: deepcopy(value)},
+            }  # the parser makes floats of a list's integers
             try:
                 parser.parse_object({"part": given}, _skip_required=True, _skip_validation=True)
             except (UsageError, TypeError, ValueError):

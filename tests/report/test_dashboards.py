@@ -95,7 +95,7 @@ def test_the_panels_suit_the_runs(project, i):
     for text in ("val/fid_digits_20", "val/fid_digits_20_floor", "best/val/fid_digits_20", "val/loss", "samples", "progress",
                  "excess_loss_held_out", "langevin_variance_ratio", "Parallel Coordinates",
                  "config:model.value.sampler.init_args.steps",
-                 "best val/fid_digits_20 so far", "test/nfe", "summary:_timestamp", *headings()):  # fmt: skip
+                 "best val/fid_digits_20 so far", "val/nfe", "summary:_timestamp", *headings()):  # fmt: skip
         assert text in spec, text
     assert "init_args.denoise" not in spec  # which the sweep does not vary
     kinds = set(re.findall(r'"viewType": ?"([^"]+)"', spec))
