@@ -130,7 +130,7 @@ def test_the_first_code_trains_and_samples(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = run_code("README.md")
     assert found["images"].shape == (16, 1, 8, 8) and found["average"].updates == 2
-    assert np.asarray(Image.open("digits.png")).std() > 10
+    assert np.asarray(Image.open("digits.png").convert("RGB")).std() > 10
 
 
 def test_the_users_own_process_is_sampled(tmp_path, monkeypatch):
@@ -180,7 +180,7 @@ def test_links_and_pictures_exist(page):
             titles = re.findall(r"^#+ (.*)$", (here / file).read_text() if file.endswith(".md") else "", re.MULTILINE)
             assert heading in {"", *(re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles)}, target
     for picture in re.findall(r'src="([^"]+)"', PAGES[page]):
-        assert np.asarray(Image.open(here / picture)).std() > 10, picture
+        assert np.asarray(Image.open(here / picture).convert("RGB")).std() > 10, picture
     assert not [line for line in PAGES[page].splitlines() if len(line) > 125 and not line.startswith("|")]
 
 

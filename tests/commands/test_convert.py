@@ -65,6 +65,7 @@ def test_prints_the_parts_of_a_checkpoint_and_what_was_assumed(score_sde, capsys
         assert expected in printed, expected
 
 
+@pytest.mark.slow
 def test_averages_sample_and_raw_weights_train_on(score_sde, images):
     """The checkpoint holds both; `predict` and `test` take the averages, `fit` resumes from the weights."""
     options = ["--data", "ImageFolder", "--data.path", images, "--data.shape", "[3, 16, 16]", "--data.batch_size", "4", *FEW]
@@ -127,6 +128,7 @@ def alternatives(note):
     return [shlex.split(f"--{options}") for options in advice.split(" or --")] if advice else []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "option"),
     [*CHANGES, *(pytest.param(name, "--", marks=pytest.mark.slow) for name in ADVISED)],
@@ -168,6 +170,7 @@ def test_options_of_other_files_are_refused(options, message, score_sde, capsys)
     assert message in printed and "\n" not in printed
 
 
+@pytest.mark.slow
 def test_classes_are_sampled(tmp_path):
     torch.save(edm_state("ve_small_cond"), "network.pt")
     assert run(["convert", "--from", "edm", "network.pt", "edm.ckpt", *FEW]) == 0

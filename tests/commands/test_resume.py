@@ -133,6 +133,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.faults("runs ended by a signal")
 @pytest.mark.parametrize(("step", "moment", "kept", "number"), CASES)
 def test_a_signal_at_any_moment(tmp_path, whole, step, moment, kept, number, capsys):

@@ -100,6 +100,7 @@ class TestBatches:
             neighbors.append({frozenset(pair) for pair in pairwise(images)})
         assert len(neighbors[0] & neighbors[1]) < 0.1 * n
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("num_workers", [0, 2])
     def test_resumes_bit_for_bit(self, make, num_workers):
         """In the middle of an epoch, with the same augmentation, and with the epochs that follow."""

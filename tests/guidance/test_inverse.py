@@ -218,6 +218,7 @@ def predict_fixture(trained, tmp_path, monkeypatch, capsys):
     return predict
 
 
+@pytest.mark.slow
 def test_labels_on_the_command_line(predict, trained):
     """Repeated in turn; guidance costs two evaluations a step."""
     given = predict("--labels=[3,7]")

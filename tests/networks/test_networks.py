@@ -241,7 +241,7 @@ SMALL_FORMS = {
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(k, marks=[] if k in (NCSNv2, UNet) else pytest.mark.slow) for k in SMALL_FORMS],
+    [pytest.param(k, marks=[] if k is UNet else pytest.mark.slow) for k in SMALL_FORMS],
     ids=lambda kind: kind.__name__,
 )
 def test_small_forms_learn_digits(kind):

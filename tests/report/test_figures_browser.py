@@ -15,6 +15,8 @@ from scipy import stats
 from lightning_score.cli import run
 from lightning_score.report import figures
 
+pytestmark = pytest.mark.slow
+
 PARTS = Path(figures.__file__).parent / "parts"
 FIGURE = "#curves figure:has([data-key='curves train/loss SigmaSquared'])"
 LOSS = "#curves .chart[data-key='curves train/loss SigmaSquared']"

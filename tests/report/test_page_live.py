@@ -13,6 +13,8 @@ from lightning_score.cli import run
 from lightning_score.report.notes import Notes, read_notes, write_notes
 from lightning_score.report.server import server
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["ncsn/a", "ddpm/b", "ddpm/c"]
 
 

@@ -17,6 +17,8 @@ from lightning_score.sweep.fronts import front_of
 from lightning_score.sweep.objectives import Objective
 from lightning_score.sweep.results import Results, Row
 
+pytestmark = pytest.mark.slow
+
 FID, SPEED = "test/fid_digits_898", Objective("test/speed", True)
 STEP, STEPS, PREDICTOR = "model.sampler.step_size", "model.sampler.steps", "model.sampler.predictor"
 FILE = """method: random

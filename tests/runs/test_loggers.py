@@ -20,6 +20,8 @@ from wandb_server import serving
 
 from lightning_score.runs.wandb_logger import SETTINGS, RunCSVLogger
 
+pytestmark = pytest.mark.slow
+
 NO_HOME = {"HOME": "/nonexistent", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "WANDB_ERROR_REPORTING": "false"}
 
 
