@@ -24,6 +24,8 @@ def report(arguments: Arguments) -> None:
         InputError: the folder is missing, or the page cannot be written or served.
     """
     options = _parser().parse_args(arguments)
+    chosen = [f"--{name}" for name in ("wandb", "json", "csv", "serve") if options[name]]
+    require(len(chosen) < 2, f"{' '.join(chosen)}: one of them at a time; leave the others out")
     if options.wandb is not None:
         from lightning_score.report.on_wandb import publish
 

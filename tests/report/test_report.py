@@ -662,6 +662,7 @@ class TestPage:
         ([".", "--serve", "--port", "99999"], "--port 99999: must be between 0 and 65535"),
         ([".", "--output", "file/folder.html"], "cannot be written"),
         ([".", "--wandb", "somebody"], "--wandb somebody: must be ENTITY/PROJECT"),
+        ([".", "--json", "--csv"], "--json --csv: one of them at a time"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, options, message):
