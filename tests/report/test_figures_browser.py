@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import EXECUTABLE, Watched, chromium
+from browser import Watched, browser_fixture  # noqa: F401
 from run_folders import config, record, run_folder
 from scipy import stats
 
@@ -20,13 +20,6 @@ pytestmark = pytest.mark.slow
 PARTS = Path(figures.__file__).parent / "parts"
 FIGURE = "#curves figure:has([data-key='curves train/loss SigmaSquared'])"
 LOSS = "#curves .chart[data-key='curves train/loss SigmaSquared']"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    assert EXECUTABLE, "these tests need a browser: apt-get install chromium"
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

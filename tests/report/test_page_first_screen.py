@@ -7,32 +7,14 @@ from dataclasses import replace
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser import EXECUTABLE, Watched, chromium
-from run_folders import config, picture, record, run_folder, status
+from browser import Watched, browser_fixture  # noqa: F401
+from run_folders import config, measured, picture, record, run_folder, status
 
 from lightning_score.cli import run
 from lightning_score.metrics import jackknife_error
-from lightning_score.runs.records import append_record
 
 LONG = "a_name_without_any_place_to_break_it_" * 4
 STATES = {"running": "▶", "failed": "✕", "interrupted": "‖"}
-
-
-def measured(folder, *records):
-    """Adds a test of a run with these records."""
-    test = folder / f"test/{len(list(folder.glob('test/*')))}"
-    test.mkdir(parents=True)
-    config(test)
-    status(test, command="test")
-    for each in records:
-        append_record(test / "evaluations.jsonl", each)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    assert EXECUTABLE, "these tests need a browser: apt-get install chromium"
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

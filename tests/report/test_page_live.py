@@ -6,7 +6,7 @@ import time
 import urllib.parse
 
 import pytest
-from browser import Watched, chromium
+from browser import Watched, browser_fixture  # noqa: F401
 from run_folders import run_folder, status
 
 from lightning_score.cli import run
@@ -16,12 +16,6 @@ from lightning_score.report.server import server
 pytestmark = pytest.mark.slow
 
 NAMES = ["ncsn/a", "ddpm/b", "ddpm/c"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import urllib.request
 from dataclasses import asdict, replace
 
 import pytest
-from run_folders import config, picture, record, run_folder, status
+from run_folders import config, measured, picture, record, run_folder, status
 
 from lightning_score.cli import run
 from lightning_score.metrics import jackknife_error
@@ -28,7 +28,6 @@ from lightning_score.report.reading import read_run
 from lightning_score.report.server import server
 from lightning_score.report.standings import best_first, standings
 from lightning_score.report.values import values
-from lightning_score.runs.records import append_record
 from lightning_score.sweep.objectives import Objective
 from lightning_score.sweep.results import Results, Row, difference, read_csv
 
@@ -263,17 +262,6 @@ class TestRuns:
         assert standings(runs)[0]["entries"][0]["value"] == pytest.approx(2 * (1 + 3 * math.exp(-3)), rel=1e-5)
         (lines,) = figures.data_of(runs)[0]["measures"].values()
         assert [line["kind"] for line in lines] == ["", "raw weights", "not denoised"]
-
-
-def measured(folder, *records):
-    """Adds a test of a run with these records."""
-    test = folder / f"test/{len(list(folder.glob('test/*')))}"
-    test.mkdir(parents=True)
-    config(test)
-    status(test, command="test")
-    for each in records:
-        append_record(test / "evaluations.jsonl", each)
-    return folder
 
 
 class TestTests:

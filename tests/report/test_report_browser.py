@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from browser import EXECUTABLE, Watched, chromium
+from browser import Watched, browser_fixture  # noqa: F401
 from run_folders import config, record, run_folder, status
 
 from lightning_score.cli import run
@@ -68,13 +68,6 @@ def file(runs):
     moved = runs.parent / "mailed.html"
     shutil.copy(runs / "report.html", moved)
     return moved
-
-
-@pytest.fixture(scope="module")
-def browser():
-    assert EXECUTABLE, "these tests need a browser: apt-get install chromium"
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture

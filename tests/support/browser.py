@@ -3,6 +3,8 @@
 import shutil
 from contextlib import contextmanager
 
+import pytest
+
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
            "--disable-component-update", "--disable-sync"]  # fmt: skip
 EXECUTABLE = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -51,3 +53,10 @@ def chromium():
             yield browser
         finally:
             browser.close()
+
+
+@pytest.fixture(name="browser", scope="module")
+def browser_fixture():
+    assert EXECUTABLE, "these tests need a browser: apt-get install chromium"
+    with chromium() as found:
+        yield found

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from lightning_score.runs.records import Record
+from lightning_score.runs.records import Record, append_record
 
 SIGMAS = ("0.03", "0.2", "1")
 
@@ -98,4 +98,15 @@ def run_folder(folder, points=10, validations=4, lr=1e-3, best=2.0, pictures=("s
             picture(folder / kind / f"step_{step:07d}.png", step, seed)
     (folder / "evaluations.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "langevin.jsonl").write_text("\n".join(health) + "\n")
+    return folder
+
+
+def measured(folder, *records):
+    """Adds a test of a run with these records."""
+    test = folder / f"test/{len(list(folder.glob('test/*')))}"
+    test.mkdir(parents=True)
+    config(test)
+    status(test, command="test")
+    for each in records:
+        append_record(test / "evaluations.jsonl", each)
     return folder
