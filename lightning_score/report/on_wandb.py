@@ -6,6 +6,8 @@ from functools import partial
 from itertools import combinations, islice
 from typing import Any
 
+import requests
+
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.runs.wandb_logger import STEP
 
@@ -28,8 +30,11 @@ def publish(path: str, kind: str) -> str:
     require(path.count("/") == 1 and all(path.split("/")), f"--wandb {path}: must be ENTITY/PROJECT")
     import wandb
 
-    has_account = wandb.setup().settings.mode != "disabled" and wandb.login(prompt=False, verify=False)
-    require(bool(has_account), "--wandb: needs an account and its API key; run `wandb login`, or set WANDB_API_KEY")
+    settings = wandb.setup().settings
+    if enabled := settings.mode != "disabled":
+        _check_reachable(path, settings.base_url)
+    has_account = enabled and wandb.login(prompt=False, verify=False)
+    require(has_account, "--wandb: needs an account and its API key; run `wandb login`, or set WANDB_API_KEY")
     entity, project = path.split("/")
     try:
         sections = _sections(*_read_project(entity, project))
@@ -38,6 +43,16 @@ def publish(path: str, kind: str) -> str:
         return made.url
     except Exception as error:  # from the server, the network or W&B
         raise InputError(f"--wandb {path}: cannot be created ({one_line(error, 200)})") from error
+
+
+def _check_reachable(path: str, url: str) -> None:
+    """Asks the server before W&B's client does, which retries for minutes and can hang at the end of the process."""
+    try:
+        requests.head(url, timeout=20)
+    except requests.exceptions.SSLError:
+        pass  # W&B's client has its own certificates
+    except requests.RequestException as error:
+        raise InputError(f"--wandb {path}: {url} cannot be reached; check the network or WANDB_BASE_URL") from error
 
 
 def _read_project(entity: str, project: str) -> tuple[list[str], list[str], list[str], list[tuple[str, str]]]:

@@ -106,7 +106,7 @@ def test_the_panels_suit_the_runs(project, i):
 def test_a_project_that_cannot_be_reached_is_a_mistake(project):
     nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "k" * 40, "WANDB_HTTP_TIMEOUT": "1"}
     done = started(["-m", "lightning_score", "report", "--wandb", "somebody/scores"], project.folder, **nowhere)
-    assert done.returncode == 2 and "error: --wandb somebody/scores: cannot be created" in done.stderr
+    assert done.returncode == 2 and "error: --wandb somebody/scores: http://127.0.0.1:9 cannot be reached" in done.stderr
     assert "Traceback" not in done.stderr
 
 
