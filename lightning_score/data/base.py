@@ -15,6 +15,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_score.conditions import Condition, condition_of
 from lightning_score.data.check import check_splits
 from lightning_score.data.order import InTurn, Loader, Shuffled
 from lightning_score.errors import require
@@ -161,6 +162,15 @@ class ScoreData(LightningDataModule, ABC):
     @abstractmethod
     def to_reference(self, x: Tensor) -> Tensor:
         """Samples of a model, (N, *shape), in the format of `reference()`, with which metrics compare them."""
+
+    @property
+    def condition(self) -> Condition | None:
+        """What kind of condition `y` is, known before the data are loaded; None for unlabeled data."""
+        return condition_of(self.num_classes)
+
+    def to_condition(self, values: Tensor) -> Tensor:
+        """Conditions in the units of the stored data, as a user gives them, in those of the model, (B, *condition.shape)."""
+        return values
 
     @cached_property
     def splits(self) -> Splits:

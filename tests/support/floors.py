@@ -7,7 +7,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"stopping", "errors", "torchvision_guard"},
     {"tensors", "memory"},
-    {"files", "seeds"},
+    {"files", "seeds", "conditions"},
     {"process", "networks", "metrics", "data"},
     {"score"},
     {"objective", "sampling"},

@@ -1,0 +1,199 @@
+"""Conditions: what a model is given besides noisy data, each with a value that means "no condition"."""
+
+from abc import ABC
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_score.conditions.embedding import VectorEmbedding
+from lightning_score.errors import require
+
+
+class Condition(ABC):
+    """A kind of condition y: one tensor for a batch, (B, *shape), with a value that means "no condition".
+
+    A network is given a condition as a vector, which joins the features of the noise level, as channels, which join the
+    input of the network, or as both. Numbers that are not known are NaN; "no condition" is a row of which none is known.
+
+    Attributes:
+        shape: the shape of the condition of one example, () for a class label.
+        dtype: of the tensor.
+        channels: number of channels that join the input of the network; 0 for none.
+    """
+
+    shape: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.float32
+    channels: int = 0
+
+    def empty(self, n: int, device: torch.device | str | None = None) -> Tensor:
+        """n rows that mean "no condition", (n, *shape)."""
+        return torch.full((n, *self.shape), torch.nan, dtype=self.dtype, device=device)
+
+    def is_empty(self, y: Tensor) -> Tensor:
+        """Which rows mean "no condition", (B,)."""
+        return y.flatten(1).isnan().all(1)
+
+    def drop(self, y: Tensor, probability: float) -> Tensor:
+        """Each row with a probability replaced by "no condition", as in training for classifier-free guidance."""
+        dropped = torch.rand(len(y), device=y.device) < probability
+        return torch.where(dropped.reshape(-1, *[1] * (y.ndim - 1)), self.empty(1, y.device).to(y.dtype), y)
+
+    def check(self, y: Tensor) -> None:
+        """Raises `InputError` unless `y` holds conditions of this kind, one or more."""
+        found = tuple(y.shape[1:])
+        require(
+            y.is_floating_point() and found == self.shape and len(y) > 0,
+            f"condition: has shape {found} and {y.dtype}; must be one row of floats of shape {self.shape} per sample, as in "
+            "training",
+        )
+        require(not bool(y.isinf().any()), "condition: holds infinite values; give finite numbers, or NaN where unknown")
+
+    def embedding(self, width: int) -> nn.Module | None:
+        """Makes the module that maps conditions (B, *shape) to vectors (B, width); None if there are only channels."""
+        return None
+
+    def planes(self, y: Tensor, size: Sequence[int]) -> Tensor:
+        """The channels that join an input of a spatial size, (B, channels, *size)."""
+        return y.new_zeros(len(y), 0, *size)
+
+
+class ClassLabel(Condition):
+    """A class label, int64 (B,), from 0 to num_classes - 1; num_classes means "no class".
+
+    Args:
+        num_classes: number of classes, 1 or more.
+    """
+
+    dtype = torch.int64
+
+    def __init__(self, num_classes: int) -> None:
+        require(num_classes >= 1, f"num_classes={num_classes}: must be the number of classes, 1 or more")
+        self.num_classes = num_classes
+
+    def empty(self, n: int, device: torch.device | str | None = None) -> Tensor:
+        return torch.full((n,), self.num_classes, device=device)
+
+    def is_empty(self, y: Tensor) -> Tensor:
+        return y == self.num_classes
+
+    def check(self, y: Tensor) -> None:
+        require(
+            y.dtype == torch.int64 and y.ndim == 1 and len(y) > 0,
+            f"labels: have shape {tuple(y.shape)} and {y.dtype}; must be one integer per sample",
+        )
+        wrong = y[(y < 0) | (y > self.num_classes)].tolist()
+        require(not wrong, f"labels {wrong}: the model knows the classes 0 to {self.num_classes - 1}")
+
+    def embedding(self, width: int) -> nn.Module:
+        return nn.Embedding(self.num_classes + 1, width)
+
+
+class Vector(Condition):
+    """A vector of numbers, float (B, size), standardized like the data.
+
+    Args:
+        size: how many numbers, 1 or more.
+    """
+
+    def __init__(self, size: int) -> None:
+        require(size >= 1, f"size={size}: must be how many numbers the condition has, 1 or more")
+        self.shape = (size,)
+
+    def embedding(self, width: int) -> nn.Module:
+        return VectorEmbedding(self.shape[0], width)
+
+
+class Array(Condition):
+    """An image, signal or volume of the same or another resolution, float (B, channels, ...), which is resized and joined
+    with the input of the network.
+
+    Args:
+        shape: [channels, ...], as many axes as the data have.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        require(
+            len(shape) in (2, 3, 4) and min(shape) > 0,
+            f"shape={list(shape)}: must hold positive sizes, [channels, length], [channels, height, width] or [channels, "
+            "depth, height, width]",
+        )
+        self.shape = tuple(shape)
+        self.channels = 2 * shape[0]
+
+    def planes(self, y: Tensor, size: Sequence[int]) -> Tensor:
+        """Each channel, zero where it is not known, and where it is known."""
+        known = ~y.isnan()
+        both = torch.cat([torch.where(known, y, 0.0), known.to(y.dtype)], dim=1)
+        return both if both.shape[2:] == tuple(size) else F.interpolate(both, tuple(size), mode="nearest-exact")
+
+
+class Several(Condition):
+    """Several conditions at once, packed into one vector of floats per example, (B, total).
+
+    Args:
+        parts: the conditions, two or more.
+    """
+
+    def __init__(self, parts: Sequence[Condition]) -> None:
+        require(len(parts) >= 2, f"parts={list(parts)}: must be two or more conditions; use one as it is")
+        self.parts = list(parts)
+        self.sizes = [prod(part.shape) for part in parts]
+        self.shape = (sum(self.sizes),)
+        self.channels = sum(part.channels for part in parts)
+
+    def pack(self, values: Sequence[Tensor]) -> Tensor:
+        """One condition per part, each (B, *shape of the part), as one, (B, total)."""
+        empty = [part.is_empty(y) for part, y in zip(self.parts, values, strict=True)]
+        rows = [y.float().flatten(1) if y.ndim > 1 else y.float()[:, None] for y in values]
+        return torch.cat([row.masked_fill(none[:, None], torch.nan) for row, none in zip(rows, empty, strict=True)], dim=1)
+
+    def unpack(self, y: Tensor) -> list[Tensor]:
+        """The inverse of `pack`."""
+        return [self._part(part, rows) for part, rows in zip(self.parts, y.split(self.sizes, dim=1), strict=True)]
+
+    def check(self, y: Tensor) -> None:
+        super().check(y)
+        for part, value in zip(self.parts, self.unpack(y), strict=True):
+            part.check(value)
+
+    def embedding(self, width: int) -> nn.Module | None:
+        modules = [part.embedding(width) for part in self.parts]
+        return None if all(module is None for module in modules) else SeveralEmbedding(self, modules)
+
+    def planes(self, y: Tensor, size: Sequence[int]) -> Tensor:
+        values = zip(self.parts, self.unpack(y), strict=True)
+        return torch.cat([part.planes(value, size) for part, value in values], dim=1)
+
+    @staticmethod
+    def _part(part: Condition, rows: Tensor) -> Tensor:
+        if part.dtype.is_floating_point:
+            return rows.reshape(len(rows), *part.shape)
+        labels = rows.reshape(len(rows), *part.shape)
+        return torch.where(labels.isnan(), part.empty(1, rows.device), labels.nan_to_num().to(part.dtype))
+
+
+class SeveralEmbedding(nn.Module):
+    """The sum of the vectors of several conditions.
+
+    Args:
+        condition: the conditions.
+        modules: the embedding of each part; None for a part without one.
+    """
+
+    def __init__(self, condition: Several, modules: Sequence[nn.Module | None]) -> None:
+        super().__init__()
+        self.condition = condition
+        self.parts = nn.ModuleList(module or nn.Identity() for module in modules)
+        self.used = [module is not None for module in modules]
+
+    def forward(self, y: Tensor) -> Tensor:
+        values = zip(self.parts, self.condition.unpack(y), self.used, strict=True)
+        return torch.stack([module(value) for module, value, used in values if used]).sum(0)
+
+
+def condition_of(num_classes: int) -> Condition | None:
+    """The condition of data with classes; None without classes."""
+    return ClassLabel(num_classes) if num_classes else None
