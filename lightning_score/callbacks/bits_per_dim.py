@@ -54,6 +54,7 @@ class BitsPerDim(Callback):
 
     def check(self, data: ScoreData) -> Dequantization:
         """The dequantization of the data; raises `InputError` if they have no gray levels."""
+        require(not data.missing, "BitsPerDim: an example with missing entries has no likelihood; remove the callback")
         if data.levels is None or data.data_range is None:
             raise InputError(
                 f"BitsPerDim: {type(data).__name__} has no gray levels, so its examples have a density but no "
@@ -94,7 +95,7 @@ class BitsPerDim(Callback):
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
         with tqdm(total=len(batches) * self.draws, desc="likelihood", unit="batch", leave=False, disable=not shown) as bar:
             for rows in batches:
-                x, y = data.transform(False)(held_out.x[rows]).to(device), held_out.y[rows].to(device)
+                x, y = data.as_input(held_out.x[rows]).to(device), held_out.y[rows].to(device)
                 score = Conditioned(pl_module.score_function, y) if pl_module.conditional else pl_module.score_function
                 noise = NoiseStream(self.seed, rows.tolist(), x.shape[1:], device, x.dtype)
                 for draw in range(self.draws):

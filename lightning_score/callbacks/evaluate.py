@@ -104,7 +104,7 @@ class Evaluate(Periodic):
     def check(self, data: ScoreData) -> None:
         """Raises `InputError` unless the features can be computed from the data, and the statistics have as many."""
         if self.features is not None:
-            check_fit(self.features, data.splits.held_out.x[:2], self.statistics, self.reference)
+            check_fit(self.features, data.filled(data.splits.held_out.x[:2]), self.statistics, self.reference)
 
     def on_fit_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Starts to measure the training time."""
@@ -208,12 +208,12 @@ class Evaluate(Periodic):
     def _look_for_copies(self, trainer: Trainer, pl_module: ScoreModel, drawn: SamplingResult) -> None:
         """Compares the first samples with their nearest training examples, in numbers and in a picture."""
         data = data_of(trainer)
-        train, held_out = data.splits
-        images, others = drawn.images[: self.neighbors], held_out.x[: self.neighbors]
-        found = nearest_neighbors(images.to(pl_module.device), train.x, others.to(pl_module.device))
+        train, others = data.filled(data.splits.train.x), data.filled(data.splits.held_out.x[: self.neighbors])
+        images = drawn.images[: self.neighbors]
+        found = nearest_neighbors(images.to(pl_module.device), train, others.to(pl_module.device))
         shares = {"test/copied": found.copied, "test/copied_held_out": found.copied_held_out}
         pl_module.log_dict({**shares, "test/neighbor_distance_ratio": found.ratio}, rank_zero_only=True)
         if writes_files(trainer):
             nearest = found.distance.argsort()[:24].cpu()
-            picture = neighbor_picture(drawable(data, images[nearest]), drawable(data, train.x[found.index.cpu()[nearest]]))
+            picture = neighbor_picture(drawable(data, images[nearest]), drawable(data, train[found.index.cpu()[nearest]]))
             publish(trainer, "neighbors", picture, "the samples nearest to training examples, each above its nearest")

@@ -183,7 +183,7 @@ def examples_with_noise(
     generator, process = torch.Generator().manual_seed(seed), model.score_function.process
     rows = torch.randperm(len(data.splits.train.x), generator=generator)[: max(n, 2)]
     with seeded(seed):  # of dequantization
-        x = data.transform(train=False)(data.splits.train.x[rows]).to(model.device).to(model.dtype)
+        x = data.as_input(data.splits.train.x[rows]).to(model.device).to(model.dtype)
     score: ScoreField = model.score_function
     if model.conditional:
         score = Conditioned(score, data.splits.train.y[rows].to(model.device))

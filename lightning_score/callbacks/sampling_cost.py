@@ -46,6 +46,7 @@ def check_data(command: str, data: ScoreData, config: Any) -> None:
     if command == "fit":
         data.train_dataloader()
     data.val_dataloader()
+    config["model"].check_missing(data.missing)
     for callback in (config["evaluate"], *(chosen if isinstance(chosen, list) else [chosen])):
         if isinstance(callback, Evaluate | BitsPerDim):
             callback.check(data)

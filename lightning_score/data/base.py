@@ -174,6 +174,17 @@ class ScoreData(LightningDataModule, ABC):
         """Conditions in the units of the stored data, as a user gives them, in those of the model, (B, *condition.shape)."""
         return values
 
+    def filled(self, x: Tensor) -> Tensor:
+        """Stored examples with the value that the model sees as 0 in place of missing entries."""
+        if not self.missing:
+            return x
+        zeros = self.to_reference(torch.zeros(1, *self.shape, device=x.device))
+        return x.where(~x.isnan(), zeros.to(x.dtype))
+
+    def as_input(self, x: Tensor, filled: bool = True) -> Tensor:
+        """Stored examples as inputs of the model, not augmented; missing entries are filled or, on request, stay NaN."""
+        return self.transform(train=False)(self.filled(x) if filled else x)
+
     @cached_property
     def splits(self) -> Splits:
         """The checked and cached result of `load`.
@@ -186,8 +197,8 @@ class ScoreData(LightningDataModule, ABC):
         return Splits(*(Examples(*examples) for examples in loaded))
 
     def reference(self) -> Tensor:
-        """The whole data set, training and held-out examples, as stored and without augmentation, (N, *shape)."""
-        return torch.cat([self.splits.train.x, self.splits.held_out.x])
+        """The whole data set, training and held-out examples, as stored, filled and without augmentation, (N, *shape)."""
+        return self.filled(torch.cat([self.splits.train.x, self.splits.held_out.x]))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -12,6 +12,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from lightning_score.data import ScoreData
 from lightning_score.data.augmentation import Augmentation
 from lightning_score.errors import require
 from lightning_score.guidance import Guidance, ModelFacts
@@ -26,6 +27,7 @@ from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampl
 from lightning_score.score.function import Conditioned, ScoreField, ScoreFunction
 from lightning_score.score.parametrization import Noise, Parametrization
 from lightning_score.seeds import derive_seed, seeded
+from lightning_score.tensors import without_missing
 from lightning_score.training.inference import FittingBatches, inference
 from lightning_score.training.learned_times import check_grid, learn_times
 from lightning_score.training.optimization import Optimization
@@ -65,6 +67,9 @@ class ScoreModel(LightningModule):
     Raises:
         InputError: parts that do not fit one another, found before any training.
     """
+
+    missing = False
+    """Whether NaN in x means a missing entry, which the loss leaves out; `setup` takes it from the data."""
 
     def __init__(
         self,
@@ -134,9 +139,21 @@ class ScoreModel(LightningModule):
         if stage == TrainerFn.FITTING:
             self.draws.begin(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
+        self.missing = isinstance(data, ScoreData) and data.missing
+        self.check_missing(self.missing)
         if self.objective.needs_data and data is not None and stage != "predict":
             with seeded(derive_seed()):  # of dequantization: the same in all processes
-                self.objective.prepare(data.transform(train=False)(data.splits.train.x))
+                self.objective.prepare(data.as_input(data.splits.train.x))
+
+    def check_missing(self, missing: bool) -> None:
+        """Raises `InputError` if entries of the data may be missing, which the model cannot leave out of its loss."""
+        named = f"objective={type(self.objective).__name__}: needs complete examples, and entries of these data are missing"
+        require(not missing or self.objective.leaves_out_missing, f"{named}; use DenoisingScoreMatching")
+        require(
+            not missing or self.augmentation is None,
+            f"augmentation={type(self.augmentation).__name__}: mixes entries, some of which are missing in these data; set "
+            "it to null, and use flips, rolls and rotations of the data (data.augment)",
+        )
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The objective's mean over a batch (x, y), a scalar."""
@@ -149,8 +166,12 @@ class ScoreModel(LightningModule):
         if self.augmentation is not None and self.training:
             x, done = self.augmentation(x)
             augmenting = cast(Network, self.score_function.network).augmented(done)
+        score, cond = score or self.score_function, self.labels.of_batch(y, self.training)
         with augmenting:
-            return self.objective(score or self.score_function, x, self.labels.of_batch(y, self.training))
+            if self.missing:
+                x, known = without_missing(x)
+                return self.objective(score, x, cond, known)
+            return self.objective(score, x, cond)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch; every `log_every_n_steps` steps logs the mean loss since then, of all processes."""
