@@ -114,6 +114,7 @@ class ScoreData(LightningDataModule, ABC):
         dequantize: whether `transform` adds uniform noise within a gray level.
         reference_split: the name of the part of the data that `reference()` returns.
         stored_dtype: dtype of the examples that `load` returns, or None for any.
+        missing: whether entries of `x` may be missing: NaN, as stored and as input of the model.
 
     Args:
         batch_size: examples per batch and process.
@@ -130,6 +131,7 @@ class ScoreData(LightningDataModule, ABC):
     dequantize: bool = False
     reference_split: str = "train and held out"
     stored_dtype: torch.dtype | None = None
+    missing: bool = False
     __signature__: Signature
 
     def __init_subclass__(cls, **settings: Any) -> None:
