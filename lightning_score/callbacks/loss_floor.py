@@ -99,7 +99,7 @@ class LossFloor(Callback):
     def _prepare(self, pl_module: ScoreModel, data: ScoreData, times: Tensor) -> list[tuple[Examples, Tensor]]:
         """The examples of both splits that are measured, and the losses on them of the training data's score."""
         with seeded(self.seed):  # of dequantization
-            splits = [Examples(data.as_input(split.x, filled=False), split.y) for split in data.splits]
+            splits = [Examples(*data.pairs(split, filled=False)) for split in data.splits]
         generator = torch.Generator().manual_seed(self.seed)
         chosen = [torch.randperm(len(split.y), generator=generator)[: self.num_examples] for split in splits]
         train = Examples(*(field.to(pl_module.device) for field in splits[0]))

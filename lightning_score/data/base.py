@@ -1,103 +1,30 @@
-"""The base class of all data modules, and a dataset that makes a whole batch in one vectorized step."""
+"""The base class of all data modules."""
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
 from functools import cached_property
 from inspect import Parameter, Signature, signature
 from math import prod
-from typing import Any, NamedTuple
-from zlib import crc32
+from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from lightning_score.conditions import Condition, condition_of
+from lightning_score.conditions import Condition, LinearOperator, condition_of
+from lightning_score.data.array_augmentation import ArrayAugmentation, Changed, Noisy
+from lightning_score.data.batches import CPU, Batches, Examples, Finish, Splits, Transform, whole_batch
 from lightning_score.data.check import check_splits
+from lightning_score.data.observed import Observed
 from lightning_score.data.order import InTurn, Loader, Shuffled
 from lightning_score.errors import require
 from lightning_score.memory import require_room
-from lightning_score.seeds import counted_seed, derive_seed, seeded
+from lightning_score.seeds import counted_seed, derive_seed
 
-Transform = Callable[[Tensor], Tensor]
-
-CPU = torch.device("cpu")
 ROOM_ON_GPU = 2 << 30
 """Maximal size in bytes of a data set that is copied to the GPU, where its batches are made; CIFAR-10 has a twelfth."""
-
-
-class Examples(NamedTuple):
-    """Stored data `x` (N, *shape) and labels `y`, int64 (N,), zeros for unlabeled data."""
-
-    x: Tensor
-    y: Tensor
-
-
-class Splits(NamedTuple):
-    """The training examples, and the examples held out for validation and test."""
-
-    train: Examples
-    held_out: Examples
-
-
-class Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Examples in memory, indexed and transformed one whole batch at a time.
-
-    torch's loader calls `__getitems__` if it exists, so samplers of single examples also work.
-
-    Args:
-        examples: the stored examples.
-        transform: maps stored examples, (B, *shape), to inputs of the model.
-        device: the device of the batches, to which the examples are copied.
-    """
-
-    def __init__(self, examples: Examples, transform: Transform, device: torch.device = CPU) -> None:
-        self.examples = Examples(*(field.to(device) for field in examples))
-        self.transform = transform
-        self.device = device
-
-    def __len__(self) -> int:
-        return len(self.examples.x)
-
-    def __getitem__(self, index: int | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """One example, or the batch of a list of indices, which may be empty."""
-        if isinstance(index, int):
-            x, y = self.__getitems__([index])
-            return x[0], y[0]
-        x, y = self.__getitems__(index if len(index) else [0])
-        return x[: len(index)], y[: len(index)]
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        rows = torch.as_tensor(indices)
-        there = rows.to(self.device, non_blocking=True)
-        x, y = (field.index_select(0, there) for field in self.examples)  # ten times faster than x[rows]
-        seed = getattr(indices, "seed", 0) if len(rows) == 1 else 0  # a batch of one is the same rows in every epoch
-        parts = [crc32(rows.numpy().tobytes()), *([seed] if seed else [])]
-        with seeded(derive_seed(*parts), self.device):  # the same batch in any process
-            return self.transform(x), y
-
-
-def split_indices(n: int, held_out: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A fixed random split of 0..n-1, not stratified: the first part of a seeded permutation is for training.
-
-    The stream of numpy's `RandomState` never changes (NEP 19), so the split is the same on every machine.
-
-    Args:
-        n: number of examples.
-        held_out: fraction held out; the number is rounded up.
-        seed: the seed of the permutation.
-    """
-    order = np.random.RandomState(seed).permutation(n)
-    num_train = int(n * (1 - held_out))
-    return order[:num_train], order[num_train:]
-
-
-def whole_batch(batch: Any) -> Any:
-    """The identity, as `collate_fn`: `Batches` returns whole batches."""
-    return batch
 
 
 class ScoreData(LightningDataModule, ABC):
@@ -119,9 +46,13 @@ class ScoreData(LightningDataModule, ABC):
     Args:
         batch_size: examples per batch and process.
         num_workers: number of loader processes; 0 is fastest for data in memory.
+        given: what the model is given of every example, in place of its label: as BlockMean, for super-resolution; null: the
+            label, or what else the data hold.
+        given_noise: standard deviation of noise that is added to it, in the units of the model.
+        augment: random changes of the training examples, and noise that becomes a part of the data; null: none.
 
     Raises:
-        InputError: batch_size < 1, or num_workers < 0.
+        InputError: batch_size < 1, or num_workers < 0; given_noise < 0, or without given.
     """
 
     shape: tuple[int, ...]
@@ -145,13 +76,25 @@ class ScoreData(LightningDataModule, ABC):
             shown[-1:] = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in inherited]
         cls.__signature__ = Signature(shown)
 
-    def __init__(self, batch_size: int = 128, num_workers: int = 0) -> None:
+    def __init__(
+        self,
+        batch_size: int = 128,
+        num_workers: int = 0,
+        given: LinearOperator | None = None,
+        given_noise: float = 0.0,
+        augment: list[ArrayAugmentation] | None = None,
+    ) -> None:
         super().__init__()
         require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
         require(num_workers >= 0, f"num_workers={num_workers}: must be at least 0 (load in the main process)")
-        self.save_hyperparameters(logger=False)
+        require(given_noise >= 0, f"given_noise={given_noise}: must be 0 (exact observations) or more, as in 0.1")
+        require(given is not None or not given_noise, f"given_noise={given_noise}: is of observations; set given, too")
+        by_command_line = _given_hyperparameters.get() is not None
+        self.save_hyperparameters(ignore=[] if by_command_line else ["given", "augment"], logger=False)
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.given = None if given is None else Observed(given, given_noise)
+        self.augment = augment or []
 
     @abstractmethod
     def load(self) -> Splits:
@@ -168,11 +111,15 @@ class ScoreData(LightningDataModule, ABC):
     @property
     def condition(self) -> Condition | None:
         """What kind of condition `y` is, known before the data are loaded; None for unlabeled data."""
-        return condition_of(self.num_classes)
+        return condition_of(self.num_classes) if self.given is None else self.given.condition(self.shape)
 
     def to_condition(self, values: Tensor) -> Tensor:
         """Conditions in the units of the stored data, as a user gives them, in those of the model, (B, *condition.shape)."""
-        return values
+        return values if self.given is None else self.given.from_units(values, self.shape, self.transform(False))
+
+    def pairs(self, examples: Examples, filled: bool = True) -> tuple[Tensor, Tensor]:
+        """Stored examples as a batch (x, y) for the model, without augmentation; missing entries are filled by default."""
+        return Finish(self.given)(self.as_input(examples.x, filled), examples.y)
 
     def filled(self, x: Tensor) -> Tensor:
         """Stored examples with the value that the model sees as 0 in place of missing entries."""
@@ -183,7 +130,16 @@ class ScoreData(LightningDataModule, ABC):
 
     def as_input(self, x: Tensor, filled: bool = True) -> Tensor:
         """Stored examples as inputs of the model, not augmented; missing entries are filled or, on request, stay NaN."""
-        return self.transform(train=False)(self.filled(x) if filled else x)
+        return self._inputs(train=False)(self.filled(x) if filled else x)
+
+    def _inputs(self, train: bool) -> Transform:
+        """`transform`, after the noise that is a part of the data."""
+        return Noisy(self.augment, self.transform(train)) if self.augment else self.transform(train)
+
+    def _finish(self, train: bool) -> Finish:
+        """What is done to transformed batches."""
+        change = Changed(self.augment, None if self.given else self.condition) if self.augment and train else None
+        return Finish(self.given, change)
 
     @cached_property
     def splits(self) -> Splits:
@@ -257,7 +213,7 @@ class ScoreData(LightningDataModule, ABC):
         device = self._device(examples)
         unused = torch.Generator().manual_seed(derive_seed()) if self.num_workers else None  # else it draws from torch's
         return kind(
-            Batches(examples, self.transform(train), device),
+            Batches(examples, self._inputs(train), device, self._finish(train)),
             sampler=sampler,
             batch_size=None,  # the sampler returns whole batches
             collate_fn=whole_batch,

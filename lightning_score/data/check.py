@@ -109,6 +109,9 @@ def check_examples(data: "ScoreData", split: str, x: Any, y: Any) -> None:
     require(isfinite(low) and isfinite(high), f"{place}.x holds NaN or infinity: remove these examples in load")
     if data.stored_dtype is not None:
         _check_stored(data, f"{place}.x", x, low, high)
+    for each in data.augment:
+        each.check(data)
+        each.noisy(x[:1])
     _check_labels(data.num_classes, place, y, len(x))
     _check_seen(data, split, x)
 

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 from torch import Tensor
 
-from lightning_score.data.base import Transform
+from lightning_score.data.batches import Finish, Transform
 from lightning_score.data.files import UNREADABLE, ImageFiles, as_bytes, fit
 from lightning_score.data.gray import GrayScale, eight_bits, is_deep
 from lightning_score.errors import InputError, require
@@ -216,9 +216,10 @@ class Batched:
     """Makes a batch for the model; its random numbers depend only on the images."""
 
     transform: Transform
+    finish: Finish
 
     def __call__(self, items: Sequence[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:
         images = np.stack([image for image, _ in items])
         labels = torch.tensor([label for _, label in items], dtype=torch.long)
         with seeded(derive_seed(crc32(images.tobytes()))):  # the same batch in a resumed run
-            return self.transform(torch.from_numpy(images)), labels
+            return self.finish(self.transform(torch.from_numpy(images)), labels)
