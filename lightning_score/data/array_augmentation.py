@@ -4,7 +4,7 @@ Axes have names, from the last one: x, y, z. So a signal (C, L) has x, a field (
 (C, D, H, W) has z, y and x. Channels are scalars: their values move, and do not change.
 """
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -31,6 +31,7 @@ class ArrayAugmentation(ABC):
     applies to held-out examples, too.
     """
 
+    @abstractmethod
     def check(self, data: "ScoreData") -> None:
         """Raises `InputError` if it cannot be used with the data."""
 
