@@ -172,6 +172,10 @@ class ScoreData(LightningDataModule, ABC):
         """Conditions in the units of the stored data, as a user gives them, in those of the model, (B, *condition.shape)."""
         return values
 
+    def held_out_conditions(self) -> Tensor:
+        """The conditions of the held-out examples in order, which samples get in turn, (n, *condition.shape)."""
+        return self.splits.held_out.y
+
     @cached_property
     def splits(self) -> Splits:
         """The checked and cached result of `load`.
