@@ -23,8 +23,38 @@ class Axes(NamedTuple):
     shape: tuple[int, ...]
 
 
+class Windows(NamedTuple):
+    """Windows along each axis of positions; none: whole arrays.
+
+    Attributes:
+        size: their sizes.
+        stride: from the start of one to that of the next.
+    """
+
+    size: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+
+    @property
+    def lead(self) -> int:
+        """Number of the first axes of `ordered` arrays, which count the examples."""
+        return 1 + len(self.size)
+
+    def check(self) -> None:
+        """Raises `InputError` unless they are positive sizes."""
+        require(
+            len(self.size) == len(self.stride) and all(type(n) is int and n > 0 for n in (*self.size, *self.stride)),
+            f"window={list(self.size)}, stride={list(self.stride)}: must be positive sizes, one for each axis of positions, "
+            "as in window: [128], stride: [8]",
+        )
+
+
 def find_axes(
-    size: Sequence[int], letters: str | None, shape: Sequence[int] | None, window: Sequence[int], known: str = "", many: bool = True
+    size: Sequence[int],
+    letters: str | None,
+    shape: Sequence[int] | None,
+    window: Sequence[int],
+    known: str = "",
+    many: bool = True,
 ) -> Axes:
     """The axes of an array: as declared, or the first likely ones that fit the declared shape.
 
@@ -56,7 +86,7 @@ def find_axes(
     raise AssertionError
 
 
-def ordered(array: np.ndarray, axes: Axes, window: Sequence[int], stride: Sequence[int]) -> np.ndarray:
+def ordered(array: np.ndarray, axes: Axes, windows: Windows) -> np.ndarray:
     """A view of an array with the axes (N, windows along each position, C, positions)."""
     letters = axes.letters
     places = [k for k, letter in enumerate(letters) if letter not in "NC"]
@@ -65,22 +95,11 @@ def ordered(array: np.ndarray, axes: Axes, window: Sequence[int], stride: Sequen
         array = array[None]
     if "C" not in letters:
         array = array[:, None]
-    if not window:
+    if not windows.size:
         return array
-    spatial = range(2, array.ndim)
-    seen = np.lib.stride_tricks.sliding_window_view(array, tuple(window), tuple(spatial))
-    seen = seen[(slice(None), slice(None), *(slice(None, None, step) for step in stride))]
-    return np.moveaxis(seen, 1, 1 + len(window))
-
-
-def check_windows(window: Sequence[int], stride: Sequence[int]) -> None:
-    """Raises `InputError` unless they are as many positive sizes."""
-    fit = len(window) == len(stride) and all(type(each) is int and each > 0 for each in (*window, *stride))
-    require(
-        fit,
-        f"window={list(window)}, stride={list(stride)}: must be positive sizes, one for each axis of positions, as in "
-        "window: [128], stride: [8]",
-    )
+    seen = np.lib.stride_tricks.sliding_window_view(array, windows.size, tuple(range(2, array.ndim)))
+    seen = seen[(slice(None), slice(None), *(slice(None, None, step) for step in windows.stride))]
+    return np.moveaxis(seen, 1, len(windows.size) + 1)
 
 
 def _check_letters(letters: str, size: Sequence[int]) -> None:

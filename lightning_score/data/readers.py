@@ -4,7 +4,6 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -262,20 +261,19 @@ def _csv(file: Path) -> Members:
         first, second = (stream.readline().strip().split(delimiter) for _ in range(2))
     headed = not all(_is_number(cell) for cell in first)
     names = [cell.strip().strip('"') for cell in first] if headed else [str(k) for k in range(len(first))]
-    kinds = second if headed else first
-
-    @cache
-    def column(k: int) -> np.ndarray:
-        read = {"delimiter": delimiter, "skiprows": int(headed), "usecols": k, "ndmin": 1, "encoding": "utf-8-sig"}
-        try:
-            return np.loadtxt(file, np.int64, comments=None, **read)
-        except ValueError:
-            return np.loadtxt(file, np.float64, comments=None, converters=lambda cell: float(cell or "nan"), **read)
-
-    found = dict[str, Member]()
-    for k, (name, cell) in enumerate(zip(names, kinds, strict=False)):
-        if _is_number(cell) or not cell:
-            found[name] = Column(file, lambda k=k: column(k))
+    cells = second if headed else first
+    columns = [k for k, cell in enumerate(cells[: len(names)]) if _is_number(cell)]
+    require(bool(columns), f"{file}: has no column of numbers in its first line, {delimiter.join(cells)[:80]!r}")
+    read = {"delimiter": delimiter, "skiprows": int(headed), "usecols": columns, "ndmin": 2, "encoding": "utf-8-sig"}
+    try:
+        table = np.loadtxt(file, comments=None, **read)
+    except ValueError:  # cells may be empty
+        table = np.loadtxt(file, comments=None, converters=lambda cell: float(cell.strip() or "nan"), **read)
+    found = {}
+    for values, k in zip(table.T, columns, strict=True):
+        whole = cells[k].strip().lstrip("+-").isdigit() and bool((values == np.round(values)).all())
+        column = np.ascontiguousarray(values, np.int64 if whole else np.float64)
+        found[names[k]] = Member(column.shape, column.dtype, lambda column=column: column)
     return found
 
 

@@ -41,10 +41,10 @@ class Stored(Tensor):
         counts = [prod(part.shape[:lead]) for part in parts]
         rows = np.arange(sum(counts)) if rows is None else rows
         wide = any(part.dtype.itemsize > 4 or (part.dtype.kind in "iu" and part.dtype.itemsize == 4) for part in parts)
-        dtype = dtype or (torch.float64 if wide else torch.float32)
-        self = Tensor._make_wrapper_subclass(cls, (len(rows), *parts[0].shape[lead:]), dtype=dtype)  # type: ignore[attr-defined]
+        kept = dtype or (torch.float64 if wide else torch.float32)
+        self: Stored = Tensor._make_wrapper_subclass(cls, (len(rows), *parts[0].shape[lead:]), dtype=kept)  # type: ignore[attr-defined]
         self.parts, self.lead, self.missing, self.then, self.rows = parts, lead, missing, then, rows
-        self.ends = np.cumsum(counts)
+        self.ends, self.read_as = np.cumsum(counts), np.dtype("f8" if wide else "f4")
         return self
 
     parts: Sequence[np.ndarray]
@@ -53,10 +53,13 @@ class Stored(Tensor):
     then: Callable[[Tensor], Tensor] | None
     rows: np.ndarray
     ends: np.ndarray
+    read_as: np.dtype[Any]
 
-    def of(self, rows: np.ndarray, then: Callable[[Tensor], Tensor] | None = None) -> "Stored":
-        """Some of the rows, not read yet."""
-        return Stored(self.parts, self.lead, self.missing, then or self.then, self.rows[rows], self.dtype)
+    def of(
+        self, rows: np.ndarray, then: Callable[[Tensor], Tensor] | None = None, dtype: torch.dtype | None = None
+    ) -> "Stored":
+        """Some of the rows, not read yet; with another function of what is read, and the type of its result."""
+        return Stored(self.parts, self.lead, self.missing, then or self.then, self.rows[rows], dtype or self.dtype)
 
     def take(self, rows: Any) -> Tensor:
         """Some of the rows."""
@@ -64,18 +67,18 @@ class Stored(Tensor):
         if len(self.parts) == 1:
             found = self._read(0, numbers)
         else:
-            found = np.empty((len(numbers), *self.shape[1:]), str(self.dtype).removeprefix("torch."))
+            found = np.empty((len(numbers), *self.shape[1:]), self.read_as)
             part = np.searchsorted(self.ends, numbers, side="right")
             for k in np.unique(part):
                 found[part == k] = self._read(int(k), numbers[part == k] - (self.ends[k - 1] if k else 0))
         read = torch.from_numpy(found)
-        return read if self.then is None else self.then(read)
+        return (read if self.then is None else self.then(read)).to(self.dtype)
 
     def _read(self, k: int, numbers: np.ndarray) -> np.ndarray:
         part = self.parts[k]
         here = numbers if self.lead == 1 else np.unravel_index(numbers, part.shape[: self.lead])
         raw = part[here]
-        found = np.ascontiguousarray(raw, str(self.dtype).removeprefix("torch."))
+        found = np.ascontiguousarray(raw, self.read_as)
         if self.missing is not None and self.missing == self.missing:
             found[raw == self.missing] = np.nan
         return found
