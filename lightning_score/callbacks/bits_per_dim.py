@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from lightning_score.callbacks.base import data_of, fast_dev_run, writes_files
 from lightning_score.callbacks.measurement import blank_record
-from lightning_score.data import ScoreData
+from lightning_score.data import Examples, ScoreData
 from lightning_score.errors import InputError, require, require_passes
 from lightning_score.runs.records import FILE, append_record
 from lightning_score.sampling import RK45, NoiseStream, Uniform
@@ -94,7 +94,7 @@ class BitsPerDim(Callback):
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
         with tqdm(total=len(batches) * self.draws, desc="likelihood", unit="batch", leave=False, disable=not shown) as bar:
             for rows in batches:
-                x, y = data.transform(False)(held_out.x[rows]).to(device), held_out.y[rows].to(device)
+                x, y = (part.to(device) for part in data.pairs(Examples(held_out.x[rows], held_out.y[rows])))
                 score = Conditioned(pl_module.score_function, y) if pl_module.conditional else pl_module.score_function
                 noise = NoiseStream(self.seed, rows.tolist(), x.shape[1:], device, x.dtype)
                 for draw in range(self.draws):
