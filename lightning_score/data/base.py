@@ -163,6 +163,10 @@ class ScoreData(LightningDataModule, ABC):
     def to_reference(self, x: Tensor) -> Tensor:
         """Samples of a model, (N, *shape), in the format of `reference()`, with which metrics compare them."""
 
+    def log_det(self, x: Tensor) -> Tensor:
+        """log |det| of the derivative of the model's inputs x (B, *shape) by the stored data, float64 (B,)."""
+        return torch.zeros(len(x), dtype=torch.float64)
+
     @property
     def condition(self) -> Condition | None:
         """What kind of condition `y` is, known before the data are loaded; None for unlabeled data."""

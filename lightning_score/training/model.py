@@ -22,6 +22,7 @@ from lightning_score.process import NoiseProcess
 from lightning_score.runs.trust import made_from
 from lightning_score.sampling.diverged import DivergenceMonitor
 from lightning_score.sampling.noise import NoiseStream
+from lightning_score.sampling.prior import check_prior
 from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampler, Samples
 from lightning_score.score.function import Conditioned, ScoreField, ScoreFunction
 from lightning_score.score.parametrization import Noise, Parametrization
@@ -134,6 +135,8 @@ class ScoreModel(LightningModule):
         if stage == TrainerFn.FITTING:
             self.draws.begin(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
+        if data is not None and stage != "predict" and self.sampler.initial.is_prior:
+            check_prior(self.score_function.process, data)
         if self.objective.needs_data and data is not None and stage != "predict":
             with seeded(derive_seed()):  # of dequantization: the same in all processes
                 self.objective.prepare(data.transform(train=False)(data.splits.train.x))
