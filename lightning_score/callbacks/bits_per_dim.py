@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from lightning_score.callbacks.base import data_of, fast_dev_run, writes_files
 from lightning_score.callbacks.measurement import blank_record
-from lightning_score.data import ScoreData
+from lightning_score.data import Examples, ScoreData
 from lightning_score.errors import InputError, require, require_passes
 from lightning_score.runs.records import FILE, append_record
 from lightning_score.sampling import RK45, NoiseStream, Uniform
@@ -27,10 +27,10 @@ from lightning_score.sampling.likelihood import (
     log_likelihood,
     log_prior,
 )
-from lightning_score.sampling.prior import check_prior
 from lightning_score.score.function import Conditioned, ScoreField
 from lightning_score.score.trace import Trace
 from lightning_score.training.model import ScoreModel
+from lightning_score.training.prior import check_prior
 
 
 class LikelihoodCallback(Callback, ABC):
@@ -74,8 +74,8 @@ class LikelihoodCallback(Callback, ABC):
         """Raises `InputError` if the data have no such likelihood."""
 
     @abstractmethod
-    def values(self, data: ScoreData, score: ScoreField, rows: Tensor, noise: NoiseStream) -> Tensor:
-        """The number of each of these held-out examples for one draw of the noise, float64 (B,)."""
+    def values(self, data: ScoreData, score: ScoreField, x: Tensor, noise: NoiseStream) -> Tensor:
+        """The number of each of these examples (B, ...) for one draw of the noise, float64 (B,)."""
 
     def scales(self, data: ScoreData) -> dict[str, float]:
         """The names under which the number is logged, each with a factor."""
@@ -127,11 +127,11 @@ class LikelihoodCallback(Callback, ABC):
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
         with tqdm(total=len(batches) * self.draws, desc="likelihood", unit="batch", leave=False, disable=not shown) as bar:
             for rows in batches:
-                y = held_out.y[rows].to(device)
+                x, y = (part.to(device) for part in data.pairs(Examples(held_out.x[rows], held_out.y[rows])))
                 score = Conditioned(pl_module.score_function, y) if pl_module.conditional else pl_module.score_function
-                noise = NoiseStream(self.seed, rows.tolist(), data.shape, device, torch.get_default_dtype())
+                noise = NoiseStream(self.seed, rows.tolist(), x.shape[1:], device, x.dtype)
                 for draw in range(self.draws):
-                    values[draw, rows.to(device)] = self.values(data, score, rows, noise)
+                    values[draw, rows.to(device)] = self.values(data, score, x, noise)
                     bar.update()
         return MeanLikelihood.of(trainer.strategy.reduce(values, reduce_op="sum"))
 
@@ -158,8 +158,7 @@ class BitsPerDim(LikelihoodCallback):
             )
         return Dequantization(data.levels, data.data_range, data.dequantize)
 
-    def values(self, data: ScoreData, score: ScoreField, rows: Tensor, noise: NoiseStream) -> Tensor:
-        x = data.transform(False)(data.splits.held_out.x[rows]).to(noise.device, noise.dtype)
+    def values(self, data: ScoreData, score: ScoreField, x: Tensor, noise: NoiseStream) -> Tensor:
         return example_bits(score, x, noise, self.dequantization(data), self.likelihood)
 
 
@@ -184,6 +183,5 @@ class Nats(LikelihoodCallback):
     def scales(self, data: ScoreData) -> dict[str, float]:
         return {"nats": 1.0, "nats_per_dim": 1 / prod(data.shape)}
 
-    def values(self, data: ScoreData, score: ScoreField, rows: Tensor, noise: NoiseStream) -> Tensor:
-        x = data.transform(False)(data.splits.held_out.x[rows]).to(noise.device, noise.dtype)
-        return self.likelihood(score, x, noise).value + data.log_det(x).to(noise.device)
+    def values(self, data: ScoreData, score: ScoreField, x: Tensor, noise: NoiseStream) -> Tensor:
+        return self.likelihood(score, x, noise).value + data.log_det(x).to(x.device)

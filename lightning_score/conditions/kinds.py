@@ -125,6 +125,11 @@ class Array(Condition):
 
     def planes(self, y: Tensor, size: Sequence[int]) -> Tensor:
         """Each channel, zero where it is not known, and where it is known."""
+        require(
+            y.ndim == 2 + len(size),
+            f"condition: has shape {list(y.shape[1:])}; must have as many axes as the data, whose shape is [channels, "
+            f"{', '.join(map(str, size))}]; give other numbers as a Vector",
+        )
         known = ~y.isnan()
         both = torch.cat([torch.where(known, y, 0.0), known.to(y.dtype)], dim=1)
         return both if both.shape[2:] == tuple(size) else F.interpolate(both, tuple(size), mode="nearest-exact")

@@ -1,4 +1,4 @@
-"""Conditioning on the noise level and the class: embeddings, and the vector that every block receives."""
+"""Conditioning on the noise level and the condition: embeddings, and the vector that every block receives."""
 
 import math
 from abc import ABC, abstractmethod
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_score.conditions import Condition
 from lightning_score.errors import InputError, require
 
 
@@ -85,59 +86,65 @@ class FourierEmbedding(NoiseEmbedding):
 
 
 class Conditioning(nn.Module):
-    """The vector that conditions every block on the noise level and the class.
+    """The vector that conditions every block on the noise level and the condition.
 
-    `silu(W_2 silu(W_1 embedding(noise_label)) + e_cond)`, with a learned `e_y` per class and one for "no class".
+    `silu(W_2 silu(W_1 embedding(noise_label)) + e_cond)`, with the condition's vector, such as one per class and one for "no
+    class".
 
     Args:
         embedding: features of the noise label.
         width: size of the vector.
-        num_classes: number of classes; 0 for none.
-        class_width: size of the vector of a class; None for `width`.
+        condition: gives a vector, or only channels; None for none.
+        condition_width: size of its vector; None for `width`.
     """
 
-    def __init__(self, embedding: NoiseEmbedding, width: int, num_classes: int = 0, class_width: int | None = None) -> None:
+    def __init__(
+        self, embedding: NoiseEmbedding, width: int, condition: Condition | None = None, condition_width: int | None = None
+    ) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.condition = condition
         self.embedding = embedding
         self.linear1 = nn.Linear(embedding.width, width)
         self.linear2 = nn.Linear(width, width)
-        self.classes = nn.Embedding(num_classes + 1, class_width or width) if num_classes > 0 else None
+        self.classes = condition.embedding(condition_width or width) if condition else None  # its name in checkpoints
 
     def forward(self, noise_label: Tensor, cond: Tensor | None) -> Tensor:
         """The vectors, (B, width), or (1, width) if all are the same."""
         vector = self.linear2(F.silu(self.linear1(self.features(noise_label))))
-        return F.silu(vector + self.class_vector(cond))
+        return F.silu(vector + self.condition_vector(cond))
 
     def features(self, noise_label: Tensor) -> Tensor:
         """The features of the noise label."""
         return self.embedding(noise_label.to(self.linear1.weight.dtype).reshape(-1))
 
-    def class_vector(self, cond: Tensor | None) -> Tensor | float:
-        """The vectors of the classes, (B, width); 0 for a network without classes."""
-        if self.classes is None:
+    def condition_vector(self, cond: Tensor | None) -> Tensor | float:
+        """The vectors of the conditions, (B, width) or (1, width); 0 for a network without a condition of vectors."""
+        if self.condition is None or self.classes is None:
             return 0.0
-        return self.classes.weight[self.num_classes] if cond is None else self.classes(cond)
+        vectors: Tensor = self.classes(self.condition.empty(1, self.linear1.weight.device) if cond is None else cond)
+        return vectors
 
 
 class EarlyConditioning(Conditioning):
-    """Conditioning whose features include the class and the augmentation of the image (Karras et al. 2022, 2206.00364).
+    """Conditioning whose features include the condition and the augmentation of the image (Karras et al. 2022, 2206.00364).
 
     `silu(W_2 silu(W_1 (embedding(noise_label) + e_cond + W_0 augmented)))`.
 
     Args:
         embedding: features of the noise label.
         width: size of the vector.
-        num_classes: number of classes; 0 for none.
+        condition: gives a vector, or only channels; None for none.
         augmentations: number of augmentation labels of an image; 0 for none.
     """
 
-    def __init__(self, embedding: NoiseEmbedding, width: int, num_classes: int = 0, augmentations: int = 0) -> None:
-        super().__init__(embedding, width, num_classes, class_width=embedding.width)
+    def __init__(
+        self, embedding: NoiseEmbedding, width: int, condition: Condition | None = None, augmentations: int = 0
+    ) -> None:
+        super().__init__(embedding, width, condition, condition_width=embedding.width)
         self.augment = nn.Linear(augmentations, embedding.width, bias=False) if augmentations > 0 else None
 
     def forward(self, noise_label: Tensor, cond: Tensor | None, augmented: Tensor | None = None) -> Tensor:
-        features = self.features(noise_label) + self.class_vector(cond)
+        features = self.features(noise_label) + self.condition_vector(cond)
         if augmented is not None:
             if self.augment is None:
                 raise InputError("augmentations=0: must be the number of labels, as 9 for GeometricAugmentation")

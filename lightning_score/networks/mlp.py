@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_score.conditions import Condition
 from lightning_score.errors import require
 from lightning_score.networks.base import Network
 from lightning_score.networks.blocks import zero
@@ -39,6 +40,7 @@ class MLP(Network):
         width: size of the hidden layers.
         depth: number of residual blocks.
         embedding: features of the noise label; by default a PositionalEmbedding as wide as the hidden layers.
+        condition: what it is conditioned on instead of classes, which the model gives it; null for nothing.
 
     Raises:
         InputError: for a shape that is not a point's, or a width or depth that is not positive.
@@ -53,18 +55,19 @@ class MLP(Network):
         width: int = 128,
         depth: int = 3,
         embedding: NoiseEmbedding | None = None,
+        condition: Condition | None = None,
     ) -> None:
-        super().__init__(shape, num_classes)
+        super().__init__(shape, num_classes, condition)
         require(len(shape) == 1, f"shape={list(shape)}: an MLP takes points, [dimension]; use a UNet for images")
         require(width > 0 and depth > 0, f"width={width}, depth={depth}: both must be positive")
-        self.conditioning = Conditioning(embedding or PositionalEmbedding(width), width, num_classes)
-        self.linear_in = nn.Linear(shape[0], width)
+        self.conditioning = Conditioning(embedding or PositionalEmbedding(width), width, self.condition)
+        self.linear_in = nn.Linear(self.inputs, width)
         self.blocks = nn.ModuleList(MLPBlock(width) for _ in range(depth))
         self.linear_out = zero(nn.Linear(width, shape[0]))
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor | None = None) -> Tensor:
         c = self.conditioning(noise_label, cond)
-        h = self.linear_in(x)
+        h = self.linear_in(self.join(x, cond))
         for block in self.blocks:
             h = block(h, c)
         return self.linear_out(F.silu(h))

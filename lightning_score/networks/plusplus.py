@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_score.conditions import Condition
 from lightning_score.errors import require
 from lightning_score.networks.base import Network
 from lightning_score.networks.blocks import ResidualBlock, SelfAttention, attention_if
@@ -102,6 +103,7 @@ class DDPMpp(Network):
         centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
         augmentations: number of augmentation labels: 9 for GeometricAugmentation, 0 for none.
         head_channels: channels of each attention head; None for one head.
+        condition: what it is conditioned on instead of classes, which the model gives it; null for nothing.
 
     Raises:
         InputError: for a shape that is not an image's or cannot be halved that often, a resolution for attention that does
@@ -130,8 +132,9 @@ class DDPMpp(Network):
         centered: bool = True,
         augmentations: int = 0,
         head_channels: int | None = None,
+        condition: Condition | None = None,
     ) -> None:
-        super().__init__(shape, num_classes)
+        super().__init__(shape, num_classes, condition)
         attends = levels_with_attention(type(self).__name__, shape, multipliers, blocks, attention, dropout)
         _check_groups(channels, groups, group_size)
         check_heads(channels, head_channels)
@@ -144,12 +147,11 @@ class DDPMpp(Network):
         attend_to = partial(attention_if, norm=norm, scale=scale, head_channels=head_channels)
         parts = Parts(block, attend_to, resampling, resample_blocks)
         widths, image = [channels * m for m in multipliers], shape[0]
-        common = Common(image, norm, resampling, scale)
+        common, embedding = Common(self.inputs, image, norm, resampling, scale), embedding or PositionalEmbedding(channels)
 
-        embedding = embedding or PositionalEmbedding(channels)
-        self.conditioning = EarlyConditioning(embedding, 4 * channels, num_classes, augmentations)
-        self.conv_in = nn.Conv2d(image, channels, 3, padding=1)
-        kept, pyramid = [channels], image
+        self.conditioning = EarlyConditioning(embedding, 4 * channels, self.condition, augmentations)
+        self.conv_in = nn.Conv2d(self.inputs, channels, 3, padding=1)
+        kept, pyramid = [channels], self.inputs
         self.first = nn.ModuleList(parts.stages(channels, widths[0], blocks, attends[0]))
         kept += [widths[0]] * blocks
         self.down = nn.ModuleList()
@@ -174,7 +176,7 @@ class DDPMpp(Network):
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor | None = None) -> Tensor:
         c = self.conditioning(noise_label, cond, self._augmented)
-        pyramid = x if self.centered else 2 * x - 1
+        pyramid = self.join(x if self.centered else 2 * x - 1, cond)
         kept = [self.conv_in(pyramid)]
         for stage in self.first:
             kept.append(stage(kept[-1], c))

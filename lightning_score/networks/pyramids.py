@@ -13,9 +13,10 @@ from lightning_score.networks.resampling import Resampling
 
 
 class Common(NamedTuple):
-    """What all levels of a network share: channels of the image, norm, changes of resolution, and factor of sums."""
+    """What all levels of a network share: channels of input and output, norm, changes of resolution, factor of sums."""
 
-    image: int
+    inputs: int
+    outputs: int
     norm: Norm
     resampling: Resampling
     scale: float
@@ -47,7 +48,7 @@ class InputSkip(InputLevel):
     def __init__(self, common: Common, before: int, channels: int) -> None:
         super().__init__(common, before, channels)
         self.down = common.resampling.down()
-        self.conv = nn.Conv2d(common.image, channels, 1)
+        self.conv = nn.Conv2d(common.inputs, channels, 1)
 
     def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
         pyramid = self.down(pyramid)
@@ -109,7 +110,7 @@ class OutputSkip(OutputLevel):
     def __init__(self, common: Common, before: int | None, channels: int) -> None:
         super().__init__(common, before, channels)
         self.up = common.resampling.up()
-        self.head = head(channels, common.image, common.norm)
+        self.head = head(channels, common.outputs, common.norm)
 
     def forward(self, h: Tensor, pyramid: Tensor | None) -> tuple[Tensor, Tensor | None]:
         image = self.head(h)

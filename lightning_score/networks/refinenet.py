@@ -7,6 +7,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_score.conditions import Condition
 from lightning_score.errors import require
 from lightning_score.networks.base import Network
 from lightning_score.networks.blocks import Norm, zero
@@ -29,6 +30,7 @@ class RefineNet(Network, ABC):
         norm: makes the norms of the residual blocks.
         inner_norm: makes the norms of the RefineNet blocks.
         pool: the pooling in the RefineNet blocks.
+        condition: an array, instead of classes; null for nothing.
     """
 
     units = (RefineResidual, RefineBlock)
@@ -44,12 +46,18 @@ class RefineNet(Network, ABC):
         norm: Norm,
         inner_norm: Norm,
         pool: nn.Module,
+        condition: Condition | None = None,
     ) -> None:
-        super().__init__(shape, num_classes)
-        _check(type(self).__name__, shape, channels, multipliers, dilations)
+        super().__init__(shape, num_classes, condition)
+        name = type(self).__name__
+        require(
+            condition is None or condition.embedding(1) is None,
+            f"condition: {name} takes classes or arrays; use a UNet, DDPMpp or NCSNpp for vectors of numbers",
+        )
+        _check(name, shape, channels, multipliers, dilations)
         self.centered = centered
         widths = [channels * m for m in multipliers]
-        self.conv_in = nn.Conv2d(shape[0], widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(self.inputs, widths[0], 3, padding=1)
         self.stages = nn.ModuleList()
         for k, (width, dilation) in enumerate(zip(widths, dilations, strict=True)):
             first = RefineResidual(widths[max(k - 1, 0)], width, norm, dilation, begins=k > 0)
@@ -67,7 +75,7 @@ class RefineNet(Network, ABC):
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor | None = None) -> Tensor:
         labels = self.labels(noise_label, cond)
-        h = self.conv_in(x if self.centered else 2 * x - 1)
+        h = self.conv_in(self.join(x if self.centered else 2 * x - 1, cond))
         kept = []
         for stage in self.stages:
             for block in stage.children():
@@ -95,6 +103,7 @@ class NCSN(RefineNet):
         dilations: the dilation of each stage; 1, but in the first stage, halves the resolution instead.
         centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
         plus: whether the norms are InstanceNorm++; false: instance norm, as in the authors' CondRefineNetDeeperDilated.
+        condition: an array, which the model gives it, instead of classes; null for nothing.
 
     Raises:
         InputError: for a shape that is not an image's or cannot be halved that often, or numbers out of range.
@@ -110,11 +119,12 @@ class NCSN(RefineNet):
         dilations: Sequence[int] = (1, 1, 2, 4),
         centered: bool = False,
         plus: bool = True,
+        condition: Condition | None = None,
     ) -> None:
         require(levels >= 1, f"levels={levels}: must be at least 1, the number of noise levels of the process")
         norm = partial(InstanceNormPlus, levels=levels, num_classes=num_classes, plus=plus)
         pool = nn.AvgPool2d(5, stride=1, padding=2)
-        super().__init__(shape, num_classes, channels, multipliers, dilations, centered, norm, norm, pool)
+        super().__init__(shape, num_classes, channels, multipliers, dilations, centered, norm, norm, pool, condition)
         self.levels = levels
 
     def labels(self, noise_label: Tensor, cond: Tensor | None) -> Labels:
@@ -134,6 +144,7 @@ class NCSNv2(RefineNet):
         multipliers: the channels of each stage as multiples of `channels`.
         dilations: the dilation of each stage; 1, but in the first stage, halves the resolution instead.
         centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
+        condition: an array, which the model gives it, instead of classes; null for nothing.
 
     Raises:
         InputError: for a shape that is not an image's or cannot be halved that often, or numbers out of range.
@@ -147,10 +158,11 @@ class NCSNv2(RefineNet):
         multipliers: Sequence[int] = (1, 2, 2, 2),
         dilations: Sequence[int] = (1, 1, 2, 4),
         centered: bool = False,
+        condition: Condition | None = None,
     ) -> None:
         norm = partial(InstanceNormPlus, num_classes=num_classes)
         pool = nn.MaxPool2d(5, stride=1, padding=2)
-        super().__init__(shape, num_classes, channels, multipliers, dilations, centered, norm, NoNorm, pool)
+        super().__init__(shape, num_classes, channels, multipliers, dilations, centered, norm, NoNorm, pool, condition)
 
     def labels(self, noise_label: Tensor, cond: Tensor | None) -> Labels:
         return Labels(None, cond)
@@ -164,13 +176,21 @@ class NCSNv2Deeper(NCSNv2):
         num_classes: number of classes it can be conditioned on; 0 for none.
         channels: channels of the first stage.
         centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
+        condition: an array, which the model gives it, instead of classes; null for nothing.
     """
 
     multipliers: Sequence[int] = (1, 2, 2, 4, 4)
     dilations: Sequence[int] = (1, 1, 1, 2, 4)
 
-    def __init__(self, shape: Sequence[int], num_classes: int = 0, channels: int = 128, centered: bool = False) -> None:
-        super().__init__(shape, num_classes, channels, self.multipliers, self.dilations, centered)
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num_classes: int = 0,
+        channels: int = 128,
+        centered: bool = False,
+        condition: Condition | None = None,
+    ) -> None:
+        super().__init__(shape, num_classes, channels, self.multipliers, self.dilations, centered, condition)
 
 
 class NCSNv2Deepest(NCSNv2Deeper):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_score.conditions import Condition
 from lightning_score.errors import require
 from lightning_score.networks.base import Network
 from lightning_score.networks.blocks import ResidualBlock, ScaleShiftBlock, SelfAttention, attention_if, zero
@@ -95,6 +96,7 @@ class UNet(Network):
         resample_blocks: change the resolution inside residual blocks, by means and repetition, instead of by convolutions.
         symmetric_padding: pad the convolutions that halve the resolution on all sides.
         eps: of the norms.
+        condition: what it is conditioned on instead of classes, which the model gives it; null for nothing.
 
     Raises:
         InputError: for a shape that is not an image's or cannot be halved that often, channels that do not divide
@@ -120,15 +122,16 @@ class UNet(Network):
         resample_blocks: bool = False,
         symmetric_padding: bool = False,
         eps: float = 1e-6,
+        condition: Condition | None = None,
     ) -> None:
-        super().__init__(shape, num_classes)
+        super().__init__(shape, num_classes, condition)
         attends = levels_with_attention("UNet", shape, multipliers, blocks, attention, dropout)
         check_groups(channels, groups, f"channels={channels}, groups={groups}")
         check_heads(channels, head_channels)
-        condition, norm = 4 * channels, partial(nn.GroupNorm, groups, eps=eps)
+        width_of_vector, norm = 4 * channels, partial(nn.GroupNorm, groups, eps=eps)
         widths = [channels * m for m in multipliers]
         kind = ScaleShiftBlock if scale_shift else ResidualBlock
-        block = partial(kind, condition=condition, norm=norm, dropout=dropout)
+        block = partial(kind, condition=width_of_vector, norm=norm, dropout=dropout)
 
         def stage(inputs: int, outputs: int, attend: bool) -> Stage:
             attention = attention_if(attend, outputs, norm, head_channels=head_channels)  # first, as seeds expect it
@@ -140,8 +143,8 @@ class UNet(Network):
         def upsample(width: int) -> nn.Module:
             return block(width, width, resample=BOXES.up()) if resample_blocks else Upsample(width)
 
-        self.conditioning = Conditioning(embedding or PositionalEmbedding(channels), condition, num_classes)
-        self.conv_in = nn.Conv2d(shape[0], channels, 3, padding=1)
+        self.conditioning = Conditioning(embedding or PositionalEmbedding(channels), width_of_vector, self.condition)
+        self.conv_in = nn.Conv2d(self.inputs, channels, 3, padding=1)
 
         kept = [channels]
         self.down = nn.ModuleList()
@@ -151,10 +154,9 @@ class UNet(Network):
             self.down.append(DownLevel([stage(i, width, attend) for i in inputs], half))
             kept += [width] * (blocks + (half is not None))
 
-        deepest = widths[-1]
-        self.middle = nn.ModuleList([stage(deepest, deepest, middle_attention), stage(deepest, deepest, False)])
+        h = widths[-1]
+        self.middle = nn.ModuleList([stage(h, h, middle_attention), stage(h, h, False)])
 
-        h = deepest
         self.up = nn.ModuleList()
         for level, (width, attend) in reversed(list(enumerate(zip(widths, attends, strict=True)))):
             inputs = [h + kept.pop()] + [width + kept.pop() for _ in range(blocks)]
@@ -167,7 +169,7 @@ class UNet(Network):
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor | None = None) -> Tensor:
         c = self.conditioning(noise_label, cond)
-        kept = [self.conv_in(x)]
+        kept = [self.conv_in(self.join(x, cond))]
         for level in self.down:
             kept += level(kept[-1], c)
         h = kept[-1]

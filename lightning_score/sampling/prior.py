@@ -1,14 +1,12 @@
 """How many nats the prior of a noise process misses of the data's law at t = 1."""
 
+import warnings
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_score.data import ScoreData
 from lightning_score.process import NoiseProcess
-from lightning_score.seeds import derive_seed, seeded
 
 TOLERATED = 1.0
 """Nats per example that the prior may miss without a warning."""
@@ -65,24 +63,18 @@ def warn_of_prior(process: NoiseProcess, x: Tensor) -> None:
     """
     if len(x) < 2:
         return
-    gap, d = prior_gap(process, x[_few(len(x), x[0].numel()).to(x.device)]), x[0].numel()
+    gap, d = prior_gap(process, x[few(len(x), x[0].numel()).to(x.device)]), x[0].numel()
     if gap.nats > TOLERATED:
-        rank_zero_warn(
+        warnings.warn(
             f"{type(process).__name__}: its prior misses the data's law at t = 1 by about {gap.nats:.3g} nats per example, "
             f"{gap.nats / d:.2g} per dimension: log-likelihoods come out so much too low, and samples start from a wrong "
             f"law. sigma/alpha is {gap.level:.3g} at t = 1; make it at least {gap.norm:.3g}, the root mean square norm of "
-            "the examples (sigma_max of VE and SigmaTable, beta_max of VP), or center and standardize the data"
+            "the examples (sigma_max of VE and SigmaTable, beta_max of VP), or center and standardize the data",
+            stacklevel=2,
         )
 
 
-def check_prior(process: NoiseProcess, data: ScoreData) -> None:
-    """Warns if the prior does not fit the training examples, of which it takes a few."""
-    x = data.splits.train.x
-    with seeded(derive_seed()):  # of dequantization
-        warn_of_prior(process, data.transform(train=False)(x[_few(len(x), x[0].numel())]))
-
-
-def _few(n: int, dimension: int) -> Tensor:
+def few(n: int, dimension: int) -> Tensor:
     """The numbers of the examples, of n, whose moments are taken, ascending."""
     rows = torch.randperm(n, generator=torch.Generator().manual_seed(0))
     return rows[: max(2, min(ROWS, NUMBERS // dimension))].sort().values

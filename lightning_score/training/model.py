@@ -22,7 +22,6 @@ from lightning_score.process import NoiseProcess
 from lightning_score.runs.trust import made_from
 from lightning_score.sampling.diverged import DivergenceMonitor
 from lightning_score.sampling.noise import NoiseStream
-from lightning_score.sampling.prior import check_prior
 from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampler, Samples
 from lightning_score.score.function import Conditioned, ScoreField, ScoreFunction
 from lightning_score.score.parametrization import Noise, Parametrization
@@ -30,6 +29,7 @@ from lightning_score.seeds import derive_seed, seeded
 from lightning_score.training.inference import FittingBatches, inference
 from lightning_score.training.learned_times import check_grid, learn_times
 from lightning_score.training.optimization import Optimization
+from lightning_score.training.prior import check_prior
 from lightning_score.training.steps import ClassLabels, Draws, MeanLoss, log_at_steps_done, require_batch
 
 NetworkCallable = Callable[[Sequence[int], int], Network]

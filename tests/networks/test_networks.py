@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_score.conditions import Array, ClassLabel, Condition, Several, Vector
 from lightning_score.data import Digits
 from lightning_score.errors import InputError
 from lightning_score.interop.diffusers import PATTERNS
@@ -67,6 +68,11 @@ def draw(network: Network) -> tuple[Tensor, Tensor]:
 
 def subclasses(kind: type) -> list[type]:
     return [c for child in kind.__subclasses__() for c in [child, *subclasses(child)]]
+
+
+def accepts(kind: type[Network], condition: Condition) -> bool:
+    """RefineNets take no vectors, points no arrays."""
+    return condition.channels == 0 if kind is MLP else issubclass(kind, UNet | DDPMpp) or condition.embedding(1) is None
 
 
 def shipped(kind: type) -> list[type]:
@@ -147,6 +153,23 @@ class TestEveryNetwork:
         x, label = draw(network)
         assert torch.equal(network(x, label, torch.tensor([4, 0, 9])), network(x, label))
 
+    @pytest.mark.parametrize(
+        "condition", [Vector(3), Array([2, 2, 6]), Several([ClassLabel(2), Vector(3), Array([1, 8, 24])])]
+    )
+    def test_a_condition_matters_and_none_is_the_empty_one(self, kind, condition):
+        if not accepts(kind, condition):
+            with pytest.raises(InputError, match="condition"):
+                build(kind, condition=condition)
+            return
+        network = build(kind, condition=condition)
+        x, label = draw(network)
+        y = torch.randn(BATCH, *condition.shape, generator=torch.Generator().manual_seed(3))
+        y[:, 0] = torch.tensor([0.0, 1.0, 0.0]) if isinstance(condition, Several) else y[:, 0]
+        given, none = network(x, label, y), network(x, label)
+        assert (given - none).abs().flatten(1).amax(1).min() > 1e-4
+        torch.testing.assert_close(none, network(x, label, condition.empty(BATCH)))
+        torch.testing.assert_close(given[:1], network(x[:1], label[:1], y[:1]), rtol=1e-4, atol=1e-5)
+
     def test_samples_do_not_depend_on_their_batch(self, kind):
         network = build(kind, num_classes=2).double()
         x, label = draw(network)
@@ -203,6 +226,8 @@ class TestEveryNetwork:
         (UNet, {"channels": 0}, "channels=0"),
         (UNet, {"channels": 5}, "multiple of the number of groups"),
         (UNet, {"channels": 8, "head_channels": 3}, "must divide 8 channels"),
+        (UNet, {"condition": Array([1, 4])}, "must have as many axes as the data, whose shape is .channels, 4, 12"),
+        (UNet, {"condition": Vector(1), "num_classes": 2}, "must be 0 with a condition"),
         (DDPMpp, {"channels": 6, "group_size": 1, "groups": 4}, "multiple of the number of groups"),
         (DDPMpp, {"groups": 0}, "must be positive"),
         (NCSNpp, {"attention": [3]}, r"choose from \[4, 2\]"),
@@ -244,6 +269,7 @@ SMALL_FORMS = {
     [pytest.param(k, marks=[] if k is UNet else pytest.mark.slow) for k in SMALL_FORMS],
     ids=lambda kind: kind.__name__,
 )
+@pytest.mark.slow
 def test_small_forms_learn_digits(kind):
     """Sixty steps explain half of the noise in digits that were not trained on; the zero network has a loss of 1."""
     torch.manual_seed(0)

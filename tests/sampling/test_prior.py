@@ -9,8 +9,9 @@ from conftest import MixtureScore
 from lightning_score.data import Digits, Mixture
 from lightning_score.process import VE, VP, BetaTable, Cosine, SubVP
 from lightning_score.sampling.likelihood import log_likelihood, log_prior
-from lightning_score.sampling.prior import check_prior, prior_gap, warn_of_prior
+from lightning_score.sampling.prior import prior_gap, warn_of_prior
 from lightning_score.score.trace import ExactTrace
+from lightning_score.training.prior import check_prior
 
 SHIFTED = Mixture([[5.0, 0.0, 1.0]], [2.0])
 
