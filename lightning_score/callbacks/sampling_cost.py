@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
 from lightning_score.callbacks.base import fast_dev_run
-from lightning_score.callbacks.bits_per_dim import BitsPerDim
+from lightning_score.callbacks.bits_per_dim import LikelihoodCallback
 from lightning_score.callbacks.evaluate import Evaluate
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
@@ -47,7 +47,7 @@ def check_data(command: str, data: ScoreData, config: Any) -> None:
         data.train_dataloader()
     data.val_dataloader()
     for callback in (config["evaluate"], *(chosen if isinstance(chosen, list) else [chosen])):
-        if isinstance(callback, Evaluate | BitsPerDim):
+        if isinstance(callback, Evaluate | LikelihoodCallback):
             callback.check(data)
 
 

@@ -31,6 +31,7 @@ from lightning_score.training.conditions import Conditions, NetworkCallable, in_
 from lightning_score.training.inference import FittingBatches, inference
 from lightning_score.training.learned_times import check_grid, learn_times
 from lightning_score.training.optimization import Optimization
+from lightning_score.training.prior import check_prior
 from lightning_score.training.steps import Draws, MeanLoss, log_at_steps_done, require_batch
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -142,6 +143,8 @@ class ScoreModel(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and self.takes_condition:
             self.conditions.take_from(data)
+        if data is not None and stage != "predict" and self.sampler.initial.is_prior:
+            check_prior(self.score_function.process, data)
         if self.objective.needs_data and data is not None and stage != "predict":
             with seeded(derive_seed()):  # of dequantization: the same in all processes
                 self.objective.prepare(data.transform(train=False)(data.splits.train.x))
