@@ -32,8 +32,8 @@ class ArrayAugmentation(ABC):
     """
 
     @abstractmethod
-    def check(self, data: "ScoreData") -> None:
-        """Raises `InputError` if it cannot be used with the data."""
+    def check(self, data: "ScoreData", x: Tensor) -> None:
+        """Raises `InputError` if it cannot be used with the data, of which `x` are some stored examples."""
 
     def noisy(self, x: Tensor) -> Tensor:
         """Stored examples (B, *shape) with noise that becomes a part of the data."""
@@ -61,7 +61,7 @@ class _Moves(ArrayAugmentation, ABC):
         self.axes = list(axes)
         self.dims = [-1 - NAMES.index(axis) for axis in axes]
 
-    def check(self, data: "ScoreData") -> None:
+    def check(self, data: "ScoreData", x: Tensor) -> None:
         name, spatial = type(self).__name__, len(data.shape) - 1
         has = ", ".join(NAMES[:spatial][::-1]) or "none"
         require(
@@ -100,8 +100,8 @@ class Rolls(_Moves):
         axes: their names, as in [x].
     """
 
-    def check(self, data: "ScoreData") -> None:
-        super().check(data)
+    def check(self, data: "ScoreData", x: Tensor) -> None:
+        super().check(data, x)
         for part in data.condition.arrays() if data.condition else []:
             sizes = [[shape[dim] for dim in self.dims] for shape in (data.shape, part.shape)]
             require(
@@ -155,7 +155,7 @@ class Rotations(_Moves):
 class _Noise(ArrayAugmentation, ABC):
     """Noise on stored numbers."""
 
-    def check(self, data: "ScoreData") -> None:
+    def check(self, data: "ScoreData", x: Tensor) -> None:
         require(
             data.levels is None,
             f"{type(self).__name__}: {type(data).__name__} has gray levels; use --data.dequantize true instead",
@@ -177,8 +177,8 @@ class GaussianNoise(_Noise):
         require(len(each) > 0 and all(0 < one < torch.inf for one in each), f"std={std}: must be above 0, as in 0.1")
         self.std = each
 
-    def check(self, data: "ScoreData") -> None:
-        super().check(data)
+    def check(self, data: "ScoreData", x: Tensor) -> None:
+        super().check(data, x)
         channels = data.shape[0]
         require(
             len(self.std) in (1, channels),
@@ -198,9 +198,14 @@ class Dequantize(_Noise):
     units is at most the mean log probability (Theis et al. 2016, 1511.01844, section 3.1). Rounding undoes it.
     """
 
+    def check(self, data: "ScoreData", x: Tensor) -> None:
+        super().check(data, x)
+        whole = not x.is_floating_point() or bool((x.round() == x)[~x.isnan()].all())
+        require(whole, "Dequantize: the data are not whole numbers; GaussianNoise(std) adds noise to any")
+
     def noisy(self, x: Tensor) -> Tensor:
-        require(not x.is_floating_point(), f"Dequantize: the data are stored as {x.dtype}; must be integers")
-        return x.float() + torch.rand(x.shape, device=x.device) - 0.5
+        x = x if x.is_floating_point() else x.float()
+        return x + (torch.rand_like(x) - 0.5)
 
 
 def moved_conditions(data: "ScoreData") -> list[Condition]:

@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from inspect import Parameter, Signature, signature
 from math import prod
@@ -15,13 +16,15 @@ from torch.utils.data import DataLoader
 
 from lightning_score.conditions import Condition, LinearOperator, condition_of
 from lightning_score.data.array_augmentation import ArrayAugmentation, Changed, Noisy
-from lightning_score.data.batches import CPU, Batches, Examples, Finish, Splits, Transform, whole_batch
+from lightning_score.data.batches import CPU, Batches, Examples, Finish, Splits, Transform, split_indices, whole_batch
 from lightning_score.data.check import check_splits
 from lightning_score.data.observed import Observed
 from lightning_score.data.order import InTurn, Loader, Shuffled
 from lightning_score.errors import require
 from lightning_score.memory import require_room
 from lightning_score.seeds import counted_seed, derive_seed
+
+__all__ = ["Batches", "Examples", "ScoreData", "Splits", "Transform", "split_indices"]
 
 ROOM_ON_GPU = 2 << 30
 """Maximal size in bytes of a data set that is copied to the GPU, where its batches are made; CIFAR-10 has a twelfth."""
@@ -42,6 +45,8 @@ class ScoreData(LightningDataModule, ABC):
         reference_split: the name of the part of the data that `reference()` returns.
         stored_dtype: dtype of the examples that `load` returns, or None for any.
         missing: whether entries of `x` may be missing: NaN, as stored and as input of the model.
+        units: the units of the stored data, for pictures.
+        names: the names of the channels, or of the columns of a table; empty: none.
 
     Args:
         batch_size: examples per batch and process.
@@ -63,6 +68,8 @@ class ScoreData(LightningDataModule, ABC):
     reference_split: str = "train and held out"
     stored_dtype: torch.dtype | None = None
     missing: bool = False
+    units: str = ""
+    names: Sequence[str] = ()
     __signature__: Signature
 
     def __init_subclass__(cls, **settings: Any) -> None:
@@ -90,7 +97,8 @@ class ScoreData(LightningDataModule, ABC):
         require(given_noise >= 0, f"given_noise={given_noise}: must be 0 (exact observations) or more, as in 0.1")
         require(given is not None or not given_noise, f"given_noise={given_noise}: is of observations; set given, too")
         by_command_line = _given_hyperparameters.get() is not None
-        self.save_hyperparameters(ignore=[] if by_command_line else ["given", "augment"], logger=False)
+        objects = ["given", "augment", "standardize", "standardize_condition"]
+        self.save_hyperparameters(ignore=[] if by_command_line else objects, logger=False)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.given = None if given is None else Observed(given, given_noise)
@@ -107,6 +115,14 @@ class ScoreData(LightningDataModule, ABC):
     @abstractmethod
     def to_reference(self, x: Tensor) -> Tensor:
         """Samples of a model, (N, *shape), in the format of `reference()`, with which metrics compare them."""
+
+    def log_det(self, x: Tensor) -> Tensor:
+        """`log |d transform / d stored|` of each example, without missing entries, (B,): 0 unless `transform` rescales.
+
+        Args:
+            x: inputs of the model, as `transform` gives them, (B, *shape).
+        """
+        return x.new_zeros(len(x))
 
     @property
     def condition(self) -> Condition | None:
@@ -140,6 +156,10 @@ class ScoreData(LightningDataModule, ABC):
         """What is done to transformed batches."""
         change = Changed(self.augment, None if self.given else self.condition) if self.augment and train else None
         return Finish(self.given, change)
+
+    def held_out_conditions(self) -> Tensor:
+        """The conditions of the held-out examples in order, which samples get in turn, (n, *condition.shape)."""
+        return self.splits.held_out.y
 
     @cached_property
     def splits(self) -> Splits:

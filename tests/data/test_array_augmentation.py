@@ -118,11 +118,13 @@ def test_rounding_undoes_dequantization():
 
 
 def test_moves_and_noise_refuse_what_does_not_fit():
+    halves, x = Fields(augment=[Dequantize()], shape=(1, 4)), torch.zeros(1, 2, 6, 6)
+    halves.load = lambda: Splits(*[Examples(torch.rand(9, 1, 4), torch.zeros(9, dtype=torch.long))] * 2)
     refused = {
         "axes=.'z'.: the data have the shape .2, 6, 6., and so the axes: y, x": Fields(augment=[Flips(["z"])]),
         "plane=.'x', 'y'.: the data have the sizes 5 and 6": Fields((1, 6, 5), augment=[Rotations()]),
         "std=.1, 2, 3.: must be one number, or one for each of the 2": Fields(augment=[GaussianNoise([1, 2, 3])]),
-        "Dequantize: the data are stored as torch.float32": Fields(augment=[Dequantize()]),
+        "Dequantize: the data are not whole numbers": halves,
         "gray levels; use --data.dequantize true": Digits(augment=[GaussianNoise(0.1)]),
     }
     coarser = Fields(condition=Array((1, 3, 6)), y=torch.zeros(64, 1, 3, 6))
@@ -134,9 +136,9 @@ def test_moves_and_noise_refuse_what_does_not_fit():
         "has the sizes": Rotations(),
     }.items():
         with pytest.raises(InputError, match=message):
-            move.check(coarser)
+            move.check(coarser, x)
     with pytest.raises(InputError, match="alike"):
-        Flips(["x"]).check(Fields(condition=Array((1, 3)), y=torch.zeros(64, 1, 3)))
+        Flips(["x"]).check(Fields(condition=Array((1, 3)), y=torch.zeros(64, 1, 3)), x)
     for make in (lambda: Flips([]), lambda: Flips(["x", "x"]), lambda: Rotations(["x"]), lambda: GaussianNoise(0)):
         with pytest.raises(InputError):
             make()
