@@ -175,7 +175,9 @@ class ScoreData(LightningDataModule, ABC):
         require(given_noise >= 0, f"given_noise={given_noise}: must be 0 (exact observations) or more, as in 0.1")
         require(given is not None or not given_noise, f"given_noise={given_noise}: is of observations; set given, too")
         by_command_line = _given_hyperparameters.get() is not None
-        self.save_hyperparameters(ignore=[] if by_command_line else ["given", "standardize", "standardize_condition"], logger=False)
+        self.save_hyperparameters(
+            ignore=[] if by_command_line else ["given", "standardize", "standardize_condition"], logger=False
+        )
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.given = None if given is None else Observed(given, given_noise)
