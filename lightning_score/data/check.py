@@ -110,7 +110,7 @@ def check_examples(data: "ScoreData", split: str, x: Any, y: Any) -> None:
     require(isfinite(low) and isfinite(high), f"{place}.x holds NaN or infinity: remove these examples in load")
     if data.stored_dtype is not None:
         _check_stored(data, f"{place}.x", x, low, high)
-    if y.is_floating_point() and data.condition is not None and data.given is None:
+    if data.given is None and data.condition is not None and data.condition.dtype.is_floating_point:
         require(len(y) == len(x), f"{place}.y has {len(y)} conditions for {len(x)} examples: return one per example")
         data.condition.check(y if y.nbytes <= WHOLE else y[:: -(-y.nbytes // WHOLE)])
     else:
