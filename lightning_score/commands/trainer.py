@@ -39,7 +39,6 @@ class TrainerCommand(ExperimentCLI, ABC):
         command: its name.
         needs_checkpoint: whether it needs a checkpoint.
         needs_step: whether it needs the training step of its checkpoint.
-        checkpoint: the checkpoint that it works on, if any.
         folder: the folder of its results; None for a `fast_dev_run`.
 
     Raises:
@@ -49,7 +48,6 @@ class TrainerCommand(ExperimentCLI, ABC):
     command: ClassVar[str]
     needs_checkpoint: ClassVar[bool] = True
     needs_step: ClassVar[bool] = True
-    checkpoint: dict[str, Any] | None = None
     folder: Path | None = None
 
     def __init__(self, given: Arguments):

@@ -215,6 +215,10 @@ class ScoreData(LightningDataModule, ABC):
         """Stored examples as a batch (x, y) for the model, without augmentation."""
         return pair(self.transform(False)(examples.x), examples.y, self.given)
 
+    def held_out_conditions(self) -> Tensor:
+        """The conditions of the held-out examples in order, which samples get in turn, (n, *condition.shape)."""
+        return self.splits.held_out.y
+
     @cached_property
     def splits(self) -> Splits:
         """The checked and cached result of `load`.

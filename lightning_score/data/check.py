@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_score.errors import require
+from lightning_score.conditions import Condition
+from lightning_score.errors import InputError, require
 
 if TYPE_CHECKING:
     from lightning_score.data.base import ScoreData
@@ -74,8 +75,9 @@ def check_splits(data: "ScoreData", loaded: Any) -> None:
     )
     for split, (x, y) in zip(("train", "held_out"), loaded, strict=True):
         check_examples(data, split, x, y)
-    labels = loaded[0][1]
-    seen = (labels if labels.dtype == torch.int64 else labels.new_zeros(0).long()).bincount(minlength=data.num_classes)
+    if not _labeled(data):
+        return
+    seen = loaded[0][1].bincount(minlength=data.num_classes)
     unseen = [str(k) for k in range(data.num_classes) if seen[k] == 0]
     if unseen:
         rank_zero_warn(
@@ -91,7 +93,7 @@ def check_examples(data: "ScoreData", split: str, x: Any, y: Any) -> None:
         data: the data module.
         split: its name, for messages.
         x: the examples of the split, or some of them.
-        y: their labels.
+        y: their labels or other conditions.
     """
     place = f"{type(data).__name__}.load: {split}"
     for field, value in (("x", x), ("y", y)):
@@ -110,11 +112,10 @@ def check_examples(data: "ScoreData", split: str, x: Any, y: Any) -> None:
     require(isfinite(low) and isfinite(high), f"{place}.x holds NaN or infinity: remove these examples in load")
     if data.stored_dtype is not None:
         _check_stored(data, f"{place}.x", x, low, high)
-    if data.given is None and data.condition is not None and data.condition.dtype.is_floating_point:
-        require(len(y) == len(x), f"{place}.y has {len(y)} conditions for {len(x)} examples: return one per example")
-        data.condition.check(y if y.nbytes <= WHOLE else y[:: -(-y.nbytes // WHOLE)])
-    else:
+    if _labeled(data):
         _check_labels(data.num_classes, place, y, len(x))
+    else:
+        _check_conditions(data.condition, place, y, len(x))
     _check_seen(data, split, x)
 
 
@@ -170,6 +171,20 @@ def _check_labels(classes: int, place: str, y: Tensor, n: int) -> None:
         f"{place}.y has labels from {low} to {high}, but num_classes = {classes} is declared, which are "
         f"{f'0 to {classes - 1}: {fix}' if classes else f'zeros: {fix}, or return zeros for data without labels'}",
     )
+
+
+def _labeled(data: "ScoreData") -> bool:
+    """Whether the stored y are labels, zeros for unlabeled data; what is `given` of examples is not stored."""
+    return data.given is not None or data.condition is None or bool(data.condition.num_classes)
+
+
+def _check_conditions(condition: Condition, place: str, y: Tensor, n: int) -> None:
+    """One condition for each of n examples."""
+    require(len(y) == n, f"{place} has {len(y)} conditions for {n} examples: return one per example")
+    try:
+        condition.check(y if y.nbytes <= WHOLE else y[:: -(-y.nbytes // WHOLE)])
+    except InputError as error:
+        raise InputError(f"{place}.y: {error}") from error
 
 
 def _check_seen(data: "ScoreData", split: str, x: Tensor) -> None:

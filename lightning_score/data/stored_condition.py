@@ -25,6 +25,7 @@ class Part:
         standardize: how numbers are standardized.
         sources: where it is stored, several for the columns of a vector.
         axes: of an array; None for labels and vectors.
+        name: its name among several; by default the keys of the sources.
     """
 
     def __init__(
@@ -33,8 +34,10 @@ class Part:
         standardize: Standardization | None = None,
         sources: Sequence[Source] = (),
         axes: Axes | None = None,
+        name: str = "",
     ) -> None:
         self.kind, self.sources, self.axes = kind, sources, axes
+        self.name = name or "_".join(str(source.key) for source in sources)
         self.standardize = None if isinstance(kind, ClassLabel) else deepcopy(standardize) or MeanStd()
 
     def read(self, rows: np.ndarray, alone: bool, windows: Windows) -> Tensor:
@@ -71,8 +74,9 @@ class Part:
     def state_dict(self) -> dict[str, Any]:
         """The kind and the constants as plain values."""
         if isinstance(self.kind, ClassLabel):
-            return {"num_classes": self.kind.num_classes}
-        return {"shape": list(self.kind.shape), "standardize": self.standardize.state_dict() if self.standardize else {}}
+            return {"name": self.name, "num_classes": self.kind.num_classes}
+        constants = self.standardize.state_dict() if self.standardize else {}
+        return {"name": self.name, "shape": list(self.kind.shape), "standardize": constants}
 
 
 class StoredCondition:
@@ -85,7 +89,7 @@ class StoredCondition:
     def __init__(self, parts: Sequence[Part]) -> None:
         self.parts = parts
         kinds = [part.kind for part in parts]
-        self.kind = kinds[0] if len(kinds) == 1 else Several(kinds)
+        self.kind = kinds[0] if len(kinds) == 1 else Several(kinds, [part.name for part in parts])
 
     def to_model(self, values: Tensor) -> Tensor:
         """Stored values (B, *kind.shape) as those for the model: numbers are standardized."""
@@ -146,7 +150,8 @@ def from_state(state: Sequence[dict[str, Any]], standardize: Standardization | N
         else Array(known["shape"])
         for known in state
     ]
-    made = StoredCondition([Part(kind, standardize) for kind in kinds])
+    pairs = zip(kinds, state, strict=True)
+    made = StoredCondition([Part(kind, standardize, name=known["name"]) for kind, known in pairs])
     made.load_state_dict(state)
     return made
 
