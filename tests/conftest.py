@@ -24,6 +24,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several that share the cores
     torch.set_num_threads(1)
 
 
+LONGEST = ["test_quality.py", "test_readme.py", "test_sharding.py", "test_processes.py"]
+"""Files of tests that begin first, so that no worker is left alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 def pytest_collection_finish():
     """The garbage collector leaves out what is imported and collected, which lives as long as the process."""
     gc.freeze()

@@ -66,6 +66,7 @@ def test_builds_the_network_and_takes_a_step(name):
 
 
 @pytest.mark.parametrize("name", EVERY)
+@pytest.mark.slow
 def test_samples_with_the_published_number_of_evaluations(name):
     """Counted with the config's process, parametrization and sampler on tiny images and a network that costs nothing."""
     model = experiment(name, *SMALL).model

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_score.callbacks.base import data_of, fast_dev_run
 from lightning_score.callbacks.loss_guard import measuring
 from lightning_score.callbacks.pictures import figure_picture, publish
-from lightning_score.data import ScoreData
+from lightning_score.data import Examples, ScoreData
 from lightning_score.errors import InputError, require
 from lightning_score.memory import require_room
 from lightning_score.process.ladder import variance_ratio
@@ -183,10 +183,11 @@ def examples_with_noise(
     generator, process = torch.Generator().manual_seed(seed), model.score_function.process
     rows = torch.randperm(len(data.splits.train.x), generator=generator)[: max(n, 2)]
     with seeded(seed):  # of dequantization
-        x = data.transform(train=False)(data.splits.train.x[rows]).to(model.device).to(model.dtype)
+        x, y = (part.to(model.device) for part in data.pairs(Examples(*(part[rows] for part in data.splits.train))))
+    x = x.to(model.dtype)
     score: ScoreField = model.score_function
     if model.conditional:
-        score = Conditioned(score, data.splits.train.y[rows].to(model.device))
+        score = Conditioned(score, y)
 
     def noisy(t: Tensor) -> Tensor:
         return process.perturb(x, t.to(x.dtype), torch.randn(x.shape, generator=generator).to(x))

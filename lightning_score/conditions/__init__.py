@@ -1,5 +1,7 @@
 """Conditions: what a model is given besides noisy data."""
 
 from lightning_score.conditions.kinds import Array, ClassLabel, Condition, Several, Vector, condition_of
+from lightning_score.conditions.operators import BlockMean, Gray, LinearOperator, Mask, Matrix
 
-__all__ = ["Array", "ClassLabel", "Condition", "Several", "Vector", "condition_of"]
+__all__ = ["Array", "BlockMean", "ClassLabel", "Condition", "Gray", "LinearOperator", "Mask", "Matrix", "Several", "Vector",
+           "condition_of"]  # fmt: skip

@@ -12,11 +12,13 @@ from zlib import crc32
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_score.conditions import Condition, condition_of
+from lightning_score.conditions import Condition, LinearOperator, condition_of
 from lightning_score.data.check import check_splits
+from lightning_score.data.observed import Observed
 from lightning_score.data.order import InTurn, Loader, Shuffled
 from lightning_score.errors import require
 from lightning_score.memory import require_room
@@ -43,6 +45,11 @@ class Splits(NamedTuple):
     held_out: Examples
 
 
+def pair(x: Tensor, y: Tensor, given: Observed | None) -> tuple[Tensor, Tensor]:
+    """A batch (x, y): x transformed, and the stored conditions or observations of x."""
+    return x, y if given is None else given(x)
+
+
 class Batches(Dataset[tuple[Tensor, Tensor]]):
     """Examples in memory, indexed and transformed one whole batch at a time.
 
@@ -52,12 +59,15 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         examples: the stored examples.
         transform: maps stored examples, (B, *shape), to inputs of the model.
         device: the device of the batches, to which the examples are copied.
+        given: what the examples are conditioned on instead of their labels.
     """
 
-    def __init__(self, examples: Examples, transform: Transform, device: torch.device = CPU) -> None:
+    def __init__(
+        self, examples: Examples, transform: Transform, device: torch.device = CPU, given: Observed | None = None
+    ) -> None:
         self.examples = Examples(*(field.to(device) for field in examples))
         self.transform = transform
-        self.device = device
+        self.device, self.given = device, given
 
     def __len__(self) -> int:
         return len(self.examples.x)
@@ -77,7 +87,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         seed = getattr(indices, "seed", 0) if len(rows) == 1 else 0  # a batch of one is the same rows in every epoch
         parts = [crc32(rows.numpy().tobytes()), *([seed] if seed else [])]
         with seeded(derive_seed(*parts), self.device):  # the same batch in any process
-            return self.transform(x), y
+            return pair(self.transform(x), y, self.given)
 
 
 def split_indices(n: int, held_out: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -114,13 +124,19 @@ class ScoreData(LightningDataModule, ABC):
         dequantize: whether `transform` adds uniform noise within a gray level.
         reference_split: the name of the part of the data that `reference()` returns.
         stored_dtype: dtype of the examples that `load` returns, or None for any.
+        missing: whether entries of `x` may be missing: NaN, as stored and as input of the model.
+        units: the units of the stored data, for pictures.
+        names: the names of the channels, or of the columns of a table; empty: none.
 
     Args:
         batch_size: examples per batch and process.
         num_workers: number of loader processes; 0 is fastest for data in memory.
+        given: what the model is given of every example, in place of its label: as BlockMean, for super-resolution; null: the
+            label, or what else the data hold.
+        given_noise: standard deviation of noise that is added to it, in the units of the model.
 
     Raises:
-        InputError: batch_size < 1, or num_workers < 0.
+        InputError: batch_size < 1, or num_workers < 0; given_noise < 0, or without given.
     """
 
     shape: tuple[int, ...]
@@ -130,6 +146,9 @@ class ScoreData(LightningDataModule, ABC):
     dequantize: bool = False
     reference_split: str = "train and held out"
     stored_dtype: torch.dtype | None = None
+    missing: bool = False
+    units: str = ""
+    names: Sequence[str] = ()
     __signature__: Signature
 
     def __init_subclass__(cls, **settings: Any) -> None:
@@ -143,13 +162,23 @@ class ScoreData(LightningDataModule, ABC):
             shown[-1:] = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in inherited]
         cls.__signature__ = Signature(shown)
 
-    def __init__(self, batch_size: int = 128, num_workers: int = 0) -> None:
+    def __init__(
+        self,
+        batch_size: int = 128,
+        num_workers: int = 0,
+        given: LinearOperator | None = None,
+        given_noise: float = 0.0,
+    ) -> None:
         super().__init__()
         require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
         require(num_workers >= 0, f"num_workers={num_workers}: must be at least 0 (load in the main process)")
-        self.save_hyperparameters(logger=False)
+        require(given_noise >= 0, f"given_noise={given_noise}: must be 0 (exact observations) or more, as in 0.1")
+        require(given is not None or not given_noise, f"given_noise={given_noise}: is of observations; set given, too")
+        by_command_line = _given_hyperparameters.get() is not None
+        self.save_hyperparameters(ignore=[] if by_command_line else ["given", "standardize", "standardize_condition"], logger=False)
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.given = None if given is None else Observed(given, given_noise)
 
     @abstractmethod
     def load(self) -> Splits:
@@ -163,14 +192,30 @@ class ScoreData(LightningDataModule, ABC):
     def to_reference(self, x: Tensor) -> Tensor:
         """Samples of a model, (N, *shape), in the format of `reference()`, with which metrics compare them."""
 
+    def log_det(self, x: Tensor) -> Tensor:
+        """`log |d transform / d stored|` of each example, without missing entries, (B,): 0 unless `transform` rescales.
+
+        Args:
+            x: inputs of the model, as `transform` gives them, (B, *shape).
+        """
+        return x.new_zeros(len(x))
+
     @property
     def condition(self) -> Condition | None:
         """What kind of condition `y` is, known before the data are loaded; None for unlabeled data."""
-        return condition_of(self.num_classes)
+        return condition_of(self.num_classes) if self.given is None else self.given.condition(self.shape)
 
     def to_condition(self, values: Tensor) -> Tensor:
         """Conditions in the units of the stored data, as a user gives them, in those of the model, (B, *condition.shape)."""
-        return values
+        return values if self.given is None else self.given.from_units(values, self.shape, self.transform(False))
+
+    def pairs(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """Stored examples as a batch (x, y) for the model, without augmentation."""
+        return pair(self.transform(False)(examples.x), examples.y, self.given)
+
+    def held_out_conditions(self) -> Tensor:
+        """The conditions of the held-out examples in order, which samples get in turn, (n, *condition.shape)."""
+        return self.splits.held_out.y
 
     @cached_property
     def splits(self) -> Splits:
@@ -244,7 +289,7 @@ class ScoreData(LightningDataModule, ABC):
         device = self._device(examples)
         unused = torch.Generator().manual_seed(derive_seed()) if self.num_workers else None  # else it draws from torch's
         return kind(
-            Batches(examples, self.transform(train), device),
+            Batches(examples, self.transform(train), device, self.given),
             sampler=sampler,
             batch_size=None,  # the sampler returns whole batches
             collate_fn=whole_batch,

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +27,16 @@ def from_uint8(images: Tensor, data_range: Sequence[float], levels: int = 256, d
     Bethge 2016, arXiv:1511.01844, section 3.1).
 
     Args:
-        images: uint8 (N, C, H, W), the gray levels spread over 0..255.
+        images: uint8 (N, C, H, W), the gray levels spread over 0..255; means of bytes as floats.
         data_range: low and high.
-        levels: number of gray levels; a byte between two of them counts as the nearest.
+        levels: number of gray levels; a byte between two of them counts as the nearest, a float keeps its value.
         dequantize: add the uniform noise.
     """
     low, high = data_range
-    level = images.float() if levels == 256 else images.float().mul_((levels - 1) / 255).round_()
+    level = images.to(torch.float32, copy=True)
+    if levels != 256:
+        level.mul_((levels - 1) / 255)
+        level = level if images.is_floating_point() else level.round_()
     unit = (level + torch.rand_like(level)).div_(levels) if dequantize else level.div_(levels - 1)
     return unit.mul_(high - low).add_(low)
 
@@ -87,14 +91,14 @@ class ToBatch:
 
 
 class ImageData(ScoreData):
-    """Images kept in memory as bytes; a data set defines `load`, `shape` (C, H, W), and `num_classes` if it has labels.
+    """Images kept in memory as bytes; a data set defines `load`, `shape` (C, H, W), and `num_classes` if it has labels;
+    further arguments as in `ScoreData`.
 
     Args:
         batch_size: examples per batch and process.
         data_range: lowest and highest value that the model sees, e.g. 0, 1 or -1, 1.
         flip: mirror training images left to right with probability 1/2.
         dequantize: add uniform noise within a gray level.
-        num_workers: number of loader processes; 0 is fastest for data in memory.
 
     Raises:
         InputError: `data_range` is not two increasing numbers.
@@ -110,9 +114,9 @@ class ImageData(ScoreData):
         data_range: Sequence[float] = (0.0, 1.0),
         flip: bool = False,
         dequantize: bool = False,
-        num_workers: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers)
+        super().__init__(batch_size, **options)
         require(
             is_interval(data_range),
             f"data_range={data_range}: must be two increasing numbers, as in [0, 1] or [-1, 1]",

@@ -139,7 +139,7 @@ class ImageStream(ImageFiles):
             batch_size=self.batch_size,
             shuffle=True,
             drop_last=True,
-            collate_fn=Batched(self.transform(train=True)),
+            collate_fn=Batched(self.transform(train=True), self.given),
             generator=torch.Generator().manual_seed(derive_seed()),  # only for seeds that are not used
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),

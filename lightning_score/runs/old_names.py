@@ -15,6 +15,7 @@ MODULES = {
     "callbacks.predict": "callbacks.sample_writer",
     "callbacks.samples": "callbacks.sample_grid",
     "empirical": "score.empirical",
+    "guidance.operators": "conditions.operators",
     "likelihood": "sampling.likelihood",
     "model": "training.model",
     "objective.explicit": "objective.denoising",

@@ -202,6 +202,7 @@ class TestTest:
         assert record.value == pytest.approx(found["bits_per_dim"], rel=1e-5) and record.nfe > 10
 
     @pytest.mark.slow
+    @pytest.mark.slow
     def test_raw_weights_and_samples_before_the_final_denoising(self, checkpoint):
         found, records = measure(checkpoint, "out", "--evaluate.before_denoising=true", "--evaluate.raw_weights=true")
         names = ["fid_digits_100" + end for end in ("", "_noisy", "_raw_weights", "_noisy_raw_weights")]
@@ -279,6 +280,7 @@ class TestTest:
         others += [path(BetaTable(steps=steps)) for steps in (1000, 999)] + [path(SigmaTable(0.01, s, 9)) for s in (1, 2)]
         assert path() == path() and len({path(), *others}) == len(others) + 1
 
+    @pytest.mark.slow
     @pytest.mark.slow
     def test_features_are_computed_while_the_next_samples_are_drawn(self, checkpoint, monkeypatch):
         """As on a GPU, with the same results."""

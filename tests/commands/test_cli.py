@@ -349,6 +349,7 @@ class TestBadInput:
         Path("file").write_text("")
         self.expect(["fit", "--config", "ncsn", "--runs=file/runs"], "file/runs", "cannot be written")
 
+    @pytest.mark.slow
     def test_checkpoints(self, trained):
         whole = (trained / "last.ckpt").read_bytes()
         Path("half.ckpt").write_bytes(whole[: len(whole) // 2])

@@ -66,6 +66,7 @@ def test_prints_the_parts_of_a_checkpoint_and_what_was_assumed(score_sde, capsys
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_averages_sample_and_raw_weights_train_on(score_sde, images):
     """The checkpoint holds both; `predict` and `test` take the averages, `fit` resumes from the weights."""
     options = ["--data", "ImageFolder", "--data.path", images, "--data.shape", "[3, 16, 16]", "--data.batch_size", "4", *FEW]

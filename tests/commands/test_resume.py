@@ -136,6 +136,7 @@ CASES = [
 @pytest.mark.slow
 @pytest.mark.faults("runs ended by a signal")
 @pytest.mark.parametrize(("step", "moment", "kept", "number"), CASES)
+@pytest.mark.slow
 def test_a_signal_at_any_moment(tmp_path, whole, step, moment, kept, number, capsys):
     folder = tmp_path / "run"
     assert interrupted(folder, step, moment, number) == 128 + number

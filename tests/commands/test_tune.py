@@ -63,6 +63,7 @@ def test_tune_explains_writes_and_draws_and_predict_takes_its_config(checkpoint,
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_tune_chooses_the_ratios_of_a_corrector(checkpoint, capsys):
     options = ["--model.sampler=+PredictorCorrector", "--model.sampler.corrector=Langevin"]
     command = ["tune", f"--ckpt_path={checkpoint}", *options, "--model.sampler.grid=ProcessTable", "--num_samples=8"]

@@ -7,10 +7,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_score import ScoreModel
+from lightning_score.conditions.operators import Mask
 from lightning_score.data import Mixture
 from lightning_score.errors import InputError
 from lightning_score.guidance import ClassifierFree, ClassifierGuidance, Composed, PseudoInverse
-from lightning_score.guidance.operators import Mask
 from lightning_score.networks import MLP
 from lightning_score.process import VP
 from lightning_score.sampling import EulerMaruyama, PredictorCorrector, Uniform

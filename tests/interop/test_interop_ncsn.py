@@ -195,6 +195,7 @@ class TestRefuses:
 
     @pytest.mark.parametrize("averages", [False, True], ids=["raw", "averages"])
     @pytest.mark.parametrize("name", ["ncsn_small", "ncsnv2_small", "ncsnv2_deepest"])
+    @pytest.mark.slow
     def test_a_missing_or_a_surplus_tensor(self, name, averages, save):
         state = network_state(name)
         table = {n: state.pop(n) for n in list(state) if n == "sigmas"}
@@ -309,6 +310,7 @@ class TestUse:
             return sampler(score, NoiseStream(seed, [0, 1], (1, 8, 8)))
 
     @pytest.mark.parametrize("predictor", PREDICTORS, ids=lambda p: p.__name__)
+    @pytest.mark.slow
     def test_predictors(self, predictor, small):
         sampler = sampling.PredictorCorrector(quick(predictor), sampling.Langevin(), grid=sampling.Uniform(4))
         samples = self.draw(sampler, small)

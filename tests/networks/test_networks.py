@@ -270,6 +270,7 @@ SMALL_FORMS = {
     [pytest.param(k, marks=[] if k is UNet else pytest.mark.slow) for k in SMALL_FORMS],
     ids=lambda kind: kind.__name__,
 )
+@pytest.mark.slow
 def test_small_forms_learn_digits(kind):
     """Sixty steps explain half of the noise in digits that were not trained on; the zero network has a loss of 1."""
     torch.manual_seed(0)

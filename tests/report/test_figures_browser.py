@@ -249,6 +249,7 @@ class TestLines:
         label = page.get_attribute("#measures .chart", "aria-label")
         assert "Lowest 0.5 (r0 raw weights at 500)" in label and "highest" in label
 
+    @pytest.mark.slow
     def test_the_legend_highlights(self, page):
         drawn(page)
         page.focus("#curves .legend button[data-line=r1]")

@@ -375,6 +375,7 @@ def test_the_downloaded_slice_has_choices_not_places(watched, made):
 
 
 @pytest.mark.parametrize("name", ["one", "broken"])
+@pytest.mark.slow
 def test_few_or_no_values_are_no_error(watched, name):
     show(watched.page, name)
     assert ("No trial has a value yet" in watched.page.inner_text("#sweeps")) == (name == "broken")

@@ -271,6 +271,7 @@ def test_without_key_and_home_a_run_is_recorded_offline(outcomes):
     assert not Path("/nonexistent").exists()
 
 
+@pytest.mark.slow
 def test_a_failing_fit_is_a_failed_run(outcomes):
     outcome = outcomes["failing"]
     assert outcome.code == 1 and "AssertionError" in outcome.messages

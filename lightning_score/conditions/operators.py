@@ -34,6 +34,14 @@ class LinearOperator(ABC):
     def check(self, shape: Sequence[int]) -> None:
         """Raises `InputError` if samples of this shape cannot be observed."""
 
+    def lift(self, y: Tensor, shape: Sequence[int]) -> Tensor:
+        """The smallest x (B, *shape) with A x = y, or as near as possible: A^T (A A^T)^-1 y."""
+        with torch.inference_mode(False), torch.enable_grad():
+            x = y.new_zeros(len(y), *shape).requires_grad_()
+            observed = self.apply(x)
+            (lifted,) = torch.autograd.grad(observed, x, self.gram_solve(y.clone(), y.new_ones(()), 0.0))
+        return lifted
+
     def observed_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of an observation of a sample of the given shape."""
         self.check(shape)
@@ -79,10 +87,10 @@ class Mask(Averaging):
 
 
 class Gray(Averaging):
-    """The mean over the C channels of an image, (1, H, W): A A^T = I/C."""
+    """The mean over the C channels of an image, (1, H, W), a signal or a volume: A A^T = I/C."""
 
     def check(self, shape: Sequence[int]) -> None:
-        require(len(shape) == 3, f"samples of shape {list(shape)}: only images, [C, H, W], have a gray image")
+        require(len(shape) > 1, f"samples of shape {list(shape)}: only images, [C, H, W], signals and volumes have channels")
 
     def apply(self, x: Tensor) -> Tensor:
         self.averaged = x.shape[1]
@@ -90,10 +98,10 @@ class Gray(Averaging):
 
 
 class BlockMean(Averaging):
-    """The means over blocks of f x f pixels, (C, H/f, W/f): A A^T = I/f^2.
+    """The means over blocks of f x f pixels, (C, H/f, W/f), or of signals or volumes: A A^T = I/f^n in n dimensions.
 
     Args:
-        factor: f, at least 2, a divisor of height and width.
+        factor: f, at least 2, a divisor of every spatial size.
 
     Raises:
         InputError: the factor is below 2; in `check`: it does not divide the image.
@@ -101,17 +109,18 @@ class BlockMean(Averaging):
 
     def __init__(self, factor: int = 2):
         require(factor >= 2, f"factor={factor}: must be at least 2, the side of the blocks that are averaged")
-        self.factor, self.averaged = factor, factor**2
+        self.factor = factor
 
     def check(self, shape: Sequence[int]) -> None:
         require(
-            len(shape) == 3 and not any(size % self.factor for size in shape[1:]),
-            f"factor={self.factor}: samples of shape {list(shape)} are not images that divide into blocks of this side; "
-            "give a divisor of height and width",
+            len(shape) in (2, 3, 4) and not any(size % self.factor for size in shape[1:]),
+            f"factor={self.factor}: samples of shape {list(shape)} are not images, signals or volumes that divide into "
+            "blocks of this side; give a divisor of every spatial size",
         )
 
     def apply(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, self.factor)
+        self.averaged = self.factor ** (x.ndim - 2)
+        return (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[x.ndim - 3](x, self.factor)
 
 
 class Matrix(LinearOperator):

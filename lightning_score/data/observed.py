@@ -1,0 +1,47 @@
+"""Conditions that are observations of the examples themselves, as in super-resolution."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_score.conditions import Array, Condition, LinearOperator, Vector
+from lightning_score.errors import require
+from lightning_score.seeds import derive_seed, seeded
+
+
+class Observed(NamedTuple):
+    """The condition y = A x + s z of an example x as the model sees it: transformed, with its augmentation.
+
+    Fields: operator (A), noise_std (s, in the model's units).
+    """
+
+    operator: LinearOperator
+    noise_std: float
+
+    def condition(self, shape: Sequence[int]) -> Condition:
+        """What kind of condition y is: an array if it has as many axes as an example, or else a vector.
+
+        Raises:
+            InputError: examples of this shape cannot be observed.
+        """
+        observed = self.operator.observed_shape(shape)
+        require(
+            len(observed) in (1, len(shape)),
+            f"given={type(self.operator).__name__}: observes shape {list(observed)} of examples of shape {list(shape)}; "
+            "must be a vector, or have as many axes as an example",
+        )
+        return Vector(observed[0]) if len(observed) == 1 else Array(observed)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The conditions of transformed examples x (B, *shape)."""
+        y = self.operator.apply(x)
+        return y + self.noise_std * torch.randn_like(y) if self.noise_std else y
+
+    def from_units(self, values: Tensor, shape: Sequence[int], transform: Callable[[Tensor], Tensor]) -> Tensor:
+        """Observations A x of stored examples as those of transformed ones, A transform(x) for any x with this A x: the same
+        for all of them where the transform is affine, with one factor for all numbers that an entry of y observes.
+        """
+        with seeded(derive_seed()):  # of dequantization
+            return self.operator.apply(transform(self.operator.lift(values.float(), shape)))
