@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -66,12 +67,12 @@ def publish_curves(trainer: Trainer, data: ScoreData, totals: DistanceTotals, ca
     """Writes and logs the pictures of the distances that have one."""
     for reference, kept in zip(totals.references, totals.kept, strict=True):
         if reference.distance.picture:
-            figure = curves_figure(reference.curves(kept), reference.curves(reference.data), [], "")
+            figure = curves_figure(reference.curves(kept), reference.curves(reference.data), data.names, data.units)
             picture = figure_picture(figure)
             publish(trainer, reference.distance.picture, picture, f"{caption}: {reference.n} samples and the data")
 
 
-def curves_figure(samples: Curves, data: Curves, names: list[str], units: str) -> "Figure":
+def curves_figure(samples: Curves, data: Curves, names: Sequence[str], units: str) -> "Figure":
     """The mean curve of samples and that of the data in a panel for each channel, each with a band of two standard errors.
 
     Args:
