@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from lightning_score.callbacks.base import fast_dev_run
 from lightning_score.callbacks.bits_per_dim import LikelihoodCallback
+from lightning_score.callbacks.distances import measures
 from lightning_score.callbacks.evaluate import Evaluate
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
@@ -59,14 +60,15 @@ class SamplingCost(Callback):
         command: fit, validate, test or predict.
         model: the model.
         config: the command's options, instantiated.
+        data: the data, which say whether anything is measured.
 
     Raises:
         InputError: they do not fit into memory, or would take years.
     """
 
-    def __init__(self, command: str, model: ScoreModel, config: Any):
+    def __init__(self, command: str, model: ScoreModel, config: Any, data: ScoreData):
         evaluate, samples, size = config["evaluate"], config["samples"], 16 * prod(model.shape)
-        measured = evaluate.num_samples * (evaluate.repeats if command == "test" else 1) * (evaluate.features is not None)
+        measured = evaluate.num_samples * (evaluate.repeats if command == "test" else 1) * measures(evaluate, data)
         grid = samples.num_samples * (command != "test")
         drawn = {"--evaluate.num_samples": measured, "--samples.num_samples": grid}
         kept = min(evaluate.neighbors, measured) * (command == "test")

@@ -19,6 +19,7 @@ from lightning_score.errors import require
 from lightning_score.guidance import Guidance, ModelFacts
 from lightning_score.memory import retain_freed_memory
 from lightning_score.networks import Network
+from lightning_score.networks.grid import channels_last
 from lightning_score.objective import DenoisingScoreMatching, Objective
 from lightning_score.process import NoiseProcess
 from lightning_score.runs.trust import made_from
@@ -104,8 +105,7 @@ class ScoreModel(LightningModule):
         self.objective = objective or DenoisingScoreMatching()
         self.objective.check(process)
         built = self.conditions.build(network, self.shape)
-        if len(shape) == 3:
-            built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(built)
         self.augmentation = augmentation
         if augmentation is not None:
             augmentation.check(built.augmentations)
