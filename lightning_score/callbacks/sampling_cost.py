@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from lightning_score.callbacks.base import fast_dev_run
 from lightning_score.callbacks.bits_per_dim import BitsPerDim
+from lightning_score.callbacks.ensembles import Ensembles
 from lightning_score.callbacks.evaluate import Evaluate
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
@@ -47,7 +48,7 @@ def check_data(command: str, data: ScoreData, config: Any) -> None:
         data.train_dataloader()
     data.val_dataloader()
     for callback in (config["evaluate"], *(chosen if isinstance(chosen, list) else [chosen])):
-        if isinstance(callback, Evaluate | BitsPerDim):
+        if isinstance(callback, Evaluate | BitsPerDim | Ensembles):
             callback.check(data)
 
 
