@@ -90,7 +90,7 @@ class Ensembles(Periodic):
         if stage != "predict":
             self.check(data_of(trainer, "Ensembles"))
             require(
-                pl_module.takes_labels,
+                pl_module.takes_condition,
                 "Ensembles: the model is unconditional; train one with conditional=true, or remove the callback",
             )
 
