@@ -35,10 +35,13 @@ def rank_figure(histogram: RankHistogram, spread_skill: float) -> "Figure":
     n = len(histogram.shares)
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.add_subplot(xlabel=f"rank of the truth among {n - 1} samples", ylabel="share of truths")
-    axes.bar(range(n), histogram.shares, width=0.8, color="tab:blue")
+    shares, low, high = (part.numpy() for part in histogram[:3])
+    axes.bar(range(n), shares, width=0.8, color="tab:blue")
     band: dict[str, Any] = {"color": "tab:orange", "alpha": 0.35, "width": 1.0, "label": "95 % of calibrated models"}
-    axes.bar(range(n), histogram.high - histogram.low, bottom=histogram.low, **band)
+    axes.bar(range(n), high - low, bottom=low, **band)
     axes.axhline(1 / n, color="tab:orange", lw=1)
+    axes.set_ylim(0, 1.25 * max(*shares, *high))
+    axes.locator_params(axis="x", integer=True)
     axes.legend(loc="upper center")
     axes.set_title(
         f"deviation {histogram.deviation:.3f} (calibrated: {histogram.calibrated:.3f}, 95 % below {histogram.limit:.3f}); "

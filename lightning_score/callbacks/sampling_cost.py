@@ -43,13 +43,18 @@ def check_data(command: str, data: ScoreData, config: Any) -> None:
     """
     if command == "predict":
         return
-    chosen = config["trainer"]["callbacks"]
     if command == "fit":
         data.train_dataloader()
     data.val_dataloader()
-    for callback in (config["evaluate"], *(chosen if isinstance(chosen, list) else [chosen])):
+    for callback in (config["evaluate"], *_chosen(config)):
         if isinstance(callback, Evaluate | Ensembles | LikelihoodCallback):
             callback.check(data)
+
+
+def _chosen(config: Any) -> list[Any]:
+    """The callbacks that the options name."""
+    chosen = config["trainer"]["callbacks"]
+    return chosen if isinstance(chosen, list) else [chosen]
 
 
 class SamplingCost(Callback):
@@ -69,8 +74,11 @@ class SamplingCost(Callback):
         measured = evaluate.num_samples * (evaluate.repeats if command == "test" else 1) * (evaluate.features is not None)
         grid = samples.num_samples * (command != "test")
         drawn = {"--evaluate.num_samples": measured, "--samples.num_samples": grid}
+        ensembles = [each for each in _chosen(config) if isinstance(each, Ensembles) and (each.in_fit or command == "test")]
+        drawn |= {f"Ensembles, {each.conditions} x {each.members}:": each.conditions * each.members for each in ensembles}
         kept = min(evaluate.neighbors, measured) * (command == "test")
         at_once = {"--evaluate.batch_size": min(evaluate.batch_size, measured)}
+        at_once |= {f"Ensembles, batch_size={each.batch_size}:": each.batch_size for each in ensembles}
         at_once |= {"--samples.num_samples": grid, "--evaluate.neighbors": kept}
         if command == "predict":
             drawn = at_once = {"--num_samples": config["num_samples"]}
