@@ -27,6 +27,8 @@ from lightning_score.seeds import counted_seed, derive_seed, seeded
 Transform = Callable[[Tensor], Tensor]
 
 CPU = torch.device("cpu")
+IN_TURN = 1024
+"""Held-out examples whose observations samples get in turn."""
 ROOM_ON_GPU = 2 << 30
 """Maximal size in bytes of a data set that is copied to the GPU, where its batches are made; CIFAR-10 has a twelfth."""
 
@@ -217,7 +219,10 @@ class ScoreData(LightningDataModule, ABC):
 
     def held_out_conditions(self) -> Tensor:
         """The conditions of the held-out examples in order, which samples get in turn, (n, *condition.shape)."""
-        return self.splits.held_out.y
+        if self.given is None:
+            return self.splits.held_out.y
+        with seeded(derive_seed()):  # of dequantization and of the noise of observations
+            return self.pairs(Examples(*(part[:IN_TURN] for part in self.splits.held_out)))[1]
 
     @cached_property
     def splits(self) -> Splits:
