@@ -106,7 +106,7 @@ def test_predict_draws_the_progress_on_request(checkpoint, tmp_path, capsys):
     assert f"{tmp_path / 'drawn'}/progress.png" in capsys.readouterr().out
     with Image.open(tmp_path / "drawn/progress.png") as way, Image.open(tmp_path / "drawn/samples.png") as grid:
         assert way.size[1] == 2 + 3 * 50
-        assert "from noise to image, seed 0, NFE 21" in way.info["Description"]
+        assert "from noise to data, seed 0, NFE 21" in way.info["Description"]
         left = np.asarray(way)[2:50, -50:-2]
         np.testing.assert_array_equal(left, np.asarray(grid)[2:50, 2:50])  # the first sample
 
