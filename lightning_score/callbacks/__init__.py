@@ -2,7 +2,7 @@
 
 import lightning_score.torchvision_guard  # noqa: F401
 
-from lightning_score.callbacks.bits_per_dim import BitsPerDim
+from lightning_score.callbacks.bits_per_dim import BitsPerDim, Nats
 from lightning_score.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.evaluate import Evaluate
@@ -17,5 +17,5 @@ from lightning_score.callbacks.score_plot import ScorePlot
 from lightning_score.callbacks.system_metrics import SystemMetrics
 
 __all__ = ["EMA", "BestCheckpoint", "BitsPerDim", "Evaluate", "Evaluation", "LangevinHealth", "LastCheckpoint",
-           "LevelHealth", "LossFloor", "LossGuard", "SampleGrid", "SampleWriter", "ScorePlot", "StepProgress",
+           "LevelHealth", "LossFloor", "LossGuard", "Nats", "SampleGrid", "SampleWriter", "ScorePlot", "StepProgress",
            "SystemMetrics"]  # fmt: skip

@@ -89,7 +89,7 @@ def _shown(data: ScoreData, samples: Tensor) -> Shown:
 
 def labels_in_turn(model: ScoreModel) -> int:
     """Number of labels that alternate among a model's samples, for `sample_picture`; 0 without labels."""
-    return model.num_classes if model.takes_labels else 0
+    return model.num_classes if model.takes_condition else 0
 
 
 def _grid(images: Tensor, columns: int | None = None) -> Image.Image:

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
 from lightning_score.callbacks.base import fast_dev_run
-from lightning_score.callbacks.bits_per_dim import BitsPerDim
+from lightning_score.callbacks.bits_per_dim import LikelihoodCallback
 from lightning_score.callbacks.evaluate import Evaluate
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
@@ -47,7 +47,7 @@ def check_data(command: str, data: ScoreData, config: Any) -> None:
         data.train_dataloader()
     data.val_dataloader()
     for callback in (config["evaluate"], *(chosen if isinstance(chosen, list) else [chosen])):
-        if isinstance(callback, Evaluate | BitsPerDim):
+        if isinstance(callback, Evaluate | LikelihoodCallback):
             callback.check(data)
 
 
@@ -107,7 +107,8 @@ def _seconds_per_evaluation(model: ScoreModel) -> float:
     with inference(model, eagerly=model.compiled):
         for n in (1, TIMED, TIMED, TIMED):  # the first warms up
             x = torch.zeros(n, *model.shape, device=model.device).to(model.dtype)
-            cond = torch.zeros(n, dtype=torch.long, device=model.device) if model.conditional else None
+            given = model.conditions.given
+            cond = None if given is None else given.empty(n, model.device)
             start = time.monotonic()
             model.score_function(x, t, cond).sum().item()
             times.append((time.monotonic() - start) / n)

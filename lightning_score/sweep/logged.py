@@ -4,13 +4,16 @@ from collections.abc import Sequence
 
 from lightning.pytorch import Callback
 
-from lightning_score.callbacks import BitsPerDim, Evaluate, LangevinHealth, LossFloor, ScorePlot
+from lightning_score.callbacks import BitsPerDim, Evaluate, LangevinHealth, LossFloor, Nats, ScorePlot
 from lightning_score.metrics.manifold import Manifold
 from lightning_score.metrics.totals import KINDS, NEIGHBORS
 from lightning_score.runs.records import metric_name
 
+LIKELIHOOD = ("", "_error", "_n", "_spread")
+"""What follows the names of likelihoods."""
 OF_CALLBACKS: dict[type[Callback], tuple[str, ...]] = {
-    BitsPerDim: ("test/bits_per_dim", "test/bits_per_dim_error", "test/bits_per_dim_n", "test/bits_per_dim_spread"),
+    BitsPerDim: tuple(f"test/bits_per_dim{suffix}" for suffix in LIKELIHOOD),
+    Nats: tuple(f"test/{name}{suffix}" for name in ("nats", "nats_per_dim") for suffix in LIKELIHOOD),
     LangevinHealth: ("val/langevin_variance_ratio", "val/langevin_snr"),
     LossFloor: (
         *(f"val/excess_loss_{split}" for split in ("train", "held_out")),
