@@ -45,8 +45,13 @@ def in_pixels(data: ScoreData) -> bool:
 
 
 def pictured(data: ScoreData) -> bool:
-    """Whether each example can be shown by itself, next to another: signals, images, and volumes."""
-    return len(data.shape) > 1
+    """Whether an example is shown by itself, next to its nearest: not points of the line or the plane."""
+    return len(data.shape) > 1 or data.shape[0] > 2
+
+
+def kept_of(data: ScoreData, n: int) -> int:
+    """How many of n samples are kept for pictures and comparisons: all, or as many large ones as fit into memory."""
+    return n if in_pixels(data) else min(n, max(2, 4 * LARGEST // prod(data.shape)))
 
 
 def drawable(data: ScoreData, x: Tensor) -> Tensor:
@@ -139,8 +144,8 @@ class Strip:
         self._states.append((x[: self._rows] / float(self._process.alpha(t)), float(self._process.noise_level(t))))
 
     def moments(self, samples: Samples) -> list[Tensor]:
-        """The samples at each time, as `reference()` has them, and the results; the contrast is reduced where the noise would
-        leave the range of the data or, if they have none, of the results.
+        """The samples at each time and the results, as `reference()` has them; the contrast is reduced where the noise would
+        leave the range of the data or, without one, of the results.
         """
         results = samples.x[: self._rows]
         low, high = self._data.data_range or color_scale(to_values(results))[:2]
