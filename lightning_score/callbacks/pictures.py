@@ -84,12 +84,18 @@ def sample_picture(data: ScoreData, samples: Tensor, labels: int = 0) -> Image.I
 
 
 def _shown(data: ScoreData, samples: Tensor) -> Shown:
-    """What a drawing shows: samples, and as many held-out examples as are compared with and are quickly read."""
+    """What a drawing shows: samples, and held-out examples to compare them with."""
     most = max(2, LARGEST // prod(data.shape))
-    held_out = data.splits.held_out.x if "splits" in vars(data) else samples[:0]
-    n = min(len(held_out), most, COMPARED.get(len(data.shape), 1000))
-    rows = torch.linspace(0, len(held_out) - 1, n).round().long()
-    return Shown(to_values(samples[:most]), to_values(held_out[rows]), data.names, data.units)
+    return Shown(to_values(samples[:most]), to_values(_held_out(data, samples)), data.names, data.units)
+
+
+def _held_out(data: ScoreData, samples: Tensor) -> Tensor:
+    """As many held-out examples as are compared with samples and are quickly read; none if they are not loaded."""
+    if "splits" not in vars(data):
+        return samples[:0]
+    x = data.splits.held_out.x
+    n = min(len(x), COMPARED.get(len(data.shape), 1000), max(2, LARGEST // prod(data.shape)))
+    return x[torch.linspace(0, len(x) - 1, n).round().long()]
 
 
 def labels_in_turn(model: ScoreModel) -> int:
@@ -145,15 +151,19 @@ class Strip:
 
     def moments(self, samples: Samples) -> list[Tensor]:
         """The samples at each time and the results, as `reference()` has them; the contrast is reduced where the noise would
-        leave the range of the data or, without one, of the results.
+        leave the range of the data: that declared, or that of held-out examples or the results.
         """
         results = samples.x[: self._rows]
-        low, high = self._data.data_range or color_scale(to_values(results))[:2]
+        low, high = self._data.data_range or color_scale(to_values(self._inputs(results)))[:2]
         middle, moments = (low + high) / 2, []
         for x, sigma in self._states:
             contrast = min(1.0, (high - low) / (4 * sigma)) if sigma > 0 else 1.0
             moments.append(self._data.to_reference(((x - middle) * contrast + middle).float()))
         return [*moments, self._data.to_reference(results)]
+
+    def _inputs(self, results: Tensor) -> Tensor:
+        held_out = _held_out(self._data, results)
+        return self._data.transform(train=False)(held_out) if len(held_out) else results
 
     def picture(self, samples: Samples) -> Image.Image:
         """The picture: a row for each sample, a column for each time, the result as the last one."""
