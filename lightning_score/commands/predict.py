@@ -27,7 +27,7 @@ class Predict(TrainerCommand):
         parser.add_argument("--num_samples", type=int, default=64, help="Number of samples.")
         parser.add_argument("--seed", type=int, default=0, help="Seed of the samples; sample k is the same in any run.")
         parser.add_argument("--batch_size", type=int, default=1024, help="Samples drawn at once; more need more memory.")
-        progressive = "Samples in `progress.png`, drawn once more, from noise to image; 0: no such picture."
+        progressive = "Samples in `progress.png`, drawn once more, from noise to data; 0: no such picture."
         parser.add_argument("--progressive", type=int, default=0, help=progressive)
         labels = "Class labels, repeated in turn, as '[3]' or '[0, 1]'; all classes in turn by default."
         parser.add_argument("--labels", type=list[int] | None, default=None, help=labels)

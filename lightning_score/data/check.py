@@ -112,7 +112,7 @@ def check_examples(data: "ScoreData", split: str, x: Any, y: Any) -> None:
     require(isfinite(low) and isfinite(high), f"{place}.x holds NaN or infinity: remove these examples in load")
     if data.stored_dtype is not None:
         _check_stored(data, f"{place}.x", x, low, high)
-    if _labeled(data):
+    if _labeled(data) or data.condition is None:
         _check_labels(data.num_classes, place, y, len(x))
     else:
         _check_conditions(data.condition, place, y, len(x))
