@@ -64,7 +64,7 @@ def sample_picture(samples: Tensor, labels: int = 0) -> Image.Image:
 
 def labels_in_turn(model: ScoreModel) -> int:
     """Number of labels that alternate among a model's samples, for `sample_picture`; 0 without labels."""
-    return model.num_classes if model.takes_labels else 0
+    return model.num_classes if model.takes_condition else 0
 
 
 def _grid(images: Tensor, columns: int | None = None) -> Image.Image:

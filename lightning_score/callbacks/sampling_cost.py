@@ -107,7 +107,8 @@ def _seconds_per_evaluation(model: ScoreModel) -> float:
     with inference(model, eagerly=model.compiled):
         for n in (1, TIMED, TIMED, TIMED):  # the first warms up
             x = torch.zeros(n, *model.shape, device=model.device).to(model.dtype)
-            cond = torch.zeros(n, dtype=torch.long, device=model.device) if model.conditional else None
+            given = model.conditions.given
+            cond = None if given is None else given.empty(n, model.device)
             start = time.monotonic()
             model.score_function(x, t, cond).sum().item()
             times.append((time.monotonic() - start) / n)

@@ -58,6 +58,7 @@ class ExperimentCLI(LightningCLI):
         """Links the shape of the data to the model, and adds the callbacks of every run as groups of options."""
         parser.link_arguments("data", "model.shape", declared_shape, apply_on="instantiate")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.condition", "model.condition", apply_on="instantiate")
         for name in ("ema", "samples", "evaluate", "guard"):
             parser.add_lightning_class_args(GROUPS[name], name)
         parser.add_argument("--name", type=str, default="run", help="Name of the run; that of its config by default.")

@@ -40,7 +40,7 @@ class Predict(TrainerCommand):
         """Also checks the labels, which the model must know."""
         super().load_weights(checkpoint)
         if self.config_init["labels"] is not None:
-            self.model.check_labels(torch.tensor(self.config_init["labels"]))
+            self.model.conditions.check(torch.tensor(self.config_init["labels"]), self.model.takes_condition)
 
     def own_callbacks(self, folder: Path) -> list[Callback]:
         return [SampleWriter(self.datamodule, self.config_init["progressive"], len(self._labels()))]

@@ -2,7 +2,9 @@
 
 from abc import ABC
 from collections.abc import Sequence
+from inspect import signature
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +19,27 @@ class Condition(ABC):
 
     A network is given a condition as a vector, which joins the features of the noise level, as channels, which join the
     input of the network, or as both. Numbers that are not known are NaN; "no condition" is a row of which none is known.
+    Every parameter of the constructor is kept as an attribute of the same name, from which `settings` are made.
 
     Attributes:
         shape: the shape of the condition of one example, () for a class label.
         dtype: of the tensor.
         channels: number of channels that join the input of the network; 0 for none.
+        num_classes: number of classes of a class label; 0 for any other condition.
     """
 
     shape: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float32
     channels: int = 0
+    num_classes: int = 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The class path and the arguments, as a config and a checkpoint hold them."""
+        path, takes = f"{type(self).__module__}.{type(self).__qualname__}", signature(type(self)).parameters
+        missing = [name for name in takes if not hasattr(self, name)]
+        require(not missing, f"{path}: keep the parameter {', '.join(missing)} as an attribute, as self.size = size")
+        return {"class_path": path, "init_args": {name: _plain(getattr(self, name)) for name in takes}}
 
     def empty(self, n: int, device: torch.device | str | None = None) -> Tensor:
         """n rows that mean "no condition", (n, *shape)."""
@@ -41,15 +54,28 @@ class Condition(ABC):
         dropped = torch.rand(len(y), device=y.device) < probability
         return torch.where(dropped.reshape(-1, *[1] * (y.ndim - 1)), self.empty(1, y.device).to(y.dtype), y)
 
-    def check(self, y: Tensor) -> None:
-        """Raises `InputError` unless `y` holds conditions of this kind, one or more."""
+    def check(self, y: Tensor, empty: bool = True, values: bool = True) -> None:
+        """Raises `InputError` unless `y` holds conditions of this kind, one or more.
+
+        Args:
+            y: the conditions.
+            empty: whether rows may mean "no condition".
+            values: check the values, too, not only shape and type.
+        """
         found = tuple(y.shape[1:])
         require(
-            y.is_floating_point() and found == self.shape and len(y) > 0,
+            y.is_floating_point() and y.ndim > 0 and found == self.shape and len(y) > 0,
             f"condition: has shape {found} and {y.dtype}; must be one row of floats of shape {self.shape} per sample, as in "
             "training",
         )
-        require(not bool(y.isinf().any()), "condition: holds infinite values; give finite numbers, or NaN where unknown")
+        if values:
+            require(not bool(y.isinf().any()), "condition: holds infinite values; give finite numbers, or NaN where unknown")
+            none = [] if empty else self.is_empty(y).nonzero().flatten().tolist()
+            require(
+                not none,
+                f"condition: row {none[0] if none else 0} is NaN, which means no condition, but the model was trained with "
+                "every condition (label_dropout=0): give numbers, or train with label_dropout=0.1",
+            )
 
     def embedding(self, width: int) -> nn.Module | None:
         """Makes the module that maps conditions (B, *shape) to vectors (B, width); None if there are only channels."""
@@ -79,13 +105,15 @@ class ClassLabel(Condition):
     def is_empty(self, y: Tensor) -> Tensor:
         return y == self.num_classes
 
-    def check(self, y: Tensor) -> None:
+    def check(self, y: Tensor, empty: bool = True, values: bool = True) -> None:
         require(
             y.dtype == torch.int64 and y.ndim == 1 and len(y) > 0,
-            f"labels: have shape {tuple(y.shape)} and {y.dtype}; must be one integer per sample",
+            f"labels of {y.dtype} and shape {tuple(y.shape)}: must be one integer per sample, torch.int64",
         )
-        wrong = y[(y < 0) | (y > self.num_classes)].tolist()
-        require(not wrong, f"labels {wrong}: the model knows the classes 0 to {self.num_classes - 1}")
+        if values:
+            last = self.num_classes - (not empty)
+            wrong, no_class = y[(y < 0) | (y > last)].unique()[:9].tolist(), f", or {last} for no class" * empty
+            require(not wrong, f"labels {wrong}: the model knows the classes 0 to {self.num_classes - 1}{no_class}")
 
     def embedding(self, width: int) -> nn.Module:
         return nn.Embedding(self.num_classes + 1, width)
@@ -100,10 +128,10 @@ class Vector(Condition):
 
     def __init__(self, size: int) -> None:
         require(size >= 1, f"size={size}: must be how many numbers the condition has, 1 or more")
-        self.shape = (size,)
+        self.size, self.shape = size, (size,)
 
     def embedding(self, width: int) -> nn.Module:
-        return VectorEmbedding(self.shape[0], width)
+        return VectorEmbedding(self.size, width)
 
 
 class Array(Condition):
@@ -140,11 +168,17 @@ class Several(Condition):
 
     Args:
         parts: the conditions, two or more.
+        names: their names, as the arrays of a file are called; condition0, condition1, ... by default.
     """
 
-    def __init__(self, parts: Sequence[Condition]) -> None:
+    def __init__(self, parts: Sequence[Condition], names: Sequence[str] = ()) -> None:
         require(len(parts) >= 2, f"parts={list(parts)}: must be two or more conditions; use one as it is")
         self.parts = list(parts)
+        self.names = list(names) or [f"condition{k}" for k in range(len(parts))]
+        require(
+            len(set(self.names)) == len(self.parts),
+            f"names={self.names}: must be one name for each of the {len(self.parts)} parts, all different",
+        )
         self.sizes = [prod(part.shape) for part in parts]
         self.shape = (sum(self.sizes),)
         self.channels = sum(part.channels for part in parts)
@@ -159,10 +193,10 @@ class Several(Condition):
         """The inverse of `pack`."""
         return [self._part(part, rows) for part, rows in zip(self.parts, y.split(self.sizes, dim=1), strict=True)]
 
-    def check(self, y: Tensor) -> None:
-        super().check(y)
+    def check(self, y: Tensor, empty: bool = True, values: bool = True) -> None:
+        super().check(y, empty, values)
         for part, value in zip(self.parts, self.unpack(y), strict=True):
-            part.check(value)
+            part.check(value, values=values)
 
     def embedding(self, width: int) -> nn.Module | None:
         modules = [part.embedding(width) for part in self.parts]
@@ -199,6 +233,13 @@ class SeveralEmbedding(nn.Module):
         return torch.stack([module(value) for module, value, used in values if used]).sum(0)
 
 
-def condition_of(num_classes: int) -> Condition | None:
-    """The condition of data with classes; None without classes."""
-    return ClassLabel(num_classes) if num_classes else None
+def condition_of(num_classes: int, condition: Condition | None = None) -> Condition | None:
+    """The condition, if it is given, or else that of data with classes; None without classes."""
+    return ClassLabel(num_classes) if num_classes and condition is None else condition
+
+
+def _plain(value: Any) -> Any:
+    """An argument of a condition as plain values."""
+    if isinstance(value, Condition):
+        return value.settings
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value

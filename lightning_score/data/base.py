@@ -125,6 +125,8 @@ class ScoreData(LightningDataModule, ABC):
         reference_split: the name of the part of the data that `reference()` returns.
         stored_dtype: dtype of the examples that `load` returns, or None for any.
         missing: whether entries of `x` may be missing: NaN, as stored and as input of the model.
+        units: the units of the stored data, for pictures.
+        names: the names of the channels, or of the columns of a table; empty: none.
 
     Args:
         batch_size: examples per batch and process.
@@ -145,6 +147,8 @@ class ScoreData(LightningDataModule, ABC):
     reference_split: str = "train and held out"
     stored_dtype: torch.dtype | None = None
     missing: bool = False
+    units: str = ""
+    names: Sequence[str] = ()
     __signature__: Signature
 
     def __init_subclass__(cls, **settings: Any) -> None:
@@ -171,7 +175,7 @@ class ScoreData(LightningDataModule, ABC):
         require(given_noise >= 0, f"given_noise={given_noise}: must be 0 (exact observations) or more, as in 0.1")
         require(given is not None or not given_noise, f"given_noise={given_noise}: is of observations; set given, too")
         by_command_line = _given_hyperparameters.get() is not None
-        self.save_hyperparameters(ignore=[] if by_command_line else ["given"], logger=False)
+        self.save_hyperparameters(ignore=[] if by_command_line else ["given", "standardize", "standardize_condition"], logger=False)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.given = None if given is None else Observed(given, given_noise)
@@ -189,8 +193,12 @@ class ScoreData(LightningDataModule, ABC):
         """Samples of a model, (N, *shape), in the format of `reference()`, with which metrics compare them."""
 
     def log_det(self, x: Tensor) -> Tensor:
-        """log |det| of the derivative of the model's inputs x (B, *shape) by the stored data, float64 (B,)."""
-        return torch.zeros(len(x), dtype=torch.float64)
+        """`log |d transform / d stored|` of each example, without missing entries, (B,): 0 unless `transform` rescales.
+
+        Args:
+            x: inputs of the model, as `transform` gives them, (B, *shape).
+        """
+        return x.new_zeros(len(x))
 
     @property
     def condition(self) -> Condition | None:
@@ -204,6 +212,10 @@ class ScoreData(LightningDataModule, ABC):
     def pairs(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """Stored examples as a batch (x, y) for the model, without augmentation."""
         return pair(self.transform(False)(examples.x), examples.y, self.given)
+
+    def held_out_conditions(self) -> Tensor:
+        """The conditions of the held-out examples in order, which samples get in turn, (n, *condition.shape)."""
+        return self.splits.held_out.y
 
     @cached_property
     def splits(self) -> Splits:

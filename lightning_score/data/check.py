@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_score.errors import require
+from lightning_score.conditions import Condition
+from lightning_score.errors import InputError, require
 
 if TYPE_CHECKING:
     from lightning_score.data.base import ScoreData
@@ -74,6 +75,8 @@ def check_splits(data: "ScoreData", loaded: Any) -> None:
     )
     for split, (x, y) in zip(("train", "held_out"), loaded, strict=True):
         check_examples(data, split, x, y)
+    if data.condition is not None and not data.condition.num_classes:
+        return
     seen = loaded[0][1].bincount(minlength=data.num_classes)
     unseen = [str(k) for k in range(data.num_classes) if seen[k] == 0]
     if unseen:
@@ -90,7 +93,7 @@ def check_examples(data: "ScoreData", split: str, x: Any, y: Any) -> None:
         data: the data module.
         split: its name, for messages.
         x: the examples of the split, or some of them.
-        y: their labels.
+        y: their labels or other conditions.
     """
     place = f"{type(data).__name__}.load: {split}"
     for field, value in (("x", x), ("y", y)):
@@ -109,7 +112,10 @@ def check_examples(data: "ScoreData", split: str, x: Any, y: Any) -> None:
     require(isfinite(low) and isfinite(high), f"{place}.x holds NaN or infinity: remove these examples in load")
     if data.stored_dtype is not None:
         _check_stored(data, f"{place}.x", x, low, high)
-    _check_labels(data.num_classes, place, y, len(x))
+    if data.condition is None or data.condition.num_classes:
+        _check_labels(data.num_classes, place, y, len(x))
+    else:
+        _check_conditions(data.condition, place, y, len(x))
     _check_seen(data, split, x)
 
 
@@ -163,6 +169,15 @@ def _check_labels(classes: int, place: str, y: Tensor, n: int) -> None:
         f"{place}.y has labels from {low} to {high}, but num_classes = {classes} is declared, which are "
         f"{f'0 to {classes - 1}: {fix}' if classes else f'zeros: {fix}, or return zeros for data without labels'}",
     )
+
+
+def _check_conditions(condition: Condition, place: str, y: Tensor, n: int) -> None:
+    """One condition for each of n examples."""
+    require(len(y) == n, f"{place} has {len(y)} conditions for {n} examples: return one per example")
+    try:
+        condition.check(y)
+    except InputError as error:
+        raise InputError(f"{place}.y: {error}") from error
 
 
 def _check_seen(data: "ScoreData", split: str, x: Tensor) -> None:

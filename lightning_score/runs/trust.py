@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.memory import is_oom_error
 from torch import nn, optim
 
 from lightning_score.errors import InputError, one_line, require, require_classes
+from lightning_score.networks import Network
 from lightning_score.runs.checkpoints import read_checkpoint
 from lightning_score.runs.yaml_files import LARGEST, MODE, load
 
@@ -72,14 +73,19 @@ class ClassParser(LightningArgumentParser):
     def _add_signature_parameter(
         self, container: Any, nested_key: str | None, param: Any, *args: Any, **kwargs: Any
     ) -> None:
-        if inspect.isroutine(param.default):
-            return
+        if inspect.isroutine(param.default) or (param.name == "condition" and is_network(param.parent)):
+            return  # a function, or what the model gives its network
         annotation = _without_functions(param.annotation)
         kwargs = {**kwargs, "sub_configs": False}
         _ADD(self, container, nested_key, replace(param, annotation=annotation), *args, **kwargs)
 
 
 _ADD = LightningArgumentParser._add_signature_parameter  # private: if it is missing, importing this module fails
+
+
+def is_network(owner: Any) -> bool:
+    """Whether a class is that of a network."""
+    return inspect.isclass(owner) and issubclass(owner, Network)
 
 
 def _without_functions(hint: Any) -> Any:

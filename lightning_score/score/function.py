@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from lightning_score.conditions import Condition, condition_of
 from lightning_score.process import NoiseProcess
 from lightning_score.score.parametrization import Parametrization
 from lightning_score.tensors import combine, is_number
@@ -18,11 +19,13 @@ class ScoreField(nn.Module, ABC):
     Args:
         process: the noise process with the marginals p_t.
         num_classes: number of classes it can be conditioned on; the label num_classes means "no class".
+        condition: any other condition; None for the class, or for none.
     """
 
-    def __init__(self, process: NoiseProcess, num_classes: int = 0):
+    def __init__(self, process: NoiseProcess, num_classes: int = 0, condition: Condition | None = None):
         super().__init__()
-        self.process, self.num_classes = process, num_classes
+        self.process, self.condition = process, condition_of(num_classes, condition)
+        self.num_classes = self.condition.num_classes if self.condition else 0
 
     evaluations: int
     """Rows evaluated by the network so far: NFE is their increase per sample. A score that wraps no other one counts them,
@@ -31,7 +34,7 @@ class ScoreField(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The score at x (B, ...) and time t, () or (B,); `cond` (B,) holds class labels or is None."""
+        """The score at x (B, ...) and time t, () or (B,); `cond` (B, ...) holds conditions or is None."""
 
     def combination(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Scale, score_scale: Scale) -> Tensor:
         """x_scale x + score_scale score: the form of every step of a sampler."""
@@ -55,16 +58,25 @@ class ScoreFunction(ScoreField):
     """A network seen through a process and a parametrization: score = c_skip x + c_out F(c_in x, c_noise).
 
     Args:
-        network: called `network(x, noise_label, cond)` with noise_label (B,) and cond (B,) or None; returns the shape of x.
+        network: called `network(x, noise_label, cond)` with noise_label (B,), and cond (B, ...) or None; returns the shape
+            of x.
         process: the noise process.
         parametrization: what the network predicts.
         num_classes: number of classes that the network is conditioned on; 0 for none.
+        condition: any other condition of the network; None for the class, or for none.
     """
 
     evaluations = 0
 
-    def __init__(self, network: nn.Module, process: NoiseProcess, parametrization: Parametrization, num_classes: int = 0):
-        super().__init__(process, num_classes)
+    def __init__(
+        self,
+        network: nn.Module,
+        process: NoiseProcess,
+        parametrization: Parametrization,
+        num_classes: int = 0,
+        condition: Condition | None = None,
+    ):
+        super().__init__(process, num_classes, condition)
         self.network = network
         self.parametrization = parametrization
 
@@ -88,7 +100,7 @@ class ScoreWrapper(ScoreField, ABC):
     """
 
     def __init__(self, score: ScoreField):
-        super().__init__(score.process, score.num_classes)
+        super().__init__(score.process, condition=score.condition)
         self.score = score
 
     @property
@@ -97,11 +109,11 @@ class ScoreWrapper(ScoreField, ABC):
 
 
 class Conditioned(ScoreWrapper):
-    """The score of p_t(x given y) for a fixed label per sample, so that samplers need no labels.
+    """The score of p_t(x given y) for a fixed condition per sample, so that samplers need none.
 
     Args:
         score: the score function to condition.
-        cond: class labels (B,), one per row of every later call.
+        cond: conditions (B, ...), one per row of every later call.
     """
 
     def __init__(self, score: ScoreField, cond: Tensor):

@@ -137,7 +137,7 @@ class _Constructors:
     def make(self, config: Namespace) -> tuple[Evaluate, Any]:
         """Makes all parts of a configuration; returns what measures the samples, and the trainer's callbacks."""
         data, model = self._one("data", config["data"]), config["model"].clone()
-        model["shape"], model["num_classes"] = list(data.shape), data.num_classes
+        model["shape"], model["num_classes"], model["condition"] = list(data.shape), data.num_classes, data.condition
         made = {name: self._one(name, model if name == "model" else config[name]) for name in GROUPS}
         return made["evaluate"], made["trainer"]["callbacks"]
 

@@ -1,6 +1,6 @@
 """The LightningModule, which connects the parts of an experiment and contains no mathematics."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -12,6 +12,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from lightning_score.conditions import Condition
 from lightning_score.data.augmentation import Augmentation
 from lightning_score.errors import require
 from lightning_score.guidance import Guidance, ModelFacts
@@ -26,13 +27,13 @@ from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampl
 from lightning_score.score.function import Conditioned, ScoreField, ScoreFunction
 from lightning_score.score.parametrization import Noise, Parametrization
 from lightning_score.seeds import derive_seed, seeded
+from lightning_score.training.conditions import Conditions, NetworkCallable, in_turn
 from lightning_score.training.inference import FittingBatches, inference
 from lightning_score.training.learned_times import check_grid, learn_times
 from lightning_score.training.optimization import Optimization
 from lightning_score.training.prior import check_prior
-from lightning_score.training.steps import ClassLabels, Draws, MeanLoss, log_at_steps_done, require_batch
+from lightning_score.training.steps import Draws, MeanLoss, log_at_steps_done, require_batch
 
-NetworkCallable = Callable[[Sequence[int], int], Network]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 PLAIN = ("shape", "num_classes", "conditional", "label_dropout")
 """What a checkpoint holds of a model built in Python: give its parts, which it cannot hold safely, to `load_from_checkpoint`
@@ -44,19 +45,20 @@ class ScoreModel(LightningModule):
     """A score model: network, noise process and parametrization, trained by an objective and sampled by a sampler.
 
     Args:
-        network: makes the network from the data's shape and number of classes.
+        network: makes the network from the data's shape and number of classes, or `condition`.
         shape: shape of one example; the command line takes it from the data.
         process: the noise process.
         parametrization: what the network predicts; the noise by default.
         objective: what is minimized; denoising score matching with weight sigma^2 by default.
         sampler: how samples are drawn; reverse diffusion with 1000 steps by default.
         num_classes: number of classes of the data; the command line takes it from the data.
-        conditional: train the score given the class label.
-        label_dropout: probability with which training drops a label, so that the model also learns the unconditional score;
-            ClassifierFree needs it. Only with conditional=true.
+        condition: what the data give with each example other than a class label; the command line takes it from the data.
+        conditional: train the score given the class label or the condition.
+        label_dropout: probability with which training drops the label or condition, so that the model also learns the
+            unconditional score; ClassifierFree needs it. Only with conditional=true.
         augmentation: random changes of the training images, which the network is given; null: none. Only with a network
             that has as many `augmentations`.
-        guidance: what guides the samples to a label or an observation; null: only the label of a conditional model.
+        guidance: what guides the samples to a condition or an observation; null: only that of a conditional model.
         optimizer: the optimizer; Adam with learning rate 1e-3 by default.
         lr_scheduler: learning-rate schedule, stepped after every optimizer step; null: constant.
         compile: the mode in which torch.compile compiles the network: default, reduce-overhead (with CUDA graphs) or
@@ -76,6 +78,7 @@ class ScoreModel(LightningModule):
         objective: Objective | None = None,
         sampler: Sampler | None = None,
         num_classes: int = 0,
+        condition: Condition | None = None,
         conditional: bool = False,
         label_dropout: float = 0.0,
         augmentation: Augmentation | None = None,
@@ -89,20 +92,23 @@ class ScoreModel(LightningModule):
         torch.set_flush_denormal(True)  # subnormal numbers slow the backward pass of small scores by a factor of six
         by_command_line = _given_hyperparameters.get() is not None
         self.save_hyperparameters(*(() if by_command_line else PLAIN), logger=False)
-        self.labels = ClassLabels(num_classes, conditional, label_dropout)
-        self.shape, self.num_classes, self.conditional = tuple(shape), num_classes, conditional
+        if by_command_line and condition is not None:
+            self.save_hyperparameters({"condition": condition.settings}, logger=False)
+        self.conditions = Conditions(num_classes, condition, conditional, label_dropout)
+        self.shape, self.num_classes, self.conditional = tuple(shape), self.conditions.num_classes, conditional
         self.objective = objective or DenoisingScoreMatching()
         self.objective.check(process)
-        classes = num_classes if conditional else 0
-        built = network(self.shape, classes)
-        built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        built = self.conditions.build(network, self.shape)
+        if len(shape) == 3:
+            built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.augmentation = augmentation
         if augmentation is not None:
             augmentation.check(built.augmentations)
         self.compiled = compile is not None
         if self.compiled:
             built.compile(mode=compile)
-        self.score_function = ScoreFunction(built, process, parametrization or Noise(), classes)
+        parametrization = parametrization or Noise()
+        self.score_function = ScoreFunction(built, process, parametrization, condition=self.conditions.given)
         self.use(sampler, guidance)
         self._optimization = Optimization(optimizer, lr_scheduler)
         self.draws, self._mean_loss, self._batches = Draws(), MeanLoss(), FittingBatches()
@@ -125,7 +131,7 @@ class ScoreModel(LightningModule):
         sampler.check_for(process, self.objective.levels(process))
         check_grid(self, sampler)
         if guidance is not None:
-            guidance.check(ModelFacts(self.shape, self.num_classes, self.conditional, self.labels.dropout))
+            guidance.check(ModelFacts(self.shape, self.num_classes, self.conditional, self.conditions.dropout))
         self.sampler, self.guidance = sampler, guidance
 
     def setup(self, stage: str) -> None:
@@ -135,6 +141,8 @@ class ScoreModel(LightningModule):
         if stage == TrainerFn.FITTING:
             self.draws.begin(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
+        if data is not None and self.takes_condition:
+            self.conditions.take_from(data)
         if data is not None and stage != "predict" and self.sampler.initial.is_prior:
             check_prior(self.score_function.process, data)
         if self.objective.needs_data and data is not None and stage != "predict":
@@ -153,11 +161,11 @@ class ScoreModel(LightningModule):
             x, done = self.augmentation(x)
             augmenting = cast(Network, self.score_function.network).augmented(done)
         with augmenting:
-            return self.objective(score or self.score_function, x, self.labels.of_batch(y, self.training))
+            return self.objective(score or self.score_function, x, self.conditions.of_batch(y, self.training))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch; every `log_every_n_steps` steps logs the mean loss since then, of all processes."""
-        batch = require_batch(batch, self.shape, self.num_classes * self.conditional)
+        batch = require_batch(batch, self.shape, self.conditions.given)
         with self.draws.of(self.trainer, self.trainer.current_epoch, batch_idx):
             loss = self.loss(batch)
         self._mean_loss.add(loss)
@@ -180,7 +188,7 @@ class ScoreModel(LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Logs `val/loss`, or `test/loss`, always with the same times and noise."""
-        batch = require_batch(batch, self.shape, self.num_classes * self.conditional)
+        batch = require_batch(batch, self.shape, self.conditions.given)
         with seeded(self.draws.number(self.trainer, batch_idx), self.device), inference(self):
             loss = self.loss(batch) if len(batch[0]) else batch[0].new_zeros(())  # where only other processes have examples
         name = "test/loss" if self.trainer.testing else "val/loss"
@@ -189,10 +197,10 @@ class ScoreModel(LightningModule):
     test_step = validation_step
 
     def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> Samples:
-        """Draws the samples of a batch of numbers, seeds (all equal) and, optionally, labels, each (B,)."""
-        indices, seeds, *labels = batch
+        """Draws the samples of a batch of numbers and seeds (all equal), each (B,), and, optionally, conditions (B, ...)."""
+        indices, seeds, *cond = batch
         shown = self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
-        return self.draw(indices.tolist(), int(seeds[0]), labels[0] if labels else None, progress=shown)
+        return self.draw(indices.tolist(), int(seeds[0]), cond[0] if cond else None, progress=shown)
 
     def on_test_start(self) -> None:
         """Learns the times of the sampler, if it has to, before the time of the samples is measured."""
@@ -226,20 +234,18 @@ class ScoreModel(LightningModule):
         Args:
             indices: the numbers k, (B,).
             seed: seed of the run.
-            cond: class labels (B,), num_classes for "no class"; null: the classes in turn, k mod num_classes.
+            cond: conditions (B, ...), such as class labels (B,); null: all classes, or those of held-out data, in turn.
             sampler: a sampler to use instead of the model's.
             trajectory: keep x after every move.
             progress: show a progress bar.
             observe: called after every move of the sampler.
 
         Raises:
-            InputError: there is not one label per sample, a label is unknown, or the model is unconditional.
+            InputError: there is not one condition per sample, one does not fit, or the model is unconditional.
             Diverged: samples became too large, NaN or infinite.
         """
         if cond is not None:
-            self.check_labels(cond)
-            require(len(cond) == len(indices), f"{len(cond)} labels for {len(indices)} samples: give one label per sample")
-
+            self.conditions.check(cond, self.takes_condition, len(indices))
         sampler = sampler or self.sampler
         learn_times(self, sampler, progress)
 
@@ -255,26 +261,29 @@ class ScoreModel(LightningModule):
         return self._batches.draw(len(indices), draw)
 
     def sampled_score(self, numbers: Tensor, cond: Tensor | None) -> ScoreField:
-        """The score that samples of these numbers follow: guided, and given their labels."""
+        """The score that samples of these numbers follow: guided, and given their conditions."""
         score: ScoreField = self.score_function
         if self.guidance is not None:
             score = self.guidance.guide(score, numbers)
-        if self.takes_labels:
-            score = Conditioned(score, numbers % self.num_classes if cond is None else cond.to(self.device))
+        if self.takes_condition:
+            score = Conditioned(score, self.conditions.default(numbers) if cond is None else cond.to(self.device))
         return score
 
     @property
-    def takes_labels(self) -> bool:
-        """Whether samples have labels, for the network or the guidance."""
+    def takes_condition(self) -> bool:
+        """Whether samples have conditions, for the network or the guidance."""
         return self.conditional or (self.guidance is not None and self.guidance.labeled)
 
-    def check_labels(self, labels: Tensor) -> None:
-        """Raises `InputError` unless every label is a class of the data, or "no class" where training drops labels."""
-        require(self.takes_labels, "labels: this model is unconditional; train one with conditional=true")
-        self.labels.check(labels)
-
-    def sample(self, n: int, seed: int = 0, batch_size: int = 1024, progress: bool = False) -> Tensor:
-        """Samples 0 to n - 1 of a seed: (n, *shape), in the range of the data; `batch_size` changes the memory only."""
+    def sample(
+        self, n: int, seed: int = 0, batch_size: int = 1024, progress: bool = False, cond: Tensor | None = None
+    ) -> Tensor:
+        """Samples 0 to n - 1 of a seed: (n, *shape), in the range of the data; `batch_size` changes the memory only. They
+        have the conditions `cond`, (m, ...), in turn.
+        """
         require(n >= 1, f"n={n}: must be at least 1")
+        if cond is not None:
+            self.conditions.check(cond, self.takes_condition)
         batches = torch.arange(n).split(batch_size)
-        return torch.cat([self.draw(batch.tolist(), seed, progress=progress).x for batch in batches])
+        given = [None if cond is None else in_turn(cond, batch) for batch in batches]
+        drawn = [self.draw(k.tolist(), seed, y, progress=progress).x for k, y in zip(batches, given, strict=True)]
+        return torch.cat(drawn)

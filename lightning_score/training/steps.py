@@ -1,4 +1,4 @@
-"""Parts of training steps: the check of batches, class labels, random numbers per batch, the mean loss, the step of logs."""
+"""Parts of training steps: the check of batches, random numbers per batch, the mean loss, the step of logs."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,17 +9,18 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from torch import Tensor
 
-from lightning_score.errors import InputError, require
+from lightning_score.conditions import Condition
+from lightning_score.errors import require
 from lightning_score.seeds import counted_seed, seeded
 
 
-def require_batch(batch: Any, shape: Sequence[int], num_classes: int = 0) -> tuple[Tensor, Tensor]:
+def require_batch(batch: Any, shape: Sequence[int], condition: Condition | None = None) -> tuple[Tensor, Tensor]:
     """Checks a batch (x, y) for a model of examples of `shape`, without a transfer from the device.
 
     Args:
         batch: a batch of a data loader.
         shape: of one example.
-        num_classes: number of classes of a conditional model; 0: labels are not used.
+        condition: what a conditional model is given; None: y is not used.
 
     Raises:
         InputError: the batch is invalid.
@@ -34,46 +35,10 @@ def require_batch(batch: Any, shape: Sequence[int], num_classes: int = 0) -> tup
         f"batch: holds examples of shape {tuple(x.shape[1:])} and {x.dtype}; must be floats of shape {tuple(shape)}, as the "
         "model: convert them in the data, or make the model for their shape",
     )
-    integers = y.dtype == torch.int64 and y.shape == x.shape[:1]
-    if num_classes and not (integers and (y.device.type != "cpu" or bool((y >= 0).all() and (y < num_classes).all()))):
-        ends = f", from {y.min().item():g} to {y.max().item():g}" if y.numel() else ""
-        raise InputError(
-            f"batch: holds labels of {y.dtype} and shape {tuple(y.shape)}{ends}; must be torch.int64 of shape ({len(x)},), "
-            f"from 0 to {num_classes - 1}"
-        )
+    if condition is not None and (len(x) or len(y)):  # where only other processes have examples, there are none
+        require(len(y) == len(x), f"batch: holds {len(x)} examples and {len(y)} conditions; give one per example")
+        condition.check(y, empty=not condition.num_classes, values=y.device.type == "cpu")
     return x, y
-
-
-class ClassLabels:
-    """The class labels of a model: which ones it accepts, and how training drops them.
-
-    Args:
-        num_classes: number of classes of the data.
-        conditional: whether the network is given the label.
-        dropout: probability with which training replaces a label by "no class", which is `num_classes`.
-
-    Raises:
-        InputError: the three do not fit one another.
-    """
-
-    def __init__(self, num_classes: int, conditional: bool, dropout: float) -> None:
-        require(not conditional or num_classes > 0, "conditional=true: the data have no class labels; set it to false")
-        require(0 <= dropout <= 1, f"label_dropout={dropout}: must be a probability, 0 to 1, as in 0.1")
-        require(conditional or dropout == 0, f"label_dropout={dropout}: needs conditional=true, or set it to 0")
-        self.num_classes, self.conditional, self.dropout = num_classes, conditional, dropout
-
-    def of_batch(self, y: Tensor, training: bool) -> Tensor | None:
-        """The labels that the network is given for those of the data, (B,); in training some are dropped."""
-        if not self.conditional or not training or self.dropout == 0:
-            return y if self.conditional else None
-        return torch.where(torch.rand(y.shape, device=y.device) < self.dropout, self.num_classes, y)
-
-    def check(self, labels: Tensor) -> None:
-        """Raises `InputError` unless every label is a class of the data, or "no class" where training drops labels."""
-        last = self.num_classes - (self.dropout == 0)
-        known = f"0 to {self.num_classes - 1}" + (f", or {last} for no class" if last == self.num_classes else "")
-        wrong = labels[(labels < 0) | (labels > last)].tolist()
-        require(len(labels) > 0 and not wrong, f"labels {wrong or '[]'}: the model knows the classes {known}")
 
 
 class Draws:
