@@ -16,6 +16,7 @@ from lightning_score.sampling import NoiseStream
 from lightning_score.score.trace import ExactTrace
 from lightning_score.tensors import broadcast_to
 
+PROCESS = VP(beta_max=40.0)
 MEAN, STD, SOFTENING = np.array([1.0, -0.5, 0.3]), np.array([0.6, 0.3, 0.8]), 2.0
 
 
@@ -33,16 +34,13 @@ class GaussianScore(ExactScore):
         return (alpha * mean - x) / (alpha**2 * self.std.to(x) ** 2 + sigma**2)
 
 
-def held_out_nats(data, callback=None):
+def held_out_nats(data):
     """log p of the held-out examples (n,) by the exact score of a Gaussian g(x), and the examples themselves."""
     held_out = data.splits.held_out
     x, _ = data.pairs(held_out)
     map_ = data.standardize
-    score = GaussianScore(
-        VP(beta_max=40.0), (torch.tensor(MEAN) - map_.shift) / map_.spread, torch.tensor(STD) / map_.spread
-    )
-    callback = callback or Nats(trace=ExactTrace())
-    found = callback.values(data, score, x, NoiseStream(0, range(len(x)), x.shape[1:], "cpu", x.dtype))
+    score = GaussianScore(PROCESS, (torch.tensor(MEAN) - map_.shift) / map_.spread, torch.tensor(STD) / map_.spread)
+    found = Nats(trace=ExactTrace()).values(data, score, x, NoiseStream(0, range(len(x)), x.shape[1:], "cpu", x.dtype))
     return found, held_out.x.double().numpy()
 
 
@@ -78,7 +76,7 @@ def test_nats_are_the_log_density_of_the_stored_data(tmp_path, standardize, stor
 def test_other_units_change_nats_by_the_logarithm_of_their_ratio(tmp_path):
     np.save(tmp_path / "m.npy", gaussian())
     np.save(tmp_path / "mm.npy", 1024 * gaussian())
-    score = GaussianScore(VP(beta_max=40.0), torch.zeros(3), torch.ones(3))
+    score = GaussianScore(PROCESS, torch.zeros(3), torch.ones(3))
     nats = []
     for name in ("m", "mm"):
         data = Arrays(str(tmp_path / f"{name}.npy"), axes="NC")
@@ -93,10 +91,8 @@ def test_a_conditional_model_is_measured_given_the_condition(tmp_path, monkeypat
     y = np.random.RandomState(1).randn(60, 1)
     np.savez("data.npz", x=gaussian() + 2 * y, y=y)
     data = Arrays("data.npz", key="x", axes="NC", standardize=AsStored(), condition="y", standardize_condition=AsStored())
-    model = ScoreModel(
-        partial(MLP, width=4, depth=1), data.shape, VP(beta_max=40.0), condition=data.condition, conditional=True
-    )
-    model.score_function = GaussianScore(VP(beta_max=40.0), torch.tensor(MEAN), torch.tensor(STD), step=2.0)
+    model = ScoreModel(partial(MLP, width=4, depth=1), data.shape, PROCESS, condition=data.condition, conditional=True)
+    model.score_function = GaussianScore(PROCESS, torch.tensor(MEAN), torch.tensor(STD), step=2.0)
     callback = Nats(draws=1, batch_size=4, trace=ExactTrace())
     settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     logged = Trainer(accelerator="cpu", callbacks=[callback], **settings).test(model, data, verbose=False)[0]
