@@ -132,7 +132,7 @@ class Evaluate(Periodic):
     def check(self, data: ScoreData) -> None:
         """Raises `InputError` unless features and distances can be computed from the data, and the statistics fit."""
         if self.features is not None:
-            check_fit(self.features, data.splits.held_out.x[:2], self.statistics, self.reference)
+            check_fit(self.features, data.filled(data.splits.held_out.x[:2]), self.statistics, self.reference)
         for distance in self.chosen(data, test=True):
             problem = distance.misfit(data.shape)
             require(not problem, f"evaluate.distances: {type(distance).__name__} {problem}; leave it out")
@@ -274,14 +274,14 @@ class Evaluate(Periodic):
     def _look_for_copies(self, trainer: Trainer, pl_module: ScoreModel, drawn: SamplingResult) -> None:
         """Compares the first samples with their nearest training examples, in numbers and in a picture."""
         data = data_of(trainer)
-        train, held_out = data.splits
+        train = data.filled(data.splits.train.x)
         n = kept_of(data, self.neighbors)
-        images, others = drawn.images[:n], held_out.x[:n]
+        images, others = drawn.images[:n], data.filled(data.splits.held_out.x[:n])
         inputs = None if in_pixels(data) else data.transform(train=False)
-        found = nearest_neighbors(images.to(pl_module.device), train.x, others.to(pl_module.device), inputs=inputs)
+        found = nearest_neighbors(images.to(pl_module.device), train, others.to(pl_module.device), inputs=inputs)
         shares = {"test/copied": found.copied, "test/copied_held_out": found.copied_held_out}
         pl_module.log_dict({**shares, "test/neighbor_distance_ratio": found.ratio}, rank_zero_only=True)
         if writes_files(trainer):
             nearest = found.distance.argsort()[:24].cpu()
-            picture = neighbor_picture(data, images[nearest], train.x[found.index.cpu()[nearest]])
+            picture = neighbor_picture(data, images[nearest], train[found.index.cpu()[nearest]])
             publish(trainer, "neighbors", picture, "the samples nearest to training examples, each with its nearest")

@@ -47,6 +47,7 @@ def check_data(command: str, data: ScoreData, config: Any) -> None:
     if command == "fit":
         data.train_dataloader()
     data.val_dataloader()
+    config["model"].check_missing(data.missing)
     for callback in (config["evaluate"], *_chosen(config)):
         if isinstance(callback, Evaluate | Ensembles | LikelihoodCallback):
             callback.check(data)
