@@ -197,13 +197,22 @@ class ScoreData(LightningDataModule, ABC):
         """Conditions in the units of the stored data, as a user gives them, in those of the model, (B, *condition.shape)."""
         return values if self.given is None else self.given.from_units(values, self.shape, self.transform(False))
 
+    def from_condition(self, y: Tensor) -> Tensor:
+        """The inverse of `to_condition`."""
+        return y if self.given is None else self.given.to_units(y, self.shape, self.to_reference)
+
     def pairs(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """Stored examples as a batch (x, y) for the model, without augmentation."""
         return pair(self.transform(False)(examples.x), examples.y, self.given)
 
     def held_out_conditions(self) -> Tensor:
         """The conditions of the held-out examples in order, which samples get in turn, (n, *condition.shape)."""
-        return self.splits.held_out.y
+        held_out = self.splits.held_out
+        if self.given is None:
+            return held_out.y
+        with seeded(derive_seed()):  # of dequantization and noise
+            parts = zip(*(part.split(1024) for part in held_out), strict=True)
+            return torch.cat([self.pairs(Examples(*part))[1] for part in parts])
 
     @cached_property
     def splits(self) -> Splits:

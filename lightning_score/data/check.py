@@ -75,7 +75,7 @@ def check_splits(data: "ScoreData", loaded: Any) -> None:
     )
     for split, (x, y) in zip(("train", "held_out"), loaded, strict=True):
         check_examples(data, split, x, y)
-    if data.condition is not None and not data.condition.num_classes:
+    if loaded[0][1].dtype != torch.int64:  # other conditions
         return
     seen = loaded[0][1].bincount(minlength=data.num_classes)
     unseen = [str(k) for k in range(data.num_classes) if seen[k] == 0]
@@ -112,7 +112,7 @@ def check_examples(data: "ScoreData", split: str, x: Any, y: Any) -> None:
     require(isfinite(low) and isfinite(high), f"{place}.x holds NaN or infinity: remove these examples in load")
     if data.stored_dtype is not None:
         _check_stored(data, f"{place}.x", x, low, high)
-    if data.condition is None or data.condition.num_classes:
+    if data.given is not None or data.condition is None or data.condition.num_classes:
         _check_labels(data.num_classes, place, y, len(x))
     else:
         _check_conditions(data.condition, place, y, len(x))

@@ -140,7 +140,7 @@ class ScoreModel(LightningModule):
         if stage == TrainerFn.FITTING:
             self.draws.begin(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
-        if data is not None and self.takes_condition:
+        if data is not None:
             self.conditions.take_from(data)
         if self.objective.needs_data and data is not None and stage != "predict":
             with seeded(derive_seed()):  # of dequantization: the same in all processes
