@@ -1,11 +1,15 @@
-"""Bits per dimension of the held-out images at the end of a test."""
+"""Likelihoods of the held-out examples at the end of a test: bits per dimension of images, nats of continuous data."""
 
 import time
+from abc import ABC, abstractmethod
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_score.callbacks.base import data_of, fast_dev_run, writes_files
@@ -15,81 +19,110 @@ from lightning_score.errors import InputError, require, require_passes
 from lightning_score.runs.records import FILE, append_record
 from lightning_score.sampling import RK45, NoiseStream, Uniform
 from lightning_score.sampling.grid import warn_between_levels
-from lightning_score.sampling.likelihood import Bits, Dequantization, example_bits
-from lightning_score.score.function import Conditioned
+from lightning_score.sampling.likelihood import (
+    Dequantization,
+    LogLikelihood,
+    MeanLikelihood,
+    example_bits,
+    log_likelihood,
+    log_prior,
+)
+from lightning_score.score.function import Conditioned, ScoreField
+from lightning_score.score.trace import Trace
 from lightning_score.training.model import ScoreModel
+from lightning_score.training.prior import check_prior
 
 
-class BitsPerDim(Callback):
-    """Measures the bits per dimension of held-out images by the probability-flow ODE, at the end of `test`.
-
-    It logs `test/bits_per_dim`, `test/bits_per_dim_error` (the standard error over examples), `test/bits_per_dim_spread`
-    (over draws, if there are two) and `test/bits_per_dim_n`, and adds a line of provenance to `evaluations.jsonl`. In
-    `fast_dev_run` it uses four examples.
+class LikelihoodCallback(Callback, ABC):
+    """Measures the likelihood of held-out examples by the probability-flow ODE, at the end of `test`.
 
     Args:
         num_examples: number of held-out examples, the first ones; null: all.
-        draws: draws of dequantization noise and of trace probes per example.
+        draws: draws of trace probes and, for data with noise, of this noise, per example.
         seed: seed of both; the noise of example k does not depend on batches and processes.
         batch_size: examples at once on each device; it changes the memory needed, not the result.
+        trace: how the trace of the Jacobian is computed; one random probe by default, `ExactTrace` for few dimensions.
+        t_min: the time of the density, that of the data with the noise sigma(t_min); the process's by default.
 
     Raises:
-        InputError: the data have no gray levels.
+        InputError: the likelihood of such data is measured by another callback.
     """
 
-    def __init__(self, num_examples: int | None = None, draws: int = 2, seed: int = 0, batch_size: int = 256):
+    metric: str
+    """The name of the measured number."""
+
+    def __init__(
+        self,
+        num_examples: int | None = None,
+        draws: int = 2,
+        seed: int = 0,
+        batch_size: int = 256,
+        trace: Trace | None = None,
+        t_min: float | None = None,
+    ):
         require(num_examples is None or num_examples >= 2, f"num_examples={num_examples}: need at least 2 for an error")
         require(draws >= 1, f"draws={draws}: must be at least 1")
         require_passes(draws=draws)
         require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
+        require(t_min is None or 0 < t_min < 1, f"t_min={t_min}: must lie between 0 and 1, as in 1.0e-3")
         self.num_examples, self.draws, self.seed, self.batch_size = num_examples, draws, seed, batch_size
-        self.last: Bits | None = None
+        self.trace, self.t_min = trace, t_min
+        self.last: MeanLikelihood | None = None
+
+    @abstractmethod
+    def check(self, data: ScoreData) -> None:
+        """Raises `InputError` if the data have no such likelihood."""
+
+    @abstractmethod
+    def values(self, data: ScoreData, score: ScoreField, x: Tensor, noise: NoiseStream) -> Tensor:
+        """The number of each of these examples (B, ...) for one draw of the noise, float64 (B,)."""
+
+    def scales(self, data: ScoreData) -> dict[str, float]:
+        """The names under which the number is logged, each with a factor."""
+        return {self.metric: 1.0}
 
     def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:
-        """Refuses continuous data before anything is computed."""
-        self.check(data_of(trainer, "BitsPerDim"))
+        """Refuses data without such a likelihood before anything is computed."""
+        data = data_of(trainer, type(self).__name__)
+        self.check(data)
         process = pl_module.score_function.process
         times = RK45().evaluated(process, Uniform(1)(process))
-        warn_between_levels("BitsPerDim", process, pl_module.objective.levels(process), times, advice="")
+        warn_between_levels(type(self).__name__, process, pl_module.objective.levels(process), times, advice="")
+        if stage == TrainerFn.TESTING and not pl_module.sampler.initial.is_prior:  # else the model warns
+            check_prior(process, data)
 
-    def check(self, data: ScoreData) -> Dequantization:
-        """The dequantization of the data; raises `InputError` if they have no gray levels."""
-        if data.levels is None or data.data_range is None:
-            raise InputError(
-                f"BitsPerDim: {type(data).__name__} has no gray levels, so its examples have a density but no "
-                "bits; remove the callback, or use lightning_score.sampling.likelihood.log_likelihood"
-            )
-        return Dequantization(data.levels, data.data_range, data.dequantize)
+    def likelihood(self, score: ScoreField, x: Tensor, noise: NoiseStream) -> LogLikelihood:
+        """log p of examples (B, ...) of the model's data."""
+        return log_likelihood(score, x, noise, self.trace, t_min=self.t_min, prior=log_prior)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Measures within the test, where the model holds the averaged weights."""
         start, before, data = time.monotonic(), pl_module.score_function.evaluations, data_of(trainer)
-        self.last = bits = self.measure(trainer, pl_module)
+        self.last = found = self.measure(trainer, pl_module)
         evaluations = (pl_module.score_function.evaluations - before) * trainer.world_size
         record = replace(
-            blank_record(data, trainer.global_step, bits.n),
-            metric="bits_per_dim",
-            value=bits.mean,
-            error=bits.error,
+            blank_record(data, trainer.global_step, found.n),
             split="held out",
             sampler={"class": "likelihood by the probability-flow ODE", "draws": self.draws, "dequantize": data.dequantize},
-            nfe=evaluations / (bits.n * self.draws),
+            nfe=evaluations / (found.n * self.draws),
             seed=self.seed,
             seconds=time.monotonic() - start,
         )
-        if writes_files(trainer):
-            append_record(Path(trainer.default_root_dir) / FILE, record)
-        spread = {"_spread": bits.spread} if self.draws > 1 else {}
-        for suffix, value in {"": bits.mean, "_error": bits.error, "_n": float(bits.n), **spread}.items():
-            pl_module.log(f"test/bits_per_dim{suffix}", value, prog_bar=not suffix, rank_zero_only=True)
+        for name, scale in self.scales(data).items():
+            if writes_files(trainer):
+                measured = replace(record, metric=name, value=scale * found.mean, error=scale * found.error)
+                append_record(Path(trainer.default_root_dir) / FILE, measured)
+            entries = {"": scale * found.mean, "_error": scale * found.error, "_n": float(found.n)}
+            entries |= {"_spread": scale * found.spread} if self.draws > 1 else {}
+            for suffix, value in entries.items():
+                pl_module.log(f"test/{name}{suffix}", value, prog_bar=name + suffix == self.metric, rank_zero_only=True)
 
-    def measure(self, trainer: Trainer, pl_module: ScoreModel) -> Bits:
-        """The bits of all examples; each process computes its share."""
+    def measure(self, trainer: Trainer, pl_module: ScoreModel) -> MeanLikelihood:
+        """The mean over all examples; each process computes its share."""
         data, device = data_of(trainer), pl_module.device
         held_out = data.splits.held_out
         n = min(4 if fast_dev_run(trainer) else self.num_examples or len(held_out.x), len(held_out.x))
-        dequantization = self.check(data)
-        bits = torch.zeros(self.draws, n, dtype=torch.float64, device=device)
+        values = torch.zeros(self.draws, n, dtype=torch.float64, device=device)
         batches = torch.arange(trainer.global_rank, n, trainer.world_size).split(self.batch_size)
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
         with tqdm(total=len(batches) * self.draws, desc="likelihood", unit="batch", leave=False, disable=not shown) as bar:
@@ -98,6 +131,57 @@ class BitsPerDim(Callback):
                 score = Conditioned(pl_module.score_function, y) if pl_module.conditional else pl_module.score_function
                 noise = NoiseStream(self.seed, rows.tolist(), x.shape[1:], device, x.dtype)
                 for draw in range(self.draws):
-                    bits[draw, rows.to(device)] = example_bits(score, x, dequantization, noise)
+                    values[draw, rows.to(device)] = self.values(data, score, x, noise)
                     bar.update()
-        return Bits.of(trainer.strategy.reduce(bits, reduce_op="sum"))
+        return MeanLikelihood.of(trainer.strategy.reduce(values, reduce_op="sum"))
+
+
+class BitsPerDim(LikelihoodCallback):
+    """Measures the bits per dimension of held-out images by the probability-flow ODE, at the end of `test`.
+
+    It logs `test/bits_per_dim`, `test/bits_per_dim_error` (the standard error over examples), `test/bits_per_dim_spread`
+    (over draws, if there are two) and `test/bits_per_dim_n`, and adds a line of provenance to `evaluations.jsonl`. In
+    `fast_dev_run` it uses four examples.
+    """
+
+    metric = "bits_per_dim"
+
+    def check(self, data: ScoreData) -> None:
+        self.dequantization(data)
+
+    def dequantization(self, data: ScoreData) -> Dequantization:
+        """The dequantization of the data; raises `InputError` if they have no gray levels."""
+        if data.levels is None or data.data_range is None:
+            raise InputError(
+                f"BitsPerDim: {type(data).__name__} has no gray levels, so its examples have a density but no "
+                "bits; use the callback Nats"
+            )
+        return Dequantization(data.levels, data.data_range, data.dequantize)
+
+    def values(self, data: ScoreData, score: ScoreField, x: Tensor, noise: NoiseStream) -> Tensor:
+        return example_bits(score, x, noise, self.dequantization(data), self.likelihood)
+
+
+class Nats(LikelihoodCallback):
+    """Measures the log density of held-out continuous data by the probability-flow ODE, at the end of `test`.
+
+    It logs the mean log-likelihood `test/nats` per example and `test/nats_per_dim`, larger being better, in the units of the
+    stored data: log p(T(x)) + log |det dT/dx| with the standardization T; each with `_error` (the standard error over
+    examples), `_spread` (over draws, if there are two) and `_n`. It adds lines of provenance to `evaluations.jsonl`. The
+    density is that of the data with the noise of t_min. In `fast_dev_run` it uses four examples.
+    """
+
+    metric = "nats"
+
+    def check(self, data: ScoreData) -> None:
+        require(
+            data.levels is None,
+            f"Nats: {type(data).__name__} has gray levels, so its examples have probabilities but no density; use the "
+            "callback BitsPerDim",
+        )
+
+    def scales(self, data: ScoreData) -> dict[str, float]:
+        return {"nats": 1.0, "nats_per_dim": 1 / prod(data.shape)}
+
+    def values(self, data: ScoreData, score: ScoreField, x: Tensor, noise: NoiseStream) -> Tensor:
+        return self.likelihood(score, x, noise).value + data.log_det(x).to(x.device)

@@ -32,6 +32,7 @@ class Tuning(IdleExperiment):
         found, paths = with_found_configs(arguments), arguments.get("--ckpt_path")
         require(bool(paths) or arguments.asks_for_help, "tune needs a checkpoint: --ckpt_path runs/NAME/latest/last.ckpt")
         checkpoint = load_checkpoint(paths[-1], trusted_modules(arguments)) if paths else {"config": {}}
+        self.checkpoint = checkpoint
         super().__init__(over_checkpoint(found, checkpoint))
         try:
             self.model.load_state_dict(checkpoint["state_dict"])

@@ -2,14 +2,16 @@
 
 import lightning_score.torchvision_guard  # noqa: F401
 
+from lightning_score.data.arrays import Arrays
 from lightning_score.data.base import Batches, Examples, ScoreData, Splits, split_indices
 from lightning_score.data.files import ImageFiles
 from lightning_score.data.folder import ImageFolder
 from lightning_score.data.images import Digits, ImageData, from_uint8, to_uint8
 from lightning_score.data.public import CIFAR10, MNIST, FashionMNIST
+from lightning_score.data.standardize import Asinh, AsStored, Constants, Log, MeanStd, MinMax, Standardization
 from lightning_score.data.stream import ImageStream
 from lightning_score.data.toy import GaussianMixture, Mixture
 
-__all__ = ["CIFAR10", "MNIST", "Batches", "Digits", "Examples", "FashionMNIST", "GaussianMixture", "ImageData",
-           "ImageFiles", "ImageFolder", "ImageStream", "Mixture", "ScoreData", "Splits", "from_uint8",
-           "split_indices", "to_uint8"]  # fmt: skip
+__all__ = ["CIFAR10", "MNIST", "Arrays", "AsStored", "Asinh", "Batches", "Constants", "Digits", "Examples", "FashionMNIST",
+           "GaussianMixture", "ImageData", "ImageFiles", "ImageFolder", "ImageStream", "Log", "MeanStd", "MinMax", "Mixture",
+           "ScoreData", "Splits", "Standardization", "from_uint8", "split_indices", "to_uint8"]  # fmt: skip

@@ -27,6 +27,8 @@ from lightning_score.seeds import counted_seed, derive_seed, seeded
 Transform = Callable[[Tensor], Tensor]
 
 CPU = torch.device("cpu")
+IN_TURN = 1024
+"""Held-out examples whose observations samples get in turn."""
 ROOM_ON_GPU = 2 << 30
 """Maximal size in bytes of a data set that is copied to the GPU, where its batches are made; CIFAR-10 has a twelfth."""
 
@@ -125,6 +127,8 @@ class ScoreData(LightningDataModule, ABC):
         reference_split: the name of the part of the data that `reference()` returns.
         stored_dtype: dtype of the examples that `load` returns, or None for any.
         missing: whether entries of `x` may be missing: NaN, as stored and as input of the model.
+        units: the units of the stored data, for pictures.
+        names: the names of the channels, or of the columns of a table; empty: none.
 
     Args:
         batch_size: examples per batch and process.
@@ -145,6 +149,8 @@ class ScoreData(LightningDataModule, ABC):
     reference_split: str = "train and held out"
     stored_dtype: torch.dtype | None = None
     missing: bool = False
+    units: str = ""
+    names: Sequence[str] = ()
     __signature__: Signature
 
     def __init_subclass__(cls, **settings: Any) -> None:
@@ -171,7 +177,9 @@ class ScoreData(LightningDataModule, ABC):
         require(given_noise >= 0, f"given_noise={given_noise}: must be 0 (exact observations) or more, as in 0.1")
         require(given is not None or not given_noise, f"given_noise={given_noise}: is of observations; set given, too")
         by_command_line = _given_hyperparameters.get() is not None
-        self.save_hyperparameters(ignore=[] if by_command_line else ["given"], logger=False)
+        self.save_hyperparameters(
+            ignore=[] if by_command_line else ["given", "standardize", "standardize_condition"], logger=False
+        )
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.given = None if given is None else Observed(given, given_noise)
@@ -187,6 +195,14 @@ class ScoreData(LightningDataModule, ABC):
     @abstractmethod
     def to_reference(self, x: Tensor) -> Tensor:
         """Samples of a model, (N, *shape), in the format of `reference()`, with which metrics compare them."""
+
+    def log_det(self, x: Tensor) -> Tensor:
+        """`log |d transform / d stored|` of each example, without missing entries, (B,): 0 unless `transform` rescales.
+
+        Args:
+            x: inputs of the model, as `transform` gives them, (B, *shape).
+        """
+        return x.new_zeros(len(x))
 
     @property
     def condition(self) -> Condition | None:
@@ -207,12 +223,10 @@ class ScoreData(LightningDataModule, ABC):
 
     def held_out_conditions(self) -> Tensor:
         """The conditions of the held-out examples in order, which samples get in turn, (n, *condition.shape)."""
-        held_out = self.splits.held_out
         if self.given is None:
-            return held_out.y
-        with seeded(derive_seed()):  # of dequantization and noise
-            parts = zip(*(part.split(1024) for part in held_out), strict=True)
-            return torch.cat([self.pairs(Examples(*part))[1] for part in parts])
+            return self.splits.held_out.y
+        with seeded(derive_seed()):  # of dequantization and of the noise of observations
+            return self.pairs(Examples(*(part[:IN_TURN] for part in self.splits.held_out)))[1]
 
     @cached_property
     def splits(self) -> Splits:

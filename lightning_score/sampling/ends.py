@@ -18,6 +18,9 @@ from lightning_score.tensors import combine
 class Initial(ABC):
     """Where sampling starts."""
 
+    is_prior: bool = False
+    """Whether it is the law that the process tends to, which must be that of the noisy data."""
+
     @abstractmethod
     def __call__(self, process: NoiseProcess, noise: NoiseSource) -> Tensor:
         """The first x (B, ...)."""
@@ -29,6 +32,8 @@ class Prior(Initial):
     Args:
         std: the standard deviation in place of sigma(1); score SDE's code takes 1 for VP and subVP. null: sigma(1).
     """
+
+    is_prior = True
 
     def __init__(self, std: float | None = None):
         require(std is None or std > 0, f"std={std}: must be above 0, as in 1, or null")

@@ -14,6 +14,7 @@ from lightning_score.errors import require, require_passes
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.flow import DormandPrince, evaluating
 from lightning_score.sampling.noise import NoiseStream
+from lightning_score.sampling.prior import warn_of_prior
 from lightning_score.score.function import Conditioned, ScoreField
 from lightning_score.score.trace import Hutchinson, Trace
 from lightning_score.tensors import broadcast_to
@@ -41,7 +42,7 @@ def log_likelihood(
     trace: Trace | None = None,
     solver: DormandPrince | None = None,
     t_min: float | None = None,
-    prior: Callable[[NoiseProcess, Tensor], Tensor] = log_prior,
+    prior: Callable[[NoiseProcess, Tensor], Tensor] | None = None,
 ) -> LogLikelihood:
     """log p(x) at t_min, by the flow d(x/alpha) = noise d(sigma/alpha), noise = -sigma score.
 
@@ -54,7 +55,8 @@ def log_likelihood(
         trace: how the trace is computed; with one `Rademacher` vector, the same along the whole path, by default.
         solver: the integrator, with separate errors of x/alpha and of nats per dimension; tolerances 1e-5 by default.
         t_min: smallest time; that of the process by default.
-        prior: log density at t = 1 in nats (B,); that of `process.prior` by default.
+        prior: log density at t = 1 in nats (B,); `log_prior`, that of `process.prior`, by default, with a warning if it
+            misses the law of x by nats.
 
     Raises:
         InputError: there is no noise at t_min.
@@ -66,6 +68,8 @@ def log_likelihood(
         0 <= start < 1 and float(process.sigma(ends[0])) > 0,
         f"t_min={start}: must lie in [0, 1) and be a time at which {type(process).__name__} has noise, as 1.0e-3",
     )
+    if prior is None:
+        warn_of_prior(process, x)
     with torch.inference_mode(False), torch.no_grad(), evaluating(score):
         x = x.clone()
         trace = trace or Hutchinson()
@@ -87,7 +91,11 @@ def log_likelihood(
         y = (solver or DormandPrince())(slope, y, first_level, last_level, parts=[d, 1])
         latent = broadcast_to(process.alpha(ends[1]), x) * y[:, :d].view_as(x)
         gain = y[:, d].double() + process.log_alpha(ends[1]) - process.log_alpha(ends[0])
-        return LogLikelihood(prior(process, latent) + d * gain, latent, (score.evaluations - before) / len(x))
+        return LogLikelihood((prior or log_prior)(process, latent) + d * gain, latent, (score.evaluations - before) / len(x))
+
+
+Likelihood = Callable[[ScoreField, Tensor, NoiseStream], LogLikelihood]
+"""log p of examples (B, ...), as `log_likelihood`."""
 
 
 class Dequantization:
@@ -127,8 +135,8 @@ class Dequantization:
         return self.low + self.width * (self.level(x) + noise.uniform() - (0.0 if self.dequantized else 0.5))
 
 
-class Bits(NamedTuple):
-    """Bits per dimension with their uncertainty.
+class MeanLikelihood(NamedTuple):
+    """A mean over examples and draws of noise, of bits per dimension or of nats, with its uncertainty.
 
     Fields: mean, error (the mean's standard error over the examples), spread (standard deviation over the noise draws of the
     mean over the examples; NaN for one draw), n (examples), draws.
@@ -141,20 +149,20 @@ class Bits(NamedTuple):
     draws: int
 
     @classmethod
-    def of(cls, bits: Tensor) -> "Bits":
-        """From the bits of every draw and example, (draws, n)."""
-        draws, n = bits.shape
-        error = float(bits.mean(0).std()) / math.sqrt(n) if n > 1 else math.nan
-        spread = float(bits.mean(1).std()) if draws > 1 else math.nan
-        return cls(float(bits.mean()), error, spread, n, draws)
+    def of(cls, values: Tensor) -> "MeanLikelihood":
+        """From the values of every draw and example, (draws, n)."""
+        draws, n = values.shape
+        error = float(values.mean(0).std()) / math.sqrt(n) if n > 1 else math.nan
+        spread = float(values.mean(1).std()) if draws > 1 else math.nan
+        return cls(float(values.mean()), error, spread, n, draws)
 
 
 def example_bits(
     score: ScoreField,
     x: Tensor,
-    dequantization: Dequantization,
     noise: NoiseStream,
-    likelihood: Callable[[ScoreField, Tensor, NoiseStream], LogLikelihood] = log_likelihood,
+    dequantization: Dequantization,
+    likelihood: Likelihood = log_likelihood,
 ) -> Tensor:
     """-log2 p(x)/D + offset of one draw of the noise, float64 (B,); each call with the same streams draws anew."""
     value = likelihood(score, dequantization(x, noise), noise).value
@@ -169,8 +177,8 @@ def bits_per_dim(
     seed: int = 0,
     cond: Tensor | None = None,
     batch_size: int = 256,
-    likelihood: Callable[[ScoreField, Tensor, NoiseStream], LogLikelihood] = log_likelihood,
-) -> Bits:
+    likelihood: Likelihood = log_likelihood,
+) -> MeanLikelihood:
     """Bits per dimension of images, a bound on those of the model's discrete law.
 
     Args:
@@ -179,7 +187,7 @@ def bits_per_dim(
         dequantization: where the gray levels lie in the data range.
         draws: draws of dequantization noise and trace vectors per example.
         seed: seed of both; example k has the same noise in every batch.
-        cond: class labels (n,) for a conditional score; null: none.
+        cond: conditions (n, ...) for a conditional score; null: none.
         batch_size: examples at once; it changes the memory used, not the result.
         likelihood: log p, as `functools.partial(log_likelihood, trace=ExactTrace())`.
     """
@@ -191,7 +199,6 @@ def bits_per_dim(
         noise = NoiseStream(seed, rows.tolist(), x.shape[1:], x.device, x.dtype)
         conditioned = score if cond is None else Conditioned(score, cond[rows.to(cond.device)])
         images = x[rows.to(x.device)]
-        bits.append(
-            torch.stack([example_bits(conditioned, images, dequantization, noise, likelihood) for _ in range(draws)])
-        )
-    return Bits.of(torch.cat(bits, 1))
+        drawn = [example_bits(conditioned, images, noise, dequantization, likelihood) for _ in range(draws)]
+        bits.append(torch.stack(drawn))
+    return MeanLikelihood.of(torch.cat(bits, 1))

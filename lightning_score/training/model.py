@@ -18,6 +18,7 @@ from lightning_score.errors import require
 from lightning_score.guidance import Guidance, ModelFacts
 from lightning_score.memory import retain_freed_memory
 from lightning_score.networks import Network
+from lightning_score.networks.grid import channels_last
 from lightning_score.objective import DenoisingScoreMatching, Objective
 from lightning_score.process import NoiseProcess
 from lightning_score.runs.trust import made_from
@@ -31,6 +32,7 @@ from lightning_score.training.conditions import Conditions, NetworkCallable, in_
 from lightning_score.training.inference import FittingBatches, inference
 from lightning_score.training.learned_times import check_grid, learn_times
 from lightning_score.training.optimization import Optimization
+from lightning_score.training.prior import check_prior
 from lightning_score.training.steps import Draws, MeanLoss, log_at_steps_done, require_batch
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -98,8 +100,7 @@ class ScoreModel(LightningModule):
         self.objective = objective or DenoisingScoreMatching()
         self.objective.check(process)
         built = self.conditions.build(network, self.shape)
-        if len(shape) == 3:
-            built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(built)
         self.augmentation = augmentation
         if augmentation is not None:
             augmentation.check(built.augmentations)
@@ -142,6 +143,8 @@ class ScoreModel(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if data is not None:
             self.conditions.take_from(data)
+        if data is not None and stage != "predict" and self.sampler.initial.is_prior:
+            check_prior(self.score_function.process, data)
         if self.objective.needs_data and data is not None and stage != "predict":
             with seeded(derive_seed()):  # of dequantization: the same in all processes
                 self.objective.prepare(data.transform(train=False)(data.splits.train.x))

@@ -13,9 +13,9 @@ from lightning_score.networks import UNet
 from lightning_score.process import VE, VP, BetaTable, SigmaTable
 from lightning_score.sampling import DormandPrince, NoiseStream
 from lightning_score.sampling.likelihood import (
-    Bits,
     Dequantization,
     LogLikelihood,
+    MeanLikelihood,
     bits_per_dim,
     log_likelihood,
     log_prior,
@@ -180,9 +180,9 @@ def test_bits_bound_those_of_the_discrete_law():
 
 
 def test_error_bars():
-    bits = Bits.of(torch.tensor([[1.0, 2.0, 3.0], [1.2, 2.2, 3.2]]))
+    bits = MeanLikelihood.of(torch.tensor([[1.0, 2.0, 3.0], [1.2, 2.2, 3.2]]))
     assert bits == pytest.approx((2.1, 1 / math.sqrt(3), 0.2 / math.sqrt(2), 3, 2))
-    assert math.isnan(Bits.of(torch.ones(1, 3)).spread)
+    assert math.isnan(MeanLikelihood.of(torch.ones(1, 3)).spread)
 
 
 @pytest.mark.parametrize(
@@ -239,9 +239,13 @@ class TestCallback:
         assert apart.mean == pytest.approx(bits.mean, rel=1e-3)
 
     def test_it_refuses_continuous_data_and_empty_settings(self):
-        from lightning_score import BitsPerDim, GaussianMixture
+        from lightning_score import BitsPerDim, Digits, GaussianMixture, Nats
 
         with pytest.raises(InputError, match="GaussianMixture has no gray levels"):
             BitsPerDim().setup(type("Trainer", (), {"datamodule": GaussianMixture()}), None, "test")
+        with pytest.raises(InputError, match=r"Digits has gray levels.* use the callback BitsPerDim"):
+            Nats().check(Digits())
         with pytest.raises(InputError, match="num_examples=1"):
             BitsPerDim(1)
+        with pytest.raises(InputError, match=r"t_min=1\.5"):
+            Nats(t_min=1.5)

@@ -1,0 +1,141 @@
+"""Drawings of examples that are not images of bytes, chosen by the number of their axes, in the units of the data."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from lightning_score.callbacks.mosaics import DPI, Group, Row, Values, color_scale, draw_groups, image_rows, shape_of
+from lightning_score.callbacks.plots import Shown, draw_cells, draw_signals, draw_table, limits, varied
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAIRS, BESIDE = 12, 4
+"""Samples with their nearest examples in a row of images, and of curves."""
+NEAREST = "samples, each over its nearest training example (gray)"
+PANELS = 12
+"""Columns of a table in a strip."""
+
+
+def draw_examples(shown: Shown) -> "Figure":
+    """Samples beside or over data: histograms and pair plots of tables, curves and quantile bands of signals, and images of
+    fields and of the central slices of volumes.
+    """
+    return DRAWINGS[shown.samples.ndim - 1].examples(shown)
+
+
+def draw_strip(moments: Values, titles: Sequence[str], shown: Shown) -> "Figure":
+    """Samples on their way from noise to data.
+
+    Args:
+        moments: each sample at each time, (N, times, *shape).
+        titles: of the times.
+        shown: the samples and the data, which set the scales, with names and units.
+    """
+    return DRAWINGS[shown.samples.ndim - 1].strip(moments, titles, shown)
+
+
+def draw_neighbors(nearest: Values, shown: Shown) -> "Figure":
+    """Samples, each with its nearest training example, (N, *shape), in `nearest`."""
+    return DRAWINGS[shown.samples.ndim - 1].neighbors(nearest, shown)
+
+
+def _images(shown: Shown) -> "Figure":
+    """Fields, or the central slices of volumes: samples beside data."""
+    blocks = [shown.samples, shown.data][: 1 + bool(len(shown.data))]
+    channels = image_rows(blocks)
+    columns, n = shape_of(sum(map(len, channels)), channels[0][0].blocks[0].shape[1:], len(shown.samples))
+    wide = [columns, max(1, columns // 2)][: len(blocks)]
+    cut = image_rows([block[: math.ceil(n / columns) * each] for block, each in zip(blocks, wide, strict=True)])
+    return draw_groups(_groups(shown, cut), [shown.counted(n), "data"][: len(blocks)], wide)
+
+
+def _strip_of_images(moments: Values, titles: Sequence[str], shown: Shown) -> "Figure":
+    """A row for each sample, a column for each time; of several channels one below the other, of volumes one slice."""
+    n = math.ceil(len(moments) / shown.samples.shape[1])
+    channels = [slices[:1] for slices in image_rows([moments[:n].reshape(-1, *moments.shape[2:])])]
+    return draw_groups(_groups(shown, channels), titles, [len(titles)])
+
+
+def _neighbors_as_images(nearest: Values, shown: Shown) -> "Figure":
+    """Each sample above its nearest example; of several channels one below the other, of volumes one slice."""
+    n = PAIRS if shown.samples.shape[1] > 1 else len(nearest)
+    firsts = range(0, min(n, len(nearest)), PAIRS)
+    rows = [part[k : k + PAIRS] for k in firsts for part in (shown.samples, nearest)]
+    channels = [slices[:1] for slices in image_rows([np.concatenate(rows)])]
+    return draw_groups(_groups(shown, channels), ["samples, each above its nearest training example"], [len(rows[0])])
+
+
+def _groups(shown: Shown, channels: Sequence[Sequence[Row]]) -> list[Group]:
+    """The rows of each channel with its color scale and label."""
+    labels = [shown.label(k, "channel") for k in range(len(channels))]
+    return [Group(color_scale(shown.reference[:, k]), labels[k], rows) for k, rows in enumerate(channels)]
+
+
+def _strip_of_signals(moments: Values, titles: Sequence[str], shown: Shown) -> "Figure":
+    """Small curves: a row for each sample and channel, a column for each time."""
+    n = math.ceil(len(moments) / shown.samples.shape[1])
+    return draw_cells(moments[:n].swapaxes(1, 2)[:, :, :, None], _scales(shown), titles)
+
+
+def _neighbors_of_signals(nearest: Values, shown: Shown) -> "Figure":
+    """Small curves: each sample over its nearest example; of several channels one below the other."""
+    pairs = np.stack([nearest, shown.samples], 2)[: None if nearest.shape[1] == 1 else BESIDE]
+    return draw_cells(_in_rows(pairs), _scales(shown), [NEAREST])
+
+
+def _neighbors_of_tables(nearest: Values, shown: Shown) -> "Figure":
+    """Lines through the columns, each column in the range of the data: each sample over its nearest example."""
+    low, high = np.array([ends for _, ends in _scales(shown)]).T
+    pairs = (np.stack([nearest, shown.samples], 1)[:, None] - low) / (high - low)
+    return draw_cells(_in_rows(pairs), [("columns", (0.0, 1.0))], [NEAREST])
+
+
+def _in_rows(pairs: Values) -> Values:
+    """Pairs (N, channels, 2, L) in rows of `BESIDE`: (rows, channels, columns, 2, L)."""
+    rows = np.full((math.ceil(len(pairs) / BESIDE) * BESIDE, *pairs.shape[1:]), np.nan)
+    rows[: len(pairs)] = pairs
+    return rows.reshape(-1, BESIDE, *pairs.shape[1:]).swapaxes(1, 2)
+
+
+def _scales(shown: Shown) -> list[tuple[str, tuple[float, float]]]:
+    """Label and limits of each channel or column."""
+    ends = [limits(shown.samples[:, k], shown.reference[:, k]) for k in range(shown.samples.shape[1])]
+    return [(shown.label(k, "channel"), each) for k, each in enumerate(ends)]
+
+
+def _paths(moments: Values, titles: Sequence[str], shown: Shown) -> "Figure":
+    """A panel for each column of a table, with a line for each sample, from noise to data."""
+    from matplotlib.figure import Figure  # takes a second to import
+
+    columns = varied(shown, PANELS)
+    wide = min(3, len(columns))
+    tall = math.ceil(len(columns) / wide)
+    figure = Figure(figsize=(1 + 4 * wide, 0.8 + 2.2 * tall), dpi=DPI, layout="constrained")
+    grid = figure.subplots(tall, wide, squeeze=False, sharex=True).ravel()
+    for k, axes in zip(columns, grid, strict=False):
+        axes.plot(moments[:, :, k].T, lw=0.8, alpha=0.7)
+        axes.set(ylim=limits(moments[:, :, k], shown.reference[:, k]), title=shown.label(k, "column"))
+        axes.set_xticks(range(len(titles)), titles, rotation=45)
+    for axes in grid[len(columns) :]:
+        axes.remove()
+    return figure
+
+
+class Drawings(NamedTuple):
+    """The drawings of one number of axes: samples beside data, from noise to data, and with the nearest examples."""
+
+    examples: Callable[[Shown], "Figure"]
+    strip: Callable[[Values, Sequence[str], Shown], "Figure"]
+    neighbors: Callable[[Values, Shown], "Figure"]
+
+
+DRAWINGS = {
+    1: Drawings(draw_table, _paths, _neighbors_of_tables),
+    2: Drawings(draw_signals, _strip_of_signals, _neighbors_of_signals),
+    3: Drawings(_images, _strip_of_images, _neighbors_as_images),
+    4: Drawings(_images, _strip_of_images, _neighbors_as_images),
+}
+"""The drawings by the number of the examples' axes."""

@@ -1,0 +1,200 @@
+"""Drawings of fields and volumes: many images in one color scale, with a color bar."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Values = np.ndarray[Any, np.dtype[np.float64]]
+
+DPI = 130
+MISSING = 0.72
+"""The gray of missing values."""
+LARGEST = 160
+"""Pixels along a side of an image in a mosaic; larger ones are averaged."""
+SMALLEST = 48
+"""Smaller images are enlarged."""
+SLIMMEST = 16
+"""How much longer than its other side an image is at most; slimmer ones are stretched."""
+WIDTH, TALLEST, LARGEST_INCHES = 9.0, 11.0, 2.5
+"""Inches of a figure, and of an image in it."""
+LEFT, RIGHT, TOP, BETWEEN, GAP = 0.45, 1.0, 0.35, 0.12, 0.25
+"""Inches of its margins, between its rows, and between its blocks."""
+
+
+class Scale(NamedTuple):
+    """A color scale: its ends, and matplotlib's name of a map of uniform lightness."""
+
+    low: float
+    high: float
+    colors: str
+
+
+class Row(NamedTuple):
+    """A row of a figure: a label, and for each block its images, (N, H, W), NaN where missing."""
+
+    label: str
+    blocks: Sequence[Values]
+
+
+class Group(NamedTuple):
+    """Rows that share a color bar: the scale, its label, and the rows."""
+
+    scale: Scale
+    label: str
+    rows: Sequence[Row]
+
+
+def color_scale(values: Values) -> Scale:
+    """From the 0.5 % to the 99.5 % quantile; symmetric, with a diverging map, for values around zero."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return Scale(0.0, 1.0, "viridis")
+    low, high = map(float, np.quantile(finite[:: math.ceil(finite.size / 1e6)], (0.005, 0.995)))
+    if low == high:
+        low, high = float(finite.min()), float(finite.max())
+    if low == high:
+        return Scale(low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2, "viridis")
+    if low < 0 < high and 3 * min(-low, high) >= max(-low, high):
+        high = max(-low, high)
+        return Scale(-high, high, "RdBu_r")
+    return Scale(low, high, "viridis")
+
+
+def mosaic(images: Values, columns: int, scale: Scale) -> Values:
+    """Images side by side in the colors of a scale, row by row, (height, width, 3); missing values are gray.
+
+    Args:
+        images: (N, H, W).
+        columns: in a row.
+        scale: the color scale.
+    """
+    from matplotlib import colormaps
+
+    cells = _resized(images)
+    n, height, width = cells.shape
+    gap = max(3, max(height, width) // 20)
+    picture = np.ones((math.ceil(n / columns) * (height + gap) - gap, columns * (width + gap) - gap, 3))
+    colors = colormaps[scale.colors]((cells - scale.low) / (scale.high - scale.low))[..., :3]
+    colors[np.isnan(cells)] = MISSING
+    for k, image in enumerate(colors):
+        top, left = k // columns * (height + gap), k % columns * (width + gap)
+        picture[top : top + height, left : left + width] = image
+    return picture
+
+
+def _resized(images: Values) -> Values:
+    """Large images as the means of their known pixels; small and slim ones enlarged by whole factors."""
+    x, (height, width) = torch.from_numpy(images)[:, None], images.shape[1:]
+    longest = max(height, width)
+    if longest > LARGEST:
+        size = [max(1, round(side * LARGEST / longest)) for side in (height, width)]
+        total, known = (F.interpolate(each, size, mode="area") for each in (x.nan_to_num(), x.isfinite().double()))
+        x = total / known
+    longest = max(x.shape[2:])
+    for axis in (2, 3):
+        slim = math.ceil(longest / SLIMMEST / x.shape[axis])
+        x = x.repeat_interleave(slim * math.ceil(SMALLEST / longest), axis)
+    resized: Values = x[:, 0].numpy()
+    return resized
+
+
+def image_rows(blocks: Sequence[Values]) -> list[list[Row]]:
+    """The rows of each channel: one of fields (N, C, H, W); of volumes (N, C, D, H, W) the central slices of each axis."""
+    if blocks[0].ndim == 4:
+        return [[Row("", [block[:, k] for block in blocks])] for k in range(blocks[0].shape[1])]
+    return [
+        [
+            Row(f"axis {axis}", [block[:, k].take(block.shape[2 + axis] // 2, axis + 1) for block in blocks])
+            for axis in range(3)
+        ]
+        for k in range(blocks[0].shape[1])
+    ]
+
+
+def shape_of(rows: int, size: Sequence[int], n: int) -> tuple[int, int]:
+    """Columns and number of the images of a block whose figure has that many rows, each of images of this size."""
+    tall = min(max(size[0] / size[1], 1 / SLIMMEST), SLIMMEST)
+    if rows > 1:
+        columns = min(max(math.ceil(max(6 * math.sqrt(tall), 0.6 * rows * tall)), 2), 16, n)
+        return columns, columns
+    columns = min(math.ceil(math.sqrt(36 * tall)), n)
+    return columns, min(math.ceil(24 / columns) * columns, n)
+
+
+def draw_groups(groups: Sequence[Group], titles: Sequence[str], columns: Sequence[int]) -> "Figure":
+    """A figure of mosaics: a row for each row of the groups, a column for each block, and a color bar for each group.
+
+    Args:
+        groups: the rows.
+        titles: of the blocks; or of the columns of a single block.
+        columns: images in a row of each block.
+    """
+    from matplotlib.figure import Figure  # takes a second to import
+
+    drawn = [
+        [[mosaic(images, n, group.scale) for images, n in zip(row.blocks, columns, strict=True)] for row in group.rows]
+        for group in groups
+    ]
+    rows = [pictures for group in drawn for pictures in group]
+    slopes = [max(len(picture) for picture in row) / sum(picture.shape[1] for picture in row) for row in rows]
+    margin = LEFT + RIGHT + GAP * (len(columns) - 1)
+    room = min(WIDTH - margin, LARGEST_INCHES * sum(columns), (TALLEST - TOP - BETWEEN * len(rows)) / sum(slopes))
+    figure = Figure(figsize=(margin + room, TOP + BETWEEN * len(rows) + sum(slopes) * room), dpi=DPI)
+    y = figure.get_figheight() - TOP
+    for group, pictures in zip(groups, drawn, strict=True):
+        top = y
+        for row, blocks in zip(group.rows, pictures, strict=True):
+            y -= BETWEEN + _draw_row(figure, blocks, row.label, y, room)
+        _draw_bar(figure, group, (LEFT + room + GAP * (len(columns) - 1) + 0.12, y + BETWEEN, 0.14, top - y - BETWEEN))
+    if len(titles) == len(columns):
+        for axes, title in zip(figure.axes, titles, strict=False):
+            axes.set_title(title, fontsize=10)
+    else:
+        centers = (np.arange(len(titles)) + 0.5) * rows[0][0].shape[1] / len(titles)
+        figure.axes[0].set_xticks(centers, titles, fontsize=_fitting(max(titles, key=len), room / len(titles)))
+        figure.axes[0].tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    return figure
+
+
+def _draw_row(figure: "Figure", blocks: Sequence[Values], label: str, y: float, room: float) -> float:
+    """Draws mosaics below y, `room` inches wide in all, and returns their height."""
+    x, unit = LEFT, room / sum(picture.shape[1] for picture in blocks)
+    for picture in blocks:
+        height, width = unit * picture.shape[0], unit * picture.shape[1]
+        axes = _axes(figure, (x, y - height, width, height))
+        axes.imshow(picture, aspect="auto")
+        axes.set(xticks=[], yticks=[])
+        axes.set_ylabel(label if x == LEFT else "", fontsize=8, rotation=0, ha="right", va="center")
+        axes.spines[:].set_visible(False)
+        x += width + GAP
+    return unit * max(len(picture) for picture in blocks)
+
+
+def _draw_bar(figure: "Figure", group: Group, place: tuple[float, float, float, float]) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    low, high, colors = group.scale
+    axes = _axes(figure, place)
+    bar = figure.colorbar(ScalarMappable(Normalize(low, high), colors), cax=axes, extend="both")
+    bar.set_label(group.label, fontsize=_fitting(group.label, place[-1]))
+    axes.tick_params(labelsize=8)
+
+
+def _axes(figure: "Figure", place: tuple[float, float, float, float]) -> "Axes":
+    """Axes at a place in inches: left, bottom, width and height."""
+    (x, y, w, h), (width, height) = place, figure.get_size_inches()
+    return figure.add_axes((x / width, y / height, w / width, h / height))
+
+
+def _fitting(text: str, inches: float) -> float:
+    """A size of the font with which a text is about as long as that."""
+    return min(max(72 * inches / (0.6 * max(len(text), 1)), 5), 10)

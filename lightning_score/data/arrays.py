@@ -1,0 +1,304 @@
+"""Arrays of numbers in files: tables, signals, images and volumes of any number of channels."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from torch import Tensor
+
+from lightning_score.conditions import ClassLabel, Condition
+from lightning_score.data.axes import Axes, Windows, find_axes, ordered
+from lightning_score.data.base import Examples, ScoreData, Splits, Transform
+from lightning_score.data.sources import Source
+from lightning_score.data.splitting import split_examples, split_files
+from lightning_score.data.standardize import MeanStd, Standardization, moments
+from lightning_score.data.stored import CHUNK, Stored
+from lightning_score.data.stored_condition import StoredCondition, find_condition, from_state
+from lightning_score.errors import require
+from lightning_score.files import LocalPath
+
+
+class Arrays(ScoreData):
+    """Arrays of numbers in files (NPY, NPZ, HDF5, zarr, FITS, NIfTI, CSV, TIFF, PNG) or in a folder of them.
+
+    Each channel is standardized by constants of the training examples, which checkpoints keep; samples are in the units of
+    the data. Files that fit are read into memory, larger ones are mapped.
+
+    Args:
+        path: a file, a folder of files with one example or many each, or `package://NAME/PATH`, a file of an installed
+            package.
+        key: the array in each file, by name; for tables a list of columns; null: the only one, or all columns.
+        axes: the axes of an array: N examples, C channels, other letters for positions, as in NCHW, NHW, CL or NC (a table);
+            without N each file is one example; null: likely ones, which are printed.
+        shape: of one example, channels first, as in [3, 64, 64]; null: as found.
+        window: sizes of the windows that are cut from longer arrays, as in [128]; null: whole arrays.
+        stride: steps between windows; null: their sizes.
+        standardize: MeanStd, MinMax, Asinh, Log, Constants or AsStored; null: MeanStd.
+        missing: the value of missing numbers, nan or as in -999, which the loss leaves out; null: none is missing.
+        held_out: the fraction held out for validation and test, or the path of other files for that.
+        group: the name of the group of each example, or of a column: whole groups are held out; null: no groups.
+        condition: what the model is given, by the names of arrays or columns in the files: integers are class labels,
+            floats a vector, arrays with the axes of the data are arrays; null: nothing.
+        condition_path: the file of the condition; null: that of the data.
+        num_classes: number of classes of a condition of integers; null: as found; 0: the integers are numbers.
+        standardize_condition: for the numbers of the condition; null: MeanStd.
+        units: of the data, for pictures.
+        names: of the channels, or of the columns of a table; null: those of the columns.
+        in_memory: read the files into memory; false: map them; null: what a quarter of the free memory holds.
+        cache: folder for copies of files that cannot be mapped and do not fit; the user's cache folder by default.
+
+    Raises:
+        InputError: an argument is out of range; when the files are first needed: they cannot be read, or do not fit.
+    """
+
+    def __init__(
+        self,
+        path: LocalPath,
+        key: str | list[str] | None = None,
+        axes: str | None = None,
+        shape: Sequence[int] | None = None,
+        window: Sequence[int] | None = None,
+        stride: Sequence[int] | None = None,
+        standardize: Standardization | None = None,
+        missing: float | None = None,
+        held_out: float | LocalPath = 0.1,
+        group: str | None = None,
+        condition: str | list[str] | None = None,
+        condition_path: LocalPath | None = None,
+        num_classes: int | None = None,
+        standardize_condition: Standardization | None = None,
+        units: str = "",
+        names: Sequence[str] | None = None,
+        in_memory: bool | None = None,
+        cache: LocalPath | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        fraction = not isinstance(held_out, str)
+        require(
+            not fraction or 0 < float(held_out) < 1,
+            f"held_out={held_out}: must be a fraction between 0 and 1, as in 0.1, or the path of files",
+        )
+        require(missing is None or abs(missing) != float("inf"), f"missing={missing}: must be nan, a finite number, or null")
+        require(num_classes is None or num_classes >= 0, f"num_classes={num_classes}: must be 0 or more, or null")
+        self.windows = Windows(tuple(window or ()), tuple(stride or window or ()))
+        self.windows.check()
+        self.declared, self.held_out, self.in_memory, self.cache = (axes, shape, num_classes), held_out, in_memory, cache
+        self.standardize, self.how = standardize or MeanStd(), standardize_condition
+        self.fill, self.missing, self.units, self.given_names = missing, missing is not None, units, names
+        keys = [] if condition is None else [condition] if isinstance(condition, str) else list(condition)
+        held = [] if fraction else [str(held_out)]
+        require(
+            fraction or condition_path is None,
+            f"condition_path={condition_path}: held_out files hold their own conditions; give condition alone",
+        )
+        require(fraction or group is None, f"group={group}: is for a fraction; held_out={held_out} is a path")
+        self.source = Source([path, *held], key, [*keys, *([group] if group else [])])
+        self.group = None if group is None else Source([path], group)
+        place = [condition_path] if condition_path else [path, *held]
+        self.conditions = [Source(place, each) for each in keys] or ([Source(place)] if condition_path else [])
+        self._state: dict[str, Any] = {}
+
+    @cached_property
+    def axes(self) -> Axes:
+        """The axes of an array in the files."""
+        first, (letters, shape, _) = self.source.first, self.declared
+        many = len(self.source.files) == 1 and not first.alone
+        return find_axes(first.shape, letters, shape, self.windows.size, first.axes, many)
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The shape of an example, from a checkpoint or the header of the first file."""
+        return tuple(self._state["shape"]) if self._state else self.axes.shape
+
+    @cached_property
+    def names(self) -> list[str]:  # type: ignore[override]
+        """The names of the channels, or of the columns of a table."""
+        names = self._state["names"] if self._state and self.given_names is None else self.given_names
+        found = self.source.columns if names is None else list(names)
+        require(
+            not found or len(found) == self.shape[0],
+            f"names={found}: must be {self.shape[0]}, one for each channel or column",
+        )
+        return found
+
+    @cached_property
+    def integers(self) -> str:
+        """The type of data that are integers, as in uint16, or nothing."""
+        dtype = self._state["integers"] if self._state else str(self.source.first.dtype)
+        return dtype if np.dtype(dtype or "f4").kind in "biu" else ""
+
+    @cached_property
+    def stored_condition(self) -> StoredCondition | None:
+        """What is stored beside the data and given to the model, from a checkpoint or the files."""
+        if self._state:
+            return from_state(self._state["conditions"], self.how) if self._state["conditions"] else None
+        return self._found_condition()
+
+    def _found_condition(self) -> StoredCondition | None:
+        if not self.conditions:
+            return None
+        return find_condition(self.conditions, self.axes, self.windows, self.declared[2], self.how)
+
+    @property
+    def condition(self) -> Condition | None:
+        if self.given is not None or self.stored_condition is None:
+            return super().condition if self.given is not None else None
+        return self.stored_condition.kind
+
+    @property
+    def num_classes(self) -> int:  # type: ignore[override]
+        """Number of classes of a condition that is a class label."""
+        kind = None if self.stored_condition is None else self.stored_condition.kind
+        return kind.num_classes if isinstance(kind, ClassLabel) else 0
+
+    def to_condition(self, values: Tensor) -> Tensor:
+        if self.given is not None or self.stored_condition is None:
+            return super().to_condition(values)
+        return self.stored_condition.to_model(values)
+
+    def load(self) -> Splits:
+        in_memory = self.source.in_memory(self.in_memory)
+        x, rows = self._examples(in_memory)
+        groups = None if self.group is None else self.group.rows("N" not in self.axes.letters)
+        first = self.source.count if isinstance(self.held_out, str) else None
+        split = split_files(x, first) if first else split_examples(x, rows, float(self.held_out), groups, self.windows)
+        for name, numbers in zip(("training", "held-out"), split, strict=True):
+            require(
+                len(numbers) > 0, f"{self.source}: no {name} examples are left; change held_out={self.held_out}, or window"
+            )
+        train, held_out = (x.of(numbers).read() if in_memory else x.of(numbers) for numbers in split)
+        for part, numbers in ((train, split[0]), (held_out, split[1])):
+            self._check(part, rows[numbers])
+        self._fit(train)
+        if self._state and self._state["fingerprint"] != self.fingerprint:
+            rank_zero_warn(f"{self.source}: other files, or changed since training; the constants of training are used")
+        if self.stored_condition is None:
+            return Splits(*(Examples(x, torch.zeros(len(x), dtype=torch.int64)) for x in (train, held_out)))
+        if self._state:
+            self.stored_condition.attach(self._found_condition())
+        ys = self.stored_condition.load(split, rows, "N" not in self.axes.letters, self.windows)
+        return Splits(Examples(train, ys[0]), Examples(held_out, ys[1]))
+
+    def _examples(self, in_memory: bool) -> tuple[Stored, np.ndarray]:
+        """All examples, those of held-out files last, and the row of each in the files: windows share one."""
+        axes, lead, views = self.axes, self.windows.lead, list[np.ndarray]()
+        require(
+            axes.shape == self.shape,
+            f"{self.source}: examples have shape {list(axes.shape)}, those of the model {list(self.shape)}",
+        )
+        for file, array in zip(self.source.files, self.source.arrays(in_memory, self.cache), strict=True):
+            found = (
+                find_axes(array.shape, axes.letters, None, self.windows.size) if array.ndim == len(axes.letters) else None
+            )
+            require(
+                found == axes,
+                f"{file}: is an array of shape {list(array.shape)}, which does not fit the first, {self.source.files[0]}: "
+                f"axes={axes.letters}, examples of shape {list(axes.shape)}",
+            )
+            views.append(ordered(array, axes, self.windows))
+        if self.declared[:2] == (None, None):
+            rank_zero_only(print)(
+                f"{self.source}: axes {axes.letters} of {list(self.source.first.shape)}, examples of shape "
+                f"{list(axes.shape)} (--data.axes changes it)",
+                flush=True,
+            )
+        counts = np.repeat([prod(view.shape[1:lead]) for view in views], [view.shape[0] for view in views])
+        return Stored(views, lead, self.fill), np.repeat(np.arange(len(counts)), counts)
+
+    def _check(self, x: Tensor, rows: np.ndarray) -> None:
+        """Raises `InputError` if a value is NaN or infinite, or outside of what the standardization takes."""
+        nan = infinite = other = before = 0
+        first = ""
+        for chunk in chunks(x):
+            unknown = chunk.isnan() & (not self.missing)
+            wrong = unknown | ~self.standardize.allowed(chunk)
+            if bool(wrong.any()):
+                place = wrong.nonzero()[0].tolist()
+                first = first or f"the first is {chunk[tuple(place)]:g} in row {rows[before + place[0]]} at {place[1:]}"
+                nan, infinite = nan + int(unknown.sum()), infinite + int(chunk.isinf().sum())
+                other += int((wrong & chunk.isfinite()).sum())
+            before += len(chunk)
+        counts = ((nan, "NaN"), (infinite, "infinite"), (other, f"not {self.standardize.domain}"))
+        found = ", ".join(f"{count} {kind}" for count, kind in counts if count)
+        fix = "missing: nan leaves them out of the loss" if nan and not infinite + other else "correct them in the files"
+        require(not first, f"{self.source}: of {x.numel()} values {found}; {first}; {fix}")
+
+    def _fit(self, train: Tensor) -> None:
+        """Finds the constants of the training examples, unless they are those of a checkpoint."""
+        require(
+            not self.integers or self.standardize.scales_integers,
+            f"standardize=AsStored: {self.integers} numbers have no scale; choose MeanStd, MinMax, or Constants",
+        )
+        if self.standardize.shift is None:
+            self.standardize.fit(lambda: chunks(train))
+        found = 1 if self.standardize.shift is None else len(self.standardize.shift)
+        require(found in (1, self.shape[0]), f"standardize: has constants of {found} channels, the data {self.shape[0]}")
+
+    def transform(self, train: bool) -> Transform:
+        return self.standardize
+
+    def to_reference(self, x: Tensor) -> Tensor:
+        """Samples in the units of the data, float32; those of integers are rounded."""
+        found = self.standardize.inverse(x)
+        if not self.integers or self.integers == "bool":
+            return found
+        limits = np.iinfo(self.integers)
+        return found.round().clamp(limits.min, limits.max)
+
+    def log_det(self, x: Tensor) -> Tensor:
+        return self.standardize.log_det(x)
+
+    @cached_property
+    def _mean(self) -> Tensor:
+        """The mean of each channel of the training examples, which stands for missing values."""
+        mean = moments(chunks(self.splits.train.x)).mean
+        return mean.reshape(-1, *[1] * (len(self.shape) - 1)).float()
+
+    def _filled(self, x: Tensor) -> Tensor:
+        return torch.where(x.isnan(), self._mean, x.float()) if self.missing else x.float()
+
+    def reference(self) -> Tensor:
+        """All examples in the units of the data, float32, missing values the mean of training; read when they are indexed if
+        the files are mapped.
+        """
+        train, held_out = (split.x for split in self.splits)
+        if isinstance(train, Stored) and isinstance(held_out, Stored):
+            rows = np.concatenate([train.rows, held_out.rows])
+            return Stored(train.parts, train.lead, train.missing, self._filled, rows, torch.float32)
+        return self._filled(torch.cat([train, held_out]))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the files' names, sizes and times, and of the settings that choose examples."""
+        group = None if self.group is None else self.group.fingerprint()
+        settings = (self.axes, self.windows, self.fill, self.held_out, group, self.source.fingerprint())
+        return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The shape, the conditions and all constants, as plain values."""
+        if self.standardize.shift is None:
+            return {}
+        return {
+            "shape": list(self.shape),
+            "names": self.names,
+            "integers": self.integers,
+            "standardize": self.standardize.state_dict(),
+            "conditions": self.stored_condition.state_dict() if self.stored_condition else [],
+            "fingerprint": self._state["fingerprint"] if self._state else self.fingerprint,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Uses what `state_dict` kept, in place of what the files have."""
+        self.standardize.load_state_dict(state["standardize"])
+        self._state = state
+
+
+def chunks(x: Tensor) -> Any:
+    """All examples, some at a time."""
+    return x.chunks() if isinstance(x, Stored) else x.split(max(1, CHUNK // max(1, prod(x.shape[1:]))))

@@ -1,0 +1,156 @@
+"""Where arrays are: an array, or columns of a table, in a file or in every file of a folder."""
+
+import hashlib
+import tempfile
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_score.data.readers import Member, Members, checked, files_of, located, members_of, reading
+from lightning_score.errors import InputError, require
+from lightning_score.files import cache_folder, new_folder_if_kept
+from lightning_score.memory import free_memory, require_room
+
+Key = str | int | list[str] | None
+USUAL = ("x", "data", "images", "SCI")
+"""Usual names of the data among several arrays."""
+MAPPED_FILES = 256
+"""Files of a folder that are mapped at most; more are read or copied into one."""
+
+
+class Source:
+    """An array, or columns of a table, in a file or in every file of a folder.
+
+    Args:
+        paths: files, folders, or `package://NAME/PATH`.
+        key: the name or number of the array, or names of columns, in each file; None: the only one, or all columns.
+        without: columns that are not among all columns.
+    """
+
+    def __init__(self, paths: Sequence[str], key: Key = None, without: Collection[str] = ()):
+        self.paths, self.key, self.without = paths, key, without
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The files of each path in the order of their names."""
+        return [file for path in self.paths for file in files_of(located(path))]
+
+    def __str__(self) -> str:
+        return f"{self.paths[0]}{'' if self.key is None else f': {self.key}'}"
+
+    @property
+    def count(self) -> int:
+        """The number of files of the first path."""
+        return len(files_of(located(self.paths[0])))
+
+    def rows(self, alone: bool) -> np.ndarray:
+        """All rows in memory; `alone`: each file is one."""
+        return concatenated(self.arrays(True, None), alone)
+
+    @cached_property
+    def first(self) -> Member:
+        """The header of the first file."""
+        return self.member(self.files[0])
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """The names of the columns of a table; none for another array."""
+        key = self._chosen(members_of(self.files[0]), self.files[0])
+        return key if isinstance(key, list) else []
+
+    def member(self, file: Path) -> Member:
+        """The array of one of the files.
+
+        Raises:
+            InputError: there is none of this name, or it holds no numbers.
+        """
+        members = members_of(file)
+        key = self._chosen(members, file)
+        if isinstance(key, str):
+            return checked(f"{file}{': ' * bool(key)}{key}", members[key])
+        columns = [checked(f"{file}: {name}", members[name]) for name in key]
+        sizes = {column.shape for column in columns}
+        require(len(sizes) == 1, f"{file}: the columns {key} differ in shape: {sorted(sizes)}; choose those of one shape")
+        dtype = np.result_type(*(column.dtype for column in columns))
+        shape = (*columns[0].shape, len(columns))
+        return Member(shape, dtype, lambda: np.stack([np.asarray(column.open()) for column in columns], -1))
+
+    def _chosen(self, members: Members, file: Path) -> str | list[str]:
+        """The key, or keys of columns, in a file."""
+        names = list(members)
+        if self.key is not None:
+            wanted = self.key if isinstance(self.key, list) else [self.key]
+            keys = [names[k] if isinstance(k, int) and k < len(names) else str(k) for k in wanted]
+            lacking = [key for key in keys if key not in members]
+            known = ", ".join(name for name in names[:20] if name) or "one array without a name"
+            require(not lacking, f"{file}: has no {', '.join(lacking)}; it holds {known}")
+            return keys if isinstance(self.key, list) else keys[0]
+        left = [name for name in names if name not in self.without]
+        arrays = [name for name in left if len(members[name].shape) > 1]
+        for only in (left, arrays, [name for name in USUAL if name in left]):
+            if len(only) == 1:
+                return only[0]
+        if left and not arrays and len({members[name].shape for name in left}) == 1:
+            return left
+        raise InputError(f"{file}: holds {', '.join(names[:20])}; choose one by --data.key, or several columns by a list")
+
+    def in_memory(self, chosen: bool | None) -> bool:
+        """Whether to read all into memory: as chosen, or if a quarter of the free memory is enough."""
+        size = prod(self.first.shape) * max(4, self.first.dtype.itemsize) * len(self.files)
+        return size <= free_memory() / 4 if chosen is None else chosen
+
+    def arrays(self, in_memory: bool, cache: str | None) -> list[np.ndarray]:
+        """The array of every file: memory-mapped, or in memory.
+
+        Args:
+            in_memory: read what cannot be mapped into memory; false: copy it into the cache, once, and map that.
+            cache: its folder.
+        """
+        found = []
+        for file in self.files:
+            member = self.member(file)
+            with reading(file):
+                if member.mapped and len(self.files) <= MAPPED_FILES:
+                    found.append(np.asarray(member.open()))
+                elif in_memory or member.mapped:
+                    require_room(prod(member.shape) * member.dtype.itemsize, str(file), "set --data.in_memory false")
+                    found.append(np.array(member.open()))
+                else:
+                    found.append(_copied(member, Path(cache) if cache else cache_folder(), self.fingerprint(file)))
+        return found
+
+    def fingerprint(self, file: Path | None = None) -> str:
+        """A hash of the key and of the names, sizes and times of all files, or of one."""
+        digest = hashlib.sha256(repr((self.key, sorted(self.without))).encode())
+        for each in self.files if file is None else [file]:
+            for part in sorted(each.rglob("*")) if each.is_dir() else [each]:
+                state = part.stat()
+                digest.update(f"{part.name} {state.st_size} {state.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:16]
+
+
+def _copied(member: Member, cache: Path, key: str) -> np.ndarray:
+    """A memory-mapped copy of an array in the cache, written unless it is there."""
+    stored = cache / f"array-{key}.npy"
+    if not stored.exists():
+        with new_folder_if_kept(cache), tempfile.TemporaryDirectory(dir=cache) as temporary:
+            part = Path(temporary, stored.name)
+            copy = np.lib.format.open_memmap(part, "w+", member.dtype, shape=member.shape)
+            opened, size = member.open(), max(1, (1 << 26) // max(1, prod(member.shape[1:]) * member.dtype.itemsize))
+            for first in range(0, member.shape[0], size):
+                copy[first : first + size] = opened[first : first + size]
+            copy.flush()
+            part.replace(stored)
+    return np.asarray(np.load(stored, mmap_mode="r", allow_pickle=False))
+
+
+def concatenated(arrays: Sequence[np.ndarray], alone: bool) -> np.ndarray:
+    """The rows of all files; `alone`: each file is one row."""
+    rows: list[Any] = [array[None] for array in arrays] if alone else list(arrays)
+    sizes = {row.shape[1:] for row in rows}
+    require(len(sizes) == 1, f"the files differ in the shape of an example: {sorted(sizes)}; keep those of one shape")
+    return np.concatenate(rows) if len(rows) > 1 else rows[0]
