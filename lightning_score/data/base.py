@@ -135,6 +135,10 @@ class ScoreData(LightningDataModule, ABC):
         """Conditions in the units of the stored data, as a user gives them, in those of the model, (B, *condition.shape)."""
         return values if self.given is None else self.given.from_units(values, self.shape, self.transform(False))
 
+    def from_condition(self, y: Tensor) -> Tensor:
+        """The inverse of `to_condition`."""
+        return y if self.given is None else self.given.to_units(y, self.shape, self.to_reference)
+
     def pairs(self, examples: Examples, filled: bool = True) -> tuple[Tensor, Tensor]:
         """Stored examples as a batch (x, y) for the model, without augmentation; missing entries are filled by default."""
         return Finish(self.given)(self.as_input(examples.x, filled), examples.y)

@@ -116,7 +116,7 @@ def check_examples(data: "ScoreData", split: str, x: Any, y: Any) -> None:
         each.check(data, x[:SEEN])
     if _labeled(data) or data.condition is None:
         _check_labels(data.num_classes, place, y, len(x))
-    else:
+    elif data.condition is not None:
         _check_conditions(data.condition, place, y, len(x))
     _check_seen(data, split, x)
 
