@@ -185,6 +185,12 @@ class Nats(LikelihoodCallback):
             f"Nats: {type(data).__name__} has gray levels, so its examples have probabilities but no density; use the "
             "callback BitsPerDim",
         )
+        unknown = data.splits.held_out.x.isnan().flatten(1).any(1) if data.missing else torch.zeros(0)
+        require(
+            not bool(unknown.any()),
+            f"Nats: {int(unknown.sum())} of {len(unknown)} held-out examples have missing values, and so no density; hold "
+            "out complete examples only, or remove the callback",
+        )
 
     def scales(self, data: ScoreData) -> dict[str, float]:
         return {"nats": 1.0, "nats_per_dim": 1 / prod(data.shape)}

@@ -19,7 +19,15 @@ from lightning_score.callbacks.distances import automatic_distances, publish_cur
 from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.loss_guard import measuring
 from lightning_score.callbacks.measurement import Evaluation, Measurement, blank_record, measurements
-from lightning_score.callbacks.pictures import drawable, labels_in_turn, neighbor_picture, pictured, publish, sample_picture
+from lightning_score.callbacks.pictures import (
+    in_pixels,
+    kept_of,
+    labels_in_turn,
+    neighbor_picture,
+    pictured,
+    publish,
+    sample_picture,
+)
 from lightning_score.callbacks.sampling_pass import SamplingPass, SamplingResult
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
@@ -182,8 +190,8 @@ class Evaluate(Periodic):
         n, data, test = 4 if fast_dev_run(trainer) else self.num_samples, data_of(trainer), trainer.testing
         device, summaries = pl_module.device, self._summaries_of(data, n, test)
         reference = None if self.features is None else self._reference(data, self.features, n, device)
-        copies = self.neighbors * pictured(data)
-        shown = max(IN_PICTURE, copies) if test and weights == "ema" else 0
+        copies = kept_of(data, self.neighbors) * pictured(data)
+        shown = max(kept_of(data, IN_PICTURE), copies) if test and weights == "ema" else 0
         sampling = SamplingPass(trainer, pl_module, self.features, self.batch_size, test, summaries)
         seeds = range(self.seed, self.seed + (self.repeats if test else 1))
         passes = [sampling.run(seed, n, shown, self.before_denoising) for seed in seeds]
@@ -203,7 +211,7 @@ class Evaluate(Periodic):
         if weights == "ema" and writes_files(trainer):
             publish_curves(trainer, data, passes[0].summaries[True], caption)
         if shown and writes_files(trainer):
-            picture = sample_picture(drawable(data, passes[0].images[:IN_PICTURE]), labels_in_turn(pl_module))
+            picture = sample_picture(data, passes[0].images[:IN_PICTURE], labels_in_turn(pl_module))
             publish(trainer, "samples", picture, caption)
         if shown and copies:
             self._look_for_copies(trainer, pl_module, passes[0])
@@ -266,12 +274,14 @@ class Evaluate(Periodic):
     def _look_for_copies(self, trainer: Trainer, pl_module: ScoreModel, drawn: SamplingResult) -> None:
         """Compares the first samples with their nearest training examples, in numbers and in a picture."""
         data = data_of(trainer)
-        train, others = data.filled(data.splits.train.x), data.filled(data.splits.held_out.x[: self.neighbors])
-        images = drawn.images[: self.neighbors]
-        found = nearest_neighbors(images.to(pl_module.device), train, others.to(pl_module.device))
+        train = data.filled(data.splits.train.x)
+        n = kept_of(data, self.neighbors)
+        images, others = drawn.images[:n], data.filled(data.splits.held_out.x[:n])
+        inputs = None if in_pixels(data) else data.transform(train=False)
+        found = nearest_neighbors(images.to(pl_module.device), train, others.to(pl_module.device), inputs=inputs)
         shares = {"test/copied": found.copied, "test/copied_held_out": found.copied_held_out}
         pl_module.log_dict({**shares, "test/neighbor_distance_ratio": found.ratio}, rank_zero_only=True)
         if writes_files(trainer):
             nearest = found.distance.argsort()[:24].cpu()
-            picture = neighbor_picture(drawable(data, images[nearest]), drawable(data, train[found.index.cpu()[nearest]]))
-            publish(trainer, "neighbors", picture, "the samples nearest to training examples, each above its nearest")
+            picture = neighbor_picture(data, images[nearest], train[found.index.cpu()[nearest]])
+            publish(trainer, "neighbors", picture, "the samples nearest to training examples, each with its nearest")

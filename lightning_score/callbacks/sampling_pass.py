@@ -160,7 +160,7 @@ class SamplingPass:
         with (
             tqdm(total=len(mine), initial=found.done, desc="evaluating", unit="sample", leave=False, disable=hidden) as bar,
             ThreadPoolExecutor(1) as pool,
-            self._fail_together(),
+            fail_together(self.trainer),
         ):
             adding = pool.submit(lambda: None)
             while found.done < len(mine):
@@ -181,20 +181,10 @@ class SamplingPass:
             adding.result()
         found.seconds = time.monotonic() - start
 
-    @contextmanager
-    def _fail_together(self) -> Iterator[None]:
-        """If sampling fails on one process, it fails on all: none waits for the sums of the others."""
-        failure: Unmeasurable | None = None
-        try:
-            yield
-        except Unmeasurable as error:
-            failure = error
-        if self.trainer.strategy.reduce_boolean_decision(failure is not None, all=False):
-            raise failure or Unmeasurable("the samples of another process cannot be measured")
-
     def _path(self, found: SamplingResult) -> Path:
         """The file of an interrupted pass, named by all that its sums depend on."""
-        digest = digest_of(self.model.state_dict())
+        in_turn = self.model.conditions.in_turn
+        digest = digest_of(self.model.state_dict() | ({} if in_turn is None else {"in turn": in_turn}))
         model, score, trainer = self.model, self.model.score_function, self.trainer
         parts = (model.sampler, model.guidance, score.process, score.parametrization)
         settings = [*map(settings_of, parts), model.conditional, trainer.precision]
@@ -212,6 +202,18 @@ class SamplingPass:
                 found.load_state_dict(read_tensors(path))
         if found.done and self.trainer.is_global_zero:
             tqdm.write(f"evaluation: resumes after {found.done} samples of an earlier one that was interrupted")
+
+
+@contextmanager
+def fail_together(trainer: Trainer) -> Iterator[None]:
+    """If sampling fails on one process, it fails on all: none waits for the sums of the others."""
+    failure: Unmeasurable | None = None
+    try:
+        yield
+    except Unmeasurable as error:
+        failure = error
+    if trainer.strategy.reduce_boolean_decision(failure is not None, all=False):
+        raise failure or Unmeasurable("the samples of another process cannot be measured")
 
 
 def _save(path: Path, found: SamplingResult) -> None:

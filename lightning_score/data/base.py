@@ -22,10 +22,12 @@ from lightning_score.data.observed import Observed
 from lightning_score.data.order import InTurn, Loader, Shuffled
 from lightning_score.errors import require
 from lightning_score.memory import require_room
-from lightning_score.seeds import counted_seed, derive_seed
+from lightning_score.seeds import counted_seed, derive_seed, seeded
 
 __all__ = ["Batches", "Examples", "ScoreData", "Splits", "Transform", "split_indices"]
 
+IN_TURN = 1024
+"""Held-out examples whose observations samples get in turn."""
 ROOM_ON_GPU = 2 << 30
 """Maximal size in bytes of a data set that is copied to the GPU, where its batches are made; CIFAR-10 has a twelfth."""
 
@@ -133,6 +135,10 @@ class ScoreData(LightningDataModule, ABC):
         """Conditions in the units of the stored data, as a user gives them, in those of the model, (B, *condition.shape)."""
         return values if self.given is None else self.given.from_units(values, self.shape, self.transform(False))
 
+    def from_condition(self, y: Tensor) -> Tensor:
+        """The inverse of `to_condition`."""
+        return y if self.given is None else self.given.to_units(y, self.shape, self.to_reference)
+
     def pairs(self, examples: Examples, filled: bool = True) -> tuple[Tensor, Tensor]:
         """Stored examples as a batch (x, y) for the model, without augmentation; missing entries are filled by default."""
         return Finish(self.given)(self.as_input(examples.x, filled), examples.y)
@@ -159,7 +165,10 @@ class ScoreData(LightningDataModule, ABC):
 
     def held_out_conditions(self) -> Tensor:
         """The conditions of the held-out examples in order, which samples get in turn, (n, *condition.shape)."""
-        return self.splits.held_out.y
+        if self.given is None:
+            return self.splits.held_out.y
+        with seeded(derive_seed()):  # of dequantization and of the noise of observations
+            return self.pairs(Examples(*(part[:IN_TURN] for part in self.splits.held_out)))[1]
 
     @cached_property
     def splits(self) -> Splits:

@@ -114,9 +114,9 @@ def check_examples(data: "ScoreData", split: str, x: Any, y: Any) -> None:
         _check_stored(data, f"{place}.x", x, low, high)
     for each in data.augment:
         each.check(data, x[:SEEN])
-    if _labeled(data):
+    if _labeled(data) or data.condition is None:
         _check_labels(data.num_classes, place, y, len(x))
-    else:
+    elif data.condition is not None:
         _check_conditions(data.condition, place, y, len(x))
     _check_seen(data, split, x)
 
@@ -210,7 +210,8 @@ def _check_seen(data: "ScoreData", split: str, x: Tensor) -> None:
             same = torch.equal(stored, kept) or torch.equal(stored.nan_to_num(), kept.nan_to_num())
             require(same, f"{place} changes the stored examples in place: let it return new tensors")
             _check_batch(data, place, seen, len(stored), train)
-        _check_reference(data, stored, data.to_reference(seen.clone()))
+        back = data.to_reference(data.as_input(stored) if data.missing else seen.clone())
+        _check_reference(data, data.filled(stored), back)
 
 
 def _check_batch(data: "ScoreData", place: str, seen: Any, n: int, train: bool) -> None:
@@ -251,7 +252,6 @@ def _check_reference(data: "ScoreData", stored: Tensor, back: Any) -> None:
     """`to_reference` restores the stored form of examples, in which metrics compare."""
     place = f"{type(data).__name__}.to_reference"
     require(isinstance(back, Tensor), f"{place} gives a {_kind(back)}, must give a torch.Tensor")
-    stored = torch.where(stored.isnan(), back, stored) if data.missing else stored
     alike = back.dtype == stored.dtype or (back.is_floating_point() and stored.is_floating_point())
     require(
         alike and back.shape == stored.shape,

@@ -9,7 +9,7 @@ from lightning_score.report.figures import HIDDEN, LEVEL, line_kind
 from lightning_score.report.reading import Run
 from lightning_score.runs.records import Record, by_axis, finite
 
-LARGER = ("is", "inception_score", "precision", "recall", "density", "coverage", "nats", "nats_per_dim")
+LARGER = ("is", "inception_score", "precision", "recall", "density", "coverage", "crps_skill", "nats", "nats_per_dim")
 """Kinds of measures of which larger values are better; of all others smaller ones are."""
 NAMES = {"is": "inception_score"}
 """Kinds that are reserved words of Python."""

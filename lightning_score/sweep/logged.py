@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lightning.pytorch import Callback
 
-from lightning_score.callbacks import BitsPerDim, Evaluate, LangevinHealth, LossFloor, Nats, ScorePlot
+from lightning_score.callbacks import BitsPerDim, Ensembles, Evaluate, LangevinHealth, LossFloor, Nats, ScorePlot
 from lightning_score.callbacks.pictures import pictured
 from lightning_score.data import ScoreData
 from lightning_score.metrics.manifold import Manifold
@@ -16,6 +16,12 @@ LIKELIHOOD = ("", "_error", "_n", "_spread")
 OF_CALLBACKS: dict[type[Callback], tuple[str, ...]] = {
     BitsPerDim: tuple(f"test/bits_per_dim{suffix}" for suffix in LIKELIHOOD),
     Nats: tuple(f"test/{name}{suffix}" for name in ("nats", "nats_per_dim") for suffix in LIKELIHOOD),
+    Ensembles: tuple(
+        f"{prefix}/{name}{suffix}"
+        for prefix in ("test", "val")
+        for name in ("crps", "crps_skill", "rank_deviation", "residual", "spread_skill")
+        for suffix in ("", "_error", *(["_floor"] if name == "rank_deviation" else []))
+    ),
     LangevinHealth: ("val/langevin_variance_ratio", "val/langevin_snr"),
     LossFloor: (
         *(f"val/excess_loss_{split}" for split in ("train", "held_out")),
@@ -46,6 +52,8 @@ def logged_metrics(
     for callback in callbacks:
         kind = type(callback)
         shipped = kind.__module__.startswith(("lightning_score.", "lightning.", "pytorch_lightning."))
+        if isinstance(callback, Ensembles) and prefix == "val/" and not callback.in_fit:
+            continue
         names |= {name for name in OF_CALLBACKS.get(kind, ()) if name.startswith(prefix)}
         if not shipped or kind.__name__ in TO_LOGGERS:
             unknown.append(callback)

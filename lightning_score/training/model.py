@@ -148,7 +148,7 @@ class ScoreModel(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         self.missing = isinstance(data, ScoreData) and data.missing
         self.check_missing(self.missing)
-        if data is not None and self.takes_condition:
+        if data is not None:
             self.conditions.take_from(data)
         if data is not None and stage != "predict" and self.sampler.initial.is_prior:
             check_prior(self.score_function.process, data)
