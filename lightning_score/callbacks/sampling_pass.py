@@ -73,7 +73,7 @@ class SamplingResult:
                 summaries.update(numbers, images)
                 if denoised and len(self.images):
                     first = rows < len(self.images)
-                    self.images[rows[first]] = images[first.to(images.device)].cpu()
+                    self.images[rows[first]] = images[first.to(images.device)].cpu().to(self.images.dtype)
 
     def reduce(self, trainer: Trainer, device: torch.device) -> None:
         """Sums over all processes, on each of them."""
@@ -142,7 +142,8 @@ class SamplingPass:
         )
         summaries = {denoised: DistanceTotals(self.references) for denoised in kinds}
         stored = self.data.splits.train.x if shown else torch.zeros(0)
-        found = SamplingResult(seed, n, totals, stored.new_zeros(min(n, shown), *stored.shape[1:]), summaries)
+        dtype = torch.int32 if stored.dtype == torch.uint16 else stored.dtype  # which processes can sum
+        found = SamplingResult(seed, n, totals, torch.zeros(min(n, shown), *stored.shape[1:], dtype=dtype), summaries)
         path = self._path(found) if self.resumable else None
         if path is not None:
             self._resume(path, found)
