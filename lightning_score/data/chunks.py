@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_score.data.batches import Finish, Transform
-from lightning_score.data.files import UNREADABLE, ImageFiles, as_bytes, fit
+from lightning_score.data.files import UNREADABLE, ImageFiles, as_bytes
 from lightning_score.data.gray import GrayScale, as_levels, is_deep
-from lightning_score.data.sixteen_bits import planes_of, values_of
+from lightning_score.data.sixteen_bits import fit, planes_of, values_of
 from lightning_score.errors import InputError, require
 from lightning_score.files import replace_text, replacing
 from lightning_score.seeds import derive_seed, seeded

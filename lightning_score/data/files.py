@@ -26,7 +26,7 @@ from lightning_score.data.batches import split_indices
 from lightning_score.data.check import is_interval
 from lightning_score.data.gray import GrayScale, as_levels, highest_of, is_deep, white_level
 from lightning_score.data.images import ImageData
-from lightning_score.data.sixteen_bits import deep_planes
+from lightning_score.data.sixteen_bits import deep_planes, fit
 from lightning_score.errors import InputError, require
 from lightning_score.files import LocalPath, cache_folder, replace_text
 
@@ -292,15 +292,6 @@ def read_image(
             raise Unreadable(f"smaller than crop={crop}", f"{planes[0].width} x {planes[0].height} pixels")
         planes = [center_crop(plane, [crop, crop]) for plane in planes]
     return fit(planes, shape)
-
-
-def fit(planes: Sequence[Image.Image], shape: Sequence[int]) -> np.ndarray:
-    """An image from `as_bytes`, as uint8 of `shape`, or from `deep_planes`, as uint16, cropped at its center and resized."""
-    channels, height, width = shape
-    fitted = [np.asarray(ImageOps.fit(plane, (width, height), Image.Resampling.BILINEAR)) for plane in planes]
-    if fitted[0].dtype == np.uint8:
-        return fitted[0].reshape(height, width, channels).transpose(2, 0, 1)
-    return np.stack(fitted).round().astype(np.uint16)
 
 
 def as_bytes(image: Image.Image, channels: int, scale: GrayScale | None = None) -> Image.Image:

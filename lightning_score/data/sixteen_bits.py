@@ -1,5 +1,6 @@
 """Images of 16 bits per channel: gray or color, from files of any depth."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,15 @@ def planes_of(values: np.ndarray, channels: int) -> list[Image.Image]:
         values = (values * LUMA).sum(-1, keepdims=True)
     values = np.broadcast_to(values, (*values.shape[:2], channels)).astype(np.float32)
     return [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(values, -1, 0)]
+
+
+def fit(planes: Sequence[Image.Image], shape: Sequence[int]) -> np.ndarray:
+    """An image from `files.as_bytes`, as uint8 of `shape`, or from `deep_planes`, as uint16, cropped at its center and resized."""
+    channels, height, width = shape
+    fitted = [np.asarray(ImageOps.fit(plane, (width, height), Image.Resampling.BILINEAR)) for plane in planes]
+    if fitted[0].dtype == np.uint8:
+        return fitted[0].reshape(height, width, channels).transpose(2, 0, 1)
+    return np.stack(fitted).round().astype(np.uint16)
 
 
 def values_of(image: Image.Image, scale: GrayScale | None = None) -> np.ndarray:
