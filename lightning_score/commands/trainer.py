@@ -140,7 +140,7 @@ class TrainerCommand(ExperimentCLI, ABC):
         """Makes the folder once model and data are known to fit, then the trainer with its loggers and callbacks."""
         config, settings = self.config_init, self.config_init["trainer"]
         check_data(self.command, self.datamodule, config)  # before anything is written
-        cost = SamplingCost(self.command, self.model, config)
+        cost = SamplingCost(self.command, self.model, config, self.datamodule)
         if self.checkpoint is not None:
             self.load_weights(self.checkpoint)
         callbacks = as_list(settings["callbacks"])

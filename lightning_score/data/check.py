@@ -112,20 +112,28 @@ def check_examples(data: "ScoreData", split: str, x: Any, y: Any) -> None:
     require(isfinite(low) and isfinite(high), f"{place}.x holds NaN or infinity: remove these examples in load")
     if data.stored_dtype is not None:
         _check_stored(data, f"{place}.x", x, low, high)
-    if data.condition is None or _labeled(data):
+    for each in data.augment:
+        each.check(data, x[:SEEN])
+    if _labeled(data) or data.condition is None:
         _check_labels(data.num_classes, place, y, len(x))
-    else:
+    elif data.condition is not None:
         _check_conditions(data.condition, place, y, len(x))
     _check_seen(data, split, x)
 
 
 def _ends(x: Tensor, missing: bool = False) -> tuple[float, float]:
-    """The lowest and the highest value, NaN if there is one, unless values may be missing."""
+    """The lowest and the highest value, NaN if there is one that does not mark a missing entry."""
     if missing:
-        x = torch.cat([x[~x.isnan()], x.new_zeros(int(x.isnan().all()))])
-    supported = x.is_floating_point() or x.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    low, high = (x if supported else x.long()).aminmax()
+        known = x[~x.isnan()]
+        x = known if len(known) else x.new_zeros(1)
+    low, high = _ordered(x).aminmax()
     return float(low), float(high)
+
+
+def _ordered(x: Tensor) -> Tensor:
+    """The same numbers in a type that torch compares."""
+    supported = x.is_floating_point() or x.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    return x if supported else x.long()
 
 
 def _check_shape(place: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
@@ -190,7 +198,7 @@ def _check_conditions(condition: Condition, place: str, y: Tensor, n: int) -> No
 def _check_seen(data: "ScoreData", split: str, x: Tensor) -> None:
     """The results of `transform` for some examples, with the lowest and the highest, and of `to_reference` for them."""
     n = max(1, min(SEEN, (1 << 24) // prod(data.shape), len(x)))
-    some = (x if x.nbytes <= WHOLE else x[:n]).flatten(1)
+    some = _ordered(data.filled(x if x.nbytes <= WHOLE else x[:n])).flatten(1)
     stored = x[[*range(n), int(some.amax(1).argmax()), int(some.amin(1).argmin())]]
     kept = stored.clone()
     with torch.random.fork_rng(devices=[]):
@@ -200,10 +208,14 @@ def _check_seen(data: "ScoreData", split: str, x: Tensor) -> None:
             transform = data.transform(train)
             require(callable(transform), f"{place} gives a {_kind(transform)}, must give the function that is applied")
             seen = transform(stored)
-            same = torch.equal(stored, kept) or torch.equal(stored.nan_to_num(), kept.nan_to_num())
-            require(same, f"{place} changes the stored examples in place: let it return new tensors")
+            require(
+                torch.equal(*map(data.filled, (stored, kept))),
+                f"{place} changes the stored examples in place: let it return new tensors",
+            )
             _check_batch(data, place, seen, len(stored), train)
-        _check_reference(data, stored, data.to_reference(seen.clone()))
+        _check_reference(
+            data, data.filled(stored), data.to_reference(data.as_input(stored) if data.missing else seen.clone())
+        )
 
 
 def _check_batch(data: "ScoreData", place: str, seen: Any, n: int, train: bool) -> None:

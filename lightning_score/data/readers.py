@@ -276,9 +276,10 @@ def _csv(file: Path) -> Members:
     with file.open(encoding="utf-8-sig") as stream:
         first, second = (stream.readline().strip().split(delimiter) for _ in range(2))
     headed = not all(_is_number(cell) for cell in first)
-    names = [cell.strip().strip('"') for cell in first] if headed else [str(k) for k in range(len(first))]
     cells = second if headed else first
-    columns = [k for k, cell in enumerate(cells[: len(names)]) if _is_number(cell)]
+    named = headed and len(first) == len(cells)  # scikit-learn's tables begin with their size
+    names = [cell.strip().strip('"') for cell in first] if named else [str(k) for k in range(len(cells))]
+    columns = [k for k, cell in enumerate(cells) if _is_number(cell)]
     require(bool(columns), f"{file}: has no column of numbers in its first line, {delimiter.join(cells)[:80]!r}")
     read: dict[str, Any] = {
         "delimiter": delimiter,
