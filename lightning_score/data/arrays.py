@@ -17,7 +17,7 @@ from lightning_score.data.base import Examples, ScoreData, Splits, Transform
 from lightning_score.data.readers import located
 from lightning_score.data.sources import Source
 from lightning_score.data.splitting import split_examples, split_files
-from lightning_score.data.standardize import MeanStd, Standardization, moments
+from lightning_score.data.standardize import MeanStd, Standardization
 from lightning_score.data.stored import CHUNK, Stored
 from lightning_score.data.stored_condition import StoredCondition, find_condition, from_state
 from lightning_score.errors import require
@@ -164,6 +164,11 @@ class Arrays(ScoreData):
             return super().to_condition(values)
         return self.stored_condition.to_model(values)
 
+    def from_condition(self, y: Tensor) -> Tensor:
+        if self.given is not None or self.stored_condition is None:
+            return super().from_condition(y)
+        return self.stored_condition.to_units(y)
+
     def load(self) -> Splits:
         in_memory = self.source.in_memory(self.in_memory)
         x, rows = self._examples(in_memory)
@@ -255,24 +260,18 @@ class Arrays(ScoreData):
     def log_det(self, x: Tensor) -> Tensor:
         return self.standardize.log_det(x)
 
-    @cached_property
-    def _mean(self) -> Tensor:
-        """The mean of each channel of the training examples, which stands for missing values."""
-        mean = moments(chunks(self.splits.train.x)).mean
-        return mean.reshape(-1, *[1] * (len(self.shape) - 1)).float()
-
-    def _filled(self, x: Tensor) -> Tensor:
-        return torch.where(x.isnan(), self._mean, x.float()) if self.missing else x.float()
+    def _measured(self, x: Tensor) -> Tensor:
+        return self.filled(x.float())
 
     def reference(self) -> Tensor:
-        """All examples in the units of the data, float32, missing values the mean of training; read when they are indexed if
+        """All examples in the units of the data, float32, missing values filled; read when they are indexed if
         the files are mapped.
         """
         train, held_out = (split.x for split in self.splits)
         if isinstance(train, Stored) and isinstance(held_out, Stored):
             rows = np.concatenate([train.rows, held_out.rows])
-            return Stored(train.parts, train.lead, train.missing, self._filled, rows, torch.float32)
-        return self._filled(torch.cat([train, held_out]))
+            return Stored(train.parts, train.lead, train.missing, self._measured, rows, torch.float32)
+        return self._measured(torch.cat([train, held_out]))
 
     @cached_property
     def fingerprint(self) -> str:

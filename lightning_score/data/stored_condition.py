@@ -71,6 +71,10 @@ class Part:
         """Stored values (B, *shape) as those for the model."""
         return values if self.standardize is None else self.standardize(values)
 
+    def to_units(self, y: Tensor) -> Tensor:
+        """The inverse of `to_model`."""
+        return y if self.standardize is None else self.standardize.inverse(y)
+
     def state_dict(self) -> dict[str, Any]:
         """The kind and the constants as plain values."""
         if isinstance(self.kind, ClassLabel):
@@ -93,11 +97,17 @@ class StoredCondition:
 
     def to_model(self, values: Tensor) -> Tensor:
         """Stored values (B, *kind.shape) as those for the model: numbers are standardized."""
-        return self._of(self.kind.unpack(values) if isinstance(self.kind, Several) else [values])
+        return self._packed([part.to_model(value) for part, value in self._parts(values)])
 
-    def _of(self, values: Sequence[Tensor]) -> Tensor:
-        found = [part.to_model(value) for part, value in zip(self.parts, values, strict=True)]
-        return self.kind.pack(found) if isinstance(self.kind, Several) else found[0]
+    def to_units(self, y: Tensor) -> Tensor:
+        """The inverse of `to_model`."""
+        return self._packed([part.to_units(value) for part, value in self._parts(y)])
+
+    def _parts(self, y: Tensor) -> list[tuple[Part, Tensor]]:
+        return list(zip(self.parts, self.kind.unpack(y) if isinstance(self.kind, Several) else [y], strict=True))
+
+    def _packed(self, values: Sequence[Tensor]) -> Tensor:
+        return self.kind.pack(values) if isinstance(self.kind, Several) else values[0]
 
     def load(self, splits: Sequence[np.ndarray], rows: np.ndarray, alone: bool, windows: Windows) -> list[Tensor]:
         """The conditions of splits, standardized by those of the first, unless the constants are known.
@@ -115,7 +125,8 @@ class StoredCondition:
         only = found[0]
         if len(found) == 1 and isinstance(only, Stored):
             return [only.of(numbers, then=self.parts[0].to_model, dtype=torch.float32) for numbers in splits]
-        return [self._of([values[numbers] for values in found]) for numbers in splits]
+        pairs = list(zip(self.parts, found, strict=True))
+        return [self._packed([part.to_model(values[numbers]) for part, values in pairs]) for numbers in splits]
 
     def attach(self, found: "StoredCondition | None") -> None:
         """Reads these conditions, which are of a checkpoint, where others were found.
