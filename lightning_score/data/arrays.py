@@ -57,6 +57,8 @@ class Arrays(ScoreData):
         InputError: an argument is out of range; when the files are first needed: they cannot be read, or do not fit.
     """
 
+    random = False
+
     def __init__(
         self,
         path: LocalPath,
