@@ -162,7 +162,7 @@ def draw_table(shown: Shown) -> "Figure":
         chosen = varied(shown, COLUMNS)
         height = 0.5 + 1.05 * math.ceil(len(chosen) / BESIDE)
         figure = Figure(figsize=(9, height + 6), dpi=DPI)
-        upper, lower = np.ravel(figure.subfigures(2, 1, height_ratios=(height, 6)))
+        upper, lower = figure.subfigures(2, 1, height_ratios=(height, 6), squeeze=False)[:, 0]
         _draw_columns(upper, shown, chosen)
         _draw_pairs(lower, shown, varied(shown, PAIRED))
         of = f"; {len(chosen)} of {columns} columns" * (columns > len(chosen))
