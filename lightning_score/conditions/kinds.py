@@ -1,7 +1,7 @@
 """Conditions: what a model is given besides noisy data, each with a value that means "no condition"."""
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from inspect import signature
 from math import prod
 from typing import Any
@@ -84,6 +84,14 @@ class Condition(ABC):
     def planes(self, y: Tensor, size: Sequence[int]) -> Tensor:
         """The channels that join an input of a spatial size, (B, channels, *size)."""
         return y.new_zeros(len(y), 0, *size)
+
+    def arrays(self) -> list["Condition"]:
+        """The parts that have the axes of the data."""
+        return [self] if self.channels else []
+
+    def moved(self, y: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
+        """Conditions whose arrays, (B, *shape) each, are moved, as the examples to which they belong."""
+        return move(y) if self.channels else y
 
 
 class ClassLabel(Condition):
@@ -205,6 +213,12 @@ class Several(Condition):
     def planes(self, y: Tensor, size: Sequence[int]) -> Tensor:
         values = zip(self.parts, self.unpack(y), strict=True)
         return torch.cat([part.planes(value, size) for part, value in values], dim=1)
+
+    def arrays(self) -> list[Condition]:
+        return [found for part in self.parts for found in part.arrays()]
+
+    def moved(self, y: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
+        return self.pack([part.moved(value, move) for part, value in zip(self.parts, self.unpack(y), strict=True)])
 
     @staticmethod
     def _part(part: Condition, rows: Tensor) -> Tensor:

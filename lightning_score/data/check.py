@@ -75,7 +75,7 @@ def check_splits(data: "ScoreData", loaded: Any) -> None:
     )
     for split, (x, y) in zip(("train", "held_out"), loaded, strict=True):
         check_examples(data, split, x, y)
-    if data.condition is not None and not data.condition.num_classes:
+    if not _labeled(data):
         return
     seen = loaded[0][1].bincount(minlength=data.num_classes)
     unseen = [str(k) for k in range(data.num_classes) if seen[k] == 0]
@@ -108,22 +108,32 @@ def check_examples(data: "ScoreData", split: str, x: Any, y: Any) -> None:
         )
     require(x.ndim > 0 and len(x) > 0, f"{place} is empty: keep at least one example in it, as split_indices does")
     _check_shape(f"{place}.x", tuple(x.shape[1:]), tuple(data.shape))
-    low, high = _ends(x if x.nbytes <= WHOLE else x[:: -(-x.nbytes // WHOLE)])
+    low, high = _ends(x if x.nbytes <= WHOLE else x[:: -(-x.nbytes // WHOLE)], data.missing)
     require(isfinite(low) and isfinite(high), f"{place}.x holds NaN or infinity: remove these examples in load")
     if data.stored_dtype is not None:
         _check_stored(data, f"{place}.x", x, low, high)
-    if data.condition is None or data.condition.num_classes:
+    for each in data.augment:
+        each.check(data, x[:SEEN])
+    if _labeled(data) or data.condition is None:
         _check_labels(data.num_classes, place, y, len(x))
-    else:
+    elif data.condition is not None:
         _check_conditions(data.condition, place, y, len(x))
     _check_seen(data, split, x)
 
 
-def _ends(x: Tensor) -> tuple[float, float]:
-    """The lowest and the highest value, NaN if there is one."""
-    supported = x.is_floating_point() or x.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    low, high = (x if supported else x.long()).aminmax()
+def _ends(x: Tensor, missing: bool = False) -> tuple[float, float]:
+    """The lowest and the highest value, NaN if there is one that does not mark a missing entry."""
+    if missing:
+        known = x[~x.isnan()]
+        x = known if len(known) else x.new_zeros(1)
+    low, high = _ordered(x).aminmax()
     return float(low), float(high)
+
+
+def _ordered(x: Tensor) -> Tensor:
+    """The same numbers in a type that torch compares."""
+    supported = x.is_floating_point() or x.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    return x if supported else x.long()
 
 
 def _check_shape(place: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
@@ -171,11 +181,16 @@ def _check_labels(classes: int, place: str, y: Tensor, n: int) -> None:
     )
 
 
+def _labeled(data: "ScoreData") -> bool:
+    """Whether the stored y are labels, zeros for unlabeled data; what is `given` of examples is not stored."""
+    return data.given is not None or data.condition is None or bool(data.condition.num_classes)
+
+
 def _check_conditions(condition: Condition, place: str, y: Tensor, n: int) -> None:
     """One condition for each of n examples."""
     require(len(y) == n, f"{place} has {len(y)} conditions for {n} examples: return one per example")
     try:
-        condition.check(y)
+        condition.check(y if y.nbytes <= WHOLE else y[:: -(-y.nbytes // WHOLE)])
     except InputError as error:
         raise InputError(f"{place}.y: {error}") from error
 
@@ -183,7 +198,7 @@ def _check_conditions(condition: Condition, place: str, y: Tensor, n: int) -> No
 def _check_seen(data: "ScoreData", split: str, x: Tensor) -> None:
     """The results of `transform` for some examples, with the lowest and the highest, and of `to_reference` for them."""
     n = max(1, min(SEEN, (1 << 24) // prod(data.shape), len(x)))
-    some = (x if x.nbytes <= WHOLE else x[:n]).flatten(1)
+    some = _ordered(data.filled(x if x.nbytes <= WHOLE else x[:n])).flatten(1)
     stored = x[[*range(n), int(some.amax(1).argmax()), int(some.amin(1).argmin())]]
     kept = stored.clone()
     with torch.random.fork_rng(devices=[]):
@@ -193,9 +208,14 @@ def _check_seen(data: "ScoreData", split: str, x: Tensor) -> None:
             transform = data.transform(train)
             require(callable(transform), f"{place} gives a {_kind(transform)}, must give the function that is applied")
             seen = transform(stored)
-            require(torch.equal(stored, kept), f"{place} changes the stored examples in place: let it return new tensors")
+            require(
+                torch.equal(*map(data.filled, (stored, kept))),
+                f"{place} changes the stored examples in place: let it return new tensors",
+            )
             _check_batch(data, place, seen, len(stored), train)
-        _check_reference(data, stored, data.to_reference(seen.clone()))
+        _check_reference(
+            data, data.filled(stored), data.to_reference(data.as_input(stored) if data.missing else seen.clone())
+        )
 
 
 def _check_batch(data: "ScoreData", place: str, seen: Any, n: int, train: bool) -> None:
@@ -208,7 +228,7 @@ def _check_batch(data: "ScoreData", place: str, seen: Any, n: int, train: bool) 
         "transform",
     )
     require(seen.dtype == torch.float32, f"{place} gives {seen.dtype}, must give torch.float32: end it with .float()")
-    low, high = _ends(seen)
+    low, high = _ends(seen, data.missing)
     require(isfinite(low) and isfinite(high), f"{place} gives NaN or infinity")
     if data.data_range is None:
         return
@@ -236,6 +256,7 @@ def _check_reference(data: "ScoreData", stored: Tensor, back: Any) -> None:
     """`to_reference` restores the stored form of examples, in which metrics compare."""
     place = f"{type(data).__name__}.to_reference"
     require(isinstance(back, Tensor), f"{place} gives a {_kind(back)}, must give a torch.Tensor")
+    stored = torch.where(stored.isnan(), back, stored) if data.missing else stored
     alike = back.dtype == stored.dtype or (back.is_floating_point() and stored.is_floating_point())
     require(
         alike and back.shape == stored.shape,
