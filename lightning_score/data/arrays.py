@@ -169,7 +169,7 @@ class Arrays(ScoreData):
     def from_condition(self, y: Tensor) -> Tensor:
         if self.given is not None or self.stored_condition is None:
             return super().from_condition(y)
-        return self.stored_condition.to_units(y)
+        return self.stored_condition.from_model(y)
 
     def load(self) -> Splits:
         in_memory = self.source.in_memory(self.in_memory)

@@ -122,10 +122,9 @@ def check_examples(data: "ScoreData", split: str, x: Any, y: Any) -> None:
 
 
 def _ends(x: Tensor, missing: bool = False) -> tuple[float, float]:
-    """The lowest and the highest value, NaN if there is one that does not mark a missing entry."""
+    """The lowest and the highest value, NaN if there is one, unless values may be missing."""
     if missing:
-        known = x[~x.isnan()]
-        x = known if len(known) else x.new_zeros(1)
+        x = torch.cat([x[~x.isnan()], x.new_zeros(int(x.isnan().all()))])
     low, high = _ordered(x).aminmax()
     return float(low), float(high)
 
@@ -208,14 +207,11 @@ def _check_seen(data: "ScoreData", split: str, x: Tensor) -> None:
             transform = data.transform(train)
             require(callable(transform), f"{place} gives a {_kind(transform)}, must give the function that is applied")
             seen = transform(stored)
-            require(
-                torch.equal(*map(data.filled, (stored, kept))),
-                f"{place} changes the stored examples in place: let it return new tensors",
-            )
+            same = torch.equal(stored, kept) or torch.equal(stored.nan_to_num(), kept.nan_to_num())
+            require(same, f"{place} changes the stored examples in place: let it return new tensors")
             _check_batch(data, place, seen, len(stored), train)
-        _check_reference(
-            data, data.filled(stored), data.to_reference(data.as_input(stored) if data.missing else seen.clone())
-        )
+        back = data.to_reference(data.as_input(stored) if data.missing else seen.clone())
+        _check_reference(data, data.filled(stored), back)
 
 
 def _check_batch(data: "ScoreData", place: str, seen: Any, n: int, train: bool) -> None:

@@ -71,16 +71,17 @@ class Part:
         """Stored values (B, *shape) as those for the model."""
         return values if self.standardize is None else self.standardize(values)
 
-    def to_units(self, y: Tensor) -> Tensor:
+    def from_model(self, values: Tensor) -> Tensor:
         """The inverse of `to_model`."""
-        return y if self.standardize is None else self.standardize.inverse(y)
+        return values if self.standardize is None else self.standardize.inverse(values)
 
     def state_dict(self) -> dict[str, Any]:
         """The kind and the constants as plain values."""
         if isinstance(self.kind, ClassLabel):
             return {"name": self.name, "num_classes": self.kind.num_classes}
         constants = self.standardize.state_dict() if self.standardize else {}
-        return {"name": self.name, "shape": list(self.kind.shape), "standardize": constants}
+        numbers = {"names": list(self.kind.names)} if self.kind.names else {}
+        return {"name": self.name, "shape": list(self.kind.shape), "standardize": constants, **numbers}
 
 
 class StoredCondition:
@@ -97,17 +98,17 @@ class StoredCondition:
 
     def to_model(self, values: Tensor) -> Tensor:
         """Stored values (B, *kind.shape) as those for the model: numbers are standardized."""
-        return self._packed([part.to_model(value) for part, value in self._parts(values)])
+        return self._packed([part.to_model(value) for part, value in zip(self.parts, self._unpacked(values), strict=True)])
 
-    def to_units(self, y: Tensor) -> Tensor:
+    def from_model(self, values: Tensor) -> Tensor:
         """The inverse of `to_model`."""
-        return self._packed([part.to_units(value) for part, value in self._parts(y)])
+        return self._packed([part.from_model(value) for part, value in zip(self.parts, self._unpacked(values), strict=True)])
 
-    def _parts(self, y: Tensor) -> list[tuple[Part, Tensor]]:
-        return list(zip(self.parts, self.kind.unpack(y) if isinstance(self.kind, Several) else [y], strict=True))
+    def _unpacked(self, values: Tensor) -> list[Tensor]:
+        return self.kind.unpack(values) if isinstance(self.kind, Several) else [values]
 
-    def _packed(self, values: Sequence[Tensor]) -> Tensor:
-        return self.kind.pack(values) if isinstance(self.kind, Several) else values[0]
+    def _packed(self, found: Sequence[Tensor]) -> Tensor:
+        return self.kind.pack(found) if isinstance(self.kind, Several) else found[0]
 
     def load(self, splits: Sequence[np.ndarray], rows: np.ndarray, alone: bool, windows: Windows) -> list[Tensor]:
         """The conditions of splits, standardized by those of the first, unless the constants are known.
@@ -156,7 +157,7 @@ def from_state(state: Sequence[dict[str, Any]], standardize: Standardization | N
     kinds = [
         ClassLabel(known["num_classes"])
         if "num_classes" in known
-        else Vector(known["shape"][0])
+        else Vector(known["shape"][0], known.get("names", ()))
         if len(known["shape"]) == 1
         else Array(known["shape"])
         for known in state
@@ -185,7 +186,9 @@ def find_condition(
     for numbers, run in groupby(zip(sources, kinds, strict=True), key=lambda pair: pair[1] is None):
         together = list(run)
         if numbers:
-            parts.append(Part(Vector(len(together)), standardize, [source for source, _ in together]))
+            columns = [source for source, _ in together]
+            names = [str(source.key) for source in columns if source.key is not None]
+            parts.append(Part(Vector(len(together), names), standardize, columns))
         parts += [Part(kind[0], standardize, [source], kind[1]) for source, kind in together if kind is not None]
     return StoredCondition(parts)
 
