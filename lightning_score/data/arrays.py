@@ -190,7 +190,7 @@ class Arrays(ScoreData):
             return Splits(*(Examples(x, torch.zeros(len(x), dtype=torch.int64)) for x in (train, held_out)))
         if self._state:
             self.stored_condition.attach(self._found_condition())
-        ys = self.stored_condition.load(split, rows, "N" not in self.axes.letters, self.windows)
+        ys = self.stored_condition.load(split, rows, "N" not in self.axes.letters, self.windows, in_memory)
         return Splits(Examples(train, ys[0]), Examples(held_out, ys[1]))
 
     def _examples(self, in_memory: bool) -> tuple[Stored, np.ndarray]:
