@@ -184,7 +184,7 @@ class SamplingPass:
     def _path(self, found: SamplingResult) -> Path:
         """The file of an interrupted pass, named by all that its sums depend on."""
         in_turn = self.model.conditions.in_turn
-        digest = digest_of(self.model.state_dict() | ({} if in_turn is None else {"in turn": in_turn}))
+        digest = digest_of(self.model.state_dict() | ({} if in_turn is None else {"in turn": in_turn[: found.n]}))
         model, score, trainer = self.model, self.model.score_function, self.trainer
         parts = (model.sampler, model.guidance, score.process, score.parametrization)
         settings = [*map(settings_of, parts), model.conditional, trainer.precision]

@@ -3,8 +3,8 @@
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from math import prod
-from typing import Any
+from math import isinf, prod
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_score.conditions import ClassLabel, Condition
 from lightning_score.data.axes import Axes, Windows, find_axes, ordered
 from lightning_score.data.base import Examples, ScoreData, Splits, Transform
+from lightning_score.data.readers import located
 from lightning_score.data.sources import Source
 from lightning_score.data.splitting import split_examples, split_files
 from lightning_score.data.standardize import MeanStd, Standardization, moments
@@ -65,7 +66,7 @@ class Arrays(ScoreData):
         window: Sequence[int] | None = None,
         stride: Sequence[int] | None = None,
         standardize: Standardization | None = None,
-        missing: float | None = None,
+        missing: float | Literal["nan"] | None = None,
         held_out: float | LocalPath = 0.1,
         group: str | None = None,
         condition: str | list[str] | None = None,
@@ -84,13 +85,14 @@ class Arrays(ScoreData):
             not fraction or 0 < float(held_out) < 1,
             f"held_out={held_out}: must be a fraction between 0 and 1, as in 0.1, or the path of files",
         )
-        require(missing is None or abs(missing) != float("inf"), f"missing={missing}: must be nan, a finite number, or null")
+        fill = None if missing is None else float(missing)
+        require(fill is None or not isinf(fill), f"missing={missing}: must be nan, a finite number, or null")
         require(num_classes is None or num_classes >= 0, f"num_classes={num_classes}: must be 0 or more, or null")
         self.windows = Windows(tuple(window or ()), tuple(stride or window or ()))
         self.windows.check()
         self.declared, self.held_out, self.in_memory, self.cache = (axes, shape, num_classes), held_out, in_memory, cache
         self.standardize, self.how = standardize or MeanStd(), standardize_condition
-        self.fill, self.missing, self.units, self.given_names = missing, missing is not None, units, names
+        self.fill, self.missing, self.units, self.given_names = fill, fill is not None, units, names
         keys = [] if condition is None else [condition] if isinstance(condition, str) else list(condition)
         held = [] if fraction else [str(held_out)]
         require(
@@ -108,7 +110,7 @@ class Arrays(ScoreData):
     def axes(self) -> Axes:
         """The axes of an array in the files."""
         first, (letters, shape, _) = self.source.first, self.declared
-        many = len(self.source.files) == 1 and not first.alone
+        many = self.source.files[0] == located(self.source.paths[0])  # rather than in a folder
         return find_axes(first.shape, letters, shape, self.windows.size, first.axes, many)
 
     @cached_property
@@ -162,9 +164,15 @@ class Arrays(ScoreData):
             return super().to_condition(values)
         return self.stored_condition.to_model(values)
 
+    def from_condition(self, y: Tensor) -> Tensor:
+        if self.given is not None or self.stored_condition is None:
+            return super().from_condition(y)
+        return self.stored_condition.from_model(y)
+
     def load(self) -> Splits:
         in_memory = self.source.in_memory(self.in_memory)
         x, rows = self._examples(in_memory)
+        self._check(x, rows)
         groups = None if self.group is None else self.group.rows("N" not in self.axes.letters)
         first = self.source.count if isinstance(self.held_out, str) else None
         split = split_files(x, first) if first else split_examples(x, rows, float(self.held_out), groups, self.windows)
@@ -173,8 +181,6 @@ class Arrays(ScoreData):
                 len(numbers) > 0, f"{self.source}: no {name} examples are left; change held_out={self.held_out}, or window"
             )
         train, held_out = (x.of(numbers).read() if in_memory else x.of(numbers) for numbers in split)
-        for part, numbers in ((train, split[0]), (held_out, split[1])):
-            self._check(part, rows[numbers])
         self._fit(train)
         if self._state and self._state["fingerprint"] != self.fingerprint:
             rank_zero_warn(f"{self.source}: other files, or changed since training; the constants of training are used")
@@ -211,11 +217,11 @@ class Arrays(ScoreData):
         counts = np.repeat([prod(view.shape[1:lead]) for view in views], [view.shape[0] for view in views])
         return Stored(views, lead, self.fill), np.repeat(np.arange(len(counts)), counts)
 
-    def _check(self, x: Tensor, rows: np.ndarray) -> None:
+    def _check(self, x: Stored, rows: np.ndarray) -> None:
         """Raises `InputError` if a value is NaN or infinite, or outside of what the standardization takes."""
         nan = infinite = other = before = 0
         first = ""
-        for chunk in chunks(x):
+        for chunk in x.chunks():
             unknown = chunk.isnan() & (not self.missing)
             wrong = unknown | ~self.standardize.allowed(chunk)
             if bool(wrong.any()):

@@ -168,7 +168,7 @@ class ScoreData(LightningDataModule, ABC):
         if self.given is None:
             return self.splits.held_out.y
         with seeded(derive_seed()):  # of dequantization and of the noise of observations
-            return self.pairs(Examples(*(part[:IN_TURN] for part in self.splits.held_out)))[1]
+            return self.pairs(Examples(*(part[:IN_TURN] for part in self.splits.held_out)), filled=False)[1]
 
     @cached_property
     def splits(self) -> Splits:
