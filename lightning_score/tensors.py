@@ -15,6 +15,12 @@ def broadcast_to(coefficient: Tensor | float, x: Tensor) -> Tensor:
     return coefficient if coefficient.ndim == 0 else coefficient.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def without_missing(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x with 0 in place of NaN, which marks missing entries, and where it is known, both of the shape of x."""
+    known = ~x.isnan()
+    return x.where(known, 0.0), known
+
+
 def is_number(coefficient: Tensor | float) -> bool:
     """Whether it is a number that can be read without synchronizing a device, losing a gradient or breaking a graph."""
     if not isinstance(coefficient, Tensor):

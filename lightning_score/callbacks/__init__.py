@@ -5,6 +5,7 @@ import lightning_score.torchvision_guard  # noqa: F401
 from lightning_score.callbacks.bits_per_dim import BitsPerDim, Nats
 from lightning_score.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from lightning_score.callbacks.ema import EMA
+from lightning_score.callbacks.ensembles import Ensembles
 from lightning_score.callbacks.evaluate import Evaluate
 from lightning_score.callbacks.langevin_health import LangevinHealth, LevelHealth
 from lightning_score.callbacks.loss_floor import LossFloor
@@ -16,6 +17,6 @@ from lightning_score.callbacks.sample_writer import SampleWriter
 from lightning_score.callbacks.score_plot import ScorePlot
 from lightning_score.callbacks.system_metrics import SystemMetrics
 
-__all__ = ["EMA", "BestCheckpoint", "BitsPerDim", "Evaluate", "Evaluation", "LangevinHealth", "LastCheckpoint",
+__all__ = ["EMA", "BestCheckpoint", "BitsPerDim", "Ensembles", "Evaluate", "Evaluation", "LangevinHealth", "LastCheckpoint",
            "LevelHealth", "LossFloor", "LossGuard", "Nats", "SampleGrid", "SampleWriter", "ScorePlot", "StepProgress",
            "SystemMetrics"]  # fmt: skip

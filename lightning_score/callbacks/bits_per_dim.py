@@ -29,6 +29,7 @@ from lightning_score.sampling.likelihood import (
 )
 from lightning_score.score.function import Conditioned, ScoreField
 from lightning_score.score.trace import Trace
+from lightning_score.seeds import counted_seed, seeded
 from lightning_score.training.model import ScoreModel
 from lightning_score.training.prior import check_prior
 
@@ -72,6 +73,8 @@ class LikelihoodCallback(Callback, ABC):
     @abstractmethod
     def check(self, data: ScoreData) -> None:
         """Raises `InputError` if the data have no such likelihood."""
+        name = type(self).__name__
+        require(not data.missing, f"{name}: examples with missing entries have no such likelihood; remove the callback")
 
     @abstractmethod
     def values(self, data: ScoreData, score: ScoreField, x: Tensor, noise: NoiseStream) -> Tensor:
@@ -127,7 +130,8 @@ class LikelihoodCallback(Callback, ABC):
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
         with tqdm(total=len(batches) * self.draws, desc="likelihood", unit="batch", leave=False, disable=not shown) as bar:
             for rows in batches:
-                x, y = (part.to(device) for part in data.pairs(Examples(held_out.x[rows], held_out.y[rows])))
+                with seeded(counted_seed(self.seed, int(rows[0]))):  # of noise that is a part of the data
+                    x, y = (part.to(device) for part in data.pairs(Examples(held_out.x[rows], held_out.y[rows])))
                 score = Conditioned(pl_module.score_function, y) if pl_module.conditional else pl_module.score_function
                 noise = NoiseStream(self.seed, rows.tolist(), x.shape[1:], device, x.dtype)
                 for draw in range(self.draws):
@@ -147,6 +151,7 @@ class BitsPerDim(LikelihoodCallback):
     metric = "bits_per_dim"
 
     def check(self, data: ScoreData) -> None:
+        super().check(data)
         self.dequantization(data)
 
     def dequantization(self, data: ScoreData) -> Dequantization:
@@ -174,6 +179,7 @@ class Nats(LikelihoodCallback):
     metric = "nats"
 
     def check(self, data: ScoreData) -> None:
+        super().check(data)
         require(
             data.levels is None,
             f"Nats: {type(data).__name__} has gray levels, so its examples have probabilities but no density; use the "

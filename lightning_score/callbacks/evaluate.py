@@ -3,9 +3,11 @@
 import hashlib
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -13,16 +15,26 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
 from lightning_score.callbacks.base import Periodic, data_of, fast_dev_run, find_callback, writes_files
+from lightning_score.callbacks.distances import automatic_distances, publish_curves, record_of
 from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.loss_guard import measuring
 from lightning_score.callbacks.measurement import Evaluation, Measurement, blank_record, measurements
-from lightning_score.callbacks.pictures import drawable, labels_in_turn, neighbor_picture, pictured, publish, sample_picture
+from lightning_score.callbacks.pictures import (
+    in_pixels,
+    kept_of,
+    labels_in_turn,
+    neighbor_picture,
+    pictured,
+    publish,
+    sample_picture,
+)
 from lightning_score.callbacks.sampling_pass import SamplingPass, SamplingResult
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
 from lightning_score.files import LocalPath
-from lightning_score.metrics import Features, nearest_neighbors, read_npz
+from lightning_score.metrics import Distance, Estimate, Features, nearest_neighbors, read_npz
 from lightning_score.metrics.reference import Reference, check_fit, reference_statistics
+from lightning_score.metrics.summaries import Summaries, summaries_of
 from lightning_score.runs.records import FILE, Record, append_record, metric_name, settings_of
 from lightning_score.training.model import ScoreModel
 
@@ -31,16 +43,17 @@ IN_PICTURE = 64
 
 
 class Evaluate(Periodic):
-    """Measures `fid_<features>_<n>` of samples against the whole data set at the end of validation and test.
+    """Measures samples against the whole data set at the end of validation and test: `fid_<features>_<n>`, or distances.
 
     It logs the value, its standard error `_error` (by leaving out a tenth of the samples at a time, or over seeds), `_floor`
     (what a perfect model scores with n samples), `_n`, `nfe` and `sampling_seconds`, with the prefix `val/` or `test/`, and
     adds a line of provenance to `evaluations.jsonl` for every number. `test` measures KID, precision, recall, density and
     coverage, the Inception score where the features classify, and the distance of samples to training examples, too.
+    Distances need no features: `sliced_wasserstein_<n>` and the like, with error, floor and pictures.
     In `fast_dev_run` it draws four samples.
 
     Args:
-        features: the features in which the distance is measured; null: no measurement.
+        features: the features in which the Frechet distance is measured; null: it is not.
         num_samples: number of samples n. A Frechet distance falls with n: compare values at the same n only.
         seed: seed of the samples.
         batch_size: samples drawn at once on each device; it changes the memory needed, not the samples.
@@ -53,6 +66,9 @@ class Evaluate(Periodic):
         raw_weights: also measure the weights that are not averaged; `_raw_weights` follows the names of these.
         neighbors: number of samples whose nearest training examples `test` searches for; 0: none.
         all_metrics: measure all metrics of `test` in `fit` and `validate`, too.
+        distances: distances without features, as `[SlicedWasserstein, PowerSpectrum]`; null: none with features or for gray
+            levels, else all that the shape allows, the energy distance only in `test`. Without features the first one is the
+            main metric.
 
     Raises:
         InputError: a number out of range, or a file of statistics that cannot be read.
@@ -73,38 +89,55 @@ class Evaluate(Periodic):
         raw_weights: bool = False,
         neighbors: int = 1000,
         all_metrics: bool = False,
+        distances: Sequence[Distance] | None = None,
     ):
-        require(num_samples >= 2, f"num_samples={num_samples}: must be at least 2 for a Frechet distance")
+        require(num_samples >= 2, f"num_samples={num_samples}: must be at least 2 for a distance")
         require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
         require(every_n_validations >= 1, f"every_n_validations={every_n_validations}: must be at least 1")
         require(max_share is None or max_share > 0, f"max_share={max_share}: must be above 0, as 0.2, or null")
         require(repeats >= 1, f"repeats={repeats}: must be at least 1")
         require(not fid_infinity or num_samples >= 20, f"num_samples={num_samples}: must be at least 20 for fid_infinity")
         require(neighbors >= 0, f"neighbors={neighbors}: must be 0 or more")
-        self.features, self.num_samples, self.seed = features, num_samples, seed
+        kinds = [distance.name for distance in distances or ()]
+        require(len({*kinds}) == len(kinds), f"distances: {', '.join(kinds)}: each must be given once")
+        self.features, self.distances, self.num_samples, self.seed = features, distances, num_samples, seed
         self.batch_size, self.every_n_validations, self.max_share = batch_size, every_n_validations, max_share
         self.statistics = None if reference is None else read_npz(reference)
         self.reference, self.repeats, self.fid_infinity = reference, repeats, fid_infinity
         self.before_denoising, self.raw_weights = before_denoising, raw_weights
         self.neighbors, self.all_metrics = neighbors, all_metrics
         self.last: Evaluation | None = None
+        self._main: str | None = None if features is None else metric_name("fid", features.name, num_samples)
         self._references: dict[int, Reference] = {}
+        self._summaries: dict[tuple[Any, ...], list[Summaries]] = {}
         self._started, self._spent = time.monotonic(), 0.0
 
     @property
     def metric(self) -> str | None:
-        """The name of the metric, `fid_<features>_<n>`."""
-        return None if self.features is None else metric_name("fid", self.features.name, self.num_samples)
+        """The name of the main metric, `fid_<features>_<n>` or that of the first distance, once the data are checked."""
+        return self._main
+
+    def chosen(self, data: ScoreData, test: bool = False) -> list[Distance]:
+        """The distances that `test`, or `fit` and `validate`, measure."""
+        if self.distances is not None:
+            return [*self.distances]
+        return [] if self.features is not None else automatic_distances(data, test or self.all_metrics)
 
     def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:
         """Checks the data before anything is computed."""
-        if stage != "predict" and self.features is not None:
+        given = isinstance(trainer.datamodule, ScoreData)  # type: ignore[attr-defined]
+        if stage != "predict" and (given or self.features is not None or self.distances):
             self.check(data_of(trainer, "Evaluate"))
 
     def check(self, data: ScoreData) -> None:
-        """Raises `InputError` unless the features can be computed from the data, and the statistics have as many."""
+        """Raises `InputError` unless features and distances can be computed from the data, and the statistics fit."""
         if self.features is not None:
-            check_fit(self.features, data.splits.held_out.x[:2], self.statistics, self.reference)
+            check_fit(self.features, data.filled(data.splits.held_out.x[:2]), self.statistics, self.reference)
+        for distance in self.chosen(data, test=True):
+            problem = distance.misfit(data.shape)
+            require(not problem, f"evaluate.distances: {type(distance).__name__} {problem}; leave it out")
+        if self.features is None:
+            self._main = next((metric_name(each.name, "", self.num_samples) for each in self.chosen(data)), None)
 
     def on_fit_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Starts to measure the training time."""
@@ -112,14 +145,14 @@ class Evaluate(Periodic):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Measures within validation, where the model holds the averaged weights."""
-        if self.due(trainer) and self.features is not None and self._affordable(trainer):
-            with measuring(trainer, pl_module, str(self.metric)):
-                self._evaluate(trainer, pl_module, self.features)
+        if self.due(trainer) and self.metric is not None and self._affordable(trainer):
+            with measuring(trainer, pl_module, self.metric):
+                self._evaluate(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Measures all metrics within the test, where the model holds the averaged weights."""
-        if self.features is not None:
-            self._evaluate(trainer, pl_module, self.features)
+        if self.metric is not None:
+            self._evaluate(trainer, pl_module)
 
     def _affordable(self, trainer: Trainer) -> bool:
         """Whether a measurement as long as the last one stays within its share of the training time."""
@@ -135,42 +168,61 @@ class Evaluate(Periodic):
         return affordable
 
     @torch.inference_mode()
-    def _evaluate(self, trainer: Trainer, pl_module: ScoreModel, features: Features) -> None:
-        start = time.monotonic()
-        features.move_to(pl_module)
-        if self.num_samples <= features.num_features and not fast_dev_run(trainer):
+    def _evaluate(self, trainer: Trainer, pl_module: ScoreModel) -> None:
+        start, features = time.monotonic(), self.features
+        if features is not None:
+            features.move_to(pl_module)
+        if features is not None and self.num_samples <= features.num_features and not fast_dev_run(trainer):
             warnings.warn(
                 f"num_samples={self.num_samples} is not above the {features.num_features} features: the distance is "
                 "dominated by its bias; compare it only with the floor",
                 stacklevel=2,
             )
-        self._measure(trainer, pl_module, features, "ema")
+        self._measure(trainer, pl_module, "ema")
         if self.raw_weights:
             ema = find_callback(trainer, EMA)
             with ema.raw(pl_module) if ema else nullcontext():
-                self._measure(trainer, pl_module, features, "raw")
+                self._measure(trainer, pl_module, "raw")
         self._spent += time.monotonic() - start
 
-    def _measure(self, trainer: Trainer, pl_module: ScoreModel, features: Features, weights: str) -> None:
+    def _measure(self, trainer: Trainer, pl_module: ScoreModel, weights: str) -> None:
         """Measures the weights that the model holds: samples become sums, these measurements, and these records and logs."""
         n, data, test = 4 if fast_dev_run(trainer) else self.num_samples, data_of(trainer), trainer.testing
-        reference = self._reference(data, features, n, pl_module.device)
-        copies = self.neighbors * pictured(data)
-        shown = max(IN_PICTURE, copies) if test and weights == "ema" else 0
-        sampling = SamplingPass(trainer, pl_module, features, self.batch_size, resumable=test)
+        device, summaries = pl_module.device, self._summaries_of(data, n, test)
+        reference = None if self.features is None else self._reference(data, self.features, n, device)
+        copies = kept_of(data, self.neighbors) * pictured(data)
+        shown = max(kept_of(data, IN_PICTURE), copies) if test and weights == "ema" else 0
+        sampling = SamplingPass(trainer, pl_module, self.features, self.batch_size, test, summaries)
         seeds = range(self.seed, self.seed + (self.repeats if test else 1))
         passes = [sampling.run(seed, n, shown, self.before_denoising) for seed in seeds]
-        template = self._template(trainer, pl_module, features, weights)
-        for measurement in measurements(template, passes, reference, test or self.all_metrics, self.fid_infinity):
+        template, all_metrics = self._template(trainer, pl_module, weights, reference, summaries), test or self.all_metrics
+
+        def measure(part: SamplingResult, denoised: bool) -> dict[str, Estimate]:
+            distances = part.summaries[denoised].measure(device)
+            if reference is None:
+                return distances
+            return part.totals[denoised].measure(reference, all_metrics, self.fid_infinity) | distances
+
+        for measurement in measurements(template, passes, measure):
             for record in measurement.records if writes_files(trainer) else []:
                 append_record(Path(trainer.default_root_dir) / FILE, record)
             self._log(pl_module, "test" if test else "val", measurement)
+        caption = f"step {trainer.global_step}, NFE {passes[0].nfe:g}"
+        if weights == "ema" and writes_files(trainer):
+            publish_curves(trainer, data, passes[0].summaries[True], caption)
         if shown and writes_files(trainer):
-            caption = f"step {trainer.global_step}, NFE {passes[0].nfe:g}"
-            picture = sample_picture(drawable(data, passes[0].images[:IN_PICTURE]), labels_in_turn(pl_module))
+            picture = sample_picture(data, passes[0].images[:IN_PICTURE], labels_in_turn(pl_module))
             publish(trainer, "samples", picture, caption)
         if shown and copies:
             self._look_for_copies(trainer, pl_module, passes[0])
+
+    def _summaries_of(self, data: ScoreData, n: int, test: bool) -> list[Summaries]:
+        """The data as the distances see them, computed once."""
+        distances = self.chosen(data, test)
+        key = n, *(distance.name for distance in distances)
+        if distances and key not in self._summaries:
+            self._summaries[key] = summaries_of(distances, data.reference(), n)
+        return self._summaries.get(key, [])
 
     def _reference(self, data: ScoreData, features: Features, n: int, device: torch.device) -> Reference:
         """The statistics of the data, computed once."""
@@ -182,20 +234,34 @@ class Evaluate(Periodic):
             self._references[n] = found.to(device)
         return self._references[n]
 
-    def _template(self, trainer: Trainer, pl_module: ScoreModel, features: Features, weights: str) -> Record:
-        """What all records of these weights have in common."""
-        template = replace(
-            blank_record(data_of(trainer), trainer.global_step, self.num_samples),
-            features=features.name,
-            features_hash=features.fingerprint,
-            resize=features.resize,
-            weights=weights,
-            sampler=settings_of(pl_module.sampler) | {"guidance": settings_of(pl_module.guidance)},
+    def _template(
+        self,
+        trainer: Trainer,
+        pl_module: ScoreModel,
+        weights: str,
+        reference: Reference | None,
+        summaries: Sequence[Summaries],
+    ) -> Callable[[str], Record]:
+        """What all records of a kind of metric of these weights have in common."""
+        sampler = settings_of(pl_module.sampler) | {"guidance": settings_of(pl_module.guidance)}
+        blank = replace(
+            blank_record(data_of(trainer), trainer.global_step, self.num_samples), weights=weights, sampler=sampler
         )
-        if self.reference is None:
-            return template
-        digest = hashlib.sha256(Path(self.reference).read_bytes()).hexdigest()[:16]
-        return replace(template, data=self.reference, split="file", data_hash=digest)
+        of_distances = {each.distance.name: record_of(blank, each) for each in summaries}
+        if self.features is None or reference is None:
+            return of_distances.__getitem__
+        name, digest = self.features.name, self.features.fingerprint
+        blank = replace(blank, features=name, features_hash=digest, resize=self.features.resize)
+        if self.reference is not None:
+            digest = hashlib.sha256(Path(self.reference).read_bytes()).hexdigest()[:16]
+            blank = replace(blank, data=self.reference, split="file", data_hash=digest)
+
+        def template(kind: str) -> Record:
+            own = replace(blank, metric=metric_name(kind, name, self.num_samples))
+            own = replace(own, floor=reference.floor, floor_n=reference.floor_n) if kind == "fid" else own
+            return of_distances.get(kind, own)
+
+        return template
 
     def _log(self, pl_module: ScoreModel, prefix: str, found: Measurement) -> None:
         entries = found.log_entries()
@@ -208,12 +274,14 @@ class Evaluate(Periodic):
     def _look_for_copies(self, trainer: Trainer, pl_module: ScoreModel, drawn: SamplingResult) -> None:
         """Compares the first samples with their nearest training examples, in numbers and in a picture."""
         data = data_of(trainer)
-        train, held_out = data.splits
-        images, others = drawn.images[: self.neighbors], held_out.x[: self.neighbors]
-        found = nearest_neighbors(images.to(pl_module.device), train.x, others.to(pl_module.device))
+        train = data.filled(data.splits.train.x)
+        n = kept_of(data, self.neighbors)
+        images, others = drawn.images[:n], data.filled(data.splits.held_out.x[:n])
+        inputs = None if in_pixels(data) else data.transform(train=False)
+        found = nearest_neighbors(images.to(pl_module.device), train, others.to(pl_module.device), inputs=inputs)
         shares = {"test/copied": found.copied, "test/copied_held_out": found.copied_held_out}
         pl_module.log_dict({**shares, "test/neighbor_distance_ratio": found.ratio}, rank_zero_only=True)
         if writes_files(trainer):
             nearest = found.distance.argsort()[:24].cpu()
-            picture = neighbor_picture(drawable(data, images[nearest]), drawable(data, train.x[found.index.cpu()[nearest]]))
-            publish(trainer, "neighbors", picture, "the samples nearest to training examples, each above its nearest")
+            picture = neighbor_picture(data, images[nearest], train[found.index.cpu()[nearest]])
+            publish(trainer, "neighbors", picture, "the samples nearest to training examples, each with its nearest")

@@ -2,6 +2,7 @@
 
 import math
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from lightning_score.process import NoiseProcess
 from lightning_score.score.empirical import EmpiricalScore
 from lightning_score.score.function import ScoreField
 from lightning_score.seeds import seeded
+from lightning_score.tensors import without_missing
 from lightning_score.training.model import ScoreModel
 
 if TYPE_CHECKING:
@@ -65,8 +67,12 @@ class LossFloor(Callback):
         self._prepared: list[tuple[Examples, Tensor]] | None = None  # examples of each split, and their floor
 
     def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:
-        """Refuses a fit without a data module, before anything is computed, and drops the floor of another model."""
+        """Refuses a fit without a data module, or with conditions other than labels; drops the floor of another model."""
         data_of(trainer, "LossFloor")
+        require(
+            not pl_module.conditional or pl_module.num_classes > 0,
+            "LossFloor: the lowest loss is known for class labels only, and this model has other conditions; leave it out",
+        )
         self._prepared = None
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
@@ -97,7 +103,7 @@ class LossFloor(Callback):
     def _prepare(self, pl_module: ScoreModel, data: ScoreData, times: Tensor) -> list[tuple[Examples, Tensor]]:
         """The examples of both splits that are measured, and the losses on them of the training data's score."""
         with seeded(self.seed):  # of dequantization
-            splits = [Examples(data.transform(train=False)(split.x), split.y) for split in data.splits]
+            splits = [Examples(*data.pairs(split, filled=False)) for split in data.splits]
         generator = torch.Generator().manual_seed(self.seed)
         chosen = [torch.randperm(len(split.y), generator=generator)[: self.num_examples] for split in splits]
         train = Examples(*(field.to(pl_module.device) for field in splits[0]))
@@ -108,14 +114,16 @@ class LossFloor(Callback):
     def _losses(self, score: ScoreField, pl_module: ScoreModel, examples: Examples, times: Tensor) -> Tensor:
         """The mean loss at each time, float64 (K,); the noise of an example depends only on the seed and the level."""
         generator = torch.Generator().manual_seed(self.seed)
-        objective, means = DenoisingScoreMatching(), []
+        objective, means, missing = DenoisingScoreMatching(), [], bool(examples.x.isnan().any())
         for t in times.to(pl_module.dtype):
             noise = torch.randn(examples.x.shape, generator=generator)
             total = 0.0
             for x, y, z in zip(*(part.split(self.batch_size) for part in (*examples, noise)), strict=True):
                 x, y, z = x.to(pl_module.device, pl_module.dtype), y.to(pl_module.device), z.to(pl_module.device, x.dtype)
-                x_t = score.process.perturb(x, t, z)
-                losses = objective.at(score, x_t, t, z, y if pl_module.conditional else None)
+                x, known = without_missing(x) if missing else (x, None)
+                x_t, cond = score.process.perturb(x, t, z), y if pl_module.conditional else None
+                at = objective.at if known is None else partial(objective.of_known, known=known)
+                losses = at(score, x_t, t, z, cond)
                 total += float((SigmaSquared()(score.process, t) * losses).double().sum())
             means.append(total / len(examples.x))
         return torch.tensor(means, dtype=torch.float64)

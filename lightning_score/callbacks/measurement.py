@@ -1,23 +1,22 @@
 """One measured number: from the sums over samples to records with their provenance, and from these to the logs."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from lightning_score.callbacks.sampling_pass import SamplingResult
 from lightning_score.data import ScoreData
-from lightning_score.metrics.frechet import pooled
-from lightning_score.metrics.reference import Reference
-from lightning_score.runs.records import PERFECT, Record, metric_name
+from lightning_score.metrics.frechet import Estimate, pooled
+from lightning_score.runs.records import PERFECT, Record
 
 
 class Evaluation(NamedTuple):
-    """The main result of an evaluation: the Frechet distance of the samples of the averaged weights.
+    """The main result of an evaluation: the main distance of the samples of the averaged weights.
 
-    Fields: metric (`fid_<features>_<n>`), value, error (its standard error, NaN where unknown), floor (what a perfect model
-    scores, NaN where unknown), n (samples), nfe (network evaluations per sample), seconds (spent on sampling), step
-    (training steps done).
+    Fields: metric (`fid_<features>_<n>`, `sliced_wasserstein_<n>`), value, error (its standard error, NaN where unknown),
+    floor (what a perfect model scores, NaN where unknown), n (samples), nfe (network evaluations per sample), seconds (spent
+    on sampling), step (training steps done).
     """
 
     metric: str
@@ -55,7 +54,7 @@ class Measurement:
     def log_entries(self) -> dict[str, float]:
         """The mean and, where they are known, its error, its floor and the number of samples, by their names."""
         values = {"": self.mean.value, "_error": self.mean.error}
-        if self.kind == "fid":
+        if self.kind == "fid" or self.mean.floor is not None:
             values |= {"_floor": self.mean.floor, "_n": float(self.mean.n)}
         return {self.name + ending: value for ending, value in values.items() if value is not None and not math.isnan(value)}
 
@@ -100,26 +99,24 @@ def blank_record(data: ScoreData, step: int, n: int) -> Record:
 
 
 def measurements(
-    template: Record, passes: Sequence[SamplingResult], reference: Reference, all_metrics: bool, fid_infinity: bool
+    template: Callable[[str], Record],
+    passes: Sequence[SamplingResult],
+    measure: Callable[[SamplingResult, bool], Mapping[str, Estimate]],
 ) -> Iterator[Measurement]:
     """The measurements of every metric; of the final samples first, then of those before denoising.
 
     Args:
-        template: what all records have in common; its `n` is the number of samples that names mention.
+        template: what all records of a kind of metric have in common; its `n` is the most samples that it uses.
         passes: samples of one or more seeds.
-        reference: the statistics of the data.
-        all_metrics: measure more than the Frechet distance.
-        fid_infinity: extrapolate that distance to infinitely many samples, too.
+        measure: the metrics of a pass by their kinds, of its final samples (True) or of those before denoising (False).
 
     Raises:
         Unmeasurable: a metric is not finite.
     """
-    for denoised in passes[0].totals:
-        found = [part.totals[denoised].measure(reference, all_metrics, fid_infinity) for part in passes]
+    for denoised in passes[0].summaries:
+        found = [measure(part, denoised) for part in passes]
         for kind in found[0]:
-            of_kind = replace(template, metric=metric_name(kind, template.features, template.n), denoised=denoised)
-            if kind == "fid":
-                of_kind = replace(of_kind, floor=reference.floor, floor_n=reference.floor_n)
+            of_kind = replace(template(kind), denoised=denoised)
             estimates = [of_seed[kind] for of_seed in found]
             records = [
                 replace(
@@ -127,7 +124,7 @@ def measurements(
                     value=value,
                     error=error,
                     jackknife=list(jackknife),
-                    n=part.n,
+                    n=min(part.n, of_kind.n),
                     nfe=part.nfe,
                     seed=part.seed,
                     seconds=part.seconds,

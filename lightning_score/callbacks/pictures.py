@@ -1,10 +1,12 @@
-"""Pictures of samples and of their way from noise to image, and how they are written to the run folder and the loggers."""
+"""Pictures of samples and of their way from noise to data, and how they are written to the run folder and the loggers."""
 
 import math
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
@@ -14,6 +16,9 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
 
+from lightning_score.callbacks.drawings import draw_examples, draw_neighbors, draw_strip
+from lightning_score.callbacks.mosaics import color_scale
+from lightning_score.callbacks.plots import Shown, to_values
 from lightning_score.data import ScoreData, to_uint8
 from lightning_score.files import replacing, tolerating_full_disk
 from lightning_score.sampling.predictor import Move
@@ -28,11 +33,25 @@ KIND = "Kind"
 """The metadata of a picture that distinguishes drawings from pixels."""
 MOMENTS = 9
 """Columns of the picture: the start, the samples after equal numbers of moves, and the result."""
+COMPARED = {2: 256, 3: 32, 4: 8}
+"""Held-out examples in a drawing, by the number of their axes; of others 1000."""
+LARGEST = 1 << 24
+"""Numbers that are drawn at most, of samples and of data."""
+
+
+def in_pixels(data: ScoreData) -> bool:
+    """Whether examples are shown as they are, pixel by pixel: images of bytes, or of gray levels; others are drawn."""
+    return len(data.shape) == 3 and (data.levels is not None or data.stored_dtype == torch.uint8)
 
 
 def pictured(data: ScoreData) -> bool:
-    """Whether the examples are images with a known range, so that noisy ones can be shown, too."""
-    return data.data_range is not None and len(data.shape) == 3
+    """Whether an example is shown by itself, next to its nearest: not points of the line or the plane."""
+    return len(data.shape) > 1 or data.shape[0] > 2
+
+
+def kept_of(data: ScoreData, n: int) -> int:
+    """How many of n samples are kept for pictures and comparisons: all, or as many large ones as fit into memory."""
+    return n if in_pixels(data) else min(n, max(2, 4 * LARGEST // prod(data.shape)))
 
 
 def drawable(data: ScoreData, x: Tensor) -> Tensor:
@@ -49,17 +68,34 @@ def drawable(data: ScoreData, x: Tensor) -> Tensor:
     return to_uint8(x.double(), (low, high if high > low else low + 1))
 
 
-def sample_picture(samples: Tensor, labels: int = 0) -> Image.Image:
-    """A picture of samples that are `drawable`: a grid of images, a scatter plot of points, or a histogram of numbers.
+def sample_picture(data: ScoreData, samples: Tensor, labels: int = 0) -> Image.Image:
+    """A picture of samples: a grid of images or, of other data, a drawing in their units, next to held-out examples.
 
     Args:
-        samples: uint8 images (N, C, H, W), or anything else (N, ...), whose first two coordinates are drawn.
-        labels: number of labels that alternate; with several rows, each column then has one label.
+        data: the data module; the drawing shows held-out examples if they are loaded.
+        samples: in the form of `reference()`, (N, *shape).
+        labels: number of labels that alternate; with several rows of images, each column then has one label.
     """
-    if samples.ndim != 4:
-        return _scatter(samples.flatten(1))
+    if not in_pixels(data):
+        return figure_picture(draw_examples(_shown(data, samples)))
     wanted = math.sqrt(len(samples))
-    return _grid(samples, labels * max(1, round(wanted / labels)) if 1 < labels <= 2 * wanted else None)
+    columns = labels * max(1, round(wanted / labels)) if 1 < labels <= 2 * wanted else None
+    return _grid(drawable(data, samples), columns)
+
+
+def _shown(data: ScoreData, samples: Tensor) -> Shown:
+    """What a drawing shows: samples, and held-out examples to compare them with."""
+    most = max(2, LARGEST // prod(data.shape))
+    return Shown(to_values(samples[:most]), to_values(_held_out(data, samples)), data.names, data.units)
+
+
+def _held_out(data: ScoreData, samples: Tensor) -> Tensor:
+    """As many held-out examples as are compared with samples and are quickly read; none if they are not loaded."""
+    if "splits" not in vars(data):
+        return samples[:0]
+    x = data.splits.held_out.x
+    n = min(len(x), COMPARED.get(len(data.shape), 1000), max(2, LARGEST // prod(data.shape)))
+    return x[torch.linspace(0, len(x) - 1, n).round().long()]
 
 
 def labels_in_turn(model: ScoreModel) -> int:
@@ -87,21 +123,21 @@ def strip_picture(moments: Sequence[Tensor]) -> Image.Image:
 
 
 class Strip:
-    """Observes a sampler and keeps the first samples at a few moves; its picture has a row for each sample.
+    """Observes a sampler and keeps the first samples at a few moves, for a picture of their way from noise to data.
 
     Args:
         model: the model that draws with its own sampler.
-        data: its data, which are images.
-        rows: number of samples.
+        data: its data.
+        rows: number of samples; fewer of large ones.
     """
 
     def __init__(self, model: ScoreModel, data: ScoreData, rows: int = 8) -> None:
-        self._process, self._data, self._rows = model.score_function.process, data, rows
-        self._range = data.data_range or (0.0, 1.0)
+        self._process, self._data = model.score_function.process, data
+        self._rows = rows if in_pixels(data) else max(1, min(rows, LARGEST // (MOMENTS * prod(data.shape))))
         moves = len(model.sampler.moves(self._process))
         self._kept = set(torch.linspace(0, moves, MOMENTS).round().long().tolist()[1:-1]) - {0, moves}
         self._move = 0
-        self._columns: list[Tensor] = []
+        self._states: list[tuple[Tensor, float]] = []  # x/alpha and sigma/alpha
 
     def __call__(self, score: ScoreField, move: Move, before: Tensor, after: Tensor, state: Any) -> None:
         if self._move == 0:
@@ -111,40 +147,48 @@ class Strip:
             self._keep(after, move.end)
 
     def _keep(self, x: Tensor, t: Tensor) -> None:
-        """x/alpha, its contrast reduced where the noise would leave the range of the data."""
-        (low, high), sigma = self._range, float(self._process.noise_level(t))
-        middle = (low + high) / 2
-        contrast = min(1.0, (high - low) / (4 * sigma)) if sigma > 0 else 1.0
-        shown = (x[: self._rows] / float(self._process.alpha(t)) - middle) * contrast + middle
-        self._columns.append(drawable(self._data, self._data.to_reference(shown.float())))
+        self._states.append((x[: self._rows] / float(self._process.alpha(t)), float(self._process.noise_level(t))))
+
+    def moments(self, samples: Samples) -> list[Tensor]:
+        """The samples at each time and the results, as `reference()` has them; the contrast is reduced where the noise would
+        leave the range of the data: that declared, or that of held-out examples or the results.
+        """
+        results = samples.x[: self._rows]
+        low, high = self._data.data_range or color_scale(to_values(self._inputs(results)))[:2]
+        middle, moments = (low + high) / 2, []
+        for x, sigma in self._states:
+            contrast = min(1.0, (high - low) / (4 * sigma)) if sigma > 0 else 1.0
+            moments.append(self._data.to_reference(((x - middle) * contrast + middle).float()))
+        return [*moments, self._data.to_reference(results)]
+
+    def _inputs(self, results: Tensor) -> Tensor:
+        held_out = _held_out(self._data, results)
+        return self._data.transform(train=False)(held_out) if len(held_out) else results
 
     def picture(self, samples: Samples) -> Image.Image:
-        """The picture, with the result as its last column."""
-        return strip_picture([*self._columns, drawable(self._data, self._data.to_reference(samples.x[: self._rows]))])
+        """The picture: a row for each sample, a column for each time, the result as the last one."""
+        moments = self.moments(samples)
+        if in_pixels(self._data):
+            return strip_picture([drawable(self._data, moment) for moment in moments])
+        titles = [*(rf"$\sigma$ = {sigma:.2g}" for _, sigma in self._states), "result"]
+        values = np.stack([to_values(moment) for moment in moments], 1)
+        return figure_picture(draw_strip(values, titles, _shown(self._data, moments[-1])))
 
 
-def neighbor_picture(samples: Tensor, nearest: Tensor, columns: int = 12) -> Image.Image:
-    """Samples, each above its nearest training example.
+def neighbor_picture(data: ScoreData, samples: Tensor, nearest: Tensor, columns: int = 12) -> Image.Image:
+    """Samples, each above or over its nearest training example.
 
     Args:
-        samples: uint8 images (N, C, H, W).
+        data: the data module.
+        samples: in the form of `reference()`, (N, *shape).
         nearest: of the same shape.
-        columns: pairs in a row.
+        columns: pairs in a row of images.
     """
-    rows = [row for pair in zip(samples.split(columns), nearest.split(columns), strict=True) for row in pair]
+    if not in_pixels(data):
+        return figure_picture(draw_neighbors(to_values(nearest), _shown(data, samples)._replace(samples=to_values(samples))))
+    parts = (drawable(data, each).split(columns) for each in (samples, nearest))
+    rows = [row for pair in zip(*parts, strict=True) for row in pair]
     return _grid(torch.cat(rows), columns=min(columns, len(samples)))
-
-
-def _scatter(points: Tensor) -> Image.Image:
-    from matplotlib.figure import Figure  # takes a second to import
-
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    if points.shape[1] == 1:
-        figure.add_subplot(xlabel="$x$", ylabel="samples", title=f"{len(points)} samples").hist(points[:, 0].cpu(), bins=50)
-    else:
-        axes = figure.add_subplot(aspect="equal", xlabel="$x_1$", ylabel="$x_2$", title=f"{len(points)} samples")
-        axes.scatter(points[:, 0].cpu(), points[:, 1].cpu(), s=4, alpha=0.5, linewidths=0)
-    return figure_picture(figure)
 
 
 def figure_picture(figure: "Figure") -> Image.Image:

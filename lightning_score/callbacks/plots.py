@@ -160,10 +160,14 @@ def draw_table(shown: Shown) -> "Figure":
         _draw_pairs(figure, shown, range(columns))
     else:
         chosen = varied(shown, COLUMNS)
-        height = 0.5 + 1.05 * math.ceil(len(chosen) / BESIDE)
+        rows = math.ceil(len(chosen) / BESIDE)
+        height = 0.5 + 1.05 * rows
         figure = Figure(figsize=(9, height + 6), dpi=DPI)
-        upper, lower = np.ravel(figure.subfigures(2, 1, height_ratios=(height, 6)))
-        _draw_columns(upper, shown, chosen)
+        upper, lower = figure.subfigures(2, 1, height_ratios=(height, 6), squeeze=False)[:, 0]
+        margins = MARGINS | {"top": 1 - 0.45 / height, "bottom": 0.3 / height}
+        places = upper.add_gridspec(rows, math.ceil(len(chosen) / rows), **margins, hspace=0.8, wspace=0.12)
+        for place, k in enumerate(chosen):
+            _draw_column(upper.add_subplot(places[place]), shown, k)
         _draw_pairs(lower, shown, varied(shown, PAIRED))
         of = f"; {len(chosen)} of {columns} columns" * (columns > len(chosen))
         upper.suptitle(shown.counted(len(shown.samples)) + of, fontsize=10)
@@ -179,16 +183,13 @@ def varied(shown: Shown, most: int) -> list[int]:
     return sorted(np.argsort(-variance, kind="stable")[:most].tolist())
 
 
-def _draw_columns(figure: "SubFigure", shown: Shown, columns: Sequence[int]) -> None:
-    """A histogram of each column."""
-    places = figure.add_gridspec(math.ceil(len(columns) / BESIDE), BESIDE, **MARGINS, hspace=0.8, wspace=0.12)
-    for place, k in enumerate(columns):
-        axes = figure.add_subplot(places[place])
-        draw_histograms(axes, shown.samples[:, k], shown.data[:, k])
-        axes.set_title(_shortened(shown.label(k, "column"), 22), fontsize=8, pad=2)
-        axes.yaxis.set_visible(False)
-        axes.locator_params("x", nbins=3)
-        axes.tick_params(labelsize=7, pad=1)
+def _draw_column(axes: "Axes", shown: Shown, k: int) -> None:
+    """A small histogram."""
+    draw_histograms(axes, shown.samples[:, k], shown.data[:, k])
+    axes.set_title(_shortened(shown.label(k, "column"), 22), fontsize=8, pad=2)
+    axes.yaxis.set_visible(False)
+    axes.locator_params("x", nbins=3)
+    axes.tick_params(labelsize=7, pad=1)
 
 
 def _draw_pairs(figure: "Figure | SubFigure", shown: Shown, columns: Sequence[int]) -> None:

@@ -1,10 +1,10 @@
-"""A grid of samples, and their way from noise to image, at every validation."""
+"""A grid of samples, and their way from noise to data, at every validation."""
 
 from lightning.pytorch import Trainer
 
 from lightning_score.callbacks.base import Periodic, data_of, fast_dev_run
 from lightning_score.callbacks.loss_guard import measuring
-from lightning_score.callbacks.pictures import Strip, drawable, labels_in_turn, pictured, publish, sample_picture
+from lightning_score.callbacks.pictures import Strip, labels_in_turn, publish, sample_picture
 from lightning_score.errors import require
 from lightning_score.training.model import ScoreModel
 
@@ -13,7 +13,7 @@ class SampleGrid(Periodic):
     """Draws samples with the model's own sampler at the end of validation and publishes their picture as `samples`.
 
     The numbers and the seed of the samples stay the same, so that the same noise becomes better samples as training
-    proceeds. Of images, a second picture, `progress`, shows the first samples on their way from noise to image. In
+    proceeds. A second picture, `progress`, shows the first samples on their way from noise to data. In
     `fast_dev_run` it draws four and publishes none.
 
     Args:
@@ -38,12 +38,12 @@ class SampleGrid(Periodic):
 
     def _show(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         fast, data = fast_dev_run(trainer), data_of(trainer)
-        strip = Strip(pl_module, data, self.progressive) if self.progressive and pictured(data) else None
+        strip = Strip(pl_module, data, self.progressive) if self.progressive else None
         samples = pl_module.draw(range(min(self.num_samples, 4) if fast else self.num_samples), self.seed, observe=strip)
-        picture = sample_picture(drawable(data, data.to_reference(samples.x)), labels_in_turn(pl_module))
+        picture = sample_picture(data, data.to_reference(samples.x), labels_in_turn(pl_module))
         if fast:
             return
         publish(trainer, "samples", picture, f"step {trainer.global_step}, NFE {samples.nfe:g}")
         if strip is not None:
-            caption = f"step {trainer.global_step}, from noise to image, NFE {samples.nfe:g}"
+            caption = f"step {trainer.global_step}, from noise to data, NFE {samples.nfe:g}"
             publish(trainer, "progress", strip.picture(samples), caption)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from lightning_score.callbacks.pictures import Strip, drawable, pictured, sample_picture, save_picture
+from lightning_score.callbacks.pictures import Strip, drawable, in_pixels, sample_picture, save_picture
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
 from lightning_score.files import replacing
@@ -25,26 +25,20 @@ IN_PICTURE = 400
 class SampleWriter(Callback):
     """Collects the samples of `predict` and writes `samples.npz` and `samples.png` into the run folder.
 
-    The NPZ holds `x`, float32, or float64 in double precision, (n, *shape) in the range of the data, `images`, uint8
-    (n, H, W, C) if they are images, `labels`, int64 (n,), if they have any, `seed` and `nfe`, network evaluations per
-    sample; and `raw`, like `x`, the samples before the final denoise where they differ (with Tweedie; LastMean has none).
+    The NPZ holds `x`, float32, or float64 in double precision, (n, *shape), in the range of the data, or in their units if
+    they are stored as floats; `images`, uint8 (n, H, W, C) if they are images; `labels`, int64 (n,), or `condition`
+    (n, ...), in the units of the data, if there are any; `seed` and `nfe`, network evaluations per sample; and `raw`, like
+    `x`, the samples before the final denoise where they differ (with Tweedie; LastMean has none).
     The picture shows the first 400. On request `progress.png` shows the first few, drawn again, on their way from noise to
-    image.
+    data.
 
     Args:
         data: the data module.
         progressive: number of samples in `progress.png`.
-        labels: number of labels, which the samples have in turn.
-
-    Raises:
-        InputError: progressive is above 0, but the data are not images.
+        labels: number of labels, which the samples have in turn; 0 for none or other conditions.
     """
 
     def __init__(self, data: ScoreData, progressive: int = 0, labels: int = 0):
-        require(
-            not progressive or pictured(data),
-            f"--progressive {progressive}: shows images, but {type(data).__name__} has none; set it to 0",
-        )
         self._data, self._progressive, self._labels = data, progressive, labels
         self._parts: list[tuple[Tensor, ...]] = []
         self._nfe, self._seed = 0.0, 0
@@ -68,13 +62,13 @@ class SampleWriter(Callback):
         """Keeps the samples with their numbers, in main memory."""
         x = _storable(outputs.x)
         raw = x if outputs.raw is outputs.x else _storable(outputs.raw)
-        self._parts.append((batch[0].cpu(), x, raw, *(labels.cpu() for labels in batch[2:])))
+        self._parts.append((batch[0].cpu(), x, raw, *(cond.cpu() for cond in batch[2:])))
         self._nfe, self._seed = outputs.nfe, int(batch[1][0])
         if self._progressive and batch_idx == 0 and trainer.is_global_zero:
-            indices, labels = batch[0][: self._progressive], batch[2][: self._progressive] if len(batch) > 2 else None
+            indices, cond = batch[0][: self._progressive], batch[2][: self._progressive] if len(batch) > 2 else None
             strip = Strip(pl_module, self._data, self._progressive)
-            samples = pl_module.draw(indices.tolist(), self._seed, labels, observe=strip)
-            caption = f"from noise to image, seed {self._seed}, NFE {samples.nfe:g}"
+            samples = pl_module.draw(indices.tolist(), self._seed, cond, observe=strip)
+            caption = f"from noise to data, seed {self._seed}, NFE {samples.nfe:g}"
             save_picture(strip.picture(samples), Path(trainer.default_root_dir) / "progress.png", caption)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
@@ -85,17 +79,22 @@ class SampleWriter(Callback):
         if not trainer.is_global_zero:
             return
         indices, *drawn = (torch.cat(tensors) for tensors in zip(*chain.from_iterable(parts), strict=True))
-        x, raw, *labels = (tensor[indices.argsort()] for tensor in drawn)
-        images = drawable(self._data, self._data.to_reference(x))
+        x, raw, *cond = (tensor[indices.argsort()] for tensor in drawn)
+        stored = self._data.to_reference(x)
+        if stored.is_floating_point():
+            x, raw = stored.to(x.dtype), self._data.to_reference(raw).to(x.dtype)
         folder = Path(trainer.default_root_dir)
         arrays: dict[str, Any] = {"x": x.numpy(), "seed": self._seed, "nfe": self._nfe}
-        arrays |= {"images": images.permute(0, 2, 3, 1).numpy()} if images.ndim == 4 else {}
+        if in_pixels(self._data):
+            arrays["images"] = drawable(self._data, stored).permute(0, 2, 3, 1).numpy()
         arrays |= {} if torch.equal(raw, x) else {"raw": raw.numpy()}
-        arrays |= {"labels": labels[0].numpy()} if labels else {}
+        if cond:
+            labeled = pl_module.num_classes > 0
+            arrays |= {"labels": cond[0].numpy()} if labeled else {"condition": self._data.from_condition(cond[0]).numpy()}
         with replacing(folder / "samples.npz") as temporary:
             np.savez_compressed(temporary, **arrays)
         caption = f"{min(len(x), IN_PICTURE)} samples, seed {self._seed}, NFE {self._nfe:g}"
-        save_picture(sample_picture(images[:IN_PICTURE], self._labels), folder / "samples.png", caption)
+        save_picture(sample_picture(self._data, stored[:IN_PICTURE], self._labels), folder / "samples.png", caption)
 
 
 def _storable(x: Tensor) -> Tensor:

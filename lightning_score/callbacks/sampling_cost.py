@@ -10,6 +10,8 @@ from tqdm import tqdm
 
 from lightning_score.callbacks.base import fast_dev_run
 from lightning_score.callbacks.bits_per_dim import LikelihoodCallback
+from lightning_score.callbacks.distances import measures
+from lightning_score.callbacks.ensembles import Ensembles
 from lightning_score.callbacks.evaluate import Evaluate
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
@@ -42,13 +44,19 @@ def check_data(command: str, data: ScoreData, config: Any) -> None:
     """
     if command == "predict":
         return
-    chosen = config["trainer"]["callbacks"]
     if command == "fit":
         data.train_dataloader()
     data.val_dataloader()
-    for callback in (config["evaluate"], *(chosen if isinstance(chosen, list) else [chosen])):
-        if isinstance(callback, Evaluate | LikelihoodCallback):
+    config["model"].check_missing(data.missing)
+    for callback in (config["evaluate"], *_chosen(config)):
+        if isinstance(callback, Evaluate | Ensembles | LikelihoodCallback):
             callback.check(data)
+
+
+def _chosen(config: Any) -> list[Any]:
+    """The callbacks that the options name."""
+    chosen = config["trainer"]["callbacks"]
+    return chosen if isinstance(chosen, list) else [chosen]
 
 
 class SamplingCost(Callback):
@@ -58,18 +66,22 @@ class SamplingCost(Callback):
         command: fit, validate, test or predict.
         model: the model.
         config: the command's options, instantiated.
+        data: the data, which say whether anything is measured.
 
     Raises:
         InputError: they do not fit into memory, or would take years.
     """
 
-    def __init__(self, command: str, model: ScoreModel, config: Any):
+    def __init__(self, command: str, model: ScoreModel, config: Any, data: ScoreData):
         evaluate, samples, size = config["evaluate"], config["samples"], 16 * prod(model.shape)
-        measured = evaluate.num_samples * (evaluate.repeats if command == "test" else 1) * (evaluate.features is not None)
+        measured = evaluate.num_samples * (evaluate.repeats if command == "test" else 1) * measures(evaluate, data)
         grid = samples.num_samples * (command != "test")
         drawn = {"--evaluate.num_samples": measured, "--samples.num_samples": grid}
+        ensembles = [each for each in _chosen(config) if isinstance(each, Ensembles) and (each.in_fit or command == "test")]
+        drawn |= {f"Ensembles, {each.conditions} x {each.members}:": each.conditions * each.members for each in ensembles}
         kept = min(evaluate.neighbors, measured) * (command == "test")
         at_once = {"--evaluate.batch_size": min(evaluate.batch_size, measured)}
+        at_once |= {f"Ensembles, batch_size={each.batch_size}:": each.batch_size for each in ensembles}
         at_once |= {"--samples.num_samples": grid, "--evaluate.neighbors": kept}
         if command == "predict":
             drawn = at_once = {"--num_samples": config["num_samples"]}

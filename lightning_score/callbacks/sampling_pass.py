@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, Unmeasurable
 from lightning_score.files import cache_folder, read_tensors, replacing, tolerating_full_disk
 from lightning_score.metrics import Features
+from lightning_score.metrics.summaries import DistanceTotals, Summaries
 from lightning_score.metrics.totals import MetricTotals
 from lightning_score.runs.records import digest_of, settings_of
 from lightning_score.sampling.sampler import Samples
@@ -26,7 +27,7 @@ from lightning_score.training.model import ScoreModel
 
 SAVE_EVERY = 60.0
 """Seconds of work that an interruption loses at most."""
-FORMAT = 4
+FORMAT = 5
 """The version of a saved state; those of other versions are not read."""
 
 
@@ -37,8 +38,10 @@ class SamplingResult:
     Attributes:
         seed: the seed.
         n: the number of samples.
-        totals: of the final samples (True) and, on request, of those before the last noise is removed (False).
+        totals: of features, if any, of the final samples (True) and, on request, of those before the last noise is removed
+            (False).
         images: the first samples, in the form of the data's `reference()`.
+        summaries: the same as `totals` for distances without features.
         done: samples drawn on this process.
         evaluations: network evaluations that these took.
         seconds: time that these took.
@@ -48,6 +51,7 @@ class SamplingResult:
     n: int
     totals: dict[bool, MetricTotals]
     images: Tensor
+    summaries: dict[bool, DistanceTotals] = field(default_factory=dict)
     done: int = 0
     evaluations: int = 0
     seconds: float = 0.0
@@ -58,13 +62,15 @@ class SamplingResult:
         return self.evaluations / max(self.done, 1)
 
     @torch.inference_mode()
-    def add(self, numbers: Sequence[int], samples: Samples, features: Features, data: ScoreData) -> None:
+    def add(self, numbers: Sequence[int], samples: Samples, features: Features | None, data: ScoreData) -> None:
         """Adds the samples of these numbers; on a GPU, in a separate CUDA stream."""
         rows = torch.as_tensor(numbers)
         with _separate_stream(samples.x):
-            for denoised, totals in self.totals.items():
+            for denoised, summaries in self.summaries.items():
                 images = data.to_reference(samples.x if denoised else samples.raw)
-                totals.update(numbers, features(images))
+                if features is not None:
+                    self.totals[denoised].update(numbers, features(images))
+                summaries.update(numbers, images)
                 if denoised and len(self.images):
                     first = rows < len(self.images)
                     self.images[rows[first]] = images[first.to(images.device)].cpu()
@@ -73,18 +79,22 @@ class SamplingResult:
         """Sums over all processes, on each of them."""
         for totals in self.totals.values():
             totals.reduce(trainer)
+        for summaries in self.summaries.values():
+            summaries.reduce(trainer, device)
         if len(self.images):
             self.images = trainer.strategy.reduce(self.images.to(device), reduce_op="sum").cpu()
 
     def state_dict(self) -> dict[str, Any]:
         """What an interrupted pass resumes from."""
-        return {**vars(self), "totals": {denoised: totals.state_dict() for denoised, totals in self.totals.items()}}
+        sums = {name: getattr(self, name).items() for name in ("totals", "summaries")}
+        return vars(self) | {name: {which: each.state_dict() for which, each in found} for name, found in sums.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes from a saved state."""
-        for denoised, totals in self.totals.items():
-            totals.load_state_dict(state["totals"][denoised])
-        vars(self).update({**state, "totals": self.totals})
+        for name in ("totals", "summaries"):
+            for denoised, sums in getattr(self, name).items():
+                sums.load_state_dict(state[name][denoised])
+        vars(self).update({**state, "totals": self.totals, "summaries": self.summaries})
 
 
 class SamplingPass:
@@ -93,18 +103,25 @@ class SamplingPass:
     Args:
         trainer: the trainer, with the data.
         pl_module: the model, which holds the weights to measure.
-        features: the feature extractor.
+        features: the feature extractor, if any.
         batch_size: samples that each process draws at once.
         resumable: save the sums every minute, and resume from them after an interruption.
+        references: the data as distances without features see them.
 
     On a GPU the features of a batch are computed, in a separate stream, while the next batch is drawn.
     """
 
     def __init__(
-        self, trainer: Trainer, pl_module: ScoreModel, features: Features, batch_size: int, resumable: bool = False
+        self,
+        trainer: Trainer,
+        pl_module: ScoreModel,
+        features: Features | None,
+        batch_size: int,
+        resumable: bool = False,
+        references: Sequence[Summaries] = (),
     ) -> None:
         self.trainer, self.model, self.features = trainer, pl_module, features
-        self.batch_size, self.resumable = batch_size, resumable
+        self.batch_size, self.resumable, self.references = batch_size, resumable, references
         self.data = data_of(trainer)
         self.overlapping = pl_module.device.type == "cuda"
 
@@ -118,9 +135,14 @@ class SamplingPass:
             before_denoising: also sum up the samples before the final denoising step.
         """
         kinds = [True, False] if before_denoising else [True]
-        totals = {denoised: MetricTotals(self.features, n, self.model.device) for denoised in kinds}
+        totals = (
+            {}
+            if self.features is None
+            else {denoised: MetricTotals(self.features, n, self.model.device) for denoised in kinds}
+        )
+        summaries = {denoised: DistanceTotals(self.references) for denoised in kinds}
         stored = self.data.splits.train.x if shown else torch.zeros(0)
-        found = SamplingResult(seed, n, totals, stored.new_zeros(min(n, shown), *stored.shape[1:]))
+        found = SamplingResult(seed, n, totals, stored.new_zeros(min(n, shown), *stored.shape[1:]), summaries)
         path = self._path(found) if self.resumable else None
         if path is not None:
             self._resume(path, found)
@@ -138,7 +160,7 @@ class SamplingPass:
         with (
             tqdm(total=len(mine), initial=found.done, desc="evaluating", unit="sample", leave=False, disable=hidden) as bar,
             ThreadPoolExecutor(1) as pool,
-            self._fail_together(),
+            fail_together(self.trainer),
         ):
             adding = pool.submit(lambda: None)
             while found.done < len(mine):
@@ -159,25 +181,17 @@ class SamplingPass:
             adding.result()
         found.seconds = time.monotonic() - start
 
-    @contextmanager
-    def _fail_together(self) -> Iterator[None]:
-        """If sampling fails on one process, it fails on all: none waits for the sums of the others."""
-        failure: Unmeasurable | None = None
-        try:
-            yield
-        except Unmeasurable as error:
-            failure = error
-        if self.trainer.strategy.reduce_boolean_decision(failure is not None, all=False):
-            raise failure or Unmeasurable("the samples of another process cannot be measured")
-
     def _path(self, found: SamplingResult) -> Path:
         """The file of an interrupted pass, named by all that its sums depend on."""
-        digest = digest_of(self.model.state_dict())
+        in_turn = self.model.conditions.in_turn
+        digest = digest_of(self.model.state_dict() | ({} if in_turn is None else {"in turn": in_turn[: found.n]}))
         model, score, trainer = self.model, self.model.score_function, self.trainer
         parts = (model.sampler, model.guidance, score.process, score.parametrization)
         settings = [*map(settings_of, parts), model.conditional, trainer.precision]
-        options = [found.n, found.seed, len(found.totals), len(found.images), trainer.global_rank, trainer.world_size]
-        depends = [settings, self.features.fingerprint, self.data.fingerprint, *options, FORMAT]
+        options = [found.n, found.seed, len(found.summaries), len(found.images), trainer.global_rank, trainer.world_size]
+        features = None if self.features is None else self.features.fingerprint
+        distances = [(settings_of(each.distance), each.n) for each in self.references]
+        depends = [settings, features, distances, self.data.fingerprint, *options, FORMAT]
         digest.update(json.dumps(depends, default=str).encode())
         return cache_folder() / "evaluations" / f"{digest.hexdigest()[:24]}.pt"
 
@@ -188,6 +202,18 @@ class SamplingPass:
                 found.load_state_dict(read_tensors(path))
         if found.done and self.trainer.is_global_zero:
             tqdm.write(f"evaluation: resumes after {found.done} samples of an earlier one that was interrupted")
+
+
+@contextmanager
+def fail_together(trainer: Trainer) -> Iterator[None]:
+    """If sampling fails on one process, it fails on all: none waits for the sums of the others."""
+    failure: Unmeasurable | None = None
+    try:
+        yield
+    except Unmeasurable as error:
+        failure = error
+    if trainer.strategy.reduce_boolean_decision(failure is not None, all=False):
+        raise failure or Unmeasurable("the samples of another process cannot be measured")
 
 
 def _save(path: Path, found: SamplingResult) -> None:

@@ -38,7 +38,12 @@ class ExperimentCLI(LightningCLI):
     Args:
         arguments: the options.
         settings: further settings of LightningCLI.
+
+    Attributes:
+        checkpoint: the checkpoint that it works on, if any.
     """
+
+    checkpoint: dict[str, Any] | None = None
 
     def __init__(self, arguments: Arguments | list[str], **settings: Any):
         super().__init__(
@@ -56,12 +61,19 @@ class ExperimentCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links the shape of the data to the model, and adds the callbacks of every run as groups of options."""
-        parser.link_arguments("data", "model.shape", declared_shape, apply_on="instantiate")
+        parser.link_arguments("data", "model.shape", self.shape_of, apply_on="instantiate")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.condition", "model.condition", apply_on="instantiate")
         for name in ("ema", "samples", "evaluate", "guard"):
             parser.add_lightning_class_args(GROUPS[name], name)
         parser.add_argument("--name", type=str, default="run", help="Name of the run; that of its config by default.")
+
+    def shape_of(self, data: ScoreData) -> tuple[int, ...]:
+        """The shape of data, which first get their state in the checkpoint, so that samples can be drawn without files."""
+        state = (self.checkpoint or {}).get(type(data).__qualname__)
+        if state:
+            data.load_state_dict(state)
+        return declared_shape(data)
 
     def parse_arguments(  # type: ignore[override]
         self, parser: LightningArgumentParser, args: Arguments | list[str]

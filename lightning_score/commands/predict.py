@@ -6,12 +6,14 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_score.callbacks import SampleWriter
-from lightning_score.callbacks.pictures import labels_in_turn
+from lightning_score.commands.conditions import Given, read_conditions
 from lightning_score.commands.trainer import TrainerCommand
 from lightning_score.errors import require
+from lightning_score.training.conditions import in_turn
 
 LEAST = {"num_samples": 1, "batch_size": 1, "seed": 0, "progressive": 0}
 
@@ -21,29 +23,60 @@ class Predict(TrainerCommand):
 
     command = "predict"
     needs_step = False
+    cond: Tensor | None = None
+    """The conditions that samples have in turn; None for a model that takes none."""
 
     def add_options(self, parser: LightningArgumentParser) -> None:
         super().add_options(parser)
         parser.add_argument("--num_samples", type=int, default=64, help="Number of samples.")
         parser.add_argument("--seed", type=int, default=0, help="Seed of the samples; sample k is the same in any run.")
         parser.add_argument("--batch_size", type=int, default=1024, help="Samples drawn at once; more need more memory.")
-        progressive = "Samples in `progress.png`, drawn once more, from noise to image; 0: no such picture."
+        progressive = "Samples in `progress.png`, drawn once more, from noise to data; 0: no such picture."
         parser.add_argument("--progressive", type=int, default=0, help=progressive)
         labels = "Class labels, repeated in turn, as '[3]' or '[0, 1]'; all classes in turn by default."
         parser.add_argument("--labels", type=list[int] | None, default=None, help=labels)
+        condition = (
+            "Conditions, repeated in turn, in the units of the data: numbers, as '[0.3, 1.5]', a list of such rows, or a "
+            "NPY or NPZ file with a row for each; those of the held-out examples in turn by default."
+        )
+        parser.add_argument("--condition", type=Given | None, default=None, help=condition)
 
     def check_options(self, config: Any) -> None:
         for name, least in LEAST.items():
             require(config[name] >= least, f"--{name} {config[name]}: must be at least {least}")
+        require(config["labels"] is None or config["condition"] is None, "--labels and --condition: give one of them")
 
     def load_weights(self, checkpoint: dict[str, Any]) -> None:
-        """Also checks the labels, which the model must know."""
+        """Also finds the conditions, which the model must know."""
         super().load_weights(checkpoint)
-        if self.config_init["labels"] is not None:
-            self.model.conditions.check(torch.tensor(self.config_init["labels"]), self.model.takes_condition)
+        self.cond = self._conditions()
+
+    def _conditions(self) -> Tensor | None:
+        """Those asked for, or all classes, or those of the held-out examples; None for a model that takes none."""
+        model, given, labels = self.model, self.config_init["condition"], self.config_init["labels"]
+        conditions, kind = model.conditions, model.conditions.kind
+        if labels is not None:
+            require(
+                kind is None or conditions.num_classes > 0, "--labels: the model takes no class labels; give --condition"
+            )
+            conditions.check(torch.tensor(labels), model.takes_condition)
+            return torch.tensor(labels)
+        if given is not None:
+            kind = conditions.require_taken(model.takes_condition)
+            found: Tensor = self.datamodule.to_condition(read_conditions(given, kind))
+            conditions.check(found, model.takes_condition)
+        elif not model.takes_condition:
+            return None
+        else:
+            conditions.take_from(self.datamodule)
+            found = torch.arange(conditions.num_classes) if conditions.in_turn is None else conditions.in_turn
+        if not conditions.num_classes:
+            conditions.in_turn = found
+        return found
 
     def own_callbacks(self, folder: Path) -> list[Callback]:
-        return [SampleWriter(self.datamodule, self.config_init["progressive"], len(self._labels()))]
+        alternating = 0 if self.cond is None or not self.model.num_classes else len(self.cond)
+        return [SampleWriter(self.datamodule, self.config_init["progressive"], alternating)]
 
     def execute(self) -> None:
         config, processes = self.config_init, self.trainer.world_size
@@ -53,8 +86,8 @@ class Predict(TrainerCommand):
         )
         numbers = torch.arange(config["num_samples"])
         columns = [numbers, torch.full_like(numbers, config["seed"])]
-        if labels := self._labels():
-            columns.append(torch.tensor(labels)[numbers % len(labels)])
+        if self.cond is not None:
+            columns.append(in_turn(self.cond, numbers))
         dataset = TensorDataset(*columns)
         self.trainer.predict(self.model, DataLoader(dataset, config["batch_size"]), return_predictions=False)
         if self.folder is None:
@@ -63,7 +96,3 @@ class Predict(TrainerCommand):
             pictures = ["samples.png", "progress.png"] if config["progressive"] else ["samples.png"]
             files = ", ".join(f"{self.folder}/{name}" for name in (*pictures, "samples.npz"))
             print(f"{config['num_samples']} samples: {files}")
-
-    def _labels(self) -> list[int]:
-        """The labels that samples get in turn: those asked for, or all classes of a model that takes labels."""
-        return self.config_init["labels"] or list(range(labels_in_turn(self.model)))

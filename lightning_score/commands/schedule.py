@@ -94,7 +94,7 @@ def training_view(data: ScoreData) -> Tensor:
     """The training examples as the network sees them, (N, ...), without augmentation."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # for data that are dequantized
-        return data.transform(train=False)(data.splits.train.x)
+        return data.as_input(data.splits.train.x)
 
 
 def _rounded_max_distance(x: Tensor) -> float:

@@ -39,7 +39,7 @@ def print_training(trainer: Trainer, folder: Path | None, seconds: float, kept: 
         "config": "config.yaml",
         "checkpoints": ", ".join(sorted(file.name for file in folder.glob("*.ckpt"))) or "none",
     }
-    for kind in ("samples", "score", "loss_per_sigma"):
+    for kind in ("samples", "spectrum", "histogram", "score", "loss_per_sigma"):
         pictures = sorted(folder.glob(f"{kind}/*.png"))
         rows |= {kind: str(pictures[-1].relative_to(folder))} if pictures else {}
     print(f"\nfinished {trainer.global_step} steps after {seconds:.0f} s")
@@ -77,7 +77,7 @@ def evaluations(trainer: Trainer) -> list[Evaluation]:
 
 
 def sentence(evaluation: Evaluation) -> str:
-    """A Frechet distance with its error, samples, evaluations and floor."""
+    """A distance with its error, samples, evaluations and floor."""
     error = "" if math.isnan(evaluation.error) else f" +- {2 * evaluation.error:.2g} (two standard errors)"
     floor = "" if math.isnan(evaluation.floor) else f"; a perfect model scores {evaluation.floor:.3g} at this n"
     return (

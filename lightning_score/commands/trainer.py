@@ -39,7 +39,6 @@ class TrainerCommand(ExperimentCLI, ABC):
         command: its name.
         needs_checkpoint: whether it needs a checkpoint.
         needs_step: whether it needs the training step of its checkpoint.
-        checkpoint: the checkpoint that it works on, if any.
         folder: the folder of its results; None for a `fast_dev_run`.
 
     Raises:
@@ -49,7 +48,6 @@ class TrainerCommand(ExperimentCLI, ABC):
     command: ClassVar[str]
     needs_checkpoint: ClassVar[bool] = True
     needs_step: ClassVar[bool] = True
-    checkpoint: dict[str, Any] | None = None
     folder: Path | None = None
 
     def __init__(self, given: Arguments):
@@ -142,7 +140,7 @@ class TrainerCommand(ExperimentCLI, ABC):
         """Makes the folder once model and data are known to fit, then the trainer with its loggers and callbacks."""
         config, settings = self.config_init, self.config_init["trainer"]
         check_data(self.command, self.datamodule, config)  # before anything is written
-        cost = SamplingCost(self.command, self.model, config)
+        cost = SamplingCost(self.command, self.model, config, self.datamodule)
         if self.checkpoint is not None:
             self.load_weights(self.checkpoint)
         callbacks = as_list(settings["callbacks"])

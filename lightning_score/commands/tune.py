@@ -32,6 +32,7 @@ class Tuning(IdleExperiment):
         found, paths = with_found_configs(arguments), arguments.get("--ckpt_path")
         require(bool(paths) or arguments.asks_for_help, "tune needs a checkpoint: --ckpt_path runs/NAME/latest/last.ckpt")
         checkpoint = load_checkpoint(paths[-1], trusted_modules(arguments)) if paths else {"config": {}}
+        self.checkpoint = checkpoint
         super().__init__(over_checkpoint(found, checkpoint))
         try:
             self.model.load_state_dict(checkpoint["state_dict"])
@@ -78,6 +79,7 @@ def tune(arguments: Arguments) -> None:
     config, model = experiment.config_init, experiment.model
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     require_room(64 * config["num_samples"] * prod(model.shape), f"--num_samples {config['num_samples']}")
+    model.conditions.take_from(experiment.datamodule)
     with torch.inference_mode():
         chosen = choose(model, experiment.datamodule, config["evaluations"], config["num_samples"])
     source = f"{config['ckpt_path']}, {type(model.sampler).__name__}"

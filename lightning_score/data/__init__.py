@@ -2,8 +2,10 @@
 
 import lightning_score.torchvision_guard  # noqa: F401
 
+from lightning_score.data.array_augmentation import ArrayAugmentation, Dequantize, Flips, GaussianNoise, Rolls, Rotations
 from lightning_score.data.arrays import Arrays
-from lightning_score.data.base import Batches, Examples, ScoreData, Splits, split_indices
+from lightning_score.data.base import ScoreData
+from lightning_score.data.batches import Batches, Examples, Splits, split_indices
 from lightning_score.data.files import ImageFiles
 from lightning_score.data.folder import ImageFolder
 from lightning_score.data.images import Digits, ImageData, from_uint8, to_uint8
@@ -12,6 +14,7 @@ from lightning_score.data.standardize import Asinh, AsStored, Constants, Log, Me
 from lightning_score.data.stream import ImageStream
 from lightning_score.data.toy import GaussianMixture, Mixture
 
-__all__ = ["CIFAR10", "MNIST", "Arrays", "AsStored", "Asinh", "Batches", "Constants", "Digits", "Examples", "FashionMNIST",
-           "GaussianMixture", "ImageData", "ImageFiles", "ImageFolder", "ImageStream", "Log", "MeanStd", "MinMax", "Mixture",
-           "ScoreData", "Splits", "Standardization", "from_uint8", "split_indices", "to_uint8"]  # fmt: skip
+__all__ = ["CIFAR10", "MNIST", "ArrayAugmentation", "Arrays", "AsStored", "Asinh", "Batches", "Constants", "Dequantize",
+           "Digits", "Examples", "FashionMNIST", "Flips", "GaussianMixture", "GaussianNoise", "ImageData", "ImageFiles",
+           "ImageFolder", "ImageStream", "Log", "MeanStd", "MinMax", "Mixture", "Rolls", "Rotations", "ScoreData", "Splits",
+           "Standardization", "from_uint8", "split_indices", "to_uint8"]  # fmt: skip

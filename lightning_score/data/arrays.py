@@ -3,8 +3,8 @@
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from math import prod
-from typing import Any
+from math import isinf, prod
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,12 +13,14 @@ from torch import Tensor
 
 from lightning_score.conditions import ClassLabel, Condition
 from lightning_score.data.axes import Axes, Windows, find_axes, ordered
-from lightning_score.data.base import Examples, ScoreData, Splits, Transform, split_indices
+from lightning_score.data.base import Examples, ScoreData, Splits, Transform
+from lightning_score.data.readers import located
 from lightning_score.data.sources import Source
+from lightning_score.data.splitting import split_examples, split_files
 from lightning_score.data.standardize import MeanStd, Standardization, moments
 from lightning_score.data.stored import CHUNK, Stored
 from lightning_score.data.stored_condition import StoredCondition, find_condition, from_state
-from lightning_score.errors import InputError, require
+from lightning_score.errors import require
 from lightning_score.files import LocalPath
 
 
@@ -41,8 +43,8 @@ class Arrays(ScoreData):
         missing: the value of missing numbers, nan or as in -999, which the loss leaves out; null: none is missing.
         held_out: the fraction held out for validation and test, or the path of other files for that.
         group: the name of the group of each example, or of a column: whole groups are held out; null: no groups.
-        condition: what the model is given, by the names of arrays or columns in the files: integers are class labels, floats a
-            vector, arrays with the axes of the data are arrays; null: nothing.
+        condition: what the model is given, by the names of arrays or columns in the files: integers are class labels,
+            floats a vector, arrays with the axes of the data are arrays; null: nothing.
         condition_path: the file of the condition; null: that of the data.
         num_classes: number of classes of a condition of integers; null: as found; 0: the integers are numbers.
         standardize_condition: for the numbers of the condition; null: MeanStd.
@@ -64,7 +66,7 @@ class Arrays(ScoreData):
         window: Sequence[int] | None = None,
         stride: Sequence[int] | None = None,
         standardize: Standardization | None = None,
-        missing: float | None = None,
+        missing: float | Literal["nan"] | None = None,
         held_out: float | LocalPath = 0.1,
         group: str | None = None,
         condition: str | list[str] | None = None,
@@ -83,13 +85,14 @@ class Arrays(ScoreData):
             not fraction or 0 < float(held_out) < 1,
             f"held_out={held_out}: must be a fraction between 0 and 1, as in 0.1, or the path of files",
         )
-        require(missing is None or abs(missing) != float("inf"), f"missing={missing}: must be nan, a finite number, or null")
+        fill = None if missing is None else float(missing)
+        require(fill is None or not isinf(fill), f"missing={missing}: must be nan, a finite number, or null")
         require(num_classes is None or num_classes >= 0, f"num_classes={num_classes}: must be 0 or more, or null")
         self.windows = Windows(tuple(window or ()), tuple(stride or window or ()))
         self.windows.check()
         self.declared, self.held_out, self.in_memory, self.cache = (axes, shape, num_classes), held_out, in_memory, cache
         self.standardize, self.how = standardize or MeanStd(), standardize_condition
-        self.fill, self.missing, self.units, self.given_names = missing, missing is not None, units, names
+        self.fill, self.missing, self.units, self.given_names = fill, fill is not None, units, names
         keys = [] if condition is None else [condition] if isinstance(condition, str) else list(condition)
         held = [] if fraction else [str(held_out)]
         require(
@@ -107,7 +110,7 @@ class Arrays(ScoreData):
     def axes(self) -> Axes:
         """The axes of an array in the files."""
         first, (letters, shape, _) = self.source.first, self.declared
-        many = len(self.source.files) == 1 and not first.alone
+        many = self.source.files[0] == located(self.source.paths[0])  # rather than in a folder
         return find_axes(first.shape, letters, shape, self.windows.size, first.axes, many)
 
     @cached_property
@@ -161,15 +164,23 @@ class Arrays(ScoreData):
             return super().to_condition(values)
         return self.stored_condition.to_model(values)
 
+    def from_condition(self, y: Tensor) -> Tensor:
+        if self.given is not None or self.stored_condition is None:
+            return super().from_condition(y)
+        return self.stored_condition.from_model(y)
+
     def load(self) -> Splits:
         in_memory = self.source.in_memory(self.in_memory)
         x, rows = self._examples(in_memory)
-        split = self._split(x, rows)
+        self._check(x, rows)
+        groups = None if self.group is None else self.group.rows("N" not in self.axes.letters)
+        first = self.source.count if isinstance(self.held_out, str) else None
+        split = split_files(x, first) if first else split_examples(x, rows, float(self.held_out), groups, self.windows)
         for name, numbers in zip(("training", "held-out"), split, strict=True):
-            require(len(numbers) > 0, f"{self.source}: leaves no {name} examples; change held_out={self.held_out}, or window")
+            require(
+                len(numbers) > 0, f"{self.source}: no {name} examples are left; change held_out={self.held_out}, or window"
+            )
         train, held_out = (x.of(numbers).read() if in_memory else x.of(numbers) for numbers in split)
-        for part, numbers in ((train, split[0]), (held_out, split[1])):
-            self._check(part, rows[numbers])
         self._fit(train)
         if self._state and self._state["fingerprint"] != self.fingerprint:
             rank_zero_warn(f"{self.source}: other files, or changed since training; the constants of training are used")
@@ -184,10 +195,13 @@ class Arrays(ScoreData):
         """All examples, those of held-out files last, and the row of each in the files: windows share one."""
         axes, lead, views = self.axes, self.windows.lead, list[np.ndarray]()
         require(
-            axes.shape == self.shape, f"{self.source}: has examples of shape {list(axes.shape)}, the model {list(self.shape)}"
+            axes.shape == self.shape,
+            f"{self.source}: examples have shape {list(axes.shape)}, those of the model {list(self.shape)}",
         )
         for file, array in zip(self.source.files, self.source.arrays(in_memory, self.cache), strict=True):
-            found = find_axes(array.shape, axes.letters, None, self.windows.size) if array.ndim == len(axes.letters) else None
+            found = (
+                find_axes(array.shape, axes.letters, None, self.windows.size) if array.ndim == len(axes.letters) else None
+            )
             require(
                 found == axes,
                 f"{file}: is an array of shape {list(array.shape)}, which does not fit the first, {self.source.files[0]}: "
@@ -203,43 +217,11 @@ class Arrays(ScoreData):
         counts = np.repeat([prod(view.shape[1:lead]) for view in views], [view.shape[0] for view in views])
         return Stored(views, lead, self.fill), np.repeat(np.arange(len(counts)), counts)
 
-    def _split(self, x: Stored, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The numbers of the training and the held-out examples; no number in the files is in both."""
-        n = int(rows[-1]) + 1
-        if isinstance(self.held_out, str):
-            first = sum(prod(view.shape[: x.lead]) for view in x.parts[: self.source.count])
-            return np.arange(first), np.arange(first, len(x))
-        if self.group is not None:
-            groups = self.group.rows("N" not in self.axes.letters)
-            require(len(groups) == n, f"group={self.group.key}: has {len(groups)} rows, and the data have {n}; give one for each")
-            _, number = np.unique(groups, return_inverse=True)
-            count = int(number.max()) + 1
-            require(count > 1, f"group={self.group.key}: has one group only; two or more can be split")
-            train = np.isin(number, split_indices(count, self.held_out)[0])[rows]
-        elif self.windows.size and n * self.held_out < 1:
-            return self._split_positions(x)
-        else:
-            chosen = split_indices(n, self.held_out)
-            if not self.windows.size:
-                return chosen
-            train = np.isin(rows, chosen[0])
-        return np.flatnonzero(train), np.flatnonzero(~train)
-
-    def _split_positions(self, x: Stored) -> tuple[np.ndarray, np.ndarray]:
-        """Windows before and after a position along the first axis of positions; those across it are left out."""
-        size, stride, before, after = self.windows.size[0], self.windows.stride[0], list[np.ndarray](), list[np.ndarray]()
-        for view in x.parts:
-            border = round(((view.shape[1] - 1) * stride + size) * (1 - float(self.held_out)))
-            start = stride * np.arange(view.shape[1])[:, None] + np.zeros((view.shape[0], 1, prod(view.shape[2 : x.lead])), int)
-            before.append(start.flatten() + size <= border)
-            after.append(start.flatten() >= border)
-        return np.flatnonzero(np.concatenate(before)), np.flatnonzero(np.concatenate(after))
-
-    def _check(self, x: Tensor, rows: np.ndarray) -> None:
+    def _check(self, x: Stored, rows: np.ndarray) -> None:
         """Raises `InputError` if a value is NaN or infinite, or outside of what the standardization takes."""
         nan = infinite = other = before = 0
         first = ""
-        for chunk in chunks(x):
+        for chunk in x.chunks():
             unknown = chunk.isnan() & (not self.missing)
             wrong = unknown | ~self.standardize.allowed(chunk)
             if bool(wrong.any()):

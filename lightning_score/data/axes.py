@@ -75,13 +75,13 @@ def find_axes(
         found = _shape(each, size, window)
         if found is not None and (shape is None or found == tuple(shape)):
             return Axes(each, found)
-    shapes = "; ".join(f"axes={each} gives the shape {list(_shape(each, size, window) or [])}" for each in tried) or "none fits"
+    shapes = "; ".join(f"axes={each}: {list(_shape(each, size, window) or [])}" for each in tried) or "none fits"
     wanted = f" of shape={list(shape)}" if shape is not None else ""
     windows = f" with window={list(window)}" if window else ""
     require(
         False,
-        f"axes={letters}: an array of shape {list(size)} has no examples{wanted}{windows}: {shapes}; declare the axes of the "
-        "array, with N for examples, C for channels and other letters for positions, as in NCHW, NHW or CL",
+        f"axes={letters}: an array of shape {list(size)} has no examples{wanted}{windows} ({shapes}); declare the axes, "
+        "with N for examples, C for channels and other letters for positions, as in NCHW, NHW or CL",
     )
     raise AssertionError
 
@@ -98,8 +98,8 @@ def ordered(array: np.ndarray, axes: Axes, windows: Windows) -> np.ndarray:
     if not windows.size:
         return array
     seen = np.lib.stride_tricks.sliding_window_view(array, windows.size, tuple(range(2, array.ndim)))
-    seen = seen[(slice(None), slice(None), *(slice(None, None, step) for step in windows.stride))]
-    return np.moveaxis(seen, 1, len(windows.size) + 1)
+    steps = (slice(None), slice(None), *(slice(None, None, step) for step in windows.stride))
+    return np.moveaxis(seen[steps], 1, len(windows.size) + 1)
 
 
 def _check_letters(letters: str, size: Sequence[int]) -> None:
@@ -126,7 +126,7 @@ def _likely(size: Sequence[int], windowed: int, known: str, many: bool, all_of_t
     found = [known] if known else []
     for first in ("N", "") if many and not known else ("", "N"):
         rest = len(size) - len(first)
-        inner = size[len(first) :]
+        inner = tuple(size[len(first) :])
         plain = names.get(rest)
         options = [f"C{names[rest - 1]}", f"{names[rest - 1]}C"] if 1 <= rest <= 4 else []
         small = [each for each in options if _is_small(inner[each.index("C")], inner)]
@@ -142,4 +142,5 @@ def _is_small(channels: int, sizes: Sequence[int]) -> bool:
     """Whether an axis is as short as channels usually are beside positions."""
     others = [*sizes]
     others.remove(channels)
-    return all(channels < n for n in others) and (channels <= 4 or (channels <= CHANNELS and 2 * channels <= min(others)))
+    most = min(others, default=0)
+    return channels < most and (channels <= 4 or (channels <= CHANNELS and 2 * channels <= most))

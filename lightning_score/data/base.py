@@ -1,22 +1,22 @@
-"""The base class of all data modules, and a dataset that makes a whole batch in one vectorized step."""
+"""The base class of all data modules."""
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from inspect import Parameter, Signature, signature
 from math import prod
-from typing import Any, NamedTuple
-from zlib import crc32
+from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lightning_score.conditions import Condition, LinearOperator, condition_of
+from lightning_score.data.array_augmentation import ArrayAugmentation, Changed, Noisy
+from lightning_score.data.batches import CPU, Batches, Examples, Finish, Splits, Transform, split_indices, whole_batch
 from lightning_score.data.check import check_splits
 from lightning_score.data.observed import Observed
 from lightning_score.data.order import InTurn, Loader, Shuffled
@@ -24,90 +24,12 @@ from lightning_score.errors import require
 from lightning_score.memory import require_room
 from lightning_score.seeds import counted_seed, derive_seed, seeded
 
-Transform = Callable[[Tensor], Tensor]
+__all__ = ["Batches", "Examples", "ScoreData", "Splits", "Transform", "split_indices"]
 
-CPU = torch.device("cpu")
+IN_TURN = 1024
+"""Held-out examples whose observations samples get in turn."""
 ROOM_ON_GPU = 2 << 30
 """Maximal size in bytes of a data set that is copied to the GPU, where its batches are made; CIFAR-10 has a twelfth."""
-
-
-class Examples(NamedTuple):
-    """Stored data `x` (N, *shape) and labels `y`, int64 (N,), zeros for unlabeled data."""
-
-    x: Tensor
-    y: Tensor
-
-
-class Splits(NamedTuple):
-    """The training examples, and the examples held out for validation and test."""
-
-    train: Examples
-    held_out: Examples
-
-
-def pair(x: Tensor, y: Tensor, given: Observed | None) -> tuple[Tensor, Tensor]:
-    """A batch (x, y): x transformed, and the stored conditions or observations of x."""
-    return x, y if given is None else given(x)
-
-
-class Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Examples in memory, indexed and transformed one whole batch at a time.
-
-    torch's loader calls `__getitems__` if it exists, so samplers of single examples also work.
-
-    Args:
-        examples: the stored examples.
-        transform: maps stored examples, (B, *shape), to inputs of the model.
-        device: the device of the batches, to which the examples are copied.
-        given: what the examples are conditioned on instead of their labels.
-    """
-
-    def __init__(
-        self, examples: Examples, transform: Transform, device: torch.device = CPU, given: Observed | None = None
-    ) -> None:
-        self.examples = Examples(*(field.to(device) for field in examples))
-        self.transform = transform
-        self.device, self.given = device, given
-
-    def __len__(self) -> int:
-        return len(self.examples.x)
-
-    def __getitem__(self, index: int | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """One example, or the batch of a list of indices, which may be empty."""
-        if isinstance(index, int):
-            x, y = self.__getitems__([index])
-            return x[0], y[0]
-        x, y = self.__getitems__(index if len(index) else [0])
-        return x[: len(index)], y[: len(index)]
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        rows = torch.as_tensor(indices)
-        there = rows.to(self.device, non_blocking=True)
-        x, y = (field.index_select(0, there) for field in self.examples)  # ten times faster than x[rows]
-        seed = getattr(indices, "seed", 0) if len(rows) == 1 else 0  # a batch of one is the same rows in every epoch
-        parts = [crc32(rows.numpy().tobytes()), *([seed] if seed else [])]
-        with seeded(derive_seed(*parts), self.device):  # the same batch in any process
-            return pair(self.transform(x), y, self.given)
-
-
-def split_indices(n: int, held_out: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A fixed random split of 0..n-1, not stratified: the first part of a seeded permutation is for training.
-
-    The stream of numpy's `RandomState` never changes (NEP 19), so the split is the same on every machine.
-
-    Args:
-        n: number of examples.
-        held_out: fraction held out; the number is rounded up.
-        seed: the seed of the permutation.
-    """
-    order = np.random.RandomState(seed).permutation(n)
-    num_train = int(n * (1 - held_out))
-    return order[:num_train], order[num_train:]
-
-
-def whole_batch(batch: Any) -> Any:
-    """The identity, as `collate_fn`: `Batches` returns whole batches."""
-    return batch
 
 
 class ScoreData(LightningDataModule, ABC):
@@ -134,6 +56,7 @@ class ScoreData(LightningDataModule, ABC):
         given: what the model is given of every example, in place of its label: as BlockMean, for super-resolution; null: the
             label, or what else the data hold.
         given_noise: standard deviation of noise that is added to it, in the units of the model.
+        augment: random changes of the training examples, and noise that becomes a part of the data; null: none.
 
     Raises:
         InputError: batch_size < 1, or num_workers < 0; given_noise < 0, or without given.
@@ -168,6 +91,7 @@ class ScoreData(LightningDataModule, ABC):
         num_workers: int = 0,
         given: LinearOperator | None = None,
         given_noise: float = 0.0,
+        augment: list[ArrayAugmentation] | None = None,
     ) -> None:
         super().__init__()
         require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
@@ -175,10 +99,12 @@ class ScoreData(LightningDataModule, ABC):
         require(given_noise >= 0, f"given_noise={given_noise}: must be 0 (exact observations) or more, as in 0.1")
         require(given is not None or not given_noise, f"given_noise={given_noise}: is of observations; set given, too")
         by_command_line = _given_hyperparameters.get() is not None
-        self.save_hyperparameters(ignore=[] if by_command_line else ["given", "standardize", "standardize_condition"], logger=False)
+        objects = ["given", "augment", "standardize", "standardize_condition"]
+        self.save_hyperparameters(ignore=[] if by_command_line else objects, logger=False)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.given = None if given is None else Observed(given, given_noise)
+        self.augment = augment or []
 
     @abstractmethod
     def load(self) -> Splits:
@@ -209,13 +135,40 @@ class ScoreData(LightningDataModule, ABC):
         """Conditions in the units of the stored data, as a user gives them, in those of the model, (B, *condition.shape)."""
         return values if self.given is None else self.given.from_units(values, self.shape, self.transform(False))
 
-    def pairs(self, examples: Examples) -> tuple[Tensor, Tensor]:
-        """Stored examples as a batch (x, y) for the model, without augmentation."""
-        return pair(self.transform(False)(examples.x), examples.y, self.given)
+    def from_condition(self, y: Tensor) -> Tensor:
+        """The inverse of `to_condition`."""
+        return y if self.given is None else self.given.to_units(y, self.shape, self.to_reference)
+
+    def pairs(self, examples: Examples, filled: bool = True) -> tuple[Tensor, Tensor]:
+        """Stored examples as a batch (x, y) for the model, without augmentation; missing entries are filled by default."""
+        return Finish(self.given)(self.as_input(examples.x, filled), examples.y)
+
+    def filled(self, x: Tensor) -> Tensor:
+        """Stored examples with the value that the model sees as 0 in place of missing entries."""
+        if not self.missing:
+            return x
+        zeros = self.to_reference(torch.zeros(1, *self.shape, device=x.device))
+        return x.where(~x.isnan(), zeros.to(x.dtype))
+
+    def as_input(self, x: Tensor, filled: bool = True) -> Tensor:
+        """Stored examples as inputs of the model, not augmented; missing entries are filled or, on request, stay NaN."""
+        return self._inputs(train=False)(self.filled(x) if filled else x)
+
+    def _inputs(self, train: bool) -> Transform:
+        """`transform`, after the noise that is a part of the data."""
+        return Noisy(self.augment, self.transform(train)) if self.augment else self.transform(train)
+
+    def _finish(self, train: bool) -> Finish:
+        """What is done to transformed batches."""
+        change = Changed(self.augment, None if self.given else self.condition) if self.augment and train else None
+        return Finish(self.given, change)
 
     def held_out_conditions(self) -> Tensor:
         """The conditions of the held-out examples in order, which samples get in turn, (n, *condition.shape)."""
-        return self.splits.held_out.y
+        if self.given is None:
+            return self.splits.held_out.y
+        with seeded(derive_seed()):  # of dequantization and of the noise of observations
+            return self.pairs(Examples(*(part[:IN_TURN] for part in self.splits.held_out)), filled=False)[1]
 
     @cached_property
     def splits(self) -> Splits:
@@ -229,8 +182,8 @@ class ScoreData(LightningDataModule, ABC):
         return Splits(*(Examples(*examples) for examples in loaded))
 
     def reference(self) -> Tensor:
-        """The whole data set, training and held-out examples, as stored and without augmentation, (N, *shape)."""
-        return torch.cat([self.splits.train.x, self.splits.held_out.x])
+        """The whole data set, training and held-out examples, as stored, filled and without augmentation, (N, *shape)."""
+        return self.filled(torch.cat([self.splits.train.x, self.splits.held_out.x]))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -289,7 +242,7 @@ class ScoreData(LightningDataModule, ABC):
         device = self._device(examples)
         unused = torch.Generator().manual_seed(derive_seed()) if self.num_workers else None  # else it draws from torch's
         return kind(
-            Batches(examples, self.transform(train), device, self.given),
+            Batches(examples, self._inputs(train), device, self._finish(train)),
             sampler=sampler,
             batch_size=None,  # the sampler returns whole batches
             collate_fn=whole_batch,

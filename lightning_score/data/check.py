@@ -75,7 +75,7 @@ def check_splits(data: "ScoreData", loaded: Any) -> None:
     )
     for split, (x, y) in zip(("train", "held_out"), loaded, strict=True):
         check_examples(data, split, x, y)
-    if data.condition is not None and not data.condition.num_classes:
+    if not _labeled(data):
         return
     seen = loaded[0][1].bincount(minlength=data.num_classes)
     unseen = [str(k) for k in range(data.num_classes) if seen[k] == 0]
@@ -108,22 +108,31 @@ def check_examples(data: "ScoreData", split: str, x: Any, y: Any) -> None:
         )
     require(x.ndim > 0 and len(x) > 0, f"{place} is empty: keep at least one example in it, as split_indices does")
     _check_shape(f"{place}.x", tuple(x.shape[1:]), tuple(data.shape))
-    low, high = _ends(x if x.nbytes <= WHOLE else x[:: -(-x.nbytes // WHOLE)])
+    low, high = _ends(x if x.nbytes <= WHOLE else x[:: -(-x.nbytes // WHOLE)], data.missing)
     require(isfinite(low) and isfinite(high), f"{place}.x holds NaN or infinity: remove these examples in load")
     if data.stored_dtype is not None:
         _check_stored(data, f"{place}.x", x, low, high)
-    if data.condition is None or data.condition.num_classes:
+    for each in data.augment:
+        each.check(data, x[:SEEN])
+    if _labeled(data) or data.condition is None:
         _check_labels(data.num_classes, place, y, len(x))
-    else:
+    elif data.condition is not None:
         _check_conditions(data.condition, place, y, len(x))
     _check_seen(data, split, x)
 
 
-def _ends(x: Tensor) -> tuple[float, float]:
-    """The lowest and the highest value, NaN if there is one."""
-    supported = x.is_floating_point() or x.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    low, high = (x if supported else x.long()).aminmax()
+def _ends(x: Tensor, missing: bool = False) -> tuple[float, float]:
+    """The lowest and the highest value, NaN if there is one, unless values may be missing."""
+    if missing:
+        x = torch.cat([x[~x.isnan()], x.new_zeros(int(x.isnan().all()))])
+    low, high = _ordered(x).aminmax()
     return float(low), float(high)
+
+
+def _ordered(x: Tensor) -> Tensor:
+    """The same numbers in a type that torch compares."""
+    supported = x.is_floating_point() or x.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    return x if supported else x.long()
 
 
 def _check_shape(place: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
@@ -171,11 +180,16 @@ def _check_labels(classes: int, place: str, y: Tensor, n: int) -> None:
     )
 
 
+def _labeled(data: "ScoreData") -> bool:
+    """Whether the stored y are labels, zeros for unlabeled data; what is `given` of examples is not stored."""
+    return data.condition is None or data.given is not None or bool(data.condition.num_classes)
+
+
 def _check_conditions(condition: Condition, place: str, y: Tensor, n: int) -> None:
     """One condition for each of n examples."""
     require(len(y) == n, f"{place} has {len(y)} conditions for {n} examples: return one per example")
     try:
-        condition.check(y)
+        condition.check(y if y.nbytes <= WHOLE else y[:: -(-y.nbytes // WHOLE)])
     except InputError as error:
         raise InputError(f"{place}.y: {error}") from error
 
@@ -183,7 +197,7 @@ def _check_conditions(condition: Condition, place: str, y: Tensor, n: int) -> No
 def _check_seen(data: "ScoreData", split: str, x: Tensor) -> None:
     """The results of `transform` for some examples, with the lowest and the highest, and of `to_reference` for them."""
     n = max(1, min(SEEN, (1 << 24) // prod(data.shape), len(x)))
-    some = (x if x.nbytes <= WHOLE else x[:n]).flatten(1)
+    some = _ordered(data.filled(x if x.nbytes <= WHOLE else x[:n])).flatten(1)
     stored = x[[*range(n), int(some.amax(1).argmax()), int(some.amin(1).argmin())]]
     kept = stored.clone()
     with torch.random.fork_rng(devices=[]):
@@ -193,9 +207,11 @@ def _check_seen(data: "ScoreData", split: str, x: Tensor) -> None:
             transform = data.transform(train)
             require(callable(transform), f"{place} gives a {_kind(transform)}, must give the function that is applied")
             seen = transform(stored)
-            require(torch.equal(stored, kept), f"{place} changes the stored examples in place: let it return new tensors")
+            same = torch.equal(stored, kept) or torch.equal(stored.nan_to_num(), kept.nan_to_num())
+            require(same, f"{place} changes the stored examples in place: let it return new tensors")
             _check_batch(data, place, seen, len(stored), train)
-        _check_reference(data, stored, data.to_reference(seen.clone()))
+        back = data.to_reference(data.as_input(stored) if data.missing else seen.clone())
+        _check_reference(data, data.filled(stored), back)
 
 
 def _check_batch(data: "ScoreData", place: str, seen: Any, n: int, train: bool) -> None:
@@ -208,7 +224,7 @@ def _check_batch(data: "ScoreData", place: str, seen: Any, n: int, train: bool) 
         "transform",
     )
     require(seen.dtype == torch.float32, f"{place} gives {seen.dtype}, must give torch.float32: end it with .float()")
-    low, high = _ends(seen)
+    low, high = _ends(seen, data.missing)
     require(isfinite(low) and isfinite(high), f"{place} gives NaN or infinity")
     if data.data_range is None:
         return
@@ -248,8 +264,8 @@ def _check_reference(data: "ScoreData", stored: Tensor, back: Any) -> None:
         f"{type(data).__name__}.load: {changed:.0%} of the bytes are none of the {data.levels} levels that are declared, "
         "round(255 k / (levels - 1)): declare levels = 256, or return such bytes",
     )
-    (low, high), (back_low, back_high) = _ends(stored), _ends(back)
-    apart = float((back.double() - stored.double()).abs().mean())
+    (low, high), (back_low, back_high) = _ends(stored, data.missing), _ends(back, data.missing)
+    apart = float((back.double() - stored.double()).abs().nanmean())
     require(
         apart <= 0.1 * (high - low) or high == low,
         f"{place} does not undo transform(train=False): stored values from {low:g} to {high:g} come back from "

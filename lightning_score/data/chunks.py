@@ -17,10 +17,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 from torch import Tensor
 
-from lightning_score.data.base import Transform, pair
+from lightning_score.data.batches import Finish, Transform
 from lightning_score.data.files import UNREADABLE, ImageFiles, as_bytes, fit
 from lightning_score.data.gray import GrayScale, eight_bits, is_deep
-from lightning_score.data.observed import Observed
 from lightning_score.errors import InputError, require
 from lightning_score.files import replace_text, replacing
 from lightning_score.seeds import derive_seed, seeded
@@ -217,10 +216,10 @@ class Batched:
     """Makes a batch for the model; its random numbers depend only on the images."""
 
     transform: Transform
-    given: Observed | None = None
+    finish: Finish
 
     def __call__(self, items: Sequence[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:
         images = np.stack([image for image, _ in items])
         labels = torch.tensor([label for _, label in items], dtype=torch.long)
         with seeded(derive_seed(crc32(images.tobytes()))):  # the same batch in a resumed run
-            return pair(self.transform(torch.from_numpy(images)), labels, self.given)
+            return self.finish(self.transform(torch.from_numpy(images)), labels)

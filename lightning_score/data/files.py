@@ -21,7 +21,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.functional import center_crop
 from tqdm import tqdm
 
-from lightning_score.data.base import split_indices
+from lightning_score.data.batches import split_indices
 from lightning_score.data.check import is_interval
 from lightning_score.data.gray import GrayScale, eight_bits, highest_of, is_deep, white_level
 from lightning_score.data.images import ImageData

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_score.data.base import Examples, Splits
+from lightning_score.data.batches import Examples, Splits
 from lightning_score.data.files import ImageFiles
 from lightning_score.data.gray import warn_of_few_levels
 from lightning_score.errors import require

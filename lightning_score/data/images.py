@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_score.data.base import Examples, ScoreData, Splits, split_indices
+from lightning_score.data.base import ScoreData
+from lightning_score.data.batches import Examples, Splits, split_indices
 from lightning_score.data.check import is_interval
 from lightning_score.errors import Unmeasurable, require
 

@@ -45,3 +45,7 @@ class Observed(NamedTuple):
         """
         with seeded(derive_seed()):  # of dequantization
             return self.operator.apply(transform(self.operator.lift(values.float(), shape)))
+
+    def to_units(self, y: Tensor, shape: Sequence[int], to_reference: Callable[[Tensor], Tensor]) -> Tensor:
+        """The inverse of `from_units`, as exactly as `to_reference` restores stored examples."""
+        return self.operator.apply(to_reference(self.operator.lift(y, shape)).float())

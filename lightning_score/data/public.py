@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision import datasets
 from torchvision.datasets.utils import extract_archive
 
-from lightning_score.data.base import Examples, Splits
+from lightning_score.data.batches import Examples, Splits
 from lightning_score.data.images import ImageData
 from lightning_score.errors import InputError, require
 from lightning_score.files import LocalPath, new_folder_if_kept

@@ -4,12 +4,14 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
+from PIL import Image
 
 from lightning_score.errors import InputError, one_line, require
 
@@ -31,7 +33,6 @@ class Member(NamedTuple):
         open: gives the array, or an object that reads slices of it.
         mapped: whether `open` gives a memory-mapped array, which is read where it is indexed.
         axes: the meaning of its axes as in `axes.Axes`, if the format has one.
-        alone: whether the format holds one example rather than many.
     """
 
     shape: tuple[int, ...]
@@ -39,7 +40,6 @@ class Member(NamedTuple):
     open: Callable[[], Any]
     mapped: bool = False
     axes: str = ""
-    alone: bool = False
 
 
 Members = Mapping[str, Member]
@@ -120,10 +120,18 @@ def checked(name: str, member: Member) -> Member:
     return member
 
 
+def _same(array: Any) -> Any:
+    return array
+
+
+def _column(table: Any, name: str) -> np.ndarray:
+    return np.asarray(table.data[name])
+
+
 def _npy(file: Path) -> Members:
     array = np.load(file, mmap_mode="r", allow_pickle=False)
     require(isinstance(array, np.ndarray), f"{file}: is not an NPY file")
-    return {"": Member(array.shape, array.dtype, lambda: array, True)}
+    return {"": Member(array.shape, array.dtype, partial(_same, array), True)}
 
 
 def _npz(file: Path) -> Members:
@@ -180,10 +188,10 @@ def _hdf5(file: Path) -> Members:
         if not isinstance(item, h5py.Dataset) or item.shape is None:
             return
         offset = item.id.get_offset() if item.chunks is None and not item.external else None
-        plain = offset is not None and item.dtype.kind in "biuf" and 0 not in item.shape
-        found[name] = Member(
-            item.shape, item.dtype, _mapping(file, item.dtype, offset, item.shape) if plain else lambda: item, plain
-        )
+        if offset is None or item.dtype.kind not in "biuf" or 0 in item.shape:
+            found[name] = Member(item.shape, item.dtype, partial(_same, item))
+        else:
+            found[name] = Member(item.shape, item.dtype, _mapping(file, item.dtype, offset, item.shape), True)
 
     opened.visititems(visit)
     return found
@@ -204,7 +212,13 @@ def _zarr(file: Path) -> Members:
             for name in sorted(item):
                 yield from within(item[name], f"{place}/{name}".lstrip("/"))
 
-    return {name: Member(item.shape, np.dtype(item.dtype), lambda item=item: item) for name, item in within(opened, "")}
+    return {name: Member(item.shape, np.dtype(item.dtype), partial(_same, item)) for name, item in within(opened, "")}
+
+
+def _image(file: Path, number: int, mapped: bool) -> np.ndarray:
+    """An image of a FITS file."""
+    with import_module("astropy.io.fits").open(file, memmap=mapped) as opened:
+        return opened[number].data
 
 
 def _fits(file: Path) -> Members:
@@ -216,15 +230,16 @@ def _fits(file: Path) -> Members:
             columns = unit.columns.dtype
             for column in columns.names:
                 kind, size = columns[column].base, (unit.header["NAXIS2"], *columns[column].shape)
-                found[column] = Member(size, kind, lambda unit=unit, column=column: np.asarray(unit.data[column]))
+                found[column] = Member(size, kind, partial(_column, unit, column))
         elif unit.shape:
-            dtype, scaled = np.dtype(FITS_TYPES[unit.header.get("BITPIX", -32)]), unit.header.get("BZERO", 0)
-            plain = not scaled and unit.header.get("BSCALE", 1) == 1
-            if not plain:
-                unsigned = dtype.kind == "i" and scaled == 2.0 ** (8 * dtype.itemsize - 1)
-                dtype = np.dtype(f"u{dtype.itemsize}" if unsigned else "f4")
+            dtype, shift = np.dtype(FITS_TYPES[unit.header["BITPIX"]]), unit.header.get("BZERO", 0)
+            unscaled = unit.header.get("BSCALE", 1) == 1 and "BLANK" not in unit.header
+            unsigned = unscaled and dtype.kind == "i" and shift == 2.0 ** (8 * dtype.itemsize - 1)
+            plain = unscaled and not shift
+            dtype = dtype if plain else np.dtype(f"u{dtype.itemsize}" if unsigned else "f8")
             mapped = plain and not str(file).endswith(".gz") and not isinstance(unit, fits.CompImageHDU)
-            found[name] = Member(unit.shape, dtype, lambda unit=unit: unit.data, mapped, {2: "HW", 3: "NHW"}.get(len(unit.shape), ""))
+            axes = {2: "HW", 3: "NHW"}.get(len(unit.shape), "")
+            found[name] = Member(unit.shape, dtype, partial(_image, file, number, mapped), mapped, axes)
     return found
 
 
@@ -249,10 +264,11 @@ def _tiff(file: Path) -> Members:
 
 
 def _png(file: Path) -> Members:
-    from torchvision.io import ImageReadMode, decode_image  # slow to import
-
-    array = decode_image(str(file), ImageReadMode.UNCHANGED).numpy()
-    return {"": Member(array.shape, array.dtype, lambda: array, False, "CHW")}
+    depth, color = file.read_bytes()[24:26]
+    require(depth <= 8 or color == 0, f"{file}: PNG in color with {depth} bits is not read; save it as TIFF")
+    with Image.open(file) as opened:
+        array = np.asarray(opened.convert("RGB") if opened.mode == "P" else opened)
+    return {"": Member(array.shape, array.dtype, partial(_same, array), False, "HWC"[: array.ndim])}
 
 
 def _csv(file: Path) -> Members:
@@ -265,7 +281,13 @@ def _csv(file: Path) -> Members:
     names = [cell.strip().strip('"') for cell in first] if named else [str(k) for k in range(len(cells))]
     columns = [k for k, cell in enumerate(cells) if _is_number(cell)]
     require(bool(columns), f"{file}: has no column of numbers in its first line, {delimiter.join(cells)[:80]!r}")
-    read = {"delimiter": delimiter, "skiprows": int(headed), "usecols": columns, "ndmin": 2, "encoding": "utf-8-sig"}
+    read: dict[str, Any] = {
+        "delimiter": delimiter,
+        "skiprows": int(headed),
+        "usecols": columns,
+        "ndmin": 2,
+        "encoding": "utf-8-sig",
+    }
     try:
         table = np.loadtxt(file, comments=None, **read)
     except ValueError:  # cells may be empty
@@ -274,7 +296,7 @@ def _csv(file: Path) -> Members:
     for values, k in zip(table.T, columns, strict=True):
         whole = cells[k].strip().lstrip("+-").isdigit() and bool((values == np.round(values)).all())
         column = np.ascontiguousarray(values, np.int64 if whole else np.float64)
-        found[names[k]] = Member(column.shape, column.dtype, lambda column=column: column)
+        found[names[k]] = Member(column.shape, column.dtype, partial(_same, column))
     return found
 
 

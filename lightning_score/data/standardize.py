@@ -1,4 +1,4 @@
-"""Standardization: an increasing map of each channel, whose constants are found in the training data and undone on samples."""
+"""Standardization: increasing maps of the channels, with constants of the training data, which samples undo."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence

@@ -42,7 +42,7 @@ class Stored(Tensor):
         rows = np.arange(sum(counts)) if rows is None else rows
         wide = any(part.dtype.itemsize > 4 or (part.dtype.kind in "iu" and part.dtype.itemsize == 4) for part in parts)
         kept = dtype or (torch.float64 if wide else torch.float32)
-        self: Stored = Tensor._make_wrapper_subclass(cls, (len(rows), *parts[0].shape[lead:]), dtype=kept)  # type: ignore[attr-defined]
+        self: Stored = Tensor._make_wrapper_subclass(cls, (len(rows), *parts[0].shape[lead:]), dtype=kept)
         self.parts, self.lead, self.missing, self.then, self.rows = parts, lead, missing, then, rows
         self.ends, self.read_as = np.cumsum(counts), np.dtype("f8" if wide else "f4")
         return self
@@ -104,25 +104,25 @@ class Stored(Tensor):
             return self.of(np.arange(len(self))[index])
         if isinstance(index, int):
             return self.take([index])[0]
-        if isinstance(index, Tensor | np.ndarray | list):
+        if isinstance(index, Tensor | np.ndarray | list | range) and np.ndim(index) == 1:
             return self.take(np.asarray(index))
         return self.read()[index]
 
-    def index_select(self, dim: int, index: Tensor) -> Tensor:  # type: ignore[override]
+    def index_select(self, dim: Any, index: Tensor) -> Tensor:
         return self.take(index.numpy()) if dim == 0 else self.read().index_select(dim, index)
 
-    def split(self, size: Any, dim: int = 0) -> Any:  # type: ignore[override]
+    def split(self, size: Any, dim: int = 0) -> Any:
         if dim != 0 or not isinstance(size, int):
             return self.read().split(size, dim)
         return tuple(self[first : first + size] for first in range(0, len(self), size))
 
-    def numpy(self, *, force: bool = False) -> np.ndarray:  # type: ignore[override]
+    def numpy(self, *, force: bool = False) -> np.ndarray:
         return self.read().numpy(force=force)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return Stored, (self.parts, self.lead, self.missing, self.then, self.rows, self.dtype)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         args, kwargs = tree_map_only(Stored, Stored.read, (args, kwargs or {}))
         return func(*args, **kwargs)

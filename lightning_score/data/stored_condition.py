@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ class Part:
         standardize: how numbers are standardized.
         sources: where it is stored, several for the columns of a vector.
         axes: of an array; None for labels and vectors.
+        name: its name among several; by default the keys of the sources.
     """
 
     def __init__(
@@ -33,8 +34,10 @@ class Part:
         standardize: Standardization | None = None,
         sources: Sequence[Source] = (),
         axes: Axes | None = None,
+        name: str = "",
     ) -> None:
         self.kind, self.sources, self.axes = kind, sources, axes
+        self.name = name or "_".join(str(source.key) for source in sources)
         self.standardize = None if isinstance(kind, ClassLabel) else deepcopy(standardize) or MeanStd()
 
     def read(self, rows: np.ndarray, alone: bool, windows: Windows) -> Tensor:
@@ -49,7 +52,9 @@ class Part:
             InputError: there is not one for each row.
         """
         if self.axes is not None:
-            found = Stored([ordered(array, self.axes, windows) for array in self.sources[0].arrays(True, None)], windows.lead)
+            found = Stored(
+                [ordered(array, self.axes, windows) for array in self.sources[0].arrays(True, None)], windows.lead
+            )
             self._check_rows(len(found), len(rows))
             return found
         columns = [source.rows(alone) for source in self.sources]
@@ -58,17 +63,25 @@ class Part:
         return Stored([table], rows=rows) if self.standardize else torch.from_numpy(table[:, 0].astype(np.int64))[rows]
 
     def _check_rows(self, found: int, needed: int) -> None:
-        require(found == needed, f"condition={self.sources[0]}: has {found} rows, and the data have {needed}; give one for each")
+        require(
+            found == needed, f"condition={self.sources[0]}: has {found} rows, and the data have {needed}; give one for each"
+        )
 
     def to_model(self, values: Tensor) -> Tensor:
         """Stored values (B, *shape) as those for the model."""
         return values if self.standardize is None else self.standardize(values)
 
+    def from_model(self, values: Tensor) -> Tensor:
+        """The inverse of `to_model`."""
+        return values if self.standardize is None else self.standardize.inverse(values)
+
     def state_dict(self) -> dict[str, Any]:
         """The kind and the constants as plain values."""
         if isinstance(self.kind, ClassLabel):
-            return {"num_classes": self.kind.num_classes}
-        return {"shape": list(self.kind.shape), "standardize": self.standardize.state_dict() if self.standardize else {}}
+            return {"name": self.name, "num_classes": self.kind.num_classes}
+        constants = self.standardize.state_dict() if self.standardize else {}
+        numbers = {"names": list(self.kind.names)} if self.kind.names else {}
+        return {"name": self.name, "shape": list(self.kind.shape), "standardize": constants, **numbers}
 
 
 class StoredCondition:
@@ -81,14 +94,20 @@ class StoredCondition:
     def __init__(self, parts: Sequence[Part]) -> None:
         self.parts = parts
         kinds = [part.kind for part in parts]
-        self.kind = kinds[0] if len(kinds) == 1 else Several(kinds)
+        self.kind = kinds[0] if len(kinds) == 1 else Several(kinds, [part.name for part in parts])
 
     def to_model(self, values: Tensor) -> Tensor:
         """Stored values (B, *kind.shape) as those for the model: numbers are standardized."""
-        return self._of(self.kind.unpack(values) if isinstance(self.kind, Several) else [values])
+        return self._packed([part.to_model(value) for part, value in zip(self.parts, self._unpacked(values), strict=True)])
 
-    def _of(self, values: Sequence[Tensor]) -> Tensor:
-        found = [part.to_model(value) for part, value in zip(self.parts, values, strict=True)]
+    def from_model(self, values: Tensor) -> Tensor:
+        """The inverse of `to_model`."""
+        return self._packed([part.from_model(value) for part, value in zip(self.parts, self._unpacked(values), strict=True)])
+
+    def _unpacked(self, values: Tensor) -> list[Tensor]:
+        return self.kind.unpack(values) if isinstance(self.kind, Several) else [values]
+
+    def _packed(self, found: Sequence[Tensor]) -> Tensor:
         return self.kind.pack(found) if isinstance(self.kind, Several) else found[0]
 
     def load(self, splits: Sequence[np.ndarray], rows: np.ndarray, alone: bool, windows: Windows) -> list[Tensor]:
@@ -107,7 +126,8 @@ class StoredCondition:
         only = found[0]
         if len(found) == 1 and isinstance(only, Stored):
             return [only.of(numbers, then=self.parts[0].to_model, dtype=torch.float32) for numbers in splits]
-        return [self._of([values[numbers] for values in found]) for numbers in splits]
+        pairs = list(zip(self.parts, found, strict=True))
+        return [self._packed([part.to_model(values[numbers]) for part, values in pairs]) for numbers in splits]
 
     def attach(self, found: "StoredCondition | None") -> None:
         """Reads these conditions, which are of a checkpoint, where others were found.
@@ -137,10 +157,13 @@ def from_state(state: Sequence[dict[str, Any]], standardize: Standardization | N
     kinds = [
         ClassLabel(known["num_classes"])
         if "num_classes" in known
-        else Vector(known["shape"][0]) if len(known["shape"]) == 1 else Array(known["shape"])
+        else Vector(known["shape"][0], known.get("names", ()))
+        if len(known["shape"]) == 1
+        else Array(known["shape"])
         for known in state
     ]
-    made = StoredCondition([Part(kind, standardize) for kind in kinds])
+    pairs = zip(kinds, state, strict=True)
+    made = StoredCondition([Part(kind, standardize, name=known["name"]) for kind, known in pairs])
     made.load_state_dict(state)
     return made
 
@@ -148,8 +171,8 @@ def from_state(state: Sequence[dict[str, Any]], standardize: Standardization | N
 def find_condition(
     sources: Sequence[Source], axes: Axes, windows: Windows, num_classes: int | None, standardize: Standardization | None
 ) -> StoredCondition:
-    """The conditions in sources: integers (N,) are class labels, floats (N,) vectors together, (N, K) vectors, and what has
-    the axes of the data arrays.
+    """The conditions in sources: integers (N,) are class labels, neighboring floats (N,) one vector, (N, K) vectors, and
+    what has the axes of the data arrays.
 
     Args:
         sources: where they are.
@@ -158,22 +181,30 @@ def find_condition(
         num_classes: number of classes; None: found; 0: integers are numbers.
         standardize: how numbers are standardized.
     """
-    parts, numbers, alone = list[Part](), list[Source](), "N" not in axes.letters
-    for source in sources:
-        size, integers = source.first.shape, source.first.dtype.kind in "biu"
-        inner = size if alone else size[1:]
-        if not inner and integers and num_classes != 0:
-            parts.append(Part(ClassLabel(num_classes or _highest(source, alone) + 1), None, [source]))
-        elif not inner:
-            numbers.append(source)
-        elif len(inner) == 1:
-            parts.append(Part(Vector(inner[0]), standardize, [source]))
-        else:
-            found = _axes_of(source, size, axes, windows)
-            parts.append(Part(Array(found.shape), standardize, [source], found))
-    if numbers:
-        parts.append(Part(Vector(len(numbers)), standardize, numbers))
+    parts, alone = list[Part](), "N" not in axes.letters
+    kinds = [_kind(source, axes, windows, alone, num_classes) for source in sources]
+    for numbers, run in groupby(zip(sources, kinds, strict=True), key=lambda pair: pair[1] is None):
+        together = list(run)
+        if numbers:
+            columns = [source for source, _ in together]
+            names = [str(source.key) for source in columns if source.key is not None]
+            parts.append(Part(Vector(len(together), names), standardize, columns))
+        parts += [Part(kind[0], standardize, [source], kind[1]) for source, kind in together if kind is not None]
     return StoredCondition(parts)
+
+
+def _kind(
+    source: Source, axes: Axes, windows: Windows, alone: bool, num_classes: int | None
+) -> tuple[Condition, Axes | None] | None:
+    """The kind of one condition, and its axes if it is an array; None for one number per row."""
+    size = source.first.shape
+    inner = size if alone else size[1:]
+    if not inner and source.first.dtype.kind in "biu" and num_classes != 0:
+        return ClassLabel(num_classes or _highest(source, alone) + 1), None
+    if len(inner) <= 1:
+        return (Vector(inner[0]), None) if inner else None
+    found = _axes_of(source, size, axes, windows)
+    return Array(found.shape), found
 
 
 def _axes_of(source: Source, size: tuple[int, ...], axes: Axes, windows: Windows) -> Axes:
@@ -183,8 +214,8 @@ def _axes_of(source: Source, size: tuple[int, ...], axes: Axes, windows: Windows
     letters = next((each for each in (full, bare) if len(each) == len(size)), None)
     if letters is None:
         raise InputError(
-            f"condition={source}: has shape {list(size)}; must be integers (N,), floats (N,) or (N, K), or an array with the "
-            f"axes of the data, {full}"
+            f"condition={source}: has shape {list(size)}; must be integers (N,), floats (N,) or (N, K), or an array with "
+            f"the axes of the data, {full}"
         )
     of = dict(zip(letters, size, strict=True))
     places = windows.size or tuple(n for letter, n in of.items() if letter not in "NC")

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lightning_score.data.base import Examples, Splits
+from lightning_score.data.batches import Examples, Splits
 from lightning_score.data.check import check_examples
 from lightning_score.data.files import ImageFiles
 from lightning_score.errors import InputError, require
@@ -139,7 +139,7 @@ class ImageStream(ImageFiles):
             batch_size=self.batch_size,
             shuffle=True,
             drop_last=True,
-            collate_fn=Batched(self.transform(train=True), self.given),
+            collate_fn=Batched(self._inputs(train=True), self._finish(train=True)),
             generator=torch.Generator().manual_seed(derive_seed()),  # only for seeds that are not used
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),

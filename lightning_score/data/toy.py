@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_score.data.base import Examples, ScoreData, Splits, Transform, split_indices
+from lightning_score.data.base import ScoreData
+from lightning_score.data.batches import Examples, Splits, Transform, split_indices
 from lightning_score.errors import require
 from lightning_score.memory import require_room
 from lightning_score.tensors import broadcast_to

@@ -14,8 +14,8 @@ from lightning_score.score.function import ScoreField
 class ModelFacts(NamedTuple):
     """Facts about the model that a guidance checks.
 
-    Fields: shape (of one sample), num_classes (of the data), conditional (the network is given labels), label_dropout
-    (the probability of training without the label).
+    Fields: shape (of one sample), num_classes (of the data; 0 for other conditions), conditional (the network is given a
+    condition), label_dropout (the probability of training without it).
     """
 
     shape: tuple[int, ...]
@@ -25,7 +25,7 @@ class ModelFacts(NamedTuple):
 
 
 class Guidance(ABC):
-    """Turns a score function into that of p_t(x given y), y a label or an observation, about in proportion to a scale.
+    """Turns a score function into that of p_t(x given y), y a condition or an observation, about in proportion to a scale.
 
     At every time the guided score is score(x, t) + scale grad log p(y given x_t). For scale 1 that is the score of p_t(x
     given y). For any other scale it is not the score of the noised p_0(x) p_0(y given x)^scale, for noising and tilting do
@@ -44,7 +44,7 @@ class Guidance(ABC):
 
     @abstractmethod
     def guide(self, score: ScoreField, indices: Tensor) -> ScoreField:
-        """The guided score of a batch; it is called with the labels of the rows as any score is.
+        """The guided score of a batch; it is called with the conditions of the rows as any score is.
 
         Args:
             score: the score function that is guided.
@@ -82,10 +82,10 @@ class Composed(Guidance):
         return score
 
 
-def require_labels(cond: Tensor | None, name: str) -> Tensor:
-    """The class labels `cond`; raises `InputError` if there are none, with the `name` of the guidance."""
+def require_cond(cond: Tensor | None, name: str) -> Tensor:
+    """The conditions `cond`; raises `InputError` if there are none, with the `name` of the guidance."""
     if cond is None:
-        raise InputError(f"guidance={name}: needs a class label per sample, and the score is called with cond=None")
+        raise InputError(f"guidance={name}: needs a condition per sample, and the score is called with cond=None")
     return cond
 
 

@@ -1,22 +1,25 @@
-"""Guidance by class labels: without a classifier, and with one."""
+"""Guidance by conditions without a classifier, and by class labels with one."""
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_score.conditions import Condition
 from lightning_score.errors import require
-from lightning_score.guidance.base import Guidance, ModelFacts, differentiated, require_labels
+from lightning_score.guidance.base import Guidance, ModelFacts, differentiated, require_cond
 from lightning_score.score.function import ScoreField, ScoreWrapper
 
 
 class ClassifierFree(Guidance):
-    """The score away from "no class" and towards the class: s(x) + scale (s(x given y) - s(x)).
+    """The score away from "no condition" and towards the condition: s(x) + scale (s(x given y) - s(x)).
 
     Ho and Salimans 2022 (2207.12598), eq. 6, with scale = 1 + their w; both scores come from one batched network call, so
     that a sample costs twice the evaluations. Scale 0 is unconditional; scale 1 is conditional, at no extra cost.
 
     Args:
-        scale: 0 or more; the higher, the more typical of their class, and the less diverse, are the samples.
+        scale: 0 or more; the higher, the more typical of their condition, and the less diverse, are the samples.
 
     Raises:
         InputError: the scale is negative; in `check`: the model has no unconditional score.
@@ -36,7 +39,7 @@ class ClassifierFree(Guidance):
         )
         require(
             trained.label_dropout > 0 or self.scale == 1,
-            f"guidance=ClassifierFree, scale={self.scale}: the model was trained with every label (label_dropout=0) and "
+            f"guidance=ClassifierFree, scale={self.scale}: it was trained with every condition (label_dropout=0) and "
             "has no unconditional score; train it with label_dropout=0.1, or set scale=1",
         )
 
@@ -52,9 +55,10 @@ class _ClassifierFreeScore(ScoreWrapper):
         self.scale = scale
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        cond = require_labels(cond, "ClassifierFree")
-        no_class = torch.full_like(cond, self.num_classes)
-        both = self.score(torch.cat([x, x]), t if t.ndim == 0 else torch.cat([t, t]), torch.cat([cond, no_class]))
+        cond = require_cond(cond, "ClassifierFree")
+        require(self.condition is not None, "guidance=ClassifierFree: the score takes no condition")
+        empty = cast(Condition, self.condition).empty(len(cond), cond.device).to(cond.dtype)
+        both = self.score(torch.cat([x, x]), t if t.ndim == 0 else torch.cat([t, t]), torch.cat([cond, empty]))
         conditional, unconditional = both.chunk(2)
         return unconditional + self.scale * (conditional - unconditional)
 
@@ -63,7 +67,7 @@ class ClassifierGuidance(Guidance):
     """The score plus the gradient of a classifier of noisy samples: s(x) + scale grad log p(y given x_t, t).
 
     Song et al. 2021 (2011.13456), eq. 14; Dhariwal and Nichol 2021 (2105.05233), algorithm 1, with their s = scale. The
-    model may be trained with or without labels.
+    model may be trained with or without labels; other conditions need a guidance of their own.
 
     Args:
         classifier: called `classifier(x, t)` with x (B, ...) as noisy as p_t and t (B,); returns logits (B, num_classes).
@@ -80,7 +84,8 @@ class ClassifierGuidance(Guidance):
         self.classifier, self.scale = classifier.eval().requires_grad_(False), scale
 
     def check(self, trained: ModelFacts) -> None:
-        require(trained.num_classes > 0, "guidance=ClassifierGuidance: the data have no class labels; set guidance: null")
+        require(trained.num_classes > 0, "guidance=ClassifierGuidance: takes class labels, which the data do not have; set "
+                "guidance: null")  # fmt: skip
 
     def guide(self, score: ScoreField, indices: Tensor) -> ScoreField:
         return _ClassifierScore(score, self.classifier.to(indices.device), self.scale)
@@ -94,7 +99,7 @@ class _ClassifierScore(ScoreWrapper):
         self.classifier, self.scale = classifier, scale
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        keep, labels = differentiated(x), require_labels(cond, "ClassifierGuidance")
+        keep, labels = differentiated(x), require_cond(cond, "ClassifierGuidance")
         with torch.inference_mode(False), torch.enable_grad():
             # clones, because autograd accepts no tensors of inference mode
             x_t, time = x.clone().requires_grad_(), t.clone().to(x.dtype).expand(len(x))

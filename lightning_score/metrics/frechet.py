@@ -1,7 +1,7 @@
 """The Frechet distance of Gaussians fitted to features (FID), its error bar, its extrapolation and its floor."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 from typing import NamedTuple
 
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from lightning_score.errors import require
 from lightning_score.metrics.statistics import FeatureSums, KeptFeatures, Statistics, fit
+
+WITH_DATA = ("kid", "energy_distance")
+"""Kinds of metrics whose error includes that of the data."""
 
 
 def frechet_distance(first: Statistics, second: Statistics) -> float:
@@ -110,14 +113,14 @@ def student(degrees: float) -> float:
 def pooled(kind: str, values: list[Estimate]) -> Estimate:
     """The mean over seeds with its standard error, or the one value with its own.
 
-    Squared errors of independent samples add up; that of KID includes the data, which all seeds share, and does not fall.
-    Without errors, the spread over seeds is used.
+    Squared errors of independent samples add up; those of KID and the energy distance include the data, which all seeds
+    share, and do not fall. Without errors, the spread over seeds is used.
     """
     if len(values) == 1:
         return values[0]
     each, squares = [value.value for value in values], fmean(value.error**2 for value in values)
     if squares == squares:
-        return Estimate(fmean(each), (squares / (1 if kind == "kid" else len(each))) ** 0.5)
+        return Estimate(fmean(each), (squares / (1 if kind in WITH_DATA else len(each))) ** 0.5)
     return Estimate(fmean(each), student(len(each) - 1) * stdev(each) / len(each) ** 0.5)
 
 
@@ -183,15 +186,44 @@ def floor_of_subsets(whole: FeatureSums, features: Tensor, n: int, splits: int =
     require(size >= 2, f"n={n}, of {total} examples: must be at least 2, of at least 4 examples")
     require(splits >= 1, f"splits={splits}: must be at least 1")
     few = size == n <= features.shape[1] and total == len(features)  # the bias falls more slowly than the inverse sizes
+
+    def distance(ours: Tensor, others: Tensor) -> float:
+        first = fit(features[ours])
+        return frechet_distance(first, whole.without(features[ours]) if len(ours) == size else fit(features[others]))
+
+    return mean_over_splits(distance, len(features), size, total, n, splits, seed, halved=few and size >= 4)
+
+
+def mean_over_splits(
+    distance: Callable[[Tensor, Tensor], float],
+    kept: int,
+    size: int,
+    total: int,
+    n: int,
+    splits: int,
+    seed: int = 0,
+    halved: bool = True,
+) -> float:
+    """`mean d(a, b) ((1/n + 1/N)/(1/a + 1/b))^power` over random subsets of a examples and the b = N - a others.
+
+    Args:
+        distance: the distance d of some of the data from others, given by their numbers.
+        kept: how many of the data have a number.
+        size: the size a of a subset.
+        total: the number N of examples.
+        n: number of samples of which the mean is estimated.
+        splits: most random subsets; fewer are used once the mean is known to 1 %.
+        seed: seed of the subsets.
+        halved: determine the power from subsets of half the size; else it is 1.
+    """
     generator = torch.Generator().manual_seed(seed)
     found: list[float] = []
     halves: list[float] = []
     while len(found) < splits and not _known(found):
-        rows = torch.randperm(len(features), generator=generator).to(features.device)
-        found.append(frechet_distance(fit(features[rows[:size]]), whole.without(features[rows[:size]])))
-        if few and size >= 4:
-            ours, others = rows[: size // 2], rows[size : size + (total - size) // 2]
-            halves.append(frechet_distance(fit(features[ours]), fit(features[others])))
+        rows = torch.randperm(kept, generator=generator)
+        found.append(distance(rows[:size], rows[size:]))
+        if halved:
+            halves.append(distance(rows[: size // 2], rows[size : size + (total - size) // 2]))
     power = math.log2(fmean(halves) / fmean(found)) if halves and min(found) > 0 else 1.0
     return fmean(found) * ((1 / n + 1 / total) / (1 / size + 1 / (total - size))) ** power
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_score.networks.grid import Grid, over
+
 Norm = Callable[[int], nn.Module]
 """Makes the norm of a number of channels."""
 
@@ -34,6 +36,7 @@ class ResidualBlock(nn.Module):
     A block that changes the resolution does so to the input of conv_1 and to x (Brock et al. 2019, BigGAN).
 
     Args:
+        grid: of the features.
         inputs: channels of the input.
         outputs: channels of the output.
         condition: size of the conditioning vector.
@@ -46,6 +49,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(
         self,
+        grid: Grid,
         inputs: int,
         outputs: int,
         condition: int,
@@ -58,13 +62,13 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm1 = norm(inputs)
         self.resample = resample or nn.Identity()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv1 = grid.conv(inputs, outputs)
         self.shift = nn.Linear(condition, outputs)
         self.norm2 = norm(outputs)
         self.dropout = Dropout(dropout)
-        self.conv2 = zero(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.conv2 = zero(grid.conv(outputs, outputs))
         project = inputs != outputs if project is None else project
-        self.skip = nn.Conv2d(inputs, outputs, 1) if project else nn.Identity()
+        self.skip = grid.conv(inputs, outputs, 1) if project else nn.Identity()
         self.scale = scale
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
@@ -74,25 +78,26 @@ class ResidualBlock(nn.Module):
 
     def conditioned(self, h: Tensor, c: Tensor) -> Tensor:
         """Shifted by the condition, then normalized."""
-        return self.norm2(h + self.shift(c)[:, :, None, None])
+        return self.norm2(h + over(self.shift(c), h))
 
 
 class ScaleShiftBlock(ResidualBlock):
     """A residual block whose second norm is scaled and shifted: `(1 + W_1 c) norm_2(h) + W_2 c` (Nichol and Dhariwal 2021).
 
     Args:
+        grid: of the features.
         inputs: channels of the input.
         outputs: channels of the output.
         condition: size of the conditioning vector.
         settings: as those of ResidualBlock.
     """
 
-    def __init__(self, inputs: int, outputs: int, condition: int, *settings: Any, **named: Any) -> None:
-        super().__init__(inputs, outputs, condition, *settings, **named)
+    def __init__(self, grid: Grid, inputs: int, outputs: int, condition: int, *settings: Any, **named: Any) -> None:
+        super().__init__(grid, inputs, outputs, condition, *settings, **named)
         self.shift = nn.Linear(condition, 2 * outputs)
 
     def conditioned(self, h: Tensor, c: Tensor) -> Tensor:
-        scale, shift = self.shift(c)[:, :, None, None].chunk(2, dim=1)
+        scale, shift = over(self.shift(c), h).chunk(2, dim=1)
         return torch.addcmul(shift, self.norm2(h), 1 + scale)
 
 
@@ -119,7 +124,7 @@ class SelfAttention(nn.Module):
         self.heads, self.scale = heads, scale
 
     def forward(self, x: Tensor) -> Tensor:
-        # (B, C, H, W) -> (B, H W, C), a view in channels_last. Written out, because torch's fused attention has no
+        # (B, C, *positions) -> (B, N, C), a view in channels_last. Written out, because torch's fused attention has no
         # forward-mode and no second derivatives, which sliced score matching and likelihoods need.
         pixels = self.norm(x).flatten(2).transpose(1, 2)
         query, key, value = (self._split(linear(pixels)) for linear in (self.query, self.key, self.value))

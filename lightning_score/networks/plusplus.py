@@ -12,8 +12,9 @@ from lightning_score.errors import require
 from lightning_score.networks.base import Network
 from lightning_score.networks.blocks import ResidualBlock, SelfAttention, attention_if
 from lightning_score.networks.conditioning import EarlyConditioning, FourierEmbedding, NoiseEmbedding, PositionalEmbedding
+from lightning_score.networks.grid import Grid
 from lightning_score.networks.pyramids import INPUTS, OUTPUTS, Common, InputKind, InputLevel, OutputKind, OutputLevel, head
-from lightning_score.networks.resampling import BOXES, FIR, Resampling
+from lightning_score.networks.resampling import Resampling, boxes, filtered
 from lightning_score.networks.unet import Stage, check_groups, check_heads, levels_with_attention
 
 
@@ -82,13 +83,13 @@ class DDPMpp(Network):
     the features of the noise level (Karras et al. 2022, 2206.00364, which train these networks as "VP" and NCSN++ as "VE").
 
     Args:
-        shape: [C, H, W]; H and W must be divisible by 2 to the number of levels minus 1.
+        shape: [C, L], [C, H, W] or [C, D, H, W]; all sizes after C must be divisible by 2 to the number of levels minus 1.
         num_classes: number of classes it can be conditioned on; 0 for none.
         channels: channels at full resolution; the conditioning vector has four times as many.
         multipliers: the channels of each level as multiples of `channels`, from full resolution down.
         blocks: residual blocks per level on the way down; one more on the way up.
-        attention: the resolutions (heights in pixels) with self-attention: after each residual block on the way down, after
-            the last one on the way up.
+        attention: the resolutions (lengths of signals, heights of images, depths of volumes) with self-attention: after each
+            residual block on the way down, after the last one on the way up.
         dropout: probability of dropping a feature inside the residual blocks.
         embedding: features of the noise label; by default a PositionalEmbedding of width `channels`.
         fir: filter with [1, 3, 3, 1] where the resolution changes, instead of taking means and repeating pixels.
@@ -103,10 +104,11 @@ class DDPMpp(Network):
         centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
         augmentations: number of augmentation labels: 9 for GeometricAugmentation, 0 for none.
         head_channels: channels of each attention head; None for one head.
+        periodic: whether the ends of an axis are neighbors, for all axes or a list for each; if not, zeros surround it.
         condition: what it is conditioned on instead of classes, which the model gives it; null for nothing.
 
     Raises:
-        InputError: for a shape that is not an image's or cannot be halved that often, a resolution for attention that does
+        InputError: for a point's shape or one that cannot be halved that often, a resolution for attention that does
             not occur, or another number out of range.
     """
 
@@ -132,25 +134,25 @@ class DDPMpp(Network):
         centered: bool = True,
         augmentations: int = 0,
         head_channels: int | None = None,
+        periodic: bool | Sequence[bool] = False,
         condition: Condition | None = None,
     ) -> None:
         super().__init__(shape, num_classes, condition)
-        attends = levels_with_attention(type(self).__name__, shape, multipliers, blocks, attention, dropout)
-        _check_groups(channels, groups, group_size)
-        check_heads(channels, head_channels)
-        require(augmentations >= 0, f"augmentations={augmentations}: must be 0 or the number of labels of an augmentation")
+        grid = Grid(shape, periodic)
+        attends = levels_with_attention(grid, multipliers, blocks, attention, dropout)
+        _check(channels, groups, group_size, head_channels, augmentations)
         self.centered, self.augmentations = centered, augmentations
         self.from_levels = progressive == "output_skip"
         scale = 0.5**0.5 if rescale else 1.0
-        norm, resampling = partial(_group_norm, groups, group_size), FIR if fir else BOXES
-        block = partial(ResidualBlock, condition=4 * channels, norm=norm, dropout=dropout, scale=scale)
+        norm, resampling = partial(_group_norm, groups, group_size), filtered(grid) if fir else boxes(grid)
+        block = partial(ResidualBlock, grid, condition=4 * channels, norm=norm, dropout=dropout, scale=scale)
         attend_to = partial(attention_if, norm=norm, scale=scale, head_channels=head_channels)
         parts = Parts(block, attend_to, resampling, resample_blocks)
         widths, image = [channels * m for m in multipliers], shape[0]
         common, embedding = Common(self.inputs, image, norm, resampling, scale), embedding or PositionalEmbedding(channels)
 
         self.conditioning = EarlyConditioning(embedding, 4 * channels, self.condition, augmentations)
-        self.conv_in = nn.Conv2d(self.inputs, channels, 3, padding=1)
+        self.conv_in = grid.conv(self.inputs, channels)
         kept, pyramid = [channels], self.inputs
         self.first = nn.ModuleList(parts.stages(channels, widths[0], blocks, attends[0]))
         kept += [widths[0]] * blocks
@@ -172,7 +174,7 @@ class DDPMpp(Network):
             output = OUTPUTS[progressive](common, below, width)
             self.up.append(Up(double, [block(i, width) for i in inputs], parts.attention(attend, width), output))
             h = below = width
-        self.head = nn.Identity() if self.from_levels else head(h, image, norm)
+        self.head = nn.Identity() if self.from_levels else head(grid, h, image, norm)
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor | None = None) -> Tensor:
         c = self.conditioning(noise_label, cond, self._augmented)
@@ -197,7 +199,7 @@ class NCSNpp(DDPMpp):
     DDPM++ with filtered changes of resolution, a residual pyramid of the input and Fourier features of the noise level.
 
     Args:
-        shape: [C, H, W]; H and W must be divisible by 2 to the number of levels minus 1.
+        shape: [C, L], [C, H, W] or [C, D, H, W]; all sizes after C must be divisible by 2 to the number of levels minus 1.
         num_classes: number of classes it can be conditioned on; 0 for none.
         channels: channels at full resolution; the conditioning vector has four times as many.
         embedding: features of the noise label; by default a FourierEmbedding of width `2 channels`.
@@ -264,7 +266,9 @@ def _group_norm(groups: int, group_size: int, channels: int) -> nn.Module:
     return nn.GroupNorm(min(channels // group_size, groups), channels, eps=1e-6)
 
 
-def _check_groups(channels: int, groups: int, group_size: int) -> None:
+def _check(channels: int, groups: int, group_size: int, head_channels: int | None, augmentations: int) -> None:
+    require(augmentations >= 0, f"augmentations={augmentations}: must be 0 or the number of labels of an augmentation")
     require(groups > 0 and group_size > 0, f"groups={groups}, group_size={group_size}: must be positive")
     settings = f"channels={channels}, groups={groups}, group_size={group_size}"
     check_groups(channels, min(channels // group_size, groups), settings)
+    check_heads(channels, head_channels)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_score.networks.blocks import Norm, scaled, zero
+from lightning_score.networks.grid import Grid
 from lightning_score.networks.resampling import Resampling
 
 
@@ -38,17 +39,17 @@ class InputLevel(nn.Module):
         super().__init__()
 
     def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
-        """The features (B, C, H, W) and the pyramid after this level, of features just halved and the pyramid before."""
+        """The features (B, C, ...) and the pyramid after this level, of features just halved and the pyramid before."""
         return h, pyramid
 
 
 class InputSkip(InputLevel):
-    """The smaller image is added to the features through a 1x1 convolution."""
+    """The smaller image is added to the features through a convolution of size 1."""
 
     def __init__(self, common: Common, before: int, channels: int) -> None:
         super().__init__(common, before, channels)
         self.down = common.resampling.down()
-        self.conv = nn.Conv2d(common.inputs, channels, 1)
+        self.conv = common.resampling.grid.conv(common.inputs, channels, 1)
 
     def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
         pyramid = self.down(pyramid)
@@ -60,7 +61,7 @@ class InputSkip(InputLevel):
 
 
 class InputConcatenation(InputSkip):
-    """The smaller image is put before the features, with as many channels through a 1x1 convolution."""
+    """The smaller image is put before the features, with as many channels through a convolution of size 1."""
 
     widening = 2
 
@@ -81,9 +82,9 @@ class InputResidual(InputLevel):
         return h, h
 
 
-def head(inputs: int, outputs: int, norm: Norm, from_zero: bool = True) -> nn.Sequential:
-    """Norm, SiLU and a 3x3 convolution, which returns zeros until it is trained, if `from_zero`."""
-    conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+def head(grid: Grid, inputs: int, outputs: int, norm: Norm, from_zero: bool = True) -> nn.Sequential:
+    """Norm, SiLU and a convolution of size 3, which returns zeros until it is trained, if `from_zero`."""
+    conv = grid.conv(inputs, outputs)
     return nn.Sequential(norm(inputs), nn.SiLU(), zero(conv) if from_zero else conv)
 
 
@@ -100,7 +101,7 @@ class OutputLevel(nn.Module):
         super().__init__()
 
     def forward(self, h: Tensor, pyramid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The features (B, C, H, W) and the pyramid after this level, of the features and the pyramid of the level below."""
+        """The features (B, C, ...) and the pyramid after this level, of the features and the pyramid of the level below."""
         return h, pyramid
 
 
@@ -110,7 +111,7 @@ class OutputSkip(OutputLevel):
     def __init__(self, common: Common, before: int | None, channels: int) -> None:
         super().__init__(common, before, channels)
         self.up = common.resampling.up()
-        self.head = head(channels, common.outputs, common.norm)
+        self.head = head(common.resampling.grid, channels, common.outputs, common.norm)
 
     def forward(self, h: Tensor, pyramid: Tensor | None) -> tuple[Tensor, Tensor | None]:
         image = self.head(h)
@@ -126,7 +127,7 @@ class OutputResidual(OutputLevel):
         super().__init__(common, before, channels)
         self.scale = common.scale
         if before is None:
-            self.head = head(channels, channels, common.norm, from_zero=False)
+            self.head = head(common.resampling.grid, channels, channels, common.norm, from_zero=False)
         else:
             self.up = common.resampling.conv_up(before, channels)
 

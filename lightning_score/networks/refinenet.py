@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,6 +12,7 @@ from lightning_score.conditions import Condition
 from lightning_score.errors import require
 from lightning_score.networks.base import Network
 from lightning_score.networks.blocks import Norm, zero
+from lightning_score.networks.grid import Grid
 from lightning_score.networks.refinenet_layers import InstanceNormPlus, Labels, NoNorm, RefineBlock, RefineResidual
 
 
@@ -21,7 +23,7 @@ class RefineNet(Network, ABC):
     receptive field instead.
 
     Args:
-        shape: [C, H, W].
+        shape: [C, L], [C, H, W] or [C, D, H, W].
         num_classes: number of classes it can be conditioned on; 0 for none.
         channels: channels of the first stage.
         multipliers: the channels of each stage as multiples of `channels`.
@@ -30,6 +32,7 @@ class RefineNet(Network, ABC):
         norm: makes the norms of the residual blocks.
         inner_norm: makes the norms of the RefineNet blocks.
         pool: the pooling in the RefineNet blocks.
+        periodic: whether the ends of an axis are neighbors, for all axes or a list for each; if not, zeros surround it.
         condition: an array, instead of classes; null for nothing.
     """
 
@@ -45,7 +48,8 @@ class RefineNet(Network, ABC):
         centered: bool,
         norm: Norm,
         inner_norm: Norm,
-        pool: nn.Module,
+        pool: Literal["Avg", "Max"],
+        periodic: bool | Sequence[bool] = False,
         condition: Condition | None = None,
     ) -> None:
         super().__init__(shape, num_classes, condition)
@@ -54,20 +58,21 @@ class RefineNet(Network, ABC):
             condition is None or condition.embedding(1) is None,
             f"condition: {name} takes classes or arrays; use a UNet, DDPMpp or NCSNpp for vectors of numbers",
         )
-        _check(name, shape, channels, multipliers, dilations)
+        grid, widths = Grid(shape, periodic), [channels * m for m in multipliers]
+        _check(grid, channels, multipliers, dilations)
         self.centered = centered
-        widths = [channels * m for m in multipliers]
-        self.conv_in = nn.Conv2d(self.inputs, widths[0], 3, padding=1)
+        self.conv_in = grid.conv(self.inputs, widths[0])
         self.stages = nn.ModuleList()
         for k, (width, dilation) in enumerate(zip(widths, dilations, strict=True)):
-            first = RefineResidual(widths[max(k - 1, 0)], width, norm, dilation, begins=k > 0)
-            self.stages.append(nn.ModuleList([first, RefineResidual(width, width, norm, dilation, begins=False)]))
+            first = RefineResidual(grid, widths[max(k - 1, 0)], width, norm, dilation, begins=k > 0)
+            self.stages.append(nn.ModuleList([first, RefineResidual(grid, width, width, norm, dilation, begins=False)]))
         self.refine = nn.ModuleList()
         for k in reversed(range(len(widths))):
             inputs = [widths[k]] if k == len(widths) - 1 else [widths[k], widths[k]]
-            self.refine.append(RefineBlock(inputs, widths[max(k - 1, 0)], 1 if k > 0 else 3, inner_norm, pool))
+            units = 1 if k > 0 else 3
+            self.refine.append(RefineBlock(grid, inputs, widths[max(k - 1, 0)], units, inner_norm, grid.pool(pool, 5)))
         self.norm_out = norm(widths[0])
-        self.conv_out = zero(nn.Conv2d(widths[0], shape[0], 3, padding=1))
+        self.conv_out = zero(grid.conv(widths[0], shape[0]))
 
     @abstractmethod
     def labels(self, noise_label: Tensor, cond: Tensor | None) -> Labels:
@@ -95,7 +100,7 @@ class NCSN(RefineNet):
     (`parametrization: Score`). 30.1 M parameters.
 
     Args:
-        shape: [C, H, W]; H and W must be even.
+        shape: [C, L], [C, H, W] or [C, D, H, W]; all sizes after C must be even.
         num_classes: number of classes it can be conditioned on; 0 for none.
         levels: number of noise levels L.
         channels: channels of the first stage; the paper takes 128, and 64 for MNIST.
@@ -103,10 +108,11 @@ class NCSN(RefineNet):
         dilations: the dilation of each stage; 1, but in the first stage, halves the resolution instead.
         centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
         plus: whether the norms are InstanceNorm++; false: instance norm, as in the authors' CondRefineNetDeeperDilated.
+        periodic: whether the ends of an axis are neighbors, for all axes or a list for each; if not, zeros surround it.
         condition: an array, which the model gives it, instead of classes; null for nothing.
 
     Raises:
-        InputError: for a shape that is not an image's or cannot be halved that often, or numbers out of range.
+        InputError: for a point's shape or one that cannot be halved that often, or numbers out of range.
     """
 
     def __init__(
@@ -119,12 +125,14 @@ class NCSN(RefineNet):
         dilations: Sequence[int] = (1, 1, 2, 4),
         centered: bool = False,
         plus: bool = True,
+        periodic: bool | Sequence[bool] = False,
         condition: Condition | None = None,
     ) -> None:
         require(levels >= 1, f"levels={levels}: must be at least 1, the number of noise levels of the process")
         norm = partial(InstanceNormPlus, levels=levels, num_classes=num_classes, plus=plus)
-        pool = nn.AvgPool2d(5, stride=1, padding=2)
-        super().__init__(shape, num_classes, channels, multipliers, dilations, centered, norm, norm, pool, condition)
+        super().__init__(
+            shape, num_classes, channels, multipliers, dilations, centered, norm, norm, "Avg", periodic, condition
+        )
         self.levels = levels
 
     def labels(self, noise_label: Tensor, cond: Tensor | None) -> Labels:
@@ -138,16 +146,17 @@ class NCSNv2(RefineNet):
     29.7 M parameters.
 
     Args:
-        shape: [C, H, W]; H and W must be even.
+        shape: [C, L], [C, H, W] or [C, D, H, W]; all sizes after C must be even.
         num_classes: number of classes it can be conditioned on; 0 for none.
         channels: channels of the first stage.
         multipliers: the channels of each stage as multiples of `channels`.
         dilations: the dilation of each stage; 1, but in the first stage, halves the resolution instead.
         centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
+        periodic: whether the ends of an axis are neighbors, for all axes or a list for each; if not, zeros surround it.
         condition: an array, which the model gives it, instead of classes; null for nothing.
 
     Raises:
-        InputError: for a shape that is not an image's or cannot be halved that often, or numbers out of range.
+        InputError: for a point's shape or one that cannot be halved that often, or numbers out of range.
     """
 
     def __init__(
@@ -158,11 +167,13 @@ class NCSNv2(RefineNet):
         multipliers: Sequence[int] = (1, 2, 2, 2),
         dilations: Sequence[int] = (1, 1, 2, 4),
         centered: bool = False,
+        periodic: bool | Sequence[bool] = False,
         condition: Condition | None = None,
     ) -> None:
         norm = partial(InstanceNormPlus, num_classes=num_classes)
-        pool = nn.MaxPool2d(5, stride=1, padding=2)
-        super().__init__(shape, num_classes, channels, multipliers, dilations, centered, norm, NoNorm, pool, condition)
+        super().__init__(
+            shape, num_classes, channels, multipliers, dilations, centered, norm, NoNorm, "Max", periodic, condition
+        )
 
     def labels(self, noise_label: Tensor, cond: Tensor | None) -> Labels:
         return Labels(None, cond)
@@ -172,10 +183,11 @@ class NCSNv2Deeper(NCSNv2):
     """NCSNv2's network for images of 96 to 128 pixels: five stages, of which two halve the resolution.
 
     Args:
-        shape: [C, H, W]; H and W must be divisible by 4, for NCSNv2Deepest by 8.
+        shape: [C, L], [C, H, W] or [C, D, H, W]; all sizes after C must be divisible by 4, for NCSNv2Deepest by 8.
         num_classes: number of classes it can be conditioned on; 0 for none.
         channels: channels of the first stage.
         centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
+        periodic: whether the ends of an axis are neighbors, for all axes or a list for each; if not, zeros surround it.
         condition: an array, which the model gives it, instead of classes; null for nothing.
     """
 
@@ -188,9 +200,10 @@ class NCSNv2Deeper(NCSNv2):
         num_classes: int = 0,
         channels: int = 128,
         centered: bool = False,
+        periodic: bool | Sequence[bool] = False,
         condition: Condition | None = None,
     ) -> None:
-        super().__init__(shape, num_classes, channels, self.multipliers, self.dilations, centered, condition)
+        super().__init__(shape, num_classes, channels, self.multipliers, self.dilations, centered, periodic, condition)
 
 
 class NCSNv2Deepest(NCSNv2Deeper):
@@ -200,16 +213,16 @@ class NCSNv2Deepest(NCSNv2Deeper):
     dilations = (1, 1, 1, 1, 2, 4)
 
 
-def _check(name: str, shape: Sequence[int], channels: int, multipliers: Sequence[int], dilations: Sequence[int]) -> None:
-    require(len(shape) == 3, f"shape={list(shape)}: {name} takes images, [channels, height, width]; use an MLP for points")
+def _check(grid: Grid, channels: int, multipliers: Sequence[int], dilations: Sequence[int]) -> None:
     require(channels > 1, f"channels={channels}: must be at least 2")
     require(
-        len(multipliers) == len(dilations) > 0 and min(*multipliers, *dilations) > 0,
-        f"multipliers={list(multipliers)}, dilations={list(dilations)}: give one positive integer of each per stage",
+        len(multipliers) == len(dilations) > 0 and min(*multipliers, *dilations) > 0 and len(set(multipliers[-2:])) == 1,
+        f"multipliers={list(multipliers)}, dilations={list(dilations)}: give one positive integer of each per stage, "
+        "and the same multiplier for the last two",
     )
     factor = 2 ** sum(dilation == 1 for dilation in dilations[1:])
     require(
-        dilations[0] == 1 and shape[1] % factor == 0 and shape[2] % factor == 0,
-        f"shape={list(shape)}, dilations={list(dilations)}: the first dilation must be 1, and height and width divisible by "
+        dilations[0] == 1 and grid.divisible_by(factor),
+        f"shape={list(grid.shape)}, dilations={list(dilations)}: the first dilation must be 1, and {grid.axes} divisible by "
         f"{factor}, since each further 1 halves them; use larger dilations, fewer stages or another size",
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_score.networks.blocks import Norm
+from lightning_score.networks.grid import Grid, over
 
 
 class Labels(NamedTuple):
@@ -45,18 +46,19 @@ class InstanceNormPlus(nn.Module):
         self.classes = nn.Parameter(torch.zeros(num_classes + 1, rows, channels)) if num_classes > 0 else None
 
     def forward(self, x: Tensor, labels: Labels) -> Tensor:
-        mean = x.mean((2, 3), keepdim=True)
-        coefficients = self._coefficients(labels).to(x.dtype)[..., None, None].unbind(1)
+        axes = tuple(range(2, x.ndim))
+        mean = x.mean(axes, keepdim=True)
+        coefficients = over(self._coefficients(labels).to(x.dtype), x).unbind(1)
         gamma, beta = coefficients[0], coefficients[-1]
         if self.plus:
             beta = gamma * coefficients[1] * self._relative(mean) + beta
         deviation = x - mean
-        variance = deviation.square().mean((2, 3), keepdim=True)  # on a CPU five times as fast as torch.var
+        variance = deviation.square().mean(axes, keepdim=True)  # on a CPU five times as fast as torch.var
         return torch.addcmul(beta, deviation, gamma * (variance + 1e-5).rsqrt())
 
     @staticmethod
     def _relative(mean: Tensor) -> Tensor:
-        """(mu - m)/sqrt(s + e) of the channels' means mu, (B, C, 1, 1)."""
+        """(mu - m)/sqrt(s + e) of the channels' means mu, (B, C, 1, ...)."""
         spread, center = torch.var_mean(mean, dim=1, correction=1, keepdim=True)
         return (mean - center) * (spread + 1e-5).rsqrt()
 
@@ -89,6 +91,7 @@ class RefineResidual(nn.Module):
     convolution, and either halves the resolution by mean pooling or dilates all its convolutions.
 
     Args:
+        grid: of the features.
         inputs: channels of the input.
         outputs: channels of the output.
         norm: makes the norms.
@@ -96,18 +99,18 @@ class RefineResidual(nn.Module):
         begins: whether it begins a stage (not the first one).
     """
 
-    def __init__(self, inputs: int, outputs: int, norm: Norm, dilation: int, begins: bool) -> None:
+    def __init__(self, grid: Grid, inputs: int, outputs: int, norm: Norm, dilation: int, begins: bool) -> None:
         super().__init__()
         middle = inputs if begins else outputs
         self.norm1, self.norm2 = norm(inputs), norm(middle)
-        self.conv1 = nn.Conv2d(inputs, middle, 3, padding=dilation, dilation=dilation)
-        self.conv2 = nn.Conv2d(middle, outputs, 3, padding=dilation, dilation=dilation)
+        self.conv1 = grid.conv(inputs, middle, dilation=dilation)
+        self.conv2 = grid.conv(middle, outputs, dilation=dilation)
         self.shortcut: nn.Module = nn.Identity()
         self.pool: nn.Module = nn.Identity()
         if begins and dilation == 1:
-            self.shortcut, self.pool = nn.Conv2d(inputs, outputs, 1), nn.AvgPool2d(2)
+            self.shortcut, self.pool = grid.conv(inputs, outputs, 1), grid.pool("Avg", 2, stride=2)
         elif begins:
-            self.shortcut = nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation)
+            self.shortcut = grid.conv(inputs, outputs, dilation=dilation)
 
     def forward(self, x: Tensor, labels: Labels) -> Tensor:
         h = self.conv1(F.elu(self.norm1(x, labels)))
@@ -116,17 +119,18 @@ class RefineResidual(nn.Module):
 
 
 class ConvUnit(nn.Module):
-    """Twice norm, ELU and a 3x3 convolution without bias, added to the input.
+    """Twice norm, ELU and a convolution of size 3 without bias, added to the input.
 
     Args:
+        grid: of the features.
         channels: channels of input and output.
         norm: makes the norms.
     """
 
-    def __init__(self, channels: int, norm: Norm) -> None:
+    def __init__(self, grid: Grid, channels: int, norm: Norm) -> None:
         super().__init__()
         self.norms = nn.ModuleList(norm(channels) for _ in range(2))
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
+        self.convs = nn.ModuleList(grid.conv(channels, channels, bias=False) for _ in range(2))
 
     def forward(self, x: Tensor, labels: Labels) -> Tensor:
         h = x
@@ -139,20 +143,22 @@ class Fusion(nn.Module):
     """Multi-resolution fusion: the sum of all inputs, each through norm and convolution, at the resolution of the first.
 
     Args:
+        grid: of the features.
         inputs: channels of each input.
         outputs: channels of the output.
         norm: makes the norms.
     """
 
-    def __init__(self, inputs: Sequence[int], outputs: int, norm: Norm) -> None:
+    def __init__(self, grid: Grid, inputs: Sequence[int], outputs: int, norm: Norm) -> None:
         super().__init__()
+        self.grid = grid
         self.norms = nn.ModuleList(norm(channels) for channels in inputs)
-        self.convs = nn.ModuleList(nn.Conv2d(channels, outputs, 3, padding=1) for channels in inputs)
+        self.convs = nn.ModuleList(grid.conv(channels, outputs) for channels in inputs)
 
     def forward(self, xs: Sequence[Tensor], labels: Labels) -> Tensor:
         size = xs[0].shape[2:]
         parts = [conv(norm(x, labels)) for x, norm, conv in zip(xs, self.norms, self.convs, strict=True)]
-        resized = [h if h.shape[2:] == size else F.interpolate(h, size, mode="bilinear", align_corners=True) for h in parts]
+        resized = [h if h.shape[2:] == size else self.grid.enlarge(h, size) for h in parts]
         return sum(resized[1:], resized[0])
 
 
@@ -160,15 +166,16 @@ class ChainedPooling(nn.Module):
     """Chained residual pooling: `x_0 = elu(x)`, `p_(k+1) = conv_k(pool(norm_k(p_k)))`, `x_(k+1) = x_k + p_(k+1)`.
 
     Args:
+        grid: of the features.
         channels: channels of input and output.
         norm: makes the norms.
-        pool: pooling over 5x5 pixels that keeps the resolution.
+        pool: pooling over 5 pixels along each axis that keeps the resolution.
     """
 
-    def __init__(self, channels: int, norm: Norm, pool: nn.Module) -> None:
+    def __init__(self, grid: Grid, channels: int, norm: Norm, pool: nn.Module) -> None:
         super().__init__()
         self.norms = nn.ModuleList(norm(channels) for _ in range(2))
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
+        self.convs = nn.ModuleList(grid.conv(channels, channels, bias=False) for _ in range(2))
         self.pool = pool
 
     def forward(self, x: Tensor, labels: Labels) -> Tensor:
@@ -183,6 +190,7 @@ class RefineBlock(nn.Module):
     """RefineNet's block: two conv units for each input, fusion, chained pooling, and one conv unit or three.
 
     Args:
+        grid: of the features.
         inputs: channels of each input, the one of the same resolution first.
         outputs: channels of the output.
         units: number of conv units at the end.
@@ -190,12 +198,12 @@ class RefineBlock(nn.Module):
         pool: the pooling in the chain.
     """
 
-    def __init__(self, inputs: Sequence[int], outputs: int, units: int, norm: Norm, pool: nn.Module) -> None:
+    def __init__(self, grid: Grid, inputs: Sequence[int], outputs: int, units: int, norm: Norm, pool: nn.Module) -> None:
         super().__init__()
-        self.adapt = nn.ModuleList(nn.ModuleList(ConvUnit(c, norm) for _ in range(2)) for c in inputs)
-        self.fuse = Fusion(inputs, outputs, norm) if len(inputs) > 1 else None
-        self.chain = ChainedPooling(outputs, norm, pool)
-        self.out = nn.ModuleList(ConvUnit(outputs, norm) for _ in range(units))
+        self.adapt = nn.ModuleList(nn.ModuleList(ConvUnit(grid, c, norm) for _ in range(2)) for c in inputs)
+        self.fuse = Fusion(grid, inputs, outputs, norm) if len(inputs) > 1 else None
+        self.chain = ChainedPooling(grid, outputs, norm, pool)
+        self.out = nn.ModuleList(ConvUnit(grid, outputs, norm) for _ in range(units))
 
     def forward(self, xs: Sequence[Tensor], labels: Labels) -> Tensor:
         adapted = [run(units.children(), x, labels) for units, x in zip(self.adapt, xs, strict=True)]

@@ -8,35 +8,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_score.networks.grid import Grid, Pad, crop
+
 
 class Downsample(nn.Module):
-    """Halves height and width by a 3x3 convolution of stride 2.
+    """Halves the resolution by a convolution of size 3 and stride 2.
 
     Args:
+        grid: of the features.
         channels: channels of input and output.
-        symmetric: pad all sides by a pixel; if not, the right and the bottom only (as Ho et al.).
+        symmetric: pad both ends of each axis by a pixel; if not, its last end only (as Ho et al.).
     """
 
-    def __init__(self, channels: int, symmetric: bool = False) -> None:
+    def __init__(self, grid: Grid, channels: int, symmetric: bool = False) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-        self.padding = (1, 1, 1, 1) if symmetric else (0, 1, 0, 1)
+        self.conv = grid.strided(channels, channels)
+        self.pad = Pad(grid, int(symmetric), 1)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """The smaller features; what conditions other blocks is ignored."""
-        return self.conv(F.pad(x, self.padding))
+        return self.conv(self.pad(x))
 
 
 class Upsample(nn.Module):
-    """Doubles height and width by repeating pixels, then a 3x3 convolution.
+    """Doubles the resolution by repeating pixels, then a convolution of size 3.
 
     Args:
+        grid: of the features.
         channels: channels of input and output.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, grid: Grid, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = grid.conv(channels, channels)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """The larger features; what conditions other blocks is ignored."""
@@ -44,64 +48,77 @@ class Upsample(nn.Module):
 
 
 class Filter(nn.Module):
-    """Correlates every channel with [1, 3, 3, 1]/8 along each axis; outside the image there are zeros.
+    """Correlates every channel with [1, 3, 3, 1]/8 along each axis.
 
     Args:
+        grid: of the features.
         stride: pixels from one output to the next.
-        padding: pixels outside the image that are seen on each side.
+        padding: pixels outside the grid that are seen on each side.
     """
 
     kernel: Tensor
 
-    def __init__(self, stride: int = 1, padding: int = 1) -> None:
+    def __init__(self, grid: Grid, stride: int = 1, padding: int = 1) -> None:
         super().__init__()
-        taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-        self.register_buffer("kernel", torch.outer(taps, taps)[None, None], persistent=False)
-        self.stride, self.padding = stride, padding
+        kernel = taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        for _ in range(grid.dim - 1):
+            kernel = kernel[..., None] * taps
+        self.register_buffer("kernel", kernel[None, None], persistent=False)
+        self.grid, self.stride, self.padding = grid, stride, padding
 
     def forward(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
-        kernel = self.kernel.expand(channels, 1, 4, 4)
-        return F.conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=channels)
+        kernel = self.kernel.expand(channels, *self.kernel.shape[1:])
+        x, zeros = self.grid.wrap(x, self.padding, self.padding), self.grid.zeros(self.padding)
+        return self.grid.convolve(x, kernel, stride=self.stride, padding=zeros, groups=channels)
 
 
 class FilterUp(nn.Module):
-    """Doubles height and width: zeros between the pixels, then the filter, four times as strong.
+    """Doubles the resolution: zeros between the pixels, then the filter, twice as strong along each axis.
 
-    That is linear interpolation between the pixels' centers, with zeros outside the image.
+    That is linear interpolation between the pixels' centers.
+
+    Args:
+        grid: of the features.
     """
 
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+
     def forward(self, x: Tensor) -> Tensor:
-        doubled = F.interpolate(F.pad(x, (1, 1, 1, 1)), scale_factor=2.0, mode="bilinear", align_corners=False)
-        return doubled[..., 2:-2, 2:-2]
+        padded = self.grid.pad(x, 1, 1)
+        doubled = F.interpolate(padded, scale_factor=2.0, mode=self.grid.linear, align_corners=False)
+        return crop(doubled, 2, [2 * n for n in x.shape[2:]])
 
 
 class Resampling(NamedTuple):
-    """A way to change the resolution, channel by channel or together with a 3x3 convolution.
+    """A way to change the resolution, channel by channel or together with a convolution of size 3.
 
-    Fields: down (makes what halves height and width), up (makes what doubles them), before_stride (makes what precedes a
-    convolution of stride 2, so that this one halves them).
+    Fields: grid (of the features), down (makes what halves the resolution), up (makes what doubles it), before_stride (makes
+    what precedes a convolution of stride 2, so that this one halves it).
     """
 
+    grid: Grid
     down: Callable[[], nn.Module]
     up: Callable[[], nn.Module]
     before_stride: Callable[[], nn.Module]
 
     def conv_down(self, inputs: int, outputs: int) -> nn.Module:
-        """Halves height and width with a convolution."""
-        return nn.Sequential(self.before_stride(), nn.Conv2d(inputs, outputs, 3, stride=2))
+        """Halves the resolution with a convolution."""
+        return nn.Sequential(self.before_stride(), self.grid.strided(inputs, outputs))
 
     def conv_up(self, inputs: int, outputs: int) -> nn.Module:
-        """Doubles them, then convolves."""
-        return nn.Sequential(self.up(), nn.Conv2d(inputs, outputs, 3, padding=1))
+        """Doubles it, then convolves."""
+        return nn.Sequential(self.up(), self.grid.conv(inputs, outputs))
 
 
-BOXES = Resampling(
-    down=partial(nn.AvgPool2d, 2),
-    up=partial(nn.Upsample, scale_factor=2.0, mode="nearest"),
-    before_stride=partial(nn.ZeroPad2d, (0, 1, 0, 1)),
-)
-"""Means of 2x2 pixels on the way down, repeated pixels on the way up."""
+def boxes(grid: Grid) -> Resampling:
+    """Means of two pixels along each axis on the way down, repeated pixels on the way up."""
+    up = partial(nn.Upsample, scale_factor=2.0, mode="nearest")
+    return Resampling(grid, partial(grid.pool, "Avg", 2, stride=2), up, partial(Pad, grid, 0, 1))
 
-FIR = Resampling(down=partial(Filter, stride=2), up=FilterUp, before_stride=partial(Filter, padding=2))
-"""The filter [1, 3, 3, 1] along each axis against aliasing (Zhang 2019; Karras et al. 2020, StyleGAN2)."""
+
+def filtered(grid: Grid) -> Resampling:
+    """The filter [1, 3, 3, 1] along each axis against aliasing (Zhang 2019; Karras et al. 2020, StyleGAN2)."""
+    return Resampling(grid, partial(Filter, grid, stride=2), partial(FilterUp, grid), partial(Filter, grid, padding=2))

@@ -1,8 +1,9 @@
 """The U-Net of DDPM, from 35.7 million parameters for CIFAR-10 down to a quarter of a million for 8x8 digits."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,10 @@ from torch.nn import functional as F
 from lightning_score.conditions import Condition
 from lightning_score.errors import require
 from lightning_score.networks.base import Network
-from lightning_score.networks.blocks import ResidualBlock, ScaleShiftBlock, SelfAttention, attention_if, zero
+from lightning_score.networks.blocks import Norm, ResidualBlock, ScaleShiftBlock, SelfAttention, attention_if, zero
 from lightning_score.networks.conditioning import Conditioning, NoiseEmbedding, PositionalEmbedding
-from lightning_score.networks.resampling import BOXES, Downsample, Upsample
+from lightning_score.networks.grid import Grid
+from lightning_score.networks.resampling import Downsample, Upsample, boxes
 
 
 class Stage(nn.Module):
@@ -81,12 +83,13 @@ class UNet(Network):
     blocks, each of which also gets an output of the way down, and doubles the resolution (the last one does not).
 
     Args:
-        shape: [C, H, W]; H and W must be divisible by 2 to the number of levels minus 1.
+        shape: [C, L], [C, H, W] or [C, D, H, W]; all sizes after C must be divisible by 2 to the number of levels minus 1.
         num_classes: number of classes it can be conditioned on; 0 for none.
         channels: channels at full resolution; the conditioning vector has four times as many.
         multipliers: the channels of each level as multiples of `channels`, from full resolution down.
         blocks: residual blocks per level.
-        attention: the resolutions (heights in pixels) at which self-attention follows each residual block.
+        attention: the resolutions (lengths of signals, heights of images, depths of volumes) at which self-attention follows
+            each residual block.
         dropout: probability of dropping a feature inside the residual blocks.
         groups: groups of the group norms; every level's channels must be divisible by it.
         embedding: features of the noise label; by default a PositionalEmbedding of width `channels`.
@@ -96,10 +99,11 @@ class UNet(Network):
         resample_blocks: change the resolution inside residual blocks, by means and repetition, instead of by convolutions.
         symmetric_padding: pad the convolutions that halve the resolution on all sides.
         eps: of the norms.
+        periodic: whether the ends of an axis are neighbors, for all axes or a list for each; if not, zeros surround it.
         condition: what it is conditioned on instead of classes, which the model gives it; null for nothing.
 
     Raises:
-        InputError: for a shape that is not an image's or cannot be halved that often, channels that do not divide
+        InputError: for a point's shape or one that cannot be halved that often, channels that do not divide
             into groups or heads, a resolution for attention that does not occur, or another number out of range.
     """
 
@@ -122,50 +126,43 @@ class UNet(Network):
         resample_blocks: bool = False,
         symmetric_padding: bool = False,
         eps: float = 1e-6,
+        periodic: bool | Sequence[bool] = False,
         condition: Condition | None = None,
     ) -> None:
         super().__init__(shape, num_classes, condition)
-        attends = levels_with_attention("UNet", shape, multipliers, blocks, attention, dropout)
+        grid = Grid(shape, periodic)
+        attends = levels_with_attention(grid, multipliers, blocks, attention, dropout)
         check_groups(channels, groups, f"channels={channels}, groups={groups}")
         check_heads(channels, head_channels)
         width_of_vector, norm = 4 * channels, partial(nn.GroupNorm, groups, eps=eps)
         widths = [channels * m for m in multipliers]
         kind = ScaleShiftBlock if scale_shift else ResidualBlock
-        block = partial(kind, condition=width_of_vector, norm=norm, dropout=dropout)
-
-        def stage(inputs: int, outputs: int, attend: bool) -> Stage:
-            attention = attention_if(attend, outputs, norm, head_channels=head_channels)  # first, as seeds expect it
-            return Stage(block(inputs, outputs), attention)
-
-        def downsample(width: int) -> nn.Module:
-            return block(width, width, resample=BOXES.down()) if resample_blocks else Downsample(width, symmetric_padding)
-
-        def upsample(width: int) -> nn.Module:
-            return block(width, width, resample=BOXES.up()) if resample_blocks else Upsample(width)
+        block = partial(kind, grid, condition=width_of_vector, norm=norm, dropout=dropout)
+        parts = Parts(grid, block, norm, head_channels, resample_blocks, symmetric_padding)
 
         self.conditioning = Conditioning(embedding or PositionalEmbedding(channels), width_of_vector, self.condition)
-        self.conv_in = nn.Conv2d(self.inputs, channels, 3, padding=1)
+        self.conv_in = grid.conv(self.inputs, channels)
 
         kept = [channels]
         self.down = nn.ModuleList()
         for level, (width, attend) in enumerate(zip(widths, attends, strict=True)):
             inputs = [kept[-1]] + [width] * (blocks - 1)
-            half = downsample(width) if level < len(widths) - 1 else None
-            self.down.append(DownLevel([stage(i, width, attend) for i in inputs], half))
+            half = parts.halve(width) if level < len(widths) - 1 else None
+            self.down.append(DownLevel([parts.stage(i, width, attend) for i in inputs], half))
             kept += [width] * (blocks + (half is not None))
 
         h = widths[-1]
-        self.middle = nn.ModuleList([stage(h, h, middle_attention), stage(h, h, False)])
+        self.middle = nn.ModuleList([parts.stage(h, h, middle_attention), parts.stage(h, h, False)])
 
         self.up = nn.ModuleList()
         for level, (width, attend) in reversed(list(enumerate(zip(widths, attends, strict=True)))):
             inputs = [h + kept.pop()] + [width + kept.pop() for _ in range(blocks)]
-            double = upsample(width) if level > 0 else None
-            self.up.append(UpLevel([stage(i, width, attend) for i in inputs], double))
+            double = parts.double(width) if level > 0 else None
+            self.up.append(UpLevel([parts.stage(i, width, attend) for i in inputs], double))
             h = width
 
         self.norm_out = norm(widths[0])
-        self.conv_out = zero(nn.Conv2d(widths[0], shape[0], 3, padding=1))
+        self.conv_out = zero(grid.conv(widths[0], shape[0]))
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Tensor | None = None) -> Tensor:
         c = self.conditioning(noise_label, cond)
@@ -180,28 +177,60 @@ class UNet(Network):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
+class Parts(NamedTuple):
+    """Makes the parts of a level.
+
+    Fields: grid (of the features), block (makes a residual block of given inputs and outputs), norm and head_channels (of
+    attention), resample_blocks (change the resolution inside residual blocks, not by convolutions), symmetric (pad these on
+    all sides).
+    """
+
+    grid: Grid
+    block: Callable[..., nn.Module]
+    norm: Norm
+    head_channels: int | None
+    resample_blocks: bool
+    symmetric: bool
+
+    def stage(self, inputs: int, outputs: int, attend: bool) -> Stage:
+        """A residual block, with attention or without."""
+        attention = attention_if(attend, outputs, self.norm, head_channels=self.head_channels)  # first, as seeds expect it
+        return Stage(self.block(inputs, outputs), attention)
+
+    def halve(self, width: int) -> nn.Module:
+        """The way to the next level down."""
+        if self.resample_blocks:
+            return self.block(width, width, resample=boxes(self.grid).down())
+        return Downsample(self.grid, width, self.symmetric)
+
+    def double(self, width: int) -> nn.Module:
+        """The way to the next level up."""
+        if self.resample_blocks:
+            return self.block(width, width, resample=boxes(self.grid).up())
+        return Upsample(self.grid, width)
+
+
 def levels_with_attention(
-    name: str, shape: Sequence[int], multipliers: Sequence[int], blocks: int, attention: Sequence[int], dropout: float
+    grid: Grid, multipliers: Sequence[int], blocks: int, attention: Sequence[int], dropout: float
 ) -> list[bool]:
     """Whether each level has attention.
 
     Raises:
-        InputError: an image of that shape cannot have these levels, or these resolutions with attention.
+        InputError: data of that shape cannot have these levels, or these resolutions with attention.
     """
-    require(len(shape) == 3, f"shape={list(shape)}: {name} takes images, [channels, height, width]; use an MLP for points")
     require(len(multipliers) > 0 and min(multipliers) > 0, f"multipliers={list(multipliers)}: must be positive integers")
     require(blocks > 0, f"blocks={blocks}: must be positive")
     require(0 <= dropout < 1, f"dropout={dropout}: must be in [0, 1)")
     factor = 2 ** (len(multipliers) - 1)
     require(
-        shape[1] % factor == 0 and shape[2] % factor == 0,
-        f"shape={list(shape)}: height and width must be divisible by {factor} for {len(multipliers)} levels; "
+        grid.divisible_by(factor),
+        f"shape={list(grid.shape)}: {grid.axes} must be divisible by {factor} for {len(multipliers)} levels; "
         "use fewer multipliers or another size",
     )
-    heights = [shape[1] >> level for level in range(len(multipliers))]
-    absent = [a for a in attention if a not in heights]
-    require(not absent, f"attention={absent}: must be resolutions of the levels; choose from {heights}, or [] for none")
-    return [height in attention for height in heights]
+    sizes = [grid.shape[1] >> level for level in range(len(multipliers))]
+    absent = [a for a in attention if a not in sizes]
+    require(not absent, f"attention={absent}: must be resolutions of the levels; choose from {sizes}, or [] for none")
+    return [size in attention for size in sizes]
 
 
 def check_groups(channels: int, groups: int, settings: str) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_score.objective.times import TimeDistribution, UniformTimes
 from lightning_score.objective.weighting import SigmaSquared, Weighting
 from lightning_score.process import NoiseProcess
-from lightning_score.score.function import ScoreField
+from lightning_score.score.function import ScoreField, ScoreWrapper
 
 
 class Objective(ABC):
@@ -16,10 +16,13 @@ class Objective(ABC):
 
     needs_data: bool = False  # whether `prepare` must be given the training data before the first call
     differentiates_score: bool = False  # with respect to x, within the loss
+    leaves_out_missing: bool = False  # whether it can be called with `known`, a mask that is True where x is known
 
     @abstractmethod
-    def __call__(self, score: ScoreField, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The loss of each example of data x (B, ...): (B,)."""
+    def __call__(self, score: ScoreField, x: Tensor, cond: Tensor | None = None, known: Tensor | None = None) -> Tensor:
+        """The loss of each example of data x (B, ...): (B,); of the entries that are `known`, which is only given where
+        data are missing and then like x, which is 0 elsewhere.
+        """
 
     def check(self, process: NoiseProcess) -> None:
         """Raises `InputError` if the objective cannot be used with the process."""
@@ -35,6 +38,13 @@ class Objective(ABC):
 class LevelwiseObjective(Objective, ABC):
     """E_t lambda(t) J(t) with x_t = alpha x_0 + sigma z, for a loss J(t) whose minimizer is the score of p_t.
 
+    Where entries of x_0 are missing, they are 0 in x_t before the noise, and J(t) is computed from `known score` and
+    `known z`, so that it has no terms of theirs; times D over the number of known entries it is as large as that of complete
+    examples (Ouyang et al. 2023, 2307.00467, but for that factor). The minimizer's entry i is then the score of the noisy
+    filled data in which i is known, E[-z_i/sigma given x_t, i known]. Entries that are independent, and missing at random,
+    have their own score. Other data are shrunk towards the filled value as far as missing entries hide what entry i depends
+    on; a network that is given the mask, as an array condition, learns the score of the law of the known entries instead.
+
     Args:
         weighting: lambda(t); sigma^2 by default.
         times: the law of t; uniform by default.
@@ -44,19 +54,50 @@ class LevelwiseObjective(Objective, ABC):
         self.weighting = weighting or SigmaSquared()
         self.times = times or UniformTimes()
 
+    leaves_out_missing = True
+
     @abstractmethod
     def at(self, score: ScoreField, x_t: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
         """J(t) of each example, (B,), at x_t (B, ...), which was perturbed by `noise`, and t, () or (B,)."""
 
-    def __call__(self, score: ScoreField, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    def __call__(self, score: ScoreField, x: Tensor, cond: Tensor | None = None, known: Tensor | None = None) -> Tensor:
         process = score.process
         t = self.times.sample(process, x)
         z = torch.randn_like(x)
         weight = self.weighting(process, t) * self.times.importance(process, t)
-        return weight.to(x.dtype) * self.at(score, process.perturb(x, t, z), t, z, cond)
+        x_t, weight = process.perturb(x, t, z), weight.to(x.dtype)
+        return weight * (self.at(score, x_t, t, z, cond) if known is None else self.of_known(score, x_t, t, z, cond, known))
+
+    def of_known(
+        self, score: ScoreField, x_t: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None, known: Tensor
+    ) -> Tensor:
+        """J(t) of each example, (B,), from its known entries alone."""
+        return self.at(KnownEntries(score, known), x_t, t, noise * known, cond) / share_known(known)
 
     def check(self, process: NoiseProcess) -> None:
         self.times.check(process)
 
     def levels(self, process: NoiseProcess) -> Tensor | None:
         return self.times.levels(process)
+
+
+class KnownEntries(ScoreWrapper):
+    """A score with zeros at the entries that are missing in the data.
+
+    Args:
+        score: the score function.
+        known: where entries are known, (B, ...), for x of every later call.
+    """
+
+    def __init__(self, score: ScoreField, known: Tensor):
+        super().__init__(score)
+        self.known = known
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.score(x, t, cond) * self.known
+
+
+def share_known(known: Tensor) -> Tensor:
+    """The fraction of the entries of each example that are known, (B,), at least one."""
+    entries = known.flatten(1)
+    return entries.float().mean(1).clamp(min=1 / entries.shape[1])

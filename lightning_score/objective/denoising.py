@@ -47,7 +47,7 @@ class ExplicitScoreMatching(LevelwiseObjective):
         InputError: when called without training data or with class labels.
     """
 
-    needs_data = True
+    needs_data, leaves_out_missing = True, False
     _data: Tensor | None = None
 
     def prepare(self, data: Tensor) -> None:

@@ -16,7 +16,7 @@ from lightning_score.report.values import is_larger_better, kind_of
 from lightning_score.runs.records import Record, as_number, finite, floor_name
 from lightning_score.sweep.results import leave_one_out
 
-FIRST = ("fid", "fid_infinity", "bits_per_dim", "nats")
+FIRST = ("fid", "fid_infinity", "sliced_wasserstein", "bits_per_dim", "nats")
 """Kinds of measures in the order of importance; others follow."""
 
 

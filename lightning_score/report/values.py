@@ -9,7 +9,7 @@ from lightning_score.report.figures import HIDDEN, LEVEL, line_kind
 from lightning_score.report.reading import Run
 from lightning_score.runs.records import Record, by_axis, finite
 
-LARGER = ("is", "inception_score", "precision", "recall", "density", "coverage", "nats", "nats_per_dim")
+LARGER = ("is", "inception_score", "precision", "recall", "density", "coverage", "crps_skill", "nats", "nats_per_dim")
 """Kinds of measures of which larger values are better; of all others smaller ones are."""
 NAMES = {"is": "inception_score"}
 """Kinds that are reserved words of Python."""
@@ -17,7 +17,7 @@ NAMES = {"is": "inception_score"}
 
 def kind_of(record: Record) -> str:
     """The kind of a measure, without its features and number of samples: fid, kid, bits_per_dim."""
-    return record.metric.partition(f"_{record.features}")[0]
+    return re.sub(r"_\d+[km]?$", "", record.metric.partition(f"_{record.features}")[0])
 
 
 def is_larger_better(kind: str) -> bool:
@@ -60,7 +60,7 @@ def values(run: Run) -> dict[str, float]:
             group.sort(key=lambda record: (record.step, str(record.time)))
             found, kind = [record.value for record in group], kind_of(group[-1])
             numbers |= _extremes(kind, found) | _extremes(group[-1].metric, found)
-            if kind == "fid":
+            if kind in ("fid", "sliced_wasserstein"):
                 numbers["nfe"] = group[-1].nfe
     return {name: float(f"{value:.6g}") for name, value in numbers.items() if math.isfinite(value)}
 

@@ -172,9 +172,11 @@ def by_axis(records: Iterable[Record]) -> dict[tuple[Any, ...], list[Record]]:
 
 
 def metric_name(kind: str, features: str, n: int) -> str:
-    """`fid_inception` for the usual 50 000 samples; else with the number: `fid_digits_898`, `fid_digits_1k`."""
+    """`fid_inception` for the usual 50 000 samples; else with the number: `fid_digits_898`, `fid_digits_1k`; `kind_1k` for
+    empty `features`.
+    """
     short = f"{n // 1_000_000}m" if n % 1_000_000 == 0 else f"{n // 1000}k" if n % 1000 == 0 else str(n)
-    return f"{kind}_{features}" if n == 50_000 else f"{kind}_{features}_{short}"
+    return "_".join(filter(None, [kind, features, "" if n == 50_000 else short]))
 
 
 def as_number(value: Any, otherwise: float = math.nan) -> float:

@@ -6,7 +6,7 @@ from torch import Tensor
 from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
 from lightning_score.score.function import ScoreField
-from lightning_score.tensors import broadcast_to
+from lightning_score.tensors import broadcast_to, without_missing
 
 BLOCK = 2**22  # distances in memory at once
 
@@ -19,9 +19,12 @@ class EmpiricalScore(ScoreField):
     squared differences, for which single precision is enough, and the points are taken in blocks, so that memory does not
     grow with M.
 
+    Where entries of points are missing, and taken as 0, entry i of the score uses the points in which it is known, each with
+    weight w_m over the fraction of its entries that are known: the minimizer of the losses without the missing entries.
+
     Args:
         process: the noise process.
-        data: the points x_m (M, ...).
+        data: the points x_m (M, ...), NaN where entries are missing.
         labels: class labels (M,), so that `cond` selects the points of its class, or all if it is the label of no point;
             None: `cond` is ignored.
 
@@ -30,6 +33,7 @@ class EmpiricalScore(ScoreField):
     """
 
     data: Tensor
+    counted: Tensor | None
     labels: Tensor | None
     evaluations = 0
 
@@ -40,7 +44,14 @@ class EmpiricalScore(ScoreField):
             labels is None or len(labels) == len(data),
             f"labels of length {0 if labels is None else len(labels)}: must be as many as the {len(data)} points",
         )
-        self.register_buffer("data", data, persistent=False)
+        filled, known = without_missing(data)
+        complete, known = bool(known.all()), known.flatten(1).to(data.dtype)
+        self.register_buffer("data", data if complete else filled, persistent=False)
+        self.register_buffer(
+            "counted",
+            None if complete else known / known.mean(1, keepdim=True).clamp(min=1 / known.shape[1]),
+            persistent=False,
+        )
         self.register_buffer("labels", labels, persistent=False)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -72,6 +83,11 @@ class EmpiricalScore(ScoreField):
                 logits = logits.masked_fill((labels[rows] != wanted) & exists, -torch.inf)
             higher = torch.maximum(top, logits.amax(1, keepdim=True))
             shrink, weights = (top - higher).exp(), (logits - higher).exp()
-            top, total = higher, total * shrink + weights.sum(1, keepdim=True)
+            if self.counted is None:
+                counts = weights.sum(1, keepdim=True)
+            else:
+                counted = self.counted[rows].to(y)
+                counts, points = weights @ counted, points * counted
+            top, total = higher, total * shrink + counts
             mean = mean * shrink + weights @ points
-        return mean / total
+        return mean / total.clamp(min=torch.finfo(y.dtype).tiny)  # 0 for an entry that is known in no point near by

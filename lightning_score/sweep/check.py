@@ -14,7 +14,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 
 from lightning_score.callbacks import Evaluate
-from lightning_score.callbacks.pictures import pictured
 from lightning_score.callbacks.sampling_cost import SamplingCost
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.base import GROUPS
@@ -187,7 +186,7 @@ class _Checks:
         config = command.config
         for metric in metric_names(self._sweep.objectives, self._sweep.constraints):
             self._check_metric(metric, config["trainer"], evaluate, as_list(callbacks))
-        cost = SamplingCost(command.cli.command, command.model, config)
+        cost = SamplingCost(command.cli.command, command.model, config, command.datamodule)
         plain = _as_json({name: value for name, value in config.as_dict().items() if name not in PLACES})
         return _Checked(plain, cost.n, cost.evaluations, config["model"]["guidance"] is not None)
 
@@ -197,7 +196,7 @@ class _Checks:
         require(not trainer["fast_dev_run"], "--trainer.fast_dev_run true: saves no results; leave it out of a sweep")
         idle = trainer["limit_val_batches"] == 0 and metric.startswith("val/")
         require(not idle, f"--trainer.limit_val_batches 0: there is no validation, so {metric} is not logged; leave it out")
-        known, strangers = logged_metrics(command, evaluate, callbacks, pictured(self._command.datamodule))
+        known, strangers = logged_metrics(command, evaluate, callbacks, self._command.datamodule)
         if any(fnmatchcase(metric, name) for name in known):
             return
         names = sorted({type(callback).__name__ for callback in strangers})

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from lightning.pytorch import Callback
 
-from lightning_score.callbacks import BitsPerDim, Evaluate, LangevinHealth, LossFloor, Nats, ScorePlot
+from lightning_score.callbacks import BitsPerDim, Ensembles, Evaluate, LangevinHealth, LossFloor, Nats, ScorePlot
+from lightning_score.callbacks.pictures import pictured
+from lightning_score.data import ScoreData
 from lightning_score.metrics.manifold import Manifold
 from lightning_score.metrics.totals import KINDS, NEIGHBORS
 from lightning_score.runs.records import metric_name
@@ -14,6 +16,12 @@ LIKELIHOOD = ("", "_error", "_n", "_spread")
 OF_CALLBACKS: dict[type[Callback], tuple[str, ...]] = {
     BitsPerDim: tuple(f"test/bits_per_dim{suffix}" for suffix in LIKELIHOOD),
     Nats: tuple(f"test/{name}{suffix}" for name in ("nats", "nats_per_dim") for suffix in LIKELIHOOD),
+    Ensembles: tuple(
+        f"{prefix}/{name}{suffix}"
+        for prefix in ("test", "val")
+        for name in ("crps", "crps_skill", "rank_deviation", "residual", "spread_skill")
+        for suffix in ("", "_error", *(["_floor"] if name == "rank_deviation" else []))
+    ),
     LangevinHealth: ("val/langevin_variance_ratio", "val/langevin_snr"),
     LossFloor: (
         *(f"val/excess_loss_{split}" for split in ("train", "held_out")),
@@ -27,7 +35,7 @@ TO_LOGGERS = ("LearningRateMonitor", "DeviceStatsMonitor")
 
 
 def logged_metrics(
-    command: str, evaluate: Evaluate, callbacks: Sequence[Callback], images: bool = True
+    command: str, evaluate: Evaluate, callbacks: Sequence[Callback], data: ScoreData
 ) -> tuple[set[str], list[Callback]]:
     """The names of all metrics that a command logs, and the callbacks whose metrics are unknown.
 
@@ -35,36 +43,43 @@ def logged_metrics(
         command: fit, validate or test.
         evaluate: the evaluation of samples.
         callbacks: the trainer's callbacks.
-        images: whether the data are images; copies are only searched for images.
+        data: the data.
     """
     prefix = "test/" if command == "test" else "val/"
     names = {f"{prefix}loss", *({"train/loss", "train/lr"} if command == "fit" else ())}
-    names |= _of_evaluate(prefix, evaluate, images)
+    names |= _of_evaluate(prefix, evaluate, data)
     unknown = []
     for callback in callbacks:
         kind = type(callback)
         shipped = kind.__module__.startswith(("lightning_score.", "lightning.", "pytorch_lightning."))
+        if isinstance(callback, Ensembles) and prefix == "val/" and not callback.in_fit:
+            continue
         names |= {name for name in OF_CALLBACKS.get(kind, ()) if name.startswith(prefix)}
         if not shipped or kind.__name__ in TO_LOGGERS:
             unknown.append(callback)
     return names, unknown
 
 
-def _of_evaluate(prefix: str, evaluate: Evaluate, images: bool) -> set[str]:
+def _of_evaluate(prefix: str, evaluate: Evaluate, data: ScoreData) -> set[str]:
     features, test = evaluate.features, prefix == "test/"
-    if features is None:
+    several = test and evaluate.repeats > 1
+    kinds: dict[str, list[str]] = {}  # and what else is logged of each
+    for distance in evaluate.chosen(data, test):
+        kinds[metric_name(distance.name, "", evaluate.num_samples)] = ["", "_error", "_floor", "_n"]
+    if features is not None:
+        comparable = evaluate.statistics is None and evaluate.num_samples > NEIGHBORS
+        measured = {"fid": True, "fid_infinity": evaluate.fid_infinity, "is": features.num_logits > 0}
+        quick = test or evaluate.all_metrics or features.num_features <= 256
+        for kind in KINDS if test or evaluate.all_metrics else ("fid",):
+            if measured.get(kind, comparable):
+                has_error = several or (quick if kind == "fid" else kind not in Manifold._fields)
+                parts = ["", *(["_error"] if has_error else []), *(["_floor", "_n"] if kind == "fid" else [])]
+                kinds[metric_name(kind, features.name, evaluate.num_samples)] = parts
+    if not kinds:
         return set()
-    comparable = evaluate.statistics is None and evaluate.num_samples > NEIGHBORS
-    measured = {"fid": True, "fid_infinity": evaluate.fid_infinity, "is": features.num_logits > 0}
-    several, quick = test and evaluate.repeats > 1, test or evaluate.all_metrics or features.num_features <= 256
     endings = ["", *(["_noisy"] if evaluate.before_denoising else [])]
     endings += [f"{ending}_raw_weights" for ending in endings] if evaluate.raw_weights else []
-    names = {f"{prefix}nfe", f"{prefix}sampling_seconds"}
-    for kind in KINDS if test or evaluate.all_metrics else ("fid",):
-        if measured.get(kind, comparable):
-            has_error = several or (quick if kind == "fid" else kind not in Manifold._fields)
-            parts = ["", *(["_error"] if has_error else []), *(["_floor", "_n"] if kind == "fid" else [])]
-            name = prefix + metric_name(kind, features.name, evaluate.num_samples)
-            names |= {f"{name}{ending}{part}" for ending in endings for part in parts}
+    names = {f"{prefix}{name}{ending}{part}" for name, parts in kinds.items() for ending in endings for part in parts}
     copies = {"test/copied", "test/copied_held_out", "test/neighbor_distance_ratio"}
-    return names | (copies if test and images and evaluate.neighbors else set())
+    names |= {f"{prefix}nfe", f"{prefix}sampling_seconds"}
+    return names | (copies if test and pictured(data) and evaluate.neighbors else set())

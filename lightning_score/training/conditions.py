@@ -81,15 +81,19 @@ class Conditions:
             taken: whether the model or its guidance takes any.
             n: the number of samples, each of which needs one; None: any number.
         """
-        name = "labels" if self.num_classes else "conditions"
-        if self.kind is None or not taken:
-            raise InputError(f"{name}: this model is unconditional; train one with conditional=true")
+        name, kind = "labels" if self.num_classes else "conditions", self.require_taken(taken)
         require(n is None or len(cond) == n, f"{len(cond)} {name} for {n} samples: give one per sample")
-        self.kind.check(cond, empty=self.dropout > 0)
+        kind.check(cond, empty=self.dropout > 0)
+
+    def require_taken(self, taken: bool) -> Condition:
+        """The kind of conditions; raises `InputError` if the model or its guidance take none."""
+        if self.kind is None or not taken:
+            raise InputError("labels, conditions: this model is unconditional; train one with conditional=true")
+        return self.kind
 
     def take_from(self, data: ScoreData) -> None:
-        """From now on samples have the conditions of the held-out examples in turn; class labels are in turn anyway."""
-        if self.kind is not None and not self.num_classes:
+        """From now on samples of a conditional model have the conditions of the held-out examples in turn, or all labels."""
+        if self.given is not None and not self.num_classes:
             self.in_turn = data.held_out_conditions()
 
     def default(self, numbers: Tensor) -> Tensor:

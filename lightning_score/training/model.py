@@ -13,11 +13,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_score.conditions import Condition
+from lightning_score.data import ScoreData
 from lightning_score.data.augmentation import Augmentation
 from lightning_score.errors import require
 from lightning_score.guidance import Guidance, ModelFacts
 from lightning_score.memory import retain_freed_memory
 from lightning_score.networks import Network
+from lightning_score.networks.grid import channels_last
 from lightning_score.objective import DenoisingScoreMatching, Objective
 from lightning_score.process import NoiseProcess
 from lightning_score.runs.trust import made_from
@@ -27,6 +29,7 @@ from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampl
 from lightning_score.score.function import Conditioned, ScoreField, ScoreFunction
 from lightning_score.score.parametrization import Noise, Parametrization
 from lightning_score.seeds import derive_seed, seeded
+from lightning_score.tensors import without_missing
 from lightning_score.training.conditions import Conditions, NetworkCallable, in_turn
 from lightning_score.training.inference import FittingBatches, inference
 from lightning_score.training.learned_times import check_grid, learn_times
@@ -69,6 +72,9 @@ class ScoreModel(LightningModule):
         InputError: parts that do not fit one another, found before any training.
     """
 
+    missing = False
+    """Whether NaN in x means a missing entry, which the loss leaves out; `setup` takes it from the data."""
+
     def __init__(
         self,
         network: NetworkCallable,
@@ -99,8 +105,7 @@ class ScoreModel(LightningModule):
         self.objective = objective or DenoisingScoreMatching()
         self.objective.check(process)
         built = self.conditions.build(network, self.shape)
-        if len(shape) == 3:
-            built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(built)
         self.augmentation = augmentation
         if augmentation is not None:
             augmentation.check(built.augmentations)
@@ -141,13 +146,25 @@ class ScoreModel(LightningModule):
         if stage == TrainerFn.FITTING:
             self.draws.begin(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
-        if data is not None and self.takes_condition:
+        self.missing = isinstance(data, ScoreData) and data.missing
+        self.check_missing(self.missing)
+        if data is not None:
             self.conditions.take_from(data)
         if data is not None and stage != "predict" and self.sampler.initial.is_prior:
             check_prior(self.score_function.process, data)
         if self.objective.needs_data and data is not None and stage != "predict":
             with seeded(derive_seed()):  # of dequantization: the same in all processes
-                self.objective.prepare(data.transform(train=False)(data.splits.train.x))
+                self.objective.prepare(data.as_input(data.splits.train.x))
+
+    def check_missing(self, missing: bool) -> None:
+        """Raises `InputError` if entries of the data may be missing, which the model cannot leave out of its loss."""
+        named = f"objective={type(self.objective).__name__}: needs complete examples, and entries of these data are missing"
+        require(not missing or self.objective.leaves_out_missing, f"{named}; use DenoisingScoreMatching")
+        require(
+            not missing or self.augmentation is None,
+            f"augmentation={type(self.augmentation).__name__}: mixes entries, some of which are missing in these data; set "
+            "it to null, and use flips, rolls and rotations of the data (data.augment)",
+        )
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The objective's mean over a batch (x, y), a scalar."""
@@ -160,8 +177,12 @@ class ScoreModel(LightningModule):
         if self.augmentation is not None and self.training:
             x, done = self.augmentation(x)
             augmenting = cast(Network, self.score_function.network).augmented(done)
+        score, cond = score or self.score_function, self.conditions.of_batch(y, self.training)
         with augmenting:
-            return self.objective(score or self.score_function, x, self.conditions.of_batch(y, self.training))
+            if self.missing:
+                x, known = without_missing(x)
+                return self.objective(score, x, cond, known)
+            return self.objective(score, x, cond)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch; every `log_every_n_steps` steps logs the mean loss since then, of all processes."""

@@ -13,4 +13,4 @@ def check_prior(process: NoiseProcess, data: ScoreData) -> None:
     """Warns if the prior of the process does not fit the training examples, of which it takes a few."""
     x = data.splits.train.x
     with seeded(derive_seed()):  # of dequantization
-        warn_of_prior(process, data.transform(train=False)(x[few(len(x), x[0].numel())]))
+        warn_of_prior(process, data.as_input(x[few(len(x), x[0].numel())]))

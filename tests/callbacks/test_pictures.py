@@ -48,7 +48,8 @@ def test_a_strip_goes_from_the_start_to_the_result(process, sampler, columns):
     drawn, data = model(process, sampler), Digits(data_range=(0, 1))
     strip = Strip(drawn, data, rows=3)
     samples = drawn.draw(range(5), observe=strip, trajectory=True)
-    assert len(strip._columns) == columns - 1
+    moments = strip.moments(samples)
+    assert len(moments) == columns
     picture = np.asarray(strip.picture(samples))
     zoom, cell = 6, 50
     assert picture.shape == (2 + 3 * cell, 2 + columns * cell)
@@ -56,7 +57,7 @@ def test_a_strip_goes_from_the_start_to_the_result(process, sampler, columns):
         zoom // 2 :: zoom, zoom // 2 :: zoom
     ]
     np.testing.assert_array_equal(last, data.to_reference(samples.x)[0, 0].numpy())
-    middle = strip._columns[1]
+    middle = moments[1]
     times = [torch.ones((), dtype=torch.float64), *(stage.end for stage in sampler.plan(process, sampler.grid(process)))]
     move = sorted(strip._kept)[0]
     x, t = samples.trajectory[move][:3], times[move]
@@ -70,8 +71,7 @@ def test_noise_is_not_clipped():
     process = SigmaTable(0.03, 50.0, 10)
     drawn, data = model(process, AnnealedLangevin(1e-4, 1)), Digits(data_range=(0, 1))
     strip = Strip(drawn, data, rows=8)
-    drawn.draw(range(8), observe=strip)
-    first = strip._columns[0]
+    first = strip.moments(drawn.draw(range(8), observe=strip))[0]
     assert float(((first > 0) & (first < 255)).double().mean()) > 0.9
 
 
@@ -106,7 +106,7 @@ def test_predict_draws_the_progress_on_request(checkpoint, tmp_path, capsys):
     assert f"{tmp_path / 'drawn'}/progress.png" in capsys.readouterr().out
     with Image.open(tmp_path / "drawn/progress.png") as way, Image.open(tmp_path / "drawn/samples.png") as grid:
         assert way.size[1] == 2 + 3 * 50
-        assert "from noise to image, seed 0, NFE 21" in way.info["Description"]
+        assert "from noise to data, seed 0, NFE 21" in way.info["Description"]
         left = np.asarray(way)[2:50, -50:-2]
         np.testing.assert_array_equal(left, np.asarray(grid)[2:50, 2:50])  # the first sample
 
@@ -130,7 +130,7 @@ def test_refuses(capsys, tmp_path):
 def test_a_column_of_samples_has_one_label(n, labels, columns):
     images = torch.zeros(n, 1, 8, 8, dtype=torch.uint8)
     images[:: labels or 1] = 255
-    picture = np.asarray(sample_picture(images, labels))
+    picture = np.asarray(sample_picture(Digits(), images, labels))
     assert picture.shape[1] == columns * 50 + 2
     cells = picture[26::50, 26::50][: n // columns]
     if labels > 1 and columns % labels == 0:
@@ -177,5 +177,5 @@ def test_floats_are_drawn_by_the_declared_range(ends, stored):
 def test_any_shape_is_drawn(shape):
     data = floats(shape, -1.0, 1.0)
     data.splits  # noqa: B018
-    picture = sample_picture(drawable(data, data.reference()))
+    picture = sample_picture(data, data.reference())
     assert min(picture.size) > 16 and picture.mode in ("L", "RGB")

@@ -233,6 +233,7 @@ class TestEveryNetwork:
         (NCSNpp, {"attention": [3]}, r"choose from \[4, 2\]"),
         (NCSN, {"levels": 0}, "levels=0"),
         (NCSNv2, {"dilations": [1, 1]}, "one positive integer of each per stage"),
+        (NCSNv2, {"multipliers": [1, 2], "dilations": [1, 1]}, "the same multiplier for the last two"),
         (NCSNv2Deepest, {"shape": [2, 4, 4]}, "divisible by 8"),
         (UNet, {"groups": 0}, "groups=0"),
         (UNet, {"blocks": 0}, "blocks=0"),

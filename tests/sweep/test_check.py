@@ -13,6 +13,7 @@ import lightning_score.callbacks
 from lightning_score.callbacks import Evaluate, LangevinHealth, LossFloor
 from lightning_score.cli import run
 from lightning_score.commands.configs import shipped
+from lightning_score.data import Digits, GaussianMixture
 from lightning_score.metrics import DigitFeatures, RawFeatures
 from lightning_score.sweep.draws import plan_trials
 from lightning_score.sweep.logged import OF_CALLBACKS, logged_metrics
@@ -162,13 +163,13 @@ def test_the_known_metrics_are_those_that_are_logged(checkpoint):
     """Those of `test` are compared in `test_a_loaded_model_takes_other_evaluations_and_guidance`."""
     header = (checkpoint.parent / "metrics.csv").read_text().splitlines()[0].split(",")
     callbacks = [LangevinHealth(), LossFloor()]
-    known, strangers = logged_metrics("fit", Evaluate(DigitFeatures(), num_samples=40), callbacks)
+    known, strangers = logged_metrics("fit", Evaluate(DigitFeatures(), num_samples=40), callbacks, Digits())
     assert not strangers and not [
         name for name in header if "/" in name and not any(fnmatchcase(name, pattern) for pattern in known)
     ]
     assert not [name for name in known if not any(fnmatchcase(column, name) for column in header) and name[:6] != "train/"]
-    assert "test/copied" in logged_metrics("test", Evaluate(DigitFeatures()), [])[0]
-    assert "test/copied" not in logged_metrics("test", Evaluate(RawFeatures()), [], images=False)[0], (
+    assert "test/copied" in logged_metrics("test", Evaluate(DigitFeatures()), [], Digits())[0]
+    assert "test/copied" not in logged_metrics("test", Evaluate(RawFeatures()), [], GaussianMixture())[0], (
         "copies are only searched among images"
     )
     for name in lightning_score.callbacks.__all__:

@@ -9,6 +9,7 @@ import yaml
 
 from lightning_score.callbacks import Evaluate
 from lightning_score.cli import run
+from lightning_score.data import Digits
 from lightning_score.metrics import DigitFeatures
 from lightning_score.report.finding import Reader
 from lightning_score.runs.status import read_status
@@ -69,7 +70,7 @@ def test_a_loaded_model_takes_other_evaluations_and_guidance(folder):
     records = [json.loads(line) for line in Path("fresh/evaluations.jsonl").read_text().splitlines()]
     fresh = {f"test/{record['metric']}": record["value"] for record in records}
     assert fresh["test/fid_digits_40"] == pytest.approx(changed["test/fid_digits_40"], rel=1e-5)
-    known, _ = logged_metrics("test", Evaluate(DigitFeatures(), num_samples=40), [])
+    known, _ = logged_metrics("test", Evaluate(DigitFeatures(), num_samples=40), [], Digits())
     assert {name for name in first if not name.startswith("test/loss")} <= known <= {*first}
     assert changed["test/fid_digits_40"] != first["test/fid_digits_40"] and records[0]["seed"] == 5
 

@@ -1,0 +1,129 @@
+"""Pictures of ensembles: their rank histogram, and a few conditions with truth, mean, spread and samples."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lightning_score.callbacks.mosaics import Group, Row, Scale, Values, color_scale, draw_groups
+from lightning_score.callbacks.pictures import figure_picture, strip_picture
+from lightning_score.callbacks.plots import to_values
+from lightning_score.data import ScoreData
+from lightning_score.metrics.ensembles import RankHistogram
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN = 8
+"""Conditions in the picture."""
+CURVES, CHANNELS = 6, 3
+"""Conditions and channels in a picture of signals."""
+MEMBERS = 6
+"""Samples of each."""
+
+
+def summary(members: Tensor) -> Tensor:
+    """Mean, standard deviation and the first members of an ensemble (M, *shape), (2 + MEMBERS, *shape); NaN beyond M."""
+    members = members.float()
+    found = torch.full((2 + MEMBERS, *members.shape[1:]), torch.nan, device=members.device)
+    found[0], found[1] = members.mean(0), members.std(0)
+    found[2 : 2 + len(members)] = members[:MEMBERS]
+    return found
+
+
+def rank_figure(histogram: RankHistogram, spread_skill: float) -> "Figure":
+    """The shares of ranks over the band in which those of a calibrated model are."""
+    from matplotlib.figure import Figure  # takes a second to import
+
+    n = len(histogram.shares)
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.add_subplot(xlabel=f"rank of the truth among {n - 1} samples", ylabel="share of truths")
+    shares, low, high = (part.numpy() for part in histogram[:3])
+    axes.bar(range(n), shares, width=0.8, color="tab:blue")
+    band: dict[str, Any] = {"color": "tab:orange", "alpha": 0.35, "width": 1.0, "label": "95 % of calibrated models"}
+    axes.bar(range(n), high - low, bottom=low, **band)
+    axes.axhline(1 / n, color="tab:orange", lw=1)
+    axes.set_ylim(0, 1.25 * max(*shares, *high))
+    axes.locator_params(axis="x", integer=True)
+    axes.legend(loc="upper center")
+    axes.set_title(
+        f"deviation {histogram.deviation:.3f} (calibrated: {histogram.calibrated:.3f}, 95 % below {histogram.limit:.3f}); "
+        f"spread / error {spread_skill:.2f}",
+        fontsize=9,
+    )
+    return figure
+
+
+def ensemble_picture(data: ScoreData, truths: Tensor, given: Tensor | None, shown: Tensor) -> Image.Image:
+    """What is given, if it can be drawn, the truth, mean, standard deviation and samples: pixels in a row for each condition
+    for images of bytes, else fields, central slices of volumes, and curves of signals and of the columns of tables.
+
+    Args:
+        data: the data.
+        truths: the examples that belong to the conditions, as stored, (N, *shape).
+        given: the conditions in this form, (N, *shape); None if they cannot be drawn.
+        shown: the `summary` of each ensemble.
+    """
+    truths, members = truths[: len(shown)], shown[:, 2:]
+    members = members[:, ~members[0].flatten(1).isnan().all(1)]  # fewer than there is room for
+    values = [*([] if given is None else [given[: len(shown)]]), truths, shown[:, 0], *members.unbind(1)]
+    columns = torch.stack([each.to(shown) for each in values], 1)
+    if truths.dtype == torch.uint8 and truths.ndim == 4:
+        bright = 255 / shown[:, 1].max().clamp(min=1e-12)
+        columns = torch.cat([columns[:, : -members.shape[1]], bright * shown[:, 1:2], columns[:, -members.shape[1] :]], 1)
+        return strip_picture(columns.round().to(torch.uint8).unbind(1))
+    if truths.ndim == 5:
+        columns, shown = (each[:, :, :, each.shape[3] // 2] for each in (columns, shown))
+    if truths.ndim > 3:
+        names = [*(["given"] if given is not None else []), "truth", "mean", "drawn"]
+        return figure_picture(_fields(to_values(columns), to_values(shown[:, 1]), names, data))
+    return figure_picture(_curves(to_values(columns[:CURVES]), to_values(shown[:CURVES, 1]), given is not None, data))
+
+
+def _fields(columns: Values, std: Values, names: Sequence[str], data: ScoreData) -> "Figure":
+    """Images (N, k, C, H, W): each row of a channel is one of `names`, the last of them of all further rows, each column a
+    condition; the standard deviations (N, C, H, W) have their own scale.
+    """
+    groups = []
+    for c in range(min(CHANNELS, columns.shape[2])):
+        labels = [names[k] if k < len(names) else "" for k in range(columns.shape[1])]
+        rows = [Row(label, [columns[:, k, c]]) for k, label in enumerate(labels)]
+        scale = color_scale(columns[:, :, c])
+        groups.append(Group(scale, _label(data, c), rows))
+        groups.append(Group(Scale(0.0, float(std[:, c].max()) or 1.0, "viridis"), "", [Row("std", [std[:, c]])]))
+    return draw_groups(groups, ["a condition in each column"], [len(columns)])
+
+
+def _curves(columns: Values, std: Values, given: bool, data: ScoreData) -> "Figure":
+    """Of each condition (N, k, C, L), or (N, k, L): samples, their mean and two standard deviations, the truth, and what is
+    given.
+    """
+    from matplotlib.figure import Figure  # takes a second to import
+
+    if columns.ndim == 3:
+        columns, std = columns[:, :, None], std[:, None]
+    rows, channels = len(columns), min(CHANNELS, columns.shape[2])
+    figure = Figure(figsize=(2 + 4 * channels, 1.7 * rows), layout="constrained")
+    grid = figure.subplots(rows, channels, squeeze=False, sharex=True)
+    x, marker = range(columns.shape[3]), "." if columns.shape[3] < 64 else None
+    for k in range(rows):
+        for c, axes in enumerate(grid[k]):
+            before, (truth, mean, *members) = columns[k, :given, c], columns[k, given:, c]
+            axes.plot(x, np.transpose(members), color="tab:blue", lw=0.6, alpha=0.5)
+            axes.fill_between(x, mean - 2 * std[k, c], mean + 2 * std[k, c], color="tab:blue", alpha=0.2, lw=0)
+            axes.plot(x, mean, color="tab:blue", lw=1.5, label="mean, two standard deviations, samples")
+            axes.plot(x, truth, color="black", lw=1, marker=marker, label="truth")
+            for each in before:
+                axes.step(x, each, where="mid", color="tab:orange", lw=1, label="given")
+            axes.set_ylabel(_label(data, c) if len(data.shape) > 1 else data.units, fontsize=8)
+    grid[0, 0].legend(fontsize=8)
+    return figure
+
+
+def _label(data: ScoreData, channel: int) -> str:
+    """The name of a channel with the units, as far as they are known."""
+    name = data.names[channel] if data.names else f"channel {channel}" if data.shape[0] > 1 else ""
+    return f"{name} ({data.units})" if name and data.units else name or data.units

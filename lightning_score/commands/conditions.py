@@ -1,0 +1,99 @@
+"""Conditions that a user gives for samples: numbers, or a file."""
+
+from collections.abc import Collection, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_score.conditions import Condition, Several, Vector
+from lightning_score.errors import InputError, require
+from lightning_score.files import read_arrays
+
+Given = float | list[Any] | str
+"""Numbers, or the path of a file of numbers."""
+
+
+def read_conditions(given: Given, kind: Condition) -> Tensor:
+    """The conditions that a user gives, (n, *kind.shape), in the user's units.
+
+    Args:
+        given: numbers: one condition, or a list of them; or a NPY or NPZ file with one row per condition.
+        kind: what the model takes.
+
+    Raises:
+        InputError: the file cannot be read, or the numbers are no conditions of this kind.
+    """
+    if isinstance(given, str):
+        require(
+            Path(given).is_file(), f"--condition {given}: no such file; give a NPY or NPZ file, or numbers, as '[0.3, 1.5]'"
+        )
+        return _from_file(Path(given), kind)
+    try:
+        numbers = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"--condition {given}: must be numbers, or lists of equally many numbers") from error
+    return _rows(numbers, kind, f"--condition {given}")
+
+
+def _from_file(file: Path, kind: Condition) -> Tensor:
+    """The conditions of a file: its only array, `condition` or `labels`, or one array for each of several conditions."""
+    arrays, place = read_arrays(file), f"--condition {file}"
+    names = _names(kind, arrays)
+    if names and all(name in arrays for name in names):
+        return _of_names(arrays, kind, place)
+    wanted = f"condition, or {', '.join(names)}" if names else "condition"
+    name = next((name for name in arrays if name in ("condition", "labels") or len(arrays) == 1), None)
+    if name is None:
+        raise InputError(f"{place}: holds the arrays {', '.join(arrays)}; must hold {wanted}")
+    return _rows(arrays[name], kind, f"{place}: {name}")
+
+
+def _names(kind: Condition, arrays: Collection[str]) -> list[str]:
+    """The names of the arrays that hold a condition: of its parts or, of a part that is not there, those of its numbers."""
+    if not isinstance(kind, Several):
+        return list(kind.names)
+    each = [[name] if name in arrays else _names(part, arrays) or [name] for name, part in kind.named()]
+    return [name for names in each for name in names]
+
+
+def _of_names(arrays: dict[str, np.ndarray], kind: Condition, place: str) -> Tensor:
+    """A condition from the arrays that have the names of its parts or numbers."""
+    if isinstance(kind, Several):
+        parts = [
+            _rows(arrays[name], part, f"{place}: {name}") if name in arrays else _of_names(arrays, part, place)
+            for name, part in kind.named()
+        ]
+        return kind.pack([part.expand(_common(parts, kind.names, place), *part.shape[1:]) for part in parts])
+    columns = [_rows(arrays[name], Vector(1), f"{place}: {name}") for name in kind.names]
+    return torch.cat([column.expand(_common(columns, kind.names, place), 1) for column in columns], dim=1)
+
+
+def _common(parts: Sequence[Tensor], names: Sequence[str], place: str) -> int:
+    """The number of rows of all parts; one row is for all."""
+    counts = [len(part) for part in parts]
+    require(
+        set(counts) <= {1, max(counts)}, f"{place}: {', '.join(names)} have {counts} rows; give equally many, or one for all"
+    )
+    return max(counts)
+
+
+def _rows(numbers: np.ndarray, kind: Condition, place: str) -> Tensor:
+    """Numbers as conditions, (n, *shape): one condition, or several."""
+    require(numbers.dtype.kind in "biuf", f"{place}: holds {numbers.dtype}; must hold numbers")
+    shape, found = kind.shape, numbers.shape
+    rows = numbers[None] if found == shape else numbers
+    if prod(shape) == 1 and numbers.ndim <= 1:
+        rows = numbers.reshape(-1, *shape)
+    require(
+        rows.shape[1:] == shape and rows.ndim > 0 and len(rows) > 0,
+        f"{place}: has shape {list(found)}; must be {list(shape)} for one condition, or {['n', *shape]} for n, as in "
+        "training".replace("'", ""),
+    )
+    if kind.dtype.is_floating_point:
+        return torch.tensor(rows, dtype=kind.dtype)
+    require(bool((rows == np.round(rows)).all()), f"{place}: must be class labels, which are whole numbers")
+    return torch.tensor(rows).to(kind.dtype)
