@@ -186,7 +186,7 @@ def _check_labels(classes: int, place: str, y: Tensor, n: int) -> None:
 
 def _labeled(data: "ScoreData") -> bool:
     """Whether the stored y are labels, zeros for unlabeled data; what is `given` of examples is not stored."""
-    return data.given is not None or data.condition is None or bool(data.condition.num_classes)
+    return data.condition is None or data.given is not None or bool(data.condition.num_classes)
 
 
 def _check_conditions(condition: Condition, place: str, y: Tensor, n: int) -> None:
@@ -268,8 +268,8 @@ def _check_reference(data: "ScoreData", stored: Tensor, back: Any) -> None:
         f"{type(data).__name__}.load: {changed:.0%} of the bytes are none of the {data.levels} levels that are declared, "
         "round(255 k / (levels - 1)): declare levels = 256, or return such bytes",
     )
-    (low, high), (back_low, back_high) = _ends(stored), _ends(back)
-    apart = float((back.double() - stored.double()).abs().mean())
+    (low, high), (back_low, back_high) = _ends(stored, data.missing), _ends(back, data.missing)
+    apart = float((back.double() - stored.double()).abs().nanmean())
     require(
         apart <= 0.1 * (high - low) or high == low,
         f"{place} does not undo transform(train=False): stored values from {low:g} to {high:g} come back from "

@@ -51,7 +51,7 @@ def planes_of(values: np.ndarray, channels: int) -> list[Image.Image]:
 
 
 def fit(planes: Sequence[Image.Image], shape: Sequence[int]) -> np.ndarray:
-    """An image from `files.as_bytes`, as uint8 of `shape`, or from `deep_planes`, as uint16, cropped at its center and resized."""
+    """An image of bytes, as uint8 of `shape`, or from `deep_planes`, as uint16, cropped at its center and resized."""
     channels, height, width = shape
     fitted = [np.asarray(ImageOps.fit(plane, (width, height), Image.Resampling.BILINEAR)) for plane in planes]
     if fitted[0].dtype == np.uint8:
