@@ -1,12 +1,16 @@
 """Pictures of ensembles: their rank histogram, and a few conditions with truth, mean, spread and samples."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_score.callbacks.pictures import drawable, figure_picture, strip_picture
+from lightning_score.callbacks.mosaics import Group, Row, Scale, Values, color_scale, draw_groups
+from lightning_score.callbacks.pictures import figure_picture, strip_picture
+from lightning_score.callbacks.plots import to_values
 from lightning_score.data import ScoreData
 from lightning_score.metrics.ensembles import RankHistogram
 
@@ -15,8 +19,10 @@ if TYPE_CHECKING:
 
 SHOWN = 8
 """Conditions in the picture."""
-MEMBERS = 6
-"""Samples of each."""
+CURVES, CHANNELS = 6, 3
+"""Conditions and channels in a picture of signals."""
+MEMBERS, IN_FIELDS = 6, 3
+"""Samples of each, and of fields."""
 
 
 def summary(members: Tensor) -> Tensor:
@@ -52,8 +58,8 @@ def rank_figure(histogram: RankHistogram, spread_skill: float) -> "Figure":
 
 
 def ensemble_picture(data: ScoreData, truths: Tensor, given: Tensor | None, shown: Tensor) -> Image.Image:
-    """A row for each condition: what is given, if it can be drawn, the truth, mean, standard deviation and samples; curves
-    of signals and of the columns of tables; of volumes the central slices.
+    """What is given, if it can be drawn, the truth, mean, standard deviation and samples: pixels in a row for each condition
+    for images of bytes, else fields, central slices of volumes, and curves of signals and of the columns of tables.
 
     Args:
         data: the data.
@@ -61,40 +67,64 @@ def ensemble_picture(data: ScoreData, truths: Tensor, given: Tensor | None, show
         given: the conditions in this form, (N, *shape); None if they cannot be drawn.
         shown: the `summary` of each ensemble.
     """
-    columns = torch.cat([truths[: len(shown), None].to(shown), shown], 1)
-    if truths.ndim < 4:
-        return figure_picture(_curves(columns if truths.ndim == 3 else columns[:, :, None]))
-    if given is not None:
-        columns = torch.cat([given[: len(shown), None].to(shown), columns], 1)
-    columns = columns[:, : (~columns[0].flatten(1).isnan().all(1)).sum()]  # fewer members than there is room for
-    if columns.ndim == 6:
-        columns = columns[:, :, :, columns.shape[3] // 2]
-    deviation = 2 if given is None else 3
-    values = torch.cat([columns[:, :deviation], columns[:, deviation + 1 :]], 1)
-    low, high = (float(end) for end in values[values.isfinite()].aminmax())
-    std = columns[:, deviation]
-    columns[:, deviation] = low + (high - low) * std / std.max().clamp(min=1e-12)
-    shades = drawable(data, columns.nan_to_num(low).flatten(0, 1)).unflatten(0, columns.shape[:2])
-    return strip_picture(shades.unbind(1))
+    truths, members = truths[: len(shown)], shown[:, 2:]
+    members = members[:, ~members[0].flatten(1).isnan().all(1)]  # fewer than there is room for
+    values = [*([] if given is None else [given[: len(shown)]]), truths, shown[:, 0], *members.unbind(1)]
+    columns = torch.stack([each.to(shown) for each in values], 1)
+    if truths.dtype == torch.uint8 and truths.ndim == 4:
+        bright = 255 / shown[:, 1].max().clamp(min=1e-12)
+        columns = torch.cat([columns[:, : -members.shape[1]], bright * shown[:, 1:2], columns[:, -members.shape[1] :]], 1)
+        return strip_picture(columns.round().to(torch.uint8).unbind(1))
+    if truths.ndim == 5:
+        columns, shown = (each[:, :, :, each.shape[3] // 2] for each in (columns, shown))
+    if truths.ndim > 3:
+        names = [*(["given"] if given is not None else []), "truth", "mean", "drawn"]
+        few = to_values(columns[:, : len(names) - 1 + IN_FIELDS])
+        return figure_picture(_fields(few, to_values(shown[:, 1]), names, data))
+    return figure_picture(_curves(to_values(columns[:CURVES]), to_values(shown[:CURVES, 1]), given is not None, data))
 
 
-def _curves(columns: Tensor) -> "Figure":
-    """Of each condition (N, 3 + MEMBERS, C, L): the samples, their mean and two standard deviations, and the truth; of
-    the first three channels.
+def _fields(columns: Values, std: Values, names: Sequence[str], data: ScoreData) -> "Figure":
+    """Images (N, k, C, H, W): each row of a channel is one of `names`, the last of them of all further rows, each column a
+    condition; the standard deviations (N, C, H, W) have their own scale.
+    """
+    groups = []
+    for c in range(min(CHANNELS, columns.shape[2])):
+        labels = [names[k] if k < len(names) else "" for k in range(columns.shape[1])]
+        rows = [Row(label, [columns[:, k, c]]) for k, label in enumerate(labels)]
+        scale = color_scale(columns[:, :, c])
+        groups.append(Group(scale, _label(data, c), rows))
+        groups.append(Group(Scale(0.0, float(std[:, c].max()) or 1.0, "viridis"), "", [Row("std", [std[:, c]])]))
+    return draw_groups(groups, ["a condition in each column"], [len(columns)])
+
+
+def _curves(columns: Values, std: Values, given: bool, data: ScoreData) -> "Figure":
+    """Of each condition (N, k, C, L), or (N, k, L): samples, their mean and two standard deviations, the truth, and what is
+    given.
     """
     from matplotlib.figure import Figure  # takes a second to import
 
-    rows, channels = len(columns), min(3, columns.shape[2])
-    figure = Figure(figsize=(2 + 4 * channels, 1.6 * rows), layout="constrained")
+    if columns.ndim == 3:
+        columns, std = columns[:, :, None], std[:, None]
+    rows, channels = len(columns), min(CHANNELS, columns.shape[2])
+    figure = Figure(figsize=(2 + 4 * channels, 1.7 * rows), layout="constrained")
     grid = figure.subplots(rows, channels, squeeze=False, sharex=True)
     x, marker = range(columns.shape[3]), "." if columns.shape[3] < 64 else None
     for k in range(rows):
         for c, axes in enumerate(grid[k]):
-            truth, mean, std, *members = columns[k, :, c]
-            for member in members:
-                axes.plot(x, member, color="tab:blue", lw=0.6, alpha=0.5)
-            axes.fill_between(x, mean - 2 * std, mean + 2 * std, color="tab:blue", alpha=0.2, lw=0)
+            before, (truth, mean, *members) = columns[k, :given, c], columns[k, given:, c]
+            axes.plot(x, np.transpose(members), color="tab:blue", lw=0.6, alpha=0.5)
+            axes.fill_between(x, mean - 2 * std[k, c], mean + 2 * std[k, c], color="tab:blue", alpha=0.2, lw=0)
             axes.plot(x, mean, color="tab:blue", lw=1.5, label="mean, two standard deviations, samples")
             axes.plot(x, truth, color="black", lw=1, marker=marker, label="truth")
+            for each in before:
+                axes.step(x, each, where="mid", color="tab:orange", lw=1, label="given")
+            axes.set_ylabel(_label(data, c) if len(data.shape) > 1 else data.units, fontsize=8)
     grid[0, 0].legend(fontsize=8)
     return figure
+
+
+def _label(data: ScoreData, channel: int) -> str:
+    """The name of a channel with the units, as far as they are known."""
+    name = data.names[channel] if data.names else f"channel {channel}" if data.shape[0] > 1 else ""
+    return f"{name} ({data.units})" if name and data.units else name or data.units

@@ -32,13 +32,13 @@ NUMBERS = 1 << 24
 
 
 class Truths(NamedTuple):
-    """K held-out examples as the model sees them, (K, *shape), their conditions, and the examples as stored; training
-    examples as stored, and the standard deviation of all their numbers as the model sees them.
+    """K held-out examples as the model sees them, (K, *shape), their conditions, and the examples in the units of the data;
+    training examples in these units, and the standard deviation of all their numbers as the model sees them.
     """
 
     x: Tensor
     y: Tensor
-    stored: Tensor
+    truth: Tensor
     climatology: Tensor
     spread: float
 
@@ -142,7 +142,7 @@ class Ensembles(Periodic):
             picture = figure_picture(rank_figure(histogram, spread_skill.value))
             publish(trainer, "ranks", picture, f"{step}rank deviation {histogram.deviation:.3f}")
             caption = f"{step}CRPS {found['crps'].value:.3g}, {found['crps_skill'].value:.0%} less than without condition"
-            publish(trainer, "ensembles", ensemble_picture(data, truths.stored, _as_examples(data, truths), shown), caption)
+            publish(trainer, "ensembles", ensemble_picture(data, truths.truth, _as_examples(data, truths), shown), caption)
 
     def _truths(self, data: ScoreData, conditions: int) -> Truths:
         """The conditions, the same on all processes."""
@@ -153,9 +153,10 @@ class Ensembles(Periodic):
             torch.randperm(len(part.x), generator=generator)[:n] for part, n in ((held_out, conditions), (train, most))
         )
         with seeded(derive_seed(self.seed)):  # of dequantization and of the noise of conditions
-            x, y = data.pairs(Examples(*(part[rows] for part in held_out)))
-            climatology = data.transform(False)(train.x[others])
-        return Truths(x, y, held_out.x[rows], train.x[others], float(climatology[~climatology.isnan()].std()))
+            x, y = data.pairs(Examples(*(part[rows] for part in held_out)), filled=False)
+            climatology = data.as_input(train.x[others], filled=False)
+        spread = float(climatology[~climatology.isnan()].std())
+        return Truths(x, y, data.to_reference(x), data.to_reference(climatology), spread)
 
     def _scores(self, trainer: Trainer, model: ScoreModel, truths: Truths, members: int) -> tuple[EnsembleScores, Tensor]:
         """The scores of all conditions, of which each process computes its share, and a summary of the first ensembles."""
@@ -172,7 +173,7 @@ class Ensembles(Periodic):
                 for k, x, samples in zip(
                     part.tolist(), drawn.split(members), data.to_reference(drawn).split(members), strict=True
                 ):
-                    scores.add(k, samples, truths.stored[k].to(device), reference, self._residual(data, x, truths.y[k]))
+                    scores.add(k, samples, truths.truth[k].to(device), reference, self._residual(data, x, truths.y[k]))
                     if k < len(shown):
                         shown[k] = summary(samples).cpu()
         scores.reduce(lambda values: trainer.strategy.reduce(values, reduce_op="sum"))

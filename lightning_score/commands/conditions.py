@@ -1,5 +1,6 @@
 """Conditions that a user gives for samples: numbers, or a file."""
 
+from collections.abc import Collection, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_score.conditions import Condition, Several
+from lightning_score.conditions import Condition, Several, Vector
 from lightning_score.errors import InputError, require
 from lightning_score.files import read_arrays
 
@@ -41,18 +42,43 @@ def read_conditions(given: Given, kind: Condition) -> Tensor:
 def _from_file(file: Path, kind: Condition) -> Tensor:
     """The conditions of a file: its only array, `condition` or `labels`, or one array for each of several conditions."""
     arrays, place = read_arrays(file), f"--condition {file}"
-    names = kind.names if isinstance(kind, Several) else []
-    if isinstance(kind, Several) and all(name in arrays for name in names):
-        parts = [_rows(arrays[name], part, f"{place}: {name}") for name, part in zip(names, kind.parts, strict=True)]
-        n = max(map(len, parts))
-        wrong = [name for name, part in zip(names, parts, strict=True) if len(part) not in (1, n)]
-        require(not wrong, f"{place}: {', '.join(wrong)}: must have {n} rows, as the others, or one for all")
-        return kind.pack([part.expand(n, *part.shape[1:]) for part in parts])
+    names = _names(kind, arrays)
+    if names and all(name in arrays for name in names):
+        return _of_names(arrays, kind, place)
     wanted = f"condition, or {', '.join(names)}" if names else "condition"
     name = next((name for name in arrays if name in ("condition", "labels") or len(arrays) == 1), None)
     if name is None:
         raise InputError(f"{place}: holds the arrays {', '.join(arrays)}; must hold {wanted}")
     return _rows(arrays[name], kind, f"{place}: {name}")
+
+
+def _names(kind: Condition, arrays: Collection[str]) -> list[str]:
+    """The names of the arrays that hold a condition: of its parts or, of a part that is not there, those of its numbers."""
+    if not isinstance(kind, Several):
+        return list(kind.names)
+    each = [[name] if name in arrays else _names(part, arrays) or [name] for name, part in kind.named()]
+    return [name for names in each for name in names]
+
+
+def _of_names(arrays: dict[str, np.ndarray], kind: Condition, place: str) -> Tensor:
+    """A condition from the arrays that have the names of its parts or numbers."""
+    if isinstance(kind, Several):
+        parts = [
+            _rows(arrays[name], part, f"{place}: {name}") if name in arrays else _of_names(arrays, part, place)
+            for name, part in kind.named()
+        ]
+        return kind.pack([part.expand(_common(parts, kind.names, place), *part.shape[1:]) for part in parts])
+    columns = [_rows(arrays[name], Vector(1), f"{place}: {name}") for name in kind.names]
+    return torch.cat([column.expand(_common(columns, kind.names, place), 1) for column in columns], dim=1)
+
+
+def _common(parts: Sequence[Tensor], names: Sequence[str], place: str) -> int:
+    """The number of rows of all parts; one row is for all."""
+    counts = [len(part) for part in parts]
+    require(
+        set(counts) <= {1, max(counts)}, f"{place}: {', '.join(names)} have {counts} rows; give equally many, or one for all"
+    )
+    return max(counts)
 
 
 def _rows(numbers: np.ndarray, kind: Condition, place: str) -> Tensor:

@@ -14,7 +14,7 @@ from lightning_score.commands.arguments import CONFIG, Arguments, Layer
 from lightning_score.commands.configs import find_config, load_checkpoint, read_config, trusted_modules
 from lightning_score.commands.learned_grid import forget_times
 from lightning_score.commands.parser import Parser
-from lightning_score.commands.schedule import PICTURES, require_new_file
+from lightning_score.commands.schedule import PICTURES, data_from, require_new_file
 from lightning_score.errors import require
 from lightning_score.files import replace_text, replacing
 from lightning_score.guidance import Guidance
@@ -52,6 +52,8 @@ def grid(arguments: Arguments) -> None:
     _set_steps(config)
     made = parser.instantiate_classes(config).model
     model = ScoreModel.load_from_checkpoint(paths[-1], map_location="cpu", trust=list(trusted)).eval()
+    if model.conditional:
+        model.conditions.take_from(data_from(load_checkpoint(paths[-1], trusted)["config"].get("data")))
     report = GridReport(model, made.sampler or PredictorCorrector(), made.guidance, config.steps)
     print(report.text())
     if config.output is not None:

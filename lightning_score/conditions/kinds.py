@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_score.conditions.embedding import VectorEmbedding
+from lightning_score.conditions.embedding import Known, VectorEmbedding
 from lightning_score.errors import require
 
 
@@ -26,12 +26,14 @@ class Condition(ABC):
         dtype: of the tensor.
         channels: number of channels that join the input of the network; 0 for none.
         num_classes: number of classes of a class label; 0 for any other condition.
+        names: names of its numbers or parts; none by default.
     """
 
     shape: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float32
     channels: int = 0
     num_classes: int = 0
+    names: Sequence[str] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -132,11 +134,13 @@ class Vector(Condition):
 
     Args:
         size: how many numbers, 1 or more.
+        names: their names; none by default.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, names: Sequence[str] = ()) -> None:
         require(size >= 1, f"size={size}: must be how many numbers the condition has, 1 or more")
-        self.size, self.shape = size, (size,)
+        require(len(names) in (0, size), f"names={list(names)}: must be one for each of the {size} numbers, or none")
+        self.size, self.shape, self.names = size, (size,), list(names)
 
     def embedding(self, width: int) -> nn.Module:
         return VectorEmbedding(self.size, width)
@@ -166,8 +170,7 @@ class Array(Condition):
             f"condition: has shape {list(y.shape[1:])}; must have as many axes as the data, whose shape is [channels, "
             f"{', '.join(map(str, size))}]; give other numbers as a Vector",
         )
-        known = ~y.isnan()
-        both = torch.cat([torch.where(known, y, 0.0), known.to(y.dtype)], dim=1)
+        both = Known()(y).flatten(1, 2)
         return both if both.shape[2:] == tuple(size) else F.interpolate(both, tuple(size), mode="nearest-exact")
 
 
@@ -190,6 +193,10 @@ class Several(Condition):
         self.sizes = [prod(part.shape) for part in parts]
         self.shape = (sum(self.sizes),)
         self.channels = sum(part.channels for part in parts)
+
+    def named(self) -> list[tuple[str, Condition]]:
+        """The parts with their names."""
+        return list(zip(self.names, self.parts, strict=True))
 
     def pack(self, values: Sequence[Tensor]) -> Tensor:
         """One condition per part, each (B, *shape of the part), as one, (B, total)."""

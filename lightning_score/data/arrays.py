@@ -3,8 +3,8 @@
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from math import prod
-from typing import Any
+from math import isinf, prod
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,9 +14,10 @@ from torch import Tensor
 from lightning_score.conditions import ClassLabel, Condition
 from lightning_score.data.axes import Axes, Windows, find_axes, ordered
 from lightning_score.data.base import Examples, ScoreData, Splits, Transform
+from lightning_score.data.readers import located
 from lightning_score.data.sources import Source
 from lightning_score.data.splitting import split_examples, split_files
-from lightning_score.data.standardize import MeanStd, Standardization, moments
+from lightning_score.data.standardize import MeanStd, Standardization
 from lightning_score.data.stored import CHUNK, Stored
 from lightning_score.data.stored_condition import StoredCondition, find_condition, from_state
 from lightning_score.errors import require
@@ -56,6 +57,8 @@ class Arrays(ScoreData):
         InputError: an argument is out of range; when the files are first needed: they cannot be read, or do not fit.
     """
 
+    random = False
+
     def __init__(
         self,
         path: LocalPath,
@@ -65,7 +68,7 @@ class Arrays(ScoreData):
         window: Sequence[int] | None = None,
         stride: Sequence[int] | None = None,
         standardize: Standardization | None = None,
-        missing: float | None = None,
+        missing: float | Literal["nan"] | None = None,
         held_out: float | LocalPath = 0.1,
         group: str | None = None,
         condition: str | list[str] | None = None,
@@ -84,13 +87,14 @@ class Arrays(ScoreData):
             not fraction or 0 < float(held_out) < 1,
             f"held_out={held_out}: must be a fraction between 0 and 1, as in 0.1, or the path of files",
         )
-        require(missing is None or abs(missing) != float("inf"), f"missing={missing}: must be nan, a finite number, or null")
+        fill = None if missing is None else float(missing)
+        require(fill is None or not isinf(fill), f"missing={missing}: must be nan, a finite number, or null")
         require(num_classes is None or num_classes >= 0, f"num_classes={num_classes}: must be 0 or more, or null")
         self.windows = Windows(tuple(window or ()), tuple(stride or window or ()))
         self.windows.check()
         self.declared, self.held_out, self.in_memory, self.cache = (axes, shape, num_classes), held_out, in_memory, cache
         self.standardize, self.how = standardize or MeanStd(), standardize_condition
-        self.fill, self.missing, self.units, self.given_names = missing, missing is not None, units, names
+        self.fill, self.missing, self.units, self.given_names = fill, fill is not None, units, names
         keys = [] if condition is None else [condition] if isinstance(condition, str) else list(condition)
         held = [] if fraction else [str(held_out)]
         require(
@@ -108,7 +112,7 @@ class Arrays(ScoreData):
     def axes(self) -> Axes:
         """The axes of an array in the files."""
         first, (letters, shape, _) = self.source.first, self.declared
-        many = len(self.source.files) == 1 and not first.alone
+        many = self.source.files[0] == located(self.source.paths[0])  # rather than in a folder
         return find_axes(first.shape, letters, shape, self.windows.size, first.axes, many)
 
     @cached_property
@@ -162,9 +166,15 @@ class Arrays(ScoreData):
             return super().to_condition(values)
         return self.stored_condition.to_model(values)
 
+    def from_condition(self, y: Tensor) -> Tensor:
+        if self.given is not None or self.stored_condition is None:
+            return super().from_condition(y)
+        return self.stored_condition.from_model(y)
+
     def load(self) -> Splits:
         in_memory = self.source.in_memory(self.in_memory)
         x, rows = self._examples(in_memory)
+        self._check(x, rows)
         groups = None if self.group is None else self.group.rows("N" not in self.axes.letters)
         first = self.source.count if isinstance(self.held_out, str) else None
         split = split_files(x, first) if first else split_examples(x, rows, float(self.held_out), groups, self.windows)
@@ -173,8 +183,6 @@ class Arrays(ScoreData):
                 len(numbers) > 0, f"{self.source}: no {name} examples are left; change held_out={self.held_out}, or window"
             )
         train, held_out = (x.of(numbers).read() if in_memory else x.of(numbers) for numbers in split)
-        for part, numbers in ((train, split[0]), (held_out, split[1])):
-            self._check(part, rows[numbers])
         self._fit(train)
         if self._state and self._state["fingerprint"] != self.fingerprint:
             rank_zero_warn(f"{self.source}: other files, or changed since training; the constants of training are used")
@@ -182,7 +190,7 @@ class Arrays(ScoreData):
             return Splits(*(Examples(x, torch.zeros(len(x), dtype=torch.int64)) for x in (train, held_out)))
         if self._state:
             self.stored_condition.attach(self._found_condition())
-        ys = self.stored_condition.load(split, rows, "N" not in self.axes.letters, self.windows)
+        ys = self.stored_condition.load(split, rows, "N" not in self.axes.letters, self.windows, in_memory)
         return Splits(Examples(train, ys[0]), Examples(held_out, ys[1]))
 
     def _examples(self, in_memory: bool) -> tuple[Stored, np.ndarray]:
@@ -211,11 +219,11 @@ class Arrays(ScoreData):
         counts = np.repeat([prod(view.shape[1:lead]) for view in views], [view.shape[0] for view in views])
         return Stored(views, lead, self.fill), np.repeat(np.arange(len(counts)), counts)
 
-    def _check(self, x: Tensor, rows: np.ndarray) -> None:
+    def _check(self, x: Stored, rows: np.ndarray) -> None:
         """Raises `InputError` if a value is NaN or infinite, or outside of what the standardization takes."""
         nan = infinite = other = before = 0
         first = ""
-        for chunk in chunks(x):
+        for chunk in x.chunks():
             unknown = chunk.isnan() & (not self.missing)
             wrong = unknown | ~self.standardize.allowed(chunk)
             if bool(wrong.any()):
@@ -254,24 +262,18 @@ class Arrays(ScoreData):
     def log_det(self, x: Tensor) -> Tensor:
         return self.standardize.log_det(x)
 
-    @cached_property
-    def _mean(self) -> Tensor:
-        """The mean of each channel of the training examples, which stands for missing values."""
-        mean = moments(chunks(self.splits.train.x)).mean
-        return mean.reshape(-1, *[1] * (len(self.shape) - 1)).float()
-
-    def _filled(self, x: Tensor) -> Tensor:
-        return torch.where(x.isnan(), self._mean, x.float()) if self.missing else x.float()
+    def _measured(self, x: Tensor) -> Tensor:
+        return self.filled(x.float())
 
     def reference(self) -> Tensor:
-        """All examples in the units of the data, float32, missing values the mean of training; read when they are indexed if
+        """All examples in the units of the data, float32, missing values filled; read when they are indexed if
         the files are mapped.
         """
         train, held_out = (split.x for split in self.splits)
         if isinstance(train, Stored) and isinstance(held_out, Stored):
             rows = np.concatenate([train.rows, held_out.rows])
-            return Stored(train.parts, train.lead, train.missing, self._filled, rows, torch.float32)
-        return self._filled(torch.cat([train, held_out]))
+            return Stored(train.parts, train.lead, train.missing, self._measured, rows, torch.float32)
+        return self._measured(torch.cat([train, held_out]))
 
     @cached_property
     def fingerprint(self) -> str:

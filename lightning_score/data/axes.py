@@ -142,4 +142,5 @@ def _is_small(channels: int, sizes: Sequence[int]) -> bool:
     """Whether an axis is as short as channels usually are beside positions."""
     others = [*sizes]
     others.remove(channels)
-    return all(channels < n for n in others) and (channels <= 4 or (channels <= CHANNELS and 2 * channels <= min(others)))
+    most = min(others, default=0)
+    return channels < most and (channels <= 4 or (channels <= CHANNELS and 2 * channels <= most))

@@ -122,10 +122,9 @@ def check_examples(data: "ScoreData", split: str, x: Any, y: Any) -> None:
 
 
 def _ends(x: Tensor, missing: bool = False) -> tuple[float, float]:
-    """The lowest and the highest value, NaN if there is one that does not mark a missing entry."""
+    """The lowest and the highest value, NaN if there is one, unless values may be missing."""
     if missing:
-        known = x[~x.isnan()]
-        x = known if len(known) else x.new_zeros(1)
+        x = torch.cat([x[~x.isnan()], x.new_zeros(int(x.isnan().all()))])
     low, high = _ordered(x).aminmax()
     return float(low), float(high)
 
@@ -183,7 +182,7 @@ def _check_labels(classes: int, place: str, y: Tensor, n: int) -> None:
 
 def _labeled(data: "ScoreData") -> bool:
     """Whether the stored y are labels, zeros for unlabeled data; what is `given` of examples is not stored."""
-    return data.given is not None or data.condition is None or bool(data.condition.num_classes)
+    return data.condition is None or data.given is not None or bool(data.condition.num_classes)
 
 
 def _check_conditions(condition: Condition, place: str, y: Tensor, n: int) -> None:
@@ -208,14 +207,11 @@ def _check_seen(data: "ScoreData", split: str, x: Tensor) -> None:
             transform = data.transform(train)
             require(callable(transform), f"{place} gives a {_kind(transform)}, must give the function that is applied")
             seen = transform(stored)
-            require(
-                torch.equal(*map(data.filled, (stored, kept))),
-                f"{place} changes the stored examples in place: let it return new tensors",
-            )
+            same = torch.equal(stored, kept) or torch.equal(stored.nan_to_num(), kept.nan_to_num())
+            require(same, f"{place} changes the stored examples in place: let it return new tensors")
             _check_batch(data, place, seen, len(stored), train)
-        _check_reference(
-            data, data.filled(stored), data.to_reference(data.as_input(stored) if data.missing else seen.clone())
-        )
+        back = data.to_reference(data.as_input(stored) if data.missing else seen.clone())
+        _check_reference(data, data.filled(stored), back)
 
 
 def _check_batch(data: "ScoreData", place: str, seen: Any, n: int, train: bool) -> None:
@@ -256,7 +252,6 @@ def _check_reference(data: "ScoreData", stored: Tensor, back: Any) -> None:
     """`to_reference` restores the stored form of examples, in which metrics compare."""
     place = f"{type(data).__name__}.to_reference"
     require(isinstance(back, Tensor), f"{place} gives a {_kind(back)}, must give a torch.Tensor")
-    stored = torch.where(stored.isnan(), back, stored) if data.missing else stored
     alike = back.dtype == stored.dtype or (back.is_floating_point() and stored.is_floating_point())
     require(
         alike and back.shape == stored.shape,
@@ -269,8 +264,8 @@ def _check_reference(data: "ScoreData", stored: Tensor, back: Any) -> None:
         f"{type(data).__name__}.load: {changed:.0%} of the bytes are none of the {data.levels} levels that are declared, "
         "round(255 k / (levels - 1)): declare levels = 256, or return such bytes",
     )
-    (low, high), (back_low, back_high) = _ends(stored), _ends(back)
-    apart = float((back.double() - stored.double()).abs().mean())
+    (low, high), (back_low, back_high) = _ends(stored, data.missing), _ends(back, data.missing)
+    apart = float((back.double() - stored.double()).abs().nanmean())
     require(
         apart <= 0.1 * (high - low) or high == low,
         f"{place} does not undo transform(train=False): stored values from {low:g} to {high:g} come back from "

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
+from PIL import Image
 
 from lightning_score.errors import InputError, one_line, require
 
@@ -32,7 +33,6 @@ class Member(NamedTuple):
         open: gives the array, or an object that reads slices of it.
         mapped: whether `open` gives a memory-mapped array, which is read where it is indexed.
         axes: the meaning of its axes as in `axes.Axes`, if the format has one.
-        alone: whether the format holds one example rather than many.
     """
 
     shape: tuple[int, ...]
@@ -40,7 +40,6 @@ class Member(NamedTuple):
     open: Callable[[], Any]
     mapped: bool = False
     axes: str = ""
-    alone: bool = False
 
 
 Members = Mapping[str, Member]
@@ -216,6 +215,12 @@ def _zarr(file: Path) -> Members:
     return {name: Member(item.shape, np.dtype(item.dtype), partial(_same, item)) for name, item in within(opened, "")}
 
 
+def _image(file: Path, number: int, mapped: bool) -> np.ndarray:
+    """An image of a FITS file."""
+    with import_module("astropy.io.fits").open(file, memmap=mapped) as opened:
+        return opened[number].data
+
+
 def _fits(file: Path) -> Members:
     fits = import_module("astropy.io.fits")
     found, opened = dict[str, Member](), fits.open(file, memmap=True)
@@ -227,14 +232,14 @@ def _fits(file: Path) -> Members:
                 kind, size = columns[column].base, (unit.header["NAXIS2"], *columns[column].shape)
                 found[column] = Member(size, kind, partial(_column, unit, column))
         elif unit.shape:
-            dtype, scaled = np.dtype(FITS_TYPES[unit.header.get("BITPIX", -32)]), unit.header.get("BZERO", 0)
-            plain = not scaled and unit.header.get("BSCALE", 1) == 1
-            if not plain:
-                unsigned = dtype.kind == "i" and scaled == 2.0 ** (8 * dtype.itemsize - 1)
-                dtype = np.dtype(f"u{dtype.itemsize}" if unsigned else "f4")
+            dtype, shift = np.dtype(FITS_TYPES[unit.header["BITPIX"]]), unit.header.get("BZERO", 0)
+            unscaled = unit.header.get("BSCALE", 1) == 1 and "BLANK" not in unit.header
+            unsigned = unscaled and dtype.kind == "i" and shift == 2.0 ** (8 * dtype.itemsize - 1)
+            plain = unscaled and not shift
+            dtype = dtype if plain else np.dtype(f"u{dtype.itemsize}" if unsigned else "f8")
             mapped = plain and not str(file).endswith(".gz") and not isinstance(unit, fits.CompImageHDU)
             axes = {2: "HW", 3: "NHW"}.get(len(unit.shape), "")
-            found[name] = Member(unit.shape, dtype, partial(getattr, unit, "data"), mapped, axes)
+            found[name] = Member(unit.shape, dtype, partial(_image, file, number, mapped), mapped, axes)
     return found
 
 
@@ -259,10 +264,11 @@ def _tiff(file: Path) -> Members:
 
 
 def _png(file: Path) -> Members:
-    from torchvision.io import ImageReadMode, decode_image  # slow to import
-
-    array = decode_image(str(file), ImageReadMode.UNCHANGED).numpy()
-    return {"": Member(array.shape, array.dtype, partial(_same, array), False, "CHW")}
+    depth, color = file.read_bytes()[24:26]
+    require(depth <= 8 or color == 0, f"{file}: PNG in color with {depth} bits is not read; save it as TIFF")
+    with Image.open(file) as opened:
+        array = np.asarray(opened.convert("RGB") if opened.mode == "P" else opened)
+    return {"": Member(array.shape, array.dtype, partial(_same, array), False, "HWC"[: array.ndim])}
 
 
 def _csv(file: Path) -> Members:

@@ -118,7 +118,7 @@ class Source:
                     found.append(np.asarray(member.open()))
                 elif in_memory or member.mapped:
                     require_room(prod(member.shape) * member.dtype.itemsize, str(file), "set --data.in_memory false")
-                    found.append(np.array(member.open()))
+                    found.append(np.asarray(member.open()[...]))
                 else:
                     found.append(_copied(member, Path(cache) if cache else cache_folder(), self.fingerprint(file)))
         return found

@@ -104,7 +104,7 @@ class Stored(Tensor):
             return self.of(np.arange(len(self))[index])
         if isinstance(index, int):
             return self.take([index])[0]
-        if isinstance(index, Tensor | np.ndarray | list):
+        if isinstance(index, Tensor | np.ndarray | list | range) and np.ndim(index) == 1:
             return self.take(np.asarray(index))
         return self.read()[index]
 

@@ -71,12 +71,17 @@ class Part:
         """Stored values (B, *shape) as those for the model."""
         return values if self.standardize is None else self.standardize(values)
 
+    def from_model(self, values: Tensor) -> Tensor:
+        """The inverse of `to_model`."""
+        return values if self.standardize is None else self.standardize.inverse(values)
+
     def state_dict(self) -> dict[str, Any]:
         """The kind and the constants as plain values."""
         if isinstance(self.kind, ClassLabel):
             return {"name": self.name, "num_classes": self.kind.num_classes}
         constants = self.standardize.state_dict() if self.standardize else {}
-        return {"name": self.name, "shape": list(self.kind.shape), "standardize": constants}
+        numbers = {"names": list(self.kind.names)} if self.kind.names else {}
+        return {"name": self.name, "shape": list(self.kind.shape), "standardize": constants, **numbers}
 
 
 class StoredCondition:
@@ -93,13 +98,21 @@ class StoredCondition:
 
     def to_model(self, values: Tensor) -> Tensor:
         """Stored values (B, *kind.shape) as those for the model: numbers are standardized."""
-        return self._of(self.kind.unpack(values) if isinstance(self.kind, Several) else [values])
+        return self._packed([part.to_model(value) for part, value in zip(self.parts, self._unpacked(values), strict=True)])
 
-    def _of(self, values: Sequence[Tensor]) -> Tensor:
-        found = [part.to_model(value) for part, value in zip(self.parts, values, strict=True)]
+    def from_model(self, values: Tensor) -> Tensor:
+        """The inverse of `to_model`."""
+        return self._packed([part.from_model(value) for part, value in zip(self.parts, self._unpacked(values), strict=True)])
+
+    def _unpacked(self, values: Tensor) -> list[Tensor]:
+        return self.kind.unpack(values) if isinstance(self.kind, Several) else [values]
+
+    def _packed(self, found: Sequence[Tensor]) -> Tensor:
         return self.kind.pack(found) if isinstance(self.kind, Several) else found[0]
 
-    def load(self, splits: Sequence[np.ndarray], rows: np.ndarray, alone: bool, windows: Windows) -> list[Tensor]:
+    def load(
+        self, splits: Sequence[np.ndarray], rows: np.ndarray, alone: bool, windows: Windows, in_memory: bool
+    ) -> list[Tensor]:
         """The conditions of splits, standardized by those of the first, unless the constants are known.
 
         Args:
@@ -107,6 +120,7 @@ class StoredCondition:
             rows: the row of each example.
             alone: whether each file is one row.
             windows: of the data.
+            in_memory: whether to read arrays into memory; vectors and labels always are.
         """
         found = [part.read(rows, alone, windows) for part in self.parts]
         for part, values in zip(self.parts, found, strict=True):
@@ -114,8 +128,10 @@ class StoredCondition:
                 part.standardize.fit(values.of(splits[0]).chunks)
         only = found[0]
         if len(found) == 1 and isinstance(only, Stored):
-            return [only.of(numbers, then=self.parts[0].to_model, dtype=torch.float32) for numbers in splits]
-        return [self._of([values[numbers] for values in found]) for numbers in splits]
+            mapped = [only.of(numbers, then=self.parts[0].to_model, dtype=torch.float32) for numbers in splits]
+            return [values.read() for values in mapped] if in_memory or self.parts[0].axes is None else [*mapped]
+        pairs = list(zip(self.parts, found, strict=True))
+        return [self._packed([part.to_model(values[numbers]) for part, values in pairs]) for numbers in splits]
 
     def attach(self, found: "StoredCondition | None") -> None:
         """Reads these conditions, which are of a checkpoint, where others were found.
@@ -145,7 +161,7 @@ def from_state(state: Sequence[dict[str, Any]], standardize: Standardization | N
     kinds = [
         ClassLabel(known["num_classes"])
         if "num_classes" in known
-        else Vector(known["shape"][0])
+        else Vector(known["shape"][0], known.get("names", ()))
         if len(known["shape"]) == 1
         else Array(known["shape"])
         for known in state
@@ -174,7 +190,9 @@ def find_condition(
     for numbers, run in groupby(zip(sources, kinds, strict=True), key=lambda pair: pair[1] is None):
         together = list(run)
         if numbers:
-            parts.append(Part(Vector(len(together)), standardize, [source for source, _ in together]))
+            columns = [source for source, _ in together]
+            names = [str(source.key) for source in columns if source.key is not None]
+            parts.append(Part(Vector(len(together), names), standardize, columns))
         parts += [Part(kind[0], standardize, [source], kind[1]) for source, kind in together if kind is not None]
     return StoredCondition(parts)
 

@@ -17,22 +17,31 @@ from lightning_score.report.reading import Picture, Run
 Image.MAX_IMAGE_PIXELS = 50_000_000
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """Errors of damaged pictures."""
+UNKNOWN = {"caption": "", "drawing": False, "wide": False}
+"""The description of a damaged picture."""
+NARROW = 600
+"""Pixels of a drawing that is still legible in a narrow column."""
 
 
 def read_description(file: Path) -> dict[str, Any]:
-    """A picture's caption, and whether it is a drawing, from its metadata."""
+    """A picture's caption, whether it is a drawing, from its metadata, and whether that needs a wide place."""
     with suppress(OSError):
         return _description(file, file.stat().st_mtime_ns)
-    return {"caption": "", "drawing": False}
+    return UNKNOWN
 
 
 @lru_cache(100_000)
 def _description(file: Path, version: int) -> dict[str, Any]:
     try:
         with Image.open(file) as image:
-            return {"caption": str(image.info.get("Description", "")), "drawing": image.info.get(KIND) == "drawing"}
+            drawing = image.info.get(KIND) == "drawing"
+            return {
+                "caption": str(image.info.get("Description", "")),
+                "drawing": drawing,
+                "wide": drawing and image.width > NARROW,
+            }
     except UNREADABLE:
-        return {"caption": "", "drawing": False}
+        return UNKNOWN
 
 
 def embed_pictures(runs: Sequence[Run], room: int) -> dict[Path, str]:

@@ -86,7 +86,10 @@ def test_exact_samples_score_as_their_law(tmp_path):
         assert Image.open(next((tmp_path / name).glob("*.png"))).info["Kind"] == "drawing"
 
 
-@pytest.mark.parametrize("shape", [(1, 8), (1, 4, 4), (1, 4, 2, 4)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("shape", [pytest.param((1, 8), marks=SLOW), (1, 4, 4), pytest.param((1, 4, 2, 4), marks=SLOW)])
 def test_residual_of_observations_in_any_dimension(shape, tmp_path):
     """Samples whose block means are off by N(0, 0.1^2) have the residual 0.1/1.25^(1/2)."""
     data, operator = Linear(shape, BlockMean(2)), BlockMean(2)

@@ -206,6 +206,7 @@ def test_every_argument_has_help(kind):
     parser = Parser()
     parser.add_class_arguments(kind, "data")
     texts = {action.dest: action.help for action in parser._actions if action.dest.startswith("data.")}
+    texts = {name: text for name, text in texts.items() if not name.endswith(".help")}
     assert {f"data.{name}" for name in ("batch_size", "data_range", "flip", "dequantize", "num_workers")} <= texts.keys()
     assert {name.removeprefix("data.") for name in texts} == {*signature(kind).parameters}, "and Python shows them all"
     assert all(texts.values()), texts

@@ -1,6 +1,5 @@
 // Pictures of the runs side by side at the same step, with a slider through training; each opens in full size.
 const MOST_PICTURES = 24;
-const WIDE = ["langevin", "loss_per_sigma", "score"]; // drawings of several panels
 const picturesOf = { kind: null, runs: [], most: MOST_PICTURES };
 
 function showPictures() {
@@ -55,7 +54,7 @@ function fillShelf() {
   const { kind, runs, most } = picturesOf;
   const step = Math.min(state.step, stepsOf(runs, kind).at(-1) ?? 0);
   const shelf = section.querySelector(".shelf");
-  shelf.classList.toggle("wide", WIDE.includes(kind));
+  shelf.classList.toggle("wide", runs.some((run) => pictureAt(run, kind, step)?.wide));
   shelf.replaceChildren(...runs.slice(0, most).map((run) => onePicture(run, kind, step, runs)));
   section.querySelector("output").textContent = `step ${step.toLocaleString("en")}`;
   byId("step").setAttribute("aria-valuetext", `step ${step}`);
