@@ -106,6 +106,14 @@ def test_signals_and_volumes_have_the_derivatives_of_images(case, sizes):
         torch.testing.assert_close(one, other)
 
 
+def test_channels_last_is_torchs_for_images():
+    """Also in strides that do not matter for one channel, which decide on the kernels of the CPU and so on rounding."""
+    ours, theirs = (build("unet", [1, 8, 8], False) for _ in range(2))
+    channels_last(ours)
+    theirs.to(memory_format=torch.channels_last)
+    assert [p.stride() for p in ours.parameters()] == [p.stride() for p in theirs.parameters()]
+
+
 @pytest.mark.slow
 def test_channels_last_changes_nothing(case):
     network = build(case, [2, 4, 4, 2], [False, True, False])
