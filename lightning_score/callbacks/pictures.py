@@ -133,7 +133,8 @@ def _held_out(data: ScoreData, samples: Tensor) -> Tensor:
         return samples[:0]
     x = data.splits.held_out.x
     n = min(len(x), COMPARED.get(len(data.shape), 1000), max(2, LARGEST // prod(data.shape)))
-    return x[torch.linspace(0, len(x) - 1, n).round().long()]
+    rows = torch.linspace(0, len(x) - 1, n).round().long()
+    return x[rows[torch.randperm(n, generator=torch.Generator().manual_seed(0))]]  # neighbors, as windows, are alike
 
 
 def _paired(data: ScoreData, given: Tensor) -> Tensor | None:
