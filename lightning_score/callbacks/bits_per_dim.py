@@ -45,7 +45,6 @@ class LikelihoodCallback(Callback, ABC):
         seed: seed of both; the noise of example k does not depend on batches and processes.
         batch_size: examples at once on each device; it changes the memory needed, not the result.
         trace: how the trace of the Jacobian is computed; one random probe by default, `ExactTrace` for few dimensions.
-        t_min: the time of the density, that of the data with the noise sigma(t_min); the process's by default.
 
     Raises:
         InputError: the likelihood of such data is measured by another callback.
@@ -61,15 +60,13 @@ class LikelihoodCallback(Callback, ABC):
         seed: int = 0,
         batch_size: int = 256,
         trace: Trace | None = None,
-        t_min: float | None = None,
     ):
         require(num_examples is None or num_examples >= 2, f"num_examples={num_examples}: need at least 2 for an error")
         require(draws >= 1, f"draws={draws}: must be at least 1")
         require_passes(draws=draws)
         require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
-        require(t_min is None or 0 < t_min < 1, f"t_min={t_min}: must lie between 0 and 1, as in 1.0e-3")
         self.num_examples, self.draws, self.seed, self.batch_size = num_examples, draws, seed, batch_size
-        self.trace, self.t_min = trace, t_min
+        self.trace = trace
         self.last: MeanLikelihood | None = None
 
     @abstractmethod
@@ -98,18 +95,16 @@ class LikelihoodCallback(Callback, ABC):
 
     def likelihood(self, score: ScoreField, x: Tensor, noise: NoiseStream) -> LogLikelihood:
         """log p of examples (B, ...) of the model's data."""
-        return log_likelihood(score, x, noise, self.trace, t_min=self.t_min, prior=log_prior)
+        return log_likelihood(score, x, noise, self.trace, prior=log_prior)
 
     def settings(self, data: ScoreData, process: NoiseProcess) -> dict[str, Any]:
         """What the density is of, and how it is measured."""
-        t_min = process.t_min if self.t_min is None else self.t_min
         return {
             "class": "likelihood by the probability-flow ODE",
             "draws": self.draws,
             "dequantize": data.dequantize,
             "noise": noise_of(data),
-            "t_min": t_min,
-            "sigma_over_alpha": float(process.noise_level(torch.tensor(t_min, dtype=torch.float64))),
+            "sigma_over_alpha": float(process.noise_level(torch.tensor(process.t_min, dtype=torch.float64))),
         }
 
     def inputs(self, data: ScoreData, rows: Tensor, draw: int) -> tuple[Tensor, Tensor]:
