@@ -203,6 +203,7 @@ def test_the_table_of_parts_lists_every_class():
         "model.process": [*PROCESSES, *CHAINS],
         "model.network": concrete(networks, networks.Network),
         "data": [*concrete(data, data.ScoreData), data.stream.ImageStream],
+        "data.standardize": concrete(data, data.Standardization),
         "data.augment": concrete(data, data.ArrayAugmentation),
         "model.parametrization": PARAMETRIZATIONS,
         "model.objective": concrete(objective, objective.Objective),

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 PAIRS, BESIDE = 12, 4
 """Samples with their nearest examples in a row of images, and of curves."""
 NEAREST = "samples, each over its nearest training example (gray)"
+BELOW = 8
+"""Samples below their conditions."""
 PANELS = 12
 """Columns of a table in a strip."""
 
@@ -43,13 +45,28 @@ def draw_neighbors(nearest: Values, shown: Shown) -> "Figure":
 
 
 def _images(shown: Shown) -> "Figure":
-    """Fields, or the central slices of volumes: samples beside data."""
+    """Fields, or the central slices of volumes: samples beside data, or below their conditions."""
+    if shown.paired:
+        return _images_with_conditions(shown)
     blocks = [shown.samples, shown.data][: 1 + bool(len(shown.data))]
     channels = image_rows(blocks)
     columns, n = shape_of(sum(map(len, channels)), channels[0][0].blocks[0].shape[1:], len(shown.samples))
     wide = [columns, max(1, columns // 2)][: len(blocks)]
     cut = image_rows([block[: math.ceil(n / columns) * each] for block, each in zip(blocks, wide, strict=True)])
     return draw_groups(_groups(shown, cut), [shown.counted(n), "data"][: len(blocks)], wide)
+
+
+def _images_with_conditions(shown: Shown) -> "Figure":
+    """A column for each sample: its condition, the sample, and the data with this condition; of volumes one slice."""
+    n = min(BELOW, len(shown.samples))
+    groups, parts = [], {"sample": shown.samples[:n], "data": shown.data[:n]}
+    if shown.given is not None:
+        for (row, *_), values in zip(image_rows([shown.given[:n]]), shown.given.swapaxes(0, 1), strict=True):
+            groups.append(Group(color_scale(values), "condition", [row._replace(label="given")]))
+    for group in _groups(shown, image_rows([each for each in parts.values() if len(each)])):
+        rows = [Row(name, [block]) for name, block in zip(parts, group.rows[0].blocks, strict=False)]
+        groups.append(group._replace(rows=rows))
+    return draw_groups(groups, shown.titles[:n] or [shown.counted(n)], [n])
 
 
 def _strip_of_images(moments: Values, titles: Sequence[str], shown: Shown) -> "Figure":

@@ -21,8 +21,8 @@ SHOWN = 8
 """Conditions in the picture."""
 CURVES, CHANNELS = 6, 3
 """Conditions and channels in a picture of signals."""
-MEMBERS = 6
-"""Samples of each."""
+MEMBERS, IN_FIELDS = 6, 3
+"""Samples of each, and of fields."""
 
 
 def summary(members: Tensor) -> Tensor:
@@ -79,7 +79,8 @@ def ensemble_picture(data: ScoreData, truths: Tensor, given: Tensor | None, show
         columns, shown = (each[:, :, :, each.shape[3] // 2] for each in (columns, shown))
     if truths.ndim > 3:
         names = [*(["given"] if given is not None else []), "truth", "mean", "drawn"]
-        return figure_picture(_fields(to_values(columns), to_values(shown[:, 1]), names, data))
+        few = to_values(columns[:, : len(names) - 1 + IN_FIELDS])
+        return figure_picture(_fields(few, to_values(shown[:, 1]), names, data))
     return figure_picture(_curves(to_values(columns[:CURVES]), to_values(shown[:CURVES, 1]), given is not None, data))
 
 

@@ -20,6 +20,7 @@ from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.loss_guard import measuring
 from lightning_score.callbacks.measurement import Evaluation, Measurement, blank_record, measurements
 from lightning_score.callbacks.pictures import (
+    given_in_turn,
     in_pixels,
     kept_of,
     labels_in_turn,
@@ -211,7 +212,9 @@ class Evaluate(Periodic):
         if weights == "ema" and writes_files(trainer):
             publish_curves(trainer, data, passes[0].summaries[True], caption)
         if shown and writes_files(trainer):
-            picture = sample_picture(data, passes[0].images[:IN_PICTURE], labels_in_turn(pl_module))
+            picture = sample_picture(
+                data, passes[0].images[:IN_PICTURE], labels_in_turn(pl_module), given_in_turn(pl_module, IN_PICTURE)
+            )
             publish(trainer, "samples", picture, caption)
         if shown and copies:
             self._look_for_copies(trainer, pl_module, passes[0])
@@ -274,14 +277,13 @@ class Evaluate(Periodic):
     def _look_for_copies(self, trainer: Trainer, pl_module: ScoreModel, drawn: SamplingResult) -> None:
         """Compares the first samples with their nearest training examples, in numbers and in a picture."""
         data = data_of(trainer)
-        train = data.filled(data.splits.train.x)
+        train, held_out = data.splits
         n = kept_of(data, self.neighbors)
-        images, others = drawn.images[:n], data.filled(data.splits.held_out.x[:n])
-        inputs = None if in_pixels(data) else data.transform(train=False)
-        found = nearest_neighbors(images.to(pl_module.device), train, others.to(pl_module.device), inputs=inputs)
+        images, others, inputs = drawn.images[:n], held_out.x[:n], None if in_pixels(data) else data.as_input
+        found = nearest_neighbors(images.to(pl_module.device), train.x, others.to(pl_module.device), inputs=inputs)
         shares = {"test/copied": found.copied, "test/copied_held_out": found.copied_held_out}
         pl_module.log_dict({**shares, "test/neighbor_distance_ratio": found.ratio}, rank_zero_only=True)
         if writes_files(trainer):
             nearest = found.distance.argsort()[:24].cpu()
-            picture = neighbor_picture(data, images[nearest], train[found.index.cpu()[nearest]])
+            picture = neighbor_picture(data, images[nearest], train.x[found.index.cpu()[nearest]])
             publish(trainer, "neighbors", picture, "the samples nearest to training examples, each with its nearest")

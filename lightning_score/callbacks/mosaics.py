@@ -25,7 +25,7 @@ SLIMMEST = 16
 """How much longer than its other side an image is at most; slimmer ones are stretched."""
 WIDTH, TALLEST, LARGEST_INCHES = 9.0, 11.0, 2.5
 """Inches of a figure, and of an image in it."""
-LEFT, RIGHT, TOP, BETWEEN, GAP = 0.45, 1.0, 0.35, 0.12, 0.25
+LEFT, RIGHT, TOP, BETWEEN, GAP = 0.55, 1.0, 0.35, 0.12, 0.25
 """Inches of its margins, between its rows, and between its blocks."""
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogg
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
 
@@ -35,6 +36,10 @@ MOMENTS = 9
 """Columns of the picture: the start, the samples after equal numbers of moves, and the result."""
 COMPARED = {2: 256, 3: 32, 4: 8}
 """Held-out examples in a drawing, by the number of their axes; of others 1000."""
+CONDITIONED = 36
+"""Images that are shown with their conditions."""
+FEW = 4
+"""Numbers of a condition that are shown in the title of a sample."""
 LARGEST = 1 << 24
 """Numbers that are drawn at most, of samples and of data."""
 
@@ -68,25 +73,58 @@ def drawable(data: ScoreData, x: Tensor) -> Tensor:
     return to_uint8(x.double(), (low, high if high > low else low + 1))
 
 
-def sample_picture(data: ScoreData, samples: Tensor, labels: int = 0) -> Image.Image:
-    """A picture of samples: a grid of images or, of other data, a drawing in their units, next to held-out examples.
+def sample_picture(data: ScoreData, samples: Tensor, labels: int = 0, given: Tensor | None = None) -> Image.Image:
+    """A picture of samples: a grid of images or, of other data, a drawing in their units, next to held-out examples; with
+    their conditions, if these are arrays or a few numbers.
 
     Args:
-        data: the data module; the drawing shows held-out examples if they are loaded.
+        data: the data module; held-out examples are shown if they are loaded.
         samples: in the form of `reference()`, (N, *shape).
         labels: number of labels that alternate; with several rows of images, each column then has one label.
+        given: conditions other than labels, as the model sees them, (N, *condition.shape).
     """
     if not in_pixels(data):
-        return figure_picture(draw_examples(_shown(data, samples)))
+        return figure_picture(draw_examples(_shown(data, samples, given)))
+    if given is not None and given.ndim == samples.ndim:
+        return _pixels_below_conditions(data, samples[:CONDITIONED], given[:CONDITIONED])
     wanted = math.sqrt(len(samples))
     columns = labels * max(1, round(wanted / labels)) if 1 < labels <= 2 * wanted else None
     return _grid(drawable(data, samples), columns)
 
 
-def _shown(data: ScoreData, samples: Tensor) -> Shown:
-    """What a drawing shows: samples, and held-out examples to compare them with."""
+def _pixels_below_conditions(data: ScoreData, samples: Tensor, given: Tensor) -> Image.Image:
+    """Rows of conditions, scaled from their range, of their samples and, if these are known, of the examples they are of."""
+    truth = _paired(data, given)
+    units = data.from_condition(given.cpu()).double()
+    known = units[units.isfinite()]
+    low, high = (float(end) for end in (known if len(known) else torch.zeros(1)).aminmax())
+    ends = (0.0, 255.0) if data.given is not None else (low, high if high > low else low + 1)
+    planes = to_uint8(F.interpolate(units.nan_to_num(low), samples.shape[2:], mode="nearest-exact"), ends)
+    shown = drawable(data, samples)
+    parts = [planes if planes.shape[1] == shown.shape[1] else planes[:, :1].expand_as(shown), shown]
+    return _rows([*parts, *([] if truth is None else [drawable(data, truth)])])
+
+
+def _rows(parts: Sequence[Tensor], columns: int = 12) -> Image.Image:
+    """Images (N, C, H, W) in rows of so many, a row of each part below the other."""
+    rows = [row for group in zip(*(part.split(columns) for part in parts), strict=True) for row in group]
+    return _grid(torch.cat(rows), columns=min(columns, len(parts[0])))
+
+
+def _shown(data: ScoreData, samples: Tensor, given: Tensor | None = None) -> Shown:
+    """What a drawing shows: samples, their conditions, and held-out examples to compare them with."""
     most = max(2, LARGEST // prod(data.shape))
-    return Shown(to_values(samples[:most]), to_values(_held_out(data, samples)), data.names, data.units)
+    samples = samples[:most]
+    shown = Shown(to_values(samples), to_values(_held_out(data, samples)), data.names, data.units)
+    if given is None:
+        return shown
+    given = given[:most].cpu()
+    truth, units = _paired(data, given), to_values(data.from_condition(given))
+    shown = shown._replace(data=shown.data[:0] if truth is None else to_values(truth), paired=True)
+    if units.ndim == samples.ndim > 2:
+        return shown._replace(given=units)
+    few = units.ndim == 2 and units.shape[1] <= FEW
+    return shown._replace(titles=[", ".join(f"{number:.3g}" for number in row) for row in units]) if few else shown
 
 
 def _held_out(data: ScoreData, samples: Tensor) -> Tensor:
@@ -96,6 +134,21 @@ def _held_out(data: ScoreData, samples: Tensor) -> Tensor:
     x = data.splits.held_out.x
     n = min(len(x), COMPARED.get(len(data.shape), 1000), max(2, LARGEST // prod(data.shape)))
     return x[torch.linspace(0, len(x) - 1, n).round().long()]
+
+
+def _paired(data: ScoreData, given: Tensor) -> Tensor | None:
+    """The held-out examples whose conditions these are, in turn; None if they are not, or are not loaded."""
+    if "splits" not in vars(data):
+        return None
+    turn = data.held_out_conditions()
+    rows = torch.arange(len(given)) % len(turn)
+    same = torch.equal(turn[rows].nan_to_num(), given.cpu().nan_to_num())
+    return data.splits.held_out.x[rows] if same else None
+
+
+def given_in_turn(model: ScoreModel, n: int) -> Tensor | None:
+    """The conditions of a model's samples 0 to n - 1, other than class labels; None without."""
+    return model.conditions.default(torch.arange(n)) if model.takes_condition and not model.num_classes else None
 
 
 def labels_in_turn(model: ScoreModel) -> int:
@@ -186,9 +239,7 @@ def neighbor_picture(data: ScoreData, samples: Tensor, nearest: Tensor, columns:
     """
     if not in_pixels(data):
         return figure_picture(draw_neighbors(to_values(nearest), _shown(data, samples)._replace(samples=to_values(samples))))
-    parts = (drawable(data, each).split(columns) for each in (samples, nearest))
-    rows = [row for pair in zip(*parts, strict=True) for row in pair]
-    return _grid(torch.cat(rows), columns=min(columns, len(samples)))
+    return _rows([drawable(data, each) for each in (samples, nearest)], columns)
 
 
 def figure_picture(figure: "Figure") -> Image.Image:

@@ -40,13 +40,17 @@ class Shown(NamedTuple):
     """What a drawing shows.
 
     Fields: samples (N, *shape) and data (M, *shape), M = 0 for none, NaN where values are missing or not finite; names (of
-    channels or columns, one each, or none) and units.
+    channels or columns, one each, or none) and units; paired (whether data k has the condition of sample k), given (these
+    conditions, (N, channels, ...), where they are arrays) and titles (or what they are, for each sample).
     """
 
     samples: Values
     data: Values
     names: Sequence[str] = ()
     units: str = ""
+    paired: bool = False
+    given: Values | None = None
+    titles: Sequence[str] = ()
 
     @property
     def reference(self) -> Values:
@@ -90,33 +94,50 @@ def limits(shown: Values, reference: Values) -> tuple[float, float]:
 
 
 def draw_signals(shown: Shown) -> "Figure":
-    """A row for each channel: curves of samples, curves of data, and the quantile bands of both."""
+    """A row for each channel: curves of samples, curves of data, and the quantile bands of both; above them a row for each
+    channel of the conditions of these samples.
+    """
     from matplotlib.figure import Figure  # takes a second to import
 
     channels, columns = shown.samples.shape[1], 3 if len(shown.data) else 2
-    height = 0.9 + max(1.2, 2.6 - 0.4 * channels) * channels
+    given = np.zeros((0, 0, 0)) if shown.given is None else shown.given[:CURVES]
+    rows = channels + given.shape[1]
+    height = 0.9 + max(1.2, 2.6 - 0.4 * rows) * rows
     figure = Figure(figsize=(9, height), dpi=DPI)
     margins = {"left": 0.09, "right": 0.97, "top": 1 - 0.3 / height, "bottom": 0.5 / height, "wspace": 0.06, "hspace": 0.1}
-    grid = figure.subplots(channels, columns, squeeze=False, sharey="row", gridspec_kw=margins)
-    for k, panels in enumerate(grid):
-        own, real = shown.samples[:, k], shown.data[:, k]
-        for curves, axes in zip([own, real], panels[:-1], strict=False):
-            axes.plot(curves[:CURVES].T, lw=0.9, alpha=0.85)
-        draw_band(panels[-1], own, real)
-        panels[0].set_ylim(*limits(own, shown.reference[:, k]))
-        panels[0].set_ylabel(_shortened(shown.label(k, "channel"), 18), fontsize=9)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey="row", gridspec_kw=margins)
+    counted = shown.counted(min(CURVES, len(shown.samples)))
+    titles = [counted, "data", "quantiles: samples over data (gray)"] if columns == 3 else [counted, "quantiles of samples"]
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=10)
+    for k, panels in enumerate(grid[: given.shape[1]]):
+        panels[0].plot(given[:, k].T, lw=0.9, alpha=0.85)
+        panels[0].set_ylabel("condition", fontsize=9)
+        panels[0].xaxis.set_visible(False)
+        for axes in panels[1:]:
+            axes.set_axis_off()
+    for k, panels in enumerate(grid[given.shape[1] :]):
+        _draw_channel(panels, shown, k)
         for axes in panels:
-            axes.margins(x=0.01)
-            axes.tick_params(labelsize=8)
             axes.xaxis.set_visible(k == channels - 1)
             axes.yaxis.set_visible(axes is panels[0])
-            axes.locator_params("y", nbins=4)
-    titles = [shown.counted(min(CURVES, len(shown.samples))), "data", "quantiles: samples over data (gray)"]
-    for axes, title in zip(grid[0], titles[: columns - 1] + titles[2:], strict=True):
-        axes.set_title(title, fontsize=10)
-    for axes in grid[-1]:
-        axes.set_xlabel("position", fontsize=9)
+            axes.set_xlabel("position", fontsize=9)
+    if shown.titles:
+        grid[0][0].legend(shown.titles[:CURVES], fontsize=7, loc="upper right")
+    for axes in grid.ravel():
+        axes.margins(x=0.01)
+        axes.tick_params(labelsize=8)
+        axes.locator_params("y", nbins=4)
     return figure
+
+
+def _draw_channel(panels: Sequence["Axes"], shown: Shown, k: int) -> None:
+    own, real = shown.samples[:, k], shown.data[:, k]
+    for curves, axes in zip([own, real], panels[:-1], strict=False):
+        axes.plot(curves[:CURVES].T, lw=0.9, alpha=0.85)
+    draw_band(panels[-1], own, real)
+    panels[0].set_ylim(*limits(own, shown.reference[:, k]))
+    panels[0].set_ylabel(_shortened(shown.label(k, "channel"), 18), fontsize=9)
 
 
 def draw_band(axes: "Axes", samples: Values, data: Values) -> None:

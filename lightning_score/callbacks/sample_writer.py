@@ -88,13 +88,14 @@ class SampleWriter(Callback):
         if in_pixels(self._data):
             arrays["images"] = drawable(self._data, stored).permute(0, 2, 3, 1).numpy()
         arrays |= {} if torch.equal(raw, x) else {"raw": raw.numpy()}
+        labeled = pl_module.num_classes > 0
         if cond:
-            labeled = pl_module.num_classes > 0
             arrays |= {"labels": cond[0].numpy()} if labeled else {"condition": self._data.from_condition(cond[0]).numpy()}
         with replacing(folder / "samples.npz") as temporary:
             np.savez_compressed(temporary, **arrays)
         caption = f"{min(len(x), IN_PICTURE)} samples, seed {self._seed}, NFE {self._nfe:g}"
-        save_picture(sample_picture(self._data, stored[:IN_PICTURE], self._labels), folder / "samples.png", caption)
+        given = cond[0][:IN_PICTURE] if cond and not labeled else None
+        save_picture(sample_picture(self._data, stored[:IN_PICTURE], self._labels, given), folder / "samples.png", caption)
 
 
 def _storable(x: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class SamplingResult:
                 summaries.update(numbers, images)
                 if denoised and len(self.images):
                     first = rows < len(self.images)
-                    self.images[rows[first]] = images[first.to(images.device)].cpu()
+                    self.images[rows[first]] = images[first.to(images.device)].cpu().to(self.images.dtype)
 
     def reduce(self, trainer: Trainer, device: torch.device) -> None:
         """Sums over all processes, on each of them."""
@@ -135,14 +135,12 @@ class SamplingPass:
             before_denoising: also sum up the samples before the final denoising step.
         """
         kinds = [True, False] if before_denoising else [True]
-        totals = (
-            {}
-            if self.features is None
-            else {denoised: MetricTotals(self.features, n, self.model.device) for denoised in kinds}
-        )
+        features, device = self.features, self.model.device
+        totals = {} if features is None else {denoised: MetricTotals(features, n, device) for denoised in kinds}
         summaries = {denoised: DistanceTotals(self.references) for denoised in kinds}
         stored = self.data.splits.train.x if shown else torch.zeros(0)
-        found = SamplingResult(seed, n, totals, stored.new_zeros(min(n, shown), *stored.shape[1:]), summaries)
+        images = torch.zeros(min(n, shown), *stored.shape[1:], dtype=stored.dtype)
+        found = SamplingResult(seed, n, totals, images, summaries)
         path = self._path(found) if self.resumable else None
         if path is not None:
             self._resume(path, found)

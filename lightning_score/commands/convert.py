@@ -135,7 +135,10 @@ def config_of(imported: Imported, kind: str) -> dict[str, Any]:
 
 def as_imported(model: ScoreModel, settings: Settings, data_range: Sequence[float]) -> Imported:
     """A model of this package, with its averaged weights, as a checkpoint to write in another form."""
-    score, (channels, height, width), (low, high) = model.score_function, model.shape, data_range
+    score, (low, high) = model.score_function, data_range
+    images = len(model.shape) == 3 and (score.condition is None or score.num_classes > 0)
+    require(images, f"shape={list(model.shape)}: only models of images, conditioned on classes or nothing, can be converted")
+    channels, height, width = model.shape
     weights = score.network.state_dict()
     return Imported(settings, (channels, height, width), (low, high), weights, num_classes=score.num_classes)
 

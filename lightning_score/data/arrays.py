@@ -17,7 +17,7 @@ from lightning_score.data.base import Examples, ScoreData, Splits, Transform
 from lightning_score.data.readers import located
 from lightning_score.data.sources import Source
 from lightning_score.data.splitting import split_examples, split_files
-from lightning_score.data.standardize import MeanStd, Standardization, moments
+from lightning_score.data.standardize import MeanStd, Standardization
 from lightning_score.data.stored import CHUNK, Stored
 from lightning_score.data.stored_condition import StoredCondition, find_condition, from_state
 from lightning_score.errors import require
@@ -56,6 +56,8 @@ class Arrays(ScoreData):
     Raises:
         InputError: an argument is out of range; when the files are first needed: they cannot be read, or do not fit.
     """
+
+    random = False
 
     def __init__(
         self,
@@ -188,7 +190,7 @@ class Arrays(ScoreData):
             return Splits(*(Examples(x, torch.zeros(len(x), dtype=torch.int64)) for x in (train, held_out)))
         if self._state:
             self.stored_condition.attach(self._found_condition())
-        ys = self.stored_condition.load(split, rows, "N" not in self.axes.letters, self.windows)
+        ys = self.stored_condition.load(split, rows, "N" not in self.axes.letters, self.windows, in_memory)
         return Splits(Examples(train, ys[0]), Examples(held_out, ys[1]))
 
     def _examples(self, in_memory: bool) -> tuple[Stored, np.ndarray]:
@@ -260,24 +262,18 @@ class Arrays(ScoreData):
     def log_det(self, x: Tensor) -> Tensor:
         return self.standardize.log_det(x)
 
-    @cached_property
-    def _mean(self) -> Tensor:
-        """The mean of each channel of the training examples, which stands for missing values."""
-        mean = moments(chunks(self.splits.train.x)).mean
-        return mean.reshape(-1, *[1] * (len(self.shape) - 1)).float()
-
-    def _filled(self, x: Tensor) -> Tensor:
-        return torch.where(x.isnan(), self._mean, x.float()) if self.missing else x.float()
+    def _measured(self, x: Tensor) -> Tensor:
+        return self.filled(x.float())
 
     def reference(self) -> Tensor:
-        """All examples in the units of the data, float32, missing values the mean of training; read when they are indexed if
+        """All examples in the units of the data, float32, missing values filled; read when they are indexed if
         the files are mapped.
         """
         train, held_out = (split.x for split in self.splits)
         if isinstance(train, Stored) and isinstance(held_out, Stored):
             rows = np.concatenate([train.rows, held_out.rows])
-            return Stored(train.parts, train.lead, train.missing, self._filled, rows, torch.float32)
-        return self._filled(torch.cat([train, held_out]))
+            return Stored(train.parts, train.lead, train.missing, self._measured, rows, torch.float32)
+        return self._measured(torch.cat([train, held_out]))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -47,6 +47,7 @@ class ScoreData(LightningDataModule, ABC):
         reference_split: the name of the part of the data that `reference()` returns.
         stored_dtype: dtype of the examples that `load` returns, or None for any.
         missing: whether entries of `x` may be missing: NaN, as stored and as input of the model.
+        random: whether `transform` draws random numbers.
         units: the units of the stored data, for pictures.
         names: the names of the channels, or of the columns of a table; empty: none.
 
@@ -70,6 +71,7 @@ class ScoreData(LightningDataModule, ABC):
     reference_split: str = "train and held out"
     stored_dtype: torch.dtype | None = None
     missing: bool = False
+    random: bool = True
     units: str = ""
     names: Sequence[str] = ()
     __signature__: Signature
@@ -240,9 +242,10 @@ class ScoreData(LightningDataModule, ABC):
         rows = min(self.batch_size, len(examples.x))
         require_room(8 * rows * prod(self.shape), f"batch_size={rows} of shape {list(self.shape)}", "use a smaller one")
         device = self._device(examples)
+        random = self.random or bool(self.augment) or self.given is not None
         unused = torch.Generator().manual_seed(derive_seed()) if self.num_workers else None  # else it draws from torch's
         return kind(
-            Batches(examples, self._inputs(train), device, self._finish(train)),
+            Batches(examples, self._inputs(train), device, self._finish(train), random),
             sampler=sampler,
             batch_size=None,  # the sampler returns whole batches
             collate_fn=whole_batch,

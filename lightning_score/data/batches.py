@@ -57,14 +57,20 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         transform: maps stored examples, (B, *shape), to inputs of the model.
         device: the device of the batches, to which the examples are copied.
         finish: augments the batch, and makes what it is conditioned on.
+        random: whether these draw random numbers, for which each batch has a seed.
     """
 
     def __init__(
-        self, examples: Examples, transform: Transform, device: torch.device = CPU, finish: Finish | None = None
+        self,
+        examples: Examples,
+        transform: Transform,
+        device: torch.device = CPU,
+        finish: Finish | None = None,
+        random: bool = True,
     ) -> None:
         self.examples = Examples(*(field.to(device) for field in examples))
         self.transform, self.finish = transform, finish or Finish()
-        self.device = device
+        self.device, self.random = device, random
 
     def __len__(self) -> int:
         return len(self.examples.x)
@@ -78,9 +84,11 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         return x[: len(index)], y[: len(index)]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        rows = torch.as_tensor(indices)
+        rows = torch.from_numpy(np.array(indices, np.int64))  # five times as fast as from the list
         there = rows.to(self.device, non_blocking=True)
         x, y = (field.index_select(0, there) for field in self.examples)  # ten times faster than x[rows]
+        if not self.random:
+            return self.finish(self.transform(x), y)
         seed = getattr(indices, "seed", 0) if len(rows) == 1 else 0  # a batch of one is the same rows in every epoch
         parts = [crc32(rows.numpy().tobytes()), *([seed] if seed else [])]
         with seeded(derive_seed(*parts), self.device):  # the same batch in any process

@@ -116,6 +116,8 @@ class Loader(DataLoader[Any]):
         batches = super().__iter__()
         if self.given:  # its random number was drawn at the start of the epoch
             torch.set_rng_state(before)
+        if self.num_workers == 0 and not self.pin_memory:  # without the costs of torch's loader
+            batches = (self.dataset[rows] for rows in self.order)  # type: ignore[assignment]
         for batch in batches:
             self.given += 1
             yield batch

@@ -38,6 +38,7 @@ class Standardization(ABC):
         domain: what values `g` takes, for messages.
     """
 
+    far: bool = False
     shift: Tensor | None = None
     spread: Tensor | None = None
     scales_integers: bool = True
@@ -53,6 +54,7 @@ class Standardization(ABC):
     def use(self, shift: Tensor, spread: Tensor) -> None:
         """Sets the constants, (C,) each."""
         self.shift, self.spread = shift.double(), spread.double()
+        self.far = bool((shift.abs() > 4 * spread).any())
         self._made: dict[Any, tuple[Tensor, ...]] = {}
 
     def prepare(self, chunks: Chunks) -> None:
@@ -81,11 +83,11 @@ class Standardization(ABC):
     def __call__(self, x: Tensor) -> Tensor:
         """Data (B, C, ...), float32 or float64, as float32 inputs of a model.
 
-        The shift is subtracted in two parts, so that float32 is as exact as its differences from the mean.
+        A shift that is large beside the spread is subtracted in two parts: float32 is as exact as differences from the mean.
         """
         u = self.warp(x)
         high, _, scale, bias, _ = self._columns(u)
-        return torch.addcmul(bias, u - high, scale).float()
+        return (u.sub(high).mul_(scale) if self.far else u.mul(scale)).add_(bias).float()
 
     def inverse(self, z: Tensor) -> Tensor:
         """Inputs of a model as data, float32."""
@@ -120,7 +122,7 @@ class Standardization(ABC):
 
     def _unscaled(self, z: Tensor) -> Tensor:
         high, low, _, _, spread = self._columns(z)
-        return torch.addcmul(low, z, spread) + high
+        return z.mul(spread).add_(low).add_(high)
 
     def _columns(self, x: Tensor) -> tuple[Tensor, ...]:
         """The constants in the precision and on the device of x, (C, 1, ...): the shift in two parts, the scale, ..."""
@@ -128,7 +130,7 @@ class Standardization(ABC):
             raise InputError("the constants of the data are not known yet: load the data first")
         key = (x.dtype, x.device, x.ndim)
         if key not in self._made:
-            high = self.shift.to(x.dtype).double()
+            high = self.shift.to(x.dtype).double() if self.far else torch.zeros_like(self.shift)
             low, scale = self.shift - high, 1 / self.spread
             constants = (high, low, scale, -low * scale, self.spread)
             self._made[key] = tuple(each.reshape(-1, *[1] * (x.ndim - 2)).to(x.device, x.dtype) for each in constants)

@@ -110,7 +110,9 @@ class StoredCondition:
     def _packed(self, found: Sequence[Tensor]) -> Tensor:
         return self.kind.pack(found) if isinstance(self.kind, Several) else found[0]
 
-    def load(self, splits: Sequence[np.ndarray], rows: np.ndarray, alone: bool, windows: Windows) -> list[Tensor]:
+    def load(
+        self, splits: Sequence[np.ndarray], rows: np.ndarray, alone: bool, windows: Windows, in_memory: bool
+    ) -> list[Tensor]:
         """The conditions of splits, standardized by those of the first, unless the constants are known.
 
         Args:
@@ -118,6 +120,7 @@ class StoredCondition:
             rows: the row of each example.
             alone: whether each file is one row.
             windows: of the data.
+            in_memory: whether to read arrays into memory; vectors and labels always are.
         """
         found = [part.read(rows, alone, windows) for part in self.parts]
         for part, values in zip(self.parts, found, strict=True):
@@ -125,7 +128,8 @@ class StoredCondition:
                 part.standardize.fit(values.of(splits[0]).chunks)
         only = found[0]
         if len(found) == 1 and isinstance(only, Stored):
-            return [only.of(numbers, then=self.parts[0].to_model, dtype=torch.float32) for numbers in splits]
+            mapped = [only.of(numbers, then=self.parts[0].to_model, dtype=torch.float32) for numbers in splits]
+            return [values.read() for values in mapped] if in_memory or self.parts[0].axes is None else [*mapped]
         pairs = list(zip(self.parts, found, strict=True))
         return [self._packed([part.to_model(values[numbers]) for part, values in pairs]) for numbers in splits]
 

@@ -62,6 +62,9 @@ def _unet(model: Imported) -> dict[str, Any]:
     require(_name(network) == "UNet", f"network {_name(network)}: diffusers has a UNet2DModel for a UNet only")
     require((low, high) == (-1.0, 1.0), f"data_range [{low}, {high}]: diffusers' pipelines take values in [-1, 1] only")
     options = _arguments(network, UNet)
+    require(
+        options["periodic"] in (False, [False, False]), "periodic: a UNet2DModel has zeros outside; it cannot be written"
+    )
     channels, groups, resnet = options["channels"], options["groups"], options["resample_blocks"]
     embedding = options["embedding"] or part("PositionalEmbedding", width=channels)
     kind = _name(embedding)

@@ -205,11 +205,9 @@ class EnergyDistance(Distance):
 
     def estimate(self, samples: Tensor, data: Tensor) -> Estimate:
         """The value and those without each block from sums of distances over pairs of blocks, which are computed once."""
-        ours, ours_of = _blocks(samples)
-        theirs, theirs_of = _blocks(data)
-        across, within, other = (
-            _distance_sums(*pair) for pair in ((ours_of, theirs_of), (ours_of, ours_of), (theirs_of, theirs_of))
-        )
+        ours, theirs = (block_of(torch.arange(n), n, min(BLOCKS, n)).bincount() for n in (len(samples), len(data)))
+        across = _distance_sums(samples, data, ours, theirs)
+        within, other = _distance_sums(samples, samples, ours, ours), _distance_sums(data, data, theirs, theirs)
 
         def without(b: int | None, c: int | None) -> float:
             rows, columns = (torch.arange(len(k)) != (-1 if left is None else left) for k, left in ((ours, b), (theirs, c)))
@@ -235,21 +233,14 @@ def flattened(x: Tensor, channels: Channels, standardize: bool) -> Tensor:
     return unit.standardized(x).flatten(1)
 
 
-def _blocks(x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The sizes of the blocks of summaries, and the blocks."""
-    count = min(BLOCKS, len(x))
-    parts = [x[block_of(torch.arange(len(x)), len(x), count).to(x.device) == b] for b in range(count)]
-    return torch.tensor([len(part) for part in parts]), parts
-
-
-def _distance_sums(first: list[Tensor], second: list[Tensor]) -> Tensor:
-    """The sums of `|x - y|` over the pairs of each two blocks, (B, C); within one set, without the pairs of one example."""
-    sums = torch.zeros(len(first), len(second), dtype=torch.float64)
-    for b, x in enumerate(first):
-        for c, y in enumerate(second):
-            if first is second and c < b:
-                sums[b, c] = sums[c, b]
-                continue
-            apart = torch.cdist(x.double(), y.double())
-            sums[b, c] = float(apart.sum() - (apart.diagonal().sum() if x is y else 0))
-    return sums
+def _distance_sums(x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor) -> Tensor:
+    """The sums of `|x - y|` over the pairs of each two blocks of given sizes; of x with itself, without the pairs of one."""
+    sums, first = [], 0
+    for part in x.double().split(of_x.tolist()):
+        apart = torch.cdist(part, y.double())
+        if x is y:
+            rows = torch.arange(len(part))
+            apart[rows, first + rows] = 0
+        sums.append(torch.stack([block.sum() for block in apart.sum(0).split(of_y.tolist())]))
+        first += len(part)
+    return torch.stack(sums).cpu()

@@ -15,7 +15,8 @@ class Network(nn.Module, ABC):
     """A function `f(x, noise_label, cond)` with an output shaped like `x`; the parametrization gives the output its meaning.
 
     Args:
-        shape: shape of one sample without the batch, (C, H, W) for images, (D,) for points.
+        shape: shape of one sample without the batch, (C, L) for signals, (C, H, W) for images, (C, D, H, W) for
+            volumes, (D,) for points.
         num_classes: number of classes it can be conditioned on; 0 for none.
         condition: what it is conditioned on instead of classes; null for nothing.
 
@@ -31,7 +32,7 @@ class Network(nn.Module, ABC):
         super().__init__()
         require(
             len(shape) > 0 and min(shape) > 0,
-            f"shape={list(shape)}: must hold positive sizes, [channels, height, width] or [dimension]",
+            f"shape={list(shape)}: must hold positive sizes, the channels first, or the dimension of a point",
         )
         require(num_classes >= 0, f"num_classes={num_classes}: must be 0 (unconditional) or the number of classes")
         require(
@@ -40,7 +41,7 @@ class Network(nn.Module, ABC):
         )
         self.shape = tuple(shape)
         self.num_classes = num_classes
-        self.condition = condition or condition_of(num_classes)
+        self.condition = condition_of(num_classes, condition)
         self.inputs = shape[0] + (self.condition.channels if self.condition else 0)
         self.join(torch.zeros(1, *shape), None)  # refuses arrays that do not fit
         self._augmented: Tensor | None = None

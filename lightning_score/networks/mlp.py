@@ -58,7 +58,10 @@ class MLP(Network):
         condition: Condition | None = None,
     ) -> None:
         super().__init__(shape, num_classes, condition)
-        require(len(shape) == 1, f"shape={list(shape)}: an MLP takes points, [dimension]; use a UNet for images")
+        require(
+            len(shape) == 1,
+            f"shape={list(shape)}: an MLP takes points, [dimension]; use a UNet for signals, images and volumes",
+        )
         require(width > 0 and depth > 0, f"width={width}, depth={depth}: both must be positive")
         self.conditioning = Conditioning(embedding or PositionalEmbedding(width), width, self.condition)
         self.linear_in = nn.Linear(self.inputs, width)

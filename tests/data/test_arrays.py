@@ -58,7 +58,9 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize(("name", "dtype"), [*product(WRITERS, ("float32", "uint16", ">f4", "float64"))])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*product(WRITERS, ("float32", "uint16")), ("x.npy", ">f4"), ("plain.h5", "float64")]
+)
 def test_formats_hold_the_same_numbers_in_memory_and_mapped(tmp_path, name, dtype):
     x = field(dtype=dtype)
     WRITERS[name](tmp_path / name, x)
@@ -259,6 +261,7 @@ def test_stored_conditions_know_their_kinds_and_follow_their_examples(tmp_path):
     pair = torch.tensor(np.stack([stored["mass"], stored["age"]], 1))
     packed = kind.pack([torch.from_numpy(stored["kind"])[rows], pair[rows], torch.from_numpy(stored["coarse"])[rows]])
     assert several.splits.held_out.y == pytest.approx(several.to_condition(packed), abs=1e-5)
+    assert kind.unpack(several.from_condition(several.to_condition(packed)))[1] == pytest.approx(pair[rows].float())
     later = Arrays(str(tmp_path / "gone.npz"), key="x", condition=["kind", "mass", "age", "coarse"])
     later.load_state_dict(pickle.loads(pickle.dumps(several.state_dict())))
     assert later.condition.shape == kind.shape and torch.equal(later.to_condition(packed), several.to_condition(packed))

@@ -306,6 +306,7 @@ class TestDiffusers:
         ("name", "settings", "message"),
         [
             ("network", part("NCSNpp"), "network NCSNpp: diffusers has"),
+            ("network", part("UNet", periodic=True), "periodic: a UNet2DModel has zeros outside"),
             ("process", part("VP"), "process VP: diffusers' schedulers are discrete chains"),
             ("parametrization", part("Noise"), "whose noise_label is Index"),
             ("parametrization", part("EDM"), "parametrization EDM: diffusers has schedulers for Noise"),
@@ -315,7 +316,7 @@ class TestDiffusers:
                 r"clip=\[-1\.0, 0\.5\]: diffusers' schedulers clip at",
             ),
         ],
-        ids=["network", "process", "label", "parametrization", "clip"],
+        ids=["network", "periodic", "process", "label", "parametrization", "clip"],
     )
     def test_refuses_to_write(self, name, settings, message, folder, tmp_path):
         imported = interop.read(folder, "diffusers")

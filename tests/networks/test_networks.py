@@ -212,7 +212,7 @@ class TestEveryNetwork:
 @pytest.mark.parametrize(
     ("kind", "bad", "message"),
     [
-        (MLP, {"shape": [1, 8, 8]}, "use a UNet for images"),
+        (MLP, {"shape": [1, 8, 8]}, "use a UNet for signals, images"),
         (MLP, {"shape": [0]}, "must hold positive sizes"),
         (MLP, {"width": 0}, "width=0"),
         (MLP, {"width": 7}, "must be even"),

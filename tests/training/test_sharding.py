@@ -27,6 +27,7 @@ from lightning_score import ScoreModel
 from lightning_score.cli import run
 from lightning_score.errors import InputError
 from lightning_score.networks import MLP, NCSN, DDPMpp, NCSNpp, NCSNv2, UNet
+from lightning_score.networks.grid import channels_last
 from lightning_score.objective import SlicedScoreMatching
 from lightning_score.process import VP
 from lightning_score.runs.records import FILE, read_records
@@ -39,6 +40,10 @@ NETWORKS = {
     "ncsn": (lambda: NCSN((1, 8, 8), 3, channels=8), (1, 8, 8)),
     "ncsnv2": (lambda: NCSNv2((1, 8, 8), channels=8), (1, 8, 8)),
     "unet": (lambda: UNet((1, 8, 8), 3, channels=8, groups=4, multipliers=(1, 2), attention=(4,), dropout=0.0), (1, 8, 8)),
+    "volumes": (
+        lambda: UNet((1, 4, 4, 4), channels=8, groups=4, multipliers=(1, 2), attention=(2,), dropout=0.0, periodic=True),
+        (1, 4, 4, 4),
+    ),
     "ddpmpp": (lambda: DDPMpp((1, 8, 8), channels=8, multipliers=(1, 2), attention=(4,), dropout=0.0), (1, 8, 8)),
     "ncsnpp": (lambda: NCSNpp((1, 8, 8), channels=8, multipliers=(1, 2), attention=(4,), dropout=0.0), (1, 8, 8)),
 }
@@ -182,7 +187,7 @@ def _compare(rank, folder):
         network = make().double()
         for parameter in network.parameters():  # that is zero at first, where a network has outputs that are
             torch.nn.init.normal_(parameter, std=0.1)
-        network = network.to(memory_format=torch.channels_last)
+        channels_last(network)
         sharding.shard(network, network, torch.device("cpu"))
         assert any(isinstance(part, network.units) for part in network.modules())
         plain = make().double()
