@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -16,6 +17,7 @@ from lightning_score.callbacks.base import data_of, fast_dev_run, writes_files
 from lightning_score.callbacks.measurement import blank_record
 from lightning_score.data import Examples, ScoreData
 from lightning_score.errors import InputError, require, require_passes
+from lightning_score.process import NoiseProcess
 from lightning_score.runs.records import FILE, append_record
 from lightning_score.sampling import RK45, NoiseStream, Uniform
 from lightning_score.sampling.grid import warn_between_levels
@@ -43,7 +45,6 @@ class LikelihoodCallback(Callback, ABC):
         seed: seed of both; the noise of example k does not depend on batches and processes.
         batch_size: examples at once on each device; it changes the memory needed, not the result.
         trace: how the trace of the Jacobian is computed; one random probe by default, `ExactTrace` for few dimensions.
-        t_min: the time of the density, that of the data with the noise sigma(t_min); the process's by default.
 
     Raises:
         InputError: the likelihood of such data is measured by another callback.
@@ -59,15 +60,13 @@ class LikelihoodCallback(Callback, ABC):
         seed: int = 0,
         batch_size: int = 256,
         trace: Trace | None = None,
-        t_min: float | None = None,
     ):
         require(num_examples is None or num_examples >= 2, f"num_examples={num_examples}: need at least 2 for an error")
         require(draws >= 1, f"draws={draws}: must be at least 1")
         require_passes(draws=draws)
         require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
-        require(t_min is None or 0 < t_min < 1, f"t_min={t_min}: must lie between 0 and 1, as in 1.0e-3")
         self.num_examples, self.draws, self.seed, self.batch_size = num_examples, draws, seed, batch_size
-        self.trace, self.t_min = trace, t_min
+        self.trace = trace
         self.last: MeanLikelihood | None = None
 
     @abstractmethod
@@ -96,17 +95,41 @@ class LikelihoodCallback(Callback, ABC):
 
     def likelihood(self, score: ScoreField, x: Tensor, noise: NoiseStream) -> LogLikelihood:
         """log p of examples (B, ...) of the model's data."""
-        return log_likelihood(score, x, noise, self.trace, t_min=self.t_min, prior=log_prior)
+        return log_likelihood(score, x, noise, self.trace, prior=log_prior)
+
+    def settings(self, data: ScoreData, process: NoiseProcess) -> dict[str, Any]:
+        """What the density is of, and how it is measured."""
+        return {
+            "class": "likelihood by the probability-flow ODE",
+            "draws": self.draws,
+            "dequantize": data.dequantize,
+            "noise": noise_of(data),
+            "sigma_over_alpha": float(process.noise_level(torch.tensor(process.t_min, dtype=torch.float64))),
+        }
+
+    def inputs(self, data: ScoreData, rows: Tensor, draw: int) -> tuple[Tensor, Tensor]:
+        """Held-out examples and their conditions, for the model, with a draw of the noise of the data, if any."""
+        x, y = data.splits.held_out
+        if not noise_of(data):
+            with seeded(counted_seed(self.seed, int(rows[0]))):  # of noise in observations
+                return data.pairs(Examples(x[rows], y[rows]))
+        pairs = []
+        for k in rows.tolist():  # so that the noise of an example does not depend on its batch
+            with seeded(counted_seed(self.seed, draw, k)):
+                pairs.append(data.pairs(Examples(x[[k]], y[[k]])))
+        return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Measures within the test, where the model holds the averaged weights."""
         start, before, data = time.monotonic(), pl_module.score_function.evaluations, data_of(trainer)
         self.last = found = self.measure(trainer, pl_module)
+        if noise_of(data) and trainer.is_global_zero:
+            tqdm.write(f"{self.metric}: of the data with {noise_of(data)}, which the model learns")
         evaluations = (pl_module.score_function.evaluations - before) * trainer.world_size
         record = replace(
             blank_record(data, trainer.global_step, found.n),
             split="held out",
-            sampler={"class": "likelihood by the probability-flow ODE", "draws": self.draws, "dequantize": data.dequantize},
+            sampler=self.settings(data, pl_module.score_function.process),
             nfe=evaluations / (found.n * self.draws),
             seed=self.seed,
             seconds=time.monotonic() - start,
@@ -130,14 +153,18 @@ class LikelihoodCallback(Callback, ABC):
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
         with tqdm(total=len(batches) * self.draws, desc="likelihood", unit="batch", leave=False, disable=not shown) as bar:
             for rows in batches:
-                with seeded(counted_seed(self.seed, int(rows[0]))):  # of noise that is a part of the data
-                    x, y = (part.to(device) for part in data.pairs(Examples(held_out.x[rows], held_out.y[rows])))
-                score = Conditioned(pl_module.score_function, y) if pl_module.conditional else pl_module.score_function
-                noise = NoiseStream(self.seed, rows.tolist(), x.shape[1:], device, x.dtype)
+                noise = NoiseStream(self.seed, rows.tolist(), data.shape, device, torch.get_default_dtype())
                 for draw in range(self.draws):
+                    x, y = (part.to(device) for part in self.inputs(data, rows, draw))
+                    score = Conditioned(pl_module.score_function, y) if pl_module.conditional else pl_module.score_function
                     values[draw, rows.to(device)] = self.values(data, score, x, noise)
                     bar.update()
         return MeanLikelihood.of(trainer.strategy.reduce(values, reduce_op="sum"))
+
+
+def noise_of(data: ScoreData) -> str:
+    """The noise that is a part of the data; nothing if none."""
+    return " and ".join(each.noise for each in data.augment if each.noise)
 
 
 class BitsPerDim(LikelihoodCallback):
@@ -173,7 +200,7 @@ class Nats(LikelihoodCallback):
     It logs the mean log-likelihood `test/nats` per example and `test/nats_per_dim`, larger being better, in the units of the
     stored data: log p(T(x)) + log |det dT/dx| with the standardization T; each with `_error` (the standard error over
     examples), `_spread` (over draws, if there are two) and `_n`. It adds lines of provenance to `evaluations.jsonl`. The
-    density is that of the data with the noise of t_min. In `fast_dev_run` it uses four examples.
+    density is that of the data with the noise of t_min and that of `augment`. In `fast_dev_run` it uses four examples.
     """
 
     metric = "nats"
@@ -184,12 +211,6 @@ class Nats(LikelihoodCallback):
             data.levels is None,
             f"Nats: {type(data).__name__} has gray levels, so its examples have probabilities but no density; use the "
             "callback BitsPerDim",
-        )
-        unknown = data.splits.held_out.x.isnan().flatten(1).any(1) if data.missing else torch.zeros(0)
-        require(
-            not bool(unknown.any()),
-            f"Nats: {int(unknown.sum())} of {len(unknown)} held-out examples have missing values, and so no density; hold "
-            "out complete examples only, or remove the callback",
         )
 
     def scales(self, data: ScoreData) -> dict[str, float]:

@@ -54,8 +54,9 @@ class Shown(NamedTuple):
 
     @property
     def reference(self) -> Values:
-        """The examples that the scales of the drawing follow: the data or, without any, the samples."""
-        return self.data if np.isfinite(self.data).any() else self.samples
+        """The examples that the scales of the drawing follow: the data or, if these say nothing, the samples."""
+        known = self.data[np.isfinite(self.data)]
+        return self.data if known.size and known.min() < known.max() else self.samples
 
     def label(self, k: int, kind: str) -> str:
         """The name of channel or column k, with the units."""

@@ -26,9 +26,9 @@ class SampleWriter(Callback):
     """Collects the samples of `predict` and writes `samples.npz` and `samples.png` into the run folder.
 
     The NPZ holds `x`, float32, or float64 in double precision, (n, *shape), in the range of the data, or in their units if
-    they are stored as floats; `images`, uint8 (n, H, W, C) if they are images; `labels`, int64 (n,), or `condition`
-    (n, ...), in the units of the data, if there are any; `seed` and `nfe`, network evaluations per sample; and `raw`, like
-    `x`, the samples before the final denoise where they differ (with Tweedie; LastMean has none).
+    they are stored as floats; `images`, uint8, or uint16 if the data are, (n, H, W, C) if they are images; `labels`, int64
+    (n,), or `condition` (n, ...), in the units of the data, if there are any; `seed` and `nfe`, network evaluations per
+    sample; and `raw`, like `x`, the samples before the final denoise where they differ (with Tweedie; LastMean has none).
     The picture shows the first 400. On request `progress.png` shows the first few, drawn again, on their way from noise to
     data.
 
@@ -86,7 +86,8 @@ class SampleWriter(Callback):
         folder = Path(trainer.default_root_dir)
         arrays: dict[str, Any] = {"x": x.numpy(), "seed": self._seed, "nfe": self._nfe}
         if in_pixels(self._data):
-            arrays["images"] = drawable(self._data, stored).permute(0, 2, 3, 1).numpy()
+            images = stored if stored.dtype == torch.uint16 else drawable(self._data, stored)
+            arrays["images"] = images.permute(0, 2, 3, 1).numpy()
         arrays |= {} if torch.equal(raw, x) else {"raw": raw.numpy()}
         labeled = pl_module.num_classes > 0
         if cond:

@@ -29,7 +29,12 @@ class ArrayAugmentation(ABC):
 
     A class defines `draw` and `change`, for training examples and, alike, the conditions that are arrays; or `noisy`, which
     applies to held-out examples, too.
+
+    Attributes:
+        noise: what noise `noisy` adds, for those who report the density of the data; nothing if none.
     """
+
+    noise: str = ""
 
     @abstractmethod
     def check(self, data: "ScoreData", x: Tensor) -> None:
@@ -176,6 +181,7 @@ class GaussianNoise(_Noise):
         each = [std] if isinstance(std, int | float) else std
         require(len(each) > 0 and all(0 < one < torch.inf for one in each), f"std={std}: must be above 0, as in 0.1")
         self.std = each
+        self.noise = f"Gaussian noise of standard deviation {', '.join(f'{one:g}' for one in each)}"
 
     def check(self, data: "ScoreData", x: Tensor) -> None:
         super().check(data, x)
@@ -197,6 +203,8 @@ class Dequantize(_Noise):
     Its integral over the unit around an integer is the probability of that integer, so that the mean log density in stored
     units is at most the mean log probability (Theis et al. 2016, 1511.01844, section 3.1). Rounding undoes it.
     """
+
+    noise = "uniform noise between -1/2 and 1/2"
 
     def check(self, data: "ScoreData", x: Tensor) -> None:
         super().check(data, x)

@@ -103,7 +103,7 @@ class Arrays(ScoreData):
         )
         require(fraction or group is None, f"group={group}: is for a fraction; held_out={held_out} is a path")
         self.source = Source([path, *held], key, [*keys, *([group] if group else [])])
-        self.group = None if group is None else Source([path], group)
+        self.group = None if group is None else Source([path], group, text=True)
         place = [condition_path] if condition_path else [path, *held]
         self.conditions = [Source(place, each) for each in keys] or ([Source(place)] if condition_path else [])
         self._state: dict[str, Any] = {}
@@ -278,8 +278,8 @@ class Arrays(ScoreData):
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the files' names, sizes and times, and of the settings that choose examples."""
-        group = None if self.group is None else self.group.fingerprint()
-        settings = (self.axes, self.windows, self.fill, self.held_out, group, self.source.fingerprint())
+        sources = [self.source, *self.conditions, *([self.group] if self.group else [])]
+        settings = (self.axes, self.windows, self.fill, self.held_out, [source.fingerprint() for source in sources])
         return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
 
     def state_dict(self) -> dict[str, Any]:

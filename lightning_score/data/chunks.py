@@ -1,7 +1,6 @@
 """Chunks of images for Lightning's LitData: packs them, reads their items, and makes batches."""
 
 import json
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_score.data.batches import Finish, Transform
-from lightning_score.data.files import UNREADABLE, ImageFiles, as_bytes, fit
-from lightning_score.data.gray import GrayScale, eight_bits, is_deep
+from lightning_score.data.files import UNREADABLE, ImageFiles, as_bytes
+from lightning_score.data.gray import GrayScale, as_levels, is_deep
+from lightning_score.data.sixteen_bits import fit, planes_of, values_of
 from lightning_score.errors import InputError, require
 from lightning_score.files import replace_text, replacing
 from lightning_score.seeds import derive_seed, seeded
@@ -76,7 +76,7 @@ def pack(data: ImageFiles, labels: Sequence[int], out: Path) -> None:
             items,
             [str(left_out)],  # one process, which reads in threads
             output_dir=str(chunks),
-            chunk_size=max(1, min(CHUNK // math.prod(data.shape), max(n // 256, 64))),
+            chunk_size=max(1, min(CHUNK // data.item_bytes, max(n // 256, 64))),
             num_workers=1,
             start_method="fork",
             verbose=False,
@@ -108,9 +108,12 @@ class Images(StreamingDataset):  # type: ignore[misc]
         shape: the shape of an image.
         num_classes: number of classes, or 0.
         scale: black and white of gray images of more than 8 bits.
+        dtype: of the images, uint8 or uint16.
     """
 
-    def __init__(self, chunks: str, shape: tuple[int, ...], num_classes: int, scale: GrayScale | None = None) -> None:
+    def __init__(
+        self, chunks: str, shape: tuple[int, ...], num_classes: int, scale: GrayScale | None = None, dtype: Any = np.uint8
+    ) -> None:
         super().__init__(
             chunks,
             shuffle=False,
@@ -119,12 +122,13 @@ class Images(StreamingDataset):  # type: ignore[misc]
             item_shuffle_window="full",
             serializers={"pickle": Refusing(), "graph": Refusing()},
         )
-        self.image_shape, self.num_classes, self.scale = shape, num_classes, scale
+        self.image_shape, self.num_classes, self.scale, self.dtype = shape, num_classes, scale, dtype
         self._before: tuple[np.ndarray, int] | None = None
 
     def __getitem__(self, index: Any) -> tuple[np.ndarray, int]:
         try:
-            self._before = as_example(super().__getitem__(index), self.image_shape, self.num_classes, self.scale)
+            item = super().__getitem__(index)
+            self._before = as_example(item, self.image_shape, self.num_classes, self.scale, self.dtype)
         except (*UNREADABLE, RuntimeError) as error:
             if isinstance(error, InputError) or self._before is None:
                 raise
@@ -133,9 +137,9 @@ class Images(StreamingDataset):  # type: ignore[misc]
 
 
 def as_example(
-    item: Any, shape: Sequence[int], num_classes: int = 0, scale: GrayScale | None = None
+    item: Any, shape: Sequence[int], num_classes: int = 0, scale: GrayScale | None = None, dtype: Any = np.uint8
 ) -> tuple[np.ndarray, int]:
-    """An item of any chunks as an image, uint8 of `shape`, and its label, 0 without classes.
+    """An item of any chunks as an image, uint8 or uint16 of `shape`, and its label, 0 without classes.
 
     Raises:
         InputError: it has no image, or no label of a class, or more than 8 bits without a scale.
@@ -148,15 +152,20 @@ def as_example(
         raise InputError(f"no image in an item of the chunks, which has {', '.join(map(str, named)) or 'nothing'}")
     if not isinstance(image, Image.Image):
         image = np.asarray(image)
-    if not (isinstance(image, np.ndarray) and image.shape == tuple(shape) and image.dtype == np.uint8):
+    if not (isinstance(image, np.ndarray) and image.shape == tuple(shape) and image.dtype == dtype):
         deep = image.dtype != np.uint8 if isinstance(image, np.ndarray) else is_deep(image)
         require(
             scale is not None or not deep,
             "the chunks contain images of more than 8 bits, which cannot all be read for a common scale; give "
             "--data.gray_range, the values of black and white, as in [0, 65535]",
         )
-        picture = _picture(eight_bits(image, scale) if deep else image) if isinstance(image, np.ndarray) else image
-        image = fit(as_bytes(picture, shape[0], scale), shape)
+        levels = 256 ** np.dtype(dtype).itemsize
+        if isinstance(image, np.ndarray):
+            image = _channels_last(as_levels(image, scale, levels) if deep else image)
+        if levels == 256:
+            image = fit([as_bytes(_picture(image) if isinstance(image, np.ndarray) else image, shape[0], scale)], shape)
+        else:
+            image = fit(planes_of(_values(image, scale), shape[0]), shape)
     if not num_classes:
         return image, 0
     label = next((named[name] for name in (*LABELS, 1) if name in named), None)
@@ -169,11 +178,24 @@ def as_example(
     return image, int(number.item())
 
 
+def _channels_last(image: np.ndarray) -> np.ndarray:
+    """An array (H, W), (H, W, C) or (C, H, W) with channels last, if it has any."""
+    first = image.ndim == 3 and image.shape[0] in (1, 3, 4) and image.shape[2] not in (1, 3, 4)
+    return image.transpose(1, 2, 0) if first else image
+
+
+def _values(image: Image.Image | np.ndarray, scale: GrayScale | None) -> np.ndarray:
+    """Values (H, W, C) in 0..65535 of an image."""
+    if isinstance(image, Image.Image):
+        return values_of(image, scale)
+    if image.dtype == np.uint16 and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))):
+        return image.reshape(*image.shape[:2], -1).astype(float)
+    return values_of(_picture(image))
+
+
 def _picture(image: np.ndarray) -> Image.Image:
-    """An array (H, W), (H, W, C) or (C, H, W) as a PIL image."""
+    """An array (H, W) or (H, W, C) as a PIL image."""
     shape, of = image.shape, image.dtype
-    if image.ndim == 3 and image.shape[0] in (1, 3, 4) and image.shape[2] not in (1, 3, 4):
-        image = image.transpose(1, 2, 0)
     try:
         return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
     except TypeError as error:

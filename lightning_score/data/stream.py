@@ -4,9 +4,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
@@ -93,7 +93,7 @@ class ImageStream(ImageFiles):
         from lightning_score.data.chunks import Images
 
         scale = None if self.gray_range is None else {"any": self.gray_range}
-        return Images(self.chunks, self.shape, self.num_classes, scale).subset(slice(first, last))
+        return Images(self.chunks, self.shape, self.num_classes, scale, self.pixel).subset(slice(first, last))
 
     @cached_property
     def _held_out(self) -> int:
@@ -110,7 +110,7 @@ class ImageStream(ImageFiles):
         held_out, end = self._held_out, self._held_out + self.in_memory
         train, held = self._rows(held_out, end), self._rows(0, held_out)
         require_room(
-            (len(train) + len(held)) * prod(self.shape),
+            (len(train) + len(held)) * self.item_bytes,
             f"{len(train) + len(held)} images of shape {list(self.shape)}",
             "use a smaller in_memory or held_out",
         )
@@ -119,7 +119,8 @@ class ImageStream(ImageFiles):
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the arguments that select images, and of the first held-out images."""
-        chosen = repr((self._held_out, self.in_memory, self.shape, self.num_classes))
+        depth = () if self.levels == 256 else (self.levels,)
+        chosen = repr((self._held_out, self.in_memory, self.shape, self.num_classes, *depth))
         first = self.splits.held_out.x[:256].numpy().tobytes()
         return hashlib.sha256(chosen.encode() + first).hexdigest()[:16]
 
@@ -148,7 +149,7 @@ class ImageStream(ImageFiles):
 
 def _in_memory(stream: Any) -> Examples:
     """All images of a stream, with a progress bar."""
-    images = torch.empty(len(stream), *stream.image_shape, dtype=torch.uint8)
+    images = torch.from_numpy(np.empty((len(stream), *stream.image_shape), stream.dtype))
     labels = torch.empty(len(stream), dtype=torch.long)
     for row in tqdm(range(len(stream)), "reading", unit="image", disable=None, leave=False):
         image, labels[row] = stream[row]

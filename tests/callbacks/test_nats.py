@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 
 from lightning_score import MLP, VP, Nats, ScoreModel
 from lightning_score.data import Arrays
+from lightning_score.data.array_augmentation import GaussianNoise
 from lightning_score.data.standardize import Asinh, AsStored, Constants, Log, MeanStd, MinMax
 from lightning_score.sampling import NoiseStream
 from lightning_score.score.trace import ExactTrace
@@ -83,6 +84,18 @@ def test_other_units_change_nats_by_the_logarithm_of_their_ratio(tmp_path):
         x, _ = data.pairs(data.splits.held_out)
         nats.append(Nats().values(data, score, x, NoiseStream(0, range(len(x)), x.shape[1:])))
     torch.testing.assert_close(nats[0] - nats[1], torch.full_like(nats[0], 3 * math.log(1024)), rtol=0, atol=1e-9)
+
+
+def test_noise_belongs_to_the_density_and_does_not_depend_on_batches(tmp_path):
+    np.save(tmp_path / "x.npy", gaussian())
+    data = Arrays(str(tmp_path / "x.npy"), axes="NC", augment=[GaussianNoise(0.5)])
+    callback = Nats()
+    together, _ = callback.inputs(data, torch.arange(6), draw=1)
+    alone, _ = callback.inputs(data, torch.tensor([4]), draw=1)
+    torch.testing.assert_close(together[4:5], alone)
+    assert not torch.equal(callback.inputs(data, torch.tensor([4]), draw=0)[0], alone)
+    settings = callback.settings(data, VP())
+    assert settings["noise"] == "Gaussian noise of standard deviation 0.5" and settings["sigma_over_alpha"] < 2e-3
 
 
 def test_a_conditional_model_is_measured_given_the_condition(tmp_path, monkeypatch):
