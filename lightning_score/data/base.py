@@ -139,7 +139,9 @@ class ScoreData(LightningDataModule, ABC):
 
     def from_condition(self, y: Tensor) -> Tensor:
         """The inverse of `to_condition`."""
-        return y if self.given is None else self.given.to_units(y, self.shape, self.to_reference)
+        if self.given is None:
+            return y
+        return self.given.to_units(y, self.shape, self.transform(False), self.to_reference)
 
     def pairs(self, examples: Examples, filled: bool = True) -> tuple[Tensor, Tensor]:
         """Stored examples as a batch (x, y) for the model, without augmentation; missing entries are filled by default."""
