@@ -4,13 +4,17 @@ import math
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback
 from recipes import SCIENCE
+from sklearn.datasets import load_breast_cancer
 
 from lightning_score.cli import run
 from lightning_score.commands.configs import shipped
+from lightning_score.data import Arrays
 from lightning_score.runs.records import read_records
 
 SHORT = ["--trainer.val_check_interval=4", "--model.lr_scheduler.total_iters=4", "--samples.num_samples=4",
@@ -24,6 +28,16 @@ class Stop(Callback):
     def on_train_batch_end(self, trainer, *_):
         if trainer.global_step == 2:
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_table_is_that_of_scikit_learn():
+    """Whose first line has the size of the table, not the names of its columns."""
+    config = yaml.safe_load((shipped() / "science/cancer.yaml").read_text())["data"]["init_args"]
+    data = Arrays(config["path"], key=config["key"], condition=config["condition"])
+    table = load_breast_cancer()
+    labels = torch.cat([split.y for split in data.splits])
+    found = sorted(map(tuple, np.c_[data.reference().float().numpy(), labels]))
+    assert found == sorted(map(tuple, np.c_[table.data.astype(np.float32), table.target]))
 
 
 @pytest.mark.slow
