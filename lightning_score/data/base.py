@@ -139,7 +139,9 @@ class ScoreData(LightningDataModule, ABC):
 
     def from_condition(self, y: Tensor) -> Tensor:
         """The inverse of `to_condition`."""
-        return y if self.given is None else self.given.to_units(y, self.shape, self.to_reference)
+        if self.given is None:
+            return y
+        return self.given.to_units(y, self.shape, self.transform(False), self.to_reference)
 
     def pairs(self, examples: Examples, filled: bool = True) -> tuple[Tensor, Tensor]:
         """Stored examples as a batch (x, y) for the model, without augmentation; missing entries are filled by default."""
@@ -167,8 +169,10 @@ class ScoreData(LightningDataModule, ABC):
 
     def held_out_conditions(self) -> Tensor:
         """The conditions of the held-out examples in order, which samples get in turn, (n, *condition.shape)."""
-        if self.given is None:
-            return self.splits.held_out.y
+        return self.splits.held_out.y if self.given is None else self._observations
+
+    @cached_property
+    def _observations(self) -> Tensor:
         with seeded(derive_seed()):  # of dequantization and of the noise of observations
             return self.pairs(Examples(*(part[:IN_TURN] for part in self.splits.held_out)), filled=False)[1]
 
