@@ -34,6 +34,7 @@ def rows_of(x, y):
     return sorted((*a.nan_to_num(-1e9).flatten().tolist(), *b.tolist()) for a, b in zip(x, y, strict=True))
 
 
+@pytest.mark.slow
 def test_chunks_hold_what_is_in_memory_with_its_constants(file, tmp_path):
     whole, stream = Arrays(**settings(file)), stream_of(file, tmp_path)
     assert rows_of(*stream.splits.held_out) == rows_of(*whole.splits.held_out)
@@ -48,6 +49,7 @@ def test_chunks_hold_what_is_in_memory_with_its_constants(file, tmp_path):
     assert torch.equal(stream.to_condition(values), whole.to_condition(values))
 
 
+@pytest.mark.slow
 def test_chunks_are_packed_once_and_can_be_moved(file, tmp_path, monkeypatch):
     first = stream_of(file, tmp_path)
     moved = tmp_path / "moved"
@@ -64,7 +66,7 @@ def test_chunks_are_packed_once_and_can_be_moved(file, tmp_path, monkeypatch):
     assert torch.equal(again.to_condition(values), first.to_condition(values))
 
 
-@pytest.mark.parametrize("after", [3, 11])
+@pytest.mark.parametrize("after", [3, pytest.param(11, marks=pytest.mark.slow)])
 def test_a_resumed_run_sees_the_same_batches(file, tmp_path, after):
     """With augmentation, in the middle and after the end of an epoch."""
 
@@ -95,6 +97,7 @@ def numbered(k):
     return {"field": values}
 
 
+@pytest.mark.slow
 def test_chunks_written_otherwise(tmp_path):
     litdata.optimize(
         numbered, list(range(50)), output_dir=str(tmp_path / "c"), chunk_size=8, num_workers=1, start_method="fork"

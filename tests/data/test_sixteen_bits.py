@@ -119,6 +119,7 @@ def test_a_folder_keeps_its_bits_with_one_scale(folder):
         ImageFolder(**settings(folder), bits=12)
 
 
+@pytest.mark.slow
 def test_a_stream_keeps_its_bits(folder):
     pytest.importorskip("litdata")
     data = ImageStream(**settings(folder), bits=16, held_out=4, num_workers=0)

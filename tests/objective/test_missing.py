@@ -61,9 +61,9 @@ def with_gaps(x, share=0.4, seed=5):
     [
         DenoisingScoreMatching(times=TIMES),
         DenoisingScoreMatching(times=TIMES, mean=True),
-        ImplicitScoreMatching(times=TIMES),
+        pytest.param(ImplicitScoreMatching(times=TIMES), marks=pytest.mark.slow),
         SlicedScoreMatching(times=TIMES),
-        SlicedScoreMatching(times=TIMES, variance_reduced=False),
+        pytest.param(SlicedScoreMatching(times=TIMES, variance_reduced=False), marks=pytest.mark.slow),
     ],
     ids=["sum", "mean", "implicit", "sliced", "squares"],
 )
