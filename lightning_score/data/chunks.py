@@ -195,6 +195,7 @@ def _picture(image: np.ndarray) -> Image.Image:
 class ChunkLoader(StreamingDataLoader):  # type: ignore[misc]
     """litdata's loader, which Lightning can resume in the middle of an epoch by `state_dict`, as `Loader`."""
 
+    restore: bool
     given = 0
     """Number of batches of this epoch that have been returned."""
 
