@@ -115,6 +115,21 @@ def test_channels_last_is_torchs_for_images():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("case", ["unet", "ncsnv2"])
+def test_volumes_are_one_graph(case):
+    """What torch.compile traces, its periodic axes included, is one graph with the same output and gradients."""
+    network = build(case, [2, 4, 4, 4], [True, False, False])
+    traced = torch.compile(network, backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 2, 4, 4, 4, dtype=torch.float64)
+    outputs = [f(x, torch.ones(2)).square().sum() for f in (network, traced)]
+    torch.testing.assert_close(*outputs)
+    for one, other in zip(
+        *(torch.autograd.grad(y, list(network.parameters()), allow_unused=True) for y in outputs), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.slow
 def test_channels_last_changes_nothing(case):
     network = build(case, [2, 4, 4, 2], [False, True, False])
     x = torch.randn(2, 2, 4, 4, 2, dtype=torch.float64)
