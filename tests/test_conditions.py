@@ -61,6 +61,7 @@ def test_channels_are_resized_and_tell_what_is_known():
         (Vector(2), torch.zeros(3, 4), r"condition: has shape \(4,\)"),
         (Vector(2), torch.full((1, 2), torch.inf), "condition: holds infinite values"),
         (Several([ClassLabel(2), Vector(1)]), torch.tensor([[5.0, 0.0]]), r"labels \[5\]"),
+        (Several([ClassLabel(2), Vector(1)]), torch.tensor([[0.5, 0.0]]), "class labels that are not whole numbers"),
     ],
 )
 def test_other_conditions_are_refused(kind, y, message):

@@ -92,6 +92,7 @@ def folder(tmp_path_factory):
         Path("photos").mkdir()
         for i, image in enumerate(np.random.RandomState(0).randint(0, 256, (80, 40, 50, 3)).astype(np.uint8)):
             Image.fromarray(image).save(f"photos/{i}.png")
+        np.save("spectra.npy", np.zeros((2, 64)))
         np.savez("half.npz", x=np.full((1, 1, 8, 8), 255, np.uint8))
         Image.fromarray(np.repeat(np.uint8([[0], [255]]), 4, 0).repeat(8, 1)).save("mask.png")
         peer = Path("vp/cifar10_ddpmpp_continuous")

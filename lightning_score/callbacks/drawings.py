@@ -100,12 +100,12 @@ def _strip_of_signals(moments: Values, titles: Sequence[str], shown: Shown) -> "
 def _neighbors_of_signals(nearest: Values, shown: Shown) -> "Figure":
     """Small curves: each sample over its nearest example; of several channels one below the other."""
     pairs = np.stack([nearest, shown.samples], 2)[: None if nearest.shape[1] == 1 else BESIDE]
-    return draw_cells(_in_rows(pairs), _scales(shown), [NEAREST])
+    return draw_cells(_in_rows(pairs), _scales(shown._replace(data=nearest)), [NEAREST])
 
 
 def _neighbors_of_tables(nearest: Values, shown: Shown) -> "Figure":
     """Lines through the columns, each column in the range of the data: each sample over its nearest example."""
-    low, high = np.array([ends for _, ends in _scales(shown)]).T
+    low, high = np.array([ends for _, ends in _scales(shown._replace(data=nearest))]).T
     pairs = (np.stack([nearest, shown.samples], 1)[:, None] - low) / (high - low)
     return draw_cells(_in_rows(pairs), [("columns", (0.0, 1.0))], [NEAREST])
 

@@ -189,7 +189,7 @@ class Evaluate(Periodic):
     def _measure(self, trainer: Trainer, pl_module: ScoreModel, weights: str) -> None:
         """Measures the weights that the model holds: samples become sums, these measurements, and these records and logs."""
         n, data, test = 4 if fast_dev_run(trainer) else self.num_samples, data_of(trainer), trainer.testing
-        device, summaries = pl_module.device, self._summaries_of(data, n, test)
+        device, summaries = pl_module.device, self._summaries_of(trainer, data, n)
         reference = None if self.features is None else self._reference(data, self.features, n, device)
         copies = kept_of(data, self.neighbors) * pictured(data)
         shown = max(kept_of(data, IN_PICTURE), copies) if test and weights == "ema" else 0
@@ -219,12 +219,15 @@ class Evaluate(Periodic):
         if shown and copies:
             self._look_for_copies(trainer, pl_module, passes[0])
 
-    def _summaries_of(self, data: ScoreData, n: int, test: bool) -> list[Summaries]:
+    def _summaries_of(self, trainer: Trainer, data: ScoreData, n: int) -> list[Summaries]:
         """The data as the distances see them, computed once."""
-        distances = self.chosen(data, test)
+        distances = self.chosen(data, trainer.testing)
         key = n, *(distance.name for distance in distances)
         if distances and key not in self._summaries:
-            self._summaries[key] = summaries_of(distances, data.reference(), n)
+            self._summaries[key] = made = summaries_of(distances, data.reference(), n)
+            fewer = [f"{each.distance.name} the first {each.n}" for each in made if each.n < n]
+            if fewer and writes_files(trainer):
+                tqdm.write(f"of {n} samples are compared, for the memory that they take: {', '.join(fewer)}")
         return self._summaries.get(key, [])
 
     def _reference(self, data: ScoreData, features: Features, n: int, device: torch.device) -> Reference:

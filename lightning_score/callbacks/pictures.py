@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 KIND = "Kind"
 """The metadata of a picture that distinguishes drawings from pixels."""
+ROWS = "Rows"
+"""The metadata of a picture that the caption ends with: what its rows are."""
 MOMENTS = 9
 """Columns of the picture: the start, the samples after equal numbers of moves, and the result."""
 COMPARED = {2: 256, 3: 32, 4: 8}
@@ -102,7 +104,9 @@ def _pixels_below_conditions(data: ScoreData, samples: Tensor, given: Tensor) ->
     planes = to_uint8(F.interpolate(units.nan_to_num(low), samples.shape[2:], mode="nearest-exact"), ends)
     shown = drawable(data, samples)
     parts = [planes if planes.shape[1] == shown.shape[1] else planes[:, :1].expand_as(shown), shown]
-    return _rows([*parts, *([] if truth is None else [drawable(data, truth)])])
+    picture = _rows([*parts, *([] if truth is None else [drawable(data, truth)])])
+    picture.info[ROWS] = "; rows of conditions, samples" + ("" if truth is None else ", and examples with these conditions")
+    return picture
 
 
 def _rows(parts: Sequence[Tensor], columns: int = 12) -> Image.Image:
@@ -133,7 +137,8 @@ def _held_out(data: ScoreData, samples: Tensor) -> Tensor:
         return samples[:0]
     x = data.splits.held_out.x
     n = min(len(x), COMPARED.get(len(data.shape), 1000), max(2, LARGEST // prod(data.shape)))
-    return x[torch.linspace(0, len(x) - 1, n).round().long()]
+    rows = torch.linspace(0, len(x) - 1, n).round().long()
+    return x[rows[torch.randperm(n, generator=torch.Generator().manual_seed(0))]]  # neighbors, as windows, are alike
 
 
 def _paired(data: ScoreData, given: Tensor) -> Tensor | None:
@@ -223,7 +228,7 @@ class Strip:
         moments = self.moments(samples)
         if in_pixels(self._data):
             return strip_picture([drawable(self._data, moment) for moment in moments])
-        titles = [*(rf"$\sigma$ = {sigma:.2g}" for _, sigma in self._states), "result"]
+        titles = [*(rf"$\sigma$ = {float(f'{sigma:.2g}'):g}" for _, sigma in self._states), "result"]
         values = np.stack([to_values(moment) for moment in moments], 1)
         return figure_picture(draw_strip(values, titles, _shown(self._data, moments[-1])))
 
@@ -258,7 +263,7 @@ def save_picture(picture: Image.Image, path: Path, caption: str) -> None:
     or pixels.
     """
     metadata = PngInfo()
-    metadata.add_itxt("Description", caption)
+    metadata.add_itxt("Description", caption + picture.info.get(ROWS, ""))
     metadata.add_itxt(KIND, picture.info.get(KIND, "pixels"))
     with replacing(path) as temporary:
         picture.save(temporary, pnginfo=metadata)
@@ -276,13 +281,13 @@ def publish(trainer: Trainer, key: str, picture: Image.Image, caption: str) -> P
     Returns:
         The file.
     """
-    step = trainer.global_step
+    step, full = trainer.global_step, caption + picture.info.get(ROWS, "")
     path = Path(trainer.default_root_dir) / key / f"step_{step:07d}.png"
     with tolerating_full_disk(path):
         save_picture(picture, path, caption)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_image(key, [picture], step=step, caption=[caption])
+            logger.log_image(key, [picture], step=step, caption=[full])
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(key, pil_to_tensor(picture), step)
         elif isinstance(logger, MLFlowLogger):

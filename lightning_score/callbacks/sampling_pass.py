@@ -139,7 +139,8 @@ class SamplingPass:
         totals = {} if features is None else {denoised: MetricTotals(features, n, device) for denoised in kinds}
         summaries = {denoised: DistanceTotals(self.references) for denoised in kinds}
         stored = self.data.splits.train.x if shown else torch.zeros(0)
-        images = torch.zeros(min(n, shown), *stored.shape[1:], dtype=stored.dtype)
+        dtype = torch.int32 if stored.dtype == torch.uint16 else stored.dtype  # which processes can sum
+        images = torch.zeros(min(n, shown), *stored.shape[1:], dtype=dtype)
         found = SamplingResult(seed, n, totals, images, summaries)
         path = self._path(found) if self.resumable else None
         if path is not None:

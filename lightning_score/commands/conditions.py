@@ -86,7 +86,8 @@ def _rows(numbers: np.ndarray, kind: Condition, place: str) -> Tensor:
     require(numbers.dtype.kind in "biuf", f"{place}: holds {numbers.dtype}; must hold numbers")
     shape, found = kind.shape, numbers.shape
     rows = numbers[None] if found == shape else numbers
-    if prod(shape) == 1 and numbers.ndim <= 1:
+    bare = len(shape) > 1 and shape[0] == 1 and len(found) <= len(shape) and found[1 - len(shape) :] == shape[1:]
+    if bare or (prod(shape) == 1 and numbers.ndim <= 1):  # without the axis of one channel, or plain numbers
         rows = numbers.reshape(-1, *shape)
     require(
         rows.shape[1:] == shape and rows.ndim > 0 and len(rows) > 0,

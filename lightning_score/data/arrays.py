@@ -23,6 +23,9 @@ from lightning_score.data.stored_condition import StoredCondition, find_conditio
 from lightning_score.errors import require
 from lightning_score.files import LocalPath
 
+Name = str | int
+"""The name of an array or column, or its number among them."""
+
 
 class Arrays(ScoreData):
     """Arrays of numbers in files (NPY, NPZ, HDF5, zarr, FITS, NIfTI, CSV, TIFF, PNG) or in a folder of them.
@@ -33,7 +36,7 @@ class Arrays(ScoreData):
     Args:
         path: a file, a folder of files with one example or many each, or `package://NAME/PATH`, a file of an installed
             package.
-        key: the array in each file, by name; for tables a list of columns; null: the only one, or all columns.
+        key: the array in each file, by name or number; for tables a list of columns; null: the only one, or all columns.
         axes: the axes of an array: N examples, C channels, other letters for positions, as in NCHW, NHW, CL or NC (a table);
             without N each file is one example; null: likely ones, which are printed.
         shape: of one example, channels first, as in [3, 64, 64]; null: as found.
@@ -62,7 +65,7 @@ class Arrays(ScoreData):
     def __init__(
         self,
         path: LocalPath,
-        key: str | list[str] | None = None,
+        key: Name | list[Name] | None = None,
         axes: str | None = None,
         shape: Sequence[int] | None = None,
         window: Sequence[int] | None = None,
@@ -70,8 +73,8 @@ class Arrays(ScoreData):
         standardize: Standardization | None = None,
         missing: float | Literal["nan"] | None = None,
         held_out: float | LocalPath = 0.1,
-        group: str | None = None,
-        condition: str | list[str] | None = None,
+        group: Name | None = None,
+        condition: Name | list[Name] | None = None,
         condition_path: LocalPath | None = None,
         num_classes: int | None = None,
         standardize_condition: Standardization | None = None,
@@ -95,15 +98,21 @@ class Arrays(ScoreData):
         self.declared, self.held_out, self.in_memory, self.cache = (axes, shape, num_classes), held_out, in_memory, cache
         self.standardize, self.how = standardize or MeanStd(), standardize_condition
         self.fill, self.missing, self.units, self.given_names = fill, fill is not None, units, names
-        keys = [] if condition is None else [condition] if isinstance(condition, str) else list(condition)
+        keys = (
+            []
+            if condition is None
+            else [str(each) for each in (condition if isinstance(condition, list | tuple) else [condition])]
+        )
         held = [] if fraction else [str(held_out)]
         require(
             fraction or condition_path is None,
             f"condition_path={condition_path}: held_out files hold their own conditions; give condition alone",
         )
         require(fraction or group is None, f"group={group}: is for a fraction; held_out={held_out} is a path")
-        self.source = Source([path, *held], key, [*keys, *([group] if group else [])])
-        self.group = None if group is None else Source([path], group)
+        chosen = [str(each) for each in key] if isinstance(key, list | tuple) else None if key is None else str(key)
+        groups = [] if group is None else [str(group)]
+        self.source = Source([path, *held], chosen, [*keys, *groups])
+        self.group = Source([path], groups[0], text=True) if groups else None
         place = [condition_path] if condition_path else [path, *held]
         self.conditions = [Source(place, each) for each in keys] or ([Source(place)] if condition_path else [])
         self._state: dict[str, Any] = {}
@@ -278,8 +287,8 @@ class Arrays(ScoreData):
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the files' names, sizes and times, and of the settings that choose examples."""
-        group = None if self.group is None else self.group.fingerprint()
-        settings = (self.axes, self.windows, self.fill, self.held_out, group, self.source.fingerprint())
+        sources = [self.source, *self.conditions, *([self.group] if self.group else [])]
+        settings = (self.axes, self.windows, self.fill, self.held_out, [source.fingerprint() for source in sources])
         return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
 
     def state_dict(self) -> dict[str, Any]:

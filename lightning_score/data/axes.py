@@ -69,6 +69,7 @@ def find_axes(
     Raises:
         InputError: none fit.
     """
+    require(len(size) > 0, "the array is a single number; it must have one axis or more")
     tried = [letters] if letters is not None else _likely(size, len(window), known, many, shape is not None)
     for each in tried:
         _check_letters(each, size)

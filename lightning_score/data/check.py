@@ -147,12 +147,16 @@ def _check_shape(place: str, found: tuple[int, ...], shape: tuple[int, ...]) -> 
 
 def _check_stored(data: "ScoreData", place: str, x: Tensor, low: float, high: float) -> None:
     """The type and the range of stored bytes."""
-    scale = "255 * x" if x.is_floating_point() and 0 <= low <= high <= 1 else "x scaled to 0..255"
+    top = 255 if data.stored_dtype == torch.uint8 else (data.levels or 65536) - 1
+    scale = f"{top} * x" if x.is_floating_point() and 0 <= low <= high <= 1 else f"x scaled to 0..{top}"
     require(
         x.dtype == data.stored_dtype,
-        f"{place} is {x.dtype} from {low:g} to {high:g}, must be {data.stored_dtype} from 0 to 255: return "
-        f"({scale}).round().to(torch.uint8), or derive from ScoreData with your own transform and to_reference",
+        f"{place} is {x.dtype} from {low:g} to {high:g}, must be {data.stored_dtype} from 0 to {top}: return "
+        f"({scale}).round().to({data.stored_dtype}), or derive from ScoreData with your own transform and to_reference",
     )
+    if top > 255:
+        require(high <= top, f"{place} has values up to {high:g}, but levels = {top + 1} are declared: declare more")
+        return
     levels = data.levels or 256
     require(
         high in (0, 255) or high > (1 if levels == 256 else levels - 1),

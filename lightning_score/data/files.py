@@ -12,9 +12,10 @@ from contextlib import suppress
 from errno import ENOSPC
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+import torch
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -23,8 +24,9 @@ from tqdm import tqdm
 
 from lightning_score.data.batches import split_indices
 from lightning_score.data.check import is_interval
-from lightning_score.data.gray import GrayScale, eight_bits, highest_of, is_deep, white_level
+from lightning_score.data.gray import GrayScale, as_levels, highest_of, is_deep, white_level
 from lightning_score.data.images import ImageData
+from lightning_score.data.sixteen_bits import deep_planes, fit
 from lightning_score.errors import InputError, require
 from lightning_score.files import LocalPath, cache_folder, replace_text
 
@@ -51,6 +53,7 @@ class ImageFiles(ImageData):
         cache: folder of the decoded images; by default lightning_score in the user's cache folder.
         gray_range: [black, white], the values that become 0 and 255 in gray images of 16 or 32 bits or of floats; null: 0
             and a value that fits all files, which is printed.
+        bits: of each channel, 8 or 16; images of 8 bits are then spread over 16.
 
     Raises:
         InputError: an argument is out of range.
@@ -64,9 +67,11 @@ class ImageFiles(ImageData):
         num_classes: int = 0,
         cache: LocalPath | None = None,
         gray_range: Sequence[float] | None = None,
+        bits: Literal[8, 16] = 8,
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        require(bits in (8, 16), f"bits={bits}: must be 8 or 16, for each channel")
         require(
             len(shape) == 3 and shape[0] in (1, 3) and min(shape) > 0,
             f"shape={list(shape)}: must be [channels, height, width] with 1 channel (gray) or 3 (color), as in [3, 32, 32]",
@@ -79,6 +84,8 @@ class ImageFiles(ImageData):
         )
         self.path, self.folder, self.shape, self.crop = path, Path(path), tuple(shape), crop
         self.num_classes, self.cache, self.gray_range = num_classes, cache, gray_range
+        self.levels, self.stored_dtype = 2**bits, torch.uint8 if bits == 8 else torch.uint16
+        self.pixel, self.item_bytes = np.dtype(f"u{bits // 8}"), math.prod(shape) * bits // 8
 
     @cached_property
     def files(self) -> list[Path]:
@@ -134,7 +141,9 @@ class ImageFiles(ImageData):
     def hashed(self, *settings: Any) -> str:
         """A hash of the files' names, sizes and times, of their scale and of other settings."""
         scale = sorted(self.scale.items())
-        return fingerprint(self.files, self.folder, *settings, *([scale] if scale else []))
+        return fingerprint(
+            self.files, self.folder, *settings, *([scale] if scale else []), *[self.levels][self.levels == 256 :]
+        )
 
     def in_cache(self, key: str) -> Path:
         """The path of an entry of the cache.
@@ -157,7 +166,7 @@ class ImageFiles(ImageData):
 
         def read(file: Path) -> np.ndarray | Unreadable:
             try:
-                return read_image(file, self.shape, self.crop, scale)
+                return read_image(file, self.shape, self.crop, scale, self.levels)
             except Unreadable as error:
                 return error
 
@@ -171,7 +180,7 @@ class ImageFiles(ImageData):
 
     def require_space(self, folder: Path) -> None:
         """Raises `OSError` unless all images fit on the disk of a folder."""
-        needed = len(self.files) * math.prod(self.shape)
+        needed = len(self.files) * self.item_bytes
         if shutil.disk_usage(folder).free < needed:
             raise OSError(ENOSPC, f"{needed / 1e9:.3g} GB are needed, more than is free")
 
@@ -250,40 +259,39 @@ def _is_image(file: Path) -> bool:
     return False
 
 
-def read_image(file: Path, shape: Sequence[int], crop: int | None = None, scale: GrayScale | None = None) -> np.ndarray:
+def read_image(
+    file: Path, shape: Sequence[int], crop: int | None = None, scale: GrayScale | None = None, levels: int = 256
+) -> np.ndarray:
     """One image of any format and mode, cropped at its center to the aspect ratio of `shape` and resized (bilinear, with
-    antialiasing). More than 8 bits are reduced to 8, transparency becomes white, only the first frame is read, and the EXIF
-    orientation is applied.
+    antialiasing). More than 8 bits are reduced to 8 unless 16 are asked for, transparency becomes white, only the first
+    frame is read, and the EXIF orientation is applied.
 
     Args:
         file: the file; its format follows from its content, not its name.
         shape: (channels, height, width), 1 channel for gray, 3 for color.
         crop: first crop to the center square of this many pixels; null: no crop.
         scale: black and white of gray images of more than 8 bits, the same for a data set; null: fitted to this file.
+        levels: 256, or 65536 for 16 bits.
 
     Returns:
-        uint8, of that shape.
+        uint8, or uint16, of that shape.
 
     Raises:
         Unreadable: the file is damaged, not an image, or smaller than `crop`.
     """
     try:
-        with Image.open(file) as opened:
-            image = as_bytes(ImageOps.exif_transpose(opened), shape[0], scale)
+        if levels > 256:
+            planes = deep_planes(file, shape[0], scale)
+        else:
+            with Image.open(file) as opened:
+                planes = [as_bytes(ImageOps.exif_transpose(opened), shape[0], scale)]
     except UNREADABLE as error:
         raise Unreadable("damaged or not an image", str(error)) from error
     if crop is not None:
-        if min(image.size) < crop:
-            raise Unreadable(f"smaller than crop={crop}", f"{image.width} x {image.height} pixels")
-        image = center_crop(image, [crop, crop])
-    return fit(image, shape)
-
-
-def fit(image: Image.Image, shape: Sequence[int]) -> np.ndarray:
-    """An image from `as_bytes` as uint8 of `shape`, cropped at its center and resized."""
-    channels, height, width = shape
-    fitted = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-    return np.asarray(fitted).reshape(height, width, channels).transpose(2, 0, 1)
+        if min(planes[0].size) < crop:
+            raise Unreadable(f"smaller than crop={crop}", f"{planes[0].width} x {planes[0].height} pixels")
+        planes = [center_crop(plane, [crop, crop]) for plane in planes]
+    return fit(planes, shape)
 
 
 def as_bytes(image: Image.Image, channels: int, scale: GrayScale | None = None) -> Image.Image:
@@ -298,7 +306,7 @@ def as_bytes(image: Image.Image, channels: int, scale: GrayScale | None = None) 
         ValueError: its values are not finite or not gray levels.
     """
     if is_deep(image):
-        image = Image.fromarray(eight_bits(np.asarray(image), scale))
+        image = Image.fromarray(as_levels(np.asarray(image), scale))
     elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

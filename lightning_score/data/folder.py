@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -80,9 +79,9 @@ class ImageFolder(ImageFiles):
                 f"{stored.parent}: the decoded images cannot be written there ({error.strerror or error}); this run keeps "
                 "them in memory and the next decodes them again; give another --data.cache"
             )
-            require_room(len(self.files) * prod(self.shape), f"{len(self.files)} images of shape {list(self.shape)}")
+            require_room(len(self.files) * self.item_bytes, f"{len(self.files)} images of shape {list(self.shape)}")
             skipped = {}
-            images = np.fromiter((image for _, image in self.decoded(skipped)), np.dtype((np.uint8, self.shape)))
+            images = np.fromiter((image for _, image in self.decoded(skipped)), np.dtype((self.pixel, self.shape)))
         if skipped:
             listed = f"; all are listed in {left_out}" if left_out.exists() else ""
             rank_zero_warn(f"{self.summary(skipped)}{listed}")
@@ -120,4 +119,5 @@ class ImageFolder(ImageFiles):
             part.replace(stored)  # several processes may do this at the same time; each reads a complete file
 
     def _write_header(self, file: BinaryIO, n: int) -> None:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (n, *self.shape)})
+        header = {"descr": self.pixel.str, "fortran_order": False, "shape": (n, *self.shape)}
+        np.lib.format.write_array_header_1_0(file, header)

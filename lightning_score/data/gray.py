@@ -24,12 +24,13 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode.startswith("I") or image.mode == "F"
 
 
-def eight_bits(values: np.ndarray, scale: GrayScale | None = None) -> np.ndarray:
-    """Gray values as bytes: round(255 (v - black)/(white - black)), clamped.
+def as_levels(values: np.ndarray, scale: GrayScale | None = None, levels: int = 256) -> np.ndarray:
+    """Gray values as bytes, or uint16: round((levels - 1) (v - black)/(white - black)), clamped.
 
     Args:
         values: gray values of any type.
         scale: black and white; null: fitted to these values.
+        levels: 256 or 65536.
 
     Raises:
         ValueError: the values are not finite or, without a scale from the user, not in 0..65535.
@@ -42,20 +43,22 @@ def eight_bits(values: np.ndarray, scale: GrayScale | None = None) -> np.ndarray
     else:
         high = _highest(values)
         black, white = scale.get(kind) or (0.0, white_level(kind, high))
-    return np.round((values - black) * (255.0 / (white - black))).clip(0, 255).astype(np.uint8)
+    level = np.round((values - black) * ((levels - 1.0) / (white - black))).clip(0, levels - 1)
+    return level.astype(np.uint8 if levels == 256 else np.uint16)
 
 
 def warn_of_few_levels(images: Tensor, folder: Path) -> None:
     """Warns if few gray levels are left.
 
     Args:
-        images: uint8 (N, C, H, W), of which a thousand are checked.
+        images: uint8 or uint16 (N, C, H, W), of which a thousand are checked.
         folder: their folder.
     """
-    levels = int(images[:: max(len(images) // 1000, 1)].flatten().bincount().count_nonzero())
+    levels = int(images[:: max(len(images) // 1000, 1)].flatten().int().bincount().count_nonzero())
     if levels < FEW:
         rank_zero_warn(
-            f"{folder}: only {levels} gray levels of 256 are left; give the values of black and white by --data.gray_range"
+            f"{folder}: only {levels} gray levels of {256**images.itemsize} are left; give the values of black and white by "
+            "--data.gray_range"
         )
 
 

@@ -17,8 +17,10 @@ from lightning_score.errors import Unmeasurable, require
 
 
 def spread(level: Tensor, levels: int) -> Tensor:
-    """Gray levels 0..levels-1 spread evenly over the bytes: uint8 `round(255 level / (levels - 1))`."""
-    return torch.round(level.float() * 255 / (levels - 1)).to(torch.uint8)
+    """Gray levels 0..levels-1 spread evenly over the bytes: uint8 `round(255 level / (levels - 1))`; more than 256 levels
+    as they are, uint16.
+    """
+    return level.to(torch.uint16) if levels > 256 else torch.round(level.float() * 255 / (levels - 1)).to(torch.uint8)
 
 
 def from_uint8(images: Tensor, data_range: Sequence[float], levels: int = 256, dequantize: bool = False) -> Tensor:
@@ -28,14 +30,15 @@ def from_uint8(images: Tensor, data_range: Sequence[float], levels: int = 256, d
     Bethge 2016, arXiv:1511.01844, section 3.1).
 
     Args:
-        images: uint8 (N, C, H, W), the gray levels spread over 0..255; means of bytes as floats.
+        images: uint8 (N, C, H, W), the gray levels spread over 0..255; of more than 256 levels uint16; means of both as
+            floats.
         data_range: low and high.
         levels: number of gray levels; a byte between two of them counts as the nearest, a float keeps its value.
         dequantize: add the uniform noise.
     """
     low, high = data_range
     level = images.to(torch.float32, copy=True)
-    if levels != 256:
+    if levels < 256:
         level.mul_((levels - 1) / 255)
         level = level if images.is_floating_point() else level.round_()
     unit = (level + torch.rand_like(level)).div_(levels) if dequantize else level.div_(levels - 1)
@@ -47,7 +50,7 @@ def to_uint8(x: Tensor, data_range: Sequence[float], levels: int = 256, dequanti
 
     For dequantized data `v = floor(levels u)`, which removes the uniform noise again. Values outside the data range are
     clamped. A real image passes through `from_uint8` and back unchanged; a dequantized one too, except that the
-    rounding of float32 changes about one pixel in a million by one level.
+    rounding of float32 changes about one pixel in a million by one level, and of 65536 levels one in a thousand.
 
     Args:
         x: float (N, C, H, W), in the data range.
@@ -56,7 +59,7 @@ def to_uint8(x: Tensor, data_range: Sequence[float], levels: int = 256, dequanti
         dequantized: whether the model was trained on dequantized data.
 
     Returns:
-        uint8 (N, C, H, W), the gray levels spread over 0..255.
+        uint8 (N, C, H, W), the gray levels spread over 0..255; of more than 256 levels uint16.
 
     Raises:
         Unmeasurable: `x` contains NaN, for example because the model diverged.
@@ -84,7 +87,7 @@ class ToBatch:
 
     def __call__(self, images: Tensor) -> Tensor:
         if self.flip:
-            n = len(images)
+            n, images = len(images), images.int() if images.dtype == torch.uint16 else images  # torch flips no uint16
             either = torch.cat([images, images.flip(-1)])
             rows = torch.arange(n) + n * torch.randint(2, (n,))
             images = either.index_select(0, rows.to(images.device, non_blocking=True))

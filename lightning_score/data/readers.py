@@ -13,6 +13,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 import numpy as np
 from PIL import Image
 
+from lightning_score.data.mapped import data_offset, mapping, npy_header
 from lightning_score.errors import InputError, one_line, require
 
 TIFF_AXES = str.maketrans("YXSZTIQPRA", "HWCDNNNNNN")
@@ -106,8 +107,8 @@ def reading(file: Path) -> Iterator[None]:
         raise InputError(f"{file}: cannot be read ({reason})") from error
 
 
-def checked(name: str, member: Member) -> Member:
-    """The member.
+def checked(name: str, member: Member, text: bool = False) -> Member:
+    """The member, of numbers or, where that is allowed, text.
 
     Raises:
         InputError: it holds no numbers, or nothing.
@@ -115,7 +116,8 @@ def checked(name: str, member: Member) -> Member:
     kind = member.dtype.kind
     require(kind != "O", f"{name}: holds Python objects, which may run any code and are never loaded; save it as numbers")
     fix = "; save the real and the imaginary part as channels" if kind == "c" else ""
-    require(kind in "biuf", f"{name}: holds {member.dtype}, must be real numbers{fix}")
+    holds = "text" if kind in "US" else str(member.dtype)
+    require(kind in "biuf" or (text and kind in "US"), f"{name}: holds {holds}, must be real numbers{fix}")
     require(0 not in member.shape, f"{name}: is empty, of shape {list(member.shape)}")
     return member
 
@@ -141,35 +143,16 @@ def _npz(file: Path) -> Members:
             if not entry.filename.endswith(".npy"):
                 continue
             with archive.open(entry) as stream:
-                shape, fortran, dtype = _header(stream)
+                shape, fortran, dtype = npy_header(stream)
                 start = stream.tell()
             name = entry.filename.removesuffix(".npy")
             if entry.compress_type == ZIP_STORED and not dtype.hasobject and 0 not in shape:
-                offset = _data_offset(file, entry.header_offset) + start
-                opened = _mapping(file, dtype, offset, shape, "F" if fortran else "C")
+                offset = data_offset(file, entry.header_offset) + start
+                opened = mapping(file, dtype, offset, shape, "F" if fortran else "C")
                 found[name] = Member(shape, dtype, opened, True)
             else:
                 found[name] = Member(shape, dtype, _npz_member(file, name))
     return found
-
-
-def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order and type from the header of an NPY."""
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(stream)
-
-
-def _data_offset(file: Path, header: int) -> int:
-    """Where the data of an entry of a ZIP begin: after its local header, name and extra field."""
-    with file.open("rb") as stream:
-        stream.seek(header + 26)
-        lengths = stream.read(4)
-    return header + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
-
-
-def _mapping(file: Path, dtype: Any, offset: int, shape: tuple[int, ...], order: Any = "C") -> Callable[[], np.ndarray]:
-    return lambda: np.memmap(file, dtype, "r", offset, shape, order)
 
 
 def _npz_member(file: Path, name: str) -> Callable[[], np.ndarray]:
@@ -191,7 +174,7 @@ def _hdf5(file: Path) -> Members:
         if offset is None or item.dtype.kind not in "biuf" or 0 in item.shape:
             found[name] = Member(item.shape, item.dtype, partial(_same, item))
         else:
-            found[name] = Member(item.shape, item.dtype, _mapping(file, item.dtype, offset, item.shape), True)
+            found[name] = Member(item.shape, item.dtype, mapping(file, item.dtype, offset, item.shape), True)
 
     opened.visititems(visit)
     return found
@@ -275,6 +258,7 @@ def _csv(file: Path) -> Members:
     delimiter = "\t" if file.suffix == ".tsv" else ","
     with file.open(encoding="utf-8-sig") as stream:
         first, second = (stream.readline().strip().split(delimiter) for _ in range(2))
+    require(first != [""], f"{file}: is empty")
     headed = not all(_is_number(cell) for cell in first)
     cells = second if headed else first
     named = headed and len(first) == len(cells)  # scikit-learn's tables begin with their size
@@ -293,6 +277,10 @@ def _csv(file: Path) -> Members:
     except ValueError:  # cells may be empty
         table = np.loadtxt(file, comments=None, converters=lambda cell: float(cell.strip() or "nan"), **read)
     found = {}
+    for k in (k for k in range(len(names)) if k not in columns):
+        found[names[k]] = Member(
+            (len(table),), np.dtype(str), partial(np.loadtxt, file, str, **read | {"usecols": k, "ndmin": 1})
+        )
     for values, k in zip(table.T, columns, strict=True):
         whole = cells[k].strip().lstrip("+-").isdigit() and bool((values == np.round(values)).all())
         column = np.ascontiguousarray(values, np.int64 if whole else np.float64)

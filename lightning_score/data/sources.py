@@ -1,6 +1,7 @@
 """Where arrays are: an array, or columns of a table, in a file or in every file of a folder."""
 
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Collection, Sequence
 from functools import cached_property
@@ -15,7 +16,7 @@ from lightning_score.errors import InputError, require
 from lightning_score.files import cache_folder, new_folder_if_kept
 from lightning_score.memory import free_memory, require_room
 
-Key = str | int | list[str] | None
+Key = str | list[str] | None
 USUAL = ("x", "data", "images", "SCI")
 """Usual names of the data among several arrays."""
 MAPPED_FILES = 256
@@ -29,10 +30,11 @@ class Source:
         paths: files, folders, or `package://NAME/PATH`.
         key: the name or number of the array, or names of columns, in each file; None: the only one, or all columns.
         without: columns that are not among all columns.
+        text: whether it may hold text, as the names of groups.
     """
 
-    def __init__(self, paths: Sequence[str], key: Key = None, without: Collection[str] = ()):
-        self.paths, self.key, self.without = paths, key, without
+    def __init__(self, paths: Sequence[str], key: Key = None, without: Collection[str] = (), text: bool = False):
+        self.paths, self.key, self.without, self.text = paths, key, without, text
 
     @cached_property
     def files(self) -> list[Path]:
@@ -71,7 +73,7 @@ class Source:
         members = members_of(file)
         key = self._chosen(members, file)
         if isinstance(key, str):
-            return checked(f"{file}{': ' * bool(key)}{key}", members[key])
+            return checked(f"{file}{': ' * bool(key)}{key}", members[key], self.text)
         columns = [checked(f"{file}: {name}", members[name]) for name in key]
         sizes = {column.shape for column in columns}
         require(len(sizes) == 1, f"{file}: the columns {key} differ in shape: {sorted(sizes)}; choose those of one shape")
@@ -84,12 +86,12 @@ class Source:
         names = list(members)
         if self.key is not None:
             wanted = self.key if isinstance(self.key, list) else [self.key]
-            keys = [names[k] if isinstance(k, int) and k < len(names) else str(k) for k in wanted]
+            keys = [names[int(k)] if k not in members and _is_place(k, names) else k.lstrip("/") for k in wanted]
             lacking = [key for key in keys if key not in members]
             known = ", ".join(name for name in names[:20] if name) or "one array without a name"
             require(not lacking, f"{file}: has no {', '.join(lacking)}; it holds {known}")
             return keys if isinstance(self.key, list) else keys[0]
-        left = [name for name in names if name not in self.without]
+        left = [name for name in names if name not in self.without and members[name].dtype.kind not in "US"]
         arrays = [name for name in left if len(members[name].shape) > 1]
         for only in (left, arrays, [name for name in USUAL if name in left]):
             if len(only) == 1:
@@ -133,12 +135,20 @@ class Source:
         return digest.hexdigest()[:16]
 
 
+def _is_place(key: str, names: Sequence[str]) -> bool:
+    return key.isdecimal() and int(key) < len(names)
+
+
 def _copied(member: Member, cache: Path, key: str) -> np.ndarray:
     """A memory-mapped copy of an array in the cache, written unless it is there."""
     stored = cache / f"array-{key}.npy"
     if not stored.exists():
+        size = prod(member.shape) * member.dtype.itemsize
         with new_folder_if_kept(cache), tempfile.TemporaryDirectory(dir=cache) as temporary:
-            part = Path(temporary, stored.name)
+            part, free = Path(temporary, stored.name), shutil.disk_usage(temporary).free
+            require(
+                size < free, f"--data.cache {cache}: needs {size / 1e9:.3g} GB, and {free / 1e9:.3g} are free; give another"
+            )
             copy = np.lib.format.open_memmap(part, "w+", member.dtype, shape=member.shape)
             opened, size = member.open(), max(1, (1 << 26) // max(1, prod(member.shape[1:]) * member.dtype.itemsize))
             for first in range(0, member.shape[0], size):

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_map_only
 
 from lightning_score.memory import require_room
 
-CHUNK = 1 << 22
-"""Numbers that are read at once."""
+CHUNK = 1 << 18
+"""Numbers that are read at once: few enough that passes over them stay in the cache of the processor."""
 
 
 class Stored(Tensor):

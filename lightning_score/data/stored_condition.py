@@ -56,10 +56,14 @@ class Part:
                 [ordered(array, self.axes, windows) for array in self.sources[0].arrays(True, None)], windows.lead
             )
             self._check_rows(len(found), len(rows))
+            infinite = sum(int(chunk.isinf().sum()) for chunk in found.chunks())
+            require(not infinite, f"condition={self.sources[0]}: has {infinite} infinite values; NaN means unknown")
             return found
         columns = [source.rows(alone) for source in self.sources]
         table = np.stack(columns, axis=1) if columns[0].ndim == 1 else columns[0]
         self._check_rows(len(table), int(rows.max()) + 1)
+        infinite = np.isinf(table).any(1).nonzero()[0]
+        require(not len(infinite), f"condition={self.sources[0]}: infinite in {len(infinite)} rows, first in {infinite[:1]}")
         return Stored([table], rows=rows) if self.standardize else torch.from_numpy(table[:, 0].astype(np.int64))[rows]
 
     def _check_rows(self, found: int, needed: int) -> None:

@@ -42,6 +42,7 @@ class Features(nn.Module, ABC):
         chunk: number of examples per network evaluation.
         in_double: whether double precision is supported: in single precision the last digits depend on the number of
             examples per network evaluation, and so on the number of processes.
+        in_bytes: whether images of 16 bits become bytes first.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Features(nn.Module, ABC):
     resize: str = "none"
     chunk: int = 1024
     in_double: bool = False
+    in_bytes: bool = True
 
     @abstractmethod
     def extract(self, x: Tensor) -> Tensor:
@@ -62,6 +64,8 @@ class Features(nn.Module, ABC):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Activations:
+        if self.in_bytes and x.dtype == torch.uint16:
+            x = (x.float() / 257).round().to(torch.uint8)
         parts = [self.activations(part) for part in x.split(self.chunk)]
         features, logits = (torch.cat(columns) for columns in zip(*parts, strict=True))
         require(
@@ -135,6 +139,7 @@ class RawFeatures(Features):
     """
 
     name = "raw"
+    in_bytes = False
 
     def __init__(self, shape: Sequence[int] = (2,)) -> None:
         super().__init__()

@@ -136,6 +136,7 @@ def _variants(x: Tensor, shift: int, flips: tuple[bool, ...] = (False, True)) ->
     if x.ndim != 4:
         return _Variants(x.flatten(1).float()[:, None], torch.ones(1, x[0].numel(), device=x.device))
     channels, height, width = x.shape[1:]
+    x = x.int() if x.dtype == torch.uint16 else x  # torch flips no uint16
     pool = math.ceil(max(height, width) / SEARCHED)
     unit = max(1, pool // 2)
     steps = [unit * k for k in range(-shift, shift + 1)]

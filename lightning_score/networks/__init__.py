@@ -1,4 +1,4 @@
-"""Networks: functions of noisy data, a noise label and a class, that know neither process nor parametrization."""
+"""Networks: functions of noisy data, a noise label and a condition, that know neither process nor parametrization."""
 
 from lightning_score.networks.base import Network
 from lightning_score.networks.conditioning import FourierEmbedding, NoiseEmbedding, PositionalEmbedding

@@ -63,9 +63,8 @@ class Grid:
     def pool(self, kind: Literal["Avg", "Max"], size: int, stride: int = 1) -> nn.Module:
         """Means or maxima over `size` positions along each axis; with an odd size and stride 1 they keep the resolution."""
         padding = size // 2 if stride == 1 else 0
-        if (
-            padding and kind == "Avg" and self.dim == 3
-        ):  # avg_pool3d refuses an input smaller than its window, even if padded
+        if padding and kind == "Avg" and self.dim == 3:
+            # torch's avg_pool3d refuses an input smaller than its window, whatever the padding
             return nn.Sequential(Pad(self, padding, padding), nn.AvgPool3d(size, stride))
         layer = POOLS[kind][self.dim - 1](size, stride, self.zeros(padding))
         return self._surrounded(layer, padding)
@@ -88,7 +87,7 @@ class Grid:
         """Linear interpolation from the first position to the last, and along periodic axes on to the first again."""
         larger = [n + periodic for n, periodic in zip(size, self.periodic, strict=True)]
         resized = F.interpolate(self.wrap(x, 0, 1), larger, mode=self.linear, align_corners=True)
-        return crop(resized, 0, size)
+        return crop(resized, 0, size) if any(self.periodic) else resized
 
     def zeros(self, padding: int) -> tuple[int, ...]:
         """The zeros beside each axis, if `padding` positions are seen there."""
@@ -139,4 +138,4 @@ def channels_last(network: nn.Module) -> None:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in network.parameters():
         if parameter.ndim in formats:
-            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
+            parameter.data = parameter.data.to(memory_format=formats[parameter.ndim])  # strides, too, where both fit

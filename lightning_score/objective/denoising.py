@@ -44,7 +44,7 @@ class ExplicitScoreMatching(LevelwiseObjective):
         times: the law of t; uniform by default.
 
     Raises:
-        InputError: when called without training data or with class labels.
+        InputError: when called without training data or with conditions.
     """
 
     needs_data, leaves_out_missing = True, False
@@ -61,7 +61,7 @@ class ExplicitScoreMatching(LevelwiseObjective):
             )
         require(
             cond is None,
-            "objective=ExplicitScoreMatching: takes no class labels; set conditional=false, or use DenoisingScoreMatching",
+            "objective=ExplicitScoreMatching: takes no conditions; set conditional=false, or use DenoisingScoreMatching",
         )
         self._data = self._data.to(x_t.device)
         with torch.no_grad():

@@ -26,6 +26,8 @@ validations and noise levels of Langevin dynamics.
 """
 LANGEVIN = ("sigma", "step_size", "snr", "sample_norm", "data_norm", "score_norm", "variance_ratio", "predicted_ratio")
 """The lists of a line of `langevin.jsonl`, one value per noise level."""
+MAIN = ("fid", "sliced_wasserstein", "power_spectrum", "histogram", "energy_distance")
+"""Kinds of measures that come first."""
 LOSS = ("model.objective", "model.process", "data")
 """Settings that decide which losses are comparable."""
 
@@ -127,14 +129,20 @@ def _brief_setting(name: str, value: Any) -> str:
 
 
 def measures(runs: Sequence[Run]) -> dict[str, list[tuple[int, Record]]]:
-    """Records of all runs that may share an axis, with the run's number, by the axis's name; FID first, then those of the
-    most runs, then those of the most samples. The name is the metric and, if several axes have this metric, what differs.
+    """Records of all runs that may share an axis, with the run's number, by the axis's name.
+
+    FID is first, then distances without features, those of the most runs, those of the most samples. The name is the metric
+    and, if several axes have this metric, what differs.
     """
     numbers = {id(record): i for i, run in enumerate(runs) for record in run.records}
     groups = by_axis(record for run in runs for record in run.records)
     shared = {axis: len({numbers[id(record)] for record in records}) for axis, records in groups.items()}
-    axes = sorted(groups, key=lambda axis: (not axis[0].startswith("fid"), -shared[axis], -axis[1], str(axis)))
+    axes = sorted(groups, key=lambda axis: (_importance(axis[0]), -shared[axis], -axis[1], str(axis)))
     return {_name_of_axis(axis, axes): [(numbers[id(record)], record) for record in groups[axis]] for axis in axes}
+
+
+def _importance(metric: str) -> int:
+    return next((i for i, kind in enumerate(MAIN) if metric.startswith(kind)), len(MAIN))
 
 
 def _name_of_axis(axis: tuple[Any, ...], axes: Iterable[tuple[Any, ...]]) -> str:

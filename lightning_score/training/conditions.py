@@ -13,7 +13,7 @@ from lightning_score.networks import Network
 NetworkCallable = Callable[[Sequence[int], int], Network]
 NO_CONDITION = (
     "takes no condition but class labels: let it take a parameter `condition` and give it to `super().__init__(shape, "
-    "num_classes, condition)`, as MLP and UNet do, or set conditional=false"
+    "num_classes, condition)`, or use MLP, UNet, DDPMpp or NCSNpp, or set conditional=false"
 )
 
 

@@ -16,7 +16,7 @@ from lightning_score import EMA, Digits
 from lightning_score.cli import run
 from lightning_score.commands.base import IdleExperiment
 
-TINY = ["--config=toy", "--data.batch_size=32", "--evaluate.features=null"]
+TINY = ["--config=toy", "--data.batch_size=32", "--evaluate.features=null", "--evaluate.distances=[]"]
 FIRST, LAST = 500, 3500
 
 

@@ -12,7 +12,7 @@ from lightning_score.__main__ import main
 from lightning_score.cli import run
 from lightning_score.data import ImageData, ScoreData
 from lightning_score.guidance import Guidance
-from lightning_score.metrics import Features
+from lightning_score.metrics import Distance, Features
 from lightning_score.networks import Network
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling import Sampler
@@ -25,6 +25,7 @@ BASES = {
     "--model.guidance": Guidance,
     "--data": ScoreData,
     "--evaluate.features": Features,
+    "--evaluate.distances": Distance,
 }
 OF_PARTS = {"--model.network.channels", "--model.sampler.steps", "--data.batch_size", "--model.optimizer.lr"}
 

@@ -15,7 +15,7 @@ from lightning_score.cli import run
 from lightning_score.data import ImageFolder, ImageStream
 from lightning_score.data.chunks import as_example
 from lightning_score.data.files import image_files
-from lightning_score.data.gray import eight_bits
+from lightning_score.data.gray import as_levels
 from lightning_score.errors import InputError
 
 SIDE = 8
@@ -143,10 +143,10 @@ def test_chunks_have_the_same_scale(write, tmp_path):
 def test_values_that_are_not_gray_levels():
     for values in (np.array([[-1.0, 2.0]]), np.array([[0.0, 1e9]]), np.array([[np.nan, 1.0]])):
         with pytest.raises(ValueError, match="not of 8 or 16 bits"):
-            eight_bits(values)
-    assert eight_bits(np.array([[-5.0, 1.0, 9.0]]), {"any": (0.0, 2.0)}).tolist() == [[0, 128, 255]]
+            as_levels(values)
+    assert as_levels(np.array([[-5.0, 1.0, 9.0]]), {"any": (0.0, 2.0)}).tolist() == [[0, 128, 255]]
     with pytest.raises(ValueError, match="not finite"):
-        eight_bits(np.array([[np.nan, 1.0]]), {"any": (0.0, 2.0)})
+        as_levels(np.array([[np.nan, 1.0]]), {"any": (0.0, 2.0)})
 
 
 class TestLinks:

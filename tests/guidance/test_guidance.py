@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from conftest import MixtureScore, times
+from conftest import ExactScore, MixtureScore, times
 from torch import nn
 from torch.nn import functional as F
 
 from lightning_score import ScoreModel
-from lightning_score.conditions.operators import Mask
+from lightning_score.conditions import Mask, Vector
 from lightning_score.data import Mixture
 from lightning_score.errors import InputError
 from lightning_score.guidance import ClassifierFree, ClassifierGuidance, Composed, PseudoInverse
@@ -54,6 +54,44 @@ def rows(n=60):
     """Points, times and labels, float64."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(n, 2, dtype=torch.float64, generator=generator), times(n), torch.arange(n) % 3
+
+
+class GaussianGiven(ExactScore):
+    """The exact score of x given y from N(A y + b, S), y from N(0, I); of x alone where y is "no condition"."""
+
+    A, b, S = torch.tensor([[1.0, -0.5, 0.0], [0.3, 0.0, 0.8]]).double(), torch.tensor([0.5, -1.0]).double(), 0.2
+
+    def __init__(self, process):
+        super().__init__(process)
+        self.condition = Vector(3)
+
+    def law(self, t, y):
+        """The precision of p_t, (B, 2, 2), and the precision times its mean, (B, 2)."""
+        alpha, sigma = self.process.alpha(t)[:, None], self.process.sigma(t)[:, None, None]
+        empty = self.condition.is_empty(y)[:, None]
+        mean = self.b + torch.where(empty, 0.0, y).double() @ self.A.mT
+        data = self.S * torch.eye(2) + torch.where(empty[:, :, None], self.A @ self.A.mT, 0.0)
+        precision = torch.linalg.inv(alpha[:, :, None] ** 2 * data + sigma**2 * torch.eye(2).double())
+        return precision, (precision @ (alpha * mean)[:, :, None]).squeeze(-1)
+
+    def forward(self, x, t, cond=None):
+        self.evaluations += len(x)
+        precision, weighted = self.law(t, cond)
+        return weighted - (precision @ x[:, :, None]).squeeze(-1)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.7, 3.0])
+def test_guidance_by_a_vector_is_the_score_of_a_gaussian_in_closed_form(noise_process, scale):
+    """s(x) + w (s(x given y) - s(x)) has the precision (1 - w) P + w P_y, and that mean times it."""
+    score = GaussianGiven(noise_process)
+    x, t, _ = rows()
+    y = torch.randn(len(x), 3, generator=torch.Generator().manual_seed(1))
+    guided = ClassifierFree(scale).guide(score, torch.arange(len(x)))(x, t, y)
+    assert score.evaluations == 2 * len(x)
+    (free, free_weighted), (given, given_weighted) = score.law(t, score.condition.empty(len(x))), score.law(t, y)
+    precision, weighted = torch.lerp(free, given, scale), torch.lerp(free_weighted, given_weighted, scale)
+    mean = torch.linalg.solve(precision, weighted)
+    torch.testing.assert_close(guided, (precision @ (mean - x)[:, :, None]).squeeze(-1), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.7, 3.0])

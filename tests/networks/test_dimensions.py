@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_score.conditions import Array
 from lightning_score.errors import InputError
 from lightning_score.networks import NCSN, DDPMpp, NCSNpp, NCSNv2, Network, UNet
 from lightning_score.networks.grid import channels_last
@@ -25,22 +26,22 @@ def case(request) -> str:
     return request.param
 
 
-def build(case: str, shape: list[int], periodic: list[bool]) -> Network:
+def build(case: str, shape: list[int], periodic: bool | list[bool], **more) -> Network:
     """The case's network in double precision, with parameters off their initial values and attention at the lower level."""
     kind, options = CASES[case]
     if issubclass(kind, UNet | DDPMpp):
         options = {**options, "dropout": 0.0, "attention": [shape[1] // 2]}
     torch.manual_seed(0)
-    network = kind(shape, periodic=periodic, **options).double()
+    network = kind(shape, periodic=periodic, **options, **more).double()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     return network
 
 
-def output(network: Network, x: Tensor) -> Tensor:
+def output(network: Network, x: Tensor, cond: Tensor | None = None) -> Tensor:
     with torch.no_grad():
-        return network(x, torch.arange(len(x)) % 2)
+        return network(x, torch.arange(len(x)) % 2, cond)
 
 
 @pytest.mark.parametrize("sizes", [[4, 8], [4, 4, 8]], ids=["2D-1D", "3D-2D"])
@@ -76,6 +77,16 @@ def test_periodic_axes_can_be_rolled_and_others_cannot(case, sizes, periodic):
         assert difference < 1e-12 if ends_meet else difference > 1e-3
 
 
+@pytest.mark.parametrize("sizes", [[8], [4, 8, 8]], ids=["1D", "3D"])
+def test_an_array_condition_of_a_coarser_grid_is_rolled_with_the_data(sizes):
+    condition = Array([1, *(n // 2 for n in sizes)])
+    network = build("ncsnpp", [2, *sizes], True, condition=condition)
+    x, y = torch.randn(2, 2, *sizes, dtype=torch.float64), torch.randn(2, *condition.shape, dtype=torch.float64)
+    rolled = output(network, x.roll(2, -1), y.roll(1, -1)), output(network, x, y).roll(2, -1)
+    torch.testing.assert_close(*rolled)
+    assert (output(network, x.roll(2, -1), y) - rolled[1]).abs().max() > 1e-3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[8], [4, 4, 2]], ids=["1D", "3D"])
 def test_signals_and_volumes_have_the_derivatives_of_images(case, sizes):
@@ -92,6 +103,29 @@ def test_signals_and_volumes_have_the_derivatives_of_images(case, sizes):
     weights = [weight for name, weight in network.named_parameters() if "conv" in name and name.endswith("weight")]
     gradients = (torch.autograd.grad(value, weights) for value in (forward, reverse))
     for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_channels_last_is_torchs_for_images():
+    """Also in strides that do not matter for one channel, which decide on the kernels of the CPU and so on rounding."""
+    ours, theirs = (build("unet", [1, 8, 8], False) for _ in range(2))
+    channels_last(ours)
+    theirs.to(memory_format=torch.channels_last)
+    assert [p.stride() for p in ours.parameters()] == [p.stride() for p in theirs.parameters()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["unet", "ncsnv2"])
+def test_volumes_are_one_graph(case):
+    """What torch.compile traces, its periodic axes included, is one graph with the same output and gradients."""
+    network = build(case, [2, 4, 4, 4], [True, False, False])
+    traced = torch.compile(network, backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 2, 4, 4, 4, dtype=torch.float64)
+    outputs = [f(x, torch.ones(2)).square().sum() for f in (network, traced)]
+    torch.testing.assert_close(*outputs)
+    for one, other in zip(
+        *(torch.autograd.grad(y, list(network.parameters()), allow_unused=True) for y in outputs), strict=True
+    ):
         torch.testing.assert_close(one, other)
 
 

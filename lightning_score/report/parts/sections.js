@@ -79,7 +79,7 @@ const usual = (names) => ["train/loss", "val/loss", "val/excess_loss_held_out", 
 function chosenOf(id) {
   const names = available[id]();
   const chosen = state.metrics[id]?.filter((name) => names.includes(name));
-  return chosen ?? (id === "curves" && usual(names).length ? usual(names) : names.slice(0, 1));
+  return chosen ?? (id === "curves" && usual(names).length ? usual(names) : names.slice(0, names[0]?.startsWith("sliced_wasserstein") ? 3 : 1));
 }
 
 const runsShown = () => shownRuns().map(([run]) => run);
