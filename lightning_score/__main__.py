@@ -54,7 +54,7 @@ _CHECKPOINT = """\
 _EVALUATION = """\
   --evaluate.num_samples 50000             samples for FID and the other metrics
   --evaluate.features InceptionFeatures    or DigitFeatures, FashionFeatures, ModuleFeatures, RawFeatures
-  --evaluate.distances "[Histogram]"       or SlicedWasserstein, EnergyDistance, PowerSpectrum, which need no features
+  --evaluate.distances "[Histogram]"       or SlicedWasserstein, EnergyDistance, PowerSpectrum; without features
   --evaluate.repeats 3                     mean over so many sampling seeds"""
 
 _DEVICES = """\

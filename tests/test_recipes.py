@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from recipes import PARAMETERS, header
+from recipes import PARAMETERS, SCIENCE, header
 from torch import nn
 
 from lightning_score.commands.base import IdleExperiment
@@ -39,7 +39,7 @@ class Constant(nn.Module):
 
 def test_every_config_is_tested_somewhere():
     folders = {str(path.relative_to(shipped()).with_suffix("")) for path in shipped().glob("*/*.yaml")}
-    assert folders == set(EVERY) - {"images"}
+    assert folders == {*EVERY, *(f"science/{name}" for name in SCIENCE)} - {"images"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in EVERY])

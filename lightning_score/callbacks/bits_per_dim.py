@@ -40,7 +40,7 @@ class LikelihoodCallback(Callback, ABC):
     """Measures the likelihood of held-out examples by the probability-flow ODE, at the end of `test`.
 
     Args:
-        num_examples: number of held-out examples, the first ones; null: all.
+        num_examples: number of held-out examples; null: all.
         draws: draws of trace probes and, for data with noise, of this noise, per example.
         seed: seed of both; the noise of example k does not depend on batches and processes.
         batch_size: examples at once on each device; it changes the memory needed, not the result.
@@ -78,6 +78,10 @@ class LikelihoodCallback(Callback, ABC):
     @abstractmethod
     def values(self, data: ScoreData, score: ScoreField, x: Tensor, noise: NoiseStream) -> Tensor:
         """The number of each of these examples (B, ...) for one draw of the noise, float64 (B,)."""
+
+    def chosen(self, n: int, total: int) -> Tensor:
+        """The numbers of the n examples of all: the first ones."""
+        return torch.arange(n)
 
     def scales(self, data: ScoreData) -> dict[str, float]:
         """The names under which the number is logged, each with a factor."""
@@ -148,16 +152,17 @@ class LikelihoodCallback(Callback, ABC):
         data, device = data_of(trainer), pl_module.device
         held_out = data.splits.held_out
         n = min(4 if fast_dev_run(trainer) else self.num_examples or len(held_out.x), len(held_out.x))
-        values = torch.zeros(self.draws, n, dtype=torch.float64, device=device)
+        values, chosen = torch.zeros(self.draws, n, dtype=torch.float64, device=device), self.chosen(n, len(held_out.x))
         batches = torch.arange(trainer.global_rank, n, trainer.world_size).split(self.batch_size)
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
         with tqdm(total=len(batches) * self.draws, desc="likelihood", unit="batch", leave=False, disable=not shown) as bar:
-            for rows in batches:
+            for places in batches:
+                rows = chosen[places]
                 noise = NoiseStream(self.seed, rows.tolist(), data.shape, device, torch.get_default_dtype())
                 for draw in range(self.draws):
                     x, y = (part.to(device) for part in self.inputs(data, rows, draw))
                     score = Conditioned(pl_module.score_function, y) if pl_module.conditional else pl_module.score_function
-                    values[draw, rows.to(device)] = self.values(data, score, x, noise)
+                    values[draw, places.to(device)] = self.values(data, score, x, noise)
                     bar.update()
         return MeanLikelihood.of(trainer.strategy.reduce(values, reduce_op="sum"))
 
@@ -215,6 +220,10 @@ class Nats(LikelihoodCallback):
 
     def scales(self, data: ScoreData) -> dict[str, float]:
         return {"nats": 1.0, "nats_per_dim": 1 / prod(data.shape)}
+
+    def chosen(self, n: int, total: int) -> Tensor:
+        """Evenly spaced ones, for the windows of an array are in its order."""
+        return torch.arange(n) * total // n
 
     def values(self, data: ScoreData, score: ScoreField, x: Tensor, noise: NoiseStream) -> Tensor:
         return self.likelihood(score, x, noise).value + data.log_det(x).to(x.device)

@@ -228,7 +228,7 @@ class Strip:
         moments = self.moments(samples)
         if in_pixels(self._data):
             return strip_picture([drawable(self._data, moment) for moment in moments])
-        titles = [*(rf"$\sigma$ = {sigma:.2g}" for _, sigma in self._states), "result"]
+        titles = [*(rf"$\sigma$ = {float(f'{sigma:.2g}'):g}" for _, sigma in self._states), "result"]
         values = np.stack([to_values(moment) for moment in moments], 1)
         return figure_picture(draw_strip(values, titles, _shown(self._data, moments[-1])))
 

@@ -30,7 +30,7 @@ COMPARABLE = 3
 """How much longer one axis of the plane may be than the other for both to have one scale."""
 POSITIONS = 1000
 """Positions at which the quantiles of longer signals are computed."""
-SAMPLES, DATA, LIGHT = "tab:blue", "0.45", "0.72"
+SAMPLES, DATA, LIGHT = "tab:blue", "0.45", "0.65"
 """Colors."""
 MARGINS = {"left": 0.1, "right": 0.98, "top": 0.9, "bottom": 0.09}
 """Of a figure of many axes, where matplotlib's own layout is slow."""
@@ -129,6 +129,7 @@ def draw_signals(shown: Shown) -> "Figure":
         axes.margins(x=0.01)
         axes.tick_params(labelsize=8)
         axes.locator_params("y", nbins=4)
+        axes.locator_params("x", nbins=6, prune="upper")  # next to the first number of the next panel
     return figure
 
 
@@ -180,6 +181,7 @@ def draw_table(shown: Shown) -> "Figure":
     elif columns <= ALL_PAIRED:
         figure = Figure(figsize=(8, 7), dpi=DPI)
         _draw_pairs(figure, shown, range(columns))
+        figure.suptitle(shown.counted(len(shown.samples)), fontsize=10)
     else:
         chosen = varied(shown, COLUMNS)
         rows = math.ceil(len(chosen) / BESIDE)
@@ -231,7 +233,7 @@ def _draw_pairs(figure: "Figure | SubFigure", shown: Shown, columns: Sequence[in
 
 def _draw_pair(axes: "Axes", shown: Shown, i: int, j: int) -> None:
     """Samples over data in the plane of two columns; the histograms of one."""
-    x, y = (_shortened(shown.label(k, "column"), 24) for k in (i, j))
+    x, y = (_shortened(shown.label(k, "column"), 18) for k in (i, j))
     if i == j:
         draw_histograms(axes, shown.samples[:, i], shown.data[:, i])
         axes.set_xlabel(x or "x", fontsize=9)

@@ -17,6 +17,7 @@ from lightning_score.data import ScoreData
 from lightning_score.errors import require
 from lightning_score.files import replacing
 from lightning_score.sampling.sampler import Samples
+from lightning_score.training.conditions import in_turn
 from lightning_score.training.model import ScoreModel
 
 IN_PICTURE = 400
@@ -36,10 +37,11 @@ class SampleWriter(Callback):
         data: the data module.
         progressive: number of samples in `progress.png`.
         labels: number of labels, which the samples have in turn; 0 for none or other conditions.
+        given: the conditions of the samples, in turn, in the units of the data; None: those of the model are converted.
     """
 
-    def __init__(self, data: ScoreData, progressive: int = 0, labels: int = 0):
-        self._data, self._progressive, self._labels = data, progressive, labels
+    def __init__(self, data: ScoreData, progressive: int = 0, labels: int = 0, given: Tensor | None = None):
+        self._data, self._progressive, self._labels, self._given = data, progressive, labels, given
         self._parts: list[tuple[Tensor, ...]] = []
         self._nfe, self._seed = 0.0, 0
 
@@ -91,7 +93,9 @@ class SampleWriter(Callback):
         arrays |= {} if torch.equal(raw, x) else {"raw": raw.numpy()}
         labeled = pl_module.num_classes > 0
         if cond:
-            arrays |= {"labels": cond[0].numpy()} if labeled else {"condition": self._data.from_condition(cond[0]).numpy()}
+            units = cond[0] if labeled else self._data.from_condition(cond[0])
+            asked = units if self._given is None else in_turn(self._given, indices.sort().values)  # not converted twice
+            arrays["labels" if labeled else "condition"] = asked.numpy()
         with replacing(folder / "samples.npz") as temporary:
             np.savez_compressed(temporary, **arrays)
         caption = f"{min(len(x), IN_PICTURE)} samples, seed {self._seed}, NFE {self._nfe:g}"

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_score.callbacks import SampleWriter
 from lightning_score.commands.conditions import Given, read_conditions
 from lightning_score.commands.trainer import TrainerCommand
-from lightning_score.errors import require
+from lightning_score.errors import InputError, require
 from lightning_score.training.conditions import in_turn
 
 LEAST = {"num_samples": 1, "batch_size": 1, "seed": 0, "progressive": 0}
@@ -25,6 +25,8 @@ class Predict(TrainerCommand):
     needs_step = False
     cond: Tensor | None = None
     """The conditions that samples have in turn; None for a model that takes none."""
+    asked: Tensor | None = None
+    """Those of the options, in the units of the data."""
 
     def add_options(self, parser: LightningArgumentParser) -> None:
         super().add_options(parser)
@@ -63,12 +65,16 @@ class Predict(TrainerCommand):
             return torch.tensor(labels)
         if given is not None:
             kind = conditions.require_taken(model.takes_condition)
-            found: Tensor = self.datamodule.to_condition(read_conditions(given, kind))
+            self.asked = read_conditions(given, kind)
+            found: Tensor = self.datamodule.to_condition(self.asked)
             conditions.check(found, model.takes_condition)
         elif not model.takes_condition:
             return None
         else:
-            conditions.take_from(self.datamodule)
+            try:
+                conditions.take_from(self.datamodule)
+            except InputError as error:
+                raise InputError(f"{error}; or give --condition instead of those of the held-out examples") from error
             found = torch.arange(conditions.num_classes) if conditions.in_turn is None else conditions.in_turn
         if not conditions.num_classes:
             conditions.in_turn = found
@@ -76,7 +82,7 @@ class Predict(TrainerCommand):
 
     def own_callbacks(self, folder: Path) -> list[Callback]:
         alternating = 0 if self.cond is None or not self.model.num_classes else len(self.cond)
-        return [SampleWriter(self.datamodule, self.config_init["progressive"], alternating)]
+        return [SampleWriter(self.datamodule, self.config_init["progressive"], alternating, self.asked)]
 
     def execute(self) -> None:
         config, processes = self.config_init, self.trainer.world_size

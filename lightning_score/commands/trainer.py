@@ -191,15 +191,29 @@ class TrainerCommand(ExperimentCLI, ABC):
         """Gives the model the checkpoint's weights, which are the averaged ones.
 
         Raises:
-            InputError: they do not fit the network, or the command needs a training step and the checkpoint has none.
+            InputError: they do not fit the network, the data have another condition than in training, or the command needs a
+                training step and the checkpoint has none.
         """
         known = not self.needs_step or "fit_loop" in checkpoint.get("loops", {})
         require(known, "--ckpt_path: the checkpoint has no loops, so its training step is unknown; only predict can use it")
+        trained, now = checkpoint.get("hyper_parameters", {}).get("condition"), self.model.hparams.get("condition")
+        require(
+            trained in (None, now) or not self.model.conditional,
+            f"--data: gives the condition {_shown(now)}, and the model was trained with {_shown(trained)}; give the same",
+        )
         try:
             self.model.load_state_dict(checkpoint["state_dict"])
         except RuntimeError as error:
             raise InputError(f"the checkpoint's weights do not fit the network of the options: {one_line(error)}") from error
         require_own_times(self.model)
+
+
+def _shown(condition: Any) -> str:
+    """The settings of a condition for a message, as Array(shape=[1, 4, 4])."""
+    if not condition:
+        return "nothing"
+    arguments = ", ".join(f"{name}={value}" for name, value in condition["init_args"].items())
+    return f"{condition['class_path'].rpartition('.')[2]}({arguments})"
 
 
 def _state_after_sigterm() -> str:

@@ -3,6 +3,7 @@
 import lightning_score.torchvision_guard  # noqa: F401
 
 from lightning_score.data.array_augmentation import ArrayAugmentation, Dequantize, Flips, GaussianNoise, Rolls, Rotations
+from lightning_score.data.array_stream import ArrayStream
 from lightning_score.data.arrays import Arrays
 from lightning_score.data.base import ScoreData
 from lightning_score.data.batches import Batches, Examples, Splits, split_indices
@@ -14,7 +15,7 @@ from lightning_score.data.standardize import Asinh, AsStored, Constants, Log, Me
 from lightning_score.data.stream import ImageStream
 from lightning_score.data.toy import GaussianMixture, Mixture
 
-__all__ = ["CIFAR10", "MNIST", "ArrayAugmentation", "Arrays", "AsStored", "Asinh", "Batches", "Constants", "Dequantize",
-           "Digits", "Examples", "FashionMNIST", "Flips", "GaussianMixture", "GaussianNoise", "ImageData", "ImageFiles",
-           "ImageFolder", "ImageStream", "Log", "MeanStd", "MinMax", "Mixture", "Rolls", "Rotations", "ScoreData", "Splits",
-           "Standardization", "from_uint8", "split_indices", "to_uint8"]  # fmt: skip
+__all__ = ["CIFAR10", "MNIST", "ArrayAugmentation", "ArrayStream", "Arrays", "AsStored", "Asinh", "Batches", "Constants",
+           "Dequantize", "Digits", "Examples", "FashionMNIST", "Flips", "GaussianMixture", "GaussianNoise", "ImageData",
+           "ImageFiles", "ImageFolder", "ImageStream", "Log", "MeanStd", "MinMax", "Mixture", "Rolls", "Rotations",
+           "ScoreData", "Splits", "Standardization", "from_uint8", "split_indices", "to_uint8"]  # fmt: skip

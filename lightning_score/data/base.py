@@ -139,7 +139,9 @@ class ScoreData(LightningDataModule, ABC):
 
     def from_condition(self, y: Tensor) -> Tensor:
         """The inverse of `to_condition`."""
-        return y if self.given is None else self.given.to_units(y, self.shape, self.to_reference)
+        if self.given is None:
+            return y
+        return self.given.to_units(y, self.shape, self.transform(False), self.to_reference)
 
     def pairs(self, examples: Examples, filled: bool = True) -> tuple[Tensor, Tensor]:
         """Stored examples as a batch (x, y) for the model, without augmentation; missing entries are filled by default."""
@@ -154,21 +156,23 @@ class ScoreData(LightningDataModule, ABC):
 
     def as_input(self, x: Tensor, filled: bool = True) -> Tensor:
         """Stored examples as inputs of the model, not augmented; missing entries are filled or, on request, stay NaN."""
-        return self._inputs(train=False)(self.filled(x) if filled else x)
+        return self.inputs(train=False)(self.filled(x) if filled else x)
 
-    def _inputs(self, train: bool) -> Transform:
+    def inputs(self, train: bool) -> Transform:
         """`transform`, after the noise that is a part of the data."""
         return Noisy(self.augment, self.transform(train)) if self.augment else self.transform(train)
 
-    def _finish(self, train: bool) -> Finish:
+    def finish(self, train: bool) -> Finish:
         """What is done to transformed batches."""
         change = Changed(self.augment, None if self.given else self.condition) if self.augment and train else None
         return Finish(self.given, change)
 
     def held_out_conditions(self) -> Tensor:
         """The conditions of the held-out examples in order, which samples get in turn, (n, *condition.shape)."""
-        if self.given is None:
-            return self.splits.held_out.y
+        return self.splits.held_out.y if self.given is None else self._observations
+
+    @cached_property
+    def _observations(self) -> Tensor:
         with seeded(derive_seed()):  # of dequantization and of the noise of observations
             return self.pairs(Examples(*(part[:IN_TURN] for part in self.splits.held_out)), filled=False)[1]
 
@@ -203,7 +207,7 @@ class ScoreData(LightningDataModule, ABC):
         """
         train = self.splits.train
         place = (len(train.x), self.batch_size, *self._place())
-        self._require_batch(len(train.x))
+        self.require_batch(len(train.x))
         if self.trainer is None:
             return self._loader(Loader, train, Shuffled(*place), train=True)
         if self.trainer.overfit_batches:  # type: ignore[attr-defined]
@@ -224,7 +228,7 @@ class ScoreData(LightningDataModule, ABC):
         """The held-out examples, in order."""
         return self.val_dataloader()
 
-    def _require_batch(self, n: int, workers: int = 1) -> None:
+    def require_batch(self, n: int, workers: int = 1) -> None:
         """Raises `InputError` unless the share of each process and worker in n training examples fills a batch."""
         available = n // self._place()[1] // workers
         more, fix = (" and worker", ", or fewer num_workers") if workers > 1 else ("", "")
@@ -245,7 +249,7 @@ class ScoreData(LightningDataModule, ABC):
         random = self.random or bool(self.augment) or self.given is not None
         unused = torch.Generator().manual_seed(derive_seed()) if self.num_workers else None  # else it draws from torch's
         return kind(
-            Batches(examples, self._inputs(train), device, self._finish(train), random),
+            Batches(examples, self.inputs(train), device, self.finish(train), random),
             sampler=sampler,
             batch_size=None,  # the sampler returns whole batches
             collate_fn=whole_batch,

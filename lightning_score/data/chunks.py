@@ -3,7 +3,6 @@
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,78 +10,29 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from filelock import FileLock
-from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 from torch import Tensor
 
 from lightning_score.data.batches import Finish, Transform
-from lightning_score.data.files import UNREADABLE, ImageFiles, as_bytes
+from lightning_score.data.files import UNREADABLE, as_bytes
 from lightning_score.data.gray import GrayScale, as_levels, is_deep
 from lightning_score.data.sixteen_bits import fit, planes_of, values_of
 from lightning_score.errors import InputError, require
-from lightning_score.files import replace_text, replacing
 from lightning_score.seeds import derive_seed, seeded
 
 try:
-    from litdata import StreamingDataLoader, StreamingDataset, optimize
+    from litdata import StreamingDataLoader, StreamingDataset
     from litdata.streaming.serializers import Serializer
 except ImportError as error:
     raise InputError("ImageStream needs litdata: pip install 'lightning_score[stream]'") from error
 
-CHUNK = 64 << 20
-"""Maximal size of a chunk in bytes; a chunk is read as a whole."""
 LABELS = ("y", "label", "class", "target")
 """Usual names of labels."""
 
 
-@contextmanager
-def lock_of(packed: Path) -> Iterator[None]:
-    """A lock on packing into a folder; its file is removed after an error."""
-    lock = Path(f"{packed}.lock")
-    try:
-        with FileLock(lock):
-            yield
-    except BaseException:
-        lock.unlink(missing_ok=True)
-        raise
-
-
-def pack(data: ImageFiles, labels: Sequence[int], out: Path) -> None:
-    """Packs image files into chunks for `ImageStream`, and lists the unreadable ones in `left_out.json`.
-
-    Args:
-        data: the image files.
-        labels: their labels.
-        out: folder of the chunks, created at the end.
-
-    Raises:
-        InputError: no image can be read.
-        OSError: there is no space for the chunks.
-    """
-    data.require_space(out.parent)
-    n, label = len(data.files), dict(zip(data.files, labels, strict=True))
-
-    def items(left_out: str) -> Iterator[dict[str, Any]]:
-        skipped: dict[str, str] = {}
-        with suppress(InputError):  # none is readable
-            for file, image in data.decoded(skipped):
-                yield {"x": image, "y": label[file]}
-        replace_text(Path(left_out), json.dumps(skipped, indent=1))
-
-    with replacing(out) as chunks, isolate_rng():  # litdata sets all global seeds
-        left_out = chunks / "left_out.json"
-        optimize(
-            items,
-            [str(left_out)],  # one process, which reads in threads
-            output_dir=str(chunks),
-            chunk_size=max(1, min(CHUNK // data.item_bytes, max(n // 256, 64))),
-            num_workers=1,
-            start_method="fork",
-            verbose=False,
-        )
-        skipped = json.loads(left_out.read_text())
-        require(len(skipped) < n, data.summary(skipped) if skipped else "")
+def description_of(chunks: str) -> dict[str, Any] | None:
+    """What `pack_arrays` kept with chunks; None for chunks that were written otherwise."""
+    return ArrayItems(chunks).description
 
 
 class Refusing(Serializer):  # type: ignore[misc]  # litdata has no types
@@ -98,7 +48,54 @@ class Refusing(Serializer):  # type: ignore[misc]  # litdata has no types
         return False
 
 
-class Images(StreamingDataset):  # type: ignore[misc]
+class Items(StreamingDataset):  # type: ignore[misc]
+    """The items of chunks, without any that could run code.
+
+    Args:
+        chunks: their folder.
+    """
+
+    def __init__(self, chunks: str) -> None:
+        super().__init__(
+            chunks,
+            shuffle=False,
+            drop_last=False,
+            seed=derive_seed() % 2**31,
+            item_shuffle_window="full",
+            serializers={"pickle": Refusing(), "graph": Refusing()},
+        )
+
+
+class ArrayItems(Items):
+    """Items of chunks as arrays of one shape with conditions, or zeros.
+
+    Args:
+        chunks: their folder.
+        shape: the shape of an array; None for any.
+    """
+
+    def __init__(self, chunks: str, shape: Sequence[int] | None = None) -> None:
+        super().__init__(chunks)
+        self.shape = None if shape is None else tuple(shape)
+        content = json.loads(Path(self.input_dir.path, "index.json").read_text())
+        self.description: dict[str, Any] | None = content["config"].get("arrays")
+
+    def __getitem__(self, index: Any) -> tuple[np.ndarray, np.ndarray]:
+        item = super().__getitem__(index)
+        if self.description is not None:
+            x, y = np.asarray(item["x"]), np.asarray(item["y"])
+            return x, y[0] if self.description["scalar"] else y
+        parts = list(item.values() if isinstance(item, Mapping) else item if isinstance(item, (tuple, list)) else [item])
+        arrays = [np.asarray(part) for part in parts if getattr(part, "ndim", 0) > 0]
+        place = self.input_dir.url or self.input_dir.path
+        require(bool(arrays) and arrays[0].dtype.kind in "biuf", f"{place}: an item of the chunks holds no array of numbers")
+        x = arrays[0]
+        fits = self.shape is None or x.shape == self.shape
+        require(fits, f"{place}: holds arrays of shape {list(x.shape)}, the first is of {list(self.shape or ())}")
+        return x, np.zeros((), np.int64)
+
+
+class Images(Items):
     """Items of chunks as images of one shape with labels.
 
     Warns of an unreadable item and returns the previous one instead, so that no process stops.
@@ -114,14 +111,7 @@ class Images(StreamingDataset):  # type: ignore[misc]
     def __init__(
         self, chunks: str, shape: tuple[int, ...], num_classes: int, scale: GrayScale | None = None, dtype: Any = np.uint8
     ) -> None:
-        super().__init__(
-            chunks,
-            shuffle=False,
-            drop_last=False,
-            seed=derive_seed() % 2**31,
-            item_shuffle_window="full",
-            serializers={"pickle": Refusing(), "graph": Refusing()},
-        )
+        super().__init__(chunks)
         self.image_shape, self.num_classes, self.scale, self.dtype = shape, num_classes, scale, dtype
         self._before: tuple[np.ndarray, int] | None = None
 
@@ -211,8 +201,11 @@ class ChunkLoader(StreamingDataLoader):  # type: ignore[misc]
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if not self.restore:
             self.given = 0
+        whole = len(self)
         for batch in super().__iter__():
             self.given += 1
+            if self.given == whole:  # litdata does this when it is asked for one more, which Lightning does not do
+                self.restore = False
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -240,8 +233,8 @@ class Batched:
     transform: Transform
     finish: Finish
 
-    def __call__(self, items: Sequence[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:
+    def __call__(self, items: Sequence[tuple[np.ndarray, Any]]) -> tuple[Tensor, Tensor]:
         images = np.stack([image for image, _ in items])
-        labels = torch.tensor([label for _, label in items], dtype=torch.long)
+        labels = torch.from_numpy(np.stack([label for _, label in items]))
         with seeded(derive_seed(crc32(images.tobytes()))):  # the same batch in a resumed run
             return self.finish(self.transform(torch.from_numpy(images)), labels)

@@ -46,6 +46,15 @@ class Observed(NamedTuple):
         with seeded(derive_seed()):  # of dequantization
             return self.operator.apply(transform(self.operator.lift(values.float(), shape)))
 
-    def to_units(self, y: Tensor, shape: Sequence[int], to_reference: Callable[[Tensor], Tensor]) -> Tensor:
-        """The inverse of `from_units`, as exactly as `to_reference` restores stored examples."""
-        return self.operator.apply(to_reference(self.operator.lift(y, shape)).float())
+    def to_units(
+        self,
+        y: Tensor,
+        shape: Sequence[int],
+        transform: Callable[[Tensor], Tensor],
+        to_reference: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """The inverse of `from_units`; one step of Newton's method undoes that `to_reference` rounds images to bytes."""
+        values = self.operator.apply(to_reference(self.operator.lift(y, shape)).float())
+        found, next_found = (self.from_units(each, shape, transform) for each in (values, values + 1))
+        slope = next_found - found
+        return torch.where(slope.abs() > 1e-12, values + (y - found) / slope, values)

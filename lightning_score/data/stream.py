@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from lightning_score.data.base import ScoreData
 from lightning_score.data.batches import Examples, Splits
 from lightning_score.data.check import check_examples
 from lightning_score.data.files import ImageFiles
@@ -71,7 +72,7 @@ class ImageStream(ImageFiles):
             return self.path
         self._share_held_out(len(self.files))
         labels, cache = self.labels(), self.in_cache("").parent
-        from lightning_score.data.chunks import lock_of, pack
+        from lightning_score.data.packing import lock_of, pack
 
         try:
             with new_folder_if_kept(cache):
@@ -114,7 +115,7 @@ class ImageStream(ImageFiles):
             f"{len(train) + len(held)} images of shape {list(self.shape)}",
             "use a smaller in_memory or held_out",
         )
-        return Splits(_in_memory(train), _in_memory(held))
+        return Splits(in_memory(train), in_memory(held))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -130,28 +131,38 @@ class ImageStream(ImageFiles):
         Raises:
             InputError: the training images of one process and worker do not fill a batch.
         """
-        from lightning_score.data.chunks import Batched, ChunkLoader
-
-        stream = self._rows(self._held_out)
-        self._require_batch(len(stream), max(self.num_workers, 1))
-        check_examples(self, "train", *_in_memory(self._rows(self._held_out, self._held_out + 8)))
-        return ChunkLoader(
-            stream,
-            batch_size=self.batch_size,
-            shuffle=True,
-            drop_last=True,
-            collate_fn=Batched(self._inputs(train=True), self._finish(train=True)),
-            generator=torch.Generator().manual_seed(derive_seed()),  # only for seeds that are not used
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-        )
+        check_examples(self, "train", *in_memory(self._rows(self._held_out, self._held_out + 8)))
+        return chunk_loader(self, self._rows(self._held_out))
 
 
-def _in_memory(stream: Any) -> Examples:
-    """All images of a stream, with a progress bar."""
-    images = torch.from_numpy(np.empty((len(stream), *stream.image_shape), stream.dtype))
-    labels = torch.empty(len(stream), dtype=torch.long)
-    for row in tqdm(range(len(stream)), "reading", unit="image", disable=None, leave=False):
-        image, labels[row] = stream[row]
-        images[row] = torch.tensor(image)  # litdata's memory is read-only
-    return Examples(images, labels)
+def chunk_loader(data: ScoreData, stream: Any) -> DataLoader[Any]:
+    """Batches of a stream, shuffled, augmented, and without incomplete ones.
+
+    Raises:
+        InputError: the examples of one process and worker do not fill a batch.
+    """
+    from lightning_score.data.chunks import Batched, ChunkLoader
+
+    data.require_batch(len(stream), max(data.num_workers, 1))
+    return ChunkLoader(
+        stream,
+        batch_size=data.batch_size,
+        shuffle=True,
+        drop_last=True,
+        collate_fn=Batched(data.inputs(train=True), data.finish(train=True)),
+        generator=torch.Generator().manual_seed(derive_seed()),  # only for seeds that are not used
+        num_workers=data.num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def in_memory(stream: Any) -> Examples:
+    """All items of a stream, with a progress bar."""
+    found: list[Any] = []
+    for row in tqdm(range(len(stream)), "reading", unit="example", disable=None, leave=False):
+        example = [np.asarray(part) for part in stream[row]]
+        if not found:
+            found = [np.empty((len(stream), *part.shape), part.dtype) for part in example]
+        for rows, part in zip(found, example, strict=True):
+            rows[row] = part  # litdata's memory is read-only
+    return Examples(*map(torch.from_numpy, found))

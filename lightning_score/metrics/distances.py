@@ -235,9 +235,9 @@ def flattened(x: Tensor, channels: Channels, standardize: bool) -> Tensor:
 
 def _distance_sums(x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor) -> Tensor:
     """The sums of `|x - y|` over the pairs of each two blocks of given sizes; of x with itself, without the pairs of one."""
-    sums, first = [], 0
-    for part in x.double().split(of_x.tolist()):
-        apart = torch.cdist(part, y.double())
+    sums, first, whole = [], 0, y.double()
+    for part in x.split(of_x.tolist()):
+        apart = torch.cdist(part.double(), whole)
         if x is y:
             rows = torch.arange(len(part))
             apart[rows, first + rows] = 0

@@ -13,9 +13,9 @@ from lightning_score.metrics.channels import Channels
 from lightning_score.metrics.distances import Curves, Distance
 from lightning_score.metrics.frechet import Estimate
 
-ROOM = 1 << 27
-"""Most numbers in the summaries of samples, and in those of data: 512 MB."""
-DATA = 1 << 28
+ROOM = 1 << 26
+"""Most numbers in the summaries of samples, and in those of data: 256 MB."""
+DATA = 1 << 27
 """Most numbers in the examples that represent the data."""
 KEPT = 10_000
 """Most examples that represent the data: random ones."""

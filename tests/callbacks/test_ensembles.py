@@ -3,6 +3,7 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -10,6 +11,7 @@ from PIL import Image
 
 from lightning_score import VP, Network, ScoreModel
 from lightning_score.callbacks import Ensembles
+from lightning_score.cli import run
 from lightning_score.conditions import BlockMean, Condition, LinearOperator, Vector
 from lightning_score.data import Digits, Examples, GaussianMixture, ScoreData, Splits
 from lightning_score.errors import InputError
@@ -137,3 +139,28 @@ def test_numbers_do_not_depend_on_processes_and_batches():
 def test_bad_input(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.slow
+def test_super_resolution_on_the_command_line(tmp_path, capsys):
+    """Trained, measured in fit and test, sampled given an observation; another operator than in training is refused."""
+    folder, quick = tmp_path / "run", ["--evaluate.features=null", "--samples.num_samples=0"]
+    steps = ["--trainer.max_steps=2", "--trainer.val_check_interval=2"]
+    fewer = ["--trainer.callbacks.conditions=4", "--trainer.callbacks.members=3"]
+    assert run(["fit", "--config=science/superresolution", f"--output={folder}", *steps, *quick, *fewer]) == 0
+    records = read_records(folder / FILE)
+    assert {each.metric for each in records} == {"crps", "crps_skill", "rank_deviation", "residual"}
+    assert all(each.n == 12 and each.split == "held out, 3 samples each" for each in records)
+    checkpoint = f"--ckpt_path={folder}/last.ckpt"
+    tested = tmp_path / "tested"
+    assert run(["test", checkpoint, f"--output={tested}", *quick, "--trainer.callbacks+=Ensembles", *fewer]) == 0
+    found = {each.metric: each.value for each in read_records(tested / FILE)}
+    assert found == pytest.approx({each.metric: each.value for each in records})
+    np.save(tmp_path / "y.npy", np.full((1, 4, 4), 100.0, np.float32))
+    observed = f"--condition={tmp_path}/y.npy"
+    assert run(["predict", checkpoint, observed, "--num_samples=2", f"--output={tmp_path}/drawn"]) == 0
+    with np.load(tmp_path / "drawn/samples.npz") as file:
+        assert file["condition"] == pytest.approx(np.full((2, 1, 4, 4), 100.0), abs=0.1)
+    capsys.readouterr()
+    assert run(["predict", checkpoint, "--data.given.factor=4", f"--output={tmp_path}/other"]) == 2
+    assert "trained with Array(shape=[1, 4, 4])" in capsys.readouterr().err

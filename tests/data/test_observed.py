@@ -43,7 +43,9 @@ def test_observations_in_one_to_three_dimensions(shape):
     assert isinstance(data.condition, Array) and data.condition.shape == (2, *(size // 2 for size in shape[1:]))
     for x, y in (*data.train_dataloader(), *data.val_dataloader()):
         assert torch.equal(y, pool(x, 2)) and data.condition.check(y) is None
-    torch.testing.assert_close(data.to_condition(pool(stored, 2)), pool(data.transform(False)(stored), 2))
+    y = data.to_condition(pool(stored, 2))
+    torch.testing.assert_close(y, pool(data.transform(False)(stored), 2))
+    torch.testing.assert_close(data.from_condition(y), pool(stored, 2))
     known = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.5
     some = Scaled(shape, given=Mask(known.tolist()))
     assert isinstance(some.condition, Vector) and some.condition.shape == (int(known.sum()),)
@@ -59,6 +61,7 @@ def test_observations_of_bytes_with_augmentation_and_dequantization(operator):
     plain = Digits(data_range=(-1, 1), given=operator)
     _, y = plain.pairs(plain.splits.held_out)
     torch.testing.assert_close(plain.to_condition(operator.apply(stored)), y, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(plain.from_condition(y), operator.apply(stored), rtol=1e-3, atol=0.1)
     differences = data.to_condition(operator.apply(stored)) - operator.apply(data.transform(False)(data.splits.held_out.x))
     rows = operator.apply(torch.eye(64).view(64, 1, 8, 8)).flatten(1).square().sum(0)  # of A: the noise is uniform, twice
     expected = 2 * (2 / 17) ** 2 / 12 * rows

@@ -17,6 +17,9 @@ PARAMETERS = {
     "ncsnv2/ffhq256": 94_132_611,
 }
 
+SCIENCE = ["brain", "cancer", "ecg", "faces", "superresolution"]
+"""The configs of arrays and conditions."""
+
 
 def header(name):
     """The comment at the top of a config, on one line."""
