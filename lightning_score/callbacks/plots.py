@@ -181,6 +181,7 @@ def draw_table(shown: Shown) -> "Figure":
     elif columns <= ALL_PAIRED:
         figure = Figure(figsize=(8, 7), dpi=DPI)
         _draw_pairs(figure, shown, range(columns))
+        figure.suptitle(shown.counted(len(shown.samples)), fontsize=10)
     else:
         chosen = varied(shown, COLUMNS)
         rows = math.ceil(len(chosen) / BESIDE)

@@ -18,7 +18,7 @@ from lightning_score.commands.parser import Parser
 from lightning_score.commands.refusals import TRAINER_DEFAULTS, check_trainer, of_lightning, of_options
 from lightning_score.data import ScoreData
 from lightning_score.data.check import declared_shape
-from lightning_score.errors import InputError, user_mistake
+from lightning_score.errors import InputError, require, user_mistake
 from lightning_score.training.model import ScoreModel
 
 GROUPS = {
@@ -71,7 +71,8 @@ class ExperimentCLI(LightningCLI):
     def shape_of(self, data: ScoreData) -> tuple[int, ...]:
         """The shape of data, which first get their state in the checkpoint, so that samples can be drawn without files."""
         state = (self.checkpoint or {}).get(type(data).__qualname__)
-        if state:
+        if state is not None:
+            require(isinstance(state, dict), "--ckpt_path: the checkpoint's state of the data is damaged")
             data.load_state_dict(state)
         return declared_shape(data)
 

@@ -60,10 +60,11 @@ def print_evaluation(trainer: Trainer, folder: Path | None) -> None:
     Raises:
         OSError: some of them could not be written.
     """
+    width = max([24, *map(len, trainer.callback_metrics)])
     for name, value in trainer.callback_metrics.items():
-        print(f"  {name:<24} {float(value):.6g}")
+        print(f"  {name:<{width}} {float(value):.6g}")
     for evaluation in evaluations(trainer):
-        print(f"  {evaluation.metric:<24} {sentence(evaluation)}")
+        print(f"  {evaluation.metric:<{width}} {sentence(evaluation)}")
     print(f"  written to {folder or 'nowhere (fast_dev_run)'}")
     missing = [file for file in unwritten if folder is not None and Path(file).is_relative_to(folder)]
     if missing:

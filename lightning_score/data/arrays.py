@@ -15,16 +15,13 @@ from lightning_score.conditions import ClassLabel, Condition
 from lightning_score.data.axes import Axes, Windows, find_axes, ordered
 from lightning_score.data.base import Examples, ScoreData, Splits, Transform
 from lightning_score.data.readers import located
-from lightning_score.data.sources import Source
+from lightning_score.data.sources import Name, Source, texts
 from lightning_score.data.splitting import split_examples, split_files
 from lightning_score.data.standardize import MeanStd, Standardization
-from lightning_score.data.stored import CHUNK, Stored
+from lightning_score.data.stored import Stored, chunks
 from lightning_score.data.stored_condition import StoredCondition, find_condition, from_state
-from lightning_score.errors import require
+from lightning_score.errors import InputError, one_line, require
 from lightning_score.files import LocalPath
-
-Name = str | int
-"""The name of an array or column, or its number among them."""
 
 
 class Arrays(ScoreData):
@@ -98,20 +95,14 @@ class Arrays(ScoreData):
         self.declared, self.held_out, self.in_memory, self.cache = (axes, shape, num_classes), held_out, in_memory, cache
         self.standardize, self.how = standardize or MeanStd(), standardize_condition
         self.fill, self.missing, self.units, self.given_names = fill, fill is not None, units, names
-        keys = (
-            []
-            if condition is None
-            else [str(each) for each in (condition if isinstance(condition, list | tuple) else [condition])]
-        )
+        keys, groups = texts(condition), texts(group)
         held = [] if fraction else [str(held_out)]
         require(
             fraction or condition_path is None,
             f"condition_path={condition_path}: held_out files hold their own conditions; give condition alone",
         )
         require(fraction or group is None, f"group={group}: is for a fraction; held_out={held_out} is a path")
-        chosen = [str(each) for each in key] if isinstance(key, list | tuple) else None if key is None else str(key)
-        groups = [] if group is None else [str(group)]
-        self.source = Source([path, *held], chosen, [*keys, *groups])
+        self.source = Source([path, *held], key, [*keys, *groups])
         self.group = Source([path], groups[0], text=True) if groups else None
         place = [condition_path] if condition_path else [path, *held]
         self.conditions = [Source(place, each) for each in keys] or ([Source(place)] if condition_path else [])
@@ -183,7 +174,7 @@ class Arrays(ScoreData):
     def load(self) -> Splits:
         in_memory = self.source.in_memory(self.in_memory)
         x, rows = self._examples(in_memory)
-        self._check(x, rows)
+        self.standardize.check(x.chunks(), rows, self.missing, str(self.source))
         groups = None if self.group is None else self.group.rows("N" not in self.axes.letters)
         first = self.source.count if isinstance(self.held_out, str) else None
         split = split_files(x, first) if first else split_examples(x, rows, float(self.held_out), groups, self.windows)
@@ -227,24 +218,6 @@ class Arrays(ScoreData):
             )
         counts = np.repeat([prod(view.shape[1:lead]) for view in views], [view.shape[0] for view in views])
         return Stored(views, lead, self.fill), np.repeat(np.arange(len(counts)), counts)
-
-    def _check(self, x: Stored, rows: np.ndarray) -> None:
-        """Raises `InputError` if a value is NaN or infinite, or outside of what the standardization takes."""
-        nan = infinite = other = before = 0
-        first = ""
-        for chunk in x.chunks():
-            unknown = chunk.isnan() & (not self.missing)
-            wrong = unknown | ~self.standardize.allowed(chunk)
-            if bool(wrong.any()):
-                place = wrong.nonzero()[0].tolist()
-                first = first or f"the first is {chunk[tuple(place)]:g} in row {rows[before + place[0]]} at {place[1:]}"
-                nan, infinite = nan + int(unknown.sum()), infinite + int(chunk.isinf().sum())
-                other += int((wrong & chunk.isfinite()).sum())
-            before += len(chunk)
-        counts = ((nan, "NaN"), (infinite, "infinite"), (other, f"not {self.standardize.domain}"))
-        found = ", ".join(f"{count} {kind}" for count, kind in counts if count)
-        fix = "missing: nan leaves them out of the loss" if nan and not infinite + other else "correct them in the files"
-        require(not first, f"{self.source}: of {x.numel()} values {found}; {first}; {fix}")
 
     def _fit(self, train: Tensor) -> None:
         """Finds the constants of the training examples, unless they are those of a checkpoint."""
@@ -305,11 +278,22 @@ class Arrays(ScoreData):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Uses what `state_dict` kept, in place of what the files have."""
-        self.standardize.load_state_dict(state["standardize"])
-        self._state = state
+        """Uses what `state_dict` kept, in place of what the files have.
 
-
-def chunks(x: Tensor) -> Any:
-    """All examples, some at a time."""
-    return x.chunks() if isinstance(x, Stored) else x.split(max(1, CHUNK // max(1, prod(x.shape[1:]))))
+        Raises:
+            InputError: it is damaged, or of another standardization.
+        """
+        try:
+            self.standardize.load_state_dict(state["standardize"])
+            known = {name: str(state[name]) for name in ("integers", "fingerprint")}
+            np.dtype(known["integers"] or "f4")
+            shape, names = tuple(map(int, state["shape"])), [str(name) for name in state["names"]]
+            if state["conditions"]:
+                from_state(state["conditions"], self.how)
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"the checkpoint's state of the data is damaged ({one_line(error)})") from error
+        self._state = {**state, **known, "shape": shape, "names": names}
+        for name in ("shape", "names", "integers", "stored_condition"):  # which are those of the checkpoint from now on
+            vars(self).pop(name, None)

@@ -201,8 +201,11 @@ class ChunkLoader(StreamingDataLoader):  # type: ignore[misc]
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if not self.restore:
             self.given = 0
+        whole = len(self)
         for batch in super().__iter__():
             self.given += 1
+            if self.given == whole:  # litdata does this when it is asked for one more, which Lightning does not do
+                self.restore = False
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from lightning_score.errors import InputError, require
 from lightning_score.files import cache_folder, new_folder_if_kept
 from lightning_score.memory import free_memory, require_room
 
-Key = str | list[str] | None
+Name = str | int
+"""The name of an array or column, or its number among them."""
 USUAL = ("x", "data", "images", "SCI")
 """Usual names of the data among several arrays."""
 MAPPED_FILES = 256
@@ -33,8 +34,15 @@ class Source:
         text: whether it may hold text, as the names of groups.
     """
 
-    def __init__(self, paths: Sequence[str], key: Key = None, without: Collection[str] = (), text: bool = False):
-        self.paths, self.key, self.without, self.text = paths, key, without, text
+    def __init__(
+        self,
+        paths: Sequence[str],
+        key: Name | Sequence[Name] | None = None,
+        without: Collection[str] = (),
+        text: bool = False,
+    ):
+        self.key = None if key is None else texts(key) if isinstance(key, list | tuple) else str(key)
+        self.paths, self.without, self.text = paths, without, text
 
     @cached_property
     def files(self) -> list[Path]:
@@ -133,6 +141,11 @@ class Source:
                 state = part.stat()
                 digest.update(f"{part.name} {state.st_size} {state.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
+
+
+def texts(names: Any) -> list[str]:
+    """One name or several, or none, as a list of texts."""
+    return [] if names is None else [str(name) for name in (names if isinstance(names, list | tuple) else [names])]
 
 
 def _is_place(key: str, names: Sequence[str]) -> bool:

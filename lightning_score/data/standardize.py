@@ -68,6 +68,31 @@ class Standardization(ABC):
         """Which values have a g(x); missing ones do."""
         return ~x.isinf()
 
+    def check(self, chunks: Iterable[Tensor], rows: Any, missing: bool, place: str) -> None:
+        """Raises `InputError` if a value is NaN or infinite, or outside of the domain.
+
+        Args:
+            chunks: all data in chunks.
+            rows: the row of each example in the files, (n,).
+            missing: whether NaN is allowed.
+            place: where the data are, for the message.
+        """
+        nan = infinite = other = before = total = 0
+        first = ""
+        for chunk in chunks:
+            unknown = chunk.isnan() & (not missing)
+            wrong = unknown | ~self.allowed(chunk)
+            if bool(wrong.any()):
+                at = wrong.nonzero()[0].tolist()
+                first = first or f"the first is {chunk[tuple(at)]:g} in row {rows[before + at[0]]} at {at[1:]}"
+                nan, infinite = nan + int(unknown.sum()), infinite + int(chunk.isinf().sum())
+                other += int((wrong & chunk.isfinite()).sum())
+            before, total = before + len(chunk), total + chunk.numel()
+        counts = ((nan, "NaN"), (infinite, "infinite"), (other, f"not {self.domain}"))
+        found = ", ".join(f"{count} {kind}" for count, kind in counts if count)
+        fix = "missing: nan leaves them out of the loss" if nan and not infinite + other else "correct them in the files"
+        require(not first, f"{place}: of {total} values {found}; {first}; {fix}")
+
     def warp(self, x: Tensor) -> Tensor:
         """g(x)."""
         return x
@@ -114,7 +139,7 @@ class Standardization(ABC):
         kind = state.get("kind")
         require(
             kind == type(self).__name__,
-            f"standardize={type(self).__name__}: the checkpoint was trained with {kind}; leave the option out",
+            f"standardize={type(self).__name__}: the checkpoint was trained with {kind}; choose that",
         )
         shift, spread = (_numbers(state.get(name)) for name in ("shift", "spread"))
         require(len(shift) == len(spread) and bool((spread > 0).all()), "the checkpoint's constants of data are damaged")

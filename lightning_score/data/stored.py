@@ -1,6 +1,6 @@
 """Examples that stay in files until they are indexed."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -126,3 +126,8 @@ class Stored(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         args, kwargs = tree_map_only(Stored, Stored.read, (args, kwargs or {}))
         return func(*args, **kwargs)
+
+
+def chunks(x: Tensor) -> Iterable[Tensor]:
+    """All examples, some at a time."""
+    return x.chunks() if isinstance(x, Stored) else x.split(max(1, CHUNK // max(1, prod(x.shape[1:]))))

@@ -82,8 +82,8 @@ class Conditions:
             n: the number of samples, each of which needs one; None: any number.
         """
         name, kind = "labels" if self.num_classes else "conditions", self.require_taken(taken)
-        require(n is None or len(cond) == n, f"{len(cond)} {name} for {n} samples: give one per sample")
         kind.check(cond, empty=self.dropout > 0)
+        require(n is None or len(cond) == n, f"{len(cond)} {name} for {n} samples: give one per sample")
 
     def require_taken(self, taken: bool) -> Condition:
         """The kind of conditions; raises `InputError` if the model or its guidance take none."""

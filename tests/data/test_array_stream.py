@@ -73,7 +73,7 @@ def test_a_resumed_run_sees_the_same_batches(file, tmp_path, after):
         while len(found) < n:
             for batch in loader:
                 found.append(batch)
-                if len(found) == n:
+                if len(found) == n or loader.given == len(loader):  # as Lightning, which asks for no more
                     break
         return found
 

@@ -187,6 +187,10 @@ def test_round_trips_constants_and_slopes(tmp_path, kind, dtype):
     other.load_state_dict(pickle.loads(pickle.dumps(data.state_dict())))  # without the file
     assert other.shape == (2, 4, 4) and torch.equal(other.to_reference(z), data.to_reference(z))
     assert other.state_dict() == data.state_dict()
+    damaged = {"shape": "no", "conditions": [{}], "standardize": {"kind": kind.__name__, "shift": [0.0], "spread": [0.0]}}
+    for name, value in damaged.items():
+        with pytest.raises(InputError, match=r"damaged|must be one finite number"):
+            other.load_state_dict({**data.state_dict(), name: value})
     point = stored[:3].double()
     slope = torch.autograd.functional.jacobian(lambda v: _exact(data.standardize, v).sum(0), point[:1])
     expected = slope.reshape(32, 32).diagonal().log().sum()

@@ -19,11 +19,12 @@ from dataclasses import asdict, replace
 import pytest
 from run_folders import config, measured, picture, record, run_folder, status
 
+from lightning_score.callbacks.pictures import KIND, save_picture
 from lightning_score.cli import run
 from lightning_score.metrics import jackknife_error
 from lightning_score.report import figures, page, tables
 from lightning_score.report.finding import Reader
-from lightning_score.report.pictures import _spread, embed_pictures
+from lightning_score.report.pictures import _description, _spread, embed_pictures
 from lightning_score.report.reading import read_run
 from lightning_score.report.server import server
 from lightning_score.report.standings import best_first, standings
@@ -613,6 +614,16 @@ class TestPage:
         assert (tmp_path / "report.html").stat().st_size <= size - 150_000
         assert small["left_out"] > 0
         assert all(each["pictures"]["samples"][-1]["step"] == 1000 for each in small["runs"])  # the last come first
+
+    def test_wide_drawings_get_wide_places(self, tmp_path):
+        from PIL import Image
+
+        for width, kind in ((900, "drawing"), (500, "drawing"), (900, "pixels")):
+            drawn = Image.new("RGB", (width, 9))
+            drawn.info[KIND] = kind
+            save_picture(drawn, tmp_path / "a.png", "curves")
+            found = _description(tmp_path / "a.png", width + len(kind))
+            assert found == {"caption": "curves", "drawing": kind == "drawing", "wide": (width, kind) == (900, "drawing")}
 
     def test_the_pictures_keep_their_pixels(self, tmp_path):
         from io import BytesIO

@@ -128,6 +128,7 @@ def test_networks_without_conditions_are_refused(network, settings, message):
         (torch.zeros(3, 3), "has shape .3,."),
         (torch.zeros(3, dtype=torch.long), "must be one row of floats"),
         (torch.zeros(1, 2), "1 conditions for 3 samples"),
+        (torch.tensor(1.0), "must be one row of floats"),
         (torch.full((3, 2), torch.nan), "row 0 is NaN, which means no condition"),
     ],
 )
