@@ -61,7 +61,7 @@ def mixing(entries):
 
 
 def test_a_calibrated_ensemble_has_uniform_ranks_and_others_the_known_shapes():
-    found = {factor: scores(factor, 0, conditions=200) for factor in (0.5, 1.0, 2.0)}
+    found = {factor: scores(factor, 0, conditions=120) for factor in (0.5, 1.0, 2.0)}
     narrow, calibrated, wide = (each.histogram() for each in found.values())
     assert calibrated.deviation < calibrated.limit and (calibrated.low < 0.1).all() and (calibrated.high > 0.1).all()
     assert narrow.deviation > 2 * narrow.limit and wide.deviation > 2 * wide.limit
@@ -69,7 +69,7 @@ def test_a_calibrated_ensemble_has_uniform_ranks_and_others_the_known_shapes():
         assert ends.min() > 1.5 * middle.max()
     for factor, each in found.items():
         ratio = (10 / 9 * factor**2 / (1 + factor**2 / 9)) ** 0.5  # of 9 members
-        assert each.spread_skill().value == pytest.approx(ratio, rel=0.05)
+        assert each.spread_skill().value == pytest.approx(ratio, rel=0.1)
 
 
 @pytest.mark.slow
