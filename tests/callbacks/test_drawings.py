@@ -113,7 +113,7 @@ def test_tables_show_all_columns_or_those_that_vary_most():
     assert {many.axes[-1].get_xlabel(), many.axes[-4].get_ylabel()} == {"column 42"}
 
 
-@pytest.mark.parametrize("axes", DRAWINGS)
+@pytest.mark.parametrize("axes", [axes if axes != 3 else pytest.param(axes, marks=pytest.mark.slow) for axes in DRAWINGS])
 def test_odd_cases_are_drawn(axes):
     x = normal(6, *SHAPES[axes])
     none, bad, same = x[:0], np.full_like(x, np.nan), np.full_like(x, 2.0)
@@ -152,7 +152,7 @@ def test_what_is_in_pixels_and_what_is_drawn():
     assert picture.info[KIND] == "drawing" and np.asarray(picture).std() > 10
 
 
-@pytest.mark.parametrize("shape", [(2, 8), (2, 8, 8), (1, 4, 4, 4)])
+@pytest.mark.parametrize("shape", [(2, 8), (2, 8, 8), pytest.param((1, 4, 4, 4), marks=pytest.mark.slow)])
 def test_conditions_are_above_their_samples_and_the_data_below(shape, monkeypatch):
     data = Values(shape, given=BlockMean(2))
     drawn = []
