@@ -30,7 +30,9 @@ from lightning_score.data.base import CPU
 from lightning_score.data.images import ToBatch
 from lightning_score.errors import InputError
 
-FROM_FILES = {f"lightning_score.data.{name}" for name in ("arrays", "public", "folder", "stream")}  # tested elsewhere
+FROM_FILES = {
+    f"lightning_score.data.{name}" for name in ("arrays", "array_stream", "public", "folder", "stream")
+}  # tested elsewhere
 DATA = [cls for cls in concrete(ScoreData) if cls.__module__ not in FROM_FILES]
 RANGES = [(0.0, 1.0), (-1.0, 1.0), (-3.0, 5.0)]
 
