@@ -86,7 +86,7 @@ class ArrayStream(Arrays):
         from lightning_score.data.packing import lock_of, pack_arrays
 
         cache = Path(self.cache) if self.cache else cache_folder()
-        key = hashlib.sha256(repr((super().fingerprint, self.how_standardized)).encode()).hexdigest()[:16]
+        key = hashlib.sha256(repr((self._hash_of_files(), self.how_standardized)).encode()).hexdigest()[:16]
         packed = cache / f"chunks-{key}"
         try:
             with new_folder_if_kept(cache), lock_of(packed):  # one of several processes packs
@@ -140,7 +140,7 @@ class ArrayStream(Arrays):
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the chunks or files, and of the number of examples in memory."""
-        first = self._rows()[0][0].tobytes() if self._is_chunks else super().fingerprint.encode()
+        first = self._rows()[0][0].tobytes() if self._is_chunks else self._hash_of_files().encode()
         return hashlib.sha256(repr((self.path, self.kept)).encode() + first).hexdigest()[:16]
 
     def train_dataloader(self) -> DataLoader[Any]:
