@@ -147,6 +147,8 @@ class Arrays(ScoreData):
         return from_state(self._state["conditions"], self.how) if self._state else self._found_condition()
 
     def _found_condition(self) -> StoredCondition | None:
+        if not self.conditions:
+            return None
         return find_condition(self.conditions, self.axes, self.windows, self.declared[2], self.how)
 
     @property

@@ -170,9 +170,9 @@ def from_state(state: Sequence[dict[str, Any]], standardize: Standardization | N
 
 def find_condition(
     sources: Sequence[Source], axes: Axes, windows: Windows, num_classes: int | None, standardize: Standardization | None
-) -> StoredCondition | None:
+) -> StoredCondition:
     """The conditions in sources: integers (N,) are class labels, neighboring floats (N,) one vector, (N, K) vectors, and
-    what has the axes of the data arrays. None without sources.
+    what has the axes of the data arrays.
 
     Args:
         sources: where they are.
@@ -190,7 +190,7 @@ def find_condition(
             names = [str(source.key) for source in columns if source.key is not None]
             parts.append(Part(Vector(len(together), names), standardize, columns))
         parts += [Part(kind[0], standardize, [source], kind[1]) for source, kind in together if kind is not None]
-    return StoredCondition(parts) if parts else None
+    return StoredCondition(parts)
 
 
 def _kind(
