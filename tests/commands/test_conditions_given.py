@@ -56,7 +56,7 @@ def test_files_hold_parts_or_numbers_by_name_and_one_row_is_for_all(tmp_path):
         ({"mass": [1.0, 2], "radius": [1.0, 2, 3]}, Vector(2, ["mass", "radius"]), r"have \[2, 3\] rows"),
         ({"a": [0.5]}, ClassLabel(3), "must be class labels, which are whole numbers"),
         ({"a": ["x"]}, Vector(1), "holds <U1; must hold numbers"),
-        ({"a": np.zeros((3, 3, 3))}, Array([1, 3, 3]), r"has shape \[3, 3, 3\]; must be \[1, 3, 3\] for one"),
+        ({"a": np.zeros((3, 3, 4))}, Array([1, 3, 3]), r"has shape \[3, 3, 4\]; must be \[1, 3, 3\] for one"),
         ({"a": np.zeros((0, 2))}, Vector(2), "has shape"),
         ({"a": np.array([None])}, Vector(2), "holds pickles"),
     ],
