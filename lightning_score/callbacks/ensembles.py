@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from lightning_score.callbacks.base import Periodic, data_of, fast_dev_run, writes_files
-from lightning_score.callbacks.ensemble_pictures import SHOWN, ensemble_picture, rank_figure, summary
+from lightning_score.callbacks.ensemble_pictures import MEMBERS, SHOWN, ensemble_picture, rank_figure, summary
 from lightning_score.callbacks.loss_guard import measuring
 from lightning_score.callbacks.measurement import blank_record
 from lightning_score.callbacks.pictures import figure_picture, publish
@@ -164,7 +164,7 @@ class Ensembles(Periodic):
         climatology = truths.climatology.to(device).double()
         reference = climatology, half_distance(climatology)
         scores = EnsembleScores(n, members, self.seed, device)
-        shown = torch.zeros(min(n, SHOWN), *summary(truths.climatology[:2]).shape)
+        shown = torch.zeros(min(n, SHOWN), 2 + min(members, MEMBERS), *truths.truth.shape[1:])
         parts = torch.arange(trainer.global_rank, n, trainer.world_size).split(max(1, self.batch_size // members))
         visible = trainer.is_global_zero and trainer.progress_bar_callback is not None
         with fail_together(trainer):
