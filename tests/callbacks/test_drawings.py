@@ -173,6 +173,29 @@ def test_conditions_are_above_their_samples_and_the_data_below(shape, monkeypatc
     assert len(others.data) == 0 and own.paired and others.paired
 
 
+class Deep(Values):
+    """Images of 16 bits."""
+
+    levels, data_range, stored_dtype = 65536, (0.0, 1.0), torch.uint16
+
+    def load(self):
+        x = torch.linspace(0, 65535, 40 * 16).to(torch.uint16).view(40, 1, 4, 4)
+        return Splits(*(Examples(part, torch.zeros(20, dtype=torch.long)) for part in (x[:20], x[20:])))
+
+    def transform(self, train):
+        return lambda x: x.float() / 65535
+
+    def to_reference(self, x):
+        return (65535 * x).round().to(torch.uint16)
+
+
+def test_conditions_of_16_bits_are_as_bright_as_their_samples():
+    data = Deep((1, 4, 4), given=BlockMean(2))
+    picture = np.asarray(sample_picture(data, data.splits.held_out.x[:2], given=data.held_out_conditions()[:2]))
+    given, sample = picture[2:50, 2:50], picture[52:100, 2:50]
+    np.testing.assert_allclose(given.mean(), sample.mean(), atol=1)
+
+
 def test_a_strip_ends_with_the_samples_in_the_units_of_the_data():
     torch.manual_seed(0)
     data = Values((3,))
