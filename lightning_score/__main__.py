@@ -67,7 +67,7 @@ common options:
   --name mine                              name of the run; its folder is RUNS/NAME/date_time
   --seed_everything 0                      seed of weights, data order and noise
   --trainer.max_steps 2400                 optimizer steps
-  --trainer.val_check_interval 1200        steps between validations, with samples and FID
+  --trainer.val_check_interval 1200        steps between validations, which measure samples
 {_DEVICES}
   --trainer.precision bf16-mixed           or 32-true, 16-mixed, 64-true
   --model.network UNet                     or NCSN, NCSNv2, NCSNv2Deeper, NCSNv2Deepest, DDPMpp, NCSNpp, MLP;
@@ -76,8 +76,9 @@ common options:
                                            SigmaTable
 {_SAMPLER}
   --model.optimizer.lr 1.0e-3              learning rate
-  --data Digits                            or FashionMNIST, MNIST, CIFAR10, GaussianMixture, ImageFolder,
-                                           ImageStream; its parameters as --data.batch_size 64
+  --data Digits                            or FashionMNIST, MNIST, CIFAR10, GaussianMixture, ImageFolder, ImageStream,
+                                           Arrays, ArrayStream; its parameters as --data.batch_size 64
+  --model.conditional true                 gives the network the labels or other conditions of the data
   --ema.decay 0.999                        average of the weights
 {_EVALUATION}
   --trainer.logger TensorBoardLogger       W&B where it can be used, by default; metrics.csv is always written
@@ -89,7 +90,7 @@ common options:
   --num_samples 64                         number of samples
   --seed 0                                 sample k of a seed is the same in every run
   --labels "[3]"                           class labels, in turn; all classes by default
-  --condition "[0.3, 1.5]"                 other conditions, in turn: numbers, or an NPY or NPZ file
+  --condition "[0.3, 1.5]"                 other conditions, in turn: numbers, or a NPY or NPZ file
   --batch_size 1024                        samples drawn at once
   --progressive 8                          draws so many samples from noise to data, too
 {_SAMPLER}

@@ -42,7 +42,8 @@ FEWER = {"max_steps=1000": "max_steps=2", "model.sample(64": "model.sample(16", 
 ELSEWHERE = ("wandb", "torchrun", "srun")
 """Programs whose lines are tested in tests/sweep/test_wandb_sweep.py and tests/runs/test_processes.py."""
 CLASSES = {name for path in FILES for name in re.findall(r"^class (\w+)", path.read_text(), re.MULTILINE)}
-OTHERS = {"Args", "LocalPath", "Path", "UNet2DModel", "MLFlowLogger", "TensorBoardLogger", "LambdaLR", "DDPStrategy"}
+OTHERS = {"Args", "LocalPath", "Path", "UNet2DModel", "MLFlowLogger", "TensorBoardLogger", "LambdaLR", "DDPStrategy",
+          "PyWavelets"}  # fmt: skip
 """Names in code that look like classes of this package but are not."""
 
 
@@ -93,6 +94,7 @@ def folder(tmp_path_factory):
         for i, image in enumerate(np.random.RandomState(0).randint(0, 256, (80, 40, 50, 3)).astype(np.uint8)):
             Image.fromarray(image).save(f"photos/{i}.png")
         np.save("spectra.npy", np.zeros((2, 64)))
+        np.save("signals.npy", np.random.RandomState(0).randn(80, 1, 64))
         np.savez("half.npz", x=np.full((1, 1, 8, 8), 255, np.uint8))
         Image.fromarray(np.repeat(np.uint8([[0], [255]]), 4, 0).repeat(8, 1)).save("mask.png")
         peer = Path("vp/cifar10_ddpmpp_continuous")
@@ -224,7 +226,7 @@ def test_the_house_is_as_the_law_of_imports_has_it():
 
 def test_the_table_lists_every_config():
     listed = re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)
-    assert sorted({*listed, "images"} - {"data"}) == sorted(path.stem for path in shipped().glob("*.yaml"))
+    assert sorted({*listed, "arrays", "images"} - {"data"}) == sorted(path.stem for path in shipped().glob("*.yaml"))
 
 
 @pytest.mark.parametrize("row", re.findall(r"^\| `(\w+/\w+)` \|(.*)\|$", CONFIGS, re.MULTILINE), ids=lambda row: row[0])

@@ -17,12 +17,13 @@ Given = float | list[Any] | str
 """Numbers, or the path of a file of numbers."""
 
 
-def read_conditions(given: Given, kind: Condition) -> Tensor:
+def read_conditions(given: Given, kind: Condition, name: str = "condition") -> Tensor:
     """The conditions that a user gives, (n, *kind.shape), in the user's units.
 
     Args:
         given: numbers: one condition, or a list of them; or a NPY or NPZ file with one row per condition.
         kind: what the model takes.
+        name: of the condition in the files of the data.
 
     Raises:
         InputError: the file cannot be read, or the numbers are no conditions of this kind.
@@ -31,7 +32,7 @@ def read_conditions(given: Given, kind: Condition) -> Tensor:
         require(
             Path(given).is_file(), f"--condition {given}: no such file; give a NPY or NPZ file, or numbers, as '[0.3, 1.5]'"
         )
-        return _from_file(Path(given), kind)
+        return _from_file(Path(given), kind, name)
     try:
         numbers = np.asarray(given, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -39,17 +40,18 @@ def read_conditions(given: Given, kind: Condition) -> Tensor:
     return _rows(numbers, kind, f"--condition {given}")
 
 
-def _from_file(file: Path, kind: Condition) -> Tensor:
-    """The conditions of a file: its only array, `condition` or `labels`, or one array for each of several conditions."""
+def _from_file(file: Path, kind: Condition, name: str) -> Tensor:
+    """Those of a file: one array for each of several, or the array `name`, `condition` or `labels`, or the only one."""
     arrays, place = read_arrays(file), f"--condition {file}"
     names = _names(kind, arrays)
     if names and all(name in arrays for name in names):
         return _of_names(arrays, kind, place)
-    wanted = f"condition, or {', '.join(names)}" if names else "condition"
-    name = next((name for name in arrays if name in ("condition", "labels") or len(arrays) == 1), None)
-    if name is None:
+    only = list(arrays) if len(arrays) == 1 else []
+    found = next((each for each in (name, "condition", "labels", *only) if each in arrays), None)
+    if found is None:
+        wanted = f"{name}, or {', '.join(names)}" if names else name
         raise InputError(f"{place}: holds the arrays {', '.join(arrays)}; must hold {wanted}")
-    return _rows(arrays[name], kind, f"{place}: {name}")
+    return _rows(arrays[found], kind, f"{place}: {found}")
 
 
 def _names(kind: Condition, arrays: Collection[str]) -> list[str]:

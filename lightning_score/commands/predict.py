@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_score.callbacks import SampleWriter
 from lightning_score.commands.conditions import Given, read_conditions
 from lightning_score.commands.trainer import TrainerCommand
+from lightning_score.data.sources import texts
 from lightning_score.errors import InputError, require
 from lightning_score.training.conditions import in_turn
 
@@ -65,7 +66,8 @@ class Predict(TrainerCommand):
             return torch.tensor(labels)
         if given is not None:
             kind = conditions.require_taken(model.takes_condition)
-            self.asked = read_conditions(given, kind)
+            named = texts(self.datamodule.hparams.get("condition"))
+            self.asked = read_conditions(given, kind, named[0] if len(named) == 1 else "condition")
             found: Tensor = self.datamodule.to_condition(self.asked)
             conditions.check(found, model.takes_condition)
         elif not model.takes_condition:

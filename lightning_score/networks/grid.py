@@ -32,7 +32,7 @@ class Grid:
         require(
             1 <= self.dim <= 3,
             f"shape={list(shape)}: must be [channels, length], [channels, height, width] or [channels, depth, height, width]"
-            "; use an MLP for points",
+            "; use an MLP for points, or --data.axes NL if the rows of a table are signals",
         )
         self.shape, self.axes = tuple(shape), AXES[self.dim - 1]
         self.periodic = (periodic,) * self.dim if isinstance(periodic, bool) else tuple(periodic)

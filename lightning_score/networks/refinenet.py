@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,12 +28,12 @@ class RefineNet(Network, ABC):
         channels: channels of the first stage.
         multipliers: the channels of each stage as multiples of `channels`.
         dilations: the dilation of each stage.
-        centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
         norm: makes the norms of the residual blocks.
         inner_norm: makes the norms of the RefineNet blocks.
         pool: the pooling in the RefineNet blocks.
+        centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
         periodic: whether the ends of an axis are neighbors, for all axes or a list for each; if not, zeros surround it.
-        condition: an array, instead of classes; null for nothing.
+        condition: an array, which the model gives it, instead of classes; null for nothing.
     """
 
     units = (RefineResidual, RefineBlock)
@@ -45,10 +45,10 @@ class RefineNet(Network, ABC):
         channels: int,
         multipliers: Sequence[int],
         dilations: Sequence[int],
-        centered: bool,
         norm: Norm,
         inner_norm: Norm,
         pool: Literal["Avg", "Max"],
+        centered: bool = False,
         periodic: bool | Sequence[bool] = False,
         condition: Condition | None = None,
     ) -> None:
@@ -106,10 +106,8 @@ class NCSN(RefineNet):
         channels: channels of the first stage; the paper takes 128, and 64 for MNIST.
         multipliers: the channels of each stage as multiples of `channels`.
         dilations: the dilation of each stage; 1, but in the first stage, halves the resolution instead.
-        centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
         plus: whether the norms are InstanceNorm++; false: instance norm, as in the authors' CondRefineNetDeeperDilated.
-        periodic: whether the ends of an axis are neighbors, for all axes or a list for each; if not, zeros surround it.
-        condition: an array, which the model gives it, instead of classes; null for nothing.
+        settings: centered, periodic and condition, as for RefineNet.
 
     Raises:
         InputError: for a point's shape or one that cannot be halved that often, or numbers out of range.
@@ -123,15 +121,13 @@ class NCSN(RefineNet):
         channels: int = 128,
         multipliers: Sequence[int] = (1, 2, 2, 2),
         dilations: Sequence[int] = (1, 1, 2, 4),
-        centered: bool = False,
         plus: bool = True,
-        periodic: bool | Sequence[bool] = False,
-        condition: Condition | None = None,
+        **settings: Any,
     ) -> None:
         require(levels >= 1, f"levels={levels}: must be at least 1, the number of noise levels of the process")
         norm = partial(InstanceNormPlus, levels=levels, num_classes=num_classes, plus=plus)
         super().__init__(
-            shape, num_classes, channels, multipliers, dilations, centered, norm, norm, "Avg", periodic, condition
+            shape, num_classes, channels, multipliers, dilations, norm=norm, inner_norm=norm, pool="Avg", **settings
         )
         self.levels = levels
 
@@ -151,9 +147,7 @@ class NCSNv2(RefineNet):
         channels: channels of the first stage.
         multipliers: the channels of each stage as multiples of `channels`.
         dilations: the dilation of each stage; 1, but in the first stage, halves the resolution instead.
-        centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
-        periodic: whether the ends of an axis are neighbors, for all axes or a list for each; if not, zeros surround it.
-        condition: an array, which the model gives it, instead of classes; null for nothing.
+        settings: centered, periodic and condition, as for RefineNet.
 
     Raises:
         InputError: for a point's shape or one that cannot be halved that often, or numbers out of range.
@@ -166,13 +160,11 @@ class NCSNv2(RefineNet):
         channels: int = 128,
         multipliers: Sequence[int] = (1, 2, 2, 2),
         dilations: Sequence[int] = (1, 1, 2, 4),
-        centered: bool = False,
-        periodic: bool | Sequence[bool] = False,
-        condition: Condition | None = None,
+        **settings: Any,
     ) -> None:
         norm = partial(InstanceNormPlus, num_classes=num_classes)
         super().__init__(
-            shape, num_classes, channels, multipliers, dilations, centered, norm, NoNorm, "Max", periodic, condition
+            shape, num_classes, channels, multipliers, dilations, norm=norm, inner_norm=NoNorm, pool="Max", **settings
         )
 
     def labels(self, noise_label: Tensor, cond: Tensor | None) -> Labels:
@@ -186,24 +178,14 @@ class NCSNv2Deeper(NCSNv2):
         shape: [C, L], [C, H, W] or [C, D, H, W]; all sizes after C must be divisible by 4, for NCSNv2Deepest by 8.
         num_classes: number of classes it can be conditioned on; 0 for none.
         channels: channels of the first stage.
-        centered: whether the data lie around zero; if not, they lie in [0, 1] and the network maps them to [-1, 1] itself.
-        periodic: whether the ends of an axis are neighbors, for all axes or a list for each; if not, zeros surround it.
-        condition: an array, which the model gives it, instead of classes; null for nothing.
+        settings: centered, periodic and condition, as for RefineNet.
     """
 
     multipliers: Sequence[int] = (1, 2, 2, 4, 4)
     dilations: Sequence[int] = (1, 1, 1, 2, 4)
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        num_classes: int = 0,
-        channels: int = 128,
-        centered: bool = False,
-        periodic: bool | Sequence[bool] = False,
-        condition: Condition | None = None,
-    ) -> None:
-        super().__init__(shape, num_classes, channels, self.multipliers, self.dilations, centered, periodic, condition)
+    def __init__(self, shape: Sequence[int], num_classes: int = 0, channels: int = 128, **settings: Any) -> None:
+        super().__init__(shape, num_classes, channels, multipliers=self.multipliers, dilations=self.dilations, **settings)
 
 
 class NCSNv2Deepest(NCSNv2Deeper):

@@ -19,7 +19,7 @@ from lightning_score.cli import COMMANDS, WITHOUT_TRAINER, run
 from lightning_score.commands.configs import find_config, shipped
 from lightning_score.errors import InputError
 
-CONFIGS = sorted(path.stem for path in shipped().glob("*.yaml") if path.stem != "images")
+CONFIGS = sorted(path.stem for path in shipped().glob("*.yaml") if path.stem not in ("arrays", "images"))
 """Those on data that the package embeds; the others are in test_recipes.py."""
 TABLE = ["--model.sampler.grid=ProcessTable", "--model.sampler.denoise=LastMean"]
 QUICK = ["--samples.num_samples=9", "--evaluate.num_samples=40", "--model.sampler.steps=2"]

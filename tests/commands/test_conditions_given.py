@@ -40,6 +40,8 @@ def test_files_hold_parts_or_numbers_by_name_and_one_row_is_for_all(tmp_path):
     torch.testing.assert_close(read_conditions(file, PARTS), expected)
     np.savez(file, condition=found.numpy(), x=[1], seed=0)
     torch.testing.assert_close(read_conditions(file, PARTS), expected)
+    np.savez(file, params=star.numpy(), condition=[[0.0, 0.0]])
+    torch.testing.assert_close(read_conditions(file, Vector(2), "params"), star)
     np.save(tmp_path / "given.npy", star)
     torch.testing.assert_close(read_conditions(str(tmp_path / "given.npy"), Vector(2)), star)
 
@@ -56,7 +58,7 @@ def test_files_hold_parts_or_numbers_by_name_and_one_row_is_for_all(tmp_path):
         ({"mass": [1.0, 2], "radius": [1.0, 2, 3]}, Vector(2, ["mass", "radius"]), r"have \[2, 3\] rows"),
         ({"a": [0.5]}, ClassLabel(3), "must be class labels, which are whole numbers"),
         ({"a": ["x"]}, Vector(1), "holds <U1; must hold numbers"),
-        ({"a": np.zeros((3, 3, 4))}, Array([1, 3, 3]), r"has shape \[3, 3, 4\]; must be \[1, 3, 3\] for one"),
+        ({"a": np.zeros((3, 3, 2))}, Array([1, 3, 3]), r"has shape \[3, 3, 2\]; must be \[1, 3, 3\] for one"),
         ({"a": np.zeros((0, 2))}, Vector(2), "has shape"),
         ({"a": np.array([None])}, Vector(2), "holds pickles"),
     ],

@@ -143,7 +143,7 @@ def test_channels_last_changes_nothing(case):
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
-        ([2], {}, "use an MLP for points"),
+        ([2], {}, "use an MLP for points, or --data.axes NL if"),
         ([2, 4, 4, 4, 4], {}, "must be .channels, length.*depth, height, width"),
         ([2, 9], {}, "length must be divisible by 2"),
         ([2, 8, 8, 7], {}, "depth, height and width must be divisible by 2"),
