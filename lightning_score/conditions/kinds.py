@@ -214,12 +214,9 @@ class Several(Condition):
 
     def check(self, y: Tensor, empty: bool = True, values: bool = True) -> None:
         super().check(y, empty, values)
-        labels = [rows for part, rows in zip(self.parts, y.split(self.sizes, dim=1), strict=True) if part.num_classes]
-        require(
-            not values or all(bool((rows.isnan() | (rows == rows.round())).all()) for rows in labels),
-            "condition: holds class labels that are not whole numbers",
-        )
-        for part, value in zip(self.parts, self.unpack(y), strict=True):
+        for part, rows, value in zip(self.parts, y.split(self.sizes, dim=1), self.unpack(y), strict=True):
+            whole = not (part.num_classes and values) or bool((rows.isnan() | (rows == rows.round())).all())
+            require(whole, "condition: holds class labels that are not whole numbers")
             part.check(value, values=values)
 
     def embedding(self, width: int) -> nn.Module | None:

@@ -16,7 +16,7 @@ from lightning_score.data.axes import Axes, Windows, find_axes, ordered
 from lightning_score.data.base import Examples, ScoreData, Splits, Transform
 from lightning_score.data.readers import located
 from lightning_score.data.sources import Name, Source, texts
-from lightning_score.data.splitting import split_examples, split_files
+from lightning_score.data.splitting import split_examples
 from lightning_score.data.standardize import MeanStd, Standardization
 from lightning_score.data.stored import Stored, chunks
 from lightning_score.data.stored_condition import StoredCondition, find_condition, from_state
@@ -171,8 +171,11 @@ class Arrays(ScoreData):
         x, rows = self._examples(in_memory)
         self.standardize.check(chunks(x), rows, self.missing, str(self.source))
         groups = None if self.group is None else self.group.rows("N" not in self.axes.letters)
-        first = self.source.count if isinstance(self.held_out, str) else None
-        split = split_files(x, first) if first else split_examples(x, rows, float(self.held_out), groups, self.windows)
+        if isinstance(self.held_out, str):
+            n = x.ends[self.source.count - 1]
+            split = np.arange(n), np.arange(n, len(x))
+        else:
+            split = split_examples(x, rows, self.held_out, groups, self.windows)
         for name, numbers in zip(("training", "held-out"), split, strict=True):
             require(
                 len(numbers) > 0, f"{self.source}: no {name} examples are left; change held_out={self.held_out}, or window"
