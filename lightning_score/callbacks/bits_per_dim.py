@@ -4,7 +4,6 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +12,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lightning_score.callbacks.base import data_of, fast_dev_run, writes_files
-from lightning_score.callbacks.measurement import blank_record
+from lightning_score.callbacks.base import data_of, fast_dev_run
+from lightning_score.callbacks.measurement import blank_record, store
 from lightning_score.data import Examples, ScoreData
 from lightning_score.errors import InputError, require, require_passes
 from lightning_score.process import NoiseProcess
-from lightning_score.runs.records import FILE, append_record
 from lightning_score.sampling import RK45, NoiseStream, Uniform
 from lightning_score.sampling.grid import warn_between_levels
 from lightning_score.sampling.likelihood import (
@@ -139,9 +137,7 @@ class LikelihoodCallback(Callback, ABC):
             seconds=time.monotonic() - start,
         )
         for name, scale in self.scales(data).items():
-            if writes_files(trainer):
-                measured = replace(record, metric=name, value=scale * found.mean, error=scale * found.error)
-                append_record(Path(trainer.default_root_dir) / FILE, measured)
+            store(trainer, replace(record, metric=name, value=scale * found.mean, error=scale * found.error))
             entries = {"": scale * found.mean, "_error": scale * found.error, "_n": float(found.n)}
             entries |= {"_spread": scale * found.spread} if self.draws > 1 else {}
             for suffix, value in entries.items():

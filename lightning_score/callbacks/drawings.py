@@ -1,8 +1,8 @@
 """Drawings of examples that are not images of bytes, chosen by the number of their axes, in the units of the data."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def draw_examples(shown: Shown) -> "Figure":
     """Samples beside or over data: histograms and pair plots of tables, curves and quantile bands of signals, and images of
     fields and of the central slices of volumes.
     """
-    return DRAWINGS[shown.samples.ndim - 1].examples(shown)
+    return {2: draw_table, 3: draw_signals}.get(shown.samples.ndim, _images)(shown)
 
 
 def draw_strip(moments: Values, titles: Sequence[str], shown: Shown) -> "Figure":
@@ -36,12 +36,13 @@ def draw_strip(moments: Values, titles: Sequence[str], shown: Shown) -> "Figure"
         titles: of the times.
         shown: the samples and the data, which set the scales, with names and units.
     """
-    return DRAWINGS[shown.samples.ndim - 1].strip(moments, titles, shown)
+    return {2: _paths, 3: _strip_of_signals}.get(shown.samples.ndim, _strip_of_images)(moments, titles, shown)
 
 
 def draw_neighbors(nearest: Values, shown: Shown) -> "Figure":
     """Samples, each with its nearest training example, (N, *shape), in `nearest`."""
-    return DRAWINGS[shown.samples.ndim - 1].neighbors(nearest, shown)
+    drawings = {2: _neighbors_of_tables, 3: _neighbors_of_signals}
+    return drawings.get(shown.samples.ndim, _neighbors_as_images)(nearest, shown)
 
 
 def _images(shown: Shown) -> "Figure":
@@ -87,8 +88,8 @@ def _neighbors_as_images(nearest: Values, shown: Shown) -> "Figure":
 
 def _groups(shown: Shown, channels: Sequence[Sequence[Row]]) -> list[Group]:
     """The rows of each channel with its color scale and label."""
-    labels = [shown.label(k, "channel") for k in range(len(channels))]
-    return [Group(color_scale(shown.reference[:, k]), labels[k], rows) for k, rows in enumerate(channels)]
+    reference = shown.reference
+    return [Group(color_scale(reference[:, k]), shown.label(k), rows) for k, rows in enumerate(channels)]
 
 
 def _strip_of_signals(moments: Values, titles: Sequence[str], shown: Shown) -> "Figure":
@@ -112,15 +113,14 @@ def _neighbors_of_tables(nearest: Values, shown: Shown) -> "Figure":
 
 def _in_rows(pairs: Values) -> Values:
     """Pairs (N, channels, 2, L) in rows of `BESIDE`: (rows, channels, columns, 2, L)."""
-    rows = np.full((math.ceil(len(pairs) / BESIDE) * BESIDE, *pairs.shape[1:]), np.nan)
-    rows[: len(pairs)] = pairs
+    rows = np.pad(pairs, [(0, -len(pairs) % BESIDE), (0, 0), (0, 0), (0, 0)], constant_values=np.nan)
     return rows.reshape(-1, BESIDE, *pairs.shape[1:]).swapaxes(1, 2)
 
 
 def _scales(shown: Shown) -> list[tuple[str, tuple[float, float]]]:
     """Label and limits of each channel or column."""
-    ends = [limits(shown.samples[:, k], shown.reference[:, k]) for k in range(shown.samples.shape[1])]
-    return [(shown.label(k, "channel"), each) for k, each in enumerate(ends)]
+    samples, reference = shown.samples, shown.reference
+    return [(shown.label(k), limits(samples[:, k], reference[:, k])) for k in range(samples.shape[1])]
 
 
 def _paths(moments: Values, titles: Sequence[str], shown: Shown) -> "Figure":
@@ -134,25 +134,8 @@ def _paths(moments: Values, titles: Sequence[str], shown: Shown) -> "Figure":
     grid = figure.subplots(tall, wide, squeeze=False, sharex=True).ravel()
     for k, axes in zip(columns, grid, strict=False):
         axes.plot(moments[:, :, k].T, lw=0.8, alpha=0.7)
-        axes.set(ylim=limits(moments[:, :, k], shown.reference[:, k]), title=shown.label(k, "column"))
+        axes.set(ylim=limits(moments[:, :, k], shown.reference[:, k]), title=shown.label(k))
         axes.set_xticks(range(len(titles)), titles, rotation=45)
     for axes in grid[len(columns) :]:
         axes.remove()
     return figure
-
-
-class Drawings(NamedTuple):
-    """The drawings of one number of axes: samples beside data, from noise to data, and with the nearest examples."""
-
-    examples: Callable[[Shown], "Figure"]
-    strip: Callable[[Values, Sequence[str], Shown], "Figure"]
-    neighbors: Callable[[Values, Shown], "Figure"]
-
-
-DRAWINGS = {
-    1: Drawings(draw_table, _paths, _neighbors_of_tables),
-    2: Drawings(draw_signals, _strip_of_signals, _neighbors_of_signals),
-    3: Drawings(_images, _strip_of_images, _neighbors_as_images),
-    4: Drawings(_images, _strip_of_images, _neighbors_as_images),
-}
-"""The drawings by the number of the examples' axes."""

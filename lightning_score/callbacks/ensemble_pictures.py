@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_score.callbacks.mosaics import Group, Row, Scale, Values, color_scale, draw_groups
 from lightning_score.callbacks.pictures import figure_picture, strip_picture
-from lightning_score.callbacks.plots import to_values
+from lightning_score.callbacks.plots import Shown, to_values
 from lightning_score.data import ScoreData
 from lightning_score.metrics.ensembles import RankHistogram
 
@@ -26,12 +26,9 @@ MEMBERS, IN_FIELDS = 6, 3
 
 
 def summary(members: Tensor) -> Tensor:
-    """Mean, standard deviation and the first members of an ensemble (M, *shape), (2 + MEMBERS, *shape); NaN beyond M."""
+    """Mean, standard deviation and the first members of an ensemble (M, *shape), (2 + min(M, MEMBERS), *shape)."""
     members = members.float()
-    found = torch.full((2 + MEMBERS, *members.shape[1:]), torch.nan, device=members.device)
-    found[0], found[1] = members.mean(0), members.std(0)
-    found[2 : 2 + len(members)] = members[:MEMBERS]
-    return found
+    return torch.stack([members.mean(0), members.std(0), *members[:MEMBERS]])
 
 
 def rank_figure(histogram: RankHistogram, spread_skill: float) -> "Figure":
@@ -68,37 +65,37 @@ def ensemble_picture(data: ScoreData, truths: Tensor, given: Tensor | None, show
         shown: the `summary` of each ensemble.
     """
     truths, members = truths[: len(shown)], shown[:, 2:]
-    members = members[:, ~members[0].flatten(1).isnan().all(1)]  # fewer than there is room for
     values = [*([] if given is None else [given[: len(shown)]]), truths, shown[:, 0], *members.unbind(1)]
     columns = torch.stack([each.to(shown) for each in values], 1)
     if truths.dtype == torch.uint8 and truths.ndim == 4:
         bright = 255 / shown[:, 1].max().clamp(min=1e-12)
         columns = torch.cat([columns[:, : -members.shape[1]], bright * shown[:, 1:2], columns[:, -members.shape[1] :]], 1)
         return strip_picture(columns.round().to(torch.uint8).unbind(1))
+    label = Shown(to_values(truths), to_values(truths), data.names, data.units).label
+    labels = [label(c) for c in range(min(CHANNELS, truths.shape[1]))] if truths.ndim > 2 else [data.units]
     if truths.ndim == 5:
         columns, shown = (each[:, :, :, each.shape[3] // 2] for each in (columns, shown))
     if truths.ndim > 3:
         names = [*(["given"] if given is not None else []), "truth", "mean", "drawn"]
         few = to_values(columns[:, : len(names) - 1 + IN_FIELDS])
-        return figure_picture(_fields(few, to_values(shown[:, 1]), names, data))
-    return figure_picture(_curves(to_values(columns[:CURVES]), to_values(shown[:CURVES, 1]), given is not None, data))
+        return figure_picture(_fields(few, to_values(shown[:, 1]), names, labels))
+    return figure_picture(_curves(to_values(columns[:CURVES]), to_values(shown[:CURVES, 1]), given is not None, labels))
 
 
-def _fields(columns: Values, std: Values, names: Sequence[str], data: ScoreData) -> "Figure":
+def _fields(columns: Values, std: Values, names: Sequence[str], channels: Sequence[str]) -> "Figure":
     """Images (N, k, C, H, W): each row of a channel is one of `names`, the last of them of all further rows, each column a
     condition; the standard deviations (N, C, H, W) have their own scale.
     """
     groups = []
-    for c in range(min(CHANNELS, columns.shape[2])):
+    for c, channel in enumerate(channels):
         labels = [names[k] if k < len(names) else "" for k in range(columns.shape[1])]
         rows = [Row(label, [columns[:, k, c]]) for k, label in enumerate(labels)]
-        scale = color_scale(columns[:, :, c])
-        groups.append(Group(scale, _label(data, c), rows))
+        groups.append(Group(color_scale(columns[:, :, c]), channel, rows))
         groups.append(Group(Scale(0.0, float(std[:, c].max()) or 1.0, "viridis"), "", [Row("std", [std[:, c]])]))
     return draw_groups(groups, ["a condition in each column"], [len(columns)])
 
 
-def _curves(columns: Values, std: Values, given: bool, data: ScoreData) -> "Figure":
+def _curves(columns: Values, std: Values, given: bool, channels: Sequence[str]) -> "Figure":
     """Of each condition (N, k, C, L), or (N, k, L): samples, their mean and two standard deviations, the truth, and what is
     given.
     """
@@ -106,9 +103,9 @@ def _curves(columns: Values, std: Values, given: bool, data: ScoreData) -> "Figu
 
     if columns.ndim == 3:
         columns, std = columns[:, :, None], std[:, None]
-    rows, channels = len(columns), min(CHANNELS, columns.shape[2])
-    figure = Figure(figsize=(2 + 4 * channels, 1.7 * rows), layout="constrained")
-    grid = figure.subplots(rows, channels, squeeze=False, sharex=True)
+    rows = len(columns)
+    figure = Figure(figsize=(2 + 4 * len(channels), 1.7 * rows), layout="constrained")
+    grid = figure.subplots(rows, len(channels), squeeze=False, sharex=True)
     x, marker = range(columns.shape[3]), "." if columns.shape[3] < 64 else None
     for k in range(rows):
         for c, axes in enumerate(grid[k]):
@@ -119,12 +116,6 @@ def _curves(columns: Values, std: Values, given: bool, data: ScoreData) -> "Figu
             axes.plot(x, truth, color="black", lw=1, marker=marker, label="truth")
             for each in before:
                 axes.step(x, each, where="mid", color="tab:orange", lw=1, label="given")
-            axes.set_ylabel(_label(data, c) if len(data.shape) > 1 else data.units, fontsize=8)
+            axes.set_ylabel(channels[c], fontsize=8)
     grid[0, 0].legend(fontsize=8)
     return figure
-
-
-def _label(data: ScoreData, channel: int) -> str:
-    """The name of a channel with the units, as far as they are known."""
-    name = data.names[channel] if data.names else f"channel {channel}" if data.shape[0] > 1 else ""
-    return f"{name} ({data.units})" if name and data.units else name or data.units

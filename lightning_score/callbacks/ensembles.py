@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,16 +11,16 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from lightning_score.callbacks.base import Periodic, data_of, fast_dev_run, writes_files
-from lightning_score.callbacks.ensemble_pictures import SHOWN, ensemble_picture, rank_figure, summary
+from lightning_score.callbacks.ensemble_pictures import MEMBERS, SHOWN, ensemble_picture, rank_figure, summary
 from lightning_score.callbacks.loss_guard import measuring
-from lightning_score.callbacks.measurement import blank_record
+from lightning_score.callbacks.measurement import blank_record, store
 from lightning_score.callbacks.pictures import figure_picture, publish
 from lightning_score.callbacks.sampling_pass import fail_together
 from lightning_score.data import Examples, ScoreData
 from lightning_score.errors import require
 from lightning_score.metrics.ensembles import EnsembleScores, half_distance
 from lightning_score.metrics.frechet import Estimate
-from lightning_score.runs.records import FILE, append_record, settings_of
+from lightning_score.runs.records import settings_of
 from lightning_score.seeds import derive_seed, seeded
 from lightning_score.training.model import ScoreModel
 
@@ -132,10 +131,9 @@ class Ensembles(Periodic):
         if data.given is not None:
             found["residual"] = self.last.residual(truths.spread)
         for name, (value, error, jackknife) in found.items():
-            floor = (histogram.calibrated, n) if name == "rank_deviation" else (None, None)
+            floor, floor_n = (histogram.calibrated, n) if name == "rank_deviation" else (None, None)
             record = replace(template, metric=name, value=value, error=error, jackknife=list(jackknife))
-            if writes_files(trainer):
-                append_record(Path(trainer.default_root_dir) / FILE, replace(record, floor=floor[0], floor_n=floor[1]))
+            store(trainer, replace(record, floor=floor, floor_n=floor_n))
         self._log(pl_module, prefix, {**found, "spread_skill": spread_skill}, histogram.calibrated)
         if writes_files(trainer):
             step = f"step {trainer.global_step}, "
@@ -164,7 +162,7 @@ class Ensembles(Periodic):
         climatology = truths.climatology.to(device).double()
         reference = climatology, half_distance(climatology)
         scores = EnsembleScores(n, members, self.seed, device)
-        shown = torch.zeros(min(n, SHOWN), *summary(truths.climatology[:2]).shape)
+        shown = torch.zeros(min(n, SHOWN), 2 + min(members, MEMBERS), *truths.truth.shape[1:])
         parts = torch.arange(trainer.global_rank, n, trainer.world_size).split(max(1, self.batch_size // members))
         visible = trainer.is_global_zero and trainer.progress_bar_callback is not None
         with fail_together(trainer):

@@ -18,7 +18,7 @@ from lightning_score.callbacks.base import Periodic, data_of, fast_dev_run, find
 from lightning_score.callbacks.distances import automatic_distances, publish_curves, record_of
 from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.loss_guard import measuring
-from lightning_score.callbacks.measurement import Evaluation, Measurement, blank_record, measurements
+from lightning_score.callbacks.measurement import Evaluation, Measurement, blank_record, measurements, store
 from lightning_score.callbacks.pictures import (
     given_in_turn,
     in_pixels,
@@ -36,7 +36,7 @@ from lightning_score.files import LocalPath
 from lightning_score.metrics import Distance, Estimate, Features, nearest_neighbors, read_npz
 from lightning_score.metrics.reference import Reference, check_fit, reference_statistics
 from lightning_score.metrics.summaries import Summaries, summaries_of
-from lightning_score.runs.records import FILE, Record, append_record, metric_name, settings_of
+from lightning_score.runs.records import Record, metric_name, settings_of
 from lightning_score.training.model import ScoreModel
 
 IN_PICTURE = 64
@@ -205,8 +205,8 @@ class Evaluate(Periodic):
             return part.totals[denoised].measure(reference, all_metrics, self.fid_infinity) | distances
 
         for measurement in measurements(template, passes, measure):
-            for record in measurement.records if writes_files(trainer) else []:
-                append_record(Path(trainer.default_root_dir) / FILE, record)
+            for record in measurement.records:
+                store(trainer, record)
             self._log(pl_module, "test" if test else "val", measurement)
         caption = f"step {trainer.global_step}, NFE {passes[0].nfe:g}"
         if weights == "ema" and writes_files(trainer):

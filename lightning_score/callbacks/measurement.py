@@ -3,12 +3,16 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
+from lightning.pytorch import Trainer
+
+from lightning_score.callbacks.base import writes_files
 from lightning_score.callbacks.sampling_pass import SamplingResult
 from lightning_score.data import ScoreData
 from lightning_score.metrics.frechet import Estimate, pooled
-from lightning_score.runs.records import PERFECT, Record
+from lightning_score.runs.records import FILE, PERFECT, Record, append_record
 
 
 class Evaluation(NamedTuple):
@@ -96,6 +100,12 @@ def blank_record(data: ScoreData, step: int, n: int) -> Record:
         seed=0,
         seconds=0.0,
     )
+
+
+def store(trainer: Trainer, record: Record) -> None:
+    """Adds a record to the file in the run folder, on the process that writes files."""
+    if writes_files(trainer):
+        append_record(Path(trainer.default_root_dir) / FILE, record)
 
 
 def measurements(

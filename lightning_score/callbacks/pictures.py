@@ -38,6 +38,8 @@ MOMENTS = 9
 """Columns of the picture: the start, the samples after equal numbers of moves, and the result."""
 COMPARED = {2: 256, 3: 32, 4: 8}
 """Held-out examples in a drawing, by the number of their axes; of others 1000."""
+COLUMNS = 12
+"""Images in a row of pairs."""
 CONDITIONED = 36
 """Images that are shown with their conditions."""
 FEW = 4
@@ -67,12 +69,18 @@ def drawable(data: ScoreData, x: Tensor) -> Tensor:
     """
     if x.ndim != 4 or x.dtype == torch.uint8:
         return x
-    if data.data_range is None:
-        ends = x[x.isfinite()]
-    else:
-        ends = torch.cat([data.to_reference(torch.full((1, *data.shape), end)).flatten() for end in data.data_range])
-    low, high = (float(end) for end in ends.double().aminmax()) if len(ends) else (0.0, 1.0)
-    return to_uint8(x.double(), (low, high if high > low else low + 1))
+    ends = data.data_range
+    return _to_bytes(
+        x, x if ends is None else torch.cat([data.to_reference(torch.full((1, *data.shape), end)) for end in ends])
+    )
+
+
+def _to_bytes(x: Tensor, values: Tensor) -> Tensor:
+    """Images as bytes, scaled from the range of some values; of NaN, the lowest."""
+    values = values.double()
+    finite = values[values.isfinite()]
+    low, high = (float(end) for end in finite.aminmax()) if len(finite) else (0.0, 1.0)
+    return to_uint8(x.double().nan_to_num(low), (low, high if high > low else low + 1))
 
 
 def sample_picture(data: ScoreData, samples: Tensor, labels: int = 0, given: Tensor | None = None) -> Image.Image:
@@ -96,12 +104,9 @@ def sample_picture(data: ScoreData, samples: Tensor, labels: int = 0, given: Ten
 
 def _pixels_below_conditions(data: ScoreData, samples: Tensor, given: Tensor) -> Image.Image:
     """Rows of conditions, scaled from their range, of their samples and, if these are known, of the examples they are of."""
-    truth = _paired(data, given)
-    units = data.from_condition(given.cpu()).double()
-    known = units[units.isfinite()]
-    low, high = (float(end) for end in (known if len(known) else torch.zeros(1)).aminmax())
-    ends = (0.0, 255.0) if data.given is not None else (low, high if high > low else low + 1)
-    planes = to_uint8(F.interpolate(units.nan_to_num(low), samples.shape[2:], mode="nearest-exact"), ends)
+    truth, units = _paired(data, given), data.from_condition(given.cpu()).double()
+    planes = F.interpolate(units, samples.shape[2:], mode="nearest-exact")
+    planes = _to_bytes(planes, planes) if data.given is None else drawable(data, planes)
     shown = drawable(data, samples)
     parts = [planes if planes.shape[1] == shown.shape[1] else planes[:, :1].expand_as(shown), shown]
     picture = _rows([*parts, *([] if truth is None else [drawable(data, truth)])])
@@ -109,10 +114,10 @@ def _pixels_below_conditions(data: ScoreData, samples: Tensor, given: Tensor) ->
     return picture
 
 
-def _rows(parts: Sequence[Tensor], columns: int = 12) -> Image.Image:
-    """Images (N, C, H, W) in rows of so many, a row of each part below the other."""
-    rows = [row for group in zip(*(part.split(columns) for part in parts), strict=True) for row in group]
-    return _grid(torch.cat(rows), columns=min(columns, len(parts[0])))
+def _rows(parts: Sequence[Tensor]) -> Image.Image:
+    """Images (N, C, H, W) in rows, a row of each part below the other."""
+    rows = [row for group in zip(*(part.split(COLUMNS) for part in parts), strict=True) for row in group]
+    return _grid(torch.cat(rows), columns=min(COLUMNS, len(parts[0])))
 
 
 def _shown(data: ScoreData, samples: Tensor, given: Tensor | None = None) -> Shown:
@@ -233,18 +238,17 @@ class Strip:
         return figure_picture(draw_strip(values, titles, _shown(self._data, moments[-1])))
 
 
-def neighbor_picture(data: ScoreData, samples: Tensor, nearest: Tensor, columns: int = 12) -> Image.Image:
+def neighbor_picture(data: ScoreData, samples: Tensor, nearest: Tensor) -> Image.Image:
     """Samples, each above or over its nearest training example.
 
     Args:
         data: the data module.
         samples: in the form of `reference()`, (N, *shape).
         nearest: of the same shape.
-        columns: pairs in a row of images.
     """
     if not in_pixels(data):
         return figure_picture(draw_neighbors(to_values(nearest), _shown(data, samples)._replace(samples=to_values(samples))))
-    return _rows([drawable(data, each) for each in (samples, nearest)], columns)
+    return _rows([drawable(data, each) for each in (samples, nearest)])
 
 
 def figure_picture(figure: "Figure") -> Image.Image:

@@ -28,6 +28,8 @@ DOTS = 1000
 """Points of a scatter plot."""
 COMPARABLE = 3
 """How much longer one axis of the plane may be than the other for both to have one scale."""
+CHANNELS = 16
+"""Channels that are drawn: the first ones."""
 POSITIONS = 1000
 """Positions at which the quantiles of longer signals are computed."""
 SAMPLES, DATA, LIGHT = "tab:blue", "0.45", "0.65"
@@ -58,8 +60,9 @@ class Shown(NamedTuple):
         known = self.data[np.isfinite(self.data)]
         return self.data if known.size and known.min() < known.max() else self.samples
 
-    def label(self, k: int, kind: str) -> str:
+    def label(self, k: int) -> str:
         """The name of channel or column k, with the units."""
+        kind = "column" if self.samples.ndim == 2 else "channel"
         name = self.names[k] if k < len(self.names) else f"{kind} {k}" if self.samples.shape[1] > 1 else ""
         return f"{name} ({self.units})" if name and self.units else name or self.units
 
@@ -71,15 +74,17 @@ class Shown(NamedTuple):
 
 
 def to_values(x: Tensor) -> Values:
-    """Examples as float64, NaN where they are not finite; those of more than four axes as rows of a table."""
+    """Examples as float64, NaN where they are not finite: the columns of tables or the first channels of signals, fields and
+    volumes; those of more than four axes are rows of a table.
+    """
+    x = x if x.ndim == 2 else x[:, :CHANNELS] if x.ndim <= 5 else x.flatten(1)
     values: Values = x.detach().double().cpu().numpy()
-    values = np.where(np.isfinite(values), values, np.nan)
-    return values if values.ndim <= 5 else values.reshape(len(values), -1)
+    return np.where(np.isfinite(values), values, np.nan)
 
 
-def quantiles(x: Values, q: Sequence[float] = QUANTILES) -> Values:
-    """Quantiles over the first axis, of the values that are not NaN, (len(q), ...)."""
-    found: Values = torch.from_numpy(x).nanquantile(torch.tensor(q, dtype=torch.float64), 0).numpy()
+def quantiles(x: Values) -> Values:
+    """The `QUANTILES` over the first axis, of the values that are not NaN, (5, ...)."""
+    found: Values = torch.from_numpy(x).nanquantile(torch.tensor(QUANTILES, dtype=torch.float64), 0).numpy()
     return found
 
 
@@ -139,7 +144,7 @@ def _draw_channel(panels: Sequence["Axes"], shown: Shown, k: int) -> None:
         axes.plot(curves[:CURVES].T, lw=0.9, alpha=0.85)
     draw_band(panels[-1], own, real)
     panels[0].set_ylim(*limits(own, shown.reference[:, k]))
-    panels[0].set_ylabel(_shortened(shown.label(k, "channel"), 18), fontsize=9)
+    panels[0].set_ylabel(_shortened(shown.label(k), 18), fontsize=9)
 
 
 def draw_band(axes: "Axes", samples: Values, data: Values) -> None:
@@ -210,7 +215,7 @@ def varied(shown: Shown, most: int) -> list[int]:
 def _draw_column(axes: "Axes", shown: Shown, k: int) -> None:
     """A small histogram."""
     draw_histograms(axes, shown.samples[:, k], shown.data[:, k])
-    axes.set_title(_shortened(shown.label(k, "column"), 22), fontsize=8, pad=2)
+    axes.set_title(_shortened(shown.label(k), 22), fontsize=8, pad=2)
     axes.yaxis.set_visible(False)
     axes.locator_params("x", nbins=3)
     axes.tick_params(labelsize=7, pad=1)
@@ -233,7 +238,7 @@ def _draw_pairs(figure: "Figure | SubFigure", shown: Shown, columns: Sequence[in
 
 def _draw_pair(axes: "Axes", shown: Shown, i: int, j: int) -> None:
     """Samples over data in the plane of two columns; the histograms of one."""
-    x, y = (_shortened(shown.label(k, "column"), 18) for k in (i, j))
+    x, y = (_shortened(shown.label(k), 18) for k in (i, j))
     if i == j:
         draw_histograms(axes, shown.samples[:, i], shown.data[:, i])
         axes.set_xlabel(x or "x", fontsize=9)

@@ -43,6 +43,10 @@ class Condition(ABC):
         require(not missing, f"{path}: keep the parameter {', '.join(missing)} as an attribute, as self.size = size")
         return {"class_path": path, "init_args": {name: _plain(getattr(self, name)) for name in takes}}
 
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={getattr(self, name, None)!r}" for name in signature(type(self)).parameters)
+        return f"{type(self).__name__}({arguments})"
+
     def empty(self, n: int, device: torch.device | str | None = None) -> Tensor:
         """n rows that mean "no condition", (n, *shape)."""
         return torch.full((n, *self.shape), torch.nan, dtype=self.dtype, device=device)

@@ -5,9 +5,7 @@ Axes have names, from the last one: x, y, z. So a signal (C, L) has x, a field (
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial, reduce
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -53,6 +51,11 @@ class ArrayAugmentation(ABC):
         return x
 
 
+def _moved_conditions(data: "ScoreData") -> list[Condition]:
+    """The conditions that change with the examples; observations are made of changed examples."""
+    return data.condition.arrays() if data.condition is not None and data.given is None else []
+
+
 class _Moves(ArrayAugmentation, ABC):
     """Moves the values of examples along axes.
 
@@ -74,7 +77,7 @@ class _Moves(ArrayAugmentation, ABC):
             f"{name}: axes={self.axes}: the data have the shape {list(data.shape)}, and so the axes: {has}",
         )
         self.check_shape(data.shape, "the data have")
-        for part in data.condition.arrays() if data.condition else []:
+        for part in _moved_conditions(data):
             require(len(part.shape) == spatial + 1, f"{name}: cannot change a condition of shape {list(part.shape)} alike")
             self.check_shape(part.shape, "the condition has")
 
@@ -107,7 +110,7 @@ class Rolls(_Moves):
 
     def check(self, data: "ScoreData", x: Tensor) -> None:
         super().check(data, x)
-        for part in data.condition.arrays() if data.condition else []:
+        for part in _moved_conditions(data):
             sizes = [[shape[dim] for dim in self.dims] for shape in (data.shape, part.shape)]
             require(
                 sizes[0] == sizes[1],
@@ -160,6 +163,14 @@ class Rotations(_Moves):
 class _Noise(ArrayAugmentation, ABC):
     """Noise on stored numbers."""
 
+    def noisy(self, x: Tensor) -> Tensor:
+        x = x if x.is_floating_point() else x.float()
+        return x + self.noise_like(x)
+
+    @abstractmethod
+    def noise_like(self, x: Tensor) -> Tensor:
+        """Noise for examples (B, *shape)."""
+
     def check(self, data: "ScoreData", x: Tensor) -> None:
         require(
             data.levels is None,
@@ -191,10 +202,9 @@ class GaussianNoise(_Noise):
             f"GaussianNoise: std={self.std}: must be one number, or one for each of the {channels} channels",
         )
 
-    def noisy(self, x: Tensor) -> Tensor:
-        x = x if x.is_floating_point() else x.float()
+    def noise_like(self, x: Tensor) -> Tensor:
         std = torch.tensor(self.std, dtype=x.dtype, device=x.device).reshape(-1, *[1] * (x.ndim - 2))
-        return x + std * torch.randn_like(x)
+        return std * torch.randn_like(x)
 
 
 class Dequantize(_Noise):
@@ -211,38 +221,5 @@ class Dequantize(_Noise):
         whole = not x.is_floating_point() or bool((x.round() == x)[~x.isnan()].all())
         require(whole, "Dequantize: the data are not whole numbers; GaussianNoise(std) adds noise to any")
 
-    def noisy(self, x: Tensor) -> Tensor:
-        x = x if x.is_floating_point() else x.float()
-        return x + (torch.rand_like(x) - 0.5)
-
-
-def moved_conditions(data: "ScoreData") -> list[Condition]:
-    """The conditions that are moved with the examples of data; observations are made of moved examples."""
-    return data.condition.arrays() if data.condition is not None and data.given is None else []
-
-
-@dataclass(frozen=True)
-class Noisy:
-    """A transform of stored examples after the noise that is a part of the data."""
-
-    augment: Sequence[ArrayAugmentation]
-    transform: Callable[[Tensor], Tensor]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.transform(reduce(lambda noisy, each: each.noisy(noisy), self.augment, x))
-
-
-@dataclass(frozen=True)
-class Changed:
-    """Changes training examples (B, *shape) and, alike, their conditions (B, ...)."""
-
-    augment: Sequence[ArrayAugmentation]
-    condition: Condition | None
-
-    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        for each in self.augment:
-            drawn = each.draw(len(x), x.shape[1:], x.device)
-            if drawn is not None:
-                change = partial(each.change, drawn=drawn)
-                x, y = change(x), y if self.condition is None else self.condition.moved(y, change)
-        return x, y
+    def noise_like(self, x: Tensor) -> Tensor:
+        return torch.rand_like(x) - 0.5

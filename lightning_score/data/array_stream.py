@@ -1,35 +1,19 @@
 """Arrays that are streamed from chunks, on a disk or in a bucket: data sets larger than memory."""
 
 import hashlib
-from dataclasses import dataclass
 from functools import cached_property
-from math import isnan, prod
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_score.data.arrays import Arrays
-from lightning_score.data.batches import Examples, Splits, Transform
+from lightning_score.data.batches import Splits
 from lightning_score.data.stream import chunk_loader, in_memory
-from lightning_score.errors import InputError, require
-from lightning_score.files import LocalPath, cache_folder, new_folder_if_kept
+from lightning_score.errors import require
+from lightning_score.files import LocalPath, cache_folder
 from lightning_score.memory import require_room
-
-
-@dataclass(frozen=True)
-class WithGaps:
-    """A transform of numbers as they are in chunks, with NaN where they have the value of missing ones."""
-
-    missing: float | None
-    then: Transform
-
-    def __call__(self, x: Tensor) -> Tensor:
-        x = x if x.is_floating_point() else x.float()
-        gaps = self.missing is not None and not isnan(self.missing)
-        return self.then(x.masked_fill(x.eq(self.missing or 0), torch.nan) if gaps else x)
 
 
 class ArrayStream(Arrays):
@@ -62,63 +46,55 @@ class ArrayStream(Arrays):
         self.path, self.kept = path, kept
         self.how_standardized = repr([(type(how).__name__, vars(how)) for how in (self.standardize, self.how) if how])
         self._is_chunks = "://" in path.removeprefix("package://") or Path(path, "index.json").exists()
-        self.foreign = self._is_chunks and self._describe()
+        if self._is_chunks:
+            self._describe()
 
-    def _describe(self) -> bool:
-        """Takes shape, conditions and constants from chunks; returns whether they were written otherwise."""
-        from lightning_score.data.chunks import description_of
-
-        known = description_of(self.path)
-        if known is not None:
-            self.load_state_dict(known["state"])
-            return False
+    def _describe(self) -> None:
+        """Takes shape, conditions and constants from chunks, as far as they have them."""
+        chunks = self._rows()
+        if chunks.description is not None:
+            self.load_state_dict(chunks.description["state"])
+            return
         require(not self.conditions, f"condition: {self.path}: chunks that were packed otherwise have no conditions")
-        x, _ = self._rows()[0]
+        x = chunks.array(0)
         self.__dict__ |= {"shape": x.shape, "integers": str(x.dtype) if x.dtype.kind in "biu" else "", "names": []}
-        return True
 
     @cached_property
     def chunks(self) -> str:
         """The folder of the chunks; packs them if necessary."""
         if self._is_chunks:
             return self.path
-        from lightning_score.data.chunks import description_of
-        from lightning_score.data.packing import lock_of, pack_arrays
+        from lightning_score.data.chunks import ArrayItems
+        from lightning_score.data.packing import pack_arrays, pack_once
 
         cache = Path(self.cache) if self.cache else cache_folder()
-        key = hashlib.sha256(repr((super().fingerprint, self.how_standardized)).encode()).hexdigest()[:16]
+        key = hashlib.sha256(repr((self._hash_of_files(), self.how_standardized)).encode()).hexdigest()[:16]
         packed = cache / f"chunks-{key}"
-        try:
-            with new_folder_if_kept(cache), lock_of(packed):  # one of several processes packs
-                if not packed.exists():
-                    splits = super().load()
-                    pack_arrays(splits, {"held_out": len(splits.held_out.x), "state": self.state_dict()}, packed)
-        except OSError as error:  # a full disk, or no permission
-            raise InputError(
-                f"--data.cache {cache}: the chunks cannot be written there ({error.strerror or error}); give another folder"
-            ) from error
+
+        def pack() -> None:
+            splits = Arrays.load(self)
+            pack_arrays(splits, {"held_out": len(splits.held_out.x), "state": self.state_dict()}, packed)
+
+        pack_once(packed, pack)
         if not self._state:
-            self.__dict__.pop("stored_condition", None)  # that has no constants
-            self.load_state_dict(description_of(str(packed))["state"])  # type: ignore[index]
+            self.load_state_dict(ArrayItems(str(packed)).description["state"])  # type: ignore[index]
         return str(packed)
 
     def _rows(self, first: int = 0, last: int | None = None) -> Any:
         """A StreamingDataset of this process, of the examples from `first` to `last`."""
         from lightning_score.data.chunks import ArrayItems
 
-        whole = ArrayItems(self.path if self._is_chunks else self.chunks, self.__dict__.get("shape"))
+        whole = ArrayItems(self.path if self._is_chunks else self.chunks, self.__dict__.get("shape"), self.fill)
         return whole.subset(slice(first, last)) if (first, last) != (0, None) else whole
 
     @cached_property
     def _held_out(self) -> int:
         """The number of examples held out, the first ones."""
-        from lightning_score.data.chunks import description_of
-
-        known = description_of(self.chunks)
-        if known is not None:
-            return int(known["held_out"])
+        chunks = self._rows()
+        if chunks.description is not None:
+            return int(chunks.description["held_out"])
         require(not isinstance(self.held_out, str), f"held_out={self.held_out}: must be a fraction for these chunks")
-        n = len(self._rows())
+        n = len(chunks)
         return min(max(1, round(float(self.held_out) * n)), n - 1)
 
     def load(self) -> Splits:
@@ -128,19 +104,13 @@ class ArrayStream(Arrays):
         n = len(train) + len(held)
         require_room(4 * n * prod(self.shape), f"{n} examples of shape {list(self.shape)}", "use a smaller kept or held_out")
         splits = Splits(in_memory(train), in_memory(held))
-        if self.foreign:
-            gaps = WithGaps(self.fill, torch.nn.Identity())
-            splits = Splits(*(Examples(gaps(x), y) for x, y in splits))
         self._fit(splits.train.x)
         return splits
-
-    def transform(self, train: bool) -> Transform:
-        return WithGaps(self.fill, self.standardize) if self.foreign else self.standardize
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the chunks or files, and of the number of examples in memory."""
-        first = self._rows()[0][0].tobytes() if self._is_chunks else super().fingerprint.encode()
+        first = self._rows()[0][0].tobytes() if self._is_chunks else self._hash_of_files().encode()
         return hashlib.sha256(repr((self.path, self.kept)).encode() + first).hexdigest()[:16]
 
     def train_dataloader(self) -> DataLoader[Any]:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
-from lightning_score.conditions import ClassLabel, Condition
+from lightning_score.conditions import Condition
 from lightning_score.data.axes import Axes, Windows, find_axes, ordered
 from lightning_score.data.base import Examples, ScoreData, Splits, Transform
 from lightning_score.data.readers import located
@@ -106,6 +106,10 @@ class Arrays(ScoreData):
         self.group = Source([path], groups[0], text=True) if groups else None
         place = [condition_path] if condition_path else [path, *held]
         self.conditions = [Source(place, each) for each in keys] or ([Source(place)] if condition_path else [])
+        require(
+            self.given is None or not self.conditions,
+            f"condition={condition}: must be null with given, which takes its place",
+        )
         self._state: dict[str, Any] = {}
 
     @cached_property
@@ -140,9 +144,7 @@ class Arrays(ScoreData):
     @cached_property
     def stored_condition(self) -> StoredCondition | None:
         """What is stored beside the data and given to the model, from a checkpoint or the files."""
-        if self._state:
-            return from_state(self._state["conditions"], self.how) if self._state["conditions"] else None
-        return self._found_condition()
+        return from_state(self._state["conditions"], self.how) if self._state else self._found_condition()
 
     def _found_condition(self) -> StoredCondition | None:
         if not self.conditions:
@@ -151,30 +153,23 @@ class Arrays(ScoreData):
 
     @property
     def condition(self) -> Condition | None:
-        if self.given is not None or self.stored_condition is None:
-            return super().condition if self.given is not None else None
-        return self.stored_condition.kind
+        return super().condition if self.stored_condition is None else self.stored_condition.kind
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
         """Number of classes of a condition that is a class label."""
-        kind = None if self.stored_condition is None else self.stored_condition.kind
-        return kind.num_classes if isinstance(kind, ClassLabel) else 0
+        return 0 if self.stored_condition is None else self.stored_condition.kind.num_classes
 
     def to_condition(self, values: Tensor) -> Tensor:
-        if self.given is not None or self.stored_condition is None:
-            return super().to_condition(values)
-        return self.stored_condition.to_model(values)
+        return super().to_condition(values) if self.stored_condition is None else self.stored_condition.to_model(values)
 
     def from_condition(self, y: Tensor) -> Tensor:
-        if self.given is not None or self.stored_condition is None:
-            return super().from_condition(y)
-        return self.stored_condition.from_model(y)
+        return super().from_condition(y) if self.stored_condition is None else self.stored_condition.from_model(y)
 
     def load(self) -> Splits:
         in_memory = self.source.in_memory(self.in_memory)
         x, rows = self._examples(in_memory)
-        self.standardize.check(x.chunks(), rows, self.missing, str(self.source))
+        self.standardize.check(chunks(x), rows, self.missing, str(self.source))
         groups = None if self.group is None else self.group.rows("N" not in self.axes.letters)
         first = self.source.count if isinstance(self.held_out, str) else None
         split = split_files(x, first) if first else split_examples(x, rows, float(self.held_out), groups, self.windows)
@@ -239,7 +234,7 @@ class Arrays(ScoreData):
         if not self.integers or self.integers == "bool":
             return found
         limits = np.iinfo(self.integers)
-        return found.round().clamp(limits.min, limits.max)
+        return found.round().clamp(float(limits.min), float(limits.max))
 
     def log_det(self, x: Tensor) -> Tensor:
         return self.standardize.log_det(x)
@@ -260,6 +255,9 @@ class Arrays(ScoreData):
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the files' names, sizes and times, and of the settings that choose examples."""
+        return self._hash_of_files()
+
+    def _hash_of_files(self) -> str:
         sources = [self.source, *self.conditions, *([self.group] if self.group else [])]
         settings = (self.axes, self.windows, self.fill, self.held_out, [source.fingerprint() for source in sources])
         return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
@@ -288,8 +286,7 @@ class Arrays(ScoreData):
             known = {name: str(state[name]) for name in ("integers", "fingerprint")}
             np.dtype(known["integers"] or "f4")
             shape, names = tuple(map(int, state["shape"])), [str(name) for name in state["names"]]
-            if state["conditions"]:
-                from_state(state["conditions"], self.how)
+            from_state(state["conditions"], self.how)
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:

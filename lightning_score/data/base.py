@@ -13,9 +13,10 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torchvision.transforms import Compose
 
 from lightning_score.conditions import Condition, LinearOperator, condition_of
-from lightning_score.data.array_augmentation import ArrayAugmentation, Changed, Noisy
+from lightning_score.data.array_augmentation import ArrayAugmentation
 from lightning_score.data.batches import CPU, Batches, Examples, Finish, Splits, Transform, split_indices, whole_batch
 from lightning_score.data.check import check_splits
 from lightning_score.data.observed import Observed
@@ -160,12 +161,12 @@ class ScoreData(LightningDataModule, ABC):
 
     def inputs(self, train: bool) -> Transform:
         """`transform`, after the noise that is a part of the data."""
-        return Noisy(self.augment, self.transform(train)) if self.augment else self.transform(train)
+        then = self.transform(train)
+        return Compose([*(each.noisy for each in self.augment), then]) if self.augment else then
 
     def finish(self, train: bool) -> Finish:
         """What is done to transformed batches."""
-        change = Changed(self.augment, None if self.given else self.condition) if self.augment and train else None
-        return Finish(self.given, change)
+        return Finish(self.given, self.augment if train else (), None if self.given else self.condition)
 
     def held_out_conditions(self) -> Tensor:
         """The conditions of the held-out examples in order, which samples get in turn, (n, *condition.shape)."""

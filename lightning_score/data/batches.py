@@ -1,6 +1,7 @@
 """Stored examples, their split, and a dataset that makes a whole batch of them in one vectorized step."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_score.data.array_augmentation import Changed
+from lightning_score.conditions import Condition
+from lightning_score.data.array_augmentation import ArrayAugmentation
 from lightning_score.data.observed import Observed
 from lightning_score.seeds import derive_seed, seeded
 
@@ -35,15 +37,19 @@ class Splits(NamedTuple):
 class Finish(NamedTuple):
     """What is done to a batch (x, y) after the transform.
 
-    Fields: given (what x is conditioned on instead of its label), change (augments x, and y alike).
+    Fields: given (what x is conditioned on instead of its label), augment (changes of x), condition (of y, changed alike).
     """
 
     given: Observed | None = None
-    change: Changed | None = None
+    augment: Sequence[ArrayAugmentation] = ()
+    condition: Condition | None = None
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        if self.change is not None:
-            x, y = self.change(x, y)
+        for each in self.augment:
+            drawn = each.draw(len(x), x.shape[1:], x.device)
+            if drawn is not None:
+                change = partial(each.change, drawn=drawn)
+                x, y = change(x), y if self.condition is None else self.condition.moved(y, change)
         return x, y if self.given is None else self.given(x)
 
 

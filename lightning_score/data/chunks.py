@@ -17,6 +17,7 @@ from lightning_score.data.batches import Finish, Transform
 from lightning_score.data.files import UNREADABLE, as_bytes
 from lightning_score.data.gray import GrayScale, as_levels, is_deep
 from lightning_score.data.sixteen_bits import fit, planes_of, values_of
+from lightning_score.data.stored import Stored
 from lightning_score.errors import InputError, require
 from lightning_score.seeds import derive_seed, seeded
 
@@ -28,11 +29,6 @@ except ImportError as error:
 
 LABELS = ("y", "label", "class", "target")
 """Usual names of labels."""
-
-
-def description_of(chunks: str) -> dict[str, Any] | None:
-    """What `pack_arrays` kept with chunks; None for chunks that were written otherwise."""
-    return ArrayItems(chunks).description
 
 
 class Refusing(Serializer):  # type: ignore[misc]  # litdata has no types
@@ -72,27 +68,37 @@ class ArrayItems(Items):
     Args:
         chunks: their folder.
         shape: the shape of an array; None for any.
+        missing: the value that becomes NaN.
+
+    Attributes:
+        description: what `pack_arrays` kept with the chunks; None for chunks that were written otherwise.
     """
 
-    def __init__(self, chunks: str, shape: Sequence[int] | None = None) -> None:
+    def __init__(self, chunks: str, shape: Sequence[int] | None = None, missing: float | None = None) -> None:
         super().__init__(chunks)
-        self.shape = None if shape is None else tuple(shape)
+        self.shape, self.missing = None if shape is None else tuple(shape), missing
         content = json.loads(Path(self.input_dir.path, "index.json").read_text())
         self.description: dict[str, Any] | None = content["config"].get("arrays")
 
     def __getitem__(self, index: Any) -> tuple[np.ndarray, np.ndarray]:
-        item = super().__getitem__(index)
         if self.description is not None:
+            item = super().__getitem__(index)
             x, y = np.asarray(item["x"]), np.asarray(item["y"])
             return x, y[0] if self.description["scalar"] else y
+        x = self.array(index)
+        fits = self.shape is None or x.shape == self.shape
+        place = self.input_dir.url or self.input_dir.path
+        require(fits, f"{place}: holds arrays of shape {list(x.shape)}, the first is of {list(self.shape or ())}")
+        return Stored([x[None]], missing=self.missing)[0].numpy(), np.zeros((), np.int64)
+
+    def array(self, index: Any) -> np.ndarray:
+        """The first array of numbers of an item that was written otherwise."""
+        item = super().__getitem__(index)
         parts = list(item.values() if isinstance(item, Mapping) else item if isinstance(item, (tuple, list)) else [item])
         arrays = [np.asarray(part) for part in parts if getattr(part, "ndim", 0) > 0]
         place = self.input_dir.url or self.input_dir.path
         require(bool(arrays) and arrays[0].dtype.kind in "biuf", f"{place}: an item of the chunks holds no array of numbers")
-        x = arrays[0]
-        fits = self.shape is None or x.shape == self.shape
-        require(fits, f"{place}: holds arrays of shape {list(x.shape)}, the first is of {list(self.shape or ())}")
-        return x, np.zeros((), np.int64)
+        return arrays[0]
 
 
 class Images(Items):

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from errno import ENOSPC
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,32 @@ from tqdm import tqdm
 from lightning_score.data.batches import Splits
 from lightning_score.data.files import ImageFiles
 from lightning_score.errors import InputError, require
-from lightning_score.files import replace_text, replacing
+from lightning_score.files import new_folder_if_kept, replace_text, replacing
 
 CHUNK = 64 << 20
 """Maximal size of a chunk in bytes; a chunk is read as a whole."""
 
 
-@contextmanager
-def lock_of(packed: Path) -> Iterator[None]:
-    """A lock on packing into a folder; its file is removed after an error."""
-    lock = Path(f"{packed}.lock")
+def pack_once(packed: Path, pack: Callable[[], None]) -> None:
+    """Packs chunks into a folder of the cache unless they are there; one of several processes does it.
+
+    Raises:
+        InputError: there is no space, or no permission.
+    """
+    cache, lock = packed.parent, Path(f"{packed}.lock")
     try:
-        with FileLock(lock):
-            yield
-    except BaseException:
-        lock.unlink(missing_ok=True)
-        raise
+        with new_folder_if_kept(cache):
+            try:
+                with FileLock(lock):
+                    if not packed.exists():
+                        pack()
+            except BaseException:
+                lock.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise InputError(
+            f"--data.cache {cache}: the chunks cannot be written there ({error.strerror or error}); give another folder"
+        ) from error
 
 
 def pack(data: ImageFiles, labels: Sequence[int], out: Path) -> None:

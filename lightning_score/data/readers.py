@@ -13,13 +13,10 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 import numpy as np
 from PIL import Image
 
-from lightning_score.data.mapped import data_offset, mapping, npy_header
 from lightning_score.errors import InputError, one_line, require
 
 TIFF_AXES = str.maketrans("YXSZTIQPRA", "HWCDNNNNNN")
 """Letters of tifffile for axes, and ours."""
-FITS_TYPES = {8: "u1", 16: "i2", 32: "i4", 64: "i8", -32: "f4", -64: "f8"}
-"""The types of FITS images by BITPIX."""
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, IndexError, SyntaxError, BadZipFile,
               MemoryError, AttributeError)  # fmt: skip
 """Errors of readers for damaged files."""
@@ -122,18 +119,15 @@ def checked(name: str, member: Member, text: bool = False) -> Member:
     return member
 
 
-def _same(array: Any) -> Any:
-    return array
-
-
-def _column(table: Any, name: str) -> np.ndarray:
-    return np.asarray(table.data[name])
+def _member(array: Any, mapped: bool = False, axes: str = "") -> Member:
+    """What is open already: an array, or an object that reads slices of one."""
+    return Member(array.shape, np.dtype(array.dtype), lambda: array, mapped, axes)
 
 
 def _npy(file: Path) -> Members:
     array = np.load(file, mmap_mode="r", allow_pickle=False)
     require(isinstance(array, np.ndarray), f"{file}: is not an NPY file")
-    return {"": Member(array.shape, array.dtype, partial(_same, array), True)}
+    return {"": _member(array, True)}
 
 
 def _npz(file: Path) -> Members:
@@ -142,25 +136,23 @@ def _npz(file: Path) -> Members:
         for entry in archive.infolist():
             if not entry.filename.endswith(".npy"):
                 continue
-            with archive.open(entry) as stream:
-                shape, fortran, dtype = npy_header(stream)
-                start = stream.tell()
+            with archive.open(entry) as stream, file.open("rb") as raw:
+                first = np.lib.format.read_magic(stream) == (1, 0)
+                header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+                shape, fortran, dtype = header(stream)
+                raw.seek(entry.header_offset + 26)  # where the lengths of the entry's name and extra field are
+                offset = raw.tell() + 4 + int(np.fromfile(raw, "<u2", 2).sum()) + stream.tell()
             name = entry.filename.removesuffix(".npy")
-            if entry.compress_type == ZIP_STORED and not dtype.hasobject and 0 not in shape:
-                offset = data_offset(file, entry.header_offset) + start
-                opened = mapping(file, dtype, offset, shape, "F" if fortran else "C")
-                found[name] = Member(shape, dtype, opened, True)
-            else:
-                found[name] = Member(shape, dtype, _npz_member(file, name))
+            mapped = entry.compress_type == ZIP_STORED and not dtype.hasobject and 0 not in shape
+            opened = partial(np.memmap, file, dtype, "r", offset, shape, "F" if fortran else "C")
+            found[name] = Member(shape, dtype, opened if mapped else partial(_unpacked, file, name), mapped)
     return found
 
 
-def _npz_member(file: Path, name: str) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        with np.load(file, allow_pickle=False) as archive:
-            return archive[name]
-
-    return read
+def _unpacked(file: Path, name: str) -> np.ndarray:
+    """An array of an NPZ file."""
+    with np.load(file, allow_pickle=False) as archive:
+        return archive[name]
 
 
 def _hdf5(file: Path) -> Members:
@@ -172,9 +164,10 @@ def _hdf5(file: Path) -> Members:
             return
         offset = item.id.get_offset() if item.chunks is None and not item.external else None
         if offset is None or item.dtype.kind not in "biuf" or 0 in item.shape:
-            found[name] = Member(item.shape, item.dtype, partial(_same, item))
+            found[name] = _member(item)
         else:
-            found[name] = Member(item.shape, item.dtype, mapping(file, item.dtype, offset, item.shape), True)
+            opened_map = partial(np.memmap, file, item.dtype, "r", offset, item.shape)
+            found[name] = Member(item.shape, item.dtype, opened_map, True)
 
     opened.visititems(visit)
     return found
@@ -195,35 +188,35 @@ def _zarr(file: Path) -> Members:
             for name in sorted(item):
                 yield from within(item[name], f"{place}/{name}".lstrip("/"))
 
-    return {name: Member(item.shape, np.dtype(item.dtype), partial(_same, item)) for name, item in within(opened, "")}
-
-
-def _image(file: Path, number: int, mapped: bool) -> np.ndarray:
-    """An image of a FITS file."""
-    with import_module("astropy.io.fits").open(file, memmap=mapped) as opened:
-        return opened[number].data
+    return {name: _member(item) for name, item in within(opened, "")}
 
 
 def _fits(file: Path) -> Members:
     fits = import_module("astropy.io.fits")
-    found, opened = dict[str, Member](), fits.open(file, memmap=True)
-    for number, unit in enumerate(opened):
-        name = unit.name if unit.name and unit.name != "PRIMARY" and unit.name not in found else str(number)
-        if not unit.is_image:
-            columns = unit.columns.dtype
-            for column in columns.names:
-                kind, size = columns[column].base, (unit.header["NAXIS2"], *columns[column].shape)
-                found[column] = Member(size, kind, partial(_column, unit, column))
-        elif unit.shape:
-            dtype, shift = np.dtype(FITS_TYPES[unit.header["BITPIX"]]), unit.header.get("BZERO", 0)
-            unscaled = unit.header.get("BSCALE", 1) == 1 and "BLANK" not in unit.header
-            unsigned = unscaled and dtype.kind == "i" and shift == 2.0 ** (8 * dtype.itemsize - 1)
-            plain = unscaled and not shift
-            dtype = dtype if plain else np.dtype(f"u{dtype.itemsize}" if unsigned else "f8")
-            mapped = plain and not str(file).endswith(".gz") and not isinstance(unit, fits.CompImageHDU)
-            axes = {2: "HW", 3: "NHW"}.get(len(unit.shape), "")
-            found[name] = Member(unit.shape, dtype, partial(_image, file, number, mapped), mapped, axes)
+    found = dict[str, Member]()
+    with fits.open(file, memmap=True) as opened:
+        for number, unit in enumerate(opened):
+            name = unit.name if unit.name and unit.name != "PRIMARY" and unit.name not in found else str(number)
+            if not unit.is_image:
+                columns = unit.columns.dtype
+                for column in columns.names:
+                    kind, size = columns[column].base, (unit.header["NAXIS2"], *columns[column].shape)
+                    found[column] = Member(size, kind, partial(_column, file, number, column))
+            elif unit.shape:
+                dtype, shift = np.dtype(fits.hdu.base.BITPIX2DTYPE[unit.header["BITPIX"]]), unit.header.get("BZERO", 0)
+                unscaled = unit.header.get("BSCALE", 1) == 1 and "BLANK" not in unit.header
+                unsigned = unscaled and dtype.kind == "i" and shift == 2.0 ** (8 * dtype.itemsize - 1)
+                plain = unscaled and not shift
+                dtype = dtype if plain else np.dtype(f"u{dtype.itemsize}" if unsigned else "f8")
+                mapped = plain and not str(file).endswith(".gz") and not isinstance(unit, fits.CompImageHDU)
+                axes = {2: "HW", 3: "NHW"}.get(len(unit.shape), "")
+                found[name] = Member(unit.shape, dtype, partial(fits.getdata, file, number, memmap=mapped), mapped, axes)
     return found
+
+
+def _column(file: Path, number: int, name: str) -> np.ndarray:
+    """A column of a table in a FITS file."""
+    return np.asarray(import_module("astropy.io.fits").getdata(file, number)[name])
 
 
 def _nifti(file: Path) -> Members:
@@ -251,7 +244,7 @@ def _png(file: Path) -> Members:
     require(depth <= 8 or color == 0, f"{file}: PNG in color with {depth} bits is not read; save it as TIFF")
     with Image.open(file) as opened:
         array = np.asarray(opened.convert("RGB") if opened.mode == "P" else opened)
-    return {"": Member(array.shape, array.dtype, partial(_same, array), False, "HWC"[: array.ndim])}
+    return {"": _member(array, False, "HWC"[: array.ndim])}
 
 
 def _csv(file: Path) -> Members:
@@ -265,26 +258,16 @@ def _csv(file: Path) -> Members:
     names = [cell.strip().strip('"') for cell in first] if named else [str(k) for k in range(len(cells))]
     columns = [k for k, cell in enumerate(cells) if _is_number(cell)]
     require(bool(columns), f"{file}: has no column of numbers in its first line, {delimiter.join(cells)[:80]!r}")
-    read: dict[str, Any] = {
-        "delimiter": delimiter,
-        "skiprows": int(headed),
-        "usecols": columns,
-        "ndmin": 2,
-        "encoding": "utf-8-sig",
-    }
+    read: Any = partial(np.loadtxt, file, comments=None, delimiter=delimiter, skiprows=int(headed), encoding="utf-8-sig")
     try:
-        table = np.loadtxt(file, comments=None, **read)
+        table = read(usecols=columns, ndmin=2)
     except ValueError:  # cells may be empty
-        table = np.loadtxt(file, comments=None, converters=lambda cell: float(cell.strip() or "nan"), **read)
-    found = {}
-    for k in (k for k in range(len(names)) if k not in columns):
-        found[names[k]] = Member(
-            (len(table),), np.dtype(str), partial(np.loadtxt, file, str, **read | {"usecols": k, "ndmin": 1})
-        )
+        table = read(usecols=columns, ndmin=2, converters=lambda cell: float(cell.strip() or "nan"))
+    texts = [k for k in range(len(names)) if k not in columns]
+    found = {names[k]: Member((len(table),), np.dtype(str), partial(read, dtype=str, usecols=k, ndmin=1)) for k in texts}
     for values, k in zip(table.T, columns, strict=True):
         whole = cells[k].strip().lstrip("+-").isdigit() and bool((values == np.round(values)).all())
-        column = np.ascontiguousarray(values, np.int64 if whole else np.float64)
-        found[names[k]] = Member(column.shape, column.dtype, partial(_same, column))
+        found[names[k]] = _member(np.ascontiguousarray(values, np.int64 if whole else np.float64))
     return found
 
 

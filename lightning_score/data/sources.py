@@ -21,7 +21,9 @@ Name = str | int
 USUAL = ("x", "data", "images", "SCI")
 """Usual names of the data among several arrays."""
 MAPPED_FILES = 256
-"""Files of a folder that are mapped at most; more are read or copied into one."""
+"""Files that are mapped one by one, at most; a process may open about a thousand. More are read, or copied into one."""
+COPIED = 1 << 26
+"""Bytes that are copied at once."""
 
 
 class Source:
@@ -58,8 +60,11 @@ class Source:
         return len(files_of(located(self.paths[0])))
 
     def rows(self, alone: bool) -> np.ndarray:
-        """All rows in memory; `alone`: each file is one."""
-        return concatenated(self.arrays(True, None), alone)
+        """The rows of all files, in memory; `alone`: each file is one row."""
+        rows = [array[None] if alone else array for array in self.arrays(True, None)]
+        sizes = {row.shape[1:] for row in rows}
+        require(len(sizes) == 1, f"{self}: the files differ in the shape of an example: {sorted(sizes)}; keep one shape")
+        return np.concatenate(rows)
 
     @cached_property
     def first(self) -> Member:
@@ -94,7 +99,8 @@ class Source:
         names = list(members)
         if self.key is not None:
             wanted = self.key if isinstance(self.key, list) else [self.key]
-            keys = [names[int(k)] if k not in members and _is_place(k, names) else k.lstrip("/") for k in wanted]
+            numbers = {str(k): name for k, name in enumerate(names)}
+            keys = [numbers[k] if k in numbers and k not in members else k.lstrip("/") for k in wanted]
             lacking = [key for key in keys if key not in members]
             known = ", ".join(name for name in names[:20] if name) or "one array without a name"
             require(not lacking, f"{file}: has no {', '.join(lacking)}; it holds {known}")
@@ -120,23 +126,50 @@ class Source:
             in_memory: read what cannot be mapped into memory; false: copy it into the cache, once, and map that.
             cache: its folder.
         """
-        found = []
+        folder, few, found = Path(cache) if cache else cache_folder(), len(self.files) <= MAPPED_FILES, list[np.ndarray]()
+        if not in_memory and not few:
+            return self._copies(self.files, folder)
         for file in self.files:
             member = self.member(file)
             with reading(file):
-                if member.mapped and len(self.files) <= MAPPED_FILES:
+                if member.mapped and few:
                     found.append(np.asarray(member.open()))
-                elif in_memory or member.mapped:
-                    require_room(prod(member.shape) * member.dtype.itemsize, str(file), "set --data.in_memory false")
-                    found.append(np.asarray(member.open()[...]))
+                elif in_memory:
+                    size = prod(member.shape) * member.dtype.itemsize
+                    require_room(size * (len(self.files) - len(found)), str(self), "set --data.in_memory false")
+                    found.append(np.array(member.open()[...]))
                 else:
-                    found.append(_copied(member, Path(cache) if cache else cache_folder(), self.fingerprint(file)))
+                    found += self._copies([file], folder)
         return found
 
-    def fingerprint(self, file: Path | None = None) -> str:
-        """A hash of the key and of the names, sizes and times of all files, or of one."""
+    def _copies(self, files: Sequence[Path], cache: Path) -> list[np.ndarray]:
+        """The arrays of files, memory-mapped from one file in the cache, which is written unless it is there."""
+        headers = [(member.shape, member.dtype) for member in map(self.member, files)]
+        ends = np.cumsum([0, *(prod(shape) * dtype.itemsize for shape, dtype in headers)])
+        stored = cache / f"arrays-{self.fingerprint(files)}.bin"
+        if not stored.exists():
+            with new_folder_if_kept(cache), tempfile.TemporaryDirectory(dir=cache) as temporary:
+                part, free = Path(temporary, stored.name), shutil.disk_usage(temporary).free
+                require(
+                    ends[-1] < free,
+                    f"--data.cache {cache}: needs {ends[-1] / 1e9:.3g} GB, and {free / 1e9:.3g} are free; give another",
+                )
+                with part.open("wb") as out:
+                    for file in files:
+                        member = self.member(file)
+                        with reading(file):
+                            opened, step = member.open(), max(1, COPIED // (prod(member.shape[1:]) * member.dtype.itemsize))
+                            for first in range(0, member.shape[0], step):
+                                np.asarray(opened[first : first + step], member.dtype).tofile(out)
+                part.replace(stored)
+        whole = np.asarray(np.memmap(stored, mode="r"))
+        places = zip(ends, ends[1:], headers, strict=False)
+        return [whole[first:last].view(dtype).reshape(shape) for first, last, (shape, dtype) in places]
+
+    def fingerprint(self, files: Sequence[Path] = ()) -> str:
+        """A hash of the key and of the names, sizes and times of files, by default of all."""
         digest = hashlib.sha256(repr((self.key, sorted(self.without))).encode())
-        for each in self.files if file is None else [file]:
+        for each in files or self.files:
             for part in sorted(each.rglob("*")) if each.is_dir() else [each]:
                 state = part.stat()
                 digest.update(f"{part.name} {state.st_size} {state.st_mtime_ns}\n".encode())
@@ -146,34 +179,3 @@ class Source:
 def texts(names: Any) -> list[str]:
     """One name or several, or none, as a list of texts."""
     return [] if names is None else [str(name) for name in (names if isinstance(names, list | tuple) else [names])]
-
-
-def _is_place(key: str, names: Sequence[str]) -> bool:
-    return key.isdecimal() and int(key) < len(names)
-
-
-def _copied(member: Member, cache: Path, key: str) -> np.ndarray:
-    """A memory-mapped copy of an array in the cache, written unless it is there."""
-    stored = cache / f"array-{key}.npy"
-    if not stored.exists():
-        size = prod(member.shape) * member.dtype.itemsize
-        with new_folder_if_kept(cache), tempfile.TemporaryDirectory(dir=cache) as temporary:
-            part, free = Path(temporary, stored.name), shutil.disk_usage(temporary).free
-            require(
-                size < free, f"--data.cache {cache}: needs {size / 1e9:.3g} GB, and {free / 1e9:.3g} are free; give another"
-            )
-            copy = np.lib.format.open_memmap(part, "w+", member.dtype, shape=member.shape)
-            opened, size = member.open(), max(1, (1 << 26) // max(1, prod(member.shape[1:]) * member.dtype.itemsize))
-            for first in range(0, member.shape[0], size):
-                copy[first : first + size] = opened[first : first + size]
-            copy.flush()
-            part.replace(stored)
-    return np.asarray(np.load(stored, mmap_mode="r", allow_pickle=False))
-
-
-def concatenated(arrays: Sequence[np.ndarray], alone: bool) -> np.ndarray:
-    """The rows of all files; `alone`: each file is one row."""
-    rows: list[Any] = [array[None] for array in arrays] if alone else list(arrays)
-    sizes = {row.shape[1:] for row in rows}
-    require(len(sizes) == 1, f"the files differ in the shape of an example: {sorted(sizes)}; keep those of one shape")
-    return np.concatenate(rows) if len(rows) > 1 else rows[0]

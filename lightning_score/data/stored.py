@@ -1,6 +1,6 @@
 """Examples that stay in files until they are indexed."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -83,18 +83,12 @@ class Stored(Tensor):
             found[raw == self.missing] = np.nan
         return found
 
-    def chunks(self) -> Iterator[Tensor]:
-        """All rows, some at a time."""
-        size = max(1, CHUNK // max(1, prod(self.shape[1:])))
-        for first in range(0, len(self), size):
-            yield self.take(slice(first, first + size))
-
     def read(self) -> Tensor:
         """All rows, in memory."""
         require_room(self.nbytes, f"{len(self)} examples of shape {list(self.shape[1:])}")
         found = torch.empty(self.shape, dtype=self.dtype)
         first = 0
-        for chunk in self.chunks():
+        for chunk in chunks(self):
             found[first : first + len(chunk)] = chunk
             first += len(chunk)
         return found
@@ -102,8 +96,8 @@ class Stored(Tensor):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return self.of(np.arange(len(self))[index])
-        if isinstance(index, int):
-            return self.take([index])[0]
+        if isinstance(index, int | np.integer):
+            return self.take([int(index)])[0]
         if isinstance(index, Tensor | np.ndarray | list | range) and np.ndim(index) == 1:
             return self.take(np.asarray(index))
         return self.read()[index]
@@ -128,6 +122,7 @@ class Stored(Tensor):
         return func(*args, **kwargs)
 
 
-def chunks(x: Tensor) -> Iterable[Tensor]:
-    """All examples, some at a time."""
-    return x.chunks() if isinstance(x, Stored) else x.split(max(1, CHUNK // max(1, prod(x.shape[1:]))))
+def chunks(x: Tensor) -> Iterator[Tensor]:
+    """All examples in memory, some at a time."""
+    for part in x.split(max(1, CHUNK // max(1, prod(x.shape[1:])))):
+        yield part.take(slice(None)) if isinstance(part, Stored) else part

@@ -1,7 +1,9 @@
 """Conditions that are stored beside the data: their kinds, found from their types and shapes, and their standardization."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, zip_longest
 from typing import Any
 
@@ -10,35 +12,34 @@ import torch
 from torch import Tensor
 
 from lightning_score.conditions import Array, ClassLabel, Condition, Several, Vector
-from lightning_score.data.axes import Axes, Windows, ordered
+from lightning_score.data.axes import Axes, Windows, find_axes, ordered
 from lightning_score.data.sources import Source
 from lightning_score.data.standardize import MeanStd, Standardization
-from lightning_score.data.stored import Stored
+from lightning_score.data.stored import Stored, chunks
 from lightning_score.errors import InputError, require
 
 
+@dataclass
 class Part:
-    """One condition: its kind, where it is stored, and its standardization, None for class labels.
+    """One condition.
 
-    Args:
+    Attributes:
         kind: the condition.
-        standardize: how numbers are standardized.
+        standardize: how its numbers are standardized; None for class labels.
         sources: where it is stored, several for the columns of a vector.
         axes: of an array; None for labels and vectors.
         name: its name among several; by default the keys of the sources.
     """
 
-    def __init__(
-        self,
-        kind: Condition,
-        standardize: Standardization | None = None,
-        sources: Sequence[Source] = (),
-        axes: Axes | None = None,
-        name: str = "",
-    ) -> None:
-        self.kind, self.sources, self.axes = kind, sources, axes
-        self.name = name or "_".join(str(source.key) for source in sources)
-        self.standardize = None if isinstance(kind, ClassLabel) else deepcopy(standardize) or MeanStd()
+    kind: Condition
+    standardize: Standardization | None = None
+    sources: Sequence[Source] = ()
+    axes: Axes | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        self.name = self.name or "_".join(str(source.key) for source in self.sources)
+        self.standardize = None if isinstance(self.kind, ClassLabel) else deepcopy(self.standardize) or MeanStd()
 
     def read(self, rows: np.ndarray, alone: bool, windows: Windows) -> Tensor:
         """The stored conditions of all examples, those that are numbers not read yet.
@@ -52,11 +53,10 @@ class Part:
             InputError: there is not one for each row.
         """
         if self.axes is not None:
-            found = Stored(
-                [ordered(array, self.axes, windows) for array in self.sources[0].arrays(True, None)], windows.lead
-            )
+            arrays = [ordered(array, self.axes, windows) for array in self.sources[0].arrays(True, None)]
+            found = Stored(arrays, windows.lead)
             self._check_rows(len(found), len(rows))
-            infinite = sum(int(chunk.isinf().sum()) for chunk in found.chunks())
+            infinite = sum(int(chunk.isinf().sum()) for chunk in chunks(found))
             require(not infinite, f"condition={self.sources[0]}: has {infinite} infinite values; NaN means unknown")
             return found
         columns = [source.rows(alone) for source in self.sources]
@@ -70,14 +70,6 @@ class Part:
         require(
             found == needed, f"condition={self.sources[0]}: has {found} rows, and the data have {needed}; give one for each"
         )
-
-    def to_model(self, values: Tensor) -> Tensor:
-        """Stored values (B, *shape) as those for the model."""
-        return values if self.standardize is None else self.standardize(values)
-
-    def from_model(self, values: Tensor) -> Tensor:
-        """The inverse of `to_model`."""
-        return values if self.standardize is None else self.standardize.inverse(values)
 
     def state_dict(self) -> dict[str, Any]:
         """The kind and the constants as plain values."""
@@ -102,14 +94,16 @@ class StoredCondition:
 
     def to_model(self, values: Tensor) -> Tensor:
         """Stored values (B, *kind.shape) as those for the model: numbers are standardized."""
-        return self._packed([part.to_model(value) for part, value in zip(self.parts, self._unpacked(values), strict=True)])
+        return self._each(values, lambda standardize, x: standardize(x))
 
     def from_model(self, values: Tensor) -> Tensor:
         """The inverse of `to_model`."""
-        return self._packed([part.from_model(value) for part, value in zip(self.parts, self._unpacked(values), strict=True)])
+        return self._each(values, lambda standardize, z: standardize.inverse(z))
 
-    def _unpacked(self, values: Tensor) -> list[Tensor]:
-        return self.kind.unpack(values) if isinstance(self.kind, Several) else [values]
+    def _each(self, values: Tensor, change: Callable[[Standardization, Tensor], Tensor]) -> Tensor:
+        each = self.kind.unpack(values) if isinstance(self.kind, Several) else [values]
+        pairs = zip(self.parts, each, strict=True)
+        return self._packed([change(part.standardize, value) if part.standardize else value for part, value in pairs])
 
     def _packed(self, found: Sequence[Tensor]) -> Tensor:
         return self.kind.pack(found) if isinstance(self.kind, Several) else found[0]
@@ -127,15 +121,18 @@ class StoredCondition:
             in_memory: whether to read arrays into memory; vectors and labels always are.
         """
         found = [part.read(rows, alone, windows) for part in self.parts]
+        made = [list[Tensor]() for _ in splits]
         for part, values in zip(self.parts, found, strict=True):
             if part.standardize is not None and part.standardize.shift is None and isinstance(values, Stored):
-                part.standardize.fit(values.of(splits[0]).chunks)
-        only = found[0]
-        if len(found) == 1 and isinstance(only, Stored):
-            mapped = [only.of(numbers, then=self.parts[0].to_model, dtype=torch.float32) for numbers in splits]
-            return [values.read() for values in mapped] if in_memory or self.parts[0].axes is None else [*mapped]
-        pairs = list(zip(self.parts, found, strict=True))
-        return [self._packed([part.to_model(values[numbers]) for part, values in pairs]) for numbers in splits]
+                part.standardize.fit(partial(chunks, values.of(splits[0])))
+            mapped = len(found) == 1 and part.axes is not None and not in_memory
+            for one, numbers in zip(made, splits, strict=True):
+                if isinstance(values, Stored):
+                    of_split = values.of(numbers, part.standardize, torch.float32)
+                    one.append(of_split if mapped else of_split.read())
+                else:
+                    one.append(values[numbers])
+        return [self._packed(one) for one in made]
 
     def attach(self, found: "StoredCondition | None") -> None:
         """Reads these conditions, which are of a checkpoint, where others were found.
@@ -153,27 +150,22 @@ class StoredCondition:
         """The kinds and constants as plain values."""
         return [part.state_dict() for part in self.parts]
 
-    def load_state_dict(self, state: Sequence[dict[str, Any]]) -> None:
-        """Uses the constants of `state_dict`."""
-        for part, known in zip(self.parts, state, strict=True):
-            if part.standardize is not None:
-                part.standardize.load_state_dict(known["standardize"])
 
-
-def from_state(state: Sequence[dict[str, Any]], standardize: Standardization | None) -> StoredCondition:
-    """The conditions of a checkpoint, without where they are stored."""
-    kinds = [
-        ClassLabel(known["num_classes"])
-        if "num_classes" in known
-        else Vector(known["shape"][0], known.get("names", ()))
-        if len(known["shape"]) == 1
-        else Array(known["shape"])
-        for known in state
-    ]
-    pairs = zip(kinds, state, strict=True)
-    made = StoredCondition([Part(kind, standardize, name=known["name"]) for kind, known in pairs])
-    made.load_state_dict(state)
-    return made
+def from_state(state: Sequence[dict[str, Any]], standardize: Standardization | None) -> StoredCondition | None:
+    """The conditions of a checkpoint, without where they are stored; None if there are none."""
+    parts = list[Part]()
+    for known in state:
+        kind: Condition
+        if "num_classes" in known:
+            kind = ClassLabel(known["num_classes"])
+        else:
+            shape = known["shape"]
+            kind = Array(shape) if len(shape) > 1 else Vector(shape[0], known.get("names", ()))
+        part = Part(kind, standardize, name=known["name"])
+        if part.standardize is not None:
+            part.standardize.load_state_dict(known["standardize"])
+        parts.append(part)
+    return StoredCondition(parts) if parts else None
 
 
 def find_condition(
@@ -225,9 +217,7 @@ def _axes_of(source: Source, size: tuple[int, ...], axes: Axes, windows: Windows
             f"condition={source}: has shape {list(size)}; must be integers (N,), floats (N,) or (N, K), or an array with "
             f"the axes of the data, {full}"
         )
-    of = dict(zip(letters, size, strict=True))
-    places = windows.size or tuple(n for letter, n in of.items() if letter not in "NC")
-    return Axes(letters, (of.get("C", 1), *places))
+    return find_axes(size, letters, None, windows.size)
 
 
 def _highest(source: Source, alone: bool) -> int:

@@ -16,8 +16,8 @@ from lightning_score.data.base import ScoreData
 from lightning_score.data.batches import Examples, Splits
 from lightning_score.data.check import check_examples
 from lightning_score.data.files import ImageFiles
-from lightning_score.errors import InputError, require
-from lightning_score.files import LocalPath, new_folder_if_kept
+from lightning_score.errors import require
+from lightning_score.files import LocalPath
 from lightning_score.memory import require_room
 from lightning_score.seeds import derive_seed
 
@@ -71,19 +71,11 @@ class ImageStream(ImageFiles):
         if "://" in self.path or (self.folder / "index.json").exists():
             return self.path
         self._share_held_out(len(self.files))
-        labels, cache = self.labels(), self.in_cache("").parent
-        from lightning_score.data.packing import lock_of, pack
+        from lightning_score.data.packing import pack, pack_once
 
-        try:
-            with new_folder_if_kept(cache):
-                packed = self.in_cache(self.hashed(self.shape, self.crop, self.num_classes))
-                with lock_of(packed):  # one of several processes packs
-                    if not packed.exists():
-                        pack(self, labels, packed)
-        except OSError as error:  # a full disk, or no permission
-            raise InputError(
-                f"--data.cache {cache}: the chunks cannot be written there ({error.strerror or error}); give another folder"
-            ) from error
+        labels = self.labels()
+        packed = self.in_cache(self.hashed(self.shape, self.crop, self.num_classes))
+        pack_once(packed, lambda: pack(self, labels, packed))
         left_out = json.loads((packed / "left_out.json").read_text())
         if left_out:
             rank_zero_warn(f"{self.summary(left_out)}; all are listed in {packed / 'left_out.json'}")

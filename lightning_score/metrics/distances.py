@@ -12,10 +12,8 @@ from torch import Tensor
 from lightning_score.errors import require
 from lightning_score.metrics.channels import Channels, chunks
 from lightning_score.metrics.frechet import Estimate, jackknife_error, mean_over_splits
-from lightning_score.metrics.statistics import block_of
+from lightning_score.metrics.statistics import BLOCKS, block_of
 
-BLOCKS = 10
-"""Blocks of samples, for the error bar."""
 WORK = 1 << 26
 """Numbers that the splits of a floor compare, together."""
 

@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 from lightning_score.metrics.frechet import Estimate, jackknife_error
-from lightning_score.metrics.statistics import block_of
+from lightning_score.metrics.statistics import BLOCKS, block_of
 
-BLOCKS = 10
-"""Blocks of conditions whose left-out values make differences of two models paired."""
 RANDOM_HISTOGRAMS = 2000
 """Histograms that a calibrated model could have had, from which the bands come."""
 

@@ -12,6 +12,9 @@ from torchmetrics import Metric
 from lightning_score.errors import InputError, require
 from lightning_score.files import read_arrays
 
+BLOCKS = 10
+"""Blocks of samples, or of conditions, that are left out in turn for an error bar."""
+
 
 class Statistics(NamedTuple):
     """A Gaussian fitted to features: their number, mean (D,) and unbiased covariance (D, D), in float64.

@@ -12,13 +12,10 @@ from lightning_score.metrics.features import Activations, Features
 from lightning_score.metrics.frechet import Estimate, frechet_estimate, frechet_infinity
 from lightning_score.metrics.manifold import Manifold, inception_score, kernel_distance, manifold
 from lightning_score.metrics.reference import Reference
-from lightning_score.metrics.statistics import FeatureSums, KeptFeatures, block_of
+from lightning_score.metrics.statistics import BLOCKS, FeatureSums, KeptFeatures, block_of
 
 KINDS = ("fid", "fid_infinity", "is", "kid", *Manifold._fields)
 """The metrics that `MetricTotals.measure` may return."""
-
-BLOCKS = 10
-"""Blocks of samples, for the error bar."""
 
 KEPT = 10_000
 """Most samples whose features are stored, for the metrics that need them: the first ones."""

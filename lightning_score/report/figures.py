@@ -26,8 +26,17 @@ validations and noise levels of Langevin dynamics.
 """
 LANGEVIN = ("sigma", "step_size", "snr", "sample_norm", "data_norm", "score_norm", "variance_ratio", "predicted_ratio")
 """The lists of a line of `langevin.jsonl`, one value per noise level."""
-MAIN = ("fid", "sliced_wasserstein", "power_spectrum", "histogram", "energy_distance")
-"""Kinds of measures that come first."""
+FIRST = (
+    "fid",
+    "fid_infinity",
+    "sliced_wasserstein",
+    "power_spectrum",
+    "histogram",
+    "energy_distance",
+    "bits_per_dim",
+    "nats",
+)
+"""Kinds of measures in the order of importance; others follow."""
 LOSS = ("model.objective", "model.process", "data")
 """Settings that decide which losses are comparable."""
 
@@ -137,12 +146,13 @@ def measures(runs: Sequence[Run]) -> dict[str, list[tuple[int, Record]]]:
     numbers = {id(record): i for i, run in enumerate(runs) for record in run.records}
     groups = by_axis(record for run in runs for record in run.records)
     shared = {axis: len({numbers[id(record)] for record in records}) for axis, records in groups.items()}
-    axes = sorted(groups, key=lambda axis: (_importance(axis[0]), -shared[axis], -axis[1], str(axis)))
+    axes = sorted(groups, key=lambda axis: (importance(axis[0]), -shared[axis], -axis[1], str(axis)))
     return {_name_of_axis(axis, axes): [(numbers[id(record)], record) for record in groups[axis]] for axis in axes}
 
 
-def _importance(metric: str) -> int:
-    return next((i for i, kind in enumerate(MAIN) if metric.startswith(kind)), len(MAIN))
+def importance(metric: str) -> int:
+    """The place of a metric, or of its kind, in the order of importance."""
+    return max((place for place, kind in enumerate(FIRST) if metric.startswith(kind)), default=len(FIRST))
 
 
 def _name_of_axis(axis: tuple[Any, ...], axes: Iterable[tuple[Any, ...]]) -> str:

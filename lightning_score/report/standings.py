@@ -10,14 +10,11 @@ from typing import Any
 
 from lightning_score.metrics import Estimate, jackknife_error
 from lightning_score.metrics.frechet import pooled
-from lightning_score.report.figures import line_kind, measures, rounded
+from lightning_score.report.figures import importance, line_kind, measures, rounded
 from lightning_score.report.reading import Run
 from lightning_score.report.values import is_larger_better, kind_of
 from lightning_score.runs.records import Record, as_number, finite, floor_name
 from lightning_score.sweep.results import leave_one_out
-
-FIRST = ("fid", "fid_infinity", "sliced_wasserstein", "bits_per_dim", "nats")
-"""Kinds of measures in the order of importance; others follow."""
 
 
 def standings(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -33,10 +30,8 @@ def standings(runs: Sequence[Run]) -> list[dict[str, Any]]:
     found = [*_standings(tested, "test"), *_standings(runs, "validation")]
 
     def rank(each: dict[str, Any]) -> tuple[Any, ...]:
-        kind = each["kind"]
-        importance = FIRST.index(kind) if kind in FIRST else len(FIRST)
         sharing = sum(not runs[entry["run"]].notes.archived for entry in each["entries"])
-        return -sharing, importance, -each["n"], each["when"] != "test", each["label"]
+        return -sharing, importance(each["kind"]), -each["n"], each["when"] != "test", each["label"]
 
     return sorted(found, key=rank)
 

@@ -7,7 +7,7 @@ import torch
 
 from lightning_score.conditions import Array, BlockMean, ClassLabel, Several, Vector
 from lightning_score.data import Dequantize, Digits, Examples, Flips, GaussianNoise, Rolls, Rotations, ScoreData, Splits
-from lightning_score.data.array_augmentation import Changed
+from lightning_score.data.batches import Finish
 from lightning_score.errors import InputError
 
 
@@ -58,7 +58,7 @@ def test_every_move_is_as_frequent(moves, shape, places):
     """One value of an asymmetric pattern has an orbit of `places`, each as likely."""
     torch.manual_seed(0)
     x = torch.arange(float(torch.Size(shape).numel())).reshape(1, *shape).expand(4000, *shape)
-    changed, _ = Changed(moves, None)(x, torch.zeros(4000))
+    changed, _ = Finish(augment=moves)(x, torch.zeros(4000))
     counts = Counter(tuple(each.flatten().tolist()) for each in changed)
     expected = 4000 / places
     assert len(counts) == places and sum((n - expected) ** 2 / expected for n in counts.values()) < 3 * places
@@ -72,7 +72,7 @@ def test_arrays_among_the_conditions_move_with_the_examples():
     condition = Several([Array((2, 2, 2)), Vector(3), ClassLabel(5)])
     numbers, labels = torch.randn(40, 3), torch.arange(40) % 6
     y = condition.pack([mean.apply(x), numbers, labels])
-    moved, seen = Changed([Flips(["x", "y"]), Rotations()], condition)(x, y)
+    moved, seen = Finish(None, [Flips(["x", "y"]), Rotations()], condition)(x, y)
     assert int(moved.isnan().sum()) == 40 and not torch.equal(moved.isnan(), x.isnan())
     means, *others = condition.unpack(seen)
     torch.testing.assert_close(means, mean.apply(moved), equal_nan=True)
@@ -137,6 +137,7 @@ def test_moves_and_noise_refuse_what_does_not_fit():
     }.items():
         with pytest.raises(InputError, match=message):
             move.check(coarser, x)
+    Digits(given=BlockMean(4), augment=[Rolls(["x"])]).splits  # noqa: B018  # observations are made of rolled examples
     with pytest.raises(InputError, match="alike"):
         Flips(["x"]).check(Fields(condition=Array((1, 3)), y=torch.zeros(64, 1, 3)), x)
     for make in (lambda: Flips([]), lambda: Flips(["x", "x"]), lambda: Rotations(["x"]), lambda: GaussianNoise(0)):

@@ -61,6 +61,7 @@ def test_chunks_are_packed_once_and_can_be_moved(file, tmp_path, monkeypatch):
     moved.rename(first.chunks)
     monkeypatch.setattr("lightning_score.data.packing.pack_arrays", None)
     again = stream_of(file, tmp_path)
+    assert again.fingerprint == first.fingerprint
     assert len(again.splits.held_out.x) == 20 and again.standardize.state_dict() == first.standardize.state_dict()
     values = torch.randn(2, *first.condition.shape)
     assert torch.equal(again.to_condition(values), first.to_condition(values))
