@@ -2,7 +2,6 @@
 
 import math
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -122,8 +121,7 @@ class LossFloor(Callback):
                 x, y, z = x.to(pl_module.device, pl_module.dtype), y.to(pl_module.device), z.to(pl_module.device, x.dtype)
                 x, known = without_missing(x) if missing else (x, None)
                 x_t, cond = score.process.perturb(x, t, z), y if pl_module.conditional else None
-                at = objective.at if known is None else partial(objective.of_known, known=known)
-                losses = at(score, x_t, t, z, cond)
+                losses = objective.of_known(score, x_t, t, z, cond, known)
                 total += float((SigmaSquared()(score.process, t) * losses).double().sum())
             means.append(total / len(examples.x))
         return torch.tensor(means, dtype=torch.float64)

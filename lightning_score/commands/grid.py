@@ -52,7 +52,7 @@ def grid(arguments: Arguments) -> None:
     _set_steps(config)
     made = parser.instantiate_classes(config).model
     model = ScoreModel.load_from_checkpoint(paths[-1], map_location="cpu", trust=list(trusted)).eval()
-    if model.conditional:
+    if model.conditional and not model.num_classes:
         model.conditions.take_from(data_from(load_checkpoint(paths[-1], trusted)["config"].get("data")))
     report = GridReport(model, made.sampler or PredictorCorrector(), made.guidance, config.steps)
     print(report.text())

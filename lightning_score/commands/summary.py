@@ -17,10 +17,11 @@ from lightning_score.training.model import ScoreModel
 def print_start(model: ScoreModel, folder: Path | None) -> None:
     """Prints the parts of the model and the run folder."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    score = model.score_function
+    score, unused = model.score_function, model.conditions.kind and not model.num_classes and not model.conditional
+    note = "; the condition of the data is not used without --model.conditional true" if unused else ""
     print(
         f"{type(score.network).__name__} with {parameters / 1e6:.3g} M parameters, {type(score.process).__name__} process, "
-        f"{type(model.sampler).__name__} sampler; everything goes to {folder or 'nowhere (fast_dev_run)'}",
+        f"{type(model.sampler).__name__} sampler{note}; everything goes to {folder or 'nowhere (fast_dev_run)'}",
         flush=True,
     )
 

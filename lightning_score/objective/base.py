@@ -65,14 +65,16 @@ class LevelwiseObjective(Objective, ABC):
         t = self.times.sample(process, x)
         z = torch.randn_like(x)
         weight = self.weighting(process, t) * self.times.importance(process, t)
-        x_t, weight = process.perturb(x, t, z), weight.to(x.dtype)
-        return weight * (self.at(score, x_t, t, z, cond) if known is None else self.of_known(score, x_t, t, z, cond, known))
+        return weight.to(x.dtype) * self.of_known(score, process.perturb(x, t, z), t, z, cond, known)
 
     def of_known(
-        self, score: ScoreField, x_t: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None, known: Tensor
+        self, score: ScoreField, x_t: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None, known: Tensor | None
     ) -> Tensor:
-        """J(t) of each example, (B,), from its known entries alone."""
-        return self.at(KnownEntries(score, known), x_t, t, noise * known, cond) / share_known(known)
+        """J(t) of each example, (B,), from its known entries alone where some are missing."""
+        if known is None:
+            return self.at(score, x_t, t, noise, cond)
+        share = known.flatten(1).float().mean(1).clamp(min=1 / known[0].numel())
+        return self.at(KnownEntries(score, known), x_t, t, noise * known, cond) / share
 
     def check(self, process: NoiseProcess) -> None:
         self.times.check(process)
@@ -95,9 +97,3 @@ class KnownEntries(ScoreWrapper):
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         return self.score(x, t, cond) * self.known
-
-
-def share_known(known: Tensor) -> Tensor:
-    """The fraction of the entries of each example that are known, (B,), at least one."""
-    entries = known.flatten(1)
-    return entries.float().mean(1).clamp(min=1 / entries.shape[1])
