@@ -22,6 +22,7 @@ from lightning_score.data.stored import Stored, chunks
 from lightning_score.data.stored_condition import StoredCondition, find_condition, from_state
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.files import LocalPath
+from lightning_score.memory import free_memory
 
 
 class Arrays(ScoreData):
@@ -169,6 +170,7 @@ class Arrays(ScoreData):
     def load(self) -> Splits:
         in_memory = self.source.in_memory(self.in_memory)
         x, rows = self._examples(in_memory)
+        in_memory = in_memory and bool(self.in_memory or x.nbytes <= free_memory() / 4)  # windows may overlap
         self.standardize.check(chunks(x), rows, self.missing, str(self.source))
         groups = None if self.group is None else self.group.rows("N" not in self.axes.letters)
         if isinstance(self.held_out, str):
