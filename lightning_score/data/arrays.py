@@ -17,7 +17,7 @@ from lightning_score.data.base import Examples, ScoreData, Splits, Transform
 from lightning_score.data.readers import located
 from lightning_score.data.sources import Name, Source, texts
 from lightning_score.data.splitting import split_examples
-from lightning_score.data.standardize import MeanStd, Standardization
+from lightning_score.data.standardize import AsStored, MeanStd, Standardization
 from lightning_score.data.stored import Stored, chunks
 from lightning_score.data.stored_condition import StoredCondition, find_condition, from_state
 from lightning_score.errors import InputError, one_line, require
@@ -222,7 +222,7 @@ class Arrays(ScoreData):
     def _fit(self, train: Tensor) -> None:
         """Finds the constants of the training examples, unless they are those of a checkpoint."""
         require(
-            not self.integers or self.standardize.scales_integers,
+            not self.integers or not isinstance(self.standardize, AsStored),
             f"standardize=AsStored: {self.integers} numbers have no scale; choose MeanStd, MinMax, or Constants",
         )
         if self.standardize.shift is None:
