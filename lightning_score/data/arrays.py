@@ -103,7 +103,7 @@ class Arrays(ScoreData):
             f"condition_path={condition_path}: held_out files hold their own conditions; give condition alone",
         )
         require(fraction or group is None, f"group={group}: is for a fraction; held_out={held_out} is a path")
-        self.source = Source([path, *held], key, [*keys, *groups])
+        self.source = Source([path, *held], key, [*groups, *([] if condition_path else keys)])
         self.group = Source([path], groups[0], text=True) if groups else None
         place = [condition_path] if condition_path else [path, *held]
         self.conditions = [Source(place, each) for each in keys] or ([Source(place)] if condition_path else [])

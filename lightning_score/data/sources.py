@@ -98,15 +98,15 @@ class Source:
     def _chosen(self, members: Members, file: Path) -> str | list[str]:
         """The key, or keys of columns, in a file."""
         names = list(members)
+        named = {str(k): name for k, name in enumerate(names)} | {name: name for name in names}
         if self.key is not None:
-            wanted = self.key if isinstance(self.key, list) else [self.key]
-            numbers = {str(k): name for k, name in enumerate(names)}
-            keys = [numbers[k] if k in numbers and k not in members else k.lstrip("/") for k in wanted]
+            keys = [named.get(key, key.lstrip("/")) for key in texts(self.key)]
             lacking = [key for key in keys if key not in members]
             known = ", ".join(name for name in names[:20] if name) or "one array without a name"
             require(not lacking, f"{file}: has no {', '.join(lacking)}; it holds {known}")
             return keys if isinstance(self.key, list) else keys[0]
-        left = [name for name in names if name not in self.without and members[name].dtype.kind not in "US"]
+        without = [named.get(key, key.lstrip("/")) for key in self.without]
+        left = [name for name in names if name not in without and members[name].dtype.kind not in "US"]
         arrays = [name for name in left if len(members[name].shape) > 1]
         for only in (left, arrays, [name for name in USUAL if name in left]):
             if len(only) == 1:
