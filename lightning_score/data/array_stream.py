@@ -68,8 +68,9 @@ class ArrayStream(Arrays):
         from lightning_score.data.packing import pack_arrays, pack_once
 
         cache = Path(self.cache) if self.cache else cache_folder()
-        key = hashlib.sha256(repr((self._hash_of_files(), self.how_standardized)).encode()).hexdigest()[:16]
-        packed = cache / f"chunks-{key}"
+        known = self._state if self._state.get("fingerprint") not in (None, self.fingerprint) else {}  # of other files
+        made_by = (self._hash_of_files(), self.how_standardized, self.declared[2], known.get("conditions"))
+        packed = cache / f"chunks-{hashlib.sha256(repr(made_by).encode()).hexdigest()[:16]}"
 
         def pack() -> None:
             splits = Arrays.load(self)
@@ -92,6 +93,10 @@ class ArrayStream(Arrays):
         """The number of examples held out, the first ones."""
         chunks = self._rows()
         if chunks.description is not None:
+            require(
+                chunks.description["state"]["conditions"] == self._state["conditions"],
+                f"{self.path}: its conditions have other constants than those of the checkpoint; give the files",
+            )
             return int(chunks.description["held_out"])
         require(not isinstance(self.held_out, str), f"held_out={self.held_out}: must be a fraction for these chunks")
         n = len(chunks)

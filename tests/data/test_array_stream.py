@@ -58,6 +58,12 @@ def test_chunks_are_packed_once_and_can_be_moved(file, tmp_path, monkeypatch):
     assert stream.shape == (3, 5) and stream.condition.shape == first.condition.shape
     assert stream.standardize.state_dict() == first.standardize.state_dict()
     assert len(next(iter(stream.train_dataloader()))[0]) == 16
+    state = json.loads(json.dumps(first.state_dict()))
+    state["conditions"][0]["standardize"]["shift"][0] += 1
+    stream = ArrayStream(**settings(str(moved), condition=None, kept=40))
+    stream.load_state_dict(state)
+    with pytest.raises(InputError, match="other constants than those of the checkpoint"):
+        stream.splits  # noqa: B018
     moved.rename(first.chunks)
     monkeypatch.setattr("lightning_score.data.packing.pack_arrays", None)
     again = stream_of(file, tmp_path)
