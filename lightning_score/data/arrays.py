@@ -226,7 +226,7 @@ class Arrays(ScoreData):
             f"standardize=AsStored: {self.integers} numbers have no scale; choose MeanStd, MinMax, or Constants",
         )
         if self.standardize.shift is None:
-            self.standardize.fit(lambda: chunks(train))
+            self.standardize.fit(lambda: chunks(train), str(self.source))
         found = 1 if self.standardize.shift is None else len(self.standardize.shift)
         require(found in (1, self.shape[0]), f"standardize: has constants of {found} channels, the data {self.shape[0]}")
 

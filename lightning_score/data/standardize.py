@@ -43,10 +43,10 @@ class Standardization(ABC):
     spread: Tensor | None = None
     domain: str = "finite"
 
-    def fit(self, chunks: Chunks) -> None:
-        """Finds the constants in training data."""
+    def fit(self, chunks: Chunks, place: str) -> None:
+        """Finds the constants in training data, from a place that messages name."""
         self.prepare(chunks)
-        found = self.constants(lambda: moments(self.warp(chunk.double()) for chunk in chunks()))
+        found = self.constants(lambda: moments((self.warp(chunk.double()) for chunk in chunks()), place))
         constant = found[1] <= RESOLVED * found[0].abs()
         self.use(found[0], torch.where(constant, 1.0, found[1]))
 
@@ -205,7 +205,7 @@ class Asinh(MeanStd):
                 kept, every = [torch.cat(kept, dim=1)[:, ::2].clone()], 2 * every
         x = torch.cat(kept, dim=1)
         found = 1.4826 * (x - x.nanmedian(1, keepdim=True).values).abs().nanmedian(1).values
-        self.softening = torch.where(found > 0, found, moments(chunks()).std.clamp(min=1e-30))
+        self.softening = torch.where(found > 0, found, moments(chunks(), "Asinh").std.clamp(min=1e-30))
 
     def warp(self, x: Tensor) -> Tensor:
         return torch.asinh(x.double() / self._column(x))
@@ -276,7 +276,7 @@ class AsStored(Constants):
         super().__init__(0.0, 1.0)
 
 
-def moments(chunks: Iterable[Tensor]) -> Moments:
+def moments(chunks: Iterable[Tensor], place: str) -> Moments:
     """Mean, standard deviation (of the population), lowest and highest known value of each channel, in one pass.
 
     Chunks are merged by the formulas of Chan, Golub and LeVeque 1983, in float64.
@@ -296,7 +296,7 @@ def moments(chunks: Iterable[Tensor]) -> Moments:
         lowest, highest = x.nan_to_num(torch.inf).amin(1), x.nan_to_num(-torch.inf).amax(1)
         low, high = (lowest, highest) if low.ndim == 0 else (torch.minimum(low, lowest), torch.maximum(high, highest))
     unknown = (n.reshape(-1) == 0).nonzero().flatten().tolist()
-    require(not unknown, f"no training example has a known value in the channels {unknown}: leave them out")
+    require(not unknown, f"{place}: no training example has a known value in the channels {unknown}; leave them out")
     return Moments(mean, (squares / n).sqrt(), low, high)
 
 

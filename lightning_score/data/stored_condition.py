@@ -124,7 +124,7 @@ class StoredCondition:
         made = [list[Tensor]() for _ in splits]
         for part, values in zip(self.parts, found, strict=True):
             if part.standardize is not None and part.standardize.shift is None and isinstance(values, Stored):
-                part.standardize.fit(partial(chunks, values.of(splits[0])))
+                part.standardize.fit(partial(chunks, values.of(splits[0])), f"condition={part.name}")
             mapped = len(found) == 1 and part.axes is not None and not in_memory
             for one, numbers in zip(made, splits, strict=True):
                 if isinstance(values, Stored):
