@@ -49,7 +49,10 @@ def summaries_of(distances: Sequence[Distance], data: Tensor, n: int) -> list[Su
     shape = tuple(data.shape[1:])
     most = min(KEPT, max(64, DATA // math.prod(shape)))
     some = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:most]]
-    require(bool(some.isfinite().all()), "distances: the data are NaN or infinite")
+    require(
+        bool(some.isfinite().all()),
+        "distances: the data have NaN or infinite values; remove them, or measure with distances=[]",
+    )
     channels, found = Channels.of(some), []
     for distance in distances:
         length = distance.summarize(some[:2], channels).shape[1]
