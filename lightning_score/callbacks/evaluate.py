@@ -3,7 +3,7 @@
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from lightning_score.files import LocalPath
 from lightning_score.metrics import Distance, Estimate, Features, nearest_neighbors, read_npz
 from lightning_score.metrics.reference import Reference, check_fit, reference_statistics
 from lightning_score.metrics.summaries import Summaries, summaries_of
+from lightning_score.metrics.totals import KINDS
 from lightning_score.runs.records import Record, metric_name, settings_of
 from lightning_score.training.model import ScoreModel
 
@@ -245,27 +246,23 @@ class Evaluate(Periodic):
         weights: str,
         reference: Reference | None,
         summaries: Sequence[Summaries],
-    ) -> Callable[[str], Record]:
-        """What all records of a kind of metric of these weights have in common."""
+    ) -> dict[str, Record]:
+        """What all records of these weights have in common, for each kind of metric."""
         sampler = settings_of(pl_module.sampler) | {"guidance": settings_of(pl_module.guidance)}
         blank = replace(
             blank_record(data_of(trainer), trainer.global_step, self.num_samples), weights=weights, sampler=sampler
         )
         of_distances = {each.distance.name: record_of(blank, each) for each in summaries}
         if self.features is None or reference is None:
-            return of_distances.__getitem__
+            return of_distances
         name, digest = self.features.name, self.features.fingerprint
         blank = replace(blank, features=name, features_hash=digest, resize=self.features.resize)
         if self.reference is not None:
             digest = hashlib.sha256(Path(self.reference).read_bytes()).hexdigest()[:16]
             blank = replace(blank, data=self.reference, split="file", data_hash=digest)
-
-        def template(kind: str) -> Record:
-            own = replace(blank, metric=metric_name(kind, name, self.num_samples))
-            own = replace(own, floor=reference.floor, floor_n=reference.floor_n) if kind == "fid" else own
-            return of_distances.get(kind, own)
-
-        return template
+        found = {kind: replace(blank, metric=metric_name(kind, name, self.num_samples)) for kind in KINDS}
+        found["fid"] = replace(found["fid"], floor=reference.floor, floor_n=reference.floor_n)
+        return found | of_distances
 
     def _log(self, pl_module: ScoreModel, prefix: str, found: Measurement) -> None:
         entries = found.log_entries()
