@@ -10,11 +10,9 @@ from torch import Tensor
 
 from lightning_score.errors import Unmeasurable, require
 from lightning_score.metrics.channels import Channels
-from lightning_score.metrics.distances import Curves, Distance
+from lightning_score.metrics.distances import ROOM, Curves, Distance
 from lightning_score.metrics.frechet import Estimate
 
-ROOM = 1 << 26
-"""Most numbers in the summaries of samples, and in those of data: 256 MB."""
 DATA = 1 << 27
 """Most numbers in the examples that represent the data."""
 KEPT = 10_000
