@@ -19,16 +19,7 @@ from lightning_score.callbacks.distances import automatic_distances, publish_cur
 from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.loss_guard import measuring
 from lightning_score.callbacks.measurement import Evaluation, Measurement, blank_record, measurements, store
-from lightning_score.callbacks.pictures import (
-    given_in_turn,
-    in_pixels,
-    kept_of,
-    labels_in_turn,
-    neighbor_picture,
-    pictured,
-    publish,
-    sample_picture,
-)
+from lightning_score.callbacks.pictures import in_pixels, kept_of, neighbor_picture, picture_in_turn, pictured, publish
 from lightning_score.callbacks.sampling_pass import SamplingPass, SamplingResult
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
@@ -211,10 +202,7 @@ class Evaluate(Periodic):
         if weights == "ema" and writes_files(trainer):
             publish_curves(trainer, data, passes[0].summaries[True], caption)
         if shown and writes_files(trainer):
-            picture = sample_picture(
-                data, passes[0].images[:IN_PICTURE], labels_in_turn(pl_module), given_in_turn(pl_module, IN_PICTURE)
-            )
-            publish(trainer, "samples", picture, caption)
+            publish(trainer, "samples", picture_in_turn(pl_module, data, passes[0].images[:IN_PICTURE]), caption)
         if shown and copies:
             self._look_for_copies(trainer, pl_module, passes[0])
 
