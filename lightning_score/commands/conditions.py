@@ -46,7 +46,7 @@ def _from_file(file: Path, kind: Condition, name: str) -> Tensor:
     names = _names(kind, arrays)
     if names and all(name in arrays for name in names):
         return _of_names(arrays, kind, place)
-    only = list(arrays) if len(arrays) == 1 else []
+    only = list(arrays) if len(arrays) == 1 and arrays.keys().isdisjoint(names) else []
     found = next((each for each in (name, "condition", "labels", *only) if each in arrays), None)
     if found is None:
         wanted = f"{name}, or {', '.join(names)}" if names else name
