@@ -124,6 +124,7 @@ def test_the_key_of_wandb_stays_where_it_is(folder, monkeypatch, capsys):
 
 
 @pytest.mark.faults("secrets looked for")
+@pytest.mark.slow
 def test_a_password_for_the_database_is_not_repeated(folder, capsys):
     Path("sweep.yaml").write_text((ROOT / "sweeps" / "train.yaml").read_text())
     url = f"--storage=postgresql://me:{SECRET}@127.0.0.1:9/none"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -124,13 +125,8 @@ def _panel(axes: "Axes", samples: Curves, data: Curves, k: int, units: str) -> N
         axes.xaxis.set_major_locator(AsinhLocator(width, numticks=5) if width > 0 else LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(_with_units(data.x_name, units, data.x_power))
-    axes.set_ylabel(_with_units(data.name, units, data.power))
+    label, value = (
+        text.format(units=units) if units else re.sub(r" \(.*{units}.*\)", "", text) for text in (data.x_label, data.label)
+    )
+    axes.set(xlabel=label, ylabel=value)
     axes.grid(alpha=0.3)
-
-
-def _with_units(name: str, units: str, power: int) -> str:
-    """A name with a power of units, as `power (K^2)`."""
-    if not units or power == 0:
-        return name
-    return f"{name} ({units})" if power == 1 else f"{name} (1/({units}))" if power == -1 else f"{name} (({units})$^{power}$)"

@@ -71,6 +71,9 @@ class Evaluate(Periodic):
             levels, else all that the shape allows, the energy distance only in `test`. Without features the first one is the
             main metric.
 
+    Attributes:
+        metric: the name of the main metric, that of the first distance once the data are checked; None if there is none.
+
     Raises:
         InputError: a number out of range, or a file of statistics that cannot be read.
     """
@@ -108,15 +111,10 @@ class Evaluate(Periodic):
         self.before_denoising, self.raw_weights = before_denoising, raw_weights
         self.neighbors, self.all_metrics = neighbors, all_metrics
         self.last: Evaluation | None = None
-        self._main: str | None = None if features is None else metric_name("fid", features.name, num_samples)
+        self.metric: str | None = None if features is None else metric_name("fid", features.name, num_samples)
         self._references: dict[int, Reference] = {}
         self._summaries: dict[tuple[Any, ...], list[Summaries]] = {}
         self._started, self._spent = time.monotonic(), 0.0
-
-    @property
-    def metric(self) -> str | None:
-        """The name of the main metric, `fid_<features>_<n>` or that of the first distance, once the data are checked."""
-        return self._main
 
     def chosen(self, data: ScoreData, test: bool = False) -> list[Distance]:
         """The distances that `test`, or `fit` and `validate`, measure."""
@@ -138,7 +136,7 @@ class Evaluate(Periodic):
             problem = distance.misfit(data.shape)
             require(not problem, f"evaluate.distances: {type(distance).__name__} {problem}; leave it out")
         if self.features is None:
-            self._main = next((metric_name(each.name, "", self.num_samples) for each in self.chosen(data)), None)
+            self.metric = next((metric_name(each.name, "", self.num_samples) for each in self.chosen(data)), None)
 
     def on_fit_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Starts to measure the training time."""

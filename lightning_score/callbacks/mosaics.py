@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,6 @@ import torch
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
@@ -79,15 +79,13 @@ def mosaic(images: Values, columns: int, scale: Scale) -> Values:
     from matplotlib import colormaps
 
     cells = _resized(images)
-    n, height, width = cells.shape
-    gap = max(3, max(height, width) // 20)
-    picture = np.ones((math.ceil(n / columns) * (height + gap) - gap, columns * (width + gap) - gap, 3))
     colors = colormaps[scale.colors]((cells - scale.low) / (scale.high - scale.low))[..., :3]
     colors[np.isnan(cells)] = MISSING
-    for k, image in enumerate(colors):
-        top, left = k // columns * (height + gap), k % columns * (width + gap)
-        picture[top : top + height, left : left + width] = image
-    return picture
+    gap = max(3, max(cells.shape[1:]) // 20)
+    colors = np.pad(colors, [(0, -len(cells) % columns), (0, gap), (0, gap), (0, 0)], constant_values=1)
+    _, height, width, _ = colors.shape
+    table = colors.reshape(-1, columns, height, width, 3).swapaxes(1, 2)
+    return table.reshape(-1, columns * width, 3)[:-gap, :-gap]
 
 
 def _resized(images: Values) -> Values:
@@ -137,62 +135,47 @@ def draw_groups(groups: Sequence[Group], titles: Sequence[str], columns: Sequenc
         titles: of the blocks; or of the columns of a single block.
         columns: images in a row of each block.
     """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure  # takes a second to import
 
-    drawn = [
-        [[mosaic(images, n, group.scale) for images, n in zip(row.blocks, columns, strict=True)] for row in group.rows]
+    rows = [
+        [mosaic(images, n, group.scale) for images, n in zip(row.blocks, columns, strict=True)]
         for group in groups
+        for row in group.rows
     ]
-    rows = [pictures for group in drawn for pictures in group]
     slopes = [max(len(picture) for picture in row) / sum(picture.shape[1] for picture in row) for row in rows]
     margin = LEFT + RIGHT + GAP * (len(columns) - 1)
     room = min(WIDTH - margin, LARGEST_INCHES * sum(columns), (TALLEST - TOP - BETWEEN * len(rows)) / sum(slopes))
-    figure = Figure(figsize=(margin + room, TOP + BETWEEN * len(rows) + sum(slopes) * room), dpi=DPI)
-    y = figure.get_figheight() - TOP
-    for group, pictures in zip(groups, drawn, strict=True):
-        top = y
-        for row, blocks in zip(group.rows, pictures, strict=True):
-            y -= BETWEEN + _draw_row(figure, blocks, row.label, y, room)
-        _draw_bar(figure, group, (LEFT + room + GAP * (len(columns) - 1) + 0.12, y + BETWEEN, 0.14, top - y - BETWEEN))
+    width, height = margin + room, TOP + BETWEEN * len(rows) + sum(slopes) * room
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    ends = {"left": LEFT / width, "right": 1 - RIGHT / width, "top": 1 - TOP / height, "bottom": BETWEEN / height}
+    ends |= {"wspace": GAP * len(columns) / room, "hspace": BETWEEN * len(rows) / (sum(slopes) * room)}
+    ratios = {"width_ratios": [picture.shape[1] for picture in rows[0]], "height_ratios": slopes}
+    grid = figure.subplots(len(rows), len(columns), squeeze=False, gridspec_kw=ends | ratios)
+    for axes, picture in zip(grid.flat, chain(*rows), strict=True):
+        axes.imshow(picture)
+        axes.set(anchor="NW", xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    panels = iter(grid)
+    for group in groups:
+        own = [next(panels) for _ in group.rows]
+        for row, axes in zip(group.rows, own, strict=True):
+            axes[0].set_ylabel(row.label, fontsize=8, rotation=0, ha="right", va="center")
+        low, high = own[-1][0].get_position().y0, own[0][0].get_position().y1
+        bar = figure.add_axes((ends["right"] + 0.12 / width, low, 0.14 / width, high - low))
+        colors = ScalarMappable(Normalize(group.scale.low, group.scale.high), group.scale.colors)
+        size = _fitting(group.label, (high - low) * height)
+        figure.colorbar(colors, cax=bar, extend="both").set_label(group.label, fontsize=size)
+        bar.tick_params(labelsize=8)
     if len(titles) == len(columns):
-        for axes, title in zip(figure.axes, titles, strict=False):
+        for axes, title in zip(grid[0], titles, strict=True):
             axes.set_title(title, fontsize=10)
     else:
         centers = (np.arange(len(titles)) + 0.5) * rows[0][0].shape[1] / len(titles)
-        figure.axes[0].set_xticks(centers, titles, fontsize=_fitting(max(titles, key=len), room / len(titles)))
-        figure.axes[0].tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+        grid[0, 0].set_xticks(centers, titles, fontsize=_fitting(max(titles, key=len), room / len(titles)))
+        grid[0, 0].tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     return figure
-
-
-def _draw_row(figure: "Figure", blocks: Sequence[Values], label: str, y: float, room: float) -> float:
-    """Draws mosaics below y, `room` inches wide in all, and returns their height."""
-    x, unit = LEFT, room / sum(picture.shape[1] for picture in blocks)
-    for picture in blocks:
-        height, width = unit * picture.shape[0], unit * picture.shape[1]
-        axes = _axes(figure, (x, y - height, width, height))
-        axes.imshow(picture, aspect="auto")
-        axes.set(xticks=[], yticks=[])
-        axes.set_ylabel(label if x == LEFT else "", fontsize=8, rotation=0, ha="right", va="center")
-        axes.spines[:].set_visible(False)
-        x += width + GAP
-    return unit * max(len(picture) for picture in blocks)
-
-
-def _draw_bar(figure: "Figure", group: Group, place: tuple[float, float, float, float]) -> None:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    low, high, colors = group.scale
-    axes = _axes(figure, place)
-    bar = figure.colorbar(ScalarMappable(Normalize(low, high), colors), cax=axes, extend="both")
-    bar.set_label(group.label, fontsize=_fitting(group.label, place[-1]))
-    axes.tick_params(labelsize=8)
-
-
-def _axes(figure: "Figure", place: tuple[float, float, float, float]) -> "Axes":
-    """Axes at a place in inches: left, bottom, width and height."""
-    (x, y, w, h), (width, height) = place, figure.get_size_inches()
-    return figure.add_axes((x / width, y / height, w / width, h / height))
 
 
 def _fitting(text: str, inches: float) -> float:

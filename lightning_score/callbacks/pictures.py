@@ -217,16 +217,14 @@ class Strip:
         leave the range of the data: that declared, or that of held-out examples or the results.
         """
         results = samples.x[: self._rows]
-        low, high = self._data.data_range or color_scale(to_values(self._inputs(results)))[:2]
+        held_out = _held_out(self._data, results)
+        inputs = self._data.transform(train=False)(held_out) if len(held_out) else results
+        low, high = self._data.data_range or color_scale(to_values(inputs))[:2]
         middle, moments = (low + high) / 2, []
         for x, sigma in self._states:
             contrast = min(1.0, (high - low) / (4 * sigma)) if sigma > 0 else 1.0
             moments.append(self._data.to_reference(((x - middle) * contrast + middle).float()))
         return [*moments, self._data.to_reference(results)]
-
-    def _inputs(self, results: Tensor) -> Tensor:
-        held_out = _held_out(self._data, results)
-        return self._data.transform(train=False)(held_out) if len(held_out) else results
 
     def picture(self, samples: Samples) -> Image.Image:
         """The picture: a row for each sample, a column for each time, the result as the last one."""

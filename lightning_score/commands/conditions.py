@@ -93,10 +93,9 @@ def _rows(numbers: np.ndarray, kind: Condition, place: str) -> Tensor:
         rows = numbers.reshape(-1, *shape)
     require(
         rows.shape[1:] == shape and rows.ndim > 0 and len(rows) > 0,
-        f"{place}: has shape {list(found)}; must be {list(shape)} for one condition, or {['n', *shape]} for n, as in "
-        "training".replace("'", ""),
+        f"{place}: has shape {list(found)}; must be {list(shape)} for one condition, or "
+        f"[{', '.join(map(str, ('n', *shape)))}] for n, as in training",
     )
-    if kind.dtype.is_floating_point:
-        return torch.tensor(rows, dtype=kind.dtype)
-    require(bool((rows == np.round(rows)).all()), f"{place}: must be class labels, which are whole numbers")
-    return torch.tensor(rows).to(kind.dtype)
+    whole = kind.dtype.is_floating_point or bool((rows == np.round(rows)).all())
+    require(whole, f"{place}: must be class labels, which are whole numbers")
+    return torch.from_numpy(rows.astype(np.float64)).to(kind.dtype)

@@ -238,10 +238,10 @@ class Several(Condition):
 
     @staticmethod
     def _part(part: Condition, rows: Tensor) -> Tensor:
+        rows = rows.reshape(len(rows), *part.shape)
         if part.dtype.is_floating_point:
-            return rows.reshape(len(rows), *part.shape)
-        labels = rows.reshape(len(rows), *part.shape)
-        return torch.where(labels.isnan(), part.empty(1, rows.device), labels.nan_to_num().to(part.dtype))
+            return rows
+        return torch.where(rows.isnan(), part.empty(1, rows.device), rows.nan_to_num().to(part.dtype))
 
 
 class SeveralEmbedding(nn.Module):

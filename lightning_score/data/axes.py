@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lightning_score.errors import require
+from lightning_score.errors import InputError, require
 
 CHANNELS = 16
 """An axis of undeclared meaning may be that of channels if it is at most this long."""
@@ -72,19 +72,21 @@ def find_axes(
     require(len(size) > 0, "the array is a single number; it must have one axis or more")
     tried = [letters] if letters is not None else _likely(size, len(window), known, many, shape is not None)
     for each in tried:
-        _check_letters(each, size)
+        require(
+            len(set(each)) == len(each) == len(size) and each.isalpha() and each.isupper(),
+            f"axes={each}: must be {len(size)} different capital letters for an array of shape {list(size)}, with N for "
+            "examples, C for channels and other letters for positions, as in NCHW",
+        )
         found = _shape(each, size, window)
         if found is not None and (shape is None or found == tuple(shape)):
             return Axes(each, found)
     shapes = "; ".join(f"axes={each}: {list(_shape(each, size, window) or [])}" for each in tried) or "none fits"
     wanted = f" of shape={list(shape)}" if shape is not None else ""
     windows = f" with window={list(window)}" if window else ""
-    require(
-        False,
+    raise InputError(
         f"axes={letters}: an array of shape {list(size)} has no examples{wanted}{windows} ({shapes}); declare the axes, "
-        "with N for examples, C for channels and other letters for positions, as in NCHW, NHW or CL",
+        "with N for examples, C for channels and other letters for positions, as in NCHW, NHW or CL"
     )
-    raise AssertionError
 
 
 def ordered(array: np.ndarray, axes: Axes, windows: Windows) -> np.ndarray:
@@ -103,15 +105,6 @@ def ordered(array: np.ndarray, axes: Axes, windows: Windows) -> np.ndarray:
     return np.moveaxis(seen[steps], 1, len(windows.size) + 1)
 
 
-def _check_letters(letters: str, size: Sequence[int]) -> None:
-    fits = len(set(letters)) == len(letters) == len(size) and letters.isalpha() and letters.isupper()
-    require(
-        fits,
-        f"axes={letters}: must be {len(size)} different capital letters for an array of shape {list(size)}, with N for "
-        "examples, C for channels and other letters for positions, as in NCHW",
-    )
-
-
 def _shape(letters: str, size: Sequence[int], window: Sequence[int]) -> tuple[int, ...] | None:
     """The shape of an example; None if windows do not fit."""
     of = dict(zip(letters, size, strict=True))
@@ -123,25 +116,21 @@ def _shape(letters: str, size: Sequence[int], window: Sequence[int]) -> tuple[in
 
 def _likely(size: Sequence[int], windowed: int, known: str, many: bool, all_of_them: bool) -> list[str]:
     """The likely axes of an array, the likeliest first."""
-    names = {0: "", 1: "L", 2: "HW", 3: "DHW"}
+    places = {0: "", 1: "L", 2: "HW", 3: "DHW"}
     found = [known] if known else []
     for first in ("N", "") if many and not known else ("", "N"):
-        rest = len(size) - len(first)
-        inner = tuple(size[len(first) :])
-        plain = names.get(rest)
-        options = [f"C{names[rest - 1]}", f"{names[rest - 1]}C"] if 1 <= rest <= 4 else []
-        small = [each for each in options if _is_small(inner[each.index("C")], inner)]
-        likely = [*small, *([plain] if plain is not None else [])]
+        inner = size[len(first) :]
+        rest = len(inner)
+        options = [f"C{places[rest - 1]}", f"{places[rest - 1]}C"] if 1 <= rest <= 4 else []
+        likely = [each for each in options if _is_small(inner, each.index("C"))]
+        likely += [places[rest]] if rest in places else []
         if rest <= 1 and not windowed:  # a table
-            likely = ["C"] * rest or ([""] if first else [])
+            likely = ["C"] * rest or [""] * len(first)
         found += [first + each for each in [*likely, *(options if all_of_them else [])]]
-    wanted = windowed if windowed else None
-    return [each for each in dict.fromkeys(found) if wanted is None or len(set(each) - set("NC")) == wanted]
+    return [each for each in dict.fromkeys(found) if not windowed or len(set(each) - set("NC")) == windowed]
 
 
-def _is_small(channels: int, sizes: Sequence[int]) -> bool:
-    """Whether an axis is as short as channels usually are beside positions."""
-    others = [*sizes]
-    others.remove(channels)
-    most = min(others, default=0)
-    return channels < most and (channels <= 4 or (channels <= CHANNELS and 2 * channels <= most))
+def _is_small(sizes: Sequence[int], axis: int) -> bool:
+    """Whether an axis is as short as that of channels usually is beside positions."""
+    channels, least = sizes[axis], min((*sizes[:axis], *sizes[axis + 1 :]), default=0)
+    return channels < least and (channels <= 4 or (channels <= CHANNELS and 2 * channels <= least))

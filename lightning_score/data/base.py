@@ -135,14 +135,19 @@ class ScoreData(LightningDataModule, ABC):
         return condition_of(self.num_classes) if self.given is None else self.given.condition(self.shape)
 
     def to_condition(self, values: Tensor) -> Tensor:
-        """Conditions in the units of the stored data, as a user gives them, in those of the model, (B, *condition.shape)."""
-        return values if self.given is None else self.given.from_units(values, self.shape, self.transform(False))
+        """Conditions in the units of the stored data, as a user gives them, in those of the model, (B, *condition.shape).
+
+        Raises:
+            InputError: observations in these units do not determine those in the model's.
+        """
+        if self.given is None:
+            return values
+        self.given.require_units(values, self)
+        return self.given.from_units(values, self)
 
     def from_condition(self, y: Tensor) -> Tensor:
         """The inverse of `to_condition`."""
-        if self.given is None:
-            return y
-        return self.given.to_units(y, self.shape, self.transform(False), self.to_reference)
+        return y if self.given is None else self.given.to_units(y, self)
 
     def pairs(self, examples: Examples, filled: bool = True) -> tuple[Tensor, Tensor]:
         """Stored examples as a batch (x, y) for the model, without augmentation; missing entries are filled by default."""

@@ -21,17 +21,15 @@ WORK = 1 << 26
 class Curves(NamedTuple):
     """What a distance compares, as curves of each channel, for a picture.
 
-    Fields: x (C, K); values of each example (N, C, K); x_power and power: which powers of the data's units these have;
-    x_name and name; linear_width (C,), up to which x is drawn linearly and beyond it logarithmically; logarithmic: whether
-    values are drawn so.
+    Fields: x (C, K); values of each example (N, C, K); labels of both, as `value ({units})`, whose parentheses are left out
+    where the data have no units; linear_width (C,), up to which x is drawn linearly and beyond it logarithmically;
+    logarithmic: whether values are drawn so.
     """
 
     x: Tensor
     values: Tensor
-    x_power: int
-    power: int
-    x_name: str
-    name: str
+    x_label: str
+    label: str
     linear_width: Tensor
     logarithmic: bool
 

@@ -54,7 +54,7 @@ class PowerSpectrum(Distance):
         values = summaries.double().view(len(summaries), count, -1) * channels.std[:, None].square()
         x = torch.arange(values.shape[2]) / min(length for length in shape[1:] if length > 1)
         linear = torch.full((count,), math.inf if len(shape) == 2 else 0.0)
-        return Curves(x.expand(count, -1), values, 0, 2, "frequency (cycles per step)", "power", linear, True)
+        return Curves(x.expand(count, -1), values, "frequency (cycles per step)", "power (({units})$^2$)", linear, True)
 
 
 @lru_cache(8)
@@ -118,4 +118,4 @@ class Histogram(Distance):
         x = channels.mean[:, None] + channels.std[:, None] * (edges[:, 1:] + edges[:, :-1]) / 2
         reach = torch.maximum(channels.high - channels.mean, channels.mean - channels.low) / (channels.std * channels.spread)
         linear = torch.where(reach > 50, channels.std * channels.spread, torch.inf)
-        return Curves(x, density, 1, -1, "value", "density", linear, group <= 2)
+        return Curves(x, density, "value ({units})", "density (1/({units}))", linear, group <= 2)

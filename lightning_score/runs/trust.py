@@ -73,7 +73,8 @@ class ClassParser(LightningArgumentParser):
     def _add_signature_parameter(
         self, container: Any, nested_key: str | None, param: Any, *args: Any, **kwargs: Any
     ) -> None:
-        if inspect.isroutine(param.default) or (param.name == "condition" and is_network(param.parent)):
+        in_network = inspect.isclass(param.parent) and issubclass(param.parent, Network)
+        if inspect.isroutine(param.default) or (param.name == "condition" and in_network):
             return  # a function, or what the model gives its network
         annotation = _without_functions(param.annotation)
         kwargs = {**kwargs, "sub_configs": False}
@@ -81,11 +82,6 @@ class ClassParser(LightningArgumentParser):
 
 
 _ADD = LightningArgumentParser._add_signature_parameter  # private: if it is missing, importing this module fails
-
-
-def is_network(owner: Any) -> bool:
-    """Whether a class is that of a network."""
-    return inspect.isclass(owner) and issubclass(owner, Network)
 
 
 def _without_functions(hint: Any) -> Any:

@@ -240,6 +240,7 @@ class TestTest:
         assert "other.npz: has 3 features, but digits has 64" in capsys.readouterr().err
 
     @pytest.mark.faults("evaluations interrupted")
+    @pytest.mark.slow
     def test_an_interrupted_evaluation_resumes(self, checkpoint, monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sampling_pass, "SAVE_EVERY", 0.0)
         monkeypatch.setattr(sampling_pass, "cache_folder", lambda: tmp_path)

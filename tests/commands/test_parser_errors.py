@@ -148,6 +148,7 @@ def test_every_option_that_takes_a_class_lists_the_classes(capsys):
             command.parse(["fit", "--config", "ncsn", f"--{place}.help", "Nosuch"])
 
 
+@pytest.mark.slow
 def test_one_callback_needs_no_list(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ["--trainer.fast_dev_run=true", "--evaluate.features=null", "--samples.num_samples=0"]

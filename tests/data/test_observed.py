@@ -47,6 +47,8 @@ def test_observations_in_one_to_three_dimensions(shape):
     torch.testing.assert_close(y, pool(data.transform(False)(stored), 2))
     torch.testing.assert_close(data.from_condition(y), pool(stored, 2))
     known = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    with pytest.raises(InputError, match="differs among averaged numbers"):
+        Scaled(shape, given=Gray()).to_condition(stored.mean(1, keepdim=True))
     some = Scaled(shape, given=Mask(known.tolist()))
     assert isinstance(some.condition, Vector) and some.condition.shape == (int(known.sum()),)
     torch.testing.assert_close(some.to_condition(stored[:, known]), some.transform(False)(stored)[:, known])

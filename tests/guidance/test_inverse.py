@@ -261,6 +261,7 @@ def test_the_other_restorations_read_their_files(tmp_path):
     assert Inpainting(str(tmp_path / "color.png"), small, data_range=[0, 1]).observation.shape == (1, 48)
 
 
+@pytest.mark.slow
 def test_mistakes_on_the_command_line(predict):
     np.save("small.npy", np.zeros((2, 1, 4, 4)))
     np.save("bytes.npy", np.zeros((2, 1, 8, 8), np.uint8))

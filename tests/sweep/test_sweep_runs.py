@@ -58,6 +58,7 @@ def test_a_sweep_gives_the_numbers_of_the_command_and_resumes(folder, capfd):
     assert twice == 0 and "best: test/fid_digits_40=" in capfd.readouterr().out and len(trials("steps.yaml")) == 4
 
 
+@pytest.mark.slow
 def test_a_loaded_model_takes_other_evaluations_and_guidance(folder):
     base = ["test", "--ckpt_path=tiny.ckpt", "--evaluate.num_samples=40"]
     other = [*base, "--evaluate.seed=5", "--model.sampler=LangevinDynamics", "--model.sampler.steps=2"]
