@@ -21,7 +21,7 @@ def read_conditions(given: Given, kind: Condition, name: str = "condition") -> T
     """The conditions that a user gives, (n, *kind.shape), in the user's units.
 
     Args:
-        given: numbers: one condition, or a list of them; or a NPY or NPZ file with one row per condition.
+        given: numbers: one condition, or a list of them; or an NPY or NPZ file with one row per condition.
         kind: what the model takes.
         name: of the condition in the files of the data.
 
@@ -30,7 +30,7 @@ def read_conditions(given: Given, kind: Condition, name: str = "condition") -> T
     """
     if isinstance(given, str):
         require(
-            Path(given).is_file(), f"--condition {given}: no such file; give a NPY or NPZ file, or numbers, as '[0.3, 1.5]'"
+            Path(given).is_file(), f"--condition {given}: no such file; give an NPY or NPZ file, or numbers, as '[0.3, 1.5]'"
         )
         return _from_file(Path(given), kind, name)
     try:
