@@ -150,7 +150,8 @@ class ScoreModel(LightningModule):
         self.check_missing(self.missing)
         if not isinstance(data, ScoreData):
             return
-        self.conditions.take_from(data)
+        if self.takes_condition:
+            self.conditions.take_from(data)
         if stage != TrainerFn.PREDICTING and self.sampler.initial.is_prior:
             check_prior(self.score_function.process, data)
         if stage != TrainerFn.PREDICTING and self.objective.needs_data:
