@@ -90,7 +90,7 @@ common options:
   --num_samples 64                         number of samples
   --seed 0                                 sample k of a seed is the same in every run
   --labels "[3]"                           class labels, in turn; all classes by default
-  --condition "[0.3, 1.5]"                 other conditions, in turn: numbers, or a NPY or NPZ file
+  --condition "[0.3, 1.5]"                 other conditions, in turn: numbers, or an NPY or NPZ file
   --batch_size 1024                        samples drawn at once
   --progressive 8                          draws so many samples from noise to data, too
 {_SAMPLER}

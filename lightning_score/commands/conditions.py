@@ -21,7 +21,7 @@ def read_conditions(given: Given, kind: Condition, name: str = "condition") -> T
     """The conditions that a user gives, (n, *kind.shape), in the user's units.
 
     Args:
-        given: numbers: one condition, or a list of them; or a NPY or NPZ file with one row per condition.
+        given: numbers: one condition, or a list of them; or an NPY or NPZ file with one row per condition.
         kind: what the model takes.
         name: of the condition in the files of the data.
 
@@ -30,7 +30,7 @@ def read_conditions(given: Given, kind: Condition, name: str = "condition") -> T
     """
     if isinstance(given, str):
         require(
-            Path(given).is_file(), f"--condition {given}: no such file; give a NPY or NPZ file, or numbers, as '[0.3, 1.5]'"
+            Path(given).is_file(), f"--condition {given}: no such file; give an NPY or NPZ file, or numbers, as '[0.3, 1.5]'"
         )
         return _from_file(Path(given), kind, name)
     try:
@@ -46,7 +46,7 @@ def _from_file(file: Path, kind: Condition, name: str) -> Tensor:
     names = _names(kind, arrays)
     if names and all(name in arrays for name in names):
         return _of_names(arrays, kind, place)
-    only = list(arrays) if len(arrays) == 1 else []
+    only = list(arrays) if len(arrays) == 1 and arrays.keys().isdisjoint(names) else []
     found = next((each for each in (name, "condition", "labels", *only) if each in arrays), None)
     if found is None:
         wanted = f"{name}, or {', '.join(names)}" if names else name

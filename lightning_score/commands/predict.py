@@ -39,7 +39,7 @@ class Predict(TrainerCommand):
         labels = "Class labels, repeated in turn, as '[3]' or '[0, 1]'; all classes in turn by default."
         parser.add_argument("--labels", type=list[int] | None, default=None, help=labels)
         condition = (
-            "Conditions, repeated in turn, in the units of the data: numbers, as '[0.3, 1.5]', a list of such rows, or a "
+            "Conditions, repeated in turn, in the units of the data: numbers, as '[0.3, 1.5]', a list of such rows, or an "
             "NPY or NPZ file with a row for each; those of the held-out examples in turn by default."
         )
         parser.add_argument("--condition", type=Given | None, default=None, help=condition)

@@ -17,7 +17,7 @@ from lightning_score.training.model import ScoreModel
 def print_start(model: ScoreModel, folder: Path | None) -> None:
     """Prints the parts of the model and the run folder."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    score, unused = model.score_function, model.conditions.kind and not model.num_classes and not model.conditional
+    score, unused = model.score_function, model.conditions.kind and not model.num_classes and not model.takes_condition
     note = "; the condition of the data is not used without --model.conditional true" if unused else ""
     print(
         f"{type(score.network).__name__} with {parameters / 1e6:.3g} M parameters, {type(score.process).__name__} process, "

@@ -79,7 +79,8 @@ def tune(arguments: Arguments) -> None:
     config, model = experiment.config_init, experiment.model
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     require_room(64 * config["num_samples"] * prod(model.shape), f"--num_samples {config['num_samples']}")
-    model.conditions.take_from(experiment.datamodule)
+    if model.takes_condition:
+        model.conditions.take_from(experiment.datamodule)
     with torch.inference_mode():
         chosen = choose(model, experiment.datamodule, config["evaluations"], config["num_samples"])
     source = f"{config['ckpt_path']}, {type(model.sampler).__name__}"

@@ -1,13 +1,10 @@
 """Guidance by conditions without a classifier, and by class labels with one."""
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_score.conditions import Condition
-from lightning_score.errors import require
+from lightning_score.errors import InputError, require
 from lightning_score.guidance.base import Guidance, ModelFacts, differentiated, require_cond
 from lightning_score.score.function import ScoreField, ScoreWrapper
 
@@ -56,8 +53,9 @@ class _ClassifierFreeScore(ScoreWrapper):
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         cond = require_cond(cond, "ClassifierFree")
-        require(self.condition is not None, "guidance=ClassifierFree: the score takes no condition")
-        empty = cast(Condition, self.condition).empty(len(cond), cond.device).to(cond.dtype)
+        if self.condition is None:
+            raise InputError("guidance=ClassifierFree: the score takes no condition; use one that does")
+        empty = self.condition.empty(len(cond), cond.device).to(cond.dtype)
         both = self.score(torch.cat([x, x]), t if t.ndim == 0 else torch.cat([t, t]), torch.cat([cond, empty]))
         conditional, unconditional = both.chunk(2)
         return unconditional + self.scale * (conditional - unconditional)

@@ -17,7 +17,7 @@ from lightning_score.guidance.inverse import PseudoInverse
 
 
 def read_array(path: str) -> Tensor:
-    """The array of a file, (n, ...): one PNG, (1, C, H, W) bytes; or a NPY or NPZ, from which `x` or the only array is read.
+    """The array of a file, (n, ...): one PNG, (1, C, H, W) bytes; or `x` or the only array of an NPY or NPZ.
 
     Raises:
         InputError: the file is missing, of another kind, or holds several arrays none of which is `x`.
@@ -44,7 +44,7 @@ def _read_png(path: str) -> Tensor:
     image = Image.open(path)
     require(
         not image.mode.startswith("I"),
-        f"{path}: has 16 bits per pixel; give a PNG with 8 bits, or floats in the range of the data as a NPY",
+        f"{path}: has 16 bits per pixel; give a PNG with 8 bits, or floats in the range of the data as an NPY",
     )
     pixels = np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).unsqueeze(0)
@@ -55,7 +55,7 @@ class Restoration(PseudoInverse, ABC):
     """Pseudo-inverse guidance by observations in a file.
 
     Args:
-        observed: path of a PNG, or of a NPY or NPZ with an array (n, *shape) (in a NPZ the array `x`, as `predict` writes
+        observed: path of a PNG, or of an NPY or NPZ with an array (n, *shape) (in an NPZ the array `x`, as `predict` writes
             it, or the only one): floats are in the data range already, bytes are brought there. Sample k has number k mod n.
         data_range: low and high, the values of bytes 0 and 255, those of the data; floats need none.
 

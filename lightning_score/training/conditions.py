@@ -92,8 +92,8 @@ class Conditions:
         return self.kind
 
     def take_from(self, data: ScoreData) -> None:
-        """From now on samples of a conditional model have the conditions of the held-out examples in turn, or all labels."""
-        if self.given is not None and not self.num_classes:
+        """From now on samples have the conditions of the held-out examples in turn, or all labels."""
+        if self.kind is not None and not self.num_classes:
             self.in_turn = data.held_out_conditions()
 
     def default(self, numbers: Tensor) -> Tensor:

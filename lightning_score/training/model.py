@@ -148,11 +148,13 @@ class ScoreModel(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         self.missing = isinstance(data, ScoreData) and data.missing
         self.check_missing(self.missing)
-        if data is not None:
+        if not isinstance(data, ScoreData):
+            return
+        if self.takes_condition:
             self.conditions.take_from(data)
-        if data is not None and stage != "predict" and self.sampler.initial.is_prior:
+        if stage != TrainerFn.PREDICTING and self.sampler.initial.is_prior:
             check_prior(self.score_function.process, data)
-        if self.objective.needs_data and data is not None and stage != "predict":
+        if stage != TrainerFn.PREDICTING and self.objective.needs_data:
             with seeded(derive_seed()):  # of dequantization: the same in all processes
                 self.objective.prepare(data.as_input(data.splits.train.x))
 

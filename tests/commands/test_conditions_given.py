@@ -54,6 +54,7 @@ def test_files_hold_parts_or_numbers_by_name_and_one_row_is_for_all(tmp_path):
             PARTS,
             "or kind, mass, radius, image",
         ),
+        ({"kind": [0]}, PARTS, "holds the arrays kind; must hold condition, or kind, mass, radius, image"),
         ({"a": [1.0], "b": [2.0]}, Vector(1), "holds the arrays a, b; must hold condition"),
         ({"mass": [1.0, 2], "radius": [1.0, 2, 3]}, Vector(2, ["mass", "radius"]), r"have \[2, 3\] rows"),
         ({"a": [0.5]}, ClassLabel(3), "must be class labels, which are whole numbers"),

@@ -1,6 +1,7 @@
 """Models given any condition: dropout, guidance, samples in turn, checkpoints, and the law that training finds."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,13 +12,14 @@ from lightning_score import ScoreModel
 from lightning_score.cli import run
 from lightning_score.conditions import Array, ClassLabel, Several, Vector
 from lightning_score.errors import InputError
-from lightning_score.guidance import ClassifierFree
+from lightning_score.guidance import ClassifierFree, Guidance
 from lightning_score.networks import MLP, Network, UNet
 from lightning_score.objective import DenoisingScoreMatching
 from lightning_score.objective.times import TimeDistribution
 from lightning_score.process import VP
 from lightning_score.sampling import DDIM, PredictorCorrector, Uniform
 from lightning_score.score import Score
+from lightning_score.score.function import ScoreWrapper
 
 SLOPE, OFFSET = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, -1.0]]), torch.tensor([0.5, -0.2])
 COVARIANCE = torch.tensor([[0.25, 0.1], [0.1, 0.2]])
@@ -136,6 +138,28 @@ def test_conditions_that_the_model_was_not_trained_with_are_refused(y, message):
     model = ScoreModel(POINTS, (2,), VP(), condition=Vector(2), conditional=True)
     with pytest.raises(InputError, match=message):
         model.draw(range(3), cond=y)
+
+
+class Towards(Guidance):
+    """Moves samples to their conditions, which the network is not given."""
+
+    labeled = True
+
+    def guide(self, score, indices):
+        return Pulled(score)
+
+
+class Pulled(ScoreWrapper):
+    def forward(self, x, t, cond=None):
+        return self.score(x, t) + cond - x
+
+
+def test_guidance_of_ones_own_takes_conditions_that_the_network_is_not_given():
+    sampler = PredictorCorrector(DDIM(), grid=Uniform(2))
+    model = ScoreModel(POINTS, (2,), VP(), condition=Vector(2), guidance=Towards(), sampler=sampler)
+    y = torch.tensor([[1.0, 2.0], [-3.0, 0.5]])
+    model.conditions.take_from(SimpleNamespace(held_out_conditions=lambda: y))
+    torch.testing.assert_close(model.draw(range(4)).x, model.draw(range(4), cond=y.repeat(2, 1)).x, rtol=0, atol=0)
 
 
 class AtOneTime(TimeDistribution):

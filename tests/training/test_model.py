@@ -6,7 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_score import GaussianMixture, ScoreModel
 from lightning_score.networks import MLP, Network
@@ -152,3 +153,18 @@ def test_a_resumed_optimizer_without_its_state_is_reported(optimizer, warns, tmp
     fit(4, file)
     found = [str(each.message) for each in recwarn if "without its state" in str(each.message)]
     assert len(found) == warns and all(text.startswith("Adam starts without its state") for text in found)
+
+
+class Plain(LightningDataModule):
+    """Batches of a data module that knows nothing of score models."""
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.randn(8, 2), torch.zeros(8, dtype=torch.int64)), 4)
+
+
+def test_any_data_module_trains(tmp_path):
+    model = ScoreModel(partial(MLP, width=8, depth=1), (2,), VP())
+    before = [parameter.clone() for parameter in model.parameters()]
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    Trainer(max_steps=1, default_root_dir=tmp_path, **quiet).fit(model, datamodule=Plain())
+    assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
