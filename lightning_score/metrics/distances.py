@@ -46,13 +46,13 @@ class Distance(ABC):
         name: the kind of the metric, as in `<name>_1k`.
         picture: the name of the picture of its curves; empty: it has none.
         quick: whether it takes at most seconds for ten thousand samples.
-        most: most samples and examples that are compared: the first samples, and random examples.
+        max_samples: most samples and examples that are compared: the first samples, and random examples.
     """
 
     name: str
     picture: str = ""
     quick: bool = True
-    most: int = 10_000
+    max_samples: int = 10_000
 
     @abstractmethod
     def summarize(self, x: Tensor, channels: Channels) -> Tensor:
@@ -190,7 +190,7 @@ class EnergyDistance(Distance):
 
     name = "energy_distance"
     quick = False
-    most = 5_000
+    max_samples = 5_000
 
     def __init__(self, standardize: bool = True) -> None:
         self.standardize = standardize

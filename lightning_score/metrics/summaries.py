@@ -54,7 +54,7 @@ def summaries_of(distances: Sequence[Distance], data: Tensor, n: int) -> list[Su
     channels, found = Channels.of(some), []
     for distance in distances:
         length = distance.summarize(some[:2], channels).shape[1]
-        room = min(distance.most, ROOM // length)
+        room = min(distance.max_samples, ROOM // length)
         large = f"{type(distance).__name__}: keeps {length} numbers of each example of shape {shape}, too many; leave it out"
         require(room >= 4, large)
         require(min(n, len(some)) >= 2, f"{type(distance).__name__}: needs 2 samples and 2 examples")
