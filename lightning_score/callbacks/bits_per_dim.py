@@ -111,12 +111,8 @@ class LikelihoodCallback(Callback, ABC):
 
     def inputs(self, data: ScoreData, rows: Tensor, draw: int) -> tuple[Tensor, Tensor]:
         """Held-out examples and their conditions, for the model, with a draw of the noise of the data, if any."""
-        x, y = data.splits.held_out
-        if not noise_of(data):
-            with seeded(counted_seed(self.seed, int(rows[0]))):  # of noise in observations
-                return data.pairs(Examples(x[rows], y[rows]))
-        pairs = []
-        for k in rows.tolist():  # so that the noise of an example does not depend on its batch
+        (x, y), pairs = data.splits.held_out, []
+        for k in rows.tolist():  # so that the noise of an example, or in its condition, does not depend on its batch
             with seeded(counted_seed(self.seed, draw, k)):
                 pairs.append(data.pairs(Examples(x[[k]], y[[k]])))
         return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])

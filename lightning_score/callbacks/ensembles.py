@@ -139,7 +139,7 @@ class Ensembles(Periodic):
             step = f"step {trainer.global_step}, "
             picture = figure_picture(rank_figure(histogram, spread_skill.value))
             publish(trainer, "ranks", picture, f"{step}rank deviation {histogram.deviation:.3f}")
-            caption = f"{step}CRPS {found['crps'].value:.3g}, {found['crps_skill'].value:.0%} less than without condition"
+            caption = f"{step}CRPS {found['crps'].value:.3g}, skill {found['crps_skill'].value:.2g}"
             publish(trainer, "ensembles", ensemble_picture(data, truths.truth, _as_examples(data, truths), shown), caption)
 
     def _truths(self, data: ScoreData, conditions: int) -> Truths:
@@ -153,7 +153,8 @@ class Ensembles(Periodic):
         with seeded(derive_seed(self.seed)):  # of dequantization and of the noise of conditions
             x, y = data.pairs(Examples(*(part[rows] for part in held_out)), filled=False)
             climatology = data.as_input(train.x[others], filled=False)
-        spread = float(climatology[~climatology.isnan()].std())
+        spread, some = float(climatology[~climatology.isnan()].std()), ~x.flatten(1).isnan().all(1)  # entries are known
+        x, y = x[some], y[some]
         return Truths(x, y, data.to_reference(x), data.to_reference(climatology), spread)
 
     def _scores(self, trainer: Trainer, model: ScoreModel, truths: Truths, members: int) -> tuple[EnsembleScores, Tensor]:

@@ -3,7 +3,7 @@
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +19,7 @@ from lightning_score.callbacks.distances import automatic_distances, publish_cur
 from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.loss_guard import measuring
 from lightning_score.callbacks.measurement import Evaluation, Measurement, blank_record, measurements, store
-from lightning_score.callbacks.pictures import (
-    given_in_turn,
-    in_pixels,
-    kept_of,
-    labels_in_turn,
-    neighbor_picture,
-    pictured,
-    publish,
-    sample_picture,
-)
+from lightning_score.callbacks.pictures import in_pixels, kept_of, neighbor_picture, picture_in_turn, pictured, publish
 from lightning_score.callbacks.sampling_pass import SamplingPass, SamplingResult
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
@@ -36,6 +27,7 @@ from lightning_score.files import LocalPath
 from lightning_score.metrics import Distance, Estimate, Features, nearest_neighbors, read_npz
 from lightning_score.metrics.reference import Reference, check_fit, reference_statistics
 from lightning_score.metrics.summaries import Summaries, summaries_of
+from lightning_score.metrics.totals import KINDS
 from lightning_score.runs.records import Record, metric_name, settings_of
 from lightning_score.training.model import ScoreModel
 
@@ -210,10 +202,7 @@ class Evaluate(Periodic):
         if weights == "ema" and writes_files(trainer):
             publish_curves(trainer, data, passes[0].summaries[True], caption)
         if shown and writes_files(trainer):
-            picture = sample_picture(
-                data, passes[0].images[:IN_PICTURE], labels_in_turn(pl_module), given_in_turn(pl_module, IN_PICTURE)
-            )
-            publish(trainer, "samples", picture, caption)
+            publish(trainer, "samples", picture_in_turn(pl_module, data, passes[0].images[:IN_PICTURE]), caption)
         if shown and copies:
             self._look_for_copies(trainer, pl_module, passes[0])
 
@@ -245,27 +234,23 @@ class Evaluate(Periodic):
         weights: str,
         reference: Reference | None,
         summaries: Sequence[Summaries],
-    ) -> Callable[[str], Record]:
-        """What all records of a kind of metric of these weights have in common."""
+    ) -> dict[str, Record]:
+        """What all records of these weights have in common, for each kind of metric."""
         sampler = settings_of(pl_module.sampler) | {"guidance": settings_of(pl_module.guidance)}
         blank = replace(
             blank_record(data_of(trainer), trainer.global_step, self.num_samples), weights=weights, sampler=sampler
         )
         of_distances = {each.distance.name: record_of(blank, each) for each in summaries}
         if self.features is None or reference is None:
-            return of_distances.__getitem__
+            return of_distances
         name, digest = self.features.name, self.features.fingerprint
         blank = replace(blank, features=name, features_hash=digest, resize=self.features.resize)
         if self.reference is not None:
             digest = hashlib.sha256(Path(self.reference).read_bytes()).hexdigest()[:16]
             blank = replace(blank, data=self.reference, split="file", data_hash=digest)
-
-        def template(kind: str) -> Record:
-            own = replace(blank, metric=metric_name(kind, name, self.num_samples))
-            own = replace(own, floor=reference.floor, floor_n=reference.floor_n) if kind == "fid" else own
-            return of_distances.get(kind, own)
-
-        return template
+        found = {kind: replace(blank, metric=metric_name(kind, name, self.num_samples)) for kind in KINDS}
+        found["fid"] = replace(found["fid"], floor=reference.floor, floor_n=reference.floor_n)
+        return found | of_distances
 
     def _log(self, pl_module: ScoreModel, prefix: str, found: Measurement) -> None:
         entries = found.log_entries()

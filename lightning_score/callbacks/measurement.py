@@ -80,21 +80,13 @@ def blank_record(data: ScoreData, step: int, n: int) -> Record:
     return Record(
         metric="",
         value=math.nan,
-        error=None,
-        floor=None,
-        floor_n=None,
         floor_kind=PERFECT,
         n=n,
-        features="none",
-        features_hash="",
-        resize="none",
         data=type(data).__name__,
         split=data.reference_split,
         shape=list(data.shape),
         data_hash=data.fingerprint,
-        weights="ema",
         step=step,
-        denoised=True,
         sampler={},
         nfe=0.0,
         seed=0,
@@ -109,14 +101,14 @@ def store(trainer: Trainer, record: Record) -> None:
 
 
 def measurements(
-    template: Callable[[str], Record],
+    template: Mapping[str, Record],
     passes: Sequence[SamplingResult],
     measure: Callable[[SamplingResult, bool], Mapping[str, Estimate]],
 ) -> Iterator[Measurement]:
     """The measurements of every metric; of the final samples first, then of those before denoising.
 
     Args:
-        template: what all records of a kind of metric have in common; its `n` is the most samples that it uses.
+        template: what all records of each kind of metric have in common; its `n` is the most samples that it uses.
         passes: samples of one or more seeds.
         measure: the metrics of a pass by their kinds, of its final samples (True) or of those before denoising (False).
 
@@ -126,7 +118,7 @@ def measurements(
     for denoised in passes[0].summaries:
         found = [measure(part, denoised) for part in passes]
         for kind in found[0]:
-            of_kind = replace(template(kind), denoised=denoised)
+            of_kind = replace(template[kind], denoised=denoised)
             estimates = [of_seed[kind] for of_seed in found]
             records = [
                 replace(

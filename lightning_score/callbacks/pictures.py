@@ -102,6 +102,13 @@ def sample_picture(data: ScoreData, samples: Tensor, labels: int = 0, given: Ten
     return _grid(drawable(data, samples), columns)
 
 
+def picture_in_turn(model: ScoreModel, data: ScoreData, samples: Tensor) -> Image.Image:
+    """The `sample_picture` of a model's samples 0 to N - 1, with the labels or other conditions that these have in turn."""
+    labels = model.num_classes if model.takes_condition else 0
+    given = model.conditions.default(torch.arange(len(samples))) if model.takes_condition and not labels else None
+    return sample_picture(data, samples, labels, given)
+
+
 def _pixels_below_conditions(data: ScoreData, samples: Tensor, given: Tensor) -> Image.Image:
     """Rows of conditions, scaled from their range, of their samples and, if these are known, of the examples they are of."""
     truth, units = _paired(data, given), data.from_condition(given.cpu()).double()
@@ -154,16 +161,6 @@ def _paired(data: ScoreData, given: Tensor) -> Tensor | None:
     rows = torch.arange(len(given)) % len(turn)
     same = torch.equal(turn[rows].nan_to_num(), given.cpu().nan_to_num())
     return data.splits.held_out.x[rows] if same else None
-
-
-def given_in_turn(model: ScoreModel, n: int) -> Tensor | None:
-    """The conditions of a model's samples 0 to n - 1, other than class labels; None without."""
-    return model.conditions.default(torch.arange(n)) if model.takes_condition and not model.num_classes else None
-
-
-def labels_in_turn(model: ScoreModel) -> int:
-    """Number of labels that alternate among a model's samples, for `sample_picture`; 0 without labels."""
-    return model.num_classes if model.takes_condition else 0
 
 
 def _grid(images: Tensor, columns: int | None = None) -> Image.Image:

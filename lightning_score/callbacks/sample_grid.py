@@ -4,7 +4,7 @@ from lightning.pytorch import Trainer
 
 from lightning_score.callbacks.base import Periodic, data_of, fast_dev_run
 from lightning_score.callbacks.loss_guard import measuring
-from lightning_score.callbacks.pictures import Strip, given_in_turn, labels_in_turn, publish, sample_picture
+from lightning_score.callbacks.pictures import Strip, picture_in_turn, publish
 from lightning_score.errors import require
 from lightning_score.training.model import ScoreModel
 
@@ -39,10 +39,8 @@ class SampleGrid(Periodic):
     def _show(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         fast, data = fast_dev_run(trainer), data_of(trainer)
         strip = Strip(pl_module, data, self.progressive) if self.progressive else None
-        n = min(self.num_samples, 4) if fast else self.num_samples
-        samples = pl_module.draw(range(n), self.seed, observe=strip)
-        given = given_in_turn(pl_module, n)
-        picture = sample_picture(data, data.to_reference(samples.x), labels_in_turn(pl_module), given)
+        samples = pl_module.draw(range(min(self.num_samples, 4) if fast else self.num_samples), self.seed, observe=strip)
+        picture = picture_in_turn(pl_module, data, data.to_reference(samples.x))
         if fast:
             return
         publish(trainer, "samples", picture, f"step {trainer.global_step}, NFE {samples.nfe:g}")

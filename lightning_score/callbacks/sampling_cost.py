@@ -81,7 +81,8 @@ class SamplingCost(Callback):
         drawn |= {f"Ensembles, {each.conditions} x {each.members}:": each.conditions * each.members for each in ensembles}
         kept = min(evaluate.neighbors, measured) * (command == "test")
         at_once = {"--evaluate.batch_size": min(evaluate.batch_size, measured)}
-        at_once |= {f"Ensembles, batch_size={each.batch_size}:": each.batch_size for each in ensembles}
+        for each in ensembles:
+            at_once[f"Ensembles, batch_size={each.batch_size}:"] = min(each.batch_size, each.conditions * each.members)
         at_once |= {"--samples.num_samples": grid, "--evaluate.neighbors": kept}
         if command == "predict":
             drawn = at_once = {"--num_samples": config["num_samples"]}

@@ -10,8 +10,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_score.conditions.embedding import Known, VectorEmbedding
 from lightning_score.errors import require
+
+
+class Known(nn.Module):
+    """Conditions (B, ...) and which of their numbers are known, (B, 2, ...), zero and zero where they are NaN."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        known = ~y.isnan()
+        return torch.stack([torch.where(known, y, 0.0), known.to(y.dtype)], dim=1)
+
+
+class VectorEmbedding(nn.Module):
+    """`W_2 silu(W_1 [y, known])`, with y zero where it is not known.
+
+    Args:
+        size: how many numbers.
+        width: size of the result.
+    """
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.known = Known()
+        self.linear1 = nn.Linear(2 * size, width)
+        self.linear2 = nn.Linear(width, width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        both = self.known(y).flatten(1).to(self.linear1.weight.dtype)
+        return self.linear2(F.silu(self.linear1(both)))
 
 
 class Condition(ABC):
@@ -214,12 +240,9 @@ class Several(Condition):
 
     def check(self, y: Tensor, empty: bool = True, values: bool = True) -> None:
         super().check(y, empty, values)
-        labels = [rows for part, rows in zip(self.parts, y.split(self.sizes, dim=1), strict=True) if part.num_classes]
-        require(
-            not values or all(bool((rows.isnan() | (rows == rows.round())).all()) for rows in labels),
-            "condition: holds class labels that are not whole numbers",
-        )
-        for part, value in zip(self.parts, self.unpack(y), strict=True):
+        for part, rows, value in zip(self.parts, y.split(self.sizes, dim=1), self.unpack(y), strict=True):
+            whole = not (part.num_classes and values) or bool((rows.isnan() | (rows == rows.round())).all())
+            require(whole, "condition: holds class labels that are not whole numbers")
             part.check(value, values=values)
 
     def embedding(self, width: int) -> nn.Module | None:

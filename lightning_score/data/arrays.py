@@ -16,12 +16,13 @@ from lightning_score.data.axes import Axes, Windows, find_axes, ordered
 from lightning_score.data.base import Examples, ScoreData, Splits, Transform
 from lightning_score.data.readers import located
 from lightning_score.data.sources import Name, Source, texts
-from lightning_score.data.splitting import split_examples, split_files
-from lightning_score.data.standardize import MeanStd, Standardization
+from lightning_score.data.splitting import split_examples
+from lightning_score.data.standardize import AsStored, MeanStd, Standardization
 from lightning_score.data.stored import Stored, chunks
 from lightning_score.data.stored_condition import StoredCondition, find_condition, from_state
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.files import LocalPath
+from lightning_score.memory import free_memory
 
 
 class Arrays(ScoreData):
@@ -102,7 +103,7 @@ class Arrays(ScoreData):
             f"condition_path={condition_path}: held_out files hold their own conditions; give condition alone",
         )
         require(fraction or group is None, f"group={group}: is for a fraction; held_out={held_out} is a path")
-        self.source = Source([path, *held], key, [*keys, *groups])
+        self.source = Source([path, *held], key, [*groups, *([] if condition_path else keys)])
         self.group = Source([path], groups[0], text=True) if groups else None
         place = [condition_path] if condition_path else [path, *held]
         self.conditions = [Source(place, each) for each in keys] or ([Source(place)] if condition_path else [])
@@ -169,10 +170,14 @@ class Arrays(ScoreData):
     def load(self) -> Splits:
         in_memory = self.source.in_memory(self.in_memory)
         x, rows = self._examples(in_memory)
+        in_memory = in_memory and bool(self.in_memory or x.nbytes <= free_memory() / 4)  # windows may overlap
         self.standardize.check(chunks(x), rows, self.missing, str(self.source))
         groups = None if self.group is None else self.group.rows("N" not in self.axes.letters)
-        first = self.source.count if isinstance(self.held_out, str) else None
-        split = split_files(x, first) if first else split_examples(x, rows, float(self.held_out), groups, self.windows)
+        if isinstance(self.held_out, str):
+            n = x.ends[self.source.count - 1]
+            split = np.arange(n), np.arange(n, len(x))
+        else:
+            split = split_examples(x, rows, self.held_out, groups, self.windows)
         for name, numbers in zip(("training", "held-out"), split, strict=True):
             require(
                 len(numbers) > 0, f"{self.source}: no {name} examples are left; change held_out={self.held_out}, or window"
@@ -217,7 +222,7 @@ class Arrays(ScoreData):
     def _fit(self, train: Tensor) -> None:
         """Finds the constants of the training examples, unless they are those of a checkpoint."""
         require(
-            not self.integers or self.standardize.scales_integers,
+            not self.integers or not isinstance(self.standardize, AsStored),
             f"standardize=AsStored: {self.integers} numbers have no scale; choose MeanStd, MinMax, or Constants",
         )
         if self.standardize.shift is None:

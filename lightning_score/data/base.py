@@ -17,7 +17,7 @@ from torchvision.transforms import Compose
 
 from lightning_score.conditions import Condition, LinearOperator, condition_of
 from lightning_score.data.array_augmentation import ArrayAugmentation
-from lightning_score.data.batches import CPU, Batches, Examples, Finish, Splits, Transform, split_indices, whole_batch
+from lightning_score.data.batches import CPU, Batches, Examples, Finish, Splits, Transform, split_indices
 from lightning_score.data.check import check_splits
 from lightning_score.data.observed import Observed
 from lightning_score.data.order import InTurn, Loader, Shuffled
@@ -258,7 +258,7 @@ class ScoreData(LightningDataModule, ABC):
             Batches(examples, self.inputs(train), device, self.finish(train), random),
             sampler=sampler,
             batch_size=None,  # the sampler returns whole batches
-            collate_fn=whole_batch,
+            collate_fn=tuple,
             generator=unused,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

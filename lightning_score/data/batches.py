@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -114,8 +114,3 @@ def split_indices(n: int, held_out: float = 0.2, seed: int = 0) -> tuple[np.ndar
     order = np.random.RandomState(seed).permutation(n)
     num_train = int(n * (1 - held_out))
     return order[:num_train], order[num_train:]
-
-
-def whole_batch(batch: Any) -> Any:
-    """The identity, as `collate_fn`: `Batches` returns whole batches."""
-    return batch

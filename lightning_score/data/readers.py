@@ -1,11 +1,13 @@
 """Files of arrays: what is in them by name, read from their headers, and their arrays, memory-mapped where possible."""
 
+import csv
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
@@ -18,7 +20,7 @@ from lightning_score.errors import InputError, one_line, require
 TIFF_AXES = str.maketrans("YXSZTIQPRA", "HWCDNNNNNN")
 """Letters of tifffile for axes, and ours."""
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, IndexError, SyntaxError, BadZipFile,
-              MemoryError, AttributeError)  # fmt: skip
+              MemoryError, AttributeError, csv.Error)  # fmt: skip
 """Errors of readers for damaged files."""
 
 
@@ -249,16 +251,18 @@ def _png(file: Path) -> Members:
 
 def _csv(file: Path) -> Members:
     delimiter = "\t" if file.suffix == ".tsv" else ","
-    with file.open(encoding="utf-8-sig") as stream:
-        first, second = (stream.readline().strip().split(delimiter) for _ in range(2))
-    require(first != [""], f"{file}: is empty")
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        lines = list(islice(csv.reader(stream, delimiter=delimiter), 2))
+    first, second = [*lines, [], []][:2]
+    require(bool(first), f"{file}: is empty, or its first line is")
     headed = not all(_is_number(cell) for cell in first)
     cells = second if headed else first
     named = headed and len(first) == len(cells)  # scikit-learn's tables begin with their size
-    names = [cell.strip().strip('"') for cell in first] if named else [str(k) for k in range(len(cells))]
+    names = [cell.strip() for cell in first] if named else [str(k) for k in range(len(cells))]
     columns = [k for k, cell in enumerate(cells) if _is_number(cell)]
     require(bool(columns), f"{file}: has no column of numbers in its first line, {delimiter.join(cells)[:80]!r}")
-    read: Any = partial(np.loadtxt, file, comments=None, delimiter=delimiter, skiprows=int(headed), encoding="utf-8-sig")
+    dialect: Any = {"comments": None, "delimiter": delimiter, "quotechar": '"', "encoding": "utf-8-sig"}
+    read = partial(np.loadtxt, file, skiprows=int(headed), **dialect)
     try:
         table = read(usecols=columns, ndmin=2)
     except ValueError:  # cells may be empty
@@ -268,7 +272,7 @@ def _csv(file: Path) -> Members:
     for values, k in zip(table.T, columns, strict=True):
         whole = cells[k].strip().lstrip("+-").isdigit() and bool((values == np.round(values)).all())
         found[names[k]] = _member(np.ascontiguousarray(values, np.int64 if whole else np.float64))
-    return found
+    return {name: found[name] for name in names}
 
 
 def _is_number(cell: str) -> bool:

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Collection, Sequence
+from errno import ENOSPC
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -97,15 +98,15 @@ class Source:
     def _chosen(self, members: Members, file: Path) -> str | list[str]:
         """The key, or keys of columns, in a file."""
         names = list(members)
+        named = {str(k): name for k, name in enumerate(names)} | {name: name for name in names}
         if self.key is not None:
-            wanted = self.key if isinstance(self.key, list) else [self.key]
-            numbers = {str(k): name for k, name in enumerate(names)}
-            keys = [numbers[k] if k in numbers and k not in members else k.lstrip("/") for k in wanted]
+            keys = [named.get(key, key.lstrip("/")) for key in texts(self.key)]
             lacking = [key for key in keys if key not in members]
             known = ", ".join(name for name in names[:20] if name) or "one array without a name"
             require(not lacking, f"{file}: has no {', '.join(lacking)}; it holds {known}")
             return keys if isinstance(self.key, list) else keys[0]
-        left = [name for name in names if name not in self.without and members[name].dtype.kind not in "US"]
+        without = [named.get(key, key.lstrip("/")) for key in self.without]
+        left = [name for name in names if name not in without and members[name].dtype.kind not in "US"]
         arrays = [name for name in left if len(members[name].shape) > 1]
         for only in (left, arrays, [name for name in USUAL if name in left]):
             if len(only) == 1:
@@ -124,11 +125,14 @@ class Source:
 
         Args:
             in_memory: read what cannot be mapped into memory; false: copy it into the cache, once, and map that.
-            cache: its folder.
+            cache: its folder; None: the user's.
+
+        Raises:
+            InputError: a file cannot be read, or there is no room for it.
         """
-        folder, few, found = Path(cache) if cache else cache_folder(), len(self.files) <= MAPPED_FILES, list[np.ndarray]()
+        few, found = len(self.files) <= MAPPED_FILES, list[np.ndarray]()
         if not in_memory and not few:
-            return self._copies(self.files, folder)
+            return self._copies(self.files, cache)
         for file in self.files:
             member = self.member(file)
             with reading(file):
@@ -139,32 +143,43 @@ class Source:
                     require_room(size * (len(self.files) - len(found)), str(self), "set --data.in_memory false")
                     found.append(np.array(member.open()[...]))
                 else:
-                    found += self._copies([file], folder)
+                    found += self._copies([file], cache)
         return found
 
-    def _copies(self, files: Sequence[Path], cache: Path) -> list[np.ndarray]:
+    def _copies(self, files: Sequence[Path], cache: str | None) -> list[np.ndarray]:
         """The arrays of files, memory-mapped from one file in the cache, which is written unless it is there."""
         headers = [(member.shape, member.dtype) for member in map(self.member, files)]
         ends = np.cumsum([0, *(prod(shape) * dtype.itemsize for shape, dtype in headers)])
-        stored = cache / f"arrays-{self.fingerprint(files)}.bin"
-        if not stored.exists():
-            with new_folder_if_kept(cache), tempfile.TemporaryDirectory(dir=cache) as temporary:
-                part, free = Path(temporary, stored.name), shutil.disk_usage(temporary).free
-                require(
-                    ends[-1] < free,
-                    f"--data.cache {cache}: needs {ends[-1] / 1e9:.3g} GB, and {free / 1e9:.3g} are free; give another",
-                )
-                with part.open("wb") as out:
-                    for file in files:
-                        member = self.member(file)
-                        with reading(file):
-                            opened, step = member.open(), max(1, COPIED // (prod(member.shape[1:]) * member.dtype.itemsize))
-                            for first in range(0, member.shape[0], step):
-                                np.asarray(opened[first : first + step], member.dtype).tofile(out)
-                part.replace(stored)
+        folder = Path(cache) if cache else cache_folder()
+        stored = folder / f"arrays-{self.fingerprint(files)}.bin"
+        try:
+            if not stored.exists():
+                with new_folder_if_kept(folder), tempfile.TemporaryDirectory(dir=folder) as temporary:
+                    self._copy(files, Path(temporary, stored.name), int(ends[-1])).replace(stored)
+        except OSError as error:
+            raise InputError(
+                f"--data.cache {folder}: {self} needs {ends[-1] / 1e9:.3g} GB there, which cannot be written "
+                f"({error.strerror or error}); give another folder"
+            ) from error
         whole = np.asarray(np.memmap(stored, mode="r"))
         places = zip(ends, ends[1:], headers, strict=False)
         return [whole[first:last].view(dtype).reshape(shape) for first, last, (shape, dtype) in places]
+
+    def _copy(self, files: Sequence[Path], copy: Path, size: int) -> Path:
+        """Writes the arrays of files one after another."""
+        if shutil.disk_usage(copy.parent).free < size:
+            raise OSError(ENOSPC, "the disk is too full")
+        with copy.open("wb") as out:
+            for file in files:
+                member = self.member(file)
+                step = max(1, COPIED // (prod(member.shape[1:]) * member.dtype.itemsize))
+                with reading(file):
+                    opened = member.open()
+                for first in range(0, member.shape[0], step):
+                    with reading(file):
+                        rows = np.asarray(opened[first : first + step], member.dtype)
+                    rows.tofile(out)
+        return copy
 
     def fingerprint(self, files: Sequence[Path] = ()) -> str:
         """A hash of the key and of the names, sizes and times of files, by default of all."""

@@ -13,12 +13,6 @@ Split = tuple[np.ndarray, np.ndarray]
 """The numbers of the training and of the held-out examples."""
 
 
-def split_files(x: Stored, first: int) -> Split:
-    """The examples of the first files, and those of the others."""
-    n = sum(prod(part.shape[: x.lead]) for part in x.parts[:first])
-    return np.arange(n), np.arange(n, len(x))
-
-
 def split_examples(x: Stored, rows: np.ndarray, held_out: float, groups: np.ndarray | None, windows: Windows) -> Split:
     """A fraction of whole groups, of rows, or where there are too few rows, of the positions of each row.
 

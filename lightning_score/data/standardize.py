@@ -41,7 +41,6 @@ class Standardization(ABC):
     far: bool = False
     shift: Tensor | None = None
     spread: Tensor | None = None
-    scales_integers: bool = True
     domain: str = "finite"
 
     def fit(self, chunks: Chunks) -> None:
@@ -193,16 +192,20 @@ class Asinh(MeanStd):
         self.softening = given
 
     def prepare(self, chunks: Chunks) -> None:
-        if self.softening is None:
-            kept, every = list[Tensor](), 1
-            for chunk in chunks():
-                kept.append(_by_channel(chunk)[:, ::every].double().clone())
-                if sum(part.shape[1] for part in kept) > SAMPLED:
-                    kept, every = [torch.cat(kept, dim=1)[:, ::2].clone()], 2 * every
-            x = torch.cat(kept, dim=1)
-            center = x.nanmedian(1, keepdim=True).values
-            found = 1.4826 * (x - center).abs().nanmedian(1).values
-            self.softening = torch.where(found > 0, found, moments(chunks()).std.clamp(min=1e-30))
+        if self.softening is not None:
+            given, channels = self.softening.tolist(), next(iter(chunks())).shape[1]
+            require(
+                len(given) in (1, channels), f"softening={given}: must be one number, or one for each of {channels} channels"
+            )
+            return
+        kept, every = list[Tensor](), 1
+        for chunk in chunks():
+            kept.append(_by_channel(chunk)[:, ::every].double().clone())  # a view would keep the whole chunk
+            if sum(part.shape[1] for part in kept) > SAMPLED:
+                kept, every = [torch.cat(kept, dim=1)[:, ::2].clone()], 2 * every
+        x = torch.cat(kept, dim=1)
+        found = 1.4826 * (x - x.nanmedian(1, keepdim=True).values).abs().nanmedian(1).values
+        self.softening = torch.where(found > 0, found, moments(chunks()).std.clamp(min=1e-30))
 
     def warp(self, x: Tensor) -> Tensor:
         return torch.asinh(x.double() / self._column(x))
@@ -268,8 +271,6 @@ class Constants(Standardization):
 
 class AsStored(Constants):
     """No standardization; for floats that have a suitable scale."""
-
-    scales_integers = False
 
     def __init__(self) -> None:
         super().__init__(0.0, 1.0)

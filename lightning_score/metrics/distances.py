@@ -14,6 +14,8 @@ from lightning_score.metrics.channels import Channels, chunks
 from lightning_score.metrics.frechet import Estimate, jackknife_error, mean_over_splits
 from lightning_score.metrics.statistics import BLOCKS, block_of
 
+ROOM = 1 << 26
+"""Most numbers in the summaries of samples, and in those of data: 256 MB."""
 WORK = 1 << 26
 """Numbers that the splits of a floor compare, together."""
 
@@ -192,6 +194,9 @@ class EnergyDistance(Distance):
 
     def __init__(self, standardize: bool = True) -> None:
         self.standardize = standardize
+
+    def misfit(self, shape: Sequence[int]) -> str:
+        return "compares whole examples, and these are too large" if 4 * math.prod(shape) > ROOM else ""
 
     def summarize(self, x: Tensor, channels: Channels) -> Tensor:
         return flattened(x, channels, self.standardize)

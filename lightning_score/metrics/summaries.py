@@ -10,11 +10,9 @@ from torch import Tensor
 
 from lightning_score.errors import Unmeasurable, require
 from lightning_score.metrics.channels import Channels
-from lightning_score.metrics.distances import Curves, Distance
+from lightning_score.metrics.distances import ROOM, Curves, Distance
 from lightning_score.metrics.frechet import Estimate
 
-ROOM = 1 << 26
-"""Most numbers in the summaries of samples, and in those of data: 256 MB."""
 DATA = 1 << 27
 """Most numbers in the examples that represent the data."""
 KEPT = 10_000
@@ -49,7 +47,10 @@ def summaries_of(distances: Sequence[Distance], data: Tensor, n: int) -> list[Su
     shape = tuple(data.shape[1:])
     most = min(KEPT, max(64, DATA // math.prod(shape)))
     some = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:most]]
-    require(bool(some.isfinite().all()), "distances: the data are NaN or infinite")
+    require(
+        bool(some.isfinite().all()),
+        "distances: the data have NaN or infinite values; remove them, or measure with distances=[]",
+    )
     channels, found = Channels.of(some), []
     for distance in distances:
         length = distance.summarize(some[:2], channels).shape[1]

@@ -60,7 +60,7 @@ def digest_of(tensors: Mapping[str, torch.Tensor]) -> "hashlib._Hash":
     return digest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """A number with its provenance.
 
@@ -95,20 +95,20 @@ class Record:
 
     metric: str
     value: float
-    error: float | None
-    floor: float | None
-    floor_n: int | None
+    error: float | None = None
+    floor: float | None = None
+    floor_n: int | None = None
     n: int
-    features: str
-    features_hash: str
-    resize: str
+    features: str = "none"
+    features_hash: str = ""
+    resize: str = "none"
     data: str
     split: str
     shape: list[int]
     data_hash: str
-    weights: str
+    weights: str = "ema"
     step: int
-    denoised: bool
+    denoised: bool = True
     sampler: dict[str, Any]
     nfe: float
     seed: int

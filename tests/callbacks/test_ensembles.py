@@ -105,6 +105,14 @@ def test_residual_of_observations_in_any_dimension(shape, tmp_path):
     assert logged["test/crps_skill"] > 0
 
 
+def test_examples_without_a_known_entry_are_left_out():
+    data = Linear()
+    data.missing = True
+    data.splits.held_out.x[:300] = data.splits.train.x[:300] = math.nan
+    truths = Ensembles()._truths(data, 100)
+    assert 50 < len(truths.x) == len(truths.y) < 90 and bool(truths.truth.isfinite().all())
+
+
 def test_numbers_do_not_depend_on_processes_and_batches():
     data = Linear()
     model = model_of(data, lambda y, noise: y + 0.5 * noise)

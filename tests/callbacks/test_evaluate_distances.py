@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,6 +113,8 @@ def test_only_continuous_data_are_measured_by_themselves():
         "sliced_wasserstein", "energy_distance", "histogram",
     ]  # fmt: skip
     assert Evaluate(distances=[]).chosen(GaussianMixture()) == []
+    large = SimpleNamespace(levels=None, shape=(3, 256, 256, 256))
+    assert "energy_distance" not in [each.name for each in automatic_distances(large, slow=True)]
 
 
 @pytest.mark.parametrize(

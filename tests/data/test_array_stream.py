@@ -54,10 +54,10 @@ def test_chunks_are_packed_once_and_can_be_moved(file, tmp_path, monkeypatch):
     first = stream_of(file, tmp_path)
     moved = tmp_path / "moved"
     (tmp_path / first.chunks).rename(moved)
-    for stream in (ArrayStream(**settings(str(moved), condition=None, kept=40)),):
-        assert stream.shape == (3, 5) and stream.condition.shape == first.condition.shape
-        assert stream.standardize.state_dict() == first.standardize.state_dict()
-        assert len(next(iter(stream.train_dataloader()))[0]) == 16
+    stream = ArrayStream(**settings(str(moved), condition=None, kept=40))
+    assert stream.shape == (3, 5) and stream.condition.shape == first.condition.shape
+    assert stream.standardize.state_dict() == first.standardize.state_dict()
+    assert len(next(iter(stream.train_dataloader()))[0]) == 16
     moved.rename(first.chunks)
     monkeypatch.setattr("lightning_score.data.packing.pack_arrays", None)
     again = stream_of(file, tmp_path)

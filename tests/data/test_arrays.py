@@ -92,9 +92,9 @@ def test_images_volumes_and_tables(tmp_path):
     for name in ("x.nii", "x.nii.gz"):
         data = Arrays(str(tmp_path / name), window=[2, 4, 5], stride=[1, 1, 1], held_out=0.3)
         assert data.shape == (1, 2, 4, 5) and torch.equal(data.splits.train.x[1, 0], torch.from_numpy(volume[1:3]))
-    lines = ["a,b,name,kind", *(f"{k}.5,{-k},text,{k % 3}" for k in range(20))]
+    lines = ['"a",b,name,kind', *(f'{k}.5,"{-k}","some, text",{k % 3}' for k in range(20))]
     (tmp_path / "table.csv").write_text("\n".join(lines))
-    table = Arrays(str(tmp_path / "table.csv"), condition="kind")
+    table = Arrays(str(tmp_path / "table.csv"), condition=3)
     assert table.names == ["a", "b"] and table.shape == (2,) and table.num_classes == 3
     kept = np.concatenate(split_indices(20, 0.1))
     assert everything(table)[:, 0].tolist() == [k + 0.5 for k in kept]

@@ -58,8 +58,9 @@ def test_an_option_that_was_renamed_names_the_new_one(old, new, capsys):
 
 
 def test_old_records_are_read_under_the_names_of_today(tmp_path):
-    made = Record("fid_infinity_digits_100", 3.0, 0.1, None, None, 100, "digits", "a", "none", "Digits", "train", [1, 8, 8],
-                  "b", "ema", 5, True, {}, 9.0, 0, 1.0, jackknife=[2.0, 4.0])  # fmt: skip
+    made = Record(metric="fid_infinity_digits_100", value=3.0, error=0.1, n=100, features="digits", features_hash="a",
+                  data="Digits", split="train", shape=[1, 8, 8], data_hash="b", step=5, sampler={}, nfe=9.0, seed=0,
+                  seconds=1.0, jackknife=[2.0, 4.0])  # fmt: skip
     append_record(tmp_path / "records", made)
     line = (tmp_path / "records").read_text()
     assert '"without": [2.0, 4.0]' in line and "jackknife" not in line
