@@ -17,7 +17,7 @@ commands:
   convert    another project's checkpoint to this one's:       convert --from score_sde checkpoint_26.pth converted.ckpt
 
 `COMMAND --help` shows the options that people use. The shipped configs are ncsn, ddpm, vp_pc, conditional and toy, images
-for a folder of images, and those in fashion_mnist, cifar10 and ncsnv2, such as fashion_mnist/edm16.
+and arrays for data of your own, and those in science, fashion_mnist, cifar10 and ncsnv2, such as fashion_mnist/edm16.
 Options override configs. A class starts from its own defaults (--model.process VP); --model.process.beta_max 10 changes the
 current class, and --model.process +VP keeps the current values of parameters that VP has too.
 """
@@ -117,8 +117,12 @@ common options:
 _NEEDS_CHECKPOINT = "--ckpt_path CHECKPOINT"
 _SCREENS = {
     "fit": ("--config CONFIG", "Trains a model, and measures its samples while it trains.", _FIT),
-    "validate": (_NEEDS_CHECKPOINT, "Measures a checkpoint as fit does: held-out loss, samples, FID.", _MEASURE),
-    "test": (_NEEDS_CHECKPOINT, "Measures a checkpoint in full: loss, FID, KID, precision, recall, copies.", _MEASURE),
+    "validate": (_NEEDS_CHECKPOINT, "Measures a checkpoint as fit does: loss, samples, FID or distances.", _MEASURE),
+    "test": (
+        _NEEDS_CHECKPOINT,
+        "Measures a checkpoint in full: loss, FID, KID, precision, recall, or distances, and copies.",
+        _MEASURE,
+    ),
     "tune": (_NEEDS_CHECKPOINT, "Derives the Langevin steps of a sampler from a trained model, for a budget.", _TUNE),
     "predict": (_NEEDS_CHECKPOINT, "Draws samples from a checkpoint, as PNG and NPZ.", _PREDICT),
 }

@@ -25,9 +25,8 @@ class EmpiricalScore(ScoreField):
     Args:
         process: the noise process.
         data: the points x_m (M, ...), NaN where entries are missing.
-        labels: class labels (M,), so that `cond`, which has to be a label, selects the points of its class, or all if it is
-            the label of no point;
-            None: `cond` is ignored.
+        labels: class labels (M,): the label `cond` selects the points of its class, or all if no point has it; None: `cond`
+            is ignored.
 
     Raises:
         InputError: without data, or if data and labels differ in number.
