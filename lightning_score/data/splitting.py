@@ -28,7 +28,9 @@ def split_examples(x: Stored, rows: np.ndarray, held_out: float, groups: np.ndar
     """
     n = int(rows[-1]) + 1
     if groups is None and windows.size and n * held_out < 1:
-        return _split_positions(x, held_out, windows)
+        split = _split_positions(x, held_out, windows)
+        if n == 1 or all(len(part) for part in split):  # else the held-out part of a row is shorter than a window
+            return split
     if groups is None and not windows.size:
         return split_indices(n, held_out)
     groups = np.arange(n) if groups is None else groups

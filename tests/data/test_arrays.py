@@ -139,6 +139,12 @@ def test_windows_of_both_splits_share_no_number(tmp_path, in_memory):
         assert torch.equal(x[0], x[0, 0] + torch.arange(8)) and float(x[1, 0] - x[0, 0]) in (89, 68)
 
 
+def test_few_rows_are_held_out_whole_if_a_part_of_one_is_shorter_than_a_window(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(9 * 40, dtype=np.float32).reshape(9, 40))
+    data = Arrays(str(tmp_path / "x.npy"), axes="NL", window=[8])
+    assert [len(split.x) for split in data.splits] == [8 * 5, 5]
+
+
 def test_whole_groups_and_given_files_are_held_out(tmp_path):
     x, groups = field(60, (4,)), np.repeat(np.arange(12), 5)
     np.savez(tmp_path / "x.npz", x=x, patient=groups)
