@@ -212,6 +212,7 @@ class TestTest:
         plain, _ = measure(checkpoint, "plain")
         assert plain["fid_digits_100"] == pytest.approx(found["fid_digits_100"], rel=1e-6)
 
+    @pytest.mark.slow
     def test_several_seeds_have_a_mean_and_an_error(self, checkpoint):
         found, records = measure(checkpoint, "out", "--evaluate.repeats=3")
         values = [r.value for r in records if r.metric == "fid_digits_100"]
@@ -224,6 +225,7 @@ class TestTest:
         kid = [r.error for r in records if r.metric == "kid_digits_100"]
         assert found["kid_digits_100_error"] == pytest.approx(np.linalg.norm(kid) / 3**0.5, rel=1e-4)
 
+    @pytest.mark.slow
     def test_statistics_of_a_file(self, checkpoint):
         features = DigitFeatures()(Digits().reference()).features.double().numpy()
         np.savez("digits.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))

@@ -137,6 +137,7 @@ class TestSamples:
         assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 2
 
     @pytest.mark.faults("diverging samples", 9)
+    @pytest.mark.slow
     def test_they_are_skipped_and_training_continues(self, tmp_path, capsys):
         """Grid, Langevin health and distance, at three validations; the weights are those of a run without them."""
         options = [*MEASURED, "--trainer.callbacks=[{class_path: LangevinHealth}]", "--guard.policy=skip"]

@@ -94,6 +94,7 @@ def test_samplers_without_langevin_steps_have_no_levels():
     assert levels_of(PredictorCorrector(NoPredictor(), Langevin(), grid=Geometric(5)), VP(), 0.5) != []
 
 
+@pytest.mark.slow
 def test_every_validation_writes_a_line_and_a_picture(tmp_path):
     callbacks = ["{class_path: LossFloor, init_args: {num_examples: 64}}", "{class_path: LangevinHealth}"]
     options = ["--trainer.max_steps=4", "--trainer.val_check_interval=2", "--evaluate.features=null"]

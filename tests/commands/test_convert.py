@@ -197,6 +197,7 @@ def test_diffusers_there_and_back(tmp_path):
     assert np.array_equal(drawn[0], drawn[1]) and np.array_equal(drawn[0], drawn[2])
 
 
+@pytest.mark.slow
 def test_a_model_trained_here_becomes_a_pipeline(capsys):
     quick = ["--trainer.max_steps=2", "--samples.num_samples=1", "--evaluate.features=null", "--model.sampler.grid.steps=2"]
     assert run(["fit", "--config=ddpm", *quick]) == 0

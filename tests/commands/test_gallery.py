@@ -45,6 +45,7 @@ def test_gallery_refuses_a_checkpoint_that_is_not_there(tmp_path, capsys):
     assert "--ckpt_path runs/NAME/latest/last.ckpt" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_gallery_draws_a_trained_toy_and_refuses_images(tmp_path, checkpoint, monkeypatch, capsys):
     """With three of the samplers, all of which run in the test above."""
     monkeypatch.chdir(tmp_path)

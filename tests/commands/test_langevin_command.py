@@ -74,6 +74,7 @@ def outcome(*options):
     return dict(np.load("out/samples.npz")), json.loads(Path("out/langevin.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_users_density_is_sampled(capsys):
     """Against its moments, with all files, and the acceptance and diagnostics in print."""
     arrays, report = outcome("--density=own_densities.Tilted", "--density.correlation=0.5", "--sampler=MarkovChain",

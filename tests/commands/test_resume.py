@@ -333,6 +333,7 @@ class TestWhich:
         assert run(["fit", f"--ckpt_path={folder}", "--trainer.max_steps=4"]) == 0
 
     @pytest.mark.faults("jobs requeued by SLURM")
+    @pytest.mark.slow
     def test_a_job_that_slurm_has_requeued_resumes(self, folder, monkeypatch, capsys):
         """SIGUSR1 ends it between two steps, `scontrol requeue` is called, and the same command resumes."""
         Path("bin").mkdir()

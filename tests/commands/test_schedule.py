@@ -253,6 +253,7 @@ def test_no_examples():
         max_distance(torch.tensor([[1.0], [math.nan]]))
 
 
+@pytest.mark.slow
 def test_auto_becomes_numbers_in_config_and_checkpoint(capsys):
     assert run(["fit", "--config=ncsn", *AUTO, *SHORT]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("auto: sigma_max=4.80031")]

@@ -117,6 +117,7 @@ def rates(folder):
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["", "run of an older version"])
+@pytest.mark.slow
 def test_a_finished_run_trains_when_it_resumes(tmp_path, monkeypatch, old):
     """As the README says: with its folder alone, and with its checkpoint."""
     monkeypatch.chdir(tmp_path)

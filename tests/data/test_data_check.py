@@ -277,6 +277,7 @@ def test_the_shipped_data_pass():
     assert len(GaussianMixture(num_samples=100).splits.train.x) == 80
 
 
+@pytest.mark.slow
 def test_long_sampling_is_announced_before_the_start(tmp_path, monkeypatch, capsys):
     """With the number of samples and evaluations; the time is this machine's."""
     monkeypatch.chdir(tmp_path)

@@ -131,6 +131,7 @@ class TestBatches:
         mine, others = (rows(torch.load(tmp_path / f"{k}.pt", weights_only=True)) for k in range(2))
         assert len(mine) == len(others) >= (N - 50) // 2 - 16 and len({*mine, *others}) == 2 * len(mine)
 
+    @pytest.mark.slow
     def test_a_model_trains_on_them_and_resumes(self, make, photos, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         cache = make().chunks.rsplit("/", 1)[0]

@@ -557,6 +557,7 @@ class Means(torch.nn.Module):
         return x.flatten(2).float().mean(2)
 
 
+@pytest.mark.slow
 def test_features_are_frozen_vectors(extractors):
     for features, x in extractors:
         features.train()

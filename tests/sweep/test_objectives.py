@@ -115,6 +115,7 @@ def settings_of(study):
 
 
 @pytest.mark.parametrize("several", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_an_interrupted_sweep_draws_the_same_trials(make, several):
     """After a stop between two trials, and one within a trial, which is the next to run again."""
     aim = {"metric": None, "metrics": METRICS_OF} if several else {"metric": {"name": "one"}}

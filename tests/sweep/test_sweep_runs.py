@@ -96,6 +96,7 @@ def test_trials_that_train_end_early_or_fail_alone(folder, capfd):
     assert not (folder / "runs" / "sweeps" / "lr" / "trials" / "latest").exists()
 
 
+@pytest.mark.slow
 def test_no_user_file_is_overwritten(folder):
     for place in (".", "runs", "runs/sweeps", "runs/sweeps/steps", "runs/sweeps/other"):
         Path(place).mkdir(exist_ok=True, parents=True)

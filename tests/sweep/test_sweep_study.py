@@ -53,6 +53,7 @@ def test_bayes_learns_from_results(make):
     assert collect_results(study.sweep, study).ranked == []  # these trials measured no metric of a run
 
 
+@pytest.mark.slow
 def test_one_worker_draws_the_same_trials_from_the_same_seed(make):
     """Also if the sweep is interrupted; trials differ from one another. The estimator learns from the first ten."""
     draws = {}

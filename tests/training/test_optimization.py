@@ -75,6 +75,7 @@ def test_other_settings_are_used_and_the_state_is_kept():
     assert torch.equal(state["exp_avg"], old.optimizer.state[old.weight]["exp_avg"])
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path, monkeypatch):
     """The learning rates in the log of a resumed run."""
     monkeypatch.chdir(tmp_path)
