@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Trainer
 
 from lightning_score.callbacks.pictures import figure_picture, publish
+from lightning_score.callbacks.plots import drawable_text
 from lightning_score.data import ScoreData
 from lightning_score.metrics import Distance, EnergyDistance, Histogram, PowerSpectrum, SlicedWasserstein
 from lightning_score.metrics.distances import Curves
@@ -97,7 +98,7 @@ def curves_figure(samples: Curves, data: Curves, names: Sequence[str], units: st
             continue
         _panel(axes, samples, data, k, units)
         if count > 1:
-            axes.set_title(names[k] if k < len(names) else f"channel {k}", fontsize=9)
+            axes.set_title(drawable_text(names[k]) if k < len(names) else f"channel {k}", fontsize=9)
     grid.flat[0].legend(fontsize=8)
     if shown < count:
         figure.suptitle(f"the first {shown} of {count} channels", fontsize=10)
@@ -128,5 +129,5 @@ def _panel(axes: "Axes", samples: Curves, data: Curves, k: int, units: str) -> N
     label, value = (
         text.format(units=units) if units else re.sub(r" \(.*{units}.*\)", "", text) for text in (data.x_label, data.label)
     )
-    axes.set(xlabel=label, ylabel=value)
+    axes.set(xlabel=drawable_text(label), ylabel=drawable_text(value))
     axes.grid(alpha=0.3)

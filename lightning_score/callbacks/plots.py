@@ -38,6 +38,17 @@ MARGINS = {"left": 0.1, "right": 0.98, "top": 0.9, "bottom": 0.09}
 """Of a figure of many axes, where matplotlib's own layout is slow."""
 
 
+def drawable_text(text: str) -> str:
+    """A name of the user's, in which dollar signs are plain characters unless they enclose valid mathematics."""
+    from matplotlib.mathtext import MathTextParser  # takes a second to import
+
+    try:
+        MathTextParser("agg").parse(text)
+    except ValueError:
+        return text.replace("$", r"\$")
+    return text
+
+
 class Shown(NamedTuple):
     """What a drawing shows.
 
@@ -64,7 +75,7 @@ class Shown(NamedTuple):
         """The name of channel or column k, with the units."""
         kind = "column" if self.samples.ndim == 2 else "channel"
         name = self.names[k] if k < len(self.names) else f"{kind} {k}" if self.samples.shape[1] > 1 else ""
-        return f"{name} ({self.units})" if name and self.units else name or self.units
+        return drawable_text(f"{name} ({self.units})" if name and self.units else name or self.units)
 
     def counted(self, n: int) -> str:
         """How many samples are shown of how many, and how many of them are not finite."""

@@ -17,7 +17,7 @@ CELLS = 128
 ROUNDING = 1e-6
 """Share of an example's entries below which a cell is empty."""
 MARGIN = 1.0
-"""How far, in asinh of the distance from the median, the cells go on beyond the range of the data."""
+"""How far the cells extend beyond the range of the data, in asinh of the distance from the median."""
 
 
 class PowerSpectrum(Distance):

@@ -88,7 +88,7 @@ class Conditions:
     def require_taken(self, taken: bool) -> Condition:
         """The kind of conditions; raises `InputError` if the model or its guidance take none."""
         if self.kind is None or not taken:
-            raise InputError("labels, conditions: this model is unconditional; train one with conditional=true")
+            raise InputError("conditional=false: this model is unconditional; train one with conditional=true")
         return self.kind
 
     def take_from(self, data: ScoreData) -> None:

@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from lightning_score.callbacks.drawings import draw_examples, draw_neighbors, draw_strip
 from lightning_score.callbacks.mosaics import MISSING, color_scale, image_rows, mosaic
 from lightning_score.callbacks.pictures import KIND, Strip, in_pixels, neighbor_picture, sample_picture
-from lightning_score.callbacks.plots import QUANTILES, Shown, to_values
+from lightning_score.callbacks.plots import QUANTILES, Shown, drawable_text, to_values
 from lightning_score.conditions import BlockMean
 from lightning_score.data import Digits, Examples, ScoreData, Splits
 from lightning_score.metrics import nearest_neighbors
@@ -223,3 +223,8 @@ def test_copies_are_found_in_the_units_of_the_model(shape):
     found = nearest_neighbors(noisy, stored[:20], stored[20:], inputs=lambda part: (part / factor - 280) / 5)
     assert found.index.tolist() == [3, 11] and found.copied == 1
     neighbor_picture(data, noisy, stored[found.index])
+
+
+def test_dollar_signs_that_are_no_mathematics_are_drawn_as_they_are():
+    assert drawable_text(r"$\mu$V") == r"$\mu$V" and drawable_text("cost ($)") == r"cost (\$)"
+    assert drawable_text(r"$\nothing$") == r"\$\nothing\$"
