@@ -167,6 +167,29 @@ def test_tags_and_notes_are_saved_shown_and_found(served, root):
     assert listed(page) == ["ddpm/b"]
 
 
+@pytest.mark.parametrize("slow", ["**/notes", "**/data.json*"])
+def test_what_is_typed_while_notes_are_saved_stays_and_can_be_saved(served, root, slow):
+    watched, _ = served
+    page = watched.page
+    page.click("#runs tbody button.run:has-text('ddpm/b')")
+    held = []
+    page.route(slow, lambda route: held.append(route))
+    page.fill("#detail-tags", "first")
+    with page.expect_response("**/notes") if slow != "**/notes" else page.expect_request("**/notes"):
+        page.click("#detail-notes button")
+    page.wait_for_timeout(100)
+    page.fill("#detail-tags", "second")
+    for route in held:
+        route.continue_()
+    page.unroute(slow)
+    page.wait_for_selector("#detail-notes output:has-text('Saved')")
+    page.wait_for_timeout(300)
+    assert page.input_value("#detail-tags") == "second" and read_notes(root / "ddpm/b").tags == ("first",)
+    page.click("#detail-notes button")
+    page.wait_for_function("!document.querySelector('#detail-notes form.edited')")
+    assert read_notes(root / "ddpm/b").tags == ("second",)
+
+
 @pytest.mark.slow
 def test_a_query_chooses_what_the_page_shows(filed):
     watched, _ = filed

@@ -78,17 +78,19 @@ function notesOf(run) {
   const notes = make("textarea", { rows: 3 }, run.notes);
   const archived = make("input", { type: "checkbox", checked: run.archived });
   const answer = make("output", { role: "status" });
+  let edits = 0;
   const save = async () => {
     const change = { run: run.name, version: run.notes_version, notes: notes.value, archived: archived.checked };
     change.tags = tags.value.split(",").map((tag) => tag.trim()).filter(Boolean);
+    const typed = edits;
     answer.textContent = "";
     const [status, text] = await sent(change);
-    if (status === 200) form.classList.remove("edited");
+    const now = [200, 409].includes(status) ? JSON.parse(text) : {};
+    run = { ...run, notes_version: now.version ?? run.notes_version }; // what is typed before the update replaces this one
+    if (status === 200 && typed === edits) form.classList.remove("edited");
     answer.className = status === 200 ? "" : "problem";
     answer.textContent = status === 200 ? "Saved" : text;
     if (status === 409) {
-      const now = JSON.parse(text);
-      run = { ...run, notes_version: now.version };
       answer.textContent = `Changed elsewhere meanwhile, to tags “${now.tags.join(", ")}” and notes “${now.notes}”. Save again to replace them.`;
     }
     await update();
@@ -96,7 +98,10 @@ function notesOf(run) {
     form.replaceWith(...notesOf(state.data.runs.find(({ name }) => name === run.name) ?? run)); // an update came before the answer
   };
   const form = make("form", {
-    oninput: () => form.classList.add("edited"),
+    oninput: () => {
+      form.classList.add("edited");
+      edits += 1;
+    },
     onsubmit: (event) => {
       event.preventDefault();
       save();
