@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import Compose
 
-from lightning_score.conditions import Condition, LinearOperator, condition_of
+from lightning_score.conditions import Condition, condition_of
 from lightning_score.data.array_augmentation import ArrayAugmentation
 from lightning_score.data.batches import CPU, Batches, Examples, Finish, Splits, Transform, split_indices
 from lightning_score.data.check import check_splits
@@ -23,6 +23,7 @@ from lightning_score.data.observed import Observed
 from lightning_score.data.order import InTurn, Loader, Shuffled
 from lightning_score.errors import require
 from lightning_score.memory import require_room
+from lightning_score.observations import LinearOperator
 from lightning_score.seeds import counted_seed, derive_seed, seeded
 
 __all__ = ["Batches", "Examples", "ScoreData", "Splits", "Transform", "split_indices"]

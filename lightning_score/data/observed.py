@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_score.conditions import Array, Condition, LinearOperator, Vector
+from lightning_score.conditions import Array, Condition, Vector
 from lightning_score.errors import require
+from lightning_score.observations import LinearOperator
 from lightning_score.seeds import derive_seed, seeded
 
 if TYPE_CHECKING:

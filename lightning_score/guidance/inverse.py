@@ -5,9 +5,9 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from lightning_score.conditions.operators import LinearOperator
 from lightning_score.errors import require
 from lightning_score.guidance.base import Guidance, ModelFacts, differentiated
+from lightning_score.observations import LinearOperator
 from lightning_score.score.function import ScoreField, ScoreWrapper
 from lightning_score.tensors import broadcast_to
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_score.conditions.operators import BlockMean, Gray, LinearOperator, Mask
 from lightning_score.errors import InputError, require
 from lightning_score.files import LocalPath, read_arrays
 from lightning_score.guidance.base import ModelFacts
 from lightning_score.guidance.inverse import PseudoInverse
+from lightning_score.observations import BlockMean, Gray, LinearOperator, Mask
 
 
 def read_array(path: str) -> Tensor:

@@ -9,10 +9,10 @@ from lightning_score.callbacks.drawings import draw_examples, draw_neighbors, dr
 from lightning_score.callbacks.mosaics import MISSING, color_scale, image_rows, mosaic
 from lightning_score.callbacks.pictures import KIND, Strip, in_pixels, neighbor_picture, sample_picture
 from lightning_score.callbacks.plots import QUANTILES, Shown, drawable_text, to_values
-from lightning_score.conditions import BlockMean
 from lightning_score.data import Digits, Examples, ScoreData, Splits
 from lightning_score.metrics import nearest_neighbors
 from lightning_score.networks import MLP
+from lightning_score.observations import BlockMean
 from lightning_score.process import VP
 from lightning_score.sampling import Geometric, PredictorCorrector
 from lightning_score.training.model import ScoreModel

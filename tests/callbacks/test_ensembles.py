@@ -12,9 +12,10 @@ from PIL import Image
 from lightning_score import VP, Network, ScoreModel
 from lightning_score.callbacks import Ensembles
 from lightning_score.cli import run
-from lightning_score.conditions import BlockMean, Condition, LinearOperator, Vector
+from lightning_score.conditions import Condition, Vector
 from lightning_score.data import Digits, Examples, GaussianMixture, ScoreData, Splits
 from lightning_score.errors import InputError
+from lightning_score.observations import BlockMean, LinearOperator
 from lightning_score.runs.records import FILE, read_records
 from lightning_score.sampling import NoiseStream, Samples
 from lightning_score.sweep.logged import OF_CALLBACKS

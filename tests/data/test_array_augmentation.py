@@ -5,10 +5,11 @@ from collections import Counter
 import pytest
 import torch
 
-from lightning_score.conditions import Array, BlockMean, ClassLabel, Several, Vector
+from lightning_score.conditions import Array, ClassLabel, Several, Vector
 from lightning_score.data import Dequantize, Digits, Examples, Flips, GaussianNoise, Rolls, Rotations, ScoreData, Splits
 from lightning_score.data.batches import Finish
 from lightning_score.errors import InputError
+from lightning_score.observations import BlockMean
 
 
 class Fields(ScoreData):

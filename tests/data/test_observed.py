@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lightning_score.conditions import Array, BlockMean, Gray, LinearOperator, Mask, Matrix, Vector
+from lightning_score.conditions import Array, Vector
 from lightning_score.data import Digits, Examples, ScoreData, Splits
 from lightning_score.errors import InputError
+from lightning_score.observations import BlockMean, Gray, LinearOperator, Mask, Matrix
 
 SHAPES = [(2, 12), (2, 4, 6), (2, 4, 2, 6)]
 

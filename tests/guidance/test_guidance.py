@@ -7,11 +7,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_score import ScoreModel
-from lightning_score.conditions import Mask, Vector
+from lightning_score.conditions import Vector
 from lightning_score.data import Mixture
 from lightning_score.errors import InputError
 from lightning_score.guidance import ClassifierFree, ClassifierGuidance, Composed, PseudoInverse
 from lightning_score.networks import MLP
+from lightning_score.observations import Mask
 from lightning_score.process import VP
 from lightning_score.sampling import EulerMaruyama, PredictorCorrector, Uniform
 from lightning_score.sampling.noise import NoiseStream

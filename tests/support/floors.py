@@ -7,7 +7,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"stopping", "errors", "torchvision_guard"},
     {"tensors", "memory"},
-    {"files", "seeds", "conditions"},
+    {"files", "seeds", "conditions", "observations"},
     {"process", "networks", "metrics", "data"},
     {"score"},
     {"objective", "sampling"},

@@ -1,4 +1,4 @@
-"""Linear operators A of observations y = A x + s z, each with the solution of its normal equations."""
+"""Operators A of observations y = A(x) with noise; linear ones with the solution of their normal equations."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,12 +13,25 @@ from lightning_score.errors import require
 from lightning_score.tensors import broadcast_to
 
 
-class LinearOperator(ABC):
-    """A linear map A from samples to observations; its adjoint is autograd's."""
+class Operator(ABC):
+    """A map A from samples to observations, which torch differentiates."""
 
     @abstractmethod
     def apply(self, x: Tensor) -> Tensor:
-        """A x, for x (B, *shape)."""
+        """A(x), for x (B, *shape)."""
+
+    @abstractmethod
+    def check(self, shape: Sequence[int]) -> None:
+        """Raises `InputError` if samples of this shape cannot be observed."""
+
+    def observed_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of an observation of a sample of the given shape."""
+        self.check(shape)
+        return tuple(self.apply(torch.zeros(1, *shape)).shape[1:])
+
+
+class LinearOperator(Operator):
+    """A linear map A from samples to observations; its adjoint is autograd's."""
 
     @abstractmethod
     def gram_solve(self, v: Tensor, r2: Tensor, s2: float) -> Tensor:
@@ -30,10 +43,6 @@ class LinearOperator(ABC):
             s2: variance of the observation's noise.
         """
 
-    @abstractmethod
-    def check(self, shape: Sequence[int]) -> None:
-        """Raises `InputError` if samples of this shape cannot be observed."""
-
     def lift(self, y: Tensor, shape: Sequence[int]) -> Tensor:
         """The smallest x (B, *shape) with A x = y, or as near as possible: A^T (A A^T)^-1 y."""
         with torch.inference_mode(False), torch.enable_grad():
@@ -41,11 +50,6 @@ class LinearOperator(ABC):
             observed = self.apply(x)
             (lifted,) = torch.autograd.grad(observed, x, self.gram_solve(y.clone(), y.new_ones(()), 0.0))
         return lifted
-
-    def observed_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape of an observation of a sample of the given shape."""
-        self.check(shape)
-        return tuple(self.apply(torch.zeros(1, *shape)).shape[1:])
 
 
 class Averaging(LinearOperator, ABC):

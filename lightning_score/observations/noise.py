@@ -1,0 +1,96 @@
+"""The noise of observations: the law of y given the noise-free A(x)."""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from lightning_score.errors import require
+
+
+class ObservationNoise(ABC):
+    """The law of an observation y given its noise-free value m = A(x)."""
+
+    @abstractmethod
+    def sample(self, mean: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Observations of noise-free values `mean`, (B, ...)."""
+
+    @abstractmethod
+    def log_prob(self, y: Tensor, mean: Tensor) -> Tensor:
+        """log p(y given m) up to a constant that depends on y alone, (B,); differentiable in m.
+
+        Args:
+            y: observations, (B, ...).
+            mean: m, (B, ...).
+        """
+
+    @abstractmethod
+    def variance(self, y: Tensor, mean: Tensor) -> Tensor:
+        """The variance of the Gaussian that stands for p(y given m) near m, (B, 1, ...) or like y."""
+
+    def check(self, y: Tensor) -> None:
+        """Raises `InputError` if observations y (n, ...) cannot have this noise."""
+
+
+class GaussianNoise(ObservationNoise):
+    """y = m + s z.
+
+    Args:
+        std: s, in the units of the observation; 0: none; null: not known. Then s^2 has the prior 1/s^2, and p(y given m) is
+            proportional to |y - m|^-d, d the numbers of an observation.
+
+    Raises:
+        InputError: std is negative.
+    """
+
+    def __init__(self, std: float | None = 0.1):
+        require(std is None or 0 <= std < math.inf, f"std={std}: must be 0 (exact observations) or more, as in 0.1, or null")
+        self.std = std
+
+    def sample(self, mean: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        if self.std is None:
+            require(False, "std=None: the noise to add is not known; give its standard deviation, as in 0.1")
+        return mean + (self.std or 0.0) * torch.randn(mean.shape, generator=generator).to(mean)
+
+    def log_prob(self, y: Tensor, mean: Tensor) -> Tensor:
+        square = (y - mean).flatten(1).square().sum(1)
+        if self.std is None:
+            return -y[0].numel() / 2 * square.log()
+        require(self.std > 0, "std=0: exact observations have no density; give a small noise, as in 0.01")
+        return -square / (2 * self.std**2)
+
+    def variance(self, y: Tensor, mean: Tensor) -> Tensor:
+        if self.std is not None:
+            return y.new_full((len(y), *[1] * (y.ndim - 1)), self.std**2)
+        return (y - mean).flatten(1).square().mean(1).reshape(-1, *[1] * (y.ndim - 1))
+
+
+class PoissonNoise(ObservationNoise):
+    """y = n/rate with counts n ~ Poisson(rate m), m at least 0.
+
+    Args:
+        rate: counts per unit of m; the higher, the less noise.
+        floor: the smallest m that is used, since log m is not finite at 0.
+
+    Raises:
+        InputError: a number is not above 0.
+    """
+
+    def __init__(self, rate: float = 100.0, floor: float = 1e-3):
+        require(0 < rate < math.inf, f"rate={rate}: must be above 0, the counts per unit, as in 100")
+        require(0 < floor < math.inf, f"floor={floor}: must be above 0, as in 1e-3")
+        self.rate, self.floor = rate, floor
+
+    def sample(self, mean: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.poisson(self.rate * mean.clamp(min=0), generator) / self.rate
+
+    def log_prob(self, y: Tensor, mean: Tensor) -> Tensor:
+        mean = mean.clamp(min=self.floor)
+        return self.rate * (y * mean.log() - mean).flatten(1).sum(1)
+
+    def variance(self, y: Tensor, mean: Tensor) -> Tensor:
+        return mean.detach().clamp(min=self.floor) / self.rate
+
+    def check(self, y: Tensor) -> None:
+        require(bool((y >= 0).all()), f"noise=PoissonNoise: they go down to {float(y.min()):g}; counts are 0 or more")
