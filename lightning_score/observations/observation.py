@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lightning_score.observations.noise import ObservationNoise
-from lightning_score.observations.operators import Operator
+from lightning_score.observations.base import Operator
 
 
 class Observation(NamedTuple):
