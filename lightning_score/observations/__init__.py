@@ -1,8 +1,8 @@
 """Observations: what is measured of a sample, y = A(x) with noise."""
 
+from lightning_score.observations.base import LinearOperator, Operator
 from lightning_score.observations.noise import GaussianNoise, ObservationNoise, PoissonNoise
 from lightning_score.observations.observation import Observation
-from lightning_score.observations.base import LinearOperator, Operator
 from lightning_score.observations.operators import BlockMean, Gray, Mask, Matrix
 from lightning_score.observations.transforms import Blur, Composition, Fourier, PhaseRetrieval, Radon
 

@@ -13,6 +13,9 @@ from lightning_score.observations.base import LinearOperator, Operator
 from lightning_score.observations.operators import require_mask
 from lightning_score.tensors import broadcast_to
 
+MODES = {"circular": "circular", "reflect": "reflect", "zeros": "constant"}
+"""Borders, and their names for `torch.nn.functional.pad`."""
+
 
 def _check_channels(name: str, shape: Sequence[int], sizes: Sequence[int] = (2, 3, 4)) -> None:
     kinds = {2: "signals [C, L]", 3: "images [C, H, W]", 4: "volumes [C, D, H, W]"}
@@ -41,9 +44,8 @@ class Blur(LinearOperator):
         border: Literal["circular", "reflect", "zeros"] = "circular",
     ):
         require(0 < std < math.inf, f"std={std}: must be above 0, the standard deviation of the blur in pixels, as in 1.5")
-        modes = {"circular": "circular", "reflect": "reflect", "zeros": "constant"}
-        require(border in modes, f"border={border}: must be circular, reflect or zeros")
-        self.std, self.kernel, self._mode = std, None, modes[border]
+        require(border in MODES, f"border={border}: must be {', '.join(MODES)}")
+        self.std, self.kernel, self.border = std, None, border
         if kernel is not None:
             self.kernel = torch.as_tensor(kernel, dtype=torch.float64)
             fits = self.kernel.numel() > 0 and bool(self.kernel.isfinite().all()) and bool(self.kernel.any())
@@ -67,7 +69,7 @@ class Blur(LinearOperator):
             f"kernel of shape {list(kernel.shape)}: must have {len(shape) - 1} axes, for samples of shape {list(shape)}",
         )
         require(
-            self._mode != "reflect" or all(k // 2 < n for k, n in zip(kernel.shape, shape[1:], strict=True)),
+            self.border != "reflect" or all(k // 2 < n for k, n in zip(kernel.shape, shape[1:], strict=True)),
             f"border=reflect: a kernel of shape {list(kernel.shape)} reaches over samples of shape {list(shape)}; make it "
             "smaller, or set border to circular or zeros",
         )
@@ -81,9 +83,9 @@ class Blur(LinearOperator):
 
     def apply(self, x: Tensor) -> Tensor:
         self._shape, sizes = tuple(x.shape[1:]), x.shape[2:]
-        margins = [0 if self._mode == "circular" else k // 2 for k in self._kernel(len(sizes)).shape]
+        margins = [0 if self.border == "circular" else k // 2 for k in self._kernel(len(sizes)).shape]
         pads = [margin for margin in reversed(margins) for _ in range(2)]
-        padded = F.pad(x, pads, self._mode) if any(pads) else x
+        padded = F.pad(x, pads, MODES[self.border]) if any(pads) else x
         axes = tuple(range(2, x.ndim))
         spectrum = torch.fft.rfftn(padded, dim=axes) * self._transfer(padded.shape[2:], x)
         blurred = torch.fft.irfftn(spectrum, s=padded.shape[2:], dim=axes)
@@ -92,7 +94,7 @@ class Blur(LinearOperator):
         return blurred
 
     def gram_solve(self, v: Tensor, r2: Tensor, s2: Tensor | float) -> Tensor:
-        if self._mode != "circular":
+        if self.border != "circular":
             return super().gram_solve(v, r2, s2)
         axes, power = tuple(range(2, v.ndim)), self._transfer(v.shape[2:], v).abs().square()
         lost = power <= (v[0].numel() * torch.finfo(v.dtype).eps) ** 2 * power.max()  # as torch.linalg.pinv decides

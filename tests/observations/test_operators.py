@@ -3,15 +3,10 @@
 import math
 import pickle
 
-import numpy as np
 import pytest
 import torch
-from scipy import ndimage
-from skimage.transform import radon
 
-from lightning_score.errors import InputError
 from lightning_score.observations import (
-    BlockMean,
     Blur,
     Composition,
     Fourier,
@@ -19,8 +14,6 @@ from lightning_score.observations import (
     LinearOperator,
     Mask,
     Matrix,
-    Operator,
-    PhaseRetrieval,
     Radon,
 )
 
