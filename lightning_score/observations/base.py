@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,12 +24,18 @@ class Operator(ABC):
         """A(x), for x (B, *shape)."""
 
     def check(self, shape: Sequence[int]) -> None:
-        """Raises `InputError` if samples of this shape cannot be observed: by default, if A fails for numbers from 0 to 1 or
-        torch does not differentiate it.
+        """Raises `InputError` if samples of this shape cannot be observed: by default, if A fails for numbers from 0 to 2,
+        mixes samples, or is not differentiated by torch.
         """
         with torch.inference_mode(False), torch.enable_grad():
             x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-            self._check_observed(_tried(self, torch.cat([x, x.sum(0, keepdim=True)]).requires_grad_()))
+            x = torch.cat([x, x.sum(0, keepdim=True)]).requires_grad_()
+            y, alone = _tried(self, x), _tried(self, x[:1])
+        require(
+            alone.shape == y[:1].shape and bool((alone - y[:1]).abs().max() <= 1e-3 * y.abs().max()),
+            f"operator={type(self).__name__}: A(x) of a sample differs between batches; it must depend on that sample alone",
+        )
+        self._check_observed(y)
 
     def _check_observed(self, y: Tensor) -> None:
         """Raises `InputError` if y = A(x) is not what it must be, x_2 = x_0 + x_1."""
@@ -54,8 +61,8 @@ class LinearOperator(Operator):
 
     def _check_observed(self, y: Tensor) -> None:
         error, size = (y[2] - y[0] - y[1]).abs().max(), y.abs().max()
-        message = f"operator={type(self).__name__}: A(x) + A(y) is not A(x + y); a LinearOperator must be linear; derive it "
-        require(bool(error <= 1e-3 * size), f"{message}from Operator")
+        message = f"operator={type(self).__name__}: not linear, A(a + b) is not A(a) + A(b); use an Operator"
+        require(bool(error <= 1e-3 * size), message)
 
     def adjoint(self, v: Tensor, shape: Sequence[int]) -> Tensor:
         """A^T v, (B, *shape), for v in the form of an observation, (B, ...); differentiable in v."""
@@ -68,7 +75,7 @@ class LinearOperator(Operator):
 
     def gram_solve(self, v: Tensor, r2: Tensor, s2: Tensor | float) -> Tensor:
         """(r2 A A^T + s2 I)^-1 v, the pseudo-inverse where that is singular; here by conjugate residuals, in at most 1000
-        iterations and not differentiable.
+        iterations; differentiable in v.
 
         Args:
             v: in the form of an observation, (B, ...).
@@ -76,9 +83,10 @@ class LinearOperator(Operator):
             s2: variance of the observation's noise, a number, () or (B,).
         """
         shape = self._sample_shape()
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False):
             r2, s2 = (broadcast_to(c, v).detach().clone() for c in (r2, s2))
-            return conjugate_residuals(lambda u: r2 * self.apply(self.adjoint(u, shape)) + s2 * u, v.detach().clone())
+            v = v if v.requires_grad else v.clone()
+            return _Solution.apply(v, lambda u: r2 * self.apply(self.adjoint(u, shape)) + s2 * u)
 
     def lift(self, y: Tensor, shape: Sequence[int]) -> Tensor:
         """The smallest x (B, *shape) with A x = y, or as near as possible: A^T (A A^T)^-1 y."""
@@ -101,9 +109,22 @@ def _tried(operator: Operator, x: Tensor) -> Tensor:
         f"{name}: A(x) must be real numbers (B, ...) for x (B, ...), and for x {list(x.shape)} it has the shape "
         f"{list(y.shape)} and the type {str(y.dtype).removeprefix('torch.')}",
     )
-    require(bool(y.isfinite().all()), f"{name}: A(x) is NaN or infinite for numbers x from 0 to 1; it must be finite")
+    require(bool(y.isfinite().all()), f"{name}: A(x) is NaN or infinite for numbers x from 0 to 2; it must be finite")
     require(y.requires_grad, f"{name}: A(x) has no gradient; compute it with torch, and without no_grad, detach or round")
     return y
+
+
+class _Solution(torch.autograd.Function):
+    """M^-1 v, of which the gradient in v is M^-1 g."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, matrix: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.matrix = matrix
+        return conjugate_residuals(matrix, v)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return _Solution.apply(g, ctx.matrix), None
 
 
 def conjugate_residuals(matrix: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:

@@ -219,9 +219,9 @@ class Radon(LinearOperator):
         return math.ceil(math.sqrt(2) * max(shape[-2:]))
 
     def apply(self, x: Tensor) -> Tensor:
-        if self._matrix is None or self._shape != tuple(x.shape[1:]):
-            self._matrix, self._shape = self._projections(x.shape[-2], x.shape[-1]), tuple(x.shape[1:])
-        self._matrix = self._matrix.to(x)
+        if self._matrix is None or self._shape != tuple(x.shape[1:]) or self._matrix.dtype != x.dtype:
+            self._matrix, self._shape = self._projections(x.shape[-2], x.shape[-1]).to(x.dtype), tuple(x.shape[1:])
+        self._matrix = self._matrix.to(x.device)
         projected = torch.sparse.mm(self._matrix, x.reshape(-1, self._matrix.shape[1]).mT)
         return projected.mT.reshape(*x.shape[:-2], len(self.angles), -1)
 
@@ -238,7 +238,7 @@ class Radon(LinearOperator):
                 for dw in (0, 1):
                     near_u, near_w = u.floor() + du, w.floor() + dw
                     weight = (1 - (u - near_u).abs()) * (1 - (w - near_w).abs())
-                    inside = (near_u >= 0) & (near_u < height) & (near_w >= 0) & (near_w < width) & (weight > 0)
+                    inside = (near_u >= 0) & (near_u < height) & (near_w >= 0) & (near_w < width) & (weight > 1e-9)
                     rows.append(i * count + inside.nonzero()[:, 1])
                     columns.append((near_u * width + near_w)[inside].long())
                     values.append(weight[inside])
