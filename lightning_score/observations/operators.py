@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lightning_score.errors import require
 from lightning_score.observations.base import LinearOperator
+from lightning_score.observations.solving import spectral_inverse
 from lightning_score.tensors import broadcast_to
 
 
@@ -121,6 +122,5 @@ class Matrix(LinearOperator):
         return x.flatten(1) @ self.matrix.to(x).mT
 
     def gram_solve(self, v: Tensor, r2: Tensor, s2: Tensor | float) -> Tensor:
-        u, eigenvalues = self._u.to(v), broadcast_to(r2, v) * self._s2.to(v) + broadcast_to(s2, v)
-        inverse = torch.where(eigenvalues > 0, 1 / eigenvalues, 0)
-        return (inverse * (v @ u)) @ u.mT
+        u = self._u.to(v)
+        return (spectral_inverse(self._s2.to(v), v, r2, s2) * (v @ u)) @ u.mT
