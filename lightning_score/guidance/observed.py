@@ -12,8 +12,8 @@ from typing_extensions import Self
 from lightning_score.errors import InputError, require
 from lightning_score.files import LocalPath
 from lightning_score.guidance.base import Guidance, ModelFacts
-from lightning_score.guidance.files import read_array
 from lightning_score.observations import GaussianNoise, LinearOperator, Observation, ObservationNoise, Operator
+from lightning_score.observations.files import read_array
 from lightning_score.score.function import Scale, ScoreField
 from lightning_score.score.posterior import At, DenoisedPosterior, PosteriorScore
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lightning_score.errors import require
 from lightning_score.observations.base import LinearOperator, Operator
-from lightning_score.observations.operators import require_mask
+from lightning_score.observations.operators import Numbers, numbers, require_mask
 from lightning_score.observations.solving import spectral_inverse
 
 MODES = {"circular": "circular", "reflect": "reflect", "zeros": "constant"}
@@ -30,7 +30,8 @@ class Blur(LinearOperator):
 
     Args:
         std: standard deviation of a Gaussian kernel, in pixels; it is cut at 4 standard deviations and sums to 1.
-        kernel: instead of a Gaussian, numbers k with as many axes as an image has; its center is entry n // 2 of n.
+        kernel: instead of a Gaussian, numbers k, or the path of a PNG, NPY or NPZ; first axes that an image has and k has not
+            are of size 1, and its center is entry n // 2 of n.
         border: what continues the image beyond its border: circular (its other side), reflect (its mirror image) or zeros.
 
     Raises:
@@ -40,7 +41,7 @@ class Blur(LinearOperator):
     def __init__(
         self,
         std: float = 1.0,
-        kernel: Sequence[Any] | Tensor | None = None,
+        kernel: Numbers | None = None,
         border: Literal["circular", "reflect", "zeros"] = "circular",
     ):
         require(0 < std < math.inf, f"std={std}: must be above 0, the standard deviation of the blur in pixels, as in 1.5")
@@ -48,13 +49,13 @@ class Blur(LinearOperator):
         self.std, self.kernel, self.border = std, None, border
         self._transform: tuple[Any, Tensor] | None = None
         if kernel is not None:
-            self.kernel = torch.as_tensor(kernel, dtype=torch.float64)
+            self.kernel = numbers(kernel).double()
             fits = self.kernel.numel() > 0 and bool(self.kernel.isfinite().all()) and bool(self.kernel.any())
             require(fits, f"kernel of shape {list(self.kernel.shape)}: must hold finite numbers, not all of them zero")
 
     def _kernel(self, dimensions: int) -> Tensor:
         if self.kernel is not None:
-            return self.kernel
+            return self.kernel.reshape([1] * (dimensions - self.kernel.ndim) + list(self.kernel.shape))
         radius = round(4 * self.std)
         line = torch.exp(-((torch.arange(-radius, radius + 1, dtype=torch.float64) / self.std) ** 2) / 2)
         kernel = line
@@ -67,7 +68,7 @@ class Blur(LinearOperator):
         kernel = self._kernel(len(shape) - 1)
         require(
             kernel.ndim == len(shape) - 1,
-            f"kernel of shape {list(kernel.shape)}: must have {len(shape) - 1} axes, for samples of shape {list(shape)}",
+            f"kernel of shape {list(kernel.shape)}: must have {len(shape) - 1} axes or less, for samples of shape {list(shape)}",
         )
         require(
             self.border != "reflect" or all(k // 2 < n for k, n in zip(kernel.shape, shape[1:], strict=True)),
@@ -116,7 +117,8 @@ class Fourier(LinearOperator):
     fastMRI). Of complex images A A^T = I. Of real ones it joins a frequency and its negative, the complex conjugate.
 
     Args:
-        mask: which frequencies are sampled, true or non-zero; axes of size 1 and missing first axes stand for all.
+        mask: true or non-zero where a frequency is sampled, or the path of a PNG, NPY or NPZ; axes of size 1 and missing
+            first axes stand for all.
         acceleration: without a mask, a: n/a of the n positions along the last axis are sampled.
         center: the share of n at its center that is always sampled.
         seed: selects the other positions at random.
@@ -128,7 +130,7 @@ class Fourier(LinearOperator):
 
     def __init__(
         self,
-        mask: Sequence[Any] | Tensor | None = None,
+        mask: Numbers | None = None,
         acceleration: float = 4.0,
         center: float = 0.08,
         seed: int = 0,
@@ -136,7 +138,7 @@ class Fourier(LinearOperator):
     ):
         require(1 <= acceleration < math.inf, f"acceleration={acceleration}: must be 1 (all frequencies) or more, as in 4")
         require(0 <= center <= 1, f"center={center}: must be from 0 to 1, the share of frequencies that is always sampled")
-        self.mask = None if mask is None else torch.as_tensor(mask) != 0
+        self.mask = None if mask is None else numbers(mask) != 0
         require(
             self.mask is None or bool(self.mask.any()), "mask: all entries are zero, so nothing is sampled; set some to 1"
         )
