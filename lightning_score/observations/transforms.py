@@ -30,8 +30,8 @@ class Blur(LinearOperator):
 
     Args:
         std: standard deviation of a Gaussian kernel, in pixels; it is cut at 4 standard deviations and sums to 1.
-        kernel: instead of a Gaussian, numbers k, or the path of a PNG, NPY or NPZ; first axes that an image has and k has not
-            are of size 1, and its center is entry n // 2 of n.
+        kernel: instead of a Gaussian, numbers k, or the path of a PNG, NPY or NPZ, with the axes of an image or, where the
+            first would be of size 1, without them; its center is entry n // 2 of n.
         border: what continues the image beyond its border: circular (its other side), reflect (its mirror image) or zeros.
 
     Raises:
@@ -68,7 +68,7 @@ class Blur(LinearOperator):
         kernel = self._kernel(len(shape) - 1)
         require(
             kernel.ndim == len(shape) - 1,
-            f"kernel of shape {list(kernel.shape)}: must have {len(shape) - 1} axes or less, for samples of shape {list(shape)}",
+            f"kernel of shape {list(kernel.shape)}: must have at most {len(shape) - 1} axes, for samples {list(shape)}",
         )
         require(
             self.border != "reflect" or all(k // 2 < n for k, n in zip(kernel.shape, shape[1:], strict=True)),

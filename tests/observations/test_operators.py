@@ -222,7 +222,7 @@ def test_mistakes_have_one_clear_line():
         (lambda: Blur(0.0), "std=0.0: must be above 0"),
         (lambda: Blur(border="mirror"), "border=mirror: must be circular, reflect, zeros"),
         (lambda: Blur(kernel=[[0.0]]), "kernel of shape .1.: must hold finite numbers, not all"),
-        (lambda: Blur(kernel=torch.ones(2, 2, 2)).check(image), "must have 2 axes or less"),
+        (lambda: Blur(kernel=torch.ones(2, 2, 2)).check(image), "must have at most 2 axes"),
         (lambda: Blur(3.0, border="reflect").check(image), "border=reflect: a kernel of shape .25, 25."),
         (lambda: Blur().check(vector), "signals .C, L. and images"),
         (lambda: Fourier([0, 0]), "all entries are zero"),
