@@ -36,7 +36,7 @@ def deepinv_modules():
     physics = pytest.importorskip("deepinv.physics")
     return [
         physics.Blur(torch.ones(1, 1, 3, 3) / 9, padding="valid"),
-        physics.Downsampling(SHAPE, torch.ones(1, 1, 2, 2) / 4, 2),
+        physics.Downsampling(SHAPE, torch.ones(1, 1, 3, 3) / 9, 2),
         physics.MRI(mask=(torch.rand(8, 8) > 0.5).float(), img_size=SHAPE),
         physics.Tomography(3, 8, normalize=False),
     ]
@@ -65,9 +65,10 @@ def test_a_module_like_deepinvs_is_an_operator():
 def test_modules_of_deepinv_are_operators():
     for module in deepinv_modules():
         check_solutions(module)
-    from deepinv.physics import Haze, RandomPhaseRetrieval
+    from deepinv.physics import CompressedSensing, Haze, PhaseRetrieval
 
-    assert DeepinvPhysics(RandomPhaseRetrieval(20, SHAPE)).observed_shape(SHAPE) == (20,)
+    squares = DeepinvPhysics(PhaseRetrieval(CompressedSensing(20, SHAPE)))
+    assert squares.observed_shape(SHAPE) == (20,)
     with pytest.raises(InputError, match="Haze: has no method A_adjoint"):
         DeepinvLinearPhysics(Haze())
 
