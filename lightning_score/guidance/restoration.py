@@ -4,12 +4,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 
-from torch import Tensor
-
 from lightning_score.errors import require
 from lightning_score.files import LocalPath
 from lightning_score.guidance.base import ModelFacts
 from lightning_score.guidance.inverse import PseudoInverse
+from lightning_score.guidance.observed import Given
 from lightning_score.observations import BlockMean, Gray, LinearOperator, Mask
 from lightning_score.observations.files import read_array, to_floats
 
@@ -20,7 +19,7 @@ class Restoration(PseudoInverse, ABC):
 
     Args:
         observed: path of a PNG, or of an NPY or NPZ with an array (n, *shape) (in an NPZ the array `x`, as `predict` writes
-            it, or the only one): floats are in the data range already, bytes are brought there. Sample k has number k mod n.
+            it, or the only one): floats are in the data range already, bytes are brought there.
         data_range: low and high, the values of bytes 0 and 255, those of the data; floats need none.
 
     Raises:
@@ -28,7 +27,7 @@ class Restoration(PseudoInverse, ABC):
     """
 
     operator: LinearOperator = field(init=False)
-    observation: Tensor = field(init=False)
+    observation: Given | None = field(init=False, default=None)
     observed: LocalPath
     _: KW_ONLY
     data_range: Sequence[float] | None = None
@@ -53,7 +52,7 @@ class Restoration(PseudoInverse, ABC):
             return
         low, high = self.data_range
         slack = 0.05 * (high - low) + 5 * self.noise_std
-        first, last = (float(end) for end in self.observation.aminmax())
+        first, last = (float(end) for end in self.given().aminmax())
         require(
             low - slack <= first and last <= high + slack,
             f"{self.observed}: holds values from {first:g} to {last:g}, outside data_range={list(self.data_range)}; "
@@ -77,10 +76,10 @@ class Inpainting(Restoration):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.observation = self.operator.apply(self.observation)
+        self.observation = self.operator.apply(self.given())
 
     def make_operator(self) -> LinearOperator:
-        known, shape = read_array(self.mask), self.observation.shape[1:]
+        known, shape = read_array(self.mask), self.given().shape[1:]
         given, known = list(known.shape), known.squeeze(0) if known.ndim > len(shape) else known
         require(
             known.ndim <= len(shape) and all(a in (1, b) for a, b in zip(known.shape[::-1], shape[::-1], strict=False)),
