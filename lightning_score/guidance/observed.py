@@ -74,8 +74,13 @@ class ObservationGuidance(Guidance, ABC):
     def given(self) -> Tensor:
         """y, (n, ...); raises `InputError` if there is none."""
         if not isinstance(self.observation, Tensor):
-            raise InputError(f"guidance={type(self).__name__}: has no observation; give --model.guidance.observation y.npz")
+            raise InputError(
+                f"guidance={type(self).__name__}: has no observation; give predict --observation y.npz, or observe_with(y)"
+            )
         return self.observation
+
+    def observing(self) -> "list[ObservationGuidance]":
+        return [self]
 
     def observe_with(self, y: Tensor, samples_per_observation: int = 1) -> Self:
         """A copy with other observations.
