@@ -62,7 +62,8 @@ class SampleWriter(Callback):
         Raises:
             InputError: the samples, compressed to half their bytes, do not fit.
         """
-        n, folder = len(getattr(trainer.predict_dataloaders, "dataset", [])), trainer.default_root_dir
+        parts = getattr(trainer.predict_dataloaders, "dataset", [])
+        n, folder = len(parts) * pl_module.sampler.particles, trainer.default_root_dir
         size, free = 2 * n * math.prod(pl_module.shape) / 1e9, shutil.disk_usage(folder).free / 1e9
         require(
             size <= free,

@@ -137,18 +137,26 @@ class Predict(TrainerCommand):
         alternating = 0 if self.cond is None or not self.model.num_classes else len(self.cond)
         return [SampleWriter(self.datamodule, self.config_init["progressive"], alternating, self.asked, self.observed)]
 
+    def _loader(self, columns: list[Tensor]) -> DataLoader[Any]:
+        """Batches of numbers, seeds and conditions, each (n, ...); samples that depend on one another go to one process."""
+        particles, size = self.model.sampler.particles, self.config_init["batch_size"]
+        if particles == 1:
+            return DataLoader(TensorDataset(*columns), size)
+        groups = list(zip(*(column.split(particles) for column in columns), strict=True))
+        return DataLoader(groups, max(size // particles, 1), collate_fn=_joined)  # type: ignore[arg-type]
+
     def execute(self) -> None:
-        config, processes = self.config_init, self.trainer.world_size
+        config, processes, particles = self.config_init, self.trainer.world_size, self.model.sampler.particles
         require(
-            config["num_samples"] >= processes,
-            f"--num_samples {config['num_samples']}: must be at least the number of processes, {processes}",
+            config["num_samples"] > particles * (processes - 1),
+            f"--num_samples {config['num_samples']}: must be at least the number of processes, {processes}"
+            + (f", times particles={particles}" if particles > 1 else ""),
         )
         numbers = torch.arange(config["num_samples"])
         columns = [numbers, torch.full_like(numbers, config["seed"])]
         if self.cond is not None:
             columns.append(in_turn(self.cond, numbers))
-        dataset = TensorDataset(*columns)
-        self.trainer.predict(self.model, DataLoader(dataset, config["batch_size"]), return_predictions=False)
+        self.trainer.predict(self.model, self._loader(columns), return_predictions=False)
         if self.folder is None:
             print("fast_dev_run: nothing was kept")
         elif self.trainer.is_global_zero:
@@ -156,3 +164,8 @@ class Predict(TrainerCommand):
             pictures += ["posterior.png"] if self.observed else []
             files = ", ".join(f"{self.folder}/{name}" for name in (*pictures, "samples.npz"))
             print(f"{config['num_samples']} samples: {files}")
+
+
+def _joined(groups: list[tuple[Tensor, ...]]) -> list[Tensor]:
+    """The columns of several groups."""
+    return [torch.cat(column) for column in zip(*groups, strict=True)]
