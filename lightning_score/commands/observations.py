@@ -41,12 +41,10 @@ def _arguments_of_guidance(arguments: Arguments) -> Sequence[str]:
     parts = [model.get("guidance") for config in configs if isinstance(model := config.get("model"), Mapping)]
     below = [part.get("class_path") if isinstance(part, Mapping) else part for part in parts]
     named = [*below, *arguments.get("--model.guidance"), *arguments.get("--model.guidance.class_path")]
-    name = next((name for name in reversed(named) if name), None)
-    if not isinstance(name, str):
-        return []
-    with suppress(Exception):  # no such class, which the parser reports, or a mapping
+    name = next((str(name) for name in reversed(named) if name), "null")
+    with suppress(Exception):  # null, or no such class, which the parser reports
         return [*signature(import_object(resolve_class_path_by_name(Guidance, name.lstrip("+")))).parameters]
-    return [*KINDS]
+    return [*KINDS] if name.startswith("{") else []
 
 
 def observe(
