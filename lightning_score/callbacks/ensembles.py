@@ -22,6 +22,7 @@ from lightning_score.metrics.ensembles import EnsembleScores, half_distance
 from lightning_score.metrics.frechet import Estimate
 from lightning_score.runs.records import settings_of
 from lightning_score.seeds import derive_seed, seeded
+from lightning_score.training.inference import whole
 from lightning_score.training.model import ScoreModel
 
 CLIMATOLOGY = 1024
@@ -91,6 +92,11 @@ class Ensembles(Periodic):
             require(
                 pl_module.takes_condition,
                 "Ensembles: the model is unconditional; train one with conditional=true, or remove the callback",
+            )
+            particles = pl_module.sampler.particles
+            require(
+                self.members % particles == 0,
+                f"members={self.members}: must be a multiple of the sampler's particles={particles}",
             )
 
     def check(self, data: ScoreData) -> None:
@@ -181,7 +187,7 @@ class Ensembles(Periodic):
     def _draw(self, model: ScoreModel, part: Tensor, y: Tensor, members: int) -> Tensor:
         """The members of some conditions, (conditions x members, *shape): member m of condition k is the sample k M + m."""
         numbers = (part[:, None] * members + torch.arange(members)).flatten()
-        batches = numbers.split(self.batch_size)
+        batches = numbers.split(whole(self.batch_size, model.sampler.particles))
         return torch.cat([model.draw(batch.tolist(), self.seed, y[batch // members]).x for batch in batches])
 
     def _residual(self, data: ScoreData, samples: Tensor, y: Tensor) -> float:
