@@ -140,7 +140,8 @@ class ScoreModel(LightningModule):
         sampler.check_for(process, self.objective.levels(process))
         check_grid(self, sampler)
         if guidance is not None:
-            guidance.check(ModelFacts(self.shape, self.num_classes, self.conditional, self.conditions.dropout))
+            dropout = self.conditions.dropout
+            guidance.check(ModelFacts(self.shape, self.num_classes, self.conditional, dropout, self.compiled))
         self.sampler, self.guidance = sampler, guidance
 
     def setup(self, stage: str) -> None:
