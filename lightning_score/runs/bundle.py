@@ -82,7 +82,7 @@ def write_bundle(
         temporary.mkdir()
         save_file(tensors, temporary / WEIGHTS, {STATE: json.dumps(state), "format": "pt"})
         head = f"# A model of lightning_score {state['version']}; the weights are in {WEIGHTS}.\n"
-        (temporary / CONFIG).write_text(head + _yaml(config), encoding="utf-8", newline="")
+        (temporary / CONFIG).write_text(head + as_yaml(config), encoding="utf-8", newline="")
         (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)  # safetensors lets only the owner read
         (temporary / CARD).write_text(card, encoding="utf-8", newline="")
         if samples:
@@ -197,7 +197,8 @@ def _config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _yaml(config: Mapping[str, Any]) -> str:
+def as_yaml(config: Mapping[str, Any]) -> str:
+    """Plain values as YAML."""
     return yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
