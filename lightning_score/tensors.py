@@ -21,6 +21,11 @@ def without_missing(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.where(known, 0.0), known
 
 
+def differentiated(x: Tensor) -> bool:
+    """Whether the caller differentiates with respect to `x`, so that the graph must be kept."""
+    return torch.is_grad_enabled() and x.requires_grad
+
+
 def is_number(coefficient: Tensor | float) -> bool:
     """Whether it is a number that can be read without synchronizing a device, losing a gradient or breaking a graph."""
     if not isinstance(coefficient, Tensor):

@@ -12,7 +12,7 @@ from lightning_score.callbacks.mosaics import Group, Row, Scale, Values, color_s
 from lightning_score.callbacks.pictures import figure_picture, strip_picture
 from lightning_score.callbacks.plots import Shown, to_values
 from lightning_score.data import ScoreData
-from lightning_score.metrics.ensembles import RankHistogram
+from lightning_score.metrics.calibration import RankHistogram
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

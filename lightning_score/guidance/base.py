@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from lightning_score.errors import InputError, require
@@ -15,13 +14,14 @@ class ModelFacts(NamedTuple):
     """Facts about the model that a guidance checks.
 
     Fields: shape (of one sample), num_classes (of the data; 0 for other conditions), conditional (the network is given a
-    condition), label_dropout (the probability of training without it).
+    condition), label_dropout (the probability of training without it), compiled (torch.compile compiles the network).
     """
 
     shape: tuple[int, ...]
     num_classes: int
     conditional: bool
     label_dropout: float
+    compiled: bool = False
 
 
 class Guidance(ABC):
@@ -87,8 +87,3 @@ def require_cond(cond: Tensor | None, name: str) -> Tensor:
     if cond is None:
         raise InputError(f"guidance={name}: needs a condition per sample, and the score is called with cond=None")
     return cond
-
-
-def differentiated(x: Tensor) -> bool:
-    """Whether the caller differentiates with respect to `x`, so that the graph must be kept."""
-    return torch.is_grad_enabled() and x.requires_grad

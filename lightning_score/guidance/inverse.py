@@ -1,19 +1,23 @@
-"""Guidance by observations: linear inverse problems y = A x_0 + s z for any model."""
+"""Guidance by observations y = A(x_0) with noise: approximations of the score of p_t(x given y)."""
 
 from dataclasses import KW_ONLY, dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from lightning_score.errors import require
-from lightning_score.guidance.base import Guidance, ModelFacts, differentiated
-from lightning_score.observations import LinearOperator
-from lightning_score.score.function import ScoreField, ScoreWrapper
+from lightning_score.guidance.base import ModelFacts
+from lightning_score.guidance.observed import ObservationGuidance
+from lightning_score.observations import GaussianNoise, LinearOperator, Observation
+from lightning_score.score.function import ScoreField
+from lightning_score.score.posterior import At, DenoisedPosterior, PosteriorScore
+from lightning_score.score.trace import inner
 from lightning_score.tensors import broadcast_to
 
 
 @dataclass(eq=False, repr=False)
-class PseudoInverse(Guidance):
+class PseudoInverse(ObservationGuidance):
     """Pseudo-inverse guidance: x_0 given x_t is taken as N(denoised, r^2 I), so that y given x_t is Gaussian too.
 
     score + strength J^T A^T (r^2 A A^T + s^2 I)^-1 (y - A denoised), J = d denoised/dx_t,
@@ -26,9 +30,9 @@ class PseudoInverse(Guidance):
 
     Args:
         operator: A.
-        observation: y, (n, ...): sample k has the observation k mod n.
+        noise: Gaussian noise of a known standard deviation s; null: that of noise_std.
         data_std: d, the standard deviation of the data about their mean.
-        noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
+        noise_std: s, in place of noise; 0: y is exact.
         strength: 1 is the approximation as derived.
         backprop: take J from the network.
 
@@ -37,56 +41,56 @@ class PseudoInverse(Guidance):
     """
 
     operator: LinearOperator
-    observation: Tensor
     _: KW_ONLY
+    noise: GaussianNoise | None = None
     data_std: float = 0.5
     noise_std: float = 0.0
     strength: float = 1.0  # not named scale, because the command line keeps the scale of a guidance that this one replaces
     backprop: bool = False
 
+    linear = True
+
     def __post_init__(self) -> None:
         require(self.data_std > 0, f"data_std={self.data_std}: must be above 0, as in 0.5")
         require(self.noise_std >= 0, f"noise_std={self.noise_std}: must be 0 (exact observations) or more, as in 0.1")
         require(self.strength >= 0, f"strength={self.strength}: must be 0 (no guidance) or more, as in 1")
+        require(
+            self.noise is None or self.noise_std == 0,
+            f"noise_std={self.noise_std}: the noise is given by noise already; leave one of them out",
+        )
+        self.noise = self.noise or GaussianNoise(self.noise_std)
+        super().__post_init__()
+
+    @property
+    def differentiates(self) -> bool:
+        return self.backprop
 
     def check(self, trained: ModelFacts) -> None:
-        expected, given = self.operator.observed_shape(trained.shape), tuple(self.observation.shape[1:])
         require(
-            expected == given and len(self.observation) > 0,
-            f"observation of shape {list(self.observation.shape)}: must be [n, {', '.join(map(str, expected))}], n at least "
-            f"1, for samples of shape {list(trained.shape)}",
+            isinstance(self.noise, GaussianNoise) and self.noise.std is not None,
+            f"guidance={type(self).__name__}: needs Gaussian noise of a known std, as noise_std=0.1; take MomentMatching",
         )
-        require(bool(self.observation.isfinite().all()), "observation: holds NaN or infinity at known pixels; mask them")
+        super().check(trained)
 
-    def guide(self, score: ScoreField, indices: Tensor) -> ScoreField:
-        rows = self.observation[(indices % len(self.observation)).cpu()].to(indices.device)
-        return _PseudoInverseScore(score, self, rows)
+    def posterior(self, score: ScoreField, observation: Observation) -> PosteriorScore:
+        return _PseudoInverseScore(score, observation, self)
 
 
-class _PseudoInverseScore(ScoreWrapper):
+class _PseudoInverseScore(DenoisedPosterior):
     """score + strength J^T A^T (r^2 A A^T + s^2 I)^-1 (y - A denoised)."""
 
-    def __init__(self, score: ScoreField, problem: PseudoInverse, observation: Tensor):
-        super().__init__(score)
-        self.problem, self.observation = problem, observation
+    def __init__(self, score: ScoreField, observation: Observation, problem: PseudoInverse):
+        super().__init__(score, observation)
+        self.problem, self.backprop = problem, problem.backprop
+        self.s2 = cast(float, cast(GaussianNoise, observation.noise).std) ** 2
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        keep, problem = differentiated(x), self.problem
-        backprop = keep or problem.backprop
-        with torch.inference_mode(False):
-            # clones, because autograd accepts no tensors of inference mode
-            x_t, t, cond = x.clone().requires_grad_(), t.clone(), None if cond is None else cond.clone()
-            alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-            with torch.set_grad_enabled(backprop):
-                score = self.score(x_t, t, cond)
-                denoised = (x_t + broadcast_to(sigma, x) ** 2 * score) / broadcast_to(alpha, x)
-            with torch.enable_grad():
-                observed = problem.operator.apply(denoised.requires_grad_())
-            r2 = (problem.data_std * sigma) ** 2 / ((alpha * problem.data_std) ** 2 + sigma**2)
-            residual = self.observation.clone().to(x.dtype) - observed
-            weighted = problem.operator.gram_solve(residual, r2, problem.noise_std**2)
-            seen = x_t if problem.backprop else denoised
-            (gradient,) = torch.autograd.grad(observed, seen, weighted, create_graph=keep)
-            jacobian = 1.0 if problem.backprop else broadcast_to(alpha * r2 / sigma**2, x)
-        guided = score + problem.strength * jacobian * gradient
-        return guided if keep else guided.detach()
+    def likelihood(self, at: At) -> tuple[Tensor, Tensor]:
+        d, problem = self.problem.data_std, self.problem
+        observed = problem.operator.apply(at.denoised)
+        r2 = (d * at.sigma) ** 2 / ((at.alpha * d) ** 2 + at.sigma**2)
+        residual = at.y - observed
+        weighted = problem.operator.gram_solve(residual, r2, self.s2)
+        seen = at.x if problem.backprop else at.denoised
+        (gradient,) = torch.autograd.grad(observed, seen, weighted, create_graph=at.keep)
+        jacobian = 1.0 if problem.backprop else broadcast_to(at.alpha * r2 / at.sigma**2, at.x)
+        return problem.strength * jacobian * gradient, -problem.strength / 2 * inner(residual, weighted)

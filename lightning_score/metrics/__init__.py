@@ -2,9 +2,10 @@
 
 import lightning_score.torchvision_guard  # noqa: F401
 
+from lightning_score.metrics.calibration import Coverage, RankHistogram, sbc_ranks, tarp, z_scores
 from lightning_score.metrics.classifiers import DigitFeatures, FashionFeatures
 from lightning_score.metrics.distances import Distance, EnergyDistance, SlicedWasserstein
-from lightning_score.metrics.ensembles import EnsembleScores, RankHistogram, fair_crps
+from lightning_score.metrics.ensembles import EnsembleScores, fair_crps
 from lightning_score.metrics.features import Activations, Features, InceptionFeatures, ModuleFeatures, RawFeatures
 from lightning_score.metrics.fields import Histogram, PowerSpectrum
 from lightning_score.metrics.frechet import (
@@ -20,9 +21,9 @@ from lightning_score.metrics.manifold import Manifold, inception_score, kernel_d
 from lightning_score.metrics.neighbors import Neighbors, nearest_neighbors
 from lightning_score.metrics.statistics import FeatureSums, KeptFeatures, Statistics, block_of, fit, read_npz
 
-__all__ = ["Activations", "DigitFeatures", "Distance", "EnergyDistance", "EnsembleScores", "Estimate", "FashionFeatures",
-           "FeatureSums", "Features", "Histogram", "InceptionFeatures", "KeptFeatures", "Manifold", "ModuleFeatures",
-           "Neighbors", "PowerSpectrum", "RankHistogram", "RawFeatures", "SlicedWasserstein", "Statistics", "block_of",
-           "fair_crps", "fit", "frechet_distance", "frechet_estimate", "frechet_infinity", "inception_score",
-           "jackknife_error", "kernel_distance", "manifold", "nearest_neighbors", "read_npz", "real_floor",
-           "student"]  # fmt: skip
+__all__ = ["Activations", "Coverage", "DigitFeatures", "Distance", "EnergyDistance", "EnsembleScores", "Estimate",
+           "FashionFeatures", "FeatureSums", "Features", "Histogram", "InceptionFeatures", "KeptFeatures", "Manifold",
+           "ModuleFeatures", "Neighbors", "PowerSpectrum", "RankHistogram", "RawFeatures", "SlicedWasserstein",
+           "Statistics", "block_of", "fair_crps", "fit", "frechet_distance", "frechet_estimate", "frechet_infinity",
+           "inception_score", "jackknife_error", "kernel_distance", "manifold", "nearest_neighbors", "read_npz",
+           "real_floor", "sbc_ranks", "student", "tarp", "z_scores"]  # fmt: skip

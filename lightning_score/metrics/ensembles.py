@@ -1,16 +1,13 @@
 """How well ensembles of samples predict the truth of their conditions: CRPS, rank histogram, spread."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_score.metrics.calibration import RankHistogram, histogram_deviation, rank_counts, rank_histogram
 from lightning_score.metrics.frechet import Estimate, jackknife_error
 from lightning_score.metrics.statistics import BLOCKS, block_of
-
-RANDOM_HISTOGRAMS = 2000
-"""Histograms that a calibrated model could have had, from which the bands come."""
 
 
 def half_distance(members: Tensor) -> Tensor:
@@ -39,40 +36,6 @@ def fair_crps(members: Tensor, truth: Tensor, half: Tensor | None = None) -> Ten
         half: `half_distance(members)`, if known.
     """
     return (members - truth).abs().nanmean(0) - (half_distance(members) if half is None else half)
-
-
-def rank_counts(members: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
-    """How often each of M + 1 vectors has each rank among all of them, (M + 1, M + 1): row 0 for the truth.
-
-    The rank of the truth is uniform if truth and members have the same law (Hamill 2001, "Interpretation of rank
-    histograms for verifying ensemble forecasts", Mon. Weather Rev. 129). Ties are broken at random.
-
-    Args:
-        members: (M, D).
-        truth: (D,).
-        generator: of the ties, on the CPU.
-    """
-    vectors = torch.cat([truth[None], members]).cpu()
-    shuffled = torch.rand(vectors.shape, generator=generator).argsort(0)
-    order = vectors.gather(0, shuffled).argsort(dim=0, stable=True)
-    vector, n = shuffled.gather(0, order), len(vectors)  # of each rank, (M + 1, D)
-    return (vector * n + torch.arange(n)[:, None]).flatten().bincount(minlength=n * n).reshape(n, n)
-
-
-class RankHistogram(NamedTuple):
-    """The shares of the M + 1 ranks of the truth, and where they are for a calibrated model.
-
-    Fields: shares (M + 1,), low and high (M + 1,) (each share of a calibrated model is between them with 95 %), deviation
-    (the share of truths whose rank would have to change: half the sum of |share - 1/(M + 1)|), calibrated (its mean for a
-    calibrated model), limit (which that exceeds with 5 %).
-    """
-
-    shares: Tensor
-    low: Tensor
-    high: Tensor
-    deviation: float
-    calibrated: float
-    limit: float
 
 
 class EnsembleScores:
@@ -143,23 +106,11 @@ class EnsembleScores:
 
     def deviation(self) -> Estimate:
         """The deviation of the rank histogram from a uniform one."""
-        return self._estimate(lambda means: _deviation(means["ranks"][..., 0, :]))
+        return self._estimate(lambda means: histogram_deviation(means["ranks"][..., 0, :]))
 
     def histogram(self) -> RankHistogram:
-        """The rank histogram. If the model is calibrated, truth and members are M + 1 draws of one law: as likely, any other
-        of them was the truth. The bands are those of such random truths, one for each condition; they hold for entries that
-        depend on each other.
-        """
-        ranks, n = self.sums["ranks"].cpu(), self.members + 1
-        generator = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randint(n, (self.conditions, RANDOM_HISTOGRAMS), generator=generator)
-        random = torch.zeros(RANDOM_HISTOGRAMS, n, dtype=ranks.dtype)
-        for each, vectors in zip(ranks, chosen, strict=True):
-            random += each[vectors] / self.conditions
-        low, high = random.quantile(torch.tensor([0.025, 0.975], dtype=random.dtype), dim=0)
-        shares, deviations = ranks[:, 0].mean(0), _deviation(random)
-        limit = float(deviations.quantile(0.95))
-        return RankHistogram(shares, low, high, float(_deviation(shares)), float(deviations.mean()), limit)
+        """The rank histogram, over the band of calibrated models."""
+        return rank_histogram(self.sums["ranks"], self.seed)
 
     def _estimate(self, score: Callable[[dict[str, Tensor]], Tensor]) -> Estimate:
         """A score of means over conditions, its standard error by the jackknife over conditions, and its values without each
@@ -175,8 +126,3 @@ class EnsembleScores:
 
         value = float(score({name: values.mean(0) for name, values in self.sums.items()}))
         return Estimate(value, jackknife_error(without(torch.arange(k)).tolist()), tuple(without(block).tolist()))
-
-
-def _deviation(shares: Tensor) -> Tensor:
-    """Half the sum of |share - 1/(M + 1)| over the ranks, (...,)."""
-    return (shares - 1 / shares.shape[-1]).abs().sum(-1) / 2
