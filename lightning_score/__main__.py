@@ -45,7 +45,8 @@ more:
 
 _SAMPLER = """\
   --model.sampler AnnealedLangevin         or PredictorCorrector, ConsistentAnnealedLangevin, LangevinDynamics,
-                                           MarkovChain, ProbabilityFlow; its parameters as --model.sampler.steps 50"""
+                                           MarkovChain, ProbabilityFlow, TwistedSMC;
+                                           its parameters as --model.sampler.steps 50"""
 
 _CHECKPOINT = """\
   --ckpt_path runs/ncsn/latest/last.ckpt   the checkpoint; it holds model, data and sampler, and options override them

@@ -24,6 +24,7 @@ from lightning_score.metrics.ensembles import EnsembleScores, Score, half_distan
 from lightning_score.observations import LinearOperator
 from lightning_score.runs.records import settings_of
 from lightning_score.seeds import derive_seed, seeded
+from lightning_score.training.inference import whole
 from lightning_score.training.model import ScoreModel
 
 CLIMATOLOGY = 1024
@@ -56,9 +57,11 @@ class EnsembleCallback(Periodic, ABC):
         seed: seed of the examples and of the samples.
         batch_size: samples drawn at once on each device.
         in_fit: whether it measures in `fit` and `validate`, too.
+        of_members: the name of the argument M.
     """
 
     in_fit = False
+    of_members = "members"
 
     def __init__(self, conditions: int, members: int, seed: int, batch_size: int):
         require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
@@ -72,9 +75,14 @@ class EnsembleCallback(Periodic, ABC):
             f"{type(self).__name__}: there is only one held-out example; hold out two or more",
         )
 
-    @abstractmethod
     def check_model(self, model: ScoreModel) -> None:
         """Raises `InputError` unless the model can be measured."""
+        particles = model.sampler.particles
+        require(
+            self.members % particles == 0,
+            f"{self.of_members}={self.members}: must be a multiple of the sampler's particles={particles}, which depend on "
+            "one another",
+        )
 
     @abstractmethod
     def scores(self, data: ScoreData, truths: Truths, members: int, device: torch.device) -> EnsembleScores:
@@ -180,7 +188,7 @@ class EnsembleCallback(Periodic, ABC):
     def _draw(self, model: ScoreModel, part: Tensor, given: Tensor | None, members: int) -> Tensor:
         """The members of some conditions, (conditions x members, *shape): member m of condition k is the sample k M + m."""
         numbers = (part[:, None] * members + torch.arange(members)).flatten()
-        batches = numbers.split(self.batch_size)
+        batches = numbers.split(whole(self.batch_size, model.sampler.particles))
         conditions = [None if given is None else given[batch // members] for batch in batches]
         return torch.cat([model.draw(n.tolist(), self.seed, c).x for n, c in zip(batches, conditions, strict=True)])
 
@@ -246,6 +254,7 @@ class Ensembles(EnsembleCallback):
             model.takes_condition,
             "Ensembles: the model is unconditional; train one with conditional=true, or remove the callback",
         )
+        super().check_model(model)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Measures within validation, where the model holds the averaged weights."""

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_score.errors import InputError, require
 from lightning_score.observations import Observation
-from lightning_score.score.function import ScoreField, ScoreWrapper
+from lightning_score.score.function import ArgumentWrapper, ScoreField, ScoreWrapper
 from lightning_score.tensors import broadcast_to, differentiated
 
 
@@ -84,3 +85,38 @@ class DenoisedPosterior(PosteriorScore):
                 y = self.observation.y.clone().to(x)
                 gradient, value = self.likelihood(At(x_t, denoised.requires_grad_(), alpha, sigma, y, keep))
         return Twisted(score, gradient, value) if keep else Twisted(score.detach(), gradient.detach(), value.detach())
+
+
+class _WithArguments(PosteriorScore):
+    """Another posterior score called with other arguments; its prior is called with them, too."""
+
+    def __init__(self, wrapper: ArgumentWrapper, posterior: PosteriorScore):
+        super().__init__(wrapper.around(posterior.score), posterior.observation)
+        self.wrapper, self.posterior = wrapper, posterior
+
+    def twisted(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Twisted:
+        return self.posterior.twisted(x, *self.wrapper.arguments(t, cond))
+
+
+def posterior_of(score: ScoreField, name: str) -> PosteriorScore:
+    """The posterior score in a score that samplers are given, with the conditions and at the times of that score.
+
+    Args:
+        score: the score, conditioned and guided.
+        name: of the method that needs it, for the error.
+
+    Raises:
+        InputError: there is none, or another guidance or a clipped range changes its score.
+    """
+    if isinstance(score, PosteriorScore):
+        inner = any(isinstance(part, PosteriorScore) for part in score.score.modules())
+        require(not inner, f"{name}: takes one observation, and the guidance has several; join them into one")
+        return score
+    if isinstance(score, ArgumentWrapper):
+        return _WithArguments(score, posterior_of(score.score, name))
+    if any(isinstance(part, PosteriorScore) for part in score.modules()):
+        raise InputError(
+            f"{name}: the guided score is changed afterwards by {type(score).__name__.strip('_')}; set clip and "
+            "analytic_first_step to null, and make the observation the last part of a Composed"
+        )
+    raise InputError(f"{name}: needs an observation; set model.guidance to one by observations, as PseudoInverse")
