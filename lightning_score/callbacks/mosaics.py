@@ -162,7 +162,9 @@ def draw_groups(groups: Sequence[Group], titles: Sequence[str], columns: Sequenc
     for group in groups:
         own = [next(panels) for _ in group.rows]
         for row, axes in zip(group.rows, own, strict=True):
-            axes[0].set_ylabel(row.label, fontsize=8, rotation=0, ha="right", va="center")
+            axes[0].set_ylabel(
+                row.label, fontsize=min(8, _fitting(row.label, LEFT - 0.1)), rotation=0, ha="right", va="center"
+            )
         if group.rows[0].blocks[0].ndim == 4:  # in color
             continue
         low, high = own[-1][0].get_position().y0, own[0][0].get_position().y1
@@ -172,8 +174,8 @@ def draw_groups(groups: Sequence[Group], titles: Sequence[str], columns: Sequenc
         figure.colorbar(colors, cax=bar, extend="both").set_label(group.label, fontsize=size)
         bar.tick_params(labelsize=8)
     if len(titles) == len(columns):
-        for axes, title in zip(grid[0], titles, strict=True):
-            axes.set_title(title, fontsize=10)
+        for axes, title, share in zip(grid[0], titles, ratios["width_ratios"], strict=True):
+            axes.set_title(title, fontsize=_fitting(title, 0.5 + room * share / sum(ratios["width_ratios"])))
     else:
         centers = (np.arange(len(titles)) + 0.5) * rows[0][0].shape[1] / len(titles)
         grid[0, 0].set_xticks(centers, titles, fontsize=_fitting(max(titles, key=len), room / len(titles)))

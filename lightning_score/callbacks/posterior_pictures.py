@@ -19,7 +19,7 @@ from lightning_score.callbacks.ensemble_pictures import (
 )
 from lightning_score.callbacks.mosaics import Scale, Values, color_scale
 from lightning_score.callbacks.pictures import figure_picture, in_pixels
-from lightning_score.callbacks.plots import Shown, to_values
+from lightning_score.callbacks.plots import Shown, drawable_text, to_values
 from lightning_score.data import ScoreData
 from lightning_score.observations import LinearOperator, Operator
 
@@ -94,11 +94,12 @@ def posterior_picture(
     lifted = given.lifted(int(rows.max()) + 1, data)
     parts = [] if lifted is None else [lifted[rows].to(x)]
     parts += [found.mean[rows], *found.quantiles[rows].unbind(1)]
-    drawn = [x[observation == k][: MEMBERS if curves else IN_FIELDS] for k in rows]
+    labels = _labels(data, x)
+    colors = in_pixels(data) and x.shape[1] == 3
+    wanted = MEMBERS if curves else IN_FIELDS if len(labels) == 1 or colors else 1
+    drawn = [x[observation == k][:wanted] for k in rows]
     parts += torch.stack([each[: min(map(len, drawn))] for each in drawn]).unbind(1)
     names = [*(["observed"] if lifted is not None else []), *NAMES, "drawn"]
-    shown = Shown(to_values(x[:1]), to_values(x[:1]), data.names, data.units)
-    labels = [shown.label(c) for c in range(min(CHANNELS, x.shape[1]))] if x.ndim in (3, 4, 5) else [data.units]
     columns, std = (_pictured(part) for part in (torch.stack(parts, 1), found.std[rows][:, None]))
     if curves:
         low, high = (columns[:, names.index(name)] for name in NAMES[1::2])
@@ -108,9 +109,17 @@ def posterior_picture(
     title, scale = "an observation in each column", None
     if in_pixels(data):
         scale = color_scale(columns)._replace(colors="gray") if data.data_range is None else Scale(*data.data_range, "gray")
-        if x.shape[1] == 3:
+        if colors:
             labels, columns, std = [""], np.moveaxis(columns, 2, -1)[:, :, None], std.mean(2, keepdims=True)
     return figure_picture(draw_maps(columns, std[:, 0], names, labels, title, scale))
+
+
+def _labels(data: ScoreData, x: Tensor) -> list[str]:
+    """Those of the channels that are drawn."""
+    if x.ndim not in (3, 4, 5):
+        return [drawable_text(data.units)]
+    shown = Shown(to_values(x[:1]), to_values(x[:1]), data.names, data.units)
+    return [shown.label(c) for c in range(min(CHANNELS, x.shape[1]))]
 
 
 def _pictured(parts: Tensor) -> Values:

@@ -94,7 +94,8 @@ def write_observation(
     arrays |= {} if data_range is None else {"data_range": np.array(data_range, np.float64)}
     for name, part in (("operator", operator), ("noise", noise)):
         if part is not None:
-            arrays[name] = np.array(json.dumps(_settings(part, name, arrays)))
+            plain, own = settings(part, name)
+            arrays |= {name: np.array(json.dumps(plain)), **own}
     with replacing(path) as temporary:
         np.savez_compressed(temporary, **arrays)
 
@@ -122,6 +123,41 @@ def to_floats(values: Tensor, data_range: Sequence[float] | None, path: str, opt
         raise InputError(f"{option}=None: {path} holds bytes; give the range of the data, as [-1, 1]")
     low, high = data_range
     return low + (high - low) * (values / 255)
+
+
+def settings(part: Operator | ObservationNoise, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The class_path and init_args of a part, and the arrays that these name, whose names begin with that of the part.
+
+    Raises:
+        InputError: an argument has another name than the attribute that holds it, or is no plain value.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    return _settings(part, name, arrays), arrays
+
+
+def require_range(
+    y: Tensor, operator: Operator, noise: ObservationNoise, shape: Sequence[int], ends: Sequence[float], place: str
+) -> None:
+    """Raises `InputError` if observations are beyond the range of the data, as far as the operator keeps that: where it maps
+    constants to themselves, as means and blurs do. Gaussian noise may leave it by five standard deviations.
+    """
+    low, high = ends
+    if not keeps_constants(operator, shape, ends):
+        return
+    slack = 0.05 * (high - low) + 5 * float(noise.variance(y, y).amax().sqrt())
+    first, last = (float(end) for end in y.aminmax())
+    require(
+        low - slack <= first and last <= high + slack,
+        f"{place}: holds values from {first:g} to {last:g}, outside data_range={[low, high]}; rescale them to the range of "
+        "the data",
+    )
+
+
+def keeps_constants(operator: Operator, shape: Sequence[int], ends: Sequence[float]) -> bool:
+    """Whether A(x) = c for samples whose numbers are all c, so that observations are in the range of the data."""
+    constant = torch.tensor([*ends, 0.0]).reshape(-1, *[1] * len(shape)).expand(-1, *shape)
+    y = operator.apply(constant.contiguous())
+    return bool((y.flatten(1) - constant.flatten(1)[:, :1]).abs().max() < 1e-3 * max(map(abs, ends)))
 
 
 def _settings(part: Any, place: str, arrays: dict[str, Any]) -> Any:
