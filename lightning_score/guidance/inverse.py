@@ -97,8 +97,9 @@ class DPS(LikelihoodGuidance):
 class MomentMatching(LikelihoodGuidance):
     """Moment-matching posterior sampling: x_0 given x_t is taken as N(denoised, C), C = sigma^2/alpha d denoised/dx_t.
 
-    grad log q = J^T H^T (V + H C H^T)^-1 (y - A(denoised)), J = d denoised/dx_t, H the derivative of A at the denoised image (A itself if it is
-    linear) and V the variance of the noise (Rozet, Andry, Lanusse and Louppe 2024, 2405.13712, MMPS). C is the covariance of
+    grad log q = J^T H^T (V + H C H^T)^-1 (y - A(denoised)), J = d denoised/dx_t, H the derivative of A at the denoised
+    image (A itself if it is linear) and V the variance of the noise (Rozet, Andry, Lanusse and Louppe 2024, 2405.13712,
+    MMPS). C is the covariance of
     x_0 given x_t, so that it is exact for Gaussian data of any covariance. The system is solved by conjugate gradients, of
     which every iteration is a backward pass through the network. Instead, `diagonal` takes H C H^T as the diagonal of its
     row sums, with two backward passes (Boys, Girolami, Pidstrigach, Reich, Mosca and Akyildiz 2023, 2310.06721, TMPD).
