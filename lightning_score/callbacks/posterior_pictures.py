@@ -42,8 +42,8 @@ class Observations(NamedTuple):
         return numbers // self.each % len(self.y)
 
     def lifted(self, n: int, data: ScoreData) -> Tensor | None:
-        """The first n observations in the form of samples, and in their units: themselves, or the smallest x with A x = y, NaN
-        where A observes nothing; None if A is not linear.
+        """The first n observations in the form of samples, and in their units: as they are, or the smallest x with A x = y,
+        NaN where A observes nothing; None if A is not linear.
         """
         if not isinstance(self.operator, LinearOperator):
             return None
