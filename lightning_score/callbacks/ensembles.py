@@ -57,14 +57,14 @@ class EnsembleCallback(Periodic, ABC):
         seed: seed of the examples and of the samples.
         batch_size: samples drawn at once on each device.
         in_fit: whether it measures in `fit` and `validate`, too.
-        of_members: the name of the argument M.
+        names: the names of the arguments K and M.
         subject: what records add to the name of their reference.
         logs_cost: whether it logs evaluations and seconds, which `Evaluate` does elsewhere.
     """
 
     in_fit = False
     logs_cost = False
-    of_members = "members"
+    names = "conditions", "members"
     subject = ""
 
     def __init__(self, conditions: int, members: int, seed: int, batch_size: int):
@@ -85,7 +85,7 @@ class EnsembleCallback(Periodic, ABC):
         particles = model.sampler.particles
         require(
             self.members % particles == 0,
-            f"{self.of_members}={self.members}: must be a multiple of the sampler's particles={particles}, which depend on "
+            f"{self.names[1]}={self.members}: must be a multiple of the sampler's particles={particles}, which depend on "
             "one another",
         )
 
@@ -181,7 +181,7 @@ class EnsembleCallback(Periodic, ABC):
         parts = torch.arange(trainer.global_rank, n, trainer.world_size).split(max(1, self.batch_size // members))
         visible = trainer.is_global_zero and trainer.progress_bar_callback is not None
         with fail_together(trainer):
-            for part in tqdm(parts, desc=f"{n} conditions x {members} samples", leave=False, disable=not visible):
+            for part in tqdm(parts, desc=f"{n} {self.names[0]} x {members} samples", leave=False, disable=not visible):
                 drawn = self._draw(model, part, truths.given, members)
                 for k, x, samples in zip(
                     part.tolist(), drawn.split(members), data.to_reference(drawn).split(members), strict=True

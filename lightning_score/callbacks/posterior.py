@@ -57,7 +57,7 @@ class Posterior(EnsembleCallback):
         InputError: a number is out of range; the guidance is not one by observations, or its noise is unknown.
     """
 
-    of_members = "samples"
+    names = "observations", "samples"
     logs_cost = True
 
     def __init__(
