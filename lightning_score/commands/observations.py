@@ -2,10 +2,11 @@
 
 import json
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from jsonargparse._typehints import resolve_class_path_by_name
 from jsonargparse._util import import_object
 
 from lightning_score.callbacks.posterior_pictures import Observations
-from lightning_score.commands.arguments import Arguments, Option
+from lightning_score.commands.arguments import CONFIG, Arguments, Option
+from lightning_score.commands.configs import read_config
 from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.guidance import Guidance
@@ -29,22 +31,20 @@ KINDS = {"operator": Operator, "noise": ObservationNoise}
 def with_settings(arguments: Arguments, stored: StoredObservation) -> Arguments:
     """The arguments with the operator and the noise of a file as options of the guidance, before those that are given."""
     taken = _arguments_of_guidance(arguments)
-    own = (
-        Option(f"--model.guidance.{name}", (json.dumps(spec),), True)
-        for name, spec in stored.settings.items()
-        if name in taken
-    )
-    return replace(arguments, options=(*own, *arguments.options))
+    own = [(f"--model.guidance.{name}", json.dumps(spec)) for name, spec in stored.settings.items() if name in taken]
+    return replace(arguments, options=(*(Option(name, (text,), True) for name, text in own), *arguments.options))
 
 
 def _arguments_of_guidance(arguments: Arguments) -> Sequence[str]:
     """The names of the arguments of the guidance that the options name, or else a configuration below them."""
-    models = [layer.config.get("model") or {} for layer in arguments.layers]
-    below = [model["guidance"]["class_path"] for model in models if model.get("guidance")]
+    configs = [*(layer.config for layer in arguments.layers), *(read_config(Path(file)) for file in arguments.get(CONFIG))]
+    parts = [model.get("guidance") for config in configs if isinstance(model := config.get("model"), Mapping)]
+    below = [part.get("class_path") if isinstance(part, Mapping) else part for part in parts]
     named = [*below, *arguments.get("--model.guidance"), *arguments.get("--model.guidance.class_path")]
-    with suppress(Exception):  # a config, or no class, which the parser reports
-        return [*signature(import_object(resolve_class_path_by_name(Guidance, named[-1].lstrip("+")))).parameters]
-    return [*KINDS]
+    name = next((str(name) for name in reversed(named) if name), "null")
+    with suppress(Exception):  # null, or no such class, which the parser reports
+        return [*signature(import_object(resolve_class_path_by_name(Guidance, name.lstrip("+")))).parameters]
+    return [*KINDS] if name.startswith("{") else []
 
 
 def observe(

@@ -82,6 +82,8 @@ class Predict(TrainerCommand):
     def check_options(self, config: Any) -> None:
         for name, least in LEAST.items():
             require(config[name] is None or config[name] >= least, f"--{name} {config[name]}: must be at least {least}")
+        given = (self.stored is None) == (config["observation"] is None)
+        require(given, "observation: a config cannot give it; give --observation on the command line")
         require(config["labels"] is None or config["condition"] is None, "--labels and --condition: give one of them")
 
     def make(self) -> None:

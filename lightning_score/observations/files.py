@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lightning_score.errors import InputError, require
 from lightning_score.files import read_arrays, replacing
+from lightning_score.observations.base import Operator
 from lightning_score.observations.noise import ObservationNoise
-from lightning_score.observations.operators import Operator
 
 PARTS = ("operator", "noise")
 """The parts of an observation that a file may hold with it, as settings."""

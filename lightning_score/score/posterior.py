@@ -3,13 +3,11 @@
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from lightning_score.errors import InputError, require
 from lightning_score.observations import Observation
 from lightning_score.score.function import ArgumentWrapper, ScoreField, ScoreWrapper
-from lightning_score.tensors import broadcast_to, differentiated
 
 
 class Twisted(NamedTuple):
@@ -43,48 +41,6 @@ class PosteriorScore(ScoreWrapper, ABC):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         found = self.twisted(x, t, cond)
         return found.score + found.gradient
-
-
-class At(NamedTuple):
-    """What log q is a function of, and whether the caller differentiates it again.
-
-    Fields: x (x_t, (B, ...)), denoised (E[x_0 given x_t], like x), alpha and sigma (() or (B,)), y (B, ...), keep.
-    """
-
-    x: Tensor
-    denoised: Tensor
-    alpha: Tensor
-    sigma: Tensor
-    y: Tensor
-    keep: bool
-
-
-class DenoisedPosterior(PosteriorScore):
-    """log q(y given x_t) by means of the denoised image, E[x_0 given x_t].
-
-    Attributes:
-        backprop: whether the network is differentiated.
-    """
-
-    backprop = True
-
-    @abstractmethod
-    def likelihood(self, at: At) -> tuple[Tensor, Tensor]:
-        """The gradient (B, ...) and the value (B,) of log q."""
-
-    def twisted(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Twisted:
-        keep = differentiated(x)
-        with torch.inference_mode(False):
-            # clones, because autograd accepts no tensors of inference mode
-            x_t, t, cond = x.clone().requires_grad_(), t.clone(), None if cond is None else cond.clone()
-            alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-            with torch.set_grad_enabled(keep or self.backprop):
-                score = self.score(x_t, t, cond)
-                denoised = (x_t + broadcast_to(sigma, x) ** 2 * score) / broadcast_to(alpha, x)
-            with torch.enable_grad():
-                y = self.observation.y.clone().to(x)
-                gradient, value = self.likelihood(At(x_t, denoised.requires_grad_(), alpha, sigma, y, keep))
-        return Twisted(score, gradient, value) if keep else Twisted(score.detach(), gradient.detach(), value.detach())
 
 
 class _WithArguments(PosteriorScore):
