@@ -77,7 +77,7 @@ class Posterior(EnsembleCallback):
         super().check(data)
         require(not data.missing, "posterior: entries of these data may be missing; observations of them would be, too")
         held_out = len(data.splits.held_out.x)
-        require(held_out >= self.conditions, f"observations={self.conditions}: there are {held_out} held-out examples")
+        require(held_out >= self.conditions, f"observations={self.conditions}: there are only {held_out} held-out examples")
 
     def check_model(self, model: ScoreModel) -> None:
         self._observation(model)

@@ -114,7 +114,7 @@ def checked(guidance, **settings):
         (lambda: Posterior(observations=9), "observations=9: must be at least 10"),
         (lambda: Posterior(samples=3), "samples=3: must be at least 4"),
         (lambda: Posterior(noise_std=-1.0), "std=-1.0"),
-        (lambda: Posterior(5000).check(Digits()), "observations=5000: there are 360 held-out examples"),
+        (lambda: Posterior(5000).check(Digits()), "observations=5000: there are only 360 held-out examples"),
         (lambda: checked(None), "needs one guidance by observations"),
         (lambda: checked(Observed(LINE, noise=GaussianNoise(None))), "give that of the simulation, --posterior.noise_std"),
     ],
@@ -152,7 +152,7 @@ def test_the_command(tmp_path, capsys):
     assert {f"test/{name}" for name in found} <= columns <= {*OF_CALLBACKS[Posterior], "test/loss"}
     capsys.readouterr()
     refused = {
-        "--posterior": "needs one guidance by observations",
+        "--posterior.observations=10": "needs one guidance by observations",
         "--posterior.samples=3": "samples=3: must be at least 4",
         "--posterior.sample=8": "Did you mean --posterior.samples?",
     }
