@@ -40,7 +40,8 @@ class Evaluate(Periodic):
 
     It logs the value, its standard error `_error` (by leaving out a tenth of the samples at a time, or over seeds), `_floor`
     (what a perfect model scores with n samples), `_n`, `nfe` and `sampling_seconds`, with the prefix `val/` or `test/`, and
-    adds a line of provenance to `evaluations.jsonl` for every number. `test` measures KID, precision, recall, density and
+    adds a line of provenance to `evaluations.jsonl` for every number; `test` also logs the most memory while samples were
+    drawn, `memory_gb` of the process and `gpu_memory_gb`. `test` measures KID, precision, recall, density and
     coverage, the Inception score where the features classify, and the distance of samples to training examples, too.
     Distances need no features: `sliced_wasserstein_<n>` and the like, with error, floor and pictures.
     In `fast_dev_run` it draws four samples.
@@ -197,7 +198,7 @@ class Evaluate(Periodic):
         for measurement in measurements(template, passes, measure):
             for record in measurement.records:
                 store(trainer, record)
-            self._log(pl_module, "test" if test else "val", measurement)
+            self._log(pl_module, "test" if test else "val", measurement, passes[-1].memory if test else {})
         caption = f"step {trainer.global_step}, NFE {passes[0].nfe:g}"
         if weights == "ema" and writes_files(trainer):
             publish_curves(trainer, data, passes[0].summaries[True], caption)
@@ -252,11 +253,11 @@ class Evaluate(Periodic):
         found["fid"] = replace(found["fid"], floor=reference.floor, floor_n=reference.floor_n)
         return found | of_distances
 
-    def _log(self, pl_module: ScoreModel, prefix: str, found: Measurement) -> None:
+    def _log(self, pl_module: ScoreModel, prefix: str, found: Measurement, memory: dict[str, float]) -> None:
         entries = found.log_entries()
         if found.name == self.metric:
             self.last = found.evaluation()
-            entries = {"nfe": self.last.nfe, "sampling_seconds": self.last.seconds, **entries}
+            entries = {"nfe": self.last.nfe, "sampling_seconds": self.last.seconds, **memory, **entries}
         for name, value in entries.items():
             pl_module.log(f"{prefix}/{name}", value, prog_bar=name == self.metric, rank_zero_only=True)
 

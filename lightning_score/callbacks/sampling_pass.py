@@ -18,11 +18,13 @@ from lightning_score.callbacks.base import data_of
 from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, Unmeasurable
 from lightning_score.files import cache_folder, read_tensors, replacing, tolerating_full_disk
+from lightning_score.memory import PeakMemory
 from lightning_score.metrics import Features
 from lightning_score.metrics.summaries import DistanceTotals, Summaries
 from lightning_score.metrics.totals import MetricTotals
 from lightning_score.runs.records import digest_of, settings_of
 from lightning_score.sampling.sampler import Samples
+from lightning_score.training.inference import share, whole
 from lightning_score.training.model import ScoreModel
 
 SAVE_EVERY = 60.0
@@ -44,7 +46,8 @@ class SamplingResult:
         summaries: the same as `totals` for distances without features.
         done: samples drawn on this process.
         evaluations: network evaluations that these took.
-        seconds: time that these took.
+        seconds: time that drawing them took.
+        memory: the most memory meanwhile, in 1e9 bytes, by kind; only of a resumable pass.
     """
 
     seed: int
@@ -55,6 +58,7 @@ class SamplingResult:
     done: int = 0
     evaluations: int = 0
     seconds: float = 0.0
+    memory: dict[str, float] = field(default_factory=dict)
 
     @property
     def nfe(self) -> float:
@@ -153,8 +157,9 @@ class SamplingPass:
 
     def _draw(self, found: SamplingResult, path: Path | None) -> None:
         """Draws the samples of this process that are not done yet, batch by batch, and adds them."""
-        mine = range(self.trainer.global_rank, found.n, self.trainer.world_size)
-        start, saved = time.monotonic() - found.seconds, found.seconds
+        particles = self.model.sampler.particles
+        mine = share(found.n, self.trainer.global_rank, self.trainer.world_size, particles)
+        saved, peak = time.monotonic(), PeakMemory(self.model.device) if self.resumable else None
         hidden = None if self.resumable and self.trainer.is_global_zero else True
         with (
             tqdm(total=len(mine), initial=found.done, desc="evaluating", unit="sample", leave=False, disable=hidden) as bar,
@@ -163,8 +168,15 @@ class SamplingPass:
         ):
             adding = pool.submit(lambda: None)
             while found.done < len(mine):
-                numbers, before = mine[found.done : found.done + self.batch_size], self.model.score_function.evaluations
+                numbers = mine[found.done : found.done + whole(self.batch_size, particles)]
+                before = self.model.score_function.evaluations
+                if peak is not None:
+                    peak.begin()
+                start = time.monotonic()
                 samples = self.model.draw(numbers, found.seed)
+                found.seconds += time.monotonic() - start
+                for name, used in peak.gigabytes().items() if peak is not None else ():
+                    found.memory[name] = max(used, found.memory.get(name, 0.0))
                 adding.result()
                 found.evaluations += self.model.score_function.evaluations - before
                 found.done += len(numbers)
@@ -172,13 +184,11 @@ class SamplingPass:
                 if not self.overlapping:
                     adding.result()
                 bar.update(len(numbers))
-                found.seconds = time.monotonic() - start
-                if path is not None and found.seconds - saved > SAVE_EVERY:
+                if path is not None and time.monotonic() - saved > SAVE_EVERY:
                     adding.result()
                     _save(path, found)
-                    saved = found.seconds
+                    saved = time.monotonic()
             adding.result()
-        found.seconds = time.monotonic() - start
 
     def _path(self, found: SamplingResult) -> Path:
         """The file of an interrupted pass, named by all that its sums depend on."""
