@@ -4,9 +4,9 @@ import os
 import sys
 from pathlib import Path
 
-from lightning_score.runs.bundle import WEIGHTS, is_bundle
+from lightning_score.runs.bundle import CONFIG, WEIGHTS
 
-FOLDER = Path(__file__).parent.parent / "pretrained"
+FOLDER = Path(__file__).parent / "models"
 """Their folder, with a bundle for each name."""
 _said: set[str] = set()
 
@@ -19,25 +19,20 @@ def pretrained() -> list[str]:
 def find_checkpoint(path: str | Path) -> Path:
     """The file of a checkpoint, or the folder of a bundle: of this path, or else of the model of this name in the package.
 
-    A file or a bundle wins over a model of the package that has the same name, which is printed once.
+    A file, a run folder or a bundle wins over a model of the package that has the same name, which is printed once.
 
     Args:
         path: as given; it need not exist.
     """
-    if not is_pretrained_name(path):
-        return Path(path)
-    name = str(path)
-    if Path(path).is_file() or is_bundle(path):
-        if name not in _said:
-            print(f"{name}: the one in this folder is used, not the model of this name in the package", file=sys.stderr)
-        _said.add(name)
-        return Path(path)
-    return FOLDER / name
-
-
-def is_pretrained_name(path: str | Path) -> bool:
-    """Whether the package has a model of this name."""
-    return str(path) in pretrained()
+    path, name = Path(path), str(path)
+    if name not in pretrained():
+        return path
+    if not path.is_file() and not (path / CONFIG).is_file():
+        return FOLDER / name
+    if name not in _said:
+        print(f"{name}: the one in this folder is taken, not the model of this name in the package", file=sys.stderr)
+    _said.add(name)
+    return path
 
 
 def pinned(path: str) -> str:

@@ -23,6 +23,7 @@ from lightning_score.networks.grid import channels_last
 from lightning_score.objective import DenoisingScoreMatching, Objective
 from lightning_score.process import NoiseProcess
 from lightning_score.runs.bundle import as_checkpoint_file, is_bundle
+from lightning_score.runs.pretrained import find_checkpoint
 from lightning_score.runs.trust import made_from
 from lightning_score.sampling.diverged import DivergenceMonitor
 from lightning_score.sampling.noise import NoiseStream
@@ -124,8 +125,10 @@ class ScoreModel(LightningModule):
         cls, checkpoint_path: str | Path, *args: Any, trust: Sequence[str] = (), **kwargs: Any
     ) -> "ScoreModel":
         """As Lightning's, but every byte is checked, no code is run, and other packages' modules need the user's `trust`.
-        The path may also be that of a bundle, the folder of a model that was passed on.
+        The path may also be that of a bundle, the folder of a model that was passed on, or the name of a model in the
+        package.
         """
+        checkpoint_path = find_checkpoint(checkpoint_path)
         with made_from(checkpoint_path, cls, trust, kwargs) as made:
             source = as_checkpoint_file(checkpoint_path) if is_bundle(checkpoint_path) else checkpoint_path
             return super().load_from_checkpoint(source, *args, **{**made, **kwargs, "weights_only": True})
