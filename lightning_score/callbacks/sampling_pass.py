@@ -24,6 +24,7 @@ from lightning_score.metrics.summaries import DistanceTotals, Summaries
 from lightning_score.metrics.totals import MetricTotals
 from lightning_score.runs.records import digest_of, settings_of
 from lightning_score.sampling.sampler import Samples
+from lightning_score.training.inference import share, whole
 from lightning_score.training.model import ScoreModel
 
 SAVE_EVERY = 60.0
@@ -156,7 +157,8 @@ class SamplingPass:
 
     def _draw(self, found: SamplingResult, path: Path | None) -> None:
         """Draws the samples of this process that are not done yet, batch by batch, and adds them."""
-        mine = range(self.trainer.global_rank, found.n, self.trainer.world_size)
+        particles = self.model.sampler.particles
+        mine = share(found.n, self.trainer.global_rank, self.trainer.world_size, particles)
         saved, peak = time.monotonic(), PeakMemory(self.model.device) if self.resumable else None
         hidden = None if self.resumable and self.trainer.is_global_zero else True
         with (
@@ -166,7 +168,8 @@ class SamplingPass:
         ):
             adding = pool.submit(lambda: None)
             while found.done < len(mine):
-                numbers, before = mine[found.done : found.done + self.batch_size], self.model.score_function.evaluations
+                numbers = mine[found.done : found.done + whole(self.batch_size, particles)]
+                before = self.model.score_function.evaluations
                 if peak is not None:
                     peak.begin()
                 start = time.monotonic()

@@ -1,9 +1,9 @@
-"""The base of guidances by observations y = A(x_0) with noise, and one that only carries the observation."""
+"""The bases of guidances by observations y = A(x_0) with noise, and one that only carries the observation."""
 
 from abc import ABC, abstractmethod
 from copy import copy
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -12,10 +12,11 @@ from typing_extensions import Self
 from lightning_score.errors import InputError, require
 from lightning_score.files import LocalPath
 from lightning_score.guidance.base import Guidance, ModelFacts
-from lightning_score.guidance.files import read_array
 from lightning_score.observations import GaussianNoise, LinearOperator, Observation, ObservationNoise, Operator
+from lightning_score.observations.files import read_observation, to_floats
 from lightning_score.score.function import Scale, ScoreField
-from lightning_score.score.posterior import At, DenoisedPosterior, PosteriorScore
+from lightning_score.score.posterior import PosteriorScore, Twisted
+from lightning_score.tensors import broadcast_to, combine, differentiated
 
 if TYPE_CHECKING:
     Given = Tensor | LocalPath
@@ -50,16 +51,15 @@ class ObservationGuidance(Guidance, ABC):
     needs_noise = False
     """Whether the noise must have a variance above 0."""
 
+    differentiates = False
+    """Whether it differentiates the network."""
+
     def __post_init__(self) -> None:
         self._require_count(self.samples_per_observation)
         if isinstance(self.observation, str):
-            self.observation = read_array(self.observation).float()
+            stored = read_observation(self.observation)
+            self.observation = to_floats(stored.y, stored.data_range, self.observation)
         self.noise = self.noise or GaussianNoise(0.0)
-
-    @property
-    def differentiates(self) -> bool:
-        """Whether it differentiates the network."""
-        return False
 
     @abstractmethod
     def posterior(self, score: ScoreField, observation: Observation) -> PosteriorScore:
@@ -73,8 +73,13 @@ class ObservationGuidance(Guidance, ABC):
     def given(self) -> Tensor:
         """y, (n, ...); raises `InputError` if there is none."""
         if not isinstance(self.observation, Tensor):
-            raise InputError(f"guidance={type(self).__name__}: has no observation; give --model.guidance.observation y.npz")
+            raise InputError(
+                f"guidance={type(self).__name__}: has no observation; give predict --observation y.npz, or observe_with(y)"
+            )
         return self.observation
+
+    def observing(self) -> "list[ObservationGuidance]":
+        return [self]
 
     def observe_with(self, y: Tensor, samples_per_observation: int = 1) -> Self:
         """A copy with other observations.
@@ -123,6 +128,68 @@ class ObservationGuidance(Guidance, ABC):
         require(count >= 1, f"samples_per_observation={count}: must be at least 1")
 
 
+class At(NamedTuple):
+    """What an approximation q of p(y given x_t) is computed from.
+
+    Fields: x (x_t, (B, ...)), denoised (E[x_0 given x_t], like x), alpha and sigma (() or (B,)), observation (of each row),
+    keep (whether the caller differentiates the result).
+    """
+
+    x: Tensor
+    denoised: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    observation: Observation
+    keep: bool
+
+
+@dataclass(eq=False, repr=False)
+class LikelihoodGuidance(ObservationGuidance):
+    """Guidance by an approximation q of p(y given x_t): score + strength grad log q(y given x_t).
+
+    Args:
+        strength: 1 is the approximation as derived.
+    """
+
+    _: KW_ONLY
+    strength: float = 1.0  # not named scale, because the command line keeps the scale of a guidance that this one replaces
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.strength >= 0, f"strength={self.strength}: must be 0 (no guidance) or more, as in 1")
+
+    @abstractmethod
+    def likelihood(self, at: At) -> tuple[Tensor, Tensor]:
+        """The gradient (B, ...) and the value (B,) of log q(y given x_t)."""
+
+    def posterior(self, score: ScoreField, observation: Observation) -> PosteriorScore:
+        return _LikelihoodScore(score, observation, self)
+
+
+class _LikelihoodScore(PosteriorScore):
+    """score + strength grad log q(y given x_t)."""
+
+    def __init__(self, score: ScoreField, observation: Observation, guidance: LikelihoodGuidance):
+        super().__init__(score, observation)
+        self.guidance = guidance
+
+    def twisted(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Twisted:
+        keep, strength = differentiated(x), self.guidance.strength
+        with torch.inference_mode(False):
+            # clones, because autograd accepts no tensors of inference mode
+            x_t, t, cond = x.clone().requires_grad_(), t.clone(), None if cond is None else cond.clone()
+            alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+            with torch.set_grad_enabled(keep or self.guidance.differentiates):
+                score = self.score(x_t, t, cond)
+                denoised = (x_t + broadcast_to(sigma, x) ** 2 * score) / broadcast_to(alpha, x)
+            with torch.enable_grad():
+                observation = self.observation._replace(y=self.observation.y.clone().to(x))
+                at = At(x_t, denoised.requires_grad_(), alpha, sigma, observation, keep)
+                gradient, value = self.guidance.likelihood(at)
+        found = Twisted(score, strength * gradient, strength * value)
+        return found if keep else Twisted(*(part.detach() for part in found))
+
+
 class Observed(ObservationGuidance):
     """Adds nothing to the score and only carries the observation, for samplers that use it themselves."""
 
@@ -130,16 +197,16 @@ class Observed(ObservationGuidance):
         return _ObservedScore(score, observation)
 
 
-class _ObservedScore(DenoisedPosterior):
+class _ObservedScore(PosteriorScore):
     """The prior's score; q(y given x_t) = p(y given x_0 = denoised), whose gradient is taken as 0."""
 
-    backprop = False
-
-    def likelihood(self, at: At) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(at.x), self.observation.noise.log_prob(at.y, self.observation.operator.apply(at.denoised))
+    def twisted(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Twisted:
+        score = self.score(x, t, cond)
+        denoised = combine((1 / self.process.alpha(t), x), (self.process.sigma(t) ** 2 / self.process.alpha(t), score))
+        return Twisted(score, torch.zeros_like(x), self.observation.log_prob(denoised))
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return cast(Tensor, self.score(x, t, cond))
+        return self.combination(x, t, cond, x_scale=0.0, score_scale=1.0)
 
     def combination(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Scale, score_scale: Scale) -> Tensor:
         return self.score.combination(x, t, cond, x_scale=x_scale, score_scale=score_scale)

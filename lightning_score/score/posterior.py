@@ -3,12 +3,11 @@
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from lightning_score.errors import InputError, require
 from lightning_score.observations import Observation
-from lightning_score.score.function import ScoreField, ScoreWrapper
-from lightning_score.tensors import broadcast_to, differentiated
+from lightning_score.score.function import ArgumentWrapper, ScoreField, ScoreWrapper
 
 
 class Twisted(NamedTuple):
@@ -44,43 +43,36 @@ class PosteriorScore(ScoreWrapper, ABC):
         return found.score + found.gradient
 
 
-class At(NamedTuple):
-    """What log q is a function of, and whether the caller differentiates it again.
+class _WithArguments(PosteriorScore):
+    """Another posterior score called with other arguments; its prior is called with them, too."""
 
-    Fields: x (x_t, (B, ...)), denoised (E[x_0 given x_t], like x), alpha and sigma (() or (B,)), y (B, ...), keep.
-    """
-
-    x: Tensor
-    denoised: Tensor
-    alpha: Tensor
-    sigma: Tensor
-    y: Tensor
-    keep: bool
-
-
-class DenoisedPosterior(PosteriorScore):
-    """log q(y given x_t) by means of the denoised image, E[x_0 given x_t].
-
-    Attributes:
-        backprop: whether the network is differentiated.
-    """
-
-    backprop = True
-
-    @abstractmethod
-    def likelihood(self, at: At) -> tuple[Tensor, Tensor]:
-        """The gradient (B, ...) and the value (B,) of log q."""
+    def __init__(self, wrapper: ArgumentWrapper, posterior: PosteriorScore):
+        super().__init__(wrapper.around(posterior.score), posterior.observation)
+        self.wrapper, self.posterior = wrapper, posterior
 
     def twisted(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Twisted:
-        keep = differentiated(x)
-        with torch.inference_mode(False):
-            # clones, because autograd accepts no tensors of inference mode
-            x_t, t, cond = x.clone().requires_grad_(), t.clone(), None if cond is None else cond.clone()
-            alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-            with torch.set_grad_enabled(keep or self.backprop):
-                score = self.score(x_t, t, cond)
-                denoised = (x_t + broadcast_to(sigma, x) ** 2 * score) / broadcast_to(alpha, x)
-            with torch.enable_grad():
-                y = self.observation.y.clone().to(x)
-                gradient, value = self.likelihood(At(x_t, denoised.requires_grad_(), alpha, sigma, y, keep))
-        return Twisted(score, gradient, value) if keep else Twisted(score.detach(), gradient.detach(), value.detach())
+        return self.posterior.twisted(x, *self.wrapper.arguments(t, cond))
+
+
+def posterior_of(score: ScoreField, name: str) -> PosteriorScore:
+    """The posterior score in a score that samplers are given, with the conditions and at the times of that score.
+
+    Args:
+        score: the score, conditioned and guided.
+        name: of the method that needs it, for the error.
+
+    Raises:
+        InputError: there is none, or another guidance or a clipped range changes its score.
+    """
+    if isinstance(score, PosteriorScore):
+        inner = any(isinstance(part, PosteriorScore) for part in score.score.modules())
+        require(not inner, f"{name}: takes one observation, and the guidance has several; join them into one")
+        return score
+    if isinstance(score, ArgumentWrapper):
+        return _WithArguments(score, posterior_of(score.score, name))
+    if any(isinstance(part, PosteriorScore) for part in score.modules()):
+        raise InputError(
+            f"{name}: the guided score is changed afterwards by {type(score).__name__.strip('_')}; set clip and "
+            "analytic_first_step to null, and make the observation the last part of a Composed"
+        )
+    raise InputError(f"{name}: needs an observation; set model.guidance to one by observations, as PseudoInverse")

@@ -20,7 +20,7 @@ OF_CALLBACKS: dict[type[Callback], tuple[str, ...]] = {
         f"{prefix}/{name}{suffix}"
         for prefix in ("test", "val")
         for name in ("crps", "crps_skill", "rank_deviation", "residual", "spread_skill")
-        for suffix in ("", "_error", *(["_floor"] if name == "rank_deviation" else []))
+        for suffix in ("", "_error", *(["_floor", "_limit"] if name == "rank_deviation" else []))
     ),
     LangevinHealth: ("val/langevin_variance_ratio", "val/langevin_snr"),
     LossFloor: (

@@ -33,7 +33,7 @@ from lightning_score.score.parametrization import Noise, Parametrization
 from lightning_score.seeds import derive_seed, seeded
 from lightning_score.tensors import without_missing
 from lightning_score.training.conditions import Conditions, NetworkCallable, in_turn
-from lightning_score.training.inference import FittingBatches, inference
+from lightning_score.training.inference import FittingBatches, completed, inference, whole
 from lightning_score.training.learned_times import check_grid, learn_times
 from lightning_score.training.optimization import Optimization
 from lightning_score.training.prior import check_prior
@@ -260,7 +260,7 @@ class ScoreModel(LightningModule):
         observe: Observer | None = None,
     ) -> Samples:
         """Draws the samples of given numbers, in one batch or, where that does not fit into memory, in several: sample k
-        depends on the seed and k, not on its batch.
+        depends on the seed and k, not on its batch. Of a sampler with `particles` whole groups are drawn.
 
         Args:
             indices: the numbers k, (B,).
@@ -279,6 +279,10 @@ class ScoreModel(LightningModule):
             self.conditions.check(cond, self.takes_condition, len(indices))
         sampler = sampler or self.sampler
         learn_times(self, sampler, progress)
+        particles, asked = sampler.particles, None
+        if particles > 1:
+            indices, same, asked = completed(indices, particles)
+            cond = None if cond is None else cond[same]
 
         def draw(here: slice) -> Samples:
             numbers, monitor = indices[here], DivergenceMonitor(indices[here], observe)
@@ -289,7 +293,8 @@ class ScoreModel(LightningModule):
             monitor.check(drawn.x)
             return drawn
 
-        return self._batches.draw(len(indices), draw)
+        drawn = self._batches.draw(len(indices), draw, particles)
+        return drawn if asked is None else drawn.rows(asked)
 
     def sampled_score(self, numbers: Tensor, cond: Tensor | None) -> ScoreField:
         """The score that samples of these numbers follow: guided, and given their conditions."""
@@ -314,7 +319,7 @@ class ScoreModel(LightningModule):
         require(n >= 1, f"n={n}: must be at least 1")
         if cond is not None:
             self.conditions.check(cond, self.takes_condition)
-        batches = torch.arange(n).split(batch_size)
+        batches = torch.arange(n).split(whole(batch_size, self.sampler.particles))
         given = [None if cond is None else in_turn(cond, batch) for batch in batches]
         drawn = [self.draw(k.tolist(), seed, y, progress=progress).x for k, y in zip(batches, given, strict=True)]
         return torch.cat(drawn)

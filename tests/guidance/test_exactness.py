@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from conftest import times
 from posteriors import TWO_MODES_Y, LawScore, digits, gaussian, two_modes
 
+from lightning_score.guidance import MomentMatching
 from lightning_score.process import VP
 
 PROBLEMS = {"gaussian": gaussian, "two modes": two_modes, "digits": digits}
@@ -30,3 +32,18 @@ def test_the_exact_posterior_is_bayes_rule(name):
 def test_the_observation_of_the_two_modes_leaves_both_possible():
     weights = two_modes().posterior(TWO_MODES_Y[0]).weights
     assert 0.25 < float(weights[0]) < 0.35
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_moment_matching_is_exact_for_gaussian_data(noise_process, dtype):
+    """At every time the guided score is that of the exact posterior under the process."""
+    problem, generator, t = gaussian(), torch.Generator().manual_seed(0), times(12)
+    y = problem.observe(problem.prior.sample(1, generator), generator)
+    clean = problem.posterior(y[0]).sample(12, generator)
+    x = noise_process.perturb(clean, t, torch.randn(clean.shape, generator=generator)).to(dtype)
+    guidance = MomentMatching(problem.operator, y, noise=problem.noise, iterations=6)
+    guided = guidance.guide(LawScore(noise_process, problem.prior), torch.arange(12))
+    exact = LawScore(noise_process, problem.posterior(y[0]))(x, t)
+    close = {"rtol": 1e-6, "atol": 1e-6} if dtype == torch.float64 else {"rtol": 1e-2, "atol": 1e-2}
+    torch.testing.assert_close(guided(x, t), exact, **close)
+    torch.testing.assert_close(guided(x, t[3])[3], exact[3], **close)
