@@ -21,7 +21,7 @@ from lightning_score.runs.records import read_records
 
 SAMPLES = {"digits": 898, "fashion_mnist": 1000}
 DATA = {
-    "digits": "Optical Recognition of Handwritten Digits, of the UCI Machine Learning Repository (Alpaydin and Kaynak 1998), "
+    "digits": "Optical Recognition of Handwritten Digits (Alpaydin and Kaynak 1998), of the UCI Machine Learning Repository, "
     "under CC BY 4.0, as scikit-learn has them",
     "fashion_mnist": "Fashion-MNIST (Xiao, Rasul and Vollgraf 2017), under the MIT license, averaged to 16x16",
 }
