@@ -4,10 +4,10 @@ import os
 import sys
 from pathlib import Path
 
-from lightning_score.runs.bundle import WEIGHTS, is_bundle
+from lightning_score.runs.bundle import CONFIG, WEIGHTS
 from lightning_score.runs.hub import HUB, found_on_hub, name_on_hub, parse_name
 
-FOLDER = Path(__file__).parent.parent / "pretrained"
+FOLDER = Path(__file__).parent / "models"
 """Their folder, with a bundle for each name."""
 _said: set[str] = set()
 
@@ -21,22 +21,22 @@ def find_checkpoint(path: str | Path) -> Path:
     """The file of a checkpoint, or the folder of a bundle: of this path, of the model `hf://user/name` on the Hub, or of the
     model of this name in the package.
 
-    A file or a bundle wins over a model of the package that has the same name, which is printed once.
+    A file, a run folder or a bundle wins over a model of the package that has the same name, which is printed once.
 
     Args:
         path: as given; it need not exist.
     """
     if on_hub := name_on_hub(path):
         return found_on_hub(on_hub)
-    if not is_pretrained_name(path):
-        return Path(path)
-    name = str(path)
-    if Path(path).is_file() or is_bundle(path):
-        if name not in _said:
-            print(f"{name}: the one in this folder is used, not the model of this name in the package", file=sys.stderr)
-        _said.add(name)
-        return Path(path)
-    return FOLDER / name
+    path, name = Path(path), str(path)
+    if not is_pretrained_name(name):
+        return path
+    if not path.is_file() and not (path / CONFIG).is_file():
+        return FOLDER / name
+    if name not in _said:
+        print(f"{name}: the one in this folder is used, not the model of this name in the package", file=sys.stderr)
+    _said.add(name)
+    return path
 
 
 def is_pretrained_name(path: str | Path) -> bool:

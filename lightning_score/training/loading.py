@@ -9,6 +9,7 @@ from typing_extensions import Self
 
 from lightning_score.runs.bundle import as_checkpoint_file, is_bundle
 from lightning_score.runs.hub import download
+from lightning_score.runs.pretrained import find_checkpoint
 from lightning_score.runs.trust import made_from
 
 
@@ -21,8 +22,9 @@ class Loadable(LightningModule):
     ) -> Self:
         """As Lightning's, but every byte is checked, no code is run, and other packages' modules need the user's `trust`.
 
-        The path may also be that of the folder of a model that was passed on.
+        The path may also be that of the folder of a model that was passed on, or the name of a model in the package.
         """
+        checkpoint_path = find_checkpoint(checkpoint_path)
         with made_from(checkpoint_path, cls, trust, kwargs) as made:
             source = as_checkpoint_file(checkpoint_path) if is_bundle(checkpoint_path) else checkpoint_path
             return super().load_from_checkpoint(source, *args, **{**made, **kwargs, "weights_only": True})
@@ -31,10 +33,10 @@ class Loadable(LightningModule):
     def from_pretrained(
         cls, name: str | Path, revision: str | None = None, *, trust: str | Sequence[str] = (), **kwargs: Any
     ) -> Self:
-        """A model of the Hugging Face Hub, or of a folder that `pull` wrote, for sampling; no code of it is run.
+        """A model in the package, in a folder that `pull` wrote, or on the Hugging Face Hub, for sampling; runs no code of it.
 
         Args:
-            name: as `user/name`, or the folder.
+            name: as `digits/ncsn`, the folder, or `user/name` on the Hub.
             revision: branch, tag or commit on the Hub; `main` by default.
             trust: modules of which its config may name classes.
             kwargs: of `load_from_checkpoint`, such as `map_location`.
@@ -42,5 +44,6 @@ class Loadable(LightningModule):
         Raises:
             InputError: it cannot be had, or is damaged.
         """
-        folder = name if is_bundle(name) else download(str(name), revision)
+        found = find_checkpoint(name)
+        folder = found if is_bundle(found) else download(str(name), revision)
         return cls.load_from_checkpoint(folder, trust=trust, **kwargs).eval()
