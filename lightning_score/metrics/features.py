@@ -20,7 +20,6 @@ INCEPTION = WeightsFile(
     "InceptionFeatures",
     "LIGHTNING_SCORE_INCEPTION",
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
-    "95 MB",
 )
 
 

@@ -21,7 +21,6 @@ DINOV2 = WeightsFile(
     "DINOv2Features",
     "LIGHTNING_SCORE_DINOV2",
     "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
-    "1.2 GB",
 )
 CLIP_SHA256 = "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"
 CLIP = WeightsFile(
@@ -29,7 +28,6 @@ CLIP = WeightsFile(
     "CLIPFeatures",
     "LIGHTNING_SCORE_CLIP",
     f"https://openaipublic.azureedge.net/clip/models/{CLIP_SHA256}/ViT-L-14-336px.pt",
-    "890 MB",
     CLIP_SHA256,
 )
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

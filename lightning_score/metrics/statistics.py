@@ -169,8 +169,9 @@ class ReferenceFile:
         require(self.path.is_file(), f"{path}: must be a file of statistics that exists")
         try:
             arrays = read_arrays(self.path)
-            here = ", ".join(arrays) or "nothing"
-            require({"mu", "sigma"} <= {*arrays} or "arr_0" in arrays, f"lacks mu and sigma, or arr_0; it holds {here}")
+            missing = ", ".join(sorted({"mu", "sigma"} - arrays.keys()))
+            lacks = f"lacks {missing}; it holds {', '.join(arrays) or 'nothing'}"
+            require(not missing or "arr_0" in arrays, lacks)
             self._arrays = {name: np.asarray(each) for name, each in arrays.items() if name != "arr_0"}
             self.images = _images(np.asarray(arrays["arr_0"])) if "arr_0" in arrays else None
             found = [self.statistics(ending) for ending in ("", "_s")]

@@ -20,7 +20,6 @@ class WeightsFile(NamedTuple):
         owner: the class that takes the file as its option `weights`.
         variable: the environment variable that may hold its path.
         url: where it is published.
-        size: how large it is, for messages.
         sha256: its hash, if published.
     """
 
@@ -28,7 +27,6 @@ class WeightsFile(NamedTuple):
     owner: str
     variable: str
     url: str
-    size: str
     sha256: str = ""
 
     @property
@@ -72,6 +70,6 @@ class WeightsFile(NamedTuple):
             reason = " ".join(f"{type(error).__name__ if isinstance(error, KeyError) else ''} {error}".split())
             shown = reason if len(reason) < 300 else f"{reason[:300]} ..."
             raise InputError(
-                f"{self.network}'s weights could not be read from {where}: {shown}. Download {self.url} ({self.size}) and "
-                f"give its path as the option `weights` of {self.owner} or in the environment variable {self.variable}"
+                f"{self.network}'s weights could not be read from {where}: {shown}. Download {self.url} and give its path "
+                f"as the option `weights` of {self.owner} or in the environment variable {self.variable}"
             ) from error
