@@ -34,7 +34,7 @@ _NAMES = {
     "lightning_score.networks": "Network MLP NCSN NCSNv2 NCSNv2Deeper NCSNv2Deepest UNet DDPMpp NCSNpp",
     "lightning_score.sampling": (
         "Sampler PredictorCorrector ProbabilityFlow AnnealedLangevin ConsistentAnnealedLangevin "
-        "LangevinDynamics MarkovChain Predictor Corrector TimeGrid Samples"
+        "LangevinDynamics MarkovChain TwistedSMC Predictor Corrector TimeGrid Samples"
     ),
     "lightning_score.sampling.likelihood": "Dequantization bits_per_dim log_likelihood",
     "lightning_score.data": "ScoreData ImageData CIFAR10 Digits FashionMNIST GaussianMixture ImageFolder MNIST",

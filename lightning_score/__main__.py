@@ -45,7 +45,8 @@ more:
 
 _SAMPLER = """\
   --model.sampler AnnealedLangevin         or PredictorCorrector, ConsistentAnnealedLangevin, LangevinDynamics,
-                                           MarkovChain, ProbabilityFlow; its parameters as --model.sampler.steps 50"""
+                                           MarkovChain, ProbabilityFlow, TwistedSMC;
+                                           its parameters as --model.sampler.steps 50"""
 
 _CHECKPOINT = """\
   --ckpt_path runs/ncsn/latest/last.ckpt   the checkpoint; it holds model, data and sampler, and options override them
@@ -91,6 +92,8 @@ common options:
   --seed 0                                 sample k of a seed is the same in every run
   --labels "[3]"                           class labels, in turn; all classes by default
   --condition "[0.3, 1.5]"                 other conditions, in turn: numbers, or an NPY or NPZ file
+  --observation y.npz                      observations, whose posteriors are sampled by a guidance; PNG, NPY or NPZ
+  --samples_per_observation 16             samples of each
   --batch_size 1024                        samples drawn at once
   --progressive 8                          draws so many samples from noise to data, too
 {_SAMPLER}

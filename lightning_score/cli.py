@@ -28,6 +28,7 @@ WITHOUT_TRAINER = {
     "grid": "lightning_score.commands.grid",
     "tune": "lightning_score.commands.tune",
     "sweep": "lightning_score.sweep.cli",
+    "benchmark": "lightning_score.sweep.benchmark",
     "report": "lightning_score.report.command",
     "gallery": "lightning_score.commands.gallery",
     "convert": "lightning_score.commands.convert",

@@ -11,7 +11,7 @@ def broadcast_to(coefficient: Tensor | float, x: Tensor) -> Tensor:
 
     One of shape () stays where it is: a scalar on the CPU multiplies tensors of any device without synchronization.
     """
-    coefficient = torch.as_tensor(coefficient).to(x.dtype)
+    coefficient = torch.as_tensor(coefficient, dtype=x.dtype)
     return coefficient if coefficient.ndim == 0 else coefficient.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
 
 
@@ -19,6 +19,11 @@ def without_missing(x: Tensor) -> tuple[Tensor, Tensor]:
     """x with 0 in place of NaN, which marks missing entries, and where it is known, both of the shape of x."""
     known = ~x.isnan()
     return x.where(known, 0.0), known
+
+
+def differentiated(x: Tensor) -> bool:
+    """Whether the caller differentiates with respect to `x`, so that the graph must be kept."""
+    return torch.is_grad_enabled() and x.requires_grad
 
 
 def is_number(coefficient: Tensor | float) -> bool:

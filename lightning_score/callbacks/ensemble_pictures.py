@@ -1,7 +1,7 @@
 """Pictures of ensembles: their rank histogram, and a few conditions with truth, mean, spread and samples."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from lightning_score.callbacks.mosaics import Group, Row, Scale, Values, color_s
 from lightning_score.callbacks.pictures import figure_picture, strip_picture
 from lightning_score.callbacks.plots import Shown, to_values
 from lightning_score.data import ScoreData
-from lightning_score.metrics.ensembles import RankHistogram
+from lightning_score.metrics.calibration import RankHistogram
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,47 +75,65 @@ def ensemble_picture(data: ScoreData, truths: Tensor, given: Tensor | None, show
     labels = [label(c) for c in range(min(CHANNELS, truths.shape[1]))] if truths.ndim > 2 else [data.units]
     if truths.ndim == 5:
         columns, shown = (each[:, :, :, each.shape[3] // 2] for each in (columns, shown))
+    names = [*(["given"] if given is not None else []), "truth", "mean", "drawn"]
     if truths.ndim > 3:
-        names = [*(["given"] if given is not None else []), "truth", "mean", "drawn"]
         few = to_values(columns[:, : len(names) - 1 + IN_FIELDS])
-        return figure_picture(_fields(few, to_values(shown[:, 1]), names, labels))
-    return figure_picture(_curves(to_values(columns[:CURVES]), to_values(shown[:CURVES, 1]), given is not None, labels))
+        return figure_picture(draw_maps(few, to_values(shown[:, 1]), names, labels, "a condition in each column"))
+    mean, std = (to_values(shown[:CURVES, k]) for k in range(2))
+    band = Band(mean - 2 * std, mean + 2 * std, "two standard deviations")
+    return figure_picture(draw_bands(to_values(columns[:CURVES]), band, names, labels))
 
 
-def _fields(columns: Values, std: Values, names: Sequence[str], channels: Sequence[str]) -> "Figure":
-    """Images (N, k, C, H, W): each row of a channel is one of `names`, the last of them of all further rows, each column a
-    condition; the standard deviations (N, C, H, W) have their own scale.
+class Band(NamedTuple):
+    """A band of curves: its ends, (N, C, L) or (N, L), and its name."""
+
+    low: Values
+    high: Values
+    name: str
+
+
+def draw_maps(
+    columns: Values, std: Values, names: Sequence[str], channels: Sequence[str], title: str, scale: Scale | None = None
+) -> "Figure":
+    """Images (N, k, C, H, W), or (N, k, C, H, W, 3) in color: each row of a channel is one of `names`, the last of them of
+    all further rows, each column a condition; the standard deviations (N, C, H, W) have their own scale.
     """
     groups = []
     for c, channel in enumerate(channels):
         labels = [names[k] if k < len(names) else "" for k in range(columns.shape[1])]
         rows = [Row(label, [columns[:, k, c]]) for k, label in enumerate(labels)]
-        groups.append(Group(color_scale(columns[:, :, c]), channel, rows))
-        groups.append(Group(Scale(0.0, float(std[:, c].max()) or 1.0, "viridis"), "", [Row("std", [std[:, c]])]))
-    return draw_groups(groups, ["a condition in each column"], [len(columns)])
+        groups.append(Group(scale or color_scale(columns[:, :, c]), channel, rows))
+        known = std[:, c][np.isfinite(std[:, c])]
+        groups.append(Group(Scale(0.0, float(known.max(initial=0)) or 1.0, "viridis"), "", [Row("std", [std[:, c]])]))
+    return draw_groups(groups, [title], [len(columns)])
 
 
-def _curves(columns: Values, std: Values, given: bool, channels: Sequence[str]) -> "Figure":
-    """Of each condition (N, k, C, L), or (N, k, L): samples, their mean and two standard deviations, the truth, and what is
-    given.
+def draw_bands(columns: Values, band: Band, names: Sequence[str], channels: Sequence[str]) -> "Figure":
+    """Of each condition (N, k, C, L), or (N, k, L): curves with these names, the last of which is of all further curves, and
+    a band.
     """
     from matplotlib.figure import Figure  # takes a second to import
 
     if columns.ndim == 3:
-        columns, std = columns[:, :, None], std[:, None]
-    rows = len(columns)
-    figure = Figure(figsize=(2 + 4 * len(channels), 1.7 * rows), layout="constrained")
+        columns, band = columns[:, :, None], Band(band.low[:, None], band.high[:, None], band.name)
+    rows, marker = len(columns), "." if columns.shape[3] < 64 else None
+    styles: dict[str, dict[str, Any]] = {
+        "given": {"color": "tab:orange", "lw": 1, "drawstyle": "steps-mid"},
+        "observed": {"color": "tab:orange", "lw": 0, "marker": ".", "zorder": 3},
+        "truth": {"color": "black", "lw": 1, "marker": marker},
+        "mean": {"color": "tab:blue", "lw": 1.5, "marker": marker},
+        "median": {"color": "tab:blue", "lw": 1, "ls": "--"},
+        "drawn": {"color": "tab:blue", "lw": 0.6, "alpha": 0.5, "zorder": 1},
+    }
+    figure = Figure(figsize=(2 + 4 * len(channels), 1.7 * max(rows, 2)), layout="constrained")
     grid = figure.subplots(rows, len(channels), squeeze=False, sharex=True)
-    x, marker = range(columns.shape[3]), "." if columns.shape[3] < 64 else None
+    x = range(columns.shape[3])
     for k in range(rows):
         for c, axes in enumerate(grid[k]):
-            before, (truth, mean, *members) = columns[k, :given, c], columns[k, given:, c]
-            axes.plot(x, np.transpose(members), color="tab:blue", lw=0.6, alpha=0.5)
-            axes.fill_between(x, mean - 2 * std[k, c], mean + 2 * std[k, c], color="tab:blue", alpha=0.2, lw=0)
-            axes.plot(x, mean, color="tab:blue", lw=1.5, label="mean, two standard deviations, samples")
-            axes.plot(x, truth, color="black", lw=1, marker=marker, label="truth")
-            for each in before:
-                axes.step(x, each, where="mid", color="tab:orange", lw=1, label="given")
+            axes.fill_between(x, band.low[k, c], band.high[k, c], color="tab:blue", alpha=0.2, lw=0, label=band.name)
+            for j, curve in enumerate(columns[k, :, c]):
+                name = names[min(j, len(names) - 1)]
+                axes.plot(x, curve, label=name if j < len(names) else None, **styles[name])
             axes.set_ylabel(channels[c], fontsize=8)
-    grid[0, 0].legend(fontsize=8)
+    grid[0, 0].legend(fontsize=7)
     return figure

@@ -49,7 +49,8 @@ class Evaluate(Periodic):
 
     It logs the value, its standard error `_error` (by leaving out a tenth of the samples at a time, or over seeds), `_floor`
     (what a perfect model scores with n samples), `_n`, `nfe` and `sampling_seconds`, with the prefix `val/` or `test/`, and
-    adds a line of provenance to `evaluations.jsonl` for every number. `test` measures KID, precision, recall, density and
+    adds a line of provenance to `evaluations.jsonl` for every number; `test` also logs the most memory while samples were
+    drawn, `memory_gb` of the process and `gpu_memory_gb`. `test` measures KID, precision, recall, density and
     coverage, the Inception score where the features classify, and the distance of samples to training examples, too.
     Distances need no features: `sliced_wasserstein_<n>` and the like, with error, floor and pictures.
     In `fast_dev_run` it draws four samples.
@@ -226,7 +227,7 @@ class Evaluate(Periodic):
         for measurement in measurements(blank, measures, passes):
             for record in measurement.records:
                 store(trainer, record)
-            self._log(pl_module, "test" if test else "val", measurement)
+            self._log(pl_module, "test" if test else "val", measurement, passes[-1].memory if test else {})
         if main and writes_files(trainer):
             self._publish(trainer, data, source, measures, passes[0])
         if shown and copies:
@@ -265,12 +266,12 @@ class Evaluate(Periodic):
             kept = write_images(drawn.images, Path(trainer.default_root_dir), self.images, source.labels(len(drawn.images)))
             tqdm.write(f"{len(drawn.images)} images: {kept}")
 
-    def _log(self, pl_module: LightningModule, prefix: str, found: Measurement) -> None:
+    def _log(self, pl_module: LightningModule, prefix: str, found: Measurement, memory: dict[str, float]) -> None:
         entries = found.log_entries()
         if found.name == self.metric:
             self.last = found.evaluation()
-            made = {"nfe": self.last.nfe, "sampling_seconds": self.last.seconds} if self.given is None else {}
-            entries = made | entries
+            drawing = {"nfe": self.last.nfe, "sampling_seconds": self.last.seconds, **memory}
+            entries = entries if self.given else drawing | entries
         for name, value in entries.items():
             pl_module.log(f"{prefix}/{name}", value, prog_bar=name == self.metric, rank_zero_only=True)
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from lightning_score.callbacks.pictures import picture_in_turn
 from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, Unmeasurable
 from lightning_score.files import cache_folder, read_tensors, replacing, tolerating_full_disk
+from lightning_score.memory import PeakMemory
 from lightning_score.metrics.totals import KeptSamples, Totals
 from lightning_score.runs.records import digest_of, settings_of
 from lightning_score.sampling.sampler import Samples
+from lightning_score.training.inference import share, whole
 from lightning_score.training.model import ScoreModel
 
 SAVE_EVERY = 60.0
@@ -37,9 +39,11 @@ class Source(ABC):
 
     Attributes:
         weights: "ema" or "raw" for those of a model, "given" for others.
+        particles: how many samples are drawn together, as they depend on one another.
     """
 
     weights: str
+    particles: int = 1
 
     @abstractmethod
     def draw(self, numbers: Sequence[int], seed: int) -> Samples:
@@ -84,6 +88,7 @@ class FromModel(Source):
 
     def __init__(self, model: ScoreModel, data: ScoreData, weights: str = "ema", precision: str = "32-true") -> None:
         self.model, self.data, self.weights, self.precision = model, data, weights, precision
+        self.particles = model.sampler.particles
 
     def draw(self, numbers: Sequence[int], seed: int) -> Samples:
         return self.model.draw(numbers, seed)
@@ -127,7 +132,8 @@ class SamplingResult:
         shown: the first final samples.
         done: samples drawn on this process.
         evaluations: network evaluations that these took.
-        seconds: time that these took.
+        seconds: time that drawing them took.
+        memory: the most memory meanwhile, in 1e9 bytes, by kind; only of a resumable pass.
     """
 
     seed: int
@@ -137,6 +143,7 @@ class SamplingResult:
     done: int = 0
     evaluations: int = 0
     seconds: float = 0.0
+    memory: dict[str, float] = field(default_factory=dict)
 
     @property
     def nfe(self) -> float:
@@ -164,7 +171,7 @@ class SamplingResult:
 
     def state_dict(self) -> dict[str, Any]:
         """What an interrupted pass resumes from."""
-        numbers = {name: getattr(self, name) for name in ("done", "evaluations", "seconds")}
+        numbers = {name: getattr(self, name) for name in ("done", "evaluations", "seconds", "memory")}
         return numbers | {"totals": [each.state_dict() for each in self.all_totals]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -227,8 +234,9 @@ class SamplingPass:
 
     def _draw(self, found: SamplingResult, path: Path | None) -> None:
         """Draws the samples of this process that are not done yet, batch by batch, and adds them."""
-        mine = range(self.trainer.global_rank, found.n, self.trainer.world_size)
-        start, saved = time.monotonic() - found.seconds, found.seconds
+        particles = self.source.particles
+        mine = share(found.n, self.trainer.global_rank, self.trainer.world_size, particles)
+        saved, peak = time.monotonic(), PeakMemory(self.device) if path is not None else None
         hidden = None if path is not None and self.trainer.is_global_zero else True
         with (
             tqdm(total=len(mine), initial=found.done, desc="evaluating", unit="sample", leave=False, disable=hidden) as bar,
@@ -237,8 +245,15 @@ class SamplingPass:
         ):
             adding = pool.submit(lambda: None)
             while found.done < len(mine):
-                numbers, before = mine[found.done : found.done + self.batch_size], self.source.evaluations
+                numbers = mine[found.done : found.done + whole(self.batch_size, particles)]
+                before = self.source.evaluations
+                if peak is not None:
+                    peak.begin()
+                start = time.monotonic()
                 samples = self.source.draw(numbers, found.seed)
+                found.seconds += time.monotonic() - start
+                for name, used in peak.gigabytes().items() if peak is not None else ():
+                    found.memory[name] = max(used, found.memory.get(name, 0.0))
                 adding.result()
                 found.evaluations += self.source.evaluations - before
                 found.done += len(numbers)
@@ -246,13 +261,11 @@ class SamplingPass:
                 if not self.overlapping:
                     adding.result()
                 bar.update(len(numbers))
-                found.seconds = time.monotonic() - start
-                if path is not None and found.seconds - saved > SAVE_EVERY:
+                if path is not None and time.monotonic() - saved > SAVE_EVERY:
                     adding.result()
                     _save(path, found)
-                    saved = found.seconds
+                    saved = time.monotonic()
             adding.result()
-        found.seconds = time.monotonic() - start
 
     def _path(self, found: SamplingResult) -> Path:
         """The file of an interrupted pass, named by all that its sums depend on."""

@@ -60,7 +60,7 @@ def evaluate(arguments: Arguments) -> None:
     folder = new_folder(Path(made.output)) if made.output else new_dated_folder(Path("runs") / name / "evaluate")
     replace_text(folder / "config.yaml", parser.dump(config))
     write_console(folder)
-    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "limit_test_batches": 1}
+    quiet: dict[str, Any] = {"enable_checkpointing": False, "enable_progress_bar": False, "limit_test_batches": 1}
     settings = {**TRAINER_DEFAULTS, **quiet, "logger": RunCSVLogger(folder), "default_root_dir": folder}
     trainer = Trainer(devices=1, callbacks=[callback], **settings)
     callback.given = GivenSamples(found[:n], data, str(samples.absolute()), trainer.strategy.root_device)

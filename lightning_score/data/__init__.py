@@ -13,9 +13,9 @@ from lightning_score.data.images import Digits, ImageData, from_uint8, to_uint8
 from lightning_score.data.public import CIFAR10, MNIST, FashionMNIST
 from lightning_score.data.standardize import Asinh, AsStored, Constants, Log, MeanStd, MinMax, Standardization
 from lightning_score.data.stream import ImageStream
-from lightning_score.data.toy import GaussianMixture, Mixture
+from lightning_score.data.toy import GaussianMixture, Mixture, MixturePosterior
 
 __all__ = ["CIFAR10", "MNIST", "ArrayAugmentation", "ArrayStream", "Arrays", "AsStored", "Asinh", "Batches", "Constants",
            "Dequantize", "Digits", "Examples", "FashionMNIST", "Flips", "GaussianMixture", "GaussianNoise", "ImageData",
-           "ImageFiles", "ImageFolder", "ImageStream", "Log", "MeanStd", "MinMax", "Mixture", "Rolls", "Rotations",
-           "ScoreData", "Splits", "Standardization", "from_uint8", "split_indices", "to_uint8"]  # fmt: skip
+           "ImageFiles", "ImageFolder", "ImageStream", "Log", "MeanStd", "MinMax", "Mixture", "MixturePosterior", "Rolls",
+           "Rotations", "ScoreData", "Splits", "Standardization", "from_uint8", "split_indices", "to_uint8"]  # fmt: skip

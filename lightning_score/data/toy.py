@@ -11,6 +11,7 @@ from lightning_score.data.base import ScoreData
 from lightning_score.data.batches import Examples, Splits, Transform, split_indices
 from lightning_score.errors import require
 from lightning_score.memory import require_room
+from lightning_score.observations import LinearOperator
 from lightning_score.tensors import broadcast_to
 
 
@@ -85,6 +86,69 @@ class Mixture:
         """`log w_k N(x; alpha m_k, v_k I)`, (N, K)."""
         log_normal = -offset.square().sum(-1) / (2 * variance) - x.shape[-1] / 2 * torch.log(2 * math.pi * variance)
         return self.weights.to(x).log() + log_normal
+
+
+class MixturePosterior:
+    """The exact law of x from a mixture given `y = A x + s z`, z ~ N(0, I): a mixture of Gaussians with common axes.
+
+    With the singular values A = U S V^T, e_i those of S, u = U^T y and c_k = V^T m_k, in the coordinates V^T x
+
+    `weight_k = w_k prod_i N(u_i; e_i c_ki, e_i^2 s_k^2 + s^2)`, `variance_ki = s_k^2 s^2/(e_i^2 s_k^2 + s^2)`,
+    `mean_ki = c_ki + e_i s_k^2 (u_i - e_i c_ki)/(e_i^2 s_k^2 + s^2)`.
+
+    Args:
+        mixture: the law of x, with K modes in D dimensions.
+        operator: A, applied to points (N, *shape) as an observed sample.
+        y: one observation, of any shape.
+        noise_std: s; 0: exact.
+        shape: the shape of x, of D numbers; None: (D,).
+
+    Attributes:
+        weights: the weights of the modes, float64 (K,).
+        means, stds: means and standard deviations along the axes, (K, D).
+        axes: V, (D, D).
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        operator: LinearOperator,
+        y: Tensor,
+        noise_std: float,
+        shape: Sequence[int] | None = None,
+    ) -> None:
+        size = mixture.means.shape[1]
+        units = torch.eye(size, dtype=torch.float64).reshape(size, *(shape or (size,)))
+        left, scales, axes = torch.linalg.svd(operator.apply(units).flatten(1).mT)
+        rank = int((scales > 1e-10 * scales[0]).sum())
+        scales = torch.nn.functional.pad(scales[:rank], (0, size - rank))
+        observed = torch.nn.functional.pad((y.flatten().double().cpu() @ left)[:rank], (0, size - rank))
+        centers, variances = mixture.means @ axes.mT, mixture.stds[:, None] ** 2
+        evidence, offset = scales**2 * variances + noise_std**2, observed - scales * centers
+        log_normal = -(offset**2 / evidence + evidence.log())[:, :rank].sum(1) / 2
+        self.weights = (mixture.weights.log() + log_normal).softmax(0)
+        gain = torch.where(scales > 0, scales * variances / evidence, 0.0)
+        self.means = centers + gain * offset
+        self.stds = torch.where(scales > 0, variances * noise_std**2 / evidence, variances).sqrt()
+        self.axes = axes.mT
+
+    @property
+    def mean(self) -> Tensor:
+        """(D,)."""
+        return self.axes @ (self.weights @ self.means)
+
+    @property
+    def covariance(self) -> Tensor:
+        """(D, D)."""
+        offset = self.means - self.weights @ self.means
+        within, between = torch.diag(self.weights @ self.stds**2), (offset.mT * self.weights) @ offset
+        return self.axes @ (within + between) @ self.axes.mT
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draws `n` independent points, float64 (n, D)."""
+        mode = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        noise = torch.randn(n, len(self.axes), dtype=torch.float64, generator=generator)
+        return (self.means[mode] + self.stds[mode] * noise) @ self.axes.mT
 
 
 class GaussianMixture(ScoreData):

@@ -2,26 +2,29 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from torch import Tensor
 
 from lightning_score.errors import InputError, require
 from lightning_score.score.function import ScoreField
+
+if TYPE_CHECKING:
+    from lightning_score.guidance.observed import ObservationGuidance
 
 
 class ModelFacts(NamedTuple):
     """Facts about the model that a guidance checks.
 
     Fields: shape (of one sample), num_classes (of the data; 0 for other conditions), conditional (the network is given a
-    condition), label_dropout (the probability of training without it).
+    condition), label_dropout (the probability of training without it), compiled (torch.compile compiles the network).
     """
 
     shape: tuple[int, ...]
     num_classes: int
     conditional: bool
     label_dropout: float
+    compiled: bool = False
 
 
 class Guidance(ABC):
@@ -41,6 +44,16 @@ class Guidance(ABC):
 
     def check(self, trained: ModelFacts) -> None:
         """Raises `InputError` if the guidance does not fit the model."""
+
+    def observing(self) -> "list[ObservationGuidance]":
+        """The guidances by observations in it."""
+        return []
+
+    def observe_with(self, y: Tensor, samples_per_observation: int = 1) -> "Guidance":
+        """A copy whose guidances by observations have other ones, in the model's units: sample k has y[k //
+        samples_per_observation mod n].
+        """
+        return self
 
     @abstractmethod
     def guide(self, score: ScoreField, indices: Tensor) -> ScoreField:
@@ -76,6 +89,12 @@ class Composed(Guidance):
         for part in self.parts:
             part.check(trained)
 
+    def observing(self) -> "list[ObservationGuidance]":
+        return [found for part in self.parts for found in part.observing()]
+
+    def observe_with(self, y: Tensor, samples_per_observation: int = 1) -> "Composed":
+        return Composed([part.observe_with(y, samples_per_observation) for part in self.parts])
+
     def guide(self, score: ScoreField, indices: Tensor) -> ScoreField:
         for part in self.parts:
             score = part.guide(score, indices)
@@ -87,8 +106,3 @@ def require_cond(cond: Tensor | None, name: str) -> Tensor:
     if cond is None:
         raise InputError(f"guidance={name}: needs a condition per sample, and the score is called with cond=None")
     return cond
-
-
-def differentiated(x: Tensor) -> bool:
-    """Whether the caller differentiates with respect to `x`, so that the graph must be kept."""
-    return torch.is_grad_enabled() and x.requires_grad

@@ -1,19 +1,22 @@
-"""Guidance by observations: linear inverse problems y = A x_0 + s z for any model."""
+"""Guidance by observations y = A(x_0) with noise: approximations of p(y given x_t)."""
 
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from lightning_score.errors import require
-from lightning_score.guidance.base import Guidance, ModelFacts, differentiated
-from lightning_score.observations import LinearOperator
-from lightning_score.score.function import ScoreField, ScoreWrapper
+from lightning_score.guidance.base import ModelFacts
+from lightning_score.guidance.observed import At, LikelihoodGuidance
+from lightning_score.observations import GaussianNoise, LinearOperator
+from lightning_score.score.trace import inner
 from lightning_score.tensors import broadcast_to
 
 
 @dataclass(eq=False, repr=False)
-class PseudoInverse(Guidance):
+class PseudoInverse(LikelihoodGuidance):
     """Pseudo-inverse guidance: x_0 given x_t is taken as N(denoised, r^2 I), so that y given x_t is Gaussian too.
 
     score + strength J^T A^T (r^2 A A^T + s^2 I)^-1 (y - A denoised), J = d denoised/dx_t,
@@ -26,10 +29,9 @@ class PseudoInverse(Guidance):
 
     Args:
         operator: A.
-        observation: y, (n, ...): sample k has the observation k mod n.
+        noise: Gaussian noise of a known standard deviation s; null: that of noise_std.
         data_std: d, the standard deviation of the data about their mean.
-        noise_std: s, the standard deviation of the observation's noise; 0: known exactly.
-        strength: 1 is the approximation as derived.
+        noise_std: s, in place of noise; 0: y is exact.
         backprop: take J from the network.
 
     Raises:
@@ -37,56 +39,159 @@ class PseudoInverse(Guidance):
     """
 
     operator: LinearOperator
-    observation: Tensor
     _: KW_ONLY
+    noise: GaussianNoise | None = None
     data_std: float = 0.5
     noise_std: float = 0.0
-    strength: float = 1.0  # not named scale, because the command line keeps the scale of a guidance that this one replaces
     backprop: bool = False
 
+    linear = True
+
     def __post_init__(self) -> None:
+        self.differentiates = self.backprop
         require(self.data_std > 0, f"data_std={self.data_std}: must be above 0, as in 0.5")
         require(self.noise_std >= 0, f"noise_std={self.noise_std}: must be 0 (exact observations) or more, as in 0.1")
-        require(self.strength >= 0, f"strength={self.strength}: must be 0 (no guidance) or more, as in 1")
+        require(
+            self.noise is None or self.noise_std == 0,
+            f"noise_std={self.noise_std}: the noise is given by noise already; leave one of them out",
+        )
+        self.noise = self.noise or GaussianNoise(self.noise_std)
+        super().__post_init__()
 
     def check(self, trained: ModelFacts) -> None:
-        expected, given = self.operator.observed_shape(trained.shape), tuple(self.observation.shape[1:])
         require(
-            expected == given and len(self.observation) > 0,
-            f"observation of shape {list(self.observation.shape)}: must be [n, {', '.join(map(str, expected))}], n at least "
-            f"1, for samples of shape {list(trained.shape)}",
+            isinstance(self.noise, GaussianNoise) and self.noise.std is not None,
+            f"guidance={type(self).__name__}: needs Gaussian noise of a known std, as noise_std=0.1; or take MomentMatching",
         )
-        require(bool(self.observation.isfinite().all()), "observation: holds NaN or infinity at known pixels; mask them")
+        super().check(trained)
 
-    def guide(self, score: ScoreField, indices: Tensor) -> ScoreField:
-        rows = self.observation[(indices % len(self.observation)).cpu()].to(indices.device)
-        return _PseudoInverseScore(score, self, rows)
+    def likelihood(self, at: At) -> tuple[Tensor, Tensor]:
+        d, s = self.data_std, cast(float, cast(GaussianNoise, self.noise).std)
+        observed = self.operator.apply(at.denoised)
+        r2 = (d * at.sigma) ** 2 / ((at.alpha * d) ** 2 + at.sigma**2)
+        residual = at.observation.y - observed
+        weighted = self.operator.gram_solve(residual, r2, s**2)
+        seen = at.x if self.backprop else at.denoised
+        (gradient,) = torch.autograd.grad(observed, seen, weighted, create_graph=at.keep)
+        jacobian = 1.0 if self.backprop else broadcast_to(at.alpha * r2 / at.sigma**2, at.x)
+        return jacobian * gradient, -inner(residual, weighted) / 2
 
 
-class _PseudoInverseScore(ScoreWrapper):
-    """score + strength J^T A^T (r^2 A A^T + s^2 I)^-1 (y - A denoised)."""
+class DPS(LikelihoodGuidance):
+    """Diffusion posterior sampling: x_0 given x_t is taken as the denoised image, q(y given x_t) = p(y given denoised).
 
-    def __init__(self, score: ScoreField, problem: PseudoInverse, observation: Tensor):
-        super().__init__(score)
-        self.problem, self.observation = problem, observation
+    Chung, Kim, McCann, Klasky and Ye 2023 (2209.14687), eq. 11, for any operator and noise. Their algorithm divides by the
+    residual's norm and by the step of their sampler; here noise of unknown std, GaussianNoise(null), does the like for any
+    step: then grad log q = -d grad |r|/|r|, r = y - A(denoised) of d numbers. With small known noise it needs small steps.
+    """
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        keep, problem = differentiated(x), self.problem
-        backprop = keep or problem.backprop
-        with torch.inference_mode(False):
-            # clones, because autograd accepts no tensors of inference mode
-            x_t, t, cond = x.clone().requires_grad_(), t.clone(), None if cond is None else cond.clone()
-            alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-            with torch.set_grad_enabled(backprop):
-                score = self.score(x_t, t, cond)
-                denoised = (x_t + broadcast_to(sigma, x) ** 2 * score) / broadcast_to(alpha, x)
-            with torch.enable_grad():
-                observed = problem.operator.apply(denoised.requires_grad_())
-            r2 = (problem.data_std * sigma) ** 2 / ((alpha * problem.data_std) ** 2 + sigma**2)
-            residual = self.observation.clone().to(x.dtype) - observed
-            weighted = problem.operator.gram_solve(residual, r2, problem.noise_std**2)
-            seen = x_t if problem.backprop else denoised
-            (gradient,) = torch.autograd.grad(observed, seen, weighted, create_graph=keep)
-            jacobian = 1.0 if problem.backprop else broadcast_to(alpha * r2 / sigma**2, x)
-        guided = score + problem.strength * jacobian * gradient
-        return guided if keep else guided.detach()
+    differentiates = needs_noise = True
+
+    def likelihood(self, at: At) -> tuple[Tensor, Tensor]:
+        value = at.observation.log_prob(at.denoised)
+        (gradient,) = torch.autograd.grad(value.sum(), at.x, create_graph=at.keep)
+        return gradient, value
+
+
+@dataclass(eq=False, repr=False)
+class MomentMatching(LikelihoodGuidance):
+    """Moment-matching posterior sampling: x_0 given x_t is taken as N(denoised, C), C = sigma^2/alpha d denoised/dx_t.
+
+    grad log q = J^T H^T (V + H C H^T)^-1 (y - A(denoised)), J = d denoised/dx_t, H the derivative of A at the denoised image (A itself if it is
+    linear) and V the variance of the noise (Rozet, Andry, Lanusse and Louppe 2024, 2405.13712, MMPS). C is the covariance of
+    x_0 given x_t, so that it is exact for Gaussian data of any covariance. The system is solved by conjugate gradients, of
+    which every iteration is a backward pass through the network. Instead, `diagonal` takes H C H^T as the diagonal of its
+    row sums, with two backward passes (Boys, Girolami, Pidstrigach, Reich, Mosca and Akyildiz 2023, 2310.06721, TMPD).
+    log q leaves out the determinant, and its gradient the derivative of C.
+
+    Args:
+        iterations: of conjugate gradients; as many as y has numbers are exact.
+        diagonal: take row sums instead.
+
+    Raises:
+        InputError: a number is out of range; in `check`: operator, noise, observation, samples and network do not fit.
+    """
+
+    _: KW_ONLY
+    iterations: int = 3
+    diagonal: bool = False
+
+    differentiates = needs_noise = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.iterations >= 1, f"iterations={self.iterations}: must be at least 1, as in 3")
+
+    def likelihood(self, at: At) -> tuple[Tensor, Tensor]:
+        operator, noise, y = at.observation
+        observed = operator.apply(at.denoised)
+        residual, variance = y - observed, noise.variance(y, observed)
+        probe = torch.zeros_like(observed).requires_grad_()
+        (adjoint,) = torch.autograd.grad(observed, at.denoised, probe, create_graph=True)  # H^T probe, linear in probe
+        factor = broadcast_to(at.sigma**2 / at.alpha, at.x)
+
+        def pull(v: Tensor) -> Tensor:
+            """J^T H^T v."""
+            return torch.autograd.grad(observed, at.x, v, retain_graph=True, create_graph=at.keep)[0]
+
+        def push(u: Tensor) -> Tensor:
+            """H C' u, C' = sigma^2/alpha."""
+            return torch.autograd.grad(adjoint, probe, factor * u, retain_graph=True, create_graph=at.keep)[0]
+
+        if self.diagonal:
+            weighted = residual / (variance + push(pull(torch.ones_like(observed))).clamp(min=0))
+            gradient = pull(weighted)
+        else:
+            weighted, gradient = conjugate_gradients(pull, lambda v, u: variance * v + push(u), residual, self.iterations)
+        return gradient, -inner(residual, weighted) / 2
+
+
+def conjugate_gradients(
+    pull: Callable[[Tensor], Tensor], product: Callable[[Tensor, Tensor], Tensor], b: Tensor, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """The solution v of M v = b for each row, and pull(v), by conjugate gradients from v = 0 (Hestenes and Stiefel 1952).
+
+    A row stops by itself where it has converged, or where M is not positive.
+
+    Args:
+        pull: a linear map.
+        product: (v, pull(v)) -> M v.
+        b: (B, ...).
+        iterations: at most.
+    """
+    residual, direction, square = b, b, inner(b, b)
+    least = torch.finfo(b.dtype).eps ** 2 * square
+    v, total = torch.zeros_like(b), None
+    for _ in range(iterations):
+        pulled = pull(direction)
+        image = product(direction, pulled)
+        curvature = inner(direction, image)
+        going = (square > least) & (curvature > 0)
+        step = torch.where(going, square, 0) / torch.where(going, curvature, 1)
+        v, residual = v + broadcast_to(step, b) * direction, residual - broadcast_to(step, b) * image
+        part = broadcast_to(step, pulled) * pulled
+        total = part if total is None else total + part
+        before, square = torch.where(going, square, 1), torch.where(going, inner(residual, residual), 0)
+        direction = residual + broadcast_to(square / before, b) * direction
+    return v, cast(Tensor, total)
+
+
+class NoisyLikelihood(LikelihoodGuidance):
+    """The likelihood of the noisy sample itself, for annealed MCMC: q(y given x_t) = p(y given x_0 = x_t/alpha)^b.
+
+    b = V/(V + (sigma/alpha)^2), V the mean variance of the noise, so that Gaussian noise is widened by the level of x_t
+    (Jalal et al. 2021, 2108.01368, eq. 3; Song, Shen, Xing and Ermon 2022, 2111.08005). It is no approximation of
+    p(y given x_t) but a path to the posterior, which it meets as t goes to 0: correctors that converge at every level draw
+    from the posterior, predictors do not. It takes no gradient of the network.
+    """
+
+    needs_noise = True
+
+    def likelihood(self, at: At) -> tuple[Tensor, Tensor]:
+        operator, noise, y = at.observation
+        alpha, level = broadcast_to(at.alpha, at.x), (at.sigma / at.alpha) ** 2
+        observed = operator.apply(at.x / alpha)
+        variance = noise.variance(y, observed).detach().flatten(1).mean(1)
+        value = variance / (variance + broadcast_to(level, variance)) * noise.log_prob(y, observed)
+        (gradient,) = torch.autograd.grad(value.sum(), at.x, create_graph=at.keep)
+        return gradient, value

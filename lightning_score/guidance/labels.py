@@ -5,8 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_score.errors import InputError, require
-from lightning_score.guidance.base import Guidance, ModelFacts, differentiated, require_cond
+from lightning_score.guidance.base import Guidance, ModelFacts, require_cond
 from lightning_score.score.function import ScoreField, ScoreWrapper
+from lightning_score.tensors import differentiated
 
 
 class ClassifierFree(Guidance):

@@ -3,51 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from lightning_score.errors import InputError, require
-from lightning_score.files import LocalPath, read_arrays
+from lightning_score.errors import require
+from lightning_score.files import LocalPath
 from lightning_score.guidance.base import ModelFacts
 from lightning_score.guidance.inverse import PseudoInverse
+from lightning_score.guidance.observed import Given
 from lightning_score.observations import BlockMean, Gray, LinearOperator, Mask
-
-
-def read_array(path: str) -> Tensor:
-    """The array of a file, (n, ...): one PNG, (1, C, H, W) bytes; or `x` or the only array of an NPY or NPZ.
-
-    Raises:
-        InputError: the file is missing, of another kind, or holds several arrays none of which is `x`.
-    """
-    require(Path(path).is_file(), f"{path}: does not exist; give a PNG, NPY or NPZ file")
-    kind = Path(path).suffix.lower()
-    require(kind in (".png", ".npy", ".npz"), f"{path}: must be a PNG, NPY or NPZ file")
-    try:
-        if kind == ".png":
-            return _read_png(path)
-        content = read_arrays(Path(path))
-        name = "x" if "x" in content else ", ".join(content)
-        require(name in content, f"{path}: holds the arrays {name}; rename the one to use to x")
-        return torch.tensor(content[name])
-    except InputError:
-        raise
-    except Exception as error:  # PIL, zipfile and numpy raise different errors
-        raise InputError(f"{path}: not a readable {kind[1:].upper()} file of numbers ({error})") from error
-
-
-def _read_png(path: str) -> Tensor:
-    from PIL import Image
-
-    image = Image.open(path)
-    require(
-        not image.mode.startswith("I"),
-        f"{path}: has 16 bits per pixel; give a PNG with 8 bits, or floats in the range of the data as an NPY",
-    )
-    pixels = np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).unsqueeze(0)
+from lightning_score.observations.files import read_array, to_floats
 
 
 @dataclass(eq=False, repr=False)
@@ -56,7 +19,7 @@ class Restoration(PseudoInverse, ABC):
 
     Args:
         observed: path of a PNG, or of an NPY or NPZ with an array (n, *shape) (in an NPZ the array `x`, as `predict` writes
-            it, or the only one): floats are in the data range already, bytes are brought there. Sample k has number k mod n.
+            it, or the only one): floats are in the data range already, bytes are brought there.
         data_range: low and high, the values of bytes 0 and 255, those of the data; floats need none.
 
     Raises:
@@ -64,7 +27,7 @@ class Restoration(PseudoInverse, ABC):
     """
 
     operator: LinearOperator = field(init=False)
-    observation: Tensor = field(init=False)
+    observation: Given | None = field(init=False, default=None)
     observed: LocalPath
     _: KW_ONLY
     data_range: Sequence[float] | None = None
@@ -76,17 +39,7 @@ class Restoration(PseudoInverse, ABC):
             low_high is None or (len(low_high) == 2 and low_high[0] < low_high[1]),
             f"data_range={low_high}: must be two increasing numbers, as [-1, 1], or null",
         )
-        values = read_array(self.observed)
-        require(
-            values.dtype == torch.uint8 or values.is_floating_point(),
-            f"{self.observed}: holds {str(values.dtype).removeprefix('torch.')}; give bytes (uint8), 0 to 255, or floats in "
-            "the range of the data",
-        )
-        if values.dtype == torch.uint8:
-            if low_high is None:
-                raise InputError(f"data_range=None: {self.observed} holds bytes; give the range of the data, as [-1, 1]")
-            values = low_high[0] + (low_high[1] - low_high[0]) * (values / 255)
-        self.observation = values.float()
+        self.observation = to_floats(read_array(self.observed), low_high, self.observed)
         self.operator = self.make_operator()
 
     @abstractmethod
@@ -99,7 +52,7 @@ class Restoration(PseudoInverse, ABC):
             return
         low, high = self.data_range
         slack = 0.05 * (high - low) + 5 * self.noise_std
-        first, last = (float(end) for end in self.observation.aminmax())
+        first, last = (float(end) for end in self.given().aminmax())
         require(
             low - slack <= first and last <= high + slack,
             f"{self.observed}: holds values from {first:g} to {last:g}, outside data_range={list(self.data_range)}; "
@@ -123,10 +76,10 @@ class Inpainting(Restoration):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.observation = self.operator.apply(self.observation)
+        self.observation = self.operator.apply(self.given())
 
     def make_operator(self) -> LinearOperator:
-        known, shape = read_array(self.mask), self.observation.shape[1:]
+        known, shape = read_array(self.mask), self.given().shape[1:]
         given, known = list(known.shape), known.squeeze(0) if known.ndim > len(shape) else known
         require(
             known.ndim <= len(shape) and all(a in (1, b) for a, b in zip(known.shape[::-1], shape[::-1], strict=False)),

@@ -55,6 +55,7 @@ from lightning_score.sampling.published import Leading, Linspace, ScoreSDESteps
 from lightning_score.sampling.restart import Restart
 from lightning_score.sampling.sampler import PredictorCorrector, Sampler, Samples
 from lightning_score.sampling.singlestep import DPMSolver, HeunInTime
+from lightning_score.sampling.twisted import TwistedSMC
 
 __all__ = ["DDIM", "HMC", "IPNDM", "MALA", "RK45", "AdamsBashforth", "Ancestral", "AnnealedLangevin",
            "AnnealedLangevinStep", "BatchLangevin", "ConsistentAnnealedLangevin", "Corrector", "DPMSolver",
@@ -65,4 +66,4 @@ __all__ = ["DDIM", "HMC", "IPNDM", "MALA", "RK45", "AdamsBashforth", "Ancestral"
            "PredictorCorrector", "Prior", "ProbabilityFlow", "ProcessTable", "Quadratic", "Restart",
            "ReverseDiffusion", "SASolver", "SDEDPMSolver2M", "SDEDPMSolver3M", "SampleLangevin", "Sampler",
            "Samples", "ScoreSDESteps", "Snapped", "StochasticHeun", "TimeGrid", "Tweedie",
-           "UnderdampedLangevin", "UniPC", "Uniform", "UniformNoise"]  # fmt: skip
+           "TwistedSMC", "UnderdampedLangevin", "UniPC", "Uniform", "UniformNoise"]  # fmt: skip

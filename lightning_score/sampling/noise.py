@@ -20,6 +20,9 @@ class NoiseSource(ABC):
     indices: Sequence[int]
     """The number k of each sample, (B,)."""
 
+    std: float = 1.0
+    """Standard deviation of the normal draws; 0 where the noise is left out."""
+
     @abstractmethod
     def normal(self) -> Tensor:
         """Standard normal draws (B, *shape)."""
@@ -138,6 +141,8 @@ def _fill(generators: Sequence[np.random.Generator], rows: np.ndarray[Any, np.dt
 
 class NoNoise(NoiseSource):
     """Zeros in place of normal draws: a stochastic step becomes its noise-free mean."""
+
+    std = 0.0
 
     def __init__(self, stream: NoiseStream):
         self._stream = stream

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_score.errors import require, require_passes
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.grid import TimeGrid
-from lightning_score.score.function import Scale, ScoreField, ScoreWrapper
+from lightning_score.score.function import ArgumentWrapper, ScoreField
 
 
 class _Spacing(TimeGrid, ABC):
@@ -163,7 +163,7 @@ class _Discretized(NoiseProcess):
             yield
 
 
-class _DiscretizedScore(ScoreWrapper):
+class _DiscretizedScore(ArgumentWrapper):
     """A score evaluated at the times for which those of a discretized process stand."""
 
     process: _Discretized
@@ -172,8 +172,8 @@ class _DiscretizedScore(ScoreWrapper):
         super().__init__(score)
         self.process = process
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.score(x, self.process.time(t), cond)
+    def arguments(self, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.process.time(t), cond
 
-    def combination(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Scale, score_scale: Scale) -> Tensor:
-        return self.score.combination(x, self.process.time(t), cond, x_scale=x_scale, score_scale=score_scale)
+    def around(self, score: ScoreField) -> "_DiscretizedScore":
+        return _DiscretizedScore(score, self.process)

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -23,12 +23,21 @@ Observer = Callable[[ScoreField, Move, Tensor, Tensor, Any], None]
 
 
 class Samples(NamedTuple):
-    """What a sampler returns: `x` (B, ...), `raw` (before the final denoise), `nfe` and, on request, the trajectory."""
+    """What a sampler returns: `x` (B, ...), `raw` (before the final denoise), `nfe` and, on request, the trajectory; where
+    samples depend on one another, the least effective sample size of the group of each, `ess` (B,).
+    """
 
     x: Tensor
     raw: Tensor
     nfe: float
     trajectory: list[Tensor] | None
+    ess: Tensor | None = None
+
+    def rows(self, rows: Sequence[int]) -> "Samples":
+        """Those of some rows, on which the evaluations of all are counted."""
+        x, raw, ess = (None if each is None else each[rows] for each in (self.x, self.raw, self.ess))
+        path = None if self.trajectory is None else [each[rows] for each in self.trajectory]
+        return Samples(cast(Tensor, x), cast(Tensor, raw), self.nfe * len(self.x) / len(rows), path, ess)
 
 
 def join(parts: Sequence[Samples]) -> Samples:
@@ -39,7 +48,9 @@ def join(parts: Sequence[Samples]) -> Samples:
     nfe = sum(size * part.nfe for size, part in zip(sizes, parts, strict=True)) / sum(sizes)
     paths = None if parts[0].trajectory is None else [part.trajectory for part in parts]
     trajectory = None if paths is None else [torch.cat(moves) for moves in zip(*paths, strict=True)]
-    return Samples(torch.cat([part.x for part in parts]), torch.cat([part.raw for part in parts]), nfe, trajectory)
+    x, raw = torch.cat([part.x for part in parts]), torch.cat([part.raw for part in parts])
+    sizes_of_groups = [part.ess for part in parts if part.ess is not None]
+    return Samples(x, raw, nfe, trajectory, torch.cat(sizes_of_groups) if sizes_of_groups else None)
 
 
 class Sampler(ABC):
@@ -54,6 +65,9 @@ class Sampler(ABC):
 
     needs_noise: bool = True
     """Whether the laws p_t must be those of data with noise; correctors alone sample any family of laws."""
+
+    particles: int = 1
+    """Samples k with the same k // particles depend on one another, and must be drawn together, under one observation."""
 
     def __init__(self, grid: TimeGrid, denoise: FinalDenoise, initial: Initial, clip: Sequence[float] | None):
         require(
@@ -143,8 +157,16 @@ class Sampler(ABC):
                     path.append(x)
                 if observe is not None:
                     observe(score, move, before, x, state)
-            result = self.denoise.finish(score, x, moves[-1].end)
-        return Samples(result, x, (score.evaluations - evaluations) / len(x), path)
+            result, x, ess = self.finish(score, x, moves[-1].end, noise, states[moves[-1].method])
+        return Samples(result, x, (score.evaluations - evaluations) / len(x), path, ess)
+
+    def finish(
+        self, score: ScoreField, x: Tensor, t: Tensor, noise: NoiseStream, state: Any
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The samples, those before the final denoise, and effective sample sizes, from x at the last time t, (), and the
+        state of the method of the last move.
+        """
+        return self.denoise.finish(score, x, t), x, None
 
 
 class PredictorCorrector(Sampler):

@@ -108,7 +108,25 @@ class ScoreWrapper(ScoreField, ABC):
         return self.score.evaluations
 
 
-class Conditioned(ScoreWrapper):
+class ArgumentWrapper(ScoreWrapper, ABC):
+    """Another score called at other times or with other conditions, whatever x is."""
+
+    @abstractmethod
+    def arguments(self, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The time, () or (B,), and the conditions with which the score is called."""
+
+    @abstractmethod
+    def around(self, score: ScoreField) -> "ArgumentWrapper":
+        """The same for another score of the same process and condition."""
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.score(x, *self.arguments(t, cond))
+
+    def combination(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Scale, score_scale: Scale) -> Tensor:
+        return self.score.combination(x, *self.arguments(t, cond), x_scale=x_scale, score_scale=score_scale)
+
+
+class Conditioned(ArgumentWrapper):
     """The score of p_t(x given y) for a fixed condition per sample, so that samplers need none.
 
     Args:
@@ -120,11 +138,11 @@ class Conditioned(ScoreWrapper):
         super().__init__(score)
         self.cond = cond
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.score(x, t, self.cond)
+    def arguments(self, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return t, self.cond
 
-    def combination(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Scale, score_scale: Scale) -> Tensor:
-        return self.score.combination(x, t, self.cond, x_scale=x_scale, score_scale=score_scale)
+    def around(self, score: ScoreField) -> "Conditioned":
+        return Conditioned(score, self.cond)
 
 
 class ClippedScore(ScoreWrapper):

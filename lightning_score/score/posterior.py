@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from lightning_score.errors import InputError, require
 from lightning_score.observations import Observation
-from lightning_score.score.function import ScoreField, ScoreWrapper
+from lightning_score.score.function import ArgumentWrapper, ScoreField, ScoreWrapper
 
 
 class Twisted(NamedTuple):
@@ -40,3 +41,38 @@ class PosteriorScore(ScoreWrapper, ABC):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         found = self.twisted(x, t, cond)
         return found.score + found.gradient
+
+
+class _WithArguments(PosteriorScore):
+    """Another posterior score called with other arguments; its prior is called with them, too."""
+
+    def __init__(self, wrapper: ArgumentWrapper, posterior: PosteriorScore):
+        super().__init__(wrapper.around(posterior.score), posterior.observation)
+        self.wrapper, self.posterior = wrapper, posterior
+
+    def twisted(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Twisted:
+        return self.posterior.twisted(x, *self.wrapper.arguments(t, cond))
+
+
+def posterior_of(score: ScoreField, name: str) -> PosteriorScore:
+    """The posterior score in a score that samplers are given, with the conditions and at the times of that score.
+
+    Args:
+        score: the score, conditioned and guided.
+        name: of the method that needs it, for the error.
+
+    Raises:
+        InputError: there is none, or another guidance or a clipped range changes its score.
+    """
+    if isinstance(score, PosteriorScore):
+        inner = any(isinstance(part, PosteriorScore) for part in score.score.modules())
+        require(not inner, f"{name}: takes one observation, and the guidance has several; join them into one")
+        return score
+    if isinstance(score, ArgumentWrapper):
+        return _WithArguments(score, posterior_of(score.score, name))
+    if any(isinstance(part, PosteriorScore) for part in score.modules()):
+        raise InputError(
+            f"{name}: the guided score is changed afterwards by {type(score).__name__.strip('_')}; set clip and "
+            "analytic_first_step to null, and make the observation the last part of a Composed"
+        )
+    raise InputError(f"{name}: needs an observation; set model.guidance to one by observations, as PseudoInverse")

@@ -20,7 +20,7 @@ OF_CALLBACKS: dict[type[Callback], tuple[str, ...]] = {
         f"{prefix}/{name}{suffix}"
         for prefix in ("test", "val")
         for name in ("crps", "crps_skill", "rank_deviation", "residual", "spread_skill")
-        for suffix in ("", "_error", *(["_floor"] if name == "rank_deviation" else []))
+        for suffix in ("", "_error", *(["_floor", "_limit"] if name == "rank_deviation" else []))
     ),
     LangevinHealth: ("val/langevin_variance_ratio", "val/langevin_snr"),
     LossFloor: (
@@ -85,4 +85,5 @@ def _of_evaluate(prefix: str, evaluate: Evaluate, data: ScoreData) -> set[str]:
     names = {f"{prefix}{name}{ending}{part}" for name, parts in kinds.items() for ending in endings for part in parts}
     copies = {"test/copied", "test/copied_held_out", "test/neighbor_distance_ratio"}
     names |= {f"{prefix}nfe", f"{prefix}sampling_seconds"}
+    names |= {"test/memory_gb", "test/gpu_memory_gb"} if test else set()
     return names | (copies if test and pictured(data) and evaluate.neighbors else set())

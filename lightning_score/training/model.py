@@ -22,6 +22,7 @@ from lightning_score.networks import Network
 from lightning_score.networks.grid import channels_last
 from lightning_score.objective import DenoisingScoreMatching, Objective
 from lightning_score.process import NoiseProcess
+from lightning_score.runs.bundle import as_checkpoint_file, is_bundle
 from lightning_score.runs.trust import made_from
 from lightning_score.sampling.diverged import DivergenceMonitor
 from lightning_score.sampling.noise import NoiseStream
@@ -31,7 +32,7 @@ from lightning_score.score.parametrization import Noise, Parametrization
 from lightning_score.seeds import derive_seed, seeded
 from lightning_score.tensors import without_missing
 from lightning_score.training.conditions import Conditions, NetworkCallable, in_turn
-from lightning_score.training.inference import FittingBatches, inference
+from lightning_score.training.inference import FittingBatches, completed, inference, whole
 from lightning_score.training.learned_times import check_grid, learn_times
 from lightning_score.training.optimization import Optimization
 from lightning_score.training.prior import check_prior
@@ -122,9 +123,12 @@ class ScoreModel(LightningModule):
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: str | Path, *args: Any, trust: Sequence[str] = (), **kwargs: Any
     ) -> "ScoreModel":
-        """As Lightning's, but every byte is checked, no code is run, and other packages' modules need the user's `trust`."""
+        """As Lightning's, but every byte is checked, no code is run, and other packages' modules need the user's `trust`.
+        The path may also be that of a bundle, the folder of a model that was passed on.
+        """
         with made_from(checkpoint_path, cls, trust, kwargs) as made:
-            return super().load_from_checkpoint(checkpoint_path, *args, **{**made, **kwargs, "weights_only": True})
+            source = as_checkpoint_file(checkpoint_path) if is_bundle(checkpoint_path) else checkpoint_path
+            return super().load_from_checkpoint(source, *args, **{**made, **kwargs, "weights_only": True})
 
     def use(self, sampler: Sampler | None, guidance: Guidance | None) -> None:
         """Replaces the sampler (null: reverse diffusion with 1000 steps) and the guidance (null: none).
@@ -136,7 +140,8 @@ class ScoreModel(LightningModule):
         sampler.check_for(process, self.objective.levels(process))
         check_grid(self, sampler)
         if guidance is not None:
-            guidance.check(ModelFacts(self.shape, self.num_classes, self.conditional, self.conditions.dropout))
+            dropout = self.conditions.dropout
+            guidance.check(ModelFacts(self.shape, self.num_classes, self.conditional, dropout, self.compiled))
         self.sampler, self.guidance = sampler, guidance
 
     def setup(self, stage: str) -> None:
@@ -252,7 +257,7 @@ class ScoreModel(LightningModule):
         observe: Observer | None = None,
     ) -> Samples:
         """Draws the samples of given numbers, in one batch or, where that does not fit into memory, in several: sample k
-        depends on the seed and k, not on its batch.
+        depends on the seed and k, not on its batch. Of a sampler with `particles` whole groups are drawn.
 
         Args:
             indices: the numbers k, (B,).
@@ -271,6 +276,10 @@ class ScoreModel(LightningModule):
             self.conditions.check(cond, self.takes_condition, len(indices))
         sampler = sampler or self.sampler
         learn_times(self, sampler, progress)
+        particles, asked = sampler.particles, None
+        if particles > 1:
+            indices, same, asked = completed(indices, particles)
+            cond = None if cond is None else cond[same]
 
         def draw(here: slice) -> Samples:
             numbers, monitor = indices[here], DivergenceMonitor(indices[here], observe)
@@ -281,7 +290,8 @@ class ScoreModel(LightningModule):
             monitor.check(drawn.x)
             return drawn
 
-        return self._batches.draw(len(indices), draw)
+        drawn = self._batches.draw(len(indices), draw, particles)
+        return drawn if asked is None else drawn.rows(asked)
 
     def sampled_score(self, numbers: Tensor, cond: Tensor | None) -> ScoreField:
         """The score that samples of these numbers follow: guided, and given their conditions."""
@@ -306,7 +316,7 @@ class ScoreModel(LightningModule):
         require(n >= 1, f"n={n}: must be at least 1")
         if cond is not None:
             self.conditions.check(cond, self.takes_condition)
-        batches = torch.arange(n).split(batch_size)
+        batches = torch.arange(n).split(whole(batch_size, self.sampler.particles))
         given = [None if cond is None else in_turn(cond, batch) for batch in batches]
         drawn = [self.draw(k.tolist(), seed, y, progress=progress).x for k, y in zip(batches, given, strict=True)]
         return torch.cat(drawn)

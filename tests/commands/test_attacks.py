@@ -18,8 +18,8 @@ from lightning_score.commands.base import IdleExperiment
 from lightning_score.commands.configs import trusted_modules
 from lightning_score.errors import InputError
 from lightning_score.files import read_tensors
-from lightning_score.guidance.restoration import read_array
 from lightning_score.metrics import ReferenceFile
+from lightning_score.observations.files import read_array, read_observation
 from lightning_score.report import page
 from lightning_score.report.server import server
 from lightning_score.runs.folders import check_name
@@ -278,6 +278,7 @@ def test_no_reader_of_files_runs_code_or_advises_it(folder):
         (ScoreModel.load_from_checkpoint, "hostile.pt"),
         (read_array, "hostile.npy"),
         (read_array, "hostile.npz"),
+        (read_observation, "hostile.npz"),
         (ReferenceFile, "hostile.npz"),
         (
             lambda path: run(["convert", "--from", "ddpm", path, "out"]) and (_ for _ in ()).throw(InputError("")),

@@ -19,6 +19,7 @@ from lightning_score.data import (
     GaussianMixture,
     ImageData,
     Mixture,
+    MixturePosterior,
     ScoreData,
     Splits,
     base,
@@ -29,6 +30,7 @@ from lightning_score.data import (
 from lightning_score.data.base import CPU
 from lightning_score.data.images import ToBatch
 from lightning_score.errors import InputError
+from lightning_score.observations import Matrix
 
 FROM_FILES = {
     f"lightning_score.data.{name}" for name in ("arrays", "array_stream", "public", "folder", "stream")
@@ -422,3 +424,21 @@ def test_toy_points_are_reproducible_and_follow_the_seed():
     assert torch.equal(GaussianMixture().reference(), GaussianMixture().reference())
     assert not torch.equal(GaussianMixture(seed=1).reference(), GaussianMixture().reference())
     assert GaussianMixture(means=[[0.0] * 3], stds=[1.0], weights=None).shape == (3,)
+
+
+@pytest.mark.parametrize("noise_std", [0.3, 0.0])
+def test_the_posterior_of_a_mixture_is_bayes_rule(noise_std):
+    """Weights, means and covariance against quadrature of prior times likelihood on a grid."""
+    mixture, operator = Mixture([[1.0, 0.5], [-1.0, 0.0]], [0.4, 0.6], [0.3, 0.7]), Matrix([[1.0, -0.5]])
+    y, s = torch.tensor([0.4]), noise_std or 0.03  # a small noise stands for none
+    posterior = MixturePosterior(mixture, operator, y, noise_std)
+    line = torch.linspace(-3.5, 3.5, 561, dtype=torch.float64)
+    x = torch.cartesian_prod(line, line)
+    p = (mixture.log_prob(x) - (operator.apply(x)[:, 0] - y).square() / (2 * s**2)).softmax(0)
+    mean = p @ x
+    covariance = (x - mean).mT @ (p[:, None] * (x - mean))
+    torch.testing.assert_close(posterior.mean, mean, atol=2e-3, rtol=0)
+    torch.testing.assert_close(posterior.covariance, covariance, atol=2e-3, rtol=0)
+    drawn = posterior.sample(100_000, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drawn.mean(0), posterior.mean, atol=0.01, rtol=0)
+    torch.testing.assert_close(drawn.mT.cov(), posterior.covariance, atol=0.02, rtol=0)

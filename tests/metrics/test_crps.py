@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from lightning_score.metrics.ensembles import EnsembleScores, fair_crps, half_distance, rank_counts
+from lightning_score.metrics.calibration import rank_counts
+from lightning_score.metrics.ensembles import EnsembleScores, fair_crps, half_distance
 
 
 def draws(*shape, seed=0):

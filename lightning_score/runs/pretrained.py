@@ -1,0 +1,59 @@
+"""Trained models in the package, and checkpoints by path or by the name of one of these."""
+
+import os
+import sys
+from pathlib import Path
+
+from lightning_score.runs.bundle import WEIGHTS, is_bundle
+
+FOLDER = Path(__file__).parent.parent / "pretrained"
+"""Their folder, with a bundle for each name."""
+_said: set[str] = set()
+
+
+def pretrained() -> list[str]:
+    """The names of the trained models in the package, as `digits/ncsn`."""
+    return sorted(file.parent.relative_to(FOLDER).as_posix() for file in FOLDER.rglob(WEIGHTS))
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The file of a checkpoint, or the folder of a bundle: of this path, or else of the model of this name in the package.
+
+    A file or a bundle wins over a model of the package that has the same name, which is printed once.
+
+    Args:
+        path: as given; it need not exist.
+    """
+    if not is_pretrained_name(path):
+        return Path(path)
+    name = str(path)
+    if Path(path).is_file() or is_bundle(path):
+        if name not in _said:
+            print(f"{name}: the one in this folder is used, not the model of this name in the package", file=sys.stderr)
+        _said.add(name)
+        return Path(path)
+    return FOLDER / name
+
+
+def is_pretrained_name(path: str | Path) -> bool:
+    """Whether the package has a model of this name."""
+    return str(path) in pretrained()
+
+
+def pinned(path: str) -> str:
+    """A path that does not change when links do; the name of a model of the package stays."""
+    return path if find_checkpoint(path).is_relative_to(FOLDER) else os.path.realpath(path)
+
+
+def weights_of(path: str | Path) -> Path:
+    """The file that holds the weights of a checkpoint."""
+    found = find_checkpoint(path)
+    return found / WEIGHTS if found.is_dir() else found
+
+
+def results_of(path: str | Path) -> Path:
+    """The folder for results of a checkpoint: its own, or `runs/NAME` for a model of the package."""
+    found = find_checkpoint(path)
+    if found.is_relative_to(FOLDER):
+        return Path("runs") / found.relative_to(FOLDER)
+    return found if found.is_dir() else found.parent
