@@ -29,7 +29,7 @@ def find_checkpoint(path: str | Path) -> Path:
     if on_hub := name_on_hub(path):
         return found_on_hub(on_hub)
     path, name = Path(path), str(path)
-    if not is_pretrained_name(name):
+    if name not in pretrained():
         return path
     if not path.is_file() and not (path / CONFIG).is_file():
         return FOLDER / name
@@ -37,11 +37,6 @@ def find_checkpoint(path: str | Path) -> Path:
         print(f"{name}: the one in this folder is used, not the model of this name in the package", file=sys.stderr)
     _said.add(name)
     return path
-
-
-def is_pretrained_name(path: str | Path) -> bool:
-    """Whether the package has a model of this name."""
-    return str(path) in pretrained()
 
 
 def pinned(path: str) -> str:
