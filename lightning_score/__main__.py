@@ -15,6 +15,8 @@ commands:
   report     all runs on one page, for a browser:              report runs --serve
   gallery    pictures of all samplers on 2-D points:           gallery --ckpt_path runs/toy/latest/last.ckpt
   convert    another project's checkpoint to this one's:       convert --from score_sde checkpoint_26.pth converted.ckpt
+  push       a model to the Hugging Face Hub, with a card:     push runs/ncsn/latest user/digits --license mit
+  pull       a model of the Hub to a folder:                   pull user/digits
 
 `COMMAND --help` shows the options that people use. The shipped configs are ncsn, ddpm, vp_pc, conditional and toy, images
 and arrays for data of your own, and those in science, fashion_mnist, cifar10 and ncsnv2, such as fashion_mnist/edm16.
@@ -92,6 +94,8 @@ common options:
   --seed 0                                 sample k of a seed is the same in every run
   --labels "[3]"                           class labels, in turn; all classes by default
   --condition "[0.3, 1.5]"                 other conditions, in turn: numbers, or an NPY or NPZ file
+  --observation y.npz                      observations, whose posteriors are sampled by a guidance; PNG, NPY or NPZ
+  --samples_per_observation 16             samples of each
   --batch_size 1024                        samples drawn at once
   --progressive 8                          draws so many samples from noise to data, too
 {_SAMPLER}

@@ -1,9 +1,11 @@
-"""Main memory: how much is free, whether something fits, and retaining freed blocks."""
+"""Memory: how much is free, whether something fits, the most that was used, and retaining freed blocks."""
 
 import ctypes
 import math
 from contextlib import suppress
 from pathlib import Path
+
+import torch
 
 from lightning_score.errors import require
 
@@ -45,3 +47,33 @@ def require_room(nbytes: float, what: str, fix: str = "take fewer or smaller one
     """
     free = free_memory() if nbytes > 1 << 24 else math.inf
     require(nbytes <= free, f"{what}: takes at least {nbytes / 1e9:.3g} GB of memory, and {free / 1e9:.3g} are free; {fix}")
+
+
+class PeakMemory:
+    """Measures the most memory that this process has used since `begin`.
+
+    Args:
+        device: on which it computes.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+
+    def begin(self) -> None:
+        """Starts, after freed blocks were returned to the system: on Linux; elsewhere since the process began."""
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # VmHWM becomes the present size (proc(5))
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def gigabytes(self) -> dict[str, float]:
+        """Resident main memory, and on a GPU its memory for tensors, in 1e9 bytes; empty where neither is known."""
+        found = {}
+        with suppress(OSError, ValueError, StopIteration):
+            lines = Path("/proc/self/status").read_text().splitlines()
+            found["memory_gb"] = 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1e9
+        if self._device.type == "cuda":
+            found["gpu_memory_gb"] = torch.cuda.max_memory_allocated(self._device) / 1e9
+        return found

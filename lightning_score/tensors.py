@@ -11,7 +11,7 @@ def broadcast_to(coefficient: Tensor | float, x: Tensor) -> Tensor:
 
     One of shape () stays where it is: a scalar on the CPU multiplies tensors of any device without synchronization.
     """
-    coefficient = torch.as_tensor(coefficient).to(x.dtype)
+    coefficient = torch.as_tensor(coefficient, dtype=x.dtype)
     return coefficient if coefficient.ndim == 0 else coefficient.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
 
 

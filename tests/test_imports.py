@@ -10,7 +10,19 @@ from floors import FILES, FLOORS, PACKAGE
 
 import lightning_score
 
-TORCH_ALONE = {"process", "score", "networks", "objective", "sampling", "guidance", "interop", "errors", "tensors", "files"}
+TORCH_ALONE = {
+    "process",
+    "score",
+    "networks",
+    "objective",
+    "sampling",
+    "guidance",
+    "interop",
+    "observations",
+    "errors",
+    "tensors",
+    "files",
+}
 """Rule 2: the science knows torch alone; Lightning and its like are for the data, the metrics, the runs and above."""
 HEAVY = {"lightning", "torchmetrics", "torchvision", "torch_fidelity", "wandb", "matplotlib"}
 
@@ -95,7 +107,18 @@ def test_tests_share_by_support():
 
 def test_help_and_tab_show_the_public_names():
     """`help(lightning_score.sampling)` has an entry for each, with its docstring."""
-    for name in ("process", "score", "objective", "sampling", "guidance", "networks", "data", "metrics", "callbacks"):
+    for name in (
+        "process",
+        "score",
+        "objective",
+        "sampling",
+        "guidance",
+        "observations",
+        "networks",
+        "data",
+        "metrics",
+        "callbacks",
+    ):
         package = import_module(f"lightning_score.{name}")
         text = pydoc.render_doc(package, renderer=pydoc.plaintext)
         missing = [public for public in package.__all__ if f"class {public}(" not in text and f"\n    {public}(" not in text]

@@ -1,7 +1,7 @@
 """Pictures of ensembles: their rank histogram, and a few conditions with truth, mean, spread and samples."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,9 +12,10 @@ from lightning_score.callbacks.mosaics import Group, Row, Scale, Values, color_s
 from lightning_score.callbacks.pictures import figure_picture, strip_picture
 from lightning_score.callbacks.plots import Shown, to_values
 from lightning_score.data import ScoreData
-from lightning_score.metrics.calibration import RankHistogram
+from lightning_score.metrics.calibration import Coverage, RankHistogram
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SHOWN = 8
@@ -23,6 +24,8 @@ CURVES, CHANNELS = 6, 3
 """Conditions and channels in a picture of signals."""
 MEMBERS, IN_FIELDS = 6, 3
 """Samples of each, and of fields."""
+BAND: dict[str, Any] = {"color": "tab:orange", "alpha": 0.35, "label": "95 % of calibrated models"}
+"""The looks of a band."""
 
 
 def summary(members: Tensor) -> Tensor:
@@ -35,23 +38,49 @@ def rank_figure(histogram: RankHistogram, spread_skill: float) -> "Figure":
     """The shares of ranks over the band in which those of a calibrated model are."""
     from matplotlib.figure import Figure  # takes a second to import
 
-    n = len(histogram.shares)
     figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.add_subplot(xlabel=f"rank of the truth among {n - 1} samples", ylabel="share of truths")
+    axes = figure.add_subplot(ylabel="share of truths")
+    draw_ranks(axes, histogram)
+    axes.set_title(f"{axes.get_title()}; spread / error {spread_skill:.2f}", fontsize=9)
+    return figure
+
+
+def draw_ranks(axes: "Axes", histogram: RankHistogram, of: str = "the truth") -> None:
+    """Draws a rank histogram over the band of calibrated models."""
+    n = len(histogram.shares)
     shares, low, high = (part.numpy() for part in histogram[:3])
+    axes.set_xlabel(f"rank of {of} among {n - 1} samples")
     axes.bar(range(n), shares, width=0.8, color="tab:blue")
-    band: dict[str, Any] = {"color": "tab:orange", "alpha": 0.35, "width": 1.0, "label": "95 % of calibrated models"}
-    axes.bar(range(n), high - low, bottom=low, **band)
+    axes.bar(range(n), high - low, bottom=low, width=1.0, **BAND)
     axes.axhline(1 / n, color="tab:orange", lw=1)
     axes.set_ylim(0, 1.25 * max(*shares, *high))
     axes.locator_params(axis="x", integer=True)
     axes.legend(loc="upper center")
-    axes.set_title(
-        f"deviation {histogram.deviation:.3f} (calibrated: {histogram.calibrated:.3f}, 95 % below {histogram.limit:.3f}); "
-        f"spread / error {spread_skill:.2f}",
-        fontsize=9,
-    )
+    axes.set_title(_deviation_title(histogram), fontsize=9)
+
+
+def calibration_figure(coverage: Coverage, histograms: Mapping[str, RankHistogram]) -> "Figure":
+    """TARP's coverage over its band, and rank histograms, each with what it is of."""
+    from matplotlib.figure import Figure  # takes a second to import
+
+    figure = Figure(figsize=(4 * (1 + len(histograms)), 3.8), layout="constrained")
+    first, *others = figure.subplots(1, 1 + len(histograms))
+    x, y, low, high = (part.numpy() for part in coverage[:4])
+    first.fill_between(x, low, high, lw=0, **BAND)
+    first.plot([0, 1], [0, 1], color="tab:orange", lw=1)
+    first.plot(x, y, color="tab:blue", lw=1.5, label="coverage")
+    first.set_xlabel("credibility of balls about random points")
+    first.set_ylabel("share of truths inside")
+    first.set_title(_deviation_title(coverage), fontsize=9)
+    first.set_aspect("equal")
+    first.legend(loc="upper left")
+    for axes, (of, histogram) in zip(others, histograms.items(), strict=True):
+        draw_ranks(axes, histogram, of)
     return figure
+
+
+def _deviation_title(found: RankHistogram | Coverage) -> str:
+    return f"deviation {found.deviation:.3f} (calibrated: {found.calibrated:.3f}, 95 % below {found.limit:.3f})"
 
 
 def ensemble_picture(data: ScoreData, truths: Tensor, given: Tensor | None, shown: Tensor) -> Image.Image:
@@ -75,47 +104,65 @@ def ensemble_picture(data: ScoreData, truths: Tensor, given: Tensor | None, show
     labels = [label(c) for c in range(min(CHANNELS, truths.shape[1]))] if truths.ndim > 2 else [data.units]
     if truths.ndim == 5:
         columns, shown = (each[:, :, :, each.shape[3] // 2] for each in (columns, shown))
+    names = [*(["given"] if given is not None else []), "truth", "mean", "drawn"]
     if truths.ndim > 3:
-        names = [*(["given"] if given is not None else []), "truth", "mean", "drawn"]
         few = to_values(columns[:, : len(names) - 1 + IN_FIELDS])
-        return figure_picture(_fields(few, to_values(shown[:, 1]), names, labels))
-    return figure_picture(_curves(to_values(columns[:CURVES]), to_values(shown[:CURVES, 1]), given is not None, labels))
+        return figure_picture(draw_maps(few, to_values(shown[:, 1]), names, labels, "a condition in each column"))
+    mean, std = (to_values(shown[:CURVES, k]) for k in range(2))
+    band = Band(mean - 2 * std, mean + 2 * std, "two standard deviations")
+    return figure_picture(draw_bands(to_values(columns[:CURVES]), band, names, labels))
 
 
-def _fields(columns: Values, std: Values, names: Sequence[str], channels: Sequence[str]) -> "Figure":
-    """Images (N, k, C, H, W): each row of a channel is one of `names`, the last of them of all further rows, each column a
-    condition; the standard deviations (N, C, H, W) have their own scale.
+class Band(NamedTuple):
+    """A band of curves: its ends, (N, C, L) or (N, L), and its name."""
+
+    low: Values
+    high: Values
+    name: str
+
+
+def draw_maps(
+    columns: Values, std: Values, names: Sequence[str], channels: Sequence[str], title: str, scale: Scale | None = None
+) -> "Figure":
+    """Images (N, k, C, H, W), or (N, k, C, H, W, 3) in color: each row of a channel is one of `names`, the last of them of
+    all further rows, each column a condition; the standard deviations (N, C, H, W) have their own scale.
     """
     groups = []
     for c, channel in enumerate(channels):
         labels = [names[k] if k < len(names) else "" for k in range(columns.shape[1])]
         rows = [Row(label, [columns[:, k, c]]) for k, label in enumerate(labels)]
-        groups.append(Group(color_scale(columns[:, :, c]), channel, rows))
-        groups.append(Group(Scale(0.0, float(std[:, c].max()) or 1.0, "viridis"), "", [Row("std", [std[:, c]])]))
-    return draw_groups(groups, ["a condition in each column"], [len(columns)])
+        groups.append(Group(scale or color_scale(columns[:, :, c]), channel, rows))
+        known = std[:, c][np.isfinite(std[:, c])]
+        groups.append(Group(Scale(0.0, float(known.max(initial=0)) or 1.0, "viridis"), "", [Row("std", [std[:, c]])]))
+    return draw_groups(groups, [title], [len(columns)])
 
 
-def _curves(columns: Values, std: Values, given: bool, channels: Sequence[str]) -> "Figure":
-    """Of each condition (N, k, C, L), or (N, k, L): samples, their mean and two standard deviations, the truth, and what is
-    given.
+def draw_bands(columns: Values, band: Band, names: Sequence[str], channels: Sequence[str]) -> "Figure":
+    """Of each condition (N, k, C, L), or (N, k, L): curves with these names, the last of which is of all further curves, and
+    a band.
     """
     from matplotlib.figure import Figure  # takes a second to import
 
     if columns.ndim == 3:
-        columns, std = columns[:, :, None], std[:, None]
-    rows = len(columns)
-    figure = Figure(figsize=(2 + 4 * len(channels), 1.7 * rows), layout="constrained")
+        columns, band = columns[:, :, None], Band(band.low[:, None], band.high[:, None], band.name)
+    rows, marker = len(columns), "." if columns.shape[3] < 64 else None
+    styles: dict[str, dict[str, Any]] = {
+        "given": {"color": "tab:orange", "lw": 1, "drawstyle": "steps-mid"},
+        "observed": {"color": "tab:orange", "lw": 0, "marker": ".", "zorder": 3},
+        "truth": {"color": "black", "lw": 1, "marker": marker},
+        "mean": {"color": "tab:blue", "lw": 1.5, "marker": marker},
+        "median": {"color": "tab:blue", "lw": 1, "ls": "--"},
+        "drawn": {"color": "tab:blue", "lw": 0.6, "alpha": 0.5, "zorder": 1},
+    }
+    figure = Figure(figsize=(2 + 4 * len(channels), 1.7 * max(rows, 2)), layout="constrained")
     grid = figure.subplots(rows, len(channels), squeeze=False, sharex=True)
-    x, marker = range(columns.shape[3]), "." if columns.shape[3] < 64 else None
+    x = range(columns.shape[3])
     for k in range(rows):
         for c, axes in enumerate(grid[k]):
-            before, (truth, mean, *members) = columns[k, :given, c], columns[k, given:, c]
-            axes.plot(x, np.transpose(members), color="tab:blue", lw=0.6, alpha=0.5)
-            axes.fill_between(x, mean - 2 * std[k, c], mean + 2 * std[k, c], color="tab:blue", alpha=0.2, lw=0)
-            axes.plot(x, mean, color="tab:blue", lw=1.5, label="mean, two standard deviations, samples")
-            axes.plot(x, truth, color="black", lw=1, marker=marker, label="truth")
-            for each in before:
-                axes.step(x, each, where="mid", color="tab:orange", lw=1, label="given")
+            axes.fill_between(x, band.low[k, c], band.high[k, c], color="tab:blue", alpha=0.2, lw=0, label=band.name)
+            for j, curve in enumerate(columns[k, :, c]):
+                name = names[min(j, len(names) - 1)]
+                axes.plot(x, curve, label=name if j < len(names) else None, **styles[name])
             axes.set_ylabel(channels[c], fontsize=8)
-    grid[0, 0].legend(fontsize=8)
+    grid[0, 0].legend(fontsize=7)
     return figure

@@ -30,7 +30,7 @@ LEFT, RIGHT, TOP, BETWEEN, GAP = 0.55, 1.0, 0.35, 0.12, 0.25
 
 
 class Scale(NamedTuple):
-    """A color scale: its ends, and matplotlib's name of a map of uniform lightness."""
+    """A color scale: its ends, and matplotlib's name of a map of uniform lightness; unused by images in color."""
 
     low: float
     high: float
@@ -38,7 +38,7 @@ class Scale(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of a figure: a label, and for each block its images, (N, H, W), NaN where missing."""
+    """A row of a figure: a label, and for each block its images, (N, H, W), or (N, H, W, 3) in color, NaN where missing."""
 
     label: str
     blocks: Sequence[Values]
@@ -72,16 +72,17 @@ def mosaic(images: Values, columns: int, scale: Scale) -> Values:
     """Images side by side in the colors of a scale, row by row, (height, width, 3); missing values are gray.
 
     Args:
-        images: (N, H, W).
+        images: (N, H, W), or (N, H, W, 3) in color.
         columns: in a row.
         scale: the color scale.
     """
     from matplotlib import colormaps
 
-    cells = _resized(images)
-    colors = colormaps[scale.colors]((cells - scale.low) / (scale.high - scale.low))[..., :3]
-    colors[np.isnan(cells)] = MISSING
-    gap = max(3, max(cells.shape[1:]) // 20)
+    planes = np.moveaxis(images, 3, 0) if images.ndim == 4 else [images]
+    cells = np.stack([(_resized(plane) - scale.low) / (scale.high - scale.low) for plane in planes], -1)
+    colors = cells.clip(0, 1) if images.ndim == 4 else colormaps[scale.colors](cells[..., 0])[..., :3]
+    colors[np.isnan(cells).any(-1)] = MISSING
+    gap = max(3, max(cells.shape[1:3]) // 20)
     colors = np.pad(colors, [(0, -len(cells) % columns), (0, gap), (0, gap), (0, 0)], constant_values=1)
     _, height, width, _ = colors.shape
     table = colors.reshape(-1, columns, height, width, 3).swapaxes(1, 2)
@@ -161,7 +162,11 @@ def draw_groups(groups: Sequence[Group], titles: Sequence[str], columns: Sequenc
     for group in groups:
         own = [next(panels) for _ in group.rows]
         for row, axes in zip(group.rows, own, strict=True):
-            axes[0].set_ylabel(row.label, fontsize=8, rotation=0, ha="right", va="center")
+            axes[0].set_ylabel(
+                row.label, fontsize=min(8, _fitting(row.label, LEFT - 0.1)), rotation=0, ha="right", va="center"
+            )
+        if group.rows[0].blocks[0].ndim == 4:  # in color
+            continue
         low, high = own[-1][0].get_position().y0, own[0][0].get_position().y1
         bar = figure.add_axes((ends["right"] + 0.12 / width, low, 0.14 / width, high - low))
         colors = ScalarMappable(Normalize(group.scale.low, group.scale.high), group.scale.colors)
@@ -169,8 +174,8 @@ def draw_groups(groups: Sequence[Group], titles: Sequence[str], columns: Sequenc
         figure.colorbar(colors, cax=bar, extend="both").set_label(group.label, fontsize=size)
         bar.tick_params(labelsize=8)
     if len(titles) == len(columns):
-        for axes, title in zip(grid[0], titles, strict=True):
-            axes.set_title(title, fontsize=10)
+        for axes, title, share in zip(grid[0], titles, ratios["width_ratios"], strict=True):
+            axes.set_title(title, fontsize=_fitting(title, 0.5 + room * share / sum(ratios["width_ratios"])))
     else:
         centers = (np.arange(len(titles)) + 0.5) * rows[0][0].shape[1] / len(titles)
         grid[0, 0].set_xticks(centers, titles, fontsize=_fitting(max(titles, key=len), room / len(titles)))

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from lightning_score.callbacks.pictures import Strip, drawable, in_pixels, sample_picture, save_picture
+from lightning_score.callbacks.posterior_pictures import Observations, Posteriors, posterior_picture
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
 from lightning_score.files import replacing
@@ -38,10 +39,20 @@ class SampleWriter(Callback):
         progressive: number of samples in `progress.png`.
         labels: number of labels, which the samples have in turn; 0 for none or other conditions.
         given: the conditions of the samples, in turn, in the units of the data; None: those of the model are converted.
+        observed: the observations of the samples, of which also `posterior.png` and, in the NPZ, `observation` (n,) (the
+            number of each sample's), `y`, `mean`, `std` and `quantiles` (of 5, 50 and 95 %) of each are written.
     """
 
-    def __init__(self, data: ScoreData, progressive: int = 0, labels: int = 0, given: Tensor | None = None):
+    def __init__(
+        self,
+        data: ScoreData,
+        progressive: int = 0,
+        labels: int = 0,
+        given: Tensor | None = None,
+        observed: Observations | None = None,
+    ):
         self._data, self._progressive, self._labels, self._given = data, progressive, labels, given
+        self._observed = observed
         self._parts: list[tuple[Tensor, ...]] = []
         self._nfe, self._seed = 0.0, 0
 
@@ -97,11 +108,22 @@ class SampleWriter(Callback):
             units = cond[0] if labeled else self._data.from_condition(cond[0])
             asked = units if self._given is None else in_turn(self._given, indices.sort().values)  # not converted twice
             arrays["labels" if labeled else "condition"] = asked.numpy()
+        if self._observed is not None:
+            arrays |= self._posteriors(self._observed, x, indices.sort().values, folder)
         with replacing(folder / "samples.npz") as temporary:
             np.savez_compressed(temporary, **arrays)
         caption = f"{min(len(x), IN_PICTURE)} samples, seed {self._seed}, NFE {self._nfe:g}"
         given = cond[0][:IN_PICTURE] if cond and not labeled else None
         save_picture(sample_picture(self._data, stored[:IN_PICTURE], self._labels, given), folder / "samples.png", caption)
+
+    def _posteriors(self, observed: Observations, x: Tensor, numbers: Tensor, folder: Path) -> dict[str, Any]:
+        """Draws the posteriors of the observations and returns their summaries, in the units of samples x."""
+        index, n = observed.of(numbers), len(observed.y)
+        found = Posteriors.of(x, index, n)
+        caption = f"posteriors of {n} observations, {observed.each} samples each, seed {self._seed}, NFE {self._nfe:g}"
+        save_picture(posterior_picture(self._data, observed, found, x, index), folder / "posterior.png", caption)
+        arrays = {"observation": index, "y": observed.y, **found._asdict()}
+        return {name: values.numpy() for name, values in arrays.items()}
 
 
 def _storable(x: Tensor) -> Tensor:

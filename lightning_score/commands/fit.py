@@ -43,7 +43,13 @@ class Fit(TrainerCommand):
     def complete(self, given: Arguments) -> Arguments:
         self.resumed = None if given.asks_for_help else find_resumed_run(given)
         if self.resumed is None:
-            return super().complete(given)
+            arguments, paths = super().complete(given), given.get("--ckpt_path")
+            require(
+                self.checkpoint is None or "optimizer_states" in self.checkpoint,
+                f"--ckpt_path {''.join(paths[-1:])}: holds weights without the state of the optimizer, so training cannot "
+                "resume from it; give a checkpoint that `fit` wrote, as last.ckpt, or train anew by --config",
+            )
+            return arguments
         arguments, self.checkpoint = resume(given, self.resumed, trusted_modules(given))
         return arguments
 

@@ -19,6 +19,7 @@ from lightning_score.files import replacing
 from lightning_score.memory import require_room
 from lightning_score.process import NoiseProcess, SigmaTable
 from lightning_score.runs.folders import new_dated_folder, new_folder
+from lightning_score.runs.pretrained import results_of
 from lightning_score.sampling import NoiseStream, PredictorCorrector, Sampler
 from lightning_score.score.empirical import EmpiricalScore
 from lightning_score.training.model import ScoreModel
@@ -53,8 +54,8 @@ def gallery(arguments: Arguments) -> None:
             f"{type(data).__name__}; train one by fit --config toy"
         )
     model = ScoreModel.load_from_checkpoint(options.ckpt_path, map_location="cpu", trust=list(trusted)).eval()
-    folder = Path(options.ckpt_path).parent
-    folder = new_folder(Path(options.output)) if options.output else new_dated_folder(folder / "gallery")
+    own = results_of(options.ckpt_path) / "gallery"
+    folder = new_folder(Path(options.output)) if options.output else new_dated_folder(own)
     samples = draw_samplers(model, data.mixture, options.num_samples, options.seed)
     for name, figure in (("samplers", samples), ("levels", draw_levels(options.num_samples, options.seed))):
         with replacing(folder / f"{name}.png") as temporary:

@@ -11,9 +11,11 @@ from lightning_score.commands.arguments import CONFIG, Arguments, Layer
 from lightning_score.commands.configs import load_checkpoint, over_checkpoint, read_config
 from lightning_score.commands.total_steps import linked
 from lightning_score.errors import InputError, require
+from lightning_score.runs.bundle import is_bundle
 from lightning_score.runs.checkpoints import PREVIOUS
 from lightning_score.runs.folders import check_name
 from lightning_score.runs.old_names import with_new_names
+from lightning_score.runs.pretrained import find_checkpoint
 from lightning_score.runs.rendezvous import restarted_folder
 from lightning_score.runs.status import read_status
 from lightning_score.runs.trust import check_origin
@@ -43,7 +45,8 @@ def find_resumed_run(arguments: Arguments) -> Path | None:
             newest.is_dir(), f"--ckpt_path last: there is no run in {root / name}; give --config, --name or --runs of one"
         )
         return newest.resolve()
-    return Path(paths[-1]).resolve() if Path(paths[-1]).is_dir() else None
+    found = find_checkpoint(paths[-1])
+    return found.resolve() if found.is_dir() and not is_bundle(found) else None
 
 
 def resume(given: Arguments, folder: Path, trusted: Collection[str]) -> tuple[Arguments, dict[str, Any]]:

@@ -22,6 +22,7 @@ from lightning_score.errors import InputError, one_line, require
 from lightning_score.runs.checkpoints import SafeCheckpointIO
 from lightning_score.runs.console import write_console
 from lightning_score.runs.folders import check_name, new_dated_folder, new_folder
+from lightning_score.runs.pretrained import results_of
 from lightning_score.runs.rendezvous import agree_on_folder, explain_lost_peer
 from lightning_score.runs.status import STOPPED_EARLY, recording
 from lightning_score.runs.wandb_logger import RunCSVLogger, in_trial, stopped_by_wandb, wandb_logger
@@ -175,7 +176,7 @@ class TrainerCommand(ExperimentCLI, ABC):
 
     def parent_folder(self, config: Any) -> Path:
         """Where new folders of results are made."""
-        return Path(config["ckpt_path"]).parent / self.command
+        return results_of(config["ckpt_path"]) / self.command
 
     def _loggers(self, chosen: Any, folder: Path) -> list[Logger]:
         """CSV always; in training and in trials also the user's own, or else W&B where it can be used."""

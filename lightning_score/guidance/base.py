@@ -2,12 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
 from lightning_score.errors import InputError, require
 from lightning_score.score.function import ScoreField
+
+if TYPE_CHECKING:
+    from lightning_score.guidance.observed import ObservationGuidance
 
 
 class ModelFacts(NamedTuple):
@@ -42,6 +45,16 @@ class Guidance(ABC):
     def check(self, trained: ModelFacts) -> None:
         """Raises `InputError` if the guidance does not fit the model."""
 
+    def observing(self) -> "list[ObservationGuidance]":
+        """The guidances by observations in it."""
+        return []
+
+    def observe_with(self, y: Tensor, samples_per_observation: int = 1) -> "Guidance":
+        """A copy whose guidances by observations have other ones, in the model's units: sample k has y[k //
+        samples_per_observation mod n].
+        """
+        return self
+
     @abstractmethod
     def guide(self, score: ScoreField, indices: Tensor) -> ScoreField:
         """The guided score of a batch; it is called with the conditions of the rows as any score is.
@@ -75,6 +88,12 @@ class Composed(Guidance):
     def check(self, trained: ModelFacts) -> None:
         for part in self.parts:
             part.check(trained)
+
+    def observing(self) -> "list[ObservationGuidance]":
+        return [found for part in self.parts for found in part.observing()]
+
+    def observe_with(self, y: Tensor, samples_per_observation: int = 1) -> "Composed":
+        return Composed([part.observe_with(y, samples_per_observation) for part in self.parts])
 
     def guide(self, score: ScoreField, indices: Tensor) -> ScoreField:
         for part in self.parts:

@@ -12,8 +12,8 @@ from typing_extensions import Self
 from lightning_score.errors import InputError, require
 from lightning_score.files import LocalPath
 from lightning_score.guidance.base import Guidance, ModelFacts
-from lightning_score.guidance.files import read_array
 from lightning_score.observations import GaussianNoise, LinearOperator, Observation, ObservationNoise, Operator
+from lightning_score.observations.files import read_observation, to_floats
 from lightning_score.score.function import Scale, ScoreField
 from lightning_score.score.posterior import PosteriorScore, Twisted
 from lightning_score.tensors import broadcast_to, combine, differentiated
@@ -57,7 +57,8 @@ class ObservationGuidance(Guidance, ABC):
     def __post_init__(self) -> None:
         self._require_count(self.samples_per_observation)
         if isinstance(self.observation, str):
-            self.observation = read_array(self.observation).float()
+            stored = read_observation(self.observation)
+            self.observation = to_floats(stored.y, stored.data_range, self.observation)
         self.noise = self.noise or GaussianNoise(0.0)
 
     @abstractmethod
@@ -72,8 +73,13 @@ class ObservationGuidance(Guidance, ABC):
     def given(self) -> Tensor:
         """y, (n, ...); raises `InputError` if there is none."""
         if not isinstance(self.observation, Tensor):
-            raise InputError(f"guidance={type(self).__name__}: has no observation; give --model.guidance.observation y.npz")
+            raise InputError(
+                f"guidance={type(self).__name__}: has no observation; give predict --observation y.npz, or observe_with(y)"
+            )
         return self.observation
+
+    def observing(self) -> "list[ObservationGuidance]":
+        return [self]
 
     def observe_with(self, y: Tensor, samples_per_observation: int = 1) -> Self:
         """A copy with other observations.

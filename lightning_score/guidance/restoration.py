@@ -4,15 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 
-import torch
-
-from lightning_score.errors import InputError, require
+from lightning_score.errors import require
 from lightning_score.files import LocalPath
 from lightning_score.guidance.base import ModelFacts
-from lightning_score.guidance.files import read_array
 from lightning_score.guidance.inverse import PseudoInverse
 from lightning_score.guidance.observed import Given
 from lightning_score.observations import BlockMean, Gray, LinearOperator, Mask
+from lightning_score.observations.files import read_array, to_floats
 
 
 @dataclass(eq=False, repr=False)
@@ -41,17 +39,7 @@ class Restoration(PseudoInverse, ABC):
             low_high is None or (len(low_high) == 2 and low_high[0] < low_high[1]),
             f"data_range={low_high}: must be two increasing numbers, as [-1, 1], or null",
         )
-        values = read_array(self.observed)
-        require(
-            values.dtype == torch.uint8 or values.is_floating_point(),
-            f"{self.observed}: holds {str(values.dtype).removeprefix('torch.')}; give bytes (uint8), 0 to 255, or floats in "
-            "the range of the data",
-        )
-        if values.dtype == torch.uint8:
-            if low_high is None:
-                raise InputError(f"data_range=None: {self.observed} holds bytes; give the range of the data, as [-1, 1]")
-            values = low_high[0] + (low_high[1] - low_high[0]) * (values / 255)
-        self.observation = values.float()
+        self.observation = to_floats(read_array(self.observed), low_high, self.observed)
         self.operator = self.make_operator()
 
     @abstractmethod

@@ -64,18 +64,26 @@ def z_scores(samples: Tensor, truth: Tensor) -> Tensor:
     return (truth - samples.mean(1)) / spread
 
 
-def distance_counts(samples: Tensor, truth: Tensor, references: Tensor, generator: torch.Generator) -> Tensor:
-    """`rank_counts` of the Euclidean distances from each reference point.
+def squared_z(samples: Tensor, truth: Tensor, directions: Tensor) -> Tensor:
+    """The mean square of the z-scores of projections on directions, times (M - 3)/(M - 1): on average 1 for a Gaussian
+    posterior, and about 1 for any of many dimensions, whose projections are nearly Gaussian; more if the samples are too
+    sure, or biased.
 
     Args:
-        samples: (M, D).
+        samples: (M, D), M at least 4.
         truth: (D,).
-        references: (R, D), which must not depend on the truth.
-        generator: of the ties, on the CPU.
+        directions: (P, D).
     """
+    along, n = directions.double().mT, len(samples)
+    z = z_scores((samples.double() @ along)[None], (truth.double() @ along)[None])
+    return z.square().mean() * (n - 3) / (n - 1)
+
+
+def distances_from(references: Tensor, samples: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """The Euclidean distances of samples (M, D), and of the truth (D,), from R points (R, D): (M, R) and (R,)."""
     vectors = torch.cat([truth[None], samples]).double()
-    distances = torch.cdist(vectors, references.double())  # (M + 1, R)
-    return rank_counts(distances[1:], distances[0], generator)
+    distances = torch.cdist(vectors, references.double())
+    return distances[1:], distances[0]
 
 
 class RankHistogram(NamedTuple):
@@ -129,7 +137,8 @@ def tarp(samples: Tensor, truth: Tensor, references: Tensor, seed: int = 0) -> C
     _check(samples, truth)
     generator = torch.Generator().manual_seed(seed)
     points = references.expand(len(truth), *references.shape[-2:])
-    counts = torch.stack([distance_counts(*each, generator) for each in zip(samples, truth, points, strict=True)])
+    distances = (distances_from(*each) for each in zip(points, samples, truth, strict=True))
+    counts = torch.stack([rank_counts(*each, generator) for each in distances])
     return coverage(counts.double() / references.shape[-2], seed)
 
 
@@ -162,6 +171,16 @@ def histogram_deviation(shares: Tensor) -> Tensor:
 def coverage_deviation(shares: Tensor) -> Tensor:
     """The largest |coverage - credibility|, (...,), of shares of ranks (..., M + 1)."""
     return (shares - 1 / shares.shape[-1]).cumsum(-1).abs().amax(-1)
+
+
+def interval_coverage(shares: Tensor, credibility: float) -> Tensor:
+    """The share of truths in the central interval of this credibility, (...,), of shares of ranks (..., M + 1), each of
+    which stands for an interval of 1/(M + 1): `credibility` for a calibrated model.
+    """
+    n = shares.shape[-1]
+    ranks = torch.arange(n, device=shares.device)
+    below, above = (((1 + sign * credibility) / 2 * n - ranks).clamp(0, 1) for sign in (-1, 1))
+    return (shares * (above - below)).sum(-1)
 
 
 def _cumulative(shares: Tensor) -> Tensor:

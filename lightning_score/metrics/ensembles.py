@@ -1,11 +1,19 @@
 """How well ensembles of samples predict the truth of their conditions: CRPS, rank histogram, spread."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_score.metrics.calibration import RankHistogram, histogram_deviation, rank_counts, rank_histogram
+from lightning_score.metrics.calibration import (
+    Coverage,
+    RankHistogram,
+    coverage,
+    histogram_deviation,
+    rank_counts,
+    rank_histogram,
+)
 from lightning_score.metrics.frechet import Estimate, jackknife_error
 from lightning_score.metrics.statistics import BLOCKS, block_of
 
@@ -38,6 +46,14 @@ def fair_crps(members: Tensor, truth: Tensor, half: Tensor | None = None) -> Ten
     return (members - truth).abs().nanmean(0) - (half_distance(members) if half is None else half)
 
 
+class Score(NamedTuple):
+    """A score of all conditions, its mean for a calibrated model (None: 0, or not known), and what that exceeds with 5 %."""
+
+    estimate: Estimate
+    floor: float | None = None
+    limit: float | None = None
+
+
 class EnsembleScores:
     """The scores of K conditions, with M samples each; rows that another process adds are 0 here, until `reduce`.
 
@@ -46,15 +62,28 @@ class EnsembleScores:
         members: M, at least 2.
         seed: of the ties.
         device: of the sums.
+        numbers: the names of further numbers of each condition.
+        ranks: the names of further shares of ranks.
     """
 
-    def __init__(self, conditions: int, members: int, seed: int = 0, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        conditions: int,
+        members: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        numbers: Collection[str] = (),
+        ranks: Collection[str] = (),
+    ) -> None:
         self.conditions, self.members, self.seed = conditions, members, seed
-        names = ("crps", "climatology", "squared_error", "variance", "squared_residual")
+        names = ("crps", "climatology", "squared_error", "variance", *numbers)
         self.sums = {name: torch.zeros(conditions, dtype=torch.float64, device=device) for name in names}
-        self.sums["ranks"] = torch.zeros(conditions, members + 1, members + 1, dtype=torch.float64, device=device)
+        for name in ("ranks", *ranks):
+            self.sums[name] = torch.zeros(conditions, members + 1, members + 1, dtype=torch.float64, device=device)
 
-    def add(self, k: int, members: Tensor, truth: Tensor, climatology: tuple[Tensor, Tensor], residual: float = 0.0) -> None:
+    def add(
+        self, k: int, members: Tensor, truth: Tensor, climatology: tuple[Tensor, Tensor], **further: Tensor | float
+    ) -> None:
         """Adds the ensemble of condition k; each score is the mean over the known entries of the truth.
 
         Args:
@@ -62,23 +91,26 @@ class EnsembleScores:
             members: its samples, (M, ...), in the units of the data.
             truth: what they predict, (...), NaN where it is not known.
             climatology: samples without a condition, (L, ...), and their `half_distance`.
-            residual: mean square of the difference between the samples' observations and the condition.
+            further: the further numbers and shares of ranks.
         """
         members, truth = members.double(), truth.double()
         error = members.mean(0) - truth
         known = ~truth.flatten().isnan()
-        ties = torch.Generator().manual_seed(self.seed * 1_000_003 + k)
-        ranks = rank_counts(members.flatten(1)[:, known], truth.flatten()[known], ties).double()
         found: dict[str, Tensor | float] = {
             "crps": fair_crps(members, truth).nanmean(),
             "climatology": fair_crps(climatology[0], truth, climatology[1]).nanmean(),
             "squared_error": error.square().nanmean(),
             "variance": members.var(0).flatten()[known].mean(),
-            "squared_residual": residual,
-            "ranks": ranks / ranks[0].sum(),
+            "ranks": self.rank_shares(k, members.flatten(1)[:, known], truth.flatten()[known]),
+            **further,
         }
         for name, value in found.items():
             self.sums[name][k] = value
+
+    def rank_shares(self, k: int, members: Tensor, truth: Tensor) -> Tensor:
+        """The shares of ranks of condition k, (M + 1, M + 1), of members (M, D) and truth (D,)."""
+        ranks = rank_counts(members, truth, torch.Generator().manual_seed(self.seed * 1_000_003 + k)).double()
+        return ranks / ranks[0].sum()
 
     def reduce(self, total: Callable[[Tensor], Tensor]) -> None:
         """Replaces each of the sums by its total over all processes."""
@@ -86,11 +118,11 @@ class EnsembleScores:
 
     def crps(self) -> Estimate:
         """The mean over conditions."""
-        return self._estimate(lambda means: means["crps"])
+        return self.mean("crps")
 
     def skill(self) -> Estimate:
         """1 - CRPS / CRPS of the climatology: 1 for a perfect prediction, 0 for that of a model without conditions."""
-        return self._estimate(lambda means: 1 - means["crps"] / means["climatology"])
+        return self.estimate(lambda means: 1 - means["crps"] / means["climatology"])
 
     def spread_skill(self) -> Estimate:
         """The spread of the members over the error of their mean, 1 if calibrated, less if they are too much alike:
@@ -98,21 +130,38 @@ class EnsembleScores:
         `((M + 1)/M mean variance / mean (mean of members - y)^2)^(1/2)` (Fortin et al. 2014, J. Hydrometeorol. 15).
         """
         more = 1 + 1 / self.members
-        return self._estimate(lambda means: (more * means["variance"] / means["squared_error"]).sqrt())
+        return self.estimate(lambda means: (more * means["variance"] / means["squared_error"]).sqrt())
 
-    def residual(self, spread: float) -> Estimate:
-        """The root mean square of the residual in units of `spread`."""
-        return self._estimate(lambda means: means["squared_residual"].sqrt() / spread)
+    def deviation(self, name: str = "ranks") -> Score:
+        """The deviation of a rank histogram from a uniform one."""
+        histogram = self.histogram(name)
+        estimate = self.estimate(lambda means: histogram_deviation(means[name][..., 0, :]))
+        return Score(estimate, histogram.calibrated, histogram.limit)
 
-    def deviation(self) -> Estimate:
-        """The deviation of the rank histogram from a uniform one."""
-        return self._estimate(lambda means: histogram_deviation(means["ranks"][..., 0, :]))
+    def found(self) -> dict[str, Score]:
+        """The scores by their names."""
+        found = {"crps": self.crps(), "crps_skill": self.skill(), "spread_skill": self.spread_skill()}
+        if "squared_residual" in self.sums:
+            found["residual"] = self.root_mean("squared_residual")
+        return {name: Score(estimate) for name, estimate in found.items()} | {"rank_deviation": self.deviation()}
 
-    def histogram(self) -> RankHistogram:
-        """The rank histogram, over the band of calibrated models."""
-        return rank_histogram(self.sums["ranks"], self.seed)
+    def histogram(self, name: str = "ranks") -> RankHistogram:
+        """The rank histogram of entries, or another one."""
+        return rank_histogram(self.sums[name], self.seed)
 
-    def _estimate(self, score: Callable[[dict[str, Tensor]], Tensor]) -> Estimate:
+    def coverage(self, name: str) -> Coverage:
+        """The coverage of balls, from ranks of distances."""
+        return coverage(self.sums[name], self.seed)
+
+    def mean(self, name: str) -> Estimate:
+        """The mean of a number over conditions."""
+        return self.estimate(lambda means: means[name])
+
+    def root_mean(self, name: str) -> Estimate:
+        """The root of the mean of a square over conditions."""
+        return self.estimate(lambda means: means[name].sqrt())
+
+    def estimate(self, score: Callable[[dict[str, Tensor]], Tensor]) -> Estimate:
         """A score of means over conditions, its standard error by the jackknife over conditions, and its values without each
         block of conditions.
         """

@@ -54,7 +54,7 @@ class GaussianNoise(ObservationNoise):
         return mean + (self.std or 0.0) * torch.randn(mean.shape, generator=generator).to(mean)
 
     def log_prob(self, y: Tensor, mean: Tensor) -> Tensor:
-        square = (y - mean).flatten(1).square().sum(1)
+        square = (y - mean).flatten(1).square().sum(1).clamp(min=torch.finfo(mean.dtype).tiny)
         if self.std is None:
             return -y[0].numel() / 2 * square.log()
         require(self.std > 0, "std=0: exact observations have no density; give a small noise, as in 0.01")
@@ -67,30 +67,40 @@ class GaussianNoise(ObservationNoise):
 
 
 class PoissonNoise(ObservationNoise):
-    """y = n/rate with counts n ~ Poisson(rate m), m at least 0.
+    """y = low + n/rate with counts n ~ Poisson(rate (m - low)).
 
     Args:
-        rate: counts per unit of m; the higher, the less noise.
-        floor: the smallest m that is used, since log m is not finite at 0.
+        rate: counts per unit; the higher, the less noise.
+        floor: log(m - low) continues along its tangent where m - low is below this, so that it is finite with a gradient.
+        low: the value without counts, 0 for images in [0, 1] and -1 for images in [-1, 1].
 
     Raises:
-        InputError: a number is not above 0.
+        InputError: a number is out of range; in `check`: an observation is below `low`.
     """
 
-    def __init__(self, rate: float = 100.0, floor: float = 1e-3):
+    def __init__(self, rate: float = 100.0, floor: float = 1e-3, low: float = 0.0):
         require(0 < rate < math.inf, f"rate={rate}: must be above 0, the counts per unit, as in 100")
         require(0 < floor < math.inf, f"floor={floor}: must be above 0, as in 1e-3")
-        self.rate, self.floor = rate, floor
+        require(math.isfinite(low), f"low={low}: must be a number, the value without counts, as in 0 or -1")
+        self.rate, self.floor, self.low = rate, floor, low
 
     def sample(self, mean: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return torch.poisson(self.rate * mean.clamp(min=0), generator) / self.rate
+        counts = torch.poisson(self.rate * (mean - self.low).clamp(min=0).cpu(), generator)
+        return self.low + counts.to(mean) / self.rate
 
     def log_prob(self, y: Tensor, mean: Tensor) -> Tensor:
-        mean = mean.clamp(min=self.floor)
-        return self.rate * (y * mean.log() - mean).flatten(1).sum(1)
+        m = mean - self.low
+        above = m.clamp(min=self.floor)
+        log_m = above.log() + (m - above) / self.floor
+        return self.rate * ((y - self.low) * log_m - m).flatten(1).sum(1)
 
     def variance(self, y: Tensor, mean: Tensor) -> Tensor:
-        return mean.detach().clamp(min=self.floor) / self.rate
+        return (mean.detach() - self.low).clamp(min=self.floor) / self.rate
 
     def check(self, y: Tensor) -> None:
-        require(bool((y >= 0).all()), f"noise=PoissonNoise: they go down to {float(y.min()):g}; counts are 0 or more")
+        least = float(y.min())
+        require(
+            least >= self.low,
+            f"observation: goes down to {least:g}, below low={self.low:g} of PoissonNoise; set low to the value without "
+            "counts, as -1 for images in [-1, 1]",
+        )

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from lightning_score.observations.base import Operator
 from lightning_score.observations.noise import ObservationNoise
-from lightning_score.observations.operators import Operator
 
 
 class Observation(NamedTuple):

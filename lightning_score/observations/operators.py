@@ -1,55 +1,33 @@
-"""Operators A of observations y = A(x) with noise; linear ones with the solution of their normal equations."""
+"""Linear operators of which the normal equations have a closed form: masks, means and matrices."""
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_score.errors import require
+from lightning_score.files import LocalPath
+from lightning_score.observations.base import LinearOperator
+from lightning_score.observations.files import read_array
+from lightning_score.observations.solving import spectral_inverse
 from lightning_score.tensors import broadcast_to
 
-
-class Operator(ABC):
-    """A map A from samples to observations, which torch differentiates."""
-
-    @abstractmethod
-    def apply(self, x: Tensor) -> Tensor:
-        """A(x), for x (B, *shape)."""
-
-    @abstractmethod
-    def check(self, shape: Sequence[int]) -> None:
-        """Raises `InputError` if samples of this shape cannot be observed."""
-
-    def observed_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape of an observation of a sample of the given shape."""
-        self.check(shape)
-        return tuple(self.apply(torch.zeros(1, *shape)).shape[1:])
+if TYPE_CHECKING:
+    Numbers = Tensor | Sequence[Any] | LocalPath
+else:
+    Numbers = Sequence[Any] | LocalPath  # on the command line, whose help would list all classes of tensors
 
 
-class LinearOperator(Operator):
-    """A linear map A from samples to observations; its adjoint is autograd's."""
-
-    @abstractmethod
-    def gram_solve(self, v: Tensor, r2: Tensor, s2: float) -> Tensor:
-        """(r2 A A^T + s2 I)^-1 v, the pseudo-inverse where that is singular.
-
-        Args:
-            v: in the form of an observation, (B, ...).
-            r2: variance of what is observed, () or (B,).
-            s2: variance of the observation's noise.
-        """
-
-    def lift(self, y: Tensor, shape: Sequence[int]) -> Tensor:
-        """The smallest x (B, *shape) with A x = y, or as near as possible: A^T (A A^T)^-1 y."""
-        with torch.inference_mode(False), torch.enable_grad():
-            x = y.new_zeros(len(y), *shape).requires_grad_()
-            observed = self.apply(x)
-            (lifted,) = torch.autograd.grad(observed, x, self.gram_solve(y.clone(), y.new_ones(()), 0.0))
-        return lifted
+def numbers(given: Numbers) -> Tensor:
+    """Numbers that are given, or those of a PNG, NPY or NPZ file, without first axes of size 1."""
+    found = read_array(given) if isinstance(given, str) else torch.as_tensor(given)
+    while found.ndim > 1 and len(found) == 1:
+        found = found.squeeze(0)
+    return found
 
 
 class Averaging(LinearOperator, ABC):
@@ -61,33 +39,40 @@ class Averaging(LinearOperator, ABC):
 
     averaged = 1
 
-    def gram_solve(self, v: Tensor, r2: Tensor, s2: float) -> Tensor:
-        return v / (broadcast_to(r2, v) / self.averaged + s2)
+    def gram_solve(self, v: Tensor, r2: Tensor, s2: Tensor | float) -> Tensor:
+        return v / (broadcast_to(r2, v) / self.averaged + broadcast_to(s2, v))
 
 
 class Mask(Averaging):
     """Some coordinates of a sample, (m,): A selects, so A A^T = I.
 
     Args:
-        mask: in the shape of a sample, true or non-zero where it is observed.
+        mask: true or non-zero where it is observed, in the shape of a sample, or the path of a PNG, NPY or NPZ; axes of
+            size 1 and missing first axes stand for all, as a mask (H, W) for all channels.
 
     Raises:
-        InputError: nothing is observed.
+        InputError: nothing is observed; in `check`: it does not fit the samples.
     """
 
-    def __init__(self, mask: Tensor | Sequence[Any]):
-        self.mask = torch.as_tensor(mask) != 0
-        self._known = self.mask.flatten().nonzero().flatten()
-        require(len(self._known) > 0, "mask: all entries are zero, so nothing is observed; set some to 1")
+    def __init__(self, mask: Numbers):
+        self.mask = numbers(mask) != 0
+        require(bool(self.mask.any()), "mask: all entries are zero, so nothing is observed; set some to 1")
 
     def check(self, shape: Sequence[int]) -> None:
-        require(
-            tuple(self.mask.shape) == tuple(shape),
-            f"mask of shape {list(self.mask.shape)}: the model's samples have the shape {list(shape)}; give a mask of that",
-        )
+        require_mask(self.mask, shape)
 
     def apply(self, x: Tensor) -> Tensor:
-        return x.flatten(1).index_select(1, self._known.to(x.device))
+        known = self.mask.expand(x.shape[1:]).flatten().nonzero().flatten()
+        return x.flatten(1).index_select(1, known.to(x.device))
+
+
+def require_mask(mask: Tensor, shape: Sequence[int]) -> None:
+    """Raises `InputError` unless a mask expands to a shape."""
+    require(
+        mask.ndim <= len(shape) and all(a in (1, b) for a, b in zip(mask.shape[::-1], list(shape)[::-1], strict=False)),
+        f"mask of shape {list(mask.shape)}: does not fit the shape {list(shape)}; give a mask of that, or without its "
+        "first axes",
+    )
 
 
 class Gray(Averaging):
@@ -131,14 +116,14 @@ class Matrix(LinearOperator):
     """Any matrix A (m, D) on the flattened sample, (m,); A A^T = U S^2 U^T by its singular values S, computed once.
 
     Args:
-        matrix: A, m rows of D numbers, D the size of a sample.
+        matrix: A, m rows of D numbers, D the size of a sample, or the path of an NPY or NPZ.
 
     Raises:
         InputError: it is not a matrix; in `check`: its rows are not as long as a sample.
     """
 
-    def __init__(self, matrix: Tensor | Sequence[Sequence[float]]):
-        self.matrix = torch.as_tensor(matrix, dtype=torch.float64)
+    def __init__(self, matrix: Numbers):
+        self.matrix = (read_array(matrix) if isinstance(matrix, str) else torch.as_tensor(matrix)).double()
         require(self.matrix.ndim == 2, f"matrix of shape {list(self.matrix.shape)}: must be [m, D], D the size of a sample")
         u, s, _ = torch.linalg.svd(self.matrix)
         self._u = u
@@ -151,7 +136,6 @@ class Matrix(LinearOperator):
     def apply(self, x: Tensor) -> Tensor:
         return x.flatten(1) @ self.matrix.to(x).mT
 
-    def gram_solve(self, v: Tensor, r2: Tensor, s2: float) -> Tensor:
-        u, eigenvalues = self._u.to(v), broadcast_to(r2, v) * self._s2.to(v) + s2
-        inverse = torch.where(eigenvalues > 0, 1 / eigenvalues, 0)
-        return (inverse * (v @ u)) @ u.mT
+    def gram_solve(self, v: Tensor, r2: Tensor, s2: Tensor | float) -> Tensor:
+        u = self._u.to(v)
+        return (spectral_inverse(self._s2.to(v), v, r2, s2) * (v @ u)) @ u.mT

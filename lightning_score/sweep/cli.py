@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import shlex
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,8 @@ from lightning_score.commands.arguments import Arguments, Option
 from lightning_score.commands.configs import find_config
 from lightning_score.commands.parser import Parser
 from lightning_score.errors import require
+from lightning_score.runs.bundle import is_bundle
+from lightning_score.runs.pretrained import weights_of
 from lightning_score.stopping import patience
 from lightning_score.sweep.attempts import FAILED, failed_trials
 from lightning_score.sweep.check import check_settings
@@ -43,7 +45,7 @@ def sweep(arguments: Arguments) -> None:
     """
     old = Option("--retry", (FAILED,), True)  # its name in earlier versions
     given = tuple(old if option.name == "--retry_failed" else option for option in arguments.options)
-    options = _parser().parse_args(replace(arguments, options=given))
+    options = sweep_parser().parse_args(replace(arguments, options=given))
     for name, least in (("count", 1), ("jobs", 1), ("seed", 0)):
         value = options[name]
         require(value is None or value >= least, f"--{name} {value}: must be at least {least}")
@@ -84,14 +86,36 @@ def _run_file(options: Any, interruption: Interruption) -> None:
     file = find_config(options.file, "sweeps", "")
     spec = read_sweep_file(str(file))
     name = options.name or spec.name
-    spec = replace(spec, name=name)
+    run_sweep(replace(spec, name=name), file, options, interruption)
+
+
+def run_sweep(
+    spec: Sweep,
+    file: Path,
+    options: Any,
+    interruption: Interruption,
+    conclude: Callable[[Sweep, Study, Path], None] = summarize,
+) -> None:
+    """Runs or resumes a sweep.
+
+    Args:
+        spec: the sweep.
+        file: its file.
+        options: those of the command `sweep`.
+        interruption: whether to stop.
+        conclude: writes and prints the results.
+
+    Raises:
+        InputError: a parameter, the metric, the checkpoint or the database is invalid.
+    """
+    name = spec.name
     folder = folder_of(options.runs, name)
     url = options.storage or f"sqlite:///{folder / DATABASE}"
     check_folder(folder, spec.text, bool(options.storage))
     if options.summary:
         require(bool(options.storage) or (folder / DATABASE).exists(), f"{folder}: this sweep has not been run yet")
         interruption.defer()
-        summarize(spec, Study(spec, url, name), folder)
+        conclude(spec, Study(spec, url, name), folder)
         return
     slurm = check_options(options.slurm or {})
     started = _started(spec, url, name, options)
@@ -107,7 +131,7 @@ def _run_file(options: Any, interruption: Interruption) -> None:
     study = Study(spec, url, name, create=not options.worker, seed=options.seed)
     _pin_checkpoint(study, trials)
     seconds = patience_of(spec, trials[0].command)
-    runner = SweepRunner(spec, study, folder, options.jobs, interruption, seconds, options.worker)
+    runner = SweepRunner(spec, study, folder, options.jobs, interruption, seconds, options.worker, conclude)
     if not options.worker:
         runner.queue(plan.count, options.retry)
     if options.launch and study.waiting() and not interruption.requested:
@@ -148,7 +172,8 @@ def _started(spec: Sweep, url: str, name: str, options: Any) -> Study | None:
     return found
 
 
-def _parser() -> Parser:
+def sweep_parser() -> Parser:
+    """The options of `sweep`."""
     parser = Parser(prog="python -m lightning_score sweep", description="Runs a W&B sweep file without W&B.")
     parser.add_argument("file", type=str | None, nargs="?", help="The sweep file, for example sweeps/eps.yaml.")
     for name, kind, text in (
@@ -197,14 +222,14 @@ def _refuse_run_folders(trials: Sequence[Arguments]) -> None:
     """Raises `InputError` for a run folder in place of a checkpoint, in which every trial would resume training."""
     for path in dict.fromkeys(path for arguments in trials for path in arguments.get("--ckpt_path")):
         fix = f"--ckpt_path {path}: every trial would resume that run in its folder; give a checkpoint, as last.ckpt in it"
-        require(not os.path.isdir(path) and Path(path).name != "last", fix)
+        require((is_bundle(path) or not os.path.isdir(path)) and Path(path).name != "last", fix)
 
 
 def _pin_checkpoint(study: Study, trials: Sequence[Arguments]) -> None:
     """Raises `InputError` unless the checkpoints are the same as when the sweep was first started."""
     paths = dict.fromkeys(path for arguments in trials for path in arguments.get("--ckpt_path"))
     for k, path in enumerate(paths):
-        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        digest = hashlib.sha256(weights_of(path).read_bytes()).hexdigest()
         known = study.store_once(f"checkpoint {k}" if k else "checkpoint", [digest, path])
         require(
             known[0] == digest,

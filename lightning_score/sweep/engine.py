@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class SweepRunner:
         interruption: whether to stop.
         seconds: patience with the workers after a signal.
         leaves: whether to end as soon as no trial waits, while those of other machines are running.
+        conclude: writes and prints the results.
     """
 
     def __init__(
@@ -45,9 +47,10 @@ class SweepRunner:
         interruption: Interruption,
         seconds: float,
         leaves: bool = False,
+        conclude: Callable[[Sweep, Study, Path], None] = summarize,
     ):
         self._spec, self._study, self._folder, self._jobs = spec, study, folder, jobs
-        self._interruption, self._seconds, self._leaves = interruption, seconds, leaves
+        self._interruption, self._seconds, self._leaves, self._conclude = interruption, seconds, leaves, conclude
         interruption.patience = seconds + 2 * PATIENCE
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[Any] = []
@@ -86,7 +89,7 @@ class SweepRunner:
             return
         if self._study.ended:
             print(f"ended early: {self._study.ended}", flush=True)
-        summarize(self._spec, self._study, self._folder)
+        self._conclude(self._spec, self._study, self._folder)
 
     def _supervise(self, board: LiveTable) -> None:
         wanted = min(self._jobs, max(self._study.remaining(), 1))

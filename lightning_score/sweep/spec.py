@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from optuna.trial import BaseTrial
 from lightning_score.commands.arguments import Arguments
 from lightning_score.errors import require
 from lightning_score.runs.folders import check_name
+from lightning_score.runs.pretrained import pinned
 from lightning_score.runs.yaml_files import read_mapping
 from lightning_score.sweep.macros import ARGS, DEFAULT, as_text, expand_macros, flatten, options, split_options
 from lightning_score.sweep.objectives import EXAMPLE, Constraint, Objective, read_constraints, read_objectives
@@ -201,7 +201,7 @@ class Sweep:
             )
         merged = {**fixed, **settings}
         if "ckpt_path" in merged:  # `latest` may point to another run before the sweep ends
-            merged["ckpt_path"] = os.path.realpath(as_text(merged["ckpt_path"]))
+            merged["ckpt_path"] = pinned(as_text(merged["ckpt_path"]))
         return Arguments(after[0], (*ordered, *options(merged)))
 
 

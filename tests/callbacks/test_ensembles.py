@@ -81,7 +81,8 @@ def test_exact_samples_score_as_their_law(tmp_path):
         assert abs(logged[f"test/{name}"] - value) < 3 * logged[f"test/{name}_error"] < 0.1, name
     assert callback.last.histogram().deviation < callback.last.histogram().limit
     records = {record.metric: record for record in read_records(tmp_path / FILE)}
-    assert set(records) == {"crps", "crps_skill", "rank_deviation"} and {each.n for each in records.values()} == {3200}
+    assert set(records) == {"crps", "crps_skill", "spread_skill", "rank_deviation"}
+    assert {each.n for each in records.values()} == {3200}
     assert records["crps"].value == pytest.approx(logged["test/crps"]) and len(records["crps"].jackknife) == 10
     assert records["rank_deviation"].floor == pytest.approx(logged["test/rank_deviation_floor"])
     assert logged.keys() - {"test/loss"} <= set(OF_CALLBACKS[Ensembles])
@@ -158,7 +159,7 @@ def test_super_resolution_on_the_command_line(tmp_path, capsys):
     fewer = ["--trainer.callbacks.conditions=4", "--trainer.callbacks.members=3"]
     assert run(["fit", "--config=science/superresolution", f"--output={folder}", *steps, *quick, *fewer]) == 0
     records = read_records(folder / FILE)
-    assert {each.metric for each in records} == {"crps", "crps_skill", "rank_deviation", "residual"}
+    assert {each.metric for each in records} == {"crps", "crps_skill", "spread_skill", "rank_deviation", "residual"}
     assert all(each.n == 12 and each.split == "held out, 3 samples each" for each in records)
     checkpoint = f"--ckpt_path={folder}/last.ckpt"
     tested = tmp_path / "tested"

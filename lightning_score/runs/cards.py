@@ -1,0 +1,256 @@
+"""Model cards: what a model is, what was measured of it, and how to measure that again."""
+
+import math
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from lightning_score.errors import printable, require
+from lightning_score.runs.bundle import CARD, LARGEST_CONFIG, SAMPLES, as_yaml, without_machine
+from lightning_score.runs.records import FILE, Record, read_records
+from lightning_score.runs.status import read_status
+from lightning_score.runs.trust import trust_for
+from lightning_score.runs.yaml_files import load
+
+LICENSES = ("mit", "apache-2.0", "bsd-3-clause", "gpl-3.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
+            "openrail", "other")  # fmt: skip
+"""Common identifiers of licenses on the Hub."""
+IMAGES = "unconditional-image-generation"
+NOT_ANSWERED = ("--ckpt_path", "--output", "--name", "--runs", "--trust", "--trainer.logger")
+"""Options that a repeated command gets anew, or that say nothing of the result."""
+
+
+class Measured(NamedTuple):
+    """A record, and the command that measured it without its checkpoint."""
+
+    record: Record
+    command: tuple[str, ...]
+
+
+def measured(run: Path, step: int, weights: str = "averaged") -> list[Measured]:
+    """The newest records of a checkpoint: of training, and those that `validate` and `test` left next to it.
+
+    Args:
+        run: the folder of the checkpoint.
+        step: its training step.
+        weights: averaged or raw.
+    """
+    kind = "raw" if weights == "raw" else "ema"
+    found: dict[tuple[Any, ...], Measured] = {}
+    for folder in (run, *sorted([*run.glob("validate/*"), *run.glob("test/*")], key=lambda folder: folder.name)):
+        command = _command(folder)
+        for record in read_records(folder / FILE) if (folder / FILE).is_file() else ():
+            if (record.step, record.weights) == (step, kind):
+                found[record.axis, str(record.sampler), record.seed, record.denoised] = Measured(record, command)
+    return list(found.values())
+
+
+def training_of(run: Path) -> str:
+    """The command that trained a run; empty if it is not known."""
+    words = _words(run)
+    resumed = any(word.startswith("--ckpt_path") for word in words)
+    return _line(("fit", *_options(words[1:]))) if words[:1] == ["fit"] and not resumed else ""
+
+
+def _command(folder: Path) -> tuple[str, ...]:
+    words = _words(folder)
+    evaluated = words[:1] in (["test"], ["validate"])
+    return (words[0], *_options(words[1:])) if evaluated else ("validate",)  # which measures as training does
+
+
+def _words(folder: Path) -> list[str]:
+    """The command line that wrote a folder; none if it is not known."""
+    words = read_status(folder).get("arguments")
+    return words if isinstance(words, list) and all(isinstance(word, str) for word in words) else []
+
+
+def _options(words: Sequence[str]) -> list[str]:
+    """Options for another machine: without those of `NOT_ANSWERED`, and without folders."""
+    kept, left_out = list[str](), False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("-"):
+            left_out = name in NOT_ANSWERED
+        if not left_out:
+            last = kept[-1].lstrip("-").rpartition(".")[2] if kept else ""
+            cleaned = without_machine(value if equals else word, (name if equals else last).lstrip("-").rpartition(".")[2])
+            kept.append(f"{name}={cleaned}" if equals else str(cleaned))
+    return kept
+
+
+def _line(words: Sequence[str]) -> str:
+    return shlex.join(("python", "-m", "lightning_score", *words))
+
+
+def check_license(name: str | None) -> str:
+    """A license as the Hub names it.
+
+    Raises:
+        InputError: there is none, or it is not such a name.
+    """
+    listed = ", ".join(LICENSES)
+    require(bool(name), f"--license: a model card needs one; the common ones are {listed}")
+    known = name is not None and name.replace("-", "").replace(".", "").isalnum() and name == name.lower() and name.isascii()
+    require(known, f"--license {name}: must be an identifier in small letters; the common ones are {listed}")
+    return str(name)
+
+
+def license_of(folder: Path) -> str | None:
+    """The license in the head of the card in a folder, if there is one."""
+    text = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
+    head = re.match(r"---\s*\n(.*?)\n---", text[:LARGEST_CONFIG], re.DOTALL)
+    try:
+        found = load(head[1]) if head else {}
+    except yaml.YAMLError:
+        return None
+    license = found.get("license") if isinstance(found, dict) else None
+    return printable(license)[:80] if isinstance(license, str) else None
+
+
+def model_card(
+    config: Mapping[str, Any],
+    state: Mapping[str, Any],
+    records: Sequence[Measured],
+    license: str,
+    source: str,
+    weights: int,
+    training: str = "",
+    picture: bool = False,
+) -> str:
+    """The card of a model.
+
+    Args:
+        config: of its bundle.
+        state: of its bundle.
+        records: what was measured.
+        license: as the Hub names it.
+        source: what `--ckpt_path` is given for it, such as `hf://user/name`.
+        weights: their number.
+        training: the command that trained it.
+        picture: whether the bundle has a picture of samples.
+    """
+    shape, title = state["linked"].get("shape", []), str(config.get("name") or source.rpartition("/")[2])
+    trust = trust_for(config).split()
+    modules = trust[-1] if trust else ""
+    trusting = f", trust={modules.split(',')!r}" if trust else ""
+    again = [_line((each.command[0], "--ckpt_path", source, *trust, *each.command[1:])) for each in records]
+    sections = [
+        f"---\n{as_yaml(_front_matter(config, shape, records, license, title))}---",
+        f"# {_plain(title)}",
+        f"A score-based generative model of lightning_score {state['version']}, in PyTorch Lightning.",
+        f"![samples]({SAMPLES})" if picture else "",
+        _parts(config, state, shape, weights),
+        "## Samples",
+        _code(_line(("predict", "--ckpt_path", source, *trust, "--num_samples", "64"))),
+        _code(
+            "from lightning_score import ScoreModel\n\n"
+            f"model = ScoreModel.from_pretrained({source.removeprefix('hf://')!r}{trusting})\n"
+            "samples = model.sample(64, seed=0)",
+            "python",
+        ),
+        f"Its config names classes of {modules}, whose code is not part of it; `--trust` allows to import it."
+        if trust
+        else "",
+        "## Measurements",
+        _table([each.record for each in records]) if records else "Nothing has been measured of these weights.",
+        "## Reproduction" if again or training else "",
+        _code("\n".join(dict.fromkeys([training, *again])).strip()) if again or training else "",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _code(text: str, language: str = "bash") -> str:
+    return f"```{language}\n{text}\n```"
+
+
+def _table(records: Sequence[Record]) -> str:
+    head = ("metric", "value", "two standard errors", "perfect model", "samples", "evaluations", "sampler", "data", "seed")
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *map(_row, records)]
+    libraries = ", ".join(f"{name} {number}" for name, number in records[-1].versions.items())
+    note = (
+        "A perfect model scores the value in its column with as many samples. Evaluations are those of the network for each"
+    )
+    return "\n".join(lines) + f"\n\n{note} sample. Measured with {_plain(libraries)}."
+
+
+def _front_matter(
+    config: Mapping[str, Any], shape: Sequence[int], records: Sequence[Measured], license: str, title: str
+) -> dict[str, Any]:
+    """What the Hub reads: license, library, tags, and the numbers."""
+    image = len(shape) == 3 and not config["model"].get("conditional")
+    front: dict[str, Any] = {"license": license, "library_name": "lightning_score"}
+    front |= {"pipeline_tag": IMAGES} if image else {}
+    front["tags"] = ["lightning_score", "score-based-generative-model", "diffusion", "score-matching"]
+    by_data: dict[str, list[Record]] = {}
+    for each in records:
+        by_data.setdefault(_data(each.record), []).append(each.record)
+    results = [
+        {
+            "task": {"type": IMAGES if image else "other"},
+            "dataset": {"type": data.lower().replace(" ", "-"), "name": data},
+            "metrics": [{"type": each.metric, "name": each.metric, "value": each.value} for each in of_data],
+        }
+        for data, of_data in by_data.items()
+    ]
+    return front | ({"model-index": [{"name": title, "results": results}]} if results else {})
+
+
+def _parts(config: Mapping[str, Any], state: Mapping[str, Any], shape: Sequence[int], weights: int) -> str:
+    """A table of what the model is."""
+    model = config["model"]
+    given = (
+        "the condition of the data" if state["linked"].get("condition") else f"{state['linked'].get('num_classes')} classes"
+    )
+    rows = {
+        "data": f"{described(config['data'], False)}, examples of {' x '.join(map(str, shape))}",
+        "condition": given if model.get("conditional") else "none",
+        "network": f"{described(model.get('network'), False)}, {weights:,} weights",
+        "process": described(model.get("process")),
+        "parametrization": described(model.get("parametrization")),
+        "objective": described(model.get("objective"), False),
+        "sampler": described(model.get("sampler")),
+        "trained": f"{state['step']:,} steps; the weights are {state['weights']}",
+    }
+    return "| part | |\n|---|---|\n" + "".join(f"| {name} | {_plain(text)} |\n" for name, text in rows.items())
+
+
+def _row(record: Record) -> str:
+    error = "" if record.error is None else f"{2 * record.error:.2g}"
+    floor = "" if record.floor is None else f"{record.floor:.4g}"
+    cells = (record.metric, f"{record.value:.4g}", error, floor, record.n, f"{record.nfe:g}", described(record.sampler),
+             f"{_data(record)}, {record.split}", record.seed)  # fmt: skip
+    return f"| {' | '.join(_plain(str(cell)) for cell in cells)} |"
+
+
+def _data(record: Record) -> str:
+    return str(without_machine(record.data))
+
+
+def described(part: Any, arguments: bool = True) -> str:
+    """A part of a config, or the settings of a record, on one line: its class and what is not null, `VE(sigma_max=50.0)`."""
+    if isinstance(part, Mapping):
+        name = str(part.get("class_path", part.get("class", ""))).rpartition(".")[2]
+        inner = part.get("init_args", {name: value for name, value in part.items() if name not in ("class", "class_path")})
+        shown = [f"{key}={described(value)}" for key, value in (inner or {}).items() if value is not None]
+        return f"{name}({', '.join(shown)})" if arguments and (shown or not name) else name
+    if isinstance(part, float) and math.isfinite(part):
+        return f"{part:g}"
+    return (
+        f"[{', '.join(map(described, part))}]"
+        if isinstance(part, (list, tuple))
+        else "default"
+        if part is None
+        else str(part)
+    )
+
+
+def _plain(text: str) -> str:
+    """Text for a cell of a table, in which nothing is markup."""
+    text = " ".join(text.split())
+    for letter in "\\`*|<>[]":
+        text = text.replace(letter, f"\\{letter}")
+    return text
