@@ -2,7 +2,7 @@
 
 from lightning_score.observations.base import LinearOperator, Operator
 from lightning_score.observations.deepinv import DeepinvLinearPhysics, DeepinvPhysics
-from lightning_score.observations.files import read_observation, write_observation
+from lightning_score.observations.files import StoredObservation, read_observation, write_observation
 from lightning_score.observations.noise import GaussianNoise, ObservationNoise, PoissonNoise
 from lightning_score.observations.observation import Observation
 from lightning_score.observations.operators import BlockMean, Gray, Mask, Matrix
@@ -10,4 +10,4 @@ from lightning_score.observations.transforms import Blur, Composition, Fourier, 
 
 __all__ = ["BlockMean", "Blur", "Composition", "DeepinvLinearPhysics", "DeepinvPhysics", "Fourier", "GaussianNoise", "Gray",
            "LinearOperator", "Mask", "Matrix", "Observation", "ObservationNoise", "Operator", "PhaseRetrieval",
-           "PoissonNoise", "Radon", "read_observation", "write_observation"]  # fmt: skip
+           "PoissonNoise", "Radon", "StoredObservation", "read_observation", "write_observation"]  # fmt: skip
