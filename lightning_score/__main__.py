@@ -110,6 +110,11 @@ common options:
 {_SAMPLER}
 {_DEVICES}"""
 
+_TEST = f"""\
+{_MEASURE}
+  --posterior true                         calibration, coverage and errors of samples given observations, not FID;
+                                           needs --model.guidance; its numbers as --posterior.observations 64"""
+
 _TUNE = f"""\
 common options:
   --ckpt_path runs/ncsn/latest/last.ckpt   the checkpoint; it holds model, data and sampler, and options override them
@@ -126,7 +131,7 @@ _SCREENS = {
     "test": (
         _NEEDS_CHECKPOINT,
         "Measures a checkpoint in full: loss, FID, KID, precision, recall, or distances, and copies.",
-        _MEASURE,
+        _TEST,
     ),
     "tune": (_NEEDS_CHECKPOINT, "Derives the Langevin steps of a sampler from a trained model, for a budget.", _TUNE),
     "predict": (_NEEDS_CHECKPOINT, "Draws samples from a checkpoint, as PNG and NPZ.", _PREDICT),
