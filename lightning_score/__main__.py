@@ -15,6 +15,8 @@ commands:
   report     all runs on one page, for a browser:              report runs --serve
   gallery    pictures of all samplers on 2-D points:           gallery --ckpt_path runs/toy/latest/last.ckpt
   convert    another project's checkpoint to this one's:       convert --from score_sde checkpoint_26.pth converted.ckpt
+  push       a model to the Hugging Face Hub, with a card:     push runs/ncsn/latest user/digits --license mit
+  pull       a model of the Hub to a folder:                   pull user/digits
 
 `COMMAND --help` shows the options that people use. The shipped configs are ncsn, ddpm, vp_pc, conditional and toy, images
 and arrays for data of your own, and those in science, fashion_mnist, cifar10 and ncsnv2, such as fashion_mnist/edm16.

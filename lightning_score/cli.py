@@ -32,6 +32,8 @@ WITHOUT_TRAINER = {
     "report": "lightning_score.report.command",
     "gallery": "lightning_score.commands.gallery",
     "convert": "lightning_score.commands.convert",
+    "push": "lightning_score.commands.hub",
+    "pull": "lightning_score.commands.hub",
 }
 """The modules of the other commands, imported only when they run, with all their libraries; each has a function of the
 command's name.

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import CHAINS, CORRECTORS, GRIDS, PARAMETRIZATIONS, PREDICTORS, PROCESSES, MixtureScore, QuickNoise, concrete
 from floors import FILES, FLOORS, PACKAGE
+from hub_server import Hub
 from image_files import write_idx
 from peers import saved
 from PIL import Image
@@ -37,6 +38,8 @@ SHORT = {
     "convert": [],
     "sweep": ["--dry_run"],
     "report": [],
+    "push": [],
+    "pull": [],
 }
 FEWER = {"max_steps=1000": "max_steps=2", "model.sample(64": "model.sample(16", "Uniform(50)": "Uniform(2)"}
 ELSEWHERE = ("wandb", "torchrun", "srun")
@@ -105,9 +108,17 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub of this test's own."""
+    with Hub() as server:
+        server.serve(monkeypatch, tmp_path)
+        yield server
+
+
 @pytest.mark.slow
 @every_page
-def test_commands_and_code_run(page, folder, monkeypatch):
+def test_commands_and_code_run(page, folder, monkeypatch, hub):
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("WANDB_MODE", "disabled")

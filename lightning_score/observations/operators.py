@@ -3,15 +3,31 @@
 from abc import ABC
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_score.errors import require
+from lightning_score.files import LocalPath
 from lightning_score.observations.base import LinearOperator
+from lightning_score.observations.files import read_array
+from lightning_score.observations.solving import spectral_inverse
 from lightning_score.tensors import broadcast_to
+
+if TYPE_CHECKING:
+    Numbers = Tensor | Sequence[Any] | LocalPath
+else:
+    Numbers = Sequence[Any] | LocalPath  # on the command line, whose help would list all classes of tensors
+
+
+def numbers(given: Numbers) -> Tensor:
+    """Numbers that are given, or those of a PNG, NPY or NPZ file, without first axes of size 1."""
+    found = read_array(given) if isinstance(given, str) else torch.as_tensor(given)
+    while found.ndim > 1 and len(found) == 1:
+        found = found.squeeze(0)
+    return found
 
 
 class Averaging(LinearOperator, ABC):
@@ -31,15 +47,15 @@ class Mask(Averaging):
     """Some coordinates of a sample, (m,): A selects, so A A^T = I.
 
     Args:
-        mask: true or non-zero where it is observed, in the shape of a sample; axes of size 1 and missing first axes stand
-            for all, as a mask (H, W) for all channels.
+        mask: true or non-zero where it is observed, in the shape of a sample, or the path of a PNG, NPY or NPZ; axes of
+            size 1 and missing first axes stand for all, as a mask (H, W) for all channels.
 
     Raises:
         InputError: nothing is observed; in `check`: it does not fit the samples.
     """
 
-    def __init__(self, mask: Tensor | Sequence[Any]):
-        self.mask = torch.as_tensor(mask) != 0
+    def __init__(self, mask: Numbers):
+        self.mask = numbers(mask) != 0
         require(bool(self.mask.any()), "mask: all entries are zero, so nothing is observed; set some to 1")
 
     def check(self, shape: Sequence[int]) -> None:
@@ -100,14 +116,14 @@ class Matrix(LinearOperator):
     """Any matrix A (m, D) on the flattened sample, (m,); A A^T = U S^2 U^T by its singular values S, computed once.
 
     Args:
-        matrix: A, m rows of D numbers, D the size of a sample.
+        matrix: A, m rows of D numbers, D the size of a sample, or the path of an NPY or NPZ.
 
     Raises:
         InputError: it is not a matrix; in `check`: its rows are not as long as a sample.
     """
 
-    def __init__(self, matrix: Tensor | Sequence[Sequence[float]]):
-        self.matrix = torch.as_tensor(matrix, dtype=torch.float64)
+    def __init__(self, matrix: Numbers):
+        self.matrix = (read_array(matrix) if isinstance(matrix, str) else torch.as_tensor(matrix)).double()
         require(self.matrix.ndim == 2, f"matrix of shape {list(self.matrix.shape)}: must be [m, D], D the size of a sample")
         u, s, _ = torch.linalg.svd(self.matrix)
         self._u = u
@@ -121,6 +137,5 @@ class Matrix(LinearOperator):
         return x.flatten(1) @ self.matrix.to(x).mT
 
     def gram_solve(self, v: Tensor, r2: Tensor, s2: Tensor | float) -> Tensor:
-        u, eigenvalues = self._u.to(v), broadcast_to(r2, v) * self._s2.to(v) + broadcast_to(s2, v)
-        inverse = torch.where(eigenvalues > 0, 1 / eigenvalues, 0)
-        return (inverse * (v @ u)) @ u.mT
+        u = self._u.to(v)
+        return (spectral_inverse(self._s2.to(v), v, r2, s2) * (v @ u)) @ u.mT

@@ -35,6 +35,7 @@ FIRST = (
     "energy_distance",
     "bits_per_dim",
     "nats",
+    "crps",
 )
 """Kinds of measures in the order of importance; others follow."""
 LOSS = ("model.objective", "model.process", "data")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lightning.pytorch import Callback
 
-from lightning_score.callbacks import BitsPerDim, Ensembles, Evaluate, LangevinHealth, LossFloor, Nats, ScorePlot
+from lightning_score.callbacks import BitsPerDim, Ensembles, Evaluate, LangevinHealth, LossFloor, Nats, Posterior, ScorePlot
 from lightning_score.callbacks.pictures import pictured
 from lightning_score.data import ScoreData
 from lightning_score.metrics.manifold import Manifold
@@ -21,6 +21,19 @@ OF_CALLBACKS: dict[type[Callback], tuple[str, ...]] = {
         for prefix in ("test", "val")
         for name in ("crps", "crps_skill", "rank_deviation", "residual", "spread_skill")
         for suffix in ("", "_error", *(["_floor", "_limit"] if name == "rank_deviation" else []))
+    ),
+    Posterior: (
+        *("test/nfe", "test/sampling_seconds"),
+        *(
+            f"test/{name}{suffix}"
+            for name in (
+                *("crps", "crps_skill", "interval_50", "interval_90", "likelihood_rank_deviation", "posterior_distance"),
+                *("psnr", "rank_deviation", "residual", "residual_over_noise", "rmse", "spread_skill", "ssim"),
+                *("tarp_deviation", "z_score"),
+            )
+            for suffix in ("", "_error", *(["_floor", "_limit"] if name.endswith("_deviation") else []))
+        ),
+        "test/posterior_distance_floor",
     ),
     LangevinHealth: ("val/langevin_variance_ratio", "val/langevin_snr"),
     LossFloor: (

@@ -22,6 +22,7 @@ from lightning_score.observations import (
     Operator,
     PhaseRetrieval,
     Radon,
+    base,
 )
 
 SHAPES = [(2, 10), (2, 5, 6), (2, 3, 4, 5)]
@@ -82,10 +83,11 @@ def assert_close(found, expected, **tolerances):
 
 
 @every
-def test_operators_agree_with_their_matrices(shape, name):
+def test_operators_agree_with_their_matrices(shape, name, monkeypatch):
     """<A x, v> = <x, A^T v>; gram_solve is the dense solution for each row's r2 and s2, in any batch, and the pseudo-inverse
     for s2 = 0; it is symmetric, and so are its derivatives; lift is A^+; settings and copies are enough.
     """
+    monkeypatch.setattr(base, "LARGEST_DENSE", 0 if "blur" in name else 4096)
     original = operators(shape)[name]
     operator = pickle.loads(pickle.dumps(original))
     a, x = dense(original, shape), random(3, *shape)
@@ -219,8 +221,8 @@ def test_mistakes_have_one_clear_line():
         (lambda: made(lambda x: x, LinearOperator).gram_solve(torch.zeros(1, 2), torch.ones(()), 1.0), "observed_shape"),
         (lambda: Blur(0.0), "std=0.0: must be above 0"),
         (lambda: Blur(border="mirror"), "border=mirror: must be circular, reflect, zeros"),
-        (lambda: Blur(kernel=[[0.0]]), "kernel of shape .1, 1.: must hold finite numbers, not all"),
-        (lambda: Blur(kernel=[1.0, 2.0]).check(image), "must have 2 axes"),
+        (lambda: Blur(kernel=[[0.0]]), "kernel of shape .1.: must hold finite numbers, not all"),
+        (lambda: Blur(kernel=torch.ones(2, 2, 2)).check(image), "must have at most 2 axes"),
         (lambda: Blur(3.0, border="reflect").check(image), "border=reflect: a kernel of shape .25, 25."),
         (lambda: Blur().check(vector), "signals .C, L. and images"),
         (lambda: Fourier([0, 0]), "all entries are zero"),
@@ -229,13 +231,13 @@ def test_mistakes_have_one_clear_line():
         (lambda: Fourier([1, 0]).check(image), "mask of shape .2.: does not fit the shape .8, 8."),
         (lambda: Fourier(complex_images=True).check(image), "complex_images=true"),
         (lambda: Mask([0, 0]), "nothing is observed"),
-        (lambda: Mask([[1, 0]]).check(vector), "mask of shape .1, 2.: does not fit the shape .2."),
+        (lambda: Mask([[1, 0], [0, 1]]).check(vector), "mask of shape .2, 2.: does not fit the shape .2."),
         (lambda: Radon(0), "angles=0"),
         (lambda: Radon([]), "angles=.."),
         (lambda: Radon().check([3, 8]), "images .C, H, W. and volumes"),
         (lambda: PhaseRetrieval(0.5), "oversampling=0.5"),
         (lambda: Composition([]), "at least one"),
-        (lambda: Composition([Gray(), Mask([[1, 0]])]).check(image), "does not fit the shape .1, 8, 8."),
+        (lambda: Composition([Gray(), Mask([1, 0])]).check(image), "does not fit the shape .1, 8, 8."),
     ):
         with pytest.raises(InputError, match=words) as found:
             wrong()
