@@ -37,9 +37,8 @@ def numbers(name: str, given: Numbers) -> Tensor:
     except (TypeError, ValueError) as error:
         rows = "must be numbers, in rows of equal lengths, or the path of a PNG, NPY or NPZ"
         raise InputError(f"{name}={given!r:.60}: {rows}") from error
-    require(
-        found.numel() > 0 and bool(found.isfinite().all()), f"{name} of shape {list(found.shape)}: must be finite numbers"
-    )
+    fits = found.numel() > 0 and bool(found.isfinite().all())
+    require(fits, f"{name} of shape {list(found.shape)}: must be finite numbers")
     return found
 
 

@@ -95,7 +95,7 @@ def test_operators_agree_with_their_matrices(shape, name, monkeypatch):
     """<A x, v> = <x, A^T v>; gram_solve is the dense solution for each row's r2 and s2, in any batch, and the pseudo-inverse
     for s2 = 0; it is symmetric, and so are its derivatives; lift is A^+; settings and copies are enough.
     """
-    monkeypatch.setattr(base, "LARGEST_DENSE", 0 if "blur" in name else 4096)
+    monkeypatch.setattr(base, "LARGEST_DENSE", 0 if "blur" in name and len(shape) < 4 else 4096)
     original = operators(shape)[name]
     operator = pickle.loads(pickle.dumps(original))
     a, x = dense(original, shape), random(3, *shape)
@@ -210,7 +210,7 @@ def parsed(*words):
     parser.add_subclass_arguments(Operator, "operator")
     config = parser.parse_args([f"--operator{word}" for word in words])
     again = parser.parse_object(yaml.safe_load(parser.dump(config)))
-    return [parser.instantiate_classes(each).operator for each in (config, again)]
+    return [parser.instantiate(each).operator for each in (config, again)]
 
 
 def test_operators_are_made_by_the_command_line(tmp_path, monkeypatch):
@@ -246,7 +246,7 @@ def test_operators_travel_with_their_observations(name, tmp_path):
     stored = read_observation(str(tmp_path / "y.npz"))
     parser = ClassParser(exit_on_error=False)
     parser.add_subclass_arguments(Operator, "operator")
-    again = parser.instantiate_classes(parser.parse_object({"operator": stored.settings["operator"]})).operator
+    again = parser.instantiate(parser.parse_object({"operator": stored.settings["operator"]})).operator
     assert_close(again.apply(x), stored.y)
 
 
@@ -279,7 +279,7 @@ def test_mistakes_have_one_clear_line():
         (lambda: Blur(kernel=torch.ones(2, 2, 2)).check(image), "must have at most 2 axes"),
         (lambda: Blur(3.0, border="reflect").check(image), "border=reflect: a kernel of shape .25, 25."),
         (lambda: Blur().check(vector), "signals .C, L. and images"),
-        (lambda: Blur(kernel=[[1.0, 2.0], [1.0]]), "kernel=...1.0, 2.0., .1.0..: must be numbers, in rows of equal"),
+        (lambda: Blur(kernel=[[1.0, 2.0], [1.0]]), "kernel=..1.0, 2.0., .1.0..: must be numbers, in rows of equal"),
         (lambda: Mask(["a", "b"]), "mask=.'a', 'b'.: must be numbers"),
         (lambda: Mask([1.0, math.nan]), "mask of shape .2.: must be finite"),
         (lambda: Mask("none.png"), "none.png: does not exist"),
