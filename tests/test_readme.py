@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import CHAINS, CORRECTORS, GRIDS, PARAMETRIZATIONS, PREDICTORS, PROCESSES, MixtureScore, QuickNoise, concrete
 from floors import FILES, FLOORS, PACKAGE
+from hub_server import Hub
 from image_files import write_idx
 from peers import saved
 from PIL import Image
@@ -33,10 +34,13 @@ SHORT = {
     "grid": [],
     "tune": ["--num_samples=8"],
     "langevin": ["--num_samples=50"],
+    "evaluate": [],
     "gallery": ["--num_samples=20"],
     "convert": [],
     "sweep": ["--dry_run"],
     "report": [],
+    "push": [],
+    "pull": [],
 }
 FEWER = {"max_steps=1000": "max_steps=2", "model.sample(64": "model.sample(16", "Uniform(50)": "Uniform(2)"}
 ELSEWHERE = ("wandb", "torchrun", "srun")
@@ -95,6 +99,7 @@ def folder(tmp_path_factory):
             Image.fromarray(image).save(f"photos/{i}.png")
         np.save("spectra.npy", np.zeros((2, 64)))
         np.save("signals.npy", np.random.RandomState(0).randn(80, 1, 64))
+        np.savez("others.npz", arr_0=np.random.RandomState(0).randint(0, 256, (80, 8, 8, 1)).astype(np.uint8))
         np.savez("half.npz", x=np.full((1, 1, 8, 8), 255, np.uint8))
         Image.fromarray(np.repeat(np.uint8([[0], [255]]), 4, 0).repeat(8, 1)).save("mask.png")
         peer = Path("vp/cifar10_ddpmpp_continuous")
@@ -105,9 +110,17 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub of this test's own."""
+    with Hub() as server:
+        server.serve(monkeypatch, tmp_path)
+        yield server
+
+
 @pytest.mark.slow
 @every_page
-def test_commands_and_code_run(page, folder, monkeypatch):
+def test_commands_and_code_run(page, folder, monkeypatch, hub):
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("WANDB_MODE", "disabled")

@@ -46,8 +46,8 @@ class Fit(TrainerCommand):
             arguments, paths = super().complete(given), given.get("--ckpt_path")
             require(
                 self.checkpoint is None or "optimizer_states" in self.checkpoint,
-                f"--ckpt_path {''.join(paths[-1:])}: holds weights without the state of the optimizer, so training cannot resume "
-                "from it; give a checkpoint that `fit` wrote, as last.ckpt, or train anew by --config",
+                f"--ckpt_path {''.join(paths[-1:])}: holds weights without the state of the optimizer, so training cannot "
+                "resume from it; give a checkpoint that `fit` wrote, as last.ckpt, or train anew by --config",
             )
             return arguments
         arguments, self.checkpoint = resume(given, self.resumed, trusted_modules(given))

@@ -32,6 +32,7 @@ STATE = "lightning_score"
 LARGEST_CONFIG = 1 << 20
 """Most bytes of a config."""
 FORMAT = 1
+Kind = Literal["averaged", "raw"]
 SECRET = re.compile(r"(^|_)(token|secret|password|passwd|api_?key|access_?key|credentials?)$", re.IGNORECASE)
 """Names of settings whose text is not passed on."""
 TOKEN = re.compile(r"\b(hf|gh[pousr]|sk|wandb_v1|glpat|xox[abps])[_-][\w-]{16,}|\bAKIA[A-Z0-9]{16}\b")
@@ -60,7 +61,7 @@ def write_bundle(
     checkpoint: Mapping[str, Any],
     card: str,
     samples: bytes = b"",
-    weights: Literal["averaged", "raw"] = "averaged",
+    weights: Kind = "averaged",
 ) -> None:
     """Writes a bundle, whole or not at all: weights of the model alone, the settings of model, data and evaluation, and what
     the data need to draw samples, as constants of their standardization. Paths keep only their last part.
@@ -90,7 +91,7 @@ def write_bundle(
 
 
 def passed_on(
-    checkpoint: Mapping[str, Any], weights: Literal["averaged", "raw"] = "averaged"
+    checkpoint: Mapping[str, Any], weights: Kind = "averaged"
 ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
     """The config, the weights and the state that a bundle of a checkpoint has.
 
@@ -98,6 +99,8 @@ def passed_on(
         InputError: no config describes the model.
     """
     arguments: dict[str, Any] = checkpoint.get("hyper_parameters", {})
+    whole = {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys()
+    require(whole, "this is not a checkpoint of ScoreModel but of another model or program")
     described = isinstance(checkpoint.get("config"), dict) and arguments.get("_instantiator") is not None
     require(described, "the checkpoint has no config, for its model was built in Python; train it by `fit` to pass it on")
     given: dict[str, Any] = checkpoint["config"]
@@ -229,8 +232,8 @@ def without_machine(value: Any, name: str = "") -> Any:
         if address.scheme != "file":
             return urlunsplit((address.scheme, address.netloc.rpartition("@")[2], address.path, "", ""))
         value = address.path
-    if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute():
-        if name == "key":  # of an array in a file
-            return value
-        value = value.rstrip("/\\")
-    return ABSOLUTE.sub(r"\1", value)
+    whole = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute() or value.startswith("~")
+    if whole and name == "key":  # of an array in a file
+        return value
+    last = ABSOLUTE.sub(r"\1", value.rstrip("/\\") if whole else value)
+    return f"./{last}" if whole and "." in last else last  # as a path: x.npy alone could be the name of a class

@@ -1,16 +1,20 @@
 """Model cards: what a model is, what was measured of it, and how to measure that again."""
 
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_score.errors import require
-from lightning_score.runs.bundle import SAMPLES, as_yaml, without_machine
+import yaml
+
+from lightning_score.errors import printable, require
+from lightning_score.runs.bundle import CARD, LARGEST_CONFIG, SAMPLES, as_yaml, without_machine
 from lightning_score.runs.records import FILE, Record, read_records
 from lightning_score.runs.status import read_status
 from lightning_score.runs.trust import trust_for
+from lightning_score.runs.yaml_files import load
 
 LICENSES = ("mit", "apache-2.0", "bsd-3-clause", "gpl-3.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
             "openrail", "other")  # fmt: skip
@@ -93,6 +97,18 @@ def check_license(name: str | None) -> str:
     known = name is not None and name.replace("-", "").replace(".", "").isalnum() and name == name.lower() and name.isascii()
     require(known, f"--license {name}: must be an identifier in small letters; the common ones are {listed}")
     return str(name)
+
+
+def license_of(folder: Path) -> str | None:
+    """The license in the head of the card in a folder, if there is one."""
+    text = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
+    head = re.match(r"---\s*\n(.*?)\n---", text[:LARGEST_CONFIG], re.DOTALL)
+    try:
+        found = load(head[1]) if head else {}
+    except yaml.YAMLError:
+        return None
+    license = found.get("license") if isinstance(found, dict) else None
+    return printable(license)[:80] if isinstance(license, str) else None
 
 
 def model_card(
@@ -211,7 +227,7 @@ def _row(record: Record) -> str:
 
 
 def _data(record: Record) -> str:
-    return str(without_machine(record.data))
+    return str(without_machine(record.data)).removeprefix("./")
 
 
 def described(part: Any, arguments: bool = True) -> str:

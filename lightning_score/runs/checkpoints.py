@@ -15,6 +15,7 @@ from lightning_score.errors import InputError, one_line, require
 from lightning_score.files import read_tensors, replacing
 from lightning_score.runs.bundle import is_bundle, read_bundle
 from lightning_score.runs.old_names import with_new_names
+from lightning_score.runs.pretrained import find_checkpoint, pretrained
 
 CONFIGS = {"config", "hyper_parameters", "datamodule_hyper_parameters"}
 """Entries of a checkpoint that name classes."""
@@ -66,17 +67,20 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """An undamaged checkpoint, or the bundle in a folder, on the CPU: tensors and plain values; no code is run.
+    """An undamaged checkpoint, the bundle in a folder, or the model of this name in the package, on the CPU: tensors and
+    plain values; no code is run.
 
     Raises:
         InputError: it is missing, damaged, not a checkpoint, or holds code.
     """
+    file = find_checkpoint(file)
     found = read_bundle(file) if is_bundle(file) else _read(file)
     return found | {name: with_new_names(found[name]) for name in CONFIGS & found.keys()}
 
 
 def _read(file: Path) -> dict[str, Any]:
-    require(file.exists(), f"{file}: there is no such file; runs/NAME/latest/last.ckpt is the newest")
+    known = f"the package has {', '.join(pretrained())}"
+    require(file.exists(), f"{file}: there is no such file; runs/NAME/latest/last.ckpt is the newest of a run, {known}")
     require(not file.is_dir(), f"{file}: this is a folder; give the file in it, as last.ckpt")
     require(file.is_file(), f"{file}: not a file; runs/NAME/latest/last.ckpt is the newest")
     verify_checksums(file)

@@ -4,7 +4,7 @@ import inspect
 import math
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from lightning_score.commands.parser import Parser
 from lightning_score.errors import require
 from lightning_score.runs.pretrained import pinned
 from lightning_score.sweep.attempts import SLOT
+from lightning_score.sweep.charts import pareto_charts
 from lightning_score.sweep.cli import run_sweep, sweep_parser
+from lightning_score.sweep.drawing import draw_charts
 from lightning_score.sweep.folder import FILE
 from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.processes import PATIENCE, Interruption
 from lightning_score.sweep.results import Results, difference, format_number
-from lightning_score.sweep.rows import setting_text, state_text
+from lightning_score.sweep.rows import setting_text, short_name, state_text
 from lightning_score.sweep.spec import Sweep, from_entries
 from lightning_score.sweep.study import METRICS, Study
 from lightning_score.sweep.summary import collect_results, write_summary
@@ -57,13 +59,14 @@ def benchmark(arguments: Arguments) -> None:
     command = LoadedCommand(given)
     spec = _sweep(command, options, given)
     words = [f"--runs={options.runs}", f"--name={spec.name}"]
+    conclude = partial(_conclude, _own(command), command.made["evaluate"].repeats)
     with stopping.patience(), Interruption(at_once=True, patience=3 * PATIENCE) as interruption:
         run_sweep(
             spec,
             Path(FILE),
             sweep_parser().parse_args(words),
             interruption,
-            partial(_conclude, command.made["evaluate"].repeats),
+            conclude,
         )
         if interruption.requested:
             raise SystemExit(interruption.code)
@@ -97,8 +100,7 @@ def _parameters(command: LoadedCommand, wanted: str, steps: list[int]) -> dict[s
     known = {name for name, kind in kinds.items() if issubclass(kind, sampling.Predictor | sampling.Sampler)}
     if not {*names} <= {OWN, *known}:
         return _from_file(wanted, sorted(known))
-    own = command.config["model"]["sampler"]
-    own = {} if own is None else own.as_dict()
+    own = _own(command)
     values: list[Any] = []
     for name in names:
         if name == OWN:
@@ -108,6 +110,12 @@ def _parameters(command: LoadedCommand, wanted: str, steps: list[int]) -> dict[s
         else:
             values += _samplers(name, own, steps, command)
     return {"model.sampler": {"values": values}}
+
+
+def _own(command: LoadedCommand) -> dict[str, Any]:
+    """The settings of the checkpoint's sampler; empty for the default one."""
+    own = command.config["model"]["sampler"]
+    return {} if own is None else own.as_dict()
 
 
 def _samplers(name: str, own: Mapping[str, Any], steps: list[int], command: LoadedCommand) -> Iterator[dict[str, Any]]:
@@ -125,7 +133,7 @@ def _samplers(name: str, own: Mapping[str, Any], steps: list[int], command: Load
     for n in steps:
         if levels is None or not to_clean_data or n <= len(levels):
             inner = {**(grid.get("init_args") or {}), "steps": n}
-            arguments = {"predictor": name, "corrector": None, "grid": {**grid, "init_args": inner}}
+            arguments = {"predictor": name, "grid": {**grid, "init_args": inner}}
             arguments["denoise"] = denoise or ("LastMean" if to_clean_data else "Tweedie")
             yield {"class_path": "PredictorCorrector", "init_args": arguments}
 
@@ -160,28 +168,62 @@ class Benchmark(Results):
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Titles and lines; differences are to the best."""
         front, best = {row.number for row in self.front()}, self.ranked[:1]
-        titles = [*self.varied, "NFE", "images/s", "seconds", "memory GB", "GPU GB", self.metric, "+-", "to the best", "+-"]
+        memory = [name for name in MEMORY if any(name in found for found in self.metrics.values())]
+        titles = ["trial", *self.varied, "NFE", "images/s", "seconds", *(name.partition("/")[2] for name in memory),
+                  self.metric, "+-", "to the best", "+-", "front", "state"]  # fmt: skip
         lines = []
         for row in sorted(self.rows, key=lambda row: (row.state != "complete", row.values.get(SECONDS, math.inf))):
-            found = self.metrics.get(row.number, {})
-            seconds, memory = row.values.get(SECONDS, math.nan), (found.get(name, math.nan) for name in MEMORY)
+            seconds, found = row.values.get(SECONDS, math.nan), self.metrics.get(row.number, {})
             gap, error = difference(row, best[0]) if best and row is not best[0] else (math.nan, math.nan)
-            speed = row.n * self.repeats / seconds
-            numbers = (row.nfe, speed, seconds, *memory, row.value, 2 * row.error, gap, 2 * error)
-            settings = (setting_text(row.settings.get(name, "")) for name in self.varied)
+            numbers = (row.nfe, row.n * self.repeats / seconds, seconds, *(found.get(name, math.nan) for name in memory),
+                       row.value, 2 * row.error, gap, 2 * error)  # fmt: skip
+            settings = (str(row.settings.get(name, "")) for name in self.varied)
             on_front = "yes" if row.number in front else ""
-            lines.append([*settings, *map(format_number, numbers), on_front, state_text(row)])
-        return [*titles, "front", "state"], lines
+            lines.append([str(row.number), *settings, *map(format_number, numbers), on_front, state_text(row)])
+        return titles, lines
 
 
-def _conclude(repeats: int, spec: Sweep, study: Study, folder: Path) -> None:
-    """Writes and prints the results of a sweep with a number of sampling seeds."""
+def _conclude(own: Any, repeats: int, spec: Sweep, study: Study, folder: Path) -> None:
+    """Writes and prints the results.
+
+    Args:
+        own: the settings of the checkpoint's sampler.
+        repeats: sampling seeds of each trial.
+        spec: the sweep.
+        study: its trials.
+        folder: for the files.
+    """
     found = collect_results(spec, study)
     metrics = {trial.user_attrs.get(SLOT, trial.number): trial.user_attrs.get(METRICS, {}) for trial in study.trials()}
-    shown = Benchmark(**vars(found), metrics=metrics, repeats=repeats)
+    rows = [replace(row, settings=_short(row.settings, own)) for row in found.rows]
+    names = dict.fromkeys(name for row in rows for name in row.settings)
+    varied = [name for name in names if len({row.settings.get(name) for row in rows}) > 1] or [*names][:1]
+    shown = Benchmark(**vars(found) | {"rows": rows, "varied": varied}, metrics=metrics, repeats=repeats)
     if shown.ranked:
-        shown.again = f"python -m lightning_score {shlex.join(spec.arguments(shown.ranked[0].settings).command_line())}"
-    write_summary(shown, shown, folder)
+        best = next(row for row in found.rows if row.number == shown.ranked[0].number)
+        shown.again = f"python -m lightning_score {shlex.join(spec.arguments(best.settings).command_line())}"
+    write_summary(found, shown, folder, _draw)
+
+
+def _draw(found: Results, folder: Path) -> list[Path]:
+    """The distance against seconds with two standard errors and the front."""
+    return draw_charts(pareto_charts(found, colored=True), found.name, found.varied, folder)
+
+
+def _short(settings: Mapping[str, Any], own: Any) -> dict[str, str]:
+    """The settings of a trial for its row: the sampler, or its predictor and corrector, its grid, and what else there is."""
+    short = {short_name(name): setting_text(value) for name, value in settings.items()}
+    sampler = settings.get("model.sampler")
+    if not isinstance(sampler, Mapping):
+        return short
+    inner = sampler.get("init_args") or {}
+    parts = [setting_text(inner[name]) for name in ("predictor", "corrector") if inner.get(name)]
+    if sampler == own:
+        parts = [f"{OWN} ({' + '.join(part.partition('(')[0] for part in parts or [setting_text(sampler)])})"]
+    others = {name: value for name, value in inner.items() if name in ("step_size", "steps") and not parts}
+    text = ", ".join([" + ".join(parts) or setting_text({"class_path": sampler.get("class_path", "")}),
+                      *(f"{name}={value}" for name, value in others.items())])  # fmt: skip
+    return {**short, "sampler": text, "grid": setting_text(inner["grid"]) if inner.get("grid") else ""}
 
 
 def _parser() -> Parser:

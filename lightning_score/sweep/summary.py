@@ -130,13 +130,16 @@ def summarize_wandb(path: str, runs: str) -> None:
     publish(means, write_summary(found, means, folder), path, folder)
 
 
-def write_summary(found: Results, means: Results, folder: Path) -> list[Path]:
+def write_summary(
+    found: Results, means: Results, folder: Path, draw: Callable[[Results, Path], list[Path]] = draw
+) -> list[Path]:
     """Writes tables and figures and prints the summary; returns the figures.
 
     Args:
         found: the trials.
         means: the same with one row for all training seeds.
         folder: for the files.
+        draw: draws the figures.
     """
     files = {"summary.md": markdown(means), TABLE: found.csv(), **({MEANS: means_csv(means)} if means.folds else {})}
     for name, text in files.items():

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.trainer.states import TrainerFn
@@ -22,8 +20,6 @@ from lightning_score.networks import Network
 from lightning_score.networks.grid import channels_last
 from lightning_score.objective import DenoisingScoreMatching, Objective
 from lightning_score.process import NoiseProcess
-from lightning_score.runs.bundle import as_checkpoint_file, is_bundle
-from lightning_score.runs.trust import made_from
 from lightning_score.sampling.diverged import DivergenceMonitor
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.sampler import Observer, PredictorCorrector, Sampler, Samples
@@ -34,6 +30,7 @@ from lightning_score.tensors import without_missing
 from lightning_score.training.conditions import Conditions, NetworkCallable, in_turn
 from lightning_score.training.inference import FittingBatches, completed, inference, whole
 from lightning_score.training.learned_times import check_grid, learn_times
+from lightning_score.training.loading import Loadable
 from lightning_score.training.optimization import Optimization
 from lightning_score.training.prior import check_prior
 from lightning_score.training.steps import Draws, MeanLoss, log_at_steps_done, require_batch
@@ -45,7 +42,7 @@ again, as in `load_from_checkpoint(path, network=..., process=...)`. Of one buil
 """
 
 
-class ScoreModel(LightningModule):
+class ScoreModel(Loadable):
     """A score model: network, noise process and parametrization, trained by an objective and sampled by a sampler.
 
     Args:
@@ -118,17 +115,6 @@ class ScoreModel(LightningModule):
         self.use(sampler, guidance)
         self._optimization = Optimization(optimizer, lr_scheduler)
         self.draws, self._mean_loss, self._batches = Draws(), MeanLoss(), FittingBatches()
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: str | Path, *args: Any, trust: Sequence[str] = (), **kwargs: Any
-    ) -> "ScoreModel":
-        """As Lightning's, but every byte is checked, no code is run, and other packages' modules need the user's `trust`.
-        The path may also be that of a bundle, the folder of a model that was passed on.
-        """
-        with made_from(checkpoint_path, cls, trust, kwargs) as made:
-            source = as_checkpoint_file(checkpoint_path) if is_bundle(checkpoint_path) else checkpoint_path
-            return super().load_from_checkpoint(source, *args, **{**made, **kwargs, "weights_only": True})
 
     def use(self, sampler: Sampler | None, guidance: Guidance | None) -> None:
         """Replaces the sampler (null: reverse diffusion with 1000 steps) and the guidance (null: none).
