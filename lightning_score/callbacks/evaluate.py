@@ -87,7 +87,7 @@ class Evaluate(Periodic):
 
     def __init__(
         self,
-        features: list[Features] | Features | None = None,
+        features: Features | list[Features] | None = None,
         num_samples: int = 1000,
         seed: int = 1,
         batch_size: int = 1024,
@@ -134,7 +134,7 @@ class Evaluate(Periodic):
 
     def measure_nothing(self) -> None:
         """Turns it off."""
-        self.features, self.distances, self.metric = None, [], None
+        self.features, self.distances, self.metric = [], [], None
 
     def chosen(self, data: ScoreData, test: bool = False) -> list[Distance]:
         """The distances that `test`, or `fit` and `validate`, measure."""

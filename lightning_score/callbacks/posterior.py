@@ -181,7 +181,7 @@ class Posterior(EnsembleCallback):
         operator, found, step = self._observed.operator, self.last.found(), f"step {trainer.global_step}, "
         histograms = {"the truth": self.last.histogram()}
         if not self._exact:
-            histograms["the likelihood of the truth"] = self.last.histogram("likelihood")
+            histograms["the likelihood"] = self.last.histogram("likelihood")
         figure = calibration_figure(self.last.coverage("distances"), histograms)
         deviation, score, rmse = (found[name].estimate.value for name in ("tarp_deviation", "z_score", "rmse"))
         publish(trainer, "coverage", figure_picture(figure), f"{step}TARP deviation {deviation:.3f}")

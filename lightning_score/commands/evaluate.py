@@ -9,7 +9,7 @@ from lightning_score.callbacks import Posterior
 from lightning_score.commands.arguments import Arguments, Option
 from lightning_score.commands.summary import print_evaluation
 from lightning_score.commands.trainer import TrainerCommand, as_list
-from lightning_score.errors import InputError
+from lightning_score.errors import InputError, require
 
 
 class Evaluation(TrainerCommand):
@@ -69,6 +69,9 @@ class Test(Evaluation):
 
 def _switched(option: Option) -> Option:
     """`--posterior`, or true or false as its value, as the parser takes it."""
-    words = {(): "{}", ("true",): "{}", ("false",): "null"}
-    value = words.get(tuple(each.lower() for each in option.values)) if option.name == "--posterior" else None
-    return option if value is None else Option(option.name, (value,), True)
+    if option.name != "--posterior":
+        return option
+    value = {"": "{}", "true": "{}", "false": "null"}.get(" ".join(option.values).lower(), " ".join(option.values))
+    known = value == "null" or "{" in value or value.endswith("Posterior")
+    require(known, f"--posterior {value}: must be true or false; its numbers are options, as --posterior.observations 64")
+    return Option(option.name, (value,), True)
