@@ -87,7 +87,7 @@ class Evaluate(Periodic):
 
     def __init__(
         self,
-        features: list[Features] | Features | None = None,
+        features: Features | list[Features] | None = None,
         num_samples: int = 1000,
         seed: int = 1,
         batch_size: int = 1024,

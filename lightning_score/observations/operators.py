@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_score.errors import require
+from lightning_score.errors import InputError, require
 from lightning_score.files import LocalPath
 from lightning_score.observations.base import LinearOperator
 from lightning_score.observations.files import read_array
@@ -22,12 +22,31 @@ else:
     Numbers = Sequence[Any] | LocalPath  # on the command line, whose help would list all classes of tensors
 
 
-def numbers(given: Numbers) -> Tensor:
-    """Numbers that are given, or those of a PNG, NPY or NPZ file, without first axes of size 1."""
-    found = read_array(given) if isinstance(given, str) else torch.as_tensor(given)
-    while found.ndim > 1 and len(found) == 1:
-        found = found.squeeze(0)
+def numbers(name: str, given: Numbers) -> Tensor:
+    """Finite numbers that are given, or those of a PNG, NPY or NPZ file.
+
+    Args:
+        name: of the argument, for errors.
+        given: the numbers.
+
+    Raises:
+        InputError: they are no finite numbers, or the file cannot be read.
+    """
+    try:
+        found = read_array(given) if isinstance(given, str) else torch.as_tensor(given)
+    except (TypeError, ValueError) as error:
+        rows = "must be numbers, in rows of equal lengths, or the path of a PNG, NPY or NPZ"
+        raise InputError(f"{name}={given!r:.60}: {rows}") from error
+    fits = found.numel() > 0 and bool(found.isfinite().all())
+    require(fits, f"{name} of shape {list(found.shape)}: must be finite numbers")
     return found
+
+
+def without_first_ones(values: Tensor) -> Tensor:
+    """Without first axes of size 1, as the file of a gray image has them."""
+    while values.ndim > 1 and len(values) == 1:
+        values = values.squeeze(0)
+    return values
 
 
 class Averaging(LinearOperator, ABC):
@@ -55,7 +74,7 @@ class Mask(Averaging):
     """
 
     def __init__(self, mask: Numbers):
-        self.mask = numbers(mask) != 0
+        self.mask = without_first_ones(numbers("mask", mask) != 0)
         require(bool(self.mask.any()), "mask: all entries are zero, so nothing is observed; set some to 1")
 
     def check(self, shape: Sequence[int]) -> None:
@@ -123,7 +142,7 @@ class Matrix(LinearOperator):
     """
 
     def __init__(self, matrix: Numbers):
-        self.matrix = (read_array(matrix) if isinstance(matrix, str) else torch.as_tensor(matrix)).double()
+        self.matrix = numbers("matrix", matrix).double()
         require(self.matrix.ndim == 2, f"matrix of shape {list(self.matrix.shape)}: must be [m, D], D the size of a sample")
         u, s, _ = torch.linalg.svd(self.matrix)
         self._u = u

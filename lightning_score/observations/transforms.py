@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lightning_score.errors import require
 from lightning_score.observations.base import LinearOperator, Operator
-from lightning_score.observations.operators import Numbers, numbers, require_mask
+from lightning_score.observations.operators import Numbers, numbers, require_mask, without_first_ones
 from lightning_score.observations.solving import spectral_inverse
 
 MODES = {"circular": "circular", "reflect": "reflect", "zeros": "constant"}
@@ -49,9 +49,8 @@ class Blur(LinearOperator):
         self.std, self.kernel, self.border = std, None, border
         self._transform: tuple[Any, Tensor] | None = None
         if kernel is not None:
-            self.kernel = numbers(kernel).double()
-            fits = self.kernel.numel() > 0 and bool(self.kernel.isfinite().all()) and bool(self.kernel.any())
-            require(fits, f"kernel of shape {list(self.kernel.shape)}: must hold finite numbers, not all of them zero")
+            self.kernel = without_first_ones(numbers("kernel", kernel).double())
+            require(bool(self.kernel.any()), f"kernel of shape {list(self.kernel.shape)}: all entries are zero")
 
     def _kernel(self, dimensions: int) -> Tensor:
         if self.kernel is not None:
@@ -138,7 +137,7 @@ class Fourier(LinearOperator):
     ):
         require(1 <= acceleration < math.inf, f"acceleration={acceleration}: must be 1 (all frequencies) or more, as in 4")
         require(0 <= center <= 1, f"center={center}: must be from 0 to 1, the share of frequencies that is always sampled")
-        self.mask = None if mask is None else numbers(mask) != 0
+        self.mask = None if mask is None else without_first_ones(numbers("mask", mask) != 0)
         require(
             self.mask is None or bool(self.mask.any()), "mask: all entries are zero, so nothing is sampled; set some to 1"
         )

@@ -232,8 +232,8 @@ def without_machine(value: Any, name: str = "") -> Any:
         if address.scheme != "file":
             return urlunsplit((address.scheme, address.netloc.rpartition("@")[2], address.path, "", ""))
         value = address.path
-    if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute():
-        if name == "key":  # of an array in a file
-            return value
-        value = value.rstrip("/\\")
-    return ABSOLUTE.sub(r"\1", value)
+    whole = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute() or value.startswith("~")
+    if whole and name == "key":  # of an array in a file
+        return value
+    last = ABSOLUTE.sub(r"\1", value.rstrip("/\\") if whole else value)
+    return f"./{last}" if whole and "." in last else last  # as a path: x.npy alone could be the name of a class

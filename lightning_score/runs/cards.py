@@ -227,7 +227,7 @@ def _row(record: Record) -> str:
 
 
 def _data(record: Record) -> str:
-    return str(without_machine(record.data))
+    return str(without_machine(record.data)).removeprefix("./")
 
 
 def described(part: Any, arguments: bool = True) -> str:
