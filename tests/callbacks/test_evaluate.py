@@ -33,7 +33,6 @@ from lightning_score.process import VP, BetaTable, SigmaTable
 from lightning_score.runs.records import FILE, Record, append_record, by_axis, metric_name, read_records
 from lightning_score.score.parametrization import Denoised
 
-
 OF_DRAWING = ("sampling_seconds", "memory_gb", "gpu_memory_gb")
 """Metrics of the machine, which differ from run to run."""
 
