@@ -48,8 +48,8 @@ def entry_of(run: Run) -> dict[str, Any]:
 def values(run: Run) -> dict[str, float]:
     """The numbers of a run: `steps`, `seconds`, `hours`, `nfe`; the best and the last (`_last`) of every measure and curve.
 
-    Of the measures of one kind `fid` is that of the most samples, in the first features, after training if there is one; each
-    also has its full name, `fid_digits_898`. `loss` is that of the validation, else that of the training.
+    Of the measures of one kind `fid` is that of the most samples, in the first features, after training if there is one;
+    each also has its full name, `fid_digits_898`. `loss` is that of the validation, else that of the training.
     """
     numbers = {"steps": float(run.step), "seconds": run.seconds, "hours": run.seconds / 3600}
     for name, curve in run.curves.items():
