@@ -133,7 +133,7 @@ PROCESSES = [p for p in concrete(process, process.NoiseProcess) if p is process.
 """One of the chains, which differ in their betas only, stands for all."""
 PARAMETRIZATIONS = concrete(parametrization, parametrization.Parametrization)
 PREDICTORS = [kind for kind in concrete(sampling, sampling.Predictor) if kind not in (sampling.Restart, sampling.DiffPIR)]
-"""All but Restart, which needs levels of the process, and DiffPIR, which needs an observation: they have tests of their own."""
+"""All but Restart, which needs levels of the process, and DiffPIR, which needs an observation: each has a test file."""
 CORRECTORS = concrete(sampling, sampling.Corrector)
 GRIDS = concrete(sampling, sampling.TimeGrid)
 

@@ -150,7 +150,7 @@ def draw_bands(columns: Values, band: Band, names: Sequence[str], channels: Sequ
         "given": {"color": "tab:orange", "lw": 1, "drawstyle": "steps-mid"},
         "observed": {"color": "tab:orange", "lw": 0, "marker": ".", "zorder": 3},
         "truth": {"color": "black", "lw": 1, "marker": marker},
-        "mean": {"color": "tab:blue", "lw": 1.5, "marker": marker},
+        "mean": {"color": "tab:blue", "lw": 1.5},
         "median": {"color": "tab:blue", "lw": 1, "ls": "--"},
         "drawn": {"color": "tab:blue", "lw": 0.6, "alpha": 0.5, "zorder": 1},
     }

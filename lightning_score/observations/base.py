@@ -62,7 +62,7 @@ class LinearOperator(Operator):
     """A linear map A from samples to observations; its adjoint is autograd's, its equations are solved numerically."""
 
     _known: tuple[Any, Tensor, Tensor] | None = None
-    """What was last asked of A A^T, its eigenvectors and its eigenvalues."""
+    """For what A A^T was last solved, its eigenvectors and its eigenvalues."""
 
     def _check_observed(self, y: Tensor) -> None:
         error, size = (y[2] - y[0] - y[1]).abs().max(), y.abs().max()
@@ -91,10 +91,10 @@ class LinearOperator(Operator):
         with torch.inference_mode(False):
             v = v if v.requires_grad else v.clone()
             if v[0].numel() <= LARGEST_DENSE:
-                key = (shape, v.shape[1:], v.dtype)
+                key = (shape, v.shape[1:], v.dtype, v.device)
                 if self._known is None or self._known[0] != key:
                     self._known = key, *eigensystem(lambda u: self.apply(self.adjoint(u, shape)), v)
-                basis, eigenvalues = (part.to(v) for part in self._known[1:])
+                _, basis, eigenvalues = self._known
                 flat = v.flatten(1)
                 return ((spectral_inverse(eigenvalues, flat, r2, s2) * (flat @ basis)) @ basis.mT).reshape(v.shape)
             scale, shift = (broadcast_to(c, v).detach().clone() for c in (r2, s2))

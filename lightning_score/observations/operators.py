@@ -32,8 +32,9 @@ def numbers(name: str, given: Numbers) -> Tensor:
     Raises:
         InputError: they are no finite numbers, or the file cannot be read.
     """
+    values = read_array(given) if isinstance(given, str) else given
     try:
-        found = read_array(given) if isinstance(given, str) else torch.as_tensor(given)
+        found = torch.as_tensor(values)
     except (TypeError, ValueError) as error:
         rows = "must be numbers, in rows of equal lengths, or the path of a PNG, NPY or NPZ"
         raise InputError(f"{name}={given!r:.60}: {rows}") from error

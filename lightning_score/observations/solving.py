@@ -25,7 +25,7 @@ def spectral_inverse(eigenvalues: Tensor | float, v: Tensor, r2: Tensor, s2: Ten
 
 
 def eigensystem(gram: Callable[[Tensor], Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
-    """The eigenvectors (m, m), in columns, and the eigenvalues (m,) of A A^T, in 64 bits; what is lost in rounding is 0.
+    """The eigenvectors (m, m), in columns, and the eigenvalues (m,) of A A^T; what is lost in rounding is 0.
 
     Args:
         gram: v -> A A^T v, (B, ...).
@@ -37,7 +37,7 @@ def eigensystem(gram: Callable[[Tensor], Tensor], like: Tensor) -> tuple[Tensor,
         matrix = torch.cat([gram(part).flatten(1) for part in unit.split(AT_ONCE)]).cpu().double()
         eigenvalues, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
     lost = eigenvalues <= m * torch.finfo(like.dtype).eps * eigenvalues[-1]
-    return vectors, eigenvalues.where(~lost, 0)
+    return vectors.to(like), eigenvalues.where(~lost, 0).to(like)
 
 
 class Solution(torch.autograd.Function):

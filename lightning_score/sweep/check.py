@@ -192,12 +192,7 @@ class _Checks:
         config = command.config
         for metric in metric_names(self._sweep.objectives, self._sweep.constraints):
             self._check_metric(metric, config["trainer"], evaluate, as_list(callbacks))
-        drawing = {
-            **config.as_dict(),
-            "evaluate": evaluate,
-            "samples": config["samples"],
-            "trainer": {"callbacks": callbacks},
-        }
+        drawing = {**vars(config), "evaluate": evaluate, "trainer": {"callbacks": as_list(callbacks)}}
         cost = SamplingCost(command.cli.command, command.model, drawing, command.datamodule)
         plain = _as_json({name: value for name, value in config.as_dict().items() if name not in PLACES})
         return _Checked(plain, cost.n, cost.evaluations, config["model"]["guidance"] is not None)
