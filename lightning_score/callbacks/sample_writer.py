@@ -54,7 +54,7 @@ class SampleWriter(Callback):
         self._data, self._progressive, self._labels, self._given = data, progressive, labels, given
         self._observed = observed
         self._parts: list[tuple[Tensor, ...]] = []
-        self._nfe, self._seed = 0.0, 0
+        self._seed = 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Refuses more samples than fit on the disk, before any is drawn.
@@ -76,8 +76,9 @@ class SampleWriter(Callback):
         """Keeps the samples with their numbers, in main memory."""
         x = _storable(outputs.x)
         raw = x if outputs.raw is outputs.x else _storable(outputs.raw)
-        self._parts.append((batch[0].cpu(), x, raw, *(cond.cpu() for cond in batch[2:])))
-        self._nfe, self._seed = outputs.nfe, int(batch[1][0])
+        nfe = torch.full((len(x),), outputs.nfe, dtype=torch.float64)
+        self._parts.append((batch[0].cpu(), x, raw, nfe, *(cond.cpu() for cond in batch[2:])))
+        self._seed = int(batch[1][0])
         if self._progressive and batch_idx == 0 and trainer.is_global_zero:
             indices, cond = batch[0][: self._progressive], batch[2][: self._progressive] if len(batch) > 2 else None
             strip = Strip(pl_module, self._data, self._progressive)
@@ -93,12 +94,13 @@ class SampleWriter(Callback):
         if not trainer.is_global_zero:
             return
         indices, *drawn = (torch.cat(tensors) for tensors in zip(*chain.from_iterable(parts), strict=True))
-        x, raw, *cond = (tensor[indices.argsort()] for tensor in drawn)
+        x, raw, each_nfe, *cond = (tensor[indices.argsort()] for tensor in drawn)
+        nfe = float(each_nfe.mean())
         stored = self._data.to_reference(x)
         if stored.is_floating_point():
             x, raw = stored.to(x.dtype), self._data.to_reference(raw).to(x.dtype)
         folder = Path(trainer.default_root_dir)
-        arrays: dict[str, Any] = {"x": x.numpy(), "seed": self._seed, "nfe": self._nfe}
+        arrays: dict[str, Any] = {"x": x.numpy(), "seed": self._seed, "nfe": nfe}
         if in_pixels(self._data):
             images = stored if stored.dtype == torch.uint16 else drawable(self._data, stored)
             arrays["images"] = images.permute(0, 2, 3, 1).numpy()
@@ -112,7 +114,7 @@ class SampleWriter(Callback):
             arrays |= self._posteriors(self._observed, x, indices.sort().values, folder)
         with replacing(folder / "samples.npz") as temporary:
             np.savez_compressed(temporary, **arrays)
-        caption = f"{min(len(x), IN_PICTURE)} samples, seed {self._seed}, NFE {self._nfe:g}"
+        caption = f"{min(len(x), IN_PICTURE)} samples, seed {self._seed}, NFE {nfe:g}"
         given = cond[0][:IN_PICTURE] if cond and not labeled else None
         save_picture(sample_picture(self._data, stored[:IN_PICTURE], self._labels, given), folder / "samples.png", caption)
 
@@ -120,7 +122,7 @@ class SampleWriter(Callback):
         """Draws the posteriors of the observations and returns their summaries, in the units of samples x."""
         index, n = observed.of(numbers), len(observed.y)
         found = Posteriors.of(x, index, n)
-        caption = f"posteriors of {n} observations, {observed.each} samples each, seed {self._seed}, NFE {self._nfe:g}"
+        caption = f"posteriors of {n} observations, {observed.each} samples each, seed {self._seed}, NFE {nfe:g}"
         save_picture(posterior_picture(self._data, observed, found, x, index), folder / "posterior.png", caption)
         arrays = {"observation": index, "y": observed.y, **found._asdict()}
         return {name: values.numpy() for name, values in arrays.items()}
