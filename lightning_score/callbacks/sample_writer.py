@@ -54,7 +54,7 @@ class SampleWriter(Callback):
         self._data, self._progressive, self._labels, self._given = data, progressive, labels, given
         self._observed = observed
         self._parts: list[tuple[Tensor, ...]] = []
-        self._seed = 0
+        self._nfe, self._seed = 0.0, 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Refuses more samples than fit on the disk, before any is drawn.
@@ -94,13 +94,13 @@ class SampleWriter(Callback):
         if not trainer.is_global_zero:
             return
         indices, *drawn = (torch.cat(tensors) for tensors in zip(*chain.from_iterable(parts), strict=True))
-        x, raw, each_nfe, *cond = (tensor[indices.argsort()] for tensor in drawn)
-        nfe = float(each_nfe.mean())
+        x, raw, nfe, *cond = (tensor[indices.argsort()] for tensor in drawn)
+        self._nfe = float(nfe.mean())
         stored = self._data.to_reference(x)
         if stored.is_floating_point():
             x, raw = stored.to(x.dtype), self._data.to_reference(raw).to(x.dtype)
         folder = Path(trainer.default_root_dir)
-        arrays: dict[str, Any] = {"x": x.numpy(), "seed": self._seed, "nfe": nfe}
+        arrays: dict[str, Any] = {"x": x.numpy(), "seed": self._seed, "nfe": self._nfe}
         if in_pixels(self._data):
             images = stored if stored.dtype == torch.uint16 else drawable(self._data, stored)
             arrays["images"] = images.permute(0, 2, 3, 1).numpy()
@@ -114,7 +114,7 @@ class SampleWriter(Callback):
             arrays |= self._posteriors(self._observed, x, indices.sort().values, folder)
         with replacing(folder / "samples.npz") as temporary:
             np.savez_compressed(temporary, **arrays)
-        caption = f"{min(len(x), IN_PICTURE)} samples, seed {self._seed}, NFE {nfe:g}"
+        caption = f"{min(len(x), IN_PICTURE)} samples, seed {self._seed}, NFE {self._nfe:g}"
         given = cond[0][:IN_PICTURE] if cond and not labeled else None
         save_picture(sample_picture(self._data, stored[:IN_PICTURE], self._labels, given), folder / "samples.png", caption)
 
@@ -122,7 +122,7 @@ class SampleWriter(Callback):
         """Draws the posteriors of the observations and returns their summaries, in the units of samples x."""
         index, n = observed.of(numbers), len(observed.y)
         found = Posteriors.of(x, index, n)
-        caption = f"posteriors of {n} observations, {observed.each} samples each, seed {self._seed}, NFE {nfe:g}"
+        caption = f"posteriors of {n} observations, {observed.each} samples each, seed {self._seed}, NFE {self._nfe:g}"
         save_picture(posterior_picture(self._data, observed, found, x, index), folder / "posterior.png", caption)
         arrays = {"observation": index, "y": observed.y, **found._asdict()}
         return {name: values.numpy() for name, values in arrays.items()}
