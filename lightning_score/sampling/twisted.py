@@ -114,7 +114,7 @@ class _TwistedStep(SamplerStep):
     """Weights the samples of time t, resamples them, and moves them to s by the predictor's step of the posterior score."""
 
     evaluations = 1
-    batch_independent = False
+    batch_independent, needs_observation = False, True
 
     def __init__(self, predictor: Predictor, groups: _Groups):
         self.predictor, self.groups = predictor, groups
