@@ -36,8 +36,9 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def pinned(path: str) -> str:
-    """A path that does not change when links do; the name of a model of the package stays."""
-    return path if find_checkpoint(path).is_relative_to(FOLDER) else os.path.realpath(path)
+    """A path that does not change when links do; the name of a model of the package stays, as does what is missing."""
+    found = find_checkpoint(path)
+    return path if found.is_relative_to(FOLDER) or not found.exists() else os.path.realpath(path)
 
 
 def weights_of(path: str | Path) -> Path:
