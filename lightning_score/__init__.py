@@ -39,7 +39,7 @@ _NAMES = {
     "lightning_score.sampling.likelihood": "Dequantization bits_per_dim log_likelihood",
     "lightning_score.data": "ScoreData ImageData CIFAR10 Digits FashionMNIST GaussianMixture ImageFolder MNIST",
     "lightning_score.metrics": "Features DigitFeatures FashionFeatures InceptionFeatures ModuleFeatures RawFeatures",
-    "lightning_score.callbacks": "EMA BitsPerDim Ensembles Evaluate LossFloor Nats SampleGrid ScorePlot",
+    "lightning_score.callbacks": "EMA BitsPerDim Ensembles Evaluate LossFloor Nats Posterior SampleGrid ScorePlot",
     "lightning_score.errors": "InputError",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}

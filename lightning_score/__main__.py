@@ -6,6 +6,7 @@ commands:
   fit        train a model; measure samples and FID:           fit --config configs/ncsn.yaml
   validate   held-out loss, samples and FID of a checkpoint:   validate --ckpt_path runs/ncsn/latest/last.ckpt
   test       loss, FID, KID, recall ... of a checkpoint:       test --ckpt_path runs/ncsn/latest/last.ckpt
+  evaluate   the same measures of samples that others drew:    evaluate samples.npz --data Digits
   predict    draw samples from a checkpoint, as PNG and NPZ:   predict --ckpt_path runs/ncsn/latest/last.ckpt
   schedule   noise levels and step size from the data:         schedule --config configs/ncsn.yaml
   langevin   samples of a density of your own, by MCMC:        langevin --density Banana --sampler.step_size 1e-2
@@ -41,12 +42,19 @@ usage: python -m lightning_score {command} {required} [options]
 
 more:
   {command} --help all
-      every option: trainer, model, data, callbacks
-  {command} {required} --model.sampler.help AnnealedLangevin
+      every option: {all}
+  {command} {required} {more}
+"""
+
+_MORE = """\
+--model.sampler.help AnnealedLangevin
       the options of one part; in the same way --model.process.help VP, --model.network.help UNet, --data.help Digits
   {command} {required} --print_config
-      the whole configuration, with every default
-"""
+      the whole configuration, with every default"""
+
+_MORE_OF_SAMPLES = """\
+--data.help Digits
+      the options of one part"""
 
 _SAMPLER = """\
   --model.sampler AnnealedLangevin         or PredictorCorrector, ConsistentAnnealedLangevin, LangevinDynamics,
@@ -58,10 +66,14 @@ _CHECKPOINT = """\
                                            digits/ncsn, /ddpm, /vp_pc or /conditional, or fashion_mnist/edm16
   --output FOLDER                          a new folder for the results; next to the checkpoint by default"""
 
-_EVALUATION = """\
+_FEATURES = """\
+  --evaluate.features InceptionFeatures    or SpatialFeatures, DINOv2Features, CLIPFeatures, DigitFeatures,
+                                           FashionFeatures, ModuleFeatures, RawFeatures; several as "[A, B]"
+  --evaluate.distances "[Histogram]"       or SlicedWasserstein, EnergyDistance, PowerSpectrum; without features"""
+
+_EVALUATION = f"""\
   --evaluate.num_samples 50000             samples for FID and the other metrics
-  --evaluate.features InceptionFeatures    or DigitFeatures, FashionFeatures, ModuleFeatures, RawFeatures
-  --evaluate.distances "[Histogram]"       or SlicedWasserstein, EnergyDistance, PowerSpectrum; without features
+{_FEATURES}
   --evaluate.repeats 3                     mean over so many sampling seeds"""
 
 _DEVICES = """\
@@ -114,6 +126,21 @@ common options:
 {_SAMPLER}
 {_DEVICES}"""
 
+_TEST = f"""\
+{_MEASURE}
+  --posterior true                         calibration, coverage and errors of samples given observations, not FID;
+                                           needs --model.guidance; its numbers as --posterior.observations 64"""
+
+_OF_OTHERS = f"""\
+common options:
+  --data Digits                            or FashionMNIST, MNIST, CIFAR10, GaussianMixture, ImageFolder, ImageStream,
+                                           Arrays, ArrayStream; the data that samples are compared with
+  --config ncsn                            takes data and features from a config, or from a run's config.yaml
+{_FEATURES}
+  --evaluate.reference adm.npz             a reference batch of ADM's evaluator, or statistics, in place of the data
+  --num_samples 50000                      the first samples; all by default
+  --output FOLDER                          a new folder for the results; in runs/NAME/evaluate by default"""
+
 _TUNE = f"""\
 common options:
   --ckpt_path runs/ncsn/latest/last.ckpt   the checkpoint; it holds model, data and sampler, and options override them
@@ -130,7 +157,12 @@ _SCREENS = {
     "test": (
         _NEEDS_CHECKPOINT,
         "Measures a checkpoint in full: loss, FID, KID, precision, recall, or distances, and copies.",
-        _MEASURE,
+        _TEST,
+    ),
+    "evaluate": (
+        "SAMPLES --data DATA",
+        "Measures images in a folder or zip, or an NPZ of images, arr_0 or x, as test measures those of a model.",
+        _OF_OTHERS,
     ),
     "tune": (_NEEDS_CHECKPOINT, "Derives the Langevin steps of a sampler from a trained model, for a budget.", _TUNE),
     "predict": (_NEEDS_CHECKPOINT, "Draws samples from a checkpoint, as PNG and NPZ.", _PREDICT),
@@ -166,7 +198,10 @@ def first_screen(arguments: list[str]) -> str | None:
     if len(arguments) != 2 or arguments[0] not in _SCREENS or arguments[1] not in ("-h", "--help"):
         return None
     required, summary, options = _SCREENS[arguments[0]]
-    return _SCREEN.format(command=arguments[0], required=required, summary=summary, options=options)
+    names = {"command": arguments[0], "required": required}
+    of_samples = arguments[0] == "evaluate"
+    more, every = (_MORE_OF_SAMPLES, "data, measures") if of_samples else (_MORE, "trainer, model, data, callbacks")
+    return _SCREEN.format(**names, summary=summary, options=options, more=more.format(**names), all=every)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from lightning_score.runs.wandb_logger import TERMINATED, fail_trial, finish_run
 from lightning_score.sweep.macros import from_agent
 
 WITHOUT_TRAINER = {
+    "evaluate": "lightning_score.commands.measure",
     "schedule": "lightning_score.commands.schedule",
     "langevin": "lightning_score.commands.langevin",
     "grid": "lightning_score.commands.grid",
@@ -42,7 +43,7 @@ COMMANDS = (*TRAINER_COMMANDS, *WITHOUT_TRAINER)
 
 def run(words: list[str]) -> int:
     """Runs one command; a mistake of the user is one line on stderr and exit code 2."""
-    with recording_console(words) if words[:1] and words[0] in TRAINER_COMMANDS else nullcontext():
+    with recording_console(words) if words[:1] and words[0] in (*TRAINER_COMMANDS, "evaluate") else nullcontext():
         return _run_explaining(words)
 
 

@@ -1,6 +1,7 @@
 """Reading files safely and writing them atomically."""
 
 import csv
+import hashlib
 import io
 import os
 import re
@@ -137,6 +138,15 @@ def _require_unpacked(file: Path, most: int) -> None:
     with ZipFile(file) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
     require(size <= most, f"{file}: unpacks to {size:,} bytes; at most {most:,} are read")
+
+
+def file_hash(file: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        for part in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def cache_folder() -> Path:

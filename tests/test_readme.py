@@ -41,6 +41,7 @@ SHORT = {
     "grid": [],
     "tune": ["--num_samples=8"],
     "langevin": ["--num_samples=50"],
+    "evaluate": [],
     "gallery": ["--num_samples=20"],
     "convert": [],
     "sweep": ["--dry_run"],
@@ -106,6 +107,8 @@ def folder(tmp_path_factory):
             Image.fromarray(image).save(f"photos/{i}.png")
         np.save("spectra.npy", np.zeros((2, 64)))
         np.save("signals.npy", np.random.RandomState(0).randn(80, 1, 64))
+        np.savez("others.npz", arr_0=np.random.RandomState(0).randint(0, 256, (80, 8, 8, 1)).astype(np.uint8))
+        np.save("y.npy", np.full((1, 1, 8, 8), 0.2, np.float32))
         np.savez("half.npz", x=np.full((1, 1, 8, 8), 255, np.uint8))
         Image.fromarray(np.repeat(np.uint8([[0], [255]]), 4, 0).repeat(8, 1)).save("mask.png")
         peer = Path("vp/cifar10_ddpmpp_continuous")

@@ -11,6 +11,7 @@ from lightning_score.callbacks.langevin_health import LangevinHealth, LevelHealt
 from lightning_score.callbacks.loss_floor import LossFloor
 from lightning_score.callbacks.loss_guard import LossGuard
 from lightning_score.callbacks.measurement import Evaluation
+from lightning_score.callbacks.posterior import Posterior
 from lightning_score.callbacks.progress import StepProgress
 from lightning_score.callbacks.sample_grid import SampleGrid
 from lightning_score.callbacks.sample_writer import SampleWriter
@@ -18,5 +19,5 @@ from lightning_score.callbacks.score_plot import ScorePlot
 from lightning_score.callbacks.system_metrics import SystemMetrics
 
 __all__ = ["EMA", "BestCheckpoint", "BitsPerDim", "Ensembles", "Evaluate", "Evaluation", "LangevinHealth", "LastCheckpoint",
-           "LevelHealth", "LossFloor", "LossGuard", "Nats", "SampleGrid", "SampleWriter", "ScorePlot", "StepProgress",
-           "SystemMetrics"]  # fmt: skip
+           "LevelHealth", "LossFloor", "LossGuard", "Nats", "Posterior", "SampleGrid", "SampleWriter", "ScorePlot",
+           "StepProgress", "SystemMetrics"]  # fmt: skip

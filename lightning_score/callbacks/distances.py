@@ -9,13 +9,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 from lightning_score.callbacks.pictures import figure_picture, publish
 from lightning_score.callbacks.plots import drawable_text
 from lightning_score.data import ScoreData
 from lightning_score.metrics import Distance, EnergyDistance, Histogram, PowerSpectrum, SlicedWasserstein
 from lightning_score.metrics.distances import Curves
-from lightning_score.metrics.summaries import DistanceTotals, Summaries
+from lightning_score.metrics.summaries import Summaries
 from lightning_score.runs.records import Record, metric_name, settings_of
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def automatic_distances(data: ScoreData, slow: bool) -> list[Distance]:
 def measures(evaluate: Any, data: ScoreData) -> bool:
     """Whether the options of `Evaluate`, or an instance of it, ask for samples of a model of these data."""
     distances = automatic_distances(data, slow=True) if evaluate.distances is None else evaluate.distances
-    return evaluate.features is not None or len(distances) > 0
+    return evaluate.features not in (None, []) or len(distances) > 0
 
 
 def record_of(blank: Record, reference: Summaries) -> Record:
@@ -65,13 +66,20 @@ def record_of(blank: Record, reference: Summaries) -> Record:
     )
 
 
-def publish_curves(trainer: Trainer, data: ScoreData, totals: DistanceTotals, caption: str) -> None:
-    """Writes and logs the pictures of the distances that have one."""
-    for reference, kept in zip(totals.references, totals.kept, strict=True):
-        if reference.distance.picture:
-            figure = curves_figure(reference.curves(kept), reference.curves(reference.data), data.names, data.units)
-            picture = figure_picture(figure)
-            publish(trainer, reference.distance.picture, picture, f"{caption}: {reference.n} samples and the data")
+def publish_curves(trainer: Trainer, data: ScoreData, reference: Summaries, kept: Tensor, caption: str) -> None:
+    """Writes and logs the picture of a distance, if it has one.
+
+    Args:
+        trainer: the trainer.
+        data: the data.
+        reference: the data as the distance sees them.
+        kept: summaries of samples.
+        caption: what the samples are.
+    """
+    if reference.distance.picture:
+        figure = curves_figure(reference.curves(kept), reference.curves(reference.data), data.names, data.units)
+        picture = figure_picture(figure)
+        publish(trainer, reference.distance.picture, picture, f"{caption}: {reference.n} samples and the data")
 
 
 def curves_figure(samples: Curves, data: Curves, names: Sequence[str], units: str) -> "Figure":

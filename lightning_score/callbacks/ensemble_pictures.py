@@ -1,6 +1,6 @@
 """Pictures of ensembles: their rank histogram, and a few conditions with truth, mean, spread and samples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -12,9 +12,10 @@ from lightning_score.callbacks.mosaics import Group, Row, Scale, Values, color_s
 from lightning_score.callbacks.pictures import figure_picture, strip_picture
 from lightning_score.callbacks.plots import Shown, to_values
 from lightning_score.data import ScoreData
-from lightning_score.metrics.calibration import RankHistogram
+from lightning_score.metrics.calibration import Coverage, RankHistogram
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SHOWN = 8
@@ -23,6 +24,8 @@ CURVES, CHANNELS = 6, 3
 """Conditions and channels in a picture of signals."""
 MEMBERS, IN_FIELDS = 6, 3
 """Samples of each, and of fields."""
+BAND: dict[str, Any] = {"color": "tab:orange", "alpha": 0.35, "label": "95 % of calibrated models"}
+"""The looks of a band."""
 
 
 def summary(members: Tensor) -> Tensor:
@@ -35,23 +38,49 @@ def rank_figure(histogram: RankHistogram, spread_skill: float) -> "Figure":
     """The shares of ranks over the band in which those of a calibrated model are."""
     from matplotlib.figure import Figure  # takes a second to import
 
-    n = len(histogram.shares)
     figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.add_subplot(xlabel=f"rank of the truth among {n - 1} samples", ylabel="share of truths")
+    axes = figure.add_subplot(ylabel="share of truths")
+    draw_ranks(axes, histogram)
+    axes.set_title(f"{axes.get_title()}; spread / error {spread_skill:.2f}", fontsize=9)
+    return figure
+
+
+def draw_ranks(axes: "Axes", histogram: RankHistogram, of: str = "the truth") -> None:
+    """Draws a rank histogram over the band of calibrated models."""
+    n = len(histogram.shares)
     shares, low, high = (part.numpy() for part in histogram[:3])
+    axes.set_xlabel(f"rank of {of} among {n - 1} samples")
     axes.bar(range(n), shares, width=0.8, color="tab:blue")
-    band: dict[str, Any] = {"color": "tab:orange", "alpha": 0.35, "width": 1.0, "label": "95 % of calibrated models"}
-    axes.bar(range(n), high - low, bottom=low, **band)
+    axes.bar(range(n), high - low, bottom=low, width=1.0, **BAND)
     axes.axhline(1 / n, color="tab:orange", lw=1)
     axes.set_ylim(0, 1.25 * max(*shares, *high))
     axes.locator_params(axis="x", integer=True)
     axes.legend(loc="upper center")
-    axes.set_title(
-        f"deviation {histogram.deviation:.3f} (calibrated: {histogram.calibrated:.3f}, 95 % below {histogram.limit:.3f}); "
-        f"spread / error {spread_skill:.2f}",
-        fontsize=9,
-    )
+    axes.set_title(_deviation_title(histogram), fontsize=9)
+
+
+def calibration_figure(coverage: Coverage, histograms: Mapping[str, RankHistogram]) -> "Figure":
+    """TARP's coverage over its band, and rank histograms, each with what it is of."""
+    from matplotlib.figure import Figure  # takes a second to import
+
+    figure = Figure(figsize=(4 * (1 + len(histograms)), 3.8), layout="constrained")
+    first, *others = figure.subplots(1, 1 + len(histograms))
+    x, y, low, high = (part.numpy() for part in coverage[:4])
+    first.fill_between(x, low, high, lw=0, **BAND)
+    first.plot([0, 1], [0, 1], color="tab:orange", lw=1)
+    first.plot(x, y, color="tab:blue", lw=1.5, label="coverage")
+    first.set_xlabel("credibility of balls about random points")
+    first.set_ylabel("share of truths inside")
+    first.set_title(_deviation_title(coverage), fontsize=9)
+    first.set_aspect("equal")
+    first.legend(loc="upper left")
+    for axes, (of, histogram) in zip(others, histograms.items(), strict=True):
+        draw_ranks(axes, histogram, of)
     return figure
+
+
+def _deviation_title(found: RankHistogram | Coverage) -> str:
+    return f"deviation {found.deviation:.3f} (calibrated: {found.calibrated:.3f}, 95 % below {found.limit:.3f})"
 
 
 def ensemble_picture(data: ScoreData, truths: Tensor, given: Tensor | None, shown: Tensor) -> Image.Image:
@@ -121,7 +150,7 @@ def draw_bands(columns: Values, band: Band, names: Sequence[str], channels: Sequ
         "given": {"color": "tab:orange", "lw": 1, "drawstyle": "steps-mid"},
         "observed": {"color": "tab:orange", "lw": 0, "marker": ".", "zorder": 3},
         "truth": {"color": "black", "lw": 1, "marker": marker},
-        "mean": {"color": "tab:blue", "lw": 1.5, "marker": marker},
+        "mean": {"color": "tab:blue", "lw": 1.5},
         "median": {"color": "tab:blue", "lw": 1, "ls": "--"},
         "drawn": {"color": "tab:blue", "lw": 0.6, "alpha": 0.5, "zorder": 1},
     }

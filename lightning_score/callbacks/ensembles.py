@@ -57,16 +57,21 @@ class EnsembleCallback(Periodic, ABC):
         seed: seed of the examples and of the samples.
         batch_size: samples drawn at once on each device.
         in_fit: whether it measures in `fit` and `validate`, too.
-        of_members: the name of the argument M.
+        names: the names of the arguments K and M.
+        subject: what records add to the name of their reference.
+        logs_cost: whether it logs evaluations and seconds, which `Evaluate` does elsewhere.
     """
 
     in_fit = False
-    of_members = "members"
+    logs_cost = False
+    names = "conditions", "members"
+    subject = ""
 
     def __init__(self, conditions: int, members: int, seed: int, batch_size: int):
         require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
         self.conditions, self.members, self.seed, self.batch_size = conditions, members, seed, batch_size
         self.last: EnsembleScores | None = None
+        self._seconds = 0.0  # spent on sampling
 
     def check(self, data: ScoreData) -> None:
         """Raises `InputError` unless the data can be used."""
@@ -80,7 +85,7 @@ class EnsembleCallback(Periodic, ABC):
         particles = model.sampler.particles
         require(
             self.members % particles == 0,
-            f"{self.of_members}={self.members}: must be a multiple of the sampler's particles={particles}, which depend on "
+            f"{self.names[1]}={self.members}: must be a multiple of the sampler's particles={particles}, which depend on "
             "one another",
         )
 
@@ -110,7 +115,7 @@ class EnsembleCallback(Periodic, ABC):
         """The examples with what they are compared by."""
         return truths
 
-    def drawing(self, model: ScoreModel, truths: Truths) -> AbstractContextManager[None]:
+    def drawing(self, model: ScoreModel, truths: Truths, members: int) -> AbstractContextManager[None]:
         """The context in which the model draws."""
         return nullcontext()
 
@@ -126,25 +131,28 @@ class EnsembleCallback(Periodic, ABC):
 
     @torch.inference_mode()
     def _evaluate(self, trainer: Trainer, pl_module: ScoreModel, prefix: str) -> None:
-        start, before, data = time.monotonic(), pl_module.score_function.evaluations, data_of(trainer)
+        before, data, self._seconds = pl_module.score_function.evaluations, data_of(trainer), 0.0
         k, members = (2, min(4, self.members)) if fast_dev_run(trainer) else (self.conditions, self.members)
         truths = self.prepared(data, pl_module, self._truths(data, k, pl_module.takes_condition))
-        with self.drawing(pl_module, truths):
+        with self.drawing(pl_module, truths, members):
             self.last, shown = self._scores(trainer, pl_module, truths, members)
         n = self.last.conditions * self.last.members
         template = replace(
             blank_record(data, trainer.global_step, n),
-            split=f"held out, {self.last.members} samples each",
+            split=f"held out, {self.last.members} samples each{self.subject}",
             sampler=settings_of(pl_module.sampler) | {"guidance": settings_of(pl_module.guidance)},
             nfe=(pl_module.score_function.evaluations - before) * trainer.world_size / n,
             seed=self.seed,
-            seconds=time.monotonic() - start,
+            seconds=self._seconds,
         )
         found = self.last.found()
         for name, ((value, error, jackknife), floor, _) in found.items():
             record = replace(template, metric=name, value=value, error=error, jackknife=list(jackknife))
             store(trainer, record if floor is None else replace(record, floor=floor, floor_n=n))
         self._log(pl_module, prefix, found)
+        if self.logs_cost:
+            cost = {f"{prefix}/nfe": template.nfe, f"{prefix}/sampling_seconds": template.seconds}
+            pl_module.log_dict(cost, rank_zero_only=True)
         if writes_files(trainer):
             self.publish(trainer, data, truths, shown)
 
@@ -173,7 +181,7 @@ class EnsembleCallback(Periodic, ABC):
         parts = torch.arange(trainer.global_rank, n, trainer.world_size).split(max(1, self.batch_size // members))
         visible = trainer.is_global_zero and trainer.progress_bar_callback is not None
         with fail_together(trainer):
-            for part in tqdm(parts, desc=f"{n} conditions x {members} samples", leave=False, disable=not visible):
+            for part in tqdm(parts, desc=f"{n} {self.names[0]} x {members} samples", leave=False, disable=not visible):
                 drawn = self._draw(model, part, truths.given, members)
                 for k, x, samples in zip(
                     part.tolist(), drawn.split(members), data.to_reference(drawn).split(members), strict=True
@@ -190,7 +198,10 @@ class EnsembleCallback(Periodic, ABC):
         numbers = (part[:, None] * members + torch.arange(members)).flatten()
         batches = numbers.split(whole(self.batch_size, model.sampler.particles))
         conditions = [None if given is None else given[batch // members] for batch in batches]
-        return torch.cat([model.draw(n.tolist(), self.seed, c).x for n, c in zip(batches, conditions, strict=True)])
+        start = time.monotonic()
+        drawn = [model.draw(n.tolist(), self.seed, c).x for n, c in zip(batches, conditions, strict=True)]
+        self._seconds += time.monotonic() - start
+        return torch.cat(drawn)
 
     def _log(self, pl_module: ScoreModel, prefix: str, found: Mapping[str, Score]) -> None:
         entries: dict[str, float] = {}

@@ -1,34 +1,43 @@
 """Measures the samples of a model during training and afterwards."""
 
-import hashlib
 import time
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
 from lightning_score.callbacks.base import Periodic, data_of, fast_dev_run, find_callback, writes_files
-from lightning_score.callbacks.distances import automatic_distances, publish_curves, record_of
+from lightning_score.callbacks.distances import automatic_distances
 from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.loss_guard import measuring
-from lightning_score.callbacks.measurement import Evaluation, Measurement, blank_record, measurements, store
-from lightning_score.callbacks.pictures import in_pixels, kept_of, neighbor_picture, picture_in_turn, pictured, publish
-from lightning_score.callbacks.sampling_pass import SamplingPass, SamplingResult
+from lightning_score.callbacks.measurement import (
+    AsDistance,
+    Evaluation,
+    InFeatures,
+    Measure,
+    Measurement,
+    blank_record,
+    measurements,
+    store,
+)
+from lightning_score.callbacks.pictures import in_pixels, kept_of, neighbor_picture, pictured, publish
+from lightning_score.callbacks.sampling_pass import FromModel, SamplingPass, SamplingResult, Source
 from lightning_score.data import ScoreData
+from lightning_score.data.sample_files import check_writable, write_images
 from lightning_score.errors import require
 from lightning_score.files import LocalPath
-from lightning_score.metrics import Distance, Estimate, Features, nearest_neighbors, read_npz
-from lightning_score.metrics.reference import Reference, check_fit, reference_statistics
-from lightning_score.metrics.summaries import Summaries, summaries_of
-from lightning_score.metrics.totals import KINDS
-from lightning_score.runs.records import Record, metric_name, settings_of
+from lightning_score.metrics import Distance, Features, ReferenceFile, nearest_neighbors
+from lightning_score.metrics.reference import check_fit, reference_of_file, reference_statistics
+from lightning_score.metrics.summaries import summaries_of
+from lightning_score.metrics.totals import KEPT
+from lightning_score.runs.records import metric_name
 from lightning_score.training.model import ScoreModel
 
 IN_PICTURE = 64
@@ -47,15 +56,17 @@ class Evaluate(Periodic):
     In `fast_dev_run` it draws four samples.
 
     Args:
-        features: the features in which the Frechet distance is measured; null: it is not.
+        features: the features in which the Frechet distance is measured, or a list of several, as [InceptionFeatures,
+            DINOv2Features]; the first ones give the main metric. null: none.
         num_samples: number of samples n. A Frechet distance falls with n: compare values at the same n only.
         seed: seed of the samples.
         batch_size: samples drawn at once on each device; it changes the memory needed, not the samples.
         every_n_validations: how often during `fit`.
         max_share: largest share of the training time that measurements may take during `fit`, as 0.2; null: any.
-        reference: statistics of the data to compare with, an .npz of pytorch-fid's; null: those of the data set.
+        reference: what to compare with in place of the data set, an .npz: statistics of pytorch-fid's, or a reference batch
+            of ADM's evaluator (mu, sigma, mu_s, sigma_s, arr_0); null: the data set.
         repeats: number of seeds over which `test` averages.
-        fid_infinity: in `test`, also extrapolate the distance to infinitely many samples (Chong and Forsyth 2020).
+        fid_infinity: in `test`, also extrapolate distances to infinitely many samples (Chong and Forsyth 2020).
         before_denoising: also measure the samples before the final denoising step; `_noisy` follows the names of these.
         raw_weights: also measure the weights that are not averaged; `_raw_weights` follows the names of these.
         neighbors: number of samples whose nearest training examples `test` searches for; 0: none.
@@ -63,8 +74,11 @@ class Evaluate(Periodic):
         distances: distances without features, as `[SlicedWasserstein, PowerSpectrum]`; null: none with features or for gray
             levels, else all that the shape allows, the energy distance only in `test`. Without features the first one is the
             main metric.
+        images: keep the images that `test` draws: png, a folder; npz, `arr_0` as ADM's evaluator reads it; zip, PNG files
+            and dataset.json as edm and edm2 read them; null: the first ones, in a picture.
 
     Attributes:
+        given: where samples come from, if not from the model.
         metric: the name of the main metric, that of the first distance once the data are checked; None if there is none.
 
     Raises:
@@ -73,7 +87,7 @@ class Evaluate(Periodic):
 
     def __init__(
         self,
-        features: Features | None = None,
+        features: Features | list[Features] | None = None,
         num_samples: int = 1000,
         seed: int = 1,
         batch_size: int = 1024,
@@ -87,6 +101,7 @@ class Evaluate(Periodic):
         neighbors: int = 1000,
         all_metrics: bool = False,
         distances: Sequence[Distance] | None = None,
+        images: Literal["png", "npz", "zip"] | None = None,
     ):
         require(num_samples >= 2, f"num_samples={num_samples}: must be at least 2 for a distance")
         require(batch_size >= 1, f"batch_size={batch_size}: must be at least 1")
@@ -95,40 +110,54 @@ class Evaluate(Periodic):
         require(repeats >= 1, f"repeats={repeats}: must be at least 1")
         require(not fid_infinity or num_samples >= 20, f"num_samples={num_samples}: must be at least 20 for fid_infinity")
         require(neighbors >= 0, f"neighbors={neighbors}: must be 0 or more")
-        kinds = [distance.name for distance in distances or ()]
-        require(len({*kinds}) == len(kinds), f"distances: {', '.join(kinds)}: each must be given once")
-        self.features, self.distances, self.num_samples, self.seed = features, distances, num_samples, seed
+        self.features = [*features] if isinstance(features, Sequence) else [] if features is None else [features]
+        for option, names in {
+            "features": [each.name for each in self.features],
+            "distances": [each.name for each in distances or ()],
+        }.items():
+            require(len({*names}) == len(names), f"{option}: {', '.join(names)}: each must be given once")
+        self.distances, self.num_samples, self.seed, self.images = distances, num_samples, seed, images
         self.batch_size, self.every_n_validations, self.max_share = batch_size, every_n_validations, max_share
-        self.statistics = None if reference is None else read_npz(reference)
         self.reference, self.repeats, self.fid_infinity = reference, repeats, fid_infinity
+        self.file = None if reference is None else ReferenceFile(reference)
         self.before_denoising, self.raw_weights = before_denoising, raw_weights
         self.neighbors, self.all_metrics = neighbors, all_metrics
+        self.given: Source | None = None
         self.last: Evaluation | None = None
-        self.metric: str | None = None if features is None else metric_name("fid", features.name, num_samples)
-        self._references: dict[int, Reference] = {}
-        self._summaries: dict[tuple[Any, ...], list[Summaries]] = {}
+        self.metric: str | None = None
+        if self.features:
+            kind = self.features[0].measured[0]
+            most = min(num_samples, KEPT) if kind == "cmmd" else num_samples
+            self.metric = metric_name(kind, self.features[0].name, most)
+        self._measures: dict[tuple[int, bool], list[Measure]] = {}
         self._started, self._spent = time.monotonic(), 0.0
+
+    def measure_nothing(self) -> None:
+        """Turns it off."""
+        self.features, self.distances, self.metric = [], [], None
 
     def chosen(self, data: ScoreData, test: bool = False) -> list[Distance]:
         """The distances that `test`, or `fit` and `validate`, measure."""
         if self.distances is not None:
             return [*self.distances]
-        return [] if self.features is not None else automatic_distances(data, test or self.all_metrics)
+        return [] if self.features else automatic_distances(data, test or self.all_metrics)
 
-    def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks the data before anything is computed."""
         given = isinstance(trainer.datamodule, ScoreData)  # type: ignore[attr-defined]
-        if stage != "predict" and (given or self.features is not None or self.distances):
+        if stage != "predict" and (given or self.features or self.distances):
             self.check(data_of(trainer, "Evaluate"))
 
     def check(self, data: ScoreData) -> None:
-        """Raises `InputError` unless features and distances can be computed from the data, and the statistics fit."""
-        if self.features is not None:
-            check_fit(self.features, data.filled(data.splits.held_out.x[:2]), self.statistics, self.reference)
+        """Raises `InputError` unless features and distances can be computed from the data, and the reference fits."""
+        for features in self.features:
+            check_fit(features, data.filled(data.splits.held_out.x[:2]), self.file)
         for distance in self.chosen(data, test=True):
             problem = distance.misfit(data.shape)
             require(not problem, f"evaluate.distances: {type(distance).__name__} {problem}; leave it out")
-        if self.features is None:
+        if self.images is not None:
+            check_writable(data, self.num_samples, "--evaluate.images")
+        if not self.features:
             self.metric = next((metric_name(each.name, "", self.num_samples) for each in self.chosen(data)), None)
 
     def on_fit_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
@@ -161,107 +190,96 @@ class Evaluate(Periodic):
 
     @torch.inference_mode()
     def _evaluate(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        start, features = time.monotonic(), self.features
-        if features is not None:
+        start = time.monotonic()
+        for features in self.features:
             features.move_to(pl_module)
-        if features is not None and self.num_samples <= features.num_features and not fast_dev_run(trainer):
-            warnings.warn(
-                f"num_samples={self.num_samples} is not above the {features.num_features} features: the distance is "
-                "dominated by its bias; compare it only with the floor",
-                stacklevel=2,
-            )
-        self._measure(trainer, pl_module, "ema")
+            if self.num_samples <= features.num_features and "cmmd" not in features.measured and not fast_dev_run(trainer):
+                warnings.warn(
+                    f"num_samples={self.num_samples} is not above the {features.num_features} features: the distance is "
+                    "dominated by its bias; compare it only with the floor",
+                    stacklevel=2,
+                )
+        data, precision = data_of(trainer), str(trainer.precision)
+        self._measure(trainer, pl_module, self.given or FromModel(pl_module, data, "ema", precision))
         if self.raw_weights:
             ema = find_callback(trainer, EMA)
             with ema.raw(pl_module) if ema else nullcontext():
-                self._measure(trainer, pl_module, "raw")
+                self._measure(trainer, pl_module, FromModel(pl_module, data, "raw", precision))
         self._spent += time.monotonic() - start
 
-    def _measure(self, trainer: Trainer, pl_module: ScoreModel, weights: str) -> None:
-        """Measures the weights that the model holds: samples become sums, these measurements, and these records and logs."""
+    def _measure(self, trainer: Trainer, pl_module: LightningModule, source: Source) -> None:
+        """Measures samples: they become sums, these measurements, and these records and logs."""
         n, data, test = 4 if fast_dev_run(trainer) else self.num_samples, data_of(trainer), trainer.testing
-        device, summaries = pl_module.device, self._summaries_of(trainer, data, n)
-        reference = None if self.features is None else self._reference(data, self.features, n, device)
+        device, measures = pl_module.device, self._measures_of(trainer, data, n, pl_module.device)
+        main = source.weights != "raw"
         copies = kept_of(data, self.neighbors) * pictured(data)
-        shown = max(kept_of(data, IN_PICTURE), copies) if test and weights == "ema" else 0
-        sampling = SamplingPass(trainer, pl_module, self.features, self.batch_size, test, summaries)
+        kept = n if self.images is not None and main else max(kept_of(data, IN_PICTURE), copies)
+        sampling = SamplingPass(
+            trainer,
+            source,
+            lambda: [measure.totals() for measure in measures],
+            data.splits.held_out.x[:1],
+            self.batch_size,
+            device,
+            [data.fingerprint, *(measure.depends for measure in measures)] if test else None,
+        )
         seeds = range(self.seed, self.seed + (self.repeats if test else 1))
+        shown = kept if test and main else 0
         passes = [sampling.run(seed, n, shown, self.before_denoising) for seed in seeds]
-        template, all_metrics = self._template(trainer, pl_module, weights, reference, summaries), test or self.all_metrics
-
-        def measure(part: SamplingResult, denoised: bool) -> dict[str, Estimate]:
-            distances = part.summaries[denoised].measure(device)
-            if reference is None:
-                return distances
-            return part.totals[denoised].measure(reference, all_metrics, self.fid_infinity) | distances
-
-        for measurement in measurements(template, passes, measure):
+        blank = blank_record(data, trainer.global_step, self.num_samples)
+        blank = replace(blank, weights=source.weights, sampler=source.settings)
+        for measurement in measurements(blank, measures, passes):
             for record in measurement.records:
                 store(trainer, record)
             self._log(pl_module, "test" if test else "val", measurement, passes[-1].memory if test else {})
-        caption = f"step {trainer.global_step}, NFE {passes[0].nfe:g}"
-        if weights == "ema" and writes_files(trainer):
-            publish_curves(trainer, data, passes[0].summaries[True], caption)
-        if shown and writes_files(trainer):
-            publish(trainer, "samples", picture_in_turn(pl_module, data, passes[0].images[:IN_PICTURE]), caption)
+        if main and writes_files(trainer):
+            self._publish(trainer, data, source, measures, passes[0])
         if shown and copies:
             self._look_for_copies(trainer, pl_module, passes[0])
 
-    def _summaries_of(self, trainer: Trainer, data: ScoreData, n: int) -> list[Summaries]:
-        """The data as the distances see them, computed once."""
-        distances = self.chosen(data, trainer.testing)
-        key = n, *(distance.name for distance in distances)
-        if distances and key not in self._summaries:
-            self._summaries[key] = made = summaries_of(distances, data.reference(), n)
-            fewer = [f"{each.distance.name} the first {each.n}" for each in made if each.n < n]
+    def _measures_of(self, trainer: Trainer, data: ScoreData, n: int, device: torch.device) -> list[Measure]:
+        """What is measured, with the data as it sees them, found once."""
+        test = trainer.testing
+        if (n, test) not in self._measures:
+            made: list[Measure] = []
+            for features in self.features:
+                if self.file is None:
+                    found = reference_statistics(data.fingerprint, data.reference, features, n, device)
+                else:
+                    found = reference_of_file(self.file, features, n, device)
+                all_metrics = test or self.all_metrics
+                made.append(InFeatures(features, found.to(device), n, all_metrics, self.fid_infinity, self.file))
+            distances = self.chosen(data, test)
+            summaries = summaries_of(distances, data.reference(), n) if distances else []
+            fewer = [f"{each.distance.name} the first {each.n}" for each in summaries if each.n < n]
             if fewer and writes_files(trainer):
                 tqdm.write(f"of {n} samples are compared, for the memory that they take: {', '.join(fewer)}")
-        return self._summaries.get(key, [])
+            self._measures[n, test] = [*made, *(AsDistance(each, device) for each in summaries)]
+        return self._measures[n, test]
 
-    def _reference(self, data: ScoreData, features: Features, n: int, device: torch.device) -> Reference:
-        """The statistics of the data, computed once."""
-        if n not in self._references:
-            if self.statistics is not None:
-                found = Reference(self.statistics, torch.zeros(0, features.num_features), None, None)
-            else:
-                found = reference_statistics(data.fingerprint, data.reference, features, n, device)
-            self._references[n] = found.to(device)
-        return self._references[n]
+    def _publish(
+        self, trainer: Trainer, data: ScoreData, source: Source, measures: Sequence[Measure], drawn: SamplingResult
+    ) -> None:
+        """Writes and logs pictures, and the images that are kept."""
+        caption = f"step {trainer.global_step}, NFE {drawn.nfe:g}"
+        for measure, totals in zip(measures, drawn.totals[True], strict=True):
+            measure.publish(trainer, data, totals, caption)
+        if len(drawn.images):
+            publish(trainer, "samples", source.picture(drawn.images[: min(IN_PICTURE, kept_of(data, IN_PICTURE))]), caption)
+        if self.images is not None and len(drawn.images):
+            kept = write_images(drawn.images, Path(trainer.default_root_dir), self.images, source.labels(len(drawn.images)))
+            tqdm.write(f"{len(drawn.images)} images: {kept}")
 
-    def _template(
-        self,
-        trainer: Trainer,
-        pl_module: ScoreModel,
-        weights: str,
-        reference: Reference | None,
-        summaries: Sequence[Summaries],
-    ) -> dict[str, Record]:
-        """What all records of these weights have in common, for each kind of metric."""
-        sampler = settings_of(pl_module.sampler) | {"guidance": settings_of(pl_module.guidance)}
-        blank = replace(
-            blank_record(data_of(trainer), trainer.global_step, self.num_samples), weights=weights, sampler=sampler
-        )
-        of_distances = {each.distance.name: record_of(blank, each) for each in summaries}
-        if self.features is None or reference is None:
-            return of_distances
-        name, digest = self.features.name, self.features.fingerprint
-        blank = replace(blank, features=name, features_hash=digest, resize=self.features.resize)
-        if self.reference is not None:
-            digest = hashlib.sha256(Path(self.reference).read_bytes()).hexdigest()[:16]
-            blank = replace(blank, data=self.reference, split="file", data_hash=digest)
-        found = {kind: replace(blank, metric=metric_name(kind, name, self.num_samples)) for kind in KINDS}
-        found["fid"] = replace(found["fid"], floor=reference.floor, floor_n=reference.floor_n)
-        return found | of_distances
-
-    def _log(self, pl_module: ScoreModel, prefix: str, found: Measurement, memory: dict[str, float]) -> None:
+    def _log(self, pl_module: LightningModule, prefix: str, found: Measurement, memory: dict[str, float]) -> None:
         entries = found.log_entries()
         if found.name == self.metric:
             self.last = found.evaluation()
-            entries = {"nfe": self.last.nfe, "sampling_seconds": self.last.seconds, **memory, **entries}
+            drawing = {"nfe": self.last.nfe, "sampling_seconds": self.last.seconds, **memory}
+            entries = entries if self.given else drawing | entries
         for name, value in entries.items():
             pl_module.log(f"{prefix}/{name}", value, prog_bar=name == self.metric, rank_zero_only=True)
 
-    def _look_for_copies(self, trainer: Trainer, pl_module: ScoreModel, drawn: SamplingResult) -> None:
+    def _look_for_copies(self, trainer: Trainer, pl_module: LightningModule, drawn: SamplingResult) -> None:
         """Compares the first samples with their nearest training examples, in numbers and in a picture."""
         data = data_of(trainer)
         train, held_out = data.splits

@@ -42,11 +42,13 @@ class Observations(NamedTuple):
         return numbers // self.each % len(self.y)
 
     def lifted(self, n: int, data: ScoreData) -> Tensor | None:
-        """The first n observations in the form of samples, and in their units: the smallest x with A x = y, NaN where A
-        observes nothing; None if A is not linear.
+        """The first n observations in the form of samples, and in their units: as they are, or the smallest x with A x = y,
+        NaN where A observes nothing; None if A is not linear.
         """
         if not isinstance(self.operator, LinearOperator):
             return None
+        if self.y.shape[1:] == data.shape:
+            return self.y[:n] if in_pixels(data) else data.to_reference(self.y[:n])
         x = self.operator.lift(self.y[:n], data.shape)
         noise = torch.randn(1, *data.shape, generator=torch.Generator().manual_seed(0))
         seen = self.operator.lift(self.operator.apply(noise), data.shape).abs() > 1e-6

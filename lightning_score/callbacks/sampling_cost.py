@@ -11,7 +11,7 @@ from tqdm import tqdm
 from lightning_score.callbacks.base import fast_dev_run
 from lightning_score.callbacks.bits_per_dim import LikelihoodCallback
 from lightning_score.callbacks.distances import measures
-from lightning_score.callbacks.ensembles import Ensembles
+from lightning_score.callbacks.ensembles import EnsembleCallback
 from lightning_score.callbacks.evaluate import Evaluate
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
@@ -49,8 +49,10 @@ def check_data(command: str, data: ScoreData, config: Any) -> None:
     data.val_dataloader()
     config["model"].check_missing(data.missing)
     for callback in (config["evaluate"], *_chosen(config)):
-        if isinstance(callback, Evaluate | Ensembles | LikelihoodCallback):
+        if isinstance(callback, Evaluate | EnsembleCallback | LikelihoodCallback):
             callback.check(data)
+        if isinstance(callback, EnsembleCallback):
+            callback.check_model(config["model"])
 
 
 def _chosen(config: Any) -> list[Any]:
@@ -77,12 +79,15 @@ class SamplingCost(Callback):
         measured = evaluate.num_samples * (evaluate.repeats if command == "test" else 1) * measures(evaluate, data)
         grid = samples.num_samples * (command != "test")
         drawn = {"--evaluate.num_samples": measured, "--samples.num_samples": grid}
-        ensembles = [each for each in _chosen(config) if isinstance(each, Ensembles) and (each.in_fit or command == "test")]
-        drawn |= {f"Ensembles, {each.conditions} x {each.members}:": each.conditions * each.members for each in ensembles}
+        ensembles = {
+            f"{type(each).__name__}, {each.conditions} x {each.members}:": (each.batch_size, each.conditions * each.members)
+            for each in _chosen(config)
+            if isinstance(each, EnsembleCallback) and (each.in_fit or command == "test")
+        }
+        drawn |= {name: n for name, (_, n) in ensembles.items()}
         kept = min(evaluate.neighbors, measured) * (command == "test")
         at_once = {"--evaluate.batch_size": min(evaluate.batch_size, measured)}
-        for each in ensembles:
-            at_once[f"Ensembles, batch_size={each.batch_size}:"] = min(each.batch_size, each.conditions * each.members)
+        at_once |= {f"{name} batch_size={batch_size}:": min(batch_size, n) for name, (batch_size, n) in ensembles.items()}
         at_once |= {"--samples.num_samples": grid, "--evaluate.neighbors": kept}
         if command == "predict":
             drawn = at_once = {"--num_samples": config["num_samples"]}

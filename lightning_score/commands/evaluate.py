@@ -1,10 +1,15 @@
 """The commands `validate` and `test`: what a checkpoint and its samples measure."""
 
+from dataclasses import replace
 from typing import Any
 
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_score.callbacks import Posterior
+from lightning_score.commands.arguments import Arguments, Option
 from lightning_score.commands.summary import print_evaluation
-from lightning_score.commands.trainer import TrainerCommand
-from lightning_score.errors import InputError
+from lightning_score.commands.trainer import TrainerCommand, as_list
+from lightning_score.errors import InputError, require
 
 
 class Evaluation(TrainerCommand):
@@ -37,6 +42,36 @@ class Validate(Evaluation):
 
 
 class Test(Evaluation):
-    """Measures a checkpoint in full: loss, FID, KID, precision, recall, copies."""
+    """Measures a checkpoint in full: loss, FID, KID, precision, recall, copies; or samples given observations."""
 
     command = "test"
+
+    def add_options(self, parser: LightningArgumentParser) -> None:
+        super().add_options(parser)
+        posterior = (
+            "Measure samples given observations of held-out examples in place of all others: true, or its numbers, as "
+            "--posterior.observations 64; needs a guidance by observations."
+        )
+        parser.add_argument("--posterior", type=Posterior | None, default=None, help=posterior)
+
+    def over_checkpoint(self, arguments: Arguments) -> Arguments:
+        """Also reads `--posterior`, `--posterior true` and `--posterior false`."""
+        return super().over_checkpoint(replace(arguments, options=tuple(map(_switched, arguments.options))))
+
+    def make(self) -> None:
+        """Also makes what measures samples given observations the only measure of samples."""
+        super().make()
+        config = self.config_init
+        if config["posterior"] is not None:
+            config["trainer"]["callbacks"] = [*as_list(config["trainer"]["callbacks"]), config["posterior"]]
+            config["evaluate"].measure_nothing()
+
+
+def _switched(option: Option) -> Option:
+    """`--posterior`, or true or false as its value, as the parser takes it."""
+    if option.name != "--posterior":
+        return option
+    value = {"": "{}", "true": "{}", "false": "null"}.get(" ".join(option.values).lower(), " ".join(option.values))
+    known = value == "null" or "{" in value or value.endswith("Posterior")
+    require(known, f"--posterior {value}: must be true or false; its numbers are options, as --posterior.observations 64")
+    return Option(option.name, (value,), True)

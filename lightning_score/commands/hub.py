@@ -15,6 +15,7 @@ from lightning_score.runs.cards import check_license, license_of, measured, mode
 from lightning_score.runs.checkpoints import LAST, read_checkpoint
 from lightning_score.runs.folders import leads_out
 from lightning_score.runs.hub import HUB, download, parse_name, require_login, upload
+from lightning_score.runs.pretrained import find_checkpoint
 from lightning_score.runs.trust import trust_for
 
 AVERAGED: Kind = "averaged"
@@ -40,7 +41,7 @@ def push(arguments: Arguments) -> None:
     with stopping.cleaning(remove):
         try:
             folder = Path(options.output or place / "model")
-            _pack(Path(options.source), folder, repository, options.license, options.raw_weights)
+            _pack(find_checkpoint(options.source), folder, repository, options.license, options.raw_weights)
             license = license_of(folder)
             print(f"{HUB}{repository}: license {license}{', private' if options.private else ''}")
             _print_files(folder)
@@ -127,7 +128,7 @@ def _push_parser() -> Parser:
         description="Uploads a model to the Hugging Face Hub: its weights without the state of training, the settings of "
         "model and data without paths of this machine, and a card with the evaluations of the run.",
     )
-    parser.add_argument("source", type=str, help="A run folder, a checkpoint, or a folder that push or pull has written.")
+    parser.add_argument("source", type=str, help="A run folder, a checkpoint, or a folder that push or pull wrote.")
     parser.add_argument("name", type=str, help="Name of the model on the Hub, as user/name; made if there is none.")
     parser.add_argument("--license", type=str | None, default=None, help="Its license, as mit, apache-2.0 or cc-by-4.0.")
     parser.add_argument("--private", action="store_true", help="Let only you and your organization see a new model.")

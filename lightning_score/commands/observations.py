@@ -20,8 +20,8 @@ from lightning_score.commands.configs import read_config
 from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.guidance import Guidance
-from lightning_score.observations import ObservationNoise, Operator, StoredObservation
-from lightning_score.observations.files import keeps_constants, require_range, settings, to_floats
+from lightning_score.observations import ObservationNoise, Operator
+from lightning_score.observations.files import StoredObservation, keeps_constants, require_range, settings, to_floats
 from lightning_score.runs.trust import ClassParser
 from lightning_score.training.model import ScoreModel
 

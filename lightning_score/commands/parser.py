@@ -13,7 +13,8 @@ from lightning_score.commands.class_changes import recorded, recording
 from lightning_score.commands.class_names import class_names, options_inside
 from lightning_score.commands.origins import origin
 from lightning_score.commands.total_steps import STAND_IN, WORD, resolve_max_steps
-from lightning_score.errors import printable
+from lightning_score.errors import InputError, printable
+from lightning_score.metrics import Features
 from lightning_score.runs.old_names import new_option
 from lightning_score.runs.trust import NO_FUNCTION, ClassParser
 
@@ -37,11 +38,31 @@ class UsageError(SystemExit):
         self.message = message
 
 
+class Refused(BaseException):
+    """Carries a mistake past the parser, which keeps only the text of errors in the elements of a list."""
+
+    def __init__(self, mistake: InputError):
+        super().__init__(str(mistake))
+        self.mistake = mistake
+
+
 class Parser(ClassParser):
     """A parser whose errors are one line with the fix, without the usage."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+        self.add_instantiator(_make, Features)
+
+    def instantiate_classes(self, *args: Any, **settings: Any) -> Any:
+        """Makes the classes of a configuration.
+
+        Raises:
+            InputError: one of them refuses its arguments.
+        """
+        try:
+            return super().instantiate_classes(*args, **settings)
+        except Refused as error:
+            raise error.mistake from None
 
     @property
     def _place(self) -> str:
@@ -125,6 +146,14 @@ class Parser(ClassParser):
             leaf = difflib.get_close_matches(wanted.rpartition(".")[2], {name.rpartition(".")[2] for name in known}, 1)
             near = [name for name in known if leaf and name.rpartition(".")[2] == leaf[0]]
         return f"Did you mean {' or '.join(f'--{name}' for name in near[:3])}?" if near else ""
+
+
+def _make(kind: type, *args: Any, **settings: Any) -> Any:
+    """Makes an instance of a class."""
+    try:
+        return kind(*args, **settings)
+    except InputError as mistake:
+        raise Refused(mistake) from mistake
 
 
 def _unknown_option(message: str) -> str:

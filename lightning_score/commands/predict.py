@@ -18,7 +18,7 @@ from lightning_score.commands.observations import observe, with_settings
 from lightning_score.commands.trainer import TrainerCommand
 from lightning_score.data.sources import texts
 from lightning_score.errors import InputError, require
-from lightning_score.observations import StoredObservation, read_observation
+from lightning_score.observations.files import StoredObservation, read_observation
 from lightning_score.runs.trust import check_origin
 from lightning_score.training.conditions import in_turn
 

@@ -82,6 +82,5 @@ def sentence(evaluation: Evaluation) -> str:
     """A distance with its error, samples, evaluations and floor."""
     error = "" if math.isnan(evaluation.error) else f" +- {2 * evaluation.error:.2g} (two standard errors)"
     floor = "" if math.isnan(evaluation.floor) else f"; a perfect model scores {evaluation.floor:.3g} at this n"
-    return (
-        f"{evaluation.value:.3g}{error} for n = {evaluation.n} samples at {evaluation.nfe:g} network evaluations each{floor}"
-    )
+    drawn = f" at {evaluation.nfe:g} network evaluations each" if evaluation.nfe else ""
+    return f"{evaluation.value:.3g}{error} for n = {evaluation.n} samples{drawn}{floor}"

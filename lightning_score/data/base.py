@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from inspect import Parameter, Signature, signature
 from math import prod
@@ -23,7 +23,7 @@ from lightning_score.data.observed import Observed
 from lightning_score.data.order import InTurn, Loader, Shuffled
 from lightning_score.errors import require
 from lightning_score.memory import require_room
-from lightning_score.observations import LinearOperator
+from lightning_score.observations import LinearOperator, Observation
 from lightning_score.seeds import counted_seed, derive_seed, seeded
 
 __all__ = ["Batches", "Examples", "ScoreData", "Splits", "Transform", "split_indices"]
@@ -129,6 +129,12 @@ class ScoreData(LightningDataModule, ABC):
             x: inputs of the model, as `transform` gives them, (B, *shape).
         """
         return x.new_zeros(len(x))
+
+    def posterior(self, observation: Observation) -> Callable[[int, torch.Generator], Tensor] | None:
+        """What draws n examples of the exact law of x given one observation, (n, *shape) as the model sees them; None where
+        that is not known.
+        """
+        return None
 
     @property
     def condition(self) -> Condition | None:

@@ -1,7 +1,7 @@
 """Toy data: a Gaussian mixture, whose density and score are known at any noise level."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from lightning_score.data.base import ScoreData
 from lightning_score.data.batches import Examples, Splits, Transform, split_indices
 from lightning_score.errors import require
 from lightning_score.memory import require_room
-from lightning_score.observations import LinearOperator
+from lightning_score.observations import GaussianNoise, LinearOperator, Observation
 from lightning_score.tensors import broadcast_to
 
 
@@ -194,3 +194,9 @@ class GaussianMixture(ScoreData):
 
     def to_reference(self, x: Tensor) -> Tensor:
         return x
+
+    def posterior(self, observation: Observation) -> Callable[[int, torch.Generator], Tensor] | None:
+        operator, noise, y = observation
+        if self.augment or not isinstance(operator, LinearOperator) or not isinstance(noise, GaussianNoise):
+            return None
+        return None if noise.std is None else MixturePosterior(self.mixture, operator, y, noise.std).sample

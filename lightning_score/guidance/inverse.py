@@ -97,16 +97,14 @@ class DPS(LikelihoodGuidance):
 class MomentMatching(LikelihoodGuidance):
     """Moment-matching posterior sampling: x_0 given x_t is taken as N(denoised, C), C = sigma^2/alpha d denoised/dx_t.
 
-    grad log q = J^T H^T (V + H C H^T)^-1 (y - A(denoised)), J = d denoised/dx_t, H the derivative of A at the denoised image (A itself if it is
-    linear) and V the variance of the noise (Rozet, Andry, Lanusse and Louppe 2024, 2405.13712, MMPS). C is the covariance of
-    x_0 given x_t, so that it is exact for Gaussian data of any covariance. The system is solved by conjugate gradients, of
-    which every iteration is a backward pass through the network. Instead, `diagonal` takes H C H^T as the diagonal of its
-    row sums, with two backward passes (Boys, Girolami, Pidstrigach, Reich, Mosca and Akyildiz 2023, 2310.06721, TMPD).
-    log q leaves out the determinant, and its gradient the derivative of C.
+    grad log q = J^T H^T (V + H C H^T)^-1 (y - A(denoised)), J = d denoised/dx_t, H the derivative of A at the denoised image
+    (A itself if it is linear) and V the variance of the noise (Rozet, Andry, Lanusse and Louppe 2024, 2405.13712, MMPS). C
+    is the covariance of x_0 given x_t, so that it is exact for Gaussian data of any covariance. The system is solved by
+    conjugate gradients, of which every iteration is a backward pass through the network. log q leaves out the determinant,
+    and its gradient the derivative of C.
 
     Args:
         iterations: of conjugate gradients; as many as y has numbers are exact.
-        diagonal: take row sums instead.
 
     Raises:
         InputError: a number is out of range; in `check`: operator, noise, observation, samples and network do not fit.
@@ -114,18 +112,18 @@ class MomentMatching(LikelihoodGuidance):
 
     _: KW_ONLY
     iterations: int = 3
-    diagonal: bool = False
 
     differentiates = needs_noise = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.iterations >= 1, f"iterations={self.iterations}: must be at least 1, as in 3")
+        require(1 <= self.iterations <= 1000, f"iterations={self.iterations}: must lie between 1 and 1000, as in 3")
 
     def likelihood(self, at: At) -> tuple[Tensor, Tensor]:
         operator, noise, y = at.observation
         observed = operator.apply(at.denoised)
-        residual, variance = y - observed, noise.variance(y, observed)
+        system = y - observed, noise.variance(y, observed)
+        residual, variance = system if at.keep else (part.detach() for part in system)  # without the graph of the network
         probe = torch.zeros_like(observed).requires_grad_()
         (adjoint,) = torch.autograd.grad(observed, at.denoised, probe, create_graph=True)  # H^T probe, linear in probe
         factor = broadcast_to(at.sigma**2 / at.alpha, at.x)
@@ -138,11 +136,7 @@ class MomentMatching(LikelihoodGuidance):
             """H C' u, C' = sigma^2/alpha."""
             return torch.autograd.grad(adjoint, probe, factor * u, retain_graph=True, create_graph=at.keep)[0]
 
-        if self.diagonal:
-            weighted = residual / (variance + push(pull(torch.ones_like(observed))).clamp(min=0))
-            gradient = pull(weighted)
-        else:
-            weighted, gradient = conjugate_gradients(pull, lambda v, u: variance * v + push(u), residual, self.iterations)
+        weighted, gradient = conjugate_gradients(pull, lambda v, u: variance * v + push(u), residual, self.iterations)
         return gradient, -inner(residual, weighted) / 2
 
 

@@ -17,13 +17,15 @@ from lightning_score.metrics.frechet import (
     real_floor,
     student,
 )
-from lightning_score.metrics.manifold import Manifold, inception_score, kernel_distance, manifold
+from lightning_score.metrics.manifold import Manifold, clip_distance, clip_floor, inception_score, kernel_distance, manifold
 from lightning_score.metrics.neighbors import Neighbors, nearest_neighbors
-from lightning_score.metrics.statistics import FeatureSums, KeptFeatures, Statistics, block_of, fit, read_npz
+from lightning_score.metrics.published import CLIPFeatures, DINOv2Features, SpatialFeatures
+from lightning_score.metrics.statistics import FeatureSums, KeptFeatures, ReferenceFile, Statistics, block_of, fit
 
-__all__ = ["Activations", "Coverage", "DigitFeatures", "Distance", "EnergyDistance", "EnsembleScores", "Estimate",
-           "FashionFeatures", "FeatureSums", "Features", "Histogram", "InceptionFeatures", "KeptFeatures", "Manifold",
-           "ModuleFeatures", "Neighbors", "PowerSpectrum", "RankHistogram", "RawFeatures", "SlicedWasserstein",
-           "Statistics", "block_of", "fair_crps", "fit", "frechet_distance", "frechet_estimate", "frechet_infinity",
-           "inception_score", "jackknife_error", "kernel_distance", "manifold", "nearest_neighbors", "read_npz",
-           "real_floor", "sbc_ranks", "student", "tarp", "z_scores"]  # fmt: skip
+__all__ = ["Activations", "CLIPFeatures", "Coverage", "DINOv2Features", "DigitFeatures", "Distance", "EnergyDistance",
+           "EnsembleScores", "Estimate", "FashionFeatures", "FeatureSums", "Features", "Histogram", "InceptionFeatures",
+           "KeptFeatures", "Manifold", "ModuleFeatures", "Neighbors", "PowerSpectrum", "RankHistogram", "RawFeatures",
+           "ReferenceFile", "SlicedWasserstein", "SpatialFeatures", "Statistics", "block_of", "clip_distance", "clip_floor",
+           "fair_crps", "fit", "frechet_distance", "frechet_estimate", "frechet_infinity", "inception_score",
+           "jackknife_error", "kernel_distance", "manifold", "nearest_neighbors", "real_floor", "sbc_ranks", "student",
+           "tarp", "z_scores"]  # fmt: skip

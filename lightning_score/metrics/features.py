@@ -1,12 +1,10 @@
 """Feature extractors: the frozen networks whose features metrics compare."""
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from math import prod
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,10 +13,14 @@ from torch import Tensor, nn
 from lightning_score.errors import InputError, require
 from lightning_score.files import LocalPath, read_tensors
 from lightning_score.memory import require_room
+from lightning_score.metrics.weights import WeightsFile
 
-INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
-INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_WEIGHTS}"
-INCEPTION_VARIABLE = "LIGHTNING_SCORE_INCEPTION"
+INCEPTION = WeightsFile(
+    "Inception",
+    "InceptionFeatures",
+    "LIGHTNING_SCORE_INCEPTION",
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+)
 
 
 class Activations(NamedTuple):
@@ -43,6 +45,8 @@ class Features(nn.Module, ABC):
         in_double: whether double precision is supported: in single precision the last digits depend on the number of
             examples per network evaluation, and so on the number of processes.
         in_bytes: whether images of 16 bits become bytes first.
+        measured: the kinds of metrics that `fit` measures in these features, the main one first.
+        ending: of the names of their statistics in files, as in `mu_s`.
     """
 
     name: str
@@ -52,6 +56,8 @@ class Features(nn.Module, ABC):
     chunk: int = 1024
     in_double: bool = False
     in_bytes: bool = True
+    measured: tuple[str, ...] = ("fid",)
+    ending: str = ""
 
     @abstractmethod
     def extract(self, x: Tensor) -> Tensor:
@@ -171,16 +177,31 @@ class ModuleFeatures(Features):
         return self.module(x).flatten(1).float()
 
 
-class InceptionFeatures(Features):
+class ImageFeatures(Features):
+    """Features of a published network of color images: bytes of any size, gray ones repeated to three channels."""
+
+    in_double = True
+    chunk = 64
+
+    def colors(self, x: Tensor) -> Tensor:
+        """Images of three channels.
+
+        Raises:
+            InputError: these are no images of bytes with one or three channels.
+        """
+        images = x.ndim == 4 and x.shape[1] in (1, 3) and x.dtype == torch.uint8
+        self.require_form(x, images, "images, uint8 (1, H, W) or (3, H, W)")
+        return x.expand(-1, 3, -1, -1)
+
+
+class InceptionFeatures(ImageFeatures):
     """2048 features (pool3) of Inception v3 as in published FIDs: TensorFlow's weights of 2015 and its resize.
 
-    Heusel et al. 2017, arXiv:1706.08500; the network is torch-fidelity's. Images are bytes of any size; gray ones are
-    repeated to three channels.
+    Heusel et al. 2017, arXiv:1706.08500; the network is torch-fidelity's.
 
     Args:
         weights: path of weights-inception-2015-12-05-6726825d.pth. null: the path in the environment variable
-            LIGHTNING_SCORE_INCEPTION, or the file in torch's hub folder, which torch-fidelity downloads (95 MB) if it is
-            missing.
+            LIGHTNING_SCORE_INCEPTION, or the file in torch's hub folder, which is downloaded (95 MB) if it is missing.
 
     Raises:
         InputError: the weights cannot be read.
@@ -189,41 +210,31 @@ class InceptionFeatures(Features):
     name = "inception"
     num_features = 2048
     num_logits = 1008
-    in_double = True
     resize = "299x299, bilinear as TensorFlow 1, without antialiasing (torch-fidelity, pytorch-fid)"
-    chunk = 64
+    layers: tuple[str, ...] = ("2048", "logits_unbiased")
+    """What torch-fidelity's network is asked for."""
 
     def __init__(self, weights: LocalPath | None = None) -> None:
         super().__init__()
-        self.network = _load_inception(weights or os.environ.get(INCEPTION_VARIABLE) or None)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # takes seconds to import
+
+        with INCEPTION.explaining(weights):
+            path = INCEPTION.find(weights)
+            read_tensors(path)  # refuses code, which torch-fidelity's own loading would run
+            settings = {"feature_extractor_weights_path": str(path)}
+            self.network = FeatureExtractorInceptionV3("inception-v3-compat", [*self.layers], **settings)
+        self.network.to(memory_format=torch.channels_last)
         self.freeze()
 
     def extract(self, x: Tensor) -> Tensor:
         return self.activations(x).features
 
     def activations(self, x: Tensor) -> Activations:
-        images = x.ndim == 4 and x.shape[1] in (1, 3) and x.dtype == torch.uint8
-        self.require_form(x, images, "images, uint8 (1, H, W) or (3, H, W)")
-        self.network.feature_extractor_internal_dtype = torch.float64 if self.doubled else torch.float32  # type: ignore[assignment]
-        features, logits = self.network(x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last))
-        return Activations(features, logits)
+        return Activations(*self.outputs(x))
 
-
-def _load_inception(path: str | None) -> nn.Module:
-    """torch-fidelity's Inception with the weights at `path`, or those of its own download if None."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # takes seconds to import
-
-    try:
-        if path is not None:
-            read_tensors(Path(path))  # refuses code, which torch-fidelity's own loading would run
-        return FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=path
-        )
-    except (OSError, RuntimeError, EOFError, TypeError, InputError) as error:
-        where = path or f"{torch.hub.get_dir()}/checkpoints/{INCEPTION_WEIGHTS} (nor downloaded)"
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"Inception's weights could not be read from {where}: {reason}. Download {INCEPTION_URL} and give its path "
-            f"as the option `weights` of InceptionFeatures or in the environment variable {INCEPTION_VARIABLE}"
-        ) from error
+    def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The `layers` of the network."""
+        images = self.colors(x).contiguous(memory_format=torch.channels_last)
+        self.network.feature_extractor_internal_dtype = torch.float64 if self.doubled else torch.float32
+        found: tuple[Tensor, ...] = self.network(images)
+        return found

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_score.errors import require
 from lightning_score.metrics.statistics import FeatureSums, KeptFeatures, Statistics, fit
 
-WITH_DATA = ("kid", "energy_distance")
+WITH_DATA = ("kid", "cmmd", "cmmd_infinity", "energy_distance")
 """Kinds of metrics whose error includes that of the data."""
 
 

@@ -1,6 +1,7 @@
-"""Metrics of the features themselves: KID, Inception score, precision and recall, density and coverage."""
+"""Metrics of the features themselves: KID, CMMD, Inception score, precision and recall, density and coverage."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,15 +10,29 @@ from torch import Tensor
 from lightning_score.errors import require
 from lightning_score.metrics.frechet import Estimate
 
+CMMD_WIDTH, CMMD_SCALE = 10.0, 1000.0
+"""The standard deviation of CMMD's kernel, and its unit."""
+
+Kernel = Callable[[Tensor, Tensor], Tensor]
+"""A kernel of all pairs of rows of (N, D) and (M, D), (N, M)."""
+
+
+class Discrepancy(NamedTuple):
+    """The squared maximum mean discrepancy of two sets of features.
+
+    Fields: value (unbiased), error, real and fake (the mean of the kernel over pairs of different examples of each).
+    """
+
+    value: float
+    error: float
+    real: float
+    fake: float
+
 
 def kernel_distance(real: Tensor, fake: Tensor, chunk: int = 2048) -> Estimate:
     """KID: the squared maximum mean discrepancy with the kernel `(x.y/D + 1)^3`, unbiased, with its standard error.
 
-    `mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)` over all pairs (Binkowski et al.
-    2018, arXiv:1801.01401, who average over random subsets: the same on average). Its variance over both sides is the sum of
-    V1, of single examples, and V2, of pairs. V2 follows from the centered kernel, and V1 is 0 where both laws are equal; the
-    jackknife estimates V1 + 2 V2 (Efron and Stein 1981, "The jackknife estimate of variance"), and V1 is included
-    if the value is 3 sqrt(V2) above 0.
+    Binkowski et al. 2018, arXiv:1801.01401, who average over random subsets: the same on average.
 
     Args:
         real: features of the data (N, D).
@@ -27,38 +42,81 @@ def kernel_distance(real: Tensor, fake: Tensor, chunk: int = 2048) -> Estimate:
     Raises:
         InputError: fewer than 2 examples on a side.
     """
-    require(
-        min(len(real), len(fake)) >= 2,
-        f"KID got {len(real)} real and {len(fake)} generated examples; it needs at least 2 of each",
-    )
+    found = discrepancy(real, fake, lambda x, y: (x @ y.mT / x.shape[1] + 1) ** 3, chunk)
+    return Estimate(found.value, found.error)
+
+
+def clip_distance(real: Tensor, fake: Tensor) -> tuple[Estimate, Estimate]:
+    """CMMD: 1000 times the squared maximum mean discrepancy with the kernel `exp(-|x - y|^2/(2 10^2))`, and its limit for
+    infinitely many examples, each with its standard error.
+
+    Jayasumana et al. 2024, arXiv:2401.09603. As in the authors' code it includes the pairs of one example, for which the
+    kernel is 1: it is above the unbiased value, the limit, by `(1 - mean k(x_i, x_j))/N + (1 - mean k(y_i, y_j))/M`.
+
+    Args:
+        real: features of the data, of unit length (N, D).
+        fake: features of the samples (M, D).
+    """
+    found = discrepancy(real, fake, _gaussian)
+    bias = (1 - found.real) / len(real) + (1 - found.fake) / len(fake)
+    error = CMMD_SCALE * found.error
+    return Estimate(CMMD_SCALE * (found.value + bias), error), Estimate(CMMD_SCALE * found.value, error)
+
+
+def clip_floor(real: Tensor, n: int) -> float:
+    """The CMMD of a perfect model with n samples from these N examples: the mean bias, `(1/n + 1/N)(1 - mean k(x_i, x_j))`.
+
+    Args:
+        real: features of the data, of unit length (N, D).
+        n: number of samples.
+    """
+    real = real.double()
+    mean = float(_kernel_means(real, real, _gaussian, 2048)[0].mean())
+    return CMMD_SCALE * (1 / n + 1 / len(real)) * (1 - mean)
+
+
+def _gaussian(x: Tensor, y: Tensor) -> Tensor:
+    return torch.exp(-torch.cdist(x, y).square() / (2 * CMMD_WIDTH**2))
+
+
+def discrepancy(real: Tensor, fake: Tensor, kernel: Kernel, chunk: int = 2048) -> Discrepancy:
+    """The squared maximum mean discrepancy over all pairs, unbiased, with its standard error over both sides.
+
+    `mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)`. Its variance is the sum of V1, of
+    single examples, and V2, of pairs. V2 follows from the centered kernel, and V1 is 0 where both laws are equal; the
+    jackknife estimates V1 + 2 V2 (Efron and Stein 1981, "The jackknife estimate of variance"), and V1 is included if the
+    value is 3 sqrt(V2) above 0.
+    """
     n, m = len(real), len(fake)
+    given = f"the kernel distance got {n} real and {m} generated examples; it needs at least 2 of each"
+    require(min(n, m) >= 2, given)
     real, fake = real.double(), fake.double()
-    (xx, xx2), (yy, yy2) = _kernel_means(real, real, chunk)[::2], _kernel_means(fake, fake, chunk)[::2]
-    xy, yx, xy2 = _kernel_means(real, fake, chunk)
-    value = float(xx.mean() + yy.mean() - 2 * xy.mean())
+    (xx, xx2), (yy, yy2) = (_kernel_means(side, side, kernel, chunk)[::2] for side in (real, fake))
+    xy, yx, xy2 = _kernel_means(real, fake, kernel, chunk)
+    value, within = float(xx.mean() + yy.mean() - 2 * xy.mean()), (float(xx.mean()), float(yy.mean()))
     if min(n, m) < 4:
-        return Estimate(value, math.nan)
+        return Discrepancy(value, math.nan, *within)
     jackknife = 4 * (xx - xy).var() / n + 4 * (yy - yx).var() / m
     pairs = 2 * (xx2 - 2 * xx.square().mean() + xx.mean() ** 2) / (n * (n - 1))
     pairs += 2 * (yy2 - 2 * yy.square().mean() + yy.mean() ** 2) / (m * (m - 1))
     pairs += 4 * (xy2 - xy.square().mean() - yx.square().mean() + xy.mean() ** 2) / (n * m)
     single = (jackknife - 2 * pairs).clamp(min=0) if value**2 > 9 * float(pairs) else 0.0
-    return Estimate(value, float((pairs + single).clamp(min=0).sqrt()))
+    return Discrepancy(value, float((pairs + single).clamp(min=0).sqrt()), *within)
 
 
-def _kernel_means(x: Tensor, y: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+def _kernel_means(x: Tensor, y: Tensor, kernel: Kernel, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
     """The mean of the kernel over the rows y for each x, over the rows x for each y, and of its square over all pairs; of
     x with itself, without the pairs of one example.
     """
     same = x is y
     rows, columns, squares = [], y.new_zeros(len(y)), y.new_zeros(())
     for first, part in zip(range(0, len(x), chunk), x.split(chunk), strict=True):
-        kernel = (part @ y.mT / x.shape[1] + 1) ** 3
+        values = kernel(part, y)
         if same:
-            kernel[torch.arange(len(part)), torch.arange(first, first + len(part))] = 0
-        rows.append(kernel.sum(1))
-        columns += kernel.sum(0)
-        squares += kernel.square().sum()
+            values[torch.arange(len(part)), torch.arange(first, first + len(part))] = 0
+        rows.append(values.sum(1))
+        columns += values.sum(0)
+        squares += values.square().sum()
     count = len(y) - same
     return torch.cat(rows) / count, columns / (len(x) - same), squares / (len(x) * count)
 

@@ -27,6 +27,7 @@ class PosteriorScores(EnsembleScores):
         found["tarp_deviation"] = Score(of_coverage, *self.coverage("distances")[-2:])
         if "likelihood" in known:
             found["likelihood_rank_deviation"] = self.deviation("likelihood")
+            found["residual_over_noise"] = found.pop("residual")
         if "distance" in known:
             found["posterior_distance"] = Score(self.mean("distance"), self.mean("perfect_distance").value)
         estimates = {f"interval_{percent}": self._interval(percent / 100) for percent in INTERVALS}

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_score.errors import require
+from lightning_score.errors import InputError, require
 from lightning_score.files import cache_folder, replacing, tolerating_full_disk
 from lightning_score.metrics.features import Features
 from lightning_score.metrics.frechet import floor_of_subsets
-from lightning_score.metrics.statistics import FeatureSums, Statistics
+from lightning_score.metrics.statistics import FeatureSums, ReferenceFile, Statistics
 
 KEPT = 20_000
 """Most feature vectors of the data that are stored, for the metrics that need them."""
@@ -49,15 +49,38 @@ class Reference:
         return Reference(statistics, self.kept.to(device), self.floor, self.floor_n)
 
 
-def check_fit(features: Features, examples: Tensor, statistics: Statistics | None, file: str | None) -> None:
-    """Raises `InputError` unless the features can be computed, and statistics of a file, if any, have as many."""
+def check_fit(features: Features, examples: Tensor, file: ReferenceFile | None) -> None:
+    """Raises `InputError` unless the features can be computed, also of a file's images, and its statistics have as many."""
     features.check(examples)
-    there = features.num_features if statistics is None else len(statistics.mean)
+    if file is None:
+        return
+    if file.images is not None:
+        given, needed = (f"{each.shape[-2]}x{each.shape[-1]}" for each in (file.images, examples))
+        require(given == needed, f"reference={file.path}: has images of {given}, and the samples have {needed}")
+        features.check(file.images[:2])
     require(
-        there == features.num_features,
-        f"reference={file}: has {there} features, but {features.name} has {features.num_features}; give statistics of "
-        "these features, or null for those of the data",
+        file.images is not None or file.statistics(features.ending, features.num_features) is not None,
+        f"reference={file.path}: has {' and '.join(map(str, file.lengths))} features, but {features.name} has "
+        f"{features.num_features}; give statistics of these features, or null for those of the data",
     )
+
+
+def reference_of_file(file: ReferenceFile, features: Features, n: int, device: torch.device | str = "cpu") -> Reference:
+    """The reference of a file: its statistics of these features, if it has any, and features of its images.
+
+    Args:
+        file: the file.
+        features: the extractor.
+        n: number of samples for the floor, which is known where the statistics are those of the images.
+        device: where the extractor is.
+    """
+    images, statistics = file.images, file.statistics(features.ending, features.num_features)
+    if images is not None:
+        found = reference_statistics(file.hash, lambda: images, features, n, device)
+        return found if statistics is None else Reference(statistics, found.kept, None, None)
+    if statistics is None:
+        raise InputError(f"{file.path}: has no statistics of {features.name}")
+    return Reference(statistics, torch.zeros(0, features.num_features), None, None)
 
 
 def reference_statistics(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_score.errors import InputError, require
-from lightning_score.files import read_arrays
+from lightning_score.files import file_hash, read_arrays
 
 BLOCKS = 10
 """Blocks of samples, or of conditions, that are left out in turn for an error bar."""
@@ -145,27 +145,63 @@ def fit(features: Tensor) -> Statistics:
     return Statistics(n, mean, factor @ factor.mT, factor if n <= dimension else None)
 
 
-def read_npz(path: str | Path) -> Statistics:
-    """Statistics in the format of pytorch-fid and of the TTUR's authors: arrays `mu` and `sigma`.
+class ReferenceFile:
+    """An NPZ with what samples are compared with: statistics of features in the format of pytorch-fid, images, or both, as
+    the reference batches of ADM's evaluator have.
+
+    Its arrays are `mu` (D,) and `sigma` (D, D), of `SpatialFeatures` `mu_s` and `sigma_s`, and images `arr_0`, uint8
+    (N, H, W, C).
+
+    Args:
+        path: the file.
+
+    Attributes:
+        path: the file.
+        images: uint8 (N, C, H, W); None without any.
+        hash: of the file.
 
     Raises:
         InputError: there is no such file, or it lacks these arrays.
     """
-    path = Path(path)
-    require(path.is_file(), f"{path}: must be a file of statistics that exists")
-    try:
-        arrays = read_arrays(path)
-        missing = {"mu", "sigma"} - arrays.keys()
-        require(not missing, f"{path}: lacks {', '.join(sorted(missing))}; it holds {', '.join(arrays) or 'nothing'}")
-        mean, covariance = (torch.from_numpy(np.asarray(arrays[name], dtype=np.float64)) for name in ("mu", "sigma"))
-    except (InputError, ValueError, TypeError) as error:
-        reason = str(error).removeprefix(f"{path}: ")
-        raise InputError(f"{path}: not a file of statistics, .npz with mu and sigma: {reason}") from error
-    require(
-        mean.ndim == 1 and covariance.shape == (len(mean), len(mean)),
-        f"{path}: mu is {tuple(mean.shape)} and sigma {tuple(covariance.shape)}; they must be (D,) and (D, D)",
-    )
-    return Statistics(0, mean, covariance)
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        require(self.path.is_file(), f"{path}: must be a file of statistics that exists")
+        try:
+            arrays = read_arrays(self.path)
+            missing = ", ".join(sorted({"mu", "sigma"} - arrays.keys()))
+            lacks = f"lacks {missing}; it holds {', '.join(arrays) or 'nothing'}"
+            require(not missing or "arr_0" in arrays, lacks)
+            self._arrays = {name: np.asarray(each) for name, each in arrays.items() if name != "arr_0"}
+            self.images = _images(np.asarray(arrays["arr_0"])) if "arr_0" in arrays else None
+            found = [self.statistics(ending) for ending in ("", "_s")]
+        except (InputError, ValueError, TypeError) as error:
+            reason = str(error).removeprefix(f"{path}: ")
+            raise InputError(f"{path}: not a file of statistics, .npz with mu and sigma: {reason}") from error
+        self.lengths = [len(each.mean) for each in found if each is not None]
+        self.hash = file_hash(self.path)[:16]
+
+    def statistics(self, ending: str, length: int | None = None) -> Statistics | None:
+        """The statistics in the arrays with these endings, if there are any, of features of this length.
+
+        Raises:
+            InputError: they are of other shapes.
+        """
+        if not {f"mu{ending}", f"sigma{ending}"} <= self._arrays.keys():
+            return None
+        arrays = (self._arrays[f"{name}{ending}"].astype(np.float64) for name in ("mu", "sigma"))
+        mean, covariance = map(torch.from_numpy, arrays)
+        require(
+            mean.ndim == 1 and covariance.shape == (len(mean), len(mean)),
+            f"mu is {tuple(mean.shape)} and sigma {tuple(covariance.shape)}; they must be (D,) and (D, D)",
+        )
+        return Statistics(0, mean, covariance) if length in (None, len(mean)) else None
+
+
+def _images(found: np.ndarray) -> Tensor:
+    fits = found.ndim == 4 and found.dtype == np.uint8 and found.shape[3] in (1, 3) and len(found) > 1
+    require(fits, f"arr_0 is {found.dtype} {found.shape}; it must be images, uint8 (N, H, W, 3)")
+    return torch.from_numpy(found).permute(0, 3, 1, 2)
 
 
 def require_features(features: Tensor, num_features: int) -> None:

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_score.errors import Unmeasurable, require
 from lightning_score.metrics.channels import Channels
 from lightning_score.metrics.distances import ROOM, Curves, Distance
 from lightning_score.metrics.frechet import Estimate
+from lightning_score.metrics.totals import Totals
 
 DATA = 1 << 27
 """Most numbers in the examples that represent the data."""
@@ -63,16 +63,16 @@ def summaries_of(distances: Sequence[Distance], data: Tensor, n: int) -> list[Su
     return found
 
 
-class DistanceTotals:
+class DistanceTotals(Totals):
     """The summaries of an evaluation's samples.
 
     Args:
-        references: the data as each distance sees them.
+        reference: the data as the distance sees them.
     """
 
-    def __init__(self, references: Sequence[Summaries]) -> None:
-        self.references = references
-        self.kept = [torch.zeros(each.n, each.data.shape[1]) for each in references]
+    def __init__(self, reference: Summaries) -> None:
+        self.reference = reference
+        self.kept = torch.zeros(reference.n, reference.data.shape[1])
 
     def update(self, numbers: Sequence[int], samples: Tensor) -> None:
         """Adds the samples with these numbers.
@@ -81,29 +81,17 @@ class DistanceTotals:
             Unmeasurable: they are not finite.
         """
         rows = torch.as_tensor(numbers)
-        for reference, kept in zip(self.references, self.kept, strict=True):
-            first = rows < len(kept)
-            if first.any():
-                found = reference.distance.all_summaries(samples[first.to(samples.device)], reference.channels)
-                if not found.isfinite().all():
-                    raise Unmeasurable(f"{reference.distance.name}: samples are NaN or infinite, or of enormous values")
-                kept[rows[first]] = found.float().cpu()
+        first = rows < len(self.kept)
+        if first.any():
+            distance = self.reference.distance
+            found = distance.all_summaries(samples[first.to(samples.device)], self.reference.channels)
+            if not found.isfinite().all():
+                raise Unmeasurable(f"{distance.name}: samples are NaN or infinite, or of enormous values")
+            self.kept[rows[first]] = found.float().cpu()
 
-    def measure(self, device: torch.device) -> dict[str, Estimate]:
-        """The distances by name, computed on a device."""
-        return {
-            reference.distance.name: reference.distance.estimate(kept.to(device), reference.data.to(device))
-            for reference, kept in zip(self.references, self.kept, strict=True)
-        }
+    def tensors(self) -> dict[str, Tensor]:
+        return {"kept": self.kept}
 
-    def reduce(self, trainer: Trainer, device: torch.device) -> None:
-        """Sums over all processes, on each of them."""
-        self.kept = [trainer.strategy.reduce(kept.to(device), reduce_op="sum").cpu() for kept in self.kept]
-
-    def state_dict(self) -> list[Tensor]:
-        """All summaries."""
-        return self.kept
-
-    def load_state_dict(self, state: Sequence[Tensor]) -> None:
-        """Resumes from saved summaries."""
-        self.kept = [kept.clone() for kept in state]
+    def measure(self, device: torch.device) -> Estimate:
+        """The distance, computed on a device."""
+        return self.reference.distance.estimate(self.kept.to(device), self.reference.data.to(device))

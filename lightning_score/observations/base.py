@@ -1,16 +1,18 @@
 """The interface of operators A of observations y = A(x) with noise; linear ones with their adjoint and normal equations."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_score.errors import InputError, one_line, require
+from lightning_score.observations.solving import Solution, eigensystem, spectral_inverse
 from lightning_score.tensors import broadcast_to
 
-MOST_ITERATIONS = 1000
+LARGEST_DENSE = 4096
+"""The most numbers of an observation whose A A^T is held as a matrix; its eigenvalues cost seconds, once."""
 
 
 class Operator(ABC):
@@ -57,7 +59,10 @@ class Operator(ABC):
 
 
 class LinearOperator(Operator):
-    """A linear map A from samples to observations; its adjoint is autograd's, its equations are solved by iteration."""
+    """A linear map A from samples to observations; its adjoint is autograd's, its equations are solved numerically."""
+
+    _known: tuple[Any, Tensor, Tensor] | None = None
+    """For what A A^T was last solved, its eigenvectors and its eigenvalues."""
 
     def _check_observed(self, y: Tensor) -> None:
         error, size = (y[2] - y[0] - y[1]).abs().max(), y.abs().max()
@@ -74,8 +79,8 @@ class LinearOperator(Operator):
         return found
 
     def gram_solve(self, v: Tensor, r2: Tensor, s2: Tensor | float) -> Tensor:
-        """(r2 A A^T + s2 I)^-1 v, the pseudo-inverse where that is singular; here by conjugate residuals, in at most 1000
-        iterations; differentiable in v.
+        """(r2 A A^T + s2 I)^-1 v, the pseudo-inverse where that is singular; differentiable in v. By default by the
+        eigenvalues of A A^T, found once, or for observations of more than `LARGEST_DENSE` numbers by conjugate residuals.
 
         Args:
             v: in the form of an observation, (B, ...).
@@ -84,9 +89,16 @@ class LinearOperator(Operator):
         """
         shape = self._sample_shape()
         with torch.inference_mode(False):
-            r2, s2 = (broadcast_to(c, v).detach().clone() for c in (r2, s2))
             v = v if v.requires_grad else v.clone()
-            return _Solution.apply(v, lambda u: r2 * self.apply(self.adjoint(u, shape)) + s2 * u)
+            if v[0].numel() <= LARGEST_DENSE:
+                key = (shape, v.shape[1:], v.dtype, v.device)
+                if self._known is None or self._known[0] != key:
+                    self._known = key, *eigensystem(lambda u: self.apply(self.adjoint(u, shape)), v)
+                _, basis, eigenvalues = self._known
+                flat = v.flatten(1)
+                return ((spectral_inverse(eigenvalues, flat, r2, s2) * (flat @ basis)) @ basis.mT).reshape(v.shape)
+            scale, shift = (broadcast_to(c, v).detach().clone() for c in (r2, s2))
+            return Solution.apply(v, lambda u: scale * self.apply(self.adjoint(u, shape)) + shift * u)
 
     def lift(self, y: Tensor, shape: Sequence[int]) -> Tensor:
         """The smallest x (B, *shape) with A x = y, or as near as possible: A^T (A A^T)^-1 y."""
@@ -112,48 +124,3 @@ def _tried(operator: Operator, x: Tensor) -> Tensor:
     require(bool(y.isfinite().all()), f"{name}: A(x) is NaN or infinite for numbers x from 0 to 2; it must be finite")
     require(y.requires_grad, f"{name}: A(x) has no gradient; compute it with torch, and without no_grad, detach or round")
     return y
-
-
-class _Solution(torch.autograd.Function):
-    """M^-1 v, of which the gradient in v is M^-1 g."""
-
-    @staticmethod
-    def forward(ctx: Any, v: Tensor, matrix: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.matrix = matrix
-        return conjugate_residuals(matrix, v)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        return _Solution.apply(g, ctx.matrix), None
-
-
-def conjugate_residuals(matrix: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
-    """M^-1 v for a symmetric M with no negative eigenvalue, row by row (Stiefel 1955).
-
-    The residual never grows, also where M is singular and v is not in its range: then M w is the nearest to v. The end is at
-    the precision of v's type or after `MOST_ITERATIONS`.
-
-    Args:
-        matrix: v -> M v, (B, ...), each row on its own.
-        v: (B, ...).
-    """
-
-    def inner(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).flatten(1).sum(1).reshape(-1, *[1] * (v.ndim - 1))
-
-    tolerance = max(8 * torch.finfo(v.dtype).eps, 1e-13) ** 2
-    w, r = torch.zeros_like(v), v
-    p, m_r = r, matrix(r)
-    m_p, r_m_r = m_r, inner(r, m_r)
-    enough, enough_m = tolerance * inner(r, r), tolerance * inner(m_r, m_r)
-    for _ in range(MOST_ITERATIONS):
-        going = (inner(r, r) > enough) & (inner(m_r, m_r) > enough_m) & (r_m_r > 0)  # a row stops on its own
-        if not bool(going.any()):
-            break
-        step = torch.where(going, r_m_r / inner(m_p, m_p), 0)
-        w, r = w + step * p, r - step * m_p
-        m_r = matrix(r)
-        before, r_m_r = r_m_r, inner(r, m_r)
-        beta = torch.where(going, r_m_r / before, 0)
-        p, m_p = r + beta * p, m_r + beta * m_p
-    return w

@@ -29,7 +29,7 @@ class DeepinvPhysics(Operator):
         self.physics = physics.requires_grad_(False)
 
     def apply(self, x: Tensor) -> Tensor:
-        return self.physics.to(x.device, x.dtype).A(x)  # type: ignore[operator]
+        return self.physics.to(x.device).A(x)  # type: ignore[operator]
 
 
 class DeepinvLinearPhysics(DeepinvPhysics, LinearOperator):
@@ -56,4 +56,4 @@ class DeepinvLinearPhysics(DeepinvPhysics, LinearOperator):
         )
 
     def adjoint(self, v: Tensor, shape: Sequence[int]) -> Tensor:
-        return self.physics.to(v.device, v.dtype).A_adjoint(v)  # type: ignore[operator]
+        return self.physics.to(v.device).A_adjoint(v)  # type: ignore[operator]

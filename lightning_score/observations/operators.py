@@ -3,15 +3,51 @@
 from abc import ABC
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_score.errors import require
+from lightning_score.errors import InputError, require
+from lightning_score.files import LocalPath
 from lightning_score.observations.base import LinearOperator
+from lightning_score.observations.files import read_array
+from lightning_score.observations.solving import spectral_inverse
 from lightning_score.tensors import broadcast_to
+
+if TYPE_CHECKING:
+    Numbers = Tensor | Sequence[Any] | LocalPath
+else:
+    Numbers = Sequence[Any] | LocalPath  # on the command line, whose help would list all classes of tensors
+
+
+def numbers(name: str, given: Numbers) -> Tensor:
+    """Finite numbers that are given, or those of a PNG, NPY or NPZ file.
+
+    Args:
+        name: of the argument, for errors.
+        given: the numbers.
+
+    Raises:
+        InputError: they are no finite numbers, or the file cannot be read.
+    """
+    values = read_array(given) if isinstance(given, str) else given
+    try:
+        found = torch.as_tensor(values)
+    except (TypeError, ValueError) as error:
+        rows = "must be numbers, in rows of equal lengths, or the path of a PNG, NPY or NPZ"
+        raise InputError(f"{name}={given!r:.60}: {rows}") from error
+    fits = found.numel() > 0 and bool(found.isfinite().all())
+    require(fits, f"{name} of shape {list(found.shape)}: must be finite numbers")
+    return found
+
+
+def without_first_ones(values: Tensor) -> Tensor:
+    """Without first axes of size 1, as the file of a gray image has them."""
+    while values.ndim > 1 and len(values) == 1:
+        values = values.squeeze(0)
+    return values
 
 
 class Averaging(LinearOperator, ABC):
@@ -31,15 +67,15 @@ class Mask(Averaging):
     """Some coordinates of a sample, (m,): A selects, so A A^T = I.
 
     Args:
-        mask: true or non-zero where it is observed, in the shape of a sample; axes of size 1 and missing first axes stand
-            for all, as a mask (H, W) for all channels.
+        mask: true or non-zero where it is observed, in the shape of a sample, or the path of a PNG, NPY or NPZ; axes of
+            size 1 and missing first axes stand for all, as a mask (H, W) for all channels.
 
     Raises:
         InputError: nothing is observed; in `check`: it does not fit the samples.
     """
 
-    def __init__(self, mask: Tensor | Sequence[Any]):
-        self.mask = torch.as_tensor(mask) != 0
+    def __init__(self, mask: Numbers):
+        self.mask = without_first_ones(numbers("mask", mask) != 0)
         require(bool(self.mask.any()), "mask: all entries are zero, so nothing is observed; set some to 1")
 
     def check(self, shape: Sequence[int]) -> None:
@@ -100,14 +136,14 @@ class Matrix(LinearOperator):
     """Any matrix A (m, D) on the flattened sample, (m,); A A^T = U S^2 U^T by its singular values S, computed once.
 
     Args:
-        matrix: A, m rows of D numbers, D the size of a sample.
+        matrix: A, m rows of D numbers, D the size of a sample, or the path of an NPY or NPZ.
 
     Raises:
         InputError: it is not a matrix; in `check`: its rows are not as long as a sample.
     """
 
-    def __init__(self, matrix: Tensor | Sequence[Sequence[float]]):
-        self.matrix = torch.as_tensor(matrix, dtype=torch.float64)
+    def __init__(self, matrix: Numbers):
+        self.matrix = numbers("matrix", matrix).double()
         require(self.matrix.ndim == 2, f"matrix of shape {list(self.matrix.shape)}: must be [m, D], D the size of a sample")
         u, s, _ = torch.linalg.svd(self.matrix)
         self._u = u
@@ -121,6 +157,5 @@ class Matrix(LinearOperator):
         return x.flatten(1) @ self.matrix.to(x).mT
 
     def gram_solve(self, v: Tensor, r2: Tensor, s2: Tensor | float) -> Tensor:
-        u, eigenvalues = self._u.to(v), broadcast_to(r2, v) * self._s2.to(v) + broadcast_to(s2, v)
-        inverse = torch.where(eigenvalues > 0, 1 / eigenvalues, 0)
-        return (inverse * (v @ u)) @ u.mT
+        u = self._u.to(v)
+        return (spectral_inverse(self._s2.to(v), v, r2, s2) * (v @ u)) @ u.mT

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from lightning_score.errors import require
 from lightning_score.observations.base import LinearOperator, Operator
-from lightning_score.observations.operators import require_mask
-from lightning_score.tensors import broadcast_to
+from lightning_score.observations.operators import Numbers, numbers, require_mask, without_first_ones
+from lightning_score.observations.solving import spectral_inverse
 
 MODES = {"circular": "circular", "reflect": "reflect", "zeros": "constant"}
 """Borders, and their names for `torch.nn.functional.pad`."""
@@ -30,7 +30,8 @@ class Blur(LinearOperator):
 
     Args:
         std: standard deviation of a Gaussian kernel, in pixels; it is cut at 4 standard deviations and sums to 1.
-        kernel: instead of a Gaussian, numbers k with as many axes as an image has; its center is entry n // 2 of n.
+        kernel: instead of a Gaussian, numbers k, or the path of a PNG, NPY or NPZ, with the axes of an image or, where the
+            first would be of size 1, without them; its center is entry n // 2 of n.
         border: what continues the image beyond its border: circular (its other side), reflect (its mirror image) or zeros.
 
     Raises:
@@ -40,20 +41,20 @@ class Blur(LinearOperator):
     def __init__(
         self,
         std: float = 1.0,
-        kernel: Sequence[Any] | Tensor | None = None,
+        kernel: Numbers | None = None,
         border: Literal["circular", "reflect", "zeros"] = "circular",
     ):
         require(0 < std < math.inf, f"std={std}: must be above 0, the standard deviation of the blur in pixels, as in 1.5")
         require(border in MODES, f"border={border}: must be {', '.join(MODES)}")
         self.std, self.kernel, self.border = std, None, border
+        self._transform: tuple[Any, Tensor] | None = None
         if kernel is not None:
-            self.kernel = torch.as_tensor(kernel, dtype=torch.float64)
-            fits = self.kernel.numel() > 0 and bool(self.kernel.isfinite().all()) and bool(self.kernel.any())
-            require(fits, f"kernel of shape {list(self.kernel.shape)}: must hold finite numbers, not all of them zero")
+            self.kernel = without_first_ones(numbers("kernel", kernel).double())
+            require(bool(self.kernel.any()), f"kernel of shape {list(self.kernel.shape)}: all entries are zero")
 
     def _kernel(self, dimensions: int) -> Tensor:
         if self.kernel is not None:
-            return self.kernel
+            return self.kernel.reshape([1] * (dimensions - self.kernel.ndim) + list(self.kernel.shape))
         radius = round(4 * self.std)
         line = torch.exp(-((torch.arange(-radius, radius + 1, dtype=torch.float64) / self.std) ** 2) / 2)
         kernel = line
@@ -66,7 +67,7 @@ class Blur(LinearOperator):
         kernel = self._kernel(len(shape) - 1)
         require(
             kernel.ndim == len(shape) - 1,
-            f"kernel of shape {list(kernel.shape)}: must have {len(shape) - 1} axes, for samples of shape {list(shape)}",
+            f"kernel of shape {list(kernel.shape)}: must have at most {len(shape) - 1} axes, for samples {list(shape)}",
         )
         require(
             self.border != "reflect" or all(k // 2 < n for k, n in zip(kernel.shape, shape[1:], strict=True)),
@@ -76,10 +77,16 @@ class Blur(LinearOperator):
 
     def _transfer(self, sizes: Sequence[int], like: Tensor) -> Tensor:
         """The Fourier transform of the kernel on a circular grid of the given sizes."""
+        key = (tuple(sizes), like.dtype, like.device)
+        if self._transform is not None and self._transform[0] == key:
+            return self._transform[1]
         kernel = self._kernel(len(sizes))
         places = [(torch.arange(k) - k // 2) % n for k, n in zip(kernel.shape, sizes, strict=True)]
         grid = torch.meshgrid(*places, indexing="ij")
-        return torch.fft.rfftn(kernel.new_zeros(*sizes).index_put(grid, kernel, accumulate=True).to(like))
+        with torch.inference_mode(False):  # it is kept
+            found = torch.fft.rfftn(kernel.new_zeros(*sizes).index_put(grid, kernel, accumulate=True).to(like))
+        self._transform = key, found
+        return found
 
     def apply(self, x: Tensor) -> Tensor:
         self._shape, sizes = tuple(x.shape[1:]), x.shape[2:]
@@ -98,14 +105,8 @@ class Blur(LinearOperator):
             return super().gram_solve(v, r2, s2)
         axes, power = tuple(range(2, v.ndim)), self._transfer(v.shape[2:], v).abs().square()
         lost = power <= (v[0].numel() * torch.finfo(v.dtype).eps) ** 2 * power.max()  # as torch.linalg.pinv decides
-        inverse = _inverse(power.where(~lost, 0), v, r2, s2)
+        inverse = spectral_inverse(power.where(~lost, 0), v, r2, s2)
         return torch.fft.irfftn(inverse * torch.fft.rfftn(v, dim=axes), s=v.shape[2:], dim=axes)
-
-
-def _inverse(eigenvalues: Tensor | float, v: Tensor, r2: Tensor, s2: Tensor | float) -> Tensor:
-    """1/(r2 eigenvalues + s2), 0 where that is not finite; for eigenvalues of A A^T that multiply v."""
-    total = broadcast_to(r2, v) * eigenvalues + broadcast_to(s2, v)
-    return torch.where(total > 0, 1 / total, 0)
 
 
 class Fourier(LinearOperator):
@@ -115,7 +116,8 @@ class Fourier(LinearOperator):
     fastMRI). Of complex images A A^T = I. Of real ones it joins a frequency and its negative, the complex conjugate.
 
     Args:
-        mask: which frequencies are sampled, true or non-zero; axes of size 1 and missing first axes stand for all.
+        mask: true or non-zero where a frequency is sampled, or the path of a PNG, NPY or NPZ; axes of size 1 and missing
+            first axes stand for all.
         acceleration: without a mask, a: n/a of the n positions along the last axis are sampled.
         center: the share of n at its center that is always sampled.
         seed: selects the other positions at random.
@@ -127,7 +129,7 @@ class Fourier(LinearOperator):
 
     def __init__(
         self,
-        mask: Sequence[Any] | Tensor | None = None,
+        mask: Numbers | None = None,
         acceleration: float = 4.0,
         center: float = 0.08,
         seed: int = 0,
@@ -135,7 +137,7 @@ class Fourier(LinearOperator):
     ):
         require(1 <= acceleration < math.inf, f"acceleration={acceleration}: must be 1 (all frequencies) or more, as in 4")
         require(0 <= center <= 1, f"center={center}: must be from 0 to 1, the share of frequencies that is always sampled")
-        self.mask = None if mask is None else torch.as_tensor(mask) != 0
+        self.mask = None if mask is None else without_first_ones(numbers("mask", mask) != 0)
         require(
             self.mask is None or bool(self.mask.any()), "mask: all entries are zero, so nothing is sampled; set some to 1"
         )
@@ -181,13 +183,13 @@ class Fourier(LinearOperator):
         that is conjugate, and removes the rest; elsewhere it is the half.
         """
         if self.complex_images:
-            return _inverse(1.0, v, r2, s2) * v
+            return spectral_inverse(1.0, v, r2, s2) * v
         partner = self._negatives(self._sample_shape()[1:]).to(v.device)
         z = v.reshape(len(v), 2, -1, len(partner))
         signs = v.new_tensor([1.0, -1.0]).reshape(2, 1, 1)
         conjugate = (z + signs * z[..., partner.clamp(min=0)]) / 2
-        both = _inverse(1.0, z, r2, s2) * conjugate + _inverse(0.0, z, r2, s2) * (z - conjugate)
-        return torch.where(partner < 0, _inverse(0.5, z, r2, s2) * z, both).reshape(v.shape)
+        both = spectral_inverse(1.0, z, r2, s2) * conjugate + spectral_inverse(0.0, z, r2, s2) * (z - conjugate)
+        return torch.where(partner < 0, spectral_inverse(0.5, z, r2, s2) * z, both).reshape(v.shape)
 
 
 class Radon(LinearOperator):
@@ -219,11 +221,20 @@ class Radon(LinearOperator):
         return math.ceil(math.sqrt(2) * max(shape[-2:]))
 
     def apply(self, x: Tensor) -> Tensor:
-        if self._matrix is None or self._shape != tuple(x.shape[1:]) or self._matrix.dtype != x.dtype:
-            self._matrix, self._shape = self._projections(x.shape[-2], x.shape[-1]).to(x.dtype), tuple(x.shape[1:])
-        self._matrix = self._matrix.to(x.device)
-        projected = torch.sparse.mm(self._matrix, x.reshape(-1, self._matrix.shape[1]).mT)
-        return projected.mT.reshape(*x.shape[:-2], len(self.angles), -1)
+        matrix = self._matrix_for(x, x.shape[1:])
+        return torch.sparse.mm(matrix, x.reshape(-1, matrix.shape[1]).mT).mT.reshape(*x.shape[:-2], len(self.angles), -1)
+
+    def adjoint(self, v: Tensor, shape: Sequence[int]) -> Tensor:
+        matrix = self._matrix_for(v, shape)
+        with torch.inference_mode(False):  # within it sparse matrices cannot be transposed
+            return torch.sparse.mm(matrix.mT, v.reshape(-1, matrix.shape[0]).mT).mT.reshape(-1, *shape)
+
+    def _matrix_for(self, like: Tensor, shape: Sequence[int]) -> Tensor:
+        if self._matrix is None or self._shape != tuple(shape) or self._matrix.dtype != like.dtype:
+            with torch.inference_mode(False):  # it is kept
+                self._matrix, self._shape = self._projections(*shape[-2:]).to(like.dtype), tuple(shape)
+        self._matrix = self._matrix.to(like.device)
+        return self._matrix
 
     def _projections(self, height: int, width: int) -> Tensor:
         """The sparse matrix (angles D, height width)."""

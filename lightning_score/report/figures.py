@@ -35,6 +35,7 @@ FIRST = (
     "energy_distance",
     "bits_per_dim",
     "nats",
+    "crps",
 )
 """Kinds of measures in the order of importance; others follow."""
 LOSS = ("model.objective", "model.process", "data")
@@ -167,7 +168,7 @@ def _name_of_axis(axis: tuple[Any, ...], axes: Iterable[tuple[Any, ...]]) -> str
 
 def line_kind(record: Record) -> str:
     """What differs in a line of a run from averaged weights and denoised samples."""
-    return ", ".join(["raw weights"] * (record.weights != "ema") + ["not denoised"] * (not record.denoised))
+    return ", ".join(["raw weights"] * (record.weights == "raw") + ["not denoised"] * (not record.denoised))
 
 
 def lines_of(run: Run, records: Sequence[Record]) -> list[dict[str, Any]]:

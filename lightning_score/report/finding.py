@@ -14,7 +14,7 @@ from lightning_score.runs.folders import leads_out
 from lightning_score.runs.records import FILE as RECORDS
 from lightning_score.runs.status import STATUS
 
-EVALUATIONS = ("test", "validate", "predict")
+EVALUATIONS = ("test", "validate", "predict", "evaluate")
 """Commands that write their results to a folder next to their checkpoint."""
 
 SWEEP = {"study.db", "trials.csv", "sweep.yaml"}

@@ -12,7 +12,7 @@ from lightning_score.metrics import Estimate, jackknife_error
 from lightning_score.metrics.frechet import pooled
 from lightning_score.report.figures import importance, line_kind, measures, rounded
 from lightning_score.report.reading import Run
-from lightning_score.report.values import is_larger_better, kind_of
+from lightning_score.report.values import AIMED, is_larger_better, kind_of
 from lightning_score.runs.records import Record, as_number, finite, floor_name
 from lightning_score.sweep.results import leave_one_out
 
@@ -52,7 +52,7 @@ def _standings(runs: Sequence[Run], when: str) -> Iterator[dict[str, Any]]:
         pairs: dict[str, int] = {}
         kind = kind_of(records[0][1])
         entries = [_entry(i, kind, own, pairs) for i, own in of_run.items()]
-        if entries:
+        if entries and kind not in AIMED:
             n = records[0][1].n
             yield {"label": f"{label}, {when}", "when": when, "kind": kind, "n": n, "larger": is_larger_better(kind),
                    "entries": entries}  # fmt: skip

@@ -9,8 +9,11 @@ from lightning_score.report.figures import HIDDEN, LEVEL, line_kind
 from lightning_score.report.reading import Run
 from lightning_score.runs.records import Record, by_axis, finite
 
-LARGER = ("is", "inception_score", "precision", "recall", "density", "coverage", "crps_skill", "nats", "nats_per_dim")
-"""Kinds of measures of which larger values are better; of all others smaller ones are."""
+LARGER = ("is", "inception_score", "precision", "recall", "density", "coverage", "crps_skill", "nats", "nats_per_dim",
+          "psnr", "ssim")  # fmt: skip
+"""Kinds of measures of which larger values are better; of all others smaller ones are, ..."""
+AIMED = ("spread_skill", "z_score", "residual_over_noise", "interval_50", "interval_90")
+"""... except of these, of which a certain value is best: runs are not ranked by them."""
 NAMES = {"is": "inception_score"}
 """Kinds that are reserved words of Python."""
 

@@ -106,10 +106,13 @@ def passed_on(
     given: dict[str, Any] = checkpoint["config"]
     config = {name: without_machine(given[name], name) for name in KEPT if name in given}
     for name in {"ema", "samples", "evaluate"} & config.keys():  # the defaults serve in place of what is on one machine
-        config[name] = {key: part for key, part in config[name].items() if given[name][key] == part}
+        if isinstance(given[name], dict):
+            config[name] = {key: part for key, part in config[name].items() if given[name].get(key) == part}
     data = str(config.get("data", {}).get("class_path")).rpartition(".")[2]
     raw = weights == "raw" and "current_model_state" in checkpoint
     tensors = checkpoint["current_model_state" if raw else "state_dict"]
+    plain = all(isinstance(tensor, Tensor) for tensor in tensors.values())
+    require(plain, "the model's state has more than tensors, which safetensors cannot hold")
     tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     fitted = checkpoint.get("loops", {}).get("fit_loop")
     state = {
@@ -232,8 +235,8 @@ def without_machine(value: Any, name: str = "") -> Any:
         if address.scheme != "file":
             return urlunsplit((address.scheme, address.netloc.rpartition("@")[2], address.path, "", ""))
         value = address.path
-    if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute():
-        if name == "key":  # of an array in a file
-            return value
-        value = value.rstrip("/\\")
-    return ABSOLUTE.sub(r"\1", value)
+    whole = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute() or value.startswith("~")
+    if whole and name == "key":  # of an array in a file
+        return value
+    last = ABSOLUTE.sub(r"\1", value.rstrip("/\\") if whole else value)
+    return f"./{last}" if whole and "." in last else last  # as a path: x.npy alone could be the name of a class

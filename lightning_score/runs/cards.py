@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from lightning_score.errors import printable, require
-from lightning_score.runs.bundle import CARD, LARGEST_CONFIG, SAMPLES, as_yaml, without_machine
+from lightning_score.runs.bundle import CARD, LARGEST_CONFIG, SAMPLES, SECRET, as_yaml, without_machine
 from lightning_score.runs.records import FILE, Record, read_records
 from lightning_score.runs.status import read_status
 from lightning_score.runs.trust import trust_for
@@ -20,7 +20,7 @@ LICENSES = ("mit", "apache-2.0", "bsd-3-clause", "gpl-3.0", "cc0-1.0", "cc-by-4.
             "openrail", "other")  # fmt: skip
 """Common identifiers of licenses on the Hub."""
 IMAGES = "unconditional-image-generation"
-NOT_ANSWERED = ("--ckpt_path", "--output", "--name", "--runs", "--trust", "--trainer.logger")
+LEFT_OUT = ("--ckpt_path", "--output", "--name", "--runs", "--trust")
 """Options that a repeated command gets anew, or that say nothing of the result."""
 
 
@@ -69,15 +69,15 @@ def _words(folder: Path) -> list[str]:
 
 
 def _options(words: Sequence[str]) -> list[str]:
-    """Options for another machine: without those of `NOT_ANSWERED`, and without folders."""
+    """Options for another machine: without those of `LEFT_OUT`, loggers, secrets and folders."""
     kept, left_out = list[str](), False
     for word in words:
         name, equals, value = word.partition("=")
-        if word.startswith("-"):
-            left_out = name in NOT_ANSWERED
+        if word.startswith("--") or word == "-c":
+            last = name.rpartition(".")[2].lstrip("-")
+            left_out = name in LEFT_OUT or name.startswith("--trainer.logger") or SECRET.search(last) is not None
         if not left_out:
-            last = kept[-1].lstrip("-").rpartition(".")[2] if kept else ""
-            cleaned = without_machine(value if equals else word, (name if equals else last).lstrip("-").rpartition(".")[2])
+            cleaned = without_machine(value if equals else word)
             kept.append(f"{name}={cleaned}" if equals else str(cleaned))
     return kept
 
@@ -227,7 +227,7 @@ def _row(record: Record) -> str:
 
 
 def _data(record: Record) -> str:
-    return str(without_machine(record.data))
+    return str(without_machine(record.data)).removeprefix("./")
 
 
 def described(part: Any, arguments: bool = True) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,6 +42,18 @@ def parse_name(name: str) -> tuple[str, str | None]:
     )
     require(not at or REVISION.fullmatch(revision) is not None, f"{name}: must end with a branch, tag or commit, as @main")
     return repository, revision or None
+
+
+def name_on_hub(path: str | Path) -> str:
+    """The name in a path that begins with `hf://`, of which pathlib leaves one slash; empty for other paths."""
+    scheme, _, name = str(path).partition(":/")
+    return f"{HUB}{name.lstrip('/')}" if scheme == HUB[:2] else ""
+
+
+@cache
+def found_on_hub(name: str) -> Path:
+    """As `download`, once in a process, whose parts all see one commit."""
+    return download(name)
 
 
 def download(name: str, revision: str | None = None) -> Path:

@@ -53,13 +53,14 @@ from lightning_score.sampling.predictor import (
 )
 from lightning_score.sampling.published import Leading, Linspace, ScoreSDESteps
 from lightning_score.sampling.restart import Restart
+from lightning_score.sampling.restore import DiffPIR
 from lightning_score.sampling.sampler import PredictorCorrector, Sampler, Samples
 from lightning_score.sampling.singlestep import DPMSolver, HeunInTime
 from lightning_score.sampling.twisted import TwistedSMC
 
 __all__ = ["DDIM", "HMC", "IPNDM", "MALA", "RK45", "AdamsBashforth", "Ancestral", "AnnealedLangevin",
            "AnnealedLangevinStep", "BatchLangevin", "ConsistentAnnealedLangevin", "Corrector", "DPMSolver",
-           "DPMSolver2M", "DPMSolver3M", "DormandPrince", "Euler", "EulerMaruyama", "FinalDenoise",
+           "DPMSolver2M", "DPMSolver3M", "DiffPIR", "DormandPrince", "Euler", "EulerMaruyama", "FinalDenoise",
            "FixedLangevin", "FromFile", "Geometric", "Given", "Heun", "HeunInTime", "Initial", "Karras",
            "KeepNoise", "Langevin", "LangevinCorrector", "LangevinDynamics", "LastMean", "Leading", "Learned",
            "Linspace", "MarkovChain", "NoPredictor", "NoiseStream", "NormalNoise", "Predictor",

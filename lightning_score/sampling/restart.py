@@ -65,7 +65,7 @@ class Restart(Predictor):
             require(times >= 1, f"repeats={times}: need at least one; without a restart give its predictor alone")
         require(restart_noise > 0, f"restart_noise={restart_noise}: must be above 0, as in 1 or 1.003")
         require_passes(**{"steps x repeats": sum(count * times for *_, count, times in self._intervals)})
-        self._renoise = _Renoise(restart_noise)
+        self._renoise = Renoise(restart_noise)
 
     def plan(self, process: NoiseProcess, times: Tensor) -> list[list[Move]]:
         restarts = self._restarts(process, times)
@@ -133,7 +133,7 @@ class _Part(SamplerStep):
         return self.method.step(score, x, t, s, noise, state)
 
 
-class _Renoise(SamplerStep):
+class Renoise(SamplerStep):
     """x <- a x + b z, the transition of the process from t to s > t."""
 
     evaluations = 0

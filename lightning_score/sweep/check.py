@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 
-from lightning_score.callbacks import Evaluate
+from lightning_score.callbacks import Evaluate, Posterior
 from lightning_score.callbacks.sampling_cost import SamplingCost
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.base import GROUPS
@@ -128,8 +129,9 @@ class _Constructors:
 
     def __init__(self, command: LoadedCommand):
         self._made = {f"data {_as_json(command.config['data'].as_dict())}": command.datamodule}
-        self._parsers = {name: Parser() for name in ("data", *GROUPS)}
-        self._parsers["data"].add_subclass_arguments(ScoreData, "data")
+        self._parsers = {name: Parser() for name in ("data", "posterior", *GROUPS)}
+        for part, base in (("data", ScoreData), ("posterior", Posterior)):
+            self._parsers[part].add_subclass_arguments(base, part)
         for name, owner in GROUPS.items():
             self._parsers[name].add_lightning_class_args(owner, name)
 
@@ -138,7 +140,11 @@ class _Constructors:
         data, model = self._one("data", config["data"]), config["model"].clone()
         model["shape"], model["num_classes"], model["condition"] = list(data.shape), data.num_classes, data.condition
         made = {name: self._one(name, model if name == "model" else config[name]) for name in GROUPS}
-        return made["evaluate"], made["trainer"]["callbacks"]
+        evaluate, callbacks = copy(made["evaluate"]), as_list(made["trainer"]["callbacks"])
+        if config.get("posterior") is not None:
+            callbacks = [*callbacks, self._one("posterior", config["posterior"])]
+            evaluate.measure_nothing()
+        return evaluate, callbacks
 
     def _one(self, name: str, part: Namespace) -> Any:
         key = f"{name} {_as_json(part.as_dict())}"
@@ -186,7 +192,8 @@ class _Checks:
         config = command.config
         for metric in metric_names(self._sweep.objectives, self._sweep.constraints):
             self._check_metric(metric, config["trainer"], evaluate, as_list(callbacks))
-        cost = SamplingCost(command.cli.command, command.model, config, command.datamodule)
+        drawing = {**vars(config), "evaluate": evaluate, "trainer": {"callbacks": as_list(callbacks)}}
+        cost = SamplingCost(command.cli.command, command.model, drawing, command.datamodule)
         plain = _as_json({name: value for name, value in config.as_dict().items() if name not in PLACES})
         return _Checked(plain, cost.n, cost.evaluations, config["model"]["guidance"] is not None)
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from lightning.pytorch import Callback
 
-from lightning_score.callbacks import BitsPerDim, Ensembles, Evaluate, LangevinHealth, LossFloor, Nats, ScorePlot
+from lightning_score.callbacks import BitsPerDim, Ensembles, Evaluate, LangevinHealth, LossFloor, Nats, Posterior, ScorePlot
 from lightning_score.callbacks.pictures import pictured
 from lightning_score.data import ScoreData
 from lightning_score.metrics.manifold import Manifold
-from lightning_score.metrics.totals import KINDS, NEIGHBORS
+from lightning_score.metrics.totals import KEPT, KINDS, NEIGHBORS
 from lightning_score.runs.records import metric_name
 
 LIKELIHOOD = ("", "_error", "_n", "_spread")
@@ -21,6 +21,19 @@ OF_CALLBACKS: dict[type[Callback], tuple[str, ...]] = {
         for prefix in ("test", "val")
         for name in ("crps", "crps_skill", "rank_deviation", "residual", "spread_skill")
         for suffix in ("", "_error", *(["_floor", "_limit"] if name == "rank_deviation" else []))
+    ),
+    Posterior: (
+        *("test/nfe", "test/sampling_seconds"),
+        *(
+            f"test/{name}{suffix}"
+            for name in (
+                *("crps", "crps_skill", "interval_50", "interval_90", "likelihood_rank_deviation", "posterior_distance"),
+                *("psnr", "rank_deviation", "residual", "residual_over_noise", "rmse", "spread_skill", "ssim"),
+                *("tarp_deviation", "z_score"),
+            )
+            for suffix in ("", "_error", *(["_floor", "_limit"] if name.endswith("_deviation") else []))
+        ),
+        "test/posterior_distance_floor",
     ),
     LangevinHealth: ("val/langevin_variance_ratio", "val/langevin_snr"),
     LossFloor: (
@@ -61,20 +74,23 @@ def logged_metrics(
 
 
 def _of_evaluate(prefix: str, evaluate: Evaluate, data: ScoreData) -> set[str]:
-    features, test = evaluate.features, prefix == "test/"
-    several = test and evaluate.repeats > 1
+    test = prefix == "test/"
+    several, full = test and evaluate.repeats > 1, test or evaluate.all_metrics
     kinds: dict[str, list[str]] = {}  # and what else is logged of each
     for distance in evaluate.chosen(data, test):
         kinds[metric_name(distance.name, "", evaluate.num_samples)] = ["", "_error", "_floor", "_n"]
-    if features is not None:
-        comparable = evaluate.statistics is None and evaluate.num_samples > NEIGHBORS
-        measured = {"fid": True, "fid_infinity": evaluate.fid_infinity, "is": features.num_logits > 0}
-        quick = test or evaluate.all_metrics or features.num_features <= 256
-        for kind in KINDS if test or evaluate.all_metrics else ("fid",):
-            if measured.get(kind, comparable):
+    for features in evaluate.features:
+        comparable = (evaluate.file is None or evaluate.file.images is not None) and evaluate.num_samples > NEIGHBORS
+        measured = {"fid": True, "fid_infinity": full and evaluate.fid_infinity, "is": full and features.num_logits > 0}
+        measured |= {"cmmd": "cmmd" in features.measured and comparable}
+        measured["cmmd_infinity"] = measured["cmmd"] and measured["fid_infinity"]
+        quick = full or features.num_features <= 256
+        for kind in KINDS:
+            if measured.get(kind, full and comparable):
                 has_error = several or (quick if kind == "fid" else kind not in Manifold._fields)
-                parts = ["", *(["_error"] if has_error else []), *(["_floor", "_n"] if kind == "fid" else [])]
-                kinds[metric_name(kind, features.name, evaluate.num_samples)] = parts
+                parts = ["", *(["_error"] if has_error else []), *(["_floor", "_n"] if kind in ("fid", "cmmd") else [])]
+                n = min(evaluate.num_samples, KEPT) if kind.startswith("cmmd") else evaluate.num_samples
+                kinds[metric_name(kind, features.name, n)] = parts
     if not kinds:
         return set()
     endings = ["", *(["_noisy"] if evaluate.before_denoising else [])]

@@ -27,6 +27,7 @@ from lightning_score.metrics import (
     reference as reference_module,
 )
 from lightning_score.metrics.reference import reference_statistics
+from lightning_score.metrics.totals import KeptSamples
 from lightning_score.networks import MLP
 from lightning_score.process import VP, BetaTable, SigmaTable
 from lightning_score.runs.records import FILE, Record, append_record, by_axis, metric_name, read_records
@@ -275,9 +276,10 @@ class TestTest:
             data = Digits()
             model = ScoreModel(network, (2,), process or VP(), parametrization=parametrization)
             model.sampler.mask = torch.full((3,), mask)
-            trainer = SimpleNamespace(global_rank=0, world_size=1, datamodule=data, precision=precision)
-            found = sampling_pass.SamplingResult(1, 100, {}, torch.zeros(0))
-            return sampling_pass.SamplingPass(trainer, model, DigitFeatures(), 10)._path(found)
+            trainer, like = SimpleNamespace(global_rank=0, world_size=1), data.splits.held_out.x
+            found = sampling_pass.SamplingResult(1, 100, {}, KeptSamples(0, like))
+            source = sampling_pass.FromModel(model, data, precision=precision)
+            return sampling_pass.SamplingPass(trainer, source, list, like, 10, model.device, [])._path(found)
 
         others = [path(VP(0.1, 10.0)), path(parametrization=Denoised()), path(precision="bf16-true"), path(mask=1.0)]
         others += [path(BetaTable(steps=steps)) for steps in (1000, 999)] + [path(SigmaTable(0.01, s, 9)) for s in (1, 2)]

@@ -18,7 +18,7 @@ from lightning_score.commands.base import IdleExperiment
 from lightning_score.commands.configs import trusted_modules
 from lightning_score.errors import InputError
 from lightning_score.files import read_tensors
-from lightning_score.metrics.statistics import read_npz
+from lightning_score.metrics import ReferenceFile
 from lightning_score.observations.files import read_array, read_observation
 from lightning_score.report import page
 from lightning_score.report.server import server
@@ -279,7 +279,7 @@ def test_no_reader_of_files_runs_code_or_advises_it(folder):
         (read_array, "hostile.npy"),
         (read_array, "hostile.npz"),
         (read_observation, "hostile.npz"),
-        (read_npz, "hostile.npz"),
+        (ReferenceFile, "hostile.npz"),
         (
             lambda path: run(["convert", "--from", "ddpm", path, "out"]) and (_ for _ in ()).throw(InputError("")),
             "hostile.pt",
@@ -301,7 +301,7 @@ def test_an_archive_that_unpacks_to_far_more_is_not_unpacked(folder, monkeypatch
         for entry in small.namelist():
             bomb.writestr(entry, small.read(entry))
         bomb.writestr("archive/data/0", zeros.tobytes())
-    for read in (lambda: read_array("bomb.npz"), lambda: read_npz("bomb.npz"), lambda: read_tensors(Path("bomb.ckpt")),
+    for read in (lambda: read_array("bomb.npz"), lambda: ReferenceFile("bomb.npz"), lambda: read_tensors(Path("bomb.ckpt")),
                  lambda: ScoreModel.load_from_checkpoint("bomb.ckpt")):  # fmt: skip
         with pytest.raises(InputError, match="unpacks to"):
             read()

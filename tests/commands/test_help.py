@@ -17,7 +17,7 @@ from lightning_score.networks import Network
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling import Sampler
 
-COMMANDS = ["fit", "validate", "test", "predict", "tune"]
+COMMANDS = ["fit", "validate", "test", "evaluate", "predict", "tune"]
 BASES = {
     "--model.network": Network,
     "--model.process": NoiseProcess,
@@ -55,7 +55,7 @@ def start(monkeypatch, capsys):
 def test_first_screen_is_short_and_its_options_exist(command, start):
     screen = start(command, "--help")
     assert len(screen.splitlines()) <= 45 and max(map(len, screen.splitlines())) <= 120
-    assert options(screen) <= options(start(command, "--help", "all")) | OF_PARTS | {"--model.sampler.help"}
+    assert options(screen) <= options(start(command, "--help", "all")) | OF_PARTS | {"--model.sampler.help", "--data.help"}
     assert screen == start(command, "-h")
 
 

@@ -1,12 +1,16 @@
 """The test problems' exact posteriors, by importance sampling and by differentiation."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from benchmarks.test_posteriors import HEUN, METHODS, Method, Observations, draw, moments, of, one_observation
 from conftest import times
 from posteriors import TWO_MODES_Y, LawScore, digits, gaussian, two_modes
 
-from lightning_score.guidance import MomentMatching
+from lightning_score.guidance import MomentMatching, Observed
 from lightning_score.process import VP
+from lightning_score.sampling import Heun, Karras, PredictorCorrector
 
 PROBLEMS = {"gaussian": gaussian, "two modes": two_modes, "digits": digits}
 
@@ -47,3 +51,50 @@ def test_moment_matching_is_exact_for_gaussian_data(noise_process, dtype):
     close = {"rtol": 1e-6, "atol": 1e-6} if dtype == torch.float64 else {"rtol": 1e-2, "atol": 1e-2}
     torch.testing.assert_close(guided(x, t), exact, **close)
     torch.testing.assert_close(guided(x, t[3])[3], exact[3], **close)
+
+
+def test_samples_by_moment_matching_are_those_of_the_exact_posterior():
+    """With the same random numbers."""
+    problem, y = gaussian(), one_observation(gaussian())
+    sampler = PredictorCorrector(Heun(), grid=Karras(20, 1e-3))
+    method = Method(of(MomentMatching, iterations=6), sampler)
+    drawn = draw(method, problem, y, 16)
+    guided = draw(Method(of(Observed), sampler), replace(problem, prior=problem.posterior(y[0])), y, 16)
+    torch.testing.assert_close(drawn.x, guided.x, atol=1e-5, rtol=1e-5)
+    assert drawn.evaluations == 40 and drawn.gradients == 6 * 40
+
+
+@pytest.mark.slow
+def test_samples_by_moment_matching_have_the_mean_and_covariance_of_the_posterior():
+    """n |mean|^2 and n |covariance - I|^2/2 of samples in which the posterior is N(0, I) are chi-squared."""
+    problem, y, n = gaussian(), one_observation(gaussian()), 2048
+    drawn = draw(Method(of(MomentMatching, iterations=6), HEUN), problem, y, n)
+    mean, covariance = moments(problem.posterior(y[0]), drawn.x)
+    for value, freedom in ((16 * n * mean**2, 16), (16 * n * covariance**2 / 2, 16 * 17 / 2)):
+        assert abs(value - freedom) < 3 * (2 * freedom) ** 0.5
+
+
+@pytest.mark.slow
+def test_the_table_of_the_readme_tells_the_methods_apart():
+    """The share of the mode that the observation favors, .28: with one of them it stays at its share of .1 without one."""
+    problem, exact = two_modes(), float(two_modes().posterior(TWO_MODES_Y[0]).weights[0])
+    twisted, matching = "`TwistedSMC` of `MomentMatching`, 1 iteration", "`MomentMatching`, 1 iteration"
+    names = (twisted, matching, "`PseudoInverse`", "`DPS`")
+    drawn = {name: draw(METHODS[name], problem, TWO_MODES_Y, 4096).x for name in names}
+    share = {name: float(problem.posterior(TWO_MODES_Y[0]).shares(x)[0]) for name, x in drawn.items()}
+    assert abs(share[twisted] - exact) < 0.02
+    assert 0.02 < abs(share[matching] - exact) < 0.06
+    assert share["`PseudoInverse`"] < 0.15 and share["`DPS`"] > 0.35
+
+
+@pytest.mark.slow
+def test_moment_matching_finds_the_digits_better_than_the_pseudo_inverse():
+    """At one backward pass per evaluation."""
+    seen = Observations(30)
+    drawn = {
+        name: draw(METHODS[name], seen.problem, seen.y, 60, dtype=torch.float32)
+        for name in ("`PseudoInverse`", "`MomentMatching`, 1 iteration")
+    }
+    worse, better = (seen.errors(each.x)[0] for each in drawn.values())
+    assert 1 < better < 0.9 * worse
+    assert [each.gradients / each.evaluations for each in drawn.values()] == [0, 1]

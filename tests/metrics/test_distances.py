@@ -201,23 +201,20 @@ def test_few_data_have_no_floor_and_large_examples_are_compared_fewer():
 
 def test_batches_and_processes_change_nothing():
     data, samples = normal(50, 2, 10), normal(30, 2, 10, seed=1)
-    references = summaries_of(ALL, data, 30)
-    whole, parts = DistanceTotals(references), [DistanceTotals(references), DistanceTotals(references)]
-    whole.update(range(30), samples)
-    for rank, part in enumerate(parts):
-        for numbers in (range(rank, 14, 2), range(14 + rank, 30, 2)):
-            part.update(numbers, samples[list(numbers)])
-    resumed = DistanceTotals(references)
-    resumed.load_state_dict([one + other for one, other in zip(*(part.state_dict() for part in parts), strict=True)])
-    device = torch.device("cpu")
-    assert resumed.measure(device) == whole.measure(device)
-    assert {name: estimate.value for name, estimate in whole.measure(device).items()} == pytest.approx(
-        {each.name: each(samples, data).value for each in ALL}, rel=1e-6
-    )
-    whole.update(range(30, 40), samples[:10])  # beyond those that are kept
-    assert resumed.measure(device) == whole.measure(device)
-    with pytest.raises(Unmeasurable, match="NaN or infinite"):
-        whole.update([0], samples[:1] * math.nan)
+    for reference in summaries_of(ALL, data, 30):
+        whole, resumed, *parts = (DistanceTotals(reference) for _ in range(4))
+        whole.update(range(30), samples)
+        for rank, part in enumerate(parts):
+            for numbers in (range(rank, 14, 2), range(14 + rank, 30, 2)):
+                part.update(numbers, samples[list(numbers)])
+        resumed.load_state_dict({"kept": sum(part.state_dict()["kept"] for part in parts)})
+        device, expected = torch.device("cpu"), reference.distance(samples, data).value
+        assert resumed.measure(device) == whole.measure(device)
+        assert whole.measure(device).value == pytest.approx(expected, rel=1e-6)
+        whole.update(range(30, 40), samples[:10])  # beyond those that are kept
+        assert resumed.measure(device) == whole.measure(device)
+        with pytest.raises(Unmeasurable, match="NaN or infinite"):
+            whole.update([0], samples[:1] * math.nan)
 
 
 def test_constant_channels_and_equal_sets_give_numbers():

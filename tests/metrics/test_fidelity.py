@@ -42,7 +42,7 @@ def test_fid_kid_inception_score_precision_and_recall_are_torch_fidelitys(incept
     features = InceptionFeatures(path)
     totals = MetricTotals(features, N, torch.device("cpu"))
     for rows in torch.arange(N).split(6):
-        totals.update(rows.tolist(), features(fake[rows]))
+        totals.update(rows.tolist(), fake[rows])
     found = totals.measure(compute(real, features, n=1), all_metrics=True)  # without the floor, which is not compared
     for ours, theirs in {
         "fid": "frechet_inception_distance",

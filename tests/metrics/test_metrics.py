@@ -12,6 +12,7 @@ import scipy.linalg
 import torch
 import torch_fidelity.feature_extractor_inceptionv3 as fidelity
 from inception import colors
+from networks import clip_file, dinov2_file
 from safetensors import safe_open
 from torch.nn import functional as F
 from torch_fidelity.metric_fid import fid_statistics_to_metric
@@ -25,7 +26,9 @@ from lightning_score.data import Digits, FashionMNIST, to_uint8
 from lightning_score.data.public import DEBIAN_FASHION_MNIST
 from lightning_score.errors import InputError
 from lightning_score.metrics import (
+    CLIPFeatures,
     DigitFeatures,
+    DINOv2Features,
     FashionFeatures,
     Features,
     FeatureSums,
@@ -33,6 +36,8 @@ from lightning_score.metrics import (
     KeptFeatures,
     ModuleFeatures,
     RawFeatures,
+    ReferenceFile,
+    SpatialFeatures,
     Statistics,
     block_of,
     fit,
@@ -43,12 +48,11 @@ from lightning_score.metrics import (
     kernel_distance,
     manifold,
     nearest_neighbors,
-    read_npz,
     real_floor,
     student,
 )
 from lightning_score.metrics.classifiers import DIGIT_WEIGHTS, FASHION_WEIGHTS
-from lightning_score.metrics.features import INCEPTION_VARIABLE
+from lightning_score.metrics.features import INCEPTION
 
 
 def generator(seed=0):
@@ -361,7 +365,7 @@ def test_floor_is_reproducible_and_refuses_too_few_examples():
 def test_statistics_of_pytorch_fid(tmp_path):
     features = correlated(100, 6, 1).numpy()
     np.savez(tmp_path / "data.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))
-    assert frechet_distance(read_npz(tmp_path / "data.npz"), fit(torch.from_numpy(features))) < 1e-9
+    assert frechet_distance(ReferenceFile(tmp_path / "data.npz").statistics(""), fit(torch.from_numpy(features))) < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -382,7 +386,7 @@ def test_other_files_are_refused(arrays, message, tmp_path):
     elif arrays is not None:
         np.savez(path, **arrays)
     with pytest.raises(InputError, match=message):
-        read_npz(path)
+        ReferenceFile(path)
 
 
 # The features themselves
@@ -532,9 +536,13 @@ def test_the_nearest_of_any_shape_is_that_of_a_plain_search(shape):
 
 
 @pytest.fixture(scope="module")
-def extractors(inception_weights):
+def extractors(inception_weights, tmp_path_factory):
     """One of each of the package, with examples for it."""
+    folder = tmp_path_factory.mktemp("networks")
     made = {
+        CLIPFeatures: (CLIPFeatures(str(clip_file(folder))), colors(3)),
+        DINOv2Features: (DINOv2Features(str(dinov2_file(folder))), colors(3)),
+        SpatialFeatures: (SpatialFeatures(str(inception_weights)), colors(3)),
         RawFeatures: (RawFeatures(shape=[2]), torch.randn(3, 2)),
         DigitFeatures: (DigitFeatures(), Digits().splits.held_out.x[:3]),
         FashionFeatures: (FashionFeatures(), colors(3)[:, :1]),
@@ -664,7 +672,7 @@ def test_augmentation_bends_but_keeps_the_digit():
 
 
 def test_inception_is_torch_fidelitys_and_gray_counts_as_three_equal_channels(inception_weights, monkeypatch):
-    monkeypatch.setenv(INCEPTION_VARIABLE, str(inception_weights))
+    monkeypatch.setenv(INCEPTION.variable, str(inception_weights))
     features = InceptionFeatures()
     oracle = fidelity.FeatureExtractorInceptionV3(
         "oracle", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(inception_weights)
@@ -677,16 +685,16 @@ def test_inception_is_torch_fidelitys_and_gray_counts_as_three_equal_channels(in
 
 
 def test_a_missing_inception_names_the_fix(inception_weights, tmp_path, monkeypatch):
-    monkeypatch.delenv(INCEPTION_VARIABLE, raising=False)
+    monkeypatch.delenv(INCEPTION.variable, raising=False)
     fix = r"Download https://\S+6726825d.pth and give its path.*`weights` of InceptionFeatures or.*LIGHTNING_SCORE_INC"
 
     def no_network(*_, **__):
         raise urllib.error.URLError("Name or service not known")
 
-    monkeypatch.setattr(fidelity, "load_state_dict_from_url", no_network)
+    monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
     with pytest.raises(InputError, match=f"downloaded.*Name or service not known.*{fix}"):
         InceptionFeatures()
-    monkeypatch.setenv(INCEPTION_VARIABLE, str(tmp_path / "nowhere.pth"))
+    monkeypatch.setenv(INCEPTION.variable, str(tmp_path / "nowhere.pth"))
     with pytest.raises(InputError, match=f"nowhere.pth.*No such file.*{fix}"):
         InceptionFeatures()
     truncated = tmp_path / "truncated.pth"

@@ -1,8 +1,10 @@
 """Bundles: what is passed on draws the same samples, tells nothing of the machine, and is checked when it is read."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -58,11 +60,11 @@ def test_the_config_of_a_bundle_is_one_for_fit_and_for_the_commands(bundle, tmp_
 @pytest.mark.parametrize(
     ("name", "text", "left"),
     [
-        ("path", "/home/me/my data/x.npy", "x.npy"),
+        ("path", "/home/me/my data/x.npy", "./x.npy"),
         ("path", "/scratch/photos/", "photos"),
-        ("path", "~/x.npy", "x.npy"),
-        ("path", "C:\\Users\\me\\x.npy", "x.npy"),
-        ("path", "file:///home/me/x.npy", "x.npy"),
+        ("path", "~/x.npy", "./x.npy"),
+        ("path", "C:\\Users\\me\\x.npy", "./x.npy"),
+        ("path", "file:///home/me/x.npy", "./x.npy"),
         ("path", "https://me:secret@host/x.npy?token=1", "https://host/x.npy"),
         ("path", "package://mne/data/x.npy", "package://mne/data/x.npy"),
         ("note", "see /home/me/x.npy", "see x.npy"),
@@ -169,3 +171,57 @@ def test_damage_is_one_line(damage, message, copy, capsys, monkeypatch):
 def test_an_existing_folder_is_kept(checkpoint, copy):
     with pytest.raises(InputError, match="already exists"):
         write_bundle(copy, read_checkpoint(checkpoint), "")
+
+
+QUICK = ["--trainer.max_steps=3", "--trainer.val_check_interval=3", "--samples.num_samples=4", "--evaluate.num_samples=4",
+         "--model.sampler.grid.steps=3"]  # fmt: skip
+OWN = """
+from lightning_score import VP
+
+
+class Mine(VP):
+    def __init__(self, speed: float = 1.5):
+        super().__init__(0.1, 10.0 * speed)
+"""
+
+
+def _predicted(source, output, *options):
+    assert run(["predict", f"--ckpt_path={source}", "--num_samples=6", f"--output={output}", *options]) == 0
+    with np.load(output / "samples.npz") as file:
+        return dict(file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["labels", "arrays with conditions", "a class of the user"])
+def test_what_predict_needs_is_passed_on(kind, tmp_path, monkeypatch):
+    """With the data gone, the bundle gives the samples of the checkpoint, in the units of the data, in another folder."""
+    (tmp_path / "private").mkdir()
+    monkeypatch.chdir(tmp_path / "private")
+    random = np.random.default_rng(0)
+    np.savez("data.npz", x=(random.standard_normal((80, 2, 16)) * 300 + 4000).astype(np.float32), c=random.random((80, 2)))
+    arrays = ["--config=arrays", f"--data.path={tmp_path / 'private' / 'data.npz'}", "--data.key=x",
+              "--data.condition=c", "--model.conditional=true"]  # fmt: skip
+    words, options = {
+        "labels": (["--config=conditional"], ["--labels=[3, 1]"]),
+        "arrays with conditions": (arrays, ["--condition=[0.3, 0.7]"]),
+        "a class of the user": (
+            ["--config=vp_pc", "--model.process=my_own.Mine"],
+            ["--trust=my_own"],
+        ),
+    }[kind]
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/my_own.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path / "parts")
+    assert run(["fit", *words, *QUICK, "--name=passed", f"--runs={tmp_path / 'runs'}"]) == 0
+    checkpoint = tmp_path / "runs/passed/latest/last.ckpt"
+    shutil.rmtree(tmp_path / "private")
+    monkeypatch.chdir(tmp_path)
+    expected = _predicted(checkpoint, tmp_path / "expected", *options)
+    assert run(["push", str(checkpoint), "me/passed", "--license=mit", f"--output={tmp_path / 'bundle'}"]) == 0
+    shutil.rmtree(tmp_path / "runs")
+    found = _predicted(tmp_path / "bundle", tmp_path / "found", *options)
+    assert expected.keys() == found.keys() and all(np.array_equal(expected[name], found[name]) for name in expected)
+    written = b"".join(file.read_bytes() for file in (tmp_path / "bundle").iterdir()).decode(errors="replace")
+    assert str(tmp_path) not in written and "private" not in written
+    if kind == "a class of the user":
+        assert run(["predict", f"--ckpt_path={tmp_path / 'bundle'}"]) == 2

@@ -29,7 +29,7 @@ SAMPLES = {"evaluate.num_samples": {"value": 40}}
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(path.stem, marks=pytest.mark.slow if path.stem in ("branches", "few", "front") else [])
+        pytest.param(path.stem, marks=pytest.mark.slow if path.stem in ("branches", "few", "front", "posterior") else [])
         for path in sorted(shipped("sweeps").glob("*.yaml"))
     ],
 )
