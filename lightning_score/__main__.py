@@ -62,7 +62,7 @@ _SAMPLER = """\
                                            its parameters as --model.sampler.steps 50"""
 
 _CHECKPOINT = """\
-  --ckpt_path runs/ncsn/latest/last.ckpt   the checkpoint, which holds model, data and sampler, or a model of the package:
+  --ckpt_path runs/ncsn/latest/last.ckpt   the checkpoint, which holds model, data and sampler, or a trained model:
                                            digits/ncsn, /ddpm, /vp_pc or /conditional, or fashion_mnist/edm16
   --output FOLDER                          a new folder for the results; next to the checkpoint by default"""
 

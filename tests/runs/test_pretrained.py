@@ -53,7 +53,7 @@ def test_one_in_the_working_folder_is_taken_instead(tmp_path, monkeypatch, capsy
     assert find_checkpoint("digits/ddpm") == FOLDER / "digits/ddpm" and capsys.readouterr().err == ""
     shutil.copytree(FOLDER / "digits/ddpm", "digits/ncsn")
     assert find_checkpoint("digits/ncsn") == Path("digits/ncsn")
-    assert "the one in this folder is taken" in capsys.readouterr().err
+    assert "the one in this folder is used" in capsys.readouterr().err
 
 
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
