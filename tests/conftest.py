@@ -132,7 +132,9 @@ CHAINS = [process.BetaChain, *concrete(process, process.BetaChain)]
 PROCESSES = [p for p in concrete(process, process.NoiseProcess) if p is process.BetaTable or p not in CHAINS]
 """One of the chains, which differ in their betas only, stands for all."""
 PARAMETRIZATIONS = concrete(parametrization, parametrization.Parametrization)
-PREDICTORS = [kind for kind in concrete(sampling, sampling.Predictor) if kind not in (sampling.Restart, sampling.DiffPIR)]
+PREDICTORS = [
+    kind for kind in concrete(sampling, sampling.Predictor) if kind is not sampling.Restart and not kind.needs_observation
+]
 """All but Restart, which needs levels of the process, and DiffPIR, which needs an observation: each has a test file."""
 CORRECTORS = concrete(sampling, sampling.Corrector)
 GRIDS = concrete(sampling, sampling.TimeGrid)

@@ -76,8 +76,9 @@ class SampleWriter(Callback):
         """Keeps the samples with their numbers, in main memory."""
         x = _storable(outputs.x)
         raw = x if outputs.raw is outputs.x else _storable(outputs.raw)
-        self._parts.append((batch[0].cpu(), x, raw, *(cond.cpu() for cond in batch[2:])))
-        self._nfe, self._seed = outputs.nfe, int(batch[1][0])
+        nfe = torch.full((len(x),), outputs.nfe, dtype=torch.float64)
+        self._parts.append((batch[0].cpu(), x, raw, nfe, *(cond.cpu() for cond in batch[2:])))
+        self._seed = int(batch[1][0])
         if self._progressive and batch_idx == 0 and trainer.is_global_zero:
             indices, cond = batch[0][: self._progressive], batch[2][: self._progressive] if len(batch) > 2 else None
             strip = Strip(pl_module, self._data, self._progressive)
@@ -93,7 +94,8 @@ class SampleWriter(Callback):
         if not trainer.is_global_zero:
             return
         indices, *drawn = (torch.cat(tensors) for tensors in zip(*chain.from_iterable(parts), strict=True))
-        x, raw, *cond = (tensor[indices.argsort()] for tensor in drawn)
+        x, raw, nfe, *cond = (tensor[indices.argsort()] for tensor in drawn)
+        self._nfe = float(nfe.mean())
         stored = self._data.to_reference(x)
         if stored.is_floating_point():
             x, raw = stored.to(x.dtype), self._data.to_reference(raw).to(x.dtype)

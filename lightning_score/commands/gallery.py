@@ -74,7 +74,7 @@ def samplers(process: NoiseProcess) -> dict[str, Sampler]:
     grid = sampling.Geometric(STEPS, float(process.time_of(torch.tensor(SMALLEST, dtype=torch.float64))))
     found: dict[str, Sampler] = {}
     for kind in _concrete(sampling.Predictor):
-        if kind.evaluations:
+        if kind.evaluations and not kind.needs_observation:
             steps = sampling.Geometric(SNAPSHOTS - 1, grid.t_min) if kind.adaptive else grid
             found[kind.__name__] = PredictorCorrector(kind(), grid=steps, denoise=sampling.KeepNoise())
     for kind in _concrete(sampling.Corrector):

@@ -29,6 +29,9 @@ class SamplerStep(ABC):
     batch_independent: bool = True
     """Whether a sample does not depend on the others of its batch."""
 
+    needs_observation: bool = False
+    """Whether the score must be that of a posterior."""
+
     min_dimension: int = 1
     """The smallest number of entries of a sample for which the step is valid."""
 

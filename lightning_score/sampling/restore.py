@@ -32,6 +32,7 @@ class DiffPIR(Predictor):
     """
 
     order, evaluations = 1, 1
+    needs_observation = True
 
     def __init__(self, strength: float = 1.0, zeta: float | None = 0.3, repeats: int = 1):
         require(strength > 0, f"strength={strength}: must be above 0, as in 1")

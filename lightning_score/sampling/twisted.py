@@ -71,7 +71,7 @@ class Weighted(NamedTuple):
     """Weighted samples.
 
     Fields: log_weight (B,), log_likelihood (the log q(y given x_t) in it, (B,)), ess (the least effective sample size of
-    each group so far, (groups,)).
+    each group so far, (groups,), at levels of less noise than data).
     """
 
     log_weight: Tensor
@@ -114,7 +114,7 @@ class _TwistedStep(SamplerStep):
     """Weights the samples of time t, resamples them, and moves them to s by the predictor's step of the posterior score."""
 
     evaluations = 1
-    batch_independent = False
+    batch_independent, needs_observation = False, True
 
     def __init__(self, predictor: Predictor, groups: _Groups):
         self.predictor, self.groups = predictor, groups
@@ -140,13 +140,14 @@ class _TwistedStep(SamplerStep):
             self.check_rows(score, posterior, x)
         prior, gradient, log_likelihood = posterior.twisted(x, t)
         log_likelihood = log_likelihood.double()
-        log_weight = log_likelihood if state is None else state.log_weight + log_likelihood - state.log_likelihood
-        if noise.std:
+        groups = x.new_full((len(x) // self.groups.particles,), float(self.groups.particles), dtype=torch.float64)
+        before = Weighted(0 * log_likelihood, 0 * log_likelihood, groups) if state is None else state
+        log_weight, least = before.log_weight + log_likelihood - before.log_likelihood, before.ess
+        if noise.std:  # not at the last move, after which all are resampled
             rows, log_weight, ess = self.groups.resample(log_weight, noise)
             x, prior, gradient, log_likelihood = (each[rows] for each in (x, prior, gradient, log_likelihood))
-            least = ess if state is None else torch.minimum(ess, state.ess)
-        else:  # the last move, after which all are resampled
-            least = x.new_full((len(x) // self.groups.particles,), torch.inf).double() if state is None else state.ess
+            if score.process.log_snr(t) > 0:  # at more noise than data copies part again
+                least = torch.minimum(ess, least)
         a, b, c = cast(tuple[float, float, float], transition(self.predictor, score.process, t, s))
         if c * noise.std == 0:  # a point, which the observation cannot move
             return combine((a, x), (b, prior)), Weighted(log_weight, log_likelihood, least)

@@ -128,6 +128,11 @@ class ScoreModel(Loadable):
         if guidance is not None:
             dropout = self.conditions.dropout
             guidance.check(ModelFacts(self.shape, self.num_classes, self.conditional, dropout, self.compiled))
+        needing = any(move.method.needs_observation for move in sampler.moves(process))
+        require(
+            guidance is not None or not needing,
+            f"sampler={type(sampler).__name__}: needs an observation; set model.guidance to one, as Inpainting",
+        )
         self.sampler, self.guidance = sampler, guidance
 
     def setup(self, stage: str) -> None:

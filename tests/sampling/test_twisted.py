@@ -173,8 +173,8 @@ def test_a_collapse_is_told_and_its_size_kept():
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (lambda: model(None, TwistedSMC(particles=2)).draw([0]), "TwistedSMC: needs an observation"),
-        (lambda: model(None, PredictorCorrector(DiffPIR())).draw([0]), "DiffPIR: needs an observation"),
+        (lambda: model(None, TwistedSMC(particles=2)).draw([0]), "sampler=TwistedSMC: needs an observation"),
+        (lambda: model(None, None).draw([0], sampler=PredictorCorrector(DiffPIR())), "DiffPIR: needs an observation"),
         (lambda: model(observing(), TwistedSMC(DDIM())), "predictor=DDIM: .* draws noise"),
         (lambda: model(observing(), TwistedSMC(Heun())), "predictor=Heun: .* one evaluation per step"),
         (lambda: model(observing(), TwistedSMC(SDEDPMSolver2M())), "predictor=SDEDPMSolver2M: .* no memory"),
