@@ -94,7 +94,7 @@ class CountedScore(LawScore):
 
 
 class Drawn(NamedTuple):
-    """Samples (n, *shape), and per sample the evaluations and backward passes of the network; seconds of the processor in all."""
+    """Samples (n, *shape), and per sample evaluations and backward passes of the network; seconds of the processor."""
 
     x: Tensor
     evaluations: float
