@@ -13,6 +13,7 @@ commands:
   grid       times of few steps, learned from a checkpoint:    grid --ckpt_path runs/conditional/latest/last.ckpt
   tune       Langevin steps for a budget of evaluations:       tune --ckpt_path runs/ncsn/latest/last.ckpt --evaluations 100
   sweep      run the trials of a W&B sweep file without W&B:   sweep sweeps/eps.yaml --jobs 2
+  benchmark  images per second, memory and FID of samplers:    benchmark --ckpt_path digits/vp_pc
   report     all runs on one page, for a browser:              report runs --serve
   gallery    pictures of all samplers on 2-D points:           gallery --ckpt_path runs/toy/latest/last.ckpt
   convert    another project's checkpoint to this one's:       convert --from score_sde checkpoint_26.pth converted.ckpt
@@ -21,8 +22,10 @@ commands:
 
 `COMMAND --help` shows the options that people use. The shipped configs are ncsn, ddpm, vp_pc, conditional and toy, images
 and arrays for data of your own, and those in science, fashion_mnist, cifar10 and ncsnv2, such as fashion_mnist/edm16.
-Options override configs. A class starts from its own defaults (--model.process VP); --model.process.beta_max 10 changes the
-current class, and --model.process +VP keeps the current values of parameters that VP has too.
+Options override configs. The trained models in the package, names for --ckpt_path, are digits/ncsn, digits/ddpm,
+digits/vp_pc, digits/conditional and fashion_mnist/edm16. A class starts from its own defaults (--model.process VP);
+--model.process.beta_max 10 changes the current class, and --model.process +VP keeps the current values of parameters that
+VP has too.
 """
 
 import os
@@ -59,7 +62,8 @@ _SAMPLER = """\
                                            its parameters as --model.sampler.steps 50"""
 
 _CHECKPOINT = """\
-  --ckpt_path runs/ncsn/latest/last.ckpt   the checkpoint; it holds model, data and sampler, and options override them
+  --ckpt_path runs/ncsn/latest/last.ckpt   the checkpoint, which holds model, data and sampler, or a trained model:
+                                           digits/ncsn, /ddpm, /vp_pc or /conditional, or fashion_mnist/edm16
   --output FOLDER                          a new folder for the results; next to the checkpoint by default"""
 
 _FEATURES = """\

@@ -23,13 +23,20 @@ from lightning_score.commands.configs import shipped
 
 ROOT = Path(__file__).parent.parent
 PATTERNS = ("README.md", ".github/*.md", "[!.]*/README.md", "lightning_score/**/README.md", "tests/**/README.md")
-PAGES = {str(path.relative_to(ROOT)): path.read_text() for pattern in PATTERNS for path in sorted(ROOT.glob(pattern))}
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for pattern in PATTERNS
+    for path in sorted(ROOT.glob(pattern))
+    if "models" not in path.parts
+}  # which are cards: tests/runs/test_pretrained.py
 README, CONFIGS = PAGES["README.md"], PAGES["configs/README.md"]
 every_page = pytest.mark.parametrize("page", PAGES)
 
 QUICK = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--samples.num_samples=4", "--evaluate.num_samples=4"]
 SHORT = {
     "fit": QUICK,
+    "predict": ["--num_samples=4"],
+    "validate": QUICK[2:],
     "schedule": [],
     "grid": [],
     "tune": ["--num_samples=8"],
@@ -38,6 +45,7 @@ SHORT = {
     "gallery": ["--num_samples=20"],
     "convert": [],
     "sweep": ["--dry_run"],
+    "benchmark": ["--samplers=own,IPNDM", "--steps=[2]", "--num_samples=20"],
     "report": [],
     "push": [],
     "pull": [],

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lightning_score.runs.pretrained import pretrained
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -27,6 +29,7 @@ def test_the_wheel_has_configs_and_weights_and_runs_elsewhere(tmp_path):
                for p in (ROOT / kind).rglob("*.yaml")}  # fmt: skip
     assert shipped | {"lightning_score/data/digits.npz", "lightning_score/metrics/digit_features.safetensors"} <= names
     assert "lightning_score/metrics/fashion_features.safetensors" in names
+    assert {f"lightning_score/runs/models/{name}/model.safetensors" for name in pretrained()} <= names
     call(*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -36,3 +39,5 @@ def test_the_wheel_has_configs_and_weights_and_runs_elsewhere(tmp_path):
     for name in ("ncsn", "configs/ncsn.yaml"):
         command = [sys.executable, "-m", "lightning_score", "fit", "--config", name, "--trainer.fast_dev_run=true"]
         assert "every part ran once" in call(*command, cwd=elsewhere, env=environment)
+    command = [sys.executable, "-m", "lightning_score", "predict", "--ckpt_path", "digits/ncsn", "--num_samples", "4"]
+    assert "4 samples: runs/digits/ncsn/predict/" in call(*command, cwd=elsewhere, env=environment)

@@ -73,7 +73,7 @@ def calibration_figure(coverage: Coverage, histograms: Mapping[str, RankHistogra
     first.set_ylabel("share of truths inside")
     first.set_title(_deviation_title(coverage), fontsize=9)
     first.set_aspect("equal")
-    first.legend(loc="upper left")
+    first.legend(loc="lower right")
     for axes, (of, histogram) in zip(others, histograms.items(), strict=True):
         draw_ranks(axes, histogram, of)
     return figure

@@ -77,8 +77,9 @@ class Parser(ClassParser):
         line on stderr names the values that this drops. `max_steps` in the schedule becomes the trainer's number.
         """
         arguments = (args if isinstance(args, Arguments) else Arguments.without_command(args)).in_order()
-        if recording():  # a parser within this one
-            config = super().parse_args(arguments.words(), namespace, **settings)
+        if recording():  # a parser within this one, which jsonargparse gives a null as None
+            words = [re.sub("=None$", "=null", word) for word in arguments.words()]
+            config = super().parse_args(words, namespace, **settings)
         else:
             with recorded(arguments) as changes:
                 try:

@@ -1,5 +1,6 @@
 """Guidance by observations y = A(x_0) with noise: approximations of p(y given x_t)."""
 
+from abc import ABC
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import cast
@@ -9,10 +10,12 @@ from torch import Tensor
 
 from lightning_score.errors import require
 from lightning_score.guidance.base import ModelFacts
-from lightning_score.guidance.observed import At, LikelihoodGuidance
+from lightning_score.guidance.observed import At, LikelihoodGuidance, gaussian_variance
 from lightning_score.observations import GaussianNoise, LinearOperator
 from lightning_score.score.trace import inner
 from lightning_score.tensors import broadcast_to
+
+LARGEST = 5.0
 
 
 @dataclass(eq=False, repr=False)
@@ -68,7 +71,7 @@ class PseudoInverse(LikelihoodGuidance):
     def likelihood(self, at: At) -> tuple[Tensor, Tensor]:
         d, s = self.data_std, cast(float, cast(GaussianNoise, self.noise).std)
         observed = self.operator.apply(at.denoised)
-        r2 = (d * at.sigma) ** 2 / ((at.alpha * d) ** 2 + at.sigma**2)
+        r2 = gaussian_variance(d, at.alpha, at.sigma)
         residual = at.observation.y - observed
         weighted = self.operator.gram_solve(residual, r2, s**2)
         seen = at.x if self.backprop else at.denoised
@@ -77,15 +80,42 @@ class PseudoInverse(LikelihoodGuidance):
         return jacobian * gradient, -inner(residual, weighted) / 2
 
 
-class DPS(LikelihoodGuidance):
+@dataclass(eq=False, repr=False)
+class NetworkGradient(LikelihoodGuidance, ABC):
+    """Guidance by the network's derivative, which is far off where alpha is small.
+
+    There noise of the network, a hundredth of that of x_t, is larger than the data. So the step of the denoised image,
+    sigma^2/alpha grad log q, is kept below `LARGEST` r for each number in the root mean square, r the standard deviation of
+    x_0 given x_t for Gaussian data.
+
+    Args:
+        data_std: d, the standard deviation of the data about their mean, of which r is made.
+    """
+
+    _: KW_ONLY
+    data_std: float = 0.5
+
+    differentiates = needs_noise = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.data_std > 0, f"data_std={self.data_std}: must be above 0, as in 0.5")
+
+    def limited(self, gradient: Tensor, at: At) -> Tensor:
+        r = gaussian_variance(self.data_std, at.alpha, at.sigma).sqrt()
+        bound = LARGEST * at.alpha * r / at.sigma**2 * at.x[0].numel() ** 0.5
+        norm = gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
+        return broadcast_to((broadcast_to(bound, norm) / norm).clamp(max=1), gradient) * gradient
+
+
+@dataclass(eq=False, repr=False)
+class DPS(NetworkGradient):
     """Diffusion posterior sampling: x_0 given x_t is taken as the denoised image, q(y given x_t) = p(y given denoised).
 
     Chung, Kim, McCann, Klasky and Ye 2023 (2209.14687), eq. 11, for any operator and noise. Their algorithm divides by the
     residual's norm and by the step of their sampler; here noise of unknown std, GaussianNoise(null), does the like for any
     step: then grad log q = -d grad |r|/|r|, r = y - A(denoised) of d numbers. With small known noise it needs small steps.
     """
-
-    differentiates = needs_noise = True
 
     def likelihood(self, at: At) -> tuple[Tensor, Tensor]:
         value = at.observation.log_prob(at.denoised)
@@ -94,7 +124,7 @@ class DPS(LikelihoodGuidance):
 
 
 @dataclass(eq=False, repr=False)
-class MomentMatching(LikelihoodGuidance):
+class MomentMatching(NetworkGradient):
     """Moment-matching posterior sampling: x_0 given x_t is taken as N(denoised, C), C = sigma^2/alpha d denoised/dx_t.
 
     grad log q = J^T H^T (V + H C H^T)^-1 (y - A(denoised)), J = d denoised/dx_t, H the derivative of A at the denoised image
@@ -112,8 +142,6 @@ class MomentMatching(LikelihoodGuidance):
 
     _: KW_ONLY
     iterations: int = 3
-
-    differentiates = needs_noise = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

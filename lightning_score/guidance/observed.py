@@ -143,6 +143,11 @@ class At(NamedTuple):
     keep: bool
 
 
+def gaussian_variance(data_std: float, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """r^2 = d^2 sigma^2/(alpha^2 d^2 + sigma^2), the variance of x_0 given x_t for Gaussian data of variance d^2."""
+    return (data_std * sigma) ** 2 / ((alpha * data_std) ** 2 + sigma**2)
+
+
 @dataclass(eq=False, repr=False)
 class LikelihoodGuidance(ObservationGuidance):
     """Guidance by an approximation q of p(y given x_t): score + strength grad log q(y given x_t).
@@ -161,6 +166,10 @@ class LikelihoodGuidance(ObservationGuidance):
     @abstractmethod
     def likelihood(self, at: At) -> tuple[Tensor, Tensor]:
         """The gradient (B, ...) and the value (B,) of log q(y given x_t)."""
+
+    def limited(self, gradient: Tensor, at: At) -> Tensor:
+        """The gradient as it is used."""
+        return gradient
 
     def posterior(self, score: ScoreField, observation: Observation) -> PosteriorScore:
         return _LikelihoodScore(score, observation, self)
@@ -186,7 +195,8 @@ class _LikelihoodScore(PosteriorScore):
                 observation = self.observation._replace(y=self.observation.y.clone().to(x))
                 at = At(x_t, denoised.requires_grad_(), alpha, sigma, observation, keep)
                 gradient, value = self.guidance.likelihood(at)
-        found = Twisted(score, strength * gradient, strength * value)
+                gradient = self.guidance.limited(strength * gradient, at)
+        found = Twisted(score, gradient, strength * value)
         return found if keep else Twisted(*(part.detach() for part in found))
 
 

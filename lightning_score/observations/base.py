@@ -11,7 +11,7 @@ from lightning_score.errors import InputError, one_line, require
 from lightning_score.observations.solving import Solution, eigensystem, spectral_inverse
 from lightning_score.tensors import broadcast_to
 
-LARGEST_DENSE = 4096
+LARGEST_DENSE = 2048
 """The most numbers of an observation whose A A^T is held as a matrix; its eigenvalues cost seconds, once."""
 
 
@@ -95,8 +95,9 @@ class LinearOperator(Operator):
                 if self._known is None or self._known[0] != key:
                     self._known = key, *eigensystem(lambda u: self.apply(self.adjoint(u, shape)), v)
                 _, basis, eigenvalues = self._known
-                flat = v.flatten(1)
-                return ((spectral_inverse(eigenvalues, flat, r2, s2) * (flat @ basis)) @ basis.mT).reshape(v.shape)
+                flat, rounding = v.flatten(1), v[0].numel() * torch.finfo(v.dtype).eps
+                inverse = spectral_inverse(eigenvalues, flat, r2, s2, rounding)
+                return ((inverse * (flat @ basis)) @ basis.mT).reshape(v.shape)
             scale, shift = (broadcast_to(c, v).detach().clone() for c in (r2, s2))
             return Solution.apply(v, lambda u: scale * self.apply(self.adjoint(u, shape)) + shift * u)
 

@@ -11,33 +11,42 @@ from lightning_score.tensors import broadcast_to
 MOST_ITERATIONS, AT_ONCE = 1000, 64
 
 
-def spectral_inverse(eigenvalues: Tensor | float, v: Tensor, r2: Tensor, s2: Tensor | float) -> Tensor:
-    """1/(r2 eigenvalues + s2), 0 where that is not finite.
+def spectral_inverse(
+    eigenvalues: Tensor | float, v: Tensor, r2: Tensor, s2: Tensor | float, rounding: float = 0.0
+) -> Tensor:
+    """1/(r2 eigenvalues + s2); without noise 0 where the eigenvalue is, or is lost in rounding.
 
     Args:
         eigenvalues: those of A A^T.
         v: what is multiplied, (B, ...).
         r2: () or (B,).
         s2: a number, () or (B,).
+        rounding: the error of an eigenvalue, as a share of the largest.
     """
-    total = broadcast_to(r2, v) * eigenvalues + broadcast_to(s2, v)
-    return torch.where(total > 0, 1 / total, 0)
+    values, shift = torch.as_tensor(eigenvalues), broadcast_to(s2, v)
+    kept = (shift > 0) | (values > rounding * values.max())
+    return torch.where(kept, 1 / (broadcast_to(r2, v) * values + shift), 0)
 
 
 def eigensystem(gram: Callable[[Tensor], Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
-    """The eigenvectors (m, m), in columns, and the eigenvalues (m,) of A A^T; what is lost in rounding is 0.
+    """The eigenvectors (m, m), in columns, and the eigenvalues (m,) of A A^T, found in 64 bits where it can.
 
     Args:
         gram: v -> A A^T v, (B, ...).
         like: v, with m numbers in each row, in the precision of `gram`.
     """
-    m = like[0].numel()
-    unit = torch.eye(m, dtype=like.dtype, device=like.device).reshape(m, *like.shape[1:])
+
+    def columns(dtype: torch.dtype) -> Tensor:
+        unit = torch.eye(like[0].numel(), dtype=dtype, device=like.device).reshape(-1, *like.shape[1:])
+        return torch.cat([gram(part).flatten(1) for part in unit.split(AT_ONCE)]).cpu().double()
+
     with torch.no_grad():
-        matrix = torch.cat([gram(part).flatten(1) for part in unit.split(AT_ONCE)]).cpu().double()
+        try:
+            matrix = columns(torch.float64)
+        except (RuntimeError, TypeError):  # an operator or a device that has no 64 bits
+            matrix = columns(like.dtype)
         eigenvalues, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
-    lost = eigenvalues <= m * torch.finfo(like.dtype).eps * eigenvalues[-1]
-    return vectors.to(like), eigenvalues.where(~lost, 0).to(like)
+    return vectors.to(like), eigenvalues.clamp(min=0).to(like)
 
 
 class Solution(torch.autograd.Function):

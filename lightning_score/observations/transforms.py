@@ -104,8 +104,8 @@ class Blur(LinearOperator):
         if self.border != "circular":
             return super().gram_solve(v, r2, s2)
         axes, power = tuple(range(2, v.ndim)), self._transfer(v.shape[2:], v).abs().square()
-        lost = power <= (v[0].numel() * torch.finfo(v.dtype).eps) ** 2 * power.max()  # as torch.linalg.pinv decides
-        inverse = spectral_inverse(power.where(~lost, 0), v, r2, s2)
+        rounding = (v[0].numel() * torch.finfo(v.dtype).eps) ** 2  # as torch.linalg.pinv has it
+        inverse = spectral_inverse(power, v, r2, s2, rounding)
         return torch.fft.irfftn(inverse * torch.fft.rfftn(v, dim=axes), s=v.shape[2:], dim=axes)
 
 

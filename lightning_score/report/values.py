@@ -48,8 +48,8 @@ def entry_of(run: Run) -> dict[str, Any]:
 def values(run: Run) -> dict[str, float]:
     """The numbers of a run: `steps`, `seconds`, `hours`, `nfe`; the best and the last (`_last`) of every measure and curve.
 
-    Of the measures of one kind `fid` is that of the most samples, after training if there is one; each also has its full
-    name, `fid_digits_898`. `loss` is that of the validation, else that of the training.
+    Of the measures of one kind `fid` is that of the most samples, in the first features, after training if there is one;
+    each also has its full name, `fid_digits_898`. `loss` is that of the validation, else that of the training.
     """
     numbers = {"steps": float(run.step), "seconds": run.seconds, "hours": run.seconds / 3600}
     for name, curve in run.curves.items():
@@ -59,7 +59,8 @@ def values(run: Run) -> dict[str, float]:
         numbers |= {name.replace(loss, "loss"): numbers[name] for name in (loss, f"{loss}_last") if name in numbers}
     for records in (run.records, run.tests):
         usual = [record for record in records if not line_kind(record) and math.isfinite(record.value)]
-        for group in sorted(by_axis(usual).values(), key=lambda group: group[0].n):
+        main = usual[0].features if usual else ""
+        for group in sorted(by_axis(usual).values(), key=lambda group: (group[0].n, group[0].features == main)):
             group.sort(key=lambda record: (record.step, str(record.time)))
             found, kind = [record.value for record in group], kind_of(group[-1])
             numbers |= _extremes(kind, found) | _extremes(group[-1].metric, found)

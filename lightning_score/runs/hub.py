@@ -136,7 +136,7 @@ def upload(folder: Path, name: str, private: bool, message: str) -> str:
             return str(api.create_commit(repository, operations, commit_message=message).commit_url)
         except BaseException:
             if made:
-                print(f"{HUB}{repository}: was made, and is empty until the upload succeeds; push again, or delete it")
+                print(f"{HUB}{repository}: made, and empty until an upload succeeds; push again, or delete it", flush=True)
             raise
 
 

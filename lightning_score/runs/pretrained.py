@@ -40,10 +40,13 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def pinned(path: str) -> str:
-    """A path that does not change when links or branches do; the name of a model of the package stays."""
+    """A path that does not change when links or branches do; the name of a model of the package stays, as does what is
+    missing.
+    """
     if on_hub := name_on_hub(path):
         return f"{HUB}{parse_name(on_hub)[0]}@{found_on_hub(on_hub).name}"
-    return path if find_checkpoint(path).is_relative_to(FOLDER) else os.path.realpath(path)
+    found = find_checkpoint(path)
+    return path if found.is_relative_to(FOLDER) or not found.exists() else os.path.realpath(path)
 
 
 def weights_of(path: str | Path) -> Path:

@@ -33,7 +33,9 @@ from lightning_score.sweep.summary import collect_results, write_summary
 OWN = "own"
 """The name of the checkpoint's own sampler."""
 NAMES = f"{OWN},DDIM,Heun,IPNDM,UniPC,DPMSolver2M,SDEDPMSolver2M,SASolver"
-SECONDS, MEMORY = "test/sampling_seconds", ("test/memory_gb", "test/gpu_memory_gb")
+SECONDS = "test/sampling_seconds"
+NAMED = {"test/memory_gb": "GB", "test/gpu_memory_gb": "GB of GPU"}
+"""The most memory while samples are drawn, and the titles of its columns."""
 FEWEST = 20
 """Samples for an error of a distance, which leaves out a tenth of them at a time."""
 
@@ -168,9 +170,9 @@ class Benchmark(Results):
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Titles and lines; differences are to the best."""
         front, best = {row.number for row in self.front()}, self.ranked[:1]
-        memory = [name for name in MEMORY if any(name in found for found in self.metrics.values())]
-        titles = ["trial", *self.varied, "NFE", "images/s", "seconds", *(name.partition("/")[2] for name in memory),
-                  self.metric, "+-", "to the best", "+-", "front", "state"]  # fmt: skip
+        memory = [name for name in NAMED if any(name in found for found in self.metrics.values())]
+        titles = ["trial", *self.varied, "NFE", "images/s", "seconds", *(NAMED[name] for name in memory),
+                  self.metric.partition("/")[2], "+-", "to the best", "+-", "front"]  # fmt: skip
         lines = []
         for row in sorted(self.rows, key=lambda row: (row.state != "complete", row.values.get(SECONDS, math.inf))):
             seconds, found = row.values.get(SECONDS, math.nan), self.metrics.get(row.number, {})
@@ -178,8 +180,8 @@ class Benchmark(Results):
             numbers = (row.nfe, row.n * self.repeats / seconds, seconds, *(found.get(name, math.nan) for name in memory),
                        row.value, 2 * row.error, gap, 2 * error)  # fmt: skip
             settings = (str(row.settings.get(name, "")) for name in self.varied)
-            on_front = "yes" if row.number in front else ""
-            lines.append([str(row.number), *settings, *map(format_number, numbers), on_front, state_text(row)])
+            shown = "yes" if row.number in front else "" if row.state == "complete" else state_text(row)
+            lines.append([str(row.number), *settings, *map(format_number, numbers), shown])
         return titles, lines
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from lightning.pytorch import Callback
 
 from lightning_score.callbacks import BitsPerDim, Ensembles, Evaluate, LangevinHealth, LossFloor, Nats, Posterior, ScorePlot
@@ -98,5 +99,5 @@ def _of_evaluate(prefix: str, evaluate: Evaluate, data: ScoreData) -> set[str]:
     names = {f"{prefix}{name}{ending}{part}" for name, parts in kinds.items() for ending in endings for part in parts}
     copies = {"test/copied", "test/copied_held_out", "test/neighbor_distance_ratio"}
     names |= {f"{prefix}nfe", f"{prefix}sampling_seconds"}
-    names |= {"test/memory_gb", "test/gpu_memory_gb"} if test else set()
+    names |= {"test/memory_gb", *(["test/gpu_memory_gb"] if torch.cuda.is_available() else [])} if test else set()
     return names | (copies if test and pictured(data) and evaluate.neighbors else set())

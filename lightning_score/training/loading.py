@@ -33,7 +33,7 @@ class Loadable(LightningModule):
     def from_pretrained(
         cls, name: str | Path, revision: str | None = None, *, trust: str | Sequence[str] = (), **kwargs: Any
     ) -> Self:
-        """A model in the package, in a folder that `pull` wrote, or on the Hugging Face Hub, for sampling; runs no code of it.
+        """A model in the package, in a folder that `pull` wrote, or on the Hub, for sampling; no code of it is run.
 
         Args:
             name: as `digits/ncsn`, the folder, or `user/name` on the Hub.

@@ -15,6 +15,7 @@ from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.configs import shipped
 from lightning_score.commands.parser import Parser, UsageError
 from lightning_score.data import ScoreData
+from lightning_score.guidance import Guidance
 from lightning_score.metrics import Features
 from lightning_score.sweep.loaded import ParsedCommand
 from lightning_score.training.model import ScoreModel
@@ -180,6 +181,12 @@ class TestRoutes:
         file.write_text(self.command.cli.parser.dump(self.command.config, skip_none=False))
         printed = yaml.safe_load(file.read_text())
         assert printed["model"]["process"]["init_args"] == found["process"]["init_args"] == BETAS
+
+
+def test_a_null_within_a_part_of_a_part():
+    """Which jsonargparse writes as the text None on its way to the inner part."""
+    guided = ["--part=Observed", "--part.operator=BlockMean", "--part.noise=GaussianNoise", "--part.noise.std=null"]
+    assert parser_of(Guidance).parse_args(guided).part.init_args.noise.init_args.std is None
 
 
 def test_the_order_of_options():

@@ -15,6 +15,7 @@ from lightning_score import ScoreModel
 from lightning_score.cli import run
 from lightning_score.runs.bundle import read_bundle
 from lightning_score.runs.cards import license_of
+from lightning_score.runs.hub import found_on_hub
 
 pytestmark = pytest.mark.slow
 TOKEN = re.compile(r"hf_(o{9}|r{9}|s{9})")
@@ -25,6 +26,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with Hub() as server:
         server.serve(monkeypatch, tmp_path / "hub")
+        found_on_hub.cache_clear()
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
         (tmp_path / "temporary").mkdir()
         yield server
@@ -49,6 +51,8 @@ def error_of(words, capsys):
 def test_what_is_pulled_draws_the_samples_of_the_run(shared, trained, tmp_path, capsys):
     assert run(["pull", "me/digits"]) == 0
     printed = capsys.readouterr()
+    assert run(["predict", "--ckpt_path=hf://me/digits", "--num_samples=2"]) == 0
+    assert list((tmp_path / "runs/me/digits/predict").glob("*/samples.npz"))
     assert "license mit" in printed.out and not TOKEN.search(printed.out + printed.err)
     models = [ScoreModel.from_pretrained(name) for name in ("me/digits", "hf://me/digits@main", tmp_path / "digits")]
     expected = ScoreModel.load_from_checkpoint(trained / "last.ckpt").sample(3)
@@ -157,7 +161,7 @@ def test_an_interrupted_push_leaves_nothing_here(hub, trained, monkeypatch, caps
     monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", interrupted)
     with pytest.raises(SystemExit):
         run(["push", str(trained), "me/digits", "--license=mit"])
-    assert "is empty until the upload succeeds" in capsys.readouterr().out
+    assert "empty until an upload succeeds" in capsys.readouterr().out
 
 
 def test_a_folder_is_written_edited_and_pushed(hub, trained, tmp_path, capsys):

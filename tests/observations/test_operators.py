@@ -151,6 +151,16 @@ def test_exact_inverses_do_not_amplify_rounding():
     assert lifted.norm() <= 1.01 * x.norm()
 
 
+def test_solutions_are_exact_in_32_bits():
+    """To 1e-6, also where the noise is far below the largest eigenvalue, here about 1000 times."""
+    operator, v = Radon(8), random(4, 1, 8, 23)
+    assert operator.observed_shape([1, 16, 16]) == (1, 8, 23)
+    a = dense(operator, (1, 16, 16))
+    expected = torch.linalg.solve(0.25 * a @ a.mT + 0.01 * torch.eye(len(a)), v.flatten(1).mT).mT
+    found = operator.gram_solve(v.float(), torch.tensor(0.25), 0.01).double().flatten(1)
+    assert (found - expected).norm() <= 1e-6 * expected.norm()
+
+
 def test_frequencies_are_those_of_numpy():
     """Orthonormal and centered; the observation keeps the norm of an image whose frequencies are all sampled."""
     for sizes in [(6,), (5, 6), (3, 4, 5)]:

@@ -21,8 +21,8 @@ from lightning_score.runs.records import read_records
 
 SAMPLES = {"digits": 898, "fashion_mnist": 1000}
 DATA = {
-    "digits": "Optical Recognition of Handwritten Digits (Alpaydin and Kaynak 1998), of the UCI Machine Learning Repository, "
-    "under CC BY 4.0, as scikit-learn has them",
+    "digits": "Optical Recognition of Handwritten Digits (Alpaydin and Kaynak 1998) of the UCI Machine Learning Repository, "
+    "under CC BY 4.0, as in scikit-learn",
     "fashion_mnist": "Fashion-MNIST (Xiao, Rasul and Vollgraf 2017), under the MIT license, averaged to 16x16",
 }
 NOTE = """
@@ -39,14 +39,15 @@ The weights are stored in half precision, and the numbers above are those of the
 def rounded(checkpoint):
     """The checkpoint with averaged weights that are numbers of half precision."""
     weights = {name: tensor.half().to(tensor.dtype) for name, tensor in checkpoint["state_dict"].items()}
-    return {key: part for key, part in checkpoint.items() if key != "current_model_state"} | {"state_dict": weights}
+    return checkpoint | {"state_dict": weights}
 
 
 def measure(checkpoint, folder, n):
-    """The last record of the Frechet distance of a checkpoint, which `test` writes next to it."""
-    folder.mkdir(parents=True)
-    torch.save(checkpoint, folder / "last.ckpt")
-    assert run(["test", f"--ckpt_path={folder}/last.ckpt", f"--evaluate.num_samples={n}", "--evaluate.neighbors=0"]) == 0
+    """The record of the Frechet distance of a checkpoint, which `test` writes next to it, unless it is there."""
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        torch.save(checkpoint, folder / "last.ckpt")
+        assert run(["test", f"--ckpt_path={folder}/last.ckpt", f"--evaluate.num_samples={n}", "--evaluate.neighbors=0"]) == 0
     (file,) = folder.glob("test/*/evaluations.jsonl")
     return next(record for record in read_records(file) if record.metric.startswith("fid_"))
 

@@ -111,6 +111,26 @@ def test_moment_matching_of_an_operator_that_is_not_linear_is_that_of_its_deriva
     torch.testing.assert_close(found.gradient, (jacobian.mT @ h.mT @ weighted).mT)
 
 
+class Inexact(LawScore):
+    """A score with an error as networks have it, of a hundredth of the noise, which no potential has."""
+
+    def exact(self, x, alpha, sigma):
+        skew = torch.randn(16, 16, dtype=x.dtype, generator=torch.Generator().manual_seed(0))
+        return super().exact(x, alpha, sigma) + 0.01 / sigma**2 * x @ skew
+
+
+@pytest.mark.parametrize("kind", [DPS, MomentMatching])
+def test_the_error_of_a_network_does_not_blow_up_where_the_image_is_lost_in_noise(kind):
+    """At alpha near 0 the denoised image moves by no more than five standard deviations of the data."""
+    problem, t = gaussian(), torch.tensor(1.0, dtype=torch.float64)
+    y, x = torch.randn(64, 6, dtype=torch.float64), torch.randn(64, 16, dtype=torch.float64)
+    guided = kind(problem.operator, y, noise=problem.noise).guide(Inexact(VP(), problem.prior), torch.arange(64))
+    alpha, sigma = VP().alpha(t), VP().sigma(t)
+    moved = (sigma**2 / alpha * guided.twisted(x, t).gradient).square().mean(1).sqrt()
+    assert float(moved.max()) <= 5 * 0.5 + 1e-6
+    assert (kind is MomentMatching) or float(moved.min()) > 1  # the limit is met
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_at_little_noise_the_likelihood_is_that_of_the_observation(name):
     """As t goes to 0 the guided score tends to the posterior's, which that of noisy samples meets only there."""
@@ -165,6 +185,7 @@ def test_what_does_not_fit_is_refused_in_one_line():
         (lambda: DPS(operator, y, **k, samples_per_observation=0), "samples_per_observation=0"),
         (lambda: DPS(operator, y, **k, strength=-1.0), "strength=-1"),
         (lambda: MomentMatching(operator, y, **k, iterations=0), "iterations=0"),
+        (lambda: MomentMatching(operator, y, **k, data_std=0.0), "data_std=0"),
     ):
         with pytest.raises(InputError, match=words) as error:
             wrong()
