@@ -193,13 +193,13 @@ class TwistedSMC(Sampler):
     def __init__(
         self,
         predictor: Predictor | None = None,
-        particles: int = 16,
+        particles: int = 32,
         threshold: float = 0.5,
         grid: TimeGrid | None = None,
         denoise: FinalDenoise | None = None,
         initial: Initial | None = None,
     ):
-        require(particles >= 2, f"particles={particles}: must be at least 2, as in 16; alone a sample cannot be weighted")
+        require(particles >= 2, f"particles={particles}: must be at least 2, as in 32; alone a sample cannot be weighted")
         require(0 < threshold <= 1, f"threshold={threshold}: must lie in (0, 1], as in 0.5; 1 resamples at every step")
         require_passes(particles=particles)
         super().__init__(grid or Geometric(200), denoise or LastMean(), initial or Prior(), None)
