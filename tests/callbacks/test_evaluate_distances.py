@@ -33,11 +33,7 @@ model:
 samples: {num_samples: 0}
 evaluate: {num_samples: 60}
 """
-<<<<<<< HEAD
 OF_DRAWING = {"test/sampling_seconds", "test/memory_gb", "test/gpu_memory_gb"}
-=======
-MOMENTARY = {"test/sampling_seconds", "test/memory_gb"}
->>>>>>> pkg
 QUICK, SLOW = ["sliced_wasserstein_60", "power_spectrum_60", "histogram_60"], ["energy_distance_60"]
 
 
@@ -101,22 +97,14 @@ def test_an_interrupted_evaluation_resumes(signals, tmp_path, monkeypatch):
         test(signals, tmp_path / "broken", *options)
     found, _ = test(signals, tmp_path / "mended", *options)
     assert drawn[4] == list(range(30, 40)), "finished batches are not drawn again"
-<<<<<<< HEAD
     assert {name for name in whole if found[name] != pytest.approx(whole[name], rel=1e-4)} <= OF_DRAWING
-=======
-    assert {name for name in whole if found[name] != pytest.approx(whole[name], rel=1e-4)} <= MOMENTARY
->>>>>>> pkg
 
 
 @pytest.mark.slow
 def test_two_processes_measure_the_same(signals, tmp_path):
     whole, _ = test(signals, tmp_path / "one")
     two, records = test(signals, tmp_path / "two", "--trainer.devices=2", "--trainer.strategy=ddp_fork")
-<<<<<<< HEAD
     assert {name for name in whole if two[name] != pytest.approx(whole[name], rel=1e-4)} <= OF_DRAWING
-=======
-    assert {name for name in whole if two[name] != pytest.approx(whole[name], rel=1e-4)} <= MOMENTARY
->>>>>>> pkg
     assert len(records) == 4
 
 
