@@ -15,11 +15,11 @@ from conftest import QuickNoise
 from posteriors import TWO_MODES_Y, Law, LawScore, Problem, digits, gaussian, two_modes
 from torch import Tensor
 
-from lightning_score.guidance import DPS, MomentMatching, NoisyLikelihood, PseudoInverse
+from lightning_score.guidance import DPS, MomentMatching, NoisyLikelihood, Observed, PseudoInverse
 from lightning_score.guidance.observed import At, LikelihoodGuidance, ObservationGuidance
 from lightning_score.metrics.calibration import tarp
 from lightning_score.process import VP
-from lightning_score.sampling import HMC, Geometric, Heun, Karras, NoPredictor, PredictorCorrector, Sampler
+from lightning_score.sampling import HMC, DiffPIR, Geometric, Heun, Karras, NoPredictor, PredictorCorrector, Sampler
 from lightning_score.sampling.twisted import TwistedSMC
 from lightning_score.tensors import broadcast_to
 
@@ -60,6 +60,8 @@ HEUN = PredictorCorrector(Heun(), grid=Karras(100, 1e-4))
 CORRECTED = PredictorCorrector(Heun(), HMC(0.5, 5), grid=Karras(25, 1e-3))
 ANNEALED = PredictorCorrector(NoPredictor(), HMC(0.5, 5), grid=Karras(33, 1e-3))
 PARTICLES = 16
+RESTORED = PredictorCorrector(DiffPIR(), grid=Karras(200, 1e-4))
+REPAINTED = PredictorCorrector(DiffPIR(zeta=None, repeats=4), grid=Karras(50, 1e-4))
 TWISTED = TwistedSMC(particles=PARTICLES, grid=Geometric(200, 1e-4))
 ONCE = of(MomentMatching, iterations=1)
 METHODS = {
@@ -72,6 +74,8 @@ METHODS = {
     "`MomentMatching`, 3 iterations": Method(of(MomentMatching), HEUN),
     "`MomentMatching`, 1 iteration, and `HMC`": Method(ONCE, CORRECTED),
     "`NoisyLikelihood`, `HMC` alone": Method(of(NoisyLikelihood), ANNEALED),
+    "`DiffPIR`": Method(of(Observed), RESTORED),
+    "`DiffPIR`, 4 repeats (RePaint)": Method(of(Observed), REPAINTED),
     "`TwistedSMC` of `PseudoInverse`": Method(pseudo_inverse, TWISTED),
     "`TwistedSMC` of `MomentMatching`, 1 iteration": Method(ONCE, TWISTED),
 }
@@ -90,7 +94,7 @@ class CountedScore(LawScore):
 
 
 class Drawn(NamedTuple):
-    """Samples (n, *shape), and per sample the evaluations and backward passes of the network; seconds in all."""
+    """Samples (n, *shape), and per sample evaluations and backward passes of the network; seconds of the processor."""
 
     x: Tensor
     evaluations: float
@@ -107,11 +111,11 @@ def draw(
     if method is not None:
         guidance = method.guidance(problem).observe_with(y.to(dtype), n // len(y))
         guided, sampler = guidance.guide(score, torch.arange(n)), method.sampler
-    start = time.perf_counter()
+    start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of few effective samples
         x = sampler(guided, QuickNoise((n, *problem.prior.shape), dtype=dtype)).x
-    return Drawn(x.double(), score.evaluations / n, score.gradients / n, time.perf_counter() - start)
+    return Drawn(x.double(), score.evaluations / n, score.gradients / n, time.process_time() - start)
 
 
 def moments(law: Law, x: Tensor) -> tuple[float, float]:
