@@ -10,7 +10,7 @@ from lightning_score.guidance.base import ModelFacts
 from lightning_score.guidance.inverse import PseudoInverse
 from lightning_score.guidance.observed import Given
 from lightning_score.observations import BlockMean, Gray, LinearOperator, Mask
-from lightning_score.observations.files import read_array, to_floats
+from lightning_score.observations.files import read_array, require_range, to_floats
 
 
 @dataclass(eq=False, repr=False)
@@ -48,16 +48,8 @@ class Restoration(PseudoInverse, ABC):
 
     def check(self, trained: ModelFacts) -> None:
         super().check(trained)
-        if self.data_range is None:
-            return
-        low, high = self.data_range
-        slack = 0.05 * (high - low) + 5 * self.noise_std
-        first, last = (float(end) for end in self.given().aminmax())
-        require(
-            low - slack <= first and last <= high + slack,
-            f"{self.observed}: holds values from {first:g} to {last:g}, outside data_range={list(self.data_range)}; "
-            "rescale them to the range of the data",
-        )
+        if self.data_range is not None and self.noise is not None:
+            require_range(self.given(), self.operator, self.noise, trained.shape, self.data_range, self.observed)
 
 
 @dataclass(eq=False, repr=False)
