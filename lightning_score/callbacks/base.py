@@ -1,6 +1,6 @@
 """What callbacks share: a count of validations, and what they ask of the trainer."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -48,6 +48,11 @@ def callbacks_of(trainer: Trainer, kind: type[T]) -> list[T]:
 def find_callback(trainer: Trainer, kind: type[T]) -> T | None:
     """The trainer's first callback of a class, or None."""
     return next(iter(callbacks_of(trainer, kind)), None)
+
+
+def as_list(chosen: Any) -> list[Any]:
+    """What may be given as one, as several or not at all, as a list."""
+    return [] if chosen is None else list(chosen) if isinstance(chosen, list | tuple) else [chosen]
 
 
 def data_of(trainer: Trainer, user: str = "a callback") -> ScoreData:

@@ -176,10 +176,8 @@ class LastCheckpoint(Checkpoint):
             subprocess.run(["scontrol", "requeue", job], check=False)
         return True
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         """Restores the signal handlers."""
         self._handling.close()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Restores the signal handlers."""
-        self.on_train_end(trainer, pl_module)
+    on_exception = on_train_end

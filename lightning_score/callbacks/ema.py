@@ -134,15 +134,11 @@ class EMA(Callback):
     def _hold_averages(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._evaluation.enter_context(self.averaged(pl_module))
 
-    def _hold_raw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _hold_raw(self, *_: Any, **__: Any) -> None:
         self._evaluation.close()
 
     on_validation_start = on_test_start = on_predict_start = _hold_averages
-    on_validation_end = on_test_end = on_predict_end = _hold_raw
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Gives the model its raw weights back when an evaluation fails."""
-        self._evaluation.close()
+    on_validation_end = on_test_end = on_predict_end = on_exception = _hold_raw
 
     # Checkpoints hold both
 

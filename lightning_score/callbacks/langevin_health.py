@@ -152,7 +152,9 @@ class LangevinHealth(Callback):
         recorder.close()
         if not recorder.levels:
             return
-        self.last = self._compare(recorder, pl_module, trainer)
+        with torch.inference_mode():
+            noisy_data = examples_with_noise(pl_module, data_of(trainer), self.num_samples, self.seed)
+            self.last = compare(recorder, *noisy_data)
         pl_module.log("val/langevin_variance_ratio", self.last[-1].variance_ratio, rank_zero_only=True)
         pl_module.log("val/langevin_snr", sum(level.snr for level in self.last) / len(self.last), rank_zero_only=True)
         if fast_dev_run(trainer):
@@ -162,11 +164,6 @@ class LangevinHealth(Callback):
         append_line(Path(trainer.default_root_dir) / FILE, entries)
         caption = f"step {trainer.global_step}, {self.num_samples} samples"
         publish(trainer, "langevin", figure_picture(_figure(self.last)), caption)
-
-    @torch.inference_mode()
-    def _compare(self, recorder: LevelRecorder, pl_module: ScoreModel, trainer: Trainer) -> list[LevelHealth]:
-        """Compares every level with training data at its noise."""
-        return compare(recorder, *examples_with_noise(pl_module, data_of(trainer), self.num_samples, self.seed))
 
 
 def examples_with_noise(

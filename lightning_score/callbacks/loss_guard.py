@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_score.callbacks.base import find_callback, writes_files
-from lightning_score.callbacks.policies import POLICIES
+from lightning_score.callbacks.policies import Policy
 from lightning_score.errors import Unmeasurable, require
 from lightning_score.files import replacing, tolerating_full_disk
 from lightning_score.sampling.diverged import Diverged
@@ -95,7 +95,7 @@ class LossGuard(Callback):
 
     def __init__(self, policy: Literal["stop", "skip", "restore"] = "stop", every_n_steps: int | None = None) -> None:
         require(every_n_steps is None or every_n_steps >= 1, f"every_n_steps={every_n_steps}: must be at least 1, or null")
-        self.policy, self.every_n_steps = POLICIES[policy](), every_n_steps
+        self.policy, self.every_n_steps = Policy(policy), every_n_steps
         self._current: PendingLoss  # of this batch
         self._pending: PendingLoss | None = None  # of the batch before, on its way from the GPU
         self._found_inf: Tensor | None = None  # 1 on the GPU if a loss of this step is bad

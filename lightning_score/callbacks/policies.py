@@ -1,8 +1,7 @@
-"""How training continues after a NaN loss or samples that cannot be measured: the policies of `LossGuard`."""
+"""How training continues after a NaN loss or samples that cannot be measured: the policy of `LossGuard`."""
 
 from collections import Counter
 from pathlib import Path
-from typing import ClassVar
 
 from lightning.pytorch import Trainer
 
@@ -19,22 +18,26 @@ PATIENCE = 10
 
 
 class Policy:
-    """What follows a bad loss, or samples that cannot be measured; by default both are skipped.
+    """What follows a bad loss, or samples that cannot be measured.
+
+    Args:
+        name: stop: training ends with an error, and `last.ckpt` is from before; skip: the step changes nothing, the
+            measurement is skipped; restore: weights, averages and optimizer go back to a checkpoint of the run, and the
+            number of steps stays.
 
     Attributes:
+        restores: whether the weights go back to those of a checkpoint.
         patience: failures in a row after which training stops.
         gpu_interval: steps between checks of the loss on a GPU whose optimizer cannot skip steps by itself.
-        restores: whether the weights go back to those of a checkpoint.
         outcome: what happens to a bad step, for the message.
+        failures: how many there were in a row, of steps and of measurements.
     """
 
-    patience: ClassVar[int] = PATIENCE
-    gpu_interval: ClassVar[int] = 50
-    restores: ClassVar[bool] = False
-    outcome: ClassVar[str] = ""
-
-    def __init__(self) -> None:
-        self.failures = Counter[str]()  # in a row, of steps and of measurements
+    def __init__(self, name: str) -> None:
+        self.restores, self._best_is_due = name == "restore", False
+        self.patience, self.gpu_interval = 0 if name == "stop" else PATIENCE, 1 if name == "skip" else 50
+        self.outcome = f"back to {LAST}" if self.restores else "the step is skipped"
+        self.failures = Counter[str]()
 
     def fail(self, what: str, message: str) -> None:
         """Counts a failure.
@@ -50,43 +53,13 @@ class Policy:
         require(self.failures[what] <= self.patience, message)
 
     def recover(self, trainer: Trainer, pl_module: ScoreModel, name: str = LAST) -> None:
-        """Changes nothing."""
-
-    def skip_measurement(self, trainer: Trainer) -> str:
-        """Skips a measurement that has failed; returns what happens, for the message."""
-        return "it is skipped"
-
-    def after_validation(self, trainer: Trainer) -> None:
-        """Agrees on the recovery from a failed measurement with the other processes."""
-
-    def before_step(self, trainer: Trainer, pl_module: ScoreModel) -> None:
-        """Recovers from a failed measurement, now that the model has its raw weights."""
-
-
-class Stop(Policy):
-    """Training ends with an error, and `last.ckpt` is from before."""
-
-    patience = 0
-
-
-class Skip(Policy):
-    """The step changes nothing."""
-
-    gpu_interval, outcome = 1, "the step is skipped"
-
-
-class Restore(Policy):
-    """Weights, averages and optimizer go back to a checkpoint of the run; the number of steps stays."""
-
-    restores, outcome = True, f"back to {LAST}"
-    _best_is_due = False
-
-    def recover(self, trainer: Trainer, pl_module: ScoreModel, name: str = LAST) -> None:
-        """Loads the checkpoint of this name.
+        """Loads the checkpoint of this name, if the policy is to restore.
 
         Raises:
             InputError: there is none yet.
         """
+        if not self.restores:
+            return
         file = Path(trainer.default_root_dir) / name
         require(file.exists(), f"{file}: there is no checkpoint yet to restore; train with a smaller learning rate")
         checkpoint = SafeCheckpointIO().load_checkpoint(file)
@@ -96,19 +69,19 @@ class Restore(Policy):
         trainer.strategy.load_optimizer_state_dict(checkpoint)
 
     def skip_measurement(self, trainer: Trainer) -> str:
-        """Skips it, and restores the best checkpoint, if there is one, before the next step."""
-        self._best_is_due = (Path(trainer.default_root_dir) / BEST).exists()
+        """Skips a measurement that has failed, and has the best checkpoint restored before the next step, if there is one;
+        returns what happens, for the message.
+        """
+        self._best_is_due = self.restores and (Path(trainer.default_root_dir) / BEST).exists()
         return f"it is skipped, back to {BEST}" if self._best_is_due else "it is skipped"
 
     def after_validation(self, trainer: Trainer) -> None:
         """Lets all processes restore if one does."""
-        self._best_is_due = trainer.strategy.reduce_boolean_decision(self._best_is_due, all=False)
+        if self.restores:
+            self._best_is_due = trainer.strategy.reduce_boolean_decision(self._best_is_due, all=False)
 
     def before_step(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Restores the best checkpoint if that is due: `last.ckpt` was saved just before the validation."""
         if self._best_is_due:
             self._best_is_due = False
             self.recover(trainer, pl_module, BEST)
-
-
-POLICIES: dict[str, type[Policy]] = {"stop": Stop, "skip": Skip, "restore": Restore}

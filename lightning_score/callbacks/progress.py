@@ -113,10 +113,6 @@ class StepProgress(ProgressBar):
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _advance
     on_validation_end = on_test_end = on_predict_end = _finish
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Ends the line of the bar before the error message."""
-        self._close()
-
     def _open(self, description: str, unit: str, total: float, initial: int = 0) -> None:
         self._close()
         if not self.is_enabled or sys.stderr is None:
@@ -137,9 +133,11 @@ class StepProgress(ProgressBar):
         self._display.enter_context(logging_redirect_tqdm(_loggers()))
         self._display.callback(self._bar.close)
 
-    def _close(self) -> None:
+    def _close(self, *_: Any, **__: Any) -> None:
         self._display.close()
         self._bar = None
+
+    on_exception = _close  # ends the line of the bar before the error message
 
 
 class _Lines:

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
-from lightning_score.callbacks.base import fast_dev_run
+from lightning_score.callbacks.base import as_list, fast_dev_run
 from lightning_score.callbacks.bits_per_dim import LikelihoodCallback
 from lightning_score.callbacks.distances import measures
 from lightning_score.callbacks.ensembles import EnsembleCallback
@@ -48,17 +48,11 @@ def check_data(command: str, data: ScoreData, config: Any) -> None:
         data.train_dataloader()
     data.val_dataloader()
     config["model"].check_missing(data.missing)
-    for callback in (config["evaluate"], *_chosen(config)):
+    for callback in (config["evaluate"], *as_list(config["trainer"]["callbacks"])):
         if isinstance(callback, Evaluate | EnsembleCallback | LikelihoodCallback):
             callback.check(data)
         if isinstance(callback, EnsembleCallback):
             callback.check_model(config["model"])
-
-
-def _chosen(config: Any) -> list[Any]:
-    """The callbacks that the options name."""
-    chosen = config["trainer"]["callbacks"]
-    return chosen if isinstance(chosen, list) else [chosen]
 
 
 class SamplingCost(Callback):
@@ -81,7 +75,7 @@ class SamplingCost(Callback):
         drawn = {"--evaluate.num_samples": measured, "--samples.num_samples": grid}
         ensembles = {
             f"{type(each).__name__}, {each.conditions} x {each.members}:": (each.batch_size, each.conditions * each.members)
-            for each in _chosen(config)
+            for each in as_list(config["trainer"]["callbacks"])
             if isinstance(each, EnsembleCallback) and (each.in_fit or command == "test")
         }
         drawn |= {name: n for name, (_, n) in ensembles.items()}

@@ -66,18 +66,13 @@ class SystemMetrics(Callback):
             for logger in filter(_needs_samples, trainer.loggers):
                 logger.log_metrics({f"system/{name}": value for name, value in sample.items()}, trainer.global_step)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def _stop(self, *_: Any, **__: Any) -> None:
         """Ends with a last sample."""
-        self._stop()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Ends, too."""
-        self._stop()
-
-    def _stop(self) -> None:
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()
+
+    teardown = on_exception = _stop
 
     def _watch(self, trainer: Trainer, file: Path, gpus: int, over: threading.Event) -> None:
         """Samples until the end."""

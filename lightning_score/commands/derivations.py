@@ -20,13 +20,7 @@ from lightning_score.errors import InputError, require
 from lightning_score.interop.base import part
 from lightning_score.sampling import AnnealedLangevin, Given, NoiseStream, PredictorCorrector, Sampler
 from lightning_score.sampling.corrector import SnrLangevin
-from lightning_score.sampling.tuning import (
-    Moments,
-    TunedLevel,
-    equivalent_gaussian,
-    tuned_ladder,
-    tuned_snrs,
-)
+from lightning_score.sampling.tuning import Moments, TunedLevel, equivalent_gaussian, tuned_ladder, tuned_snrs
 from lightning_score.training.model import ScoreModel
 
 SEED = 0

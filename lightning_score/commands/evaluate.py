@@ -6,9 +6,10 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_score.callbacks import Posterior
+from lightning_score.callbacks.base import as_list
 from lightning_score.commands.arguments import Arguments, Option
 from lightning_score.commands.summary import print_evaluation
-from lightning_score.commands.trainer import TrainerCommand, as_list
+from lightning_score.commands.trainer import TrainerCommand
 from lightning_score.errors import InputError, require
 
 

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_score.callbacks import Evaluate, Evaluation
+from lightning_score.callbacks.base import callbacks_of
 from lightning_score.files import unwritten
 from lightning_score.training.model import ScoreModel
 
@@ -74,8 +75,7 @@ def print_evaluation(trainer: Trainer, folder: Path | None) -> None:
 
 def evaluations(trainer: Trainer) -> list[Evaluation]:
     """The last result of every evaluation."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return [each.last for each in callbacks if isinstance(each, Evaluate) and each.last is not None]
+    return [each.last for each in callbacks_of(trainer, Evaluate) if each.last is not None]
 
 
 def sentence(evaluation: Evaluation) -> str:

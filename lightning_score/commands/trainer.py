@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from lightning_score.callbacks import StepProgress, SystemMetrics
+from lightning_score.callbacks.base import as_list
 from lightning_score.callbacks.sampling_cost import SamplingCost, check_data
 from lightning_score.commands.arguments import CONFIG, Arguments, Layer
 from lightning_score.commands.base import ExperimentCLI
@@ -235,8 +236,3 @@ def _watching(settings: Any) -> list[Callback]:
     """What samples the machine, unless the user has given it."""
     given = any(isinstance(callback, SystemMetrics) for callback in as_list(settings["callbacks"]))
     return [] if given or settings["barebones"] else [SystemMetrics()]
-
-
-def as_list(chosen: Any) -> list[Any]:
-    """What may be given as one, as several or not at all, as a list."""
-    return [] if chosen is None else list(chosen) if isinstance(chosen, list | tuple) else [chosen]

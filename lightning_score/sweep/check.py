@@ -15,11 +15,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 
 from lightning_score.callbacks import Evaluate, Posterior
+from lightning_score.callbacks.base import as_list
 from lightning_score.callbacks.sampling_cost import SamplingCost
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.base import GROUPS
 from lightning_score.commands.parser import Parser
-from lightning_score.commands.trainer import as_list
 from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.sweep.draws import Plan

@@ -58,7 +58,9 @@ def sweep(arguments: Arguments) -> None:
             summarize_wandb(options.wandb, options.runs)
             return
         require(options.file is not None, "sweep needs a file, as sweeps/eps.yaml, or --wandb ENTITY/PROJECT/SWEEP")
-        _run_file(options, interruption)
+        file = find_config(options.file, "sweeps", "")
+        spec = read_sweep_file(str(file))
+        run_sweep(replace(spec, name=options.name or spec.name), file, options, interruption)
         if interruption.requested:
             raise SystemExit(interruption.code)
 
@@ -80,13 +82,6 @@ def _check(options: Any, given: Set[str]) -> None:
         require(not lost, f"--{mode}: does not take {names}; leave it out")
     lost = [f"--{name}" for name in ("submit", "slurm") if name in given and not options.launch]
     require(not lost, f"{' '.join(lost)}: only for --launch slurm; add that")
-
-
-def _run_file(options: Any, interruption: Interruption) -> None:
-    file = find_config(options.file, "sweeps", "")
-    spec = read_sweep_file(str(file))
-    name = options.name or spec.name
-    run_sweep(replace(spec, name=name), file, options, interruption)
 
 
 def run_sweep(
@@ -180,19 +175,11 @@ def sweep_parser() -> Parser:
         ("count", int, "Total number of trials; by default all trials of a grid."),
         ("seed", int, "Seed of methods random and bayes: the same file and seed give the same trials. 0 by default."),
         ("name", str, "Name of the sweep; by default that of the file."),
-        (
-            "retry",
-            str,
-            "Run failed trials again: failed, or their numbers, as 3,7. Training resumes from checkpoints.",
-        ),
+        ("retry", str, "Run failed trials again: failed, or their numbers, as 3,7. Training resumes from checkpoints."),
         ("launch", str, "Write the script of a job array whose tasks run the trials: slurm. --jobs is the number of tasks."),
         ("slurm", dict, "Options of sbatch for it, as --slurm.partition=gpu --slurm.time=8:00:00 --slurm.exclusive=true."),
         ("storage", str, "Database for several machines, as postgresql://user@host/name; by default a file in the folder."),
-        (
-            "wandb",
-            str,
-            "Write the tables and figures of a sweep that W&B has run, here and on W&B: ENTITY/PROJECT/SWEEP.",
-        ),
+        ("wandb", str, "Write the tables and figures of a sweep that W&B has run, here and on W&B: ENTITY/PROJECT/SWEEP."),
         ("compare", str, "Show sweeps of one measure in one table and in the same figures: names or folders, as eps,other."),
     ):
         parser.add_argument(f"--{name}", type=kind | None, default=None, help=text)

@@ -79,7 +79,8 @@ class SweepRunner:
     def run(self) -> None:
         """Runs until all trials have ended, then prints the results; after an interruption it resumes."""
         self._study.release()
-        with LiveTable(lambda: collect_results(self._spec, self._study)) as board:
+        board = LiveTable(lambda: collect_results(self._spec, self._study))
+        with board.live:
             self._supervise(board)
         if self._interruption.requested:
             self._stop()

@@ -4,13 +4,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from lightning_score.sweep.objectives import (
-    Constraint,
-    Objective,
-    directions,
-    hypervolume_history,
-    reference_point,
-)
+from lightning_score.sweep.objectives import Constraint, Objective, directions, hypervolume_history, reference_point
 from lightning_score.sweep.rows import Row, difference
 
 

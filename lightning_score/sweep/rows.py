@@ -115,12 +115,7 @@ def measured_fields(
     names = metric_names(objectives, constraints) or [""]
     values = {name: metrics.get(name, math.nan) for name in names}
     measures = {name: {**metric_fields(metrics, name), "jackknife": (), "paired": ""} for name in names}
-    return {
-        **measures[names[0]],
-        "values": values,
-        "measures": measures,
-        "feasible": satisfied(values, constraints),
-    }
+    return {**measures[names[0]], "values": values, "measures": measures, "feasible": satisfied(values, constraints)}
 
 
 def metric_names(objectives: Sequence[Objective], constraints: Sequence[Constraint]) -> list[str]:

@@ -5,8 +5,8 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from optuna.trial import FrozenTrial
 from rich.console import Console, Group
@@ -47,27 +47,21 @@ class LiveTable:
 
     Args:
         source: returns the results.
+
+    Attributes:
+        live: in which it is refreshed.
     """
 
     def __init__(self, source: Callable[[], Results]):
-        self._source, self._console = source, console()
-        self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
+        self._source, shown = source, console()
+        self.live = Live(console=shown, auto_refresh=False, transient=True) if shown.is_terminal else nullcontext()
         self._printed: set[int] | None = None
-
-    def __enter__(self) -> "LiveTable":
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def refresh(self) -> None:
         """Updates the table, or prints the trials that have ended since the last call."""
         found = self._source()
-        if self._live is not None:
-            self._live.update(Group(_table(folded(found), SHOWN), _counts(found)), refresh=True)
+        if isinstance(self.live, Live):
+            self.live.update(Group(_table(folded(found), SHOWN), _counts(found)), refresh=True)
             return
         ended = [row for row in found.rows if row.state in ENDED]
         if self._printed is None:

@@ -180,15 +180,7 @@ def patience(sweep: Sweep, command: str) -> float:
 
 
 def work(
-    sweep: Sweep,
-    url: str,
-    name: str,
-    folder: Path,
-    threads: int,
-    device: int,
-    parent: int,
-    seconds: float,
-    leaves: bool,
+    sweep: Sweep, url: str, name: str, folder: Path, threads: int, device: int, parent: int, seconds: float, leaves: bool
 ) -> None:
     """Runs trials until none are left, a signal arrives, or the parent process ends.
 

@@ -8,7 +8,7 @@ import torch
 from tiny import TINY
 
 from lightning_score.callbacks import LossGuard
-from lightning_score.callbacks.policies import Restore
+from lightning_score.callbacks.policies import Policy
 from lightning_score.cli import run
 from lightning_score.errors import InputError
 from lightning_score.metrics import Estimate, totals
@@ -153,7 +153,7 @@ class TestSamples:
         options = [*MEASURED, "--trainer.callbacks=null", "--samples.num_samples=0", "--model.optimizer.lr=0"]
         restored = []
         monkeypatch.setattr(
-            Restore, "recover", lambda self, trainer, model, name: restored.append((trainer.global_step, name))
+            Policy, "recover", lambda self, trainer, model, name: restored.append((trainer.global_step, name))
         )
         assert run([*options, "--guard.policy=restore", f"--output={tmp_path / 'run'}"]) == 0
         assert "it is skipped, back to best.ckpt" in capsys.readouterr().out and restored == [(4, "best.ckpt")]
