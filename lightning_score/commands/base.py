@@ -3,13 +3,14 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.memory import is_oom_error
+from torch import Tensor
 
 from lightning_score.callbacks import EMA, Evaluate, LossGuard, SampleGrid
 from lightning_score.commands.arguments import Arguments
@@ -18,17 +19,11 @@ from lightning_score.commands.parser import Parser
 from lightning_score.commands.refusals import TRAINER_DEFAULTS, check_trainer, of_lightning, of_options
 from lightning_score.data import ScoreData
 from lightning_score.data.check import declared_shape
-from lightning_score.errors import InputError, require, user_mistake
+from lightning_score.errors import InputError, one_line, require, user_mistake
 from lightning_score.training.model import ScoreModel
 
-GROUPS = {
-    "trainer": Trainer,
-    "model": ScoreModel,
-    "ema": EMA,
-    "samples": SampleGrid,
-    "evaluate": Evaluate,
-    "guard": LossGuard,
-}
+GROUPS = {"trainer": Trainer, "model": ScoreModel, "ema": EMA, "samples": SampleGrid, "evaluate": Evaluate,
+          "guard": LossGuard}  # fmt: skip
 """The parameters that every command has, by their names."""
 
 
@@ -94,6 +89,17 @@ class ExperimentCLI(LightningCLI):
         """
         with self.explaining():
             super().instantiate_classes()
+
+    def load_state(self, weights: Mapping[str, Tensor]) -> None:
+        """Gives the model weights.
+
+        Raises:
+            InputError: they do not fit its network.
+        """
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise InputError(f"the checkpoint's weights do not fit the network of the options: {one_line(error)}") from error
 
     @contextmanager
     def explaining(self) -> Iterator[None]:

@@ -14,9 +14,9 @@ from lightning_score.commands.arguments import CONFIG, Arguments, Layer
 from lightning_score.commands.configs import find_config, load_checkpoint, read_config, trusted_modules
 from lightning_score.commands.learned_grid import forget_times
 from lightning_score.commands.parser import Parser
-from lightning_score.commands.schedule import PICTURES, data_from, require_new_file
+from lightning_score.commands.schedule import data_from, require_new_files, save_plot
 from lightning_score.errors import require
-from lightning_score.files import replace_text, replacing
+from lightning_score.files import replace_text
 from lightning_score.guidance import Guidance
 from lightning_score.interop.base import part
 from lightning_score.runs.records import settings_of
@@ -45,9 +45,7 @@ def grid(arguments: Arguments) -> None:
     layers = [Layer(_parts_of(load_checkpoint(path, trusted)["config"]), path) for path in paths[-1:]]
     layers += [Layer(_parts_of(read_config(file)), str(file)) for file in map(find_config, arguments.get(CONFIG))]
     config = parser.parse_args(arguments.drop(CONFIG).over(*layers))
-    for name, kinds in (("output", (".yaml", ".yml")), ("plot", PICTURES)):
-        if config[name] is not None:
-            require_new_file(name, Path(config[name]), kinds)
+    require_new_files(config)
     require(config.steps is None or config.steps >= 1, f"--steps {config.steps}: must be at least 1, as in 10")
     _set_steps(config)
     made = parser.instantiate_classes(config).model
@@ -61,10 +59,7 @@ def grid(arguments: Arguments) -> None:
         replace_text(Path(config.output), report.config(settings))
         use = f"predict --ckpt_path {paths[-1]} --config {config.output}"
         print(f"\nwritten to {config.output}: python -m lightning_score {use}")
-    if config.plot is not None:
-        with replacing(config.plot) as temporary:
-            report.figure().savefig(temporary, dpi=120)
-        print(f"drawn in {config.plot}")
+    save_plot(config.plot, report.figure)
 
 
 def _parser() -> Parser:

@@ -18,15 +18,8 @@ from lightning_score.metrics import Features
 from lightning_score.runs.old_names import new_option
 from lightning_score.runs.trust import NO_FUNCTION, ClassParser
 
-PLAIN = {
-    "bool": "true or false",
-    "int": "a whole number",
-    "float": "a number",
-    "str": "text",
-    "list": "a list",
-    "collections.abc.Sequence": "a list",
-    "NoneType": "null",
-}
+PLAIN = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text", "list": "a list",
+         "collections.abc.Sequence": "a list", "NoneType": "null"}  # fmt: skip
 """Names of types for messages."""
 
 

@@ -1,6 +1,7 @@
 """Noise levels from a data set: the command `schedule`, and `auto` in the process of `fit`."""
 
 import os
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,6 @@ from lightning_score.process import ladder
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PICTURES = (".png", ".pdf", ".svg")
-
 
 def schedule(arguments: Arguments) -> None:
     """Derives noise levels and a step size from data, prints the derivation, and writes a config and a picture on request.
@@ -35,9 +34,7 @@ def schedule(arguments: Arguments) -> None:
     layers = [Layer(_parts_of(file), str(file)) for file in map(find_config, arguments.get(CONFIG))]
     config = parser.parse_args(arguments.drop(CONFIG).over(*layers))
     require(config.data is not None, "schedule needs data: --data Digits, or a config that names them: --config ncsn")
-    for name, kinds in (("output", (".yaml", ".yml")), ("plot", PICTURES)):
-        if config[name] is not None:
-            require_new_file(name, Path(config[name]), kinds)
+    require_new_files(config)
     data = parser.instantiate_classes(config).data
     dimension = prod(data.shape)
     # Refuses values before the long computation.
@@ -50,10 +47,7 @@ def schedule(arguments: Arguments) -> None:
         text = f"# The noise ladder of {source}.\n{yaml.safe_dump(as_config(chosen), sort_keys=False)}"
         replace_text(Path(config.output), text)
         print(f"\nwritten to {config.output}: python -m lightning_score fit --config ncsn --config {config.output}")
-    if config.plot is not None:
-        with replacing(config.plot) as temporary:
-            _figure(chosen, source).savefig(temporary, dpi=120)
-        print(f"drawn in {config.plot}")
+    save_plot(config.plot, lambda: _figure(chosen, source))
 
 
 def resolve_auto(config: Any) -> None:
@@ -182,11 +176,21 @@ def _parts_of(file: Path) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def require_new_file(name: str, path: Path, kinds: tuple[str, ...]) -> None:
-    """Raises `InputError` unless the option `name` gives a new file of one of the kinds, which can be written."""
-    require(path.suffix in kinds, f"--{name} {path}: must end in {' or '.join(kinds)}, as in ladder{kinds[0]}")
-    require(not path.exists(), f"--{name} {path}: already exists and is not overwritten; give another name or remove it")
-    require(
-        path.parent.is_dir() and os.access(path.parent, os.W_OK),
-        f"--{name} {path}: cannot be written; give a file in an existing folder that you may write to",
-    )
+def require_new_files(config: Any) -> None:
+    """Raises `InputError` unless `--output` and `--plot` give new files of their kinds, which can be written, or none."""
+    for name, kinds in (("output", (".yaml", ".yml")), ("plot", (".png", ".pdf", ".svg"))):
+        if config[name] is not None:
+            path = Path(config[name])
+            place = f"--{name} {path}"
+            require(path.suffix in kinds, f"{place}: must end in {' or '.join(kinds)}, as in ladder{kinds[0]}")
+            require(not path.exists(), f"{place}: already exists and is not overwritten; give another name or remove it")
+            writable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
+            require(writable, f"{place}: cannot be written; give a file in an existing folder that you may write to")
+
+
+def save_plot(file: str | None, figure: Callable[[], "Figure"]) -> None:
+    """Draws a figure into the file of `--plot`, if one is given."""
+    if file is not None:
+        with replacing(file) as temporary:
+            figure().savefig(temporary, dpi=120)
+        print(f"drawn in {file}")

@@ -19,7 +19,7 @@ from lightning_score.commands.base import ExperimentCLI
 from lightning_score.commands.configs import load_checkpoint, over_checkpoint, trusted_modules, with_found_configs
 from lightning_score.commands.refusals import check_limits, refusing
 from lightning_score.commands.run_config import RunConfig
-from lightning_score.errors import InputError, one_line, require
+from lightning_score.errors import require
 from lightning_score.runs.checkpoints import SafeCheckpointIO
 from lightning_score.runs.console import write_console
 from lightning_score.runs.folders import check_name, new_dated_folder, new_folder
@@ -203,10 +203,7 @@ class TrainerCommand(ExperimentCLI, ABC):
             trained in (None, now) or not self.model.conditional,
             f"--data: gives the condition {_shown(now)}, and the model was trained with {_shown(trained)}; give the same",
         )
-        try:
-            self.model.load_state_dict(checkpoint["state_dict"])
-        except RuntimeError as error:
-            raise InputError(f"the checkpoint's weights do not fit the network of the options: {one_line(error)}") from error
+        self.load_state(checkpoint["state_dict"])
         require_own_times(self.model)
 
 

@@ -12,9 +12,9 @@ from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.base import IdleExperiment
 from lightning_score.commands.configs import load_checkpoint, over_checkpoint, trusted_modules, with_found_configs
 from lightning_score.commands.derivations import Panel, choose
-from lightning_score.commands.schedule import PICTURES, require_new_file
-from lightning_score.errors import InputError, one_line, require, require_passes
-from lightning_score.files import replace_text, replacing
+from lightning_score.commands.schedule import require_new_files, save_plot
+from lightning_score.errors import require, require_passes
+from lightning_score.files import replace_text
 from lightning_score.memory import require_room
 
 if TYPE_CHECKING:
@@ -34,10 +34,7 @@ class Tuning(IdleExperiment):
         checkpoint = load_checkpoint(paths[-1], trusted_modules(arguments)) if paths else {"config": {}}
         self.checkpoint = checkpoint
         super().__init__(over_checkpoint(found, checkpoint))
-        try:
-            self.model.load_state_dict(checkpoint["state_dict"])
-        except RuntimeError as error:
-            raise InputError(f"the checkpoint's weights do not fit the network of the options: {one_line(error)}") from error
+        self.load_state(checkpoint["state_dict"])
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of this command."""
@@ -56,9 +53,7 @@ class Tuning(IdleExperiment):
         sampler = config["model"].get("sampler")
         if sampler is not None and sampler["class_path"].endswith(".AnnealedLangevin"):
             sampler["init_args"]["step_size"] = 1e-30
-        for name, kinds in (("output", (".yaml", ".yml")), ("plot", PICTURES)):
-            if config[name] is not None:
-                require_new_file(name, Path(config[name]), kinds)
+        require_new_files(config)
         require(config["num_samples"] >= 2, f"--num_samples {config['num_samples']}: must be at least 2")
         if config["evaluations"] is not None:
             require(config["evaluations"] >= 1, f"--evaluations {config['evaluations']}: must be at least 1, as in 100")
@@ -90,10 +85,7 @@ def tune(arguments: Arguments) -> None:
         replace_text(Path(config["output"]), f"# Tuned to {source}.\n{content}")
         print(f"\nwritten to {config['output']}: python -m lightning_score predict --ckpt_path {config['ckpt_path']} "
               f"--config {config['output']}")  # fmt: skip
-    if config["plot"] is not None:
-        with replacing(config["plot"]) as temporary:
-            _figure(source, chosen.panels).savefig(temporary, dpi=120)
-        print(f"drawn in {config['plot']}")
+    save_plot(config["plot"], lambda: _figure(source, chosen.panels))
 
 
 def _figure(source: str, panels: list[Panel]) -> "Figure":

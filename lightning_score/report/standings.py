@@ -14,7 +14,7 @@ from lightning_score.report.figures import importance, line_kind, measures, roun
 from lightning_score.report.reading import Run
 from lightning_score.report.values import AIMED, is_larger_better, kind_of
 from lightning_score.runs.records import Record, as_number, finite, floor_name
-from lightning_score.sweep.results import leave_one_out
+from lightning_score.sweep.rows import leave_one_out
 
 
 def standings(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -18,7 +18,8 @@ from lightning_score.sweep.charts import values_of
 from lightning_score.sweep.folds import SEED, fold_key, folded
 from lightning_score.sweep.fronts import hypervolumes
 from lightning_score.sweep.importance import MOST, importances
-from lightning_score.sweep.results import ENDED, TABLE, Results, Row, difference, floors_of, numeric, read_csv, short_name
+from lightning_score.sweep.results import ENDED, TABLE, Results, read_csv
+from lightning_score.sweep.rows import Row, difference, floors_of, numeric, short_name
 from lightning_score.sweep.spec import Sweep, from_entries
 
 DETAILED = 12

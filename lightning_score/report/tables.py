@@ -11,7 +11,7 @@ from lightning_score.report.figures import measures
 from lightning_score.report.reading import Run
 from lightning_score.report.standings import mean_over_seeds
 from lightning_score.runs.records import PERFECT, Record, as_number
-from lightning_score.sweep.results import format_duration, format_number
+from lightning_score.sweep.rows import format_duration, format_number
 
 Cell = list[Any]
 """What a cell is sorted by, and its text."""

@@ -24,8 +24,8 @@ from lightning_score.sweep.drawing import draw_charts
 from lightning_score.sweep.folder import FILE
 from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.processes import PATIENCE, Interruption
-from lightning_score.sweep.results import Results, difference, format_number
-from lightning_score.sweep.rows import setting_text, short_name, state_text
+from lightning_score.sweep.results import Results
+from lightning_score.sweep.rows import difference, format_number, setting_text, short_name, state_text
 from lightning_score.sweep.spec import Sweep, from_entries
 from lightning_score.sweep.study import METRICS, Study
 from lightning_score.sweep.summary import collect_results, write_summary

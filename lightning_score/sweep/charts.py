@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from lightning_score.sweep.fronts import alike
 from lightning_score.sweep.objectives import Objective
-from lightning_score.sweep.results import Results, Row, floors_of, numeric, short_name
-from lightning_score.sweep.rows import NFE
+from lightning_score.sweep.results import Results
+from lightning_score.sweep.rows import NFE, Row, floors_of, numeric, short_name
 
 PARETO = "pareto"
 """The name of the chart of two objectives, or of one and network evaluations; of several pairs their names follow."""

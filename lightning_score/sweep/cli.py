@@ -138,12 +138,8 @@ def run_sweep(
 
 def _launch(options: Any, folder: Path, source: Path, tasks: int, slurm: dict[str, str]) -> None:
     """Writes the script of a job that runs the waiting trials of a sweep file, and submits it if that is asked for."""
-    kept = {
-        "name": folder.name,
-        "runs": str(Path(options.runs).resolve()),
-        "storage": options.storage,
-        "count": options.count,
-    }
+    runs = str(Path(options.runs).resolve())
+    kept = {"name": folder.name, "runs": runs, "storage": options.storage, "count": options.count}
     words = [str(source), *(f"--{name}={value}" for name, value in kept.items() if value is not None), "--worker"]
     file = write_script(folder, script(folder.name, folder, tasks, words, slurm))
     if options.submit:
@@ -183,9 +179,8 @@ def sweep_parser() -> Parser:
         ("compare", str, "Show sweeps of one measure in one table and in the same figures: names or folders, as eps,other."),
     ):
         parser.add_argument(f"--{name}", type=kind | None, default=None, help=text)
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="Number of trials that run in parallel, here or as tasks of --launch."
-    )
+    jobs = "Number of trials that run in parallel, here or as tasks of --launch."
+    parser.add_argument("--jobs", type=int, default=1, help=jobs)
     parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs; results go to RUNS/sweeps/NAME.")
     parser.add_argument("--submit", action="store_true", help="Submit the job of --launch, which is printed otherwise.")
     worker = "Run the trials that wait in a sweep that was started, then end: what each task of --launch does."

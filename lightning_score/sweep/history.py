@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from lightning_score.sweep.charts import Axis, Chart, Line, axis_of
 from lightning_score.sweep.fronts import hypervolumes
-from lightning_score.sweep.results import Results, Row, format_number
+from lightning_score.sweep.results import Results
+from lightning_score.sweep.rows import Row, format_number
 
 HISTORY, HYPERVOLUME = "history", "hypervolume"
 """The names of the charts."""

@@ -9,7 +9,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 
 from lightning_score.sweep.charts import FEW, is_wide, values_of
-from lightning_score.sweep.results import Results, Row, numeric
+from lightning_score.sweep.results import Results
+from lightning_score.sweep.rows import Row, numeric
 
 LEAST, MOST = 4, 200
 """Results below which no importance is computed, and above which PED-ANOVA is: functional ANOVA takes a minute for 1000."""

@@ -14,27 +14,23 @@ from lightning_score.runs.records import metric_name
 
 LIKELIHOOD = ("", "_error", "_n", "_spread")
 """What follows the names of likelihoods."""
+SKILL = "crps crps_skill rank_deviation residual spread_skill"
+
+
+def _scores(prefix: str, names: str) -> list[str]:
+    """The names of scores of samples given a condition: each with its error, and a deviation also with floor and limit."""
+    of_deviations = {True: ("", "_error", "_floor", "_limit"), False: ("", "_error")}
+    return [f"{prefix}/{name}{suffix}" for name in names.split() for suffix in of_deviations[name.endswith("_deviation")]]
+
+
 OF_CALLBACKS: dict[type[Callback], tuple[str, ...]] = {
     BitsPerDim: tuple(f"test/bits_per_dim{suffix}" for suffix in LIKELIHOOD),
     Nats: tuple(f"test/{name}{suffix}" for name in ("nats", "nats_per_dim") for suffix in LIKELIHOOD),
-    Ensembles: tuple(
-        f"{prefix}/{name}{suffix}"
-        for prefix in ("test", "val")
-        for name in ("crps", "crps_skill", "rank_deviation", "residual", "spread_skill")
-        for suffix in ("", "_error", *(["_floor", "_limit"] if name == "rank_deviation" else []))
-    ),
+    Ensembles: (*_scores("test", SKILL), *_scores("val", SKILL)),
     Posterior: (
-        *("test/nfe", "test/sampling_seconds"),
-        *(
-            f"test/{name}{suffix}"
-            for name in (
-                *("crps", "crps_skill", "interval_50", "interval_90", "likelihood_rank_deviation", "posterior_distance"),
-                *("psnr", "rank_deviation", "residual", "residual_over_noise", "rmse", "spread_skill", "ssim"),
-                *("tarp_deviation", "z_score"),
-            )
-            for suffix in ("", "_error", *(["_floor", "_limit"] if name.endswith("_deviation") else []))
-        ),
-        "test/posterior_distance_floor",
+        *_scores("test", f"{SKILL} interval_50 interval_90 likelihood_rank_deviation posterior_distance psnr rmse ssim"),
+        *_scores("test", "residual_over_noise tarp_deviation z_score"),
+        *("test/posterior_distance_floor", "test/nfe", "test/sampling_seconds"),
     ),
     LangevinHealth: ("val/langevin_variance_ratio", "val/langevin_snr"),
     LossFloor: (

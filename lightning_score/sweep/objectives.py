@@ -121,8 +121,10 @@ def directions(objectives: Sequence[Objective]) -> list[Direction]:
     return ["maximize" if objective.maximize else "minimize" for objective in objectives]
 
 
-def hypervolume(values: Sequence[Sequence[float]], directions: Sequence[Direction], reference: Sequence[float]) -> float:
-    """The volume between a reference point and the Pareto front of some trials (Zitzler and Thiele 1998).
+def hypervolume_history(
+    values: Sequence[Sequence[float]], directions: Sequence[Direction], reference: Sequence[float]
+) -> list[float]:
+    """The volume between a reference point and the Pareto front after each trial (Zitzler and Thiele 1998).
 
     `vol(union over trials of the box from the trial to the reference)`; a trial that is not better than the reference in
     every objective adds nothing.
@@ -132,13 +134,6 @@ def hypervolume(values: Sequence[Sequence[float]], directions: Sequence[Directio
         directions: minimize or maximize, for each objective.
         reference: the reference point.
     """
-    return [0.0, *hypervolume_history(values, directions, reference)][-1]
-
-
-def hypervolume_history(
-    values: Sequence[Sequence[float]], directions: Sequence[Direction], reference: Sequence[float]
-) -> list[float]:
-    """The hypervolume after each trial, in the order of the trials; the arguments are those of `hypervolume`."""
     from optuna.visualization import plot_hypervolume_history  # takes a second to import
 
     study = optuna.create_study(directions=directions)

@@ -13,8 +13,8 @@ from lightning_score.errors import InputError, require
 from lightning_score.runs.folders import check_name
 from lightning_score.runs.status import STOPPED_EARLY
 from lightning_score.sweep.macros import flatten
-from lightning_score.sweep.results import Results, Row
-from lightning_score.sweep.rows import measured_fields
+from lightning_score.sweep.results import Results
+from lightning_score.sweep.rows import Row, measured_fields
 from lightning_score.sweep.spec import Sweep, dotted, from_entries
 
 OF_ANOTHER = ("+-", "spread")
@@ -51,9 +51,7 @@ def fetch(path: str) -> tuple[Sweep, Results]:
     hint = f"; did you mean {near[0]}?" if near else ""
     require(metric in logged or not logged, f"--wandb {path}: no trial has logged the metric {metric}{hint}")
     rows = [_row(sweep, number, run) for number, run in enumerate(runs)]
-    return sweep, Results(
-        sweep.name, metric, sweep.maximize, sweep.varied, rows, objectives=sweep.objectives, constraints=sweep.constraints
-    )
+    return sweep, Results.of(sweep, rows)
 
 
 def _without_scheduler(entries: dict[str, Any], runs: Sequence[Any]) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from lightning_score.sweep.drawing import draw_charts
 from lightning_score.sweep.folder import make_folder
 from lightning_score.sweep.folds import folded
 from lightning_score.sweep.history import HISTORY, history
-from lightning_score.sweep.results import TABLE, Results, Row, difference, format_number, read_csv
-from lightning_score.sweep.rows import with_error
+from lightning_score.sweep.results import TABLE, Results, read_csv
+from lightning_score.sweep.rows import Row, difference, format_number, with_error
 from lightning_score.sweep.summary import console
 
 SWEEP = "sweep"

@@ -24,12 +24,8 @@ from lightning_score.sweep.rows import (
     NFE,
     Row,
     difference,
-    floors_of,
-    format_duration,
     format_number,
-    leave_one_out,
     metric_names,
-    numeric,
     satisfied,
     seeds_text,
     setting_text,
@@ -37,9 +33,8 @@ from lightning_score.sweep.rows import (
     state_text,
     with_error,
 )
+from lightning_score.sweep.spec import Sweep
 
-__all__ = ["COLUMNS", "ENDED", "SILENCE", "TABLE", "Results", "Row", "difference", "floors_of", "format_duration",
-           "format_number", "leave_one_out", "numeric", "read_csv", "short_name"]  # fmt: skip
 TABLE = "trials.csv"
 """The table of trials in a sweep's folder."""
 COLUMNS = ("error", "floor", "n", "nfe", "seconds", "folder", "message", "without", "paired", "worker", "floor_kind",
@@ -88,6 +83,12 @@ class Results:
         for row in self.rows:
             row.values.setdefault(self.metric, row.value)
             row.measures.setdefault(self.metric, row.measure)
+
+    @classmethod
+    def of(cls, sweep: Sweep, rows: list[Row], seed: int | None = None) -> "Results":
+        """The results of a sweep."""
+        first, aims = (sweep.name, sweep.metric or "", sweep.maximize), (sweep.objectives, sweep.constraints)
+        return cls(*first, sweep.varied, rows, "", seed, *aims)
 
     @property
     def ranked(self) -> list[Row]:
@@ -138,13 +139,8 @@ class Results:
         titles = ["trial", *map(short_name, self.varied)]
         for objective in self.objectives:
             titles += [objective.name, "+-", *(["spread"] if folds else [])]
-        titles += [
-            *(["seeds"] if folds else []),
-            *(["front"] if several else ["to the best", "+-"]),
-            "NFE",
-            "seconds",
-            "state",
-        ]
+        titles += [*(["seeds"] if folds else []), *(["front"] if several else ["to the best", "+-"])]
+        titles += ["NFE", "seconds", "state"]
         lines = []
         for i, row in enumerate({id(row): row for row in (*front, *ranked, *self.rows)}.values()):
             cells = [str(row.number), *(setting_text(row.settings.get(name, "")) for name in self.varied)]

@@ -15,15 +15,8 @@ from lightning_score.sweep.processes import SAVING
 
 FOLDER = "slurm"
 """The folder of the job's script and logs, in the folder of the sweep."""
-OURS = {
-    "array": None,
-    "wrap": None,
-    "chdir": None,
-    "open-mode": "append",
-    "nodes": "1",
-    "ntasks": "1",
-    "ntasks-per-node": "1",
-}
+OURS = {"array": None, "wrap": None, "chdir": None, "open-mode": "append", "nodes": "1", "ntasks": "1",
+        "ntasks-per-node": "1"}  # fmt: skip
 """Options of sbatch that the script decides, and the value that they may have."""
 NAME = re.compile("[a-z][a-z0-9-]*")
 

@@ -123,10 +123,9 @@ class Study:
 
     def store_once(self, key: str, value: Any) -> Any:
         """Stores a value unless the key has one; returns the stored value."""
-        known = self._study.user_attrs.get(key)
-        if known is None:
+        if key not in self._study.user_attrs:
             self._study.set_user_attr(key, value)
-        return value if known is None else known
+        return self._study.user_attrs[key]
 
     def queue(self, count: int, stop: Callable[[], bool] = lambda: False) -> int:
         """Queues trials until there are `count` or `stop` returns true, and removes surplus ones from the queue; returns the

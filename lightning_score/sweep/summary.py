@@ -23,8 +23,8 @@ from lightning_score.sweep.importance import importances
 from lightning_score.sweep.macros import flatten
 from lightning_score.sweep.notes import markdown, notes
 from lightning_score.sweep.on_wandb import fetch, publish
-from lightning_score.sweep.results import ENDED, TABLE, Results, Row, format_duration, format_number
-from lightning_score.sweep.rows import measured_fields
+from lightning_score.sweep.results import ENDED, TABLE, Results
+from lightning_score.sweep.rows import Row, format_duration, format_number, measured_fields
 from lightning_score.sweep.spec import Sweep, dotted
 from lightning_score.sweep.study import METRICS, WORKER, Study
 from lightning_score.sweep.trials import MEASURES, SECONDS
@@ -148,16 +148,7 @@ def write_summary(
 def collect_results(spec: Sweep, study: Study) -> Results:
     """The trials so far."""
     rows = sorted((_row(spec, trial, study.state(trial)) for trial in study.trials()), key=lambda row: row.number)
-    return Results(
-        spec.name,
-        spec.metric or "",
-        spec.maximize,
-        spec.varied,
-        rows,
-        objectives=spec.objectives,
-        constraints=spec.constraints,
-        seed=study.seed if spec.takes_seed else None,
-    )
+    return Results.of(spec, rows, study.seed if spec.takes_seed else None)
 
 
 def concluded(spec: Sweep, found: Results) -> Results:
@@ -176,10 +167,8 @@ def _row(spec: Sweep, trial: FrozenTrial, state: str) -> Row:
     attributes = trial.user_attrs
     settings = attributes.get(SETTINGS) or {dotted(name): value for name, value in trial.params.items()}
     known = measured_fields(attributes.get(METRICS, {}), spec.objectives, spec.constraints)
-    kept = {
-        spec.metric: {name: attributes.get(key, default) for name, key, default in OF_METRIC},
-        **attributes.get(MEASURES, {}),
-    }
+    older = {spec.metric: {name: attributes.get(key, default) for name, key, default in OF_METRIC}}
+    kept = older | attributes.get(MEASURES, {})
     for name, fields in known["measures"].items():
         fields |= kept.get(name, {})
         fields["jackknife"] = tuple(fields["jackknife"])

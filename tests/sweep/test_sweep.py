@@ -24,7 +24,8 @@ from lightning_score.sweep.folder import check_folder, folder_of
 from lightning_score.sweep.macros import expand_macros, flatten, from_agent, options
 from lightning_score.sweep.notes import markdown
 from lightning_score.sweep.parameters import DISTRIBUTIONS, parameter
-from lightning_score.sweep.results import Results, Row, difference, leave_one_out
+from lightning_score.sweep.results import Results, Row, difference
+from lightning_score.sweep.rows import leave_one_out
 from lightning_score.sweep.spec import Hyperband, read_sweep_file
 
 LAWS = {
