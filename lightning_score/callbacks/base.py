@@ -66,11 +66,8 @@ def data_of(trainer: Trainer, user: str = "a callback") -> ScoreData:
         InputError: it has none.
     """
     data = trainer.datamodule  # type: ignore[attr-defined]
-    require(
-        isinstance(data, ScoreData),
-        f"{user} needs the training data: give the trainer a data module, trainer.fit(model, datamodule=...), or remove the "
-        "callback",
-    )
+    fix = "give the trainer a data module, trainer.fit(model, datamodule=...), or remove the callback"
+    require(isinstance(data, ScoreData), f"{user} needs the training data: {fix}")
     return data
 
 

@@ -204,11 +204,8 @@ class Nats(LikelihoodCallback):
 
     def check(self, data: ScoreData) -> None:
         super().check(data)
-        require(
-            data.levels is None,
-            f"Nats: {type(data).__name__} has gray levels, so its examples have probabilities but no density; use the "
-            "callback BitsPerDim",
-        )
+        discrete = f"{type(data).__name__} has gray levels, so its examples have probabilities but no density"
+        require(data.levels is None, f"Nats: {discrete}; use the callback BitsPerDim")
 
     def scales(self, data: ScoreData) -> dict[str, float]:
         return {"nats": 1.0, "nats_per_dim": 1 / prod(data.shape)}

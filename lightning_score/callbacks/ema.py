@@ -98,10 +98,8 @@ class EMA(Callback):
         if stage != TrainerFn.FITTING:
             return
         check_strategy(trainer)
-        require(
-            not any(getattr(checkpoint, "save_weights_only", False) for checkpoint in trainer.checkpoint_callbacks),
-            "EMA: ModelCheckpoint's save_weights_only=true leaves out the averages; set it to false",
-        )
+        partial = any(getattr(checkpoint, "save_weights_only", False) for checkpoint in trainer.checkpoint_callbacks)
+        require(not partial, "EMA: ModelCheckpoint's save_weights_only=true leaves out the averages; set it to false")
         require(len(callbacks_of(trainer, EMA)) == 1, "EMA: the trainer has more than one EMA callback; leave one")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

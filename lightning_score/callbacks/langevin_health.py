@@ -239,13 +239,11 @@ def mean_square(v: Tensor) -> float:
 def _figure(levels: Sequence[LevelHealth]) -> "Figure":
     from matplotlib.figure import Figure  # takes a second to import
 
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    figure, sigmas = Figure(figsize=(13, 3.8), layout="constrained"), [level.sigma for level in levels]
     for axes, (title, fields) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         for field, label in fields.items():
             style = {"color": "black", "ls": "--"} if field in DASHED else {"marker": "."}
-            axes.plot(
-                [level.sigma for level in levels], [getattr(level, field) for level in levels], label=label, lw=1, **style
-            )
+            axes.plot(sigmas, [getattr(level, field) for level in levels], label=label, lw=1, **style)
         xlabel = r"noise level $\sigma/\alpha$ (units of the data)"
         axes.set(title=title, xlabel=xlabel, xscale="log", yscale="linear" if "variance_ratio" in fields else "log")
         axes.invert_xaxis()

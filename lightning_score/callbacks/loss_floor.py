@@ -68,10 +68,8 @@ class LossFloor(Callback):
     def setup(self, trainer: Trainer, pl_module: ScoreModel, stage: str) -> None:
         """Refuses a fit without a data module, or with conditions other than labels; drops the floor of another model."""
         data_of(trainer, "LossFloor")
-        require(
-            not pl_module.conditional or pl_module.num_classes > 0,
-            "LossFloor: the lowest loss is known for class labels only, and this model has other conditions; leave it out",
-        )
+        why = "the lowest loss is known for class labels only, and this model has other conditions"
+        require(not pl_module.conditional or pl_module.num_classes > 0, f"LossFloor: {why}; leave it out")
         self._prepared = None
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: ScoreModel) -> None:

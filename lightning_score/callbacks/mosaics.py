@@ -109,13 +109,11 @@ def image_rows(blocks: Sequence[Values]) -> list[list[Row]]:
     """The rows of each channel: one of fields (N, C, H, W); of volumes (N, C, D, H, W) the central slices of each axis."""
     if blocks[0].ndim == 4:
         return [[Row("", [block[:, k] for block in blocks])] for k in range(blocks[0].shape[1])]
-    return [
-        [
-            Row(f"axis {axis}", [block[:, k].take(block.shape[2 + axis] // 2, axis + 1) for block in blocks])
-            for axis in range(3)
-        ]
-        for k in range(blocks[0].shape[1])
-    ]
+
+    def central(k: int, axis: int) -> Row:
+        return Row(f"axis {axis}", [block[:, k].take(block.shape[2 + axis] // 2, axis + 1) for block in blocks])
+
+    return [[central(k, axis) for axis in range(3)] for k in range(blocks[0].shape[1])]
 
 
 def shape_of(rows: int, size: Sequence[int], n: int) -> tuple[int, int]:
@@ -140,11 +138,8 @@ def draw_groups(groups: Sequence[Group], titles: Sequence[str], columns: Sequenc
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure  # takes a second to import
 
-    rows = [
-        [mosaic(images, n, group.scale) for images, n in zip(row.blocks, columns, strict=True)]
-        for group in groups
-        for row in group.rows
-    ]
+    scaled = [(row, group.scale) for group in groups for row in group.rows]
+    rows = [[mosaic(images, n, scale) for images, n in zip(row.blocks, columns, strict=True)] for row, scale in scaled]
     slopes = [max(len(picture) for picture in row) / sum(picture.shape[1] for picture in row) for row in rows]
     margin = LEFT + RIGHT + GAP * (len(columns) - 1)
     room = min(WIDTH - margin, LARGEST_INCHES * sum(columns), (TALLEST - TOP - BETWEEN * len(rows)) / sum(slopes))
@@ -162,9 +157,8 @@ def draw_groups(groups: Sequence[Group], titles: Sequence[str], columns: Sequenc
     for group in groups:
         own = [next(panels) for _ in group.rows]
         for row, axes in zip(group.rows, own, strict=True):
-            axes[0].set_ylabel(
-                row.label, fontsize=min(8, _fitting(row.label, LEFT - 0.1)), rotation=0, ha="right", va="center"
-            )
+            size = min(8, _fitting(row.label, LEFT - 0.1))
+            axes[0].set_ylabel(row.label, fontsize=size, rotation=0, ha="right", va="center")
         if group.rows[0].blocks[0].ndim == 4:  # in color
             continue
         low, high = own[-1][0].get_position().y0, own[0][0].get_position().y1

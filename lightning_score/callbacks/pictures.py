@@ -69,10 +69,8 @@ def drawable(data: ScoreData, x: Tensor) -> Tensor:
     """
     if x.ndim != 4 or x.dtype == torch.uint8:
         return x
-    ends = data.data_range
-    return _to_bytes(
-        x, x if ends is None else torch.cat([data.to_reference(torch.full((1, *data.shape), end)) for end in ends])
-    )
+    ends = [data.to_reference(torch.full((1, *data.shape), end)) for end in data.data_range or ()]
+    return _to_bytes(x, torch.cat(ends) if ends else x)
 
 
 def _to_bytes(x: Tensor, values: Tensor) -> Tensor:

@@ -287,9 +287,8 @@ def draw_cells(cells: Values, scales: Sequence[tuple[str, tuple[float, float]]],
     axes = figure.subplots()
     x = np.linspace(0.03, 0.97, length) if length > 1 else np.array([0.5])
     for k in range(curves):
-        lines = [
-            np.stack([j + x, rows - 1 - i + 0.05 + 0.9 * units[i, j, k]], 1) for i in range(rows) for j in range(columns)
-        ]
+        height = np.arange(rows)[::-1, None, None] + 0.05 + 0.9 * units[:, :, k]
+        lines = [np.stack([j + x, height[i, j]], 1) for i in range(rows) for j in range(columns)]
         axes.add_collection(LineCollection(lines, colors=SAMPLES if k == curves - 1 else DATA, linewidths=0.9))
     labels = [f"{label}\n{first:.3g} to {last:.3g}".strip() for label, (first, last) in scales]
     axes.set_yticks(rows - 0.5 - np.arange(rows), labels * (rows // len(labels)), fontsize=8)

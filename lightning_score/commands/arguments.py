@@ -72,13 +72,12 @@ class Arguments:
 
     def replace(self, name: str, change: Callable[[str], str]) -> "Arguments":
         """The same with every value of an option changed."""
-        changed = (
-            option._replace(values=(change(option.values[0]), *option.values[1:]))
-            if option.name == name and option.values
-            else option
-            for option in self.options
-        )
-        return replace(self, options=tuple(changed))
+
+        def changed(option: Option) -> Option:
+            first = (change(value) for value in option.values[:1])
+            return option._replace(values=(*first, *option.values[1:])) if option.name == name else option
+
+        return replace(self, options=tuple(map(changed, self.options)))
 
     def over(self, *layers: Layer) -> "Arguments":
         """The same over further configurations, as far as they are not empty."""

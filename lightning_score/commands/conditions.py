@@ -29,9 +29,8 @@ def read_conditions(given: Given, kind: Condition, name: str = "condition") -> T
         InputError: the file cannot be read, or the numbers are no conditions of this kind.
     """
     if isinstance(given, str):
-        require(
-            Path(given).is_file(), f"--condition {given}: no such file; give an NPY or NPZ file, or numbers, as '[0.3, 1.5]'"
-        )
+        fix = "give an NPY or NPZ file, or numbers, as '[0.3, 1.5]'"
+        require(Path(given).is_file(), f"--condition {given}: no such file; {fix}")
         return _from_file(Path(given), kind, name)
     try:
         numbers = np.asarray(given, dtype=np.float64)
@@ -77,9 +76,8 @@ def _of_names(arrays: dict[str, np.ndarray], kind: Condition, place: str) -> Ten
 def _common(parts: Sequence[Tensor], names: Sequence[str], place: str) -> int:
     """The number of rows of all parts; one row is for all."""
     counts = [len(part) for part in parts]
-    require(
-        set(counts) <= {1, max(counts)}, f"{place}: {', '.join(names)} have {counts} rows; give equally many, or one for all"
-    )
+    equal = set(counts) <= {1, max(counts)}
+    require(equal, f"{place}: {', '.join(names)} have {counts} rows; give equally many, or one for all")
     return max(counts)
 
 
@@ -91,11 +89,9 @@ def _rows(numbers: np.ndarray, kind: Condition, place: str) -> Tensor:
     bare = len(shape) > 1 and shape[0] == 1 and len(found) <= len(shape) and found[1 - len(shape) :] == shape[1:]
     if bare or (prod(shape) == 1 and numbers.ndim <= 1):  # without the axis of one channel, or plain numbers
         rows = numbers.reshape(-1, *shape)
-    require(
-        rows.shape[1:] == shape and rows.ndim > 0 and len(rows) > 0,
-        f"{place}: has shape {list(found)}; must be {list(shape)} for one condition, or "
-        f"[{', '.join(map(str, ('n', *shape)))}] for n, as in training",
-    )
+    several = f"[{', '.join(map(str, ('n', *shape)))}] for n, as in training"
+    wrong = f"{place}: has shape {list(found)}; must be {list(shape)} for one condition, or {several}"
+    require(rows.shape[1:] == shape and rows.ndim > 0 and len(rows) > 0, wrong)
     whole = kind.dtype.is_floating_point or bool((rows == np.round(rows)).all())
     require(whole, f"{place}: must be class labels, which are whole numbers")
     return torch.from_numpy(rows.astype(np.float64)).to(kind.dtype)

@@ -139,10 +139,8 @@ def over_checkpoint(arguments: Arguments, checkpoint: dict[str, Any]) -> Argumen
     settings = (config.get("data") or {}).get("init_args") or {}
     for key in () if arguments.get("--data") else ("cache", "root"):
         folder, given = settings.get(key), arguments.get(f"--data.{key}") + arguments.get(f"--data.init_args.{key}")
-        require(
-            not isinstance(folder, str) or bool(given) or _is_here(Path(folder)),
-            f"the checkpoint keeps its data in {folder}, which does not exist: make it, or give --data.{key} FOLDER",
-        )
+        gone = f"the checkpoint keeps its data in {folder}, which does not exist: make it, or give --data.{key} FOLDER"
+        require(not isinstance(folder, str) or bool(given) or _is_here(Path(folder)), gone)
     return arguments.over(Layer(config))
 
 

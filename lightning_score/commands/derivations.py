@@ -70,10 +70,8 @@ def tune_ladder(model: ScoreModel, data: ScoreData, sampler: AnnealedLangevin, b
     """Levels, step sizes and steps of annealed Langevin dynamics."""
     process, final = model.score_function.process, sampler.denoise.evaluations
     denoising = ", and the final denoising" if final else ""
-    require(
-        budget >= 2 + final,
-        f"--evaluations {budget}: must be at least {2 + final}: one Langevin step at each of two noise levels{denoising}",
-    )
+    least = f"must be at least {2 + final}: one Langevin step at each of two noise levels{denoising}"
+    require(budget >= 2 + final, f"--evaluations {budget}: {least}")
     require(sampler.temperature > 0, "model.sampler.temperature=0: has no law that samples could be tuned to; give 1")
     times = sampler.grid(process)
     levels, trained = times[process.sigma(times) > 0], model.objective.levels(process)
@@ -215,11 +213,8 @@ def tune_corrector(
     corrections = sum(move.method is corrector for move in moves) // sampler.corrector_steps
     others = sampler.evaluations(process) - corrections * sampler.corrector_steps
     steps = (budget - others) // corrections
-    require(
-        steps >= 1,
-        f"--evaluations {budget}: must be at least {others + corrections}, with one correction at each of {corrections} "
-        "levels; or give the grid fewer steps",
-    )
+    least = f"must be at least {others + corrections}, with one correction at each of {corrections} levels"
+    require(steps >= 1, f"--evaluations {budget}: {least}; or give the grid fewer steps")
     times = sampler.grid(process)
     fit, planned = Norms(model, data, times[process.sigma(times) > 0], n), _with(sampler, corrector, steps)
     start = mean_square(sampler.initial(process, NoiseStream(SEED, range(n), model.shape)))

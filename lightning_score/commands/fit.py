@@ -67,10 +67,9 @@ class Fit(TrainerCommand):
         """Also puts numbers in place of `auto` in the process; a run may be resumed at its last step, but not beyond."""
         steps = config["trainer"]["max_steps"]
         done = 0 if self.checkpoint is None else self.checkpoint.get("global_step", 0)
-        require(
-            steps < 0 or steps > done or done == 0 or (steps == done and self.resumed is not None),
-            f"--trainer.max_steps {steps}: the checkpoint has {done} steps already, which count; give more than that",
-        )
+        more = steps < 0 or steps > done or done == 0 or (steps == done and self.resumed is not None)
+        have = f"the checkpoint has {done} steps already, which count"
+        require(more, f"--trainer.max_steps {steps}: {have}; give more than that")
         require(steps != 0, "--trainer.max_steps 0: must be at least 1, or -1 for no limit; nothing is learned in 0 steps")
         resolve_auto(config)
         forget_times(config)

@@ -40,10 +40,8 @@ def langevin(arguments: Arguments) -> None:
         InputError: an option or the density is wrong, or a chain diverges.
     """
     parser, given = _parser(), {option.name for option in arguments.options}
-    require(
-        arguments.asks_for_help or bool(given & {"--density", CONFIG, "-c"}),
-        "langevin needs a density: --density Banana, or --density my_parts.MyClass for a class in my_parts.py",
-    )
+    needs = "langevin needs a density: --density Banana, or --density my_parts.MyClass for a class in my_parts.py"
+    require(arguments.asks_for_help or bool(given & {"--density", CONFIG}), needs)
     config = parser.parse_args(_sampled(arguments))
     for name, least in LEAST.items():
         require(config[name] is None or config[name] >= least, f"--{name} {config[name]}: must be at least {least}")

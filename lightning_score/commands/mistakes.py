@@ -27,10 +27,8 @@ def check_config(config: Namespace, groups: Mapping[str, type]) -> None:
         InputError: a group is not a mapping, a null is not allowed, or a number is too large.
     """
     seed = config.get("seed_everything")
-    require(
-        seed is None or 0 <= seed <= LARGEST_SEED,
-        f"seed_everything {seed}: must be a whole number from 0 to {LARGEST_SEED}, or true for a random one",
-    )
+    allowed = f"must be a whole number from 0 to {LARGEST_SEED}, or true for a random one"
+    require(seed is None or 0 <= seed <= LARGEST_SEED, f"seed_everything {seed}: {allowed}")
     _check_integers(config.as_dict())
     for name, owner in groups.items():
         group = config.get(name, Namespace())

@@ -96,9 +96,8 @@ class Parser(ClassParser):
         changes = recording()
         if self._place:  # an inner parser knows only the last part of names
             line = re.sub(r"""(Parser key "|Option ')""", rf"\g<1>{self._place}.", line, count=1)
-        explained = (
-            self._renamed(line) or self._needed(line) or self._unknown_help(line) or _function(line) or _wrong_value(line)
-        )
+        explained = self._renamed(line) or self._needed(line) or self._unknown_help(line)
+        explained = explained or _function(line) or _wrong_value(line)
         line = explained or " ".join(f"{line}. {self._nearest_option(line)}{_config_hint(line)}".split())
         line = line.rstrip(" .")
         line += origin(changes.arguments, line) if changes else ""

@@ -41,9 +41,8 @@ def find_resumed_run(arguments: Arguments) -> Path | None:
         return _requeued(root / name, arguments.get("--output"))
     if paths[-1] == "last":
         newest = root / name / "latest"
-        require(
-            newest.is_dir(), f"--ckpt_path last: there is no run in {root / name}; give --config, --name or --runs of one"
-        )
+        fix = "give --config, --name or --runs of one"
+        require(newest.is_dir(), f"--ckpt_path last: there is no run in {root / name}; {fix}")
         return newest.resolve()
     found = find_checkpoint(paths[-1])
     return found.resolve() if found.is_dir() and not is_bundle(found) else None

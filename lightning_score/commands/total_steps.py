@@ -39,11 +39,9 @@ def resolve_max_steps(config: Any) -> None:
     steps = config.get("trainer.max_steps")
 
     def number(path: str) -> int:
-        require(
-            isinstance(steps, int) and steps >= 0,
-            f"model.lr_scheduler{path}={WORD}: follows trainer.max_steps, which is {steps}; give --trainer.max_steps, or a "
-            f"number in its place",
-        )
+        fix = "give --trainer.max_steps, or a number in its place"
+        unknown = f"model.lr_scheduler{path}={WORD}: follows trainer.max_steps, which is {steps}; {fix}"
+        require(isinstance(steps, int) and steps >= 0, unknown)
         return max(steps, 1)
 
     model["lr_scheduler"] = _replaced(schedule, lambda value, path: value == STAND_IN, number)

@@ -71,10 +71,8 @@ class TrainerCommand(ExperimentCLI, ABC):
         if paths:
             self.checkpoint = load_checkpoint(paths[-1], trusted_modules(given))
             return self.over_checkpoint(arguments)
-        require(
-            not self.needs_checkpoint or given.asks_for_help,
-            f"{self.command} needs a checkpoint: --ckpt_path runs/NAME/latest/last.ckpt",
-        )
+        needs = f"{self.command} needs a checkpoint: --ckpt_path runs/NAME/latest/last.ckpt"
+        require(not self.needs_checkpoint or given.asks_for_help, needs)
         return arguments.over(*(Layer({"name": Path(name).stem}) for name in given.get(CONFIG)[-1:]))
 
     def over_checkpoint(self, arguments: Arguments) -> Arguments:
@@ -199,10 +197,8 @@ class TrainerCommand(ExperimentCLI, ABC):
         known = not self.needs_step or "fit_loop" in checkpoint.get("loops", {})
         require(known, "--ckpt_path: the checkpoint has no loops, so its training step is unknown; only predict can use it")
         trained, now = checkpoint.get("hyper_parameters", {}).get("condition"), self.model.hparams.get("condition")
-        require(
-            trained in (None, now) or not self.model.conditional,
-            f"--data: gives the condition {_shown(now)}, and the model was trained with {_shown(trained)}; give the same",
-        )
+        other = f"gives the condition {_shown(now)}, and the model was trained with {_shown(trained)}"
+        require(trained in (None, now) or not self.model.conditional, f"--data: {other}; give the same")
         self.load_state(checkpoint["state_dict"])
         require_own_times(self.model)
 

@@ -58,10 +58,8 @@ def check_settings(sweep: Sweep, plan: Plan) -> str:
         early = sweep.hyperband is not None and name != "fit"
         require(not early, f"early_terminate: `{name}` measures only once, at its end; leave early_terminate out")
         idle = name != "fit" and SEED in sweep.varied
-        require(
-            not idle,
-            f"{SEED}: changes nothing in `{name}`, which trains nothing; vary evaluate.seed, or set evaluate.repeats",
-        )
+        fix = "vary evaluate.seed, or set evaluate.repeats"
+        require(not idle, f"{SEED}: changes nothing in `{name}`, which trains nothing; {fix}")
         checks = _Checks(sweep, command, sweep.arguments(first))
         checks.check(first)
     seen: dict[str, dict[str, str]] = {}

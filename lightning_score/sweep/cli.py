@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import shlex
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from lightning_score.stopping import patience
 from lightning_score.sweep.attempts import FAILED, failed_trials
 from lightning_score.sweep.check import check_settings
 from lightning_score.sweep.draws import Plan, plan_trials
-from lightning_score.sweep.engine import SweepRunner
+from lightning_score.sweep.engine import Conclude, SweepRunner
 from lightning_score.sweep.folder import DATABASE, FILE, check_folder, folder_of, make_folder
 from lightning_score.sweep.overlay import compare
 from lightning_score.sweep.processes import PATIENCE, Interruption
@@ -84,13 +84,7 @@ def _check(options: Any, given: Set[str]) -> None:
     require(not lost, f"{' '.join(lost)}: only for --launch slurm; add that")
 
 
-def run_sweep(
-    spec: Sweep,
-    file: Path,
-    options: Any,
-    interruption: Interruption,
-    conclude: Callable[[Sweep, Study, Path], None] = summarize,
-) -> None:
+def run_sweep(spec: Sweep, file: Path, options: Any, interruption: Interruption, conclude: Conclude = summarize) -> None:
     """Runs or resumes a sweep.
 
     Args:
@@ -126,7 +120,7 @@ def run_sweep(
     study = Study(spec, url, name, create=not options.worker, seed=options.seed)
     _pin_checkpoint(study, trials)
     seconds = patience_of(spec, trials[0].command)
-    runner = SweepRunner(spec, study, folder, options.jobs, interruption, seconds, options.worker, conclude)
+    runner = SweepRunner(study, folder, options.jobs, interruption, seconds, options.worker, conclude)
     if not options.worker:
         runner.queue(plan.count, options.retry)
     if options.launch and study.waiting() and not interruption.requested:
@@ -213,8 +207,5 @@ def _pin_checkpoint(study: Study, trials: Sequence[Arguments]) -> None:
     for k, path in enumerate(paths):
         digest = hashlib.sha256(weights_of(path).read_bytes()).hexdigest()
         known = study.store_once(f"checkpoint {k}" if k else "checkpoint", [digest, path])
-        require(
-            known[0] == digest,
-            f"--ckpt_path {path}: the sweep {study.name} was started with another checkpoint, {known[1]}; "
-            "give a new --name, or that checkpoint",
-        )
+        changed = f"--ckpt_path {path}: the sweep {study.name} was started with another checkpoint, {known[1]}"
+        require(known[0] == digest, f"{changed}; give a new --name, or that checkpoint")

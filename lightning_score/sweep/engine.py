@@ -17,19 +17,20 @@ from lightning_score.sweep.processes import PATIENCE, Interruption, cores
 from lightning_score.sweep.results import TABLE
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.study import Study
-from lightning_score.sweep.summary import LiveTable, collect_results, summarize
+from lightning_score.sweep.summary import LiveTable, collect_results
 from lightning_score.sweep.trials import work
 
 POLL, POLL_SHARED = 0.5, 3.0
 """Seconds between two looks at the trials, also if many machines look at them."""
+Conclude = Callable[[Sweep, Study, Path], None]
+"""Writes and prints the results of a sweep into its folder."""
 
 
 class SweepRunner:
     """Queues the trials of a sweep, starts the workers and shows their progress.
 
     Args:
-        spec: the sweep.
-        study: its trials.
+        study: the trials of the sweep.
         folder: for results.
         jobs: number of workers.
         interruption: whether to stop.
@@ -40,16 +41,15 @@ class SweepRunner:
 
     def __init__(
         self,
-        spec: Sweep,
         study: Study,
         folder: Path,
         jobs: int,
         interruption: Interruption,
         seconds: float,
-        leaves: bool = False,
-        conclude: Callable[[Sweep, Study, Path], None] = summarize,
+        leaves: bool,
+        conclude: Conclude,
     ):
-        self._spec, self._study, self._folder, self._jobs = spec, study, folder, jobs
+        self._spec, self._study, self._folder, self._jobs = study.sweep, study, folder, jobs
         self._interruption, self._seconds, self._leaves, self._conclude = interruption, seconds, leaves, conclude
         interruption.patience = seconds + 2 * PATIENCE
         self._context = multiprocessing.get_context("spawn")

@@ -51,10 +51,8 @@ def check_folder(folder: Path, text: str, shared: bool) -> None:
         return
     file, database = folder / FILE, folder / DATABASE
     known = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
-    require(
-        known in (None, text),
-        f"{folder}: contains another sweep, or another version of its file; give a new --name, or the old file",
-    )
+    other = f"{folder}: contains another sweep, or another version of its file; give a new --name, or the old file"
+    require(known in (None, text), other)
     ours = known is not None and not database.exists() if shared else _is_ours(database)
     which = "with" if shared else "without"
     require(ours, f"{folder}: contains files that are not of this sweep {which} --storage; give a new --name")

@@ -152,7 +152,6 @@ def reference_point(
         constraints: bounds on metrics.
     """
     bounds = {(each.name, each.sign): each.bound for each in constraints}
-    worst = [
-        max(each) if not one.maximize else min(each) for one, each in zip(objectives, zip(*values, strict=True), strict=True)
-    ]
+    columns = zip(objectives, zip(*values, strict=True), strict=True)
+    worst = [min(column) if one.maximize else max(column) for one, column in columns]
     return [bounds.get((one.name, -1 if one.maximize else 1), value) for one, value in zip(objectives, worst, strict=True)]

@@ -84,11 +84,8 @@ def _names(given: Sequence[str]) -> list[str]:
 
 def _joined(names: Sequence[str], found: Sequence[Results]) -> Results:
     """All rows, with the parameters that all sweeps have and that vary in one of them or between them."""
-    rows = [
-        replace(row, settings={SWEEP: name, **row.settings})
-        for name, each in zip(names, found, strict=True)
-        for row in each.rows
-    ]
+    named = [(name, row) for name, each in zip(names, found, strict=True) for row in each.rows]
+    rows = [replace(row, settings={SWEEP: name, **row.settings}) for name, row in named]
     shared = set.intersection(*({key for row in each.rows for key in row.settings} for each in found))
     varied = [key for key in sorted(shared) if len({row.text(key) for row in rows}) > 1]
     return replace(found[0], name=" and ".join(names), varied=[SWEEP, *varied], rows=rows, trials=[], importances_of={})
@@ -120,11 +117,9 @@ def _check_equal(name: str, found: Results, other_name: str, other: Results) -> 
     goals = [[f"{each.name} ({'max' if each.maximize else 'min'}imized)" for each in s.objectives] for s in (found, other)]
     one, two = ({"objectives": ", ".join(goal), **_measure(s)} for goal, s in zip(goals, (found, other), strict=True))
     for key in (key for key in one if key in two):
-        require(
-            one[key] == two[key],
-            f"--compare: {other_name} and {name} are not of one measure: {key} {two[key]} and {one[key]}; compare sweeps "
-            "with equal objectives, numbers of samples, features and data",
-        )
+        differ = f"{other_name} and {name} are not of one measure: {key} {two[key]} and {one[key]}"
+        fix = "compare sweeps with equal objectives, numbers of samples, features and data"
+        require(one[key] == two[key], f"--compare: {differ}; {fix}")
 
 
 def _measure(found: Results) -> dict[str, Any]:

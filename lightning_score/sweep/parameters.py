@@ -276,11 +276,8 @@ def _law(kind: str, numbers: Mapping[str, float]) -> Parameter:
     require(not kind.endswith("_values") or low > 0, f"min={low}: {kind}: min must be above 0")
     if kind.endswith(("log_uniform", "log_normal")):  # their numbers are logarithms of values
         least, most = (low, high) if "min" in numbers else (mu - 8 * sigma, mu + 8 * sigma)
-        require(
-            least > -LOGARITHM and most < LOGARITHM,
-            f"{kind} takes natural logarithms, and {least:g} to {most:g} are too far from 0; log_uniform_values takes the "
-            "values themselves",
-        )
+        far = f"{kind} takes natural logarithms, and {least:g} to {most:g} are too far from 0"
+        require(least > -LOGARITHM and most < LOGARITHM, f"{far}; log_uniform_values takes the values themselves")
     if kind == "int_uniform":
         require(isinstance(low, int) and isinstance(high, int), f"{ends}: must be integers for int_uniform")
         require(max(-low, high) <= 2**53, f"{ends}: integers must be at most {2**53}")

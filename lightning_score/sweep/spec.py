@@ -194,11 +194,8 @@ class Sweep:
         for wanted in options(settings):
             found = reached.get(wanted.name)
             instead = f" but {found.words()[0]}" if found else ""
-            require(
-                found == wanted,
-                f"command: does not give {wanted.words()[0]}{instead} to the program: "
-                f'end it with "${{args}}", and leave {wanted.name} out of it',
-            )
+            lost = f"command: does not give {wanted.words()[0]}{instead} to the program"
+            require(found == wanted, f'{lost}: end it with "${{args}}", and leave {wanted.name} out of it')
         merged = {**fixed, **settings}
         if "ckpt_path" in merged:  # `latest` may point to another run before the sweep ends
             merged["ckpt_path"] = pinned(as_text(merged["ckpt_path"]))
@@ -298,9 +295,8 @@ def _hyperband(given: Any, metrics: int) -> Hyperband | None:
     with naming("early_terminate"):
         check_keys(given, {"type", "min_iter", "max_iter", "s", "eta", "strict"})
         require(metrics > 0, "needs a metric")
-        require(
-            metrics == 1, f"compares trials by one metric, not by {metrics}; leave it out, or give metric instead of metrics"
-        )
+        fix = "leave it out, or give metric instead of metrics"
+        require(metrics == 1, f"compares trials by one metric, not by {metrics}; {fix}")
         strict, eta = given.get("strict", False), given.get("eta", 3)
         require(isinstance(strict, bool), f"strict={strict!r}: must be true or false")
         require(isinstance(eta, (int, float)) and eta > 1, f"eta={eta!r}: must be above 1, as 3")

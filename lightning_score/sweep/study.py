@@ -74,10 +74,8 @@ class Study:
     def __init__(self, sweep: Sweep, url: str, name: str, create: bool = False, seed: int | None = None):
         self.sweep, self.url, self.name = sweep, url, name
         self._study = self._opened(create)
-        require(
-            self._study.user_attrs.get("sweep", sweep.text) == sweep.text,
-            f"the sweep {name} was started with another version of its file; give a new --name, or the old file",
-        )
+        other = f"the sweep {name} was started with another version of its file; give a new --name, or the old file"
+        require(self._study.user_attrs.get("sweep", sweep.text) == sweep.text, other)
         known = self._study.user_attrs.get("seed", 0)
         changes = seed is not None and seed != known and len(self.trials()) > 0
         require(not changes, f"--seed {seed}: the sweep {name} was started with seed {known}")
