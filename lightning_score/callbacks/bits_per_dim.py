@@ -181,10 +181,8 @@ class BitsPerDim(LikelihoodCallback):
     def dequantization(self, data: ScoreData) -> Dequantization:
         """The dequantization of the data; raises `InputError` if they have no gray levels."""
         if data.levels is None or data.data_range is None:
-            raise InputError(
-                f"BitsPerDim: {type(data).__name__} has no gray levels, so its examples have a density but no "
-                "bits; use the callback Nats"
-            )
+            continuous = f"{type(data).__name__} has no gray levels, so its examples have a density but no bits"
+            raise InputError(f"BitsPerDim: {continuous}; use the callback Nats")
         return Dequantization(data.levels, data.data_range, data.dequantize)
 
     def values(self, data: ScoreData, score: ScoreField, x: Tensor, noise: NoiseStream) -> Tensor:

@@ -73,15 +73,12 @@ class SamplingCost(Callback):
         measured = evaluate.num_samples * (evaluate.repeats if command == "test" else 1) * measures(evaluate, data)
         grid = samples.num_samples * (command != "test")
         drawn = {"--evaluate.num_samples": measured, "--samples.num_samples": grid}
-        ensembles = {
-            f"{type(each).__name__}, {each.conditions} x {each.members}:": (each.batch_size, each.conditions * each.members)
-            for each in as_list(config["trainer"]["callbacks"])
-            if isinstance(each, EnsembleCallback) and (each.in_fit or command == "test")
-        }
-        drawn |= {name: n for name, (_, n) in ensembles.items()}
         kept = min(evaluate.neighbors, measured) * (command == "test")
         at_once = {"--evaluate.batch_size": min(evaluate.batch_size, measured)}
-        at_once |= {f"{name} batch_size={batch_size}:": min(batch_size, n) for name, (batch_size, n) in ensembles.items()}
+        for each in as_list(config["trainer"]["callbacks"]):
+            if isinstance(each, EnsembleCallback) and (each.in_fit or command == "test"):
+                name, n = f"{type(each).__name__}, {each.conditions} x {each.members}:", each.conditions * each.members
+                drawn[name], at_once[f"{name} batch_size={each.batch_size}:"] = n, min(each.batch_size, n)
         at_once |= {"--samples.num_samples": grid, "--evaluate.neighbors": kept}
         if command == "predict":
             drawn = at_once = {"--num_samples": config["num_samples"]}
@@ -89,12 +86,9 @@ class SamplingCost(Callback):
             require_room(n * size, f"{option} {n}: samples of shape {list(model.shape)}")
         self.command, self.model, self.n, self._announced = command, model, sum(drawn.values()), False
         self.evaluations = model.sampler.evaluations(model.score_function.process)
-        require(
-            self.n * self.evaluations <= MOST_EVALUATIONS,
-            f"{' and '.join(f'{option} {n}' for option, n in drawn.items() if n)}: at {self.evaluations} network "
-            f"evaluations each, these are {self.n * self.evaluations:.1e}, which would take months; give fewer samples, or "
-            "the sampler fewer steps",
-        )
+        options, total = " and ".join(f"{option} {n}" for option, n in drawn.items() if n), self.n * self.evaluations
+        cost = f"at {self.evaluations} network evaluations each, these are {total:.1e}, which would take months"
+        require(total <= MOST_EVALUATIONS, f"{options}: {cost}; give fewer samples, or the sampler fewer steps")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Announces once how long the samples take, if that is long."""
@@ -104,10 +98,8 @@ class SamplingCost(Callback):
         seconds = self.n * self.evaluations * _seconds_per_evaluation(self.model)
         if seconds > LONG:
             hours = f"{seconds / 3600:.3g} hours" if seconds > 3600 else f"{seconds / 60:.0f} minutes"
-            tqdm.write(
-                f"{COMMANDS[self.command]} draws {self.n} samples at {self.evaluations} network evaluations each: about "
-                f"{hours}; fewer samples or sampler steps take less"
-            )
+            drawn = f"{self.n} samples at {self.evaluations} network evaluations each: about {hours}"
+            tqdm.write(f"{COMMANDS[self.command]} draws {drawn}; fewer samples or sampler steps take less")
 
     on_validation_start = on_test_start = on_predict_start = on_fit_start
 

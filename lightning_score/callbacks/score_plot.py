@@ -110,10 +110,8 @@ def _mixture(trainer: Trainer) -> Mixture:
     data = data_of(trainer, "ScorePlot")
     if isinstance(data, GaussianMixture) and data.shape == (2,):
         return data.mixture
-    raise InputError(
-        f"ScorePlot draws 2-D data of a known density (GaussianMixture), not {type(data).__name__} of shape "
-        f"{list(data.shape)}: remove the callback or change the data"
-    )
+    takes = f"2-D data of a known density (GaussianMixture), not {type(data).__name__} of shape {list(data.shape)}"
+    raise InputError(f"ScorePlot draws {takes}: remove the callback or change the data")
 
 
 def extent(mixture: Mixture) -> float:

@@ -44,11 +44,9 @@ class Chains:
 
     def __init__(self, sampler: Sampler, score: DensityScore, num_samples: int, burn_in: int | None, thin: int | None):
         self.sampler, self.score, self.num_samples, name = sampler, score, num_samples, type(sampler).__name__
-        require(
-            not sampler.needs_noise,
-            f"sampler={name}: needs the laws of a density with noise, which are not known; give LangevinDynamics, "
-            "MarkovChain (with a corrector) or AnnealedLangevin (which cools down)",
-        )
+        needs = "needs the laws of a density with noise, which are not known"
+        fix = "give LangevinDynamics, MarkovChain (with a corrector) or AnnealedLangevin (which cools down)"
+        require(not sampler.needs_noise, f"sampler={name}: {needs}; {fix}")
         sampler.check(score.process)
         times = sampler.grid(score.process)
         require(len(times) == 1 or score.cools, f"sampler={name}: cools down; give --initial_temperature, as 50")

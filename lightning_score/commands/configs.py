@@ -65,11 +65,9 @@ def load_checkpoint(path: str, trusted: Collection[str] = ()) -> dict[str, Any]:
     except InputError as error:
         raise InputError(f"--ckpt_path {error}") from error
     config: Any = checkpoint.get("config")
-    require(
-        "state_dict" in checkpoint and isinstance(config, dict),
-        f"--ckpt_path {path}: not a checkpoint of lightning_score's ScoreModel but of another model or program; "
-        "give one that `fit` wrote, as runs/NAME/latest/last.ckpt",
-    )
+    other = "not a checkpoint of lightning_score's ScoreModel but of another model or program"
+    fix = "give one that `fit` wrote, as runs/NAME/latest/last.ckpt"
+    require("state_dict" in checkpoint and isinstance(config, dict), f"--ckpt_path {path}: {other}; {fix}")
     parts = {name: config[name] for name in PARTS if name in config}
     wrong = [name for name, part in parts.items() if not isinstance(part, dict)]
     require(not wrong, f"--ckpt_path {path}: its {', '.join(wrong)} must be a mapping of parameters, as fit writes it")

@@ -60,10 +60,8 @@ def choose(model: ScoreModel, data: ScoreData, evaluations: int | None, n: int) 
         return tune_ladder(model, data, sampler, budget, n)
     if isinstance(sampler, PredictorCorrector) and isinstance(sampler.corrector, SnrLangevin):
         return tune_corrector(model, data, sampler, sampler.corrector, budget, n)
-    raise InputError(
-        f"model.sampler={type(sampler).__name__}: has no Langevin steps that can be tuned; give --model.sampler "
-        "+AnnealedLangevin, or PredictorCorrector with --model.sampler.corrector Langevin"
-    )
+    fix = "give --model.sampler +AnnealedLangevin, or PredictorCorrector with --model.sampler.corrector Langevin"
+    raise InputError(f"model.sampler={type(sampler).__name__}: has no Langevin steps that can be tuned; {fix}")
 
 
 def tune_ladder(model: ScoreModel, data: ScoreData, sampler: AnnealedLangevin, budget: int, n: int) -> Tuned:

@@ -44,11 +44,10 @@ class Fit(TrainerCommand):
         self.resumed = None if given.asks_for_help else find_resumed_run(given)
         if self.resumed is None:
             arguments, paths = super().complete(given), given.get("--ckpt_path")
-            require(
-                self.checkpoint is None or "optimizer_states" in self.checkpoint,
-                f"--ckpt_path {''.join(paths[-1:])}: holds weights without the state of the optimizer, so training cannot "
-                "resume from it; give a checkpoint that `fit` wrote, as last.ckpt, or train anew by --config",
-            )
+            lacks = "holds weights without the state of the optimizer, so training cannot resume from it"
+            fix = "give a checkpoint that `fit` wrote, as last.ckpt, or train anew by --config"
+            resumes = self.checkpoint is None or "optimizer_states" in self.checkpoint
+            require(resumes, f"--ckpt_path {''.join(paths[-1:])}: {lacks}; {fix}")
             return arguments
         arguments, self.checkpoint = resume(given, self.resumed, trusted_modules(given))
         return arguments

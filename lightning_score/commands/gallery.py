@@ -49,10 +49,8 @@ def gallery(arguments: Arguments) -> None:
     checkpoint = load_checkpoint(options.ckpt_path, trusted)
     data = data_from(checkpoint["config"].get("data"))
     if not isinstance(data, GaussianMixture) or data.shape != (2,):
-        raise InputError(
-            f"--ckpt_path {options.ckpt_path}: gallery draws 2-D data of a known density (GaussianMixture), not "
-            f"{type(data).__name__}; train one by fit --config toy"
-        )
+        takes = f"gallery draws 2-D data of a known density (GaussianMixture), not {type(data).__name__}"
+        raise InputError(f"--ckpt_path {options.ckpt_path}: {takes}; train one by fit --config toy")
     model = ScoreModel.load_from_checkpoint(options.ckpt_path, map_location="cpu", trust=list(trusted)).eval()
     own = results_of(options.ckpt_path) / "gallery"
     folder = new_folder(Path(options.output)) if options.output else new_dated_folder(own)
@@ -184,10 +182,8 @@ def draw_levels(n: int = 500, seed: int = 0) -> "Figure":
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m lightning_score gallery",
-        description="Draws the samples of every sampler for a model of 2-D points, and why NCSN has many noise levels.",
-    )
+    purpose = "Draws the samples of every sampler for a model of 2-D points, and why NCSN has many noise levels."
+    parser = Parser(prog="python -m lightning_score gallery", description=purpose)
     parser.add_argument("--ckpt_path", type=str, required=True, help="Checkpoint of a GaussianMixture, as fit --config toy.")
     parser.add_argument("--trust", type=str, help="Module of which the checkpoint may name classes, as my_parts.")
     parser.add_argument("--output", type=str, help="Folder for the pictures; a new one next to the checkpoint by default.")

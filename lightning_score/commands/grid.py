@@ -63,10 +63,8 @@ def grid(arguments: Arguments) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m lightning_score grid",
-        description="Learns the times with which a solver of few steps ends nearest to the exact flow of a checkpoint.",
-    )
+    purpose = "Learns the times with which a solver of few steps ends nearest to the exact flow of a checkpoint."
+    parser = Parser(prog="python -m lightning_score grid", description=purpose)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="Config: its sampler and guidance.")
     parser.add_argument("--ckpt_path", type=str, required=True, help="Checkpoint; its sampler and guidance by default.")
     parser.add_argument("--trust", type=str, help="Module of which the checkpoint may name classes, as my_parts.")

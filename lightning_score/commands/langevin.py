@@ -133,10 +133,8 @@ def _draw(folder: Path, chains: Chains, samples: Samples, found: Sequence[ChainS
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m lightning_score langevin",
-        description="Samples a density of your own, a class with log_density(x) or score(x), by Markov chain Monte Carlo.",
-    )
+    purpose = "Samples a density of your own, a class with log_density(x) or score(x), by Markov chain Monte Carlo."
+    parser = Parser(prog="python -m lightning_score langevin", description=purpose)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="A file of these options, as config.yaml of a run.")
     parser.add_class_arguments(DensityScore, fail_untyped=False, instantiate=False)
     sampler = "LangevinDynamics, MarkovChain (with --sampler.corrector MALA, HMC, ...) or AnnealedLangevin."

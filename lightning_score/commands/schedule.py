@@ -150,10 +150,8 @@ def _figure(chosen: ladder.Plan, source: str) -> "Figure":
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m lightning_score schedule",
-        description="Chooses noise levels and Langevin step size from the data (Song and Ermon 2020, arXiv:2006.09011).",
-    )
+    purpose = "Chooses noise levels and Langevin step size from the data (Song and Ermon 2020, arXiv:2006.09011)."
+    parser = Parser(prog="python -m lightning_score schedule", description=purpose)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="Config of fit: its data, sigma_min and steps.")
     parser.add_subclass_arguments(ScoreData, "data", required=False)
     parser.add_argument("--sigma_min", type=float, default=0.01, help="Smallest noise level; that of the config by default.")

@@ -146,6 +146,7 @@ class TrainerCommand(ExperimentCLI, ABC):
         callbacks = as_list(settings["callbacks"])
         if settings["enable_progress_bar"] is not False and not settings["barebones"]:
             callbacks.append(StepProgress())
+        watched = settings["barebones"] or any(isinstance(callback, SystemMetrics) for callback in callbacks)
         if settings["fast_dev_run"]:
             self.folder = None
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
@@ -155,7 +156,7 @@ class TrainerCommand(ExperimentCLI, ABC):
         self.folder = Path(agree_on_folder(lambda: str(self.make_folder(config)), settings["num_nodes"]))
         kwargs |= {
             "default_root_dir": str(self.folder),
-            "callbacks": [*callbacks, cost, *_watching(settings), *self.own_callbacks(self.folder)],
+            "callbacks": [*callbacks, cost, *([] if watched else [SystemMetrics()]), *self.own_callbacks(self.folder)],
             "plugins": _plugins(settings["plugins"]),
             "logger": False if settings["barebones"] else self._loggers(settings["logger"], self.folder),
         }
@@ -223,9 +224,3 @@ def _plugins(chosen: Any) -> list[Any]:
     if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
         ours.append(SLURMEnvironment(auto_requeue=False))
     return plugins + ours
-
-
-def _watching(settings: Any) -> list[Callback]:
-    """What samples the machine, unless the user has given it."""
-    given = any(isinstance(callback, SystemMetrics) for callback in as_list(settings["callbacks"]))
-    return [] if given or settings["barebones"] else [SystemMetrics()]

@@ -181,11 +181,10 @@ class Sweep:
         words = expand_macros(self.command, self.program)
         names = [i for i, word in enumerate(words) if Path(word).name in ("lightning_score", "__main__.py")]
         before, after = (words[: names[0]], words[names[0] + 1 :]) if names else (words, [""])
-        require(
-            after[:1] != [] and after[0] in COMMANDS and all(PYTHON.fullmatch(word) for word in before),
-            f"command: {' '.join(self.command)}: must run `python -m lightning_score` with {', '.join(COMMANDS)}; "
-            "wandb agent runs other programs, and sets variables",
-        )
+        ours = after[:1] != [] and after[0] in COMMANDS and all(PYTHON.fullmatch(word) for word in before)
+        must = f"must run `python -m lightning_score` with {', '.join(COMMANDS)}"
+        fix = "wandb agent runs other programs, and sets variables"
+        require(ours, f"command: {' '.join(self.command)}: {must}; {fix}")
         end = after.index(ARGS) if ARGS in after else len(after)
         rest = after[end + 1 :]
         ordered, fixed = split_options(Arguments.without_command(after[1:end] + rest))
