@@ -8,13 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_score.callbacks.langevin_health import (
-    LevelRecorder,
-    compare,
-    examples_with_noise,
-    mean_square,
-    mean_square_at_data,
-)
+from lightning_score.callbacks import langevin_health
+from lightning_score.callbacks.langevin_health import mean_square, mean_square_at_data
 from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, require
 from lightning_score.interop.base import part
@@ -101,10 +96,10 @@ def tune_ladder(model: ScoreModel, data: ScoreData, sampler: AnnealedLangevin, b
 
 def _realized(model: ScoreModel, sampler: Sampler, fit: "Norms", n: int) -> list[float]:
     """The variance ratios after the Langevin steps at every level, measured."""
-    recorder = LevelRecorder()
+    recorder = langevin_health.LevelRecorder()
     model.draw(range(n), SEED, sampler=sampler, observe=recorder, progress=True)
     recorder.close()
-    return [health.variance_ratio for health in compare(recorder, fit.score, fit.noisy)]
+    return [health.variance_ratio for health in langevin_health.compare(recorder, fit.score, fit.noisy)]
 
 
 class Norms:
@@ -119,7 +114,7 @@ class Norms:
 
     def __init__(self, model: ScoreModel, data: ScoreData, levels: Tensor, n: int):
         process = model.score_function.process
-        self.score, self.noisy = examples_with_noise(model, data, max(n, NUMBERS // prod(model.shape)), SEED)
+        self.score, self.noisy = langevin_health.examples_with_noise(model, data, max(n, NUMBERS // prod(model.shape)), SEED)
         self.mean = self.noisy(torch.zeros(())).mean(0)
         shown = levels[torch.linspace(0, len(levels) - 1, min(MEASURED, len(levels))).round().long()]
         at_data = [mean_square_at_data(self.score, self.noisy, t)[1] for t in shown]

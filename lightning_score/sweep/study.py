@@ -19,21 +19,8 @@ from sqlalchemy.engine import make_url
 
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.runs.status import STOPPED_EARLY
-from lightning_score.sweep.attempts import (
-    ERROR,
-    FAILED,
-    INTERRUPTED,
-    RETRIES,
-    SETTINGS,
-    SLOT,
-    SURPLUS,
-    comes_back,
-    deaths,
-    failed_trials,
-    last_attempts,
-    next_attempt,
-    take_first,
-)
+from lightning_score.sweep import attempts
+from lightning_score.sweep.attempts import ERROR, FAILED, INTERRUPTED, RETRIES, SETTINGS, SLOT, SURPLUS, comes_back, deaths
 from lightning_score.sweep.draws import known_values, make_sampler
 from lightning_score.sweep.ending import ENDED_BY, NO_MORE, is_poor, reached_target
 from lightning_score.sweep.objectives import directions
@@ -84,7 +71,7 @@ class Study:
             self.store_once("sweep", sweep.text)
             self._study.set_user_attr("seed", self.seed)  # it may change as long as nothing is queued
         self._study.sampler = make_sampler(sweep, self.seed)
-        self._study._pop_waiting_trial_id = partial(take_first, self._study)  # type: ignore[method-assign]
+        self._study._pop_waiting_trial_id = partial(attempts.take_first, self._study)  # type: ignore[method-assign]
         if url.startswith("sqlite"):  # which cannot lock the row of a trial that a worker takes
             folder = os.path.dirname(make_url(url).database or "") or "."
             self._study.ask = in_turn(folder, self._study.ask)  # type: ignore[method-assign]
@@ -155,16 +142,16 @@ class Study:
 
     def retry(self, which: str = FAILED) -> int:
         """Puts failed trials, all or those of some numbers, back into the queue with their values; returns how many."""
-        wanted = failed_trials(self.trials(), which)
+        wanted = attempts.failed_trials(self.trials(), which)
         reason = reached_target(self.sweep.objectives, self.trials())
         require(not reason, f"--retry {which}: {reason}, after which no trial starts; leave it out")
         for trial in wanted:
-            self._study.add_trial(next_attempt(trial, killed=0))
+            self._study.add_trial(attempts.next_attempt(trial, killed=0))
         return len(wanted)
 
     def trials(self) -> list[FrozenTrial]:
         """The trials that count: the last attempt for each place in the queue."""
-        return last_attempts(self._study.get_trials(deepcopy=False))
+        return attempts.last_attempts(self._study.get_trials(deepcopy=False))
 
     def remaining(self) -> int:
         """The number of trials that are waiting, running, or will be put back into the queue."""
@@ -208,7 +195,7 @@ class Study:
                 self._end(trial)
         for trial in self.trials():
             if comes_back(trial):
-                self._study.add_trial(next_attempt(trial, deaths(trial)))
+                self._study.add_trial(attempts.next_attempt(trial, deaths(trial)))
 
     def _end(self, trial: FrozenTrial | Trial) -> None:
         with suppress(UpdateFinishedTrialError):  # another worker has already ended it

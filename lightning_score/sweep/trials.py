@@ -20,23 +20,13 @@ from lightning_score.commands.base import quiet
 from lightning_score.runs.folders import is_held, remove_without_results
 from lightning_score.runs.records import FILE, read_records
 from lightning_score.runs.status import read_status
+from lightning_score.sweep import trial_run
 from lightning_score.sweep.attempts import FOLDER
 from lightning_score.sweep.loaded import LoadedCommand
 from lightning_score.sweep.processes import PATIENCE, SAVING, Interruption, Killed, Stopped, end_with_parent
 from lightning_score.sweep.rows import metric_names, sampled_fields
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.study import METRICS, Study
-from lightning_score.sweep.trial_run import (
-    KILLED,
-    killed_by,
-    last_line,
-    last_metrics,
-    mark_stopped_early,
-    measured,
-    resumable,
-    resuming,
-    terminate,
-)
 
 SAMPLING = ("model.sampler", "model.guidance", "evaluate")
 """Settings that can change without loading the model again."""
@@ -113,8 +103,8 @@ class SubprocessTrials(Trials):
         folder.parent.mkdir(parents=True, exist_ok=True)
         log = folder.with_suffix(".log")
         words = arguments.set("--output", str(folder)).command_line()
-        if resumable(arguments, folder):
-            words = resuming(arguments, folder).command_line()
+        if trial_run.resumable(arguments, folder):
+            words = trial_run.resuming(arguments, folder).command_line()
             while is_held(folder):  # an earlier attempt, whose worker was killed, saves its checkpoint
                 self._check()
                 time.sleep(POLL)
@@ -126,16 +116,16 @@ class SubprocessTrials(Trials):
         try:
             self._watch(process, folder, metric, report)
         except BaseException as reason:
-            terminate(process)
+            trial_run.terminate(process)
             if isinstance(reason, optuna.TrialPruned):
-                mark_stopped_early(folder)
+                trial_run.mark_stopped_early(folder)
             raise
-        if process.returncode in KILLED:
+        if process.returncode in trial_run.KILLED:
             self._check()  # the signal may have been sent to this process, too
-            raise Killed(killed_by(process.returncode))
+            raise Killed(trial_run.killed_by(process.returncode))
         if process.returncode != 0:
-            raise TrialFailed(f"exit code {process.returncode}: {last_line(log)}")
-        return last_metrics(folder)
+            raise TrialFailed(f"exit code {process.returncode}: {trial_run.last_line(log)}")
+        return trial_run.last_metrics(folder)
 
     def _watch(self, process: subprocess.Popen[bytes], folder: Path, metric: str | None, report: Report) -> None:
         """Reports the metric until the process ends."""
@@ -145,7 +135,7 @@ class SubprocessTrials(Trials):
             file = folder / "metrics.csv"
             written = file.stat().st_mtime if file.exists() else 0.0
             if metric and written != changed:
-                values = measured(folder, metric)
+                values = trial_run.measured(folder, metric)
                 for value, step in values[reported:]:
                     report(value, step)
                 reported, changed = len(values), written
@@ -235,7 +225,7 @@ class _Objective:
         try:
             metrics = self._trials.run(arguments, folder, None if several else self._sweep.metric, report)
         except optuna.TrialPruned:
-            trial.set_user_attr(METRICS, last_metrics(folder))
+            trial.set_user_attr(METRICS, trial_run.last_metrics(folder))
             raise
         finally:
             trial.set_user_attr(SECONDS, before + time.monotonic() - start)
@@ -245,7 +235,7 @@ class _Objective:
         """The folder of a trial, and the seconds spent in it: that of the last attempt if it can resume, else a new one."""
         places = self._folder / "trials"
         earlier = places / Path(trial.user_attrs.get(FOLDER, "none")).name  # the folder of the sweep may have moved
-        if resumable(arguments, earlier):
+        if trial_run.resumable(arguments, earlier):
             return earlier, float(read_status(earlier).get("seconds", 0.0))
         if earlier.is_dir() and not is_held(earlier):
             remove_without_results(earlier)
