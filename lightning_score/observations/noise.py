@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from lightning_score.errors import require
+from lightning_score.errors import InputError, require
 
 
 class ObservationNoise(ABC):
@@ -50,8 +50,8 @@ class GaussianNoise(ObservationNoise):
 
     def sample(self, mean: Tensor, generator: torch.Generator | None = None) -> Tensor:
         if self.std is None:
-            require(False, "std=None: the noise to add is not known; give its standard deviation, as in 0.1")
-        return mean + (self.std or 0.0) * torch.randn(mean.shape, generator=generator).to(mean)
+            raise InputError("std=None: the noise to add is not known; give its standard deviation, as in 0.1")
+        return mean + self.std * torch.randn(mean.shape, generator=generator).to(mean)
 
     def log_prob(self, y: Tensor, mean: Tensor) -> Tensor:
         square = (y - mean).flatten(1).square().sum(1).clamp(min=torch.finfo(mean.dtype).tiny)

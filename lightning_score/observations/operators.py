@@ -86,11 +86,11 @@ class Mask(Averaging):
         return x.flatten(1).index_select(1, known.to(x.device))
 
 
-def require_mask(mask: Tensor, shape: Sequence[int]) -> None:
-    """Raises `InputError` unless a mask expands to a shape."""
+def require_mask(mask: Tensor, shape: Sequence[int], name: str = "mask") -> None:
+    """Raises `InputError` unless a mask, of this name in errors, expands to a shape."""
     require(
         mask.ndim <= len(shape) and all(a in (1, b) for a, b in zip(mask.shape[::-1], list(shape)[::-1], strict=False)),
-        f"mask of shape {list(mask.shape)}: does not fit the shape {list(shape)}; give a mask of that, or without its "
+        f"{name} of shape {list(mask.shape)}: does not fit the shape {list(shape)}; give a mask of that, or without its "
         "first axes",
     )
 
@@ -145,9 +145,10 @@ class Matrix(LinearOperator):
     def __init__(self, matrix: Numbers):
         self.matrix = numbers("matrix", matrix).double()
         require(self.matrix.ndim == 2, f"matrix of shape {list(self.matrix.shape)}: must be [m, D], D the size of a sample")
-        u, s, _ = torch.linalg.svd(self.matrix)
-        self._u = u
-        self._s2 = F.pad(torch.where(s > 1e-10 * s[0], s, 0) ** 2, (0, len(u) - len(s)))
+        rows, columns = self.matrix.shape
+        # all of U, but not V (D, D), which may not fit into memory
+        self._u, s, _ = torch.linalg.svd(self.matrix, full_matrices=rows > columns)
+        self._s2 = F.pad(torch.where(s > 1e-10 * s[0], s, 0) ** 2, (0, rows - len(s)))
 
     def check(self, shape: Sequence[int]) -> None:
         columns, size = self.matrix.shape[1], prod(shape)

@@ -217,28 +217,21 @@ class Radon(LinearOperator):
     def check(self, shape: Sequence[int]) -> None:
         _check_channels("Radon", shape, (3, 4))
 
-    def _detectors(self, shape: Sequence[int]) -> int:
-        return math.ceil(math.sqrt(2) * max(shape[-2:]))
-
     def apply(self, x: Tensor) -> Tensor:
-        matrix = self._matrix_for(x, x.shape[1:])
+        matrix = self._matrix_for(x)
         return torch.sparse.mm(matrix, x.reshape(-1, matrix.shape[1]).mT).mT.reshape(*x.shape[:-2], len(self.angles), -1)
 
-    def adjoint(self, v: Tensor, shape: Sequence[int]) -> Tensor:
-        matrix = self._matrix_for(v, shape)
-        with torch.inference_mode(False):  # within it sparse matrices cannot be transposed
-            return torch.sparse.mm(matrix.mT, v.reshape(-1, matrix.shape[0]).mT).mT.reshape(-1, *shape)
-
-    def _matrix_for(self, like: Tensor, shape: Sequence[int]) -> Tensor:
-        if self._matrix is None or self._shape != tuple(shape) or self._matrix.dtype != like.dtype:
-            with torch.inference_mode(False):  # it is kept
-                self._matrix, self._shape = self._projections(*shape[-2:]).to(like.dtype), tuple(shape)
-        self._matrix = self._matrix.to(like.device)
+    def _matrix_for(self, x: Tensor) -> Tensor:
+        shape = tuple(x.shape[1:])
+        with torch.inference_mode(False):  # it is kept
+            if self._matrix is None or self._shape != shape or self._matrix.dtype != x.dtype:
+                self._matrix, self._shape = self._projections(*shape[-2:]), shape
+            self._matrix = self._matrix.to(x)
         return self._matrix
 
     def _projections(self, height: int, width: int) -> Tensor:
         """The sparse matrix (angles D, height width)."""
-        count = self._detectors([height, width])
+        count = math.ceil(math.sqrt(2) * max(height, width))
         along = torch.arange(count, dtype=torch.float64) - count // 2
         rows, columns, values = [], [], []
         for i, angle in enumerate(torch.deg2rad(self.angles)):
