@@ -16,6 +16,7 @@ from lightning_score.score.trace import inner
 from lightning_score.tensors import broadcast_to
 
 LARGEST = 5.0
+"""The longest step of the denoised image in `NetworkGradient`, in standard deviations."""
 
 
 @dataclass(eq=False, repr=False)

@@ -14,7 +14,7 @@ from lightning_score.files import LocalPath
 from lightning_score.guidance.base import Guidance, ModelFacts
 from lightning_score.observations import GaussianNoise, LinearOperator, Observation, ObservationNoise, Operator
 from lightning_score.observations.files import read_observation, to_floats
-from lightning_score.score.function import Scale, ScoreField
+from lightning_score.score.function import ScoreField
 from lightning_score.score.posterior import PosteriorScore, Twisted
 from lightning_score.tensors import broadcast_to, combine, differentiated
 
@@ -58,7 +58,7 @@ class ObservationGuidance(Guidance, ABC):
         self._require_count(self.samples_per_observation)
         if isinstance(self.observation, str):
             stored = read_observation(self.observation)
-            self.observation = to_floats(stored.y, stored.data_range, self.observation)
+            self.observation = to_floats(stored.y, stored.data_range, self.observation, "write_observation(data_range)")
         self.noise = self.noise or GaussianNoise(0.0)
 
     @abstractmethod
@@ -216,7 +216,4 @@ class _ObservedScore(PosteriorScore):
         return Twisted(score, torch.zeros_like(x), self.observation.log_prob(denoised))
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.combination(x, t, cond, x_scale=0.0, score_scale=1.0)
-
-    def combination(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Scale, score_scale: Scale) -> Tensor:
-        return self.score.combination(x, t, cond, x_scale=x_scale, score_scale=score_scale)
+        return self.score(x, t, cond)
