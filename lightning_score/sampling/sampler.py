@@ -49,8 +49,8 @@ def join(parts: Sequence[Samples]) -> Samples:
     paths = None if parts[0].trajectory is None else [part.trajectory for part in parts]
     trajectory = None if paths is None else [torch.cat(moves) for moves in zip(*paths, strict=True)]
     x, raw = torch.cat([part.x for part in parts]), torch.cat([part.raw for part in parts])
-    sizes_of_groups = [part.ess for part in parts if part.ess is not None]
-    return Samples(x, raw, nfe, trajectory, torch.cat(sizes_of_groups) if sizes_of_groups else None)
+    ess = [part.ess for part in parts if part.ess is not None]
+    return Samples(x, raw, nfe, trajectory, torch.cat(ess) if ess else None)
 
 
 class Sampler(ABC):
