@@ -219,11 +219,9 @@ def _arrays(path: str) -> dict[str, np.ndarray]:
 
 
 def _tensor(values: np.ndarray, path: str) -> Tensor:
-    require(values.dtype.kind in "biuf", f"{path}: holds {values.dtype}; must hold numbers")
-    try:
-        return torch.tensor(values)
-    except TypeError as error:  # as of long doubles
-        raise InputError(f"{path}: not a readable file of numbers ({error})") from error
+    fits = values.dtype.kind in "biuf" and values.dtype.itemsize <= 8
+    require(fits, f"{path}: holds {values.dtype}; must hold numbers of at most 64 bits")
+    return torch.tensor(values.astype(values.dtype.newbyteorder("=")))
 
 
 def _read_png(path: str) -> np.ndarray:

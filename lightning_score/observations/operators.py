@@ -23,7 +23,7 @@ else:
 
 
 def numbers(name: str, given: Numbers) -> Tensor:
-    """Finite numbers that are given, or those of a PNG, NPY or NPZ file.
+    """Finite numbers that are given, or those of a PNG, NPY or NPZ file, float64.
 
     Args:
         name: of the argument, for errors.
@@ -34,7 +34,7 @@ def numbers(name: str, given: Numbers) -> Tensor:
     """
     values = read_array(given) if isinstance(given, str) else given
     try:
-        found = torch.as_tensor(values)
+        found = torch.as_tensor(values, dtype=torch.float64)
     except (TypeError, ValueError) as error:
         rows = "must be numbers, in rows of equal lengths, or the path of a PNG, NPY or NPZ"
         raise InputError(f"{name}={given!r:.60}: {rows}") from error
@@ -143,7 +143,7 @@ class Matrix(LinearOperator):
     """
 
     def __init__(self, matrix: Numbers):
-        self.matrix = numbers("matrix", matrix).double()
+        self.matrix = numbers("matrix", matrix)
         require(self.matrix.ndim == 2, f"matrix of shape {list(self.matrix.shape)}: must be [m, D], D the size of a sample")
         rows, columns = self.matrix.shape
         # all of U, but not V (D, D), which may not fit into memory

@@ -49,7 +49,7 @@ class Blur(LinearOperator):
         self.std, self.kernel, self.border = std, None, border
         self._transform: tuple[Any, Tensor] | None = None
         if kernel is not None:
-            self.kernel = without_first_ones(numbers("kernel", kernel).double())
+            self.kernel = without_first_ones(numbers("kernel", kernel))
             require(bool(self.kernel.any()), f"kernel of shape {list(self.kernel.shape)}: all entries are zero")
 
     def _kernel(self, dimensions: int) -> Tensor:
