@@ -137,13 +137,6 @@ class MixturePosterior:
         """(D,)."""
         return self.axes @ (self.weights @ self.means)
 
-    @property
-    def covariance(self) -> Tensor:
-        """(D, D)."""
-        offset = self.means - self.weights @ self.means
-        within, between = torch.diag(self.weights @ self.stds**2), (offset.mT * self.weights) @ offset
-        return self.axes @ (within + between) @ self.axes.mT
-
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draws `n` independent points, float64 (n, D)."""
         mode = torch.multinomial(self.weights, n, replacement=True, generator=generator)

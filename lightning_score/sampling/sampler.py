@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,9 +35,9 @@ class Samples(NamedTuple):
 
     def rows(self, rows: Sequence[int]) -> "Samples":
         """Those of some rows, on which the evaluations of all are counted."""
-        x, raw, ess = (None if each is None else each[rows] for each in (self.x, self.raw, self.ess))
         path = None if self.trajectory is None else [each[rows] for each in self.trajectory]
-        return Samples(cast(Tensor, x), cast(Tensor, raw), self.nfe * len(self.x) / len(rows), path, ess)
+        ess = None if self.ess is None else self.ess[rows]
+        return Samples(self.x[rows], self.raw[rows], self.nfe * len(self.x) / len(rows), path, ess)
 
 
 def join(parts: Sequence[Samples]) -> Samples:
