@@ -61,6 +61,9 @@ class Operator(ABC):
 class LinearOperator(Operator):
     """A linear map A from samples to observations; its adjoint is autograd's, its equations are solved numerically."""
 
+    dense = False
+    """Whether A A^T is held as a matrix whatever its size."""
+
     _known: tuple[Any, Tensor, Tensor] | None = None
     """For what A A^T was last solved, its eigenvectors and its eigenvalues."""
 
@@ -90,7 +93,7 @@ class LinearOperator(Operator):
         shape = self._sample_shape()
         with torch.inference_mode(False):
             v = v if v.requires_grad else v.clone()
-            if v[0].numel() <= LARGEST_DENSE:
+            if self.dense or v[0].numel() <= LARGEST_DENSE:
                 key = (shape, v.shape[1:], v.dtype, v.device)
                 if self._known is None or self._known[0] != key:
                     self._known = key, *eigensystem(lambda u: self.apply(self.adjoint(u, shape)), v)

@@ -1,4 +1,4 @@
-"""Linear operators of which the normal equations have a closed form: masks, means and matrices."""
+"""Linear operators of samples of any shape: masks, means and matrices."""
 
 from abc import ABC
 from collections.abc import Sequence
@@ -13,7 +13,6 @@ from lightning_score.errors import InputError, require
 from lightning_score.files import LocalPath
 from lightning_score.observations.base import LinearOperator
 from lightning_score.observations.files import read_array
-from lightning_score.observations.solving import spectral_inverse
 from lightning_score.tensors import broadcast_to
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ class BlockMean(Averaging):
 
 
 class Matrix(LinearOperator):
-    """Any matrix A (m, D) on the flattened sample, (m,); A A^T = U S^2 U^T by its singular values S, computed once.
+    """Any matrix A (m, D) on the flattened sample, (m,).
 
     Args:
         matrix: A, m rows of D numbers, D the size of a sample, or the path of an NPY or NPZ.
@@ -142,13 +141,12 @@ class Matrix(LinearOperator):
         InputError: it is not a matrix; in `check`: its rows are not as long as a sample.
     """
 
+    dense = True
+
     def __init__(self, matrix: Numbers):
         self.matrix = numbers("matrix", matrix)
         require(self.matrix.ndim == 2, f"matrix of shape {list(self.matrix.shape)}: must be [m, D], D the size of a sample")
-        rows, columns = self.matrix.shape
-        # all of U, but not V (D, D), which may not fit into memory
-        self._u, s, _ = torch.linalg.svd(self.matrix, full_matrices=rows > columns)
-        self._s2 = F.pad(torch.where(s > 1e-10 * s[0], s, 0) ** 2, (0, rows - len(s)))
+        self._shape = self.matrix.shape[1:]
 
     def check(self, shape: Sequence[int]) -> None:
         columns, size = self.matrix.shape[1], prod(shape)
@@ -156,7 +154,3 @@ class Matrix(LinearOperator):
 
     def apply(self, x: Tensor) -> Tensor:
         return x.flatten(1) @ self.matrix.to(x).mT
-
-    def gram_solve(self, v: Tensor, r2: Tensor, s2: Tensor | float) -> Tensor:
-        u = self._u.to(v)
-        return (spectral_inverse(self._s2.to(v), v, r2, s2) * (v @ u)) @ u.mT
