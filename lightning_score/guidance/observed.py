@@ -94,7 +94,12 @@ class ObservationGuidance(Guidance, ABC):
         return other
 
     def check(self, trained: ModelFacts) -> None:
-        name, noise, expected = type(self).__name__, cast(ObservationNoise, self.noise), self._observed_shape(trained.shape)
+        name, noise = type(self).__name__, cast(ObservationNoise, self.noise)
+        require(
+            not self.linear or isinstance(self.operator, LinearOperator),
+            f"guidance={name}: needs a linear operator, and {type(self.operator).__name__} is not; take MomentMatching",
+        )
+        expected = self.operator.observed_shape(trained.shape)
         require(
             not (trained.compiled and self.differentiates),
             f"guidance={name}: differentiates the network, which compile does not allow; set compile: null",
@@ -114,14 +119,6 @@ class ObservationGuidance(Guidance, ABC):
         )
         require(bool(y.isfinite().all()), "observation: holds NaN or infinity at known pixels; mask them")
         noise.check(y)
-
-    def _observed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        require(
-            not self.linear or isinstance(self.operator, LinearOperator),
-            f"guidance={type(self).__name__}: needs a linear operator, and {type(self.operator).__name__} is not; take "
-            "MomentMatching",
-        )
-        return self.operator.observed_shape(shape)
 
     @staticmethod
     def _require_count(count: int) -> None:

@@ -52,11 +52,6 @@ class Operator(ABC):
         self._shape = tuple(shape)
         return tuple(self.apply(torch.zeros(1, *shape)).shape[1:])
 
-    def _sample_shape(self) -> tuple[int, ...]:
-        if self._shape is None:
-            raise InputError(f"operator={type(self).__name__}: call observed_shape(shape) first, with the shape of a sample")
-        return self._shape
-
 
 class LinearOperator(Operator):
     """A linear map A from samples to observations; its adjoint is autograd's, its equations are solved numerically."""
@@ -90,7 +85,9 @@ class LinearOperator(Operator):
             r2: variance of what is observed, () or (B,).
             s2: variance of the observation's noise, a number, () or (B,).
         """
-        shape = self._sample_shape()
+        shape = self._shape
+        if shape is None:
+            raise InputError(f"operator={type(self).__name__}: call observed_shape(shape) first, with the shape of a sample")
         with torch.inference_mode(False):
             v = v if v.requires_grad else v.clone()
             if self.dense or v[0].numel() <= LARGEST_DENSE:
