@@ -194,15 +194,14 @@ def _read_settings(content: dict[str, np.ndarray], name: str, path: str) -> dict
         return {key: filled(each) for key, each in value.items()}
 
     try:
-        found = json.loads(str(content[name]))
+        found: Any = filled(json.loads(str(content[name])))
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {name} is not JSON text, as write_observation writes it ({error})") from error
-    require(
-        isinstance(found, dict) and isinstance(found.get("class_path"), str) and found.keys() <= {"class_path", "init_args"},
-        f"{path}: {name} must hold a class_path and init_args, as write_observation writes them",
-    )
-    filled_in: dict[str, Any] = filled(found)
-    return filled_in
+    if isinstance(found, dict) and isinstance(found.get("class_path"), str) and found.keys() <= {"class_path", "init_args"}:
+        return found
+    raise InputError(f"{path}: {name} must hold a class_path and init_args, as write_observation writes them")
 
 
 def _arrays(path: str) -> dict[str, np.ndarray]:
