@@ -21,7 +21,7 @@ from lightning_score.score.trace import inner
 from lightning_score.tensors import combine
 
 COLLAPSED = 2.0
-"""The effective sample size below which nearly all samples of a group are copies of one."""
+"""The effective sample size below which nearly all samples of a group descend from one."""
 
 
 class _Known(ScoreField):
@@ -221,8 +221,8 @@ class TwistedSMC(Sampler):
         if collapsed:
             warnings.warn(
                 f"TwistedSMC: in {collapsed} of {len(ess)} groups the effective sample size fell to {float(ess.min()):.3g} "
-                f"of particles={self.particles}, so that most samples of a group are copies of a few; give more particles, "
-                "more steps, or a guidance nearer to p(y given x_t)",
+                f"of particles={self.particles}, so that their samples descend from a few and vary too little; give more "
+                "particles, more steps, or a guidance nearer to p(y given x_t)",
                 stacklevel=2,
             )
         return result[rows], x[rows], ess.repeat_interleave(self.particles)
