@@ -14,7 +14,7 @@ from lightning_score.files import LocalPath
 from lightning_score.guidance.base import Guidance, ModelFacts
 from lightning_score.observations import GaussianNoise, LinearOperator, Observation, ObservationNoise, Operator
 from lightning_score.observations.files import read_observation, to_floats
-from lightning_score.score.function import Scale, ScoreField
+from lightning_score.score.function import ScoreField
 from lightning_score.score.posterior import PosteriorScore, Twisted
 from lightning_score.tensors import broadcast_to, combine, differentiated
 
@@ -58,7 +58,7 @@ class ObservationGuidance(Guidance, ABC):
         self._require_count(self.samples_per_observation)
         if isinstance(self.observation, str):
             stored = read_observation(self.observation)
-            self.observation = to_floats(stored.y, stored.data_range, self.observation)
+            self.observation = to_floats(stored.y, stored.data_range, self.observation, "write_observation(data_range)")
         self.noise = self.noise or GaussianNoise(0.0)
 
     @abstractmethod
@@ -94,7 +94,12 @@ class ObservationGuidance(Guidance, ABC):
         return other
 
     def check(self, trained: ModelFacts) -> None:
-        name, noise, expected = type(self).__name__, cast(ObservationNoise, self.noise), self._observed_shape(trained.shape)
+        name, noise = type(self).__name__, cast(ObservationNoise, self.noise)
+        require(
+            not self.linear or isinstance(self.operator, LinearOperator),
+            f"guidance={name}: needs a linear operator, and {type(self.operator).__name__} is not; take MomentMatching",
+        )
+        expected = self.operator.observed_shape(trained.shape)
         require(
             not (trained.compiled and self.differentiates),
             f"guidance={name}: differentiates the network, which compile does not allow; set compile: null",
@@ -114,14 +119,6 @@ class ObservationGuidance(Guidance, ABC):
         )
         require(bool(y.isfinite().all()), "observation: holds NaN or infinity at known pixels; mask them")
         noise.check(y)
-
-    def _observed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        require(
-            not self.linear or isinstance(self.operator, LinearOperator),
-            f"guidance={type(self).__name__}: needs a linear operator, and {type(self.operator).__name__} is not; take "
-            "MomentMatching",
-        )
-        return self.operator.observed_shape(shape)
 
     @staticmethod
     def _require_count(count: int) -> None:
@@ -216,7 +213,4 @@ class _ObservedScore(PosteriorScore):
         return Twisted(score, torch.zeros_like(x), self.observation.log_prob(denoised))
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.combination(x, t, cond, x_scale=0.0, score_scale=1.0)
-
-    def combination(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Scale, score_scale: Scale) -> Tensor:
-        return self.score.combination(x, t, cond, x_scale=x_scale, score_scale=score_scale)
+        return self.score(x, t, cond)
