@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_score.callbacks.mosaics import Group, Row, Scale, Values, color_scale, draw_groups
 from lightning_score.callbacks.pictures import figure_picture, strip_picture
-from lightning_score.callbacks.plots import Shown, to_values
+from lightning_score.callbacks.plots import Shown, drawable_text, to_values
 from lightning_score.data import ScoreData
 from lightning_score.metrics.calibration import Coverage, RankHistogram
 
@@ -100,17 +100,29 @@ def ensemble_picture(data: ScoreData, truths: Tensor, given: Tensor | None, show
         bright = 255 / shown[:, 1].max().clamp(min=1e-12)
         columns = torch.cat([columns[:, : -members.shape[1]], bright * shown[:, 1:2], columns[:, -members.shape[1] :]], 1)
         return strip_picture(columns.round().to(torch.uint8).unbind(1))
-    label = Shown(to_values(truths), to_values(truths), data.names, data.units).label
-    labels = [label(c) for c in range(min(CHANNELS, truths.shape[1]))] if truths.ndim > 2 else [data.units]
-    if truths.ndim == 5:
-        columns, shown = (each[:, :, :, each.shape[3] // 2] for each in (columns, shown))
+    labels, columns, shown = channel_labels(data, truths), slices(columns), slices(shown)
     names = [*(["given"] if given is not None else []), "truth", "mean", "drawn"]
-    if truths.ndim > 3:
+    if columns.ndim == 5:
         few = to_values(columns[:, : len(names) - 1 + IN_FIELDS])
         return figure_picture(draw_maps(few, to_values(shown[:, 1]), names, labels, "a condition in each column"))
     mean, std = (to_values(shown[:CURVES, k]) for k in range(2))
     band = Band(mean - 2 * std, mean + 2 * std, "two standard deviations")
     return figure_picture(draw_bands(to_values(columns[:CURVES]), band, names, labels))
+
+
+def channel_labels(data: ScoreData, x: Tensor) -> list[str]:
+    """Those of the channels of examples (N, *shape) that are drawn."""
+    if x.ndim not in (3, 4, 5):
+        return [drawable_text(data.units)]
+    shown = Shown(to_values(x[:1]), to_values(x[:1]), data.names, data.units)
+    return [shown.label(c) for c in range(min(CHANNELS, x.shape[1]))]
+
+
+def slices(parts: Tensor) -> Tensor:
+    """What is drawn of k examples in each of N rows, (N, k, *shape): the central slices of volumes; examples of more than
+    four axes are rows of a table.
+    """
+    return parts[:, :, :, parts.shape[3] // 2] if parts.ndim == 6 else parts if parts.ndim < 6 else parts.flatten(2)
 
 
 class Band(NamedTuple):

@@ -132,7 +132,9 @@ class EnsembleCallback(Periodic, ABC):
     @torch.inference_mode()
     def _evaluate(self, trainer: Trainer, pl_module: ScoreModel, prefix: str) -> None:
         before, data, self._seconds = pl_module.score_function.evaluations, data_of(trainer), 0.0
-        k, members = (2, min(4, self.members)) if fast_dev_run(trainer) else (self.conditions, self.members)
+        k, members = self.conditions, self.members
+        if fast_dev_run(trainer):
+            k, members = 2, min(whole(4, pl_module.sampler.particles), members)
         truths = self.prepared(data, pl_module, self._truths(data, k, pl_module.takes_condition))
         with self.drawing(pl_module, truths, members):
             self.last, shown = self._scores(trainer, pl_module, truths, members)

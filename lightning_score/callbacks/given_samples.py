@@ -48,9 +48,6 @@ class GivenSamples(Source):
     def picture(self, samples: Tensor) -> Image.Image:
         return sample_picture(self.data, samples)
 
-    def labels(self, n: int) -> list[int] | None:
-        return None
-
 
 class NoModel(LightningModule):
     """Takes the place of a model in a test that measures given samples alone."""

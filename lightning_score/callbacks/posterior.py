@@ -19,7 +19,7 @@ from lightning_score.guidance import Guidance
 from lightning_score.metrics.calibration import distances_from, squared_z
 from lightning_score.metrics.ensembles import EnsembleScores
 from lightning_score.metrics.posteriors import PosteriorScores, exact_distances, image_scores
-from lightning_score.observations import GaussianNoise, LinearOperator, Observation
+from lightning_score.observations import GaussianNoise, LinearOperator, Observation, ObservationNoise, Operator
 from lightning_score.runs.records import settings_of
 from lightning_score.seeds import counted_seed
 from lightning_score.training.model import ScoreModel
@@ -80,11 +80,11 @@ class Posterior(EnsembleCallback):
         require(held_out >= self.conditions, f"observations={self.conditions}: there are only {held_out} held-out examples")
 
     def check_model(self, model: ScoreModel) -> None:
-        self._observation(model)
+        self._parts(model)
         super().check_model(model)
 
-    def _observation(self, model: ScoreModel, x: Tensor | None = None) -> Observation:
-        """The operator and the noise of the model's guidance, and simulated observations of x, the same on all processes.
+    def _parts(self, model: ScoreModel) -> tuple[Operator, ObservationNoise]:
+        """The operator of the model's guidance, and the noise of the simulation.
 
         Raises:
             InputError: there is not one guidance by observations, or its noise is unknown.
@@ -98,14 +98,15 @@ class Posterior(EnsembleCallback):
             f"--posterior: the noise of guidance={type(found[0]).__name__} is unknown; give that of the simulation, "
             "--posterior.noise_std",
         )
-        mean = torch.zeros(0) if x is None else operator.apply(x)
-        return Observation(operator, noise, noise.sample(mean, torch.Generator().manual_seed(counted_seed(self.seed))))
+        return operator, noise
 
     def prepared(self, data: ScoreData, model: ScoreModel, truths: Truths) -> Truths:
         """With simulated observations, and the noise-free ones of other examples."""
-        self._observed = self._observation(model, truths.x)
-        self._of_others = self._observed.operator.apply(truths.others)
-        self.subject = f", {_brief(self._observed.operator)}, {_brief(self._observed.noise)}"
+        operator, noise = self._parts(model)
+        generator = torch.Generator().manual_seed(counted_seed(self.seed))  # the same on all processes
+        self._observed = Observation(operator, noise, noise.sample(operator.apply(truths.x), generator))
+        self._of_others = operator.apply(truths.others)
+        self.subject = f", {_brief(operator)}, {_brief(noise)}"
         return truths._replace(y=self._observed.y)
 
     @contextmanager

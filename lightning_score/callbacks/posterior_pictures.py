@@ -8,18 +8,19 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_score.callbacks.ensemble_pictures import (
-    CHANNELS,
     CURVES,
     IN_FIELDS,
     MEMBERS,
     SHOWN,
     Band,
+    channel_labels,
     draw_bands,
     draw_maps,
+    slices,
 )
-from lightning_score.callbacks.mosaics import Scale, Values, color_scale
+from lightning_score.callbacks.mosaics import Scale, color_scale
 from lightning_score.callbacks.pictures import figure_picture, in_pixels
-from lightning_score.callbacks.plots import Shown, drawable_text, to_values
+from lightning_score.callbacks.plots import to_values
 from lightning_score.data import ScoreData
 from lightning_score.observations import LinearOperator, Operator
 
@@ -68,11 +69,11 @@ class Posteriors(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, observation: Tensor, n: int) -> "Posteriors":
         """Those of samples x (N, *shape) of the observations of these numbers, (N,)."""
-        levels = torch.tensor(QUANTILES, dtype=x.dtype)
-        found = cls(*(x.new_full((n, *more, *x.shape[1:]), torch.nan) for more in ((), (), (len(levels),))))
+        found = cls(*(x.new_full((n, *more, *x.shape[1:]), torch.nan) for more in ((), (), (len(QUANTILES),))))
         for k in observation.unique().tolist():
             members = x[observation == k]
-            found.mean[k], found.quantiles[k] = members.mean(0), members.quantile(levels, 0)
+            found.mean[k] = members.mean(0)
+            found.quantiles[k] = torch.from_numpy(np.quantile(members, QUANTILES, 0))  # torch's takes 2^24 numbers at most
             if len(members) > 1:
                 found.std[k] = members.std(0)
         return found
@@ -96,13 +97,13 @@ def posterior_picture(
     lifted = given.lifted(int(rows.max()) + 1, data)
     parts = [] if lifted is None else [lifted[rows].to(x)]
     parts += [found.mean[rows], *found.quantiles[rows].unbind(1)]
-    labels = _labels(data, x)
+    labels = channel_labels(data, x)
     colors = in_pixels(data) and x.shape[1] == 3
     wanted = MEMBERS if curves else IN_FIELDS if len(labels) == 1 or colors else 1
     drawn = [x[observation == k][:wanted] for k in rows]
     parts += torch.stack([each[: min(map(len, drawn))] for each in drawn]).unbind(1)
     names = [*(["observed"] if lifted is not None else []), *NAMES, "drawn"]
-    columns, std = (_pictured(part) for part in (torch.stack(parts, 1), found.std[rows][:, None]))
+    columns, std = (to_values(slices(part)) for part in (torch.stack(parts, 1), found.std[rows][:, None]))
     if curves:
         low, high = (columns[:, names.index(name)] for name in NAMES[1::2])
         kept = [k for k in range(columns.shape[1]) if k not in (names.index("5 %"), names.index("95 %"))]
@@ -114,19 +115,3 @@ def posterior_picture(
         if colors:
             labels, columns, std = [""], np.moveaxis(columns, 2, -1)[:, :, None], std.mean(2, keepdims=True)
     return figure_picture(draw_maps(columns, std[:, 0], names, labels, title, scale))
-
-
-def _labels(data: ScoreData, x: Tensor) -> list[str]:
-    """Those of the channels that are drawn."""
-    if x.ndim not in (3, 4, 5):
-        return [drawable_text(data.units)]
-    shown = Shown(to_values(x[:1]), to_values(x[:1]), data.names, data.units)
-    return [shown.label(c) for c in range(min(CHANNELS, x.shape[1]))]
-
-
-def _pictured(parts: Tensor) -> Values:
-    """What is drawn of examples (N, k, *shape): the central slices of volumes; those of more than four axes are rows of a
-    table.
-    """
-    slices = parts[:, :, :, parts.shape[3] // 2] if parts.ndim == 6 else parts if parts.ndim < 6 else parts.flatten(2)
-    return to_values(slices)

@@ -1,5 +1,6 @@
 """The command `evaluate`: measures samples that any program drew, as `test` measures those of a model."""
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,6 @@ from lightning_score.runs.wandb_logger import RunCSVLogger
 
 OPTIONS = ("features", "distances", "reference", "batch_size", "fid_infinity", "neighbors")
 """The parameters of `Evaluate` that concern samples without a model."""
-OF_MODELS = {
-    "num_samples", "seed", "every_n_validations", "max_share", "repeats", "before_denoising", "raw_weights", "all_metrics",
-    "images",
-}  # fmt: skip
 
 
 def evaluate(arguments: Arguments) -> None:
@@ -99,7 +96,8 @@ def _parser() -> Parser:
     parser.add_argument("samples", type=str, help=samples)
     parser.add_argument("-c", "--config", type=str, help="A config whose data and measures are used, as ncsn.")
     parser.add_subclass_arguments(ScoreData, "data", required=False, help="The data that samples are compared with.")
-    parser.add_class_arguments(Evaluate, "evaluate", skip=OF_MODELS, instantiate=False)
+    of_models = {*signature(Evaluate).parameters} - {*OPTIONS}
+    parser.add_class_arguments(Evaluate, "evaluate", skip=of_models, instantiate=False)
     parser.add_argument("--num_samples", type=int | None, default=None, help="How many samples; all by default.")
     parser.add_argument("--name", type=str | None, default=None, help="Name of the results; that of the file by default.")
     parser.add_argument("--output", type=str | None, default=None, help="A new folder; by default in runs/NAME/evaluate.")

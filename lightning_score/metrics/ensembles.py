@@ -116,10 +116,6 @@ class EnsembleScores:
         """Replaces each of the sums by its total over all processes."""
         self.sums = {name: total(value) for name, value in self.sums.items()}
 
-    def crps(self) -> Estimate:
-        """The mean over conditions."""
-        return self.mean("crps")
-
     def skill(self) -> Estimate:
         """1 - CRPS / CRPS of the climatology: 1 for a perfect prediction, 0 for that of a model without conditions."""
         return self.estimate(lambda means: 1 - means["crps"] / means["climatology"])
@@ -140,7 +136,7 @@ class EnsembleScores:
 
     def found(self) -> dict[str, Score]:
         """The scores by their names."""
-        found = {"crps": self.crps(), "crps_skill": self.skill(), "spread_skill": self.spread_skill()}
+        found = {"crps": self.mean("crps"), "crps_skill": self.skill(), "spread_skill": self.spread_skill()}
         if "squared_residual" in self.sums:
             found["residual"] = self.root_mean("squared_residual")
         return {name: Score(estimate) for name, estimate in found.items()} | {"rank_deviation": self.deviation()}

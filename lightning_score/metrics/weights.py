@@ -4,12 +4,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from lightning_score.errors import InputError
-from lightning_score.files import read_tensors
 
 
 class WeightsFile(NamedTuple):
@@ -47,14 +46,6 @@ class WeightsFile(NamedTuple):
             self.stored.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(self.url, str(self.stored), self.sha256 or None)
         return self.stored
-
-    def read(self, given: str | None) -> Any:
-        """The tensors of the file by their names.
-
-        Raises:
-            InputError: it is damaged, or holds code.
-        """
-        return read_tensors(self.find(given))
 
     @contextmanager
     def explaining(self, given: str | None) -> Iterator[None]:
