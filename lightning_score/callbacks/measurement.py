@@ -116,6 +116,7 @@ class Measure(ABC):
         """Writes and logs a picture of these sums, if there is one."""
 
 
+@dataclass(frozen=True)
 class InFeatures(Measure):
     """The Frechet distance and other metrics in some features.
 
@@ -128,17 +129,12 @@ class InFeatures(Measure):
         file: that the reference comes from; None: the data.
     """
 
-    def __init__(
-        self,
-        features: Features,
-        reference: Reference,
-        n: int,
-        all_metrics: bool = False,
-        fid_infinity: bool = False,
-        file: ReferenceFile | None = None,
-    ) -> None:
-        self.features, self.reference, self.n, self.file = features, reference, n, file
-        self.all_metrics, self.fid_infinity = all_metrics, fid_infinity
+    features: Features
+    reference: Reference
+    n: int
+    all_metrics: bool = False
+    fid_infinity: bool = False
+    file: ReferenceFile | None = None
 
     def totals(self) -> MetricTotals:
         return MetricTotals(self.features, self.n, self.reference.kept.device)
@@ -165,6 +161,7 @@ class InFeatures(Measure):
         return self.features.fingerprint
 
 
+@dataclass(frozen=True)
 class AsDistance(Measure):
     """A distance without features.
 
@@ -173,8 +170,8 @@ class AsDistance(Measure):
         device: where it is computed.
     """
 
-    def __init__(self, reference: Summaries, device: torch.device) -> None:
-        self.reference, self.device = reference, device
+    reference: Summaries
+    device: torch.device
 
     def totals(self) -> DistanceTotals:
         return DistanceTotals(self.reference)
