@@ -108,8 +108,8 @@ class EnsembleCallback(Periodic, ABC):
         """
 
     @abstractmethod
-    def publish(self, trainer: Trainer, data: ScoreData, truths: Truths, shown: Tensor) -> None:
-        """Writes pictures of `last` and of the first ensembles, of which a `summary` is given."""
+    def publish(self, trainer: Trainer, data: ScoreData, truths: Truths, scores: EnsembleScores, shown: Tensor) -> None:
+        """Writes pictures of the scores and of the first ensembles, of which a `summary` is given."""
 
     def prepared(self, data: ScoreData, model: ScoreModel, truths: Truths) -> Truths:
         """The examples with what they are compared by."""
@@ -156,7 +156,7 @@ class EnsembleCallback(Periodic, ABC):
             cost = {f"{prefix}/nfe": template.nfe, f"{prefix}/sampling_seconds": template.seconds}
             pl_module.log_dict(cost, rank_zero_only=True)
         if writes_files(trainer):
-            self.publish(trainer, data, truths, shown)
+            self.publish(trainer, data, truths, self.last, shown)
 
     def _truths(self, data: ScoreData, conditions: int, takes_condition: bool = True) -> Truths:
         """The conditions, the same on all processes."""
@@ -288,10 +288,8 @@ class Ensembles(EnsembleCallback):
         residual = data.given.operator.apply(samples) - truths.y[k].to(samples)
         return {"squared_residual": residual.double().square().nanmean() / truths.spread**2}
 
-    def publish(self, trainer: Trainer, data: ScoreData, truths: Truths, shown: Tensor) -> None:
-        if self.last is None:
-            return
-        step, found, histogram = f"step {trainer.global_step}, ", self.last.found(), self.last.histogram()
+    def publish(self, trainer: Trainer, data: ScoreData, truths: Truths, scores: EnsembleScores, shown: Tensor) -> None:
+        step, found, histogram = f"step {trainer.global_step}, ", scores.found(), scores.histogram()
         picture = figure_picture(rank_figure(histogram, found["spread_skill"].estimate.value))
         publish(trainer, "ranks", picture, f"{step}rank deviation {histogram.deviation:.3f}")
         crps, skill = (found[name].estimate.value for name in ("crps", "crps_skill"))

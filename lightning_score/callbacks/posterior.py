@@ -176,14 +176,12 @@ class Posterior(EnsembleCallback):
         exact = draw(EXACT + len(samples), torch.Generator().manual_seed(counted_seed(self.seed, k)))
         return exact_distances(samples.flatten(1).cpu(), exact.flatten(1))
 
-    def publish(self, trainer: Trainer, data: ScoreData, truths: Truths, shown: Tensor) -> None:
-        if self.last is None:
-            return
-        operator, found, step = self._observed.operator, self.last.found(), f"step {trainer.global_step}, "
-        histograms = {"the truth": self.last.histogram()}
+    def publish(self, trainer: Trainer, data: ScoreData, truths: Truths, scores: EnsembleScores, shown: Tensor) -> None:
+        operator, found, step = self._observed.operator, scores.found(), f"step {trainer.global_step}, "
+        histograms = {"the truth": scores.histogram()}
         if not self._exact:
-            histograms["the likelihood"] = self.last.histogram("likelihood")
-        figure = calibration_figure(self.last.coverage("distances"), histograms)
+            histograms["the likelihood"] = scores.histogram("likelihood")
+        figure = calibration_figure(scores.coverage("distances"), histograms)
         deviation, score, rmse = (found[name].estimate.value for name in ("tarp_deviation", "z_score", "rmse"))
         publish(trainer, "coverage", figure_picture(figure), f"{step}TARP deviation {deviation:.3f}")
         given = as_examples(data, operator, truths.y[:SHOWN]) if isinstance(operator, LinearOperator) else None

@@ -13,10 +13,11 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from lightning_score.callbacks.pictures import Strip, drawable, in_pixels, sample_picture, save_picture
-from lightning_score.callbacks.posterior_pictures import Observations, Posteriors, posterior_picture
+from lightning_score.callbacks.posterior_pictures import Posteriors, posterior_picture
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
 from lightning_score.files import replacing
+from lightning_score.guidance.observed import ObservationGuidance
 from lightning_score.sampling.sampler import Samples
 from lightning_score.training.conditions import in_turn
 from lightning_score.training.model import ScoreModel
@@ -39,8 +40,8 @@ class SampleWriter(Callback):
         progressive: number of samples in `progress.png`.
         labels: number of labels, which the samples have in turn; 0 for none or other conditions.
         given: the conditions of the samples, in turn, in the units of the data; None: those of the model are converted.
-        observed: the observations of the samples, of which also `posterior.png` and, in the NPZ, `observation` (n,) (the
-            number of each sample's), `y`, `mean`, `std` and `quantiles` (of 5, 50 and 95 %) of each are written.
+        observed: the guidance by the observations of the samples, of which `posterior.png` is drawn and the NPZ also holds
+            `observation` (n,) (the number of each sample's), `y`, `mean`, `std` and `quantiles` (of 5, 50 and 95 %).
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class SampleWriter(Callback):
         progressive: int = 0,
         labels: int = 0,
         given: Tensor | None = None,
-        observed: Observations | None = None,
+        observed: ObservationGuidance | None = None,
     ):
         self._data, self._progressive, self._labels, self._given, self._observed = data, progressive, labels, given, observed
         self._parts: list[tuple[Tensor, ...]] = []
@@ -109,15 +110,15 @@ class SampleWriter(Callback):
             asked = units if self._given is None else in_turn(self._given, indices.sort().values)  # not converted twice
             arrays["labels" if labeled else "condition"] = asked.numpy()
         if observed := self._observed:
-            index, n = observed.of(indices.sort().values), len(observed.y)
-            found = Posteriors.of(x, index, n)  # in the units of x
-            of_observations = {"observation": index, "y": observed.y, **found._asdict()}
+            index, y = observed.numbers_of(indices.sort().values), observed.given()
+            found = Posteriors.of(x, index, len(y))  # in the units of x
+            of_observations = {"observation": index, "y": y, **found._asdict()}
             arrays |= {name: values.numpy() for name, values in of_observations.items()}
         with replacing(folder / "samples.npz") as temporary:
             np.savez_compressed(temporary, **arrays)
         how = f"seed {self._seed}, NFE {arrays['nfe']:g}"
         if observed:
-            caption = f"posteriors of {n} observations, {observed.each} samples each, {how}"
+            caption = f"posteriors of {len(y)} observations, {observed.samples_per_observation} samples each, {how}"
             save_picture(posterior_picture(self._data, observed, found, x, index), folder / "posterior.png", caption)
         given = cond[0][:IN_PICTURE] if cond and not labeled else None
         picture = sample_picture(self._data, stored[:IN_PICTURE], self._labels, given)

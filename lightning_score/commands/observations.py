@@ -14,12 +14,12 @@ import torch
 from jsonargparse._typehints import resolve_class_path_by_name
 from jsonargparse._util import import_object
 
-from lightning_score.callbacks.posterior_pictures import Observations
 from lightning_score.commands.arguments import CONFIG, Arguments, Option
 from lightning_score.commands.configs import read_config
 from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.guidance import Guidance
+from lightning_score.guidance.observed import ObservationGuidance
 from lightning_score.observations import ObservationNoise, Operator
 from lightning_score.observations.files import StoredObservation, keeps_constants, require_range, settings, to_floats
 from lightning_score.runs.trust import ClassParser
@@ -49,7 +49,7 @@ def _arguments_of_guidance(arguments: Arguments) -> Sequence[str]:
 
 def observe(
     model: ScoreModel, data: ScoreData, stored: StoredObservation, path: str, each: int, ends: Sequence[float] | None
-) -> Observations:
+) -> ObservationGuidance:
     """Gives the guidance of a model the observations of a file, or A(x) of the samples x in it.
 
     Args:
@@ -89,12 +89,13 @@ def observe(
     y = to_floats(y, ends, place, "--observation_range")
     y = operator.apply(y) if whole else y
     try:
-        model.use(model.sampler, guidance.observe_with(y, each))
+        observing = guidance.observe_with(y, each)
+        model.use(model.sampler, observing)
         if ends is not None and found[0].noise is not None:
             require_range(y, operator, found[0].noise, shape, ends, "y")
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
-    return Observations(operator, y, each)
+    return observing.observing()[0]
 
 
 def _made(name: str, spec: Any, place: str) -> Any:

@@ -66,8 +66,7 @@ class ObservationGuidance(Guidance, ABC):
         """The guided score, for the observation of each row."""
 
     def guide(self, score: ScoreField, indices: Tensor) -> PosteriorScore:
-        y, numbers = self.given(), (indices // self.samples_per_observation).cpu()
-        rows = y[numbers % len(y)].to(indices.device)
+        rows = self.given()[self.numbers_of(indices).cpu()].to(indices.device)
         return self.posterior(score, Observation(self.operator, cast(ObservationNoise, self.noise), rows))
 
     def given(self) -> Tensor:
@@ -77,6 +76,10 @@ class ObservationGuidance(Guidance, ABC):
                 f"guidance={type(self).__name__}: has no observation; give predict --observation y.npz, or observe_with(y)"
             )
         return self.observation
+
+    def numbers_of(self, indices: Tensor) -> Tensor:
+        """The number of the observation of each sample k, (B,)."""
+        return indices // self.samples_per_observation % len(self.given())
 
     def observing(self) -> "list[ObservationGuidance]":
         return [self]
