@@ -131,10 +131,6 @@ class Evaluate(Periodic):
         self._measures: dict[tuple[int, bool], list[Measure]] = {}
         self._started, self._spent = time.monotonic(), 0.0
 
-    def measure_nothing(self) -> None:
-        """Turns it off."""
-        self.features, self.distances, self.metric = [], [], None
-
     def chosen(self, data: ScoreData, test: bool = False) -> list[Distance]:
         """The distances that `test`, or `fit` and `validate`, measure."""
         if self.distances is not None:

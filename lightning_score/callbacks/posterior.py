@@ -1,6 +1,6 @@
 """Measures samples given simulated observations of held-out examples against the posterior, in `test`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any, cast
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lightning_score.callbacks.ensemble_pictures import SHOWN, calibration_figure, ensemble_picture
 from lightning_score.callbacks.ensembles import EnsembleCallback, Truths, as_examples
+from lightning_score.callbacks.evaluate import Evaluate
 from lightning_score.callbacks.pictures import figure_picture, publish
 from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, require
@@ -72,6 +73,11 @@ class Posterior(EnsembleCallback):
         require(samples >= 4, f"samples={samples}: must be at least 4 of each observation, as 16")
         super().__init__(observations, samples, seed, batch_size)
         self.noise = None if noise_std is None else GaussianNoise(noise_std)
+
+    def alone(self, evaluate: Evaluate, callbacks: Sequence[Any]) -> list[Any]:
+        """The callbacks with this one as the only measure of samples."""
+        evaluate.features, evaluate.distances, evaluate.metric = [], [], None
+        return [*(each for each in callbacks if not isinstance(each, EnsembleCallback)), self]
 
     def check(self, data: ScoreData) -> None:
         super().check(data)

@@ -97,8 +97,6 @@ class Predict(TrainerCommand):
         if self.stored is not None:
             each, ends = config["samples_per_observation"], config["observation_range"]
             self.observed = observe(model, self.datamodule, self.stored, config["observation"], each, ends)
-        for part in [] if model.guidance is None else model.guidance.observing():
-            part.given()
         if config["num_samples"] is None:
             per = config["samples_per_observation"]
             config["num_samples"] = per * len(self.observed.given()) if self.observed else NUMBER

@@ -73,7 +73,8 @@ class ObservationGuidance(Guidance, ABC):
         """y, (n, ...); raises `InputError` if there is none."""
         if not isinstance(self.observation, Tensor):
             raise InputError(
-                f"guidance={type(self).__name__}: has no observation; give predict --observation y.npz, or observe_with(y)"
+                f"guidance={type(self).__name__}: has no observation; give predict --observation y.npz, test --posterior, "
+                "or observe_with(y)"
             )
         return self.observation
 
