@@ -15,8 +15,9 @@ from lightning_score.callbacks.ensembles import EnsembleCallback, Truths, as_exa
 from lightning_score.callbacks.evaluate import Evaluate
 from lightning_score.callbacks.pictures import figure_picture, publish
 from lightning_score.data import ScoreData
-from lightning_score.errors import InputError, require
+from lightning_score.errors import require
 from lightning_score.guidance import Guidance
+from lightning_score.guidance.observed import only_observing
 from lightning_score.metrics.calibration import distances_from, squared_z
 from lightning_score.metrics.ensembles import EnsembleScores
 from lightning_score.metrics.posteriors import PosteriorScores, exact_distances, image_scores
@@ -95,13 +96,11 @@ class Posterior(EnsembleCallback):
         Raises:
             InputError: there is not one guidance by observations, or its noise is unknown.
         """
-        found = [] if model.guidance is None else model.guidance.observing()
-        if len(found) != 1 or found[0].noise is None:
-            raise InputError("--posterior: needs one guidance by observations; give --model.guidance, as MomentMatching")
-        operator, noise = found[0].operator, self.noise or found[0].noise
+        found = only_observing(model.guidance, "--posterior")
+        operator, noise = found.operator, self.noise or cast(ObservationNoise, found.noise)
         require(
             not isinstance(noise, GaussianNoise) or noise.std is not None,
-            f"--posterior: the noise of guidance={type(found[0]).__name__} is unknown; give that of the simulation, "
+            f"--posterior: the noise of guidance={type(found).__name__} is unknown; give that of the simulation, "
             "--posterior.noise_std",
         )
         return operator, noise

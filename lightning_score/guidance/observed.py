@@ -132,6 +132,13 @@ class ObservationGuidance(Guidance, ABC):
         require(count >= 1, f"samples_per_observation={count}: must be at least 1")
 
 
+def only_observing(guidance: Guidance | None, option: str) -> ObservationGuidance:
+    """The guidance by observations in another one; raises `InputError` with the option unless there is one."""
+    found = guidance.observing() if guidance else []
+    require(len(found) == 1, f"{option}: needs one guidance by observations; give --model.guidance, as MomentMatching")
+    return found[0]
+
+
 class At(NamedTuple):
     """What an approximation q of p(y given x_t) is computed from.
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from lightning_score.errors import InputError
+from lightning_score.errors import InputError, one_line
 
 
 class WeightsFile(NamedTuple):
@@ -56,11 +56,10 @@ class WeightsFile(NamedTuple):
         """
         try:
             yield
-        except (OSError, RuntimeError, EOFError, TypeError, KeyError, AttributeError, InputError) as error:
+        except Exception as error:  # of any network
             where = given or os.environ.get(self.variable) or f"{self.stored} (nor downloaded)"
-            reason = " ".join(f"{type(error).__name__ if isinstance(error, KeyError) else ''} {error}".split())
-            shown = reason if len(reason) < 300 else f"{reason[:300]} ..."
+            reason = ("KeyError: " if isinstance(error, KeyError) else "") + one_line(error)
             raise InputError(
-                f"{self.network}'s weights could not be read from {where}: {shown}. Download {self.url} and give its path "
+                f"{self.network}'s weights could not be read from {where}: {reason}. Download {self.url} and give its path "
                 f"as the option `weights` of {self.owner} or in the environment variable {self.variable}"
             ) from error
