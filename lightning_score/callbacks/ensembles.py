@@ -1,5 +1,6 @@
 """Measures samples against the held-out examples that their conditions, or observations, belong to."""
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -149,8 +150,9 @@ class EnsembleCallback(Periodic, ABC):
         )
         found = self.last.found()
         for name, ((value, error, jackknife), floor, _) in found.items():
-            record = replace(template, metric=name, value=value, error=error, jackknife=list(jackknife))
-            store(trainer, record if floor is None else replace(record, floor=floor, floor_n=n))
+            if math.isfinite(value):  # unlike z-scores of samples that are all the same
+                record = replace(template, metric=name, value=value, error=error, jackknife=list(jackknife))
+                store(trainer, record if floor is None else replace(record, floor=floor, floor_n=n))
         self._log(pl_module, prefix, found)
         if self.logs_cost:
             cost = {f"{prefix}/nfe": template.nfe, f"{prefix}/sampling_seconds": template.seconds}
