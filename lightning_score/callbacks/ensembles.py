@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_score.callbacks.base import Periodic, data_of, fast_dev_run, writes_files
-from lightning_score.callbacks.ensemble_pictures import MEMBERS, SHOWN, ensemble_picture, rank_figure, summary
+from lightning_score.callbacks.ensemble_pictures import MEMBERS, SHOWN, calibration_figure, ensemble_picture, summary
 from lightning_score.callbacks.loss_guard import measuring
 from lightning_score.callbacks.measurement import blank_record, store
 from lightning_score.callbacks.pictures import figure_picture, publish
@@ -292,9 +292,9 @@ class Ensembles(EnsembleCallback):
 
     def publish(self, trainer: Trainer, data: ScoreData, truths: Truths, scores: EnsembleScores, shown: Tensor) -> None:
         step, found, histogram = f"step {trainer.global_step}, ", scores.found(), scores.histogram()
-        picture = figure_picture(rank_figure(histogram, found["spread_skill"].estimate.value))
-        publish(trainer, "ranks", picture, f"{step}rank deviation {histogram.deviation:.3f}")
-        crps, skill = (found[name].estimate.value for name in ("crps", "crps_skill"))
+        crps, skill, spread = (found[name].estimate.value for name in ("crps", "crps_skill", "spread_skill"))
+        picture = figure_picture(calibration_figure({"the truth": histogram}))
+        publish(trainer, "ranks", picture, f"{step}rank deviation {histogram.deviation:.3f}, spread / error {spread:.2f}")
         given = None if data.given is None else as_examples(data, data.given.operator, truths.y[:SHOWN])
         picture = ensemble_picture(data, truths.truth, given, shown)
         publish(trainer, "ensembles", picture, f"{step}CRPS {crps:.3g}, skill {skill:.2g}")

@@ -19,8 +19,7 @@ from lightning_score.errors import require
 from lightning_score.guidance import Guidance
 from lightning_score.guidance.observed import only_observing
 from lightning_score.metrics.calibration import distances_from, squared_z
-from lightning_score.metrics.ensembles import EnsembleScores
-from lightning_score.metrics.posteriors import PosteriorScores, exact_distances, image_scores
+from lightning_score.metrics.ensembles import EnsembleScores, PosteriorScores, exact_distances, image_scores
 from lightning_score.observations import GaussianNoise, LinearOperator, Observation, ObservationNoise, Operator
 from lightning_score.runs.records import settings_of
 from lightning_score.seeds import counted_seed
@@ -186,7 +185,7 @@ class Posterior(EnsembleCallback):
         histograms = {"the truth": scores.histogram()}
         if not self._exact:
             histograms["the likelihood"] = scores.histogram("likelihood")
-        figure = calibration_figure(scores.coverage("distances"), histograms)
+        figure = calibration_figure(histograms, scores.coverage("distances"))
         deviation, score, rmse = (found[name].estimate.value for name in ("tarp_deviation", "z_score", "rmse"))
         publish(trainer, "coverage", figure_picture(figure), f"{step}TARP deviation {deviation:.3f}")
         given = as_examples(data, operator, truths.y[:SHOWN]) if isinstance(operator, LinearOperator) else None
