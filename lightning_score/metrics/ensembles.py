@@ -125,18 +125,6 @@ class EnsembleScores:
         """Replaces each of the sums by its total over all processes."""
         self.sums = {name: total(value) for name, value in self.sums.items()}
 
-    def skill(self) -> Estimate:
-        """1 - CRPS / CRPS of the climatology: 1 for a perfect prediction, 0 for that of a model without conditions."""
-        return self.estimate(lambda means: 1 - means["crps"] / means["climatology"])
-
-    def spread_skill(self) -> Estimate:
-        """The spread of the members over the error of their mean, 1 if calibrated, less if they are too much alike:
-
-        `((M + 1)/M mean variance / mean (mean of members - y)^2)^(1/2)` (Fortin et al. 2014, J. Hydrometeorol. 15).
-        """
-        more = 1 + 1 / self.members
-        return self.estimate(lambda means: (more * means["variance"] / means["squared_error"]).sqrt())
-
     def deviation(self, name: str = "ranks") -> Score:
         """The deviation of a rank histogram from a uniform one."""
         histogram = self.histogram(name)
@@ -144,8 +132,19 @@ class EnsembleScores:
         return Score(estimate, histogram.calibrated, histogram.limit)
 
     def found(self) -> dict[str, Score]:
-        """The scores by their names."""
-        found = {"crps": self.mean("crps"), "crps_skill": self.skill(), "spread_skill": self.spread_skill()}
+        """The scores by their names.
+
+        `crps_skill` is 1 - CRPS / CRPS of the climatology: 1 for a perfect prediction, 0 for that of a model without
+        conditions. `spread_skill` is the spread of the members over the error of their mean, 1 if calibrated, less if they
+        are too much alike: `((M + 1)/M mean variance / mean (mean of members - y)^2)^(1/2)` (Fortin et al. 2014, J.
+        Hydrometeorol. 15).
+        """
+        more = 1 + 1 / self.members
+        found = {
+            "crps": self.mean("crps"),
+            "crps_skill": self.estimate(lambda means: 1 - means["crps"] / means["climatology"]),
+            "spread_skill": self.estimate(lambda means: (more * means["variance"] / means["squared_error"]).sqrt()),
+        }
         if "squared_residual" in self.sums:
             found["residual"] = self.root_mean("squared_residual")
         return {name: Score(estimate) for name, estimate in found.items()} | {"rank_deviation": self.deviation()}

@@ -70,7 +70,7 @@ def test_a_calibrated_ensemble_has_uniform_ranks_and_others_the_known_shapes():
         assert ends.min() > 1.5 * middle.max()
     for factor, each in found.items():
         ratio = (10 / 9 * factor**2 / (1 + factor**2 / 9)) ** 0.5  # of 9 members
-        assert each.spread_skill().value == pytest.approx(ratio, rel=0.1)
+        assert each.found()["spread_skill"].estimate.value == pytest.approx(ratio, rel=0.1)
 
 
 @pytest.mark.slow
