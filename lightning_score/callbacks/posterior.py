@@ -81,7 +81,8 @@ class Posterior(EnsembleCallback):
 
     def check(self, data: ScoreData) -> None:
         super().check(data)
-        require(not data.missing, "posterior: entries of these data may be missing; observations of them would be, too")
+        name = type(data).__name__
+        require(not data.missing, f"--posterior: {name} may have missing entries, which cannot be observed; give other data")
         held_out = len(data.splits.held_out.x)
         require(held_out >= self.conditions, f"observations={self.conditions}: there are only {held_out} held-out examples")
 
