@@ -13,6 +13,7 @@ from lightning_score.callbacks.bits_per_dim import LikelihoodCallback
 from lightning_score.callbacks.distances import measures
 from lightning_score.callbacks.ensembles import EnsembleCallback
 from lightning_score.callbacks.evaluate import Evaluate
+from lightning_score.callbacks.posterior import Posterior
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
 from lightning_score.memory import require_room
@@ -71,7 +72,7 @@ class SamplingCost(Callback):
         data: the data, which say whether anything is measured.
 
     Raises:
-        InputError: they do not fit into memory, or would take years.
+        InputError: they do not fit into memory, would take years, or lack an observation.
     """
 
     def __init__(self, command: str, model: ScoreModel, config: Any, data: ScoreData):
@@ -95,6 +96,9 @@ class SamplingCost(Callback):
             require_room(n * size, f"{option} {n}: samples of shape {list(model.shape)}")
         self.command, self.model, self.n, self._announced = command, model, sum(drawn.values()), False
         self.evaluations = model.sampler.evaluations(model.score_function.process)
+        observes = any(isinstance(each, Posterior) for each in _chosen(config))  # examples, for all samples
+        for part in model.guidance.observing() if model.guidance and self.n and not observes else []:
+            part.given()
         require(
             self.n * self.evaluations <= MOST_EVALUATIONS,
             f"{' and '.join(f'{option} {n}' for option, n in drawn.items() if n)}: at {self.evaluations} network "

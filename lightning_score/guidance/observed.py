@@ -66,17 +66,21 @@ class ObservationGuidance(Guidance, ABC):
         """The guided score, for the observation of each row."""
 
     def guide(self, score: ScoreField, indices: Tensor) -> PosteriorScore:
-        y, numbers = self.given(), (indices // self.samples_per_observation).cpu()
-        rows = y[numbers % len(y)].to(indices.device)
+        rows = self.given()[self.numbers_of(indices).cpu()].to(indices.device)
         return self.posterior(score, Observation(self.operator, cast(ObservationNoise, self.noise), rows))
 
     def given(self) -> Tensor:
         """y, (n, ...); raises `InputError` if there is none."""
         if not isinstance(self.observation, Tensor):
             raise InputError(
-                f"guidance={type(self).__name__}: has no observation; give predict --observation y.npz, or observe_with(y)"
+                f"guidance={type(self).__name__}: has no observation; give predict --observation y.npz, test --posterior, "
+                "or observe_with(y)"
             )
         return self.observation
+
+    def numbers_of(self, indices: Tensor) -> Tensor:
+        """The number of the observation of each sample k, (B,)."""
+        return indices // self.samples_per_observation % len(self.given())
 
     def observing(self) -> "list[ObservationGuidance]":
         return [self]
@@ -123,6 +127,13 @@ class ObservationGuidance(Guidance, ABC):
     @staticmethod
     def _require_count(count: int) -> None:
         require(count >= 1, f"samples_per_observation={count}: must be at least 1")
+
+
+def only_observing(guidance: Guidance | None, option: str) -> ObservationGuidance:
+    """The guidance by observations in another one; raises `InputError` with the option unless there is one."""
+    found = guidance.observing() if guidance else []
+    require(len(found) == 1, f"{option}: needs one guidance by observations; give --model.guidance, as MomentMatching")
+    return found[0]
 
 
 class At(NamedTuple):
