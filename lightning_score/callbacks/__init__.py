@@ -10,7 +10,6 @@ from lightning_score.callbacks.evaluate import Evaluate
 from lightning_score.callbacks.langevin_health import LangevinHealth, LevelHealth
 from lightning_score.callbacks.loss_floor import LossFloor
 from lightning_score.callbacks.loss_guard import LossGuard
-from lightning_score.callbacks.measurement import Evaluation
 from lightning_score.callbacks.posterior import Posterior
 from lightning_score.callbacks.progress import StepProgress
 from lightning_score.callbacks.sample_grid import SampleGrid
@@ -18,6 +17,6 @@ from lightning_score.callbacks.sample_writer import SampleWriter
 from lightning_score.callbacks.score_plot import ScorePlot
 from lightning_score.callbacks.system_metrics import SystemMetrics
 
-__all__ = ["EMA", "BestCheckpoint", "BitsPerDim", "Ensembles", "Evaluate", "Evaluation", "LangevinHealth", "LastCheckpoint",
+__all__ = ["EMA", "BestCheckpoint", "BitsPerDim", "Ensembles", "Evaluate", "LangevinHealth", "LastCheckpoint",
            "LevelHealth", "LossFloor", "LossGuard", "Nats", "Posterior", "SampleGrid", "SampleWriter", "ScorePlot",
            "StepProgress", "SystemMetrics"]  # fmt: skip

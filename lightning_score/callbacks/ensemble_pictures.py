@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_score.callbacks.mosaics import Group, Row, Scale, Values, color_scale, draw_groups
 from lightning_score.callbacks.pictures import figure_picture, strip_picture
-from lightning_score.callbacks.plots import Shown, to_values
+from lightning_score.callbacks.plots import Shown, drawable_text, to_values
 from lightning_score.data import ScoreData
 from lightning_score.metrics.calibration import Coverage, RankHistogram
 
@@ -34,22 +34,12 @@ def summary(members: Tensor) -> Tensor:
     return torch.stack([members.mean(0), members.std(0), *members[:MEMBERS]])
 
 
-def rank_figure(histogram: RankHistogram, spread_skill: float) -> "Figure":
-    """The shares of ranks over the band in which those of a calibrated model are."""
-    from matplotlib.figure import Figure  # takes a second to import
-
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.add_subplot(ylabel="share of truths")
-    draw_ranks(axes, histogram)
-    axes.set_title(f"{axes.get_title()}; spread / error {spread_skill:.2f}", fontsize=9)
-    return figure
-
-
-def draw_ranks(axes: "Axes", histogram: RankHistogram, of: str = "the truth") -> None:
+def _draw_ranks(axes: "Axes", histogram: RankHistogram, of: str) -> None:
     """Draws a rank histogram over the band of calibrated models."""
     n = len(histogram.shares)
     shares, low, high = (part.numpy() for part in histogram[:3])
     axes.set_xlabel(f"rank of {of} among {n - 1} samples")
+    axes.set_ylabel("share of truths")
     axes.bar(range(n), shares, width=0.8, color="tab:blue")
     axes.bar(range(n), high - low, bottom=low, width=1.0, **BAND)
     axes.axhline(1 / n, color="tab:orange", lw=1)
@@ -59,24 +49,31 @@ def draw_ranks(axes: "Axes", histogram: RankHistogram, of: str = "the truth") ->
     axes.set_title(_deviation_title(histogram), fontsize=9)
 
 
-def calibration_figure(coverage: Coverage, histograms: Mapping[str, RankHistogram]) -> "Figure":
-    """TARP's coverage over its band, and rank histograms, each with what it is of."""
+def calibration_figure(histograms: Mapping[str, RankHistogram], coverage: Coverage | None = None) -> "Figure":
+    """TARP's coverage, if given, and rank histograms, each with what it is of, over the bands of calibrated models."""
     from matplotlib.figure import Figure  # takes a second to import
 
-    figure = Figure(figsize=(4 * (1 + len(histograms)), 3.8), layout="constrained")
-    first, *others = figure.subplots(1, 1 + len(histograms))
-    x, y, low, high = (part.numpy() for part in coverage[:4])
-    first.fill_between(x, low, high, lw=0, **BAND)
-    first.plot([0, 1], [0, 1], color="tab:orange", lw=1)
-    first.plot(x, y, color="tab:blue", lw=1.5, label="coverage")
-    first.set_xlabel("credibility of balls about random points")
-    first.set_ylabel("share of truths inside")
-    first.set_title(_deviation_title(coverage), fontsize=9)
-    first.set_aspect("equal")
-    first.legend(loc="lower right")
-    for axes, (of, histogram) in zip(others, histograms.items(), strict=True):
-        draw_ranks(axes, histogram, of)
+    count = len(histograms) + (coverage is not None)
+    figure = Figure(figsize=(4 * count, 3.8), layout="constrained")
+    grid = figure.subplots(1, count, squeeze=False)[0]
+    if coverage is not None:
+        _draw_coverage(grid[0], coverage)
+    for axes, (of, histogram) in zip(grid[-len(histograms) :], histograms.items(), strict=True):
+        _draw_ranks(axes, histogram, of)
     return figure
+
+
+def _draw_coverage(axes: "Axes", coverage: Coverage) -> None:
+    """Draws TARP's coverage over the band of calibrated models."""
+    x, y, low, high = (part.numpy() for part in coverage[:4])
+    axes.fill_between(x, low, high, lw=0, **BAND)
+    axes.plot([0, 1], [0, 1], color="tab:orange", lw=1)
+    axes.plot(x, y, color="tab:blue", lw=1.5, label="coverage")
+    axes.set_xlabel("credibility of balls about random points")
+    axes.set_ylabel("share of truths inside")
+    axes.set_title(_deviation_title(coverage), fontsize=9)
+    axes.set_aspect("equal")
+    axes.legend(loc="lower right")
 
 
 def _deviation_title(found: RankHistogram | Coverage) -> str:
@@ -100,17 +97,29 @@ def ensemble_picture(data: ScoreData, truths: Tensor, given: Tensor | None, show
         bright = 255 / shown[:, 1].max().clamp(min=1e-12)
         columns = torch.cat([columns[:, : -members.shape[1]], bright * shown[:, 1:2], columns[:, -members.shape[1] :]], 1)
         return strip_picture(columns.round().to(torch.uint8).unbind(1))
-    label = Shown(to_values(truths), to_values(truths), data.names, data.units).label
-    labels = [label(c) for c in range(min(CHANNELS, truths.shape[1]))] if truths.ndim > 2 else [data.units]
-    if truths.ndim == 5:
-        columns, shown = (each[:, :, :, each.shape[3] // 2] for each in (columns, shown))
+    labels, columns, shown = channel_labels(data, truths), slices(columns), slices(shown)
     names = [*(["given"] if given is not None else []), "truth", "mean", "drawn"]
-    if truths.ndim > 3:
+    if columns.ndim == 5:
         few = to_values(columns[:, : len(names) - 1 + IN_FIELDS])
         return figure_picture(draw_maps(few, to_values(shown[:, 1]), names, labels, "a condition in each column"))
     mean, std = (to_values(shown[:CURVES, k]) for k in range(2))
     band = Band(mean - 2 * std, mean + 2 * std, "two standard deviations")
     return figure_picture(draw_bands(to_values(columns[:CURVES]), band, names, labels))
+
+
+def channel_labels(data: ScoreData, x: Tensor) -> list[str]:
+    """Those of the channels of examples (N, *shape) that are drawn."""
+    if x.ndim not in (3, 4, 5):
+        return [drawable_text(data.units)]
+    shown = Shown(to_values(x[:1]), to_values(x[:1]), data.names, data.units)
+    return [shown.label(c) for c in range(min(CHANNELS, x.shape[1]))]
+
+
+def slices(parts: Tensor) -> Tensor:
+    """What is drawn of k examples in each of N rows, (N, k, *shape): the central slices of volumes; examples of more than
+    four axes are rows of a table.
+    """
+    return parts[:, :, :, parts.shape[3] // 2] if parts.ndim == 6 else parts if parts.ndim < 6 else parts.flatten(2)
 
 
 class Band(NamedTuple):

@@ -1,5 +1,6 @@
 """Measures samples against the held-out examples that their conditions, or observations, belong to."""
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_score.callbacks.base import Periodic, data_of, fast_dev_run, writes_files
-from lightning_score.callbacks.ensemble_pictures import MEMBERS, SHOWN, ensemble_picture, rank_figure, summary
+from lightning_score.callbacks.ensemble_pictures import MEMBERS, SHOWN, calibration_figure, ensemble_picture, summary
 from lightning_score.callbacks.loss_guard import measuring
 from lightning_score.callbacks.measurement import blank_record, store
 from lightning_score.callbacks.pictures import figure_picture, publish
@@ -108,8 +109,8 @@ class EnsembleCallback(Periodic, ABC):
         """
 
     @abstractmethod
-    def publish(self, trainer: Trainer, data: ScoreData, truths: Truths, shown: Tensor) -> None:
-        """Writes pictures of `last` and of the first ensembles, of which a `summary` is given."""
+    def publish(self, trainer: Trainer, data: ScoreData, truths: Truths, scores: EnsembleScores, shown: Tensor) -> None:
+        """Writes pictures of the scores and of the first ensembles, of which a `summary` is given."""
 
     def prepared(self, data: ScoreData, model: ScoreModel, truths: Truths) -> Truths:
         """The examples with what they are compared by."""
@@ -132,7 +133,9 @@ class EnsembleCallback(Periodic, ABC):
     @torch.inference_mode()
     def _evaluate(self, trainer: Trainer, pl_module: ScoreModel, prefix: str) -> None:
         before, data, self._seconds = pl_module.score_function.evaluations, data_of(trainer), 0.0
-        k, members = (2, min(4, self.members)) if fast_dev_run(trainer) else (self.conditions, self.members)
+        k, members = self.conditions, self.members
+        if fast_dev_run(trainer):
+            k, members = 2, min(whole(4, pl_module.sampler.particles), members)
         truths = self.prepared(data, pl_module, self._truths(data, k, pl_module.takes_condition))
         with self.drawing(pl_module, truths, members):
             self.last, shown = self._scores(trainer, pl_module, truths, members)
@@ -147,14 +150,15 @@ class EnsembleCallback(Periodic, ABC):
         )
         found = self.last.found()
         for name, ((value, error, jackknife), floor, _) in found.items():
-            record = replace(template, metric=name, value=value, error=error, jackknife=list(jackknife))
-            store(trainer, record if floor is None else replace(record, floor=floor, floor_n=n))
+            if math.isfinite(value):  # unlike z-scores of samples that are all the same
+                record = replace(template, metric=name, value=value, error=error, jackknife=list(jackknife))
+                store(trainer, record if floor is None else replace(record, floor=floor, floor_n=n))
         self._log(pl_module, prefix, found)
         if self.logs_cost:
             cost = {f"{prefix}/nfe": template.nfe, f"{prefix}/sampling_seconds": template.seconds}
             pl_module.log_dict(cost, rank_zero_only=True)
         if writes_files(trainer):
-            self.publish(trainer, data, truths, shown)
+            self.publish(trainer, data, truths, self.last, shown)
 
     def _truths(self, data: ScoreData, conditions: int, takes_condition: bool = True) -> Truths:
         """The conditions, the same on all processes."""
@@ -286,13 +290,11 @@ class Ensembles(EnsembleCallback):
         residual = data.given.operator.apply(samples) - truths.y[k].to(samples)
         return {"squared_residual": residual.double().square().nanmean() / truths.spread**2}
 
-    def publish(self, trainer: Trainer, data: ScoreData, truths: Truths, shown: Tensor) -> None:
-        if self.last is None:
-            return
-        step, found, histogram = f"step {trainer.global_step}, ", self.last.found(), self.last.histogram()
-        picture = figure_picture(rank_figure(histogram, found["spread_skill"].estimate.value))
-        publish(trainer, "ranks", picture, f"{step}rank deviation {histogram.deviation:.3f}")
-        crps, skill = (found[name].estimate.value for name in ("crps", "crps_skill"))
+    def publish(self, trainer: Trainer, data: ScoreData, truths: Truths, scores: EnsembleScores, shown: Tensor) -> None:
+        step, found, histogram = f"step {trainer.global_step}, ", scores.found(), scores.histogram()
+        crps, skill, spread = (found[name].estimate.value for name in ("crps", "crps_skill", "spread_skill"))
+        picture = figure_picture(calibration_figure({"the truth": histogram}))
+        publish(trainer, "ranks", picture, f"{step}rank deviation {histogram.deviation:.3f}, spread / error {spread:.2f}")
         given = None if data.given is None else as_examples(data, data.given.operator, truths.y[:SHOWN])
         picture = ensemble_picture(data, truths.truth, given, shown)
         publish(trainer, "ensembles", picture, f"{step}CRPS {crps:.3g}, skill {skill:.2g}")

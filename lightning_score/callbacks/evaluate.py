@@ -19,7 +19,6 @@ from lightning_score.callbacks.ema import EMA
 from lightning_score.callbacks.loss_guard import measuring
 from lightning_score.callbacks.measurement import (
     AsDistance,
-    Evaluation,
     InFeatures,
     Measure,
     Measurement,
@@ -37,7 +36,7 @@ from lightning_score.metrics import Distance, Features, ReferenceFile, nearest_n
 from lightning_score.metrics.reference import check_fit, reference_of_file, reference_statistics
 from lightning_score.metrics.summaries import summaries_of
 from lightning_score.metrics.totals import KEPT
-from lightning_score.runs.records import metric_name
+from lightning_score.runs.records import Record, metric_name
 from lightning_score.training.model import ScoreModel
 
 IN_PICTURE = 64
@@ -123,7 +122,7 @@ class Evaluate(Periodic):
         self.before_denoising, self.raw_weights = before_denoising, raw_weights
         self.neighbors, self.all_metrics = neighbors, all_metrics
         self.given: Source | None = None
-        self.last: Evaluation | None = None
+        self.last: Record | None = None  # of the main metric
         self.metric: str | None = None
         if self.features:
             kind = self.features[0].measured[0]
@@ -131,10 +130,6 @@ class Evaluate(Periodic):
             self.metric = metric_name(kind, self.features[0].name, most)
         self._measures: dict[tuple[int, bool], list[Measure]] = {}
         self._started, self._spent = time.monotonic(), 0.0
-
-    def measure_nothing(self) -> None:
-        """Turns it off."""
-        self.features, self.distances, self.metric = [], [], None
 
     def chosen(self, data: ScoreData, test: bool = False) -> list[Distance]:
         """The distances that `test`, or `fit` and `validate`, measure."""
@@ -273,7 +268,7 @@ class Evaluate(Periodic):
     def _log(self, pl_module: LightningModule, prefix: str, found: Measurement, memory: dict[str, float]) -> None:
         entries = found.log_entries()
         if found.name == self.metric:
-            self.last = found.evaluation()
+            self.last = found.mean
             drawing = {"nfe": self.last.nfe, "sampling_seconds": self.last.seconds, **memory}
             entries = entries if self.given else drawing | entries
         for name, value in entries.items():

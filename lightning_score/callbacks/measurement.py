@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -21,24 +21,6 @@ from lightning_score.metrics.reference import Reference
 from lightning_score.metrics.summaries import DistanceTotals, Summaries
 from lightning_score.metrics.totals import KEPT, KINDS, MetricTotals, Totals
 from lightning_score.runs.records import FILE, PERFECT, Record, append_record, metric_name, settings_of
-
-
-class Evaluation(NamedTuple):
-    """The main result of an evaluation: the main distance of the samples of the averaged weights.
-
-    Fields: metric (`fid_<features>_<n>`, `sliced_wasserstein_<n>`), value, error (its standard error, NaN where unknown),
-    floor (what a perfect model scores, NaN where unknown), n (samples), nfe (network evaluations per sample), seconds (spent
-    on sampling), step (training steps done).
-    """
-
-    metric: str
-    value: float
-    error: float
-    floor: float
-    n: int
-    nfe: float
-    seconds: float
-    step: int
 
 
 @dataclass(frozen=True)
@@ -69,12 +51,6 @@ class Measurement:
         if self.kind == "fid" or self.mean.floor is not None:
             values |= {"_floor": self.mean.floor, "_n": float(self.mean.n)}
         return {self.name + ending: value for ending, value in values.items() if value is not None and not math.isnan(value)}
-
-    def evaluation(self) -> Evaluation:
-        """The same as the main result of an evaluation."""
-        mean, nan = self.mean, math.nan
-        error, floor = (nan if value is None else value for value in (mean.error, mean.floor))
-        return Evaluation(self.name, mean.value, error, floor, mean.n, mean.nfe, mean.seconds, mean.step)
 
 
 def blank_record(data: ScoreData, step: int, n: int) -> Record:
@@ -140,6 +116,7 @@ class Measure(ABC):
         """Writes and logs a picture of these sums, if there is one."""
 
 
+@dataclass(frozen=True)
 class InFeatures(Measure):
     """The Frechet distance and other metrics in some features.
 
@@ -152,17 +129,12 @@ class InFeatures(Measure):
         file: that the reference comes from; None: the data.
     """
 
-    def __init__(
-        self,
-        features: Features,
-        reference: Reference,
-        n: int,
-        all_metrics: bool = False,
-        fid_infinity: bool = False,
-        file: ReferenceFile | None = None,
-    ) -> None:
-        self.features, self.reference, self.n, self.file = features, reference, n, file
-        self.all_metrics, self.fid_infinity = all_metrics, fid_infinity
+    features: Features
+    reference: Reference
+    n: int
+    all_metrics: bool = False
+    fid_infinity: bool = False
+    file: ReferenceFile | None = None
 
     def totals(self) -> MetricTotals:
         return MetricTotals(self.features, self.n, self.reference.kept.device)
@@ -189,6 +161,7 @@ class InFeatures(Measure):
         return self.features.fingerprint
 
 
+@dataclass(frozen=True)
 class AsDistance(Measure):
     """A distance without features.
 
@@ -197,8 +170,8 @@ class AsDistance(Measure):
         device: where it is computed.
     """
 
-    def __init__(self, reference: Summaries, device: torch.device) -> None:
-        self.reference, self.device = reference, device
+    reference: Summaries
+    device: torch.device
 
     def totals(self) -> DistanceTotals:
         return DistanceTotals(self.reference)

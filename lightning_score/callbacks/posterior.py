@@ -1,6 +1,6 @@
 """Measures samples given simulated observations of held-out examples against the posterior, in `test`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any, cast
@@ -12,14 +12,15 @@ from torch.nn import functional as F
 
 from lightning_score.callbacks.ensemble_pictures import SHOWN, calibration_figure, ensemble_picture
 from lightning_score.callbacks.ensembles import EnsembleCallback, Truths, as_examples
+from lightning_score.callbacks.evaluate import Evaluate
 from lightning_score.callbacks.pictures import figure_picture, publish
 from lightning_score.data import ScoreData
-from lightning_score.errors import InputError, require
+from lightning_score.errors import require
 from lightning_score.guidance import Guidance
+from lightning_score.guidance.observed import only_observing
 from lightning_score.metrics.calibration import distances_from, squared_z
-from lightning_score.metrics.ensembles import EnsembleScores
-from lightning_score.metrics.posteriors import PosteriorScores, exact_distances, image_scores
-from lightning_score.observations import GaussianNoise, LinearOperator, Observation
+from lightning_score.metrics.ensembles import EnsembleScores, PosteriorScores, exact_distances, image_scores
+from lightning_score.observations import GaussianNoise, LinearOperator, Observation, ObservationNoise, Operator
 from lightning_score.runs.records import settings_of
 from lightning_score.seeds import counted_seed
 from lightning_score.training.model import ScoreModel
@@ -73,39 +74,44 @@ class Posterior(EnsembleCallback):
         super().__init__(observations, samples, seed, batch_size)
         self.noise = None if noise_std is None else GaussianNoise(noise_std)
 
+    def alone(self, evaluate: Evaluate, callbacks: Sequence[Any]) -> list[Any]:
+        """The callbacks with this one as the only measure of samples."""
+        evaluate.features, evaluate.distances, evaluate.metric = [], [], None
+        return [*(each for each in callbacks if not isinstance(each, EnsembleCallback)), self]
+
     def check(self, data: ScoreData) -> None:
         super().check(data)
-        require(not data.missing, "posterior: entries of these data may be missing; observations of them would be, too")
+        name = type(data).__name__
+        require(not data.missing, f"--posterior: {name} may have missing entries, which cannot be observed; give other data")
         held_out = len(data.splits.held_out.x)
         require(held_out >= self.conditions, f"observations={self.conditions}: there are only {held_out} held-out examples")
 
     def check_model(self, model: ScoreModel) -> None:
-        self._observation(model)
+        self._parts(model)
         super().check_model(model)
 
-    def _observation(self, model: ScoreModel, x: Tensor | None = None) -> Observation:
-        """The operator and the noise of the model's guidance, and simulated observations of x, the same on all processes.
+    def _parts(self, model: ScoreModel) -> tuple[Operator, ObservationNoise]:
+        """The operator of the model's guidance, and the noise of the simulation.
 
         Raises:
             InputError: there is not one guidance by observations, or its noise is unknown.
         """
-        found = [] if model.guidance is None else model.guidance.observing()
-        if len(found) != 1 or found[0].noise is None:
-            raise InputError("--posterior: needs one guidance by observations; give --model.guidance, as MomentMatching")
-        operator, noise = found[0].operator, self.noise or found[0].noise
+        found = only_observing(model.guidance, "--posterior")
+        operator, noise = found.operator, self.noise or cast(ObservationNoise, found.noise)
         require(
             not isinstance(noise, GaussianNoise) or noise.std is not None,
-            f"--posterior: the noise of guidance={type(found[0]).__name__} is unknown; give that of the simulation, "
+            f"--posterior: the noise of guidance={type(found).__name__} is unknown; give that of the simulation, "
             "--posterior.noise_std",
         )
-        mean = torch.zeros(0) if x is None else operator.apply(x)
-        return Observation(operator, noise, noise.sample(mean, torch.Generator().manual_seed(counted_seed(self.seed))))
+        return operator, noise
 
     def prepared(self, data: ScoreData, model: ScoreModel, truths: Truths) -> Truths:
         """With simulated observations, and the noise-free ones of other examples."""
-        self._observed = self._observation(model, truths.x)
-        self._of_others = self._observed.operator.apply(truths.others)
-        self.subject = f", {_brief(self._observed.operator)}, {_brief(self._observed.noise)}"
+        operator, noise = self._parts(model)
+        generator = torch.Generator().manual_seed(counted_seed(self.seed))  # the same on all processes
+        self._observed = Observation(operator, noise, noise.sample(operator.apply(truths.x), generator))
+        self._of_others = operator.apply(truths.others)
+        self.subject = f", {_brief(operator)}, {_brief(noise)}"
         return truths._replace(y=self._observed.y)
 
     @contextmanager
@@ -175,14 +181,12 @@ class Posterior(EnsembleCallback):
         exact = draw(EXACT + len(samples), torch.Generator().manual_seed(counted_seed(self.seed, k)))
         return exact_distances(samples.flatten(1).cpu(), exact.flatten(1))
 
-    def publish(self, trainer: Trainer, data: ScoreData, truths: Truths, shown: Tensor) -> None:
-        if self.last is None:
-            return
-        operator, found, step = self._observed.operator, self.last.found(), f"step {trainer.global_step}, "
-        histograms = {"the truth": self.last.histogram()}
+    def publish(self, trainer: Trainer, data: ScoreData, truths: Truths, scores: EnsembleScores, shown: Tensor) -> None:
+        operator, found, step = self._observed.operator, scores.found(), f"step {trainer.global_step}, "
+        histograms = {"the truth": scores.histogram()}
         if not self._exact:
-            histograms["the likelihood"] = self.last.histogram("likelihood")
-        figure = calibration_figure(self.last.coverage("distances"), histograms)
+            histograms["the likelihood"] = scores.histogram("likelihood")
+        figure = calibration_figure(histograms, scores.coverage("distances"))
         deviation, score, rmse = (found[name].estimate.value for name in ("tarp_deviation", "z_score", "rmse"))
         publish(trainer, "coverage", figure_picture(figure), f"{step}TARP deviation {deviation:.3f}")
         given = as_examples(data, operator, truths.y[:SHOWN]) if isinstance(operator, LinearOperator) else None

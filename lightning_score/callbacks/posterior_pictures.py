@@ -8,51 +8,40 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_score.callbacks.ensemble_pictures import (
-    CHANNELS,
     CURVES,
     IN_FIELDS,
     MEMBERS,
     SHOWN,
     Band,
+    channel_labels,
     draw_bands,
     draw_maps,
+    slices,
 )
-from lightning_score.callbacks.mosaics import Scale, Values, color_scale
+from lightning_score.callbacks.mosaics import Scale, color_scale
 from lightning_score.callbacks.pictures import figure_picture, in_pixels
-from lightning_score.callbacks.plots import Shown, drawable_text, to_values
+from lightning_score.callbacks.plots import to_values
 from lightning_score.data import ScoreData
-from lightning_score.observations import LinearOperator, Operator
+from lightning_score.guidance.observed import ObservationGuidance
+from lightning_score.observations import LinearOperator
 
 QUANTILES = (0.05, 0.5, 0.95)
 NAMES = ("mean", "5 %", "median", "95 %")
 
 
-class Observations(NamedTuple):
-    """What samples are given: the sample k has the observation (k // each) mod n.
-
-    Fields: operator (A), y (n, ...), in the model's units, and each.
+def lifted(given: ObservationGuidance, n: int, data: ScoreData) -> Tensor | None:
+    """The first n observations in the form of samples, and in their units: as they are, or the smallest x with A x = y, NaN
+    where A observes nothing; None if A is not linear.
     """
-
-    operator: Operator
-    y: Tensor
-    each: int
-
-    def of(self, numbers: Tensor) -> Tensor:
-        """The number of the observation of each sample, (B,)."""
-        return numbers // self.each % len(self.y)
-
-    def lifted(self, n: int, data: ScoreData) -> Tensor | None:
-        """The first n observations in the form of samples, and in their units: as they are, or the smallest x with A x = y,
-        NaN where A observes nothing; None if A is not linear.
-        """
-        if not isinstance(self.operator, LinearOperator):
-            return None
-        if self.y.shape[1:] == data.shape:
-            return self.y[:n] if in_pixels(data) else data.to_reference(self.y[:n])
-        x = self.operator.lift(self.y[:n], data.shape)
-        noise = torch.randn(1, *data.shape, generator=torch.Generator().manual_seed(0))
-        seen = self.operator.lift(self.operator.apply(noise), data.shape).abs() > 1e-6
-        return x.where(seen, torch.nan) if in_pixels(data) else data.to_reference(x).where(seen, torch.nan)
+    operator, y = given.operator, given.given()[:n]
+    if not isinstance(operator, LinearOperator):
+        return None
+    if y.shape[1:] == data.shape:
+        return y if in_pixels(data) else data.to_reference(y)
+    x = operator.lift(y, data.shape)
+    noise = torch.randn(1, *data.shape, generator=torch.Generator().manual_seed(0))
+    seen = operator.lift(operator.apply(noise), data.shape).abs() > 1e-6
+    return (x if in_pixels(data) else data.to_reference(x)).where(seen, torch.nan)
 
 
 class Posteriors(NamedTuple):
@@ -68,41 +57,41 @@ class Posteriors(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, observation: Tensor, n: int) -> "Posteriors":
         """Those of samples x (N, *shape) of the observations of these numbers, (N,)."""
-        levels = torch.tensor(QUANTILES, dtype=x.dtype)
-        found = cls(*(x.new_full((n, *more, *x.shape[1:]), torch.nan) for more in ((), (), (len(levels),))))
+        found = cls(*(x.new_full((n, *more, *x.shape[1:]), torch.nan) for more in ((), (), (len(QUANTILES),))))
         for k in observation.unique().tolist():
             members = x[observation == k]
-            found.mean[k], found.quantiles[k] = members.mean(0), members.quantile(levels, 0)
+            found.mean[k] = members.mean(0)
+            found.quantiles[k] = torch.from_numpy(np.quantile(members, QUANTILES, 0))  # torch's takes 2^24 numbers at most
             if len(members) > 1:
                 found.std[k] = members.std(0)
         return found
 
 
 def posterior_picture(
-    data: ScoreData, given: Observations, found: Posteriors, x: Tensor, observation: Tensor
+    data: ScoreData, given: ObservationGuidance, found: Posteriors, x: Tensor, observation: Tensor
 ) -> Image.Image:
     """Of the first observations: what is observed, if A is linear, mean, quantiles, some samples and standard deviations;
     maps of images, fields and central slices of volumes, curves of signals and of the columns of tables.
 
     Args:
         data: the data.
-        given: the observations.
+        given: the guidance by the observations.
         found: the summaries of their samples.
         x: the samples, in the same units, (N, *shape).
         observation: the number of the observation of each sample, (N,).
     """
     curves = x.ndim not in (4, 5)
     rows = observation.unique()[: CURVES if curves else SHOWN]
-    lifted = given.lifted(int(rows.max()) + 1, data)
-    parts = [] if lifted is None else [lifted[rows].to(x)]
+    observed = lifted(given, int(rows.max()) + 1, data)
+    parts = [] if observed is None else [observed[rows].to(x)]
     parts += [found.mean[rows], *found.quantiles[rows].unbind(1)]
-    labels = _labels(data, x)
+    labels = channel_labels(data, x)
     colors = in_pixels(data) and x.shape[1] == 3
     wanted = MEMBERS if curves else IN_FIELDS if len(labels) == 1 or colors else 1
     drawn = [x[observation == k][:wanted] for k in rows]
     parts += torch.stack([each[: min(map(len, drawn))] for each in drawn]).unbind(1)
-    names = [*(["observed"] if lifted is not None else []), *NAMES, "drawn"]
-    columns, std = (_pictured(part) for part in (torch.stack(parts, 1), found.std[rows][:, None]))
+    names = [*(["observed"] if observed is not None else []), *NAMES, "drawn"]
+    columns, std = (to_values(slices(part)) for part in (torch.stack(parts, 1), found.std[rows][:, None]))
     if curves:
         low, high = (columns[:, names.index(name)] for name in NAMES[1::2])
         kept = [k for k in range(columns.shape[1]) if k not in (names.index("5 %"), names.index("95 %"))]
@@ -114,19 +103,3 @@ def posterior_picture(
         if colors:
             labels, columns, std = [""], np.moveaxis(columns, 2, -1)[:, :, None], std.mean(2, keepdims=True)
     return figure_picture(draw_maps(columns, std[:, 0], names, labels, title, scale))
-
-
-def _labels(data: ScoreData, x: Tensor) -> list[str]:
-    """Those of the channels that are drawn."""
-    if x.ndim not in (3, 4, 5):
-        return [drawable_text(data.units)]
-    shown = Shown(to_values(x[:1]), to_values(x[:1]), data.names, data.units)
-    return [shown.label(c) for c in range(min(CHANNELS, x.shape[1]))]
-
-
-def _pictured(parts: Tensor) -> Values:
-    """What is drawn of examples (N, k, *shape): the central slices of volumes; those of more than four axes are rows of a
-    table.
-    """
-    slices = parts[:, :, :, parts.shape[3] // 2] if parts.ndim == 6 else parts if parts.ndim < 6 else parts.flatten(2)
-    return to_values(slices)

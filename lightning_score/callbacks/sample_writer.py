@@ -13,10 +13,11 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from lightning_score.callbacks.pictures import Strip, drawable, in_pixels, sample_picture, save_picture
-from lightning_score.callbacks.posterior_pictures import Observations, Posteriors, posterior_picture
+from lightning_score.callbacks.posterior_pictures import Posteriors, posterior_picture
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
 from lightning_score.files import replacing
+from lightning_score.guidance.observed import ObservationGuidance
 from lightning_score.sampling.sampler import Samples
 from lightning_score.training.conditions import in_turn
 from lightning_score.training.model import ScoreModel
@@ -39,8 +40,8 @@ class SampleWriter(Callback):
         progressive: number of samples in `progress.png`.
         labels: number of labels, which the samples have in turn; 0 for none or other conditions.
         given: the conditions of the samples, in turn, in the units of the data; None: those of the model are converted.
-        observed: the observations of the samples, of which also `posterior.png` and, in the NPZ, `observation` (n,) (the
-            number of each sample's), `y`, `mean`, `std` and `quantiles` (of 5, 50 and 95 %) of each are written.
+        observed: the guidance by the observations of the samples, of which `posterior.png` is drawn and the NPZ also holds
+            `observation` (n,) (the number of each sample's), `y`, `mean`, `std` and `quantiles` (of 5, 50 and 95 %).
     """
 
     def __init__(
@@ -49,12 +50,11 @@ class SampleWriter(Callback):
         progressive: int = 0,
         labels: int = 0,
         given: Tensor | None = None,
-        observed: Observations | None = None,
+        observed: ObservationGuidance | None = None,
     ):
-        self._data, self._progressive, self._labels, self._given = data, progressive, labels, given
-        self._observed = observed
+        self._data, self._progressive, self._labels, self._given, self._observed = data, progressive, labels, given, observed
         self._parts: list[tuple[Tensor, ...]] = []
-        self._nfe, self._seed = 0.0, 0
+        self._seed = 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: ScoreModel) -> None:
         """Refuses more samples than fit on the disk, before any is drawn.
@@ -95,12 +95,11 @@ class SampleWriter(Callback):
             return
         indices, *drawn = (torch.cat(tensors) for tensors in zip(*chain.from_iterable(parts), strict=True))
         x, raw, nfe, *cond = (tensor[indices.argsort()] for tensor in drawn)
-        self._nfe = float(nfe.mean())
         stored = self._data.to_reference(x)
         if stored.is_floating_point():
             x, raw = stored.to(x.dtype), self._data.to_reference(raw).to(x.dtype)
         folder = Path(trainer.default_root_dir)
-        arrays: dict[str, Any] = {"x": x.numpy(), "seed": self._seed, "nfe": self._nfe}
+        arrays: dict[str, Any] = {"x": x.numpy(), "seed": self._seed, "nfe": float(nfe.mean())}
         if in_pixels(self._data):
             images = stored if stored.dtype == torch.uint16 else drawable(self._data, stored)
             arrays["images"] = images.permute(0, 2, 3, 1).numpy()
@@ -110,22 +109,20 @@ class SampleWriter(Callback):
             units = cond[0] if labeled else self._data.from_condition(cond[0])
             asked = units if self._given is None else in_turn(self._given, indices.sort().values)  # not converted twice
             arrays["labels" if labeled else "condition"] = asked.numpy()
-        if self._observed is not None:
-            arrays |= self._posteriors(self._observed, x, indices.sort().values, folder)
+        if observed := self._observed:
+            index, y = observed.numbers_of(indices.sort().values), observed.given()
+            found = Posteriors.of(x, index, len(y))  # in the units of x
+            of_observations = {"observation": index, "y": y, **found._asdict()}
+            arrays |= {name: values.numpy() for name, values in of_observations.items()}
         with replacing(folder / "samples.npz") as temporary:
             np.savez_compressed(temporary, **arrays)
-        caption = f"{min(len(x), IN_PICTURE)} samples, seed {self._seed}, NFE {self._nfe:g}"
+        how = f"seed {self._seed}, NFE {arrays['nfe']:g}"
+        if observed:
+            caption = f"posteriors of {len(y)} observations, {observed.samples_per_observation} samples each, {how}"
+            save_picture(posterior_picture(self._data, observed, found, x, index), folder / "posterior.png", caption)
         given = cond[0][:IN_PICTURE] if cond and not labeled else None
-        save_picture(sample_picture(self._data, stored[:IN_PICTURE], self._labels, given), folder / "samples.png", caption)
-
-    def _posteriors(self, observed: Observations, x: Tensor, numbers: Tensor, folder: Path) -> dict[str, Any]:
-        """Draws the posteriors of the observations and returns their summaries, in the units of samples x."""
-        index, n = observed.of(numbers), len(observed.y)
-        found = Posteriors.of(x, index, n)
-        caption = f"posteriors of {n} observations, {observed.each} samples each, seed {self._seed}, NFE {self._nfe:g}"
-        save_picture(posterior_picture(self._data, observed, found, x, index), folder / "posterior.png", caption)
-        arrays = {"observation": index, "y": observed.y, **found._asdict()}
-        return {name: values.numpy() for name, values in arrays.items()}
+        picture = sample_picture(self._data, stored[:IN_PICTURE], self._labels, given)
+        save_picture(picture, folder / "samples.png", f"{min(len(x), IN_PICTURE)} samples, {how}")
 
 
 def _storable(x: Tensor) -> Tensor:

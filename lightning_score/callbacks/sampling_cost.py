@@ -13,6 +13,7 @@ from lightning_score.callbacks.bits_per_dim import LikelihoodCallback
 from lightning_score.callbacks.distances import measures
 from lightning_score.callbacks.ensembles import EnsembleCallback
 from lightning_score.callbacks.evaluate import Evaluate
+from lightning_score.callbacks.posterior import Posterior
 from lightning_score.data import ScoreData
 from lightning_score.errors import require
 from lightning_score.memory import require_room
@@ -65,7 +66,7 @@ class SamplingCost(Callback):
         data: the data, which say whether anything is measured.
 
     Raises:
-        InputError: they do not fit into memory, or would take years.
+        InputError: they do not fit into memory, would take years, or lack an observation.
     """
 
     def __init__(self, command: str, model: ScoreModel, config: Any, data: ScoreData):
@@ -75,7 +76,8 @@ class SamplingCost(Callback):
         drawn = {"--evaluate.num_samples": measured, "--samples.num_samples": grid}
         kept = min(evaluate.neighbors, measured) * (command == "test")
         at_once = {"--evaluate.batch_size": min(evaluate.batch_size, measured)}
-        for each in as_list(config["trainer"]["callbacks"]):
+        callbacks = as_list(config["trainer"]["callbacks"])
+        for each in callbacks:
             if isinstance(each, EnsembleCallback) and (each.in_fit or command == "test"):
                 name, n = f"{type(each).__name__}, {each.conditions} x {each.members}:", each.conditions * each.members
                 drawn[name], at_once[f"{name} batch_size={each.batch_size}:"] = n, min(each.batch_size, n)
@@ -86,6 +88,9 @@ class SamplingCost(Callback):
             require_room(n * size, f"{option} {n}: samples of shape {list(model.shape)}")
         self.command, self.model, self.n, self._announced = command, model, sum(drawn.values()), False
         self.evaluations = model.sampler.evaluations(model.score_function.process)
+        observes = any(isinstance(each, Posterior) for each in callbacks)  # examples, for all samples
+        for part in model.guidance.observing() if model.guidance and self.n and not observes else []:
+            part.given()
         options, total = " and ".join(f"{option} {n}" for option, n in drawn.items() if n), self.n * self.evaluations
         cost = f"at {self.evaluations} network evaluations each, these are {total:.1e}, which would take months"
         require(total <= MOST_EVALUATIONS, f"{options}: {cost}; give fewer samples, or the sampler fewer steps")

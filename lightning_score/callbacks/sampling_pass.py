@@ -71,9 +71,9 @@ class Source(ABC):
     def picture(self, samples: Tensor) -> Image.Image:
         """A picture of samples 0 to N - 1."""
 
-    @abstractmethod
     def labels(self, n: int) -> list[int] | None:
         """The class labels of samples 0 to n - 1; None if they have none."""
+        return None
 
 
 class FromModel(Source):
@@ -181,6 +181,7 @@ class SamplingResult:
         vars(self).update(state)
 
 
+@dataclass(frozen=True)
 class SamplingPass:
     """Draws the samples of an evaluation and sums them up; each process takes its share.
 
@@ -197,19 +198,18 @@ class SamplingPass:
     On a GPU the features of a batch are computed, in a separate stream, while the next batch is drawn.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        source: Source,
-        totals: Callable[[], list[Totals]],
-        like: Tensor,
-        batch_size: int,
-        device: torch.device,
-        depends: Sequence[Any] | None = None,
-    ) -> None:
-        self.trainer, self.source, self.totals, self.like = trainer, source, totals, like
-        self.batch_size, self.device, self.depends = batch_size, device, depends
-        self.overlapping = device.type == "cuda"
+    trainer: Trainer
+    source: Source
+    totals: Callable[[], list[Totals]]
+    like: Tensor
+    batch_size: int
+    device: torch.device
+    depends: Sequence[Any] | None = None
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether features are computed while the next batch is drawn."""
+        return self.device.type == "cuda"
 
     def run(self, seed: int, n: int, shown: int = 0, before_denoising: bool = False) -> SamplingResult:
         """The sums over samples 0 to n - 1 of a seed, of all processes.

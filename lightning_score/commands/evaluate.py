@@ -64,8 +64,8 @@ class Test(Evaluation):
         super().make()
         config = self.config_init
         if config["posterior"] is not None:
-            config["trainer"]["callbacks"] = [*as_list(config["trainer"]["callbacks"]), config["posterior"]]
-            config["evaluate"].measure_nothing()
+            callbacks = as_list(config["trainer"]["callbacks"])
+            config["trainer"]["callbacks"] = config["posterior"].alone(config["evaluate"], callbacks)
 
 
 def _switched(option: Option) -> Option:

@@ -1,13 +1,20 @@
 """The command `evaluate`: measures samples that any program drew, as `test` measures those of a model."""
 
+import hashlib
+from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from PIL import Image
+from torch import Tensor, nn
 
 from lightning_score.callbacks import Evaluate
 from lightning_score.callbacks.distances import measures
-from lightning_score.callbacks.given_samples import GivenSamples, NoModel
+from lightning_score.callbacks.pictures import sample_picture
+from lightning_score.callbacks.sampling_pass import Source
 from lightning_score.commands.arguments import CONFIG, Arguments, Layer
 from lightning_score.commands.class_names import class_names
 from lightning_score.commands.configs import find_config, read_config
@@ -24,13 +31,55 @@ from lightning_score.runs.console import write_console
 from lightning_score.runs.folders import check_name, new_dated_folder, new_folder
 from lightning_score.runs.status import recording
 from lightning_score.runs.wandb_logger import RunCSVLogger
+from lightning_score.sampling import Samples
 
 OPTIONS = ("features", "distances", "reference", "batch_size", "fid_infinity", "neighbors")
 """The parameters of `Evaluate` that concern samples without a model."""
-OF_MODELS = {
-    "num_samples", "seed", "every_n_validations", "max_share", "repeats", "before_denoising", "raw_weights", "all_metrics",
-    "images",
-}  # fmt: skip
+
+
+class GivenSamples(Source):
+    """Samples 0 to N - 1 that another program drew, of any seed.
+
+    Args:
+        samples: in the form of the data's `reference()`, (N, *shape).
+        data: the data.
+        origin: where they are from.
+        device: where they are measured.
+    """
+
+    weights = "given"
+    evaluations = 0
+
+    def __init__(self, samples: Tensor, data: ScoreData, origin: str, device: torch.device | str = "cpu") -> None:
+        self.samples, self.data, self.origin, self.device = samples, data, origin, device
+
+    def draw(self, numbers: Sequence[int], seed: int) -> Samples:
+        found = self.samples[torch.as_tensor(numbers)].to(self.device)
+        return Samples(found, found, 0.0, None)
+
+    def to_reference(self, x: Tensor) -> Tensor:
+        return x
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"class": type(self).__name__, "file": self.origin, "hash": self.digest(len(self.samples))[:16]}
+
+    def digest(self, n: int) -> str:
+        return hashlib.sha256(self.samples[:n].contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
+
+    def picture(self, samples: Tensor) -> Image.Image:
+        return sample_picture(self.data, samples)
+
+
+class NoModel(LightningModule):
+    """Takes the place of a model in a test that measures given samples alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros(()))
+
+    def test_step(self, *batch: Any) -> None:
+        """Does nothing."""
 
 
 def evaluate(arguments: Arguments) -> None:
@@ -99,7 +148,8 @@ def _parser() -> Parser:
     parser.add_argument("samples", type=str, help=samples)
     parser.add_argument("-c", "--config", type=str, help="A config whose data and measures are used, as ncsn.")
     parser.add_subclass_arguments(ScoreData, "data", required=False, help="The data that samples are compared with.")
-    parser.add_class_arguments(Evaluate, "evaluate", skip=OF_MODELS, instantiate=False)
+    of_models = {*signature(Evaluate).parameters} - {*OPTIONS}
+    parser.add_class_arguments(Evaluate, "evaluate", skip=of_models, instantiate=False)
     parser.add_argument("--num_samples", type=int | None, default=None, help="How many samples; all by default.")
     parser.add_argument("--name", type=str | None, default=None, help="Name of the results; that of the file by default.")
     parser.add_argument("--output", type=str | None, default=None, help="A new folder; by default in runs/NAME/evaluate.")

@@ -7,19 +7,19 @@ from contextlib import suppress
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from jsonargparse._typehints import resolve_class_path_by_name
 from jsonargparse._util import import_object
 
-from lightning_score.callbacks.posterior_pictures import Observations
 from lightning_score.commands.arguments import CONFIG, Arguments, Option
 from lightning_score.commands.configs import read_config
 from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.guidance import Guidance
+from lightning_score.guidance.observed import ObservationGuidance, only_observing
 from lightning_score.observations import ObservationNoise, Operator
 from lightning_score.observations.files import StoredObservation, keeps_constants, require_range, settings, to_floats
 from lightning_score.runs.trust import ClassParser
@@ -49,7 +49,7 @@ def _arguments_of_guidance(arguments: Arguments) -> Sequence[str]:
 
 def observe(
     model: ScoreModel, data: ScoreData, stored: StoredObservation, path: str, each: int, ends: Sequence[float] | None
-) -> Observations:
+) -> ObservationGuidance:
     """Gives the guidance of a model the observations of a file, or A(x) of the samples x in it.
 
     Args:
@@ -63,18 +63,16 @@ def observe(
     Raises:
         InputError: file, options, guidance and sampler do not fit.
     """
-    place, guidance, particles = f"--observation {path}", model.guidance, model.sampler.particles
-    found = [] if guidance is None else guidance.observing()
-    if guidance is None or len(found) != 1:
-        raise InputError(f"{place}: needs one guidance by an observation; give --model.guidance, as MomentMatching")
+    place, particles = f"--observation {path}", model.sampler.particles
+    guidance = only_observing(model.guidance, place)
     require(
         each % particles == 0,
         f"--samples_per_observation {each}: must be a multiple of the sampler's particles={particles}, which share one",
     )
-    operator = found[0].operator
+    operator, noise = guidance.operator, guidance.noise
     for name, spec in stored.settings.items():
         (own, arrays), (made, others) = (
-            settings(part, name) for part in (getattr(found[0], name), _made(name, spec, place))
+            settings(part, name) for part in (getattr(guidance, name), _made(name, spec, place))
         )
         same = own == made and all(np.array_equal(values, others[key]) for key, values in arrays.items())
         require(same, f"--model.guidance.{name}: {path} was made with another {name}; leave the option out")
@@ -89,12 +87,12 @@ def observe(
     y = to_floats(y, ends, place, "--observation_range")
     y = operator.apply(y) if whole else y
     try:
-        model.use(model.sampler, guidance.observe_with(y, each))
-        if ends is not None and found[0].noise is not None:
-            require_range(y, operator, found[0].noise, shape, ends, "y")
+        model.use(model.sampler, cast(Guidance, model.guidance).observe_with(y, each))
+        if ends is not None and noise is not None:
+            require_range(y, operator, noise, shape, ends, "y")
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
-    return Observations(operator, y, each)
+    return guidance.observe_with(y, each)
 
 
 def _made(name: str, spec: Any, place: str) -> Any:

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_score.callbacks import SampleWriter
-from lightning_score.callbacks.posterior_pictures import Observations
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.conditions import Given, read_conditions
 from lightning_score.commands.configs import trusted_modules
@@ -18,6 +17,7 @@ from lightning_score.commands.observations import observe, with_settings
 from lightning_score.commands.trainer import TrainerCommand
 from lightning_score.data.sources import texts
 from lightning_score.errors import InputError, require
+from lightning_score.guidance.observed import ObservationGuidance
 from lightning_score.observations.files import StoredObservation, read_observation
 from lightning_score.runs.trust import check_origin
 from lightning_score.training.conditions import in_turn
@@ -38,8 +38,8 @@ class Predict(TrainerCommand):
     """Those of the options, in the units of the data."""
     stored: StoredObservation | None = None
     """The content of the file with observations."""
-    observed: Observations | None = None
-    """The observations that samples are given."""
+    observed: ObservationGuidance | None = None
+    """The guidance by the observations of the file."""
 
     def complete(self, given: Arguments) -> Arguments:
         """Also reads the observations, whose operator and noise the guidance gets.
@@ -97,10 +97,9 @@ class Predict(TrainerCommand):
         if self.stored is not None:
             each, ends = config["samples_per_observation"], config["observation_range"]
             self.observed = observe(model, self.datamodule, self.stored, config["observation"], each, ends)
-        for part in [] if model.guidance is None else model.guidance.observing():
-            part.given()
         if config["num_samples"] is None:
-            config["num_samples"] = NUMBER if self.observed is None else self.observed.each * len(self.observed.y)
+            per = config["samples_per_observation"]
+            config["num_samples"] = per * len(self.observed.given()) if self.observed else NUMBER
 
     def load_weights(self, checkpoint: dict[str, Any]) -> None:
         """Also finds the conditions, which the model must know."""

@@ -8,9 +8,10 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_score.callbacks import Evaluate, Evaluation
+from lightning_score.callbacks import Evaluate
 from lightning_score.callbacks.base import callbacks_of
 from lightning_score.files import unwritten
+from lightning_score.runs.records import Record
 from lightning_score.training.model import ScoreModel
 
 
@@ -73,14 +74,15 @@ def print_evaluation(trainer: Trainer, folder: Path | None) -> None:
         raise OSError(EIO, "not written, for the reason above", ", ".join(dict.fromkeys(missing)))
 
 
-def evaluations(trainer: Trainer) -> list[Evaluation]:
+def evaluations(trainer: Trainer) -> list[Record]:
     """The last result of every evaluation."""
     return [each.last for each in callbacks_of(trainer, Evaluate) if each.last is not None]
 
 
-def sentence(evaluation: Evaluation) -> str:
+def sentence(found: Record) -> str:
     """A distance with its error, samples, evaluations and floor."""
-    error = "" if math.isnan(evaluation.error) else f" +- {2 * evaluation.error:.2g} (two standard errors)"
-    floor = "" if math.isnan(evaluation.floor) else f"; a perfect model scores {evaluation.floor:.3g} at this n"
-    drawn = f" at {evaluation.nfe:g} network evaluations each" if evaluation.nfe else ""
-    return f"{evaluation.value:.3g}{error} for n = {evaluation.n} samples{drawn}{floor}"
+    known = found.error is not None and not math.isnan(found.error)
+    error = f" +- {2 * (found.error or 0):.2g} (two standard errors)" if known else ""
+    floor = "" if found.floor is None else f"; a perfect model scores {found.floor:.3g} at this n"
+    drawn = f" at {found.nfe:g} network evaluations each" if found.nfe else ""
+    return f"{found.value:.3g}{error} for n = {found.n} samples{drawn}{floor}"

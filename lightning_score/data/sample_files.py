@@ -139,7 +139,7 @@ def _read_array(path: Path, data: ScoreData, dtype: torch.dtype) -> Tensor:
         array = np.moveaxis(array, 3, 1)
     if array.dtype == np.float16 or array.dtype.byteorder == ">":
         array = array.astype(np.float32 if array.dtype == np.float16 else array.dtype.newbyteorder("="))
-    return _of_shape(path, torch.from_numpy(np.ascontiguousarray(array)), data.shape)
+    return _of_shape(path, torch.from_numpy(np.require(array, requirements=["C", "W"])), data.shape)
 
 
 def _of_shape(path: Path, found: Tensor, shape: Sequence[int]) -> Tensor:

@@ -98,10 +98,9 @@ class MixturePosterior:
 
     Args:
         mixture: the law of x, with K modes in D dimensions.
-        operator: A, applied to points (N, *shape) as an observed sample.
+        operator: A, of points (N, D).
         y: one observation, of any shape.
         noise_std: s; 0: exact.
-        shape: the shape of x, of D numbers; None: (D,).
 
     Attributes:
         weights: the weights of the modes, float64 (K,).
@@ -115,11 +114,9 @@ class MixturePosterior:
         operator: LinearOperator,
         y: Tensor,
         noise_std: float,
-        shape: Sequence[int] | None = None,
     ) -> None:
         size = mixture.means.shape[1]
-        units = torch.eye(size, dtype=torch.float64).reshape(size, *(shape or (size,)))
-        left, scales, axes = torch.linalg.svd(operator.apply(units).flatten(1).mT)
+        left, scales, axes = torch.linalg.svd(operator.apply(torch.eye(size, dtype=torch.float64)).flatten(1).mT)
         rank = int((scales > 1e-10 * scales[0]).sum())
         scales = torch.nn.functional.pad(scales[:rank], (0, size - rank))
         observed = torch.nn.functional.pad((y.flatten().double().cpu() @ left)[:rank], (0, size - rank))
@@ -136,13 +133,6 @@ class MixturePosterior:
     def mean(self) -> Tensor:
         """(D,)."""
         return self.axes @ (self.weights @ self.means)
-
-    @property
-    def covariance(self) -> Tensor:
-        """(D, D)."""
-        offset = self.means - self.weights @ self.means
-        within, between = torch.diag(self.weights @ self.stds**2), (offset.mT * self.weights) @ offset
-        return self.axes @ (within + between) @ self.axes.mT
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draws `n` independent points, float64 (n, D)."""

@@ -16,6 +16,7 @@ from lightning_score.score.trace import inner
 from lightning_score.tensors import broadcast_to
 
 LARGEST = 5.0
+"""The longest step of the denoised image in `NetworkGradient`, in standard deviations."""
 
 
 @dataclass(eq=False, repr=False)
@@ -183,7 +184,7 @@ def conjugate_gradients(
     """
     residual, direction, square = b, b, inner(b, b)
     least = torch.finfo(b.dtype).eps ** 2 * square
-    v, total = torch.zeros_like(b), None
+    v, total = torch.zeros_like(b), b.new_zeros(())
     for _ in range(iterations):
         pulled = pull(direction)
         image = product(direction, pulled)
@@ -191,11 +192,10 @@ def conjugate_gradients(
         going = (square > least) & (curvature > 0)
         step = torch.where(going, square, 0) / torch.where(going, curvature, 1)
         v, residual = v + broadcast_to(step, b) * direction, residual - broadcast_to(step, b) * image
-        part = broadcast_to(step, pulled) * pulled
-        total = part if total is None else total + part
+        total = total + broadcast_to(step, pulled) * pulled
         before, square = torch.where(going, square, 1), torch.where(going, inner(residual, residual), 0)
         direction = residual + broadcast_to(square / before, b) * direction
-    return v, cast(Tensor, total)
+    return v, total
 
 
 class NoisyLikelihood(LikelihoodGuidance):

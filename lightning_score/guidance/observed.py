@@ -14,7 +14,7 @@ from lightning_score.files import LocalPath
 from lightning_score.guidance.base import Guidance, ModelFacts
 from lightning_score.observations import GaussianNoise, LinearOperator, Observation, ObservationNoise, Operator
 from lightning_score.observations.files import read_observation, to_floats
-from lightning_score.score.function import Scale, ScoreField
+from lightning_score.score.function import ScoreField
 from lightning_score.score.posterior import PosteriorScore, Twisted
 from lightning_score.tensors import broadcast_to, combine, differentiated
 
@@ -58,7 +58,7 @@ class ObservationGuidance(Guidance, ABC):
         self._require_count(self.samples_per_observation)
         if isinstance(self.observation, str):
             stored = read_observation(self.observation)
-            self.observation = to_floats(stored.y, stored.data_range, self.observation)
+            self.observation = to_floats(stored.y, stored.data_range, self.observation, "write_observation(data_range)")
         self.noise = self.noise or GaussianNoise(0.0)
 
     @abstractmethod
@@ -66,17 +66,21 @@ class ObservationGuidance(Guidance, ABC):
         """The guided score, for the observation of each row."""
 
     def guide(self, score: ScoreField, indices: Tensor) -> PosteriorScore:
-        y, numbers = self.given(), (indices // self.samples_per_observation).cpu()
-        rows = y[numbers % len(y)].to(indices.device)
+        rows = self.given()[self.numbers_of(indices).cpu()].to(indices.device)
         return self.posterior(score, Observation(self.operator, cast(ObservationNoise, self.noise), rows))
 
     def given(self) -> Tensor:
         """y, (n, ...); raises `InputError` if there is none."""
         if not isinstance(self.observation, Tensor):
             raise InputError(
-                f"guidance={type(self).__name__}: has no observation; give predict --observation y.npz, or observe_with(y)"
+                f"guidance={type(self).__name__}: has no observation; give predict --observation y.npz, test --posterior, "
+                "or observe_with(y)"
             )
         return self.observation
+
+    def numbers_of(self, indices: Tensor) -> Tensor:
+        """The number of the observation of each sample k, (B,)."""
+        return indices // self.samples_per_observation % len(self.given())
 
     def observing(self) -> "list[ObservationGuidance]":
         return [self]
@@ -94,7 +98,12 @@ class ObservationGuidance(Guidance, ABC):
         return other
 
     def check(self, trained: ModelFacts) -> None:
-        name, noise, expected = type(self).__name__, cast(ObservationNoise, self.noise), self._observed_shape(trained.shape)
+        name, noise = type(self).__name__, cast(ObservationNoise, self.noise)
+        require(
+            not self.linear or isinstance(self.operator, LinearOperator),
+            f"guidance={name}: needs a linear operator, and {type(self.operator).__name__} is not; take MomentMatching",
+        )
+        expected = self.operator.observed_shape(trained.shape)
         require(
             not (trained.compiled and self.differentiates),
             f"guidance={name}: differentiates the network, which compile does not allow; set compile: null",
@@ -115,17 +124,16 @@ class ObservationGuidance(Guidance, ABC):
         require(bool(y.isfinite().all()), "observation: holds NaN or infinity at known pixels; mask them")
         noise.check(y)
 
-    def _observed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        require(
-            not self.linear or isinstance(self.operator, LinearOperator),
-            f"guidance={type(self).__name__}: needs a linear operator, and {type(self.operator).__name__} is not; take "
-            "MomentMatching",
-        )
-        return self.operator.observed_shape(shape)
-
     @staticmethod
     def _require_count(count: int) -> None:
         require(count >= 1, f"samples_per_observation={count}: must be at least 1")
+
+
+def only_observing(guidance: Guidance | None, option: str) -> ObservationGuidance:
+    """The guidance by observations in another one; raises `InputError` with the option unless there is one."""
+    found = guidance.observing() if guidance else []
+    require(len(found) == 1, f"{option}: needs one guidance by observations; give --model.guidance, as MomentMatching")
+    return found[0]
 
 
 class At(NamedTuple):
@@ -216,7 +224,4 @@ class _ObservedScore(PosteriorScore):
         return Twisted(score, torch.zeros_like(x), self.observation.log_prob(denoised))
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.combination(x, t, cond, x_scale=0.0, score_scale=1.0)
-
-    def combination(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Scale, score_scale: Scale) -> Tensor:
-        return self.score.combination(x, t, cond, x_scale=x_scale, score_scale=score_scale)
+        return self.score(x, t, cond)

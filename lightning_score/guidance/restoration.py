@@ -11,6 +11,7 @@ from lightning_score.guidance.inverse import PseudoInverse
 from lightning_score.guidance.observed import Given
 from lightning_score.observations import BlockMean, Gray, LinearOperator, Mask
 from lightning_score.observations.files import read_array, require_range, to_floats
+from lightning_score.observations.operators import require_mask
 
 
 @dataclass(eq=False, repr=False)
@@ -71,13 +72,9 @@ class Inpainting(Restoration):
         self.observation = self.operator.apply(self.given())
 
     def make_operator(self) -> LinearOperator:
-        known, shape = read_array(self.mask), self.given().shape[1:]
-        given, known = list(known.shape), known.squeeze(0) if known.ndim > len(shape) else known
-        require(
-            known.ndim <= len(shape) and all(a in (1, b) for a, b in zip(known.shape[::-1], shape[::-1], strict=False)),
-            f"mask={self.mask} of shape {given}: must fit {self.observed}, whose images have the shape {list(shape)}",
-        )
-        return Mask(known.expand(shape))
+        operator = Mask(self.mask)
+        require_mask(operator.mask, self.given().shape[1:], f"mask={self.mask}")
+        return operator
 
 
 class Colorization(Restoration):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lightning_score.errors import require
 
@@ -160,7 +161,7 @@ def coverage(ranks: Tensor, seed: int = 0) -> Coverage:
         seed: of the band.
     """
     credibility = torch.linspace(0, 1, ranks.shape[-1] + 1, dtype=ranks.dtype)
-    return Coverage(credibility, *_with_band(ranks, _cumulative, coverage_deviation, seed))
+    return Coverage(credibility, *_with_band(ranks, lambda shares: pad(shares.cumsum(-1), (1, 0)), coverage_deviation, seed))
 
 
 def histogram_deviation(shares: Tensor) -> Tensor:
@@ -181,10 +182,6 @@ def interval_coverage(shares: Tensor, credibility: float) -> Tensor:
     ranks = torch.arange(n, device=shares.device)
     below, above = (((1 + sign * credibility) / 2 * n - ranks).clamp(0, 1) for sign in (-1, 1))
     return (shares * (above - below)).sum(-1)
-
-
-def _cumulative(shares: Tensor) -> Tensor:
-    return torch.nn.functional.pad(shares.cumsum(-1), (1, 0))
 
 
 def _with_band(

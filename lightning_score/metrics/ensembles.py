@@ -1,21 +1,30 @@
-"""How well ensembles of samples predict the truth of their conditions: CRPS, rank histogram, spread."""
+"""How well ensembles of samples predict the truth of their conditions, and whether they follow the posterior."""
 
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from lightning_score.metrics.calibration import (
     Coverage,
     RankHistogram,
     coverage,
+    coverage_deviation,
     histogram_deviation,
+    interval_coverage,
     rank_counts,
     rank_histogram,
 )
+from lightning_score.metrics.distances import SlicedWasserstein
 from lightning_score.metrics.frechet import Estimate, jackknife_error
 from lightning_score.metrics.statistics import BLOCKS, block_of
+
+INTERVALS = (50, 90)
+"""Credibilities of intervals in percent."""
+WINDOW = 11
+"""Pixels along the window of SSIM (Wang et al. 2004)."""
 
 
 def half_distance(members: Tensor) -> Tensor:
@@ -116,22 +125,6 @@ class EnsembleScores:
         """Replaces each of the sums by its total over all processes."""
         self.sums = {name: total(value) for name, value in self.sums.items()}
 
-    def crps(self) -> Estimate:
-        """The mean over conditions."""
-        return self.mean("crps")
-
-    def skill(self) -> Estimate:
-        """1 - CRPS / CRPS of the climatology: 1 for a perfect prediction, 0 for that of a model without conditions."""
-        return self.estimate(lambda means: 1 - means["crps"] / means["climatology"])
-
-    def spread_skill(self) -> Estimate:
-        """The spread of the members over the error of their mean, 1 if calibrated, less if they are too much alike:
-
-        `((M + 1)/M mean variance / mean (mean of members - y)^2)^(1/2)` (Fortin et al. 2014, J. Hydrometeorol. 15).
-        """
-        more = 1 + 1 / self.members
-        return self.estimate(lambda means: (more * means["variance"] / means["squared_error"]).sqrt())
-
     def deviation(self, name: str = "ranks") -> Score:
         """The deviation of a rank histogram from a uniform one."""
         histogram = self.histogram(name)
@@ -139,8 +132,19 @@ class EnsembleScores:
         return Score(estimate, histogram.calibrated, histogram.limit)
 
     def found(self) -> dict[str, Score]:
-        """The scores by their names."""
-        found = {"crps": self.crps(), "crps_skill": self.skill(), "spread_skill": self.spread_skill()}
+        """The scores by their names.
+
+        `crps_skill` is 1 - CRPS / CRPS of the climatology: 1 for a perfect prediction, 0 for that of a model without
+        conditions. `spread_skill` is the spread of the members over the error of their mean, 1 if calibrated, less if they
+        are too much alike: `((M + 1)/M mean variance / mean (mean of members - y)^2)^(1/2)` (Fortin et al. 2014, J.
+        Hydrometeorol. 15).
+        """
+        more = 1 + 1 / self.members
+        found = {
+            "crps": self.mean("crps"),
+            "crps_skill": self.estimate(lambda means: 1 - means["crps"] / means["climatology"]),
+            "spread_skill": self.estimate(lambda means: (more * means["variance"] / means["squared_error"]).sqrt()),
+        }
         if "squared_residual" in self.sums:
             found["residual"] = self.root_mean("squared_residual")
         return {name: Score(estimate) for name, estimate in found.items()} | {"rank_deviation": self.deviation()}
@@ -175,3 +179,50 @@ class EnsembleScores:
 
         value = float(score({name: values.mean(0) for name, values in self.sums.items()}))
         return Estimate(value, jackknife_error(without(torch.arange(k)).tolist()), tuple(without(block).tolist()))
+
+
+class PosteriorScores(EnsembleScores):
+    """The scores of K observations, with M samples each. Further numbers are `squared_z` and `squared_residual` and, where
+    they are known, those of `image_scores` and of `exact_distances`; further ranks are those of `distances` from reference
+    points and, where the noise has a density, of the `likelihood`.
+    """
+
+    def found(self) -> dict[str, Score]:
+        found, known = super().found(), self.sums.keys()
+        of_coverage = self.estimate(lambda means: coverage_deviation(means["distances"][..., 0, :]))
+        found["tarp_deviation"] = Score(of_coverage, *self.coverage("distances")[-2:])
+        if "likelihood" in known:
+            found["likelihood_rank_deviation"] = self.deviation("likelihood")
+            found["residual_over_noise"] = found.pop("residual")
+        if "distance" in known:
+            found["posterior_distance"] = Score(self.mean("distance"), self.mean("perfect_distance").value)
+        estimates = {f"interval_{percent}": self._interval(percent / 100) for percent in INTERVALS}
+        estimates |= {"z_score": self.root_mean("squared_z"), "rmse": self.root_mean("squared_error")}
+        estimates |= {name: self.mean(name) for name in ("psnr", "ssim") if name in known}
+        return found | {name: Score(estimate) for name, estimate in estimates.items()}
+
+    def _interval(self, credibility: float) -> Estimate:
+        return self.estimate(lambda means: interval_coverage(means["ranks"][..., 0, :], credibility))
+
+
+def image_scores(mean: Tensor, truth: Tensor, data_range: float) -> dict[str, Tensor]:
+    """PSNR of an image (C, H, W) of values in the given range and, where it is larger than its window, SSIM."""
+    pair = mean.double()[None], truth.double()[None]
+    found = {"psnr": peak_signal_noise_ratio(*pair, data_range=data_range)}
+    if min(truth.shape[-2:]) >= WINDOW:
+        found["ssim"] = torch.as_tensor(structural_similarity_index_measure(*pair, data_range=data_range))
+    return found
+
+
+def exact_distances(samples: Tensor, exact: Tensor) -> dict[str, float]:
+    """The sliced Wasserstein distance of samples (M, D) from the exact posterior, and that of as many exact samples.
+
+    Args:
+        samples: (M, D).
+        exact: samples of the exact posterior, (N, D), N above M: the first M stand for a perfect model.
+    """
+    distance, n = SlicedWasserstein(standardize=False), len(samples)
+    along = distance.directions(samples.shape[1]).double().mT
+    projected, of_exact = samples.double() @ along, exact.double() @ along
+    compared = {"distance": projected, "perfect_distance": of_exact[:n]}
+    return {name: distance.compare(each, of_exact[n:]) for name, each in compared.items()}

@@ -81,7 +81,7 @@ class DINOv2Features(ImageFeatures):
     def __init__(self, weights: LocalPath | None = None) -> None:
         super().__init__()
         with DINOV2.explaining(weights):
-            self.network = dinov2(DINOV2.read(weights))
+            self.network = dinov2(read_tensors(DINOV2.find(weights)))
         self.num_features = self.network.hidden_dim
         self.name = DINOV2_NAMES.get(self.num_features, f"dinov2_{self.num_features}")
         self.freeze()

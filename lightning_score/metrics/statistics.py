@@ -185,7 +185,7 @@ class ReferenceFile:
         """The statistics in the arrays with these endings, if there are any, of features of this length.
 
         Raises:
-            InputError: they are of other shapes.
+            InputError: they are of other shapes, or not finite.
         """
         if not {f"mu{ending}", f"sigma{ending}"} <= self._arrays.keys():
             return None
@@ -195,6 +195,8 @@ class ReferenceFile:
             mean.ndim == 1 and covariance.shape == (len(mean), len(mean)),
             f"mu is {tuple(mean.shape)} and sigma {tuple(covariance.shape)}; they must be (D,) and (D, D)",
         )
+        finite = bool(mean.isfinite().all() and covariance.isfinite().all())
+        require(finite, f"mu{ending} or sigma{ending} has NaN or infinity")
         return Statistics(0, mean, covariance) if length in (None, len(mean)) else None
 
 

@@ -4,12 +4,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from lightning_score.errors import InputError
-from lightning_score.files import read_tensors
+from lightning_score.errors import InputError, one_line
 
 
 class WeightsFile(NamedTuple):
@@ -48,14 +47,6 @@ class WeightsFile(NamedTuple):
             torch.hub.download_url_to_file(self.url, str(self.stored), self.sha256 or None)
         return self.stored
 
-    def read(self, given: str | None) -> Any:
-        """The tensors of the file by their names.
-
-        Raises:
-            InputError: it is damaged, or holds code.
-        """
-        return read_tensors(self.find(given))
-
     @contextmanager
     def explaining(self, given: str | None) -> Iterator[None]:
         """Within it, whatever is wrong with the file is an error that says where to get it and where to put it.
@@ -65,11 +56,10 @@ class WeightsFile(NamedTuple):
         """
         try:
             yield
-        except (OSError, RuntimeError, EOFError, TypeError, KeyError, AttributeError, InputError) as error:
+        except Exception as error:  # of any network
             where = given or os.environ.get(self.variable) or f"{self.stored} (nor downloaded)"
-            reason = " ".join(f"{type(error).__name__ if isinstance(error, KeyError) else ''} {error}".split())
-            shown = reason if len(reason) < 300 else f"{reason[:300]} ..."
+            reason = ("KeyError: " if isinstance(error, KeyError) else "") + one_line(error)
             raise InputError(
-                f"{self.network}'s weights could not be read from {where}: {shown}. Download {self.url} and give its path "
+                f"{self.network}'s weights could not be read from {where}: {reason}. Download {self.url} and give its path "
                 f"as the option `weights` of {self.owner} or in the environment variable {self.variable}"
             ) from error

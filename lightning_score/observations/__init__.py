@@ -3,8 +3,7 @@
 from lightning_score.observations.base import LinearOperator, Operator
 from lightning_score.observations.deepinv import DeepinvLinearPhysics, DeepinvPhysics
 from lightning_score.observations.files import StoredObservation, read_observation, write_observation
-from lightning_score.observations.noise import GaussianNoise, ObservationNoise, PoissonNoise
-from lightning_score.observations.observation import Observation
+from lightning_score.observations.noise import GaussianNoise, Observation, ObservationNoise, PoissonNoise
 from lightning_score.observations.operators import BlockMean, Gray, Mask, Matrix
 from lightning_score.observations.transforms import Blur, Composition, Fourier, PhaseRetrieval, Radon
 

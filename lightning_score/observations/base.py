@@ -52,14 +52,12 @@ class Operator(ABC):
         self._shape = tuple(shape)
         return tuple(self.apply(torch.zeros(1, *shape)).shape[1:])
 
-    def _sample_shape(self) -> tuple[int, ...]:
-        if self._shape is None:
-            raise InputError(f"operator={type(self).__name__}: call observed_shape(shape) first, with the shape of a sample")
-        return self._shape
-
 
 class LinearOperator(Operator):
     """A linear map A from samples to observations; its adjoint is autograd's, its equations are solved numerically."""
+
+    dense = False
+    """Whether A A^T is held as a matrix whatever its size."""
 
     _known: tuple[Any, Tensor, Tensor] | None = None
     """For what A A^T was last solved, its eigenvectors and its eigenvalues."""
@@ -87,10 +85,12 @@ class LinearOperator(Operator):
             r2: variance of what is observed, () or (B,).
             s2: variance of the observation's noise, a number, () or (B,).
         """
-        shape = self._sample_shape()
+        shape = self._shape
+        if shape is None:
+            raise InputError(f"operator={type(self).__name__}: call observed_shape(shape) first, with the shape of a sample")
         with torch.inference_mode(False):
             v = v if v.requires_grad else v.clone()
-            if v[0].numel() <= LARGEST_DENSE:
+            if self.dense or v[0].numel() <= LARGEST_DENSE:
                 key = (shape, v.shape[1:], v.dtype, v.device)
                 if self._known is None or self._known[0] != key:
                     self._known = key, *eigensystem(lambda u: self.apply(self.adjoint(u, shape)), v)

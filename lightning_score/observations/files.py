@@ -194,15 +194,14 @@ def _read_settings(content: dict[str, np.ndarray], name: str, path: str) -> dict
         return {key: filled(each) for key, each in value.items()}
 
     try:
-        found = json.loads(str(content[name]))
+        found: Any = filled(json.loads(str(content[name])))
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {name} is not JSON text, as write_observation writes it ({error})") from error
-    require(
-        isinstance(found, dict) and isinstance(found.get("class_path"), str) and found.keys() <= {"class_path", "init_args"},
-        f"{path}: {name} must hold a class_path and init_args, as write_observation writes them",
-    )
-    filled_in: dict[str, Any] = filled(found)
-    return filled_in
+    if isinstance(found, dict) and isinstance(found.get("class_path"), str) and found.keys() <= {"class_path", "init_args"}:
+        return found
+    raise InputError(f"{path}: {name} must hold a class_path and init_args, as write_observation writes them")
 
 
 def _arrays(path: str) -> dict[str, np.ndarray]:
@@ -219,11 +218,9 @@ def _arrays(path: str) -> dict[str, np.ndarray]:
 
 
 def _tensor(values: np.ndarray, path: str) -> Tensor:
-    require(values.dtype.kind in "biuf", f"{path}: holds {values.dtype}; must hold numbers")
-    try:
-        return torch.tensor(values)
-    except TypeError as error:  # as of long doubles
-        raise InputError(f"{path}: not a readable file of numbers ({error})") from error
+    fits = values.dtype.kind in "biuf" and values.dtype.itemsize <= 8
+    require(fits, f"{path}: holds {values.dtype}; must hold numbers of at most 64 bits")
+    return torch.tensor(values.astype(values.dtype.newbyteorder("=")))
 
 
 def _read_png(path: str) -> np.ndarray:

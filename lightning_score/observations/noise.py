@@ -1,12 +1,14 @@
-"""The noise of observations: the law of y given the noise-free A(x)."""
+"""Observations and their noise: the law of y given the noise-free A(x)."""
 
 import math
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_score.errors import require
+from lightning_score.errors import InputError, require
+from lightning_score.observations.base import Operator
 
 
 class ObservationNoise(ABC):
@@ -50,8 +52,8 @@ class GaussianNoise(ObservationNoise):
 
     def sample(self, mean: Tensor, generator: torch.Generator | None = None) -> Tensor:
         if self.std is None:
-            require(False, "std=None: the noise to add is not known; give its standard deviation, as in 0.1")
-        return mean + (self.std or 0.0) * torch.randn(mean.shape, generator=generator).to(mean)
+            raise InputError("std=None: the noise to add is not known; give its standard deviation, as in 0.1")
+        return mean + self.std * torch.randn(mean.shape, generator=generator).to(mean)
 
     def log_prob(self, y: Tensor, mean: Tensor) -> Tensor:
         square = (y - mean).flatten(1).square().sum(1).clamp(min=torch.finfo(mean.dtype).tiny)
@@ -104,3 +106,18 @@ class PoissonNoise(ObservationNoise):
             f"observation: goes down to {least:g}, below low={self.low:g} of PoissonNoise; set low to the value without "
             "counts, as -1 for images in [-1, 1]",
         )
+
+
+class Observation(NamedTuple):
+    """y = A(x_0) with noise, one for each row of a batch.
+
+    Fields: operator (A), noise (the law of y given A(x_0)), y (B, ...).
+    """
+
+    operator: Operator
+    noise: ObservationNoise
+    y: Tensor
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(y given x_0 = x) up to a constant, (B,), for x (B, *shape)."""
+        return self.noise.log_prob(self.y.to(x), self.operator.apply(x))

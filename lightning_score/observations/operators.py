@@ -1,4 +1,4 @@
-"""Linear operators of which the normal equations have a closed form: masks, means and matrices."""
+"""Linear operators of samples of any shape: masks, means and matrices."""
 
 from abc import ABC
 from collections.abc import Sequence
@@ -13,7 +13,6 @@ from lightning_score.errors import InputError, require
 from lightning_score.files import LocalPath
 from lightning_score.observations.base import LinearOperator
 from lightning_score.observations.files import read_array
-from lightning_score.observations.solving import spectral_inverse
 from lightning_score.tensors import broadcast_to
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ else:
 
 
 def numbers(name: str, given: Numbers) -> Tensor:
-    """Finite numbers that are given, or those of a PNG, NPY or NPZ file.
+    """Finite numbers that are given, or those of a PNG, NPY or NPZ file, float64.
 
     Args:
         name: of the argument, for errors.
@@ -34,7 +33,7 @@ def numbers(name: str, given: Numbers) -> Tensor:
     """
     values = read_array(given) if isinstance(given, str) else given
     try:
-        found = torch.as_tensor(values)
+        found = torch.as_tensor(values, dtype=torch.float64)
     except (TypeError, ValueError) as error:
         rows = "must be numbers, in rows of equal lengths, or the path of a PNG, NPY or NPZ"
         raise InputError(f"{name}={given!r:.60}: {rows}") from error
@@ -86,11 +85,11 @@ class Mask(Averaging):
         return x.flatten(1).index_select(1, known.to(x.device))
 
 
-def require_mask(mask: Tensor, shape: Sequence[int]) -> None:
-    """Raises `InputError` unless a mask expands to a shape."""
+def require_mask(mask: Tensor, shape: Sequence[int], name: str = "mask") -> None:
+    """Raises `InputError` unless a mask, of this name in errors, expands to a shape."""
     require(
         mask.ndim <= len(shape) and all(a in (1, b) for a, b in zip(mask.shape[::-1], list(shape)[::-1], strict=False)),
-        f"mask of shape {list(mask.shape)}: does not fit the shape {list(shape)}; give a mask of that, or without its "
+        f"{name} of shape {list(mask.shape)}: does not fit the shape {list(shape)}; give a mask of that, or without its "
         "first axes",
     )
 
@@ -133,7 +132,7 @@ class BlockMean(Averaging):
 
 
 class Matrix(LinearOperator):
-    """Any matrix A (m, D) on the flattened sample, (m,); A A^T = U S^2 U^T by its singular values S, computed once.
+    """Any matrix A (m, D) on the flattened sample, (m,).
 
     Args:
         matrix: A, m rows of D numbers, D the size of a sample, or the path of an NPY or NPZ.
@@ -142,12 +141,12 @@ class Matrix(LinearOperator):
         InputError: it is not a matrix; in `check`: its rows are not as long as a sample.
     """
 
+    dense = True
+
     def __init__(self, matrix: Numbers):
-        self.matrix = numbers("matrix", matrix).double()
+        self.matrix = numbers("matrix", matrix)
         require(self.matrix.ndim == 2, f"matrix of shape {list(self.matrix.shape)}: must be [m, D], D the size of a sample")
-        u, s, _ = torch.linalg.svd(self.matrix)
-        self._u = u
-        self._s2 = F.pad(torch.where(s > 1e-10 * s[0], s, 0) ** 2, (0, len(u) - len(s)))
+        self._shape = self.matrix.shape[1:]
 
     def check(self, shape: Sequence[int]) -> None:
         columns, size = self.matrix.shape[1], prod(shape)
@@ -155,7 +154,3 @@ class Matrix(LinearOperator):
 
     def apply(self, x: Tensor) -> Tensor:
         return x.flatten(1) @ self.matrix.to(x).mT
-
-    def gram_solve(self, v: Tensor, r2: Tensor, s2: Tensor | float) -> Tensor:
-        u = self._u.to(v)
-        return (spectral_inverse(self._s2.to(v), v, r2, s2) * (v @ u)) @ u.mT

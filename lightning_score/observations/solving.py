@@ -11,9 +11,7 @@ from lightning_score.tensors import broadcast_to
 MOST_ITERATIONS, AT_ONCE = 1000, 64
 
 
-def spectral_inverse(
-    eigenvalues: Tensor | float, v: Tensor, r2: Tensor, s2: Tensor | float, rounding: float = 0.0
-) -> Tensor:
+def spectral_inverse(eigenvalues: Tensor, v: Tensor, r2: Tensor, s2: Tensor | float, rounding: float) -> Tensor:
     """1/(r2 eigenvalues + s2); without noise 0 where the eigenvalue is, or is lost in rounding.
 
     Args:
@@ -23,9 +21,9 @@ def spectral_inverse(
         s2: a number, () or (B,).
         rounding: the error of an eigenvalue, as a share of the largest.
     """
-    values, shift = torch.as_tensor(eigenvalues), broadcast_to(s2, v)
-    kept = (shift > 0) | (values > rounding * values.max())
-    return torch.where(kept, 1 / (broadcast_to(r2, v) * values + shift), 0)
+    shift = broadcast_to(s2, v)
+    kept = (shift > 0) | (eigenvalues > rounding * eigenvalues.max())
+    return torch.where(kept, 1 / (broadcast_to(r2, v) * eigenvalues + shift), 0)
 
 
 def eigensystem(gram: Callable[[Tensor], Tensor], like: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,7 @@ class Blur(LinearOperator):
         self.std, self.kernel, self.border = std, None, border
         self._transform: tuple[Any, Tensor] | None = None
         if kernel is not None:
-            self.kernel = without_first_ones(numbers("kernel", kernel).double())
+            self.kernel = without_first_ones(numbers("kernel", kernel))
             require(bool(self.kernel.any()), f"kernel of shape {list(self.kernel.shape)}: all entries are zero")
 
     def _kernel(self, dimensions: int) -> Tensor:
@@ -113,7 +113,8 @@ class Fourier(LinearOperator):
     """Some frequencies of a signal, image or volume, as in MRI: (2 C m,), all real parts, then all imaginary parts.
 
     The transform is orthonormal and centered in both domains: frequency 0 and the origin are entry n // 2 of n (as in
-    fastMRI). Of complex images A A^T = I. Of real ones it joins a frequency and its negative, the complex conjugate.
+    fastMRI). Of complex images A A^T = I. Of real ones a frequency and its negative are conjugate: its eigenvalues are
+    1, 1/2 and 0, so that a few iterations solve its equations.
 
     Args:
         mask: true or non-zero where a frequency is sampled, or the path of a PNG, NPY or NPZ; axes of size 1 and missing
@@ -166,30 +167,8 @@ class Fourier(LinearOperator):
         self._shape, axes = tuple(x.shape[1:]), tuple(range(2, x.ndim))
         z = torch.complex(*x.chunk(2, 1)) if self.complex_images else x
         spectrum = torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(z, axes), dim=axes, norm="ortho"), axes)
-        known = spectrum.flatten(2).index_select(2, self._places(x.shape[2:]).to(x.device))
+        known = spectrum.flatten(2).index_select(2, self.sampled(x.shape[2:]).flatten().nonzero().flatten().to(x.device))
         return torch.stack([known.real, known.imag], 1).flatten(1)
-
-    def _places(self, sizes: Sequence[int]) -> Tensor:
-        return self.sampled(sizes).flatten().nonzero().flatten()
-
-    def _negatives(self, sizes: Sequence[int]) -> Tensor:
-        """For each sampled frequency, which of them is its negative, (m,); -1: none."""
-        places, axes = self._places(sizes), tuple(range(len(sizes)))
-        number = torch.full((math.prod(sizes),), -1).index_copy(0, places, torch.arange(len(places))).reshape(*sizes)
-        return number.flip(axes).roll([1 - n % 2 for n in sizes], axes).flatten()[places]
-
-    def gram_solve(self, v: Tensor, r2: Tensor, s2: Tensor | float) -> Tensor:
-        """Of real images A A^T v = M (v + conj v(-k))/2, M the mask: where both k and -k are sampled, it keeps the part of v
-        that is conjugate, and removes the rest; elsewhere it is the half.
-        """
-        if self.complex_images:
-            return spectral_inverse(1.0, v, r2, s2) * v
-        partner = self._negatives(self._sample_shape()[1:]).to(v.device)
-        z = v.reshape(len(v), 2, -1, len(partner))
-        signs = v.new_tensor([1.0, -1.0]).reshape(2, 1, 1)
-        conjugate = (z + signs * z[..., partner.clamp(min=0)]) / 2
-        both = spectral_inverse(1.0, z, r2, s2) * conjugate + spectral_inverse(0.0, z, r2, s2) * (z - conjugate)
-        return torch.where(partner < 0, spectral_inverse(0.5, z, r2, s2) * z, both).reshape(v.shape)
 
 
 class Radon(LinearOperator):
@@ -217,28 +196,21 @@ class Radon(LinearOperator):
     def check(self, shape: Sequence[int]) -> None:
         _check_channels("Radon", shape, (3, 4))
 
-    def _detectors(self, shape: Sequence[int]) -> int:
-        return math.ceil(math.sqrt(2) * max(shape[-2:]))
-
     def apply(self, x: Tensor) -> Tensor:
-        matrix = self._matrix_for(x, x.shape[1:])
+        matrix = self._matrix_for(x)
         return torch.sparse.mm(matrix, x.reshape(-1, matrix.shape[1]).mT).mT.reshape(*x.shape[:-2], len(self.angles), -1)
 
-    def adjoint(self, v: Tensor, shape: Sequence[int]) -> Tensor:
-        matrix = self._matrix_for(v, shape)
-        with torch.inference_mode(False):  # within it sparse matrices cannot be transposed
-            return torch.sparse.mm(matrix.mT, v.reshape(-1, matrix.shape[0]).mT).mT.reshape(-1, *shape)
-
-    def _matrix_for(self, like: Tensor, shape: Sequence[int]) -> Tensor:
-        if self._matrix is None or self._shape != tuple(shape) or self._matrix.dtype != like.dtype:
-            with torch.inference_mode(False):  # it is kept
-                self._matrix, self._shape = self._projections(*shape[-2:]).to(like.dtype), tuple(shape)
-        self._matrix = self._matrix.to(like.device)
+    def _matrix_for(self, x: Tensor) -> Tensor:
+        shape = tuple(x.shape[1:])
+        with torch.inference_mode(False):  # it is kept
+            if self._matrix is None or self._shape != shape or self._matrix.dtype != x.dtype:
+                self._matrix, self._shape = self._projections(*shape[-2:]), shape
+            self._matrix = self._matrix.to(x)
         return self._matrix
 
     def _projections(self, height: int, width: int) -> Tensor:
         """The sparse matrix (angles D, height width)."""
-        count = self._detectors([height, width])
+        count = math.ceil(math.sqrt(2) * max(height, width))
         along = torch.arange(count, dtype=torch.float64) - count // 2
         rows, columns, values = [], [], []
         for i, angle in enumerate(torch.deg2rad(self.angles)):

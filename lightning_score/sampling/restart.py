@@ -118,7 +118,8 @@ class _Part(SamplerStep):
     """A method on its own part of the grid."""
 
     def __init__(self, method: SamplerStep, times: Tensor):
-        self.method, self.times, self.evaluations = method, times, method.evaluations
+        self.method, self.times = method, times
+        self.evaluations, self.needs_observation = method.evaluations, method.needs_observation
 
     def check(self, process: NoiseProcess, times: Tensor) -> None:
         self.method.check(process, self.times)

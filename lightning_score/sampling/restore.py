@@ -53,7 +53,10 @@ class DiffPIR(Predictor):
         posterior, process = posterior_of(score, "DiffPIR"), score.process
         operator, law, y = posterior.observation
         if not isinstance(operator, LinearOperator):
-            raise InputError(f"predictor=DiffPIR: needs a linear operator, and {type(operator).__name__} is not; take DPS")
+            name = type(operator).__name__
+            raise InputError(
+                f"predictor=DiffPIR: needs a linear operator, and {name} is not; guide another by MomentMatching"
+            )
         alpha, sigma, sigma_s = process.alpha(t), process.sigma(t), process.sigma(s)
         denoised = posterior.score.denoised(x, t)
         seen, r2 = operator.apply(denoised), (sigma / alpha) ** 2 / self.strength

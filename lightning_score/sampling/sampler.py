@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,9 +35,9 @@ class Samples(NamedTuple):
 
     def rows(self, rows: Sequence[int]) -> "Samples":
         """Those of some rows, on which the evaluations of all are counted."""
-        x, raw, ess = (None if each is None else each[rows] for each in (self.x, self.raw, self.ess))
         path = None if self.trajectory is None else [each[rows] for each in self.trajectory]
-        return Samples(cast(Tensor, x), cast(Tensor, raw), self.nfe * len(self.x) / len(rows), path, ess)
+        ess = None if self.ess is None else self.ess[rows]
+        return Samples(self.x[rows], self.raw[rows], self.nfe * len(self.x) / len(rows), path, ess)
 
 
 def join(parts: Sequence[Samples]) -> Samples:
@@ -49,8 +49,8 @@ def join(parts: Sequence[Samples]) -> Samples:
     paths = None if parts[0].trajectory is None else [part.trajectory for part in parts]
     trajectory = None if paths is None else [torch.cat(moves) for moves in zip(*paths, strict=True)]
     x, raw = torch.cat([part.x for part in parts]), torch.cat([part.raw for part in parts])
-    sizes_of_groups = [part.ess for part in parts if part.ess is not None]
-    return Samples(x, raw, nfe, trajectory, torch.cat(sizes_of_groups) if sizes_of_groups else None)
+    ess = [part.ess for part in parts if part.ess is not None]
+    return Samples(x, raw, nfe, trajectory, torch.cat(ess) if ess else None)
 
 
 class Sampler(ABC):

@@ -1,5 +1,6 @@
 """Twisted sequential Monte Carlo: samples of a posterior that become exact as their number grows."""
 
+import math
 import warnings
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
@@ -20,20 +21,17 @@ from lightning_score.score.trace import inner
 from lightning_score.tensors import combine
 
 COLLAPSED = 2.0
-"""The effective sample size below which nearly all samples of a group are copies of one."""
+"""The effective sample size below which nearly all samples of a group descend from one."""
 
 
 class _Known(ScoreField):
     """A score of given values."""
-
-    evaluations = 0
 
     def __init__(self, process: NoiseProcess, value: Tensor):
         super().__init__(process)
         self.value = value
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        self.evaluations += 1
         return self.value
 
 
@@ -51,20 +49,19 @@ class _KnownNoise(NoiseSource):
 
 def transition(predictor: Predictor, process: NoiseProcess, t: Tensor, s: Tensor) -> tuple[float, float, float] | None:
     """(a, b, c) of a predictor's step x_s = a x_t + b score + c z, read off steps with known score and noise; None if it has
-    another form or takes more than one evaluation.
+    another form.
 
     Args:
-        predictor: a predictor without state.
+        predictor: a predictor without state that takes one evaluation.
         process: the noise process.
         t: time, ().
         s: a smaller time, ().
     """
     x, value, z = torch.cat([torch.eye(3), torch.tensor([[0.0] * 3, [1.0, -2.0, 3.0]])]).double().unsqueeze(2).unbind(1)
-    score = _Known(process, value)
-    found, _ = predictor.step(score, x, t, s, _KnownNoise(z), None)
+    found, _ = predictor.step(_Known(process, value), x, t, s, _KnownNoise(z), None)
     a, b, c, zero, mixed = found.flatten().tolist()
     affine = abs(zero) + abs(mixed - (a - 2 * b + 3 * c)) < 1e-6 * (abs(a) + abs(b) + abs(c))
-    return (a, b, c) if affine and score.evaluations == 1 else None
+    return (a, b, c) if affine else None
 
 
 class Weighted(NamedTuple):
@@ -79,35 +76,35 @@ class Weighted(NamedTuple):
     ess: Tensor
 
 
-class _Groups:
+def resample(
+    log_weight: Tensor, noise: NoiseSource, particles: int, threshold: float = math.inf
+) -> tuple[Tensor, Tensor, Tensor]:
     """Systematic resampling (Kitagawa 1996) within groups of particles, each by random numbers of its own.
 
     Args:
+        log_weight: (B,).
+        noise: the random numbers.
         particles: P, the samples of a group.
         threshold: groups are resampled whose effective sample size, 1/sum w^2, is below this share of P.
+
+    Returns:
+        The ancestor of each row, (B,), its new log weight, (B,), and the effective sample size of each group.
     """
+    w = log_weight.reshape(-1, particles).softmax(1)
+    ess = 1 / w.square().sum(1)
+    offset = noise.acceptance()[::particles].to(w)
+    here = torch.arange(particles, device=w.device)
+    total = w.cumsum(1)
+    chosen = torch.searchsorted(total / total[:, -1:], (here + offset[:, None]) / particles, right=True)
+    due = (ess < threshold * particles)[:, None]
+    ancestors = torch.where(due, chosen.clamp(max=particles - 1), here)
+    return _rows(ancestors), torch.where(due, 0.0, w.log()).flatten(), ess
 
-    def __init__(self, particles: int, threshold: float):
-        self.particles, self.threshold = particles, threshold
 
-    def resample(self, log_weight: Tensor, noise: NoiseSource, always: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """The ancestor of each row, (B,), its new log weight, (B,), and the effective sample size of each group."""
-        w = log_weight.reshape(-1, self.particles).softmax(1)
-        ess = 1 / w.square().sum(1)
-        offset = noise.acceptance()[:: self.particles].to(w)
-        here = torch.arange(self.particles, device=w.device)
-        total = w.cumsum(1)
-        chosen = torch.searchsorted(total / total[:, -1:], (here + offset[:, None]) / self.particles, right=True)
-        due = (ess < self.threshold * self.particles)[:, None] | always
-        ancestors = torch.where(due, chosen.clamp(max=self.particles - 1), here)
-        first = torch.arange(0, len(log_weight), self.particles, device=w.device)[:, None]
-        return (ancestors + first).flatten(), torch.where(due, 0.0, w.log()).flatten(), ess
-
-    def shuffle(self, noise: NoiseSource) -> Tensor:
-        """A random order of the rows of each group, (B,)."""
-        draws = noise.acceptance().reshape(-1, self.particles)
-        first = torch.arange(len(draws), device=draws.device)[:, None] * self.particles
-        return (draws.argsort(1) + first).flatten()
+def _rows(places: Tensor) -> Tensor:
+    """The rows (B,) of places within groups, (groups, P)."""
+    groups, particles = places.shape
+    return (places + particles * torch.arange(groups, device=places.device)[:, None]).flatten()
 
 
 class _TwistedStep(SamplerStep):
@@ -116,22 +113,22 @@ class _TwistedStep(SamplerStep):
     evaluations = 1
     batch_independent, needs_observation = False, True
 
-    def __init__(self, predictor: Predictor, groups: _Groups):
-        self.predictor, self.groups = predictor, groups
+    def __init__(self, predictor: Predictor, particles: int, threshold: float):
+        self.predictor, self.particles, self.threshold = predictor, particles, threshold
 
     def check(self, process: NoiseProcess, times: Tensor) -> None:
         name = type(self.predictor).__name__
         simple = self.predictor.evaluations == 1 and self.predictor.init(process, times) is None
         simple &= all([move.method for move in moves] == [self.predictor] for moves in self.predictor.plan(process, times))
-        found = transition(self.predictor, process, times[0], times[1]) if simple and len(times) > 1 else None
-        require(
-            not (simple and len(times) > 1) or (found is not None and found[2] > 0),
-            f"predictor={name}: twisted SMC needs a predictor that draws noise; give Ancestral, or DDIM with eta=1",
-        )
         require(
             simple,
             f"predictor={name}: twisted SMC needs one evaluation per step and no memory of earlier ones; give Ancestral, "
             "ReverseDiffusion, EulerMaruyama, or DDIM with eta=1",
+        )
+        found = transition(self.predictor, process, times[0], times[1])
+        require(
+            found is not None and found[2] > 0,
+            f"predictor={name}: twisted SMC needs a predictor that draws noise; give Ancestral, or DDIM with eta=1",
         )
 
     def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
@@ -140,11 +137,11 @@ class _TwistedStep(SamplerStep):
             self.check_rows(score, posterior, x)
         prior, gradient, log_likelihood = posterior.twisted(x, t)
         log_likelihood = log_likelihood.double()
-        groups = x.new_full((len(x) // self.groups.particles,), float(self.groups.particles), dtype=torch.float64)
-        before = Weighted(0 * log_likelihood, 0 * log_likelihood, groups) if state is None else state
+        full = log_likelihood.new_full((len(x) // self.particles,), float(self.particles))
+        before = Weighted(0 * log_likelihood, 0 * log_likelihood, full) if state is None else state
         log_weight, least = before.log_weight + log_likelihood - before.log_likelihood, before.ess
         if noise.std:  # not at the last move, after which all are resampled
-            rows, log_weight, ess = self.groups.resample(log_weight, noise)
+            rows, log_weight, ess = resample(log_weight, noise, self.particles, self.threshold)
             x, prior, gradient, log_likelihood = (each[rows] for each in (x, prior, gradient, log_likelihood))
             if score.process.log_snr(t) > 0:  # at more noise than data copies part again
                 least = torch.minimum(ess, least)
@@ -158,7 +155,7 @@ class _TwistedStep(SamplerStep):
 
     def check_rows(self, score: ScoreField, posterior: PosteriorScore, x: Tensor) -> None:
         """Raises `InputError` unless rows come in groups, each with one observation that has a density."""
-        p = self.groups.particles
+        p = self.particles
         require(len(x) % p == 0, f"particles={p}: {len(x)} samples do not divide into groups of this size; draw a multiple")
         posterior.observation.log_prob(x)
         wrappers = [part for part in score.modules() if isinstance(part, Conditioned)]
@@ -204,8 +201,7 @@ class TwistedSMC(Sampler):
         require_passes(particles=particles)
         super().__init__(grid or Geometric(200), denoise or LastMean(), initial or Prior(), None)
         self.predictor, self.particles, self.threshold = predictor or Ancestral(), particles, threshold
-        self._groups = _Groups(particles, threshold)
-        self._step = _TwistedStep(self.predictor, self._groups)
+        self._step = _TwistedStep(self.predictor, particles, threshold)
 
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         require_passes(moves=len(times) - 1)
@@ -215,17 +211,18 @@ class TwistedSMC(Sampler):
         self, score: ScoreField, x: Tensor, t: Tensor, noise: NoiseStream, state: Any
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Weights by the exact likelihood of the results, under the prior alone, and resamples them."""
-        posterior, groups = posterior_of(score, "TwistedSMC"), self._groups
+        posterior = posterior_of(score, "TwistedSMC")
         result = self.denoise.finish(posterior.score, x, t)
         exact = posterior.observation.log_prob(result).double()
-        rows, _, ess = groups.resample(state.log_weight + exact - state.log_likelihood, noise, always=True)
-        rows, ess = rows[groups.shuffle(noise)], torch.minimum(ess, state.ess)
+        rows, _, ess = resample(state.log_weight + exact - state.log_likelihood, noise, self.particles)
+        order = noise.acceptance().reshape(-1, self.particles).argsort(1)
+        rows, ess = rows[_rows(order)], torch.minimum(ess, state.ess)
         collapsed = int((ess < COLLAPSED).sum())
         if collapsed:
             warnings.warn(
                 f"TwistedSMC: in {collapsed} of {len(ess)} groups the effective sample size fell to {float(ess.min()):.3g} "
-                f"of particles={self.particles}, so that most samples of a group are copies of a few; give more particles, "
-                "more steps, or a guidance nearer to p(y given x_t)",
+                f"of particles={self.particles}, so that their samples descend from a few and vary too little; give more "
+                "particles, more steps, or a guidance nearer to p(y given x_t)",
                 stacklevel=2,
             )
         return result[rows], x[rows], ess.repeat_interleave(self.particles)

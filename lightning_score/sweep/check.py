@@ -140,8 +140,7 @@ class _Constructors:
         made = {name: self._one(name, model if name == "model" else config[name]) for name in GROUPS}
         evaluate, callbacks = copy(made["evaluate"]), as_list(made["trainer"]["callbacks"])
         if config.get("posterior") is not None:
-            callbacks = [*callbacks, self._one("posterior", config["posterior"])]
-            evaluate.measure_nothing()
+            callbacks = self._one("posterior", config["posterior"]).alone(evaluate, callbacks)
         return evaluate, callbacks
 
     def _one(self, name: str, part: Namespace) -> Any:

@@ -80,10 +80,8 @@ def whole(n: int, particles: int) -> int:
     return max(n // particles, 1) * particles
 
 
-def share(n: int, rank: int, processes: int, particles: int) -> Sequence[int]:
+def share(n: int, rank: int, processes: int, particles: int) -> list[int]:
     """The numbers of 0 to n - 1 that a process draws: groups of particles go to the processes in turn."""
-    if particles == 1:
-        return range(rank, n, processes)
     return [k for k in range(n) if k // particles % processes == rank]
 
 

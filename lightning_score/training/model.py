@@ -130,8 +130,8 @@ class ScoreModel(Loadable):
             guidance.check(ModelFacts(self.shape, self.num_classes, self.conditional, dropout, self.compiled))
         needing = any(move.method.needs_observation for move in sampler.moves(process))
         require(
-            guidance is not None or not needing,
-            f"sampler={type(sampler).__name__}: needs an observation; set model.guidance to one, as Inpainting",
+            not needing or (guidance is not None and bool(guidance.observing())),
+            f"sampler={type(sampler).__name__}: needs an observation; set model.guidance to one, as PseudoInverse",
         )
         self.sampler, self.guidance = sampler, guidance
 

@@ -206,7 +206,6 @@ class TestTest:
         assert record.value == pytest.approx(found["bits_per_dim"], rel=1e-5) and record.nfe > 10
 
     @pytest.mark.slow
-    @pytest.mark.slow
     def test_raw_weights_and_samples_before_the_final_denoising(self, checkpoint):
         found, records = measure(checkpoint, "out", "--evaluate.before_denoising=true", "--evaluate.raw_weights=true")
         names = ["fid_digits_100" + end for end in ("", "_noisy", "_raw_weights", "_noisy_raw_weights")]
@@ -289,17 +288,10 @@ class TestTest:
         assert path() == path() and len({path(), *others}) == len(others) + 1
 
     @pytest.mark.slow
-    @pytest.mark.slow
     def test_features_are_computed_while_the_next_samples_are_drawn(self, checkpoint, monkeypatch):
         """As on a GPU, with the same results."""
         alone, _ = measure(checkpoint, "alone", "--evaluate.batch_size=30")
-        init = sampling_pass.SamplingPass.__init__
-
-        def overlapping(self, *arguments, **options):
-            init(self, *arguments, **options)
-            self.overlapping = True
-
-        monkeypatch.setattr(sampling_pass.SamplingPass, "__init__", overlapping)
+        monkeypatch.setattr(sampling_pass.SamplingPass, "overlapping", True)
         both, _ = measure(checkpoint, "both", "--evaluate.batch_size=30")
         assert all(both[name] == pytest.approx(alone[name], rel=1e-9) for name in alone if name not in OF_DRAWING)
 

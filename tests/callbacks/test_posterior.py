@@ -137,7 +137,7 @@ def test_the_command(tmp_path, capsys):
     test = ["test", f"--ckpt_path={tmp_path}/run/last.ckpt", "--evaluate.distances=null", "--model.sampler.steps=1"]
     guided = ["--model.guidance=PseudoInverse", "--model.guidance.operator=Matrix"]
     guided += ["--model.guidance.operator.matrix=[[1.0, 0.5]]", "--model.guidance.noise_std=0.3"]
-    few = ["--posterior.observations=10", "--posterior.samples=4"]
+    few = ["--posterior.observations=10", "--posterior.samples=4", "--trainer.callbacks+=Ensembles"]
     assert run([*test, *guided, *few, f"--output={tmp_path}/tested"]) == 0
     found = {each.metric: each for each in read_records(tmp_path / "tested" / FILE)}
     assert {"crps", "tarp_deviation", "z_score", "residual_over_noise", "posterior_distance"} <= found.keys()
@@ -151,14 +151,15 @@ def test_the_command(tmp_path, capsys):
         columns = {name for name in file.readline().strip().split(",") if name.startswith("test/")}
     assert {f"test/{name}" for name in found} <= columns <= {*OF_CALLBACKS[Posterior], "test/loss"}
     capsys.readouterr()
-    refused = {
-        "--posterior.observations=10": "needs one guidance by observations",
-        "--posterior.samples=3": "samples=3: must be at least 4",
-        "--posterior.sample=8": "Did you mean --posterior.samples?",
-    }
-    for option, message in refused.items():
+    refused = [
+        (["--posterior.observations=10"], "needs one guidance by observations"),
+        (["--posterior.samples=3"], "samples=3: must be at least 4"),
+        (["--posterior.sample=8"], "Did you mean --posterior.samples?"),
+        ([*guided, "--evaluate.distances=[Histogram]"], "has no observation; give predict --observation"),
+    ]
+    for options, message in refused:
         try:
-            code = run([*test, option, f"--output={tmp_path}/refused"])
+            code = run([*test, *options, f"--output={tmp_path}/refused"])
         except SystemExit as end:
             code = end.code
         error = capsys.readouterr().err

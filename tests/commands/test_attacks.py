@@ -336,7 +336,8 @@ def test_a_name_is_that_of_one_folder(config, folder, capsys):
     os.chdir("inside")
     checkpoint(config, "guidance", None)
     state = torch.load("evil.ckpt", weights_only=True)
-    torch.save({**state, "config": {**state["config"], "name": "../../evil"}}, "evil.ckpt")
+    named = {**state["config"], "name": "../../evil"}
+    torch.save({**state, "config": named, "optimizer_states": []}, "evil.ckpt")
     sweep = {**yaml.safe_load(Path("sweep.yaml").read_text())}
     Path("named.yaml").write_text(yaml.safe_dump({**sweep, "name": "../../evil"}))
     for arguments in (["fit", "--config=toy", "--name=../../evil"], ["fit", "--ckpt_path=evil.ckpt"],

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from lightning_score import ScoreModel
-from lightning_score.callbacks.posterior_pictures import Observations, Posteriors
+from lightning_score.callbacks.posterior_pictures import Posteriors
 from lightning_score.cli import run
 from lightning_score.errors import InputError
-from lightning_score.guidance import Composed, PseudoInverse
+from lightning_score.guidance import Composed, Observed, PseudoInverse
 from lightning_score.observations import (
     BlockMean,
     GaussianNoise,
@@ -102,10 +102,10 @@ def test_settings_travel_with_their_arrays(operator, noise, tmp_path):
 
 def test_summaries_belong_to_their_observation():
     """Sample k has the observation (k // 3) mod 4; one without samples has none, one with a single sample no deviation."""
-    observed = Observations(BlockMean(2), torch.zeros(4, 1, 4, 4), 3)
+    observed = Observed(BlockMean(2), torch.zeros(4, 1, 4, 4), samples_per_observation=3)
     numbers = torch.tensor([13, 0, 1, 2, 3, 12, 9])
     x = torch.randn(7, 1, 8, 8)
-    found = Posteriors.of(x, observed.of(numbers), 4)
+    found = Posteriors.of(x, observed.numbers_of(numbers), 4)
     for k, rows in enumerate(([0, 1, 2, 3, 5], [4], [], [6])):
         expected = (
             torch.from_numpy(np.quantile(x[rows], (0.05, 0.5, 0.95), axis=0))

@@ -1,4 +1,4 @@
-"""The test problems' exact posteriors, by importance sampling and by differentiation."""
+"""The exact posteriors of the test problems, and methods that reach them."""
 
 from dataclasses import replace
 

@@ -70,7 +70,7 @@ def test_a_calibrated_ensemble_has_uniform_ranks_and_others_the_known_shapes():
         assert ends.min() > 1.5 * middle.max()
     for factor, each in found.items():
         ratio = (10 / 9 * factor**2 / (1 + factor**2 / 9)) ** 0.5  # of 9 members
-        assert each.spread_skill().value == pytest.approx(ratio, rel=0.1)
+        assert each.found()["spread_skill"].estimate.value == pytest.approx(ratio, rel=0.1)
 
 
 @pytest.mark.slow
@@ -81,8 +81,9 @@ def test_bands_and_errors_cover():
     over = sum(each.deviation > each.limit for each in histograms)
     outside = torch.stack([(each.shares < each.low) | (each.shares > each.high) for each in histograms]).double().mean()
     assert 2 <= over <= 20 and 0.03 < outside < 0.07
-    expected = {"crps": float(mixing(5).norm(dim=0).mean()) / math.pi**0.5, "skill": 1 - 0.5**0.5, "spread_skill": 1.0}
+    expected = {"crps": float(mixing(5).norm(dim=0).mean()) / math.pi**0.5, "crps_skill": 1 - 0.5**0.5, "spread_skill": 1.0}
+    scored = [each.found() for each in found]
     for name, value in expected.items():
-        estimates = torch.tensor([getattr(each, name)()[:2] for each in found], dtype=torch.float64)
+        estimates = torch.tensor([each[name].estimate[:2] for each in scored], dtype=torch.float64)
         assert estimates[:, 0].mean() == pytest.approx(value, rel=0.02), name
         assert 0.9 < ((estimates[:, 0] - value).abs() < 2 * estimates[:, 1]).double().mean() < 0.99, name

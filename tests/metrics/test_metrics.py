@@ -374,10 +374,11 @@ def test_statistics_of_pytorch_fid(tmp_path):
         (None, "that exists"),
         ({"mu": np.zeros(3)}, "lacks sigma; it holds mu"),
         ({"mu": np.zeros(3), "sigma": np.zeros((2, 2))}, "must be"),
+        ({"mu": np.full(2, np.nan), "sigma": np.eye(2)}, "mu or sigma has NaN or infinity"),
         ({"mu": np.array([print]), "sigma": np.eye(1)}, "not a file of statistics"),
         (b"no zip", "not a file of statistics"),
     ],
-    ids=["absent", "half", "shapes", "code", "other"],
+    ids=["absent", "half", "shapes", "nan", "code", "other"],
 )
 def test_other_files_are_refused(arrays, message, tmp_path):
     path = tmp_path / "data.npz"

@@ -96,7 +96,10 @@ def test_other_weights_name_the_fix(cls, file, files, tmp_path, monkeypatch):
     torch.jit.script(torch.nn.Linear(1, 1)).save(str(code))
     (another,) = (path for kind, path in files.items() if kind is not cls)
     registers = dinov2_file(tmp_path, register_tokens=(1, 4, WIDTH))
-    for path in (damaged, other, code, another, registers, tmp_path / "absent.pth"):
+    narrow = tmp_path / "narrow.pth"
+    sizes = {"blocks.0.ls1.gamma": [3], "blocks.0.mlp.fc1.weight": [4, 3], "cls_token": [1, 1, 3], "text_projection": [3, 3]}
+    torch.save({name: torch.ones(size) for name, size in sizes.items()}, narrow)
+    for path in (damaged, other, code, another, registers, narrow, tmp_path / "absent.pth"):
         with pytest.raises(InputError, match=f"{path.name}.*{fix}"):
             cls(str(path))
     monkeypatch.setenv(file.variable, str(files[cls]))

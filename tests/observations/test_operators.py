@@ -53,12 +53,14 @@ def operators(shape):
     sizes = shape[1:]
     kernel = 0.05 * random(*[3, 2, 3][: len(sizes)])
     kernel[tuple(n // 2 for n in kernel.shape)] = 1.0
-    some = (random(*sizes) > 0) | (random(*sizes) > 1)
+    some, rows = (random(*sizes) > 0) | (random(*sizes) > 1), random(7, math.prod(shape))
     found = {
         "mask": Mask(random(*shape) > 0),
         "mask of pixels": Mask(some),
         "gray": Gray(),
-        "matrix": Matrix(random(7, math.prod(shape))),
+        "matrix": Matrix(rows),
+        "rank-deficient matrix": Matrix(torch.cat([rows, rows[:2]])),
+        "tall matrix": Matrix(random(math.prod(shape) + 2, math.prod(shape))),
         "blur": Blur(0.7),
         "wide blur": Blur(3.0),
         "kernel": Blur(kernel=kernel),
@@ -227,7 +229,7 @@ def test_operators_are_made_by_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     some = np.random.RandomState(0).rand(8, 8) > 0.5
     Image.fromarray(np.uint8(255 * some)).save("mask.png")
-    np.save("kernel.npy", [[1.0, 2.0, 1.0]])
+    np.save("kernel.npy", np.array([[1.0, 2.0, 1.0]], ">f8"))
     blur = "{class_path: Blur, init_args: {std: 0.8}}"
     mask = "{class_path: Mask, init_args: {mask: mask.png}}"
     x = random(2, 1, 8, 8)

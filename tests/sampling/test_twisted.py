@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_score import ScoreModel
 from lightning_score.errors import InputError
-from lightning_score.guidance import Composed, Observed, PseudoInverse
+from lightning_score.guidance import Composed, Guidance, Observed, PseudoInverse
 from lightning_score.observations import GaussianNoise, Mask
 from lightning_score.process import VP
 from lightning_score.sampling import (
@@ -129,6 +129,11 @@ def observing(n=1, per=1):
     return PseudoInverse(Mask([1, 0, 0]), y, noise=GaussianNoise(2.0), samples_per_observation=per)
 
 
+class Unchanged(Guidance):
+    def guide(self, score, indices):
+        return score
+
+
 def test_a_sample_depends_on_its_group_alone():
     """Sample k is the same for any number of samples, in any batch, on any number of processes, and in little memory."""
     smc = TwistedSMC(particles=4, grid=Geometric(10, 1e-2))
@@ -173,7 +178,8 @@ def test_a_collapse_is_told_and_its_size_kept():
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (lambda: model(None, TwistedSMC(particles=2)).draw([0]), "sampler=TwistedSMC: needs an observation"),
+        (lambda: model(None, TwistedSMC(particles=2)), "sampler=TwistedSMC: needs an observation"),
+        (lambda: model(Unchanged(), PredictorCorrector(DiffPIR())), "sampler=PredictorCorrector: needs an observation"),
         (lambda: model(None, None).draw([0], sampler=PredictorCorrector(DiffPIR())), "DiffPIR: needs an observation"),
         (lambda: model(observing(), TwistedSMC(DDIM())), "predictor=DDIM: .* draws noise"),
         (lambda: model(observing(), TwistedSMC(Heun())), "predictor=Heun: .* one evaluation per step"),

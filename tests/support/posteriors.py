@@ -7,7 +7,7 @@ import torch
 from conftest import ExactScore
 from torch import Tensor
 
-from lightning_score.data import Digits
+from lightning_score.data import Digits, Mixture, MixturePosterior
 from lightning_score.observations import GaussianNoise, LinearOperator, Mask, Matrix
 from lightning_score.tensors import broadcast_to
 
@@ -60,14 +60,13 @@ class Law:
         return (self.weights.log() - offset.square().sum(2) / 2).logsumexp(1)
 
     def given(self, matrix: Tensor, std: float, y: Tensor) -> "Law":
-        """The law given one observation y (m,) = matrix x + std z."""
-        gram = matrix @ self.covariance @ matrix.mT + std**2 * torch.eye(len(matrix), dtype=torch.float64)
-        gain = torch.linalg.solve(gram, matrix @ self.covariance).mT
-        residual = y - self.means @ matrix.mT
-        evidence = -(residual * torch.linalg.solve(gram, residual.mT).mT).sum(1) / 2
-        covariance = self.covariance - gain @ matrix @ self.covariance
-        weights = (self.weights.log() + evidence).softmax(0)
-        return Law(self.means + residual @ gain.mT, (covariance + covariance.mT) / 2, weights, self.shape)
+        """The law given one observation y (m,) = matrix x + std z, by that of u with x = root u and modes N(., I)."""
+        values, vectors = self.eigen
+        root, white = vectors * values.sqrt(), self.means @ vectors / values.sqrt()
+        mixture = Mixture(white.tolist(), [1.0] * len(white), self.weights.tolist())
+        found = MixturePosterior(mixture, Matrix(matrix @ root), y, std)
+        axes = root @ found.axes
+        return Law(found.means @ axes.mT, axes * found.stds[0] ** 2 @ axes.mT, found.weights, self.shape)
 
 
 class LawScore(ExactScore):
