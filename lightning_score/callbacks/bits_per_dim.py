@@ -101,13 +101,9 @@ class LikelihoodCallback(Callback, ABC):
 
     def settings(self, data: ScoreData, process: NoiseProcess) -> dict[str, Any]:
         """What the density is of, and how it is measured."""
-        return {
-            "class": "likelihood by the probability-flow ODE",
-            "draws": self.draws,
-            "dequantize": data.dequantize,
-            "noise": noise_of(data),
-            "sigma_over_alpha": float(process.noise_level(torch.tensor(process.t_min, dtype=torch.float64))),
-        }
+        least = float(process.noise_level(torch.tensor(process.t_min, dtype=torch.float64)))
+        density = {"dequantize": data.dequantize, "noise": noise_of(data), "sigma_over_alpha": least}
+        return {"class": "likelihood by the probability-flow ODE", "draws": self.draws, **density}
 
     def inputs(self, data: ScoreData, rows: Tensor, draw: int) -> tuple[Tensor, Tensor]:
         """Held-out examples and their conditions, for the model, with a draw of the noise of the data, if any."""
@@ -124,14 +120,9 @@ class LikelihoodCallback(Callback, ABC):
         if noise_of(data) and trainer.is_global_zero:
             tqdm.write(f"{self.metric}: of the data with {noise_of(data)}, which the model learns")
         evaluations = (pl_module.score_function.evaluations - before) * trainer.world_size
-        record = replace(
-            blank_record(data, trainer.global_step, found.n),
-            split="held out",
-            sampler=self.settings(data, pl_module.score_function.process),
-            nfe=evaluations / (found.n * self.draws),
-            seed=self.seed,
-            seconds=time.monotonic() - start,
-        )
+        settings, nfe = self.settings(data, pl_module.score_function.process), evaluations / (found.n * self.draws)
+        record = replace(blank_record(data, trainer.global_step, found.n), split="held out", sampler=settings, nfe=nfe)
+        record = replace(record, seed=self.seed, seconds=time.monotonic() - start)
         for name, scale in self.scales(data).items():
             store(trainer, replace(record, metric=name, value=scale * found.mean, error=scale * found.error))
             entries = {"": scale * found.mean, "_error": scale * found.error, "_n": float(found.n)}

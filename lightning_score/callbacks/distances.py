@@ -56,14 +56,9 @@ def record_of(blank: Record, reference: Summaries) -> Record:
         reference: the data as the distance sees them.
     """
     settings = json.dumps(settings_of(reference.distance), sort_keys=True)
-    return replace(
-        blank,
-        metric=metric_name(reference.distance.name, "", blank.n),
-        features_hash=hashlib.sha256(settings.encode()).hexdigest()[:16],
-        floor=reference.floor,
-        floor_n=None if reference.floor is None else reference.n,
-        n=reference.n,
-    )
+    name, digest = metric_name(reference.distance.name, "", blank.n), hashlib.sha256(settings.encode()).hexdigest()[:16]
+    floor_n = None if reference.floor is None else reference.n
+    return replace(blank, metric=name, features_hash=digest, floor=reference.floor, floor_n=floor_n, n=reference.n)
 
 
 def publish_curves(trainer: Trainer, data: ScoreData, reference: Summaries, kept: Tensor, caption: str) -> None:

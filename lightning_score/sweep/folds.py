@@ -66,13 +66,9 @@ def _fold(found: Results, rows: Sequence[Row]) -> Row:
     members = [by_seed[seed] for seed in sorted(by_seed, key=str)]
     complete = sorted(filter(_complete, members), key=lambda row: int(row.settings[SEED]))
     first = (complete or members)[0]
-    whole = replace(
-        first,
-        number=min(row.number for row in rows),
-        state=_state(members),
-        settings={name: value for name, value in first.settings.items() if name != SEED},
-        message=_message(members, len(complete)),
-    )
+    settings = {name: value for name, value in first.settings.items() if name != SEED}
+    number, message = min(row.number for row in rows), _message(members, len(complete))
+    whole = replace(first, number=number, state=_state(members), settings=settings, message=message)
     if len({str(row.values) for row in complete}) == 1 < len(complete):
         return replace(whole, message=whole.message or f"the seed changes nothing: {len(complete)} equal trials")
     means = {name: fmean(row.values.get(name, math.nan) for row in complete) for name in first.values if complete}

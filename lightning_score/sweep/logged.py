@@ -19,8 +19,10 @@ SKILL = "crps crps_skill rank_deviation residual spread_skill"
 
 def _scores(prefix: str, names: str) -> list[str]:
     """The names of scores of samples given a condition: each with its error, and a deviation also with floor and limit."""
-    of_deviations = {True: ("", "_error", "_floor", "_limit"), False: ("", "_error")}
-    return [f"{prefix}/{name}{suffix}" for name in names.split() for suffix in of_deviations[name.endswith("_deviation")]]
+    suffixes = {
+        name: ("", "_error", *(("_floor", "_limit") if name.endswith("_deviation") else ())) for name in names.split()
+    }
+    return [f"{prefix}/{name}{suffix}" for name, each in suffixes.items() for suffix in each]
 
 
 OF_CALLBACKS: dict[type[Callback], tuple[str, ...]] = {

@@ -99,13 +99,8 @@ class Row:
 def metric_fields(metrics: Mapping[str, float], metric: str) -> dict[str, Any]:
     """The fields of a row for one metric, from all metrics of a trial."""
     prefix = metric.partition("/")[0]
-    return {
-        "value": metrics.get(metric, math.nan),
-        "error": metrics.get(f"{metric}_error", math.nan),
-        "floor": metrics.get(f"{metric}_floor", math.nan),
-        "n": int(metrics.get(f"{metric}_n", 0)),
-        "nfe": metrics.get(f"{prefix}/nfe", math.nan),
-    }
+    names = {"value": metric, "error": f"{metric}_error", "floor": f"{metric}_floor", "nfe": f"{prefix}/nfe"}
+    return {field: metrics.get(name, math.nan) for field, name in names.items()} | {"n": int(metrics.get(f"{metric}_n", 0))}
 
 
 def measured_fields(

@@ -62,15 +62,8 @@ def script(name: str, folder: Path, tasks: int, words: Sequence[str], given: Map
         given: options of sbatch.
     """
     log = str(folder / FOLDER).replace("\\", "\\\\").replace("%", "%%") + "/%A_%a.log"
-    options = {
-        "job-name": name,
-        "array": f"0-{tasks - 1}",
-        "output": log,
-        "open-mode": "append",
-        "requeue": "",
-        "signal": f"B:USR1@{2 * SAVING:.0f}",
-        **given,
-    }
+    options = {"job-name": name, "array": f"0-{tasks - 1}", "output": log, "open-mode": "append", "requeue": ""}
+    options |= {"signal": f"B:USR1@{2 * SAVING:.0f}", **given}
     lines = [f"#SBATCH --{option}" + (f"={_quoted(value)}" if value else "") for option, value in options.items()]
     worker = [sys.executable, "-m", "lightning_score", "sweep", *words]
     setup = [f"cd {shlex.quote(os.getcwd())} || exit 1"]

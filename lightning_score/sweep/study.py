@@ -94,13 +94,9 @@ class Study:
         sqlite = self.url.startswith("sqlite")
         if sqlite and not create and not os.path.isfile(make_url(self.url).database or ""):  # SQLite would create one
             raise FileNotFoundError("there is no such file")
-        storage = RDBStorage(
-            re.sub("^postgres(ql)?://", "postgresql+psycopg://", self.url),  # SQLAlchemy's usual driver has changed
-            engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True},
-            heartbeat_interval=HEARTBEAT,
-            grace_period=GRACE,
-            skip_table_creation=not create,
-        )
+        url = re.sub("^postgres(ql)?://", "postgresql+psycopg://", self.url)  # SQLAlchemy's usual driver has changed
+        engine: dict[str, Any] = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
+        storage = RDBStorage(url, engine, heartbeat_interval=HEARTBEAT, grace_period=GRACE, skip_table_creation=not create)
         if not create:
             return optuna.load_study(storage=storage, study_name=self.name)
         wanted = directions(self.sweep.objectives) or ["minimize"]
