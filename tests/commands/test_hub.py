@@ -13,6 +13,7 @@ from huggingface_hub import constants
 
 from lightning_score import ScoreModel
 from lightning_score.cli import run
+from lightning_score.errors import InputError
 from lightning_score.runs.bundle import read_bundle
 from lightning_score.runs.cards import license_of
 from lightning_score.runs.hub import found_on_hub
@@ -57,6 +58,9 @@ def test_what_is_pulled_draws_the_samples_of_the_run(shared, trained, tmp_path, 
     models = [ScoreModel.from_pretrained(name) for name in ("me/digits", "hf://me/digits@main", tmp_path / "digits")]
     expected = ScoreModel.load_from_checkpoint(trained / "last.ckpt").sample(3)
     assert all(torch.equal(model.sample(3), expected) for model in models)
+    for name, message in (("hf://me/digits", "has no revision v9"), (tmp_path / "digits", "only a model on the Hub")):
+        with pytest.raises(InputError, match=message):
+            ScoreModel.from_pretrained(name, revision="v9")
     files = shared.newest
     assert sorted(files) == ["README.md", "config.yaml", "model.safetensors", "samples.png"]
     everything = b"".join(files.values()).decode(errors="replace")
