@@ -10,7 +10,18 @@ from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.parser import Parser
 from lightning_score.errors import printable, require
 from lightning_score.files import replacing
-from lightning_score.runs.bundle import CARD, FILES, Kind, is_bundle, passed_on, read_bundle, write_bundle
+from lightning_score.runs.bundle import (
+    CARD,
+    FILES,
+    WEIGHTS,
+    Kind,
+    is_bundle,
+    passed_on,
+    read_bundle,
+    unpacked,
+    weights_in,
+    write_bundle,
+)
 from lightning_score.runs.cards import check_license, license_of, measured, model_card, training_of
 from lightning_score.runs.checkpoints import LAST, read_checkpoint
 from lightning_score.runs.folders import leads_out
@@ -114,6 +125,8 @@ def _copy(source: Path, folder: Path) -> None:
         for file in FILES:
             if (source / file).is_file():
                 shutil.copyfile(source / file, temporary / file)
+        if not (temporary / WEIGHTS).exists():  # of the package, which has them compressed
+            (temporary / WEIGHTS).write_bytes(unpacked(weights_in(source)))
 
 
 def _print_files(folder: Path) -> None:

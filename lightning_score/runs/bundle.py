@@ -1,5 +1,6 @@
 """Models to pass on: a folder of weights, settings and a card, without paths, secrets or code."""
 
+import gzip
 import json
 import re
 from collections.abc import Mapping
@@ -10,8 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import torch
 import yaml
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from lightning_score import __version__
@@ -23,6 +23,8 @@ from lightning_score.runs.yaml_files import Loader, read_mapping
 CONFIG, WEIGHTS, CARD, SAMPLES = "config.yaml", "model.safetensors", "README.md", "samples.png"
 FILES = (CONFIG, WEIGHTS, CARD, SAMPLES)
 """The files of a bundle; the card and the picture may be missing."""
+PACKED = f"{WEIGHTS}.gz"
+"""The weights of a model in the package."""
 KEPT = ("name", "seed_everything", "model", "data", "ema", "samples", "evaluate")
 """The parts of a configuration that are passed on: not the trainer with its loggers and folders."""
 LINKED = ("shape", "num_classes", "condition")
@@ -53,7 +55,20 @@ class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
 def is_bundle(path: str | Path) -> bool:
     """Whether a path is that of a bundle, or of its weights."""
     path = Path(path)
-    return (path / WEIGHTS).is_file() or (path.name == WEIGHTS and path.is_file())
+    return weights_in(path).is_file() or (path.name == WEIGHTS and path.is_file())
+
+
+def weights_in(folder: Path) -> Path:
+    """The file of the weights in the folder of a bundle."""
+    return next((folder / name for name in (WEIGHTS, PACKED) if (folder / name).is_file()), folder / WEIGHTS)
+
+
+def unpacked(file: Path) -> bytes:
+    """The content of a file of weights; of a compressed one at most four times its size, which weights do not reach."""
+    if file.name != PACKED:
+        return file.read_bytes()
+    with gzip.open(file) as content:
+        return content.read(4 * file.stat().st_size)
 
 
 def write_bundle(
@@ -139,7 +154,9 @@ def read_bundle(folder: str | Path) -> dict[str, Any]:
         InputError: a file is missing, damaged or too large.
     """
     folder = Path(folder).parent if Path(folder).name == WEIGHTS else Path(folder)
-    tensors, state = _weights(folder / WEIGHTS)
+    for file in (weights_in(folder), folder / CONFIG):
+        require(file.is_file(), f"{file}: there is no such file; a model that is passed on has {CONFIG} and {WEIGHTS}")
+    tensors, state = _weights(weights_in(folder))
     config = _config(folder / CONFIG)
     given = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
     return {
@@ -169,11 +186,10 @@ KINDS = {"format": int, "version": str, "lightning": str, "weights": str, "step"
 
 def _weights(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights and the state in a file."""
-    require(file.is_file(), f"{file}: there is no such file; a model that is passed on has {CONFIG} and {WEIGHTS}")
     try:
-        with safe_open(file, framework="pt") as content:
-            text = (content.metadata() or {}).get(STATE)
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a mapping
+        content = unpacked(file)
+        tensors = load(content)  # checks the header, too
+        text = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {}).get(STATE)
     except Exception as error:  # of safetensors, or of torch about a type
         raise InputError(f"{file}: not a readable file of safetensors, damaged or truncated ({one_line(error)})") from error
     require(text is not None, f"{file}: these weights are of another program, for they have no entry {STATE}")
@@ -194,7 +210,6 @@ def _weights(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _config(file: Path) -> dict[str, Any]:
     """The config of a bundle."""
-    require(file.is_file(), f"{file}: there is no such file; a model that is passed on has {CONFIG} and {WEIGHTS}")
     size = file.stat().st_size
     require(size <= LARGEST_CONFIG, f"{file}: {size:,} bytes; at most {LARGEST_CONFIG:,} are read")
     config, _ = read_mapping(file, "config", "model: {process: VP}")

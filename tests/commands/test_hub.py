@@ -77,7 +77,10 @@ def test_the_card_has_the_numbers_of_the_run(shared, trained):
     row = next(line for line in card.splitlines() if line.startswith(f"| {last['metric']}"))
     for number in (last["value"], last["floor"]):
         assert f"| {number:.4g} |" in row
-    assert f"| {2 * last['error']:.2g} |" in row and f"| {last['n']} | {last['nfe']:g} |" in row
+    assert (
+        f"| {2 * last['error']:.2g} |" in row
+        and f"\n{last['n']} samples with seed {last['seed']}, {last['nfe']:g} network" in card
+    )
     assert "validate --ckpt_path hf://me/digits" in card and "fit --config=ncsn --trainer.max_steps=30" in card
     assert huggingface_hub.ModelCard(card).data.eval_results[0].metric_value == last["value"]
 

@@ -1,5 +1,6 @@
 """Bundles: what is passed on draws the same samples, tells nothing of the machine, and is checked when it is read."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -104,6 +105,11 @@ def _flipped(folder):
     file.write_bytes(content)
 
 
+def _bomb(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.gz").write_bytes(gzip.compress(bytes(1 << 24)))
+
+
 def _foreign(folder):
     save_file({"a": torch.ones(2)}, folder / "model.safetensors")
 
@@ -146,6 +152,7 @@ def _function(folder):
     [
         (_truncated, "damaged or truncated"),
         (_flipped, "have changed"),
+        (_bomb, "damaged or truncated"),
         (_foreign, "another program"),
         (_pickled, "damaged or truncated"),
         (_damaged_state, "damaged"),

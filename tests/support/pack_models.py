@@ -5,6 +5,7 @@
 Each checkpoint is measured by `test` in WORK, a new folder, before and after rounding; the card has the second.
 """
 
+import gzip
 import json
 import shutil
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 
 from lightning_score.cli import run
-from lightning_score.runs.bundle import passed_on, write_bundle
+from lightning_score.runs.bundle import PACKED, WEIGHTS, passed_on, write_bundle
 from lightning_score.runs.cards import measured, model_card, training_of
 from lightning_score.runs.checkpoints import read_checkpoint
 from lightning_score.runs.pretrained import FOLDER
@@ -68,6 +69,9 @@ def pack(name, source, work):
     small = half | {"state_dict": {name: tensor.half() for name, tensor in half["state_dict"].items()}}
     shutil.rmtree(FOLDER / name, ignore_errors=True)
     write_bundle(FOLDER / name, small, card + NOTE.format(data=DATA[collection], change=change))
+    file = FOLDER / name / WEIGHTS
+    file.with_name(PACKED).write_bytes(gzip.compress(file.read_bytes(), mtime=0))
+    file.unlink()
     print(name, exact.value, record.value, record.error)
 
 
