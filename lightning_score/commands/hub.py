@@ -2,8 +2,8 @@
 
 import shutil
 import tempfile
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lightning_score import stopping
 from lightning_score.commands.arguments import Arguments
@@ -29,9 +29,6 @@ from lightning_score.runs.hub import HUB, download, parse_name, require_login, u
 from lightning_score.runs.pretrained import find_checkpoint
 from lightning_score.runs.trust import trust_for
 
-AVERAGED: Kind = "averaged"
-RAW: Kind = "raw"
-
 
 def push(arguments: Arguments) -> None:
     """Uploads the weights, the settings and the card of a model to the Hub, or writes them to a folder.
@@ -47,23 +44,17 @@ def push(arguments: Arguments) -> None:
     require(revision is None, f"{options.name}: push makes a new revision of main; give {repository} alone")
     if not options.output:
         require_login()
-    place = Path(tempfile.mkdtemp(prefix="lightning_score-"))
-    remove = partial(shutil.rmtree, place, ignore_errors=True)
-    with stopping.cleaning(remove):
-        try:
-            folder = Path(options.output or place / "model")
-            _pack(find_checkpoint(options.source), folder, repository, options.license, options.raw_weights)
-            license = license_of(folder)
-            print(f"{HUB}{repository}: license {license}{', private' if options.private else ''}")
-            _print_files(folder)
-            if options.output:
-                print(f"written to {folder}, not uploaded; next: python -m lightning_score push {folder} {repository}")
-                return
-            address = upload(folder, repository, options.private, "Upload a model of lightning_score")
-            print(f"uploaded: {address}")
-            print(f"next: python -m lightning_score predict --ckpt_path {HUB}{repository} --num_samples 64")
-        finally:
-            remove()
+    with tempfile.TemporaryDirectory(prefix="lightning_score-") as place, stopping.cleaning(lambda: shutil.rmtree(place)):
+        folder = Path(options.output or f"{place}/model")
+        _pack(options, repository, folder)
+        print(f"{HUB}{repository}: license {license_of(folder)}{', private' if options.private else ''}")
+        _print_files(folder)
+        if options.output:
+            print(f"written to {folder}, not uploaded; next: python -m lightning_score push {folder} {repository}")
+            return
+        address = upload(folder, repository, options.private, "Upload a model of lightning_score")
+    print(f"uploaded: {address}")
+    print(f"next: python -m lightning_score predict --ckpt_path {HUB}{repository} --num_samples 64")
 
 
 def pull(arguments: Arguments) -> None:
@@ -89,8 +80,10 @@ def pull(arguments: Arguments) -> None:
     print(f"next: python -m lightning_score predict --ckpt_path {folder} --num_samples 64")
 
 
-def _pack(source: Path, folder: Path, repository: str, license: str | None, raw: bool) -> None:
+def _pack(options: Any, repository: str, folder: Path) -> None:
     """Writes a bundle of a run, a checkpoint or a bundle."""
+    source, license = find_checkpoint(options.source), options.license
+    weights: Kind = "raw" if options.raw_weights else "averaged"
     if is_bundle(source):
         source = source if source.is_dir() else source.parent
         read_bundle(source)
@@ -104,13 +97,13 @@ def _pack(source: Path, folder: Path, repository: str, license: str | None, raw:
     license = check_license(license)
     file = source / LAST if source.is_dir() else source
     require(not source.is_dir() or file.is_file(), f"{source}: not a run folder, for it has no {LAST}")
-    checkpoint, weights = read_checkpoint(file), RAW if raw else AVERAGED
+    checkpoint = read_checkpoint(file)
     config, tensors, state = passed_on(checkpoint, weights)
     picture = file.parent / f"samples/step_{state['step']:07d}.png"
     records = measured(file.parent, state["step"], weights)
     if not records:
         print(f"note: {file.parent} has no evaluation of these weights, so the card has no numbers; run test before")
-    samples = picture.read_bytes() if picture.is_file() and not raw else b""
+    samples = picture.read_bytes() if picture.is_file() and weights == "averaged" else b""
     count = sum(tensor.numel() for tensor in tensors.values())
     training = training_of(file.parent)
     card = model_card(config, state, records, license, f"{HUB}{repository}", count, training, bool(samples))

@@ -94,7 +94,7 @@ def check_license(name: str | None) -> str:
     """
     listed = ", ".join(LICENSES)
     require(bool(name), f"--license: a model card needs one; the common ones are {listed}")
-    known = name is not None and name.replace("-", "").replace(".", "").isalnum() and name == name.lower() and name.isascii()
+    known = re.fullmatch(r"[a-z0-9][a-z0-9.-]*", str(name)) is not None
     require(known, f"--license {name}: must be an identifier in small letters; the common ones are {listed}")
     return str(name)
 
