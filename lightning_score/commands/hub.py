@@ -97,8 +97,8 @@ def _pack(options: Any, repository: str, folder: Path) -> None:
     license = check_license(license)
     file = source / LAST if source.is_dir() else source
     require(not source.is_dir() or file.is_file(), f"{source}: not a run folder, for it has no {LAST}")
-    checkpoint = read_checkpoint(file)
-    config, tensors, state = passed_on(checkpoint, weights)
+    parts = passed_on(read_checkpoint(file), weights)
+    config, tensors, state = parts
     picture = file.parent / f"samples/step_{state['step']:07d}.png"
     records = measured(file.parent, state["step"], weights)
     if not records:
@@ -107,7 +107,7 @@ def _pack(options: Any, repository: str, folder: Path) -> None:
     count = sum(tensor.numel() for tensor in tensors.values())
     training = training_of(file.parent)
     card = model_card(config, state, records, license, f"{HUB}{repository}", count, training, bool(samples))
-    write_bundle(folder, checkpoint, card, samples, weights)
+    write_bundle(folder, parts, card, samples)
 
 
 def _copy(source: Path, folder: Path) -> None:

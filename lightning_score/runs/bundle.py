@@ -35,6 +35,7 @@ LARGEST_CONFIG = 1 << 20
 """Most bytes of a config."""
 FORMAT = 1
 Kind = Literal["averaged", "raw"]
+Parts = tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]
 SECRET = re.compile(r"(^|_)(token|secret|password|passwd|api_?key|access_?key|credentials?)$", re.IGNORECASE)
 """Names of settings whose text is not passed on."""
 TOKEN = re.compile(r"\b(hf|gh[pousr]|sk|wandb_v1|glpat|xox[abps])[_-][\w-]{16,}|\bAKIA[A-Z0-9]{16}\b")
@@ -71,29 +72,20 @@ def unpacked(file: Path) -> bytes:
         return content.read(4 * file.stat().st_size)
 
 
-def write_bundle(
-    folder: str | Path,
-    checkpoint: Mapping[str, Any],
-    card: str,
-    samples: bytes = b"",
-    weights: Kind = "averaged",
-) -> None:
-    """Writes a bundle, whole or not at all: weights of the model alone, the settings of model, data and evaluation, and what
-    the data need to draw samples, as constants of their standardization. Paths keep only their last part.
+def write_bundle(folder: str | Path, parts: Parts, card: str, samples: bytes = b"") -> None:
+    """Writes a bundle, whole or not at all.
 
     Args:
         folder: where; it must not exist.
-        checkpoint: as `read_checkpoint` gives it, of a model that a config describes.
+        parts: of the model, by `passed_on`.
         card: the text of the card, in Markdown.
         samples: a picture of samples, as PNG.
-        weights: the averaged ones, which are the model's if it has no averages, or the raw ones.
 
     Raises:
-        InputError: the folder exists, or the checkpoint cannot be passed on.
+        InputError: the folder exists.
     """
-    folder = Path(folder)
+    folder, (config, tensors, state) = Path(folder), parts
     require(not (folder.exists() or folder.is_symlink()), f"{folder}: already exists and is not overwritten")
-    config, tensors, state = passed_on(checkpoint, weights)
     with replacing(folder) as temporary:
         temporary.mkdir()
         save_file(tensors, temporary / WEIGHTS, {STATE: json.dumps(state), "format": "pt"})
@@ -105,13 +97,19 @@ def write_bundle(
             (temporary / SAMPLES).write_bytes(samples)
 
 
-def passed_on(
-    checkpoint: Mapping[str, Any], weights: Kind = "averaged"
-) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
-    """The config, the weights and the state that a bundle of a checkpoint has.
+def passed_on(checkpoint: Mapping[str, Any], weights: Kind = "averaged") -> Parts:
+    """What is passed on of a model: the settings of model, data and evaluation, of whose paths only the last part is kept;
+    the weights alone; and what else it takes to draw samples, such as the constants of the data's standardization.
+
+    Args:
+        checkpoint: as `read_checkpoint` gives it, of a model that a config describes.
+        weights: the averaged ones, which are the model's if it has no averages, or the raw ones.
+
+    Returns:
+        The config, the weights and the state.
 
     Raises:
-        InputError: no config describes the model.
+        InputError: it cannot be passed on.
     """
     arguments: dict[str, Any] = checkpoint.get("hyper_parameters", {})
     whole = {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys()
@@ -123,7 +121,7 @@ def passed_on(
     for name in {"ema", "samples", "evaluate"} & config.keys():  # the defaults serve in place of what is on one machine
         if isinstance(given[name], dict):
             config[name] = {key: part for key, part in config[name].items() if given[name].get(key) == part}
-    data = str(config.get("data", {}).get("class_path")).rpartition(".")[2]
+    data = _data_class(config)
     raw = weights == "raw" and "current_model_state" in checkpoint
     tensors = checkpoint["current_model_state" if raw else "state_dict"]
     plain = all(isinstance(tensor, Tensor) for tensor in tensors.values())
@@ -158,9 +156,9 @@ def read_bundle(folder: str | Path) -> dict[str, Any]:
         require(file.is_file(), f"{file}: there is no such file; a model that is passed on has {CONFIG} and {WEIGHTS}")
     tensors, state = _weights(weights_in(folder))
     config = _config(folder / CONFIG)
-    given = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
+    given, data = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}, _data_class(config)
     return {
-        **state["data"],
+        **({data: state["data"][data]} if data in state["data"] else {}),
         "state_dict": tensors,
         "config": config,
         "hyper_parameters": {**config["model"], **state["linked"], **given},
@@ -169,6 +167,11 @@ def read_bundle(folder: str | Path) -> dict[str, Any]:
         "pytorch-lightning_version": state["lightning"],
         "lightning_score_version": state["version"],
     }
+
+
+def _data_class(config: Mapping[str, Any]) -> str:
+    """The name of the class of the data, under which a checkpoint has their state."""
+    return str(config.get("data", {}).get("class_path")).rpartition(".")[2]
 
 
 def as_checkpoint_file(folder: str | Path) -> BytesIO:

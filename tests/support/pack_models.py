@@ -68,7 +68,7 @@ def pack(name, source, work):
     change = f"In single precision {record.metric} is {exact.value:.4g} with the same noise, not {record.value:.4g}."
     small = half | {"state_dict": {name: tensor.half() for name, tensor in half["state_dict"].items()}}
     shutil.rmtree(FOLDER / name, ignore_errors=True)
-    write_bundle(FOLDER / name, small, card + NOTE.format(data=DATA[collection], change=change))
+    write_bundle(FOLDER / name, passed_on(small), card + NOTE.format(data=DATA[collection], change=change))
     file = FOLDER / name / WEIGHTS
     file.with_name(PACKED).write_bytes(gzip.compress(file.read_bytes(), mtime=0))
     file.unlink()
