@@ -82,31 +82,30 @@ def pull(arguments: Arguments) -> None:
 
 def _pack(options: Any, repository: str, folder: Path) -> None:
     """Writes a bundle of a run, a checkpoint or a bundle."""
-    source, license = find_checkpoint(options.source), options.license
+    source = find_checkpoint(options.source)
     weights: Kind = "raw" if options.raw_weights else "averaged"
     if is_bundle(source):
         source = source if source.is_dir() else source.parent
         read_bundle(source)
+        require(not options.raw_weights, f"--raw_weights: {source} has one kind of weights; leave it out")
         own = license_of(source)
         require(own is not None, f"{source / CARD}: has no license; write one into its head, as license: mit")
-        require(license in (None, own), f"--license {license}: {source / CARD} says {own}; change it there")
+        require(options.license in (None, own), f"--license {options.license}: {source / CARD} says {own}; change it there")
         outside = [file for file in FILES if leads_out(source / file, source)]
         require(not outside, f"{source}: {', '.join(outside)}: leads out of the folder; copy the file into it")
         _copy(source, folder)
         return
-    license = check_license(license)
+    license = check_license(options.license)
     file = source / LAST if source.is_dir() else source
     require(not source.is_dir() or file.is_file(), f"{source}: not a run folder, for it has no {LAST}")
     parts = passed_on(read_checkpoint(file), weights)
-    config, tensors, state = parts
-    picture = file.parent / f"samples/step_{state['step']:07d}.png"
-    records = measured(file.parent, state["step"], weights)
+    step = parts[2]["step"]
+    picture = file.parent / f"samples/step_{step:07d}.png"
+    samples = picture.read_bytes() if picture.is_file() and weights == "averaged" else b""
+    records = measured(file.parent, step, weights)
     if not records:
         print(f"note: {file.parent} has no evaluation of these weights, so the card has no numbers; run test before")
-    samples = picture.read_bytes() if picture.is_file() and weights == "averaged" else b""
-    count = sum(tensor.numel() for tensor in tensors.values())
-    training = training_of(file.parent)
-    card = model_card(config, state, records, license, f"{HUB}{repository}", count, training, bool(samples))
+    card = model_card(parts, records, license, f"{HUB}{repository}", training_of(file.parent), bool(samples))
     write_bundle(folder, parts, card, samples)
 
 

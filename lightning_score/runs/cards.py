@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from lightning_score.errors import printable, require
-from lightning_score.runs.bundle import CARD, LARGEST_CONFIG, SAMPLES, SECRET, as_yaml, without_machine
+from lightning_score.runs.bundle import CARD, LARGEST_CONFIG, SAMPLES, SECRET, Parts, as_yaml, without_machine
 from lightning_score.runs.records import FILE, Record, read_records
 from lightning_score.runs.status import read_status
 from lightning_score.runs.trust import trust_for
@@ -112,27 +112,24 @@ def license_of(folder: Path) -> str | None:
 
 
 def model_card(
-    config: Mapping[str, Any],
-    state: Mapping[str, Any],
+    parts: Parts,
     records: Sequence[Measured],
     license: str,
     source: str,
-    weights: int,
     training: str = "",
     picture: bool = False,
 ) -> str:
     """The card of a model.
 
     Args:
-        config: of its bundle.
-        state: of its bundle.
+        parts: what is passed on of it.
         records: what was measured.
         license: as the Hub names it.
         source: what `--ckpt_path` is given for it, such as `hf://user/name`.
-        weights: their number.
         training: the command that trained it.
         picture: whether the bundle has a picture of samples.
     """
+    config, tensors, state = parts
     shape, title = state["linked"].get("shape", []), str(config.get("name") or source.rpartition("/")[2])
     trust = trust_for(config).split()
     modules = trust[-1] if trust else ""
@@ -143,7 +140,7 @@ def model_card(
         f"# {_plain(title)}",
         f"A score-based generative model of lightning_score {state['version']}, in PyTorch Lightning.",
         f"![samples]({SAMPLES})" if picture else "",
-        _parts(config, state, shape, weights),
+        _parts(config, state, shape, sum(tensor.numel() for tensor in tensors.values())),
         "## Samples",
         _code(_line(("predict", "--ckpt_path", source, *trust, "--num_samples", "64"))),
         _code(

@@ -42,6 +42,13 @@ def test_a_bundle_draws_the_samples_of_its_checkpoint(checkpoint, bundle):
     assert all(torch.equal(first, other) for other in others)
 
 
+def test_a_model_of_any_training_step_loads_at_once(checkpoint, tmp_path):
+    """Its schedule is not followed through all steps."""
+    config, tensors, state = passed_on(read_checkpoint(checkpoint))
+    write_bundle(tmp_path / "long", (config, tensors, state | {"step": 10**12}), "")
+    assert ScoreModel.from_pretrained(tmp_path / "long").sample(1).isfinite().all()
+
+
 def test_raw_weights_are_passed_on_instead_of_the_averages(checkpoint, tmp_path):
     given = read_checkpoint(checkpoint)
     write_bundle(tmp_path / "raw", passed_on(given, "raw"), "")

@@ -62,9 +62,8 @@ def pack(name, source, work):
     folder = work / "half" / name
     record = measure(half, folder, SAMPLES[collection])
     (folder / "run.json").write_text(json.dumps({"arguments": ["fit", "--config", name.removeprefix("digits/")]}))
-    settings, tensors, state = passed_on(half)
-    count = sum(tensor.numel() for tensor in tensors.values())
-    card = model_card(settings, state, measured(folder, state["step"]), "mit", name, count, training_of(folder))
+    parts = passed_on(half)
+    card = model_card(parts, measured(folder, parts[2]["step"]), "mit", name, training_of(folder))
     change = f"In single precision {record.metric} is {exact.value:.4g} with the same noise, not {record.value:.4g}."
     small = half | {"state_dict": {name: tensor.half() for name, tensor in half["state_dict"].items()}}
     shutil.rmtree(FOLDER / name, ignore_errors=True)
