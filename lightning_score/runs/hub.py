@@ -75,8 +75,8 @@ def download(name: str, revision: str | None = None) -> Path:
     with _explaining(repository, revision):
         found, commit, reached = None, revision, True
         for file in FILES:
-            reached = reached and _is_reached(hub, repository, file, commit)
             try:
+                reached = reached and _is_reached(hub, repository, file, commit)
                 found = Path(hub.hf_hub_download(repository, file, revision=commit, local_files_only=not reached))
             except hub.errors.EntryNotFoundError as error:
                 if file in (CONFIG, WEIGHTS):

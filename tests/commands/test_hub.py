@@ -17,6 +17,7 @@ from lightning_score.errors import InputError
 from lightning_score.runs.bundle import read_bundle
 from lightning_score.runs.cards import license_of
 from lightning_score.runs.hub import found_on_hub
+from lightning_score.runs.pretrained import find_checkpoint
 
 pytestmark = pytest.mark.slow
 TOKEN = re.compile(r"hf_(o{9}|r{9}|s{9})")
@@ -189,3 +190,12 @@ def test_a_folder_is_written_edited_and_pushed(hub, trained, tmp_path, capsys):
     card.write_text("---\nlicense: mit\n---\n")
     assert "leads out" in error_of(["push", "model", "me/digits"], capsys)
     assert read_bundle("model")["config"]["name"] == "ncsn"
+
+
+def test_a_model_of_the_package_is_passed_on_without_a_picture(hub):
+    """Its weights are those of the package, and no longer compressed."""
+    assert run(["push", "digits/ncsn", "me/packed"]) == 0
+    assert sorted(hub.repositories["me/packed"].newest) == ["README.md", "config.yaml", "model.safetensors"]
+    assert run(["pull", "me/packed"]) == 0
+    found, expected = (read_bundle(folder)["state_dict"] for folder in ("packed", find_checkpoint("digits/ncsn")))
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
