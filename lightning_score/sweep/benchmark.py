@@ -106,6 +106,7 @@ def _parameters(command: LoadedCommand, wanted: str, steps: list[int]) -> dict[s
             values.append({"class_path": name})
         else:
             values += _samplers(name, own, steps, command)
+    require(bool(values), f"--steps {steps}: must have a number of steps, at most that of the model's levels; give [5, 10]")
     return {"model.sampler": {"values": values}}
 
 
