@@ -9,19 +9,7 @@ from lightning_score import stopping
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.parser import Parser
 from lightning_score.errors import printable, require
-from lightning_score.files import replacing
-from lightning_score.runs.bundle import (
-    CARD,
-    FILES,
-    WEIGHTS,
-    Kind,
-    is_bundle,
-    passed_on,
-    read_bundle,
-    unpacked,
-    weights_in,
-    write_bundle,
-)
+from lightning_score.runs.bundle import CARD, FILES, Kind, copy_bundle, is_bundle, passed_on, read_bundle, write_bundle
 from lightning_score.runs.cards import check_license, license_of, measured, model_card, training_of
 from lightning_score.runs.checkpoints import LAST, read_checkpoint
 from lightning_score.runs.folders import leads_out
@@ -72,7 +60,7 @@ def pull(arguments: Arguments) -> None:
     require(not folder.exists() and not folder.is_symlink(), f"{folder}: already exists; give a new folder by --output")
     found = download(options.name, options.revision)
     config = read_bundle(found)["config"]
-    _copy(found, folder)
+    copy_bundle(found, folder)
     print(f"{HUB}{repository}, commit {found.name[:12]}: license {license_of(folder) or 'not given'}")
     _print_files(folder)
     if trust := trust_for(config).split():
@@ -93,7 +81,7 @@ def _pack(options: Any, repository: str, folder: Path) -> None:
         require(options.license in (None, own), f"--license {options.license}: {source / CARD} says {own}; change it there")
         outside = [file for file in FILES if leads_out(source / file, source)]
         require(not outside, f"{source}: {', '.join(outside)}: leads out of the folder; copy the file into it")
-        _copy(source, folder)
+        copy_bundle(source, folder)
         return
     license = check_license(options.license)
     file = source / LAST if source.is_dir() else source
@@ -109,22 +97,10 @@ def _pack(options: Any, repository: str, folder: Path) -> None:
     write_bundle(folder, parts, card, samples)
 
 
-def _copy(source: Path, folder: Path) -> None:
-    """Copies a bundle to a new folder, whole or not at all."""
-    require(not folder.exists(), f"{folder}: already exists and is not overwritten; give a new folder")
-    with replacing(folder) as temporary:
-        temporary.mkdir()
-        for file in FILES:
-            if (source / file).is_file():
-                shutil.copyfile(source / file, temporary / file)
-        if not (temporary / WEIGHTS).exists():  # of the package, which has them compressed
-            (temporary / WEIGHTS).write_bytes(unpacked(weights_in(source)))
-
-
 def _print_files(folder: Path) -> None:
     sizes = {file: (folder / file).stat().st_size for file in FILES if (folder / file).is_file()}
     for name, size in {**sizes, "together": sum(sizes.values())}.items():
-        print(f"  {name:<20} {size / 1e3 if size < 1e6 else size / 1e6:>8.1f} {'kB' if size < 1e6 else 'MB'}")
+        print(f"  {name:<20} {size / 1e3:>12,.1f} kB")
 
 
 def _push_parser() -> Parser:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
@@ -64,7 +65,7 @@ def weights_in(folder: Path) -> Path:
     return next((folder / name for name in (WEIGHTS, PACKED) if (folder / name).is_file()), folder / WEIGHTS)
 
 
-def unpacked(file: Path) -> bytes:
+def _unpacked(file: Path) -> bytes:
     """The content of a file of weights; of a compressed one at most four times its size, which weights do not reach."""
     if file.name != PACKED:
         return file.read_bytes()
@@ -95,6 +96,18 @@ def write_bundle(folder: str | Path, parts: Parts, card: str, samples: bytes = b
         (temporary / CARD).write_text(card, encoding="utf-8", newline="")
         if samples:
             (temporary / SAMPLES).write_bytes(samples)
+
+
+def copy_bundle(source: Path, folder: Path) -> None:
+    """Copies a bundle to a new folder, whole or not at all."""
+    require(not folder.exists(), f"{folder}: already exists and is not overwritten; give a new folder")
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        for file in FILES:
+            if (source / file).is_file():
+                shutil.copyfile(source / file, temporary / file)
+        if not (temporary / WEIGHTS).exists():  # compressed, as in the package
+            (temporary / WEIGHTS).write_bytes(_unpacked(weights_in(source)))
 
 
 def passed_on(checkpoint: Mapping[str, Any], weights: Kind = "averaged") -> Parts:
@@ -190,7 +203,7 @@ KINDS = {"format": int, "version": str, "lightning": str, "weights": str, "step"
 def _weights(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights and the state in a file."""
     try:
-        content = unpacked(file)
+        content = _unpacked(file)
         tensors = load(content)  # checks the header, too
         text = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {}).get(STATE)
     except Exception as error:  # of safetensors, or of torch about a type
