@@ -29,7 +29,7 @@ def test_the_wheel_has_configs_and_weights_and_runs_elsewhere(tmp_path):
                for p in (ROOT / kind).rglob("*.yaml")}  # fmt: skip
     assert shipped | {"lightning_score/data/digits.npz", "lightning_score/metrics/digit_features.safetensors"} <= names
     assert "lightning_score/metrics/fashion_features.safetensors" in names
-    assert {f"lightning_score/runs/models/{name}/model.safetensors" for name in pretrained()} <= names
+    assert {f"lightning_score/runs/models/{name}/model.safetensors.gz" for name in pretrained()} <= names
     call(*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -2,24 +2,20 @@
 
 import shutil
 import tempfile
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lightning_score import stopping
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.parser import Parser
 from lightning_score.errors import printable, require
-from lightning_score.files import replacing
-from lightning_score.runs.bundle import CARD, FILES, Kind, is_bundle, passed_on, read_bundle, write_bundle
+from lightning_score.runs.bundle import CARD, FILES, Kind, copy_bundle, is_bundle, passed_on, read_bundle, write_bundle
 from lightning_score.runs.cards import check_license, license_of, measured, model_card, training_of
 from lightning_score.runs.checkpoints import LAST, read_checkpoint
 from lightning_score.runs.folders import leads_out
 from lightning_score.runs.hub import HUB, download, parse_name, require_login, upload
 from lightning_score.runs.pretrained import find_checkpoint
 from lightning_score.runs.trust import trust_for
-
-AVERAGED: Kind = "averaged"
-RAW: Kind = "raw"
 
 
 def push(arguments: Arguments) -> None:
@@ -36,23 +32,17 @@ def push(arguments: Arguments) -> None:
     require(revision is None, f"{options.name}: push makes a new revision of main; give {repository} alone")
     if not options.output:
         require_login()
-    place = Path(tempfile.mkdtemp(prefix="lightning_score-"))
-    remove = partial(shutil.rmtree, place, ignore_errors=True)
-    with stopping.cleaning(remove):
-        try:
-            folder = Path(options.output or place / "model")
-            _pack(find_checkpoint(options.source), folder, repository, options.license, options.raw_weights)
-            license = license_of(folder)
-            print(f"{HUB}{repository}: license {license}{', private' if options.private else ''}")
-            _print_files(folder)
-            if options.output:
-                print(f"written to {folder}, not uploaded; next: python -m lightning_score push {folder} {repository}")
-                return
-            address = upload(folder, repository, options.private, "Upload a model of lightning_score")
-            print(f"uploaded: {address}")
-            print(f"next: python -m lightning_score predict --ckpt_path {HUB}{repository} --num_samples 64")
-        finally:
-            remove()
+    with tempfile.TemporaryDirectory(prefix="lightning_score-") as place, stopping.cleaning(lambda: shutil.rmtree(place)):
+        folder = Path(options.output or f"{place}/model")
+        _pack(options, repository, folder)
+        print(f"{HUB}{repository}: license {license_of(folder)}{', private' if options.private else ''}")
+        _print_files(folder)
+        if options.output:
+            print(f"written to {folder}, not uploaded; next: python -m lightning_score push {folder} {repository}")
+            return
+        address = upload(folder, repository, options.private, "Upload a model of lightning_score")
+    print(f"uploaded: {address}")
+    print(f"next: python -m lightning_score predict --ckpt_path {HUB}{repository} --num_samples 64")
 
 
 def pull(arguments: Arguments) -> None:
@@ -70,7 +60,7 @@ def pull(arguments: Arguments) -> None:
     require(not folder.exists() and not folder.is_symlink(), f"{folder}: already exists; give a new folder by --output")
     found = download(options.name, options.revision)
     config = read_bundle(found)["config"]
-    _copy(found, folder)
+    copy_bundle(found, folder)
     print(f"{HUB}{repository}, commit {found.name[:12]}: license {license_of(folder) or 'not given'}")
     _print_files(folder)
     if trust := trust_for(config).split():
@@ -78,48 +68,39 @@ def pull(arguments: Arguments) -> None:
     print(f"next: python -m lightning_score predict --ckpt_path {folder} --num_samples 64")
 
 
-def _pack(source: Path, folder: Path, repository: str, license: str | None, raw: bool) -> None:
+def _pack(options: Any, repository: str, folder: Path) -> None:
     """Writes a bundle of a run, a checkpoint or a bundle."""
+    source = find_checkpoint(options.source)
+    weights: Kind = "raw" if options.raw_weights else "averaged"
     if is_bundle(source):
         source = source if source.is_dir() else source.parent
         read_bundle(source)
+        require(not options.raw_weights, f"--raw_weights: {source} has one kind of weights; leave it out")
         own = license_of(source)
         require(own is not None, f"{source / CARD}: has no license; write one into its head, as license: mit")
-        require(license in (None, own), f"--license {license}: {source / CARD} says {own}; change it there")
+        require(options.license in (None, own), f"--license {options.license}: {source / CARD} says {own}; change it there")
         outside = [file for file in FILES if leads_out(source / file, source)]
         require(not outside, f"{source}: {', '.join(outside)}: leads out of the folder; copy the file into it")
-        _copy(source, folder)
+        copy_bundle(source, folder)
         return
-    license = check_license(license)
+    license = check_license(options.license)
     file = source / LAST if source.is_dir() else source
     require(not source.is_dir() or file.is_file(), f"{source}: not a run folder, for it has no {LAST}")
-    checkpoint, weights = read_checkpoint(file), RAW if raw else AVERAGED
-    config, tensors, state = passed_on(checkpoint, weights)
-    picture = file.parent / f"samples/step_{state['step']:07d}.png"
-    records = measured(file.parent, state["step"], weights)
+    parts = passed_on(read_checkpoint(file), weights)
+    step = parts[2]["step"]
+    picture = file.parent / f"samples/step_{step:07d}.png"
+    samples = picture.read_bytes() if picture.is_file() and weights == "averaged" else b""
+    records = measured(file.parent, step, weights)
     if not records:
         print(f"note: {file.parent} has no evaluation of these weights, so the card has no numbers; run test before")
-    samples = picture.read_bytes() if picture.is_file() and not raw else b""
-    count = sum(tensor.numel() for tensor in tensors.values())
-    training = training_of(file.parent)
-    card = model_card(config, state, records, license, f"{HUB}{repository}", count, training, bool(samples))
-    write_bundle(folder, checkpoint, card, samples, weights)
-
-
-def _copy(source: Path, folder: Path) -> None:
-    """Copies a bundle to a new folder, whole or not at all."""
-    require(not folder.exists(), f"{folder}: already exists and is not overwritten; give a new folder")
-    with replacing(folder) as temporary:
-        temporary.mkdir()
-        for file in FILES:
-            if (source / file).is_file():
-                shutil.copyfile(source / file, temporary / file)
+    card = model_card(parts, records, license, f"{HUB}{repository}", training_of(file.parent), bool(samples))
+    write_bundle(folder, parts, card, samples)
 
 
 def _print_files(folder: Path) -> None:
     sizes = {file: (folder / file).stat().st_size for file in FILES if (folder / file).is_file()}
     for name, size in {**sizes, "together": sum(sizes.values())}.items():
-        print(f"  {name:<20} {size / 1e3 if size < 1e6 else size / 1e6:>8.1f} {'kB' if size < 1e6 else 'MB'}")
+        print(f"  {name:<20} {size / 1e3:>12,.1f} kB")
 
 
 def _push_parser() -> Parser:

@@ -1,7 +1,9 @@
 """Models to pass on: a folder of weights, settings and a card, without paths, secrets or code."""
 
+import gzip
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
@@ -10,8 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import torch
 import yaml
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from lightning_score import __version__
@@ -23,6 +24,8 @@ from lightning_score.runs.yaml_files import Loader, read_mapping
 CONFIG, WEIGHTS, CARD, SAMPLES = "config.yaml", "model.safetensors", "README.md", "samples.png"
 FILES = (CONFIG, WEIGHTS, CARD, SAMPLES)
 """The files of a bundle; the card and the picture may be missing."""
+PACKED = f"{WEIGHTS}.gz"
+"""The weights of a model in the package."""
 KEPT = ("name", "seed_everything", "model", "data", "ema", "samples", "evaluate")
 """The parts of a configuration that are passed on: not the trainer with its loggers and folders."""
 LINKED = ("shape", "num_classes", "condition")
@@ -33,6 +36,7 @@ LARGEST_CONFIG = 1 << 20
 """Most bytes of a config."""
 FORMAT = 1
 Kind = Literal["averaged", "raw"]
+Parts = tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]
 SECRET = re.compile(r"(^|_)(token|secret|password|passwd|api_?key|access_?key|credentials?)$", re.IGNORECASE)
 """Names of settings whose text is not passed on."""
 TOKEN = re.compile(r"\b(hf|gh[pousr]|sk|wandb_v1|glpat|xox[abps])[_-][\w-]{16,}|\bAKIA[A-Z0-9]{16}\b")
@@ -53,32 +57,36 @@ class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
 def is_bundle(path: str | Path) -> bool:
     """Whether a path is that of a bundle, or of its weights."""
     path = Path(path)
-    return (path / WEIGHTS).is_file() or (path.name == WEIGHTS and path.is_file())
+    return weights_in(path).is_file() or (path.name == WEIGHTS and path.is_file())
 
 
-def write_bundle(
-    folder: str | Path,
-    checkpoint: Mapping[str, Any],
-    card: str,
-    samples: bytes = b"",
-    weights: Kind = "averaged",
-) -> None:
-    """Writes a bundle, whole or not at all: weights of the model alone, the settings of model, data and evaluation, and what
-    the data need to draw samples, as constants of their standardization. Paths keep only their last part.
+def weights_in(folder: Path) -> Path:
+    """The file of the weights in the folder of a bundle."""
+    return next((folder / name for name in (WEIGHTS, PACKED) if (folder / name).is_file()), folder / WEIGHTS)
+
+
+def _unpacked(file: Path) -> bytes:
+    """The content of a file of weights; of a compressed one at most four times its size, which weights do not reach."""
+    if file.name != PACKED:
+        return file.read_bytes()
+    with gzip.open(file) as content:
+        return content.read(4 * file.stat().st_size)
+
+
+def write_bundle(folder: str | Path, parts: Parts, card: str, samples: bytes = b"") -> None:
+    """Writes a bundle, whole or not at all.
 
     Args:
         folder: where; it must not exist.
-        checkpoint: as `read_checkpoint` gives it, of a model that a config describes.
+        parts: of the model, by `passed_on`.
         card: the text of the card, in Markdown.
         samples: a picture of samples, as PNG.
-        weights: the averaged ones, which are the model's if it has no averages, or the raw ones.
 
     Raises:
-        InputError: the folder exists, or the checkpoint cannot be passed on.
+        InputError: the folder exists.
     """
-    folder = Path(folder)
+    folder, (config, tensors, state) = Path(folder), parts
     require(not (folder.exists() or folder.is_symlink()), f"{folder}: already exists and is not overwritten")
-    config, tensors, state = passed_on(checkpoint, weights)
     with replacing(folder) as temporary:
         temporary.mkdir()
         save_file(tensors, temporary / WEIGHTS, {STATE: json.dumps(state), "format": "pt"})
@@ -90,13 +98,31 @@ def write_bundle(
             (temporary / SAMPLES).write_bytes(samples)
 
 
-def passed_on(
-    checkpoint: Mapping[str, Any], weights: Kind = "averaged"
-) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
-    """The config, the weights and the state that a bundle of a checkpoint has.
+def copy_bundle(source: Path, folder: Path) -> None:
+    """Copies a bundle to a new folder, whole or not at all."""
+    require(not folder.exists(), f"{folder}: already exists and is not overwritten; give a new folder")
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        for file in FILES:
+            if (source / file).is_file():
+                shutil.copyfile(source / file, temporary / file)
+        if not (temporary / WEIGHTS).exists():  # compressed, as in the package
+            (temporary / WEIGHTS).write_bytes(_unpacked(weights_in(source)))
+
+
+def passed_on(checkpoint: Mapping[str, Any], weights: Kind = "averaged") -> Parts:
+    """What is passed on of a model: the settings of model, data and evaluation, of whose paths only the last part is kept;
+    the weights alone; and what else it takes to draw samples, such as the constants of the data's standardization.
+
+    Args:
+        checkpoint: as `read_checkpoint` gives it, of a model that a config describes.
+        weights: the averaged ones, which are the model's if it has no averages, or the raw ones.
+
+    Returns:
+        The config, the weights and the state.
 
     Raises:
-        InputError: no config describes the model.
+        InputError: it cannot be passed on.
     """
     arguments: dict[str, Any] = checkpoint.get("hyper_parameters", {})
     whole = {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys()
@@ -108,7 +134,7 @@ def passed_on(
     for name in {"ema", "samples", "evaluate"} & config.keys():  # the defaults serve in place of what is on one machine
         if isinstance(given[name], dict):
             config[name] = {key: part for key, part in config[name].items() if given[name].get(key) == part}
-    data = str(config.get("data", {}).get("class_path")).rpartition(".")[2]
+    data = _data_class(config)
     raw = weights == "raw" and "current_model_state" in checkpoint
     tensors = checkpoint["current_model_state" if raw else "state_dict"]
     plain = all(isinstance(tensor, Tensor) for tensor in tensors.values())
@@ -139,11 +165,13 @@ def read_bundle(folder: str | Path) -> dict[str, Any]:
         InputError: a file is missing, damaged or too large.
     """
     folder = Path(folder).parent if Path(folder).name == WEIGHTS else Path(folder)
-    tensors, state = _weights(folder / WEIGHTS)
+    for file in (weights_in(folder), folder / CONFIG):
+        require(file.is_file(), f"{file}: there is no such file; a model that is passed on has {CONFIG} and {WEIGHTS}")
+    tensors, state = _weights(weights_in(folder))
     config = _config(folder / CONFIG)
-    given = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
+    given, data = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}, _data_class(config)
     return {
-        **state["data"],
+        **({data: state["data"][data]} if data in state["data"] else {}),
         "state_dict": tensors,
         "config": config,
         "hyper_parameters": {**config["model"], **state["linked"], **given},
@@ -152,6 +180,11 @@ def read_bundle(folder: str | Path) -> dict[str, Any]:
         "pytorch-lightning_version": state["lightning"],
         "lightning_score_version": state["version"],
     }
+
+
+def _data_class(config: Mapping[str, Any]) -> str:
+    """The name of the class of the data, under which a checkpoint has their state."""
+    return str(config.get("data", {}).get("class_path")).rpartition(".")[2]
 
 
 def as_checkpoint_file(folder: str | Path) -> BytesIO:
@@ -169,11 +202,10 @@ KINDS = {"format": int, "version": str, "lightning": str, "weights": str, "step"
 
 def _weights(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights and the state in a file."""
-    require(file.is_file(), f"{file}: there is no such file; a model that is passed on has {CONFIG} and {WEIGHTS}")
     try:
-        with safe_open(file, framework="pt") as content:
-            text = (content.metadata() or {}).get(STATE)
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a mapping
+        content = _unpacked(file)
+        tensors = load(content)  # checks the header, too
+        text = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {}).get(STATE)
     except Exception as error:  # of safetensors, or of torch about a type
         raise InputError(f"{file}: not a readable file of safetensors, damaged or truncated ({one_line(error)})") from error
     require(text is not None, f"{file}: these weights are of another program, for they have no entry {STATE}")
@@ -194,7 +226,6 @@ def _weights(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _config(file: Path) -> dict[str, Any]:
     """The config of a bundle."""
-    require(file.is_file(), f"{file}: there is no such file; a model that is passed on has {CONFIG} and {WEIGHTS}")
     size = file.stat().st_size
     require(size <= LARGEST_CONFIG, f"{file}: {size:,} bytes; at most {LARGEST_CONFIG:,} are read")
     config, _ = read_mapping(file, "config", "model: {process: VP}")

@@ -1,6 +1,6 @@
 """Model cards: what a model is, what was measured of it, and how to measure that again."""
 
-import math
+import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from lightning_score.errors import printable, require
-from lightning_score.runs.bundle import CARD, LARGEST_CONFIG, SAMPLES, SECRET, as_yaml, without_machine
+from lightning_score.runs.bundle import CARD, LARGEST_CONFIG, SAMPLES, SECRET, Parts, as_yaml, without_machine
 from lightning_score.runs.records import FILE, Record, read_records
 from lightning_score.runs.status import read_status
 from lightning_score.runs.trust import trust_for
@@ -94,7 +94,7 @@ def check_license(name: str | None) -> str:
     """
     listed = ", ".join(LICENSES)
     require(bool(name), f"--license: a model card needs one; the common ones are {listed}")
-    known = name is not None and name.replace("-", "").replace(".", "").isalnum() and name == name.lower() and name.isascii()
+    known = re.fullmatch(r"[a-z0-9][a-z0-9.-]*", str(name)) is not None
     require(known, f"--license {name}: must be an identifier in small letters; the common ones are {listed}")
     return str(name)
 
@@ -112,43 +112,40 @@ def license_of(folder: Path) -> str | None:
 
 
 def model_card(
-    config: Mapping[str, Any],
-    state: Mapping[str, Any],
+    parts: Parts,
     records: Sequence[Measured],
     license: str,
     source: str,
-    weights: int,
     training: str = "",
     picture: bool = False,
 ) -> str:
     """The card of a model.
 
     Args:
-        config: of its bundle.
-        state: of its bundle.
+        parts: what is passed on of it.
         records: what was measured.
         license: as the Hub names it.
         source: what `--ckpt_path` is given for it, such as `hf://user/name`.
-        weights: their number.
         training: the command that trained it.
         picture: whether the bundle has a picture of samples.
     """
+    config, tensors, state = parts
     shape, title = state["linked"].get("shape", []), str(config.get("name") or source.rpartition("/")[2])
     trust = trust_for(config).split()
     modules = trust[-1] if trust else ""
-    trusting = f", trust={modules.split(',')!r}" if trust else ""
+    trusting = f", trust={json.dumps(modules.split(','))}" if trust else ""
     again = [_line((each.command[0], "--ckpt_path", source, *trust, *each.command[1:])) for each in records]
     sections = [
         f"---\n{as_yaml(_front_matter(config, shape, records, license, title))}---",
         f"# {_plain(title)}",
         f"A score-based generative model of lightning_score {state['version']}, in PyTorch Lightning.",
         f"![samples]({SAMPLES})" if picture else "",
-        _parts(config, state, shape, weights),
+        _parts(config, state, shape, sum(tensor.numel() for tensor in tensors.values())),
         "## Samples",
         _code(_line(("predict", "--ckpt_path", source, *trust, "--num_samples", "64"))),
         _code(
             "from lightning_score import ScoreModel\n\n"
-            f"model = ScoreModel.from_pretrained({source.removeprefix('hf://')!r}{trusting})\n"
+            f"model = ScoreModel.from_pretrained({json.dumps(source.removeprefix('hf://'))}{trusting})\n"
             "samples = model.sample(64, seed=0)",
             "python",
         ),
@@ -156,7 +153,7 @@ def model_card(
         if trust
         else "",
         "## Measurements",
-        _table([each.record for each in records]) if records else "Nothing has been measured of these weights.",
+        _tables([each.record for each in records]) if records else "Nothing has been measured of these weights.",
         "## Reproduction" if again or training else "",
         _code("\n".join(dict.fromkeys([training, *again])).strip()) if again or training else "",
     ]
@@ -167,14 +164,21 @@ def _code(text: str, language: str = "bash") -> str:
     return f"```{language}\n{text}\n```"
 
 
-def _table(records: Sequence[Record]) -> str:
-    head = ("metric", "value", "two standard errors", "perfect model", "samples", "evaluations", "sampler", "data", "seed")
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *map(_row, records)]
+def _tables(records: Sequence[Record]) -> str:
+    """A table for every set of samples."""
+    tables: dict[str, list[str]] = {}
+    for each in records:
+        noisy = "" if each.denoised else " before the last denoising"
+        samples = f"{each.n:,} samples{noisy} with seed {each.seed}, {each.nfe:g} network evaluations each, drawn by "
+        of_samples = tables.setdefault(_plain(f"{samples}{described(each.sampler)}; data: {_data(each)}, {each.split}"), [])
+        error = "" if each.error is None else f"{2 * each.error:.2g}"
+        floor = "" if each.floor is None else f"{each.floor:.4g}"
+        of_samples.append(f"| {_plain(each.metric)} | {each.value:.4g} | {error} | {floor} |")
     libraries = ", ".join(f"{name} {number}" for name, number in records[-1].versions.items())
-    note = (
-        "A perfect model scores the value in its column with as many samples. Evaluations are those of the network for each"
-    )
-    return "\n".join(lines) + f"\n\n{note} sample. Measured with {_plain(libraries)}."
+    head = "| metric | value | two standard errors | perfect model |\n|---|---|---|---|"
+    shown = [f"{samples}:\n\n{head}\n" + "\n".join(rows) for samples, rows in tables.items()]
+    note = f"A perfect model scores the value in its column with as many samples. Measured with {_plain(libraries)}."
+    return "\n\n".join((*shown, note))
 
 
 def _front_matter(
@@ -202,12 +206,10 @@ def _front_matter(
 def _parts(config: Mapping[str, Any], state: Mapping[str, Any], shape: Sequence[int], weights: int) -> str:
     """A table of what the model is."""
     model = config["model"]
-    given = (
-        "the condition of the data" if state["linked"].get("condition") else f"{state['linked'].get('num_classes')} classes"
-    )
+    given = state["linked"].get("condition") or f"{state['linked'].get('num_classes')} classes"
     rows = {
         "data": f"{described(config['data'], False)}, examples of {' x '.join(map(str, shape))}",
-        "condition": given if model.get("conditional") else "none",
+        "condition": described(given) if model.get("conditional") else "none",
         "network": f"{described(model.get('network'), False)}, {weights:,} weights",
         "process": described(model.get("process")),
         "parametrization": described(model.get("parametrization")),
@@ -215,15 +217,7 @@ def _parts(config: Mapping[str, Any], state: Mapping[str, Any], shape: Sequence[
         "sampler": described(model.get("sampler")),
         "trained": f"{state['step']:,} steps; the weights are {state['weights']}",
     }
-    return "| part | |\n|---|---|\n" + "".join(f"| {name} | {_plain(text)} |\n" for name, text in rows.items())
-
-
-def _row(record: Record) -> str:
-    error = "" if record.error is None else f"{2 * record.error:.2g}"
-    floor = "" if record.floor is None else f"{record.floor:.4g}"
-    cells = (record.metric, f"{record.value:.4g}", error, floor, record.n, f"{record.nfe:g}", described(record.sampler),
-             f"{_data(record)}, {record.split}", record.seed)  # fmt: skip
-    return f"| {' | '.join(_plain(str(cell)) for cell in cells)} |"
+    return "\n".join(["| part | |", "|---|---|", *(f"| {name} | {_plain(text)} |" for name, text in rows.items())])
 
 
 def _data(record: Record) -> str:
@@ -237,15 +231,9 @@ def described(part: Any, arguments: bool = True) -> str:
         inner = part.get("init_args", {name: value for name, value in part.items() if name not in ("class", "class_path")})
         shown = [f"{key}={described(value)}" for key, value in (inner or {}).items() if value is not None]
         return f"{name}({', '.join(shown)})" if arguments and (shown or not name) else name
-    if isinstance(part, float) and math.isfinite(part):
-        return f"{part:g}"
-    return (
-        f"[{', '.join(map(described, part))}]"
-        if isinstance(part, (list, tuple))
-        else "default"
-        if part is None
-        else str(part)
-    )
+    if isinstance(part, (list, tuple)):
+        return f"[{', '.join(map(described, part))}]"
+    return f"{part:g}" if isinstance(part, float) else "default" if part is None else str(part)
 
 
 def _plain(text: str) -> str:

@@ -22,8 +22,8 @@ LARGEST_OTHER = 1 << 26
 """Most bytes of a card or a picture."""
 LOGIN = "log in by `hf auth login`, or set HF_TOKEN"
 OFFLINE = (
-    "connect once, which keeps it in the cache; or copy its folder from a machine where `pull {}` writes it, and give "
-    "--ckpt_path FOLDER"
+    "it is not in the cache, and the Hub cannot be reached; connect once, which keeps it in the cache; or copy its folder "
+    "from a machine where `pull {}` writes it, and give --ckpt_path FOLDER"
 )
 UNREACHABLE = ("Connect", "Timeout", "Proxy", "Network", "Offline")
 """In the names of the client's errors where there is no network."""
@@ -75,15 +75,14 @@ def download(name: str, revision: str | None = None) -> Path:
     with _explaining(repository, revision):
         found, commit, reached = None, revision, True
         for file in FILES:
-            reached = reached and _is_reached(hub, repository, file, commit)
             try:
+                reached = reached and _is_reached(hub, repository, file, commit)
                 found = Path(hub.hf_hub_download(repository, file, revision=commit, local_files_only=not reached))
             except hub.errors.EntryNotFoundError as error:
-                if file in (CONFIG, WEIGHTS) and not isinstance(error, hub.errors.LocalEntryNotFoundError):
-                    raise
                 if file in (CONFIG, WEIGHTS):
-                    reason = "it is not in the cache, and the Hub cannot be reached"
-                    raise InputError(f"{HUB}{repository}: {reason}; {OFFLINE.format(repository)}") from None
+                    if not isinstance(error, hub.errors.LocalEntryNotFoundError):
+                        raise
+                    raise InputError(f"{HUB}{repository}: {OFFLINE.format(repository)}") from None
             else:
                 commit = found.parent.name
     assert found is not None  # noqa: S101 - the config was
@@ -172,8 +171,8 @@ def _explaining(repository: str, revision: str | None = None, writing: bool = Fa
     except InputError:
         raise
     except errors.GatedRepoError as error:
-        reason = "its owner asks for consent to conditions"
-        raise InputError(f"{place}: {reason}; agree on its page, {_page(repository)}, and {LOGIN}") from error
+        page = f"{_client().constants.ENDPOINT}/{repository}"
+        raise InputError(f"{place}: its owner asks for consent to conditions; agree on {page}, and {LOGIN}") from error
     except errors.RevisionNotFoundError as error:
         raise InputError(f"{place}: has no revision {revision}; leave it out for the newest") from error
     except errors.RepositoryNotFoundError as error:
@@ -193,10 +192,6 @@ def _explaining(repository: str, revision: str | None = None, writing: bool = Fa
         cause = "the Hub cannot be reached" if any(part in kind for part in UNREACHABLE) else "the transfer failed"
         fix = "write a folder by --output FOLDER, and push that later" if writing else "try again"
         raise InputError(f"{place}: {cause} ({kind}: {_clean(one_line(error, 200))}); {fix}") from error
-
-
-def _page(repository: str) -> str:
-    return f"{_client().constants.ENDPOINT}/{repository}"
 
 
 def _clean(text: str) -> str:

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from lightning_score.runs.bundle import CONFIG, WEIGHTS
+from lightning_score.runs.bundle import CONFIG, weights_in
 from lightning_score.runs.hub import HUB, found_on_hub, name_on_hub, parse_name
 
 FOLDER = Path(__file__).parent / "models"
@@ -14,7 +14,7 @@ _said: set[str] = set()
 
 def pretrained() -> list[str]:
     """The names of the trained models in the package, as `digits/ncsn`."""
-    return sorted(file.parent.relative_to(FOLDER).as_posix() for file in FOLDER.rglob(WEIGHTS))
+    return sorted(file.parent.relative_to(FOLDER).as_posix() for file in FOLDER.rglob(CONFIG))
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -52,7 +52,7 @@ def pinned(path: str) -> str:
 def weights_of(path: str | Path) -> Path:
     """The file that holds the weights of a checkpoint."""
     found = find_checkpoint(path)
-    return found / WEIGHTS if found.is_dir() else found
+    return weights_in(found) if found.is_dir() else found
 
 
 def results_of(path: str | Path) -> Path:

@@ -231,7 +231,7 @@ def made_from(
             check_origin(wanted, [trusted] if isinstance(trusted, str) else trusted, str(path), "trust=['{}']")
             parser = ClassParser(exit_on_error=False)
             parser.add_class_arguments(owner, fail_untyped=False, instantiate=False, skip=set(given))
-            made = {**vars(parser.instantiate_classes(parser.parse_object(wanted))), "_instantiator": None}
+            made = vars(parser.instantiate_classes(parser.parse_object(wanted)))
         yield made
     except (ArgumentError, RuntimeError, KeyError, AttributeError, OverflowError) as error:
         if is_oom_error(error):

@@ -17,6 +17,7 @@ from lightning_score.commands.configs import find_config, shipped
 from lightning_score.commands.parser import Parser
 from lightning_score.errors import require
 from lightning_score.runs.pretrained import pinned
+from lightning_score.runs.yaml_files import read_mapping
 from lightning_score.sweep.attempts import SLOT
 from lightning_score.sweep.charts import pareto_charts
 from lightning_score.sweep.cli import run_sweep, sweep_parser
@@ -63,13 +64,7 @@ def benchmark(arguments: Arguments) -> None:
     words = [f"--runs={options.runs}", f"--name={spec.name}"]
     conclude = partial(_conclude, _own(command), command.made["evaluate"].repeats)
     with stopping.patience(), Interruption(at_once=True, patience=3 * PATIENCE) as interruption:
-        run_sweep(
-            spec,
-            Path(FILE),
-            sweep_parser().parse_args(words),
-            interruption,
-            conclude,
-        )
+        run_sweep(spec, Path(FILE), sweep_parser().parse_args(words), interruption, conclude)
         if interruption.requested:
             raise SystemExit(interruption.code)
 
@@ -106,16 +101,17 @@ def _parameters(command: LoadedCommand, wanted: str, steps: list[int]) -> dict[s
     values: list[Any] = []
     for name in names:
         if name == OWN:
-            values += [own] if own else []
+            values.append(own or None)  # null: the default one
         elif issubclass(kinds[name], sampling.Sampler):
             values.append({"class_path": name})
         else:
             values += _samplers(name, own, steps, command)
+    require(bool(values), f"--steps {steps}: must have a number of steps, at most that of the model's levels; give [5, 10]")
     return {"model.sampler": {"values": values}}
 
 
 def _own(command: LoadedCommand) -> dict[str, Any]:
-    """The settings of the checkpoint's sampler; empty for the default one."""
+    """The settings of the sampler of the checkpoint; empty for the default one."""
     own = command.config["model"]["sampler"]
     return {} if own is None else own.as_dict()
 
@@ -141,17 +137,15 @@ def _samplers(name: str, own: Mapping[str, Any], steps: list[int], command: Load
 
 
 def _from_file(name: str, known: list[str]) -> dict[str, Any]:
-    """The settings of samplers in a sweep file, or a list of samplers."""
-    shown = f"the name of a sampler ({', '.join(known)}), {OWN}, a shipped sweep or a file"
+    """The settings of samplers in a sweep file."""
+    shown = f"the name of a sampler ({', '.join(known)}), {OWN}, or a sweep, as solvers"
     found = Path(name).is_file() or (shipped("sweeps") / f"{Path(name).stem}.yaml").is_file()
     require(found, f"--samplers {name}: must be {shown}; several names with commas")
-    content = yaml.safe_load(find_config(name, "sweeps", "--samplers ").read_text(encoding="utf-8"))
-    if isinstance(content, list):
-        return {"model.sampler": {"values": content}}
-    parameters = content.get("parameters") if isinstance(content, dict) else None
-    kept = {key: value for key, value in (parameters or {}).items() if str(key).startswith("model.")}
-    example = "[{class_path: PredictorCorrector, init_args: {predictor: Heun}}]"
-    require(bool(kept), f"--samplers {name}: has no samplers; give a list, as {example}, or a sweep over model.sampler")
+    file = find_config(name, "sweeps", "--samplers ")
+    parameters = read_mapping(file, "sweep", "parameters: {model.sampler: {values: [DDIM]}}")[0].get("parameters")
+    given = parameters.items() if isinstance(parameters, dict) else ()
+    kept = {key: value for key, value in given if str(key).startswith("model.")}
+    require(bool(kept), f"--samplers {name}: has no samplers; give a sweep over model.sampler")
     return kept
 
 
@@ -217,7 +211,7 @@ def _short(settings: Mapping[str, Any], own: Any) -> dict[str, str]:
     short = {short_name(name): setting_text(value) for name, value in settings.items()}
     sampler = settings.get("model.sampler")
     if not isinstance(sampler, Mapping):
-        return short
+        return short | ({"sampler": OWN} if "model.sampler" in settings else {})
     inner = sampler.get("init_args") or {}
     parts = [setting_text(inner[name]) for name in ("predictor", "corrector") if inner.get(name)]
     if sampler == own:
@@ -235,7 +229,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--ckpt_path", type=str, required=True, help="The checkpoint, or a model of the package.")
     parser.add_argument("--trust", type=str, help="Modules of which a checkpoint may name classes, as my_parts,others.")
-    samplers = f"Names with commas, a shipped sweep such as solvers, or a file; {OWN} is the sampler of the checkpoint."
+    samplers = f"Names with commas, or a sweep, as solvers; {OWN} is the sampler of the checkpoint."
     parser.add_argument("--samplers", type=str, default=NAMES, help=samplers)
     steps = "Steps of each named predictor, on the grid of the checkpoint's sampler."
     parser.add_argument("--steps", type=list[int], default=[5, 10, 20], help=steps)

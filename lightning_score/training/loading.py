@@ -7,8 +7,9 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from typing_extensions import Self
 
+from lightning_score.errors import require
 from lightning_score.runs.bundle import as_checkpoint_file, is_bundle
-from lightning_score.runs.hub import download
+from lightning_score.runs.hub import download, name_on_hub
 from lightning_score.runs.pretrained import find_checkpoint
 from lightning_score.runs.trust import made_from
 
@@ -27,13 +28,15 @@ class Loadable(LightningModule):
         checkpoint_path = find_checkpoint(checkpoint_path)
         with made_from(checkpoint_path, cls, trust, kwargs) as made:
             source = as_checkpoint_file(checkpoint_path) if is_bundle(checkpoint_path) else checkpoint_path
-            return super().load_from_checkpoint(source, *args, **{**made, **kwargs, "weights_only": True})
+            safe = {"_instantiator": None, "weights_only": True}  # also over what the checkpoint has under older names
+            return super().load_from_checkpoint(source, *args, **{**made, **kwargs, **safe})
 
     @classmethod
     def from_pretrained(
         cls, name: str | Path, revision: str | None = None, *, trust: str | Sequence[str] = (), **kwargs: Any
     ) -> Self:
-        """A model in the package, in a folder that `pull` wrote, or on the Hub, for sampling; no code of it is run.
+        """A model in the package, in a folder that `pull` wrote, or on the Hub, for sampling; no code of it is run. What
+        exists here is taken before a model of the same name on the Hub.
 
         Args:
             name: as `digits/ncsn`, the folder, or `user/name` on the Hub.
@@ -44,6 +47,11 @@ class Loadable(LightningModule):
         Raises:
             InputError: it cannot be had, or is damaged.
         """
-        found = find_checkpoint(name)
-        folder = found if is_bundle(found) else download(str(name), revision)
-        return cls.load_from_checkpoint(folder, trust=trust, **kwargs).eval()
+        on_hub = name_on_hub(name)
+        if not on_hub and (found := find_checkpoint(name)).exists():
+            require(
+                revision is None, f"revision={revision}: only a model on the Hub has one, and {found} is here; leave it out"
+            )
+        else:
+            found = download(on_hub or str(name), revision)
+        return cls.load_from_checkpoint(found, trust=trust, **kwargs).eval()

@@ -199,9 +199,9 @@ class ScoreModel(Loadable):
         checkpoint |= {"loss": self._mean_loss.state_dict(self.trainer), "seed": self.draws.seed}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Resumes with these, and with the schedule."""
-        self._optimization.adapt(checkpoint)
+        """Resumes with these, and with the schedule; a model that is loaded alone needs neither."""
         if self._trainer is not None:
+            self._optimization.adapt(checkpoint)
             self._mean_loss.load_state_dict(checkpoint.get("loss", {"sum": 0.0, "count": 0}), self._trainer)
             self.draws.resume(checkpoint, self._trainer)
 

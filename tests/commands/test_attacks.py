@@ -187,6 +187,18 @@ def test_a_checkpoint_imports_and_makes_nothing_but_parts_of_ours(attack, config
     assert not left() and not Path("out").exists()
 
 
+@pytest.mark.faults("hostile parts of checkpoints, under names of older versions of Lightning")
+@pytest.mark.parametrize("name", ["hparams", "module_arguments"])
+def test_parameters_under_older_names_make_nothing(name, config, folder):
+    checkpoint(config, "process", made("attackers.Evil"))
+    state = torch.load("evil.ckpt", weights_only=True)
+    state[name], state["hyper_parameters"] = state["hyper_parameters"], {}
+    torch.save(state, "evil.ckpt")
+    with pytest.raises(InputError):
+        ScoreModel.load_from_checkpoint("evil.ckpt")
+    assert not left()
+
+
 @pytest.mark.faults("hostile parts of configs")
 @pytest.mark.parametrize("attack", FUNCTIONS)
 def test_a_config_makes_only_classes_of_the_declared_kind(attack, config, folder, capsys):

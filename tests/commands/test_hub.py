@@ -13,9 +13,11 @@ from huggingface_hub import constants
 
 from lightning_score import ScoreModel
 from lightning_score.cli import run
+from lightning_score.errors import InputError
 from lightning_score.runs.bundle import read_bundle
 from lightning_score.runs.cards import license_of
 from lightning_score.runs.hub import found_on_hub
+from lightning_score.runs.pretrained import find_checkpoint
 
 pytestmark = pytest.mark.slow
 TOKEN = re.compile(r"hf_(o{9}|r{9}|s{9})")
@@ -57,6 +59,9 @@ def test_what_is_pulled_draws_the_samples_of_the_run(shared, trained, tmp_path, 
     models = [ScoreModel.from_pretrained(name) for name in ("me/digits", "hf://me/digits@main", tmp_path / "digits")]
     expected = ScoreModel.load_from_checkpoint(trained / "last.ckpt").sample(3)
     assert all(torch.equal(model.sample(3), expected) for model in models)
+    for name, message in (("hf://me/digits", "has no revision v9"), (tmp_path / "digits", "only a model on the Hub")):
+        with pytest.raises(InputError, match=message):
+            ScoreModel.from_pretrained(name, revision="v9")
     files = shared.newest
     assert sorted(files) == ["README.md", "config.yaml", "model.safetensors", "samples.png"]
     everything = b"".join(files.values()).decode(errors="replace")
@@ -73,7 +78,10 @@ def test_the_card_has_the_numbers_of_the_run(shared, trained):
     row = next(line for line in card.splitlines() if line.startswith(f"| {last['metric']}"))
     for number in (last["value"], last["floor"]):
         assert f"| {number:.4g} |" in row
-    assert f"| {2 * last['error']:.2g} |" in row and f"| {last['n']} | {last['nfe']:g} |" in row
+    assert (
+        f"| {2 * last['error']:.2g} |" in row
+        and f"\n{last['n']} samples with seed {last['seed']}, {last['nfe']:g} network" in card
+    )
     assert "validate --ckpt_path hf://me/digits" in card and "fit --config=ncsn --trainer.max_steps=30" in card
     assert huggingface_hub.ModelCard(card).data.eval_results[0].metric_value == last["value"]
 
@@ -119,7 +127,7 @@ def test_who_may_read_what(hub, trained, monkeypatch, capsys):
     assert run(["pull", "me/secret"]) == 0
     assert "403" in error_of(["push", str(trained), "me/secret", "--license=mit"], capsys)
     hub.repositories["me/secret"].gated = True
-    assert "agree on its page" in error_of(["pull", "me/secret", "--output=again"], capsys)
+    assert "agree on " in error_of(["pull", "me/secret", "--output=again"], capsys)
     monkeypatch.delenv("HF_TOKEN")
     assert "push needs an account" in error_of(["push", str(trained), "me/secret", "--license=mit"], capsys)
 
@@ -182,3 +190,12 @@ def test_a_folder_is_written_edited_and_pushed(hub, trained, tmp_path, capsys):
     card.write_text("---\nlicense: mit\n---\n")
     assert "leads out" in error_of(["push", "model", "me/digits"], capsys)
     assert read_bundle("model")["config"]["name"] == "ncsn"
+
+
+def test_a_model_of_the_package_is_passed_on_without_a_picture(hub):
+    """Its weights are those of the package, and no longer compressed."""
+    assert run(["push", "digits/ncsn", "me/packed"]) == 0
+    assert sorted(hub.repositories["me/packed"].newest) == ["README.md", "config.yaml", "model.safetensors"]
+    assert run(["pull", "me/packed"]) == 0
+    found, expected = (read_bundle(folder)["state_dict"] for folder in ("packed", find_checkpoint("digits/ncsn")))
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)

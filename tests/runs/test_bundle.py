@@ -1,5 +1,6 @@
 """Bundles: what is passed on draws the same samples, tells nothing of the machine, and is checked when it is read."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from lightning_score import ScoreModel
 from lightning_score.cli import run
 from lightning_score.errors import InputError
-from lightning_score.runs.bundle import read_bundle, without_machine, write_bundle
+from lightning_score.runs.bundle import passed_on, read_bundle, without_machine, write_bundle
 from lightning_score.runs.checkpoints import read_checkpoint
 from lightning_score.runs.yaml_files import load
 
@@ -22,7 +23,7 @@ from lightning_score.runs.yaml_files import load
 @pytest.fixture(scope="module")
 def bundle(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles") / "ncsn"
-    write_bundle(folder, read_checkpoint(checkpoint), "# A model\n")
+    write_bundle(folder, passed_on(read_checkpoint(checkpoint)), "# A model\n")
     return folder
 
 
@@ -41,9 +42,16 @@ def test_a_bundle_draws_the_samples_of_its_checkpoint(checkpoint, bundle):
     assert all(torch.equal(first, other) for other in others)
 
 
+def test_a_model_of_any_training_step_loads_at_once(checkpoint, tmp_path):
+    """Its schedule is not followed through all steps."""
+    config, tensors, state = passed_on(read_checkpoint(checkpoint))
+    write_bundle(tmp_path / "long", (config, tensors, state | {"step": 10**12}), "")
+    assert ScoreModel.from_pretrained(tmp_path / "long").sample(1).isfinite().all()
+
+
 def test_raw_weights_are_passed_on_instead_of_the_averages(checkpoint, tmp_path):
     given = read_checkpoint(checkpoint)
-    write_bundle(tmp_path / "raw", given, "", weights="raw")
+    write_bundle(tmp_path / "raw", passed_on(given, "raw"), "")
     found = read_bundle(tmp_path / "raw")["state_dict"]
     assert all(torch.equal(found[name], tensor) for name, tensor in given["current_model_state"].items())
     assert any(not torch.equal(found[name], tensor) for name, tensor in given["state_dict"].items())
@@ -82,7 +90,7 @@ def test_texts_that_look_like_numbers_stay_texts(checkpoint, tmp_path):
     given = read_checkpoint(checkpoint)
     texts = ["1e5", "1_0", "no", "1:30", "010", "null", "", " a", "- b", "é"]
     given["config"]["data"] = {"class_path": "lightning_score.Digits", "texts": texts}
-    write_bundle(tmp_path / "b", given, "")
+    write_bundle(tmp_path / "b", passed_on(given), "")
     assert read_bundle(tmp_path / "b")["config"]["data"]["texts"] == texts
     assert load((tmp_path / "b" / "config.yaml").read_text())["data"]["texts"] == texts
 
@@ -102,6 +110,11 @@ def _flipped(folder):
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
     file.write_bytes(content)
+
+
+def _bomb(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.gz").write_bytes(gzip.compress(bytes(1 << 24)))
 
 
 def _foreign(folder):
@@ -146,6 +159,7 @@ def _function(folder):
     [
         (_truncated, "damaged or truncated"),
         (_flipped, "have changed"),
+        (_bomb, "damaged or truncated"),
         (_foreign, "another program"),
         (_pickled, "damaged or truncated"),
         (_damaged_state, "damaged"),
@@ -170,7 +184,7 @@ def test_damage_is_one_line(damage, message, copy, capsys, monkeypatch):
 
 def test_an_existing_folder_is_kept(checkpoint, copy):
     with pytest.raises(InputError, match="already exists"):
-        write_bundle(copy, read_checkpoint(checkpoint), "")
+        write_bundle(copy, passed_on(read_checkpoint(checkpoint)), "")
 
 
 QUICK = ["--trainer.max_steps=3", "--trainer.val_check_interval=3", "--samples.num_samples=4", "--evaluate.num_samples=4",

@@ -20,7 +20,7 @@ NAMES = ["digits/conditional", "digits/ddpm", "digits/ncsn", "digits/vp_pc", "fa
 def test_all_are_there_and_small_and_have_cards():
     """The card names the license of weights and data, the metric with its error, and the commands."""
     assert pretrained() == NAMES
-    assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) < 3 * 2**20
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) < 3_000_000
     for name in NAMES:
         card = (FOLDER / name / "README.md").read_text()
         assert "license: mit" in card and "under" in card and "single precision" in card

@@ -5,6 +5,7 @@
 Each checkpoint is measured by `test` in WORK, a new folder, before and after rounding; the card has the second.
 """
 
+import gzip
 import json
 import shutil
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 
 from lightning_score.cli import run
-from lightning_score.runs.bundle import passed_on, write_bundle
+from lightning_score.runs.bundle import PACKED, WEIGHTS, passed_on, write_bundle
 from lightning_score.runs.cards import measured, model_card, training_of
 from lightning_score.runs.checkpoints import read_checkpoint
 from lightning_score.runs.pretrained import FOLDER
@@ -61,13 +62,15 @@ def pack(name, source, work):
     folder = work / "half" / name
     record = measure(half, folder, SAMPLES[collection])
     (folder / "run.json").write_text(json.dumps({"arguments": ["fit", "--config", name.removeprefix("digits/")]}))
-    settings, tensors, state = passed_on(half)
-    count = sum(tensor.numel() for tensor in tensors.values())
-    card = model_card(settings, state, measured(folder, state["step"]), "mit", name, count, training_of(folder))
+    parts = passed_on(half)
+    card = model_card(parts, measured(folder, parts[2]["step"]), "mit", name, training_of(folder))
     change = f"In single precision {record.metric} is {exact.value:.4g} with the same noise, not {record.value:.4g}."
     small = half | {"state_dict": {name: tensor.half() for name, tensor in half["state_dict"].items()}}
     shutil.rmtree(FOLDER / name, ignore_errors=True)
-    write_bundle(FOLDER / name, small, card + NOTE.format(data=DATA[collection], change=change))
+    write_bundle(FOLDER / name, passed_on(small), card + NOTE.format(data=DATA[collection], change=change))
+    file = FOLDER / name / WEIGHTS
+    file.with_name(PACKED).write_bytes(gzip.compress(file.read_bytes(), mtime=0))
+    file.unlink()
     print(name, exact.value, record.value, record.error)
 
 

@@ -44,6 +44,7 @@ def test_it_measures_time_memory_and_distance_with_the_same_noise(tmp_path, monk
     [
         (["--num_samples=19"], "--num_samples 19: must be at least 20"),
         (["--samplers=Hoin"], "--samplers Hoin: must be the name of a sampler (AdamsBashforth, "),
+        (["--ckpt_path=digits/ncsn", "--samplers=DDIM", "--steps=[2000]"], "--steps [2000]: must have a number of steps"),
         (["--samplers=empty.yaml"], "--samplers empty.yaml: has no samplers"),
         (["--ckpt_path=digits/vp"], "--ckpt_path digits/vp: there is no such file"),
         (["--evaluate.features=null", "--evaluate.distances=[]"], "nothing measures samples of Digits"),
