@@ -5,6 +5,7 @@ import lightning_score.torchvision_guard  # noqa: F401
 import gc
 import inspect
 import os
+import signal
 
 import pytest
 import torch
@@ -47,9 +48,12 @@ def _variables(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _first_process(monkeypatch):
-    """Whatever Lightning has set when it started others."""
+def _as_before_lightning(monkeypatch):
+    """Without what Lightning sets when it starts other processes, and with Ctrl-C, which it ignores once interrupted."""
     monkeypatch.delenv("LOCAL_RANK", raising=False)
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

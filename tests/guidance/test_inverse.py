@@ -242,7 +242,7 @@ def test_mistakes_on_the_command_line(predict):
         ("Inpainting", ["observed=text.npy", "mask=nothing.npy"], ["text.npy", "not a readable NPY"]),
         ("Inpainting", ["observed=many.npz", "mask=nothing.npy"], ["many.npz", "a, b"]),
         ("Inpainting", ["observed=bytes.npy", "mask=nothing.npy"], ["bytes.npy holds bytes", "as [-1, 1]"]),
-        ("Inpainting", ["observed=one.npz", "mask=small.npy"], ["small.npy", "[2, 1, 4, 4]", "[1, 8, 8]"]),
+        ("Inpainting", ["observed=one.npz", "mask=ones.npy"], ["ones.npy", "[4, 4]", "[1, 8, 8]"]),
         ("Inpainting", ["observed=one.npz", "mask=nothing.npy"], ["nothing is observed"]),
         ("Inpainting", ["observed=small.npy", "mask=ones.npy"], ["[4, 4]", "[1, 8, 8]"]),
         ("Colorization", ["observed=int16.npy"], ["int16.npy", "holds int16; give bytes"]),
