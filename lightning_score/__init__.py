@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "lightning_score.training": "ScoreModel FullyShard",
     "lightning_score.score": "ScoreField ScoreFunction Parametrization NoiseLabel EmpiricalScore Density DensityScore",
-    "lightning_score.process": "NoiseProcess VP SubVP VE Cosine BetaTable ScaledLinearBetas CosineTable SigmaTable",
+    "lightning_score.process": "NoiseProcess VP SubVP VE Cosine Linear BetaTable ScaledLinearBetas CosineTable SigmaTable",
     "lightning_score.objective": (
         "Objective DenoisingScoreMatching ImplicitScoreMatching SlicedScoreMatching "
         "ExplicitScoreMatching Weighting TimeDistribution"

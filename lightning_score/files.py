@@ -28,6 +28,8 @@ LocalPath = NewType("LocalPath", str)
 """A file, folder or URL: options of this type, and of pathlib.Path, are made absolute, so that a checkpoint works from any
 folder.
 """
+CheckpointPath = NewType("CheckpointPath", str)
+"""A checkpoint, run folder or bundle, made absolute as `LocalPath` is, or a model of the package or of the Hub."""
 
 unwritten: list[str] = []
 """Files that `tolerating_full_disk` could not write in this process."""

@@ -11,7 +11,8 @@ from typing import Any, get_args, get_type_hints
 from jsonargparse import Namespace
 
 from lightning_score.errors import require
-from lightning_score.files import LocalPath
+from lightning_score.files import CheckpointPath, LocalPath
+from lightning_score.runs.pretrained import pinned
 
 LARGEST_SEED, LARGEST_INTEGER, LARGEST_SIZE = 2**32 - 1, 2**63 - 1, 10**9
 
@@ -49,7 +50,9 @@ def make_paths_absolute(config: Namespace, groups: Mapping[str, type]) -> None:
         hints = _hints(owner)
         for name, value in vars(arguments).items():
             kinds = (hints.get(name), *get_args(hints.get(name)))
-            if isinstance(value, str | Path) and (LocalPath in kinds or Path in kinds) and "://" not in str(value):
+            if isinstance(value, str) and CheckpointPath in kinds:
+                setattr(arguments, name, pinned(value))
+            elif isinstance(value, str | Path) and (LocalPath in kinds or Path in kinds) and "://" not in str(value):
                 setattr(arguments, name, type(value)(os.path.abspath(os.path.expanduser(value))))
 
 

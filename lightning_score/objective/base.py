@@ -3,12 +3,12 @@
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_score.objective.times import TimeDistribution, UniformTimes
 from lightning_score.objective.weighting import SigmaSquared, Weighting
 from lightning_score.process import NoiseProcess
-from lightning_score.score.function import ScoreField, ScoreWrapper
+from lightning_score.score.function import ScoreField, ScoreFunction, ScoreWrapper
 
 
 class Objective(ABC):
@@ -17,6 +17,9 @@ class Objective(ABC):
     needs_data: bool = False  # whether `prepare` must be given the training data before the first call
     differentiates_score: bool = False  # with respect to x, within the loss
     leaves_out_missing: bool = False  # whether it can be called with `known`, a mask that is True where x is known
+    learned: nn.Module | None = (
+        None  # parameters of the objective itself, which are trained, averaged and saved with the model
+    )
 
     @abstractmethod
     def __call__(self, score: ScoreField, x: Tensor, cond: Tensor | None = None, known: Tensor | None = None) -> Tensor:
@@ -30,6 +33,11 @@ class Objective(ABC):
     def levels(self, process: NoiseProcess) -> Tensor | None:
         """The only times at which the score is trained, ascending, (L,); None for all times."""
         return None
+
+    def begin(self, score: ScoreFunction) -> None:
+        """Receives the score function that is trained, with the weights from which it starts (also in a run that resumes),
+        before the first call.
+        """
 
     def prepare(self, data: Tensor) -> None:
         """Receives the training data in the range of the model, not augmented, (M, ...), before the first call."""

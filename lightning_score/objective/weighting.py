@@ -66,3 +66,13 @@ class EDMWeighting(Weighting):
 
     def __call__(self, process: NoiseProcess, t: Tensor) -> Tensor:
         return process.sigma(t) ** 2 * (1 + (-process.log_snr(t)).exp() / self.data_std**2)
+
+
+class FlowWeighting(Weighting):
+    """lambda = sigma^2 (1 + sigma/alpha)^2, by which the loss is |F - (z - x_0)|^2 for the velocity F of `Flow`.
+
+    Lipman et al. 2022 (2210.02747), eq. 23: flow matching without weights.
+    """
+
+    def __call__(self, process: NoiseProcess, t: Tensor) -> Tensor:
+        return process.sigma(t) ** 2 * (1 + (-process.log_snr(t) / 2).exp()) ** 2

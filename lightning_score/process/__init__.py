@@ -5,8 +5,8 @@ Every process is linear-Gaussian, `x_t = alpha(t) x_0 + sigma(t) z` with `z ~ N(
 """
 
 from lightning_score.process.base import NoiseProcess, VariancePreserving
-from lightning_score.process.continuous import VE, VP, Cosine, SubVP
+from lightning_score.process.continuous import VE, VP, Cosine, Linear, SubVP
 from lightning_score.process.table import BetaChain, BetaTable, CosineTable, ScaledLinearBetas, SigmaTable, TableProcess
 
-__all__ = ["VE", "VP", "BetaChain", "BetaTable", "Cosine", "CosineTable", "NoiseProcess", "ScaledLinearBetas",
+__all__ = ["VE", "VP", "BetaChain", "BetaTable", "Cosine", "CosineTable", "Linear", "NoiseProcess", "ScaledLinearBetas",
            "SigmaTable", "SubVP", "TableProcess", "VariancePreserving"]  # fmt: skip

@@ -111,6 +111,24 @@ class VE(NoiseProcess):
         return SigmaTable(self.sigma_min, self.sigma_max, steps)
 
 
+class Linear(NoiseProcess):
+    """Straight lines from data to noise, alpha = 1 - t and sigma = t: rectified flow, flow matching.
+
+    Liu et al. 2022 (2209.03003); Lipman et al. 2022 (2210.02747) with sigma_min = 0. There alpha(1) = 0: pure noise.
+    """
+
+    t_min = 1e-3
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return torch.log1p(-t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t.clone()
+
+    def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
+        return torch.sigmoid(-log_snr / 2)
+
+
 class Cosine(VariancePreserving):
     """Cosine schedule: alpha(t) = cos((t + offset)/(1 + offset) pi/2) / cos(offset/(1 + offset) pi/2).
 

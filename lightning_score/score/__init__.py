@@ -6,6 +6,7 @@ from lightning_score.score.function import ScoreField, ScoreFunction, ScoreWrapp
 from lightning_score.score.parametrization import (
     EDM,
     Denoised,
+    Flow,
     Index,
     LogSigma,
     Noise,
@@ -17,6 +18,6 @@ from lightning_score.score.parametrization import (
     Velocity,
 )
 
-__all__ = ["EDM", "Banana", "Denoised", "Density", "DensityScore", "EmpiricalScore", "Funnel", "Index", "LogSigma",
+__all__ = ["EDM", "Banana", "Denoised", "Density", "DensityScore", "EmpiricalScore", "Flow", "Funnel", "Index", "LogSigma",
            "Mixture", "Noise", "NoiseLabel", "Parametrization", "Score", "ScoreField", "ScoreFunction", "ScoreOverSigma",
            "ScoreWrapper", "Time", "Velocity"]  # fmt: skip

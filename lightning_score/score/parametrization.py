@@ -169,6 +169,21 @@ class Velocity(Parametrization):
         return -1 / variance, -alpha / (sigma * variance)
 
 
+class Flow(Parametrization):
+    """F = z - x_0, the velocity of a straight line from data to noise: score = -(x + alpha F)/(sigma (alpha + sigma)).
+
+    Lipman et al. 2022 (2210.02747); Esser et al. 2024 (2403.03206), section 2. denoised = (x - sigma F)/(alpha + sigma).
+
+    Args:
+        data_std: standard deviation of the data, to scale the network's input to unit variance; null: unscaled.
+        noise_label: the number that encodes the noise level; log(sigma/alpha) by default.
+    """
+
+    def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        scale = -1 / (sigma * (alpha + sigma))
+        return scale, alpha * scale
+
+
 class EDM(Parametrization):
     """F of Karras et al. 2022 (2206.00364), table 1, on x/alpha at noise level sigma/alpha.
 

@@ -14,6 +14,7 @@ from lightning_score.conditions import Condition
 from lightning_score.data import ScoreData
 from lightning_score.data.augmentation import Augmentation
 from lightning_score.errors import require
+from lightning_score.files import CheckpointPath
 from lightning_score.guidance import Guidance, ModelFacts
 from lightning_score.memory import retain_freed_memory
 from lightning_score.networks import Network
@@ -33,6 +34,7 @@ from lightning_score.training.learned_times import check_grid, learn_times
 from lightning_score.training.loading import Loadable
 from lightning_score.training.optimization import Optimization
 from lightning_score.training.prior import check_prior
+from lightning_score.training.starting import begin
 from lightning_score.training.steps import Draws, MeanLoss, log_at_steps_done, require_batch
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -62,6 +64,8 @@ class ScoreModel(Loadable):
         guidance: what guides the samples to a condition or an observation; null: only that of a conditional model.
         optimizer: the optimizer; Adam with learning rate 1e-3 by default.
         lr_scheduler: learning-rate schedule, stepped after every optimizer step; null: constant.
+        start_from: a checkpoint, or the name of a trained model, from whose averaged weights the network starts; null: from
+            random weights.
         compile: the mode in which torch.compile compiles the network: default, reduce-overhead (with CUDA graphs) or
             max-autotune; null: no compilation. It pays on GPUs, after a minute or two of compilation, in training and for
             many samples; the short evaluations of `fit` and `validate` do not use it.
@@ -89,6 +93,7 @@ class ScoreModel(Loadable):
         guidance: Guidance | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
+        start_from: CheckpointPath | None = None,
         compile: CompileMode | None = None,
     ):
         super().__init__()
@@ -101,6 +106,7 @@ class ScoreModel(Loadable):
         self.conditions = Conditions(num_classes, condition, conditional, label_dropout)
         self.shape, self.num_classes, self.conditional = tuple(shape), self.conditions.num_classes, conditional
         self.objective = objective or DenoisingScoreMatching()
+        self.learned, self.start_from = self.objective.learned, start_from
         self.objective.check(process)
         built = self.conditions.build(network, self.shape)
         channels_last(built)
@@ -141,6 +147,7 @@ class ScoreModel(Loadable):
         self.trainer.precision_plugin.convert_module(self)  # before a checkpoint is loaded, or that would be rounded
         if stage == TrainerFn.FITTING:
             self.draws.begin(self.trainer)
+            begin(self)
         data = getattr(self.trainer, "datamodule", None)
         self.missing = isinstance(data, ScoreData) and data.missing
         self.check_missing(self.missing)
