@@ -11,10 +11,19 @@ from lightning_score.objective.times import (
     TimeDistribution,
     UniformTimes,
 )
-from lightning_score.objective.weighting import EDMWeighting, FlowWeighting, Likelihood, MinSNR, SigmaSquared, Weighting
+from lightning_score.objective.weighting import (
+    EDMWeighting,
+    FlowWeighting,
+    Likelihood,
+    MinSNR,
+    SigmaSquared,
+    Uncertainty,
+    Weighting,
+)
 from lightning_score.score.trace import ExactTrace, Gaussian, Hutchinson, ProbeLaw, Rademacher, Trace
 
 __all__ = ["DenoisingScoreMatching", "EDMWeighting", "ExactTrace", "ExplicitScoreMatching", "FixedTimes", "FlowWeighting",
            "Gaussian", "Hutchinson", "ImplicitScoreMatching", "ImportanceTimes", "LevelwiseObjective",
            "Likelihood", "LogNormalTimes", "MinSNR", "Objective", "ProbeLaw", "Rademacher", "SigmaSquared",
-           "SlicedScoreMatching", "TableTimes", "TimeDistribution", "Trace", "UniformTimes", "Weighting"]  # fmt: skip
+           "SlicedScoreMatching", "TableTimes", "TimeDistribution", "Trace", "Uncertainty", "UniformTimes",
+           "Weighting"]  # fmt: skip

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from lightning_score.errors import require
 from lightning_score.objective.times import TimeDistribution, UniformTimes
 from lightning_score.objective.weighting import SigmaSquared, Weighting
 from lightning_score.process import NoiseProcess
@@ -61,6 +62,12 @@ class LevelwiseObjective(Objective, ABC):
     def __init__(self, weighting: Weighting | None = None, times: TimeDistribution | None = None):
         self.weighting = weighting or SigmaSquared()
         self.times = times or UniformTimes()
+        self.learned = self.weighting.learned
+        require(
+            self.learned is None or not self.differentiates_score,
+            f"weighting={type(self.weighting).__name__}: learns from losses that are squares, and those of "
+            f"{type(self).__name__} may be negative; use DenoisingScoreMatching, or a weighting without parameters",
+        )
 
     leaves_out_missing = True
 
@@ -72,8 +79,16 @@ class LevelwiseObjective(Objective, ABC):
         process = score.process
         t = self.times.sample(process, x)
         z = torch.randn_like(x)
-        weight = self.weighting(process, t) * self.times.importance(process, t)
-        return weight.to(x.dtype) * self.of_known(score, process.perturb(x, t, z), t, z, cond, known)
+        importance = self.times.importance(process, t)
+        weight = self.weighting(process, t) * importance
+        loss = weight.to(x.dtype) * self.of_known(score, process.perturb(x, t, z), t, z, cond, known)
+        if self.learned is None:
+            return loss
+        return loss + (importance * self.weighting.penalty(process, t)).to(x.dtype) * self.unit(x)
+
+    def unit(self, x: Tensor) -> float:
+        """J(t) of a squared residual of 1 in each entry of an example of x (B, ...): half the number of entries."""
+        return x[0].numel() / 2
 
     def of_known(
         self, score: ScoreField, x_t: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None, known: Tensor | None
