@@ -1,6 +1,7 @@
 """The interface of objectives, and the weighted average of a loss over noise levels."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,11 @@ from lightning_score.process import NoiseProcess
 from lightning_score.score.function import ScoreField, ScoreFunction, ScoreWrapper
 
 
+def outside_training() -> int | None:
+    """No optimizer steps, where no model is trained."""
+    return None
+
+
 class Objective(ABC):
     """A loss whose minimizer is the score."""
 
@@ -21,6 +27,9 @@ class Objective(ABC):
     learned: nn.Module | None = (
         None  # parameters of the objective itself, which are trained, averaged and saved with the model
     )
+
+    steps_done: Callable[[], int | None] = staticmethod(outside_training)
+    """The optimizer steps done; None except in training. `ScoreModel` sets it before `begin`."""
 
     @abstractmethod
     def __call__(self, score: ScoreField, x: Tensor, cond: Tensor | None = None, known: Tensor | None = None) -> Tensor:
