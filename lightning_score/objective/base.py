@@ -44,6 +44,12 @@ class Objective(ABC):
         """The only times at which the score is trained, ascending, (L,); None for all times."""
         return None
 
+    def learned_levels(self, process: NoiseProcess) -> tuple[Tensor, Tensor] | None:
+        """Noise levels sigma/alpha that are trained, ascending, and what the objective has learned of the mean squared error
+        of the predicted noise there, E ||sigma score + z||^2/D, each (K,); None if it learns no such thing.
+        """
+        return None
+
     def begin(self, score: ScoreFunction) -> None:
         """Receives the score function that is trained, with the weights from which it starts (also in a run that resumes),
         before the first call.
@@ -107,6 +113,13 @@ class LevelwiseObjective(Objective, ABC):
             return self.at(score, x_t, t, noise, cond)
         share = known.flatten(1).float().mean(1).clamp(min=1 / known[0].numel())
         return self.at(KnownEntries(score, known), x_t, t, noise * known, cond) / share
+
+    def learned_levels(self, process: NoiseProcess) -> tuple[Tensor, Tensor] | None:
+        if self.learned is None:
+            return None
+        device = next(self.learned.parameters()).device
+        t = self.times.quantile(process, torch.linspace(0.001, 0.999, 201, device=device))  # others are too rare to learn
+        return process.noise_level(t).cpu(), self.weighting.noise_error(process, t).detach().cpu()
 
     def check(self, process: NoiseProcess) -> None:
         self.times.check(process)
