@@ -21,8 +21,8 @@ KIND = "torchcfm"
 QKV = ("query", "key", "value")
 HEAD = 64
 INDEPENDENT = (
-    "trained on independent data and noise (icfm and fm); the network of otcfm is the velocity of an ODE, but not of a score, "
-    "so that only deterministic samplers and the likelihood hold for it: --model.sampler.predictor Heun"
+    "trained on independent data and noise (icfm and fm); the network of otcfm is the velocity of an ODE, but not that of a "
+    "score: only deterministic samplers and the likelihood hold for it: --model.sampler.predictor Heun"
 )
 
 

@@ -64,5 +64,5 @@ def test_other_files_are_refused(tmp_path):
             interop.read(path, "torchcfm", size=16)
     for other in ({"net_model": 1}, {"a": 1}, [state], {"weight": torch.ones(1)}):
         torch.save(other, path)
-        with pytest.raises(InputError, match="torchcfm checkpoint that can be converted|tensors by name"):
+        with pytest.raises(InputError, match=r"torchcfm checkpoint that can be converted|tensors by name"):
             interop.read(path, "torchcfm")
