@@ -2,6 +2,7 @@
 
 from lightning_score.objective.base import LevelwiseObjective, Objective
 from lightning_score.objective.denoising import DenoisingScoreMatching, ExplicitScoreMatching
+from lightning_score.objective.discriminative import DirectDiscriminative
 from lightning_score.objective.implicit import ImplicitScoreMatching, SlicedScoreMatching
 from lightning_score.objective.times import (
     FixedTimes,
@@ -14,7 +15,8 @@ from lightning_score.objective.times import (
 from lightning_score.objective.weighting import EDMWeighting, FlowWeighting, Likelihood, MinSNR, SigmaSquared, Weighting
 from lightning_score.score.trace import ExactTrace, Gaussian, Hutchinson, ProbeLaw, Rademacher, Trace
 
-__all__ = ["DenoisingScoreMatching", "EDMWeighting", "ExactTrace", "ExplicitScoreMatching", "FixedTimes", "FlowWeighting",
-           "Gaussian", "Hutchinson", "ImplicitScoreMatching", "ImportanceTimes", "LevelwiseObjective",
-           "Likelihood", "LogNormalTimes", "MinSNR", "Objective", "ProbeLaw", "Rademacher", "SigmaSquared",
-           "SlicedScoreMatching", "TableTimes", "TimeDistribution", "Trace", "UniformTimes", "Weighting"]  # fmt: skip
+__all__ = ["DenoisingScoreMatching", "DirectDiscriminative", "EDMWeighting", "ExactTrace", "ExplicitScoreMatching",
+           "FixedTimes", "FlowWeighting", "Gaussian", "Hutchinson", "ImplicitScoreMatching", "ImportanceTimes",
+           "LevelwiseObjective", "Likelihood", "LogNormalTimes", "MinSNR", "Objective", "ProbeLaw", "Rademacher",
+           "SigmaSquared", "SlicedScoreMatching", "TableTimes", "TimeDistribution", "Trace", "UniformTimes",
+           "Weighting"]  # fmt: skip

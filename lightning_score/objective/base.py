@@ -1,6 +1,7 @@
 """The interface of objectives, and the weighted average of a loss over noise levels."""
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from lightning_score.objective.weighting import SigmaSquared, Weighting
 from lightning_score.process import NoiseProcess
 from lightning_score.score.function import ScoreField, ScoreFunction, ScoreWrapper
 
+if TYPE_CHECKING:
+    from lightning_score.data import ScoreData
+
 
 class Objective(ABC):
     """A loss whose minimizer is the score."""
@@ -17,6 +21,7 @@ class Objective(ABC):
     needs_data: bool = False  # whether `prepare` must be given the training data before the first call
     differentiates_score: bool = False  # with respect to x, within the loss
     leaves_out_missing: bool = False  # whether it can be called with `known`, a mask that is True where x is known
+    refines: bool = False  # whether it improves a trained model: training starts from weights, on examples as they are
     learned: nn.Module | None = (
         None  # parameters of the objective itself, which are trained, averaged and saved with the model
     )
@@ -33,6 +38,9 @@ class Objective(ABC):
     def levels(self, process: NoiseProcess) -> Tensor | None:
         """The only times at which the score is trained, ascending, (L,); None for all times."""
         return None
+
+    def receive(self, data: "ScoreData | None") -> None:
+        """Receives the data module of a fit, None without one, before `begin`."""
 
     def begin(self, score: ScoreFunction) -> None:
         """Receives the score function that is trained, with the weights from which it starts (also in a run that resumes),
