@@ -65,6 +65,7 @@ class DirectDiscriminative(DenoisingScoreMatching):
         super().__init__(weighting, times)
         require(alpha > 0, f"alpha={alpha}: must be above 0, as in 4")
         require(beta > 0, f"beta={beta}: must be above 0, as in 0.05")
+        require(self.learned is None, f"weighting={type(self.weighting).__name__}: must not be learned; use EDMWeighting")
         self.samples, self.alpha, self.beta = samples, alpha, beta
 
     def receive(self, data: "ScoreData | None") -> None:

@@ -31,6 +31,7 @@ def begin(model: "ScoreModel") -> None:
     objective.receive(data if isinstance(data, ScoreData) else None)
     if model.start_from is not None:
         take_weights(model.score_function.network, model.start_from)
+    objective.steps_done = lambda: model.trainer.global_step if model.training else None
     objective.begin(model.score_function)
 
 
