@@ -163,7 +163,8 @@ class LossFloor(Callback):
 
 def level_times(process: NoiseProcess, levels: int, device: torch.device | str = "cpu") -> Tensor:
     """Times between t_min and 1, evenly spaced in log_snr, ascending, float64; of a table, the nearest entries."""
-    first, last = process.log_snr(torch.tensor([process.t_min, 1.0], dtype=torch.float64)).tolist()
+    ends = process.with_signal(torch.tensor([process.t_min, 1.0], dtype=torch.float64))
+    first, last = process.log_snr(ends).tolist()
     t = process.inverse_log_snr(torch.linspace(first, last, levels, dtype=torch.float64))  # on the CPU, as a table is
     with suppress(InputError):  # a continuous process
         t = process.table_times().cpu()[process.index(t).cpu() - 1].unique()

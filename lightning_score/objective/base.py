@@ -11,6 +11,7 @@ from lightning_score.objective.times import TimeDistribution, UniformTimes
 from lightning_score.objective.weighting import SigmaSquared, Weighting
 from lightning_score.process import NoiseProcess
 from lightning_score.score.function import ScoreField, ScoreFunction, ScoreWrapper
+from lightning_score.tensors import broadcast_to
 
 
 def outside_training() -> int | None:
@@ -142,3 +143,7 @@ class KnownEntries(ScoreWrapper):
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         return self.score(x, t, cond) * self.known
+
+    def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        unknown = x / broadcast_to(self.process.alpha(self.process.with_signal(t)), x)
+        return torch.where(self.known > 0, self.score.denoised(x, t, cond), unknown)

@@ -31,12 +31,14 @@ class TimeDistribution(ABC):
         return torch.ones_like(t)
 
     def sample(self, process: NoiseProcess, like: Tensor) -> Tensor:
-        """Draws one time per row of `like` (B, ...), of its precision and on its device: (B,)."""
+        """Draws one time per row of `like` (B, ...), of its precision and on its device: (B,); at most the last one with
+        signal, since from noise alone, where alpha = 0, the weights of some losses are infinite.
+        """
         n, precise = len(like), torch.promote_types(like.dtype, torch.float32)
         u = torch.rand(1 if self.stratified else n, device=like.device, dtype=precise)
         if self.stratified:
             u = (u + torch.arange(n, device=like.device, dtype=precise) / n) % 1
-        return self.quantile(process, 1 - u).to(like.dtype)
+        return process.with_signal(self.quantile(process, 1 - u)).to(like.dtype)
 
     def levels(self, process: NoiseProcess) -> Tensor | None:
         """The possible times, ascending, (L,); None if the law is continuous."""
@@ -75,8 +77,9 @@ class UniformTimes(_TimesFrom):
 class LogNormalTimes(TimeDistribution):
     """ln(sigma/alpha) normal, so that training concentrates on the noise levels that determine the samples.
 
-    Karras et al. 2022 (2206.00364), table 1. The minimizer is that of every other law of t; levels beyond the ends of the
-    process are replaced by the nearer end.
+    Karras et al. 2022 (2206.00364), table 1. On `Linear`, where sigma/alpha = t/(1 - t), t is logit-normal: the law of Esser
+    et al. 2024 (2403.03206), section 3.1, for `mean` 0 and `std` 1. The minimizer is that of every other law of t; levels
+    beyond the ends of the process are replaced by the nearer end.
 
     Args:
         mean: of ln(sigma/alpha), sigma in the units of the data.
@@ -194,4 +197,4 @@ class ImportanceTimes(_TimesFrom):
     def _ends(self, process: NoiseProcess, like: Tensor) -> tuple[float, Tensor, Tensor]:
         """t_min, and log_snr at t_min and at 1."""
         t_min = self.start(process)
-        return t_min, process.log_snr(like.new_tensor(t_min)), process.log_snr(like.new_tensor(1.0))
+        return t_min, process.log_snr(like.new_tensor(t_min)), process.log_snr(process.with_signal(like.new_tensor(1.0)))
