@@ -115,8 +115,8 @@ common options:
   --batch_size 1024                        samples drawn at once
   --progressive 8                          draws so many samples from noise to data, too
 {_SAMPLER}
-  --model.guidance ClassifierFree          or ClassifierGuidance, MomentMatching, DPS, PseudoInverse, NoisyLikelihood,
-                                           Observed, Inpainting, Colorization, SuperResolution, Composed
+  --model.guidance ClassifierFree          or Autoguidance, ClassifierGuidance, MomentMatching, DPS, PseudoInverse,
+                                           NoisyLikelihood, Observed, Inpainting, Colorization, SuperResolution, Composed
 {_DEVICES}"""
 
 _MEASURE = f"""\

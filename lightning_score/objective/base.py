@@ -1,15 +1,22 @@
 """The interface of objectives, and the weighted average of a loss over noise levels."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from lightning_score.errors import require
 from lightning_score.objective.times import TimeDistribution, UniformTimes
 from lightning_score.objective.weighting import SigmaSquared, Weighting
 from lightning_score.process import NoiseProcess
 from lightning_score.score.function import ScoreField, ScoreFunction, ScoreWrapper
 from lightning_score.tensors import broadcast_to
+
+
+def outside_training() -> int | None:
+    """No optimizer steps, where no model is trained."""
+    return None
 
 
 class Objective(ABC):
@@ -22,6 +29,9 @@ class Objective(ABC):
         None  # parameters of the objective itself, which are trained, averaged and saved with the model
     )
 
+    steps_done: Callable[[], int | None] = staticmethod(outside_training)
+    """The optimizer steps done; None except in training. `ScoreModel` sets it before `begin`."""
+
     @abstractmethod
     def __call__(self, score: ScoreField, x: Tensor, cond: Tensor | None = None, known: Tensor | None = None) -> Tensor:
         """The loss of each example of data x (B, ...): (B,); of the entries that are `known`, which is only given where
@@ -33,6 +43,12 @@ class Objective(ABC):
 
     def levels(self, process: NoiseProcess) -> Tensor | None:
         """The only times at which the score is trained, ascending, (L,); None for all times."""
+        return None
+
+    def learned_levels(self, process: NoiseProcess) -> tuple[Tensor, Tensor] | None:
+        """Noise levels sigma/alpha that are trained, ascending, and what the objective has learned of the mean squared error
+        of the predicted noise there, E ||sigma score + z||^2/D, each (K,); None if it learns no such thing.
+        """
         return None
 
     def begin(self, score: ScoreFunction) -> None:
@@ -62,6 +78,12 @@ class LevelwiseObjective(Objective, ABC):
     def __init__(self, weighting: Weighting | None = None, times: TimeDistribution | None = None):
         self.weighting = weighting or SigmaSquared()
         self.times = times or UniformTimes()
+        self.learned = self.weighting.learned
+        require(
+            self.learned is None or not self.differentiates_score,
+            f"weighting={type(self.weighting).__name__}: learns from losses that are squares, and those of "
+            f"{type(self).__name__} may be negative; use DenoisingScoreMatching, or a weighting without parameters",
+        )
 
     leaves_out_missing = True
 
@@ -73,8 +95,16 @@ class LevelwiseObjective(Objective, ABC):
         process = score.process
         t = self.times.sample(process, x)
         z = torch.randn_like(x)
-        weight = self.weighting(process, t) * self.times.importance(process, t)
-        return weight.to(x.dtype) * self.of_known(score, process.perturb(x, t, z), t, z, cond, known)
+        importance = self.times.importance(process, t)
+        weight = self.weighting(process, t) * importance
+        loss = weight.to(x.dtype) * self.of_known(score, process.perturb(x, t, z), t, z, cond, known)
+        if self.learned is None:
+            return loss
+        return loss + (importance * self.weighting.penalty(process, t)).to(x.dtype) * self.unit(x)
+
+    def unit(self, x: Tensor) -> float:
+        """J(t) of a squared residual of 1 in each entry of an example of x (B, ...): half the number of entries."""
+        return x[0].numel() / 2
 
     def of_known(
         self, score: ScoreField, x_t: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None, known: Tensor | None
@@ -84,6 +114,13 @@ class LevelwiseObjective(Objective, ABC):
             return self.at(score, x_t, t, noise, cond)
         share = known.flatten(1).float().mean(1).clamp(min=1 / known[0].numel())
         return self.at(KnownEntries(score, known), x_t, t, noise * known, cond) / share
+
+    def learned_levels(self, process: NoiseProcess) -> tuple[Tensor, Tensor] | None:
+        if self.learned is None:
+            return None
+        device = next(self.learned.parameters()).device
+        t = self.times.quantile(process, torch.linspace(0.001, 0.999, 201, device=device))  # others are too rare to learn
+        return process.noise_level(t).cpu(), self.weighting.noise_error(process, t).detach().cpu()
 
     def check(self, process: NoiseProcess) -> None:
         self.times.check(process)

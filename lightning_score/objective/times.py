@@ -92,6 +92,26 @@ class LogNormalTimes(TimeDistribution):
         require(std > 0, f"std={std}: must be above 0, as in 1.2")
         self.mean, self.std = mean, std
 
+    @classmethod
+    def fitted(cls, log_sigma: Tensor, density: Tensor) -> "LogNormalTimes":
+        """The law with the mean and the standard deviation of a density over ln(sigma/alpha), by the trapezoidal rule.
+
+        Args:
+            log_sigma: ln(sigma/alpha), ascending, (K,).
+            density: the density there, up to a factor; negative values count as 0, (K,).
+
+        Raises:
+            InputError: the density is not positive at two of them.
+        """
+        density, x = density.double().clamp(min=0), log_sigma.double()
+        require(int((density > 0).sum()) > 1, "LogNormalTimes: needs a density that is positive at two noise levels or more")
+
+        def mean(values: Tensor) -> float:
+            return float(torch.trapezoid(density * values, x) / torch.trapezoid(density, x))
+
+        center = mean(x)
+        return cls(center, math.sqrt(mean((x - center) ** 2)))
+
     def quantile(self, process: NoiseProcess, u: Tensor) -> Tensor:
         edge = torch.finfo(u.dtype).eps / 2  # the ends would be infinite
         log_sigma = self.mean + self.std * torch.special.ndtri(u.clamp(edge, 1 - edge))

@@ -121,6 +121,10 @@ class ScoreWrapper(ScoreField, ABC):
     def evaluations(self) -> int:  # type: ignore[override]
         return self.score.evaluations
 
+    @evaluations.setter
+    def evaluations(self, count: int) -> None:  # by wrappers that evaluate another network, too
+        self.score.evaluations = count
+
 
 class ArgumentWrapper(ScoreWrapper, ABC):
     """Another score called at other times or with other conditions, whatever x is."""

@@ -51,17 +51,18 @@ class LogSigma(NoiseLabel):
 
 
 class Time(NoiseLabel):
-    """scale t: the label of score SDE's VP and sub-VP networks.
+    """scale t + offset: the label of score SDE's VP and sub-VP networks.
 
     Args:
         scale: a factor; score SDE takes 999.
+        offset: the label at t = 0; scale -1 and offset 1 for a time that runs from noise to data.
     """
 
-    def __init__(self, scale: float = 999.0):
-        self.scale = scale
+    def __init__(self, scale: float = 999.0, offset: float = 0.0):
+        self.scale, self.offset = scale, offset
 
     def __call__(self, process: NoiseProcess, t: Tensor) -> Tensor:
-        return self.scale * t
+        return self.scale * t + self.offset
 
 
 class Index(NoiseLabel):

@@ -19,6 +19,7 @@ def begin(model: "ScoreModel") -> None:
     """Gives the network the weights from which its training starts, and the objective the score function that it trains."""
     if model.start_from is not None:
         take_weights(model.score_function.network, model.start_from)
+    model.objective.steps_done = lambda: model.trainer.global_step if model.training else None
     model.objective.begin(model.score_function)
 
 
