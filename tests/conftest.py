@@ -136,10 +136,13 @@ CHAINS = [process.BetaChain, *concrete(process, process.BetaChain)]
 PROCESSES = [p for p in concrete(process, process.NoiseProcess) if p is process.BetaTable or p not in CHAINS]
 """One of the chains, which differ in their betas only, stands for all."""
 PARAMETRIZATIONS = concrete(parametrization, parametrization.Parametrization)
+OWN_TESTS = (sampling.Restart, sampling.Consistency)
 PREDICTORS = [
-    kind for kind in concrete(sampling, sampling.Predictor) if kind is not sampling.Restart and not kind.needs_observation
+    kind for kind in concrete(sampling, sampling.Predictor) if kind not in OWN_TESTS and not kind.needs_observation
 ]
-"""All but Restart, which needs levels of the process, and DiffPIR, which needs an observation: each has a test file."""
+"""All but Restart, which needs levels of the process, Consistency, which is for other models, and DiffPIR, which needs an
+observation: each has a test file.
+"""
 CORRECTORS = concrete(sampling, sampling.Corrector)
 GRIDS = concrete(sampling, sampling.TimeGrid)
 

@@ -10,7 +10,7 @@ from lightning_score.errors import InputError, one_line, require
 from lightning_score.interop.base import OPTIONS, Imported, Settings
 from lightning_score.score.function import ScoreFunction
 
-KINDS = ("score_sde", "ncsnv2", "ncsn", "ddpm", "edm", "diffusers")
+KINDS = ("score_sde", "ncsnv2", "ncsn", "ddpm", "edm", "torchcfm", "diffusers")
 CHANGEABLE = ("process", "network", "parametrization")
 MALFORMED = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """Errors of a reader for values of wrong types or shapes."""

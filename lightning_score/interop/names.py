@@ -107,7 +107,7 @@ def _state(source: Renaming, expected: Mapping[str, Tensor], network: Network) -
         dense = found.layout == torch.strided and found.is_floating_point()
         name = f"{source.kind}: {theirs}"
         require(dense, f"{name} is of type {found.dtype} ({found.layout}); weights must be dense floating-point numbers")
-        fitting = found.flatten(1) if found.ndim == 4 and tensor.ndim == 2 else found
+        fitting = found.flatten(1) if found.ndim > tensor.ndim == 2 else found
         message = f"{name} is {size_of(found)} in the file, but the network's is {size_of(tensor)}"
         require(fitting.shape == tensor.shape, message)
         require(bool(found.isfinite().all()), f"{name} contains NaN or infinity; use an earlier checkpoint")

@@ -1,14 +1,26 @@
 """The interface of objectives, and the weighted average of a loss over noise levels."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from lightning_score.errors import require
 from lightning_score.objective.times import TimeDistribution, UniformTimes
 from lightning_score.objective.weighting import SigmaSquared, Weighting
 from lightning_score.process import NoiseProcess
 from lightning_score.score.function import ScoreField, ScoreFunction, ScoreWrapper
+from lightning_score.tensors import broadcast_to
+
+if TYPE_CHECKING:
+    from lightning_score.data import ScoreData
+
+
+def outside_training() -> int | None:
+    """No optimizer steps, where no model is trained."""
+    return None
 
 
 class Objective(ABC):
@@ -17,9 +29,13 @@ class Objective(ABC):
     needs_data: bool = False  # whether `prepare` must be given the training data before the first call
     differentiates_score: bool = False  # with respect to x, within the loss
     leaves_out_missing: bool = False  # whether it can be called with `known`, a mask that is True where x is known
+    refines: bool = False  # whether it improves a trained model: training starts from weights, on examples as they are
     learned: nn.Module | None = (
         None  # parameters of the objective itself, which are trained, averaged and saved with the model
     )
+
+    steps_done: Callable[[], int | None] = staticmethod(outside_training)
+    """The optimizer steps done; None except in training. `ScoreModel` sets it before `begin`."""
 
     @abstractmethod
     def __call__(self, score: ScoreField, x: Tensor, cond: Tensor | None = None, known: Tensor | None = None) -> Tensor:
@@ -32,6 +48,15 @@ class Objective(ABC):
 
     def levels(self, process: NoiseProcess) -> Tensor | None:
         """The only times at which the score is trained, ascending, (L,); None for all times."""
+        return None
+
+    def receive(self, data: "ScoreData | None") -> None:
+        """Receives the data module of a fit, None without one, before `begin`."""
+
+    def learned_levels(self, process: NoiseProcess) -> tuple[Tensor, Tensor] | None:
+        """Noise levels sigma/alpha that are trained, ascending, and what the objective has learned of the mean squared error
+        of the predicted noise there, E ||sigma score + z||^2/D, each (K,); None if it learns no such thing.
+        """
         return None
 
     def begin(self, score: ScoreFunction) -> None:
@@ -61,6 +86,12 @@ class LevelwiseObjective(Objective, ABC):
     def __init__(self, weighting: Weighting | None = None, times: TimeDistribution | None = None):
         self.weighting = weighting or SigmaSquared()
         self.times = times or UniformTimes()
+        self.learned = self.weighting.learned
+        require(
+            self.learned is None or not self.differentiates_score,
+            f"weighting={type(self.weighting).__name__}: learns from losses that are squares, and those of "
+            f"{type(self).__name__} may be negative; use DenoisingScoreMatching, or a weighting without parameters",
+        )
 
     leaves_out_missing = True
 
@@ -72,8 +103,16 @@ class LevelwiseObjective(Objective, ABC):
         process = score.process
         t = self.times.sample(process, x)
         z = torch.randn_like(x)
-        weight = self.weighting(process, t) * self.times.importance(process, t)
-        return weight.to(x.dtype) * self.of_known(score, process.perturb(x, t, z), t, z, cond, known)
+        importance = self.times.importance(process, t)
+        weight = self.weighting(process, t) * importance
+        loss = weight.to(x.dtype) * self.of_known(score, process.perturb(x, t, z), t, z, cond, known)
+        if self.learned is None:
+            return loss
+        return loss + (importance * self.weighting.penalty(process, t)).to(x.dtype) * self.unit(x)
+
+    def unit(self, x: Tensor) -> float:
+        """J(t) of a squared residual of 1 in each entry of an example of x (B, ...): half the number of entries."""
+        return x[0].numel() / 2
 
     def of_known(
         self, score: ScoreField, x_t: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None, known: Tensor | None
@@ -83,6 +122,13 @@ class LevelwiseObjective(Objective, ABC):
             return self.at(score, x_t, t, noise, cond)
         share = known.flatten(1).float().mean(1).clamp(min=1 / known[0].numel())
         return self.at(KnownEntries(score, known), x_t, t, noise * known, cond) / share
+
+    def learned_levels(self, process: NoiseProcess) -> tuple[Tensor, Tensor] | None:
+        if self.learned is None:
+            return None
+        device = next(self.learned.parameters()).device
+        t = self.times.quantile(process, torch.linspace(0.001, 0.999, 201, device=device))  # others are too rare to learn
+        return process.noise_level(t).cpu(), self.weighting.noise_error(process, t).detach().cpu()
 
     def check(self, process: NoiseProcess) -> None:
         self.times.check(process)
@@ -105,3 +151,7 @@ class KnownEntries(ScoreWrapper):
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         return self.score(x, t, cond) * self.known
+
+    def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        unknown = x / broadcast_to(self.process.alpha(self.process.with_signal(t)), x)
+        return torch.where(self.known > 0, self.score.denoised(x, t, cond), unknown)

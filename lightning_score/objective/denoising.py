@@ -32,6 +32,9 @@ class DenoisingScoreMatching(LevelwiseObjective):
         squared = residual.square().flatten(1)
         return squared.mean(1) if self.mean else squared.sum(1) / 2
 
+    def unit(self, x: Tensor) -> float:
+        return 1.0 if self.mean else super().unit(x)
+
 
 class ExplicitScoreMatching(LevelwiseObjective):
     """E_t lambda(t) 1/2 ||score(x_t, t) - grad log q_t(x_t)||^2, q_t the kernel density estimate of the training data.

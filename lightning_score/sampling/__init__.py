@@ -1,6 +1,7 @@
 """Sampling: time grids, predictors, correctors and the samplers made of them."""
 
 from lightning_score.sampling.adams import IPNDM, AdamsBashforth
+from lightning_score.sampling.consistency import Consistency
 from lightning_score.sampling.corrector import (
     BatchLangevin,
     Corrector,
@@ -59,7 +60,7 @@ from lightning_score.sampling.singlestep import DPMSolver, HeunInTime
 from lightning_score.sampling.twisted import TwistedSMC
 
 __all__ = ["DDIM", "HMC", "IPNDM", "MALA", "RK45", "AdamsBashforth", "Ancestral", "AnnealedLangevin",
-           "AnnealedLangevinStep", "BatchLangevin", "ConsistentAnnealedLangevin", "Corrector", "DPMSolver",
+           "AnnealedLangevinStep", "BatchLangevin", "Consistency", "ConsistentAnnealedLangevin", "Corrector", "DPMSolver",
            "DPMSolver2M", "DPMSolver3M", "DiffPIR", "DormandPrince", "Euler", "EulerMaruyama", "FinalDenoise",
            "FixedLangevin", "FromFile", "Geometric", "Given", "Heun", "HeunInTime", "Initial", "Karras",
            "KeepNoise", "Langevin", "LangevinCorrector", "LangevinDynamics", "LastMean", "Leading", "Learned",

@@ -118,6 +118,7 @@ ADVISED = {
     "vp": lambda f: ("score_sde", network_file(f / "n.pth", saved("vp_ddpm_small"))),
     "ddpm": lambda f: ("ddpm", network_file(f / "n.pth", recorded("ddpm_small").state)),
     "edm": lambda f: ("edm", network_file(f / "n.pth", edm_state("ve_small"))),
+    "torchcfm": lambda f: ("torchcfm", network_file(f / "n.pth", recorded("torchcfm_small").state)),
     "diffusers": lambda f: ("diffusers", diffusers_alone(f / "unet", 3)),
 }
 CHANGES = [("vp", "--sde"), ("edm", "--precond"), ("diffusers", "--model.process")]
