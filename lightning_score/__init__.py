@@ -27,7 +27,7 @@ _NAMES = {
         "ExplicitScoreMatching ConsistencyTuning Weighting TimeDistribution"
     ),
     "lightning_score.guidance": (
-        "Guidance Composed ClassifierFree ClassifierGuidance PseudoInverse Inpainting Colorization "
+        "Guidance Composed ClassifierFree ClassifierGuidance Autoguidance PseudoInverse Inpainting Colorization "
         "SuperResolution LinearOperator"
     ),
     "lightning_score.data.augmentation": "Augmentation GeometricAugmentation",

@@ -27,6 +27,7 @@ WITHOUT_TRAINER = {
     "langevin": "lightning_score.commands.langevin",
     "grid": "lightning_score.commands.grid",
     "tune": "lightning_score.commands.tune",
+    "ema": "lightning_score.commands.ema",
     "sweep": "lightning_score.sweep.cli",
     "benchmark": "lightning_score.sweep.benchmark",
     "report": "lightning_score.report.command",

@@ -9,6 +9,7 @@ from lightning_score.callbacks.ensembles import Ensembles
 from lightning_score.callbacks.evaluate import Evaluate
 from lightning_score.callbacks.gradient_noise import GradientNoiseScale
 from lightning_score.callbacks.langevin_health import LangevinHealth, LevelHealth
+from lightning_score.callbacks.learned_weighting import LearnedWeighting
 from lightning_score.callbacks.loss_floor import LossFloor
 from lightning_score.callbacks.loss_guard import LossGuard
 from lightning_score.callbacks.posterior import Posterior
@@ -19,5 +20,5 @@ from lightning_score.callbacks.score_plot import ScorePlot
 from lightning_score.callbacks.system_metrics import SystemMetrics
 
 __all__ = ["EMA", "BestCheckpoint", "BitsPerDim", "Ensembles", "Evaluate", "GradientNoiseScale", "LangevinHealth",
-           "LastCheckpoint", "LevelHealth", "LossFloor", "LossGuard", "Nats", "Posterior", "SampleGrid",
+           "LastCheckpoint", "LearnedWeighting", "LevelHealth", "LossFloor", "LossGuard", "Nats", "Posterior", "SampleGrid",
            "SampleWriter", "ScorePlot", "StepProgress", "SystemMetrics"]  # fmt: skip

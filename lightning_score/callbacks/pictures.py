@@ -205,6 +205,7 @@ class Strip:
             self._keep(after, move.end)
 
     def _keep(self, x: Tensor, t: Tensor) -> None:
+        t = self._process.with_signal(t)
         self._states.append((x[: self._rows] / float(self._process.alpha(t)), float(self._process.noise_level(t))))
 
     def moments(self, samples: Samples) -> list[Tensor]:

@@ -94,12 +94,20 @@ class ExperimentCLI(LightningCLI):
         """Gives the model weights.
 
         Raises:
-            InputError: they do not fit its network.
+            InputError: they do not fit its network, or its objective, if that has parameters.
         """
         try:
             self.model.load_state_dict(weights)
         except RuntimeError as error:
-            raise InputError(f"the checkpoint's weights do not fit the network of the options: {one_line(error)}") from error
+            part, fix = "network", ""
+            if "learned." in str(error):
+                part, fix = (
+                    "objective",
+                    "; keep its model.objective.weighting, or train anew from its model.start_from weights",
+                )
+            raise InputError(
+                f"the checkpoint's weights do not fit the {part} of the options{fix}: {one_line(error)}"
+            ) from error
 
     @contextmanager
     def explaining(self) -> Iterator[None]:

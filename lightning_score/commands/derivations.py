@@ -15,6 +15,7 @@ from lightning_score.errors import InputError, require
 from lightning_score.interop.base import part
 from lightning_score.sampling import AnnealedLangevin, Given, NoiseStream, PredictorCorrector, Sampler
 from lightning_score.sampling.corrector import SnrLangevin
+from lightning_score.sampling.langevin import levels_of
 from lightning_score.sampling.tuning import Moments, TunedLevel, equivalent_gaussian, tuned_ladder, tuned_snrs
 from lightning_score.training.model import ScoreModel
 
@@ -67,7 +68,7 @@ def tune_ladder(model: ScoreModel, data: ScoreData, sampler: AnnealedLangevin, b
     require(budget >= 2 + final, f"--evaluations {budget}: {least}")
     require(sampler.temperature > 0, "model.sampler.temperature=0: has no law that samples could be tuned to; give 1")
     times = sampler.grid(process)
-    levels, trained = times[process.sigma(times) > 0], model.objective.levels(process)
+    levels, trained = levels_of(process, times), model.objective.levels(process)
     if trained is not None:
         levels = trained[(trained >= levels[-1]) & (trained <= levels[0])].flip(0)
     sigmas = process.noise_level(levels).tolist()

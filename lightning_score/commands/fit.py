@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_score.callbacks import BestCheckpoint, LastCheckpoint
+from lightning_score.callbacks import BestCheckpoint, LastCheckpoint, LearnedWeighting
 from lightning_score.commands.arguments import Arguments, Layer
 from lightning_score.commands.configs import trusted_modules
 from lightning_score.commands.learned_grid import forget_times
@@ -85,13 +85,14 @@ class Fit(TrainerCommand):
         return Path(config["runs"]) / config["name"]
 
     def own_callbacks(self, folder: Path) -> list[Callback]:
-        """The checkpoints: `last` comes after `best`, whose state it saves."""
+        """The picture of a learned weighting, and the checkpoints: `last` comes after `best`, whose state it saves."""
+        drawing: list[Callback] = [] if self.model.learned is None else [LearnedWeighting()]
         settings, metric = self.config_init["trainer"], self.config_init["evaluate"].metric or "loss"
         if settings["enable_checkpointing"] is False or settings["barebones"]:
-            return []
+            return drawing
         self.last, self.saving = folder / "last.ckpt", LastCheckpoint(folder)
         last = ModelCheckpoint(folder, "last", enable_version_counter=False)
-        return [BestCheckpoint(str(folder), f"val/{metric}"), last, self.saving]
+        return [*drawing, BestCheckpoint(str(folder), f"val/{metric}"), last, self.saving]
 
     def run(self) -> None:
         """Also requeues the job if SLURM has asked it to end."""

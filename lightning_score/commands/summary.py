@@ -42,7 +42,7 @@ def print_training(trainer: Trainer, folder: Path | None, seconds: float, kept: 
         "config": "config.yaml",
         "checkpoints": ", ".join(sorted(file.name for file in folder.glob("*.ckpt"))) or "none",
     }
-    for kind in ("samples", "spectrum", "histogram", "score", "loss_per_sigma"):
+    for kind in ("samples", "spectrum", "histogram", "score", "loss_per_sigma", "weighting"):
         pictures = sorted(folder.glob(f"{kind}/*.png"))
         rows |= {kind: str(pictures[-1].relative_to(folder))} if pictures else {}
     print(f"\nfinished {trainer.global_step} steps after {seconds:.0f} s")

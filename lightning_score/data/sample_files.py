@@ -23,6 +23,8 @@ from lightning_score.memory import require_room
 
 ARRAYS = ("images", "arr_0", "x")
 """The arrays of an NPZ that may hold samples: of `predict`, of ADM's evaluator, and of `predict` as the model sees them."""
+CONDITIONS = ("labels", "condition", "arr_1")
+"""The arrays that may hold their labels or conditions."""
 OUTSIDE = 0.01
 """The share of values that may be further from the range of the data than half its width."""
 
@@ -111,6 +113,16 @@ def read_samples(path: Path, data: ScoreData) -> Tensor:
     require(found.is_floating_point() and data.data_range is not None, _wrong_type(path, found, allowed))
     _check_range(path, found, data)
     return torch.cat([data.to_reference(part) for part in found.split(1024)])
+
+
+def read_conditions(path: Path, data: ScoreData) -> Tensor | None:
+    """The labels, or the conditions in the units of the model, of samples in a file, (N, ...); None if it holds none."""
+    arrays = read_arrays(path) if path.suffix == ".npz" else {}
+    name = next((name for name in CONDITIONS if name in arrays), None)
+    if name is None:
+        return None
+    values = torch.from_numpy(np.asarray(arrays[name]))
+    return data.to_condition(values) if name == "condition" else values.long()
 
 
 def _wrong_type(path: Path, found: Tensor, allowed: str) -> str:

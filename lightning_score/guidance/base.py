@@ -1,13 +1,14 @@
 """The interface of guidance: a score function made from another one and from knowledge of the sample."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
 from lightning_score.errors import InputError, require
 from lightning_score.score.function import ScoreField
+from lightning_score.score.guided import Within
 
 if TYPE_CHECKING:
     from lightning_score.guidance.observed import ObservationGuidance
@@ -27,6 +28,16 @@ class ModelFacts(NamedTuple):
     compiled: bool = False
 
 
+class OtherModel(NamedTuple):
+    """Another model that a guidance uses.
+
+    Fields: score, data_range (lowest and highest value of the data that it was trained on; None if they have none).
+    """
+
+    score: ScoreField
+    data_range: tuple[float, float] | None
+
+
 class Guidance(ABC):
     """Turns a score function into that of p_t(x given y), y a condition or an observation, about in proportion to a scale.
 
@@ -42,8 +53,17 @@ class Guidance(ABC):
     innermost: bool = False
     """Whether it must be applied to the model's own score, before any other guidance."""
 
+    interval: Sequence[float] | None = None
+    """The noise levels sigma/alpha, low and high, between which it guides; None: at all."""
+
     def check(self, trained: ModelFacts) -> None:
         """Raises `InputError` if the guidance does not fit the model."""
+
+    def load_models(self, load: Callable[[str], OtherModel]) -> None:
+        """Loads the other models that it uses, if any, by `load(path)`."""
+
+    def check_range(self, data_range: tuple[float, float] | None) -> None:
+        """Raises `InputError` if another model that it uses was trained on data of another range."""
 
     def observing(self) -> "list[ObservationGuidance]":
         """The guidances by observations in it."""
@@ -63,6 +83,10 @@ class Guidance(ABC):
             score: the score function that is guided.
             indices: the number k of the sample in each row, int64 (B,), which selects its observation.
         """
+
+    def within(self, score: ScoreField, guided: ScoreField) -> ScoreField:
+        """The guided score in the interval of noise levels, and the other one outside."""
+        return guided if self.interval is None else Within(score, guided, *self.interval)
 
 
 class Composed(Guidance):
@@ -89,6 +113,14 @@ class Composed(Guidance):
         for part in self.parts:
             part.check(trained)
 
+    def load_models(self, load: Callable[[str], OtherModel]) -> None:
+        for part in self.parts:
+            part.load_models(load)
+
+    def check_range(self, data_range: tuple[float, float] | None) -> None:
+        for part in self.parts:
+            part.check_range(data_range)
+
     def observing(self) -> "list[ObservationGuidance]":
         return [found for part in self.parts for found in part.observing()]
 
@@ -99,6 +131,15 @@ class Composed(Guidance):
         for part in self.parts:
             score = part.guide(score, indices)
         return score
+
+
+def checked(interval: Sequence[float] | None) -> Sequence[float] | None:
+    """An interval of noise levels; raises `InputError` unless it is one."""
+    require(
+        interval is None or (len(interval) == 2 and 0 <= interval[0] < interval[1]),
+        f"interval={interval}: must be two increasing noise levels sigma/alpha from 0 on, as [0.2, 2], or null",
+    )
+    return interval
 
 
 def require_cond(cond: Tensor | None, name: str) -> Tensor:

@@ -1,12 +1,16 @@
 """Guidance by conditions without a classifier, and by class labels with one."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_score.errors import InputError, require
-from lightning_score.guidance.base import Guidance, ModelFacts, require_cond
-from lightning_score.score.function import ScoreField, ScoreWrapper
+from lightning_score.guidance.base import Guidance, ModelFacts, checked, require_cond
+from lightning_score.score.function import Scale, ScoreField, ScoreWrapper
+from lightning_score.score.guided import Evaluate, Extrapolated
 from lightning_score.tensors import differentiated
 
 
@@ -14,20 +18,22 @@ class ClassifierFree(Guidance):
     """The score away from "no condition" and towards the condition: s(x) + scale (s(x given y) - s(x)).
 
     Ho and Salimans 2022 (2207.12598), eq. 6, with scale = 1 + their w; both scores come from one batched network call, so
-    that a sample costs twice the evaluations. Scale 0 is unconditional; scale 1 is conditional, at no extra cost.
+    that a sample costs twice the evaluations, in the interval. Scale 0 is unconditional; scale 1 is conditional, at no extra
+    cost.
 
     Args:
         scale: 0 or more; the higher, the more typical of their condition, and the less diverse, are the samples.
+        interval: noise levels sigma/alpha between which it guides; outside the score is conditional. null: at all.
 
     Raises:
-        InputError: the scale is negative; in `check`: the model has no unconditional score.
+        InputError: scale or interval is out of range; in `check`: the model has no unconditional score.
     """
 
     innermost = True
 
-    def __init__(self, scale: float = 2.0):
+    def __init__(self, scale: float = 2.0, interval: Sequence[float] | None = None):
         require(scale >= 0, f"scale={scale}: must be 0 (unconditional) or more, as in 2.0; 1 is conditional")
-        self.scale = scale
+        self.scale, self.interval = scale, checked(interval)
 
     def check(self, trained: ModelFacts) -> None:
         require(
@@ -42,24 +48,24 @@ class ClassifierFree(Guidance):
         )
 
     def guide(self, score: ScoreField, indices: Tensor) -> ScoreField:
-        return score if self.scale == 1 else _ClassifierFreeScore(score, self.scale)
+        return score if self.scale == 1 else self.within(score, _ClassifierFreeScore(score, self.scale))
 
 
-class _ClassifierFreeScore(ScoreWrapper):
+class _ClassifierFreeScore(Extrapolated):
     """s(x) + scale (s(x given y) - s(x))."""
 
-    def __init__(self, score: ScoreField, scale: float):
-        super().__init__(score)
-        self.scale = scale
-
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def both(self, evaluate: Evaluate, x: Tensor, t: Tensor, cond: Tensor | None, *scales: Scale) -> list[Tensor]:
         cond = require_cond(cond, "ClassifierFree")
         if self.condition is None:
             raise InputError("guidance=ClassifierFree: the score takes no condition; use one that does")
         empty = self.condition.empty(len(cond), cond.device).to(cond.dtype)
-        both = self.score(torch.cat([x, x]), t if t.ndim == 0 else torch.cat([t, t]), torch.cat([cond, empty]))
-        conditional, unconditional = both.chunk(2)
-        return unconditional + self.scale * (conditional - unconditional)
+        both = evaluate(self.score, torch.cat([x, x]), _twice(t), torch.cat([empty, cond]), *map(_twice, scales))
+        return [*both.chunk(2)]
+
+
+def _twice(coefficient: Any) -> Any:
+    """A coefficient, () or (B,), for each of two batches."""
+    return coefficient.repeat(2) if isinstance(coefficient, Tensor) and coefficient.ndim else coefficient
 
 
 class ClassifierGuidance(Guidance):
@@ -71,23 +77,24 @@ class ClassifierGuidance(Guidance):
     Args:
         classifier: called `classifier(x, t)` with x (B, ...) as noisy as p_t and t (B,); returns logits (B, num_classes).
         scale: the factor on the gradient, 0 or more.
+        interval: noise levels sigma/alpha between which it guides; null: at all.
 
     Raises:
-        InputError: the scale is negative; in `check`: the data have no classes.
+        InputError: scale or interval is out of range; in `check`: the data have no classes.
     """
 
     labeled = True
 
-    def __init__(self, classifier: nn.Module, scale: float = 1.0):
+    def __init__(self, classifier: nn.Module, scale: float = 1.0, interval: Sequence[float] | None = None):
         require(scale >= 0, f"scale={scale}: must be 0 (no guidance) or more, as in 1.0")
-        self.classifier, self.scale = classifier.eval().requires_grad_(False), scale
+        self.classifier, self.scale, self.interval = classifier.eval().requires_grad_(False), scale, checked(interval)
 
     def check(self, trained: ModelFacts) -> None:
         require(trained.num_classes > 0, "guidance=ClassifierGuidance: takes class labels, which the data do not have; set "
                 "guidance: null")  # fmt: skip
 
     def guide(self, score: ScoreField, indices: Tensor) -> ScoreField:
-        return _ClassifierScore(score, self.classifier.to(indices.device), self.scale)
+        return self.within(score, _ClassifierScore(score, self.classifier.to(indices.device), self.scale))
 
 
 class _ClassifierScore(ScoreWrapper):

@@ -1,6 +1,7 @@
 """The bases of guidances by observations y = A(x_0) with noise, and one that only carries the observation."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -11,7 +12,7 @@ from typing_extensions import Self
 
 from lightning_score.errors import InputError, require
 from lightning_score.files import LocalPath
-from lightning_score.guidance.base import Guidance, ModelFacts
+from lightning_score.guidance.base import Guidance, ModelFacts, checked
 from lightning_score.observations import GaussianNoise, LinearOperator, Observation, ObservationNoise, Operator
 from lightning_score.observations.files import read_observation, to_floats
 from lightning_score.score.function import ScoreField
@@ -33,6 +34,7 @@ class ObservationGuidance(Guidance, ABC):
         observation: y, (n, ...), or the path of a PNG, NPY or NPZ that holds them; null: none yet.
         noise: the law of y given A(x_0); null: y is exact.
         samples_per_observation: how many samples in a row share an observation.
+        interval: noise levels sigma/alpha between which it guides; null: at all.
 
     Raises:
         InputError: a number is out of range or a file cannot be read; in `check`: operator, noise, observation, samples,
@@ -44,6 +46,7 @@ class ObservationGuidance(Guidance, ABC):
     _: KW_ONLY
     noise: ObservationNoise | None = None
     samples_per_observation: int = 1
+    interval: Sequence[float] | None = None
 
     linear = False
     """Whether the operator must be linear."""
@@ -56,6 +59,7 @@ class ObservationGuidance(Guidance, ABC):
 
     def __post_init__(self) -> None:
         self._require_count(self.samples_per_observation)
+        checked(self.interval)
         if isinstance(self.observation, str):
             stored = read_observation(self.observation)
             self.observation = to_floats(stored.y, stored.data_range, self.observation, "write_observation(data_range)")
@@ -65,9 +69,10 @@ class ObservationGuidance(Guidance, ABC):
     def posterior(self, score: ScoreField, observation: Observation) -> PosteriorScore:
         """The guided score, for the observation of each row."""
 
-    def guide(self, score: ScoreField, indices: Tensor) -> PosteriorScore:
+    def guide(self, score: ScoreField, indices: Tensor) -> ScoreField:
         rows = self.given()[self.numbers_of(indices).cpu()].to(indices.device)
-        return self.posterior(score, Observation(self.operator, cast(ObservationNoise, self.noise), rows))
+        observation = Observation(self.operator, cast(ObservationNoise, self.noise), rows)
+        return self.within(score, self.posterior(score, observation))
 
     def given(self) -> Tensor:
         """y, (n, ...); raises `InputError` if there is none."""

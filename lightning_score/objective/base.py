@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,10 @@ from lightning_score.objective.times import TimeDistribution, UniformTimes
 from lightning_score.objective.weighting import SigmaSquared, Weighting
 from lightning_score.process import NoiseProcess
 from lightning_score.score.function import ScoreField, ScoreFunction, ScoreWrapper
+from lightning_score.tensors import broadcast_to
+
+if TYPE_CHECKING:
+    from lightning_score.data import ScoreData
 
 
 def outside_training() -> int | None:
@@ -24,6 +29,7 @@ class Objective(ABC):
     needs_data: bool = False  # whether `prepare` must be given the training data before the first call
     differentiates_score: bool = False  # with respect to x, within the loss
     leaves_out_missing: bool = False  # whether it can be called with `known`, a mask that is True where x is known
+    refines: bool = False  # whether it improves a trained model: training starts from weights, on examples as they are
     learned: nn.Module | None = (
         None  # parameters of the objective itself, which are trained, averaged and saved with the model
     )
@@ -42,6 +48,15 @@ class Objective(ABC):
 
     def levels(self, process: NoiseProcess) -> Tensor | None:
         """The only times at which the score is trained, ascending, (L,); None for all times."""
+        return None
+
+    def receive(self, data: "ScoreData | None") -> None:
+        """Receives the data module of a fit, None without one, before `begin`."""
+
+    def learned_levels(self, process: NoiseProcess) -> tuple[Tensor, Tensor] | None:
+        """Noise levels sigma/alpha that are trained, ascending, and what the objective has learned of the mean squared error
+        of the predicted noise there, E ||sigma score + z||^2/D, each (K,); None if it learns no such thing.
+        """
         return None
 
     def begin(self, score: ScoreFunction) -> None:
@@ -108,6 +123,13 @@ class LevelwiseObjective(Objective, ABC):
         share = known.flatten(1).float().mean(1).clamp(min=1 / known[0].numel())
         return self.at(KnownEntries(score, known), x_t, t, noise * known, cond) / share
 
+    def learned_levels(self, process: NoiseProcess) -> tuple[Tensor, Tensor] | None:
+        if self.learned is None:
+            return None
+        device = next(self.learned.parameters()).device
+        t = self.times.quantile(process, torch.linspace(0.001, 0.999, 201, device=device))  # others are too rare to learn
+        return process.noise_level(t).cpu(), self.weighting.noise_error(process, t).detach().cpu()
+
     def check(self, process: NoiseProcess) -> None:
         self.times.check(process)
 
@@ -129,3 +151,7 @@ class KnownEntries(ScoreWrapper):
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         return self.score(x, t, cond) * self.known
+
+    def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        unknown = x / broadcast_to(self.process.alpha(self.process.with_signal(t)), x)
+        return torch.where(self.known > 0, self.score.denoised(x, t, cond), unknown)

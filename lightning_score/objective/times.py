@@ -31,12 +31,14 @@ class TimeDistribution(ABC):
         return torch.ones_like(t)
 
     def sample(self, process: NoiseProcess, like: Tensor) -> Tensor:
-        """Draws one time per row of `like` (B, ...), of its precision and on its device: (B,)."""
+        """Draws one time per row of `like` (B, ...), of its precision and on its device: (B,); in place of one near noise
+        alone, where alpha = 0 and weights may be infinite, the last trainable time.
+        """
         n, precise = len(like), torch.promote_types(like.dtype, torch.float32)
         u = torch.rand(1 if self.stratified else n, device=like.device, dtype=precise)
         if self.stratified:
             u = (u + torch.arange(n, device=like.device, dtype=precise) / n) % 1
-        return self.quantile(process, 1 - u).to(like.dtype)
+        return process.trainable(self.quantile(process, 1 - u).to(like.dtype))
 
     def levels(self, process: NoiseProcess) -> Tensor | None:
         """The possible times, ascending, (L,); None if the law is continuous."""
@@ -75,8 +77,9 @@ class UniformTimes(_TimesFrom):
 class LogNormalTimes(TimeDistribution):
     """ln(sigma/alpha) normal, so that training concentrates on the noise levels that determine the samples.
 
-    Karras et al. 2022 (2206.00364), table 1. The minimizer is that of every other law of t; levels beyond the ends of the
-    process are replaced by the nearer end.
+    Karras et al. 2022 (2206.00364), table 1. On `Linear`, where sigma/alpha = t/(1 - t), t is logit-normal: the law of Esser
+    et al. 2024 (2403.03206), section 3.1, for `mean` 0 and `std` 1. The minimizer is that of every other law of t; levels
+    beyond the ends of the process are replaced by the nearer end.
 
     Args:
         mean: of ln(sigma/alpha), sigma in the units of the data.
@@ -88,6 +91,26 @@ class LogNormalTimes(TimeDistribution):
         super().__init__(stratified)
         require(std > 0, f"std={std}: must be above 0, as in 1.2")
         self.mean, self.std = mean, std
+
+    @classmethod
+    def fitted(cls, log_sigma: Tensor, density: Tensor) -> "LogNormalTimes":
+        """The law with the mean and the standard deviation of a density over ln(sigma/alpha), by the trapezoidal rule.
+
+        Args:
+            log_sigma: ln(sigma/alpha), ascending, (K,).
+            density: the density there, up to a factor; negative values count as 0, (K,).
+
+        Raises:
+            InputError: the density is not positive at two of them.
+        """
+        density, x = density.double().clamp(min=0), log_sigma.double()
+        require(int((density > 0).sum()) > 1, "LogNormalTimes: needs a density that is positive at two noise levels or more")
+
+        def mean(values: Tensor) -> float:
+            return float(torch.trapezoid(density * values, x) / torch.trapezoid(density, x))
+
+        center = mean(x)
+        return cls(center, math.sqrt(mean((x - center) ** 2)))
 
     def quantile(self, process: NoiseProcess, u: Tensor) -> Tensor:
         edge = torch.finfo(u.dtype).eps / 2  # the ends would be infinite
@@ -174,4 +197,4 @@ class ImportanceTimes(_TimesFrom):
     def _ends(self, process: NoiseProcess, like: Tensor) -> tuple[float, Tensor, Tensor]:
         """t_min, and log_snr at t_min and at 1."""
         t_min = self.start(process)
-        return t_min, process.log_snr(like.new_tensor(t_min)), process.log_snr(like.new_tensor(1.0))
+        return t_min, process.log_snr(like.new_tensor(t_min)), process.log_snr(process.with_signal(like.new_tensor(1.0)))

@@ -25,6 +25,12 @@ class Weighting(ABC):
         """What is added to the loss of each entry at each time, (B,), so that a learned weight does not vanish; else 0."""
         return torch.zeros_like(t)
 
+    def noise_error(self, process: NoiseProcess, t: Tensor) -> Tensor:
+        """E ||sigma score + z||^2/D, the squared error of the predicted noise, for which the loss is 1 at each time, (B,):
+        sigma^2/lambda, or what a weighting has learned.
+        """
+        return process.sigma(t) ** 2 / self(process, t)
+
 
 class SigmaSquared(Weighting):
     """lambda = sigma^2 (Song and Ermon 2019, section 4.2; DDPM's simple loss is the same)."""
@@ -104,7 +110,8 @@ class LogVariance(nn.Module):
 
     def forward(self, log_snr: Tensor) -> Tensor:
         """u at each logarithm of the signal-to-noise ratio, (B,)."""
-        features = self.embedding(-log_snr.to(self.weight.dtype) / 8) * math.sqrt(2 / len(self.weight))
+        label = -log_snr.clamp(-40, 40).to(self.weight.dtype) / 8  # finite where alpha or sigma is 0
+        features = self.embedding(label) * math.sqrt(2 / len(self.weight))
         return (features * self.weight).sum(1)  # not a product of matrices, which autocast would round
 
 
@@ -123,15 +130,13 @@ class Uncertainty(Weighting):
         width: number of Fourier features of log(sigma/alpha), even.
     """
 
-    learned: LogVariance
-
     def __init__(self, weighting: Weighting | None = None, width: int = 128):
         self.weighting = weighting or SigmaSquared()
         require(
             self.weighting.learned is None,
             f"weighting.weighting={type(self.weighting).__name__}: must be one without parameters, as EDMWeighting",
         )
-        self.learned = LogVariance(width)
+        self.learned: LogVariance = LogVariance(width)
 
     def __call__(self, process: NoiseProcess, t: Tensor) -> Tensor:
         weight = self.weighting(process, t)
@@ -139,3 +144,6 @@ class Uncertainty(Weighting):
 
     def penalty(self, process: NoiseProcess, t: Tensor) -> Tensor:
         return self.learned(process.log_snr(t)) if self.learned.training else super().penalty(process, t)
+
+    def noise_error(self, process: NoiseProcess, t: Tensor) -> Tensor:
+        return self.learned(process.log_snr(t)).exp() * self.weighting.noise_error(process, t)

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -14,6 +15,11 @@ from lightning_score.tensors import combine
 
 Auto = Literal["auto"]
 """In a config of `fit`, in place of a number that `fit` chooses from the data."""
+
+NOISE_ALONE, LAST_TRAINED = 1e3, 1e5
+"""The levels sigma/alpha from which on, where alpha falls to 0, x is as good as noise alone, and up to which a score is
+trained, because losses of a weight that grows as 1/alpha^2 lose their digits.
+"""
 
 AUTO_IN_FIT = "auto is for a config of fit only; elsewhere give the number that the command schedule finds"
 
@@ -72,6 +78,28 @@ class NoiseProcess(CachedCoefficients, nn.Module, ABC):
     def time_of(self, level: Tensor) -> Tensor:
         """The time at which `noise_level(t)` has the given value; beyond the ends, the nearer end."""
         return self.inverse_log_snr(-2 * level.log())
+
+    @cached_property
+    def t_signal(self) -> float:
+        """The last time at which x still holds data: 1 or, if alpha(1) = 0, that of sigma/alpha = `NOISE_ALONE`."""
+        one = torch.ones((), dtype=torch.float64)
+        return float(self.time_of(NOISE_ALONE * one)) if self.is_noise(one) else 1.0
+
+    def with_signal(self, t: Tensor) -> Tensor:
+        """t, at most `t_signal`, for what divides by alpha."""
+        return t if self.t_signal == 1 else t.clamp(max=self.t_signal)
+
+    def trainable(self, t: Tensor) -> Tensor:
+        """t, at most the time of sigma/alpha = `LAST_TRAINED` if alpha(1) = 0, and below 1 in the precision of t."""
+        return t if self.t_signal == 1 else t.clamp(max=min(self._t_trained, 1 - torch.finfo(t.dtype).eps / 2))
+
+    @cached_property
+    def _t_trained(self) -> float:
+        return float(self.time_of(torch.tensor(LAST_TRAINED, dtype=torch.float64)))
+
+    def is_noise(self, t: Tensor) -> bool:
+        """Whether alpha(t) = 0 at a time (): x is noise alone."""
+        return float(self.log_alpha(t)) == -math.inf
 
     def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(a, b) of the step x_t = a x_s + b z from time s to t > s: a = alpha_t/alpha_s, b^2 = sigma_t^2 - a^2 sigma_s^2.

@@ -125,6 +125,12 @@ class Linear(NoiseProcess):
     def sigma(self, t: Tensor) -> Tensor:
         return t.clone()
 
+    def drift(self, t: Tensor) -> Tensor:
+        return -1 / (1 - t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return (2 * t / (1 - t)).sqrt()
+
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
         return torch.sigmoid(-log_snr / 2)
 

@@ -12,7 +12,7 @@ from lightning_score.errors import InputError, one_line, require
 from lightning_score.runs.wandb_logger import STEP
 
 PICTURES = ["samples", "progress", "spectrum", "histogram", "ranks", "ensembles", "coverage", "posterior", "langevin",
-            "loss_per_sigma", "score", "neighbors"]  # fmt: skip
+            "loss_per_sigma", "weighting", "score", "neighbors"]  # fmt: skip
 """Names of pictures for a project without pictures."""
 LOOKED_AT = 100
 """Number of the newest runs whose metrics, pictures and sweeps get panels."""

@@ -37,7 +37,9 @@ def versions() -> dict[str, str]:
 
 
 def settings_of(part: Any, private: bool = False) -> Any:
-    """A part of an experiment as plain values: its class and its public, or all, attributes, recursively."""
+    """A part of an experiment as plain values: its class and its public, or all, attributes, recursively; of a network, a
+    hash of its weights.
+    """
     if part is None or isinstance(part, (bool, int, float, str)):
         return part
     if isinstance(part, Mapping):
@@ -48,6 +50,8 @@ def settings_of(part: Any, private: bool = False) -> Any:
         return f"tensor of {' x '.join(map(str, part.shape))}, {digest_of({'': part}).hexdigest()[:8]}"
     if not hasattr(part, "__dict__"):  # a path
         return str(part)
+    if isinstance(part, torch.nn.Module) and any(True for _ in part.parameters()):
+        return {"class": type(part).__name__, "weights": digest_of(part.state_dict()).hexdigest()[:8]}
     kept = {name: value for name, value in vars(part).items() if private or not name.startswith("_")}
     return {"class": type(part).__name__, **{name: settings_of(value, private) for name, value in kept.items()}}
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from copy import copy
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from lightning_score.errors import InputError, require
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.exponential import UniPC
 from lightning_score.sampling.flow import NoScore
+from lightning_score.sampling.from_noise import states_of
 from lightning_score.sampling.grid import Karras, Snapped, TimeGrid
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.predictor import Predictor
@@ -140,10 +140,10 @@ class Group:
         joined = torch.cat([self._times[self._times > times[-1]], times]).unique().flip(0)
         path = self._run(self._accurate, joined, trajectory=True).trajectory or []
         exact = [path[int((joined == t).nonzero()[0])] for t in times]
-        (method,) = {move.method for move in self._sampler.plan(process, times)}
-        state, errors = method.init(process, times), []
-        for i, (t, s) in enumerate(pairwise(times)):
-            x, state = method.step(score, exact[i], t, s, self._latents, state)
+        moves, errors = self._sampler.plan(process, times), list[float]()
+        states = states_of({move.method for move in moves}, process, times)
+        for i, (method, t, s, _) in enumerate(moves):
+            x, states[method] = method.step(score, exact[i], t, s, self._latents, states[method])
             errors.append(float((x - exact[i + 1]).double().square().mean().sqrt() / process.alpha(s)))
         return errors
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_score.errors import InputError, require
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.ends import FinalDenoise, Initial, KeepNoise, Prior
+from lightning_score.sampling.from_noise import moves_of, states_of
 from lightning_score.sampling.grid import TimeGrid, Uniform
 from lightning_score.sampling.noise import NoiseSource
 from lightning_score.sampling.predictor import Move, Predictor
@@ -139,7 +140,7 @@ class RK45(Predictor):
         )
 
     def evaluated(self, process: NoiseProcess, times: Tensor) -> Tensor:
-        first, last = process.log_snr(times[[0, -1]])
+        first, last = process.log_snr(process.with_signal(times[[0, -1]]))
         return process.inverse_log_snr(torch.lerp(first, last, torch.linspace(0, 1, 1000).to(times)))
 
     def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
@@ -203,7 +204,7 @@ class ProbabilityFlow(Sampler):
         self.predictor = predictor or RK45()
 
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
-        return [move for moves in self.predictor.plan(process, times) for move in moves]
+        return [move for moves in moves_of(self.predictor, process, times) for move in moves]
 
     def check(self, process: NoiseProcess) -> None:
         super().check(process)
@@ -243,7 +244,7 @@ class ProbabilityFlow(Sampler):
         """The flow along a grid of times in either direction."""
         times, score = times.cpu(), self.grid.view(score)
         moves = self.plan(score.process, times)
-        states = {method: method.init(score.process, times) for method in {move.method for move in moves}}
+        states = states_of({move.method for move in moves}, score.process, times)
         with evaluating(score), score.process.cached_at(times):
             for method, t, s, _ in moves:
                 x, states[method] = method.step(score, x, t, s, NoDraws(), states[method])

@@ -3,7 +3,8 @@
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -15,6 +16,8 @@ from lightning_score.score.function import ScoreField
 
 TOLERANCE = 0.03
 """The mean distance in log(sigma/alpha) above which there is a warning: that of all times to levels of ratio 1.13."""
+FIRST_LEVEL = 100.0
+"""sigma/alpha after the first step from noise alone, from which on a grid is spread by sigma/alpha."""
 STAY = (
     "; predictors of fixed steps stay on the levels of a table with --model.sampler.grid ProcessTable, or with Snapped for "
     "those nearest to another grid"
@@ -119,21 +122,22 @@ class Quadratic(_SteppedGrid):
 class Geometric(_SteppedGrid):
     """sigma/alpha falls geometrically from t = 1 to t_min: equal steps of log SNR.
 
+    Where alpha(1) = 0 the first step goes from there to sigma/alpha = 100.
+
     Args:
         steps: N, the number of steps.
         t_min: last time; null: that of the process.
     """
 
     def __call__(self, process: NoiseProcess) -> Tensor:
-        ends = self._ends(process)
-        first, last = process.log_snr(ends)
-        return _pinned(process.inverse_log_snr(torch.lerp(first, last, self._ramp())), ends)
+        return _from_signal(_geometric, process, self._ends(process), self.steps)
 
 
 class Karras(_SteppedGrid):
     """(sigma/alpha)^(1/rho) falls linearly from t = 1 to t_min (Karras et al. 2022, 2206.00364, eq. 5).
 
     The paper also counts the step from t_min to clean data, which on VE is the final denoise Tweedie: its N is N - 1 here.
+    Where alpha(1) = 0 the first step goes from there to sigma/alpha = 100.
 
     Args:
         steps: N, the number of steps.
@@ -147,7 +151,25 @@ class Karras(_SteppedGrid):
         self.rho = rho
 
     def __call__(self, process: NoiseProcess) -> Tensor:
-        return karras_times(process, self._ends(process), self.steps, self.rho)
+        return _from_signal(partial(karras_times, rho=self.rho), process, self._ends(process), self.steps)
+
+
+def _from_signal(
+    spread: Callable[[NoiseProcess, Tensor, int], Tensor], process: NoiseProcess, ends: Tensor, steps: int
+) -> Tensor:
+    """N + 1 times between two ends, (2,), spread by sigma/alpha; from noise alone the first step goes to `FIRST_LEVEL`."""
+    if not process.is_noise(ends[0]):
+        return spread(process, ends, steps)
+    level = torch.maximum(process.noise_level(ends[1]) * 2, torch.full_like(ends[1], FIRST_LEVEL))
+    first = process.time_of(level)
+    return torch.cat([ends[:1], spread(process, torch.stack([first, ends[1]]), steps - 1)]) if steps > 1 else ends
+
+
+def _geometric(process: NoiseProcess, ends: Tensor, steps: int) -> Tensor:
+    """N + 1 times between two ends, (2,), at which sigma/alpha falls geometrically."""
+    first, last = process.log_snr(ends)
+    ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    return _pinned(process.inverse_log_snr(torch.lerp(first, last, ramp)), ends)
 
 
 def karras_times(process: NoiseProcess, ends: Tensor, steps: int, rho: float = 7.0) -> Tensor:
@@ -175,7 +197,8 @@ class Snapped(TimeGrid):
     def __call__(self, process: NoiseProcess) -> Tensor:
         times, entries = self.grid(process), process.table_times()
         noisy = process.sigma(times) > 0
-        gaps = (process.log_snr(times[noisy])[:, None] - process.log_snr(entries)).abs()
+        log_snr, known = (process.log_snr(process.with_signal(each)) for each in (times[noisy], entries))
+        gaps = (log_snr[:, None] - known).abs()
         return torch.cat([entries[gaps.argmin(1)].unique().flip(0), times[~noisy]])
 
 
@@ -184,7 +207,8 @@ class Given(TimeGrid):
 
     Args:
         times: decreasing times, from 1 (or a time of practically the same noise) down to 0 at the least.
-        sigmas: the same as decreasing sigma/alpha, in the units of the data; a last 0 is clean data.
+        sigmas: the same as decreasing sigma/alpha, in the units of the data; a first .inf is noise alone, and a last 0 is
+            clean data.
 
     Raises:
         InputError: they do not fall, leave the range of the process, or start with much less noise than the samples have.
@@ -197,7 +221,7 @@ class Given(TimeGrid):
         )
         self._name, values = ("times", times) if times is not None else ("sigmas", sigmas)
         values = list(values or [])
-        falling = len(values) >= 2 and all(math.inf > a > b >= 0 for a, b in pairwise(values))
+        falling = len(values) >= 2 and all(math.inf >= a > b >= 0 for a, b in pairwise(values))
         require(
             falling, f"{self._name}={values}: must be two or more numbers that fall from noise to data, the last at least 0"
         )
@@ -225,7 +249,7 @@ def times_of_levels(process: NoiseProcess, levels: Tensor, name: str) -> Tensor:
     """
     times = torch.where(levels > 0, process.time_of(levels.clamp(min=1e-30)), 0.0)
     found = torch.where(process.sigma(times) > 0, process.noise_level(times), 0.0)
-    wrong = (found - levels).abs() > 1e-3 * levels
+    wrong = (found / levels - 1).abs() > 1e-3
     if bool(wrong.any()):
         raise InputError(
             f"{name}={float(levels[wrong][0]):.6g}: {type(process).__name__} does not have this noise level (sigma/alpha); "
@@ -248,7 +272,8 @@ def distance_to_levels(process: NoiseProcess, levels: Tensor, times: Tensor) -> 
         times: the times, (N,); those of clean data are left out.
     """
     noisy = times[process.sigma(times) > 0]
-    gaps = (process.log_snr(noisy)[:, None] - process.log_snr(levels.to(noisy))).abs() / 2
+    log_snr, known = (process.log_snr(process.with_signal(each)) for each in (noisy, levels.to(noisy)))
+    gaps = (log_snr[:, None] - known).abs() / 2
     return float(gaps.amin(1).mean()) if len(noisy) > 0 else 0.0
 
 

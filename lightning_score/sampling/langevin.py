@@ -145,6 +145,11 @@ def smallest_level(process: NoiseProcess, times: Tensor) -> Tensor:
     return levels[levels > 0][-1]
 
 
+def levels_of(process: NoiseProcess, times: Tensor) -> Tensor:
+    """The decreasing times (L,) of both noise and data: from noise alone samples go to the first of them without a step."""
+    return times[(process.sigma(times) > 0) & (process.alpha(times) > 0)]
+
+
 class AnnealedLangevin(Sampler):
     """Annealed Langevin dynamics: `steps` Langevin steps at every noise level, the largest level first.
 
@@ -209,14 +214,14 @@ class AnnealedLangevin(Sampler):
         return choose_step_size(float(smallest_level(process, levels)), gamma, steps)
 
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
-        levels = times[process.sigma(times) > 0]
+        levels = levels_of(process, times)
         steps = _each("steps", self.steps, len(levels))
         require_passes(**{"levels x steps": sum(steps)})
         sizes = _each("step_size", self.chosen_step_size(process, levels), len(levels))
         methods = {size: AnnealedLangevinStep(size, self.temperature) for size in sizes}
         moves: list[Move] = []
-        for t, s, size, count in zip([levels[0], *levels], levels, sizes, steps, strict=False):
-            moves += [Move(self._next_level, t, s, s)] * bool(moves) + [Move(methods[size], s, t, s)] * count
+        for t, s, size, count in zip([times[0], *levels], levels, sizes, steps, strict=False):
+            moves += [Move(self._next_level, t, s, s)] * bool(t > s) + [Move(methods[size], s, t, s)] * count
         return moves
 
 
@@ -249,7 +254,7 @@ class _ConsistentStep(SamplerStep):
 
     def check(self, process: NoiseProcess, times: Tensor) -> None:
         smallest = float(smallest_level(process, times)) ** 2
-        levels = times[process.sigma(times) > 0]
+        levels = levels_of(process, times)
         g = float((process.log_snr(levels).diff() / -2).exp().min()) if len(levels) > 1 else 1.0
         low, high = smallest * (1 - g), smallest * (1 + g)
         require(
@@ -300,6 +305,7 @@ class ConsistentAnnealedLangevin(Sampler):
         self._consistent_step = _ConsistentStep(step_size)
 
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
-        levels = times[process.sigma(times) > 0]
+        levels = levels_of(process, times)
         step, last = self._consistent_step, levels[-1]
-        return [*(Move(step, t, s, s) for t, s in pairwise(levels)), Move(step, last, last, last)]
+        first = [Move(NoPredictor(), times[0], levels[0], levels[0])] if times[0] > levels[0] else []
+        return [*first, *(Move(step, t, s, s) for t, s in pairwise(levels)), Move(step, last, last, last)]

@@ -81,7 +81,7 @@ class LogSteps:
     """
 
     def __init__(self, process: NoiseProcess, start: Tensor):
-        logs = process.noise_level(start).log()
+        logs = process.noise_level(process.with_signal(start)).log()
         self._process, self._ends, self._top = process, start[[0, -1]], float(logs[0])
         falls: Row = -logs.diff().numpy()
         self._total, self._start = float(falls.sum()), np.log(falls)
@@ -151,7 +151,7 @@ def starts(process: NoiseProcess, steps: int, t_min: float | None, moves_end: bo
     ends = Karras(1, t_min)(process)
     if not moves_end:
         return [Karras(steps, t_min, rho)(process) for rho in RHOS]
-    top, low = process.noise_level(ends).log()
+    top, low = process.noise_level(process.with_signal(ends)).log()
     lasts = process.time_of(torch.lerp(top, low, torch.tensor(SHARES, dtype=torch.float64)).exp()).tolist()
     early = [torch.cat([Karras(steps, last, rho)(process), ends[1:]]) for last in lasts for rho in RHOS]
     return [Karras(steps + 1, t_min, rho)(process) for rho in RHOS] + early

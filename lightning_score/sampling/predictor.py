@@ -87,13 +87,18 @@ class Predictor(SamplerStep, ABC):
 
 
 class NoPredictor(Predictor):
-    """x <- (alpha_s/alpha_t) x: scales x by the mean factor, which is 1 for VE, and leaves the rest to the corrector."""
+    """x <- (alpha_s/alpha_t) x: scales x by the mean factor, which is 1 for VE, and leaves the rest to the corrector.
+
+    Where alpha_t = 0 there is only noise to scale, by sigma_s/sigma_t.
+    """
 
     order, evaluations = 0, 0
 
     def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
-        mean_factor = (score.process.log_alpha(s) - score.process.log_alpha(t)).exp()
-        return combine((mean_factor, x)), state
+        process = score.process
+        if process.is_noise(t):
+            return combine((process.sigma(s) / process.sigma(t), x)), state
+        return combine(((process.log_alpha(s) - process.log_alpha(t)).exp(), x)), state
 
 
 class EulerMaruyama(Predictor):

@@ -177,3 +177,7 @@ class _DiscretizedScore(ArgumentWrapper):
 
     def around(self, score: ScoreField) -> "_DiscretizedScore":
         return _DiscretizedScore(score, self.process)
+
+    def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """By alpha and sigma of the discretized process, where they say anything of the data."""
+        return super().denoised(x, t, cond) if t > self.process.t_signal else ScoreField.denoised(self, x, t, cond)

@@ -13,6 +13,7 @@ from lightning_score.errors import require, require_passes
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.corrector import Corrector
 from lightning_score.sampling.ends import FinalDenoise, Initial, LastMean, Prior
+from lightning_score.sampling.from_noise import moves_of, states_of
 from lightning_score.sampling.grid import TimeGrid, Uniform, warn_between_levels
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.predictor import Move, Predictor, ReverseDiffusion
@@ -146,7 +147,7 @@ class Sampler(ABC):
         moves = self.plan(score.process, times)
         methods = {move.method for move in moves}
         with score.process.cached_at(torch.cat([times, *(method.evaluated(score.process, times) for method in methods)])):
-            states = {method: method.init(score.process, times) for method in methods}
+            states = states_of(methods, score.process, times)
             x = self.initial(score.process, noise)
             path = [x] if trajectory else None
             for i, move in enumerate(tqdm(moves, "sampling", leave=False, disable=not progress, unit="step")):
@@ -223,12 +224,13 @@ class PredictorCorrector(Sampler):
 
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         require_passes(moves=(len(times) - 1) * (1 + self.corrector_steps * (self.corrector is not None)))
-        clean = (process.sigma(times) == 0).tolist()
+        done = ((process.sigma(times) == 0) | (process.alpha(times) == 0)).tolist()  # data, or noise alone
         moves: list[Move] = []
-        for i, ((t, s), predict) in enumerate(zip(pairwise(times), self.predictor.plan(process, times), strict=True)):
+        for i, ((t, s), predict) in enumerate(zip(pairwise(times), moves_of(self.predictor, process, times), strict=True)):
             correct: list[Move] = []
-            if self.corrector is not None and not clean[i + self.predict_first]:
-                correction = Move(self.corrector, s, t, s) if self.predict_first else Move(self.corrector, t, s, t)
+            if self.corrector is not None and not done[i + self.predict_first]:
+                beside = times[min(i + 2, len(times) - 1)] if process.is_noise(t) else t
+                correction = Move(self.corrector, s, beside, s) if self.predict_first else Move(self.corrector, t, s, t)
                 correct = [correction] * self.corrector_steps
             moves += predict + correct if self.predict_first else correct + predict
         while len(moves) > 1 and not moves[-1].method.evaluations:  # moves without the score are needless at the end

@@ -22,6 +22,7 @@ from torch import Tensor
 from lightning_score.process import NoiseProcess
 from lightning_score.process.ladder import choose_levels, relaxed
 from lightning_score.sampling.corrector import Corrector, snr_step_size
+from lightning_score.sampling.from_noise import states_of
 from lightning_score.sampling.noise import NoiseSource
 from lightning_score.sampling.predictor import Move
 from lightning_score.score.function import ScoreField
@@ -248,7 +249,7 @@ def _deviations(
 ) -> list[TunedSnr]:
     """The deviations at every level by the sampler's own moves, with the given ratios or those chosen level by level."""
     times = torch.stack([moves[0].t, *(move.end for move in moves)]).unique().flip(0)
-    states = {move.method: move.method.init(process, times) for move in moves}
+    states = states_of({move.method for move in moves}, process, times)
     score, variances = _GaussianScore(process, gaussian.variances), torch.from_numpy(gaussian.variances)
     noise = _OneRowEach(1 + len(moves), len(variances))
     x, found = torch.zeros(noise.shape, dtype=torch.float64), list[TunedSnr]()

@@ -125,7 +125,7 @@ class _TwistedStep(SamplerStep):
             f"predictor={name}: twisted SMC needs one evaluation per step and no memory of earlier ones; give Ancestral, "
             "ReverseDiffusion, EulerMaruyama, or DDIM with eta=1",
         )
-        found = transition(self.predictor, process, times[0], times[1])
+        found = transition(self.predictor, process, *process.with_signal(times[:2]))
         require(
             found is not None and found[2] > 0,
             f"predictor={name}: twisted SMC needs a predictor that draws noise; give Ancestral, or DDIM with eta=1",
@@ -145,13 +145,18 @@ class _TwistedStep(SamplerStep):
             x, prior, gradient, log_likelihood = (each[rows] for each in (x, prior, gradient, log_likelihood))
             if score.process.log_snr(t) > 0:  # at more noise than data copies part again
                 least = torch.minimum(ess, least)
-        a, b, c = cast(tuple[float, float, float], transition(self.predictor, score.process, t, s))
+        a, b, c = cast(tuple[float, float, float], self._transition(score.process, t, s))
         if c * noise.std == 0:  # a point, which the observation cannot move
             return combine((a, x), (b, prior)), Weighted(log_weight, log_likelihood, least)
         z = noise.normal()
         shift = (b / c) * gradient.double()
         log_weight = log_weight - inner(shift, shift) / 2 - inner(shift, z)
         return combine((a, x), (b, prior + gradient), (c, z)), Weighted(log_weight, log_likelihood, least)
+
+    def _transition(self, process: NoiseProcess, t: Tensor, s: Tensor) -> tuple[float, float, float] | None:
+        """That of the predictor, and from noise alone that of `Ancestral`, whose step may be long there."""
+        from_noise = process.t_signal < 1 and t >= process.t_signal
+        return transition(Ancestral() if from_noise else self.predictor, process, t, s)
 
     def check_rows(self, score: ScoreField, posterior: PosteriorScore, x: Tensor) -> None:
         """Raises `InputError` unless rows come in groups, each with one observation that has a density."""
@@ -205,7 +210,7 @@ class TwistedSMC(Sampler):
 
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         require_passes(moves=len(times) - 1)
-        return [Move(self._step, t, s, s) for t, s in pairwise(times)]
+        return [Move(self._step, t, s, s) for t, s in pairwise(process.with_signal(times))]
 
     def finish(
         self, score: ScoreField, x: Tensor, t: Tensor, noise: NoiseStream, state: Any

@@ -9,6 +9,7 @@ from lightning_score.score.function import ScoreField
 from lightning_score.tensors import broadcast_to, without_missing
 
 BLOCK = 2**22  # distances in memory at once
+LARGEST = 1e30  # variance of the noise, for that of noise alone
 
 
 class EmpiricalScore(ScoreField):
@@ -63,8 +64,10 @@ class EmpiricalScore(ScoreField):
         self.evaluations += len(x)
         precise = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            y = (x.to(precise) / broadcast_to(self.process.alpha(t), x).to(precise)).flatten(1)
-            variance = (-self.process.log_snr(t)).exp().to(precise).expand(len(x)).unsqueeze(1)
+            alpha = self.process.alpha(t)
+            alpha = alpha.where(alpha > 0, torch.inf)  # where alpha = 0 all points weigh the same
+            y = (x.to(precise) / broadcast_to(alpha, x).to(precise)).flatten(1)
+            variance = (-self.process.log_snr(t)).exp().to(precise).clamp(max=LARGEST).expand(len(x)).unsqueeze(1)
             return self._mean(y, variance, cond).reshape(x.shape).to(x.dtype)
 
     def _mean(self, y: Tensor, variance: Tensor, cond: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from lightning_score.conditions import Condition, condition_of
 from lightning_score.process import NoiseProcess
-from lightning_score.score.parametrization import Parametrization
+from lightning_score.score.parametrization import Coefficients, Parametrization
 from lightning_score.tensors import combine, is_number
 
 Scale = Tensor | float
@@ -45,7 +45,10 @@ class ScoreField(nn.Module, ABC):
         return None
 
     def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """E[x_0 given x_t] = (x + sigma^2 score)/alpha (Tweedie's formula)."""
+        """E[x_0 given x_t] = (x + sigma^2 score)/alpha (Tweedie's formula); where alpha = 0, of x taken for one at the last
+        time with signal, unless the coefficients of the denoised image are known.
+        """
+        t = self.process.with_signal(t)
         alpha = self.process.alpha(t)
         return self.combination(x, t, cond, x_scale=1 / alpha, score_scale=self.process.sigma(t) ** 2 / alpha)
 
@@ -64,6 +67,9 @@ class ScoreFunction(ScoreField):
         parametrization: what the network predicts.
         num_classes: number of classes that the network is conditioned on; 0 for none.
         condition: any other condition of the network; None for the class, or for none.
+
+    Raises:
+        InputError: the parametrization divides by alpha, and the process has alpha(1) = 0.
     """
 
     evaluations = 0
@@ -76,6 +82,7 @@ class ScoreFunction(ScoreField):
         num_classes: int = 0,
         condition: Condition | None = None,
     ):
+        parametrization.check(process)
         super().__init__(process, num_classes, condition)
         self.network = network
         self.parametrization = parametrization
@@ -84,11 +91,18 @@ class ScoreFunction(ScoreField):
         return self.combination(x, t, cond, x_scale=0.0, score_scale=1.0)
 
     def combination(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Scale, score_scale: Scale) -> Tensor:
+        return self._scaled(self.parametrization(self.process, t), x, cond, x_scale, score_scale)
+
+    def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self._scaled(self.parametrization.of_denoised(self.process, t), x, cond, 0.0, 1.0)
+
+    def _scaled(self, coefficients: Coefficients, x: Tensor, cond: Tensor | None, x_scale: Scale, scale: Scale) -> Tensor:
+        """x_scale x + scale (c_skip x + c_out F(c_in x, c_noise)), from one evaluation of the network."""
         self.evaluations += len(x)
-        c_in, c_skip, c_out, c_noise = self.parametrization(self.process, t)
+        c_in, c_skip, c_out, c_noise = coefficients
         label = x.new_full((len(x),), float(c_noise)) if is_number(c_noise) else c_noise.to(x).expand(len(x))
         output = self.network(combine((c_in, x)), label, cond).to(x.dtype)
-        result = combine((x_scale + score_scale * c_skip, x), (score_scale * c_out, output))
+        result = combine((x_scale + scale * c_skip, x), (scale * c_out, output))
         return result.clone() if result is output else result  # a CUDA graph overwrites its output at the next call
 
 
@@ -107,6 +121,10 @@ class ScoreWrapper(ScoreField, ABC):
     def evaluations(self) -> int:  # type: ignore[override]
         return self.score.evaluations
 
+    @evaluations.setter
+    def evaluations(self, count: int) -> None:  # by wrappers that evaluate another network, too
+        self.score.evaluations = count
+
 
 class ArgumentWrapper(ScoreWrapper, ABC):
     """Another score called at other times or with other conditions, whatever x is."""
@@ -124,6 +142,9 @@ class ArgumentWrapper(ScoreWrapper, ABC):
 
     def combination(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Scale, score_scale: Scale) -> Tensor:
         return self.score.combination(x, *self.arguments(t, cond), x_scale=x_scale, score_scale=score_scale)
+
+    def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.score.denoised(x, *self.arguments(t, cond))
 
 
 class Conditioned(ArgumentWrapper):
@@ -164,9 +185,11 @@ class ClippedScore(ScoreWrapper):
         return self.combination(x, t, cond, x_scale=0.0, score_scale=1.0)
 
     def combination(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Scale, score_scale: Scale) -> Tensor:
-        denoised = self.score.denoised(x, t, cond).clamp(self.low, self.high)
         scale = score_scale / self.process.sigma(t) ** 2
-        return combine((x_scale - scale, x), (scale * self.process.alpha(t), denoised))
+        return combine((x_scale - scale, x), (scale * self.process.alpha(t), self.denoised(x, t, cond)))
+
+    def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.score.denoised(x, t, cond).clamp(self.low, self.high)
 
 
 class PriorScore(ScoreWrapper):
@@ -191,5 +214,12 @@ class PriorScore(ScoreWrapper):
     def combination(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Scale, score_scale: Scale) -> Tensor:
         if t.ndim > 0 or t < self.first:
             return self.score.combination(x, t, cond, x_scale=x_scale, score_scale=score_scale)
-        variance = (self.process.alpha(t) * self.std) ** 2 + self.process.sigma(t) ** 2
-        return combine((x_scale - score_scale / variance, x))
+        return combine((x_scale - score_scale / self._variance(t), x))
+
+    def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        if t.ndim > 0 or t < self.first:
+            return self.score.denoised(x, t, cond)
+        return combine((self.process.alpha(t) * self.std**2 / self._variance(t), x))
+
+    def _variance(self, t: Tensor) -> Tensor:
+        return (self.process.alpha(t) * self.std) ** 2 + self.process.sigma(t) ** 2

@@ -3,11 +3,14 @@
     score(x, t) = c_skip(t) x + c_out(t) F(c_in(t) x, c_noise(t))
 
 The coefficients are those of Karras et al. 2022 (2206.00364, eq. 7), written for the score instead of the denoised image,
-so that nothing cancels at small noise. The denoised image is (x + sigma^2 score)/alpha in every case.
+so that nothing cancels at small noise. The denoised image is (x + sigma^2 score)/alpha in every case; where alpha = 0, x is
+noise alone with the score -x/sigma^2 whatever the data, and the denoised image, the mean of the data, has coefficients of
+its own.
 """
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -16,6 +19,9 @@ from torch import Tensor
 
 from lightning_score.errors import require
 from lightning_score.process import NoiseProcess
+
+SkipOut = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(c_skip, c_out) for given alpha and sigma."""
 
 
 class NoiseLabel(ABC):
@@ -29,6 +35,8 @@ class NoiseLabel(ABC):
 class LogSigma(NoiseLabel):
     """scale log(sigma/alpha/unit): continuous, the same for every process at the same signal-to-noise ratio.
 
+    Where alpha falls to 0, sigma/alpha is taken as 1000 at most, so that the label is finite for noise alone.
+
     Args:
         scale: a factor; EDM's networks take 1/4.
         unit: the noise level whose label is 0; 2 in EDM's version of VE, log(sigma/2).
@@ -39,7 +47,7 @@ class LogSigma(NoiseLabel):
         self.scale, self.unit = scale, unit
 
     def __call__(self, process: NoiseProcess, t: Tensor) -> Tensor:
-        return -self.scale / 2 * process.log_snr(t) - self.scale * math.log(self.unit)
+        return -self.scale / 2 * process.log_snr(process.with_signal(t)) - self.scale * math.log(self.unit)
 
 
 class Time(NoiseLabel):
@@ -73,7 +81,7 @@ class Index(NoiseLabel):
 
 
 class Coefficients(NamedTuple):
-    """c_in, c_skip, c_out and c_noise at given times, each of the shape of the times."""
+    """c_in, c_skip, c_out and c_noise, of the score or of the denoised image, each of the shape of the times."""
 
     c_in: Tensor
     c_skip: Tensor
@@ -95,18 +103,39 @@ class Parametrization(ABC):
         self.data_std = data_std
         self.noise_label = noise_label or LogSigma()
 
+    divides_by_alpha: bool = True
+    """Whether the denoised image is found from the score alone, and not where alpha = 0."""
+
     @abstractmethod
     def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """(c_skip, c_out) for given alpha and sigma."""
+        """(c_skip, c_out) of the score for given alpha and sigma."""
+
+    def denoised_skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """(c_skip, c_out) of the denoised image, (x + sigma^2 score)/alpha, for given alpha and sigma."""
+        c_skip, c_out = self.skip_out(alpha, sigma)
+        scale = sigma**2 / alpha
+        return 1 / alpha + scale * c_skip, scale * c_out
+
+    def check(self, process: NoiseProcess) -> None:
+        """Raises `InputError` if the network's output tells nothing about the data at some time of the process."""
+        require(
+            not self.divides_by_alpha or process.t_signal == 1,
+            f"parametrization={type(self).__name__}: has no denoised image where alpha = 0, as at t = 1 of "
+            f"{type(process).__name__}; take Flow, Velocity, EDM or Denoised",
+        )
 
     def __call__(self, process: NoiseProcess, t: Tensor) -> Coefficients:
-        """The coefficients at times `t` of any shape."""
-        return process.cached(self, partial(self._coefficients, process), t)
+        """The coefficients of the score at times `t` of any shape."""
+        return process.cached(self, partial(self._coefficients, process, self.skip_out), t)
 
-    def _coefficients(self, process: NoiseProcess, t: Tensor) -> Coefficients:
+    def of_denoised(self, process: NoiseProcess, t: Tensor) -> Coefficients:
+        """The coefficients of the denoised image at times `t` of any shape."""
+        return process.cached((self, "denoised"), partial(self._coefficients, process, self.denoised_skip_out), t)
+
+    def _coefficients(self, process: NoiseProcess, skip_out: SkipOut, t: Tensor) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
         c_in = torch.ones_like(t) if self.data_std is None else (alpha**2 * self.data_std**2 + sigma**2).rsqrt()
-        return Coefficients(c_in, *self.skip_out(alpha, sigma), self.noise_label(process, t))
+        return Coefficients(c_in, *skip_out(alpha, sigma), self.noise_label(process, t))
 
 
 class Score(Parametrization):
@@ -153,8 +182,13 @@ class Denoised(Parametrization):
         noise_label: the number that encodes the noise level; log(sigma/alpha) by default.
     """
 
+    divides_by_alpha = False
+
     def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return -1 / sigma**2, alpha / sigma**2
+
+    def denoised_skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(sigma), torch.ones_like(sigma)
 
 
 class Velocity(Parametrization):
@@ -165,9 +199,15 @@ class Velocity(Parametrization):
         noise_label: the number that encodes the noise level; log(sigma/alpha) by default.
     """
 
+    divides_by_alpha = False
+
     def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         variance = alpha**2 + sigma**2
         return -1 / variance, -alpha / (sigma * variance)
+
+    def denoised_skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        variance = alpha**2 + sigma**2
+        return alpha / variance, -sigma / variance
 
 
 class Flow(Parametrization):
@@ -180,9 +220,14 @@ class Flow(Parametrization):
         noise_label: the number that encodes the noise level; log(sigma/alpha) by default.
     """
 
+    divides_by_alpha = False
+
     def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         scale = -1 / (sigma * (alpha + sigma))
         return scale, alpha * scale
+
+    def denoised_skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 / (alpha + sigma), -sigma / (alpha + sigma)
 
 
 class EDM(Parametrization):
@@ -196,6 +241,7 @@ class EDM(Parametrization):
     """
 
     data_std: float
+    divides_by_alpha = False
 
     def __init__(self, data_std: float = 0.5, noise_label: NoiseLabel | None = None):
         super().__init__(data_std, noise_label or LogSigma(0.25))
@@ -203,3 +249,7 @@ class EDM(Parametrization):
     def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         variance = alpha**2 * self.data_std**2 + sigma**2
         return -1 / variance, alpha * self.data_std / (sigma * variance.sqrt())
+
+    def denoised_skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        variance = alpha**2 * self.data_std**2 + sigma**2
+        return alpha * self.data_std**2 / variance, self.data_std * sigma / variance.sqrt()

@@ -8,6 +8,8 @@ from torch import Tensor
 from lightning_score.errors import InputError, require
 from lightning_score.observations import Observation
 from lightning_score.score.function import ArgumentWrapper, ScoreField, ScoreWrapper
+from lightning_score.score.guided import Within
+from lightning_score.tensors import broadcast_to
 
 
 class Twisted(NamedTuple):
@@ -54,6 +56,18 @@ class _WithArguments(PosteriorScore):
         return self.posterior.twisted(x, *self.wrapper.arguments(t, cond))
 
 
+class _WithinInterval(PosteriorScore):
+    """Another posterior score without the gradient outside an interval of noise levels, where log q still is a weight."""
+
+    def __init__(self, within: Within, posterior: PosteriorScore):
+        super().__init__(posterior.score, posterior.observation)
+        self.within, self.posterior = within, posterior
+
+    def twisted(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Twisted:
+        found = self.posterior.twisted(x, t, cond)
+        return found._replace(gradient=found.gradient.where(broadcast_to(self.within.inside(t), x).bool(), 0.0))
+
+
 def posterior_of(score: ScoreField, name: str) -> PosteriorScore:
     """The posterior score in a score that samplers are given, with the conditions and at the times of that score.
 
@@ -70,6 +84,8 @@ def posterior_of(score: ScoreField, name: str) -> PosteriorScore:
         return score
     if isinstance(score, ArgumentWrapper):
         return _WithArguments(score, posterior_of(score.score, name))
+    if isinstance(score, Within):
+        return _WithinInterval(score, posterior_of(score.guided, name))
     if any(isinstance(part, PosteriorScore) for part in score.modules()):
         raise InputError(
             f"{name}: the guided score is changed afterwards by {type(score).__name__.strip('_')}; set clip and "

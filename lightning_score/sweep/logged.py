@@ -36,6 +36,8 @@ OF_CALLBACKS: dict[type[Callback], tuple[str, ...]] = {
     ),
     LangevinHealth: ("val/langevin_variance_ratio", "val/langevin_snr"),
     LossFloor: (
+        "val/fitted_times_mean",
+        "val/fitted_times_std",
         *(f"val/excess_loss_{split}" for split in ("train", "held_out")),
         *(f"val/{name}_{split}/*" for name in ("loss", "excess_loss") for split in ("train", "held_out")),
     ),

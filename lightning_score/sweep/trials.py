@@ -28,7 +28,7 @@ from lightning_score.sweep.rows import metric_names, sampled_fields
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.study import METRICS, Study
 
-SAMPLING = ("model.sampler", "model.guidance", "evaluate")
+SAMPLING = ("model.sampler", "model.guidance", "evaluate", "ema_length")
 """Settings that can change without loading the model again."""
 SECONDS, MEASURES = "seconds", "measures"
 """Attributes of a trial: its duration; the fields `jackknife`, `paired` and `floor_kind` of a row of results, for each

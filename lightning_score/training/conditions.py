@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_score.conditions import ClassLabel, Condition, condition_of
 from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, require
+from lightning_score.guidance import ModelFacts
 from lightning_score.networks import Network
 
 NetworkCallable = Callable[[Sequence[int], int], Network]
@@ -49,6 +50,10 @@ class Conditions:
     def given(self) -> Condition | None:
         """What the network is given; None for an unconditional one."""
         return self.kind if self.conditional else None
+
+    def facts(self, shape: tuple[int, ...], compiled: bool) -> ModelFacts:
+        """What a guidance checks of a model for data of a shape."""
+        return ModelFacts(shape, self.num_classes, self.conditional, self.dropout, compiled)
 
     def build(self, network: NetworkCallable, shape: tuple[int, ...]) -> Network:
         """The network for data of a shape.

@@ -2,16 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import LightningModule
 from typing_extensions import Self
 
-from lightning_score.errors import require
+from lightning_score.errors import InputError, one_line, require
+from lightning_score.guidance import OtherModel
+from lightning_score.process import NoiseProcess
 from lightning_score.runs.bundle import as_checkpoint_file, is_bundle
+from lightning_score.runs.checkpoints import read_checkpoint
 from lightning_score.runs.hub import download, name_on_hub
 from lightning_score.runs.pretrained import find_checkpoint
-from lightning_score.runs.trust import made_from
+from lightning_score.runs.trust import HOME, made_from
+from lightning_score.seeds import seeded
+
+if TYPE_CHECKING:
+    from lightning_score.training.model import ScoreModel
 
 
 class Loadable(LightningModule):
@@ -55,3 +63,50 @@ class Loadable(LightningModule):
         else:
             found = download(on_hub or str(name), revision)
         return cls.load_from_checkpoint(found, trust=trust, **kwargs).eval()
+
+
+def other_model(model: "ScoreModel", path: str) -> OtherModel:
+    """The score of another model for the samples of this one, in evaluation mode, with averaged weights.
+
+    It may name classes of the modules that parts of this model come from, for these are trusted already.
+
+    Args:
+        model: the model, whose process, shape and condition the other one shares.
+        path: a checkpoint or bundle, or the name of a model in the package or on the Hub.
+
+    Raises:
+        InputError: it cannot be loaded, or is of another process, shape or condition.
+    """
+    name = f"guidance.model={path}"
+    parts = (*model.modules(), model.objective, model.augmentation, model.score_function.parametrization)
+    own = {type(part).__module__ for part in parts}
+    trusted = sorted(module for module in own if module.partition(".")[0] not in (*HOME, "builtins"))
+    try:
+        stored = read_checkpoint(Path(path))
+        made = stored.get("hyper_parameters", {}).get("_instantiator") is not None
+        require(made, "its model was built in Python, whose parts a checkpoint does not hold; give one that fit has trained")
+        kwargs = {"sampler": None, "guidance": None, "compile": model.compiled}
+        with seeded(0):  # its weights as built are drawn before they are loaded
+            other = type(model).load_from_checkpoint(path, trust=trusted, **kwargs).eval().requires_grad_(False)
+    except InputError as error:
+        raise InputError(f"{name}: {one_line(error, 700)}; give another one, or set guidance: null") from error
+    ours, score = model.score_function, other.score_function
+    require(
+        other.shape == model.shape,
+        f"{name}: draws samples of shape {list(other.shape)}, not {list(model.shape)}; give another",
+    )
+    same = score.condition is None or (ours.condition is not None and score.condition.settings == ours.condition.settings)
+    require(same, f"{name}: is given other conditions than this model; give one with the same conditions, or with none")
+    require(
+        _alike(score.process, ours.process),
+        f"{name}: its noise process ({type(score.process).__name__}) is another one than the model's "
+        f"({type(ours.process).__name__}, or other parameters); give one that was trained with the same model.process",
+    )
+    data = stored.get("config", {}).get("data", {}).get("init_args", {}).get("data_range")
+    return OtherModel(score, data and (data[0], data[1]))
+
+
+def _alike(first: NoiseProcess, second: NoiseProcess) -> bool:
+    """Whether two processes have the same alpha and sigma."""
+    t = torch.linspace(0, 1, 129, dtype=torch.float64)
+    return all(torch.allclose(a(t), b(t)) for a, b in ((first.alpha, second.alpha), (first.sigma, second.sigma)))

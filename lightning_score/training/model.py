@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -15,7 +16,7 @@ from lightning_score.data import ScoreData
 from lightning_score.data.augmentation import Augmentation
 from lightning_score.errors import require
 from lightning_score.files import CheckpointPath
-from lightning_score.guidance import Guidance, ModelFacts
+from lightning_score.guidance import Guidance
 from lightning_score.memory import retain_freed_memory
 from lightning_score.networks import Network
 from lightning_score.networks.grid import channels_last
@@ -31,7 +32,7 @@ from lightning_score.tensors import without_missing
 from lightning_score.training.conditions import Conditions, NetworkCallable, in_turn
 from lightning_score.training.inference import FittingBatches, completed, inference, whole
 from lightning_score.training.learned_times import check_grid, learn_times
-from lightning_score.training.loading import Loadable
+from lightning_score.training.loading import Loadable, other_model
 from lightning_score.training.optimization import Optimization
 from lightning_score.training.prior import check_prior
 from lightning_score.training.starting import begin
@@ -110,14 +111,12 @@ class ScoreModel(Loadable):
         self.objective.check(process)
         built = self.conditions.build(network, self.shape)
         channels_last(built)
-        self.augmentation = augmentation
+        self.augmentation, self.compiled = augmentation, compile
         if augmentation is not None:
             augmentation.check(built.augmentations)
-        self.compiled = compile is not None
-        if self.compiled:
+        if compile is not None:
             built.compile(mode=compile)
-        parametrization = parametrization or Noise()
-        self.score_function = ScoreFunction(built, process, parametrization, condition=self.conditions.given)
+        self.score_function = ScoreFunction(built, process, parametrization or Noise(), condition=self.conditions.given)
         self.use(sampler, guidance)
         self._optimization = Optimization(optimizer, lr_scheduler)
         self.draws, self._mean_loss, self._batches = Draws(), MeanLoss(), FittingBatches()
@@ -132,8 +131,8 @@ class ScoreModel(Loadable):
         sampler.check_for(process, self.objective.levels(process))
         check_grid(self, sampler)
         if guidance is not None:
-            dropout = self.conditions.dropout
-            guidance.check(ModelFacts(self.shape, self.num_classes, self.conditional, dropout, self.compiled))
+            guidance.check(self.conditions.facts(self.shape, compiled=self.compiled is not None))
+            guidance.load_models(partial(other_model, self))
         needing = any(move.method.needs_observation for move in sampler.moves(process))
         require(
             not needing or (guidance is not None and bool(guidance.observing())),
@@ -153,6 +152,8 @@ class ScoreModel(Loadable):
         self.check_missing(self.missing)
         if not isinstance(data, ScoreData):
             return
+        if self.guidance is not None:
+            self.guidance.check_range(data.data_range)
         if self.takes_condition:
             self.conditions.take_from(data)
         if stage != TrainerFn.PREDICTING and self.sampler.initial.is_prior:
@@ -293,9 +294,8 @@ class ScoreModel(Loadable):
 
     def sampled_score(self, numbers: Tensor, cond: Tensor | None) -> ScoreField:
         """The score that samples of these numbers follow: guided, and given their conditions."""
-        score: ScoreField = self.score_function
-        if self.guidance is not None:
-            score = self.guidance.guide(score, numbers)
+        own: ScoreField = self.score_function
+        score = own if self.guidance is None else self.guidance.guide(own, numbers)
         if self.takes_condition:
             score = Conditioned(score, self.conditions.default(numbers) if cond is None else cond.to(self.device))
         return score

@@ -66,12 +66,12 @@ class FullyShard(strategies.DDPStrategy):
         self._check()
         network = cast(Network, self.score_model.score_function.network)
         if not is_sharded(network):
-            shard(self.score_model, network, self.root_device)
+            shard(self.score_model, network, self.root_device, self.score_model.learned)
 
     def _check(self) -> None:
         """Refuses settings with which weights cannot be sharded."""
         model, precision = self.score_model, self.precision_plugin.precision
-        inside = set(model.score_function.network.parameters())
+        inside = {w for part in (model.score_function.network, model.learned) if part is not None for w in part.parameters()}
         outside = [name for name, weight in model.named_parameters() if weight not in inside]
         for refused, setting, reason in (
             (precision in ("16-mixed", "16-true"), f"--trainer.precision {precision}", "; use bf16-mixed or 32-true"),
@@ -150,13 +150,14 @@ def check_strategy(trainer: Trainer) -> None:
     )
 
 
-def shard(module: nn.Module, network: Network, device: torch.device) -> None:
+def shard(module: nn.Module, network: Network, device: torch.device, learned: nn.Module | None = None) -> None:
     """Shards a network's weights, those of the first process.
 
     Args:
         module: contains the network; its other tensors are copied from the first process.
         network: its `units` are unsharded one at a time.
         device: where the weights are.
+        learned: another part with weights, those of the objective; null: none.
     """
     for tensor in chain(module.parameters(), module.buffers()):
         tensor.data = tensor.data.contiguous()  # channels-last weights cannot be sharded
@@ -166,6 +167,8 @@ def shard(module: nn.Module, network: Network, device: torch.device) -> None:
         if isinstance(part, network.units):
             fully_shard(part, mesh=mesh)
     fully_shard(network, mesh=mesh)
+    if learned is not None:
+        fully_shard(learned, mesh=mesh)
 
 
 def is_sharded(module: nn.Module) -> bool:

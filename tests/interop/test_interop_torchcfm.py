@@ -8,9 +8,13 @@ labels 1 and 4). The images are 2 x - 1 of `torch.rand` of seed 0.
 import pytest
 import torch
 from recorded import recorded
+from torch import nn
 
 from lightning_score import interop
 from lightning_score.errors import InputError
+from lightning_score.interop.load import make
+from lightning_score.sampling import NoiseStream
+from lightning_score.score.function import ScoreFunction
 
 CASES = ["small", "scaled", "mnist_cond", pytest.param("cifar10", marks=pytest.mark.slow)]
 OPTIMIZER = {"state": {}, "param_groups": [{"lr": 2e-4, "betas": (0.9, 0.999), "eps": 1e-8, "params": [0, 1]}]}
@@ -66,3 +70,24 @@ def test_other_files_are_refused(tmp_path):
         torch.save(other, path)
         with pytest.raises(InputError, match=r"torchcfm checkpoint that can be converted|tensors by name"):
             interop.read(path, "torchcfm")
+
+
+class Curved(nn.Module):
+    """A network that is not linear in x, and depends on the label."""
+
+    def forward(self, x, noise_label, cond=None):
+        return (2 * x).sin() - noise_label[:, None, None, None]
+
+
+@torch.inference_mode()
+def test_sampling_is_the_authors_euler_method(tmp_path):
+    """From noise alone x <- x + v/100 at their times 0, 0.01, ..., 0.99; the network here predicts -v."""
+    torch.save(recorded("torchcfm_small").state, tmp_path / "weights.pt")
+    model = interop.read(tmp_path / "weights.pt", "torchcfm", size=16).model
+    score = ScoreFunction(Curved(), make(model["process"]), make(model["parametrization"])).double()
+    drawn = make(model["sampler"])(score, NoiseStream(0, range(3), (1, 4, 4)))
+    x = NoiseStream(0, range(3), (1, 4, 4)).normal().double()
+    for k in range(100):
+        x = x - score.network(x, torch.full((3,), k / 100)) / 100
+    torch.testing.assert_close(drawn.x.double(), x, rtol=1e-5, atol=1e-5)
+    assert drawn.nfe == 100

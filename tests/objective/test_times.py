@@ -87,7 +87,7 @@ def test_importance_times_follow_their_density(noise_process):
     law = ImportanceTimes(0.05)
     u = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     t = law.quantile(noise_process, u)
-    grid = torch.linspace(0.05, 1, 200_001, dtype=torch.float64)
+    grid = torch.linspace(0.05, noise_process.t_signal, 200_001, dtype=torch.float64)
     middle = (grid[1:] + grid[:-1]) / 2
     cdf = nn.functional.pad((law.density(noise_process, middle) * grid.diff()).cumsum(0), (1, 0))
     assert float(cdf[-1]) == pytest.approx(1, abs=2e-3)
