@@ -21,7 +21,7 @@ EVERY = [*PARAMETERS, *FASHION, "images"]
 
 LARGE = {"imagenet64/edm", "ncsnv2/bedroom128", "ncsnv2/celeba64", "ncsnv2/church96", "ncsnv2/ffhq256", "cifar10/edm",
          "cifar10/ddpmpp_subvp", "cifar10/ddpmpp_vp", "cifar10/ncsn", "cifar10/ncsnpp_ve", "cifar10/ncsnv2",
-         "cifar10/ddo", "cifar10/flow"}  # fmt: skip
+         "cifar10/ddo", "cifar10/ect", "cifar10/flow"}  # fmt: skip
 """Whose networks take a second or more for a step, or are others' too."""
 
 
