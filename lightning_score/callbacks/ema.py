@@ -67,7 +67,7 @@ class EMA(Callback):
         self.warmup = warmup
         self.lengths = [float(length) for length in lengths or ()]
         for length in self.lengths:
-            check_length("lengths", length)
+            check_length("lengths=", length)
         require(len({*self.lengths}) == len(self.lengths), f"lengths={self.lengths}: each must be given once")
         require(snapshots >= 2, f"snapshots={snapshots}: must be at least 2, as in 16")
         self.snapshots = snapshots
@@ -202,11 +202,8 @@ class EMA(Callback):
         if "current_model_state" not in checkpoint:
             return
         stored, raw = checkpoint.get(STATE) or {}, checkpoint["current_model_state"]
-        named, other = (
-            ", ".join(f"{length:g}" for length in stored),
-            f"lengths={self.lengths}: the checkpoint has averages of",
-        )
-        require(not stored or not self.lengths or [*stored] == self.lengths, f"{other} the lengths {named}; give the same")
+        same = not stored or not self.lengths or [*stored] == self.lengths
+        require(same, f"lengths={self.lengths}: the checkpoint has averages of the lengths {[*stored]}; give the same")
         for name, parameter in _named_parameters(pl_module).items():
             for kept, state in [(self._averages, checkpoint["state_dict"]),
                                 *((power, stored.get(length, raw)) for length, power in self._powers.items())]:  # fmt: skip

@@ -38,7 +38,7 @@ def ema(arguments: Arguments) -> None:
     checkpoint = load_checkpoint(str(source), trusted_modules(arguments))
     averages, lengths = Averages(source, checkpoint, options.step), list(dict.fromkeys(options.lengths))
     require(bool(lengths), "--lengths: give at least one, as 0.05 0.1")
-    errors = [averages.error(length, "--lengths") for length in lengths]
+    errors = [averages.error(length, "--lengths ") for length in lengths]
     folder = new_folder(Path(options.output)) if options.output else new_dated_folder(results_of(source) / "ema")
     shared = _at_step(checkpoint, averages.step)
     print(f"averages at step {averages.step} of {source}, of {len(averages.kept)} that are kept\n")

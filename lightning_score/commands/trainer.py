@@ -103,7 +103,7 @@ class TrainerCommand(ExperimentCLI, ABC):
         check_name(self.config["name"], "--name")
         check_limits(self.command, self.config["trainer"])
         if self.config.get("ema_length") is not None:
-            self._averages().error(self.config["ema_length"], "--ema_length")
+            self._averages().error(self.config["ema_length"], "--ema_length ")
         self.check_options(self.config)
 
     def check_options(self, config: Any) -> None:

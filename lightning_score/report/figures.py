@@ -168,7 +168,8 @@ def _name_of_axis(axis: tuple[Any, ...], axes: Iterable[tuple[Any, ...]]) -> str
 
 def line_kind(record: Record) -> str:
     """What differs in a line of a run from averaged weights and denoised samples."""
-    return ", ".join(["raw weights"] * (record.weights == "raw") + ["not denoised"] * (not record.denoised))
+    weights = {"ema": [], "raw": ["raw weights"]}.get(record.weights, [record.weights])
+    return ", ".join(weights + ["not denoised"] * (not record.denoised))
 
 
 def lines_of(run: Run, records: Sequence[Record]) -> list[dict[str, Any]]:

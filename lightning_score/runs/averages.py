@@ -28,8 +28,8 @@ Kept = tuple[float, int]
 
 
 def check_length(name: str, length: float) -> None:
-    """Raises `InputError` unless a length is one of a power function that grows."""
-    require(0 < length <= LONGEST, f"{name}={length:g}: must be above 0 and at most {LONGEST}, as in 0.05")
+    """Raises `InputError` unless a length is one of a power function that grows; `name` is what precedes it in messages."""
+    require(0 < length <= LONGEST, f"{name}{length:g}: must be above 0 and at most {LONGEST}, as in 0.05")
 
 
 def exponent(length: float) -> float:
@@ -140,7 +140,7 @@ class Averages:
         self._steps = [n for n in steps if n <= self.step]
         self.kept = [(float(length), n) for n in self._steps for length in self._here]
 
-    def error(self, length: float, name: str = "ema_length") -> float:
+    def error(self, length: float, name: str = "length=") -> float:
         """The relative error of the profile of an average of this length.
 
         Raises:
@@ -150,7 +150,7 @@ class Averages:
         error = combine(self.kept, length, self.step)[1]
         lengths = ", ".join(f"{each:g}" for each in self._here)
         far = f"too far from the lengths {lengths} of {len(self._steps)} steps (profile error {error:.2g})"
-        require(error <= FAR, f"{name}={length:g}: {far}; give one between these, or train with a nearer one in ema.lengths")
+        require(error <= FAR, f"{name}{length:g}: {far}; give one between these, or train with a nearer one in ema.lengths")
         return error
 
     def make(self, *lengths: float, progress: bool = False) -> list[dict[str, Tensor]]:
@@ -162,7 +162,7 @@ class Averages:
         """
         shares = [dict(zip(self.kept, combine(self.kept, length, self.step)[0], strict=True)) for length in lengths]
         totals: list[dict[str, Tensor]] = [{} for _ in lengths]
-        for n in tqdm(self._steps, "averages", disable=not progress, leave=False):
+        for n in tqdm(self._steps, "averages", disable=None if progress else True, leave=False):
             if any(share[float(length), n] for share in shares for length in self._here):
                 for length, average in self._read(n).items():
                     for total, share in zip(totals, (each[float(length), n] for each in shares), strict=True):

@@ -89,7 +89,7 @@ class Record:
         split: the part of it that is the reference.
         shape: of one example.
         data_hash: of the reference.
-        weights: "ema" or "raw".
+        weights: "ema", "ema 0.07" for an average of this length, or "raw".
         step: training steps.
         denoised: whether the last noise was removed from the samples.
         sampler: its settings.
