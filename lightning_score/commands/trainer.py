@@ -1,5 +1,7 @@
 """What the commands with a trainer share: LightningCLI with run folders and self-contained checkpoints."""
 
+import lightning_score.torchvision_guard  # noqa: F401
+
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -27,7 +29,8 @@ from lightning_score.runs.folders import check_name, new_dated_folder, new_folde
 from lightning_score.runs.pretrained import find_checkpoint, results_of
 from lightning_score.runs.rendezvous import agree_on_folder, explain_lost_peer
 from lightning_score.runs.status import STOPPED_EARLY, recording
-from lightning_score.runs.wandb_logger import RunCSVLogger, in_trial, stopped_by_wandb, wandb_logger
+from lightning_score.runs.trial import in_trial, stopped_by_wandb
+from lightning_score.runs.wandb_logger import RunCSVLogger, wandb_logger
 from lightning_score.training.learned_times import require_own_times
 from lightning_score.training.sharding import check_strategy
 

@@ -10,7 +10,8 @@ from jsonargparse import Namespace
 from lightning_score.callbacks import Evaluate
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.configs import with_found_configs
-from lightning_score.commands.parser import Parser, UsageError
+from lightning_score.commands.parser import Parser
+from lightning_score.commands.plain_parser import UsageError
 from lightning_score.commands.trainer import TrainerCommand
 from lightning_score.commands.trainer_commands import TRAINER_COMMANDS
 from lightning_score.errors import InputError

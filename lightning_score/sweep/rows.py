@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any
 
-from lightning_score.metrics import jackknife_error
-from lightning_score.metrics.frechet import student
+from lightning_score.estimates import jackknife_error, student
 from lightning_score.runs.records import Record, floor_name
 from lightning_score.sweep.macros import as_text
 from lightning_score.sweep.objectives import Constraint, Objective

@@ -16,7 +16,7 @@ import optuna
 import torch
 
 from lightning_score.commands.arguments import Arguments
-from lightning_score.commands.base import quiet
+from lightning_score.runs.console import quiet
 from lightning_score.runs.folders import is_held, remove_without_results
 from lightning_score.runs.records import FILE, read_records
 from lightning_score.runs.status import read_status

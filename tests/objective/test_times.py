@@ -50,6 +50,15 @@ def test_log_normal_times(stratified):
     assert bool(((edges > 0) & (edges <= 1)).all())
 
 
+def test_a_law_is_fitted_to_a_density_at_uneven_levels():
+    x = torch.linspace(-2, 2, 201, dtype=torch.float64) ** 3
+    density = 7 * torch.exp(-(((x - 0.3) / 1.1) ** 2) / 2) - 1e-9
+    law = LogNormalTimes.fitted(x, density)
+    assert (law.mean, law.std) == (pytest.approx(0.3, abs=1e-4), pytest.approx(1.1, rel=1e-3))
+    with pytest.raises(InputError, match="positive at two noise levels"):
+        LogNormalTimes.fitted(x, -density.clamp(min=0))
+
+
 def test_table_times_are_the_entries_with_equal_probability():
     torch.manual_seed(0)
     process = SigmaTable(levels=10)

@@ -19,6 +19,7 @@ from lightning_score.objective import (
     ImportanceTimes,
     Likelihood,
     SlicedScoreMatching,
+    Uncertainty,
     UniformTimes,
 )
 
@@ -42,9 +43,9 @@ def points():
 
 
 def few():
-    """Fewer held-out batches than processes."""
-    data = GaussianMixture(num_samples=400, batch_size=100)
-    return ScoreModel(partial(MLP, width=16, depth=1), (2,), VE(0.1, 3.0)), data
+    """Fewer held-out batches than processes, and weights of the objective."""
+    data, objective = GaussianMixture(num_samples=400, batch_size=100), DenoisingScoreMatching(Uncertainty())
+    return ScoreModel(partial(MLP, width=16, depth=1), (2,), VE(0.1, 3.0), objective=objective), data
 
 
 class Seen(Callback):
