@@ -40,6 +40,7 @@ SHORT = {
     "schedule": [],
     "grid": [],
     "tune": ["--num_samples=8"],
+    "ema": [],
     "langevin": ["--num_samples=50"],
     "evaluate": [],
     "gallery": ["--num_samples=20"],
@@ -115,7 +116,7 @@ def folder(tmp_path_factory):
         peer.mkdir(parents=True)
         torch.save(saved("vp_ddpmpp_continuous_small"), peer / "checkpoint_26.pth")
         for name in ("ncsn", "ddpm", "conditional", "toy"):
-            assert run(["fit", f"--config={name}", *QUICK]) == 0
+            assert run(["fit", f"--config={name}", *QUICK, "--ema.lengths=[0.05, 0.1]"]) == 0
     return folder
 
 
