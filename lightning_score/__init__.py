@@ -24,7 +24,7 @@ _NAMES = {
     "lightning_score.process": "NoiseProcess VP SubVP VE Cosine Linear BetaTable ScaledLinearBetas CosineTable SigmaTable",
     "lightning_score.objective": (
         "Objective DenoisingScoreMatching ImplicitScoreMatching SlicedScoreMatching "
-        "ExplicitScoreMatching Weighting TimeDistribution"
+        "ExplicitScoreMatching ConsistencyTuning Weighting TimeDistribution"
     ),
     "lightning_score.guidance": (
         "Guidance Composed ClassifierFree ClassifierGuidance Autoguidance PseudoInverse Inpainting Colorization "

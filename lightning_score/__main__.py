@@ -12,6 +12,7 @@ commands:
   langevin   samples of a density of your own, by MCMC:        langevin --density Banana --sampler.step_size 1e-2
   grid       times of few steps, learned from a checkpoint:    grid --ckpt_path runs/conditional/latest/last.ckpt
   tune       Langevin steps for a budget of evaluations:       tune --ckpt_path runs/ncsn/latest/last.ckpt --evaluations 100
+  ema        averages of the weights of other lengths:         ema --ckpt_path runs/ddpm/latest --lengths 0.05 0.1
   sweep      run the trials of a W&B sweep file without W&B:   sweep sweeps/eps.yaml --jobs 2
   benchmark  images per second, memory and FID of samplers:    benchmark --ckpt_path digits/vp_pc
   report     all runs on one page, for a browser:              report runs --serve

@@ -1,7 +1,5 @@
 """The command line: runs a command, and turns a user's mistakes into one line and an exit code."""
 
-import lightning_score.torchvision_guard  # noqa: F401
-
 import signal
 import sys
 from contextlib import nullcontext, suppress
@@ -10,23 +8,22 @@ from typing import Any
 
 from lightning_score import stopping
 from lightning_score.commands.arguments import Arguments
-from lightning_score.commands.base import quiet
-from lightning_score.commands.configs import with_found_configs
 from lightning_score.commands.origins import origin
-from lightning_score.commands.parser import UsageError
-from lightning_score.commands.trainer_commands import TRAINER_COMMANDS
+from lightning_score.commands.plain_parser import UsageError
 from lightning_score.errors import InputError, printable, require, user_mistake
-from lightning_score.runs.console import recording_console
+from lightning_score.runs.console import quiet, recording_console
 from lightning_score.runs.folders import discarding, release
-from lightning_score.runs.wandb_logger import TERMINATED, fail_trial, finish_run, in_trial
+from lightning_score.runs.trial import TERMINATED, fail_trial, finish_run, in_trial
 from lightning_score.sweep.macros import from_agent
 
+WITH_TRAINER = ("fit", "validate", "test", "predict")
 WITHOUT_TRAINER = {
     "evaluate": "lightning_score.commands.measure",
     "schedule": "lightning_score.commands.schedule",
     "langevin": "lightning_score.commands.langevin",
     "grid": "lightning_score.commands.grid",
     "tune": "lightning_score.commands.tune",
+    "ema": "lightning_score.commands.ema",
     "sweep": "lightning_score.sweep.cli",
     "benchmark": "lightning_score.sweep.benchmark",
     "report": "lightning_score.report.command",
@@ -38,12 +35,12 @@ WITHOUT_TRAINER = {
 """The modules of the other commands, imported only when they run, with all their libraries; each has a function of the
 command's name.
 """
-COMMANDS = (*TRAINER_COMMANDS, *WITHOUT_TRAINER)
+COMMANDS = (*WITH_TRAINER, *WITHOUT_TRAINER)
 
 
 def run(words: list[str]) -> int:
     """Runs one command; a mistake of the user is one line on stderr and exit code 2."""
-    with recording_console(words) if words[:1] and words[0] in (*TRAINER_COMMANDS, "evaluate") else nullcontext():
+    with recording_console(words) if words[:1] and words[0] in (*WITH_TRAINER, "evaluate") else nullcontext():
         return _run_explaining(words)
 
 
@@ -82,6 +79,8 @@ def _run_explaining(words: list[str]) -> int:
         if mistake is None:
             raise
         line = printable(str(mistake))
+        from lightning_score.commands.configs import with_found_configs  # takes seconds to import
+
         with suppress(InputError):  # a missing config
             line += origin(with_found_configs(arguments), line)
         print(f"error: {line}", file=sys.stderr)
@@ -98,6 +97,8 @@ def _run(arguments: Arguments) -> None:
     if name in WITHOUT_TRAINER:
         getattr(import_module(WITHOUT_TRAINER[name]), name)(arguments)
         return
+    from lightning_score.commands.trainer_commands import TRAINER_COMMANDS  # takes seconds to import
+
     command = TRAINER_COMMANDS[name](arguments)
     command.make()
     command.run()

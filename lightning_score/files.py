@@ -18,7 +18,6 @@ from typing import Any, NewType
 from zipfile import ZipFile, is_zipfile
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 
 from lightning_score import stopping
@@ -97,6 +96,8 @@ def read_tensors(file: Path, allowed: tuple[Any, ...] = ()) -> Any:
     Raises:
         InputError: it is damaged or truncated, holds code, or unpacks to more than its size.
     """
+    import torch  # takes a second to import
+
     try:
         if is_zipfile(file):
             _require_unpacked(file, file.stat().st_size)  # torch packs, but does not compress

@@ -233,7 +233,7 @@ def test_the_table_of_parts_lists_every_class():
         "model.parametrization": PARAMETRIZATIONS,
         "model.objective": concrete(objective, objective.Objective),
         "model.sampler": concrete(sampling, sampling.Sampler),
-        "model.sampler.predictor": [*PREDICTORS, sampling.Restart, sampling.DiffPIR],
+        "model.sampler.predictor": [*PREDICTORS, sampling.Restart, sampling.DiffPIR, sampling.Consistency],
         "model.sampler.corrector": CORRECTORS,
         "model.sampler.grid": GRIDS,
     }

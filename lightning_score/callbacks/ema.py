@@ -1,7 +1,8 @@
 """The exponential moving average of the weights, which the model holds in every evaluation."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import Parameter
 
-from lightning_score.callbacks.base import callbacks_of
+from lightning_score.callbacks.base import callbacks_of, fast_dev_run
 from lightning_score.errors import require
+from lightning_score.runs.averages import STATE, check_length, interval, kept_fraction, snapshot, thin
 from lightning_score.training.sharding import check_strategy, load_weights, local, refresh, shard_like
 
 
@@ -32,27 +34,48 @@ class EMA(Callback):
     A checkpoint has the layout of Lightning's `WeightAveraging`, so that each reads the other's: the averages are its
     `state_dict` (what `load_from_checkpoint` gives), the raw weights its `current_model_state`.
 
+    With `lengths` it also keeps power-function averages (Karras et al. 2023, arXiv:2312.02696, section 3), of which
+    those of any other length are made after training (`ema`, `--ema_length`). These are in every checkpoint, and
+    snapshots of them in `averages/` of the trainer's root folder, at even steps; when there are too many, every second one
+    is removed. In a run that continues one without them, the weights of all earlier steps are taken to be those it
+    continues from.
+
     Args:
         decay: largest fraction of the average that one step keeps, in [0, 1); it averages over about 1/(1 - decay) steps.
         warmup: whether to begin with the smaller decay (1 + n)/(10 + n), so that the initial weights fade quickly.
+        lengths: lengths of further averages, as [0.05, 0.1]: the standard deviation of the weighted steps, as a fraction of
+            the steps so far; null: none.
+        snapshots: the most snapshots of these that are kept, each with one number for each weight and length.
 
     Attributes:
         updates: steps of the average.
         raw_state: the raw weights of a checkpoint that is evaluated, if it has averages, too.
+        length: the length of the averages of a checkpoint that is evaluated; None: those of `decay`.
 
     Raises:
-        InputError: decay is outside [0, 1), or the trainer cannot keep averages: weights sharded by
-            another strategy than `fsdp2`, a ModelCheckpoint with save_weights_only, more than one EMA.
+        InputError: decay or a length is out of range, or the trainer cannot keep averages: weights sharded by another
+            strategy than `fsdp2`, a ModelCheckpoint with save_weights_only, more than one EMA; or other lengths than
+            those of the checkpoint from which training resumes.
     """
 
-    def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
+    def __init__(
+        self, decay: float = 0.999, warmup: bool = True, lengths: Sequence[float] | None = None, snapshots: int = 16
+    ) -> None:
         super().__init__()
         require(0.0 <= decay < 1.0, f"decay={decay}: must be in [0, 1), as in 0.999")
         self.decay = decay
         self.warmup = warmup
+        self.lengths = [float(length) for length in lengths or ()]
+        for length in self.lengths:
+            check_length("lengths=", length)
+        require(len({*self.lengths}) == len(self.lengths), f"lengths={self.lengths}: each must be given once")
+        require(snapshots >= 2, f"snapshots={snapshots}: must be at least 2, as in 16")
+        self.snapshots = snapshots
         self.updates = 0
+        self.length: float | None = None
         self._step = 0
         self._averages: dict[Parameter, Tensor] = {}
+        self._powers: dict[float, dict[Parameter, Tensor]] = {}  # by length
         self._raw: dict[Parameter, Tensor] = {}  # the model's own weights while it holds the averages, else empty
         self._evaluation = ExitStack()
         self.raw_state: Mapping[str, Tensor] | None = None
@@ -118,14 +141,31 @@ class EMA(Callback):
             return
         self._step = trainer.global_step
         self.update()
+        due = self._powers and not fast_dev_run(trainer) and self.updates % interval(self.updates, self.snapshots) == 0
+        if due:
+            self._save_snapshot(trainer, pl_module)
 
     @torch.no_grad()
     def update(self) -> None:
         """One step of the averages towards the weights."""
         self.updates += 1
         weights = [local(parameter).to(average.dtype) for parameter, average in self._averages.items()]
-        averages = [local(average) for average in self._averages.values()]
-        torch._foreach_lerp_(averages, weights, 1.0 - self.decay_at(self.updates))
+        powers = [(power, kept_fraction(length, self.updates)) for length, power in self._powers.items()]
+        for kept, decay in [(self._averages, self.decay_at(self.updates)), *powers]:
+            torch._foreach_lerp_([local(average) for average in kept.values()], weights, 1.0 - decay)
+
+    def _save_snapshot(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the averages of this step, as a checkpoint is written, and removes snapshots that are not kept any more."""
+        folder = Path(trainer.default_root_dir)
+        content = {"global_step": self.updates, STATE: self._named_powers(_named_parameters(pl_module))}
+        trainer.strategy.save_checkpoint(content, snapshot(folder, self.updates))
+        if trainer.is_global_zero:
+            thin(folder, self.updates, self.snapshots)
+
+    def _named_powers(self, named: Mapping[str, Parameter]) -> dict[float, dict[str, Tensor]]:
+        return {
+            length: {name: power[parameter] for name, parameter in named.items()} for length, power in self._powers.items()
+        }
 
     # Evaluations use the averages
 
@@ -151,6 +191,8 @@ class EMA(Callback):
         checkpoint["current_model_state"] = {**state, **raw}
         checkpoint["state_dict"] = {**state, **averages}
         checkpoint["averaging_state"] = {"n_averaged": torch.tensor(self.updates)}
+        if self._powers:
+            checkpoint[STATE] = self._named_powers(named)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Resumes from a checkpoint, or from its weights if it has no averages; its `state_dict` is loaded already."""
@@ -159,19 +201,28 @@ class EMA(Callback):
         self.begin(pl_module)
         if "current_model_state" not in checkpoint:
             return
+        stored, raw = checkpoint.get(STATE) or {}, checkpoint["current_model_state"]
+        same = not stored or not self.lengths or [*stored] == self.lengths
+        require(same, f"lengths={self.lengths}: the checkpoint has averages of the lengths {[*stored]}; give the same")
         for name, parameter in _named_parameters(pl_module).items():
-            average = shard_like(checkpoint["state_dict"].get(name, parameter.detach()), parameter)
-            local(self._averages[parameter]).copy_(local(average))
+            for kept, state in [(self._averages, checkpoint["state_dict"]),
+                                *((power, stored.get(length, raw)) for length, power in self._powers.items())]:  # fmt: skip
+                average = shard_like(state.get(name, parameter.detach()), parameter)
+                local(kept[parameter]).copy_(local(average))
         self.updates = int(checkpoint["averaging_state"]["n_averaged"])
-        load_weights(pl_module, checkpoint["current_model_state"], pl_module.strict_loading)
+        load_weights(pl_module, raw, pl_module.strict_loading)
 
     def begin(self, pl_module: LightningModule) -> None:
         """Sets the averages to the weights, at least in single precision: half precision would lose small updates."""
         self.updates = 0
-        self._averages = {
-            parameter: parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
-            for parameter in _named_parameters(pl_module).values()
-        }
+        self._averages, *powers = (
+            {
+                parameter: parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
+                for parameter in _named_parameters(pl_module).values()
+            }
+            for _ in range(1 + len(self.lengths))
+        )
+        self._powers = dict(zip(self.lengths, powers, strict=True))
 
     def _follows(self, pl_module: LightningModule) -> bool:
         """Whether the averages are those of this model."""
@@ -179,7 +230,11 @@ class EMA(Callback):
 
     def _follow_device(self) -> None:
         """Moves the averages to where the weights are; Lightning moves these at the start and the end of a fit."""
-        self._averages = {parameter: average.to(parameter.device) for parameter, average in self._averages.items()}
+        self._averages, *powers = (
+            {parameter: average.to(parameter.device) for parameter, average in kept.items()}
+            for kept in (self._averages, *self._powers.values())
+        )
+        self._powers = dict(zip(self._powers, powers, strict=True))
 
 
 def _named_parameters(module: LightningModule) -> dict[str, Parameter]:

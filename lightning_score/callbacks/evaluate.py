@@ -36,6 +36,7 @@ from lightning_score.metrics import Distance, Features, ReferenceFile, nearest_n
 from lightning_score.metrics.reference import check_fit, reference_of_file, reference_statistics
 from lightning_score.metrics.summaries import summaries_of
 from lightning_score.metrics.totals import KEPT
+from lightning_score.runs.averages import weights_name
 from lightning_score.runs.records import Record, metric_name
 from lightning_score.training.model import ScoreModel
 
@@ -195,9 +196,10 @@ class Evaluate(Periodic):
                     stacklevel=2,
                 )
         data, precision = data_of(trainer), str(trainer.precision)
-        self._measure(trainer, pl_module, self.given or FromModel(pl_module, data, "ema", precision))
+        ema = find_callback(trainer, EMA)
+        weights = weights_name(ema.length if ema else None)
+        self._measure(trainer, pl_module, self.given or FromModel(pl_module, data, weights, precision))
         if self.raw_weights:
-            ema = find_callback(trainer, EMA)
             with ema.raw(pl_module) if ema else nullcontext():
                 self._measure(trainer, pl_module, FromModel(pl_module, data, "raw", precision))
         self._spent += time.monotonic() - start

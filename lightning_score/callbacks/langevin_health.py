@@ -18,6 +18,7 @@ from lightning_score.data import Examples, ScoreData
 from lightning_score.errors import InputError, require
 from lightning_score.memory import require_room
 from lightning_score.process.ladder import variance_ratio
+from lightning_score.runs.folders import LANGEVIN
 from lightning_score.runs.records import append_line
 from lightning_score.sampling import LangevinCorrector
 from lightning_score.sampling.predictor import Move
@@ -28,8 +29,6 @@ from lightning_score.training.model import ScoreModel
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FILE = "langevin.jsonl"
-"""The name of the file of levels in a run folder, one line per validation."""
 PANELS = {
     "Langevin steps": {"step_size": "step size $e$ (squared units)", "snr": "signal-to-noise ratio of a step"},
     "root mean square per dimension": {
@@ -161,7 +160,7 @@ class LangevinHealth(Callback):
             return
         columns = dict(zip(LevelHealth._fields, map(list, zip(*self.last, strict=True)), strict=True))
         entries = {"step": trainer.global_step, "time": time.time(), "n": self.num_samples, **columns}
-        append_line(Path(trainer.default_root_dir) / FILE, entries)
+        append_line(Path(trainer.default_root_dir) / LANGEVIN, entries)
         caption = f"step {trainer.global_step}, {self.num_samples} samples"
         publish(trainer, "langevin", figure_picture(_figure(self.last)), caption)
 

@@ -14,8 +14,8 @@ from lightning_score.callbacks.base import writes_files
 from lightning_score.callbacks.distances import publish_curves, record_of
 from lightning_score.callbacks.sampling_pass import SamplingResult
 from lightning_score.data import ScoreData
+from lightning_score.estimates import Estimate, pooled
 from lightning_score.metrics import Features, ReferenceFile
-from lightning_score.metrics.frechet import Estimate, pooled
 from lightning_score.metrics.manifold import clip_floor
 from lightning_score.metrics.reference import Reference
 from lightning_score.metrics.summaries import DistanceTotals, Summaries

@@ -14,14 +14,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
-from torchvision.utils import make_grid
 
 from lightning_score.callbacks.drawings import draw_examples, draw_neighbors, draw_strip
 from lightning_score.callbacks.mosaics import color_scale
 from lightning_score.callbacks.plots import Shown, to_values
 from lightning_score.data import ScoreData, to_uint8
+from lightning_score.data.images import of_picture, to_picture
 from lightning_score.files import replacing, tolerating_full_disk
+from lightning_score.runs.folders import KIND
 from lightning_score.sampling.predictor import Move
 from lightning_score.sampling.sampler import Samples
 from lightning_score.score.function import ScoreField
@@ -30,8 +30,6 @@ from lightning_score.training.model import ScoreModel
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KIND = "Kind"
-"""The metadata of a picture that distinguishes drawings from pixels."""
 ROWS = "Rows"
 """The metadata of a picture that the caption ends with: what its rows are."""
 MOMENTS = 9
@@ -167,8 +165,13 @@ def _grid(images: Tensor, columns: int | None = None) -> Image.Image:
         images = images[:, :3] if images.shape[1] > 3 else images[:, :1]
     zoom = max(1, math.ceil(48 / images.shape[-1]))
     large = images.cpu().repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
-    grid = make_grid(large, nrow=columns or math.ceil(math.sqrt(len(images))), padding=2, pad_value=128)
-    return to_pil_image(grid[: images.shape[1]])
+    if len(large) == 1:
+        return to_picture(large[0])
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    rows = math.ceil(len(images) / columns)
+    tiles = F.pad(large, (2, 0, 2, 0, 0, 0, 0, rows * columns - len(images)), value=128)  # lines above and to the left
+    grid = tiles.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+    return to_picture(F.pad(grid, (0, 2, 0, 2), value=128))
 
 
 def strip_picture(moments: Sequence[Tensor]) -> Image.Image:
@@ -287,7 +290,7 @@ def publish(trainer: Trainer, key: str, picture: Image.Image, caption: str) -> P
         if isinstance(logger, WandbLogger):
             logger.log_image(key, [picture], step=step, caption=[full])
         elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(key, pil_to_tensor(picture), step)
+            logger.experiment.add_image(key, of_picture(picture), step)
         elif isinstance(logger, MLFlowLogger):
             logger.experiment.log_image(str(logger.run_id), picture, key=key, step=step)
     return path

@@ -38,7 +38,7 @@ class Source(ABC):
     """Where the samples of an evaluation come from.
 
     Attributes:
-        weights: "ema" or "raw" for those of a model, "given" for others.
+        weights: "ema", "ema 0.07" or "raw" for those of a model, "given" for others.
         particles: how many samples are drawn together, as they depend on one another.
     """
 

@@ -1,8 +1,7 @@
 """LightningCLI for a score model on its data, with the callbacks of every run: what commands with a model share."""
 
-import logging
-import os
-import warnings
+import lightning_score.torchvision_guard  # noqa: F401
+
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -139,20 +138,3 @@ class IdleExperiment(ExperimentCLI):
         """A trainer for one process on the CPU."""
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
         return super().instantiate_trainer(**quiet, devices=1, max_steps=0, **kwargs)
-
-
-def quiet() -> None:
-    """Leaves the terminal to what the user needs to see."""
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for message in (
-        "does not have many workers",
-        "exists and is not empty",
-        "smaller than the logging interval",
-        "LeafSpec",
-        "tensorboardX",
-        "sync_dist=True",  # of what the first process alone knows
-        "torch.jit.script",
-    ):
-        warnings.filterwarnings("ignore", message=f".*{message}.*")

@@ -21,7 +21,7 @@ from jsonargparse._util import NestedArg, parse_value_or_config
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.class_names import class_mistake, misplaced
 from lightning_score.commands.total_steps import marked
-from lightning_score.runs.trust import KEEP
+from lightning_score.runs.yaml_files import KEEP
 
 
 @dataclass

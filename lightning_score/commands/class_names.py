@@ -13,7 +13,6 @@ from jsonargparse._util import NestedArg, import_object
 
 from lightning_score.errors import one_line
 from lightning_score.runs.old_names import new_classes
-from lightning_score.runs.trust import KINDS
 from lightning_score.runs.yaml_files import load
 
 SPEC = {"class_path", "init_args", "dict_kwargs", "__path__"}
@@ -83,6 +82,8 @@ def misplaced(typehint: Any, place: str, value: Any) -> str:
 
 def _bases(typehint: Any) -> tuple[type, ...]:
     """The base classes of parts that a type takes; not of plain values such as tensors and time spans."""
+    from lightning_score.runs.trust import KINDS  # takes seconds to import
+
     found = get_help_types(typehint) or ()
     return tuple(base for base in found if issubclass(base, KINDS) or base.__module__.startswith("lightning_score"))
 

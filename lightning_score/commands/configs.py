@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent.parent
 PARTS = ("model", "data", "ema", "samples", "evaluate")
 """The parts of a run's configuration that are taken from its checkpoint, with its name and its seed."""
 STATES = {"state_dict": dict, "global_step": int, "loops": dict, "callbacks": dict, "optimizer_states": list,
-          "lr_schedulers": list, "current_model_state": dict}  # fmt: skip
+          "lr_schedulers": list, "current_model_state": dict, "averaging_state": dict, "averages": dict}  # fmt: skip
 """What a checkpoint holds, by name."""
 
 

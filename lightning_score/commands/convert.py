@@ -1,5 +1,7 @@
 """The command `convert`: checkpoints of other projects to ours, and ours to a folder of diffusers."""
 
+import lightning_score.torchvision_guard
+
 import argparse
 import inspect
 from collections.abc import Collection, Mapping, Sequence

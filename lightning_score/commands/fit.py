@@ -1,5 +1,7 @@
 """The command `fit`: training, in a run folder."""
 
+import lightning_score.torchvision_guard  # noqa: F401
+
 import shlex
 import time
 from errno import EIO
@@ -24,8 +26,8 @@ from lightning_score.errors import require
 from lightning_score.runs.checkpoints import read_checkpoint
 from lightning_score.runs.folders import hold
 from lightning_score.runs.logs import cut_logs
+from lightning_score.runs.trial import TERMINATED, in_trial, stopped_by_wandb
 from lightning_score.runs.trust import trust_for
-from lightning_score.runs.wandb_logger import TERMINATED, in_trial, stopped_by_wandb
 
 
 class Fit(TrainerCommand):

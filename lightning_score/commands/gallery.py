@@ -64,7 +64,8 @@ def gallery(arguments: Arguments) -> None:
 def samplers(process: NoiseProcess) -> dict[str, Sampler]:
     """Every predictor alone, every corrector after reverse diffusion, and every sampler without a predictor, by name.
 
-    All run on a geometric grid of 60 steps; correctors that need more than two dimensions are left out.
+    All run on a geometric grid of 60 steps; correctors that need more than two dimensions, and `Consistency`,
+    for tuned models, are left out.
 
     Args:
         process: the noise process of the model.
@@ -72,7 +73,7 @@ def samplers(process: NoiseProcess) -> dict[str, Sampler]:
     grid = sampling.Geometric(STEPS, float(process.time_of(torch.tensor(SMALLEST, dtype=torch.float64))))
     found: dict[str, Sampler] = {}
     for kind in _concrete(sampling.Predictor):
-        if kind.evaluations and not kind.needs_observation:
+        if kind.evaluations and kind is not sampling.Consistency and not kind.needs_observation:
             steps = sampling.Geometric(SNAPSHOTS - 1, grid.t_min) if kind.adaptive else grid
             found[kind.__name__] = PredictorCorrector(kind(), grid=steps, denoise=sampling.KeepNoise())
     for kind in _concrete(sampling.Corrector):

@@ -9,6 +9,7 @@ from lightning_score import stopping
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.parser import Parser
 from lightning_score.errors import printable, require
+from lightning_score.runs.averages import LENGTH, weights_name
 from lightning_score.runs.bundle import CARD, FILES, Kind, copy_bundle, is_bundle, passed_on, read_bundle, write_bundle
 from lightning_score.runs.cards import check_license, license_of, measured, model_card, training_of
 from lightning_score.runs.checkpoints import LAST, read_checkpoint
@@ -86,11 +87,12 @@ def _pack(options: Any, repository: str, folder: Path) -> None:
     license = check_license(options.license)
     file = source / LAST if source.is_dir() else source
     require(not source.is_dir() or file.is_file(), f"{source}: not a run folder, for it has no {LAST}")
-    parts = passed_on(read_checkpoint(file), weights)
+    checkpoint = read_checkpoint(file)
+    parts = passed_on(checkpoint, weights)
     step = parts[2]["step"]
     picture = file.parent / f"samples/step_{step:07d}.png"
     samples = picture.read_bytes() if picture.is_file() and weights == "averaged" else b""
-    records = measured(file.parent, step, weights)
+    records = measured(file.parent, step, weights_name(checkpoint[LENGTH]) if LENGTH in checkpoint else weights)
     if not records:
         print(f"note: {file.parent} has no evaluation of these weights, so the card has no numbers; run test before")
     card = model_card(parts, records, license, f"{HUB}{repository}", training_of(file.parent), bool(samples))

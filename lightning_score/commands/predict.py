@@ -1,5 +1,7 @@
 """The command `predict`: samples of a checkpoint."""
 
+import lightning_score.torchvision_guard  # noqa: F401
+
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from lightning_score.guidance.observed import ObservationGuidance
 from lightning_score.observations.files import StoredObservation, read_observation
 from lightning_score.runs.trust import check_origin
 from lightning_score.training.conditions import in_turn
+from lightning_score.training.optimization import untried
 
 LEAST = {"num_samples": 1, "batch_size": 1, "seed": 0, "progressive": 0, "samples_per_observation": 1}
 NUMBER = 64
@@ -92,7 +95,8 @@ class Predict(TrainerCommand):
         Raises:
             InputError: they do not fit, or it has none.
         """
-        super().make()
+        with untried():
+            super().make()
         config, model = self.config_init, self.model
         if self.stored is not None:
             each, ends = config["samples_per_observation"], config["observation_range"]

@@ -1,5 +1,7 @@
 """Errors of Lightning and torch as one line that names the options."""
 
+import lightning_score.torchvision_guard  # noqa: F401
+
 import re
 import traceback
 from collections.abc import Iterator, Mapping

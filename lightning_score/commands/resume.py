@@ -1,5 +1,7 @@
 """Resuming a run in its own folder: with its own config, from its newest undamaged checkpoint."""
 
+import lightning_score.torchvision_guard  # noqa: F401
+
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -18,8 +20,8 @@ from lightning_score.runs.old_names import with_new_names
 from lightning_score.runs.pretrained import find_checkpoint
 from lightning_score.runs.rendezvous import restarted_folder
 from lightning_score.runs.status import read_status
+from lightning_score.runs.trial import in_trial
 from lightning_score.runs.trust import check_origin
-from lightning_score.runs.wandb_logger import in_trial
 
 
 def find_resumed_run(arguments: Arguments) -> Path | None:

@@ -1,5 +1,7 @@
 """A run's configuration, in its folder, its loggers and its checkpoints."""
 
+import lightning_score.torchvision_guard
+
 from functools import cached_property
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 """What a run prints: its start, and its results."""
 
+import lightning_score.torchvision_guard  # noqa: F401
+
 import math
 import shlex
 from errno import EIO

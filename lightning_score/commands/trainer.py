@@ -1,5 +1,7 @@
 """What the commands with a trainer share: LightningCLI with run folders and self-contained checkpoints."""
 
+import lightning_score.torchvision_guard  # noqa: F401
+
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -20,13 +22,15 @@ from lightning_score.commands.configs import load_checkpoint, over_checkpoint, t
 from lightning_score.commands.refusals import check_limits, refusing
 from lightning_score.commands.run_config import RunConfig
 from lightning_score.errors import require
+from lightning_score.runs.averages import LENGTH, Averages
 from lightning_score.runs.checkpoints import SafeCheckpointIO
 from lightning_score.runs.console import write_console
 from lightning_score.runs.folders import check_name, new_dated_folder, new_folder
-from lightning_score.runs.pretrained import results_of
+from lightning_score.runs.pretrained import find_checkpoint, results_of
 from lightning_score.runs.rendezvous import agree_on_folder, explain_lost_peer
 from lightning_score.runs.status import STOPPED_EARLY, recording
-from lightning_score.runs.wandb_logger import RunCSVLogger, in_trial, stopped_by_wandb, wandb_logger
+from lightning_score.runs.trial import in_trial, stopped_by_wandb
+from lightning_score.runs.wandb_logger import RunCSVLogger, wandb_logger
 from lightning_score.training.learned_times import require_own_times
 from lightning_score.training.sharding import check_strategy
 
@@ -90,11 +94,15 @@ class TrainerCommand(ExperimentCLI, ABC):
     def add_options(self, parser: LightningArgumentParser) -> None:
         """Adds the options of this command alone."""
         parser.add_argument("--output", type=str, help="Folder for the results; a new one next to the checkpoint.")
+        length = "Length of an average of the weights, as 0.07, made of those that training kept with ema.lengths."
+        parser.add_argument("--ema_length", type=float | None, default=None, help=length)
 
     def before_instantiate_classes(self) -> None:
         """Checks the options that no constructor checks."""
         check_name(self.config["name"], "--name")
         check_limits(self.command, self.config["trainer"])
+        if self.config.get("ema_length") is not None:
+            self._averages().error(self.config["ema_length"], "--ema_length ")
         self.check_options(self.config)
 
     def check_options(self, config: Any) -> None:
@@ -189,7 +197,7 @@ class TrainerCommand(ExperimentCLI, ABC):
         return loggers
 
     def load_weights(self, checkpoint: dict[str, Any]) -> None:
-        """Gives the model the checkpoint's weights, which are the averaged ones.
+        """Gives the model the checkpoint's weights, which are the averaged ones, or an average of another length.
 
         Raises:
             InputError: they do not fit the network, the data have another condition than in training, or the command needs a
@@ -200,8 +208,13 @@ class TrainerCommand(ExperimentCLI, ABC):
         trained, now = checkpoint.get("hyper_parameters", {}).get("condition"), self.model.hparams.get("condition")
         other = f"gives the condition {_shown(now)}, and the model was trained with {_shown(trained)}"
         require(trained in (None, now) or not self.model.conditional, f"--data: {other}; give the same")
-        self.load_state(checkpoint["state_dict"])
+        length = self.config_init.get("ema_length")
+        self.load_state(checkpoint["state_dict"] if length is None else self._averages().make(length)[0])
+        self.config_init["ema"].length = checkpoint.get(LENGTH) if length is None else length
         require_own_times(self.model)
+
+    def _averages(self) -> Averages:
+        return Averages(find_checkpoint(self.config["ckpt_path"]), self.checkpoint or {})
 
 
 def _shown(condition: Any) -> str:

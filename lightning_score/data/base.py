@@ -13,7 +13,6 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms import Compose
 
 from lightning_score.conditions import Condition, condition_of
 from lightning_score.data.array_augmentation import ArrayAugmentation
@@ -174,7 +173,11 @@ class ScoreData(LightningDataModule, ABC):
     def inputs(self, train: bool) -> Transform:
         """`transform`, after the noise that is a part of the data."""
         then = self.transform(train)
-        return Compose([*(each.noisy for each in self.augment), then]) if self.augment else then
+        if not self.augment:
+            return then
+        from torchvision.transforms import Compose  # takes a second to import
+
+        return Compose([*(each.noisy for each in self.augment), then])
 
     def finish(self, train: bool) -> Finish:
         """What is done to transformed batches."""

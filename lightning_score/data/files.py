@@ -18,14 +18,12 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL import Image, ImageOps
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms.functional import center_crop
 from tqdm import tqdm
 
 from lightning_score.data.batches import split_indices
 from lightning_score.data.check import is_interval
 from lightning_score.data.gray import GrayScale, as_levels, highest_of, is_deep, white_level
-from lightning_score.data.images import ImageData
+from lightning_score.data.images import ENDINGS, ImageData
 from lightning_score.data.sixteen_bits import deep_planes, fit
 from lightning_score.errors import InputError, require
 from lightning_score.files import LocalPath, cache_folder, replace_text
@@ -252,7 +250,7 @@ def fingerprint(files: Sequence[Path], folder: Path, *settings: Any) -> str:
 
 def _is_image(file: Path) -> bool:
     """Whether the name or the content of a file is that of an image."""
-    if file.suffix.lower() in IMG_EXTENSIONS:
+    if file.suffix.lower() in ENDINGS:
         return True
     with suppress(*UNREADABLE), Image.open(file):
         return True
@@ -290,6 +288,8 @@ def read_image(
     if crop is not None:
         if min(planes[0].size) < crop:
             raise Unreadable(f"smaller than crop={crop}", f"{planes[0].width} x {planes[0].height} pixels")
+        from torchvision.transforms.functional import center_crop  # takes a second to import
+
         planes = [center_crop(plane, [crop, crop]) for plane in planes]
     return fit(planes, shape)
 

@@ -8,12 +8,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lightning_score.data.base import ScoreData
 from lightning_score.data.batches import Examples, Splits, split_indices
 from lightning_score.data.check import is_interval
 from lightning_score.errors import Unmeasurable, require
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Endings of names of files that count as images, as in torchvision's folders."""
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """Bytes (1, H, W) as a gray picture, (3, H, W) as one in color."""
+    return Image.fromarray(image.squeeze(0).numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy())
+
+
+def of_picture(picture: Image.Image) -> Tensor:
+    """The values of a picture in the layout of tensors, (C, H, W)."""
+    values = torch.from_numpy(np.array(picture))
+    return values[None] if values.ndim == 2 else values.permute(2, 0, 1)
 
 
 def spread(level: Tensor, levels: int) -> Tensor:

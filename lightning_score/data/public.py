@@ -3,20 +3,21 @@
 import tempfile
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision import datasets
-from torchvision.datasets.utils import extract_archive
 
 from lightning_score.data.batches import Examples, Splits
 from lightning_score.data.images import ImageData
 from lightning_score.errors import InputError, require
 from lightning_score.files import LocalPath, new_folder_if_kept
 from lightning_score.memory import require_room
+
+if TYPE_CHECKING:
+    from torchvision import datasets
 
 DATA = LocalPath("data")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -43,7 +44,7 @@ class PublicData(ImageData):
         self.root = root
 
     @abstractmethod
-    def read(self, train: bool) -> datasets.VisionDataset:
+    def read(self, train: bool) -> "datasets.VisionDataset":
         """torchvision's data set of one split, downloaded if necessary."""
 
     def load(self) -> Splits:
@@ -67,7 +68,7 @@ class PublicData(ImageData):
         """The training images, with which published FIDs compare, as stored and without augmentation, (N, C, H, W)."""
         return self.splits.train.x
 
-    def examples(self, split: datasets.VisionDataset) -> Examples:
+    def examples(self, split: "datasets.VisionDataset") -> Examples:
         """The images of a split, uint8 (N, C, H, W), and their labels."""
         images = torch.from_numpy(np.asarray(split.data))
         images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
@@ -84,7 +85,9 @@ class CIFAR10(PublicData):
     shape = (3, 32, 32)
     title = "CIFAR-10"
 
-    def read(self, train: bool) -> datasets.CIFAR10:
+    def read(self, train: bool) -> "datasets.CIFAR10":
+        from torchvision import datasets  # takes a second to import
+
         return datasets.CIFAR10(self.root, train, download=True)
 
 
@@ -104,10 +107,12 @@ class MNIST(PublicData):
         super().__init__(root, **options)
         self.shape = (1, size, size)
 
-    def read(self, train: bool) -> datasets.MNIST:
+    def read(self, train: bool) -> "datasets.MNIST":
+        from torchvision import datasets  # takes a second to import
+
         return datasets.MNIST(self.root, train, download=True)
 
-    def examples(self, split: datasets.VisionDataset) -> Examples:
+    def examples(self, split: "datasets.VisionDataset") -> Examples:
         x, y = super().examples(split)
         require_room(len(x) * self.shape[1] ** 2, f"size={self.shape[1]}: {len(x)} images", "use a smaller size")
         return Examples(resized(x, self.shape[1]), y)
@@ -125,7 +130,10 @@ class FashionMNIST(MNIST):
     title = "Fashion-MNIST"
     inside = "FashionMNIST/raw"
 
-    def read(self, train: bool) -> datasets.FashionMNIST:
+    def read(self, train: bool) -> "datasets.FashionMNIST":
+        from torchvision import datasets  # takes a second to import
+        from torchvision.datasets.utils import extract_archive
+
         raw = Path(self.root, self.inside)
         archives = sorted(DEBIAN_FASHION_MNIST.glob("*.gz"))
         if len(archives) == 4 and not all((raw / archive.stem).exists() for archive in archives):

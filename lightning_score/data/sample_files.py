@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from lightning_score.data.base import ScoreData
+from lightning_score.data.images import ENDINGS, of_picture, to_picture
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.files import read_arrays, replacing
 from lightning_score.memory import require_room
 
 ARRAYS = ("images", "arr_0", "x")
 """The arrays of an NPZ that may hold samples: of `predict`, of ADM's evaluator, and of `predict` as the model sees them."""
+CONDITIONS = ("labels", "condition", "arr_1")
+"""The arrays that may hold their labels or conditions."""
 OUTSIDE = 0.01
 """The share of values that may be further from the range of the data than half its width."""
 
@@ -53,7 +54,7 @@ def write_images(images: Tensor, folder: Path, form: str, labels: Sequence[int] 
 def _write_folder(images: Tensor, path: Path, labels: Sequence[int] | None) -> None:
     path.mkdir()
     for k, image in enumerate(images):
-        to_pil_image(image).save(path / f"{k:06d}.png")
+        to_picture(image).save(path / f"{k:06d}.png")
 
 
 def _write_npz(images: Tensor, path: Path, labels: Sequence[int] | None) -> None:
@@ -69,7 +70,7 @@ def _write_zip(images: Tensor, path: Path, labels: Sequence[int] | None) -> None
     with ZipFile(path, "w") as archive:
         for name, image in zip(names, images, strict=True):
             stream = io.BytesIO()
-            to_pil_image(image).save(stream, "png")
+            to_picture(image).save(stream, "png")
             archive.writestr(name, stream.getvalue())
         pairs = None if labels is None else [list(pair) for pair in zip(names, labels, strict=True)]
         archive.writestr("dataset.json", json.dumps({"labels": pairs}))
@@ -111,6 +112,16 @@ def read_samples(path: Path, data: ScoreData) -> Tensor:
     require(found.is_floating_point() and data.data_range is not None, _wrong_type(path, found, allowed))
     _check_range(path, found, data)
     return torch.cat([data.to_reference(part) for part in found.split(1024)])
+
+
+def read_conditions(path: Path, data: ScoreData) -> Tensor | None:
+    """The labels, or the conditions in the units of the model, of samples in a file, (N, ...); None if it holds none."""
+    arrays = read_arrays(path) if path.suffix == ".npz" else {}
+    name = next((name for name in CONDITIONS if name in arrays), None)
+    if name is None:
+        return None
+    values = torch.from_numpy(np.asarray(arrays[name]))
+    return data.to_condition(values) if name == "condition" else values.long()
 
 
 def _wrong_type(path: Path, found: Tensor, allowed: str) -> str:
@@ -157,7 +168,7 @@ def _of_shape(path: Path, found: Tensor, shape: Sequence[int]) -> Tensor:
 def _read_images(path: Path, data: ScoreData) -> Tensor:
     """The images of a folder or zip in the order of their names, uint8 (N, C, H, W)."""
     with _opened(path) as (names, read):
-        require(bool(names), f"{path}: has no images ({', '.join(IMG_EXTENSIONS)})")
+        require(bool(names), f"{path}: has no images ({', '.join(ENDINGS)})")
         require_room(len(names) * prod(data.shape), f"{path}: {len(names)} images")
         return torch.cat([_of_shape(Path(path, name), _decode(path, name, read)[None], data.shape) for name in names])
 
@@ -166,12 +177,12 @@ def _read_images(path: Path, data: ScoreData) -> Tensor:
 def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], Any]]]:
     """The names of the images in a folder or zip, and a function that opens one."""
     if path.is_dir():
-        names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
+        names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.suffix.lower() in ENDINGS)
         yield names, lambda name: (path / name).open("rb")
         return
     try:
         with ZipFile(path) as archive:
-            yield sorted(name for name in archive.namelist() if Path(name).suffix.lower() in IMG_EXTENSIONS), archive.open
+            yield sorted(name for name in archive.namelist() if Path(name).suffix.lower() in ENDINGS), archive.open
     except BadZipFile as error:
         raise InputError(f"{path}: a damaged zip ({one_line(error)})") from error
 
@@ -180,7 +191,7 @@ def _decode(path: Path, name: str, read: Callable[[str], Any]) -> Tensor:
     """An image as bytes (C, H, W)."""
     try:
         with read(name) as file, Image.open(file) as image:
-            mode, pixels = image.mode, pil_to_tensor(image)
+            mode, pixels = image.mode, of_picture(image)
     except Exception as error:  # of any library for a format
         raise InputError(f"{path / name}: not a readable image ({one_line(error)})") from error
     require(mode in ("L", "RGB"), f"{path / name}: has mode {mode}; must be 8-bit gray or RGB")

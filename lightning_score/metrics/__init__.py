@@ -2,6 +2,7 @@
 
 import lightning_score.torchvision_guard  # noqa: F401
 
+from lightning_score.estimates import Estimate, jackknife_error, student
 from lightning_score.metrics.calibration import Coverage, RankHistogram, sbc_ranks, tarp, z_scores
 from lightning_score.metrics.classifiers import DigitFeatures, FashionFeatures
 from lightning_score.metrics.distances import Distance, EnergyDistance, SlicedWasserstein
@@ -9,13 +10,10 @@ from lightning_score.metrics.ensembles import EnsembleScores, fair_crps
 from lightning_score.metrics.features import Activations, Features, InceptionFeatures, ModuleFeatures, RawFeatures
 from lightning_score.metrics.fields import Histogram, PowerSpectrum
 from lightning_score.metrics.frechet import (
-    Estimate,
     frechet_distance,
     frechet_estimate,
     frechet_infinity,
-    jackknife_error,
     real_floor,
-    student,
 )
 from lightning_score.metrics.manifold import Manifold, clip_distance, clip_floor, inception_score, kernel_distance, manifold
 from lightning_score.metrics.neighbors import Neighbors, nearest_neighbors

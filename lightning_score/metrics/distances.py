@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_score.errors import require
+from lightning_score.estimates import Estimate, jackknife_error
 from lightning_score.metrics.channels import Channels, chunks
-from lightning_score.metrics.frechet import Estimate, jackknife_error, mean_over_splits
+from lightning_score.metrics.frechet import mean_over_splits
 from lightning_score.metrics.statistics import BLOCKS, block_of
 
 ROOM = 1 << 26

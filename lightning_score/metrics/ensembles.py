@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from lightning_score.estimates import Estimate, jackknife_error
 from lightning_score.metrics.calibration import (
     Coverage,
     RankHistogram,
@@ -18,7 +18,6 @@ from lightning_score.metrics.calibration import (
     rank_histogram,
 )
 from lightning_score.metrics.distances import SlicedWasserstein
-from lightning_score.metrics.frechet import Estimate, jackknife_error
 from lightning_score.metrics.statistics import BLOCKS, block_of
 
 INTERVALS = (50, 90)
@@ -207,6 +206,11 @@ class PosteriorScores(EnsembleScores):
 
 def image_scores(mean: Tensor, truth: Tensor, data_range: float) -> dict[str, Tensor]:
     """PSNR of an image (C, H, W) of values in the given range and, where it is larger than its window, SSIM."""
+    from torchmetrics.functional.image import (  # takes seconds to import
+        peak_signal_noise_ratio,
+        structural_similarity_index_measure,
+    )
+
     pair = mean.double()[None], truth.double()[None]
     found = {"psnr": peak_signal_noise_ratio(*pair, data_range=data_range)}
     if min(truth.shape[-2:]) >= WINDOW:

@@ -2,18 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from statistics import fmean, stdev
-from typing import NamedTuple
+from statistics import fmean
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from lightning_score.errors import require
+from lightning_score.estimates import Estimate, jackknife_error
 from lightning_score.metrics.statistics import FeatureSums, KeptFeatures, Statistics, fit
-
-WITH_DATA = ("kid", "cmmd", "cmmd_infinity", "energy_distance")
-"""Kinds of metrics whose error includes that of the data."""
 
 
 def frechet_distance(first: Statistics, second: Statistics) -> float:
@@ -66,14 +62,6 @@ def factor_of(statistics: Statistics) -> Tensor:
     return vectors[:, kept] * values[kept].sqrt()
 
 
-class Estimate(NamedTuple):
-    """A value, its standard error (NaN where there is none) and the values without each block (where they are known)."""
-
-    value: float
-    error: float
-    jackknife: tuple[float, ...] = ()
-
-
 def frechet_estimate(real: Statistics, fake: FeatureSums | KeptFeatures, error: bool = True) -> Estimate:
     """The distance and its standard error over samples, by Tukey's jackknife over blocks of samples.
 
@@ -89,39 +77,6 @@ def frechet_estimate(real: Statistics, fake: FeatureSums | KeptFeatures, error: 
         return Estimate(value, math.nan)
     jackknife = [frechet_distance(real, fake.statistics([b for b in filled if b != left])) for left in filled]
     return Estimate(value, jackknife_error(jackknife), tuple(jackknife))
-
-
-def jackknife_error(values: Sequence[float]) -> float:
-    """The standard error of a value from those without each of B blocks: `((B - 1)/B sum_b (d_b - mean d)^2)^(1/2)`, times
-    `student(B - 1)`.
-    """
-    spread = torch.tensor(values, dtype=torch.float64)
-    error = ((len(spread) - 1) / len(spread) * (spread - spread.mean()).square().sum()).sqrt()
-    return float(error) * student(len(spread) - 1)
-
-
-def student(degrees: float) -> float:
-    """The factor by which a standard error from few values is widened, so that two of them cover 95 %: half the quantile
-    0.975 of Student's t; 1.13 for 10 values, 6.4 for 2, at least 1.
-
-    Args:
-        degrees: degrees of freedom; for a mean one less than the number of values.
-    """
-    return max(1.0, float(stdtrit(degrees, 0.975)) / 2)
-
-
-def pooled(kind: str, values: list[Estimate]) -> Estimate:
-    """The mean over seeds with its standard error, or the one value with its own.
-
-    Squared errors of independent samples add up; those of KID and the energy distance include the data, which all seeds
-    share, and do not fall. Without errors, the spread over seeds is used.
-    """
-    if len(values) == 1:
-        return values[0]
-    each, squares = [value.value for value in values], fmean(value.error**2 for value in values)
-    if squares == squares:
-        return Estimate(fmean(each), (squares / (1 if kind in WITH_DATA else len(each))) ** 0.5)
-    return Estimate(fmean(each), student(len(each) - 1) * stdev(each) / len(each) ** 0.5)
 
 
 def frechet_infinity(found: Estimate, count: Tensor) -> Estimate:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_score.errors import require
-from lightning_score.metrics.frechet import Estimate
+from lightning_score.estimates import Estimate
 
 CMMD_WIDTH, CMMD_SCALE = 10.0, 1000.0
 """The standard deviation of CMMD's kernel, and its unit."""

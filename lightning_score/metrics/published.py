@@ -3,18 +3,20 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile, is_zipfile
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import VisionTransformer
 
 from lightning_score.errors import require
 from lightning_score.files import LocalPath, file_hash, read_tensors
 from lightning_score.metrics.features import Activations, ImageFeatures, InceptionFeatures
 from lightning_score.metrics.weights import WeightsFile
+
+if TYPE_CHECKING:
+    from torchvision.models import VisionTransformer
 
 DINOV2 = WeightsFile(
     "DINOv2",
@@ -146,7 +148,7 @@ def listed(tensors: Any) -> str:
     return f"the file has {', '.join(map(str, names[:3]))}{' ...' if len(names) > 3 else ''}" if names else "it has no names"
 
 
-def dinov2(tensors: Mapping[str, Tensor]) -> VisionTransformer:
+def dinov2(tensors: Mapping[str, Tensor]) -> "VisionTransformer":
     """DINOv2 as torchvision's vision transformer: factors of residual branches become part of the layers before them, and
     the position embeddings are interpolated to those of 224 pixels as by the authors.
 
@@ -156,6 +158,8 @@ def dinov2(tensors: Mapping[str, Tensor]) -> VisionTransformer:
     Raises:
         InputError: they are of another network.
     """
+    from torchvision.models import VisionTransformer  # takes a second to import
+
     known = isinstance(tensors, Mapping) and "blocks.0.ls1.gamma" in tensors and "blocks.0.mlp.fc1.weight" in tensors
     require(known, f"not those of DINOv2 ViT-S/14, ViT-B/14 or ViT-L/14; {listed(tensors)}")
     require("register_tokens" not in tensors, "those of DINOv2 with registers; give those without")

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_score.errors import Unmeasurable, require
+from lightning_score.estimates import Estimate
 from lightning_score.metrics.channels import Channels
 from lightning_score.metrics.distances import ROOM, Curves, Distance
-from lightning_score.metrics.frechet import Estimate
 from lightning_score.metrics.totals import Totals
 
 DATA = 1 << 27

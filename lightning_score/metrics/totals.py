@@ -9,8 +9,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_score.errors import Unmeasurable
+from lightning_score.estimates import Estimate
 from lightning_score.metrics.features import Features
-from lightning_score.metrics.frechet import Estimate, frechet_estimate, frechet_infinity
+from lightning_score.metrics.frechet import frechet_estimate, frechet_infinity
 from lightning_score.metrics.manifold import Manifold, clip_distance, inception_score, kernel_distance, manifold
 from lightning_score.metrics.reference import Reference
 from lightning_score.metrics.statistics import BLOCKS, FeatureSums, KeptFeatures, block_of

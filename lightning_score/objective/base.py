@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from lightning_score.objective.weighting import SigmaSquared, Weighting
 from lightning_score.process import NoiseProcess
 from lightning_score.score.function import ScoreField, ScoreFunction, ScoreWrapper
 from lightning_score.tensors import broadcast_to
+
+if TYPE_CHECKING:
+    from lightning_score.data import ScoreData
 
 
 def outside_training() -> int | None:
@@ -25,6 +29,7 @@ class Objective(ABC):
     needs_data: bool = False  # whether `prepare` must be given the training data before the first call
     differentiates_score: bool = False  # with respect to x, within the loss
     leaves_out_missing: bool = False  # whether it can be called with `known`, a mask that is True where x is known
+    refines: bool = False  # whether it improves a trained model: training starts from weights, on examples as they are
     learned: nn.Module | None = (
         None  # parameters of the objective itself, which are trained, averaged and saved with the model
     )
@@ -44,6 +49,9 @@ class Objective(ABC):
     def levels(self, process: NoiseProcess) -> Tensor | None:
         """The only times at which the score is trained, ascending, (L,); None for all times."""
         return None
+
+    def receive(self, data: "ScoreData | None") -> None:
+        """Receives the data module of a fit, None without one, before `begin`."""
 
     def learned_levels(self, process: NoiseProcess) -> tuple[Tensor, Tensor] | None:
         """Noise levels sigma/alpha that are trained, ascending, and what the objective has learned of the mean squared error

@@ -31,14 +31,14 @@ class TimeDistribution(ABC):
         return torch.ones_like(t)
 
     def sample(self, process: NoiseProcess, like: Tensor) -> Tensor:
-        """Draws one time per row of `like` (B, ...), of its precision and on its device: (B,); at most the last one with
-        signal, since from noise alone, where alpha = 0, the weights of some losses are infinite.
+        """Draws one time per row of `like` (B, ...), of its precision and on its device: (B,); in place of one near noise
+        alone, where alpha = 0 and weights may be infinite, the last trainable time.
         """
         n, precise = len(like), torch.promote_types(like.dtype, torch.float32)
         u = torch.rand(1 if self.stratified else n, device=like.device, dtype=precise)
         if self.stratified:
             u = (u + torch.arange(n, device=like.device, dtype=precise) / n) % 1
-        return process.with_signal(self.quantile(process, 1 - u)).to(like.dtype)
+        return process.trainable(self.quantile(process, 1 - u).to(like.dtype))
 
     def levels(self, process: NoiseProcess) -> Tensor | None:
         """The possible times, ascending, (L,); None if the law is continuous."""

@@ -16,8 +16,10 @@ from lightning_score.tensors import combine
 Auto = Literal["auto"]
 """In a config of `fit`, in place of a number that `fit` chooses from the data."""
 
-NOISE_ALONE = 1e3
-"""The level sigma/alpha from which on, where alpha falls to 0, x is as good as noise alone."""
+NOISE_ALONE, LAST_TRAINED = 1e3, 1e5
+"""The levels sigma/alpha from which on, where alpha falls to 0, x is as good as noise alone, and up to which a score is
+trained, because losses of a weight that grows as 1/alpha^2 lose their digits.
+"""
 
 AUTO_IN_FIT = "auto is for a config of fit only; elsewhere give the number that the command schedule finds"
 
@@ -86,6 +88,14 @@ class NoiseProcess(CachedCoefficients, nn.Module, ABC):
     def with_signal(self, t: Tensor) -> Tensor:
         """t, at most `t_signal`, for what divides by alpha."""
         return t if self.t_signal == 1 else t.clamp(max=self.t_signal)
+
+    def trainable(self, t: Tensor) -> Tensor:
+        """t, at most the time of sigma/alpha = `LAST_TRAINED` if alpha(1) = 0, and below 1 in the precision of t."""
+        return t if self.t_signal == 1 else t.clamp(max=min(self._t_trained, 1 - torch.finfo(t.dtype).eps / 2))
+
+    @cached_property
+    def _t_trained(self) -> float:
+        return float(self.time_of(torch.tensor(LAST_TRAINED, dtype=torch.float64)))
 
     def is_noise(self, t: Tensor) -> bool:
         """Whether alpha(t) = 0 at a time (): x is noise alone."""

@@ -53,11 +53,13 @@ class CachedCoefficients:
     @contextmanager
     def cached_at(self, times: Tensor) -> Iterator[None]:
         """Within, coefficients at any one of these times, (N,) on the CPU, are looked up; all others are computed."""
-        before, self._cache = self._cache, CoefficientCache(times)
+        before, self._cache = vars(self).get("_cache"), CoefficientCache(times)
         try:
             yield
         finally:
-            self._cache = before
+            del self._cache  # so that a process that was used has the attributes of a new one
+            if before is not None:
+                self._cache = before
 
     def cached(self, key: Hashable, compute: Callable[[Tensor], Any], t: Tensor) -> Any:
         """`compute(t)`, a tensor or a named tuple of tensors, cached under `key` at the times of `cached_at`."""

@@ -56,29 +56,51 @@ class TableProcess(NoiseProcess, ABC):
 class BetaChain(VariancePreserving, TableProcess):
     """A discrete chain of given variances: alpha_i^2 = prod_{j <= i} (1 - beta_j).
 
-    log alpha is linear between entries, so that the drift is constant there.
+    log alpha is linear between entries, so that the drift is constant there; on the last step to noise alone, whose variance
+    is 1, alpha is linear.
 
     Args:
-        betas: the variances of the steps, each in (0, 1).
+        betas: the variances of the steps, each in (0, 1); the last may be 1, after which x is noise alone.
+        zero_snr: change them so that x ends as noise alone, alpha_N = 0: the alpha_i are moved and scaled, which leaves the
+            first one as it is (Lin et al. 2023, 2305.08891, Algorithm 1). It needs a parametrization that has a denoised
+            image there, as Velocity.
     """
 
-    def __init__(self, betas: Sequence[float]):
+    def __init__(self, betas: Sequence[float], zero_snr: bool = False):
         require(
-            len(betas) > 0 and all(0 < beta < 1 for beta in betas),
+            len(betas) > 0 and all(0 < beta < 1 for beta in betas[:-1]) and 0 < betas[-1] <= 1,
             f"{len(betas)} betas from {min(betas, default=0)} to {max(betas, default=0)}: need at least one, each in (0, 1)",
         )
-        super().__init__(torch.log1p(-torch.tensor(list(betas), dtype=torch.float64)).cumsum(0) / 2)
+        log_alpha = torch.log1p(-torch.tensor(list(betas), dtype=torch.float64)).cumsum(0) / 2
+        require(
+            len(betas) > 1 or not (zero_snr or betas[-1] == 1),
+            f"zero_snr={zero_snr}, betas={list(betas)}: noise alone needs a step before it; give two or more betas below 1",
+        )
+        if zero_snr:
+            alpha = log_alpha.exp()
+            log_alpha = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])).log()
+        to_noise = zero_snr or betas[-1] == 1
+        super().__init__(torch.cat([log_alpha[:-1], log_alpha[-2:-1] if to_noise else log_alpha[-1:]]))
+        self._to_noise = to_noise
 
     def log_alpha(self, t: Tensor) -> Tensor:
-        return self.interpolate(t)
+        if not self._to_noise:
+            return self.interpolate(t)
+        return self.interpolate(t) + ((len(self.entries) - 1) * (1 - t)).clamp(max=1).log()
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
-        return self.inverse(self.log_alpha_of(log_snr.double())).to(log_snr.dtype)
+        log_alpha = self.log_alpha_of(log_snr.double())
+        if not self._to_noise:
+            return self.inverse(log_alpha).to(log_snr.dtype)
+        last = self._at(log_alpha.device)[-1]
+        times, left = self.inverse(log_alpha), (log_alpha - last).exp() / (len(self.entries) - 1)
+        return torch.where(log_alpha < last, 1 - left, times).to(log_snr.dtype)
 
     @property
     def betas(self) -> Tensor:
         """The variances of the steps, float64 (N,)."""
-        return -torch.expm1(2 * self.entries.diff())
+        betas = -torch.expm1(2 * self.entries.diff())
+        return torch.cat([betas[:-1], torch.ones_like(betas[:1])]) if self._to_noise else betas
 
 
 class BetaTable(BetaChain):
@@ -90,11 +112,12 @@ class BetaTable(BetaChain):
         beta_min: variance of the first step.
         beta_max: variance of the last step, below 1.
         steps: N.
+        zero_snr: change the variances so that x ends as noise alone, as `BetaChain` does.
     """
 
-    def __init__(self, beta_min: float = 1e-4, beta_max: float = 0.02, steps: int = 1000):
+    def __init__(self, beta_min: float = 1e-4, beta_max: float = 0.02, steps: int = 1000, zero_snr: bool = False):
         require_betas(beta_min, beta_max, steps)
-        super().__init__(torch.linspace(beta_min, beta_max, steps, dtype=torch.float64).tolist())
+        super().__init__(torch.linspace(beta_min, beta_max, steps, dtype=torch.float64).tolist(), zero_snr)
 
 
 class ScaledLinearBetas(BetaChain):
@@ -104,11 +127,12 @@ class ScaledLinearBetas(BetaChain):
         beta_min: variance of the first step.
         beta_max: variance of the last step, below 1.
         steps: N.
+        zero_snr: change the variances so that x ends as noise alone, as `BetaChain` does.
     """
 
-    def __init__(self, beta_min: float = 0.00085, beta_max: float = 0.012, steps: int = 1000):
+    def __init__(self, beta_min: float = 0.00085, beta_max: float = 0.012, steps: int = 1000, zero_snr: bool = False):
         require_betas(beta_min, beta_max, steps)
-        super().__init__((torch.linspace(beta_min**0.5, beta_max**0.5, steps, dtype=torch.float64) ** 2).tolist())
+        super().__init__((torch.linspace(beta_min**0.5, beta_max**0.5, steps, dtype=torch.float64) ** 2).tolist(), zero_snr)
 
 
 class CosineTable(BetaChain):
@@ -120,16 +144,17 @@ class CosineTable(BetaChain):
         offset: s.
         beta_max: the cap, below 1.
         steps: N.
+        zero_snr: change the variances so that x ends as noise alone, as `BetaChain` does.
     """
 
-    def __init__(self, offset: float = 0.008, beta_max: float = 0.999, steps: int = 1000):
+    def __init__(self, offset: float = 0.008, beta_max: float = 0.999, steps: int = 1000, zero_snr: bool = False):
         require(steps >= 1, f"steps={steps}: need at least one step, as in steps=1000")
         require_passes(steps=steps)
         require(offset > 0, f"offset={offset}: must be above 0, as in 0.008")
         require(0 < beta_max < 1, f"beta_max={beta_max}: must be between 0 and 1, as in 0.999")
         angles = math.pi / 2 * (torch.arange(steps + 1).double() / steps + offset) / (1 + offset)
         kept = angles.cos() ** 2
-        super().__init__((1 - kept[1:] / kept[:-1]).clamp(max=beta_max).tolist())
+        super().__init__((1 - kept[1:] / kept[:-1]).clamp(max=beta_max).tolist(), zero_snr)
 
 
 def require_betas(beta_min: float, beta_max: float, steps: int) -> None:

@@ -6,7 +6,7 @@ import webbrowser
 from pathlib import Path
 
 from lightning_score.commands.arguments import Arguments
-from lightning_score.commands.parser import Parser
+from lightning_score.commands.plain_parser import PlainParser
 from lightning_score.errors import InputError, require
 from lightning_score.files import replace_text
 from lightning_score.report import page
@@ -70,8 +70,8 @@ def _serve(root: Path, title: str, port: int, show: bool) -> None:
         serving.serve_forever()
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def _parser() -> PlainParser:
+    parser = PlainParser(
         prog="python -m lightning_score report",
         description="Writes a page that compares all runs: a table of runs, Frechet distances, losses per noise level, "
         "pictures, Langevin dynamics and sweeps.",

@@ -168,7 +168,8 @@ def _name_of_axis(axis: tuple[Any, ...], axes: Iterable[tuple[Any, ...]]) -> str
 
 def line_kind(record: Record) -> str:
     """What differs in a line of a run from averaged weights and denoised samples."""
-    return ", ".join(["raw weights"] * (record.weights == "raw") + ["not denoised"] * (not record.denoised))
+    weights = {"ema": [], "raw": ["raw weights"]}.get(record.weights, [record.weights])
+    return ", ".join(weights + ["not denoised"] * (not record.denoised))
 
 
 def lines_of(run: Run, records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -217,6 +218,6 @@ def langevin(run: Run, most: Mapping[str, int]) -> list[dict[str, Any]]:
 
 def student(runs: int) -> list[float]:
     """Quantiles of 97.5 % of Student's t distribution for 1, 2, ... degrees of freedom, as the means of some runs need."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    return [round(float(value), 4) for value in t.ppf(0.975, np.arange(1, max(runs, 2)))]
+    return [round(float(value), 4) for value in stdtrit(np.arange(1, max(runs, 2)), 0.975)]

@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from lightning_score.callbacks.pictures import KIND
 from lightning_score.report.reading import Picture, Run
+from lightning_score.runs.folders import KIND
 
 Image.MAX_IMAGE_PIXELS = 50_000_000
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lightning_score.callbacks.langevin_health import FILE as LANGEVIN
 from lightning_score.errors import one_line
 from lightning_score.report.notes import FILE as NOTES, Notes, read_notes
 from lightning_score.report.states import state_of
 from lightning_score.runs.console import shown
-from lightning_score.runs.folders import CONSOLE, LEADS_OUT, SYSTEM, leads_out
+from lightning_score.runs.folders import CONSOLE, LANGEVIN, LEADS_OUT, SYSTEM, leads_out
 from lightning_score.runs.records import FILE as RECORDS, Record, as_number, finite, read_records
 from lightning_score.runs.status import STATUS, row_steps
 from lightning_score.runs.yaml_files import load

@@ -8,8 +8,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from lightning_score.metrics import Estimate, jackknife_error
-from lightning_score.metrics.frechet import pooled
+from lightning_score.estimates import Estimate, jackknife_error, pooled
 from lightning_score.report.figures import importance, line_kind, measures, rounded
 from lightning_score.report.reading import Run
 from lightning_score.report.values import AIMED, is_larger_better, kind_of

@@ -18,6 +18,7 @@ from torch import Tensor
 from lightning_score import __version__
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.files import replacing
+from lightning_score.runs.averages import LENGTH
 from lightning_score.runs.records import digest_of
 from lightning_score.runs.yaml_files import Loader, read_mapping
 
@@ -135,7 +136,8 @@ def passed_on(checkpoint: Mapping[str, Any], weights: Kind = "averaged") -> Part
         if isinstance(given[name], dict):
             config[name] = {key: part for key, part in config[name].items() if given[name].get(key) == part}
     data = _data_class(config)
-    raw = weights == "raw" and "current_model_state" in checkpoint
+    averaged, length = "current_model_state" in checkpoint, checkpoint.get(LENGTH)
+    raw = weights == "raw" and averaged
     tensors = checkpoint["current_model_state" if raw else "state_dict"]
     plain = all(isinstance(tensor, Tensor) for tensor in tensors.values())
     require(plain, "the model's state has more than tensors, which safetensors cannot hold")
@@ -145,12 +147,13 @@ def passed_on(checkpoint: Mapping[str, Any], weights: Kind = "averaged") -> Part
         "format": FORMAT,
         "version": checkpoint.get("lightning_score_version", __version__),
         "lightning": checkpoint["pytorch-lightning_version"],
-        "weights": weights if "current_model_state" in checkpoint else "not averaged",
+        "weights": f"averages of length {length:g}" if length else weights if averaged else "not averaged",
         "step": checkpoint.get("global_step", 0),
         "linked": {name: without_machine(arguments[name]) for name in LINKED if name in arguments},
         "data": {data: without_machine(checkpoint[data])} if data in checkpoint else {},
         "loops": {} if fitted is None else {"fit_loop": {**fitted, "state_dict": {}}},
         "digest": digest_of(tensors).hexdigest(),
+        **({LENGTH: length} if length else {}),
     }
     return config, tensors, state
 
@@ -172,6 +175,7 @@ def read_bundle(folder: str | Path) -> dict[str, Any]:
     given, data = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}, _data_class(config)
     return {
         **({data: state["data"][data]} if data in state["data"] else {}),
+        **({LENGTH: state[LENGTH]} if isinstance(state.get(LENGTH), float) else {}),
         "state_dict": tensors,
         "config": config,
         "hyper_parameters": {**config["model"], **state["linked"], **given},

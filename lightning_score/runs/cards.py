@@ -37,9 +37,9 @@ def measured(run: Path, step: int, weights: str = "averaged") -> list[Measured]:
     Args:
         run: the folder of the checkpoint.
         step: its training step.
-        weights: averaged or raw.
+        weights: averaged, raw, or what records call them.
     """
-    kind = "raw" if weights == "raw" else "ema"
+    kind = "ema" if weights == "averaged" else weights
     found: dict[tuple[Any, ...], Measured] = {}
     for folder in (run, *sorted([*run.glob("validate/*"), *run.glob("test/*")], key=lambda folder: folder.name)):
         command = _command(folder)

@@ -1,5 +1,7 @@
 """Checkpoints: written atomically, the previous one kept, every byte checked when read, no code run."""
 
+import lightning_score.torchvision_guard  # noqa: F401
+
 import os
 from collections.abc import Callable
 from contextlib import suppress

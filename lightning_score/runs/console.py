@@ -1,5 +1,6 @@
 """`console.log`: what a command prints, in the folder of its run."""
 
+import logging
 import os
 import re
 import shlex
@@ -7,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -164,3 +166,20 @@ class _Console:
 def shown(line: str) -> str:
     """What a terminal shows of a line at its end."""
     return ESCAPES.sub("", line.rstrip("\r").rpartition("\r")[2]).rstrip()
+
+
+def quiet() -> None:
+    """Leaves the terminal to what the user needs to see."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (
+        "does not have many workers",
+        "exists and is not empty",
+        "smaller than the logging interval",
+        "LeafSpec",
+        "tensorboardX",
+        "sync_dist=True",  # of what the first process alone knows
+        "torch.jit.script",
+    ):
+        warnings.filterwarnings("ignore", message=f".*{message}.*")

@@ -20,8 +20,11 @@ LEADS_OUT = "leads out of the folder of runs, or is not a file; left out"
 LONGEST_NAME = 200
 """Bytes of the name of a run; file systems allow 255, and names of files made from it are longer."""
 
-CONSOLE, SYSTEM = "console.log", "system.csv"
-"""Files of a run: what its command prints, and how busy its machine is."""
+CONSOLE, SYSTEM, LANGEVIN = "console.log", "system.csv", "langevin.jsonl"
+"""Files of a run: what its command prints, how busy its machine is, and the levels of Langevin dynamics by validation."""
+
+KIND = "Kind"
+"""The metadata of a picture that distinguishes drawings from pixels."""
 
 WITHOUT_RESULT = ("config.yaml", "hparams.yaml", CONSOLE, SYSTEM, STATUS)
 """Files that a run writes although it may not have computed anything."""

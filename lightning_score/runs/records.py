@@ -12,13 +12,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from lightning_score import __version__
 from lightning_score.files import tolerating_full_disk
 from lightning_score.runs.old_names import new_metric
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILE = "evaluations.jsonl"
 """The name of the records' file in a run folder."""
@@ -32,6 +33,8 @@ KEYS = {"jackknife": "without"}
 
 def versions() -> dict[str, str]:
     """Versions of the programs that a number depends on."""
+    import torch  # takes a second to import
+
     libraries = {name: version(name) for name in ("lightning", "torchmetrics", "torch-fidelity")}
     return {"python": platform.python_version(), "torch": torch.__version__, "lightning_score": __version__, **libraries}
 
@@ -46,6 +49,8 @@ def settings_of(part: Any, private: bool = False) -> Any:
         return {str(key): settings_of(value, private) for key, value in part.items()}
     if isinstance(part, (list, tuple)):
         return [settings_of(value, private) for value in part]
+    import torch
+
     if isinstance(part, torch.Tensor):
         return f"tensor of {' x '.join(map(str, part.shape))}, {digest_of({'': part}).hexdigest()[:8]}"
     if not hasattr(part, "__dict__"):  # a path
@@ -56,8 +61,10 @@ def settings_of(part: Any, private: bool = False) -> Any:
     return {"class": type(part).__name__, **{name: settings_of(value, private) for name, value in kept.items()}}
 
 
-def digest_of(tensors: Mapping[str, torch.Tensor]) -> "hashlib._Hash":
+def digest_of(tensors: Mapping[str, "Tensor"]) -> "hashlib._Hash":
     """A hash of tensors and their names, to which more can be added."""
+    import torch
+
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -82,7 +89,7 @@ class Record:
         split: the part of it that is the reference.
         shape: of one example.
         data_hash: of the reference.
-        weights: "ema" or "raw".
+        weights: "ema", "ema 0.07" for an average of this length, or "raw".
         step: training steps.
         denoised: whether the last noise was removed from the samples.
         sampler: its settings.

@@ -1,5 +1,7 @@
 """What configs may instantiate: classes of the declared kind; configs from elsewhere only those of trusted modules."""
 
+import lightning_score.torchvision_guard  # noqa: F401
+
 import inspect
 import sys
 from argparse import ArgumentError
@@ -24,10 +26,8 @@ from torch import nn, optim
 from lightning_score.errors import InputError, one_line, require, require_classes
 from lightning_score.networks import Network
 from lightning_score.runs.checkpoints import read_checkpoint
-from lightning_score.runs.yaml_files import LARGEST, MODE, load
+from lightning_score.runs.yaml_files import KEEP, LARGEST, MODE, NO_FUNCTION, load
 
-KEEP = "+"
-"""Before the name of a class: keep the current values of parameters that it has too."""
 HOME = ("lightning_score", "torch", "lightning")
 """The packages whose classes a config from elsewhere may name."""
 KINDS = (nn.Module, optim.Optimizer, optim.lr_scheduler.LRScheduler, Callback, LightningDataModule, loggers.Logger,
@@ -36,7 +36,6 @@ KINDS = (nn.Module, optim.Optimizer, optim.lr_scheduler.LRScheduler, Callback, L
 """The kinds of classes of torch and Lightning that a config may instantiate."""
 LONGEST_TEXT = 100_000
 """Most letters of a text in a config from elsewhere."""
-NO_FUNCTION = "takes a function, but a config makes only classes; write a class of your own, as my_parts.MySchedule"
 
 
 class Function:

@@ -1,5 +1,7 @@
 """The loggers of a run: `metrics.csv` always, Weights & Biases where it can be used."""
 
+import lightning_score.torchvision_guard  # noqa: F401
+
 import atexit
 import math
 import os
@@ -7,8 +9,6 @@ import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,23 +20,24 @@ from lightning_score.errors import one_line
 from lightning_score.runs.logs import RunCSVLogger as RunCSVLogger
 from lightning_score.runs.records import FILE as EVALUATIONS, read_records
 from lightning_score.runs.status import STOPPED_EARLY
+from lightning_score.runs.trial import (
+    SETTINGS,
+    TERMINATED,
+    finish_run,
+    in_trial,
+    print_line,
+    started,
+    stopped_by_wandb,
+    upload_command,
+)
 
 if TYPE_CHECKING:
     from wandb import Run
 
-SETTINGS: dict[str, Any] = {
-    "silent": True,
-    "init_timeout": 15.0,
-    "finish_timeout": 60.0,
-    "finish_timeout_raises": True,
-}  # WANDB_SILENT=false, ... beat these
 COLUMNS = ["metric", "value", "error", "floor", "n", "nfe", "weights", "denoised", "step", "seed", "seconds", "time"]
 """Columns of the table of measurements on W&B."""
 STEP = "trainer/global_step"
 """The x-axis of all metrics and pictures: completed optimizer steps."""
-TERMINATED = 143
-"""The exit code of a process that SIGTERM has ended, as a shell reports it."""
-_started: set[str] = set()  # ids of the W&B runs that this process started
 
 
 class WandbRunLogger(WandbLogger):
@@ -52,7 +53,7 @@ class WandbRunLogger(WandbLogger):
 
     def __init__(self, run: "Run", folder: str | Path) -> None:
         super().__init__(experiment=run, project=run.project, name=run.name, id=run.id, save_dir=folder)
-        self._upload_command = _upload_command(run)
+        self._upload_command = upload_command(run)
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP, step_sync=True)
         self._lost = False
@@ -111,7 +112,7 @@ class WandbRunLogger(WandbLogger):
         except Exception as error:  # no error of W&B may end the training
             self._lost = True
             kept = f"training continues, with its metrics in metrics.csv; to upload it later: {self._upload_command}"
-            _print(f"the run is lost ({one_line(error, 160)}); {kept}")
+            print_line(f"the run is lost ({one_line(error, 160)}); {kept}")
 
 
 @rank_zero_only
@@ -141,86 +142,14 @@ def wandb_logger(folder: str | Path, project: str = "lightning_score", name: str
         if wandb.setup(wandb.Settings(**defaults)).settings.mode == "disabled":
             return None
         run = wandb.run
-        if run is None or run.id in _started:  # else the user's own code has started one
+        if run is None or run.id in started:  # else the user's own code has started one
             run = _start(folder, project, name)
         logger = WandbRunLogger(run, folder)
     except Exception as error:
-        _print(f"cannot be used ({one_line(error, 160)}); the metrics are in metrics.csv.")
+        print_line(f"cannot be used ({one_line(error, 160)}); the metrics are in metrics.csv.")
         return None
-    _print(f"offline; to upload this run: {_upload_command(run)}" if run.offline else str(run.url))
+    print_line(f"offline; to upload this run: {upload_command(run)}" if run.offline else str(run.url))
     return logger
-
-
-def in_trial() -> bool:
-    """Whether this process is a trial of a sweep that a W&B agent runs."""
-    return "WANDB_SWEEP_ID" in os.environ
-
-
-@cache
-def stopped_by_wandb() -> bool:
-    """Whether W&B has asked for the end of this trial, as early termination does; else another signal has ended it, as when
-    SLURM preempts a job, and W&B must hand the trial out again. True if W&B does not say.
-    """
-    import wandb
-
-    query = (
-        "query Stopped($e: String, $p: String, $r: String!) {"
-        " project(name: $p, entityName: $e) { run(name: $r) { stopped } } }"
-    )
-    try:
-        run = wandb.run
-        names = {"e": run.entity, "p": run.project, "r": run.id} if run else {}
-        found: Any = wandb.Api()._service_api.execute_graphql(query, variables=names)
-        return bool(found["project"]["run"]["stopped"])
-    except Exception:
-        return True
-
-
-@rank_zero_only
-def fail_trial(message: str, code: int, terminated: bool = False) -> None:
-    """Marks the W&B run of a trial that failed before training as failed, with the error; does nothing outside of a sweep.
-
-    Args:
-        message: the error.
-        code: exit code of the process.
-        terminated: whether SIGTERM has ended it; W&B hands it out again unless it sent the signal itself.
-    """
-    if not in_trial():
-        return
-    import wandb
-
-    if terminated and _started and wandb.run is None:  # its logger has finished it
-        return
-    with suppress(Exception):  # the error itself is printed in any case
-        run = wandb.run or wandb.init(settings=wandb.Settings(**SETTINGS))
-        if terminated and not stopped_by_wandb():
-            run.mark_preempting()
-        else:
-            run.summary["error"] = message
-        run.finish(exit_code=code)
-
-
-def finish_run(code: int | None = None) -> None:
-    """Finishes the W&B run of this process, if it is open; prints how to upload it if that fails.
-
-    Args:
-        code: exit code of the process; None: as W&B knows it.
-    """
-    wandb = sys.modules.get("wandb")
-    if wandb is None or wandb.run is None or wandb.run.id not in _started:
-        return
-    again = _upload_command(wandb.run)
-    try:
-        wandb.run.finish(exit_code=code)
-    except Exception as error:
-        _print(f"the run is not uploaded ({one_line(error, 160)}); to upload it later: {again}")
-
-
-def _upload_command(run: "Run") -> str:
-    """The command that uploads a run later; its folder as an absolute or relative path, whichever is shorter."""
-    folder = Path(run.dir).parent
-    online = "" if run.offline else "--no-skip-online "  # a run that began online, which `wandb sync` alone leaves out
-    return f"wandb sync {online}{min(str(folder), os.path.relpath(folder), key=len)}"
 
 
 def _start(folder: Path, project: str, name: str | None) -> "Run":
@@ -241,13 +170,13 @@ def _start(folder: Path, project: str, name: str | None) -> "Run":
         online = wandb.setup().settings.mode not in ("offline", "dryrun") and wandb.login(prompt=False, verify=False)
         run = wandb.init(**options) if online else None
     except Exception as error:
-        _print(f"the server cannot be used ({one_line(error, 160)}).")
+        print_line(f"the server cannot be used ({one_line(error, 160)}).")
         for remains in set(folder.glob("wandb/run-*")) - set(before):
             shutil.rmtree(remains, ignore_errors=True)
     run = run or wandb.init(mode="offline", **options)
-    if not _started:
+    if not started:
         atexit.register(finish_run)  # before W&B's own, which does not print the folder
-    _started.add(run.id)
+    started.add(run.id)
     return run
 
 
@@ -269,8 +198,3 @@ def _writable(path: Path) -> bool:
     nearest = next(parent for parent in (path, *path.parents) if os.path.exists(parent))
     is_place = path.is_absolute() and nearest.is_dir() and nearest != Path(path.anchor)
     return is_place and os.access(nearest, os.W_OK | os.X_OK)
-
-
-def _print(message: str) -> None:
-    """One line on the standard error."""
-    print(f"W&B: {message}", file=sys.stderr)

@@ -15,6 +15,10 @@ from lightning_score.runs.old_names import with_new_names
 
 MODE = "unambiguous_yaml"
 """The name of `load` in jsonargparse."""
+KEEP = "+"
+"""Before the name of a class: keep the current values of parameters that it has too."""
+NO_FUNCTION = "takes a function, but a config makes only classes; write a class of your own, as my_parts.MySchedule"
+"""The error for the name of a function."""
 LARGEST = 100_000
 """Most values in a file; an alias counts wherever it is used."""
 DEEPEST = 100

@@ -207,7 +207,8 @@ class Given(TimeGrid):
 
     Args:
         times: decreasing times, from 1 (or a time of practically the same noise) down to 0 at the least.
-        sigmas: the same as decreasing sigma/alpha, in the units of the data; a last 0 is clean data.
+        sigmas: the same as decreasing sigma/alpha, in the units of the data; a first .inf is noise alone, and a last 0 is
+            clean data.
 
     Raises:
         InputError: they do not fall, leave the range of the process, or start with much less noise than the samples have.
@@ -220,7 +221,7 @@ class Given(TimeGrid):
         )
         self._name, values = ("times", times) if times is not None else ("sigmas", sigmas)
         values = list(values or [])
-        falling = len(values) >= 2 and all(math.inf > a > b >= 0 for a, b in pairwise(values))
+        falling = len(values) >= 2 and all(math.inf >= a > b >= 0 for a, b in pairwise(values))
         require(
             falling, f"{self._name}={values}: must be two or more numbers that fall from noise to data, the last at least 0"
         )
@@ -248,7 +249,7 @@ def times_of_levels(process: NoiseProcess, levels: Tensor, name: str) -> Tensor:
     """
     times = torch.where(levels > 0, process.time_of(levels.clamp(min=1e-30)), 0.0)
     found = torch.where(process.sigma(times) > 0, process.noise_level(times), 0.0)
-    wrong = (found - levels).abs() > 1e-3 * levels
+    wrong = (found / levels - 1).abs() > 1e-3
     if bool(wrong.any()):
         raise InputError(
             f"{name}={float(levels[wrong][0]):.6g}: {type(process).__name__} does not have this noise level (sigma/alpha); "

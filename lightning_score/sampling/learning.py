@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -105,6 +104,8 @@ class LogSteps:
 
 def fit_steps(trials: Trials, process: NoiseProcess, start: Tensor) -> None:
     """Gauss-Newton (a trust region, scipy's) from a grid, (M + 1,), with differences as derivatives."""
+    from scipy.optimize import least_squares  # takes a second to import
+
     grid = LogSteps(process, start)
 
     def derivatives(parameters: Row) -> Row:

@@ -1,5 +1,6 @@
 """Restart: on the way from noise to data back to more noise and down again, several times."""
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -60,7 +61,10 @@ class Restart(Predictor):
             require(len(values) in (1, n) and n > 0, f"{name}={values}: need one number, or one for each of {n} intervals")
         self._intervals = list(zip(*(v * (n if len(v) == 1 else 1) for v in lists.values()), strict=True))
         for low, high, count, times in self._intervals:
-            require(0 < low < high, f"sigma_min={low}, sigma_max={high}: need 0 < sigma_min < sigma_max, as in 0.06 and 0.3")
+            require(
+                0 < low < high < math.inf,
+                f"sigma_min={low}, sigma_max={high}: need 0 < sigma_min < sigma_max, as in 0.06 and 0.3",
+            )
             require(count >= 1, f"steps={count}: need at least one step from sigma_max back to sigma_min, as in steps=2")
             require(times >= 1, f"repeats={times}: need at least one; without a restart give its predictor alone")
         require(restart_noise > 0, f"restart_noise={restart_noise}: must be above 0, as in 1 or 1.003")

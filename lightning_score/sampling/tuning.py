@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
 from lightning_score.process import NoiseProcess
@@ -99,6 +98,8 @@ def equivalent_gaussian(sigmas: Sequence[float], norms: Sequence[float]) -> Equi
         [0.0, *np.geomspace(levels.min() / 10, levels.max() / 2, 80) ** 2]
     )  # half of technique 1's distance
     norm_of = levels[:, None] ** 2 / (variances + levels[:, None] ** 2)
+    from scipy.optimize import nnls  # takes a second to import
+
     shares, _ = nnls(np.vstack([norm_of, np.full(len(variances), total)]), np.array([*norms, total]))
     kept = shares > 0
     return EquivalentGaussian(variances[kept], shares[kept] / shares.sum())

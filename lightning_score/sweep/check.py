@@ -1,5 +1,7 @@
 """Checks a sweep before its first trial, and estimates its cost."""
 
+import lightning_score.torchvision_guard  # noqa: F401
+
 import difflib
 import json
 import sys

@@ -6,7 +6,6 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 
 from lightning_score.sweep.charts import FEW, is_wide, values_of
 from lightning_score.sweep.results import Results
@@ -31,6 +30,8 @@ def importances(found: Results) -> dict[str, float]:
     names = [name for name in found.varied if len(values_of(rows, name)) > 1]
     if len(rows) < LEAST or len({row.value for row in rows}) < 2 or not names:
         return {}
+    from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator  # takes a second to import
+
     columns = {name: _column(rows, name) for name in names}
     laws = {name: law for name, (law, _) in columns.items()}
     study = optuna.create_study(direction="maximize" if found.maximize else "minimize")

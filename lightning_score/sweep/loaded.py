@@ -10,7 +10,8 @@ from jsonargparse import Namespace
 from lightning_score.callbacks import Evaluate
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.configs import with_found_configs
-from lightning_score.commands.parser import Parser, UsageError
+from lightning_score.commands.parser import Parser
+from lightning_score.commands.plain_parser import UsageError
 from lightning_score.commands.trainer import TrainerCommand
 from lightning_score.commands.trainer_commands import TRAINER_COMMANDS
 from lightning_score.errors import InputError
@@ -96,7 +97,7 @@ class LoadedCommand(ParsedCommand):
         return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
     def take(self, given: Arguments | Sequence[str]) -> None:
-        """Gives the model the sampler and the guidance of other options, and takes their evaluation."""
+        """Gives the model the sampler and the guidance of other options, and takes their evaluation and weights."""
         config = self.parse(given)
         self.cli.before_instantiate_classes()
         wanted = {name: config["model"][name] for name in ("sampler", "guidance")}
@@ -104,7 +105,7 @@ class LoadedCommand(ParsedCommand):
             wanted["evaluate"] = self._evaluated = config["evaluate"]
         parts = self._parts.instantiate_classes(Namespace(wanted))
         self.model.use(parts.sampler, parts.guidance)
-        self.made["output"] = config["output"]
+        self.made["output"], self.made["ema_length"] = config["output"], config["ema_length"]
         if "evaluate" in wanted:
             self.made["evaluate"] = parts.evaluate
 

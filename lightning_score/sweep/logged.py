@@ -1,5 +1,7 @@
 """The names of the metrics that a command logs."""
 
+import lightning_score.torchvision_guard  # noqa: F401
+
 from collections.abc import Sequence
 
 import torch

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any
 
-from lightning_score.metrics import jackknife_error
-from lightning_score.metrics.frechet import student
+from lightning_score.estimates import jackknife_error, student
 from lightning_score.runs.records import Record, floor_name
 from lightning_score.sweep.macros import as_text
 from lightning_score.sweep.objectives import Constraint, Objective
@@ -133,11 +132,11 @@ def leave_one_out(records: Sequence[Record], metric: str) -> tuple[tuple[float, 
 
     The parts are the tenths of the samples of each seed; the value is the mean over seeds.
     """
-    found = [r for r in records if r.metric == metric and r.jackknife and r.weights == "ema" and r.denoised]
+    found = [r for r in records if r.metric == metric and r.jackknife and r.weights != "raw" and r.denoised]
     if not found:
         return (), ""
     found = [record for record in found if record.step == found[-1].step]
-    common = str((*found[0].axis, [record.seed for record in found], found[0].weights))
+    common = str((*found[0].axis, [record.seed for record in found], "ema"))
     if len(found) == 1:
         return tuple(found[0].jackknife), common
     value = fmean(record.value for record in found)

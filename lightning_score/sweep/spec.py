@@ -15,7 +15,6 @@ from optuna.trial import BaseTrial
 from lightning_score.commands.arguments import Arguments
 from lightning_score.errors import require
 from lightning_score.runs.folders import check_name
-from lightning_score.runs.pretrained import pinned
 from lightning_score.runs.yaml_files import read_mapping
 from lightning_score.sweep.macros import ARGS, DEFAULT, as_text, expand_macros, flatten, options, split_options
 from lightning_score.sweep.objectives import EXAMPLE, Constraint, Objective, read_constraints, read_objectives
@@ -197,6 +196,8 @@ class Sweep:
             require(found == wanted, f'{lost}: end it with "${{args}}", and leave {wanted.name} out of it')
         merged = {**fixed, **settings}
         if "ckpt_path" in merged:  # `latest` may point to another run before the sweep ends
+            from lightning_score.runs.pretrained import pinned  # takes seconds to import, with torch
+
             merged["ckpt_path"] = pinned(as_text(merged["ckpt_path"]))
         return Arguments(after[0], (*ordered, *options(merged)))
 

@@ -16,7 +16,7 @@ import optuna
 import torch
 
 from lightning_score.commands.arguments import Arguments
-from lightning_score.commands.base import quiet
+from lightning_score.runs.console import quiet
 from lightning_score.runs.folders import is_held, remove_without_results
 from lightning_score.runs.records import FILE, read_records
 from lightning_score.runs.status import read_status
@@ -28,7 +28,7 @@ from lightning_score.sweep.rows import metric_names, sampled_fields
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.study import METRICS, Study
 
-SAMPLING = ("model.sampler", "model.guidance", "evaluate")
+SAMPLING = ("model.sampler", "model.guidance", "evaluate", "ema_length")
 """Settings that can change without loading the model again."""
 SECONDS, MEASURES = "seconds", "measures"
 """Attributes of a trial: its duration; the fields `jackknife`, `paired` and `floor_kind` of a row of results, for each

@@ -1,8 +1,9 @@
 """An optimizer and a learning-rate schedule that resume from a checkpoint with new settings."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from copy import deepcopy
 from typing import Any
 
@@ -19,6 +20,21 @@ AHEAD = 100_000
 """Most steps that are searched for a learning rate above 0."""
 DERIVED = ("schedule_phases", "total_size", "step_ratio")
 """Values that torch's schedules compute from their parameters, and save in checkpoints."""
+
+
+_trying = ContextVar("trying", default=True)
+
+
+@contextmanager
+def untried() -> Iterator[None]:
+    """Within it, `Optimization` makes no optimizer before it is asked for one: for models that are not trained, because
+    torch imports its compiler, which takes a second, with the first optimizer.
+    """
+    token = _trying.set(False)
+    try:
+        yield
+    finally:
+        _trying.reset(token)
 
 
 class Optimization:
@@ -40,6 +56,9 @@ class Optimization:
         self._schedule: Any = None
         self._settings: list[dict[str, Any]] = []
         self._replaced = False
+        self._needs: Set[str] = set()
+        if not _trying.get():
+            return
         try:
             self._try()
         except (ValueError, TypeError, RuntimeError, ArithmeticError, KeyError) as error:

@@ -1,10 +1,11 @@
 """A network whose weights, gradients, averages and optimizer state are sharded over processes (FSDP)."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import chain
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 import torch.distributed as dist
@@ -12,13 +13,14 @@ from lightning.pytorch import Trainer, strategies
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_score.errors import require
 from lightning_score.networks import Network
 from lightning_score.training.model import ScoreModel
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 OTHERS = (strategies.FSDPStrategy, strategies.ModelParallelStrategy, strategies.DeepSpeedStrategy)
 """Strategies that shard weights and do not unshard them for sampling."""
@@ -106,9 +108,11 @@ class FullyShard(strategies.DDPStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         """Unshards one tensor after the other, and writes them all on the first process."""
+        from torch.distributed.tensor import DTensor
+
         super().save_checkpoint(apply_to_collection(checkpoint, DTensor, self._for_first), filepath, storage_options)
 
-    def _for_first(self, tensor: DTensor) -> Tensor | None:
+    def _for_first(self, tensor: "DTensor") -> Tensor | None:
         full = tensor.full_tensor()
         return full.cpu() if self.is_global_zero else None
 
@@ -159,6 +163,9 @@ def shard(module: nn.Module, network: Network, device: torch.device, learned: nn
         device: where the weights are.
         learned: another part with weights, those of the objective; null: none.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard  # takes a second to import
+
     for tensor in chain(module.parameters(), module.buffers()):
         tensor.data = tensor.data.contiguous()  # channels-last weights cannot be sharded
         dist.broadcast(tensor.data, 0)
@@ -200,20 +207,22 @@ def unsharded(module: nn.Module) -> Iterator[None]:
 
 def refresh(module: nn.Module) -> None:
     """Updates unsharded weights after a change of their shards; all processes must call it."""
-    if is_sharded(module) and not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+    if is_sharded(module) and not any(map(_is_shard, module.parameters())):
         set_sharded(module, True)
         set_sharded(module, False)
 
 
 def local(tensor: Tensor) -> Tensor:
     """The local shard of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _is_shard(tensor) else tensor
 
 
 def shard_like(tensor: Any, like: Tensor) -> Any:
     """A full tensor, sharded like another of the same shape; anything else is returned as it is."""
-    if not isinstance(like, DTensor) or not isinstance(tensor, Tensor) or tensor.shape != like.shape:
+    if not _is_shard(like) or not isinstance(tensor, Tensor) or tensor.shape != like.shape:
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor.to(like.device).contiguous(), like.device_mesh, like.placements, src_data_rank=None)
 
 
@@ -231,6 +240,13 @@ def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in chain(module.named_parameters(), module.named_buffers())}
 
 
-def _units(module: nn.Module) -> list[FSDPModule]:
+def _units(module: nn.Module) -> "list[FSDPModule]":
     """The parts of a module that are unsharded one at a time."""
-    return [part for part in module.modules() if isinstance(part, FSDPModule)]
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # takes a second to import, before which nothing is sharded
+    return [part for part in module.modules() if isinstance(part, fsdp.FSDPModule)] if fsdp else []
+
+
+def _is_shard(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether a tensor is the shard of another."""
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(tensor, tensors.DTensor)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from lightning_score.data import ScoreData
 from lightning_score.errors import InputError, one_line, require
 from lightning_score.runs.checkpoints import read_checkpoint
 
@@ -17,10 +18,21 @@ NETWORK = "score_function.network."
 
 def begin(model: "ScoreModel") -> None:
     """Gives the network the weights from which its training starts, and the objective the score function that it trains."""
+    objective, data = model.objective, getattr(model.trainer, "datamodule", None)
+    named = f"objective={type(objective).__name__}"
+    require(
+        not objective.refines or model.start_from is not None,
+        f"{named}: improves a trained model; give its checkpoint, as --model.start_from runs/NAME/latest/last.ckpt",
+    )
+    require(
+        not objective.refines or model.augmentation is None,
+        f"{named}: compares data with samples, which are not augmented; set model.augmentation to null",
+    )
+    objective.receive(data if isinstance(data, ScoreData) else None)
     if model.start_from is not None:
         take_weights(model.score_function.network, model.start_from)
-    model.objective.steps_done = lambda: model.trainer.global_step if model.training else None
-    model.objective.begin(model.score_function)
+    objective.steps_done = lambda: model.trainer.global_step if model.training else None
+    objective.begin(model.score_function)
 
 
 def take_weights(network: nn.Module, path: str) -> None:

@@ -1,5 +1,8 @@
 """The loss floor: no network is below it, closed forms, and the same noise at every validation."""
 
+import math
+import re
+
 import pytest
 import torch
 from conftest import SMALL, concrete
@@ -8,7 +11,7 @@ from torch import nn
 
 from lightning_score import process
 from lightning_score.callbacks import LossFloor
-from lightning_score.callbacks.loss_floor import level_times
+from lightning_score.callbacks.loss_floor import LevelLosses, level_times
 from lightning_score.data import Digits, GaussianMixture
 from lightning_score.errors import InputError
 from lightning_score.networks import MLP, UNet
@@ -106,7 +109,7 @@ def test_images(conditional):
     torch.testing.assert_close(LossFloor(levels=3, num_examples=64).measure(memory, data).train, losses.train_floor)
 
 
-def test_validation_logs_constant_names_and_a_picture(tmp_path):
+def test_validation_logs_constant_names_and_a_picture(tmp_path, capsys):
     callback, data = LossFloor(levels=3, num_examples=64), GaussianMixture(num_samples=500)
     model = toy_model()
     trainer = Trainer(
@@ -127,8 +130,41 @@ def test_validation_logs_constant_names_and_a_picture(tmp_path):
     levels = [float(trainer.callback_metrics[f"val/excess_loss_train/{level}"]) for level in ("0.05", "0.5", "5")]
     assert float(trainer.callback_metrics["val/excess_loss_train"]) == pytest.approx(sum(levels) / 3, rel=1e-5)
     assert len(list(tmp_path.glob("loss_per_sigma/*.png"))) == 2
+    printed = re.findall(r"--model.objective.times.mean (\S+) --model.objective.times.std (\S+)", capsys.readouterr().out)
+    law = callback.last.times(float(data.splits.train.x.std()))
+    assert len(printed) == 2 and printed[1] == (f"{law.mean:.2f}", f"{law.std:.2f}")
+    assert float(trainer.callback_metrics["val/fitted_times_mean"]) == pytest.approx(law.mean, rel=1e-5)
     again = callback.measure(model.eval(), data)
     torch.testing.assert_close(again.train, callback.last.train)
+
+
+@pytest.mark.parametrize("level", [0.05, 0.5, 3.0])
+def test_displacement_is_what_an_error_of_the_score_does_to_samples(level):
+    """The flow of N(0, d^2) from s = 20 to 0.001 in steps of ln s, with an error of the denoised image around one level."""
+    d, error, log_s = 0.7, 1e-3, torch.linspace(math.log(20), math.log(0.001), 40_001, dtype=torch.float64)
+    step, band = float(log_s[0] - log_s[1]), (log_s - math.log(level)).abs() < 0.05
+    ends = []
+    for size in (error, 0.0):
+        x = 1.0
+        for y, inside in zip(log_s.tolist(), band.tolist(), strict=True):
+            denoised = d**2 / (d**2 + math.exp(2 * y)) * x + size * inside
+            x -= step * (x - denoised)
+        ends.append(x)
+    per_log_s = (ends[0] - ends[1]) / (step * int(band.sum()))
+    excess = torch.tensor([(error / level) ** 2 / 2], dtype=torch.float64)
+    losses = LevelLosses(torch.tensor([level], dtype=torch.float64), excess, excess, 0 * excess, 0 * excess)
+    assert per_log_s**2 == pytest.approx(float(losses.displacement(d)), rel=5e-3)
+
+
+def test_the_fitted_law_has_the_moments_of_the_displacement():
+    """For an excess that makes it a normal density of ln s; a negative excess counts as none."""
+    d, x = 0.5, torch.linspace(-7, 5, 40, dtype=torch.float64)
+    s = x.exp()
+    normal = torch.exp(-(((x + 0.4) / 0.8) ** 2) / 2)
+    excess = torch.where(x > 3.5, -1.0, normal / (s**2 * d**2 / (s**2 + d**2)))
+    law = LevelLosses(s, excess + 1, excess, torch.ones_like(s), s).times(d)
+    assert (law.mean, law.std) == (pytest.approx(-0.4, abs=1e-4), pytest.approx(0.8, rel=1e-4))
+    assert LevelLosses(s, s, s, 2 * s, s).times(d) is None
 
 
 def test_needs_a_data_module():

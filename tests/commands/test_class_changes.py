@@ -13,7 +13,8 @@ from part_classes import descendants, parts
 
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.configs import shipped
-from lightning_score.commands.parser import Parser, UsageError
+from lightning_score.commands.parser import Parser
+from lightning_score.commands.plain_parser import UsageError
 from lightning_score.data import ScoreData
 from lightning_score.guidance import Guidance
 from lightning_score.metrics import Features

@@ -19,8 +19,8 @@ from lightning_score.cli import COMMANDS, WITHOUT_TRAINER, run
 from lightning_score.commands.configs import find_config, shipped
 from lightning_score.errors import InputError
 
-CONFIGS = sorted(path.stem for path in shipped().glob("*.yaml") if path.stem not in ("arrays", "images"))
-"""Those on data that the package embeds; the others are in test_recipes.py."""
+CONFIGS = sorted(path.stem for path in shipped().glob("*.yaml") if path.stem not in ("arrays", "images", "ddo"))
+"""Those on data that the package embeds; the others are in test_recipes.py, and ddo needs samples."""
 TABLE = ["--model.sampler.grid=ProcessTable", "--model.sampler.denoise=LastMean"]
 QUICK = ["--samples.num_samples=9", "--evaluate.num_samples=40", "--model.sampler.steps=2"]
 
@@ -30,6 +30,25 @@ def test_every_shipped_config_survives_a_fast_dev_run(config, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert run(["fit", "--config", config, "--trainer.fast_dev_run=true"]) == 0
     assert not list(tmp_path.iterdir()), "a fast_dev_run leaves nothing behind"
+
+
+def test_a_model_is_refined_with_its_own_samples(tmp_path, monkeypatch, capsys):
+    """Without them, or without the model, one line says what to do, and nothing is left behind."""
+    monkeypatch.chdir(tmp_path)
+    assert run(["predict", "--ckpt_path=digits/ddpm", "--num_samples=9", "--output=drawn"]) == 0
+    quick = ["fit", "--config=ddo", "--trainer.fast_dev_run=true"]
+    assert run([*quick, "--model.objective.samples=drawn/samples.npz"]) == 0
+    capsys.readouterr()
+    for wrong, message in (
+        ([], "needs samples of the model from which training starts"),
+        (["--model.objective.samples=none.npz"], "none.npz: does not exist"),
+        (["--model.objective.samples=drawn/samples.npz", "--model.start_from=null"], "give its checkpoint"),
+        (["--model.objective.samples=drawn/samples.npz", "--model.network.dropout=0.1"], "set model.network.dropout=0"),
+        (["--model.objective.alpha=0"], "alpha=0.0: must be above 0"),
+    ):
+        assert run([*quick, *wrong]) == 2
+        assert message in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["drawn"]
 
 
 @pytest.mark.parametrize("name", ["ncsn", "ncsn.yaml", "configs/ncsn.yaml"])

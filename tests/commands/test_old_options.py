@@ -7,7 +7,7 @@ import yaml
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.base import IdleExperiment
 from lightning_score.commands.fit import Fit
-from lightning_score.commands.parser import UsageError
+from lightning_score.commands.plain_parser import UsageError
 from lightning_score.runs.old_names import new_classes, new_option, with_new_names
 
 

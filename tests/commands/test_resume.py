@@ -30,7 +30,7 @@ from lightning_score.runs.logs import cut_logs
 SMALL = ["--model.network.channels=8", "--model.network.multipliers=[1]", "--model.process.levels=4"]
 FIT = ["fit", "--config=ncsn", *SMALL, "--trainer.max_steps=40", "--trainer.val_check_interval=15", "--trainer.logger=false",
        "--trainer.log_every_n_steps=4", "--samples.num_samples=4", "--evaluate.num_samples=40",
-       "--model.sampler.steps=1"]  # fmt: skip
+       "--model.sampler.steps=1", "--model.objective.weighting=Uncertainty"]  # fmt: skip
 KEPT = ("--trainer.callbacks=[{class_path: LossFloor, init_args: {num_examples: 64}}, "
         "{class_path: LangevinHealth, init_args: {num_samples: 16}}]")  # fmt: skip
 FIT = [*FIT, KEPT]

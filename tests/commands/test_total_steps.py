@@ -178,6 +178,10 @@ class TestOtherClasses:
             (["--trainer.val_check_interval=100"], "--trainer.val_check_interval 100: "),
             (["--trainer.devices=none"], "--trainer.devices none: "),
             (["--config=conditional"], "weights do not fit the network"),
+            (
+                ["--model.objective.weighting=Uncertainty"],
+                "weights do not fit the objective of the options; keep its model.obj",
+            ),
             ([f"--name={'x' * 300}", "--runs=r"], "1 to 200 bytes"),
         ],
     )

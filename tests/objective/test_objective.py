@@ -22,7 +22,9 @@ from lightning_score.objective import (
     MinSNR,
     Objective,
     SigmaSquared,
+    SlicedScoreMatching,
     TableTimes,
+    Uncertainty,
     UniformTimes,
 )
 from lightning_score.process import VE, VP, BetaTable, SigmaTable
@@ -78,7 +80,9 @@ def test_weightings_equal_the_published_ones_in_their_own_units(noise_process):
 
 
 @pytest.mark.parametrize(
-    "weighting", [MinSNR(), EDMWeighting(), SigmaSquared(), Likelihood()], ids=lambda w: type(w).__name__
+    "weighting",
+    [MinSNR(), EDMWeighting(), SigmaSquared(), Likelihood(), Uncertainty()],
+    ids=lambda w: type(w).__name__,
 )
 def test_weightings_are_positive_and_finite_from_end_to_end(noise_process, weighting):
     t = torch.linspace(noise_process.t_min, 0.9998, 50)
@@ -91,6 +95,12 @@ def test_weightings_refuse_what_they_cannot_use():
         MinSNR(0)
     with pytest.raises(InputError, match="data_std=-1"):
         EDMWeighting(-1)
+    with pytest.raises(InputError, match="width=0: must be even"):
+        Uncertainty(width=0)
+    with pytest.raises(InputError, match=r"weighting\.weighting=Uncertainty: must be one without parameters"):
+        Uncertainty(Uncertainty())
+    with pytest.raises(InputError, match=r"weighting=Uncertainty: .*those of SlicedScoreMatching may be negative"):
+        SlicedScoreMatching(Uncertainty())
 
 
 class Shifted(MixtureScore):

@@ -50,6 +50,15 @@ def test_log_normal_times(stratified):
     assert bool(((edges > 0) & (edges <= 1)).all())
 
 
+def test_a_law_is_fitted_to_a_density_at_uneven_levels():
+    x = torch.linspace(-2, 2, 201, dtype=torch.float64) ** 3
+    density = 7 * torch.exp(-(((x - 0.3) / 1.1) ** 2) / 2) - 1e-9
+    law = LogNormalTimes.fitted(x, density)
+    assert (law.mean, law.std) == (pytest.approx(0.3, abs=1e-4), pytest.approx(1.1, rel=1e-3))
+    with pytest.raises(InputError, match="positive at two noise levels"):
+        LogNormalTimes.fitted(x, -density.clamp(min=0))
+
+
 def test_table_times_are_the_entries_with_equal_probability():
     torch.manual_seed(0)
     process = SigmaTable(levels=10)
@@ -87,7 +96,7 @@ def test_importance_times_follow_their_density(noise_process):
     law = ImportanceTimes(0.05)
     u = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     t = law.quantile(noise_process, u)
-    grid = torch.linspace(0.05, 1, 200_001, dtype=torch.float64)
+    grid = torch.linspace(0.05, noise_process.t_signal, 200_001, dtype=torch.float64)
     middle = (grid[1:] + grid[:-1]) / 2
     cdf = nn.functional.pad((law.density(noise_process, middle) * grid.diff()).cumsum(0), (1, 0))
     assert float(cdf[-1]) == pytest.approx(1, abs=2e-3)

@@ -132,7 +132,7 @@ def run(predictor, score, x, times, z=None):
 def test_special_cases_are_other_methods(noise_process):
     """One prediction is DDIM; SA-Solver without noise is Adams-Bashforth on the denoised image, with it SDE-DPM-Solver++."""
     score, (x, z) = MixtureScore(noise_process), torch.randn(2, 20, 2, dtype=torch.float64)
-    times = torch.linspace(1, 0.3, 9, dtype=torch.float64)
+    times = torch.linspace(0.98, 0.3, 9, dtype=torch.float64)
     ddim = run(DDIM(), score, x, times)
     for one in (IPNDM(1), AdamsBashforth("time", 1), UniPC(1, False), SASolver(1, 0, 0.0)):
         torch.testing.assert_close(run(one, score, x, times), ddim)

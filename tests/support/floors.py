@@ -6,7 +6,7 @@ PACKAGE = Path(__file__).parent.parent.parent / "lightning_score"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"stopping", "errors", "torchvision_guard"},
-    {"tensors", "memory", "files"},
+    {"tensors", "memory", "files", "estimates"},
     {"seeds", "conditions", "observations"},
     {"process", "networks", "metrics", "data"},
     {"score"},

@@ -10,6 +10,8 @@ PARAMETERS = {
     "cifar10/ddpmpp_subvp": 61_804_419,
     "cifar10/ncsnpp_ve": 62_758_915 - 128,  # the authors count the Fourier frequencies, which are not trained
     "cifar10/edm": 55_733_891,
+    "cifar10/ect": 55_733_891,
+    "cifar10/ddo": 55_733_891,
     "cifar10/flow": 35_746_307,
     "imagenet64/edm": 295_899_267 + 768,  # the authors have no row for "no class"
     "ncsnv2/celeba64": 29_694_083,

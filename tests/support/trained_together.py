@@ -19,6 +19,7 @@ from lightning_score.objective import (
     ImportanceTimes,
     Likelihood,
     SlicedScoreMatching,
+    Uncertainty,
     UniformTimes,
 )
 
@@ -42,9 +43,9 @@ def points():
 
 
 def few():
-    """Fewer held-out batches than processes."""
-    data = GaussianMixture(num_samples=400, batch_size=100)
-    return ScoreModel(partial(MLP, width=16, depth=1), (2,), VE(0.1, 3.0)), data
+    """Fewer held-out batches than processes, and weights of the objective."""
+    data, objective = GaussianMixture(num_samples=400, batch_size=100), DenoisingScoreMatching(Uncertainty())
+    return ScoreModel(partial(MLP, width=16, depth=1), (2,), VE(0.1, 3.0), objective=objective), data
 
 
 class Seen(Callback):
@@ -66,7 +67,7 @@ def train(case, processes, strategy, accumulated, seeded=True):
     if seeded:
         seed_everything(3, verbose=False)
     model, data = {"images": images, "workers": partial(images, 1), "points": points, "few": few}[case]()
-    ema, seen = EMA(0.9), Seen()
+    ema, seen = EMA(0.9, lengths=[0.05, 0.1]), Seen()
     trainer = Trainer(
         accelerator="cpu", devices=processes, strategy=strategy, precision="64-true", max_steps=STEPS, max_epochs=-1,
         accumulate_grad_batches=accumulated, callbacks=[ema, seen], logger=False, enable_checkpointing=False,
@@ -77,6 +78,10 @@ def train(case, processes, strategy, accumulated, seeded=True):
     full = lambda tensor: getattr(tensor, "full_tensor", lambda: tensor)().double().clone()  # noqa: E731
     found = {f"{part}/{name}": full(tensor) for part in ("state_dict", "current_model_state")
              for name, tensor in checkpoint[part].items()}  # fmt: skip
+    saved = torch.load("averages/step_0000016.pt", weights_only=True) if trainer.is_global_zero else {}
+    for kind, averages in ("averages", checkpoint["averages"]), ("snapshot", saved.get("averages", {})):
+        found |= {f"{kind}/{length}/{name}": full(tensor)
+                  for length, average in averages.items() for name, tensor in average.items()}  # fmt: skip
     found["losses"] = torch.tensor(seen.losses, dtype=torch.float64)
     trainer.validate(model, datamodule=data, verbose=False)
     found["val/loss"] = trainer.callback_metrics["val/loss"].double()

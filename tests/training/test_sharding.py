@@ -34,7 +34,7 @@ from lightning_score.runs.records import FILE, read_records
 from lightning_score.training import sharding
 
 FIT = ["fit", "--config=ncsn", *SHORT, "--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.gradient_clip_val=1",
-       "--trainer.precision=64-true", "--evaluate.raw_weights=true"]  # fmt: skip
+       "--trainer.precision=64-true", "--evaluate.raw_weights=true", "--ema.lengths=[0.05, 0.1]"]  # fmt: skip
 NETWORKS = {
     "mlp": (lambda: MLP((2,), width=16), (2,)),
     "ncsn": (lambda: NCSN((1, 8, 8), 3, channels=8), (1, 8, 8)),
@@ -49,7 +49,7 @@ NETWORKS = {
 }
 
 
-COMPARED = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "loops")
+COMPARED = ("state_dict", "current_model_state", "averaging_state", "averages", "optimizer_states", "lr_schedulers", "loops")
 
 
 class Weigh(Callback):
