@@ -233,6 +233,7 @@ def test_the_table_of_parts_lists_every_class():
         "data.augment": concrete(data, data.ArrayAugmentation),
         "model.parametrization": PARAMETRIZATIONS,
         "model.objective": concrete(objective, objective.Objective),
+        "model.objective.weighting": concrete(objective, objective.Weighting),
         "model.sampler": concrete(sampling, sampling.Sampler),
         "model.sampler.predictor": [*PREDICTORS, sampling.Restart, sampling.DiffPIR, sampling.Consistency],
         "model.sampler.corrector": CORRECTORS,
