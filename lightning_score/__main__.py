@@ -65,6 +65,7 @@ _SAMPLER = """\
 _CHECKPOINT = """\
   --ckpt_path runs/ncsn/latest/last.ckpt   the checkpoint, which holds model, data and sampler, or a trained model:
                                            digits/ncsn, /ddpm, /vp_pc or /conditional, or fashion_mnist/edm16
+  --ema_length 0.07                        another average of the weights, of a run with --ema.lengths
   --output FOLDER                          a new folder for the results; next to the checkpoint by default"""
 
 _FEATURES = """\
@@ -99,7 +100,7 @@ common options:
   --data Digits                            or FashionMNIST, MNIST, CIFAR10, GaussianMixture, ImageFolder, ImageStream,
                                            Arrays, ArrayStream; its parameters as --data.batch_size 64
   --model.conditional true                 gives the network the labels or other conditions of the data
-  --ema.decay 0.999                        average of the weights
+  --ema.decay 0.999                        average of the weights; with --ema.lengths "[0.05, 0.1]" any other afterwards
 {_EVALUATION}
   --trainer.logger TensorBoardLogger       W&B where it can be used, by default; metrics.csv is always written
   --ckpt_path last                         resumes the newest run of the config; a run folder or a checkpoint also serve"""

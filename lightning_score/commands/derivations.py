@@ -210,7 +210,7 @@ def tune_corrector(
     least = f"must be at least {others + corrections}, with one correction at each of {corrections} levels"
     require(steps >= 1, f"--evaluations {budget}: {least}; or give the grid fewer steps")
     times = sampler.grid(process)
-    fit, planned = Norms(model, data, times[process.sigma(times) > 0], n), _with(sampler, corrector, steps)
+    fit, planned = Norms(model, data, levels_of(process, times), n), _with(sampler, corrector, steps)
     start = mean_square(sampler.initial(process, NoiseStream(SEED, range(n), model.shape)))
     found = tuned_snrs(fit.gaussian, process, planned.plan(process, times), corrector, start)
     pairs = [(float(f"{level.sigma:.6g}"), float(f"{level.snr:.4g}")) for level in found]

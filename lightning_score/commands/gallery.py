@@ -125,7 +125,8 @@ def draw_samplers(model: ScoreModel, mixture: Mixture, n: int = 500, seed: int =
 
 
 def _draw_cloud(axes: "Axes", mixture: Mixture, process: NoiseProcess, t: Tensor, x: Tensor) -> None:
-    """The samples x/alpha at time t over their density."""
+    """The samples x/alpha at time t, at most the last one with signal, over their density."""
+    t = process.with_signal(t)
     marginal = Marginal(mixture, t, 1.0, float(process.noise_level(t)))
     draw_density(axes, marginal, extent(mixture) + 2 * marginal.sigma)
     first, second = (x / process.alpha(t)).T

@@ -43,7 +43,6 @@ PREDICTIONS = {"epsilon": "Noise", "sample": "Denoised", "v_prediction": "Veloci
 CONSISTENCY = ("LCMScheduler", "TCDScheduler")
 """Schedulers of models that jump to the data at once."""
 UNUSUAL = (
-    ("rescale_betas_zero_snr", False, "because pure noise has no score of the data"),
     ("thresholding", False, "because samples are clipped at fixed values here"),
     ("timestep_type", "discrete", "because the input of its network is the noise level, not the index"),
     ("snr_shift_scale", 1.0, "because it changes the noise levels of beta_schedule"),
@@ -193,6 +192,8 @@ def _training(scheduler: Mapping[str, Any]) -> Settings:
         check(name, scheduler.get(name) or usual, [usual], why)
     prediction, variance = scheduler.get("prediction_type", "epsilon"), scheduler.get("variance_type") or "fixed_small"
     check("prediction_type", prediction, list(PREDICTIONS))
+    to_noise, why = scheduler.get("rescale_betas_zero_snr") or False, "because noise alone tells nothing of the data"
+    check("rescale_betas_zero_snr", to_noise, [False, prediction != "epsilon"], f"with prediction_type epsilon, {why}")
     check("variance_type", variance, ["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"])
     clip = float(scheduler.get("clip_sample_range", 1.0))
     clipping = {"clip": [-clip, clip] if scheduler.get("clip_sample", True) else None}
@@ -207,12 +208,13 @@ def _training(scheduler: Mapping[str, Any]) -> Settings:
 def _process(scheduler: Mapping[str, Any]) -> Settings:
     schedule, steps = scheduler.get("beta_schedule", "linear"), scheduler.get("num_train_timesteps") or 1000
     ends = {"beta_min": scheduler.get("beta_start", 1e-4), "beta_max": scheduler.get("beta_end", 0.02)}
+    to_noise = {"zero_snr": True} if scheduler.get("rescale_betas_zero_snr") else {}
     if scheduler.get("trained_betas") is not None:
-        return part("BetaChain", betas=list(map(float, scheduler["trained_betas"])))
+        return part("BetaChain", betas=list(map(float, scheduler["trained_betas"])), **to_noise)
     processes = {
-        "linear": part("BetaTable", **ends, steps=steps),
-        "scaled_linear": part("ScaledLinearBetas", **ends, steps=steps),
-        "squaredcos_cap_v2": part("CosineTable", steps=steps),
+        "linear": part("BetaTable", **ends, steps=steps, **to_noise),
+        "scaled_linear": part("ScaledLinearBetas", **ends, steps=steps, **to_noise),
+        "squaredcos_cap_v2": part("CosineTable", steps=steps, **to_noise),
     }
     check("beta_schedule", schedule, list(processes))
     return processes[schedule]

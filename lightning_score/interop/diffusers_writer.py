@@ -132,9 +132,10 @@ def _betas(settings: Settings) -> Mapping[str, Any]:
     process, name = make(settings), _name(settings)
     require(isinstance(process, BetaChain), f"process {name}: diffusers' schedulers are discrete chains, such as BetaTable")
     betas = process.betas.tolist()
-    shared = {"num_train_timesteps": len(betas)}
+    shared: dict[str, Any] = {"num_train_timesteps": len(betas)}
     named = {"BetaTable": "linear", "ScaledLinearBetas": "scaled_linear"}.get(name)
     if named is None:
         return {**shared, "beta_schedule": "linear", "trained_betas": betas}
     ends = _arguments(settings, type(process))
-    return {**shared, "beta_schedule": named, "beta_start": ends["beta_min"], "beta_end": ends["beta_max"]}
+    linear = {"beta_schedule": named, "beta_start": ends["beta_min"], "beta_end": ends["beta_max"]}
+    return {**shared, **linear, "rescale_betas_zero_snr": ends["zero_snr"]}

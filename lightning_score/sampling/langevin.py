@@ -69,8 +69,9 @@ class MarkovChain(Sampler):
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         level = times[0]
         require(
-            float(process.sigma(level)) > 0,
-            f"t={self.t}: must be a time with noise, because clean data have no score; give a time above 0, or sigma",
+            float(process.sigma(level)) > 0 and not process.is_noise(level),
+            f"t={self.t}: must be a time of both noise and data, because clean data have no score and noise alone knows "
+            "nothing of them; give a time between 0 and 1, or sigma",
         )
         return [Move(self.corrector, level, level, level)] * self.steps
 

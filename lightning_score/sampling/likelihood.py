@@ -94,24 +94,24 @@ def log_likelihood(
         y = torch.cat([(x / broadcast_to(process.alpha(ends[0]), x)).flatten(1), x.new_zeros(len(x), 1)], 1)
         y = (solver or DormandPrince())(slope, y, first_level, last_level, parts=[d, 1])
         latent = broadcast_to(process.alpha(near[1]), x) * y[:, :d].view_as(x)
-        gain = y[:, d].double() + process.log_alpha(near[1]) - process.log_alpha(ends[0])
-        if near[1] < ends[1]:
-            latent, log_volume = _to_noise(score, latent, near[1], ends[1], trace, vectors)
-            gain = gain + log_volume / d
+        latent, last = _to_noise(score, latent, near[1], ends[1], trace, vectors)
+        gain = y[:, d].double() + process.log_alpha(near[1]) - process.log_alpha(ends[0]) + last
         return LogLikelihood((prior or log_prior)(process, latent) + d * gain, latent, (score.evaluations - before) / len(x))
 
 
 def _to_noise(
     score: ScoreField, x: Tensor, s: Tensor, t: Tensor, trace: Trace, vectors: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Noise alone at t from x (B, ...) at s, the last time with signal, by `FromNoise`, and log |d noise/d x|, (B,), to
-    first order in alpha_s/sigma_s.
+    """Noise alone at t from x (B, ...) at s, the last time with signal, by `FromNoise`, and log |d noise/d x| per dimension,
+    (B,), to first order in alpha_s/sigma_s; x itself if s is t.
     """
     process, d = score.process, x[0].numel()
+    if s == t:
+        return x, x.new_zeros((), dtype=torch.float64)
     latent, _ = FROM_NOISE.step(score, x, s, t, NoDraws(), None)
     scale, alpha = process.sigma(s) / process.sigma(t), process.alpha(s)
     _, pullback, *_ = torch.func.vjp(lambda z: score.denoised(z.view_as(x), t).flatten(1), latent.flatten(1))
-    return latent, -d * scale.log() - alpha / scale * trace(lambda v: pullback(v)[0], vectors).double()
+    return latent, -scale.log() - alpha / scale * trace(lambda v: pullback(v)[0], vectors).double() / d
 
 
 Likelihood = Callable[[ScoreField, Tensor, NoiseStream], LogLikelihood]

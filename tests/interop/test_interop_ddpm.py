@@ -263,7 +263,7 @@ class TestDiffusers:
             ({"variance_type": "learned"}, 'variance_type: "learned" cannot be converted'),
             ({"beta_schedule": "laplace"}, 'beta_schedule: "laplace" cannot be converted, only "linear"'),
             ({"prediction_type": "flow"}, 'prediction_type: "flow"'),
-            ({"rescale_betas_zero_snr": True}, "pure noise has no score"),
+            ({"rescale_betas_zero_snr": True}, "with prediction_type epsilon, because noise alone"),
             ({"thresholding": True}, "thresholding: true cannot be converted"),
             ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, 'timestep_type: "continuous"'),
             ({"_class_name": "LCMScheduler"}, "LCMScheduler: only schedulers"),

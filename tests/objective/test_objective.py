@@ -15,10 +15,12 @@ from lightning_score.objective import (
     EDMWeighting,
     ExplicitScoreMatching,
     FixedTimes,
+    FlowWeighting,
     Hutchinson,
     ImplicitScoreMatching,
     ImportanceTimes,
     Likelihood,
+    LogNormalTimes,
     MinSNR,
     Objective,
     SigmaSquared,
@@ -27,10 +29,10 @@ from lightning_score.objective import (
     Uncertainty,
     UniformTimes,
 )
-from lightning_score.process import VE, VP, BetaTable, SigmaTable
+from lightning_score.process import VE, VP, BetaTable, Linear, SigmaTable
 from lightning_score.score.empirical import EmpiricalScore
 from lightning_score.score.function import ScoreFunction
-from lightning_score.score.parametrization import Noise
+from lightning_score.score.parametrization import Flow, Index, Noise, Velocity
 from lightning_score.tensors import broadcast_to
 from lightning_score.training.model import ScoreModel
 
@@ -183,3 +185,43 @@ def test_parts_go_by_their_short_names():
     assert type(objective) is ImplicitScoreMatching and type(objective.weighting) is MinSNR
     assert type(objective.times) is ImportanceTimes and objective.times.stratified
     assert type(objective.trace) is Hutchinson and objective.trace.probes == 2
+
+
+class Shift(nn.Module):
+    """A network whose output is 0.3 x + 0.1."""
+
+    def forward(self, x, noise_label, cond=None):
+        return 0.3 * x + 0.1
+
+
+@pytest.mark.parametrize(
+    "times", [UniformTimes(), LogNormalTimes(0.0, 1.0), LogNormalTimes(3.0, 3.0)], ids=["u", "l", "late"]
+)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-9), (torch.float32, 4e-6)], ids=["double", "single"])
+def test_flow_matching_is_the_squared_error_of_the_velocity(times, dtype, bound):
+    """|F - (z - x_0)|^2, also as alpha goes to 0, where the weight is infinite; single precision loses digits there."""
+    score, x = ScoreFunction(Shift(), Linear(), Flow()), torch.randn(100_000, 2, dtype=dtype)
+    torch.manual_seed(1)
+    found = DenoisingScoreMatching(FlowWeighting(), times, mean=True)(score, x)
+    torch.manual_seed(1)
+    t = times.sample(score.process, x)
+    z = torch.randn_like(x)
+    expected = (Shift()(score.process.perturb(x, t, z), None) - (z - x)).square().mean(1)
+    assert float(t.max()) < 1 and bool(found.isfinite().all())
+    assert float(found.double().mean() / expected.double().mean()) == pytest.approx(1, abs=bound)
+
+
+def test_a_chain_to_noise_alone_is_trained_by_velocities():
+    """Every entry, the last one too, whose label is its own (Lin et al. 2023, 2305.08891, section 3.2)."""
+    process, x = BetaTable(zero_snr=True), torch.randn(100_000, 2)
+    score = ScoreFunction(Shift(), process, Velocity(noise_label=Index()))
+    torch.manual_seed(1)
+    found = DenoisingScoreMatching(EDMWeighting(1.0), TableTimes(), mean=True)(score, x)
+    torch.manual_seed(1)
+    t = TableTimes().sample(process, x)
+    z = torch.randn_like(x)
+    alpha, sigma = (broadcast_to(c, x) for c in (process.alpha(t), process.sigma(t)))
+    expected = (Shift()(process.perturb(x, t, z), None) - (alpha * z - sigma * x)).square().mean(1)
+    assert float(found.mean() / expected.mean()) == pytest.approx(1, abs=1e-5)
+    labels = Index()(process, t)
+    assert labels.min() == 0 and labels.max() == 999

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from conftest import CHAINS, PROCESSES, SMALL, MixtureScore, times
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
 from lightning_score.data import Mixture
 from lightning_score.errors import InputError
@@ -15,6 +16,7 @@ from lightning_score.process import (
     BetaTable,
     Cosine,
     CosineTable,
+    Linear,
     NoiseProcess,
     ScaledLinearBetas,
     SigmaTable,
@@ -327,3 +329,46 @@ def test_one_level_is_allowed():
 def test_errors_name_the_value(make, words):
     with pytest.raises(InputError, match=words):
         make()
+
+
+class TestNoiseAlone:
+    """Processes with alpha(1) = 0."""
+
+    @pytest.mark.parametrize(
+        ("chain", "plain"),
+        [
+            (BetaTable(zero_snr=True), BetaTable()),
+            (ScaledLinearBetas(zero_snr=True), ScaledLinearBetas()),
+            (CosineTable(zero_snr=True), CosineTable()),
+            (BetaChain([0.1, 0.2, 0.4], zero_snr=True), BetaChain([0.1, 0.2, 0.4])),
+        ],
+        ids=lambda p: type(p).__name__,
+    )
+    def test_the_betas_are_those_of_diffusers(self, chain, plain):
+        betas = rescale_zero_terminal_snr(plain.betas.clone())
+        torch.testing.assert_close(chain.betas, betas, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            BetaChain(betas.tolist()).log_alpha(chain.table_times()), chain.log_alpha(chain.table_times())
+        )
+        times = chain.table_times()
+        torch.testing.assert_close(chain.alpha(times) ** 2, (1 - betas).cumprod(0), rtol=1e-9, atol=1e-15)
+        assert float(chain.alpha(times)[-1]) == 0 and float(chain.sigma(times)[-1]) == 1
+
+    @pytest.mark.parametrize("process", [Linear(), BetaTable(zero_snr=True)], ids=lambda p: type(p).__name__)
+    def test_the_last_time_with_signal(self, process):
+        t = torch.tensor([0.3, process.t_signal, 1.0], dtype=torch.float64)
+        assert float(process.noise_level(t[1])) == pytest.approx(1000)
+        assert process.with_signal(t).tolist() == [0.3, process.t_signal, process.t_signal]
+        assert [process.is_noise(each) for each in t] == [False, False, True]
+        a, b = process.transition(t[:2], t[1:].new_ones(2))
+        assert a.tolist() == [0, 0] and b.tolist() == process.sigma(t[2:]).expand(2).tolist()
+        inside = times()
+        torch.testing.assert_close(process.inverse_log_snr(process.log_snr(inside)), inside)
+        for dtype in (torch.bfloat16, torch.float32, torch.float64):
+            assert 10 < float(process.noise_level(process.trainable(torch.ones((), dtype=dtype)))) < 1.01e5
+
+    def test_what_is_wrong(self):
+        with pytest.raises(InputError, match="zero_snr=True, betas=.*: noise alone needs a step before it"):
+            BetaChain([0.5], zero_snr=True)
+        with pytest.raises(InputError, match="need at least one, each in"):
+            BetaChain([0.5, 1.0, 0.5])

@@ -11,7 +11,7 @@ from scipy import stats
 
 from lightning_score.data import Mixture
 from lightning_score.errors import InputError
-from lightning_score.process import VE, VP, BetaTable, SigmaTable
+from lightning_score.process import VE, VP, BetaTable, Linear, SigmaTable
 from lightning_score.process.ladder import choose_step_size, variance_limit, variance_ratio
 from lightning_score.sampling import (
     AnnealedLangevin,
@@ -295,7 +295,8 @@ def test_sample_k_is_the_same_in_any_batch_and_every_final_denoise_works(sampler
         (lambda: LangevinDynamics(sigma=1.0, t=0.5), "both set the noise level"),
         (lambda: LangevinDynamics(sigma=0), "sigma=0"),
         (lambda: LangevinDynamics(t=2), "t=2"),
-        (lambda: LangevinDynamics(t=0.0).check(VP()), "t=0.0: must be a time with noise"),
+        (lambda: LangevinDynamics(t=0.0).check(VP()), "t=0.0: must be a time of both noise and data"),
+        (lambda: LangevinDynamics(t=1.0).check(Linear()), "t=1.0: must be a time of both noise and data"),
         (lambda: LangevinDynamics(sigma=100.0).check(VE()), "sigma=100: VE does not have .* nearest is 50"),
         (lambda: ConsistentAnnealedLangevin(0), "step_size=0"),
     ],

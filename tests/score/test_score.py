@@ -5,11 +5,14 @@ import torch
 from conftest import PARAMETRIZATIONS, MixtureScore, times
 from torch import nn
 
-from lightning_score.process import VE, VP, BetaTable
-from lightning_score.score.function import ClippedScore, Conditioned, ScoreField, ScoreFunction
+from lightning_score.errors import InputError
+from lightning_score.process import VE, VP, BetaTable, Linear
+from lightning_score.score.empirical import EmpiricalScore
+from lightning_score.score.function import ClippedScore, Conditioned, PriorScore, ScoreField, ScoreFunction
 from lightning_score.score.parametrization import (
     EDM,
     Denoised,
+    Flow,
     Index,
     LogSigma,
     Noise,
@@ -26,6 +29,7 @@ TARGETS = {
     Noise: lambda a, s, x0, z: z,
     Denoised: lambda a, s, x0, z: x0,
     Velocity: lambda a, s, x0, z: a * z - s * x0,
+    Flow: lambda a, s, x0, z: z - x0,
 }
 
 
@@ -172,3 +176,37 @@ def test_a_combination_of_x_and_score(noise_process, kind, wrap):
         torch.testing.assert_close(score.combination(x, t, x_scale=a, score_scale=b), expected)
     with noise_process.cached_at(times(16)):
         torch.testing.assert_close(score.combination(x, t, x_scale=a, score_scale=b), expected)
+
+
+class TestNoiseAlone:
+    """alpha(1) = 0: the score is -x/sigma^2, and the denoised image has coefficients of its own."""
+
+    @pytest.mark.parametrize("process", [Linear(), BetaTable(zero_snr=True)], ids=lambda p: type(p).__name__)
+    @pytest.mark.parametrize("kind", [p for p in PARAMETRIZATIONS if not p.divides_by_alpha], ids=lambda c: c.__name__)
+    def test_the_denoised_image_is_the_limit_of_that_with_data(self, process, kind):
+        """One evaluation each, at one time and at one per row, plain and clipped; and the target of the network gives x_0."""
+        x0, z, t = *torch.randn(2, 4, 3, dtype=torch.float64), torch.ones((), dtype=torch.float64)
+        near = process.inverse_log_snr(-2 * torch.tensor(1e8, dtype=torch.float64).log())
+        score = ScoreFunction(Fixed(torch.randn(4, 3, dtype=torch.float64)), process, kind())
+        torch.testing.assert_close(score.denoised(z, t), score.denoised(z, near), rtol=0, atol=1e-6)
+        torch.testing.assert_close(score.denoised(z, t), score.denoised(z, t.expand(4)))
+        torch.testing.assert_close(score(z, t), -z)
+        label = score.network.call[1]
+        assert bool(label.isfinite().all()) and score.evaluations == 5 * 4
+        torch.testing.assert_close(ClippedScore(score, -0.1, 0.1).denoised(z, t), score.denoised(z, t).clamp(-0.1, 0.1))
+        if kind in TARGETS:
+            score.network.output = TARGETS[kind](process.alpha(t), process.sigma(t), x0, z)
+            torch.testing.assert_close(score.denoised(z, t), x0)
+
+    def test_other_scores_have_one_too(self):
+        """To 1e-2 where it comes from the score near by; exactly for data points, each of the same weight."""
+        x, t, data = torch.randn(5, 2, dtype=torch.float64), torch.ones((), dtype=torch.float64), torch.randn(9, 2).double()
+        assert not PriorScore(MixtureScore(Linear()), t, 0.5).denoised(x, t).any()
+        torch.testing.assert_close(EmpiricalScore(Linear(), data).denoised(x, t), data.mean(0).expand(5, 2))
+        plain = MixtureScore(Linear())
+        torch.testing.assert_close(ScoreField.denoised(plain, x, t), plain.denoised(x, t), rtol=0, atol=1e-2)
+
+    @pytest.mark.parametrize("kind", [p for p in PARAMETRIZATIONS if p.divides_by_alpha], ids=lambda c: c.__name__)
+    def test_what_divides_by_alpha_is_refused(self, kind):
+        with pytest.raises(InputError, match="has no denoised image where alpha = 0, as at t = 1 of Linear; take Flow"):
+            ScoreFunction(nn.Identity(), Linear(), kind())
