@@ -13,7 +13,7 @@ from lightning_score.data import GaussianMixture
 from lightning_score.errors import InputError
 from lightning_score.objective import FixedTimes, LogNormalTimes, TableTimes, UniformTimes, Weighting
 from lightning_score.process import VE, VP, BetaTable, Linear
-from lightning_score.score.parametrization import EDM, Flow, Noise
+from lightning_score.score.parametrization import EDM, Flow, Velocity
 from lightning_score.tensors import broadcast_to
 
 STD = 0.6
@@ -48,7 +48,7 @@ def by_hand(objective, score, x):
 
 
 @pytest.mark.parametrize("process", EVERYWHERE, ids=lambda p: type(p).__name__)
-@pytest.mark.parametrize("parametrization", [Noise(), EDM(0.6), Flow()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("parametrization", [Velocity(), EDM(0.6), Flow()], ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("settings", [{"stages": 1}, {"stages": 3}, {"q": 16.0, "stages": 2, "huber": 0.1}, {"huber": None}])
 def test_the_loss_is_that_of_the_formula(process, parametrization, settings):
     objective, score = ConsistencyTuning(**settings), ScoreFunction(Smooth(), process, parametrization)
@@ -69,7 +69,7 @@ class ByLevel(Weighting):
 @pytest.mark.parametrize("process", EVERYWHERE, ids=lambda p: type(p).__name__)
 def test_without_a_second_level_it_is_denoising_score_matching(process):
     """In a first stage with n(s) > q, where r = 0: the training from which the tuning starts."""
-    score, x = ScoreFunction(Smooth(), process, Noise()), STD * torch.randn(200, 3, dtype=torch.float64)
+    score, x = ScoreFunction(Smooth(), process, Velocity()), STD * torch.randn(200, 3, dtype=torch.float64)
     times = LogNormalTimes(-1.1, 2.0)
     torch.manual_seed(0)
     found = ConsistencyTuning(times, stages=1, b=0.0, huber=None)(score, x)
