@@ -21,8 +21,8 @@ commands:
   push       a model to the Hugging Face Hub, with a card:     push runs/ncsn/latest user/digits --license mit
   pull       a model of the Hub to a folder:                   pull user/digits
 
-`COMMAND --help` shows the options that people use. The shipped configs are ncsn, ddpm, vp_pc, conditional and toy, images
-and arrays for data of your own, and those in science, fashion_mnist, cifar10 and ncsnv2, such as fashion_mnist/edm16.
+`COMMAND --help` shows the options that people use. The shipped configs are ncsn, ddpm, vp_pc, flow, conditional and toy,
+images and arrays for data of your own, and those in science, fashion_mnist, cifar10 and ncsnv2, as fashion_mnist/edm16.
 Options override configs. The trained models in the package, names for --ckpt_path, are digits/ncsn, digits/ddpm,
 digits/vp_pc, digits/conditional and fashion_mnist/edm16. A class starts from its own defaults (--model.process VP);
 --model.process.beta_max 10 changes the current class, and --model.process +VP keeps the current values of parameters that
@@ -65,6 +65,7 @@ _SAMPLER = """\
 _CHECKPOINT = """\
   --ckpt_path runs/ncsn/latest/last.ckpt   the checkpoint, which holds model, data and sampler, or a trained model:
                                            digits/ncsn, /ddpm, /vp_pc or /conditional, or fashion_mnist/edm16
+  --ema_length 0.07                        another average of the weights, of a run with --ema.lengths
   --output FOLDER                          a new folder for the results; next to the checkpoint by default"""
 
 _FEATURES = """\
@@ -99,7 +100,7 @@ common options:
   --data Digits                            or FashionMNIST, MNIST, CIFAR10, GaussianMixture, ImageFolder, ImageStream,
                                            Arrays, ArrayStream; its parameters as --data.batch_size 64
   --model.conditional true                 gives the network the labels or other conditions of the data
-  --ema.decay 0.999                        average of the weights
+  --ema.decay 0.999                        average of the weights; with --ema.lengths "[0.05, 0.1]" any other afterwards
 {_EVALUATION}
   --trainer.logger TensorBoardLogger       W&B where it can be used, by default; metrics.csv is always written
   --ckpt_path last                         resumes the newest run of the config; a run folder or a checkpoint also serve"""

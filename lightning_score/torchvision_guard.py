@@ -19,6 +19,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -72,11 +73,18 @@ class _Compiled(type):
 def _without_compiler() -> Iterator[None]:
     """Within it, `torch._dynamo` has only what Lightning's modules use while they are imported."""
 
-    def disable(function: Callable[..., Any] | None = None, recursive: bool = True, **reason: Any) -> Any:
-        return vars(torch)["_disable_dynamo"](function, recursive)  # torch's own way to do it at the first call
+    def disable(function: Callable[..., Any]) -> Callable[..., Any]:
+        disabled = vars(torch)["_disable_dynamo"](function)  # which imports the compiler when it is called
+
+        @wraps(function)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            return (disabled if COMPILER in sys.modules else function)(*args, **kwargs)
+
+        return called
 
     compiler = ModuleType(COMPILER)
-    vars(compiler).update(OptimizedModule=_Compiled("OptimizedModule", (), {}), disable=disable)
+    stand_in = _Compiled("OptimizedModule", (), {})
+    vars(compiler).update(OptimizedModule=stand_in, disable=lambda function, *_, **__: disable(function))
     sys.modules[COMPILER] = compiler
     try:
         yield
@@ -92,7 +100,7 @@ def _import_lightning() -> None:
     try:
         with _without_compiler():
             import lightning.pytorch  # noqa: F401
-    except (ImportError, AttributeError):  # it uses more of the compiler
+    except (ImportError, AttributeError, TypeError):  # it uses more of the compiler
         for name in [name for name in sys.modules if name.partition(".")[0] == "lightning"]:
             del sys.modules[name]
 

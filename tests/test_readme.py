@@ -40,6 +40,7 @@ SHORT = {
     "schedule": [],
     "grid": [],
     "tune": ["--num_samples=8"],
+    "ema": [],
     "langevin": ["--num_samples=50"],
     "evaluate": [],
     "gallery": ["--num_samples=20"],
@@ -115,7 +116,7 @@ def folder(tmp_path_factory):
         peer.mkdir(parents=True)
         torch.save(saved("vp_ddpmpp_continuous_small"), peer / "checkpoint_26.pth")
         for name in ("ncsn", "ddpm", "conditional", "toy"):
-            assert run(["fit", f"--config={name}", *QUICK]) == 0
+            assert run(["fit", f"--config={name}", *QUICK, "--ema.lengths=[0.05, 0.1]"]) == 0
     return folder
 
 
@@ -232,6 +233,7 @@ def test_the_table_of_parts_lists_every_class():
         "data.augment": concrete(data, data.ArrayAugmentation),
         "model.parametrization": PARAMETRIZATIONS,
         "model.objective": concrete(objective, objective.Objective),
+        "model.objective.weighting": concrete(objective, objective.Weighting),
         "model.sampler": concrete(sampling, sampling.Sampler),
         "model.sampler.predictor": [*PREDICTORS, sampling.Restart, sampling.DiffPIR, sampling.Consistency],
         "model.sampler.corrector": CORRECTORS,

@@ -37,8 +37,8 @@ def _figure(sigma: Tensor, error: Tensor) -> "Figure":
     expected, weights = figure.subplots(1, 2, sharex=True)
     expected.plot(sigma, error, color="tab:green")
     expected.set(ylabel=r"$E\,\|\sigma\,s + z\|^2/D$", title="learned: error of the predicted noise")
-    weights.plot(sigma, 1 / error, color="tab:green", label=r"learned, $\sigma^2/e^u$")
-    weights.axhline(1, color="black", ls="--", label=r"$\lambda = \sigma^2$")
+    weights.plot(sigma, 1 / error, color="tab:green", label="learned")
+    weights.axhline(1, color="black", ls="--", label=r"constant, $\lambda = \sigma^2$")
     weights.set(ylabel=r"$\lambda/\sigma^2$", title="weight of the predicted noise")
     weights.legend()
     for axes in (expected, weights):

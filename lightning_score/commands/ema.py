@@ -9,7 +9,7 @@ import torch
 from lightning_score.commands.arguments import Arguments
 from lightning_score.commands.configs import load_checkpoint, trusted_modules
 from lightning_score.commands.parser import Parser
-from lightning_score.errors import require
+from lightning_score.errors import InputError
 from lightning_score.files import replacing
 from lightning_score.runs.averages import LENGTH, STATE, Averages
 from lightning_score.runs.checkpoints import LAST
@@ -36,8 +36,7 @@ def ema(arguments: Arguments) -> None:
     source = find_checkpoint(options.ckpt_path)
     source = source / LAST if source.is_dir() and (source / LAST).is_file() else source
     checkpoint = load_checkpoint(str(source), trusted_modules(arguments))
-    averages, lengths = Averages(source, checkpoint, options.step), list(dict.fromkeys(options.lengths))
-    require(bool(lengths), "--lengths: give at least one, as 0.05 0.1")
+    averages, lengths = Averages(source, checkpoint, options.step), list(dict.fromkeys(map(_length, options.lengths)))
     errors = [averages.error(length, "--lengths ") for length in lengths]
     folder = new_folder(Path(options.output)) if options.output else new_dated_folder(results_of(source) / "ema")
     shared = _at_step(checkpoint, averages.step)
@@ -49,6 +48,13 @@ def ema(arguments: Arguments) -> None:
             torch.save({**shared, "state_dict": state, LENGTH: length}, stream)
         print(f"{length:8g} {error:14.1e} {file.stat().st_size / 1e6:8.1f}  {file}")
     print(f"\nnext: python -m lightning_score test --ckpt_path {file}{trust_for(checkpoint['config'])}")
+
+
+def _length(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError(f"--lengths {text}: must be numbers, as 0.05 0.1") from error
 
 
 def _at_step(checkpoint: dict[str, Any], step: int) -> dict[str, Any]:
@@ -71,7 +77,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--ckpt_path", type=str, required=True, help="A run folder, or a checkpoint in it.")
     lengths = "Standard deviations of the weighted steps, as fractions of the training: 0.05 0.1."
-    parser.add_argument("--lengths", type=float, nargs="+", required=True, help=lengths)
+    parser.add_argument("--lengths", type=str, nargs="+", required=True, help=lengths)
     parser.add_argument("--step", type=int | None, default=None, help="The step of a snapshot, the end of the average.")
     parser.add_argument("--output", type=str | None, default=None, help="A new folder; by default in RUN/ema.")
     parser.add_argument("--trust", type=str, help="Modules of which the checkpoint may name classes, as my_parts.")

@@ -23,7 +23,6 @@ from lightning_score.guidance.observed import ObservationGuidance
 from lightning_score.observations.files import StoredObservation, read_observation
 from lightning_score.runs.trust import check_origin
 from lightning_score.training.conditions import in_turn
-from lightning_score.training.optimization import untried
 
 LEAST = {"num_samples": 1, "batch_size": 1, "seed": 0, "progressive": 0, "samples_per_observation": 1}
 NUMBER = 64
@@ -95,8 +94,7 @@ class Predict(TrainerCommand):
         Raises:
             InputError: they do not fit, or it has none.
         """
-        with untried():
-            super().make()
+        super().make()
         config, model = self.config_init, self.model
         if self.stored is not None:
             each, ends = config["samples_per_observation"], config["observation_range"]

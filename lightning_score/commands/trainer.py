@@ -32,6 +32,7 @@ from lightning_score.runs.status import STOPPED_EARLY, recording
 from lightning_score.runs.trial import in_trial, stopped_by_wandb
 from lightning_score.runs.wandb_logger import RunCSVLogger, wandb_logger
 from lightning_score.training.learned_times import require_own_times
+from lightning_score.training.optimization import untried
 from lightning_score.training.sharding import check_strategy
 
 
@@ -121,7 +122,7 @@ class TrainerCommand(ExperimentCLI, ABC):
         Raises:
             InputError: they refuse their options.
         """
-        with self.explaining():
+        with self.explaining(), nullcontext() if self.command == "fit" else untried():
             self.config_init = self.parser.instantiate_classes(self.config)
             self.model, self.datamodule = self.config_init["model"], self.config_init["data"]
 

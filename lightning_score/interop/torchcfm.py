@@ -99,7 +99,8 @@ def _network(source: Renaming, levels: int, blocks: int, size: int | None) -> tu
 
 def _names(levels: int, blocks: int, attention: list[int], size: int) -> dict[str, str]:
     """Our names and the authors', who number all blocks on the way down, and all on the way up."""
-    names, per_level = {}, blocks + 1
+    per_level = blocks + 1
+    names: dict[str, str] = {}
     for k in range(levels):
         up = levels - 1 - k
         names |= {f"down.{k}.stages.{i}.": f"input_blocks.{1 + k * per_level + i}." for i in range(blocks)}

@@ -124,19 +124,22 @@ def _kernel_means(x: Tensor, y: Tensor, kernel: Kernel, chunk: int) -> tuple[Ten
 def inception_score(logits: Tensor, splits: int = 10) -> Estimate:
     """IS: `exp E KL(p(y given x) | p(y))`, of the features' classifier, the mean over parts of the samples and its error.
 
-    Salimans et al. 2016, arXiv:1606.03498, by torch-fidelity. Publications state the standard deviation over ten parts,
+    Salimans et al. 2016, arXiv:1606.03498, in the parts of torch-fidelity. Publications state the standard deviation over ten parts,
     which is sqrt(10) times the error.
 
     Args:
         logits: of the samples (N, K).
         splits: number of parts; at most N are used.
     """
-    from torch_fidelity.metric_isc import isc_features_to_metric
-
     require(len(logits) >= 2, f"the Inception score got {len(logits)} examples; it needs at least 2")
     splits = min(splits, len(logits))
-    found = isc_features_to_metric(logits, splits=splits, shuffle=False)
-    return Estimate(found["inception_score_mean"], found["inception_score_std"] / splits**0.5)
+    logs = logits.double().log_softmax(1)
+    parts = [logs[i * len(logs) // splits : (i + 1) * len(logs) // splits] for i in range(splits)]
+    marginals = [part.logsumexp(0) - math.log(len(part)) for part in parts]
+    scores = torch.stack(
+        [(part.exp() * (part - marginal)).sum(1).mean().exp() for part, marginal in zip(parts, marginals, strict=True)]
+    )
+    return Estimate(float(scores.mean()), float(scores.std(correction=0)) / splits**0.5)
 
 
 class Manifold(NamedTuple):

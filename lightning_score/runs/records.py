@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,8 @@ def settings_of(part: Any, private: bool = False) -> Any:
         return str(part)
     if isinstance(part, torch.nn.Module) and any(True for _ in part.parameters()):
         return {"class": type(part).__name__, "weights": digest_of(part.state_dict()).hexdigest()[:8]}
-    kept = {name: value for name, value in vars(part).items() if private or not name.startswith("_")}
+    derived = {name for name in vars(part) if isinstance(getattr(type(part), name, None), cached_property)}
+    kept = {name: each for name, each in vars(part).items() if name not in derived and (private or name[:1] != "_")}
     return {"class": type(part).__name__, **{name: settings_of(value, private) for name, value in kept.items()}}
 
 

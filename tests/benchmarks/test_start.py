@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+UNMEASURED = ["--evaluate.features=null", "--callbacks=[]"]
 COMMANDS = {
-    "--help": (["--help"], 1.0),
-    "fit --trainer.fast_dev_run 1": (["fit", "--config=ncsn", "--trainer.fast_dev_run=1"], 10.0),
-    "predict, 16 samples": (["predict", "--ckpt_path=runs/ncsn/latest/last.ckpt", "--num_samples=16"], 10.0),
+    "--help": (["--help"], 0.1),
+    "fit, one step": (["fit", "--config=ncsn", "--trainer.max_steps=1", "--samples.num_samples=1", *UNMEASURED], 4.0),
+    "predict, 16 samples": (["predict", "--ckpt_path=digits/vp_pc", "--num_samples=16"], 3.5),
+    "report": (["report"], 2.0),
 }
 
 

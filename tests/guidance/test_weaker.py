@@ -11,6 +11,7 @@ from laws import gaussian, moments
 from posteriors import LawScore, gaussian as gaussian_problem
 from scipy.integrate import solve_ivp
 from test_guidance import MODES, ExactClassifier, LabeledScore, rows
+from torch import nn
 
 from lightning_score import ScoreModel
 from lightning_score.cli import run
@@ -27,7 +28,7 @@ from lightning_score.guidance import (
     PseudoInverse,
 )
 from lightning_score.networks import MLP
-from lightning_score.process import VE, VP, BetaTable
+from lightning_score.process import VE, VP, BetaTable, Linear
 from lightning_score.runs.records import settings_of
 from lightning_score.sampling import (
     DDIM,
@@ -42,7 +43,8 @@ from lightning_score.sampling import (
 )
 from lightning_score.sampling.likelihood import log_likelihood
 from lightning_score.sampling.noise import NoiseStream
-from lightning_score.score.function import Conditioned
+from lightning_score.score import Flow
+from lightning_score.score.function import Conditioned, ScoreFunction
 from lightning_score.score.guided import Within
 from lightning_score.score.posterior import posterior_of
 from lightning_score.tensors import broadcast_to
@@ -94,6 +96,24 @@ def test_after_classifier_free_guidance_it_leads_away_from_the_weak_conditional_
     assert guided.evaluations == 3 * len(x)
 
 
+@pytest.mark.parametrize("weaker", [True, False])
+def test_from_noise_alone_denoised_images_are_extrapolated(weaker):
+    """At alpha = 0, where the score of the process does not tell them."""
+    torch.manual_seed(0)
+    strong, weak = (ScoreFunction(MLP((2,), 3, width=8, depth=1), Linear(), Flow(), num_classes=3) for _ in range(2))
+    for part in (strong, weak):
+        nn.init.normal_(part.network.linear_out.weight)  # as built, the network returns zero
+    x, t, y = torch.randn(5, 2), torch.tensor(1.0), torch.full((5,), 1)
+    none = torch.full((5,), 3)
+    if weaker:
+        found, parts = by(weak, 2.0).guide(strong, y).denoised(x, t, y), (strong.denoised(x, t, y), weak.denoised(x, t, y))
+    else:
+        found = ClassifierFree(2.0, (0.0, math.inf)).guide(strong, y).denoised(x, t, y)
+        parts = strong.denoised(x, t, y), strong.denoised(x, t, none)
+    torch.testing.assert_close(found, 2 * parts[0] - parts[1])
+    assert bool(found.isfinite().all()) and (parts[0] - parts[1]).abs().max() > 0.1
+
+
 INTERVAL = (0.3, 2.0)
 Y = torch.tensor([[0.4]], dtype=torch.float64)
 GUIDANCES = {  # and the evaluations that they cost
@@ -131,11 +151,7 @@ def test_the_interval_is_open_below_and_closed_above_and_may_be_unbounded():
     levels = score.process.noise_level(times(3, 0.2, 0.8) - 1e-4)
     assert Within(score, score, levels[0], levels[1]).inside(times(3, 0.2, 0.8) - 1e-4).tolist() == [0, 1, 0]
 
-    class Straight(VP):
-        def log_alpha(self, t):
-            return (1 - t).log()
-
-    straight = MixtureScore(Straight())
+    straight = MixtureScore(Linear())
     for high, inside in ((100.0, False), (math.inf, True)):
         assert bool(Within(straight, straight, 0.2, high).inside(torch.tensor(1.0))) == inside
 
@@ -174,7 +190,7 @@ def test_samples_of_the_probability_flow_follow_the_closed_form(process, interva
     std = high / factor
     assert abs(std - (STD**SCALE * WEAK ** (1 - SCALE))) < 0.02 or interval
     torch.testing.assert_close(
-        flow.decode(score, x), expected, atol=(5e-3 if interval else 1e-4) * std, rtol=0
+        flow.decode(score, x), expected, atol=(3e-2 if interval else 1e-4) * std, rtol=0
     )  # a jump costs the solver accuracy
     found = log_likelihood(score, expected, NoiseStream(0, range(8), [1], dtype=torch.float64)).value
     prior = torch.distributions.Normal(0.0, float(process.sigma(start)), validate_args=False)
@@ -289,9 +305,9 @@ def test_records_and_learned_times_know_its_weights(runs):
     assert settings["weak"] != settings_of(second.guidance)["weak"] and len(settings["weak"]["weights"]) == 8
 
 
-@pytest.mark.parametrize(("low", "high", "nfe"), [(None, None, 7), (0.9, 1.1, 5), (0.0, 0.9, 5), (1.1, math.inf, 4)])
+@pytest.mark.parametrize(("low", "high", "nfe"), [(None, None, 8), (0.9, 1.1, 5), (0.0, 0.9, 6), (1.1, math.inf, 5)])
 def test_both_networks_count_in_the_interval_alone(runs, low, high, nfe):
-    """Of three steps and a denoising one, by the second level in units of which the interval is."""
+    """Of three steps and a denoising one, in an interval around, below or above the second level."""
     model = loaded(runs, None)
     grid = Given([1.0, 0.6, 0.3, 0.1])
     second = float(model.score_function.process.noise_level(torch.tensor(0.6, dtype=torch.float64)))

@@ -65,8 +65,10 @@ def run_together(environment, processes, *commands):
 def main(processes, commands):
     import lightning_score.torchvision_guard  # noqa: F401
 
+    import torch._dynamo  # noqa: F401 - as by the first optimizer; all imported before the fork
+
     from lightning_score.cli import run
-    from lightning_score.commands import evaluate, fit, predict  # noqa: F401 - imported before the fork
+    from lightning_score.commands import evaluate, fit, predict  # noqa: F401
 
     codes = fork(processes, lambda rank: next(filter(None, map(run, commands)), 0))
     print(json.dumps(codes))

@@ -11,7 +11,7 @@ import torch
 from forked import fork
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from lightning_score import EMA, MLP, VE, VP, Digits, GaussianMixture, ScoreModel
+from lightning_score import EMA, MLP, VE, VP, ConsistencyTuning, Digits, GaussianMixture, ScoreModel
 from lightning_score.data.augmentation import GeometricAugmentation
 from lightning_score.networks import DDPMpp
 from lightning_score.objective import (
@@ -48,6 +48,13 @@ def few():
     return ScoreModel(partial(MLP, width=16, depth=1), (2,), VE(0.1, 3.0), objective=objective), data
 
 
+def tuned():
+    """Stages of consistency tuning, which follow the optimizer steps, and its two passes with dropout."""
+    network = partial(DDPMpp, channels=8, multipliers=(1,), blocks=1, attention=(), groups=4, dropout=0.3)
+    objective = ConsistencyTuning(stages=3, steps=6)
+    return ScoreModel(network, (1, 8, 8), VP(), objective=objective), Digits(batch_size=100)
+
+
 class Seen(Callback):
     """Keeps what is logged, and the held-out examples that were seen."""
 
@@ -66,7 +73,7 @@ def train(case, processes, strategy, accumulated, seeded=True):
     """The trainer and the results of a short training."""
     if seeded:
         seed_everything(3, verbose=False)
-    model, data = {"images": images, "workers": partial(images, 1), "points": points, "few": few}[case]()
+    model, data = {"images": images, "workers": partial(images, 1), "points": points, "few": few, "tuned": tuned}[case]()
     ema, seen = EMA(0.9, lengths=[0.05, 0.1]), Seen()
     trainer = Trainer(
         accelerator="cpu", devices=processes, strategy=strategy, precision="64-true", max_steps=STEPS, max_epochs=-1,

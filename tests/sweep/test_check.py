@@ -35,6 +35,14 @@ SAMPLES = {"evaluate.num_samples": {"value": 40}}
 )
 def test_shipped_sweeps_fit_the_model_that_they_name(folder, capsys, name):
     run_as = ["--count=2", "--dry_run"]
+    if name == "ema":
+        quick = [
+            "--trainer.max_steps=2",
+            "--trainer.val_check_interval=2",
+            "--evaluate.num_samples=4",
+            "--samples.num_samples=0",
+        ]
+        assert run(["fit", "--config=ddpm", *quick, "--ema.lengths=[0.05, 0.1]"]) == 0
     cheap = read_sweep_file(str(shipped("sweeps") / f"{name}.yaml"))
     assert run(["sweep", f"sweeps/{name}.yaml", *run_as]) == 0
     printed = capsys.readouterr().out

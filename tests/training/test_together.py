@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).parent.parent / "support" / "trained_together.py"
 
 
 SLOW = [
-    (2, "ddp", 1, ["images", "workers", "points", "few"]),
+    (2, "ddp", 1, ["images", "workers", "points", "few", "tuned"]),
     (2, "fsdp2", 1, ["images", "few"]),
     (3, "ddp", 2, ["images", "points"]),
     (3, "ddp", 1, ["few"]),
