@@ -61,7 +61,7 @@ def deviation(sampler, process, draws=None):
 )
 @pytest.mark.parametrize(
     "predictor",
-    [p() for p in PREDICTORS if p().evaluations and not p.adaptive],
+    [p() for p in PREDICTORS if p().order and not p.adaptive],
     ids=lambda predictor: type(predictor).__name__,
 )
 def test_every_predictor_keeps_its_order_from_noise_up_to_two(predictor, process, t_min):
