@@ -164,9 +164,9 @@ def test_the_users_own_process_is_sampled(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     write_parts("README.md")
-    from my_process import Linear
+    from my_process import Ramp
 
-    score, sampler = MixtureScore(Linear()), sampling.PredictorCorrector(sampling.DDIM(), grid=sampling.Geometric(60, 1e-3))
+    score, sampler = MixtureScore(Ramp()), sampling.PredictorCorrector(sampling.DDIM(), grid=sampling.Geometric(60, 1e-3))
     with torch.no_grad():
         x = sampler(score, QuickNoise((4000, 2))).x
     torch.testing.assert_close(x.mean(0), torch.tensor([0.5, -1.0]).double(), atol=0.05, rtol=0)

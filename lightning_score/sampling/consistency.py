@@ -24,6 +24,7 @@ class Consistency(Predictor):
     """
 
     order, evaluations = 0, 1
+    from_noise = True
 
     def __init__(self, eta: float = 1.0):
         require(0 <= eta <= 1, f"eta={eta}: must lie in [0, 1]; 0 is deterministic")

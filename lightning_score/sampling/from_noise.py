@@ -48,7 +48,7 @@ def moves_of(predictor: Predictor, process: NoiseProcess, times: Tensor) -> list
     alone; a predictor of adaptive steps starts, or ends, at the last time with signal.
     """
     falls, rises = process.is_noise(times[0]), process.is_noise(times[-1])
-    if len(times) < 2 or not (falls or rises) or not predictor.evaluations:
+    if len(times) < 2 or not (falls or rises) or predictor.from_noise:
         return predictor.plan(process, times)
     if not predictor.adaptive:
         first, last = Move(FROM_NOISE, times[0], times[1], times[1]), Move(FROM_NOISE, times[-2], times[-1], times[-1])

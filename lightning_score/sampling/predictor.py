@@ -81,6 +81,9 @@ class Predictor(SamplerStep, ABC):
     adaptive: bool = False
     """Whether a tolerance sets the number of evaluations, whatever the grid; `evaluations` is then the least number."""
 
+    from_noise: bool = False
+    """Whether it takes the step from noise alone, alpha_t = 0, itself; else `FromNoise` does."""
+
     def plan(self, process: NoiseProcess, times: Tensor) -> list[list[Move]]:
         """The moves over each interval of a grid of times (N + 1,); by default one step."""
         return [[Move(self, t, s, s)] for t, s in pairwise(times)]
@@ -93,6 +96,7 @@ class NoPredictor(Predictor):
     """
 
     order, evaluations = 0, 0
+    from_noise = True
 
     def step(self, score: ScoreField, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
         process = score.process

@@ -224,12 +224,13 @@ class PredictorCorrector(Sampler):
 
     def plan(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         require_passes(moves=(len(times) - 1) * (1 + self.corrector_steps * (self.corrector is not None)))
-        done = ((process.sigma(times) == 0) | (process.alpha(times) == 0)).tolist()  # data, or noise alone
+        noise = process.alpha(times) == 0
+        done, from_noise = ((process.sigma(times) == 0) | noise).tolist(), bool(noise[0])  # data, or noise alone
         moves: list[Move] = []
         for i, ((t, s), predict) in enumerate(zip(pairwise(times), moves_of(self.predictor, process, times), strict=True)):
             correct: list[Move] = []
             if self.corrector is not None and not done[i + self.predict_first]:
-                beside = times[min(i + 2, len(times) - 1)] if process.is_noise(t) else t
+                beside = times[min(i + 2, len(times) - 1)] if from_noise and i == 0 else t
                 correction = Move(self.corrector, s, beside, s) if self.predict_first else Move(self.corrector, t, s, t)
                 correct = [correction] * self.corrector_steps
             moves += predict + correct if self.predict_first else correct + predict

@@ -61,11 +61,11 @@ def deviation(sampler, process, draws=None):
 )
 @pytest.mark.parametrize(
     "predictor",
-    [p() for p in PREDICTORS if p().evaluations and not p.adaptive],
+    [p() for p in PREDICTORS if p().order and not p.adaptive],
     ids=lambda predictor: type(predictor).__name__,
 )
 def test_every_predictor_keeps_its_order_from_noise_up_to_two(predictor, process, t_min):
-    errors = [deviation(PredictorCorrector(predictor, grid=Uniform(n, t_min)), process) for n in (50, 100)]
+    errors = [deviation(PredictorCorrector(predictor, grid=Uniform(n, t_min)), process) for n in (100, 200)]
     assert max(errors) < 1e-6 or math.log2(errors[0] / errors[1]) > min(predictor.order, 2) - 0.3, errors
     assert errors[1] < 0.03
 
@@ -98,7 +98,7 @@ def test_correctors_leave_out_noise_alone_and_keep_the_law(kind, process):
     ids=["annealed", "consistent", "none", "restart"],
 )
 def test_langevin_samplers_start_at_the_first_level_of_data(make, bound, process):
-    """With the errors that they have on VP, 0.08, 0.012 and 0.015; without a predictor and corrector noise is only scaled."""
+    """With the errors that they have on VP, 0.08, 0.012 and 0.015; without a predictor and corrector, with scaled noise."""
     sampler = make(float(process.noise_level(torch.tensor(0.02))))
     assert deviation(sampler, process) < bound
     moves = [move for move in sampler.moves(process) if move.method.evaluations]
@@ -121,7 +121,7 @@ def test_encode_and_decode_are_inverses(process, dtype):
 def test_the_likelihood_is_that_of_the_law(process):
     """To 1e-5 nats, by the prior N(0, sigma(1)^2 I), which is the law at t = 1; in 436 evaluations for one Gaussian."""
     t = torch.tensor(process.t_min, dtype=torch.float64)
-    for law in (Mixture([[0.5, -1.0]], [0.5]), MIXTURE):
+    for law in (Mixture([[0.5, -1.0]], [0.5]), *[MIXTURE] * (process is not CHAIN)):
         x = law.sample(6, torch.Generator().manual_seed(0)).double()
         means, weights = process.alpha(t) * law.means.double(), law.weights.double()
         std = (process.alpha(t) ** 2 * law.stds.double() ** 2 + process.sigma(t) ** 2).sqrt()

@@ -184,7 +184,7 @@ class TestNoiseAlone:
     @pytest.mark.parametrize("process", [Linear(), BetaTable(zero_snr=True)], ids=lambda p: type(p).__name__)
     @pytest.mark.parametrize("kind", [p for p in PARAMETRIZATIONS if not p.divides_by_alpha], ids=lambda c: c.__name__)
     def test_the_denoised_image_is_the_limit_of_that_with_data(self, process, kind):
-        """One evaluation each, at one time and at one per row, plain and clipped; and the target of the network gives x_0."""
+        """One evaluation each, at one time and at one per row, plain and clipped; the network's target gives x_0."""
         x0, z, t = *torch.randn(2, 4, 3, dtype=torch.float64), torch.ones((), dtype=torch.float64)
         near = process.inverse_log_snr(-2 * torch.tensor(1e8, dtype=torch.float64).log())
         score = ScoreFunction(Fixed(torch.randn(4, 3, dtype=torch.float64)), process, kind())
