@@ -118,7 +118,8 @@ common options:
   --progressive 8                          draws so many samples from noise to data, too
 {_SAMPLER}
   --model.guidance ClassifierFree          or Autoguidance, ClassifierGuidance, MomentMatching, DPS, PseudoInverse,
-                                           NoisyLikelihood, Observed, Inpainting, Colorization, SuperResolution, Composed
+                                           NoisyLikelihood, Observed, Inpainting, Colorization, SuperResolution,
+                                           Composed
 {_DEVICES}"""
 
 _MEASURE = f"""\

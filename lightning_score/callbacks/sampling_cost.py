@@ -113,7 +113,7 @@ class SamplingCost(Callback):
 def _seconds_per_evaluation(model: ScoreModel) -> float:
     """The time of one sample in a small batch, the least of three, or alone if that is slow; without compilation."""
     t, times = torch.tensor(0.5, device=model.device), []
-    with inference(model, eagerly=model.compiled):
+    with inference(model, eagerly=True):
         for n in (1, TIMED, TIMED, TIMED):  # the first warms up
             x = torch.zeros(n, *model.shape, device=model.device).to(model.dtype)
             given = model.conditions.given

@@ -1,6 +1,7 @@
 """Consistency tuning: the denoised image becomes the end of the path of the probability-flow ODE."""
 
 import math
+from copy import deepcopy
 
 import torch
 from torch import Tensor
@@ -9,8 +10,9 @@ from lightning_score.errors import require
 from lightning_score.objective.base import Objective
 from lightning_score.objective.times import LogNormalTimes, TimeDistribution
 from lightning_score.process import NoiseProcess
-from lightning_score.score.function import ScoreField
+from lightning_score.score.function import ScoreField, ScoreFunction
 from lightning_score.seeds import random_state, restore_random_state
+from lightning_score.tensors import broadcast_to, combine
 
 
 class ConsistencyTuning(Objective):
@@ -23,7 +25,7 @@ class ConsistencyTuning(Objective):
     path of the probability-flow ODE from x_t (Song et al. 2023, 2303.01469, theorem 2), and samples take one or two
     evaluations of the predictor `Consistency`. f is no longer the mean of x_0, and the score no longer that of p_t.
 
-    Held-out losses are those of the last stage, so that they can be compared throughout a training.
+    Held-out losses are those of the last stage, without a teacher, so that they can be compared throughout a training.
 
     Args:
         times: the law of t, which must be continuous; the paper's by default, ln s of mean -1.1 and standard deviation 2.
@@ -34,7 +36,12 @@ class ConsistencyTuning(Objective):
         steps: the optimizer steps of a stage.
         huber: c of the distance sqrt(|d|^2 + c^2) - c (Song and Dhariwal 2023, 2310.14189, section 3.4), 0 for |d|; null for
             |d|^2.
+        distill: take x_r from x_t by a step of DDIM with the weights from which the training starts, instead of from x_0 and
+            z: one more evaluation without gradient, and less noise in the loss, for a model that is only as good as that one
+            (consistency distillation, Song et al. 2023, algorithm 2).
     """
+
+    _teacher: ScoreFunction | None = None
 
     def __init__(
         self,
@@ -45,6 +52,7 @@ class ConsistencyTuning(Objective):
         stages: int = 8,
         steps: int = 1000,
         huber: float | None = 0.0,
+        distill: bool = False,
     ):
         require(1 < q < math.inf, f"q={q}: must be above 1, as in 2")
         require(0 <= k < math.inf and 0 <= b < math.inf, f"k={k}, b={b}: must be at least 0, as in 8 and 1")
@@ -53,6 +61,11 @@ class ConsistencyTuning(Objective):
         require(huber is None or 0 <= huber < math.inf, f"huber={huber}: must be at least 0, as in 0.03, or null")
         self.times = times or LogNormalTimes(-1.1, 2.0)
         self.q, self.k, self.b, self.stages, self.steps, self.huber = q, k, b, stages, steps, huber
+        self.distill = distill
+
+    def begin(self, score: ScoreFunction) -> None:
+        if self.distill:
+            self._teacher = deepcopy(score).requires_grad_(False).eval()
 
     def check(self, process: NoiseProcess) -> None:
         self.times.check(process)
@@ -79,13 +92,16 @@ class ConsistencyTuning(Objective):
         smallest = process.noise_level(t.new_tensor(process.t_min))
         target = self.target_level(level)
         clean = target < smallest
-        state = random_state(x.device)
+        x_t, state = process.perturb(x, t, z), random_state(x.device)
         with torch.no_grad():
+            if self._teacher is not None and self.steps_done() is not None:
+                x = self._teacher.to(x.device).denoised(x_t, t, cond)
+                z = combine((1 / process.sigma(t), x_t), (-process.alpha(t) / process.sigma(t), x))
             r = process.time_of(target.clamp(min=smallest))
             end = score.denoised(process.perturb(x, r, z), r, cond)
-            end = torch.where(clean.reshape(-1, *[1] * (x.ndim - 1)), x, end)
+            end = torch.where(broadcast_to(clean, x) > 0, x, end)
         restore_random_state(state, x.device)
-        difference = (score.denoised(process.perturb(x, t, z), t, cond) - end).flatten(1)
+        difference = (score.denoised(x_t, t, cond) - end).flatten(1)
         weight = 1 / (level - target.where(~clean, 0.0))
         return weight.to(x.dtype) * self.distance(difference)
 

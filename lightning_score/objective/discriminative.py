@@ -1,5 +1,6 @@
 """Direct discriminative optimization: a trained model as the discriminator between data and its own samples."""
 
+import math
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,12 +29,13 @@ class DirectDiscriminative(DenoisingScoreMatching):
 
     which estimates log p(x)/p_reference(x) from one time and noise: direct discriminative optimization, DDO (Zheng et al.
     2025, 2503.01103). The likelihood ratio of the model and a reference, the weights from which it starts, is a
-    discriminator between data and samples of the reference. By Jensen's inequality this is a bound of the loss of that
-    discriminator. A round ends after a few epochs; the next one starts from its weights and from new samples.
+    discriminator between data and samples of the reference; by Jensen's inequality this bounds its loss. For alpha = 1 and
+    exact ratios the minimum is p_data^(1/beta) p_reference^(1 - 1/beta), normalized: with beta < 1 it is beyond the law of
+    the data and less diverse, so a round has few steps. The next round starts from its weights and from new samples.
 
-    d is exact with beta = 1/2 and `Likelihood` in the limit of many times; published are `EDMWeighting`, beta from 0.01 to
-    0.1, alpha from 0.5 to 6, no dropout and no mixed precision. While the network is in evaluation mode, as in validation,
-    the loss is denoising score matching of the data alone, which can be compared with that of the reference.
+    The mean of d over times of `Likelihood` is twice the log ratio. Published are `EDMWeighting`, beta from 0.01 to 0.1,
+    alpha from 0.5 to 6, no dropout and no mixed precision. While the network is in evaluation mode, as in validation, the
+    loss is that of denoising score matching of the data.
 
     Args:
         samples: a file of `predict` with samples of the model from which training starts, as samples.npz, or a folder or
@@ -57,14 +59,14 @@ class DirectDiscriminative(DenoisingScoreMatching):
     def __init__(
         self,
         samples: LocalPath | None = None,
-        alpha: float = 4.0,
+        alpha: float = 1.0,
         beta: float = 0.05,
         weighting: Weighting | None = None,
         times: TimeDistribution | None = None,
     ):
         super().__init__(weighting, times)
-        require(alpha > 0, f"alpha={alpha}: must be above 0, as in 4")
-        require(beta > 0, f"beta={beta}: must be above 0, as in 0.05")
+        require(0 < alpha < math.inf, f"alpha={alpha}: must be above 0 and finite, as in 1")
+        require(0 < beta < math.inf, f"beta={beta}: must be above 0 and finite, as in 0.05")
         require(self.learned is None, f"weighting={type(self.weighting).__name__}: must not be learned; use EDMWeighting")
         self.samples, self.alpha, self.beta = samples, alpha, beta
 

@@ -118,7 +118,7 @@ class ScoreWrapper(ScoreField, ABC):
         self.score = score
 
     @property
-    def evaluations(self) -> int:  # type: ignore[override]
+    def evaluations(self) -> int:
         return self.score.evaluations
 
     @evaluations.setter

@@ -38,7 +38,8 @@ class Extrapolated(ScoreWrapper, ABC):
         """
 
     def _extrapolate(self, evaluate: Evaluate, *arguments: Tensor | Scale | None) -> Tensor:
-        return torch.lerp(*self.both(evaluate, *arguments), self.scale)  # type: ignore[arg-type]
+        first, second = self.both(evaluate, *arguments)  # type: ignore[arg-type]
+        return torch.lerp(first, second, self.scale)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         return self._extrapolate(lambda score, *arguments: score(*arguments), x, t, cond)

@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from averaged import EMA, Line, Watch, averages, fit, flat
 from lightning.pytorch.callbacks import ModelCheckpoint
-from test_ema import EMA, Line, Watch, averages, fit, flat
 
 from lightning_score.errors import InputError
 from lightning_score.runs import averages as module

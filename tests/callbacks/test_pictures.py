@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.utils import make_grid
 
 from lightning_score.callbacks import SampleGrid
 from lightning_score.callbacks.pictures import (
@@ -20,6 +22,7 @@ from lightning_score.callbacks.pictures import (
 )
 from lightning_score.cli import run
 from lightning_score.data import Digits, Examples, ScoreData, Splits
+from lightning_score.data.images import of_picture
 from lightning_score.errors import InputError
 from lightning_score.networks import UNet
 from lightning_score.process import VP, SigmaTable
@@ -32,6 +35,18 @@ def model(process, sampler):
     return ScoreModel(
         lambda s, c: UNet(s, c, 8, (1,), blocks=1, attention=(), groups=4), (1, 8, 8), process, sampler=sampler
     )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("samples", "columns"), [(1, 1), (1, 4), (3, 4), (4, 1)])
+def test_a_grid_is_torchvisions(samples, columns, channels):
+    """Which takes a second to import; and so are the values of a picture."""
+    moments = torch.randint(0, 256, (columns, samples, channels, 50, 60), dtype=torch.uint8)
+    found = strip_picture([*moments])
+    grid = make_grid(moments.transpose(0, 1).flatten(0, 1), nrow=columns, padding=2, pad_value=128)[:channels]
+    expected = to_pil_image(grid)
+    assert found.mode == expected.mode and found.size == expected.size and found.tobytes() == expected.tobytes()
+    assert torch.equal(of_picture(found), pil_to_tensor(expected))
 
 
 @pytest.mark.parametrize(

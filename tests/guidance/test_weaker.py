@@ -7,10 +7,10 @@ from functools import partial
 import pytest
 import torch
 from conftest import MixtureScore, times
+from labeled import MODES, ExactClassifier, LabeledScore, rows
 from laws import gaussian, moments
 from posteriors import LawScore, gaussian as gaussian_problem
 from scipy.integrate import solve_ivp
-from test_guidance import MODES, ExactClassifier, LabeledScore, rows
 from torch import nn
 
 from lightning_score import ScoreModel

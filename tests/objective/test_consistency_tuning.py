@@ -78,16 +78,16 @@ def test_without_a_second_level_it_is_denoising_score_matching(process):
 
 
 class FlowMap(ScoreField):
-    """f(x, t) = c x/alpha STD/sqrt(STD^2 + s^2): for c = 1 the end of the path of data N(0, STD^2)."""
+    """f(x, t) = c x/alpha STD/sqrt(STD^2 + s^2): for c = 1 the end of the path of data N(0, STD^2); or their mean given x."""
 
     evaluations = 0
 
-    def __init__(self, process, c=1.0):
+    def __init__(self, process, mean=False):
         super().__init__(process)
-        self.c = nn.Parameter(torch.tensor(c, dtype=torch.float64))
+        self.c, self.power = nn.Parameter(torch.ones((), dtype=torch.float64)), 1.0 if mean else 0.5
 
     def factor(self, s):
-        return STD / (STD**2 + s**2).sqrt()
+        return (STD**2 / (STD**2 + s**2)) ** self.power
 
     def denoised(self, x, t, cond=None):
         return self.c * broadcast_to(self.factor(self.process.noise_level(t)) / self.process.alpha(t), x) * x
@@ -111,6 +111,36 @@ def test_the_flow_map_of_a_gaussian_is_the_minimizer_in_the_limit(stages, sigma)
     expected = 2 * a_t * (a_t * (STD**2 + s**2) - a_r * (STD**2 + r * s)) / (s - r)
     assert float(score.c.grad) == pytest.approx(float(expected), abs=0.02)
     assert abs(float(expected)) < 2.5 * float(s - r)
+
+
+def tuning(**settings):
+    """An objective in its first step, which has begun with the exact denoised image of the Gaussian as the teacher."""
+    objective = ConsistencyTuning(FixedTimes(1.5), huber=None, distill=True, **settings)
+    objective.steps_done = lambda: 0
+    objective.begin(FlowMap(VP(), mean=True))
+    return objective
+
+
+def test_the_loss_of_the_flow_map_vanishes_with_the_steps_of_an_exact_teacher():
+    """A step of DDIM misses the end of the path by a part of the order of the square of its length."""
+    x = STD * torch.randn(1000, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = {}
+    for q in (32.0, 64.0, 128.0):
+        torch.manual_seed(0)
+        found[q] = float(tuning(q=q, stages=1)(FlowMap(VP()), x).mean())
+    assert found[32.0] / found[64.0] == pytest.approx(8, rel=0.2) == found[64.0] / found[128.0]
+    torch.manual_seed(0)
+    alone = ConsistencyTuning(FixedTimes(1.5), q=128.0, stages=1, huber=None)(FlowMap(VP()), x).mean()
+    assert found[128.0] < 1e-3 * float(alone)
+
+
+def test_held_out_losses_have_no_teacher():
+    score, x, objective = FlowMap(VP()), torch.randn(50, 1, dtype=torch.float64), tuning(stages=1)
+    objective.steps_done = lambda: None
+    torch.manual_seed(0)
+    found = objective(score, x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(found, ConsistencyTuning(FixedTimes(1.5), stages=1, huber=None)(score, x))
 
 
 def test_both_passes_have_the_same_dropout():
