@@ -8,6 +8,7 @@ import warnings
 from functools import partial
 
 import torch
+import torch._dynamo  # noqa: F401 - as by the first optimizer: once, before the fork
 from forked import fork
 from lightning.pytorch import Callback, Trainer, seed_everything
 
