@@ -21,9 +21,10 @@ class ConsistencyTuning(Objective):
     Easy consistency tuning (Geng et al. 2024, 2406.14548) of a model that is trained already, `start_from`. f(x_r, r) is not
     differentiated, and has the dropout of f(x_t, t). With s = sigma/alpha, s_r = s_t max(0, 1 - n(s_t)/q^a) and
     n(s) = 1 + k/(1 + e^(b s)), in stage a = 1, 2, ..., of `steps` optimizer steps each; below the process's smallest level
-    f(x_r, r) is x_0. So r = 0, and f is the denoised image, at first; as r comes near to t, f(x_t, t) becomes the end of the
-    path of the probability-flow ODE from x_t (Song et al. 2023, 2303.01469, theorem 2), and samples take one or two
-    evaluations of the predictor `Consistency`. f is no longer the mean of x_0, and the score no longer that of p_t.
+    f(x_r, r) is x_0. Where r = 0, as at small noise in the first stages, f is the denoised image; as r comes near to t, f
+    becomes the end of the path of the probability-flow ODE from x_t (Song et al. 2023, 2303.01469, theorem 2), and samples
+    take one or two evaluations of the predictor `Consistency`. f is then not the mean of x_0, nor the score that of p_t:
+    other samplers, likelihoods and posteriors need the model before tuning.
 
     Held-out losses are those of the last stage, without a teacher, so that they can be compared throughout a training.
 

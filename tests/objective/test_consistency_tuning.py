@@ -78,7 +78,10 @@ def test_without_a_second_level_it_is_denoising_score_matching(process):
 
 
 class FlowMap(ScoreField):
-    """f(x, t) = c x/alpha STD/sqrt(STD^2 + s^2): for c = 1 the end of the path of data N(0, STD^2); or their mean given x."""
+    """f(x, t) = c x/alpha STD/sqrt(STD^2 + s^2): for c = 1 the end of the path of data N(0, STD^2).
+
+    With `mean` STD^2/(STD^2 + s^2) in place of its root: the mean of the data given x.
+    """
 
     evaluations = 0
 

@@ -8,7 +8,7 @@ import warnings
 from functools import partial
 
 import torch
-import torch._dynamo  # noqa: F401 - as by the first optimizer: once, before the fork
+import torch._dynamo
 from forked import fork
 from lightning.pytorch import Callback, Trainer, seed_everything
 
