@@ -7,7 +7,17 @@ from collections.abc import Sequence
 import torch
 from lightning.pytorch import Callback
 
-from lightning_score.callbacks import BitsPerDim, Ensembles, Evaluate, LangevinHealth, LossFloor, Nats, Posterior, ScorePlot
+from lightning_score.callbacks import (
+    BitsPerDim,
+    Ensembles,
+    Evaluate,
+    GradientNoiseScale,
+    LangevinHealth,
+    LossFloor,
+    Nats,
+    Posterior,
+    ScorePlot,
+)
 from lightning_score.callbacks.pictures import pictured
 from lightning_score.data import ScoreData
 from lightning_score.metrics.manifold import Manifold
@@ -36,6 +46,7 @@ OF_CALLBACKS: dict[type[Callback], tuple[str, ...]] = {
         *_scores("test", "residual_over_noise tarp_deviation z_score"),
         *("test/posterior_distance_floor", "test/nfe", "test/sampling_seconds"),
     ),
+    GradientNoiseScale: ("train/gradient_noise_scale",),
     LangevinHealth: ("val/langevin_variance_ratio", "val/langevin_snr"),
     LossFloor: (
         "val/fitted_times_mean",
@@ -70,7 +81,8 @@ def logged_metrics(
         shipped = kind.__module__.startswith(("lightning_score.", "lightning.", "pytorch_lightning."))
         if isinstance(callback, Ensembles) and prefix == "val/" and not callback.in_fit:
             continue
-        names |= {name for name in OF_CALLBACKS.get(kind, ()) if name.startswith(prefix)}
+        prefixes = (prefix, "train/") if command == "fit" else (prefix,)
+        names |= {name for name in OF_CALLBACKS.get(kind, ()) if name.startswith(prefixes)}
         if not shipped or kind.__name__ in TO_LOGGERS:
             unknown.append(callback)
     return names, unknown
