@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-UNMEASURED = ["--evaluate.features=null", "--callbacks=[]"]
+UNMEASURED = ["--evaluate.features=null", "--trainer.callbacks=null"]
 COMMANDS = {
     "--help": (["--help"], 0.1),
     "fit, one step": (["fit", "--config=ncsn", "--trainer.max_steps=1", "--samples.num_samples=1", *UNMEASURED], 4.0),
