@@ -93,8 +93,8 @@ common options:
   --trainer.precision bf16-mixed           or 32-true, 16-mixed, 64-true
   --model.network UNet                     or NCSN, NCSNv2, NCSNv2Deeper, NCSNv2Deepest, DDPMpp, NCSNpp, MLP;
                                            its parameters as --model.network.channels 64
-  --model.process VP                       or SubVP, VE, Cosine, BetaTable, ScaledLinearBetas, CosineTable, BetaChain,
-                                           SigmaTable
+  --model.process VP                       or SubVP, VE, Cosine, Linear, BetaTable, ScaledLinearBetas, CosineTable,
+                                           BetaChain, SigmaTable
 {_SAMPLER}
   --model.optimizer.lr 1.0e-3              learning rate
   --data Digits                            or FashionMNIST, MNIST, CIFAR10, GaussianMixture, ImageFolder, ImageStream,

@@ -139,9 +139,9 @@ def test_a_folder_without_a_result_is_removed_and_one_with_a_result_stays(tmp_pa
 
 CASES = {
     "imports": (["fit", "--help", "all"], 0.7),
-    "parsing": (["fit", "--config", "tiny.yaml"], 3.0),
+    "parsing": (["fit", "--config", "tiny.yaml"], 2.2),
     "schedule": (["schedule", "--config", "tiny.yaml"], "Digits"),
-    "sweep": (["sweep", "eps", "--dry_run"], 2.5),
+    "sweep": (["sweep", "eps", "--dry_run"], 1.8),
     "report": (["report", ".", "--serve", "--port", "0"], "serving"),
     "predict": (["predict", "--ckpt_path", "c.ckpt", LONG], "sampling"),
     "validate": (["validate", "--ckpt_path", "c.ckpt", LONG, MEASURING], "validating:"),

@@ -124,8 +124,8 @@ def _kernel_means(x: Tensor, y: Tensor, kernel: Kernel, chunk: int) -> tuple[Ten
 def inception_score(logits: Tensor, splits: int = 10) -> Estimate:
     """IS: `exp E KL(p(y given x) | p(y))`, of the features' classifier, the mean over parts of the samples and its error.
 
-    Salimans et al. 2016, arXiv:1606.03498, in the parts of torch-fidelity. Publications state the standard deviation over ten parts,
-    which is sqrt(10) times the error.
+    Salimans et al. 2016, arXiv:1606.03498, in the parts of torch-fidelity. Publications state the standard deviation over
+    ten parts, which is sqrt(10) times the error.
 
     Args:
         logits: of the samples (N, K).

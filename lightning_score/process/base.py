@@ -86,12 +86,12 @@ class NoiseProcess(CachedCoefficients, nn.Module, ABC):
         return float(self.time_of(NOISE_ALONE * one)) if self.is_noise(one) else 1.0
 
     def with_signal(self, t: Tensor) -> Tensor:
-        """t, at most `t_signal`, for what divides by alpha."""
-        return t if self.t_signal == 1 else t.clamp(max=self.t_signal)
+        """t, at most `t_signal`, and below 1 in its precision, for what divides by alpha."""
+        return t if self.t_signal == 1 else _at_most(t, self.t_signal)
 
     def trainable(self, t: Tensor) -> Tensor:
         """t, at most the time of sigma/alpha = `LAST_TRAINED` if alpha(1) = 0, and below 1 in the precision of t."""
-        return t if self.t_signal == 1 else t.clamp(max=min(self._t_trained, 1 - torch.finfo(t.dtype).eps / 2))
+        return t if self.t_signal == 1 else _at_most(t, self._t_trained)
 
     @cached_property
     def _t_trained(self) -> float:
@@ -158,6 +158,11 @@ class VariancePreserving(NoiseProcess, ABC):
     def log_alpha_of(log_snr: Tensor) -> Tensor:
         """log alpha where log_snr has a given value: alpha^2 = SNR/(1 + SNR)."""
         return -nn.functional.softplus(-log_snr) / 2
+
+
+def _at_most(t: Tensor, last: float) -> Tensor:
+    """t, at most `last` < 1, or the largest number below 1 in the precision of t."""
+    return t.clamp(max=min(last, 1 - torch.finfo(t.dtype).eps / 2))
 
 
 def require_sigmas(sigma_min: float, sigma_max: float | Auto) -> float:

@@ -173,12 +173,12 @@ class Averages:
     def _read(self, n: int) -> Mapping[float, Mapping[str, Tensor]]:
         """The averages of a step by their lengths."""
         if n == self._last:
-            return self._here  # type: ignore[no-any-return]
+            return self._here
         content = read_tensors(self._files[n])
-        found = content.get(STATE) if isinstance(content, dict) else None
+        found: Any = content.get(STATE) if isinstance(content, dict) else None
         self._check(self._files[n], found)
         require({*found} == {*self._here}, f"{self._files[n]}: holds other lengths than the checkpoint; remove it")
-        return found  # type: ignore[no-any-return]
+        return found
 
     def _check(self, file: Path, found: Any) -> None:
         """Raises `InputError` unless a file holds averages of these weights."""

@@ -105,7 +105,7 @@ class LoadedCommand(ParsedCommand):
             wanted["evaluate"] = self._evaluated = config["evaluate"]
         parts = self._parts.instantiate_classes(Namespace(wanted))
         self.model.use(parts.sampler, parts.guidance)
-        self.made["output"], self.made["ema_length"] = config["output"], config["ema_length"]
+        self.made["output"], self.made["ema_length"] = config["output"], config.get("ema_length")
         if "evaluate" in wanted:
             self.made["evaluate"] = parts.evaluate
 

@@ -142,7 +142,7 @@ class TestRoutes:
         for given in (group, ["--model.process.steps=7"], self.layer(process={"init_args": {"steps": 7}})):
             assert self.parse("--model.process.beta_max=0.5", *self.layer(process={"init_args": {"beta_max": 0.25}}))
             found = self.parse(*self.layer(process={"init_args": {"beta_max": 0.25}}), *given)["process"]
-            assert found["init_args"] == {"beta_min": 1e-4, "beta_max": 0.25, "steps": 7}
+            assert found["init_args"] == {"beta_min": 1e-4, "beta_max": 0.25, "steps": 7, "zero_snr": False}
             assert not self.command.messages
 
     def test_a_plus_keeps_the_values_that_both_have(self):

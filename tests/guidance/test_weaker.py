@@ -243,9 +243,9 @@ SMALL = partial(MLP, width=8, depth=1)
 def runs(tmp_path_factory):
     """Two trainings of a model of points in the plane, and one of another process."""
     folder = tmp_path_factory.mktemp("weaker")
-    quick = ["--trainer.max_steps=4", "--trainer.val_check_interval=4", "--samples.num_samples=0",
-             "--trainer.accelerator=cpu", "--trainer.callbacks=null", "--evaluate.features=null",
-             "--data.num_samples=400", "--data.batch_size=64"]  # fmt: skip
+    quick = ["--trainer.max_steps=4", "--trainer.val_check_interval=4", "--trainer.accelerator=cpu",
+             "--trainer.callbacks=null", "--trainer.logger=false", "--samples.num_samples=0", "--evaluate.distances=[]",
+             "--data.num_samples=400", "--data.batch_size=64", "--model.sampler.steps=1"]  # fmt: skip
     options = {"weak": ["--seed_everything=1"], "strong": [], "other": ["--model.process.sigma_max=9"]}
     for name, own in options.items():
         assert run(["fit", "--config=toy", f"--runs={folder}", f"--name={name}", *quick, *own]) == 0

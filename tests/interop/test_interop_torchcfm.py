@@ -16,6 +16,7 @@ from lightning_score.interop.load import make
 from lightning_score.sampling import NoiseStream
 from lightning_score.score.function import ScoreFunction
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*at least two channels per group")
 CASES = ["small", "scaled", "mnist_cond", pytest.param("cifar10", marks=pytest.mark.slow)]
 OPTIMIZER = {"state": {}, "param_groups": [{"lr": 2e-4, "betas": (0.9, 0.999), "eps": 1e-8, "params": [0, 1]}]}
 

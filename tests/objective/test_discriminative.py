@@ -172,7 +172,7 @@ def start(tmp_path_factory):
 
 
 def test_a_resumed_run_is_the_same_to_the_bit(start, tmp_path):
-    """Also across epochs; the reference stays what training began with and is no part of the checkpoint."""
+    """The reference stays what training began with and is no part of the checkpoint."""
     settings = str(start / "step=2.ckpt"), str(start / "samples.npz")
     torch.manual_seed(0)
     whole = trained(digits_model(*settings, beta=0.5), tmp_path, 6)

@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 
 from lightning_score.data import Digits, Mixture
 from lightning_score.errors import InputError
-from lightning_score.process import VE, VP, BetaTable, SigmaTable
+from lightning_score.process import VE, VP, BetaTable, Linear, SigmaTable
 from lightning_score.sampling import (
     DDIM,
     IPNDM,
@@ -69,7 +69,9 @@ def _quick(request, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("predictor", "process"), [(DDIM, PROCESS), (Heun, PROCESS), (Own, PROCESS), (IPNDM, VP())], ids=lambda c: str(c)[:40]
+    ("predictor", "process"),
+    [(DDIM, PROCESS), (Heun, PROCESS), (Own, PROCESS), (IPNDM, VP()), (IPNDM, Linear())],
+    ids=lambda c: str(c)[:40],
 )
 def test_learned_times_are_better_on_other_latents(predictor, process):
     sampler, draw = PredictorCorrector(predictor(), denoise=Tweedie()), partial(draw_from, process)

@@ -8,6 +8,7 @@ import warnings
 from functools import partial
 
 import torch
+import torch._dynamo
 from forked import fork
 from lightning.pytorch import Callback, Trainer, seed_everything
 
