@@ -218,7 +218,7 @@ from lightning_score import NoiseProcess, Network, ImageData
 from lightning_score.data.base import Examples, Splits
 
 
-class Linear(NoiseProcess):
+class Ramp(NoiseProcess):
     def log_alpha(self, t):
         return torch.log1p(-0.99 * t)
 
@@ -250,7 +250,7 @@ def test_network_process_and_data_of_the_users_own(tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     Path("own_parts.py").write_text(OWN)
-    parts = ["--model.network=own_parts.Small", "--model.network.width=5", "--model.process=own_parts.Linear"]
+    parts = ["--model.network=own_parts.Small", "--model.network.width=5", "--model.process=own_parts.Ramp"]
     parts += ["--data=own_parts.Stripes", "--data.batch_size=20", "--trainer.max_steps=4"]
     grid = ["--model.sampler.grid=Uniform", "--model.sampler.grid.steps=3"]
     assert run(["fit", "--name=mine", *parts, "--model.sampler=PredictorCorrector", *grid]) == 0

@@ -54,7 +54,7 @@ OPTIONS = [
     ("--trainer.overfit_batches=2", "--trainer.overfit_batches 2: not for these data, whose batches"),
     (
         "--model.guidance.scale=3",
-        "model.guidance.scale=3: of which class? Give model.guidance first, one of Classifier",
+        "model.guidance.scale=3: of which class? Give model.guidance first, one of Autoguidance",
     ),
     ("--model.sampler.help Foo", "--model.sampler.help Foo: no such class; give one of AnnealedLangevin, "),
     ("--model.optimizer.help Adm", "--model.optimizer.help Adm: no such class; give one of Adam, "),
