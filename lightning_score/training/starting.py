@@ -45,7 +45,10 @@ def take_weights(network: nn.Module, path: str) -> None:
     Raises:
         InputError: the file is missing or damaged, or is that of another network.
     """
-    state = read_checkpoint(Path(path)).get("state_dict")
+    try:
+        state = read_checkpoint(Path(path)).get("state_dict")
+    except InputError as error:
+        raise InputError(f"start_from={path}: {error}") from error
     state = state if isinstance(state, dict) else {}
     found = {name.removeprefix(NETWORK): value for name, value in state.items() if str(name).startswith(NETWORK)}
     require(bool(found), f"start_from={path}: holds no network of this package; give a checkpoint that fit has written")
