@@ -61,7 +61,7 @@ def compare(model: "ScoreModel", stored: Mapping[str, Any], data: ScoreData | No
         InputError: the data have another range; or process or parametrization are others, and the objective refines.
     """
     name, refines = f"start_from={model.start_from}", model.objective.refines
-    before, now = data_range_of(stored), data and data.data_range
+    before, now = data_range_of(stored), None if data is None else data.data_range
     require(
         before is None or now is None or before == tuple(now),
         f"{name}: was trained on data from {before}, and these are from {now}; set data.data_range to its range",
