@@ -1,5 +1,6 @@
 """Guidance by conditions without a classifier, and by class labels with one."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ class ClassifierFree(Guidance):
     innermost = True
 
     def __init__(self, scale: float = 2.0, interval: Sequence[float] | None = None):
-        require(scale >= 0, f"scale={scale}: must be 0 (unconditional) or more, as in 2.0; 1 is conditional")
+        require(0 <= scale < math.inf, f"scale={scale}: must be 0 (unconditional) or more, as in 2.0; 1 is conditional")
         self.scale, self.interval = scale, checked(interval)
 
     def check(self, trained: ModelFacts) -> None:
@@ -86,7 +87,7 @@ class ClassifierGuidance(Guidance):
     labeled = True
 
     def __init__(self, classifier: nn.Module, scale: float = 1.0, interval: Sequence[float] | None = None):
-        require(scale >= 0, f"scale={scale}: must be 0 (no guidance) or more, as in 1.0")
+        require(0 <= scale < math.inf, f"scale={scale}: must be 0 (no guidance) or more, as in 1.0")
         self.classifier, self.scale, self.interval = classifier.eval().requires_grad_(False), scale, checked(interval)
 
     def check(self, trained: ModelFacts) -> None:

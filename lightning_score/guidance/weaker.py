@@ -1,5 +1,6 @@
 """Guidance by a weaker version of the model."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
@@ -30,7 +31,7 @@ class Autoguidance(Guidance):
     """
 
     def __init__(self, model: CheckpointPath, scale: float = 1.5, interval: Sequence[float] | None = None):
-        require(scale >= 0, f"scale={scale}: must be 0 (the weaker model) or more, as in 1.5")
+        require(0 <= scale < math.inf, f"scale={scale}: must be 0 (the weaker model) or more, as in 1.5")
         self.model, self.scale, self.interval = model, scale, checked(interval)
         self.weak: ScoreField | None = None
         self._data_range: tuple[float, float] | None = None

@@ -127,7 +127,7 @@ class Uncertainty(Weighting):
 
     Args:
         weighting: lambda(t), from which it starts; sigma^2 by default.
-        width: number of Fourier features of log(sigma/alpha), even.
+        width: number of Fourier features of log(sigma/alpha), even and at least 4.
     """
 
     def __init__(self, weighting: Weighting | None = None, width: int = 128):
