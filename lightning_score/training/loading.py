@@ -110,8 +110,10 @@ def modules_of(model: "ScoreModel") -> list[str]:
 
 
 def data_range_of(stored: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Lowest and highest value of the data that the model of a checkpoint was trained on; None if they have none."""
-    found = stored.get("config", {}).get("data", {}).get("init_args", {}).get("data_range")
+    """Lowest and highest value of the data that the model of a checkpoint was trained on; None if it holds none."""
+    found: Any = stored
+    for name in ("config", "data", "init_args", "data_range"):
+        found = found.get(name) if isinstance(found, Mapping) else None
     return found and (found[0], found[1])
 
 

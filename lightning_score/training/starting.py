@@ -41,8 +41,8 @@ def begin(model: "ScoreModel") -> None:
     objective.receive(data)
     if model.start_from is not None:
         stored = read_checkpoint(Path(model.start_from))
-        compare(model, stored, data)
         take_weights(model.score_function.network, model.start_from, stored)
+        compare(model, stored, data)
     objective.steps_done = lambda: model.trainer.global_step if model.training else None
     objective.begin(model.score_function)
 
