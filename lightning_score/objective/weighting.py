@@ -91,7 +91,7 @@ class FlowWeighting(Weighting):
     """
 
     def __call__(self, process: NoiseProcess, t: Tensor) -> Tensor:
-        return process.sigma(t) ** 2 * (1 + (-process.log_snr(t) / 2).exp()) ** 2
+        return process.sigma(t) ** 2 * (1 + process.noise_level(t)) ** 2
 
 
 class LogVariance(nn.Module):
