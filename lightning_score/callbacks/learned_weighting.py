@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
@@ -24,8 +23,7 @@ class LearnedWeighting(Callback):
         """Draws within validation, where the model holds the averaged weights."""
         if trainer.sanity_checking or not writes_files(trainer):
             return
-        with torch.no_grad():
-            learned = pl_module.objective.learned_levels(pl_module.score_function.process)
+        learned = pl_module.objective.learned_levels(pl_module.score_function.process)
         if learned is not None:
             publish(trainer, "weighting", figure_picture(_figure(*learned)), f"step {trainer.global_step}")
 

@@ -1,7 +1,5 @@
 """`system.csv`: processors, memory and GPUs while a run runs."""
 
-import csv
-import io
 import threading
 import time
 from collections.abc import Iterator
@@ -12,12 +10,12 @@ from typing import Any
 import psutil
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from lightning_score.callbacks.base import writes_files
 from lightning_score.errors import require
-from lightning_score.files import replace_text, tolerating_full_disk
 from lightning_score.runs.folders import SYSTEM, leads_out
+from lightning_score.runs.logs import MetricsWriter
 
 GPU = {"percent": "utilization", "memory_gb": "device_memory_used", "watts": "power_draw", "celsius": "temperature"}
 """What NVML measures of a GPU, as functions of `torch.cuda`; they need nvidia-ml-py."""
@@ -53,18 +51,19 @@ class SystemMetrics(Callback):
         """Starts to sample."""
         self._stop()
         if self.every_seconds > 0 and writes_files(trainer):
-            file = Path(trainer.default_root_dir) / SYSTEM
+            folder = Path(trainer.default_root_dir)
             gpus = torch.cuda.device_count() if trainer.strategy.root_device.type == "cuda" else 0
             self._over = threading.Event()
-            self._thread = threading.Thread(target=self._watch, args=(trainer, file, gpus, self._over), daemon=True)
+            self._thread = threading.Thread(target=self._watch, args=(trainer, folder, gpus, self._over), daemon=True)
             self._thread.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Gives a new sample to the loggers."""
         if self._sample:
             sample, self._sample = self._sample, {}
-            for logger in filter(_needs_samples, trainer.loggers):
-                logger.log_metrics({f"system/{name}": value for name, value in sample.items()}, trainer.global_step)
+            for logger in trainer.loggers:
+                if not isinstance(logger, CSVLogger | WandbLogger):  # which has samples of its own
+                    logger.log_metrics({f"system/{name}": value for name, value in sample.items()}, trainer.global_step)
 
     def _stop(self, *_: Any, **__: Any) -> None:
         """Ends with a last sample."""
@@ -74,13 +73,17 @@ class SystemMetrics(Callback):
 
     teardown = on_exception = _stop
 
-    def _watch(self, trainer: Trainer, file: Path, gpus: int, over: threading.Event) -> None:
+    def _watch(self, trainer: Trainer, folder: Path, gpus: int, over: threading.Event) -> None:
         """Samples until the end."""
-        meter, table, ended = Meter(gpus), _Table(file), False
+        if leads_out(folder / SYSTEM, folder):
+            with suppress(OSError):  # a folder, which the writer reports
+                (folder / SYSTEM).unlink()
+        meter, table, pause, ended = Meter(gpus), _Writer(str(folder)), 0.0, False
         while not ended:
-            ended = over.wait(self.every_seconds if table.columns else 0.0)
+            ended, pause = over.wait(pause), self.every_seconds
             self._sample = sample = meter.sample()
-            table.append({"step": trainer.global_step, "time": round(time.time(), 1), **sample})
+            table.log_metrics(sample, trainer.global_step)
+            table.save()
 
 
 class Meter:
@@ -124,41 +127,7 @@ class Meter:
                     yield f"gpu{i}_{name}", getattr(torch.cuda, measure)(i) / UNITS.get(name, 1)
 
 
-def _needs_samples(logger: Logger) -> bool:
-    """Whether a logger has no samples otherwise, and no file of metrics that they would fill."""
-    return not isinstance(logger, CSVLogger | WandbLogger)
+class _Writer(MetricsWriter):
+    """Writes `system.csv` as `metrics.csv` is written."""
 
-
-class _Table:
-    """A CSV file to which rows are added, until it cannot be written.
-
-    Args:
-        file: the file; one of an earlier part of the run gets columns that it lacks, and loses half a row.
-    """
-
-    def __init__(self, file: Path):
-        self._file: Path | None = file
-        self.columns: list[str] = []
-
-    def append(self, row: dict[str, float]) -> None:
-        """Adds a row."""
-        file, self._file = self._file, None
-        if file is None:
-            return
-        with tolerating_full_disk(file):
-            if not self.columns:
-                self.columns = list(row)
-                self._begin(file)
-            with file.open("a", newline="", encoding="utf-8") as table:
-                csv.DictWriter(table, self.columns, extrasaction="ignore").writerow(row)
-            self._file = file
-
-    def _begin(self, file: Path) -> None:
-        known = file.exists() and not leads_out(file, file.parent)
-        text = file.read_text(encoding="utf-8", errors="replace") if known else ""
-        table, written = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])), io.StringIO()
-        self.columns = list(dict.fromkeys([*(table.fieldnames or []), *self.columns]))
-        writer = csv.DictWriter(written, self.columns, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(table)
-        replace_text(file, written.getvalue())
+    NAME_METRICS_FILE = SYSTEM

@@ -43,7 +43,7 @@ def ema(arguments: Arguments) -> None:
     print(f"averages at step {averages.step} of {source}, of {len(averages.kept)} that are kept\n")
     print(f"{'length':>8} {'profile error':>14} {'MB':>8}  file")
     for length, error, state in zip(lengths, errors, averages.make(*lengths, progress=True), strict=True):
-        file = folder / f"ema_{length:g}.ckpt"
+        file = folder / f"ema_{length}.ckpt"
         with replacing(file) as temporary, temporary.open("wb") as stream:
             torch.save({**shared, "state_dict": state, LENGTH: length}, stream)
         print(f"{length:8g} {error:14.1e} {file.stat().st_size / 1e6:8.1f}  {file}")

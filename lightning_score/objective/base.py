@@ -29,7 +29,7 @@ class Objective(ABC):
     needs_data: bool = False  # whether `prepare` must be given the training data before the first call
     differentiates_score: bool = False  # with respect to x, within the loss
     leaves_out_missing: bool = False  # whether it can be called with `known`, a mask that is True where x is known
-    refines: bool = False  # whether it improves a trained model: training starts from weights, on examples as they are
+    refines: bool = False  # whether it needs the model from which training starts, and examples not augmented
     learned: nn.Module | None = (
         None  # parameters of the objective itself, which are trained, averaged and saved with the model
     )

@@ -39,7 +39,11 @@ class ConsistencyTuning(Objective):
             |d|^2.
         distill: take x_r from x_t by a step of DDIM with the weights from which the training starts, instead of from x_0 and
             z: one more evaluation without gradient, and less noise in the loss, for a model that is only as good as that one
-            (consistency distillation, Song et al. 2023, algorithm 2).
+            (consistency distillation, Song et al. 2023, algorithm 2). That model has the same process and parametrization.
+
+    Raises:
+        InputError: a number is out of range; in `check`: the law of t is not continuous; in training: there is no model to
+            distill, or it has another process or parametrization.
     """
 
     _teacher: ScoreFunction | None = None
@@ -62,7 +66,7 @@ class ConsistencyTuning(Objective):
         require(huber is None or 0 <= huber < math.inf, f"huber={huber}: must be at least 0, as in 0.03, or null")
         self.times = times or LogNormalTimes(-1.1, 2.0)
         self.q, self.k, self.b, self.stages, self.steps, self.huber = q, k, b, stages, steps, huber
-        self.distill = distill
+        self.refines = self.distill = distill
 
     def begin(self, score: ScoreFunction) -> None:
         if self.distill:

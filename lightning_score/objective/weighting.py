@@ -91,7 +91,7 @@ class FlowWeighting(Weighting):
     """
 
     def __call__(self, process: NoiseProcess, t: Tensor) -> Tensor:
-        return process.sigma(t) ** 2 * (1 + (-process.log_snr(t) / 2).exp()) ** 2
+        return process.sigma(t) ** 2 * (1 + process.noise_level(t)) ** 2
 
 
 class LogVariance(nn.Module):
@@ -127,7 +127,7 @@ class Uncertainty(Weighting):
 
     Args:
         weighting: lambda(t), from which it starts; sigma^2 by default.
-        width: number of Fourier features of log(sigma/alpha), even.
+        width: number of Fourier features of log(sigma/alpha), even and at least 4.
     """
 
     def __init__(self, weighting: Weighting | None = None, width: int = 128):

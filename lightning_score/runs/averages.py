@@ -19,8 +19,8 @@ STATE, LENGTH = "averages", "ema_length"
 """Entries of a checkpoint: the averages that are kept by length, and the length of an average in place of the weights."""
 FIRST = 16
 """Steps between the first snapshots."""
-LONGEST = 0.28
-"""The largest length; a uniform average has 1/sqrt(12) = 0.289."""
+SHORTEST, LONGEST = 1e-4, 0.28
+"""The smallest and the largest length; a uniform average has 1/sqrt(12) = 0.289."""
 FAR = 0.5
 """The largest relative error of a profile that is not refused."""
 Kept = tuple[float, int]
@@ -29,7 +29,7 @@ Kept = tuple[float, int]
 
 def check_length(name: str, length: float) -> None:
     """Raises `InputError` unless a length is one of a power function that grows; `name` is what precedes it in messages."""
-    require(0 < length <= LONGEST, f"{name}{length:g}: must be above 0 and at most {LONGEST}, as in 0.05")
+    require(SHORTEST <= length <= LONGEST, f"{name}{length:g}: must lie between {SHORTEST} and {LONGEST}, as in 0.05")
 
 
 def exponent(length: float) -> float:
@@ -184,7 +184,7 @@ class Averages:
         """Raises `InputError` unless a file holds averages of these weights."""
         try:
             fits = all(
-                0 < length <= LONGEST and value.shape == self._weights[name].shape
+                SHORTEST <= length <= LONGEST and value.shape == self._weights[name].shape
                 for length, average in found.items()
                 for name, value in average.items()
             )

@@ -35,14 +35,14 @@ class RunCSVLogger(CSVLogger):
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> "_Writer":
+    def experiment(self) -> "MetricsWriter":
         """The writer of the files."""
         if self._experiment is None:
-            self._experiment = _Writer(self.save_dir)
+            self._experiment = MetricsWriter(self.save_dir)
         return self._experiment  # type: ignore[return-value]
 
 
-class _Writer(ExperimentWriter):
+class MetricsWriter(ExperimentWriter):
     """Lightning's writer, except that it keeps existing metrics and adds the time to each row."""
 
     _warned = False

@@ -12,7 +12,7 @@ from lightning_score.errors import InputError, require
 from lightning_score.process import NoiseProcess
 from lightning_score.sampling.exponential import UniPC
 from lightning_score.sampling.flow import NoScore
-from lightning_score.sampling.from_noise import states_of
+from lightning_score.sampling.from_noise import FROM_NOISE, states_of
 from lightning_score.sampling.grid import Karras, Snapped, TimeGrid
 from lightning_score.sampling.noise import NoiseStream
 from lightning_score.sampling.predictor import Predictor
@@ -81,7 +81,7 @@ def check_learnable(sampler: Sampler, process: NoiseProcess) -> None:
     advice = "learn for a deterministic solver: --model.sampler +PredictorCorrector --model.sampler.corrector null "
     advice += "--model.sampler.predictor IPNDM (Langevin samplers: the command tune)"
     methods = {move.method for move in sampler.plan(process, sampler.grid(process))}
-    names = ", ".join(sorted(type(method).__name__ for method in methods))
+    names = ", ".join(sorted(type(method).__name__ for method in methods - {FROM_NOISE} or methods))
     which = f"model.sampler={type(sampler).__name__} ({names})"
     solvers = [method for method in methods if isinstance(method, Predictor)]
     require(not any(solver.adaptive for solver in solvers), f"{which}: chooses its own times, by its tolerances; {advice}")

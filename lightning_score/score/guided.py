@@ -13,7 +13,40 @@ Evaluate = Callable[..., Tensor]
 """A function of a score and of arguments x, t, cond and others, which is affine in the score."""
 
 
-class Extrapolated(ScoreWrapper, ABC):
+class MadeOfTwo(ScoreWrapper, ABC):
+    """A score made of two others; its denoised image is made in the same way of theirs.
+
+    Args:
+        score: one of the two, or the score function of which both are made.
+    """
+
+    @abstractmethod
+    def made(self, evaluate: Evaluate, x: Tensor, t: Tensor, cond: Tensor | None, *scales: Scale) -> Tensor:
+        """What is made of `evaluate(score, x, t, cond, *scales)` of the two scores, like x.
+
+        Args:
+            evaluate: the function.
+            x: (B, ...).
+            t: () or (B,).
+            cond: (B, ...) or None.
+            scales: further arguments, () or (B,).
+        """
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.made(lambda score, *arguments: score(*arguments), x, t, cond)
+
+    def combination(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Scale, score_scale: Scale) -> Tensor:
+        return self.made(_combination, x, t, cond, x_scale, score_scale)
+
+    def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.made(lambda score, *arguments: score.denoised(*arguments), x, t, cond)
+
+
+def _combination(score: ScoreField, x: Tensor, t: Tensor, cond: Tensor | None, x_scale: Scale, score_scale: Scale) -> Tensor:
+    return score.combination(x, t, cond, x_scale=x_scale, score_scale=score_scale)
+
+
+class Extrapolated(MadeOfTwo, ABC):
     """first + scale (second - first) of two scores, and the same of their denoised images.
 
     Args:
@@ -27,35 +60,14 @@ class Extrapolated(ScoreWrapper, ABC):
 
     @abstractmethod
     def both(self, evaluate: Evaluate, x: Tensor, t: Tensor, cond: Tensor | None, *scales: Scale) -> list[Tensor]:
-        """`evaluate(score, x, t, cond, *scales)` of the first and the second score, each like x.
+        """`evaluate(score, x, t, cond, *scales)` of the first and the second score, with the arguments of `made`."""
 
-        Args:
-            evaluate: the function.
-            x: (B, ...).
-            t: () or (B,).
-            cond: (B, ...) or None.
-            scales: further arguments, () or (B,).
-        """
-
-    def _extrapolate(self, evaluate: Evaluate, *arguments: Tensor | Scale | None) -> Tensor:
-        first, second = self.both(evaluate, *arguments)  # type: ignore[arg-type]
+    def made(self, evaluate: Evaluate, x: Tensor, t: Tensor, cond: Tensor | None, *scales: Scale) -> Tensor:
+        first, second = self.both(evaluate, x, t, cond, *scales)
         return torch.lerp(first, second, self.scale)
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self._extrapolate(lambda score, *arguments: score(*arguments), x, t, cond)
 
-    def combination(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Scale, score_scale: Scale) -> Tensor:
-        return self._extrapolate(_combination, x, t, cond, x_scale, score_scale)
-
-    def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self._extrapolate(lambda score, *arguments: score.denoised(*arguments), x, t, cond)
-
-
-def _combination(score: ScoreField, x: Tensor, t: Tensor, cond: Tensor | None, x_scale: Scale, score_scale: Scale) -> Tensor:
-    return score.combination(x, t, cond, x_scale=x_scale, score_scale=score_scale)
-
-
-class Within(ScoreWrapper):
+class Within(MadeOfTwo):
     """A guided score at the noise levels low < sigma/alpha <= high, and the score without guidance at all others.
 
     Kynkaanniemi et al. 2024 (2404.07724), eq. 5. At a time of shape () one of the two is evaluated; of times (B,) of which
@@ -77,20 +89,11 @@ class Within(ScoreWrapper):
         level = self.process.noise_level(t)
         return (level > self.low) & (level <= self.high)
 
-    def _chosen(self, evaluate: Callable[[ScoreField], Tensor], t: Tensor) -> Tensor:
+    def made(self, evaluate: Evaluate, x: Tensor, t: Tensor, cond: Tensor | None, *scales: Scale) -> Tensor:
         inside = self.inside(t)
         if inside.all():
-            return evaluate(self.guided)
-        plain = evaluate(self.score)
+            return evaluate(self.guided, x, t, cond, *scales)
+        plain = evaluate(self.score, x, t, cond, *scales)
         if not inside.any():
             return plain
-        return torch.where(broadcast_to(inside, plain).bool(), evaluate(self.guided), plain)
-
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self._chosen(lambda score: score(x, t, cond), t)
-
-    def combination(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, x_scale: Scale, score_scale: Scale) -> Tensor:
-        return self._chosen(lambda score: score.combination(x, t, cond, x_scale=x_scale, score_scale=score_scale), t)
-
-    def denoised(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self._chosen(lambda score: score.denoised(x, t, cond), t)
+        return torch.where(broadcast_to(inside, plain).bool(), evaluate(self.guided, x, t, cond, *scales), plain)

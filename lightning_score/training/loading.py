@@ -1,6 +1,6 @@
 """Models from checkpoints, from folders that were passed on, and from the Hugging Face Hub."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,16 +78,13 @@ def other_model(model: "ScoreModel", path: str) -> OtherModel:
         InputError: it cannot be loaded, or is of another process, shape or condition.
     """
     name = f"guidance.model={path}"
-    parts = (*model.modules(), model.objective, model.augmentation, model.score_function.parametrization)
-    own = {type(part).__module__ for part in parts}
-    trusted = sorted(module for module in own if module.partition(".")[0] not in (*HOME, "builtins"))
     try:
         stored = read_checkpoint(Path(path))
         made = stored.get("hyper_parameters", {}).get("_instantiator") is not None
         require(made, "its model was built in Python, whose parts a checkpoint does not hold; give one that fit has trained")
         kwargs = {"sampler": None, "guidance": None, "compile": model.compiled}
         with seeded(0):  # its weights as built are drawn before they are loaded
-            other = type(model).load_from_checkpoint(path, trust=trusted, **kwargs).eval().requires_grad_(False)
+            other = type(model).load_from_checkpoint(path, trust=modules_of(model), **kwargs).eval().requires_grad_(False)
     except InputError as error:
         raise InputError(f"{name}: {one_line(error, 700)}; give another one, or set guidance: null") from error
     ours, score = model.score_function, other.score_function
@@ -98,15 +95,29 @@ def other_model(model: "ScoreModel", path: str) -> OtherModel:
     same = score.condition is None or (ours.condition is not None and score.condition.settings == ours.condition.settings)
     require(same, f"{name}: is given other conditions than this model; give one with the same conditions, or with none")
     require(
-        _alike(score.process, ours.process),
+        alike(score.process, ours.process),
         f"{name}: its noise process ({type(score.process).__name__}) is another one than the model's "
         f"({type(ours.process).__name__}, or other parameters); give one that was trained with the same model.process",
     )
-    data = stored.get("config", {}).get("data", {}).get("init_args", {}).get("data_range")
-    return OtherModel(score, data and (data[0], data[1]))
+    return OtherModel(score, data_range_of(stored))
 
 
-def _alike(first: NoiseProcess, second: NoiseProcess) -> bool:
+def modules_of(model: "ScoreModel") -> list[str]:
+    """The modules of other packages that the parts of a model come from, and which are trusted therefore."""
+    parts = (*model.modules(), model.objective, model.augmentation, model.score_function.parametrization)
+    own = {type(part).__module__ for part in parts}
+    return sorted(module for module in own if module.partition(".")[0] not in (*HOME, "builtins"))
+
+
+def data_range_of(stored: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Lowest and highest value of the data that the model of a checkpoint was trained on; None if it holds none."""
+    found: Any = stored
+    for name in ("config", "data", "init_args", "data_range"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found and (found[0], found[1])
+
+
+def alike(first: NoiseProcess, second: NoiseProcess) -> bool:
     """Whether two processes have the same alpha and sigma."""
     t = torch.linspace(0, 1, 129, dtype=torch.float64)
     return all(torch.allclose(a(t), b(t)) for a, b in ((first.alpha, second.alpha), (first.sigma, second.sigma)))

@@ -103,9 +103,10 @@ def test_a_sweep_over_the_length_loads_the_model_once(place, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ema", "--ckpt_path", "trained", "--lengths", "0.3"], "--lengths 0.3: must be above 0 and at most 0.28"),
-        (["ema", "--ckpt_path", "trained", "--lengths", "-1"], "--lengths -1: must be above 0"),
-        (["ema", "--ckpt_path", "trained", "--lengths", "nan"], "--lengths nan: must be above 0"),
+        (["ema", "--ckpt_path", "trained", "--lengths", "0.3"], "--lengths 0.3: must lie between 0.0001 and 0.28"),
+        (["ema", "--ckpt_path", "trained", "--lengths", "-1"], "--lengths -1: must lie between"),
+        (["ema", "--ckpt_path", "trained", "--lengths", "1e-200"], "--lengths 1e-200: must lie between"),
+        (["ema", "--ckpt_path", "trained", "--lengths", "nan"], "--lengths nan: must lie between"),
         (["ema", "--ckpt_path", "trained", "--lengths", "0.01"], "--lengths 0.01: too far from the lengths 0.05, 0.1 of 3"),
         (
             ["ema", "--ckpt_path", "trained", "--lengths", "0.1", "--step", "33"],
@@ -116,8 +117,9 @@ def test_a_sweep_over_the_length_loads_the_model_once(place, capsys):
         (["ema", "--ckpt_path", "none", "--lengths", "0.1"], "none: there is no such file"),
         (["ema", "--ckpt_path", "trained", "--lengths", "0.1", "--output", "trained"], "trained: already exists"),
         (["test", "--ckpt_path=digits/ncsn", "--ema_length=0.1"], "has kept no averages of several lengths"),
-        (["test", "--ckpt_path=trained/last.ckpt", "--ema_length=0.5"], "--ema_length 0.5: must be above 0"),
-        (["fit", "--config=ncsn", "--ema.lengths=[0.5]"], "lengths=0.5: must be above 0"),
+        (["test", "--ckpt_path=trained/last.ckpt", "--ema_length=0.5"], "--ema_length 0.5: must lie between"),
+        (["test", "--ckpt_path=trained/last.ckpt", "--ema_length=1e-200"], "--ema_length 1e-200: must lie between"),
+        (["fit", "--config=ncsn", "--ema.lengths=[0.5]"], "lengths=0.5: must lie between"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(arguments, message, place, capsys):

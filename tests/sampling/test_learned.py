@@ -177,6 +177,11 @@ def test_samplers_without_an_exact_end_are_refused(sampler, words):
         check_learnable(sampler, PROCESS)
 
 
+def test_the_step_from_noise_alone_is_not_what_draws_noise():
+    with pytest.raises(InputError, match=r"PredictorCorrector \(SDEDPMSolver2M\): draws noise"):
+        check_learnable(PredictorCorrector(SDEDPMSolver2M()), Linear())
+
+
 def test_deterministic_samplers_are_accepted():
     for sampler in (
         PredictorCorrector(UniPC(3)),
