@@ -5,6 +5,7 @@ import math
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 
 from lightning_score.errors import require
@@ -23,11 +24,8 @@ def retain_freed_memory() -> None:
 
 
 def free_memory() -> float:
-    """Bytes of main memory left for this process, by the machine and its control group; infinity if unknown."""
-    found = [math.inf]
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    """Bytes of main memory left for this process, by the machine and its control group."""
+    found = [float(psutil.virtual_memory().available)]
     with suppress(OSError, ValueError):
         group = Path("/sys/fs/cgroup")
         found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))

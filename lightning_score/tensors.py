@@ -1,4 +1,7 @@
-"""Tensors: broadcasting coefficients, and linear combinations."""
+"""Tensors: broadcasting coefficients, linear combinations, and moments of channels."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,3 +57,38 @@ def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
 
 def _is(coefficient: Tensor | float, number: float) -> bool:
     return isinstance(coefficient, float) and coefficient == number
+
+
+class Moments(NamedTuple):
+    """What a pass over the known values of each channel finds, float64 (C,) each."""
+
+    mean: Tensor
+    std: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def moments(chunks: Iterable[Tensor]) -> Moments:
+    """Mean, standard deviation (of the population), lowest and highest known value of each channel, in one pass.
+
+    Chunks are merged by the formulas of Chan, Golub and LeVeque 1983, in float64.
+
+    Args:
+        chunks: examples (n, C, ...); NaN is not known. The deviation of a channel without known values is NaN.
+    """
+    n = mean = squares = low = high = torch.zeros((), dtype=torch.float64)
+    for chunk in chunks:
+        x = values_of_channels(chunk).double()
+        count = (~x.isnan()).sum(1).double()
+        center = x.nansum(1) / count.clamp(min=1)
+        apart, total = center - mean, n + count
+        squares = squares + (x - center[:, None]).square().nansum(1) + apart.square() * n * count / total.clamp(min=1)
+        mean, n = mean + apart * count / total.clamp(min=1), total
+        lowest, highest = x.nan_to_num(torch.inf).amin(1), x.nan_to_num(-torch.inf).amax(1)
+        low, high = (lowest, highest) if low.ndim == 0 else (torch.minimum(low, lowest), torch.maximum(high, highest))
+    return Moments(mean, (squares / n).sqrt(), low, high)
+
+
+def values_of_channels(x: Tensor) -> Tensor:
+    """Values (n, C, ...) as (C, ...)."""
+    return x.transpose(0, 1).flatten(1)

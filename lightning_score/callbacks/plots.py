@@ -216,10 +216,7 @@ def draw_table(shown: Shown) -> "Figure":
 
 def varied(shown: Shown, most: int) -> list[int]:
     """The columns of largest variance, at most so many, in their order."""
-    known = np.isfinite(shown.reference)
-    count = np.maximum(known.sum(0), 1)
-    mean = np.where(known, shown.reference, 0).sum(0) / count
-    variance = (np.where(known, shown.reference - mean, 0) ** 2).sum(0) / count
+    variance = np.ma.filled(np.ma.masked_invalid(shown.reference).var(0), 0.0)
     return sorted(np.argsort(-variance, kind="stable")[:most].tolist())
 
 

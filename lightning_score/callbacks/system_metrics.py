@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from lightning_score.callbacks.base import writes_files
 from lightning_score.errors import require
@@ -61,8 +61,9 @@ class SystemMetrics(Callback):
         """Gives a new sample to the loggers."""
         if self._sample:
             sample, self._sample = self._sample, {}
-            for logger in filter(_needs_samples, trainer.loggers):
-                logger.log_metrics({f"system/{name}": value for name, value in sample.items()}, trainer.global_step)
+            for logger in trainer.loggers:
+                if not isinstance(logger, CSVLogger | WandbLogger):  # which has samples of its own
+                    logger.log_metrics({f"system/{name}": value for name, value in sample.items()}, trainer.global_step)
 
     def _stop(self, *_: Any, **__: Any) -> None:
         """Ends with a last sample."""
@@ -124,11 +125,6 @@ class Meter:
             for name, measure in GPU.items():
                 with suppress(Exception):  # without nvidia-ml-py, or where a GPU does not measure it
                     yield f"gpu{i}_{name}", getattr(torch.cuda, measure)(i) / UNITS.get(name, 1)
-
-
-def _needs_samples(logger: Logger) -> bool:
-    """Whether a logger has no samples otherwise, and no file of metrics that they would fill."""
-    return not isinstance(logger, CSVLogger | WandbLogger)
 
 
 class _Writer(MetricsWriter):

@@ -19,7 +19,7 @@ from lightning_score.errors import require
 from lightning_score.files import replace_text
 from lightning_score.guidance import Guidance
 from lightning_score.interop.base import part
-from lightning_score.runs.records import settings_of
+from lightning_score.runs.records import described, settings_of
 from lightning_score.sampling import Learned, PredictorCorrector, Sampler
 from lightning_score.sampling.exact_ends import EXACT_STEPS, ROWS, allowed, group_of
 from lightning_score.sampling.grid import Karras, TimeGrid
@@ -192,7 +192,6 @@ class GridReport:
 def _described(sampler: Any) -> str:
     """The solver, the final denoise and the clipping, in one line."""
     predictor, settings = type(sampler.predictor), settings_of(sampler.predictor)
-    inner = ", ".join(f"{name}={settings[name]}" for name in inspect.signature(predictor).parameters if name in settings)
-    name = f"{predictor.__name__}({inner})" if inner else predictor.__name__
-    denoise = type(sampler.denoise).__name__
-    return f"{name}, {denoise}" + (f", clip={list(sampler.clip)}" if sampler.clip is not None else "")
+    given = {name: settings[name] for name in inspect.signature(predictor).parameters if name in settings}
+    solver, denoise = described({"class": predictor.__name__, **given}), type(sampler.denoise).__name__
+    return f"{solver}, {denoise}" + (f", clip={list(sampler.clip)}" if sampler.clip is not None else "")

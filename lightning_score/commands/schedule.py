@@ -6,7 +6,6 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from torch import Tensor
@@ -19,6 +18,7 @@ from lightning_score.errors import require
 from lightning_score.files import replace_text, replacing
 from lightning_score.interop.base import part
 from lightning_score.process import ladder
+from lightning_score.seeds import seeded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,8 +86,7 @@ def data_from(settings: Any) -> ScoreData:
 
 def training_view(data: ScoreData) -> Tensor:
     """The training examples as the network sees them, (N, ...), without augmentation."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # for data that are dequantized
+    with seeded(0):  # for data that are dequantized
         return data.as_input(data.splits.train.x)
 
 

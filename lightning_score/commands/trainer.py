@@ -27,6 +27,7 @@ from lightning_score.runs.checkpoints import SafeCheckpointIO
 from lightning_score.runs.console import write_console
 from lightning_score.runs.folders import check_name, new_dated_folder, new_folder
 from lightning_score.runs.pretrained import find_checkpoint, results_of
+from lightning_score.runs.records import described
 from lightning_score.runs.rendezvous import agree_on_folder, explain_lost_peer
 from lightning_score.runs.status import STOPPED_EARLY, recording
 from lightning_score.runs.trial import in_trial, stopped_by_wandb
@@ -204,10 +205,11 @@ class TrainerCommand(ExperimentCLI, ABC):
             InputError: they do not fit the network, the data have another condition than in training, or the command needs a
                 training step and the checkpoint has none.
         """
-        known = not self.needs_step or "fit_loop" in checkpoint.get("loops", {})
-        require(known, "--ckpt_path: the checkpoint has no loops, so its training step is unknown; only predict can use it")
+        steps = not self.needs_step or "fit_loop" in checkpoint.get("loops", {})
+        require(steps, "--ckpt_path: the checkpoint has no loops, so its training step is unknown; only predict can use it")
         trained, now = checkpoint.get("hyper_parameters", {}).get("condition"), self.model.hparams.get("condition")
-        other = f"gives the condition {_shown(now)}, and the model was trained with {_shown(trained)}"
+        given, known = (described(condition or "nothing") for condition in (now, trained))
+        other = f"gives the condition {given}, and the model was trained with {known}"
         require(trained in (None, now) or not self.model.conditional, f"--data: {other}; give the same")
         length = self.config_init.get("ema_length")
         self.load_state(checkpoint["state_dict"] if length is None else self._averages().make(length)[0])
@@ -216,14 +218,6 @@ class TrainerCommand(ExperimentCLI, ABC):
 
     def _averages(self) -> Averages:
         return Averages(find_checkpoint(self.config["ckpt_path"]), self.checkpoint or {})
-
-
-def _shown(condition: Any) -> str:
-    """The settings of a condition for a message, as Array(shape=[1, 4, 4])."""
-    if not condition:
-        return "nothing"
-    arguments = ", ".join(f"{name}={value}" for name, value in condition["init_args"].items())
-    return f"{condition['class_path'].rpartition('.')[2]}({arguments})"
 
 
 def _state_after_sigterm() -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_score.conditions import Condition
 from lightning_score.errors import InputError, require
+from lightning_score.seeds import seeded
 
 if TYPE_CHECKING:
     from lightning_score.data.base import ScoreData
@@ -204,8 +205,7 @@ def _check_seen(data: "ScoreData", split: str, x: Tensor) -> None:
     some = _ordered(data.filled(x if x.nbytes <= WHOLE else x[:n])).flatten(1)
     stored = x[[*range(n), int(some.amax(1).argmax()), int(some.amin(1).argmin())]]
     kept = stored.clone()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with seeded(0):
         for train in (True, False) if split == "train" else (False,):
             place = f"{type(data).__name__}.transform(train={train})"
             transform = data.transform(train)
@@ -235,10 +235,7 @@ def _check_batch(data: "ScoreData", place: str, seen: Any, n: int, train: bool) 
     first, last = data.data_range
     declared = f"{place} gives values from {low:g} to {high:g}, but data_range = {(first, last)} is declared"
     slack = 1e-3 * (last - first)
-    require(
-        first - slack <= low and high <= last + slack,
-        f"{declared}: scale them in transform, or declare their range",
-    )
+    require(first - slack <= low and high <= last + slack, f"{declared}: scale them in transform, or declare their range")
     if train:
         return
     if high - low <= 0.501 * (last - first) and data.stored_dtype is None:

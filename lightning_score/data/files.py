@@ -307,7 +307,7 @@ def as_bytes(image: Image.Image, channels: int, scale: GrayScale | None = None) 
     """
     if is_deep(image):
         image = Image.fromarray(as_levels(np.asarray(image), scale))
-    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("L" if channels == 1 else "RGB")

@@ -136,10 +136,7 @@ class ImageData(ScoreData):
         **options: Any,
     ) -> None:
         super().__init__(batch_size, **options)
-        require(
-            is_interval(data_range),
-            f"data_range={data_range}: must be two increasing numbers, as in [0, 1] or [-1, 1]",
-        )
+        require(is_interval(data_range), f"data_range={data_range}: must be two increasing numbers, as in [0, 1] or [-1, 1]")
         self.data_range = (float(data_range[0]), float(data_range[1]))
         self.flip = flip
         self.dequantize = dequantize

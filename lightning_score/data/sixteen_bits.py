@@ -63,7 +63,7 @@ def values_of(image: Image.Image, scale: GrayScale | None = None) -> np.ndarray:
     """Values (H, W, C) in 0..65535 of an image as PIL has read it."""
     if is_deep(image):
         return as_levels(np.asarray(image), scale, LEVELS)[..., None].astype(float)
-    transparent = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    transparent = image.has_transparency_data
     gray = image.mode in ("1", "L")
     values = np.asarray(image.convert("RGBA" if transparent else "L" if gray else "RGB"), float) * (LEVELS // 256 + 1)
     return values if values.ndim == 3 else values[..., None]

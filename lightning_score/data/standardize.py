@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_score.errors import InputError, require
+from lightning_score.tensors import Moments, moments, values_of_channels
 
 Chunks = Callable[[], Iterable[Tensor]]
 """Gives data in chunks (n, C, ...), missing values NaN; called once for every pass over them."""
@@ -16,15 +17,6 @@ RESOLVED = 1e-12
 """A channel whose spread is a smaller part of its values is constant."""
 SAMPLED = 1 << 19
 """Values of each channel, at most, whose median is found."""
-
-
-class Moments(NamedTuple):
-    """What a pass over the known values of each channel finds, float64 (C,) each."""
-
-    mean: Tensor
-    std: Tensor
-    low: Tensor
-    high: Tensor
 
 
 class Standardization(ABC):
@@ -46,7 +38,7 @@ class Standardization(ABC):
     def fit(self, chunks: Chunks, place: str) -> None:
         """Finds the constants in training data, from a place that messages name."""
         self.prepare(chunks)
-        found = self.constants(lambda: moments((self.warp(chunk.double()) for chunk in chunks()), place))
+        found = self.constants(lambda: _known_moments((self.warp(chunk.double()) for chunk in chunks()), place))
         constant = found[1] <= RESOLVED * found[0].abs()
         self.use(found[0], torch.where(constant, 1.0, found[1]))
 
@@ -200,12 +192,12 @@ class Asinh(MeanStd):
             return
         kept, every = list[Tensor](), 1
         for chunk in chunks():
-            kept.append(_by_channel(chunk)[:, ::every].double().clone())  # a view would keep the whole chunk
+            kept.append(values_of_channels(chunk)[:, ::every].double().clone())  # a view would keep the whole chunk
             if sum(part.shape[1] for part in kept) > SAMPLED:
                 kept, every = [torch.cat(kept, dim=1)[:, ::2].clone()], 2 * every
         x = torch.cat(kept, dim=1)
         found = 1.4826 * (x - x.nanmedian(1, keepdim=True).values).abs().nanmedian(1).values
-        self.softening = torch.where(found > 0, found, moments(chunks(), "Asinh").std.clamp(min=1e-30))
+        self.softening = torch.where(found > 0, found, _known_moments(chunks(), "Asinh").std.clamp(min=1e-30))
 
     def warp(self, x: Tensor) -> Tensor:
         return torch.asinh(x.double() / self._column(x))
@@ -276,33 +268,12 @@ class AsStored(Constants):
         super().__init__(0.0, 1.0)
 
 
-def moments(chunks: Iterable[Tensor], place: str) -> Moments:
-    """Mean, standard deviation (of the population), lowest and highest known value of each channel, in one pass.
-
-    Chunks are merged by the formulas of Chan, Golub and LeVeque 1983, in float64.
-
-    Raises:
-        InputError: a channel has no known value.
-    """
-    n = mean = squares = low = high = torch.zeros((), dtype=torch.float64)
-    for chunk in chunks:
-        x = _by_channel(chunk).double()
-        known = ~x.isnan()
-        count = known.sum(1).double()
-        center = x.nansum(1) / count.clamp(min=1)
-        apart, total = center - mean, n + count
-        squares = squares + (x - center[:, None]).square().nansum(1) + apart.square() * n * count / total.clamp(min=1)
-        mean, n = mean + apart * count / total.clamp(min=1), total
-        lowest, highest = x.nan_to_num(torch.inf).amin(1), x.nan_to_num(-torch.inf).amax(1)
-        low, high = (lowest, highest) if low.ndim == 0 else (torch.minimum(low, lowest), torch.maximum(high, highest))
-    unknown = (n.reshape(-1) == 0).nonzero().flatten().tolist()
+def _known_moments(chunks: Iterable[Tensor], place: str) -> Moments:
+    """Raises `InputError` if a channel has no known value."""
+    found = moments(chunks)
+    unknown = found.std.isnan().nonzero().flatten().tolist()
     require(not unknown, f"{place}: no training example has a known value in the channels {unknown}; leave them out")
-    return Moments(mean, (squares / n).sqrt(), low, high)
-
-
-def _by_channel(x: Tensor) -> Tensor:
-    """Values (n, C, ...) as (C, ...)."""
-    return x.transpose(0, 1).flatten(1)
+    return found
 
 
 def _numbers(value: Any) -> Tensor:

@@ -108,13 +108,7 @@ class MixturePosterior:
         axes: V, (D, D).
     """
 
-    def __init__(
-        self,
-        mixture: Mixture,
-        operator: LinearOperator,
-        y: Tensor,
-        noise_std: float,
-    ) -> None:
+    def __init__(self, mixture: Mixture, operator: LinearOperator, y: Tensor, noise_std: float) -> None:
         size = mixture.means.shape[1]
         left, scales, axes = torch.linalg.svd(operator.apply(torch.eye(size, dtype=torch.float64)).flatten(1).mT)
         rank = int((scales > 1e-10 * scales[0]).sum())

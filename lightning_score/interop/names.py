@@ -1,5 +1,6 @@
 """The names of our tensors in a peer's file, and the tensors by these names."""
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -118,7 +119,4 @@ def _state(source: Renaming, expected: Mapping[str, Tensor], network: Network) -
 
 def count(source: Mapping[str, Tensor] | Renaming, name: Callable[[int], str]) -> int:
     """The number of names 0, 1, 2, ... in the source."""
-    i = 0
-    while name(i) in source:
-        i += 1
-    return i
+    return next(i for i in itertools.count() if name(i) not in source)

@@ -9,12 +9,7 @@ from lightning_score.metrics.distances import Distance, EnergyDistance, SlicedWa
 from lightning_score.metrics.ensembles import EnsembleScores, fair_crps
 from lightning_score.metrics.features import Activations, Features, InceptionFeatures, ModuleFeatures, RawFeatures
 from lightning_score.metrics.fields import Histogram, PowerSpectrum
-from lightning_score.metrics.frechet import (
-    frechet_distance,
-    frechet_estimate,
-    frechet_infinity,
-    real_floor,
-)
+from lightning_score.metrics.frechet import frechet_distance, frechet_estimate, frechet_infinity, real_floor
 from lightning_score.metrics.manifold import Manifold, clip_distance, clip_floor, inception_score, kernel_distance, manifold
 from lightning_score.metrics.neighbors import Neighbors, nearest_neighbors
 from lightning_score.metrics.published import CLIPFeatures, DINOv2Features, SpatialFeatures

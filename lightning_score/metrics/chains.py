@@ -61,13 +61,8 @@ def _numbers(x: Array) -> list[float]:
     with np.errstate(all="ignore"):  # chains that stand still
         error, bulk = array_stats.mcse(x, method="mean"), array_stats.ess(x, method="bulk")
         tail = array_stats.ess(x, method="tail", prob=(QUANTILES[0], QUANTILES[-1]))
-        r_hat = array_stats.rhat(x if len(x) > 1 else _halves(x), method="rank")
+        r_hat = array_stats.rhat(x if len(x) > 1 else x[:, : x.shape[1] // 2 * 2].reshape(2, -1), method="rank")
     return [float(v) for v in (x.mean(), error, x.std(ddof=1), *quantiles, bulk, tail, r_hat)]
-
-
-def _halves(x: Array) -> Array:
-    """One chain as two, for R-hat compares chains."""
-    return x[:, : x.shape[1] // 2 * 2].reshape(2, -1)
 
 
 def autocorrelation(x: Array) -> Array:

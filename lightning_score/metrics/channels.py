@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_score.tensors import moments
+
 ENTRIES = 1 << 24
 """Numbers of examples that are computed with at once."""
 SUBSET = 1 << 20
@@ -40,26 +42,15 @@ class Channels(NamedTuple):
     @classmethod
     def of(cls, data: Tensor) -> "Channels":
         """The statistics of data (N, C, *space)."""
-        parts = [by_channel(part).double() for part in (data[:1], data[-1:])]
-        center = torch.cat(parts).mean((0, 2))  # squares are accurate about a value near the mean
-        total, squares = torch.zeros(2, len(center), dtype=torch.float64)
-        low, high = center.clone(), center.clone()
-        for part in chunks(data):
-            values = by_channel(part).double().cpu()
-            low, high = torch.minimum(low, values.amin((0, 2))), torch.maximum(high, values.amax((0, 2)))
-            values -= center[:, None]
-            total, squares = total + values.sum((0, 2)), squares + values.square().sum((0, 2))
-        count = data.numel() // len(center)
-        mean = total / count
-        std = (squares / count - mean.square()).clamp(min=0).sqrt()
+        mean, std, low, high = moments(part.cpu() for part in chunks(data))
         std = torch.where(std > 1e-12 * torch.maximum(low.abs(), high.abs()), std, torch.ones(()).double())
         some = by_channel(data[:: max(1, len(data) // ROWS)])
         some = some[..., :: some.numel() // SUBSET | 1].double().cpu()  # an odd step meets every column of a field
         some = some.transpose(0, 1).flatten(1)  # (C, entries)
         quantiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-        lower, median, upper = ((some - (center + mean)[:, None]) / std[:, None]).quantile(quantiles, 1)
+        lower, median, upper = ((some - mean[:, None]) / std[:, None]).quantile(quantiles, 1)
         spread = torch.where(upper > lower, (upper - lower) / 2, torch.ones(()).double())
-        return cls(center + mean, std, low, high, median, spread)
+        return cls(mean, std, low, high, median, spread)
 
     def standardized(self, x: Tensor) -> Tensor:
         """Examples in standard deviations from the mean of their channels, in single precision."""

@@ -26,17 +26,8 @@ validations and noise levels of Langevin dynamics.
 """
 LANGEVIN = ("sigma", "step_size", "snr", "sample_norm", "data_norm", "score_norm", "variance_ratio", "predicted_ratio")
 """The lists of a line of `langevin.jsonl`, one value per noise level."""
-FIRST = (
-    "fid",
-    "fid_infinity",
-    "sliced_wasserstein",
-    "power_spectrum",
-    "histogram",
-    "energy_distance",
-    "bits_per_dim",
-    "nats",
-    "crps",
-)
+FIRST = ("fid", "fid_infinity", "sliced_wasserstein", "power_spectrum", "histogram", "energy_distance", "bits_per_dim",
+         "nats", "crps")  # fmt: skip
 """Kinds of measures in the order of importance; others follow."""
 LOSS = ("model.objective", "model.process", "data")
 """Settings that decide which losses are comparable."""

@@ -1,16 +1,14 @@
 """The state of a run now, from its files and from the processes of this machine."""
 
 import math
-import os
 import socket
 import time
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
+import psutil
+
 from lightning_score.runs.records import as_number
-from lightning_score.runs.status import STATUS, STOPPED_EARLY
-from lightning_score.sweep.processes import is_dead
+from lightning_score.runs.status import STATUS, STOPPED_EARLY, is_dead
 from lightning_score.sweep.results import SILENCE
 
 ENDED = ("finished", "interrupted", "failed", STOPPED_EARLY)
@@ -66,10 +64,8 @@ def is_alive(status: dict[str, Any], updated: float) -> bool | None:
 
 
 def process_start(process: str) -> float:
-    """When a process began, in seconds since 1970 (Linux); NaN if unknown."""
-    with suppress(OSError, ValueError, IndexError, StopIteration):
-        ticks = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
-        lines = Path("/proc/stat").read_text().splitlines()
-        boot = next(int(line.split()[1]) for line in lines if line.startswith("btime"))
-        return boot + ticks / os.sysconf("SC_CLK_TCK")
-    return math.nan
+    """When a process of this machine started, in seconds since 1970; NaN if it does not exist."""
+    try:
+        return psutil.Process(int(process)).create_time()
+    except psutil.Error:
+        return math.nan

@@ -109,14 +109,9 @@ def _objective(found: Results, name: str, maximize: bool) -> dict[str, Any]:
     return {"name": name, "maximize": maximize, "floor": floor}
 
 
-def _given(rows: Sequence[Row], name: str) -> list[Row]:
-    """The trials that have a setting: waiting ones have none, and a conditional one is missing in some."""
-    return [row for row in rows if row.settings.get(name, "") != ""]
-
-
 def _parameter(found: Results, name: str, shares: Sequence[dict[str, float]]) -> dict[str, Any]:
     """A parameter with its choices in order, unless its values are numbers."""
-    rows = _given(found.rows, name)
+    rows = [row for row in found.rows if row.settings.get(name, "") != ""]  # waiting ones have none, nor other branches
     texts = None if numeric(rows, name) else values_of(rows, name)
     own = [round(each[name], 4) if name in each else None for each in shares]
     return {"name": name, "title": short_name(name), "texts": texts, "importances": own}

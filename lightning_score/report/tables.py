@@ -10,7 +10,7 @@ from typing import Any
 from lightning_score.report.figures import measures
 from lightning_score.report.reading import Run
 from lightning_score.report.standings import mean_over_seeds
-from lightning_score.runs.records import PERFECT, Record, as_number
+from lightning_score.runs.records import PERFECT, Record, as_number, described
 from lightning_score.sweep.rows import format_duration, format_number
 
 Cell = list[Any]
@@ -137,18 +137,6 @@ def _test_row(run: Run, records: Sequence[Record], labels: Mapping[int, str], ti
     seeds, seconds = ", ".join(str(record.seed) for record in main), sum(record.seconds for record in main)
     return [
         plain(run.name), *values, *errors, _floor(first), cell(first.n), cell(first.nfe), plain(first.weights),
-        plain("yes" if first.denoised else "no"), plain(_sampler(first.sampler)), plain(seeds), cell(seconds),
+        plain("yes" if first.denoised else "no"), plain(described(first.sampler)), plain(seeds), cell(seconds),
         steps(first.step), [first.time, str(first.time).replace("T", " ").rstrip("Z")],
     ]  # fmt: skip
-
-
-def _sampler(settings: Mapping[str, Any]) -> str:
-    """A sampler's class with its parts and numbers as text."""
-    parts = []
-    for name, value in settings.items():
-        if isinstance(value, dict) and "class" in value:
-            parts.append(_sampler(value))
-        elif not math.isnan(as_number(value)):
-            parts.append(f"{name}={value:g}")
-    name = str(settings.get("class", ""))
-    return f"{name}({', '.join(parts)})" if parts else name

@@ -11,7 +11,7 @@ import yaml
 
 from lightning_score.errors import printable, require
 from lightning_score.runs.bundle import CARD, LARGEST_CONFIG, SAMPLES, SECRET, Parts, as_yaml, without_machine
-from lightning_score.runs.records import FILE, Record, read_records
+from lightning_score.runs.records import FILE, Record, described, read_records
 from lightning_score.runs.status import read_status
 from lightning_score.runs.trust import trust_for
 from lightning_score.runs.yaml_files import load
@@ -112,12 +112,7 @@ def license_of(folder: Path) -> str | None:
 
 
 def model_card(
-    parts: Parts,
-    records: Sequence[Measured],
-    license: str,
-    source: str,
-    training: str = "",
-    picture: bool = False,
+    parts: Parts, records: Sequence[Measured], license: str, source: str, training: str = "", picture: bool = False
 ) -> str:
     """The card of a model.
 
@@ -222,18 +217,6 @@ def _parts(config: Mapping[str, Any], state: Mapping[str, Any], shape: Sequence[
 
 def _data(record: Record) -> str:
     return str(without_machine(record.data)).removeprefix("./")
-
-
-def described(part: Any, arguments: bool = True) -> str:
-    """A part of a config, or the settings of a record, on one line: its class and what is not null, `VE(sigma_max=50.0)`."""
-    if isinstance(part, Mapping):
-        name = str(part.get("class_path", part.get("class", ""))).rpartition(".")[2]
-        inner = part.get("init_args", {name: value for name, value in part.items() if name not in ("class", "class_path")})
-        shown = [f"{key}={described(value)}" for key, value in (inner or {}).items() if value is not None]
-        return f"{name}({', '.join(shown)})" if arguments and (shown or not name) else name
-    if isinstance(part, (list, tuple)):
-        return f"[{', '.join(map(described, part))}]"
-    return f"{part:g}" if isinstance(part, float) else "default" if part is None else str(part)
 
 
 def _plain(text: str) -> str:

@@ -8,11 +8,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from lightning_score.errors import InputError, require
 from lightning_score.files import replacing
-from lightning_score.runs.status import STATUS, read_status
+from lightning_score.runs.status import STATUS, is_dead, read_status
 from lightning_score.stopping import cleaning
 
 LEADS_OUT = "leads out of the folder of runs, or is not a file; left out"
@@ -156,7 +155,8 @@ def hold(folder: Path) -> None:
     _held.append(os.open(folder, os.O_RDONLY))
     status = read_status(folder)
     where = f"process {status.get('pid')} on {status.get('host')}"
-    end = time.monotonic() + (0 if _is_alive(status) else LAST_WORKERS)
+    alive = status.get("host") == socket.gethostname() and not is_dead(f"{status['host']}:{status.get('pid')}")
+    end = time.monotonic() + (0 if alive else LAST_WORKERS)
     with suppress(OSError):  # of a file system that cannot lock folders
         while not _locks(_held[-1]):
             require(time.monotonic() < end, f"{folder}: {where} is training in this run; wait for its end, or stop it")
@@ -187,15 +187,6 @@ def _locks(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _is_alive(status: dict[str, Any]) -> bool:
-    """Whether the process of a status runs on this machine."""
-    try:
-        os.kill(int(status["pid"]), 0)
-    except (KeyError, OSError, ValueError, TypeError, OverflowError):
-        return False
-    return status.get("host") == socket.gethostname()
 
 
 def release() -> None:

@@ -51,12 +51,7 @@ MOVED = {
 }
 """Classes that have moved out of a module that stays: old and new path."""
 OPTIONS = {
-    "evaluate": {
-        "limit": "fid_infinity",
-        "neighbours": "neighbors",
-        "noisy": "before_denoising",
-        "thorough": "all_metrics",
-    },
+    "evaluate": {"limit": "fid_infinity", "neighbours": "neighbors", "noisy": "before_denoising", "thorough": "all_metrics"},
     "init_args": {"grey_range": "gray_range"},
 }
 """Renamed options by the name of the mapping that holds them: old and new name."""

@@ -63,6 +63,18 @@ def settings_of(part: Any, private: bool = False) -> Any:
     return {"class": type(part).__name__, **{name: settings_of(value, private) for name, value in kept.items()}}
 
 
+def described(part: Any, arguments: bool = True) -> str:
+    """A part of a config, or the settings of a record, on one line: its class and what is not null, `VE(sigma_max=50.0)`."""
+    if isinstance(part, Mapping):
+        name = str(part.get("class_path", part.get("class", ""))).rpartition(".")[2]
+        inner = part.get("init_args", {name: value for name, value in part.items() if name not in ("class", "class_path")})
+        shown = [f"{key}={described(value)}" for key, value in (inner or {}).items() if value is not None]
+        return f"{name}({', '.join(shown)})" if arguments and (shown or not name) else name
+    if isinstance(part, (list, tuple)):
+        return f"[{', '.join(map(described, part))}]"
+    return f"{part:g}" if isinstance(part, float) else "default" if part is None else str(part)
+
+
 def digest_of(tensors: Mapping[str, "Tensor"]) -> "hashlib._Hash":
     """A hash of tensors and their names, to which more can be added."""
     import torch

@@ -34,6 +34,22 @@ def read_status(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def is_dead(name: str) -> bool:
+    """Whether a process, given as `host:1234`, is of this machine and has ended."""
+    host, _, process = name.rpartition(":")
+    if host != socket.gethostname() or not process.isdigit():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except PermissionError:
+        return False
+    except (ProcessLookupError, OverflowError):
+        return True
+    with suppress(OSError), open(f"/proc/{process}/stat") as file:  # Linux: a zombie, for which its parent has not waited
+        return file.read().rpartition(")")[2].split()[0] == "Z"
+    return False
+
+
 def row_steps(folder: Path) -> Callable[[int, bool], int]:
     """A function that gives the optimizer steps done at a row of `metrics.csv` by its step and whether it is a validation.
 

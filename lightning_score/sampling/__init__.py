@@ -21,14 +21,7 @@ from lightning_score.sampling.ends import (
     Tweedie,
     UniformNoise,
 )
-from lightning_score.sampling.exponential import (
-    DPMSolver2M,
-    DPMSolver3M,
-    SASolver,
-    SDEDPMSolver2M,
-    SDEDPMSolver3M,
-    UniPC,
-)
+from lightning_score.sampling.exponential import DPMSolver2M, DPMSolver3M, SASolver, SDEDPMSolver2M, SDEDPMSolver3M, UniPC
 from lightning_score.sampling.flow import RK45, DormandPrince, ProbabilityFlow
 from lightning_score.sampling.grid import Geometric, Given, Karras, ProcessTable, Quadratic, Snapped, TimeGrid, Uniform
 from lightning_score.sampling.langevin import (

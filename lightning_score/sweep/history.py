@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import accumulate
 
 from lightning_score.sweep.charts import Axis, Chart, Line, axis_of
 from lightning_score.sweep.fronts import hypervolumes
@@ -46,7 +47,5 @@ def hypervolume_chart(found: Results) -> Chart | None:
 def best_so_far(found: Results) -> list[Row]:
     """The best trial after each complete one, in the order of the queue."""
     place = {id(row): i for i, row in enumerate(found.ranked)}  # the best first
-    best: list[Row] = []
-    for row in sorted(found.ranked, key=lambda row: row.number):
-        best.append(min([*best[-1:], row], key=lambda each: place[id(each)]))
-    return best
+    rows = sorted(found.ranked, key=lambda row: row.number)
+    return list(accumulate(rows, lambda best, row: min(best, row, key=lambda each: place[id(each)])))

@@ -35,22 +35,6 @@ def identity() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def is_dead(name: str) -> bool:
-    """Whether a process, given by its `identity`, is of this machine and has ended."""
-    host, _, process = name.rpartition(":")
-    if host != socket.gethostname() or not process.isdigit():
-        return False
-    try:
-        os.kill(int(process), 0)
-    except PermissionError:
-        return False
-    except (ProcessLookupError, OverflowError):
-        return True
-    with suppress(OSError), open(f"/proc/{process}/stat") as file:  # Linux: a zombie, for which its parent has not waited
-        return file.read().rpartition(")")[2].split()[0] == "Z"
-    return False
-
-
 def end_with_parent(parent: int) -> None:
     """Requests SIGTERM for this process when its parent dies (Linux); call it in a child directly after the fork."""
     if sys.platform == "linux":

@@ -15,11 +15,10 @@ import yaml
 
 from lightning_score.files import csv_text
 from lightning_score.runs.records import SUBSET
-from lightning_score.runs.status import STOPPED_EARLY
+from lightning_score.runs.status import STOPPED_EARLY, is_dead
 from lightning_score.sweep.fronts import front_of
 from lightning_score.sweep.macros import as_text
 from lightning_score.sweep.objectives import Constraint, Objective, read_constraints, read_objectives
-from lightning_score.sweep.processes import is_dead
 from lightning_score.sweep.rows import (
     NFE,
     Row,

@@ -18,13 +18,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 
 from lightning_score.errors import InputError, one_line, require
-from lightning_score.runs.status import STOPPED_EARLY
+from lightning_score.runs.status import STOPPED_EARLY, is_dead
 from lightning_score.sweep import attempts
 from lightning_score.sweep.attempts import ERROR, FAILED, INTERRUPTED, RETRIES, SETTINGS, SLOT, SURPLUS, comes_back, deaths
 from lightning_score.sweep.draws import known_values, make_sampler
 from lightning_score.sweep.ending import ENDED_BY, NO_MORE, is_poor, reached_target
 from lightning_score.sweep.objectives import directions
-from lightning_score.sweep.processes import Killed, Stopped, identity, in_turn, is_dead
+from lightning_score.sweep.processes import Killed, Stopped, identity, in_turn
 from lightning_score.sweep.scheduler import SearchEnded
 from lightning_score.sweep.spec import Sweep
 from lightning_score.sweep.users_study import UsersStudy

@@ -79,7 +79,8 @@ class UsersStudy(DrawnBefore):
     def _draw(self, trials: Sequence[FrozenTrial], trial: FrozenTrial) -> dict[str, Any]:
         """Draws a trial; returns its order, and the numbers of the trials whose results were told before it."""
         known = {each.number: each for each in trials}
-        before = sorted((each for each in trials if "order" in each.user_attrs.get(DRAW, {})), key=_order)
+        before = [each for each in trials if "order" in each.user_attrs.get(DRAW, {})]
+        before.sort(key=lambda each: each.user_attrs[DRAW]["order"])
         if not self._follow(before, known):
             self._repeats = False
             self._reset()
@@ -158,7 +159,3 @@ class UsersStudy(DrawnBefore):
         """Raises `InputError`: the search space asks for a parameter that it did not draw before."""
         place = f"scheduler: {self._scheduler.source}: {self._scheduler.search_space}"
         raise InputError(f"{place}: draws {param_name} only sometimes; the same parameters must give the same settings")
-
-
-def _order(trial: FrozenTrial) -> int:
-    return int(trial.user_attrs[DRAW]["order"])
