@@ -65,6 +65,7 @@ class EMA(Callback):
         require(0.0 <= decay < 1.0, f"decay={decay}: must be in [0, 1), as in 0.999")
         self.decay = decay
         self.warmup = warmup
+        require(lengths is None or len(lengths) > 0, "lengths=[]: must hold a length, as [0.05, 0.1], or be null")
         self.lengths = [float(length) for length in lengths or ()]
         for length in self.lengths:
             check_length("lengths=", length)

@@ -25,12 +25,12 @@ def check_config(config: Namespace, groups: Mapping[str, type]) -> None:
         groups: the classes whose parameters are grouped under a name.
 
     Raises:
-        InputError: a group is not a mapping, a null is not allowed, or a number is too large.
+        InputError: a group is not a mapping, a null is not allowed, or a number is NaN or too large.
     """
     seed = config.get("seed_everything")
     allowed = f"must be a whole number from 0 to {LARGEST_SEED}, or true for a random one"
     require(seed is None or 0 <= seed <= LARGEST_SEED, f"seed_everything {seed}: {allowed}")
-    _check_integers(config.as_dict())
+    _check_numbers(config.as_dict())
     for name, owner in groups.items():
         group = config.get(name, Namespace())
         fits = isinstance(group, Namespace)
@@ -85,13 +85,14 @@ def _hints(owner: type) -> dict[str, Any]:
     return hints
 
 
-def _check_integers(value: Any, place: str = "") -> None:
-    """Every seed fits into a tensor, and no count or size is larger than any machine can handle."""
+def _check_numbers(value: Any, place: str = "") -> None:
+    """No number is NaN, every seed fits into a tensor, and no count or size is larger than any machine can handle."""
     if isinstance(value, Mapping):
         for key, part in value.items():
-            _check_integers(part, place if key == "init_args" else f"{place}.{key}".removeprefix("."))
+            _check_numbers(part, place if key == "init_args" else f"{place}.{key}".removeprefix("."))
     for part in value if isinstance(value, list | tuple) else ():
-        _check_integers(part, place)
+        _check_numbers(part, place)
+    require(value == value, f"{place}={value}: must be a number")
     owner, _, name = place.rpartition(".")
     largest = LARGEST_INTEGER if owner == "trainer" or "seed" in name else LARGEST_SIZE
     fits = not isinstance(value, int) or abs(value) <= largest

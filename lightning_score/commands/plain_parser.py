@@ -76,7 +76,7 @@ class PlainParser(ArgumentParser):
         if self._place:  # an inner parser knows only the last part of names
             line = re.sub(r"""(Parser key "|Option ')""", rf"\g<1>{self._place}.", line, count=1)
         explained = self._renamed(line) or self._needed(line) or self._unknown_help(line)
-        explained = explained or _function(line) or _wrong_value(line)
+        explained = explained or _function(line) or _group(line) or _wrong_value(line)
         line = explained or " ".join(f"{line}. {self._nearest_option(line)}{_config_hint(line)}".split())
         line = line.rstrip(" .")
         line += origin(changes.arguments, line) if changes else ""
@@ -143,6 +143,12 @@ def _function(message: str) -> str:
         return f"{denied[1]}={denied[2]}: a config makes only classes of this package, of torch, or of your own"
     found = re.search(r'Parser key "([\w.]+)": (?!.*Parser key).*value: (.*)$', message) if NO_FUNCTION in message else None
     return f"{found[1]}={found[2]}: {NO_FUNCTION}" if found else ""
+
+
+def _group(message: str) -> str:
+    """For a plain value in place of a group of options, what may be given; else empty."""
+    found = re.search(r"""Parser key "([\w.]+)": Unable to load config ['"](.*?)['"]""", message)
+    return f"{found[1]}={found[2]}: must be a YAML file of options; for one of them, --{found[1]}.NAME" if found else ""
 
 
 def _wrong_value(message: str) -> str:

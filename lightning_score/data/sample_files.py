@@ -120,7 +120,10 @@ def read_conditions(path: Path, data: ScoreData) -> Tensor | None:
     name = next((name for name in CONDITIONS if name in arrays), None)
     if name is None:
         return None
-    values = torch.from_numpy(np.asarray(arrays[name]))
+    array = np.asarray(arrays[name])
+    fits = array.dtype.kind in ("fiub" if name == "condition" else "iu")
+    require(fits, f"{path}: {name} has values of {array.dtype}; must be {'numbers' if name == 'condition' else 'integers'}")
+    values = torch.from_numpy(array)
     return data.to_condition(values) if name == "condition" else values.long()
 
 

@@ -13,6 +13,9 @@ from lightning_score.score.guided import Within
 if TYPE_CHECKING:
     from lightning_score.guidance.observed import ObservationGuidance
 
+LARGEST = 1e6
+"""The largest scale of an extrapolation; far larger ones exceed single precision."""
+
 
 class ModelFacts(NamedTuple):
     """Facts about the model that a guidance checks.

@@ -1,6 +1,5 @@
 """Guidance by conditions without a classifier, and by class labels with one."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_score.errors import InputError, require
-from lightning_score.guidance.base import Guidance, ModelFacts, checked, require_cond
+from lightning_score.guidance.base import LARGEST, Guidance, ModelFacts, checked, require_cond
 from lightning_score.score.function import Scale, ScoreField, ScoreWrapper
 from lightning_score.score.guided import Evaluate, Extrapolated
 from lightning_score.tensors import differentiated
@@ -33,7 +32,7 @@ class ClassifierFree(Guidance):
     innermost = True
 
     def __init__(self, scale: float = 2.0, interval: Sequence[float] | None = None):
-        require(0 <= scale < math.inf, f"scale={scale}: must be 0 (unconditional) or more, as in 2.0; 1 is conditional")
+        require(0 <= scale <= LARGEST, f"scale={scale}: must lie between 0 (unconditional) and {LARGEST:g}; 1: conditional")
         self.scale, self.interval = scale, checked(interval)
 
     def check(self, trained: ModelFacts) -> None:
@@ -87,7 +86,7 @@ class ClassifierGuidance(Guidance):
     labeled = True
 
     def __init__(self, classifier: nn.Module, scale: float = 1.0, interval: Sequence[float] | None = None):
-        require(0 <= scale < math.inf, f"scale={scale}: must be 0 (no guidance) or more, as in 1.0")
+        require(0 <= scale <= LARGEST, f"scale={scale}: must lie between 0 (no guidance) and {LARGEST:g}, as in 1.0")
         self.classifier, self.scale, self.interval = classifier.eval().requires_grad_(False), scale, checked(interval)
 
     def check(self, trained: ModelFacts) -> None:

@@ -1,13 +1,12 @@
 """Guidance by a weaker version of the model."""
 
-import math
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from lightning_score.errors import InputError, require
 from lightning_score.files import CheckpointPath
-from lightning_score.guidance.base import Guidance, OtherModel, checked
+from lightning_score.guidance.base import LARGEST, Guidance, OtherModel, checked
 from lightning_score.score.function import Scale, ScoreField
 from lightning_score.score.guided import Evaluate, Extrapolated
 
@@ -31,7 +30,7 @@ class Autoguidance(Guidance):
     """
 
     def __init__(self, model: CheckpointPath, scale: float = 1.5, interval: Sequence[float] | None = None):
-        require(0 <= scale < math.inf, f"scale={scale}: must be 0 (the weaker model) or more, as in 1.5")
+        require(0 <= scale <= LARGEST, f"scale={scale}: must lie between 0 (the weaker model) and {LARGEST:g}, as in 1.5")
         self.model, self.scale, self.interval = model, scale, checked(interval)
         self.weak: ScoreField | None = None
         self._data_range: tuple[float, float] | None = None

@@ -89,7 +89,8 @@ class LogNormalTimes(TimeDistribution):
 
     def __init__(self, mean: float = -1.2, std: float = 1.2, stratified: bool = False):
         super().__init__(stratified)
-        require(std > 0, f"std={std}: must be above 0, as in 1.2")
+        require(-100 <= mean <= 100, f"mean={mean}: must lie between -100 and 100, as in -1.2")
+        require(0 < std <= 100, f"std={std}: must be above 0 and at most 100, as in 1.2")
         self.mean, self.std = mean, std
 
     @classmethod

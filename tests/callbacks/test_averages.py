@@ -167,6 +167,7 @@ def test_training_continues_when_a_snapshot_cannot_be_written(tmp_path, capsys, 
     ("options", "message"),
     [
         ({"lengths": [0.0]}, r"lengths=0: must lie between 0.0001 and 0.28"),
+        ({"lengths": []}, r"lengths=\[\]: must hold a length"),
         ({"lengths": [0.05, 0.3]}, r"lengths=0.3: must lie between"),
         ({"lengths": [float("nan")]}, r"lengths=nan"),
         ({"lengths": [0.1, 0.1]}, r"lengths=\[0.1, 0.1\]: each must be given once"),

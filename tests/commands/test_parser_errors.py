@@ -44,6 +44,9 @@ OPTIONS = [
     ),
     ("--model.guidance=Inpainting", "model.guidance: needs observed, mask; give --model.guidance.observed"),
     ("--trainer.foo=3", "--trainer.foo=3"),
+    ("--evaluate=null", "evaluate=null: must be a YAML file of options; for one of them, --evaluate.NAME"),
+    ("--model.process.sigma_max=.nan", "model.process.sigma_max=nan: must be a number"),
+    ("--model.start_from=nosuch.ckpt", "start_from=nosuch.ckpt: nosuch.ckpt: there is no such file"),
     (
         "--trainer.callbacks=ModelCheckpoint --trainer.logger=false",
         "more than one stateful callback of type",

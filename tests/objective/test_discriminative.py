@@ -227,6 +227,10 @@ def test_refuses_what_it_cannot_use(start, tmp_path):
     unlabeled.receive(Digits(data_range=(-1, 1)))
     with pytest.raises(InputError, match="must hold the label or condition of each sample"):
         unlabeled.begin(digits_model(conditional=True).score_function)
+    for wrong in ("a", np.nan):
+        np.savez(tmp_path / "labels.npz", images=np.load(samples)["images"][:2], labels=np.full(2, wrong))
+        with pytest.raises(InputError, match=r"labels has values of .*; must be integers"):
+            DirectDiscriminative(str(tmp_path / "labels.npz")).receive(Digits(data_range=(-1, 1)))
     random = digits_model(checkpoint, samples)
     random.start_from = None
     with pytest.raises(InputError, match="improves a trained model; give its checkpoint"):

@@ -1,5 +1,7 @@
 """Time distributions: their laws, stratified or not, and the unbiasedness of importance sampling."""
 
+import math
+
 import pytest
 import torch
 from scipy.stats import kstest
@@ -80,6 +82,12 @@ def test_half_precision_reaches_every_entry():
 def test_table_times_refuse_a_continuous_process():
     with pytest.raises(InputError, match="VP is a continuous process"):
         DenoisingScoreMatching(times=TableTimes()).check(VP())
+
+
+@pytest.mark.parametrize(("mean", "std"), [(math.nan, 1), (math.inf, 1), (1e300, 1), (0, math.inf), (0, math.nan), (0, 0)])
+def test_normal_logarithms_of_noise_have_finite_moments(mean, std):
+    with pytest.raises(InputError, match=r"must lie between -100 and 100|must be above 0 and at most 100"):
+        LogNormalTimes(mean, std)
 
 
 def test_fixed_times_are_at_one_noise_level(noise_process):
