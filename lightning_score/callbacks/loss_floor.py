@@ -52,8 +52,9 @@ class LevelLosses(NamedTuple):
         """A law of times with mean and deviation of the displacement as a density of ln s; None if there is no excess.
 
         Were the displacement at a level c/p for a share p of the times, its sum would be least for p proportional to
-        sqrt(c), that is to the displacement. The excess itself, without the factor, is largest at the smallest noise, where
-        it is what a network would have to memorize, and hardly moves samples.
+        sqrt(c), where the displacement is proportional to p: so p is taken from the measured one. The excess itself, without
+        the factor, is largest at the smallest noise, where it is what a network would have to memorize, and hardly moves
+        samples.
         """
         density = self.displacement(data_std)
         return LogNormalTimes.fitted(self.sigma.log(), density) if int((density > 0).sum()) > 1 else None

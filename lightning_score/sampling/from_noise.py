@@ -12,7 +12,7 @@ from lightning_score.score.function import ScoreField
 from lightning_score.tensors import combine
 
 ITERATIONS = 100
-"""At most, of the way back."""
+"""The most iterations of the way back to noise alone."""
 
 
 class FromNoise(SamplerStep):

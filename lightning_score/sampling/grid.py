@@ -249,7 +249,7 @@ def times_of_levels(process: NoiseProcess, levels: Tensor, name: str) -> Tensor:
     """
     times = torch.where(levels > 0, process.time_of(levels.clamp(min=1e-30)), 0.0)
     found = torch.where(process.sigma(times) > 0, process.noise_level(times), 0.0)
-    wrong = (found / levels - 1).abs() > 1e-3
+    wrong = (found / levels - 1).abs() > 1e-3  # NaN, for 0 and for inf that are there, is not
     if bool(wrong.any()):
         raise InputError(
             f"{name}={float(levels[wrong][0]):.6g}: {type(process).__name__} does not have this noise level (sigma/alpha); "
