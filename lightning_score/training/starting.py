@@ -40,18 +40,14 @@ def begin(model: "ScoreModel") -> None:
     )
     objective.receive(data)
     if model.start_from is not None:
-        stored = _read(model.start_from)
+        try:
+            stored = read_checkpoint(Path(model.start_from))
+        except InputError as error:
+            raise InputError(f"start_from={model.start_from}: {error}") from error
         take_weights(model.score_function.network, model.start_from, stored)
         compare(model, stored, data)
     objective.steps_done = lambda: model.trainer.global_step if model.training else None
     objective.begin(model.score_function)
-
-
-def _read(path: str) -> dict[str, Any]:
-    try:
-        return read_checkpoint(Path(path))
-    except InputError as error:
-        raise InputError(f"start_from={path}: {error}") from error
 
 
 def compare(model: "ScoreModel", stored: Mapping[str, Any], data: ScoreData | None) -> None:
