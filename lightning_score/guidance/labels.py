@@ -32,7 +32,9 @@ class ClassifierFree(Guidance):
     innermost = True
 
     def __init__(self, scale: float = 2.0, interval: Sequence[float] | None = None):
-        require(0 <= scale <= LARGEST, f"scale={scale}: must lie between 0 (unconditional) and {LARGEST:g}; 1: conditional")
+        require(
+            0 <= scale <= LARGEST, f"scale={scale}: must be 0 (unconditional) or more, up to {LARGEST:g}; 1: conditional"
+        )
         self.scale, self.interval = scale, checked(interval)
 
     def check(self, trained: ModelFacts) -> None:
@@ -86,7 +88,7 @@ class ClassifierGuidance(Guidance):
     labeled = True
 
     def __init__(self, classifier: nn.Module, scale: float = 1.0, interval: Sequence[float] | None = None):
-        require(0 <= scale <= LARGEST, f"scale={scale}: must lie between 0 (no guidance) and {LARGEST:g}, as in 1.0")
+        require(0 <= scale <= LARGEST, f"scale={scale}: must be 0 (no guidance) or more, up to {LARGEST:g}, as in 1")
         self.classifier, self.scale, self.interval = classifier.eval().requires_grad_(False), scale, checked(interval)
 
     def check(self, trained: ModelFacts) -> None:

@@ -30,7 +30,7 @@ class Autoguidance(Guidance):
     """
 
     def __init__(self, model: CheckpointPath, scale: float = 1.5, interval: Sequence[float] | None = None):
-        require(0 <= scale <= LARGEST, f"scale={scale}: must lie between 0 (the weaker model) and {LARGEST:g}, as in 1.5")
+        require(0 <= scale <= LARGEST, f"scale={scale}: must be 0 (the weaker model) or more, up to {LARGEST:g}")
         self.model, self.scale, self.interval = model, scale, checked(interval)
         self.weak: ScoreField | None = None
         self._data_range: tuple[float, float] | None = None

@@ -319,9 +319,9 @@ def test_both_networks_count_in_the_interval_alone(runs, low, high, nfe):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--model.guidance.scale=-1"], "scale=-1.0: must lie between 0"),
-        (["--model.guidance.scale=1e300"], r"scale=1e\+300: must lie between 0 .* and 1e\+06"),
-        (["--model.guidance.scale=.inf"], "scale=inf: must lie between 0"),
+        (["--model.guidance.scale=-1"], "scale=-1.0: must be 0"),
+        (["--model.guidance.scale=1e300"], r"scale=1e\+300: must be 0 .* up to 1e\+06"),
+        (["--model.guidance.scale=.inf"], "scale=inf: must be 0"),
         (["--model.guidance.interval=[2, 1]"], r"interval=\[2.0, 1.0\]: must be two increasing"),
         (["--model.guidance.interval=[1]"], r"interval=\[1.0\]: must be two increasing"),
         (["--model.guidance.model=nowhere.ckpt"], "guidance.model=.*nowhere.ckpt: .*there is no such file.*guidance: null"),
