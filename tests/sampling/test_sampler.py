@@ -94,9 +94,10 @@ def test_every_combination_runs_on_vectors_and_images_and_counts_its_evaluations
     for predict_first in (True, False):
         sampler = PredictorCorrector(quick(kind), corrector, 1 + predict_first, predict_first, Uniform(steps, 0.25))
         moves = len(sampler.plan(coarse_process, sampler.grid(coarse_process)))
-        first = coarse_process.t_signal < 1 and kind().evaluations > 0  # a step from noise alone, which needs no correction
+        alone = coarse_process.t_signal < 1  # the grid begins at noise alone, which needs no correction
+        first = alone and kind().evaluations > 0  # a step of its own leads away from it
         predictions = steps * kind().evaluations + first * (1 - kind().evaluations * (not getattr(kind, "adaptive", False)))
-        corrections = steps - (first and not predict_first)
+        corrections = steps - (alone and not predict_first)
         expected = predictions + corrections * (1 + predict_first) * calls
         for dtype, (shape, score), device in product((torch.float32, torch.float64), shapes.items(), DEVICES):
             result = sampler(score.to(device), NoiseStream(3, range(2), shape, device, dtype), trajectory=True)
